@@ -1,0 +1,44 @@
+"""`digits`: 1,797 images of 8x8 pixels that are installed with scikit-learn; the default dataset, without any file."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from supermask.datasets.facts import DatasetFacts
+from supermask.datasets.images import Decoded, Labelled, Labels, Pixels
+from supermask.rng import stream
+
+
+def decode(facts: DatasetFacts) -> Decoded:
+    """The images, split into training and test by one fixed permutation (there is no official split)."""
+    images, labels = _all()
+    order = stream("digits", "test split").permutation(len(images))
+    test, train = np.sort(order[: facts.test_images]), np.sort(order[facts.test_images :])
+    return Decoded(Labelled(images[train], labels[train]), Labelled(images[test], labels[test]))
+
+
+def _all() -> tuple[Pixels, Labels]:
+    table = _table()
+    if table is None:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        return bunch.images.astype(np.uint8).reshape(-1, 1, 8, 8), bunch.target.astype(np.int64)
+    return table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1].astype(np.int64)
+
+
+def _table() -> np.ndarray[tuple[int, int], np.dtype[np.int64]] | None:
+    """scikit-learn's own file (64 pixels and a label a line), read directly: importing sklearn takes over a second."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if not path.is_file():
+        return None
+    with gzip.open(path, "rt", encoding="ascii") as file:
+        numbers = np.array(file.read().replace("\n", ",").rstrip(",").split(","), dtype=np.int64)
+    return numbers.reshape(-1, 65)

@@ -1,0 +1,161 @@
+"""What every engine is given, and what engines share: data, the order of batches, the watch over a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from supermask.networks import Architecture
+from supermask.recipe import Recipe
+from supermask.rng import stream
+from supermask.types import Curve, Point, Start
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """One seed's data. Images are uint8 `(n, channels, height, width)`, labels int64 `(n,)`.
+
+    A network sees images / pixel_maximum in float32, and nothing else is done to them.
+    """
+
+    train_images: Array
+    train_labels: Array
+    train_indices: NDArray[np.int64]
+    """Which of the training images are trained on: all but the validation split."""
+    validation_images: Array
+    validation_labels: Array
+    test_images: Array
+    test_labels: Array
+    pixel_maximum: int
+
+
+class Checkpoints(Protocol):
+    """Where a long training leaves its state, so that a killed one goes on from there to the same bits."""
+
+    def load(self) -> tuple[dict[str, Any], dict[str, Array]] | None: ...
+
+    def due(self) -> bool:
+        """Whether the engine should save now; asked at every evaluation."""
+
+    def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None: ...
+
+
+class NoCheckpoints:
+    """For trainings that nobody interrupts."""
+
+    def load(self) -> None:
+        return None
+
+    def due(self) -> bool:
+        return False
+
+    def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training to be done."""
+
+    layers: Architecture
+    start: Start
+    recipe: Recipe
+    seed: int
+    points: frozenset[Point] = frozenset()
+    """Points of the trajectory to keep besides the end."""
+    checkpoints: Checkpoints = field(default_factory=NoCheckpoints)
+
+
+class BatchOrder:
+    """Which images make up mini-batch i: one endless sequence of passes, each a fresh permutation of its own stream.
+
+    Batch i takes places i*batch_size to (i+1)*batch_size of that sequence, so it depends on the seed and i alone: not
+    on the level, the treatment, or where a training was resumed.
+    Source: paper.md section 10 (named streams). Differs from the paper: it does not say what happens to a last,
+    partial batch; here there is none.
+    """
+
+    def __init__(self, seed: int, indices: NDArray[np.int64], batch_size: int) -> None:
+        self._seed, self._indices, self._batch_size = seed, indices, batch_size
+        self._passes: dict[int, NDArray[np.int64]] = {}
+
+    def batch(self, iteration: int) -> NDArray[np.int64]:
+        """Indices into the training images, int64 `(batch_size,)`."""
+        n, first = self._indices.size, iteration * self._batch_size
+        last = first + self._batch_size
+        parts = [
+            self._pass(p)[max(first - p * n, 0) : last - p * n] for p in range(first // n, (last - 1) // n + 1)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _pass(self, number: int) -> NDArray[np.int64]:
+        if number not in self._passes:
+            self._passes = {p: order for p, order in self._passes.items() if p >= number - 1}
+            self._passes[number] = self._indices[stream(self._seed, "order", number).permutation(self._indices.size)]
+        return self._passes[number]
+
+
+def stops(recipe: Recipe, first: int, points: frozenset[Point]) -> Iterator[tuple[int, bool]]:
+    """The iterations after `first` at which an engine pauses, and whether it evaluates there.
+
+    Evaluations are at multiples of `evaluate_every` and at the end; the others are points to be kept.
+    """
+    evaluated = {*range(0, recipe.iterations, recipe.evaluate_every), recipe.iterations}
+    kept = {p for p in points if isinstance(p, int)}
+    for iteration in sorted(i for i in evaluated | kept if i > first):
+        yield iteration, iteration in evaluated
+
+
+@dataclass
+class Watch:
+    """Early stopping and divergence of one training: the state that outlives a checkpoint.
+
+    Source: paper.md section 2 ("test accuracy at the iteration of lowest validation loss").
+    """
+
+    curve: Curve = field(default_factory=Curve)
+    best: int | None = None
+    """Index into the curve of the lowest validation loss so far; the first of equals."""
+    diverged_at: int | None = None
+
+    def saw_training(self, losses: Array, first: int) -> bool:
+        """Losses of the iterations after `first`; False, and `diverged_at` set, at the first that is not finite."""
+        broken = np.flatnonzero(~np.isfinite(losses))
+        if broken.size:
+            self.diverged_at = first + int(broken[0]) + 1
+        return not broken.size
+
+    def saw_validation(self, iteration: int, training_loss: float, loss: float, accuracy: float) -> bool:
+        """One evaluation. True if it is the best so far. A loss that is not finite ends the run as diverged."""
+        if not math.isfinite(loss):
+            self.diverged_at = iteration
+            return False
+        self.curve.iterations.append(iteration)
+        self.curve.training_loss.append(training_loss)
+        self.curve.validation_loss.append(loss)
+        self.curve.validation_accuracy.append(accuracy)
+        losses = self.curve.validation_loss
+        if self.best is None or loss < losses[self.best]:
+            self.best = len(losses) - 1
+            return True
+        return False
+
+    def metrics(self, best_test: tuple[float, float] | None, end_test: tuple[float, float] | None) -> dict[str, Any]:
+        """The run's numbers; `best_test` and `end_test` are (loss, accuracy) on the test set, None if diverged."""
+        curve, best = self.curve, self.best
+        numbers: dict[str, Any] = {"diverged_at": self.diverged_at}
+        for name, at in (("initial", 0), ("early_stop", best), ("final", -1)):
+            known = bool(curve.iterations) and at is not None and (name == "initial" or self.diverged_at is None)
+            numbers[f"{name}_validation_loss"] = curve.validation_loss[at] if known and at is not None else None
+            numbers[f"{name}_validation_accuracy"] = curve.validation_accuracy[at] if known and at is not None else None
+        finished = best is not None and self.diverged_at is None
+        numbers["early_stop_iteration"] = curve.iterations[best] if finished and best is not None else None
+        for name, test in (("early_stop", best_test), ("final", end_test)):
+            numbers[f"{name}_test_loss"], numbers[f"{name}_test_accuracy"] = test if test else (None, None)
+        return numbers

@@ -1,0 +1,49 @@
+"""What a run's bits depend on besides its id: program, machine, threads. Recorded with every run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from supermask import __version__
+
+
+def environment(engine: str, device: str, threads: int) -> dict[str, Any]:
+    """Facts of this environment, and `fingerprint`, their SHA-256: equal fingerprints promise equal bits."""
+    facts: dict[str, Any] = {
+        "supermask": __version__,
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "numpy": metadata.version("numpy"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "device": device if device == "cpu" else _gpu(),
+        "threads": threads,
+        "engine": engine,
+    }
+    canonical = json.dumps(facts, sort_keys=True).encode()
+    return {**facts, "fingerprint": hashlib.sha256(canonical).hexdigest()[:16]}
+
+
+@lru_cache
+def _processor() -> str:
+    """The processor's name; kernels are chosen by what it can do, so another one may give other bits."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    named = {key.strip(): value.strip() for key, value in fields.items()}
+    capabilities = hashlib.sha256(named.get("flags", "").encode()).hexdigest()[:8]
+    return f"{named.get('model name', platform.processor())} ({capabilities})"
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()

@@ -1,0 +1,79 @@
+"""What a person sees while a study runs: a live line on a terminal, one line an event anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from supermask.execute.local import Listener
+from supermask.execute.schedule import Schedule
+from supermask.execute.worker import Result, Task
+
+
+@contextmanager
+def progress(title: str, console: Console, labels: dict[str, str], tasks: int) -> Iterator[Listener]:
+    """A listener for `run_plan`. `labels`: run id -> treatment, for its line."""
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        with Progress(*columns, console=console) as bar:
+            yield _Bar(bar, bar.add_task(title, total=tasks, note=""), labels, tasks)
+    else:
+        yield _Lines(console, title, labels, tasks)
+
+
+class _Lines:
+    def __init__(self, console: Console, title: str, labels: dict[str, str], tasks: int) -> None:
+        self.console, self.title, self.labels, self.tasks = console, title, labels, tasks
+        self.began = time.monotonic()
+
+    def __call__(self, schedule: Schedule, task: Task, result: Result) -> None:
+        self.say(f"{self.title}  {self.tasks - schedule.tasks_left}/{self.tasks}  {self.event(task, result)}  "
+                 f"{time_left(self.began, self.tasks, schedule.tasks_left)}")
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def event(self, task: Task, result: Result) -> str:
+        """One ended task in words."""
+        what = f"{self.labels.get(task.run.id, '')}, level {task.run.level}, seed {task.run.seed}"
+        accuracy = result.metrics.get("early_stop_test_accuracy")
+        if result.message:
+            return f"{what}: {result.status}: {result.message}"
+        if accuracy is None:
+            return f"{what}: {result.status} at iteration {result.metrics.get('diverged_at')}"
+        return f"{what}: {100 * accuracy:.2f}% in {result.seconds:.1f} s"
+
+
+class _Bar(_Lines):
+    def __init__(self, bar: Progress, bar_task: TaskID, labels: dict[str, str], tasks: int) -> None:
+        super().__init__(bar.console, "", labels, tasks)
+        self.bar, self.bar_task = bar, bar_task
+
+    def __call__(self, schedule: Schedule, task: Task, result: Result) -> None:
+        note = f"{self.event(task, result)}  {time_left(self.began, self.tasks, schedule.tasks_left)}"
+        if result.message or result.status != "finished":
+            self.say(self.event(task, result))
+        self.bar.update(self.bar_task, completed=self.tasks - schedule.tasks_left, total=self.tasks, note=note)
+
+
+def time_left(began: float, tasks: int, left: int) -> str:
+    """From the pace so far."""
+    ended = tasks - left
+    if not left or ended <= 0:
+        return ""
+    return f"{duration((time.monotonic() - began) / ended * left)} left"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`, `2 days 4 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"

@@ -1,0 +1,114 @@
+"""The sentence below a figure: n, test, pairing, correction, band, marks, and every run that is in no mean."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from supermask.figures.points import Summary
+from supermask.stats import SIGNIFICANCE, Comparison
+from supermask.tables import DENSE, labels_of
+
+WORDS = {
+    "diverged": "diverged",
+    "ancestor_diverged": "not started because an ancestor diverged",
+    "certificate_failed": "failed the certificate",
+    "to_do": "still to do",
+    "finished": "finished without a value",
+}
+"""Status -> what the caption says of the runs that are in no mean."""
+
+
+def caption(summary: Summary, remarks: Sequence[str] = ()) -> str:
+    """Complete sentences, one paragraph; `remarks` on the drawing come before the runs left out.
+
+    Source: paper.md section 7: "state n, the test, and whether pairs share a seed".
+    """
+    sentences = [
+        _means(summary),
+        _marks(summary),
+        "Dotted line: mean of the dense network." if summary.dense else "No dense network has finished.",
+        *remarks,
+        _left_out(summary),
+        *(f"Data: {note.rstrip('.')}." for note in summary.data_notes),
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _means(summary: Summary) -> str:
+    points = summary.points or [point for point in [summary.dense] if point]
+    counts = [point.interval.n for point in points]
+    start = f"Network {summary.subject}: " if summary.subject else ""
+    if max(counts) < 2:
+        return f"{start}n = 1 seed, so no band and no test."
+    fewer = " (fewer where runs are in no mean)" if len(set(counts)) > 1 else ""
+    return f"{start}mean over n = {_span(counts)} seeds{fewer}; band: 95% t-interval of the mean."
+
+
+def _marks(summary: Summary) -> str:
+    compared = [(point, point.comparison) for point in summary.points if point.comparison]
+    tested = [(point, comparison) for point, comparison in compared if comparison.p is not None]
+    untested = _untested([comparison for _, comparison in compared])
+    if all(point.interval.n < 2 or point.treatment == summary.reference for point in summary.points):
+        return untested if any(point.interval.n > 1 for point in summary.points) else ""
+    if not tested:
+        return untested or f"Nothing could be tested against {summary.reference}."
+    test = {
+        frozenset({"paired t"}): "paired t-test, pairs share a seed",
+        frozenset({"Welch t"}): "Welch's t-test, not paired: the seeds differ",
+    }.get(frozenset(c.test for _, c in tested), "paired t-test where both have the same seeds, else Welch's t-test")
+    levels = sorted(Counter(point.treatment for point, _ in tested).values())
+    correction = (
+        "one level, so no correction"
+        if levels[-1] == 1
+        else f"after Holm's correction over {_span(levels)} levels, for each treatment by itself"
+    )
+    none = "" if any(point.significant for point, _ in tested) else " (there is none)"
+    stars = f"Star{none}: differs from {summary.reference} at that level, p < {SIGNIFICANCE} ({test}), {correction}."
+    return f"{stars} {untested}".strip()
+
+
+def _untested(comparisons: Sequence[Comparison]) -> str:
+    reasons = {"no variance": "the same difference in every seed", "fewer than two": "fewer than two runs on a side"}
+    parts = []
+    for start, reason in reasons.items():
+        count = sum(comparison.note.startswith(start) for comparison in comparisons)
+        if count:
+            parts.append(f"{_count(count, 'comparison')} not tested: {reason}.")
+    return " ".join(parts)
+
+
+def _left_out(summary: Summary) -> str:
+    parts = []
+    for status in dict.fromkeys([*WORDS, *(str(row["status"]) for row in summary.left_out)]):
+        rows = [row for row in summary.left_out if row["status"] == status]
+        labels = Counter(label for row in rows for label in labels_of(row) if label == DENSE or label in summary.lines)
+        names = ", ".join(f"{label} {count}" for label, count in labels.items())
+        if rows:
+            parts.append(f"{len(rows)} {WORDS.get(status, status)} ({names})")
+    return f"In no mean, of {_count(summary.runs, 'run')}: {'; '.join(parts)}." if parts else ""
+
+
+def _span(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def wrap(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
+    """Greedy line breaks at spaces, and inside words that are too long; `measure` and `width` have the same unit."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and measure(longer) <= width:
+            lines[-1] = longer
+            continue
+        while measure(word) > width and len(word) > 1:
+            fits = max((end for end in range(1, len(word)) if measure(word[:end]) <= width), default=1)
+            lines.append(word[:fits])
+            word = word[fits:]
+        lines.append(word)
+    return lines

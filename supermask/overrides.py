@@ -1,0 +1,99 @@
+"""Overrides on top of a study: a scale's, then the command line's.
+
+What they set takes its place along, so that a fault is told where it was made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from supermask.errors import UserError, did_you_mean
+from supermask.yaml_tree import Node, kind, parse_yaml, printable, shown
+
+
+def apply_scale(root: Node, name: str, place: str) -> Node:
+    """The study with one of its `scales` applied. Raises UserError: no such scale, or one that cannot be applied."""
+    scales = root.value.get("scales") if isinstance(root.value, dict) else None
+    known = scales.value if scales is not None and isinstance(scales.value, dict) else {}
+    if name not in known:
+        has = f"this study has: {', '.join(map(printable, known))}" if known else "this study has no scales"
+        raise UserError(f"{place}: scale {shown(name)} is not known{did_you_mean(name, known) or ';'} {has}.")
+    chosen = known[name]
+    if not isinstance(chosen.value, dict):
+        raise UserError(f"{chosen.place}: scale {shown(name)} is not a map of overrides, such as train.epochs: 10.")
+    for key, value in chosen.value.items():
+        root = put(root, key, value)
+    return root
+
+
+def apply_overrides(root: Node, overrides: Sequence[str]) -> Node:
+    """The study with its chosen scale (`scale=NAME`, the last one given), then `dotted.key=VALUE` overrides applied.
+
+    VALUE is YAML. A map is merged key by key, anything else replaced. Raises UserError, one line for each fault.
+    """
+    faults: list[str] = []
+    scale: tuple[str, str] | None = None
+    settings: list[tuple[str, Node]] = []
+    for text in overrides:
+        place = f"override {shown(text)}"
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            faults.append(f"{place}: not of the form KEY=VALUE, such as train.epochs=3.")
+        elif key == "scale":
+            scale = (value.strip(), place)
+        else:
+            try:
+                settings.append((key, parse_yaml(value, place, lines=False)))
+            except UserError as error:
+                faults.append(str(error))
+    if scale:
+        try:
+            root = apply_scale(root, *scale)
+        except UserError as error:
+            faults.append(str(error))
+    for key, node in settings:
+        try:
+            root = put(root, key, node)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(faults))
+    return root
+
+
+def put(root: Node, key: str, new: Node) -> Node:
+    """The tree with `new` at a dotted key; `treatments.0.mask0` and `treatments[0].mask0` index a list.
+
+    Maps are merged key by key, but `reference` is replaced: its keys mean something only together. Raises UserError.
+    """
+    path = re.sub(r"\[([0-9]+)\]", r".\1", key).split(".")
+    if path[0] in ("scales", "scale"):
+        raise UserError(f"{new.place}: {path[0]} cannot be set here: set the keys themselves, such as train.epochs.")
+    return _put(root, path, new, "", path != ["reference"])
+
+
+def _put(old: Node | None, path: Sequence[str], new: Node, trail: str, merge: bool) -> Node:
+    if not path:
+        if merge and old is not None and isinstance(old.value, dict) and isinstance(new.value, dict):
+            merged = dict(old.value)
+            for key, child in new.value.items():
+                merged[key] = _put(old.value.get(key), [], child, "", merge)
+            return replace(old, value=merged)
+        return new
+    head, rest = path[0], path[1:]
+    deeper = printable(f"{trail}.{head}" if trail else head)
+    if old is None or isinstance(old.value, dict):
+        children = {} if old is None or not isinstance(old.value, dict) else old.value
+        child = _put(children.get(head), rest, new, deeper, merge)
+        return Node({**children, head: child}, new.place if old is None else old.place)
+    if isinstance(old.value, tuple):
+        last = len(old.value) - 1
+        if not re.fullmatch(r"[0-9]{1,6}", head, re.ASCII) or int(head) > last:
+            raise UserError(f"{new.place}: {shown(head)} is not an item of {trail}, which has 0 to {last}, as written.")
+        index = int(head)
+        child = _put(old.value[index], rest, new, deeper, merge)
+        return replace(old, value=(*old.value[:index], child, *old.value[index + 1 :]))
+    raise UserError(f"{new.place}: {trail} is {kind(old)}, which has no key {shown(head)}.")

@@ -1,0 +1,173 @@
+"""Study -> Plan: every run that a study needs, each once, in an order in which parents come first.
+
+Made before anything is trained, without data and without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from supermask.criteria import CRITERIA
+from supermask.datasets.facts import DATASETS
+from supermask.errors import UserError
+from supermask.masks import prune_count
+from supermask.networks import Architecture, architecture, canonical_name, maskables
+from supermask.recipe import Recipe, iterations
+from supermask.run import Run, StepFacts
+from supermask.study import Study, Train, Treatment, resolve_criterion
+from supermask.types import Maskable, Point
+
+
+@dataclass(frozen=True)
+class Member:
+    """What one run is to a study: a treatment's level for a seed. The dense run (level 0) belongs to every treatment."""
+
+    treatment: str
+    seed: int
+    level: int
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study's runs by id, parents before children, and what each is to the study."""
+
+    study: Study
+    layers: Architecture
+    runs: dict[str, Run]
+    members: list[Member]
+
+    @cached_property
+    def children(self) -> dict[str, list[Run]]:
+        """Run id -> the runs of this plan that start from it."""
+        found: dict[str, list[Run]] = {run_id: [] for run_id in self.runs}
+        for run in self.runs.values():
+            if run.parent is not None:
+                found[run.parent].append(run)
+        return found
+
+    def points_needed(self, done: Callable[[str], bool]) -> dict[str, frozenset[Point]]:
+        """Run id -> points of its trajectory that runs still to be done will read, besides its start.
+
+        A run to be done needs its parent's points for scoring; and its start, made from the starts of all its
+        ancestors, needs those points of each that their children's starts are made of.
+        """
+        needed: dict[str, set[Point]] = {run_id: set() for run_id in self.runs}
+        start_needed: set[str] = set()
+        for run in reversed(self.runs.values()):
+            to_do = not done(run.id)
+            if run.parent is None or run.step is None or not (to_do or run.id in start_needed):
+                continue
+            start_needed.add(run.parent)
+            needed[run.parent] |= run.step.points if to_do else run.step.start_points
+        return {run_id: frozenset(points) for run_id, points in needed.items()}
+
+
+def make_plan(study: Study) -> Plan:
+    """The plan of a study. Raises UserError where the study cannot be carried out.
+
+    Source: paper.md section 1 (iterative and one-shot pruning).
+    """
+    facts = DATASETS[study.dataset]
+    layers = architecture(study.network, facts.image_shape, facts.classes)
+    network = canonical_name(study.network)
+    recipe = resolve_recipe(study.train, facts.training_images - facts.validation_images)
+    study.check_points(recipe.iterations)
+    found = maskables(layers)
+    runs: dict[str, Run] = {}
+    members: dict[Member, None] = {}
+    steps = {t.label: list(_steps(study, t, found)) for t in study.treatments}
+    for seed in study.seeds:
+        dense = Run(network, study.dataset, seed, 0, recipe)
+        runs[dense.id] = dense
+        for treatment in study.treatments:
+            members[Member(treatment.label, seed, 0, dense.id)] = None
+            parent = dense
+            for level, step in enumerate(steps[treatment.label], start=1):
+                run = Run(network, study.dataset, seed, level, _recipe_after(recipe, treatment), parent.id, step)
+                run = runs.setdefault(run.id, run)
+                members[Member(treatment.label, seed, level, run.id)] = None
+                parent = run if treatment.schedule == "iterative" else dense
+    return Plan(study, layers, runs, list(members))
+
+
+def resolve_recipe(train: Train, training_images: int) -> Recipe:
+    """The study's `train` section with epochs turned into iterations."""
+
+    def count(epochs: float) -> int:
+        return iterations(epochs, training_images, train.batch_size)
+
+    return Recipe(
+        optimizer=train.optimizer,
+        lr=train.lr,
+        batch_size=train.batch_size,
+        iterations=count(train.epochs),
+        evaluate_every=train.evaluate_every,
+        momentum=train.momentum if train.optimizer == "sgd" else 0.0,
+        weight_decay=train.weight_decay,
+        drops=tuple(count(epoch) for epoch in train.lr_drops),
+        drop_factor=train.lr_drop_factor if train.lr_drops else 1.0,
+        warmup=count(train.warmup_epochs) if train.warmup_epochs else 0,
+    )
+
+
+def _recipe_after(recipe: Recipe, treatment: Treatment) -> Recipe:
+    """Fine-tuning goes on at the final learning rate, unless the learning rate is rewound."""
+    fine_tuned = treatment.rewind_to == "end" and not treatment.learning_rate_rewinding
+    return recipe.at_final_learning_rate() if fine_tuned else recipe
+
+
+def _steps(study: Study, treatment: Treatment, found: Mapping[str, Maskable]) -> Iterator[StepFacts]:
+    """One step a level."""
+    prune = study.prune
+    kinds = sorted({m.kind for m in found.values()})
+    rates = {"global": prune.rates.global_} if treatment.scope == "global" else {k: prune.rates.of(k) for k in kinds}
+    _check_layers_survive(study, treatment, found, rates)
+    own = treatment.criterion not in CRITERIA
+    source = resolve_criterion(treatment.criterion).module_sha256 if own else None
+    first = treatment.rewind_to if isinstance(treatment.rewind_to, int) else 0
+    for level in range(1, prune.levels + 1):
+        begins = first if level > 1 and treatment.schedule == "iterative" else 0
+        yield StepFacts(
+            criterion=treatment.criterion,
+            mask1=treatment.mask1,
+            mask0=treatment.mask0,
+            scope=treatment.scope,
+            rates=rates,
+            levels=1 if treatment.schedule == "iterative" else level,
+            w_init=_point(treatment, "w_init", begins),
+            w_final=_point(treatment, "w_final", begins),
+            rewind_to=_point(treatment, "rewind_to", begins),
+            rescaled=treatment.rescaled,
+            criterion_source=source,
+        )
+
+
+def _point(treatment: Treatment, key: str, begins: int) -> Point:
+    """One name for one point: the iteration at which the parent begins is its start."""
+    point: Point = getattr(treatment, key)
+    if isinstance(point, int) and point < begins:
+        raise UserError(
+            f"treatment {treatment.label!r}: {key}: {point} is before iteration {begins}, where the levels after the "
+            f"first begin (rewind_to: {begins}); choose an iteration from {begins} on."
+        )
+    return "start" if point == begins else point
+
+
+def _check_layers_survive(
+    study: Study, treatment: Treatment, found: Mapping[str, Maskable], rates: Mapping[str, float]
+) -> None:
+    """Raises UserError if the prune rates would empty a layer before the last level."""
+    sizes = {name: (m.size, rates.get(m.kind, 0.0)) for name, m in found.items()}
+    if treatment.scope == "global":
+        sizes = {"the network": (sum(m.size for m in found.values()), rates["global"])}
+    for name, (alive, rate) in sizes.items():
+        for level in range(1, study.prune.levels + 1):
+            alive -= prune_count(alive, rate)
+            if alive == 0:
+                raise UserError(
+                    f"study {study.name!r}: level {level} of {study.prune.levels} would leave no weight in {name} "
+                    f"(prune rate {rate:g}); use at most {level - 1} levels (prune.levels) or a lower rate (prune.rates)."
+                )

@@ -1,0 +1,96 @@
+"""A run: one training, described by exactly what determines its outcome, and named by the hash of that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from supermask.actions import READS_W_FINAL
+from supermask.criteria import NEEDS_GRADIENT
+from supermask.recipe import Recipe
+from supermask.types import Point
+
+NUMERICS = 1
+"""Raised when a change to the program changes numbers, so that old runs are not taken for new ones."""
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """`ticket.Step` as plain data: names instead of functions."""
+
+    criterion: str
+    mask1: str
+    mask0: str
+    scope: Literal["layer", "global"]
+    rates: Mapping[str, float]
+    levels: int
+    w_init: Point = "start"
+    w_final: Point = "end"
+    rewind_to: Point = "start"
+    rescaled: bool = False
+    criterion_source: str | None = None
+    """SHA-256 of the file that a user's own criterion stands in: another text is another criterion."""
+
+    @property
+    def start_points(self) -> frozenset[Point]:
+        """Points of the parent that the start's values are made of, once its masks are known."""
+        final = {self.w_final} if self.mask0 in READS_W_FINAL else set()
+        return frozenset({self.w_init, self.rewind_to} | final) - {"start"}
+
+    @property
+    def points(self) -> frozenset[Point]:
+        """Points of the parent that have to be there to score its weights and make the start."""
+        gradient: set[Point] = {"gradient"} if self.criterion in NEEDS_GRADIENT else set()
+        return self.start_points | ({self.w_final} - {"start"}) | gradient
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training. `id` is the SHA-256, cut to 32 hex digits, of the other fields and of the parent's id.
+
+    Names, labels, the study, the engine and the number of workers are not in it.
+    Source: house rule "its id is a hash of exactly what determines its outcome".
+    """
+
+    network: str
+    """Canonical: `fc-300-100`, not `fc`."""
+    dataset: str
+    seed: int
+    level: int
+    recipe: Recipe
+    parent: str | None = None
+    step: StepFacts | None = None
+    id: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        canonical = json.dumps({"numerics": NUMERICS, **self.to_data()}, sort_keys=True, separators=(",", ":"))
+        object.__setattr__(self, "id", hashlib.sha256(canonical.encode()).hexdigest()[:32])
+
+    def to_data(self) -> dict[str, Any]:
+        """All that determines the outcome, as plain data for JSON."""
+        return {
+            "network": self.network,
+            "dataset": self.dataset,
+            "seed": self.seed,
+            "level": self.level,
+            "recipe": self.recipe.to_data(),
+            "parent": self.parent,
+            "step": None if self.step is None else asdict(self.step),
+        }
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Run:
+        """The inverse of `to_data`; other keys are passed over."""
+        step = data["step"]
+        return cls(
+            data["network"],
+            data["dataset"],
+            data["seed"],
+            data["level"],
+            Recipe.from_data(data["recipe"]),
+            data["parent"],
+            None if step is None else StepFacts(**step),
+        )

@@ -1,0 +1,294 @@
+"""From a study file, its scales and overrides to a Study, with every fault told at the place where it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from supermask.errors import UserError, did_you_mean
+from supermask.overrides import apply_overrides
+from supermask.study import Settings, Study, Treatment
+from supermask.yaml_tree import Node, from_plain, kind, locate, parse_yaml, plain, printable, shown
+
+LARGEST_FILE = 1_000_000
+"""Bytes. The shipped studies have about 5,000."""
+MOST_TREATMENTS = 10_000
+
+Keys = TypeVar("Keys", bound=BaseModel)
+
+STUDY_KEYS = (*Settings.model_fields, "treatments", "reference", "scales")
+ALONE = ("criterion", "mask1", "mask0", "schedule", "scope")
+"""Fields whose values name themselves in a label; the others stand there as field=value."""
+EXAMPLE = "such as treatments: [{criterion: [large_final, random]}]"
+
+
+@dataclass(frozen=True)
+class ShippedStudy:
+    """A study that comes with the package."""
+
+    name: str
+    title: str
+    scales: tuple[str, ...]
+
+
+def shipped_names() -> list[str]:
+    """Names of the studies that come with the package."""
+    files = resources.files("supermask").joinpath("studies").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def shipped_studies() -> list[ShippedStudy]:
+    """What ships, for a list."""
+    found = []
+    for name in shipped_names():
+        root = _root(name)
+        scales = plain(root).get("scales", {})
+        found.append(ShippedStudy(name, _study(root, name).title, tuple(scales)))
+    return found
+
+
+def load_study(study: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """The study of a shipped name or a YAML file, with overrides (`train.lr=1e-3`, `scale=digits`) applied.
+
+    Overrides win over the chosen scale, the scale over the file, the file over the defaults. Imports what the study
+    names by import path. Raises UserError, one line for each fault. Source: issue "study files".
+    """
+    name = str(study) if str(study) in shipped_names() else Path(study).stem
+    return _study(apply_overrides(_root(study), overrides), name)
+
+
+def study_from(data: Mapping[str, Any], overrides: Sequence[str] = (), name: str = "study") -> Study:
+    """The study of plain data with a study file's keys, as in a notebook. Raises UserError as `load_study` does."""
+    return _study(apply_overrides(from_plain(data, f"study {shown(name)}"), overrides), name)
+
+
+def _root(study: str | Path) -> Node:
+    shipped = shipped_names()
+    if str(study) in shipped:
+        return read_study_file(Path(str(resources.files("supermask").joinpath("studies", f"{study}.yaml"))))
+    path = Path(study)
+    if isinstance(study, Path) or len(path.parts) > 1 or path.suffix in (".yaml", ".yml") or _exists(study):
+        return read_study_file(path)
+    raise UserError(
+        f"study {shown(study)} is not known{did_you_mean(study, shipped) or ';'} "
+        f"shipped: {', '.join(shipped)}; or give a path to a .yaml file."
+    )
+
+
+def _exists(study: str) -> bool:
+    try:
+        return study != "" and Path(study).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def read_study_file(path: Path) -> Node:
+    """The tree of a study file. Raises UserError: cannot be read, too large, not UTF-8, or not a study's YAML."""
+    name = printable(path.name)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
+    except FileNotFoundError:
+        raise UserError(f"study file {shown(str(path))}: there is no such file.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"study file {shown(str(path))} cannot be read: {getattr(error, 'strerror', None) or error}."
+        ) from None
+    if len(raw) > LARGEST_FILE:
+        raise UserError(f"{name}: larger than {LARGEST_FILE:,} bytes; a study file is a page of text.")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{name}, line {line}: not UTF-8 text; save the file in UTF-8.") from None
+    root = parse_yaml(text, name)
+    if root.value is None:
+        raise UserError(f"{name}: the file is empty; a study needs treatments, e.g. treatments: [{{mask0: [zero]}}].")
+    if not isinstance(root.value, dict):
+        raise UserError(f"{name}: not a map of keys and values, such as dataset: mnist, but {kind(root)}.")
+    return replace(root, place=name)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One treatment of the product that an item of `treatments` stands for."""
+
+    index: int
+    """Of the item, as written."""
+    fields: Node
+
+
+def _study(root: Node, name: str) -> Study:
+    """Checks everything and raises all faults at once. Raises UserError."""
+    assert isinstance(root.value, dict)
+    given = root.value
+    settings_node = replace(
+        root, value={k: v for k, v in given.items() if k not in ("treatments", "reference", "scales")}
+    )
+    faults: list[str] = []
+    settings = _checked(Settings, settings_node, "", faults)
+    entries = _expanded(given.get("treatments"), root.place, faults)
+    treatments = _treatments(entries, settings or Settings(), faults)
+    _check_scales(given.get("scales"), faults)
+    reference = _reference(given.get("reference"), treatments, faults) if not faults else ""
+    if faults or settings is None:
+        raise UserError("\n".join(dict.fromkeys(faults)))
+    return Study(**dict(settings), name=printable(name), treatments=tuple(treatments), reference=reference)
+
+
+def _checked(model: type[Keys], node: Node, at: str, faults: list[str]) -> Keys | None:
+    """The model of a map, or None and its faults; `at` is the map's own path."""
+    try:
+        return model.model_validate(plain(node))
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            path = list(fault["loc"])
+            place = locate(node, path)
+            if fault["type"] == "extra_forbidden":
+                faults.append(f"{place}: {_no_such_key(model, path, at)}")
+            elif fault["type"] == "rule":
+                faults.append(f"{place}: {_dotted(at, path)}: {fault['msg']}")
+            else:
+                faults.append(f"{place}: {_dotted(at, path)}: {shown(fault['input'])} is not a map of keys and values.")
+    return None
+
+
+def _dotted(at: str, path: Sequence[str | int]) -> str:
+    text = at
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _no_such_key(model: type[BaseModel], path: list[str | int], at: str) -> str:
+    """`path` ends in the unknown key; the maps above it are models."""
+    for part in path[:-1]:
+        inner = model.model_fields[str(part)].annotation
+        assert isinstance(inner, type)
+        model = inner
+    allowed = STUDY_KEYS if model is Settings else [f.alias or name for name, f in model.model_fields.items()]
+    key = str(path[-1])
+    near = did_you_mean(key, allowed) or "."
+    return f"{_dotted(at, path[:-1]) or 'a study'} has no key {shown(key)}{near} Allowed: {', '.join(allowed)}."
+
+
+def _expanded(node: Node | None, file: str, faults: list[str]) -> list[_Entry]:
+    """The product of each item's lists, in the order written (the first key written varies slowest)."""
+    if node is None or not isinstance(node.value, tuple) or not node.value:
+        given = "there are none" if node is None or node.value in (None, ()) else f"{kind(node)} is not a list of them"
+        faults.append(f"{node.place if node else file}: treatments: {given}; a study needs at least one, {EXAMPLE}.")
+        return []
+    entries: list[_Entry] = []
+    for i, item in enumerate(node.value):
+        if not isinstance(item.value, dict):
+            faults.append(f"{item.place}: treatments[{i}]: {kind(item)} is not a map of keys and values, {EXAMPLE}.")
+            continue
+        values = [v.value if isinstance(v.value, tuple) and k != "name" else (v,) for k, v in item.value.items()]
+        for key, choices in zip(item.value, values, strict=True):
+            if not choices:
+                faults.append(f"{item.value[key].place}: treatments[{i}].{key}: an empty list leaves nothing to do.")
+        if len(entries) + prod(map(len, values)) > MOST_TREATMENTS:
+            faults.append(f"{item.place}: treatments[{i}]: the products make more than {MOST_TREATMENTS:,} treatments.")
+            return entries
+        for chosen in product(*values):
+            entries.append(_Entry(i, replace(item, value=dict(zip(item.value, chosen, strict=True)))))
+    return entries
+
+
+def _treatments(entries: Sequence[_Entry], settings: Settings, faults: list[str]) -> list[Treatment]:
+    """The treatments, each with a label. Faults: values, the same treatment twice, the same name twice."""
+    treatments: list[Treatment] = []
+    unnamed: list[bool] = []
+    contents: dict[object, _Entry] = {}
+    for entry in entries:
+        given, place = entry.fields.value, entry.fields.place
+        assert isinstance(given, dict)
+        defaults = {"name": "-", "schedule": settings.prune.schedule, "scope": settings.prune.scope}
+        node = replace(entry.fields, value={**{k: Node(v, place) for k, v in defaults.items()}, **given})
+        treatment = _checked(Treatment, node, f"treatments[{entry.index}]", faults)
+        if treatment is None:
+            continue
+        twin = contents.setdefault(treatment.content, entry)
+        if twin is not entry:
+            does = f"treatments[{entry.index}] ({treatment.criterion}, {treatment.mask1}, {treatment.mask0}, ...)"
+            faults.append(
+                f"{place}: {does} is the same treatment as one of treatments[{twin.index}]; remove one of them."
+            )
+        treatments.append(treatment)
+        unnamed.append("name" not in given)
+    if faults:
+        return treatments
+    labels = _labels(treatments, unnamed)
+    first = {label: k for k, label in reversed(list(enumerate(labels)))}
+    for k, label in enumerate(labels):
+        if first[label] != k:
+            at = f"{locate(entries[k].fields, ['name'])}: treatments[{entries[k].index}]"
+            faults.append(
+                f"{at}: two treatments are called {shown(label)}; a name goes with one treatment, without lists."
+            )
+    return [t.model_copy(update={"name": label}) for t, label in zip(treatments, labels, strict=True)]
+
+
+def _labels(treatments: Sequence[Treatment], unnamed: Sequence[bool]) -> list[str]:
+    """Its name, or else the values of the fields that differ among the treatments, or else its criterion."""
+    fields = [f for f in Treatment.model_fields if f != "name"]
+    differ = [f for f in fields if len({dict(t.content)[f] for t in treatments}) > 1]
+
+    def label(treatment: Treatment) -> str:
+        values = {f: getattr(treatment, f) for f in differ}
+        parts = [str(v) if f in ALONE else f"{f}={str(v).lower()}" for f, v in values.items()]
+        return " + ".join(parts) or treatment.criterion
+
+    return [label(t) if free else t.name for t, free in zip(treatments, unnamed, strict=True)]
+
+
+def _check_scales(node: Node | None, faults: list[str]) -> None:
+    if node is None:
+        return
+    if not isinstance(node.value, dict):
+        faults.append(
+            f"{node.place}: scales: {kind(node)} is not a map, such as scales: {{small: {{train.epochs: 3}}}}."
+        )
+        return
+    for name, scale in node.value.items():
+        if not isinstance(scale.value, dict):
+            faults.append(
+                f"{scale.place}: scale {shown(name)}: {kind(scale)} is not a map, such as {{train.epochs: 3}}."
+            )
+
+
+def _reference(node: Node | None, treatments: Sequence[Treatment], faults: list[str]) -> str:
+    """The label of the one treatment that has the given fields; without any, of the first."""
+    if node is None:
+        return treatments[0].label
+    if not isinstance(node.value, dict):
+        faults.append(f"{node.place}: reference: {kind(node)} is not a map of keys and values of one treatment.")
+        return ""
+    for key, value in node.value.items():
+        if key not in Treatment.model_fields:
+            faults.append(f"{value.place}: {_no_such_key(Treatment, [key], 'reference')}")
+    wanted = {key: (type(value).__name__, value) for key, value in plain(node).items()}
+    matching = [t.label for t in treatments if wanted.items() <= {**dict(t.content), "name": ("str", t.name)}.items()]
+    if len(matching) == 1 or faults:
+        return matching[0] if matching else ""
+    asked = ", ".join(f"{key}: {shown(value)}" for key, value in plain(node).items())
+    if matching:
+        says = (
+            f"{len(matching)} treatments have {{{asked}}}: {_list(matching)}; add keys until one is left, or its name."
+        )
+    else:
+        says = f"no treatment has {{{asked}}}; the study's treatments are: {_list([t.label for t in treatments])}."
+    last = list(node.value.values())[-1:] or [node]
+    faults.append(f"{last[0].place}: reference: {says}")
+    return ""
+
+
+def _list(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")

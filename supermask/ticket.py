@@ -1,0 +1,120 @@
+"""The lottery ticket algorithm, whole: from a parent's training and a step, the start of the next run.
+
+Pure: it knows no disk, no engine, no study. Source: paper.md section 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from supermask.actions import MASK0_ACTIONS, MASK1_ACTIONS, rescaling
+from supermask.criteria import Criterion
+from supermask.masks import keep_top, kept_after
+from supermask.rng import Streams
+from supermask.types import Layer, Maskable, Masks, Point, Start, State, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One treatment's way from a run to the next: mask criterion, mask-1 action, mask-0 action, and how much."""
+
+    criterion: Criterion
+    mask1: str
+    mask0: str
+    rates: Mapping[str, float]
+    """Prune rate by kind of tensor (`conv`, `hidden`, `output`); under global ranking, the one called `global`."""
+    scope: Literal["layer", "global"] = "layer"
+    levels: int = 1
+    """How many levels' worth to prune at once: 1 in a chain, n for one-shot pruning straight to level n."""
+    w_init: Point = "start"
+    w_final: Point = "end"
+    rewind_to: Point = "start"
+    rescaled: bool = False
+
+    @property
+    def points(self) -> set[Point]:
+        """The points of the parent's trajectory that this step reads."""
+        return {self.w_init, self.w_final, self.rewind_to}
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A finished training, as the next round sees it."""
+
+    start: Start
+    points: Mapping[Point, State]
+    maskables: Mapping[str, Maskable]
+
+    def at(self, point: Point) -> State:
+        """The parent's weights at a point of its trajectory; `start` (or the iteration it started at) included."""
+        return self.start.state if point in ("start", self.start.first_iteration) else self.points[point]
+
+    def layers(self, step: Step) -> dict[str, Layer]:
+        """Every maskable tensor between the step's two points."""
+        w_init, w_final, rewound = (self.at(p).weights for p in (step.w_init, step.w_final, step.rewind_to))
+        gradient: Weights = self.at("gradient").weights if "gradient" in self.points else {}
+        return {
+            name: Layer(m.std, w_init[name], w_final[name], self.start.masks[name], rewound[name], gradient.get(name))
+            for name, m in self.maskables.items()
+        }
+
+
+def next_start(parent: Parent, step: Step, rng: Streams) -> Start:
+    """One round of the paper: score, keep the top, set what is kept, freeze what is pruned.
+
+    A weight that was dead before keeps its frozen value: it was decided at the level at which it was pruned.
+    Raises ValueError if the criterion gives something else than one number a weight.
+    Source: paper.md section 1, steps 3 to 5.
+    """
+    return start_with(next_masks(parent, step, rng), parent, step, rng)
+
+
+def next_masks(parent: Parent, step: Step, rng: Streams) -> Masks:
+    """Step 3: of each layer's alive weights, the highest-scoring stay; exact counts, ties at random."""
+    scores = {name: _score(step.criterion, layer, rng("score", name), name) for name, layer in parent.layers(step).items()}
+    return keep_top(scores, parent.start.masks, keep_counts(parent, step), rng)
+
+
+def start_with(masks: Masks, parent: Parent, step: Step, rng: Streams) -> Start:
+    """Steps 4 and 5: with these masks, what kept weights start from and where pruned ones are frozen."""
+    weights = {}
+    for name, layer in parent.layers(step).items():
+        kept = MASK1_ACTIONS[step.mask1](layer, masks[name], rng("mask1", name))
+        if step.rescaled:
+            kept = kept * rescaling(step.mask1, layer, masks[name])
+        values = MASK0_ACTIONS[step.mask0](layer, masks[name], kept, rng("mask0", name))
+        weights[name] = values.where(layer.alive, parent.start.weights[name])
+    return Start(weights, masks, parent.at(step.rewind_to).others, first_iteration(parent, step))
+
+
+def keep_counts(parent: Parent, step: Step) -> dict[str, int] | int:
+    """How many weights the next run keeps: in each layer, or in all together under global ranking. Exact.
+
+    Source: paper.md section 1, step 3; one-shot pruning keeps what a chain of as many levels would.
+    """
+    alive = {name: int(mask.sum()) for name, mask in parent.start.masks.items()}
+    if step.scope == "global":
+        return kept_after(sum(alive.values()), step.rates["global"], step.levels)
+    return {n: kept_after(alive[n], step.rates[m.kind], step.levels) for n, m in parent.maskables.items()}
+
+
+def first_iteration(parent: Parent, step: Step) -> int:
+    """Where the next run's data order and learning-rate schedule begin: at k after late rewinding to iteration k."""
+    if step.rewind_to == "start":
+        return parent.start.first_iteration
+    return step.rewind_to if isinstance(step.rewind_to, int) else 0
+
+
+def _score(criterion: Criterion, layer: Layer, rng: object, name: str) -> Tensor:
+    scores = criterion(layer, rng)  # type: ignore[arg-type]
+    if getattr(scores, "shape", None) != layer.w_final.shape:
+        raise ValueError(
+            f"criterion {getattr(criterion, '__name__', criterion)!r} gave {getattr(scores, 'shape', scores)!r} "
+            f"for {name}; it has to give one score a weight, a tensor of shape {tuple(layer.w_final.shape)}"
+        )
+    return scores

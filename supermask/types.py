@@ -1,0 +1,120 @@
+"""The vocabulary: plain data that every other module speaks. Weights are float32 tensors on the CPU, masks bool.
+
+Nothing here imports torch at run time, so that planning and `--help` stay fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["conv", "hidden", "output"]
+"""What a maskable tensor is, and so which prune rate it has: a convolution, a hidden or the output Linear kernel."""
+
+Weights = dict[str, "Tensor"]
+"""Tensor name (as in the module's `state_dict`) -> values."""
+
+Masks = dict[str, "Tensor"]
+"""Maskable tensor name -> bool tensor of the same shape: True = kept (mask-1), False = pruned (mask-0)."""
+
+Point = int | Literal["start", "end", "lowest_validation_loss", "gradient"]
+"""A place on a training's trajectory. An int is the iteration *after* which the weights are read (0 = untrained,
+counted from the dense network's initialisation); `gradient` is dL/dw at the start, on the first batch."""
+
+
+@dataclass(frozen=True)
+class Maskable:
+    """One maskable tensor of a network: a Linear kernel `(out, in)` or a Conv kernel `(out, in, height, width)`."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        product = 1
+        for length in self.shape:
+            product *= length
+        return product
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the initialisation: sqrt(2 / (fan_in + fan_out)), fans counted in weights."""
+        window = 1
+        for length in self.shape[2:]:
+            window *= length
+        return float((2.0 / ((self.shape[0] + self.shape[1]) * window)) ** 0.5)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """All that a criterion or an action may look at: one maskable tensor between two points of its trajectory.
+
+    Every tensor has the shape of the kernel. Dead weights (`alive` False) carry their frozen values.
+    """
+
+    std: float
+    """Standard deviation of the layer's original initialisation."""
+    w_init: Tensor
+    w_final: Tensor
+    alive: Tensor
+    rewound: Tensor
+    """The weights at the point that `rewind` goes back to (the same tensor as `w_init`, unless a study says else)."""
+    gradient: Tensor | None = None
+    """dL/dw at the start of the parent's training, on its first batch; only there for criteria that ask for it."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A network at one point of its training: maskable weights, and everything else in its `state_dict`."""
+
+    weights: Weights
+    others: Weights
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run's training begins."""
+
+    weights: Weights
+    """Each maskable tensor's value when training begins, frozen values of pruned weights included."""
+    masks: Masks
+    others: Weights
+    """Biases, normalisation parameters and buffers: trained as usual, never masked."""
+    first_iteration: int = 0
+    """0, or k after late rewinding: data order and learning-rate schedule go on from there."""
+
+    @property
+    def state(self) -> State:
+        """The start as a point of the trajectory."""
+        return State(self.weights, self.others)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was measured on the way; entry j belongs to `iterations[j]`. Losses are mean cross-entropies in nats."""
+
+    iterations: list[int] = field(default_factory=list)
+    training_loss: list[float] = field(default_factory=list)
+    """Mean over the batches since the entry before; NaN at the first entry, where nothing was trained yet."""
+    validation_loss: list[float] = field(default_factory=list)
+    validation_accuracy: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training leaves behind."""
+
+    status: Literal["finished", "diverged"]
+    end: State
+    points: dict[Point, State]
+    curve: Curve
+    metrics: dict[str, int | float | None]
+    """`early_stop_iteration`, `early_stop_validation_loss`, `early_stop_test_accuracy`, `final_validation_loss`,
+    `final_test_accuracy`, `diverged_at` ... Accuracies are shares in [0, 1]."""
+    optimizer_state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Maskable tensor name -> the optimiser's per-weight state, for the certificate; it is not stored."""
