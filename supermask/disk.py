@@ -16,6 +16,9 @@ from pathlib import Path
 
 from supermask.errors import MachineError, UserError
 
+UNKNOWN = "0"
+"""In a stamp: when the process started is not known."""
+
 STALE_SECONDS = 24 * 3600.0
 """Age at which a leftover of a process that cannot be asked after (another machine, before a reboot) is swept."""
 
@@ -41,8 +44,10 @@ def machine_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (NotADirectoryError, FileExistsError) as error:
+        given = Path(error.filename or path)
+        in_the_way = next(here for here in (given, *given.parents) if os.path.lexists(here))
         raise UserError(
-            f"the store needs a folder, but {error.filename or path} is not one. "
+            f"the store needs a folder at {given}, but {in_the_way} is not a folder. "
             "Choose another folder with --store, or move that file away."
         ) from error
     except OSError as error:
@@ -131,7 +136,8 @@ class Disk:
         """Whether the process that made `path` under `stamp` is gone; where that cannot be known, whether it is old."""
         match stamp.split("."):
             case [pid, started, machine, _] if machine == _machine() and pid.isdecimal():
-                return _started(int(pid)) != started
+                now = _started(int(pid))
+                return now is None or (UNKNOWN not in (now, started) and now != started)
         return time.time() - path.lstat().st_mtime > STALE_SECONDS
 
     def write_files(self, folder: Path, files: Mapping[str, bytes]) -> None:
@@ -174,7 +180,7 @@ class Disk:
 def _started(pid: int) -> str | None:
     """When the process started, in clock ticks since boot, so that a pid used twice is told apart.
 
-    None when it is gone, or killed and not yet waited for; "0" where the system does not say.
+    None when it is gone, or killed and not yet waited for; UNKNOWN where the system does not say.
     """
     try:
         os.kill(pid, 0)
@@ -185,7 +191,7 @@ def _started(pid: int) -> str | None:
     try:
         facts = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return "0"
+        return UNKNOWN
     fields = facts.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields[19]
 

@@ -12,9 +12,7 @@ from supermask.rng import Stream
 TRUNCATION = 2.0
 """In standard deviations of the underlying normal."""
 
-TRUNCATED_STD = sqrt(
-    1 - 2 * TRUNCATION * exp(-(TRUNCATION**2) / 2) / sqrt(2 * pi) / erf(TRUNCATION / sqrt(2))
-)
+TRUNCATED_STD = sqrt(1 - 2 * TRUNCATION * exp(-(TRUNCATION**2) / 2) / sqrt(2 * pi) / erf(TRUNCATION / sqrt(2)))
 """Standard deviation of a standard normal truncated at two standard deviations: 0.8796."""
 
 

@@ -38,10 +38,13 @@ def keep_top(scores: Weights, alive: Masks, keep: Mapping[str, int] | int, rng: 
 
     Scores and masks have the shapes of the kernels. A mapping keeps its own count in each layer (layer-wise ranking);
     one number keeps that many over all layers together (global ranking). Equal scores are settled uniformly at random
-    by the stream `rng("ties", layer)` (`rng("ties")` if global). Raises ValueError for NaN scores.
+    by the stream `rng("ties", layer)` (`rng("ties")` if global). Raises ValueError for NaN scores of alive weights.
     Source: paper.md section 1, step 3.
     """
     alive_scores = {name: scores[name].numpy()[alive[name].numpy()] for name in scores}
+    for name, values in alive_scores.items():
+        if np.isnan(values).any():
+            raise ValueError(f"a score of {name} is NaN: each alive weight needs a number (infinity is one)")
     if isinstance(keep, int):
         chosen = _highest(np.concatenate(list(alive_scores.values())), keep, rng("ties"))
         ends = np.cumsum([s.size for s in alive_scores.values()])
@@ -54,13 +57,11 @@ def keep_top(scores: Weights, alive: Masks, keep: Mapping[str, int] | int, rng: 
 def _highest(scores: NDArray[Any], count: int, rng: Stream) -> NDArray[np.bool_]:
     """Bool vector with exactly `count` True at the highest of `scores`; linear time, ties at random."""
     assert 0 <= count <= scores.size, (count, scores.size)
-    if np.isnan(scores).any():
-        raise ValueError("a score is NaN: a criterion has to give a number (or infinity) for every alive weight")
     if count == 0:
         return np.zeros(scores.size, dtype=bool)
     cut = scores.size - count
     lowest_kept = np.partition(scores, cut)[cut]
-    chosen = scores > lowest_kept
+    chosen: NDArray[np.bool_] = scores > lowest_kept
     tied = np.flatnonzero(scores == lowest_kept)
     chosen[rng.choice(tied, size=count - int(chosen.sum()), replace=False)] = True
     return chosen
@@ -75,15 +76,16 @@ def _scatter(alive: Tensor, chosen: NDArray[np.bool_]) -> Tensor:
 def rank(values: Tensor, alive: Tensor) -> Tensor:
     """Rank of each alive value among the alive of its layer, as a share in (0, 1]; 1 = largest; 0 for dead weights.
 
-    Equal values share their mean rank. Shares, not counts, so that layers of different sizes can be ranked together.
-    Shape: that of `values`, float64.
+    Equal values share their mean rank; NaN has rank NaN. Shares, not counts, so that layers of different sizes can be
+    ranked together. Shape: that of `values`, float64.
     Source: paper.md section 3 (alpha "equal to min(rank of abs(w_i), rank of abs(w_f)) among alive weights").
     """
     where_alive = alive.numpy()
-    _, inverse, counts = np.unique(values.numpy()[where_alive], return_inverse=True, return_counts=True)
+    ranked = values.numpy()[where_alive]
+    _, inverse, counts = np.unique(ranked, return_inverse=True, return_counts=True)
     mean_ranks = np.cumsum(counts) - (counts - 1) / 2
     ranks = np.zeros(tuple(values.shape))
-    ranks[where_alive] = mean_ranks[inverse] / inverse.size
+    ranks[where_alive] = np.where(np.isnan(ranked), np.nan, mean_ranks[inverse] / inverse.size)
     return values.double().new_tensor(ranks)
 
 
@@ -106,5 +108,7 @@ def unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool
     """The bool array of `shape` that `pack` packed. Raises ValueError if the number of bytes does not fit."""
     size = int(np.prod(shape))
     if packed.dtype != np.uint8 or packed.shape != ((size + 7) // 8,):
-        raise ValueError(f"a packed mask of shape {shape} has {(size + 7) // 8} bytes, not {packed.dtype}{packed.shape}")
+        raise ValueError(
+            f"a packed mask of shape {shape} has {(size + 7) // 8} bytes, not {packed.dtype}{packed.shape}"
+        )
     return np.unpackbits(packed, count=size).astype(bool).reshape(shape)

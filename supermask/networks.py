@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from supermask.errors import UserError, did_you_mean
 from supermask.initialisers import truncated_normal
 from supermask.rng import stream
-from supermask.types import Maskable, Start
+from supermask.types import Kind, Maskable, Start
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +87,9 @@ def architecture(name: str, image_shape: tuple[int, int, int], classes: int) -> 
             layers.append(Pool(f"pool{i // 2}"))
             height, width = height // 2, width // 2
     if height * width == 0:
-        raise UserError(f"{name} halves its images {i // 2} times: {image_shape[1]}x{image_shape[2]} pixels are too few.")
+        raise UserError(
+            f"{name} halves its images {i // 2} times: {image_shape[1]}x{image_shape[2]} pixels are too few."
+        )
     return tuple(layers) + _dense(channels * height * width, CONV_HEAD, classes)
 
 
@@ -105,10 +107,12 @@ def maskables(layers: Architecture) -> dict[str, Maskable]:
     found = {}
     for layer in layers:
         if isinstance(layer, Conv):
-            found[f"{layer.name}.weight"] = Maskable(f"{layer.name}.weight", (layer.outputs, layer.inputs, 3, 3), "conv")
+            found[f"{layer.name}.weight"] = Maskable(
+                f"{layer.name}.weight", (layer.outputs, layer.inputs, 3, 3), "conv"
+            )
         elif isinstance(layer, Dense):
-            kind = "output" if layer.last else "hidden"
-            found[f"{layer.name}.weight"] = Maskable(f"{layer.name}.weight", (layer.outputs, layer.inputs), kind)  # type: ignore[arg-type]
+            kind: Kind = "output" if layer.last else "hidden"
+            found[f"{layer.name}.weight"] = Maskable(f"{layer.name}.weight", (layer.outputs, layer.inputs), kind)
     return found
 
 
@@ -138,7 +142,7 @@ def initial_start(layers: Architecture, seed: int) -> Start:
 
 
 def build(layers: Architecture) -> nn.Sequential:
-    """The module: a `torch.nn.Sequential` whose `state_dict` has the names of `initial_start`; values uninitialised."""
+    """The module: a `torch.nn.Sequential` whose `state_dict` has the names of `initial_start`; its values are PyTorch's own."""
     from collections import OrderedDict
 
     from torch import nn
@@ -146,13 +150,13 @@ def build(layers: Architecture) -> nn.Sequential:
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for layer in layers:
         if isinstance(layer, Conv):
-            modules[layer.name] = nn.utils.skip_init(nn.Conv2d, layer.inputs, layer.outputs, 3, padding="same")
+            modules[layer.name] = nn.Conv2d(layer.inputs, layer.outputs, 3, padding="same")
             modules[f"{layer.name}_relu"] = nn.ReLU()
         elif isinstance(layer, Pool):
             modules[layer.name] = nn.MaxPool2d(2)
         else:
             modules.setdefault("flatten", nn.Flatten())
-            modules[layer.name] = nn.utils.skip_init(nn.Linear, layer.inputs, layer.outputs)
+            modules[layer.name] = nn.Linear(layer.inputs, layer.outputs)
             if not layer.last:
                 modules[f"{layer.name}_relu"] = nn.ReLU()
     return nn.Sequential(modules)

@@ -36,7 +36,7 @@ class Recipe:
 
     def at_final_learning_rate(self) -> Recipe:
         """The same recipe at the constant learning rate that this one ends with: fine-tuning."""
-        return replace(self, lr=self.learning_rate(self.iterations - 1), drops=(), warmup=0)
+        return replace(self, lr=self.learning_rate(self.iterations - 1), drops=(), drop_factor=1.0, warmup=0)
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -6,13 +6,13 @@ Pure: it knows no disk, no engine, no study. Source: paper.md section 1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from supermask.actions import MASK0_ACTIONS, MASK1_ACTIONS, rescaling
 from supermask.criteria import Criterion
 from supermask.masks import keep_top, kept_after
-from supermask.rng import Streams
+from supermask.rng import Stream, Streams
 from supermask.types import Layer, Maskable, Masks, Point, Start, State, Weights
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def next_start(parent: Parent, step: Step, rng: Streams) -> Start:
 
 def next_masks(parent: Parent, step: Step, rng: Streams) -> Masks:
     """Step 3: of each layer's alive weights, the highest-scoring stay; exact counts, ties at random."""
-    scores = {name: _score(step.criterion, layer, rng("score", name), name) for name, layer in parent.layers(step).items()}
+    scores = {
+        name: _score(step.criterion, layer, rng("score", name), name) for name, layer in parent.layers(step).items()
+    }
     return keep_top(scores, parent.start.masks, keep_counts(parent, step), rng)
 
 
@@ -110,11 +112,17 @@ def first_iteration(parent: Parent, step: Step) -> int:
     return step.rewind_to if isinstance(step.rewind_to, int) else 0
 
 
-def _score(criterion: Criterion, layer: Layer, rng: object, name: str) -> Tensor:
-    scores = criterion(layer, rng)  # type: ignore[arg-type]
-    if getattr(scores, "shape", None) != layer.w_final.shape:
+def _score(criterion: Criterion, layer: Layer, rng: Stream, name: str) -> Tensor:
+    import torch
+
+    # A user's criterion that writes into its layer must not change what the weights are rewound to.
+    own = replace(layer, w_init=layer.w_init.clone(), w_final=layer.w_final.clone(), alive=layer.alive.clone())
+    scores = criterion(replace(own, rewound=layer.rewound.clone()), rng)
+    expected = tuple(layer.w_final.shape)
+    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != expected:
+        shape = f" of shape {tuple(scores.shape)}" if hasattr(scores, "shape") else ""
         raise ValueError(
-            f"criterion {getattr(criterion, '__name__', criterion)!r} gave {getattr(scores, 'shape', scores)!r} "
-            f"for {name}; it has to give one score a weight, a tensor of shape {tuple(layer.w_final.shape)}"
+            f"criterion {getattr(criterion, '__name__', criterion)!r} gave {type(scores).__name__}{shape} for {name}; "
+            f"it has to give one score a weight, a torch.Tensor of shape {expected}"
         )
-    return scores
+    return scores.detach()

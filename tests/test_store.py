@@ -8,12 +8,13 @@ import multiprocessing
 import os
 import struct
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from entries import A, B, D, folder_of, names, put, put_all, same, sample
-from faulty_disk import QuickDisk, snapshot
+from faulty_disk import QuickDisk, quick_folder, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,6 +22,12 @@ from hypothesis.extra import numpy as hnp
 from supermask.entry import Facts, Tensors, content_hash
 from supermask.errors import UserError
 from supermask.store import Damaged, Store
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -71,12 +78,11 @@ def test_the_layout(store: Store) -> None:
         max_size=3,
     ),
 )
-def test_any_json_and_any_tensors_come_back(
-    tmp_path_factory: pytest.TempPathFactory, facts: Facts, tensors: Tensors
-) -> None:
-    store = Store(tmp_path_factory.mktemp("store"), QuickDisk())
-    store.commit(A, facts, tensors, {})
-    found = store.read(A)
+def test_any_json_and_any_tensors_come_back(facts: Facts, tensors: Tensors) -> None:
+    with quick_folder() as root:
+        store = Store(root, QuickDisk())
+        store.commit(A, facts, tensors, {})
+        found = store.read(A)
     assert json.dumps(found.facts, sort_keys=True) == json.dumps(facts, sort_keys=True)
     assert found.weights == {}
     assert found.tensors.keys() == tensors.keys()
@@ -237,5 +243,5 @@ def test_a_store_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
         for call in (lambda s: put(s, A), Store.run_ids, lambda s: s.save_checkpoint(A, {}, {})):
-            with pytest.raises(UserError, match=r"not one.*--store"):
+            with pytest.raises(UserError, match=rf"but {tmp_path}/file is not a folder.*--store"):
                 call(Store(root))

@@ -6,14 +6,21 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from entries import A, B, names, put, same, sample
-from faulty_disk import QuickDisk
+from faulty_disk import QuickDisk, quick_folder
 
 from supermask.disk import Disk, _started
 from supermask.store import Damaged, Store
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_folder() as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from entries import A, B, C, folder_of, put, same, sample
-from faulty_disk import QuickDisk
+from faulty_disk import QuickDisk, quick_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supermask.entry import Entry, Facts
 from supermask.errors import MachineError, UserError
 from supermask.store import Damaged, Store
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -111,13 +117,14 @@ def test_any_garbage_for_run_json_is_damage(store: Store, text: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.binary(max_size=200))
-def test_any_bytes_for_any_file_are_damage(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    store = Store(tmp_path_factory.mktemp("store"), QuickDisk())
-    put(store, A)
-    for file in ("weights.safetensors", "tensors.safetensors", "run.json"):
-        (folder_of(store, A) / file).write_bytes(data)
-        with pytest.raises(Damaged):
-            store.read(A)
+def test_any_bytes_for_any_file_are_damage(data: bytes) -> None:
+    with quick_folder() as root:
+        store = Store(root, QuickDisk())
+        put(store, A)
+        for file in ("weights.safetensors", "tensors.safetensors", "run.json"):
+            (folder_of(store, A) / file).write_bytes(data)
+            with pytest.raises(Damaged):
+                store.read(A)
 
 
 def rewrite(store: Store, change: Callable[[Facts], object]) -> None:

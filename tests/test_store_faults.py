@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from entries import A, B
-from faulty_disk import Fault, FaultyDisk, QuickDisk, materialise, snapshot
+from faulty_disk import Fault, FaultyDisk, QuickDisk, materialise, quick_folder, snapshot
 from store_scenarios import FAULTS, ON_WRITES_ONLY, SCENARIOS, OpenStore, commit, enumerate_faults, kinds
 
 from supermask.disk import Disk, machine_errors
@@ -22,6 +22,12 @@ from supermask.entry import Facts, Tensors
 from supermask.errors import MachineError
 from supermask.folders import DROPPED, WEIGHTS, Folders
 from supermask.store import Damaged, Store
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_folder() as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -69,6 +75,12 @@ class NoStagedFolderSync(FaultyDisk):
 class NoShardSync(FaultyDisk):
     def fsync_dir(self, path: Path) -> None:
         if path.name != "runs":
+            super().fsync_dir(path)
+
+
+class NoRenameSync(FaultyDisk):
+    def fsync_dir(self, path: Path) -> None:
+        if path.parent.name != "runs":
             super().fsync_dir(path)
 
 
@@ -147,6 +159,7 @@ BROKEN: Mapping[str, tuple[str, type[FaultyDisk], OpenStore, str]] = {
     "folders not synced": ("commit, known shard", NoFolderSync, Store, "committed, and gone"),
     "staged folder not synced": ("commit, known shard", NoStagedFolderSync, Store, "run.json is missing"),
     "new shard not synced": ("commit, new shard", NoShardSync, Store, "committed, and gone"),
+    "rename not synced": ("commit, known shard", NoRenameSync, Store, "committed, and gone"),
     "short writes believed": ("commit, known shard", OneWriteOnly, Store, "bytes, not"),
     "rename before write": ("commit, known shard", FaultyDisk, with_folders(InPlace), "run.json is missing"),
     "overwriting": ("commit, taken", FaultyDisk, with_folders(Overwriting), f"{A} changed"),

@@ -128,8 +128,7 @@ def _drop(store: Store, run_id: str) -> None:
 def _pool(workers: int, start_method: str) -> ProcessPoolExecutor:
     context = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
-        # torch is imported once, in the server that all workers are forked from.
-        context.set_forkserver_preload(["supermask.engines.reference"])
+        context.set_forkserver_preload(["supermask.execute.preload"])
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_enter)
 
 
