@@ -1,1 +1,101 @@
+"""Lottery tickets and supermasks: the public face. What is named here is imported when it is first asked for.
+
+`supermask.commands` has a function for each command of the command line, such as
+`commands.run("mask-criteria", ["scale=digits"])`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from supermask import commands
+    from supermask.actions import MASK0_ACTIONS, MASK1_ACTIONS
+    from supermask.certificate import Certificate, certify
+    from supermask.criteria import CRITERIA
+    from supermask.datasets import DATASETS
+    from supermask.errors import MachineError, UserError
+    from supermask.lineage import Lineage
+    from supermask.masks import keep_top
+    from supermask.plan import Plan, make_plan
+    from supermask.run import Run
+    from supermask.store import Damaged, Store
+    from supermask.study import Study, Treatment
+    from supermask.study_file import load_study, study_from
+    from supermask.ticket import Parent, Step, next_start
+    from supermask.types import Layer, Outcome, Start
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "commands": "",
+    "MASK0_ACTIONS": "actions",
+    "MASK1_ACTIONS": "actions",
+    "Certificate": "certificate",
+    "certify": "certificate",
+    "CRITERIA": "criteria",
+    "DATASETS": "datasets",
+    "MachineError": "errors",
+    "UserError": "errors",
+    "Lineage": "lineage",
+    "keep_top": "masks",
+    "Plan": "plan",
+    "make_plan": "plan",
+    "Run": "run",
+    "Damaged": "store",
+    "Store": "store",
+    "Study": "study",
+    "Treatment": "study",
+    "load_study": "study_file",
+    "study_from": "study_file",
+    "Parent": "ticket",
+    "Step": "ticket",
+    "next_start": "ticket",
+    "Layer": "types",
+    "Outcome": "types",
+    "Start": "types",
+}
+"""Name -> the module that it is defined in; an empty text for a module of this package."""
+
+__all__ = [
+    "CRITERIA",
+    "DATASETS",
+    "MASK0_ACTIONS",
+    "MASK1_ACTIONS",
+    "Certificate",
+    "Damaged",
+    "Layer",
+    "Lineage",
+    "MachineError",
+    "Outcome",
+    "Parent",
+    "Plan",
+    "Run",
+    "Start",
+    "Step",
+    "Store",
+    "Study",
+    "Treatment",
+    "UserError",
+    "certify",
+    "commands",
+    "keep_top",
+    "load_study",
+    "make_plan",
+    "next_start",
+    "study_from",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'supermask' has no attribute {name!r}")
+    home = _HOMES[name]
+    value = getattr(import_module(f"supermask.{home}"), name) if home else import_module(f"supermask.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,26 +6,16 @@ A run whose certificate does not hold is not a result. Source: paper.md section 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from supermask.actions import CARRIES_W_INIT
-from supermask.initialisers import largest_draw
+from supermask.promises import MASK0_PROMISES, MASK1_PROMISES, Array, View, as_array, same_bits
 from supermask.ticket import Parent, Step
 from supermask.types import Layer, Maskable, Outcome, Start
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Array = NDArray[Any]
-
-ENOUGH = 64
-"""From so many different weights on, chance alone does not make one action's values look like another's."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +88,12 @@ def _only_kernels_are_masked(maskables: dict[str, Maskable], start: Start, outco
 
 
 def _frozen_is_frozen(start: Start, outcome: Outcome) -> list[str]:
-    return [
-        name
-        for name, mask in start.masks.items()
-        if not _same_bits(_np(outcome.end.weights[name])[~_np(mask)], _np(start.weights[name])[~_np(mask)])
-    ]
+    broken = []
+    for name, mask in start.masks.items():
+        frozen = ~as_array(mask)
+        if not same_bits(as_array(outcome.end.weights[name])[frozen], as_array(start.weights[name])[frozen]):
+            broken.append(name)
+    return broken
 
 
 def _biases_train(start: Start, outcome: Outcome) -> list[str]:
@@ -111,11 +102,11 @@ def _biases_train(start: Start, outcome: Outcome) -> list[str]:
     for name in start.masks:
         bias = name.removesuffix("weight") + "bias"
         if name in start.weights and bias in start.others and outcome.status == "finished":
-            moved = _np(outcome.end.weights[name]) != _np(start.weights[name])
+            moved = as_array(outcome.end.weights[name]) != as_array(start.weights[name])
             unit_trained = moved.reshape(moved.shape[0], -1).any(axis=1)
-            begin, end = _np(start.others[bias]), _np(outcome.end.others[bias])
+            begin, end = as_array(start.others[bias]), as_array(outcome.end.others[bias])
             held_at_zero = unit_trained & (begin == 0) & (end == 0)
-            if held_at_zero.any() or (unit_trained.any() and _same_bits(begin, end)):
+            if held_at_zero.any() or (unit_trained.any() and same_bits(begin, end)):
                 broken.append(bias)
     return broken
 
@@ -125,7 +116,7 @@ def _optimizer_holds_nothing_frozen(start: Start, outcome: Outcome) -> list[str]
         f"{name}: {key}"
         for name, state in outcome.optimizer_state.items()
         for key, values in state.items()
-        if np.any(_np(values)[~_np(start.masks[name])])
+        if np.any(as_array(values)[~as_array(start.masks[name])])
     ]
 
 
@@ -146,9 +137,9 @@ def _kept_count(maskables: dict[str, Maskable], start: Start, parent: Parent, st
 def _dead_stays_dead(start: Start, parent: Parent) -> list[str]:
     broken = []
     for name, alive in parent.start.masks.items():
-        dead = ~_np(alive)
-        frozen_before = _np(parent.start.weights[name])[dead]
-        if _np(start.masks[name])[dead].any() or not _same_bits(_np(start.weights[name])[dead], frozen_before):
+        dead = ~as_array(alive)
+        frozen_before = as_array(parent.start.weights[name])[dead]
+        if as_array(start.masks[name])[dead].any() or not same_bits(as_array(start.weights[name])[dead], frozen_before):
             broken.append(name)
     return broken
 
@@ -157,15 +148,16 @@ def _others_rewound(start: Start, parent: Parent, step: Step) -> list[str]:
     promised = parent.at(step.rewind_to).others
     broken = [f"{name}: not in both" for name in sorted(start.others.keys() ^ promised.keys())]
     both = start.others.keys() & promised.keys()
-    return broken + [n for n in sorted(both) if not _same_bits(_np(start.others[n]), _np(promised[n]))]
+    return broken + [n for n in sorted(both) if not same_bits(as_array(start.others[n]), as_array(promised[n]))]
 
 
 def _mask1_promise(layers: dict[str, Layer], start: Start, step: Step) -> list[str]:
     broken = []
     for name, layer in layers.items():
-        mask = _np(start.masks[name])
-        view = _View(layer, mask & _np(layer.alive), _np(start.weights[name]), _factor(layer, mask, step))
-        exempt = view.shrunk & (step.mask0 == "zero_if_shrunk_everywhere")
+        mask = as_array(start.masks[name])
+        view = View(layer, mask & as_array(layer.alive), as_array(start.weights[name]), _factor(layer, mask, step))
+        spared = step.mask0 != "zero_if_shrunk_everywhere"
+        exempt = np.zeros(view.start.size, dtype=bool) if spared else view.shrunk
         if view.start[exempt].any():
             broken.append(f"{name}: kept weights that shrank do not start at 0")
         if not MASK1_PROMISES[step.mask1](view, ~exempt):
@@ -176,116 +168,10 @@ def _mask1_promise(layers: dict[str, Layer], start: Start, step: Step) -> list[s
 def _mask0_promise(layers: dict[str, Layer], start: Start, step: Step) -> list[str]:
     broken = []
     for name, layer in layers.items():
-        pruned = _np(layer.alive) & ~_np(start.masks[name])
-        if not MASK0_PROMISES[step.mask0](_View(layer, pruned, _np(start.weights[name]), 1.0)):
+        pruned = as_array(layer.alive) & ~as_array(start.masks[name])
+        if not MASK0_PROMISES[step.mask0](View(layer, pruned, as_array(start.weights[name]), 1.0)):
             broken.append(name)
     return broken
-
-
-# --- what each action promises ---
-
-
-class _View:
-    """The weights of one layer at some places: how they start, and where they come from."""
-
-    def __init__(self, layer: Layer, where: Array, start: Array, factor: float) -> None:
-        self.std, self.factor = layer.std, np.float32(factor)
-        self.start = start[where]
-        self.w_init, self.w_final = _np(layer.w_init)[where], _np(layer.w_final)[where]
-        self.rewound = _np(layer.rewound)[where]
-        self.elsewhere = _np(layer.w_init)[_np(layer.alive) & ~where]
-        self.shrunk = np.abs(self.w_final) < np.abs(self.w_init)
-
-    def drawn(self, checked: Array, two_peaks: bool = False) -> bool:
-        """Fresh draws: within the initialiser's bound, of many magnitudes, not values that were there before.
-
-        Their shape is judged from 1,000 draws on: 3% are below half a standard deviation if there are two peaks,
-        36% if there is one.
-        """
-        values = self.start[checked & (self.start != 0)]
-        bound = np.inf if two_peaks else largest_draw(self.std) * float(self.factor) * 1.0001
-        before = np.isin(values, np.concatenate([self.w_init, self.w_final]) * self.factor)
-        small = np.abs(values) < 0.5 * self.std * self.factor
-        return bool(
-            (np.abs(values) <= bound).all()
-            and 2 * np.unique(np.abs(values)).size >= values.size
-            and 2 * before.sum() <= values.size
-            and (values.size < 1000 or (small.mean() < 0.2) == two_peaks)
-        )
-
-    def signed(self, checked: Array) -> bool:
-        """Every weight has the sign of its own w_i."""
-        return bool((np.sign(self.start[checked]) == np.sign(self.w_init[checked])).all())
-
-    def signs_lost(self, checked: Array) -> bool:
-        """Not every weight has the sign of its own w_i, unless chance could do that."""
-        before = self.w_init[checked]
-        rarer = min(int((before > 0).sum()), int((before < 0).sum()))
-        return 2 * rarer < ENOUGH or not self.signed(checked)
-
-    def moved(self, checked: Array) -> bool:
-        """Not every value is where it was, unless chance could do that."""
-        before = (self.w_init * self.factor)[checked]
-        return np.unique(before).size < ENOUGH or not _same_bits(self.start[checked], before)
-
-    def mixed(self, checked: Array) -> bool:
-        """Some values were elsewhere in the layer before, unless chance could keep them all out."""
-        before = (self.w_init * self.factor)[checked]
-        few = min(np.unique(before).size, np.unique(self.elsewhere).size) < ENOUGH
-        return few or not _same_bits(_sorted(self.start[checked]), _sorted(before))
-
-    def permuted(self, pool: Array, checked: Array) -> bool:
-        """The values are those of `pool` (all of them, if as many are checked), in whatever order."""
-        have, there = _sorted(self.start[checked]), _sorted(pool * self.factor)
-        if have.size == there.size:
-            return _same_bits(have, there)
-        first, last = np.searchsorted(there, have, "left"), np.searchsorted(there, have, "right")
-        repeats = np.arange(have.size) - np.searchsorted(have, have, "left")
-        return bool((repeats < last - first).all())
-
-    def constant(self, checked: Array) -> bool:
-        """Every magnitude is the layer's s; 0 only where w_i is 0."""
-        magnitude = np.abs(np.float32(self.std)) * self.factor
-        return bool(((np.abs(self.start[checked]) == magnitude) | (self.start[checked] == 0)).all())
-
-
-MASK1_PROMISES: dict[str, Callable[[_View, Array], bool]] = {
-    "rewind": lambda v, c: _same_bits(v.start[c], (v.rewound * v.factor)[c]),
-    "reinit": lambda v, c: v.drawn(c) and bool(v.start[c].all()) and v.signs_lost(c),
-    "reshuffle": lambda v, c: v.permuted(v.w_init, c) and v.moved(c) and v.signs_lost(c),
-    "constant": lambda v, c: v.constant(c) and bool(v.start[c].all()) and v.signs_lost(c),
-    "signed_reinit": lambda v, c: v.drawn(c) and v.signed(c),
-    "signed_reshuffle": lambda v, c: v.permuted(v.w_init, c) and v.moved(c) and v.signed(c),
-    "signed_constant": lambda v, c: v.constant(c) and v.signed(c),
-    "bimodal_reinit": lambda v, c: v.drawn(c, two_peaks=True) and bool(v.start[c].all()) and v.signs_lost(c),
-    "signed_bimodal_reinit": lambda v, c: v.drawn(c, two_peaks=True) and v.signed(c),
-    "permute": lambda v, c: v.permuted(np.concatenate([v.w_init, v.elsewhere]), c) and v.mixed(c),
-}
-"""What kept weights promise; the second argument is True where a kept weight is not set to 0 for having shrunk."""
-
-MASK0_PROMISES: dict[str, Callable[[_View], bool]] = {
-    "zero": lambda v: not v.start.any(),
-    "freeze_init": lambda v: _same_bits(v.start, v.w_init),
-    "freeze_final": lambda v: _same_bits(v.start, v.w_final),
-    "freeze_reinit": lambda v: MASK1_PROMISES["reinit"](v, np.ones(v.start.size, bool)),
-    "zero_if_shrunk": lambda v: _same_bits(v.start, np.where(v.shrunk, np.float32(0), v.w_init)),
-    "zero_if_shrunk_everywhere": lambda v: MASK0_PROMISES["zero_if_shrunk"](v),
-    "zero_random": lambda v: _zeros_at_random(v),
-    "zero_if_grown": lambda v: _same_bits(
-        v.start, np.where(np.abs(v.w_final) > np.abs(v.w_init), np.float32(0), v.w_init)
-    ),
-}
-"""What pruned weights promise."""
-
-
-def _zeros_at_random(view: _View) -> bool:
-    """As many zeros as weights shrank, but not just there, unless chance could do that; the others at w_i."""
-    zeroed, shrunk = view.start == 0, int(view.shrunk.sum())
-    if not _same_bits(view.start[~zeroed], view.w_init[~zeroed]):
-        return False
-    judged = min(shrunk, view.shrunk.size - shrunk) >= ENOUGH
-    counted = shrunk <= int(zeroed.sum()) <= shrunk + int((view.w_init == 0).sum())
-    return counted and not (judged and np.array_equal(zeroed & (view.w_init != 0), view.shrunk))
 
 
 def _factor(layer: Layer, mask: Array, step: Step) -> float:
@@ -293,17 +179,3 @@ def _factor(layer: Layer, mask: Array, step: Step) -> float:
         return 1.0
     whole = int(layer.alive.sum()) if step.mask1 in CARRIES_W_INIT else mask.size
     return whole / max(int(mask.sum()), 1)
-
-
-def _np(tensor: Tensor) -> Array:
-    return np.asarray(tensor.numpy())
-
-
-def _sorted(values: Array) -> Array:
-    # -0.0 and 0.0 are equal and keep their order when sorted; adding 0.0 makes them one.
-    return np.sort(values) + np.float32(0)
-
-
-def _same_bits(a: Array, b: Array) -> bool:
-    bits = f"u{a.itemsize}"
-    return a.dtype == b.dtype and a.shape == b.shape and bool(np.array_equal(a.view(bits), b.view(bits)))

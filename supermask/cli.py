@@ -2,40 +2,70 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import echo
 
 from supermask.errors import MachineError, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from rich.console import Console
+
     from supermask.execute.local import Listener
     from supermask.execute.schedule import Schedule
     from supermask.plan import Plan
-    from supermask.tables import Row
 
 app = typer.Typer(
     name="supermask",
-    help="Lottery tickets and supermasks: run a study, see what it says, and have every run prove itself.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from supermask import __version__
+
+        echo(f"supermask {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def supermask(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Lottery tickets and supermasks: run a study, see what it says, and have every run prove itself."""
+
+
 Study = Annotated[str, typer.Argument(metavar="STUDY", help="A shipped study's name, or a path to a .yaml file.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. scale=digits 'seeds=[0,1]' train.lr=1e-3.", show_default=False),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings that replace the study's, such as scale=digits 'seeds=[0,1]' train.lr=1e-3.",
+        show_default=False,
+    ),
 ]
 StoreFolder = Annotated[
     Path | None,
-    typer.Option("--store", help="Folder of the store [default: $SUPERMASK_STORE or ./supermask-store].", show_default=False),
+    typer.Option(
+        "--store", help="Folder of the store [default: $SUPERMASK_STORE or ./supermask-store].", show_default=False
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes, one thread each [default: one a core].", show_default=False),
 ]
 
 
@@ -47,37 +77,37 @@ def studies() -> None:
     """
     from supermask.study_file import shipped_studies
 
-    for study in shipped_studies():
-        print(f"{study.name:16} {study.title}  [scale={'|'.join(study.scales)}]")
+    shipped = shipped_studies()
+    width = max(len(study.name) for study in shipped)
+    for study in shipped:
+        echo(f"{study.name:{width}}  {study.title}  [scale={'|'.join(study.scales)}]")
 
 
 @app.command()
-def plan(study: Study, settings: Settings = None, store: StoreFolder = None, workers: Annotated[int | None, typer.Option(help="Processes to reckon with [default: one a core].", show_default=False)] = None) -> None:
+def plan(study: Study, settings: Settings = None, store: StoreFolder = None, workers: Workers = None) -> None:
     """What would run: how many trainings, how many of them done, how long the rest will take.
 
     Example: `supermask plan mask-criteria scale=laptop`
     """
-    import os
-
     from supermask import commands
     from supermask.execute.progress import duration
 
     report = commands.plan(study, settings or [], store)
-    asked, recipe = report.plan.study, next(iter(report.plan.runs.values())).recipe
-    at = workers or os.cpu_count() or 1
-    per_run = report.estimate.core_seconds / report.to_do if report.to_do else 0.0
-    wall = report.estimate.wall_seconds(at, per_run * report.longest_chain)
+    asked, recipe, estimate = report.plan.study, report.recipe, report.estimate
+    at = workers or commands.default_workers()
+    size = f"{len(asked.treatments)} treatments x {len(asked.seeds)} seeds x {asked.prune.levels} levels"
+    batches = f"{recipe.iterations:,} iterations of {recipe.batch_size} images, {recipe.optimizer}"
     lines = {
-        "study": f"{asked.name}: {len(asked.treatments)} treatments x {len(asked.seeds)} seeds x {asked.prune.levels} levels",
-        "training": f"{asked.network} on {asked.dataset}, {recipe.iterations:,} iterations of {recipe.batch_size} images, {recipe.optimizer}",
+        "study": f"{asked.name}: {size}",
+        "training": f"{report.network} on {asked.dataset}, {batches}",
         "in total": f"{report.asked:,} trainings",
         "unique": f"{report.unique:,} runs (treatments that share a history share its runs)",
         "done": f"{report.done:,}",
         "to do": f"{report.to_do:,}",
-        "estimated": f"{duration(wall)} on {at} workers, {duration(report.estimate.core_seconds)} of one core ({report.estimate.source})",
+        "estimated": f"{duration(estimate.wall_seconds(at))} on {at} worker{'s' if at > 1 else ''} ({estimate.source})",
     }
     for name, text in lines.items():
-        print(f"{name:10} {text}")
+        echo(f"{name:10} {text}")
 
 
 @app.command()
@@ -85,7 +115,7 @@ def run(
     study: Study,
     settings: Settings = None,
     store: StoreFolder = None,
-    workers: Annotated[int | None, typer.Option(help="Processes, one thread each [default: one a core].", show_default=False)] = None,
+    workers: Workers = None,
     engine: Annotated[str, typer.Option(help="Which engine trains.")] = "reference",
     device: Annotated[str, typer.Option(help="cpu, or cuda for one GPU.")] = "cpu",
     keep: Annotated[
@@ -95,25 +125,25 @@ def run(
 ) -> None:
     """Trains what is missing of a study. Interrupted, the same command goes on; finished runs are never repeated.
 
-    Example: `supermask run mask-criteria scale=digits 'seeds=[0,1]' prune.levels=3`
+    Example: `supermask run mask-criteria scale=digits 'seeds=[0,1]' prune.levels=3 train.epochs=2`
     """
     from rich.console import Console
 
     from supermask import commands
     from supermask.execute.local import Stopped
+    from supermask.rows import STATUSES
 
     console = Console(soft_wrap=True)
     try:
         schedule = commands.run(study, settings or [], store, workers, engine, device, keep, _listening(console))
     except Stopped as stopped:
-        print(f"Stopped. {stopped.left:,} runs are left; the same command goes on from here. Finished runs are kept.")
+        left = f"{stopped.left:,} run{' is' if stopped.left == 1 else 's are'} left"
+        echo(f"Stopped. {left}; the same command goes on from here. Finished runs are kept.", err=True)
         raise typer.Exit(130) from None
-    counts: dict[str, int] = {}
-    for status in schedule.status.values():
-        counts[status] = counts.get(status, 0) + 1
-    made_of = ", ".join(f"{count:,} {_WORDS[status]}" for status, count in counts.items())
-    print(f"{schedule.plan.study.name}: {len(schedule.status):,} runs: {made_of}. Store: {schedule.store.root}")
-    if counts.get("certificate_failed"):
+    ended = list(schedule.status.values())
+    made_of = ", ".join(f"{ended.count(status):,} {_WORDS[status]}" for status in STATUSES if status in ended)
+    echo(f"{schedule.plan.study.name}: {len(ended):,} runs: {made_of}. Store: {schedule.store.root}")
+    if "certificate_failed" in ended:
         raise MachineError("runs whose certificate does not hold are no results: `supermask verify` says why.")
 
 
@@ -126,16 +156,12 @@ _WORDS = {
 }
 
 
-def _listening(console: object) -> Callable[[Plan, Schedule], AbstractContextManager[Listener]]:
-    from rich.console import Console
-
+def _listening(console: Console) -> Callable[[Plan, Schedule], AbstractContextManager[Listener]]:
     from supermask.execute.progress import progress
-
-    assert isinstance(console, Console)
 
     def listen(plan: Plan, schedule: Schedule) -> AbstractContextManager[Listener]:
         for text in schedule.damaged:
-            console.print(text, markup=False)
+            console.print(text, markup=False, highlight=False)
         labels = {member.run_id: member.treatment for member in reversed(plan.members) if member.level}
         dense = {member.run_id: "dense" for member in plan.members if not member.level}
         return progress(plan.study.name, console, labels | dense, schedule.tasks_left)
@@ -149,34 +175,13 @@ def status(study: Study, settings: Settings = None, store: StoreFolder = None) -
 
     Example: `supermask status mask-criteria scale=digits`
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from supermask import commands
-    from supermask.rows import count_by_status
-    from supermask.tables import DENSE, labels_of
+    from supermask.status import status_text
 
     made, rows, damaged = commands.rows(study, settings or [], store)
-    table = Table(title=f"{made.study.name}: {made.study.network} on {made.study.dataset}", title_justify="left")
-    table.add_column("treatment")
-    for heading in ("finished", "diverged", "refused", "cut off", "to do", "last level", "remaining", "test accuracy"):
-        table.add_column(heading, justify="right")
-    for label in (DENSE, *(treatment.label for treatment in made.study.treatments)):
-        own = [row for row in rows if label in labels_of(row)]
-        table.add_row(label.replace("[", "\\["), *map(str, count_by_status(own).values()), *_last_level(own))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    echo(f"{made.study.name}: {made.study.network} on {made.study.dataset}\n")
+    echo(status_text(commands.labels(made), rows), nl=False)
     _warn(damaged)
-
-
-def _last_level(rows: Sequence[Row]) -> tuple[str, str, str]:
-    """Deepest level with a finished run: its number, its density, its mean accuracy over seeds."""
-    finished = [row for row in rows if row["status"] == "finished"]
-    deepest = max((int(row["level"] or 0) for row in finished), default=None)
-    if deepest is None:
-        return "-", "-", "-"
-    last = [row for row in finished if row["level"] == deepest]
-    mean = sum(float(row["early_stop_test_accuracy"] or 0) for row in last) / len(last)
-    return str(deepest), f"{100 * float(last[0]['density'] or 0):.3g}%", f"{100 * mean:.2f}% (n={len(last)})"
 
 
 @app.command()
@@ -192,10 +197,10 @@ def table(
     """
     from supermask import commands, tables
 
+    if format == "parquet" and sys.stdout.isatty():
+        raise UserError("a Parquet table is binary: send it to a file, as in `supermask table ... > runs.parquet`.")
     _, rows, damaged = commands.rows(study, settings or [], store)
     if format == "parquet":
-        if sys.stdout.isatty():
-            raise UserError("a Parquet table is binary: send it to a file, as in `supermask table STUDY --format parquet > runs.parquet`.")
         sys.stdout.buffer.write(tables.to_parquet(rows))
     else:
         sys.stdout.write(tables.to_csv(rows) if format == "csv" else tables.to_json(rows))
@@ -215,20 +220,25 @@ def figure(
     """
     from supermask import commands
 
-    for drawn, paths in commands.figures(study, settings or [], out, store):
-        print(*paths, sep="\n")
-        print(f"  {drawn.caption}\n")
+    saved, damaged = commands.figures(study, settings or [], out, store)
+    for drawn, paths in saved:
+        echo("\n".join([*map(str, paths), f"  {drawn.caption}\n"]))
+    _warn(damaged)
 
 
 @app.command()
-def export(run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A run's id, or the beginning of it.")], folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")], store: StoreFolder = None) -> None:
+def export(
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A run's id, or the beginning of it.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")],
+    store: StoreFolder = None,
+) -> None:
     """A run as run.json and tensors.safetensors (start, final and mask of every maskable weight), for other scripts.
 
-    Example: `supermask export 3f9c01ab ticket/`
+    Example: `supermask export 3f9c01ab ticket`
     """
     from supermask import commands
 
-    print(*commands.export(run_id, folder, store), sep="\n")
+    echo("\n".join(map(str, commands.export(run_id, folder, store))))
 
 
 @app.command()
@@ -237,65 +247,56 @@ def verify(store: StoreFolder = None) -> None:
 
     Example: `supermask verify --store supermask-store`
     """
+    from rich.console import Console
+
     from supermask import commands
 
-    counts: dict[str, int] = {"held": 0, "partly": 0, "failed": 0, "damaged": 0}
-    for verdict in commands.verify(store):
-        counts[verdict.verdict] += 1
-        if verdict.verdict != "held":
-            print(f"{verdict.run_id} {verdict.verdict}: {verdict.why}")
-    print(", ".join(f"{count:,} {verdict}" for verdict, count in counts.items() if count or verdict == "held"))
+    counts = {"held": 0, "partly": 0, "failed": 0, "damaged": 0}
+    with Console(stderr=True).status("verifying") as spinner:
+        for verdict in commands.verify(store):
+            counts[verdict.verdict] += 1
+            spinner.update(f"verifying: {sum(counts.values()):,}")
+            if verdict.verdict in ("failed", "damaged"):
+                echo(f"{verdict.key} {verdict.verdict}: {verdict.why}")
+    echo(", ".join(f"{count:,} {_VERDICTS[name]}" for name, count in counts.items() if count or name == "held"))
     if counts["failed"] or counts["damaged"]:
         raise typer.Exit(1)
 
 
+_VERDICTS = {"held": "held", "partly": "held as far as kept", "failed": "FAILED", "damaged": "DAMAGED"}
+
+
 @app.command()
 def query(
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="DuckDB's SQL over the table `runs`: one row a run of the store.")],
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="DuckDB's SQL over the table `runs`, a row a run.")],
     store: StoreFolder = None,
-    format: Annotated[Literal["table", "csv"], typer.Option(help="How to print the answer.")] = "table",
+    format: Annotated[Literal["table", "csv", "json"], typer.Option(help="How to print the answer.")] = "table",
 ) -> None:
-    """SQL over every run in the store.
+    """SQL over every run in the store. It sees the table `runs` (columns: `DESCRIBE runs`) and cannot change anything.
 
-    Example: `supermask query "SELECT criterion, level, avg(early_stop_test_accuracy) FROM runs GROUP BY ALL ORDER BY ALL"`
+    Example: `supermask query "SELECT criterion, level, avg(early_stop_test_accuracy) FROM runs GROUP BY ALL"`
     """
-    import csv
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from supermask import commands
+    from supermask.text_table import csv_table, json_table, text_table
 
     answer, damaged = commands.query(sql, store)
-    if format == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(answer.columns)
-        writer.writerows(answer.rows)
-    else:
-        shown = Table(*(Text(name) for name in answer.columns))
-        for row in answer.rows:
-            shown.add_row(*(Text(f"{cell:.6g}" if isinstance(cell, float) else str(cell)) for cell in row))
-        Console(width=None if sys.stdout.isatty() else 4000).print(shown)
+    write = {"table": text_table, "csv": csv_table, "json": json_table}[format]
+    sys.stdout.write(write(answer.columns, answer.rows))
     _warn(damaged)
 
 
 def _warn(damaged: Sequence[str]) -> None:
     for text in damaged:
-        print(text, file=sys.stderr)
+        echo(f"supermask: {text}", err=True)
 
 
-def main() -> None:
-    """Entry point: what a person did wrong, or the machine refused, is one message and an exit status."""
-    try:
-        app()
-    except (UserError, MachineError) as error:
-        print(f"supermask: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
-    except BrokenPipeError:
-        # The reader of our output has gone (as `head` does): nothing is wrong.
-        sys.stderr.close()
-        sys.exit(0)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: one command, then the exit status."""
+    from supermask.exit_status import exit_status
+
+    # Read by torch when it is imported: runs are one thread each, and for small tensors more threads are slower.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(exit_status(app, sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

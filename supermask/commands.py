@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
-from supermask.errors import UserError
+from supermask.datasets import load
+from supermask.datasets.source import DATA_VARIABLE
+from supermask.disk import machine_errors
+from supermask.errors import UserError, did_you_mean
 from supermask.execute.estimate import Estimate, estimate
 from supermask.execute.local import Listener, run_plan
 from supermask.execute.schedule import Keep, Schedule
@@ -16,13 +21,23 @@ from supermask.execute.worker import Site
 from supermask.export import export_run
 from supermask.figures import Drawn
 from supermask.plan import Plan, make_plan
+from supermask.recipe import Recipe
 from supermask.rows import find_run, rows_of_plan, rows_of_store
+from supermask.run import Run
 from supermask.store import Store
 from supermask.study_file import load_study
-from supermask.tables import Answer, Row
+from supermask.tables import DENSE, Answer, Row
 from supermask.verify import Verdict
+from supermask.yaml_tree import shown
 
 ENGINES = ("reference",)
+DEVICES = ("cpu", "cuda")
+
+
+def default_workers() -> int:
+    """One a core that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def default_store() -> Path:
@@ -41,8 +56,20 @@ class PlanReport:
     done: int
     to_do: int
     estimate: Estimate
-    longest_chain: int
-    """Levels that have to follow each other: no number of workers makes a study faster than that."""
+
+    @property
+    def network(self) -> str:
+        """Its canonical name."""
+        return self._dense.network
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the dense networks are trained."""
+        return self._dense.recipe
+
+    @property
+    def _dense(self) -> Run:
+        return next(iter(self.plan.runs.values()))
 
 
 def plan(study: str, overrides: Sequence[str] = (), store: Path | None = None) -> PlanReport:
@@ -51,9 +78,6 @@ def plan(study: str, overrides: Sequence[str] = (), store: Path | None = None) -
     at = Store(store or default_store())
     there = at.run_ids()
     to_do = [run for run in made.runs.values() if run.id not in there]
-    depth: dict[str, int] = {}
-    for run in to_do:
-        depth[run.id] = 1 + depth.get(run.parent or "", 0)
     return PlanReport(
         plan=made,
         asked=len(made.members),
@@ -61,7 +85,6 @@ def plan(study: str, overrides: Sequence[str] = (), store: Path | None = None) -
         done=len(made.runs) - len(to_do),
         to_do=len(to_do),
         estimate=estimate(made, at, to_do),
-        longest_chain=max(depth.values(), default=0),
     )
 
 
@@ -79,20 +102,22 @@ def run(
 
     Raises UserError, MachineError, and `execute.local.Stopped` on Ctrl-C: the same call goes on from there.
     """
-    if engine not in ENGINES:
-        raise UserError(f"{engine!r} is not an engine. Allowed: {', '.join(ENGINES)}.")
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"{device!r} is not a device. Allowed: cpu, cuda.")
+    _check_choice("an engine", engine, ENGINES)
+    _check_choice("a device", device, DEVICES)
+    _check_choice("a way to keep weights", keep, get_args(Keep))
     if workers is not None and workers < 1:
         raise UserError(f"{workers} workers cannot train anything: give 1 or more, or leave it out for one a core.")
     made = make_plan(load_study(study, overrides))
     site = Site(store=(store or default_store()).absolute(), data_dir=_data_dir(), engine=engine, device=device)
     schedule = Schedule(made, Store(site.store))
     if schedule.tasks_left:
-        _check_data(made)
+        # One message before workers start, not one from each; and one decoding that all of them share.
+        load(made.study.dataset, site.data_dir)
+        _check_writable(site.store)
+        _check_device(device)
     quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
     with listening(made, schedule) if listening else quiet as listener:
-        return run_plan(made, site, workers or os.cpu_count() or 1, listener, keep)
+        return run_plan(made, site, workers or default_workers(), listener, keep)
 
 
 def rows(study: str, overrides: Sequence[str] = (), store: Path | None = None) -> tuple[Plan, list[Row], list[str]]:
@@ -101,35 +126,42 @@ def rows(study: str, overrides: Sequence[str] = (), store: Path | None = None) -
     return made, *rows_of_plan(made, Store(store or default_store()))
 
 
-def figures(study: str, overrides: Sequence[str], out: Path, store: Path | None = None) -> Iterator[tuple[Drawn, list[Path]]]:
-    """Draws and saves a study's figures: accuracy, then early-stopping iteration."""
+def labels(made: Plan) -> list[str]:
+    """The lines of a study's tables: `dense`, then its treatments, in the order of the file."""
+    return [DENSE, *(treatment.label for treatment in made.study.treatments)]
+
+
+def figures(
+    study: str, overrides: Sequence[str], out: Path, store: Path | None = None
+) -> tuple[list[tuple[Drawn, list[Path]]], list[str]]:
+    """Draws a study's figures (accuracy, early-stopping iteration) and saves them; and a text for each damaged run."""
     from supermask.figures import accuracy_figure, early_stop_figure, save
 
-    made, found, _ = rows(study, overrides, store)
+    made, found, damaged = rows(study, overrides, store)
     if not any(row["status"] == "finished" for row in found):
-        raise UserError(f"no run of study {made.study.name!r} is in the store yet: `supermask run` it first, with the same settings.")
-    labels = [treatment.label for treatment in made.study.treatments]
+        raise UserError(
+            f"no run of study {shown(made.study.name)} with these settings is in {store or default_store()} yet: "
+            "`supermask run` it first, with the same settings and the same --store."
+        )
     title = made.study.title or made.study.name
+    saved = []
     for name, draw in (("accuracy", accuracy_figure), ("early-stop", early_stop_figure)):
-        drawn = draw(found, labels, made.study.reference, title)
-        yield drawn, save(drawn, out, f"{made.study.name}-{name}")
+        drawn = draw(found, labels(made)[1:], made.study.reference, title)
+        saved.append((drawn, save(drawn, out, f"{made.study.name}-{name}")))
+    return saved, damaged
 
 
 def export(run_id: str, folder: Path, store: Path | None = None) -> list[Path]:
     """Writes `run.json` and `tensors.safetensors` of a run, named by its id or the beginning of it."""
-    at = Store(store or default_store())
+    at = _existing(store)
     return export_run(at, find_run(at, run_id), folder)
 
 
 def verify(store: Path | None = None) -> Iterator[Verdict]:
     """Every run in the store, its hashes and its certificate, again from the tensors."""
-    from supermask.lineage import Lineage
-    from supermask.verify import verify_run
+    from supermask.verify import verify_store
 
-    at = _existing(store)
-    lineage = Lineage(at, remembered=64)
-    for run_id in sorted(at.run_ids()):
-        yield verify_run(at, lineage, run_id)
+    return verify_store(_existing(store))
 
 
 def query(sql: str, store: Path | None = None) -> tuple[Answer, list[str]]:
@@ -143,18 +175,37 @@ def query(sql: str, store: Path | None = None) -> tuple[Answer, list[str]]:
 def _existing(store: Path | None) -> Store:
     folder = store or default_store()
     if not folder.is_dir():
-        raise UserError(f"there is no store at {folder}: give one with --store, or make one with `supermask run STUDY`.")
+        raise UserError(
+            f"there is no store at {folder}: give one with --store, or make one with `supermask run STUDY`."
+        )
     return Store(folder)
 
 
 def _data_dir() -> Path | None:
     """Absolute, for workers; None leaves the search to the data set."""
-    given = os.environ.get("SUPERMASK_DATA")
-    return Path(given).absolute() if given else None
+    given = os.environ.get(DATA_VARIABLE)
+    return Path(given).expanduser().absolute() if given else None
 
 
-def _check_data(made: Plan) -> None:
-    """Before workers start: one message for missing data, and one decoding that all of them share."""
-    from supermask.datasets import load
+def _check_choice(what: str, given: str, allowed: Sequence[str]) -> None:
+    if given not in allowed:
+        near = did_you_mean(given, allowed) or "."
+        raise UserError(f"{shown(given)} is not {what}{near} Allowed: {', '.join(allowed)}.")
 
-    load(made.study.dataset, _data_dir())
+
+def _check_device(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(
+                "there is no GPU that this PyTorch can use: leave out --device, or install one built for it."
+            )
+
+
+def _check_writable(store: Path) -> None:
+    """Before anything is trained: a store that cannot be written to shall cost no training."""
+    with machine_errors(store):
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=store) as probe:
+            probe.write(bytes(4096))

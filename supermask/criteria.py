@@ -105,7 +105,10 @@ def snip(layer: Layer, rng: Stream) -> Tensor:
 
 
 def grad(layer: Layer, rng: Stream) -> Tensor:
-    """abs(dL/dw) at the start of the level, on its first batch. Source, and differs from the paper: as `snip`."""
+    """abs(dL/dw) at the start of the level, on its first batch.
+
+    Source: paper.md section 3. Differs from the paper: as `snip`.
+    """
     assert layer.gradient is not None
     return layer.gradient.abs()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from supermask.entry import Facts
 from supermask.errors import MachineError, UserError
@@ -12,6 +13,10 @@ from supermask.lineage import Lineage
 from supermask.records import unpack_state
 from supermask.run import Run
 from supermask.store import Store
+from supermask.types import Start, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def export_run(store: Store, run_id: str, folder: Path) -> list[Path]:
@@ -20,16 +25,16 @@ def export_run(store: Store, run_id: str, folder: Path) -> list[Path]:
     `run.json`: id, parent, network, dataset, criterion, mask1, mask0, schedule, level, seed, prune_rates, metrics,
     certificate, environment, and whatever else is known. `tensors.safetensors`: for every maskable weight
     `start.<name>` (frozen values included), `final.<name>` (float32) and `mask.<name>` (bool), in the kernel's shape;
-    for everything else in the network (biases) `other_start.<name>` and `other_final.<name>`.
+    for everything else in the network (biases) `other_start.<name>` and `other_final.<name>`. Files of these names
+    are replaced, others in the folder stay. A run at level 1 is the same run under either schedule: `iterative`.
     Raises UserError if the folder cannot be one or the run's weights were dropped, Damaged if they are not whole.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     entry = store.read(run_id)
     if entry.facts["status"] == "diverged":
-        raise UserError(
-            f"run {run_id} diverged at iteration {entry.facts['metrics']['diverged_at']}: it has no final weights to export."
-        )
+        at = entry.facts["metrics"]["diverged_at"]
+        raise UserError(f"run {run_id} diverged at iteration {at}: it has no final weights to export.")
     if entry.weights is None:
         raise UserError(
             f"the weights of run {run_id} were dropped (--keep), only its masks are left. "
@@ -37,21 +42,41 @@ def export_run(store: Store, run_id: str, folder: Path) -> list[Path]:
         )
     start = Lineage(store).parent(run_id).start
     end = unpack_state(entry.tensors | entry.weights, start)
-    tensors = {}
-    for kind, named in (("start", start.weights), ("final", end.weights), ("mask", start.masks)):
-        tensors |= {f"{kind}.{name}": tensor for name, tensor in named.items()}
-    for kind, named in (("other_start", start.others), ("other_final", end.others)):
-        tensors |= {f"{kind}.{name}": tensor for name, tensor in named.items()}
-    paths = [folder / "run.json", folder / "tensors.safetensors"]
+    text = json.dumps(run_facts(entry.facts), indent=2, allow_nan=False) + "\n"
+    # run.json last: where it is, the tensors are whole.
+    files = {"tensors.safetensors": save(_tensors(start, end)), "run.json": text.encode()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        paths[0].write_text(json.dumps(run_facts(entry.facts), indent=2) + "\n", encoding="utf-8")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, paths[1])
+        for name, data in files.items():
+            _replace(folder / name, data)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{folder} is not a folder: give one to export to, or a new name.") from error
     except OSError as error:
-        raise MachineError(f"the run cannot be written to {folder}: {error.strerror or error}") from error
-    return paths
+        raise MachineError(f"the run cannot be written to {folder}: {error.strerror or error}.") from error
+    return [folder / name for name in reversed(files)]
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """The file is the one before, or this one whole."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def _tensors(start: Start, end: State) -> dict[str, Tensor]:
+    groups = {
+        "start": start.weights,
+        "final": end.weights,
+        "mask": start.masks,
+        "other_start": start.others,
+        "other_final": end.others,
+    }
+    return {f"{kind}.{name}": t.contiguous() for kind, named in groups.items() for name, t in named.items()}
 
 
 def run_facts(facts: Facts) -> dict[str, Any]:

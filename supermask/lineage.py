@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
+from supermask.criteria import CRITERIA, Criterion
 from supermask.datasets.facts import DATASETS
+from supermask.entry import Facts
+from supermask.errors import UserError
 from supermask.networks import Architecture, architecture, initial_start, maskables
-from supermask.records import point_name, start_content, unpack_masks, unpack_state
-from supermask.rng import Streams, streams
+from supermask.records import gradient_base, point_name, start_content, unpack_masks, unpack_state
+from supermask.rng import Stream, Streams, streams
 from supermask.run import Run, StepFacts
-from supermask.store import Damaged, Entry, Store
+from supermask.store import Damaged, Store
 from supermask.study import resolve_criterion
 from supermask.ticket import Parent, Step, next_start, start_with
-from supermask.types import Maskable, Point, Start, State
+from supermask.types import Layer, Point, Start, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NotKept(Damaged):
+    """A point of a stored run that is not there: dropped, or never asked for. The run can be trained again for it."""
+
+    def __init__(self, run_id: str, point: Point) -> None:
+        super().__init__(f"{run_id}-{point_name(point)}", "it is not there")
+        self.run_id, self.point = run_id, point
+
+    def __reduce__(self) -> tuple[type[NotKept], tuple[str, Point]]:
+        return NotKept, (self.run_id, self.point)
+
+    def __str__(self) -> str:
+        what = "weights" if self.point == "end" else f"point {point_name(self.point)}"
+        return f"run {self.run_id} has no {what} in the store: dropped (--keep), or never kept. Run its study again."
 
 
 def layers_of(run: Run) -> Architecture:
@@ -23,10 +47,20 @@ def layers_of(run: Run) -> Architecture:
     return architecture(run.network, facts.image_shape, facts.classes)
 
 
-def step_of(facts: StepFacts) -> Step:
-    """Names -> functions. Raises UserError if a user's own criterion cannot be imported."""
+def criterion_of(facts: StepFacts) -> Criterion:
+    """The function that scores.
+
+    Raises UserError if a user's own cannot be imported, or stands in a file that was changed since the plan was made.
+    """
+    if facts.criterion in CRITERIA:
+        return CRITERIA[facts.criterion]
+    return _own_criterion(facts.criterion, facts.criterion_source)
+
+
+def step_of(facts: StepFacts, criterion: Criterion | None = None) -> Step:
+    """The step as `ticket` takes it; it can score with the package's own criteria, and with one that is given."""
     return Step(
-        criterion=resolve_criterion(facts.criterion).function,
+        criterion=criterion or CRITERIA.get(facts.criterion, _not_to_be_asked),
         mask1=facts.mask1,
         mask0=facts.mask0,
         rates=facts.rates,
@@ -45,7 +79,7 @@ def streams_of(run: Run) -> Streams:
 
 
 class StoredPoints(Mapping[Point, State]):
-    """The stored points of one run's trajectory, read when asked for."""
+    """The stored points of one run's trajectory, read when asked for; NotKept for one that is not there."""
 
     def __init__(self, store: Store, run_id: str, start: Start) -> None:
         self._store, self._run_id, self._start = store, run_id, start
@@ -53,14 +87,7 @@ class StoredPoints(Mapping[Point, State]):
 
     def __getitem__(self, point: Point) -> State:
         if point not in self._read:
-            if point == "end":
-                entry = self._store.read(self._run_id)
-                stored = None if entry.weights is None else entry.tensors | entry.weights
-            else:
-                stored = self._store.read_point(self._run_id, point_name(point)).tensors
-            if stored is None:
-                raise KeyError(point)
-            self._read[point] = unpack_state(stored, self._start)
+            self._read[point] = self._load(point)
         return self._read[point]
 
     def __contains__(self, point: object) -> bool:
@@ -74,52 +101,121 @@ class StoredPoints(Mapping[Point, State]):
     def __len__(self) -> int:
         raise TypeError("points are read by name")
 
+    def _load(self, point: Point) -> State:
+        if point not in self:
+            raise NotKept(self._run_id, point)
+        try:
+            if point == "end":
+                entry = self._store.read(self._run_id)
+                if entry.weights is None:
+                    raise NotKept(self._run_id, point)
+                return unpack_state(entry.tensors | entry.weights, self._start)
+            stored = self._store.read_point(self._run_id, point_name(point)).tensors
+            return unpack_state(stored, gradient_base(self._start) if point == "gradient" else self._start)
+        except ValueError as error:
+            key = self._run_id if point == "end" else f"{self._run_id}-{point_name(point)}"
+            raise Damaged(key, str(error)) from error
+
 
 class Lineage:
     """Makes starts again, and remembers the last few: a chain's next level asks for its parent's."""
 
     def __init__(self, store: Store, remembered: int = 4) -> None:
+        assert remembered > 1, "a start is made from its parent's, which is remembered meanwhile"
         self._store, self._remembered = store, remembered
         self._parents: OrderedDict[str, Parent] = OrderedDict()
 
     def parent(self, run_id: str) -> Parent:
-        """A stored run as the next round sees it. Raises Damaged if it, or an ancestor, is not what was committed."""
-        if run_id in self._parents:
-            self._parents.move_to_end(run_id)
-            return self._parents[run_id]
-        entry = self._store.read(run_id)
-        run = Run.from_data(entry.facts)
-        start = self.start_again(run, entry)
-        if start_content(start) != entry.facts["start_content"]:
-            raise Damaged(run_id, "its start, made again from its parent, is not the start it was trained from")
-        return self.remember(run, start)
+        """A stored run as the next round sees it.
 
-    def remember(self, run: Run, start: Start) -> Parent:
+        Raises Damaged if it, or an ancestor, is not what was committed; its kind NotKept if a point is not there (any
+        more) that the start of one of them is made of.
+        """
+        unknown: list[str] = []
+        above: str | None = run_id
+        while above is not None and above not in self._parents:
+            unknown.append(above)
+            above = self._run(above, self._store.facts(above)).parent
+        if above is not None:
+            self._parents.move_to_end(above)
+        for each in reversed(unknown):
+            self._make_again(each)
+        return self._parents[run_id]
+
+    def remember(self, run: Run, start: Start) -> None:
         """Keeps a start that was just made, so that the next level finds it."""
         found = maskables(layers_of(run))
         self._parents[run.id] = Parent(start, StoredPoints(self._store, run.id, start), found)
+        self._parents.move_to_end(run.id)
         while len(self._parents) > self._remembered:
             self._parents.popitem(last=False)
-        return self._parents[run.id]
 
     def start_of(self, run: Run) -> Start:
-        """The start of a run that is to be trained: scored and made from its parent."""
+        """The start of a run that is to be trained: scored and made from its parent.
+
+        Raises as `parent` and `criterion_of` do, and UserError or ValueError for a criterion that fails.
+        """
         if run.parent is None or run.step is None:
             return initial_start(layers_of(run), run.seed)
-        return next_start(self.parent(run.parent), step_of(run.step), streams_of(run))
+        return next_start(self.parent(run.parent), step_of(run.step, criterion_of(run.step)), streams_of(run))
 
-    def start_again(self, run: Run, entry: Entry) -> Start:
-        """The start of a stored run: its masks as stored, its values made as they were made then."""
+    def _make_again(self, run_id: str) -> None:
+        """The start of a stored run whose parent is remembered: its masks as stored, its values made as then."""
+        entry = self._store.read(run_id)
+        run = self._run(run_id, entry.facts)
         if run.parent is None or run.step is None:
-            return initial_start(layers_of(run), run.seed)
-        parent = self.parent(run.parent)
-        masks = unpack_masks(entry.tensors, _by_name(parent))
-        # The criterion is not asked again, so it need not be importable, nor the weights be there that it alone read.
-        step = step_of(replace(run.step, criterion="random"))
-        if run.step.w_final not in run.step.start_points:
-            step = replace(step, w_final="start")
-        return start_with(masks, parent, step, streams_of(run))
+            start = initial_start(layers_of(run), run.seed)
+        else:
+            parent = self._parents[run.parent]
+            step = step_of(run.step)
+            if run.step.w_final not in run.step.start_points:
+                # Only the criterion read it, so it need not be there any more.
+                step = replace(step, w_final="start")
+            try:
+                masks = unpack_masks(entry.tensors, parent.maskables)
+            except ValueError as error:
+                raise Damaged(run_id, str(error)) from error
+            start = start_with(masks, parent, step, streams_of(run))
+        if start_content(start) != entry.facts["start_content"]:
+            raise Damaged(run_id, "its start, made again from its parent, is not the start it was trained from")
+        self.remember(run, start)
+
+    def _run(self, run_id: str, facts: Facts) -> Run:
+        run = Run.from_data(facts)
+        if run.id != run_id:
+            raise Damaged(run_id, f"its facts are those of run {run.id}")
+        return run
 
 
-def _by_name(parent: Parent) -> dict[str, Maskable]:
-    return dict(parent.maskables)
+def _not_to_be_asked(layer: Layer, rng: Stream) -> Tensor:
+    raise AssertionError("a user's own criterion comes from criterion_of")
+
+
+@lru_cache
+def _own_criterion(name: str, source: str | None) -> Criterion:
+    """A user's own criterion, of this source, once for all in this process.
+
+    It sees no gradient, because whether one is there depends on what else was asked of the parent.
+    """
+    found = resolve_criterion(name)
+    if found.module_sha256 != source:
+        raise UserError(
+            f"criterion {name!r}: its file was changed since the plan was made. Run the same command again: "
+            "what was trained with the former text is kept, and the new text makes other runs."
+        )
+
+    def score(layer: Layer, rng: Stream) -> Tensor:
+        try:
+            return found.function(replace(layer, gradient=None), rng)  # type: ignore[no-any-return]
+        except (Exception, SystemExit) as error:
+            raise UserError(f"criterion {name!r} failed {_place(error)}: {type(error).__name__}: {error}") from error
+
+    score.__name__ = name
+    return score
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's code it happened: the innermost frame that is not an installed package's."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    return f"at line {own[-1].lineno} of {own[-1].filename}" if own else "when it was called"

@@ -142,7 +142,7 @@ def initial_start(layers: Architecture, seed: int) -> Start:
 
 
 def build(layers: Architecture) -> nn.Sequential:
-    """The module: a `torch.nn.Sequential` whose `state_dict` has the names of `initial_start`; its values are PyTorch's own."""
+    """The module: an `nn.Sequential` with the names of `initial_start` in its `state_dict`; values: PyTorch's own."""
     from collections import OrderedDict
 
     from torch import nn

@@ -6,7 +6,7 @@ Made before anything is trained, without data and without torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from supermask.criteria import CRITERIA
@@ -22,7 +22,7 @@ from supermask.types import Maskable, Point
 
 @dataclass(frozen=True)
 class Member:
-    """What one run is to a study: a treatment's level for a seed. The dense run (level 0) belongs to every treatment."""
+    """What one run is to a study: a treatment's level for a seed. The dense run is every treatment's level 0."""
 
     treatment: str
     seed: int
@@ -77,38 +77,40 @@ def make_plan(study: Study) -> Plan:
     study.check_points(recipe.iterations)
     found = maskables(layers)
     runs: dict[str, Run] = {}
-    members: dict[Member, None] = {}
+    members: list[Member] = []
     steps = {t.label: list(_steps(study, t, found)) for t in study.treatments}
     for seed in study.seeds:
         dense = Run(network, study.dataset, seed, 0, recipe)
         runs[dense.id] = dense
         for treatment in study.treatments:
-            members[Member(treatment.label, seed, 0, dense.id)] = None
+            members.append(Member(treatment.label, seed, 0, dense.id))
             parent = dense
             for level, step in enumerate(steps[treatment.label], start=1):
                 run = Run(network, study.dataset, seed, level, _recipe_after(recipe, treatment), parent.id, step)
-                run = runs.setdefault(run.id, run)
-                members[Member(treatment.label, seed, level, run.id)] = None
+                runs.setdefault(run.id, run)
+                members.append(Member(treatment.label, seed, level, run.id))
                 parent = run if treatment.schedule == "iterative" else dense
-    return Plan(study, layers, runs, list(members))
+    return Plan(study, layers, runs, members)
 
 
 def resolve_recipe(train: Train, training_images: int) -> Recipe:
-    """The study's `train` section with epochs turned into iterations."""
+    """The study's `train` section with epochs turned into iterations, and without what never comes to pass."""
 
     def count(epochs: float) -> int:
         return iterations(epochs, training_images, train.batch_size)
 
+    total = count(train.epochs)
+    drops = tuple(at for at in map(count, train.lr_drops) if at < total)
     return Recipe(
         optimizer=train.optimizer,
         lr=train.lr,
         batch_size=train.batch_size,
-        iterations=count(train.epochs),
+        iterations=total,
         evaluate_every=train.evaluate_every,
         momentum=train.momentum if train.optimizer == "sgd" else 0.0,
         weight_decay=train.weight_decay,
-        drops=tuple(count(epoch) for epoch in train.lr_drops),
-        drop_factor=train.lr_drop_factor if train.lr_drops else 1.0,
+        drops=drops,
+        drop_factor=train.lr_drop_factor if drops else 1.0,
         warmup=count(train.warmup_epochs) if train.warmup_epochs else 0,
     )
 
@@ -122,8 +124,9 @@ def _recipe_after(recipe: Recipe, treatment: Treatment) -> Recipe:
 def _steps(study: Study, treatment: Treatment, found: Mapping[str, Maskable]) -> Iterator[StepFacts]:
     """One step a level."""
     prune = study.prune
-    kinds = sorted({m.kind for m in found.values()})
-    rates = {"global": prune.rates.global_} if treatment.scope == "global" else {k: prune.rates.of(k) for k in kinds}
+    rates: dict[str, float] = {kind: prune.rates.of(kind) for kind in sorted({m.kind for m in found.values()})}
+    if treatment.scope == "global":
+        rates = {"global": prune.rates.global_}
     _check_layers_survive(study, treatment, found, rates)
     own = treatment.criterion not in CRITERIA
     source = resolve_criterion(treatment.criterion).module_sha256 if own else None
@@ -146,7 +149,10 @@ def _steps(study: Study, treatment: Treatment, found: Mapping[str, Maskable]) ->
 
 
 def _point(treatment: Treatment, key: str, begins: int) -> Point:
-    """One name for one point: the iteration at which the parent begins is its start."""
+    """One name for one point, so that equal steps are one run: the iteration at which the parent begins is its start.
+
+    Raises UserError for an iteration before that: the parent was never there.
+    """
     point: Point = getattr(treatment, key)
     if isinstance(point, int) and point < begins:
         raise UserError(
@@ -169,5 +175,6 @@ def _check_layers_survive(
             if alive == 0:
                 raise UserError(
                     f"study {study.name!r}: level {level} of {study.prune.levels} would leave no weight in {name} "
-                    f"(prune rate {rate:g}); use at most {level - 1} levels (prune.levels) or a lower rate (prune.rates)."
+                    f"(prune rate {rate:g}); use at most {level - 1} levels (prune.levels) or a lower rate "
+                    "(prune.rates)."
                 )

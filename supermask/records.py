@@ -7,6 +7,8 @@ are, in C order of each tensor; masks are one bit a weight.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,19 +61,32 @@ def pack_point(state: State, masks: Masks) -> Tensors:
 
 
 def unpack_state(stored: Tensors, start: Start) -> State:
-    """The network at a stored point: kept values as stored, frozen values as the run started with."""
+    """The network at a stored point: kept values as stored, frozen values as the run started with.
+
+    Raises ValueError if what is stored does not fit the start's masks.
+    """
     weights = {}
     for name, mask in start.masks.items():
-        values = start.weights[name].clone()
-        values[mask] = values.new_tensor(stored[f"kept/{name}"])
-        weights[name] = values
+        values = stored.get(f"kept/{name}")
+        if values is None or values.shape != (int(mask.sum()),) or values.dtype != np.float32:
+            raise ValueError(f"it does not hold one float32 value for each kept weight of {name}")
+        weights[name] = start.weights[name].clone()
+        weights[name][mask] = weights[name].new_tensor(values)
     return State(weights, _others(stored))
 
 
-def unpack_masks(stored: Tensors, maskables: dict[str, Maskable]) -> Masks:
-    """The masks of a stored run that has a parent."""
+def gradient_base(start: Start) -> Start:
+    """What a stored gradient is unpacked onto: 0 at the weights that do not train."""
+    return replace(start, weights={name: tensor.new_zeros(tensor.shape) for name, tensor in start.weights.items()})
+
+
+def unpack_masks(stored: Tensors, maskables: Mapping[str, Maskable]) -> Masks:
+    """The masks of a stored run that has a parent. Raises ValueError if they are not those of such a network."""
     import torch
 
+    missing = [name for name in maskables if f"mask/{name}" not in stored]
+    if missing:
+        raise ValueError(f"it has no mask for {missing[0]}")
     return {name: torch.from_numpy(unpack(stored[f"mask/{name}"], m.shape)) for name, m in maskables.items()}
 
 
@@ -83,7 +98,8 @@ def unpack_curve(stored: Tensors) -> Curve:
 def _others(stored: Tensors) -> dict[str, Tensor]:
     import torch
 
-    return {name.removeprefix("other/"): torch.from_numpy(a.copy()) for name, a in stored.items() if name.startswith("other/")}
+    others = {name.removeprefix("other/"): array for name, array in stored.items() if name.startswith("other/")}
+    return {name: torch.from_numpy(array.copy()) for name, array in others.items()}
 
 
 def point_name(point: Point) -> str:

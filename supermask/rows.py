@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from supermask.entry import Facts
 from supermask.errors import UserError
 from supermask.masks import kept_after
-from supermask.networks import maskables
+from supermask.networks import Architecture, maskables
 from supermask.plan import Plan
 from supermask.run import Run
 from supermask.store import Damaged, Store
 from supermask.tables import DENSE, TREATMENT_SEPARATOR, Row
+from supermask.yaml_tree import shown
+
+STATUSES = ("finished", "diverged", "certificate_failed", "ancestor_diverged", "to_do")
+"""What a run of a plan can be."""
 
 
 def rows_of_plan(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
@@ -34,7 +38,7 @@ def rows_of_plan(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
         row = _row(run, facts) | {"study": plan.study.name}
         row["treatment"] = TREATMENT_SEPARATOR.join(labels[run.id]) if run.level else DENSE
         if facts is None:
-            row |= _planned(run, plan)
+            row |= _planned(run, plan.layers)
             row["status"] = "ancestor_diverged" if run.parent in ended_badly else "to_do"
         if row["status"] not in ("finished", "to_do"):
             ended_badly.add(run.id)
@@ -54,18 +58,21 @@ def rows_of_store(store: Store) -> tuple[list[Row], list[str]]:
             continue
         run = Run.from_data(facts)
         step = run.step
-        rows.append(_row(run, facts) | {"treatment": f"{step.criterion}, {step.mask1}, {step.mask0}" if step else DENSE})
+        treatment = f"{step.criterion}, {step.mask1}, {step.mask0}" if step else DENSE
+        rows.append(_row(run, facts) | {"treatment": treatment})
     return rows, damaged
 
 
 def find_run(store: Store, prefix: str) -> str:
     """The id that begins with `prefix` (8 hex digits or more usually do). Raises UserError for none, or for several."""
-    found = [run_id for run_id in store.run_ids() if run_id.startswith(prefix.lower())] if prefix else []
+    found = sorted(run_id for run_id in store.run_ids() if prefix and run_id.startswith(prefix.lower()))
     if len(found) == 1:
         return found[0]
-    what = f"{len(found)} runs begin with" if found else "no run begins with"
+    if found:
+        few = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+        raise UserError(f"{len(found)} runs begin with {shown(prefix)}: {few}. Give more of the id.")
     raise UserError(
-        f"{what} {prefix!r} in {store.root}; `supermask table STUDY` and `supermask query \"SELECT id FROM runs\"` list them."
+        f"no run in {store.root} has an id that begins with {shown(prefix)}; `supermask table STUDY` lists a study's."
     )
 
 
@@ -119,22 +126,20 @@ def _ended(facts: Facts) -> Row:
     }
 
 
-def _planned(run: Run, plan: Plan) -> Row:
+def _planned(run: Run, layers: Architecture) -> Row:
     """What is known of a run before it is trained: how many weights it will keep."""
-    found = maskables(plan.layers).values()
-    weights = sum(m.size for m in found)
-    kept = weights
-    step = run.step
-    if step is not None and step.scope == "global":
-        kept = kept_after(weights, step.rates["global"], run.level)
-    elif step is not None:
-        kept = sum(kept_after(m.size, step.rates[m.kind], run.level) for m in found)
+    rates = tuple(sorted(run.step.rates.items())) if run.step else ()
+    weights, kept = _counts(layers, run.step.scope if run.step else "layer", rates, run.level)
     return {"weights": weights, "kept": kept, "density": kept / weights, "certificate": None}
 
 
-def count_by_status(rows: Iterable[Row]) -> dict[str, int]:
-    """status -> how many rows, in the order of a run's life."""
-    counts = dict.fromkeys(("finished", "diverged", "certificate_failed", "ancestor_diverged", "to_do"), 0)
-    for row in rows:
-        counts[str(row["status"])] += 1
-    return counts
+@lru_cache(maxsize=1024)
+def _counts(layers: Architecture, scope: str, rates: tuple[tuple[str, float], ...], level: int) -> tuple[int, int]:
+    """(weights, those kept at a level): a whole plan has a few of these, each asked for hundreds of times."""
+    found, rate = maskables(layers).values(), dict(rates)
+    weights = sum(m.size for m in found)
+    if level == 0:
+        return weights, weights
+    if scope == "global":
+        return weights, kept_after(weights, rate["global"], level)
+    return weights, sum(kept_after(m.size, rate[m.kind], level) for m in found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 from supermask.actions import READS_W_FINAL
@@ -63,10 +63,14 @@ class Run:
     recipe: Recipe
     parent: str | None = None
     step: StepFacts | None = None
+    numerics: int = field(init=False, default=0)
+    """The `NUMERICS` that the run was planned with; of a run from a store it may be an older one."""
     id: str = field(init=False, default="")
+    planned_with: InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
-        canonical = json.dumps({"numerics": NUMERICS, **self.to_data()}, sort_keys=True, separators=(",", ":"))
+    def __post_init__(self, planned_with: int | None) -> None:
+        object.__setattr__(self, "numerics", NUMERICS if planned_with is None else planned_with)
+        canonical = json.dumps(self.to_data(), sort_keys=True, separators=(",", ":"))
         object.__setattr__(self, "id", hashlib.sha256(canonical.encode()).hexdigest()[:32])
 
     def to_data(self) -> dict[str, Any]:
@@ -78,7 +82,8 @@ class Run:
             "level": self.level,
             "recipe": self.recipe.to_data(),
             "parent": self.parent,
-            "step": None if self.step is None else asdict(self.step),
+            "step": None if self.step is None else {**vars(self.step), "rates": dict(self.step.rates)},
+            "numerics": self.numerics,
         }
 
     @classmethod
@@ -93,4 +98,5 @@ class Run:
             Recipe.from_data(data["recipe"]),
             data["parent"],
             None if step is None else StepFacts(**step),
+            data.get("numerics", 1),
         )

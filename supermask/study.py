@@ -6,7 +6,6 @@ files, scales and overrides, with errors that name file and line.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 from typing import Annotated, Any, Literal

@@ -75,7 +75,10 @@ def next_start(parent: Parent, step: Step, rng: Streams) -> Start:
 
 
 def next_masks(parent: Parent, step: Step, rng: Streams) -> Masks:
-    """Step 3: of each layer's alive weights, the highest-scoring stay; exact counts, ties at random."""
+    """Step 3: of each layer's alive weights, the highest-scoring stay; exact counts, ties at random.
+
+    Raises ValueError if the criterion gives something else than one number a weight. Source: paper.md section 1.
+    """
     scores = {
         name: _score(step.criterion, layer, rng("score", name), name) for name, layer in parent.layers(step).items()
     }
@@ -83,7 +86,10 @@ def next_masks(parent: Parent, step: Step, rng: Streams) -> Masks:
 
 
 def start_with(masks: Masks, parent: Parent, step: Step, rng: Streams) -> Start:
-    """Steps 4 and 5: with these masks, what kept weights start from and where pruned ones are frozen."""
+    """Steps 4 and 5: with these masks, what kept weights start from and where pruned ones are frozen.
+
+    Source: paper.md section 1.
+    """
     weights = {}
     for name, layer in parent.layers(step).items():
         kept = MASK1_ACTIONS[step.mask1](layer, masks[name], rng("mask1", name))
@@ -106,7 +112,10 @@ def keep_counts(parent: Parent, step: Step) -> dict[str, int] | int:
 
 
 def first_iteration(parent: Parent, step: Step) -> int:
-    """Where the next run's data order and learning-rate schedule begin: at k after late rewinding to iteration k."""
+    """Where the next run's data order and learning-rate schedule begin: at k after late rewinding to iteration k.
+
+    Source: paper.md section 4 (`rewind`).
+    """
     if step.rewind_to == "start":
         return parent.start.first_iteration
     return step.rewind_to if isinstance(step.rewind_to, int) else 0

@@ -1,47 +1,150 @@
-"""Every promise of a stored run, checked again: hashes, its start made again, its certificate from the tensors."""
+"""Every promise of a stored run, checked again: hashes, start and mask made again, certificate from the tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from supermask.certificate import certify
+from supermask.criteria import CRITERIA
+from supermask.entry import Entry
 from supermask.errors import UserError
-from supermask.lineage import Lineage, layers_of, step_of
+from supermask.lineage import Lineage, NotKept, layers_of, step_of, streams_of
+from supermask.masks import kept
 from supermask.networks import maskables
-from supermask.records import unpack_state
+from supermask.records import unpack_curve, unpack_state
 from supermask.run import Run
 from supermask.store import Damaged, Store
-from supermask.types import Curve, Outcome
+from supermask.ticket import Parent, next_masks
+from supermask.types import Curve, Outcome, Point, Start
+
+REMEMBERED = 64
+"""Starts kept in memory while runs are verified, each a few times the size of its network."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`held`, `failed` (the run is not a result), `damaged` (not what was committed) or `partly` (weights dropped)."""
+    """What became of one run, or of one point of a run's trajectory.
 
-    run_id: str
-    verdict: str
+    `held`; `failed` (not a result); `damaged` (not what was committed); `partly` (weights were dropped on purpose, so
+    only what is left was checked).
+    """
+
+    key: str
+    """The run's id; `<id>-<point>` for a point."""
+    verdict: Literal["held", "partly", "failed", "damaged"]
     why: str = ""
 
 
+def verify_store(store: Store) -> Iterator[Verdict]:
+    """Every run in the store, and every stored point. Raises UserError where a newer supermask wrote the store."""
+    lineage = Lineage(store, REMEMBERED)
+    for run_id in _chain_by_chain(store):
+        yield verify_run(store, lineage, run_id)
+    for key in sorted(store.point_keys()):
+        run_id, _, point = key.partition("-")
+        try:
+            store.read_point(run_id, point)
+            yield Verdict(key, "held")
+        except Damaged as damage:
+            yield Verdict(key, "damaged", damage.what)
+
+
 def verify_run(store: Store, lineage: Lineage, run_id: str) -> Verdict:
-    """One run, from its tensors. What the optimiser held is not stored: that was checked when the run ended."""
+    """One run, from its tensors. What the optimiser held is not stored: that was checked when the run ended.
+
+    Metrics on the test set are believed: nothing here has the data. Raises UserError where a newer supermask wrote it.
+    """
     try:
         entry = store.read(run_id)
-        run = Run.from_data(entry.facts)
-        if run.id != run_id or entry.facts["id"] != run_id:
-            return Verdict(run_id, "damaged", f"its facts are those of run {run.id}")
-        start = lineage.parent(run_id).start
-        parent = None if run.parent is None else lineage.parent(run.parent)
-        step = None if run.step is None else step_of(run.step)
-        if entry.facts["status"] == "diverged":
-            return Verdict(run_id, "held", f"diverged at iteration {entry.facts['metrics']['diverged_at']}")
-        if entry.weights is None:
-            return Verdict(run_id, "partly", "its weights were dropped; its start and masks are right")
-        outcome = Outcome("finished", unpack_state(entry.tensors | entry.weights, start), {}, Curve(), {})
-        certificate = certify(maskables(layers_of(run)), start, outcome, parent, step)
     except Damaged as damage:
-        return Verdict(run_id, "damaged", damage.what if damage.key == run_id else str(damage))
-    except (UserError, KeyError) as missing:
-        return Verdict(run_id, "partly", f"its start cannot be made again: {missing}")
-    broken = ", ".join(f"{name}: {layers}" for name, layers in certificate.checks.items() if layers)
-    return Verdict(run_id, "held" if certificate.held else "failed", broken)
+        return Verdict(run_id, "damaged", damage.what)
+    try:
+        return _verified(lineage, entry, run_id)
+    except NotKept as gone:
+        return Verdict(run_id, "partly", f"its start cannot be made again: {gone}")
+    except Damaged as damage:
+        return Verdict(run_id, "damaged", damage.what if damage.key == run_id else f"{damage.key}: {damage.what}")
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
+        # Sealed, and yet no run: nothing that was committed looks like this.
+        return Verdict(run_id, "damaged", f"it cannot be read as a run ({type(error).__name__}: {error})")
+
+
+def _verified(lineage: Lineage, entry: Entry, run_id: str) -> Verdict:
+    facts = entry.facts
+    run = Run.from_data(facts)
+    if run.id != run_id or facts["id"] != run_id:
+        return Verdict(run_id, "damaged", f"its facts are those of run {run.id}")
+    start = lineage.parent(run_id).start
+    parent = None if run.parent is None else lineage.parent(run.parent)
+    broken = {f"{name}, when it ended": layers for name, layers in facts["certificate"]["checks"].items()}
+    broken |= _facts_that_do_not_match(entry, start) | _other_masks(run, start, parent)
+    if told := _told(broken):
+        return Verdict(run_id, "failed", told)
+    if facts["status"] == "diverged":
+        return Verdict(run_id, "held", f"diverged at iteration {facts['metrics']['diverged_at']}")
+    if entry.weights is None:
+        return Verdict(run_id, "partly", "its weights were dropped; its start and masks are right")
+    if parent is not None and run.step is not None and not _has(parent, {run.step.w_final, *run.step.start_points}):
+        return Verdict(run_id, "partly", "its start and masks are right; weights of its parent were dropped")
+    step = None if run.step is None else step_of(run.step)
+    outcome = Outcome("finished", unpack_state(entry.tensors | entry.weights, start), {}, Curve(), {})
+    found = maskables(layers_of(run))
+    certificate = certify(found, start, outcome, parent, step, weight_decay=run.recipe.weight_decay)
+    return Verdict(run_id, "held" if certificate.held else "failed", _told(certificate.checks))
+
+
+def _has(parent: Parent, points: Iterable[Point]) -> bool:
+    return all(point == "start" or point in parent.points for point in points)
+
+
+def _facts_that_do_not_match(entry: Entry, start: Start) -> dict[str, list[str]]:
+    """What tables and figures read, against the tensors it was made from."""
+    facts, curve = entry.facts, unpack_curve(entry.tensors)
+    recorded = {"kept": facts["kept"], "weights": facts["weights"], "first_iteration": facts["first_iteration"]}
+    weights = sum(mask.numel() for mask in start.masks.values())
+    found: dict[str, object] = {"kept": kept(start.masks), "weights": weights, "first_iteration": start.first_iteration}
+    if facts["status"] != "diverged":
+        best = curve.validation_loss.index(min(curve.validation_loss))
+        for name, at in (("early_stop", best), ("final", -1)):
+            for column in ("validation_loss", "validation_accuracy"):
+                recorded[f"{name}_{column}"] = facts["metrics"][f"{name}_{column}"]
+                found[f"{name}_{column}"] = getattr(curve, column)[at]
+        recorded["early_stop_iteration"] = facts["metrics"]["early_stop_iteration"]
+        found["early_stop_iteration"] = curve.iterations[best]
+    differ = [name for name, value in found.items() if value != recorded[name]]
+    return {"facts do not match the tensors": differ}
+
+
+def _other_masks(run: Run, start: Start, parent: Parent | None) -> dict[str, list[str]]:
+    """Layers whose mask is not the one that the criterion gives; none where that cannot be said any more."""
+    step = run.step
+    if step is None or parent is None or step.criterion not in CRITERIA or not _has(parent, step.points):
+        return {}
+    masks = next_masks(parent, step_of(step), streams_of(run))
+    return {"not the criterion's mask": [name for name in masks if not masks[name].equal(start.masks[name])]}
+
+
+def _told(checks: Mapping[str, list[str]]) -> str:
+    return "; ".join(f"{name}: {', '.join(layers)}" for name, layers in checks.items() if layers)
+
+
+def _chain_by_chain(store: Store) -> Iterator[str]:
+    """Every run id, each parent just before its children, so that its start is still in memory."""
+    children: dict[str | None, list[str]] = {}
+    there = store.run_ids()
+    for run_id in sorted(there):
+        try:
+            parent = store.facts(run_id).get("parent")
+        except Damaged:
+            parent = None
+        children.setdefault(parent if parent in there else None, []).append(run_id)
+    stack = list(reversed(children.pop(None, [])))
+    while stack:
+        run_id = stack.pop()
+        yield run_id
+        stack += reversed(children.pop(run_id, []))
+    # Whatever names itself as an ancestor: hashes rule that out, a forged file does not.
+    for looping in children.values():
+        yield from looping

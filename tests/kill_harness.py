@@ -1,22 +1,31 @@
-"""Kills a study with SIGKILL at random moments, again and again, and looks at what is left. Run as a program.
+"""Runs a study over and over, kills it at random moments, and looks at what is left. Run as a program.
 
-A process of its own, so that torch is imported once and every study starts by a fork of it. Prints one JSON object.
+    python kill_harness.py FOLDER KILLS SEED
+
+A process of its own, so that torch is imported once and every study starts by a fork of it. Every kill is a SIGKILL:
+to the whole study, to its main process alone (its workers may then still commit, beside the next study), or to one
+worker, which the study has to replace. Prints one JSON object.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import sys
 import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 import supermask.execute.preload  # noqa: F401  (so that a fork has no imports left to do)
-from supermask.execute.local import run_plan
+from supermask.datasets import load
+from supermask.execute import worker
+from supermask.execute.local import TRIES, run_plan
 from supermask.execute.worker import Site
 from supermask.plan import Plan, make_plan
 from supermask.store import Store
@@ -32,76 +41,141 @@ STUDY = {
 }
 
 
+@dataclass
+class Report:
+    """What was done, and what was found."""
+
+    group_kills: int = 0
+    main_kills: int = 0
+    worker_kills: int = 0
+    runs: int = 0
+    """Of one study."""
+    studies: int = 0
+    """Brought to their end, by starting again and again."""
+    starts: int = 0
+    lost: int = 0
+    """Runs that were there once and were not any more."""
+    changed: int = 0
+    """Runs that were found with other bits, or other facts, than in a study that nobody killed."""
+    checkpoints: int = 0
+    """Unfinished runs that were found with a checkpoint."""
+    left_over: int = 0
+    """Things in a finished study's staging and checkpoint folders."""
+    quarantined: int = 0
+
+    @property
+    def kills(self) -> int:
+        return self.group_kills + self.main_kills + self.worker_kills
+
+
 def study_plan() -> Plan:
     """Eight three-level chains over two dense runs."""
     return make_plan(study_from(STUDY))
 
 
-def contents(store: Store) -> dict[str, dict[str, str]]:
-    """Run id -> hashes of its tensors, every byte of them read and checked."""
+def found_in(store: Store) -> dict[str, Any]:
+    """Run id -> hashes of its tensors, every byte of them read and checked, and its facts; without how long it took."""
     found = {}
     for run_id in store.run_ids():
         store.read(run_id)
-        found[run_id] = store.contents(run_id)
+        found[run_id] = (store.contents(run_id), {**store.facts(run_id), "seconds": 0})
     return found
 
 
-def study_in_child(plan: Plan, store: Path) -> int:
+def start(plan: Plan, store: Path) -> int:
     """Starts the study in a process group of its own; gives its id. A checkpoint at every evaluation."""
     child = os.fork()
     if child:
         return child
-    os.setsid()
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
     try:
+        os.setsid()
         run_plan(plan, Site(store, checkpoint_seconds=0.0), 2, lambda *_: None, start_method="fork")
         os._exit(0)
-    except BaseException:
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         os._exit(1)
 
 
-def killed(child: int, after: float) -> bool:
-    """SIGKILL to the whole group after so many seconds; False if the study had ended by then."""
-    time.sleep(after)
-    ended, status = os.waitpid(child, os.WNOHANG)
-    if ended:
-        assert status == 0, f"the study failed by itself: {status}"
-        return False
-    try:
-        os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return True
+def ended(main: int) -> bool:
+    """Whether the study's main process is gone by itself."""
+    pid, status = os.waitpid(main, os.WNOHANG)
+    assert status == 0, f"the study failed by itself: {status}"
+    return bool(pid)
+
+
+def kill(main: int, how: str, chance: np.random.Generator) -> bool:
+    """False if there was nothing to kill. After a worker's death the study lives on."""
+    with suppress(ProcessLookupError):
+        if how == "worker":
+            workers = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+            if not workers:
+                return False
+            os.kill(int(chance.choice(workers)), signal.SIGKILL)
+            return True
+        os.kill(main, signal.SIGKILL) if how == "main" else os.killpg(main, signal.SIGKILL)
+        os.waitpid(main, 0)
+        return True
+    return False
+
+
+class Harness:
+    """Studies one after another, each in a store of its own, killed until it is whole."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.chance, self.plan = folder, np.random.default_rng(seed), study_plan()
+        began = time.monotonic()
+        assert os.waitpid(start(self.plan, folder / "whole"), 0)[1] == 0
+        self.seconds = 0.3 * (time.monotonic() - began)
+        """The longest time to the next kill; follows how busy the machine is."""
+        self.expected = found_in(Store(folder / "whole"))
+        self.report = Report(runs=len(self.expected))
+
+    def study(self, store: Store, kills: int) -> None:
+        """Starts and kills one study until it is whole; when so many kills are done, it is left alone."""
+        seen: set[str] = set()
+        while len(seen) < len(self.expected):
+            self.one_life(store, spared=self.report.kills >= kills)
+            there = found_in(store)
+            self.seconds *= 1.2 if len(there) == len(seen) else 0.95
+            self.report.lost += len(seen - there.keys())
+            self.report.changed += sum(there[run_id] != self.expected[run_id] for run_id in there)
+            unfinished = self.plan.runs.keys() - there.keys()
+            self.report.checkpoints += sum(any(store.root.glob(f"checkpoints/{run_id}/0*")) for run_id in unfinished)
+            seen = set(there)
+        store.sweep()
+        self.report.left_over += sum(1 for kind in ("staging", "checkpoints") for _ in (store.root / kind).glob("*"))
+        self.report.quarantined += sum(1 for _ in (store.root / "quarantine").glob("*"))
+        self.report.studies += 1
+
+    def one_life(self, store: Store, spared: bool) -> None:
+        """From a start to the death of the main process, by itself or not; up to two workers die before."""
+        self.report.starts += 1
+        main = start(self.plan, store.root)
+        workers_killed = 0
+        while True:
+            time.sleep(self.chance.uniform(0.0, self.seconds))
+            if ended(main):
+                return
+            if spared:
+                continue
+            how = str(self.chance.choice(["group", "main", "worker"], p=[0.5, 0.25, 0.25]))
+            if how == "worker" and workers_killed == TRIES - 1:
+                how = "group"
+            if kill(main, how, self.chance):
+                workers_killed += how == "worker"
+                setattr(self.report, f"{how}_kills", getattr(self.report, f"{how}_kills") + 1)
+                if how != "worker":
+                    return
 
 
 def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
-    chance = random.Random(seed)
-    plan = study_plan()
-    began = time.monotonic()
-    os.waitpid(study_in_child(plan, folder / "whole"), 0)
-    whole_takes = time.monotonic() - began
-    expected = contents(Store(folder / "whole"))
-    report = {"kills": 0, "studies": 0, "runs": len(expected), "lost": 0, "changed": 0, "checkpoints_seen": 0, "starts": 0}
-    seen: set[str] = set()
-    while report["kills"] < kills:
-        store = Store(folder / f"killed-{report['studies']}")
-        report["starts"] += 1
-        report["kills"] += killed(study_in_child(plan, store.root), chance.uniform(0.0, 0.6 * whole_takes))
-        there = contents(store)
-        report["lost"] += len(seen - there.keys())
-        report["changed"] += sum(there[run_id] != expected[run_id] for run_id in there)
-        unfinished = {run_id for run_id in plan.runs if store.load_checkpoint(run_id)} - there.keys()
-        report["checkpoints_seen"] += len(unfinished)
-        seen = set(there)
-        if len(there) == len(expected):
-            store.sweep()
-            leftovers = [path for kind in ("staging", "checkpoints") for path in (store.root / kind).glob("*")]
-            report["left_over"] = report.get("left_over", 0) + len(leftovers)
-            report["studies"] += 1
-            seen = set()
-    print(json.dumps(report | {"seconds": round(time.monotonic() - began, 1)}))
+    images = load("digits")
+    setattr(worker, "load", lambda name, data_dir: images)  # noqa: B010 (every fork has them in memory)
+    harness = Harness(folder, seed)
+    while harness.report.kills < kills:
+        harness.study(Store(folder / f"killed-{harness.report.studies}"), kills)
+    print(json.dumps({**asdict(harness.report), "kills": harness.report.kills}))
 
 
 if __name__ == "__main__":

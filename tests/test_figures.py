@@ -104,7 +104,7 @@ def test_band_is_the_95_percent_interval_of_the_mean() -> None:
     low, high = scipy_stats.ttest_1samp([90.0, 92.0, 89.0], 0).confidence_interval(0.95)
     assert row["mean_low95"] == pytest.approx(low)
     assert row["mean_high95"] == pytest.approx(high)
-    assert "band: 95% t-interval of the mean" in drawn(study()).caption
+    assert "band (dense network: bar): 95% t-interval of the mean" in drawn(study()).caption
 
 
 def test_stars_are_where_holm_adjusted_paired_tests_say() -> None:

@@ -44,7 +44,8 @@ class Checkpoints(Protocol):
     def due(self) -> bool:
         """Whether the engine should save now; asked at every evaluation."""
 
-    def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None: ...
+    def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None:
+        """Keeps a copy: the arrays are the training's own, and it goes on changing them. May raise, to end it."""
 
 
 class NoCheckpoints:
@@ -71,6 +72,11 @@ class Job:
     """Points of the trajectory to keep besides the end."""
     checkpoints: Checkpoints = field(default_factory=NoCheckpoints)
 
+    def __post_init__(self) -> None:
+        passed = range(self.start.first_iteration, self.recipe.iterations + 1)
+        assert len(passed) > 0, "the training would begin after its end"
+        assert all(point in passed for point in self.points if isinstance(point, int)), "a point that is never passed"
+
 
 class BatchOrder:
     """Which images make up mini-batch i: one endless sequence of passes, each a fresh permutation of its own stream.
@@ -89,9 +95,7 @@ class BatchOrder:
         """Indices into the training images, int64 `(batch_size,)`."""
         n, first = self._indices.size, iteration * self._batch_size
         last = first + self._batch_size
-        parts = [
-            self._pass(p)[max(first - p * n, 0) : last - p * n] for p in range(first // n, (last - 1) // n + 1)
-        ]
+        parts = [self._pass(p)[max(first - p * n, 0) : last - p * n] for p in range(first // n, (last - 1) // n + 1)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _pass(self, number: int) -> NDArray[np.int64]:
@@ -114,7 +118,7 @@ def stops(recipe: Recipe, first: int, points: frozenset[Point]) -> Iterator[tupl
 
 @dataclass
 class Watch:
-    """Early stopping and divergence of one training: the state that outlives a checkpoint.
+    """Early stopping and divergence of one training, from what it is told of its losses.
 
     Source: paper.md section 2 ("test accuracy at the iteration of lowest validation loss").
     """
@@ -123,21 +127,24 @@ class Watch:
     best: int | None = None
     """Index into the curve of the lowest validation loss so far; the first of equals."""
     diverged_at: int | None = None
+    _since: list[Array] = field(default_factory=list)
+    """Training losses since the last evaluation."""
 
     def saw_training(self, losses: Array, first: int) -> bool:
         """Losses of the iterations after `first`; False, and `diverged_at` set, at the first that is not finite."""
+        self._since.append(losses)
         broken = np.flatnonzero(~np.isfinite(losses))
         if broken.size:
             self.diverged_at = first + int(broken[0]) + 1
         return not broken.size
 
-    def saw_validation(self, iteration: int, training_loss: float, loss: float, accuracy: float) -> bool:
+    def saw_validation(self, iteration: int, loss: float, accuracy: float) -> bool:
         """One evaluation. True if it is the best so far. A loss that is not finite ends the run as diverged."""
         if not math.isfinite(loss):
             self.diverged_at = iteration
             return False
         self.curve.iterations.append(iteration)
-        self.curve.training_loss.append(training_loss)
+        self.curve.training_loss.append(self._mean_since())
         self.curve.validation_loss.append(loss)
         self.curve.validation_accuracy.append(accuracy)
         losses = self.curve.validation_loss
@@ -146,16 +153,28 @@ class Watch:
             return True
         return False
 
-    def metrics(self, best_test: tuple[float, float] | None, end_test: tuple[float, float] | None) -> dict[str, Any]:
-        """The run's numbers; `best_test` and `end_test` are (loss, accuracy) on the test set, None if diverged."""
-        curve, best = self.curve, self.best
-        numbers: dict[str, Any] = {"diverged_at": self.diverged_at}
-        for name, at in (("initial", 0), ("early_stop", best), ("final", -1)):
-            known = bool(curve.iterations) and at is not None and (name == "initial" or self.diverged_at is None)
-            numbers[f"{name}_validation_loss"] = curve.validation_loss[at] if known and at is not None else None
-            numbers[f"{name}_validation_accuracy"] = curve.validation_accuracy[at] if known and at is not None else None
-        finished = best is not None and self.diverged_at is None
-        numbers["early_stop_iteration"] = curve.iterations[best] if finished and best is not None else None
+    def _mean_since(self) -> float:
+        losses, self._since = self._since, []
+        return float(np.concatenate(losses).mean(dtype=np.float64)) if losses else math.nan
+
+    def metrics(
+        self, best_test: tuple[float, float] | None, end_test: tuple[float, float] | None
+    ) -> dict[str, int | float | None]:
+        """The run's numbers, None for what is unknown or not finite; of a diverged run only the initial ones are known.
+
+        `best_test` and `end_test` are (loss, accuracy) on the test set.
+        Source: paper.md section 2 ("test accuracy at the iteration of lowest validation loss").
+        """
+        curve, finished = self.curve, self.diverged_at is None
+        first, last = (0, len(curve.iterations) - 1) if curve.iterations else (None, None)
+        best = self.best if finished else None
+        numbers: dict[str, int | float | None] = {
+            "diverged_at": self.diverged_at,
+            "early_stop_iteration": None if best is None else curve.iterations[best],
+        }
+        for name, at in (("initial", first), ("early_stop", best), ("final", last if finished else None)):
+            numbers[f"{name}_validation_loss"] = None if at is None else curve.validation_loss[at]
+            numbers[f"{name}_validation_accuracy"] = None if at is None else curve.validation_accuracy[at]
         for name, test in (("early_stop", best_test), ("final", end_test)):
-            numbers[f"{name}_test_loss"], numbers[f"{name}_test_accuracy"] = test if test else (None, None)
-        return numbers
+            numbers[f"{name}_test_loss"], numbers[f"{name}_test_accuracy"] = test or (None, None)
+        return {name: n if n is None or math.isfinite(n) else None for name, n in numbers.items()}

@@ -1,4 +1,8 @@
-"""How long a plan will take: from the runs in the store, or from a short calibration of this machine."""
+"""How long a plan will take: a simple model of a run's cost, and the pace of this machine.
+
+The pace comes from the runs in the store (measured seconds over the model's), or, where there are none, from a few
+matrix products. What the model gets wrong for a network thus cancels as soon as one of its runs is there.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-import numpy as np
-
-from supermask.networks import products
+from supermask.datasets.facts import DATASETS
+from supermask.networks import Conv, maskables, products
 from supermask.plan import Plan
 from supermask.run import Run
 from supermask.store import Damaged, Store
@@ -17,78 +20,135 @@ from supermask.store import Damaged, Store
 SAMPLE = 60
 """Runs of the store that are looked at."""
 
-STEP_OVERHEAD = 4e-4
-"""Seconds a training step costs beside its products: eager PyTorch, some 60 operations."""
+STEP_SECONDS = 4e-4
+"""A training step beside its arithmetic: eager PyTorch, some 60 operations."""
 
-RUN_OVERHEAD = 0.03
-"""Seconds a run costs beside its training: making its start, certificate, commit."""
+WEIGHT_SECONDS = 1e-9
+"""A training step's optimiser, a weight."""
 
-EVALUATED_IMAGES = {"digits": 200, "mnist": 5_000, "cifar10": 5_000}
+RUN_SECONDS = 0.02
+"""A run beside its training."""
+
+SCORED_SECONDS = 4e-7
+"""The same, a weight: scores, start, certificate, hashes."""
+
+SECONDS_A_PRODUCT = 2e-11
+"""A multiply-add on a usual core: where runs tell the pace, only its relation to the other constants matters."""
+
+CONV_SLOWNESS = 1.5
+"""A convolution's multiplications against those of the matrix products that are timed."""
+
+COMMIT_SECONDS = 0.02
+"""Its commit, which is not in the seconds that a run records."""
+
+STARTING_SECONDS = 3.0
+"""Until the first worker trains: PyTorch is imported, the data set read."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Core-seconds of the runs to do, and where the figure comes from."""
+    """Seconds of the runs to do."""
 
     core_seconds: float
+    """All of them one after another."""
+    chain_seconds: float
+    """The longest chain of levels, which have to follow each other: no number of workers is faster than that."""
     source: str
 
-    def wall_seconds(self, workers: int, longest_chain: float = 0.0) -> float:
-        """Seconds on `workers` cores; a chain's levels follow each other, so never less than the longest chain."""
-        return max(self.core_seconds / max(workers, 1), longest_chain)
+    def wall_seconds(self, workers: int) -> float:
+        """Seconds on `workers` cores; 0 if there is nothing to do."""
+        return max(self.core_seconds / workers, self.chain_seconds) + (STARTING_SECONDS if self.core_seconds else 0.0)
 
 
 def estimate(plan: Plan, store: Store, to_do: Iterable[Run]) -> Estimate:
-    """The time that the runs to do will take, for all of them one after another on one core."""
+    """The time that the runs to do (parents before children) will take."""
     left = list(to_do)
-    seconds = _seconds_an_iteration(plan, store)
-    source = "from the runs in the store"
-    if seconds is None:
-        seconds, source = _calibrated(plan), "from a short calibration, rough: no such run is in the store yet"
-    return Estimate(sum(_iterations(run) * seconds + RUN_OVERHEAD for run in left), source)
+    if not left:
+        return Estimate(0.0, 0.0, "nothing is left to do")
+    model = _Model(plan)
+    pace = _pace_in_store(model, store, plan)
+    source = "from runs in the store"
+    if pace is None:
+        pace, source = 1.0, "roughly, from a short calibration: no such run is in the store yet"
+        model.seconds_a_product = _seconds_a_product()
+    first = _first_iterations(plan)
+    ends: dict[str, float] = {}
+    total = 0.0
+    for run in left:
+        seconds = pace * model.seconds(run, first[run.id]) + COMMIT_SECONDS
+        total += seconds
+        ends[run.id] = seconds + ends.get(run.parent or "", 0.0)
+    return Estimate(total, max(ends.values()), source)
 
 
-def _iterations(run: Run) -> int:
-    first = run.step.rewind_to if run.step is not None and isinstance(run.step.rewind_to, int) else 0
-    return run.recipe.iterations - first
+class _Model:
+    """What a run of one network and data set costs, in seconds of a thread."""
+
+    def __init__(self, plan: Plan) -> None:
+        facts = DATASETS[plan.study.dataset]
+        self.network = next(iter(plan.runs.values())).network
+        self.dataset = plan.study.dataset
+        convolves = any(isinstance(layer, Conv) for layer in plan.layers)
+        self.products = products(plan.layers) * (CONV_SLOWNESS if convolves else 1.0)
+        self.weights = sum(m.size for m in maskables(plan.layers).values())
+        self.validation_images, self.test_images = facts.validation_images, facts.test_images
+        self.seconds_a_product = SECONDS_A_PRODUCT
+
+    def seconds(self, run: Run, first: int) -> float:
+        """Training from iteration `first` on, evaluations, and what a run is beside its training."""
+        recipe = run.recipe
+        iterations = recipe.iterations - first
+        evaluated = self.validation_images * (iterations / recipe.evaluate_every + 1) + 2 * self.test_images
+        # A training step needs a forward pass and about twice as much for the gradients.
+        images = 3 * recipe.batch_size * iterations + evaluated
+        beside = iterations * (STEP_SECONDS + WEIGHT_SECONDS * self.weights)
+        return images * self.products * self.seconds_a_product + beside + RUN_SECONDS + SCORED_SECONDS * self.weights
 
 
-def _seconds_an_iteration(plan: Plan, store: Store) -> float | None:
-    """Median over runs in the store of the same network, data, batch size and evaluation interval; None if none is."""
-    like = next(iter(plan.runs.values()))
+def _first_iterations(plan: Plan) -> dict[str, int]:
+    """Run id -> the iteration that it is trained from: later than 0 after late rewinding, and below such a run."""
+    first: dict[str, int] = {}
+    for run in plan.runs.values():
+        to = run.step.rewind_to if run.step else "start"
+        above = first[run.parent] if run.parent is not None and to == "start" else 0
+        first[run.id] = to if isinstance(to, int) else above
+    return first
+
+
+def _pace_in_store(model: _Model, store: Store, plan: Plan) -> float | None:
+    """Measured over modelled seconds: the median of some runs of the same network and data; None if there are none.
+
+    The plan's own runs are preferred: they were trained with the same recipe.
+    """
     there = store.run_ids()
     own = [run_id for run_id in plan.runs if run_id in there]
-    others = sorted(there.difference(own))
-    found: list[float] = []
-    for run_id in (own[:: max(1, len(own) // SAMPLE)] + others[:SAMPLE])[:SAMPLE]:
+    found = _paces(model, store, own) or _paces(model, store, sorted(there))
+    return median(found) if found else None
+
+
+def _paces(model: _Model, store: Store, run_ids: list[str]) -> list[float]:
+    """Of a sample spread over `run_ids`."""
+    found = []
+    for run_id in run_ids[:: max(1, len(run_ids) // SAMPLE)][:SAMPLE]:
         try:
             facts = store.facts(run_id)
         except Damaged:
             continue
-        run = Run.from_data(facts)
-        if facts["status"] == "finished" and _costs(run) == _costs(like):
-            found.append(facts["seconds"] / max(1, run.recipe.iterations - facts["first_iteration"]))
-    return median(found) if found else None
+        same = facts["network"] == model.network and facts["dataset"] == model.dataset
+        if same and facts["status"] == "finished":
+            found.append(facts["seconds"] / model.seconds(Run.from_data(facts), facts["first_iteration"]))
+    return found
 
 
-def _costs(run: Run) -> tuple[object, ...]:
-    return (run.network, run.dataset, run.recipe.batch_size, run.recipe.evaluate_every, run.recipe.optimizer)
+def _seconds_a_product() -> float:
+    """One multiply-add on one thread, from products so small that no BLAS library spreads them over threads."""
+    import numpy as np
 
-
-def _calibrated(plan: Plan) -> float:
-    """Seconds of one thread for an iteration: products over this machine's product rate, plus a constant."""
-    like = next(iter(plan.runs.values()))
-    images = 3 * like.recipe.batch_size + EVALUATED_IMAGES[like.dataset] / like.recipe.evaluate_every
-    return images * products(plan.layers) / _product_rate() + STEP_OVERHEAD
-
-
-def _product_rate() -> float:
-    """Multiply-adds a second of one thread, from a few products of the size that FC has (CPU time, not wall time)."""
-    a = np.ones((60, 784), dtype=np.float32)
-    b = np.ones((784, 300), dtype=np.float32)
-    a @ b
-    repeats = 40
-    began = time.process_time()
-    for _ in range(repeats):
-        a @ b
-    return repeats * 60 * 784 * 300 / max(time.process_time() - began, 1e-6)
+    images, weights = np.ones((60, 64), dtype=np.float32), np.ones((64, 64), dtype=np.float32)
+    repeats, best = 40, float("inf")
+    for _ in range(20):
+        began = time.perf_counter()
+        for _ in range(repeats):
+            images @ weights
+        best = min(best, (time.perf_counter() - began) / repeats)
+    return best / (60 * 64 * 64)

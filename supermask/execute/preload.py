@@ -5,8 +5,10 @@ Making an optimiser is in it because PyTorch puts off a second's worth of its ow
 
 import torch
 
-import supermask.engines.reference  # noqa: F401
-import supermask.execute.worker  # noqa: F401
+from supermask.engines import reference
+from supermask.execute import worker
+
+__all__ = ["reference", "worker"]
 
 torch.set_num_threads(1)
 torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], fused=True)

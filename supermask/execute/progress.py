@@ -16,11 +16,16 @@ from supermask.execute.worker import Result, Task
 
 @contextmanager
 def progress(title: str, console: Console, labels: dict[str, str], tasks: int) -> Iterator[Listener]:
-    """A listener for `run_plan`. `labels`: run id -> treatment, for its line."""
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    """A listener for `run_plan`. `labels`: run id -> treatment, for its line. No text is taken for markup."""
+    if console.is_terminal and tasks:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
         with Progress(*columns, console=console) as bar:
-            yield _Bar(bar, bar.add_task(title, total=tasks, note=""), labels, tasks)
+            yield _Bar(bar, bar.add_task(title, total=tasks, note="starting"), labels, tasks)
     else:
         yield _Lines(console, title, labels, tasks)
 
@@ -31,11 +36,19 @@ class _Lines:
         self.began = time.monotonic()
 
     def __call__(self, schedule: Schedule, task: Task, result: Result) -> None:
-        self.say(f"{self.title}  {self.tasks - schedule.tasks_left}/{self.tasks}  {self.event(task, result)}  "
-                 f"{time_left(self.began, self.tasks, schedule.tasks_left)}")
+        done = f"{max(0, self.tasks - schedule.tasks_left)}/{self.tasks}"
+        parts = (self.title, done, self.event(task, result), self.time_left(schedule))
+        self.say("  ".join(part for part in parts if part))
 
     def say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def time_left(self, schedule: Schedule) -> str:
+        """From the pace so far; empty where there is none yet, or nothing left."""
+        ended = self.tasks - schedule.tasks_left
+        if ended <= 0 or not schedule.tasks_left:
+            return ""
+        return f"{duration((time.monotonic() - self.began) / ended * schedule.tasks_left)} left"
 
     def event(self, task: Task, result: Result) -> str:
         """One ended task in words."""
@@ -54,24 +67,17 @@ class _Bar(_Lines):
         self.bar, self.bar_task = bar, bar_task
 
     def __call__(self, schedule: Schedule, task: Task, result: Result) -> None:
-        note = f"{self.event(task, result)}  {time_left(self.began, self.tasks, schedule.tasks_left)}"
         if result.message or result.status != "finished":
             self.say(self.event(task, result))
-        self.bar.update(self.bar_task, completed=self.tasks - schedule.tasks_left, total=self.tasks, note=note)
-
-
-def time_left(began: float, tasks: int, left: int) -> str:
-    """From the pace so far."""
-    ended = tasks - left
-    if not left or ended <= 0:
-        return ""
-    return f"{duration((time.monotonic() - began) / ended * left)} left"
+        # Time left first: a narrow terminal cuts off the end.
+        note = "  ".join(part for part in (self.time_left(schedule), self.event(task, result)) if part)
+        self.bar.update(self.bar_task, completed=self.tasks - schedule.tasks_left, note=note)
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`, `2 days 4 h`."""
+    """`0.4 s`, `45 s`, `12 min`, `3 h 05 min`, `2 days 4 h`."""
     if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
+        return f"{seconds:.1f} s" if 0 < seconds < 1 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     if minutes < 100:
         return f"{minutes} min"

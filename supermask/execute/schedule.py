@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from supermask.execute.worker import Result, Task
@@ -15,41 +14,35 @@ from supermask.store import Damaged, Store
 from supermask.types import Point
 
 Keep = Literal["all", "needed", "masks"]
+"""Whose weights are kept: everybody's; only those from which the study can be extended; only those of runs to come."""
 
 
-@dataclass
 class Schedule:
     """The state of a plan while it is carried out: to do, ready, in flight, done.
 
     Deepest level first, so that chains end early and a chain's next level follows on the worker that has its parent.
     """
 
-    plan: Plan
-    store: Store
-    status: dict[str, str] = field(default_factory=dict)
-    """Run id -> `finished`, `diverged`, `certificate_failed`; or `ancestor_diverged`, for runs that cannot be done."""
-    damaged: list[str] = field(default_factory=list)
-    """What was found damaged and set aside, one text each."""
-
-    def __post_init__(self) -> None:
-        there = self.store.run_ids()
-        for run in self.plan.runs.values():
-            if run.id in there:
-                self._look_at(run)
-        for run in self.plan.runs.values():
-            if run.parent is not None and self._ended_badly(run.parent):
-                self.status[run.id] = "ancestor_diverged"
-        self._open_below = dict.fromkeys(self.plan.runs, 0)
+    def __init__(self, plan: Plan, store: Store, damaged: Iterable[str] = ()) -> None:
+        """From what is in the store now; a run whose facts are damaged is set aside. Raises MachineError."""
+        self.plan = plan
+        self.store = store
+        self.status: dict[str, str] = {}
+        """Run id -> `finished`, `diverged`, `certificate_failed`; `ancestor_diverged` for runs that cannot be done."""
+        self.damaged = list(damaged)
+        """What was found damaged and set aside, one text each."""
+        self._look_at_store()
+        self._open_below = dict.fromkeys(plan.runs, 0)
         for run in self.to_do():
             self._count_in_ancestors(run, 1)
+        self._order = {run_id: i for i, run_id in enumerate(plan.runs)}
         self._tasks = {task.run.id: task for task in self._make_tasks()}
-        self._waiting: dict[str, list[Task]] = {}
         self._ready: list[tuple[int, int, Task]] = []
-        self._order = {run_id: i for i, run_id in enumerate(self.plan.runs)}
+        self._waiting: dict[str, list[Task]] = {}
         for task in self._tasks.values():
             before = next((a.id for a in self._ancestors(task.run) if a.id in self._tasks), None)
             if before is None:
-                self._put(task)
+                self.again(task)
             else:
                 self._waiting.setdefault(before, []).append(task)
 
@@ -67,11 +60,12 @@ class Schedule:
         return heapq.heappop(self._ready)[2] if self._ready else None
 
     def again(self, task: Task) -> None:
-        """Back to the ready ones: its worker died."""
-        self._put(task)
+        """Puts a task (back) among the ready ones."""
+        heapq.heappush(self._ready, (-task.run.level, self._order[task.run.id], task))
 
     def ended(self, task: Task, result: Result) -> None:
         """A task came to its end: what waited for it becomes ready, or impossible."""
+        assert result.status != "not_started", "then the schedule has to be made again"
         del self._tasks[task.run.id]
         if not task.retrace:
             self.status[task.run.id] = result.status
@@ -80,32 +74,59 @@ class Schedule:
             self._give_up_below(task.run)
         for waiting in self._waiting.pop(task.run.id, []):
             if waiting.run.id in self._tasks:
-                self._put(waiting)
+                self.again(waiting)
 
-    def droppable(self, run: Run, keep: Keep) -> Iterator[Run]:
-        """Of a run that has ended and its ancestors, those whose weights no run of the plan needs any more.
+    def surplus(self, keep: Keep, ended: Run | None = None) -> Iterator[tuple[Run, Point]]:
+        """Which finished runs' weights (`end`) and other points can be dropped: no run of the plan still reads them.
 
-        `needed` keeps the dense runs' weights and those of the last levels, from which a study can be extended.
+        Looks at a run that has just ended and its ancestors, or at all runs. `needed` keeps whole the dense runs and
+        those of the last levels, and of the others what the starts of their descendants are made of: any level or
+        treatment can then be added to the study without training again.
         """
         if keep == "all":
             return
-        for candidate in (run, *self._ancestors(run)):
-            children = self.plan.children[candidate.id]
-            extendable = candidate.level == 0 or not children
-            needed = any(
-                child.id not in self.status
-                or (child.step is not None and "end" in child.step.start_points and self._open_below[child.id])
-                for child in children
-            )
-            if candidate.id in self.status and not needed and (keep == "masks" or not extendable):
-                yield candidate
+        for run in self.plan.runs.values() if ended is None else (ended, *self._ancestors(ended)):
+            children = self.plan.children[run.id]
+            extendable = run.level == 0 or not children
+            if self.status.get(run.id) != "finished" or (keep == "needed" and extendable):
+                continue
+            points: set[Point] = {"end"}
+            points.update(*(child.step.points for child in children if child.step))
+            for point in sorted(points - self._still_read(children, keep), key=str):
+                if self._has(run, point):
+                    yield run, point
 
-    def _look_at(self, run: Run) -> None:
-        try:
-            self.status[run.id] = self.store.facts(run.id)["status"]
-        except Damaged as damage:
-            self.store.quarantine(run.id, damage.what)
-            self.damaged.append(str(damage))
+    def drop_surplus(self, keep: Keep, ended: Run | None = None) -> None:
+        """Drops what `surplus` names. Raises MachineError."""
+        for run, point in self.surplus(keep, ended):
+            if point == "end":
+                self.store.drop_weights(run.id)
+            else:
+                self.store.drop_point(run.id, point_name(point))
+
+    def _still_read(self, children: Iterable[Run], keep: Keep) -> set[Point]:
+        """Points of a run that its children, when they are trained, or their descendants' starts, are made of."""
+        read: set[Point] = set()
+        for child in children:
+            assert child.step is not None
+            if child.id not in self.status:
+                read |= child.step.points
+            elif keep == "needed" or self._open_below[child.id]:
+                read |= child.step.start_points
+        return read
+
+    def _look_at_store(self) -> None:
+        there = self.store.run_ids()
+        for run in self.plan.runs.values():
+            if run.id in there:
+                try:
+                    self.status[run.id] = self.store.facts(run.id)["status"]
+                except Damaged as damage:
+                    self.store.quarantine(run.id, damage.what)
+                    self.damaged.append(str(damage))
+        for run in self.plan.runs.values():
+            if run.parent is not None and self._ended_badly(run.parent):
+                self.status[run.id] = "ancestor_diverged"
 
     def _make_tasks(self) -> Iterator[Task]:
         needed = self.plan.points_needed(lambda run_id: run_id in self.status)
@@ -121,7 +142,7 @@ class Schedule:
         return self.store.has_point(run.id, point_name(point))
 
     def _ended_badly(self, run_id: str) -> bool:
-        return self.status.get(run_id) in ("diverged", "certificate_failed", "ancestor_diverged")
+        return self.status.get(run_id, "finished") != "finished"
 
     def _give_up_below(self, run: Run) -> None:
         below = list(self.plan.children[run.id])
@@ -141,6 +162,3 @@ class Schedule:
     def _count_in_ancestors(self, run: Run, change: int) -> None:
         for ancestor in self._ancestors(run):
             self._open_below[ancestor.id] += change
-
-    def _put(self, task: Task) -> None:
-        heapq.heappush(self._ready, (-task.run.level, self._order[task.run.id], task))

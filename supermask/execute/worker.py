@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,17 +14,17 @@ import numpy as np
 from supermask.certificate import certify
 from supermask.datasets import Images, load, split
 from supermask.engines.job import Array, Data, Job
-from supermask.entry import content_hash
+from supermask.entry import Facts, content_hash
 from supermask.environment import environment
 from supermask.errors import MachineError, UserError
-from supermask.lineage import Lineage, layers_of, step_of
+from supermask.lineage import Lineage, NotKept, layers_of, step_of
 from supermask.networks import maskables
-from supermask.records import kept_values, pack_outcome, pack_point, point_name
+from supermask.records import kept_values, pack_outcome, pack_point, point_name, start_content
 from supermask.run import Run
 from supermask.store import Damaged, Store
 from supermask.types import Outcome, Point, Start
 
-Status = Literal["finished", "diverged", "certificate_failed", "parent_damaged"]
+Status = Literal["finished", "diverged", "certificate_failed", "not_started"]
 
 
 @dataclass(frozen=True)
@@ -54,39 +54,55 @@ class Result:
 
     run_id: str
     status: Status
+    """`not_started`: what it starts from is damaged or not there; the schedule has to be made again."""
     seconds: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
     message: str = ""
+    lacking: str = ""
+    """With `not_started`: the store's key of what is damaged or not there."""
+
+
+class Interrupted(BaseException):
+    """A task was asked to stop; its run goes on from the checkpoint that was just saved."""
 
 
 class StoredCheckpoints:
-    """A run's checkpoints in the store; those of another environment are not gone on from."""
+    """A run's checkpoints in the store.
 
-    def __init__(self, store: Store, run_id: str, every: float, fingerprint: str, stopping: Callable[[], bool]) -> None:
-        self._store, self._run_id, self._every, self._fingerprint = store, run_id, every, fingerprint
-        self._stopping, self._last = stopping, time.monotonic()
-        self._saved = False
+    Gone on from only by a training that has to come to the same bits: in the same environment, from the same start.
+    """
+
+    def __init__(
+        self, store: Store, run_id: str, start: Start, fingerprint: str, every: float, stopping: Callable[[], bool]
+    ) -> None:
+        self._store, self._run_id, self._start, self._fingerprint = store, run_id, start, fingerprint
+        self._every, self._stopping, self._last = every, stopping, time.monotonic()
 
     def load(self) -> tuple[dict[str, Any], dict[str, Array]] | None:
+        """The last checkpoint, unless it is another training's."""
         entry = self._store.load_checkpoint(self._run_id)
-        if entry is None or entry.facts["fingerprint"] != self._fingerprint:
+        if entry is None or entry.facts["of"] != self._of:
             return None
-        self._saved = True
         return entry.facts["engine"], entry.tensors
 
     def due(self) -> bool:
+        """Whether it is time to save."""
         return self._stopping() or time.monotonic() - self._last >= self._every
 
     def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None:
-        self._store.save_checkpoint(self._run_id, {"fingerprint": self._fingerprint, "engine": facts}, tensors)
-        self._saved, self._last = True, time.monotonic()
+        """Replaces the checkpoint. Raises Interrupted if the task was asked to stop."""
+        self._store.save_checkpoint(self._run_id, {"of": self._of, "engine": facts}, tensors)
+        self._last = time.monotonic()
         if self._stopping():
-            raise SystemExit(f"stopped; run {self._run_id} goes on from its checkpoint")
+            raise Interrupted
 
     def remove(self) -> None:
         """The run is committed."""
-        if self._saved:
-            self._store.remove_checkpoint(self._run_id)
+        self._store.remove_checkpoint(self._run_id)
+
+    @cached_property
+    def _of(self) -> dict[str, str]:
+        return {"environment": self._fingerprint, "start": start_content(self._start)}
 
 
 @lru_cache(maxsize=1)
@@ -98,64 +114,67 @@ def worker_at(site: Site) -> Worker:
 class Worker:
     """Trains runs and commits them."""
 
-    def __init__(self, site: Site, stopping: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, site: Site) -> None:
         import torch
 
         torch.set_num_threads(site.threads)
-        self.site, self.stopping = site, stopping
+        self.site = site
         self.store = Store(site.store)
         self.lineage = Lineage(self.store)
         self.environment = environment(site.engine, site.device, site.threads)
         self._images: Images | None = None
         self._data: tuple[int, Data] | None = None
 
-    def perform(self, task: Task) -> Result:
-        """Trains, certifies and commits. Raises UserError and MachineError; a damaged ancestor is set aside."""
-        began = time.perf_counter()
+    def perform(self, task: Task, stopping: Callable[[], bool] = lambda: False) -> Result:
+        """Trains, certifies and commits. What is found damaged on the way is set aside.
+
+        `stopping` is asked at every evaluation: if true, a checkpoint is saved and Interrupted raised.
+        Raises UserError and MachineError.
+        """
         try:
-            return self._perform(task, began)
+            return self._found(task) or self._trained(task, stopping)
+        except NotKept as gone:
+            said = f"{gone.key} is not in the store any more: it is trained again."
+            return Result(task.run.id, "not_started", message=said, lacking=gone.key)
         except Damaged as damage:
             self.store.quarantine(damage.key, damage.what)
-            return Result(task.run.id, "parent_damaged", message=str(damage))
+            said = f"{damage.key} in the store is damaged: {damage.what}. It was set aside and is computed again."
+            return Result(task.run.id, "not_started", message=said, lacking=damage.key)
 
-    def _perform(self, task: Task, began: float) -> Result:
+    def _found(self, task: Task) -> Result | None:
+        """What another process on the same store has done since the schedule was made."""
         run = task.run
+        if task.retrace or not self.store.has(run.id):
+            return None
+        facts = self.store.facts(run.id)
+        there = all(self.store.has_point(run.id, point_name(point)) for point in task.points - {"end"})
+        if facts["status"] == "finished" and not there:
+            return None
+        return Result(run.id, facts["status"], facts["seconds"], facts["metrics"], _refused(facts))
+
+    def _trained(self, task: Task, stopping: Callable[[], bool]) -> Result:
+        began = time.perf_counter()
         start = self._start(task)
-        images, data = self._data_of(run)
-        checkpoints = StoredCheckpoints(
-            self.store, run.id, self.site.checkpoint_seconds, self.environment["fingerprint"], self.stopping
-        )
-        job = Job(layers_of(run), start, run.recipe, run.seed, task.points - {"end"}, checkpoints)
+        images, data = self._data_of(task)
+        fingerprint, every = self.environment["fingerprint"], self.site.checkpoint_seconds
+        checkpoints = StoredCheckpoints(self.store, task.run.id, start, fingerprint, every, stopping)
+        job = Job(layers_of(task.run), start, task.run.recipe, task.run.seed, task.points - {"end"}, checkpoints)
         outcome = self._train(job, data)
         if task.retrace:
-            self._commit_points(task, start, outcome)
-            return Result(run.id, "finished", time.perf_counter() - began, outcome.metrics, "points traced again")
-        parent = None if run.parent is None else self.lineage.parent(run.parent)
-        step = None if run.step is None else step_of(run.step)
-        certificate = certify(maskables(job.layers), start, outcome, parent, step)
-        seconds = time.perf_counter() - began
-        about = {
-            "seconds": round(seconds, 3),
-            "engine": self.site.engine,
-            "environment": self.environment,
-            "data": {"fingerprint": images.fingerprint, "note": images.note},
-        }
-        facts, tensors, weights = pack_outcome(run, start, outcome, certificate, about)
-        if facts["status"] == "finished":
-            self._store_points(run, start, outcome)
-        self.store.commit(run.id, facts, tensors, weights)
+            self._commit_retraced(task, start, outcome)
+            seconds = time.perf_counter() - began
+            result = Result(task.run.id, "finished", seconds, outcome.metrics, "points traced again")
+        else:
+            result = self._commit(task.run, start, outcome, images, began)
         checkpoints.remove()
-        self.lineage.remember(run, start)
-        broken = {name: layers for name, layers in certificate.checks.items() if layers}
-        message = "" if certificate.held else f"certificate refused: {broken}"
-        return Result(run.id, facts["status"], seconds, outcome.metrics, message)
+        return result
 
     def _start(self, task: Task) -> Start:
         if task.retrace:
             return self.lineage.parent(task.run.id).start
         try:
             return self.lineage.start_of(task.run)
-        except ValueError as error:
+        except (ValueError, UserError) as error:
             raise UserError(f"run {task.run.id} (level {task.run.level}, seed {task.run.seed}): {error}") from error
 
     def _train(self, job: Job, data: Data) -> Outcome:
@@ -163,36 +182,71 @@ class Worker:
 
         return reference.train([job], [data], self.site.device)[0]
 
-    def _store_points(self, run: Run, start: Start, outcome: Outcome) -> None:
-        """Before the run itself: a committed run then has them."""
-        for point, state in outcome.points.items():
-            self.store.commit_point(run.id, point_name(point), {"run": run.id}, pack_point(state, start.masks))
+    def _commit(self, run: Run, start: Start, outcome: Outcome, images: Images, began: float) -> Result:
+        parent = None if run.parent is None else self.lineage.parent(run.parent)
+        step = None if run.step is None else step_of(run.step)
+        certificate = certify(maskables(layers_of(run)), start, outcome, parent, step, run.recipe.weight_decay)
+        about = {
+            "seconds": round(time.perf_counter() - began, 3),
+            "engine": self.site.engine,
+            "environment": self.environment,
+            "data": {"fingerprint": images.fingerprint, "note": images.note},
+        }
+        facts, tensors, weights = pack_outcome(run, start, outcome, certificate, about)
+        if facts["status"] == "finished":
+            # Before the run itself: a committed run then has them.
+            self._commit_points(run, start, outcome)
+        if self.store.commit(run.id, facts, tensors, weights):
+            self.lineage.remember(run, start)
+        else:
+            facts = self.store.facts(run.id)
+        return Result(run.id, facts["status"], facts["seconds"], facts["metrics"], _refused(facts))
 
-    def _commit_points(self, task: Task, start: Start, outcome: Outcome) -> None:
+    def _commit_points(self, run: Run, start: Start, outcome: Outcome) -> None:
+        for point, state in outcome.points.items():
+            name, tensors = point_name(point), pack_point(state, start.masks)
+            new = self.store.commit_point(run.id, name, {"run": run.id}, tensors)
+            if new or self.store.has(run.id):
+                continue
+            if content_hash(self.store.read_point(run.id, name).tensors) != content_hash(tensors):
+                # Left by a training in another environment that did not get to its end.
+                self.store.drop_point(run.id, name)
+                self.store.commit_point(run.id, name, {"run": run.id}, tensors)
+
+    def _commit_retraced(self, task: Task, start: Start, outcome: Outcome) -> None:
         weights = kept_values(outcome.end, start.masks)
-        if self.store.contents(task.run.id).get("weights") != content_hash(weights):
+        same = self.store.contents(task.run.id).get("weights") == content_hash(weights)
+        if same:
+            self._commit_points(task.run, start, outcome)
+        if not same or ("end" in task.points and not self.store.restore_weights(task.run.id, weights)):
             raise MachineError(
                 f"run {task.run.id} was trained again for weights that were not kept, and gave other bits than it has "
                 "in the store: another machine or release trained it. Use another folder (--store) for this study."
             )
-        self._store_points(task.run, start, outcome)
-        if "end" in task.points:
-            self.store.restore_weights(task.run.id, weights)
 
-    def _data_of(self, run: Run) -> tuple[Images, Data]:
+    def _data_of(self, task: Task) -> tuple[Images, Data]:
+        run = task.run
         if self._images is None or self._images.facts.name != run.dataset:
             self._images, self._data = load(run.dataset, self.site.data_dir), None
         images = self._images
-        if run.parent is not None:
-            trained_on = self.store.facts(run.parent)["data"]["fingerprint"]
+        before = run.id if task.retrace else run.parent
+        if before is not None:
+            trained_on = self.store.facts(before)["data"]["fingerprint"]
             if trained_on != images.fingerprint:
                 raise UserError(
-                    f"the runs of {run.dataset} in {self.site.store} were trained on other data ({trained_on[:12]}) than "
-                    f"is there now ({images.fingerprint[:12]}): use another --store, or the former data (SUPERMASK_DATA)."
+                    f"the runs of {run.dataset} in {self.site.store} were trained on other data ({trained_on[:12]}) "
+                    f"than is there now ({images.fingerprint[:12]}): use another --store, or the former data "
+                    "(SUPERMASK_DATA)."
                 )
         if self._data is None or self._data[0] != run.seed:
             self._data = (run.seed, seed_data(images, run.seed))
         return images, self._data[1]
+
+
+def _refused(facts: Facts) -> str:
+    """What a failed certificate says, else nothing."""
+    broken = {name: layers for name, layers in facts["certificate"]["checks"].items() if layers}
+    return f"certificate refused: {broken}" if facts["status"] == "certificate_failed" else ""
 
 
 def seed_data(images: Images, seed: int) -> Data:

@@ -42,7 +42,7 @@ def _means(summary: Summary) -> str:
     if max(counts) < 2:
         return f"{start}n = 1 seed, so no band and no test."
     fewer = " (fewer where runs are in no mean)" if len(set(counts)) > 1 else ""
-    return f"{start}mean over n = {_span(counts)} seeds{fewer}; band: 95% t-interval of the mean."
+    return f"{start}mean over n = {_span(counts)} seeds{fewer}; band (dense network: bar): 95% t-interval of the mean."
 
 
 def _marks(summary: Summary) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from supermask.figures.caption import caption, wrap
@@ -31,8 +31,8 @@ DENSE_LINE: dict[str, Any] = {"color": INK, "linestyle": (0, (1, 1.6)), "linewid
 ERROR_LINE = "The accuracy axis is logarithmic in the test error (100% - accuracy)."
 
 
-def draw(summary: Summary, title: str) -> Drawn:
-    """The figure, its caption, and the numbers behind it."""
+def draw(summary: Summary, title: str, remarks: Sequence[str] = ()) -> Drawn:
+    """The figure, its caption with `remarks` on what is drawn, and the numbers behind it."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def draw(summary: Summary, title: str) -> Drawn:
         logarithmic = _set_accuracy_axis(axes, summary)
         _set_x_axis(axes, summary)
         _draw_lines(figure, axes, summary, chosen)
-        text = caption(summary, [ERROR_LINE] if logarithmic else [])
+        text = caption(summary, [*remarks, *([ERROR_LINE] if logarithmic else [])])
         _lay_out(figure, axes, summary, chosen, title, text)
     return Drawn(figure, text, data_rows(summary))
 
@@ -63,10 +63,11 @@ def _draw_lines(figure: Figure, axes: Axes, summary: Summary, chosen: dict[str, 
         # A level that is missing between two others leaves a gap in the line.
         points: list[Point | None] = [summary.dense, *(at.get(level) for level in levels)]
         x, mean = [_x(p) for p in points], [_mean(p) for p in points]
+        # The dense network's interval is every line's: it is drawn once, not once a line.
         axes.fill_between(
-            x,
-            [_edge(p, p.interval.low) if p else math.nan for p in points],
-            [_edge(p, p.interval.high) if p else math.nan for p in points],
+            x[1:],
+            [_edge(p, p.interval.low) if p else math.nan for p in points[1:]],
+            [_edge(p, p.interval.high) if p else math.nan for p in points[1:]],
             color=look.colour,
             alpha=0.13,
             linewidth=0,
@@ -91,6 +92,8 @@ def _draw_lines(figure: Figure, axes: Axes, summary: Summary, chosen: dict[str, 
             **STAR,
         )
     if summary.dense:
+        ends = [_edge(summary.dense, summary.dense.interval.low), _edge(summary.dense, summary.dense.interval.high)]
+        axes.plot([_x(summary.dense)] * 2, ends, color=INK, linewidth=0.9, zorder=4.9)
         axes.plot(_x(summary.dense), _mean(summary.dense), "o", color=INK, markersize=4, zorder=5)
 
 

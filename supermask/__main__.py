@@ -1,0 +1,5 @@
+"""`python -m supermask` is `supermask`."""
+
+from supermask.cli import main
+
+main()

@@ -1,0 +1,74 @@
+"""How far a study is: rows -> a line for each treatment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from supermask.rows import STATUSES
+from supermask.tables import Row, labels_of
+from supermask.text_table import text_table
+
+HEADS = {
+    "finished": "finished",
+    "diverged": "diverged",
+    "certificate_failed": "refused",
+    "ancestor_diverged": "cut off",
+    "to_do": "to do",
+}
+"""Status -> what it is called above its column; `cut off` runs stand below a run that did not finish."""
+
+ALWAYS = ("finished", "to_do")
+"""Columns that are there even where they are zero."""
+
+
+@dataclass(frozen=True)
+class LastLevel:
+    """The deepest level at which a treatment has a finished run: means over those runs."""
+
+    level: int
+    density: float
+    """Kept weights over all weights, in [0, 1]."""
+    accuracy: float
+    """Test accuracy at early stopping, in [0, 1]."""
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a treatment (or the dense network) is."""
+
+    label: str
+    counts: dict[str, int]
+    """For each of `STATUSES`, how many runs."""
+    last: LastLevel | None
+
+
+def progress_of(label: str, rows: Iterable[Row]) -> Progress:
+    """The progress of the treatment that is called `label`, or `dense`."""
+    own = [row for row in rows if label in labels_of(row)]
+    finished = [row for row in own if row["status"] == "finished"]
+    counts = {status: sum(row["status"] == status for row in own) for status in STATUSES}
+    if not finished:
+        return Progress(label, counts, None)
+    level = max(int(row["level"] or 0) for row in finished)
+    last = [row for row in finished if row["level"] == level]
+    density = fmean(float(row["density"] or 0) for row in last)
+    accuracy = fmean(float(row["early_stop_test_accuracy"] or 0) for row in last)
+    return Progress(label, counts, LastLevel(level, density, accuracy, len(last)))
+
+
+def status_text(labels: Iterable[str], rows: Sequence[Row]) -> str:
+    """A line for each of the treatments; what became of no run at all has no column."""
+    found = [progress_of(label, rows) for label in labels]
+    shown = {s: head for s, head in HEADS.items() if s in ALWAYS or any(each.counts[s] for each in found)}
+    table = [[each.label, *(each.counts[status] for status in shown), *_last_level(each.last)] for each in found]
+    heads = ["treatment", *shown.values(), "last level", "remaining", "test accuracy", "seeds"]
+    return text_table(heads, table)
+
+
+def _last_level(last: LastLevel | None) -> tuple[str, ...]:
+    if last is None:
+        return ("-",) * 4
+    return str(last.level), f"{100 * last.density:.3g}%", f"{100 * last.accuracy:.2f}%", str(last.seeds)

@@ -1,0 +1,23 @@
+"""For every test: one thread, a cache of its own, and no clock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+# Read by torch when it is first imported, here and in every process that a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+settings.register_profile("supermask", deadline=None)
+settings.load_profile("supermask")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded data sets go to a folder that is thrown away."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUPERMASK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -1,0 +1,136 @@
+"""How long a plan will take. Nothing is timed here: it is checked that the model's numbers are put together right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faulty_disk import QuickDisk
+from small_studies import small_plan
+
+from supermask.execute import estimate as module
+from supermask.execute.estimate import COMMIT_SECONDS, STARTING_SECONDS, Estimate, estimate
+from supermask.plan import Plan
+from supermask.store import Store
+
+MNIST = {"network": "fc", "dataset": "mnist", "epochs": 1, "evaluate_every": 100}
+"""917 iterations."""
+
+
+@pytest.fixture(autouse=True)
+def fixed_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 50 thousand million multiply-adds a second."""
+    monkeypatch.setattr(module, "_seconds_a_product", lambda: 2e-11)
+
+
+def stored(folder: Path, plan: Plan, run_ids: list[str], seconds: float, **changes: Any) -> Store:
+    """A store in which these runs took so long."""
+    store = Store(folder, QuickDisk())
+    for run_id in run_ids:
+        run = plan.runs[run_id]
+        facts = {"id": run_id, **run.to_data(), "status": "finished", "seconds": seconds, "first_iteration": 0}
+        store.commit(run_id, json.loads(json.dumps({**facts, **changes})), {"x": np.zeros(1)}, {})
+    return store
+
+
+def whole(plan: Plan, store: Store) -> Estimate:
+    there = store.run_ids()
+    return estimate(plan, store, [run for run in plan.runs.values() if run.id not in there])
+
+
+def test_a_calibrated_run_costs_what_its_arithmetic_does(tmp_path: Path) -> None:
+    plan = small_plan(levels=1, **MNIST)
+    found = whole(plan, Store(tmp_path))
+    images = 3 * 60 * 917 + 5_000 * (917 / 100 + 1) + 2 * 10_000
+    seconds = images * 266_200 * 2e-11 + 917 * (4e-4 + 1e-9 * 266_200) + 0.02 + 4e-7 * 266_200
+    assert found.core_seconds == pytest.approx(2 * (seconds + COMMIT_SECONDS))
+    assert found.source.startswith("roughly")
+
+
+def test_the_median_of_stored_runs_sets_the_pace(tmp_path: Path) -> None:
+    plan = small_plan(seeds=5, levels=1, **MNIST)
+    dense = [run.id for run in plan.runs.values() if run.level == 0]
+    store = stored(tmp_path, plan, dense[:2], 10.0)
+    stored(tmp_path, plan, dense[2:3], 400.0)
+    found = whole(plan, store)
+    assert found.source == "from runs in the store"
+    assert found.core_seconds == pytest.approx(7 * (10.0 + COMMIT_SECONDS))
+
+
+def test_a_longer_training_takes_longer_in_proportion(tmp_path: Path) -> None:
+    """Runs of another recipe tell the pace of this machine, if network and data are the same."""
+    short, long = (small_plan(levels=1, **{**MNIST, "epochs": epochs}) for epochs in (1, 10))
+    store = stored(tmp_path, short, list(short.runs), 3.0)
+    found = whole(long, store)
+    assert found.source == "from runs in the store"
+    assert 2 * 3.0 * 8 < found.core_seconds < 2 * 3.0 * 10
+
+
+def test_runs_of_another_network_or_data_and_diverged_ones_tell_nothing(tmp_path: Path) -> None:
+    plan = small_plan(levels=1, **MNIST)
+    other = small_plan(levels=1, **{**MNIST, "network": "fc-20"})
+    stored(tmp_path, other, list(other.runs), 1000.0)
+    dense = next(iter(plan.runs))
+    store = stored(tmp_path, plan, [dense], 1000.0, status="diverged")
+    assert whole(plan, store).source.startswith("roughly")
+
+
+def test_the_plans_own_runs_go_before_others(tmp_path: Path) -> None:
+    plan, other = (small_plan(levels=1, seeds=3, **{**MNIST, "lr": lr}) for lr in (1e-3, 2e-3))
+    stored(tmp_path, other, list(other.runs), 100.0)
+    store = stored(tmp_path, plan, [next(iter(plan.runs))], 2.0)
+    assert whole(plan, store).core_seconds == pytest.approx(5 * (2.0 + COMMIT_SECONDS))
+
+
+def test_a_damaged_run_tells_nothing(tmp_path: Path) -> None:
+    plan = small_plan(levels=1, **MNIST)
+    dense = next(iter(plan.runs))
+    store = stored(tmp_path, plan, [dense], 5.0)
+    (tmp_path / "runs" / dense[:2] / dense / "run.json").write_text("{}")
+    assert whole(plan, store).source.startswith("roughly")
+
+
+def test_only_so_many_runs_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan(levels=1, seeds=300, network="fc-8")
+    store = stored(tmp_path, plan, [run.id for run in plan.runs.values() if run.level == 0], 1.0)
+    looked: list[str] = []
+    facts = Store.facts
+
+    def counted(store: Store, run_id: str) -> dict[str, Any]:
+        looked.append(run_id)
+        return facts(store, run_id)
+
+    monkeypatch.setattr(Store, "facts", counted)
+    whole(plan, store)
+    assert len(looked) == len(set(looked)) == module.SAMPLE
+
+
+def test_levels_of_a_chain_follow_each_other(tmp_path: Path) -> None:
+    plan = small_plan({}, {"criterion": "random"}, levels=4, **MNIST)
+    found = whole(plan, Store(tmp_path))
+    each = found.core_seconds / 9
+    assert found.chain_seconds == pytest.approx(5 * each)
+    assert found.wall_seconds(1) == pytest.approx(9 * each + STARTING_SECONDS)
+    assert found.wall_seconds(2) == pytest.approx(5 * each + STARTING_SECONDS)
+    assert found.wall_seconds(1000) == pytest.approx(5 * each + STARTING_SECONDS)
+
+
+def test_late_rewinding_trains_less(tmp_path: Path) -> None:
+    early, late = (small_plan({"rewind_to": k}, levels=4, **MNIST) for k in ("start", 500))
+    saved = whole(early, Store(tmp_path)).core_seconds - whole(late, Store(tmp_path)).core_seconds
+    images = 3 * 60 * 500 + 5_000 * 500 / 100
+    assert saved == pytest.approx(4 * (images * 266_200 * 2e-11 + 500 * (4e-4 + 1e-9 * 266_200)))
+
+
+def test_nothing_left_takes_no_time(tmp_path: Path) -> None:
+    plan = small_plan(network="fc-8")
+    store = stored(tmp_path, plan, list(plan.runs), 1.0)
+    assert whole(plan, store).wall_seconds(2) == 0.0
+
+
+def test_the_calibration_gives_a_possible_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert 1e-13 < module._seconds_a_product() < 1e-6

@@ -1,0 +1,140 @@
+"""The house's floors: imports only go down, and a command that needs no torch does not wait for it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import supermask
+
+PACKAGE = Path(supermask.__file__).parent
+
+FLOORS = """
+errors rng types datasets.facts engines execute
+initialisers masks environment recipe stats tables disk entry import_path yaml_tree datasets.images figures.style
+actions criteria networks promises text_table overrides folders datasets.source datasets.digits
+ticket run study store engines.job datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet
+certificate plan study_file engines.reference datasets.cifar10 datasets.mnist
+records rows exit_status datasets.load execute.estimate figures.points
+lineage datasets figures.caption figures.save
+export verify execute.worker figures.lines
+execute.preload execute.schedule figures.accuracy
+execute.local figures
+status commands execute.progress
+cli
+__main__
+"""
+"""From the ground up. A module imports from floors below its own, and from nowhere else.
+
+The public face, `supermask` itself, stands apart: it names things of every floor and imports none until it is asked.
+"""
+
+FLOOR_OF = {name: floor for floor, line in enumerate(FLOORS.strip().splitlines()) for name in line.split()}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"}
+
+
+@cache
+def imported(name: str) -> frozenset[str]:
+    """The package's own modules that a module imports: at its top, inside functions, and for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("supermask.") for alias in node.names} & MODULES.keys()
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{name}: imports are absolute"
+            if node.module.split(".")[0] == "supermask":
+                package = node.module.removeprefix("supermask").removeprefix(".")
+                inner = {f"{package}.{alias.name}".removeprefix(".") for alias in node.names}
+                found |= inner & MODULES.keys() or {package} - {""}
+    return frozenset(found)
+
+
+def longest_chain(name: str) -> int:
+    return max((longest_chain(below) + 1 for below in imported(name)), default=1)
+
+
+def test_every_module_has_a_floor() -> None:
+    assert sorted(FLOOR_OF) == sorted(MODULES)
+    assert len(FLOORS.split()) == len(FLOOR_OF)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_only_go_down(name: str) -> None:
+    up = [other for other in imported(name) if FLOOR_OF[other] >= FLOOR_OF[name]]
+    assert not up, f"{name} (floor {FLOOR_OF[name]}) imports {up}"
+
+
+def test_there_are_no_more_floors_than_needed() -> None:
+    assert len(FLOORS.strip().splitlines()) == max(longest_chain(name) for name in MODULES)
+
+
+def at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """The statements that run when a module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from at_import(node)
+
+
+IMPORT_TORCH = {"engines.reference", "execute.preload"}
+"""The engine, and what the server of worker processes loads before it forks; both are named where they are needed."""
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - IMPORT_TORCH))
+def test_only_the_engine_imports_torch_at_once(name: str) -> None:
+    for node in at_import(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            assert not [alias.name for alias in node.names if alias.name.split(".")[0] == "torch"]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            assert node.module.split(".")[0] != "torch"
+            assert not named & {f"supermask.{module}" for module in IMPORT_TORCH}
+
+
+def loaded_by(code: str) -> set[str]:
+    program = f"import sys; {code}; print(*sorted(sys.modules))"
+    return set(
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+def test_the_public_face_imports_nothing_until_it_is_asked() -> None:
+    assert {name for name in loaded_by("import supermask") if name.split(".")[0] == "supermask"} == {"supermask"}
+
+
+def test_the_public_face_has_all_that_it_names() -> None:
+    assert all(hasattr(supermask, name) for name in supermask.__all__)
+
+
+HEAVY = {"torch", "matplotlib", "scipy", "duckdb", "sklearn", "PIL", "pandas"}
+
+
+def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+    assert not loaded_by("import supermask.cli") & HEAVY
+
+
+@pytest.mark.parametrize(
+    "module", ["plan", "run", "ticket", "certificate", "networks", "store", "study_file", "lineage"]
+)
+def test_planning_needs_no_torch(module: str) -> None:
+    assert not loaded_by(f"import supermask.{module}") & HEAVY
+
+
+def test_figures_need_no_torch() -> None:
+    assert "torch" not in loaded_by("import supermask.figures, supermask.stats, supermask.tables")
