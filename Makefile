@@ -7,7 +7,7 @@ STORE ?= supermask-store
 FIGURES ?= figures
 STUDIES := mask-criteria mask-1-actions mask-0-actions
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test lint format clean
 
 demo: $(VENV)/installed
 	@for study in $(STUDIES); do $(BIN)/supermask run $$study scale=digits --store $(STORE) || exit; done

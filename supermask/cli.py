@@ -222,7 +222,8 @@ def figure(
 
     saved, damaged = commands.figures(study, settings or [], out, store)
     for drawn, paths in saved:
-        echo("\n".join([*map(str, paths), f"  {drawn.caption}\n"]))
+        suffixes = ",".join(path.suffix[1:] for path in paths)
+        echo(f"{paths[0].with_suffix('')}.{{{suffixes}}}\n  {drawn.caption}\n")
     _warn(damaged)
 
 

@@ -127,9 +127,11 @@ def test_a_study_from_file_to_figure(tmp_path: Path) -> None:
     assert (verified.status, verified.out) == (0, "5 held\n")
     drawn = supermask("figure", study, "--store", store, "--out", tmp_path / "figures")
     assert drawn.status == 0, drawn.err
-    for path in drawn.out.splitlines():
-        assert path.startswith("  ") or not path or Path(path).stat().st_size
-    assert (tmp_path / "figures" / "small-accuracy.pdf").exists()
+    for figure in ("small-accuracy", "small-early-stop"):
+        assert f"{tmp_path / 'figures' / figure}.{{pdf,svg,png,csv}}" in drawn.out.splitlines()
+        assert all(
+            (tmp_path / "figures" / f"{figure}.{suffix}").stat().st_size for suffix in ("pdf", "svg", "png", "csv")
+        )
 
 
 # --- what the commands print ---

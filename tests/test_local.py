@@ -176,14 +176,23 @@ def test_a_run_whose_worker_is_killed_once_is_tried_again(folder: Path, name: st
 
 
 def test_a_run_that_always_kills_its_worker_is_given_up_and_named(folder: Path) -> None:
-    """Not one that happened to train beside it; that one is kept."""
-    body = """
+    """Not the one that was in training beside it each time; that one is finished when it is tried by itself."""
+    deadly_body = """
+        while not pathlib.Path('beside').exists():
+            time.sleep(0.01)
+        pathlib.Path('beside').unlink()
         with open('deaths', 'a') as file:
             file.write('x')
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    slow = criterion(folder, "time.sleep(0.5)")
-    plan = small_plan({"criterion": slow}, {"criterion": criterion(folder, body)}, levels=1)
+    beside_body = f"""
+        deaths = pathlib.Path('deaths')
+        last_try = deaths.exists() and len(deaths.read_text()) == {TRIES - 1}
+        pathlib.Path('beside').touch()
+        time.sleep(0.5 if last_try else 60)
+    """
+    slow = criterion(folder, beside_body)
+    plan = small_plan({"criterion": slow}, {"criterion": criterion(folder, deadly_body)}, levels=1)
     dense, beside, deadly = plan.runs
     with pytest.raises(MachineError, match=f"died {TRIES} times while run {deadly} .seed 0, level 1."):
         run_plan(plan, Site(folder / "store"), 2, Heard())

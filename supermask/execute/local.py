@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 from supermask.errors import MachineError
@@ -132,7 +133,9 @@ class _Progress:
 
     def _submit(self, pool: ProcessPoolExecutor, task: Task) -> None:
         try:
-            self._in_flight[pool.submit(perform, self._site, task)] = task
+            # This may start a worker: whole, or not at all.
+            with _ctrl_c_held_back():
+                self._in_flight[pool.submit(perform, self._site, task)] = task
         except BrokenProcessPool:
             self.schedule.again(task)
             raise
@@ -169,10 +172,7 @@ def _pool(workers: int, start_method: str) -> Iterator[ProcessPoolExecutor]:
     """Worker processes, which are gone when it is left; by an exception, within STOP_SECONDS."""
     context = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
-        context.set_forkserver_preload(["supermask.execute.preload"])
-        with _ctrl_c_held_back():
-            # What it forks inherits the block: Ctrl-C, which goes to every process, is the main process's business.
-            forkserver.ensure_running()
+        _start_server(context)
     others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_enter)
     try:
@@ -182,6 +182,23 @@ def _pool(workers: int, start_method: str) -> Iterator[ProcessPoolExecutor]:
         with _ctrl_c_held_back():
             _stop(pool, [process for process in multiprocessing.active_children() if process not in others])
         raise
+
+
+def _start_server(context: BaseContext) -> None:
+    """Returns when the server that workers are forked from has imported all it has to; Ctrl-C works meanwhile.
+
+    The server and what it forks inherit that Ctrl-C is held back: it goes to every process, but is the main one's
+    business. The resource tracker comes first because its own start would undo that.
+    """
+    context.set_forkserver_preload(["supermask.execute.preload"])
+    resource_tracker.ensure_running()
+    with _ctrl_c_held_back():
+        forkserver.ensure_running()
+    context.Process(target=_nothing, daemon=True).start()  # type: ignore[attr-defined]
+
+
+def _nothing() -> None:
+    """A first process, that does not mind if the main one is gone when it is forked; a worker would say so."""
 
 
 def _enter() -> None:
@@ -213,8 +230,9 @@ def _stop(pool: ProcessPoolExecutor, workers: list[BaseProcess]) -> None:
 @contextmanager
 def _ctrl_c_held_back() -> Iterator[None]:
     """Ctrl-C takes effect at the end of this, and not at all in processes started meanwhile."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
