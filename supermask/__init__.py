@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from supermask.plan import Plan, make_plan
     from supermask.run import Run
     from supermask.store import Damaged, Store
-    from supermask.study import Study, Treatment
-    from supermask.study_file import load_study, study_from
+    from supermask.study import Study, Treatment, load_study, study_from
     from supermask.ticket import Parent, Step, next_start
     from supermask.types import Layer, Outcome, Start
 
@@ -47,8 +46,8 @@ _HOMES = {
     "Store": "store",
     "Study": "study",
     "Treatment": "study",
-    "load_study": "study_file",
-    "study_from": "study_file",
+    "load_study": "study",
+    "study_from": "study",
     "Parent": "ticket",
     "Step": "ticket",
     "next_start": "ticket",

@@ -75,7 +75,7 @@ def studies() -> None:
 
     Example: `supermask studies`
     """
-    from supermask.study_file import shipped_studies
+    from supermask.study import shipped_studies
 
     shipped = shipped_studies()
     width = max(len(study.name) for study in shipped)

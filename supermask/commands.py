@@ -12,7 +12,6 @@ from typing import get_args
 
 from supermask.datasets import load
 from supermask.datasets.source import DATA_VARIABLE
-from supermask.disk import machine_errors
 from supermask.errors import UserError, did_you_mean
 from supermask.execute.estimate import Estimate, estimate
 from supermask.execute.local import Listener, run_plan
@@ -25,10 +24,11 @@ from supermask.recipe import Recipe
 from supermask.rows import find_run, rows_of_plan, rows_of_store
 from supermask.run import Run
 from supermask.store import Store
-from supermask.study_file import load_study
+from supermask.store.disk import machine_errors
+from supermask.study import load_study
+from supermask.study.yaml_tree import shown
 from supermask.tables import DENSE, Answer, Row
 from supermask.verify import Verdict
-from supermask.yaml_tree import shown
 
 ENGINES = ("reference",)
 DEVICES = ("cpu", "cuda")

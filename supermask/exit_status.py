@@ -69,7 +69,7 @@ def _told(error: Exception) -> str:
 
 def _as_setting(option: str) -> str:
     """For `--scale` and the like: settings are written without dashes."""
-    from supermask.study_file import STUDY_KEYS
+    from supermask.study.loading import STUDY_KEYS
 
     key = option.lstrip("-").partition(".")[0]
     if key in ("scale", *STUDY_KEYS):

@@ -7,12 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from supermask.entry import Facts
 from supermask.errors import MachineError, UserError
 from supermask.lineage import Lineage
 from supermask.records import unpack_state
 from supermask.run import Run
 from supermask.store import Store
+from supermask.store.entry import Facts
 from supermask.types import Start, State
 
 if TYPE_CHECKING:

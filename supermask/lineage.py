@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from supermask.criteria import CRITERIA, Criterion
 from supermask.datasets.facts import DATASETS
-from supermask.entry import Facts
 from supermask.errors import UserError
 from supermask.networks import Architecture, architecture, initial_start, maskables
 from supermask.records import gradient_base, point_name, start_content, unpack_masks, unpack_state
 from supermask.rng import Stream, Streams, streams
 from supermask.run import Run, StepFacts
 from supermask.store import Damaged, Store
+from supermask.store.entry import Facts
 from supermask.study import resolve_criterion
 from supermask.ticket import Parent, Step, next_start, start_with
 from supermask.types import Layer, Point, Start, State

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from supermask.certificate import Certificate
-from supermask.entry import Facts, Tensors, content_hash
 from supermask.masks import kept, pack, unpack
 from supermask.run import Run
+from supermask.store.entry import Facts, Tensors, content_hash
 from supermask.types import Curve, Maskable, Masks, Outcome, Point, Start, State
 
 if TYPE_CHECKING:

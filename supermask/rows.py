@@ -5,15 +5,15 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from supermask.entry import Facts
 from supermask.errors import UserError
 from supermask.masks import kept_after
 from supermask.networks import Architecture, maskables
 from supermask.plan import Plan
 from supermask.run import Run
 from supermask.store import Damaged, Store
+from supermask.store.entry import Facts
+from supermask.study.yaml_tree import shown
 from supermask.tables import DENSE, TREATMENT_SEPARATOR, Row
-from supermask.yaml_tree import shown
 
 STATUSES = ("finished", "diverged", "certificate_failed", "ancestor_diverged", "to_do")
 """What a run of a plan can be."""

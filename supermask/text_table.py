@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from supermask.errors import UserError
-from supermask.yaml_tree import shown
+from supermask.study.yaml_tree import shown
 
 _NUMBER = re.compile(r"-?[0-9][0-9.e+-]*%?|-?inf|nan|NULL|-")
 

@@ -8,7 +8,6 @@ from typing import Literal
 
 from supermask.certificate import certify
 from supermask.criteria import CRITERIA
-from supermask.entry import Entry
 from supermask.errors import UserError
 from supermask.lineage import Lineage, NotKept, layers_of, step_of, streams_of
 from supermask.masks import kept
@@ -16,6 +15,7 @@ from supermask.networks import maskables
 from supermask.records import unpack_curve, unpack_state
 from supermask.run import Run
 from supermask.store import Damaged, Store
+from supermask.store.entry import Entry
 from supermask.ticket import Parent, next_masks
 from supermask.types import Curve, Outcome, Point, Start
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from supermask.entry import Entry, Tensors
 from supermask.store import Store
+from supermask.store.entry import Entry, Tensors
 
 A, B, C = ("ab" + "0" * 29 + last for last in "123")
 """Run ids of one shard."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from supermask.disk import Disk
+from supermask.store.disk import Disk
 
 Fault = Literal["crash", "torn", "EIO", "ENOSPC", "EROFS", "EACCES", "EDQUOT", "short", "lying"]
 """crash: before the operation. torn: half a write, or the whole of another operation, then a crash. short: half a

@@ -29,7 +29,7 @@ from supermask.execute.local import TRIES, run_plan
 from supermask.execute.worker import Site
 from supermask.plan import Plan, make_plan
 from supermask.store import Store
-from supermask.study_file import study_from
+from supermask.study import study_from
 
 STUDY = {
     "network": "fc-20",

@@ -13,8 +13,8 @@ from supermask.execute.schedule import Keep, Schedule
 from supermask.execute.worker import Result, Site, Task, Worker
 from supermask.plan import Plan, make_plan
 from supermask.store import Store
-from supermask.study import Prune, Train
-from supermask.study_file import study_from
+from supermask.study import study_from
+from supermask.study.model import Prune, Train
 from supermask.types import Point, Start, State
 
 TRAIN = {"epochs": 0.6, "evaluate_every": 4, "batch_size": 60}

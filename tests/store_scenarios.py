@@ -11,11 +11,11 @@ import pytest
 from entries import A, B, C, D, same, sample
 from faulty_disk import Crash, Fault, FaultyDisk, QuickDisk, materialise, snapshot
 
-from supermask.disk import Disk
-from supermask.entry import Entry
 from supermask.errors import MachineError
-from supermask.folders import WEIGHTS
 from supermask.store import Damaged, Store
+from supermask.store.disk import Disk
+from supermask.store.entry import Entry
+from supermask.store.folders import WEIGHTS
 
 FAULTS: tuple[Fault, ...] = ("crash", "torn", "EIO", "ENOSPC", "short", "lying")
 ON_WRITES_ONLY = ("short", "lying")

@@ -10,7 +10,7 @@ from small_studies import carry_out
 from supermask.execute.schedule import Keep
 from supermask.plan import Plan, make_plan
 from supermask.store import Store
-from supermask.study_file import load_study
+from supermask.study import load_study
 
 TEXT = """
 title: "A small study"

@@ -17,7 +17,7 @@ from stored_study import RUNS, TEXT, Carried, carried_out, written
 
 from supermask import cli, commands
 from supermask.exit_status import exit_status
-from supermask.study_file import load_study
+from supermask.study import load_study
 
 COMMANDS = cli_reference.commands()
 

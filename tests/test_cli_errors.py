@@ -16,8 +16,8 @@ from command_line import call, refused, supermask
 from stored_study import RUNS, TEXT, Carried, carried_out, written
 
 from supermask import commands
-from supermask.entry import FORMAT, pack
 from supermask.execute.local import Stopped
+from supermask.store.entry import FORMAT, pack
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_store_of_a_newer_version(
     shutil.copytree(carried.store, tmp_path / "store")
     run_id = carried.run_id(2)
     with monkeypatch.context() as newer:
-        newer.setattr("supermask.entry.FORMAT", FORMAT + 1)
+        newer.setattr("supermask.store.entry.FORMAT", FORMAT + 1)
         data = pack("run", run_id, {}, {"tensors": {}})["run.json"]
     (tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json").write_bytes(data)
     what = {"verify": [], "query": ["SELECT 1"]}.get(command, [carried.study])

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 from small_studies import carry_out
 
-from supermask.entry import content_hash
 from supermask.plan import make_plan
 from supermask.run import NUMERICS
 from supermask.store import Store
-from supermask.study_file import study_from
+from supermask.store.entry import content_hash
+from supermask.study import study_from
 
 FILE = Path(__file__).parent / "golden" / "tiny.json"
 

@@ -16,17 +16,17 @@ import supermask
 PACKAGE = Path(supermask.__file__).parent
 
 FLOORS = """
-errors rng types datasets.facts engines execute
-initialisers masks environment recipe stats tables disk entry import_path yaml_tree datasets.images figures.style
-actions criteria networks promises text_table overrides folders datasets.source datasets.digits
-ticket run study store engines.job datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet
-certificate plan study_file engines.reference datasets.cifar10 datasets.mnist
-records rows exit_status datasets.load execute.estimate figures.points
-lineage datasets figures.caption figures.save
-export verify execute.worker figures.lines
-execute.preload execute.schedule figures.accuracy
-execute.local figures
-status commands execute.progress
+datasets.facts engines environment errors execute figures.style recipe rng stats types
+datasets.images initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
+actions criteria datasets.digits datasets.source figures.points figures.save networks promises store.folders study.overrides text_table
+datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.job figures.caption run store.store study.model ticket
+certificate datasets.cifar10 datasets.mnist engines.reference figures.lines store study.loading
+datasets.load exit_status figures.accuracy records study
+datasets figures lineage plan
+execute.estimate execute.worker export rows verify
+execute.preload execute.schedule status
+execute.local
+commands execute.progress
 cli
 __main__
 """
@@ -129,9 +129,7 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     assert not loaded_by("import supermask.cli") & HEAVY
 
 
-@pytest.mark.parametrize(
-    "module", ["plan", "run", "ticket", "certificate", "networks", "store", "study_file", "lineage"]
-)
+@pytest.mark.parametrize("module", ["plan", "run", "ticket", "certificate", "networks", "store", "study", "lineage"])
 def test_planning_needs_no_torch(module: str) -> None:
     assert not loaded_by(f"import supermask.{module}") & HEAVY
 

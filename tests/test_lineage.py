@@ -19,7 +19,6 @@ from small_studies import carry_out, same_start, same_state, small_plan
 from supermask.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.certificate import Certificate
 from supermask.criteria import CRITERIA
-from supermask.entry import Facts, Tensors
 from supermask.errors import UserError
 from supermask.execute.worker import Site, Task, Worker
 from supermask.lineage import Lineage, NotKept, StoredPoints, criterion_of, step_of
@@ -28,6 +27,7 @@ from supermask.plan import Plan
 from supermask.records import pack_outcome, pack_point, point_name, unpack_curve, unpack_masks, unpack_state
 from supermask.run import Run
 from supermask.store import Damaged, Store
+from supermask.store.entry import Facts, Tensors
 from supermask.types import Curve, Maskable, Outcome, Point, Start, State
 
 

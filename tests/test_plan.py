@@ -17,7 +17,7 @@ from supermask.errors import UserError
 from supermask.masks import prune_count
 from supermask.plan import Plan, make_plan
 from supermask.run import Run, StepFacts
-from supermask.study_file import study_from
+from supermask.study import study_from
 
 ITERATIVE = {"name": "iterative", "schedule": "iterative"}
 ONE_SHOT = {"name": "one_shot", "schedule": "one_shot"}
@@ -146,7 +146,7 @@ def test_each_treatment_and_seed_has_runs_of_its_own() -> None:
 
 def test_planning_neither_imports_torch_nor_reads_data() -> None:
     script = (
-        "import sys; from supermask.plan import make_plan; from supermask.study_file import load_study\n"
+        "import sys; from supermask.plan import make_plan; from supermask.study import load_study\n"
         "make_plan(load_study('mask-criteria', ['scale=paper']))\n"
         "assert not {'torch', 'sklearn', 'scipy', 'duckdb'} & sys.modules.keys()"
     )

@@ -13,7 +13,7 @@ from supermask.errors import UserError
 from supermask.plan import make_plan
 from supermask.rows import STATUSES, find_run, rows_of_plan, rows_of_store
 from supermask.store import Store
-from supermask.study_file import load_study
+from supermask.study import load_study
 from supermask.tables import COLUMNS, labels_of, to_csv, to_json
 
 

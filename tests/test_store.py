@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from supermask.entry import Facts, Tensors, content_hash
 from supermask.errors import UserError
 from supermask.store import Damaged, Store
+from supermask.store.entry import Facts, Tensors, content_hash
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 from entries import A, B, names, put, same, sample
 from faulty_disk import QuickDisk, quick_folder
 
-from supermask.disk import Disk, _started
 from supermask.store import Damaged, Store
+from supermask.store.disk import Disk, _started
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from faulty_disk import QuickDisk, quick_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supermask.entry import Entry, Facts
 from supermask.errors import MachineError, UserError
 from supermask.store import Damaged, Store
+from supermask.store.entry import Entry, Facts
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_files_of_two_entries_mixed_are_damage(store: Store) -> None:
 
 
 def test_a_newer_format_is_not_taken_for_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("supermask.entry.FORMAT", 2)
+    monkeypatch.setattr("supermask.store.entry.FORMAT", 2)
     put(store, A)
     monkeypatch.undo()
     with pytest.raises(UserError, match="format 2"):

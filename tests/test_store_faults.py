@@ -17,11 +17,11 @@ from entries import A, B
 from faulty_disk import Fault, FaultyDisk, QuickDisk, materialise, quick_folder, snapshot
 from store_scenarios import FAULTS, ON_WRITES_ONLY, SCENARIOS, OpenStore, commit, enumerate_faults, kinds
 
-from supermask.disk import Disk, machine_errors
-from supermask.entry import Facts, Tensors
 from supermask.errors import MachineError
-from supermask.folders import DROPPED, WEIGHTS, Folders
 from supermask.store import Damaged, Store
+from supermask.store.disk import Disk, machine_errors
+from supermask.store.entry import Facts, Tensors
+from supermask.store.folders import DROPPED, WEIGHTS, Folders
 
 
 @pytest.fixture

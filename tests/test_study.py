@@ -20,8 +20,8 @@ from supermask.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.criteria import CRITERIA
 from supermask.errors import UserError
 from supermask.networks import NAMES, canonical_name
-from supermask.study import Rates, Study, Train, Treatment, resolve_criterion
-from supermask.study_file import load_study, shipped_names, shipped_studies, study_from
+from supermask.study.loading import load_study, shipped_names, shipped_studies, study_from
+from supermask.study.model import Rates, Study, Train, Treatment, resolve_criterion
 
 DEFAULTS = {
     "title": "",
@@ -450,7 +450,7 @@ def test_what_ships() -> None:
 
 
 def test_studies_need_no_torch() -> None:
-    code = "import sys; from supermask.study_file import load_study as load; load('mask-1-actions'); "
+    code = "import sys; from supermask.study import load_study as load; load('mask-1-actions'); "
     code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

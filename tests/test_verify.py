@@ -13,12 +13,12 @@ from small_studies import carry_out, small_plan
 from stored_study import RUNS, Carried, carried_out
 
 from supermask import commands
-from supermask.entry import FORMAT, Entry, Facts, Tensors, pack
 from supermask.errors import UserError
 from supermask.lineage import Lineage
 from supermask.masks import unpack as unpack_mask
 from supermask.records import start_content
 from supermask.store import Store
+from supermask.store.entry import FORMAT, Entry, Facts, Tensors, pack
 from supermask.types import Start
 from supermask.verify import Verdict
 
@@ -170,7 +170,7 @@ def test_a_damaged_point_is_named(tmp_path: Path) -> None:
 
 def test_a_store_of_a_newer_version_is_no_damage(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr("supermask.entry.FORMAT", FORMAT + 1)
+        newer.setattr("supermask.store.entry.FORMAT", FORMAT + 1)
         run_id = carried.run_id(2)
         files = pack("run", run_id, {}, {"tensors": {}})
     (folder_of(carried.store, run_id) / "run.json").write_bytes(files["run.json"])

@@ -15,10 +15,8 @@ from faulty_disk import quick_folder
 from small_studies import Carried, carry_out, contents, facts, leftovers, small_plan
 
 from supermask.datasets import load
-from supermask.disk import Disk
 from supermask.engines import reference
 from supermask.engines.job import BatchOrder, Data, Job
-from supermask.entry import Damaged
 from supermask.errors import MachineError, UserError
 from supermask.execute import worker as worker_module
 from supermask.execute.schedule import Schedule
@@ -26,6 +24,8 @@ from supermask.execute.worker import Interrupted, Result, Site, StoredCheckpoint
 from supermask.networks import initial_start
 from supermask.plan import Plan
 from supermask.store import Store
+from supermask.store.disk import Disk
+from supermask.store.entry import Damaged
 from supermask.types import Outcome
 
 TREATMENTS = (

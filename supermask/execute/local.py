@@ -28,7 +28,7 @@ from supermask.plan import Plan
 from supermask.store import Store
 
 TRIES = 3
-"""How often a run may be in flight when a worker dies, and an entry be found damaged, before the study is given up."""
+"""How often a worker may die in the middle of a run, and an entry be found damaged, before the study is given up."""
 
 STOP_SECONDS = 1.2
 """How long workers have, when they are to stop, to save a checkpoint."""
@@ -59,90 +59,75 @@ def run_plan(
     """
     store = Store(site.store)
     store.sweep()
-    study = _Progress(Schedule(plan, store), site, listener, keep)
+    study = _Study(Schedule(plan, store), site, listener, keep)
     study.schedule.drop_surplus(keep)
     try:
-        while study.schedule.tasks_left:
-            try:
-                at_once = min(workers, study.schedule.tasks_left)
-                with _pool(at_once, start_method) as pool:
-                    study.feed(pool, at_once)
-            except BrokenProcessPool:
-                study.worker_died()
-            if study.outdated:
-                study.schedule = Schedule(plan, store, study.schedule.damaged)
-                study.outdated = False
+        if study.schedule.tasks_left:
+            with _workers(start_method) as start_worker:
+                study.carry_out(workers, start_worker)
     except KeyboardInterrupt:
         raise Stopped(study.schedule.tasks_left) from None
     return study.schedule
 
 
-class _Progress:
-    """A plan being carried out: its schedule, what is in flight, and what went wrong how often."""
+class _Study:
+    """A plan being carried out: its schedule, its workers, what is in flight, and what went wrong how often.
+
+    A worker is a pool of one process: so it is known whose process died, and the others are not disturbed.
+    """
 
     def __init__(self, schedule: Schedule, site: Site, listener: Listener, keep: Keep) -> None:
-        self.schedule, self.outdated = schedule, False
+        self.schedule = schedule
         self._site, self._listener, self._keep = site, listener, keep
-        self._in_flight: dict[Future[Result], Task] = {}
+        self._outdated = False
+        self._idle: list[ProcessPoolExecutor] = []
+        self._in_flight: dict[Future[Result], tuple[ProcessPoolExecutor, Task]] = {}
         self._deaths: Counter[str] = Counter()
         self._lacking: Counter[str] = Counter()
 
-    def feed(self, pool: ProcessPoolExecutor, workers: int) -> None:
-        """Keeps the pool busy until nothing is left, or the schedule is outdated. Raises BrokenProcessPool.
-
-        One task a worker is submitted, never more, so that the worker that has just ended a run, and so has its start
-        in memory, takes the next level of its chain.
-        """
-        while True:
-            while (task := self._take(workers)) is not None:
-                self._submit(pool, task)
-            if not self._in_flight:
-                assert self.outdated or not self.schedule.tasks_left, "tasks that never become ready"
-                return
+    def carry_out(self, workers: int, start_worker: Callable[[], ProcessPoolExecutor]) -> None:
+        """Keeps so many workers busy until nothing is left to do."""
+        while self.schedule.tasks_left:
+            while len(self._in_flight) < workers and not self._outdated and (task := self.schedule.next()):
+                # The one that was busy last: it has the start of the task's parent in memory.
+                self._submit(self._idle.pop() if self._idle else start_worker(), task)
+            assert self._in_flight or self._outdated, "tasks that never become ready"
             ended, _ = wait(self._in_flight, return_when=FIRST_COMPLETED)
-            for future in sorted(ended, key=lambda f: f.exception() is not None):
-                result = future.result()
-                self._ended(self._in_flight.pop(future), result)
+            for future in ended:
+                worker, task = self._in_flight.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    self._died(task)
+                else:
+                    self._idle.append(worker)
+                    self._ended(task, result)
+            if self._outdated and not self._in_flight:
+                self.schedule = Schedule(self.schedule.plan, self.schedule.store, self.schedule.damaged)
+                self._outdated = False
 
-    def worker_died(self) -> None:
-        """Whatever was in flight is tried again. Raises MachineError for a run at which it happens too often."""
-        for task in self._in_flight.values():
-            self._deaths[task.run.id] += 1
-            if self._deaths[task.run.id] == TRIES:
-                raise MachineError(
-                    f"a worker process died {TRIES} times while run {task.run.id} (seed {task.run.seed}, level "
-                    f"{task.run.level}) was trained, the last time with nothing else in training; is the memory full? "
-                    "Finished runs are kept."
-                )
-            self.schedule.again(task)
-        self._in_flight.clear()
-
-    def _take(self, workers: int) -> Task | None:
-        """The next task to submit, if there is one for now."""
-        if self.outdated or len(self._in_flight) >= workers or any(map(self._alone, self._in_flight.values())):
-            return None
-        task = self.schedule.next()
-        if task is not None and self._alone(task) and self._in_flight:
-            self.schedule.again(task)
-            return None
-        return task
-
-    def _alone(self, task: Task) -> bool:
-        """Its last try is made with nothing beside it: so it is known who kills, and there is all the memory."""
-        return self._deaths[task.run.id] == TRIES - 1
-
-    def _submit(self, pool: ProcessPoolExecutor, task: Task) -> None:
+    def _submit(self, worker: ProcessPoolExecutor, task: Task) -> None:
         try:
-            # This may start a worker: whole, or not at all.
+            # This may start a process: whole, or not at all.
             with _ctrl_c_held_back():
-                self._in_flight[pool.submit(perform, self._site, task)] = task
+                self._in_flight[worker.submit(perform, self._site, task)] = (worker, task)
         except BrokenProcessPool:
+            # It died while it had nothing to do; it is not among the idle ones any more.
             self.schedule.again(task)
-            raise
+
+    def _died(self, task: Task) -> None:
+        """The task is tried again, by another worker. Raises MachineError for a run at which it happens too often."""
+        self._deaths[task.run.id] += 1
+        if self._deaths[task.run.id] == TRIES:
+            raise MachineError(
+                f"a worker process died {TRIES} times while run {task.run.id} (seed {task.run.seed}, level "
+                f"{task.run.level}) was trained; is the memory full? Try --workers 1. Finished runs are kept."
+            )
+        self.schedule.again(task)
 
     def _ended(self, task: Task, result: Result) -> None:
         if result.status == "not_started":
-            self.outdated = True
+            self._outdated = True
             self.schedule.damaged.append(result.message)
             self._lacking[result.lacking] += 1
             if self._lacking[result.lacking] == TRIES:
@@ -168,19 +153,28 @@ def perform(site: Site, task: Task) -> Result:
 
 
 @contextmanager
-def _pool(workers: int, start_method: str) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes, which are gone when it is left; by an exception, within STOP_SECONDS."""
+def _workers(start_method: str) -> Iterator[Callable[[], ProcessPoolExecutor]]:
+    """A function that starts a worker; they are all gone when this is left, by an exception within STOP_SECONDS."""
     context = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
         _start_server(context)
     others = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_enter)
+    started: list[ProcessPoolExecutor] = []
+
+    def start_worker() -> ProcessPoolExecutor:
+        started.append(ProcessPoolExecutor(1, mp_context=context, initializer=_enter))
+        return started[-1]
+
     try:
-        yield pool
-        pool.shutdown(wait=True)
+        yield start_worker
+        for wait_for_it in (False, True):
+            for worker in started:
+                worker.shutdown(wait=wait_for_it)
     except BaseException:
         with _ctrl_c_held_back():
-            _stop(pool, [process for process in multiprocessing.active_children() if process not in others])
+            _stop([process for process in multiprocessing.active_children() if process not in others])
+            for worker in started:
+                worker.shutdown(wait=False, cancel_futures=True)
         raise
 
 
@@ -214,13 +208,12 @@ def _end_with(main: BaseProcess) -> None:
     os._exit(1)
 
 
-def _stop(pool: ProcessPoolExecutor, workers: list[BaseProcess]) -> None:
-    """Asks the workers to save and end, waits a moment, ends them."""
-    for process in workers:
+def _stop(processes: list[BaseProcess]) -> None:
+    """Asks them to save and end, waits a moment, ends them."""
+    for process in processes:
         process.terminate()
-    pool.shutdown(wait=False, cancel_futures=True)
     patience = time.monotonic() + STOP_SECONDS
-    for process in workers:
+    for process in processes:
         process.join(max(0.0, patience - time.monotonic()))
         if process.is_alive():
             process.kill()

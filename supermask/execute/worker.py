@@ -14,7 +14,6 @@ import numpy as np
 from supermask.certificate import certify
 from supermask.datasets import Images, load, split
 from supermask.engines.job import Array, Data, Job
-from supermask.entry import Facts, content_hash
 from supermask.environment import environment
 from supermask.errors import MachineError, UserError
 from supermask.lineage import Lineage, NotKept, layers_of, step_of
@@ -22,6 +21,7 @@ from supermask.networks import maskables
 from supermask.records import kept_values, pack_outcome, pack_point, point_name, start_content
 from supermask.run import Run
 from supermask.store import Damaged, Store
+from supermask.store.entry import Facts, content_hash
 from supermask.types import Outcome, Point, Start
 
 Status = Literal["finished", "diverged", "certificate_failed", "not_started"]

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from supermask.errors import UserError, did_you_mean
-from supermask.overrides import apply_overrides
-from supermask.study import Settings, Study, Treatment
-from supermask.yaml_tree import Node, from_plain, kind, locate, parse_yaml, plain, printable, shown
+from supermask.study.model import Settings, Study, Treatment
+from supermask.study.overrides import apply_overrides
+from supermask.study.yaml_tree import Node, from_plain, kind, locate, parse_yaml, plain, printable, shown
 
 LARGEST_FILE = 1_000_000
 """Bytes. The shipped studies have about 5,000."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from supermask.errors import UserError, did_you_mean
-from supermask.yaml_tree import Node, kind, parse_yaml, printable, shown
+from supermask.study.yaml_tree import Node, kind, parse_yaml, printable, shown
 
 
 def apply_scale(root: Node, name: str, place: str) -> Node:

@@ -13,9 +13,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from supermask.disk import Disk, machine_errors
-from supermask.entry import Damaged, Entry, Facts, Tensors, pack, unpack
-from supermask.folders import DROPPED, WEIGHTS, Folders
+from supermask.store.disk import Disk, machine_errors
+from supermask.store.entry import Damaged, Entry, Facts, Tensors, pack, unpack
+from supermask.store.folders import DROPPED, WEIGHTS, Folders
 
 __all__ = ["Damaged", "Entry", "Store"]
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supermask.errors import UserError
-from supermask.overrides import apply_overrides, put
-from supermask.study_file import LARGEST_FILE, load_study, read_study_file, shipped_names
-from supermask.yaml_tree import MOST_VALUES, from_plain, locate, parse_yaml, plain, shown
+from supermask.study.loading import LARGEST_FILE, load_study, read_study_file, shipped_names
+from supermask.study.overrides import apply_overrides, put
+from supermask.study.yaml_tree import MOST_VALUES, from_plain, locate, parse_yaml, plain, shown
 
 STUDY = """\
 title: mine

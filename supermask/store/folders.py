@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from supermask.disk import Disk, machine_errors
-from supermask.entry import RUN_JSON, Damaged, Entry, Kind, Sealed, Tensors, file_name, open_seal, unpack
+from supermask.store.disk import Disk, machine_errors
+from supermask.store.entry import RUN_JSON, Damaged, Entry, Kind, Sealed, Tensors, file_name, open_seal, unpack
 
 WEIGHTS = file_name("weights")
 DROPPED = "weights.dropped"

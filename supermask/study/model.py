@@ -30,10 +30,10 @@ from supermask.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.criteria import CRITERIA
 from supermask.datasets.facts import DATASETS
 from supermask.errors import UserError, did_you_mean
-from supermask.import_path import NamedFunction, import_function, is_import_path
 from supermask.networks import canonical_name
+from supermask.study.import_path import NamedFunction, import_function, is_import_path
+from supermask.study.yaml_tree import shown
 from supermask.types import Kind
-from supermask.yaml_tree import shown
 
 PRUNE_RATE = "a prune rate: it is the share of the surviving weights removed in a level, above 0 and below 1"
 

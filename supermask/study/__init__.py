@@ -1,0 +1,6 @@
+"""Studies: what a study file says, validated, with every fault told where it was made."""
+
+from supermask.study.loading import load_study, shipped_studies, study_from
+from supermask.study.model import Study, Train, Treatment, resolve_criterion
+
+__all__ = ["Study", "Train", "Treatment", "load_study", "resolve_criterion", "shipped_studies", "study_from"]
