@@ -1,6 +1,6 @@
 """The Study: a complete, explicit, validated configuration; what a study file becomes.
 
-The models below are the file's keys, their types, defaults and rules, and nothing else; `study_file` makes them from
+The models below are the file's keys, their types, defaults and rules, and nothing else; `loading` makes them from
 files, scales and overrides, with errors that name file and line.
 """
 
