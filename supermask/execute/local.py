@@ -156,9 +156,9 @@ def perform(site: Site, task: Task) -> Result:
 def _workers(start_method: str) -> Iterator[Callable[[], ProcessPoolExecutor]]:
     """A function that starts a worker; they are all gone when this is left, by an exception within STOP_SECONDS."""
     context = multiprocessing.get_context(start_method)
+    others = multiprocessing.active_children()
     if start_method == "forkserver":
         _start_server(context)
-    others = multiprocessing.active_children()
     started: list[ProcessPoolExecutor] = []
 
     def start_worker() -> ProcessPoolExecutor:
@@ -167,12 +167,13 @@ def _workers(start_method: str) -> Iterator[Callable[[], ProcessPoolExecutor]]:
 
     try:
         yield start_worker
-        for wait_for_it in (False, True):
-            for worker in started:
-                worker.shutdown(wait=wait_for_it)
+        for worker in started:
+            worker.shutdown(wait=False)
+        for process in _children_besides(others):
+            process.join()
     except BaseException:
         with _ctrl_c_held_back():
-            _stop([process for process in multiprocessing.active_children() if process not in others])
+            _stop(_children_besides(others))
             for worker in started:
                 worker.shutdown(wait=False, cancel_futures=True)
         raise
@@ -206,6 +207,10 @@ def _enter() -> None:
 def _end_with(main: BaseProcess) -> None:
     wait_for([main.sentinel])
     os._exit(1)
+
+
+def _children_besides(others: list[BaseProcess]) -> list[BaseProcess]:
+    return [process for process in multiprocessing.active_children() if process not in others]
 
 
 def _stop(processes: list[BaseProcess]) -> None:
