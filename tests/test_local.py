@@ -139,7 +139,7 @@ def test_a_criterion_that_fails_ends_the_study_with_one_message(folder: Path, bo
 
 
 def test_workers_killed_in_the_middle_are_replaced_and_their_runs_tried_again(folder: Path) -> None:
-    """After the first task every worker is killed, whatever it is doing."""
+    """After a task every worker is killed, whatever it is doing: one is in training, the other has just ended."""
     plan = small_plan(TWO_CHAINS, seeds=2, levels=2, epochs=10)
     carry_out(plan, folder / "whole")
     seen: set[int | None] = set()
@@ -149,6 +149,7 @@ def test_workers_killed_in_the_middle_are_replaced_and_their_runs_tried_again(fo
         if number in (1, 4):
             for process in multiprocessing.active_children():
                 process.kill()
+            time.sleep(0.3)  # so that it is known before the next task is given to one of them
 
     heard = Heard(kill)
     schedule = run_plan(plan, Site(folder / "killed", checkpoint_seconds=0.0), 2, heard)

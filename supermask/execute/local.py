@@ -157,8 +157,7 @@ def _workers(start_method: str) -> Iterator[Callable[[], ProcessPoolExecutor]]:
     """A function that starts a worker; they are all gone when this is left, by an exception within STOP_SECONDS."""
     context = multiprocessing.get_context(start_method)
     others = multiprocessing.active_children()
-    if start_method == "forkserver":
-        _start_server(context)
+    first = _start_server(context) if start_method == "forkserver" else None
     started: list[ProcessPoolExecutor] = []
 
     def start_worker() -> ProcessPoolExecutor:
@@ -168,32 +167,35 @@ def _workers(start_method: str) -> Iterator[Callable[[], ProcessPoolExecutor]]:
     try:
         yield start_worker
         for worker in started:
-            worker.shutdown(wait=False)
-        for process in _children_besides(others):
-            process.join()
+            worker.shutdown(wait=True)
+        if first is not None:
+            first.join()
     except BaseException:
         with _ctrl_c_held_back():
-            _stop(_children_besides(others))
+            _stop([process for process in multiprocessing.active_children() if process not in others])
             for worker in started:
                 worker.shutdown(wait=False, cancel_futures=True)
         raise
 
 
-def _start_server(context: BaseContext) -> None:
+def _start_server(context: BaseContext) -> BaseProcess:
     """Returns when the server that workers are forked from has imported all it has to; Ctrl-C works meanwhile.
 
-    The server and what it forks inherit that Ctrl-C is held back: it goes to every process, but is the main one's
-    business. The resource tracker comes first because its own start would undo that.
+    What it returns is a first process, which does nothing: it does not mind if the main one is gone when it is forked
+    at last, where a worker would print a traceback. The server and all that it forks inherit that Ctrl-C is held back:
+    it goes to every process, but is the main one's business. The resource tracker's own start would undo that.
     """
     context.set_forkserver_preload(["supermask.execute.preload"])
     resource_tracker.ensure_running()
     with _ctrl_c_held_back():
         forkserver.ensure_running()
-    context.Process(target=_nothing, daemon=True).start()  # type: ignore[attr-defined]
+    first: BaseProcess = context.Process(target=_nothing, daemon=True)  # type: ignore[attr-defined]
+    first.start()
+    return first
 
 
 def _nothing() -> None:
-    """A first process, that does not mind if the main one is gone when it is forked; a worker would say so."""
+    """What the first process does."""
 
 
 def _enter() -> None:
@@ -207,10 +209,6 @@ def _enter() -> None:
 def _end_with(main: BaseProcess) -> None:
     wait_for([main.sentinel])
     os._exit(1)
-
-
-def _children_besides(others: list[BaseProcess]) -> list[BaseProcess]:
-    return [process for process in multiprocessing.active_children() if process not in others]
 
 
 def _stop(processes: list[BaseProcess]) -> None:
