@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from supermask.datasets import load
+from supermask.datasets import Images, load
 from supermask.datasets.source import DATA_VARIABLE
 from supermask.errors import UserError, did_you_mean
 from supermask.execute.estimate import Estimate, estimate
 from supermask.execute.local import Listener, run_plan
 from supermask.execute.schedule import Keep, Schedule
-from supermask.execute.worker import Site
+from supermask.execute.worker import Site, check_same_data
 from supermask.export import export_run
 from supermask.figures import Drawn
 from supermask.plan import Plan, make_plan
@@ -112,7 +112,7 @@ def run(
     schedule = Schedule(made, Store(site.store))
     if schedule.tasks_left:
         # One message before workers start, not one from each; and one decoding that all of them share.
-        load(made.study.dataset, site.data_dir)
+        _check_same_data(schedule, load(made.study.dataset, site.data_dir))
         _check_writable(site.store)
         _check_device(device)
     quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
@@ -201,6 +201,13 @@ def _check_device(device: str) -> None:
             raise UserError(
                 "there is no GPU that this PyTorch can use: leave out --device, or install one built for it."
             )
+
+
+def _check_same_data(schedule: Schedule, images: Images) -> None:
+    """A study is of one data set: a new seed is not trained on other data than the seeds before."""
+    for run in schedule.plan.runs.values():
+        if run.level == 0 and schedule.status.get(run.id) == "finished":
+            check_same_data(schedule.store, run.id, images)
 
 
 def _check_writable(store: Path) -> None:

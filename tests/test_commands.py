@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,11 @@ def test_the_public_face_names_what_a_notebook_needs() -> None:
     assert set(supermask.__all__) <= set(dir(supermask))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         supermask.nothing  # noqa: B018
+
+
+def test_a_new_seed_is_not_trained_on_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    carried = carried_out(tmp_path)
+    digits = commands.load("digits")
+    monkeypatch.setattr(commands, "load", lambda *_: replace(digits, fingerprint="f" * 64))
+    with pytest.raises(UserError, match="were trained on other data"):
+        commands.run(str(carried.study), ["seeds=3"], carried.store)

@@ -231,16 +231,20 @@ class Worker:
         images = self._images
         before = run.id if task.retrace else run.parent
         if before is not None:
-            trained_on = self.store.facts(before)["data"]["fingerprint"]
-            if trained_on != images.fingerprint:
-                raise UserError(
-                    f"the runs of {run.dataset} in {self.site.store} were trained on other data ({trained_on[:12]}) "
-                    f"than is there now ({images.fingerprint[:12]}): use another --store, or the former data "
-                    "(SUPERMASK_DATA)."
-                )
+            check_same_data(self.store, before, images)
         if self._data is None or self._data[0] != run.seed:
             self._data = (run.seed, seed_data(images, run.seed))
         return images, self._data[1]
+
+
+def check_same_data(store: Store, run_id: str, images: Images) -> None:
+    """Raises UserError if a stored run was trained on other data than these: its study cannot go on with them."""
+    trained_on = store.facts(run_id)["data"]["fingerprint"]
+    if trained_on != images.fingerprint:
+        raise UserError(
+            f"the runs of {images.facts.name} in {store.root} were trained on other data ({trained_on[:12]}) "
+            f"than is there now ({images.fingerprint[:12]}): use another --store, or the former data (SUPERMASK_DATA)."
+        )
 
 
 def _refused(facts: Facts) -> str:
