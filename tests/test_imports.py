@@ -29,7 +29,7 @@ execute.local
 commands execute.progress
 cli
 __main__
-"""
+"""  # noqa: E501
 """From the ground up. A module imports from floors below its own, and from nowhere else.
 
 The public face, `supermask` itself, stands apart: it names things of every floor and imports none until it is asked.
