@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from supermask.actions import MASK0_ACTIONS, MASK1_ACTIONS, rescaling
 from supermask.criteria import Criterion
 from supermask.masks import keep_top, kept_after
@@ -127,11 +129,13 @@ def _score(criterion: Criterion, layer: Layer, rng: Stream, name: str) -> Tensor
     # A user's criterion that writes into its layer must not change what the weights are rewound to.
     own = replace(layer, w_init=layer.w_init.clone(), w_final=layer.w_final.clone(), alive=layer.alive.clone())
     scores = criterion(replace(own, rewound=layer.rewound.clone()), rng)
+    if isinstance(scores, np.ndarray):
+        scores = torch.from_numpy(scores)
     expected = tuple(layer.w_final.shape)
     if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != expected:
         shape = f" of shape {tuple(scores.shape)}" if hasattr(scores, "shape") else ""
         raise ValueError(
             f"criterion {getattr(criterion, '__name__', criterion)!r} gave {type(scores).__name__}{shape} for {name}; "
-            f"it has to give one score a weight, a torch.Tensor of shape {expected}"
+            f"it has to give one score a weight, a tensor or array of shape {expected}"
         )
     return scores.detach()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from small_studies import small_plan
 
-from supermask.execute.progress import duration, progress
+from supermask.execute.progress import _Lines, duration, progress
 from supermask.execute.schedule import Schedule
 from supermask.execute.worker import Result, Task
 
@@ -36,10 +36,28 @@ def ended(run: Any, left: int, status: Any = "finished", message: str = "", **me
 
 
 def test_one_line_an_event_where_there_is_no_terminal() -> None:
-    first, second = said(False, "study", "large_final", ended(DENSE, 1), ended(PRUNED, 0)).splitlines()
-    assert first.startswith("study  1/2  dense, level 0, seed 0: 98.77% in 1.3 s  ")
-    assert first.endswith(" left")
-    assert second == "study  2/2  large_final, level 1, seed 0: 98.77% in 1.3 s"
+    events = ended(DENSE, 1), ended(PRUNED, 0)
+    assert said(False, "study", "large_final", *events).splitlines() == [
+        "study  1/2  dense, level 0, seed 0: 98.77% in 1.3 s",
+        "study  2/2  large_final, level 1, seed 0: 98.77% in 1.3 s",
+    ]
+
+
+def test_time_left_is_from_the_pace_since_the_first_task_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 106.0, 112.0, 118.0])
+    monkeypatch.setattr("supermask.execute.progress.time.monotonic", lambda: next(clock))
+    text = io.StringIO()
+    listener = _Lines(Console(file=text), "study", {}, 4)
+    for left in (3, 2, 1, 0):
+        listener(
+            cast(Schedule, SimpleNamespace(tasks_left=left)), Task(DENSE), Result(DENSE.id, "finished", 1.0, FINISHED)
+        )
+    assert [line.partition("in 1.0 s")[2].strip() for line in text.getvalue().splitlines()] == [
+        "",
+        "12 s left",
+        "6 s left",
+        "",
+    ]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

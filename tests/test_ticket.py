@@ -369,7 +369,7 @@ def transposed(layer: Layer, rng: Stream) -> Tensor:
 
 
 def an_array(layer: Layer, rng: Stream) -> Any:
-    return layer.w_final.numpy()
+    return np.abs(layer.w_final.numpy())
 
 
 def nothing(layer: Layer, rng: Stream) -> Any:
@@ -380,12 +380,20 @@ def not_a_number(layer: Layer, rng: Stream) -> Tensor:
     return layer.w_final / 0 * 0
 
 
+def test_a_criterion_may_give_an_array() -> None:
+    parent = parent_of(dense(), train(dense(), 0))
+    given, same = (
+        next_masks(parent, step_with(PLAIN, criterion=criterion), level_streams(1))
+        for criterion in (an_array, CRITERIA["large_final"])
+    )
+    assert all(torch.equal(given[name], same[name]) for name in same)
+
+
 @pytest.mark.parametrize(
     ("criterion", "message"),
     [
-        (one_score, r"'one_score' gave Tensor of shape \(\) for fc1.weight; .* torch.Tensor of shape \(30, 20\)"),
+        (one_score, r"'one_score' gave Tensor of shape \(\) for fc1.weight; .* a tensor or array of shape \(30, 20\)"),
         (transposed, r"'transposed' gave Tensor of shape \(20, 30\) for fc1.weight"),
-        (an_array, r"'an_array' gave ndarray of shape \(30, 20\) for fc1.weight"),
         (nothing, r"'nothing' gave NoneType for fc1.weight"),
         (not_a_number, r"fc1.weight is NaN"),
     ],

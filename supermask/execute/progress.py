@@ -33,7 +33,8 @@ def progress(title: str, console: Console, labels: dict[str, str], tasks: int) -
 class _Lines:
     def __init__(self, console: Console, title: str, labels: dict[str, str], tasks: int) -> None:
         self.console, self.title, self.labels, self.tasks = console, title, labels, tasks
-        self.began = time.monotonic()
+        self.first: tuple[float, int] | None = None
+        """When the first task ended, and how many were then left: the workers' start is not part of the pace."""
 
     def __call__(self, schedule: Schedule, task: Task, result: Result) -> None:
         done = f"{max(0, self.tasks - schedule.tasks_left)}/{self.tasks}"
@@ -44,11 +45,12 @@ class _Lines:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def time_left(self, schedule: Schedule) -> str:
-        """From the pace so far; empty where there is none yet, or nothing left."""
-        ended = self.tasks - schedule.tasks_left
-        if ended <= 0 or not schedule.tasks_left:
+        """From the pace since the first task ended; empty where there is none yet, or nothing left."""
+        now, left = time.monotonic(), schedule.tasks_left
+        began, left_then = self.first = self.first or (now, left)
+        if not left or left >= left_then:
             return ""
-        return f"{duration((time.monotonic() - self.began) / ended * schedule.tasks_left)} left"
+        return f"{duration((now - began) / (left_then - left) * left)} left"
 
     def event(self, task: Task, result: Result) -> str:
         """One ended task in words."""
