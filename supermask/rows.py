@@ -25,6 +25,7 @@ def rows_of_plan(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
     labels: dict[str, dict[str, None]] = {}
     for member in plan.members:
         labels.setdefault(member.run_id, {})[member.treatment] = None
+    schedules = {treatment.label: treatment.schedule for treatment in plan.study.treatments}
     rows: list[Row] = []
     damaged: list[str] = []
     ended_badly: set[str] = set()
@@ -37,6 +38,9 @@ def rows_of_plan(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
                 damaged.append(str(damage))
         row = _row(run, facts) | {"study": plan.study.name}
         row["treatment"] = TREATMENT_SEPARATOR.join(labels[run.id]) if run.level else DENSE
+        if run.level:
+            # The first level is the same run under both schedules: the study knows which it is to it.
+            row["schedule"] = TREATMENT_SEPARATOR.join(dict.fromkeys(schedules[label] for label in labels[run.id]))
         if facts is None:
             row |= _planned(run, plan.layers)
             row["status"] = "ancestor_diverged" if run.parent in ended_badly else "to_do"

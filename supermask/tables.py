@@ -52,7 +52,7 @@ COLUMNS: dict[str, Column] = {
     "mask1": Column("VARCHAR", "mask-1 action: what the kept weights were set to"),
     "mask0": Column("VARCHAR", "mask-0 action: what the pruned weights were frozen at"),
     "rescaled": Column("BOOLEAN", "kept weights multiplied by (weights in layer / kept weights)"),
-    "schedule": Column("VARCHAR", "iterative or one_shot"),
+    "schedule": Column("VARCHAR", "iterative or one_shot (both where one run serves both)"),
     "scope": Column("VARCHAR", "layer or global: what the scores were ranked within"),
     "w_init": Column("VARCHAR", "point of the trajectory that the criterion read as w_i"),
     "w_final": Column("VARCHAR", "point of the trajectory that the criterion read as w_f"),

@@ -123,3 +123,13 @@ def test_find_run(carried: Carried) -> None:
     for unknown in ("", "g", run_id + "0", "runs/../", "*"):
         with pytest.raises(UserError, match="no run in"):
             find_run(store, unknown)
+
+
+def test_the_first_level_has_the_schedule_that_the_study_asks_for(tmp_path: Path) -> None:
+    """It is the same run under both."""
+    both = small_plan({"name": "chain"}, {"name": "at once", "schedule": "one_shot"}, network="fc-8", levels=2)
+    once = small_plan({"schedule": "one_shot"}, network="fc-8", levels=2)
+    for plan, first in ((both, "iterative | one_shot"), (once, "one_shot")):
+        rows, _ = rows_of_plan(plan, Store(tmp_path / "store"))
+        assert {row["schedule"] for row in rows if row["level"] == 1} == {first}
+        assert {row.get("schedule") for row in rows if row["level"] == 0} == {None}
