@@ -95,6 +95,11 @@ def _row(run: Run, facts: Facts | None) -> Row:
         "lr": recipe.lr,
         "batch_size": recipe.batch_size,
         "evaluate_every": recipe.evaluate_every,
+        "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+        "lr_drops": " ".join(map(str, recipe.drops)) or None,
+        "lr_drop_factor": recipe.drop_factor if recipe.drops else None,
+        "warmup": recipe.warmup,
     }
     if step is not None:
         row |= {
@@ -107,6 +112,7 @@ def _row(run: Run, facts: Facts | None) -> Row:
             "w_init": str(step.w_init),
             "w_final": str(step.w_final),
             "rewind_to": str(step.rewind_to),
+            **{f"prune_rate_{kind}": rate for kind, rate in step.rates.items()},
         }
     return row if facts is None else row | _ended(facts)
 
@@ -119,6 +125,7 @@ def _ended(facts: Facts) -> Row:
         "kept": kept,
         "density": kept / facts["weights"],
         "status": facts["status"],
+        "first_iteration": facts["first_iteration"],
         **facts["metrics"],
         "seconds": facts["seconds"],
         "engine": facts["engine"],
