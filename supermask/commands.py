@@ -117,7 +117,7 @@ def run(
         _check_device(device)
     quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
     with listening(made, schedule) if listening else quiet as listener:
-        return run_plan(made, site, workers or default_workers(), listener, keep)
+        return run_plan(made, site, workers or default_workers(), listener, keep, schedule=schedule)
 
 
 def rows(study: str, overrides: Sequence[str] = (), store: Path | None = None) -> tuple[Plan, list[Row], list[str]]:

@@ -14,6 +14,7 @@ import supermask
 from supermask import commands
 from supermask.errors import MachineError, UserError
 from supermask.status import progress_of, status_text
+from supermask.store import Store
 from supermask.tables import Row
 
 
@@ -191,3 +192,12 @@ def test_a_new_seed_is_not_trained_on_other_data(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(commands, "load", lambda *_: replace(digits, fingerprint="f" * 64))
     with pytest.raises(UserError, match="were trained on other data"):
         commands.run(str(carried.study), ["seeds=3"], carried.store)
+
+
+def test_a_run_looks_at_what_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    carried = carried_out(tmp_path)
+    looked: list[str] = []
+    facts = Store.facts
+    monkeypatch.setattr(Store, "facts", lambda store, run_id: looked.append(run_id) or facts(store, run_id))
+    schedule = commands.run(str(carried.study), store=carried.store)
+    assert sorted(looked) == sorted(schedule.plan.runs)

@@ -51,15 +51,17 @@ def run_plan(
     listener: Listener,
     keep: Keep = "all",
     start_method: str = "forkserver",
+    schedule: Schedule | None = None,
 ) -> Schedule:
     """Carries a plan out; returns the schedule at its end. `listener` hears of every task that ends.
 
+    `schedule`: the plan's, where it was made already (that reads the facts of every run that is done).
     Raises Stopped on Ctrl-C, and UserError or MachineError from a worker; then the other workers save a checkpoint
     and end.
     """
     store = Store(site.store)
     store.sweep()
-    study = _Study(Schedule(plan, store), site, listener, keep)
+    study = _Study(schedule or Schedule(plan, store), site, listener, keep)
     study.schedule.drop_surplus(keep)
     try:
         if study.schedule.tasks_left:
