@@ -116,7 +116,9 @@ def run(
     settings: Settings = None,
     store: StoreFolder = None,
     workers: Workers = None,
-    engine: Annotated[str, typer.Option(help="Which engine trains.")] = "reference",
+    engine: Annotated[
+        str, typer.Option(help="Which engine trains: auto, sparse (CPU, its cost falls with the mask) or reference.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, or cuda for one GPU.")] = "cpu",
     keep: Annotated[
         Literal["all", "needed", "masks"],

@@ -12,6 +12,7 @@ from typing import get_args
 
 from supermask.datasets import Images, load
 from supermask.datasets.source import DATA_VARIABLE
+from supermask.engines.choice import ENGINES, choose
 from supermask.errors import UserError, did_you_mean
 from supermask.execute.estimate import Estimate, estimate
 from supermask.execute.local import Listener, run_plan
@@ -30,7 +31,6 @@ from supermask.study.yaml_tree import shown
 from supermask.tables import DENSE, Answer, Row
 from supermask.verify import Verdict
 
-ENGINES = ("reference",)
 DEVICES = ("cpu", "cuda")
 
 
@@ -84,7 +84,7 @@ def plan(study: str, overrides: Sequence[str] = (), store: Path | None = None) -
         unique=len(made.runs),
         done=len(made.runs) - len(to_do),
         to_do=len(to_do),
-        estimate=estimate(made, at, to_do),
+        estimate=estimate(made, at, to_do, choose("auto", made.layers, "cpu").engine),
     )
 
 
@@ -93,7 +93,7 @@ def run(
     overrides: Sequence[str] = (),
     store: Path | None = None,
     workers: int | None = None,
-    engine: str = "reference",
+    engine: str = "auto",
     device: str = "cpu",
     keep: Keep = "all",
     listening: Callable[[Plan, Schedule], AbstractContextManager[Listener]] | None = None,
@@ -109,6 +109,7 @@ def run(
         raise UserError(f"{workers} workers cannot train anything: give 1 or more, or leave it out for one a core.")
     made = make_plan(load_study(study, overrides))
     site = Site(store=(store or default_store()).absolute(), data_dir=_data_dir(), engine=engine, device=device)
+    choose(engine, made.layers, device)
     schedule = Schedule(made, Store(site.store))
     if schedule.tasks_left:
         # One message before workers start, not one from each; and one decoding that all of them share.

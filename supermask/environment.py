@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -13,25 +14,30 @@ from typing import Any
 from supermask import __version__
 
 
-def environment(engine: str, device: str, threads: int) -> dict[str, Any]:
-    """Facts of this environment, and `fingerprint`, their SHA-256: equal fingerprints promise equal bits."""
+def environment(engine: str, device: str, threads: int, costs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Facts of this environment, and `fingerprint`, their SHA-256: equal fingerprints promise equal bits.
+
+    `costs`: what an engine chooses its kernels by.
+    """
     facts: dict[str, Any] = {
         "supermask": __version__,
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
         "numpy": metadata.version("numpy"),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "device": device if device == "cpu" else _gpu(),
         "threads": threads,
         "engine": engine,
     }
+    if costs is not None:
+        facts |= {"numba": metadata.version("numba"), "costs": costs}
     canonical = json.dumps(facts, sort_keys=True).encode()
     return {**facts, "fingerprint": hashlib.sha256(canonical).hexdigest()[:16]}
 
 
 @lru_cache
-def _processor() -> str:
+def processor() -> str:
     """The processor's name; kernels are chosen by what it can do, so another one may give other bits."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

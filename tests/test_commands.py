@@ -56,7 +56,10 @@ def test_a_finished_study_needs_no_data_no_workers_and_no_room(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"engine": "referense"}, "'referense' is not an engine; did you mean 'reference'\\? Allowed: reference."),
+        (
+            {"engine": "referense"},
+            "'referense' is not an engine; did you mean 'reference'\\? Allowed: auto, sparse, reference.",
+        ),
         ({"device": "tensor"}, "'tensor' is not a device. Allowed: cpu, cuda."),
         ({"keep": "some"}, "'some' is not a way to keep weights. Allowed: all, needed, masks."),
         ({"workers": 0}, "0 workers cannot train anything"),

@@ -32,13 +32,14 @@ def stored(folder: Path, plan: Plan, run_ids: list[str], seconds: float, **chang
     for run_id in run_ids:
         run = plan.runs[run_id]
         facts = {"id": run_id, **run.to_data(), "status": "finished", "seconds": seconds, "first_iteration": 0}
+        facts |= {"engine": "reference", "kept": {"all": 1}}
         store.commit(run_id, json.loads(json.dumps({**facts, **changes})), {"x": np.zeros(1)}, {})
     return store
 
 
-def whole(plan: Plan, store: Store) -> Estimate:
+def whole(plan: Plan, store: Store, engine: str = "reference") -> Estimate:
     there = store.run_ids()
-    return estimate(plan, store, [run for run in plan.runs.values() if run.id not in there])
+    return estimate(plan, store, [run for run in plan.runs.values() if run.id not in there], engine)
 
 
 def test_a_calibrated_run_costs_what_its_arithmetic_does(tmp_path: Path) -> None:
@@ -134,3 +135,34 @@ def test_nothing_left_takes_no_time(tmp_path: Path) -> None:
 def test_the_calibration_gives_a_possible_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert 1e-13 < module._seconds_a_product() < 1e-6
+
+
+# --------------------------------------------------------------------------------------------------- the sparse engine
+
+
+def test_the_sparse_engines_runs_become_cheaper_with_their_masks(tmp_path: Path) -> None:
+    """All weights are paid for until a walk over those that are left costs less; frozen at 0, that is."""
+    plan = small_plan(
+        {"mask0": "zero"}, {"mask0": "freeze_init"}, levels=2, rates={"hidden": 0.8, "output": 0.8}, **MNIST
+    )
+    images = 3 * 60 * 917 + 5_000 * (917 / 100 + 1) + 2 * 10_000
+    beside = 917 * module.SPARSE_STEP_SECONDS + 0.02 + 4e-7 * 266_200 + COMMIT_SECONDS
+    whole_arithmetic = images * 266_200 * 2e-11 * module.SPARSE_SHARE
+    for run in plan.runs.values():
+        found = estimate(plan, Store(tmp_path), [run], "sparse").core_seconds
+        kept = 0.2**run.level if run.step and run.step.mask0 == "zero" else 1
+        share = min(1, kept * module.SPARSE_SLOWNESS)
+        assert found == pytest.approx(whole_arithmetic * share + beside, rel=1e-3)
+
+
+def test_another_engines_runs_tell_the_pace_of_the_machine(tmp_path: Path) -> None:
+    """A machine on which the reference engine is twice as slow as modelled is so for the sparse engine too."""
+    plan = small_plan(levels=1, **MNIST)
+    dense = next(iter(plan.runs.values()))
+    modelled = {
+        engine: whole(plan, Store(tmp_path / "none"), engine).core_seconds for engine in ("reference", "sparse")
+    }
+    seconds = estimate(plan, Store(tmp_path / "none"), [dense], "reference").core_seconds - COMMIT_SECONDS
+    store = stored(tmp_path, plan, [dense.id], 2 * seconds, kept={"all": 266_200})
+    left = estimate(plan, store, list(plan.runs.values()), "sparse").core_seconds
+    assert left - 2 * COMMIT_SECONDS == pytest.approx(2 * (modelled["sparse"] - 2 * COMMIT_SECONDS))

@@ -16,15 +16,18 @@ import supermask
 PACKAGE = Path(supermask.__file__).parent
 
 FLOORS = """
-datasets.facts engines environment errors execute figures.style recipe rng stats types
-datasets.images initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
-actions criteria datasets.digits datasets.source figures.points figures.save networks promises store.folders study.overrides text_table
-datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.job figures.caption run store.store study.model ticket
-certificate datasets.cifar10 datasets.mnist engines.reference figures.lines store study.loading
-datasets.load exit_status figures.accuracy records study
-datasets figures lineage plan
-execute.estimate execute.worker export rows verify
-execute.preload execute.schedule status
+cache datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style recipe rng stats types
+datasets.images engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.pixels engines.kernels.products engines.kernels.updates initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
+actions criteria datasets.digits datasets.source engines.kernels.fc engines.kernels.panels engines.kernels.planes engines.kernels.units figures.points figures.save networks promises store.folders study.overrides text_table
+datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.choice engines.costs engines.job engines.kernels.filters engines.kernels.winograd figures.caption run store.store study.model ticket
+certificate datasets.cifar10 datasets.mnist engines.kernels.winograd_gradients engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines store study.loading
+datasets.load engines.layers engines.reference exit_status figures.accuracy records study
+datasets engines.filter_layer engines.fully_connected figures lineage plan
+engines.convolutional engines.layer_costs execute.estimate export rows verify
+engines.measuring status
+engines.sparse
+execute.preload_sparse execute.worker
+execute.preload execute.schedule
 execute.local
 commands execute.progress
 cli
@@ -92,12 +95,15 @@ def at_import(tree: ast.AST) -> Iterator[ast.AST]:
         yield from at_import(node)
 
 
-IMPORT_TORCH = {"engines.reference", "execute.preload"}
-"""The engine, and what the server of worker processes loads before it forks; both are named where they are needed."""
+IMPORT_TORCH = {"engines.reference", "execute.preload", "engines.sparse", "execute.preload_sparse"} | {
+    f"engines.{part}"
+    for part in ("convolutional", "filter_layer", "fully_connected", "layer_costs", "layers", "measuring", "trained")
+}
+"""The engines, and what the server of worker processes loads before it forks; they are named where they are needed."""
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - IMPORT_TORCH))
-def test_only_the_engine_imports_torch_at_once(name: str) -> None:
+def test_only_the_engines_import_torch_at_once(name: str) -> None:
     for node in at_import(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
             assert not [alias.name for alias in node.names if alias.name.split(".")[0] == "torch"]
@@ -122,7 +128,7 @@ def test_the_public_face_has_all_that_it_names() -> None:
     assert all(hasattr(supermask, name) for name in supermask.__all__)
 
 
-HEAVY = {"torch", "matplotlib", "scipy", "duckdb", "sklearn", "PIL", "pandas"}
+HEAVY = {"torch", "numba", "matplotlib", "scipy", "duckdb", "sklearn", "PIL", "pandas"}
 
 
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:

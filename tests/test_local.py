@@ -401,7 +401,18 @@ treatments: [{criterion: large_final}]
 @needs_proc
 def test_ctrl_c_ends_the_command_within_two_seconds_and_it_goes_on_later(folder: Path) -> None:
     (folder / "study.yaml").write_text(STUDY)
-    command = ("-m", "supermask.cli", "run", "study.yaml", "--store", "store", "--workers", "2")
+    command = (
+        "-m",
+        "supermask.cli",
+        "run",
+        "study.yaml",
+        "--store",
+        "store",
+        "--workers",
+        "2",
+        "--engine",
+        "reference",
+    )
     with started(*command) as process:
         # Ctrl-C at a terminal goes to every process of the group. By then at least one run is half done.
         wait_for(lambda: Store(folder / "store").run_ids(), process)

@@ -138,9 +138,9 @@ def test_a_diverged_run_ends_its_own_chain_alone(folder: Path) -> None:
     criterion = {run.id: run.step.criterion if run.step else "" for run in plan.runs.values()}
 
     class Diverging(Worker):
-        def _train(self, job: Job, data: Data) -> Outcome:
+        def _train(self, job: Job, *others: Any) -> Outcome:
             wild = replace(job.recipe, optimizer="sgd", lr=1e30)
-            return super()._train(replace(job, recipe=wild) if self.wild else job, data)
+            return super()._train(replace(job, recipe=wild) if self.wild else job, *others)
 
         def perform(self, task: Task, stopping: Callable[[], bool] = lambda: False) -> Result:
             self.wild = criterion[task.run.id] == "random" and task.run.level == 2

@@ -17,26 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from supermask.cache import cache_folder
 from supermask.datasets.facts import DatasetFacts
 from supermask.datasets.images import Decoded, Labelled, fingerprint
 from supermask.datasets.source import Source, reading
 
-CACHE_VARIABLE = "SUPERMASK_CACHE"
 _HEADER = 4096
 _STALE_SECONDS = 3600
-
-
-def cache_folder() -> Path | None:
-    """SUPERMASK_CACHE, else XDG_CACHE_HOME/supermask, else ~/.cache/supermask; None where there is no home."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if shared.is_absolute():
-        return shared / "supermask"
-    try:
-        return Path.home() / ".cache" / "supermask"
-    except RuntimeError:
-        return None
 
 
 def decoded(facts: DatasetFacts, source: Source) -> tuple[Decoded, str]:

@@ -178,3 +178,10 @@ class Watch:
         for name, test in (("early_stop", best_test), ("final", end_test)):
             numbers[f"{name}_test_loss"], numbers[f"{name}_test_accuracy"] = test or (None, None)
         return {name: n if n is None or math.isfinite(n) else None for name, n in numbers.items()}
+
+
+def flat_bytes(images: Array) -> Array:
+    """uint8 images as one read-only row: kernels are compiled once, for arrays of one type."""
+    flat = images.reshape(-1)
+    flat.flags.writeable = False
+    return flat

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from supermask.engines.job import Array, BatchOrder, Data, Job, Watch, stops
+from supermask.engines.job import Array, BatchOrder, Data, Job
+from supermask.engines.loop import OptimizerState, run
 from supermask.networks import build
 from supermask.rng import stream
-from supermask.types import Outcome, Point, State
+from supermask.types import Outcome, State, Weights
 
 EVALUATION_PIXELS = {"cpu": 2**18, "cuda": 2**22}
 """Pixels evaluated at once. On a CPU a convolution's activations should stay near its cache: Conv2 takes 1.4 times as
@@ -33,70 +32,67 @@ def train(jobs: Sequence[Job], data: Sequence[Data], device: str = "cpu") -> lis
 def train_module(module: nn.Module, job: Job, data: Data, device: str = "cpu") -> Outcome:
     """Trains any module whose `state_dict` has the names of the job's start; the module itself is used up.
 
-    The loss is the mean cross-entropy; the optimiser Adam or SGD. Test accuracy is measured with the weights of lowest
-    validation loss and with those of the end, once each, after training. What a module draws from torch's generator
-    (dropout) depends on the seed and the iteration alone; the generator is left as it was.
+    The loss is the mean cross-entropy; the optimiser Adam or SGD. What a module draws from torch's generator (dropout)
+    depends on the seed and the iteration alone; the generator is left as it was.
     Source: paper.md section 1 (steps 2 and 6), section 2.
     """
     place = torch.device(device)
-    module = module.to(place)
-    with _own_draws(_generator(place)), _tiny_is_zero():
-        return _Training(module, job, data, place).run()
+    with _own_draws(_generator(place)), tiny_is_zero():
+        return run(_Module(module.to(place), job, data, place), job, data)
 
 
-class _Training:
-    """One training in progress: module, optimiser, and what has been seen so far."""
+def gradient(job: Job, data: Data, state: State, iteration: int) -> Weights:
+    """dL/dw of every maskable tensor, pruned weights included, at `state` on mini-batch `iteration`.
+
+    Source: paper.md section 3 (`snip`, `grad`).
+    """
+    place = torch.device("cpu")
+    with _own_draws(_generator(place)), tiny_is_zero():
+        module = _Module(build(job.layers), job, data, place)
+        module.load(state)
+        return module.gradient(iteration)
+
+
+class _Module:
+    """A module in training: the reference's `Stepper`."""
 
     def __init__(self, module: nn.Module, job: Job, data: Data, device: torch.device) -> None:
-        self.module, self.job, self.recipe, self.device = module.train(), job, job.recipe, device
+        self.module, self.start, self.recipe, self.device = module.train(), job.start, job.recipe, device
         self.images, self.labels = _on(data.train_images, device), _on(data.train_labels, device)
-        self.validation = _on(data.validation_images, device), _on(data.validation_labels, device)
-        self.test = data.test_images, data.test_labels
         self.maximum = torch.tensor(float(data.pixel_maximum), device=device)
         self.order = BatchOrder(job.seed, data.train_indices, job.recipe.batch_size)
         self.generator = _generator(device)
         self.draws = int(stream(job.seed, "module").integers(2**31))
-        self.parameters = list(module.parameters())
-        self._load(job.start.state)
-        named = dict(module.named_parameters())
-        self.held = [(named[n], _bits(m).to(device)) for n, m in job.start.masks.items() if not bool(m.all())]
+        self.named = dict(module.named_parameters())
+        self.parameters = list(self.named.values())
+        self.held = [(self.named[n], _bits(m).to(device)) for n, m in job.start.masks.items() if not bool(m.all())]
         self.optimizer = _optimizer(self.parameters, job)
-        self.iteration = job.start.first_iteration
-        self.watch = Watch()
-        self.points: dict[Point, State] = {}
 
-    def run(self) -> Outcome:
-        if not self._resumed():
-            self._begin()
-        for stop, evaluated in stops(self.recipe, self.iteration, self.job.points):
-            if self.watch.diverged_at is not None:
-                break
-            losses = self._train_until(stop)
-            if not self.watch.saw_training(losses, stop - len(losses)):
-                break
-            if stop in self.job.points:
-                self.points[stop] = self._state()
-            if evaluated:
-                self._evaluate()
-                if self.watch.diverged_at is None and self.job.checkpoints.due():
-                    self._save()
-        return self._outcome()
+    def load(self, state: State) -> None:
+        own = self.module.state_dict()
+        given = {**state.weights, **state.others}
+        assert own.keys() == given.keys(), own.keys() ^ given.keys()
+        with torch.no_grad():
+            for name, tensor in given.items():
+                own[name].copy_(tensor)
 
-    def _begin(self) -> None:
-        if self.iteration in self.job.points:
-            self.points[self.iteration] = self._state()
-        if "gradient" in self.job.points:
-            self._backward()
-            named = self.module.named_parameters()
-            masks = self.job.start.masks
-            gradients = {n: p.grad.to("cpu", copy=True) for n, p in named if p.grad is not None and n in masks}
-            self.points["gradient"] = State(gradients, {})
-            self._load(self.job.start.state)  # a batch normalisation has counted this batch
-        self._evaluate()
+    def state(self) -> State:
+        tensors = {n: t.to("cpu", copy=True) for n, t in self.module.state_dict().items()}
+        masks = self.start.masks
+        weights = {n: t for n, t in tensors.items() if n in masks}
+        return State(weights, {n: t for n, t in tensors.items() if n not in masks})
 
-    def _backward(self) -> Tensor:
-        self.generator.manual_seed(self.draws + self.iteration)
-        batch = torch.from_numpy(self.order.batch(self.iteration)).to(self.device)
+    def gradient(self, iteration: int) -> Weights:
+        before = self.state()
+        self._backward(iteration)
+        masks = self.start.masks
+        found = {n: p.grad.to("cpu", copy=True) for n, p in self.named.items() if p.grad is not None and n in masks}
+        self.load(before)  # a batch normalisation has counted this batch
+        return found
+
+    def _backward(self, iteration: int) -> Tensor:
+        self.generator.manual_seed(self.draws + iteration)
+        batch = torch.from_numpy(self.order.batch(iteration)).to(self.device)
         logits = self.module(self._scaled(self.images.index_select(0, batch)))
         loss = cross_entropy(logits, self.labels.index_select(0, batch))
         for parameter in self.parameters:
@@ -108,11 +104,11 @@ class _Training:
         # By a tensor: a GPU may turn a division by a Python number into a product with its rounded reciprocal.
         return pixels.float().div_(self.maximum)
 
-    def _train_until(self, stop: int) -> Array:
-        """Trains up to iteration `stop`; the losses stay on the device until then, so that a GPU is not waited for."""
+    def train(self, first: int, last: int) -> Array:
+        # Losses stay on the device until the end, so that a GPU is not waited for.
         recipe, losses = self.recipe, []
-        while self.iteration < stop:
-            losses.append(self._backward())
+        for iteration in range(first, last):
+            losses.append(self._backward(iteration))
             if recipe.weight_decay:
                 for parameter in self.parameters:
                     if parameter.grad is not None:
@@ -120,104 +116,40 @@ class _Training:
             for parameter, bits in self.held:
                 if parameter.grad is not None:
                     parameter.grad.view(torch.int32).bitwise_and_(bits)
-            self.optimizer.param_groups[0]["lr"] = recipe.learning_rate(self.iteration)
+            self.optimizer.param_groups[0]["lr"] = recipe.learning_rate(iteration)
             self.optimizer.step()
-            self.iteration += 1
         return torch.stack(losses).cpu().numpy()
 
-    def _evaluate(self) -> None:
-        if self.watch.saw_validation(self.iteration, *self._measure(*self.validation)):
-            self.points["lowest_validation_loss"] = self._state()
-
-    def _measure(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy, summed in float64."""
-        self.generator.manual_seed(self.draws + self.iteration)
+    def measure(self, images: Array, labels: Array) -> tuple[float, float]:
+        self.generator.manual_seed(self.draws)
         self.module.eval()
+        pixels, right = _on(images, self.device), _on(labels, self.device)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        at_once = max(1, EVALUATION_PIXELS[self.device.type] // images[0].numel())
+        at_once = max(1, EVALUATION_PIXELS[self.device.type] // images[0].size)
         with torch.inference_mode():
             for first in range(0, len(labels), at_once):
-                some = labels[first : first + at_once]
-                logits = self.module(self._scaled(images[first : first + at_once]))
+                some = right[first : first + at_once]
+                logits = self.module(self._scaled(pixels[first : first + at_once]))
                 loss += cross_entropy(logits, some, reduction="none").double().sum()
                 hits += (logits.argmax(1) == some).sum()
         self.module.train()
         return loss.item() / len(labels), int(hits) / len(labels)
 
-    def _outcome(self) -> Outcome:
-        end = self._state()
-        if self.watch.diverged_at is not None:
-            return Outcome("diverged", end, {}, self.watch.curve, self.watch.metrics(None, None))
-        test = _on(self.test[0], self.device), _on(self.test[1], self.device)
-        end_test = self._measure(*test)
-        self._load(self.points["lowest_validation_loss"])
-        metrics = self.watch.metrics(self._measure(*test), end_test)
-        wanted = {point: state for point, state in self.points.items() if point in self.job.points}
-        return Outcome("finished", end, wanted, self.watch.curve, metrics, self._optimizer_state())
-
-    def _state(self) -> State:
-        return self._as_state({n: t.to("cpu", copy=True) for n, t in self.module.state_dict().items()})
-
-    def _as_state(self, tensors: dict[str, Tensor]) -> State:
-        masks = self.job.start.masks
-        weights = {n: t for n, t in tensors.items() if n in masks}
-        return State(weights, {n: t for n, t in tensors.items() if n not in masks})
-
-    def _load(self, state: State) -> None:
-        own = self.module.state_dict()
-        given = {**state.weights, **state.others}
-        assert own.keys() == given.keys(), own.keys() ^ given.keys()
-        with torch.no_grad():
-            for name, tensor in given.items():
-                own[name].copy_(tensor)
-
-    def _optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        named = dict(self.module.named_parameters())
-        state = {n: self.optimizer.state.get(named[n], {}) for n in self.job.start.masks}
+    def optimizer_state(self) -> OptimizerState:
+        states = {n: self.optimizer.state.get(p, {}) for n, p in self.named.items()}
         return {
-            n: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor) and v.shape == named[n].shape}
-            for n, s in state.items()
+            n: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor) and v.shape == self.named[n].shape}
+            for n, s in states.items()
         }
 
-    def _save(self) -> None:
-        tensors = {f"module/{n}": t.cpu().numpy() for n, t in self.module.state_dict().items()}
-        for i, parameter in enumerate(self.parameters):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer/{i}/{key}"] = value.cpu().numpy()
-        for point, state in self.points.items():
-            for name, tensor in {**state.weights, **state.others}.items():
-                tensors[f"point/{point}/{name}"] = tensor.numpy()
-        for column, values in vars(self.watch.curve).items():
-            tensors[f"curve/{column}"] = np.array(values, dtype=np.int64 if column == "iterations" else np.float64)
-        self.job.checkpoints.save({"iteration": self.iteration, "best": self.watch.best}, tensors)
-
-    def _resumed(self) -> bool:
-        """Goes back to the last checkpoint, if there is one that has every point it has passed.
-
-        The order of batches, the learning rate and the module's draws need no state: the iteration decides them.
-        """
-        saved = self.job.checkpoints.load()
-        if saved is None:
-            return False
-        facts, arrays = saved
-        parts: dict[str, dict[str, Any]] = {"module": {}, "optimizer": {}, "point": {}, "curve": {}}
-        for key, array in arrays.items():
-            part, _, name = key.partition("/")
-            parts[part][name] = torch.from_numpy(array.copy())
-        points = _nested(parts["point"])
-        passed = {p for p in self.job.points if p == "gradient" or (isinstance(p, int) and p <= facts["iteration"])}
-        if not {str(p) for p in passed} <= points.keys():
-            return False
-        self.points = {int(p) if p.isdigit() else p: self._as_state(t) for p, t in points.items()}  # type: ignore[misc]
-        self._load(self._as_state(parts["module"]))
-        for i, state in _nested(parts["optimizer"]).items():
-            self.optimizer.state[self.parameters[int(i)]] = {k: t.to(self.device) for k, t in state.items()}
-        for column, values in parts["curve"].items():
-            getattr(self.watch.curve, column).extend(values.tolist())
-        self.iteration, self.watch.best = facts["iteration"], facts["best"]
-        return True
+    def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
+        steps = torch.tensor(float(iteration - self.start.first_iteration))
+        for name, values in state.items():
+            own: dict[str, Tensor] = {key: value.to(self.device) for key, value in values.items()}
+            if self.recipe.optimizer == "adam":
+                own["step"] = steps.to(self.device, copy=True)
+            self.optimizer.state[self.named[name]] = own
 
 
 def _optimizer(parameters: list[nn.Parameter], job: Job) -> torch.optim.Optimizer:
@@ -233,15 +165,6 @@ def _bits(mask: Tensor) -> Tensor:
     As fast as a product with the mask, which would leave NaN, and -0: minus that, a weight frozen at -0 becomes +0.
     """
     return mask.to(torch.int32).neg()
-
-
-def _nested(named: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """`{"a/b": t}` as `{"a": {"b": t}}`."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in named.items():
-        first, _, rest = key.partition("/")
-        found.setdefault(first, {})[rest] = tensor
-    return found
 
 
 def _on(array: Array, device: torch.device) -> Tensor:
@@ -267,15 +190,15 @@ def _own_draws(generator: torch.Generator) -> Iterator[None]:
 
 
 @contextmanager
-def _tiny_is_zero() -> Iterator[None]:
-    """Counts numbers below 1.2e-38 (denormal ones) as zero, where one thread does all the work.
+def tiny_is_zero(threads: int | None = None) -> Iterator[None]:
+    """Counts numbers below 1.2e-38 (denormal ones) as zero, where one thread does all the work (of `threads`).
 
     Adam's means of a weight whose gradient has long been zero decay into them, and a processor is slow there: 6% of
     FC's first layer on MNIST after 3,000 steps, which then take 1.5 to 2 times as long. Other threads would keep their
     own mode, so that bits would depend on which did what.
     """
     before = torch.full((1,), 1e-40).mul(1.0).item() == 0.0
-    torch.set_flush_denormal(before or torch.get_num_threads() == 1)
+    torch.set_flush_denormal(before or (threads or torch.get_num_threads()) == 1)
     try:
         yield
     finally:

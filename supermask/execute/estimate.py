@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from supermask.datasets.facts import DATASETS
+from supermask.masks import kept_after
 from supermask.networks import Conv, maskables, products
 from supermask.plan import Plan
 from supermask.run import Run
@@ -38,6 +39,15 @@ SECONDS_A_PRODUCT = 2e-11
 CONV_SLOWNESS = 1.5
 """A convolution's multiplications against those of the matrix products that are timed."""
 
+SPARSE_SHARE = 0.35
+"""The sparse engine's arithmetic, with nothing pruned, against that of the reference engine."""
+
+SPARSE_SLOWNESS = 2.7
+"""What it pays for a surviving weight against a weight of the dense network; never more than for all of them."""
+
+SPARSE_STEP_SECONDS = 3e-5
+"""Its training step beside its arithmetic."""
+
 COMMIT_SECONDS = 0.02
 """Its commit, which is not in the seconds that a run records."""
 
@@ -60,8 +70,8 @@ class Estimate:
         return max(self.core_seconds / workers, self.chain_seconds) + (STARTING_SECONDS if self.core_seconds else 0.0)
 
 
-def estimate(plan: Plan, store: Store, to_do: Iterable[Run]) -> Estimate:
-    """The time that the runs to do (parents before children) will take."""
+def estimate(plan: Plan, store: Store, to_do: Iterable[Run], engine: str) -> Estimate:
+    """The time that the runs to do (parents before children) will take, trained by `engine`."""
     left = list(to_do)
     if not left:
         return Estimate(0.0, 0.0, "nothing is left to do")
@@ -71,11 +81,11 @@ def estimate(plan: Plan, store: Store, to_do: Iterable[Run]) -> Estimate:
     if pace is None:
         pace, source = 1.0, "roughly, from a short calibration: no such run is in the store yet"
         model.seconds_a_product = _seconds_a_product()
-    first = _first_iterations(plan)
+    first, kept = _first_iterations(plan), _kept_shares(plan)
     ends: dict[str, float] = {}
     total = 0.0
     for run in left:
-        seconds = pace * model.seconds(run, first[run.id]) + COMMIT_SECONDS
+        seconds = pace * model.seconds(run, first[run.id], kept[run.id], engine) + COMMIT_SECONDS
         total += seconds
         ends[run.id] = seconds + ends.get(run.parent or "", 0.0)
     return Estimate(total, max(ends.values()), source)
@@ -94,15 +104,37 @@ class _Model:
         self.validation_images, self.test_images = facts.validation_images, facts.test_images
         self.seconds_a_product = SECONDS_A_PRODUCT
 
-    def seconds(self, run: Run, first: int) -> float:
-        """Training from iteration `first` on, evaluations, and what a run is beside its training."""
+    def seconds(self, run: Run, first: int, kept: float, engine: str) -> float:
+        """Training from iteration `first` on with this share of the weights, evaluations, what a run is beside."""
         recipe = run.recipe
         iterations = recipe.iterations - first
         evaluated = self.validation_images * (iterations / recipe.evaluate_every + 1) + 2 * self.test_images
         # A training step needs a forward pass and about twice as much for the gradients.
         images = 3 * recipe.batch_size * iterations + evaluated
+        arithmetic = images * self.products * self.seconds_a_product
         beside = iterations * (STEP_SECONDS + WEIGHT_SECONDS * self.weights)
-        return images * self.products * self.seconds_a_product + beside + RUN_SECONDS + SCORED_SECONDS * self.weights
+        if engine == "sparse":
+            beside = iterations * SPARSE_STEP_SECONDS
+            # What is frozen at other values than 0 is computed with, whatever trains.
+            computed = kept if run.step is None or run.step.mask0 == "zero" else 1.0
+            arithmetic *= SPARSE_SHARE * min(1.0, SPARSE_SLOWNESS * computed)
+        return arithmetic + beside + RUN_SECONDS + SCORED_SECONDS * self.weights
+
+
+def _kept_shares(plan: Plan) -> dict[str, float]:
+    """Run id -> the share of all weights that it has left; with global ranking no layer is told from another."""
+    sizes = {name: (m.kind, m.size) for name, m in maskables(plan.layers).items()}
+    weights = sum(size for _, size in sizes.values())
+    left: dict[str, dict[str, int]] = {}
+    for run in plan.runs.values():
+        before = {name: size for name, (_, size) in sizes.items()} if run.parent is None else left[run.parent]
+        step = run.step
+        rates = {
+            name: 0.0 if step is None else step.rates.get("global", step.rates.get(kind, 0.0))
+            for name, (kind, _) in sizes.items()
+        }
+        left[run.id] = {name: kept_after(before[name], rates[name], step.levels if step else 0) for name in sizes}
+    return {run_id: sum(alive.values()) / weights for run_id, alive in left.items()}
 
 
 def _first_iterations(plan: Plan) -> dict[str, int]:
@@ -116,7 +148,7 @@ def _first_iterations(plan: Plan) -> dict[str, int]:
 
 
 def _pace_in_store(model: _Model, store: Store, plan: Plan) -> float | None:
-    """Measured over modelled seconds: the median of some runs of the same network and data; None if there are none.
+    """Measured over modelled seconds: the median of some runs of the same network and data, if there are any.
 
     The plan's own runs are preferred: they were trained with the same recipe.
     """
@@ -136,7 +168,8 @@ def _paces(model: _Model, store: Store, run_ids: list[str]) -> list[float]:
             continue
         same = facts["network"] == model.network and facts["dataset"] == model.dataset
         if same and facts["status"] == "finished":
-            found.append(facts["seconds"] / model.seconds(Run.from_data(facts), facts["first_iteration"]))
+            kept, run = sum(facts["kept"].values()) / model.weights, Run.from_data(facts)
+            found.append(facts["seconds"] / model.seconds(run, facts["first_iteration"], kept, facts["engine"]))
     return found
 
 

@@ -65,7 +65,7 @@ def run_plan(
     study.schedule.drop_surplus(keep)
     try:
         if study.schedule.tasks_left:
-            with _workers(start_method) as start_worker:
+            with _workers(start_method, _preload(site)) as start_worker:
                 study.carry_out(workers, start_worker)
     except KeyboardInterrupt:
         raise Stopped(study.schedule.tasks_left) from None
@@ -155,11 +155,11 @@ def perform(site: Site, task: Task) -> Result:
 
 
 @contextmanager
-def _workers(start_method: str) -> Iterator[Callable[[], ProcessPoolExecutor]]:
+def _workers(start_method: str, preload: list[str]) -> Iterator[Callable[[], ProcessPoolExecutor]]:
     """A function that starts a worker; they are all gone when this is left, by an exception within STOP_SECONDS."""
     context = multiprocessing.get_context(start_method)
     others = multiprocessing.active_children()
-    first = _start_server(context) if start_method == "forkserver" else None
+    first = _start_server(context, preload) if start_method == "forkserver" else None
     started: list[ProcessPoolExecutor] = []
 
     def start_worker() -> ProcessPoolExecutor:
@@ -180,14 +180,24 @@ def _workers(start_method: str) -> Iterator[Callable[[], ProcessPoolExecutor]]:
         raise
 
 
-def _start_server(context: BaseContext) -> BaseProcess:
+def _preload(site: Site) -> list[str]:
+    """Modules that the server of workers imports."""
+    modules = ["supermask.execute.preload"]
+    return (
+        modules
+        if site.engine == "reference" or site.device != "cpu"
+        else [*modules, "supermask.execute.preload_sparse"]
+    )
+
+
+def _start_server(context: BaseContext, preload: list[str]) -> BaseProcess:
     """Returns when the server that workers are forked from has imported all it has to; Ctrl-C works meanwhile.
 
     What it returns is a first process, which does nothing: it does not mind if the main one is gone when it is forked
     at last, where a worker would print a traceback. The server and all that it forks inherit that Ctrl-C is held back:
     it goes to every process, but is the main one's business. The resource tracker's own start would undo that.
     """
-    context.set_forkserver_preload(["supermask.execute.preload"])
+    context.set_forkserver_preload(preload)
     resource_tracker.ensure_running()
     with _ctrl_c_held_back():
         forkserver.ensure_running()

@@ -13,6 +13,7 @@ import numpy as np
 
 from supermask.certificate import certify
 from supermask.datasets import Images, load, split
+from supermask.engines.choice import Choice, choose
 from supermask.engines.job import Array, Data, Job
 from supermask.environment import environment
 from supermask.errors import MachineError, UserError
@@ -121,7 +122,7 @@ class Worker:
         self.site = site
         self.store = Store(site.store)
         self.lineage = Lineage(self.store)
-        self.environment = environment(site.engine, site.device, site.threads)
+        self._environments: dict[str, dict[str, Any]] = {}
         self._images: Images | None = None
         self._data: tuple[int, Data] | None = None
 
@@ -156,16 +157,18 @@ class Worker:
         began = time.perf_counter()
         start = self._start(task)
         images, data = self._data_of(task)
-        fingerprint, every = self.environment["fingerprint"], self.site.checkpoint_seconds
+        choice, around = self._engine(task)
+        fingerprint, every = around["fingerprint"], self.site.checkpoint_seconds
         checkpoints = StoredCheckpoints(self.store, task.run.id, start, fingerprint, every, stopping)
         job = Job(layers_of(task.run), start, task.run.recipe, task.run.seed, task.points - {"end"}, checkpoints)
-        outcome = self._train(job, data)
+        outcome = self._train(job, data, choice.engine, around)
         if task.retrace:
             self._commit_retraced(task, start, outcome)
             seconds = time.perf_counter() - began
             result = Result(task.run.id, "finished", seconds, outcome.metrics, "points traced again")
         else:
-            result = self._commit(task.run, start, outcome, images, began)
+            about = {"engine": choice.engine, "engine_reason": choice.why, "environment": around}
+            result = self._commit(task.run, start, outcome, images, began, about)
         checkpoints.remove()
         return result
 
@@ -177,21 +180,40 @@ class Worker:
         except (ValueError, UserError) as error:
             raise UserError(f"run {task.run.id} (level {task.run.level}, seed {task.run.seed}): {error}") from error
 
-    def _train(self, job: Job, data: Data) -> Outcome:
+    def _engine(self, task: Task) -> tuple[Choice, dict[str, Any]]:
+        """Who trains it, and in what environment: a run that is trained again, as it was the first time."""
+        layers = layers_of(task.run)
+        if task.retrace:
+            before = self.store.facts(task.run.id)
+            choice = choose(before["engine"], layers, self.site.device)
+            return choice, self._environment(choice.engine, before["environment"].get("costs"))
+        choice = choose(self.site.engine, layers, self.site.device)
+        if choice.engine not in self._environments:
+            self._environments[choice.engine] = self._environment(choice.engine, None)
+        return choice, self._environments[choice.engine]
+
+    def _environment(self, engine: str, costs: dict[str, Any] | None) -> dict[str, Any]:
+        if engine == "sparse" and costs is None:
+            from supermask.engines import sparse
+
+            costs = sparse.costs_here().to_data()
+        return environment(engine, self.site.device, self.site.threads, costs)
+
+    def _train(self, job: Job, data: Data, engine: str, around: dict[str, Any]) -> Outcome:
+        if engine == "sparse":
+            from supermask.engines import sparse
+
+            return sparse.train([job], [data], sparse.Costs.from_data(around["costs"]))[0]
         from supermask.engines import reference
 
         return reference.train([job], [data], self.site.device)[0]
 
-    def _commit(self, run: Run, start: Start, outcome: Outcome, images: Images, began: float) -> Result:
+    def _commit(self, run: Run, start: Start, outcome: Outcome, images: Images, began: float, about: Facts) -> Result:
         parent = None if run.parent is None else self.lineage.parent(run.parent)
         step = None if run.step is None else step_of(run.step)
         certificate = certify(maskables(layers_of(run)), start, outcome, parent, step, run.recipe.weight_decay)
-        about = {
-            "seconds": round(time.perf_counter() - began, 3),
-            "engine": self.site.engine,
-            "environment": self.environment,
-            "data": {"fingerprint": images.fingerprint, "note": images.note},
-        }
+        seconds = round(time.perf_counter() - began, 3)
+        about |= {"seconds": seconds, "data": {"fingerprint": images.fingerprint, "note": images.note}}
         facts, tensors, weights = pack_outcome(run, start, outcome, certificate, about)
         if facts["status"] == "finished":
             # Before the run itself: a committed run then has them.

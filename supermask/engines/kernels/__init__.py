@@ -1,0 +1,1 @@
+"""The sparse engine's inner loops, compiled by numba."""

@@ -1,0 +1,168 @@
+"""From a job to its outcome: the one loop that every engine's trainings go through.
+
+It decides what happens when (points to keep, evaluation, early stopping, divergence, checkpoints) and does no
+arithmetic; a stepper does the arithmetic and decides nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from supermask.engines.job import Array, Data, Job, Watch, stops
+from supermask.types import Outcome, Point, State, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OptimizerState = dict[str, dict[str, "Tensor"]]
+"""Tensor name -> the optimiser's per-weight state, by PyTorch's names: `exp_avg`, `exp_avg_sq`; `momentum_buffer`."""
+
+
+class Stepper(Protocol):
+    """One network in training: what an engine is to this loop.
+
+    Mini-batches are numbered from the dense network's initialisation; batch, learning rate, the optimiser's step count
+    and whatever is drawn follow from that number alone.
+    """
+
+    def load(self, state: State) -> None:
+        """Sets every tensor."""
+
+    def state(self) -> State:
+        """A copy of every tensor."""
+
+    def gradient(self, iteration: int) -> Weights:
+        """dL/dw of every maskable tensor, pruned weights included, on mini-batch `iteration`; nothing moves."""
+
+    def train(self, first: int, last: int) -> Array:
+        """Trains on mini-batches `first` to `last - 1`; their losses before each update, float32 `(last - first,)`."""
+
+    def measure(self, images: Array, labels: Array) -> tuple[float, float]:
+        """Mean cross-entropy in nats, summed in float64, and accuracy (the first of equal logits counts)."""
+
+    def optimizer_state(self) -> OptimizerState:
+        """The optimiser's state; nothing for a tensor that has none."""
+
+    def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
+        """The inverse, before mini-batch `iteration`."""
+
+
+def run(stepper: Stepper, job: Job, data: Data) -> Outcome:
+    """Trains from the job's start, or from its last checkpoint, to its outcome.
+
+    Test accuracy is measured with the weights of lowest validation loss and with those of the end, once each, after
+    training. Source: paper.md section 1 (steps 2 and 6), section 2.
+    """
+    return _Training(stepper, job, data).run()
+
+
+class _Training:
+    """One training in progress: what has been seen so far."""
+
+    def __init__(self, stepper: Stepper, job: Job, data: Data) -> None:
+        self.stepper, self.job, self.data = stepper, job, data
+        self.iteration = job.start.first_iteration
+        self.watch = Watch()
+        self.points: dict[Point, State] = {}
+
+    def run(self) -> Outcome:
+        if not self._resumed():
+            self._begin()
+        for stop, evaluated in stops(self.job.recipe, self.iteration, self.job.points):
+            if self.watch.diverged_at is not None:
+                break
+            losses = self.stepper.train(self.iteration, stop)
+            self.iteration = stop
+            if not self.watch.saw_training(losses, stop - len(losses)):
+                break
+            if stop in self.job.points:
+                self.points[stop] = self.stepper.state()
+            if evaluated:
+                self._evaluate()
+                if self.watch.diverged_at is None and self.job.checkpoints.due():
+                    self._save()
+        return self._outcome()
+
+    def _begin(self) -> None:
+        self.stepper.load(self.job.start.state)
+        if self.iteration in self.job.points:
+            self.points[self.iteration] = self.stepper.state()
+        if "gradient" in self.job.points:
+            self.points["gradient"] = State(self.stepper.gradient(self.iteration), {})
+        self._evaluate()
+
+    def _evaluate(self) -> None:
+        measured = self.stepper.measure(self.data.validation_images, self.data.validation_labels)
+        if self.watch.saw_validation(self.iteration, *measured):
+            self.points["lowest_validation_loss"] = self.stepper.state()
+
+    def _outcome(self) -> Outcome:
+        end, test = self.stepper.state(), (self.data.test_images, self.data.test_labels)
+        if self.watch.diverged_at is not None:
+            return Outcome("diverged", end, {}, self.watch.curve, self.watch.metrics(None, None))
+        end_test = self.stepper.measure(*test)
+        held = {n: s for n, s in self.stepper.optimizer_state().items() if n in self.job.start.masks}
+        self.stepper.load(self.points["lowest_validation_loss"])
+        metrics = self.watch.metrics(self.stepper.measure(*test), end_test)
+        wanted = {point: state for point, state in self.points.items() if point in self.job.points}
+        return Outcome("finished", end, wanted, self.watch.curve, metrics, held)
+
+    def _save(self) -> None:
+        tensors = _flat("state", self.stepper.state())
+        for name, state in self.stepper.optimizer_state().items():
+            tensors |= {f"optimizer/{name}/{key}": value.numpy() for key, value in state.items()}
+        for point, kept in self.points.items():
+            tensors |= _flat(f"point/{point}", kept)
+        for column, values in vars(self.watch.curve).items():
+            tensors[f"curve/{column}"] = np.array(values, dtype=np.int64 if column == "iterations" else np.float64)
+        self.job.checkpoints.save({"iteration": self.iteration, "best": self.watch.best}, tensors)
+
+    def _resumed(self) -> bool:
+        """Goes back to the last checkpoint, if there is one that has every point it has passed."""
+        saved = self.job.checkpoints.load()
+        if saved is None:
+            return False
+        facts, arrays = saved
+        parts = _parts(arrays)
+        points = _nested(parts["point"])
+        passed = {p for p in self.job.points if p == "gradient" or (isinstance(p, int) and p <= facts["iteration"])}
+        if not {str(p) for p in passed} <= points.keys():
+            return False
+        self.points = {int(p) if p.isdigit() else p: self._as_state(t) for p, t in points.items()}  # type: ignore[misc]
+        self.stepper.load(self._as_state(parts["state"]))
+        self.stepper.load_optimizer_state(_nested(parts["optimizer"]), facts["iteration"])
+        for column, values in parts["curve"].items():
+            getattr(self.watch.curve, column).extend(values.tolist())
+        self.iteration, self.watch.best = facts["iteration"], facts["best"]
+        return True
+
+    def _as_state(self, tensors: Weights) -> State:
+        masks = self.job.start.masks
+        weights = {n: t for n, t in tensors.items() if n in masks}
+        return State(weights, {n: t for n, t in tensors.items() if n not in masks})
+
+
+def _flat(prefix: str, state: State) -> dict[str, Array]:
+    return {f"{prefix}/{n}": t.numpy() for n, t in {**state.weights, **state.others}.items()}
+
+
+def _parts(arrays: dict[str, Array]) -> dict[str, dict[str, Any]]:
+    """What a checkpoint holds, as tensors of their own, by what comes before the first slash."""
+    import torch
+
+    parts: dict[str, dict[str, Any]] = {"state": {}, "optimizer": {}, "point": {}, "curve": {}}
+    for key, array in arrays.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = torch.from_numpy(array.copy())
+    return parts
+
+
+def _nested(named: Weights) -> dict[str, Weights]:
+    """`{"a/b": t}` as `{"a": {"b": t}}`."""
+    found: dict[str, Weights] = {}
+    for key, tensor in named.items():
+        first, _, rest = key.partition("/")
+        found.setdefault(first, {})[rest] = tensor
+    return found

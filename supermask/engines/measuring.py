@@ -1,0 +1,160 @@
+"""What the sparse engine's products cost on this machine: measured once, kept in the cache folder.
+
+A choice between two ways of computing changes the order of sums, and so bits. It therefore rests on numbers that stay:
+they are part of the environment that is recorded with every run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from supermask.cache import cache_folder
+from supermask.engines.costs import Cost, LayerCosts
+from supermask.engines.fully_connected import FullyConnected
+from supermask.engines.job import Array, Data, Job
+from supermask.engines.kernels.compiling import SOURCES
+from supermask.engines.kernels.lanes import LANES
+from supermask.engines.layer_costs import measure_layer_costs
+from supermask.engines.reference import tiny_is_zero
+from supermask.engines.walks import Walk, WalkCosts
+from supermask.environment import processor
+from supermask.networks import Architecture, Dense, architecture, initial_start
+from supermask.recipe import Recipe
+from supermask.types import Start
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All that the choice of kernels rests on."""
+
+    walks: WalkCosts
+    layers: LayerCosts
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Costs:
+        """The inverse of `to_data`."""
+        layers = {name: Cost(**cost) for name, cost in data["layers"].items()}
+        return cls(WalkCosts(**data["walks"]), LayerCosts(**layers))
+
+
+@lru_cache(maxsize=1)
+def costs_here() -> Costs:
+    """What was measured on this machine, now or before. Of processes that measure at once, the first is believed."""
+    folder = cache_folder()
+    path = None if folder is None else folder / "costs" / f"{_key()}.json"
+    if path is not None and (found := _read(path)) is not None:
+        return found
+    with tiny_is_zero(threads=1):
+        fresh = Costs(measure_walk_costs(), measure_layer_costs())
+    if path is not None:
+        _write(path, fresh)
+        return _read(path) or fresh
+    return fresh
+
+
+def _key() -> str:
+    """What costs depend on: processor, compiler, kernels."""
+    facts = [processor(), metadata.version("numba"), metadata.version("torch"), SOURCES]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> Costs | None:
+    try:
+        return Costs.from_data(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, costs: Costs) -> None:
+    """Only where nothing that can be read is there; nothing at all where the folder cannot be written."""
+    mine = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and _read(path) is None:
+            path.unlink()
+        mine.write_text(json.dumps(costs.to_data()))
+        try:
+            os.link(mine, path)
+        finally:
+            mine.unlink()
+
+
+def measure_walk_costs() -> WalkCosts:
+    """Times training steps of networks that differ in one thing each, taking turns. Half a second, once compiled."""
+    few, some, lit, dark = 0.02, 0.22, 0.25, 0.02
+    networks = {
+        "base": _network("weights", "weights", lit, few, few),
+        "weight": _network("weights", "weights", lit, some, few),
+        "inner": _network("weights", "weights", lit, few, some),
+        "bright": _network("pixels", "weights", lit, few, few),
+        "dark": _network("pixels", "weights", dark, few, few),
+        "whole": _network("weights", "all", lit, few, few),
+    }
+    took = dict.fromkeys(networks, float("inf"))
+    for turn in range(_TURNS):
+        for name, network in networks.items():
+            began = time.perf_counter_ns()
+            network.train(turn * _STEPS, (turn + 1) * _STEPS)
+            took[name] = min(took[name], (time.perf_counter_ns() - began) / _STEPS)
+    first, second = (layer.inputs * layer.outputs for layer in _LAYERS[:2] if isinstance(layer, Dense))
+    weight = (took["weight"] - took["base"]) / (first * (some - few))
+    inner = (took["inner"] - took["base"]) / (second * (some - few))
+    pixel = (took["bright"] - took["dark"]) / ((lit - dark) * _BATCH * first / LANES)
+    return WalkCosts(
+        weight=_rounded(weight),
+        inner=_rounded(inner),
+        pixel=_rounded(pixel),
+        held=_rounded((took["dark"] - took["base"]) / first + weight * few - pixel * dark * _BATCH / LANES),
+        whole=_rounded((took["whole"] - took["base"]) / second + inner * few),
+    )
+
+
+_LAYERS: Architecture = architecture("fc-320-128", (1, 28, 28), 10)
+_BATCH = 64
+_STEPS, _TURNS = 6, 40
+"""Short turns, and many: on a busy machine some of them are undisturbed."""
+
+
+def _network(first: Walk, second: Walk, lit: float, first_density: float, second_density: float) -> FullyConnected:
+    """FC-320-128 in training, on images with so many lit pixels, with so many weights left."""
+    rng = np.random.default_rng(0)
+    images = (rng.random((256, 1, 28, 28)) < lit).astype(np.uint8)
+    labels: Array = rng.integers(0, 10, 256)
+    data = Data(images, labels, np.arange(256), images, labels, images, labels, 1)
+    dense = initial_start(_LAYERS, 0)
+    densities = {"fc1.weight": first_density, "fc2.weight": second_density, "fc3.weight": 1.0}
+    masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < densities[n]) for n, w in dense.weights.items()}
+    start = Start({n: w * masks[n] for n, w in dense.weights.items()}, masks, dense.others)
+    job = Job(_LAYERS, start, Recipe("adam", 1e-3, _BATCH, _STEPS * _TURNS, _STEPS), seed=0)
+    network = FullyConnected(job, data, {"fc1": first, "fc2": second, "fc3": "weights"})
+    network.load(start.state)
+    return network
+
+
+def _rounded(nanoseconds: float) -> float:
+    """To two digits, and positive even where noise says else."""
+    return float(f"{max(nanoseconds, 1e-3):.2g}")
+
+
+def warm_up() -> None:
+    """Loads the compiled kernels, or compiles them: processes that are forked later have them."""
+    with tiny_is_zero(threads=1):
+        network = _network("pixels", "all", 0.25, 0.1, 0.1)
+        network.train(0, 1)
+        network.measure(network.data.test_images, network.data.test_labels)

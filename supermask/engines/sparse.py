@@ -1,0 +1,46 @@
+"""The sparse engine: on a CPU, what a training costs falls with its mask.
+
+It computes what `reference` computes, up to the order of sums, with kernels compiled by numba that walk over what is
+not zero. One thread; equal inputs give equal bits in one environment, whatever else runs. How it works and what was
+measured: docs/performance.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from supermask.engines.convolutional import Convolutional
+from supermask.engines.fully_connected import FullyConnected
+from supermask.engines.job import Data, Job
+from supermask.engines.loop import Stepper, run
+from supermask.engines.measuring import Costs, costs_here, warm_up
+from supermask.engines.reference import tiny_is_zero
+from supermask.engines.walks import walks
+from supermask.networks import Dense
+from supermask.types import Outcome
+
+__all__ = ["Costs", "costs_here", "prepare", "train"]
+
+
+def train(jobs: Sequence[Job], data: Sequence[Data], costs: Costs | None = None) -> list[Outcome]:
+    """Trains each job to its outcome, one after another; `data[i]` is the data of `jobs[i]`.
+
+    `costs` decide which kernels are used (default: what was measured on this machine), and so the last bits.
+    Source: paper.md section 1 (steps 2 and 6), section 2.
+    """
+    known = costs or costs_here()
+    with tiny_is_zero(threads=1):
+        return [run(stepper(job, d, known), job, d) for job, d in zip(jobs, data, strict=True)]
+
+
+def stepper(job: Job, data: Data, costs: Costs) -> Stepper:
+    """The network of a job, laid out for training."""
+    if all(isinstance(layer, Dense) for layer in job.layers):
+        return FullyConnected(job, data, walks(job, data, costs.walks))
+    return Convolutional(job, data, costs.layers)
+
+
+def prepare() -> None:
+    """Compiles the kernels and measures their costs, where that is still to be done, for processes forked later too."""
+    costs_here()
+    warm_up()

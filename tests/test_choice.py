@@ -1,0 +1,177 @@
+"""Which engine trains a run, what it rests on, and what the record says of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from small_studies import carry_out, contents, small_plan
+
+from supermask.engines import measuring
+from supermask.engines.choice import Choice, choose
+from supermask.engines.kernels import compiling
+from supermask.engines.measuring import Costs, costs_here
+from supermask.errors import UserError
+from supermask.execute import worker as worker_module
+from supermask.networks import Architecture, architecture
+from supermask.store import Store
+
+FC = architecture("fc-20", (1, 8, 8), 10)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path / "cache"))
+    costs_here.cache_clear()
+    yield tmp_path / "cache"
+    costs_here.cache_clear()
+
+
+@pytest.mark.parametrize("layers", [FC, architecture("conv2", (3, 32, 32), 10)], ids=["fc", "conv"])
+def test_auto_is_the_sparse_engine_on_a_cpu(layers: Architecture) -> None:
+    assert choose("auto", layers, "cpu").engine == "sparse"
+    assert choose("sparse", layers, "cpu") == Choice("sparse", "it was asked for")
+    assert choose("reference", layers, "cpu") == Choice("reference", "it was asked for")
+
+
+def test_elsewhere_it_is_the_reference_and_says_why() -> None:
+    assert choose("auto", FC, "cuda") == Choice(
+        "reference", "auto: the sparse engine trains on the CPU alone, not on cuda"
+    )
+    with pytest.raises(UserError, match="the sparse engine trains on the CPU alone, not on cuda: use --engine auto"):
+        choose("sparse", FC, "cuda")
+    unknown: Architecture = (*FC, object())  # type: ignore[assignment]
+    assert "convolutions, poolings and fully connected layers alone" in choose("auto", unknown, "cpu").why
+
+
+@pytest.mark.parametrize(
+    ("asked", "engine", "why"),
+    [
+        ("auto", "sparse", "auto: its cost falls with the mask"),
+        ("sparse", "sparse", "it was asked for"),
+        ("reference", "reference", "it was asked for"),
+    ],
+)
+def test_the_record_says_which_engine_and_why(tmp_path: Path, asked: str, engine: str, why: str) -> None:
+    plan = small_plan(levels=1)
+    carry_out(plan, tmp_path, engine=asked)
+    for run_id in plan.runs:
+        facts = Store(tmp_path).facts(run_id)
+        assert (facts["engine"], facts["engine_reason"], facts["environment"]["engine"]) == (engine, why, engine)
+        assert ("costs" in facts["environment"]) == ("numba" in facts["environment"]) == (engine == "sparse")
+
+
+def test_the_engine_is_in_the_environment_and_not_in_the_id(tmp_path: Path) -> None:
+    plan = small_plan(levels=1)
+    for engine in ("sparse", "reference"):
+        carry_out(plan, tmp_path / engine, engine=engine)
+    (dense, *_) = plan.runs
+    prints = {Store(tmp_path / e).facts(dense)["environment"]["fingerprint"] for e in ("sparse", "reference")}
+    assert len(prints) == 2
+
+
+def test_a_run_is_trained_again_as_it_was_the_first_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the engine and with the costs of its record, whatever has been asked for or measured since."""
+    for first, later in (("reference", "auto"), ("sparse", "reference")):
+        folder = tmp_path / first
+        carry_out(small_plan(levels=1), folder, engine=first)
+        before = contents(folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_module.Worker, "_environment", _with_other_costs(worker_module.Worker._environment))
+            carried = carry_out(small_plan({"rewind_to": 5}, levels=1), folder, engine=later)
+        assert len(carried.retraced) == 1
+        assert {run_id: contents(folder)[run_id] for run_id in before} == before
+
+
+def _with_other_costs(environment):  # type: ignore[no-untyped-def]
+    """What `Worker._environment` would say if this machine's costs were measured again, and came out upside down."""
+
+    def changed(self, engine, costs):  # type: ignore[no-untyped-def]
+        if engine == "sparse" and costs is None:
+            found = costs_here()
+            costs = replace(found, walks=replace(found.walks, weight=1e6, inner=1e6)).to_data()
+        return environment(self, engine, costs)
+
+    return changed
+
+
+# ----------------------------------------------------------------------------------------------------- what is measured
+
+
+def test_costs_are_measured_once_and_kept(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = costs_here()
+    (file,) = (own_cache / "costs").iterdir()
+    assert Costs.from_data(json.loads(file.read_text())) == first
+    data = json.loads(file.read_text())
+    numbers = [*data["walks"].values(), *(n for cost in data["layers"].values() for n in cost.values())]
+    assert all(0 < n < 1000 and float(f"{n:.2g}") == n for n in numbers)
+    costs_here.cache_clear()
+    for what in ("measure_walk_costs", "measure_layer_costs"):
+        monkeypatch.setattr(measuring, what, lambda: pytest.fail("measured again"))
+    assert costs_here() == first
+
+
+def test_of_two_processes_the_first_is_believed(own_cache: Path) -> None:
+    first = costs_here()
+    (file,) = (own_cache / "costs").iterdir()
+    other = replace(first, walks=replace(first.walks, weight=99.0))
+    measuring._write(file.with_name("new.json"), first)
+    measuring._write(file.with_name("new.json"), other)
+    assert measuring._read(file.with_name("new.json")) == first
+    assert sorted(path.name for path in file.parent.iterdir()) == sorted([file.name, "new.json"])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"walks": {"weight": 1}}', '{"walks": 3}'])
+def test_a_broken_file_is_measured_again(own_cache: Path, text: str) -> None:
+    costs_here()
+    (file,) = (own_cache / "costs").iterdir()
+    good = file.read_text()
+    file.write_text(text)
+    costs_here.cache_clear()
+    costs_here()
+    assert json.loads(file.read_text()).keys() == json.loads(good).keys()
+
+
+def test_without_a_cache_folder_it_works_too(own_cache: Path) -> None:
+    own_cache.write_text("in the way")
+    assert costs_here() == costs_here()
+
+
+def test_kernels_are_compiled_again_when_any_of_their_sources_changes(tmp_path: Path) -> None:
+    """A copy of the kernels in which a function that another one calls, in another file, is changed."""
+    package = Path(compiling.__file__).parent
+    program = """
+import numpy as np
+from kernels.products import tile
+from kernels.compiling import kernel
+from kernels.lanes import LANES
+@kernel
+def four(a, b, out):
+    tile(a, 0, 1, 1, b, 0, LANES, 1, out, False)
+out = np.zeros(4 * LANES, np.float32)
+four(np.full(4, 2, np.float32), np.full(LANES, 3, np.float32), out)
+print(out[0], sum(four.stats.cache_hits.values()))
+"""
+    copy = tmp_path / "kernels"
+    copy.mkdir()
+    for path in package.glob("*.py"):
+        (copy / path.name).write_text(path.read_text().replace("supermask.engines.kernels", "kernels"))
+    (tmp_path / "program.py").write_text(program)
+
+    def answer() -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, str(tmp_path / "program.py")]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert [answer(), answer()] == ["6.0 0", "6.0 1"]
+    products = copy / "products.py"
+    products.write_text(
+        products.read_text().replace("total0 = fma(at(a, here), row, total0)", "total0 = fma(at(a, here), row, row)")
+    )
+    assert answer() == "9.0 0"
