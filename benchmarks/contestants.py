@@ -1,0 +1,176 @@
+"""Trainings that take turns: each is an iterator, and its next value is how long its next block of steps took.
+
+The first blocks are for getting there (compiling, warm caches, an optimiser state with its tiny numbers); which ones
+count is up to who asks. An engine is stopped between its evaluations (of one image), so only steps are timed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from supermask.engines.job import Array, BatchOrder, Data, Job, NoCheckpoints
+from supermask.masks import density
+from supermask.networks import Architecture, Dense, build
+from supermask.recipe import Recipe
+from supermask.types import Outcome, Start
+
+Train = Callable[[Sequence[Job], Sequence[Data]], list[Outcome]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all of them train, by Adam. Validation and test set should be tiny: engines evaluate them."""
+
+    layers: Architecture
+    start: Start
+    data: Data
+    batch: int = 60
+    lr: float = 1.2e-3
+
+    @property
+    def density(self) -> float:
+        return density(self.start.masks)
+
+    @property
+    def block(self) -> int:
+        """Steps to time at once, of an engine whose cost falls with the density."""
+        return min(1600, round(100 / self.density))
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """As float32; none for a dense network, whose masks nobody would multiply by."""
+        return {n: m.float() for n, m in self.start.masks.items() if not bool(m.all())}
+
+
+def engine(train: Train, case: Case, block: int, blocks: int) -> Iterator[float]:
+    """One call of an engine, in a thread of its own that waits between its blocks. Milliseconds a step."""
+    turn, done = threading.Semaphore(0), threading.Semaphore(0)
+    over: list[BaseException] = []
+
+    class Turns(NoCheckpoints):
+        def due(self) -> bool:
+            done.release()
+            turn.acquire()
+            if over:
+                raise over[0]
+            return False
+
+    def training() -> None:
+        turn.acquire()
+        try:
+            train([Job(case.layers, case.start, recipe, seed=0, checkpoints=Turns())], [case.data])
+        except BaseException as error:
+            over.append(error)
+        done.release()
+
+    recipe = Recipe("adam", case.lr, case.batch, block * blocks, evaluate_every=block)
+    thread = threading.Thread(target=training, daemon=True)
+    thread.start()
+    try:
+        for _ in range(blocks):
+            began = time.perf_counter()
+            turn.release()
+            done.acquire()
+            if over:
+                raise over[0]
+            yield (time.perf_counter() - began) / block * 1e3
+    finally:
+        over.append(GeneratorExit())
+        turn.release()
+        thread.join()
+
+
+def eager(case: Case, block: int, blocks: int) -> Iterator[float]:
+    """A careful researcher's own loop: float32 images in memory, gradients times the mask. Milliseconds a step."""
+    module = build(case.layers)
+    module.load_state_dict({**case.start.weights, **case.start.others})
+    floats = case.masks
+    masks = [(p, floats[n]) for n, p in module.named_parameters() if n in floats]
+    optimizer = torch.optim.Adam(module.parameters(), lr=case.lr)
+    images, labels = torch.from_numpy(_pixels(case.data)), torch.from_numpy(case.data.train_labels)
+    order = BatchOrder(0, case.data.train_indices, case.batch)
+    for first in range(0, block * blocks, block):
+        began = time.perf_counter()
+        for i in range(first, first + block):
+            batch = torch.from_numpy(order.batch(i))
+            loss = cross_entropy(module(images.index_select(0, batch)), labels.index_select(0, batch))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            for parameter, mask in masks:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(mask)
+            optimizer.step()
+        yield (time.perf_counter() - began) / block * 1e3
+
+
+def jax_scan(case: Case, block: int, blocks: int) -> Iterator[float]:
+    """The same in JAX, for networks of Linear layers: a block is one call of a jitted scan. Milliseconds a step."""
+    epoch, put = _jax_epoch(tuple(layer.name for layer in case.layers if isinstance(layer, Dense)), case.lr)
+    # Kernels as (in, out), the way they are written in JAX.
+    weights = {n: put(t.numpy().T.copy()) for n, t in {**case.start.weights, **case.start.others}.items()}
+    masks = {n: put(m.numpy().T.copy()) for n, m in case.masks.items()}
+    zeros = [{n: w * 0 for n, w in weights.items()} for _ in range(2)]
+    images, labels = put(_pixels(case.data).reshape(len(case.data.train_images), -1)), put(case.data.train_labels)
+    order = BatchOrder(0, case.data.train_indices, case.batch)
+    state: Any = (weights, *zeros, put(np.float32(0)))
+    for first in range(0, block * blocks, block):
+        began = time.perf_counter()
+        batches = put(np.stack([order.batch(i) for i in range(first, first + block)]).astype(np.int32))
+        state, losses = epoch(state, masks, images, labels, batches)
+        losses.block_until_ready()
+        yield (time.perf_counter() - began) / block * 1e3
+
+
+@cache
+def _jax_epoch(layers: tuple[str, ...], lr: float) -> tuple[Any, Any]:
+    """The jitted scan over a block of batches, compiled once for all cases of the same shapes; and `jnp.asarray`.
+
+    On one thread, if nobody has used JAX in this process before.
+    """
+    # The flags once known for this (xla_cpu_multi_thread_eigen, intra_op_parallelism_threads) leave 1.7 threads busy.
+    os.environ |= {"NPROC": "1", "PJRT_NPROC": "1", "JAX_PLATFORMS": "cpu"}
+    import jax
+    import jax.numpy as jnp
+
+    def loss_of(weights: Any, values: Any, labels: Any) -> Any:
+        for layer in layers:
+            values = values if layer == layers[0] else jax.nn.relu(values)
+            values = values @ weights[f"{layer}.weight"] + weights[f"{layer}.bias"]
+        return -jnp.take_along_axis(jax.nn.log_softmax(values), labels[:, None], 1).mean()
+
+    def epoch(state: Any, masks: Any, images: Any, labels: Any, batches: Any) -> Any:
+        def step(state: Any, batch: Any) -> Any:
+            weights, means, squares, i = state
+            loss, gradients = jax.value_and_grad(loss_of)(weights, images[batch], labels[batch])
+            gradients = {n: g * masks[n] if n in masks else g for n, g in gradients.items()}
+            means = {n: 0.9 * means[n] + 0.1 * g for n, g in gradients.items()}
+            squares = {n: 0.999 * squares[n] + 0.001 * g * g for n, g in gradients.items()}
+            i = i + 1
+            rate, scale = lr / (1 - 0.9**i), 1 / jnp.sqrt(1 - 0.999**i)
+            weights = {n: w - rate * means[n] / (jnp.sqrt(squares[n]) * scale + 1e-8) for n, w in weights.items()}
+            return (weights, means, squares, i), loss
+
+        return jax.lax.scan(step, state, batches)
+
+    return jax.jit(epoch, donate_argnums=0), jnp.asarray
+
+
+_FLOATS: dict[int, Array] = {}
+
+
+def _pixels(data: Data) -> Array:
+    """The training images in float32, converted once for all cases."""
+    if id(data) not in _FLOATS:
+        _FLOATS.clear()
+        _FLOATS[id(data)] = np.divide(data.train_images, np.float32(data.pixel_maximum), dtype=np.float32)
+    return _FLOATS[id(data)]
