@@ -1,111 +1,111 @@
-"""Milliseconds a training step of a convolutional network, at several densities: the sparse engine and the reference.
+"""Milliseconds a training step of Conv2 at several densities: what a ticket of a convolutional network costs.
 
-Both train the same randomly masked network on the same synthetic CIFAR-shaped data with one thread, taking turns; a
-turn is a block of steps, order of batches and optimiser included. Forward passes alone, as an evaluation makes them,
-are measured likewise.
+The sparse engine, the reference engine and a hand-written eager PyTorch loop train the same randomly masked network on
+the same synthetic CIFAR-shaped images, one thread each, taking turns. The limit is the needed products at the best
+product rate of the same sitting. No files are needed. Use the ratios.
 
-    python benchmarks/conv_chain.py --out conv_chain.json
+python benchmarks/conv_chain.py --out conv_chain.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import asdict
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from step import BATCH, Case, processor, pruned, synthetic
+from contestants import Case, eager, engine
+from cpu_chain import about, divided, product_rate, spread, table
+from step import Case as Synthetic
+from step import pruned, synthetic
 
-from supermask.engines import reference
-from supermask.engines.convolutional import Convolutional
-from supermask.engines.costs import LayerCosts
-from supermask.engines.job import Job
-from supermask.engines.layer_costs import measure_layer_costs
-from supermask.engines.loop import Stepper
-from supermask.networks import architecture, build
-from supermask.recipe import Recipe
+from supermask.engines import reference, sparse
+from supermask.masks import kept
+from supermask.networks import Conv, Pool, architecture
 
 DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 SHAPE = (3, 32, 32)
-EVALUATED = 256
-"""Images of a forward pass."""
+LR = 2e-4
+WARM = 1
+"""Blocks before any is timed."""
+
+Contestant = Callable[[Case, int, int], Iterator[float]]
 
 
 def main() -> None:
-    """Measures every density, prints the table, writes JSON."""
+    """Measures every density, prints, writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the numbers here, as JSON")
     parser.add_argument("--network", default="conv2", help="conv2, conv4 or conv6")
-    parser.add_argument("--turns", type=int, default=7, help="turns that each of the two takes")
-    parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
+    parser.add_argument("--repeats", type=int, default=5, help="turns that each of them takes at a density")
+    parser.add_argument("--steps", type=int, default=3, help="steps of a turn")
+    parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with reference.tiny_is_zero():
-        costs = measure_layer_costs()
-        print(f"{given.network}, batch {BATCH}, one thread, {given.turns} turns of {given.steps} steps; milliseconds")
-        print("density   engine (lowest to highest)   reference (lowest to highest)   times faster   forward alone")
-        results = [measure(given.network, d, given.turns, given.steps, costs) for d in DENSITIES]
-    about = {"torch": torch.__version__, "processor": processor(), "threads": 1, "costs": asdict(costs)}
-    if given.out:
-        given.out.write_text(
-            json.dumps({"about": about, "network": given.network, "densities": results}, indent=2) + "\n"
-        )
-
-
-def measure(network: str, density: float, turns: int, steps: int, costs: LayerCosts) -> dict[str, object]:
-    """One density: the two take turns, so that a slow minute of the machine is both's."""
-    data = synthetic(Case("conv chain", network, SHAPE, 1000, density, steps))
-    layers = architecture(network, SHAPE, 10)
-    job = Job(layers, pruned(layers, density), Recipe("adam", 1e-3, BATCH, 10**6, 10**6), seed=0)
-    steppers: dict[str, Stepper] = {
-        "engine": Convolutional(job, data, costs),
-        "reference": reference._Module(build(layers), job, data, torch.device("cpu")),
+    taking_part: dict[str, Contestant] = {
+        "sparse": partial(engine, sparse.train),
+        "reference": partial(engine, reference.train),
+        "eager": eager,
     }
-    images, labels = data.train_images[:EVALUATED], data.train_labels[:EVALUATED]
-    done = dict.fromkeys(steppers, 0)
-
-    def train(name: str) -> None:
-        done[name] += steps
-        steppers[name].train(done[name] - steps, done[name])
-
-    def evaluate(name: str) -> None:
-        steppers[name].measure(images, labels)
-
-    for stepper in steppers.values():
-        stepper.load(job.start.state)
-    step = {name: [ms / steps for ms in taken] for name, taken in alternately(train, [*steppers], turns).items()}
-    forward = alternately(evaluate, [*steppers], turns)
-    found = {"step": summary(step), "forward": summary(forward)}
-    a, b = step["engine"], step["reference"]
-    print(
-        f"{density:7.2f} {statistics.median(a):8.1f} ({min(a):.1f} to {max(a):.1f})"
-        f"         {statistics.median(b):8.1f} ({min(b):.1f} to {max(b):.1f})"
-        f"         {found['step']['times_faster']:8.2f}     {found['forward']['times_faster']:8.2f}",
-        flush=True,
-    )
-    return {"density": density, **found, "milliseconds_a_step": step, "milliseconds_forward": forward}
-
-
-def alternately(work: Callable[[str], None], names: list[str], turns: int) -> dict[str, list[float]]:
-    """Milliseconds of each turn; the first is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(turns + 1):
-        for name in names:
-            began = time.perf_counter()
-            work(name)
-            if turn:
-                taken[name].append((time.perf_counter() - began) * 1e3)
-    return taken
+    rows: list[dict[str, Any]] = []
+    rates: list[float] = []
+    for level, density in enumerate(given.densities):
+        print(f"density {density} ...", file=sys.stderr, flush=True)
+        case = case_of(given.network, density)
+        rates.append(product_rate())
+        milliseconds = measure(case, taking_part, given.steps, given.repeats)
+        rows.append(
+            {"level": level, "density": case.density, "kept": kept(case.start.masks), "milliseconds": milliseconds}
+        )
+        rows[-1]["flops"] = needed_flops(case)
+    for row in rows:
+        row["limit"] = row["flops"] / max(rates) / 1e6
+    print(table(rows, list(taking_part)))
+    for row in rows:
+        times = row["milliseconds"]
+        row["ratios"] = {name: divided(times[name], times["sparse"]) for name in ("reference", "eager")}
+        found = "  ".join(f"{name} / sparse {spread(ratio)}" for name, ratio in row["ratios"].items())
+        print(f"density {row['density']:.2f}: {found}")
+    if given.out:
+        facts = {**about(given.repeats), "network": given.network, "product_rate_gflops": rates}
+        given.out.write_text(json.dumps({"about": facts, "densities": rows}, indent=2) + "\n")
 
 
-def summary(taken: dict[str, list[float]]) -> dict[str, float]:
-    """Medians, and the median over the turns of how many times faster the engine is."""
-    ratios = [theirs / ours for ours, theirs in zip(taken["engine"], taken["reference"], strict=True)]
-    return {**{n: statistics.median(t) for n, t in taken.items()}, "times_faster": statistics.median(ratios)}
+def case_of(network: str, density: float) -> Case:
+    """A network of which this share of every layer is left, on noise of CIFAR's shape."""
+    shape = Synthetic(network, network, SHAPE, 2000, density, 1)
+    layers = architecture(network, SHAPE, 10)
+    return Case(layers, pruned(layers, density), synthetic(shape), lr=LR)
+
+
+def measure(case: Case, taking_part: dict[str, Contestant], steps: int, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds a step of each, turn by turn."""
+    times: dict[str, list[float]] = {name: [] for name in taking_part}
+    with ExitStack() as stack:
+        running = {
+            name: stack.enter_context(closing(contestant(case, steps, WARM + repeats)))
+            for name, contestant in taking_part.items()
+        }
+        for turn in range(WARM + repeats):
+            for name, blocks in running.items():
+                taken = next(blocks)
+                if turn >= WARM:
+                    times[name].append(taken)
+    return times
+
+
+def needed_flops(case: Case, batch: int = 60) -> float:
+    """Of a step: every kept weight's products forward and of both gradients; none of the images' gradient."""
+    counts, total = kept(case.start.masks), 0.0
+    for number, layer in enumerate(layer for layer in case.layers if not isinstance(layer, Pool)):
+        pixels = layer.side[0] * layer.side[1] if isinstance(layer, Conv) else 1
+        total += 2.0 * batch * pixels * counts[f"{layer.name}.weight"] * (2 if number == 0 else 3)
+    return total
 
 
 if __name__ == "__main__":

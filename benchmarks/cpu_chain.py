@@ -78,7 +78,8 @@ def main() -> None:
         row["limit"] = needed_flops(cases[row["level"]].start) / max(rates) / 1e6
     names = list(taking_part)
     print(table(levels, names))
-    results: dict[str, Any] = {"about": about(given), "product_rate_gflops": rates, "levels": levels}
+    facts = {**about(given.repeats), "chain_iterations": given.chain_iterations}
+    results: dict[str, Any] = {"about": facts, "product_rate_gflops": rates, "levels": levels}
     results["chain"] = summary(levels, names, given.repeats)
     if "sparse" in taking_part and given.workers:
         some = cases[:: max(1, len(cases) // 4)]
@@ -225,7 +226,7 @@ def table(levels: list[dict[str, Any]], names: list[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def about(given: argparse.Namespace) -> dict[str, Any]:
+def about(repeats: int) -> dict[str, Any]:
     """The machine, the versions, the date and the settings."""
     versions = {d.name: d.version for d in importlib.metadata.distributions()}
     return {
@@ -234,8 +235,7 @@ def about(given: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: versions[name] for name in ("torch", "numpy", "numba", "jax", "jaxlib") if name in versions},
         "threads": 1,
-        "repeats": given.repeats,
-        "chain_iterations": given.chain_iterations,
+        "repeats": repeats,
     }
 
 

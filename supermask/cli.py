@@ -137,7 +137,9 @@ def run(
 
     console = Console(soft_wrap=True)
     try:
-        schedule = commands.run(study, settings or [], store, workers, engine, device, keep, _listening(console))
+        schedule = commands.run(
+            study, settings or [], store, workers, engine, device, keep, _listening(console, engine, device)
+        )
     except Stopped as stopped:
         left = f"{stopped.left:,} run{' is' if stopped.left == 1 else 's are'} left"
         echo(f"Stopped. {left}; the same command goes on from here. Finished runs are kept.", err=True)
@@ -158,12 +160,18 @@ _WORDS = {
 }
 
 
-def _listening(console: Console) -> Callable[[Plan, Schedule], AbstractContextManager[Listener]]:
+def _listening(
+    console: Console, engine: str, device: str
+) -> Callable[[Plan, Schedule], AbstractContextManager[Listener]]:
+    from supermask.engines.choice import choose
     from supermask.execute.progress import progress
 
     def listen(plan: Plan, schedule: Schedule) -> AbstractContextManager[Listener]:
         for text in schedule.damaged:
             console.print(text, markup=False, highlight=False)
+        if schedule.tasks_left:
+            taken = choose(engine, plan.layers, device)
+            console.print(f"{plan.study.name}  {taken.engine} engine ({taken.why})", markup=False, highlight=False)
         labels = {member.run_id: member.treatment for member in reversed(plan.members) if member.level}
         dense = {member.run_id: "dense" for member in plan.members if not member.level}
         return progress(plan.study.name, console, labels | dense, schedule.tasks_left)

@@ -113,8 +113,9 @@ def test_a_study_from_file_to_figure(tmp_path: Path) -> None:
     first = supermask("run", study, "--store", store, "--workers", 1)
     assert first.status == 0, first.err
     lines = first.out.splitlines()
-    assert len(lines) == 6
-    assert lines[0].startswith("small  1/5  dense, level 0, seed 0: ")
+    assert len(lines) == 7
+    assert lines[0] == "small  sparse engine (auto: its cost falls with the mask)"
+    assert lines[1].startswith("small  1/5  dense, level 0, seed 0: ")
     assert lines[-1] == f"small: 5 runs: 5 finished. Store: {store}"
     again = supermask("run", study, SUPERMASK_STORE=str(store))
     assert again.out.splitlines() == [lines[-1]]
