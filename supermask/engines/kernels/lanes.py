@@ -236,7 +236,7 @@ def byte_of_words(typing: Any, words: Any, number: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, given[0]).data
         shift = builder.shl(given[1], ir.Constant(WORD, 3))
         undefined = ir.Constant(kind, ir.Undefined)
-        shifts = _shuffled(builder, builder.insert_element(undefined, shift, _index(0)), undefined, [0] * LANES)
+        shifts = shuffled(builder, builder.insert_element(undefined, shift, _index(0)), undefined, [0] * LANES)
         moved = builder.lshr(builder.load(builder.bitcast(data, kind.as_pointer()), align=8), shifts)
         low = builder.and_(builder.trunc(moved, INTEGERS), ir.Constant(INTEGERS, [255] * LANES))
         return builder.sitofp(low, VECTOR)
@@ -252,7 +252,7 @@ def dot(typing: Any, a: Any, b: Any) -> Any:
         part = _folded_product(builder, given[0], given[1])
         while part.type.count > 1:
             half = part.type.count // 2
-            part = builder.fadd(_part(builder, part, 0, half), _part(builder, part, half, half))
+            part = builder.fadd(part_of(builder, part, 0, half), part_of(builder, part, half, half))
         return builder.extract_element(part, _index(0))
 
     return types.float32(lanes, lanes), code
@@ -271,8 +271,8 @@ def dot4(typing: Any, a: Any, b0: Any, b1: Any, b2: Any, b3: Any, array: Any, of
         first, second = (_sums(builder, parts[i], parts[i + 1], EIGHTS) for i in (0, 2))
         quads = _sums(builder, first, second, FOURS)
         for swapped in (TWOS, ONES):
-            quads = builder.fadd(quads, _shuffled(builder, quads, quads, swapped))
-        four = _shuffled(builder, quads, quads, [0, 4, 8, 12])
+            quads = builder.fadd(quads, shuffled(builder, quads, quads, swapped))
+        four = shuffled(builder, quads, quads, [0, 4, 8, 12])
         place = builder.gep(context.make_array(signature.args[5])(context, builder, given[5]).data, [given[6]])
         builder.store(four, builder.bitcast(place, four.type.as_pointer()), align=4)
         return context.get_dummy_value()
@@ -286,9 +286,9 @@ def _folded_product(builder: Any, a: Any, b: Any) -> Any:
     kind = ir.VectorType(FLOAT, quarter)
     name = f"llvm.fma.v{quarter}f32"
     fused = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
-    total = builder.fmul(_part(builder, a, 0, quarter), _part(builder, b, 0, quarter))
+    total = builder.fmul(part_of(builder, a, 0, quarter), part_of(builder, b, 0, quarter))
     for first in range(quarter, LANES, quarter):
-        total = builder.call(fused, [_part(builder, a, first, quarter), _part(builder, b, first, quarter), total])
+        total = builder.call(fused, [part_of(builder, a, first, quarter), part_of(builder, b, first, quarter), total])
     return total
 
 
@@ -299,20 +299,20 @@ TWOS, ONES = [i ^ 2 for i in range(16)], [i ^ 1 for i in range(16)]
 
 def _sums(builder: Any, a: Any, b: Any, halves: Any) -> Any:
     """The two halves of each group of a, then of b, added."""
-    return builder.fadd(_shuffled(builder, a, b, halves[0]), _shuffled(builder, a, b, halves[1]))
+    return builder.fadd(shuffled(builder, a, b, halves[0]), shuffled(builder, a, b, halves[1]))
 
 
-def _part(builder: Any, vector: Any, first: int, length: int) -> Any:
-    return _shuffled(builder, vector, ir.Constant(vector.type, ir.Undefined), range(first, first + length))
+def part_of(builder: Any, vector: Any, first: int, length: int) -> Any:
+    return shuffled(builder, vector, ir.Constant(vector.type, ir.Undefined), range(first, first + length))
 
 
-def _shuffled(builder: Any, a: Any, b: Any, places: Any) -> Any:
+def shuffled(builder: Any, a: Any, b: Any, places: Any) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), list(places)))
 
 
 def _splat(builder: Any, number: Any) -> Any:
     undefined = ir.Constant(VECTOR, ir.Undefined)
-    return _shuffled(builder, builder.insert_element(undefined, number, _index(0)), undefined, [0] * LANES)
+    return shuffled(builder, builder.insert_element(undefined, number, _index(0)), undefined, [0] * LANES)
 
 
 def _index(place: int) -> Any:

@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from supermask.engines.kernels.lanes import FLOAT, LANES, lanes
+from supermask.engines.kernels.lanes import FLOAT, LANES, lanes, part_of, shuffled
 
 IMAGES = 16
 """Images side by side in a `Line`."""
@@ -97,7 +97,7 @@ def add_products(typing: Any, sums: Any, place: Any, a: Any, b: Any, x: Any, fir
             for part in range(0, LANES, IMAGES):
                 offset = builder.add(begin, ir.Constant(begin.type, part))
                 place = builder.bitcast(builder.gep(data, [offset]), LINE.as_pointer())
-                total = _fma(builder, _part(builder, factor, part, IMAGES), _load(builder, place), total)
+                total = _fma(builder, part_of(builder, factor, part, IMAGES), _load(builder, place), total)
         _store(builder, total, target)
         return context.get_dummy_value()
 
@@ -111,7 +111,7 @@ def add_sums(
     """Adds the sums of eight lines to the eight numbers from `array[offset]` on; the additions are shared."""
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        rows = [builder.fadd(_part(builder, v, 0, 8), _part(builder, v, 8, 8)) for v in given[2:]]
+        rows = [builder.fadd(part_of(builder, v, 0, 8), part_of(builder, v, 8, 8)) for v in given[2:]]
         # A row holds the partial sums of one line, then of two, four, eight: pairs are added side by side.
         while len(rows) > 1:
             pairs = zip(rows[::2], rows[1::2], strict=True)
@@ -170,8 +170,8 @@ def store_where(typing: Any, values: Any, codes: Any, mark: Any, a: Any, b: Any,
 
 def _pairs_added(builder: Any, low: Any, high: Any) -> Any:
     length = low.type.count
-    even = _shuffled(builder, low, high, range(0, 2 * length, 2))
-    odd = _shuffled(builder, low, high, range(1, 2 * length, 2))
+    even = shuffled(builder, low, high, range(0, 2 * length, 2))
+    odd = shuffled(builder, low, high, range(1, 2 * length, 2))
     return builder.fadd(even, odd)
 
 
@@ -200,11 +200,3 @@ def _place(context: Any, builder: Any, signature: Any, given: Any, argument: int
     place = builder.gep(data, [given[argument + 1]])
     is_float = cast and signature.args[argument].dtype == types.float32 and signature.return_type != types.float32
     return builder.bitcast(place, LINE.as_pointer()) if is_float else place
-
-
-def _part(builder: Any, vector: Any, first: int, length: int) -> Any:
-    return _shuffled(builder, vector, ir.Constant(vector.type, ir.Undefined), range(first, first + length))
-
-
-def _shuffled(builder: Any, a: Any, b: Any, places: Any) -> Any:
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), list(places)))
