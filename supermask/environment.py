@@ -14,10 +14,10 @@ from typing import Any
 from supermask import __version__
 
 
-def environment(engine: str, device: str, threads: int, costs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def environment(engine: str, device: str, threads: int, kernels: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Facts of this environment, and `fingerprint`, their SHA-256: equal fingerprints promise equal bits.
 
-    `costs`: what an engine chooses its kernels by.
+    `kernels`: what an engine with kernels of its own adds to them.
     """
     facts: dict[str, Any] = {
         "supermask": __version__,
@@ -30,8 +30,8 @@ def environment(engine: str, device: str, threads: int, costs: Mapping[str, Any]
         "threads": threads,
         "engine": engine,
     }
-    if costs is not None:
-        facts |= {"numba": metadata.version("numba"), "costs": costs}
+    if kernels is not None:
+        facts |= kernels
     canonical = json.dumps(facts, sort_keys=True).encode()
     return {**facts, "fingerprint": hashlib.sha256(canonical).hexdigest()[:16]}
 

@@ -6,9 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_studies import carry_out, contents, small_plan
@@ -64,7 +65,8 @@ def test_the_record_says_which_engine_and_why(tmp_path: Path, asked: str, engine
     for run_id in plan.runs:
         facts = Store(tmp_path).facts(run_id)
         assert (facts["engine"], facts["engine_reason"], facts["environment"]["engine"]) == (engine, why, engine)
-        assert ("costs" in facts["environment"]) == ("numba" in facts["environment"]) == (engine == "sparse")
+        of_kernels = {"costs", "kernels", "llvmlite", "numba", "libc"}
+        assert of_kernels & facts["environment"].keys() == (of_kernels if engine == "sparse" else set())
 
 
 def test_the_engine_is_in_the_environment_and_not_in_the_id(tmp_path: Path) -> None:
@@ -92,13 +94,22 @@ def test_a_run_is_trained_again_as_it_was_the_first_time(tmp_path: Path, monkeyp
 def _with_other_costs(environment):  # type: ignore[no-untyped-def]
     """What `Worker._environment` would say if this machine's costs were measured again, and came out upside down."""
 
-    def changed(self, engine, costs):  # type: ignore[no-untyped-def]
+    def changed(self, engine, device, costs):  # type: ignore[no-untyped-def]
         if engine == "sparse" and costs is None:
             found = costs_here()
             costs = replace(found, walks=replace(found.walks, weight=1e6, inner=1e6)).to_data()
-        return environment(self, engine, costs)
+        return environment(self, engine, device, costs)
 
     return changed
+
+
+def test_what_a_cpu_trained_is_traced_again_there_whatever_the_device(tmp_path: Path) -> None:
+    carry_out(small_plan(levels=1), tmp_path, engine="auto")
+    worker = worker_module.Worker(worker_module.Site(tmp_path, engine="auto", device="cuda"))
+    run = next(iter(small_plan(levels=1).runs.values()))
+    choice, around = worker._engine(worker_module.Task(run, frozenset({5}), retrace=True))
+    assert choice.engine == "sparse"
+    assert around == Store(tmp_path).facts(run.id)["environment"]
 
 
 # ----------------------------------------------------------------------------------------------------- what is measured
@@ -140,7 +151,18 @@ def test_a_broken_file_is_measured_again(own_cache: Path, text: str) -> None:
 
 def test_without_a_cache_folder_it_works_too(own_cache: Path) -> None:
     own_cache.write_text("in the way")
-    assert costs_here() == costs_here()
+    assert 0 < costs_here().walks.weight < 1000
+    assert own_cache.read_text() == "in the way"
+
+
+def test_kernels_work_where_their_code_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def njit(cache: bool = False, **_: bool) -> Callable[[Any], Any]:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(compiling, "njit", njit)
+    assert compiling.kernel(abs) is abs
 
 
 def test_kernels_are_compiled_again_when_any_of_their_sources_changes(tmp_path: Path) -> None:

@@ -232,3 +232,14 @@ def test_numbers_below_the_normal_ones_are_zero_while_training_and_then_as_befor
 
 def tiny_is_zero() -> bool:
     return float(torch.full((1,), 1e-40).mul(1.0).item()) == 0.0
+
+
+def test_a_checkpoint_of_another_layout_is_not_gone_on_from() -> None:
+    memory = Memory(1)
+    killed = job(RECIPES["adam"], checkpoints=memory)
+    with pytest.raises(Killed):
+        network(killed)
+    assert memory.saved is not None
+    facts = {k: v for k, v in json.loads(memory.saved[0]).items() if k != "layout"}
+    memory.saved = json.dumps(facts), {"module/fc1.weight": np.zeros(3)}
+    assert bits(network(killed)) == bits(network(replace(killed, checkpoints=NoCheckpoints())))

@@ -87,15 +87,14 @@ class Convolutional:
                 layer.move(how, step)
         return losses
 
-    def _forward(self, images: Array, batch: Array, slots: range) -> None:
+    def _forward(self, images: Array, batch: Array) -> None:
         """Logits of up to 64 images; what the way back needs stays in the slots."""
         bottom = self.filters[0]
         groups = -(-len(batch) // IMAGES)
         if groups < SLOTS:
             self.units[0].x.fill(0)
-        for group in range(groups):
-            slot = slots[group % len(slots)]
-            planes.put_images(images, batch, group * IMAGES, self.shade, bottom.inner, bottom.x[slot])
+        for slot in range(groups):
+            planes.put_images(images, batch, slot * IMAGES, self.shade, bottom.inner, bottom.x[slot])
             for filters in self.filters:
                 filters.forward(slot)
         for layer in self.units:
@@ -106,7 +105,7 @@ class Convolutional:
         loss, scale = 0.0, 1 / len(batch)
         for first in range(0, len(batch), LANES):
             some = batch[first : first + LANES]
-            self._forward(self.images, some, range(SLOTS))
+            self._forward(self.images, some)
             top = self.units[-1]
             loss += units.losses(top.rows, self.labels[some], top.y, top.d, scale)[0]
             for layer in reversed(self.units):
@@ -123,7 +122,7 @@ class Convolutional:
         top = self.units[-1]
         for first in range(0, len(labels), LANES):
             some = np.arange(first, min(first + LANES, len(labels)))
-            self._forward(pixels, some, range(SLOTS))
+            self._forward(pixels, some)
             more, hits = units.losses(top.rows, labels[some], top.y, top.d, 1.0)
             loss, right = loss + more, right + hits
         return loss / len(labels), right / len(labels)

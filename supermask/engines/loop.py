@@ -16,6 +16,9 @@ from supermask.types import Outcome, Point, State, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
+LAYOUT = 2
+"""Of a checkpoint's arrays: one of another layout is not gone on from."""
+
 OptimizerState = dict[str, dict[str, "Tensor"]]
 """Tensor name -> the optimiser's per-weight state, by PyTorch's names: `exp_avg`, `exp_avg_sq`; `momentum_buffer`."""
 
@@ -117,7 +120,8 @@ class _Training:
             tensors |= _flat(f"point/{point}", kept)
         for column, values in vars(self.watch.curve).items():
             tensors[f"curve/{column}"] = np.array(values, dtype=np.int64 if column == "iterations" else np.float64)
-        self.job.checkpoints.save({"iteration": self.iteration, "best": self.watch.best}, tensors)
+        facts = {"layout": LAYOUT, "iteration": self.iteration, "best": self.watch.best}
+        self.job.checkpoints.save(facts, tensors)
 
     def _resumed(self) -> bool:
         """Goes back to the last checkpoint, if there is one that has every point it has passed."""
@@ -125,6 +129,8 @@ class _Training:
         if saved is None:
             return False
         facts, arrays = saved
+        if facts.get("layout") != LAYOUT:
+            return False
         parts = _parts(arrays)
         points = _nested(parts["point"])
         passed = {p for p in self.job.points if p == "gradient" or (isinstance(p, int) and p <= facts["iteration"])}

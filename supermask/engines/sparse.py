@@ -7,11 +7,15 @@ measured: docs/performance.md.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
 
 from supermask.engines.convolutional import Convolutional
 from supermask.engines.fully_connected import FullyConnected
 from supermask.engines.job import Data, Job
+from supermask.engines.kernels.compiling import SOURCES
 from supermask.engines.loop import Stepper, run
 from supermask.engines.measuring import Costs, costs_here, warm_up
 from supermask.engines.reference import tiny_is_zero
@@ -19,7 +23,7 @@ from supermask.engines.walks import walks
 from supermask.networks import Dense
 from supermask.types import Outcome
 
-__all__ = ["Costs", "costs_here", "prepare", "train"]
+__all__ = ["Costs", "costs_here", "environment_facts", "prepare", "train"]
 
 
 def train(jobs: Sequence[Job], data: Sequence[Data], costs: Costs | None = None) -> list[Outcome]:
@@ -44,3 +48,10 @@ def prepare() -> None:
     """Compiles the kernels and measures their costs, where that is still to be done, for processes forked later too."""
     costs_here()
     warm_up()
+
+
+def environment_facts(costs: Costs) -> dict[str, Any]:
+    """What the engine's bits depend on beside the machine: compiler, kernels, the C library's exp and log, costs."""
+    compiler = {name: metadata.version(name) for name in ("numba", "llvmlite")}
+    library = " ".join(platform.libc_ver())
+    return {**compiler, "libc": library, "kernels": SOURCES[:16], "costs": costs.to_data()}

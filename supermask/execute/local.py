@@ -183,11 +183,9 @@ def _workers(start_method: str, preload: list[str]) -> Iterator[Callable[[], Pro
 def _preload(site: Site) -> list[str]:
     """Modules that the server of workers imports."""
     modules = ["supermask.execute.preload"]
-    return (
-        modules
-        if site.engine == "reference" or site.device != "cpu"
-        else [*modules, "supermask.execute.preload_sparse"]
-    )
+    if site.engine != "reference" and site.device == "cpu":
+        modules.append("supermask.execute.preload_sparse")
+    return modules
 
 
 def _start_server(context: BaseContext, preload: list[str]) -> BaseProcess:

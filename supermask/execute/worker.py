@@ -185,19 +185,21 @@ class Worker:
         layers = layers_of(task.run)
         if task.retrace:
             before = self.store.facts(task.run.id)
-            choice = choose(before["engine"], layers, self.site.device)
-            return choice, self._environment(choice.engine, before["environment"].get("costs"))
+            device = "cpu" if before["engine"] == "sparse" else self.site.device
+            choice = choose(before["engine"], layers, device)
+            return choice, self._environment(choice.engine, device, before["environment"].get("costs"))
         choice = choose(self.site.engine, layers, self.site.device)
         if choice.engine not in self._environments:
-            self._environments[choice.engine] = self._environment(choice.engine, None)
+            self._environments[choice.engine] = self._environment(choice.engine, self.site.device, None)
         return choice, self._environments[choice.engine]
 
-    def _environment(self, engine: str, costs: dict[str, Any] | None) -> dict[str, Any]:
-        if engine == "sparse" and costs is None:
-            from supermask.engines import sparse
+    def _environment(self, engine: str, device: str, costs: dict[str, Any] | None) -> dict[str, Any]:
+        if engine != "sparse":
+            return environment(engine, device, self.site.threads)
+        from supermask.engines import sparse
 
-            costs = sparse.costs_here().to_data()
-        return environment(engine, self.site.device, self.site.threads, costs)
+        known = sparse.costs_here() if costs is None else sparse.Costs.from_data(costs)
+        return environment(engine, device, 1, sparse.environment_facts(known))
 
     def _train(self, job: Job, data: Data, engine: str, around: dict[str, Any]) -> Outcome:
         if engine == "sparse":

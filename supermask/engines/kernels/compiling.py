@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,20 @@ def kernel(function: Callable[..., Any]) -> Any:
     """Decorates a function that is called from Python: its machine code is kept on disk.
 
     numba looks at the file of the function alone when it decides whether that code is still right; here it is right
-    as long as no kernel's source has changed.
+    as long as neither that file nor a kernel's source has changed. Where it cannot be kept (no folder that can be
+    written, a full disk), it is compiled in every process.
     """
-    compiled = njit(cache=True, **OPTIONS)(function)
-    compiled._cache._cache_file._source_stamp = SOURCES
+    try:
+        compiled = njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:
+        return njit(**OPTIONS)(function)
+    cache = compiled._cache
+    cache._cache_file._source_stamp = (SOURCES, cache._cache_file._source_stamp)
+    keep = cache.save_overload
+
+    def keep_if_possible(*overload: Any) -> None:
+        with contextlib.suppress(OSError):
+            keep(*overload)
+
+    cache.save_overload = keep_if_possible
     return compiled

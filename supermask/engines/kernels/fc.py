@@ -42,7 +42,7 @@ def train(net, how, images, labels, batches, losses):
 def measure(net, images, labels):
     """The sum of the cross-entropies, float64, and the number of images whose label has the first highest logit."""
     loss, right = 0.0, 0
-    table = net.table[len(net.table) - 1]
+    layer = net.table[len(net.table) - 1]
     chosen = net.chosen
     for start in range(0, len(labels), LANES):
         count = min(LANES, len(labels) - start)
@@ -50,9 +50,9 @@ def measure(net, images, labels):
             chosen[b] = start + b
         read(net, images, chosen[:count])
         forward(net, count)
-        logits = net.x[table.y * LANES :]
-        loss += cross_entropy(table.outputs, labels[start : start + count], logits, net.d[table.y * LANES :], 1.0)
-        right += count_right(table.outputs, labels[start : start + count], logits)
+        logits = net.x[layer.y * LANES :]
+        loss += cross_entropy(layer.outputs, labels[start : start + count], logits, net.d[layer.y * LANES :], 1.0)
+        right += count_right(layer.outputs, labels[start : start + count], logits)
     return loss, right
 
 
