@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -41,9 +42,19 @@ DENSITIES = (1, 0.3, 0.05, 0.005)
 NETWORKS = ("fc-70-30", "fc-24", "fc-40-20-12")
 
 NO_CONVOLUTIONS = LayerCosts(*[Cost(1, 1)] * 4)
-WEIGHTS_ARE_CHEAP = sparse.Costs(WalkCosts(weight=1, inner=1, pixel=1e6, held=1e6, whole=1e6), NO_CONVOLUTIONS)
-WEIGHTS_ARE_DEAR = sparse.Costs(WalkCosts(weight=1e6, inner=1e6, pixel=1, held=1, whole=1), NO_CONVOLUTIONS)
-EVERY_WAY = {"over weights": WEIGHTS_ARE_CHEAP, "over everything": WEIGHTS_ARE_DEAR}
+
+
+def cheap(*ways: str) -> sparse.Costs:
+    """Costs with which these ways are taken wherever they can be."""
+    names = [field.name for field in fields(WalkCosts)]
+    return sparse.Costs(WalkCosts(**{name: 1.0 if name in ways else 1e6 for name in names}), NO_CONVOLUTIONS)
+
+
+EVERY_WAY = {
+    "over weights": cheap("weight", "inner"),
+    "over everything": cheap("pixel", "held", "whole"),
+    "over everything, then weights": cheap("pixel_forward", "whole_forward", "learnt"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +200,7 @@ def test_equal_bits_whatever_else_runs() -> None:
     jobs = [job_of(density=density, recipe=replace(RECIPES["adam"], iterations=60)) for density in (1, 0.3, 0.05)]
     alone = [bits(ours(job, costs)) for costs in EVERY_WAY.values() for job in jobs]
     with ThreadPoolExecutor(6) as threads:
-        together = list(threads.map(ours, jobs * 2, [costs for costs in EVERY_WAY.values() for _ in jobs]))
+        together = list(threads.map(ours, jobs * len(EVERY_WAY), [costs for costs in EVERY_WAY.values() for _ in jobs]))
     assert [bits(outcome) for outcome in together] == alone
 
 
@@ -208,7 +219,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(recipe: str, way: str) -> No
 
 def test_the_gradient_at_the_start_is_the_references() -> None:
     job = replace(job_of(density=0.3), points=frozenset({"gradient"}))
-    found = ours(job, WEIGHTS_ARE_CHEAP).points["gradient"]
+    found = ours(job, EVERY_WAY["over weights"]).points["gradient"]
     wanted = reference.train([job], [images()])[0].points["gradient"]
     assert all(torch.equal(found.weights[name], tensor) for name, tensor in wanted.weights.items())
 
@@ -226,15 +237,16 @@ def test_a_late_start_counts_its_own_steps(way: str) -> None:
 # ----------------------------------------------------------------------------------------------------- frozen is frozen
 
 
+@pytest.mark.parametrize("way", EVERY_WAY)
 @pytest.mark.parametrize("frozen", [-0.0, 0.25, 1e-30])
-def test_frozen_values_keep_their_bits_under_any_gradient(frozen: float) -> None:
+def test_frozen_values_keep_their_bits_under_any_gradient(frozen: float, way: str) -> None:
     """-0 too, and where activations grow until gradients are not finite."""
     dense = start_of("fc-70-30", 0.3)
     weights = {n: w.where(dense.masks[n], torch.tensor(frozen)) for n, w in dense.weights.items()}
     start = replace(dense, weights=weights)
     for lr in (1e-2, 1e30):
         job = replace(job_of(recipe=Recipe("sgd", lr, 60, 30, 10, momentum=0.9)), start=start)
-        outcome = ours(job, WEIGHTS_ARE_DEAR)
+        outcome = ours(job, EVERY_WAY[way])
         assert outcome.status == ("diverged" if lr > 1 else "finished")
         for name, mask in start.masks.items():
             before, after = start.weights[name].view(torch.int32), outcome.end.weights[name].view(torch.int32)
@@ -252,7 +264,7 @@ def test_a_diverged_training_says_when() -> None:
 # ------------------------------------------------------------------------------------------------- what is walked over
 
 
-COSTS = WalkCosts(weight=4, inner=5, pixel=3, held=0.5, whole=4)
+COSTS = WalkCosts(weight=4, inner=5, pixel=3, held=0.5, whole=4, learnt=4, pixel_forward=1.5, whole_forward=2)
 
 
 @pytest.mark.parametrize(
@@ -260,34 +272,41 @@ COSTS = WalkCosts(weight=4, inner=5, pixel=3, held=0.5, whole=4)
     [
         ("fc-70-64", 1, "zero", ["pixels", "all", "weights"]),
         ("fc-70-64", 0.1, "zero", ["weights", "weights", "weights"]),
-        ("fc-70-64", 0.1, "freeze_init", ["pixels", "all", "all"]),
+        ("fc-70-64", 0.1, "freeze_init", ["pixels then weights", "all then weights", "all then weights"]),
+        ("fc-70-64", 0.9, "freeze_init", ["pixels", "all", "all then weights"]),
     ],
 )
 def test_what_a_layer_walks_over(network: str, density: float, mask0: str, wanted: list[Walk]) -> None:
-    """Few weights, or all; where something is frozen at another value than 0, all, however few train."""
+    """Few weights, or all; where something is frozen at another value than 0, all for the outputs at least."""
     assert list(walks(job_of(network, density, mask0=mask0), images(), COSTS).values()) == wanted
 
 
 def test_the_walk_changes_where_the_costs_cross() -> None:
-    """For every layer, at the density where its two ways cost the same, as computed by hand."""
+    """For each layer, at the density where two ways cost the same, as computed by hand."""
+    costs = replace(COSTS, learnt=1e6)
     lit = np.count_nonzero(images().train_images[:1000]) / images().train_images[:1000].size
     first = (128 * 63 * (60 * lit * 3 / 64 + 0.5)) / (63 * 70 * 4)
     second = (70 * 64 * 4) / (70 * 64 * 5)
     assert first < 0.95 and second == 0.8
     for layer, crossing, other in (("fc1", first, "pixels"), ("fc2", second, "all")):
         for side, wanted in ((0.97, "weights"), (1.03, other)):
-            assert walks(job_of("fc-70-64", crossing * side), images(), COSTS)[layer] == wanted
+            assert walks(job_of("fc-70-64", crossing * side), images(), costs)[layer] == wanted
+    # Frozen at other values, from gradients over the surviving weights to gradients over everything.
+    first = 128 * 63 * (60 * lit * (3 - 1.5) / 64 + 0.5) / (63 * 70 * 4)
+    second = (70 * 64 * (4 - 2)) / (70 * 64 * 4)
+    for layer, crossing, other in (("fc1", first, "pixels"), ("fc2", second, "all")):
+        for side, wanted in ((0.97, f"{other} then weights"), (1.03, other)):
+            assert walks(job_of("fc-70-64", crossing * side, mask0="freeze_init"), images(), COSTS)[layer] == wanted
 
 
 def test_every_mixture_of_walks_gives_the_same_numbers() -> None:
     job = job_of("fc-40-20-12", 0.3, replace(RECIPES["adam"], iterations=20))
     wanted = reference.train([job], [images()])[0]
     assert all(isinstance(layer, Dense) for layer in job.layers)
-    for number in range(16):
-        chosen: dict[str, Walk] = {
-            f"fc{i + 1}": "weights" if number >> i & 1 else ("all" if i else "pixels") for i in range(4)
-        }
-        network = FullyConnected(job, images(), chosen)
+    firsts: list[Walk] = ["weights", "pixels", "pixels then weights"]
+    others: list[Walk] = ["weights", "all", "all then weights"]
+    for first, *rest in product(firsts, others, others, others):
+        network = FullyConnected(job, images(), dict(zip(("fc1", "fc2", "fc3", "fc4"), (first, *rest), strict=True)))
         network.load(job.start.state)
         network.train(0, 20)
         assert distance(network.state(), wanted.end) < 1e-4

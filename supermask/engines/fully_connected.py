@@ -24,7 +24,9 @@ from supermask.types import State, Weights
 UNITS_IN_CACHE = 128
 """32 kB of a layer's inputs, in 64 images."""
 
-WALKS: dict[Walk, int] = {"weights": network.WEIGHTS, "pixels": network.PIXELS, "all": network.ALL}
+Places = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+WALKS = {"weights": network.WEIGHTS, "pixels": network.PIXELS, "all": network.ALL}
 
 
 class FullyConnected:
@@ -46,7 +48,10 @@ class FullyConnected:
             self.net.bias[self.places.biases[name]] = state.others[f"{name}.bias"].numpy()
 
     def state(self) -> State:
-        weights = {f"{n}.weight": self.places.get(self.net.w, n, self.frozen[f"{n}.weight"]) for n in self.names}
+        weights = {
+            f"{n}.weight": self.places.get(self.net.w, self.places.weights[n], self.frozen[f"{n}.weight"])
+            for n in self.names
+        }
         biases = {f"{n}.bias": torch.from_numpy(self.net.bias[self.places.biases[n]].copy()) for n in self.names}
         return State(weights, biases)
 
@@ -71,7 +76,7 @@ class FullyConnected:
             found[f"{name}.weight"], found[f"{name}.bias"] = {}, {}
             for key, moments, of_biases in self._moments():
                 nothing = torch.zeros(self.frozen[f"{name}.weight"].shape)
-                found[f"{name}.weight"][key] = self.places.get(moments, name, nothing)
+                found[f"{name}.weight"][key] = self.places.get(moments, self.places.moments[name], nothing)
                 found[f"{name}.bias"][key] = torch.from_numpy(of_biases[there].copy())
         return found
 
@@ -96,13 +101,13 @@ class _Places:
         layers = [layer for layer in job.layers if isinstance(layer, Dense)]
         assert len(layers) == len(job.layers), "a layer that is not fully connected"
         self.table = np.zeros(len(layers), network.TABLE)
-        self.flat: dict[str, NDArray[np.int64]] = {}
-        """Layer -> where in the flattened kernel `(out, in)` each used place of `net.w` comes from."""
-        self.used: dict[str, NDArray[np.int64]] = {}
-        """Layer -> those places of `net.w`."""
+        self.weights: dict[str, Places] = {}
+        """Layer -> where its weights come from, in the flattened kernel `(out, in)`, and where they are in `net.w`."""
+        self.moments: dict[str, Places] = {}
+        """The same for those that train, and for their moments; elsewhere where only gradients walk over them."""
         self.biases: dict[str, slice] = {}
         self.lists: dict[str, list[Array]] = {
-            n: [] for n in ("first", "offset", "first_in", "offset_in", "place", "words")
+            n: [] for n in ("first", "offset", "first_in", "offset_in", "place", "home", "words")
         }
         self.sizes = {"w": 0, "bias": 0, "units": 0}
         self.units = padded_rows(layers[0].inputs)
@@ -110,37 +115,50 @@ class _Places:
             self._add(row, layer, job.start.masks[f"{layer.name}.weight"].numpy(), walks[layer.name])
 
     def _add(self, row: np.void, layer: Dense, mask: NDArray[np.bool_], walk: Walk) -> None:
-        row["walk"], row["inputs"], row["outputs"], row["last"] = WALKS[walk], layer.inputs, layer.outputs, layer.last
-        row["w"], row["bias"] = self.sizes["w"], self.sizes["bias"]
+        outputs_over, _, gradients_over = walk.partition(" then ")
+        row["walk"], row["listed"] = WALKS[outputs_over], "weights" in walk
+        row["inputs"], row["outputs"], row["last"] = layer.inputs, layer.outputs, layer.last
+        row["bias"] = self.sizes["bias"]
         row["x"] = self.units - padded_rows(layer.inputs)
         row["y"] = self.units
         self.units += padded_rows(layer.outputs)
-        out, into = np.divmod(np.arange(mask.size), layer.inputs)
+        self.biases[layer.name] = slice(self.sizes["bias"], self.sizes["bias"] + layer.outputs)
+        self.sizes["bias"] += padded(layer.outputs)
+        if row["listed"]:
+            self._list_weights(row, layer.name, mask)
         if walk == "weights":
-            flat = self._list_weights(row, mask)
-            used, size = np.arange(flat.size), padded(flat.size)
-        elif walk == "pixels":
-            flat, row["width"] = np.arange(mask.size), padded(layer.outputs)
+            row["w"], row["size"] = row["compact"], padded(int(row["used"]))
+            self.weights[layer.name] = self.moments[layer.name]
+        else:
+            self._lay_out(row, layer, mask)
+            if gradients_over:
+                flat, _ = self.moments[layer.name]
+                self._append(row, "home", self.weights[layer.name][1][flat])
+            else:
+                self.moments[layer.name] = self.weights[layer.name]
+
+    def _lay_out(self, row: np.void, layer: Dense, mask: NDArray[np.bool_]) -> None:
+        """Places for all weights, and words that say which of them survive."""
+        out, into = np.divmod(np.arange(mask.size), layer.inputs)
+        if row["walk"] == network.PIXELS:
+            row["width"] = padded(layer.outputs)
             used, size = (out // LANES * layer.inputs + into) * LANES + out % LANES, layer.inputs * row["width"]
         else:
-            flat, row["width"] = np.arange(mask.size), padded(layer.inputs)
+            row["width"] = padded(layer.inputs)
             used, size = out * row["width"] + into, padded_rows(layer.outputs) * row["width"]
-        if walk != "weights":
-            alive = np.zeros(size, bool)
-            alive[used] = mask.ravel()
-            self._append(row, "words", np.packbits(alive, bitorder="little").view(np.uint64))
-        row["size"] = size
-        self.flat[layer.name], self.used[layer.name] = flat, used + self.sizes["w"]
-        self.biases[layer.name] = slice(self.sizes["bias"], self.sizes["bias"] + layer.outputs)
-        self.sizes["w"] += size
-        self.sizes["bias"] += padded(layer.outputs)
+        alive = np.zeros(size, bool)
+        alive[used] = mask.ravel()
+        self._append(row, "words", np.packbits(alive, bitorder="little").view(np.uint64))
+        row["w"], row["size"] = self.sizes["w"], size
+        self.weights[layer.name] = np.arange(mask.size), used + self.sizes["w"]
+        self.sizes["w"] += int(size)
 
-    def _list_weights(self, row: np.void, mask: NDArray[np.bool_]) -> Array:
-        """Makes the lists; where in the flattened kernel each of its weights is, in their order."""
+    def _list_weights(self, row: np.void, name: str, mask: NDArray[np.bool_]) -> None:
+        """Places for the surviving weights, and the lists by which kernels walk over them."""
         flat = np.flatnonzero(mask)
         out, into = np.divmod(flat, mask.shape[1])
         by_row = in_shares(out, into, into * LANES, mask.shape, UNITS_IN_CACHE)
-        row["shares"], row["used"] = len(by_row.first), flat.size
+        row["shares"], row["used"], row["compact"] = len(by_row.first), flat.size, self.sizes["w"]
         self._append(row, "first", by_row.first.ravel())
         self._append(row, "offset", by_row.offset)
         flat, into, out = flat[by_row.order], into[by_row.order], out[by_row.order]
@@ -148,20 +166,23 @@ class _Places:
         self._append(row, "first_in", np.concatenate([[0], np.cumsum(mask.sum(0))]))
         self._append(row, "place", by_column)
         self.lists["offset_in"].append(out[by_column] * LANES)
-        return flat
+        self.moments[name] = flat, np.arange(flat.size) + self.sizes["w"]
+        self.sizes["w"] += padded(flat.size)
 
     def _append(self, row: np.void, name: str, values: Array) -> None:
         row[name] = sum(map(len, self.lists[name]))
         self.lists[name].append(values)
 
     def put(self, array: Array, name: str, values: Tensor) -> None:
-        """Lays out a kernel's values."""
-        array[self.used[name]] = values.numpy().ravel()[self.flat[name]]
+        """Lays out a kernel's values, or their moments."""
+        for flat, used in (self.weights[name], self.moments[name]):
+            array[used] = values.numpy().ravel()[flat]
 
-    def get(self, array: Array, name: str, others: Tensor) -> Tensor:
+    def get(self, array: Array, places: Places, others: Tensor) -> Tensor:
         """The kernel `(out, in)` again; what is not laid out is as in `others`."""
         values = others.numpy().copy()
-        values.ravel()[self.flat[name]] = array[self.used[name]]
+        flat, used = places
+        values.ravel()[flat] = array[used]
         return torch.from_numpy(values)
 
 
@@ -169,9 +190,9 @@ def _network(places: _Places, job: Job, data: Data) -> network.Network:
     batch = padded(job.recipe.batch_size)
     table, pixels = places.table, int(places.table[0]["inputs"])
     lists = {n: np.concatenate(found) if found else np.zeros(0) for n, found in places.lists.items()}
-    small = {n: lists[n].astype(np.int32) for n in ("first", "offset", "first_in", "offset_in", "place")}
+    small = {n: lists[n].astype(np.int32) for n in ("first", "offset", "first_in", "offset_in", "place", "home")}
     weights, biases = (places.sizes[n] for n in ("w", "bias"))
-    biggest = int(table["size"].max())
+    biggest = max(int(table["size"].max()), padded(int(table["used"].max())))
     return network.Network(
         table=table,
         **{n: aligned(weights + LANES) for n in ("w", "m", "v")},
@@ -195,7 +216,7 @@ def _network(places: _Places, job: Job, data: Data) -> network.Network:
 def _needed_eights(job: Job, places: _Places, pixels: int) -> Array:
     read = np.zeros(-(-pixels // 8) * 8, bool)
     of_weights = job.start.masks[f"{job.layers[0].name}.weight"].numpy().any(0)
-    read[:pixels] = of_weights if places.table[0]["walk"] == WALKS["weights"] else True
+    read[:pixels] = of_weights if places.table[0]["walk"] == network.WEIGHTS else True
     return np.array(read.reshape(-1, 8).any(1), np.uint8)
 
 

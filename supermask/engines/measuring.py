@@ -110,6 +110,10 @@ def measure_walk_costs() -> WalkCosts:
         "bright": _network("pixels", "weights", lit, few, few),
         "dark": _network("pixels", "weights", dark, few, few),
         "whole": _network("weights", "all", lit, few, few),
+        "listed": _network("pixels then weights", "weights", lit, few, few),
+        "listed dark": _network("pixels then weights", "weights", dark, few, few),
+        "learnt": _network("pixels then weights", "weights", lit, some, few),
+        "whole listed": _network("weights", "all then weights", lit, few, few),
     }
     took = dict.fromkeys(networks, float("inf"))
     for turn in range(_TURNS):
@@ -120,13 +124,18 @@ def measure_walk_costs() -> WalkCosts:
     first, second = (layer.inputs * layer.outputs for layer in _LAYERS[:2] if isinstance(layer, Dense))
     weight = (took["weight"] - took["base"]) / (first * (some - few))
     inner = (took["inner"] - took["base"]) / (second * (some - few))
-    pixel = (took["bright"] - took["dark"]) / ((lit - dark) * _BATCH * first / LANES)
+    learnt = (took["learnt"] - took["listed"]) / (first * (some - few))
+    lit_by_outputs = (lit - dark) * _BATCH * first / LANES
+    pixel = (took["bright"] - took["dark"]) / lit_by_outputs
     return WalkCosts(
         weight=_rounded(weight),
         inner=_rounded(inner),
         pixel=_rounded(pixel),
         held=_rounded((took["dark"] - took["base"]) / first + weight * few - pixel * dark * _BATCH / LANES),
         whole=_rounded((took["whole"] - took["base"]) / second + inner * few),
+        learnt=_rounded(learnt),
+        pixel_forward=_rounded((took["listed"] - took["listed dark"]) / lit_by_outputs),
+        whole_forward=_rounded((took["whole listed"] - took["base"]) / second + (inner - learnt) * few),
     )
 
 
@@ -161,7 +170,7 @@ def warm_up() -> None:
     """Loads the compiled kernels, or compiles them: processes that are forked later have them."""
     cheap, dear = Cost(0, 1), Cost(1, 0)
     with tiny_is_zero(threads=1):
-        steppers: list[Stepper] = [_network("pixels", "all", 0.25, 0.1, 0.1)]
+        steppers: list[Stepper] = [_network("pixels", "all then weights", 0.25, 0.1, 0.1)]
         steppers += [Convolutional(*_convolutions(), LayerCosts(*[cost] * 4)) for cost in (cheap, dear)]
         images, labels = np.zeros((1, 1, 28, 28), np.uint8), np.zeros(1, np.int64)
         for stepper in steppers:

@@ -15,8 +15,9 @@ from supermask.engines.job import Data, Job
 from supermask.engines.kernels.lanes import LANES, padded
 from supermask.networks import Dense
 
-Walk = Literal["weights", "pixels", "all"]
-"""Surviving weights; lit pixels (the first layer's inputs alone); everything."""
+Walk = Literal["weights", "pixels", "all", "pixels then weights", "all then weights"]
+"""Surviving weights; lit pixels (the first layer's inputs alone); everything. "X then weights": outputs, and gradients
+at the inputs, walk over X, gradients of the weights over the surviving ones."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class WalkCosts:
     """A weight of a first layer that walks over pixels, whatever is lit: its update."""
     whole: float
     """A weight of another layer that walks over everything, 64 images."""
+    learnt: float
+    """A surviving weight whose gradient alone walks over the surviving ones, 64 images."""
+    pixel_forward: float
+    """A lit pixel of one image, 64 outputs, where the gradients do not walk over pixels."""
+    whole_forward: float
+    """A weight of another layer that walks over everything but for the gradients of its weights, 64 images."""
 
 
 def walks(job: Job, data: Data, costs: WalkCosts) -> dict[str, Walk]:
@@ -46,14 +53,18 @@ def walks(job: Job, data: Data, costs: WalkCosts) -> dict[str, Walk]:
         assert isinstance(layer, Dense)
         name = f"{layer.name}.weight"
         mask, values = job.start.masks[name], job.start.weights[name]
-        priced: dict[Walk, float] = {"weights": blocks * int(mask.sum()) * (costs.inner if found else costs.weight)}
+        survive, outputs = blocks * int(mask.sum()), padded(layer.outputs)
+        priced: dict[Walk, float] = {"weights": survive * (costs.inner if found else costs.weight)}
         if bool((values[~mask] != 0).any()):
             priced.clear()
         if found:
-            priced["all"] = blocks * layer.inputs * padded(layer.outputs) * costs.whole
+            places = blocks * layer.inputs * outputs
+            priced["all"] = places * costs.whole
+            priced["all then weights"] = places * costs.whole_forward + survive * costs.learnt
         else:
-            lit = job.recipe.batch_size * layer.inputs * lit_share(data)
-            priced["pixels"] = padded(layer.outputs) * (lit * costs.pixel / LANES + layer.inputs * costs.held)
+            lit = job.recipe.batch_size * layer.inputs * lit_share(data) * outputs / LANES
+            priced["pixels"] = lit * costs.pixel + outputs * layer.inputs * costs.held
+            priced["pixels then weights"] = lit * costs.pixel_forward + survive * costs.learnt
         found[layer.name] = min(priced, key=lambda walk: priced[walk])
     return found
 

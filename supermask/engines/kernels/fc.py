@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from supermask.engines.kernels.compiling import kernel, part
-from supermask.engines.kernels.lanes import LANES, dot, fma, load, lowest, positive, splat, store
+from supermask.engines.kernels.lanes import LANES, at, dot, fma, load, lowest, positive, splat, store
 from supermask.engines.kernels.loss import count_right, cross_entropy
 from supermask.engines.kernels.network import ALL, PIXELS, WEIGHTS, lanes_of
 from supermask.engines.kernels.pixels import ask_for, find_lit, read_images
@@ -147,52 +147,73 @@ def backward(net, how, images):
     """From the last layer to the first: the gradient at its inputs with the weights as they are, then their update."""
     for number in range(len(net.table) - 1, -1, -1):
         layer = net.table[number]
-        if layer.walk == WEIGHTS:
-            backward_weights(net, layer, how, images)
+        if layer.x > 0:
+            if layer.walk == WEIGHTS:
+                inputs_of_listed(net, layer, images)
+            else:
+                inputs_of_all(net, layer, images)
+        if layer.listed != 0:
+            learn_listed(net, layer, how, images)
         elif layer.walk == ALL:
-            backward_all(net, layer, how, images)
+            learn_all(net, layer, how, images)
         else:
-            backward_pixels(net, layer, how, images)
-        backward_bias(net, layer, how, images)
+            learn_pixels(net, layer, how, images)
+        learn_bias(net, layer, how, images)
 
 
 @part
-def backward_weights(net, layer, how, images):
-    weights = slice(layer.w, layer.w + layer.size)
-    w, g = net.w[weights], net.g[: layer.size]
+def inputs_of_listed(net, layer, images):
+    for start in range(0, images, LANES):
+        x = net.x[lanes_of(net, start, layer.x, layer.inputs)]
+        d = net.d[lanes_of(net, start, layer.y, layer.outputs)]
+        dx = net.d[lanes_of(net, start, layer.x, layer.inputs)]
+        columns = net.first_in[layer.first_in : layer.first_in + layer.inputs + 1]
+        w = net.w[layer.w : layer.w + layer.size]
+        inputs_of_weights(columns, net.offset_in[layer.place :], net.place[layer.place :], w, d, x, dx)
+
+
+@part
+def learn_listed(net, layer, how, images):
+    """Gradients and update of the surviving weights alone; where outputs walk over more, these follow."""
+    size = (layer.used + LANES - 1) // LANES * LANES
+    g = net.g[:size]
     first, offset = net.first[layer.first :], net.offset[layer.offset :]
     for start in range(0, images, LANES):
         x = net.x[lanes_of(net, start, layer.x, layer.inputs)]
         d = net.d[lanes_of(net, start, layer.y, layer.outputs)]
-        if layer.x > 0:
-            columns = net.first_in[layer.first_in : layer.first_in + layer.inputs + 1]
-            dx = net.d[lanes_of(net, start, layer.x, layer.inputs)]
-            inputs_of_weights(columns, net.offset_in[layer.place :], net.place[layer.place :], w, d, x, dx)
         if start == 0:
             gradients_of_weights(first, layer.shares, layer.outputs, offset, x, d, g)
         else:
-            more = net.g[layer.size : 2 * layer.size]
+            more = net.g[size : 2 * size]
             gradients_of_weights(first, layer.shares, layer.outputs, offset, x, d, more)
-            for k in range(layer.size):
+            for k in range(layer.used):
                 g[k] += more[k]
-    g[layer.used :] = 0
-    update_all(how, g, w, net.m[weights], net.v[weights])
+    g[layer.used :] = 0  # what another layer left behind the last weight
+    there = slice(layer.compact, layer.compact + size)
+    w = net.w[there]
+    update_all(how, g, w, net.m[there], net.v[there])
+    if layer.walk != WEIGHTS:
+        for k in range(layer.used):
+            net.w[at(net.home, layer.home + k)] = w[k]
 
 
 @part
-def backward_all(net, layer, how, images):
+def inputs_of_all(net, layer, images):
     for start in range(0, images, LANES):
-        if layer.x > 0:
-            x = net.x[lanes_of(net, start, layer.x, layer.inputs)]
-            d = net.d[lanes_of(net, start, layer.y, layer.outputs + ROWS)]
-            dx = net.d[lanes_of(net, start, layer.x, layer.inputs + ROWS)]
-            for i in range(0, layer.inputs, ROWS):
-                four = dx[i * LANES :]
-                tile(net.w, layer.w + i, 1, layer.width, d, 0, LANES, layer.outputs, four, False)
-                for r in range(min(ROWS, layer.inputs - i)):
-                    store(four, r * LANES, positive(load(four, r * LANES), load(x, (i + r) * LANES)))
-        count = min(LANES, images - start)
         x = net.x[lanes_of(net, start, layer.x, layer.inputs)]
+        d = net.d[lanes_of(net, start, layer.y, layer.outputs + ROWS)]
+        dx = net.d[lanes_of(net, start, layer.x, layer.inputs + ROWS)]
+        for i in range(0, layer.inputs, ROWS):
+            four = dx[i * LANES :]
+            tile(net.w, layer.w + i, 1, layer.width, d, 0, LANES, layer.outputs, four, False)
+            for r in range(min(ROWS, layer.inputs - i)):
+                store(four, r * LANES, positive(load(four, r * LANES), load(x, (i + r) * LANES)))
+
+
+@part
+def learn_all(net, layer, how, images):
+    for start in range(0, images, LANES):
+        x, count = net.x[lanes_of(net, start, layer.x, layer.inputs)], min(LANES, images - start)
         transpose(x, layer.inputs, count, LANES, net.rows[start * layer.width :], layer.width)
     for j in range(0, layer.outputs, ROWS):
         for block in range(layer.width // LANES):
@@ -204,8 +225,8 @@ def backward_all(net, layer, how, images):
                 tile(d, j * LANES, LANES, 1, net.rows, x_at, layer.width, count, net.scratch, start > 0)
             for r in range(min(ROWS, layer.outputs - j)):
                 word = net.words[layer.words + (j + r) * (layer.width // LANES) + block]
-                at = layer.w + (j + r) * layer.width + block * LANES
-                update(how, load(net.scratch, r * LANES), word, net.w, net.m, net.v, at)
+                here = layer.w + (j + r) * layer.width + block * LANES
+                update(how, load(net.scratch, r * LANES), word, net.w, net.m, net.v, here)
 
 
 @part
@@ -218,7 +239,7 @@ def no_weight(net, layer, j, block):
 
 
 @part
-def backward_pixels(net, layer, how, images):
+def learn_pixels(net, layer, how, images):
     """dL/dW[p] = sum over the images b in which p is lit of x[p, b] * d[b], 64 outputs at a time."""
     pixels = layer.inputs
     for block in range(layer.width // LANES - 1, -1, -1):  # what the forward pass read last is still near
@@ -243,7 +264,7 @@ def backward_pixels(net, layer, how, images):
 
 
 @part
-def backward_bias(net, layer, how, images):
+def learn_bias(net, layer, how, images):
     one = splat(np.float32(1))
     for start in range(0, images, LANES):
         d = net.d[lanes_of(net, start, layer.y, layer.outputs)]

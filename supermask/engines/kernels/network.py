@@ -22,8 +22,10 @@ TABLE = np.dtype([(name, np.int64) for name in (
     "walk", "inputs", "outputs", "last",
     "x", "y",                               # where in a block of net.x its inputs and outputs are
     "w", "size", "width",                   # where in net.w its weights are, how many numbers, how long a row is
-    "used", "shares",                       # WEIGHTS: how many of them are in use, in how many shares
-    "first", "offset", "first_in", "place", # WEIGHTS: where its lists are
+    "listed",                               # whether there are lists of its surviving weights, as under WEIGHTS
+    "compact", "used", "shares",            # where in net.w these are, how many, in how many shares
+    "first", "offset", "first_in", "place", # where their lists are
+    "home",
     "words", "bias",
 )])  # fmt: skip
 
@@ -33,6 +35,8 @@ class Network(NamedTuple):
 
     WEIGHTS: `w` holds the surviving weights alone, share by share, row by row; `offset` says where in `x` their inputs
     are. By column, `place` says where in `w` they are, `offset_in` where in `d` their outputs are.
+    Such lists, with weights of their own, may be there under PIXELS and ALL too: then gradients walk over them, and
+    `home` says where in `w` the weight is that follows each.
     PIXELS: `w[block of outputs][input][64]`. ALL: `w[output][input]`, rows padded. `words` has a bit a weight: whether
     it survives.
     """
@@ -52,6 +56,7 @@ class Network(NamedTuple):
     first_in: Any
     offset_in: Any
     place: Any
+    home: Any
     x: Any
     """`(blocks, units, LANES)`, flat: what goes into each layer, and the logits."""
     d: Any
