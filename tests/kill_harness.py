@@ -1,6 +1,6 @@
 """Runs a study over and over, kills it at random moments, and looks at what is left. Run as a program.
 
-    python kill_harness.py FOLDER KILLS SEED
+    python kill_harness.py FOLDER KILLS SEED ENGINE
 
 A process of its own, so that torch is imported once and every study starts by a fork of it. Every kill is a SIGKILL:
 to the whole study, to its main process alone (its workers may then still commit, beside the next study), or to one
@@ -35,10 +35,13 @@ STUDY = {
     "network": "fc-20",
     "dataset": "digits",
     "seeds": 2,
-    "train": {"epochs": 1.5, "evaluate_every": 8, "batch_size": 60},
     "prune": {"levels": 3, "rates": {"hidden": 0.5, "output": 0.3}},
     "treatments": [{"criterion": ["large_final", "random"], "mask1": ["rewind", "reshuffle"]}],
 }
+
+
+EPOCHS = {"reference": 1.5, "sparse": 20}
+"""So long that a kill finds trainings under way."""
 
 
 @dataclass
@@ -68,9 +71,10 @@ class Report:
         return self.group_kills + self.main_kills + self.worker_kills
 
 
-def study_plan() -> Plan:
+def study_plan(epochs: float) -> Plan:
     """Eight three-level chains over two dense runs."""
-    return make_plan(study_from(STUDY))
+    train = {"epochs": epochs, "evaluate_every": 8, "batch_size": 60}
+    return make_plan(study_from({**STUDY, "train": train}))
 
 
 def found_in(store: Store) -> dict[str, Any]:
@@ -82,14 +86,14 @@ def found_in(store: Store) -> dict[str, Any]:
     return found
 
 
-def start(plan: Plan, store: Path) -> int:
+def start(plan: Plan, store: Path, engine: str) -> int:
     """Starts the study in a process group of its own; gives its id. A checkpoint at every evaluation."""
     child = os.fork()
     if child:
         return child
     try:
         os.setsid()
-        run_plan(plan, Site(store, checkpoint_seconds=0.0), 2, lambda *_: None, start_method="fork")
+        run_plan(plan, Site(store, engine=engine, checkpoint_seconds=0.0), 2, lambda *_: None, start_method="fork")
         os._exit(0)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -121,10 +125,10 @@ def kill(main: int, how: str, chance: np.random.Generator) -> bool:
 class Harness:
     """Studies one after another, each in a store of its own, killed until it is whole."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.chance, self.plan = folder, np.random.default_rng(seed), study_plan()
+    def __init__(self, folder: Path, seed: int, engine: str) -> None:
+        self.engine, self.chance, self.plan = engine, np.random.default_rng(seed), study_plan(EPOCHS[engine])
         began = time.monotonic()
-        assert os.waitpid(start(self.plan, folder / "whole"), 0)[1] == 0
+        assert os.waitpid(start(self.plan, folder / "whole", engine), 0)[1] == 0
         self.seconds = 0.3 * (time.monotonic() - began)
         """The longest time to the next kill; follows how busy the machine is."""
         self.expected = found_in(Store(folder / "whole"))
@@ -150,7 +154,7 @@ class Harness:
     def one_life(self, store: Store, spared: bool) -> None:
         """From a start to the death of the main process, by itself or not; up to two workers die before."""
         self.report.starts += 1
-        main = start(self.plan, store.root)
+        main = start(self.plan, store.root, self.engine)
         workers_killed = 0
         while True:
             time.sleep(self.chance.uniform(0.0, self.seconds))
@@ -168,15 +172,17 @@ class Harness:
                     return
 
 
-def main(folder: Path, kills: int, seed: int) -> None:
+def main(folder: Path, kills: int, seed: int, engine: str) -> None:
     torch.set_num_threads(1)
+    if engine == "sparse":
+        import supermask.execute.preload_sparse  # noqa: F401
     images = load("digits")
     setattr(worker, "load", lambda name, data_dir: images)  # noqa: B010 (every fork has them in memory)
-    harness = Harness(folder, seed)
+    harness = Harness(folder, seed, engine)
     while harness.report.kills < kills:
         harness.study(Store(folder / f"killed-{harness.report.studies}"), kills)
     print(json.dumps({**asdict(harness.report), "kills": harness.report.kills}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
