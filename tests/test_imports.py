@@ -26,7 +26,7 @@ datasets engines.filter_layer engines.fully_connected figures lineage plan
 engines.convolutional engines.layer_costs execute.estimate export rows verify
 engines.measuring status
 engines.sparse
-execute.preload_sparse execute.worker
+execute.preload_convolutions execute.preload_sparse execute.worker
 execute.preload execute.schedule
 execute.local
 commands execute.progress
@@ -95,7 +95,13 @@ def at_import(tree: ast.AST) -> Iterator[ast.AST]:
         yield from at_import(node)
 
 
-IMPORT_TORCH = {"engines.reference", "execute.preload", "engines.sparse", "execute.preload_sparse"} | {
+IMPORT_TORCH = {
+    "engines.reference",
+    "engines.sparse",
+    "execute.preload",
+    "execute.preload_sparse",
+    "execute.preload_convolutions",
+} | {
     f"engines.{part}"
     for part in ("convolutional", "filter_layer", "fully_connected", "layer_costs", "layers", "measuring", "trained")
 }

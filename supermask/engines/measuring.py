@@ -166,12 +166,13 @@ def _rounded(nanoseconds: float) -> float:
     return float(f"{max(nanoseconds, 1e-3):.2g}")
 
 
-def warm_up() -> None:
-    """Loads the compiled kernels, or compiles them: processes that are forked later have them."""
+def warm_up(convolutions: bool) -> None:
+    """Loads the compiled kernels of fully connected or of convolutional networks, or compiles them."""
     cheap, dear = Cost(0, 1), Cost(1, 0)
     with tiny_is_zero(threads=1):
         steppers: list[Stepper] = [_network("pixels", "all then weights", 0.25, 0.1, 0.1)]
-        steppers += [Convolutional(*_convolutions(), LayerCosts(*[cost] * 4)) for cost in (cheap, dear)]
+        if convolutions:
+            steppers = [Convolutional(*_convolutions(), LayerCosts(*[cost] * 4)) for cost in (cheap, dear)]
         images, labels = np.zeros((1, 1, 28, 28), np.uint8), np.zeros(1, np.int64)
         for stepper in steppers:
             stepper.train(0, 1)

@@ -44,10 +44,10 @@ def stepper(job: Job, data: Data, costs: Costs) -> Stepper:
     return Convolutional(job, data, costs.layers)
 
 
-def prepare() -> None:
+def prepare(convolutions: bool) -> None:
     """Compiles the kernels and measures their costs, where that is still to be done, for processes forked later too."""
     costs_here()
-    warm_up()
+    warm_up(convolutions)
 
 
 def environment_facts(costs: Costs) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from multiprocessing.process import BaseProcess
 from supermask.errors import MachineError
 from supermask.execute.schedule import Keep, Schedule
 from supermask.execute.worker import Interrupted, Result, Site, Task, worker_at
+from supermask.networks import Conv
 from supermask.plan import Plan
 from supermask.store import Store
 
@@ -65,7 +66,7 @@ def run_plan(
     study.schedule.drop_surplus(keep)
     try:
         if study.schedule.tasks_left:
-            with _workers(start_method, _preload(site)) as start_worker:
+            with _workers(start_method, _preload(site, plan)) as start_worker:
                 study.carry_out(workers, start_worker)
     except KeyboardInterrupt:
         raise Stopped(study.schedule.tasks_left) from None
@@ -180,11 +181,12 @@ def _workers(start_method: str, preload: list[str]) -> Iterator[Callable[[], Pro
         raise
 
 
-def _preload(site: Site) -> list[str]:
+def _preload(site: Site, plan: Plan) -> list[str]:
     """Modules that the server of workers imports."""
     modules = ["supermask.execute.preload"]
     if site.engine != "reference" and site.device == "cpu":
-        modules.append("supermask.execute.preload_sparse")
+        convolves = any(isinstance(layer, Conv) for layer in plan.layers)
+        modules.append(f"supermask.execute.{'preload_convolutions' if convolves else 'preload_sparse'}")
     return modules
 
 

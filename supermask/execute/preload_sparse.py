@@ -1,4 +1,4 @@
-"""As `preload`, where the sparse engine may train: its kernels are compiled and measured once, before workers start.
+"""As `preload`, where the sparse engine trains fully connected networks: kernels are compiled and measured once.
 
 What goes wrong here goes wrong again in a worker, which can say so.
 """
@@ -10,4 +10,4 @@ from supermask.engines import sparse
 __all__ = ["sparse"]
 
 with contextlib.suppress(Exception):
-    sparse.prepare()
+    sparse.prepare(convolutions=False)
