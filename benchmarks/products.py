@@ -17,7 +17,7 @@ import torch
 
 from supermask.engines.kernels.compiling import kernel
 from supermask.engines.kernels.lanes import LANES, aligned
-from supermask.engines.kernels.products import ROWS, tile
+from supermask.engines.kernels.products import ROWS, tile_into
 from supermask.engines.kernels.units import gradients, outputs
 from supermask.engines.shares import in_shares
 
@@ -50,7 +50,7 @@ def main() -> None:
 @kernel
 def tiles(w, x, y):  # type: ignore[no-untyped-def]
     for j in range(0, OUTPUTS, ROWS):
-        tile(w, j * INPUTS, INPUTS, 1, x, 0, LANES, INPUTS, y[j * LANES :], False)
+        tile_into(y[j * LANES :], False, w, j * INPUTS, INPUTS, 1, x, 0, LANES, INPUTS)
 
 
 def numbers(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -156,8 +156,8 @@ def test_the_square_root_is_within_its_word() -> None:
 
 @njit(**OPTIONS)
 def tiles(a: Any, b: Any, out: Any) -> None:
-    products.tile(a, 2, 7, 1, b, 0, LANES, 5, out, False)
-    products.tile(a, 2, 7, 1, b, 0, LANES, 5, out, True)
+    products.tile_into(out, False, a, 2, 7, 1, b, 0, LANES, 5)
+    products.tile_into(out, True, a, 2, 7, 1, b, 0, LANES, 5)
 
 
 def test_a_tile_is_four_rows_of_a_product() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from supermask.engines.kernels.panels import ROWS
+from supermask.engines.kernels.products import ROWS
 from supermask.networks import Conv, Dense
 
 

@@ -15,14 +15,11 @@ from supermask.engines.kernels import fc, network
 from supermask.engines.kernels.lanes import LANES, aligned, padded
 from supermask.engines.kernels.products import ROWS
 from supermask.engines.loop import OptimizerState
-from supermask.engines.shares import in_shares
+from supermask.engines.shares import UNITS_IN_CACHE, in_shares
 from supermask.engines.steps import moment_names, optimizer_steps
 from supermask.engines.walks import Walk
 from supermask.networks import Dense
 from supermask.types import State, Weights
-
-UNITS_IN_CACHE = 128
-"""32 kB of a layer's inputs, in 64 images."""
 
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
 

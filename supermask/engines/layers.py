@@ -13,12 +13,9 @@ from supermask.engines.costs import Kind
 from supermask.engines.job import Array
 from supermask.engines.kernels import panels, units
 from supermask.engines.kernels.lanes import LANES, aligned, padded
-from supermask.engines.shares import Shares, in_shares
+from supermask.engines.shares import UNITS_IN_CACHE, Shares, in_shares
 from supermask.engines.trained import Floats, Trained
 from supermask.networks import Conv, Dense
-
-UNITS_IN_CACHE = 128
-"""32 kB of a layer's inputs."""
 
 
 class Layer:

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from supermask.engines.job import Array
 
+UNITS_IN_CACHE = 128
+"""32 kB of a fully connected layer's inputs, in 64 images."""
+
 SHARE_WEIGHTS = 16
 """Surviving weights of a row in one share: fewer, and taking up a sum and putting it down costs more than it saves."""
 

@@ -19,7 +19,7 @@ from supermask.engines.kernels.products import (
     gradients_of_weights,
     inputs_of_weights,
     outputs_of_weights,
-    tile,
+    tile_into,
     transpose,
 )
 from supermask.engines.kernels.updates import update, update_all
@@ -89,7 +89,7 @@ def forward(net, images):
 def forward_all(net, layer, bias, x, y):
     for j in range(0, layer.outputs, ROWS):
         four = y[j * LANES :]
-        tile(net.w, layer.w + j * layer.width, layer.width, 1, x, 0, LANES, layer.inputs, four, False)
+        tile_into(four, False, net.w, layer.w + j * layer.width, layer.width, 1, x, 0, LANES, layer.inputs)
         for r in range(min(ROWS, layer.outputs - j)):
             total = fma(np.float32(1), splat(bias[j + r]), load(four, r * LANES))
             if layer.last == 0:
@@ -205,7 +205,7 @@ def inputs_of_all(net, layer, images):
         dx = net.d[lanes_of(net, start, layer.x, layer.inputs + ROWS)]
         for i in range(0, layer.inputs, ROWS):
             four = dx[i * LANES :]
-            tile(net.w, layer.w + i, 1, layer.width, d, 0, LANES, layer.outputs, four, False)
+            tile_into(four, False, net.w, layer.w + i, 1, layer.width, d, 0, LANES, layer.outputs)
             for r in range(min(ROWS, layer.inputs - i)):
                 store(four, r * LANES, positive(load(four, r * LANES), load(x, (i + r) * LANES)))
 
@@ -222,7 +222,7 @@ def learn_all(net, layer, how, images):
             for start in range(0, images, LANES):
                 d = net.d[lanes_of(net, start, layer.y, layer.outputs + ROWS)]
                 x_at, count = start * layer.width + block * LANES, min(LANES, images - start)
-                tile(d, j * LANES, LANES, 1, net.rows, x_at, layer.width, count, net.scratch, start > 0)
+                tile_into(net.scratch, start > 0, d, j * LANES, LANES, 1, net.rows, x_at, layer.width, count)
             for r in range(min(ROWS, layer.outputs - j)):
                 word = net.words[layer.words + (j + r) * (layer.width // LANES) + block]
                 here = layer.w + (j + r) * layer.width + block * LANES

@@ -1,7 +1,8 @@
 """The dense products of a fully connected layer, for 64 images at a time; weights lie in panels of 64 columns.
 
 w[p, j, i] is the weight from input 64 p + i to output j: `(columns / 64, rows, 64)`, flattened. Whichever way a product
-walks, along rows or columns, it stays in one panel, and so in the second cache. Rows are a multiple of `ROWS`.
+walks, along rows or columns, it stays in one panel, and so in the second cache. Rows are a multiple of `ROWS`. (Conv2's
+first such layer has 16,384 columns. Those of `fc` are few: there a matrix lies row by row.)
 
 Source: paper.md section 2 (Conv2/4/6); how and how fast: docs/performance.md.
 """
@@ -12,12 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from supermask.engines.kernels.compiling import kernel, part
-from supermask.engines.kernels.lanes import LANES, at, fma, load, positive, splat, store
+from supermask.engines.kernels.compiling import kernel
+from supermask.engines.kernels.lanes import LANES, load, positive, splat, store
+from supermask.engines.kernels.products import ROWS, tile
 from supermask.engines.kernels.updates import update
-
-ROWS = 4
-"""Rows that are summed together: 16 registers of AVX-512."""
 
 
 def panel_order(rows: int, columns: int) -> np.ndarray:
@@ -27,17 +26,6 @@ def panel_order(rows: int, columns: int) -> np.ndarray:
     """
     assert columns % LANES == 0 and rows % ROWS == 0, "panels are whole"
     return np.arange(rows * columns).reshape(rows, -1, LANES).transpose(1, 0, 2).ravel()
-
-
-@part
-def tile(a, a_at, row_step, column_step, b, b_at, depth, total0, total1, total2, total3):
-    """total[r] + sum over k < depth of a[r, k] * b[k], for four rows r."""
-    for k in range(depth):
-        row, here = load(b, b_at + k * LANES), a_at + k * column_step
-        total0, total1 = fma(at(a, here), row, total0), fma(at(a, here + row_step), row, total1)
-        total2 = fma(at(a, here + 2 * row_step), row, total2)
-        total3 = fma(at(a, here + 3 * row_step), row, total3)
-    return total0, total1, total2, total3
 
 
 @kernel
@@ -52,7 +40,7 @@ def outputs_of_panels(w, bias, x, out):
             t0, t1 = load(out, to), load(out, to + LANES)
             t2, t3 = load(out, to + 2 * LANES), load(out, to + 3 * LANES)
             here, there = (panel * rows + j) * LANES, panel * LANES * LANES
-            t0, t1, t2, t3 = tile(w, here, LANES, 1, x, there, LANES, t0, t1, t2, t3)
+            t0, t1, t2, t3 = tile(w, here, LANES, 1, x, there, LANES, LANES, t0, t1, t2, t3)
             store(out, to, t0)
             store(out, to + LANES, t1)
             store(out, to + 2 * LANES, t2)
@@ -65,7 +53,7 @@ def inputs_of_panels(w, d, x, dx):
     rows, zero = len(d) // LANES, splat(np.float32(0))
     for panel in range(len(x) // LANES // LANES):
         for i in range(0, LANES, ROWS):
-            t0, t1, t2, t3 = tile(w, panel * rows * LANES + i, 1, LANES, d, 0, rows, zero, zero, zero, zero)
+            t0, t1, t2, t3 = tile(w, panel * rows * LANES + i, 1, LANES, d, 0, LANES, rows, zero, zero, zero, zero)
             to = (panel * LANES + i) * LANES
             store(dx, to, positive(t0, load(x, to)))
             store(dx, to + LANES, positive(t1, load(x, to + LANES)))
@@ -95,7 +83,7 @@ def move_panels(how, step, words, d, x, rows, images, w, m, v):
             t0, t1, t2, t3 = zero, zero, zero, zero
             for first in range(0, images, LANES):
                 here, there = (first * rows) + j * LANES, (first * panels + panel * LANES) * LANES
-                t0, t1, t2, t3 = tile(d, here, LANES, 1, x, there, min(LANES, images - first), t0, t1, t2, t3)
+                t0, t1, t2, t3 = tile(d, here, LANES, 1, x, there, LANES, min(LANES, images - first), t0, t1, t2, t3)
             word = panel * rows + j
             update(how[step], t0, words[word], w, m, v, word * LANES)
             update(how[step], t1, words[word + 1], w, m, v, (word + 1) * LANES)

@@ -3,7 +3,7 @@
 `x` is the layer's input, `(inputs, LANES)`, `d` the gradient of the loss at its output, `(outputs, LANES)`; both
 flattened. Each function is one product of the training step. Those that walk over surviving weights cost as much as
 there are; they take the inputs in shares that stay in the first cache: `first[q, j]` to `first[q, j + 1]` are the
-weights of row j in share q. `tile` computes four whole rows of a dense product.
+weights of row j in share q. A `tile` is four whole rows of a dense product.
 
 Source: paper.md section 1; how and how fast: docs/performance.md.
 """
@@ -68,27 +68,32 @@ def inputs_of_weights(first, offset, place, w, d, x, dx):
 
 
 @part
-def tile(a, a_at, row_step, column_step, b, b_at, b_step, depth, out, more):
-    """out[r] = sum over k < depth of a[r, k] * b[k], for `ROWS` rows r; added to `out` if `more`.
+def tile(a, a_at, row_step, column_step, b, b_at, b_step, depth, total0, total1, total2, total3):
+    """total[r] + sum over k < depth of a[r, k] * b[k], for `ROWS` rows r.
 
     a[r, k] is the number at `a_at + r * row_step + k * column_step`, b[k] the `Lanes` at `b_at + k * b_step`.
     """
-    zero = splat(np.float32(0))
-    total0, total1, total2, total3 = zero, zero, zero, zero
-    if more:
-        total0, total1 = load(out, 0), load(out, LANES)
-        total2, total3 = load(out, 2 * LANES), load(out, 3 * LANES)
     for k in range(depth):
-        row = load(b, b_at + k * b_step)
-        here = a_at + k * column_step
-        total0 = fma(at(a, here), row, total0)
-        total1 = fma(at(a, here + row_step), row, total1)
+        row, here = load(b, b_at + k * b_step), a_at + k * column_step
+        total0, total1 = fma(at(a, here), row, total0), fma(at(a, here + row_step), row, total1)
         total2 = fma(at(a, here + 2 * row_step), row, total2)
         total3 = fma(at(a, here + 3 * row_step), row, total3)
-    store(out, 0, total0)
-    store(out, LANES, total1)
-    store(out, 2 * LANES, total2)
-    store(out, 3 * LANES, total3)
+    return total0, total1, total2, total3
+
+
+@part
+def tile_into(out, more, a, a_at, row_step, column_step, b, b_at, b_step, depth):
+    """The sums of a `tile` to `out`, added to what is there if `more`."""
+    zero = splat(np.float32(0))
+    t0, t1, t2, t3 = zero, zero, zero, zero
+    if more:
+        t0, t1 = load(out, 0), load(out, LANES)
+        t2, t3 = load(out, 2 * LANES), load(out, 3 * LANES)
+    t0, t1, t2, t3 = tile(a, a_at, row_step, column_step, b, b_at, b_step, depth, t0, t1, t2, t3)
+    store(out, 0, t0)
+    store(out, LANES, t1)
+    store(out, 2 * LANES, t2)
+    store(out, 3 * LANES, t3)
 
 
 @part

@@ -23,7 +23,7 @@ import numpy as np
 from supermask.engines.kernels.compiling import kernel, part
 from supermask.engines.kernels.lanes import LANES, add, load, positive, splat, store
 from supermask.engines.kernels.line import IMAGES, add_line, load_line, store_largest, store_line, subtract_line
-from supermask.engines.kernels.panels import ROWS, tile
+from supermask.engines.kernels.products import ROWS, tile
 
 PARTS = 16
 """Numbers of a transformed patch or filter."""
@@ -146,7 +146,7 @@ def _multiply(u, x, shape, places, first, v, m):
     for i in range(PARTS):
         for o in range(0, outputs, ROWS):
             from_u, from_v = i * part_size(outputs, channels) + o * channels, i * channels * LANES
-            t0, t1, t2, t3 = tile(u, from_u, channels, 1, v, from_v, channels, zero, zero, zero, zero)
+            t0, t1, t2, t3 = tile(u, from_u, channels, 1, v, from_v, LANES, channels, zero, zero, zero, zero)
             here = i * outputs + o
             store(m, here * LANES, t0)
             store(m, (here + 1) * LANES, t1)
