@@ -9,6 +9,7 @@ import pytest
 from numba import njit
 from numpy.typing import NDArray
 
+from supermask.engines.kernels import bits as bits_
 from supermask.engines.kernels import lanes, pixels, products, updates
 from supermask.engines.kernels.compiling import OPTIONS
 from supermask.engines.kernels.lanes import LANES, aligned, padded
@@ -76,8 +77,8 @@ def test_four_dots_at_once_are_four_dots_bit_for_bit() -> None:
 
 @njit(**OPTIONS)
 def bits(values: Any, word: Any, out: Any) -> Any:
-    lanes.store(out, 0, lanes.chosen(word, lanes.load(values, 0)))
-    return lanes.lit(lanes.load(values, 0))
+    lanes.store(out, 0, bits_.chosen(word, lanes.load(values, 0)))
+    return bits_.lit(lanes.load(values, 0))
 
 
 @pytest.mark.parametrize("word", [0, 1, 2**63, 0xF0F0F0F0F0F0F0F0, 2**64 - 1])
@@ -93,7 +94,7 @@ def test_bit_i_is_lane_i(word: int) -> None:
 @njit(**OPTIONS)
 def lowest_bits(words: Any, out: Any) -> None:
     for i in range(len(words)):
-        out[i] = lanes.lowest(words[i])
+        out[i] = bits_.lowest(words[i])
 
 
 def test_the_lowest_bit() -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from supermask.engines.kernels.bits import lowest
 from supermask.engines.kernels.compiling import kernel, part
-from supermask.engines.kernels.lanes import LANES, at, dot, fma, load, lowest, positive, splat, store
+from supermask.engines.kernels.lanes import LANES, at, dot, fma, load, positive, splat, store
 from supermask.engines.kernels.loss import count_right, cross_entropy
 from supermask.engines.kernels.network import ALL, PIXELS, WEIGHTS, lanes_of
 from supermask.engines.kernels.pixels import ask_for, find_lit, read_images

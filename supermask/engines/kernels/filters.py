@@ -11,8 +11,9 @@ Source: paper.md section 2 (Conv2/4/6); how and how fast: docs/performance.md.
 
 from __future__ import annotations
 
+from supermask.engines.kernels.bits import prefetch
 from supermask.engines.kernels.compiling import kernel, part
-from supermask.engines.kernels.lanes import LANES, at, fma, load, positive, prefetch, splat, store
+from supermask.engines.kernels.lanes import LANES, at, fma, load, positive, splat, store
 from supermask.engines.kernels.line import (
     IMAGES,
     add_products,

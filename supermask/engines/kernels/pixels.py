@@ -6,20 +6,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from supermask.engines.kernels.bits import byte_of_words, eight_bytes, lit, prefetch
 from supermask.engines.kernels.compiling import part
-from supermask.engines.kernels.lanes import (
-    ALIGNMENT,
-    LANES,
-    byte_of_words,
-    eight_bytes,
-    fma,
-    lit,
-    load,
-    multiply,
-    prefetch,
-    splat,
-    store,
-)
+from supermask.engines.kernels.lanes import ALIGNMENT, LANES, fma, load, multiply, splat, store
 
 
 @part

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from supermask.engines.kernels.bits import chosen
 from supermask.engines.kernels.compiling import part
 from supermask.engines.kernels.lanes import (
     LANES,
     add,
-    chosen,
     divide,
     fma,
     inverse_root_guess,
