@@ -5,6 +5,8 @@ Behind the convolutions images go through 64 at a time: a unit's values in these
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from supermask.engines.trained import Floats, Trained
 from supermask.networks import Conv, Dense
 
 
-class Layer:
+class Layer(ABC):
     """Kernel and bias of a layer, and how each of its products is walked over.
 
     `used` are the places that are not zero, where they are more than the mask's: pruned weights frozen at other values.
@@ -53,8 +55,9 @@ class Layer:
         """All places of the tensor, in the order of the dense kernels."""
         return np.arange(int(np.prod(self.shape)))
 
+    @abstractmethod
     def _walk(self, flat: Array, mirrored: bool = False) -> Shares:
-        raise NotImplementedError
+        """The order in which kernels walk over these places; `mirrored`, for the gradient at the input."""
 
     def _copy(self, flat: Array) -> Floats:
         """The weights at these places of the tensor, in this order, kept up to date."""
