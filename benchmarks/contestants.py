@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from supermask.engines.job import Array, BatchOrder, Data, Job, NoCheckpoints
 from supermask.masks import density
-from supermask.networks import Architecture, Dense, build
+from supermask.networks import Architecture, Conv, Dense, Pool, build
 from supermask.recipe import Recipe
 from supermask.types import Outcome, Start
 
@@ -114,13 +114,12 @@ def eager(case: Case, block: int, blocks: int) -> Iterator[float]:
 
 
 def jax_scan(case: Case, block: int, blocks: int) -> Iterator[float]:
-    """The same in JAX, for networks of Linear layers: a block is one call of a jitted scan. Milliseconds a step."""
-    epoch, put = _jax_epoch(tuple(layer.name for layer in case.layers if isinstance(layer, Dense)), case.lr)
-    # Kernels as (in, out), the way they are written in JAX.
-    weights = {n: put(t.numpy().T.copy()) for n, t in {**case.start.weights, **case.start.others}.items()}
-    masks = {n: put(m.numpy().T.copy()) for n, m in case.masks.items()}
+    """The same in JAX: a block is one jitted scan; of a convolutional network, jitted steps. Milliseconds a step."""
+    epoch, put = _jax_epoch(case.layers, case.lr)
+    weights = {n: put(_jax_layout(t)) for n, t in {**case.start.weights, **case.start.others}.items()}
+    masks = {n: put(_jax_layout(m)) for n, m in case.masks.items()}
     zeros = [{n: w * 0 for n, w in weights.items()} for _ in range(2)]
-    images, labels = put(_pixels(case.data).reshape(len(case.data.train_images), -1)), put(case.data.train_labels)
+    images, labels = put(np.ascontiguousarray(_pixels(case.data).transpose(0, 2, 3, 1))), put(case.data.train_labels)
     order = BatchOrder(0, case.data.train_indices, case.batch)
     state: Any = (weights, *zeros, put(np.float32(0)))
     for first in range(0, block * blocks, block):
@@ -131,8 +130,16 @@ def jax_scan(case: Case, block: int, blocks: int) -> Iterator[float]:
         yield (time.perf_counter() - began) / block * 1e3
 
 
+def _jax_layout(tensor: torch.Tensor) -> Array:
+    """Kernels as JAX has them: (in, out), and (height, width, in, out)."""
+    values: Array = tensor.numpy()
+    return np.ascontiguousarray(
+        values.T if values.ndim == 2 else values.transpose(2, 3, 1, 0) if values.ndim == 4 else values
+    )
+
+
 @cache
-def _jax_epoch(layers: tuple[str, ...], lr: float) -> tuple[Any, Any]:
+def _jax_epoch(layers: Architecture, lr: float) -> tuple[Any, Any]:
     """The jitted scan over a block of batches, compiled once for all cases of the same shapes; and `jnp.asarray`.
 
     On one thread, if nobody has used JAX in this process before.
@@ -144,25 +151,44 @@ def _jax_epoch(layers: tuple[str, ...], lr: float) -> tuple[Any, Any]:
 
     def loss_of(weights: Any, values: Any, labels: Any) -> Any:
         for layer in layers:
-            values = values if layer == layers[0] else jax.nn.relu(values)
-            values = values @ weights[f"{layer}.weight"] + weights[f"{layer}.bias"]
+            if isinstance(layer, Pool):
+                values = jax.lax.reduce_window(values, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+                continue
+            weight, bias = weights[f"{layer.name}.weight"], weights[f"{layer.name}.bias"]
+            if isinstance(layer, Conv):
+                sides = ("NHWC", "HWIO", "NHWC")
+                values = jax.lax.conv_general_dilated(values, weight, (1, 1), "SAME", dimension_numbers=sides) + bias
+            else:
+                channels_first = values.transpose(0, 3, 1, 2) if values.ndim == 4 else values
+                values = channels_first.reshape(len(values), -1) @ weight + bias
+            if not (isinstance(layer, Dense) and layer.last):
+                values = jax.nn.relu(values)
         return -jnp.take_along_axis(jax.nn.log_softmax(values), labels[:, None], 1).mean()
 
-    def epoch(state: Any, masks: Any, images: Any, labels: Any, batches: Any) -> Any:
-        def step(state: Any, batch: Any) -> Any:
-            weights, means, squares, i = state
-            loss, gradients = jax.value_and_grad(loss_of)(weights, images[batch], labels[batch])
-            gradients = {n: g * masks[n] if n in masks else g for n, g in gradients.items()}
-            means = {n: 0.9 * means[n] + 0.1 * g for n, g in gradients.items()}
-            squares = {n: 0.999 * squares[n] + 0.001 * g * g for n, g in gradients.items()}
-            i = i + 1
-            rate, scale = lr / (1 - 0.9**i), 1 / jnp.sqrt(1 - 0.999**i)
-            weights = {n: w - rate * means[n] / (jnp.sqrt(squares[n]) * scale + 1e-8) for n, w in weights.items()}
-            return (weights, means, squares, i), loss
+    def step(state: Any, masks: Any, images: Any, labels: Any, batch: Any) -> Any:
+        weights, means, squares, i = state
+        loss, gradients = jax.value_and_grad(loss_of)(weights, images[batch], labels[batch])
+        gradients = {n: g * masks[n] if n in masks else g for n, g in gradients.items()}
+        means = {n: 0.9 * means[n] + 0.1 * g for n, g in gradients.items()}
+        squares = {n: 0.999 * squares[n] + 0.001 * g * g for n, g in gradients.items()}
+        i = i + 1
+        rate, scale = lr / (1 - 0.9**i), 1 / jnp.sqrt(1 - 0.999**i)
+        weights = {n: w - rate * means[n] / (jnp.sqrt(squares[n]) * scale + 1e-8) for n, w in weights.items()}
+        return (weights, means, squares, i), loss
 
-        return jax.lax.scan(step, state, batches)
+    def scan(state: Any, masks: Any, images: Any, labels: Any, batches: Any) -> Any:
+        return jax.lax.scan(lambda state, batch: step(state, masks, images, labels, batch), state, batches)
 
-    return jax.jit(epoch, donate_argnums=0), jnp.asarray
+    one = jax.jit(step, donate_argnums=0)
+
+    def loop(state: Any, masks: Any, images: Any, labels: Any, batches: Any) -> Any:
+        for batch in batches:
+            state, loss = one(state, masks, images, labels, batch)
+        return state, loss
+
+    # Inside a scan XLA computes convolutions a hundred times slower than outside (jax 0.10.2 on a CPU).
+    convolves = any(isinstance(layer, Conv) for layer in layers)
+    return loop if convolves else jax.jit(scan, donate_argnums=0), jnp.asarray
 
 
 _FLOATS: dict[int, Array] = {}

@@ -1,8 +1,8 @@
 """Milliseconds a training step of Conv2 at several densities: what a ticket of a convolutional network costs.
 
-The sparse engine, the reference engine and a hand-written eager PyTorch loop train the same randomly masked network on
-the same synthetic CIFAR-shaped images, one thread each, taking turns. The limit is the needed products at the best
-product rate of the same sitting. No files are needed. Use the ratios.
+The sparse engine, the reference engine, a hand-written eager PyTorch loop and (extra `[bench]`) jitted JAX steps train
+the same randomly masked network on the same synthetic CIFAR-shaped images, one thread each, taking turns. The limit is
+the needed products at the best product rate of the same sitting. No files are needed. Use the ratios.
 
 python benchmarks/conv_chain.py --out conv_chain.json
 """
@@ -10,6 +10,7 @@ python benchmarks/conv_chain.py --out conv_chain.json
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contestants import Case, eager, engine
+from contestants import Case, eager, engine, jax_scan
 from cpu_chain import about, divided, product_rate, spread, table
 from step import Case as Synthetic
 from step import pruned, synthetic
@@ -52,6 +53,8 @@ def main() -> None:
         "reference": partial(engine, reference.train),
         "eager": eager,
     }
+    if importlib.util.find_spec("jax"):
+        taking_part["jax"] = jax_scan
     rows: list[dict[str, Any]] = []
     rates: list[float] = []
     for level, density in enumerate(given.densities):
@@ -68,7 +71,7 @@ def main() -> None:
     print(table(rows, list(taking_part)))
     for row in rows:
         times = row["milliseconds"]
-        row["ratios"] = {name: divided(times[name], times["sparse"]) for name in ("reference", "eager")}
+        row["ratios"] = {name: divided(times[name], times["sparse"]) for name in taking_part if name != "sparse"}
         found = "  ".join(f"{name} / sparse {spread(ratio)}" for name, ratio in row["ratios"].items())
         print(f"density {row['density']:.2f}: {found}")
     if given.out:
