@@ -16,7 +16,7 @@ import supermask
 PACKAGE = Path(supermask.__file__).parent
 
 FLOORS = """
-cache datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style recipe rng stats types
+cache cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style recipe rng stats types
 datasets.images engines.kernels.bits engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
 actions criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises store.folders study.overrides text_table
 datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.choice engines.costs engines.job engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption run store.store study.model ticket
@@ -30,6 +30,7 @@ execute.preload_convolutions execute.preload_sparse execute.worker
 execute.preload execute.schedule
 execute.local
 commands execute.progress
+cli.studies
 cli
 __main__
 """  # noqa: E501

@@ -1,8 +1,7 @@
-"""The command line: parse, call the library, print. Heavy modules are imported by the commands that need them."""
+"""Studies on the command line: plan, run, look at, verify. Heavy modules are imported by what needs them."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import echo
 
+from supermask.cli.app import Settings, StoreFolder, Study, Workers, app, warn
 from supermask.errors import MachineError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from rich.console import Console
@@ -21,52 +21,6 @@ if TYPE_CHECKING:
     from supermask.execute.local import Listener
     from supermask.execute.schedule import Schedule
     from supermask.plan import Plan
-
-app = typer.Typer(
-    name="supermask",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _show_version(asked: bool) -> None:
-    if asked:
-        from supermask import __version__
-
-        echo(f"supermask {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def supermask(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Lottery tickets and supermasks: run a study, see what it says, and have every run prove itself."""
-
-
-Study = Annotated[str, typer.Argument(metavar="STUDY", help="A shipped study's name, or a path to a .yaml file.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Settings that replace the study's, such as scale=digits 'seeds=[0,1]' train.lr=1e-3.",
-        show_default=False,
-    ),
-]
-StoreFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--store", help="Folder of the store [default: $SUPERMASK_STORE or ./supermask-store].", show_default=False
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", min=1, help="Processes, one thread each [default: one a core].", show_default=False),
-]
 
 
 @app.command()
@@ -191,7 +145,7 @@ def status(study: Study, settings: Settings = None, store: StoreFolder = None) -
     made, rows, damaged = commands.rows(study, settings or [], store)
     echo(f"{made.study.name}: {made.study.network} on {made.study.dataset}\n")
     echo(status_text(commands.labels(made), rows), nl=False)
-    _warn(damaged)
+    warn(damaged)
 
 
 @app.command()
@@ -214,7 +168,7 @@ def table(
         sys.stdout.buffer.write(tables.to_parquet(rows))
     else:
         sys.stdout.write(tables.to_csv(rows) if format == "csv" else tables.to_json(rows))
-    _warn(damaged)
+    warn(damaged)
 
 
 @app.command()
@@ -234,7 +188,7 @@ def figure(
     for drawn, paths in saved:
         suffixes = ",".join(path.suffix[1:] for path in paths)
         echo(f"{paths[0].with_suffix('')}.{{{suffixes}}}\n  {drawn.caption}\n")
-    _warn(damaged)
+    warn(damaged)
 
 
 @app.command()
@@ -293,22 +247,4 @@ def query(
     answer, damaged = commands.query(sql, store)
     write = {"table": text_table, "csv": csv_table, "json": json_table}[format]
     sys.stdout.write(write(answer.columns, answer.rows))
-    _warn(damaged)
-
-
-def _warn(damaged: Sequence[str]) -> None:
-    for text in damaged:
-        echo(f"supermask: {text}", err=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: one command, then the exit status."""
-    from supermask.exit_status import exit_status
-
-    # Read by torch when it is imported: runs are one thread each, and for small tensors more threads are slower.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.exit(exit_status(app, sys.argv[1:] if arguments is None else arguments))
-
-
-if __name__ == "__main__":
-    main()
+    warn(damaged)
