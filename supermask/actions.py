@@ -93,6 +93,12 @@ def permute(layer: Layer, mask: Tensor, rng: Stream) -> Tensor:
     return _permuted_within(layer.w_init, layer.alive, rng)
 
 
+def randomise_signs(layer: Layer, mask: Tensor, rng: Stream) -> Tensor:
+    """abs(w_i) with a random sign: what a supermask does not survive. Source: paper.md section 6 (answer 7)."""
+    signs = 2 * rng.integers(0, 2, size=tuple(layer.w_init.shape)) - 1
+    return layer.w_init.abs() * layer.w_init.new_tensor(signs.astype(np.float32))
+
+
 def _permuted_within(values: Tensor, places: Tensor, rng: Stream) -> Tensor:
     """`values` with those at `places` (bool) permuted uniformly at random among themselves."""
     permuted = values.clone()
@@ -112,19 +118,21 @@ MASK1_ACTIONS: dict[str, Mask1Action] = {
     "bimodal_reinit": bimodal_reinit,
     "signed_bimodal_reinit": signed_bimodal_reinit,
     "permute": permute,
+    "randomise_signs": randomise_signs,
 }
 
-CARRIES_W_INIT = {"rewind", "reshuffle", "signed_reshuffle", "permute"}
+CARRIES_W_INIT = {"rewind", "reshuffle", "signed_reshuffle", "permute", "randomise_signs"}
 """Actions whose values come from the level before, and so already carry its rescaling."""
 
 
-def rescaling(action: str, layer: Layer, mask: Tensor) -> float:
+def rescaling(action: str, layer: Layer, mask: Tensor, before: bool = True) -> float:
     """The factor of a `rescaled` action: (weights in layer / kept weights), whatever the level.
 
-    Values that the level before has rescaled already are multiplied by what is missing, (alive / kept).
+    Values that the level before has rescaled already (unless `before` is False: then it has not) are multiplied by what
+    is missing, (alive / kept).
     Source: paper.md section 4, last row.
     """
-    whole = int(layer.alive.sum()) if action in CARRIES_W_INIT else mask.numel()
+    whole = int(layer.alive.sum()) if action in CARRIES_W_INIT and before else mask.numel()
     return whole / max(int(mask.sum()), 1)
 
 

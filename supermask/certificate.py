@@ -61,7 +61,7 @@ def certify(
     if parent is not None and step is not None:
         layers = parent.layers(step)
         checks |= {
-            "kept_count": _kept_count(maskables, start, parent, step),
+            "kept_count": _kept_count(maskables, start, parent, step, layers),
             "dead_stays_dead": _dead_stays_dead(start, parent),
             "mask1_promise": _mask1_promise(layers, start, step),
             "mask0_promise": _mask0_promise(layers, start, step),
@@ -120,8 +120,14 @@ def _optimizer_holds_nothing_frozen(start: Start, outcome: Outcome) -> list[str]
     ]
 
 
-def _kept_count(maskables: dict[str, Maskable], start: Start, parent: Parent, step: Step) -> list[str]:
+def _kept_count(
+    maskables: dict[str, Maskable], start: Start, parent: Parent, step: Step, layers: dict[str, Layer]
+) -> list[str]:
     kept = {n: int(m.sum()) for n, m in start.masks.items()}
+    if step.scope == "threshold":
+        said = {n: layer.learned for n, layer in layers.items() if layer.learned is not None}
+        asked = {n: int(np.count_nonzero(as_array(s) > 0)) for n, s in said.items()}
+        return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in asked.items() if kept.get(n) != count]
     alive = {n: int(m.sum()) for n, m in parent.start.masks.items()}
     if step.scope == "global":
         kept, alive, rates = {"all": sum(kept.values())}, {"all": sum(alive.values())}, {"all": step.rates["global"]}
@@ -177,5 +183,6 @@ def _mask0_promise(layers: dict[str, Layer], start: Start, step: Step) -> list[s
 def _factor(layer: Layer, mask: Array, step: Step) -> float:
     if not step.rescaled:
         return 1.0
-    whole = int(layer.alive.sum()) if step.mask1 in CARRIES_W_INIT else mask.size
+    carried = step.mask1 in CARRIES_W_INIT and step.rescaled_before
+    whole = int(layer.alive.sum()) if carried else mask.size
     return whole / max(int(mask.sum()), 1)

@@ -113,6 +113,12 @@ def grad(layer: Layer, rng: Stream) -> Tensor:
     return layer.gradient.abs()
 
 
+def learned(layer: Layer, rng: Stream) -> Tensor:
+    """What the parent, which learned a mask, says of each weight: above 0 = keep. Source: paper.md section 6."""
+    assert layer.learned is not None
+    return layer.learned
+
+
 def _same_sign(layer: Layer) -> Tensor:
     return layer.w_init.sign() == layer.w_final.sign()
 
@@ -134,6 +140,9 @@ CRITERIA: dict[str, Criterion] = {
     "snip": snip,
     "grad": grad,
 }
+
+KNOWN = {**CRITERIA, "learned": learned}
+"""Those that a study can name, and the one that follows where a mask was learned."""
 
 NEEDS_GRADIENT = {"snip", "grad"}
 """Criteria that read `layer.gradient`: the parent's run has to keep it."""

@@ -6,21 +6,30 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
-from supermask.criteria import CRITERIA, Criterion
+from supermask.criteria import KNOWN, Criterion
 from supermask.datasets.facts import DATASETS
 from supermask.errors import UserError
+from supermask.learned import Learning, keep_scores, learning_start
 from supermask.networks import Architecture, architecture, initial_start, maskables
-from supermask.records import gradient_base, point_name, start_content, unpack_masks, unpack_state
+from supermask.records import (
+    gradient_base,
+    inverted,
+    point_name,
+    start_content,
+    unpack_logits,
+    unpack_masks,
+    unpack_state,
+)
 from supermask.rng import Stream, Streams, streams
 from supermask.run import Run, StepFacts
 from supermask.store import Damaged, Store
 from supermask.store.entry import Facts
 from supermask.study import resolve_criterion
 from supermask.ticket import Parent, Step, next_start, start_with
-from supermask.types import Layer, Point, Start, State
+from supermask.types import Layer, Point, Start, State, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,15 +61,15 @@ def criterion_of(facts: StepFacts) -> Criterion:
 
     Raises UserError if a user's own cannot be imported, or stands in a file that was changed since the plan was made.
     """
-    if facts.criterion in CRITERIA:
-        return CRITERIA[facts.criterion]
+    if facts.criterion in KNOWN:
+        return KNOWN[facts.criterion]
     return _own_criterion(facts.criterion, facts.criterion_source)
 
 
 def step_of(facts: StepFacts, criterion: Criterion | None = None) -> Step:
     """The step as `ticket` takes it; it can score with the package's own criteria, and with one that is given."""
     return Step(
-        criterion=criterion or CRITERIA.get(facts.criterion, _not_to_be_asked),
+        criterion=criterion or KNOWN.get(facts.criterion, _not_to_be_asked),
         mask1=facts.mask1,
         mask0=facts.mask0,
         rates=facts.rates,
@@ -70,6 +79,7 @@ def step_of(facts: StepFacts, criterion: Criterion | None = None) -> Step:
         w_final=facts.w_final,
         rewind_to=facts.rewind_to,
         rescaled=facts.rescaled,
+        rescaled_before=facts.rescaled_before,
     )
 
 
@@ -81,8 +91,8 @@ def streams_of(run: Run) -> Streams:
 class StoredPoints(Mapping[Point, State]):
     """The stored points of one run's trajectory, read when asked for; NotKept for one that is not there."""
 
-    def __init__(self, store: Store, run_id: str, start: Start) -> None:
-        self._store, self._run_id, self._start = store, run_id, start
+    def __init__(self, store: Store, run: Run, start: Start) -> None:
+        self._store, self._run, self._run_id, self._start = store, run, run.id, start
         self._read: dict[Point, State] = {}
 
     def __getitem__(self, point: Point) -> State:
@@ -92,7 +102,7 @@ class StoredPoints(Mapping[Point, State]):
 
     def __contains__(self, point: object) -> bool:
         if point == "end":
-            return self._store.has_weights(self._run_id)
+            return not self._run.trains or self._store.has_weights(self._run_id)
         return self._store.has_point(self._run_id, point_name(point))  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Point]:
@@ -104,11 +114,15 @@ class StoredPoints(Mapping[Point, State]):
     def _load(self, point: Point) -> State:
         if point not in self:
             raise NotKept(self._run_id, point)
+        if not self._run.trains:
+            return self._start.state
         try:
             if point == "end":
                 entry = self._store.read(self._run_id)
                 if entry.weights is None:
                     raise NotKept(self._run_id, point)
+                if self._run.learning is not None:
+                    return inverted(unpack_logits(entry.weights, self._start), self._run.learning)
                 return unpack_state(entry.tensors | entry.weights, self._start)
             stored = self._store.read_point(self._run_id, point_name(point)).tensors
             return unpack_state(stored, gradient_base(self._start) if point == "gradient" else self._start)
@@ -145,7 +159,8 @@ class Lineage:
     def remember(self, run: Run, start: Start) -> None:
         """Keeps a start that was just made, so that the next level finds it."""
         found = maskables(layers_of(run))
-        self._parents[run.id] = Parent(start, StoredPoints(self._store, run.id, start), found)
+        learned = None if run.learning is None else partial(_said_of_each, run.learning)
+        self._parents[run.id] = Parent(start, StoredPoints(self._store, run, start), found, learned)
         self._parents.move_to_end(run.id)
         while len(self._parents) > self._remembered:
             self._parents.popitem(last=False)
@@ -155,15 +170,24 @@ class Lineage:
 
         Raises as `parent` and `criterion_of` do, and UserError or ValueError for a criterion that fails.
         """
+        if run.learning is not None:
+            return self._learning_start(run, run.learning)
         if run.parent is None or run.step is None:
             return initial_start(layers_of(run), run.seed)
         return next_start(self.parent(run.parent), step_of(run.step, criterion_of(run.step)), streams_of(run))
+
+    def _learning_start(self, run: Run, learning: Learning) -> Start:
+        parent = None if run.parent is None else self.parent(run.parent)
+        step = None if run.step is None else step_of(run.step, criterion_of(run.step))
+        return learning_start(learning, layers_of(run), run.seed, parent, step, streams_of(run))
 
     def _make_again(self, run_id: str) -> None:
         """The start of a stored run whose parent is remembered: its masks as stored, its values made as then."""
         entry = self._store.read(run_id)
         run = self._run(run_id, entry.facts)
-        if run.parent is None or run.step is None:
+        if run.learning is not None:
+            start = self._learning_start(run, run.learning)
+        elif run.parent is None or run.step is None:
             start = initial_start(layers_of(run), run.seed)
         else:
             parent = self._parents[run.parent]
@@ -185,6 +209,10 @@ class Lineage:
         if run.id != run_id:
             raise Damaged(run_id, f"its facts are those of run {run.id}")
         return run
+
+
+def _said_of_each(learning: Learning, logits: Weights) -> Weights:
+    return {name: keep_scores(learning, m) for name, m in logits.items()}
 
 
 def _not_to_be_asked(layer: Layer, rng: Stream) -> Tensor:

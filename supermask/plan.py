@@ -6,17 +6,18 @@ Made before anything is trained, without data and without torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from supermask.criteria import CRITERIA
 from supermask.datasets.facts import DATASETS
 from supermask.errors import UserError
+from supermask.learned import Learning
 from supermask.masks import prune_count
 from supermask.networks import Architecture, architecture, canonical_name, maskables
-from supermask.recipe import Recipe, iterations
+from supermask.recipe import UNTRAINED, Recipe, iterations
 from supermask.run import Run, StepFacts
-from supermask.study import Study, Train, Treatment, resolve_criterion
+from supermask.study import Study, Supermask, Train, Treatment, resolve_criterion
 from supermask.types import Maskable, Point
 
 
@@ -58,10 +59,10 @@ class Plan:
         start_needed: set[str] = set()
         for run in reversed(self.runs.values()):
             to_do = not done(run.id)
-            if run.parent is None or run.step is None or not (to_do or run.id in start_needed):
+            if run.parent is None or not (to_do or run.id in start_needed):
                 continue
             start_needed.add(run.parent)
-            needed[run.parent] |= run.step.points if to_do else run.step.start_points
+            needed[run.parent] |= run.points if to_do else run.start_points
         return {run_id: frozenset(points) for run_id, points in needed.items()}
 
 
@@ -73,24 +74,88 @@ def make_plan(study: Study) -> Plan:
     facts = DATASETS[study.dataset]
     layers = architecture(study.network, facts.image_shape, facts.classes)
     network = canonical_name(study.network)
-    recipe = resolve_recipe(study.train, facts.training_images - facts.validation_images)
+    images = facts.training_images - facts.validation_images
+    recipe = resolve_recipe(study.train, images)
     study.check_points(recipe.iterations)
     found = maskables(layers)
     runs: dict[str, Run] = {}
     members: list[Member] = []
-    steps = {t.label: list(_steps(study, t, found)) for t in study.treatments}
+    ways = {t.label: _way(study, t, found, recipe, images) for t in study.treatments}
     for seed in study.seeds:
         dense = Run(network, study.dataset, seed, 0, recipe)
         runs[dense.id] = dense
-        for treatment in study.treatments:
-            members.append(Member(treatment.label, seed, 0, dense.id))
-            parent = dense
-            for level, step in enumerate(steps[treatment.label], start=1):
-                run = Run(network, study.dataset, seed, level, _recipe_after(recipe, treatment), parent.id, step)
-                runs.setdefault(run.id, run)
-                members.append(Member(treatment.label, seed, level, run.id))
-                parent = run if treatment.schedule == "iterative" else dense
+        for label, stages in ways.items():
+            members.append(Member(label, seed, 0, dense.id))
+            made: list[Run] = [dense]
+            for stage in stages:
+                parent = None if stage.after is None else made[stage.after].id
+                run = Run(network, study.dataset, seed, stage.level, stage.recipe, parent, stage.step, stage.learning)
+                made.append(runs.setdefault(run.id, run))
+                if stage.shown:
+                    members.append(Member(label, seed, stage.level, run.id))
     return Plan(study, layers, runs, members)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One run of a treatment, for any seed."""
+
+    level: int
+    recipe: Recipe
+    step: StepFacts | None
+    after: int | None
+    """Its parent's place among the treatment's runs, the dense one being 0; None for a run without one."""
+    learning: Learning | None = None
+    shown: bool = True
+    """False of a run that is there for its mask alone."""
+
+
+def _way(
+    study: Study, treatment: Treatment, found: Mapping[str, Maskable], recipe: Recipe, images: int
+) -> list[_Stage]:
+    """A treatment's runs, parents first."""
+    if treatment.supermask is not None:
+        return _learned_way(study, treatment, treatment.supermask, found, recipe, images)
+    iterative = treatment.schedule == "iterative"
+    steps = list(_steps(study, treatment, found))
+    after = _recipe_after(recipe, treatment) if treatment.trained else UNTRAINED
+    if treatment.trained or not iterative:
+        return [_Stage(n, after, step, n - 1 if iterative else 0) for n, step in enumerate(steps, start=1)]
+    plain = {"mask1": "rewind", "mask0": "zero", "rescaled": False, "trained": True, "rewind_to": "start"}
+    chain = list(_steps(study, treatment.model_copy(update=plain), found))[:-1]
+    way = [_Stage(n, recipe, step, n - 1, shown=False) for n, step in enumerate(chain, start=1)]
+    for n, step in enumerate(steps, start=1):
+        first = treatment.rescaled and n > 1
+        way.append(_Stage(n, UNTRAINED, replace(step, rescaled_before=not first), n - 1))
+    return way
+
+
+def _learned_way(
+    study: Study,
+    treatment: Treatment,
+    kind: Supermask,
+    found: Mapping[str, Maskable],
+    recipe: Recipe,
+    images: int,
+) -> list[_Stage]:
+    """A mask that is learned, then measured or trained on, then pruned further."""
+    train = Train(**kind.trained_as(study.learn))
+    start = None
+    if kind.start_from is not None:
+        heuristic = Treatment(name=treatment.label, criterion=kind.start_from, schedule="one_shot")
+        start = list(_steps(study, heuristic, found, kind.start_level))[-1]
+    learning = kind.learning(study.learn)
+    way = [_Stage(1, resolve_recipe(train, images), start, None if start is None else 0, learning)]
+    levels = treatment.levels_of(study.prune)
+    after = _recipe_after(recipe, treatment) if treatment.trained else UNTRAINED
+    taken = StepFacts("learned", treatment.mask1, treatment.mask0, "threshold", {}, 1)
+    # Weights that a mask has inverted are so at its end.
+    point: Point = "end" if kind.method == "signed" else "start"
+    taken = replace(taken, w_init=point, rewind_to=point, rescaled=treatment.rescaled)
+    steps = list(_steps(study, treatment, found, max(levels - 1, 0)))
+    for n, step in enumerate([taken, *steps][:levels], start=2):
+        way.append(_Stage(n, after, step, n - 1))
+    return way
 
 
 def resolve_recipe(train: Train, training_images: int) -> Recipe:
@@ -121,17 +186,20 @@ def _recipe_after(recipe: Recipe, treatment: Treatment) -> Recipe:
     return recipe.at_final_learning_rate() if fine_tuned else recipe
 
 
-def _steps(study: Study, treatment: Treatment, found: Mapping[str, Maskable]) -> Iterator[StepFacts]:
+def _steps(
+    study: Study, treatment: Treatment, found: Mapping[str, Maskable], levels: int | None = None
+) -> Iterator[StepFacts]:
     """One step a level."""
+    levels = treatment.levels_of(study.prune) if levels is None else levels
     prune = study.prune
     rates: dict[str, float] = {kind: prune.rates.of(kind) for kind in sorted({m.kind for m in found.values()})}
     if treatment.scope == "global":
         rates = {"global": prune.rates.global_}
-    _check_layers_survive(study, treatment, found, rates)
+    _check_layers_survive(study, treatment, found, rates, levels)
     own = treatment.criterion not in CRITERIA
     source = resolve_criterion(treatment.criterion).module_sha256 if own else None
     first = treatment.rewind_to if isinstance(treatment.rewind_to, int) else 0
-    for level in range(1, prune.levels + 1):
+    for level in range(1, levels + 1):
         begins = first if level > 1 and treatment.schedule == "iterative" else 0
         yield StepFacts(
             criterion=treatment.criterion,
@@ -163,18 +231,18 @@ def _point(treatment: Treatment, key: str, begins: int) -> Point:
 
 
 def _check_layers_survive(
-    study: Study, treatment: Treatment, found: Mapping[str, Maskable], rates: Mapping[str, float]
+    study: Study, treatment: Treatment, found: Mapping[str, Maskable], rates: Mapping[str, float], levels: int
 ) -> None:
     """Raises UserError if the prune rates would empty a layer before the last level."""
     sizes = {name: (m.size, rates.get(m.kind, 0.0)) for name, m in found.items()}
     if treatment.scope == "global":
         sizes = {"the network": (sum(m.size for m in found.values()), rates["global"])}
     for name, (alive, rate) in sizes.items():
-        for level in range(1, study.prune.levels + 1):
+        for level in range(1, levels + 1):
             alive -= prune_count(alive, rate)
             if alive == 0:
                 raise UserError(
-                    f"study {study.name!r}: level {level} of {study.prune.levels} would leave no weight in {name} "
+                    f"study {study.name!r}: level {level} of {levels} would leave no weight in {name} "
                     f"(prune rate {rate:g}); use at most {level - 1} levels (prune.levels) or a lower rate "
                     "(prune.rates)."
                 )

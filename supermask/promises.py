@@ -119,6 +119,7 @@ MASK1_PROMISES: dict[str, Callable[[View, Array], bool]] = {
     "bimodal_reinit": lambda v, c: v.drawn(c, two_peaks=True) and bool(v.start[c].all()) and v.signs_lost(c),
     "signed_bimodal_reinit": lambda v, c: v.drawn(c, two_peaks=True) and v.signed(c),
     "permute": lambda v, c: v.permuted(np.concatenate([v.w_init, v.elsewhere]), c) and v.mixed(c),
+    "randomise_signs": lambda v, c: same_bits(np.abs(v.start[c]), np.abs(v.w_init * v.factor)[c]) and v.signs_lost(c),
 }
 """What kept weights promise; the second argument is True where a kept weight is not set to 0 for having shrunk."""
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 class Recipe:
     """How a network is trained. Everything here is part of a run's identity."""
 
-    optimizer: Literal["adam", "sgd"]
+    optimizer: Literal["adam", "sgd", "none"]
+    """`none` of what is not trained."""
     lr: float
     batch_size: int
     iterations: int
@@ -46,6 +47,10 @@ class Recipe:
     def from_data(cls, data: dict[str, Any]) -> Recipe:
         """The inverse of `to_data`."""
         return cls(**{**data, "drops": tuple(data["drops"])})
+
+
+UNTRAINED = Recipe(optimizer="none", lr=0.0, batch_size=1, iterations=0, evaluate_every=1)
+"""Of a network that is measured as it starts: its mask on its start weights."""
 
 
 def iterations(epochs: float, training_images: int, batch_size: int) -> int:

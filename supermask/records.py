@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from supermask.certificate import Certificate
+from supermask.learned import Learning, hard_masks, signs
 from supermask.masks import kept, pack, unpack
 from supermask.run import Run
 from supermask.store.entry import Facts, Tensors, content_hash
@@ -28,25 +29,84 @@ def pack_outcome(
 ) -> tuple[Facts, Tensors, Tensors]:
     """(facts, tensors, weights) for the store; `about` says how the run came to be: environment, data, seconds."""
     status = outcome.status if certificate.held or outcome.status == "diverged" else "certificate_failed"
+    masks = start.masks
+    if run.learning is not None and outcome.status == "finished":
+        masks = hard_masks(run.learning, selected(outcome).logits)
     facts = {
         "id": run.id,
         **run.to_data(),
         "status": status,
-        "metrics": {key: _json_number(value) for key, value in outcome.metrics.items()},
-        "kept": kept(start.masks),
+        "metrics": {key: _json_number(value) for key, value in _metrics(outcome).items()},
+        "kept": kept(masks),
         "weights": sum(mask.numel() for mask in start.masks.values()),
         "first_iteration": start.first_iteration,
         "start_content": start_content(start),
         "certificate": certificate.to_data(),
         **about,
     }
-    tensors = {f"mask/{name}": pack(mask) for name, mask in start.masks.items()} if run.parent else {}
+    tensors = {f"mask/{name}": pack(mask) for name, mask in masks.items()} if run.parent or run.learning else {}
     for column, values in vars(outcome.curve).items():
         tensors[f"curve/{column}"] = np.array(values, dtype=np.int64 if column == "iterations" else np.float64)
     if outcome.status == "diverged":
         return facts, tensors, {}
     tensors |= {f"other/{name}": tensor.numpy() for name, tensor in outcome.end.others.items()}
-    return facts, tensors, kept_values(outcome.end, start.masks)
+    if outcome.supermask:
+        facts["supermask"] = outcome.supermask
+    return facts, tensors, stored_weights(run, start, outcome)
+
+
+def _metrics(outcome: Outcome) -> dict[str, int | float | None]:
+    """Of a learned mask what was measured from what is stored, so that every number can be had again."""
+    judged = outcome.supermask
+    if not judged:
+        return outcome.metrics
+    selected, final = judged["selected"], judged["final"]
+    return outcome.metrics | {
+        "early_stop_test_accuracy": selected["mean"],
+        "early_stop_test_loss": selected["loss"],
+        "final_test_accuracy": final["mean"],
+        "final_test_loss": final["loss"],
+        "test_accuracy_std": selected["std"],
+        "thresholded_test_accuracy": judged["thresholded"],
+        "expected_test_accuracy": judged["expected"],
+        "expected_density": judged["ones_in_all"],
+    }
+
+
+def stored_weights(run: Run, start: Start, outcome: Outcome) -> Tensors:
+    """What a training leaves behind that cannot be made again: kept weights, or the logits of a mask."""
+    if run.learning is not None:
+        return _logits("logit", selected(outcome)) | _logits("final_logit", outcome.end)
+    # What is not trained ends as it starts.
+    return kept_values(outcome.end, start.masks) if run.trains else {}
+
+
+def selected(outcome: Outcome) -> State:
+    """Of a training that learned a mask: its logits at the lowest validation loss. These are the supermask."""
+    return outcome.points["lowest_validation_loss"]
+
+
+def _logits(kind: str, state: State) -> Tensors:
+    return {f"{kind}/{name}": logits.numpy() for name, logits in state.logits.items()}
+
+
+def unpack_logits(stored: Tensors, start: Start, kind: str = "logit") -> State:
+    """The start with the logits that were learned from it: the supermask's, or under `final_logit` those of the end.
+
+    Raises ValueError if what is stored does not fit the network.
+    """
+    logits = {}
+    for name, own in start.weights.items():
+        values = stored.get(f"{kind}/{name}")
+        if values is None or values.shape != tuple(own.shape) or values.dtype != np.float32:
+            raise ValueError(f"it does not hold one float32 logit for each weight of {name}")
+        logits[name] = own.new_tensor(values)
+    return State(start.weights, start.others, logits)
+
+
+def inverted(state: State, learning: Learning) -> State:
+    """With the weights that the mask inverts, if its method does."""
+    return replace(state, weights={n: w * signs(learning, state.logits[n]) for n, w in state.weights.items()})
 
 
 def kept_values(state: State, masks: Masks) -> Tensors:
@@ -111,6 +171,7 @@ def start_content(start: Start) -> str:
     """SHA-256 over every tensor of a start: what a start that is made again has to match, bit for bit."""
     tensors = {f"weight/{n}": w.numpy() for n, w in start.weights.items()}
     tensors |= {f"mask/{n}": pack(m) for n, m in start.masks.items()}
+    tensors |= {f"logit/{n}": m.numpy() for n, m in start.logits.items()}
     return content_hash(tensors | {f"other/{n}": t.numpy() for n, t in start.others.items()})
 
 

@@ -13,7 +13,7 @@ from supermask.run import Run
 from supermask.store import Damaged, Store
 from supermask.store.entry import Facts
 from supermask.study.yaml_tree import shown
-from supermask.tables import DENSE, TREATMENT_SEPARATOR, Row
+from supermask.tables import CHAIN, DENSE, TREATMENT_SEPARATOR, Row
 
 STATUSES = ("finished", "diverged", "certificate_failed", "ancestor_diverged", "to_do")
 """What a run of a plan can be."""
@@ -37,10 +37,11 @@ def rows_of_plan(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
             except Damaged as damage:
                 damaged.append(str(damage))
         row = _row(run, facts) | {"study": plan.study.name}
-        row["treatment"] = TREATMENT_SEPARATOR.join(labels[run.id]) if run.level else DENSE
-        if run.level:
+        serves = labels.get(run.id, {})
+        row["treatment"] = TREATMENT_SEPARATOR.join(serves) or CHAIN if run.level else DENSE
+        if run.level and serves:
             # The first level is the same run under both schedules: the study knows which it is to it.
-            row["schedule"] = TREATMENT_SEPARATOR.join(dict.fromkeys(schedules[label] for label in labels[run.id]))
+            row["schedule"] = TREATMENT_SEPARATOR.join(dict.fromkeys(schedules[label] for label in serves))
         if facts is None:
             row |= _planned(run, plan.layers)
             row["status"] = "ancestor_diverged" if run.parent in ended_badly else "to_do"
@@ -63,6 +64,8 @@ def rows_of_store(store: Store) -> tuple[list[Row], list[str]]:
         run = Run.from_data(facts)
         step = run.step
         treatment = f"{step.criterion}, {step.mask1}, {step.mask0}" if step else DENSE
+        if run.learning is not None:
+            treatment = f"supermask, {run.learning.method}"
         rows.append(_row(run, facts) | {"treatment": treatment})
     return rows, damaged
 
@@ -100,7 +103,21 @@ def _row(run: Run, facts: Facts | None) -> Row:
         "lr_drops": " ".join(map(str, recipe.drops)) or None,
         "lr_drop_factor": recipe.drop_factor if recipe.drops else None,
         "warmup": recipe.warmup,
+        "trained": run.trains,
     }
+    learning = run.learning
+    if learning is not None:
+        row |= {
+            "supermask": learning.method,
+            "base": learning.weights,
+            "multiplier": learning.multiplier,
+            "rescaled": learning.rescaled,
+            "start_logit": learning.start_logit,
+            "confidence": learning.confidence or None,
+            "graded": learning.graded,
+        }
+        # Of the step from the dense network only the criterion is looked at.
+        return row | ({"criterion": step.criterion} if step else {}) | ({} if facts is None else _ended(facts))
     if step is not None:
         row |= {
             "criterion": step.criterion,
@@ -127,6 +144,7 @@ def _ended(facts: Facts) -> Row:
         "status": facts["status"],
         "first_iteration": facts["first_iteration"],
         **facts["metrics"],
+        "hardened": _hardened(facts),
         "seconds": facts["seconds"],
         "engine": facts["engine"],
         "certificate": "held" if facts["certificate"]["held"] else "failed",
@@ -137,8 +155,15 @@ def _ended(facts: Facts) -> Row:
     }
 
 
+def _hardened(facts: Facts) -> str | None:
+    found = facts.get("supermask", {}).get("hardened", [])
+    return " ".join(f"{density:g}:{accuracy:.6g}" for density, accuracy in found) or None
+
+
 def _planned(run: Run, layers: Architecture) -> Row:
-    """What is known of a run before it is trained: how many weights it will keep."""
+    """What is known of a run before it is trained: how many weights it will keep, if no mask is learned first."""
+    if run.learning is not None or (run.step and (run.step.scope == "threshold" or run.step.criterion == "learned")):
+        return {"weights": sum(m.size for m in maskables(layers).values()), "certificate": None}
     rates = tuple(sorted(run.step.rates.items())) if run.step else ()
     weights, kept = _counts(layers, run.step.scope if run.step else "layer", rates, run.level)
     return {"weights": weights, "kept": kept, "density": kept / weights, "certificate": None}

@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from supermask.actions import READS_W_FINAL
 from supermask.criteria import NEEDS_GRADIENT
+from supermask.learned import Learning
 from supermask.recipe import Recipe
+from supermask.ticket import Scope
 from supermask.types import Point
 
 NUMERICS = 1
@@ -24,7 +26,7 @@ class StepFacts:
     criterion: str
     mask1: str
     mask0: str
-    scope: Literal["layer", "global"]
+    scope: Scope
     rates: Mapping[str, float]
     levels: int
     w_init: Point = "start"
@@ -33,6 +35,8 @@ class StepFacts:
     rescaled: bool = False
     criterion_source: str | None = None
     """SHA-256 of the file that a user's own criterion stands in: another text is another criterion."""
+    rescaled_before: bool = True
+    """False of a rescaled step from a level that was not."""
 
     @property
     def start_points(self) -> frozenset[Point]:
@@ -43,14 +47,23 @@ class StepFacts:
     @property
     def points(self) -> frozenset[Point]:
         """Points of the parent that have to be there to score its weights and make the start."""
-        gradient: set[Point] = {"gradient"} if self.criterion in NEEDS_GRADIENT else set()
-        return self.start_points | ({self.w_final} - {"start"}) | gradient
+        also: set[Point] = {"gradient"} if self.criterion in NEEDS_GRADIENT else set()
+        also |= {"end"} if self.criterion == "learned" else set()
+        return self.start_points | ({self.w_final} - {"start"}) | also
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for JSON; what is usual and came later is left out, so that ids stay."""
+        data = {**vars(self), "rates": dict(self.rates)}
+        if self.rescaled_before:
+            del data["rescaled_before"]
+        return data
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training. `id` is the SHA-256, cut to 32 hex digits, of the other fields and of the parent's id.
+    """One training, or one measurement of an untrained network (its recipe is `recipe.UNTRAINED`).
 
+    `id` is the SHA-256, cut to 32 hex digits, of the other fields and of the parent's id.
     Names, labels, the study, the engine and the number of workers are not in it.
     Source: house rule "its id is a hash of exactly what determines its outcome".
     """
@@ -63,6 +76,8 @@ class Run:
     recipe: Recipe
     parent: str | None = None
     step: StepFacts | None = None
+    learning: Learning | None = None
+    """Of a run that learns a mask over weights that stay; of others None."""
     numerics: int = field(init=False, default=0)
     """The `NUMERICS` that the run was planned with; of a run from a store it may be an older one."""
     id: str = field(init=False, default="")
@@ -73,6 +88,23 @@ class Run:
         canonical = json.dumps(self.to_data(), sort_keys=True, separators=(",", ":"))
         object.__setattr__(self, "id", hashlib.sha256(canonical.encode()).hexdigest()[:32])
 
+    @property
+    def trains(self) -> bool:
+        """False of a network that is measured as it starts."""
+        return self.recipe.iterations > 0
+
+    @property
+    def points(self) -> frozenset[Point]:
+        """Points of the parent that have to be there to score its weights and make the start."""
+        return frozenset() if self.step is None else self.step.points
+
+    @property
+    def start_points(self) -> frozenset[Point]:
+        """Points of the parent that the start is made of, once the run's masks are known."""
+        if self.step is None:
+            return frozenset()
+        return self.step.points if self.learning else self.step.start_points
+
     def to_data(self) -> dict[str, Any]:
         """All that determines the outcome, as plain data for JSON."""
         return {
@@ -82,14 +114,15 @@ class Run:
             "level": self.level,
             "recipe": self.recipe.to_data(),
             "parent": self.parent,
-            "step": None if self.step is None else {**vars(self.step), "rates": dict(self.step.rates)},
+            "step": None if self.step is None else self.step.to_data(),
             "numerics": self.numerics,
+            **({} if self.learning is None else {"learning": self.learning.to_data()}),
         }
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Run:
         """The inverse of `to_data`; other keys are passed over."""
-        step = data["step"]
+        step, learning = data["step"], data.get("learning")
         return cls(
             data["network"],
             data["dataset"],
@@ -98,5 +131,6 @@ class Run:
             Recipe.from_data(data["recipe"]),
             data["parent"],
             None if step is None else StepFacts(**step),
+            None if learning is None else Learning.from_data(learning),
             data.get("numerics", 1),
         )

@@ -28,6 +28,9 @@ Row = dict[str, Value]
 TREATMENT_SEPARATOR = " | "
 """Between the labels in `treatment`, where one run serves several treatments."""
 
+CHAIN = "(chain)"
+"""The label of runs that no treatment shows: trained for the masks that untrained networks have from them."""
+
 DENSE = "dense"
 """The label of the dense (unpruned) runs, at level 0."""
 
@@ -51,9 +54,18 @@ COLUMNS: dict[str, Column] = {
     "criterion": Column("VARCHAR", "mask criterion that made the mask; null for the dense run"),
     "mask1": Column("VARCHAR", "mask-1 action: what the kept weights were set to"),
     "mask0": Column("VARCHAR", "mask-0 action: what the pruned weights were frozen at"),
-    "rescaled": Column("BOOLEAN", "kept weights multiplied by (weights in layer / kept weights)"),
+    "rescaled": Column(
+        "BOOLEAN", "kept weights multiplied by (weights in layer / kept weights); of a learned mask in every pass"
+    ),
     "schedule": Column("VARCHAR", "iterative or one_shot (both where one run serves both)"),
-    "scope": Column("VARCHAR", "layer or global: what the scores were ranked within"),
+    "scope": Column("VARCHAR", "layer or global: what the scores were ranked within; threshold: kept above 0"),
+    "trained": Column("BOOLEAN", "false of a network that was measured as it started"),
+    "supermask": Column("VARCHAR", "how the mask was learned, over weights that stay; null where it was not"),
+    "base": Column("VARCHAR", "what a learned mask is put on: init, signed_constant or constant"),
+    "multiplier": Column("DOUBLE", "of these weights"),
+    "start_logit": Column("DOUBLE", "where the logits of a learned mask began"),
+    "confidence": Column("DOUBLE", "c of logits that began at +c and -c, by the criterion's mask"),
+    "graded": Column("BOOLEAN", "whether they began by rank of the criterion's scores instead"),
     "w_init": Column("VARCHAR", "point of the trajectory that the criterion read as w_i"),
     "w_final": Column("VARCHAR", "point of the trajectory that the criterion read as w_f"),
     "rewind_to": Column("VARCHAR", "point of the trajectory that rewind goes back to"),
@@ -77,6 +89,11 @@ COLUMNS: dict[str, Column] = {
     "final_validation_accuracy": Column("DOUBLE", "validation accuracy at the end of training, in [0, 1]"),
     "final_test_loss": Column("DOUBLE", "test loss at the end of training, nats"),
     "final_test_accuracy": Column("DOUBLE", "test accuracy at the end of training, in [0, 1]"),
+    "test_accuracy_std": Column("DOUBLE", "standard deviation of early_stop_test_accuracy over a supermask's samples"),
+    "thresholded_test_accuracy": Column("DOUBLE", "test accuracy of a learned supermask's weights with p > 0.5"),
+    "expected_test_accuracy": Column("DOUBLE", "test accuracy of its expected network: weights times p"),
+    "expected_density": Column("DOUBLE", "expected share of ones in its mask, in [0, 1]"),
+    "hardened": Column("VARCHAR", "density:accuracy of its weights of highest logit, separated by spaces"),
     "initial_validation_loss": Column("DOUBLE", "validation loss before training, nats"),
     "initial_validation_accuracy": Column("DOUBLE", "validation accuracy before training, in [0, 1]"),
     "optimizer": Column("VARCHAR", "adam or sgd"),

@@ -5,7 +5,7 @@ Pure: it knows no disk, no engine, no study. Source: paper.md section 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Scope = Literal["layer", "global", "threshold"]
+"""What is kept: the top of each layer, the top of all layers together, or every weight whose score is above 0."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One treatment's way from a run to the next: mask criterion, mask-1 action, mask-0 action, and how much."""
@@ -29,14 +33,17 @@ class Step:
     mask1: str
     mask0: str
     rates: Mapping[str, float]
-    """Prune rate by kind of tensor (`conv`, `hidden`, `output`); under global ranking, the one called `global`."""
-    scope: Literal["layer", "global"] = "layer"
+    """Prune rate by kind of tensor (`conv`, `hidden`, `output`); under global ranking, the one called `global`; under a
+    threshold, none."""
+    scope: Scope = "layer"
     levels: int = 1
     """How many levels' worth to prune at once: 1 in a chain, n for one-shot pruning straight to level n."""
     w_init: Point = "start"
     w_final: Point = "end"
     rewind_to: Point = "start"
     rescaled: bool = False
+    rescaled_before: bool = True
+    """Whether the level before was rescaled too, if this one is; then its weights carry their factor already."""
 
     @property
     def points(self) -> set[Point]:
@@ -51,6 +58,8 @@ class Parent:
     start: Start
     points: Mapping[Point, State]
     maskables: Mapping[str, Maskable]
+    learned: Callable[[Weights], Weights] | None = None
+    """Of a training that learned a mask: what its logits say of each weight, above 0 = keep."""
 
     def at(self, point: Point) -> State:
         """The parent's weights at a point of its trajectory; `start` (or the iteration it started at) included."""
@@ -60,9 +69,12 @@ class Parent:
         """Every maskable tensor between the step's two points."""
         w_init, w_final, rewound = (self.at(p).weights for p in (step.w_init, step.w_final, step.rewind_to))
         gradient: Weights = self.at("gradient").weights if "gradient" in self.points else {}
+        alive, learned = self.start.masks, dict[str, "Tensor"]()
+        if self.learned is not None and "end" in self.points:
+            learned = self.learned(self.at("end").logits)
         return {
-            name: Layer(m.std, w_init[name], w_final[name], self.start.masks[name], rewound[name], gradient.get(name))
-            for name, m in self.maskables.items()
+            n: Layer(m.std, w_init[n], w_final[n], alive[n], rewound[n], gradient.get(n), learned.get(n))
+            for n, m in self.maskables.items()
         }
 
 
@@ -81,10 +93,20 @@ def next_masks(parent: Parent, step: Step, rng: Streams) -> Masks:
 
     Raises ValueError if the criterion gives something else than one number a weight. Source: paper.md section 1.
     """
-    scores = {
+    scores, alive = next_scores(parent, step, rng), parent.start.masks
+    if step.scope == "threshold":
+        return {name: alive[name] & (scores[name] > 0) for name in scores}
+    return keep_top(scores, alive, keep_counts(parent, step), rng)
+
+
+def next_scores(parent: Parent, step: Step, rng: Streams) -> Weights:
+    """One score a weight, higher = keep. Raises ValueError if the criterion gives something else.
+
+    Source: paper.md section 1, step 3.
+    """
+    return {
         name: _score(step.criterion, layer, rng("score", name), name) for name, layer in parent.layers(step).items()
     }
-    return keep_top(scores, parent.start.masks, keep_counts(parent, step), rng)
 
 
 def start_with(masks: Masks, parent: Parent, step: Step, rng: Streams) -> Start:
@@ -96,7 +118,7 @@ def start_with(masks: Masks, parent: Parent, step: Step, rng: Streams) -> Start:
     for name, layer in parent.layers(step).items():
         kept = MASK1_ACTIONS[step.mask1](layer, masks[name], rng("mask1", name))
         if step.rescaled:
-            kept = kept * rescaling(step.mask1, layer, masks[name])
+            kept = kept * rescaling(step.mask1, layer, masks[name], step.rescaled_before)
         values = MASK0_ACTIONS[step.mask0](layer, masks[name], kept, rng("mask0", name))
         weights[name] = values.where(layer.alive, parent.start.weights[name])
     return Start(weights, masks, parent.at(step.rewind_to).others, first_iteration(parent, step))
@@ -107,6 +129,7 @@ def keep_counts(parent: Parent, step: Step) -> dict[str, int] | int:
 
     Source: paper.md section 1, step 3; one-shot pruning keeps what a chain of as many levels would.
     """
+    assert step.scope != "threshold", "a threshold keeps what is above it"
     alive = {name: int(mask.sum()) for name, mask in parent.start.masks.items()}
     if step.scope == "global":
         return kept_after(sum(alive.values()), step.rates["global"], step.levels)

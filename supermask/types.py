@@ -6,7 +6,7 @@ Nothing here imports torch at run time, so that planning and `--help` stay fast.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +66,8 @@ class Layer:
     """The weights at the point that `rewind` goes back to (the same tensor as `w_init`, unless a study says else)."""
     gradient: Tensor | None = None
     """dL/dw at the start of the parent's training, on its first batch; only there for criteria that ask for it."""
+    learned: Tensor | None = None
+    """What a parent that learned a mask says of each weight: above 0 = keep; only there for such a parent."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class State:
 
     weights: Weights
     others: Weights
+    logits: Weights = field(default_factory=dict)
+    """Of a mask that is being learned: then these train, and weights and others never move. Else empty."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,13 @@ class Start:
     """Biases, normalisation parameters and buffers: trained as usual, never masked."""
     first_iteration: int = 0
     """0, or k after late rewinding: data order and learning-rate schedule go on from there."""
+    logits: Weights = field(default_factory=dict)
+    """Where the logits of a mask that is to be learned begin; empty where weights are trained."""
 
     @property
     def state(self) -> State:
         """The start as a point of the trajectory."""
-        return State(self.weights, self.others)
+        return State(self.weights, self.others, self.logits)
 
 
 @dataclass(frozen=True)
@@ -118,3 +124,7 @@ class Outcome:
     `final_test_accuracy`, `diverged_at` ... Accuracies are shares in [0, 1]."""
     optimizer_state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """Maskable tensor name -> the optimiser's per-weight state, for the certificate; it is not stored."""
+    last_pass: Weights = field(default_factory=dict)
+    """Of a training that learned a mask: the weights that its last pass computed with, for the certificate."""
+    supermask: dict[str, Any] = field(default_factory=dict)
+    """Of a training that learned a mask: what the mask is worth, hardened in several ways (`engines.report`)."""

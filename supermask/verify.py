@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from supermask.certificate import certify
-from supermask.criteria import CRITERIA
+from supermask.criteria import KNOWN
 from supermask.errors import UserError
+from supermask.learned import Learning, hard_masks, probabilities
 from supermask.lineage import Lineage, NotKept, layers_of, step_of, streams_of
 from supermask.masks import kept
 from supermask.networks import maskables
-from supermask.records import unpack_curve, unpack_state
+from supermask.records import unpack_curve, unpack_logits, unpack_masks, unpack_state
 from supermask.run import Run
 from supermask.store import Damaged, Store
 from supermask.store.entry import Entry
@@ -84,15 +85,36 @@ def _verified(lineage: Lineage, entry: Entry, run_id: str) -> Verdict:
         return Verdict(run_id, "failed", told)
     if facts["status"] == "diverged":
         return Verdict(run_id, "held", f"diverged at iteration {facts['metrics']['diverged_at']}")
-    if entry.weights is None:
+    if run.learning is not None:
+        return _verified_mask(run, run.learning, start, entry)
+    if entry.weights is None and run.trains:
         return Verdict(run_id, "partly", "its weights were dropped; its start and masks are right")
     if parent is not None and run.step is not None and not _has(parent, {run.step.w_final, *run.step.start_points}):
         return Verdict(run_id, "partly", "its start and masks are right; weights of its parent were dropped")
     step = None if run.step is None else step_of(run.step)
-    outcome = Outcome("finished", unpack_state(entry.tensors | entry.weights, start), {}, Curve(), {})
+    end = (
+        unpack_state(entry.tensors | entry.weights, start) if entry.weights is not None and run.trains else start.state
+    )
+    outcome = Outcome("finished", end, {}, Curve(), {})
     found = maskables(layers_of(run))
     certificate = certify(found, start, outcome, parent, step, weight_decay=run.recipe.weight_decay)
     return Verdict(run_id, "held" if certificate.held else "failed", _told(certificate.checks))
+
+
+def _verified_mask(run: Run, learning: Learning, start: Start, entry: Entry) -> Verdict:
+    """A learned mask: what was stored of it against the logits. Its accuracies are believed, as all on the test set."""
+    if entry.weights is None:
+        return Verdict(run.id, "partly", "its logits were dropped; its start is right")
+    logits = unpack_logits(entry.weights, start).logits
+    masks, stored = hard_masks(learning, logits), unpack_masks(entry.tensors, maskables(layers_of(run)))
+    ones = {n: float(probabilities(learning, m).double().mean()) for n, m in logits.items()}
+    broken = {
+        "not the mask of its logits": [n for n in masks if not masks[n].equal(stored[n])],
+        "facts do not match the tensors": [n for n in ones if ones[n] != entry.facts["supermask"]["ones"][n]],
+    }
+    broken["facts do not match the tensors"] += ["kept"] if kept(masks) != entry.facts["kept"] else []
+    told = _told(broken)
+    return Verdict(run.id, "failed" if told else "held", told)
 
 
 def _has(parent: Parent, points: Iterable[Point]) -> bool:
@@ -102,9 +124,11 @@ def _has(parent: Parent, points: Iterable[Point]) -> bool:
 def _facts_that_do_not_match(entry: Entry, start: Start) -> dict[str, list[str]]:
     """What tables and figures read, against the tensors it was made from."""
     facts, curve = entry.facts, unpack_curve(entry.tensors)
-    recorded = {"kept": facts["kept"], "weights": facts["weights"], "first_iteration": facts["first_iteration"]}
+    recorded = {"weights": facts["weights"], "first_iteration": facts["first_iteration"]}
     weights = sum(mask.numel() for mask in start.masks.values())
-    found: dict[str, object] = {"kept": kept(start.masks), "weights": weights, "first_iteration": start.first_iteration}
+    found: dict[str, object] = {"weights": weights, "first_iteration": start.first_iteration}
+    if "learning" not in facts:
+        recorded["kept"], found["kept"] = facts["kept"], kept(start.masks)
     if facts["status"] != "diverged":
         best = curve.validation_loss.index(min(curve.validation_loss))
         for name, at in (("early_stop", best), ("final", -1)):
@@ -120,7 +144,7 @@ def _facts_that_do_not_match(entry: Entry, start: Start) -> dict[str, list[str]]
 def _other_masks(run: Run, start: Start, parent: Parent | None) -> dict[str, list[str]]:
     """Layers whose mask is not the one that the criterion gives; none where that cannot be said any more."""
     step = run.step
-    if step is None or parent is None or step.criterion not in CRITERIA or not _has(parent, step.points):
+    if step is None or parent is None or run.learning or step.criterion not in KNOWN or not _has(parent, step.points):
         return {}
     masks = next_masks(parent, step_of(step), streams_of(run))
     return {"not the criterion's mask": [name for name in masks if not masks[name].equal(start.masks[name])]}

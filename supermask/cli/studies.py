@@ -119,6 +119,7 @@ def _listening(
 ) -> Callable[[Plan, Schedule], AbstractContextManager[Listener]]:
     from supermask.engines.choice import choose
     from supermask.execute.progress import progress
+    from supermask.tables import CHAIN
 
     def listen(plan: Plan, schedule: Schedule) -> AbstractContextManager[Listener]:
         for text in schedule.damaged:
@@ -128,7 +129,8 @@ def _listening(
             console.print(f"{plan.study.name}  {taken.engine} engine ({taken.why})", markup=False, highlight=False)
         labels = {member.run_id: member.treatment for member in reversed(plan.members) if member.level}
         dense = {member.run_id: "dense" for member in plan.members if not member.level}
-        return progress(plan.study.name, console, labels | dense, schedule.tasks_left)
+        chain = dict.fromkeys(plan.runs, CHAIN)
+        return progress(plan.study.name, console, chain | labels | dense, schedule.tasks_left)
 
     return listen
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from supermask.learned import Learning
 from supermask.networks import Architecture
 from supermask.recipe import Recipe
 from supermask.rng import stream
@@ -71,6 +72,8 @@ class Job:
     points: frozenset[Point] = frozenset()
     """Points of the trajectory to keep besides the end."""
     checkpoints: Checkpoints = field(default_factory=NoCheckpoints)
+    learning: Learning | None = None
+    """How a mask is learned, where it is not the weights that are trained."""
 
     def __post_init__(self) -> None:
         passed = range(self.start.first_iteration, self.recipe.iterations + 1)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 LAYOUT = 2
 """Of a checkpoint's arrays: one of another layout is not gone on from."""
 
+LOGITS = "logits."
+"""Before a tensor's name, in a checkpoint: the logits of its mask."""
+
 OptimizerState = dict[str, dict[str, "Tensor"]]
 """Tensor name -> the optimiser's per-weight state, by PyTorch's names: `exp_avg`, `exp_avg_sq`; `momentum_buffer`."""
 
@@ -107,8 +110,11 @@ class _Training:
             return Outcome("diverged", end, {}, self.watch.curve, self.watch.metrics(None, None))
         end_test = self.stepper.measure(*test)
         held = {n: s for n, s in self.stepper.optimizer_state().items() if n in self.job.start.masks}
-        self.stepper.load(self.points["lowest_validation_loss"])
-        metrics = self.watch.metrics(self.stepper.measure(*test), end_test)
+        best_test = end_test
+        if self.watch.best != len(self.watch.curve.iterations) - 1:
+            self.stepper.load(self.points["lowest_validation_loss"])
+            best_test = self.stepper.measure(*test)
+        metrics = self.watch.metrics(best_test, end_test)
         wanted = {point: state for point, state in self.points.items() if point in self.job.points}
         return Outcome("finished", end, wanted, self.watch.curve, metrics, held)
 
@@ -147,11 +153,14 @@ class _Training:
     def _as_state(self, tensors: Weights) -> State:
         masks = self.job.start.masks
         weights = {n: t for n, t in tensors.items() if n in masks}
-        return State(weights, {n: t for n, t in tensors.items() if n not in masks})
+        logits = {n.removeprefix(LOGITS): t for n, t in tensors.items() if n.startswith(LOGITS)}
+        others = {n: t for n, t in tensors.items() if n not in masks and not n.startswith(LOGITS)}
+        return State(weights, others, logits)
 
 
 def _flat(prefix: str, state: State) -> dict[str, Array]:
-    return {f"{prefix}/{n}": t.numpy() for n, t in {**state.weights, **state.others}.items()}
+    logits = {f"{LOGITS}{n}": t for n, t in state.logits.items()}
+    return {f"{prefix}/{n}": t.numpy() for n, t in {**state.weights, **state.others, **logits}.items()}
 
 
 def _parts(arrays: dict[str, Array]) -> dict[str, dict[str, Any]]:

@@ -58,9 +58,9 @@ class _Module:
 
     def __init__(self, module: nn.Module, job: Job, data: Data, device: torch.device) -> None:
         self.module, self.start, self.recipe, self.device = module.train(), job.start, job.recipe, device
-        self.images, self.labels = _on(data.train_images, device), _on(data.train_labels, device)
+        self.images, self.labels = on_device(data.train_images, device), on_device(data.train_labels, device)
         validation = (data.validation_images, data.validation_labels)
-        self.there = {id(array): _on(array, device) for array in validation}
+        self.there = {id(array): on_device(array, device) for array in validation}
         """Arrays that are measured on again and again."""
         self.maximum = torch.tensor(float(data.pixel_maximum), device=device)
         self.order = BatchOrder(job.seed, data.train_indices, job.recipe.batch_size)
@@ -126,7 +126,9 @@ class _Module:
     def measure(self, images: Array, labels: Array) -> tuple[float, float]:
         self.generator.manual_seed(self.draws)
         self.module.eval()
-        pixels, right = (self.there[id(a)] if id(a) in self.there else _on(a, self.device) for a in (images, labels))
+        pixels, right = (
+            self.there[id(a)] if id(a) in self.there else on_device(a, self.device) for a in (images, labels)
+        )
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
         at_once = max(1, EVALUATION_PIXELS[self.device.type] // images[0].size)
@@ -170,7 +172,8 @@ def _bits(mask: Tensor) -> Tensor:
     return mask.to(torch.int32).neg()
 
 
-def _on(array: Array, device: torch.device) -> Tensor:
+def on_device(array: Array, device: torch.device) -> Tensor:
+    """The array as a tensor there."""
     # Through DLPack a read-only memory map, shared by all workers, is taken without a copy and without a warning.
     return torch.from_dlpack(array).to(device)  # type: ignore[attr-defined]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -17,6 +18,7 @@ from supermask.engines.fully_connected import FullyConnected
 from supermask.engines.job import Data, Job
 from supermask.engines.kernels.compiling import SOURCES
 from supermask.engines.loop import Stepper, run
+from supermask.engines.masked_network import MaskedNetwork
 from supermask.engines.measuring import Costs, costs_here, warm_up
 from supermask.engines.reference import tiny_is_zero
 from supermask.engines.walks import walks
@@ -34,7 +36,15 @@ def train(jobs: Sequence[Job], data: Sequence[Data], costs: Costs | None = None)
     """
     known = costs or costs_here()
     with tiny_is_zero(threads=1):
-        return [run(stepper(job, d, known), job, d) for job, d in zip(jobs, data, strict=True)]
+        return [_outcome(job, d, known) for job, d in zip(jobs, data, strict=True)]
+
+
+def _outcome(job: Job, data: Data, costs: Costs) -> Outcome:
+    if job.learning is None:
+        return run(stepper(job, data, costs), job, data)
+    learner = MaskedNetwork(job, data)
+    outcome = run(learner, job, data)
+    return replace(outcome, last_pass=learner.last_pass)
 
 
 def stepper(job: Job, data: Data, costs: Costs) -> Stepper:

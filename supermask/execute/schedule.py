@@ -91,7 +91,7 @@ class Schedule:
             if self.status.get(run.id) != "finished" or (keep == "needed" and extendable):
                 continue
             points: set[Point] = {"end"}
-            points.update(*(child.step.points for child in children if child.step))
+            points.update(*(child.points for child in children))
             for point in sorted(points - self._still_read(children, keep), key=str):
                 if self._has(run, point):
                     yield run, point
@@ -108,11 +108,10 @@ class Schedule:
         """Points of a run that its children, when they are trained, or their descendants' starts, are made of."""
         read: set[Point] = set()
         for child in children:
-            assert child.step is not None
             if child.id not in self.status:
-                read |= child.step.points
+                read |= child.points
             elif keep == "needed" or self._open_below[child.id]:
-                read |= child.step.start_points
+                read |= child.start_points
         return read
 
     def _look_at_store(self) -> None:
@@ -138,7 +137,7 @@ class Schedule:
 
     def _has(self, run: Run, point: Point) -> bool:
         if point == "end":
-            return self.store.has_weights(run.id)
+            return not run.trains or self.store.has_weights(run.id)
         return self.store.has_point(run.id, point_name(point))
 
     def _ended_badly(self, run_id: str) -> bool:

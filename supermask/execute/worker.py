@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from supermask.certificate import certify
+from supermask.certificate import Certificate, certify
 from supermask.datasets import Images, load, split
 from supermask.engines.choice import Choice, choose
-from supermask.engines.job import Array, Data, Job
+from supermask.engines.job import Array, Checkpoints, Data, Job
 from supermask.environment import environment
 from supermask.errors import MachineError, UserError
 from supermask.lineage import Lineage, NotKept, layers_of, step_of
-from supermask.networks import maskables
-from supermask.records import kept_values, pack_outcome, pack_point, point_name, start_content
+from supermask.mask_certificate import certify_learning
+from supermask.networks import initial_start, maskables
+from supermask.records import pack_outcome, pack_point, point_name, start_content, stored_weights, unpack_logits
 from supermask.run import Run
 from supermask.store import Damaged, Store
 from supermask.store.entry import Facts, content_hash
@@ -160,7 +161,7 @@ class Worker:
         choice, around = self._engine(task)
         fingerprint, every = around["fingerprint"], self.site.checkpoint_seconds
         checkpoints = StoredCheckpoints(self.store, task.run.id, start, fingerprint, every, stopping)
-        job = Job(layers_of(task.run), start, task.run.recipe, task.run.seed, task.points - {"end"}, checkpoints)
+        job = _job(task, start, checkpoints)
         outcome = self._train(job, data, choice.engine, around)
         if task.retrace:
             self._commit_retraced(task, start, outcome)
@@ -168,6 +169,8 @@ class Worker:
             result = Result(task.run.id, "finished", seconds, outcome.metrics, "points traced again")
         else:
             about = {"engine": choice.engine, "engine_reason": choice.why, "environment": around}
+            if task.run.learning is not None:
+                outcome = self._judged(task.run, job, data, outcome)
             result = self._commit(task.run, start, outcome, images, began, about)
         checkpoints.remove()
         return result
@@ -182,13 +185,13 @@ class Worker:
 
     def _engine(self, task: Task) -> tuple[Choice, dict[str, Any]]:
         """Who trains it, and in what environment: a run that is trained again, as it was the first time."""
-        layers = layers_of(task.run)
+        layers, learning = layers_of(task.run), task.run.learning
         if task.retrace:
             before = self.store.facts(task.run.id)
             device = "cpu" if before["engine"] == "sparse" else self.site.device
-            choice = choose(before["engine"], layers, device)
+            choice = choose(before["engine"], layers, device, learning)
             return choice, self._environment(choice.engine, device, before["environment"].get("costs"))
-        choice = choose(self.site.engine, layers, self.site.device)
+        choice = choose(self.site.engine, layers, self.site.device, learning)
         if choice.engine not in self._environments:
             self._environments[choice.engine] = self._environment(choice.engine, self.site.device, None)
         return choice, self._environments[choice.engine]
@@ -206,18 +209,41 @@ class Worker:
             from supermask.engines import sparse
 
             return sparse.train([job], [data], sparse.Costs.from_data(around["costs"]))[0]
+        if job.learning is not None:
+            from supermask.engines import learning
+
+            return learning.train([job], [data], self.site.device)[0]
         from supermask.engines import reference
 
         return reference.train([job], [data], self.site.device)[0]
 
-    def _commit(self, run: Run, start: Start, outcome: Outcome, images: Images, began: float, about: Facts) -> Result:
+    def _judged(self, run: Run, job: Job, data: Data, outcome: Outcome) -> Outcome:
+        """With what the learned mask is worth, measured from what is going to be stored of it."""
+        from supermask.engines.report import supermask_report
+
+        assert run.learning is not None
+        if outcome.status == "diverged":
+            return outcome
+        stored = stored_weights(run, job.start, outcome)
+        selected, final = (unpack_logits(stored, job.start, kind) for kind in ("logit", "final_logit"))
+        return replace(outcome, supermask=supermask_report(job, data, selected, final, self.site.device))
+
+    def _certificate(self, run: Run, start: Start, outcome: Outcome, images: Images) -> Certificate:
+        layers = layers_of(run)
+        found = maskables(layers)
+        if run.learning is not None:
+            dense, tests = initial_start(layers, run.seed), len(images.test_labels)
+            return certify_learning(found, dense, start, outcome, run.learning, tests)
         parent = None if run.parent is None else self.lineage.parent(run.parent)
         step = None if run.step is None else step_of(run.step)
-        certificate = certify(maskables(layers_of(run)), start, outcome, parent, step, run.recipe.weight_decay)
+        return certify(found, start, outcome, parent, step, run.recipe.weight_decay)
+
+    def _commit(self, run: Run, start: Start, outcome: Outcome, images: Images, began: float, about: Facts) -> Result:
+        certificate = self._certificate(run, start, outcome, images)
         seconds = round(time.perf_counter() - began, 3)
         about |= {"seconds": seconds, "data": {"fingerprint": images.fingerprint, "note": images.note}}
         facts, tensors, weights = pack_outcome(run, start, outcome, certificate, about)
-        if facts["status"] == "finished":
+        if facts["status"] == "finished" and run.trains and run.learning is None:
             # Before the run itself: a committed run then has them.
             self._commit_points(run, start, outcome)
         if self.store.commit(run.id, facts, tensors, weights):
@@ -238,7 +264,7 @@ class Worker:
                 self.store.commit_point(run.id, name, {"run": run.id}, tensors)
 
     def _commit_retraced(self, task: Task, start: Start, outcome: Outcome) -> None:
-        weights = kept_values(outcome.end, start.masks)
+        weights = stored_weights(task.run, start, outcome)
         same = self.store.contents(task.run.id).get("weights") == content_hash(weights)
         if same:
             self._commit_points(task.run, start, outcome)
@@ -259,6 +285,14 @@ class Worker:
         if self._data is None or self._data[0] != run.seed:
             self._data = (run.seed, seed_data(images, run.seed))
         return images, self._data[1]
+
+
+def _job(task: Task, start: Start, checkpoints: Checkpoints) -> Job:
+    run, points = task.run, task.points - {"end"} if task.run.trains else frozenset()
+    if run.learning is not None:
+        # What was learned up to there is the mask.
+        points = frozenset({"lowest_validation_loss"})
+    return Job(layers_of(run), start, run.recipe, run.seed, points, checkpoints, run.learning)
 
 
 def check_same_data(store: Store, run_id: str, images: Images) -> None:

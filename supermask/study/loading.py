@@ -8,13 +8,14 @@ from importlib import resources
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from supermask.errors import UserError, did_you_mean
 from supermask.study.model import Settings, Study, Treatment
 from supermask.study.overrides import apply_overrides
+from supermask.study.supermask import Supermask
 from supermask.study.yaml_tree import Node, from_plain, kind, locate, parse_yaml, plain, printable, shown
 
 LARGEST_FILE = 1_000_000
@@ -171,8 +172,8 @@ def _no_such_key(model: type[BaseModel], path: list[str | int], at: str) -> str:
     """`path` ends in the unknown key; the maps above it are models."""
     for part in path[:-1]:
         inner = model.model_fields[str(part)].annotation
-        assert isinstance(inner, type)
-        model = inner
+        models = [each for each in (inner, *get_args(inner)) if isinstance(each, type) and issubclass(each, BaseModel)]
+        model = models[0]
     allowed = STUDY_KEYS if model is Settings else [f.alias or name for name, f in model.model_fields.items()]
     key = str(path[-1])
     near = did_you_mean(key, allowed) or "."
@@ -190,7 +191,7 @@ def _expanded(node: Node | None, file: str, faults: list[str]) -> list[_Entry]:
         if not isinstance(item.value, dict):
             faults.append(f"{item.place}: treatments[{i}]: {kind(item)} is not a map of keys and values, {EXAMPLE}.")
             continue
-        values = [v.value if isinstance(v.value, tuple) and k != "name" else (v,) for k, v in item.value.items()]
+        values = [_choices(v) if k != "name" else (v,) for k, v in item.value.items()]
         for key, choices in zip(item.value, values, strict=True):
             if not choices:
                 faults.append(f"{item.value[key].place}: treatments[{i}].{key}: an empty list leaves nothing to do.")
@@ -200,6 +201,18 @@ def _expanded(node: Node | None, file: str, faults: list[str]) -> list[_Entry]:
         for chosen in product(*values):
             entries.append(_Entry(i, replace(item, value=dict(zip(item.value, chosen, strict=True)))))
     return entries
+
+
+def _choices(node: Node) -> tuple[Node, ...]:
+    """What a value stands for: itself; each of a list; of a map, the product of what its values stand for."""
+    if isinstance(node.value, tuple):
+        return tuple(choice for each in node.value for choice in _choices(each))
+    if not isinstance(node.value, dict):
+        return (node,)
+    inner = [_choices(value) for value in node.value.values()]
+    if prod(map(len, inner)) > MOST_TREATMENTS:
+        return (node,) * (MOST_TREATMENTS + 1)
+    return tuple(replace(node, value=dict(zip(node.value, chosen, strict=True))) for chosen in product(*inner))
 
 
 def _treatments(entries: Sequence[_Entry], settings: Settings, faults: list[str]) -> list[Treatment]:
@@ -238,15 +251,27 @@ def _treatments(entries: Sequence[_Entry], settings: Settings, faults: list[str]
 
 def _labels(treatments: Sequence[Treatment], unnamed: Sequence[bool]) -> list[str]:
     """Its name, or else the values of the fields that differ among the treatments, or else its criterion."""
-    fields = [f for f in Treatment.model_fields if f != "name"]
-    differ = [f for f in fields if len({dict(t.content)[f] for t in treatments}) > 1]
+    fields = [f for f in Treatment.model_fields if f not in ("name", "supermask")]
+    pruned = [t for t in treatments if t.supermask is None]
+    differ = [f for f in fields if len({dict(t.content)[f] for t in pruned}) > 1]
 
     def label(treatment: Treatment) -> str:
+        if treatment.supermask is not None:
+            return _supermask_label(treatment, treatment.supermask)
         values = {f: getattr(treatment, f) for f in differ}
         parts = [str(v) if f in ALONE else f"{f}={str(v).lower()}" for f, v in values.items()]
         return " + ".join(parts) or treatment.criterion
 
     return [label(t) if free else t.name for t, free in zip(treatments, unnamed, strict=True)]
+
+
+def _supermask_label(treatment: Treatment, kind: Supermask) -> str:
+    """Its method, and every value that is not the default: of the mask, then of what follows it."""
+    usual = {name: field.default for name, field in Treatment.model_fields.items()}
+    own = [f"{name}={str(value).lower()}" for name, value in kind if value != Supermask.model_fields[name].default]
+    then = {f: v for f, v in treatment if f not in ("name", "supermask") and v != usual[f]}
+    after = [str(v) if f in ALONE else f"{f}={str(v).lower()}" for f, v in then.items()]
+    return " + ".join([kind.method, *(part for part in own if not part.startswith("method=")), *after])
 
 
 def _check_scales(node: Node | None, faults: list[str]) -> None:

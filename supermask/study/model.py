@@ -6,173 +6,48 @@ files, scales and overrides, with errors that name file and line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from itertools import pairwise
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    field_validator,
-    model_validator,
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from supermask.errors import UserError
+from supermask.study.supermask import Learn, Supermask
+from supermask.study.values import (
+    Count,
+    Criterion,
+    Dataset,
+    Epochs,
+    Factor,
+    Fraction,
+    Keys,
+    Label,
+    Level,
+    Levels,
+    Mask0,
+    Mask1,
+    Network,
+    NotNegative,
+    OptimizerName,
+    Positive,
+    Rate,
+    ReadPoint,
+    RewindPoint,
+    Schedule,
+    Scope,
+    Seeds,
+    Switch,
+    Title,
+    fault,
 )
-from pydantic_core import PydanticCustomError
-
-from supermask import networks
-from supermask.actions import MASK0_ACTIONS, MASK1_ACTIONS
-from supermask.criteria import CRITERIA
-from supermask.datasets.facts import DATASETS
-from supermask.errors import UserError, did_you_mean
-from supermask.networks import canonical_name
-from supermask.study.import_path import NamedFunction, import_function, is_import_path
 from supermask.study.yaml_tree import shown
 from supermask.types import Kind
 
-PRUNE_RATE = "a prune rate: it is the share of the surviving weights removed in a level, above 0 and below 1"
 
-
-def _fault(text: str) -> PydanticCustomError:
-    return PydanticCustomError("rule", "{text}", {"text": text})
-
-
-def _rule(what: str) -> WrapValidator:
-    """Whatever pydantic finds wrong with a value, the message is `VALUE is not {what}.` Lists stand for tuples."""
-
-    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return handler(tuple(value) if isinstance(value, list) else value)
-        except ValidationError:
-            raise _fault(f"{shown(value)} is not {what}.") from None
-
-    return WrapValidator(check)
-
-
-def _choice(what: str, allowed: Collection[str], also: str, other: Callable[[str], bool]) -> PlainValidator:
-    """One of `allowed`, or a name that `other` accepts; `other` may raise UserError."""
-
-    def check(value: Any) -> str:
-        if isinstance(value, str):
-            try:
-                if value in allowed or other(value):
-                    return value
-            except UserError as error:
-                raise _fault(str(error)) from error
-        near = did_you_mean(value, allowed) if isinstance(value, str) else ""
-        raise _fault(f"{shown(value)} is not {what}{near or '.'} Allowed: {', '.join(allowed)}{also}.")
-
-    return PlainValidator(check)
-
-
-def _is_network(name: str) -> bool:
-    try:
-        return bool(canonical_name(name))
-    except UserError:
-        return False
-
-
-def resolve_criterion(name: str) -> NamedFunction:
-    """The function of a criterion: the package's own, or the user's by import path, with its source's SHA-256.
-
-    Raises UserError: see `import_path.import_function`.
-    """
-    if name in CRITERIA:
-        return NamedFunction(name, CRITERIA[name])
-    return import_function(name, ("layer", "rng"))
-
-
-def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
-    if any(b <= a for a, b in pairwise(values)):
-        raise ValueError
-    return values
-
-
-def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(values)) < len(values):
-        raise ValueError
-    return values
-
-
-def _one_line(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError
-    return text
-
-
-def _free_label(text: str) -> str:
-    if text == "dense" or " | " in text or text != text.strip():
-        raise ValueError
-    return text
-
-
-Finite = Field(allow_inf_nan=False)
-Count = Annotated[int, Field(ge=1), _rule("a whole number of at least 1")]
-Level = Annotated[int, Field(ge=1, le=1000), _rule("a number of pruning levels: a whole number from 1 to 1000")]
-Positive = Annotated[float, Field(gt=0), Finite, _rule("a number above 0")]
-NotNegative = Annotated[float, Field(ge=0), Finite, _rule("a number of at least 0")]
-Fraction = Annotated[float, Field(ge=0, lt=1), _rule("a number of at least 0 and below 1")]
-Factor = Annotated[float, Field(gt=0, lt=1), _rule("a factor above 0 and below 1")]
-Rate = Annotated[float, Field(gt=0, lt=1), _rule(PRUNE_RATE)]
-Switch = Annotated[bool, _rule("true or false")]
-Epochs = Annotated[
-    tuple[Annotated[float, Field(gt=0), Finite], ...],
-    AfterValidator(_ascending),
-    _rule("a list of epochs: numbers above 0, ascending"),
-]
-Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
-    Field(min_length=1, max_length=10_000),
-    AfterValidator(_distinct),
-    _rule("a number of seeds (1 to 10,000: 5 means 0 to 4) or a list of distinct whole numbers of at least 0"),
-]
-Title = Annotated[str, Field(max_length=200), AfterValidator(_one_line), _rule("one line of text (200 characters)")]
-Label = Annotated[
-    str,
-    Field(min_length=1, max_length=80),
-    AfterValidator(_one_line),
-    AfterValidator(_free_label),
-    _rule("a name for a treatment: one line of text (80 characters); 'dense' and ' | ' have a meaning of their own"),
-]
-_OWN = ", or module:function of your own"
-Network = Annotated[
-    str, _choice("a network", networks.NAMES, ", or fc with the widths of its hidden layers (fc-300-100)", _is_network)
-]
-Dataset = Annotated[str, _choice("a dataset", DATASETS, "", lambda name: False)]
-Criterion = Annotated[
-    str,
-    _choice("a criterion", CRITERIA, _OWN, lambda name: is_import_path(name) and bool(resolve_criterion(name))),
-]
-Mask1 = Annotated[str, _choice("a mask-1 action", MASK1_ACTIONS, "", lambda name: False)]
-Mask0 = Annotated[str, _choice("a mask-0 action", MASK0_ACTIONS, "", lambda name: False)]
-Schedule = Annotated[Literal["iterative", "one_shot"], _rule("a schedule. Allowed: iterative, one_shot")]
-Scope = Annotated[Literal["layer", "global"], _rule("a scope. Allowed: layer, global")]
-Iteration = Annotated[int, Field(ge=0)]
-ReadPoint = Annotated[
-    Iteration | Literal["start", "end", "lowest_validation_loss"],
-    _rule("a point of the training. Allowed: start, end, lowest_validation_loss, or an iteration (0, 1, 2, ...)"),
-]
-RewindPoint = Annotated[
-    Iteration | Literal["start", "end"],
-    _rule("a point to rewind to. Allowed: start, end, or an iteration (0, 1, 2, ...)"),
-]
-
-
-class _Keys(BaseModel):
-    """Plain data: nothing is converted, nothing unknown is let through, nothing changes later."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Train(_Keys):
+class Train(Keys):
     """The training recipe. The defaults are the paper's for FC on MNIST. Source: paper.md section 2."""
 
-    optimizer: Annotated[Literal["adam", "sgd"], _rule("an optimizer. Allowed: adam, sgd")] = "adam"
+    optimizer: OptimizerName = "adam"
     lr: Positive = 1.2e-3
     batch_size: Count = 60
     epochs: Positive = 55.0
@@ -187,7 +62,7 @@ class Train(_Keys):
     warmup_epochs: NotNegative = 0.0
 
 
-class Rates(_Keys):
+class Rates(Keys):
     """Shares of the surviving weights removed in a level, by kind of tensor. Source: paper.md section 2."""
 
     conv: Rate = 0.1
@@ -201,7 +76,7 @@ class Rates(_Keys):
         return {"conv": self.conv, "hidden": self.hidden, "output": self.output}[kind]
 
 
-class Prune(_Keys):
+class Prune(Keys):
     """How much is pruned, and when. Source: paper.md section 2."""
 
     schedule: Schedule = "iterative"
@@ -210,7 +85,7 @@ class Prune(_Keys):
     rates: Rates = Rates()
 
 
-class Treatment(_Keys):
+class Treatment(Keys):
     """What is done between one training and the next: one line in a figure."""
 
     name: Label
@@ -224,14 +99,42 @@ class Treatment(_Keys):
     learning_rate_rewinding: Switch = True
     schedule: Schedule = "iterative"
     scope: Scope = "layer"
+    trained: Switch = True
+    """False: each level's network is measured as it starts: a heuristic supermask. Under `iterative` its masks are
+    those of the chain that the same criterion prunes with rewind and zero."""
+    supermask: Supermask | None = None
+    """If there is one, level 1 learns it, and the levels after go on from its mask."""
+    levels: Levels | None = None
+    """Instead of `prune.levels`; beyond the learned mask, where there is one: then 0 unless given."""
 
     @field_validator("rewind_to")
     @classmethod
     def _only_rewind_rewinds(cls, point: int | str, info: ValidationInfo) -> int | str:
         mask1 = info.data.get("mask1", "rewind")
         if point != "start" and mask1 != "rewind":
-            raise _fault(f"{shown(point)} needs mask1: rewind, but mask1 is {mask1}, which rewinds nothing.")
+            raise fault(f"{shown(point)} needs mask1: rewind, but mask1 is {mask1}, which rewinds nothing.")
         return point
+
+    @model_validator(mode="after")
+    def _possible(self) -> Treatment:
+        learns = self.supermask is not None
+        if not self.trained and isinstance(self.rewind_to, int):
+            raise fault(f"rewind_to: {self.rewind_to} makes no sense of an untrained network: it has been nowhere.")
+        if learns and self.schedule != "iterative":
+            raise fault("a learned supermask is one mask, gone on from level by level: its schedule is iterative.")
+        if not learns and self.levels == 0:
+            raise fault("levels: 0 leaves nothing to do; give 1 or more, or a supermask to learn.")
+        if learns and not self.trained and (self.levels or 0) > 1:
+            raise fault(
+                f"levels: {self.levels} of untrained networks after a learned mask: they would not differ; use 1."
+            )
+        return self
+
+    def levels_of(self, study: Prune) -> int:
+        """Levels of pruning; after a learned mask, where there is one."""
+        if self.levels is not None:
+            return self.levels
+        return 0 if self.supermask is not None else study.levels
 
     @property
     def label(self) -> str:
@@ -244,7 +147,7 @@ class Treatment(_Keys):
         return tuple((key, (type(value).__name__, value)) for key, value in self if key != "name")
 
 
-class Settings(_Keys):
+class Settings(Keys):
     """A study's keys except `treatments`, `reference` and `scales`."""
 
     title: Title = ""
@@ -253,6 +156,7 @@ class Settings(_Keys):
     seeds: Seeds = (0, 1, 2, 3, 4)
     train: Train = Train()
     prune: Prune = Prune()
+    learn: Learn = Learn()
 
     @field_validator("seeds", mode="before")
     @classmethod

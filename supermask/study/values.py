@@ -1,0 +1,169 @@
+"""What a key of a study file may be given: types with their rules, and what is said of anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
+
+from supermask import networks
+from supermask.actions import MASK0_ACTIONS, MASK1_ACTIONS
+from supermask.criteria import CRITERIA
+from supermask.datasets.facts import DATASETS
+from supermask.errors import UserError, did_you_mean
+from supermask.networks import canonical_name
+from supermask.study.import_path import NamedFunction, import_function, is_import_path
+from supermask.study.yaml_tree import shown
+
+PRUNE_RATE = "a prune rate: it is the share of the surviving weights removed in a level, above 0 and below 1"
+
+
+def fault(text: str) -> PydanticCustomError:
+    """What a rule says of a value that it does not allow."""
+    return PydanticCustomError("rule", "{text}", {"text": text})
+
+
+def rule(what: str) -> WrapValidator:
+    """Whatever pydantic finds wrong with a value, the message is `VALUE is not {what}.` Lists stand for tuples."""
+
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(tuple(value) if isinstance(value, list) else value)
+        except ValidationError:
+            raise fault(f"{shown(value)} is not {what}.") from None
+
+    return WrapValidator(check)
+
+
+def _choice(what: str, allowed: Collection[str], also: str, other: Callable[[str], bool]) -> PlainValidator:
+    """One of `allowed`, or a name that `other` accepts; `other` may raise UserError."""
+
+    def check(value: Any) -> str:
+        if isinstance(value, str):
+            try:
+                if value in allowed or other(value):
+                    return value
+            except UserError as error:
+                raise fault(str(error)) from error
+        near = did_you_mean(value, allowed) if isinstance(value, str) else ""
+        raise fault(f"{shown(value)} is not {what}{near or '.'} Allowed: {', '.join(allowed)}{also}.")
+
+    return PlainValidator(check)
+
+
+def _is_network(name: str) -> bool:
+    try:
+        return bool(canonical_name(name))
+    except UserError:
+        return False
+
+
+def resolve_criterion(name: str) -> NamedFunction:
+    """The function of a criterion: the package's own, or the user's by import path, with its source's SHA-256.
+
+    Raises UserError: see `import_path.import_function`.
+    """
+    if name in CRITERIA:
+        return NamedFunction(name, CRITERIA[name])
+    return import_function(name, ("layer", "rng"))
+
+
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    if any(b <= a for a, b in pairwise(values)):
+        raise ValueError
+    return values
+
+
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError
+    return values
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _free_label(text: str) -> str:
+    if text == "dense" or " | " in text or text != text.strip():
+        raise ValueError
+    return text
+
+
+Finite = Field(allow_inf_nan=False)
+Count = Annotated[int, Field(ge=1), rule("a whole number of at least 1")]
+Level = Annotated[int, Field(ge=1, le=1000), rule("a number of pruning levels: a whole number from 1 to 1000")]
+Levels = Annotated[int, Field(ge=0, le=1000), rule("a number of levels: a whole number from 0 to 1000")]
+Positive = Annotated[float, Field(gt=0), Finite, rule("a number above 0")]
+NotNegative = Annotated[float, Field(ge=0), Finite, rule("a number of at least 0")]
+Fraction = Annotated[float, Field(ge=0, lt=1), rule("a number of at least 0 and below 1")]
+Factor = Annotated[float, Field(gt=0, lt=1), rule("a factor above 0 and below 1")]
+Rate = Annotated[float, Field(gt=0, lt=1), rule(PRUNE_RATE)]
+Switch = Annotated[bool, rule("true or false")]
+Epochs = Annotated[
+    tuple[Annotated[float, Field(gt=0), Finite], ...],
+    AfterValidator(_ascending),
+    rule("a list of epochs: numbers above 0, ascending"),
+]
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
+    Field(min_length=1, max_length=10_000),
+    AfterValidator(_distinct),
+    rule("a number of seeds (1 to 10,000: 5 means 0 to 4) or a list of distinct whole numbers of at least 0"),
+]
+Title = Annotated[str, Field(max_length=200), AfterValidator(_one_line), rule("one line of text (200 characters)")]
+Label = Annotated[
+    str,
+    Field(min_length=1, max_length=80),
+    AfterValidator(_one_line),
+    AfterValidator(_free_label),
+    rule("a name for a treatment: one line of text (80 characters); 'dense' and ' | ' have a meaning of their own"),
+]
+_OWN = ", or module:function of your own"
+Network = Annotated[
+    str, _choice("a network", networks.NAMES, ", or fc with the widths of its hidden layers (fc-300-100)", _is_network)
+]
+Dataset = Annotated[str, _choice("a dataset", DATASETS, "", lambda name: False)]
+Criterion = Annotated[
+    str,
+    _choice("a criterion", CRITERIA, _OWN, lambda name: is_import_path(name) and bool(resolve_criterion(name))),
+]
+Mask1 = Annotated[str, _choice("a mask-1 action", MASK1_ACTIONS, "", lambda name: False)]
+Mask0 = Annotated[str, _choice("a mask-0 action", MASK0_ACTIONS, "", lambda name: False)]
+Schedule = Annotated[Literal["iterative", "one_shot"], rule("a schedule. Allowed: iterative, one_shot")]
+Scope = Annotated[Literal["layer", "global"], rule("a scope. Allowed: layer, global")]
+Iteration = Annotated[int, Field(ge=0)]
+ReadPoint = Annotated[
+    Iteration | Literal["start", "end", "lowest_validation_loss"],
+    rule("a point of the training. Allowed: start, end, lowest_validation_loss, or an iteration (0, 1, 2, ...)"),
+]
+RewindPoint = Annotated[
+    Iteration | Literal["start", "end"],
+    rule("a point to rewind to. Allowed: start, end, or an iteration (0, 1, 2, ...)"),
+]
+OptimizerName = Annotated[Literal["adam", "sgd"], rule("an optimizer. Allowed: adam, sgd")]
+Share = Annotated[float, Field(gt=0, lt=1), rule("a density: a share of a layer's weights, above 0 and below 1")]
+Shares = Annotated[
+    tuple[Annotated[float, Field(gt=0, lt=1)], ...], rule("a list of densities: numbers above 0 and below 1")
+]
+AnyNumber = Annotated[float, Finite, rule("a number")]
+
+
+class Keys(BaseModel):
+    """Plain data: nothing is converted, nothing unknown is let through, nothing changes later."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
