@@ -17,15 +17,17 @@ PACKAGE = Path(supermask.__file__).parent
 
 FLOORS = """
 cache cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style recipe rng stats types
-datasets.images engines.kernels.bits engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
+datasets.images engines.kernels.bits engines.kernels.chance engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
 actions criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises store.folders study.overrides text_table
-datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.choice engines.costs engines.job engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption run store.store study.model ticket
-certificate datasets.cifar10 datasets.mnist engines.kernels.winograd_gradients engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines store study.loading
-datasets.load engines.layers engines.reference exit_status figures.accuracy records study
-datasets engines.filter_layer engines.fully_connected figures lineage plan
-engines.convolutional engines.layer_costs execute.estimate export rows verify
-engines.measuring status
-engines.sparse
+datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption store.store study.values ticket
+certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.lines learned store
+datasets.load engines.choice engines.job figures.accuracy mask_certificate run study.supermask
+datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures records study.model
+engines.layers engines.reference study.loading
+engines.filter_layer engines.fully_connected engines.learning exit_status study
+engines.convolutional engines.layer_costs engines.masked_network engines.report lineage plan
+engines.measuring execute.estimate export rows verify
+engines.sparse status
 execute.preload_convolutions execute.preload_sparse execute.worker
 execute.preload execute.schedule
 execute.local
