@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from supermask.datasets import Images, load
+from supermask.datasets import DATASETS, Images, load
 from supermask.datasets.source import DATA_VARIABLE
 from supermask.engines.choice import ENGINES, choose
 from supermask.errors import UserError, did_you_mean
@@ -22,7 +22,7 @@ from supermask.export import export_run
 from supermask.figures import Drawn
 from supermask.plan import Plan, make_plan
 from supermask.recipe import Recipe
-from supermask.rows import find_run, rows_of_plan, rows_of_store
+from supermask.rows import curves_of_plan, find_run, rows_of_plan, rows_of_store
 from supermask.run import Run
 from supermask.store import Store
 from supermask.store.disk import machine_errors
@@ -135,8 +135,12 @@ def labels(made: Plan) -> list[str]:
 def figures(
     study: str, overrides: Sequence[str], out: Path, store: Path | None = None
 ) -> tuple[list[tuple[Drawn, list[Path]]], list[str]]:
-    """Draws a study's figures (accuracy, early-stopping iteration) and saves them; and a text for each damaged run."""
-    from supermask.figures import accuracy_figure, early_stop_figure, save
+    """Draws the figures that a study has something for, and saves them; and a text for each damaged run.
+
+    Trained levels: accuracy and early-stopping iteration. Untrained ones: heuristic supermasks. Learned masks: the
+    networks that they stand for, side by side, and how fast they were learned.
+    """
+    from supermask.figures import save
 
     made, found, damaged = rows(study, overrides, store)
     if not any(row["status"] == "finished" for row in found):
@@ -144,12 +148,30 @@ def figures(
             f"no run of study {shown(made.study.name)} with these settings is in {store or default_store()} yet: "
             "`supermask run` it first, with the same settings and the same --store."
         )
-    title = made.study.title or made.study.name
-    saved = []
-    for name, draw in (("accuracy", accuracy_figure), ("early-stop", early_stop_figure)):
-        drawn = draw(found, labels(made)[1:], made.study.reference, title)
-        saved.append((drawn, save(drawn, out, f"{made.study.name}-{name}")))
-    return saved, damaged
+    at = Store(store or default_store())
+    drawn = _drawn(made, found, at)
+    return [(each, save(each, out, f"{made.study.name}-{name}")) for name, each in drawn.items()], damaged
+
+
+def _drawn(made: Plan, found: list[Row], store: Store) -> dict[str, Drawn]:
+    from supermask import figures
+
+    study, title = made.study, made.study.title or made.study.name
+    drawn: dict[str, Drawn] = {}
+    heuristic = [row for row in found if figures.is_heuristic(row)]
+    if figures.has_supermasks(found):
+        chance = 100.0 / DATASETS[study.dataset].classes
+        drawn["supermasks"] = figures.supermask_figure(found, labels(made)[1:], study.reference, title, chance)
+        drawn["learning"] = figures.curves_figure(curves_of_plan(made, store), title)
+    elif any(row["status"] == "finished" for row in heuristic):
+        drawn["heuristic"] = figures.heuristic_figure(found, title)
+    trained = [t.label for t in study.treatments if t.trained and t.levels_of(study.prune)]
+    if trained:
+        reference = study.reference if study.reference in trained else trained[0]
+        weights = [row for row in found if not row.get("supermask")]
+        drawn["accuracy"] = figures.accuracy_figure(weights, trained, reference, title)
+        drawn["early-stop"] = figures.early_stop_figure(weights, trained, reference, title)
+    return drawn
 
 
 def export(run_id: str, folder: Path, store: Path | None = None) -> list[Path]:

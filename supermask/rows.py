@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -9,6 +10,7 @@ from supermask.errors import UserError
 from supermask.masks import kept_after
 from supermask.networks import Architecture, maskables
 from supermask.plan import Plan
+from supermask.records import unpack_curve
 from supermask.run import Run
 from supermask.store import Damaged, Store
 from supermask.store.entry import Facts
@@ -68,6 +70,26 @@ def rows_of_store(store: Store) -> tuple[list[Row], list[str]]:
             treatment = f"supermask, {run.learning.method}"
         rows.append(_row(run, facts) | {"treatment": treatment})
     return rows, damaged
+
+
+def curves_of_plan(plan: Plan, store: Store) -> list[Row]:
+    """Validation accuracy at every evaluation of the plan's runs that learned a mask, a row a run and evaluation.
+
+    A run that serves several treatments has the label of the first.
+    """
+    labels = {member.run_id: member.treatment for member in reversed(plan.members)}
+    points: list[Row] = []
+    for run_id in labels.keys() & store.run_ids():
+        run = plan.runs[run_id]
+        if run.learning is None:
+            continue
+        with suppress(Damaged):
+            curve = unpack_curve(store.read(run_id).tensors)
+            about: Row = {"treatment": labels[run_id], "seed": run.seed}
+            for iteration, accuracy in zip(curve.iterations, curve.validation_accuracy, strict=True):
+                points.append(about | {"iteration": iteration, "validation_accuracy": accuracy})
+    order = {treatment.label: place for place, treatment in enumerate(plan.study.treatments)}
+    return sorted(points, key=lambda point: (order[str(point["treatment"])], point["seed"], point["iteration"]))
 
 
 def find_run(store: Store, prefix: str) -> str:

@@ -128,15 +128,15 @@ def _set_accuracy_axis(axes: Axes, summary: Summary) -> bool:
         axes.set_ylim(max(0.0, bottom), top if top < 100 else 100.0 + 0.03 * span)
         return False
     least = (100.0 - high) / 1.12
-    axes.set_yscale("function", functions=_error_scale(least / 1e3))
+    axes.set_yscale("function", functions=error_scale(least / 1e3))
     axes.set_ylim(100.0 - min(100.0, (100.0 - low) * 1.12), 100.0 - least)
-    ticks = _accuracy_ticks(*axes.get_ylim())
+    ticks = accuracy_ticks(*axes.get_ylim())
     axes.set_yticks(ticks, [percent(tick) for tick in ticks])
     axes.set_yticks([], minor=True)
     return True
 
 
-def _error_scale(least: float) -> tuple[Callable[..., object], Callable[..., object]]:
+def error_scale(least: float) -> tuple[Callable[..., object], Callable[..., object]]:
     """accuracy -> -log10(error), and back; errors below `least` are drawn there."""
     import numpy as np
 
@@ -149,7 +149,7 @@ def _error_scale(least: float) -> tuple[Callable[..., object], Callable[..., obj
     return forward, backward
 
 
-def _accuracy_ticks(low: float, high: float) -> list[float]:
+def accuracy_ticks(low: float, high: float) -> list[float]:
     """Round accuracies, the roundest first, no two nearer than 6% of the axis."""
     wanted = [90, 99, 50, 80, 95, 98, 97, 70, 99.5, 99.9, 96, 60, 30, 0, 92, 94, 85, 98.5, 99.2, 99.8, 40, 20, 10]
     span = math.log10((100 - low) / (100 - high))
@@ -163,7 +163,7 @@ def _accuracy_ticks(low: float, high: float) -> list[float]:
 
 def _lay_out(figure: Figure, axes: Axes, summary: Summary, chosen: dict[str, Look], title: str, text: str) -> None:
     """Place everything in inches, from measured text: nothing is cut off and nothing covers the data."""
-    width_of = _text_width(figure)
+    width_of = text_width(figure)
     ticks = axes.yaxis.get_tightbbox(figure.canvas.get_renderer())  # type: ignore[attr-defined]
     left = MARGIN + ((axes.get_window_extent().x0 - ticks.x0) / figure.dpi if ticks else 0.0)
     legend_size = _add_legend(figure, summary, chosen, width_of)
@@ -230,7 +230,7 @@ class _Measure(Protocol):
     def __call__(self, text: str, size: float, *, bold: bool = False) -> float: ...
 
 
-def _text_width(figure: Figure) -> _Measure:
+def text_width(figure: Figure) -> _Measure:
     """(text, size in points) -> width in inches."""
     from matplotlib.font_manager import FontProperties
 

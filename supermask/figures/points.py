@@ -11,6 +11,9 @@ from supermask.errors import UserError, did_you_mean
 from supermask.stats import SIGNIFICANCE, Comparison, MeanInterval, compare, holm, mean_interval
 from supermask.tables import DENSE, Row, Value, labels_of
 
+SAME_DENSITY = 0.02
+"""Relative: weights remaining that differ by no more are one density, and results there can be compared."""
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -83,7 +86,7 @@ def summarise(rows: Sequence[Row], treatments: Sequence[str], reference: str, me
         levels = sorted(level for name, level in groups if name == label)
         points = [_point(label, level, groups[label, level], measure) for level in levels]
         if label != reference:
-            points = _compared(points, {level: _values(group, measure) for level, group in references.items()})
+            points = _compared(points, {n: _point(reference, n, group, measure) for n, group in references.items()})
         lines[label] = points
     return Summary(
         measure,
@@ -165,11 +168,16 @@ def _values(rows: Sequence[Row], measure: Measure) -> dict[int, float]:
     return {int(row["seed"] or 0): _number(row, measure.column) * measure.scale for row in rows}
 
 
-def _compared(points: list[Point], references: dict[int, dict[int, float]]) -> list[Point]:
-    """The points with their comparisons; Holm over the levels of this one treatment. Source: paper.md section 7."""
-    comparisons = [
-        compare(point.values, references[point.level]) if point.level in references else None for point in points
-    ]
+def _compared(points: list[Point], references: dict[int, Point]) -> list[Point]:
+    """The points with their comparisons; Holm over the levels of this one treatment. Source: paper.md section 7.
+
+    Levels of which one has other densities (a mask that was learned) are not compared.
+    """
+    comparisons: list[Comparison | None] = []
+    for point in points:
+        other = references.get(point.level)
+        alike = other is not None and math.isclose(point.remaining, other.remaining, rel_tol=SAME_DENSITY)
+        comparisons.append(compare(point.values, other.values) if other is not None and alike else None)
     adjusted = holm([c.p if c else None for c in comparisons])
     return [
         replace(point, comparison=comparison, p_holm=p)

@@ -1,0 +1,266 @@
+"""Supermasks side by side: a row a treatment, test accuracies of the several networks that its mask stands for.
+
+The paper's Figure 7 and Table 1: learned masks beside the best heuristic one, what becomes of them when they are
+hardened or robbed of their signs, and the trained dense network.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from supermask.errors import UserError
+from supermask.figures.caption import wrap
+from supermask.figures.lines import CAPTION_SIZE, TITLE_SIZE, accuracy_ticks, error_scale, text_width
+from supermask.figures.save import DPI, Drawn
+from supermask.figures.style import BLUE, GREEN, INK, ORANGE, RC, VERMILION, WIDTH, percent
+from supermask.stats import SIGNIFICANCE, Comparison, MeanInterval, compare, holm, mean_interval
+from supermask.tables import DENSE, Row, labels_of
+
+
+@dataclass(frozen=True)
+class _Kind:
+    column: str
+    words: str
+    marker: str
+    colour: str
+
+
+KINDS = {
+    "samples": _Kind("early_stop_test_accuracy", "mean of the mask's single samples", "o", BLUE),
+    "thresholded": _Kind("thresholded_test_accuracy", "thresholded (p > 0.5)", "s", VERMILION),
+    "expected": _Kind("expected_test_accuracy", "expected network (weights times p)", "^", GREEN),
+    "untrained": _Kind("early_stop_test_accuracy", "one mask on untrained weights", "D", ORANGE),
+}
+ROW_HEIGHT, LABEL_WIDTH = 0.23, 1.9
+"""Inches."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One network of one treatment, over seeds."""
+
+    treatment: str
+    kind: str
+    level: int
+    density: float
+    """Share of the weights in the mask, in percent; expected for samples and the expected network."""
+    values: dict[int, float]
+    interval: MeanInterval
+    comparison: Comparison | None = None
+    p_holm: float | None = None
+
+
+def has_supermasks(rows: Sequence[Row]) -> bool:
+    """Whether any run of these learned a mask."""
+    return any(row.get("supermask") for row in rows)
+
+
+def supermask_figure(
+    rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str, chance: float
+) -> Drawn:
+    """Test accuracy of every supermask that is not trained on; mean over seeds, its 95% t-interval, and each seed.
+
+    A learned mask is there by its single samples (the paper's number), thresholded, and as the expected network; a
+    heuristic one at the level of best mean validation accuracy. Compared with `reference`, paired by seed, where that
+    learned a mask. `chance`: percent. The axis is logarithmic in the error. Raises UserError if nothing has finished.
+    Source: paper.md sections 6 and 7; figure 7 and Table 1 of the paper.
+    """
+    bars = _compared(_bars(rows, treatments), reference)
+    if not bars:
+        raise UserError("there is nothing to draw: no supermask of this study has finished; run the study first")
+    dense = {int(row["seed"] or 0): _percent(row, "early_stop_test_accuracy") for row in _finished(rows, DENSE)}
+    text = _caption(rows, bars, reference, bool(dense))
+    return Drawn(_draw(bars, treatments, dense, chance, title, text), text, [_data_row(bar) for bar in bars])
+
+
+def _bars(rows: Sequence[Row], treatments: Sequence[str]) -> list[Bar]:
+    bars: list[Bar] = []
+    for label in treatments:
+        own = _finished(rows, label)
+        untrained = [row for row in own if row.get("trained") is False]
+        learned = [row for row in own if row.get("supermask")]
+        if untrained:
+            bars.append(_bar(label, "untrained", _best_level(untrained)))
+        elif learned and not any(row["trained"] and not row.get("supermask") for row in rows if _is(row, label)):
+            kinds = ("samples", "thresholded", "expected") if learned[0]["supermask"] == "bernoulli" else ("samples",)
+            bars += [_bar(label, kind, learned) for kind in kinds]
+    return bars
+
+
+def _finished(rows: Sequence[Row], label: str) -> list[Row]:
+    return [row for row in rows if _is(row, label) and row["status"] == "finished"]
+
+
+def _is(row: Row, label: str) -> bool:
+    return label in labels_of(row)
+
+
+def _best_level(rows: Sequence[Row]) -> list[Row]:
+    """Of one treatment's levels the one of best mean accuracy on the validation set."""
+    levels: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        levels[int(row["level"] or 0)].append(row)
+    return max(levels.values(), key=_validated)
+
+
+def _validated(rows: Sequence[Row]) -> float:
+    return fmean(_percent(row, "early_stop_validation_accuracy") for row in rows)
+
+
+def _bar(label: str, kind: str, rows: Sequence[Row]) -> Bar:
+    values = {int(row["seed"] or 0): _percent(row, KINDS[kind].column) for row in rows}
+    share = "expected_density" if kind in ("samples", "expected") else "density"
+    density = fmean(_percent(row, share) for row in rows)
+    interval = mean_interval([values[seed] for seed in sorted(values)])
+    return Bar(label, kind, int(rows[0]["level"] or 0), density, values, interval)
+
+
+def _compared(bars: Sequence[Bar], reference: str) -> list[Bar]:
+    """Every treatment's first network with that of the reference; Holm over the treatments."""
+    first = {bar.treatment: bar for bar in reversed(bars)}
+    if reference not in first:
+        return list(bars)
+    others = [bar for label, bar in first.items() if label != reference]
+    comparisons = [compare(bar.values, first[reference].values) for bar in others]
+    adjusted = holm([comparison.p for comparison in comparisons])
+    found = {bar.treatment: (c, p) for bar, c, p in zip(others, comparisons, adjusted, strict=True)}
+    return [
+        Bar(b.treatment, b.kind, b.level, b.density, b.values, b.interval, *found[b.treatment])
+        if b is first[b.treatment] and b.treatment in found
+        else b
+        for b in bars
+    ]
+
+
+def _percent(row: Row, column: str) -> float:
+    value = row[column]
+    assert isinstance(value, int | float), f"{column} of run {row.get('id')} is {value!r}"
+    return 100.0 * value
+
+
+def _draw(
+    bars: Sequence[Bar], treatments: Sequence[str], dense: dict[int, float], chance: float, title: str, text: str
+) -> Any:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(RC):
+        figure = Figure(dpi=DPI)
+        FigureCanvasAgg(figure)
+        width_of = text_width(figure)
+        lines = wrap(text, WIDTH - 0.16, lambda part: width_of(part, CAPTION_SIZE))
+        labels = [label for label in treatments if any(bar.treatment == label for bar in bars)]
+        names = [wrap(label, LABEL_WIDTH, lambda part: width_of(part, 6.8)) for label in labels]
+        below, rows_height = len(lines) * CAPTION_SIZE * 1.3 / 72 + 0.1, ROW_HEIGHT * len(labels) + 0.15
+        height = 0.34 + rows_height + 0.42 + 0.2 + below
+        figure.set_size_inches(WIDTH, height)
+        left = 0.16 + max(width_of(part, 6.8) for name in names for part in name)
+        box = (left / WIDTH, (0.62 + below) / height, (WIDTH - left - 0.12) / WIDTH, rows_height / height)
+        axes = figure.add_axes(box)
+        _draw_bars(axes, bars, labels)
+        _set_axis(axes, bars, dense, chance)
+        axes.set_yticks(range(len(labels)), [str(i) for i in range(len(labels))])
+        for shown, name in zip(axes.get_yticklabels(), names, strict=True):
+            shown.set_parse_math(False)
+            shown.set_text("\n".join(name))
+        axes.yaxis.set_major_formatter(lambda value, _: "\n".join(names[round(value)]))
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("Test accuracy (%)")
+        _legend(figure, bars, (below + 0.19) / height)
+        place: dict[str, Any] = {"va": "top", "color": INK, "parse_math": False}
+        figure.text(0.08 / WIDTH, 1 - 0.08 / height, title, fontsize=TITLE_SIZE, fontweight="bold", **place)
+        words = "\n".join(lines)
+        figure.text(0.08 / WIDTH, below / height, words, fontsize=CAPTION_SIZE, linespacing=1.3, **place)
+    return figure
+
+
+def _draw_bars(axes: Any, bars: Sequence[Bar], labels: Sequence[str]) -> None:
+    for bar in bars:
+        kinds = [each.kind for each in bars if each.treatment == bar.treatment]
+        offset = 0.0 if len(kinds) == 1 else 0.22 * (kinds.index(bar.kind) - 1)
+        y, kind = labels.index(bar.treatment) + offset, KINDS[bar.kind]
+        seeds = list(bar.values.values())
+        tick = {"alpha": 0.45, "markersize": 3.5, "markeredgewidth": 0.7, "zorder": 2}
+        axes.plot(seeds, [y] * len(seeds), "|", color=kind.colour, **tick)
+        if bar.interval.low is not None and bar.interval.high is not None:
+            ends = [max(bar.interval.low, 0.0), min(bar.interval.high, 99.99)]
+            axes.plot(ends, [y, y], color=kind.colour, linewidth=1.0, zorder=3)
+        style = {"markersize": 4.0, "markeredgecolor": "white", "markeredgewidth": 0.4, "zorder": 4}
+        axes.plot([bar.interval.mean], [y], kind.marker, color=kind.colour, **style)
+
+
+def _set_axis(axes: Any, bars: Sequence[Bar], dense: dict[int, float], chance: float) -> None:
+    seen = [value for bar in bars for value in bar.values.values()] + list(dense.values()) + [chance]
+    low, high = max(min(seen) - 4, 0.0), max(seen)
+    least = max((100 - high) / 1.25, 0.02)
+    axes.set_xscale("function", functions=error_scale(least / 1e3))
+    axes.set_xlim(low, 100 - least)
+    ticks = sorted({chance, *(tick for tick in accuracy_ticks(low, 100 - least) if tick > chance + 15)})
+    axes.set_xticks(ticks, [percent(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.axvline(chance, color=INK, linestyle=(0, (4, 2)), linewidth=0.7, zorder=1.5)
+    if dense:
+        axes.axvline(fmean(dense.values()), color=INK, linestyle=(0, (1, 1.6)), linewidth=0.9, zorder=1.5)
+
+
+def _legend(figure: Any, bars: Sequence[Bar], top: float) -> None:
+    from matplotlib.lines import Line2D
+
+    shown = [KINDS[name] for name in KINDS if any(bar.kind == name for bar in bars)]
+    style = {"linestyle": "none", "markersize": 4.0, "markeredgecolor": "white", "markeredgewidth": 0.4}
+    handles = [Line2D([], [], marker=kind.marker, color=kind.colour, **style) for kind in shown]  # type: ignore[arg-type]
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, top), "ncols": 4, "frameon": False, "borderaxespad": 0.0}
+    figure.legend(handles, [kind.words for kind in shown], columnspacing=1.0, handletextpad=0.2, fontsize=6.2, **place)
+
+
+def _caption(rows: Sequence[Row], bars: Sequence[Bar], reference: str, dense: bool) -> str:
+    counts = sorted({bar.interval.n for bar in bars})
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    first = next(row for row in rows if row["status"] == "finished")
+    sentences = [f"Network {first['network']} on {first['dataset']}: mean over n = {n} seeds"]
+    sentences[0] += ", bar: its 95% t-interval; ticks: each seed." if counts[-1] > 1 else "."
+    if any(bar.kind == "samples" for bar in bars):
+        sentences.append("A learned supermask's accuracy is the mean over single samples of its mask, as in the paper.")
+    if any(bar.kind == "untrained" and bar.level > 1 for bar in bars):
+        sentences.append("Heuristic masks: at the level of best validation accuracy.")
+    sentences.append("Dashed: chance." + (" Dotted: the trained dense network." if dense else ""))
+    told = [bar for bar in bars if bar.p_holm is not None]
+    if told:
+        same = [bar.treatment for bar in told if bar.p_holm is not None and bar.p_holm >= SIGNIFICANCE]
+        test = f"(paired t-test over seeds, Holm over {len(told)} treatments, p < {SIGNIFICANCE})"
+        counted = f"{len(told) - len(same)} of {len(told)} differ from {reference}"
+        sentences.append(f"{counted} {test}; not: {'; '.join(same)}.")
+        if not same or len(same) == len(told):
+            sentences[-1] = f"{'None differs' if same else 'All differ'} from {reference} {test}."
+    left = sum(row["status"] != "finished" for row in rows)
+    sentences.append(f"{left} runs are still to do or did not finish." if left else "")
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _data_row(bar: Bar) -> Row:
+    c = bar.comparison
+    low, high = (c.interval95 or (None, None)) if c else (None, None)
+    return {
+        "treatment": bar.treatment,
+        "network": bar.kind,
+        "level": bar.level,
+        "density_percent": bar.density,
+        "n": bar.interval.n,
+        "mean": bar.interval.mean,
+        "mean_low95": bar.interval.low,
+        "mean_high95": bar.interval.high,
+        "difference": c.difference if c else None,
+        "difference_low95": low,
+        "difference_high95": high,
+        "hedges_g": c.hedges_g if c else None,
+        "test": c.test if c else None,
+        "p": c.p if c else None,
+        "p_holm": bar.p_holm,
+        "values_by_seed": " ".join(f"{seed}={value:.6g}" for seed, value in sorted(bar.values.items())),
+    }
