@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STORE ?= supermask-store
 FIGURES ?= figures
-STUDIES := mask-criteria mask-1-actions mask-0-actions
+STUDIES := mask-criteria mask-1-actions mask-0-actions learned-supermasks
 
 .PHONY: demo test lint format clean
 
@@ -13,7 +13,9 @@ demo: $(VENV)/installed
 	@for study in $(STUDIES); do $(BIN)/supermask run $$study scale=digits --store $(STORE) || exit; done
 	@for study in $(STUDIES); do $(BIN)/supermask figure $$study scale=digits --store $(STORE) --out $(FIGURES) || exit; done
 	@$(BIN)/supermask status mask-criteria scale=digits --store $(STORE)
-	@echo "The figures are in $(FIGURES)/; the first to look at is $(FIGURES)/mask-criteria-accuracy.png"
+	@$(BIN)/supermask status learned-supermasks scale=digits --store $(STORE)
+	@echo "The figures are in $(FIGURES)/; the first to look at are $(FIGURES)/mask-criteria-accuracy.png"
+	@echo "and $(FIGURES)/learned-supermasks-supermasks.png: weights that were never trained, good by their mask alone."
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n $${WORKERS:-2} --dist worksteal
