@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from supermask.errors import MachineError, UserError
 from supermask.lineage import Lineage
-from supermask.records import unpack_state
+from supermask.records import unpack_masks
 from supermask.run import Run
 from supermask.store import Store
 from supermask.store.entry import Facts
@@ -25,8 +25,9 @@ def export_run(store: Store, run_id: str, folder: Path) -> list[Path]:
     `run.json`: id, parent, network, dataset, criterion, mask1, mask0, schedule, level, seed, prune_rates, metrics,
     certificate, environment, and whatever else is known. `tensors.safetensors`: for every maskable weight
     `start.<name>` (frozen values included), `final.<name>` (float32) and `mask.<name>` (bool), in the kernel's shape;
-    for everything else in the network (biases) `other_start.<name>` and `other_final.<name>`. Files of these names
-    are replaced, others in the folder stay. A run at level 1 is the same run under either schedule: `iterative`.
+    for everything else in the network (biases) `other_start.<name>` and `other_final.<name>`. Of a learned supermask
+    `logit_start.<name>` and `logit_final.<name>` too: its mask is where p > 0.5, its weights do not move.
+    Files of these names are replaced, others in the folder stay. A run at level 1 is the same run under either schedule: `iterative`.
     Raises UserError if the folder cannot be one or the run's weights were dropped, Damaged if they are not whole.
     """
     from safetensors.torch import save
@@ -35,16 +36,19 @@ def export_run(store: Store, run_id: str, folder: Path) -> list[Path]:
     if entry.facts["status"] == "diverged":
         at = entry.facts["metrics"]["diverged_at"]
         raise UserError(f"run {run_id} diverged at iteration {at}: it has no final weights to export.")
-    if entry.weights is None:
+    run = Run.from_data(entry.facts)
+    if entry.weights is None and run.trains:
         raise UserError(
             f"the weights of run {run_id} were dropped (--keep), only its masks are left. "
             "Run its study with --keep all and another --store to have them."
         )
-    start = Lineage(store).parent(run_id).start
-    end = unpack_state(entry.tensors | entry.weights, start)
+    parent = Lineage(store).parent(run_id)
+    tensors = _tensors(parent.start, parent.at("end"))
+    if run.learning is not None:
+        tensors |= {f"mask.{n}": m for n, m in unpack_masks(entry.tensors, parent.maskables).items()}
     text = json.dumps(run_facts(entry.facts), indent=2, allow_nan=False) + "\n"
     # run.json last: where it is, the tensors are whole.
-    files = {"tensors.safetensors": save(_tensors(start, end)), "run.json": text.encode()}
+    files = {"tensors.safetensors": save(tensors), "run.json": text.encode()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
@@ -75,6 +79,8 @@ def _tensors(start: Start, end: State) -> dict[str, Tensor]:
         "mask": start.masks,
         "other_start": start.others,
         "other_final": end.others,
+        "logit_start": start.logits,
+        "logit_final": end.logits,
     }
     return {f"{kind}.{name}": t.contiguous() for kind, named in groups.items() for name, t in named.items()}
 

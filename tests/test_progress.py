@@ -21,13 +21,17 @@ DENSE, PRUNED = PLAN.runs.values()
 FINISHED = {"early_stop_test_accuracy": 0.98765}
 
 
+def schedule(left: int) -> Schedule:
+    return cast(Schedule, SimpleNamespace(tasks_left=left, work_left=10.0 * left))
+
+
 def said(terminal: bool, title: str, label: str, *events: tuple[Task, Result, int]) -> str:
     """What two tasks' ends look like; each event says how many tasks are then left."""
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=40, color_system=None, soft_wrap=True)
     with progress(title, console, {DENSE.id: "dense", PRUNED.id: label}, 2) as listener:
         for task, result, left in events:
-            listener(cast(Schedule, SimpleNamespace(tasks_left=left)), task, result)
+            listener(schedule(left), task, result)
     return text.getvalue()
 
 
@@ -49,9 +53,7 @@ def test_time_left_is_from_the_pace_since_the_first_task_ended(monkeypatch: pyte
     text = io.StringIO()
     listener = _Lines(Console(file=text), "study", {}, 4)
     for left in (3, 2, 1, 0):
-        listener(
-            cast(Schedule, SimpleNamespace(tasks_left=left)), Task(DENSE), Result(DENSE.id, "finished", 1.0, FINISHED)
-        )
+        listener(schedule(left), Task(DENSE), Result(DENSE.id, "finished", 1.0, FINISHED))
     assert [line.partition("in 1.0 s")[2].strip() for line in text.getvalue().splitlines()] == [
         "",
         "12 s left",

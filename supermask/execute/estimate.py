@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from supermask.datasets.facts import DATASETS
+from supermask.engines.choice import choose
 from supermask.masks import kept_after
 from supermask.networks import Conv, maskables, products
 from supermask.plan import Plan
@@ -47,6 +48,9 @@ SPARSE_SLOWNESS = 2.7
 
 SPARSE_STEP_SECONDS = 3e-5
 """Its training step beside its arithmetic."""
+
+MASK_SECONDS = {"sparse": 2e-9, "reference": 1e-8}
+"""A training step of a mask beside its arithmetic, a weight: coins, sigmoid, the optimiser."""
 
 COMMIT_SECONDS = 0.02
 """Its commit, which is not in the seconds that a run records."""
@@ -99,6 +103,7 @@ class _Model:
         self.network = next(iter(plan.runs.values())).network
         self.dataset = plan.study.dataset
         convolves = any(isinstance(layer, Conv) for layer in plan.layers)
+        self.layers = plan.layers
         self.products = products(plan.layers) * (CONV_SLOWNESS if convolves else 1.0)
         self.weights = sum(m.size for m in maskables(plan.layers).values())
         self.validation_images, self.test_images = facts.validation_images, facts.test_images
@@ -109,15 +114,23 @@ class _Model:
         recipe = run.recipe
         iterations = recipe.iterations - first
         evaluated = self.validation_images * (iterations / recipe.evaluate_every + 1) + 2 * self.test_images
+        if run.learning is not None:
+            # Every evaluation on several masks; then the report.
+            evaluated = run.learning.passes * (evaluated + 2 * self.test_images)
+            engine = "reference" if engine == "reference" else choose("auto", self.layers, "cpu", run.learning).engine
         # A training step needs a forward pass and about twice as much for the gradients.
         images = 3 * recipe.batch_size * iterations + evaluated
         arithmetic = images * self.products * self.seconds_a_product
         beside = iterations * (STEP_SECONDS + WEIGHT_SECONDS * self.weights)
-        if engine == "sparse":
+        if run.learning is not None:
+            beside += iterations * MASK_SECONDS[engine] * self.weights
+        elif engine == "sparse":
             beside = iterations * SPARSE_STEP_SECONDS
             # What is frozen at other values than 0 is computed with, whatever trains.
             computed = kept if run.step is None or run.step.mask0 == "zero" else 1.0
             arithmetic *= SPARSE_SHARE * min(1.0, SPARSE_SLOWNESS * computed)
+        if run.learning is not None and engine == "sparse":
+            arithmetic *= SPARSE_SHARE
         return arithmetic + beside + RUN_SECONDS + SCORED_SECONDS * self.weights
 
 

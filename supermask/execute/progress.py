@@ -33,8 +33,8 @@ def progress(title: str, console: Console, labels: dict[str, str], tasks: int) -
 class _Lines:
     def __init__(self, console: Console, title: str, labels: dict[str, str], tasks: int) -> None:
         self.console, self.title, self.labels, self.tasks = console, title, labels, tasks
-        self.first: tuple[float, int] | None = None
-        """When the first task ended, and how many were then left: the workers' start is not part of the pace."""
+        self.first: tuple[float, float] | None = None
+        """When the first task ended, and what work was then left: the workers' start is not part of the pace."""
 
     def __call__(self, schedule: Schedule, task: Task, result: Result) -> None:
         done = f"{max(0, self.tasks - schedule.tasks_left)}/{self.tasks}"
@@ -46,9 +46,9 @@ class _Lines:
 
     def time_left(self, schedule: Schedule) -> str:
         """From the pace since the first task ended; empty where there is none yet, or nothing left."""
-        now, left = time.monotonic(), schedule.tasks_left
+        now, left = time.monotonic(), schedule.work_left
         began, left_then = self.first = self.first or (now, left)
-        if not left or left >= left_then:
+        if not schedule.tasks_left or left >= left_then:
             return ""
         return f"{duration((now - began) / (left_then - left) * left)} left"
 

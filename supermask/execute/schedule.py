@@ -17,6 +17,17 @@ Keep = Literal["all", "needed", "masks"]
 """Whose weights are kept: everybody's; only those from which the study can be extended; only those of runs to come."""
 
 
+BESIDE_TRAINING = 40_000
+"""Images: what a run's evaluations, start and commit cost, in passes of one image through its network."""
+
+
+def work(run: Run) -> float:
+    """Roughly what a run costs, in passes of one image; a training step needs three for each of its images."""
+    samples = 1 if run.learning is None else run.learning.passes
+    evaluations = run.recipe.iterations / run.recipe.evaluate_every
+    return 3.0 * run.recipe.iterations * run.recipe.batch_size + samples * (BESIDE_TRAINING + 5_000 * evaluations)
+
+
 class Schedule:
     """The state of a plan while it is carried out: to do, ready, in flight, done.
 
@@ -37,6 +48,7 @@ class Schedule:
             self._count_in_ancestors(run, 1)
         self._order = {run_id: i for i, run_id in enumerate(plan.runs)}
         self._tasks = {task.run.id: task for task in self._make_tasks()}
+        self._work_left = sum(work(task.run) for task in self._tasks.values())
         self._ready: list[tuple[int, int, Task]] = []
         self._waiting: dict[str, list[Task]] = {}
         for task in self._tasks.values():
@@ -55,6 +67,11 @@ class Schedule:
         """Tasks not yet ended, those in flight included."""
         return len(self._tasks)
 
+    @property
+    def work_left(self) -> float:
+        """The same, each counted as `work` weighs it."""
+        return self._work_left
+
     def next(self) -> Task | None:
         """The next task whose parent is there, or None."""
         return heapq.heappop(self._ready)[2] if self._ready else None
@@ -67,6 +84,7 @@ class Schedule:
         """A task came to its end: what waited for it becomes ready, or impossible."""
         assert result.status != "not_started", "then the schedule has to be made again"
         del self._tasks[task.run.id]
+        self._work_left -= work(task.run)
         if not task.retrace:
             self.status[task.run.id] = result.status
             self._count_in_ancestors(task.run, -1)
@@ -79,16 +97,16 @@ class Schedule:
     def surplus(self, keep: Keep, ended: Run | None = None) -> Iterator[tuple[Run, Point]]:
         """Which finished runs' weights (`end`) and other points can be dropped: no run of the plan still reads them.
 
-        Looks at a run that has just ended and its ancestors, or at all runs. `needed` keeps whole the dense runs and
-        those of the last levels, and of the others what the starts of their descendants are made of: any level or
-        treatment can then be added to the study without training again.
+        Looks at a run that has just ended and its ancestors, or at all runs. `needed` keeps whole the dense runs,
+        learned masks and the runs of the last levels, and of the others what the starts of their descendants are made
+        of: any level or treatment can then be added to the study without training again.
         """
         if keep == "all":
             return
         for run in self.plan.runs.values() if ended is None else (ended, *self._ancestors(ended)):
             children = self.plan.children[run.id]
-            extendable = run.level == 0 or not children
-            if self.status.get(run.id) != "finished" or (keep == "needed" and extendable):
+            extendable = run.level == 0 or run.learning is not None or not children
+            if self.status.get(run.id) != "finished" or not run.trains or (keep == "needed" and extendable):
                 continue
             points: set[Point] = {"end"}
             points.update(*(child.points for child in children))
@@ -150,7 +168,8 @@ class Schedule:
             if child.id not in self.status:
                 self.status[child.id] = "ancestor_diverged"
                 self._count_in_ancestors(child, -1)
-            self._tasks.pop(child.id, None)
+            if self._tasks.pop(child.id, None) is not None:
+                self._work_left -= work(child)
             below += self.plan.children[child.id]
 
     def _ancestors(self, run: Run) -> Iterator[Run]:

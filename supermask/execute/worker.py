@@ -243,7 +243,7 @@ class Worker:
         seconds = round(time.perf_counter() - began, 3)
         about |= {"seconds": seconds, "data": {"fingerprint": images.fingerprint, "note": images.note}}
         facts, tensors, weights = pack_outcome(run, start, outcome, certificate, about)
-        if facts["status"] == "finished" and run.trains and run.learning is None:
+        if facts["status"] == "finished":
             # Before the run itself: a committed run then has them.
             self._commit_points(run, start, outcome)
         if self.store.commit(run.id, facts, tensors, weights):
@@ -253,6 +253,8 @@ class Worker:
         return Result(run.id, facts["status"], facts["seconds"], facts["metrics"], _refused(facts))
 
     def _commit_points(self, run: Run, start: Start, outcome: Outcome) -> None:
+        if run.learning is not None:
+            return  # its logits at the lowest validation loss are what the run itself holds
         for point, state in outcome.points.items():
             name, tensors = point_name(point), pack_point(state, start.masks)
             new = self.store.commit_point(run.id, name, {"run": run.id}, tensors)
