@@ -27,7 +27,8 @@ def export_run(store: Store, run_id: str, folder: Path) -> list[Path]:
     `start.<name>` (frozen values included), `final.<name>` (float32) and `mask.<name>` (bool), in the kernel's shape;
     for everything else in the network (biases) `other_start.<name>` and `other_final.<name>`. Of a learned supermask
     `logit_start.<name>` and `logit_final.<name>` too: its mask is where p > 0.5, its weights do not move.
-    Files of these names are replaced, others in the folder stay. A run at level 1 is the same run under either schedule: `iterative`.
+    Files of these names are replaced, others in the folder stay. A run at level 1 is the same run under either
+    schedule: `iterative`.
     Raises UserError if the folder cannot be one or the run's weights were dropped, Damaged if they are not whole.
     """
     from safetensors.torch import save

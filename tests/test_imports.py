@@ -21,14 +21,14 @@ datasets.images engines.kernels.bits engines.kernels.chance engines.kernels.line
 actions criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises store.folders study.overrides text_table
 datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption store.store study.values ticket
 certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.lines learned store
-datasets.load engines.choice engines.job figures.accuracy mask_certificate run study.supermask
+datasets.load engines.choice engines.job figures.accuracy figures.curves figures.panels figures.supermasks mask_certificate run study.supermask
 datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures records study.model
-engines.layers engines.reference study.loading
-engines.filter_layer engines.fully_connected engines.learning exit_status study
-engines.convolutional engines.layer_costs engines.masked_network engines.report lineage plan
-engines.measuring execute.estimate export rows verify
-engines.sparse status
-execute.preload_convolutions execute.preload_sparse execute.worker
+engines.layers engines.reference execute.checkpoints study.labels
+engines.filter_layer engines.fully_connected engines.learning study.loading
+engines.convolutional engines.layer_costs engines.masked_network engines.report exit_status study
+engines.measuring lineage plan
+engines.sparse execute.estimate export rows verify
+execute.preload_convolutions execute.preload_sparse execute.worker status
 execute.preload execute.schedule
 execute.local
 commands execute.progress
@@ -106,7 +106,18 @@ IMPORT_TORCH = {
     "execute.preload_convolutions",
 } | {
     f"engines.{part}"
-    for part in ("convolutional", "filter_layer", "fully_connected", "layer_costs", "layers", "measuring", "trained")
+    for part in (
+        "convolutional",
+        "filter_layer",
+        "fully_connected",
+        "layer_costs",
+        "layers",
+        "learning",
+        "masked_network",
+        "measuring",
+        "report",
+        "trained",
+    )
 }
 """The engines, and what the server of worker processes loads before it forks; they are named where they are needed."""
 

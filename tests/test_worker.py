@@ -19,8 +19,9 @@ from supermask.engines import reference
 from supermask.engines.job import BatchOrder, Data, Job
 from supermask.errors import MachineError, UserError
 from supermask.execute import worker as worker_module
+from supermask.execute.checkpoints import Interrupted, StoredCheckpoints
 from supermask.execute.schedule import Schedule
-from supermask.execute.worker import Interrupted, Result, Site, StoredCheckpoints, Task, Worker, worker_at
+from supermask.execute.worker import Result, Site, Task, Worker, worker_at
 from supermask.networks import initial_start
 from supermask.plan import Plan
 from supermask.store import Store

@@ -22,8 +22,9 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 from supermask.errors import MachineError
+from supermask.execute.checkpoints import Interrupted
 from supermask.execute.schedule import Keep, Schedule
-from supermask.execute.worker import Interrupted, Result, Site, Task, worker_at
+from supermask.execute.worker import Result, Site, Task, worker_at
 from supermask.networks import Conv
 from supermask.plan import Plan
 from supermask.store import Store

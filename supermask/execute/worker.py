@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +14,14 @@ import numpy as np
 from supermask.certificate import Certificate, certify
 from supermask.datasets import Images, load, split
 from supermask.engines.choice import Choice, choose
-from supermask.engines.job import Array, Checkpoints, Data, Job
+from supermask.engines.job import Checkpoints, Data, Job
 from supermask.environment import environment
 from supermask.errors import MachineError, UserError
+from supermask.execute.checkpoints import StoredCheckpoints
 from supermask.lineage import Lineage, NotKept, layers_of, step_of
 from supermask.mask_certificate import certify_learning
 from supermask.networks import initial_start, maskables
-from supermask.records import pack_outcome, pack_point, point_name, start_content, stored_weights, unpack_logits
+from supermask.records import pack_outcome, pack_point, point_name, stored_weights, unpack_logits
 from supermask.run import Run
 from supermask.store import Damaged, Store
 from supermask.store.entry import Facts, content_hash
@@ -62,49 +63,6 @@ class Result:
     message: str = ""
     lacking: str = ""
     """With `not_started`: the store's key of what is damaged or not there."""
-
-
-class Interrupted(BaseException):
-    """A task was asked to stop; its run goes on from the checkpoint that was just saved."""
-
-
-class StoredCheckpoints:
-    """A run's checkpoints in the store.
-
-    Gone on from only by a training that has to come to the same bits: in the same environment, from the same start.
-    """
-
-    def __init__(
-        self, store: Store, run_id: str, start: Start, fingerprint: str, every: float, stopping: Callable[[], bool]
-    ) -> None:
-        self._store, self._run_id, self._start, self._fingerprint = store, run_id, start, fingerprint
-        self._every, self._stopping, self._last = every, stopping, time.monotonic()
-
-    def load(self) -> tuple[dict[str, Any], dict[str, Array]] | None:
-        """The last checkpoint, unless it is another training's."""
-        entry = self._store.load_checkpoint(self._run_id)
-        if entry is None or entry.facts["of"] != self._of:
-            return None
-        return entry.facts["engine"], entry.tensors
-
-    def due(self) -> bool:
-        """Whether it is time to save."""
-        return self._stopping() or time.monotonic() - self._last >= self._every
-
-    def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None:
-        """Replaces the checkpoint. Raises Interrupted if the task was asked to stop."""
-        self._store.save_checkpoint(self._run_id, {"of": self._of, "engine": facts}, tensors)
-        self._last = time.monotonic()
-        if self._stopping():
-            raise Interrupted
-
-    def remove(self) -> None:
-        """The run is committed."""
-        self._store.remove_checkpoint(self._run_id)
-
-    @cached_property
-    def _of(self) -> dict[str, str]:
-        return {"environment": self._fingerprint, "start": start_content(self._start)}
 
 
 @lru_cache(maxsize=1)

@@ -13,9 +13,9 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from supermask.errors import UserError, did_you_mean
+from supermask.study.labels import labels_of
 from supermask.study.model import Settings, Study, Treatment
 from supermask.study.overrides import apply_overrides
-from supermask.study.supermask import Supermask
 from supermask.study.yaml_tree import Node, from_plain, kind, locate, parse_yaml, plain, printable, shown
 
 LARGEST_FILE = 1_000_000
@@ -25,8 +25,6 @@ MOST_TREATMENTS = 10_000
 Keys = TypeVar("Keys", bound=BaseModel)
 
 STUDY_KEYS = (*Settings.model_fields, "treatments", "reference", "scales")
-ALONE = ("criterion", "mask1", "mask0", "schedule", "scope")
-"""Fields whose values name themselves in a label; the others stand there as field=value."""
 EXAMPLE = "such as treatments: [{criterion: [large_final, random]}]"
 
 
@@ -238,7 +236,7 @@ def _treatments(entries: Sequence[_Entry], settings: Settings, faults: list[str]
         unnamed.append("name" not in given)
     if faults:
         return treatments
-    labels = _labels(treatments, unnamed)
+    labels = labels_of(treatments, unnamed)
     first = {label: k for k, label in reversed(list(enumerate(labels)))}
     for k, label in enumerate(labels):
         if first[label] != k:
@@ -247,31 +245,6 @@ def _treatments(entries: Sequence[_Entry], settings: Settings, faults: list[str]
                 f"{at}: two treatments are called {shown(label)}; a name goes with one treatment, without lists."
             )
     return [t.model_copy(update={"name": label}) for t, label in zip(treatments, labels, strict=True)]
-
-
-def _labels(treatments: Sequence[Treatment], unnamed: Sequence[bool]) -> list[str]:
-    """Its name, or else the values of the fields that differ among the treatments, or else its criterion."""
-    fields = [f for f in Treatment.model_fields if f not in ("name", "supermask")]
-    pruned = [t for t in treatments if t.supermask is None]
-    differ = [f for f in fields if len({dict(t.content)[f] for t in pruned}) > 1]
-
-    def label(treatment: Treatment) -> str:
-        if treatment.supermask is not None:
-            return _supermask_label(treatment, treatment.supermask)
-        values = {f: getattr(treatment, f) for f in differ}
-        parts = [str(v) if f in ALONE else f"{f}={str(v).lower()}" for f, v in values.items()]
-        return " + ".join(parts) or treatment.criterion
-
-    return [label(t) if free else t.name for t, free in zip(treatments, unnamed, strict=True)]
-
-
-def _supermask_label(treatment: Treatment, kind: Supermask) -> str:
-    """Its method, and every value that is not the default: of the mask, then of what follows it."""
-    usual = {name: field.default for name, field in Treatment.model_fields.items()}
-    own = [f"{name}={str(value).lower()}" for name, value in kind if value != Supermask.model_fields[name].default]
-    then = {f: v for f, v in treatment if f not in ("name", "supermask") and v != usual[f]}
-    after = [str(v) if f in ALONE else f"{f}={str(v).lower()}" for f, v in then.items()]
-    return " + ".join([kind.method, *(part for part in own if not part.startswith("method=")), *after])
 
 
 def _check_scales(node: Node | None, faults: list[str]) -> None:

@@ -1,0 +1,56 @@
+"""A run's checkpoints in the store: where a training that was cut off goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from supermask.engines.job import Array
+from supermask.records import start_content
+from supermask.store import Store
+from supermask.types import Start
+
+
+class Interrupted(BaseException):
+    """A task was asked to stop; its run goes on from the checkpoint that was just saved."""
+
+
+class StoredCheckpoints:
+    """A run's checkpoints in the store.
+
+    Gone on from only by a training that has to come to the same bits: in the same environment, from the same start.
+    """
+
+    def __init__(
+        self, store: Store, run_id: str, start: Start, fingerprint: str, every: float, stopping: Callable[[], bool]
+    ) -> None:
+        self._store, self._run_id, self._start, self._fingerprint = store, run_id, start, fingerprint
+        self._every, self._stopping, self._last = every, stopping, time.monotonic()
+
+    def load(self) -> tuple[dict[str, Any], dict[str, Array]] | None:
+        """The last checkpoint, unless it is another training's."""
+        entry = self._store.load_checkpoint(self._run_id)
+        if entry is None or entry.facts["of"] != self._of:
+            return None
+        return entry.facts["engine"], entry.tensors
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return self._stopping() or time.monotonic() - self._last >= self._every
+
+    def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None:
+        """Replaces the checkpoint. Raises Interrupted if the task was asked to stop."""
+        self._store.save_checkpoint(self._run_id, {"of": self._of, "engine": facts}, tensors)
+        self._last = time.monotonic()
+        if self._stopping():
+            raise Interrupted
+
+    def remove(self) -> None:
+        """The run is committed."""
+        self._store.remove_checkpoint(self._run_id)
+
+    @cached_property
+    def _of(self) -> dict[str, str]:
+        return {"environment": self._fingerprint, "start": start_content(self._start)}
