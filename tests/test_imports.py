@@ -28,7 +28,7 @@ engines.filter_layer engines.fully_connected engines.learning study.loading
 engines.convolutional engines.layer_costs engines.masked_network engines.report exit_status study
 engines.measuring lineage plan
 engines.sparse execute.estimate export rows verify
-execute.preload_convolutions execute.preload_sparse execute.worker status
+execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.worker status
 execute.preload execute.schedule
 execute.local
 commands execute.progress
@@ -104,6 +104,7 @@ IMPORT_TORCH = {
     "execute.preload",
     "execute.preload_sparse",
     "execute.preload_convolutions",
+    "execute.preload_masks",
 } | {
     f"engines.{part}"
     for part in (

@@ -29,11 +29,14 @@ from supermask.engines.kernels.compiling import SOURCES
 from supermask.engines.kernels.lanes import LANES
 from supermask.engines.layer_costs import measure_layer_costs
 from supermask.engines.loop import Stepper
+from supermask.engines.masked_network import MaskedNetwork
 from supermask.engines.reference import tiny_is_zero
 from supermask.engines.walks import Walk, WalkCosts
 from supermask.environment import processor
+from supermask.learned import Learning, learning_start
 from supermask.networks import Architecture, Dense, architecture, initial_start
 from supermask.recipe import Recipe
+from supermask.rng import streams
 from supermask.types import Start
 
 
@@ -177,6 +180,19 @@ def warm_up(convolutions: bool) -> None:
         for stepper in steppers:
             stepper.train(0, 1)
             stepper.measure(images, labels)
+
+
+def warm_up_masks() -> None:
+    """Loads the compiled kernels that learn masks, or compiles them."""
+    images, labels = np.zeros((1, 1, 28, 28), np.uint8), np.zeros(1, np.int64)
+    data = Data(images, labels, np.arange(1), images, labels, images, labels, 1)
+    start = learning_start(Learning(), _LAYERS, 0, None, None, streams(0))
+    recipe = Recipe("sgd", 1.0, 1, 1, 1, momentum=0.9)
+    network = MaskedNetwork(Job(_LAYERS, start, recipe, seed=0, learning=Learning()), data)
+    with tiny_is_zero(threads=1):
+        network.load(start.state)
+        network.train(0, 1)
+        network.measure(images, labels)
 
 
 def _convolutions() -> tuple[Job, Data]:

@@ -19,7 +19,7 @@ from supermask.engines.job import Data, Job
 from supermask.engines.kernels.compiling import SOURCES
 from supermask.engines.loop import Stepper, run
 from supermask.engines.masked_network import MaskedNetwork
-from supermask.engines.measuring import Costs, costs_here, warm_up
+from supermask.engines.measuring import Costs, costs_here, warm_up, warm_up_masks
 from supermask.engines.reference import tiny_is_zero
 from supermask.engines.walks import walks
 from supermask.networks import Dense
@@ -54,10 +54,12 @@ def stepper(job: Job, data: Data, costs: Costs) -> Stepper:
     return Convolutional(job, data, costs.layers)
 
 
-def prepare(convolutions: bool) -> None:
+def prepare(convolutions: bool, masks: bool = False) -> None:
     """Compiles the kernels and measures their costs, where that is still to be done, for processes forked later too."""
     costs_here()
     warm_up(convolutions)
+    if masks:
+        warm_up_masks()
 
 
 def environment_facts(costs: Costs) -> dict[str, Any]:

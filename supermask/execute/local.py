@@ -186,8 +186,12 @@ def _preload(site: Site, plan: Plan) -> list[str]:
     """Modules that the server of workers imports."""
     modules = ["supermask.execute.preload"]
     if site.engine != "reference" and site.device == "cpu":
-        convolves = any(isinstance(layer, Conv) for layer in plan.layers)
-        modules.append(f"supermask.execute.{'preload_convolutions' if convolves else 'preload_sparse'}")
+        kind = "sparse"
+        if any(isinstance(layer, Conv) for layer in plan.layers):
+            kind = "convolutions"
+        elif any(run.learning is not None for run in plan.runs.values()):
+            kind = "masks"
+        modules.append(f"supermask.execute.preload_{kind}")
     return modules
 
 
