@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from supermask.criteria import CRITERIA
     from supermask.datasets import DATASETS
     from supermask.errors import MachineError, UserError
+    from supermask.learned import METHODS, Learning
     from supermask.lineage import Lineage
     from supermask.masks import keep_top
     from supermask.plan import Plan, make_plan
@@ -37,6 +38,8 @@ _HOMES = {
     "DATASETS": "datasets",
     "MachineError": "errors",
     "UserError": "errors",
+    "METHODS": "learned",
+    "Learning": "learned",
     "Lineage": "lineage",
     "keep_top": "masks",
     "Plan": "plan",
@@ -62,9 +65,11 @@ __all__ = [
     "DATASETS",
     "MASK0_ACTIONS",
     "MASK1_ACTIONS",
+    "METHODS",
     "Certificate",
     "Damaged",
     "Layer",
+    "Learning",
     "Lineage",
     "MachineError",
     "Outcome",
