@@ -16,21 +16,22 @@ import supermask
 PACKAGE = Path(supermask.__file__).parent
 
 FLOORS = """
-analysis.distribution analysis.pixels analysis.plane analysis.specimen cache cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style recipe rng stats types
+analysis.distribution analysis.pixels analysis.plane analysis.specimen cache cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style figures.text recipe rng stats types
 analysis.overlap analysis.units datasets.images engines.kernels.bits engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
 actions analysis.density analysis.signs criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises store.folders study.overrides text_table
-analysis datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.choice engines.costs engines.job engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption run store.store study.model ticket
-certificate datasets.cifar10 datasets.mnist engines.kernels.winograd_gradients engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines store study.loading
-datasets.load engines.layers engines.reference exit_status figures.accuracy records study
+analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.choice engines.costs engines.job engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption run store.store study.model ticket
+certificate datasets.cifar10 datasets.mnist engines.kernels.winograd_gradients engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines figures.page store study.loading
+datasets.load engines.layers engines.reference exit_status figures.accuracy figures.density figures.distributions figures.overlap figures.pixel_maps figures.planes records study
 datasets engines.filter_layer engines.fully_connected figures lineage plan
 engines.convolutional engines.layer_costs execute.estimate export rows verify
-engines.measuring status
+engines.measuring specimens status
 engines.sparse
 execute.preload_convolutions execute.preload_sparse execute.worker
 execute.preload execute.schedule
 execute.local
 commands execute.progress
-cli.studies
+cli.studies looking
+cli.masks
 cli
 __main__
 """  # noqa: E501

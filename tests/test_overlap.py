@@ -58,7 +58,8 @@ def test_full_empty_and_nested_masks() -> None:
     for one, other, jaccard in ((empty, empty, 1), (empty, some, 0), (full, some, 1 / 3), (full, full, 1)):
         found = overlaps({"a": one}, {"a": other})[ALL_LAYERS]
         assert found.jaccard == jaccard
-        assert found.chance == Chance(pytest.approx(jaccard), jaccard, jaccard)
+        assert found.chance.expected == pytest.approx(jaccard)
+        assert (found.chance.low, found.chance.high) == (jaccard, jaccard)
         assert (found.verdict, found.nested) == ("within", True)
     assert overlaps({"a": some}, {"a": more})["a"].nested
 

@@ -5,7 +5,16 @@ Masks and weights are mappings from a tensor's name to an array of its shape, as
 
 from supermask.analysis.density import Density, densities
 from supermask.analysis.distribution import Distribution, distribution_of, limits_of
-from supermask.analysis.overlap import ALL_LAYERS, Chance, Overlap, OverlapMatrix, chance_of, overlap_matrix, overlaps
+from supermask.analysis.overlap import (
+    ALL_LAYERS,
+    Chance,
+    Overlap,
+    OverlapMatrix,
+    chance_of,
+    overlap_matrix,
+    overlaps,
+    pairs_of,
+)
 from supermask.analysis.pixels import pixel_map
 from supermask.analysis.plane import Hexagons, Plane, hexagons, plane_of
 from supermask.analysis.signs import SignAgreement, sign_agreement, sign_agreement_between
@@ -35,6 +44,7 @@ __all__ = [
     "limits_of",
     "overlap_matrix",
     "overlaps",
+    "pairs_of",
     "pixel_map",
     "plane_of",
     "short_labels",

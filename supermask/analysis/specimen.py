@@ -46,6 +46,8 @@ class Specimen:
     w_f: Arrays | None = None
     start: Arrays | None = None
     end: Arrays | None = None
+    note: str = ""
+    """What a reader has to know of it, such as that its run diverged."""
     label: str = ""
     """What it is called in tables and figures; given by `labelled`."""
 
