@@ -10,17 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from supermask import commands
+    from supermask import analysis, commands
     from supermask.actions import MASK0_ACTIONS, MASK1_ACTIONS
+    from supermask.analysis import Specimen
     from supermask.certificate import Certificate, certify
     from supermask.criteria import CRITERIA
     from supermask.datasets import DATASETS
     from supermask.errors import MachineError, UserError
     from supermask.learned import METHODS, Learning
     from supermask.lineage import Lineage
+    from supermask.looking import look
     from supermask.masks import keep_top
     from supermask.plan import Plan, make_plan
     from supermask.run import Run
+    from supermask.specimens import load_specimens
     from supermask.store import Damaged, Store
     from supermask.study import Study, Treatment, load_study, study_from
     from supermask.ticket import Parent, Step, next_start
@@ -29,7 +32,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "analysis": "",
     "commands": "",
+    "Specimen": "analysis",
     "MASK0_ACTIONS": "actions",
     "MASK1_ACTIONS": "actions",
     "Certificate": "certificate",
@@ -41,10 +46,12 @@ _HOMES = {
     "METHODS": "learned",
     "Learning": "learned",
     "Lineage": "lineage",
+    "look": "looking",
     "keep_top": "masks",
     "Plan": "plan",
     "make_plan": "plan",
     "Run": "run",
+    "load_specimens": "specimens",
     "Damaged": "store",
     "Store": "store",
     "Study": "study",
@@ -76,16 +83,20 @@ __all__ = [
     "Parent",
     "Plan",
     "Run",
+    "Specimen",
     "Start",
     "Step",
     "Store",
     "Study",
     "Treatment",
     "UserError",
+    "analysis",
     "certify",
     "commands",
     "keep_top",
+    "load_specimens",
     "load_study",
+    "look",
     "make_plan",
     "next_start",
     "study_from",

@@ -176,7 +176,7 @@ def _drawn(made: Plan, found: list[Row], store: Store) -> dict[str, Drawn]:
 
 def export(run_id: str, folder: Path, store: Path | None = None) -> list[Path]:
     """Writes `run.json` and `tensors.safetensors` of a run, named by its id or the beginning of it."""
-    at = _existing(store)
+    at = existing_store(store)
     return export_run(at, find_run(at, run_id), folder)
 
 
@@ -184,18 +184,19 @@ def verify(store: Path | None = None) -> Iterator[Verdict]:
     """Every run in the store, its hashes and its certificate, again from the tensors."""
     from supermask.verify import verify_store
 
-    return verify_store(_existing(store))
+    return verify_store(existing_store(store))
 
 
 def query(sql: str, store: Path | None = None) -> tuple[Answer, list[str]]:
     """SQL (DuckDB's) over the table `runs`, one row a run of the store; and a text for each damaged run."""
     from supermask import tables
 
-    found, damaged = rows_of_store(_existing(store))
+    found, damaged = rows_of_store(existing_store(store))
     return tables.query(found, sql), damaged
 
 
-def _existing(store: Path | None) -> Store:
+def existing_store(store: Path | None) -> Store:
+    """The store in this folder, or in the default one. Raises UserError where there is no such folder."""
     folder = store or default_store()
     if not folder.is_dir():
         raise UserError(

@@ -29,7 +29,7 @@ Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the
 `SUPERMASK_CACHE` the folder of decoded data sets.
 
 Python: `supermask.commands` has a function for each command, with the same arguments; it returns data and prints
-nothing.
+nothing. That of `masks` is `supermask.look`.
 """
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from supermask import actions, certificate, criteria, masks, ticket
+from supermask.analysis import density, distribution, overlap, pixels, plane, signs, units
 
 
 def public_functions(module: ModuleType) -> list[Callable[..., Any]]:
@@ -22,6 +23,8 @@ def public_functions(module: ModuleType) -> list[Callable[..., Any]]:
 
 FUNCTIONS = [f for module in (criteria, actions, ticket, certificate) for f in public_functions(module)]
 FUNCTIONS += [masks.keep_top, masks.prune_count, masks.rank]
+FUNCTIONS += [density.densities, distribution.distribution_of, overlap.overlaps, overlap.chance_of, pixels.pixel_map]
+FUNCTIONS += [plane.plane_of, signs.sign_agreement, signs.sign_agreement_between, units.connected_units]
 
 
 def test_none_is_overlooked() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from supermask.errors import UserError
 from supermask.figures.caption import wrap
-from supermask.figures.lines import CAPTION_SIZE, TITLE_SIZE, accuracy_ticks, error_scale, text_width
+from supermask.figures.lines import CAPTION_SIZE, TITLE_SIZE, accuracy_ticks, error_scale
 from supermask.figures.save import DPI, Drawn
 from supermask.figures.style import INK, RC, WIDTH, looks, percent
+from supermask.figures.text import text_width
 from supermask.stats import MeanInterval, mean_interval
 from supermask.tables import Row
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from supermask.figures.caption import caption, wrap
 from supermask.figures.points import Point, Summary, data_rows
 from supermask.figures.save import DPI, Drawn
 from supermask.figures.style import GREY, INK, RC, WIDTH, Look, looks, percent, thinned
+from supermask.figures.text import TextWidth, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,7 +191,7 @@ def _lay_out(figure: Figure, axes: Axes, summary: Summary, chosen: dict[str, Loo
     )
 
 
-def _add_legend(figure: Figure, summary: Summary, chosen: dict[str, Look], width_of: _Measure) -> tuple[float, float]:
+def _add_legend(figure: Figure, summary: Summary, chosen: dict[str, Look], width_of: TextWidth) -> tuple[float, float]:
     """Outside, right of the axes. Returns its width and height in inches."""
     from matplotlib.lines import Line2D
 
@@ -224,23 +225,6 @@ def _add_legend(figure: Figure, summary: Summary, chosen: dict[str, Look], width
         shown.set_text(label)
     box = legend.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
     return box.width / figure.dpi, box.height / figure.dpi
-
-
-class _Measure(Protocol):
-    def __call__(self, text: str, size: float, *, bold: bool = False) -> float: ...
-
-
-def text_width(figure: Figure) -> _Measure:
-    """(text, size in points) -> width in inches."""
-    from matplotlib.font_manager import FontProperties
-
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-
-    def width(text: str, size: float, *, bold: bool = False) -> float:
-        font = FontProperties(size=size, weight="bold" if bold else "normal")
-        return float(renderer.get_text_width_height_descent(text, font, ismath=False)[0]) / figure.dpi
-
-    return width
 
 
 def _x(point: Point | None) -> float:

@@ -12,9 +12,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from supermask.figures.caption import wrap
-from supermask.figures.lines import CAPTION_SIZE, MARKER, TITLE_SIZE, text_width
+from supermask.figures.lines import CAPTION_SIZE, MARKER, TITLE_SIZE
 from supermask.figures.save import DPI, Drawn
 from supermask.figures.style import INK, RC, WIDTH, Look, looks, percent, thinned
+from supermask.figures.text import text_width
 from supermask.stats import MeanInterval, mean_interval
 from supermask.tables import Row, Value
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,18 +43,31 @@ def save(drawn: Drawn, out_dir: Path, stem: str) -> list[Path]:
     """
     import matplotlib
 
-    paths = [Path(out_dir) / f"{slug(stem)}.{suffix}" for suffix in (*FORMATS, "csv")]
+    paths = [Path(out_dir) / f"{slug(stem)}.{suffix}" for suffix in FORMATS]
+    with _writing(out_dir), matplotlib.rc_context(RC):
+        for path, (suffix, metadata) in zip(paths, FORMATS.items(), strict=True):
+            drawn.figure.savefig(path, format=suffix, dpi=DPI, metadata=metadata)
+    return [*paths, save_table(drawn.data_rows, out_dir, stem)]
+
+
+def save_table(rows: Sequence[Row], out_dir: Path, stem: str) -> Path:
+    """Write rows, of which there is at least one, as STEM.csv; errors as those of `save`."""
+    path = Path(out_dir) / f"{slug(stem)}.csv"
+    with _writing(out_dir):
+        path.write_text(to_csv(rows, list(rows[0])), encoding="utf-8")
+    return path
+
+
+@contextmanager
+def _writing(out_dir: Path) -> Iterator[None]:
+    """Makes the folder, and says what is wrong with it."""
     try:
         Path(out_dir).mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(RC):
-            for path, (suffix, metadata) in zip(paths, FORMATS.items(), strict=False):
-                drawn.figure.savefig(path, format=suffix, dpi=DPI, metadata=metadata)
-        paths[-1].write_text(to_csv(drawn.data_rows, list(drawn.data_rows[0])), encoding="utf-8")
+        yield
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{out_dir} is not a folder: figures need a folder to be written to") from error
     except OSError as error:
         raise MachineError(f"the figure cannot be written to {out_dir}: {error.strerror or error}") from error
-    return paths
 
 
 def slug(text: str) -> str:

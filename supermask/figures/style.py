@@ -7,7 +7,10 @@ that figures can be read in grey.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.colors import LinearSegmentedColormap
 
 WIDTH = 6.9
 """Inches: the text width of a two-column paper."""
@@ -40,6 +43,12 @@ RC: Any = {
 
 INK = "#222222"
 GREY = "#777777"
+
+AMOUNT = ("#ffffff", "#d3e3f1", "#8fb8da", "#4a86bd", "#1c5796", "#0a2f5e")
+"""From nothing to much: white to dark blue, darker at every step, so that it can be read in grey."""
+
+PRUNED_TO_KEPT = ("#f7b84b", "#d9a878", "#9c8f9a", "#5a6c9e", "#0b3c7a")
+"""From pruned to kept: light orange to dark blue, darker at every step."""
 
 
 class Look(NamedTuple):
@@ -132,6 +141,13 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
     for number, label in enumerate(label for label in labels if label not in chosen):
         chosen[label] = free[number % len(free)]
     return chosen
+
+
+def colour_map(colours: Sequence[str]) -> LinearSegmentedColormap:
+    """The colours in equal steps, mixed between."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("supermask", list(colours))
 
 
 def percent(value: float) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 
 from supermask.errors import UserError
 from supermask.figures.caption import wrap
-from supermask.figures.lines import CAPTION_SIZE, TITLE_SIZE, accuracy_ticks, error_scale, text_width
+from supermask.figures.lines import CAPTION_SIZE, TITLE_SIZE, accuracy_ticks, error_scale
 from supermask.figures.save import DPI, Drawn
 from supermask.figures.style import BLUE, GREEN, INK, ORANGE, RC, VERMILION, WIDTH, percent
+from supermask.figures.text import text_width
 from supermask.stats import SIGNIFICANCE, Comparison, MeanInterval, compare, holm, mean_interval
 from supermask.tables import DENSE, Row, labels_of
 
