@@ -102,9 +102,9 @@ def run(
 
     Raises UserError, MachineError, and `execute.local.Stopped` on Ctrl-C: the same call goes on from there.
     """
-    _check_choice("an engine", engine, ENGINES)
-    _check_choice("a device", device, DEVICES)
-    _check_choice("a way to keep weights", keep, get_args(Keep))
+    check_choice("an engine", engine, ENGINES)
+    check_choice("a device", device, DEVICES)
+    check_choice("a way to keep weights", keep, get_args(Keep))
     if workers is not None and workers < 1:
         raise UserError(f"{workers} workers cannot train anything: give 1 or more, or leave it out for one a core.")
     made = make_plan(load_study(study, overrides))
@@ -115,7 +115,7 @@ def run(
         # One message before workers start, not one from each; and one decoding that all of them share.
         _check_same_data(schedule, load(made.study.dataset, site.data_dir))
         _check_writable(site.store)
-        _check_device(device)
+        check_device(device)
     quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
     with listening(made, schedule) if listening else quiet as listener:
         return run_plan(made, site, workers or default_workers(), listener, keep, schedule=schedule)
@@ -154,7 +154,7 @@ def figures(
 
 def export(run_id: str, folder: Path, store: Path | None = None) -> list[Path]:
     """Writes `run.json` and `tensors.safetensors` of a run, named by its id or the beginning of it."""
-    at = _existing(store)
+    at = existing_store(store)
     return export_run(at, find_run(at, run_id), folder)
 
 
@@ -162,18 +162,19 @@ def verify(store: Path | None = None) -> Iterator[Verdict]:
     """Every run in the store, its hashes and its certificate, again from the tensors."""
     from supermask.verify import verify_store
 
-    return verify_store(_existing(store))
+    return verify_store(existing_store(store))
 
 
 def query(sql: str, store: Path | None = None) -> tuple[Answer, list[str]]:
     """SQL (DuckDB's) over the table `runs`, one row a run of the store; and a text for each damaged run."""
     from supermask import tables
 
-    found, damaged = rows_of_store(_existing(store))
+    found, damaged = rows_of_store(existing_store(store))
     return tables.query(found, sql), damaged
 
 
-def _existing(store: Path | None) -> Store:
+def existing_store(store: Path | None) -> Store:
+    """The store of a command that only reads one. Raises UserError if there is none."""
     folder = store or default_store()
     if not folder.is_dir():
         raise UserError(
@@ -188,13 +189,15 @@ def _data_dir() -> Path | None:
     return Path(given).expanduser().absolute() if given else None
 
 
-def _check_choice(what: str, given: str, allowed: Sequence[str]) -> None:
+def check_choice(what: str, given: str, allowed: Sequence[str]) -> None:
+    """Raises UserError for a word that is not allowed."""
     if given not in allowed:
         near = did_you_mean(given, allowed) or "."
         raise UserError(f"{shown(given)} is not {what}{near} Allowed: {', '.join(allowed)}.")
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raises UserError for a device that is not there."""
     if device == "cuda":
         import torch
 

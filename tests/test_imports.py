@@ -18,19 +18,20 @@ PACKAGE = Path(supermask.__file__).parent
 FLOORS = """
 cache cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style recipe rng stats types
 datasets.images engines.kernels.bits engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
-actions criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises store.folders study.overrides text_table
-datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.choice engines.costs engines.job engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption run store.store study.model ticket
+actions criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises store.folders study.overrides text_table tickets.container tickets.modules
+datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.choice engines.costs engines.job engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption run store.store study.model ticket tickets.encoding
 certificate datasets.cifar10 datasets.mnist engines.kernels.winograd_gradients engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines store study.loading
 datasets.load engines.layers engines.reference exit_status figures.accuracy records study
-datasets engines.filter_layer engines.fully_connected figures lineage plan
-engines.convolutional engines.layer_costs execute.estimate export rows verify
-engines.measuring status
-engines.sparse
+datasets engines.filter_layer engines.fully_connected figures lineage plan tickets.model
+engines.convolutional engines.layer_costs execute.estimate export rows tickets.checks tickets.evaluate tickets.files verify
+engines.measuring status tickets.packing
+engines.sparse tickets
 execute.preload_convolutions execute.preload_sparse execute.worker
 execute.preload execute.schedule
 execute.local
 commands execute.progress
-cli.studies
+cli.studies ticket_commands
+cli.tickets
 cli
 __main__
 """  # noqa: E501
