@@ -7,9 +7,8 @@ from pathlib import Path
 
 from supermask.commands import DEVICES, check_choice, check_device, existing_store
 from supermask.datasets import DATASETS, load
-from supermask.errors import UserError
 from supermask.tickets.checks import Check, checks
-from supermask.tickets.evaluate import Evaluation, evaluate
+from supermask.tickets.evaluate import Evaluation, check_fit, evaluate
 from supermask.tickets.files import check_target, load_ticket, save_ticket, stored_bytes
 from supermask.tickets.model import Ticket
 from supermask.tickets.packing import Which, pack_run
@@ -51,10 +50,7 @@ def evaluate_file(file: Path, dataset: str | None = None, device: str = "cpu") -
     if dataset is not None:
         check_choice("a data set", dataset, tuple(DATASETS))
     ticket = load_ticket(file)
-    name = dataset or ticket.dataset
-    if name is None:
-        raise UserError(
-            "this ticket names no data set, because it is of no network of supermask's: see Ticket.apply_to."
-        )
+    name = dataset or ticket.dataset or ""
+    check_fit(ticket, name)  # before anything is read
     check_device(device)
     return ticket, evaluate(ticket, load(name), device)

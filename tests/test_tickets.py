@@ -220,7 +220,7 @@ def test_a_run_whose_certificate_does_not_hold_is_no_ticket(runs: Runs, monkeypa
 
 
 def test_what_is_no_run_or_no_way_is_said(runs: Runs) -> None:
-    with pytest.raises(UserError, match="no run in .* begins with 'zz'"):
+    with pytest.raises(UserError, match=r"no run in .* begins with 'zz'"):
         pack_run(runs.store, "zz")
     with pytest.raises(UserError, match="weights='finl'; did you mean 'final'"):
         pack_run(runs.store, runs.dense, "finl")  # type: ignore[arg-type]
@@ -250,12 +250,18 @@ def test_another_network_from_the_seed_is_refused(tmp_path: Path) -> None:
 
 def test_signed_zeros_nan_and_infinity_come_back(tmp_path: Path) -> None:
     mask = torch.tensor([[True, True, True], [True, False, False]])
-    values = torch.tensor([[-0.0, float("nan"), float("-inf")], [1e-45, -0.0, 0.0]])
+    values = torch.tensor([[-0.0, float("nan"), float("-inf")], [1e-45, -0.0, float("nan")]])
     again = load_ticket(save_ticket(Ticket({"w": mask}, {"w": values}, {}), tmp_path / "ticket"))
     assert same_bits(again.weights, {"w": values})
     zeros = torch.tensor([[-0.0, 0.0, 0.0], [-0.0, 0.0, 0.0]])
     again = load_ticket(save_ticket(Ticket({"w": mask}, {"w": zeros}, {}), tmp_path / "other"))
     assert same_bits(again.weights, {"w": zeros})
+
+
+def test_weights_times_mask_have_zeros_at_pruned_weights_whatever_their_sign() -> None:
+    weights = -torch.ones(8, 64)
+    ticket = Ticket({"w": MASKS["fc1.weight"]}, {"w": weights * MASKS["fc1.weight"]}, {})
+    assert stored_bytes(ticket)["weights"] == 4 + (171 + 7) // 8
 
 
 def test_a_module_of_ones_own_needs_no_network(tmp_path: Path) -> None:

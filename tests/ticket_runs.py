@@ -65,7 +65,7 @@ def ticket_runs(folder: Path) -> Runs:
 
 
 def by_the_book(path: Path) -> tuple[dict[str, Any], Arrays]:
-    """(document, tensors) of a ticket file, in plain NumPy: `seed/<name>` are the masks whose weights the seed gives."""
+    """(document, tensors) of a ticket file, in plain NumPy; `seed/<name>` is a mask whose weights the seed gives."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -94,7 +94,7 @@ def by_the_book(path: Path) -> tuple[dict[str, Any], Arrays]:
 
 
 def forged(data: bytes, change: Callable[[dict[str, Any], Arrays], None]) -> bytes:
-    """The file with another document or other tensors, as somebody would write it who knows how: every hash is right."""
+    """The file with another document or other tensors, and every hash made anew, as one would who knows how."""
     file = BytesIO(data)
     text, slots = open_header(file, len(data))
     document, tensors = json.loads(text), {n: a.copy() for n, a in read_tensors(file, slots).items()}

@@ -101,6 +101,7 @@ def _told(ticket: Ticket) -> str:
 
 
 def _facts(inspection: Inspection) -> list[str]:
+    from supermask.tickets.evaluate import stored_accuracy
     from supermask.tickets.model import fact
 
     ticket, sizes = inspection.ticket, inspection.bytes
@@ -116,8 +117,8 @@ def _facts(inspection: Inspection) -> list[str]:
         lines["data"] = _printable(f"{data[:16]}  {fact(ticket, str, 'run', 'data', 'note')}".strip())
     if which := fact(ticket, str, "weights"):
         lines["weights"] = _printable({"start": "those that training starts from"}.get(which, which))
-    test, of = fact(ticket, float, "accuracy", "test"), fact(ticket, str, "accuracy", "of")
-    lines["accuracy"] = "not known" if test is None else _printable(f"{test!r} on the test set ({of})")
+    accuracy = stored_accuracy(ticket)
+    lines["accuracy"] = _printable(f"{accuracy[0]!r} on the test set ({accuracy[1]})") if accuracy else "not known"
     parts = ", ".join(f"{part} {size:,}" for part, size in sizes.items())
     lines["bytes"] = f"{sum(sizes.values()):,}: {parts}"
     return [f"{name:9} {text}" for name, text in lines.items()]

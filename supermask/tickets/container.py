@@ -30,7 +30,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F32": np.dtype("<f4
 CODES = {dtype.newbyteorder("="): code for code, dtype in DTYPES.items()}
 
 _TORCH_SAVE = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""How a zip archive, and a pickle of each protocol in use, begin."""
+"""How a zip archive, and a pickle of each protocol in use, begin. So may a ticket: its header may have 1,152 bytes."""
 
 
 class Refused(ValueError):  # noqa: N818 (it says what the file is)
@@ -73,10 +73,10 @@ def open_header(file: IO[bytes], size: int) -> tuple[str, Slots]:
     Nothing larger than the header is read or made. Raises Refused.
     """
     first = file.read(8)
-    if first.startswith(_TORCH_SAVE):
-        raise Refused("it is a pickle or a zip archive, as torch.save writes: nothing of the kind is ever opened.")
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > size - 8:
+        if first.startswith(_TORCH_SAVE):
+            raise Refused("it is a pickle or a zip archive, as torch.save writes: nothing of the kind is ever opened.")
         raise Refused(f"it is no safetensors file, or cut short: it has {size:,} bytes.")
     if length > LARGEST_HEADER:
         raise Refused(f"its header would be {length:,} bytes; a ticket's are {LARGEST_HEADER:,} at the most.")

@@ -1,7 +1,7 @@
 """One maskable tensor as what a ticket file holds of it, and back: its mask, and how its weights are had.
 
 Kept weights: `from_seed` (nothing), `constant` (a sign bit each and one magnitude) or `values` (float32). Pruned ones:
-`zero` (nothing) or `values`. All of it bit for bit: signed zeros and NaNs too.
+`zero` (nothing) or `values`. Values are kept bit for bit, NaNs too.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ def kept_as(weights: Tensor | None, mask: Tensor) -> Kept:
 
 
 def frozen_as(weights: Tensor | None, mask: Tensor) -> Frozen:
-    """How the pruned weights of a tensor are best stored. None stands for weights of the seed, which are 0 there."""
-    return "values" if weights is not None and _bits(weights[~mask]).any() else "zero"
+    """How the pruned weights of a tensor are best stored. None stands for weights of the seed, which are 0 there.
+
+    Where all of them are 0, their signs are not kept: w * mask makes -0 of a negative weight, and means 0.
+    """
+    return "values" if weights is not None and bool((weights[~mask] != 0).any()) else "zero"
 
 
 def stored(name: str, weights: Tensor | None, mask: Tensor) -> Tensors:

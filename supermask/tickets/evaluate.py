@@ -36,25 +36,35 @@ class Evaluation:
 def evaluate(ticket: Ticket, images: Images, device: str = "cpu") -> Evaluation:
     """Measures a ticket of one of supermask's networks on the test images of a data set.
 
-    Pixels are scaled and the first of equal logits counts, as when a run is measured. Raises UserError for a ticket
-    of somebody's own module, and for images or classes that do not fit.
+    Pixels are scaled and the first of equal logits counts, as when a run is measured. Raises UserError as `check_fit`
+    does, and for a ticket that lacks a tensor.
     """
-    if ticket.network is None:
-        raise UserError(
-            "this ticket is of no network of supermask's: give it to your module with Ticket.apply_to, "
-            "and measure that."
-        )
-    if wrong := misfit(ticket.masks, ticket.network, images.facts.name):
-        raise UserError(f"the ticket does not fit {images.facts.name}: {wrong}. It was made for {ticket.dataset}.")
-    test, of = fact(ticket, float, "accuracy", "test"), fact(ticket, str, "accuracy", "of")
+    check_fit(ticket, images.facts.name)
+    stored, of = stored_accuracy(ticket) or (None, None)
     trained_on = fact(ticket, str, "run", "data", "fingerprint")
     return Evaluation(
         right=_right(ticket, images, device),
         images=len(images.test_labels),
-        stored=test if of is not None else None,
-        of=of if test is not None else None,
+        stored=stored,
+        of=of,
         same_data=None if trained_on is None else trained_on == images.fingerprint,
     )
+
+
+def stored_accuracy(ticket: Ticket) -> tuple[float, str] | None:
+    """(test accuracy, what it was measured with) of the network in the ticket; None where that is not known."""
+    test, of = fact(ticket, float, "accuracy", "test"), fact(ticket, str, "accuracy", "of")
+    return None if test is None or of is None or not 0 <= test <= 1 else (test, of)
+
+
+def check_fit(ticket: Ticket, dataset: str) -> None:
+    """Raises UserError for a ticket of somebody's own module, and for images or classes that do not fit."""
+    if ticket.network is None:
+        raise UserError(
+            "this ticket is of no network of supermask's: give it to your module with Ticket.apply_to, and measure it."
+        )
+    if wrong := misfit(ticket.masks, ticket.network, dataset):
+        raise UserError(f"the ticket does not fit {dataset}: {wrong}. It was made for {ticket.dataset}.")
 
 
 def _right(ticket: Ticket, images: Images, device: str) -> int:
