@@ -20,7 +20,7 @@ cache cli.app datasets.facts engines engines.kernels engines.kernels.compiling e
 datasets.images engines.kernels.bits engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
 actions criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises store.folders study.overrides text_table tickets.container tickets.modules
 datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.choice engines.costs engines.job engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption run store.store study.model ticket tickets.encoding
-certificate datasets.cifar10 datasets.mnist engines.kernels.winograd_gradients engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines store study.loading
+certificate datasets.cifar10 datasets.mnist engines.kernels.winograd_gradients engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines store study.loading tickets.document
 datasets.load engines.layers engines.reference exit_status figures.accuracy records study
 datasets engines.filter_layer engines.fully_connected figures lineage plan tickets.model
 engines.convolutional engines.layer_costs execute.estimate export rows tickets.checks tickets.evaluate tickets.files verify

@@ -114,6 +114,39 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(length: int) -> None:
     assert torch.equal(read(data).weights["w"], weights["w"])
 
 
+# --- versions ---
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def by_seed() -> Ticket:
+    """Masks on the initial weights of a seed."""
+    masks = {"fc1.weight": torch.arange(512).reshape(8, 64) % 3 == 0, "fc2.weight": torch.arange(80).reshape(10, 8) > 9}
+    return Ticket(masks, network="fc-8", dataset="digits", seed=3, facts={"weights": "start"})
+
+
+@pytest.mark.parametrize(("name", "made"), [("values", lambda: read(small())), ("seed", by_seed)])
+def test_files_of_format_1_are_read_and_written_as_they_were(name: str, made: Callable[[], Ticket]) -> None:
+    """These two files are never written again."""
+    path = GOLDEN / f"ticket-1-{name}.safetensors"
+    found, expected = load_ticket(path), made()
+    assert ticket_bytes(expected) == path.read_bytes() == ticket_bytes(found)
+    assert found.facts == expected.facts
+    network = expected.network_weights()
+    assert all(torch.equal(tensor, network[n]) for n, tensor in found.network_weights().items())
+
+
+def test_the_docs_name_every_key_and_every_kind_of_tensor() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "tickets.md").read_text()
+    document = _document()
+    keys = {*document, *document["layers"][0]}
+    assert not [key for key in keys if f"`{key}`" not in page]
+    assert not [
+        kind for kind in ("mask", "kept", "constant", "signs", "frozen", "other") if f"`{kind}/<name>`" not in page
+    ]
+    assert f"{LARGEST_HEADER:,}" in page
+
+
 # --- other files ---
 
 

@@ -137,7 +137,11 @@ def pruned_already() -> nn.Module:
     [
         (Mine, {}, r"no tensor 'fc1.weight'.* of shape \(8, 64\).* 'body.1.weight', 'head.weight'.*match='order'"),
         (Mine, {"names": {"fc1.weight": "body.1.weight"}}, "no tensor 'fc2.weight'"),
-        (Mine, {"names": NAMES | {"fc1.bias": "body.1.bia"}}, "no tensor 'body.1.bia'; did you mean 'body.1.bias'"),
+        (
+            Mine,
+            {"names": NAMES | {"fc1.bias": "body.1.bia"}},
+            "no tensor 'body.1.bia' for .*; did you mean 'body.1.bias'",
+        ),
         (Mine, {"names": NAMES | {"fc3.weight": "x"}}, "the ticket has no tensor 'fc3.weight'; did you mean"),
         (Mine, {"names": NAMES | {"fc1.bias": "body.2.weight", "fc2.bias": "head.weight"}}, r"shape \(10,\)"),
         (Mine, {"names": NAMES | {"fc1.bias": "body.2.num_batches_tracked"}}, r"has shape \(8,\)"),

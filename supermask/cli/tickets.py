@@ -112,7 +112,7 @@ def _facts(inspection: Inspection) -> list[str]:
         told = ", ".join(f"{kind} {rate}" for kind, rate in rates.items())
         lines["made by"] = _printable(f"{', '.join(map(str, made))}; prune rates {told}")
     if run := fact(ticket, str, "run", "id"):
-        lines["run"] = _printable(f"{run}, supermask {fact(ticket, str, 'run', 'environment', 'supermask')}")
+        lines["run"] = _printable(f"{run}, packed by supermask {fact(ticket, str, 'supermask')}")
     if data := fact(ticket, str, "run", "data", "fingerprint"):
         lines["data"] = _printable(f"{data[:16]}  {fact(ticket, str, 'run', 'data', 'note')}".strip())
     if which := fact(ticket, str, "weights"):

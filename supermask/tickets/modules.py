@@ -30,7 +30,7 @@ def places(
         raise UserError(f"match={shown(match)}: allowed are {' and '.join(map(repr, get_args(Match)))}.")
     names = names or {}
     if unknown := [name for name in names if name not in tensors]:
-        near = did_you_mean(str(unknown[0]), tensors)
+        near = did_you_mean(str(unknown[0]), tensors) or "."
         raise UserError(f"names: the ticket has no tensor {shown(unknown[0])}{near} It has {_listed(list(tensors))}.")
     by_order = _by_order(module, masks) if match == "order" else {}
     found = {name: names.get(name, by_order.get(name, name)) for name in tensors}
@@ -118,7 +118,8 @@ def _inverse(names: Mapping[str, str], there: set[str]) -> dict[str, str]:
     for ours, place in names.items():
         if place not in there:
             raise UserError(
-                f"names: the module has no tensor {shown(place)} for {shown(ours)}{did_you_mean(str(place), there)}"
+                f"names: the module has no tensor {shown(place)} for {shown(ours)}"
+                f"{did_you_mean(str(place), there) or '.'}"
             )
     return {place: ours for ours, place in names.items()}
 
@@ -137,7 +138,7 @@ def _by_order(module: nn.Module, masks: Masks) -> Places:
     if len(kernels) != len(masks):
         raise UserError(
             f"match='order': the ticket has {len(masks)} masks, and the module {len(kernels)} Linear and Conv layers "
-            f"({_listed(kernels)}). Say with names= which goes where."
+            f"({_listed(kernels)}). Say which goes where with names={{ticket's: module's}}."
         )
     pairs = dict(zip(masks, kernels, strict=True))
     return pairs | {_bias(ours): _bias(theirs) for ours, theirs in pairs.items()}
@@ -151,10 +152,11 @@ def _check_place(own: Mapping[str, Tensor], name: str, place: str, tensor: Tenso
     if place not in own:
         if f"{place}_orig" in own:
             raise UserError(f"{shown(place)} of the module is pruned already: torch.nn.utils.prune.remove it first.")
+        ours = f"{shown(name)} of the ticket, of shape {tuple(tensor.shape)}"
         raise UserError(
-            f"the module has no tensor {shown(place)}{did_you_mean(str(place), own)} for the ticket's {shown(name)} of "
-            f"shape {tuple(tensor.shape)}. Its kernels are {_listed(kernels)}. Say with names={{ticket's: module's}} "
-            "which goes where, or match='order' where the order is the same."
+            f"the module has no tensor {shown(place)} for {ours}{did_you_mean(str(place), own) or '.'} "
+            f"Its kernels are {_listed(kernels)}. Say which goes where with names={{ticket's: module's}}, or with "
+            "match='order' where the order is the same."
         )
     target = own[place]
     if target.shape != tensor.shape:

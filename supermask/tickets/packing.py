@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from supermask import __version__
 from supermask.errors import UserError, did_you_mean
 from supermask.export import run_facts
 from supermask.lineage import Lineage, layers_of
@@ -44,7 +45,7 @@ def pack_run(store: Store, run_id: str, weights: Which = "auto") -> Ticket:
     parent = Lineage(store).parent(run_id)
     state = parent.start.state if which == "start" else parent.at("end")
     initial = initial_start(layers_of(run), run.seed)
-    told: dict[str, Any] = {"weights": which, "run": run_facts(facts)}
+    told: dict[str, Any] = {"weights": which, "supermask": __version__, "run": run_facts(facts)}
     measured = facts["metrics"].get("final_test_accuracy")
     if measured is not None and (which == "final" or untrained):
         told["accuracy"] = {"test": measured, "of": "untrained weights" if untrained else "final weights"}
