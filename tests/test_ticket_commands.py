@@ -78,13 +78,18 @@ def test_a_run_is_packed_inspected_and_measured_in_processes_of_their_own(runs: 
     ]
 
 
-@pytest.mark.parametrize("treatment", ["constants", "frozen", "late", "zeros inside", "one shot", "global", "reinit"])
+FROZEN = ("frozen", "frozen at the end", "zeros inside")
+
+
+@pytest.mark.parametrize(
+    "treatment", ["constants", "frozen", "frozen at the end", "late", "zeros inside", "one shot", "global", "reinit"]
+)
 @pytest.mark.parametrize("weights", ["final", "start"])
 def test_every_promise_of_a_packed_run_is_held(runs: Runs, treatment: str, weights: str) -> None:
     status, out, _ = call("inspect", packed(runs, treatment, weights))
     assert status == 0
     found = promises(out)
-    not_checked = {"pruned weights are 0"} if treatment in ("frozen", "zeros inside") else set()
+    not_checked = {"pruned weights are 0"} if treatment in FROZEN else set()
     assert {name for name, verdict in found.items() if verdict == "not checked"} == not_checked
     assert "BROKEN" not in found.values()
     assert ("it is the start that was trained from, bit for bit" in found) == (weights == "start")

@@ -38,7 +38,7 @@ def small() -> bytes:
     weights = {"a.weight": torch.full((3, 5), -0.5) * masks["a.weight"], "b": torch.arange(6.0).reshape(2, 3) - 2}
     others = {"ä.bias": torch.tensor([1.5, -2.0]), "count": torch.tensor(3)}
     facts = {"accuracy": {"test": 1e-05, "of": "é\x7f\n"}, "empty": {}, "list": [1, True, None, "a/b\\"]}
-    return ticket_bytes(Ticket(masks, weights, others, facts=facts))
+    return ticket_bytes(Ticket(masks, weights, others, frozen={"b": weights["b"]}, facts=facts))
 
 
 def read(data: bytes) -> Ticket:
@@ -122,7 +122,8 @@ GOLDEN = Path(__file__).parent / "golden"
 def by_seed() -> Ticket:
     """Masks on the initial weights of a seed."""
     masks = {"fc1.weight": torch.arange(512).reshape(8, 64) % 3 == 0, "fc2.weight": torch.arange(80).reshape(10, 8) > 9}
-    return Ticket(masks, network="fc-8", dataset="digits", seed=3, facts={"weights": "start"})
+    frozen = {"fc2.weight": None}
+    return Ticket(masks, network="fc-8", dataset="digits", seed=3, frozen=frozen, facts={"weights": "start"})
 
 
 @pytest.mark.parametrize(("name", "made"), [("values", lambda: read(small())), ("seed", by_seed)])
@@ -341,7 +342,9 @@ def last_bit(name: str) -> Change:
         (layer(weights="values"), "sizes that its layers need"),
         (layer(weights="pickle"), "cannot be as it says"),
         (layer(weights=[]), "cannot be as it says"),
-        (layer(1, weights="from_seed"), "cannot be as it says"),
+        (layer(1, weights="from_seed"), "of no use: 'kept/b'"),
+        (layer(1, frozen="from_seed"), "of no use: 'frozen/b'"),
+        (layer(frozen="from_seed"), "without a seed"),
         (layer(weights="from_seed"), "of no use: 'constant/a.weight'"),
         (layer(frozen="values"), "sizes that its layers need"),
         (layer(1, frozen="zero"), "of no use: 'frozen/b'"),
@@ -478,7 +481,7 @@ def test_a_disk_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
 
 def test_facts_beyond_the_largest_header_are_not_written(tmp_path: Path) -> None:
     whole = ticket()
-    large = Ticket(whole.masks, whole.weights, whole.others, facts={"text": "x" * LARGEST_HEADER})
+    large = Ticket(whole.masks, whole.weights, whole.others, frozen=whole.frozen, facts={"text": "x" * LARGEST_HEADER})
     with pytest.raises(UserError, match="a ticket holds 4,194,304"):
         save_ticket(large, tmp_path / "ticket")
     assert not list(tmp_path.iterdir())

@@ -38,7 +38,8 @@ def trained(frozen: bool = False) -> Ticket:
     found = masks(SHAPES)
     torch.manual_seed(0)
     weights = {name: torch.randn(mask.shape) * (mask | frozen) for name, mask in found.items()}
-    return Ticket(found, weights, {"fc1.bias": torch.randn(8), "fc2.bias": torch.randn(10)}, "fc-8", "digits", 1)
+    others = {"fc1.bias": torch.randn(8), "fc2.bias": torch.randn(10)}
+    return Ticket(found, weights, others, "fc-8", "digits", 1, frozen=weights if frozen else {})
 
 
 class Mine(nn.Module):

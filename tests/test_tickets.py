@@ -70,8 +70,9 @@ def test_a_run_comes_back_bit_for_bit(runs: Runs, treatment: str, which: Any, tm
         ("constants", "start", "constant", "zero", "from_seed"),
         ("constants", "final", "values", "zero", "values"),
         ("random constants", "start", "constant", "zero", "from_seed"),
-        ("frozen", "start", "values", "values", "from_seed"),
-        ("frozen", "final", "values", "values", "values"),
+        ("frozen", "start", "from_seed", "from_seed", "from_seed"),
+        ("frozen", "final", "values", "from_seed", "values"),
+        ("frozen at the end", "start", "from_seed", "values", "from_seed"),
         ("late", "start", "values", "zero", "values"),
         ("zeros inside", "start", "values", "values", "from_seed"),
         ("reinit", "start", "values", "zero", "from_seed"),
@@ -94,16 +95,10 @@ def test_a_reader_that_knows_only_the_docs_finds_the_same(
 ) -> None:
     ticket = pack_run(runs.store, runs.id(treatment), which)
     document, found = by_the_book(save_ticket(ticket, tmp_path / "ticket"))
-    start = initial_start(architecture("fc-20", (1, 8, 8), 10), 0)
-    if document["others"] == "from_seed":
-        found |= {name: bias.numpy() for name, bias in start.others.items()}
-    for name in [name for name in found if name.startswith("seed/")]:
-        mask, plain = found.pop(name), name.removeprefix("seed/")
-        found[plain] = np.where(mask, start.weights[plain].numpy(), np.float32(0))
     network = ticket.network_weights()
     assert found.keys() == network.keys()
     assert all(found[name].tobytes() == network[name].numpy().tobytes() for name in found)
-    assert document["initial_content"] == start_content(start)
+    assert document["initial_content"] == start_content(initial_start(architecture("fc-20", (1, 8, 8), 10), 0))
 
 
 def test_other_programs_can_read_the_file(runs: Runs, tmp_path: Path) -> None:
@@ -251,16 +246,24 @@ def test_another_network_from_the_seed_is_refused(tmp_path: Path) -> None:
 def test_signed_zeros_nan_and_infinity_come_back(tmp_path: Path) -> None:
     mask = torch.tensor([[True, True, True], [True, False, False]])
     values = torch.tensor([[-0.0, float("nan"), float("-inf")], [1e-45, -0.0, float("nan")]])
-    again = load_ticket(save_ticket(Ticket({"w": mask}, {"w": values}, {}), tmp_path / "ticket"))
-    assert same_bits(again.weights, {"w": values})
+    again = load_ticket(save_ticket(Ticket({"w": mask}, {"w": values}, {}, frozen={"w": values}), tmp_path / "ticket"))
+    assert same_bits(again.network_weights(), {"w": values})
     zeros = torch.tensor([[-0.0, 0.0, 0.0], [-0.0, 0.0, 0.0]])
     again = load_ticket(save_ticket(Ticket({"w": mask}, {"w": zeros}, {}), tmp_path / "other"))
-    assert same_bits(again.weights, {"w": zeros})
+    assert same_bits(again.network_weights(), {"w": zeros * mask})
+
+
+def test_weights_at_pruned_places_do_not_count_unless_they_are_frozen() -> None:
+    dense, masked = torch.ones(8, 64), MASKS["fc1.weight"]
+    assert torch.equal(Ticket({"w": masked}, {"w": dense}, {}).network_weights()["w"], masked.float())
+    held = Ticket({"w": masked}, {"w": dense}, {}, frozen={"w": 2 * dense})
+    assert torch.equal(held.network_weights()["w"], 2 - masked.float())
 
 
 def test_weights_times_mask_have_zeros_at_pruned_weights_whatever_their_sign() -> None:
     weights = -torch.ones(8, 64)
-    ticket = Ticket({"w": MASKS["fc1.weight"]}, {"w": weights * MASKS["fc1.weight"]}, {})
+    masked = {"w": weights * MASKS["fc1.weight"]}
+    ticket = Ticket({"w": MASKS["fc1.weight"]}, masked, {}, frozen=masked)
     assert stored_bytes(ticket)["weights"] == 4 + (171 + 7) // 8
 
 
@@ -285,7 +288,13 @@ ONES = torch.ones(2, 3, dtype=torch.bool)
         ({"masks": {"b": torch.ones(3, dtype=torch.bool)}}, "not a bool tensor of a kernel's shape"),
         ({"masks": {"w": ONES}, "weights": {"w": torch.zeros(3, 2)}, "others": {}}, r"shape \(3, 2\)"),
         ({"masks": {"w": ONES}, "weights": {"w": torch.zeros(2, 3).double()}, "others": {}}, "torch.float64"),
-        ({"masks": {"w": ONES}, "weights": {"v": torch.zeros(2, 3)}, "others": {}}, "weights of 'v'"),
+        ({"masks": {"w": ONES}, "weights": {"v": torch.zeros(2, 3)}, "others": {}}, "values of 'v'"),
+        ({"masks": {"w": ONES}, "frozen": {"v": None}}, "'v' has frozen values, but no mask"),
+        ({"masks": {"w": ONES}, "frozen": {"w": ONES}}, "values of 'w' are not float32"),
+        (
+            {"masks": {"w": ONES}, "weights": {"w": torch.zeros(2, 3)}, "others": {}, "frozen": {"w": None}},
+            "without a seed",
+        ),
         ({"masks": {"w": ONES}, "others": {}}, "without a seed needs the weights"),
         ({"masks": {"w": ONES}, "weights": {"w": torch.zeros(2, 3)}}, "and the other tensors"),
         ({"masks": {"w": ONES}, "weights": {"w": torch.zeros(2, 3)}, "others": {"w": ONES}}, "'w' is masked"),

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from small_studies import carry_out, small_plan
 
+from supermask.networks import architecture, initial_start
 from supermask.plan import Plan
 from supermask.store import Store
 from supermask.tickets.container import canonical, open_header, read_tensors, to_bytes
@@ -25,6 +26,7 @@ TREATMENTS: dict[str, dict[str, Any]] = {
     "constants": {"mask1": "signed_constant"},
     "random constants": {"mask1": "constant", "rescaled": True},
     "frozen": {"mask0": "freeze_init"},
+    "frozen at the end": {"mask0": "freeze_final"},
     "late": {"rewind_to": 4},
     "zeros inside": {"mask0": "zero_if_shrunk_everywhere"},
     "reinit": {"mask1": "reinit"},
@@ -65,7 +67,7 @@ def ticket_runs(folder: Path) -> Runs:
 
 
 def by_the_book(path: Path) -> tuple[dict[str, Any], Arrays]:
-    """(document, tensors) of a ticket file, in plain NumPy; `seed/<name>` is a mask whose weights the seed gives."""
+    """(document, tensors) of a ticket file, in plain NumPy; what the seed gives is drawn by `initial_start`."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -75,21 +77,23 @@ def by_the_book(path: Path) -> tuple[dict[str, Any], Arrays]:
     for name, entry in header.items():
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
         raw[name] = np.frombuffer(data[begin:end], kinds[entry["dtype"]]).reshape(entry["shape"])
+    start = initial_start(architecture("fc-20", (1, 8, 8), 10), document["seed"])
     found: Arrays = {name.removeprefix("other/"): array for name, array in raw.items() if name.startswith("other/")}
+    if document["others"] == "from_seed":
+        found |= {name: bias.numpy() for name, bias in start.others.items()}
     for layer in document["layers"]:
         name, size = layer["name"], int(np.prod(layer["shape"]))
         mask = np.unpackbits(raw[f"mask/{name}"])[:size] == 1
         assert mask.sum() == layer["kept"]
-        weights = np.zeros(size, np.float32)
+        initial, weights = start.weights[name].numpy().ravel(), np.zeros(size, np.float32)
         if layer["weights"] == "constant":
             negative = np.unpackbits(raw[f"signs/{name}"])[: mask.sum()] == 1
             weights[mask] = np.where(negative, -raw[f"constant/{name}"], raw[f"constant/{name}"])
-        elif layer["weights"] == "values":
-            weights[mask] = raw[f"kept/{name}"]
-        if layer["frozen"] == "values":
-            weights[~mask] = raw[f"frozen/{name}"]
-        place = f"seed/{name}" if layer["weights"] == "from_seed" else name
-        found[place] = (mask if layer["weights"] == "from_seed" else weights).reshape(layer["shape"])
+        else:
+            weights[mask] = raw[f"kept/{name}"] if layer["weights"] == "values" else initial[mask]
+        if layer["frozen"] != "zero":
+            weights[~mask] = raw[f"frozen/{name}"] if layer["frozen"] == "values" else initial[~mask]
+        found[name] = weights.reshape(layer["shape"])
     return document, found
 
 

@@ -131,11 +131,11 @@ def _layers(ticket: Ticket) -> str:
 
     rows = []
     for name, count in kept(ticket.masks).items():
-        mask, weights = ticket.masks[name], ticket.weights.get(name)
+        mask = ticket.masks[name]
         shape = "x".join(map(str, mask.shape))
         share = f"{count / mask.numel():.2%}"
-        how = (kept_as(weights, mask).replace("_", " "), frozen_as(weights, mask))
-        rows.append((_printable(name), shape, mask.numel(), count, share, *how))
+        how = (kept_as(name, mask, ticket.weights), frozen_as(name, mask, ticket.frozen))
+        rows.append((_printable(name), shape, mask.numel(), count, share, *(word.replace("_", " ") for word in how)))
     return text_table(("tensor", "shape", "weights", "kept", "density", "kept weights", "pruned weights"), rows)
 
 

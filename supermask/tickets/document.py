@@ -139,7 +139,6 @@ def _layer(entry: object) -> LayerEntry:
         and prod(layer.shape) > 0
         and layer.weights in get_args(encoding.Kept)
         and layer.frozen in get_args(encoding.Frozen)
-        and (layer.weights != "from_seed" or layer.frozen == "zero")
     )
     if not possible:
         raise Refused("one of its layers cannot be as it says.")

@@ -1,11 +1,12 @@
 """One maskable tensor as what a ticket file holds of it, and back: its mask, and how its weights are had.
 
-Kept weights: `from_seed` (nothing), `constant` (a sign bit each and one magnitude) or `values` (float32). Pruned ones:
-`zero` (nothing) or `values`. Values are kept bit for bit, NaNs too.
+Kept weights: `from_seed` (nothing is stored), `constant` (a sign bit each and one magnitude) or `values` (float32).
+Pruned ones: `zero` or `from_seed` (nothing is stored), or `values`. Values are kept bit for bit, NaNs too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -15,48 +16,57 @@ from numpy.typing import NDArray
 from supermask.masks import pack, unpack
 from supermask.store.entry import Tensors
 from supermask.tickets.container import Refused, Slot, Slots
+from supermask.types import Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Kept = Literal["from_seed", "constant", "values"]
-Frozen = Literal["zero", "values"]
+Frozen = Literal["zero", "from_seed", "values"]
+
+FrozenWeights = Mapping[str, "Tensor | None"]
+"""Tensor name -> values at pruned weights; None: the initial ones of the seed."""
 
 SIGN = np.uint32(1 << 31)
 
 
-def kept_as(weights: Tensor | None, mask: Tensor) -> Kept:
-    """How the kept weights of a tensor are best stored; None stands for those of the seed."""
-    if weights is None:
+def kept_as(name: str, mask: Tensor, weights: Weights) -> Kept:
+    """How a tensor's kept weights are best stored; those that are not in `weights` are the seed's."""
+    if name not in weights:
         return "from_seed"
-    magnitudes = _bits(weights[mask]) & ~SIGN
+    magnitudes = weights[name][mask].numpy().view(np.uint32) & ~SIGN
     return "constant" if magnitudes.size and bool((magnitudes == magnitudes[0]).all()) else "values"
 
 
-def frozen_as(weights: Tensor | None, mask: Tensor) -> Frozen:
-    """How the pruned weights of a tensor are best stored. None stands for weights of the seed, which are 0 there.
+def frozen_as(name: str, mask: Tensor, frozen: FrozenWeights) -> Frozen:
+    """How a tensor's pruned weights are best stored; those that are not in `frozen` are 0, and None is the seed's.
 
     Where all of them are 0, their signs are not kept: w * mask makes -0 of a negative weight, and means 0.
     """
-    return "values" if weights is not None and bool((weights[~mask] != 0).any()) else "zero"
+    if name not in frozen:
+        return "zero"
+    values = frozen[name]
+    if values is None:
+        return "from_seed"
+    return "values" if bool((values[~mask] != 0).any()) else "zero"
 
 
-def stored(name: str, weights: Tensor | None, mask: Tensor) -> Tensors:
+def stored(name: str, mask: Tensor, weights: Weights, frozen: FrozenWeights) -> Tensors:
     """What the file holds of one tensor: `mask/`, and as needed `constant/` and `signs/`, `kept/`, `frozen/`.
 
     `signs/` is packed as masks are, one bit a kept weight in C order: 1 = negative.
     """
     tensors: Tensors = {f"mask/{name}": pack(mask)}
-    if weights is None:
-        return tensors
-    kept = weights[mask].numpy()
-    if kept_as(weights, mask) == "constant":
-        tensors[f"constant/{name}"] = np.abs(kept[:1])
-        tensors[f"signs/{name}"] = np.packbits(np.signbit(kept))
-    else:
-        tensors[f"kept/{name}"] = kept
-    if frozen_as(weights, mask) == "values":
-        tensors[f"frozen/{name}"] = weights[~mask].numpy()
+    if name in weights:
+        kept = weights[name][mask].numpy()
+        if kept_as(name, mask, weights) == "constant":
+            tensors[f"constant/{name}"] = np.abs(kept[:1])
+            tensors[f"signs/{name}"] = np.packbits(np.signbit(kept))
+        else:
+            tensors[f"kept/{name}"] = kept
+    pruned = frozen.get(name)
+    if pruned is not None and frozen_as(name, mask, frozen) == "values":
+        tensors[f"frozen/{name}"] = pruned[~mask].numpy()
     return tensors
 
 
@@ -84,24 +94,28 @@ def mask_of(name: str, shape: tuple[int, ...], kept: int, tensors: Tensors) -> T
     return torch.from_numpy(_unpacked(packed, shape))
 
 
-def weights_of(name: str, mask: Tensor, weights: Kept, frozen: Frozen, tensors: Tensors) -> Tensor | None:
-    """The inverse of `stored`, in the mask's shape; None for weights of the seed. Raises Refused."""
+def weights_of(name: str, mask: Tensor, tensors: Tensors) -> Tensor:
+    """The kept weights in their places, 0 elsewhere, from `constant/` and `signs/` or `kept/`. Raises Refused."""
+    if f"kept/{name}" in tensors:
+        return _scattered(mask, tensors[f"kept/{name}"])
+    constant = tensors[f"constant/{name}"]
+    if np.signbit(constant).any():
+        raise Refused("the constant of a layer is negative.")
+    negative = _unpacked(tensors[f"signs/{name}"], (int(mask.sum()),))
+    return _scattered(mask, np.where(negative, -constant, constant))
+
+
+def frozen_of(name: str, mask: Tensor, tensors: Tensors) -> Tensor:
+    """The pruned weights in their places, 0 elsewhere, from `frozen/`."""
+    return _scattered(~mask, tensors[f"frozen/{name}"])
+
+
+def _scattered(places: Tensor, values: NDArray[np.float32]) -> Tensor:
     import torch
 
-    if weights == "from_seed":
-        return None
-    values = torch.zeros(mask.shape)
-    if weights == "constant":
-        constant = tensors[f"constant/{name}"]
-        if np.signbit(constant).any():
-            raise Refused("the constant of a layer is negative.")
-        negative = _unpacked(tensors[f"signs/{name}"], (int(mask.sum()),))
-        values[mask] = torch.from_numpy(np.where(negative, -constant, constant))
-    else:
-        values[mask] = torch.from_numpy(tensors[f"kept/{name}"].copy())
-    if frozen == "values":
-        values[~mask] = torch.from_numpy(tensors[f"frozen/{name}"].copy())
-    return values
+    tensor = torch.zeros(places.shape)
+    tensor[places] = torch.from_numpy(values.copy())
+    return tensor
 
 
 def _unpacked(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -109,10 +123,6 @@ def _unpacked(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.b
     if not np.array_equal(np.packbits(bits), packed):
         raise Refused("packed bits go on beyond the number of weights.")
     return bits
-
-
-def _bits(values: Tensor) -> NDArray[np.uint32]:
-    return values.numpy().view(np.uint32)
 
 
 def _bytes(bits: int) -> int:

@@ -7,7 +7,7 @@ import stat
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from supermask.errors import MachineError, UserError
 from supermask.store.entry import Tensors, content_hash
@@ -17,6 +17,9 @@ from supermask.tickets.container import Refused, open_header, read_tensors, to_b
 from supermask.tickets.document import Document, LayerEntry, opened, other_names
 from supermask.tickets.model import Ticket
 from supermask.types import Masks, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def save_ticket(ticket: Ticket, path: str | os.PathLike[str], force: bool = False) -> Path:
@@ -79,15 +82,19 @@ def read_ticket(file: IO[bytes], size: int) -> Ticket:
         raise Refused("its tensors are not those that were written: it is damaged. Get it again.")
     masks: Masks = {}
     weights: Weights = {}
+    frozen: dict[str, Tensor | None] = {}
     for layer in document.layers:
-        masks[layer.name] = encoding.mask_of(layer.name, tuple(layer.shape), layer.kept, tensors)
-        values = encoding.weights_of(layer.name, masks[layer.name], layer.weights, layer.frozen, tensors)
-        if values is not None:
-            weights[layer.name] = values
+        masks[layer.name] = mask = encoding.mask_of(layer.name, tuple(layer.shape), layer.kept, tensors)
+        if layer.weights != "from_seed":
+            weights[layer.name] = encoding.weights_of(layer.name, mask, tensors)
+        if layer.frozen != "zero":
+            given = layer.frozen == "values"
+            frozen[layer.name] = encoding.frozen_of(layer.name, mask, tensors) if given else None
     try:
         return Ticket(
             masks,
             weights,
+            frozen=frozen,
             others=_as_tensors(others, tensors) if document.others_given else None,
             network=document.network,
             dataset=document.dataset,
@@ -104,9 +111,8 @@ def ticket_bytes(ticket: Ticket) -> bytes:
     tensors: Tensors = {}
     layers = []
     for name, mask in ticket.masks.items():
-        weights = ticket.weights.get(name)
-        tensors |= encoding.stored(name, weights, mask)
-        how = (encoding.kept_as(weights, mask), encoding.frozen_as(weights, mask))
+        tensors |= encoding.stored(name, mask, ticket.weights, ticket.frozen)
+        how = (encoding.kept_as(name, mask, ticket.weights), encoding.frozen_as(name, mask, ticket.frozen))
         layers.append(LayerEntry(name, list(mask.shape), int(mask.sum()), *how))
     tensors |= {f"other/{name}": tensor.numpy() for name, tensor in (ticket.others or {}).items()}
     document = Document(

@@ -11,6 +11,7 @@ from supermask.errors import UserError, did_you_mean
 from supermask.networks import Architecture, architecture, canonical_name, initial_start, maskables
 from supermask.records import start_content
 from supermask.study.yaml_tree import printable, shown
+from supermask.tickets.encoding import FrozenWeights
 from supermask.tickets.modules import Match, copy_into, places, prune_into, pruned_parts
 from supermask.types import Masks, Start, Weights
 
@@ -33,8 +34,7 @@ class Ticket:
     masks: Masks
     """Tensor name -> bool tensor; in the order of the network's layers."""
     weights: Weights = field(default_factory=dict)
-    """Tensor name -> float32 values, frozen ones at pruned weights included. One that is not given has the seed's
-    initial values where it is kept, and 0 elsewhere."""
+    """Tensor name -> float32 values, of which those at kept weights count; not given: the initial ones of the seed."""
     others: Weights | None = None
     """Everything else in the network (biases ...), float32 or int64; None: the initial ones of the seed."""
     network: str | None = None
@@ -45,14 +45,17 @@ class Ticket:
     """Of the initial weights, where they are known."""
     initial_content: str | None = None
     """`records.start_content` of the seed's network, by which it is known again; computed where it is not given."""
+    frozen: FrozenWeights = field(default_factory=dict)
+    """Tensor name -> float32 values, of which those at pruned weights count; None: the initial ones of the seed; not
+    given: 0."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Plain JSON, such as `accuracy`: {"test": 0.9774, "of": "final weights"}. docs/tickets.md says which there are."""
 
     def __post_init__(self) -> None:
-        for name in ("masks", "weights", "others"):
-            tensors = getattr(self, name)
-            if tensors is not None:
-                object.__setattr__(self, name, {n: t.detach().cpu().contiguous() for n, t in tensors.items()})
+        for name in ("masks", "weights", "others", "frozen"):
+            if (tensors := getattr(self, name)) is not None:
+                plain = {n: None if t is None else t.detach().cpu().contiguous() for n, t in tensors.items()}
+                object.__setattr__(self, name, plain)
         _check_tensors(self)
         _check_names(self)
         if self.seed is not None and self.initial_content is None:
@@ -61,7 +64,7 @@ class Ticket:
     @property
     def needs_seed(self) -> bool:
         """Whether some of its tensors are the seed's."""
-        return self.others is None or self.masks.keys() != self.weights.keys()
+        return self.others is None or self.masks.keys() != self.weights.keys() or None in self.frozen.values()
 
     def initial_weights(self) -> Weights:
         """Every tensor of the seed's initial, dense network: float32, by name, in the kernels' shapes.
@@ -84,15 +87,18 @@ class Ticket:
         float32 on the CPU, in the kernels' shapes; the tensors are the caller's own. Raises UserError as
         `initial_weights` does, if any of them is the seed's.
         """
+        import torch
+
         initial = self.initial_weights() if self.needs_seed else {}
+        weights = {}
+        for name, mask in self.masks.items():
+            kept = self.weights[name] if name in self.weights else initial[name]
+            pruned = self.frozen.get(name, torch.zeros(()))
+            weights[name] = kept.where(mask, initial[name] if pruned is None else pruned)
         others = self.others
         if others is None:
             others = {name: tensor for name, tensor in initial.items() if name not in self.masks}
-        weights = {
-            name: self.weights[name] if name in self.weights else initial[name].masked_fill(~mask, 0.0)
-            for name, mask in self.masks.items()
-        }
-        return {name: tensor.clone() for name, tensor in {**weights, **others}.items()}
+        return weights | {name: tensor.clone() for name, tensor in others.items()}
 
     def apply_to(self, module: Module, names: Mapping[str, str] | None = None, match: Match = "name") -> Module:
         """Copies the network's tensors (`network_weights`) into a module, on its device and in its dtype.
@@ -195,10 +201,13 @@ def _check_tensors(ticket: Ticket) -> None:
             raise UserError(
                 f"the mask of {shown(name)} is not a bool tensor of a kernel's shape (2 dimensions or more)."
             )
-    for name, tensor in ticket.weights.items():
+    frozen = [(name, tensor) for name, tensor in ticket.frozen.items() if tensor is not None]
+    for name, tensor in [*ticket.weights.items(), *frozen]:
         if name not in masks or tensor.dtype != torch.float32 or tensor.shape != masks[name].shape:
             has = f"it is {tensor.dtype} of shape {tuple(tensor.shape)}"
-            raise UserError(f"the weights of {shown(name)} are not float32 values of a mask's name and shape: {has}.")
+            raise UserError(f"the values of {shown(name)} are not float32 values of a mask's name and shape: {has}.")
+    if unknown := ticket.frozen.keys() - masks.keys():
+        raise UserError(f"{shown(min(unknown))} has frozen values, but no mask.")
     for name, tensor in others.items():
         if name in masks or tensor.dtype not in (torch.float32, torch.int64):
             raise UserError(f"{shown(name)} is masked, or not of float32 or int64: it cannot be among the others.")

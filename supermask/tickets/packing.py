@@ -16,7 +16,7 @@ from supermask.store import Store
 from supermask.store.entry import Facts
 from supermask.study.yaml_tree import shown
 from supermask.tickets.model import Ticket
-from supermask.types import Start, State
+from supermask.types import Masks, Start, State, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ def pack_run(store: Store, run_id: str, weights: Which = "auto") -> Ticket:
     """The ticket of a stored run, named by its id or the beginning of it.
 
     `final`: masks, kept final weights and biases, whose accuracy is the run's `final_test_accuracy`. `start`: the
-    ticket itself, untrained; what the seed gives (its initial weights, zeros where pruned) is not stored.
+    ticket itself, untrained. What the seed gives, kept weights or frozen ones, is not stored.
     Raises UserError for a run that is no result, or whose weights are not kept; Damaged as `Lineage.parent` does.
     """
     if weights not in get_args(Which):
@@ -43,6 +43,7 @@ def pack_run(store: Store, run_id: str, weights: Which = "auto") -> Ticket:
     which = ("start" if untrained else "final") if weights == "auto" else weights
     _check(store, run, facts, which)
     parent = Lineage(store).parent(run_id)
+    masks = parent.start.masks
     state = parent.start.state if which == "start" else parent.at("end")
     initial = initial_start(layers_of(run), run.seed)
     told: dict[str, Any] = {"weights": which, "supermask": __version__, "run": run_facts(facts)}
@@ -50,8 +51,9 @@ def pack_run(store: Store, run_id: str, weights: Which = "auto") -> Ticket:
     if measured is not None and (which == "final" or untrained):
         told["accuracy"] = {"test": measured, "of": "untrained weights" if untrained else "final weights"}
     return Ticket(
-        masks=parent.start.masks,
-        weights=_not_the_seeds(state, parent.start, initial),
+        masks=masks,
+        weights=_kept(state, masks, initial),
+        frozen=_frozen(state, masks, initial),
         others=None if _same(state.others, initial.others) else state.others,
         network=run.network,
         dataset=run.dataset,
@@ -78,13 +80,22 @@ def _check(store: Store, run: Run, facts: Facts, which: str) -> None:
         )
 
 
-def _not_the_seeds(state: State, start: Start, initial: Start) -> dict[str, Tensor]:
-    """The weights that are not, bit for bit, the initial ones where kept and 0 where pruned."""
-    seeds = {n: initial.weights[n].masked_fill(~mask, 0.0) for n, mask in start.masks.items()}
-    return {name: state.weights[name] for name in start.masks if not _same_bits(state.weights[name], seeds[name])}
+def _kept(state: State, masks: Masks, initial: Start) -> Weights:
+    """The tensors whose kept weights are not, bit for bit, the initial ones."""
+    return {n: state.weights[n] for n, m in masks.items() if not _same_bits(state.weights[n][m], initial.weights[n][m])}
 
 
-def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+def _frozen(state: State, masks: Masks, initial: Start) -> dict[str, Tensor | None]:
+    """The tensors whose pruned weights are not all 0; None where they are the initial ones."""
+    frozen: dict[str, Tensor | None] = {}
+    for name, mask in masks.items():
+        values = state.weights[name]
+        if bool((values[~mask] != 0).any()):
+            frozen[name] = None if _same_bits(values[~mask], initial.weights[name][~mask]) else values
+    return frozen
+
+
+def _same(one: Weights, other: Weights) -> bool:
     return one.keys() == other.keys() and all(_same_bits(tensor, other[name]) for name, tensor in one.items())
 
 
