@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from supermask.store import Damaged, Store
     from supermask.study import Study, Treatment, load_study, study_from
     from supermask.ticket import Parent, Step, next_start
+    from supermask.tickets import Ticket, load_ticket, pack_run, save_ticket
     from supermask.types import Layer, Outcome, Start
 
 __version__ = "0.1.0"
@@ -61,6 +62,10 @@ _HOMES = {
     "Parent": "ticket",
     "Step": "ticket",
     "next_start": "ticket",
+    "Ticket": "tickets",
+    "load_ticket": "tickets",
+    "pack_run": "tickets",
+    "save_ticket": "tickets",
     "Layer": "types",
     "Outcome": "types",
     "Start": "types",
@@ -88,6 +93,7 @@ __all__ = [
     "Step",
     "Store",
     "Study",
+    "Ticket",
     "Treatment",
     "UserError",
     "analysis",
@@ -96,9 +102,12 @@ __all__ = [
     "keep_top",
     "load_specimens",
     "load_study",
+    "load_ticket",
     "look",
     "make_plan",
     "next_start",
+    "pack_run",
+    "save_ticket",
     "study_from",
 ]
 

@@ -102,9 +102,9 @@ def run(
 
     Raises UserError, MachineError, and `execute.local.Stopped` on Ctrl-C: the same call goes on from there.
     """
-    _check_choice("an engine", engine, ENGINES)
-    _check_choice("a device", device, DEVICES)
-    _check_choice("a way to keep weights", keep, get_args(Keep))
+    check_choice("an engine", engine, ENGINES)
+    check_choice("a device", device, DEVICES)
+    check_choice("a way to keep weights", keep, get_args(Keep))
     if workers is not None and workers < 1:
         raise UserError(f"{workers} workers cannot train anything: give 1 or more, or leave it out for one a core.")
     made = make_plan(load_study(study, overrides))
@@ -115,7 +115,7 @@ def run(
         # One message before workers start, not one from each; and one decoding that all of them share.
         _check_same_data(schedule, load(made.study.dataset, site.data_dir))
         _check_writable(site.store)
-        _check_device(device)
+        check_device(device)
     quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
     with listening(made, schedule) if listening else quiet as listener:
         return run_plan(made, site, workers or default_workers(), listener, keep, schedule=schedule)
@@ -211,13 +211,15 @@ def _data_dir() -> Path | None:
     return Path(given).expanduser().absolute() if given else None
 
 
-def _check_choice(what: str, given: str, allowed: Sequence[str]) -> None:
+def check_choice(what: str, given: str, allowed: Sequence[str]) -> None:
+    """Raises UserError for a word that is not allowed."""
     if given not in allowed:
         near = did_you_mean(given, allowed) or "."
         raise UserError(f"{shown(given)} is not {what}{near} Allowed: {', '.join(allowed)}.")
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raises UserError for a device that is not there."""
     if device == "cuda":
         import torch
 

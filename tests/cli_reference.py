@@ -29,7 +29,7 @@ Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the
 `SUPERMASK_CACHE` the folder of decoded data sets.
 
 Python: `supermask.commands` has a function for each command, with the same arguments; it returns data and prints
-nothing. That of `masks` is `supermask.look`.
+nothing. That of `masks` is `supermask.look`; those for tickets are in `supermask.ticket_commands`.
 """
 
 
@@ -68,9 +68,9 @@ def _section(name: str, command: Callable[..., None]) -> Iterator[str]:
             lines.append((word, about.help or ""))
         else:
             assert isinstance(about, OptionInfo)
-            told = f" [default: {default}]" if about.show_default else ""
+            told = f" [default: {default}]" if about.show_default and kind is not bool else ""
             flag = (about.param_decls or [f"--{parameter}"])[0]
-            lines.append((f"{flag} {_value(kind)}", f"{about.help}{told}"))
+            lines.append((f"{flag} {_value(kind)}".rstrip(), f"{about.help}{told}"))
     yield f"## supermask {' '.join([name, *words])}\n"
     yield inspect.cleandoc(command.__doc__ or "").partition("Example:")[0].strip() + "\n"
     yield f"    {example(command)}\n"
@@ -85,7 +85,7 @@ def _value(kind: Any) -> str:
     kinds = [k for k in get_args(kind) if k is not type(None)] or [kind]
     if all(isinstance(k, str) for k in kinds):
         return "|".join(kinds)
-    return {Path: "PATH", int: "N", str: "NAME"}[kinds[0]]
+    return {Path: "PATH", int: "N", str: "NAME", bool: ""}[kinds[0]]
 
 
 def _cell(text: str) -> str:

@@ -1,0 +1,103 @@
+"""A stored run as a ticket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from supermask import __version__
+from supermask.errors import UserError, did_you_mean
+from supermask.export import run_facts
+from supermask.lineage import Lineage, layers_of
+from supermask.networks import initial_start
+from supermask.records import start_content
+from supermask.rows import find_run
+from supermask.run import Run
+from supermask.store import Store
+from supermask.store.entry import Facts
+from supermask.study.yaml_tree import shown
+from supermask.tickets.model import Ticket
+from supermask.types import Masks, Start, State, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Which = Literal["auto", "final", "start"]
+"""Which network of a run: the trained one, or the one that its training began with. `auto`: the trained one, unless
+nothing was trained."""
+
+
+def pack_run(store: Store, run_id: str, weights: Which = "auto") -> Ticket:
+    """The ticket of a stored run, named by its id or the beginning of it.
+
+    `final`: masks, kept final weights and biases, whose accuracy is the run's `final_test_accuracy`. `start`: the
+    ticket itself, untrained. What the seed gives, kept weights or frozen ones, is not stored.
+    Raises UserError for a run that is no result, or whose weights are not kept; Damaged as `Lineage.parent` does.
+    """
+    if weights not in get_args(Which):
+        allowed = f"allowed: {', '.join(get_args(Which))}"
+        raise UserError(f"weights={shown(weights)}{did_you_mean(str(weights), get_args(Which))} ({allowed}).")
+    run_id = find_run(store, run_id)
+    facts = store.facts(run_id)
+    run = Run.from_data(facts)
+    untrained = run.recipe.iterations == 0
+    which = ("start" if untrained else "final") if weights == "auto" else weights
+    _check(store, run, facts, which)
+    parent = Lineage(store).parent(run_id)
+    masks = parent.start.masks
+    state = parent.start.state if which == "start" else parent.at("end")
+    initial = initial_start(layers_of(run), run.seed)
+    told: dict[str, Any] = {"weights": which, "supermask": __version__, "run": run_facts(facts)}
+    measured = facts["metrics"].get("final_test_accuracy")
+    if measured is not None and (which == "final" or untrained):
+        told["accuracy"] = {"test": measured, "of": "untrained weights" if untrained else "final weights"}
+    return Ticket(
+        masks=masks,
+        weights=_kept(state, masks, initial),
+        frozen=_frozen(state, masks, initial),
+        others=None if _same(state.others, initial.others) else state.others,
+        network=run.network,
+        dataset=run.dataset,
+        seed=run.seed,
+        initial_content=start_content(initial),
+        facts=told,
+    )
+
+
+def _check(store: Store, run: Run, facts: Facts, which: str) -> None:
+    if facts["status"] == "certificate_failed":
+        raise UserError(f"run {run.id} is no result: its certificate does not hold. `supermask verify` says why.")
+    if which == "start":
+        return
+    if facts["status"] == "diverged":
+        raise UserError(
+            f"run {run.id} diverged at iteration {facts['metrics']['diverged_at']}: it has no final weights. "
+            "Its ticket, untrained, can be packed with --weights start."
+        )
+    if not store.has_weights(run.id):
+        raise UserError(
+            f"the final weights of run {run.id} were dropped (--keep). "
+            "Its ticket, untrained, can be packed with --weights start."
+        )
+
+
+def _kept(state: State, masks: Masks, initial: Start) -> Weights:
+    """The tensors whose kept weights are not, bit for bit, the initial ones."""
+    return {n: state.weights[n] for n, m in masks.items() if not _same_bits(state.weights[n][m], initial.weights[n][m])}
+
+
+def _frozen(state: State, masks: Masks, initial: Start) -> dict[str, Tensor | None]:
+    """The tensors whose pruned weights are not all 0; None where they are the initial ones."""
+    frozen: dict[str, Tensor | None] = {}
+    for name, mask in masks.items():
+        values = state.weights[name]
+        if bool((values[~mask] != 0).any()):
+            frozen[name] = None if _same_bits(values[~mask], initial.weights[name][~mask]) else values
+    return frozen
+
+
+def _same(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(_same_bits(tensor, other[name]) for name, tensor in one.items())
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
