@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,8 @@ from supermask.run import Run
 from supermask.store import Damaged, Store
 from supermask.study.yaml_tree import printable, shown
 from supermask.ticket import Parent
+from supermask.tickets import load_ticket
+from supermask.tickets.model import fact
 from supermask.types import Point
 
 if TYPE_CHECKING:
@@ -68,13 +69,20 @@ def specimen_of_run(store: Store, lineage: Lineage, run_id: str, weights: bool =
     step = run.step
     masks = _stored_masks(store, run_id)
     start, end = _points(lineage, run_id, "start", "end") if weights else (None, None)
-    if run.parent is None or step is None:
+    if run.learning is not None:
+        # Nothing was trained that a criterion saw: the weights are those that the mask was learned for.
+        all_alive: MaskArrays = {name: np.ones_like(mask) for name, mask in masks.items()}
+        alive, w_i, w_f = all_alive, start, None
+    elif run.parent is None or step is None:
         alive, w_i, w_f = masks, start, end
     else:
         alive = _stored_masks(store, run.parent)
         w_i, w_f = _points(lineage, run.parent, step.w_init, step.w_final) if weights else (None, None)
     details = {} if step is None else {"mask1": step.mask1, "mask0": step.mask0}
-    if step is not None:
+    if run.learning is not None:
+        details = {"method": run.learning.method, "base": run.learning.weights}
+        details |= {"rescaled": "rescaled"} if run.learning.rescaled else {}
+    elif step is not None:
         details |= {"rescaled": "rescaled"} if step.rescaled else {}
         details |= {"schedule": "iterative" if step.levels == 1 else "one_shot"}
     return Specimen(
@@ -84,7 +92,7 @@ def specimen_of_run(store: Store, lineage: Lineage, run_id: str, weights: bool =
         network=run.network,
         dataset=run.dataset,
         image_shape=DATASETS[run.dataset].image_shape,
-        criterion=step.criterion if step else None,
+        criterion="supermask" if run.learning else step.criterion if step else None,
         level=run.level,
         seed=run.seed,
         details={**details, "network": run.network, "dataset": run.dataset},
@@ -101,31 +109,28 @@ def specimen_of_file(path: Path, weights: bool = True) -> Specimen:
 
     What its criterion saw of the pruned weights is not in the file, so w_f is None. Raises UserError for no ticket.
     """
-    ticket = _load_ticket(path)
-    facts: Mapping[str, Any] = ticket.facts
+    ticket = load_ticket(path)
     masks = _arrays(ticket.masks)
-    dataset = facts.get("dataset")
-    known = DATASETS.get(dataset) if isinstance(dataset, str) else None
-    details = {key: printable(str(facts[key])) for key in ("mask1", "mask0") if facts.get(key) is not None}
-    network = None if ticket.network is None else printable(ticket.network)
+    known = DATASETS.get(ticket.dataset or "")
+    told = {key: fact(ticket, str, "run", key) for key in ("mask1", "mask0", "criterion")}
+    details = {key: printable(value) for key, value in told.items() if value is not None and key != "criterion"}
+    network, criterion = ticket.network, told["criterion"]
+    if fact(ticket, str, "run", "learning", "method") is not None:
+        criterion = "supermask"
     return Specimen(
         name=printable(path.name),
         masks=masks,
         alive={name: np.ones_like(mask) for name, mask in masks.items()},
         network=network,
-        dataset=None if dataset is None else printable(str(dataset)),
+        dataset=ticket.dataset,
         image_shape=known.image_shape if known else None,
-        criterion=None if facts.get("criterion") is None else printable(str(facts["criterion"])),
-        level=_whole(facts.get("level")),
-        seed=_whole(facts.get("seed")),
+        criterion=None if criterion is None else printable(criterion),
+        level=fact(ticket, int, "run", "level"),
+        seed=ticket.seed,
         details=details | ({"network": network} if network else {}),
         w_i=_made(ticket.initial_weights, masks) if weights else None,
         end=_made(ticket.network_weights, masks) if weights else None,
     )
-
-
-def _load_ticket(path: Path) -> Any:
-    return import_module("supermask.tickets").load_ticket(path)
 
 
 def _made(weights: Callable[[], Mapping[str, Tensor]], masks: MaskArrays) -> Arrays | None:
@@ -158,7 +163,7 @@ def _stored_masks(store: Store, run_id: str) -> MaskArrays:
     entry = store.read(run_id)
     run = Run.from_data(entry.facts)
     found = maskables(layers_of(run))
-    if run.parent is None:
+    if run.parent is None and run.learning is None:
         return {name: np.ones(m.shape, dtype=bool) for name, m in found.items()}
     try:
         return _arrays(unpack_masks(entry.tensors, found))
@@ -168,7 +173,3 @@ def _stored_masks(store: Store, run_id: str) -> MaskArrays:
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -28,9 +28,9 @@ engines.filter_layer engines.fully_connected engines.learning study.loading tick
 engines.convolutional engines.layer_costs engines.masked_network engines.report exit_status study
 engines.measuring lineage plan
 engines.sparse execute.estimate export rows verify
-execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.worker specimens status tickets.packing
+execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.worker status tickets.packing
 execute.preload execute.schedule tickets
-execute.local
+execute.local specimens
 commands execute.progress
 cli.studies looking ticket_commands
 cli.masks cli.tickets

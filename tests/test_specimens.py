@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from small_studies import carry_out, small_plan
 from stored_study import Carried, carried_out
 from torch import Tensor
 
-from supermask import commands, load_specimens, look, specimens
+from supermask import Ticket, commands, load_specimens, look, pack_run, save_ticket
 from supermask.analysis import Arrays
 from supermask.criteria import CRITERIA
 from supermask.errors import UserError
@@ -155,68 +153,36 @@ def test_a_run_that_is_no_result_is_said_to_be_none(carried: Carried, monkeypatc
 # --- of ticket files ---
 
 
-@dataclass(frozen=True)
-class StandIn:
-    """What a ticket has that is looked at."""
-
-    masks: dict[str, Tensor]
-    network: str | None = "fc-2"
-    facts: dict[str, Any] = field(default_factory=dict)
-    initial: dict[str, Tensor] | None = None
-    weights: dict[str, Tensor] | None = None
-
-    def initial_weights(self) -> dict[str, Tensor]:
-        if self.initial is None:
-            raise UserError("the seed is not known")
-        return self.initial
-
-    def network_weights(self) -> dict[str, Tensor]:
-        return self.weights or {name: mask.float() for name, mask in self.masks.items()}
-
-
-Filed = Callable[..., Path]
-
-
-@pytest.fixture
-def filed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filed:
-    """Puts a ticket into a file."""
-    tickets: dict[Path, StandIn] = {}
-    monkeypatch.setattr(specimens, "_load_ticket", lambda path: tickets[path])
-
-    def put(name: str, ticket: StandIn) -> Path:
-        (tmp_path / name).write_text("")
-        tickets[tmp_path / name] = ticket
-        return tmp_path / name
-
-    return put
-
-
 def mask_of(*shape: int, every: int = 2) -> Tensor:
     return torch.arange(int(np.prod(shape))).reshape(shape) % every == 0
 
 
-def test_a_ticket_has_its_masks_its_seeds_network_and_its_own(filed: Filed) -> None:
-    masks = {"fc1.weight": mask_of(2, 64), "fc2.weight": mask_of(10, 2)}
-    initial = {name: torch.full(mask.shape, 0.5) for name, mask in masks.items()} | {"fc1.bias": torch.zeros(2)}
-    facts = {"criterion": "movement", "level": 3, "seed": 1, "dataset": "digits", "mask1": "rewind", "run": "ab" * 16}
-    (found,) = load_specimens([filed("one.safetensors", StandIn(masks, facts=facts, initial=initial))])
-    assert found.label == "movement, level 3, seed 1"
-    assert (found.image_shape, found.subject) == ((1, 8, 8), "fc-2 on digits")
-    assert np.array_equal(found.masks["fc1.weight"], masks["fc1.weight"].numpy())
-    assert all(alive.all() for alive in found.alive.values())
-    assert found.w_i is not None
-    assert list(found.w_i) == list(masks)
-    assert found.end is not None
-    assert found.end["fc2.weight"].dtype == np.float32
-    assert found.w_f is found.start is None
+def test_a_ticket_has_its_masks_its_seeds_network_and_its_own(carried: Carried, tmp_path: Path) -> None:
+    run_id = carried.run_id(2)
+    ticket = pack_run(Store(carried.store), run_id)
+    save_ticket(ticket, tmp_path / "one.safetensors")
+    of_run, of_file = load_specimens([run_id, tmp_path / "one.safetensors"], Store(carried.store))
+    assert (of_file.criterion, of_file.level, of_file.seed) == ("large_final", 2, 0)
+    assert (of_file.image_shape, of_file.subject) == ((1, 8, 8), "fc-8 on digits")
+    for name, mask in of_run.masks.items():
+        assert np.array_equal(of_file.masks[name], mask)
+        assert of_file.alive[name].all()
+        assert of_file.end is not None
+        assert of_run.end is not None
+        assert np.array_equal(of_file.end[name], of_run.end[name])
+        assert of_file.w_i is not None
+        assert np.array_equal(of_file.w_i[name], ticket.initial_weights()[name].numpy())
+    assert of_file.w_f is of_file.start is None
 
 
-def test_a_ticket_that_says_nothing_or_too_much(filed: Filed) -> None:
-    hostile = {"criterion": "\x1b[2J\u202eevil" * 2000, "level": "7", "seed": True, "dataset": ["x"], "mask1": {}}
+def test_a_ticket_that_says_nothing_or_too_much(tmp_path: Path) -> None:
+    criterion = "\x1b[2J\u202eevil" * 2000
+    hostile = {"run": {"criterion": criterion, "level": "7", "seed": True, "dataset": ["x"], "mask1": {}}}
     masks = {"a": mask_of(4, 6)}
-    plain = filed("plain.safetensors", StandIn(masks, network=None))
-    odd = filed("odd.safetensors", StandIn(masks, network="\n" * 5000, facts=hostile))
-    first, second = load_specimens([plain, odd])
+    weights = {name: mask.float() for name, mask in masks.items()}
+    for name, facts in (("plain", {}), ("odd", hostile)):
+        save_ticket(Ticket(masks, weights, {}, facts=facts), tmp_path / f"{name}.safetensors")
+    first, second = load_specimens([tmp_path / "plain.safetensors", tmp_path / "odd.safetensors"])
     assert (first.label, first.subject, first.image_shape) == ("dense", "a network without a name", None)
     assert first.w_i is None
     assert second.label.isprintable()
@@ -224,9 +190,11 @@ def test_a_ticket_that_says_nothing_or_too_much(filed: Filed) -> None:
     assert (second.level, second.seed, second.image_shape) == (None, None, None)
 
 
-def test_a_run_and_a_ticket_of_another_network_are_not_laid_over_each_other(carried: Carried, filed: Filed) -> None:
-    other = filed("other.safetensors", StandIn({"fc1.weight": mask_of(2, 64), "fc2.weight": mask_of(10, 2)}))
-    names = (carried.run_id(1), other)
+def test_a_run_and_a_ticket_of_another_network_are_not_laid_over_each_other(carried: Carried, tmp_path: Path) -> None:
+    masks = {"fc1.weight": mask_of(2, 64), "fc2.weight": mask_of(10, 2)}
+    ticket = Ticket(masks, network="fc-2", dataset="digits", seed=0)
+    save_ticket(ticket, tmp_path / "other.safetensors")
+    names = (carried.run_id(1), tmp_path / "other.safetensors")
     said = refused(call("masks", *names, "--store", carried.store))
     assert "fc-8 on digits" in said
     assert "--only density,plane,distribution,pixels" in said
@@ -234,7 +202,24 @@ def test_a_run_and_a_ticket_of_another_network_are_not_laid_over_each_other(carr
     assert status == 0
     assert "fc-8 on digits, fc-2" in out
     assert "not in planes and distributions" in err
-    assert "no pixel map" in err
+
+
+def test_a_learned_mask_is_looked_at_as_a_run_and_as_a_ticket(tmp_path: Path) -> None:
+    store = tmp_path / "masks"
+    learn = {"lr": 20, "batch_size": 30, "epochs": 1, "evaluate_every": 20, "samples": 2, "hardened_at": []}
+    plan = small_plan({"supermask": {"rescaled": True}}, network="fc-8", learn=learn)
+    carry_out(plan, store)
+    run_id = next(run.id for run in plan.runs.values() if run.learning is not None)
+    save_ticket(pack_run(Store(store), run_id), tmp_path / "learned.safetensors")
+    of_run, of_file = load_specimens([run_id, tmp_path / "learned.safetensors"], Store(store))
+    assert of_run.criterion == of_file.criterion == "supermask"
+    for name, mask in of_run.masks.items():
+        assert 0 < mask.sum() < mask.size
+        assert np.array_equal(of_file.masks[name], mask)
+        assert of_run.alive[name].all()
+    status, out, err = call("masks", run_id, tmp_path / "learned.safetensors", "--store", store)
+    assert (status, err) == (0, "") or "not in" in err
+    assert "supermask" in out
 
 
 # --- the command ---

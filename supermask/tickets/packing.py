@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from supermask import __version__
 from supermask.errors import UserError, did_you_mean
 from supermask.export import run_facts
+from supermask.learned import Learning, hard_masks
 from supermask.lineage import Lineage, layers_of
 from supermask.networks import initial_start
 from supermask.records import start_content
@@ -30,7 +31,8 @@ def pack_run(store: Store, run_id: str, weights: Which = "auto") -> Ticket:
     """The ticket of a stored run, named by its id or the beginning of it.
 
     `final`: masks, kept final weights and biases, whose accuracy is the run's `final_test_accuracy`. `start`: the
-    ticket itself, untrained. What the seed gives, kept weights or frozen ones, is not stored.
+    ticket itself, untrained. A learned supermask is its thresholded mask on the weights that it was learned for,
+    inverted and rescaled where that belongs to it. What the seed gives, kept weights or frozen ones, is not stored.
     Raises UserError for a run that is no result, or whose weights are not kept; Damaged as `Lineage.parent` does.
     """
     if weights not in get_args(Which):
@@ -39,17 +41,21 @@ def pack_run(store: Store, run_id: str, weights: Which = "auto") -> Ticket:
     run_id = find_run(store, run_id)
     facts = store.facts(run_id)
     run = Run.from_data(facts)
-    untrained = run.recipe.iterations == 0
-    which = ("start" if untrained else "final") if weights == "auto" else weights
+    which = ("final" if run.trains else "start") if weights == "auto" else weights
     _check(store, run, facts, which)
     parent = Lineage(store).parent(run_id)
     masks = parent.start.masks
     state = parent.start.state if which == "start" else parent.at("end")
     initial = initial_start(layers_of(run), run.seed)
     told: dict[str, Any] = {"weights": which, "supermask": __version__, "run": run_facts(facts)}
-    measured = facts["metrics"].get("final_test_accuracy")
-    if measured is not None and (which == "final" or untrained):
-        told["accuracy"] = {"test": measured, "of": "untrained weights" if untrained else "final weights"}
+    measured, of = facts["metrics"].get("final_test_accuracy"), "final weights" if run.trains else "untrained weights"
+    if run.learning is not None:
+        masks, state = _supermask(run.learning, state)
+        measured, of = facts["metrics"]["thresholded_test_accuracy"], "thresholded supermask"
+    if measured is not None and (which == "final" or not run.trains):
+        told["accuracy"] = {"test": measured, "of": of}
+    if _from_a_learned_mask(store, run):
+        told["from_a_learned_mask"] = True
     return Ticket(
         masks=masks,
         weights=_kept(state, masks, initial),
@@ -63,9 +69,31 @@ def pack_run(store: Store, run_id: str, weights: Which = "auto") -> Ticket:
     )
 
 
+def _supermask(learning: Learning, state: State) -> tuple[Masks, State]:
+    """The thresholded mask, and the network that it makes: b w, times (size / ones) of each layer where rescaled."""
+    masks = hard_masks(learning, state.logits)
+    weights = {}
+    for name, mask in masks.items():
+        ratio = mask.numel() / max(float(mask.sum()), 1.0) if learning.rescaled else 1.0
+        weights[name] = state.weights[name] * mask.float() * ratio
+    return masks, State(weights, state.others)
+
+
+def _from_a_learned_mask(store: Store, run: Run) -> bool:
+    """Whether the run, or an ancestor, learned its mask: its counts do not follow from level and prune rates."""
+    while run.learning is None and run.parent is not None:
+        run = Run.from_data(store.facts(run.parent))
+    return run.learning is not None
+
+
 def _check(store: Store, run: Run, facts: Facts, which: str) -> None:
     if facts["status"] == "certificate_failed":
         raise UserError(f"run {run.id} is no result: its certificate does not hold. `supermask verify` says why.")
+    if which == "start" and run.learning is not None:
+        raise UserError(
+            f"run {run.id} learned a supermask: it started as the whole network, which is no ticket. "
+            "Leave out --weights start."
+        )
     if which == "start":
         return
     if facts["status"] == "diverged":
@@ -73,7 +101,7 @@ def _check(store: Store, run: Run, facts: Facts, which: str) -> None:
             f"run {run.id} diverged at iteration {facts['metrics']['diverged_at']}: it has no final weights. "
             "Its ticket, untrained, can be packed with --weights start."
         )
-    if not store.has_weights(run.id):
+    if run.trains and not store.has_weights(run.id):
         raise UserError(
             f"the final weights of run {run.id} were dropped (--keep). "
             "Its ticket, untrained, can be packed with --weights start."
