@@ -63,10 +63,13 @@ def hexagons(plane: Plane, limits: tuple[float, float], columns: int, rows: int)
     near = np.stack([np.round(across), np.round(up)])
     shifted = np.stack([np.floor(across) + 0.5, np.floor(up) + 0.5])
     distance, to_shifted = ((across - grid[0]) ** 2 + 3 * (up - grid[1]) ** 2 for grid in (near, shifted))
-    # Twice the centres are integers, so that equal ones are equal; + 0.0 because -0.0 is a number of its own.
-    twice = np.where(distance <= to_shifted, near, shifted) * 2 + 0.0
-    centres, which = np.unique(twice.astype(np.int64), axis=1, return_inverse=True)
-    which, found = which.ravel(), plane.kept[inside]
-    kept, pruned = (np.bincount(which[flag], minlength=centres.shape[1]) for flag in (found, ~found))
+    # Twice the centres are whole numbers, at most one step beyond the limits: each has a place in a table.
+    twice = (np.where(distance <= to_shifted, near, shifted) * 2).astype(np.int64)
+    high = 2 * rows + 3
+    places, found = (twice[0] + columns + 1) * high + twice[1] + rows + 1, plane.kept[inside]
+    kept, pruned = (np.bincount(places[flag], minlength=(2 * columns + 3) * high) for flag in (found, ~found))
+    filled = np.flatnonzero(kept + pruned)
+    x = (filled // high - columns - 1) / 2 * width
+    y = (filled % high - rows - 1) / 2 * rise
     outside = int(inside.size - inside.sum())
-    return Hexagons(centres[0] / 2 * width, centres[1] / 2 * rise, kept, pruned, width, rise, outside)
+    return Hexagons(x, y, kept[filled], pruned[filled], width, rise, outside)

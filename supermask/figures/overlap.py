@@ -60,7 +60,7 @@ def overlap_figure(pairs: Pairs, labels: Sequence[str], title: str) -> Drawn:
 
 
 def overlap_by_layer_figure(pairs: Pairs, labels: Sequence[str], title: str) -> Drawn:
-    """The same by layer, a small heat map each, without numbers; what they stand for is in the caption."""
+    """The same by layer, a small heat map each, with values where there is room; the caption says which is which."""
     matrices = overlap_matrix(pairs, len(labels))
     columns = columns_for(len(matrices), 4)
     room = (WIDTH - 2 * MARGIN - BAR_ROOM) / columns
