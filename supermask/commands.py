@@ -180,6 +180,13 @@ def export(run_id: str, folder: Path, store: Path | None = None) -> list[Path]:
     return export_run(at, find_run(at, run_id), folder)
 
 
+def remeasure(store: Path | None = None) -> Iterator[Verdict]:
+    """Every finished run's test accuracy, measured again from its stored tensors; needs the data."""
+    from supermask.remeasure import remeasure_store
+
+    return remeasure_store(existing_store(store), _data_dir())
+
+
 def verify(store: Path | None = None) -> Iterator[Verdict]:
     """Every run in the store, its hashes and its certificate, again from the tensors."""
     from supermask.verify import verify_store

@@ -30,7 +30,7 @@ engines.measuring lineage plan
 engines.sparse execute.estimate export rows verify
 execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.worker status tickets.packing
 execute.preload execute.schedule tickets
-execute.local specimens
+execute.local remeasure specimens
 commands execute.progress
 cli.studies looking ticket_commands
 cli.masks cli.tickets

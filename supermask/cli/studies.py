@@ -13,7 +13,7 @@ from supermask.cli.app import Settings, StoreFolder, Study, Workers, app, warn
 from supermask.errors import MachineError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
 
     from rich.console import Console
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from supermask.execute.local import Listener
     from supermask.execute.schedule import Schedule
     from supermask.plan import Plan
+    from supermask.verify import Verdict
 
 
 @app.command()
@@ -209,25 +210,40 @@ def export(
 
 
 @app.command()
-def verify(store: StoreFolder = None) -> None:
+def verify(
+    store: StoreFolder = None,
+    accuracies: Annotated[
+        bool,
+        typer.Option("--accuracies", help="Test accuracies too, measured again from the stored tensors."),
+    ] = False,
+) -> None:
     """Every run's hashes and certificate, again, from the tensors. Exit status 1 if one does not hold.
 
     Example: `supermask verify --store supermask-store`
     """
-    from rich.console import Console
-
     from supermask import commands
 
+    bad = _told_verdicts("verifying", commands.verify(store), "")
+    if accuracies:
+        bad += _told_verdicts("measuring", commands.remeasure(store), "accuracies measured again: ")
+    if bad:
+        raise typer.Exit(1)
+
+
+def _told_verdicts(doing: str, verdicts: Iterable[Verdict], about: str) -> int:
+    """Says what failed, and how many of each; returns how many failed."""
+    from rich.console import Console
+
     counts = {"held": 0, "partly": 0, "failed": 0, "damaged": 0}
-    with Console(stderr=True).status("verifying") as spinner:
-        for verdict in commands.verify(store):
+    with Console(stderr=True).status(doing) as spinner:
+        for verdict in verdicts:
             counts[verdict.verdict] += 1
-            spinner.update(f"verifying: {sum(counts.values()):,}")
+            spinner.update(f"{doing}: {sum(counts.values()):,}")
             if verdict.verdict in ("failed", "damaged"):
                 echo(f"{verdict.key} {verdict.verdict}: {verdict.why}")
-    echo(", ".join(f"{count:,} {_VERDICTS[name]}" for name, count in counts.items() if count or name == "held"))
-    if counts["failed"] or counts["damaged"]:
-        raise typer.Exit(1)
+    told = (f"{count:,} {_VERDICTS[name]}" for name, count in counts.items() if count or name == "held")
+    echo(about + ", ".join(told))
+    return counts["failed"] + counts["damaged"]
 
 
 _VERDICTS = {"held": "held", "partly": "held as far as kept", "failed": "FAILED", "damaged": "DAMAGED"}
