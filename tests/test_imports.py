@@ -107,7 +107,7 @@ IMPORT_TORCH = {
 } | {
     f"engines.{part}"
     for part in ("convolutional", "filter_layer", "fully_connected", "layer_costs", "layers", "measuring", "trained")
-}
+} | {f"engines.{part}" for part in ("learning", "masked_network", "report")}
 """The engines, and what the server of worker processes loads before it forks; they are named where they are needed."""
 
 

@@ -21,7 +21,8 @@ from supermask.criteria import CRITERIA
 from supermask.errors import UserError
 from supermask.networks import NAMES, canonical_name
 from supermask.study.loading import load_study, shipped_names, shipped_studies, study_from
-from supermask.study.model import Rates, Study, Train, Treatment, resolve_criterion
+from supermask.study.model import Rates, Study, Train, Treatment
+from supermask.study.values import resolve_criterion
 
 DEFAULTS = {
     "title": "",
