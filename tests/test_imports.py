@@ -98,16 +98,28 @@ def at_import(tree: ast.AST) -> Iterator[ast.AST]:
         yield from at_import(node)
 
 
-IMPORT_TORCH = {
-    "engines.reference",
-    "engines.sparse",
-    "execute.preload",
-    "execute.preload_sparse",
-    "execute.preload_convolutions",
-} | {
-    f"engines.{part}"
-    for part in ("convolutional", "filter_layer", "fully_connected", "layer_costs", "layers", "measuring", "trained")
-} | {f"engines.{part}" for part in ("learning", "masked_network", "report")}
+IMPORT_TORCH = (
+    {
+        "engines.reference",
+        "engines.sparse",
+        "execute.preload",
+        "execute.preload_sparse",
+        "execute.preload_convolutions",
+    }
+    | {
+        f"engines.{part}"
+        for part in (
+            "convolutional",
+            "filter_layer",
+            "fully_connected",
+            "layer_costs",
+            "layers",
+            "measuring",
+            "trained",
+        )
+    }
+    | {f"engines.{part}" for part in ("learning", "masked_network", "report")}
+)
 """The engines, and what the server of worker processes loads before it forks; they are named where they are needed."""
 
 
