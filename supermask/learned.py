@@ -128,7 +128,8 @@ def first_logits(learning: Learning, maskable: Maskable, weights: Tensor, rng: S
 def heuristic_logits(learning: Learning, parent: Parent, step: Step, rng: Streams) -> Weights:
     """+c where the step's criterion keeps and -c elsewhere; or 2 c (rank - share pruned), so that the cut is at 0.
 
-    Source: paper.md section 6 (answer 8, open).
+    Graded logits are above 0 exactly where it keeps: of weights that tie at the cut, those that are kept share their
+    ranks, and those that are not. Source: paper.md section 6 (answer 8, open).
     """
     scores, alive = next_scores(parent, step, rng), parent.start.masks
     masks = keep_top(scores, alive, keep_counts(parent, step), rng)
@@ -136,8 +137,9 @@ def heuristic_logits(learning: Learning, parent: Parent, step: Step, rng: Stream
     for name, mask in masks.items():
         logits[name] = mask.float() * (2 * c) - c
         if learning.graded:
-            pruned = 1 - int(mask.sum()) / mask.numel()
-            logits[name] = ((rank(scores[name], alive[name]) - pruned) * (2 * c)).float()
+            share = int(mask.sum()) / mask.numel()
+            above, below = rank(scores[name], mask) * share, (rank(scores[name], ~mask) - 1) * (1 - share)
+            logits[name] = (above.where(mask, below) * (2 * c)).float()
     return logits
 
 

@@ -55,14 +55,14 @@ class View:
         return np.abs(self.w_final) < np.abs(self.w_init)
 
     def drawn(self, checked: Array, two_peaks: bool = False) -> bool:
-        """Fresh draws: within the initialiser's bound, of many magnitudes, not values that were there before.
+        """Fresh draws: within the initialiser's bound, of many magnitudes, not those of values that were there before.
 
         From 1,000 draws on their standard deviation is judged too, and their shape: 3% are below half a standard
         deviation if there are two peaks, 36% if there is one.
         """
         values = self.start[checked & (self.start != 0)]
         there = [self.w_init, self.w_final, *([self.elsewhere] if values.size >= ENOUGH else [])]
-        repeated = np.isin(values, np.concatenate(there) * self.factor)
+        repeated = np.isin(np.abs(values), np.abs(np.concatenate(there) * self.factor))
         size = np.abs(values) / (np.float32(self.std) * self.factor)
         return bool(
             (two_peaks or (size <= largest_draw(1.0) * 1.0001).all())

@@ -51,6 +51,7 @@ MASK1_TABLE: dict[str, list[float] | Property] = {
     "bimodal_reinit": lambda v: not set(np.abs(v)) & {0.5, 0.25, 0.75},
     "signed_bimodal_reinit": lambda v: not set(np.abs(v)) & {0.5, 0.25, 0.75} and signs_kept(v),
     "permute": lambda v: len(set(v)) == 3 and set(v) <= {w / 8 for w in W_INIT},
+    "randomise_signs": lambda v: np.abs(v).tolist() == [0.5, 0.25, 0.75],
 }
 RANDOM_MASK1 = {name for name, expected in MASK1_TABLE.items() if callable(expected)}
 
@@ -96,7 +97,7 @@ def large(seed: int = 0) -> tuple[Layer, Tensor]:
     return Layer(STD, w_init, w_init * 1.5, alive, w_init), mask
 
 
-@pytest.mark.parametrize("action", ["reinit", "constant", "bimodal_reinit", "reshuffle", "permute"])
+@pytest.mark.parametrize("action", ["reinit", "constant", "bimodal_reinit", "reshuffle", "permute", "randomise_signs"])
 def test_unsigned_actions_lose_the_signs(action: str) -> None:
     layer, mask = large()
     values = MASK1_ACTIONS[action](layer, mask, stream(0))

@@ -320,6 +320,7 @@ ONE_KEPT_WEIGHT_WRONG: dict[str, list[Callable[[Tensor], Tensor]]] = {
     "bimodal_reinit": [lambda v: v * 0],
     "signed_bimodal_reinit": [lambda v: -v, lambda v: v * 0],
     "permute": [lambda v: torch.nextafter(v, v * 2), lambda v: -v, lambda v: v * 0],
+    "randomise_signs": [lambda v: torch.nextafter(v, v * 2), lambda v: v * 0],
 }
 
 
@@ -490,6 +491,7 @@ LOOK_ALIKE_WHEN_FEW = {
     ("permute", "rewind"),
     ("permute", "reshuffle"),
     ("permute", "signed_reshuffle"),
+    ("randomise_signs", "rewind"),
     ("zero_random", "zero_if_shrunk"),
 }
 

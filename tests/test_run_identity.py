@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from supermask.learned import Learning
 from supermask.recipe import Recipe
 from supermask.run import NUMERICS, Run, StepFacts
 from supermask.types import Point
@@ -36,6 +37,7 @@ OTHER: dict[type, dict[str, Any]] = {
         "recipe": replace(RECIPE, lr=1e-3),
         "parent": LEVEL_1.id,
         "step": replace(STEP, mask1="reinit"),
+        "learning": Learning(),
     },
     StepFacts: {
         "criterion": "movement",
@@ -49,6 +51,7 @@ OTHER: dict[type, dict[str, Any]] = {
         "rewind_to": 100,
         "rescaled": True,
         "criterion_source": "0" * 64,
+        "rescaled_before": False,
     },
     Recipe: {
         "optimizer": "sgd",

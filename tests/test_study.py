@@ -21,7 +21,9 @@ from supermask.criteria import CRITERIA
 from supermask.errors import UserError
 from supermask.networks import NAMES, canonical_name
 from supermask.study.loading import load_study, shipped_names, shipped_studies, study_from
-from supermask.study.model import Rates, Study, Train, Treatment, resolve_criterion
+from supermask.study.model import Rates, Study, Train, Treatment
+from supermask.study.supermask import Learn, Supermask
+from supermask.study.values import resolve_criterion
 
 DEFAULTS = {
     "title": "",
@@ -46,6 +48,17 @@ DEFAULTS = {
         "levels": 24,
         "rates": {"conv": 0.1, "hidden": 0.2, "output": 0.1, "global": 0.2},
     },
+    "learn": {
+        "optimizer": "sgd",
+        "lr": 100.0,
+        "batch_size": 250,
+        "epochs": 100.0,
+        "evaluate_every": 220,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "samples": 10,
+        "hardened_at": [0.5, 0.2, 0.1],
+    },
     "treatments": [
         {
             "name": "large_final",
@@ -59,6 +72,9 @@ DEFAULTS = {
             "learning_rate_rewinding": True,
             "schedule": "iterative",
             "scope": "layer",
+            "trained": True,
+            "supermask": None,
+            "levels": None,
         }
     ],
     "reference": {"name": "large_final"},
@@ -87,7 +103,8 @@ def test_only_treatments_is_needed_and_every_default_is_explicit() -> None:
 
 def test_what_is_dumped_is_the_same_study() -> None:
     for name in shipped_names():
-        study = load_study(name, ["treatments.0.w_final=[end, 300]", "reference.w_final=end"])
+        named = name in ("learned-supermasks", "supermask-questions")
+        study = load_study(name, [] if named else ["treatments.0.w_final=[end, 300]", "reference.w_final=end"])
         assert study_from(study.as_data(), name=name) == study
 
 
@@ -127,7 +144,7 @@ WRONG: dict[str, list[Any]] = {
     "prune.rates.hidden": [1.2, 20, -0.2, float("nan"), "20%", True],
     "prune.rates.output": [None],
     "prune.rates.global": [[0.2]],
-    "treatments[0].name": ["", "dense", "a | b", " a", "a\n", 3, None, ["a", "b"], "x" * 81],
+    "treatments[0].name": ["", "dense", "a | b", " a", "a\n", 3, None, ["a", "b"], "x" * 301],
     "treatments[0].criterion": ["large_finl", 3, None, [["random"]], {}, "", "large final"],
     "treatments[0].mask1": ["rewnd", "rescaled", True],
     "treatments[0].mask0": ["0", 0, None],
@@ -138,6 +155,32 @@ WRONG: dict[str, list[Any]] = {
     "treatments[0].learning_rate_rewinding": [0, "no"],
     "treatments[0].schedule": ["iterativ"],
     "treatments[0].scope": ["Layer"],
+    "treatments[0].trained": [0, "no", None],
+    "treatments[0].levels": [-1, 1001, 1.0, True, "2"],
+    "treatments[0].supermask": ["bernoulli", 3, True, [[{}]]],
+    "learn.optimizer": ["SGD", None],
+    "learn.lr": [0, "100"],
+    "learn.batch_size": [0, 250.0],
+    "learn.epochs": [0, None],
+    "learn.evaluate_every": [0, 0.5],
+    "learn.momentum": [1, -0.1],
+    "learn.weight_decay": [-1e-9],
+    "learn.samples": [0, 10.0, True],
+    "learn.hardened_at": [[0], [1], 0.5, ["0.5"], None],
+    "treatments[0].supermask.method": ["Bernoulli", "edge-popup", None, 1],
+    "treatments[0].supermask.weights": ["w_i", True],
+    "treatments[0].supermask.multiplier": [0, -1, float("inf"), "2"],
+    "treatments[0].supermask.rescaled": [1, "yes"],
+    "treatments[0].supermask.start_logit": ["0", float("nan"), float("-inf"), None],
+    "treatments[0].supermask.start_from": ["large_finl", 3, [["random"]]],
+    "treatments[0].supermask.start_level": [0, 1.5],
+    "treatments[0].supermask.confidence": [0, float("inf")],
+    "treatments[0].supermask.graded": [0],
+    "treatments[0].supermask.density": [0, 1, "0.5"],
+    "treatments[0].supermask.threshold": [0, None],
+    "treatments[0].supermask.optimizer": ["rmsprop"],
+    "treatments[0].supermask.lr": [0, "fast"],
+    "treatments[0].supermask.weight_decay": [-1],
 }
 
 
@@ -161,10 +204,12 @@ def test_the_wrong_values_cover_every_key() -> None:
         "train.": Train,
         "prune.rates.": Rates,
         "treatments[0].": Treatment,
+        "learn.": Learn,
+        "treatments[0].supermask.": Supermask,
     }
     keys = {p + (f.alias or n) for p, model in models.items() for n, f in model.model_fields.items()}
     keys |= {"prune.schedule", "prune.scope", "prune.levels"}
-    assert keys - {"name", "train", "prune", "treatments", "reference"} == set(WRONG)
+    assert keys - {"name", "train", "prune", "learn", "treatments", "reference"} == set(WRONG)
 
 
 @pytest.mark.parametrize(
@@ -406,7 +451,7 @@ PAPER = {  # paper.md section 2: network, dataset, learning rate, epochs, rates
 }
 
 
-@pytest.mark.parametrize("name", ["mask-criteria", "mask-1-actions", "mask-0-actions"])
+@pytest.mark.parametrize("name", shipped_names())
 @pytest.mark.parametrize("scale", PAPER)
 def test_the_shipped_studies_have_the_paper_s_settings(name: str, scale: str) -> None:
     study = load_study(name, [f"scale={scale}"])
@@ -421,11 +466,14 @@ def test_the_shipped_studies_have_the_paper_s_settings(name: str, scale: str) ->
         assert load_study(name) == study, "the keys at the top are the paper's"
 
 
+MASK1 = [action for action in MASK1_ACTIONS if action not in ("permute", "randomise_signs")]
+
+
 @pytest.mark.parametrize(
     ("name", "field", "others", "values", "reference"),
     [
         ("mask-criteria", "criterion", ("mask1", "mask0"), list(CRITERIA)[:9], "large_final"),
-        ("mask-1-actions", "mask1", ("criterion", "mask0"), [a for a in MASK1_ACTIONS if a != "permute"], "rewind"),
+        ("mask-1-actions", "mask1", ("criterion", "mask0"), MASK1, "rewind"),
         ("mask-0-actions", "mask0", ("criterion", "mask1"), list(MASK0_ACTIONS), "zero"),
     ],
 )
@@ -441,9 +489,8 @@ def test_the_shipped_studies_compare_the_paper_s_treatments(
 
 
 def test_what_ships() -> None:
-    assert (
-        [s.name for s in shipped_studies()] == shipped_names() == ["mask-0-actions", "mask-1-actions", "mask-criteria"]
-    )
+    wanted = ["heuristic-supermasks", "learned-supermasks", "mask-0-actions", "mask-1-actions", "mask-criteria"]
+    assert [s.name for s in shipped_studies()] == shipped_names() == [*wanted, "supermask-questions"]
     for study in shipped_studies():
         assert study.title
         assert {"digits", "laptop", *PAPER} <= set(study.scales)

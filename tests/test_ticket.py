@@ -288,7 +288,7 @@ def test_late_rewinding_down_a_chain() -> None:
 def test_masks_made_before_give_the_same_start() -> None:
     """What the store does: masks are kept, start values made again from them."""
     parent = parent_of(dense(), train(dense(), 0))
-    for mask1, mask0 in zip(MASK1_ACTIONS, [*MASK0_ACTIONS, "zero", "freeze_reinit"], strict=True):
+    for mask1, mask0 in zip(MASK1_ACTIONS, [*MASK0_ACTIONS, "zero", "freeze_reinit", "zero"], strict=True):
         step = step_with(PLAIN, mask1=mask1, mask0=mask0)
         made = next_start(parent, step, level_streams(1))
         again = start_with(made.masks, parent, step_with(step, criterion=CRITERIA["random"]), level_streams(1))

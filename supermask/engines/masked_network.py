@@ -34,6 +34,8 @@ class MaskedNetwork:
         self.inner = FullyConnected(job, data, walks)
         self.places, self.net = self.inner.places, self.inner.net
         arrays = {name: aligned(len(self.net.w)) for name in ("logits", "base", "p", "m", "v")}
+        self.last_pass: Weights = {}
+        """The weights that the last pass of training computed with."""
         self.mask = logits.Mask(
             **arrays,
             ones=np.zeros(len(self.names), np.float32),
@@ -61,6 +63,7 @@ class MaskedNetwork:
         how, keys = optimizer_steps(self.job.recipe, 0, first, last), self._keys("training", first, last)
         images, labels = self.images, self.data.train_labels
         logits.train(self.net, self.mask, NOTHING[()], how, keys, images, labels, batches, losses)
+        self.last_pass = self._tensors(self.net.w)
         return losses
 
     def measure(self, images: Array, labels: Array) -> tuple[float, float]:
@@ -74,9 +77,9 @@ class MaskedNetwork:
         self.net.w[:] = before
         return loss / len(labels) / passes, right / len(labels) / passes
 
-    @property
-    def last_pass(self) -> Weights:
-        """The weights that the last pass of training computed with."""
+    def first_sample(self) -> Weights:
+        """The weights of the first single sample of the mask."""
+        logits.draw_pass(self.net, self.mask, self._keys("samples", 0, 1)[0])
         return self._tensors(self.net.w)
 
     def _keys(self, purpose: str, first: int, last: int) -> Array:

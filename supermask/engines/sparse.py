@@ -44,7 +44,8 @@ def _outcome(job: Job, data: Data, costs: Costs) -> Outcome:
         return run(stepper(job, data, costs), job, data)
     learner = MaskedNetwork(job, data)
     outcome = run(learner, job, data)
-    return replace(outcome, last_pass=learner.last_pass)
+    # Gone on from a checkpoint at its very end, there was no pass.
+    return replace(outcome, last_pass=learner.last_pass or learner.first_sample())
 
 
 def stepper(job: Job, data: Data, costs: Costs) -> Stepper:

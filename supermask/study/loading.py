@@ -202,9 +202,13 @@ def _expanded(node: Node | None, file: str, faults: list[str]) -> list[_Entry]:
 
 
 def _choices(node: Node) -> tuple[Node, ...]:
-    """What a value stands for: itself; each of a list; of a map, the product of what its values stand for."""
+    """What a value stands for: itself; each of a list; of a map, the product of what its values stand for.
+
+    A list in a list stands for itself, and is then refused.
+    """
     if isinstance(node.value, tuple):
-        return tuple(choice for each in node.value for choice in _choices(each))
+        nested = ((each,) if isinstance(each.value, tuple) else _choices(each) for each in node.value)
+        return tuple(choice for choices in nested for choice in choices)
     if not isinstance(node.value, dict):
         return (node,)
     inner = [_choices(value) for value in node.value.values()]

@@ -27,6 +27,9 @@ from supermask.networks import canonical_name
 from supermask.study.import_path import NamedFunction, import_function, is_import_path
 from supermask.study.yaml_tree import shown
 
+LONGEST_LABEL = 300
+"""Characters. A label that is made of a treatment's fields has to fit: a study that is written out has it as a name."""
+
 PRUNE_RATE = "a prune rate: it is the share of the surviving weights removed in a level, above 0 and below 1"
 
 
@@ -128,10 +131,13 @@ Seeds = Annotated[
 Title = Annotated[str, Field(max_length=200), AfterValidator(_one_line), rule("one line of text (200 characters)")]
 Label = Annotated[
     str,
-    Field(min_length=1, max_length=80),
+    Field(min_length=1, max_length=LONGEST_LABEL),
     AfterValidator(_one_line),
     AfterValidator(_free_label),
-    rule("a name for a treatment: one line of text (80 characters); 'dense' and ' | ' have a meaning of their own"),
+    rule(
+        f"a name for a treatment: one line of text ({LONGEST_LABEL} characters); 'dense' and ' | ' have a meaning of "
+        "their own"
+    ),
 ]
 _OWN = ", or module:function of your own"
 Network = Annotated[
