@@ -23,8 +23,8 @@ IMAGES_APART = 2.0
 
 
 TIED = 2
-"""Weights of a layer that `edge_popup` may keep too few: those that tie at its cut are all pruned. On FC one layer in
-some hundred has two such."""
+"""Weights of a layer that `edge_popup` may keep too few: those that tie at its cut are all pruned. Of fresh scores two
+do at one cut in 500 in FC's first layer, at one in 30 in Conv2's largest, three at one in a thousand there."""
 
 
 def certify_learning(
