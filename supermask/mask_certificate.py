@@ -22,6 +22,11 @@ IMAGES_APART = 2.0
 """Test images, on average over samples, by which the engine that learned and the reference engine may differ."""
 
 
+TIED = 2
+"""Weights of a layer that `edge_popup` may keep too few: those that tie at its cut are all pruned. Of fresh scores two
+do at one cut in 500 in FC's first layer, at one in 30 in Conv2's largest, three at one in a thousand there."""
+
+
 def certify_learning(
     maskables: dict[str, Maskable], dense: Start, start: Start, outcome: Outcome, learning: Learning, test_images: int
 ) -> Certificate:
@@ -30,7 +35,7 @@ def certify_learning(
     weights_as_promised: w_i, or s times the multiplier, with the sign of w_i where that is promised.
     weights_are_frozen, others_are_frozen: bit-equal to their start at the end.
     masks_are_binary: the last pass computed with 0 or the weight itself, times size / ones where rescaled.
-    kept_share: `edge_popup` kept what was asked. logits_are_finite.
+    kept_share: `edge_popup` kept what was asked, but for ties. logits_are_finite.
     accuracies_reproduced: what the engine saw is what is measured from the stored logits and the seed.
     Source: paper.md sections 6 and 11.
     """
@@ -100,7 +105,7 @@ def _kept_share(outcome: Outcome, learning: Learning) -> list[str]:
     broken = []
     for name, used in outcome.last_pass.items():
         kept, asked = int(np.count_nonzero(as_array(used))), round(learning.density * used.numel())
-        if kept != min(max(asked, 1), used.numel() - 1):
+        if not 0 <= min(max(asked, 1), used.numel() - 1) - kept <= TIED:
             broken.append(f"{name}: {kept} kept, {asked} asked")
     return broken
 

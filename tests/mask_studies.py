@@ -1,0 +1,72 @@
+"""Studies of masks that are learned in no time, carried out in this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from small_studies import carry_out, small_plan
+
+from supermask.datasets import load
+from supermask.execute.worker import seed_data
+from supermask.lineage import Lineage
+from supermask.plan import Plan
+from supermask.run import Run
+from supermask.store import Store
+from supermask.store.entry import Facts, Tensors
+from supermask.types import Start
+
+LEARN = {"lr": 50, "batch_size": 60, "epochs": 10, "evaluate_every": 60, "samples": 3, "hardened_at": [0.5, 0.2]}
+"""200 iterations on digits."""
+
+
+@dataclass
+class Done:
+    """A plan with every run in the store."""
+
+    plan: Plan
+    store: Path
+    _lineage: list[Lineage] = field(default_factory=list)
+
+    def run(self, treatment: str, level: int = -1) -> Run:
+        """A treatment's run of a level; its last one unless told."""
+        own = [m for m in self.plan.members if m.treatment == treatment and m.seed == 0]
+        return self.plan.runs[own[level].run_id if level < 0 else next(m.run_id for m in own if m.level == level)]
+
+    def facts(self, treatment: str, level: int = -1) -> Facts:
+        return Store(self.store).facts(self.run(treatment, level).id)
+
+    def tensors(self, treatment: str, level: int = -1) -> Tensors:
+        """All that is stored of it."""
+        entry = Store(self.store).read(self.run(treatment, level).id)
+        return entry.tensors | (entry.weights or {})
+
+    def logits(self, treatment: str, kind: str = "logit") -> dict[str, torch.Tensor]:
+        found = self.tensors(treatment, 1)
+        return {n.partition("/")[2]: torch.from_numpy(t) for n, t in found.items() if n.startswith(f"{kind}/")}
+
+    def start(self, treatment: str, level: int = -1) -> Start:
+        """Made again from the store."""
+        return Lineage(Store(self.store)).parent(self.run(treatment, level).id).start
+
+
+def mask_plan(*treatments: dict[str, Any], **changes: Any) -> Plan:
+    """`small_plan` on 10 hidden units a hundred, with `LEARN`."""
+    return small_plan(*treatments, **{"network": "fc-100", "learn": dict(LEARN), **changes})
+
+
+def done(store: Path, *treatments: dict[str, Any], **changes: Any) -> Done:
+    """Carried out by the engines that `auto` takes."""
+    plan = mask_plan(*treatments, **changes)
+    carry_out(plan, store, engine="auto")
+    return Done(plan, store)
+
+
+def digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Any]:
+    """(test pixels in [0, 1] as float64 rows, labels, the data of seed 0 as an engine takes it)."""
+    data = seed_data(load("digits", None), 0)
+    pixels = data.test_images.reshape(len(data.test_images), -1) / data.pixel_maximum
+    return pixels.astype(np.float64), data.test_labels, data
