@@ -79,15 +79,15 @@ class Schedule:
     def surplus(self, keep: Keep, ended: Run | None = None) -> Iterator[tuple[Run, Point]]:
         """Which finished runs' weights (`end`) and other points can be dropped: no run of the plan still reads them.
 
-        Looks at a run that has just ended and its ancestors, or at all runs. `needed` keeps whole the dense runs and
-        those of the last levels, and of the others what the starts of their descendants are made of: any level or
-        treatment can then be added to the study without training again.
+        Looks at a run that has just ended and its ancestors, or at all runs. `needed` keeps whole the dense runs,
+        learned masks and the runs of the last levels, and of the others what the starts of their descendants are made
+        of: any level or treatment can then be added to the study without training again.
         """
         if keep == "all":
             return
         for run in self.plan.runs.values() if ended is None else (ended, *self._ancestors(ended)):
             children = self.plan.children[run.id]
-            extendable = run.level == 0 or not children
+            extendable = run.level == 0 or run.learning is not None or not children
             if self.status.get(run.id) != "finished" or (keep == "needed" and extendable):
                 continue
             points: set[Point] = {"end"}
