@@ -50,6 +50,10 @@ class NotKept(Damaged):
         return f"run {self.run_id} has no {what} in the store: dropped (--keep), or never kept. Run its study again."
 
 
+class NotImportedError(UserError):
+    """A start that is made of a user's own criterion, where none is to be imported."""
+
+
 def layers_of(run: Run) -> Architecture:
     """The network of a run as plain data."""
     facts = DATASETS[run.dataset]
@@ -134,16 +138,17 @@ class StoredPoints(Mapping[Point, State]):
 class Lineage:
     """Makes starts again, and remembers the last few: a chain's next level asks for its parent's."""
 
-    def __init__(self, store: Store, remembered: int = 4) -> None:
+    def __init__(self, store: Store, remembered: int = 4, imports: bool = True) -> None:
+        """`imports`: whether a user's own criterion may be, for the start of a mask that began from it."""
         assert remembered > 1, "a start is made from its parent's, which is remembered meanwhile"
-        self._store, self._remembered = store, remembered
+        self._store, self._remembered, self._imports = store, remembered, imports
         self._parents: OrderedDict[str, Parent] = OrderedDict()
 
     def parent(self, run_id: str) -> Parent:
         """A stored run as the next round sees it.
 
         Raises Damaged if it, or an ancestor, is not what was committed; its kind NotKept if a point is not there (any
-        more) that the start of one of them is made of.
+        more) that the start of one of them is made of. Raises NotImportedError.
         """
         unknown: list[str] = []
         above: str | None = run_id
@@ -177,6 +182,8 @@ class Lineage:
         return next_start(self.parent(run.parent), step_of(run.step, criterion_of(run.step)), streams_of(run))
 
     def _learning_start(self, run: Run, learning: Learning) -> Start:
+        if run.step is not None and run.step.criterion not in KNOWN and not self._imports:
+            raise NotImportedError(f"its mask began from criterion {run.step.criterion!r}, which is not imported here.")
         parent = None if run.parent is None else self.parent(run.parent)
         step = None if run.step is None else step_of(run.step, criterion_of(run.step))
         return learning_start(learning, layers_of(run), run.seed, parent, step, streams_of(run))

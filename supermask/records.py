@@ -36,7 +36,7 @@ def pack_outcome(
         "id": run.id,
         **run.to_data(),
         "status": status,
-        "metrics": {key: _json_number(value) for key, value in _metrics(outcome).items()},
+        "metrics": _json_numbers(_metrics(outcome)),
         "kept": kept(masks),
         "weights": sum(mask.numel() for mask in start.masks.values()),
         "first_iteration": start.first_iteration,
@@ -51,17 +51,18 @@ def pack_outcome(
         return facts, tensors, {}
     tensors |= {f"other/{name}": tensor.numpy() for name, tensor in outcome.end.others.items()}
     if outcome.supermask:
-        facts["supermask"] = outcome.supermask
+        facts["supermask"] = _json_numbers(outcome.supermask)
     return facts, tensors, stored_weights(run, start, outcome)
 
 
 def _metrics(outcome: Outcome) -> dict[str, int | float | None]:
-    """Of a learned mask what was measured from what is stored, so that every number can be had again."""
-    judged = outcome.supermask
-    if not judged:
-        return outcome.metrics
+    return outcome.metrics | (supermask_metrics(outcome.supermask) if outcome.supermask else {})
+
+
+def supermask_metrics(judged: Mapping[str, Any]) -> dict[str, float]:
+    """Of a learned mask what was measured from what is stored (`engines.report`): every number can be had again."""
     selected, final = judged["selected"], judged["final"]
-    return outcome.metrics | {
+    return {
         "early_stop_test_accuracy": selected["mean"],
         "early_stop_test_loss": selected["loss"],
         "final_test_accuracy": final["mean"],
@@ -175,5 +176,10 @@ def start_content(start: Start) -> str:
     return content_hash(tensors | {f"other/{n}": t.numpy() for n, t in start.others.items()})
 
 
-def _json_number(value: float | int | None) -> float | int | None:
-    return None if value is None or not math.isfinite(value) else value
+def _json_numbers(value: Any) -> Any:
+    """Plain data with None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _json_numbers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_json_numbers(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

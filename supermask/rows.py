@@ -31,7 +31,10 @@ def rows_of_plan(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     damaged: list[str] = []
     ended_badly: set[str] = set()
+    learned: set[str | None] = set()
     for run in plan.runs.values():
+        if run.learning is not None or run.parent in learned:
+            learned.add(run.id)
         facts = None
         if run.id in there:
             try:
@@ -45,7 +48,7 @@ def rows_of_plan(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
             # The first level is the same run under both schedules: the study knows which it is to it.
             row["schedule"] = TREATMENT_SEPARATOR.join(dict.fromkeys(schedules[label] for label in serves))
         if facts is None:
-            row |= _planned(run, plan.layers)
+            row |= _planned(run, plan.layers, run.id in learned)
             row["status"] = "ancestor_diverged" if run.parent in ended_badly else "to_do"
         if row["status"] not in ("finished", "to_do"):
             ended_badly.add(run.id)
@@ -182,9 +185,10 @@ def _hardened(facts: Facts) -> str | None:
     return " ".join(f"{density:g}:{accuracy:.6g}" for density, accuracy in found) or None
 
 
-def _planned(run: Run, layers: Architecture) -> Row:
-    """What is known of a run before it is trained: how many weights it will keep, if no mask is learned first."""
-    if run.learning is not None or (run.step and (run.step.scope == "threshold" or run.step.criterion == "learned")):
+def _planned(run: Run, layers: Architecture, learned: bool) -> Row:
+    """What is known of a run before it is trained: how many weights it will keep, unless its mask, or one that it goes
+    on from, is learned."""
+    if learned:
         return {"weights": sum(m.size for m in maskables(layers).values()), "certificate": None}
     rates = tuple(sorted(run.step.rates.items())) if run.step else ()
     weights, kept = _counts(layers, run.step.scope if run.step else "layer", rates, run.level)

@@ -10,10 +10,10 @@ from supermask.certificate import certify
 from supermask.criteria import KNOWN
 from supermask.errors import UserError
 from supermask.learned import Learning, hard_masks, probabilities
-from supermask.lineage import Lineage, NotKept, layers_of, step_of, streams_of
+from supermask.lineage import Lineage, NotImportedError, NotKept, layers_of, step_of, streams_of
 from supermask.masks import kept
 from supermask.networks import maskables
-from supermask.records import unpack_curve, unpack_logits, unpack_masks, unpack_state
+from supermask.records import supermask_metrics, unpack_curve, unpack_logits, unpack_masks, unpack_state
 from supermask.run import Run
 from supermask.store import Damaged, Store
 from supermask.store.entry import Entry
@@ -28,8 +28,8 @@ REMEMBERED = 64
 class Verdict:
     """What became of one run, or of one point of a run's trajectory.
 
-    `held`; `failed` (not a result); `damaged` (not what was committed); `partly` (weights were dropped on purpose, so
-    only what is left was checked).
+    `held`; `failed` (not a result); `damaged` (not what was committed); `partly` (weights were dropped on purpose, or a
+    mask began from a criterion of somebody's own, so only what is left was checked).
     """
 
     key: str
@@ -40,7 +40,7 @@ class Verdict:
 
 def verify_store(store: Store) -> Iterator[Verdict]:
     """Every run in the store, and every stored point. Raises UserError where a newer supermask wrote the store."""
-    lineage = Lineage(store, REMEMBERED)
+    lineage = Lineage(store, REMEMBERED, imports=False)
     for run_id in _chain_by_chain(store):
         yield verify_run(store, lineage, run_id)
     for key in sorted(store.point_keys()):
@@ -63,8 +63,8 @@ def verify_run(store: Store, lineage: Lineage, run_id: str) -> Verdict:
         return Verdict(run_id, "damaged", damage.what)
     try:
         return _verified(lineage, entry, run_id)
-    except NotKept as gone:
-        return Verdict(run_id, "partly", f"its start cannot be made again: {gone}")
+    except (NotKept, NotImportedError) as missing:
+        return Verdict(run_id, "partly", f"its start cannot be made again: {missing}")
     except Damaged as damage:
         return Verdict(run_id, "damaged", damage.what if damage.key == run_id else f"{damage.key}: {damage.what}")
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
@@ -106,14 +106,21 @@ def _verified_mask(run: Run, learning: Learning, start: Start, entry: Entry) -> 
     if entry.weights is None:
         return Verdict(run.id, "partly", "its logits were dropped; its start is right")
     logits = unpack_logits(entry.weights, start).logits
+    unpack_logits(entry.weights, start, "final_logit")
     masks, stored = hard_masks(learning, logits), unpack_masks(entry.tensors, maskables(layers_of(run)))
     ones = {n: float(probabilities(learning, m).double().mean()) for n, m in logits.items()}
-    broken = {
-        "not the mask of its logits": [n for n in masks if not masks[n].equal(stored[n])],
-        "facts do not match the tensors": [n for n in ones if ones[n] != entry.facts["supermask"]["ones"][n]],
-    }
-    broken["facts do not match the tensors"] += ["kept"] if kept(masks) != entry.facts["kept"] else []
-    told = _told(broken)
+    judged, metrics = entry.facts["supermask"], entry.facts["metrics"]
+    in_all = sum(ones[n] * m.numel() for n, m in logits.items()) / sum(m.numel() for m in logits.values())
+    differ = [n for n in ones if ones[n] != judged["ones"][n]]
+    differ += ["ones_in_all"] if in_all != judged["ones_in_all"] else []
+    differ += ["kept"] if kept(masks) != entry.facts["kept"] else []
+    differ += [name for name, value in supermask_metrics(judged).items() if metrics[name] != value]
+    told = _told(
+        {
+            "not the mask of its logits": [n for n in masks if not masks[n].equal(stored[n])],
+            "facts do not match the tensors": differ,
+        }
+    )
     return Verdict(run.id, "failed" if told else "held", told)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ class Done:
 
     plan: Plan
     store: Path
-    _lineage: list[Lineage] = field(default_factory=list)
+
+    def opened(self) -> Store:
+        return Store(self.store)
 
     def run(self, treatment: str, level: int = -1) -> Run:
         """A treatment's run of a level; its last one unless told."""
@@ -54,7 +56,7 @@ class Done:
 
 
 def mask_plan(*treatments: dict[str, Any], **changes: Any) -> Plan:
-    """`small_plan` on 10 hidden units a hundred, with `LEARN`."""
+    """`small_plan` with 100 hidden units and `LEARN`."""
     return small_plan(*treatments, **{"network": "fc-100", "learn": dict(LEARN), **changes})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from supermask.errors import UserError
 from supermask.learned import Learning
 from supermask.plan import Plan
 from supermask.recipe import UNTRAINED, Recipe
+from supermask.rows import rows_of_plan
 from supermask.run import Run, StepFacts
+from supermask.store import Store
 
 LEARN = {"lr": 5, "batch_size": 50, "epochs": 1, "evaluate_every": 10, "samples": 2, "hardened_at": [0.5]}
 RECIPE = Recipe("sgd", 5.0, 50, 25, 10, momentum=0.9, drop_factor=1.0)
@@ -210,3 +213,22 @@ def test_ids_of_each_kind_are_these() -> None:
         "from a heuristic": "2da6834e34ccea2e5cf4dfe136e83d10",
         "taken": "9ed7fd0a6c420b4c2dfc56eaaf2e37f2",
     }
+
+
+def test_rows_of_what_is_still_to_be_learned(tmp_path: Path) -> None:
+    """How many weights a mask will keep nobody knows; of an untrained heuristic one it is known."""
+    plan = plan_of(
+        {"name": "a", "supermask": {"start_from": "movement", "confidence": 3, "rescaled": True}, "levels": 2},
+        {"name": "u", "schedule": "one_shot", "trained": False},
+    )
+    rows = {row["id"]: row for row in rows_of_plan(plan, Store(tmp_path))[0]}
+    learned, taken, pruned = (rows[by_level(plan, "a")[level].id] for level in (1, 2, 3))
+    assert {row["weights"] for row in rows.values()} == {1480}
+    assert learned.get("kept") is taken.get("kept") is pruned.get("kept") is None
+    assert (learned["supermask"], learned["base"], learned["criterion"]) == ("bernoulli", "init", "movement")
+    assert (learned["confidence"], learned["graded"], learned["rescaled"]) == (3.0, False, True)
+    assert (taken["criterion"], taken["scope"]) == ("learned", "threshold")
+    assert pruned["criterion"] == "large_final"
+    untrained = [rows[run.id] for run in chain(plan, "u")[1:]]
+    assert [(row["trained"], row["kept"]) for row in untrained] == [(False, 640 + 140), (False, 320 + 98)]
+    assert {row["status"] for row in rows.values()} == {"to_do"}

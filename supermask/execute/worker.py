@@ -226,7 +226,7 @@ class Worker:
     def _commit_retraced(self, task: Task, start: Start, outcome: Outcome) -> None:
         weights = stored_weights(task.run, start, outcome)
         same = self.store.contents(task.run.id).get("weights") == content_hash(weights)
-        if same:
+        if same and task.run.learning is None:
             self._commit_points(task.run, start, outcome)
         if not same or ("end" in task.points and not self.store.restore_weights(task.run.id, weights)):
             raise MachineError(
