@@ -106,11 +106,7 @@ class Schedule:
         for run in self.plan.runs.values() if ended is None else (ended, *self._ancestors(ended)):
             children = self.plan.children[run.id]
             extendable = run.level == 0 or run.learning is not None or not children
-<<<<<<< HEAD
             if self.status.get(run.id) != "finished" or not run.trains or (keep == "needed" and extendable):
-=======
-            if self.status.get(run.id) != "finished" or (keep == "needed" and extendable):
->>>>>>> masktests
                 continue
             points: set[Point] = {"end"}
             points.update(*(child.points for child in children))
