@@ -109,7 +109,8 @@ def run(
         raise UserError(f"{workers} workers cannot train anything: give 1 or more, or leave it out for one a core.")
     made = make_plan(load_study(study, overrides))
     site = Site(store=(store or default_store()).absolute(), data_dir=_data_dir(), engine=engine, device=device)
-    choose(engine, made.layers, device)
+    for learning in {run.learning for run in made.runs.values()}:
+        choose(engine, made.layers, device, learning)
     schedule = Schedule(made, Store(site.store))
     if schedule.tasks_left:
         # One message before workers start, not one from each; and one decoding that all of them share.

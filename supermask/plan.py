@@ -142,7 +142,9 @@ def _learned_way(
     train = Train(**kind.trained_as(study.learn))
     start = None
     if kind.start_from is not None:
-        heuristic = Treatment(name=treatment.label, criterion=kind.start_from, schedule="one_shot")
+        heuristic = Treatment(
+            name=treatment.label, criterion=kind.start_from, schedule="one_shot", scope=treatment.scope
+        )
         start = list(_steps(study, heuristic, found, kind.start_level))[-1]
     learning = kind.learning(study.learn)
     way = [_Stage(1, resolve_recipe(train, images), start, None if start is None else 0, learning)]

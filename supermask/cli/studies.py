@@ -235,14 +235,19 @@ def _told_verdicts(doing: str, verdicts: Iterable[Verdict], about: str) -> int:
     from rich.console import Console
 
     counts = {"held": 0, "partly": 0, "failed": 0, "damaged": 0}
+    reasons: dict[str, None] = {}
     with Console(stderr=True).status(doing) as spinner:
         for verdict in verdicts:
             counts[verdict.verdict] += 1
             spinner.update(f"{doing}: {sum(counts.values()):,}")
             if verdict.verdict in ("failed", "damaged"):
                 echo(f"{verdict.key} {verdict.verdict}: {verdict.why}")
+            elif verdict.verdict == "partly":
+                reasons.setdefault(verdict.why.replace(verdict.key, "it"))
     told = (f"{count:,} {_VERDICTS[name]}" for name, count in counts.items() if count or name == "held")
     echo(about + ", ".join(told))
+    for reason in list(reasons)[:5]:
+        echo(f"  as far as kept: {reason}")
     return counts["failed"] + counts["damaged"]
 
 

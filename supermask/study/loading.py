@@ -225,7 +225,8 @@ def _treatments(entries: Sequence[_Entry], settings: Settings, faults: list[str]
     for entry in entries:
         given, place = entry.fields.value, entry.fields.place
         assert isinstance(given, dict)
-        defaults = {"name": "-", "schedule": settings.prune.schedule, "scope": settings.prune.scope}
+        schedule = "iterative" if "supermask" in given else settings.prune.schedule
+        defaults = {"name": "-", "schedule": schedule, "scope": settings.prune.scope}
         node = replace(entry.fields, value={**{k: Node(v, place) for k, v in defaults.items()}, **given})
         treatment = _checked(Treatment, node, f"treatments[{entry.index}]", faults)
         if treatment is None:
@@ -276,8 +277,7 @@ def _reference(node: Node | None, treatments: Sequence[Treatment], faults: list[
     for key, value in node.value.items():
         if key not in Treatment.model_fields:
             faults.append(f"{value.place}: {_no_such_key(Treatment, [key], 'reference')}")
-    wanted = {key: (type(value).__name__, value) for key, value in plain(node).items()}
-    matching = [t.label for t in treatments if wanted.items() <= {**dict(t.content), "name": ("str", t.name)}.items()]
+    matching = [t.label for t in treatments if _has(dict(t), plain(node))]
     if len(matching) == 1 or faults:
         return matching[0] if matching else ""
     asked = ", ".join(f"{key}: {shown(value)}" for key, value in plain(node).items())
@@ -290,6 +290,18 @@ def _reference(node: Node | None, treatments: Sequence[Treatment], faults: list[
     last = list(node.value.values())[-1:] or [node]
     faults.append(f"{last[0].place}: reference: {says}")
     return ""
+
+
+def _has(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether these fields have the wanted values; types told apart (0 is not false)."""
+    for key, value in wanted.items():
+        own = values.get(key)
+        if isinstance(value, dict) and isinstance(own, BaseModel):
+            if not _has(dict(own), value):
+                return False
+        elif key not in values or (type(own), own) != (type(value), value):
+            return False
+    return True
 
 
 def _list(labels: Sequence[str]) -> str:

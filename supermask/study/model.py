@@ -85,6 +85,10 @@ class Prune(Keys):
     rates: Rates = Rates()
 
 
+SCORING = ("criterion", "w_init", "w_final", "rewind_to", "learning_rate_rewinding")
+"""Keys that a level looks at if it prunes by a criterion."""
+
+
 class Treatment(Keys):
     """What is done between one training and the next: one line in a figure."""
 
@@ -128,7 +132,22 @@ class Treatment(Keys):
             raise fault(
                 f"levels: {self.levels} of untrained networks after a learned mask: they would not differ; use 1."
             )
+        if learns:
+            self._all_is_used(self.levels or 0)
         return self
+
+    def _all_is_used(self, levels: int) -> None:
+        """Beside a learned mask, what no level looks at is not to be given."""
+        unused = {2: (), 1: SCORING, 0: (*SCORING, "mask1", "mask0", "rescaled", "trained")}[min(levels, 2)]
+        for key in unused:
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                own = " The mask's own rescaling is supermask: {rescaled: true}." if key == "rescaled" else ""
+                raise fault(
+                    f"{key}: {str(value).lower()} is looked at by no level: level 1 learns the mask, "
+                    f"{'level 2 takes it' if levels else 'and none follows'}; give levels: {levels + 1} or leave it "
+                    f"out.{own}"
+                )
 
     def levels_of(self, study: Prune) -> int:
         """Levels of pruning; after a learned mask, where there is one."""

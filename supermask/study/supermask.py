@@ -8,12 +8,14 @@ from pydantic import model_validator
 
 from supermask.learned import METHODS, SIGMOID, Learning
 from supermask.study.values import (
-    AnyNumber,
+    Confidence,
     Count,
     Criterion,
     Fraction,
     Keys,
     Level,
+    Logit,
+    Moderate,
     NotNegative,
     OptimizerName,
     Positive,
@@ -58,20 +60,20 @@ class Supermask(Keys):
 
     method: Method = "bernoulli"
     weights: Base = "init"
-    multiplier: Positive = 1.0
+    multiplier: Moderate = 1.0
     rescaled: Switch = False
     """Dynamic weight rescaling."""
-    start_logit: AnyNumber = 0.0
+    start_logit: Logit = 0.0
     start_from: Criterion | None = None
     """A criterion: logits start from its mask on the trained dense network, instead of from `start_logit`."""
     start_level: Level = 1
     """How many levels that mask is pruned by, in one shot."""
-    confidence: Positive = 2.0
+    confidence: Confidence = 2.0
     """c: logits are +c where it keeps, -c elsewhere."""
     graded: Switch = False
     """Logits by rank of its scores instead: 2 c (rank - share pruned)."""
     density: Share = 0.5
-    threshold: Positive = 0.01
+    threshold: Moderate = 0.01
     optimizer: OptimizerName | None = None
     """Another than `learn.optimizer`; so too below."""
     lr: Positive | None = None

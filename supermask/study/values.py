@@ -166,7 +166,9 @@ Share = Annotated[float, Field(gt=0, lt=1), rule("a density: a share of a layer'
 Shares = Annotated[
     tuple[Annotated[float, Field(gt=0, lt=1)], ...], rule("a list of densities: numbers above 0 and below 1")
 ]
-AnyNumber = Annotated[float, Finite, rule("a number")]
+Logit = Annotated[float, Field(ge=-80, le=80), rule("a logit: a number from -80 to 80")]
+Confidence = Annotated[float, Field(gt=0, le=80), rule("a confidence: a number above 0, at most 80")]
+Moderate = Annotated[float, Field(gt=0, le=1e6), rule("a number above 0, at most a million")]
 
 
 class Keys(BaseModel):

@@ -101,6 +101,8 @@ def _check(store: Store, run: Run, facts: Facts, which: str) -> None:
             f"run {run.id} diverged at iteration {facts['metrics']['diverged_at']}: it has no final weights. "
             "Its ticket, untrained, can be packed with --weights start."
         )
+    if run.learning is not None and not store.has_weights(run.id):
+        raise UserError(f"the logits of run {run.id} were dropped (--keep): run its study again with --keep all.")
     if run.trains and not store.has_weights(run.id):
         raise UserError(
             f"the final weights of run {run.id} were dropped (--keep). "
