@@ -28,7 +28,7 @@ from supermask.store import Store
 from supermask.store.disk import machine_errors
 from supermask.study import load_study
 from supermask.study.yaml_tree import shown
-from supermask.tables import DENSE, Answer, Row
+from supermask.tables import DENSE, Answer, Row, labels_of
 from supermask.verify import Verdict
 
 DEVICES = ("cpu", "cuda")
@@ -163,13 +163,16 @@ def _drawn(made: Plan, found: list[Row], store: Store) -> dict[str, Drawn]:
     if figures.has_supermasks(found):
         chance = 100.0 / DATASETS[study.dataset].classes
         drawn["supermasks"] = figures.supermask_figure(found, labels(made)[1:], study.reference, title, chance)
-        drawn["learning"] = figures.curves_figure(curves_of_plan(made, store), title)
+        points = curves_of_plan(made, store)
+        if any(point["iteration"] for point in points):
+            drawn["learning"] = figures.curves_figure(points, title)
     elif any(row["status"] == "finished" for row in heuristic):
         drawn["heuristic"] = figures.heuristic_figure(found, title)
+    weights = [row for row in found if not row.get("supermask")]
     trained = [t.label for t in study.treatments if t.trained and t.levels_of(study.prune)]
-    if trained:
+    done = {label for row in weights if row["status"] == "finished" for label in labels_of(row)}
+    if trained and (not drawn or done.intersection(trained)):
         reference = study.reference if study.reference in trained else trained[0]
-        weights = [row for row in found if not row.get("supermask")]
         drawn["accuracy"] = figures.accuracy_figure(weights, trained, reference, title)
         drawn["early-stop"] = figures.early_stop_figure(weights, trained, reference, title)
     return drawn

@@ -23,6 +23,7 @@ SEEDS = range(3)
 
 def row(treatment: str, seed: int, accuracy: float, level: int = 1, **facts: Any) -> Row:
     return {
+        "id": f"{treatment}-{level}-{seed}",
         "treatment": treatment,
         "network": "fc",
         "dataset": "mnist",
@@ -138,10 +139,37 @@ def test_treatments_are_compared_with_the_reference_paired_by_seed() -> None:
     assert "All differ from learned" in drawn.caption
 
 
-def test_masks_that_are_trained_on_have_their_own_figure() -> None:
-    rows = [learned("on", seed, 0.9) for seed in SEEDS] + [row("on", seed, 0.97, level=2) for seed in SEEDS]
+def test_a_mask_that_is_trained_on_is_shown_once_and_its_tickets_are_not() -> None:
+    on = [learned("on", seed, 0.9) for seed in SEEDS] + [row("on", seed, 0.97, level=2) for seed in SEEDS]
+    alone = supermask_figure(on, ["on"], "on", "Supermasks", 10.0).data_rows
+    assert [(r["treatment"], r["network"], r["level"]) for r in alone] == [
+        ("on", kind, 1) for kind in ("samples", "thresholded", "expected")
+    ]
+    both = [r | {"treatment": "learned | on"} if r["level"] == 1 else r for r in on]
+    shown = supermask_figure(both, ["on", "learned"], "learned", "Supermasks", 10.0).data_rows
+    assert {r["treatment"] for r in shown} == {"learned"}
     with pytest.raises(UserError, match="no supermask of this study has finished"):
-        supermask_figure(rows, ["on"], "on", "Supermasks", 10.0)
+        supermask_figure(dense(), ["on"], "on", "Supermasks", 10.0)
+
+
+def test_captions_say_what_was_tested_and_what_is_heuristic() -> None:
+    fewer = [r for r in supermasks() if (r["treatment"], r["seed"]) != ("better", 2)]
+    drawn = supermask_figure(fewer, ["learned", "better"], "learned", "Supermasks", 10.0)
+    assert "else Welch's" in drawn.caption
+    assert "Heuristic" not in drawn.caption
+    assert "Heuristic masks" in supermask_figure(supermasks(), ["heuristic", "learned"], "learned", "S", 10.0).caption
+    one = [r for r in supermasks() if r["seed"] == 0]
+    alone = supermask_figure(one, ["learned", "better"], "learned", "Supermasks", 10.0).caption
+    assert "n = 1 seed." in alone
+    assert "Not tested (too few seeds, or no spread): better." in alone
+
+
+def test_masks_made_in_other_ways_are_other_lines_and_no_run_hides_another() -> None:
+    rows = [heuristic("large_final", "rewind", 1, s, 0.5, mask0=m) for s in SEEDS for m in ("zero", "freeze_final")]
+    drawn = heuristic_figure(rows, "Heuristic")
+    assert [p["criterion"] for p in drawn.data_rows] == ["large_final", "large_final, mask0 freeze_final"]
+    with pytest.raises(UserError, match="several runs of one seed"):
+        heuristic_figure([*rows, rows[0]], "Heuristic")
 
 
 def test_levels_of_other_densities_are_not_compared() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from supermask.errors import UserError
 from supermask.figures.caption import wrap
 from supermask.figures.lines import CAPTION_SIZE, MARKER, TITLE_SIZE
 from supermask.figures.save import DPI, Drawn
@@ -114,13 +115,24 @@ def _measured(rows: Sequence[Row]) -> dict[_Place, _Measured]:
     groups: dict[_Place, list[Row]] = defaultdict(list)
     for row in rows:
         for schedule in str(row["schedule"]).split(" | "):
-            groups[_Place(schedule, str(row["mask1"]), str(row["criterion"]), int(row["level"] or 0))].append(row)
+            groups[_Place(schedule, str(row["mask1"]), _line(row), int(row["level"] or 0))].append(row)
     found = {}
     for place, group in groups.items():
+        if len({row["seed"] for row in group}) < len(group):
+            raise UserError(
+                f"several runs of one seed are {place.criterion} at level {place.level}: a figure shows one study."
+            )
         values = {int(row["seed"] or 0): _share(row) for row in group}
         remaining = fmean(100 * float(row["density"] or 0) for row in group)
         found[place] = _Measured(remaining, mean_interval([values[seed] for seed in sorted(values)]), values)
     return found
+
+
+def _line(row: Row) -> str:
+    """The criterion, and whatever else is not usual about how the mask was made and what was pruned became."""
+    usual = {"mask0": "zero", "scope": "layer", "w_init": "start", "w_final": "end"}
+    other = [f"{key} {row[key]}" for key, value in usual.items() if row.get(key) not in (None, value)]
+    return ", ".join([str(row["criterion"]), *other])
 
 
 def _others(found: dict[_Place, _Measured]) -> list[str]:
@@ -212,7 +224,7 @@ def _caption(rows: Sequence[Row], plain: Sequence[Row], found: dict[_Place, _Mea
 
 def _rescaling(rows: Sequence[Row], plain: Sequence[Row]) -> str:
     def key(row: Row) -> tuple[Value, ...]:
-        return tuple(row.get(name) for name in ("criterion", "mask1", "schedule", "level", "seed"))
+        return _line(row), *(row.get(name) for name in ("mask1", "schedule", "level", "seed"))
 
     there = {key(row): _share(row) for row in plain}
     rescaled = [row for row in rows if is_heuristic(row) and row.get("rescaled") and row["status"] == "finished"]

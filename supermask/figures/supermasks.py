@@ -15,6 +15,7 @@ from typing import Any
 from supermask.errors import UserError
 from supermask.figures.caption import wrap
 from supermask.figures.lines import CAPTION_SIZE, TITLE_SIZE, accuracy_ticks, error_scale
+from supermask.figures.panels import is_heuristic
 from supermask.figures.save import DPI, Drawn
 from supermask.figures.style import BLUE, GREEN, INK, ORANGE, RC, VERMILION, WIDTH, percent
 from supermask.figures.text import text_width
@@ -56,8 +57,8 @@ class Bar:
 
 
 def has_supermasks(rows: Sequence[Row]) -> bool:
-    """Whether any run of these learned a mask."""
-    return any(row.get("supermask") for row in rows)
+    """Whether any finished run of these learned a mask."""
+    return any(row.get("supermask") and row["status"] == "finished" for row in rows)
 
 
 def supermask_figure(
@@ -79,25 +80,31 @@ def supermask_figure(
 
 
 def _bars(rows: Sequence[Row], treatments: Sequence[str]) -> list[Bar]:
-    bars: list[Bar] = []
-    for label in treatments:
-        own = _finished(rows, label)
-        untrained = [row for row in own if row.get("trained") is False]
-        learned = [row for row in own if row.get("supermask")]
-        if untrained:
-            bars.append(_bar(label, "untrained", _best_level(untrained)))
-        elif learned and not any(row["trained"] and not row.get("supermask") for row in rows if _is(row, label)):
-            kinds = ("samples", "thresholded", "expected") if learned[0]["supermask"] == "bernoulli" else ("samples",)
-            bars += [_bar(label, kind, learned) for kind in kinds]
-    return bars
+    """In the order of the treatments. A mask that several go on from is there once, under one that stops at it."""
+    bars: dict[str, list[Bar]] = {}
+    shown: set[object] = set()
+    for followed in (False, True):
+        for label in treatments:
+            own = _finished(rows, label)
+            untrained = [row for row in own if row.get("trained") is False]
+            learned = [row for row in own if row.get("supermask")]
+            trained = any(row["level"] and row.get("trained") and not row.get("supermask") for row in _all(rows, label))
+            if untrained and not followed:
+                bars[label] = [_bar(label, "untrained", _best_level(untrained))]
+            elif learned and not untrained and trained == followed and not shown & {row["id"] for row in learned}:
+                sampled = learned[0]["supermask"] == "bernoulli"
+                kinds = ("samples", "thresholded", "expected") if sampled else ("samples",)
+                bars[label] = [_bar(label, kind, learned) for kind in kinds]
+                shown |= {row["id"] for row in learned}
+    return [bar for label in treatments for bar in bars.get(label, [])]
 
 
 def _finished(rows: Sequence[Row], label: str) -> list[Row]:
-    return [row for row in rows if _is(row, label) and row["status"] == "finished"]
+    return [row for row in _all(rows, label) if row["status"] == "finished"]
 
 
-def _is(row: Row, label: str) -> bool:
-    return label in labels_of(row)
+def _all(rows: Sequence[Row], label: str) -> list[Row]:
+    return [row for row in rows if label in labels_of(row)]
 
 
 def _best_level(rows: Sequence[Row]) -> list[Row]:
@@ -224,21 +231,26 @@ def _caption(rows: Sequence[Row], bars: Sequence[Bar], reference: str, dense: bo
     counts = sorted({bar.interval.n for bar in bars})
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     first = next(row for row in rows if row["status"] == "finished")
-    sentences = [f"Network {first['network']} on {first['dataset']}: mean over n = {n} seeds"]
+    sentences = [f"Network {first['network']} on {first['dataset']}: mean over n = {n} seed{'' if n == '1' else 's'}"]
     sentences[0] += ", bar: its 95% t-interval; ticks: each seed." if counts[-1] > 1 else "."
     if any(bar.kind == "samples" for bar in bars):
         sentences.append("A learned supermask's accuracy is the mean over single samples of its mask, as in the paper.")
-    if any(bar.kind == "untrained" and bar.level > 1 for bar in bars):
+    labels = {bar.treatment for bar in bars if bar.kind == "untrained"}
+    if any(is_heuristic(row) and labels.intersection(labels_of(row)) for row in rows):
         sentences.append("Heuristic masks: at the level of best validation accuracy.")
     sentences.append("Dashed: chance." + (" Dotted: the trained dense network." if dense else ""))
     told = [bar for bar in bars if bar.p_holm is not None]
     if told:
         same = [bar.treatment for bar in told if bar.p_holm is not None and bar.p_holm >= SIGNIFICANCE]
-        test = f"(paired t-test over seeds, Holm over {len(told)} treatments, p < {SIGNIFICANCE})"
+        paired = {bar.comparison.test for bar in told if bar.comparison} == {"paired t"}
+        test = "paired t-test over seeds" if paired else "paired t-test where both have the same seeds, else Welch's"
+        test = f"({test}; Holm over {len(told)} treatments, p < {SIGNIFICANCE})"
         counted = f"{len(told) - len(same)} of {len(told)} differ from {reference}"
         sentences.append(f"{counted} {test}; not: {'; '.join(same)}.")
         if not same or len(same) == len(told):
             sentences[-1] = f"{'None differs' if same else 'All differ'} from {reference} {test}."
+    untested = [bar.treatment for bar in bars if bar.comparison is not None and bar.p_holm is None]
+    sentences.append(f"Not tested (too few seeds, or no spread): {'; '.join(untested)}." if untested else "")
     left = sum(row["status"] != "finished" for row in rows)
     sentences.append(f"{left} runs are still to do or did not finish." if left else "")
     return " ".join(sentence for sentence in sentences if sentence)
