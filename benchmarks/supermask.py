@@ -6,6 +6,8 @@ Claim: for FC at batch 250 the sparse engine is at least twice as fast. Contesta
 its turns, in milliseconds a step, and the eager step over it. Evaluation is not in it.
 """
 
+# ruff: noqa: E402 (what is imported depends on the lines above it)
+
 from __future__ import annotations
 
 import argparse
@@ -111,7 +113,7 @@ def main() -> None:
     found = {name: median(each) for name, each in times.items()}
     for name, each in times.items():
         print(
-            f"{name:10} {found[name]:7.3f} ms  ({min(each):.3f} to {max(each):.3f})  {found['eager'] / found[name]:.2f}x"
+            f"{name:10} {found[name]:7.3f} ms ({min(each):.3f} to {max(each):.3f}), {found['eager'] / found[name]:.2f}x"
         )
     print(json.dumps({"torch": torch.__version__, **vars(given), "ms": times}))
 
