@@ -22,6 +22,7 @@ from supermask.learned import (
     base_weights,
     edge_popup_cut,
     hard_masks,
+    heuristic_logits,
     keep_scores,
     learning_start,
     probabilities,
@@ -29,7 +30,7 @@ from supermask.learned import (
 )
 from supermask.rng import stream, streams
 from supermask.ticket import Parent, Step, next_masks
-from supermask.types import Start
+from supermask.types import Maskable, Start
 
 KERNEL = MASKABLES["fc1.weight"]
 
@@ -150,9 +151,6 @@ def test_graded_logits_by_hand() -> None:
 
 
 def graded_of(scores: torch.Tensor, keep: int) -> dict[str, torch.Tensor]:
-    from supermask.learned import heuristic_logits
-    from supermask.types import Maskable
-
     name = "fc.weight"
     start = Start({name: scores}, {name: torch.ones(scores.shape, dtype=torch.bool)}, {})
     parent = Parent(start, {"end": start.state}, {name: Maskable(name, (2, 3), "hidden")})

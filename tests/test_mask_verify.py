@@ -17,6 +17,7 @@ from test_verify import forge, not_held, verdicts
 
 from supermask.learned import learning_start
 from supermask.lineage import Lineage, _own_criterion, criterion_of, layers_of, step_of, streams_of
+from supermask.records import start_content
 from supermask.store import Store
 from supermask.store.entry import Facts, Tensors
 from supermask.verify import Verdict
@@ -82,8 +83,6 @@ def test_a_start_is_made_again(pristine: Done, treatment: str) -> None:
 
 def test_another_start_is_noticed(pristine: Done) -> None:
     """One logit of a start is in its hash: what is trained from cannot be another."""
-    from supermask.records import start_content
-
     start = pristine.start("graded", 1)
     logits = {n: m.clone() for n, m in start.logits.items()}
     logits["fc2.weight"][0, 0] += 1

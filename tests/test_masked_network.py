@@ -34,6 +34,12 @@ RECIPES = {
 }
 
 
+TOO_SHARP = ("rounded", "adam")
+"""Adam moves every logit alike, also those whose gradient is nothing but rounding, and a hard mask follows: moved by
+1e-7 at its start, the reference is 1e-2 away from itself after 200 steps (n = 3). The other ways it is below 1e-6,
+unless one of the first coins falls to its other side."""
+
+
 @pytest.fixture(autouse=True)
 def tiny() -> Iterator[None]:
     with tiny_is_zero():
@@ -65,7 +71,7 @@ def far(found: Weights, wanted: Weights) -> float:
 @pytest.mark.parametrize(
     ("method", "recipe", "network"),
     [
-        *((method, recipe, "fc-70-30") for method in FAST for recipe in RECIPES),
+        *((method, recipe, "fc-70-30") for method in FAST for recipe in RECIPES if (method, recipe) != TOO_SHARP),
         ("bernoulli, rescaled", "adam", "fc-24"),
         ("bernoulli, rescaled", "sgd", "fc-130"),
     ],
