@@ -272,3 +272,14 @@ def test_what_is_no_ticket_is_refused() -> None:
         Ticket.from_torch_prune(module, {"fc1.weight": "nowhere"})
     with pytest.raises(UserError, match="in fc-8 on digits"):
         Ticket.from_torch_prune(module, network="fc-8", dataset="digits", seed=0)
+
+
+def test_two_tensors_do_not_go_to_one_that_is_tied() -> None:
+    module = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
+    module[2].weight = module[0].weight
+    masks = {"a": torch.ones(4, 4, dtype=torch.bool), "b": torch.ones(4, 4, dtype=torch.bool)}
+    weights = {"a": torch.ones(4, 4), "b": torch.zeros(4, 4)}
+    before = module[0].weight.clone()
+    with pytest.raises(UserError, match="would both go to"):
+        Ticket(masks, weights, {}).apply_to(module, match="order")
+    assert torch.equal(module[0].weight, before)

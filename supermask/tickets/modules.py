@@ -38,7 +38,8 @@ def places(
     for name, place in found.items():
         _check_place(own, name, place, tensors[name], kernels=_kernels(module))
     for name, place in found.items():
-        other = next(n for n, p in found.items() if p == place)
+        # Two names of one tensor (tied weights) are one place.
+        other = next(n for n, p in found.items() if p == place or own[p].data_ptr() == own[place].data_ptr())
         if other != name:
             raise UserError(f"{shown(other)} and {shown(name)} of the ticket would both go to {shown(place)}.")
     return found
