@@ -245,8 +245,8 @@ def _notes(specimens: Sequence[Specimen], wanted: Sequence[str]) -> Iterator[str
     without = [s.label for s in specimens if s.w_i is None or s.w_f is None]
     if without and {"plane", "distribution"} & set(wanted):
         yield (
-            f"not in planes and distributions, because what a criterion saw is not there (a learned mask, weights dropped by "
-            f"--keep, or a ticket file): {'; '.join(without)}"
+            "not in planes and distributions, because what a criterion saw is not there (a learned mask, weights "
+            f"dropped by --keep, or a ticket file): {'; '.join(without)}"
         )
     blind = [specimen.label for specimen in specimens if not has_pixels(specimen)]
     if blind and "pixels" in wanted:
