@@ -245,7 +245,7 @@ def test_points_are_read_back_as_the_engine_gave_them(folder: Path) -> None:
     worker = Kept(Site(folder / "store"))
     carry_out(plan, folder / "store", worker=worker)
     for run_id, outcome in given.items():
-        points = StoredPoints(worker.store, run_id, worker.starts[run_id])
+        points = StoredPoints(worker.store, plan.runs[run_id], worker.starts[run_id])
         assert same_state(points["end"], outcome.end)
         for point, state in outcome.points.items():
             assert point in points
@@ -267,7 +267,7 @@ def test_what_was_dropped_is_said_to_be_missing(folder: Path) -> None:
         Lineage(store).parent(first)
     assert missing.value.key == f"{dense}-iteration_5"
     store.drop_weights(first)
-    points = StoredPoints(store, first, initial_start(plan.layers, 0))
+    points = StoredPoints(store, plan.runs[first], initial_start(plan.layers, 0))
     assert "end" not in points
     with pytest.raises(NotKept, match=f"run {first} has no weights in the store"):
         points["end"]

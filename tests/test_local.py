@@ -403,7 +403,7 @@ def test_ctrl_c_ends_the_command_within_two_seconds_and_it_goes_on_later(folder:
     (folder / "study.yaml").write_text(STUDY)
     command = (
         "-m",
-        "supermask.cli",
+        "supermask",
         "run",
         "study.yaml",
         "--store",

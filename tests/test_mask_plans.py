@@ -103,9 +103,9 @@ def test_unless_it_starts_from_a_heuristic(graded: bool) -> None:
     dense, learned = chain(plan, "a")
     assert learned.parent == dense.id and learned.level == 1
     assert learned.learning == Learning(confidence=3.0, graded=graded, samples=2, hardened_at=(0.5,))
-    assert learned.step == StepFacts(
-        "large_final_same_sign", "rewind", "zero", "layer", {"hidden": 0.5, "output": 0.3}, 2
-    )
+    assert learned.step is not None
+    assert (learned.step.criterion, learned.step.scope, learned.step.levels) == ("large_final_same_sign", "global", 2)
+    assert set(learned.step.rates) == {"global"}
     # Its logits are made again from what the criterion read.
     assert learned.points == learned.start_points == frozenset({"end"})
 
@@ -115,7 +115,7 @@ def test_what_a_method_does_not_look_at_is_not_in_the_runs_id() -> None:
     plan = plan_of(
         {"name": "a", "supermask": {"optimizer": "sgd", "lr": 5}},
         {"name": "b", "supermask": {}},
-        {"name": "c", "supermask": {}, "criterion": "random", "mask1": "reinit", "mask0": "freeze_init"},
+        {"name": "c", "supermask": {}, "levels": 1, "mask1": "reinit", "mask0": "freeze_init"},
     )
     assert len({chain(plan, name)[1].id for name in "abc"}) == 1
 

@@ -80,7 +80,7 @@ def test_lists_of_maps_and_lists_beside_them() -> None:
     """The first key written varies slowest, inside the map too."""
     treatment = {
         "supermask": [{"start_logit": [1, 2]}, {"method": "signed"}],
-        "levels": [1, 0],
+        "levels": [1, 2],
         "mask1": ["rewind", "reinit"],
     }
     study = study_from({"treatments": [treatment]})
@@ -88,6 +88,30 @@ def test_lists_of_maps_and_lists_beside_them() -> None:
     assert len(found) == 12
     assert found[0] == (1, "bernoulli", 1, "rewind") and found[1] == (1, "bernoulli", 1, "reinit")
     assert found[4][0] == 2 and found[8][1] == "signed"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"mask1": "randomise_signs"}, "mask1: randomise_signs is looked at by no level"),
+        ({"trained": False}, "trained: false is looked at by no level"),
+        ({"rescaled": True}, "The mask's own rescaling is supermask: {rescaled: true}."),
+        ({"levels": 1, "criterion": "random"}, "level 2 takes it; give levels: 2 or leave it out"),
+    ],
+)
+def test_what_no_level_looks_at_beside_a_mask_is_refused(given: dict[str, Any], says: str) -> None:
+    """Forgetting `levels: 1` would publish that signs do not matter."""
+    assert says in refusal({"treatments": [{"supermask": {}, **given}]})
+
+
+def test_a_mask_is_found_as_the_reference_by_some_of_its_keys() -> None:
+    treatments = [{"name": "a", "supermask": {"rescaled": True}}, {"name": "b", "supermask": {}}]
+    data = {
+        "treatments": treatments,
+        "reference": {"supermask": {"rescaled": False}},
+        "prune": {"schedule": "one_shot"},
+    }
+    assert study_from(data).reference == "b"
 
 
 def test_a_name_goes_with_one_mask() -> None:
@@ -226,7 +250,7 @@ treatments:
     ("line", "says"),
     [
         ("start_logits: 1", "treatments[1].supermask has no key 'start_logits'; did you mean 'start_logit'? Allowed: "),
-        ("start_logit: one", "treatments[1].supermask.start_logit: 'one' is not a number."),
+        ("start_logit: one", "treatments[1].supermask.start_logit: 'one' is not a logit: a number from"),
         ("lr: [1, 0]", "treatments[1].supermask.lr: 0 is not a number above 0."),
         ("weights: []", "treatments[1].supermask: an empty list leaves nothing to do."),
         ("weights: [[init]]", "treatments[1].supermask.weights: ['init'] is not what a mask can be put on."),
