@@ -478,3 +478,9 @@ def test_damage_is_never_passed_on_as_such(folder: Path, monkeypatch: pytest.Mon
     result = worker.perform(Task(last))
     assert (result.status, result.lacking) == ("not_started", dense.id)
     assert not Store(folder).has(dense.id)
+
+
+def test_costs_of_another_release_are_told_of_and_not_tripped_over(folder: Path) -> None:
+    worker = Worker(Site(folder / "store", engine="sparse"))
+    with pytest.raises(MachineError, match="another release of supermask"):
+        worker._environment("sparse", "cpu", {"walks": {"weight": 1.0}})

@@ -159,7 +159,13 @@ class Worker:
             return environment(engine, device, self.site.threads)
         from supermask.engines import sparse
 
-        known = sparse.costs_here() if costs is None else sparse.Costs.from_data(costs)
+        try:
+            known = sparse.costs_here() if costs is None else sparse.Costs.from_data(costs)
+        except (KeyError, TypeError):
+            raise MachineError(
+                "a run whose weights are needed again was trained by another release of supermask, which chose its "
+                "kernels by other costs: it cannot come to the same bits here. Use another folder (--store)."
+            ) from None
         return environment(engine, device, 1, sparse.environment_facts(known))
 
     def _train(self, job: Job, data: Data, engine: str, around: dict[str, Any]) -> Outcome:
