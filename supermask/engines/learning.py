@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from supermask.engines.job import Array, BatchOrder, Data, Job
 from supermask.engines.loop import OptimizerState, run
-from supermask.engines.reference import EVALUATION_PIXELS, on_device, tiny_is_zero
+from supermask.engines.reference import measured, on_device, tiny_is_zero
 from supermask.learned import SIGMOID, Learning, coin_keys, coins, edge_popup_cut
 from supermask.networks import build
 from supermask.types import Outcome, State, Weights
@@ -112,16 +112,7 @@ class MaskInTraining:
         pixels, right = (
             self.there[id(a)] if id(a) in self.there else on_device(a, self.device) for a in (images, labels)
         )
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        at_once = max(1, EVALUATION_PIXELS[self.device.type] // images[0].size)
-        with torch.inference_mode():
-            for first in range(0, len(labels), at_once):
-                some = right[first : first + at_once]
-                logits = self._network(used, pixels[first : first + at_once].float().div_(self.maximum))
-                loss += cross_entropy(logits, some, reduction="none").double().sum()
-                hits += (logits.argmax(1) == some).sum()
-        return loss.item() / len(labels), int(hits) / len(labels)
+        return measured(lambda some: self._network(used, some.float().div_(self.maximum)), pixels, right)
 
     def samples(self) -> Iterator[Weights]:
         """The weights of each single sample; the same coins every time."""

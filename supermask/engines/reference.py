@@ -6,7 +6,7 @@ state stays zero and their values stay bit-equal to what they were frozen at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -129,17 +129,9 @@ class _Module:
         pixels, right = (
             self.there[id(a)] if id(a) in self.there else on_device(a, self.device) for a in (images, labels)
         )
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        at_once = max(1, EVALUATION_PIXELS[self.device.type] // images[0].size)
-        with torch.inference_mode():
-            for first in range(0, len(labels), at_once):
-                some = right[first : first + at_once]
-                logits = self.module(self._scaled(pixels[first : first + at_once]))
-                loss += cross_entropy(logits, some, reduction="none").double().sum()
-                hits += (logits.argmax(1) == some).sum()
+        found = measured(lambda some: self.module(self._scaled(some)), pixels, right)
         self.module.train()
-        return loss.item() / len(labels), int(hits) / len(labels)
+        return found
 
     def optimizer_state(self) -> OptimizerState:
         states = {n: self.optimizer.state.get(p, {}) for n, p in self.named.items()}
@@ -155,6 +147,20 @@ class _Module:
             if self.recipe.optimizer == "adam":
                 own["step"] = steps.to(self.device, copy=True)
             self.optimizer.state[self.named[name]] = own
+
+
+def measured(network: Callable[[Tensor], Tensor], pixels: Tensor, right: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy in nats, summed in float64, and accuracy of a network of pixels as they are stored."""
+    loss = torch.zeros((), dtype=torch.float64, device=right.device)
+    hits = torch.zeros((), dtype=torch.int64, device=right.device)
+    at_once = max(1, EVALUATION_PIXELS[right.device.type] // pixels[0].numel())
+    with torch.inference_mode():
+        for first in range(0, len(right), at_once):
+            some = right[first : first + at_once]
+            logits = network(pixels[first : first + at_once])
+            loss += cross_entropy(logits, some, reduction="none").double().sum()
+            hits += (logits.argmax(1) == some).sum()
+    return loss.item() / len(right), int(hits) / len(right)
 
 
 def _optimizer(parameters: list[nn.Parameter], job: Job) -> torch.optim.Optimizer:
