@@ -122,6 +122,13 @@ def kill(main: int, how: str, chance: np.random.Generator) -> bool:
     return False
 
 
+def has_checkpoint(store: Store, run_id: str) -> bool:
+    """A worker that outlived its study for a moment may end the run, and remove its folder, while we look."""
+    with suppress(FileNotFoundError):
+        return any(name.startswith("0") for name in os.listdir(store.root / "checkpoints" / run_id))
+    return False
+
+
 class Harness:
     """Studies one after another, each in a store of its own, killed until it is whole."""
 
@@ -144,7 +151,7 @@ class Harness:
             self.report.lost += len(seen - there.keys())
             self.report.changed += sum(there[run_id] != self.expected[run_id] for run_id in there)
             unfinished = self.plan.runs.keys() - there.keys()
-            self.report.checkpoints += sum(any(store.root.glob(f"checkpoints/{run_id}/0*")) for run_id in unfinished)
+            self.report.checkpoints += sum(has_checkpoint(store, run_id) for run_id in unfinished)
             seen = set(there)
         store.sweep()
         self.report.left_over += sum(1 for kind in ("staging", "checkpoints") for _ in (store.root / kind).glob("*"))
