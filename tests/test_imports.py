@@ -16,8 +16,8 @@ import supermask
 PACKAGE = Path(supermask.__file__).parent
 
 FLOORS = """
-analysis.distribution analysis.pixels analysis.plane analysis.specimen cache cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style figures.text recipe rng stats types
-analysis.overlap analysis.units datasets.images engines.kernels.bits engines.kernels.chance engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
+analysis.distribution analysis.pixels analysis.plane analysis.specimen cache claims.findings cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style figures.text recipe rng stats store.notes types
+analysis.overlap analysis.units claims datasets.images engines.kernels.bits engines.kernels.chance engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
 actions analysis.density analysis.signs criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises store.folders study.overrides text_table tickets.container tickets.modules
 analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption store.store study.values ticket tickets.encoding
 certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.lines figures.page learned store tickets.document

@@ -490,7 +490,7 @@ def test_the_shipped_studies_compare_the_paper_s_treatments(
 
 def test_what_ships() -> None:
     wanted = ["heuristic-supermasks", "learned-supermasks", "mask-0-actions", "mask-1-actions", "mask-criteria"]
-    assert [s.name for s in shipped_studies()] == shipped_names() == [*wanted, "supermask-questions"]
+    assert [s.name for s in shipped_studies()] == shipped_names() == [*wanted, "mask-points", "supermask-questions"]
     for study in shipped_studies():
         assert study.title
         assert {"digits", "laptop", *PAPER} <= set(study.scales)
