@@ -58,6 +58,8 @@ def engine(train: Train, case: Case, block: int, blocks: int) -> Iterator[float]
     over: list[BaseException] = []
 
     class Turns(NoCheckpoints):
+        def saw(self, curve: object) -> None: ...
+
         def due(self) -> bool:
             done.release()
             turn.acquire()

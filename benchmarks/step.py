@@ -110,6 +110,8 @@ def engine(case: Case, layers: Architecture, start: Start, data: Data) -> float:
     ticks: list[float] = []
 
     class Ticking(NoCheckpoints):
+        def saw(self, curve: object) -> None: ...
+
         def due(self) -> bool:
             ticks.append(time.perf_counter())
             return False

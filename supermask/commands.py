@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
-from supermask.datasets import DATASETS, Images, load
-from supermask.datasets.source import DATA_VARIABLE
-from supermask.engines.choice import ENGINES, choose
-from supermask.errors import UserError, did_you_mean
+from supermask.carrying_out import How, Listening, carry_out, data_dir
+from supermask.datasets import DATASETS
+from supermask.engines.choice import choose
+from supermask.errors import UserError
 from supermask.execute.estimate import Estimate, estimate
-from supermask.execute.local import Listener, run_plan
 from supermask.execute.schedule import Keep, Schedule
-from supermask.execute.worker import Site, check_same_data
 from supermask.export import export_run
 from supermask.figures import Drawn
 from supermask.plan import Plan, make_plan
@@ -25,19 +20,10 @@ from supermask.recipe import Recipe
 from supermask.rows import curves_of_plan, find_run, rows_of_plan, rows_of_store
 from supermask.run import Run
 from supermask.store import Store
-from supermask.store.disk import machine_errors
 from supermask.study import load_study
 from supermask.study.yaml_tree import shown
 from supermask.tables import DENSE, Answer, Row, labels_of
 from supermask.verify import Verdict
-
-DEVICES = ("cpu", "cuda")
-
-
-def default_workers() -> int:
-    """One a core that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def default_store() -> Path:
@@ -96,30 +82,15 @@ def run(
     engine: str = "auto",
     device: str = "cpu",
     keep: Keep = "all",
-    listening: Callable[[Plan, Schedule], AbstractContextManager[Listener]] | None = None,
+    listening: Listening | None = None,
 ) -> Schedule:
     """Trains what is missing of a study, on `workers` processes (default: one a core); returns how each run ended.
 
     Raises UserError, MachineError, and `execute.local.Stopped` on Ctrl-C: the same call goes on from there.
     """
-    check_choice("an engine", engine, ENGINES)
-    check_choice("a device", device, DEVICES)
-    check_choice("a way to keep weights", keep, get_args(Keep))
-    if workers is not None and workers < 1:
-        raise UserError(f"{workers} workers cannot train anything: give 1 or more, or leave it out for one a core.")
-    made = make_plan(load_study(study, overrides))
-    site = Site(store=(store or default_store()).absolute(), data_dir=_data_dir(), engine=engine, device=device)
-    for learning in {run.learning for run in made.runs.values()}:
-        choose(engine, made.layers, device, learning)
-    schedule = Schedule(made, Store(site.store))
-    if schedule.tasks_left:
-        # One message before workers start, not one from each; and one decoding that all of them share.
-        _check_same_data(schedule, load(made.study.dataset, site.data_dir))
-        _check_writable(site.store)
-        check_device(device)
-    quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
-    with listening(made, schedule) if listening else quiet as listener:
-        return run_plan(made, site, workers or default_workers(), listener, keep, schedule=schedule)
+    how = How(store or default_store(), workers, engine, device, keep)
+    how.check()
+    return carry_out([make_plan(load_study(study, overrides))], how, listening)
 
 
 def rows(study: str, overrides: Sequence[str] = (), store: Path | None = None) -> tuple[Plan, list[Row], list[str]]:
@@ -188,7 +159,7 @@ def remeasure(store: Path | None = None) -> Iterator[Verdict]:
     """Every finished run's test accuracy, measured again from its stored tensors; needs the data."""
     from supermask.remeasure import remeasure_store
 
-    return remeasure_store(existing_store(store), _data_dir())
+    return remeasure_store(existing_store(store), data_dir())
 
 
 def verify(store: Path | None = None) -> Iterator[Verdict]:
@@ -214,42 +185,3 @@ def existing_store(store: Path | None) -> Store:
             f"there is no store at {folder}: give one with --store, or make one with `supermask run STUDY`."
         )
     return Store(folder)
-
-
-def _data_dir() -> Path | None:
-    """Absolute, for workers; None leaves the search to the data set."""
-    given = os.environ.get(DATA_VARIABLE)
-    return Path(given).expanduser().absolute() if given else None
-
-
-def check_choice(what: str, given: str, allowed: Sequence[str]) -> None:
-    """Raises UserError for a word that is not allowed."""
-    if given not in allowed:
-        near = did_you_mean(given, allowed) or "."
-        raise UserError(f"{shown(given)} is not {what}{near} Allowed: {', '.join(allowed)}.")
-
-
-def check_device(device: str) -> None:
-    """Raises UserError for a device that is not there."""
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError(
-                "there is no GPU that this PyTorch can use: leave out --device, or install one built for it."
-            )
-
-
-def _check_same_data(schedule: Schedule, images: Images) -> None:
-    """A study is of one data set: a new seed is not trained on other data than the seeds before."""
-    for run in schedule.plan.runs.values():
-        if run.level == 0 and schedule.status.get(run.id) == "finished":
-            check_same_data(schedule.store, run.id, images)
-
-
-def _check_writable(store: Path) -> None:
-    """Before anything is trained: a store that cannot be written to shall cost no training."""
-    with machine_errors(store):
-        store.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=store) as probe:
-            probe.write(bytes(4096))

@@ -5,7 +5,7 @@ Made before anything is trained, without data and without torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -32,17 +32,14 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A study's runs by id, parents before children, and what each is to the study."""
+class Graph:
+    """Runs by id, parents before children: all that an executor has to know."""
 
-    study: Study
-    layers: Architecture
     runs: dict[str, Run]
-    members: list[Member]
 
     @cached_property
     def children(self) -> dict[str, list[Run]]:
-        """Run id -> the runs of this plan that start from it."""
+        """Run id -> the runs of this graph that start from it."""
         found: dict[str, list[Run]] = {run_id: [] for run_id in self.runs}
         for run in self.runs.values():
             if run.parent is not None:
@@ -64,6 +61,24 @@ class Plan:
             start_needed.add(run.parent)
             needed[run.parent] |= run.points if to_do else run.start_points
         return {run_id: frozenset(points) for run_id, points in needed.items()}
+
+
+@dataclass(frozen=True)
+class Plan(Graph):
+    """A study's runs, and what each is to the study."""
+
+    study: Study
+    layers: Architecture
+    members: list[Member]
+
+
+def joined(plans: Iterable[Plan]) -> Graph:
+    """The runs of several studies, each once: what they have in common is trained for all of them."""
+    runs: dict[str, Run] = {}
+    for plan in plans:
+        for run_id, run in plan.runs.items():
+            runs.setdefault(run_id, run)
+    return Graph(runs)
 
 
 def make_plan(study: Study) -> Plan:
@@ -93,7 +108,7 @@ def make_plan(study: Study) -> Plan:
                 made.append(runs.setdefault(run.id, run))
                 if stage.shown:
                     members.append(Member(label, seed, stage.level, run.id))
-    return Plan(study, layers, runs, members)
+    return Plan(runs, study, layers, members)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from supermask.commands import DEVICES, check_choice, check_device, existing_store
+from supermask.carrying_out import DEVICES, check_choice, check_device
+from supermask.commands import existing_store
 from supermask.datasets import DATASETS, load
 from supermask.tickets.checks import Check, checks
 from supermask.tickets.evaluate import Evaluation, check_fit, evaluate

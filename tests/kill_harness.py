@@ -125,7 +125,7 @@ def kill(main: int, how: str, chance: np.random.Generator) -> bool:
 def has_checkpoint(store: Store, run_id: str) -> bool:
     """A worker that outlived its study for a moment may end the run, and remove its folder, while we look."""
     with suppress(FileNotFoundError):
-        return any(name.startswith("0") for name in os.listdir(store.root / "checkpoints" / run_id))
+        return any(path.name.startswith("0") for path in (store.root / "checkpoints" / run_id).iterdir())
     return False
 
 

@@ -11,7 +11,7 @@ import pytest
 from stored_study import RUNS, Carried, carried_out, written
 
 import supermask
-from supermask import commands
+from supermask import carrying_out, commands
 from supermask.errors import MachineError, UserError
 from supermask.status import progress_of, status_text
 from supermask.store import Store
@@ -46,8 +46,8 @@ def test_a_finished_study_needs_no_data_no_workers_and_no_room(
     def forbidden(*args: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(commands, "load", forbidden)
-    monkeypatch.setattr(commands, "_check_writable", forbidden)
+    monkeypatch.setattr(carrying_out, "load", forbidden)
+    monkeypatch.setattr(carrying_out, "_check_writable", forbidden)
     schedule = commands.run(str(carried.study), store=carried.store)
     assert set(schedule.status.values()) == {"finished"}
     assert schedule.tasks_left == 0
@@ -85,7 +85,7 @@ def test_a_store_that_cannot_be_written_to_is_told_before_anything_is_trained(
         raise OSError(30, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "mkdir", refused)
-    monkeypatch.setattr(commands, "run_plan", None)
+    monkeypatch.setattr(carrying_out, "run_plan", None)
     with pytest.raises(MachineError, match="the filesystem is read-only"):
         commands.run(str(written(tmp_path)), store=tmp_path / "store")
 
@@ -191,8 +191,8 @@ def test_the_public_face_names_what_a_notebook_needs() -> None:
 
 def test_a_new_seed_is_not_trained_on_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     carried = carried_out(tmp_path)
-    digits = commands.load("digits")
-    monkeypatch.setattr(commands, "load", lambda *_: replace(digits, fingerprint="f" * 64))
+    digits = carrying_out.load("digits")
+    monkeypatch.setattr(carrying_out, "load", lambda *_: replace(digits, fingerprint="f" * 64))
     with pytest.raises(UserError, match="were trained on other data"):
         commands.run(str(carried.study), ["seeds=3"], carried.store)
 

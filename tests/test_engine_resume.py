@@ -37,6 +37,8 @@ class Memory:
     def load(self) -> tuple[dict[str, Any], dict[str, Array]] | None:
         return None if self.saved is None else (json.loads(self.saved[0]), self.saved[1])
 
+    def saw(self, curve: object) -> None: ...
+
     def due(self) -> bool:
         self.asked += 1
         return self.asked % self.every == 0

@@ -49,7 +49,7 @@ def test_one_line_an_event_where_there_is_no_terminal() -> None:
 
 def test_time_left_is_from_the_pace_since_the_first_task_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 106.0, 112.0, 118.0])
-    monkeypatch.setattr("supermask.execute.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("supermask.execute.pace.time.monotonic", lambda: next(clock))
     text = io.StringIO()
     listener = _Lines(Console(file=text), "study", {}, 4)
     for left in (3, 2, 1, 0):

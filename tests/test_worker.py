@@ -403,7 +403,7 @@ def test_a_checkpoint_from_another_start_is_not_gone_on_from(folder: Path) -> No
 
     def checkpoints(seed: int) -> StoredCheckpoints:
         start = initial_start(plan.layers, seed)
-        return StoredCheckpoints(store, dense.id, start, "here", every=60.0, stopping=lambda: False)
+        return StoredCheckpoints(store, dense.id, start, "here", every=60.0, stopping=lambda: False, iterations=10)
 
     checkpoints(0).save({"iteration": 4}, {"a": np.zeros(3)})
     assert checkpoints(1).load() is None
@@ -417,7 +417,7 @@ def test_checkpoints_are_due_when_time_has_passed_or_at_once_when_stopping(folde
 
     def checkpoints(every: float) -> StoredCheckpoints:
         dense, start = next(iter(plan.runs)), initial_start(plan.layers, 0)
-        return StoredCheckpoints(Store(folder), dense, start, "here", every, lambda: stopping)
+        return StoredCheckpoints(Store(folder), dense, start, "here", every, lambda: stopping, 10)
 
     rare, often = checkpoints(3600.0), checkpoints(0.0)
     assert (rare.due(), often.due()) == (False, True)

@@ -21,9 +21,10 @@ class LevelFinding:
     """Seeds of the reference; None where it is a number."""
     test: str
     """`paired t`, `Welch t` or `one-sample t`."""
-    mean: float
-    reference_mean: float
-    difference: float
+    mean: float | None
+    """None where nothing has finished; so too below."""
+    reference_mean: float | None
+    difference: float | None
     interval95: tuple[float, float] | None
     hedges_g: float | None
     p: float | None

@@ -1,4 +1,4 @@
-"""Studies on the command line: plan, run, look at, verify. Heavy modules are imported by what needs them."""
+"""Studies on the command line: looked at, exported, verified. Heavy modules are imported by what needs them."""
 
 from __future__ import annotations
 
@@ -9,131 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import echo
 
-from supermask.cli.app import Settings, StoreFolder, Study, Workers, app, warn
-from supermask.errors import MachineError, UserError
+from supermask.cli.app import Settings, StoreFolder, Study, app, warn
+from supermask.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterable
 
-    from rich.console import Console
-
-    from supermask.execute.local import Listener
-    from supermask.execute.schedule import Schedule
-    from supermask.plan import Plan
     from supermask.verify import Verdict
-
-
-@app.command()
-def studies() -> None:
-    """What ships, one line each.
-
-    Example: `supermask studies`
-    """
-    from supermask.study import shipped_studies
-
-    shipped = shipped_studies()
-    width = max(len(study.name) for study in shipped)
-    for study in shipped:
-        echo(f"{study.name:{width}}  {study.title}  [scale={'|'.join(study.scales)}]")
-
-
-@app.command()
-def plan(study: Study, settings: Settings = None, store: StoreFolder = None, workers: Workers = None) -> None:
-    """What would run: how many trainings, how many of them done, how long the rest will take.
-
-    Example: `supermask plan mask-criteria scale=laptop`
-    """
-    from supermask import commands
-    from supermask.execute.progress import duration
-
-    report = commands.plan(study, settings or [], store)
-    asked, recipe, estimate = report.plan.study, report.recipe, report.estimate
-    at = workers or commands.default_workers()
-    size = f"{len(asked.treatments)} treatments x {len(asked.seeds)} seeds x {asked.prune.levels} levels"
-    batches = f"{recipe.iterations:,} iterations of {recipe.batch_size} images, {recipe.optimizer}"
-    lines = {
-        "study": f"{asked.name}: {size}",
-        "training": f"{report.network} on {asked.dataset}, {batches}",
-        "in total": f"{report.asked:,} trainings",
-        "unique": f"{report.unique:,} runs (treatments that share a history share its runs)",
-        "done": f"{report.done:,}",
-        "to do": f"{report.to_do:,}",
-        "estimated": f"{duration(estimate.wall_seconds(at))} on {at} worker{'s' if at > 1 else ''} ({estimate.source})",
-    }
-    for name, text in lines.items():
-        echo(f"{name:10} {text}")
-
-
-@app.command()
-def run(
-    study: Study,
-    settings: Settings = None,
-    store: StoreFolder = None,
-    workers: Workers = None,
-    engine: Annotated[
-        str, typer.Option(help="Which engine trains: auto, sparse (CPU, its cost falls with the mask) or reference.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, or cuda for one GPU.")] = "cpu",
-    keep: Annotated[
-        Literal["all", "needed", "masks"],
-        typer.Option(help="Weights to keep: all; those a study can be extended from; none, only masks."),
-    ] = "all",
-) -> None:
-    """Trains what is missing of a study. Interrupted, the same command goes on; finished runs are never repeated.
-
-    Example: `supermask run mask-criteria scale=digits 'seeds=[0,1]' prune.levels=3 train.epochs=2`
-    """
-    from rich.console import Console
-
-    from supermask import commands
-    from supermask.execute.local import Stopped
-    from supermask.rows import STATUSES
-
-    console = Console(soft_wrap=True)
-    try:
-        schedule = commands.run(
-            study, settings or [], store, workers, engine, device, keep, _listening(console, engine, device)
-        )
-    except Stopped as stopped:
-        left = f"{stopped.left:,} run{' is' if stopped.left == 1 else 's are'} left"
-        echo(f"Stopped. {left}; the same command goes on from here. Finished runs are kept.", err=True)
-        raise typer.Exit(130) from None
-    ended = list(schedule.status.values())
-    made_of = ", ".join(f"{ended.count(status):,} {_WORDS[status]}" for status in STATUSES if status in ended)
-    echo(f"{schedule.plan.study.name}: {len(ended):,} runs: {made_of}. Store: {schedule.store.root}")
-    if "certificate_failed" in ended:
-        raise MachineError("runs whose certificate does not hold are no results: `supermask verify` says why.")
-
-
-_WORDS = {
-    "finished": "finished",
-    "diverged": "diverged",
-    "certificate_failed": "with a certificate that does not hold",
-    "ancestor_diverged": "not possible, because a level before them diverged",
-    "to_do": "to do",
-}
-
-
-def _listening(
-    console: Console, engine: str, device: str
-) -> Callable[[Plan, Schedule], AbstractContextManager[Listener]]:
-    from supermask.engines.choice import choose
-    from supermask.execute.progress import progress
-    from supermask.tables import CHAIN
-
-    def listen(plan: Plan, schedule: Schedule) -> AbstractContextManager[Listener]:
-        for text in schedule.damaged:
-            console.print(text, markup=False, highlight=False)
-        if schedule.tasks_left:
-            taken = choose(engine, plan.layers, device)
-            console.print(f"{plan.study.name}  {taken.engine} engine ({taken.why})", markup=False, highlight=False)
-        labels = {member.run_id: member.treatment for member in reversed(plan.members) if member.level}
-        dense = {member.run_id: "dense" for member in plan.members if not member.level}
-        chain = dict.fromkeys(plan.runs, CHAIN)
-        return progress(plan.study.name, console, chain | labels | dense, schedule.tasks_left)
-
-    return listen
 
 
 @app.command()

@@ -45,6 +45,9 @@ class Checkpoints(Protocol):
     def due(self) -> bool:
         """Whether the engine should save now; asked at every evaluation."""
 
+    def saw(self, curve: Curve) -> None:
+        """Told of the curve so far, at every evaluation; to look at, not to keep."""
+
     def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None:
         """Keeps a copy: the arrays are the training's own, and it goes on changing them. May raise, to end it."""
 
@@ -57,6 +60,8 @@ class NoCheckpoints:
 
     def due(self) -> bool:
         return False
+
+    def saw(self, curve: Curve) -> None: ...
 
     def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None: ...
 

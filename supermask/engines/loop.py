@@ -103,6 +103,8 @@ class _Training:
         measured = self.stepper.measure(self.data.validation_images, self.data.validation_labels)
         if self.watch.saw_validation(self.iteration, *measured):
             self.points["lowest_validation_loss"] = self.stepper.state()
+        if self.watch.diverged_at is None:
+            self.job.checkpoints.saw(self.watch.curve)
 
     def _outcome(self) -> Outcome:
         end, test = self.stepper.state(), (self.data.test_images, self.data.test_labels)

@@ -10,7 +10,11 @@ from typing import Any
 from supermask.engines.job import Array
 from supermask.records import start_content
 from supermask.store import Store
-from supermask.types import Start
+from supermask.store.notes import Notes
+from supermask.types import Curve, Start
+
+NOTE_SECONDS = 1.0
+"""Between two notes of a curve; a run that is done sooner leaves none."""
 
 
 class Interrupted(BaseException):
@@ -24,10 +28,19 @@ class StoredCheckpoints:
     """
 
     def __init__(
-        self, store: Store, run_id: str, start: Start, fingerprint: str, every: float, stopping: Callable[[], bool]
+        self,
+        store: Store,
+        run_id: str,
+        start: Start,
+        fingerprint: str,
+        every: float,
+        stopping: Callable[[], bool],
+        iterations: int,
     ) -> None:
         self._store, self._run_id, self._start, self._fingerprint = store, run_id, start, fingerprint
         self._every, self._stopping, self._last = every, stopping, time.monotonic()
+        self._notes, self._noted = Notes(store.root), time.monotonic()
+        self._iterations = iterations
 
     def load(self) -> tuple[dict[str, Any], dict[str, Array]] | None:
         """The last checkpoint, unless it is another training's."""
@@ -40,6 +53,14 @@ class StoredCheckpoints:
         """Whether it is time to save."""
         return self._stopping() or time.monotonic() - self._last >= self._every
 
+    def saw(self, curve: Curve) -> None:
+        """Notes the curve, for whoever looks at a run in flight."""
+        if time.monotonic() - self._noted >= NOTE_SECONDS:
+            columns = ("iterations", "validation_loss", "validation_accuracy")
+            note = {"run": self._run_id, "of": self._iterations, "updated": time.time()}
+            self._notes.write("curves", self._run_id, note | {name: getattr(curve, name) for name in columns})
+            self._noted = time.monotonic()
+
     def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None:
         """Replaces the checkpoint. Raises Interrupted if the task was asked to stop."""
         self._store.save_checkpoint(self._run_id, {"of": self._of, "engine": facts}, tensors)
@@ -50,6 +71,7 @@ class StoredCheckpoints:
     def remove(self) -> None:
         """The run is committed."""
         self._store.remove_checkpoint(self._run_id)
+        self._notes.remove("curves", self._run_id)
 
     @cached_property
     def _of(self) -> dict[str, str]:

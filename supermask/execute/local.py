@@ -25,8 +25,9 @@ from supermask.errors import MachineError
 from supermask.execute.checkpoints import Interrupted
 from supermask.execute.schedule import Keep, Schedule
 from supermask.execute.worker import Result, Site, Task, worker_at
+from supermask.lineage import layers_of
 from supermask.networks import Conv
-from supermask.plan import Plan
+from supermask.plan import Graph
 from supermask.store import Store
 
 TRIES = 3
@@ -47,15 +48,18 @@ class Stopped(Exception):  # noqa: N818 (nothing went wrong)
 
 
 def run_plan(
-    plan: Plan,
+    plan: Graph,
     site: Site,
     workers: int,
     listener: Listener,
     keep: Keep = "all",
     start_method: str = "forkserver",
     schedule: Schedule | None = None,
+    starting: Callable[[Task], None] = lambda _: None,
 ) -> Schedule:
     """Carries a plan out; returns the schedule at its end. `listener` hears of every task that ends.
+
+    `starting` hears of every task that is given to a worker.
 
     `schedule`: the plan's, where it was made already (that reads the facts of every run that is done).
     Raises Stopped on Ctrl-C, and UserError or MachineError from a worker; then the other workers save a checkpoint
@@ -63,7 +67,7 @@ def run_plan(
     """
     store = Store(site.store)
     store.sweep()
-    study = _Study(schedule or Schedule(plan, store), site, listener, keep)
+    study = _Study(schedule or Schedule(plan, store), site, listener, keep, starting)
     study.schedule.drop_surplus(keep)
     try:
         if study.schedule.tasks_left:
@@ -80,9 +84,12 @@ class _Study:
     A worker is a pool of one process: so it is known whose process died, and the others are not disturbed.
     """
 
-    def __init__(self, schedule: Schedule, site: Site, listener: Listener, keep: Keep) -> None:
+    def __init__(
+        self, schedule: Schedule, site: Site, listener: Listener, keep: Keep, starting: Callable[[Task], None]
+    ) -> None:
         self.schedule = schedule
         self._site, self._listener, self._keep = site, listener, keep
+        self._starting = starting
         self._outdated = False
         self._idle: list[ProcessPoolExecutor] = []
         self._in_flight: dict[Future[Result], tuple[ProcessPoolExecutor, Task]] = {}
@@ -115,6 +122,7 @@ class _Study:
             # This may start a process: whole, or not at all.
             with _ctrl_c_held_back():
                 self._in_flight[worker.submit(perform, self._site, task)] = (worker, task)
+            self._starting(task)
         except BrokenProcessPool:
             # It died while it had nothing to do; it is not among the idle ones any more.
             self.schedule.again(task)
@@ -182,12 +190,13 @@ def _workers(start_method: str, preload: list[str]) -> Iterator[Callable[[], Pro
         raise
 
 
-def _preload(site: Site, plan: Plan) -> list[str]:
+def _preload(site: Site, plan: Graph) -> list[str]:
     """Modules that the server of workers imports."""
     modules = ["supermask.execute.preload"]
     if site.engine != "reference" and site.device == "cpu":
         kind = "sparse"
-        if any(isinstance(layer, Conv) for layer in plan.layers):
+        networks = {(run.network, run.dataset): run for run in plan.runs.values()}
+        if any(isinstance(layer, Conv) for run in networks.values() for layer in layers_of(run)):
             kind = "convolutions"
         elif any(run.learning is not None for run in plan.runs.values()):
             kind = "masks"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from supermask.execute.local import Listener
+from supermask.execute.pace import Pace
 from supermask.execute.schedule import Schedule
 from supermask.execute.worker import Result, Task
 
@@ -33,8 +33,7 @@ def progress(title: str, console: Console, labels: dict[str, str], tasks: int) -
 class _Lines:
     def __init__(self, console: Console, title: str, labels: dict[str, str], tasks: int) -> None:
         self.console, self.title, self.labels, self.tasks = console, title, labels, tasks
-        self.first: tuple[float, float] | None = None
-        """When the first task ended, and what work was then left: the workers' start is not part of the pace."""
+        self.pace = Pace()
 
     def __call__(self, schedule: Schedule, task: Task, result: Result) -> None:
         done = f"{max(0, self.tasks - schedule.tasks_left)}/{self.tasks}"
@@ -46,11 +45,9 @@ class _Lines:
 
     def time_left(self, schedule: Schedule) -> str:
         """From the pace since the first task ended; empty where there is none yet, or nothing left."""
-        now, left = time.monotonic(), schedule.work_left
-        began, left_then = self.first = self.first or (now, left)
-        if not schedule.tasks_left or left >= left_then:
-            return ""
-        return f"{duration((now - began) / (left_then - left) * left)} left"
+        self.pace.ended(schedule)
+        seconds = self.pace.seconds_left(schedule)
+        return "" if seconds is None else f"{duration(seconds)} left"
 
     def event(self, task: Task, result: Result) -> str:
         """One ended task in words."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from supermask.execute.worker import Result, Task
-from supermask.plan import Plan
+from supermask.plan import Graph
 from supermask.records import point_name
 from supermask.run import Run
 from supermask.store import Damaged, Store
@@ -34,7 +34,7 @@ class Schedule:
     Deepest level first, so that chains end early and a chain's next level follows on the worker that has its parent.
     """
 
-    def __init__(self, plan: Plan, store: Store, damaged: Iterable[str] = ()) -> None:
+    def __init__(self, plan: Graph, store: Store, damaged: Iterable[str] = ()) -> None:
         """From what is in the store now; a run whose facts are damaged is set aside. Raises MachineError."""
         self.plan = plan
         self.store = store

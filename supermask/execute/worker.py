@@ -118,7 +118,9 @@ class Worker:
         images, data = self._data_of(task)
         choice, around = self._engine(task)
         fingerprint, every = around["fingerprint"], self.site.checkpoint_seconds
-        checkpoints = StoredCheckpoints(self.store, task.run.id, start, fingerprint, every, stopping)
+        checkpoints = StoredCheckpoints(
+            self.store, task.run.id, start, fingerprint, every, stopping, task.run.recipe.iterations
+        )
         job = _job(task, start, checkpoints)
         outcome = self._train(job, data, choice.engine, around)
         if task.retrace:

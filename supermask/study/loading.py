@@ -8,12 +8,16 @@ from importlib import resources
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from supermask.errors import UserError, did_you_mean
+from supermask.study.checking import checked
+from supermask.study.claim import Claim
+from supermask.study.claim_loading import claims_of
 from supermask.study.labels import labels_of
+from supermask.study.matching import label_of
 from supermask.study.model import Settings, Study, Treatment
 from supermask.study.overrides import apply_overrides
 from supermask.study.yaml_tree import Node, from_plain, kind, locate, parse_yaml, plain, printable, shown
@@ -24,7 +28,7 @@ MOST_TREATMENTS = 10_000
 
 Keys = TypeVar("Keys", bound=BaseModel)
 
-STUDY_KEYS = (*Settings.model_fields, "treatments", "reference", "scales")
+STUDY_KEYS = (*Settings.model_fields, "treatments", "reference", "scales", "claims")
 EXAMPLE = "such as treatments: [{criterion: [large_final, random]}]"
 
 
@@ -129,53 +133,24 @@ def _study(root: Node, name: str) -> Study:
     assert isinstance(root.value, dict)
     given = root.value
     settings_node = replace(
-        root, value={k: v for k, v in given.items() if k not in ("treatments", "reference", "scales")}
+        root, value={k: v for k, v in given.items() if k not in ("treatments", "reference", "scales", "claims")}
     )
     faults: list[str] = []
-    settings = _checked(Settings, settings_node, "", faults)
+    settings = checked(Settings, settings_node, "", faults, STUDY_KEYS)
     entries = _expanded(given.get("treatments"), root.place, faults)
     treatments = _treatments(entries, settings or Settings(), faults)
     _check_scales(given.get("scales"), faults)
-    reference = _reference(given.get("reference"), treatments, faults) if not faults else ""
+    reference = ""
+    claims: tuple[Claim, ...] = ()
+    if not faults:
+        asked = given.get("reference")
+        reference = label_of(asked, treatments, "reference", faults) if asked else treatments[0].label
+        claims = claims_of(given.get("claims"), treatments, faults)
     if faults or settings is None:
         raise UserError("\n".join(dict.fromkeys(faults)))
-    return Study(**dict(settings), name=printable(name), treatments=tuple(treatments), reference=reference)
-
-
-def _checked(model: type[Keys], node: Node, at: str, faults: list[str]) -> Keys | None:
-    """The model of a map, or None and its faults; `at` is the map's own path."""
-    try:
-        return model.model_validate(plain(node))
-    except ValidationError as error:
-        for fault in error.errors(include_url=False):
-            path = list(fault["loc"])
-            place = locate(node, path)
-            if fault["type"] == "extra_forbidden":
-                faults.append(f"{place}: {_no_such_key(model, path, at)}")
-            elif fault["type"] == "rule":
-                faults.append(f"{place}: {_dotted(at, path)}: {fault['msg']}")
-            else:
-                faults.append(f"{place}: {_dotted(at, path)}: {shown(fault['input'])} is not a map of keys and values.")
-    return None
-
-
-def _dotted(at: str, path: Sequence[str | int]) -> str:
-    text = at
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
-
-
-def _no_such_key(model: type[BaseModel], path: list[str | int], at: str) -> str:
-    """`path` ends in the unknown key; the maps above it are models."""
-    for part in path[:-1]:
-        inner = model.model_fields[str(part)].annotation
-        models = [each for each in (inner, *get_args(inner)) if isinstance(each, type) and issubclass(each, BaseModel)]
-        model = models[0]
-    allowed = STUDY_KEYS if model is Settings else [f.alias or name for name, f in model.model_fields.items()]
-    key = str(path[-1])
-    near = did_you_mean(key, allowed) or "."
-    return f"{_dotted(at, path[:-1]) or 'a study'} has no key {shown(key)}{near} Allowed: {', '.join(allowed)}."
+    return Study(
+        **dict(settings), name=printable(name), treatments=tuple(treatments), reference=reference, claims=claims
+    )
 
 
 def _expanded(node: Node | None, file: str, faults: list[str]) -> list[_Entry]:
@@ -228,7 +203,7 @@ def _treatments(entries: Sequence[_Entry], settings: Settings, faults: list[str]
         schedule = "iterative" if "supermask" in given else settings.prune.schedule
         defaults = {"name": "-", "schedule": schedule, "scope": settings.prune.scope}
         node = replace(entry.fields, value={**{k: Node(v, place) for k, v in defaults.items()}, **given})
-        treatment = _checked(Treatment, node, f"treatments[{entry.index}]", faults)
+        treatment = checked(Treatment, node, f"treatments[{entry.index}]", faults)
         if treatment is None:
             continue
         twin = contents.setdefault(treatment.content, entry)
@@ -265,44 +240,3 @@ def _check_scales(node: Node | None, faults: list[str]) -> None:
             faults.append(
                 f"{scale.place}: scale {shown(name)}: {kind(scale)} is not a map, such as {{train.epochs: 3}}."
             )
-
-
-def _reference(node: Node | None, treatments: Sequence[Treatment], faults: list[str]) -> str:
-    """The label of the one treatment that has the given fields; without any, of the first."""
-    if node is None:
-        return treatments[0].label
-    if not isinstance(node.value, dict):
-        faults.append(f"{node.place}: reference: {kind(node)} is not a map of keys and values of one treatment.")
-        return ""
-    for key, value in node.value.items():
-        if key not in Treatment.model_fields:
-            faults.append(f"{value.place}: {_no_such_key(Treatment, [key], 'reference')}")
-    matching = [t.label for t in treatments if _has(dict(t), plain(node))]
-    if len(matching) == 1 or faults:
-        return matching[0] if matching else ""
-    asked = ", ".join(f"{key}: {shown(value)}" for key, value in plain(node).items())
-    if matching:
-        says = (
-            f"{len(matching)} treatments have {{{asked}}}: {_list(matching)}; add keys until one is left, or its name."
-        )
-    else:
-        says = f"no treatment has {{{asked}}}; the study's treatments are: {_list([t.label for t in treatments])}."
-    last = list(node.value.values())[-1:] or [node]
-    faults.append(f"{last[0].place}: reference: {says}")
-    return ""
-
-
-def _has(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether these fields have the wanted values; types told apart (0 is not false)."""
-    for key, value in wanted.items():
-        own = values.get(key)
-        if isinstance(value, dict) and isinstance(own, BaseModel):
-            if not _has(dict(own), value):
-                return False
-        elif key not in values or (type(own), own) != (type(value), value):
-            return False
-    return True
-
-
-def _list(labels: Sequence[str]) -> str:
-    return ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from supermask.errors import UserError
+from supermask.study.claim import Claim
 from supermask.study.supermask import Learn, Supermask
 from supermask.study.values import (
     Count,
@@ -192,6 +193,8 @@ class Study(Settings):
     treatments: tuple[Treatment, ...] = Field(min_length=1)
     reference: str
     """The label of the treatment that all others are compared with."""
+    claims: tuple[Claim, ...] = ()
+    """What is claimed of its treatments."""
 
     @model_validator(mode="after")
     def _labels_tell_apart(self) -> Study:
@@ -207,8 +210,9 @@ class Study(Settings):
 
     def as_data(self) -> dict[str, Any]:
         """The whole study as plain data for JSON or YAML, without its name; itself a valid study, equal to this one."""
-        data = self.model_dump(mode="json", by_alias=True, exclude={"name"})
-        return {**data, "reference": {"name": self.reference}}
+        data = self.model_dump(mode="json", by_alias=True, exclude={"name", "claims"})
+        claims = {"claims": [claim.as_data() for claim in self.claims]} if self.claims else {}
+        return {**data, "reference": {"name": self.reference}, **claims}
 
     def check_points(self, iterations: int) -> None:
         """Raises UserError if a treatment reads or rewinds to an iteration that the training does not get to."""

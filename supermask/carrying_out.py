@@ -1,0 +1,128 @@
+"""Plans carried out: first checked as far as can be without training, then trained, and noted meanwhile."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from supermask.datasets import Images, load
+from supermask.datasets.source import DATA_VARIABLE
+from supermask.engines.choice import ENGINES, choose
+from supermask.errors import UserError, did_you_mean
+from supermask.execute.journal import Journal
+from supermask.execute.local import Listener, run_plan
+from supermask.execute.schedule import Keep, Schedule
+from supermask.execute.worker import Result, Site, Task, check_same_data
+from supermask.lineage import layers_of
+from supermask.plan import Plan, joined
+from supermask.store import Store
+from supermask.store.disk import machine_errors
+from supermask.study.yaml_tree import shown
+
+DEVICES = ("cpu", "cuda")
+
+Listening = Callable[[Sequence[Plan], Schedule], AbstractContextManager[Listener]]
+"""From what is going to be carried out to who hears of it."""
+
+
+@dataclass(frozen=True)
+class How:
+    """Where and with what to train."""
+
+    store: Path
+    workers: int | None = None
+    """None: one a core."""
+    engine: str = "auto"
+    device: str = "cpu"
+    keep: Keep = "all"
+
+    def check(self) -> None:
+        """Raises UserError for what is not allowed."""
+        check_choice("an engine", self.engine, ENGINES)
+        check_choice("a device", self.device, DEVICES)
+        check_choice("a way to keep weights", self.keep, get_args(Keep))
+        if self.workers is not None and self.workers < 1:
+            raise UserError(
+                f"{self.workers} workers cannot train anything: give 1 or more, or leave it out for one a core."
+            )
+
+
+def default_workers() -> int:
+    """One a core that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = None) -> Schedule:
+    """Trains what is missing of these plans, what they share once; returns how each run ended.
+
+    Raises UserError, MachineError, and `execute.local.Stopped` on Ctrl-C: the same call goes on from there.
+    """
+    how.check()
+    graph = joined(plans)
+    site = Site(store=how.store.absolute(), data_dir=data_dir(), engine=how.engine, device=how.device)
+    kinds = {(run.network, run.dataset, run.learning): run for run in graph.runs.values()}
+    for run in kinds.values():
+        choose(how.engine, layers_of(run), how.device, run.learning)
+    schedule = Schedule(graph, Store(site.store))
+    if schedule.tasks_left:
+        # One message before workers start, not one from each; and one decoding that all of them share.
+        for dataset in dict.fromkeys(plan.study.dataset for plan in plans):
+            _check_same_data(schedule, load(dataset, site.data_dir))
+        _check_writable(site.store)
+        check_device(how.device)
+    workers = how.workers or default_workers()
+    quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
+    studies = [plan.study for plan in plans]
+    with listening(plans, schedule) if listening else quiet as listener, Journal(studies, schedule, workers) as journal:
+
+        def heard(now: Schedule, task: Task, result: Result) -> None:
+            journal.ended(now, task, result)
+            listener(now, task, result)
+
+        return run_plan(graph, site, workers, heard, how.keep, schedule=schedule, starting=journal.started)
+
+
+def data_dir() -> Path | None:
+    """Absolute, for workers; None leaves the search to the data set."""
+    given = os.environ.get(DATA_VARIABLE)
+    return Path(given).expanduser().absolute() if given else None
+
+
+def check_choice(what: str, given: str, allowed: Sequence[str]) -> None:
+    """Raises UserError for a word that is not allowed."""
+    if given not in allowed:
+        near = did_you_mean(given, allowed) or "."
+        raise UserError(f"{shown(given)} is not {what}{near} Allowed: {', '.join(allowed)}.")
+
+
+def check_device(device: str) -> None:
+    """Raises UserError for a device that is not there."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(
+                "there is no GPU that this PyTorch can use: leave out --device, or install one built for it."
+            )
+
+
+def _check_same_data(schedule: Schedule, images: Images) -> None:
+    """A study is of one data set: a new seed is not trained on other data than the seeds before."""
+    for run in schedule.plan.runs.values():
+        own = run.level == 0 and run.dataset == images.facts.name
+        if own and schedule.status.get(run.id) == "finished":
+            check_same_data(schedule.store, run.id, images)
+
+
+def _check_writable(store: Path) -> None:
+    """Before anything is trained: a store that cannot be written to shall cost no training."""
+    with machine_errors(store):
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=store) as probe:
+            probe.write(bytes(4096))

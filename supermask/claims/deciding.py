@@ -1,0 +1,201 @@
+"""One clause against the runs: a test at each level, Holm over the levels, a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from supermask.claims.evidence import SAME_DENSITY, Cell, Evidence
+from supermask.claims.findings import ClauseFinding, LevelFinding, Verdict
+from supermask.claims.words import clause_sentence
+from supermask.stats import (
+    SIGNIFICANCE,
+    Comparison,
+    against,
+    compare,
+    equivalence,
+    holm,
+    seeds_needed,
+    shifted_p,
+    spread_of,
+)
+from supermask.study.claim import CHANCE, DENSE, Clause
+
+FEWEST_SEEDS = 3
+"""Below this many seeds on a side nothing is decided."""
+
+
+def decide(clause: Clause, evidence: Evidence, detect: float) -> ClauseFinding:
+    """What the runs say of one clause. `detect`: the smallest difference that would matter, percentage points.
+
+    Every level by itself, across seeds; Holm over the levels that the clause looks at. Two-sided t-tests for `above`
+    and `below`, a one-sided one for `at_least` and `at_most`, two one-sided ones for `matches`.
+    Source: paper.md section 7.
+    """
+    pairs = _pairs(clause, evidence)
+    compared = [_comparison(ours, theirs, evidence.chance) for ours, theirs in pairs]
+    levels = _levels(clause, pairs, compared, evidence)
+    missing = evidence.missing(clause.treatment, {ours.level for ours, _ in pairs})
+    if clause.reference != CHANCE:
+        missing += evidence.missing(clause.reference, {theirs.level for _, theirs in pairs if theirs})
+    needed = _seeds_needed(clause, compared, detect)
+    finding = ClauseFinding(
+        treatment=clause.treatment,
+        relation=clause.relation,
+        reference=clause.reference,
+        margin=clause.margin,
+        verdict=_verdict(clause, levels),
+        sentence="",
+        levels=tuple(levels),
+        missing=tuple(missing),
+        seeds_needed=needed,
+    )
+    return replace(finding, sentence=clause_sentence(finding, clause, detect))
+
+
+def _pairs(clause: Clause, evidence: Evidence) -> list[tuple[Cell, Cell | None]]:
+    """Each level that the clause looks at, with what it is compared with there; None for chance."""
+    cells = evidence.best if clause.at == "best" else evidence.cells
+    ours = cells(clause.treatment, clause.measure)
+    if clause.remaining is not None:
+        most, least = clause.remaining
+        within = (least * (1 - SAME_DENSITY), most * (1 + SAME_DENSITY))
+        ours = {level: cell for level, cell in ours.items() if within[0] <= cell.remaining <= within[1]}
+    if clause.reference == CHANCE:
+        return [(cell, None) for cell in ours.values()]
+    # The dense network, and networks that learn no mask, are measured at early stopping alone.
+    theirs = cells(clause.reference, clause.measure if clause.reference != DENSE else "early_stop_test_accuracy")
+    if clause.at == "best" or clause.reference == DENSE:
+        return [(cell, other) for cell in ours.values() for other in theirs.values()]
+    return [
+        (cell, theirs[level])
+        for level, cell in ours.items()
+        if level in theirs and math.isclose(cell.remaining, theirs[level].remaining, rel_tol=SAME_DENSITY)
+    ]
+
+
+def _comparison(ours: Cell, theirs: Cell | None, chance: float) -> Comparison | None:
+    """None where there are too few seeds."""
+    if len(ours.values) < FEWEST_SEEDS or (theirs is not None and len(theirs.values) < FEWEST_SEEDS):
+        return None
+    return against(ours.values, chance) if theirs is None else compare(ours.values, theirs.values)
+
+
+def _levels(
+    clause: Clause,
+    pairs: Sequence[tuple[Cell, Cell | None]],
+    compared: Sequence[Comparison | None],
+    evidence: Evidence,
+) -> list[LevelFinding]:
+    claimed = [None if c is None else _p(clause, c) for c in compared]
+    opposite = [None if c is None else _p_opposite(clause, c) for c in compared]
+    found = []
+    for (ours, theirs), c, p, p_holm, p_opposite in zip(
+        pairs, compared, claimed, holm(claimed), holm(opposite), strict=True
+    ):
+        outcome: str = "undecided"
+        if c is None or (p is None and p_opposite is None):
+            outcome = "untested"
+        elif p_holm is not None and p_holm < SIGNIFICANCE and _on_the_claimed_side(clause, c):
+            outcome = "holds"
+        elif p_opposite is not None and p_opposite < SIGNIFICANCE and not _on_the_claimed_side(clause, c):
+            outcome = "opposite"
+        found.append(_level(ours, theirs, c, p, p_holm, outcome, evidence.chance))
+    return found
+
+
+def _level(
+    ours: Cell,
+    theirs: Cell | None,
+    c: Comparison | None,
+    p: float | None,
+    p_holm: float | None,
+    outcome: str,
+    chance: float,
+) -> LevelFinding:
+    mean = fmean(ours.values.values()) if ours.values else None
+    other = chance if theirs is None else fmean(theirs.values.values()) if theirs.values else None
+    few = f"fewer than {FEWEST_SEEDS} seeds on a side"
+    return LevelFinding(
+        level=ours.level,
+        remaining=ours.remaining,
+        n=len(ours.values),
+        n_reference=None if theirs is None else len(theirs.values),
+        test=c.test if c else "none",
+        mean=mean,
+        reference_mean=other,
+        difference=c.difference if c else None if mean is None or other is None else mean - other,
+        interval95=c.interval95 if c else None,
+        hedges_g=c.hedges_g if c else None,
+        p=p,
+        p_holm=p_holm,
+        outcome=outcome,  # type: ignore[arg-type]
+        note=c.note if c else few,
+    )
+
+
+def _shift(clause: Clause) -> float:
+    """What the difference has to be above, or below."""
+    return {"above": 1.0, "below": -1.0, "at_least": -1.0, "at_most": 1.0, "matches": 0.0}[
+        clause.relation
+    ] * clause.margin
+
+
+def _on_the_claimed_side(clause: Clause, c: Comparison) -> bool:
+    if clause.relation == "matches":
+        return abs(c.difference) < clause.margin
+    beyond = c.difference - _shift(clause)
+    return beyond > 0 if clause.relation in ("above", "at_least") else beyond < 0
+
+
+def _p(clause: Clause, c: Comparison) -> float | None:
+    """Of the clause at this level: how often so much speaks for it by chance where it is not so."""
+    if clause.relation == "matches":
+        return equivalence(c, clause.margin).p
+    if clause.relation in ("at_least", "at_most"):
+        return shifted_p(c, _shift(clause), "greater" if clause.relation == "at_least" else "less")
+    return c.p if clause.margin == 0 else _two_sided(c, _shift(clause))
+
+
+def _p_opposite(clause: Clause, c: Comparison) -> float | None:
+    """Of its reverse."""
+    if clause.relation == "matches":
+        # Beyond the margin on the side where the difference is.
+        over = c.difference > 0
+        return shifted_p(c, clause.margin if over else -clause.margin, "greater" if over else "less")
+    if clause.relation in ("at_least", "at_most"):
+        return shifted_p(c, _shift(clause), "less" if clause.relation == "at_least" else "greater")
+    return _p(clause, c)
+
+
+def _two_sided(c: Comparison, shift: float) -> float | None:
+    p = shifted_p(c, shift, "greater" if c.difference > shift else "less")
+    return None if p is None else min(1.0, 2.0 * p)
+
+
+def _verdict(clause: Clause, levels: Sequence[LevelFinding]) -> Verdict:
+    outcomes = [level.outcome for level in levels]
+    holds, opposite, untested = (outcomes.count(word) for word in ("holds", "opposite", "untested"))
+    if clause.where == "some":
+        if holds:
+            return "not supported" if opposite else "supported"
+        if opposite:
+            return "contradicted"
+        return "not enough data" if untested or not outcomes else "not supported"
+    if opposite:
+        return "contradicted"
+    if untested or not outcomes:
+        return "not enough data"
+    return "supported" if holds == len(outcomes) else "not supported"
+
+
+def _seeds_needed(clause: Clause, compared: Sequence[Comparison | None], detect: float) -> int | None:
+    """Seeds at which a difference that matters would be seen with a power of 80%, at the level of largest spread."""
+    spreads = [spread for c in compared if c is not None and (spread := spread_of(c)) is not None]
+    difference = clause.margin or detect
+    if not spreads or not difference:
+        return None
+    paired = any(c is not None and c.test != "Welch t" for c in compared)
+    return seeds_needed(difference, max(spreads), paired=paired)

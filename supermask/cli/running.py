@@ -1,0 +1,147 @@
+"""What can be trained, what it would take, and training it: one study, or all that ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from typer import echo
+
+from supermask.cli.app import Settings, StoreFolder, Study, Workers, app
+from supermask.errors import MachineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from rich.console import Console
+
+    from supermask.execute.local import Listener
+    from supermask.execute.schedule import Schedule
+    from supermask.plan import Plan
+
+EngineName = Annotated[
+    str, typer.Option(help="Which engine trains: auto, sparse (CPU, its cost falls with the mask) or reference.")
+]
+Device = Annotated[str, typer.Option(help="cpu, or cuda for one GPU.")]
+KeepWhat = Annotated[
+    Literal["all", "needed", "masks"],
+    typer.Option(help="Weights to keep: all; those a study can be extended from; none, only masks."),
+]
+
+
+@app.command()
+def studies() -> None:
+    """What ships, one line each.
+
+    Example: `supermask studies`
+    """
+    from supermask.study import shipped_studies
+
+    shipped = shipped_studies()
+    width = max(len(study.name) for study in shipped)
+    for study in shipped:
+        echo(f"{study.name:{width}}  {study.title}  [scale={'|'.join(study.scales)}]")
+
+
+@app.command()
+def plan(study: Study, settings: Settings = None, store: StoreFolder = None, workers: Workers = None) -> None:
+    """What would run: how many trainings, how many of them done, how long the rest will take.
+
+    Example: `supermask plan mask-criteria scale=laptop`
+    """
+    from supermask import commands
+    from supermask.carrying_out import default_workers
+    from supermask.execute.progress import duration
+
+    report = commands.plan(study, settings or [], store)
+    asked, recipe, estimate = report.plan.study, report.recipe, report.estimate
+    at = workers or default_workers()
+    size = f"{len(asked.treatments)} treatments x {len(asked.seeds)} seeds x {asked.prune.levels} levels"
+    batches = f"{recipe.iterations:,} iterations of {recipe.batch_size} images, {recipe.optimizer}"
+    lines = {
+        "study": f"{asked.name}: {size}",
+        "training": f"{report.network} on {asked.dataset}, {batches}",
+        "in total": f"{report.asked:,} trainings",
+        "unique": f"{report.unique:,} runs (treatments that share a history share its runs)",
+        "done": f"{report.done:,}",
+        "to do": f"{report.to_do:,}",
+        "estimated": f"{duration(estimate.wall_seconds(at))} on {at} worker{'s' if at > 1 else ''} ({estimate.source})",
+    }
+    for name, text in lines.items():
+        echo(f"{name:10} {text}")
+
+
+@app.command()
+def run(
+    study: Study,
+    settings: Settings = None,
+    store: StoreFolder = None,
+    workers: Workers = None,
+    engine: EngineName = "auto",
+    device: Device = "cpu",
+    keep: KeepWhat = "all",
+) -> None:
+    """Trains what is missing of a study. Interrupted, the same command goes on; finished runs are never repeated.
+
+    Example: `supermask run mask-criteria scale=digits 'seeds=[0,1]' prune.levels=3 train.epochs=2`
+    """
+    from rich.console import Console
+
+    from supermask import commands
+    from supermask.study.yaml_tree import printable
+
+    console = Console(soft_wrap=True)
+    listening = _listening(console, engine, device)
+    name = printable(Path(study).stem)
+    _told(name, lambda: commands.run(study, settings or [], store, workers, engine, device, keep, listening))
+
+
+def _told(title: str, train: Callable[[], Schedule]) -> None:
+    """Trains, and says what came of it. Raises MachineError if a certificate does not hold."""
+    from supermask.execute.local import Stopped
+    from supermask.rows import STATUSES
+
+    try:
+        schedule = train()
+    except Stopped as stopped:
+        left = f"{stopped.left:,} run{' is' if stopped.left == 1 else 's are'} left"
+        echo(f"Stopped. {left}; the same command goes on from here. Finished runs are kept.", err=True)
+        raise typer.Exit(130) from None
+    ended = list(schedule.status.values())
+    made_of = ", ".join(f"{ended.count(status):,} {_WORDS[status]}" for status in STATUSES if status in ended)
+    echo(f"{title}: {len(ended):,} runs: {made_of}. Store: {schedule.store.root}")
+    if "certificate_failed" in ended:
+        raise MachineError("runs whose certificate does not hold are no results: `supermask verify` says why.")
+
+
+_WORDS = {
+    "finished": "finished",
+    "diverged": "diverged",
+    "certificate_failed": "with a certificate that does not hold",
+    "ancestor_diverged": "not possible, because a level before them diverged",
+    "to_do": "to do",
+}
+
+
+def _listening(
+    console: Console, engine: str, device: str
+) -> Callable[[Sequence[Plan], Schedule], AbstractContextManager[Listener]]:
+    from supermask.engines.choice import choose
+    from supermask.execute.progress import progress
+    from supermask.tables import CHAIN, DENSE
+
+    def listen(plans: Sequence[Plan], schedule: Schedule) -> AbstractContextManager[Listener]:
+        title = plans[0].study.name if len(plans) == 1 else f"{len(plans)} studies"
+        for text in schedule.damaged:
+            console.print(text, markup=False, highlight=False)
+        if schedule.tasks_left:
+            taken = choose(engine, plans[0].layers, device)
+            console.print(f"{title}  {taken.engine} engine ({taken.why})", markup=False, highlight=False)
+        labels = dict.fromkeys(schedule.plan.runs, CHAIN)
+        for plan in reversed(plans):
+            labels |= {m.run_id: m.treatment if m.level else DENSE for m in reversed(plan.members)}
+        return progress(title, console, labels, schedule.tasks_left)
+
+    return listen

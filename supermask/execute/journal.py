@@ -1,0 +1,116 @@
+"""Notes of what is going on, for whoever looks at a store while something is trained into it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from supermask.execute.pace import Pace
+from supermask.execute.schedule import Schedule
+from supermask.execute.worker import Result, Task
+from supermask.store.notes import Notes, name_of
+from supermask.study import Study
+
+BEAT_SECONDS = 2.0
+"""Between two notes, at the least."""
+
+MOST_FAILURES = 100
+"""That are noted; all are in the store."""
+
+KEPT_SECONDS = 7 * 86400.0
+"""How long what has ended stays noted."""
+
+
+class Journal:
+    """The notes of one command: its studies, and how far it is, written every two seconds by a thread of its own.
+
+    A context: left by an exception it notes `stopped` or `failed`, else `ended`. Nothing fails if it cannot write.
+    """
+
+    def __init__(self, studies: Sequence[Study], schedule: Schedule, workers: int) -> None:
+        self._notes = Notes(schedule.store.root)
+        self._schedule = schedule
+        self._pace = Pace()
+        self._name = secrets.token_hex(16)
+        self._in_flight: dict[str, float] = {}
+        self._failures: list[dict[str, str]] = []
+        self._state, self._message = "running", ""
+        self._lock, self._over = threading.Lock(), threading.Event()
+        described = [{"name": study.name, "study": study.as_data()} for study in studies]
+        self._studies = {name_of(note): note for note in described}
+        self._constant: dict[str, Any] = {
+            "studies": list(self._studies),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "workers": workers,
+            "began": time.time(),
+            "tasks": schedule.tasks_left,
+        }
+
+    def started(self, task: Task) -> None:
+        """A worker has it."""
+        with self._lock:
+            self._in_flight[task.run.id] = time.time()
+
+    def ended(self, schedule: Schedule, task: Task, result: Result) -> None:
+        """A task came to its end."""
+        with self._lock:
+            self._schedule = schedule
+            self._pace.ended(schedule)
+            self._in_flight.pop(task.run.id, None)
+            if result.status != "finished" and len(self._failures) < MOST_FAILURES:
+                message = result.message or f"at iteration {result.metrics.get('diverged_at')}"
+                self._failures.append({"run": task.run.id, "status": result.status, "message": message})
+
+    def __enter__(self) -> Journal:
+        for name, note in self._studies.items():
+            self._notes.write("studies", name, note)
+        if self._schedule.tasks_left:
+            self._forget_old()
+            self._write()
+            threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._over.set()
+            self._in_flight.clear()
+            if error is not None:
+                stopped = type(error).__name__ in ("Stopped", "KeyboardInterrupt")
+                self._state, self._message = ("stopped", "") if stopped else ("failed", str(error))
+            else:
+                self._state = "ended"
+        if self._constant["tasks"]:
+            self._write()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_SECONDS):
+            self._write()
+
+    def _write(self) -> None:
+        with self._lock:
+            note = self._constant | {
+                "state": self._state,
+                "message": self._message,
+                "updated": time.time(),
+                "left": self._schedule.tasks_left,
+                "seconds_left": self._pace.seconds_left(self._schedule),
+                "in_flight": [{"run": run_id, "since": since} for run_id, since in self._in_flight.items()],
+                "failures": list(self._failures),
+            }
+            self._notes.write("progress", self._name, note)
+
+    def _forget_old(self) -> None:
+        for name, note in self._notes.read("progress").items():
+            with suppress(TypeError):
+                if time.time() - note.get("updated", 0.0) > KEPT_SECONDS:
+                    self._notes.remove("progress", name)
