@@ -16,16 +16,16 @@ import supermask
 PACKAGE = Path(supermask.__file__).parent
 
 FLOORS = """
-analysis.distribution analysis.pixels analysis.plane analysis.specimen cache claims.findings cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style figures.text recipe rng stats store.notes types
-analysis.overlap analysis.units datasets.images engines.kernels.bits engines.kernels.chance engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
-actions analysis.density analysis.signs criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises store.folders study.checking study.overrides text_table tickets.container tickets.modules
-analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption store.store study.values ticket tickets.encoding
-certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.lines figures.page learned store study.claim tickets.document
-claims.words datasets.load engines.choice engines.job figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes mask_certificate run study.supermask
-datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures.supermasks records study.model
-engines.layers engines.reference execute.checkpoints figures study.labels study.matching tickets.model
-engines.filter_layer engines.fully_connected engines.learning study.claim_loading tickets.checks tickets.evaluate tickets.files
-engines.convolutional engines.layer_costs engines.masked_network engines.report study.loading
+analysis.distribution analysis.pixels analysis.plane analysis.specimen cache claims.findings cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style figures.text recipe rng stats.correction stats.moments stats.student store.notes types
+analysis.overlap analysis.units datasets.images engines.kernels.bits engines.kernels.chance engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks stats.comparing stats.median store.disk store.entry study.import_path study.yaml_tree tables
+actions analysis.density analysis.signs criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.save networks promises stats.effect stats.exact stats.margins stats.planning store.folders study.checking study.overrides text_table tickets.container tickets.modules
+analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units stats store.store study.values ticket tickets.encoding
+certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.points learned store study.claim tickets.document
+claims.words datasets.load engines.choice engines.job figures.caption mask_certificate run study.supermask
+datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines figures.page records study.model
+engines.layers engines.reference execute.checkpoints figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes study.labels study.matching tickets.model
+engines.filter_layer engines.fully_connected engines.learning figures.supermasks study.claim_loading tickets.checks tickets.evaluate tickets.files
+engines.convolutional engines.layer_costs engines.masked_network engines.report figures study.loading
 engines.measuring exit_status study
 claims.asked claims.evidence engines.sparse lineage plan
 claims.deciding execute.estimate execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.worker export rows verify

@@ -87,7 +87,8 @@ class Claim(Keys):
     """The study's figure that shows it, such as `accuracy`."""
     detect: Annotated[NotNegative, rule("a number of percentage points of at least 0")] = 0.5
     """The smallest difference that would matter, in points: how many seeds it takes to see it is told."""
-    clauses: tuple[Clause, ...] = Field(min_length=1)
+    clauses: tuple[Clause, ...] = ()
+    """At least one: `claim_loading` reads them."""
 
     def as_data(self) -> dict[str, Any]:
         """As a study file has it, without what is not set."""
