@@ -18,7 +18,7 @@ PACKAGE = Path(supermask.__file__).parent
 FLOORS = """
 analysis.distribution analysis.pixels analysis.plane analysis.specimen cache claims.findings cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style figures.text recipe rng stats.correction stats.moments stats.student store.notes types
 analysis.overlap analysis.units datasets.images engines.kernels.bits engines.kernels.chance engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks stats.comparing stats.median store.disk store.entry study.import_path study.yaml_tree tables
-actions analysis.density analysis.signs criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.save networks promises stats.effect stats.exact stats.margins stats.planning store.folders study.checking study.overrides text_table tickets.container tickets.modules
+actions analysis.density analysis.signs claims.printing criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.save networks promises stats.effect stats.exact stats.margins stats.planning store.folders study.checking study.overrides text_table tickets.container tickets.modules
 analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units stats store.store study.values ticket tickets.encoding
 certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.points learned store study.claim tickets.document
 claims.words datasets.load engines.choice engines.job figures.caption mask_certificate run study.supermask
@@ -33,8 +33,8 @@ claims.evaluate execute.preload execute.schedule status tickets.packing
 claims execute.local execute.pace tickets
 execute.journal execute.progress remeasure specimens
 carrying_out
-commands
-cli.running cli.studies looking ticket_commands
+commands conclusions
+cli.conclusions cli.running cli.studies looking ticket_commands
 cli.masks cli.tickets
 cli
 __main__

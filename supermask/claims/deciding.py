@@ -40,7 +40,7 @@ def decide(clause: Clause, evidence: Evidence, detect: float) -> ClauseFinding:
     missing = evidence.missing(clause.treatment, {ours.level for ours, _ in pairs})
     if clause.reference != CHANCE:
         missing += evidence.missing(clause.reference, {theirs.level for _, theirs in pairs if theirs})
-    needed = _seeds_needed(clause, compared, detect)
+    telling = telling_level(clause, levels)
     finding = ClauseFinding(
         treatment=clause.treatment,
         relation=clause.relation,
@@ -50,9 +50,24 @@ def decide(clause: Clause, evidence: Evidence, detect: float) -> ClauseFinding:
         sentence="",
         levels=tuple(levels),
         missing=tuple(missing),
-        seeds_needed=needed,
+        seeds_needed=None if telling is None else _seeds_needed(clause, compared[telling], len(levels), detect),
     )
-    return replace(finding, sentence=clause_sentence(finding, clause, detect))
+    return replace(finding, sentence=clause_sentence(finding, clause, telling, detect))
+
+
+def telling_level(clause: Clause, levels: Sequence[LevelFinding]) -> int | None:
+    """Index of the level that the verdict hangs on: the weakest where all have to hold, the clearest where one has to.
+
+    Where the opposite holds at some, the clearest of these.
+    """
+    tested = [index for index, level in enumerate(levels) if level.p is not None] or list(range(len(levels)))
+    if not tested:
+        return None
+    reverse = [index for index in tested if levels[index].outcome == "opposite"]
+    if reverse:
+        return max(reverse, key=lambda index: abs(levels[index].difference or 0.0))
+    by_p = [(1.0 if (p := levels[index].p) is None else p, index) for index in tested]
+    return (min(by_p) if clause.where == "some" else max(by_p))[1]
 
 
 def _pairs(clause: Clause, evidence: Evidence) -> list[tuple[Cell, Cell | None]]:
@@ -191,11 +206,13 @@ def _verdict(clause: Clause, levels: Sequence[LevelFinding]) -> Verdict:
     return "supported" if holds == len(outcomes) else "not supported"
 
 
-def _seeds_needed(clause: Clause, compared: Sequence[Comparison | None], detect: float) -> int | None:
-    """Seeds at which a difference that matters would be seen with a power of 80%, at the level of largest spread."""
-    spreads = [spread for c in compared if c is not None and (spread := spread_of(c)) is not None]
+def _seeds_needed(clause: Clause, compared: Comparison | None, levels: int, detect: float) -> int | None:
+    """Seeds at which a difference that matters would be seen with a power of 80%, at this level among so many.
+
+    On the safe side of Holm: at the significance of its first step.
+    """
+    spread = None if compared is None else spread_of(compared)
     difference = clause.margin or detect
-    if not spreads or not difference:
+    if compared is None or not spread or not difference:
         return None
-    paired = any(c is not None and c.test != "Welch t" for c in compared)
-    return seeds_needed(difference, max(spreads), paired=paired)
+    return seeds_needed(difference, spread, alpha=SIGNIFICANCE / levels, paired=compared.test != "Welch t")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 from supermask.claims.findings import ClauseFinding, LevelFinding, Verdict
 from supermask.study.claim import CHANCE, Clause
@@ -16,33 +17,31 @@ _RELATIONS = {
     "matches": "matches",
 }
 
+_ALONE = {"holds": "yes", "opposite": "no, the opposite", "undecided": "not significant", "untested": "untested"}
+"""Outcome -> what is said of the only level."""
 
-def clause_sentence(finding: ClauseFinding, clause: Clause, detect: float) -> str:
-    """What is claimed, at how many levels it holds, and the numbers of the level that decides it."""
+
+def clause_sentence(finding: ClauseFinding, clause: Clause, telling: int | None, detect: float) -> str:
+    """What is claimed, at how many levels it holds, and the numbers of the level that decides it (`telling`)."""
     claimed = f"{clause.treatment} {_RELATIONS[clause.relation]} {clause.reference}{_margin(clause)}"
-    levels = finding.levels
-    if not levels:
-        where = (
-            f" between {clause.remaining[0]:g}% and {clause.remaining[1]:g}% of the weights" if clause.remaining else ""
-        )
+    if telling is None:
+        within = clause.remaining
+        where = f" between {within[0]:g}% and {within[1]:g}% of the weights" if within else ""
         return f"{claimed}: no level{where} to compare at."
-    telling = _telling(finding, clause)
-    parts = [f"{claimed}: {_count(finding, clause)}", _numbers(telling, clause)]
+    parts = [f"{claimed}: {_count(finding.levels)}", _numbers(finding.levels, clause, telling)]
     if finding.verdict != "supported":
         parts += _why_not(finding, clause, detect)
     parts += [f"missing: {text}" for text in finding.missing]
     return "; ".join(part for part in parts if part) + "."
 
 
-def claim_sentence(verdict: Verdict, clauses: tuple[ClauseFinding, ...]) -> str:
-    """The clause's, where there is one; else how many hold, and the first that decides the verdict."""
+def claim_sentence(verdict: Verdict, clauses: Sequence[ClauseFinding]) -> str:
+    """The clause's, where there is one; else how many hold, and the one that the verdict hangs on."""
     if len(clauses) == 1:
         return clauses[0].sentence
-    counts = Counter(clause.verdict for clause in clauses)
     if verdict == "supported":
-        weakest = max(clauses, key=_weakness)
-        return f"All {len(clauses)} parts are supported. The weakest: {weakest.sentence}"
-    told = ", ".join(f"{count} {word}" for word, count in counts.items())
+        return f"All {len(clauses)} parts are supported. The weakest: {max(clauses, key=_weakness).sentence}"
+    told = ", ".join(f"{count} {word}" for word, count in Counter(clause.verdict for clause in clauses).items())
     deciding = next(clause for clause in clauses if clause.verdict == verdict)
     return f"Of {len(clauses)} parts: {told}. {deciding.sentence}"
 
@@ -55,20 +54,14 @@ def _weakness(clause: ClauseFinding) -> float:
 def _margin(clause: Clause) -> str:
     if not clause.margin:
         return ""
-    by = "by more than " if clause.relation in ("above", "below") else "within "
-    return f" ({by}{clause.margin:g} points)"
+    by = "by more than" if clause.relation in ("above", "below") else "within"
+    return f" ({by} {clause.margin:g} points)"
 
 
-def _count(finding: ClauseFinding, clause: Clause) -> str:
-    levels, outcomes = finding.levels, Counter(level.outcome for level in finding.levels)
+def _count(levels: Sequence[LevelFinding]) -> str:
     if len(levels) == 1:
-        words = {
-            "holds": "it is",
-            "opposite": "the opposite is",
-            "undecided": "it is not significant",
-            "untested": "untested",
-        }
-        return words[levels[0].outcome]
+        return _ALONE[levels[0].outcome]
+    outcomes = Counter(level.outcome for level in levels)
     shares = [level.remaining for level in levels if math.isfinite(level.remaining)]
     span = f" from {percent(max(shares))}% to {percent(min(shares))}% of the weights" if shares else ""
     said = [f"at {outcomes['holds']} of {len(levels)} levels{span}"]
@@ -79,34 +72,26 @@ def _count(finding: ClauseFinding, clause: Clause) -> str:
     return ", ".join(said)
 
 
-def _telling(finding: ClauseFinding, clause: Clause) -> LevelFinding:
-    """The level that the verdict hangs on: the weakest where all have to hold, the clearest where one has to."""
-    tested = [level for level in finding.levels if level.p_holm is not None] or list(finding.levels)
-    against = [level for level in tested if level.outcome == "opposite"]
-    if against:
-        return max(against, key=lambda level: abs(level.difference or 0.0))
-    keyed = [(1.0 if level.p is None else level.p, level.level) for level in tested]
-    chosen = min(keyed) if clause.where == "some" else max(keyed)
-    return tested[keyed.index(chosen)]
-
-
-def _numbers(level: LevelFinding, clause: Clause) -> str:
+def _numbers(levels: Sequence[LevelFinding], clause: Clause, telling: int) -> str:
+    level = levels[telling]
     if level.difference is None:
         return ""
-    where = f" at {percent(level.remaining)}%" if math.isfinite(level.remaining) else ""
-    low, high = level.interval95 or (math.nan, math.nan)
-    interval = f" [{low:+.2f}, {high:+.2f}]" if level.interval95 else ""
+    place = f"at {percent(level.remaining)}%" if math.isfinite(level.remaining) else "there"
+    if len(levels) > 1:
+        word = "weakest" if clause.where == "every" else "clearest"
+        place = f"{'the opposite clearest' if level.outcome == 'opposite' else word} {place}"
+    interval = "" if level.interval95 is None else " [{:+.2f}, {:+.2f}]".format(*level.interval95)
     n = f"n = {level.n} {'pairs' if level.test == 'paired t' else 'seeds'}"
     p = "" if level.p_holm is None else f", {p_text(level.p_holm)}"
-    versus = f" over chance ({level.reference_mean:g}%)" if clause.reference == CHANCE else ""
-    return f"{level.difference:+.2f}{interval} points{versus}{where}, {n}{p}"
+    versus = f" over chance, {level.reference_mean:g}%" if clause.reference == CHANCE else ""
+    return f"{place}: {level.difference:+.2f}{interval} points{versus}, {n}{p}"
 
 
 def _why_not(finding: ClauseFinding, clause: Clause, detect: float) -> list[str]:
-    few = [level.note for level in finding.levels if level.outcome == "untested" and level.note]
-    said = list(dict.fromkeys(few))
-    if finding.verdict == "not supported" and finding.seeds_needed is not None:
-        said.append(f"{clause.margin or detect:g} points would be seen with {finding.seeds_needed:,} seeds (power 80%)")
+    said = list(dict.fromkeys(level.note for level in finding.levels if level.outcome == "untested" and level.note))
+    mixed = any(level.outcome == "opposite" for level in finding.levels)
+    if finding.verdict == "not supported" and not mixed and finding.seeds_needed is not None:
+        said.append(f"{finding.seeds_needed:,} seeds would show {clause.margin or detect:g} points with a power of 80%")
     return said
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 # Each adds its commands to `app`, in the order of the help page.
 from supermask.cli import running as running  # isort: skip
 from supermask.cli import studies as studies  # isort: skip
+from supermask.cli import conclusions as conclusions  # isort: skip
 from supermask.cli import tickets as tickets  # isort: skip
 from supermask.cli import masks as masks  # isort: skip
 from supermask.cli.app import app

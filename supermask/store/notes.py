@@ -53,7 +53,7 @@ class Notes:
         """Name -> note, the oldest first. What is no note, or damaged, is not there."""
         found: list[tuple[float, str, Note]] = []
         for path in self._files(kind):
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, RecursionError):
                 if path.stat().st_size <= LARGEST and isinstance(note := json.loads(path.read_bytes()), dict):
                     found.append((path.stat().st_mtime, path.stem, note))
         return {name: note for _, name, note in sorted(found, key=lambda each: each[:2])}

@@ -1,0 +1,81 @@
+"""Findings as text for a terminal, as CSV and as JSON."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from supermask.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict
+from supermask.tables import Row, to_csv
+
+MARKS: dict[Verdict, str] = {"supported": "+", "not supported": "-", "contradicted": "x", "not enough data": "?"}
+WIDTH = 110
+
+
+def claims_text(findings: Sequence[ClaimFinding]) -> str:
+    """A paragraph a claim: its verdict, what is claimed, what it comes down to."""
+    lines: list[str] = []
+    for claim in findings:
+        number = f"{claim.number}." if claim.number is not None else f"{claim.id}:"
+        verdict = claim.verdict.upper() if claim.verdict == "contradicted" else claim.verdict
+        lines += textwrap.wrap(f"{MARKS[claim.verdict]} {number} {claim.statement}", WIDTH, subsequent_indent="  ")
+        place = f" ({claim.study})" if claim.study else ""
+        told = f"{verdict}{place}. {claim.sentence}"
+        lines += [*textwrap.wrap(told, WIDTH, initial_indent="  ", subsequent_indent="  "), ""]
+    return "\n".join([*lines, tally(findings)]) + "\n"
+
+
+def tally(findings: Sequence[ClaimFinding]) -> str:
+    """`15 claims: 9 supported, 5 not supported, 0 contradicted, 1 not enough data.`"""
+    counts = Counter(claim.verdict for claim in findings)
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS)
+    return f"{len(findings)} claim{'' if len(findings) == 1 else 's'}: {said}."
+
+
+def claims_json(findings: Sequence[ClaimFinding]) -> str:
+    """Everything, as a JSON list."""
+    return json.dumps([asdict(claim) for claim in findings], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def claims_csv(findings: Sequence[ClaimFinding]) -> str:
+    """One row a claim, clause and level."""
+    rows = list(_rows(findings))
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return to_csv(rows, list(columns))
+
+
+def _rows(findings: Sequence[ClaimFinding]) -> Iterator[Row]:
+    for claim in findings:
+        about: Row = {"claim": claim.number, "id": claim.id, "study": claim.study, "verdict": claim.verdict}
+        for clause in claim.clauses:
+            for level in clause.levels:
+                yield about | _clause_row(clause) | _level_row(level)
+        if not any(clause.levels for clause in claim.clauses):
+            yield about
+
+
+def _clause_row(clause: ClauseFinding) -> Row:
+    return {
+        "treatment": clause.treatment,
+        "relation": clause.relation,
+        "reference": clause.reference,
+        "margin": clause.margin,
+        "clause_verdict": clause.verdict,
+    }
+
+
+def _level_row(level: LevelFinding) -> Row:
+    low, high = level.interval95 or (None, None)
+    columns = ("test", "mean", "reference_mean", "difference", "hedges_g", "p", "p_holm", "outcome", "note")
+    return {
+        "level": level.level,
+        "weights_remaining_percent": level.remaining,
+        "n": level.n,
+        "n_reference": level.n_reference,
+        **{name: getattr(level, name) for name in columns},
+        "difference_low95": low,
+        "difference_high95": high,
+    }

@@ -1,0 +1,40 @@
+"""What the runs say, on the command line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+from typer import echo
+
+from supermask.cli.app import StoreFolder, app, warn
+
+StudiesAndSettings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[STUDY|KEY=VALUE]...",
+        help="Studies (shipped names or .yaml files; all that ship if none is given), and settings for all of them.",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def claims(
+    words: StudiesAndSettings = None,
+    store: StoreFolder = None,
+    format: Annotated[Literal["text", "csv", "json"], typer.Option(help="How to print them.")] = "text",
+) -> None:
+    """Whether the paper's claims hold in these runs, and those of a study file of your own.
+
+    Supported, not supported, contradicted or not enough data; with n, effect, interval and corrected p.
+
+    Example: `supermask claims scale=digits`
+    """
+    from supermask import commands, conclusions
+    from supermask.claims.printing import claims_csv, claims_json, claims_text
+
+    findings, damaged = conclusions.claims(words or [], commands.existing_store(store).root)
+    write = {"text": claims_text, "csv": claims_csv, "json": claims_json}[format]
+    echo(write(findings), nl=False)
+    warn(damaged)
