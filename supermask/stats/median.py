@@ -75,4 +75,4 @@ def _tail(counts: Sequence[tuple[float, int]], n: int) -> float:
 
 
 def _between(low: float, high: float) -> float:
-    return low if low == high else low + (high - low) / 2
+    return low if low == high else low / 2 + high / 2
