@@ -28,7 +28,7 @@ engines.filter_layer engines.fully_connected engines.learning study.loading tick
 engines.convolutional engines.layer_costs engines.masked_network engines.report exit_status study
 engines.measuring lineage plan
 engines.sparse execute.estimate export rows verify
-execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.worker status tickets.packing
+drawing execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.worker status tickets.packing
 execute.preload execute.schedule tickets
 execute.local remeasure specimens
 commands execute.progress

@@ -1,0 +1,43 @@
+"""Which figures a study has something for, drawn from its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from supermask.datasets.facts import DATASETS
+from supermask.figures.save import Drawn
+from supermask.plan import Plan
+from supermask.rows import curves_of_plan
+from supermask.store import Store
+from supermask.tables import Row, labels_of
+
+
+def drawn_figures(plan: Plan, rows: Sequence[Row], store: Store) -> dict[str, Drawn]:
+    """Name -> figure, in the order to look at them: of what has finished.
+
+    Learned masks: `supermasks`, the networks that they stand for, and `learning`, how fast they were learned. Untrained
+    levels: `heuristic`. Trained ones: `accuracy`, `early-stop`. `rows` are the plan's; the store is read for curves
+    alone. Raises UserError where nothing has finished.
+    """
+    from supermask import figures
+
+    study, title = plan.study, plan.study.title or plan.study.name
+    drawn: dict[str, Drawn] = {}
+    heuristic = [row for row in rows if figures.is_heuristic(row)]
+    if figures.has_supermasks(rows):
+        chance = 100.0 / DATASETS[study.dataset].classes
+        labels = [treatment.label for treatment in study.treatments]
+        drawn["supermasks"] = figures.supermask_figure(rows, labels, study.reference, title, chance)
+        points = curves_of_plan(plan, store)
+        if any(point["iteration"] for point in points):
+            drawn["learning"] = figures.curves_figure(points, title)
+    elif any(row["status"] == "finished" for row in heuristic):
+        drawn["heuristic"] = figures.heuristic_figure(rows, title)
+    weights = [row for row in rows if not row.get("supermask")]
+    trained = [t.label for t in study.treatments if t.trained and t.levels_of(study.prune)]
+    done = {label for row in weights if row["status"] == "finished" for label in labels_of(row)}
+    if trained and (not drawn or done.intersection(trained)):
+        reference = study.reference if study.reference in trained else trained[0]
+        drawn["accuracy"] = figures.accuracy_figure(weights, trained, reference, title)
+        drawn["early-stop"] = figures.early_stop_figure(weights, trained, reference, title)
+    return drawn
