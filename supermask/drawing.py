@@ -16,7 +16,8 @@ def drawn_figures(plan: Plan, rows: Sequence[Row], store: Store) -> dict[str, Dr
     """Name -> figure, in the order to look at them: of what has finished.
 
     Learned masks: `supermasks`, the networks that they stand for, and `learning`, how fast they were learned. Untrained
-    levels: `heuristic`. Trained ones: `accuracy`, `early-stop`. `rows` are the plan's; the store is read for curves
+    levels: `heuristic`. Trained ones: `accuracy`, `early-stop`, and where there are several treatments `differences`,
+    `overview`, `ranking`. `rows` are the plan's; the store is read for curves
     alone. Raises UserError where nothing has finished.
     """
     from supermask import figures
@@ -40,4 +41,10 @@ def drawn_figures(plan: Plan, rows: Sequence[Row], store: Store) -> dict[str, Dr
         reference = study.reference if study.reference in trained else trained[0]
         drawn["accuracy"] = figures.accuracy_figure(weights, trained, reference, title)
         drawn["early-stop"] = figures.early_stop_figure(weights, trained, reference, title)
+        summary = figures.summarise(weights, trained, reference, figures.ACCURACY)
+        if any(figures.differences_of(summary).values()):
+            drawn["differences"] = figures.difference_figure(weights, trained, reference, title)
+            drawn["overview"] = figures.overview_figure(weights, trained, reference, title)
+        if figures.ranking_of(summary).levels:
+            drawn["ranking"] = figures.ranking_figure(weights, trained, reference, title)
     return drawn
