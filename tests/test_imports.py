@@ -23,8 +23,8 @@ analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx da
 certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.lines figures.page learned store tickets.document
 datasets.load engines.choice engines.job figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes mask_certificate run study.supermask
 datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures.differences figures.overview figures.ranking figures.supermasks records study.model
-engines.layers engines.reference execute.checkpoints figures study.labels tickets.model
-engines.filter_layer engines.fully_connected engines.learning study.loading tickets.checks tickets.evaluate tickets.files
+engines.layers engines.reference execute.checkpoints figures.table_one study.labels tickets.model
+engines.filter_layer engines.fully_connected engines.learning figures study.loading tickets.checks tickets.evaluate tickets.files
 engines.convolutional engines.layer_costs engines.masked_network engines.report exit_status study
 engines.measuring lineage plan
 engines.sparse execute.estimate export rows verify

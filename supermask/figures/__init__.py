@@ -17,6 +17,7 @@ from supermask.figures.points import Summary, summarise
 from supermask.figures.ranking import ranking_figure, ranking_of
 from supermask.figures.save import Drawn, save, save_table, slug
 from supermask.figures.supermasks import has_supermasks, supermask_figure
+from supermask.figures.table_one import has_table_one, table_one_figure, table_one_rows
 
 __all__ = [
     "ACCURACY",
@@ -32,6 +33,7 @@ __all__ = [
     "distribution_figure",
     "early_stop_figure",
     "has_supermasks",
+    "has_table_one",
     "heuristic_figure",
     "is_heuristic",
     "overlap_by_layer_figure",
@@ -47,4 +49,6 @@ __all__ = [
     "slug",
     "summarise",
     "supermask_figure",
+    "table_one_figure",
+    "table_one_rows",
 ]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from supermask.figures.points import Summary
 from supermask.stats import SIGNIFICANCE, Comparison
-from supermask.tables import DENSE, labels_of
+from supermask.tables import DENSE, Row, labels_of
 
 WORDS = {
     "diverged": "diverged",
@@ -92,14 +92,19 @@ def _untested(comparisons: Sequence[Comparison]) -> str:
 
 def left_out(summary: Summary) -> str:
     """The runs that are in no mean: how many, why, and whose."""
+    return told_out(summary.left_out, summary.lines, summary.runs)
+
+
+def told_out(rows: Sequence[Row], labels: Collection[str], runs: int) -> str:
+    """Of so many runs, those in `rows` are in no mean: how many by status, and how many of each of the labels."""
     parts = []
-    for status in dict.fromkeys([*WORDS, *(str(row["status"]) for row in summary.left_out)]):
-        rows = [row for row in summary.left_out if row["status"] == status]
-        labels = Counter(label for row in rows for label in labels_of(row) if label == DENSE or label in summary.lines)
-        names = ", ".join(f"{label} {count}" for label, count in labels.items())
-        if rows:
-            parts.append(f"{len(rows)} {WORDS.get(status, status)} ({names})")
-    return f"In no mean, of {counted(summary.runs, 'run')}: {'; '.join(parts)}." if parts else ""
+    for status in dict.fromkeys([*WORDS, *(str(row["status"]) for row in rows)]):
+        these = [row for row in rows if row["status"] == status]
+        told = Counter(label for row in these for label in labels_of(row) if label == DENSE or label in labels)
+        names = ", ".join(f"{label} {count}" for label, count in told.items())
+        if these:
+            parts.append(f"{len(these)} {WORDS.get(status, status)} ({names})")
+    return f"In no mean, of {counted(runs, 'run')}: {'; '.join(parts)}." if parts else ""
 
 
 def span(counts: Sequence[int]) -> str:

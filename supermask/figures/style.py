@@ -117,6 +117,8 @@ LOOKS: dict[str, Look] = {
     "zero_if_shrunk_everywhere": Look(VERMILION, "D", SOLID),
     "zero_random": Look(GREY, "X", MIXED),
     "zero_if_grown": Look(GREEN, "s", DASHED),
+    "dense": Look(INK, "o", DOTTED),
+    "trained weights": Look(INK, "o", DOTTED),
     # supermasks, by their names in the shipped studies: on w_i solid, on signed constants dashed
     "heuristic, w_i": Look(ORANGE, "^", SOLID),
     "heuristic, signed constant": Look(ORANGE, "^", DASHED),
