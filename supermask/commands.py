@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supermask.carrying_out import How, Listening, carry_out, data_dir
-from supermask.datasets import DATASETS
+from supermask.drawing import drawn_figures
 from supermask.engines.choice import choose
 from supermask.errors import UserError
 from supermask.execute.estimate import Estimate, estimate
@@ -17,12 +17,12 @@ from supermask.export import export_run
 from supermask.figures import Drawn
 from supermask.plan import Plan, make_plan
 from supermask.recipe import Recipe
-from supermask.rows import curves_of_plan, find_run, rows_of_plan, rows_of_store
+from supermask.rows import find_run, rows_of_plan, rows_of_store
 from supermask.run import Run
 from supermask.store import Store
 from supermask.study import load_study
 from supermask.study.yaml_tree import shown
-from supermask.tables import DENSE, Answer, Row, labels_of
+from supermask.tables import DENSE, Answer, Row
 from supermask.verify import Verdict
 
 
@@ -107,10 +107,8 @@ def labels(made: Plan) -> list[str]:
 def figures(
     study: str, overrides: Sequence[str], out: Path, store: Path | None = None
 ) -> tuple[list[tuple[Drawn, list[Path]]], list[str]]:
-    """Draws the figures that a study has something for, and saves them; and a text for each damaged run.
-
-    Trained levels: accuracy and early-stopping iteration. Untrained ones: heuristic supermasks. Learned masks: the
-    networks that they stand for, side by side, and how fast they were learned.
+    """Draws the figures that a study has something for (`drawing.drawn_figures`), and saves them; and a text for each
+    damaged run.
     """
     from supermask.figures import save
 
@@ -120,33 +118,8 @@ def figures(
             f"no run of study {shown(made.study.name)} with these settings is in {store or default_store()} yet: "
             "`supermask run` it first, with the same settings and the same --store."
         )
-    at = Store(store or default_store())
-    drawn = _drawn(made, found, at)
+    drawn = drawn_figures(made, found, Store(store or default_store()))
     return [(each, save(each, out, f"{made.study.name}-{name}")) for name, each in drawn.items()], damaged
-
-
-def _drawn(made: Plan, found: list[Row], store: Store) -> dict[str, Drawn]:
-    from supermask import figures
-
-    study, title = made.study, made.study.title or made.study.name
-    drawn: dict[str, Drawn] = {}
-    heuristic = [row for row in found if figures.is_heuristic(row)]
-    if figures.has_supermasks(found):
-        chance = 100.0 / DATASETS[study.dataset].classes
-        drawn["supermasks"] = figures.supermask_figure(found, labels(made)[1:], study.reference, title, chance)
-        points = curves_of_plan(made, store)
-        if any(point["iteration"] for point in points):
-            drawn["learning"] = figures.curves_figure(points, title)
-    elif any(row["status"] == "finished" for row in heuristic):
-        drawn["heuristic"] = figures.heuristic_figure(found, title)
-    weights = [row for row in found if not row.get("supermask")]
-    trained = [t.label for t in study.treatments if t.trained and t.levels_of(study.prune)]
-    done = {label for row in weights if row["status"] == "finished" for label in labels_of(row)}
-    if trained and (not drawn or done.intersection(trained)):
-        reference = study.reference if study.reference in trained else trained[0]
-        drawn["accuracy"] = figures.accuracy_figure(weights, trained, reference, title)
-        drawn["early-stop"] = figures.early_stop_figure(weights, trained, reference, title)
-    return drawn
 
 
 def export(run_id: str, folder: Path, store: Path | None = None) -> list[Path]:

@@ -24,12 +24,12 @@ certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kerne
 claims.words datasets.load engines.choice engines.job figures.caption mask_certificate run study.supermask
 datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines figures.page records study.model
 engines.layers engines.reference execute.checkpoints figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes study.labels study.matching tickets.model
-engines.filter_layer engines.fully_connected engines.learning figures.supermasks study.claim_loading tickets.checks tickets.evaluate tickets.files
-engines.convolutional engines.layer_costs engines.masked_network engines.report figures study.loading
-engines.measuring exit_status study
+engines.filter_layer engines.fully_connected engines.learning figures.differences figures.overview figures.ranking figures.supermasks study.claim_loading tickets.checks tickets.evaluate tickets.files
+engines.convolutional engines.layer_costs engines.masked_network engines.report figures.table_one study.loading
+engines.measuring exit_status figures study
 claims.asked claims.evidence engines.sparse lineage plan
 claims.deciding execute.estimate execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.worker export rows verify
-claims.evaluate execute.preload execute.schedule status tickets.packing
+claims.evaluate drawing execute.preload execute.schedule status tickets.packing
 claims execute.local execute.pace tickets
 execute.journal execute.progress remeasure specimens
 carrying_out

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from supermask.figures.points import Summary
 from supermask.stats import SIGNIFICANCE, Comparison
-from supermask.tables import DENSE, labels_of
+from supermask.tables import DENSE, Row, labels_of
 
 WORDS = {
     "diverged": "diverged",
@@ -25,27 +25,39 @@ def caption(summary: Summary, remarks: Sequence[str] = ()) -> str:
     Source: paper.md section 7: "state n, the test, and whether pairs share a seed".
     """
     sentences = [
-        _means(summary),
-        _marks(summary),
+        means(summary),
+        marks(summary),
         "Dotted line: mean of the dense network." if summary.dense else "No dense network has finished.",
         *remarks,
-        _left_out(summary),
-        *(f"Data: {note.rstrip('.')}." for note in summary.data_notes),
+        left_out(summary),
+        *data_notes(summary),
     ]
+    return joined(sentences)
+
+
+def joined(sentences: Sequence[str]) -> str:
+    """One paragraph of the sentences that say something."""
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _means(summary: Summary) -> str:
+def data_notes(summary: Summary) -> list[str]:
+    """What has to be known of the data, a sentence each."""
+    return [f"Data: {note.rstrip('.')}." for note in summary.data_notes]
+
+
+def means(summary: Summary) -> str:
+    """What the points are: network, n, band."""
     points = summary.points or [point for point in [summary.dense] if point]
     counts = [point.interval.n for point in points]
     start = f"Network {summary.subject}: " if summary.subject else ""
     if max(counts) < 2:
         return f"{start}n = 1 seed, so no band and no test."
     fewer = " (fewer where runs are in no mean)" if len(set(counts)) > 1 else ""
-    return f"{start}mean over n = {_span(counts)} seeds{fewer}; band (dense network: bar): 95% t-interval of the mean."
+    return f"{start}mean over n = {span(counts)} seeds{fewer}; band (dense network: bar): 95% t-interval of the mean."
 
 
-def _marks(summary: Summary) -> str:
+def marks(summary: Summary) -> str:
+    """What a star says: test, pairing, correction; and what could not be tested."""
     compared = [(point, point.comparison) for point in summary.points if point.comparison]
     tested = [(point, comparison) for point, comparison in compared if comparison.p is not None]
     untested = _untested([comparison for _, comparison in compared])
@@ -61,7 +73,7 @@ def _marks(summary: Summary) -> str:
     correction = (
         "one level, so no correction"
         if levels[-1] == 1
-        else f"after Holm's correction over {_span(levels)} levels, for each treatment by itself"
+        else f"after Holm's correction over {span(levels)} levels, for each treatment by itself"
     )
     none = "" if any(point.significant for point, _ in tested) else " (there is none)"
     stars = f"Star{none}: differs from {summary.reference} at that level, p < {SIGNIFICANCE} ({test}), {correction}."
@@ -74,27 +86,35 @@ def _untested(comparisons: Sequence[Comparison]) -> str:
     for start, reason in reasons.items():
         count = sum(comparison.note.startswith(start) for comparison in comparisons)
         if count:
-            parts.append(f"{_count(count, 'comparison')} not tested: {reason}.")
+            parts.append(f"{counted(count, 'comparison')} not tested: {reason}.")
     return " ".join(parts)
 
 
-def _left_out(summary: Summary) -> str:
+def left_out(summary: Summary) -> str:
+    """The runs that are in no mean: how many, why, and whose."""
+    return told_out(summary.left_out, summary.lines, summary.runs)
+
+
+def told_out(rows: Sequence[Row], labels: Collection[str], runs: int) -> str:
+    """Of so many runs, those in `rows` are in no mean: how many by status, and how many of each of the labels."""
     parts = []
-    for status in dict.fromkeys([*WORDS, *(str(row["status"]) for row in summary.left_out)]):
-        rows = [row for row in summary.left_out if row["status"] == status]
-        labels = Counter(label for row in rows for label in labels_of(row) if label == DENSE or label in summary.lines)
-        names = ", ".join(f"{label} {count}" for label, count in labels.items())
-        if rows:
-            parts.append(f"{len(rows)} {WORDS.get(status, status)} ({names})")
-    return f"In no mean, of {_count(summary.runs, 'run')}: {'; '.join(parts)}." if parts else ""
+    for status in dict.fromkeys([*WORDS, *(str(row["status"]) for row in rows)]):
+        these = [row for row in rows if row["status"] == status]
+        told = Counter(label for row in these for label in labels_of(row) if label == DENSE or label in labels)
+        names = ", ".join(f"{label} {count}" for label, count in told.items())
+        if these:
+            parts.append(f"{len(these)} {WORDS.get(status, status)} ({names})")
+    return f"In no mean, of {counted(runs, 'run')}: {'; '.join(parts)}." if parts else ""
 
 
-def _span(counts: Sequence[int]) -> str:
+def span(counts: Sequence[int]) -> str:
+    """`5`, or `3 to 5`."""
     low, high = min(counts), max(counts)
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from supermask.errors import UserError
-from supermask.figures.caption import wrap
-from supermask.figures.lines import CAPTION_SIZE, TITLE_SIZE, accuracy_ticks, error_scale
-from supermask.figures.save import DPI, Drawn
-from supermask.figures.style import INK, RC, WIDTH, looks, percent
-from supermask.figures.text import text_width
+from supermask.figures.lines import BAND, MANY, accuracy_ticks, error_scale
+from supermask.figures.page import Page, fitting, styled
+from supermask.figures.save import Drawn
+from supermask.figures.style import WIDTH, Look, looks, percent
 from supermask.stats import MeanInterval, mean_interval
 from supermask.tables import Row
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 HEIGHT, LEGEND = 2.6, 1.95
-"""Inches: the axes; the legend's width."""
+"""Inches: the axes at least; the legend's width."""
 
 
 def curves_figure(points: Sequence[Row], title: str) -> Drawn:
@@ -26,46 +28,45 @@ def curves_figure(points: Sequence[Row], title: str) -> Drawn:
     are logarithmic, that of the accuracy in the error. Raises UserError where no mask was learned.
     Source: paper.md section 6 (answer 8: does a mask that starts from a heuristic learn faster?).
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     found = _means(points)
     if not found:
         raise UserError("there is nothing to draw: no mask of this study has been learned; run the study first")
-    with matplotlib.rc_context(RC):
-        figure = Figure(dpi=DPI)
-        FigureCanvasAgg(figure)
-        width_of = text_width(figure)
-        text = _caption(points, found)
-        lines = wrap(text, WIDTH - 0.16, lambda part: width_of(part, CAPTION_SIZE))
-        below = len(lines) * CAPTION_SIZE * 1.3 / 72 + 0.1
-        height = 0.32 + HEIGHT + 0.42 + below
-        figure.set_size_inches(WIDTH, height)
-        box = (0.5 / WIDTH, (below + 0.42) / height, (WIDTH - 0.5 - LEGEND - 0.1) / WIDTH, HEIGHT / height)
-        axes = figure.add_axes(box)
-        _draw(axes, found)
-        names = {label: "\n".join(wrap(label, LEGEND - 0.4, lambda part: width_of(part, 6.4))) for label in found}
-        handles, labels = axes.get_legend_handles_labels()
-        legend = figure.legend(
-            handles,
-            labels,
-            loc="upper left",
-            bbox_to_anchor=((WIDTH - LEGEND) / WIDTH, 1 - 0.32 / height),
-            frameon=False,
-            borderaxespad=0,
-            handlelength=2.2,
-            fontsize=6.4,
-        )
-        for shown, label in zip(legend.get_texts(), found, strict=True):
-            shown.set_parse_math(False)
-            shown.set_text(names[label])
-        place: dict[str, Any] = {"va": "top", "color": INK, "parse_math": False}
-        figure.text(0.08 / WIDTH, 1 - 0.08 / height, title, fontsize=TITLE_SIZE, fontweight="bold", **place)
-        words = "\n".join(lines)
-        figure.text(0.08 / WIDTH, below / height, words, fontsize=CAPTION_SIZE, linespacing=1.3, **place)
+    chosen, text = looks(list(found)), _caption(points, found)
+    with styled():
+        names = {label: fitting(label, LEGEND - 0.4, lines=3, size=6.4) for label in found}
+        height = max(HEIGHT, 0.08 + sum(0.155 + 0.11 * name.count("\n") for name in names.values()))
+        page = Page(title, text, height + 0.42)
+        axes = page.axes(0.5, 0.0, WIDTH - 0.5 - LEGEND - 0.1, height, grid=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        _draw(axes, found, chosen)
+        _legend(page, names, chosen)
     data = [_data_row(label, iteration, mean) for label, line in found.items() for iteration, mean in line.items()]
-    return Drawn(figure, text, data)
+    return Drawn(page.figure, text, data)
+
+
+def _legend(page: Page, names: dict[str, str], chosen: dict[str, Look]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=look.colour, marker=look.marker, **_style(look)) for look in chosen.values()]
+    # Labels are set afterwards: matplotlib drops those that begin with "_" and reads "$" as mathematics.
+    legend = page.figure.legend(
+        handles,
+        [str(number) for number in range(len(handles))],
+        loc="upper left",
+        bbox_to_anchor=page.at(WIDTH - LEGEND, 0.0),
+        frameon=False,
+        borderaxespad=0,
+        handlelength=3.0,
+        fontsize=6.4,
+    )
+    for shown, label in zip(legend.get_texts(), chosen, strict=True):
+        shown.set_parse_math(False)
+        shown.set_text(names[label])
+
+
+def _style(look: Look) -> dict[str, Any]:
+    edge = {"markersize": 3.2, "markeredgecolor": "white", "markeredgewidth": 0.4}
+    return {**edge, "linewidth": 1.0, "linestyle": look.line}
 
 
 def _means(points: Sequence[Row]) -> dict[str, dict[int, MeanInterval]]:
@@ -84,23 +85,15 @@ def _means(points: Sequence[Row]) -> dict[str, dict[int, MeanInterval]]:
     return found
 
 
-def _draw(axes: Any, found: dict[str, dict[int, MeanInterval]]) -> None:
-    chosen = looks(list(found))
+def _draw(axes: Axes, found: dict[str, dict[int, MeanInterval]], chosen: dict[str, Look]) -> None:
     for label, line in found.items():
         look, x = chosen[label], list(line)
         low = [each.mean if each.low is None else each.low for each in line.values()]
         high = [each.mean if each.high is None else min(each.high, 99.99) for each in line.values()]
-        axes.fill_between(x, low, high, color=look.colour, alpha=0.12, linewidth=0)
+        axes.fill_between(x, low, high, color=look.colour, alpha=BAND if len(found) < MANY else BAND / 2, linewidth=0)
         mean = [each.mean for each in line.values()]
         every = max(1, len(x) // 8)
-        style: dict[str, Any] = {
-            "marker": look.marker,
-            "markevery": every,
-            "markersize": 3.2,
-            "markeredgecolor": "white",
-        }
-        style |= {"markeredgewidth": 0.4, "linewidth": 1.0, "linestyle": look.line}
-        axes.plot(x, mean, color=look.colour, label="x", **style)
+        axes.plot(x, mean, color=look.colour, marker=look.marker, markevery=every, **_style(look))
     means = [each.mean for line in found.values() for each in line.values()]
     least = max((100 - max(means)) / 1.15, 0.02)
     axes.set_xscale("log")

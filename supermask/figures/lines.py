@@ -27,6 +27,8 @@ MARKER: dict[str, Any] = {"linestyle": "none", "markersize": 3.8, "markeredgecol
 STAR: dict[str, Any] = {"linestyle": "none", "marker": "*", "markersize": 4.6, "markeredgewidth": 0}
 STAR_LIFT = 4.3
 """Points between a point's marker and its star."""
+BAND, MANY = 0.13, 7
+"""How dense a band is; and how many lines are so many that all but the reference's have half of that."""
 DENSE_LINE: dict[str, Any] = {"color": INK, "linestyle": (0, (1, 1.6)), "linewidth": 0.9}
 
 ERROR_LINE = "The accuracy axis is logarithmic in the test error (100% - accuracy)."
@@ -44,7 +46,8 @@ def draw(summary: Summary, title: str, remarks: Sequence[str] = ()) -> Drawn:
         axes = figure.add_axes((0.1, 0.3, 0.6, 0.6))
         chosen = looks(list(summary.lines))
         logarithmic = _set_accuracy_axis(axes, summary)
-        _set_x_axis(axes, summary)
+        weights_axis(axes, [100.0, *(point.remaining for point in summary.points)])
+        axes.set_xlabel("Weights remaining (%)")
         _draw_lines(figure, axes, summary, chosen)
         text = caption(summary, [*remarks, *([ERROR_LINE] if logarithmic else [])])
         _lay_out(figure, axes, summary, chosen, title, text)
@@ -70,7 +73,7 @@ def _draw_lines(figure: Figure, axes: Axes, summary: Summary, chosen: dict[str, 
             [_edge(p, p.interval.low) if p else math.nan for p in points[1:]],
             [_edge(p, p.interval.high) if p else math.nan for p in points[1:]],
             color=look.colour,
-            alpha=0.13,
+            alpha=BAND if leading or len(summary.lines) < MANY else BAND / 2,
             linewidth=0,
             zorder=1.5,
         )
@@ -98,16 +101,18 @@ def _draw_lines(figure: Figure, axes: Axes, summary: Summary, chosen: dict[str, 
         axes.plot(_x(summary.dense), _mean(summary.dense), "o", color=INK, markersize=4, zorder=5)
 
 
-def _set_x_axis(axes: Axes, summary: Summary) -> None:
-    """Logarithmic, 100% at the left; ticks at the levels' own densities where there is room."""
-    remaining = sorted({100.0, *(point.remaining for point in summary.points)}, reverse=True)
+def weights_axis(axes: Axes, remaining: Sequence[float], apart: float = 0.062) -> None:
+    """Weights remaining, in percent: logarithmic, falling to the right; ticks at the levels' own where there is room.
+
+    `apart`: the least distance of two ticks, as a share of the axis.
+    """
+    values = sorted(set(remaining), reverse=True)
     axes.set_xscale("log")
-    span = math.log10(remaining[0] / remaining[-1]) or 1.0
-    axes.set_xlim(remaining[0] * 10 ** (0.025 * span), remaining[-1] / 10 ** (0.025 * span))
-    kept = thinned([-math.log10(value) for value in remaining], 0.062 * span)
-    axes.set_xticks([remaining[index] for index in kept], [percent(remaining[index]) for index in kept])
+    span = math.log10(values[0] / values[-1]) or 1.0
+    axes.set_xlim(values[0] * 10 ** (0.025 * span), values[-1] / 10 ** (0.025 * span))
+    kept = thinned([-math.log10(value) for value in values], apart * span)
+    axes.set_xticks([values[index] for index in kept], [percent(values[index]) for index in kept])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("Weights remaining (%)")
 
 
 def _set_accuracy_axis(axes: Axes, summary: Summary) -> bool:

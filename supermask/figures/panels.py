@@ -12,21 +12,24 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from supermask.errors import UserError
-from supermask.figures.caption import wrap
-from supermask.figures.lines import CAPTION_SIZE, MARKER, TITLE_SIZE
-from supermask.figures.save import DPI, Drawn
-from supermask.figures.style import INK, RC, WIDTH, Look, looks, percent, thinned
-from supermask.figures.text import text_width
+from supermask.figures.caption import joined, told_out
+from supermask.figures.lines import MARKER, weights_axis
+from supermask.figures.page import Page, fitting, styled
+from supermask.figures.save import Drawn
+from supermask.figures.style import INK, WIDTH, Look, looks
 from supermask.stats import MeanInterval, mean_interval
-from supermask.tables import Row, Value
+from supermask.tables import Row, Value, labels_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WEIGHTS = {"rewind": "on $w_i$", "signed_constant": "on signed constants", "constant": "on random-sign constants"}
+WEIGHTS = {"rewind": "on w_i", "signed_constant": "on signed constants", "constant": "on random-sign constants"}
 SCHEDULES = {"one_shot": "one-shot", "iterative": "iterative"}
-PANEL_HEIGHT, LEGEND_HEIGHT, TOP, BOTTOM = 1.75, 0.62, 0.42, 0.36
-"""Inches."""
+PANEL_HEIGHT, HEADING, LEFT, BELOW, LEGEND_LINE, LEGEND_COLUMNS = 1.75, 0.2, 0.5, 0.42, 0.14, 5
+"""Inches: a panel, its name, the y axis, the x axis, a line of the legend; and names in one."""
+
+NEAR = 5.0
+"""Percentage points: means that stay as near as that to chance are thin lines."""
 
 
 @dataclass(frozen=True)
@@ -51,64 +54,52 @@ def is_heuristic(row: Row) -> bool:
     return bool(row["level"]) and row.get("trained") is False and row.get("criterion") not in (None, "learned")
 
 
-def heuristic_figure(rows: Sequence[Row], title: str) -> Drawn:
+def heuristic_figure(rows: Sequence[Row], title: str, chance: float | None = None) -> Drawn:
     """Test accuracy of untrained masked networks against weights remaining; a line a criterion, a panel for the rest.
 
-    Mean over seeds with its 95% t-interval. Rescaled networks are not drawn: without biases a positive factor a layer
-    changes no accuracy; the caption says by how much the measured ones differ. Rows as of one study.
+    Mean over seeds with its 95% t-interval. A criterion that never gets further than `NEAR` points from `chance`
+    (percent) in a panel is a thin line there, without band. Rescaled networks are not drawn: without biases a positive
+    factor a layer changes no accuracy; the caption says by how much the measured ones differ. Rows as of one study.
+    Raises UserError where nothing has finished.
     Source: paper.md section 6; figure 6 of the paper.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     plain = [row for row in rows if is_heuristic(row) and row["status"] == "finished" and not row.get("rescaled")]
     found = _measured(plain)
+    if not found:
+        raise UserError("there is nothing to draw: no heuristic supermask of this study is there; run the study first")
     criteria = list(dict.fromkeys(place.criterion for place in found))
-    columns = [mask1 for mask1 in (*WEIGHTS, *_others(found)) if any(p.mask1 == mask1 for p in found)]
-    lines = [schedule for schedule in SCHEDULES if any(p.schedule == schedule for p in found)]
     dense = [_share(row) for row in rows if row["level"] == 0 and row["status"] == "finished"]
-    with matplotlib.rc_context(RC):
-        figure = Figure(dpi=DPI)
-        FigureCanvasAgg(figure)
-        text = _caption(rows, plain, found, dense)
-        words = wrap(text, WIDTH - 0.16, lambda part: text_width(figure)(part, CAPTION_SIZE))
-        below = len(words) * CAPTION_SIZE * 1.3 / 72 + 0.12
-        legend_height = 0.14 * -(-len(criteria) // 5) + 0.1
-        height = TOP + len(lines) * (PANEL_HEIGHT + BOTTOM) + legend_height + below
-        figure.set_size_inches(WIDTH, height)
-        chosen = looks(criteria)
-        step = (WIDTH - 0.5) / len(columns)
+    text = _caption(rows, plain, found, dense, chance)
+    chosen = looks(criteria)
+    with styled():
+        columns = [mask1 for mask1 in (*WEIGHTS, *_others(found)) if any(p.mask1 == mask1 for p in found)]
+        lines = [schedule for schedule in SCHEDULES if any(p.schedule == schedule for p in found)]
+        grid = len(lines) * (HEADING + PANEL_HEIGHT) + BELOW
+        page = Page(title, text, grid + LEGEND_LINE * -(-len(criteria) // LEGEND_COLUMNS) + 0.08)
+        width = (WIDTH - LEFT - 0.04) / len(columns) - 0.12
         for i, schedule in enumerate(lines):
             for j, mask1 in enumerate(columns):
-                bottom = height - TOP - (i + 1) * PANEL_HEIGHT - i * BOTTOM
-                box = ((0.5 + j * step) / WIDTH, bottom / height, (step - 0.12) / WIDTH, PANEL_HEIGHT / height)
-                axes = figure.add_axes(box)
-                _draw(axes, {p: m for p, m in found.items() if (p.schedule, p.mask1) == (schedule, mask1)}, chosen)
-                axes.set_title(f"{WEIGHTS.get(mask1, mask1)}, {SCHEDULES[schedule]}", fontsize=7.2, pad=2.5)
+                left, top = LEFT + j * (width + 0.12), i * (HEADING + PANEL_HEIGHT) + HEADING
+                axes = page.axes(left, top, width, PANEL_HEIGHT, grid=True)
+                here = {p: m for p, m in found.items() if (p.schedule, p.mask1) == (schedule, mask1)}
+                _draw(axes, here, chosen, _faint(here, chance))
+                name = fitting(f"{WEIGHTS.get(mask1, f'on {mask1}')}, {SCHEDULES[schedule]}", width)
+                page.text(left + width / 2, top - 0.04, name, ha="center", va="bottom")
                 if dense:
                     axes.axhline(fmean(dense), color=INK, linestyle=(0, (1, 1.6)), linewidth=0.8, zorder=2.5)
-                if j:
-                    axes.set_yticklabels([])
-                else:
-                    axes.set_ylabel("Test accuracy (%)")
-                if i == len(lines) - 1:
-                    axes.set_xlabel("Weights remaining (%)")
-        _legend(figure, criteria, chosen, (below + legend_height) / height)
-        place: dict[str, Any] = {"va": "top", "color": INK}
-        figure.text(
-            0.5 / WIDTH, 1 - 0.06 / height, title, fontsize=TITLE_SIZE, fontweight="bold", parse_math=False, **place
-        )
-        figure.text(
-            0.08 / WIDTH,
-            below / height,
-            "\n".join(words),
-            fontsize=CAPTION_SIZE,
-            linespacing=1.3,
-            parse_math=False,
-            **place,
-        )
-    return Drawn(figure, text, [_data_row(place, each) for place, each in found.items()])
+                axes.tick_params(labelleft=j == 0, labelbottom=i == len(lines) - 1)
+            page.text(0.08, top + PANEL_HEIGHT / 2, "Test accuracy (%)", 7.5, rotation=90, va="center")
+        page.text(LEFT + (WIDTH - LEFT) / 2, grid - BELOW + 0.19, "Weights remaining (%)", 7.5, ha="center")
+        _legend(page, criteria, chosen, grid)
+    return Drawn(page.figure, text, [_data_row(place, each) for place, each in found.items()])
+
+
+def _faint(found: dict[_Place, _Measured], chance: float | None) -> set[str]:
+    """Of a panel, the criteria whose means are within `NEAR` of chance at every level."""
+    criteria = {place.criterion for place in found}
+    if chance is None:
+        return set()
+    return criteria - {place.criterion for place, each in found.items() if abs(each.interval.mean - chance) > NEAR}
 
 
 def _measured(rows: Sequence[Row]) -> dict[_Place, _Measured]:
@@ -145,54 +136,39 @@ def _share(row: Row) -> float:
     return 100.0 * value
 
 
-def _draw(axes: Axes, found: dict[_Place, _Measured], chosen: dict[str, Look]) -> None:
+def _draw(axes: Axes, found: dict[_Place, _Measured], chosen: dict[str, Look], faint: set[str]) -> None:
     for criterion, look in chosen.items():
         line = sorted(((p.level, m) for p, m in found.items() if p.criterion == criterion), key=lambda each: each[0])
         if not line:
             continue
-        x = [each.remaining for _, each in line]
+        x, mean = [each.remaining for _, each in line], [each.interval.mean for _, each in line]
+        if criterion in faint:
+            axes.plot(x, mean, color=look.colour, linestyle=look.line, linewidth=0.6, alpha=0.75, zorder=2)
+            continue
         low = [each.interval.mean if each.interval.low is None else each.interval.low for _, each in line]
         high = [each.interval.mean if each.interval.high is None else each.interval.high for _, each in line]
         axes.fill_between(x, low, high, color=look.colour, alpha=0.1, linewidth=0, zorder=1.5)
-        mean = [each.interval.mean for _, each in line]
-        axes.plot(x, mean, color=look.colour, linestyle=look.line, linewidth=0.9, zorder=3)
-        axes.plot(x, mean, color=look.colour, marker=look.marker, zorder=3.5, **(MARKER | {"markersize": 2.8}))
-    remaining = sorted({each.remaining for each in found.values()}, reverse=True)
-    axes.set_xscale("log")
+        axes.plot(x, mean, color=look.colour, linestyle=look.line, linewidth=1.0, zorder=3)
+        axes.plot(x, mean, color=look.colour, marker=look.marker, zorder=3.5, **(MARKER | {"markersize": 3.2}))
     axes.set_ylim(0, 100)
-    if remaining:
-        axes.set_xlim(remaining[0] * 1.1, remaining[-1] / 1.1)
-        where = [-_log(value) for value in remaining]
-        kept = thinned(where, 0.17 * ((where[-1] - where[0]) or 1.0))
-        axes.set_xticks([remaining[i] for i in kept], [percent(remaining[i]) for i in kept])
-    axes.set_xticks([], minor=True)
+    if found:
+        weights_axis(axes, [each.remaining for each in found.values()], apart=0.17)
 
 
-def _log(value: float) -> float:
-    from math import log10
-
-    return log10(value)
-
-
-def _legend(figure: Any, criteria: Sequence[str], chosen: dict[str, Look], top: float) -> None:
+def _legend(page: Page, criteria: Sequence[str], chosen: dict[str, Look], top: float) -> None:
     from matplotlib.lines import Line2D
 
+    styles: list[dict[str, Any]] = [MARKER | {"linestyle": chosen[c].line, "linewidth": 1.0} for c in criteria]
     handles = [
-        Line2D(
-            [],
-            [],
-            color=chosen[c].colour,
-            marker=chosen[c].marker,
-            **(MARKER | {"linestyle": chosen[c].line, "linewidth": 1.0}),
-        )
-        for c in criteria
+        Line2D([], [], color=chosen[c].colour, marker=chosen[c].marker, **style)
+        for c, style in zip(criteria, styles, strict=True)
     ]
-    legend = figure.legend(
+    legend = page.figure.legend(
         handles,
         [str(number) for number in range(len(handles))],
         loc="upper center",
-        bbox_to_anchor=(0.5, top),
-        ncols=5,
+        bbox_to_anchor=page.at(WIDTH / 2, top),
+        ncols=LEGEND_COLUMNS,
         frameon=False,
         borderpad=0,
         borderaxespad=0,
@@ -203,10 +179,16 @@ def _legend(figure: Any, criteria: Sequence[str], chosen: dict[str, Look], top: 
     )
     for shown, label in zip(legend.get_texts(), criteria, strict=True):
         shown.set_parse_math(False)
-        shown.set_text(label)
+        shown.set_text(fitting(label, 1.6, size=6.2))
 
 
-def _caption(rows: Sequence[Row], plain: Sequence[Row], found: dict[_Place, _Measured], dense: Sequence[float]) -> str:
+def _caption(
+    rows: Sequence[Row],
+    plain: Sequence[Row],
+    found: dict[_Place, _Measured],
+    dense: Sequence[float],
+    chance: float | None,
+) -> str:
     counts = sorted({each.interval.n for each in found.values()})
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     subject = f"{plain[0]['network']} on {plain[0]['dataset']}"
@@ -215,11 +197,12 @@ def _caption(rows: Sequence[Row], plain: Sequence[Row], found: dict[_Place, _Mea
         f"Network {subject}, never trained with its mask: mean over n = {n} seeds{band}.",
         "One-shot: masks of the trained dense network; iterative: masks of the chain trained level by level.",
         _rescaling(rows, plain),
+        "" if chance is None else f"Thin, no band: never further than {NEAR:g} points from chance ({chance:g}%).",
         "Dotted line: the trained dense network." if dense else "",
     ]
-    left = sum(is_heuristic(row) and row["status"] != "finished" for row in rows)
-    sentences.append(f"{left} runs are still to do or did not finish." if left else "")
-    return " ".join(sentence for sentence in sentences if sentence)
+    asked = [row for row in rows if is_heuristic(row) or row["level"] == 0]
+    left = [row for row in asked if row["status"] != "finished"]
+    return joined([*sentences, told_out(left, {label for row in asked for label in labels_of(row)}, len(asked))])
 
 
 def _rescaling(rows: Sequence[Row], plain: Sequence[Row]) -> str:

@@ -73,7 +73,7 @@ def summarise(rows: Sequence[Row], treatments: Sequence[str], reference: str, me
     _check_labels(rows, treatments, reference)
     wanted = {DENSE, *treatments}
     shown = [row for row in rows if row["level"] == 0 or wanted.intersection(labels_of(row))]
-    subject = _one_experiment(shown)
+    subject = one_experiment(shown)
     finished = [row for row in shown if row["status"] == "finished" and _value(row, measure) is not None]
     ids = {id(row) for row in finished}
     if not finished:
@@ -206,7 +206,7 @@ def _check_labels(rows: Sequence[Row], treatments: Sequence[str], reference: str
         raise UserError(f"the reference {reference!r} is not among the treatments drawn: {', '.join(treatments)}")
 
 
-def _one_experiment(rows: Sequence[Row]) -> str:
+def one_experiment(rows: Sequence[Row]) -> str:
     """`fc on mnist`; raises UserError where runs of several networks or datasets would be averaged."""
     found = sorted({(str(row.get("network") or ""), str(row.get("dataset") or "")) for row in rows})
     names = [" on ".join(name for name in pair if name) for pair in found]

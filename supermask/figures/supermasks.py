@@ -10,17 +10,20 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from supermask.errors import UserError
-from supermask.figures.caption import wrap
-from supermask.figures.lines import CAPTION_SIZE, TITLE_SIZE, accuracy_ticks, error_scale
+from supermask.figures.caption import joined, told_out
+from supermask.figures.lines import accuracy_ticks, error_scale
+from supermask.figures.page import Page, fitting, styled, widest
 from supermask.figures.panels import is_heuristic
-from supermask.figures.save import DPI, Drawn
-from supermask.figures.style import BLUE, GREEN, INK, ORANGE, RC, VERMILION, WIDTH, percent
-from supermask.figures.text import text_width
+from supermask.figures.save import Drawn
+from supermask.figures.style import BLUE, GREEN, INK, ORANGE, VERMILION, WIDTH, percent
 from supermask.stats import SIGNIFICANCE, Comparison, MeanInterval, compare, holm, mean_interval
 from supermask.tables import DENSE, Row, labels_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ KINDS = {
     "expected": _Kind("expected_test_accuracy", "expected network (weights times p)", "^", GREEN),
     "untrained": _Kind("early_stop_test_accuracy", "one mask on untrained weights", "D", ORANGE),
 }
-ROW_HEIGHT, LABEL_WIDTH = 0.23, 1.9
-"""Inches."""
+ROW_HEIGHT, LABEL_WIDTH, BELOW = 0.23, 1.9, 0.62
+"""Inches: a treatment, its name at most, x axis and legend."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def supermask_figure(
     learned a mask. `chance`: percent. The axis is logarithmic in the error. Raises UserError if nothing has finished.
     Source: paper.md sections 6 and 7; figure 7 and Table 1 of the paper.
     """
-    bars = _compared(_bars(rows, treatments), reference)
+    bars = _compared(bars_of(rows, treatments), reference)
     if not bars:
         raise UserError("there is nothing to draw: no supermask of this study has finished; run the study first")
     dense = {int(row["seed"] or 0): _percent(row, "early_stop_test_accuracy") for row in _finished(rows, DENSE)}
@@ -79,7 +82,7 @@ def supermask_figure(
     return Drawn(_draw(bars, treatments, dense, chance, title, text), text, [_data_row(bar) for bar in bars])
 
 
-def _bars(rows: Sequence[Row], treatments: Sequence[str]) -> list[Bar]:
+def bars_of(rows: Sequence[Row], treatments: Sequence[str]) -> list[Bar]:
     """In the order of the treatments. A mask that several go on from is there once, under one that stops at it."""
     bars: dict[str, list[Bar]] = {}
     shown: set[object] = set()
@@ -153,59 +156,50 @@ def _percent(row: Row, column: str) -> float:
 def _draw(
     bars: Sequence[Bar], treatments: Sequence[str], dense: dict[int, float], chance: float, title: str, text: str
 ) -> Any:
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(RC):
-        figure = Figure(dpi=DPI)
-        FigureCanvasAgg(figure)
-        width_of = text_width(figure)
-        lines = wrap(text, WIDTH - 0.16, lambda part: width_of(part, CAPTION_SIZE))
+    with styled():
         labels = [label for label in treatments if any(bar.treatment == label for bar in bars)]
-        names = [wrap(label, LABEL_WIDTH, lambda part: width_of(part, 6.8)) for label in labels]
-        below, rows_height = len(lines) * CAPTION_SIZE * 1.3 / 72 + 0.1, ROW_HEIGHT * len(labels) + 0.15
-        height = 0.34 + rows_height + 0.42 + 0.2 + below
-        figure.set_size_inches(WIDTH, height)
-        left = 0.16 + max(width_of(part, 6.8) for name in names for part in name)
-        box = (left / WIDTH, (0.62 + below) / height, (WIDTH - left - 0.12) / WIDTH, rows_height / height)
-        axes = figure.add_axes(box)
+        height = ROW_HEIGHT * len(labels) + 0.15
+        page = Page(title, text, height + BELOW)
+        left = 0.2 + widest(labels, LABEL_WIDTH, 6.8)
+        axes = page.axes(left, 0.0, WIDTH - left - 0.12, height, grid=True)
+        axes.spines[["top", "right"]].set_visible(False)
         _draw_bars(axes, bars, labels)
-        _set_axis(axes, bars, dense, chance)
-        axes.set_yticks(range(len(labels)), [str(i) for i in range(len(labels))])
-        for shown, name in zip(axes.get_yticklabels(), names, strict=True):
-            shown.set_parse_math(False)
-            shown.set_text("\n".join(name))
-        axes.yaxis.set_major_formatter(lambda value, _: "\n".join(names[round(value)]))
-        axes.set_ylim(len(labels) - 0.4, -0.6)
-        axes.grid(axis="y", visible=False)
+        seen = [value for bar in bars for value in bar.values.values()]
+        accuracy_axis(axes, [*seen, *dense.values()], chance)
+        if dense:
+            axes.axvline(fmean(dense.values()), color=INK, linestyle=(0, (1, 1.6)), linewidth=0.9, zorder=1.5)
+        name_rows(page, axes, labels, left - 0.08, height)
         axes.set_xlabel("Test accuracy (%)")
-        _legend(figure, bars, (below + 0.19) / height)
-        place: dict[str, Any] = {"va": "top", "color": INK, "parse_math": False}
-        figure.text(0.08 / WIDTH, 1 - 0.08 / height, title, fontsize=TITLE_SIZE, fontweight="bold", **place)
-        words = "\n".join(lines)
-        figure.text(0.08 / WIDTH, below / height, words, fontsize=CAPTION_SIZE, linespacing=1.3, **place)
-    return figure
+        _legend(page, bars, height + BELOW - 0.2)
+    return page.figure
 
 
-def _draw_bars(axes: Any, bars: Sequence[Bar], labels: Sequence[str]) -> None:
+def name_rows(page: Page, axes: Axes, labels: Sequence[str], right: float, height: float, top: float = 0.0) -> None:
+    """A row a label, from the top down, its name before the axes; where they begin and how high they are in inches."""
+    axes.set(ylim=(len(labels) - 0.4, -0.6), yticks=[])
+    for place, label in enumerate(labels):
+        middle = top + (place + 0.6) / (len(labels) + 0.2) * height
+        page.text(right, middle, fitting(label, LABEL_WIDTH, lines=2), 6.8, ha="right", va="center")
+
+
+def _draw_bars(axes: Axes, bars: Sequence[Bar], labels: Sequence[str]) -> None:
     for bar in bars:
         kinds = [each.kind for each in bars if each.treatment == bar.treatment]
         offset = 0.0 if len(kinds) == 1 else 0.22 * (kinds.index(bar.kind) - 1)
         y, kind = labels.index(bar.treatment) + offset, KINDS[bar.kind]
         seeds = list(bar.values.values())
-        tick = {"alpha": 0.45, "markersize": 3.5, "markeredgewidth": 0.7, "zorder": 2}
+        tick: dict[str, Any] = {"alpha": 0.45, "markersize": 3.5, "markeredgewidth": 0.7, "zorder": 2}
         axes.plot(seeds, [y] * len(seeds), "|", color=kind.colour, **tick)
         if bar.interval.low is not None and bar.interval.high is not None:
             ends = [max(bar.interval.low, 0.0), min(bar.interval.high, 99.99)]
             axes.plot(ends, [y, y], color=kind.colour, linewidth=1.0, zorder=3)
-        style = {"markersize": 4.0, "markeredgecolor": "white", "markeredgewidth": 0.4, "zorder": 4}
+        style: dict[str, Any] = {"markersize": 4.0, "markeredgecolor": "white", "markeredgewidth": 0.4, "zorder": 4}
         axes.plot([bar.interval.mean], [y], kind.marker, color=kind.colour, **style)
 
 
-def _set_axis(axes: Any, bars: Sequence[Bar], dense: dict[int, float], chance: float) -> None:
-    seen = [value for bar in bars for value in bar.values.values()] + list(dense.values()) + [chance]
-    low, high = max(min(seen) - 4, 0.0), max(seen)
+def accuracy_axis(axes: Axes, values: Sequence[float], chance: float) -> None:
+    """Test accuracy along x, logarithmic in the error, from below the lowest value; a dashed line at chance."""
+    low, high = max(min(*values, chance) - 4, 0.0), max(*values, chance)
     least = max((100 - high) / 1.25, 0.02)
     axes.set_xscale("function", functions=error_scale(least / 1e3))
     axes.set_xlim(low, 100 - least)
@@ -213,18 +207,18 @@ def _set_axis(axes: Any, bars: Sequence[Bar], dense: dict[int, float], chance: f
     axes.set_xticks(ticks, [percent(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.axvline(chance, color=INK, linestyle=(0, (4, 2)), linewidth=0.7, zorder=1.5)
-    if dense:
-        axes.axvline(fmean(dense.values()), color=INK, linestyle=(0, (1, 1.6)), linewidth=0.9, zorder=1.5)
 
 
-def _legend(figure: Any, bars: Sequence[Bar], top: float) -> None:
+def _legend(page: Page, bars: Sequence[Bar], top: float) -> None:
     from matplotlib.lines import Line2D
 
     shown = [KINDS[name] for name in KINDS if any(bar.kind == name for bar in bars)]
     style = {"linestyle": "none", "markersize": 4.0, "markeredgecolor": "white", "markeredgewidth": 0.4}
     handles = [Line2D([], [], marker=kind.marker, color=kind.colour, **style) for kind in shown]  # type: ignore[arg-type]
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, top), "ncols": 4, "frameon": False, "borderaxespad": 0.0}
-    figure.legend(handles, [kind.words for kind in shown], columnspacing=1.0, handletextpad=0.2, fontsize=6.2, **place)
+    at = page.at(WIDTH / 2, top)
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": at, "ncols": 4, "frameon": False}
+    place |= {"columnspacing": 1.0, "handletextpad": 0.2, "fontsize": 6.2, "borderaxespad": 0.0, "borderpad": 0.0}
+    page.figure.legend(handles, [kind.words for kind in shown], **place)
 
 
 def _caption(rows: Sequence[Row], bars: Sequence[Bar], reference: str, dense: bool) -> str:
@@ -251,9 +245,8 @@ def _caption(rows: Sequence[Row], bars: Sequence[Bar], reference: str, dense: bo
             sentences[-1] = f"{'None differs' if same else 'All differ'} from {reference} {test}."
     untested = [bar.treatment for bar in bars if bar.comparison is not None and bar.p_holm is None]
     sentences.append(f"Not tested (too few seeds, or no spread): {'; '.join(untested)}." if untested else "")
-    left = sum(row["status"] != "finished" for row in rows)
-    sentences.append(f"{left} runs are still to do or did not finish." if left else "")
-    return " ".join(sentence for sentence in sentences if sentence)
+    left = [row for row in rows if row["status"] != "finished"]
+    return joined([*sentences, told_out(left, {label for row in rows for label in labels_of(row)}, len(rows))])
 
 
 def _data_row(bar: Bar) -> Row:
