@@ -140,7 +140,9 @@ def _data_row(label: str, iteration: int, mean: MeanInterval) -> Row:
 
 def curve_rows(points: Sequence[Row]) -> list[Row]:
     """The numbers that the figure shows, a row a treatment and iteration; without drawing it. None: nothing to draw."""
-    return [_data_row(label, iteration, mean) for label, line in _means(points).items() for iteration, mean in line.items()]
+    return [
+        _data_row(label, iteration, mean) for label, line in _means(points).items() for iteration, mean in line.items()
+    ]
 
 
 def curves_caption(points: Sequence[Row]) -> str:
