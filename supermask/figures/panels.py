@@ -63,7 +63,7 @@ def heuristic_figure(rows: Sequence[Row], title: str, chance: float | None = Non
     Raises UserError where nothing has finished.
     Source: paper.md section 6; figure 6 of the paper.
     """
-    plain = [row for row in rows if is_heuristic(row) and row["status"] == "finished" and not row.get("rescaled")]
+    plain = _drawn_rows(rows)
     found = _measured(plain)
     if not found:
         raise UserError("there is nothing to draw: no heuristic supermask of this study is there; run the study first")
@@ -230,3 +230,20 @@ def _data_row(place: _Place, each: _Measured) -> Row:
         "mean_high95": each.interval.high,
         "values_by_seed": " ".join(f"{seed}={value:.6g}" for seed, value in sorted(each.values.items())),
     }
+
+
+def heuristic_points(rows: Sequence[Row]) -> list[Row]:
+    """The numbers that the figure shows, a row a criterion, kind of weights, schedule and level; without drawing it."""
+    plain = _drawn_rows(rows)
+    return [_data_row(place, each) for place, each in _measured(plain).items()]
+
+
+def heuristic_caption(rows: Sequence[Row], chance: float | None = None) -> str:
+    """What the figure says below itself; of rows that it has something to draw of."""
+    plain = _drawn_rows(rows)
+    dense = [_share(row) for row in rows if row["level"] == 0 and row["status"] == "finished"]
+    return _caption(rows, plain, _measured(plain), dense, chance)
+
+
+def _drawn_rows(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if is_heuristic(row) and row["status"] == "finished" and not row.get("rescaled")]
