@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from supermask.claims import ClaimFinding
+from supermask.claims import evaluate
 from supermask.commands import default_store, rows
 from supermask.errors import MachineError, UserError
 from supermask.plan import Plan
@@ -47,30 +47,41 @@ def gathered(
         )
     scales = [word.partition("=")[2] for word in overrides if word.startswith("scale=")]
     at = Store(store or default_store())
-    return gather(found, _claims(found), at, _command(studies, overrides, out), scales[-1] if scales else "")
+    return report_on(found, at, _command(studies, overrides, out), scales[-1] if scales else "")
+
+
+def report_on(
+    found: Sequence[StudyRows], store: Store, made_by: str, scale: str = "", whole_paper: bool = False
+) -> Report:
+    """The report on studies whose rows are there. `whole_paper`: with the claims that no study can decide yet."""
+    claims = evaluate([(made.study, all_rows) for made, all_rows, _ in found], whole_paper)
+    return gather(found, claims, store, made_by, scale)
 
 
 def write(made: Report, out: Path) -> Path:
     """Writes the page, whole or not at all. Raises UserError, MachineError."""
     text = page(made).encode("utf-8", errors="replace")
-    if out.is_dir():
-        raise UserError(f"{out} is a folder: give --out the name of a file, such as {out / 'report.html'}.")
+    check_writable(out)
     staged = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         staged.write_bytes(text)
         staged.replace(out)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{out.parent} is not a folder: give --out a file in one.") from error
     except OSError as error:
         staged.unlink(missing_ok=True)
         raise MachineError(f"the report cannot be written to {out}: {error.strerror or error}") from error
     return out
 
 
-def _claims(studies: Sequence[StudyRows]) -> list[ClaimFinding]:
-    """What the runs say of the claims about these studies."""
-    return []
+def check_writable(out: Path) -> None:
+    """Makes the folder of a file that is to be written. Raises UserError, MachineError."""
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: give --out the name of a file, such as {out / 'report.html'}.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{out.parent} is not a folder: give --out a file in one.") from error
+    except OSError as error:
+        raise MachineError(f"the report cannot be written to {out}: {error.strerror or error}") from error
 
 
 def _command(studies: Sequence[str], overrides: Sequence[str], out: Path) -> str:

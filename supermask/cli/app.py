@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +55,15 @@ Workers = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Processes, one thread each [default: one a core].", show_default=False),
 ]
+
+
+SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
+
+
+def studies_and_settings(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Of the words of a command: names and files of studies, and settings (`KEY=VALUE`) for all of them."""
+    settings = [word for word in words or [] if SETTING.match(word) and not word.endswith((".yaml", ".yml"))]
+    return [word for word in words or [] if word not in settings], settings
 
 
 def warn(texts: Sequence[str]) -> None:

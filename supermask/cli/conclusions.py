@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 from typer import echo
 
-from supermask.cli.app import StoreFolder, app, warn
+from supermask.cli.app import StoreFolder, app, studies_and_settings, warn
 
 StudiesAndSettings = Annotated[
     list[str] | None,
@@ -34,7 +34,8 @@ def claims(
     from supermask import commands, conclusions
     from supermask.claims.printing import claims_csv, claims_json, claims_text
 
-    findings, damaged = conclusions.claims(words or [], commands.existing_store(store).root)
+    studies, settings = studies_and_settings(words)
+    findings, damaged = conclusions.claims(studies, settings, commands.existing_store(store).root)
     write = {"text": claims_text, "csv": claims_csv, "json": claims_json}[format]
     echo(write(findings), nl=False)
     warn(damaged)

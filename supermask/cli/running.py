@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import echo
 
-from supermask.cli.app import Settings, StoreFolder, Study, Workers, app
+from supermask.cli.app import Settings, StoreFolder, Study, Workers, app, warn
 from supermask.errors import MachineError
 
 if TYPE_CHECKING:
@@ -96,6 +96,50 @@ def run(
     listening = _listening(console, engine, device)
     name = printable(Path(study).stem)
     _told(name, lambda: commands.run(study, settings or [], store, workers, engine, device, keep, listening))
+
+
+@app.command()
+def reproduce(
+    scale: Annotated[
+        str, typer.Option(help="digits (about a minute), laptop (MNIST, hours on two cores), paper, or another.")
+    ] = "digits",
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this study of those that ship; may be given again.")
+    ] = None,
+    store: StoreFolder = None,
+    out: Annotated[Path, typer.Option(help="File to write the report to.")] = Path("report.html"),
+    workers: Workers = None,
+    engine: EngineName = "auto",
+    device: Device = "cpu",
+    keep: KeepWhat = "all",
+) -> None:
+    """The whole paper: trains what is missing of the studies that ship, as one plan, and reports what it comes to.
+
+    Interrupted, the same command goes on.
+
+    Example: `supermask reproduce --scale digits`
+    """
+    from rich.console import Console
+
+    from supermask import commands, conclusions
+    from supermask.carrying_out import How
+    from supermask.claims.printing import claims_text
+    from supermask.report.words import lead
+
+    how = How(store or commands.default_store(), workers, engine, device, keep)
+    listening = _listening(Console(soft_wrap=True), engine, device)
+    made: list[conclusions.Reproduced] = []
+
+    def train() -> Schedule:
+        made.append(conclusions.reproduce(scale, only or [], how, out, listening))
+        return made[0].schedule
+
+    _told("reproduce", train)
+    written, report = made[0].out, made[0].report
+    if report.claims:
+        echo(f"\n{claims_text(report.claims)}")
+    echo(f"{written}  {written.stat().st_size / 1e6:.1f} MB: {lead(report)}")
+    warn(report.making.damaged)
 
 
 def _told(title: str, train: Callable[[], Schedule]) -> None:

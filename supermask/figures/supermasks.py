@@ -274,7 +274,7 @@ def _data_row(bar: Bar) -> Row:
 
 def supermask_bars(rows: Sequence[Row], treatments: Sequence[str], reference: str) -> list[Bar]:
     """The networks that the figure shows, compared with the reference; without drawing it."""
-    return _compared(_bars(rows, treatments), reference)
+    return _compared(bars_of(rows, treatments), reference)
 
 
 def supermask_rows(bars: Sequence[Bar]) -> list[Row]:
