@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,6 +160,13 @@ def test_family_wise_false_positive_rate_is_five_percent() -> None:
         false_alarms += any(p is not None and p < 0.05 for p in holm(ps))
     # Binomial(1000, 0.049): four standard deviations are 2.7 points; without Holm it would be 34%.
     assert 0.022 < false_alarms / studies < 0.076
+
+
+def test_what_the_page_shows_is_what_happens() -> None:
+    page = Path(__file__).parent.parent / "docs" / "statistics.md"
+    result = doctest.testfile(str(page), module_relative=False)
+    assert result.attempted > 5
+    assert result.failed == 0
 
 
 def test_importing_stats_does_not_import_scipy() -> None:
