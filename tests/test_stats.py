@@ -87,6 +87,11 @@ def test_the_same_run_on_both_sides_is_no_difference() -> None:
     assert (found.difference, found.interval95, found.p, found.hedges_g) == (0.0, (0.0, 0.0), 1.0, 0.0)
 
 
+def test_a_rounding_error_in_every_run_is_no_difference() -> None:
+    found = compare(seeded([0.1 + 0.2, 0.1 + 0.2]), seeded([0.3, 0.3]))
+    assert (found.difference, found.p, found.note) == (0.0, 1.0, "no difference in any run")
+
+
 @pytest.mark.parametrize("reference", [{0: 0.2, 1: 0.3, 2: 0.4}, {5: 0.1, 6: 0.1}])
 def test_equal_non_zero_differences_are_not_infinite_evidence(reference: dict[int, float]) -> None:
     treatment = {seed: 0.3 + (0.1 * seed if len(reference) == 3 else 0.0) for seed in range(3)}
