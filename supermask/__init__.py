@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from supermask import analysis, commands
+    from supermask import analysis, commands, stats
     from supermask.actions import MASK0_ACTIONS, MASK1_ACTIONS
     from supermask.analysis import Specimen
     from supermask.certificate import Certificate, certify
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "analysis": "",
     "commands": "",
+    "stats": "",
     "Specimen": "analysis",
     "MASK0_ACTIONS": "actions",
     "MASK1_ACTIONS": "actions",
@@ -108,6 +109,7 @@ __all__ = [
     "next_start",
     "pack_run",
     "save_ticket",
+    "stats",
     "study_from",
 ]
 

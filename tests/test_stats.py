@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +87,11 @@ def test_the_same_run_on_both_sides_is_no_difference() -> None:
     assert (found.difference, found.interval95, found.p, found.hedges_g) == (0.0, (0.0, 0.0), 1.0, 0.0)
 
 
+def test_a_rounding_error_in_every_run_is_no_difference() -> None:
+    found = compare(seeded([0.1 + 0.2, 0.1 + 0.2]), seeded([0.3, 0.3]))
+    assert (found.difference, found.p, found.note) == (0.0, 1.0, "no difference in any run")
+
+
 @pytest.mark.parametrize("reference", [{0: 0.2, 1: 0.3, 2: 0.4}, {5: 0.1, 6: 0.1}])
 def test_equal_non_zero_differences_are_not_infinite_evidence(reference: dict[int, float]) -> None:
     treatment = {seed: 0.3 + (0.1 * seed if len(reference) == 3 else 0.0) for seed in range(3)}
@@ -158,6 +165,13 @@ def test_family_wise_false_positive_rate_is_five_percent() -> None:
         false_alarms += any(p is not None and p < 0.05 for p in holm(ps))
     # Binomial(1000, 0.049): four standard deviations are 2.7 points; without Holm it would be 34%.
     assert 0.022 < false_alarms / studies < 0.076
+
+
+def test_what_the_page_shows_is_what_happens() -> None:
+    page = Path(__file__).parent.parent / "docs" / "statistics.md"
+    result = doctest.testfile(str(page), module_relative=False)
+    assert result.attempted > 5
+    assert result.failed == 0
 
 
 def test_importing_stats_does_not_import_scipy() -> None:
