@@ -33,9 +33,10 @@ claims.evaluate drawing execute.preload execute.schedule report.studies status t
 claims execute.local execute.pace tickets
 execute.journal execute.progress remeasure report.content specimens
 carrying_out report.words
-commands conclusions report.page
-cli.conclusions cli.running cli.studies looking report report_commands ticket_commands
-cli.masks cli.reports cli.tickets
+commands report.page
+cli.studies looking report report_commands ticket_commands
+cli.masks cli.reports cli.tickets conclusions
+cli.conclusions cli.running
 cli
 __main__
 """  # noqa: E501

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from supermask.stats import compare, holm, mean_interval
+from supermask.stats import compare, holm, mean_interval, paired_sign_flip_p, sign_flip_p
 
 accuracies = st.integers(0, 10_000).map(lambda hits: hits / 10_000)
 
@@ -177,3 +177,10 @@ def test_what_the_page_shows_is_what_happens() -> None:
 def test_importing_stats_does_not_import_scipy() -> None:
     code = "import sys, supermask.stats; sys.exit('scipy' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_sign_flips_need_pairs() -> None:
+    ours, theirs = {0: 1.0, 1: 2.5, 2: 3.0}, {0: 0.5, 1: 1.0, 2: 1.0}
+    assert paired_sign_flip_p(ours, theirs) == sign_flip_p([0.5, 1.5, 2.0]) == 0.25
+    assert paired_sign_flip_p(ours, {0: 0.5, 1: 1.0, 3: 1.0}) is None
+    assert paired_sign_flip_p({}, {}) is None

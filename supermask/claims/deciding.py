@@ -15,8 +15,10 @@ from supermask.stats import (
     Comparison,
     against,
     compare,
+    effect_interval,
     equivalence,
     holm,
+    paired_sign_flip_p,
     seeds_needed,
     shifted_p,
     spread_of,
@@ -148,6 +150,8 @@ def _level(
         p_holm=p_holm,
         outcome=outcome,  # type: ignore[arg-type]
         note=c.note if c else few,
+        hedges_g_interval95=effect_interval(c) if c else None,
+        p_sign_flip=None if c is None or theirs is None else paired_sign_flip_p(ours.values, theirs.values),
     )
 
 

@@ -34,7 +34,10 @@ class LevelFinding:
     outcome: Literal["holds", "opposite", "undecided", "untested"]
     """`opposite`: the reverse of what is claimed is significant."""
     note: str = ""
-    """Why there was no test; which seeds diverged."""
+    """Why there was no test."""
+    hedges_g_interval95: tuple[float, float] | None = None
+    p_sign_flip: float | None = None
+    """Exact sign-flip permutation test of no difference, two-sided, of this level alone; where the seeds are paired."""
 
 
 @dataclass(frozen=True)

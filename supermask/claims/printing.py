@@ -69,7 +69,8 @@ def _clause_row(clause: ClauseFinding) -> Row:
 
 def _level_row(level: LevelFinding) -> Row:
     low, high = level.interval95 or (None, None)
-    columns = ("test", "mean", "reference_mean", "difference", "hedges_g", "p", "p_holm", "outcome", "note")
+    g_low, g_high = level.hedges_g_interval95 or (None, None)
+    columns = ("test", "mean", "reference_mean", "difference", "p", "p_holm", "p_sign_flip", "outcome", "note")
     return {
         "level": level.level,
         "weights_remaining_percent": level.remaining,
@@ -78,4 +79,7 @@ def _level_row(level: LevelFinding) -> Row:
         **{name: getattr(level, name) for name in columns},
         "difference_low95": low,
         "difference_high95": high,
+        "hedges_g": level.hedges_g,
+        "hedges_g_low95": g_low,
+        "hedges_g_high95": g_high,
     }

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from supermask.errors import UserError, did_you_mean
-from supermask.stats import SIGNIFICANCE, Comparison, MeanInterval, compare, holm, mean_interval
+from supermask.stats import (
+    SIGNIFICANCE,
+    Comparison,
+    MeanInterval,
+    bootstrap_median,
+    compare,
+    effect_interval,
+    holm,
+    mean_interval,
+    paired_sign_flip_p,
+)
 from supermask.tables import DENSE, Row, Value, labels_of
 
 SAME_DENSITY = 0.02
@@ -38,6 +48,8 @@ class Point:
     comparison: Comparison | None = None
     """With the reference treatment, at this level; None where there is nothing to compare with."""
     p_holm: float | None = None
+    p_sign_flip: float | None = None
+    """The exact sign-flip permutation p of this level alone, where the seeds are paired."""
 
     @property
     def significant(self) -> bool:
@@ -109,6 +121,8 @@ def data_rows(summary: Summary) -> list[Row]:
 def _data_row(summary: Summary, point: Point) -> Row:
     c = point.comparison
     low, high = (c.interval95 or (None, None)) if c else (None, None)
+    g_low, g_high = (effect_interval(c) or (None, None)) if c else (None, None)
+    median = bootstrap_median(list(point.values.values()))
     left_out = [row for row in summary.left_out if _belongs(row, point)]
     return {
         "treatment": point.treatment,
@@ -120,6 +134,9 @@ def _data_row(summary: Summary, point: Point) -> Row:
         "mean": point.interval.mean,
         "mean_low95": point.interval.low,
         "mean_high95": point.interval.high,
+        "median": median.median,
+        "median_low95": median.low,
+        "median_high95": median.high,
         "lowest": min(point.values.values()),
         "highest": max(point.values.values()),
         "reference": summary.reference if c else None,
@@ -127,9 +144,12 @@ def _data_row(summary: Summary, point: Point) -> Row:
         "difference_low95": low,
         "difference_high95": high,
         "hedges_g": c.hedges_g if c else None,
+        "hedges_g_low95": g_low,
+        "hedges_g_high95": g_high,
         "test": c.test if c else None,
         "p": c.p if c else None,
         "p_holm": point.p_holm,
+        "p_sign_flip": point.p_sign_flip,
         "significant": point.significant if c else None,
         "note": (c.note or None) if c else None,
         "left_out": len(left_out),
@@ -174,14 +194,19 @@ def _compared(points: list[Point], references: dict[int, Point]) -> list[Point]:
     Levels of which one has other densities (a mask that was learned) are not compared.
     """
     comparisons: list[Comparison | None] = []
+    exact: list[float | None] = []
     for point in points:
         other = references.get(point.level)
-        alike = other is not None and math.isclose(point.remaining, other.remaining, rel_tol=SAME_DENSITY)
-        comparisons.append(compare(point.values, other.values) if other is not None and alike else None)
+        if other is None or not math.isclose(point.remaining, other.remaining, rel_tol=SAME_DENSITY):
+            comparisons.append(None)
+            exact.append(None)
+        else:
+            comparisons.append(compare(point.values, other.values))
+            exact.append(paired_sign_flip_p(point.values, other.values))
     adjusted = holm([c.p if c else None for c in comparisons])
     return [
-        replace(point, comparison=comparison, p_holm=p)
-        for point, comparison, p in zip(points, comparisons, adjusted, strict=True)
+        replace(point, comparison=comparison, p_holm=p, p_sign_flip=flipped)
+        for point, comparison, p, flipped in zip(points, comparisons, adjusted, exact, strict=True)
     ]
 
 

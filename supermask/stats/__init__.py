@@ -18,7 +18,7 @@ from supermask.stats.comparing import (
 )
 from supermask.stats.correction import holm
 from supermask.stats.effect import effect_interval
-from supermask.stats.exact import exact_remark, least_sign_flip_p, sign_flip_p
+from supermask.stats.exact import exact_remark, least_sign_flip_p, paired_sign_flip_p, sign_flip_p
 from supermask.stats.margins import Equivalence, Side, equivalence, shifted_p
 from supermask.stats.median import MedianInterval, bootstrap_median
 from supermask.stats.planning import power, seeds_needed, spread_of
@@ -41,6 +41,7 @@ __all__ = [
     "holm",
     "least_sign_flip_p",
     "mean_interval",
+    "paired_sign_flip_p",
     "power",
     "seeds_needed",
     "shifted_p",

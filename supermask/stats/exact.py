@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from supermask.stats.comparing import SIGNIFICANCE
@@ -49,6 +49,13 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     above = right.size * left.size - int(np.searchsorted(right, bound - left, side="left").sum())
     below = int(np.searchsorted(right, -bound - left, side="right").sum())
     return min(1.0, math.ldexp(above + below, -len(flipped)))
+
+
+def paired_sign_flip_p(treatment: Mapping[int, float], reference: Mapping[int, float]) -> float | None:
+    """`sign_flip_p` of treatment - reference, each a mapping seed -> value; None where the seeds are no pairs."""
+    if treatment.keys() != reference.keys() or not treatment:
+        return None
+    return sign_flip_p([treatment[seed] - reference[seed] for seed in sorted(treatment)])
 
 
 def least_sign_flip_p(n: int) -> float:
