@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,33 @@ def tally(findings: Sequence[ClaimFinding]) -> str:
     counts = Counter(claim.verdict for claim in findings)
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS)
     return f"{len(findings)} claim{'' if len(findings) == 1 else 's'}: {said}."
+
+
+def claims_markdown(findings: Sequence[ClaimFinding]) -> str:
+    """A table, a row a claim; then every claim with its parts."""
+    lines = ["| | claim | verdict | what it comes down to |", "|---|---|---|---|"]
+    for claim in findings:
+        cells = (_plain(_name(claim)), _plain(claim.statement), f"**{claim.verdict}**", _plain(claim.sentence))
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", tally(findings)]
+    for claim in findings:
+        lines += ["", f"### {_plain(_name(claim))}. {_plain(claim.statement)}", ""]
+        lines.append(
+            f"**{claim.verdict}** ({_plain(claim.source)})" + (f"; study `{claim.study}`." if claim.study else ".")
+        )
+        lines += ["", *(f"- {clause.verdict}: {_plain(clause.sentence)}" for clause in claim.clauses)]
+        if not claim.clauses:
+            lines.append(_plain(claim.sentence))
+    return "\n".join(lines) + "\n"
+
+
+def _name(claim: ClaimFinding) -> str:
+    return claim.id if claim.number is None else str(claim.number)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown takes for nothing else."""
+    return re.sub(r"([\\`*_|<>&\[\]])", r"\\\1", text)
 
 
 def claims_json(findings: Sequence[ClaimFinding]) -> str:

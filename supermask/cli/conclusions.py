@@ -23,7 +23,7 @@ StudiesAndSettings = Annotated[
 def claims(
     words: StudiesAndSettings = None,
     store: StoreFolder = None,
-    format: Annotated[Literal["text", "csv", "json"], typer.Option(help="How to print them.")] = "text",
+    format: Annotated[Literal["text", "markdown", "csv", "json"], typer.Option(help="How to print them.")] = "text",
 ) -> None:
     """Whether the paper's claims hold in these runs, and those of a study file of your own.
 
@@ -32,10 +32,10 @@ def claims(
     Example: `supermask claims scale=digits`
     """
     from supermask import commands, conclusions
-    from supermask.claims.printing import claims_csv, claims_json, claims_text
+    from supermask.claims.printing import claims_csv, claims_json, claims_markdown, claims_text
 
     studies, settings = studies_and_settings(words)
     findings, damaged = conclusions.claims(studies, settings, commands.existing_store(store).root)
-    write = {"text": claims_text, "csv": claims_csv, "json": claims_json}[format]
+    write = {"text": claims_text, "markdown": claims_markdown, "csv": claims_csv, "json": claims_json}[format]
     echo(write(findings), nl=False)
     warn(damaged)
