@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 from scipy import stats as scipy_stats
 
 from supermask.claims import ClaimFinding, evaluate
@@ -289,3 +291,14 @@ def test_text_csv_and_json_say_the_same() -> None:
     assert [line["outcome"] for line in lines] == [level["outcome"] for level in levels]
     undecided = ClaimFinding("x", 15, "s", "", "", "", "not enough data", "It needs it.", ())
     assert len(list(csv.DictReader(io.StringIO(claims_csv([undecided, finding]))))) == 5
+
+
+def test_the_example_of_the_documentation() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
+    block = text[text.index("```yaml\nclaims:") + len("```yaml\n") :].partition("```")[0]
+    data = YAML(typ="safe").load(block)
+    study = study_from({"treatments": [{"mask1": ["rewind", "signed_constant", "constant"]}], **data})
+    assert [(c.treatment, c.relation, c.reference) for c in study.claims[0].clauses] == [
+        ("signed_constant", "at_least", "rewind"),
+        ("signed_constant", "above", "constant"),
+    ]
