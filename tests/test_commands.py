@@ -123,7 +123,9 @@ def test_figures_are_saved_with_their_numbers(carried: Carried, tmp_path: Path) 
     saved, damaged = commands.figures(str(carried.study), [], tmp_path / "new" / "figures", carried.store)
     assert not damaged
     assert [path.name for _, paths in saved for path in paths] == [
-        f"small-{figure}.{suffix}" for figure in ("accuracy", "early-stop") for suffix in ("pdf", "svg", "png", "csv")
+        f"small-{figure}.{suffix}"
+        for figure in ("accuracy", "early-stop", "differences", "overview", "ranking")
+        for suffix in ("pdf", "svg", "png", "csv")
     ]
     assert all(path.stat().st_size for _, paths in saved for path in paths)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
@@ -127,7 +128,7 @@ def wrap(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
             lines[-1] = longer
             continue
         while measure(word) > width and len(word) > 1:
-            fits = max((end for end in range(1, len(word)) if measure(word[:end]) <= width), default=1)
+            fits = max(1, bisect_right(range(1, len(word)), width, key=lambda end: measure(word[:end])))
             lines.append(word[:fits])
             word = word[fits:]
         lines.append(word)

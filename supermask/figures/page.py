@@ -52,6 +52,9 @@ def widest(labels: Sequence[str], most: float, size: float = PANEL_SIZE) -> floa
 
 def fitting(text: str, width: float, lines: int = 1, size: float = PANEL_SIZE) -> str:
     """The text in lines no wider than `width` inches; what does not fit on so many ends in `...`."""
+    most = 1 + int(lines * width * 72 / (0.2 * size))
+    if len(text) > most:  # of letters this narrow there would be room for no more: nothing longer has to be measured
+        text = text[:most] + " ..."
     broken = wrap(text, width, lambda part: ruler()(part, size))
     if len(broken) <= lines:
         return "\n".join(broken)

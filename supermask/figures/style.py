@@ -137,7 +137,7 @@ LOOKS: dict[str, Look] = {
     "started from its ranks": Look(WINE, "p", SOLID),
     "learned, trained on": Look(VERMILION, "D", SOLID),
     "DWR, w_i, trained on": Look(GREEN, "s", SOLID),
-    "heuristic on signed constants, trained on": Look(ORANGE, "^", SOLID),
+    "heuristic on signed constants, trained on": Look(ORANGE, ">", DASHED),
     # points of the trajectory: the end solid
     "large_final, lowest validation loss": Look(BLUE, "^", DASHED),
     "magnitude_increase, lowest validation loss": Look(VERMILION, "s", DASHED),
