@@ -18,13 +18,13 @@ PACKAGE = Path(supermask.__file__).parent
 FLOORS = """
 analysis.distribution analysis.pixels analysis.plane analysis.specimen cache claims.findings cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style figures.text recipe rng stats store.notes types
 analysis.overlap analysis.units claims datasets.images engines.kernels.bits engines.kernels.chance engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
-actions analysis.density analysis.signs criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises store.folders study.overrides text_table tickets.container tickets.modules
-analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption store.store study.values ticket tickets.encoding
+actions analysis.density analysis.signs criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises store.folders study.overrides text_table tickets.container tickets.modules trackers.exported
+analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption store.store study.values ticket tickets.encoding trackers.mlflow trackers.wandb
 certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.lines figures.page learned store tickets.document
 datasets.load engines.choice engines.job figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes mask_certificate run study.supermask
 datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures.supermasks records study.model
 engines.layers engines.reference execute.checkpoints figures study.labels tickets.model
-engines.filter_layer engines.fully_connected engines.learning study.loading tickets.checks tickets.evaluate tickets.files
+engines.filter_layer engines.fully_connected engines.learning study.loading tickets.checks tickets.evaluate tickets.files trackers.tensorboard
 engines.convolutional engines.layer_costs engines.masked_network engines.report exit_status study
 engines.measuring lineage plan
 engines.sparse execute.estimate export rows verify
@@ -32,8 +32,9 @@ execute.preload_convolutions execute.preload_masks execute.preload_sparse execut
 execute.preload execute.schedule tickets
 execute.local remeasure specimens
 commands execute.progress
-cli.studies looking ticket_commands
-cli.masks cli.tickets
+cli.studies looking ticket_commands trackers.sending
+cli.masks cli.tickets trackers
+cli.trackers
 cli
 __main__
 """  # noqa: E501
