@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from supermask.study import Study, Treatment, load_study, study_from
     from supermask.ticket import Parent, Step, next_start
     from supermask.tickets import Ticket, load_ticket, pack_run, save_ticket
+    from supermask.trackers import export_tracker
     from supermask.types import Layer, Outcome, Start
 
 __version__ = "0.1.0"
@@ -67,6 +68,7 @@ _HOMES = {
     "load_ticket": "tickets",
     "pack_run": "tickets",
     "save_ticket": "tickets",
+    "export_tracker": "trackers",
     "Layer": "types",
     "Outcome": "types",
     "Start": "types",
@@ -100,6 +102,7 @@ __all__ = [
     "analysis",
     "certify",
     "commands",
+    "export_tracker",
     "keep_top",
     "load_specimens",
     "load_study",

@@ -52,8 +52,10 @@ def test_every_example_can_be_parsed_and_names_what_is_there(name: str, monkeypa
     assert words[:2] == ["supermask", name]
     monkeypatch.setattr("typer.core.TyperCommand.invoke", lambda command, context: None)
     assert exit_status(cli.app, words[1:]) == 0
-    if "STUDY" in str(cli_reference.page().split(f"## supermask {name}")[1].splitlines()[0]):
-        load_study(words[2], [word for word in words[3:] if "=" in word])
+    arguments = cli_reference.page().split(f"## supermask {name}")[1].splitlines()[0].replace("[STUDY]...", "STUDY")
+    if "STUDY" in arguments.split():
+        place = 2 + arguments.split().index("STUDY")
+        load_study(words[place], [word for word in words[place + 1 :] if "=" in word])
 
 
 def test_the_example_of_query_can_be_answered(carried: Carried) -> None:

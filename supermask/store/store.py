@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from supermask.store.disk import Disk, machine_errors
-from supermask.store.entry import Damaged, Entry, Facts, Tensors, pack, unpack
+from supermask.store.entry import RUN_JSON, Damaged, Entry, Facts, Tensors, pack, unpack
 from supermask.store.folders import DROPPED, WEIGHTS, Folders
 
 __all__ = ["Damaged", "Entry", "Store"]
@@ -60,6 +60,15 @@ class Store:
     def facts(self, run_id: str) -> Facts:
         """The facts alone, their own seal checked. Raises Damaged."""
         return self._folders.seal("run", run_id, self._run(run_id)).facts
+
+    def committed_at(self, run_id: str) -> float:
+        """When the run was written, by its file's date: seconds since 1970. A copy may have another. Raises Damaged."""
+        path = self._run(run_id) / RUN_JSON
+        with machine_errors(path):
+            try:
+                return path.stat().st_mtime
+            except FileNotFoundError:
+                raise Damaged(run_id, f"{RUN_JSON} is not there") from None
 
     def contents(self, run_id: str) -> dict[str, str]:
         """Group of tensors -> SHA-256 over its tensors, as sealed: equal for bit-identical runs. Raises Damaged."""
