@@ -96,7 +96,7 @@ function showLegend(place, id, state) {
     });
     return button;
   });
-  if (traces.length > 4) {
+  if (traces.length > 3) {
     for (const [word, hidden] of [["None", traces.map((trace) => trace.legendgroup)], ["All", []]]) {
       const button = element("button", "all", word);
       button.type = "button";
