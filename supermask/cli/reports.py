@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import echo
 
-from supermask.cli.app import StoreFolder, app, warn
-
-SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
+from supermask.cli.app import StoreFolder, app, studies_and_settings, warn
 
 
 @app.command()
@@ -34,8 +31,7 @@ def report(
     from supermask import report_commands
     from supermask.report.words import lead
 
-    settings = [word for word in words or [] if SETTING.match(word) and not word.endswith((".yaml", ".yml"))]
-    studies = [word for word in words or [] if word not in settings]
+    studies, settings = studies_and_settings(words)
     made = report_commands.gathered(studies, settings, store, out)
     written = report_commands.write(made, out)
     echo(f"{written}  {written.stat().st_size / 1e6:.1f} MB: {lead(made)}")

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, cast
 
-from supermask.commands import check_choice, existing_store, rows
+from supermask.carrying_out import check_choice
+from supermask.commands import existing_store, rows
 from supermask.errors import MachineError, UserError
 from supermask.records import unpack_curve
 from supermask.rows import rows_of_store
