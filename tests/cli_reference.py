@@ -85,7 +85,7 @@ def _value(kind: Any) -> str:
     kinds = [k for k in get_args(kind) if k is not type(None)] or [kind]
     if all(isinstance(k, str) for k in kinds):
         return "|".join(kinds)
-    return {Path: "PATH", int: "N", str: "NAME", bool: ""}[kinds[0]]
+    return {Path: "PATH", int: "N", str: "NAME", list[str]: "NAME ...", bool: ""}[kinds[0]]
 
 
 def _cell(text: str) -> str:
