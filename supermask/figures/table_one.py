@@ -170,9 +170,7 @@ def _draw_row(axes: Axes, row: Row, place: int, look: Any) -> None:
         if interval.low is not None and interval.high is not None:
             ends = [max(interval.low, 0.0), min(interval.high, 99.99)]
             axes.plot(ends, [y, y], color=look.colour, linewidth=1.1, zorder=3)
-        axes.plot(
-            interval.mean, y, color=look.colour, marker=look.marker, zorder=4, **(MARKER | {"markersize": 4.8})
-        )
+        axes.plot(interval.mean, y, color=look.colour, marker=look.marker, zorder=4, **(MARKER | {"markersize": 4.8}))
     if row["paper_percent"] is not None:
         sure = bool(row["paper_confirmed"])
         edge: dict[str, Any] = {"color": INK if sure else GREY, "markeredgewidth": 1.1 if sure else 0.7}
