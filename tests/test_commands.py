@@ -142,7 +142,7 @@ def test_damage_is_told_beside_what_can_be_shown(carried: Carried, tmp_path: Pat
     (tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json").write_text("{}")
     saved, damaged = commands.figures(str(carried.study), [], tmp_path / "figures", tmp_path / "store")
     answer, also = commands.query("SELECT count(*) FROM runs", tmp_path / "store")
-    assert saved
+    assert len(saved) == 5
     assert answer.rows == [(RUNS - 1,)]
     assert damaged == also
     assert run_id in damaged[0]

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
+from small_studies import carry_out, small_plan
 
+from supermask.drawing import drawn_figures
 from supermask.errors import UserError
 from supermask.figures import (
     ACCURACY,
@@ -33,10 +35,13 @@ from supermask.figures.points import Summary
 from supermask.figures.ranking import ranks
 from supermask.figures.style import LOOKS, OTHERS, look_of, looks
 from supermask.figures.table_one import COLUMNS, PAPER
+from supermask.rows import rows_of_plan
+from supermask.store import Store
 from supermask.study import load_study, shipped_studies
 from supermask.tables import Row
 
 LABELS = ["large_final", "random", "movement"]
+CRITERIA = ("large_final_same_sign", "large_final")
 DRAW = (difference_figure, overview_figure, ranking_figure)
 
 
@@ -397,6 +402,25 @@ def test_the_study_of_learned_supermasks_has_table_one() -> None:
     labels = [treatment.label for treatment in load_study("learned-supermasks", ["scale=digits"]).treatments]
     assert has_table_one(labels)
     assert not has_table_one(labels[1:])
+
+
+def test_a_study_with_the_tables_treatments_is_drawn_with_it(tmp_path: Path) -> None:
+    kinds: list[dict[str, Any]] = [{"weights": w, "rescaled": r} for r in (False, True) for w in ("init", "constant")]
+    learned = [{"name": name, "supermask": kind} for name, kind in zip(COLUMNS[2:6], kinds, strict=True)]
+    heuristic = [{"name": name, "criterion": c, "trained": False} for name, c in zip(COLUMNS, CRITERIA, strict=False)]
+    learn = {"lr": 20, "batch_size": 30, "epochs": 1, "evaluate_every": 10, "samples": 2}
+    plan = small_plan(*heuristic, *learned, {"name": "ticket"}, {"name": "other", "criterion": "random"}, learn=learn)
+    store = Store(tmp_path)
+    rows, _ = rows_of_plan(plan, store)
+    with pytest.raises(UserError, match="run the study first"):
+        drawn_figures(plan, rows, store)
+    assert carry_out(plan, tmp_path).schedule.tasks_left == 0
+    rows, _ = rows_of_plan(plan, store)
+    drawn = drawn_figures(plan, rows, store)
+    trained = ["accuracy", "early-stop", "differences", "overview", "ranking"]
+    assert list(drawn) == ["supermasks", "table-one", "learning", *trained]
+    assert {row["n"] for row in drawn["table-one"].data_rows} == {1}
+    assert all(each.caption.endswith(".") and each.data_rows for each in drawn.values())
 
 
 # --- looks ---

@@ -372,6 +372,17 @@ def test_wrapping_loses_nothing_and_fits(text: str, width: int) -> None:
     assert "".join("".join(lines).split()) == "".join(text.split())
 
 
+def test_a_very_long_word_is_broken_in_no_time() -> None:
+    measured: list[int] = []
+
+    def measure(part: str) -> int:
+        measured.append(len(part))
+        return len(part)
+
+    assert wrap("a" * 10_000, 100, measure) == ["a" * 100] * 100
+    assert len(measured) < 3_000
+
+
 def test_importing_figures_is_light() -> None:
     heavy = {"matplotlib", "scipy", "torch", "duckdb", "pandas"}
     code = f"import sys, supermask.figures, supermask.tables; sys.exit(bool({heavy!r} & set(sys.modules)))"

@@ -10,7 +10,7 @@ from supermask.errors import UserError
 from supermask.figures.accuracy import ACCURACY
 from supermask.figures.caption import data_notes, joined, left_out, marks, span
 from supermask.figures.lines import MARKER, STAR, STAR_LIFT, weights_axis
-from supermask.figures.page import Page, columns_for, headings, ruler, styled
+from supermask.figures.page import Page, columns_for, headings, styled
 from supermask.figures.points import Point, Summary, summarise
 from supermask.figures.save import Drawn
 from supermask.figures.style import INK, WIDTH, Look, looks
@@ -115,10 +115,7 @@ def _draw(summary: Summary, drawn: dict[str, list[Difference]], title: str, text
     bottom = lines * step
     page.text(LEFT + (WIDTH - LEFT) / 2, bottom + 0.2, "Weights remaining (%)", 7.5, ha="center")
     middle = (HEADING + higher + bottom) / 2
-    words = f"Difference to {summary.reference} (points)"
-    if ruler()(words, 7.5) > bottom:
-        words = "Difference to reference (points)"
-    page.text(0.08, middle, words, 7.5, rotation=90, va="center")
+    page.text(0.08, middle, "Difference to the reference (points)", 7.5, rotation=90, va="center")
     return page.figure
 
 

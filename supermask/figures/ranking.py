@@ -21,7 +21,7 @@ from supermask.tables import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_PANELS, ROW_HEIGHT, HEAD, BELOW, GAP, MOST_NAME = 5, 0.175, 0.20, 0.40, 0.10, 1.9
+MOST_PANELS, ROW_HEIGHT, HEAD, BELOW, GAP, MOST_NAME = 5, 0.175, 0.20, 0.40, 0.10, 2.1
 """Levels side by side; inches: a treatment's row, heads of panels, the x axis, between panels, a row's name."""
 
 
