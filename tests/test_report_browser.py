@@ -128,7 +128,7 @@ def test_tables_sort_by_a_click_and_by_the_keyboard(opened: Page) -> None:
     head = table.locator("th", has_text="Accuracy")
 
     def column() -> list[float]:
-        return [float(text) for text in table.locator("tbody tr td:nth-child(5)").all_inner_texts()]
+        return [float(text.split()[0]) for text in table.locator("tbody tr td:nth-child(5)").all_inner_texts()]
 
     as_made = column()
     head.locator("button").click()
