@@ -141,9 +141,9 @@ function showCanvas(place, state) {
 
 /* Names are escaped for Plotly: they are cut as they are shown. */
 function shortened(text) {
-  const plain = text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
+  const plain = text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&#36;", "$").replaceAll("&amp;", "&");
   const cut = plain.length > 18 ? plain.slice(0, 17) + "…" : plain;
-  return cut.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  return cut.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("$", "&#36;");
 }
 
 function thin(axis) {
