@@ -1,7 +1,7 @@
 """A report over 10,000 runs: seconds of each stage, and bytes.
 
-    python -P benchmarks/report.py                                   # made-up numbers for the plan of a shipped study
-    python -P benchmarks/report.py --store DIR heuristic-supermasks scale=laptop
+    python benchmarks/report.py                                   # made-up numbers for the plan of a shipped study
+    python benchmarks/report.py --store DIR heuristic-supermasks scale=laptop
 
 With a store, the runs in it are read; without one, every run of the plan gets numbers that look like those of a real
 one (four decimals of an accuracy, all of a loss), so that what is measured is the report alone.

@@ -1,6 +1,6 @@
 """A step of learning a supermask: this package's engines against an eager PyTorch step of the same method, one thread.
 
-    python benchmarks/supermask.py [--dataset mnist] [--steps 200] [--turns 5] [--rescaled]
+    python benchmarks/learning_step.py [--dataset mnist] [--steps 200] [--turns 5] [--rescaled]
 
 Claim: for FC at batch 250 the sparse engine is at least twice as fast. Contestants take turns; each gives the median of
 its turns, in milliseconds a step, and the eager step over it. Evaluation is not in it.
