@@ -26,7 +26,7 @@ from supermask.rows import curves_of_plan, find_run, rows_of_plan, rows_of_store
 from supermask.run import Run
 from supermask.store import Store
 from supermask.store.disk import machine_errors
-from supermask.study import load_study
+from supermask.study import StudyLike, load_study
 from supermask.study.yaml_tree import shown
 from supermask.tables import DENSE, Answer, Row, labels_of
 from supermask.verify import Verdict
@@ -72,7 +72,7 @@ class PlanReport:
         return next(iter(self.plan.runs.values()))
 
 
-def plan(study: str, overrides: Sequence[str] = (), store: Path | None = None) -> PlanReport:
+def plan(study: StudyLike, overrides: Sequence[str] = (), store: Path | None = None) -> PlanReport:
     """What would run. Reads study and store, trains nothing."""
     made = make_plan(load_study(study, overrides))
     at = Store(store or default_store())
@@ -89,7 +89,7 @@ def plan(study: str, overrides: Sequence[str] = (), store: Path | None = None) -
 
 
 def run(
-    study: str,
+    study: StudyLike,
     overrides: Sequence[str] = (),
     store: Path | None = None,
     workers: int | None = None,
@@ -122,7 +122,9 @@ def run(
         return run_plan(made, site, workers or default_workers(), listener, keep, schedule=schedule)
 
 
-def rows(study: str, overrides: Sequence[str] = (), store: Path | None = None) -> tuple[Plan, list[Row], list[str]]:
+def rows(
+    study: StudyLike, overrides: Sequence[str] = (), store: Path | None = None
+) -> tuple[Plan, list[Row], list[str]]:
     """The study's plan, a row for each of its runs, done or not, and a text for each damaged one."""
     made = make_plan(load_study(study, overrides))
     return made, *rows_of_plan(made, Store(store or default_store()))
@@ -134,7 +136,7 @@ def labels(made: Plan) -> list[str]:
 
 
 def figures(
-    study: str, overrides: Sequence[str], out: Path, store: Path | None = None
+    study: StudyLike, overrides: Sequence[str], out: Path, store: Path | None = None
 ) -> tuple[list[tuple[Drawn, list[Path]]], list[str]]:
     """Draws the figures that a study has something for, and saves them; and a text for each damaged run.
 

@@ -32,7 +32,7 @@ execute.preload_convolutions execute.preload_masks execute.preload_sparse execut
 execute.preload execute.schedule tickets
 execute.local remeasure specimens
 commands execute.progress
-cli.studies looking ticket_commands trackers.sending
+cli.studies looking notebook ticket_commands trackers.sending
 cli.masks cli.tickets trackers
 cli.trackers
 cli

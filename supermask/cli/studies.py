@@ -88,7 +88,7 @@ def run(
 
     from supermask import commands
     from supermask.execute.local import Stopped
-    from supermask.rows import STATUSES
+    from supermask.status import counts_text
 
     console = Console(soft_wrap=True)
     try:
@@ -100,27 +100,16 @@ def run(
         echo(f"Stopped. {left}; the same command goes on from here. Finished runs are kept.", err=True)
         raise typer.Exit(130) from None
     ended = list(schedule.status.values())
-    made_of = ", ".join(f"{ended.count(status):,} {_WORDS[status]}" for status in STATUSES if status in ended)
-    echo(f"{schedule.plan.study.name}: {len(ended):,} runs: {made_of}. Store: {schedule.store.root}")
+    echo(f"{schedule.plan.study.name}: {counts_text(ended)}. Store: {schedule.store.root}")
     if "certificate_failed" in ended:
         raise MachineError("runs whose certificate does not hold are no results: `supermask verify` says why.")
-
-
-_WORDS = {
-    "finished": "finished",
-    "diverged": "diverged",
-    "certificate_failed": "with a certificate that does not hold",
-    "ancestor_diverged": "not possible, because a level before them diverged",
-    "to_do": "to do",
-}
 
 
 def _listening(
     console: Console, engine: str, device: str
 ) -> Callable[[Plan, Schedule], AbstractContextManager[Listener]]:
     from supermask.engines.choice import choose
-    from supermask.execute.progress import progress
-    from supermask.tables import CHAIN
+    from supermask.execute.progress import labels_of, progress
 
     def listen(plan: Plan, schedule: Schedule) -> AbstractContextManager[Listener]:
         for text in schedule.damaged:
@@ -128,10 +117,7 @@ def _listening(
         if schedule.tasks_left:
             taken = choose(engine, plan.layers, device)
             console.print(f"{plan.study.name}  {taken.engine} engine ({taken.why})", markup=False, highlight=False)
-        labels = {member.run_id: member.treatment for member in reversed(plan.members) if member.level}
-        dense = {member.run_id: "dense" for member in plan.members if not member.level}
-        chain = dict.fromkeys(plan.runs, CHAIN)
-        return progress(plan.study.name, console, chain | labels | dense, schedule.tasks_left)
+        return progress(plan.study.name, console, labels_of(plan), schedule.tasks_left)
 
     return listen
 

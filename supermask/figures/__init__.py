@@ -11,7 +11,7 @@ from supermask.figures.overlap import overlap_by_layer_figure, overlap_figure
 from supermask.figures.panels import heuristic_figure, is_heuristic
 from supermask.figures.pixel_maps import pixel_map_figure
 from supermask.figures.planes import plane_figure
-from supermask.figures.save import Drawn, save, save_table, slug
+from supermask.figures.save import Drawn, png, save, save_table, slug
 from supermask.figures.supermasks import has_supermasks, supermask_figure
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "overlap_figure",
     "pixel_map_figure",
     "plane_figure",
+    "png",
     "save",
     "save_table",
     "slug",
