@@ -1,5 +1,6 @@
 """Lottery tickets and supermasks: the public face. What is named here is imported when it is first asked for.
 
+In a notebook: `supermask.run`, `table` and `figure`, such as `supermask.run("mask-criteria", scale="digits")`.
 `supermask.commands` has a function for each command of the command line, such as
 `commands.run("mask-criteria", ["scale=digits"])`.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from supermask.lineage import Lineage
     from supermask.looking import look
     from supermask.masks import keep_top
+    from supermask.notebook import figure, table
     from supermask.plan import Plan, make_plan
     from supermask.run import Run
     from supermask.specimens import load_specimens
@@ -51,6 +53,8 @@ _HOMES = {
     "Lineage": "lineage",
     "look": "looking",
     "keep_top": "masks",
+    "figure": "notebook",
+    "table": "notebook",
     "Plan": "plan",
     "make_plan": "plan",
     "Run": "run",
@@ -103,6 +107,7 @@ __all__ = [
     "certify",
     "commands",
     "export_tracker",
+    "figure",
     "keep_top",
     "load_specimens",
     "load_study",
@@ -114,6 +119,7 @@ __all__ = [
     "save_ticket",
     "stats",
     "study_from",
+    "table",
 ]
 
 

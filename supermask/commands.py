@@ -20,7 +20,7 @@ from supermask.recipe import Recipe
 from supermask.rows import find_run, rows_of_plan, rows_of_store
 from supermask.run import Run
 from supermask.store import Store
-from supermask.study import load_study
+from supermask.study import StudyLike, load_study
 from supermask.study.yaml_tree import shown
 from supermask.tables import DENSE, Answer, Row
 from supermask.verify import Verdict
@@ -58,7 +58,7 @@ class PlanReport:
         return next(iter(self.plan.runs.values()))
 
 
-def plan(study: str, overrides: Sequence[str] = (), store: Path | None = None) -> PlanReport:
+def plan(study: StudyLike, overrides: Sequence[str] = (), store: Path | None = None) -> PlanReport:
     """What would run. Reads study and store, trains nothing."""
     made = make_plan(load_study(study, overrides))
     at = Store(store or default_store())
@@ -75,7 +75,7 @@ def plan(study: str, overrides: Sequence[str] = (), store: Path | None = None) -
 
 
 def run(
-    study: str,
+    study: StudyLike,
     overrides: Sequence[str] = (),
     store: Path | None = None,
     workers: int | None = None,
@@ -93,7 +93,9 @@ def run(
     return carry_out([make_plan(load_study(study, overrides))], how, listening)
 
 
-def rows(study: str, overrides: Sequence[str] = (), store: Path | None = None) -> tuple[Plan, list[Row], list[str]]:
+def rows(
+    study: StudyLike, overrides: Sequence[str] = (), store: Path | None = None
+) -> tuple[Plan, list[Row], list[str]]:
     """The study's plan, a row for each of its runs, done or not, and a text for each damaged one."""
     made = make_plan(load_study(study, overrides))
     return made, *rows_of_plan(made, Store(store or default_store()))
@@ -105,7 +107,7 @@ def labels(made: Plan) -> list[str]:
 
 
 def figures(
-    study: str, overrides: Sequence[str], out: Path, store: Path | None = None
+    study: StudyLike, overrides: Sequence[str], out: Path, store: Path | None = None
 ) -> tuple[list[tuple[Drawn, list[Path]]], list[str]]:
     """Draws the figures that a study has something for (`drawing.drawn_figures`), and saves them; and a text for each
     damaged run.

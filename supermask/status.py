@@ -23,6 +23,22 @@ ALWAYS = ("finished", "to_do")
 """Columns that are there even where they are zero."""
 
 
+ENDED_AS = {
+    "finished": "finished",
+    "diverged": "diverged",
+    "certificate_failed": "with a certificate that does not hold",
+    "ancestor_diverged": "not possible, because a level before them diverged",
+    "to_do": "to do",
+}
+"""Status -> what is said of the runs that have it."""
+
+
+def counts_text(statuses: Sequence[str]) -> str:
+    """`185 runs: 184 finished, 1 diverged`."""
+    counts = ", ".join(f"{statuses.count(status):,} {ENDED_AS[status]}" for status in STATUSES if status in statuses)
+    return f"{len(statuses):,} runs: {counts}"
+
+
 @dataclass(frozen=True)
 class LastLevel:
     """The deepest level at which a treatment has a finished run: means over those runs."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from supermask.errors import MachineError, UserError
 
 if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
 Value = int | float | str | bool | None
 Row = dict[str, Value]
@@ -160,6 +160,18 @@ def to_parquet(rows: Sequence[Row]) -> bytes:
             return path.read_bytes()
         except (OSError, duckdb.IOException) as error:
             raise MachineError(f"the Parquet file could not be written: {_one_line(error)}") from error
+
+
+def relation(rows: Sequence[Row]) -> DuckDBPyRelation:
+    """The runs as a DuckDB relation with the types of `COLUMNS`; `.df()`, `.pl()`, `.arrow()` turn it into others.
+
+    It lives in a database of its own, in memory, as long as it, or one that was made of it, is used.
+    """
+    import duckdb
+
+    connection = duckdb.connect(":memory:")
+    _load(connection, rows)
+    return connection.table("runs")
 
 
 def query(rows: Sequence[Row], sql: str) -> Answer:

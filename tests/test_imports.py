@@ -34,7 +34,7 @@ claims execute.local execute.pace tickets
 execute.journal execute.progress remeasure report.content specimens
 carrying_out report.words
 commands report.page
-cli.studies looking report report_commands ticket_commands trackers.sending
+cli.studies looking notebook report report_commands ticket_commands trackers.sending
 cli.masks cli.reports cli.tickets conclusions trackers
 cli.conclusions cli.running cli.trackers
 cli

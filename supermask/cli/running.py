@@ -145,7 +145,7 @@ def reproduce(
 def _told(title: str, train: Callable[[], Schedule]) -> None:
     """Trains, and says what came of it. Raises MachineError if a certificate does not hold."""
     from supermask.execute.local import Stopped
-    from supermask.rows import STATUSES
+    from supermask.status import counts_text
 
     try:
         schedule = train()
@@ -154,27 +154,16 @@ def _told(title: str, train: Callable[[], Schedule]) -> None:
         echo(f"Stopped. {left}; the same command goes on from here. Finished runs are kept.", err=True)
         raise typer.Exit(130) from None
     ended = list(schedule.status.values())
-    made_of = ", ".join(f"{ended.count(status):,} {_WORDS[status]}" for status in STATUSES if status in ended)
-    echo(f"{title}: {len(ended):,} runs: {made_of}. Store: {schedule.store.root}")
+    echo(f"{title}: {counts_text(ended)}. Store: {schedule.store.root}")
     if "certificate_failed" in ended:
         raise MachineError("runs whose certificate does not hold are no results: `supermask verify` says why.")
-
-
-_WORDS = {
-    "finished": "finished",
-    "diverged": "diverged",
-    "certificate_failed": "with a certificate that does not hold",
-    "ancestor_diverged": "not possible, because a level before them diverged",
-    "to_do": "to do",
-}
 
 
 def _listening(
     console: Console, engine: str, device: str
 ) -> Callable[[Sequence[Plan], Schedule], AbstractContextManager[Listener]]:
     from supermask.engines.choice import choose
-    from supermask.execute.progress import progress
-    from supermask.tables import CHAIN, DENSE
+    from supermask.execute.progress import labels_of, progress
 
     def listen(plans: Sequence[Plan], schedule: Schedule) -> AbstractContextManager[Listener]:
         title = plans[0].study.name if len(plans) == 1 else f"{len(plans)} studies"
@@ -183,9 +172,6 @@ def _listening(
         if schedule.tasks_left:
             taken = choose(engine, plans[0].layers, device)
             console.print(f"{title}  {taken.engine} engine ({taken.why})", markup=False, highlight=False)
-        labels = dict.fromkeys(schedule.plan.runs, CHAIN)
-        for plan in reversed(plans):
-            labels |= {m.run_id: m.treatment if m.level else DENSE for m in reversed(plan.members)}
-        return progress(title, console, labels, schedule.tasks_left)
+        return progress(title, console, labels_of(plans), schedule.tasks_left)
 
     return listen

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 
 from supermask.errors import MachineError
 from supermask.execute.checkpoints import Interrupted
@@ -120,7 +122,7 @@ class _Study:
     def _submit(self, worker: ProcessPoolExecutor, task: Task) -> None:
         try:
             # This may start a process: whole, or not at all.
-            with _ctrl_c_held_back():
+            with _ctrl_c_held_back(), _main_left_alone():
                 self._in_flight[worker.submit(perform, self._site, task)] = (worker, task)
             self._starting(task)
         except BrokenProcessPool:
@@ -213,10 +215,11 @@ def _start_server(context: BaseContext, preload: list[str]) -> BaseProcess:
     """
     context.set_forkserver_preload(preload)
     resource_tracker.ensure_running()
-    with _ctrl_c_held_back():
+    with _ctrl_c_held_back(), _main_left_alone():
         forkserver.ensure_running()
     first: BaseProcess = context.Process(target=_nothing, daemon=True)  # type: ignore[attr-defined]
-    first.start()
+    with _main_left_alone():
+        first.start()
     return first
 
 
@@ -247,6 +250,20 @@ def _stop(processes: list[BaseProcess]) -> None:
         if process.is_alive():
             process.kill()
             process.join()
+
+
+@contextmanager
+def _main_left_alone() -> Iterator[None]:
+    """Processes started meanwhile do not run the user's program again, as multiprocessing does to have its functions.
+
+    Nothing of it is sent to a worker. So a script, or a cell of a notebook, needs no `if __name__ == "__main__"`.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager

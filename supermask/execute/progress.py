@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -12,6 +13,11 @@ from supermask.execute.local import Listener
 from supermask.execute.pace import Pace
 from supermask.execute.schedule import Schedule
 from supermask.execute.worker import Result, Task
+from supermask.plan import Plan
+from supermask.tables import CHAIN, DENSE
+
+UPDATE_EVERY = 0.2
+"""Seconds between two lines, where one replaces the other."""
 
 
 @contextmanager
@@ -30,15 +36,35 @@ def progress(title: str, console: Console, labels: dict[str, str], tasks: int) -
         yield _Lines(console, title, labels, tasks)
 
 
+@contextmanager
+def updating(title: str, show: Callable[[str], None], labels: dict[str, str], tasks: int) -> Iterator[Listener]:
+    """The same for a place where one line can be replaced by the next, as in a notebook; failures are printed."""
+    yield _Updating(show, title, labels, tasks)
+
+
+def labels_of(plans: Sequence[Plan]) -> dict[str, str]:
+    """Run id -> the treatment that a line of progress names: the first that the run serves."""
+    labels: dict[str, str] = {}
+    for plan in reversed(plans):
+        members = {member.run_id: member.treatment for member in reversed(plan.members) if member.level}
+        dense = {member.run_id: DENSE for member in plan.members if not member.level}
+        labels = {**dict.fromkeys(plan.runs, CHAIN), **labels, **members, **dense}
+    return labels
+
+
 class _Lines:
     def __init__(self, console: Console, title: str, labels: dict[str, str], tasks: int) -> None:
         self.console, self.title, self.labels, self.tasks = console, title, labels, tasks
         self.pace = Pace()
 
     def __call__(self, schedule: Schedule, task: Task, result: Result) -> None:
+        self.say(self.line(schedule, task, result))
+
+    def line(self, schedule: Schedule, task: Task, result: Result) -> str:
+        """How far the study is, what has just ended, and how long the rest takes."""
         done = f"{max(0, self.tasks - schedule.tasks_left)}/{self.tasks}"
         parts = (self.title, done, self.event(task, result), self.time_left(schedule))
-        self.say("  ".join(part for part in parts if part))
+        return "  ".join(part for part in parts if part)
 
     def say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -71,6 +97,21 @@ class _Bar(_Lines):
         # Time left first: a narrow terminal cuts off the end.
         note = "  ".join(part for part in (self.time_left(schedule), self.event(task, result)) if part)
         self.bar.update(self.bar_task, completed=self.tasks - schedule.tasks_left, note=note)
+
+
+class _Updating(_Lines):
+    def __init__(self, show: Callable[[str], None], title: str, labels: dict[str, str], tasks: int) -> None:
+        super().__init__(Console(), title, labels, tasks)
+        self.show = show
+        self.shown = -UPDATE_EVERY
+
+    def __call__(self, schedule: Schedule, task: Task, result: Result) -> None:
+        if result.message or result.status != "finished":
+            self.say(self.event(task, result))
+        line = self.line(schedule, task, result)
+        if time.monotonic() - self.shown >= UPDATE_EVERY or not schedule.tasks_left:
+            self.shown = time.monotonic()
+            self.show(line)
 
 
 def duration(seconds: float) -> str:

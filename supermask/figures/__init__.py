@@ -15,7 +15,7 @@ from supermask.figures.pixel_maps import pixel_map_figure
 from supermask.figures.planes import plane_figure
 from supermask.figures.points import Summary, summarise
 from supermask.figures.ranking import ranking_figure, ranking_of
-from supermask.figures.save import Drawn, save, save_table, slug
+from supermask.figures.save import Drawn, png, save, save_table, slug
 from supermask.figures.supermasks import has_supermasks, supermask_figure
 from supermask.figures.table_one import has_table_one, table_one_figure, table_one_rows
 
@@ -42,6 +42,7 @@ __all__ = [
     "overview_of",
     "pixel_map_figure",
     "plane_figure",
+    "png",
     "ranking_figure",
     "ranking_of",
     "save",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -48,6 +49,16 @@ def save(drawn: Drawn, out_dir: Path, stem: str) -> list[Path]:
         for path, (suffix, metadata) in zip(paths, FORMATS.items(), strict=True):
             drawn.figure.savefig(path, format=suffix, dpi=DPI, metadata=metadata)
     return [*paths, save_table(drawn.data_rows, out_dir, stem)]
+
+
+def png(drawn: Drawn) -> bytes:
+    """The PNG that `save` writes."""
+    import matplotlib
+
+    data = io.BytesIO()
+    with matplotlib.rc_context(RC):
+        drawn.figure.savefig(data, format="png", dpi=DPI, metadata=FORMATS["png"])
+    return data.getvalue()
 
 
 def save_table(rows: Sequence[Row], out_dir: Path, stem: str) -> Path:

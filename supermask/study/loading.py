@@ -28,6 +28,9 @@ MOST_TREATMENTS = 10_000
 
 Keys = TypeVar("Keys", bound=BaseModel)
 
+StudyLike = str | Path | Mapping[str, Any] | Study
+"""What stands for a study: a shipped name, a file, plain data with a study file's keys, or the study itself."""
+
 STUDY_KEYS = (*Settings.model_fields, "treatments", "reference", "scales", "claims")
 EXAMPLE = "such as treatments: [{criterion: [large_final, random]}]"
 
@@ -57,12 +60,21 @@ def shipped_studies() -> list[ShippedStudy]:
     return found
 
 
-def load_study(study: str | Path, overrides: Sequence[str] = ()) -> Study:
+def load_study(study: StudyLike, overrides: Sequence[str] = ()) -> Study:
     """The study of a shipped name or a YAML file, with overrides (`train.lr=1e-3`, `scale=digits`) applied.
 
+    Plain data are taken as by `study_from`; a Study is complete, and takes no overrides.
     Overrides win over the chosen scale, the scale over the file, the file over the defaults. Imports what the study
     names by import path. Raises UserError, one line for each fault. Source: issue "study files".
     """
+    if isinstance(study, Study):
+        if overrides:
+            raise UserError(
+                f"{shown(overrides[0])} cannot be set: a Study is complete. Give its name, its file or its plain data."
+            )
+        return study
+    if isinstance(study, Mapping):
+        return study_from(study, overrides)
     name = str(study) if str(study) in shipped_names() else Path(study).stem
     return _study(apply_overrides(_root(study), overrides), name)
 
