@@ -23,7 +23,7 @@ from supermask.figures import Drawn
 from supermask.plan import Plan, make_plan
 from supermask.recipe import Recipe
 from supermask.rows import curves_of_plan, find_run, rows_of_plan, rows_of_store
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Store
 from supermask.store.disk import machine_errors
 from supermask.study import StudyLike, load_study

@@ -21,7 +21,7 @@ analysis.overlap analysis.units claims datasets.images engines.kernels.bits engi
 actions analysis.density analysis.signs criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises store.folders study.overrides text_table tickets.container tickets.modules trackers.exported
 analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption store.store study.values ticket tickets.encoding trackers.mlflow trackers.wandb
 certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.lines figures.page learned store tickets.document
-datasets.load engines.choice engines.job figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes mask_certificate run study.supermask
+datasets.load engines.choice engines.job figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes mask_certificate runs study.supermask
 datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures.supermasks records study.model
 engines.layers engines.reference execute.checkpoints figures study.labels tickets.model
 engines.filter_layer engines.fully_connected engines.learning study.loading tickets.checks tickets.evaluate tickets.files trackers.tensorboard
@@ -158,7 +158,7 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     assert not loaded_by("import supermask.cli") & HEAVY
 
 
-@pytest.mark.parametrize("module", ["plan", "run", "ticket", "certificate", "networks", "store", "study", "lineage"])
+@pytest.mark.parametrize("module", ["plan", "runs", "ticket", "certificate", "networks", "store", "study", "lineage"])
 def test_planning_needs_no_torch(module: str) -> None:
     assert not loaded_by(f"import supermask.{module}") & HEAVY
 
