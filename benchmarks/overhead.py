@@ -22,7 +22,7 @@ from supermask.lineage import Lineage, layers_of, step_of
 from supermask.networks import maskables
 from supermask.plan import make_plan
 from supermask.records import pack_outcome
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Store
 from supermask.study import study_from
 from supermask.types import Curve, Outcome, Start, State

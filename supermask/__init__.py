@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from supermask.lineage import Lineage
     from supermask.looking import look
     from supermask.masks import keep_top
-    from supermask.notebook import figure, table
+    from supermask.notebook import figure, run, table
     from supermask.plan import Plan, make_plan
-    from supermask.run import Run
+    from supermask.runs import Run
     from supermask.specimens import load_specimens
     from supermask.store import Damaged, Store
     from supermask.study import Study, Treatment, load_study, study_from
@@ -54,10 +54,11 @@ _HOMES = {
     "look": "looking",
     "keep_top": "masks",
     "figure": "notebook",
+    "run": "notebook",
     "table": "notebook",
     "Plan": "plan",
     "make_plan": "plan",
-    "Run": "run",
+    "Run": "runs",
     "load_specimens": "specimens",
     "Damaged": "store",
     "Store": "store",
@@ -116,6 +117,7 @@ __all__ = [
     "make_plan",
     "next_start",
     "pack_run",
+    "run",
     "save_ticket",
     "stats",
     "study_from",

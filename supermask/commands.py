@@ -18,7 +18,7 @@ from supermask.figures import Drawn
 from supermask.plan import Plan, make_plan
 from supermask.recipe import Recipe
 from supermask.rows import find_run, rows_of_plan, rows_of_store
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Store
 from supermask.study import StudyLike, load_study
 from supermask.study.yaml_tree import shown

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from supermask.errors import MachineError, UserError
 from supermask.lineage import Lineage
 from supermask.records import unpack_masks
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Store
 from supermask.store.entry import Facts
 from supermask.types import Start, State

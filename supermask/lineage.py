@@ -24,7 +24,7 @@ from supermask.records import (
     unpack_state,
 )
 from supermask.rng import Stream, Streams, streams
-from supermask.run import Run, StepFacts
+from supermask.runs import Run, StepFacts
 from supermask.store import Damaged, Store
 from supermask.store.entry import Facts
 from supermask.study import resolve_criterion

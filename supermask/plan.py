@@ -16,7 +16,7 @@ from supermask.learned import Learning
 from supermask.masks import prune_count
 from supermask.networks import Architecture, architecture, canonical_name, maskables
 from supermask.recipe import UNTRAINED, Recipe, iterations
-from supermask.run import Run, StepFacts
+from supermask.runs import Run, StepFacts
 from supermask.study import Study, Supermask, Train, Treatment, resolve_criterion
 from supermask.types import Maskable, Point
 

@@ -16,7 +16,7 @@ import numpy as np
 from supermask.certificate import Certificate
 from supermask.learned import Learning, hard_masks, signs
 from supermask.masks import kept, pack, unpack
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store.entry import Facts, Tensors, content_hash
 from supermask.types import Curve, Maskable, Masks, Outcome, Point, Start, State
 

@@ -14,7 +14,7 @@ from supermask.execute.worker import seed_data
 from supermask.lineage import Lineage, layers_of
 from supermask.mask_certificate import IMAGES_APART
 from supermask.records import unpack_logits
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Damaged, Store
 from supermask.tickets import pack_run
 from supermask.tickets.evaluate import evaluate

@@ -11,7 +11,7 @@ from supermask.masks import kept_after
 from supermask.networks import Architecture, maskables
 from supermask.plan import Plan
 from supermask.records import unpack_curve
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Damaged, Store
 from supermask.store.entry import Facts
 from supermask.study.yaml_tree import shown

@@ -16,7 +16,7 @@ from supermask.lineage import Lineage, NotKept, layers_of
 from supermask.networks import maskables
 from supermask.records import unpack_masks
 from supermask.rows import find_run
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Damaged, Store
 from supermask.study.yaml_tree import printable, shown
 from supermask.ticket import Parent

@@ -15,7 +15,7 @@ from supermask.lineage import Lineage, NotImportedError, NotKept, layers_of, ste
 from supermask.masks import kept
 from supermask.networks import maskables
 from supermask.records import supermask_metrics, unpack_curve, unpack_logits, unpack_masks, unpack_state
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Damaged, Store
 from supermask.store.entry import Entry
 from supermask.ticket import Parent, next_masks

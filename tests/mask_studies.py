@@ -14,7 +14,7 @@ from supermask.datasets import load
 from supermask.execute.worker import seed_data
 from supermask.lineage import Lineage
 from supermask.plan import Plan
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Store
 from supermask.store.entry import Facts, Tensors
 from supermask.types import Start

@@ -1,6 +1,6 @@
 """The tiny golden study: run ids, starts and masks exactly, trained metrics nearly, as they were when they were pinned.
 
-The rule: numbers unchanged, then golden/tiny.json stays as it is. Numbers changed on purpose: `run.NUMERICS` is
+The rule: numbers unchanged, then golden/tiny.json stays as it is. Numbers changed on purpose: `runs.NUMERICS` is
 raised, the CHANGELOG's *Numerics* section says what changed and why, and the file is made again by
 `python tests/test_golden.py`.
 
@@ -20,7 +20,7 @@ import pytest
 from small_studies import carry_out
 
 from supermask.plan import make_plan
-from supermask.run import NUMERICS
+from supermask.runs import NUMERICS
 from supermask.store import Store
 from supermask.store.entry import content_hash
 from supermask.study import study_from

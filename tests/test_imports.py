@@ -21,7 +21,7 @@ analysis.overlap analysis.units datasets.images engines.kernels.bits engines.ker
 actions analysis.density analysis.signs claims.printing criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.save networks promises report.columns stats.effect stats.exact stats.margins stats.planning store.folders study.checking study.overrides text_table tickets.container tickets.modules trackers.exported
 analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units stats store.store study.values ticket tickets.encoding trackers.mlflow trackers.wandb
 certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.points learned report.traces store study.claim tickets.document
-claims.words datasets.load engines.choice engines.job figures.caption mask_certificate report.making report.plots run study.supermask
+claims.words datasets.load engines.choice engines.job figures.caption mask_certificate report.making report.plots runs study.supermask
 datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines figures.page records study.model
 engines.layers engines.reference execute.checkpoints figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes study.labels study.matching tickets.model
 engines.filter_layer engines.fully_connected engines.learning figures.differences figures.overview figures.ranking figures.supermasks study.claim_loading tickets.checks tickets.evaluate tickets.files
@@ -160,7 +160,7 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     assert not loaded_by("import supermask.cli") & HEAVY
 
 
-@pytest.mark.parametrize("module", ["plan", "run", "ticket", "certificate", "networks", "store", "study", "lineage"])
+@pytest.mark.parametrize("module", ["plan", "runs", "ticket", "certificate", "networks", "store", "study", "lineage"])
 def test_planning_needs_no_torch(module: str) -> None:
     assert not loaded_by(f"import supermask.{module}") & HEAVY
 

@@ -25,7 +25,7 @@ from supermask.lineage import Lineage, NotKept, StoredPoints, criterion_of, step
 from supermask.networks import initial_start
 from supermask.plan import Plan
 from supermask.records import pack_outcome, pack_point, point_name, unpack_curve, unpack_masks, unpack_state
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Damaged, Store
 from supermask.store.entry import Facts, Tensors
 from supermask.types import Curve, Maskable, Outcome, Point, Start, State
@@ -371,7 +371,7 @@ def test_kept_values_that_do_not_fit_the_mask_are_damage(folder: Path) -> None:
 def test_runs_of_earlier_numerics_can_still_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(levels=1)
     store = carry_out(plan, folder / "store").schedule.store
-    monkeypatch.setattr("supermask.run.NUMERICS", 99)
+    monkeypatch.setattr("supermask.runs.NUMERICS", 99)
     for run_id in plan.runs:
         assert Run.from_data(store.facts(run_id)).id == run_id
         assert Lineage(store).parent(run_id)

@@ -15,7 +15,7 @@ from supermask.learned import Learning
 from supermask.plan import Plan
 from supermask.recipe import UNTRAINED, Recipe
 from supermask.rows import rows_of_plan
-from supermask.run import Run, StepFacts
+from supermask.runs import Run, StepFacts
 from supermask.store import Store
 
 LEARN = {"lr": 5, "batch_size": 50, "epochs": 1, "evaluate_every": 10, "samples": 2, "hardened_at": [0.5]}

@@ -164,7 +164,7 @@ def test_initial_weights_are_truncated_glorot_normal(name: str, images: tuple[in
 
 
 def test_initial_weights_are_these() -> None:
-    """Pinned: other values here are other numbers in every run, and need a new `run.NUMERICS`."""
+    """Pinned: other values here are other numbers in every run, and need a new `runs.NUMERICS`."""
     start = initial_start(architecture("fc", MNIST, 10), 0)
     assert start.weights["fc1.weight"][0, :3].tolist() == [
         0.007038631942123175,

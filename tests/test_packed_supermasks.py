@@ -14,7 +14,7 @@ from small_studies import carry_out, small_plan
 from supermask import Ticket, load_ticket, pack_run, save_ticket
 from supermask.datasets import load
 from supermask.errors import UserError
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Store
 from supermask.tickets.checks import checks
 from supermask.tickets.evaluate import evaluate

@@ -16,7 +16,7 @@ from supermask import plan as plan_module
 from supermask.errors import UserError
 from supermask.masks import prune_count
 from supermask.plan import Plan, make_plan
-from supermask.run import Run, StepFacts
+from supermask.runs import Run, StepFacts
 from supermask.study import study_from
 
 ITERATIVE = {"name": "iterative", "schedule": "iterative"}

@@ -12,7 +12,7 @@ from command_line import call
 from small_studies import carry_out, small_plan
 
 from supermask import commands
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Store
 from supermask.store.entry import Facts, pack
 from supermask.verify import Verdict

@@ -15,7 +15,7 @@ name = st.one_of(st.integers(-3, 100), st.text(max_size=4))
 
 
 def test_first_draws_are_these() -> None:
-    """Pinned: other values here are other numbers in every run ever made, and need a new `run.NUMERICS`."""
+    """Pinned: other values here are other numbers in every run ever made, and need a new `runs.NUMERICS`."""
     assert stream(0, "init", "fc1.weight").integers(0, 10**9, 3).tolist() == [370964428, 139076230, 221201046]
     assert stream(7, "ties").random(2).tolist() == [0.6242221029193693, 0.25110613393619086]
 

@@ -10,7 +10,7 @@ import pytest
 
 from supermask.learned import Learning
 from supermask.recipe import Recipe
-from supermask.run import NUMERICS, Run, StepFacts
+from supermask.runs import NUMERICS, Run, StepFacts
 from supermask.types import Point
 
 RECIPE = Recipe("adam", 1.2e-3, 60, 50_417, 100, drop_factor=1.0)

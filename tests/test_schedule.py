@@ -15,7 +15,7 @@ from supermask.execute.schedule import Keep, Schedule
 from supermask.execute.worker import Result, Status, Task
 from supermask.plan import Plan
 from supermask.records import point_name
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Store
 
 TWO_SCHEDULES = {"criterion": ["large_final", "random"], "schedule": ["iterative", "one_shot"]}

@@ -16,7 +16,7 @@ from supermask.engines.choice import choose
 from supermask.masks import kept_after
 from supermask.networks import Conv, maskables, products
 from supermask.plan import Plan
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Damaged, Store
 
 SAMPLE = 60

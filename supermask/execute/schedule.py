@@ -9,7 +9,7 @@ from typing import Literal
 from supermask.execute.worker import Result, Task
 from supermask.plan import Graph
 from supermask.records import point_name
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Damaged, Store
 from supermask.types import Point
 

@@ -22,7 +22,7 @@ from supermask.lineage import Lineage, NotKept, layers_of, step_of
 from supermask.mask_certificate import certify_learning
 from supermask.networks import initial_start, maskables
 from supermask.records import pack_outcome, pack_point, point_name, stored_weights, unpack_logits
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Damaged, Store
 from supermask.store.entry import Facts, content_hash
 from supermask.types import Outcome, Point, Start

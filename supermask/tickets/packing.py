@@ -12,7 +12,7 @@ from supermask.lineage import Lineage, layers_of
 from supermask.networks import initial_start
 from supermask.records import start_content
 from supermask.rows import find_run
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.store import Store
 from supermask.store.entry import Facts
 from supermask.study.yaml_tree import shown
