@@ -144,10 +144,10 @@ def test_a_figure_shows_itself_and_is_saved(carried: Carried, tmp_path: Path) ->
 
 def test_all_figures_are_shown_one_below_the_other(carried: Carried, tmp_path: Path) -> None:
     shown = notebook.figure(carried.study, store=carried.store)
-    assert list(shown) == ["accuracy", "early-stop"]
-    assert shown._repr_html_().count("<img ") == 2
+    assert list(shown) == ["accuracy", "early-stop", "differences", "overview", "ranking"]
+    assert shown._repr_html_().count("<img ") == len(shown)
     assert shown["accuracy"].caption in repr(shown)
-    assert len(shown.save(tmp_path / "figures")) == 8
+    assert len(shown.save(tmp_path / "figures")) == 4 * len(shown)
 
 
 def test_captions_are_escaped(carried: Carried) -> None:
