@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from supermask.cli import studies as studies  # isort: skip
 from supermask.cli import tickets as tickets  # isort: skip
 from supermask.cli import masks as masks  # isort: skip
+from supermask.cli import serving as serving  # isort: skip
 from supermask.cli.app import app
 
 __all__ = ["app", "main"]

@@ -1,0 +1,60 @@
+"""The page's own files: templates, scripts and styles, and Plotly's script. Read once, kept in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from supermask.errors import MachineError
+
+KINDS = {".js": "text/javascript", ".css": "text/css"}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that is served as it is."""
+
+    content: bytes
+    media_type: str
+
+    @property
+    def version(self) -> str:
+        """Changes with its content: a browser keeps a file for as long as it is this one."""
+        return hashlib.sha256(self.content).hexdigest()[:12]
+
+
+class Files:
+    """Everything that is served without looking at the store."""
+
+    def __init__(self) -> None:
+        folder = resources.files("supermask.serve").joinpath("static")
+        found = {file.name: file.read_bytes() for file in folder.iterdir() if Path(file.name).suffix in KINDS}
+        found["plotly.min.js"] = plotly_script()
+        self.static = {name: File(content, KINDS[Path(name).suffix]) for name, content in found.items()}
+        self._templates = Environment(
+            loader=PackageLoader("supermask.serve"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        versions = {name: file.version for name, file in self.static.items()}
+        self._templates.globals["static"] = lambda name: f"/static/{name}?v={versions[name]}"
+
+    def page(self, template: str, **values: Any) -> str:
+        """A page as HTML; every value is escaped."""
+        return self._templates.get_template(template).render(**values)
+
+
+def plotly_script() -> bytes:
+    """Plotly's script from the installed package, whose Python is not imported."""
+    package = find_spec("plotly")
+    if package is None or not package.submodule_search_locations:
+        raise MachineError("the package plotly is not installed: `pip install plotly` puts that right.")
+    return (Path(package.submodule_search_locations[0]) / "package_data" / "plotly.min.js").read_bytes()

@@ -1,0 +1,84 @@
+"""What the server knows: the shelf, the studies, what is going on, and the report over all of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from supermask.datasets.facts import DATASETS
+from supermask.serve import explorer
+from supermask.serve.commands import commands, curves
+from supermask.serve.lines import Line, lines_of
+from supermask.serve.live_report import LiveReport
+from supermask.serve.news import news
+from supermask.serve.shelf import Shelf
+from supermask.serve.studies import KnownStudy, Studies
+from supermask.store.notes import Notes
+
+EVERY = 1.0
+"""Seconds that a look at the store is good for."""
+
+
+class State:
+    """Shared by all requests; each of its methods may be called from any thread."""
+
+    def __init__(self, store: Path, import_criteria: bool = False) -> None:
+        self.shelf = Shelf(store)
+        self.report = LiveReport(self.shelf)
+        self._notes = Notes(self.shelf.root)
+        self._studies = Studies(import_criteria)
+        self._known: list[KnownStudy] = []
+        self._looked = float("-inf")
+        self._lines: dict[tuple[int, str, str], dict[str, Line]] = {}
+
+    def fresh(self) -> None:
+        """Looks at the store again, unless it was looked at a moment ago."""
+        now = time.monotonic()
+        if now - self._looked < EVERY:
+            return
+        self._looked = now
+        self.shelf.refresh()
+        self._known = self._studies.known(self._notes.read("studies"), self.shelf.run_ids())
+        self.report.update(self._known)
+
+    def news(self) -> dict[str, Any]:
+        """What the page asks for again and again."""
+        self.fresh()
+        now = time.time()
+        going_on = commands(self._notes.read("progress"), now)
+        in_flight = [each.run for command in going_on for each in command.progress.in_flight]
+        found = curves(self._notes.read("curves") if in_flight else {}, in_flight)
+        told = news(self.shelf, self._known, going_on, found, now)
+        return {"revision": self.shelf.revision, **told, **self.report.revisions()}
+
+    def subjects(self) -> list[tuple[str, str]]:
+        """(network, data set) of the runs."""
+        return explorer.subjects_of(self.shelf.rows)
+
+    def lines(self, choice: explorer.Choice) -> dict[str, Line]:
+        """The lines of a network and data set."""
+        key = (self.shelf.revision, choice.network, choice.dataset)
+        if key not in self._lines:
+            shelf = self.shelf
+            found = lines_of(explorer.rows_of(shelf.rows, choice), shelf.ancestry)
+            self._lines = {old: lines for old, lines in self._lines.items() if old[0] == key[0]} | {key: found}
+        return self._lines[key]
+
+    def choices(self) -> dict[str, Any]:
+        """What the explorer can show."""
+        told = []
+        for network, dataset in self.subjects():
+            lines = self.lines(explorer.Choice(network, dataset, ()))
+            treatments = [{"key": key, "label": line.label, "runs": len(line.run_ids)} for key, line in lines.items()]
+            runs = sum(len(line.run_ids) for line in lines.values())
+            told.append({"network": network, "dataset": dataset, "runs": runs, "treatments": treatments})
+        return {"revision": self.shelf.revision, "subjects": told}
+
+    def studies_of(self, run_id: str) -> list[tuple[str, str]]:
+        """(study, treatment) for every known study that a run belongs to."""
+        return [(study.name, study.labels[run_id]) for study in self._known if run_id in study.labels]
+
+    def image_shape(self, run_id: str) -> tuple[int, int, int]:
+        """Channels, height, width of the images of a run's data set."""
+        return DATASETS[str(self.shelf.rows[run_id]["dataset"])].image_shape

@@ -1,0 +1,23 @@
+// A run's page: its curve, and a command to copy.
+'use strict';
+
+const run = document.getElementById('run-id').textContent;
+const curve = document.getElementById('curve');
+
+if (curve) {
+  getJson(`/run/${run}/curve.json`)
+    .then((figure) => plotInto(curve, { ...figure, layout: { ...figure.layout, height: 420 } }))
+    .catch((error) => curve.replaceChildren(error.message));
+}
+
+for (const button of document.querySelectorAll('[data-copies]')) {
+  button.addEventListener('click', async () => {
+    const text = document.getElementById(button.dataset.copies).textContent;
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = 'copied';
+    } catch {
+      getSelection().selectAllChildren(document.getElementById(button.dataset.copies));
+    }
+  });
+}
