@@ -6,11 +6,11 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from supermask.errors import UserError
-from supermask.figures.style import looks, percent
+from supermask.figures.style import LOOKS, Look, looks, percent
 from supermask.serve.lines import KEY_LENGTH, Line
 from supermask.stats import mean_interval
 from supermask.tables import COLUMNS, Row, Value, to_csv
@@ -19,6 +19,9 @@ KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 
 PAGE = 100
 """Rows of a table that are sent at once."""
+
+FIRST = 6
+"""Lines that are chosen before anybody has."""
 
 MOST_LINES = 40
 """As many as have a look of their own."""
@@ -45,6 +48,9 @@ METRICS: dict[str, Metric] = {
         ("seconds", 1.0, "Time of the run (s)"),
     )
 }
+
+TICKS = [digit * 10.0**power for power in range(1, -5, -1) for digit in (10, 5, 2)]
+"""Percent: 100, 50, 20, 10, ... 0.0002."""
 
 TABLE = (
     "treatment",
@@ -96,13 +102,33 @@ def rows_of(rows: Mapping[str, Row], choice: Choice) -> dict[str, Row]:
 
 
 def chosen(rows: Mapping[str, Row], lines: Mapping[str, Line], keys: Sequence[str]) -> list[Row]:
-    """The rows of these lines (of all, where none is given), by their labels."""
-    return [
-        rows[run_id] | {"treatment": line.label}
-        for key, line in lines.items()
-        if not keys or key in keys
-        for run_id in line.run_ids
-    ]
+    """The rows of these lines (of all, where none is given), by their labels, then level and seed."""
+    found: list[Row] = []
+    for key, line in lines.items():
+        if not keys or key in keys:
+            own = [rows[run_id] for run_id in line.run_ids]
+            own.sort(key=lambda row: (row["level"] or 0, row["seed"] or 0))
+            found += [row | {"treatment": line.label} for row in own]
+    return found
+
+
+def shown_first(rows: Mapping[str, Row], lines: Mapping[str, Line]) -> list[str]:
+    """What is worth a look before anything is chosen: the dense network, and the criteria under the paper's actions."""
+    first = {key: rows[line.run_ids[0]] for key, line in lines.items()}
+    dense = [key for key, row in first.items() if row["level"] == 0]
+    usual = [key for key, row in first.items() if row["trained"] and _actions(row) == ("rewind", "zero")]
+    usual.sort(key=lambda key: (-len(lines[key].run_ids), _place(first[key])))
+    return list(dict.fromkeys([*dense[:1], *usual, *lines]))[:FIRST]
+
+
+def _actions(row: Row) -> tuple[Value, Value]:
+    return row.get("mask1"), row.get("mask0")
+
+
+def _place(row: Row) -> int:
+    """Of a criterion, in the paper's order; of others, behind them."""
+    names = list(LOOKS)
+    return names.index(str(row["criterion"])) if row["criterion"] in LOOKS else len(names)
 
 
 def table(rows: Sequence[Row], sort: str, descending: bool, page: int) -> dict[str, Any]:
@@ -136,11 +162,9 @@ def curves(rows: Mapping[str, Row], lines: Mapping[str, Line], keys: Sequence[st
     if len(wanted) > MOST_LINES:
         raise UserError(f"{len(wanted)} treatments are too many for one plot: choose up to {MOST_LINES}.")
     drawn = looks([line.label for line in wanted.values()])
-    traces: list[dict[str, Any]] = []
-    for line in wanted.values():
-        points = _points([rows[run_id] for run_id in line.run_ids], metric)
-        if points:
-            traces += _traces(line, points, drawn[line.label].colour, _dash(drawn[line.label].line), metric)
+    found = [(line, _points([rows[run_id] for run_id in line.run_ids], metric)) for line in wanted.values()]
+    least = min((point.remaining for _, points in found for point in points), default=100.0)
+    traces = [trace for line, points in found if points for trace in _traces(line, points, drawn[line.label], least)]
     return {"data": traces, "layout": _layout(metric)}
 
 
@@ -168,21 +192,23 @@ def _points(rows: Sequence[Row], metric: Metric) -> list[_Point]:
     return points
 
 
-def _traces(line: Line, points: Sequence[_Point], colour: str, dash: str, metric: Metric) -> list[dict[str, Any]]:
-    x = [point.remaining for point in points]
+def _traces(line: Line, points: Sequence[_Point], look: Look, least: float) -> list[dict[str, Any]]:
+    """A treatment's line and band; of a network that nothing is pruned from, its mean across the plot."""
+    across = [replace(points[0], remaining=least)] if [point.level for point in points] == [0] else []
+    colour, points = look.colour, [*points, *across]
     banded = [point for point in points if point.low is not None and point.high is not None]
     # Plotly reads a few tags in names and hover texts.
     name = line.label.replace("&", "&amp;").replace("<", "&lt;")
     trace = {
-        "x": x,
+        "x": [point.remaining for point in points],
         "y": [point.mean for point in points],
         "name": name,
         "uid": line.key,
         "legendgroup": line.key,
-        "mode": "lines+markers",
-        "line": {"color": colour, "dash": dash, "width": 2},
+        "mode": "lines" if across else "lines+markers",
+        "line": {"color": colour, "dash": "dot" if across else _dash(look.line), "width": 2},
         "marker": {"color": colour, "size": 7},
-        "text": [_hover(point) for point in points],
+        "text": [_hover(point if not across else points[0]) for point in points],
         "hovertemplate": f"<b>{name}</b><br>%{{text}}<extra></extra>",
     }
     band = {
@@ -201,12 +227,10 @@ def _traces(line: Line, points: Sequence[_Point], colour: str, dash: str, metric
 
 
 def _hover(point: _Point) -> str:
-    interval = (
-        "" if point.low is None or point.high is None else f"<br>95% interval {point.low:.5g} to {point.high:.5g}"
-    )
-    return (
-        f"{percent(point.remaining)}% remaining, level {point.level}<br>mean {point.mean:.5g}, n = {point.n}{interval}"
-    )
+    said = f"{percent(point.remaining)}% remaining, level {point.level}<br>mean {point.mean:.5g}, n = {point.n}"
+    if point.low is None or point.high is None:
+        return said
+    return f"{said}<br>95% interval {point.low:.5g} to {point.high:.5g}"
 
 
 def _transparent(colour: str) -> str:
@@ -223,7 +247,13 @@ def _dash(line: str | tuple[int, tuple[float, ...]]) -> str:
 def _layout(metric: Metric) -> dict[str, Any]:
     return {
         "uirevision": metric[0],
-        "xaxis": {"type": "log", "autorange": "reversed", "title": {"text": "Weights remaining (%)"}},
+        "xaxis": {
+            "type": "log",
+            "autorange": "reversed",
+            "title": {"text": "Weights remaining (%)"},
+            "tickvals": TICKS,
+            "ticktext": [f"{tick:g}" for tick in TICKS],
+        },
         "yaxis": {"title": {"text": metric[2]}},
         "legend": {"orientation": "h", "y": -0.2},
         "margin": {"l": 60, "r": 16, "t": 16, "b": 48},

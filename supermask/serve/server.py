@@ -33,8 +33,8 @@ def serve(
 
     from supermask.serve.app import make_app
 
-    listening = bound(port)
     app = make_app(existing_store(store).root, import_criteria)
+    listening = bound(port)
     config = uvicorn.Config(
         app,
         http="h11",

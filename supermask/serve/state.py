@@ -72,7 +72,10 @@ class State:
             lines = self.lines(explorer.Choice(network, dataset, ()))
             treatments = [{"key": key, "label": line.label, "runs": len(line.run_ids)} for key, line in lines.items()]
             runs = sum(len(line.run_ids) for line in lines.values())
-            told.append({"network": network, "dataset": dataset, "runs": runs, "treatments": treatments})
+            first = explorer.shown_first(self.shelf.rows, lines)
+            told.append(
+                {"network": network, "dataset": dataset, "runs": runs, "treatments": treatments, "first": first}
+            )
         return {"revision": self.shelf.revision, "subjects": told}
 
     def studies_of(self, run_id: str) -> list[tuple[str, str]]:

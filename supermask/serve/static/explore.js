@@ -2,7 +2,6 @@
 'use strict';
 
 const $ = (id) => document.getElementById(id);
-const FIRST = 6;
 const state = { subjects: [], subject: null, chosen: [], sort: 'treatment', order: 'ascending', page: 0 };
 let asked = 0;
 
@@ -27,7 +26,7 @@ function recall() {
   state.subject = subject || state.subjects.reduce((most, each) => (each.runs > most.runs ? each : most), state.subjects[0]);
   const keys = new Set(state.subject.treatments.map((each) => each.key));
   state.chosen = given.getAll('treatment').filter((key) => keys.has(key));
-  if (!state.chosen.length) state.chosen = state.subject.treatments.slice(0, FIRST).map((each) => each.key);
+  if (!state.chosen.length) state.chosen = [...state.subject.first];
   if ([...$('metric').options].some((option) => option.value === given.get('metric'))) $('metric').value = given.get('metric');
 }
 
@@ -40,6 +39,9 @@ function drawChoices() {
 function drawTreatments() {
   const words = $('filter').value.toLowerCase().split(/\s+/).filter(Boolean);
   const fits = state.subject.treatments.filter((each) => words.every((word) => each.label.toLowerCase().includes(word)));
+  // What is chosen comes first, as it was chosen.
+  const place = (each) => (state.chosen.includes(each.key) ? state.chosen.indexOf(each.key) : Infinity);
+  fits.sort((one, other) => (place(one) === place(other) ? 0 : place(one) - place(other)));
   $('treatments').replaceChildren(...fits.map((each) => {
     const box = element('input', { type: 'checkbox', value: each.key, onchange: choose });
     box.checked = state.chosen.includes(each.key);
@@ -132,7 +134,7 @@ async function start() {
 
 $('subject').addEventListener('change', () => {
   state.subject = state.subjects[Number($('subject').value)];
-  state.chosen = state.subject.treatments.slice(0, FIRST).map((each) => each.key);
+  state.chosen = [...state.subject.first];
   state.page = 0;
   drawTreatments();
   show();
