@@ -11,6 +11,7 @@ from supermask.cli import studies as studies  # isort: skip
 from supermask.cli import tickets as tickets  # isort: skip
 from supermask.cli import masks as masks  # isort: skip
 from supermask.cli import serving as serving  # isort: skip
+from supermask.cli import reports as reports  # isort: skip
 from supermask.cli.app import app
 
 __all__ = ["app", "main"]

@@ -26,10 +26,10 @@ def accuracy_figure(rows: Sequence[Row], treatments: Sequence[str], reference: s
 
 def early_stop_figure(rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str) -> Drawn:
     """Convergence speed: the iteration of lowest validation loss, drawn and tested as in `accuracy_figure`."""
-    return draw(summarise(rows, treatments, reference, EARLY_STOP), title, [_stopped_at_the_end(rows)])
+    return draw(summarise(rows, treatments, reference, EARLY_STOP), title, [stopped_at_the_end(rows)])
 
 
-def _stopped_at_the_end(rows: Sequence[Row]) -> str:
+def stopped_at_the_end(rows: Sequence[Row]) -> str:
     """How many trainings had not converged: for them the figure shows the length of the training, not a speed."""
     finished = [row for row in rows if row["status"] == "finished"]
     ends = {row.get("iterations") for row in finished}

@@ -136,3 +136,15 @@ def _data_row(label: str, iteration: int, mean: MeanInterval) -> Row:
         "mean_low95": mean.low,
         "mean_high95": mean.high,
     }
+
+
+def curve_rows(points: Sequence[Row]) -> list[Row]:
+    """The numbers that the figure shows, a row a treatment and iteration; without drawing it. None: nothing to draw."""
+    return [
+        _data_row(label, iteration, mean) for label, line in _means(points).items() for iteration, mean in line.items()
+    ]
+
+
+def curves_caption(points: Sequence[Row]) -> str:
+    """What the figure says below itself; of points that it has something to draw of."""
+    return _caption(points, _means(points))

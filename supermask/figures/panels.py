@@ -62,7 +62,7 @@ def heuristic_figure(rows: Sequence[Row], title: str) -> Drawn:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    plain = [row for row in rows if is_heuristic(row) and row["status"] == "finished" and not row.get("rescaled")]
+    plain = _drawn_rows(rows)
     found = _measured(plain)
     criteria = list(dict.fromkeys(place.criterion for place in found))
     columns = [mask1 for mask1 in (*WEIGHTS, *_others(found)) if any(p.mask1 == mask1 for p in found)]
@@ -247,3 +247,20 @@ def _data_row(place: _Place, each: _Measured) -> Row:
         "mean_high95": each.interval.high,
         "values_by_seed": " ".join(f"{seed}={value:.6g}" for seed, value in sorted(each.values.items())),
     }
+
+
+def heuristic_points(rows: Sequence[Row]) -> list[Row]:
+    """The numbers that the figure shows, a row a criterion, kind of weights, schedule and level; without drawing it."""
+    plain = _drawn_rows(rows)
+    return [_data_row(place, each) for place, each in _measured(plain).items()]
+
+
+def heuristic_caption(rows: Sequence[Row]) -> str:
+    """What the figure says below itself; of rows that it has something to draw of."""
+    plain = _drawn_rows(rows)
+    dense = [_share(row) for row in rows if row["level"] == 0 and row["status"] == "finished"]
+    return _caption(rows, plain, _measured(plain), dense)
+
+
+def _drawn_rows(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if is_heuristic(row) and row["status"] == "finished" and not row.get("rescaled")]

@@ -277,3 +277,18 @@ def _data_row(bar: Bar) -> Row:
         "p_holm": bar.p_holm,
         "values_by_seed": " ".join(f"{seed}={value:.6g}" for seed, value in sorted(bar.values.items())),
     }
+
+
+def supermask_bars(rows: Sequence[Row], treatments: Sequence[str], reference: str) -> list[Bar]:
+    """The networks that the figure shows, compared with the reference; without drawing it."""
+    return _compared(_bars(rows, treatments), reference)
+
+
+def supermask_rows(bars: Sequence[Bar]) -> list[Row]:
+    """The numbers behind the figure, one row a network."""
+    return [_data_row(bar) for bar in bars]
+
+
+def supermask_caption(rows: Sequence[Row], bars: Sequence[Bar], reference: str) -> str:
+    """What the figure says below itself; `bars` are those of `supermask_bars`, of which there is at least one."""
+    return _caption(rows, bars, reference, bool(_finished(rows, DENSE)))

@@ -1,0 +1,42 @@
+"""The report on the command line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import echo
+
+from supermask.cli.app import StoreFolder, app, warn
+
+SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
+
+
+@app.command()
+def report(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="STUDY... KEY=VALUE",
+            help="Shipped studies' names or paths to .yaml files; and settings that replace those of all of them.",
+            show_default=False,
+        ),
+    ] = None,
+    store: StoreFolder = None,
+    out: Annotated[Path, typer.Option(help="File to write to.")] = Path("report.html"),
+) -> None:
+    """One HTML file that says what runs mean: claims, interactive figures, tables, how it was made. It needs no network.
+
+    Example: `supermask report mask-criteria mask-1-actions scale=digits --out report.html`
+    """
+    from supermask import report_commands
+    from supermask.report.words import lead
+
+    settings = [word for word in words or [] if SETTING.match(word) and not word.endswith((".yaml", ".yml"))]
+    studies = [word for word in words or [] if word not in settings]
+    made = report_commands.gathered(studies, settings, store, out)
+    written = report_commands.write(made, out)
+    echo(f"{written}  {written.stat().st_size / 1e6:.1f} MB: {lead(made)}")
+    warn(made.making.damaged)

@@ -1,0 +1,137 @@
+"""The report's tables that sort, filter and download: their rows, and how each column is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from supermask.figures import slug
+from supermask.report.columns import pack_columns
+from supermask.tables import COLUMNS, Row
+
+Kind = Literal["text", "number", "signed", "p", "share", "interval", "signed_interval", "id"]
+"""How a value is shown; a `share` in percent, an `interval` is two columns in one."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A column on the page. What is downloaded has all columns, these and others."""
+
+    head: str
+    column: str
+    kind: Kind = "text"
+    digits: int = 0
+    """Decimals."""
+    high: str = ""
+    """Of an interval, the column of its upper end."""
+    about: str = ""
+
+    @property
+    def numeric(self) -> bool:
+        """Set to the right."""
+        return self.kind not in ("text", "id")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with a name; `columns` are all that is in them, in order, and `shown` those that the page shows."""
+
+    id: str
+    name: str
+    title: str
+    file: str
+    columns: tuple[str, ...]
+    shown: tuple[Shown, ...]
+    rows: Sequence[Row]
+    lazy: bool = False
+    """Shown only when it is opened."""
+
+    def data(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "rows": len(self.rows),
+            "file": self.file,
+            "columns": pack_columns(self.rows, self.columns),
+            "shown": [
+                {"head": s.head, "column": s.column, "kind": s.kind, "digits": s.digits, "high": s.high}
+                for s in self.shown
+            ],
+        }
+
+
+def summary_table(study_id: str, stem: str, reference: str, rows: Sequence[Row]) -> Table:
+    """Treatments by levels: the numbers of `figures.points.data_rows`."""
+    apart = f"treatment minus {reference}, percentage points"
+    shown = (
+        Shown("Treatment", "treatment"),
+        Shown("Level", "level", "number"),
+        Shown("Remaining, %", "weights_remaining_percent", "number", 2, about="weights remaining, mean over seeds"),
+        Shown("n", "n", "number", about="seeds"),
+        Shown("Test accuracy, %", "mean", "number", 2, about="mean over seeds, at the lowest validation loss"),
+        Shown("95% interval", "mean_low95", "interval", 2, "mean_high95", about="t-interval of the mean"),
+        Shown("Difference", "difference", "signed", 2, about=apart),
+        Shown("95% interval", "difference_low95", "signed_interval", 2, "difference_high95", about="of the difference"),
+        Shown("g", "hedges_g", "signed", 2, about="Hedges's g"),
+        Shown("p, Holm", "p_holm", "p", about="corrected over the levels of the treatment"),
+    )
+    return _table(study_id, "summary", stem, "Test accuracy by treatment and level", shown, rows)
+
+
+def networks_table(study_id: str, stem: str, reference: str, rows: Sequence[Row]) -> Table:
+    """Supermasks by treatment and by which network of it: the numbers of `figures.supermasks.supermask_rows`."""
+    apart = f"treatment minus {reference}, percentage points"
+    shown = (
+        Shown("Treatment", "treatment"),
+        Shown("Network", "network", about="mean of single samples; p > 0.5; weights times p; or untrained"),
+        Shown("In the mask, %", "density_percent", "number", 1, about="share of the weights"),
+        Shown("n", "n", "number", about="seeds"),
+        Shown("Test accuracy, %", "mean", "number", 2, about="mean over seeds"),
+        Shown("95% interval", "mean_low95", "interval", 2, "mean_high95", about="t-interval of the mean"),
+        Shown("Difference", "difference", "signed", 2, about=apart),
+        Shown("95% interval", "difference_low95", "signed_interval", 2, "difference_high95", about="of the difference"),
+        Shown("p, Holm", "p_holm", "p", about="corrected over the treatments"),
+    )
+    return _table(study_id, "networks", stem, "Supermasks, each as the networks that it stands for", shown, rows)
+
+
+def heuristic_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
+    """Heuristic supermasks: the numbers of `figures.panels.heuristic_points`."""
+    shown = (
+        Shown("Criterion", "criterion"),
+        Shown("Weights", "mask1"),
+        Shown("Schedule", "schedule"),
+        Shown("Level", "level", "number"),
+        Shown("Remaining, %", "weights_remaining_percent", "number", 2, about="weights remaining, mean over seeds"),
+        Shown("n", "n", "number", about="seeds"),
+        Shown("Test accuracy, %", "mean", "number", 2, about="mean over seeds, untrained"),
+        Shown("95% interval", "mean_low95", "interval", 2, "mean_high95", about="t-interval of the mean"),
+    )
+    return _table(study_id, "heuristics", stem, "Heuristic supermasks by criterion, weights and level", shown, rows)
+
+
+def runs_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
+    """One row a run, with every column of `supermask table`."""
+    shown = (
+        Shown("Treatment", "treatment"),
+        Shown("Level", "level", "number"),
+        Shown("Seed", "seed", "number"),
+        Shown("Status", "status"),
+        Shown("Remaining, %", "density", "share", 2, about="kept / weights"),
+        Shown("Test accuracy, %", "early_stop_test_accuracy", "share", 2, about="at the lowest validation loss"),
+        Shown("Stopped at", "early_stop_iteration", "number", about="iteration of the lowest validation loss"),
+        Shown("Seconds", "seconds", "number", 1),
+        Shown("Certificate", "certificate"),
+        Shown("Run", "id", "id"),
+    )
+    title = f"All runs ({len(rows):,})"
+    return Table(f"{study_id}-runs", "runs", title, _file(stem, "runs"), tuple(COLUMNS), shown, rows, lazy=True)
+
+
+def _table(study_id: str, name: str, stem: str, title: str, shown: tuple[Shown, ...], rows: Sequence[Row]) -> Table:
+    columns = tuple(rows[0]) if rows else ()
+    return Table(f"{study_id}-{name}", name, title, _file(stem, name), columns, shown, rows)
+
+
+def _file(stem: str, name: str) -> str:
+    return f"{slug(stem)}-{name}.csv"

@@ -1,0 +1,73 @@
+"use strict";
+/* The page: light or dark, where the reader is, study files, and paper. wirePage(root) wires all that is in root. */
+
+function wirePage(root) {
+  wireTables(root);
+  wirePlots(root);
+  for (const button of root.querySelectorAll("[data-file]")) {
+    button.addEventListener("click", () => supermask.source(button.dataset.file).then((file) =>
+      download(button.dataset.name, JSON.stringify(file, null, 2) + "\n", "application/yaml")));
+  }
+}
+
+function wireTheme() {
+  const button = document.getElementById("theme");
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  /* Some browsers keep nothing for a page that is opened from disk. */
+  const kept = (value) => { try { return value ? localStorage.setItem("theme", value) : localStorage.getItem("theme"); } catch { return null; } };
+  const current = () => document.documentElement.dataset.theme || (dark.matches ? "dark" : "light");
+  const show = (theme) => {
+    if (theme) document.documentElement.dataset.theme = theme;
+    button.textContent = current() === "dark" ? "Light page" : "Dark page";
+    redrawPlots();
+  };
+  show(kept());
+  button.hidden = false;
+  button.addEventListener("click", () => { show(current() === "dark" ? "light" : "dark"); kept(current()); });
+  dark.addEventListener("change", () => show());
+}
+
+/* The contents show where the reader is. */
+function wireContents() {
+  const links = [...document.querySelectorAll("#contents a")];
+  const seen = new Map();
+  const mark = () => {
+    const first = links.find((link) => seen.get(link.hash.slice(1)));
+    for (const link of links) link.toggleAttribute("aria-current", link === first);
+  };
+  const watch = new IntersectionObserver((entries) => {
+    for (const each of entries) seen.set(each.target.id, each.isIntersecting);
+    mark();
+  }, { rootMargin: "-20% 0px -70% 0px" });
+  for (const section of document.querySelectorAll("main section")) watch.observe(section);
+}
+
+function wirePaper() {
+  let before;
+  addEventListener("beforeprint", () => {
+    before = document.documentElement.dataset.theme;
+    document.documentElement.dataset.theme = "light";
+    redrawPlots();
+  });
+  addEventListener("afterprint", () => {
+    if (before) document.documentElement.dataset.theme = before;
+    else delete document.documentElement.dataset.theme;
+    redrawPlots();
+  });
+}
+
+function wireWidth() {
+  let waiting, width = innerWidth;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return;
+    width = innerWidth;
+    clearTimeout(waiting);
+    waiting = setTimeout(redrawPlots, 150);
+  });
+}
+
+wirePage(document.getElementById("report"));
+wireTheme();
+wireContents();
+wirePaper();
+wireWidth();

@@ -1,0 +1,198 @@
+"use strict";
+/* Figures. drawPlot(id, figure) draws, or draws anew, the figure in the element [data-plot=id]; which treatments are
+   switched off and which view is shown stays. wirePlots(root) draws those in root when they come near the window. */
+
+window.supermask = window.supermask || {};
+
+/* Where the data of a figure or table is had from; a page without data blocks sets its own. */
+supermask.source = supermask.source || ((id) => {
+  const block = document.getElementById("data-" + id);
+  return Promise.resolve(block && JSON.parse(block.textContent));
+});
+
+const plotStates = new Map();
+
+function drawPlot(id, figure) {
+  const place = plotPlace(id);
+  if (!place || !figure) return;
+  const state = plotStates.get(id) || { view: 0, hidden: new Set() };
+  state.figure = figure;
+  state.all = [figure, ...(figure.views || [])];
+  state.view = Math.min(state.view, state.all.length - 1);
+  plotStates.set(id, state);
+  if (!place.querySelector(".canvas")) {
+    place.replaceChildren(element("div", "views"), element("div", "canvas"), element("div", "legend"));
+    place.querySelector(".views").setAttribute("role", "group");
+    place.querySelector(".views").setAttribute("aria-label", "What is shown");
+    place.querySelector(".legend").setAttribute("role", "group");
+    place.querySelector(".legend").setAttribute("aria-label", "Switch off and on");
+  }
+  showViews(place, id, state);
+  showLegend(place, id, state);
+  showCanvas(place, state);
+}
+
+function wirePlots(root) {
+  const near = new IntersectionObserver((seen) => {
+    for (const each of seen) {
+      if (!each.isIntersecting) continue;
+      near.unobserve(each.target);
+      drawFrom(each.target.dataset.plot);
+    }
+  }, { rootMargin: "500px" });
+  for (const place of root.querySelectorAll("[data-plot]")) near.observe(place);
+}
+
+function drawFrom(id) {
+  return supermask.source(id).then((figure) => drawPlot(id, figure));
+}
+
+function redrawPlots() {
+  for (const [id, state] of plotStates) drawPlot(id, state.figure);
+}
+
+function plotPlace(id) {
+  return [...document.querySelectorAll("[data-plot]")].find((each) => each.dataset.plot === id);
+}
+
+function showViews(place, id, state) {
+  const buttons = state.all.length < 2 ? [] : state.all.map((view, index) => {
+    const button = element("button", "", view.label);
+    button.type = "button";
+    button.setAttribute("aria-pressed", String(index === state.view));
+    button.addEventListener("click", () => {
+      state.view = index;
+      drawPlot(id, state.figure);
+      place.querySelectorAll(".views button")[index].focus();
+    });
+    return button;
+  });
+  place.querySelector(".views").replaceChildren(...buttons);
+}
+
+function showLegend(place, id, state) {
+  const traces = state.all[state.view].data.filter((trace) => trace.name && trace.showlegend !== false);
+  const buttons = traces.length < 2 ? [] : traces.map((trace) => {
+    const button = element("button");
+    button.type = "button";
+    button.setAttribute("aria-pressed", String(!state.hidden.has(trace.legendgroup)));
+    const name = element("bdi", "", trace.name);
+    button.append(swatch(trace), name);
+    button.addEventListener("click", () => {
+      const group = trace.legendgroup;
+      if (!state.hidden.delete(group)) state.hidden.add(group);
+      button.setAttribute("aria-pressed", String(!state.hidden.has(group)));
+      showCanvas(place, state);
+    });
+    return button;
+  });
+  if (traces.length > 4) {
+    for (const [word, hidden] of [["All", []], ["None", traces.map((trace) => trace.legendgroup)]]) {
+      const button = element("button", "all", word);
+      button.type = "button";
+      button.addEventListener("click", () => {
+        state.hidden = new Set(hidden);
+        showLegend(place, id, state);
+        showCanvas(place, state);
+      });
+      buttons.push(button);
+    }
+  }
+  place.querySelector(".legend").replaceChildren(...buttons);
+}
+
+function showCanvas(place, state) {
+  const canvas = place.querySelector(".canvas");
+  const view = structuredClone(state.all[state.view]);
+  const meta = view.layout.meta || {};
+  const narrow = place.clientWidth < 560;
+  const look = pageLook();
+  for (const trace of view.data) {
+    trace.visible = !state.hidden.has(trace.legendgroup);
+    dress(trace, look);
+  }
+  const layout = view.layout;
+  layout.height = meta.height || (narrow ? 380 : 470);
+  layout.width = Math.max(place.clientWidth, meta.least_width || 0);
+  layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
+  layout.font = { family: look.family, size: 13, color: look.ink };
+  layout.hoverlabel = { bgcolor: look.raised, bordercolor: look.rule, font: { family: look.family, size: 13, color: look.ink }, align: "left" };
+  layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
+  for (const axis of [layout.xaxis, layout.yaxis]) {
+    Object.assign(axis, { gridcolor: look.grid, linecolor: look.rule, tickfont: { size: 12 }, zerolinecolor: look.rule });
+    axis.title = Object.assign({ standoff: 8 }, axis.title, { font: { size: 13 } });
+  }
+  const config = { displaylogo: false, responsive: false, modeBarButtonsToRemove: ["toImage", "lasso2d", "select2d", "zoomIn2d", "zoomOut2d"] };
+  Plotly.react(canvas, view.data, layout, config);
+}
+
+function dress(trace, look) {
+  if (trace.meta && trace.meta.ink) trace.line.color = look.ink;
+  if (trace.type === "heatmap") return;
+  if (!look.dark) return;
+  for (const part of [trace.line, trace.marker, trace.textfont, trace.error_x]) {
+    if (part && part.color) part.color = lightened(part.color);
+  }
+  if (trace.fillcolor) trace.fillcolor = lightened(trace.fillcolor, 0.16);
+}
+
+/* A colour as it is on a dark page: as light as has to be told from it. */
+function lightened(colour, opacity) {
+  const found = colour.match(/^#(..)(..)(..)$/);
+  const rgb = found ? found.slice(1).map((each) => parseInt(each, 16)) : (colour.match(/[\d.]+/g) || []).slice(0, 3).map(Number);
+  if (rgb.length < 3) return colour;
+  const light = (0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2]) / 255;
+  const share = light < 0.5 ? (0.5 - light) / (1 - light) : 0;
+  const mixed = rgb.map((each) => Math.round(each + (255 - each) * share));
+  return opacity === undefined ? `rgb(${mixed})` : `rgba(${mixed},${opacity})`;
+}
+
+function pageLook() {
+  const probe = element("span");
+  document.body.append(probe);
+  const of = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
+  const look = { ink: of("ink"), grid: of("grid"), rule: of("rule"), raised: of("raised"), family: getComputedStyle(document.body).fontFamily };
+  const paper = of("paper").match(/[\d.]+/g).map(Number);
+  look.dark = paper[0] + paper[1] + paper[2] < 380;
+  probe.remove();
+  return look;
+}
+
+const SHAPES = {
+  circle: "M20,7m-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0",
+  "triangle-up": "M20,2.6L24.4,10.4L15.6,10.4Z",
+  "triangle-down": "M20,11.4L24.4,3.6L15.6,3.6Z",
+  "triangle-left": "M15.2,7L23,2.6L23,11.4Z",
+  "triangle-right": "M24.8,7L17,2.6L17,11.4Z",
+  square: "M16.4,3.4H23.6V10.6H16.4Z",
+  diamond: "M20,1.8L25.2,7L20,12.2L14.8,7Z",
+  pentagon: "M20,2.4L24.6,5.8L22.8,11L17.2,11L15.4,5.8Z",
+  cross: "M18.4,2.6h3.2v2.8h2.8v3.2h-2.8v2.8h-3.2v-2.8h-2.8v-3.2h2.8Z",
+  x: "M17,2.2L20,5.2L23,2.2L24.8,4L21.8,7L24.8,10L23,11.8L20,8.8L17,11.8L15.2,10L18.2,7L15.2,4Z",
+};
+const PATTERNS = { solid: "", dash: "6 3", dot: "2 3", dashdot: "7 2.5 2 2.5" };
+
+function swatch(trace) {
+  const look = pageLook();
+  const copy = structuredClone({ line: trace.line, marker: trace.marker, meta: trace.meta, type: trace.type });
+  dress(copy, look);
+  const drawing = svg("svg", { width: 40, height: 14, viewBox: "0 0 40 14", "aria-hidden": "true" });
+  const line = trace.mode.includes("lines");
+  const colour = (copy.line && copy.line.color) || (copy.marker && copy.marker.color) || look.ink;
+  if (line) drawing.append(svg("path", { d: "M2,7H38", stroke: colour, "stroke-width": trace.line.width, "stroke-dasharray": PATTERNS[trace.line.dash] || "", fill: "none" }));
+  if (trace.marker) drawing.append(svg("path", { d: SHAPES[trace.marker.symbol] || SHAPES.circle, fill: colour }));
+  return drawing;
+}
+
+function svg(name, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+function element(name, className, text) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}

@@ -1,0 +1,167 @@
+"use strict";
+/* Tables. wireTables(root) fills the elements [data-table] in root: sorted by a click on a head, filtered, in pages,
+   and downloaded whole as CSV. Those in a closed `details.lazy` are filled when it is opened. */
+
+const PAGE_ROWS = 20;
+const NOTHING = "–";
+
+function wireTables(root) {
+  for (const place of root.querySelectorAll("[data-table]")) {
+    const closed = place.closest("details.lazy:not([open])");
+    if (closed) closed.addEventListener("toggle", () => fillTable(place), { once: true });
+    else fillTable(place);
+  }
+}
+
+function fillTable(place) {
+  return supermask.source(place.dataset.table).then((data) => data && new DataTable(place, unpacked(data)));
+}
+
+/* Columns as functions of the row's number: see supermask/report/columns.py. */
+function unpacked(data) {
+  const columns = {};
+  for (const [name, packed] of Object.entries(data.columns)) {
+    if ("like" in packed) columns[name] = columns[packed.like];
+    else if ("at" in packed) columns[name] = (row) => packed.of[packed.at[row]];
+    else if ("values" in packed) columns[name] = (row) => packed.values[row];
+    else columns[name] = () => packed.all;
+  }
+  return { ...data, columns };
+}
+
+class DataTable {
+  constructor(place, data) {
+    Object.assign(this, { place, data, page: 0, sorted: null, descending: false });
+    this.order = Array.from({ length: data.rows }, (_, row) => row);
+    this.rows = this.order;
+    this.heads = [...place.querySelectorAll("thead th")];
+    this.heads.forEach((head, index) => head.querySelector("button").addEventListener("click", () => this.sort(index)));
+    const tools = place.querySelector(".tools");
+    tools.hidden = false;
+    tools.querySelector(".filter").hidden = data.rows <= PAGE_ROWS;
+    tools.querySelector("input").addEventListener("input", (event) => this.filter(event.target.value));
+    tools.querySelector(".csv").addEventListener("click", () => download(data.file, csvOf(data), "text/csv"));
+    place.querySelector(".before").addEventListener("click", () => this.turn(-1));
+    place.querySelector(".after").addEventListener("click", () => this.turn(1));
+    this.show();
+  }
+
+  sort(index) {
+    if (this.sorted !== index) [this.sorted, this.descending] = [index, false];
+    else if (!this.descending) this.descending = true;
+    else [this.sorted, this.descending] = [null, false];
+    this.heads.forEach((head, at) => {
+      const way = this.descending ? "descending" : "ascending";
+      head.setAttribute("aria-sort", at === this.sorted ? way : "none");
+    });
+    this.arrange();
+  }
+
+  filter(text) {
+    this.wanted = text.trim().toLowerCase();
+    this.arrange();
+  }
+
+  arrange() {
+    const { columns, shown } = this.data;
+    const words = shown.filter((each) => each.kind === "text" || each.kind === "id").map((each) => columns[each.column]);
+    const wanted = this.wanted;
+    let rows = this.order;
+    if (wanted) rows = rows.filter((row) => words.some((of) => String(of(row) ?? "").toLowerCase().includes(wanted)));
+    if (this.sorted !== null) {
+      const of = columns[shown[this.sorted].column];
+      const sign = this.descending ? -1 : 1;
+      rows = [...rows].sort((a, b) => inOrder(of(a), of(b), sign) || a - b);
+    }
+    this.rows = rows;
+    this.page = 0;
+    this.show();
+  }
+
+  turn(pages) {
+    this.page += pages;
+    this.show();
+  }
+
+  show() {
+    const { columns, shown } = this.data;
+    const from = this.page * PAGE_ROWS;
+    const body = this.rows.slice(from, from + PAGE_ROWS).map((row) => {
+      const line = document.createElement("tr");
+      for (const each of shown) line.append(cell(each, columns, row));
+      return line;
+    });
+    this.place.querySelector("tbody").replaceChildren(...body);
+    const pages = this.place.querySelector(".pages");
+    pages.hidden = this.order.length <= PAGE_ROWS;
+    const count = (n) => n.toLocaleString("en");
+    const to = Math.min(from + PAGE_ROWS, this.rows.length);
+    const range = this.rows.length ? `${count(from + 1)} to ${count(to)} of ${count(this.rows.length)}` : "nothing found";
+    pages.querySelector(".place").textContent = range;
+    pages.querySelector(".before").disabled = this.page === 0;
+    pages.querySelector(".after").disabled = to >= this.rows.length;
+  }
+}
+
+/* Numbers by size, all else as text, and what is not there last whichever way. */
+function inOrder(a, b, sign) {
+  if (a === null || a === undefined || b === null || b === undefined) return ((a ?? null) === null) - ((b ?? null) === null);
+  if (typeof a === "number" && typeof b === "number") return sign * (a - b);
+  return sign * String(a).localeCompare(String(b), "en", { numeric: true });
+}
+
+function cell(shown, columns, row) {
+  const value = columns[shown.column] ? columns[shown.column](row) : null;
+  const made = document.createElement("td");
+  if (shown.kind === "text") {
+    const name = document.createElement("bdi");
+    name.textContent = value === null || value === undefined ? NOTHING : String(value);
+    made.append(name);
+    return made;
+  }
+  if (shown.kind === "id") {
+    const code = document.createElement("code");
+    code.textContent = String(value ?? NOTHING).slice(0, 8);
+    code.title = String(value ?? "");
+    made.append(code);
+    return made;
+  }
+  made.className = "num";
+  made.textContent = value === null || value === undefined ? NOTHING : numberText(shown, value, columns, row);
+  return made;
+}
+
+function numberText(shown, value, columns, row) {
+  const fixed = (number, sign) => {
+    const style = { minimumFractionDigits: shown.digits, maximumFractionDigits: shown.digits };
+    return number.toLocaleString("en", sign ? { ...style, signDisplay: "always" } : style).replace("-", "−");
+  };
+  if (shown.kind === "share") return fixed(100 * value);
+  if (shown.kind === "signed") return fixed(value, true);
+  if (shown.kind === "p") return value < 0.001 ? "< 0.001" : value.toFixed(value < 0.1 ? 3 : 2);
+  if (shown.high) {
+    const sign = shown.kind === "signed_interval";
+    return `[${fixed(value, sign)}, ${fixed(columns[shown.high](row), sign)}]`;
+  }
+  return fixed(value);
+}
+
+/* All columns, every number to its last digit. */
+function csvOf(data) {
+  const names = Object.keys(data.columns);
+  const field = (value) => {
+    const text = value === null || value === undefined ? "" : String(value);
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  const lines = [names.join(",")];
+  for (let row = 0; row < data.rows; row++) lines.push(names.map((name) => field(data.columns[name](row))).join(","));
+  return lines.join("\n") + "\n";
+}
+
+function download(name, text, type) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
