@@ -47,7 +47,7 @@ def gathered(
         )
     scales = [word.partition("=")[2] for word in overrides if word.startswith("scale=")]
     at = Store(store or default_store())
-    return gather(found, _claims(found), at, _command(studies, overrides, out), scales[-1] if scales else "")
+    return gather(found, claims_about(found), at, _command(studies, overrides, out), scales[-1] if scales else "")
 
 
 def write(made: Report, out: Path) -> Path:
@@ -68,7 +68,7 @@ def write(made: Report, out: Path) -> Path:
     return out
 
 
-def _claims(studies: Sequence[StudyRows]) -> list[ClaimFinding]:
+def claims_about(studies: Sequence[StudyRows]) -> list[ClaimFinding]:
     """What the runs say of the claims about these studies."""
     return []
 

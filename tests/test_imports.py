@@ -16,24 +16,28 @@ import supermask
 PACKAGE = Path(supermask.__file__).parent
 
 FLOORS = """
-analysis.distribution analysis.pixels analysis.plane analysis.specimen cache claims.findings cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style figures.text recipe rng stats store.notes types
-analysis.overlap analysis.units claims datasets.images engines.kernels.bits engines.kernels.chance engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks store.disk store.entry study.import_path study.yaml_tree tables
-actions analysis.density analysis.signs criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises store.folders study.overrides text_table tickets.container tickets.modules
-analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption store.store study.values ticket tickets.encoding
-certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.lines figures.page learned store tickets.document
-datasets.load engines.choice engines.job figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes mask_certificate run study.supermask
+analysis.distribution analysis.pixels analysis.plane analysis.specimen cache claims.findings cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes environment errors execute figures.style figures.text recipe report.citation report.differences rng serve serve.guard stats store.notes types
+analysis.overlap analysis.units claims datasets.images engines.kernels.bits engines.kernels.chance engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks report.assets report.traces serve.commands store.disk store.entry study.import_path study.yaml_tree tables
+actions analysis.density analysis.signs criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.points figures.save networks promises report.columns serve.files serve.lines store.folders study.overrides text_table tickets.container tickets.modules
+analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units figures.caption report.plots serve.explorer store.store study.values ticket tickets.encoding
+certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.lines figures.page learned serve.pictures store tickets.document
+datasets.load engines.choice engines.job figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes mask_certificate report.making run study.supermask
 datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures.supermasks records study.model
-engines.layers engines.reference execute.checkpoints figures study.labels tickets.model
-engines.filter_layer engines.fully_connected engines.learning study.loading tickets.checks tickets.evaluate tickets.files
+engines.layers engines.reference execute.checkpoints figures report.mask_plots study.labels tickets.model
+engines.filter_layer engines.fully_connected engines.learning report.tables study.loading tickets.checks tickets.evaluate tickets.files
 engines.convolutional engines.layer_costs engines.masked_network engines.report exit_status study
 engines.measuring lineage plan
-engines.sparse execute.estimate export rows verify
-execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.worker status tickets.packing
-execute.preload execute.schedule tickets
-execute.local remeasure specimens
-commands execute.progress
-cli.studies looking ticket_commands
-cli.masks cli.tickets
+engines.sparse execute.estimate export rows serve.studies verify
+execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.worker report.studies serve.shelf status tickets.packing
+execute.preload execute.schedule report.content tickets
+execute.local remeasure report.words specimens
+commands execute.progress report.page
+cli.studies looking report report_commands serve.news serve.run_page ticket_commands
+cli.masks cli.reports cli.tickets serve.live_report
+serve.state
+serve.app
+serve.server
+cli.serving
 cli
 __main__
 """  # noqa: E501

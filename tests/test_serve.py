@@ -63,6 +63,7 @@ def every_address(run_id: str) -> list[str]:
         f"/run/{run_id}/curve.json",
         f"/run/{run_id}/pixels.png",
         f"/run/{run_id}/mask/0.png",
+        "/report/contents.json",
         "/static/page.js",
         "/static/serve.css",
     ]
@@ -159,9 +160,9 @@ def test_no_page_has_an_inline_script_or_an_outside_address(page: Page, carried:
         "/static/nothing.js",
         "/static/..%2fapp.py",
         "/static/%2e%2e",
-        "/section/nothing.json",
-        "/section/..%2f..%2fx.json",
-        "/plot/__class__.json",
+        "/report/section/nothing.json",
+        "/report/section/..%2f..%2fx.json",
+        "/report/data/__class__.json",
     ],
 )
 def test_what_is_not_there_is_not_found(page: Page, carried: Carried, path: str) -> None:
@@ -242,10 +243,11 @@ def test_the_page_of_a_run_says_what_is_stored(page: Page, carried: Carried) -> 
         assert f'href="/run/{each}"' in html
     assert f'href="/run/{run_id}"' in page.get(f"/run/{carried.run_id(1)}").text
     curve = unpack_curve(entry.tensors)
-    drawn = page.get(f"/run/{run_id}/curve.json").json()["data"]
-    assert drawn[0]["x"] == drawn[1]["x"] == curve.iterations
-    assert drawn[0]["y"] == curve.validation_loss
-    assert np.allclose(drawn[1]["y"], [100 * value for value in curve.validation_accuracy], rtol=1e-15)
+    figure = page.get(f"/run/{run_id}/curve.json").json()
+    (loss,), (accuracy,) = figure["data"], figure["views"][0]["data"]
+    assert loss["x"] == accuracy["x"] == curve.iterations
+    assert loss["y"] == curve.validation_loss
+    assert np.allclose(accuracy["y"], [100 * value for value in curve.validation_accuracy], rtol=1e-15)
 
 
 def test_masks_are_pictures_of_the_stored_bits(page: Page, carried: Carried) -> None:
@@ -470,7 +472,8 @@ def test_hostile_names_are_shown_as_text(tmp_path: Path, name: str) -> None:
     if not name.isprintable():
         name = "evil"
     text = TEXT.replace(
-        "  - {criterion: [large_final, random], mask0: [zero, freeze_init]}", f"  - {{name: {json.dumps(name, ensure_ascii=False)}}}"
+        "  - {criterion: [large_final, random], mask0: [zero, freeze_init]}",
+        f"  - {{name: {json.dumps(name, ensure_ascii=False)}}}",
     ).replace("reference: {criterion: large_final, mask0: zero}", "")
     made = carried_out(tmp_path, text=text.replace("A small study", name[:100].replace('"', "'")))
     note = {"name": name * 40, "study": made.plan.study.as_data()}

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,199}")
 """What a section or a plot of the report may be called."""
 
+DRAWING = ("plotly.min.js", "serve.js", "plots.js")
+REPORT = (*DRAWING, "tables.js", "page.js", "live.js")
+"""Scripts, in this order: `plots.js`, `tables.js` and `page.js` are the report's own."""
+
 KEPT = {"cache-control": "private, max-age=3600"}
 """Of pictures: a run does not change."""
 
@@ -48,8 +52,9 @@ def make_app(store: Path, import_criteria: bool = False) -> ASGIApp:
     routes = [
         Route("/", pages.report),
         Route("/live.json", pages.live),
-        Route("/section/{name}.json", pages.section),
-        Route("/plot/{name}.json", pages.plot),
+        Route("/report/contents.json", pages.contents),
+        Route("/report/section/{name}.json", pages.section),
+        Route("/report/data/{name}.json", pages.data),
         Route("/explore", pages.explore),
         Route("/explore/choices.json", pages.choices),
         Route("/explore/curves.json", pages.curves),
@@ -74,7 +79,7 @@ class Pages:
 
     def report(self, request: Request) -> Response:
         """The report over the studies of the store, and what is going on."""
-        return self._page("report.html", here="report", store=str(self.state.shelf.root))
+        return self._page("report.html", here="report", store=str(self.state.shelf.root), scripts=REPORT)
 
     def live(self, request: Request) -> Response:
         """What has changed."""
@@ -82,16 +87,22 @@ class Pages:
 
     def section(self, request: Request) -> Response:
         """A part of the report, as HTML."""
-        return JSONResponse({"html": _found(self.state.report.sections, _name(request))})
+        return JSONResponse({"html": _there(self.state.report.parts.sections.get(_name(request)))})
 
-    def plot(self, request: Request) -> Response:
-        """A figure of the report, as Plotly reads it."""
-        return JSONResponse(_found(self.state.report.plots, _name(request)))
+    def contents(self, request: Request) -> Response:
+        """The report's table of contents, as HTML."""
+        return JSONResponse({"html": self.state.report.parts.contents})
+
+    def data(self, request: Request) -> Response:
+        """A figure of the report as Plotly reads it, a table, or a study file."""
+        return Response(_there(self.state.report.data(_name(request))), media_type="application/json")
 
     def explore(self, request: Request) -> Response:
         """The page of all runs."""
         metrics = [(name, title) for name, (_, _, title) in explorer.METRICS.items()]
-        return self._page("explore.html", here="explore", metrics=metrics, columns=explorer.TABLE)
+        return self._page(
+            "explore.html", here="explore", metrics=metrics, columns=explorer.TABLE, scripts=(*DRAWING, "explore.js")
+        )
 
     def choices(self, request: Request) -> Response:
         """What can be chosen: networks with their data sets, and the treatments of each."""
@@ -124,7 +135,7 @@ class Pages:
         """A run."""
         run_id = self._run_id(request)
         page = run_page(self.state.shelf, run_id, self.state.studies_of(run_id))
-        return self._page("run.html", here="run", run=page)
+        return self._page("run.html", here="run", run=page, scripts=(*DRAWING, "run.js"))
 
     def curve(self, request: Request) -> Response:
         """A run's validation curve."""
@@ -172,7 +183,7 @@ class Pages:
     def _failed(self, request: Request, status: int, why: str) -> Response:
         if request.url.path.endswith((".json", ".png", ".csv")):
             return JSONResponse({"error": why}, status)
-        return self._page("error.html", status, here="", why=why)
+        return self._page("error.html", status, here="", why=why, scripts=("serve.js",))
 
     def _page(self, template: str, status: int = 200, **values: Any) -> Response:
         return Response(self._files.page(template, **values), status, media_type="text/html")
@@ -195,6 +206,8 @@ class Pages:
                 return str(run_id)
             if run_id in self.state.shelf.damaged:
                 raise HTTPException(404, self.state.shelf.damaged[run_id])
+            if self.state.shelf.reading:
+                raise HTTPException(503, "The store is still being read: look again in a moment.")
         raise HTTPException(404, "There is no such run in this store.")
 
 
@@ -205,7 +218,7 @@ def _name(request: Request) -> str:
     return name
 
 
-def _found(parts: Any, name: str) -> Any:
-    if name not in parts:
+def _there(part: str | None) -> str:
+    if part is None:
         raise HTTPException(404, "The report has no such part any more.")
-    return parts[name]
+    return part

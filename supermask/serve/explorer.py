@@ -207,7 +207,7 @@ def _traces(line: Line, points: Sequence[_Point], look: Look, least: float) -> l
         "legendgroup": line.key,
         "mode": "lines" if across else "lines+markers",
         "line": {"color": colour, "dash": "dot" if across else _dash(look.line), "width": 2},
-        "marker": {"color": colour, "size": 7},
+        "marker": {"color": colour, "size": 7, "symbol": "circle"},
         "text": [_hover(point if not across else points[0]) for point in points],
         "hovertemplate": f"<b>{name}</b><br>%{{text}}<extra></extra>",
     }
@@ -247,6 +247,7 @@ def _dash(line: str | tuple[int, tuple[float, ...]]) -> str:
 def _layout(metric: Metric) -> dict[str, Any]:
     return {
         "uirevision": metric[0],
+        "meta": {"height": 420},
         "xaxis": {
             "type": "log",
             "autorange": "reversed",
@@ -255,7 +256,7 @@ def _layout(metric: Metric) -> dict[str, Any]:
             "ticktext": [f"{tick:g}" for tick in TICKS],
         },
         "yaxis": {"title": {"text": metric[2]}},
-        "legend": {"orientation": "h", "y": -0.2},
+        "showlegend": False,
         "margin": {"l": 60, "r": 16, "t": 16, "b": 48},
         "hovermode": "closest",
     }

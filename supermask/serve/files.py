@@ -1,17 +1,16 @@
-"""The page's own files: templates, scripts and styles, and Plotly's script. Read once, kept in memory."""
+"""The page's own files: templates, scripts and styles, the report's and Plotly's. Read once, kept in memory."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from supermask.errors import MachineError
+from supermask.report.assets import SCRIPTS, STYLE, own, plotly_script
 
 KINDS = {".js": "text/javascript", ".css": "text/css"}
 
@@ -35,7 +34,8 @@ class Files:
     def __init__(self) -> None:
         folder = resources.files("supermask.serve").joinpath("static")
         found = {file.name: file.read_bytes() for file in folder.iterdir() if Path(file.name).suffix in KINDS}
-        found["plotly.min.js"] = plotly_script()
+        found["plotly.min.js"] = plotly_script().encode()
+        found |= {name: own(name).encode() for name in (*SCRIPTS, STYLE)}
         self.static = {name: File(content, KINDS[Path(name).suffix]) for name, content in found.items()}
         self._templates = Environment(
             loader=PackageLoader("supermask.serve"),
@@ -50,11 +50,3 @@ class Files:
     def page(self, template: str, **values: Any) -> str:
         """A page as HTML; every value is escaped."""
         return self._templates.get_template(template).render(**values)
-
-
-def plotly_script() -> bytes:
-    """Plotly's script from the installed package, whose Python is not imported."""
-    package = find_spec("plotly")
-    if package is None or not package.submodule_search_locations:
-        raise MachineError("the package plotly is not installed: `pip install plotly` puts that right.")
-    return (Path(package.submodule_search_locations[0]) / "package_data" / "plotly.min.js").read_bytes()

@@ -143,28 +143,39 @@ def masks_of(entry: Entry) -> Masks:
 
 
 def curve_figure(entry: Entry) -> dict[str, Any]:
-    """A Plotly figure: validation loss and accuracy at every evaluation, one above the other."""
+    """A Plotly figure of the validation loss at every evaluation; another view of it is the accuracy."""
     curve = unpack_curve(entry.tensors)
     best = entry.facts["metrics"].get("early_stop_iteration")
     loss = [value if np.isfinite(value) else None for value in curve.validation_loss]
     accuracy = [100 * value if np.isfinite(value) else None for value in curve.validation_accuracy]
-    line = {"mode": "lines", "line": {"width": 2, "color": "#0072B2"}}
-    shown = "iteration %{x:,}<br>%{y:.5g}<extra></extra>"
-    traces = [
-        {"x": curve.iterations, "y": loss, "name": "validation loss", "hovertemplate": shown, **line},
-        {"x": curve.iterations, "y": accuracy, "name": "validation accuracy", "yaxis": "y2", "hovertemplate": shown}
-        | {**line, "line": {"width": 2, "color": "#D55E00"}},
-    ]
-    rule = {"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "x0": best, "x1": best}
-    layout = {
-        "xaxis": {"title": {"text": "Iteration"}, "anchor": "y2"},
-        "yaxis": {"title": {"text": "Validation loss (nats)"}, "domain": [0.54, 1.0]},
-        "yaxis2": {"title": {"text": "Validation accuracy (%)"}, "domain": [0.0, 0.46]},
-        "showlegend": False,
-        "margin": {"l": 60, "r": 16, "t": 16, "b": 48},
-        "shapes": [] if best is None else [{**rule, "line": {"dash": "dot", "width": 1, "color": "#888888"}}],
-    }
-    return {"data": traces, "layout": layout}
+    views = []
+    for label, title, values in (
+        ("Validation loss", "Validation loss (nats)", loss),
+        ("Validation accuracy", "Validation accuracy (%)", accuracy),
+    ):
+        trace = {
+            "x": curve.iterations,
+            "y": values,
+            "name": label.lower(),
+            "mode": "lines",
+            "line": {"width": 2, "color": "#0072B2"},
+            "hovertemplate": "iteration %{x:,}<br>%{y:.5g}<extra></extra>",
+        }
+        layout = {
+            "xaxis": {"title": {"text": "Iteration"}},
+            "yaxis": {"title": {"text": title}},
+            "showlegend": False,
+            "margin": {"l": 64, "r": 16, "t": 16, "b": 48},
+            "shapes": [] if best is None else [_rule(best)],
+        }
+        views.append({"label": label, "data": [trace], "layout": layout})
+    return {**views[0], "views": views[1:]}
+
+
+def _rule(x: int) -> dict[str, Any]:
+    """A dotted vertical line."""
+    line = {"dash": "dot", "width": 1, "color": "#888888"}
+    return {"type": "line", "xref": "x", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line}
 
 
 def _groups(row: Row) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
@@ -181,6 +192,8 @@ def _text(name: str, value: Value) -> str:
         return "yes" if value else "no"
     if name == "seconds" and isinstance(value, int | float):
         return duration(float(value))
+    if name == "data_fingerprint":
+        return f"{str(value)[:16]}…"
     if isinstance(value, float):
         return f"{100 * value:.2f}%" if "accuracy" in name or "density" in name else f"{value:.6g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

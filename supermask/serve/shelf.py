@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ AGAIN = 30.0
 class Shelf(Store):
     """A store whose facts are remembered. `refresh` alone looks for what is new; `run_ids` are those it has read.
 
-    One thread refreshes at a time; what the others see is whole, and changes only by getting another run.
+    One thread refreshes; what the others see meanwhile is whole, as it was before.
     """
 
     def __init__(self, root: Path) -> None:
@@ -46,7 +45,6 @@ class Shelf(Store):
         self._facts: dict[str, Facts] = {}
         self._alike: dict[str, Any] = {}
         self._looked: dict[str, float] = {}
-        self._one_at_a_time = threading.Lock()
 
     def run_ids(self) -> set[str]:
         """The runs that were there at the last refresh and are whole."""
@@ -61,9 +59,7 @@ class Shelf(Store):
         return self._facts.get(run_id) or super().facts(run_id)
 
     def refresh(self) -> None:
-        """Reads what has come, forgets what has gone. Returns at once where another thread is about it."""
-        if not self._one_at_a_time.acquire(blocking=False):
-            return
+        """Reads what has come, forgets what has gone. For one thread at a time."""
         try:
             self._refresh()
             self.trouble = ""
@@ -71,7 +67,6 @@ class Shelf(Store):
             self.trouble = str(error)
         finally:
             self.reading = None
-            self._one_at_a_time.release()
 
     def _refresh(self) -> None:
         there = super().run_ids()

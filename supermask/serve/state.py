@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,20 @@ class State:
         self._studies = Studies(import_criteria)
         self._known: list[KnownStudy] = []
         self._looked = float("-inf")
+        self._looking = threading.Lock()
         self._lines: dict[tuple[int, str, str], dict[str, Line]] = {}
 
     def fresh(self) -> None:
-        """Looks at the store again, unless it was looked at a moment ago."""
-        now = time.monotonic()
-        if now - self._looked < EVERY:
+        """Looks at the store again, unless it was looked at a moment ago, or another thread is about it."""
+        if time.monotonic() - self._looked < EVERY or not self._looking.acquire(blocking=False):
             return
-        self._looked = now
-        self.shelf.refresh()
-        self._known = self._studies.known(self._notes.read("studies"), self.shelf.run_ids())
-        self.report.update(self._known)
+        try:
+            self.shelf.refresh()
+            self._known = self._studies.known(self._notes.read("studies"), self.shelf.run_ids())
+            self.report.update(self._known)
+        finally:
+            self._looked = time.monotonic()
+            self._looking.release()
 
     def news(self) -> dict[str, Any]:
         """What the page asks for again and again."""
@@ -50,7 +54,8 @@ class State:
         in_flight = [each.run for command in going_on for each in command.progress.in_flight]
         found = curves(self._notes.read("curves") if in_flight else {}, in_flight)
         told = news(self.shelf, self._known, going_on, found, now)
-        return {"revision": self.shelf.revision, **told, **self.report.revisions()}
+        report = {**self.report.parts.revisions, "trouble": self.report.trouble}
+        return {"revision": self.shelf.revision, **told, "report": report}
 
     def subjects(self) -> list[tuple[str, str]]:
         """(network, data set) of the runs."""

@@ -67,12 +67,13 @@ class Studies:
         self._shipped: list[KnownStudy] = []
 
     def known(self, notes: Mapping[str, Note], there: Collection[str]) -> list[KnownStudy]:
-        """Those of the notes, the oldest first; without any, the shipped studies at the scale that has runs there."""
+        """Those of the latest notes, by name; without any, the shipped studies at the scale that has runs there."""
         for key, note in notes.items():
             if key not in self._known:
                 self._known[key] = self._study(key, note)
         if notes:
-            return [self._known[key] for key in notes][-MOST:]
+            latest = [self._known[key] for key in list(notes)[-MOST:]]
+            return sorted(latest, key=lambda study: (study.name, study.key))
         if there and not self._shipped:
             self._shipped = list(_shipped(there))
         return self._shipped
@@ -122,13 +123,16 @@ def _shipped(there: Collection[str]) -> Iterator[KnownStudy]:
 
 
 def _runs_there(name: str, scale: str, there: Collection[str]) -> int:
-    """Pruned runs of a study's first seed that are there: planning one seed takes no time."""
+    """Pruned runs of a study's first seed that are there; most scales are told apart by their dense run alone."""
     try:
-        seed = load_study(name, [f"scale={scale}"]).seeds[0]
-        plan = make_plan(load_study(name, [f"scale={scale}", f"seeds=[{seed}]"]))
+        study = load_study(name, [f"scale={scale}"])
+        one_seed = study.model_copy(update={"seeds": study.seeds[:1]})
+        dense = make_plan(one_seed.model_copy(update={"treatments": (study.reference_treatment,)}))
+        if next(iter(dense.runs)) not in there:
+            return 0
+        return sum(run.id in there for run in make_plan(one_seed).runs.values() if run.level)
     except UserError:
         return 0
-    return sum(run.id in there for run in plan.runs.values() if run.level)
 
 
 def how_far(plan: Plan, rows: Mapping[str, Row]) -> HowFar:
