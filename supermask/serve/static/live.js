@@ -90,7 +90,7 @@ function command(told) {
     const more = told.more_failures ? [make("li", {}, `and ${counted(told.more_failures)} before`)] : [];
     parts.push(make("h3", {}, "Failures"), make("ul", { class: "failures" }, ...told.failures.map(failure), ...more));
   }
-  return make("section", { class: `command ${told.state}` }, ...parts);
+  return make("section", { class: `going-on ${told.state}` }, ...parts);
 }
 
 function studyRow(study) {
