@@ -27,7 +27,7 @@ def report(
     store: StoreFolder = None,
     out: Annotated[Path, typer.Option(help="File to write to.")] = Path("report.html"),
 ) -> None:
-    """One HTML file that says what runs mean: claims, interactive figures, tables, how it was made. It needs no network.
+    """One HTML file that says what runs mean: claims, figures, tables, and how it was made. It needs no network.
 
     Example: `supermask report mask-criteria mask-1-actions scale=digits --out report.html`
     """

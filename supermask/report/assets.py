@@ -29,7 +29,7 @@ def plotly_script() -> str:
     path = next((p for f in folders if (p := f / "package_data" / "plotly.min.js").is_file()), None)
     if path is None:
         raise MachineError(
-            "the package plotly is not installed whole: its plotly.min.js is missing; pip install --force-reinstall plotly."
+            "the package plotly is not whole: its plotly.min.js is missing; pip install --force-reinstall plotly."
         )
     return path.read_text(encoding="utf-8")
 

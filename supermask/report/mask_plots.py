@@ -13,7 +13,6 @@ from typing import Any
 from supermask.figures.style import looks
 from supermask.figures.supermasks import KINDS, Bar
 from supermask.report.traces import (
-    ERROR_AXIS,
     SYMBOLS,
     Figure,
     Mark,
@@ -21,6 +20,7 @@ from supermask.report.traces import (
     as_errors,
     comparison_text,
     error,
+    error_axis,
     layout,
     level_line,
     line,
@@ -95,9 +95,10 @@ def supermasks_plot(bars: Sequence[Bar], reference: str, dense: Sequence[float],
             upright = level_line(name, 0.0, across, dash, told)
             data.append({**upright, "x": [at, at], "y": list(across)})
         names = [literal(each, 34) for each in labels]
-        xaxis: dict[str, Any] = dict(ERROR_AXIS) if in_errors else {"title": {"text": "Test accuracy (%)"}}
+        xaxis: dict[str, Any] = {"title": {"text": "Test accuracy (%)"}}
         if in_errors:
-            xaxis["title"] = {"text": "Test error (%), logarithmic, best at the right"}
+            seen = [value for bar in bars for value in (*bar.values.values(), bar.interval.low)]
+            xaxis = error_axis("Test accuracy", [*seen, *dense, chance])
         yaxis = {
             "tickvals": list(range(len(labels))),
             "ticktext": names,
@@ -140,7 +141,7 @@ def _dots(
             "x": shown(means),
             "y": rows,
             "error_x": {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.4},
-            "marker": {"symbol": SYMBOLS[look.marker], "size": 9, "color": look.colour},
+            "marker": {"symbol": SYMBOLS[look.marker], "size": 9, "color": look.colour, "line": {"width": 0}},
             "hovertext": [_bar_hover(bar, reference) for bar in own],
             "hoverinfo": "text",
         },
@@ -162,11 +163,17 @@ def _bar_hover(bar: Bar, reference: str) -> str:
 
 
 def learning_plot(points: Sequence[Row]) -> Figure:
-    """Validation accuracy while masks are learned, against iterations; `points`: rows of `figures.curves.curve_rows`."""
+    """Validation accuracy while masks are learned; `points`: rows of `figures.curves.curve_rows`."""
     lines = {str(label): list(own) for label, own in groupby(points, key=lambda point: point["treatment"])}
     chosen = looks(list(lines))
     views = []
-    iterations = {"type": "log", "title": {"text": "Iteration, logarithmic"}, "dtick": "D2", "tickformat": ",d"}
+    ticks = [times * 10**power for power in range(9) for times in (1, 2, 5)]
+    iterations = {
+        "type": "log",
+        "title": {"text": "Iteration, logarithmic"},
+        "tickvals": ticks,
+        "ticktext": [f"{n:,}" for n in ticks],
+    }
     for label, in_errors in (("Log axis of the error", True), ("Linear axis", False)):
         data: list[Trace] = []
         for name, own in lines.items():
@@ -175,9 +182,9 @@ def learning_plot(points: Sequence[Row]) -> Figure:
             every = max(1, len(own) // 8)
             traces[-1]["marker"]["size"] = [6 if place % every == 0 else 0 for place in range(len(own))]
             data += traces
-        yaxis = dict(ERROR_AXIS) if in_errors else {"title": {"text": "Validation accuracy (%)"}}
+        yaxis: dict[str, Any] = {"title": {"text": "Validation accuracy (%)"}}
         if in_errors:
-            yaxis["title"] = {"text": "Validation error (%), logarithmic, best at the top"}
+            yaxis = error_axis("Validation accuracy", [_float(point, "mean") for point in points])
         views.append({"data": data, "layout": layout(iterations, yaxis), "label": label})
     return {**views[0], "views": views[1:]}
 

@@ -28,7 +28,7 @@ def page(report: Report, extra_head: Escaped = "", extra_script: str = "", asset
     With `assets` None everything is in it: style, scripts, Plotly's too, and the data of figures and tables. A content
     security policy then allows exactly these scripts, by their hashes, and no request whatever. Otherwise `assets` is
     the address that `report.css`, `plotly.min.js` and `report.js` are had from, the data is left out (whoever serves
-    it sets `supermask.source`), and the policy is the server's. `extra_head` is HTML, trusted; `extra_script` runs last.
+    it sets `supermask.source`), and the policy is the server's. `extra_head` is trusted HTML; `extra_script` runs last.
     """
     scripts = (
         [inlined(script) for script in (plotly_script(), own_script(), extra_script) if script]

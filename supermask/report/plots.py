@@ -11,13 +11,13 @@ from typing import Any
 from supermask.figures.points import Point, Summary
 from supermask.figures.style import BLUE, VERMILION, looks
 from supermask.report.traces import (
-    ERROR_AXIS,
     Figure,
     Mark,
     Trace,
     as_errors,
     comparison_text,
     error,
+    error_axis,
     layout,
     level_line,
     line,
@@ -58,7 +58,7 @@ def map_figure(summary: Summary, treatments: Sequence[str]) -> tuple[Figure, flo
     remaining = [next(p.remaining for p in summary.points if p.level == level) for level in levels]
     heat: Trace = {
         "type": "heatmap",
-        "z": [[point.comparison.difference if point and point.comparison else None for point in row] for row in cells],
+        "z": [[_height(summary, point) for point in row] for row in cells],
         "text": [[_cell(summary, point) for point in row] for row in cells],
         "texttemplate": "%{text}",
         "textfont": {"size": 12},
@@ -95,6 +95,15 @@ def map_figure(summary: Summary, treatments: Sequence[str]) -> tuple[Figure, flo
 def _round_limit(value: float) -> float:
     """The next of 0.5, 1, 2, 5, 10, 20, 50 points."""
     return next((limit for limit in (0.5, 1.0, 2.0, 5.0, 10.0, 20.0) if value <= limit), 50.0)
+
+
+def _height(summary: Summary, point: Point | None) -> float | None:
+    """What the colour says: the reference differs from itself by nothing."""
+    if point is None:
+        return None
+    if point.treatment == summary.reference:
+        return 0.0
+    return point.comparison.difference if point.comparison else None
 
 
 def _cell(summary: Summary, point: Point | None) -> str:
@@ -160,10 +169,14 @@ def _view(summary: Summary, label: str) -> Figure:
 
 
 def _error_view(summary: Summary) -> Figure:
-    label = "Accuracy, on a log axis of the error"
+    label = "Accuracy, log axis of the error"
+    means = [point.interval.mean for point in _points(summary)]
+    # Bands may go on to 100%, where the axis has no end: it leaves room for a part of the best one.
+    room = 100 - 0.7 * (100 - max(means))
+    yaxis = error_axis("Test accuracy", [room, *means])
     return {
         "data": _traces(summary, as_errors),
-        "layout": layout(_x_axis(summary), {**ERROR_AXIS, "uirevision": label}),
+        "layout": layout(_x_axis(summary), {**yaxis, "uirevision": label}),
         "label": label,
     }
 

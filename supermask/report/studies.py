@@ -113,8 +113,8 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[l
 
     dense = _accuracies([row for row in rows if row["level"] == 0])
     heuristic = heuristic_points(rows) if any(is_heuristic(row) for row in rows) else []
-    if has_supermasks(rows):
-        bars = supermask_bars(rows, labels, study.reference)
+    bars = supermask_bars(rows, labels, study.reference) if has_supermasks(rows) else []
+    if bars:
         figure = supermasks_plot(bars, study.reference, dense, 100.0 / DATASETS[study.dataset].classes)
         plot("supermasks", "Supermasks", supermask_caption(rows, bars, study.reference), figure)
         tables.append(networks_table(part_id, study.name, study.reference, supermask_rows(bars)))

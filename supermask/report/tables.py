@@ -68,11 +68,10 @@ def summary_table(study_id: str, stem: str, reference: str, rows: Sequence[Row])
         Shown("Level", "level", "number"),
         Shown("Remaining, %", "weights_remaining_percent", "number", 2, about="weights remaining, mean over seeds"),
         Shown("n", "n", "number", about="seeds"),
-        Shown("Test accuracy, %", "mean", "number", 2, about="mean over seeds, at the lowest validation loss"),
+        Shown("Accuracy, %", "mean", "number", 2, about="mean over seeds, at the lowest validation loss"),
         Shown("95% interval", "mean_low95", "interval", 2, "mean_high95", about="t-interval of the mean"),
         Shown("Difference", "difference", "signed", 2, about=apart),
         Shown("95% interval", "difference_low95", "signed_interval", 2, "difference_high95", about="of the difference"),
-        Shown("g", "hedges_g", "signed", 2, about="Hedges's g"),
         Shown("p, Holm", "p_holm", "p", about="corrected over the levels of the treatment"),
     )
     return _table(study_id, "summary", stem, "Test accuracy by treatment and level", shown, rows)
@@ -86,7 +85,7 @@ def networks_table(study_id: str, stem: str, reference: str, rows: Sequence[Row]
         Shown("Network", "network", about="mean of single samples; p > 0.5; weights times p; or untrained"),
         Shown("In the mask, %", "density_percent", "number", 1, about="share of the weights"),
         Shown("n", "n", "number", about="seeds"),
-        Shown("Test accuracy, %", "mean", "number", 2, about="mean over seeds"),
+        Shown("Accuracy, %", "mean", "number", 2, about="mean over seeds"),
         Shown("95% interval", "mean_low95", "interval", 2, "mean_high95", about="t-interval of the mean"),
         Shown("Difference", "difference", "signed", 2, about=apart),
         Shown("95% interval", "difference_low95", "signed_interval", 2, "difference_high95", about="of the difference"),
@@ -104,7 +103,7 @@ def heuristic_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
         Shown("Level", "level", "number"),
         Shown("Remaining, %", "weights_remaining_percent", "number", 2, about="weights remaining, mean over seeds"),
         Shown("n", "n", "number", about="seeds"),
-        Shown("Test accuracy, %", "mean", "number", 2, about="mean over seeds, untrained"),
+        Shown("Accuracy, %", "mean", "number", 2, about="mean over seeds, untrained"),
         Shown("95% interval", "mean_low95", "interval", 2, "mean_high95", about="t-interval of the mean"),
     )
     return _table(study_id, "heuristics", stem, "Heuristic supermasks by criterion, weights and level", shown, rows)
@@ -118,7 +117,7 @@ def runs_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
         Shown("Seed", "seed", "number"),
         Shown("Status", "status"),
         Shown("Remaining, %", "density", "share", 2, about="kept / weights"),
-        Shown("Test accuracy, %", "early_stop_test_accuracy", "share", 2, about="at the lowest validation loss"),
+        Shown("Accuracy, %", "early_stop_test_accuracy", "share", 2, about="at the lowest validation loss"),
         Shown("Stopped at", "early_stop_iteration", "number", about="iteration of the lowest validation loss"),
         Shown("Seconds", "seconds", "number", 1),
         Shown("Certificate", "certificate"),

@@ -82,7 +82,12 @@ def line(label: str, look: Look, marks: Sequence[Mark | None], leading: bool = F
         "hovertext": [mark.hover if mark else "" for mark in marks],
         "hoverinfo": "text",
         "line": {"color": look.colour, "dash": style, "width": 2.6 if leading else 1.7},
-        "marker": {"color": look.colour, "symbol": SYMBOLS.get(look.marker, "circle"), "size": sizes},
+        "marker": {
+            "color": look.colour,
+            "symbol": SYMBOLS.get(look.marker, "circle"),
+            "size": sizes,
+            "line": {"width": 0},
+        },
     }
     return [band, traced] if band["x"] else [traced]
 
@@ -167,12 +172,20 @@ def remaining_axis(remaining: Sequence[float]) -> dict[str, Any]:
     }
 
 
-ERROR_AXIS: dict[str, Any] = {
-    "type": "log",
-    "autorange": "reversed",
-    "title": {"text": "Test error (%), logarithmic, best at the top"},
-    "dtick": "D2",
-}
+ERROR_TICKS = (100, 50, 20, 10, 5, 3, 2, 1.5, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+
+
+def error_axis(title: str, accuracies: Sequence[float | None]) -> dict[str, Any]:
+    """Of accuracies in percent, logarithmic in the error, the best last; a little wider than they are."""
+    errors = [math.log10(found) for each in accuracies if (found := error(each)) is not None] or [0.0, 2.0]
+    edge = 0.04 * (max(errors) - min(errors)) or 0.1
+    return {
+        "type": "log",
+        "title": {"text": f"{title} (%), log axis of the error"},
+        "range": [max(errors) + edge, min(errors) - edge],
+        "tickvals": list(ERROR_TICKS),
+        "ticktext": [f"{100 - tick:g}" for tick in ERROR_TICKS],
+    }
 
 
 def literal(text: str, longest: int = LONGEST_NAME) -> str:
@@ -183,7 +196,8 @@ def literal(text: str, longest: int = LONGEST_NAME) -> str:
 
 def number(value: float, digits: int = 2, signed: bool = False) -> str:
     """With a minus sign that is as wide as a digit."""
-    text = f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
+    zero = float(f"{value:.{digits}f}") == 0
+    text = f"{0 if zero else value:{'' if zero or not signed else '+'},.{digits}f}"
     return text.replace("-", "−")
 
 

@@ -33,7 +33,7 @@ function wireContents() {
   const seen = new Map();
   const mark = () => {
     const first = links.find((link) => seen.get(link.hash.slice(1)));
-    for (const link of links) link.toggleAttribute("aria-current", link === first);
+    for (const link of links) link === first ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current");
   };
   const watch = new IntersectionObserver((entries) => {
     for (const each of entries) seen.set(each.target.id, each.isIntersecting);
@@ -47,11 +47,13 @@ function wirePaper() {
   addEventListener("beforeprint", () => {
     before = document.documentElement.dataset.theme;
     document.documentElement.dataset.theme = "light";
-    redrawPlots();
+    supermask.printing = true;
+    drawEmbedded();
   });
   addEventListener("afterprint", () => {
     if (before) document.documentElement.dataset.theme = before;
     else delete document.documentElement.dataset.theme;
+    supermask.printing = false;
     redrawPlots();
   });
 }

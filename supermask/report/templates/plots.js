@@ -11,6 +11,7 @@ supermask.source = supermask.source || ((id) => {
 });
 
 const plotStates = new Map();
+const PAPER_WIDTH = 680;
 
 function drawPlot(id, figure) {
   const place = plotPlace(id);
@@ -30,6 +31,7 @@ function drawPlot(id, figure) {
   showViews(place, id, state);
   showLegend(place, id, state);
   showCanvas(place, state);
+  place.style.minHeight = "";
 }
 
 function wirePlots(root) {
@@ -45,6 +47,14 @@ function wirePlots(root) {
 
 function drawFrom(id) {
   return supermask.source(id).then((figure) => drawPlot(id, figure));
+}
+
+/* All figures whose data is in the page, at once: paper does not scroll. */
+function drawEmbedded() {
+  for (const place of document.querySelectorAll("[data-plot]")) {
+    const block = document.getElementById("data-" + place.dataset.plot);
+    if (block) drawPlot(place.dataset.plot, JSON.parse(block.textContent));
+  }
 }
 
 function redrawPlots() {
@@ -86,8 +96,8 @@ function showLegend(place, id, state) {
     });
     return button;
   });
-  if (traces.length > 4) {
-    for (const [word, hidden] of [["All", []], ["None", traces.map((trace) => trace.legendgroup)]]) {
+  if (traces.length > 3) {
+    for (const [word, hidden] of [["None", traces.map((trace) => trace.legendgroup)], ["All", []]]) {
       const button = element("button", "all", word);
       button.type = "button";
       button.addEventListener("click", () => {
@@ -95,7 +105,7 @@ function showLegend(place, id, state) {
         showLegend(place, id, state);
         showCanvas(place, state);
       });
-      buttons.push(button);
+      buttons.unshift(button);
     }
   }
   place.querySelector(".legend").replaceChildren(...buttons);
@@ -113,23 +123,32 @@ function showCanvas(place, state) {
   }
   const layout = view.layout;
   layout.height = meta.height || (narrow ? 380 : 470);
-  layout.width = Math.max(place.clientWidth, meta.least_width || 0);
+  layout.width = supermask.printing ? PAPER_WIDTH : Math.max(place.clientWidth, meta.least_width || 0);
   layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
   layout.font = { family: look.family, size: 13, color: look.ink };
   layout.hoverlabel = { bgcolor: look.raised, bordercolor: look.rule, font: { family: look.family, size: 13, color: look.ink }, align: "left" };
+  layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: look.quiet, activecolor: look.ink };
   layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
   for (const axis of [layout.xaxis, layout.yaxis]) {
     Object.assign(axis, { gridcolor: look.grid, linecolor: look.rule, tickfont: { size: 12 }, zerolinecolor: look.rule });
+    if (narrow && axis === layout.xaxis && (axis.tickvals || []).length > 7) thin(axis);
     axis.title = Object.assign({ standoff: 8 }, axis.title, { font: { size: 13 } });
   }
-  const config = { displaylogo: false, responsive: false, modeBarButtonsToRemove: ["toImage", "lasso2d", "select2d", "zoomIn2d", "zoomOut2d"] };
+  const config = { displaylogo: false, responsive: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]] };
   Plotly.react(canvas, view.data, layout, config);
+}
+
+function thin(axis) {
+  const stays = (_, place) => place % 2 === 0;
+  axis.tickvals = axis.tickvals.filter(stays);
+  axis.ticktext = axis.ticktext.filter(stays);
+  axis.tickangle = 0;
 }
 
 function dress(trace, look) {
   if (trace.meta && trace.meta.ink) trace.line.color = look.ink;
-  if (trace.type === "heatmap") return;
   if (!look.dark) return;
+  if (trace.type === "heatmap") trace.colorscale[1][1] = look.raised;
   for (const part of [trace.line, trace.marker, trace.textfont, trace.error_x]) {
     if (part && part.color) part.color = lightened(part.color);
   }
@@ -151,7 +170,7 @@ function pageLook() {
   const probe = element("span");
   document.body.append(probe);
   const of = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
-  const look = { ink: of("ink"), grid: of("grid"), rule: of("rule"), raised: of("raised"), family: getComputedStyle(document.body).fontFamily };
+  const look = { ink: of("ink"), grid: of("grid"), rule: of("rule"), raised: of("raised"), quiet: of("quiet"), family: getComputedStyle(document.body).fontFamily };
   const paper = of("paper").match(/[\d.]+/g).map(Number);
   look.dark = paper[0] + paper[1] + paper[2] < 380;
   probe.remove();

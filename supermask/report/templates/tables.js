@@ -144,8 +144,8 @@ function cell(shown, columns, row) {
 
 function numberText(shown, value, columns, row) {
   const fixed = (number, sign) => {
-    const style = { minimumFractionDigits: shown.digits, maximumFractionDigits: shown.digits };
-    return number.toLocaleString("en", sign ? { ...style, signDisplay: "always" } : style).replace("-", "−");
+    const style = { minimumFractionDigits: shown.digits, maximumFractionDigits: shown.digits, signDisplay: "negative" };
+    return number.toLocaleString("en", sign ? { ...style, signDisplay: "exceptZero" } : style).replace("-", "−");
   };
   if (shown.kind === "share") return fixed(100 * value);
   if (shown.kind === "signed") return fixed(value, true);
