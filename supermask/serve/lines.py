@@ -31,21 +31,32 @@ TELLING = (
     "w_init",
     "w_final",
     "rewind_to",
-    "optimizer",
-    "lr",
-    "iterations",
-    "batch_size",
-    "weight_decay",
-    "momentum",
-    "warmup",
-    "lr_drops",
-    "evaluate_every",
+    "first_iteration",
     "prune_rate_conv",
     "prune_rate_hidden",
     "prune_rate_output",
     "prune_rate_global",
 )
 """Columns that may tell apart lines of one name, the most telling first."""
+
+RECIPE = (
+    *("optimizer", "lr", "iterations", "batch_size", "weight_decay", "momentum", "warmup", "lr_drops"),
+    "evaluate_every",
+)
+"""And those of them that say nothing of an untrained network."""
+
+USUAL: Row = {
+    "schedule": "iterative",
+    "scope": "layer",
+    "w_init": "start",
+    "w_final": "end",
+    "rewind_to": "start",
+    "first_iteration": 0,
+}
+"""What goes without saying."""
+
+OF_A_MASK = ("method", "weights", "rescaled", "start_logit", "confidence")
+"""What tells learned masks apart, the most telling first."""
 
 SAID_PLAINLY = ("schedule", "base", "scope", "optimizer")
 """Columns whose value needs no name beside it."""
@@ -80,18 +91,21 @@ def ancestry_of(facts: Mapping[str, Facts]) -> dict[str, Ancestry]:
         recipe, learning = json.dumps(own["recipe"], sort_keys=True), own.get("learning")
         learned = json.dumps([recipe, learning], sort_keys=True) if learning else before.learned
         dense = recipe if own["level"] == 0 else before.dense
-        content = [own["network"], own["dataset"], recipe, _step(own["step"]), learning, dense, before.learned]
+        content = [own["network"], own["dataset"], recipe, _step(own), learning, dense, before.learned]
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
         found[run_id] = Ancestry(key, dense, learned)
     return found
 
 
-def _step(step: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A step without what changes from level to level of one treatment."""
+def _step(facts: Facts) -> dict[str, Any] | None:
+    """A run's step without what changes from level to level of one treatment."""
+    step = facts["step"]
     if step is None:
         return None
-    kept = {key: value for key, value in step.items() if key not in ("levels", "rescaled_before")}
-    return {**kept, "iterative": step["levels"] == 1}
+    kept = {key: value for key, value in step.items() if key not in ("levels", "rescaled_before", "rewind_to")}
+    # Rewound to iteration k, the levels after the first begin there: for them it is the start.
+    rewound = "end" if step["rewind_to"] == "end" else facts["first_iteration"]
+    return {**kept, "rewound": rewound, "iterative": step["levels"] == 1}
 
 
 def lines_of(rows: Mapping[str, Row], ancestry: Mapping[str, Ancestry]) -> dict[str, Line]:
@@ -99,19 +113,26 @@ def lines_of(rows: Mapping[str, Row], ancestry: Mapping[str, Ancestry]) -> dict[
     members: dict[str, list[str]] = defaultdict(list)
     for run_id in rows:
         members[ancestry[run_id].key].append(run_id)
-    first = {key: rows[run_ids[0]] for key, run_ids in members.items()}
+    first = {key: min((rows[run_id] for run_id in ids), key=_level) for key, ids in members.items()}
     labels = _labels({key: _told(row, ancestry[str(row["id"])]) for key, row in first.items()})
     order = sorted(members, key=lambda key: (first[key]["level"] != 0, labels[key]))
     return {key: Line(key, labels[key], tuple(members[key])) for key in order}
 
 
+def _level(row: Row) -> int:
+    return int(row["level"] or 0)
+
+
 def _told(row: Row, ancestry: Ancestry) -> Row:
     """What can be said of a line: its own columns, then its ancestors' settings."""
-    told: Row = {"treatment": row["treatment"]} | {column: row.get(column) for column in TELLING}
+    columns = (*TELLING, *RECIPE) if row["trained"] else TELLING
+    told: Row = {"treatment": row["treatment"]} | {column: row.get(column) for column in columns}
     if ancestry.learned and not row.get("supermask"):
         recipe, learning = json.loads(ancestry.learned)
-        told |= {f"mask {key}": _plain(value) for key, value in (learning | json.loads(recipe)).items()}
-    return told | {f"dense {key}": _plain(value) for key, value in json.loads(ancestry.dense or "{}").items()}
+        mask = {key: learning.get(key) for key in OF_A_MASK} | learning | json.loads(recipe)
+        told |= {f"mask {key}": _plain(value) for key, value in mask.items()}
+    dense = {key: _plain(value) for key, value in json.loads(ancestry.dense or "{}").items()}
+    return told | {f"dense {key}": value for key, value in dense.items() if value != row.get(key)}
 
 
 def _plain(value: Any) -> Value:
@@ -138,7 +159,7 @@ def _labels(told: Mapping[str, Row]) -> dict[str, str]:
 
 def _word(column: str, value: Value) -> str:
     """`, adam`, `, lr 0.1`, `, rescaled`, `, untrained`; empty where there is nothing to say."""
-    if value is None or (value is False and column != "trained") or (column == "trained" and value):
+    if value is None or value == USUAL.get(column) or value is (column == "trained"):
         return ""
     if isinstance(value, bool):
         return f", {'untrained' if column == 'trained' else column.replace('_', ' ')}"
