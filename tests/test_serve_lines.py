@@ -125,7 +125,7 @@ def test_the_dense_network_is_a_line_across(page: Page) -> None:
 
 
 def test_what_is_shown_first_is_the_dense_network_and_the_papers_actions(shelf: Shelf, lines: dict[str, Line]) -> None:
-    first = [lines[key].label for key in explorer.shown_first(shelf.rows, lines)]
+    first = [lines[key].label for key in explorer.shown_first(explorer.View(shelf.rows, lines))]
     assert first[0].startswith("dense")
     assert all("rewind, zero" in label and "untrained" not in label for label in first[1:3])
 
@@ -149,13 +149,13 @@ ROWS: list[Row] = [
     ],
 )
 def test_sorting_keeps_what_is_missing_last(sort: str, descending: bool, order: str) -> None:
-    told = explorer.table(ROWS, sort, descending, 0)
+    told = explorer.table([(row, "") for row in ROWS], sort, descending, 0)
     assert "".join(row[-1] for row in told["rows"]) == order
 
 
 def test_pages_have_every_row_once() -> None:
     rows: list[Row] = [{"id": f"{number:03d}", "level": number % 7} for number in range(250)]
-    pages = [explorer.table(rows, "level", False, page) for page in range(4)]
+    pages = [explorer.table([(row, "") for row in rows], "level", False, page) for page in range(4)]
     assert [len(page["rows"]) for page in pages] == [100, 100, 50, 0]
     assert {page["pages"] for page in pages} == {3}
     ids = [row[-1] for page in pages for row in page["rows"]]

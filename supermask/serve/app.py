@@ -24,7 +24,6 @@ from supermask.serve.run_page import curve_figure, masks_of, run_page
 from supermask.serve.state import State
 from supermask.store import Damaged
 from supermask.store.store import RUN_ID
-from supermask.tables import Row
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -115,7 +114,7 @@ class Pages:
         if metric is None:
             raise UserError("there is no such metric.")
         choice = self._choice(request)
-        return JSONResponse(explorer.curves(self.state.shelf.rows, self.state.lines(choice), choice.keys, metric))
+        return JSONResponse(explorer.curves(self.state.view(choice), choice.keys, metric))
 
     def runs(self, request: Request) -> Response:
         """A page of the table of runs."""
@@ -123,8 +122,8 @@ class Pages:
         page, order = asked.get("page", "0"), asked.get("order", "ascending")
         if not re.fullmatch("[0-9]{1,6}", page) or order not in ("ascending", "descending"):
             raise UserError("a page of the table is a number, and its order ascending or descending.")
-        rows = self._chosen(request)
-        return JSONResponse(explorer.table(rows, asked.get("sort", "treatment"), order == "descending", int(page)))
+        runs = self._chosen(request)
+        return JSONResponse(explorer.table(runs, asked.get("sort", "treatment"), order == "descending", int(page)))
 
     def csv(self, request: Request) -> Response:
         """The table of runs, whole, every column."""
@@ -193,9 +192,9 @@ class Pages:
         network, dataset = asked.get("network", ""), asked.get("dataset", "")
         return explorer.choice_of(network, dataset, asked.getlist("treatment"), self.state.subjects())
 
-    def _chosen(self, request: Request) -> list[Row]:
+    def _chosen(self, request: Request) -> list[explorer.Labelled]:
         choice = self._choice(request)
-        return explorer.chosen(self.state.shelf.rows, self.state.lines(choice), choice.keys)
+        return explorer.chosen(self.state.view(choice), choice.keys)
 
     def _run_id(self, request: Request) -> str:
         run_id = request.path_params["run_id"]

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from supermask.errors import UserError
 from supermask.figures.style import LOOKS, Look, looks, percent
@@ -25,6 +25,9 @@ FIRST = 6
 
 MOST_LINES = 40
 """As many as have a look of their own."""
+
+Labelled = tuple[Row, str]
+"""A run and what its line is called."""
 
 Metric = tuple[str, float, str]
 """Column, factor, and what the axis says."""
@@ -69,6 +72,13 @@ TABLE = (
 """The columns of the page's table; its CSV has all of them."""
 
 
+class View(NamedTuple):
+    """The runs of a network and data set at one moment, and the lines that they make."""
+
+    rows: Mapping[str, Row]
+    lines: Mapping[str, Line]
+
+
 @dataclass(frozen=True)
 class Choice:
     """What is looked at. `keys` are of lines; none means all of them."""
@@ -101,19 +111,20 @@ def rows_of(rows: Mapping[str, Row], choice: Choice) -> dict[str, Row]:
     }
 
 
-def chosen(rows: Mapping[str, Row], lines: Mapping[str, Line], keys: Sequence[str]) -> list[Row]:
-    """The rows of these lines (of all, where none is given), by their labels, then level and seed."""
-    found: list[Row] = []
-    for key, line in lines.items():
+def chosen(view: View, keys: Sequence[str]) -> list[Labelled]:
+    """The runs of these lines (of all, where none is given), by their labels, then level and seed."""
+    found: list[Labelled] = []
+    for key, line in view.lines.items():
         if not keys or key in keys:
-            own = [rows[run_id] for run_id in line.run_ids]
+            own = [view.rows[run_id] for run_id in line.run_ids]
             own.sort(key=lambda row: (row["level"] or 0, row["seed"] or 0))
-            found += [row | {"treatment": line.label} for row in own]
+            found += [(row, line.label) for row in own]
     return found
 
 
-def shown_first(rows: Mapping[str, Row], lines: Mapping[str, Line]) -> list[str]:
+def shown_first(view: View) -> list[str]:
     """What is worth a look before anything is chosen: the dense network, and the criteria under the paper's actions."""
+    rows, lines = view
     first = {key: rows[line.run_ids[0]] for key, line in lines.items()}
     dense = [key for key, row in first.items() if row["level"] == 0]
     usual = [key for key, row in first.items() if row["trained"] and _actions(row) == ("rewind", "zero")]
@@ -131,13 +142,18 @@ def _place(row: Row) -> int:
     return names.index(str(row["criterion"])) if row["criterion"] in LOOKS else len(names)
 
 
-def table(rows: Sequence[Row], sort: str, descending: bool, page: int) -> dict[str, Any]:
+def table(runs: Sequence[Labelled], sort: str, descending: bool, page: int) -> dict[str, Any]:
     """A page of a table, sorted; what has no value comes last. Raises UserError for a column that there is not."""
     if sort not in COLUMNS:
         raise UserError("there is no such column.")
-    ordered = sorted(rows, key=lambda row: _sort_key(row.get(sort), descending), reverse=descending)
-    cells = [[_cell(row.get(name)) for name in TABLE] for row in ordered[page * PAGE : (page + 1) * PAGE]]
-    return {"total": len(rows), "page": page, "pages": -(-len(rows) // PAGE), "rows": cells}
+
+    def key(run: Labelled) -> tuple[bool, float, str]:
+        return _sort_key(run[1] if sort == "treatment" else run[0].get(sort), descending)
+
+    ordered = sorted(runs, key=key, reverse=descending)
+    shown = [row | {"treatment": label} for row, label in ordered[page * PAGE : (page + 1) * PAGE]]
+    cells = [[_cell(row.get(name)) for name in TABLE] for row in shown]
+    return {"total": len(runs), "page": page, "pages": -(-len(runs) // PAGE), "rows": cells}
 
 
 def _sort_key(value: Value, descending: bool) -> tuple[bool, float, str]:
@@ -150,19 +166,19 @@ def _cell(value: Value) -> Value:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def csv_of(rows: Sequence[Row]) -> str:
+def csv_of(runs: Sequence[Labelled]) -> str:
     """Every column of these runs."""
-    return to_csv(rows)
+    return to_csv([row | {"treatment": label} for row, label in runs])
 
 
-def curves(rows: Mapping[str, Row], lines: Mapping[str, Line], keys: Sequence[str], metric: Metric) -> dict[str, Any]:
+def curves(view: View, keys: Sequence[str], metric: Metric) -> dict[str, Any]:
     """A Plotly figure: mean over seeds against weights remaining, and its 95% t-interval, a line a treatment."""
     # In the order in which they were chosen: one more leaves the looks of the others as they are.
-    wanted = {key: lines[key] for key in keys if key in lines}
+    wanted = {key: view.lines[key] for key in keys if key in view.lines}
     if len(wanted) > MOST_LINES:
         raise UserError(f"{len(wanted)} treatments are too many for one plot: choose up to {MOST_LINES}.")
     drawn = looks([line.label for line in wanted.values()])
-    found = [(line, _points([rows[run_id] for run_id in line.run_ids], metric)) for line in wanted.values()]
+    found = [(line, _points([view.rows[run_id] for run_id in line.run_ids], metric)) for line in wanted.values()]
     least = min((point.remaining for _, points in found for point in points), default=100.0)
     traces = [trace for line, points in found if points for trace in _traces(line, points, drawn[line.label], least)]
     return {"data": traces, "layout": _layout(metric)}

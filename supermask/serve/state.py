@@ -10,7 +10,7 @@ from typing import Any
 from supermask.datasets.facts import DATASETS
 from supermask.serve import explorer
 from supermask.serve.commands import commands, curves
-from supermask.serve.lines import Line, lines_of
+from supermask.serve.lines import lines_of
 from supermask.serve.live_report import LiveReport
 from supermask.serve.news import news
 from supermask.serve.shelf import Shelf
@@ -32,7 +32,8 @@ class State:
         self._known: list[KnownStudy] = []
         self._looked = float("-inf")
         self._looking = threading.Lock()
-        self._lines: dict[tuple[int, str, str], dict[str, Line]] = {}
+        self._subjects: tuple[int, list[tuple[str, str]]] = (-1, [])
+        self._views: dict[tuple[int, str, str], explorer.View] = {}
 
     def fresh(self) -> None:
         """Looks at the store again, unless it was looked at a moment ago, or another thread is about it."""
@@ -59,25 +60,32 @@ class State:
 
     def subjects(self) -> list[tuple[str, str]]:
         """(network, data set) of the runs."""
-        return explorer.subjects_of(self.shelf.rows)
+        revision = self.shelf.revision
+        if self._subjects[0] != revision:
+            self._subjects = (revision, explorer.subjects_of(self.shelf.rows))
+        return self._subjects[1]
 
-    def lines(self, choice: explorer.Choice) -> dict[str, Line]:
-        """The lines of a network and data set."""
-        key = (self.shelf.revision, choice.network, choice.dataset)
-        if key not in self._lines:
-            shelf = self.shelf
-            found = lines_of(explorer.rows_of(shelf.rows, choice), shelf.ancestry)
-            self._lines = {old: lines for old, lines in self._lines.items() if old[0] == key[0]} | {key: found}
-        return self._lines[key]
+    def view(self, choice: explorer.Choice) -> explorer.View:
+        """The runs and lines of a network and data set."""
+        shelf = self.shelf
+        key = (shelf.revision, choice.network, choice.dataset)
+        found = self._views.get(key)
+        if found is None:
+            rows, ancestry = explorer.rows_of(shelf.rows, choice), shelf.ancestry
+            rows = {run_id: row for run_id, row in rows.items() if run_id in ancestry}
+            found = explorer.View(rows, lines_of(rows, ancestry))
+            self._views = {old: view for old, view in self._views.items() if old[0] == key[0]} | {key: found}
+        return found
 
     def choices(self) -> dict[str, Any]:
         """What the explorer can show."""
         told = []
         for network, dataset in self.subjects():
-            lines = self.lines(explorer.Choice(network, dataset, ()))
+            view = self.view(explorer.Choice(network, dataset, ()))
+            lines = view.lines
             treatments = [{"key": key, "label": line.label, "runs": len(line.run_ids)} for key, line in lines.items()]
             runs = sum(len(line.run_ids) for line in lines.values())
-            first = explorer.shown_first(self.shelf.rows, lines)
+            first = explorer.shown_first(view)
             told.append(
                 {"network": network, "dataset": dataset, "runs": runs, "treatments": treatments, "first": first}
             )
