@@ -29,7 +29,8 @@ Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the
 `SUPERMASK_CACHE` the folder of decoded data sets.
 
 Python: `supermask.commands` has a function for each command, with the same arguments; it returns data and prints
-nothing. That of `masks` is `supermask.look`; those for tickets are in `supermask.ticket_commands`.
+nothing. That of `masks` is `supermask.look`; those for tickets are in `supermask.ticket_commands`,
+that of `report` is in `supermask.report_commands`.
 """
 
 

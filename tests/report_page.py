@@ -69,12 +69,15 @@ def rows_of(table: dict[str, Any]) -> list[dict[str, Any]]:
     """A table's data as rows: the inverse of `report.columns.pack_columns`, written again."""
     columns: dict[str, list[Any]] = {}
     for name, packed in table["columns"].items():
-        (kind,) = set(packed) - {"at"}
-        if kind == "all":
+        if "all" in packed:
             columns[name] = [packed["all"]] * table["rows"]
-        elif kind == "of":
+        elif "of" in packed:
             columns[name] = [packed["of"][place] for place in packed["at"]]
+        elif "like" in packed:
+            columns[name] = list(columns[packed["like"]])
+            for row, value in zip(packed["rows"], packed["values"], strict=True):
+                columns[name][row] = value
         else:
-            columns[name] = columns[packed["like"]] if kind == "like" else packed["values"]
+            columns[name] = packed["values"]
         assert len(columns[name]) == table["rows"]
     return [{name: values[row] for name, values in columns.items()} for row in range(table["rows"])]

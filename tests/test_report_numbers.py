@@ -168,7 +168,8 @@ def test_columns_give_back_every_value_and_its_type(rows: list[Row]) -> None:
 
 def test_repeated_columns_are_small() -> None:
     rows: list[Row] = [{"a": "x" * 100, "b": f"{'y' * 100}{i % 3}", "c": i / 7, "d": i / 7} for i in range(1000)]
+    rows[500]["d"] = -1.0
     packed = pack_columns(rows, ["a", "b", "c", "d"])
     assert packed["a"] == {"all": "x" * 100}
     assert len(json.dumps(packed["b"])) < 5_000
-    assert packed["d"] == {"like": "c"}
+    assert packed["d"] == {"like": "c", "rows": [500], "values": [-1.0]}

@@ -9,25 +9,37 @@ from typing import Any
 from supermask.tables import Row, Value
 
 Packed = dict[str, Any]
-"""One column, as one of: `all`: every row has this value; `of`, `at`: row i has of[at[i]]; `values`: a value a row;
-`like`: as the column of this name. `report/templates/tables.js` reads it."""
+"""One column, as one of
+
+- `all`: every row has this value;
+- `of`, `at`: row i has of[at[i]];
+- `values`: a value a row;
+- `like`, `rows`, `values`: as the column of this name, but for these rows, which have these values.
+
+`report/templates/tables.js` reads it.
+"""
 
 REPEATED = 3
 """A column is written as places in a list of its values where each is there so many times, on average."""
+
+ALIKE = 0.7
+"""Share of rows at which a column is written as another one with exceptions. What is not trained, for one, ends as it
+starts."""
 
 
 def pack_columns(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Packed]:
     """Name -> column. Numbers that are not finite are null, as in every other format."""
     columns: dict[str, Packed] = {}
-    seen: dict[tuple[Any, ...], str] = {}
+    written: dict[str, list[Value]] = {}
     for name in names:
         values = [_clean(row.get(name)) for row in rows]
-        # 1, 1.0 and true are equal to Python, and not to a reader.
-        key = tuple((type(value), value) for value in values)
         packed = _packed(values)
-        if "all" not in packed and key in seen:
-            packed = {"like": seen[key]}
-        seen.setdefault(key, name)
+        if "all" not in packed:
+            other = next((other for other, theirs in written.items() if _alike(values, theirs)), None)
+            if other is None:
+                written[name] = values
+            else:
+                packed = _like(other, values, written[other])
         columns[name] = packed
     return columns
 
@@ -41,6 +53,25 @@ def _packed(values: Sequence[Value]) -> Packed:
     if len(distinct) * REPEATED <= len(values):
         return {"of": distinct, "at": at}
     return {"values": list(values)}
+
+
+def _alike(ours: Sequence[Value], theirs: Sequence[Value]) -> bool:
+    """Some rows tell nearly always that two columns are not; only then all are looked at."""
+    for step in (max(1, len(ours) // 64), 1):
+        pairs = list(zip(ours[::step], theirs[::step], strict=True))
+        if sum(_same(a, b) for a, b in pairs) < ALIKE * len(pairs):
+            return False
+    return True
+
+
+def _like(name: str, ours: Sequence[Value], theirs: Sequence[Value]) -> Packed:
+    apart = [row for row, pair in enumerate(zip(ours, theirs, strict=True)) if not _same(*pair)]
+    return {"like": name, "rows": apart, "values": [ours[row] for row in apart]}
+
+
+def _same(one: Value, other: Value) -> bool:
+    """1, 1.0 and true are equal to Python, and not to a reader."""
+    return type(one) is type(other) and one == other
 
 
 def _clean(value: Value) -> Value:

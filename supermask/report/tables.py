@@ -127,8 +127,9 @@ def runs_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
     return Table(f"{study_id}-runs", "runs", title, _file(stem, "runs"), tuple(COLUMNS), shown, rows, lazy=True)
 
 
+# Values by seed are in the table of runs.
 def _table(study_id: str, name: str, stem: str, title: str, shown: tuple[Shown, ...], rows: Sequence[Row]) -> Table:
-    columns = tuple(rows[0]) if rows else ()
+    columns = tuple(name for name in (rows[0] if rows else ()) if name != "values_by_seed")
     return Table(f"{study_id}-{name}", name, title, _file(stem, name), columns, shown, rows)
 
 

@@ -24,7 +24,11 @@ function fillTable(place) {
 function unpacked(data) {
   const columns = {};
   for (const [name, packed] of Object.entries(data.columns)) {
-    if ("like" in packed) columns[name] = columns[packed.like];
+    if ("like" in packed) {
+      const like = columns[packed.like];
+      const apart = new Map(packed.rows.map((row, place) => [row, packed.values[place]]));
+      columns[name] = (row) => (apart.has(row) ? apart.get(row) : like(row));
+    }
     else if ("at" in packed) columns[name] = (row) => packed.of[packed.at[row]];
     else if ("values" in packed) columns[name] = (row) => packed.values[row];
     else columns[name] = () => packed.all;
