@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
-from serving import Page, client
+from serving import Page, client, note_study
 from small_studies import carry_out, small_plan
 
 from supermask.serve import explorer
 from supermask.serve.lines import Line, lines_of
+from supermask.serve.pictures import MOST_PIXELS, has_pixels, mask_picture, pixels_picture
 from supermask.serve.shelf import Shelf
 from supermask.tables import Row
 
@@ -169,3 +171,48 @@ def test_too_many_lines_are_refused(page: Page, monkeypatch: pytest.MonkeyPatch)
     answer = page.get("/explore/curves.json", params={**SUBJECT, "treatment": keys})
     assert answer.status_code == 400
     assert answer.json()["error"] == "2 treatments are too many for one plot: choose up to 1."
+
+
+def test_every_kind_of_run_has_a_page(page: Page, shelf: Shelf) -> None:
+    for run_id in shelf.rows:
+        html = page.get(f"/run/{run_id}")
+        assert html.status_code == 200, shelf.rows[run_id]
+        assert "✓ holds" in html.text
+        assert page.get(f"/run/{run_id}/mask/1.png").content[:4] == b"\x89PNG"
+        assert page.get(f"/run/{run_id}/curve.json").status_code == 200
+
+
+def test_runs_that_diverged_are_shown_and_in_no_mean(tmp_path: Path) -> None:
+    plan = small_plan({"name": "plain"}, seeds=2, lr=1e30)
+    carry_out(plan, tmp_path)
+    note_study(tmp_path, plan)
+    page = client(tmp_path)
+    (study,) = page.get("/live.json").json()["studies"]
+    assert (study["done"], study["total"], study["counts"]) == (6, 6, "4 cut off, 2 diverged")
+    for run in plan.runs.values():
+        html = page.get(f"/run/{run.id}")
+        assert html.status_code == (404 if run.level else 200)
+        if not run.level:
+            assert '<strong class="status diverged">diverged</strong>' in html.text
+    (subject,) = page.get("/explore/choices.json").json()["subjects"]
+    keys = [treatment["key"] for treatment in subject["treatments"]]
+    assert page.get("/explore/curves.json", params={**SUBJECT, "treatment": keys}).json()["data"] == []
+    assert page.get("/explore/runs.json", params=SUBJECT).json()["total"] == 2
+
+
+def test_a_convolution_is_a_picture_of_windows() -> None:
+    mask = np.zeros((3, 2, 3, 3), dtype=bool)
+    mask[1, 0] = True
+    mask[2, 1, 0] = True
+    pixels = np.asarray(Image.open(io.BytesIO(mask_picture(mask)))).astype(float)
+    assert pixels.shape == (3, 2, 3)
+    darkness = (255 - pixels[..., 0]) / 245
+    assert np.allclose(darkness, mask.mean(axis=(2, 3)), atol=0.5 / 245)
+    assert not has_pixels({"conv1.weight": mask}, (2, 3, 3))
+    with pytest.raises(ValueError, match="no weights of its own"):
+        pixels_picture(mask, (2, 3, 3))
+
+
+def test_a_picture_is_never_too_large() -> None:
+    wide = np.asarray(Image.open(io.BytesIO(mask_picture(np.ones((300, 20_000), dtype=bool)))))
+    assert wide.shape[0] * wide.shape[1] <= MOST_PIXELS

@@ -15,14 +15,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from supermask.errors import UserError
+from supermask.errors import MachineError, UserError
 from supermask.serve import explorer
 from supermask.serve.files import Files
 from supermask.serve.guard import Guard
 from supermask.serve.pictures import mask_picture, pixels_picture
 from supermask.serve.run_page import curve_figure, masks_of, run_page
 from supermask.serve.state import State
-from supermask.store import Damaged
 from supermask.store.store import RUN_ID
 
 if TYPE_CHECKING:
@@ -65,7 +64,12 @@ def make_app(store: Path, import_criteria: bool = False) -> ASGIApp:
         Route("/run/{run_id}/mask/{layer:int}.png", pages.mask),
         Route("/static/{name}", pages.static),
     ]
-    handlers: Any = {HTTPException: pages.refused, UserError: pages.not_usable, Exception: pages.broken}
+    handlers: Any = {
+        HTTPException: pages.refused,
+        UserError: pages.not_usable,
+        MachineError: pages.damaged,
+        Exception: pages.broken,
+    }
     return Guard(Starlette(routes=routes, lifespan=reading_first, exception_handlers=handlers))
 
 
@@ -174,10 +178,13 @@ class Pages:
         """A request that asks for what cannot be."""
         return self._failed(request, 400, str(error))
 
+    def damaged(self, request: Request, error: Exception) -> Response:
+        """Something in the store is not what was committed, or cannot be read."""
+        return self._failed(request, 500, str(error))
+
     def broken(self, request: Request, error: Exception) -> Response:
-        """Damage, or a fault of ours."""
-        damaged = isinstance(error, Damaged)
-        return self._failed(request, 500, str(error) if damaged else "The server has failed at this; see its terminal.")
+        """A fault of ours, whose traceback goes to the terminal."""
+        return self._failed(request, 500, "The server has failed at this; its terminal says where.")
 
     def _failed(self, request: Request, status: int, why: str) -> Response:
         if request.url.path.endswith((".json", ".png", ".csv")):

@@ -57,7 +57,8 @@ def serve(
 
 def bound(port: int) -> socket.socket:
     """A socket at a port of this machine. Raises UserError naming a free one, where this one cannot be had."""
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # With its protocol named: otherwise asyncio leaves Nagle's algorithm on, and every answer takes 40 ms.
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     # Otherwise a port stays taken for a minute after the server has ended.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -59,7 +59,7 @@ function choose(event) {
 function cell(column, value) {
   if (value === null) return make("td", { class: "quiet" }, "–");
   if (column === "id") return make("td", {}, make("a", { href: `/run/${value}` }, make("code", {}, value.slice(0, 8))));
-  if (typeof value !== "number") return make("td", {}, String(value).replaceAll("_", "_\u200b"));
+  if (typeof value !== "number") return make("td", {}, String(value));
   const percent = column.endsWith("accuracy") || column === "density";
   const text = percent ? `${column === "density" ? (100 * value).toPrecision(3) : (100 * value).toFixed(2)}%`
     : Number.isInteger(value) ? counted(value) : value.toPrecision(4);
