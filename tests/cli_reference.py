@@ -30,7 +30,7 @@ Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the
 
 Python: `supermask.commands` has a function for each command, with the same arguments; it returns data and prints
 nothing. That of `masks` is `supermask.look`; those for tickets are in `supermask.ticket_commands`,
-that of `report` is in `supermask.report_commands`.
+that of `report` is in `supermask.report_commands`, that of `serve` is `supermask.serve.server.serve`.
 """
 
 

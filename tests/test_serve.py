@@ -20,10 +20,14 @@ from serving import Page, client, files, note_curve, note_progress, note_study
 from stored_study import RUNS, TEXT, Carried, carried_out
 
 from supermask.errors import UserError
+from supermask.plan import make_plan
 from supermask.records import unpack_curve
 from supermask.serve import server
 from supermask.serve.guard import POLICY
+from supermask.serve.studies import Studies
+from supermask.store import Store
 from supermask.store.notes import Notes, name_of
+from supermask.study import load_study
 from supermask.tables import COLUMNS
 
 
@@ -518,6 +522,22 @@ def test_a_study_that_cannot_be_planned_says_why(own: Path, carried: Carried) ->
     found = {study["name"]: study for study in client(own).get("/live.json").json()["studies"]}
     assert "no-such-network" in found["broken"]["why_not"]
     assert found["small"]["total"] == RUNS
+
+
+def test_without_a_note_the_shipped_study_that_was_run_is_known(tmp_path: Path) -> None:
+    """One seed of a shipped study, of which other shipped studies share some runs."""
+    study = load_study("mask-0-actions", ["scale=digits"])
+    plan = make_plan(study)
+    store = Store(tmp_path)
+    taken = [run for run in plan.runs.values() if run.seed == 0]
+    studies = Studies()
+    assert studies.known({}, store.run_ids()) == []
+    (found,) = studies.known({}, {run.id for run in taken})
+    assert (found.name, found.key) == ("mask-0-actions", "mask-0-actions-digits")
+    assert found.plan is not None
+    assert found.plan.runs.keys() == plan.runs.keys()
+    both = {run.id for run in make_plan(load_study("mask-criteria", ["scale=digits"])).runs.values()}
+    assert [each.name for each in studies.known({}, both | plan.runs.keys())] == ["mask-0-actions", "mask-criteria"]
 
 
 # --- the server ---

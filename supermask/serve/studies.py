@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -65,8 +65,10 @@ class Studies:
         self._import_criteria = import_criteria
         self._known: dict[str, KnownStudy] = {}
         self._shipped: list[KnownStudy] = []
+        self._looked_at = 0
+        """Runs that there were when the shipped studies were looked through: that takes a second."""
 
-    def known(self, notes: Mapping[str, Note], there: Collection[str]) -> list[KnownStudy]:
+    def known(self, notes: Mapping[str, Note], there: Set[str]) -> list[KnownStudy]:
         """Those of the latest notes, by name; without any, the shipped studies at the scale that has runs there."""
         for key, note in notes.items():
             if key not in self._known:
@@ -74,9 +76,9 @@ class Studies:
         if notes:
             latest = [self._known[key] for key in list(notes)[-MOST:]]
             return sorted(latest, key=lambda study: (study.name, study.key))
-        if there and not self._shipped:
-            self._shipped = list(_shipped(there))
-        return self._shipped
+        if there and len(there) >= 2 * self._looked_at:
+            self._shipped, self._looked_at = list(_shipped(there)), len(there)
+        return _telling(self._shipped, there)
 
     def _study(self, key: str, note: Note) -> KnownStudy:
         name = str(note.get("name", "study"))
@@ -113,7 +115,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(each)
 
 
-def _shipped(there: Collection[str]) -> Iterator[KnownStudy]:
+def _shipped(there: Set[str]) -> Iterator[KnownStudy]:
     """Of each shipped study the scale of which most is there; none of those of which only a shared dense run is."""
     for study in shipped_studies():
         counts = {scale: _runs_there(study.name, scale, there) for scale in study.scales}
@@ -122,7 +124,19 @@ def _shipped(there: Collection[str]) -> Iterator[KnownStudy]:
             yield KnownStudy(f"{study.name}-{scale}", study.name, make_plan(load_study(study.name, [f"scale={scale}"])))
 
 
-def _runs_there(name: str, scale: str, there: Collection[str]) -> int:
+def _telling(studies: Sequence[KnownStudy], there: Set[str]) -> list[KnownStudy]:
+    """Without those of which nothing is there but what others share: treatments share their runs across studies."""
+    own = {study.key: study.labels.keys() & there for study in studies}
+    told: set[str] = set()
+    found = []
+    for study in sorted(studies, key=lambda study: len(own[study.key]) / len(study.labels), reverse=True):
+        if own[study.key] - told:
+            told |= own[study.key]
+            found.append(study)
+    return sorted(found, key=lambda study: study.name)
+
+
+def _runs_there(name: str, scale: str, there: Set[str]) -> int:
     """Pruned runs of a study's first seed that are there; most scales are told apart by their dense run alone."""
     try:
         study = load_study(name, [f"scale={scale}"])
