@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from command_line import call
+from hostile_names import NAMES, SCRIPT, carried_out_hostile
 from stored_study import RUNS, Carried, carried_out
 
 from supermask import report_commands
+from supermask.report import gather, page
+from supermask.rows import rows_of_plan
+from supermask.store import Store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -128,7 +132,7 @@ def test_tables_sort_by_a_click_and_by_the_keyboard(opened: Page) -> None:
     head = table.locator("th", has_text="Accuracy")
 
     def column() -> list[float]:
-        return [float(text) for text in table.locator("tbody tr td:nth-child(5)").all_inner_texts()]
+        return [float(text.split()[0]) for text in table.locator("tbody tr td:nth-child(5)").all_inner_texts()]
 
     as_made = column()
     head.locator("button").click()
@@ -181,3 +185,19 @@ def test_paper_gets_every_figure(opened: Page) -> None:
     opened.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert opened.locator("[data-plot] .main-svg").count() >= opened.locator("[data-plot]").count() > 0
     opened.evaluate("dispatchEvent(new Event('afterprint'))")
+
+
+def test_hostile_names_are_shown_as_they_are(browser: Browser, tmp_path: Path) -> None:
+    plan = carried_out_hostile(tmp_path / "store", SCRIPT, SCRIPT)
+    found = (plan, *rows_of_plan(plan, Store(tmp_path / "store")))
+    file = tmp_path / "r.html"
+    file.write_text(page(gather([found], [], Store(tmp_path / "store"), SCRIPT)), encoding="utf-8")
+    with visit(browser, file, 1280, "light") as opened:
+        opened.evaluate("drawEmbedded()")
+        assert opened.title() == SCRIPT
+        legend = opened.locator("[data-plot$=accuracy] .legend bdi").all_text_contents()
+        assert legend == [*NAMES, "dense network"]
+        ticks = opened.locator("[data-plot$=overview] .ytick text").all_text_contents()
+        assert ticks[:6] == NAMES[:6]
+        cells = opened.locator("[data-table$=summary] tbody td:first-child").all_text_contents()
+        assert set(cells) == {*NAMES, "dense"}

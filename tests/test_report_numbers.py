@@ -173,3 +173,24 @@ def test_repeated_columns_are_small() -> None:
     assert packed["a"] == {"all": "x" * 100}
     assert len(json.dumps(packed["b"])) < 5_000
     assert packed["d"] == {"like": "c", "rows": [500], "values": [-1.0]}
+
+
+def test_the_table_compares_as_the_figure_does(tmp_path: Path) -> None:
+    """A study's reference that is not trained level by level is not what trained levels are compared with."""
+    treatments = [
+        {"name": "learned", "supermask": {}},
+        {"name": "ticket", "criterion": "large_final"},
+        {"name": "random", "criterion": "random"},
+        {"name": "on", "supermask": {}, "levels": 2},
+    ]
+    found = done(tmp_path / "store", *treatments, seeds=2, reference={"name": "learned"}, levels=1)
+    rows, _ = rows_of_plan(found.plan, found.opened())
+    made = gather([(found.plan, rows, [])], [], found.opened(), "")
+    (figure,) = (plot.figure for plot in made.studies[0].plots if plot.name == "accuracy")
+    view = next(view for view in figure["views"] if view["label"] == "Difference to the reference")
+    summary = rows_of(tables_of(made)["study-study-summary"])
+    found_at = [(row["treatment"], row["level"]) for row in summary]
+    assert found_at == [("dense", 0), ("learned", 1), ("ticket", 1), ("random", 1), ("on", 1), ("on", 2), ("on", 3)]
+    (row,) = (row for row in summary if row["treatment"] == "random")
+    assert row["reference"] == "ticket"
+    assert named(view, "random")["y"][0] == row["difference"]

@@ -105,7 +105,7 @@ def supermasks_plot(bars: Sequence[Bar], reference: str, dense: Sequence[float],
             "range": [len(labels) - 0.4, -0.6],
             "fixedrange": True,
         }
-        meta = {"height": 120 + 34 * len(labels), "least_width": 620}
+        meta = {"height": 120 + 34 * len(labels), "least_width": 420}
         views.append({"data": data, "layout": layout(xaxis, yaxis, meta=meta), "label": label})
     return {**views[0], "views": views[1:]}
 

@@ -84,7 +84,7 @@ def map_figure(summary: Summary, treatments: Sequence[str]) -> tuple[Figure, flo
                 "showgrid": False,
             },
             {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "showgrid": False},
-            meta={"height": 110 + 30 * len(names), "least_width": 190 + 62 * len(levels)},
+            meta={"height": 110 + 30 * len(names), "least_width": 150 + 60 * len(levels)},
         ),
         "label": "Map",
         "views": [],

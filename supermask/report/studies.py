@@ -34,8 +34,6 @@ class Plot:
     title: str
     caption: str
     figure: dict[str, Any]
-    wide: bool = True
-    """Across the page; two that are not stand side by side where there is room."""
 
     @property
     def height(self) -> int:
@@ -108,8 +106,8 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[l
     plots: list[Plot] = []
     tables: list[Table] = []
 
-    def plot(name: str, title: str, told: str, figure: dict[str, Any], wide: bool = True) -> None:
-        plots.append(Plot(f"{part_id}-{name}", name, title, told, figure, wide))
+    def plot(name: str, title: str, told: str, figure: dict[str, Any]) -> None:
+        plots.append(Plot(f"{part_id}-{name}", name, title, told, figure))
 
     dense = _accuracies([row for row in rows if row["level"] == 0])
     heuristic = heuristic_points(rows) if any(is_heuristic(row) for row in rows) else []
@@ -124,20 +122,25 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[l
     elif heuristic:
         plot("heuristic", "Heuristic supermasks", heuristic_caption(rows), heuristic_plot(heuristic, dense))
         tables.append(heuristic_table(part_id, study.name, heuristic))
-    plots += _trained(part_id, plan, rows, alone=not plots)
-    summary = summarise(rows, labels, study.reference, ACCURACY)
-    tables.append(summary_table(part_id, study.name, study.reference, data_rows(summary)))
-    return plots, tables
+    trained, compared = _trained(part_id, plan, rows, alone=not plots)
+    # What a figure compares with another reference than the study's is in the table as in the figure.
+    own = {(row["treatment"], row["level"]): row for row in compared}
+    means = data_rows(summarise(rows, labels, study.reference, ACCURACY))
+    means = [own.get((row["treatment"], row["level"]), row) for row in means]
+    tables.append(summary_table(part_id, study.name, means))
+    return [*plots, *trained], tables
 
 
-def _trained(part_id: str, plan: Plan, rows: list[Row], alone: bool) -> list[Plot]:
-    """Of the treatments whose levels are trained, if any has a finished run, or if there is nothing else to show."""
+def _trained(part_id: str, plan: Plan, rows: list[Row], alone: bool) -> tuple[list[Plot], list[Row]]:
+    """Of the treatments whose levels are trained, if any has a finished run, or if there is nothing else to show:
+    figures, and the numbers behind the one of accuracies.
+    """
     study = plan.study
     weights = [row for row in rows if not row.get("supermask")]
     trained = [t.label for t in study.treatments if t.trained and t.levels_of(study.prune)]
     done = {label for row in weights if row["status"] == "finished" for label in labels_of(row)}
     if not trained or not (alone or done.intersection(trained)):
-        return []
+        return [], []
     reference = study.reference if study.reference in trained else trained[0]
     summary = summarise(weights, trained, reference, ACCURACY)
     stops = summarise(weights, trained, reference, EARLY_STOP)
@@ -154,7 +157,7 @@ def _trained(part_id: str, plan: Plan, rows: list[Row], alone: bool) -> list[Plo
     stop = Plot(
         f"{part_id}-early-stop", "early-stop", "Early-stopping iteration", caption(stops, about), lines_figure(stops)
     )
-    return [*plots, stop]
+    return [*plots, stop], data_rows(summary)
 
 
 def _accuracies(rows: Sequence[Row]) -> list[float]:

@@ -10,8 +10,12 @@ from supermask.figures import slug
 from supermask.report.columns import pack_columns
 from supermask.tables import COLUMNS, Row
 
-Kind = Literal["text", "number", "signed", "p", "share", "interval", "signed_interval", "id"]
-"""How a value is shown; a `share` in percent, an `interval` is two columns in one."""
+Kind = Literal["text", "number", "signed", "p", "share", "id"]
+"""How a value is shown; a `share` in percent."""
+
+
+MEAN = ("mean_low95", "mean_high95")
+DIFFERENCE = ("difference_low95", "difference_high95")
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,9 @@ class Shown:
     kind: Kind = "text"
     digits: int = 0
     """Decimals."""
-    high: str = ""
-    """Of an interval, the column of its upper end."""
     about: str = ""
+    interval: tuple[str, str] | None = None
+    """Columns of the two ends of its interval, which stands beside it."""
 
     @property
     def numeric(self) -> bool:
@@ -54,24 +58,24 @@ class Table:
             "file": self.file,
             "columns": pack_columns(self.rows, self.columns),
             "shown": [
-                {"head": s.head, "column": s.column, "kind": s.kind, "digits": s.digits, "high": s.high}
+                {"head": s.head, "column": s.column, "kind": s.kind, "digits": s.digits, "interval": s.interval}
                 for s in self.shown
             ],
         }
 
 
-def summary_table(study_id: str, stem: str, reference: str, rows: Sequence[Row]) -> Table:
+def summary_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
     """Treatments by levels: the numbers of `figures.points.data_rows`."""
-    apart = f"treatment minus {reference}, percentage points"
+    apart = "treatment minus what its figure compares it with (column reference), percentage points"
     shown = (
         Shown("Treatment", "treatment"),
         Shown("Level", "level", "number"),
         Shown("Remaining, %", "weights_remaining_percent", "number", 2, about="weights remaining, mean over seeds"),
         Shown("n", "n", "number", about="seeds"),
-        Shown("Accuracy, %", "mean", "number", 2, about="mean over seeds, at the lowest validation loss"),
-        Shown("95% interval", "mean_low95", "interval", 2, "mean_high95", about="t-interval of the mean"),
-        Shown("Difference", "difference", "signed", 2, about=apart),
-        Shown("95% interval", "difference_low95", "signed_interval", 2, "difference_high95", about="of the difference"),
+        Shown(
+            "Accuracy, % [95% interval]", "mean", "number", 2, "mean over seeds, at the lowest validation loss", MEAN
+        ),
+        Shown("Difference [95% interval]", "difference", "signed", 2, apart, DIFFERENCE),
         Shown("p, Holm", "p_holm", "p", about="corrected over the levels of the treatment"),
     )
     return _table(study_id, "summary", stem, "Test accuracy by treatment and level", shown, rows)
@@ -85,10 +89,8 @@ def networks_table(study_id: str, stem: str, reference: str, rows: Sequence[Row]
         Shown("Network", "network", about="mean of single samples; p > 0.5; weights times p; or untrained"),
         Shown("In the mask, %", "density_percent", "number", 1, about="share of the weights"),
         Shown("n", "n", "number", about="seeds"),
-        Shown("Accuracy, %", "mean", "number", 2, about="mean over seeds"),
-        Shown("95% interval", "mean_low95", "interval", 2, "mean_high95", about="t-interval of the mean"),
-        Shown("Difference", "difference", "signed", 2, about=apart),
-        Shown("95% interval", "difference_low95", "signed_interval", 2, "difference_high95", about="of the difference"),
+        Shown("Accuracy, % [95% interval]", "mean", "number", 2, "mean over seeds", MEAN),
+        Shown("Difference [95% interval]", "difference", "signed", 2, apart, DIFFERENCE),
         Shown("p, Holm", "p_holm", "p", about="corrected over the treatments"),
     )
     return _table(study_id, "networks", stem, "Supermasks, each as the networks that it stands for", shown, rows)
@@ -103,8 +105,7 @@ def heuristic_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
         Shown("Level", "level", "number"),
         Shown("Remaining, %", "weights_remaining_percent", "number", 2, about="weights remaining, mean over seeds"),
         Shown("n", "n", "number", about="seeds"),
-        Shown("Accuracy, %", "mean", "number", 2, about="mean over seeds, untrained"),
-        Shown("95% interval", "mean_low95", "interval", 2, "mean_high95", about="t-interval of the mean"),
+        Shown("Accuracy, % [95% interval]", "mean", "number", 2, "mean over seeds, untrained", MEAN),
     )
     return _table(study_id, "heuristics", stem, "Heuristic supermasks by criterion, weights and level", shown, rows)
 

@@ -191,7 +191,8 @@ def error_axis(title: str, accuracies: Sequence[float | None]) -> dict[str, Any]
 def literal(text: str, longest: int = LONGEST_NAME) -> str:
     """Text as Plotly shows it literally, shortened where it is longer."""
     short = text if len(text) <= longest else text[: longest - 1] + "…"
-    return html.escape(short, quote=False)
+    # Between two `$` Plotly would look for mathematics, and for a library that is not there.
+    return html.escape(short, quote=False).replace("$", "&#36;")
 
 
 def number(value: float, digits: int = 2, signed: bool = False) -> str:

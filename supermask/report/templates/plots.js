@@ -131,11 +131,19 @@ function showCanvas(place, state) {
   layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
   for (const axis of [layout.xaxis, layout.yaxis]) {
     Object.assign(axis, { gridcolor: look.grid, linecolor: look.rule, tickfont: { size: 12 }, zerolinecolor: look.rule });
+    if (narrow && axis === layout.yaxis && axis.ticktext) axis.ticktext = axis.ticktext.map(shortened);
     if (narrow && axis === layout.xaxis && (axis.tickvals || []).length > 7) thin(axis);
     axis.title = Object.assign({ standoff: 8 }, axis.title, { font: { size: 13 } });
   }
   const config = { displaylogo: false, responsive: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]] };
   Plotly.react(canvas, view.data, layout, config);
+}
+
+/* Names are escaped for Plotly: they are cut as they are shown. */
+function shortened(text) {
+  const plain = text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&#36;", "$").replaceAll("&amp;", "&");
+  const cut = plain.length > 18 ? plain.slice(0, 17) + "…" : plain;
+  return cut.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("$", "&#36;");
 }
 
 function thin(axis) {

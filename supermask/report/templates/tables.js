@@ -142,23 +142,23 @@ function cell(shown, columns, row) {
     return made;
   }
   made.className = "num";
-  made.textContent = value === null || value === undefined ? NOTHING : numberText(shown, value, columns, row);
+  const there = (each) => each !== null && each !== undefined;
+  made.textContent = there(value) ? numberText(shown, value) : NOTHING;
+  if (shown.interval) {
+    const [low, high] = shown.interval.map((name) => columns[name](row));
+    const ends = document.createElement("span");
+    ends.className = "ends";
+    if (there(low)) ends.textContent = `[${numberText(shown, low)}, ${numberText(shown, high)}]`;
+    made.append(" ", ends);
+  }
   return made;
 }
 
-function numberText(shown, value, columns, row) {
-  const fixed = (number, sign) => {
-    const style = { minimumFractionDigits: shown.digits, maximumFractionDigits: shown.digits, signDisplay: "negative" };
-    return number.toLocaleString("en", sign ? { ...style, signDisplay: "exceptZero" } : style).replace("-", "−");
-  };
-  if (shown.kind === "share") return fixed(100 * value);
-  if (shown.kind === "signed") return fixed(value, true);
+function numberText(shown, value) {
   if (shown.kind === "p") return value < 0.001 ? "< 0.001" : value.toFixed(value < 0.1 ? 3 : 2);
-  if (shown.high) {
-    const sign = shown.kind === "signed_interval";
-    return `[${fixed(value, sign)}, ${fixed(columns[shown.high](row), sign)}]`;
-  }
-  return fixed(value);
+  const signDisplay = shown.kind === "signed" ? "exceptZero" : "negative";
+  const style = { minimumFractionDigits: shown.digits, maximumFractionDigits: shown.digits, signDisplay };
+  return (shown.kind === "share" ? 100 * value : value).toLocaleString("en", style).replace("-", "−");
 }
 
 /* All columns, every number to its last digit. */
