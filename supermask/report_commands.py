@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from supermask.claims import evaluate
+from supermask.claims import ClaimFinding, evaluate
 from supermask.commands import default_store, rows
 from supermask.errors import MachineError, UserError
 from supermask.plan import Plan
@@ -54,8 +54,12 @@ def report_on(
     found: Sequence[StudyRows], store: Store, made_by: str, scale: str = "", whole_paper: bool = False
 ) -> Report:
     """The report on studies whose rows are there. `whole_paper`: with the claims that no study can decide yet."""
-    claims = evaluate([(made.study, all_rows) for made, all_rows, _ in found], whole_paper)
-    return gather(found, claims, store, made_by, scale)
+    return gather(found, claims_about(found, whole_paper), store, made_by, scale)
+
+
+def claims_about(found: Sequence[StudyRows], whole_paper: bool = False) -> list[ClaimFinding]:
+    """What the runs say of the claims about these studies."""
+    return evaluate([(made.study, all_rows) for made, all_rows, _ in found], whole_paper)
 
 
 def write(made: Report, out: Path) -> Path:

@@ -66,13 +66,18 @@ def rows_of_store(store: Store) -> tuple[list[Row], list[str]]:
         except Damaged as damage:
             damaged.append(str(damage))
             continue
-        run = Run.from_data(facts)
-        step = run.step
-        treatment = f"{step.criterion}, {step.mask1}, {step.mask0}" if step else DENSE
-        if run.learning is not None:
-            treatment = f"supermask, {run.learning.method}"
-        rows.append(_row(run, facts) | {"treatment": treatment})
+        rows.append(row_of_facts(facts))
     return rows, damaged
+
+
+def row_of_facts(facts: Facts) -> Row:
+    """The row of a stored run, whatever study asked for it."""
+    run = Run.from_data(facts)
+    step = run.step
+    treatment = f"{step.criterion}, {step.mask1}, {step.mask0}" if step else DENSE
+    if run.learning is not None:
+        treatment = f"supermask, {run.learning.method}"
+    return _row(run, facts) | {"treatment": treatment}
 
 
 def curves_of_plan(plan: Plan, store: Store) -> list[Row]:

@@ -30,8 +30,8 @@ Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the
 
 Python: `supermask.commands` has a function for each command, with the same arguments; it returns data and prints
 nothing. That of `masks` is `supermask.look`; those for tickets are in `supermask.ticket_commands`,
-that of `report` in `supermask.report_commands`, those of `claims` and `reproduce` in `supermask.conclusions`, those
-for notebooks in [notebook.md](notebook.md).
+that of `report` in `supermask.report_commands`, those of `claims` and `reproduce` in `supermask.conclusions`, that of
+`serve` is `supermask.serve.server.serve`; those for notebooks are in [notebook.md](notebook.md).
 """
 
 

@@ -12,6 +12,7 @@ from supermask.cli import studies as studies  # isort: skip
 from supermask.cli import conclusions as conclusions  # isort: skip
 from supermask.cli import tickets as tickets  # isort: skip
 from supermask.cli import masks as masks  # isort: skip
+from supermask.cli import serving as serving  # isort: skip
 from supermask.cli import reports as reports  # isort: skip
 from supermask.cli import trackers as trackers  # isort: skip
 from supermask.cli.app import app

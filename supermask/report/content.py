@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +54,16 @@ def gather(
     store: Store,
     made_by: str,
     scale: str = "",
+    part_of: Callable[[str, Plan, list[Row], Store], StudyPart] = study_part,
 ) -> Report:
     """The report over studies: each with its plan, its rows and the texts of its damaged runs (`rows.rows_of_plan`).
 
-    `made_by` is the command that makes it again. Of the store it reads the curves of learned masks and, once for each,
-    the environments and the runs whose certificate does not hold. Raises what reading the store raises.
+    `made_by` is the command that makes it again; `part_of` makes a study's part, or remembers it. Of the store it reads
+    the curves of learned masks and, once for each, the environments and the runs whose certificate does not hold.
+    Raises what reading the store raises.
     """
     ids = _ids([plan.study.name for plan, _, _ in studies])
-    parts = [study_part(part_id, plan, rows, store) for part_id, (plan, rows, _) in zip(ids, studies, strict=True)]
+    parts = [part_of(part_id, plan, rows, store) for part_id, (plan, rows, _) in zip(ids, studies, strict=True)]
     damaged = [text for _, _, texts in studies for text in texts]
     making = making_of([rows for _, rows, _ in studies], damaged, store, made_by)
     return Report(tuple(claims), tuple(parts), making, scale)

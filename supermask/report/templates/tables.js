@@ -14,7 +14,10 @@ function wireTables(root) {
 }
 
 function fillTable(place) {
-  return supermask.source(place.dataset.table).then((data) => data && new DataTable(place, unpacked(data)));
+  return supermask.source(place.dataset.table).then((data) => {
+    if (data && place.table) place.table.update(unpacked(data));
+    else if (data) place.table = new DataTable(place, unpacked(data));
+  });
 }
 
 /* Columns as functions of the row's number: see supermask/report/columns.py. */
@@ -35,18 +38,26 @@ function unpacked(data) {
 
 class DataTable {
   constructor(place, data) {
-    Object.assign(this, { place, data, page: 0, sorted: null, descending: false });
-    this.order = Array.from({ length: data.rows }, (_, row) => row);
-    this.rows = this.order;
+    Object.assign(this, { place, page: 0, sorted: null, descending: false });
     this.heads = [...place.querySelectorAll("thead th")];
     this.heads.forEach((head, index) => head.querySelector("button").addEventListener("click", () => this.sort(index)));
     const tools = place.querySelector(".tools");
     tools.hidden = false;
-    tools.querySelector(".filter").hidden = data.rows <= PAGE_ROWS;
     tools.querySelector("input").addEventListener("input", (event) => this.filter(event.target.value));
-    tools.querySelector(".csv").addEventListener("click", () => download(data.file, csvOf(data), "text/csv"));
+    tools.querySelector(".csv").addEventListener("click", () => download(this.data.file, csvOf(this.data), "text/csv"));
     place.querySelector(".before").addEventListener("click", () => this.turn(-1));
     place.querySelector(".after").addEventListener("click", () => this.turn(1));
+    this.update(data);
+  }
+
+  /* Other rows in the same place: sorted and filtered as before, on the same page if there is one. */
+  update(data) {
+    this.data = data;
+    this.order = Array.from({ length: data.rows }, (_, row) => row);
+    this.place.querySelector(".filter").hidden = data.rows <= PAGE_ROWS;
+    const page = this.page;
+    this.arrange();
+    this.page = Math.min(page, Math.max(0, Math.ceil(this.rows.length / PAGE_ROWS) - 1));
     this.show();
   }
 
