@@ -16,7 +16,7 @@ from supermask.lineage import layers_of
 from supermask.masks import unpack
 from supermask.networks import maskables
 from supermask.records import unpack_curve
-from supermask.run import Run
+from supermask.runs import Run
 from supermask.serve.pictures import has_pixels
 from supermask.serve.shelf import Shelf
 from supermask.store import Damaged
