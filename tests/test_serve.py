@@ -438,7 +438,7 @@ def test_a_curve_with_numbers_that_json_has_not(own: Path, carried: Carried) -> 
     run_id = carried.run_id(2)
     note_progress(own, note_study(own, carried.plan), in_flight=[{"run": run_id, "since": 0.0}])
     path = own / "notes" / "curves" / f"{run_id}.json"
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     path.write_text(
         f'{{"run": "{run_id}", "of": 9, "iterations": [0], "validation_loss": [NaN], "validation_accuracy": [0.5]}}'
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class Journal:
         self._constant: dict[str, Any] = {
             "studies": list(self._studies),
             "pid": os.getpid(),
-            "host": socket.gethostname(),
+            "host": platform.node(),
             "workers": workers,
             "began": time.time(),
             "tasks": schedule.tasks_left,
