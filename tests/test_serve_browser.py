@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile_names import NAMES, SCRIPT, carried_out_hostile
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serving import note_curve, note_progress, note_study
 from stored_study import RUNS, Carried, carried_out
@@ -208,6 +209,30 @@ def test_exploring_and_opening_a_run(site: Site, seen: Seen) -> None:
     page.goto(address)
     expect(page.locator("#chosen")).to_have_text("4 of 5 chosen", timeout=WAIT)
     expect(page.locator("#metric")).to_have_value("early_stop_iteration")
+    seen.check(site)
+
+
+def test_hostile_names_are_shown_as_they_are(site: Site, seen: Seen) -> None:
+    plan = carried_out_hostile(site.store, SCRIPT, "</script><img src=x onerror=alert(1)>")
+    key = note_study(site.store, plan)
+    note_progress(site.store, key, message=SCRIPT, in_flight=[{"run": plan.members[-1].run_id, "since": 0.0}])
+    page = seen.page
+    page.on("dialog", lambda dialog: seen.complaints.append(dialog.message))
+    page.goto(site.url)
+    expect(page.locator("#studies")).to_contain_text(f"{SCRIPT} </script><img src=x onerror=alert(1)>", timeout=WAIT)
+    expect(page.locator(".going-on .message")).to_have_text(SCRIPT)
+    part = page.locator(".study", has=page.locator("h2", has_text="<img src=x"))
+    expect(part).to_be_visible(timeout=WAIT)
+    part.locator("[data-plot]").first.scroll_into_view_if_needed()
+    for name in NAMES[:6]:
+        expect(part.locator("[data-plot]").first.get_by_role("button", name=name, exact=True)).to_be_visible(
+            timeout=WAIT
+        )
+    run = next(member for member in plan.members if member.treatment == NAMES[2] and member.level == 1)
+    page.goto(f"{site.url}run/{run.run_id}")
+    expect(page.locator("main")).to_contain_text(f"In study {SCRIPT}: {NAMES[2]}")
+    page.goto(f"{site.url}explore?network=%3Cscript%3E&treatment=%22%3E%3Cimg%20src=x%20onerror=alert(1)%3E")
+    expect(page.locator("#chosen")).to_contain_text("chosen", timeout=WAIT)
     seen.check(site)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from supermask.errors import UserError
 from supermask.figures.style import LOOKS, Look, looks, percent
+from supermask.report.traces import literal
 from supermask.serve.lines import KEY_LENGTH, Line
 from supermask.stats import mean_interval
 from supermask.tables import COLUMNS, Row, Value, to_csv
@@ -213,19 +214,17 @@ def _traces(line: Line, points: Sequence[_Point], look: Look, least: float) -> l
     across = [replace(points[0], remaining=least)] if [point.level for point in points] == [0] else []
     colour, points = look.colour, [*points, *across]
     banded = [point for point in points if point.low is not None and point.high is not None]
-    # Plotly reads a few tags in names and hover texts.
-    name = line.label.replace("&", "&amp;").replace("<", "&lt;")
     trace = {
         "x": [point.remaining for point in points],
         "y": [point.mean for point in points],
-        "name": name,
+        "name": line.label,
         "uid": line.key,
         "legendgroup": line.key,
         "mode": "lines" if across else "lines+markers",
         "line": {"color": colour, "dash": "dot" if across else _dash(look.line), "width": 2},
-        "marker": {"color": colour, "size": 7, "symbol": "circle"},
-        "text": [_hover(point if not across else points[0]) for point in points],
-        "hovertemplate": f"<b>{name}</b><br>%{{text}}<extra></extra>",
+        **({} if across else {"marker": {"color": colour, "size": 7, "symbol": "circle"}}),
+        "text": [f"<b>{literal(line.label)}</b><br>{_hover(point if not across else points[0])}" for point in points],
+        "hovertemplate": "%{text}<extra></extra>",
     }
     band = {
         "x": [point.remaining for point in [*banded, *reversed(banded)]],
