@@ -107,17 +107,20 @@ def p_text(p: float) -> str:
 
 
 _TESTS = {
-    "paired t": "paired t where both sides have the same seeds",
-    "Welch t": "Welch's t where they differ",
-    "one-sample t": "one-sample t against chance",
+    "paired t": "paired t, where both sides have the same seeds",
+    "Welch t": "Welch's t, where they differ",
+    "one-sample t": "one-sample t, against chance",
 }
 
+
+def _quoted(relation: str) -> str:
+    return f"“{relation.replace('_', ' ')}”"
+
+
 _SIDES = {
-    "above": "two-sided",
-    "below": "two-sided",
-    "at_least": "one-sided against the margin",
-    "at_most": "one-sided against the margin",
-    "matches": "two one-sided tests (TOST): the difference lies within the margin",
+    ("above", "below"): "two-sided",
+    ("at_least", "at_most"): "one-sided against the margin",
+    ("matches",): "by two one-sided tests (TOST) that the difference lies within the margin",
 }
 
 
@@ -130,16 +133,17 @@ def tests_told(findings: Sequence[ClaimFinding]) -> list[str]:
     used = Counter(level.test for _, level in tested)
     tests = "; ".join(f"{words} ({used[test]:,})" for test, words in _TESTS.items() if used[test])
     relations = {clause.relation for clause, _ in tested}
-    told = dict.fromkeys(_SIDES[relation] for relation in _SIDES if relation in relations)
     sides = [
-        f"{' and '.join(r.replace('_', ' ') for r in _SIDES if r in relations and _SIDES[r] == side)}: {side}"
-        for side in told
+        f"{' and '.join(_quoted(each) for each in those if each in relations)} {how}"
+        for those, how in _SIDES.items()
+        if relations.intersection(those)
     ]
     seeds = sorted({level.n for _, level in tested})
-    n = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     said = [
-        f"Tests, by comparisons, n = {n} seeds: {tests}. What is claimed decides the sides. {'; '.join(sides)}. "
-        "p is of a level alone; p, Holm is corrected over the levels of its part, not over parts or claims."
+        f"n = {n} seeds. Tests, with how many comparisons were made by each: {tests}. What is claimed is tested "
+        f"{', '.join(sides)}. p is of a level alone; p, Holm is corrected over the levels of its part, not over parts "
+        "or claims."
     ]
     pairs = [level.n for _, level in tested if level.p_sign_flip is not None]
     if pairs:

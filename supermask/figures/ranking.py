@@ -207,7 +207,7 @@ def ranking_caption(summary: Summary, ranking: Ranking, layout: str, reference: 
             f"{layout}.",
             "No interval."
             if max(counts) < 2
-            else "Line: 95% t-interval of the mean rank (none where it is the same "
+            else "Thin line: 95% t-interval of the mean rank (none where it is the same "
             "in every seed); pale bar: best to worst rank of a seed.",
             f"Each level by itself; nothing is tested here. {reference}",
             "Seeds in which some treatment has not finished are not ranked." if fewer else "",

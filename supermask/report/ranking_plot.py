@@ -13,7 +13,7 @@ from supermask.figures.ranking import Ranked, RankedLevel, Ranking
 from supermask.figures.style import Look, looks, percent
 from supermask.report.traces import SYMBOLS, Figure, Mark, Trace, layout, line, literal, number, remaining_axis
 
-LAYOUT = "all levels first, then each by itself, best first"
+LAYOUT = "first view: lines join a treatment's mean ranks; then a level each, best first"
 """What the caption says of how the ranks are laid out."""
 
 
@@ -61,7 +61,7 @@ def _level(summary: Summary, level: RankedLevel, chosen: dict[str, Look], most: 
         f"{name} (ref.)" if each.treatment == summary.reference else name
         for name, each in zip(names, level.places, strict=True)
     ]
-    xaxis = {"title": {"text": f"Mean rank with {label} of the weights (1 is best)"}, "range": [0.6, most + 0.4]}
+    xaxis = {"title": {"text": "Mean rank (1 is best)"}, "range": [0.6, most + 0.4]}
     yaxis = {
         "tickvals": list(range(len(names))),
         "ticktext": names,
@@ -69,8 +69,7 @@ def _level(summary: Summary, level: RankedLevel, chosen: dict[str, Look], most: 
         "fixedrange": True,
         "showgrid": False,
     }
-    meta = {"height": height, "least_width": 420}
-    return {"data": data, "layout": layout({**xaxis, **_whole(most)}, yaxis, meta=meta), "label": label}
+    return {"data": data, "layout": layout({**xaxis, **_whole(most)}, yaxis, meta={"height": height}), "label": label}
 
 
 def _dot(each: Ranked, row: int, look: Look, hover: str) -> list[Trace]:

@@ -10,10 +10,10 @@ from typing import Any
 from supermask.datasets.facts import DATASETS
 from supermask.figures import has_supermasks, is_heuristic
 from supermask.figures.accuracy import ACCURACY, EARLY_STOP, stopped_at_the_end
-from supermask.figures.caption import caption
+from supermask.figures.caption import caption, data_notes, joined, left_out, span
 from supermask.figures.curves import curve_rows, curves_caption
 from supermask.figures.panels import heuristic_caption, heuristic_points
-from supermask.figures.points import data_rows, summarise
+from supermask.figures.points import Summary, data_rows, summarise
 from supermask.figures.ranking import ranking_caption, ranking_of
 from supermask.figures.supermasks import supermask_bars, supermask_caption, supermask_rows
 from supermask.figures.table_one import has_table_one, table_one_caption, table_one_rows
@@ -161,11 +161,15 @@ def _trained(part_id: str, plan: Plan, rows: list[Row], alone: bool) -> tuple[li
     shown = [label for label in trained if summary.lines[label]]
     if any(point.comparison for point in summary.points) and len(shown) <= MOST_IN_MAP:
         figure, limit = map_figure(summary, shown)
-        told = (
-            f"Each cell: test accuracy at that level minus that of {reference}, in percentage points, mean over seeds. "
-            f"Blue is better, orange worse; the colours end at ±{limit:g} points. ★: p < 0.05 after Holm's correction."
+        plots.append(
+            Plot(
+                f"{part_id}-overview",
+                "overview",
+                "All treatments at all levels",
+                _map_caption(summary, limit),
+                figure,
+            )
         )
-        plots.append(Plot(f"{part_id}-overview", "overview", "All treatments at all levels", told, figure))
     ranking = ranking_of(summary)
     if ranking.levels and 2 < len(shown) <= MOST_IN_MAP:
         told = ranking_caption(summary, ranking, LAYOUT, f"(ref.): the reference, {reference}.")
@@ -175,6 +179,16 @@ def _trained(part_id: str, plan: Plan, rows: list[Row], alone: bool) -> tuple[li
         f"{part_id}-early-stop", "early-stop", "Early-stopping iteration", caption(stops, about), lines_figure(stops)
     )
     return [*plots, stop], data_rows(summary)
+
+
+def _map_caption(summary: Summary, limit: float) -> str:
+    n = span([point.interval.n for point in summary.points])
+    told = (
+        f"Each cell: test accuracy at that level minus that of {summary.reference}, in percentage points, mean over "
+        f"n = {n} seeds. Blue is better, orange worse; the colours end at ±{limit:g} points. ★: p < 0.05 after Holm's "
+        "correction over the levels of the treatment."
+    )
+    return joined([told, left_out(summary), *data_notes(summary)])
 
 
 def _accuracies(rows: Sequence[Row]) -> list[float]:
