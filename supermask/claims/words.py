@@ -141,7 +141,7 @@ def tests_told(findings: Sequence[ClaimFinding]) -> list[str]:
     seeds = sorted({level.n for _, level in tested})
     n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     said = [
-        f"n = {n} seeds. Tests, with how many comparisons were made by each: {tests}. What is claimed is tested "
+        f"n = {n} seeds. Tests, with how many comparisons were made by each: {tests}. Relations are tested "
         f"{', '.join(sides)}. p is of a level alone; p, Holm is corrected over the levels of its part, not over parts "
         "or claims."
     ]

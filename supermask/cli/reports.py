@@ -34,7 +34,7 @@ def report(
     studies, settings = studies_and_settings(words)
     made = report_commands.gathered(studies, settings, store, out)
     written = report_commands.write(made, out)
+    echo(f"{written}  {written.stat().st_size / 1e6:.1f} MB: {lead(made)}")
     for text in made.notices:
         echo(text)
-    echo(f"{written}  {written.stat().st_size / 1e6:.1f} MB: {lead(made)}")
     warn(made.making.damaged)

@@ -61,7 +61,7 @@ def _level(summary: Summary, level: RankedLevel, chosen: dict[str, Look], most: 
         f"{name} (ref.)" if each.treatment == summary.reference else name
         for name, each in zip(names, level.places, strict=True)
     ]
-    xaxis = {"title": {"text": "Mean rank (1 is best)"}, "range": [0.6, most + 0.4]}
+    xaxis = {"title": {"text": f"Mean rank at {label} (1 is best)"}, "range": [0.6, most + 0.4]}
     yaxis = {
         "tickvals": list(range(len(names))),
         "ticktext": names,

@@ -188,7 +188,9 @@ def _map_caption(summary: Summary, limit: float) -> str:
         f"n = {n} seeds. Blue is better, orange worse; the colours end at ±{limit:g} points. ★: p < 0.05 after Holm's "
         "correction over the levels of the treatment."
     )
-    return joined([told, left_out(summary), *data_notes(summary)])
+    apart = any(point.comparison is None and point.treatment != summary.reference for point in summary.points)
+    dash = f"–: not compared, as {summary.reference} has no run with as many weights there." if apart else ""
+    return joined([told, dash, left_out(summary), *data_notes(summary)])
 
 
 def _accuracies(rows: Sequence[Row]) -> list[float]:
