@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import call
-from mask_studies import mask_plan
+from mask_studies import TABLE_ONE, mask_plan
 from numpy.typing import NDArray
 from report_page import blocks, read, rows_of
 from scipy import stats as scipy_stats
@@ -26,15 +26,6 @@ from supermask.plan import Plan
 from supermask.report import Report, page, plots_of
 from supermask.store import Store
 
-HEURISTIC = {"criterion": "large_final_same_sign", "trained": False, "schedule": "one_shot"}
-TABLE_ONE: tuple[dict[str, Any], ...] = (
-    {"name": "heuristic, w_i", **HEURISTIC},
-    {"name": "heuristic, signed constant", **HEURISTIC, "mask1": "signed_constant"},
-    {"name": "learned, w_i", "supermask": {}},
-    {"name": "learned, signed constant", "supermask": {"weights": "signed_constant"}},
-    {"name": "DWR, w_i", "supermask": {"rescaled": True}},
-    {"name": "DWR, signed constant", "supermask": {"weights": "signed_constant", "rescaled": True}},
-)
 CLAIMS = [
     {
         "id": "mine",

@@ -76,7 +76,7 @@ def demonstration(datasets: Iterable[str]) -> str:
         return ""
     return (
         f"A demonstration, on {' and '.join(told)}: its verdicts say nothing about the paper's networks. "
-        "`supermask reproduce --scale laptop`, or `--scale paper`, does."
+        "supermask reproduce --scale laptop, or --scale paper, does."
     )
 
 
