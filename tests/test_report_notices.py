@@ -10,15 +10,17 @@ import pytest
 from command_line import call
 from report_page import Element, read, rows_of
 from small_studies import carry_out, small_plan
-from stored_study import TEXT, Carried, carried_out
+from stored_study import TEXT, Carried, carried_out, written
 
 from supermask import commands
 from supermask.claims import evaluate
 from supermask.claims.printing import notices
 from supermask.datasets.facts import DATASETS, data_texts, demonstration
+from supermask.plan import make_plan
 from supermask.report import Report, gather, page, sections, tables_of
 from supermask.rows import rows_of_plan
 from supermask.store import Store
+from supermask.study import load_study
 from supermask.tables import Row
 
 DEMONSTRATION = "A demonstration, on 1,797 images of 8x8 pixels (digits): its verdicts say nothing about the paper's"
@@ -108,8 +110,16 @@ def test_a_learning_rate_that_is_too_high(tmp_path: Path) -> None:
             when = f"loss not finite at iteration {row['diverged_at']}"
             assert f"dense, level 0, seed {row['seed']} ({when})" in section(report, "study-study").text
             assert when in section(report, "making").text
-    assert "No run of this study has finished yet" in section(report, "study-study").text
+    assert "has finished, and none is to do: there is no mean" in section(report, "study-study").text
     assert page(report)
+
+
+def test_a_study_that_diverged_whole_is_reported_and_not_called_missing(tmp_path: Path) -> None:
+    study = written(tmp_path, text=TEXT.replace("train: {", "train: {lr: 3e37, optimizer: sgd, "))
+    carry_out(make_plan(load_study(study)), tmp_path / "store")
+    told = call("report", study, "--store", tmp_path / "store", "--out", tmp_path / "r.html")
+    assert (told.status, told.err) == (0, "")
+    assert "2 runs diverged, and 16 runs could not be done after them" in (tmp_path / "r.html").read_text()
 
 
 @pytest.fixture(scope="module")
