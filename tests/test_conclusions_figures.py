@@ -301,7 +301,6 @@ def test_the_same_rows_give_the_same_bytes(draw: Any, tmp_path: Path) -> None:
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.parametrize("draw", DRAW)
 def test_hostile_names_are_shown_literally_and_inside_the_page(draw: Any, tmp_path: Path) -> None:
     names = ["<script>$x_1$</script>", "\N{RIGHT-TO-LEFT OVERRIDE}abc \N{GRINNING FACE}", "../" * 100]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from supermask.errors import UserError
 from supermask.figures.lines import BAND, MANY, accuracy_ticks, error_scale
-from supermask.figures.page import Page, fitting, styled
+from supermask.figures.page import Page, fitting
 from supermask.figures.save import Drawn
-from supermask.figures.style import WIDTH, Look, looks, percent
+from supermask.figures.style import WIDTH, Look, looks, percent, styled
 from supermask.stats import MeanInterval, mean_interval
 from supermask.tables import Row
 

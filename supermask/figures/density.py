@@ -9,9 +9,9 @@ import numpy as np
 
 from supermask.analysis.density import Density
 from supermask.analysis.overlap import ALL_LAYERS
-from supermask.figures.page import MARGIN, PANEL_SIZE, Page, columns_for, fitting, ruler, styled, widest
+from supermask.figures.page import MARGIN, PANEL_SIZE, Page, columns_for, fitting, ruler, widest
 from supermask.figures.save import Drawn
-from supermask.figures.style import BLACK, DOTTED, OTHERS, WIDTH, Look, percent
+from supermask.figures.style import BLACK, DOTTED, OTHERS, WIDTH, Look, percent, styled
 from supermask.tables import Row
 
 if TYPE_CHECKING:

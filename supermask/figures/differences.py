@@ -10,10 +10,10 @@ from supermask.errors import UserError
 from supermask.figures.accuracy import ACCURACY
 from supermask.figures.caption import data_notes, joined, left_out, marks, span
 from supermask.figures.lines import MARKER, STAR, STAR_LIFT, weights_axis
-from supermask.figures.page import Page, columns_for, headings, styled
+from supermask.figures.page import Page, columns_for, headings
 from supermask.figures.points import Point, Summary, summarise
 from supermask.figures.save import Drawn
-from supermask.figures.style import INK, WIDTH, Look, looks
+from supermask.figures.style import INK, WIDTH, Look, looks, styled
 from supermask.tables import Row
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from supermask.analysis.distribution import Distribution
-from supermask.figures.page import MARGIN, PANEL_SIZE, Page, fitting, styled, widest
+from supermask.figures.page import MARGIN, PANEL_SIZE, Page, fitting, widest
 from supermask.figures.save import Drawn
-from supermask.figures.style import BLUE, INK, WIDTH
+from supermask.figures.style import BLUE, INK, WIDTH, styled
 from supermask.tables import Row
 
 if TYPE_CHECKING:

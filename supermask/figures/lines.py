@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from supermask.figures.caption import caption, wrap
 from supermask.figures.points import Point, Summary, data_rows
 from supermask.figures.save import DPI, Drawn
-from supermask.figures.style import GREY, INK, RC, WIDTH, Look, looks, percent, thinned
+from supermask.figures.style import GREY, INK, RC, WIDTH, Look, looks, percent, styled, thinned
 from supermask.figures.text import TextWidth, text_width
 
 if TYPE_CHECKING:
@@ -36,11 +36,10 @@ ERROR_LINE = "The accuracy axis is logarithmic in the test error (100% - accurac
 
 def draw(summary: Summary, title: str, remarks: Sequence[str] = ()) -> Drawn:
     """The figure, its caption with `remarks` on what is drawn, and the numbers behind it."""
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(RC):
+    with styled():
         figure = Figure(figsize=(WIDTH, 4.0), dpi=DPI)
         FigureCanvasAgg(figure)
         axes = figure.add_axes((0.1, 0.3, 0.6, 0.6))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from supermask.analysis.overlap import ALL_LAYERS, Overlap, OverlapMatrix, overlap_matrix
-from supermask.figures.page import MARGIN, PANEL_SIZE, Page, colour_bar, columns_for, fitting, styled, widest
+from supermask.figures.page import MARGIN, PANEL_SIZE, Page, colour_bar, columns_for, fitting, widest
 from supermask.figures.save import Drawn
-from supermask.figures.style import AMOUNT, GREY, INK, WIDTH, colour_map
+from supermask.figures.style import AMOUNT, GREY, INK, WIDTH, colour_map, styled
 from supermask.tables import Row
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from supermask.figures.accuracy import ACCURACY
 from supermask.figures.caption import data_notes, joined, left_out, marks, span
-from supermask.figures.page import FRAME, Page, columns_for, fitting, ruler, styled
+from supermask.figures.page import FRAME, Page, columns_for, fitting, ruler
 from supermask.figures.points import Point, Summary, summarise
 from supermask.figures.save import Drawn
-from supermask.figures.style import INK, WIDTH, WORSE_TO_BETTER, colour_map, percent
+from supermask.figures.style import INK, WIDTH, WORSE_TO_BETTER, colour_map, percent, styled
 from supermask.tables import Row
 
 if TYPE_CHECKING:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from supermask.figures.caption import wrap
 from supermask.figures.save import DPI
-from supermask.figures.style import INK, RC, WIDTH
+from supermask.figures.style import INK, WIDTH
 from supermask.figures.text import TextWidth, text_width
 
 if TYPE_CHECKING:
@@ -21,13 +20,6 @@ MARGIN, TITLE_SIZE, CAPTION_SIZE, PANEL_SIZE = 0.08, 8.5, 6.6, 7.0
 """Outer margin in inches; sizes of text in points."""
 
 FRAME: dict[str, Any] = {"color": "#9a9a9a", "linewidth": 0.5}
-
-
-def styled() -> AbstractContextManager[None]:
-    """The house's style, while a figure is made."""
-    import matplotlib
-
-    return matplotlib.rc_context(RC)
 
 
 @lru_cache(maxsize=1)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from supermask.errors import UserError
 from supermask.figures.caption import joined, told_out
 from supermask.figures.lines import MARKER, weights_axis
-from supermask.figures.page import Page, fitting, styled
+from supermask.figures.page import Page, fitting
 from supermask.figures.save import Drawn
-from supermask.figures.style import INK, WIDTH, Look, looks
+from supermask.figures.style import INK, WIDTH, Look, looks, styled
 from supermask.stats import MeanInterval, mean_interval
 from supermask.tables import Row, Value, labels_of
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from supermask.figures.page import MARGIN, Page, colour_bar, columns_for, headings, styled
+from supermask.figures.page import MARGIN, Page, colour_bar, columns_for, headings
 from supermask.figures.save import Drawn
-from supermask.figures.style import AMOUNT, WIDTH, colour_map
+from supermask.figures.style import AMOUNT, WIDTH, colour_map, styled
 from supermask.tables import Row
 
 MOST_NAMED = 16

@@ -9,9 +9,9 @@ import numpy as np
 
 from supermask.analysis.distribution import limits_of
 from supermask.analysis.plane import Hexagons, Plane, hexagons
-from supermask.figures.page import MARGIN, Page, colour_bar, columns_for, headings, styled
+from supermask.figures.page import MARGIN, Page, colour_bar, columns_for, headings
 from supermask.figures.save import Drawn
-from supermask.figures.style import PRUNED_TO_KEPT, WIDTH, colour_map
+from supermask.figures.style import PRUNED_TO_KEPT, WIDTH, colour_map, styled
 from supermask.tables import Row
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from supermask.errors import UserError
 from supermask.figures.accuracy import ACCURACY
 from supermask.figures.caption import data_notes, joined, left_out, span
 from supermask.figures.lines import MARKER
-from supermask.figures.page import Page, fitting, ruler, styled
+from supermask.figures.page import Page, fitting, ruler
 from supermask.figures.points import SAME_DENSITY, Point, Summary, summarise
 from supermask.figures.save import Drawn
-from supermask.figures.style import INK, WIDTH, looks, percent
+from supermask.figures.style import INK, WIDTH, looks, percent, styled
 from supermask.stats import mean_interval
 from supermask.tables import Row
 

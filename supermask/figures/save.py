@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supermask.errors import MachineError, UserError
-from supermask.figures.style import RC
+from supermask.figures.style import styled
 from supermask.tables import Row, to_csv
 
 if TYPE_CHECKING:
@@ -42,10 +42,8 @@ def save(drawn: Drawn, out_dir: Path, stem: str) -> list[Path]:
 
     Raises UserError where `out_dir` is no folder, MachineError where it cannot be written.
     """
-    import matplotlib
-
     paths = [Path(out_dir) / f"{slug(stem)}.{suffix}" for suffix in FORMATS]
-    with _writing(out_dir), matplotlib.rc_context(RC):
+    with _writing(out_dir), styled():
         for path, (suffix, metadata) in zip(paths, FORMATS.items(), strict=True):
             drawn.figure.savefig(path, format=suffix, dpi=DPI, metadata=metadata)
     return [*paths, save_table(drawn.data_rows, out_dir, stem)]
@@ -53,10 +51,8 @@ def save(drawn: Drawn, out_dir: Path, stem: str) -> list[Path]:
 
 def png(drawn: Drawn) -> bytes:
     """The PNG that `save` writes."""
-    import matplotlib
-
     data = io.BytesIO()
-    with matplotlib.rc_context(RC):
+    with styled():
         drawn.figure.savefig(data, format="png", dpi=DPI, metadata=FORMATS["png"])
     return data.getvalue()
 

@@ -7,8 +7,10 @@ that figures can be read in grey. A label's colour depends on nothing but the la
 from __future__ import annotations
 
 import re
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -208,6 +210,16 @@ def _variants(label: str) -> Iterator[Look]:
 
 def _number_of(label: str) -> int:
     return zlib.crc32(label.encode("utf-8", "replace"))
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The house's style, while a figure is made or saved. What the font has no sign for is drawn as an empty box."""
+    import matplotlib
+
+    with matplotlib.rc_context(RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
 
 
 def colour_map(colours: Sequence[str]) -> LinearSegmentedColormap:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from supermask.errors import UserError
 from supermask.figures.caption import joined, told_out
 from supermask.figures.lines import accuracy_ticks, error_scale
-from supermask.figures.page import Page, fitting, styled, widest
+from supermask.figures.page import Page, fitting, widest
 from supermask.figures.panels import is_heuristic
 from supermask.figures.save import Drawn
-from supermask.figures.style import BLUE, GREEN, INK, ORANGE, VERMILION, WIDTH, percent
+from supermask.figures.style import BLUE, GREEN, INK, ORANGE, VERMILION, WIDTH, percent, styled
 from supermask.stats import SIGNIFICANCE, Comparison, MeanInterval, compare, holm, mean_interval
 from supermask.tables import DENSE, Row, labels_of
 

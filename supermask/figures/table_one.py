@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from supermask.errors import UserError
 from supermask.figures.caption import joined, span, told_out
 from supermask.figures.lines import MARKER
-from supermask.figures.page import Page, ruler, styled
+from supermask.figures.page import Page, ruler
 from supermask.figures.points import one_experiment
 from supermask.figures.save import Drawn
-from supermask.figures.style import GREY, INK, WIDTH, looks
+from supermask.figures.style import GREY, INK, WIDTH, looks, styled
 from supermask.figures.supermasks import accuracy_axis, bars_of, name_rows
 from supermask.stats import MeanInterval, mean_interval
 from supermask.tables import DENSE, Row, labels_of
