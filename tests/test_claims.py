@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,16 @@ def test_lists_of_treatments_and_patterns_become_clauses() -> None:
         ({"clauses": [{"treatment": "a", "above": "b", "remaining": [5, 20]}]}, "the larger one first"),
         ({"clauses": [{"treatment": "a", "above": "b", "remaining": [20, 5], "at": "best"}]}, "leave out remaining"),
         ({"clauses": [{"treatment": "a", "above": "b", "measure": "id"}]}, "'id' is not what a claim can be about"),
+        ({"clauses": [{"treatment": [], "above": "b"}]}, "clauses[0].treatment: an empty list claims nothing"),
+        ({"clauses": [{"treatment": ["b", "a"], "above": "b"}]}, "clauses[0]: 'b' cannot be compared with itself."),
+        ({"clauses": [{"treatment": "a", "above": "b", "relation": "below"}]}, "has no key 'relation'"),
+        ({"clauses": [{"treatment": "a", "above": "b", "reference": "c"}]}, "Allowed: treatment, above, below, at_le"),
+        ({"clauses": [{"treatment": "a", "above": "b"}] * 1001}, "claims: there are more than 1,000 clauses"),
+        ({"clauses": [{"treatment": ["a"] * 1001, "above": "b"}]}, "claims: there are more than 1,000 clauses"),
+        ({"statement": "\x1b[31mred"}, "'\\x1b[31mred' is not a sentence: one line of text"),
+        ({"source": "two\nlines"}, "claims[0].source: 'two\\nlines' is not a sentence: one line of text"),
+        ({"figure": "../x"}, "claims[0].figure: '../x' is not the name of a figure"),
+        ({"figure": 5}, "claims[0].figure: 5 is not the name of a figure, such as accuracy."),
     ],
 )
 def test_what_a_study_file_may_not_claim(claim: Any, message: str) -> None:
@@ -237,6 +248,22 @@ def test_what_a_study_file_may_not_claim(claim: Any, message: str) -> None:
     with pytest.raises(UserError) as refused:
         study_from({"treatments": [{"name": "a"}, {"name": "b", "criterion": "random"}], "claims": [given]})
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["dense", "chance", "(chain)"])
+def test_what_a_claim_can_be_compared_with_is_no_name_of_a_treatment(name: str) -> None:
+    with pytest.raises(UserError, match="have a meaning of their own"):
+        study_from({"treatments": [{"name": name}]})
+
+
+def test_many_treatments_and_claims_about_them_are_read_in_time() -> None:
+    treatments = [{"name": f"t{k}", "rewind_to": k + 1} for k in range(1000)]
+    clauses = [{"treatment": {"rewind_to": k + 1}, "above": "t999"} for k in range(900)]
+    claims = [{"id": "x", "statement": "y", "clauses": clauses}]
+    began = time.process_time()
+    study = study_from({"treatments": treatments, "claims": claims})
+    assert [clause.treatment for clause in study.claims[0].clauses] == [f"t{k}" for k in range(900)]
+    assert time.process_time() - began < 10
 
 
 def test_two_claims_of_one_id_are_refused() -> None:
