@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from supermask.claims.findings import ClauseFinding, LevelFinding, Verdict
+from supermask.stats import SIGNIFICANCE
 from supermask.study.claim import CHANCE, Clause
 
 _RELATIONS = {
@@ -47,8 +48,9 @@ def claim_sentence(verdict: Verdict, clauses: Sequence[ClauseFinding]) -> str:
 
 
 def _weakness(clause: ClauseFinding) -> float:
+    """p of the level that a supported clause hangs on."""
     held = [level.p_holm for level in clause.levels if level.outcome == "holds" and level.p_holm is not None]
-    return min(held) if held else 0.0
+    return (min if clause.where == "some" else max)(held, default=0.0)
 
 
 def _margin(clause: Clause) -> str:
@@ -81,7 +83,8 @@ def _numbers(levels: Sequence[LevelFinding], clause: Clause, telling: int) -> st
         word = "weakest" if clause.where == "every" else "clearest"
         place = f"{'the opposite clearest' if level.outcome == 'opposite' else word} {place}"
     interval = "" if level.interval95 is None else " [{:+.2f}, {:+.2f}]".format(*level.interval95)
-    n = f"n = {level.n} {'pairs' if level.test == 'paired t' else 'seeds'}"
+    both = f"{level.n} and {level.n_reference}" if level.test == "Welch t" else f"{level.n}"
+    n = f"n = {both} {'pairs' if level.test == 'paired t' else 'seeds'}"
     p = "" if level.p_holm is None else f", {p_text(level.p_holm)}"
     versus = f" over chance, {level.reference_mean:g}%" if clause.reference == CHANCE else ""
     return f"{place}: {level.difference:+.2f}{interval} points{versus}, {n}{p}"
@@ -101,5 +104,8 @@ def percent(value: float) -> str:
 
 
 def p_text(p: float) -> str:
-    """`p = 0.021`, `p < 0.001`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    """`p = 0.021`, `p < 0.001`; what is below 0.05 is not rounded up to it."""
+    rounded = f"{p:.2g}"
+    if p < SIGNIFICANCE <= float(rounded):
+        rounded = "0.049"
+    return "p < 0.001" if p < 0.001 else f"p = {rounded}"
