@@ -12,6 +12,7 @@ from supermask.commands import default_store, rows
 from supermask.errors import MachineError, UserError
 from supermask.plan import Plan
 from supermask.report import Report, gather, page
+from supermask.status import counts_text
 from supermask.store import Store
 from supermask.study import shipped_studies
 from supermask.study.yaml_tree import shown
@@ -39,8 +40,11 @@ def gathered(
         known = ", ".join(study.name for study in shipped_studies())
         raise UserError(f"no study was given to report on: give one or more of {known}; or paths to .yaml files.")
     found = [rows(study, overrides, store) for study in dict.fromkeys(studies)]
-    if not any(row["status"] == "finished" for _, all_rows, _ in found for row in all_rows):
+    statuses = [str(row["status"]) for _, all_rows, _ in found for row in all_rows]
+    if "finished" not in statuses:
         named = ", ".join(shown(made.study.name) for made, _, _ in found)
+        if set(statuses) != {"to_do"}:
+            raise UserError(f"no run of {named} with these settings has finished: {counts_text(statuses)}.")
         raise UserError(
             f"no run of {named} with these settings is in {store or default_store()} yet: `supermask run` "
             f"{'it' if len(found) == 1 else 'them'} first, with the same settings and the same --store."
