@@ -6,8 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from supermask.claims.findings import ClauseFinding, LevelFinding, Verdict
-from supermask.stats import SIGNIFICANCE
+from supermask.stats import SIGNIFICANCE, exact_remark
 from supermask.study.claim import CHANCE, Clause
 
 _RELATIONS = {
@@ -104,8 +103,4 @@ def percent(value: float) -> str:
 
 
 def p_text(p: float) -> str:
-    """`p = 0.021`, `p < 0.001`; what is below 0.05 is not rounded up to it."""
-    rounded = f"{p:.2g}"
-    if p < SIGNIFICANCE <= float(rounded):
-        rounded = "0.049"
-    return "p < 0.001" if p < 0.001 else f"p = {rounded}"
+from supermask.stats import SIGNIFICANCE, exact_remark
