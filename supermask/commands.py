@@ -19,6 +19,7 @@ from supermask.plan import Plan, make_plan
 from supermask.recipe import Recipe
 from supermask.rows import find_run, rows_of_plan, rows_of_store
 from supermask.runs import Run
+from supermask.status import counts_text
 from supermask.store import Store
 from supermask.study import StudyLike, load_study
 from supermask.study.yaml_tree import shown
@@ -115,7 +116,12 @@ def figures(
     from supermask.figures import save
 
     made, found, damaged = rows(study, overrides, store)
-    if not any(row["status"] == "finished" for row in found):
+    statuses = [str(row["status"]) for row in found]
+    if "finished" not in statuses:
+        if set(statuses) != {"to_do"}:
+            raise UserError(
+                f"no run of study {shown(made.study.name)} with these settings has finished: {counts_text(statuses)}."
+            )
         raise UserError(
             f"no run of study {shown(made.study.name)} with these settings is in {store or default_store()} yet: "
             "`supermask run` it first, with the same settings and the same --store."

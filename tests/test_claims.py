@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from scipy import stats as scipy_stats
 from supermask.claims import ClaimFinding, evaluate
 from supermask.claims.asked import asked_of, studies_asked, without_a_study
 from supermask.claims.printing import claims_csv, claims_json, claims_text
+from supermask.claims.words import p_text
 from supermask.errors import UserError
 from supermask.study import Study, load_study, shipped_studies, study_from
 from supermask.tables import DENSE, Row
@@ -137,6 +139,52 @@ def test_the_numbers_are_scipy_s() -> None:
     assert sorted(level.p_holm or 0.0 for level in two_sided) == pytest.approx(list(holm))
 
 
+def test_the_dense_network_is_measured_as_the_treatment_is() -> None:
+    rows = rows_of([0.0] * LEVELS)
+    for each in rows:
+        accuracy = float(each["early_stop_test_accuracy"] or 0)
+        lost = 0.05 if each["treatment"] == DENSE else 0.01
+        each |= {"final_test_accuracy": accuracy - lost, "thresholded_test_accuracy": None}
+        if each["treatment"] == "a":
+            each["thresholded_test_accuracy"] = accuracy
+    for measure, difference in [
+        ("early_stop_test_accuracy", -1.0),
+        ("final_test_accuracy", 3.0),
+        ("thresholded_test_accuracy", -1.0),  # the dense network has none
+    ]:
+        clause = {"treatment": "a", "above": "dense", "measure": measure}
+        for level in decided(clause, rows).clauses[0].levels:
+            assert level.difference == pytest.approx(difference)
+
+
+def test_both_numbers_of_seeds_are_said_where_they_differ() -> None:
+    lost = {("b", level, 0): "diverged" for level in range(1, LEVELS + 1)}
+    finding = decided({"treatment": "a", "above": "b"}, rows_of([2] * LEVELS, status=lost))
+    assert finding.clauses[0].levels[0].test == "Welch t"
+    assert "n = 5 and 4 seeds, p" in finding.sentence
+
+
+def test_the_weakest_part_is_the_one_whose_weakest_level_is_weakest() -> None:
+    every = {"treatment": "b", "at_most": "a", "margin": 0.1}
+    some = {"treatment": "a", "above": "b", "where": "some"}
+    (finding,) = evaluate([(study_with(every, some), rows_of([9.0, 9.0, 0.05, 0.3]))])
+    # At its best level the first part is the clearer one; but it has to hold at all of them.
+    assert min(held(finding, 0)) < min(held(finding, 1)) < max(held(finding, 0))
+    assert finding.sentence == f"All 2 parts are supported. The weakest: {finding.clauses[0].sentence}"
+
+
+def held(finding: ClaimFinding, clause: int) -> list[float]:
+    return [level.p_holm or 0.0 for level in finding.clauses[clause].levels if level.outcome == "holds"]
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0004, "p < 0.001"), (0.021, "p = 0.021"), (0.0496, "p = 0.049"), (0.05, "p = 0.05"), (0.056, "p = 0.056")],
+)
+def test_a_significant_p_is_not_rounded_up_to_one_that_is_not(p: float, text: str) -> None:
+    assert p_text(p) == text
+
+
 def test_seeds_that_would_be_needed_have_that_power() -> None:
     clause = decided({"treatment": "a", "above": "b"}, rows_of([0.02, 0.02, 0.02, 0.02])).clauses[0]
     assert clause.verdict == "not supported"
@@ -229,6 +277,16 @@ def test_lists_of_treatments_and_patterns_become_clauses() -> None:
         ({"clauses": [{"treatment": "a", "above": "b", "remaining": [5, 20]}]}, "the larger one first"),
         ({"clauses": [{"treatment": "a", "above": "b", "remaining": [20, 5], "at": "best"}]}, "leave out remaining"),
         ({"clauses": [{"treatment": "a", "above": "b", "measure": "id"}]}, "'id' is not what a claim can be about"),
+        ({"clauses": [{"treatment": [], "above": "b"}]}, "clauses[0].treatment: an empty list claims nothing"),
+        ({"clauses": [{"treatment": ["b", "a"], "above": "b"}]}, "clauses[0]: 'b' cannot be compared with itself."),
+        ({"clauses": [{"treatment": "a", "above": "b", "relation": "below"}]}, "has no key 'relation'"),
+        ({"clauses": [{"treatment": "a", "above": "b", "reference": "c"}]}, "Allowed: treatment, above, below, at_le"),
+        ({"clauses": [{"treatment": "a", "above": "b"}] * 1001}, "claims: there are more than 1,000 clauses"),
+        ({"clauses": [{"treatment": ["a"] * 1001, "above": "b"}]}, "claims: there are more than 1,000 clauses"),
+        ({"statement": "\x1b[31mred"}, "'\\x1b[31mred' is not a sentence: one line of text"),
+        ({"source": "two\nlines"}, "claims[0].source: 'two\\nlines' is not a sentence: one line of text"),
+        ({"figure": "../x"}, "claims[0].figure: '../x' is not the name of a figure"),
+        ({"figure": 5}, "claims[0].figure: 5 is not the name of a figure, such as accuracy."),
     ],
 )
 def test_what_a_study_file_may_not_claim(claim: Any, message: str) -> None:
@@ -237,6 +295,22 @@ def test_what_a_study_file_may_not_claim(claim: Any, message: str) -> None:
     with pytest.raises(UserError) as refused:
         study_from({"treatments": [{"name": "a"}, {"name": "b", "criterion": "random"}], "claims": [given]})
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["dense", "chance", "(chain)"])
+def test_what_a_claim_can_be_compared_with_is_no_name_of_a_treatment(name: str) -> None:
+    with pytest.raises(UserError, match="have a meaning of their own"):
+        study_from({"treatments": [{"name": name}]})
+
+
+def test_many_treatments_and_claims_about_them_are_read_in_time() -> None:
+    treatments = [{"name": f"t{k}", "rewind_to": k + 1} for k in range(1000)]
+    clauses = [{"treatment": {"rewind_to": k + 1}, "above": "t999"} for k in range(900)]
+    claims = [{"id": "x", "statement": "y", "clauses": clauses}]
+    began = time.process_time()
+    study = study_from({"treatments": treatments, "claims": claims})
+    assert [clause.treatment for clause in study.claims[0].clauses] == [f"t{k}" for k in range(900)]
+    assert time.process_time() - began < 10
 
 
 def test_two_claims_of_one_id_are_refused() -> None:

@@ -73,6 +73,15 @@ def test_a_disk_that_refuses_costs_a_note_and_nothing_else(tmp_path: Path) -> No
     assert notes.read("progress") == {}
 
 
+def test_a_note_that_could_not_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    Notes(tmp_path).write("progress", NAME, {})
+    assert [*(tmp_path / "notes" / "progress").iterdir()] == []
+
+
 def test_names_are_checked_before_they_are_paths(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         Notes(tmp_path).write("progress", "../x", {})
@@ -150,11 +159,20 @@ def test_what_is_in_flight_and_what_went_wrong(tmp_path: Path, monkeypatch: pyte
     assert (noted(tmp_path)["state"], noted(tmp_path)["message"]) == ("failed", "the disk is on fire")
 
 
-def test_a_study_that_was_stopped_is_noted_as_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("end", "state", "message"),
+    [
+        (Stopped(3), "stopped", ""),
+        (KeyboardInterrupt(), "stopped", ""),
+        (SystemExit(1), "stopped", ""),
+        (AssertionError(), "failed", "AssertionError"),
+    ],
+)
+def test_how_a_command_ended_is_noted(tmp_path: Path, end: BaseException, state: str, message: str) -> None:
     plan = small_plan()
-    with pytest.raises(Stopped), Journal([plan.study], Schedule(plan, Store(tmp_path)), 1):
-        raise Stopped(3)
-    assert noted(tmp_path)["state"] == "stopped"
+    with pytest.raises(type(end)), Journal([plan.study], Schedule(plan, Store(tmp_path)), 1):
+        raise end
+    assert (noted(tmp_path)["state"], noted(tmp_path)["message"]) == (state, message)
 
 
 def test_old_progress_is_forgotten(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,15 @@ def test_nothing_finished_is_refused_with_what_to_do(carried: Carried, tmp_path:
     message = refused(call("report", carried.study, "--store", tmp_path / "none"))
     assert "no run of 'small'" in message and "supermask run" in message
     assert not Path("report.html").exists()
+
+
+def test_runs_that_all_diverged_are_not_said_to_be_missing(tmp_path: Path) -> None:
+    diverging = {"seeds": 2, "train": {"optimizer": "sgd", "lr": 1e30, "epochs": 1}, "prune": {"levels": 1}}
+    study = tmp_path / "diverging.yaml"
+    study.write_text(json.dumps({**diverging, "treatments": [{"name": "a"}]}))
+    assert call("run", study, "--store", tmp_path / "s", "--workers", "1")[0] == 0
+    message = refused(call("figure", study, "--store", tmp_path / "s"))
+    assert "has finished: 4 runs: 2 diverged, 2 not possible, because a level before them diverged." in message
 
 
 @pytest.mark.parametrize(("out", "said"), [(".", "is a folder"), ("file/report.html", "is not a folder")])

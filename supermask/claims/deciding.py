@@ -23,7 +23,7 @@ from supermask.stats import (
     shifted_p,
     spread_of,
 )
-from supermask.study.claim import CHANCE, DENSE, Clause
+from supermask.study.claim import CHANCE, DENSE, OF_LEARNED_MASKS, Clause
 
 FEWEST_SEEDS = 3
 """Below this many seeds on a side nothing is decided."""
@@ -52,6 +52,7 @@ def decide(clause: Clause, evidence: Evidence, detect: float) -> ClauseFinding:
         sentence="",
         levels=tuple(levels),
         missing=tuple(missing),
+        where=clause.where,
         seeds_needed=None if telling is None else _seeds_needed(clause, compared[telling], len(levels), detect),
     )
     return replace(finding, sentence=clause_sentence(finding, clause, telling, detect))
@@ -82,8 +83,9 @@ def _pairs(clause: Clause, evidence: Evidence) -> list[tuple[Cell, Cell | None]]
         ours = {level: cell for level, cell in ours.items() if within[0] <= cell.remaining <= within[1]}
     if clause.reference == CHANCE:
         return [(cell, None) for cell in ours.values()]
-    # The dense network, and networks that learn no mask, are measured at early stopping alone.
-    theirs = cells(clause.reference, clause.measure if clause.reference != DENSE else "early_stop_test_accuracy")
+    # What only learned masks have is compared with the dense network's accuracy at early stopping.
+    learned_alone = clause.reference == DENSE and clause.measure in OF_LEARNED_MASKS
+    theirs = cells(clause.reference, "early_stop_test_accuracy" if learned_alone else clause.measure)
     if clause.at == "best" or clause.reference == DENSE:
         return [(cell, other) for cell in ours.values() for other in theirs.values()]
     return [

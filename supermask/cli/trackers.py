@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 from typer import echo
 
-from supermask.cli.app import StoreFolder, app, warn
+from supermask.cli.app import StoreFolder, app, studies_and_settings, warn
 
 LINE_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -43,7 +43,7 @@ def export_tracker(
     """
     from supermask import trackers
 
-    names, settings = _told_apart(studies or [])
+    names, settings = studies_and_settings(studies)
     with _progress() as listening:
         report = trackers.export_tracker(tracker, names, settings, store, out, listening)
     there = f", {report.known:,} were there already" if report.known else ""
@@ -55,12 +55,6 @@ def export_tracker(
         )
     echo(f"  {trackers.look_at(tracker, report.folder)}")
     warn(report.damaged)
-
-
-def _told_apart(words: list[str]) -> tuple[list[str], list[str]]:
-    """(studies, settings): a word with `=` is a setting, unless a study file is called that."""
-    settings = [word for word in words if "=" in word and not word.endswith((".yaml", ".yml"))]
-    return [word for word in words if word not in settings], settings
 
 
 @contextmanager

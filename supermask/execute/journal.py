@@ -85,8 +85,10 @@ class Journal:
             self._over.set()
             self._in_flight.clear()
             if error is not None:
-                stopped = type(error).__name__ in ("Stopped", "KeyboardInterrupt")
-                self._state, self._message = ("stopped", "") if stopped else ("failed", str(error))
+                # Who reads the output may be gone (`| head`): SystemExit says no more than that.
+                stopped = type(error).__name__ in ("Stopped", "KeyboardInterrupt", "SystemExit")
+                said = str(error) or type(error).__name__
+                self._state, self._message = ("stopped", "") if stopped else ("failed", said)
             else:
                 self._state = "ended"
         if self._constant["tasks"]:

@@ -39,10 +39,13 @@ class Notes:
         target = self._path(kind, name)
         text = json.dumps(note, allow_nan=False, sort_keys=True)
         staged = target.with_suffix(f".{os.getpid()}")
-        with suppress(OSError):
+        try:
             target.parent.mkdir(parents=True, exist_ok=True)
             staged.write_text(text, encoding="utf-8")
             staged.replace(target)
+        except OSError:
+            with suppress(OSError):
+                staged.unlink()
 
     def remove(self, kind: str, name: str) -> None:
         """Removes a note that may be there."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from supermask.study.values import Finite, Keys, Label, NotNegative, fault, rule
+from supermask.study.values import Finite, Keys, Label, NotNegative, fault, one_line, rule
 
 Relation = Literal["above", "below", "at_least", "at_most", "matches"]
 RELATIONS: tuple[Relation, ...] = ("above", "below", "at_least", "at_most", "matches")
@@ -24,20 +24,31 @@ MEASURES = (
 """Columns of `supermask table` that a clause can be about, in percentage points."""
 
 
+OF_LEARNED_MASKS = ("thresholded_test_accuracy", "expected_test_accuracy")
+"""Those of them that only a learned mask has."""
+
+
 def _descending(values: tuple[float, ...]) -> tuple[float, ...]:
     if len(values) != 2 or values[0] < values[1]:
         raise ValueError
     return values
 
 
+SHORT = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 Points = Annotated[float, Field(ge=0, le=100), rule("a number of percentage points from 0 to 100")]
 Remaining = Annotated[
     tuple[Annotated[float, Field(gt=0, le=100), Finite], ...],
     AfterValidator(_descending),
     rule("two shares of the weights in percent, the larger one first, such as [20, 5]"),
 ]
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60), rule("a short name: a-z, 0-9 and -")]
-Statement = Annotated[str, Field(min_length=1, max_length=500), rule("a sentence (500 characters)")]
+Slug = Annotated[str, Field(pattern=SHORT, max_length=60), rule("a short name: a-z, 0-9 and -")]
+Figure = Annotated[str, Field(pattern=rf"{SHORT}|^$", max_length=60), rule("the name of a figure, such as accuracy")]
+Statement = Annotated[
+    str,
+    Field(min_length=1, max_length=500),
+    AfterValidator(one_line),
+    rule("a sentence: one line of text (500 characters)"),
+]
 
 
 class Clause(Keys):
@@ -83,7 +94,7 @@ class Claim(Keys):
     id: Slug
     statement: Statement
     source: Statement = "the study file"
-    figure: str = ""
+    figure: Figure = ""
     """The study's figure that shows it, such as `accuracy`."""
     detect: Annotated[NotNegative, rule("a number of percentage points of at least 0")] = 0.5
     """The smallest difference that would matter, in points: how many seeds it takes to see it is told."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from supermask.study.checking import checked
+from supermask.study.checking import checked, no_such_key
 from supermask.study.claim import CHANCE, DENSE, RELATIONS, Claim, Clause
 from supermask.study.matching import label_of
 from supermask.study.model import Treatment
-from supermask.study.yaml_tree import Node, kind
+from supermask.study.yaml_tree import Node, kind, shown
 
 EXAMPLE = "such as claims: [{id: a-short-name, statement: ..., clauses: [{treatment: large_final, above: random}]}]"
 CLAUSE_EXAMPLE = "such as {treatment: large_final, above: random}"
+CLAUSE_KEYS = ("treatment", *RELATIONS, "margin", "remaining", "at", "where", "measure")
+MOST_CLAUSES = 1_000
+"""Of a study file, in all."""
 
 
 def claims_of(node: Node | None, treatments: Sequence[Treatment], faults: list[str]) -> tuple[Claim, ...]:
@@ -21,6 +24,9 @@ def claims_of(node: Node | None, treatments: Sequence[Treatment], faults: list[s
         return ()
     if not isinstance(node.value, tuple):
         faults.append(f"{node.place}: claims: {kind(node)} is not a list of claims, {EXAMPLE}.")
+        return ()
+    if sum(map(_stands_for, node.value)) > MOST_CLAUSES:
+        faults.append(f"{node.place}: claims: there are more than {MOST_CLAUSES:,} clauses, lists multiplied out.")
         return ()
     claims: dict[str, Claim] = {}
     for number, item in enumerate(node.value):
@@ -48,6 +54,14 @@ def claim_of(node: Node, treatments: Sequence[Treatment], at: str, faults: list[
     return None if claim is None or len(faults) > before else claim.model_copy(update={"clauses": tuple(clauses)})
 
 
+def _stands_for(claim: Node) -> int:
+    """How many clauses a claim has, one for each treatment that is named."""
+    given = claim.value.get("clauses") if isinstance(claim.value, dict) else None
+    clauses = given.value if given is not None and isinstance(given.value, tuple) else ()
+    named = [clause.value.get("treatment") for clause in clauses if isinstance(clause.value, dict)]
+    return sum(len(each.value) if each is not None and isinstance(each.value, tuple) else 1 for each in named)
+
+
 def _clauses(node: Node, treatments: Sequence[Treatment], at: str, faults: list[str]) -> list[Clause]:
     """A clause for each treatment of the list, each with a label for it and for what it is compared with."""
     if not isinstance(node.value, dict):
@@ -66,6 +80,15 @@ def _clauses(node: Node, treatments: Sequence[Treatment], at: str, faults: list[
     given = node.value["treatment"]
     named = given.value if isinstance(given.value, tuple) else (given,)
     labels = [label_of(each, treatments, f"{at}.treatment", faults) for each in named]
+    if not named:
+        faults.append(f"{given.place}: {at}.treatment: an empty list claims nothing, {CLAUSE_EXAMPLE}.")
+    if len(faults) == before and reference in labels:
+        faults.append(f"{node.place}: {at}: {shown(reference)} cannot be compared with itself.")
+    faults += [
+        f"{node.value[key].place}: {no_such_key(Clause, [key], at, CLAUSE_KEYS)}"
+        for key in node.value
+        if key not in CLAUSE_KEYS
+    ]
     if len(faults) > before:
         return []
     rest = {key: value for key, value in node.value.items() if key not in ("treatment", relation)}

@@ -31,10 +31,11 @@ def label_of(node: Node, treatments: Sequence[Treatment], what: str, faults: lis
         if key not in Treatment.model_fields
     ]
     faults.extend(unknown)
-    matching = [t.label for t in treatments if _has(dict(t), plain(node))]
+    wanted = plain(node)
+    matching = [t.label for t in treatments if _has(t, wanted)]
     if len(matching) == 1 or unknown:
         return matching[0] if matching else ""
-    asked = ", ".join(f"{key}: {shown(value)}" for key, value in plain(node).items())
+    asked = ", ".join(f"{key}: {shown(value)}" for key, value in wanted.items())
     if matching:
         says = (
             f"{len(matching)} treatments have {{{asked}}}: {listed(matching)}; add keys until one is left, or its name."
@@ -46,14 +47,15 @@ def label_of(node: Node, treatments: Sequence[Treatment], what: str, faults: lis
     return ""
 
 
-def _has(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def _has(model: BaseModel, wanted: Mapping[str, Any]) -> bool:
     """Whether these fields have the wanted values; types told apart (0 is not false)."""
+    known = type(model).model_fields
     for key, value in wanted.items():
-        own = values.get(key)
+        own = getattr(model, key) if key in known else None
         if isinstance(value, dict) and isinstance(own, BaseModel):
-            if not _has(dict(own), value):
+            if not _has(own, value):
                 return False
-        elif key not in values or (type(own), own) != (type(value), value):
+        elif key not in known or (type(own), own) != (type(value), value):
             return False
     return True
 

@@ -95,14 +95,15 @@ def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Text without line breaks and control characters. Raises ValueError."""
     if not text.isprintable():
         raise ValueError
     return text
 
 
 def _free_label(text: str) -> str:
-    if text == "dense" or " | " in text or text != text.strip():
+    if text in ("dense", "chance", "(chain)") or " | " in text or text != text.strip():
         raise ValueError
     return text
 
@@ -128,15 +129,15 @@ Seeds = Annotated[
     AfterValidator(_distinct),
     rule("a number of seeds (1 to 10,000: 5 means 0 to 4) or a list of distinct whole numbers of at least 0"),
 ]
-Title = Annotated[str, Field(max_length=200), AfterValidator(_one_line), rule("one line of text (200 characters)")]
+Title = Annotated[str, Field(max_length=200), AfterValidator(one_line), rule("one line of text (200 characters)")]
 Label = Annotated[
     str,
     Field(min_length=1, max_length=LONGEST_LABEL),
-    AfterValidator(_one_line),
+    AfterValidator(one_line),
     AfterValidator(_free_label),
     rule(
-        f"a name for a treatment: one line of text ({LONGEST_LABEL} characters); 'dense' and ' | ' have a meaning of "
-        "their own"
+        f"a name for a treatment: one line of text ({LONGEST_LABEL} characters); 'dense', 'chance', '(chain)' and "
+        "' | ' have a meaning of their own"
     ),
 ]
 _OWN = ", or module:function of your own"
