@@ -64,8 +64,14 @@ def reproduce(
 
 
 def shipped_plans(scale: str, only: Sequence[str] = ()) -> list[Plan]:
-    """Plans of the shipped studies, or of those named, at one scale. Raises UserError for what does not ship."""
-    shipped = shipped_studies()
+    """Plans of the shipped studies, or of those named, at one scale, in the order of the paper's claims.
+
+    Raises UserError for what does not ship.
+    """
+    order = studies_asked()
+    shipped = sorted(
+        shipped_studies(), key=lambda study: (study.name not in order, [*order, study.name].index(study.name))
+    )
     for name in only:
         check_choice("a study that ships", name, [study.name for study in shipped])
     wanted = [study for study in shipped if not only or study.name in only]

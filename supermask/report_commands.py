@@ -12,7 +12,6 @@ from supermask.commands import default_store, rows
 from supermask.errors import MachineError, UserError
 from supermask.plan import Plan
 from supermask.report import Report, gather, page
-from supermask.status import counts_text
 from supermask.store import Store
 from supermask.study import shipped_studies
 from supermask.study.yaml_tree import shown
@@ -26,7 +25,7 @@ def report(
 ) -> Path:
     """Writes the report on studies, shipped ones or files, as one HTML file that needs nothing else; returns its path.
 
-    Raises UserError where no study is given, where none of them has a finished run, or `out` cannot be a file;
+    Raises UserError where no study is given, where none of their runs has ended, or `out` cannot be a file;
     MachineError where it cannot be written.
     """
     return write(gathered(studies, overrides, store, out), out)
@@ -40,11 +39,8 @@ def gathered(
         known = ", ".join(study.name for study in shipped_studies())
         raise UserError(f"no study was given to report on: give one or more of {known}; or paths to .yaml files.")
     found = [rows(study, overrides, store) for study in dict.fromkeys(studies)]
-    statuses = [str(row["status"]) for _, all_rows, _ in found for row in all_rows]
-    if "finished" not in statuses:
+    if all(row["status"] == "to_do" for _, all_rows, _ in found for row in all_rows):
         named = ", ".join(shown(made.study.name) for made, _, _ in found)
-        if set(statuses) != {"to_do"}:
-            raise UserError(f"no run of {named} with these settings has finished: {counts_text(statuses)}.")
         raise UserError(
             f"no run of {named} with these settings is in {store or default_store()} yet: `supermask run` "
             f"{'it' if len(found) == 1 else 'them'} first, with the same settings and the same --store."

@@ -22,6 +22,17 @@ from supermask.types import Start
 LEARN = {"lr": 50, "batch_size": 60, "epochs": 10, "evaluate_every": 60, "samples": 3, "hardened_at": [0.5, 0.2]}
 """200 iterations on digits."""
 
+HEURISTIC = {"criterion": "large_final_same_sign", "trained": False, "schedule": "one_shot"}
+TABLE_ONE: tuple[dict[str, Any], ...] = (
+    {"name": "heuristic, w_i", **HEURISTIC},
+    {"name": "heuristic, signed constant", **HEURISTIC, "mask1": "signed_constant"},
+    {"name": "learned, w_i", "supermask": {}},
+    {"name": "learned, signed constant", "supermask": {"weights": "signed_constant"}},
+    {"name": "DWR, w_i", "supermask": {"rescaled": True}},
+    {"name": "DWR, signed constant", "supermask": {"weights": "signed_constant", "rescaled": True}},
+)
+"""The treatments of the paper's Table 1."""
+
 
 @dataclass
 class Done:

@@ -72,7 +72,8 @@ def rows_of(table: dict[str, Any]) -> list[dict[str, Any]]:
         if "all" in packed:
             columns[name] = [packed["all"]] * table["rows"]
         elif "of" in packed:
-            columns[name] = [packed["of"][place] for place in packed["at"]]
+            places = packed["at"] if "at" in packed else table["columns"][packed["as"]]["at"]
+            columns[name] = [packed["of"][place] for place in places]
         elif "like" in packed:
             columns[name] = list(columns[packed["like"]])
             for row, value in zip(packed["rows"], packed["values"], strict=True):

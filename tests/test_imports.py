@@ -25,7 +25,7 @@ claims.words datasets.load engines.choice engines.job figures.caption mask_certi
 datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines figures.page records study.model
 engines.layers engines.reference execute.checkpoints figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes study.labels study.matching tickets.model
 engines.filter_layer engines.fully_connected engines.learning figures.differences figures.overview figures.ranking figures.supermasks study.claim_loading tickets.checks tickets.evaluate tickets.files
-engines.convolutional engines.layer_costs engines.masked_network engines.report figures.table_one report.mask_plots study.loading
+engines.convolutional engines.layer_costs engines.masked_network engines.report figures.table_one report.mask_plots report.ranking_plot study.loading
 engines.measuring exit_status figures study
 claims.asked claims.evidence engines.sparse lineage plan report.tables trackers.tensorboard
 claims.deciding execute.estimate execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.worker export rows serve.studies verify

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 from command_line import call
 from hostile_names import NAMES, SCRIPT, carried_out_hostile
+from mask_studies import TABLE_ONE, done
 from stored_study import RUNS, Carried, carried_out
 
 from supermask import report_commands
+from supermask.figures.table_one import COLUMNS, PAPER
 from supermask.report import gather, page
 from supermask.rows import rows_of_plan
 from supermask.store import Store
@@ -185,6 +187,32 @@ def test_paper_gets_every_figure(opened: Page) -> None:
     opened.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert opened.locator("[data-plot] .main-svg").count() >= opened.locator("[data-plot]").count() > 0
     opened.evaluate("dispatchEvent(new Event('afterprint'))")
+
+
+def test_the_papers_values_are_bold_where_they_are_confirmed(browser: Browser, tmp_path: Path) -> None:
+    found = done(tmp_path / "store", *TABLE_ONE, levels=1)
+    rows, _ = rows_of_plan(found.plan, found.opened())
+    rows = [{**row, "network": "fc-300-100", "dataset": "mnist"} for row in rows]
+    file = tmp_path / "r.html"
+    file.write_text(page(gather([(found.plan, rows, [])], [], found.opened(), "")), encoding="utf-8")
+    with visit(browser, file, 1280, "light") as opened:
+        lines = scroll_to(opened, "[data-table$=table-one]").locator("tbody tr")
+        assert lines.count() == len(COLUMNS)
+        for line, wanted in zip(lines.all(), PAPER["fc-300-100", "mnist"].values(), strict=True):
+            cells = line.locator("td").all_inner_texts()
+            assert cells[3:5] == [wanted.shown, "yes" if wanted.confirmed else "no"]
+            assert line.locator("bdi.bold").count() == wanted.confirmed
+
+
+def test_the_ranking_has_a_view_a_level(opened: Page) -> None:
+    scroll_to(opened, "#study-small-ranking .plot")
+    views = opened.locator("#study-small-ranking .views button")
+    views.first.wait_for()
+    assert views.first.inner_text() == "All levels" and views.count() == 3
+    views.last.press("Enter")
+    assert views.last.get_attribute("aria-pressed") == "true"
+    shown = opened.evaluate("document.querySelector('#study-small-ranking .canvas').layout.xaxis.title.text")
+    assert shown == f"Mean rank at {views.last.inner_text()} (1 is best)"
 
 
 def test_hostile_names_are_shown_as_they_are(browser: Browser, tmp_path: Path) -> None:

@@ -66,13 +66,12 @@ def test_nothing_finished_is_refused_with_what_to_do(carried: Carried, tmp_path:
     assert not Path("report.html").exists()
 
 
-@pytest.mark.parametrize("command", ["report", "figure"])
-def test_runs_that_all_diverged_are_not_said_to_be_missing(command: str, tmp_path: Path) -> None:
+def test_runs_that_all_diverged_are_not_said_to_be_missing(tmp_path: Path) -> None:
     diverging = {"seeds": 2, "train": {"optimizer": "sgd", "lr": 1e30, "epochs": 1}, "prune": {"levels": 1}}
     study = tmp_path / "diverging.yaml"
     study.write_text(json.dumps({**diverging, "treatments": [{"name": "a"}]}))
     assert call("run", study, "--store", tmp_path / "s", "--workers", "1")[0] == 0
-    message = refused(call(command, study, "--store", tmp_path / "s"))
+    message = refused(call("figure", study, "--store", tmp_path / "s"))
     assert "has finished: 4 runs: 2 diverged, 2 not possible, because a level before them diverged." in message
 
 

@@ -59,6 +59,7 @@ def level_finding(**changes: Any) -> LevelFinding:
         "hedges_g": -1.25,
         "p": 0.0004,
         "p_holm": 0.0008,
+        "p_sign_flip": 0.5,
         "outcome": "opposite",
     }
     return LevelFinding(**(usual | changes))
@@ -131,7 +132,7 @@ def test_verdicts_are_words_and_numbers_and_not_colours_alone(carried: Carried) 
     assert "random + zero at least large_final + zero (margin 0.5 points)" in first.all("h4")[0].text
     cells = [[cell.text for cell in elements(row) if cell.tag in ("th", "td")] for row in first.all("tr")[1:]]
     assert cells[0][:6] == ["50.00", "2", "90.00", "91.50", "−1.50", "[−2.00, −1.00]"]
-    assert cells[0][6:] == ["−1.25", "< 0.001", "< 0.001", "✕ opposite"]
+    assert cells[0][6:] == ["−1.25", "< 0.001", "< 0.001", "0.50", "✕ opposite"]
     assert cells[1][-1] == "? untested: no variance"
     assert "Missing: 3 runs." in first.text and "9 seeds would be needed" in first.text
 

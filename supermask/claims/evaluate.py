@@ -46,6 +46,8 @@ def _finding(asked: Asked, evidence: Evidence) -> ClaimFinding:
         verdict=verdict,
         sentence=claim_sentence(verdict, clauses),
         clauses=clauses,
+        dataset=evidence.study.dataset,
+        data_notes=evidence.data_notes,
     )
 
 

@@ -38,6 +38,7 @@ class Evidence:
     def __init__(self, study: Study, rows: Sequence[Row]) -> None:
         self.study = study
         self.chance = 100.0 / DATASETS[study.dataset].classes
+        self.data_notes = tuple(sorted({str(row["data_note"]) for row in rows if row.get("data_note")}))
         self._rows: dict[str, list[Row]] = defaultdict(list)
         # A mask that is gone on from is the start of a treatment, not its outcome.
         followed = {t.label for t in study.treatments if t.supermask is not None and t.levels_of(study.prune) > 0}

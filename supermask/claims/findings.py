@@ -79,3 +79,7 @@ class ClaimFinding:
     verdict: Verdict
     sentence: str
     clauses: tuple[ClauseFinding, ...]
+    dataset: str = ""
+    """That the study is about; empty where no study was looked at."""
+    data_notes: tuple[str, ...] = ()
+    """What has to be known of the data that its runs were made with."""

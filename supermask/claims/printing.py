@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from supermask.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict
+from supermask.datasets.facts import data_texts, demonstration
 from supermask.tables import Row, to_csv
 
 MARKS: dict[Verdict, str] = {"supported": "+", "not supported": "-", "contradicted": "x", "not enough data": "?"}
@@ -27,6 +28,12 @@ def claims_text(findings: Sequence[ClaimFinding]) -> str:
         told = f"{verdict}{place}. {claim.sentence}"
         lines += [*textwrap.wrap(told, WIDTH, initial_indent="  ", subsequent_indent="  "), ""]
     return "\n".join([*lines, tally(findings)]) + "\n"
+
+
+def notices(findings: Sequence[ClaimFinding]) -> list[str]:
+    """What has to be said before the verdicts: that they are a demonstration's, and what is known of the data."""
+    notes = dict.fromkeys(note for claim in findings for note in claim.data_notes)
+    return [text for text in (demonstration(claim.dataset for claim in findings), *data_texts(notes)) if text]
 
 
 def tally(findings: Sequence[ClaimFinding]) -> str:
@@ -77,7 +84,8 @@ def claims_csv(findings: Sequence[ClaimFinding]) -> str:
 
 def _rows(findings: Sequence[ClaimFinding]) -> Iterator[Row]:
     for claim in findings:
-        about: Row = {"claim": claim.number, "id": claim.id, "study": claim.study, "verdict": claim.verdict}
+        about: Row = {"claim": claim.number, "id": claim.id, "study": claim.study, "dataset": claim.dataset}
+        about["verdict"] = claim.verdict
         for clause in claim.clauses:
             for level in clause.levels:
                 yield about | _clause_row(clause) | _level_row(level)

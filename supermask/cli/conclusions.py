@@ -32,10 +32,15 @@ def claims(
     Example: `supermask claims scale=digits`
     """
     from supermask import commands, conclusions
-    from supermask.claims.printing import claims_csv, claims_json, claims_markdown, claims_text
+    from supermask.claims.printing import claims_csv, claims_json, claims_markdown, claims_text, notices
 
     studies, settings = studies_and_settings(words)
     findings, damaged = conclusions.claims(studies, settings, commands.existing_store(store).root)
     write = {"text": claims_text, "markdown": claims_markdown, "csv": claims_csv, "json": claims_json}[format]
+    said = notices(findings)
+    if format in ("text", "markdown"):
+        for text in said:
+            echo(f"{text}\n")
     echo(write(findings), nl=False)
-    warn(damaged)
+    # What a program reads holds nothing else.
+    warn([*(said if format in ("csv", "json") else []), *damaged])

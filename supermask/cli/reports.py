@@ -35,4 +35,6 @@ def report(
     made = report_commands.gathered(studies, settings, store, out)
     written = report_commands.write(made, out)
     echo(f"{written}  {written.stat().st_size / 1e6:.1f} MB: {lead(made)}")
+    for text in made.notices:
+        echo(text)
     warn(made.making.damaged)

@@ -136,6 +136,8 @@ def reproduce(
 
     _told("reproduce", train)
     written, report = made[0].out, made[0].report
+    for text in report.notices:
+        echo(f"\n{text}")
     if report.claims:
         echo(f"\n{claims_text(report.claims)}")
     echo(f"{written}  {written.stat().st_size / 1e6:.1f} MB: {lead(report)}")

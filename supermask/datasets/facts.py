@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -22,6 +23,8 @@ class DatasetFacts:
     """The stored pixel value that becomes 1.0."""
     known_fingerprint: str | None = None
     """`Images.fingerprint` of the usual files; None where several sources in use differ."""
+    demonstration: bool = False
+    """Too small and too easy to say anything about the paper's networks."""
 
 
 DATASETS: dict[str, DatasetFacts] = {
@@ -36,6 +39,7 @@ DATASETS: dict[str, DatasetFacts] = {
             validation_images=200,
             pixel_maximum=16,
             known_fingerprint="467c691fbbaa232b1b09b00b8a9d547f59dedc1adb8bf9722963fd0eedb7d216",
+            demonstration=True,
         ),
         DatasetFacts(
             name="mnist",
@@ -59,3 +63,23 @@ DATASETS: dict[str, DatasetFacts] = {
     )
 }
 """Every dataset by its name in a study file; `digits` is the default and needs no files."""
+
+
+def demonstration(datasets: Iterable[str]) -> str:
+    """What has to be said on top of results where some are of a data set for demonstration; empty where none is."""
+    found = [DATASETS[name] for name in dict.fromkeys(datasets) if name in DATASETS and DATASETS[name].demonstration]
+    told = []
+    for facts in found:
+        images = facts.training_images + facts.test_images
+        told.append(f"{images:,} images of {facts.image_shape[1]}x{facts.image_shape[2]} pixels ({facts.name})")
+    if not told:
+        return ""
+    return (
+        f"A demonstration, on {' and '.join(told)}: its verdicts say nothing about the paper's networks. "
+        "supermask reproduce --scale laptop, or --scale paper, does."
+    )
+
+
+def data_texts(notes: Iterable[str]) -> list[str]:
+    """Notes that rows have of their data (`data_note`), each as a sentence."""
+    return [f"Data: {note.rstrip('.')}." for note in dict.fromkeys(notes) if note]

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
+from supermask.datasets.facts import data_texts
 from supermask.figures.points import Summary
 from supermask.stats import SIGNIFICANCE, Comparison
 from supermask.tables import DENSE, Row, labels_of
@@ -43,7 +44,7 @@ def joined(sentences: Sequence[str]) -> str:
 
 def data_notes(summary: Summary) -> list[str]:
     """What has to be known of the data, a sentence each."""
-    return [f"Data: {note.rstrip('.')}." for note in summary.data_notes]
+    return data_texts(summary.data_notes)
 
 
 def means(summary: Summary) -> str:

@@ -127,7 +127,10 @@ def ranking_figure(rows: Sequence[Row], treatments: Sequence[str], reference: st
     if not ranking.levels:
         raise UserError("there is nothing to rank: no level has finished runs of two treatments in one seed")
     shown = _shown(ranking.levels)
-    text = _caption(summary, ranking, shown)
+    panels = "a panel a level, by weights remaining"
+    if len(shown) < len(ranking.levels):
+        panels += f"; {len(shown)} of {len(ranking.levels)} levels"
+    text = ranking_caption(summary, ranking, panels, f"Bold: the reference, {summary.reference}.")
     with styled():
         return Drawn(_draw(summary, shown, title, text), text, _data_rows(ranking))
 
@@ -187,24 +190,27 @@ def _data_rows(ranking: Ranking) -> list[Row]:
     return rows
 
 
-def _caption(summary: Summary, ranking: Ranking, shown: Sequence[RankedLevel]) -> str:
+def ranking_caption(summary: Summary, ranking: Ranking, layout: str, reference: str) -> str:
+    """What has to be known of a picture of a ranking; `layout` and `reference` are a clause and a sentence on how."""
     counts = [len(level.seeds) for level in ranking.levels]
     ranked = {each.treatment for level in ranking.levels for each in level.places}
     apart = [label for label in summary.lines if label not in ranked]
     subject = f"Network {summary.subject}: " if summary.subject else ""
     seeds = "1 seed" if max(counts) == 1 else f"n = {span(counts)} seeds"
-    most = max(len({seed for p in summary.points if p.level == level.level for seed in p.values}) for level in shown)
-    panels = f"a panel a level, by weights remaining; {len(shown)} of {len(ranking.levels)} levels."
+    seen = {
+        level.level: {s for p in summary.points if p.level == level.level for s in p.values} for level in ranking.levels
+    }
+    fewer = any(len(level.seeds) < len(seen[level.level]) for level in ranking.levels)
     return joined(
         [
             f"{subject}treatments ranked by test accuracy at early stopping within each seed; mean rank over {seeds}; "
-            + (panels if len(shown) < len(ranking.levels) else "a panel a level, by weights remaining."),
+            f"{layout}.",
             "No interval."
             if max(counts) < 2
-            else "Line: 95% t-interval of the mean rank (none where it is the same "
+            else "Thin line: 95% t-interval of the mean rank (none where it is the same "
             "in every seed); pale bar: best to worst rank of a seed.",
-            f"Each level by itself; nothing is tested here. Bold: the reference, {summary.reference}.",
-            "Seeds in which some treatment has not finished are not ranked." if min(counts) < most else "",
+            f"Each level by itself; nothing is tested here. {reference}",
+            "Seeds in which some treatment has not finished are not ranked." if fewer else "",
             f"Not ranked, for other weights remaining or want of runs: {'; '.join(apart)}." if apart else "",
             left_out(summary),
             *data_notes(summary),

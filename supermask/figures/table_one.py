@@ -203,24 +203,33 @@ def _print_numbers(page: Page, found: Sequence[Row], left: float, height: float)
         page.text(there, middle, str(row["paper_text"] or "-"), 6.6, va="center", ha="right", **style)
 
 
+def table_one_caption(rows: Sequence[Row], found: Sequence[Row], treatments: Mapping[str, str] = NAMES) -> str:
+    """What has to be known of `table_one_rows(rows, treatments)`, where they are a table of numbers."""
+    bold = "The paper's values in bold are confirmed by its text; the others are from memory, unconfirmed."
+    return joined(_sentences(rows, found, set(treatments.values()), "; in brackets its 95% t-interval", bold, ""))
+
+
 def _caption(rows: Sequence[Row], found: Sequence[Row], labels: set[str]) -> str:
-    counts = [int(row["n"] or 0) for row in found if row["n"]]
+    drawn = "; bar: its 95% t-interval; ticks: each seed"
+    paper = "Open diamonds: the paper's values; black and bold: confirmed by its text; grey: from memory, unconfirmed."
+    return joined(_sentences(rows, found, labels, drawn, paper, "Dashed: chance."))
+
+
+def _sentences(
+    rows: Sequence[Row], found: Sequence[Row], labels: set[str], interval: str, paper: str, more: str
+) -> list[str]:
+    counts = [int(row["n"] or 0) for row in found if row["n"]] or [0]
     several = max(counts) > 1
     left = [row for row in rows if row["status"] != "finished" and labels.intersection(labels_of(row))]
     asked = sum(bool(labels.intersection(labels_of(row))) for row in rows)
-    paper = (
-        "Open diamonds: the paper's values; black and bold: confirmed by its text; grey: from memory, unconfirmed. "
-        "Nothing is tested against them: their spread is not known."
-    )
-    if all(row["paper_text"] is None for row in found):
-        paper = f"The paper's table does not have {one_experiment(rows)}."
-    return joined(
-        [
-            f"Network {one_experiment(rows)}: mean over n = {span(counts)} seed{'s' if several else ''}"
-            + ("; bar: its 95% t-interval; ticks: each seed." if several else "."),
-            "Heuristic masks: at the level of best validation accuracy; learned ones: mean of their single samples.",
-            paper,
-            "Dashed: chance.",
-            told_out(left, labels, asked),
-        ]
-    )
+    there = any(row["paper_text"] is not None for row in found)
+    return [
+        f"Network {one_experiment(rows)}: mean over n = {span(counts)} seed{'s' if max(counts) != 1 else ''}"
+        + (f"{interval}." if several else "."),
+        "Heuristic masks: at the level of best validation accuracy; learned ones: mean of their single samples.",
+        f"{paper} Nothing is tested against them: their spread is not known."
+        if there
+        else f"The paper's table does not have {one_experiment(rows)}.",
+        more,
+        told_out(left, labels, asked),
+    ]

@@ -13,6 +13,7 @@ Packed = dict[str, Any]
 
 - `all`: every row has this value;
 - `of`, `at`: row i has of[at[i]];
+- `of`, `as`: the same, at the places of the column of this name;
 - `values`: a value a row;
 - `like`, `rows`, `values`: as the column of this name, but for these rows, which have these values.
 
@@ -31,6 +32,7 @@ def pack_columns(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Packed]
     """Name -> column. Numbers that are not finite are null, as in every other format."""
     columns: dict[str, Packed] = {}
     written: dict[str, list[Value]] = {}
+    placed: dict[tuple[int, ...], str] = {}
     for name in names:
         values = [_clean(row.get(name)) for row in rows]
         packed = _packed(values)
@@ -40,6 +42,8 @@ def pack_columns(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Packed]
                 written[name] = values
             else:
                 packed = _like(other, values, written[other])
+        if "at" in packed and (same := placed.setdefault(tuple(packed["at"]), name)) != name:
+            packed = {"of": packed["of"], "as": same}
         columns[name] = packed
     return columns
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from supermask.claims import ClaimFinding
+from supermask.datasets.facts import data_texts, demonstration
 from supermask.figures import slug
 from supermask.plan import Plan
 from supermask.report.making import Making, making_of
@@ -33,6 +34,12 @@ class Report:
         if len(self.studies) == 1:
             return self.studies[0].title
         return "What the runs say"
+
+    @property
+    def notices(self) -> list[str]:
+        """What has to be said first: that it is a demonstration, and what is known of the data; a sentence each."""
+        notes = [note for _, _, note in self.making.data]
+        return [text for text in (demonstration(part.dataset for part in self.studies), *data_texts(notes)) if text]
 
     @property
     def verdicts(self) -> dict[str, int]:

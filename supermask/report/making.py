@@ -79,14 +79,24 @@ def making_of(studies: Sequence[Sequence[Row]], damaged: Iterable[str], store: S
         ended=len(ended),
         certificates_held=sum(row["certificate"] == "held" for row in ended),
         failed=tuple(_named(row, _failed_checks(row, store)) for row in ended if row["certificate"] != "held"),
-        diverged=tuple(_named(row, _when(row)) for row in rows if row["status"] == "diverged"),
-        cut_off=sum(row["status"] == "ancestor_diverged" for row in rows),
+        diverged=diverged_of(rows),
+        cut_off=cut_off_of(rows),
         to_do=tuple(to_do.items()),
         damaged=tuple(dict.fromkeys(damaged)),
         environments=environments,
         costs=_costs(ended, environments),
         data=tuple(data),
     )
+
+
+def diverged_of(rows: Sequence[Row]) -> tuple[NamedRun, ...]:
+    """The runs that diverged, and when."""
+    return tuple(_named(row, _when(row)) for row in rows if row["status"] == "diverged")
+
+
+def cut_off_of(rows: Sequence[Row]) -> int:
+    """How many runs cannot be done because one before them diverged."""
+    return sum(row["status"] == "ancestor_diverged" for row in rows)
 
 
 def _named(row: Row, why: str) -> NamedRun:

@@ -10,15 +10,19 @@ from typing import Any
 from supermask.datasets.facts import DATASETS
 from supermask.figures import has_supermasks, is_heuristic
 from supermask.figures.accuracy import ACCURACY, EARLY_STOP, stopped_at_the_end
-from supermask.figures.caption import caption
+from supermask.figures.caption import caption, data_notes, joined, left_out, span
 from supermask.figures.curves import curve_rows, curves_caption
 from supermask.figures.panels import heuristic_caption, heuristic_points
-from supermask.figures.points import data_rows, summarise
+from supermask.figures.points import Summary, data_rows, summarise
+from supermask.figures.ranking import ranking_caption, ranking_of
 from supermask.figures.supermasks import supermask_bars, supermask_caption, supermask_rows
+from supermask.figures.table_one import has_table_one, table_one_caption, table_one_rows
 from supermask.plan import Plan
+from supermask.report.making import NamedRun, cut_off_of, diverged_of
 from supermask.report.mask_plots import heuristic_plot, learning_plot, supermasks_plot
 from supermask.report.plots import MOST_IN_MAP, lines_figure, map_figure
-from supermask.report.tables import Table, heuristic_table, networks_table, runs_table, summary_table
+from supermask.report.ranking_plot import LAYOUT, ranking_plot
+from supermask.report.tables import Table, heuristic_table, networks_table, runs_table, summary_table, table_one
 from supermask.rows import STATUSES, curves_of_plan
 from supermask.store import Store
 from supermask.study.yaml_tree import printable
@@ -54,6 +58,9 @@ class StudyPart:
     treatments: int
     counts: dict[str, int]
     """Status -> runs, of those that there are."""
+    diverged: tuple[NamedRun, ...]
+    cut_off: int
+    """Runs that cannot be done because one before them diverged."""
     plots: tuple[Plot, ...]
     tables: tuple[Table, ...]
     settings: tuple[tuple[str, str], ...]
@@ -93,6 +100,8 @@ def study_part(part_id: str, plan: Plan, rows: list[Row], store: Store) -> Study
         seeds=study.seeds,
         treatments=len(study.treatments),
         counts={status: counts[status] for status in STATUSES if counts[status]},
+        diverged=diverged_of(rows),
+        cut_off=cut_off_of(rows),
         plots=tuple(plots),
         tables=(*tables, runs_table(part_id, study.name, rows)),
         settings=tuple(_settings({key: value for key, value in data.items() if key != "treatments"})),
@@ -115,6 +124,9 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[l
     if bars:
         figure = supermasks_plot(bars, study.reference, dense, 100.0 / DATASETS[study.dataset].classes)
         plot("supermasks", "Supermasks", supermask_caption(rows, bars, study.reference), figure)
+        if has_table_one(labels):
+            first = table_one_rows(rows)
+            tables.append(table_one(part_id, study.name, first, table_one_caption(rows, first)))
         tables.append(networks_table(part_id, study.name, study.reference, supermask_rows(bars)))
         points = curves_of_plan(plan, store)
         if curve := curve_rows(points):
@@ -149,15 +161,36 @@ def _trained(part_id: str, plan: Plan, rows: list[Row], alone: bool) -> tuple[li
     shown = [label for label in trained if summary.lines[label]]
     if any(point.comparison for point in summary.points) and len(shown) <= MOST_IN_MAP:
         figure, limit = map_figure(summary, shown)
-        told = (
-            f"Each cell: test accuracy at that level minus that of {reference}, in percentage points, mean over seeds. "
-            f"Blue is better, orange worse; the colours end at ±{limit:g} points. ★: p < 0.05 after Holm's correction."
+        plots.append(
+            Plot(
+                f"{part_id}-overview",
+                "overview",
+                "All treatments at all levels",
+                _map_caption(summary, limit),
+                figure,
+            )
         )
-        plots.append(Plot(f"{part_id}-overview", "overview", "All treatments at all levels", told, figure))
+    ranking = ranking_of(summary)
+    if ranking.levels and 2 < len(shown) <= MOST_IN_MAP:
+        told = ranking_caption(summary, ranking, LAYOUT, f"(ref.): the reference, {reference}.")
+        figure = ranking_plot(summary, ranking)
+        plots.append(Plot(f"{part_id}-ranking", "ranking", "Which treatment is best", told, figure))
     stop = Plot(
         f"{part_id}-early-stop", "early-stop", "Early-stopping iteration", caption(stops, about), lines_figure(stops)
     )
     return [*plots, stop], data_rows(summary)
+
+
+def _map_caption(summary: Summary, limit: float) -> str:
+    n = span([point.interval.n for point in summary.points])
+    told = (
+        f"Each cell: test accuracy at that level minus that of {summary.reference}, in percentage points, mean over "
+        f"n = {n} seeds. Blue is better, orange worse; the colours end at ±{limit:g} points. ★: p < 0.05 after Holm's "
+        "correction over the levels of the treatment."
+    )
+    apart = any(point.comparison is None and point.treatment != summary.reference for point in summary.points)
+    dash = f"–: not compared, as {summary.reference} has no run with as many weights there." if apart else ""
+    return joined([told, dash, left_out(summary), *data_notes(summary)])
 
 
 def _accuracies(rows: Sequence[Row]) -> list[float]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from supermask.figures import slug
 from supermask.report.columns import pack_columns
+from supermask.stats import least_sign_flip_p
 from supermask.tables import COLUMNS, Row
 
-Kind = Literal["text", "number", "signed", "p", "share", "id"]
-"""How a value is shown; a `share` in percent."""
+Kind = Literal["text", "number", "signed", "p", "share", "flag", "id"]
+"""How a value is shown; a `share` in percent, a `flag` as yes or no."""
 
 
 MEAN = ("mean_low95", "mean_high95")
@@ -30,11 +32,13 @@ class Shown:
     about: str = ""
     interval: tuple[str, str] | None = None
     """Columns of the two ends of its interval, which stands beside it."""
+    bold: str | None = None
+    """The column that says, true or false, which of its values are bold."""
 
     @property
     def numeric(self) -> bool:
         """Set to the right."""
-        return self.kind not in ("text", "id")
+        return self.kind not in ("text", "flag", "id")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Table:
     rows: Sequence[Row]
     lazy: bool = False
     """Shown only when it is opened."""
+    caption: str = ""
+    """What has to be known of its numbers."""
 
     def data(self) -> dict[str, Any]:
         """For JSON."""
@@ -57,10 +63,7 @@ class Table:
             "rows": len(self.rows),
             "file": self.file,
             "columns": pack_columns(self.rows, self.columns),
-            "shown": [
-                {"head": s.head, "column": s.column, "kind": s.kind, "digits": s.digits, "interval": s.interval}
-                for s in self.shown
-            ],
+            "shown": [{name: value for name, value in asdict(s).items() if name != "about"} for s in self.shown],
         }
 
 
@@ -77,8 +80,23 @@ def summary_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
         ),
         Shown("Difference [95% interval]", "difference", "signed", 2, apart, DIFFERENCE),
         Shown("p, Holm", "p_holm", "p", about="corrected over the levels of the treatment"),
+        Shown("p, flips", "p_sign_flip", "p", 0, "exact sign-flip test of this level alone, not corrected"),
     )
-    return _table(study_id, "summary", stem, "Test accuracy by treatment and level", shown, rows)
+    return _table(study_id, "summary", stem, "Test accuracy by treatment and level", shown, rows, _tests(rows))
+
+
+def _tests(rows: Sequence[Row]) -> str:
+    """Which tests a summary's p are of; empty where there is none."""
+    used = Counter(str(row["test"]) for row in rows if row["p"] is not None)
+    if not used:
+        return ""
+    tests = " or ".join(f"{test} ({n:,})" for test, n in used.items())
+    told = f"p, Holm: {tests}, corrected over the levels of each treatment."
+    pairs = max((int(row["n"] or 0) for row in rows if row["p_sign_flip"] is not None), default=0)
+    if not pairs:
+        return told
+    least = f"with {pairs} of them not below {least_sign_flip_p(pairs):g}"
+    return f"{told} p, flips: exact sign-flip test of that level alone, of pairs by seed ({least}), not corrected."
 
 
 def networks_table(study_id: str, stem: str, reference: str, rows: Sequence[Row]) -> Table:
@@ -94,6 +112,19 @@ def networks_table(study_id: str, stem: str, reference: str, rows: Sequence[Row]
         Shown("p, Holm", "p_holm", "p", about="corrected over the treatments"),
     )
     return _table(study_id, "networks", stem, "Supermasks, each as the networks that it stands for", shown, rows)
+
+
+def table_one(study_id: str, stem: str, rows: Sequence[Row], caption: str) -> Table:
+    """The paper's Table 1: the numbers of `figures.table_one.table_one_rows`."""
+    shown = (
+        Shown("Mask and weights", "column"),
+        Shown("n", "n", "number", about="seeds"),
+        Shown("Here, % [95% interval]", "mean", "number", 2, "mean over seeds", MEAN),
+        Shown("The paper, %", "paper_text", about="bold: confirmed by its text", bold="paper_confirmed"),
+        Shown("Confirmed", "paper_confirmed", "flag", about="whether the paper's text has this value"),
+        Shown("In the mask, %", "density_percent", "number", 1, about="share of the weights"),
+    )
+    return _table(study_id, "table-one", stem, "Table 1 of the paper, and what was found here", shown, rows, caption)
 
 
 def heuristic_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
@@ -129,9 +160,11 @@ def runs_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
 
 
 # Values by seed are in the table of runs.
-def _table(study_id: str, name: str, stem: str, title: str, shown: tuple[Shown, ...], rows: Sequence[Row]) -> Table:
+def _table(
+    study_id: str, name: str, stem: str, title: str, shown: tuple[Shown, ...], rows: Sequence[Row], caption: str = ""
+) -> Table:
     columns = tuple(name for name in (rows[0] if rows else ()) if name != "values_by_seed")
-    return Table(f"{study_id}-{name}", name, title, _file(stem, name), columns, shown, rows)
+    return Table(f"{study_id}-{name}", name, title, _file(stem, name), columns, shown, rows, caption=caption)
 
 
 def _file(stem: str, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from supermask.claims.words import tests_told
 from supermask.report.traces import number
 from supermask.study.yaml_tree import printable
 
@@ -84,6 +85,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "p_value": p_value,
     "duration": duration,
     "printable": printable,
+    "tests_told": tests_told,
     "icon": ICONS.__getitem__,
     "outcome_icon": OUTCOMES.__getitem__,
     "relation": lambda name: RELATIONS.get(name, name),

@@ -132,7 +132,7 @@ function showCanvas(place, state) {
   for (const axis of [layout.xaxis, layout.yaxis]) {
     Object.assign(axis, { gridcolor: look.grid, linecolor: look.rule, tickfont: { size: 12 }, zerolinecolor: look.rule });
     if (narrow && axis === layout.yaxis && axis.ticktext) axis.ticktext = axis.ticktext.map(shortened);
-    if (narrow && axis === layout.xaxis && (axis.tickvals || []).length > 7) thin(axis);
+    if (narrow && axis === layout.xaxis && layout.width < 560 && (axis.tickvals || []).length > 7) thin(axis);
     axis.title = Object.assign({ standoff: 8 }, axis.title, { font: { size: 13 } });
   }
   const config = { displaylogo: false, responsive: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]] };

@@ -29,7 +29,10 @@ function unpacked(data) {
       const apart = new Map(packed.rows.map((row, place) => [row, packed.values[place]]));
       columns[name] = (row) => (apart.has(row) ? apart.get(row) : like(row));
     }
-    else if ("at" in packed) columns[name] = (row) => packed.of[packed.at[row]];
+    else if ("of" in packed) {
+      const at = packed.at || data.columns[packed.as].at;
+      columns[name] = (row) => packed.of[at[row]];
+    }
     else if ("values" in packed) columns[name] = (row) => packed.values[row];
     else columns[name] = () => packed.all;
   }
@@ -131,7 +134,12 @@ function cell(shown, columns, row) {
   if (shown.kind === "text") {
     const name = document.createElement("bdi");
     name.textContent = value === null || value === undefined ? NOTHING : String(value);
+    if (shown.bold && columns[shown.bold](row) === true) name.className = "bold";
     made.append(name);
+    return made;
+  }
+  if (shown.kind === "flag") {
+    made.textContent = value === true ? "yes" : value === false ? "no" : NOTHING;
     return made;
   }
   if (shown.kind === "id") {
