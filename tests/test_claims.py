@@ -173,6 +173,22 @@ def test_the_weakest_part_is_the_one_whose_weakest_level_is_weakest() -> None:
     assert finding.sentence == f"All 2 parts are supported. The weakest: {finding.clauses[0].sentence}"
 
 
+@pytest.mark.parametrize(
+    ("relation", "difference", "side"), [("at_least", -2, "less"), ("at_most", 2, "greater"), ("matches", 2, "greater")]
+)
+def test_what_is_contradicted_is_told_with_the_p_of_the_reverse(relation: str, difference: float, side: str) -> None:
+    rows = rows_of([0, 0, difference, 0])
+    finding = decided({"treatment": "a", relation: "b", "margin": 0.5}, rows)
+    level = finding.clauses[0].levels[2]
+    seen = [100 * float(r["early_stop_test_accuracy"] or 0) for r in rows if r["id"] in {f"a-3-{s}" for s in range(5)}]
+    other = [100 * float(r["early_stop_test_accuracy"] or 0) for r in rows if r["id"] in {f"b-3-{s}" for s in range(5)}]
+    shift = math.copysign(0.5, difference)
+    reverse = scipy_stats.ttest_1samp(np.subtract(seen, other), shift, alternative=side).pvalue
+    assert level.p_opposite_holm == pytest.approx(4 * reverse, rel=1e-9)
+    assert level.p_holm == pytest.approx(1.0, abs=1e-3)
+    assert p_text(4 * reverse) in finding.sentence and "p = 1" not in finding.sentence
+
+
 def held(finding: ClaimFinding, clause: int) -> list[float]:
     return [level.p_holm or 0.0 for level in finding.clauses[clause].levels if level.outcome == "holds"]
 

@@ -121,7 +121,7 @@ def _levels(
             outcome = "holds"
         elif p_opposite is not None and p_opposite < SIGNIFICANCE and not _on_the_claimed_side(clause, c):
             outcome = "opposite"
-        found.append(_level(ours, theirs, c, p, p_holm, outcome, evidence.chance))
+        found.append(_level(ours, theirs, c, (p, p_holm, p_opposite), outcome, evidence.chance))
     return found
 
 
@@ -129,11 +129,11 @@ def _level(
     ours: Cell,
     theirs: Cell | None,
     c: Comparison | None,
-    p: float | None,
-    p_holm: float | None,
+    ps: tuple[float | None, float | None, float | None],
     outcome: str,
     chance: float,
 ) -> LevelFinding:
+    """`ps`: of the clause; the same by Holm; of its reverse, by Holm."""
     mean = fmean(ours.values.values()) if ours.values else None
     other = chance if theirs is None else fmean(theirs.values.values()) if theirs.values else None
     few = f"fewer than {FEWEST_SEEDS} seeds on a side"
@@ -148,11 +148,12 @@ def _level(
         difference=c.difference if c else None if mean is None or other is None else mean - other,
         interval95=c.interval95 if c else None,
         hedges_g=c.hedges_g if c else None,
-        p=p,
-        p_holm=p_holm,
+        p=ps[0],
+        p_holm=ps[1],
         outcome=outcome,  # type: ignore[arg-type]
         note=c.note if c else few,
         hedges_g_interval95=effect_interval(c) if c else None,
+        p_opposite_holm=ps[2],
         p_sign_flip=None if c is None or theirs is None else paired_sign_flip_p(ours.values, theirs.values),
     )
 

@@ -36,6 +36,8 @@ class LevelFinding:
     note: str = ""
     """Why there was no test."""
     hedges_g_interval95: tuple[float, float] | None = None
+    p_opposite_holm: float | None = None
+    """Holm's p of the reverse of what is claimed; that of `above` and `below` is two-sided, and the same."""
     p_sign_flip: float | None = None
     """Exact sign-flip permutation test of no difference, two-sided, of this level alone; where the seeds are paired."""
 

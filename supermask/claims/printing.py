@@ -106,7 +106,18 @@ def _clause_row(clause: ClauseFinding) -> Row:
 def _level_row(level: LevelFinding) -> Row:
     low, high = level.interval95 or (None, None)
     g_low, g_high = level.hedges_g_interval95 or (None, None)
-    columns = ("test", "mean", "reference_mean", "difference", "p", "p_holm", "p_sign_flip", "outcome", "note")
+    columns = (
+        "test",
+        "mean",
+        "reference_mean",
+        "difference",
+        "p",
+        "p_holm",
+        "p_opposite_holm",
+        "p_sign_flip",
+        "outcome",
+        "note",
+    )
     return {
         "level": level.level,
         "weights_remaining_percent": level.remaining,

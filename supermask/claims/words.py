@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from supermask.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict
 from supermask.stats import SIGNIFICANCE, exact_remark
 from supermask.study.claim import CHANCE, Clause
 
@@ -84,7 +85,8 @@ def _numbers(levels: Sequence[LevelFinding], clause: Clause, telling: int) -> st
     interval = "" if level.interval95 is None else " [{:+.2f}, {:+.2f}]".format(*level.interval95)
     both = f"{level.n} and {level.n_reference}" if level.test == "Welch t" else f"{level.n}"
     n = f"n = {both} {'pairs' if level.test == 'paired t' else 'seeds'}"
-    p = "" if level.p_holm is None else f", {p_text(level.p_holm)}"
+    decisive = level.p_opposite_holm if level.outcome == "opposite" else level.p_holm
+    p = "" if decisive is None else f", {p_text(decisive)}"
     versus = f" over chance, {level.reference_mean:g}%" if clause.reference == CHANCE else ""
     return f"{place}: {level.difference:+.2f}{interval} points{versus}, {n}{p}"
 
@@ -103,4 +105,55 @@ def percent(value: float) -> str:
 
 
 def p_text(p: float) -> str:
-from supermask.stats import SIGNIFICANCE, exact_remark
+    """`p = 0.021`, `p < 0.001`; what is below 0.05 is not rounded up to it."""
+    rounded = f"{p:.2g}"
+    if p < SIGNIFICANCE <= float(rounded):
+        rounded = "0.049"
+    return "p < 0.001" if p < 0.001 else f"p = {rounded}"
+
+
+_TESTS = {
+    "paired t": "paired t, where both sides have the same seeds",
+    "Welch t": "Welch's t, where they differ",
+    "one-sample t": "one-sample t, against chance",
+}
+
+
+def _quoted(relation: str) -> str:
+    return f"“{relation.replace('_', ' ')}”"
+
+
+_SIDES = {
+    ("above", "below"): "two-sided",
+    ("at_least", "at_most"): "one-sided against the margin",
+    ("matches",): "by two one-sided tests (TOST) that the difference lies within the margin",
+}
+
+
+def tests_told(findings: Sequence[ClaimFinding]) -> list[str]:
+    """Which tests these claims were decided by, and what exact ones cannot reach; nothing where nothing was tested."""
+    clauses = [clause for claim in findings for clause in claim.clauses]
+    tested = [(clause, level) for clause in clauses for level in clause.levels if level.test in _TESTS]
+    if not tested:
+        return []
+    used = Counter(level.test for _, level in tested)
+    tests = "; ".join(f"{words} ({used[test]:,})" for test, words in _TESTS.items() if used[test])
+    relations = {clause.relation for clause, _ in tested}
+    sides = [
+        f"{' and '.join(_quoted(each) for each in those if each in relations)} {how}"
+        for those, how in _SIDES.items()
+        if relations.intersection(those)
+    ]
+    seeds = sorted({level.n for _, level in tested})
+    n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    said = [
+        f"n = {n} seeds. Tests, with how many comparisons were made by each: {tests}. Relations are tested "
+        f"{', '.join(sides)}. p is of a level alone; p, Holm is corrected over the levels of its part, not over parts "
+        "or claims."
+    ]
+    pairs = [level.n for _, level in tested if level.p_sign_flip is not None]
+    if pairs:
+        few = max((n for n in pairs if exact_remark(n)), default=0)
+        flips = "p, flips: the exact sign-flip test of no difference at that level alone, two-sided, not corrected."
+        said.append(f"{flips} {exact_remark(few)}".strip())
+    return said
