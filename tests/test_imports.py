@@ -20,10 +20,10 @@ analysis.distribution analysis.pixels analysis.plane analysis.specimen cache cla
 analysis.overlap analysis.units datasets.images engines.kernels.bits engines.kernels.chance engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks report.assets serve.commands stats.comparing stats.median store.disk store.entry study.import_path study.yaml_tree tables
 actions analysis.density analysis.signs claims.printing criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.save networks promises report.columns serve.files serve.lines stats.effect stats.exact stats.margins stats.planning store.folders study.checking study.overrides text_table tickets.container tickets.modules trackers.exported
 analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units stats store.store study.values ticket tickets.encoding trackers.mlflow trackers.wandb
-certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.points learned report.traces serve.pictures store study.claim tickets.document
-claims.words datasets.load engines.choice engines.job figures.caption mask_certificate report.making report.plots runs serve.explorer study.supermask
-datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines figures.page records study.model
-engines.layers engines.reference execute.checkpoints figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes study.labels study.matching tickets.model
+certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.points learned serve.pictures store study.claim tickets.document
+claims.words datasets.load engines.choice engines.job figures.caption mask_certificate report.making runs study.supermask
+datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines figures.page records report.traces study.model
+engines.layers engines.reference execute.checkpoints figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes report.plots serve.explorer study.labels study.matching tickets.model
 engines.filter_layer engines.fully_connected engines.learning figures.differences figures.overview figures.ranking figures.supermasks study.claim_loading tickets.checks tickets.evaluate tickets.files
 engines.convolutional engines.layer_costs engines.masked_network engines.report figures.table_one report.mask_plots report.ranking_plot study.loading
 engines.measuring exit_status figures study

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,30 @@ def test_how_a_command_ended_is_noted(tmp_path: Path, end: BaseException, state:
     with pytest.raises(type(end)), Journal([plan.study], Schedule(plan, Store(tmp_path)), 1):
         raise end
     assert (noted(tmp_path)["state"], noted(tmp_path)["message"]) == (state, message)
+
+
+def test_training_does_not_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "BEAT_SECONDS", 0.01)
+    writing, written, write = threading.Event(), threading.Event(), Notes.write
+
+    def slowly(notes: Notes, kind: str, name: str, note: dict[str, Any]) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            writing.set()
+            assert written.wait(30)
+        write(notes, kind, name, note)
+
+    monkeypatch.setattr(Notes, "write", slowly)
+    plan = small_plan()
+    schedule = Schedule(plan, Store(tmp_path))
+    dense = schedule.next()
+    assert dense is not None
+    with Journal([plan.study], schedule, 1) as kept:
+        assert writing.wait(30)
+        began = time.monotonic()
+        kept.started(dense)
+        assert time.monotonic() - began < 5
+        written.set()
+    assert noted(tmp_path)["state"] == "ended"
 
 
 def test_old_progress_is_forgotten(tmp_path: Path) -> None:

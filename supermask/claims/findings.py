@@ -57,12 +57,12 @@ class ClauseFinding:
     sentence: str
     """What it comes down to, with n, effect, interval and p; one line of plain text."""
     levels: tuple[LevelFinding, ...]
-    where: Literal["every", "some"] = "every"
-    """Whether it is claimed of every one of these levels, or of some."""
     missing: tuple[str, ...] = ()
     """Runs that should be there and are not, in words: `3 runs to do`, `large_final, level 4, seed 2 diverged`."""
     seeds_needed: int | None = None
     """For a power of 80% at the smallest effect that would matter, with the spread seen here; None where unknown."""
+    where: Literal["every", "some"] = "every"
+    """Whether it is claimed of every one of these levels, or of some."""
 
 
 @dataclass(frozen=True)

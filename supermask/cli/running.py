@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -94,8 +96,10 @@ def run(
 
     console = Console(soft_wrap=True)
     listening = _listening(console, engine, device)
-    name = printable(Path(study).stem)
-    _told(name, lambda: commands.run(study, settings or [], store, workers, engine, device, keep, listening))
+    with _stoppable():
+        schedule = commands.run(study, settings or [], store, workers, engine, device, keep, listening)
+    _say_ended(printable(Path(study).stem), schedule)
+    _check_certificates(schedule)
 
 
 @app.command()
@@ -128,36 +132,41 @@ def reproduce(
 
     how = How(store or commands.default_store(), workers, engine, device, keep)
     listening = _listening(Console(soft_wrap=True), engine, device)
-    made: list[conclusions.Reproduced] = []
-
-    def train() -> Schedule:
-        made.append(conclusions.reproduce(scale, only or [], how, out, listening))
-        return made[0].schedule
-
-    _told("reproduce", train)
-    written, report = made[0].out, made[0].report
+    with _stoppable():
+        made = conclusions.reproduce(scale, only or [], how, out, listening)
+    _say_ended("reproduce", made.schedule)
+    written, report = made.out, made.report
     for text in report.notices:
         echo(f"\n{text}")
     if report.claims:
         echo(f"\n{claims_text(report.claims)}")
     echo(f"{written}  {written.stat().st_size / 1e6:.1f} MB: {lead(report)}")
     warn(report.making.damaged)
+    _check_certificates(made.schedule)
 
 
-def _told(title: str, train: Callable[[], Schedule]) -> None:
-    """Trains, and says what came of it. Raises MachineError if a certificate does not hold."""
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Says what is left after Ctrl-C, and ends with its exit status."""
     from supermask.execute.local import Stopped
-    from supermask.status import counts_text
 
     try:
-        schedule = train()
+        yield
     except Stopped as stopped:
         left = f"{stopped.left:,} run{' is' if stopped.left == 1 else 's are'} left"
         echo(f"Stopped. {left}; the same command goes on from here. Finished runs are kept.", err=True)
         raise typer.Exit(130) from None
-    ended = list(schedule.status.values())
-    echo(f"{title}: {counts_text(ended)}. Store: {schedule.store.root}")
-    if "certificate_failed" in ended:
+
+
+def _say_ended(title: str, schedule: Schedule) -> None:
+    from supermask.status import counts_text
+
+    echo(f"{title}: {counts_text(list(schedule.status.values()))}. Store: {schedule.store.root}")
+
+
+def _check_certificates(schedule: Schedule) -> None:
+    """Raises MachineError if one does not hold."""
+    if "certificate_failed" in schedule.status.values():
         raise MachineError("runs whose certificate does not hold are no results: `supermask verify` says why.")
 
 

@@ -10,12 +10,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
 
 from supermask.execute.pace import Pace
 from supermask.execute.schedule import Schedule
 from supermask.execute.worker import Result, Task
-from supermask.store.notes import Notes, name_of
+from supermask.store.notes import Note, Notes, name_of
 from supermask.study import Study
 
 BEAT_SECONDS = 2.0
@@ -42,10 +41,10 @@ class Journal:
         self._in_flight: dict[str, float] = {}
         self._failures: list[dict[str, str]] = []
         self._state, self._message = "running", ""
-        self._lock, self._over = threading.Lock(), threading.Event()
+        self._lock, self._writing, self._over = threading.Lock(), threading.Lock(), threading.Event()
         described = [{"name": study.name, "study": study.as_data()} for study in studies]
         self._studies = {name_of(note): note for note in described}
-        self._constant: dict[str, Any] = {
+        self._constant: Note = {
             "studies": list(self._studies),
             "pid": os.getpid(),
             "host": platform.node(),
@@ -99,17 +98,22 @@ class Journal:
             self._write()
 
     def _write(self) -> None:
-        with self._lock:
-            note = self._constant | {
-                "state": self._state,
-                "message": self._message,
-                "updated": time.time(),
-                "left": self._schedule.tasks_left,
-                "seconds_left": self._pace.seconds_left(self._schedule),
-                "in_flight": [{"run": run_id, "since": since} for run_id, since in self._in_flight.items()],
-                "failures": list(self._failures),
-            }
+        # Whoever trains waits for what is noted, never for the disk.
+        with self._writing:
+            with self._lock:
+                note = self._note()
             self._notes.write("progress", self._name, note)
+
+    def _note(self) -> Note:
+        return self._constant | {
+            "state": self._state,
+            "message": self._message,
+            "updated": time.time(),
+            "left": self._schedule.tasks_left,
+            "seconds_left": self._pace.seconds_left(self._schedule),
+            "in_flight": [{"run": run_id, "since": since} for run_id, since in self._in_flight.items()],
+            "failures": list(self._failures),
+        }
 
     def _forget_old(self) -> None:
         for name, note in self._notes.read("progress").items():

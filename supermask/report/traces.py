@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from supermask.claims.words import p_text
 from supermask.figures.style import Look, percent, thinned
 from supermask.stats import Comparison, MeanInterval
 
@@ -200,11 +201,6 @@ def number(value: float, digits: int = 2, signed: bool = False) -> str:
     zero = float(f"{value:.{digits}f}") == 0
     text = f"{0 if zero else value:{'' if zero or not signed else '+'},.{digits}f}"
     return text.replace("-", "−")
-
-
-def p_text(p: float) -> str:
-    """`p = 0.013`, or that it is below 0.001."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def mean_text(interval: MeanInterval, digits: int, unit: str) -> str:
