@@ -58,7 +58,8 @@ def level_finding(**changes: Any) -> LevelFinding:
         "interval95": (-2.0, -1.0),
         "hedges_g": -1.25,
         "p": 0.0004,
-        "p_holm": 0.0008,
+        "p_holm": 1.0,
+        "p_opposite_holm": 0.0008,
         "p_sign_flip": 0.5,
         "outcome": "opposite",
     }
