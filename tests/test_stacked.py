@@ -324,7 +324,11 @@ def test_the_way_to_convolve_is_measured_once_a_shape() -> None:
     assert set(found.values()) <= WAYS.keys()
     assert stacked.ways_here(layers, 2, 4, "cpu", "float32") == found
     assert stacked.ways_here(architecture("fc", (1, 8, 8), 10), 2, 3, "cpu", "float32") == {}
-    assert stacked.environment_facts(found, "float32") == {"precision": "float32", "convolutions": found}
+    assert stacked.environment_facts(found, "float32", 3) == {
+        "precision": "float32",
+        "convolutions": found,
+        "stack": 3,
+    }
 
 
 def test_a_mask_of_convolutions_is_learned_too() -> None:
@@ -380,9 +384,9 @@ def test_bfloat16_is_near_and_keeps_float32_weights() -> None:
 
 
 def test_a_precision_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UserError, match="tf32 is a number format of GPUs: on the cpu allowed are float32 and bfloat16"):
+    with pytest.raises(UserError, match="tf32 is a number format of GPUs: on cpu allowed are float32 and bfloat16"):
         stacked.train([job_of()], [images()], precision="tf32")
-    with pytest.raises(UserError, match=r"'half' is not a precision\. Allowed: float32, tf32, bfloat16"):
+    with pytest.raises(UserError, match=r"half'? is not a precision\. Allowed: float32, tf32, bfloat16"):
         stacked.train([job_of()], [images()], precision="half")
 
 

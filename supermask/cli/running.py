@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from supermask.plan import Plan
 
 EngineName = Annotated[
-    str, typer.Option(help="Which engine trains: auto, sparse (CPU, its cost falls with the mask) or reference.")
+    str,
+    typer.Option(
+        help="Which engine trains: auto, sparse (CPU, its cost falls with the mask), stacked (many runs at once) or "
+        "reference."
+    ),
+]
+PrecisionName = Annotated[
+    str, typer.Option(help="Of the stacked engine's products: float32, bfloat16, or tf32 (GPUs); weights are float32.")
+]
+StackSize = Annotated[
+    int | None,
+    typer.Option(help="Runs that the stacked engine trains at once in a worker: 16, or what fits into a GPU."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, or cuda for one GPU.")]
 KeepWhat = Annotated[
@@ -82,6 +93,8 @@ def run(
     engine: EngineName = "auto",
     device: Device = "cpu",
     keep: KeepWhat = "all",
+    precision: PrecisionName = "float32",
+    stack: StackSize = None,
 ) -> None:
     """Trains what is missing of a study. Interrupted, the same command goes on; finished runs are never repeated.
 
@@ -95,7 +108,10 @@ def run(
     console = Console(soft_wrap=True)
     listening = _listening(console, engine, device)
     name = printable(Path(study).stem)
-    _told(name, lambda: commands.run(study, settings or [], store, workers, engine, device, keep, listening))
+    _told(
+        name,
+        lambda: commands.run(study, settings or [], store, workers, engine, device, keep, listening, precision, stack),
+    )
 
 
 @app.command()
@@ -112,6 +128,8 @@ def reproduce(
     engine: EngineName = "auto",
     device: Device = "cpu",
     keep: KeepWhat = "all",
+    precision: PrecisionName = "float32",
+    stack: StackSize = None,
 ) -> None:
     """The whole paper: trains what is missing of the studies that ship, as one plan, and reports what it comes to.
 
@@ -126,7 +144,7 @@ def reproduce(
     from supermask.claims.printing import claims_text
     from supermask.report.words import lead
 
-    how = How(store or commands.default_store(), workers, engine, device, keep)
+    how = How(store or commands.default_store(), workers, engine, device, keep, precision, stack)
     listening = _listening(Console(soft_wrap=True), engine, device)
     made: list[conclusions.Reproduced] = []
 

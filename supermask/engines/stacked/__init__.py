@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from supermask.engines.choice import Precision
 from supermask.engines.stacked.convolutions import ways_here
-from supermask.engines.stacked.precision import PRECISIONS, Precision, checked
+from supermask.engines.stacked.size import replicas_here
 from supermask.engines.stacked.training import Ways, train
 
-__all__ = ["PRECISIONS", "Precision", "Ways", "checked", "environment_facts", "train", "ways_here"]
+__all__ = ["Ways", "environment_facts", "replicas_here", "train", "ways_here"]
 
 
-def environment_facts(ways: Ways, precision: Precision) -> dict[str, Any]:
-    """What the bits depend on beside machine and PyTorch: products' precision, how convolutions are computed."""
-    return {"precision": precision, "convolutions": dict(ways)}
+def environment_facts(ways: Ways, precision: Precision, replicas: int) -> dict[str, Any]:
+    """What the bits depend on beside machine and PyTorch: products' precision, how convolutions are computed, and with
+    how many neighbours (equal bits are promised of runs that were alone).
+    """
+    return {"precision": precision, "convolutions": dict(ways), "stack": replicas}

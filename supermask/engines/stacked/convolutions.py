@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d, unfold
 
-from supermask.engines.stacked.precision import Precision, computing_in
+from supermask.engines.choice import Precision
+from supermask.engines.stacked.precision import computing_in
 from supermask.networks import Architecture, Conv
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]

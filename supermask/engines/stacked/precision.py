@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
-from supermask.errors import UserError
-
-Precision = Literal["float32", "tf32", "bfloat16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-
-
-def checked(precision: str, device: torch.device) -> Precision:
-    """Raises UserError for a precision that is not one, or that the device does not have."""
-    for known in PRECISIONS:
-        if known == precision and (known != "tf32" or device.type == "cuda"):
-            return known
-    if precision in PRECISIONS:
-        raise UserError(f"tf32 is a number format of GPUs: on the {device.type} allowed are float32 and bfloat16.")
-    raise UserError(f"{precision!r} is not a precision. Allowed: {', '.join(PRECISIONS)}.")
+from supermask.engines.choice import Precision
 
 
 def computing_in(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager[None]]:

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from supermask.engines.choice import Precision
 from supermask.engines.job import Array, BatchOrder, Data, Job
 from supermask.engines.stacked.forward import Block, blocks_of, logits_of
 from supermask.engines.stacked.images import Images
 from supermask.engines.stacked.masks import masked
 from supermask.engines.stacked.moving import step_numbers, update_of
-from supermask.engines.stacked.precision import Precision, computing_in
+from supermask.engines.stacked.precision import computing_in
 from supermask.engines.stacked.repeating import Repeated
 from supermask.engines.steps import moment_names
 from supermask.learned import coin_keys

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from supermask.engines.choice import check_precision
 from supermask.engines.job import Data, Job
 from supermask.engines.loop import Training
 from supermask.engines.reference import tiny_is_zero
 from supermask.engines.stacked.convolutions import ways_here
-from supermask.engines.stacked.precision import checked, products_in
+from supermask.engines.stacked.precision import products_in
 from supermask.engines.stacked.replica import Replica, Together, outcome_on_cpu
 from supermask.engines.stacked.stack import Stack
 from supermask.types import Outcome
@@ -27,12 +28,12 @@ def train(
     """Trains all jobs to their outcomes, those of one network and recipe at once; `data[i]` is the data of `jobs[i]`.
 
     Jobs of one seed share their batches if they have the same `Data` object. `precision`: of products, see
-    `precision.Precision`. `ways`: how convolutions are computed (default: the fastest, as measured here).
+    `choice.Precision`. `ways`: how convolutions are computed (default: the fastest, as measured here).
     Raises UserError for a precision that the device does not have.
     Source: paper.md section 1 (steps 2 and 6), section 2.
     """
     place = torch.device(device)
-    known = checked(precision, place)
+    known = check_precision(precision, place.type)
     outcomes: dict[int, Outcome] = {}
     with tiny_is_zero(), products_in(known, place):
         for numbers in _stacks(jobs, data):
