@@ -29,11 +29,6 @@ class Block:
     each: int
     """Replicas a batch."""
 
-    @property
-    def replicas(self) -> slice:
-        """All of them."""
-        return slice(self.replica, self.replica + self.batches * self.each)
-
 
 def blocks_of(sees: Sequence[Hashable]) -> list[Block]:
     """Blocks, from what each replica sees; only neighbours are found to share it."""
@@ -81,10 +76,12 @@ def _shared(computed: Layer, x: Tensor, w: Tensor, b: Tensor, blocks: Sequence[B
     """The first layer: to replicas that see the same images it is one wide layer."""
     found = []
     outputs = 1 if x.dim() == 3 else 2
-    for block in blocks:
-        some, of = block.replicas, block.batches
-        wide, bias = (t[some].reshape(of, block.each * t.shape[1], *t.shape[2:]) for t in (w, b))
-        y = computed(x[block.batch : block.batch + of], wide, bias)
+    sizes = [block.batches * block.each for block in blocks]
+    # Not slices, nor parts where there is one: their gradients would be zeros first, then copies.
+    parts = zip(torch.split(w, sizes), torch.split(b, sizes), strict=True) if len(blocks) > 1 else [(w, b)]
+    for block, (own, biases) in zip(blocks, parts, strict=True):
+        wide, bias = (t.reshape(block.batches, block.each * t.shape[1], *t.shape[2:]) for t in (own, biases))
+        y = computed(x[block.batch : block.batch + block.batches], wide, bias)
         parted = y.reshape(*y.shape[:outputs], block.each, -1, *y.shape[outputs + 1 :])
         found.append(parted.movedim(outputs, 1).flatten(0, 1))
     return found[0] if len(found) == 1 else torch.cat(found)

@@ -14,8 +14,15 @@ from supermask.engines.steps import optimizer_steps
 from supermask.recipe import Recipe
 
 Update = Callable[[Tensor, Tensor, Tensor | None, Sequence[Tensor], Tensor, Tensor], None]
-"""Moves w in place. All tensors are `(replicas, numbers)`: w, its gradient, which numbers are pruned (None: none),
-what the optimiser keeps (`steps.moment_names`), rate and second of this step, `(replicas, 1)`."""
+"""Moves w in place, and uses the gradient up. All tensors are `(replicas, numbers)`: w, its gradient, `mask_bits` (None
+if none is pruned), what the optimiser keeps (`steps.moment_names`); rate and second of this step, `(replicas, 1)`."""
+
+TINY = 1e-30
+"""Added to Adam's v before its root is taken: 1e-15 at most, where 1e-8 follows. The processor's root of 0, which v is
+wherever a weight is pruned, takes fifteen times as long as any other in PyTorch."""
+
+PART = 2**14
+"""Numbers moved at once on a CPU, so that all passes but the first find them in its cache."""
 
 
 def update_of(recipe: Recipe, device: torch.device) -> Update:
@@ -27,27 +34,51 @@ def update_of(recipe: Recipe, device: torch.device) -> Update:
     """
     adam, momentum, decay = recipe.optimizer == "adam", recipe.momentum, recipe.weight_decay
 
-    def update(
-        w: Tensor, g: Tensor, pruned: Tensor | None, kept: Sequence[Tensor], rate: Tensor, second: Tensor
-    ) -> None:
+    def update(w: Tensor, g: Tensor, bits: Tensor | None, kept: Sequence[Tensor], rate: Tensor, second: Tensor) -> None:
         if decay:
-            g = g + w * decay
-        if pruned is not None:
-            g = g.masked_fill(pruned, 0.0)
+            g.add_(w, alpha=decay)
+        if bits is not None:
+            g.view(torch.int32).bitwise_and_(bits)
         if adam:
             m, v = kept
             m.lerp_(g, 0.1)
             v.mul_(0.999).addcmul_(g, g, value=0.001)
-            w.add_(m / (v.sqrt() * second + 1e-8) * rate)
-            return
-        if momentum:
-            g = kept[0].mul_(momentum).add_(g)
-        w.add_(g * rate)
+            root = v.add(TINY).sqrt_().mul_(second).add_(1e-8)
+            w.add_(torch.div(m, root, out=root).mul_(rate))
+        elif momentum:
+            (m,) = kept
+            w.add_(m.mul_(momentum).add_(g) * rate)
+        else:
+            w.add_(g.mul_(rate))
 
-    if device.type == "cuda" and find_spec("triton") is not None:
-        # One pass over memory instead of a dozen: on a GPU these steps cost more than the products otherwise.
-        return torch.compile(update)
-    return update
+    if device.type == "cpu":
+        return _in_parts(update)
+    # On a GPU one pass over memory instead of ten, where there is a compiler: else they cost more than the products.
+    return torch.compile(update) if find_spec("triton") is not None else update
+
+
+def _in_parts(update: Update) -> Update:
+    """The same, PART numbers at a time."""
+
+    def parts(w: Tensor, g: Tensor, bits: Tensor | None, kept: Sequence[Tensor], rate: Tensor, second: Tensor) -> None:
+        replicas, numbers = w.shape
+        at_once = max(1, PART // numbers)
+        for first in range(0, replicas, at_once):
+            rows = slice(first, first + at_once)
+            for start in range(0, numbers, PART):
+                part = (rows, slice(start, start + PART))
+                held = None if bits is None else bits[part]
+                update(w[part], g[part], held, [m[part] for m in kept], rate[rows], second[rows])
+
+    return parts
+
+
+def mask_bits(mask: Tensor) -> Tensor:
+    """All bits set where a weight is kept, none where it is pruned: AND leaves a gradient, or makes it +0.
+
+    On a CPU PyTorch takes thirty times as long to fill the places of a mask.
+    """
+    return mask.to(torch.int32).neg()
 
 
 def step_numbers(recipe: Recipe, began: Sequence[int], firsts: Sequence[int], steps: int) -> Array:

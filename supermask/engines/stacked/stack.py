@@ -14,7 +14,7 @@ from supermask.engines.job import Array, BatchOrder, Data, Job
 from supermask.engines.stacked.forward import Block, blocks_of, logits_of
 from supermask.engines.stacked.images import Images
 from supermask.engines.stacked.masks import masked
-from supermask.engines.stacked.moving import step_numbers, update_of
+from supermask.engines.stacked.moving import mask_bits, step_numbers, update_of
 from supermask.engines.stacked.precision import computing_in
 from supermask.engines.stacked.repeating import Repeated
 from supermask.engines.steps import moment_names
@@ -57,8 +57,8 @@ class Stack:
         self.names = moment_names(self.recipe)
         self.kept = {n: [torch.zeros_like(t) for _ in self.names] for n, t in self._moving().items()}
         """What the optimiser keeps."""
-        pruned = _stacked([{n: ~m for n, m in job.start.masks.items()} for job in jobs], device)
-        self._pruned = {n: some.flatten(1) for n, some in pruned.items() if bool(some.any())}
+        masks = _stacked([job.start.masks for job in jobs], device)
+        self._bits = {n: mask_bits(mask.flatten(1)) for n, mask in masks.items() if not bool(mask.all())}
         self._update = update_of(self.recipe, device)
         self._step: Repeated | None = None
         self._blocks: list[Block] = []
@@ -134,9 +134,9 @@ class Stack:
         with torch.no_grad():
             for (name, tensor), gradient in zip(moving.items(), gradients, strict=True):
                 kept = [moment.flatten(1) for moment in self.kept[name]]
-                pruned = None if self.learning is not None else self._pruned.get(name)
+                bits = None if self.learning is not None else self._bits.get(name)
                 rate, second = numbers[:, :, None]
-                self._update(tensor.detach().flatten(1), gradient.flatten(1), pruned, kept, rate, second)
+                self._update(tensor.detach().flatten(1), gradient.flatten(1), bits, kept, rate, second)
             self._losses.index_copy_(0, now, losses.detach()[None])
             now += 1
         if self.learning is not None:
@@ -211,7 +211,7 @@ class Stack:
         self.jobs, self.data = [self.jobs[r] for r in places], [self.data[r] for r in places]
         self.orders = [self.orders[r] for r in places]
         self.weights, self.others, self.logits = of(self.weights), of(self.others), of(self.logits)
-        self.passed, self._pruned = of(self.passed), of(self._pruned)
+        self.passed, self._bits = of(self.passed), of(self._bits)
         self.kept = {n: [t.index_select(0, index) for t in some] for n, some in self.kept.items()}
         self._step = None
 
