@@ -6,20 +6,20 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from supermask.datasets import Images, load
 from supermask.datasets.source import DATA_VARIABLE
-from supermask.engines.choice import ENGINES, choose
+from supermask.engines.choice import ENGINES, check_precision, choose
 from supermask.errors import UserError, did_you_mean
 from supermask.execute.journal import Journal
 from supermask.execute.local import Listener, run_plan
 from supermask.execute.schedule import Keep, Schedule
 from supermask.execute.worker import Result, Site, Task, check_same_data
 from supermask.lineage import layers_of
-from supermask.plan import Plan, joined
+from supermask.plan import Graph, Plan, joined
 from supermask.store import Store
 from supermask.store.disk import machine_errors
 from supermask.study.yaml_tree import shown
@@ -40,12 +40,22 @@ class How:
     engine: str = "auto"
     device: str = "cpu"
     keep: Keep = "all"
+    precision: str = "float32"
+    """Of the stacked engine's products."""
+    stack: int | None = None
+    """Runs that the stacked engine trains at once in a worker; None: 16, or as many as fit into a GPU."""
 
     def check(self) -> None:
         """Raises UserError for what is not allowed."""
         check_choice("an engine", self.engine, ENGINES)
         check_choice("a device", self.device, DEVICES)
         check_choice("a way to keep weights", self.keep, get_args(Keep))
+        check_precision(self.precision, self.device)
+        stacks = self.engine == "stacked" or (self.engine == "auto" and self.device != "cpu")
+        if not stacks and (self.precision != "float32" or self.stack is not None):
+            raise UserError("--precision and --stack are the stacked engine's: give --engine stacked too.")
+        if self.stack is not None and self.stack < 1:
+            raise UserError(f"a stack of {self.stack} runs trains nothing: give 1 or more, or leave it out.")
         if self.workers is not None and self.workers < 1:
             raise UserError(
                 f"{self.workers} workers cannot train anything: give 1 or more, or leave it out for one a core."
@@ -65,7 +75,8 @@ def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = Non
     """
     how.check()
     graph = joined(plans)
-    site = Site(store=how.store.absolute(), data_dir=data_dir(), engine=how.engine, device=how.device)
+    precision = check_precision(how.precision, how.device)
+    site = Site(how.store.absolute(), data_dir(), how.engine, how.device, precision=precision)
     kinds = {(run.network, run.dataset, run.learning): run for run in graph.runs.values()}
     for run in kinds.values():
         choose(how.engine, layers_of(run), how.device, run.learning)
@@ -76,7 +87,9 @@ def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = Non
             _check_same_data(schedule, load(dataset, site.data_dir))
         _check_writable(site.store)
         check_device(how.device)
-    workers = how.workers or default_workers()
+        site = replace(site, stack=_stack_size(how, graph))
+    # A GPU is shared by two: one stack trains while the other is scored and committed.
+    workers = how.workers or (2 if site.stack > 1 and how.device != "cpu" else default_workers())
     quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
     studies = [plan.study for plan in plans]
     with listening(plans, schedule) if listening else quiet as listener, Journal(studies, schedule, workers) as journal:
@@ -86,6 +99,19 @@ def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = Non
             listener(now, task, result)
 
         return run_plan(graph, site, workers, heard, how.keep, schedule=schedule, starting=journal.started)
+
+
+def _stack_size(how: How, graph: Graph) -> int:
+    """Runs that a worker is given at once."""
+    engines = {choose(how.engine, layers_of(r), how.device, r.learning).engine: r for r in graph.runs.values()}
+    if "stacked" not in engines:
+        return 1
+    if how.stack is not None:
+        return how.stack
+    from supermask.engines.stacked.size import replicas_here
+
+    run = engines["stacked"]
+    return replicas_here(layers_of(run), run.recipe.batch_size, how.device)
 
 
 def data_dir() -> Path | None:

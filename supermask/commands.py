@@ -84,12 +84,14 @@ def run(
     device: str = "cpu",
     keep: Keep = "all",
     listening: Listening | None = None,
+    precision: str = "float32",
+    stack: int | None = None,
 ) -> Schedule:
     """Trains what is missing of a study, on `workers` processes (default: one a core); returns how each run ended.
 
     Raises UserError, MachineError, and `execute.local.Stopped` on Ctrl-C: the same call goes on from there.
     """
-    how = How(store or default_store(), workers, engine, device, keep)
+    how = How(store or default_store(), workers, engine, device, keep, precision, stack)
     how.check()
     return carry_out([make_plan(load_study(study, overrides))], how, listening)
 

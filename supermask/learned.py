@@ -208,10 +208,22 @@ def coins(keys: np.ndarray[Any, np.dtype[np.uint32]], like: Tensor) -> Tensor:
 
     Weight number j, in C order, has mix(mix(j + k0) xor k1) >> 8, over 2^24; mix is a bijection of 32-bit words.
     """
+    return stacked_coins(key_words(keys[None], like), like[None])[0]
+
+
+def key_words(keys: np.ndarray[Any, np.dtype[np.uint32]], like: Tensor) -> Tensor:
+    """Keys as int32 of the same bits, of which PyTorch knows more; on the device of `like`."""
     import torch
 
-    words = torch.arange(like.numel(), dtype=torch.int32, device=like.device) + _signed_word(keys[0])
-    words = _mixed(_mixed(words) ^ _signed_word(keys[1]))
+    return torch.from_numpy(keys.view(np.int32)).to(like.device)
+
+
+def stacked_coins(keys: Tensor, like: Tensor) -> Tensor:
+    """`coins` of several passes at once: row r of `keys`, int32 `(n, 2)`, holds the words of the keys of `like[r]`."""
+    import torch
+
+    words = torch.arange(like[0].numel(), dtype=torch.int32, device=like.device)
+    words = _mixed(_mixed(words + keys[:, :1]) ^ keys[:, 1:])
     return ((words >> 8) & 0xFFFFFF).float().mul_(2.0**-24).reshape(like.shape)
 
 

@@ -20,6 +20,7 @@ from supermask.engines.kernels import compiling
 from supermask.engines.measuring import Costs, costs_here
 from supermask.errors import UserError
 from supermask.execute import worker as worker_module
+from supermask.learned import Learning
 from supermask.networks import Architecture, architecture
 from supermask.store import Store
 
@@ -41,14 +42,25 @@ def test_auto_is_the_sparse_engine_on_a_cpu(layers: Architecture) -> None:
     assert choose("reference", layers, "cpu") == Choice("reference", "it was asked for")
 
 
-def test_elsewhere_it_is_the_reference_and_says_why() -> None:
-    assert choose("auto", FC, "cuda") == Choice(
-        "reference", "auto: the sparse engine trains on the CPU alone, not on cuda"
-    )
+def test_on_a_gpu_it_is_the_stacked_engine() -> None:
+    for layers in (FC, architecture("conv6", (3, 32, 32), 10)):
+        assert choose("auto", layers, "cuda") == Choice("stacked", "auto: a GPU trains many runs at once")
+        for device in ("cpu", "cuda"):
+            assert choose("stacked", layers, device, Learning()) == Choice("stacked", "it was asked for")
     with pytest.raises(UserError, match="the sparse engine trains on the CPU alone, not on cuda: use --engine auto"):
         choose("sparse", FC, "cuda")
+
+
+def test_elsewhere_it_is_the_reference_and_says_why() -> None:
     unknown: Architecture = (*FC, object())  # type: ignore[assignment]
-    assert "convolutions, poolings and fully connected layers alone" in choose("auto", unknown, "cpu").why
+    for device in ("cpu", "cuda"):
+        choice = choose("auto", unknown, device)
+        assert choice.engine == "reference"
+        assert "convolutions, poolings and fully connected layers alone" in choice.why
+    choice = choose("auto", FC, "cuda", Learning("signed"))
+    assert choice == Choice("reference", "auto: the stacked engine learns masks by bernoulli and rounded alone")
+    with pytest.raises(UserError, match="the stacked engine learns masks by bernoulli and rounded alone: use --engine"):
+        choose("stacked", FC, "cpu", Learning("edge_popup"))
 
 
 @pytest.mark.parametrize(
@@ -56,17 +68,21 @@ def test_elsewhere_it_is_the_reference_and_says_why() -> None:
     [
         ("auto", "sparse", "auto: its cost falls with the mask"),
         ("sparse", "sparse", "it was asked for"),
+        ("stacked", "stacked", "it was asked for"),
         ("reference", "reference", "it was asked for"),
     ],
 )
 def test_the_record_says_which_engine_and_why(tmp_path: Path, asked: str, engine: str, why: str) -> None:
     plan = small_plan(levels=1)
     carry_out(plan, tmp_path, engine=asked)
+    own = {
+        "sparse": {"costs", "kernels", "llvmlite", "numba", "libc"},
+        "stacked": {"precision", "convolutions", "stack"},
+    }
     for run_id in plan.runs:
         facts = Store(tmp_path).facts(run_id)
         assert (facts["engine"], facts["engine_reason"], facts["environment"]["engine"]) == (engine, why, engine)
-        of_kernels = {"costs", "kernels", "llvmlite", "numba", "libc"}
-        assert of_kernels & facts["environment"].keys() == (of_kernels if engine == "sparse" else set())
+        assert set().union(*own.values()) & facts["environment"].keys() == own.get(engine, set())
 
 
 def test_the_engine_is_in_the_environment_and_not_in_the_id(tmp_path: Path) -> None:
@@ -80,7 +96,7 @@ def test_the_engine_is_in_the_environment_and_not_in_the_id(tmp_path: Path) -> N
 
 def test_a_run_is_trained_again_as_it_was_the_first_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the engine and with the costs of its record, whatever has been asked for or measured since."""
-    for first, later in (("reference", "auto"), ("sparse", "reference")):
+    for first, later in (("reference", "auto"), ("sparse", "reference"), ("stacked", "auto")):
         folder = tmp_path / first
         carry_out(small_plan(levels=1), folder, engine=first)
         before = contents(folder)

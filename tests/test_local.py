@@ -459,3 +459,19 @@ def command_lines(group: int) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def test_stacks_through_worker_processes(folder: Path) -> None:
+    """Two workers, stacks of up to three: the results are the reference's."""
+    plan = small_plan(TWO_CHAINS, seeds=[0, 1, 2], levels=2)
+    heard = Heard()
+    (folder / "store").mkdir()
+    schedule = run_plan(plan, Site(folder / "store", engine="stacked", stack=3), 2, heard, start_method="fork")
+    assert set(schedule.status.values()) == {"finished"}
+    assert len(heard.results) == len(plan.runs)
+    carry_out(plan, folder / "alone", engine="reference")
+    found, wanted = facts(folder / "store", plan), facts(folder / "alone", plan)
+    assert 2 <= max(one["environment"]["stack"] for one in found.values()) <= 3
+    for run_id in plan.runs:
+        losses = [some[run_id]["metrics"]["final_test_loss"] for some in (found, wanted)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)

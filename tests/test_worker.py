@@ -21,7 +21,7 @@ from supermask.errors import MachineError, UserError
 from supermask.execute import worker as worker_module
 from supermask.execute.checkpoints import Interrupted, StoredCheckpoints
 from supermask.execute.schedule import Schedule
-from supermask.execute.worker import Result, Site, Task, Worker, worker_at
+from supermask.execute.worker import Result, Site, Task, Worker, _Begun, worker_at
 from supermask.networks import initial_start
 from supermask.plan import Plan
 from supermask.store import Store
@@ -139,9 +139,11 @@ def test_a_diverged_run_ends_its_own_chain_alone(folder: Path) -> None:
     criterion = {run.id: run.step.criterion if run.step else "" for run in plan.runs.values()}
 
     class Diverging(Worker):
-        def _train(self, job: Job, *others: Any) -> Outcome:
-            wild = replace(job.recipe, optimizer="sgd", lr=1e30)
-            return super()._train(replace(job, recipe=wild) if self.wild else job, *others)
+        def _train_together(self, begun: Sequence[_Begun]) -> list[Outcome]:
+            if self.wild:
+                wild = replace(begun[0].job.recipe, optimizer="sgd", lr=1e30)
+                begun = [replace(each, job=replace(each.job, recipe=wild)) for each in begun]
+            return super()._train_together(begun)
 
         def perform(self, task: Task, stopping: Callable[[], bool] = lambda: False) -> Result:
             self.wild = criterion[task.run.id] == "random" and task.run.level == 2
@@ -484,3 +486,62 @@ def test_costs_of_another_release_are_told_of_and_not_tripped_over(folder: Path)
     worker = Worker(Site(folder / "store", engine="sparse"))
     with pytest.raises(MachineError, match="another release of supermask"):
         worker._environment("sparse", "cpu", {"walks": {"weight": 1.0}})
+
+
+# ------------------------------------------------------------------------------------------------------------- stacks
+
+
+TWO_SEEDS = {"seeds": [0, 1], "levels": 2}
+
+
+def test_a_stack_comes_to_what_its_runs_come_to_alone(folder: Path) -> None:
+    """Two seeds and two treatments as stacks, against one at a time by the reference engine."""
+    plan = small_plan({"criterion": ["large_final", "random"]}, **TWO_SEEDS)
+    worker = Worker(Site(folder / "stacks", engine="stacked"))
+    sizes: list[int] = []
+    schedule = Schedule(plan, worker.store)
+    while schedule.tasks_left:
+        tasks = schedule.next_alike(3)
+        sizes.append(len(tasks))
+        for task, result in zip(tasks, worker.perform_stack(tasks), strict=True):
+            assert (result.run_id, result.status) == (task.run.id, "finished")
+            schedule.ended(task, result)
+    assert max(sizes) == 3
+    assert sum(sizes) == len(plan.runs)
+    carry_out(plan, folder / "alone", engine="reference")
+    stacked, alone = facts(folder / "stacks", plan), facts(folder / "alone", plan)
+    for run_id in plan.runs:
+        found, wanted = stacked[run_id], alone[run_id]
+        assert found["engine"] == "stacked"
+        assert found["certificate"]["held"]
+        assert found["environment"]["stack"] in (1, 2, 3)
+        for name in ("final_test_loss", "early_stop_validation_loss"):
+            assert found["metrics"][name] == pytest.approx(wanted["metrics"][name], rel=1e-3)
+
+
+def test_a_stack_of_which_one_is_done_and_one_is_not(folder: Path) -> None:
+    plan = small_plan({"criterion": ["large_final", "random"]}, seeds=[0], levels=1)
+    worker = Worker(Site(folder, engine="stacked"))
+    schedule = Schedule(plan, worker.store)
+    (dense,) = schedule.next_alike(9)
+    schedule.ended(dense, worker.perform(dense))
+    first, second = schedule.next_alike(9)
+    done = worker.perform(first)
+    assert [result.status for result in Worker(worker.site).perform_stack([first, second])] == ["finished"] * 2
+    assert worker.perform_stack([first])[0] == done
+
+
+def test_only_tasks_alike_are_stacked(folder: Path) -> None:
+    """A treatment of another recipe waits for the next one."""
+    plan = small_plan(
+        {"rewind_to": ["start", "end"], "learning_rate_rewinding": False}, seeds=[0, 1], levels=1, lr_drops=[0.3]
+    )
+    schedule = Schedule(plan, Store(folder))
+    worker = Worker(Site(folder))
+    for task in schedule.next_alike(9):
+        schedule.ended(task, worker.perform(task))
+    assert schedule.ready == 4
+    stacks = [schedule.next_alike(9), schedule.next_alike(9)]
+    assert [len({task.run.recipe for task in stack}) for stack in stacks] == [1, 1]
+    assert sum(map(len, stacks)) == 4
+    assert schedule.ready == 0

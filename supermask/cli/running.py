@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from supermask.plan import Plan
 
 EngineName = Annotated[
-    str, typer.Option(help="Which engine trains: auto, sparse (CPU, its cost falls with the mask) or reference.")
+    str,
+    typer.Option(
+        help="Which engine trains: auto, sparse (CPU, its cost falls with the mask), stacked (many runs at once) or "
+        "reference."
+    ),
+]
+PrecisionName = Annotated[
+    str, typer.Option(help="Of the stacked engine's products: float32, bfloat16, or tf32 (GPUs); weights are float32.")
+]
+StackSize = Annotated[
+    int | None,
+    typer.Option(help="Runs that the stacked engine trains at once in a worker: 16, or what fits into a GPU."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, or cuda for one GPU.")]
 KeepWhat = Annotated[
@@ -84,6 +95,8 @@ def run(
     engine: EngineName = "auto",
     device: Device = "cpu",
     keep: KeepWhat = "all",
+    precision: PrecisionName = "float32",
+    stack: StackSize = None,
 ) -> None:
     """Trains what is missing of a study. Interrupted, the same command goes on; finished runs are never repeated.
 
@@ -97,7 +110,9 @@ def run(
     console = Console(soft_wrap=True)
     listening = _listening(console, engine, device)
     with _stoppable():
-        schedule = commands.run(study, settings or [], store, workers, engine, device, keep, listening)
+        schedule = commands.run(
+            study, settings or [], store, workers, engine, device, keep, listening, precision, stack
+        )
     _say_ended(printable(Path(study).stem), schedule)
     _check_certificates(schedule)
 
@@ -116,6 +131,8 @@ def reproduce(
     engine: EngineName = "auto",
     device: Device = "cpu",
     keep: KeepWhat = "all",
+    precision: PrecisionName = "float32",
+    stack: StackSize = None,
 ) -> None:
     """The whole paper: trains what is missing of the studies that ship, as one plan, and reports what it comes to.
 
@@ -130,7 +147,7 @@ def reproduce(
     from supermask.claims.printing import claims_text
     from supermask.report.words import lead
 
-    how = How(store or commands.default_store(), workers, engine, device, keep)
+    how = How(store or commands.default_store(), workers, engine, device, keep, precision, stack)
     listening = _listening(Console(soft_wrap=True), engine, device)
     with _stoppable():
         made = conclusions.reproduce(scale, only or [], how, out, listening)

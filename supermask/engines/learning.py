@@ -141,7 +141,7 @@ class MaskInTraining:
             self.optimizer.state[self.logits[name]] = own
 
 
-class _Straight(torch.autograd.Function):
+class Straight(torch.autograd.Function):
     """Forward the mask, backward to `soft` what comes for the mask. (soft + (mask - soft) is not binary in float32.)"""
 
     @staticmethod
@@ -169,7 +169,7 @@ def masked(learning: Learning, logits: Tensor, weights: Tensor, keys: Array) -> 
         mask = (fixed > edge_popup_cut(fixed, learning.density)).float()
     else:
         mask = fixed.sign() * (fixed.abs() > learning.threshold)
-    b: Tensor = _Straight.apply(soft, mask)  # type: ignore[no-untyped-call]
+    b: Tensor = Straight.apply(soft, mask)  # type: ignore[no-untyped-call]
     used = b * weights
     if learning.rescaled:
         # The gradient flows through the ratio: d(ones)/db is 1, at zeros too; the sign of b where it may invert.

@@ -26,8 +26,8 @@ OptimizerState = dict[str, dict[str, "Tensor"]]
 """Tensor name -> the optimiser's per-weight state, by PyTorch's names: `exp_avg`, `exp_avg_sq`; `momentum_buffer`."""
 
 
-class Stepper(Protocol):
-    """One network in training: what an engine is to this loop.
+class Network(Protocol):
+    """One network in training, as this loop looks at it between mini-batches.
 
     Mini-batches are numbered from the dense network's initialisation; batch, learning rate, the optimiser's step count
     and whatever is drawn follow from that number alone.
@@ -42,9 +42,6 @@ class Stepper(Protocol):
     def gradient(self, iteration: int) -> Weights:
         """dL/dw of every maskable tensor, pruned weights included, on mini-batch `iteration`; nothing moves."""
 
-    def train(self, first: int, last: int) -> Array:
-        """Trains on mini-batches `first` to `last - 1`; their losses before each update, float32 `(last - first,)`."""
-
     def measure(self, images: Array, labels: Array) -> tuple[float, float]:
         """Mean cross-entropy in nats, summed in float64, and accuracy (the first of equal logits counts)."""
 
@@ -55,74 +52,95 @@ class Stepper(Protocol):
         """The inverse, before mini-batch `iteration`."""
 
 
+class Stepper(Network, Protocol):
+    """A network that is trained by itself."""
+
+    def train(self, first: int, last: int) -> Array:
+        """Trains on mini-batches `first` to `last - 1`; their losses before each update, float32 `(last - first,)`."""
+
+
 def run(stepper: Stepper, job: Job, data: Data) -> Outcome:
     """Trains from the job's start, or from its last checkpoint, to its outcome.
 
     Test accuracy is measured with the weights of lowest validation loss and with those of the end, once each, after
     training. Source: paper.md section 1 (steps 2 and 6), section 2.
     """
-    return _Training(stepper, job, data).run()
+    training = Training(stepper, job, data)
+    training.begin()
+    while training.left:
+        training.passed(stepper.train(training.iteration, training.iteration + training.left))
+    return training.outcome()
 
 
-class _Training:
-    """One training in progress: what has been seen so far."""
+class Training:
+    """One training in progress: what has been seen so far. Who made it trains, and tells it of the losses."""
 
-    def __init__(self, stepper: Stepper, job: Job, data: Data) -> None:
-        self.stepper, self.job, self.data = stepper, job, data
+    def __init__(self, network: Network, job: Job, data: Data) -> None:
+        self.network, self.job, self.data = network, job, data
         self.iteration = job.start.first_iteration
         self.watch = Watch()
         self.points: dict[Point, State] = {}
+        self._begun = self._resumed()
+        if not self._begun:
+            network.load(job.start.state)
+        self._stops = stops(job.recipe, self.iteration, job.points)
+        self._next = next(self._stops, None)
 
-    def run(self) -> Outcome:
-        if not self._resumed():
-            self._begin()
-        for stop, evaluated in stops(self.job.recipe, self.iteration, self.job.points):
-            if self.watch.diverged_at is not None:
-                break
-            losses = self.stepper.train(self.iteration, stop)
-            self.iteration = stop
-            if not self.watch.saw_training(losses, stop - len(losses)):
-                break
-            if stop in self.job.points:
-                self.points[stop] = self.stepper.state()
-            if evaluated:
-                self._evaluate()
-                if self.watch.diverged_at is None and self.job.checkpoints.due():
-                    self._save()
-        return self._outcome()
-
-    def _begin(self) -> None:
-        self.stepper.load(self.job.start.state)
+    def begin(self) -> None:
+        """Looks at the start; once, before the first mini-batch. Gone on from a checkpoint, that was done."""
+        if self._begun:
+            return
         if self.iteration in self.job.points:
-            self.points[self.iteration] = self.stepper.state()
+            self.points[self.iteration] = self.network.state()
         if "gradient" in self.job.points:
-            self.points["gradient"] = State(self.stepper.gradient(self.iteration), {})
+            self.points["gradient"] = State(self.network.gradient(self.iteration), {})
         self._evaluate()
 
-    def _evaluate(self) -> None:
-        measured = self.stepper.measure(self.data.validation_images, self.data.validation_labels)
-        if self.watch.saw_validation(self.iteration, *measured):
-            self.points["lowest_validation_loss"] = self.stepper.state()
-        if self.watch.diverged_at is None:
-            self.job.checkpoints.saw(self.watch.curve)
+    @property
+    def left(self) -> int:
+        """Mini-batches until something is to be looked at; 0 at the end."""
+        if self._next is None or self.watch.diverged_at is not None:
+            return 0
+        return self._next[0] - self.iteration
 
-    def _outcome(self) -> Outcome:
-        end, test = self.stepper.state(), (self.data.test_images, self.data.test_labels)
+    def passed(self, losses: Array) -> None:
+        """The network was trained on the next `len(losses)` mini-batches, at most as many as were left."""
+        first, self.iteration = self.iteration, self.iteration + len(losses)
+        if not self.watch.saw_training(losses, first) or self._next is None or self.iteration < self._next[0]:
+            return
+        (stop, evaluated), self._next = self._next, next(self._stops, None)
+        if stop in self.job.points:
+            self.points[stop] = self.network.state()
+        if evaluated:
+            self._evaluate()
+            if self.watch.diverged_at is None and self.job.checkpoints.due():
+                self._save()
+
+    def outcome(self) -> Outcome:
+        """What the training leaves; the network is not trained on after this."""
+        end, test = self.network.state(), (self.data.test_images, self.data.test_labels)
         if self.watch.diverged_at is not None:
             return Outcome("diverged", end, {}, self.watch.curve, self.watch.metrics(None, None))
-        end_test = self.stepper.measure(*test)
-        held = {n: s for n, s in self.stepper.optimizer_state().items() if n in self.job.start.masks}
+        end_test = self.network.measure(*test)
+        held = {n: s for n, s in self.network.optimizer_state().items() if n in self.job.start.masks}
         best_test = end_test
         if self.watch.best != len(self.watch.curve.iterations) - 1:
-            self.stepper.load(self.points["lowest_validation_loss"])
-            best_test = self.stepper.measure(*test)
+            self.network.load(self.points["lowest_validation_loss"])
+            best_test = self.network.measure(*test)
         metrics = self.watch.metrics(best_test, end_test)
         wanted = {point: state for point, state in self.points.items() if point in self.job.points}
         return Outcome("finished", end, wanted, self.watch.curve, metrics, held)
 
+    def _evaluate(self) -> None:
+        measured = self.network.measure(self.data.validation_images, self.data.validation_labels)
+        if self.watch.saw_validation(self.iteration, *measured):
+            self.points["lowest_validation_loss"] = self.network.state()
+        if self.watch.diverged_at is None:
+            self.job.checkpoints.saw(self.watch.curve)
+
     def _save(self) -> None:
-        tensors = _flat("state", self.stepper.state())
-        for name, state in self.stepper.optimizer_state().items():
+        tensors = _flat("state", self.network.state())
+        for name, state in self.network.optimizer_state().items():
             tensors |= {f"optimizer/{name}/{key}": value.numpy() for key, value in state.items()}
         for point, kept in self.points.items():
             tensors |= _flat(f"point/{point}", kept)
@@ -145,8 +163,8 @@ class _Training:
         if not {str(p) for p in passed} <= points.keys():
             return False
         self.points = {int(p) if p.isdigit() else p: self._as_state(t) for p, t in points.items()}  # type: ignore[misc]
-        self.stepper.load(self._as_state(parts["state"]))
-        self.stepper.load_optimizer_state(_nested(parts["optimizer"]), facts["iteration"])
+        self.network.load(self._as_state(parts["state"]))
+        self.network.load_optimizer_state(_nested(parts["optimizer"]), facts["iteration"])
         for column, values in parts["curve"].items():
             getattr(self.watch.curve, column).extend(values.tolist())
         self.iteration, self.watch.best = facts["iteration"], facts["best"]
@@ -162,7 +180,7 @@ class _Training:
 
 def _flat(prefix: str, state: State) -> dict[str, Array]:
     logits = {f"{LOGITS}{n}": t for n, t in state.logits.items()}
-    return {f"{prefix}/{n}": t.numpy() for n, t in {**state.weights, **state.others, **logits}.items()}
+    return {f"{prefix}/{n}": t.cpu().numpy() for n, t in {**state.weights, **state.others, **logits}.items()}
 
 
 def _parts(arrays: dict[str, Array]) -> dict[str, dict[str, Any]]:

@@ -94,50 +94,60 @@ class _Study:
         self._starting = starting
         self._outdated = False
         self._idle: list[ProcessPoolExecutor] = []
-        self._in_flight: dict[Future[Result], tuple[ProcessPoolExecutor, Task]] = {}
+        self._in_flight: dict[Future[list[Result]], tuple[ProcessPoolExecutor, list[Task]]] = {}
         self._deaths: Counter[str] = Counter()
         self._lacking: Counter[str] = Counter()
 
     def carry_out(self, workers: int, start_worker: Callable[[], ProcessPoolExecutor]) -> None:
         """Keeps so many workers busy until nothing is left to do."""
         while self.schedule.tasks_left:
-            while len(self._in_flight) < workers and not self._outdated and (task := self.schedule.next()):
+            while len(self._in_flight) < workers and not self._outdated and (tasks := self._next(workers)):
                 # The one that was busy last: it has the start of the task's parent in memory.
-                self._submit(self._idle.pop() if self._idle else start_worker(), task)
+                self._submit(self._idle.pop() if self._idle else start_worker(), tasks)
             assert self._in_flight or self._outdated, "tasks that never become ready"
             ended, _ = wait(self._in_flight, return_when=FIRST_COMPLETED)
             for future in ended:
-                worker, task = self._in_flight.pop(future)
+                worker, tasks = self._in_flight.pop(future)
                 try:
-                    result = future.result()
+                    results = future.result()
                 except BrokenProcessPool:
-                    self._died(task)
+                    self._died(tasks)
                 else:
                     self._idle.append(worker)
-                    self._ended(task, result)
+                    for task, result in zip(tasks, results, strict=True):
+                        self._ended(task, result)
             if self._outdated and not self._in_flight:
                 self.schedule = Schedule(self.schedule.plan, self.schedule.store, self.schedule.damaged)
                 self._outdated = False
 
-    def _submit(self, worker: ProcessPoolExecutor, task: Task) -> None:
+    def _next(self, workers: int) -> list[Task]:
+        """What one worker is given: a task, or a stack of them that leaves the other idle workers theirs."""
+        share = -(-self.schedule.ready // (workers - len(self._in_flight)))
+        return self.schedule.next_alike(max(1, min(self._site.stack, share)))
+
+    def _submit(self, worker: ProcessPoolExecutor, tasks: list[Task]) -> None:
         try:
             # This may start a process: whole, or not at all.
             with _ctrl_c_held_back(), _main_left_alone():
-                self._in_flight[worker.submit(perform, self._site, task)] = (worker, task)
-            self._starting(task)
+                self._in_flight[worker.submit(perform, self._site, tasks)] = (worker, tasks)
+            for task in tasks:
+                self._starting(task)
         except BrokenProcessPool:
             # It died while it had nothing to do; it is not among the idle ones any more.
-            self.schedule.again(task)
+            for task in tasks:
+                self.schedule.again(task)
 
-    def _died(self, task: Task) -> None:
-        """The task is tried again, by another worker. Raises MachineError for a run at which it happens too often."""
-        self._deaths[task.run.id] += 1
-        if self._deaths[task.run.id] == TRIES:
-            raise MachineError(
-                f"a worker process died {TRIES} times while run {task.run.id} (seed {task.run.seed}, level "
-                f"{task.run.level}) was trained; is the memory full? Try --workers 1. Finished runs are kept."
-            )
-        self.schedule.again(task)
+    def _died(self, tasks: list[Task]) -> None:
+        """The tasks are tried again, by another worker. Raises MachineError for a run at which it happens too often."""
+        for task in tasks:
+            self._deaths[task.run.id] += 1
+            if self._deaths[task.run.id] == TRIES:
+                fewer = "--workers 1" if len(tasks) == 1 else "--workers 1, or a smaller --stack"
+                raise MachineError(
+                    f"a worker process died {TRIES} times while run {task.run.id} (seed {task.run.seed}, level "
+                    f"{task.run.level}) was trained; is the memory full? Try {fewer}. Finished runs are kept."
+                )
+            self.schedule.again(task)
 
     def _ended(self, task: Task, result: Result) -> None:
         if result.status == "not_started":
@@ -152,12 +162,17 @@ class _Study:
         self._listener(self.schedule, task, result)
 
 
-def perform(site: Site, task: Task) -> Result:
-    """A task in a worker process. SIGTERM lets it save a checkpoint first; between tasks it ends the process."""
+def perform(site: Site, tasks: list[Task]) -> list[Result]:
+    """Tasks in a worker process, together if they are several.
+
+    SIGTERM lets it save a checkpoint first; between tasks it ends the process.
+    """
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        return worker_at(site).perform(task, stop.is_set)
+        if len(tasks) == 1:
+            return [worker_at(site).perform(tasks[0], stop.is_set)]
+        return worker_at(site).perform_stack(tasks, stop.is_set)
     except Interrupted:
         os._exit(0)
     finally:
@@ -195,7 +210,7 @@ def _workers(start_method: str, preload: list[str]) -> Iterator[Callable[[], Pro
 def _preload(site: Site, plan: Graph) -> list[str]:
     """Modules that the server of workers imports."""
     modules = ["supermask.execute.preload"]
-    if site.engine != "reference" and site.device == "cpu":
+    if site.engine in ("auto", "sparse") and site.device == "cpu":
         kind = "sparse"
         networks = {(run.network, run.dataset): run for run in plan.runs.values()}
         if any(isinstance(layer, Conv) for run in networks.values() for layer in layers_of(run)):
@@ -203,6 +218,8 @@ def _preload(site: Site, plan: Graph) -> list[str]:
         elif any(run.learning is not None for run in plan.runs.values()):
             kind = "masks"
         modules.append(f"supermask.execute.preload_{kind}")
+    elif site.stack > 1:
+        modules.append("supermask.execute.preload_stacked")
     return modules
 
 

@@ -28,6 +28,12 @@ def work(run: Run) -> float:
     return 3.0 * run.recipe.iterations * run.recipe.batch_size + samples * (BESIDE_TRAINING + 5_000 * evaluations)
 
 
+def _alike(task: Task, other: Task) -> bool:
+    """Whether they can be stacked. What is trained again is trained alone."""
+    kinds = [(t.run.network, t.run.dataset, t.run.recipe, t.run.learning) for t in (task, other)]
+    return kinds[0] == kinds[1] and not (task.retrace or other.retrace)
+
+
 class Schedule:
     """The state of a plan while it is carried out: to do, ready, in flight, done.
 
@@ -75,6 +81,21 @@ class Schedule:
     def next(self) -> Task | None:
         """The next task whose parent is there, or None."""
         return heapq.heappop(self._ready)[2] if self._ready else None
+
+    def next_alike(self, most: int) -> list[Task]:
+        """The next task, and ready ones of the same network, data and recipe: what can be trained together."""
+        found: list[Task] = []
+        others: list[Task] = []
+        while len(found) < most and (task := self.next()):
+            (found if not found or _alike(task, found[0]) else others).append(task)
+        for task in others:
+            self.again(task)
+        return found
+
+    @property
+    def ready(self) -> int:
+        """Tasks whose parents are there, and that nobody has taken."""
+        return len(self._ready)
 
     def again(self, task: Task) -> None:
         """Puts a task (back) among the ready ones."""

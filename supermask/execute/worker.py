@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from supermask.certificate import Certificate, certify
 from supermask.datasets import Images, load, split
-from supermask.engines.choice import Choice, choose
+from supermask.engines.choice import Choice, Precision, choose
 from supermask.engines.job import Checkpoints, Data, Job
 from supermask.environment import environment
 from supermask.errors import MachineError, UserError
@@ -27,6 +27,11 @@ from supermask.store import Damaged, Store
 from supermask.store.entry import Facts, content_hash
 from supermask.types import Outcome, Point, Start
 
+Done = TypeVar("Done")
+
+SEEDS_HELD = 32
+"""Seeds whose split of the data set a worker keeps in memory."""
+
 Status = Literal["finished", "diverged", "certificate_failed", "not_started"]
 
 
@@ -39,6 +44,9 @@ class Site:
     engine: str = "reference"
     device: str = "cpu"
     threads: int = 1
+    precision: Precision = "float32"
+    stack: int = 1
+    """Runs that a worker is given at once at most."""
     checkpoint_seconds: float = 60.0
 
 
@@ -83,7 +91,7 @@ class Worker:
         self.lineage = Lineage(self.store)
         self._environments: dict[str, dict[str, Any]] = {}
         self._images: Images | None = None
-        self._data: tuple[int, Data] | None = None
+        self._data: dict[int, Data] = {}
 
     def perform(self, task: Task, stopping: Callable[[], bool] = lambda: False) -> Result:
         """Trains, certifies and commits. What is found damaged on the way is set aside.
@@ -91,8 +99,35 @@ class Worker:
         `stopping` is asked at every evaluation: if true, a checkpoint is saved and Interrupted raised.
         Raises UserError and MachineError.
         """
+        return self._attempt(task, lambda: self._found(task) or self._trained(task, stopping))
+
+    def perform_stack(self, tasks: Sequence[Task], stopping: Callable[[], bool] = lambda: False) -> list[Result]:
+        """The same for tasks of one network and recipe, trained together by the stacked engine where it was chosen."""
+        results: dict[str, Result] = {}
+        begun: list[_Begun] = []
+        for task in tasks:
+            layers, learning = layers_of(task.run), task.run.learning
+            engine = choose(self.site.engine, layers, self.site.device, learning).engine
+            if task.retrace or engine != "stacked":
+                results[task.run.id] = self.perform(task, stopping)
+            else:
+                found = self._attempt(task, partial(self._found_or_begun, task, stopping, len(tasks)))
+                if isinstance(found, Result):
+                    results[task.run.id] = found
+                else:
+                    begun.append(found)
+        if begun:
+            began = time.perf_counter()
+            outcomes = self._train_together(begun)
+            share = (time.perf_counter() - began) / len(begun)
+            for each, outcome in zip(begun, outcomes, strict=True):
+                since = time.perf_counter() - share
+                results[each.task.run.id] = self._attempt(each.task, partial(self._finished, each, outcome, since))
+        return [results[task.run.id] for task in tasks]
+
+    def _attempt(self, task: Task, do: Callable[[], Done]) -> Done | Result:
         try:
-            return self._found(task) or self._trained(task, stopping)
+            return do()
         except NotKept as gone:
             said = f"{gone.key} is not in the store any more: it is trained again."
             return Result(task.run.id, "not_started", message=said, lacking=gone.key)
@@ -114,25 +149,35 @@ class Worker:
 
     def _trained(self, task: Task, stopping: Callable[[], bool]) -> Result:
         began = time.perf_counter()
+        begun = self._begun(task, stopping)
+        (outcome,) = self._train_together([begun])
+        return self._finished(begun, outcome, began)
+
+    def _found_or_begun(self, task: Task, stopping: Callable[[], bool], together: int) -> Result | _Begun:
+        return self._found(task) or self._begun(task, stopping, together)
+
+    def _begun(self, task: Task, stopping: Callable[[], bool], together: int = 1) -> _Begun:
         start = self._start(task)
         images, data = self._data_of(task)
-        choice, around = self._engine(task)
+        choice, around = self._engine(task, together)
         fingerprint, every = around["fingerprint"], self.site.checkpoint_seconds
         checkpoints = StoredCheckpoints(
             self.store, task.run.id, start, fingerprint, every, stopping, task.run.recipe.iterations
         )
-        job = _job(task, start, checkpoints)
-        outcome = self._train(job, data, choice.engine, around)
+        return _Begun(task, start, images, data, choice, around, checkpoints, _job(task, start, checkpoints))
+
+    def _finished(self, begun: _Begun, outcome: Outcome, began: float) -> Result:
+        task, start, choice = begun.task, begun.start, begun.choice
         if task.retrace:
             self._commit_retraced(task, start, outcome)
             seconds = time.perf_counter() - began
             result = Result(task.run.id, "finished", seconds, outcome.metrics, "points traced again")
         else:
-            about = {"engine": choice.engine, "engine_reason": choice.why, "environment": around}
+            about = {"engine": choice.engine, "engine_reason": choice.why, "environment": begun.around}
             if task.run.learning is not None:
-                outcome = self._judged(task.run, job, data, outcome)
-            result = self._commit(task.run, start, outcome, images, began, about)
-        checkpoints.remove()
+                outcome = self._judged(task.run, begun.job, begun.data, outcome)
+            result = self._commit(task.run, start, outcome, begun.images, began, about)
+        begun.checkpoints.remove()
         return result
 
     def _start(self, task: Task) -> Start:
@@ -143,18 +188,31 @@ class Worker:
         except (ValueError, UserError) as error:
             raise UserError(f"run {task.run.id} (level {task.run.level}, seed {task.run.seed}): {error}") from error
 
-    def _engine(self, task: Task) -> tuple[Choice, dict[str, Any]]:
+    def _engine(self, task: Task, together: int = 1) -> tuple[Choice, dict[str, Any]]:
         """Who trains it, and in what environment: a run that is trained again, as it was the first time."""
         layers, learning = layers_of(task.run), task.run.learning
         if task.retrace:
             before = self.store.facts(task.run.id)
             device = "cpu" if before["engine"] == "sparse" else self.site.device
             choice = choose(before["engine"], layers, device, learning)
+            if choice.engine == "stacked":
+                known = {key: before["environment"].get(key) for key in ("precision", "convolutions", "stack")}
+                return choice, environment("stacked", device, self.site.threads, known)
             return choice, self._environment(choice.engine, device, before["environment"].get("costs"))
         choice = choose(self.site.engine, layers, self.site.device, learning)
+        if choice.engine == "stacked":
+            return choice, self._stacked_environment(task.run, together)
         if choice.engine not in self._environments:
             self._environments[choice.engine] = self._environment(choice.engine, self.site.device, None)
         return choice, self._environments[choice.engine]
+
+    def _stacked_environment(self, run: Run, together: int) -> dict[str, Any]:
+        from supermask.engines import stacked
+
+        site = self.site
+        ways = stacked.ways_here(layers_of(run), run.recipe.batch_size, together, site.device, site.precision)
+        facts = stacked.environment_facts(ways, site.precision, together)
+        return environment("stacked", site.device, site.threads, facts)
 
     def _environment(self, engine: str, device: str, costs: dict[str, Any] | None) -> dict[str, Any]:
         if engine != "sparse":
@@ -170,18 +228,25 @@ class Worker:
             ) from None
         return environment(engine, device, 1, sparse.environment_facts(known))
 
-    def _train(self, job: Job, data: Data, engine: str, around: dict[str, Any]) -> Outcome:
+    def _train_together(self, begun: Sequence[_Begun]) -> list[Outcome]:
+        """All in one stack; an engine that trains one at a time is given one."""
+        jobs, data = [each.job for each in begun], [each.data for each in begun]
+        engine, around, device = begun[0].choice.engine, begun[0].around, self.site.device
+        if engine == "stacked":
+            from supermask.engines import stacked
+
+            return stacked.train(jobs, data, device, around["precision"], around["convolutions"])
         if engine == "sparse":
             from supermask.engines import sparse
 
-            return sparse.train([job], [data], sparse.Costs.from_data(around["costs"]))[0]
-        if job.learning is not None:
+            return sparse.train(jobs, data, sparse.Costs.from_data(around["costs"]))
+        if jobs[0].learning is not None:
             from supermask.engines import learning
 
-            return learning.train([job], [data], self.site.device)[0]
+            return learning.train(jobs, data, device)
         from supermask.engines import reference
 
-        return reference.train([job], [data], self.site.device)[0]
+        return reference.train(jobs, data, device)
 
     def _judged(self, run: Run, job: Job, data: Data, outcome: Outcome) -> Outcome:
         """With what the learned mask is worth, measured from what is going to be stored of it."""
@@ -239,20 +304,37 @@ class Worker:
         if not same or ("end" in task.points and not self.store.restore_weights(task.run.id, weights)):
             raise MachineError(
                 f"run {task.run.id} was trained again for weights that were not kept, and gave other bits than it has "
-                "in the store: another machine or release trained it. Use another folder (--store) for this study."
+                f"in the store: {_other_bits(self.store.facts(task.run.id))}. Use another folder (--store) for this "
+                "study."
             )
 
     def _data_of(self, task: Task) -> tuple[Images, Data]:
         run = task.run
         if self._images is None or self._images.facts.name != run.dataset:
-            self._images, self._data = load(run.dataset, self.site.data_dir), None
+            self._images, self._data = load(run.dataset, self.site.data_dir), {}
         images = self._images
         before = run.id if task.retrace else run.parent
         if before is not None:
             check_same_data(self.store, before, images)
-        if self._data is None or self._data[0] != run.seed:
-            self._data = (run.seed, seed_data(images, run.seed))
-        return images, self._data[1]
+        if run.seed not in self._data:
+            # The last few seeds': runs of one seed that are stacked share its data, and so their batches.
+            kept = list(self._data.items())[1 - SEEDS_HELD :]
+            self._data = {**dict(kept), run.seed: seed_data(images, run.seed)}
+        return images, self._data[run.seed]
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A task whose training can begin."""
+
+    task: Task
+    start: Start
+    images: Images
+    data: Data
+    choice: Choice
+    around: Facts
+    checkpoints: StoredCheckpoints
+    job: Job
 
 
 def _job(task: Task, start: Start, checkpoints: Checkpoints) -> Job:
@@ -261,6 +343,14 @@ def _job(task: Task, start: Start, checkpoints: Checkpoints) -> Job:
         # What was learned up to there is the mask.
         points = frozenset({"lowest_validation_loss"})
     return Job(layers_of(run), start, run.recipe, run.seed, points, checkpoints, run.learning)
+
+
+def _other_bits(facts: Facts) -> str:
+    """Why a run may not come to its bits again."""
+    together = facts["environment"].get("stack") or 1
+    if together > 1:
+        return f"it was trained in a stack of {together}, and alone its sums are rounded otherwise"
+    return "another machine or release trained it"
 
 
 def check_same_data(store: Store, run_id: str, images: Images) -> None:

@@ -1,0 +1,23 @@
+"""The stacked engine: many runs of one network and recipe as one computation, with a leading axis of replicas.
+
+It computes what `reference` computes, up to the order of sums, on a GPU or a CPU. How it works and what was measured:
+docs/performance.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from supermask.engines.choice import Precision
+from supermask.engines.stacked.convolutions import ways_here
+from supermask.engines.stacked.size import replicas_here
+from supermask.engines.stacked.training import Ways, train
+
+__all__ = ["Ways", "environment_facts", "replicas_here", "train", "ways_here"]
+
+
+def environment_facts(ways: Ways, precision: Precision, replicas: int) -> dict[str, Any]:
+    """What the bits depend on beside machine and PyTorch: products' precision, how convolutions are computed, and with
+    how many neighbours (equal bits are promised of runs that were alone).
+    """
+    return {"precision": precision, "convolutions": dict(ways), "stack": replicas}

@@ -1,0 +1,129 @@
+"""One network of a stack, as the training loop sees it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from supermask.engines.job import Array, Data, Job
+from supermask.engines.loop import OptimizerState
+from supermask.engines.reference import gradient
+from supermask.engines.stacked.stack import Stack
+from supermask.types import Outcome, State, Weights
+
+
+class Replica:
+    """The loop's `Network`. Its copies stay on the device until `on_cpu`."""
+
+    def __init__(self, together: Together, job: Job, data: Data, place: int) -> None:
+        self._together, self._job, self._data = together, job, data
+        self.place = place
+
+    @property
+    def _stack(self) -> Stack:
+        return self._together.stack
+
+    def load(self, state: State) -> None:
+        stack = self._stack
+        pairs = ((stack.weights, state.weights), (stack.others, state.others), (stack.logits, state.logits))
+        with torch.no_grad():
+            for stacked, own in pairs:
+                for name, tensor in own.items():
+                    stacked[name][self.place].copy_(tensor)
+        self._together.moved(self)
+
+    def state(self) -> State:
+        stack = self._stack
+        return State(*(self._own(tensors) for tensors in (stack.weights, stack.others, stack.logits)))
+
+    def gradient(self, iteration: int) -> Weights:
+        # Once a training: the reference's own, so that scores are the same bits.
+        return gradient(self._job, self._data, on_cpu(self.state()), iteration)
+
+    def measure(self, images: Array, labels: Array) -> tuple[float, float]:
+        return self._together.measured(self, images, labels)
+
+    def is_measured_on(self, images: Array) -> bool:
+        """Whether these are its validation or its test images."""
+        return images is self._data.validation_images or images is self._data.test_images
+
+    def optimizer_state(self) -> OptimizerState:
+        stack = self._stack
+        return {
+            name: {key: kept[self.place].cpu() for key, kept in zip(stack.names, moments, strict=True)}
+            for name, moments in stack.kept.items()
+        }
+
+    def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
+        stack = self._stack
+        for name, own in state.items():
+            for key, kept in zip(stack.names, stack.kept[name], strict=True):
+                kept[self.place].copy_(own[key])
+
+    def last_pass(self) -> Weights:
+        """Of a mask that is learned: the weights that its last pass computed with."""
+        # Gone on from a checkpoint at its very end, there was no pass.
+        passed = self._stack.passed or self._stack.first_sample()
+        return {name: passed[name][self.place].to("cpu", copy=True) for name in self._stack.logits}
+
+    def _own(self, stacked: Weights) -> Weights:
+        return {name: tensor.detach()[self.place].clone() for name, tensor in stacked.items()}
+
+
+class Together:
+    """Whose measuring can be done at once: of those that pause at the same time, with one look at the images."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.replicas: list[Replica] = []
+        self.pausing: list[Replica] = []
+        """Those that are going to be measured now."""
+        self._found: dict[tuple[Replica, int], tuple[float, float]] = {}
+
+    def add(self, job: Job, data: Data) -> Replica:
+        """The network of the next place."""
+        self.replicas.append(Replica(self, job, data, len(self.replicas)))
+        return self.replicas[-1]
+
+    def train(self, firsts: list[int], steps: int) -> Array:
+        """`Stack.train`; what was measured is forgotten."""
+        self._found.clear()
+        return self.stack.train(firsts, steps)
+
+    def moved(self, replica: Replica) -> None:
+        """What was measured of it does not hold any more."""
+        self._found = {key: found for key, found in self._found.items() if key[0] is not replica}
+
+    def measured(self, replica: Replica, images: Array, labels: Array) -> tuple[float, float]:
+        """Measures it, and with it those that are going to be measured on the same images."""
+        if (replica, id(images)) not in self._found:
+            others = [r for r in self.pausing if r is not replica and r.is_measured_on(images)]
+            new = [replica, *(r for r in others if (r, id(images)) not in self._found)]
+            new.sort(key=lambda r: r.place)
+            numbers = self.stack.measure([r.place for r in new], images, labels)
+            self._found |= {(r, id(images)): found for r, found in zip(new, numbers, strict=True)}
+        return self._found[replica, id(images)]
+
+    def leave(self, leaving: list[Replica]) -> None:
+        """The others close ranks."""
+        self.replicas = [r for r in self.replicas if r not in leaving]
+        if self.replicas:
+            self.stack.keep([r.place for r in self.replicas])
+        for place, replica in enumerate(self.replicas):
+            replica.place = place
+
+
+def on_cpu(state: State) -> State:
+    """A state as the rest of the program has them."""
+    return State(*(_here(tensors) for tensors in (state.weights, state.others, state.logits)))
+
+
+def outcome_on_cpu(outcome: Outcome) -> Outcome:
+    """An outcome as the rest of the program has them."""
+    return replace(outcome, end=on_cpu(outcome.end), points={p: on_cpu(s) for p, s in outcome.points.items()})
+
+
+def _here(tensors: dict[str, Tensor]) -> Weights:
+    return {name: tensor.cpu() for name, tensor in tensors.items()}

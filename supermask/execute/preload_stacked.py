@@ -1,0 +1,5 @@
+"""As `preload`, where the stacked engine trains."""
+
+from supermask.engines import stacked
+
+__all__ = ["stacked"]
