@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -14,8 +14,10 @@ from supermask.datasets import Images, load
 from supermask.datasets.source import DATA_VARIABLE
 from supermask.engines.choice import ENGINES, choose
 from supermask.errors import UserError, did_you_mean
+from supermask.execute.cluster import check as check_cluster
+from supermask.execute.cluster import executor
 from supermask.execute.journal import Journal
-from supermask.execute.local import Listener, run_plan
+from supermask.execute.ongoing import Listener
 from supermask.execute.schedule import Keep, Schedule
 from supermask.execute.worker import Result, Site, Task, check_same_data
 from supermask.lineage import layers_of
@@ -40,12 +42,16 @@ class How:
     engine: str = "auto"
     device: str = "cpu"
     keep: Keep = "all"
+    cluster: str | None = None
+    """None: processes of this machine; `local`, `auto` or an address: Ray; `slurm`, with options: Slurm."""
 
     def check(self) -> None:
         """Raises UserError for what is not allowed."""
         check_choice("an engine", self.engine, ENGINES)
         check_choice("a device", self.device, DEVICES)
         check_choice("a way to keep weights", self.keep, get_args(Keep))
+        if self.cluster is not None:
+            check_cluster(self.cluster)
         if self.workers is not None and self.workers < 1:
             raise UserError(
                 f"{self.workers} workers cannot train anything: give 1 or more, or leave it out for one a core."
@@ -75,11 +81,14 @@ def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = Non
         for dataset in dict.fromkeys(plan.study.dataset for plan in plans):
             _check_same_data(schedule, load(dataset, site.data_dir))
         _check_writable(site.store)
-        check_device(how.device)
-    workers = how.workers or default_workers()
+        if how.cluster is None:
+            check_device(how.device)
     quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
     studies = [plan.study for plan in plans]
-    with listening(plans, schedule) if listening else quiet as listener, Journal(studies, schedule, workers) as journal:
+    cluster = how.cluster if schedule.tasks_left else None
+    with executor(cluster, how.workers, default_workers()) as (run_plan, workers), ExitStack() as heard_by:
+        listener = heard_by.enter_context(listening(plans, schedule) if listening else quiet)
+        journal = heard_by.enter_context(Journal(studies, schedule, workers))
 
         def heard(now: Schedule, task: Task, result: Result) -> None:
             journal.ended(now, task, result)

@@ -83,12 +83,14 @@ def run(
     device: str = "cpu",
     keep: Keep = "all",
     listening: Listening | None = None,
+    cluster: str | None = None,
 ) -> Schedule:
     """Trains what is missing of a study, on `workers` processes (default: one a core); returns how each run ended.
 
+    `cluster`: not on this machine, but on Ray (`local`, `auto`, an address) or Slurm (`slurm`, `slurm:key=value,...`).
     Raises UserError, MachineError, and `execute.local.Stopped` on Ctrl-C: the same call goes on from there.
     """
-    how = How(store or default_store(), workers, engine, device, keep)
+    how = How(store or default_store(), workers, engine, device, keep, cluster)
     how.check()
     return carry_out([make_plan(load_study(study, overrides))], how, listening)
 

@@ -31,6 +31,17 @@ KeepWhat = Annotated[
 ]
 
 
+ClusterWord = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        help="Train elsewhere: ray://HOST:PORT, HOST:PORT, auto (the Ray that runs here), local (a Ray of this "
+        "machine), slurm or slurm:partition=NAME,time=H:MM:SS; the store has to be on a path that all nodes share.",
+        show_default=False,
+    ),
+]
+
+
 @app.command()
 def studies() -> None:
     """What ships, one line each.
@@ -82,6 +93,7 @@ def run(
     engine: EngineName = "auto",
     device: Device = "cpu",
     keep: KeepWhat = "all",
+    cluster: ClusterWord = None,
 ) -> None:
     """Trains what is missing of a study. Interrupted, the same command goes on; finished runs are never repeated.
 
@@ -95,7 +107,7 @@ def run(
     console = Console(soft_wrap=True)
     listening = _listening(console, engine, device)
     name = printable(Path(study).stem)
-    _told(name, lambda: commands.run(study, settings or [], store, workers, engine, device, keep, listening))
+    _told(name, lambda: commands.run(study, settings or [], store, workers, engine, device, keep, listening, cluster))
 
 
 @app.command()
@@ -112,6 +124,7 @@ def reproduce(
     engine: EngineName = "auto",
     device: Device = "cpu",
     keep: KeepWhat = "all",
+    cluster: ClusterWord = None,
 ) -> None:
     """The whole paper: trains what is missing of the studies that ship, as one plan, and reports what it comes to.
 
@@ -126,7 +139,7 @@ def reproduce(
     from supermask.claims.printing import claims_text
     from supermask.report.words import lead
 
-    how = How(store or commands.default_store(), workers, engine, device, keep)
+    how = How(store or commands.default_store(), workers, engine, device, keep, cluster)
     listening = _listening(Console(soft_wrap=True), engine, device)
     made: list[conclusions.Reproduced] = []
 
