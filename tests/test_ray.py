@@ -278,8 +278,8 @@ def test_what_does_not_answer_is_said_within_seconds(folder: Path) -> None:
     with listening() as port:
         assert f"no Ray answers at 'ray://127.0.0.1:{port}'" in refused(folder, f"ray://127.0.0.1:{port}")
     assert f"no Ray answers at '127.0.0.1:{port}'" in refused(folder, f"127.0.0.1:{port}")
-    assert "has the form" in refused(folder, "ray://nonsense")
-    assert "has the form" in refused(folder, "host:\x1b[31mport")
+    assert "is no address of a Ray cluster" in refused(folder, "ray://nonsense")
+    assert "is no address of a Ray cluster" in refused(folder, "host:\x1b[31mport")
 
 
 def test_without_the_extra_it_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,9 +68,11 @@ Answer = Result | Fault | None
 
 
 class Order:
-    """What a command has in the store while its runs are trained on a cluster: a folder, and in it whether it wants them."""
+    """A command's folder in the store while its runs are trained on a cluster, and in it whether it wants them."""
 
     def __init__(self, site: Site) -> None:
+        self.kept = False
+        """Whether the folder stays at the end: there are logs in it."""
         self.folder = site.store / ORDERS / secrets.token_hex(16)
         # What is looked for in the current folder here, is there too.
         self._site = replace(site, data_dir=site.data_dir or Path("data").absolute())
@@ -97,7 +99,8 @@ def ordered(site: Site) -> Iterator[Order]:
         yield order
     finally:
         order.withdraw()
-        shutil.rmtree(order.folder, ignore_errors=True)
+        if not order.kept:
+            shutil.rmtree(order.folder, ignore_errors=True)
 
 
 def carry(errand: Errand, stopping: Callable[[], bool] = lambda: False) -> Answer:
