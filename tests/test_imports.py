@@ -22,19 +22,20 @@ actions analysis.density analysis.signs claims.printing criteria datasets.digits
 analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units stats store.store study.values ticket tickets.encoding trackers.mlflow trackers.wandb
 certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.points learned report.traces serve.pictures store study.claim tickets.document
 claims.words datasets.load engines.choice engines.job figures.caption mask_certificate report.making report.plots runs serve.explorer study.supermask
-datasets engines.loop engines.shares engines.steps engines.trained engines.walks figures.lines figures.page records study.model
+datasets engines.loop engines.shares engines.steps engines.trained engines.walks execute.simulation figures.lines figures.page records study.model
 engines.layers engines.reference execute.checkpoints figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes study.labels study.matching tickets.model
 engines.filter_layer engines.fully_connected engines.learning figures.differences figures.overview figures.ranking figures.supermasks study.claim_loading tickets.checks tickets.evaluate tickets.files
 engines.convolutional engines.layer_costs engines.masked_network engines.report figures.table_one report.mask_plots study.loading
 engines.measuring exit_status figures study
 claims.asked claims.evidence engines.sparse lineage plan report.tables trackers.tensorboard
 claims.deciding execute.estimate execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.worker export rows serve.studies verify
-claims.evaluate drawing execute.preload execute.schedule report.studies serve.shelf status tickets.packing
-claims execute.local execute.pace tickets
-execute.journal execute.progress remeasure report.content specimens
-carrying_out report.words serve.news serve.run_page
-commands report.page
-cli.studies looking notebook report report_commands ticket_commands trackers.sending
+claims.evaluate drawing execute.away execute.preload execute.schedule report.studies serve.shelf status tickets.packing
+claims execute.ongoing execute.pace tickets
+execute.journal execute.local execute.ray execute.slurm remeasure report.content specimens
+execute.cluster execute.progress report.words
+carrying_out report.page serve.news serve.run_page
+commands report
+cli.studies looking notebook report_commands ticket_commands trackers.sending
 cli.masks cli.reports cli.tickets conclusions serve.live_report trackers
 cli.conclusions cli.running cli.trackers serve.state
 serve.app

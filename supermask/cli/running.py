@@ -57,16 +57,31 @@ def studies() -> None:
 
 
 @app.command()
-def plan(study: Study, settings: Settings = None, store: StoreFolder = None, workers: Workers = None) -> None:
+def plan(
+    study: Study,
+    settings: Settings = None,
+    store: StoreFolder = None,
+    workers: Workers = None,
+    cores: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also what it would take on so many cores of a cluster.", show_default=False),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="The same on so many GPUs; the store must have runs of one.", show_default=False),
+    ] = None,
+) -> None:
     """What would run: how many trainings, how many of them done, how long the rest will take.
 
-    Example: `supermask plan mask-criteria scale=laptop`
+    With `--cores` or `--gpus` also what a cluster needs for it: time, core-hours, the longest chain, room in the store.
+
+    Example: `supermask plan mask-criteria scale=laptop --cores 64`
     """
     from supermask import commands
     from supermask.carrying_out import default_workers
     from supermask.execute.progress import duration
 
-    report = commands.plan(study, settings or [], store)
+    report = commands.plan(study, settings or [], store, cores, gpus)
     asked, recipe, estimate = report.plan.study, report.recipe, report.estimate
     at = workers or default_workers()
     size = f"{len(asked.treatments)} treatments x {len(asked.seeds)} seeds x {asked.prune.levels} levels"
@@ -82,6 +97,15 @@ def plan(study: Study, settings: Settings = None, store: StoreFolder = None, wor
     }
     for name, text in lines.items():
         echo(f"{name:10} {text}")
+    for there in report.elsewhere:
+        units, found = f"{there.what}{'' if there.number == 1 else 's'}", there.estimate
+        hours = f"{found.core_seconds / 3600:,.1f} {there.what}-hours"
+        echo(f"{units:10} {duration(there.wall_seconds)} on {there.number:,} {units}, {hours}")
+        if not found.chain_levels:
+            continue
+        echo(f"{'at least':10} {duration(found.chain_seconds)}: the longest chain, {found.chain_levels} runs in a row")
+    if report.elsewhere:
+        echo(f"{'storage':10} {estimate.stored_bytes / 1e9:,.2f} GB, all weights kept")
 
 
 @app.command()
