@@ -208,6 +208,8 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_does_is_named(folder
         assert {*schedule.status.values()} == {"finished"}
         with pytest.raises(MachineError, match=f"died {TRIES} times while run {[*bad.runs][1]} .seed 0, level 1."):
             executor.run_plan(bad, Site(folder / "store"), 1, Heard())
+        with pytest.raises(UserError, match="no node of this Ray cluster has a GPU"):
+            executor.run_plan(bad, Site(folder / "store", device="cuda"), 1, Heard())
         with pytest.raises(UserError, match="KeyError: 'oops'") as error:
             executor.run_plan(broken, Site(folder / "store"), 1, Heard())
         assert "Traceback" not in str(error.value)

@@ -21,7 +21,7 @@ from small_studies import carry_out, contents, facts, leftovers, small_plan
 from supermask.errors import MachineError, UserError
 from supermask.execute import slurm
 from supermask.execute.away import ORDERS, Fault, Order, carry
-from supermask.execute.ongoing import TRIES, Stopped
+from supermask.execute.ongoing import Stopped
 from supermask.execute.schedule import Schedule
 from supermask.execute.worker import Site
 from supermask.plan import Plan
@@ -143,9 +143,12 @@ def trainers(job: Any) -> list[int]:
     return found
 
 
-def test_a_job_that_always_dies_is_given_up_and_its_logs_are_kept(folder: Path) -> None:
+def test_a_job_that_always_dies_is_given_up_and_its_logs_are_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supermask.execute.ongoing.TRIES", 2)
     plan = small_plan({"criterion": criterion(folder, "    os.kill(os.getpid(), signal.SIGKILL)")}, levels=1)
-    with pytest.raises(MachineError, match=rf"died {TRIES} times while run {[*plan.runs][1]}.*logs are in (.*)\.$"):
+    with pytest.raises(MachineError, match=rf"died 2 times while run {[*plan.runs][1]}.*logs are in (.*)\.$"):
         through_submitit(plan, Site(folder / "store"))
     (order,) = (folder / "store" / ORDERS).iterdir()
     assert [*order.rglob("*.err")]

@@ -16,7 +16,7 @@ from supermask.execute.schedule import Keep, Schedule
 from supermask.execute.worker import Site, Task
 from supermask.plan import Graph
 from supermask.store import Store
-from supermask.study.yaml_tree import shown
+from supermask.study.yaml_tree import printable, shown
 
 STOP_SECONDS = 1.2
 """How long tasks have, when they are to stop, to save a checkpoint."""
@@ -55,7 +55,8 @@ def connected(address: str, workers: int) -> Iterator[int]:
     # What becomes of nodes is heard of from the tasks that were on them. For the log of a node that dies, which Ray
     # prints to standard output, there is no setting.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
-    vars(ray._private.worker)["print_to_stdstream"] = lambda *_, **__: None
+    with suppress(AttributeError):
+        vars(ray._private.worker)["print_to_stdstream"] = lambda *_, **__: None
     quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False, "configure_logging": False}
     own = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     if address not in ("local", "auto"):
@@ -123,6 +124,8 @@ class _Tasks:
         """Keeps the cluster busy, as large as it happens to be, until nothing is left to do."""
         import ray
 
+        if self._resource not in ray.cluster_resources() and self._resource == "GPU":
+            raise UserError("no node of this Ray cluster has a GPU: leave out --device, or add one.")
         ongoing, room, looked = self._ongoing, 0, -LOOK_SECONDS
         while ongoing.schedule.tasks_left:
             if time.monotonic() - looked >= LOOK_SECONDS:
@@ -192,7 +195,8 @@ def _unreachable(address: str, error: BaseException) -> UserError:
         why = f" ({_line(error)})" if _line(error) else ""
         said = (
             f"no Ray answers at {shown(address)}{why}: is it running, and is the port right? ray://host:10001 is for "
-            "clients, host:6379 for machines of the cluster."
+            "clients, host:6379 for machines of the cluster. One that wants a token needs RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN here too."
         )
     return UserError(said)
 
@@ -208,4 +212,7 @@ def _failed(error: Any) -> Exception:
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).strip() or "").splitlines()[0].rstrip(".") if str(error).strip() else ""
+    """What Ray says, without its traceback: the first line; where that only announces another, the last as well."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[:1] + (lines[-1:] if len(lines) > 1 and lines[0].endswith(":") else []))
+    return printable(said).rstrip(".")
