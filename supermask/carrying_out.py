@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -14,8 +14,10 @@ from supermask.datasets import Images, load
 from supermask.datasets.source import DATA_VARIABLE
 from supermask.engines.choice import ENGINES, check_precision, choose
 from supermask.errors import UserError, did_you_mean
+from supermask.execute.cluster import check as check_cluster
+from supermask.execute.cluster import executor
 from supermask.execute.journal import Journal
-from supermask.execute.local import Listener, run_plan
+from supermask.execute.ongoing import Listener
 from supermask.execute.schedule import Keep, Schedule
 from supermask.execute.worker import Result, Site, Task, check_same_data
 from supermask.lineage import layers_of
@@ -44,6 +46,8 @@ class How:
     """Of the stacked engine's products."""
     stack: int | None = None
     """Runs that the stacked engine trains at once in a worker; None: 16, or as many as fit into a GPU."""
+    cluster: str | None = None
+    """None: processes of this machine; `local`, `auto` or an address: Ray; `slurm`, with options: Slurm."""
 
     def check(self) -> None:
         """Raises UserError for what is not allowed."""
@@ -56,6 +60,8 @@ class How:
             raise UserError("--precision and --stack are the stacked engine's: give --engine stacked too.")
         if self.stack is not None and self.stack < 1:
             raise UserError(f"a stack of {self.stack} runs trains nothing: give 1 or more, or leave it out.")
+        if self.cluster is not None:
+            check_cluster(self.cluster)
         if self.workers is not None and self.workers < 1:
             raise UserError(
                 f"{self.workers} workers cannot train anything: give 1 or more, or leave it out for one a core."
@@ -86,13 +92,17 @@ def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = Non
         for dataset in dict.fromkeys(plan.study.dataset for plan in plans):
             _check_same_data(schedule, load(dataset, site.data_dir))
         _check_writable(site.store)
-        check_device(how.device)
-        site = replace(site, stack=_stack_size(how, graph))
-    # A GPU is shared by two: one stack trains while the other is scored and committed.
-    workers = how.workers or (2 if site.stack > 1 and how.device != "cpu" else default_workers())
+        if how.cluster is None:
+            check_device(how.device)
+            site = replace(site, stack=_stack_size(how, graph))
     quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
     studies = [plan.study for plan in plans]
-    with listening(plans, schedule) if listening else quiet as listener, Journal(studies, schedule, workers) as journal:
+    cluster = how.cluster if schedule.tasks_left else None
+    # A GPU is shared by two: one stack trains while the other is scored and committed.
+    here = 2 if site.stack > 1 and how.device != "cpu" else default_workers()
+    with executor(cluster, how.workers, here) as (run_plan, workers), ExitStack() as heard_by:
+        listener = heard_by.enter_context(listening(plans, schedule) if listening else quiet)
+        journal = heard_by.enter_context(Journal(studies, schedule, workers))
 
         def heard(now: Schedule, task: Task, result: Result) -> None:
             journal.ended(now, task, result)

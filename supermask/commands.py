@@ -13,6 +13,7 @@ from supermask.engines.choice import choose
 from supermask.errors import UserError
 from supermask.execute.estimate import Estimate, estimate
 from supermask.execute.schedule import Keep, Schedule
+from supermask.execute.simulation import wall_seconds
 from supermask.export import export_run
 from supermask.figures import Drawn
 from supermask.plan import Plan, make_plan
@@ -33,6 +34,17 @@ def default_store() -> Path:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """What the runs to do would take on so many cores, or so many GPUs with one run at a time each."""
+
+    number: int
+    what: str
+    """`core` or `GPU`."""
+    estimate: Estimate
+    wall_seconds: float
+
+
+@dataclass(frozen=True)
 class PlanReport:
     """What `supermask plan` says: counts of runs, and the time that those to do will take."""
 
@@ -43,6 +55,8 @@ class PlanReport:
     done: int
     to_do: int
     estimate: Estimate
+    elsewhere: tuple[Elsewhere, ...] = ()
+    """What it would take on as many cores or GPUs as were asked about."""
 
     @property
     def network(self) -> str:
@@ -59,19 +73,37 @@ class PlanReport:
         return next(iter(self.plan.runs.values()))
 
 
-def plan(study: StudyLike, overrides: Sequence[str] = (), store: Path | None = None) -> PlanReport:
-    """What would run. Reads study and store, trains nothing."""
+def plan(
+    study: StudyLike,
+    overrides: Sequence[str] = (),
+    store: Path | None = None,
+    cores: int | None = None,
+    gpus: int | None = None,
+) -> PlanReport:
+    """What would run. Reads study and store, trains nothing.
+
+    `cores`, `gpus`: what it would take on so many, carried out on paper. Raises UserError for GPUs whose pace no run in
+    the store tells.
+    """
     made = make_plan(load_study(study, overrides))
     at = Store(store or default_store())
     there = at.run_ids()
     to_do = [run for run in made.runs.values() if run.id not in there]
+    engine = choose("auto", made.layers, "cpu").engine
+    here = estimate(made, at, to_do, engine)
+    elsewhere = []
+    for what, number in (("core", cores), ("GPU", gpus)):
+        if number is not None:
+            found = here if what == "core" else estimate(made, at, to_do, "reference", gpu=True)
+            elsewhere.append(Elsewhere(number, what, found, wall_seconds(to_do, found.seconds, number)))
     return PlanReport(
         plan=made,
         asked=len(made.members),
         unique=len(made.runs),
         done=len(made.runs) - len(to_do),
         to_do=len(to_do),
-        estimate=estimate(made, at, to_do, choose("auto", made.layers, "cpu").engine),
+        estimate=here,
+        elsewhere=tuple(elsewhere),
     )
 
 
@@ -86,12 +118,14 @@ def run(
     listening: Listening | None = None,
     precision: str = "float32",
     stack: int | None = None,
+    cluster: str | None = None,
 ) -> Schedule:
     """Trains what is missing of a study, on `workers` processes (default: one a core); returns how each run ended.
 
+    `cluster`: not on this machine, but on Ray (`local`, `auto`, an address) or Slurm (`slurm`, `slurm:key=value,...`).
     Raises UserError, MachineError, and `execute.local.Stopped` on Ctrl-C: the same call goes on from there.
     """
-    how = How(store or default_store(), workers, engine, device, keep, precision, stack)
+    how = How(store or default_store(), workers, engine, device, keep, precision, stack, cluster)
     how.check()
     return carry_out([make_plan(load_study(study, overrides))], how, listening)
 

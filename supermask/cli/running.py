@@ -44,6 +44,17 @@ KeepWhat = Annotated[
 ]
 
 
+ClusterWord = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        help="Train elsewhere: ray://HOST:PORT, HOST:PORT, auto (the Ray that runs here), local (a Ray of this "
+        "machine), slurm or slurm:partition=NAME,time=H:MM:SS; the store has to be on a path that all nodes share.",
+        show_default=False,
+    ),
+]
+
+
 @app.command()
 def studies() -> None:
     """What ships, one line each.
@@ -59,16 +70,31 @@ def studies() -> None:
 
 
 @app.command()
-def plan(study: Study, settings: Settings = None, store: StoreFolder = None, workers: Workers = None) -> None:
+def plan(
+    study: Study,
+    settings: Settings = None,
+    store: StoreFolder = None,
+    workers: Workers = None,
+    cores: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also what it would take on so many cores of a cluster.", show_default=False),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="The same on so many GPUs; the store must have runs of one.", show_default=False),
+    ] = None,
+) -> None:
     """What would run: how many trainings, how many of them done, how long the rest will take.
 
-    Example: `supermask plan mask-criteria scale=laptop`
+    With `--cores` or `--gpus` also what a cluster needs for it: time, core-hours, the longest chain, room in the store.
+
+    Example: `supermask plan mask-criteria scale=laptop --cores 64`
     """
     from supermask import commands
     from supermask.carrying_out import default_workers
     from supermask.execute.progress import duration
 
-    report = commands.plan(study, settings or [], store)
+    report = commands.plan(study, settings or [], store, cores, gpus)
     asked, recipe, estimate = report.plan.study, report.recipe, report.estimate
     at = workers or default_workers()
     size = f"{len(asked.treatments)} treatments x {len(asked.seeds)} seeds x {asked.prune.levels} levels"
@@ -84,6 +110,15 @@ def plan(study: Study, settings: Settings = None, store: StoreFolder = None, wor
     }
     for name, text in lines.items():
         echo(f"{name:10} {text}")
+    for there in report.elsewhere:
+        units, found = f"{there.what}{'' if there.number == 1 else 's'}", there.estimate
+        hours = f"{found.core_seconds / 3600:,.1f} {there.what}-hours"
+        echo(f"{units:10} {duration(there.wall_seconds)} on {there.number:,} {units}, {hours}")
+        if not found.chain_levels:
+            continue
+        echo(f"{'at least':10} {duration(found.chain_seconds)}: the longest chain, {found.chain_levels} runs in a row")
+    if report.elsewhere:
+        echo(f"{'storage':10} {estimate.stored_bytes / 1e9:,.2f} GB, all weights kept")
 
 
 @app.command()
@@ -97,6 +132,7 @@ def run(
     keep: KeepWhat = "all",
     precision: PrecisionName = "float32",
     stack: StackSize = None,
+    cluster: ClusterWord = None,
 ) -> None:
     """Trains what is missing of a study. Interrupted, the same command goes on; finished runs are never repeated.
 
@@ -111,7 +147,7 @@ def run(
     listening = _listening(console, engine, device)
     with _stoppable():
         schedule = commands.run(
-            study, settings or [], store, workers, engine, device, keep, listening, precision, stack
+            study, settings or [], store, workers, engine, device, keep, listening, precision, stack, cluster
         )
     _say_ended(printable(Path(study).stem), schedule)
     _check_certificates(schedule)
@@ -133,6 +169,7 @@ def reproduce(
     keep: KeepWhat = "all",
     precision: PrecisionName = "float32",
     stack: StackSize = None,
+    cluster: ClusterWord = None,
 ) -> None:
     """The whole paper: trains what is missing of the studies that ship, as one plan, and reports what it comes to.
 
@@ -147,7 +184,7 @@ def reproduce(
     from supermask.claims.printing import claims_text
     from supermask.report.words import lead
 
-    how = How(store or commands.default_store(), workers, engine, device, keep, precision, stack)
+    how = How(store or commands.default_store(), workers, engine, device, keep, precision, stack, cluster)
     listening = _listening(Console(soft_wrap=True), engine, device)
     with _stoppable():
         made = conclusions.reproduce(scale, only or [], how, out, listening)

@@ -7,12 +7,13 @@ matrix products. What the model gets wrong for a network thus cancels as soon as
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from statistics import median
 
 from supermask.datasets.facts import DATASETS
 from supermask.engines.choice import choose
+from supermask.errors import UserError
 from supermask.masks import kept_after
 from supermask.networks import Conv, maskables, products
 from supermask.plan import Plan
@@ -55,6 +56,12 @@ MASK_SECONDS = {"sparse": 2e-9, "reference": 1e-8}
 COMMIT_SECONDS = 0.02
 """Its commit, which is not in the seconds that a run records."""
 
+RUN_BYTES = 8_000
+"""What a run takes in the store beside its arrays: facts, certificate, the arrays' names; blocks that are not full."""
+
+CURVE_BYTES = 32
+"""The same, an evaluation."""
+
 STARTING_SECONDS = 3.0
 """Until the first worker trains: PyTorch is imported, the data set read."""
 
@@ -68,31 +75,48 @@ class Estimate:
     chain_seconds: float
     """The longest chain of levels, which have to follow each other: no number of workers is faster than that."""
     source: str
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Run id -> its own."""
+    chain_levels: int = 0
+    """Runs in that chain."""
+    stored_bytes: int = 0
+    """What they add to the store, with all weights kept."""
 
     def wall_seconds(self, workers: int) -> float:
         """Seconds on `workers` cores; 0 if there is nothing to do."""
         return max(self.core_seconds / workers, self.chain_seconds) + (STARTING_SECONDS if self.core_seconds else 0.0)
 
 
-def estimate(plan: Plan, store: Store, to_do: Iterable[Run], engine: str) -> Estimate:
-    """The time that the runs to do (parents before children) will take, trained by `engine`."""
+def estimate(plan: Plan, store: Store, to_do: Iterable[Run], engine: str, gpu: bool = False) -> Estimate:
+    """The time that the runs to do (parents before children) will take, trained by `engine`.
+
+    `gpu`: each by itself on a GPU; raises UserError where no such run was ever trained on one.
+    """
     left = list(to_do)
     if not left:
         return Estimate(0.0, 0.0, "nothing is left to do")
     model = _Model(plan)
-    pace = _pace_in_store(model, store, plan)
+    pace = _pace_in_store(model, store, plan, gpu)
     source = "from runs in the store"
+    if pace is None and gpu:
+        raise UserError(
+            f"how long a GPU takes is not known: no run of {model.network} on {model.dataset} in {store.root} was "
+            "trained on one. Train a few with --device cuda, or ask for --cores."
+        )
     if pace is None:
         pace, source = 1.0, "roughly, from a short calibration: no such run is in the store yet"
         model.seconds_a_product = _seconds_a_product()
     first, kept = _first_iterations(plan), _kept_shares(plan)
-    ends: dict[str, float] = {}
-    total = 0.0
+    each: dict[str, float] = {}
+    ends: dict[str, tuple[float, int]] = {}
+    stored = 0
     for run in left:
-        seconds = pace * model.seconds(run, first[run.id], kept[run.id], engine) + COMMIT_SECONDS
-        total += seconds
-        ends[run.id] = seconds + ends.get(run.parent or "", 0.0)
-    return Estimate(total, max(ends.values()), source)
+        each[run.id] = pace * model.seconds(run, first[run.id], kept[run.id], engine) + COMMIT_SECONDS
+        before, levels = ends.get(run.parent or "", (0.0, 0))
+        ends[run.id] = (before + each[run.id], levels + 1)
+        stored += model.stored_bytes(run, first[run.id], kept[run.id])
+    chain_seconds, chain_levels = max(ends.values())
+    return Estimate(sum(each.values()), chain_seconds, source, each, chain_levels, stored)
 
 
 class _Model:
@@ -133,6 +157,13 @@ class _Model:
             arithmetic *= SPARSE_SHARE
         return arithmetic + beside + RUN_SECONDS + SCORED_SECONDS * self.weights
 
+    def stored_bytes(self, run: Run, first: int, kept: float) -> int:
+        """Masks of a bit a weight, kept weights (or two logits a weight), biases, the curve, the facts."""
+        masks = self.weights / 8 if run.parent or run.learning else 0
+        numbers = 2 * self.weights if run.learning else kept * self.weights if run.trains else 0
+        evaluations = (run.recipe.iterations - first) / run.recipe.evaluate_every + 1
+        return int(RUN_BYTES + masks + 4 * numbers + CURVE_BYTES * evaluations)
+
 
 def _kept_shares(plan: Plan) -> dict[str, float]:
     """Run id -> the share of all weights that it has left; with global ranking no layer is told from another."""
@@ -160,19 +191,19 @@ def _first_iterations(plan: Plan) -> dict[str, int]:
     return first
 
 
-def _pace_in_store(model: _Model, store: Store, plan: Plan) -> float | None:
+def _pace_in_store(model: _Model, store: Store, plan: Plan, gpu: bool) -> float | None:
     """Measured over modelled seconds: the median of some runs of the same network and data, if there are any.
 
     The plan's own runs are preferred: they were trained with the same recipe.
     """
     there = store.run_ids()
     own = [run_id for run_id in plan.runs if run_id in there]
-    found = _paces(model, store, own) or _paces(model, store, sorted(there))
+    found = _paces(model, store, own, gpu) or _paces(model, store, sorted(there), gpu)
     return median(found) if found else None
 
 
-def _paces(model: _Model, store: Store, run_ids: list[str]) -> list[float]:
-    """Of a sample spread over `run_ids`."""
+def _paces(model: _Model, store: Store, run_ids: list[str], gpu: bool) -> list[float]:
+    """Of a sample spread over `run_ids`, of those that were trained on a GPU or of the others."""
     found = []
     for run_id in run_ids[:: max(1, len(run_ids) // SAMPLE)][:SAMPLE]:
         try:
@@ -180,7 +211,8 @@ def _paces(model: _Model, store: Store, run_ids: list[str]) -> list[float]:
         except Damaged:
             continue
         same = facts["network"] == model.network and facts["dataset"] == model.dataset
-        if same and facts["status"] == "finished":
+        on_gpu = facts.get("environment", {}).get("device", "cpu") != "cpu"
+        if same and facts["status"] == "finished" and on_gpu == gpu:
             kept, run = sum(facts["kept"].values()) / model.weights, Run.from_data(facts)
             found.append(facts["seconds"] / model.seconds(run, facts["first_iteration"], kept, facts["engine"]))
     return found

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,8 +22,11 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import ModuleType
 
-from supermask.errors import MachineError
 from supermask.execute.checkpoints import Interrupted
+from supermask.execute.ongoing import TRIES as TRIES
+from supermask.execute.ongoing import Listener as Listener
+from supermask.execute.ongoing import Ongoing
+from supermask.execute.ongoing import Stopped as Stopped
 from supermask.execute.schedule import Keep, Schedule
 from supermask.execute.worker import Result, Site, Task, worker_at
 from supermask.lineage import layers_of
@@ -32,21 +34,8 @@ from supermask.networks import Conv
 from supermask.plan import Graph
 from supermask.store import Store
 
-TRIES = 3
-"""How often a worker may die in the middle of a run, and an entry be found damaged, before the study is given up."""
-
 STOP_SECONDS = 1.2
 """How long workers have, when they are to stop, to save a checkpoint."""
-
-Listener = Callable[[Schedule, Task, Result], None]
-
-
-class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-    """The study was interrupted: `left` tasks are still to be done. Nothing that was finished is lost."""
-
-    def __init__(self, left: int) -> None:
-        super().__init__(left)
-        self.left = left
 
 
 def run_plan(
@@ -69,61 +58,55 @@ def run_plan(
     """
     store = Store(site.store)
     store.sweep()
-    study = _Study(schedule or Schedule(plan, store), site, listener, keep, starting)
-    study.schedule.drop_surplus(keep)
+    ongoing = Ongoing(schedule or Schedule(plan, store), listener, keep)
+    ongoing.schedule.drop_surplus(keep)
     try:
-        if study.schedule.tasks_left:
+        if ongoing.schedule.tasks_left:
             with _workers(start_method, _preload(site, plan)) as start_worker:
-                study.carry_out(workers, start_worker)
+                _Pools(ongoing, site, starting).carry_out(workers, start_worker)
     except KeyboardInterrupt:
-        raise Stopped(study.schedule.tasks_left) from None
-    return study.schedule
+        raise Stopped(ongoing.schedule.tasks_left) from None
+    return ongoing.schedule
 
 
-class _Study:
-    """A plan being carried out: its schedule, its workers, what is in flight, and what went wrong how often.
+class _Pools:
+    """The workers of a plan being carried out, and what is in flight.
 
     A worker is a pool of one process: so it is known whose process died, and the others are not disturbed.
     """
 
-    def __init__(
-        self, schedule: Schedule, site: Site, listener: Listener, keep: Keep, starting: Callable[[Task], None]
-    ) -> None:
-        self.schedule = schedule
-        self._site, self._listener, self._keep = site, listener, keep
-        self._starting = starting
-        self._outdated = False
+    def __init__(self, ongoing: Ongoing, site: Site, starting: Callable[[Task], None]) -> None:
+        self._ongoing, self._site, self._starting = ongoing, site, starting
         self._idle: list[ProcessPoolExecutor] = []
         self._in_flight: dict[Future[list[Result]], tuple[ProcessPoolExecutor, list[Task]]] = {}
-        self._deaths: Counter[str] = Counter()
-        self._lacking: Counter[str] = Counter()
 
     def carry_out(self, workers: int, start_worker: Callable[[], ProcessPoolExecutor]) -> None:
         """Keeps so many workers busy until nothing is left to do."""
-        while self.schedule.tasks_left:
-            while len(self._in_flight) < workers and not self._outdated and (tasks := self._next(workers)):
+        ongoing = self._ongoing
+        while ongoing.schedule.tasks_left:
+            while len(self._in_flight) < workers and (tasks := self._next(workers)):
                 # The one that was busy last: it has the start of the task's parent in memory.
                 self._submit(self._idle.pop() if self._idle else start_worker(), tasks)
-            assert self._in_flight or self._outdated, "tasks that never become ready"
+            assert self._in_flight or ongoing.outdated, "tasks that never become ready"
             ended, _ = wait(self._in_flight, return_when=FIRST_COMPLETED)
             for future in ended:
                 worker, tasks = self._in_flight.pop(future)
                 try:
                     results = future.result()
                 except BrokenProcessPool:
-                    self._died(tasks)
+                    for task in tasks:
+                        ongoing.died(task, together=len(tasks))
                 else:
                     self._idle.append(worker)
                     for task, result in zip(tasks, results, strict=True):
-                        self._ended(task, result)
-            if self._outdated and not self._in_flight:
-                self.schedule = Schedule(self.schedule.plan, self.schedule.store, self.schedule.damaged)
-                self._outdated = False
+                        ongoing.ended(task, result)
+            if not self._in_flight:
+                ongoing.renewed()
 
     def _next(self, workers: int) -> list[Task]:
         """What one worker is given: a task, or a stack of them that leaves the other idle workers theirs."""
-        share = -(-self.schedule.ready // (workers - len(self._in_flight)))
-        return self.schedule.next_alike(max(1, min(self._site.stack, share)))
+        share = -(-self._ongoing.schedule.ready // (workers - len(self._in_flight)))
+        return self._ongoing.next_alike(max(1, min(self._site.stack, share)))
 
     def _submit(self, worker: ProcessPoolExecutor, tasks: list[Task]) -> None:
         try:
@@ -135,31 +118,7 @@ class _Study:
         except BrokenProcessPool:
             # It died while it had nothing to do; it is not among the idle ones any more.
             for task in tasks:
-                self.schedule.again(task)
-
-    def _died(self, tasks: list[Task]) -> None:
-        """The tasks are tried again, by another worker. Raises MachineError for a run at which it happens too often."""
-        for task in tasks:
-            self._deaths[task.run.id] += 1
-            if self._deaths[task.run.id] == TRIES:
-                fewer = "--workers 1" if len(tasks) == 1 else "--workers 1, or a smaller --stack"
-                raise MachineError(
-                    f"a worker process died {TRIES} times while run {task.run.id} (seed {task.run.seed}, level "
-                    f"{task.run.level}) was trained; is the memory full? Try {fewer}. Finished runs are kept."
-                )
-            self.schedule.again(task)
-
-    def _ended(self, task: Task, result: Result) -> None:
-        if result.status == "not_started":
-            self._outdated = True
-            self.schedule.damaged.append(result.message)
-            self._lacking[result.lacking] += 1
-            if self._lacking[result.lacking] == TRIES:
-                raise MachineError(f"{result.message} This happened {TRIES} times: is the disk of the store failing?")
-        else:
-            self.schedule.ended(task, result)
-            self.schedule.drop_surplus(self._keep, task.run)
-        self._listener(self.schedule, task, result)
+                self._ongoing.schedule.again(task)
 
 
 def perform(site: Site, tasks: list[Task]) -> list[Result]:

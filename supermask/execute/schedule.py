@@ -80,7 +80,22 @@ class Schedule:
 
     def next(self) -> Task | None:
         """The next task whose parent is there, or None."""
-        return heapq.heappop(self._ready)[2] if self._ready else None
+        while self._ready:
+            task = heapq.heappop(self._ready)[2]
+            if self.awaits(task):
+                return task
+        return None
+
+    def awaits(self, task: Task) -> bool:
+        """Whether the task's end is still to come."""
+        return task.run.id in self._tasks
+
+    def line(self, task: Task) -> list[Task]:
+        """A ready task and what comes below it, as long as that is one task each: one worker may do them unasked."""
+        found = [task]
+        while len(below := self._waiting.get(found[-1].run.id, [])) == 1:
+            found += below
+        return found
 
     def next_alike(self, most: int) -> list[Task]:
         """The next task, and ready ones of the same network, data and recipe: what can be trained together."""

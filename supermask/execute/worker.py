@@ -145,7 +145,7 @@ class Worker:
         there = all(self.store.has_point(run.id, point_name(point)) for point in task.points - {"end"})
         if facts["status"] == "finished" and not there:
             return None
-        return Result(run.id, facts["status"], facts["seconds"], facts["metrics"], _refused(facts))
+        return result_of(facts)
 
     def _trained(self, task: Task, stopping: Callable[[], bool]) -> Result:
         began = time.perf_counter()
@@ -281,7 +281,7 @@ class Worker:
             self.lineage.remember(run, start)
         else:
             facts = self.store.facts(run.id)
-        return Result(run.id, facts["status"], facts["seconds"], facts["metrics"], _refused(facts))
+        return result_of(facts)
 
     def _commit_points(self, run: Run, start: Start, outcome: Outcome) -> None:
         if run.learning is not None:
@@ -361,6 +361,11 @@ def check_same_data(store: Store, run_id: str, images: Images) -> None:
             f"the runs of {images.facts.name} in {store.root} were trained on other data ({trained_on[:12]}) "
             f"than is there now ({images.fingerprint[:12]}): use another --store, or the former data (SUPERMASK_DATA)."
         )
+
+
+def result_of(facts: Facts) -> Result:
+    """What became of a stored run."""
+    return Result(facts["id"], facts["status"], facts["seconds"], facts["metrics"], _refused(facts))
 
 
 def _refused(facts: Facts) -> str:

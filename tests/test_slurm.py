@@ -1,0 +1,246 @@
+"""slurm: the same bits through submitit, whose local executor takes Slurm's place; preempted, a job goes on."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import submitit
+from command_line import call
+from faulty_disk import quick_folder
+from small_studies import carry_out, contents, facts, leftovers, small_plan
+
+from supermask.errors import MachineError, UserError
+from supermask.execute import slurm
+from supermask.execute.away import ORDERS, Fault, Order, carry
+from supermask.execute.ongoing import Stopped
+from supermask.execute.schedule import Schedule
+from supermask.execute.worker import Site
+from supermask.plan import Plan
+from supermask.store import Store
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # submitit's processes
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current directory, with a user's modules in it."""
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.1)
+    with quick_folder() as path:
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with monkeypatch.context() as patch:
+            patch.chdir(path)
+            yield path
+
+
+class Here(submitit.LocalExecutor):
+    """submitit's local executor, which remembers its jobs."""
+
+    jobs: list[Any] = []  # noqa: RUF012 (of all that are made in a test)
+
+    def submit(self, *arguments: Any, **keywords: Any) -> Any:
+        Here.jobs.append(super().submit(*arguments, **keywords))
+        return Here.jobs[-1]
+
+
+def here(logs: Path, jobs: int, gpu: bool) -> submitit.LocalExecutor:
+    Here.jobs = []
+    return Here(logs, max_num_timeout=3)
+
+
+def through_submitit(plan: Plan, site: Site, workers: int = 2, heard: Any = lambda *_: None) -> Schedule:
+    return slurm.run_plan(plan, site, workers, heard, submitting=here)
+
+
+def criterion(folder: Path, body: str) -> str:
+    """A user's own criterion: these statements, then the score of `large_final`."""
+    name = f"slurm_criterion_{secrets.token_hex(4)}"
+    text = f"import os, pathlib, signal, time\n\ndef score(layer, rng):\n{body}\n    return layer.w_final.abs()\n"
+    (folder / f"{name}.py").write_text(text)
+    return f"{name}:score"
+
+
+def same_as_here(plan: Plan, store: Path) -> None:
+    """Bit for bit what one worker in this process makes; and nothing is left lying about."""
+    whole = store.with_name(f"{store.name}-here")
+    carry_out(plan, whole)
+    assert contents(store) == contents(whole)
+    assert facts(store, plan) == facts(whole, plan)
+    assert not leftovers(store)
+    assert not [*(store / ORDERS).iterdir()]
+
+
+def test_jobs_make_the_same_store_and_are_lines_of_runs(folder: Path) -> None:
+    """A dense run for each seed, then a job a chain: three levels each are one job; every run is heard of once."""
+    plan = small_plan({"criterion": ["large_final", "random"]}, seeds=2, levels=3)
+    heard: list[str] = []
+    schedule = through_submitit(plan, Site(folder / "store"), 4, lambda _, task, __: heard.append(task.run.id))
+    assert schedule.status == dict.fromkeys(plan.runs, "finished")
+    assert sorted(heard) == sorted(plan.runs)
+    assert len(Here.jobs) == 2 + 4
+    same_as_here(plan, folder / "store")
+
+
+def test_more_lines_than_jobs_share_jobs(folder: Path) -> None:
+    plan = small_plan({"criterion": ["large_final", "random", "movement"]}, seeds=1, levels=1)
+    through_submitit(plan, Site(folder / "store"), 1)
+    assert len(Here.jobs) == 2
+    same_as_here(plan, folder / "store")
+
+
+def test_a_preempted_job_goes_on_from_its_checkpoint(folder: Path) -> None:
+    """Preempted in training; queued again, it makes the start again and goes on from what it had saved."""
+    body = """
+    with open('scored', 'a') as file:
+        file.write('x')
+"""
+    plan = small_plan({"criterion": criterion(folder, body)}, levels=1, epochs=200, evaluate_every=100)
+    _, ticket = plan.runs
+    saved = folder / "store" / "checkpoints" / ticket
+    seen: list[bool] = []
+
+    def preempt() -> None:
+        wait_for((folder / "scored").exists)
+        time.sleep(0.2)
+        for pid in trainers(Here.jobs[-1]):
+            os.kill(pid, signal.SIGUSR2)  # as Slurm does
+        wait_for(lambda: saved.exists() or Store(folder / "store").has(ticket))
+        seen.append(saved.exists())
+
+    thread = threading.Thread(target=preempt)
+    thread.start()
+    through_submitit(plan, Site(folder / "store", checkpoint_seconds=1e9), 1)
+    thread.join()
+    assert seen == [True]
+    assert (folder / "scored").read_text() == "x" * 4  # two layers, twice
+    same_as_here(plan, folder / "store")
+
+
+def wait_for(what: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def trainers(job: Any) -> list[int]:
+    """Processes whose parent is the job's controller."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if path.read_text().rpartition(")")[2].split()[1] == job.job_id:
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_job_that_always_dies_is_given_up_and_its_logs_are_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supermask.execute.ongoing.TRIES", 2)
+    plan = small_plan({"criterion": criterion(folder, "    os.kill(os.getpid(), signal.SIGKILL)")}, levels=1)
+    with pytest.raises(MachineError, match=rf"died 2 times while run {[*plan.runs][1]}.*logs are in (.*)\.$"):
+        through_submitit(plan, Site(folder / "store"))
+    (order,) = (folder / "store" / ORDERS).iterdir()
+    assert [*order.rglob("*.err")]
+    broken = small_plan({"criterion": criterion(folder, "    raise KeyError('oops')")}, levels=1)
+    with pytest.raises(UserError, match="KeyError: 'oops'"):
+        through_submitit(broken, Site(folder / "store"))
+
+
+def test_ctrl_c_ends_the_jobs_and_the_same_call_goes_on(folder: Path) -> None:
+    plan = small_plan({"criterion": ["large_final", "random"]}, levels=2)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(Stopped) as stopped:
+        through_submitit(plan, Site(folder / "store"), 2, interrupt)
+    assert stopped.value.left == len(plan.runs) - 1
+    for job in Here.jobs:
+        job._process.wait(10)
+    kept = Store(folder / "store").run_ids()
+    heard: list[str] = []
+    through_submitit(plan, Site(folder / "store"), 2, lambda _, task, __: heard.append(task.run.id))
+    assert sorted(heard) == sorted(plan.runs.keys() - kept)
+    same_as_here(plan, folder / "store")
+
+
+# ------------------------------------------------------------------------------------------------- what nodes check
+
+
+def test_a_node_that_does_not_see_the_store_says_so(folder: Path) -> None:
+    order = Order(Site(folder / "store"))
+    task = Schedule(small_plan(levels=1), Store(folder / "store")).next()
+    assert task is not None
+    errand = order.errand(task)
+    order.withdraw()
+    answer = carry(errand)
+    assert isinstance(answer, Fault) and answer.users
+    assert "does not see the store" in answer.text and str(folder / "store") in answer.text
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("cluster", "says"),
+    [
+        ("slurm:partitoin=gpu", "did you mean 'partition'"),
+        ("slurm:partition", "NAME=VALUE"),
+        ("slurm:time=soon", "is no time limit"),
+        ("slurm:time=0:00:00", "is no time limit"),
+        ("slurm:partition=\x1b[31m", "is no option"),
+        ("slrum", "did you mean 'slurm'"),
+        ("nowhere", "is not a cluster. Allowed: local"),
+        ("slurm", "there is no Slurm on this machine"),
+    ],
+)
+def test_what_is_no_cluster_is_one_message(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cluster: str, says: str
+) -> None:
+    monkeypatch.setenv("PATH", str(folder))
+    status, out, err = call("run", "mask-criteria", "scale=digits", "--store", "store", "--cluster", cluster)
+    assert (status, out) == (2, "")
+    assert says in err and err.count("\n") == 1 and "\x1b" not in err
+
+
+def test_without_the_extra_it_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    _, _, err = call("run", "mask-criteria", "scale=digits", "--store", "store", "--cluster", "slurm")
+    assert "pip install 'supermask[slurm]'" in err
+
+
+def test_what_is_submitted_says_what_was_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `sbatch` that only writes down what it is given."""
+    for name, text in (("sbatch", 'cat "$1" > given\necho Submitted batch job 12'), ("srun", "")):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    given = slurm.options("partition=gpu,time=1-02:00:01,mem=8G,qos=low,reservation=ours")
+    submitter = slurm._submitting(given, folder / "%j", 2, True)
+    with submitter.batch():
+        for _ in range(2):
+            submitter.submit(slurm.Lines([]))
+    script = (folder / "given").read_text().splitlines()
+    for line in (
+        "--partition=gpu",
+        "--time=1561",
+        "--mem=8G",
+        "--qos=low",
+        "--reservation=ours",
+        "--gpus-per-node=1",
+        "--cpus-per-task=1",
+        "--array=0-1%2",
+    ):
+        assert f"#SBATCH {line}" in script
+    assert any(line.startswith("#SBATCH --signal=USR2") for line in script)
