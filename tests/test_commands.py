@@ -58,7 +58,7 @@ def test_a_finished_study_needs_no_data_no_workers_and_no_room(
     [
         (
             {"engine": "referense"},
-            "'referense' is not an engine; did you mean 'reference'\\? Allowed: auto, sparse, reference.",
+            "'referense' is not an engine; did you mean 'reference'\\? Allowed: auto, sparse, stacked, reference.",
         ),
         ({"device": "tensor"}, "'tensor' is not a device. Allowed: cpu, cuda."),
         ({"keep": "some"}, "'some' is not a way to keep weights. Allowed: all, needed, masks."),

@@ -238,9 +238,9 @@ def test_points_are_read_back_as_the_engine_gave_them(folder: Path) -> None:
 
     class Kept(Watched):
         def _train_together(self, begun: Any) -> list[Outcome]:
-            (outcome,) = super()._train_together(begun)
-            given[list(self.starts)[-1]] = outcome
-            return outcome
+            outcomes = super()._train_together(begun)
+            (given[list(self.starts)[-1]],) = outcomes
+            return outcomes
 
     worker = Kept(Site(folder / "store"))
     carry_out(plan, folder / "store", worker=worker)
