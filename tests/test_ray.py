@@ -220,7 +220,7 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_does_is_named(folder
 STUDY = """
 network: fc-20
 seeds: 2
-train: {epochs: 300, evaluate_every: 20}
+train: {epochs: 150, evaluate_every: 10}
 prune: {levels: 1}
 treatments: [{criterion: large_final}]
 """
