@@ -220,7 +220,7 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_does_is_named(folder
 STUDY = """
 network: fc-20
 seeds: 2
-train: {epochs: 40, evaluate_every: 10}
+train: {epochs: 150, evaluate_every: 10}
 prune: {levels: 1}
 treatments: [{criterion: large_final}]
 """
@@ -275,8 +275,17 @@ def listening() -> Iterator[int]:
         yield silent.getsockname()[1]
 
 
-def test_what_does_not_answer_is_said_within_seconds(folder: Path) -> None:
+def test_where_no_ray_runs_auto_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test may have one that runs: what `ray.init` raises is raised here in its place."""
+
+    def none_there(**_: Any) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr("ray.init", none_there)
     assert "no Ray runs on this machine" in refused(folder, "auto")
+
+
+def test_what_does_not_answer_is_said_within_seconds(folder: Path) -> None:
     with listening() as port:
         assert f"no Ray answers at 'ray://127.0.0.1:{port}'" in refused(folder, f"ray://127.0.0.1:{port}")
     assert f"no Ray answers at '127.0.0.1:{port}'" in refused(folder, f"127.0.0.1:{port}")
