@@ -71,11 +71,11 @@ def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = Non
         choose(how.engine, layers_of(run), how.device, run.learning)
     schedule = Schedule(graph, Store(site.store))
     if schedule.tasks_left:
+        check_device(how.device)
         # One message before workers start, not one from each; and one decoding that all of them share.
         for dataset in dict.fromkeys(plan.study.dataset for plan in plans):
             _check_same_data(schedule, load(dataset, site.data_dir))
         _check_writable(site.store)
-        check_device(how.device)
     workers = how.workers or default_workers()
     quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
     studies = [plan.study for plan in plans]
