@@ -88,12 +88,13 @@ def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = Non
         choose(how.engine, layers_of(run), how.device, run.learning)
     schedule = Schedule(graph, Store(site.store))
     if schedule.tasks_left:
+        if how.cluster is None:
+            check_device(how.device)
         # One message before workers start, not one from each; and one decoding that all of them share.
         for dataset in dict.fromkeys(plan.study.dataset for plan in plans):
             _check_same_data(schedule, load(dataset, site.data_dir))
         _check_writable(site.store)
         if how.cluster is None:
-            check_device(how.device)
             site = replace(site, stack=_stack_size(how, graph))
     quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
     studies = [plan.study for plan in plans]

@@ -216,7 +216,7 @@ def test_seeds_that_would_be_needed_have_that_power() -> None:
         return float(1 - scipy_stats.nct.cdf(edge, n - 1, shifted))
 
     assert power(needed) >= 0.8 > power(needed - 1)
-    assert f"{needed:,} seeds would show 0.5 points" in clause.sentence
+    assert f"to see 0.5 points takes {needed:,} seeds" in clause.sentence
 
 
 def test_too_few_seeds_decide_nothing_and_what_is_missing_is_named() -> None:

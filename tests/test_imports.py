@@ -115,6 +115,7 @@ IMPORT_TORCH = {
     "execute.preload_sparse",
     "execute.preload_convolutions",
     "execute.preload_masks",
+    "execute.preload_stacked",
 } | {
     f"engines.{part}"
     for part in (
@@ -127,6 +128,18 @@ IMPORT_TORCH = {
         "masked_network",
         "measuring",
         "report",
+        "stacked",
+        "stacked.convolutions",
+        "stacked.forward",
+        "stacked.images",
+        "stacked.masks",
+        "stacked.moving",
+        "stacked.precision",
+        "stacked.repeating",
+        "stacked.replica",
+        "stacked.size",
+        "stacked.stack",
+        "stacked.training",
         "trained",
     )
 }

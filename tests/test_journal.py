@@ -204,10 +204,13 @@ def test_old_progress_is_forgotten(tmp_path: Path) -> None:
     notes = Notes(tmp_path)
     notes.write("progress", NAME, {"updated": time.time() - 10 * 86400})
     notes.write("progress", "f" * 32, {"updated": "never"})
+    notes.write("curves", NAME, {"updated": time.time() - 10 * 86400})
+    notes.write("curves", "f" * 32, {"updated": time.time()})
     plan = small_plan()
     with Journal([plan.study], Schedule(plan, Store(tmp_path)), 1):
         pass
     assert NAME not in notes.read("progress")
+    assert list(notes.read("curves")) == ["f" * 32]
 
 
 def test_a_curve_is_noted_while_its_run_is_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def _why_not(finding: ClauseFinding, clause: Clause, detect: float) -> list[str]
     said = list(dict.fromkeys(level.note for level in finding.levels if level.outcome == "untested" and level.note))
     mixed = any(level.outcome == "opposite" for level in finding.levels)
     if finding.verdict == "not supported" and not mixed and finding.seeds_needed is not None:
-        said.append(f"{finding.seeds_needed:,} seeds would show {clause.margin or detect:g} points with a power of 80%")
+        said.append(f"to see {clause.margin or detect:g} points takes {finding.seeds_needed:,} seeds (power 80%)")
     return said
 
 

@@ -116,7 +116,9 @@ class Journal:
         }
 
     def _forget_old(self) -> None:
-        for name, note in self._notes.read("progress").items():
-            with suppress(TypeError):
-                if time.time() - note.get("updated", 0.0) > KEPT_SECONDS:
-                    self._notes.remove("progress", name)
+        """Commands that ended long ago, and curves of runs that were killed and never gone on with."""
+        for kind in ("progress", "curves"):
+            for name, note in self._notes.read(kind).items():
+                with suppress(TypeError):
+                    if time.time() - note.get("updated", 0.0) > KEPT_SECONDS:
+                        self._notes.remove(kind, name)
