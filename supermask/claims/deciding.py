@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from supermask.claims.evidence import SAME_DENSITY, Cell, Evidence
+from supermask.claims.evidence import Cell, Evidence
 from supermask.claims.findings import ClauseFinding, LevelFinding, Verdict
 from supermask.claims.words import clause_sentence
+from supermask.figures.points import SAME_DENSITY
 from supermask.stats import (
     SIGNIFICANCE,
     Comparison,

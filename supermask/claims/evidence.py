@@ -12,9 +12,6 @@ from supermask.datasets.facts import DATASETS
 from supermask.study import Study
 from supermask.tables import DENSE, Row, labels_of
 
-SAME_DENSITY = 0.02
-"""Relative: weights remaining that differ by no more are one density."""
-
 NAMED = 5
 """Runs that are missing and are named one by one."""
 

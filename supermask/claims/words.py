@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from supermask.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict
+from supermask.figures.style import percent
 from supermask.stats import SIGNIFICANCE, exact_remark
 from supermask.study.claim import CHANCE, Clause
 
@@ -97,11 +98,6 @@ def _why_not(finding: ClauseFinding, clause: Clause, detect: float) -> list[str]
     if finding.verdict == "not supported" and not mixed and finding.seeds_needed is not None:
         said.append(f"to see {clause.margin or detect:g} points takes {finding.seeds_needed:,} seeds (power 80%)")
     return said
-
-
-def percent(value: float) -> str:
-    """Three digits, two below ten."""
-    return f"{value:.2g}" if value < 10 else f"{value:.3g}"
 
 
 def p_text(p: float) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 
+from supermask.execute.local import Stopped
 from supermask.execute.pace import Pace
 from supermask.execute.schedule import Schedule
 from supermask.execute.worker import Result, Task
@@ -85,7 +86,7 @@ class Journal:
             self._in_flight.clear()
             if error is not None:
                 # Who reads the output may be gone (`| head`): SystemExit says no more than that.
-                stopped = type(error).__name__ in ("Stopped", "KeyboardInterrupt", "SystemExit")
+                stopped = isinstance(error, Stopped | KeyboardInterrupt | SystemExit)
                 said = str(error) or type(error).__name__
                 self._state, self._message = ("stopped", "") if stopped else ("failed", said)
             else:
