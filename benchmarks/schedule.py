@@ -19,7 +19,7 @@ from supermask.execute.estimate import estimate
 from supermask.execute.ongoing import Ongoing
 from supermask.execute.schedule import Schedule
 from supermask.execute.simulation import wall_seconds
-from supermask.execute.worker import Result, Task
+from supermask.execute.tasks import Result, Task
 from supermask.plan import Plan, make_plan
 from supermask.store import Store
 from supermask.study import load_study

@@ -22,20 +22,20 @@ actions analysis.density analysis.signs claims.printing criteria datasets.digits
 analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units engines.stacked.size stats store.store study.values ticket tickets.encoding trackers.mlflow trackers.wandb
 certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.points learned serve.pictures store study.claim tickets.document
 claims.words datasets.load engines.choice engines.job figures.caption mask_certificate report.making runs study.supermask
-datasets engines.loop engines.shares engines.stacked.precision engines.steps engines.trained engines.walks execute.simulation figures.lines figures.page records report.traces study.model
+datasets engines.loop engines.shares engines.stacked.precision engines.steps engines.trained engines.walks execute.data execute.simulation execute.tasks figures.lines figures.page records report.traces study.model
 engines.layers engines.reference engines.stacked.convolutions engines.stacked.moving execute.checkpoints figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes report.plots serve.explorer study.labels study.matching tickets.model
 engines.filter_layer engines.fully_connected engines.learning engines.stacked.forward engines.stacked.images figures.differences figures.overview figures.ranking figures.supermasks study.claim_loading tickets.checks tickets.evaluate tickets.files
 engines.convolutional engines.layer_costs engines.masked_network engines.report engines.stacked.masks figures.table_one report.mask_plots report.ranking_plot study.loading
 engines.measuring engines.stacked.stack exit_status figures study
 claims.asked claims.evidence engines.sparse engines.stacked.replica lineage plan report.tables trackers.tensorboard
-claims.deciding engines.stacked.training execute.estimate execute.preload_convolutions execute.preload_masks execute.preload_sparse export rows serve.studies verify
-claims.evaluate drawing engines.stacked report.studies serve.shelf status tickets.packing
-claims execute.preload_stacked execute.worker tickets
-execute.away execute.preload execute.schedule remeasure report.content specimens
-execute.ongoing execute.pace report.words
-execute.journal execute.local execute.ray execute.slurm report.page
-execute.cluster execute.progress report
-carrying_out serve.news serve.run_page
+claims.deciding engines.stacked.training execute.committing execute.estimate execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.schedule export rows serve.studies verify
+claims.evaluate drawing engines.stacked execute.ongoing execute.pace report.studies serve.shelf status tickets.packing
+claims execute.engine execute.journal execute.preload_stacked tickets
+execute.worker remeasure report.content specimens
+execute.away execute.local execute.preload report.words
+execute.progress execute.ray execute.slurm report.page
+execute.cluster report serve.news serve.run_page
+carrying_out
 commands
 cli.studies looking notebook report_commands ticket_commands trackers.sending
 cli.masks cli.reports cli.tickets conclusions serve.live_report trackers

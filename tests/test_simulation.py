@@ -18,7 +18,7 @@ from supermask.execute.estimate import estimate
 from supermask.execute.ongoing import Ongoing
 from supermask.execute.schedule import Schedule
 from supermask.execute.simulation import wall_seconds
-from supermask.execute.worker import Result
+from supermask.execute.tasks import Result
 from supermask.plan import Plan
 from supermask.runs import Run
 from supermask.store import Store
