@@ -11,9 +11,9 @@ from typing import Any
 from supermask.engines.choice import Precision
 from supermask.engines.stacked.convolutions import ways_here
 from supermask.engines.stacked.size import replicas_here
-from supermask.engines.stacked.training import Ways, train
+from supermask.engines.stacked.training import Feed, Ways, train, train_from
 
-__all__ = ["Ways", "environment_facts", "replicas_here", "train", "ways_here"]
+__all__ = ["Feed", "Ways", "environment_facts", "replicas_here", "train", "train_from", "ways_here"]
 
 
 def environment_facts(ways: Ways, precision: Precision, replicas: int) -> dict[str, Any]:
