@@ -497,7 +497,7 @@ TWO_SEEDS = {"seeds": [0, 1], "levels": 2}
 def test_a_stack_comes_to_what_its_runs_come_to_alone(folder: Path) -> None:
     """Two seeds and two treatments as stacks, against one at a time by the reference engine."""
     plan = small_plan({"criterion": ["large_final", "random"]}, **TWO_SEEDS)
-    worker = Worker(Site(folder / "stacks", engine="stacked"))
+    worker = Worker(Site(folder / "stacks", engine="stacked", stack=3))
     sizes: list[int] = []
     schedule = Schedule(plan, worker.store)
     while schedule.tasks_left:
@@ -510,18 +510,19 @@ def test_a_stack_comes_to_what_its_runs_come_to_alone(folder: Path) -> None:
     assert sum(sizes) == len(plan.runs)
     carry_out(plan, folder / "alone", engine="reference")
     stacked, alone = facts(folder / "stacks", plan), facts(folder / "alone", plan)
+    assert len({found["environment"]["fingerprint"] for found in stacked.values()}) == 1, "whoever the neighbours were"
     for run_id in plan.runs:
         found, wanted = stacked[run_id], alone[run_id]
         assert found["engine"] == "stacked"
         assert found["certificate"]["held"]
-        assert found["environment"]["stack"] in (1, 2, 3)
+        assert found["environment"]["stack"] == "shared"
         for name in ("final_test_loss", "early_stop_validation_loss"):
             assert found["metrics"][name] == pytest.approx(wanted["metrics"][name], rel=1e-3)
 
 
 def test_a_stack_of_which_one_is_done_and_one_is_not(folder: Path) -> None:
     plan = small_plan({"criterion": ["large_final", "random"]}, seeds=[0], levels=1)
-    worker = Worker(Site(folder, engine="stacked"))
+    worker = Worker(Site(folder, engine="stacked", stack=2))
     schedule = Schedule(plan, worker.store)
     (dense,) = schedule.next_alike(9)
     schedule.ended(dense, worker.perform(dense))
@@ -529,6 +530,27 @@ def test_a_stack_of_which_one_is_done_and_one_is_not(folder: Path) -> None:
     done = worker.perform(first)
     assert [result.status for result in Worker(worker.site).perform_stack([first, second])] == ["finished"] * 2
     assert worker.perform_stack([first])[0] == done
+
+
+def test_a_stacked_run_goes_on_from_its_checkpoint_among_other_neighbours(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan({"criterion": ["large_final", "random"]}, seeds=[0], levels=1)
+    worker = Worker(Site(folder, engine="stacked", stack=2))
+    schedule = Schedule(plan, worker.store)
+    (dense,) = schedule.next_alike(9)
+    schedule.ended(dense, worker.perform(dense))
+    first, second = schedule.next_alike(9)
+    asked = iter([False] * 4)
+    with pytest.raises(Interrupted):
+        worker.perform_stack([first, second], lambda: next(asked, True))
+    loaded: list[object] = []
+    load = StoredCheckpoints.load
+    monkeypatch.setattr(StoredCheckpoints, "load", lambda self: loaded.append(load(self)) or loaded[-1])
+    again = Worker(worker.site)
+    assert [again.perform_stack([task])[0].status for task in (first, second)] == ["finished"] * 2
+    assert len(loaded) == 2
+    assert None not in loaded
 
 
 def test_only_tasks_alike_are_stacked(folder: Path) -> None:

@@ -111,7 +111,7 @@ class Worker:
             if task.retrace or engine != "stacked":
                 results[task.run.id] = self.perform(task, stopping)
             else:
-                found = self._attempt(task, partial(self._found_or_begun, task, stopping, len(tasks)))
+                found = self._attempt(task, partial(self._found_or_begun, task, stopping))
                 if isinstance(found, Result):
                     results[task.run.id] = found
                 else:
@@ -153,13 +153,13 @@ class Worker:
         (outcome,) = self._train_together([begun])
         return self._finished(begun, outcome, began)
 
-    def _found_or_begun(self, task: Task, stopping: Callable[[], bool], together: int) -> Result | _Begun:
-        return self._found(task) or self._begun(task, stopping, together)
+    def _found_or_begun(self, task: Task, stopping: Callable[[], bool]) -> Result | _Begun:
+        return self._found(task) or self._begun(task, stopping)
 
-    def _begun(self, task: Task, stopping: Callable[[], bool], together: int = 1) -> _Begun:
+    def _begun(self, task: Task, stopping: Callable[[], bool]) -> _Begun:
         start = self._start(task)
         images, data = self._data_of(task)
-        choice, around = self._engine(task, together)
+        choice, around = self._engine(task)
         fingerprint, every = around["fingerprint"], self.site.checkpoint_seconds
         checkpoints = StoredCheckpoints(
             self.store, task.run.id, start, fingerprint, every, stopping, task.run.recipe.iterations
@@ -188,7 +188,7 @@ class Worker:
         except (ValueError, UserError) as error:
             raise UserError(f"run {task.run.id} (level {task.run.level}, seed {task.run.seed}): {error}") from error
 
-    def _engine(self, task: Task, together: int = 1) -> tuple[Choice, dict[str, Any]]:
+    def _engine(self, task: Task) -> tuple[Choice, dict[str, Any]]:
         """Who trains it, and in what environment: a run that is trained again, as it was the first time."""
         layers, learning = layers_of(task.run), task.run.learning
         if task.retrace:
@@ -201,17 +201,17 @@ class Worker:
             return choice, self._environment(choice.engine, device, before["environment"].get("costs"))
         choice = choose(self.site.engine, layers, self.site.device, learning)
         if choice.engine == "stacked":
-            return choice, self._stacked_environment(task.run, together)
+            return choice, self._stacked_environment(task.run)
         if choice.engine not in self._environments:
             self._environments[choice.engine] = self._environment(choice.engine, self.site.device, None)
         return choice, self._environments[choice.engine]
 
-    def _stacked_environment(self, run: Run, together: int) -> dict[str, Any]:
+    def _stacked_environment(self, run: Run) -> dict[str, Any]:
         from supermask.engines import stacked
 
         site = self.site
-        ways = stacked.ways_here(layers_of(run), run.recipe.batch_size, together, site.device, site.precision)
-        facts = stacked.environment_facts(ways, site.precision, together)
+        ways = stacked.ways_here(layers_of(run), run.recipe.batch_size, site.stack, site.device, site.precision)
+        facts = stacked.environment_facts(ways, site.precision, site.stack == 1)
         return environment("stacked", site.device, site.threads, facts)
 
     def _environment(self, engine: str, device: str, costs: dict[str, Any] | None) -> dict[str, Any]:
@@ -347,9 +347,8 @@ def _job(task: Task, start: Start, checkpoints: Checkpoints) -> Job:
 
 def _other_bits(facts: Facts) -> str:
     """Why a run may not come to its bits again."""
-    together = facts["environment"].get("stack") or 1
-    if together > 1:
-        return f"it was trained in a stack of {together}, and alone its sums are rounded otherwise"
+    if facts["environment"].get("stack") == "shared":
+        return "it was trained in a stack with others, and alone its sums are rounded otherwise"
     return "another machine or release trained it"
 
 

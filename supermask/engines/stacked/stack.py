@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
+from weakref import WeakMethod
 
 import numpy as np
 import torch
@@ -100,7 +101,9 @@ class Stack:
         self._batch_of = self.images.send(np.concatenate([_batch_numbers(block) for block in blocks]))
         for tensor in self._moving().values():
             tensor.requires_grad_()
-        self._step = Repeated(self._one_step, place)
+        # Without a cycle, which would hold a GPU's memory until Python looks for them.
+        step = WeakMethod(self._one_step)
+        self._step = Repeated(lambda: step()(), place)  # type: ignore[misc]
 
     def _fill(self, sees: Sequence[object], firsts: Sequence[int], steps: int) -> None:
         """Puts on the device what the next steps need."""
