@@ -119,7 +119,7 @@ class _Fed:
 
     @property
     def room(self) -> int:
-        """For how many others, here: whoever joined where a point is kept would be evaluated at other pauses for ever."""
+        """For how many others. Whoever joined where only a point is kept would be evaluated at pauses of its own."""
         here = self._left or any(t.iteration % t.job.recipe.evaluate_every == 0 for t in self.trainings.values())
         return self._size - len(self.trainings) if here else 0
 
