@@ -46,7 +46,7 @@ class How:
     precision: str = "float32"
     """Of the stacked engine's products."""
     stack: int | None = None
-    """Runs that the stacked engine trains at once in a worker; None: 16, or as many as fit into a GPU."""
+    """Runs that the stacked engine trains at once in a worker; None: as many as were measured to be worth it."""
     cluster: str | None = None
     """None: processes of this machine; `local`, `auto` or an address: Ray; `slurm`, with options: Slurm."""
 
@@ -114,15 +114,17 @@ def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = Non
 
 def _stack_size(how: How, graph: Graph) -> int | None:
     """Runs that are trained at once; None where only the nodes of a cluster can tell."""
-    engines = {choose(how.engine, layers_of(r), how.device, r.learning).engine: r for r in graph.runs.values()}
-    if "stacked" not in engines:
+    runs = {(r.network, r.dataset, r.learning): r for r in sorted(graph.runs.values(), key=lambda r: r.trains)}
+    stacked = [r for r in runs.values() if choose(how.engine, layers_of(r), how.device, r.learning).engine == "stacked"]
+    if not stacked:
         return 1
     if how.stack is not None or how.cluster is not None:
         return how.stack
     from supermask.engines.stacked.size import replicas_here
 
-    run = engines["stacked"]
-    return replicas_here(layers_of(run), run.recipe.batch_size, how.device)
+    precision = check_precision(how.precision, how.device)
+    # What the largest network has room for.
+    return min(replicas_here(layers_of(r), r.recipe, how.device, precision, r.learning) for r in stacked)
 
 
 def data_dir() -> Path | None:

@@ -587,6 +587,27 @@ def test_a_stack_that_is_stopped_goes_on_from_the_checkpoints_of_all(folder: Pat
     assert not leftovers(folder)
 
 
+def test_a_stacked_run_goes_on_from_its_checkpoint_among_other_neighbours(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan({"criterion": ["large_final", "random"]}, seeds=[0], levels=1)
+    worker = Worker(Site(folder, engine="stacked", stack=2))
+    schedule = Schedule(plan, worker.store)
+    ((dense,),) = taken(schedule)
+    schedule.ended(dense, worker.perform(dense))
+    lines = taken(schedule)
+    asked = iter([False] * 4)
+    with pytest.raises(Interrupted):
+        worker.perform_lines(lines, lambda: next(asked, True))
+    loaded: list[object] = []
+    load = StoredCheckpoints.load
+    monkeypatch.setattr(StoredCheckpoints, "load", lambda self: loaded.append(load(self)) or loaded[-1])
+    again = Worker(worker.site)
+    assert [again.perform_lines([line])[0].status for line in lines] == ["finished"] * 2
+    assert len(loaded) == 2
+    assert None not in loaded
+
+
 def test_of_a_stack_what_is_done_already_is_not_trained(folder: Path) -> None:
     plan = small_plan({"criterion": ["large_final", "random"]}, seeds=[0], levels=1)
     worker = Worker(Site(folder, engine="stacked", stack=4))

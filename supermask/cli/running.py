@@ -35,7 +35,7 @@ PrecisionName = Annotated[
 ]
 StackSize = Annotated[
     int | None,
-    typer.Option(help="Runs that the stacked engine trains at once in a worker: 16, or what fits into a GPU."),
+    typer.Option(help="Runs that the stacked engine trains at once in a worker; by default as many as are worth it."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, or cuda for one GPU.")]
 KeepWhat = Annotated[

@@ -77,7 +77,7 @@ class Engines:
             choice = choose(before["engine"], layers_of(run), device, run.learning)
             return Engine(choice, self._environment_again(choice.engine, device, before["environment"]), device)
         choice = self._choice(run)
-        key = (run.network, run.dataset, run.recipe.batch_size) if choice.engine == "stacked" else choice.engine
+        key = (run.network, run.dataset, run.recipe, run.learning) if choice.engine == "stacked" else choice.engine
         if key not in self._known:
             self._known[key] = self._environment(run, choice.engine)
         return Engine(choice, self._known[key], site.device)
@@ -121,4 +121,7 @@ class Engines:
     def _fastest_stack(self, run: Run) -> int:
         from supermask.engines import stacked
 
-        return stacked.replicas_here(layers_of(run), run.recipe, self.site.device, self.site.precision)
+        site = self.site
+        return stacked.replicas_here(
+            layers_of(run), run.recipe, site.device, site.precision, run.learning, site.threads
+        )

@@ -17,7 +17,9 @@ __all__ = ["Feed", "Ways", "environment_facts", "replicas_here", "train", "train
 
 
 def environment_facts(ways: Ways, precision: Precision, alone: bool) -> dict[str, Any]:
-    """What the bits depend on beside machine and PyTorch: products' precision, how convolutions are computed, and with
-    how many neighbours (equal bits are promised of runs that were alone).
+    """What bits depend on beside machine and PyTorch: precision, how convolutions are computed, if in a stack of one.
+
+    Equal bits are promised of runs that were alone. How many neighbours the others have is not in here: a checkpoint is
+    gone on from among whoever there is then.
     """
     return {"precision": precision, "convolutions": dict(ways), "stack": "alone" if alone else "shared"}

@@ -30,7 +30,7 @@ class Feed(Protocol):
     def more(self, room: int) -> Sequence[tuple[Job, Data]]:
         """At most `room` trainings that join now, of the stack's network, recipe and learning.
 
-        None: there are none now. Asked at every pause at which there is room.
+        None: there are none now. Asked wherever trainings end; and, while there is room, wherever they are evaluated.
         """
 
     def ended(self, job: Job, outcome: Outcome, seconds: float) -> None:
@@ -57,7 +57,7 @@ def train_from(
         assert len(joining) <= size - len(fed.trainings), "more trainings than there is room for"
         for job, outcome, seconds in fed.go_on(joining):
             feed.ended(job, outcome, seconds)
-        joining = feed.more(size - len(fed.trainings)) if len(fed.trainings) < size else ()
+        joining = feed.more(fed.room) if fed.room else ()
 
 
 def train(
@@ -117,10 +117,16 @@ class _Fed:
         """Those whose places are free."""
         self._seconds: dict[Replica, float] = {}
 
+    @property
+    def room(self) -> int:
+        """For how many others. Whoever joined where only a point is kept would be evaluated at pauses of its own."""
+        here = self._left or any(t.iteration % t.job.recipe.evaluate_every == 0 for t in self.trainings.values())
+        return self._size - len(self.trainings) if here else 0
+
     def go_on(self, joining: Sequence[tuple[Job, Data]]) -> list[tuple[Job, Outcome, float]]:
         """Lets these join, and trains all to the next pause of one of them; returns those that ended there.
 
-        What the feed does is not computed so: its numbers are those of whoever calls.
+        How numbers are computed here holds for training alone, and not for what the feed computes.
         """
         with tiny_is_zero(), products_in(self._precision, self._device):
             self._join(joining)
@@ -170,11 +176,10 @@ class _Fed:
         raised: BaseException | None = None
         with self._shared(together.pausing):
             for training, own in zip(trainings, losses, strict=True):
+                # One may be told to stop when it has saved its checkpoint: the others save theirs.
                 try:
                     training.passed(own)
-                except (
-                    BaseException
-                ) as error:  # one was told to stop when it saved its checkpoint: the others save theirs
+                except BaseException as error:
                     raised = raised or error
         if raised is not None:
             raise raised
