@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Literal
 
 from supermask.execute.worker import Result, Task
@@ -28,10 +28,10 @@ def work(run: Run) -> float:
     return 3.0 * run.recipe.iterations * run.recipe.batch_size + samples * (BESIDE_TRAINING + 5_000 * evaluations)
 
 
-def _alike(task: Task, other: Task) -> bool:
-    """Whether they can be stacked. What is trained again is trained alone."""
-    kinds = [(t.run.network, t.run.dataset, t.run.recipe, t.run.learning) for t in (task, other)]
-    return kinds[0] == kinds[1] and not (task.retrace or other.retrace)
+def _kind(task: Task) -> Hashable:
+    """Tasks of one kind can be stacked. What is trained again is trained alone, and has none."""
+    run = task.run
+    return None if task.retrace else (run.network, run.dataset, run.recipe, run.learning)
 
 
 class Schedule:
@@ -55,7 +55,8 @@ class Schedule:
         self._order = {run_id: i for i, run_id in enumerate(plan.runs)}
         self._tasks = {task.run.id: task for task in self._make_tasks()}
         self._work_left = sum(work(task.run) for task in self._tasks.values())
-        self._ready: list[tuple[int, int, Task]] = []
+        self._ready: dict[Hashable, list[tuple[int, int, Task]]] = {}
+        """A heap for each kind that has any: first who is to go first."""
         self._waiting: dict[str, list[Task]] = {}
         for task in self._tasks.values():
             before = next((a.id for a in self._ancestors(task.run) if a.id in self._tasks), None)
@@ -81,10 +82,18 @@ class Schedule:
     def next(self) -> Task | None:
         """The next task whose parent is there, or None."""
         while self._ready:
-            task = heapq.heappop(self._ready)[2]
+            task = self._take(min(self._ready, key=lambda kind: self._ready[kind][0][:2]))
             if self.awaits(task):
                 return task
         return None
+
+    def _take(self, kind: Hashable) -> Task:
+        """The first of the ready ones of a kind."""
+        heap = self._ready[kind]
+        task = heapq.heappop(heap)[2]
+        if not heap:
+            del self._ready[kind]
+        return task
 
     def awaits(self, task: Task) -> bool:
         """Whether the task's end is still to come."""
@@ -99,22 +108,25 @@ class Schedule:
 
     def next_alike(self, most: int) -> list[Task]:
         """The next task, and ready ones of the same network, data and recipe: what can be trained together."""
-        found: list[Task] = []
-        others: list[Task] = []
-        while len(found) < most and (task := self.next()):
-            (found if not found or _alike(task, found[0]) else others).append(task)
-        for task in others:
-            self.again(task)
+        first = self.next() if most > 0 else None
+        found = [] if first is None else [first]
+        if first is not None and not first.retrace:
+            kind = _kind(first)
+            while len(found) < most and kind in self._ready:
+                task = self._take(kind)
+                if self.awaits(task):
+                    found.append(task)
         return found
 
     @property
     def ready(self) -> int:
         """Tasks whose parents are there, and that nobody has taken."""
-        return len(self._ready)
+        return sum(map(len, self._ready.values()))
 
     def again(self, task: Task) -> None:
         """Puts a task (back) among the ready ones."""
-        heapq.heappush(self._ready, (-task.run.level, self._order[task.run.id], task))
+        heap = self._ready.setdefault(_kind(task), [])
+        heapq.heappush(heap, (-task.run.level, self._order[task.run.id], task))
 
     def ended(self, task: Task, result: Result) -> None:
         """A task came to its end: what waited for it becomes ready, or impossible."""
