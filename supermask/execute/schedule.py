@@ -56,7 +56,7 @@ class Schedule:
         self._tasks = {task.run.id: task for task in self._make_tasks()}
         self._work_left = sum(work(task.run) for task in self._tasks.values())
         self._ready: dict[Hashable, list[tuple[int, int, Task]]] = {}
-        """A heap for each kind that has any: first who is to go first."""
+        """A heap for each kind: first who is to go first."""
         self._waiting: dict[str, list[Task]] = {}
         for task in self._tasks.values():
             before = next((a.id for a in self._ancestors(task.run) if a.id in self._tasks), None)
@@ -81,19 +81,11 @@ class Schedule:
 
     def next(self) -> Task | None:
         """The next task whose parent is there, or None."""
-        while self._ready:
-            task = self._take(min(self._ready, key=lambda kind: self._ready[kind][0][:2]))
+        while heaps := [heap for heap in self._ready.values() if heap]:
+            task = heapq.heappop(min(heaps, key=lambda heap: heap[0][:2]))[2]
             if self.awaits(task):
                 return task
         return None
-
-    def _take(self, kind: Hashable) -> Task:
-        """The first of the ready ones of a kind."""
-        heap = self._ready[kind]
-        task = heapq.heappop(heap)[2]
-        if not heap:
-            del self._ready[kind]
-        return task
 
     def awaits(self, task: Task) -> bool:
         """Whether the task's end is still to come."""
@@ -111,9 +103,9 @@ class Schedule:
         first = self.next() if most > 0 else None
         found = [] if first is None else [first]
         if first is not None and not first.retrace:
-            kind = _kind(first)
-            while len(found) < most and kind in self._ready:
-                task = self._take(kind)
+            heap = self._ready[_kind(first)]
+            while len(found) < most and heap:
+                task = heapq.heappop(heap)[2]
                 if self.awaits(task):
                     found.append(task)
         return found
