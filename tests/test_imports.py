@@ -28,13 +28,13 @@ engines.filter_layer engines.fully_connected engines.learning engines.stacked.fo
 engines.convolutional engines.layer_costs engines.masked_network engines.report engines.stacked.masks figures.table_one report.mask_plots report.ranking_plot study.loading
 engines.measuring engines.stacked.stack exit_status figures study
 claims.asked claims.evidence engines.sparse engines.stacked.replica lineage plan report.tables trackers.tensorboard
-claims.deciding engines.stacked.training execute.estimate execute.preload_convolutions execute.preload_masks execute.preload_sparse export rows serve.studies verify
-claims.evaluate drawing engines.stacked report.studies serve.shelf status tickets.packing
+claims.deciding engines.stacked.training execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.run_cost export rows serve.studies verify
+claims.evaluate drawing engines.stacked execute.estimate report.studies serve.shelf status tickets.packing
 claims execute.preload_stacked execute.worker tickets
 execute.away execute.preload execute.schedule remeasure report.content specimens
 execute.ongoing execute.pace report.words
-execute.journal execute.local execute.ray execute.slurm report.page
-execute.cluster execute.progress report
+execute.local execute.ray execute.slurm report.page
+execute.cluster execute.journal execute.progress report
 carrying_out serve.news serve.run_page
 commands
 cli.studies looking notebook report_commands ticket_commands trackers.sending
