@@ -26,7 +26,10 @@ from supermask.store import Damaged, Store
 from supermask.store.entry import Facts
 
 SAMPLE = 60
-"""Runs of the store that are looked at, of each kind."""
+"""Runs of the plan, of each kind, that are looked at in the store."""
+
+SAMPLE_OF_OTHERS = 240
+"""Runs of the store that are, where it has none of the plan: most may be of another network, or untrained."""
 
 COMMIT_SECONDS = 0.02
 """A run's commit, which is not in the seconds that it records."""
@@ -132,8 +135,9 @@ def _gpu_price(cost: RunCost, store: Store, plan: Plan, left: list[Run], gpus: i
     stack = _stack(_alike(left), gpus, room)
 
     def modelled(facts: Facts, run: Run) -> float:
-        # Runs say how many were trained together, or only that it was not one.
-        together = {"alone": 1, "shared": room}.get(said := facts["environment"].get("stack", 1), said)
+        # Runs say how many were trained together, or only whether it was more than one.
+        said = facts["environment"].get("stack", 1)
+        together = {"alone": 1, "shared": room}.get(said, said)
         return cost.gpu_seconds(run, facts["first_iteration"], facts["engine"], together)
 
     paces, source = _paces_in_store(cost, store, plan, modelled, gpu=True), "from runs of a GPU in the store"
@@ -218,10 +222,10 @@ def _paces_in_store(
     for run_id, run in plan.runs.items():
         if run_id in there:
             own.setdefault(_kind(run), []).append(run_id)
-    for samples in (list(own.values()), [sorted(there)]):
+    for samples, most in ((list(own.values()), SAMPLE), ([sorted(there)], SAMPLE_OF_OTHERS)):
         found: dict[str, list[tuple[float, float]]] = {}
         for run_ids in samples:
-            for facts in _sample(cost, store, run_ids, gpu):
+            for facts in _finished(cost, store, _spread(run_ids, most), gpu):
                 run = Run.from_data(facts)
                 expected = modelled(facts, run)
                 for kind in (_kind(run), ALL):
@@ -231,9 +235,13 @@ def _paces_in_store(
     return {}
 
 
-def _sample(cost: RunCost, store: Store, run_ids: list[str], gpu: bool) -> Iterator[Facts]:
-    """Of a sample spread over `run_ids`: those finished on a GPU, or on a CPU."""
-    for run_id in run_ids[:: max(1, len(run_ids) // SAMPLE)][:SAMPLE]:
+def _spread(run_ids: list[str], most: int) -> list[str]:
+    return run_ids[:: max(1, len(run_ids) // most)][:most]
+
+
+def _finished(cost: RunCost, store: Store, run_ids: list[str], gpu: bool) -> Iterator[Facts]:
+    """Facts of those that were finished on a GPU, or on a CPU."""
+    for run_id in run_ids:
         try:
             facts = store.facts(run_id)
         except Damaged:
@@ -245,7 +253,7 @@ def _sample(cost: RunCost, store: Store, run_ids: list[str], gpu: bool) -> Itera
 
 
 def _weighted_median(pairs: list[tuple[float, float]]) -> float:
-    """Of (value, weight): half of the weight is at most there. A suspended laptop's one run of an hour moves it little,
+    """Of (value, weight): half of the weight is at most there. A run during which the machine slept moves it little,
     and neither do thousands of runs that take no time.
     """
     pairs = sorted(pairs)
