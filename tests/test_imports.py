@@ -28,8 +28,8 @@ engines.filter_layer engines.fully_connected engines.learning engines.stacked.co
 engines.convolutional engines.layer_costs engines.masked_network engines.report engines.stacked.forward engines.stacked.masks figures.table_one report.mask_plots report.ranking_plot study.loading
 engines.measuring engines.stacked.stack exit_status figures study
 claims.asked claims.evidence engines.sparse engines.stacked.replica engines.stacked.size lineage plan report.tables trackers.tensorboard
-claims.deciding engines.stacked.training execute.committing execute.estimate execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.schedule export rows serve.studies verify
-claims.evaluate drawing engines.stacked execute.ongoing execute.pace report.studies serve.shelf status tickets.packing
+claims.deciding engines.stacked.training execute.committing execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.run_cost execute.schedule export rows serve.studies verify
+claims.evaluate drawing engines.stacked execute.estimate execute.ongoing execute.pace report.studies serve.shelf status tickets.packing
 claims execute.engine execute.journal execute.preload_stacked tickets
 execute.worker remeasure report.content specimens
 execute.away execute.local execute.preload report.words

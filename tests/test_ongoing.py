@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crews import Quick
 from small_studies import carry_out, small_plan
 
 from supermask.errors import MachineError
@@ -17,31 +18,6 @@ from supermask.plan import Plan
 from supermask.store import Store
 
 NOWHERE = Path("/nowhere/store")
-
-
-class Quick:
-    """A crew that says that all went well, the first portion first."""
-
-    def __init__(self, room: int, whole_lines: bool = False) -> None:
-        self.whole_lines, self._room = whole_lines, room
-        self.given: list[Portion] = []
-        self.at_once: list[int] = []
-        self._waiting: list[Portion] = []
-
-    def room(self) -> int:
-        return self._room
-
-    def submit(self, portions: Sequence[Portion]) -> None:
-        self.given += portions
-        self._waiting += portions
-        self.at_once.append(len(self._waiting))
-
-    def answers(self) -> list[tuple[Portion, Sequence[Result] | Died]]:
-        portion = self._waiting.pop(0)
-        return [(portion, self.answer(portion))]
-
-    def answer(self, portion: Portion) -> Sequence[Result] | Died:
-        return [Result(task.run.id, "finished") for task in portion.tasks]
 
 
 def ongoing_of(plan: Plan, store: Path = NOWHERE, **site: Any) -> tuple[Ongoing, list[str], list[str]]:
@@ -106,8 +82,11 @@ def test_stacks_leave_other_workers_theirs_and_hold_what_fills_them_up_again() -
         assert len(ended) == len(plan.runs)
 
 
-def test_what_has_ended_is_seen_in_the_store_before_the_worker_answers(tmp_path: Path) -> None:
+def test_what_has_ended_is_seen_in_the_store_before_the_worker_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The crew puts a run into the store, and says nothing until it is heard of."""
+    monkeypatch.setattr("supermask.execute.ongoing.LOOK_SECONDS", 0.0)
     plan = chains(1, 1)
     whole = tmp_path / "whole"
     carry_out(plan, whole)

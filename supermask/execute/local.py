@@ -23,8 +23,8 @@ from multiprocessing.process import BaseProcess
 from types import ModuleType
 
 from supermask.execute.checkpoints import Interrupted
+from supermask.execute.ongoing import LOOK_SECONDS, Died, Portion, carried_out
 from supermask.execute.ongoing import TRIES as TRIES
-from supermask.execute.ongoing import Died, Portion, carried_out
 from supermask.execute.ongoing import Listener as Listener
 from supermask.execute.ongoing import Stopped as Stopped
 from supermask.execute.schedule import Keep, Schedule
@@ -33,9 +33,6 @@ from supermask.execute.worker import worker_at
 from supermask.lineage import layers_of
 from supermask.networks import Conv
 from supermask.plan import Graph
-
-LOOK_SECONDS = 1.0
-"""Between two looks at what workers have put into the store, where they answer after many runs."""
 
 STOP_SECONDS = 1.2
 """How long workers have, when they are to stop, to save a checkpoint."""

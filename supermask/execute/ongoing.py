@@ -5,6 +5,7 @@ The same for every executor; what differs is its `Crew`: processes, tasks of a c
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ NODE_TRIES = 20
 
 LARGEST_STACK = 512
 """Lines that fill a stack whose size only the worker knows."""
+
+LOOK_SECONDS = 1.0
+"""Between two looks at the store for what has ended in portions of several tasks."""
 
 Listener = Callable[[Schedule, Task, Result], None]
 
@@ -89,9 +93,11 @@ class Ongoing:
         self.schedule = schedule
         self.outdated = False
         """Whether the schedule has to be made again, once nothing is in flight."""
-        self.in_flight: list[Portion] = []
+        self.in_flight: dict[Portion, None] = {}
+        """In the order in which they were given."""
         self._stack = LARGEST_STACK if site.stack is None else site.stack
         self._listener, self._keep, self._starting = listener, keep, starting
+        self._looked = time.monotonic()
         self._deaths: Counter[str] = Counter()
         self._nodes: Counter[str] = Counter()
         self._lacking: Counter[str] = Counter()
@@ -115,7 +121,7 @@ class Ongoing:
         each = -(-self.schedule.ready // room) if crew.whole_lines else 0
         while (free := room - len(self.in_flight)) > 0 and (lines := self._next(free, each)):
             portions.append(Portion(lines))
-            self.in_flight.append(portions[-1])
+            self.in_flight[portions[-1]] = None
         if portions:
             crew.submit(portions)
         for portion in portions:
@@ -138,9 +144,12 @@ class Ongoing:
         return lines[: self._stack]
 
     def _look_at_store(self) -> None:
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
         for portion in self.in_flight:
             if len(portion.tasks) > 1:
                 self._look_for(portion)
+        self._looked = time.monotonic()
 
     def _look_for(self, portion: Portion) -> None:
         """What has ended of it, by what is in the store."""
@@ -158,7 +167,7 @@ class Ongoing:
 
     def _over(self, portion: Portion, answer: Sequence[Result] | Died) -> None:
         """A worker is through with its portion, or died in the middle of it."""
-        self.in_flight.remove(portion)
+        del self.in_flight[portion]
         tasks = {task.run.id: task for task in portion.tasks}
         for result in () if isinstance(answer, Died) else answer:
             if self.schedule.awaits(tasks[result.run_id]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Literal
 
 from supermask.execute.tasks import Result, Task, kind_of
@@ -49,7 +49,8 @@ class Schedule:
         self._order = {run_id: i for i, run_id in enumerate(plan.runs)}
         self._tasks = {task.run.id: task for task in self._make_tasks()}
         self._work_left = sum(work(task.run) for task in self._tasks.values())
-        self._ready: list[tuple[int, int, Task]] = []
+        self._ready: dict[Hashable, list[tuple[int, int, Task]]] = {}
+        """A heap for each kind: first who is to go first."""
         self._waiting: dict[str, list[Task]] = {}
         self._promised: set[str] = set()
         """Whose turn comes on the worker that is at the line above them."""
@@ -76,8 +77,8 @@ class Schedule:
 
     def next(self) -> Task | None:
         """The next task whose parent is there, or None."""
-        while self._ready:
-            task = heapq.heappop(self._ready)[2]
+        while heaps := [heap for heap in self._ready.values() if heap]:
+            task = heapq.heappop(min(heaps, key=lambda heap: heap[0][:2]))[2]
             if self.awaits(task):
                 return task
         return None
@@ -99,22 +100,25 @@ class Schedule:
 
     def next_alike(self, most: int) -> list[Task]:
         """The next task, and ready ones of the same network, data and recipe: what can be trained together."""
-        found: list[Task] = []
-        others: list[Task] = []
-        while len(found) < most and (task := self.next()):
-            (found if not found or kind_of(task) == kind_of(found[0]) else others).append(task)
-        for task in others:
-            self.again(task)
+        first = self.next() if most > 0 else None
+        found = [] if first is None else [first]
+        if first is not None and not first.retrace:
+            heap = self._ready[kind_of(first)]
+            while len(found) < most and heap:
+                task = heapq.heappop(heap)[2]
+                if self.awaits(task):
+                    found.append(task)
         return found
 
     @property
     def ready(self) -> int:
         """Tasks whose parents are there, and that nobody has taken."""
-        return len(self._ready)
+        return sum(map(len, self._ready.values()))
 
     def again(self, task: Task) -> None:
         """Puts a task (back) among the ready ones."""
-        heapq.heappush(self._ready, (-task.run.level, self._order[task.run.id], task))
+        heap = self._ready.setdefault(kind_of(task), [])
+        heapq.heappush(heap, (-task.run.level, self._order[task.run.id], task))
 
     def returned(self, tasks: Iterable[Task]) -> None:
         """Whoever was given these is not at them any more: what of them is left is for anybody."""
