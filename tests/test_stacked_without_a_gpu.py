@@ -1,0 +1,247 @@
+"""What a GPU would run of the stacked engine, run without one: places, recorded steps, waiting, precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from mask_trainings import FAST, mask_job
+from pretend_gpu import THERE, PretendGpu, pretend_gpu
+from test_engine_resume import Killed, Memory
+from trainings import RECIPES, data, job, pruned_start
+from trainings import bits as outcome_bits
+
+from supermask.engines import stacked
+from supermask.engines.job import Data, Job
+from supermask.engines.stacked.convolutions import WAYS, ways_here
+from supermask.engines.stacked.precision import products_in
+from supermask.engines.stacked.repeating import EAGER_STEPS, Repeated
+from supermask.engines.stacked.size import replicas_here
+from supermask.engines.stacked.stack import Stack
+from supermask.networks import architecture, initial_start
+from supermask.recipe import Recipe
+from supermask.types import Outcome
+
+DATA, OTHER = data(), data(seed=1)
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def gpu() -> Iterator[PretendGpu]:
+    with pretend_gpu() as gpu:
+        yield gpu
+
+
+def on_both(jobs: list[Job], of: list[Data], **how: object) -> tuple[list[Outcome], list[Outcome], PretendGpu]:
+    here = stacked.train(jobs, of, **how)  # type: ignore[arg-type]
+    with pretend_gpu() as gpu:
+        there = stacked.train(jobs, of, "cuda", **how)  # type: ignore[arg-type]
+        for outcome in there:
+            for state in (outcome.end, *outcome.points.values()):
+                tensors = {**state.weights, **state.others, **state.logits, **outcome.last_pass}
+                assert all(t.device.type == "cpu" for t in tensors.values())
+    return here, there, gpu
+
+
+def check_same(jobs: list[Job], of: list[Data], **how: object) -> list[Outcome]:
+    """What is trained on the GPU that is not there, by recorded steps, is what is trained here."""
+    here, there, gpu = on_both(jobs, of, **how)
+    for a, b in zip(here, there, strict=True):
+        assert (a.status, a.curve.iterations, a.points.keys()) == (b.status, b.curve.iterations, b.points.keys())
+        np.testing.assert_allclose(a.curve.training_loss, b.curve.training_loss, rtol=1e-5)
+        np.testing.assert_allclose(a.curve.validation_loss, b.curve.validation_loss, rtol=1e-5)
+        assert a.curve.validation_accuracy == b.curve.validation_accuracy
+        ends = {**a.end.weights, **a.end.others, **a.end.logits} if a.status == "finished" else {}
+        for name, wanted in ends.items():
+            found = {**b.end.weights, **b.end.others, **b.end.logits}[name]
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+        for name, wanted in a.last_pass.items():
+            assert torch.equal(b.last_pass[name], wanted)
+    assert sum(graph.replayed for graph in gpu.graphs) > 0
+    return here
+
+
+# --- the pretence itself ---
+
+
+def test_the_gpu_that_is_not_there_refuses_what_a_gpu_refuses(gpu: PretendGpu) -> None:
+    there, here = torch.ones(3, device=CUDA), torch.ones(3)
+    assert (there.device, here.device, (there * 2).device) == (THERE, torch.device("cpu"), THERE)
+    with pytest.raises(AssertionError, match="same device"):
+        there.add(here)
+    with pytest.raises(TypeError, match="can't convert cuda"):
+        there.numpy()
+    assert (there + here.to("cuda")).cpu().tolist() == [2, 2, 2]
+    for waits in (lambda: there.sum().item(), lambda: there.nonzero(), lambda: there[there > 0], lambda: there.cpu()):
+        count = len(gpu.waited)
+        waits()
+        assert len(gpu.waited) == count + 1
+        with pytest.raises(RuntimeError, match="not permitted when stream is capturing"), torch.cuda.graph(
+            torch.cuda.CUDAGraph()
+        ):
+            waits()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        made = there * 3
+        there += 1
+    assert made.isnan().all()
+    assert there.cpu().tolist() == [1, 1, 1]
+    graph.replay()
+    graph.replay()
+    assert (made.cpu().tolist(), there.cpu().tolist()) == ([6, 6, 6], [3, 3, 3])
+
+
+# --- the same training ---
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_every_recipe(recipe: Recipe) -> None:
+    """Shared and unshared batches, dense and pruned, two data sets, a late start and points of its own."""
+    jobs = [
+        job(recipe),
+        job(recipe, pruned_start(), points=frozenset({"gradient", 33, "lowest_validation_loss"})),
+        job(recipe, pruned_start(0.0)),
+        replace(job(recipe, pruned_start(seed=1)), seed=1),
+        job(recipe, replace(pruned_start(seed=2), first_iteration=17)),
+        job(recipe, pruned_start(0.25)),
+    ]
+    check_same(jobs, [DATA, DATA, OTHER, DATA, DATA, DATA])
+
+
+@pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay"])
+@pytest.mark.parametrize("method", FAST)
+def test_every_mask_that_is_learned(method: str, recipe: str) -> None:
+    jobs = [mask_job(replace(FAST[method], samples=2), replace(RECIPES[recipe], lr=0.05), seed=s) for s in (0, 0, 1)]
+    check_same(jobs, [DATA] * 3)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("seeds", [(0, 0, 1, 1), (0, 1, 1), (0,)])
+def test_every_way_to_convolve(way: str, seeds: tuple[int, ...]) -> None:
+    of, layers = data((2, 8, 8), 10, train=40), architecture("conv2", (2, 8, 8), 10)
+    recipe = Recipe("sgd", 0.02, 4, 8, 4, momentum=0.9)
+    jobs = [Job(layers, initial_start(layers, 2 * i), recipe, seed=seed) for i, seed in enumerate(seeds)]
+    check_same(jobs, [of] * len(seeds), ways=dict.fromkeys(("conv1", "conv2"), way))
+
+
+def test_bfloat16() -> None:
+    of, layers = data((1, 8, 8), 10, train=40), architecture("conv2", (1, 8, 8), 10)
+    recipe = Recipe("adam", 1e-3, 4, 8, 4)
+    jobs = [Job(layers, initial_start(layers, seed), recipe, seed=seed) for seed in (0, 1)]
+    for way in WAYS:
+        here, there, _ = on_both(jobs, [of] * 2, ways=dict.fromkeys(("conv1", "conv2"), way), precision="bfloat16")
+        for a, b in zip(here, there, strict=True):
+            np.testing.assert_allclose(a.curve.validation_loss, b.curve.validation_loss, rtol=1e-2)
+            assert all(w.dtype == torch.float32 for w in b.end.weights.values())
+    check_same([job(RECIPES["adam"]), job(RECIPES["adam"], pruned_start())], [DATA] * 2, precision="bfloat16")
+
+
+def test_a_diverging_replica_leaves_and_the_others_go_on() -> None:
+    recipe = RECIPES["sgd"]
+    start = pruned_start()
+    wild = {n: w * 1e20 if n == "fc1.weight" else w for n, w in start.weights.items()}
+    jobs = [job(recipe, start), job(recipe, replace(start, weights=wild)), job(recipe, pruned_start(seed=1))]
+    here = check_same(jobs, [DATA] * 3)
+    assert [outcome.status for outcome in here] == ["finished", "diverged", "finished"]
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_gone_on_from_a_checkpoint(learned: bool) -> None:
+    recipe = RECIPES["adam"]
+    made = mask_job(FAST["bernoulli, rescaled"], recipe) if learned else job(recipe, pruned_start())
+    with pretend_gpu():
+        whole = stacked.train([made], [DATA], "cuda")[0]
+        killed = replace(made, checkpoints=Memory(2))
+        with pytest.raises(Killed):
+            stacked.train([killed], [DATA], "cuda")
+        again = stacked.train([killed], [DATA], "cuda")[0]
+    assert outcome_bits(again) == outcome_bits(whole)
+    assert all(torch.equal(again.last_pass[n], w) for n, w in whole.last_pass.items())
+
+
+def test_how_to_convolve_and_how_many_fit_are_found_there(gpu: PretendGpu) -> None:
+    layers = architecture("conv2", (1, 8, 8), 10)
+    assert set(ways_here(layers, 3, 2, "cuda:0", "tf32").values()) <= WAYS.keys()
+    assert replicas_here(layers, 60, "cuda") > 1
+    assert "synchronize" in gpu.waited
+
+
+# --- waiting ---
+
+
+@pytest.mark.parametrize("made", ["fc", "conv2", "learned"])
+def test_an_interval_is_waited_for_once(gpu: PretendGpu, made: str) -> None:
+    """`train` waits when it reads the losses, `measure` when it reads what it found: for nothing between."""
+    jobs, of, ways = [job(RECIPES["adam"]), job(RECIPES["adam"], pruned_start())], DATA, {}
+    if made == "conv2":
+        of, layers = data((1, 8, 8), 10, train=40), architecture("conv2", (1, 8, 8), 10)
+        jobs = [Job(layers, initial_start(layers, seed), Recipe("sgd", 0.02, 4, 50, 10), seed=seed) for seed in (0, 1)]
+        ways = {"conv1": "grouped", "conv2": "columns"}
+    if made == "learned":
+        jobs = [mask_job(replace(FAST["bernoulli, rescaled"], samples=3), RECIPES["adam"], seed=s) for s in (0, 1)]
+    stack = Stack(jobs, [of] * 2, CUDA, "float32", ways)
+    stack.train([0, 0], 10)
+    sends: list[int] = []
+    for first in (10, 20, 30):
+        gpu.waited.clear()
+        gpu.sent, gpu.done = 0, 0
+        stack.train([first] * 2, 10)
+        assert gpu.waited == ["a tensor is copied to the host"]
+        sends.append(gpu.sent)
+    # What is sent, and what is done beside the graph, does not grow with the number of steps.
+    assert sends == [2 + len(stack.logits)] * 3
+    assert gpu.done < 20
+    assert [graph.replayed for graph in gpu.graphs] == [40 - EAGER_STEPS]
+    gpu.waited.clear()
+    stack.measure([0, 1], of.validation_images, of.validation_labels)
+    assert gpu.waited == ["a tensor is copied to the host"]
+    gpu.waited.clear()
+    stack.keep([1])
+    assert gpu.waited == []
+
+
+# --- a step again and again ---
+
+
+@pytest.mark.parametrize("calls", [[1], [2], [3], [4], [10], [1, 1, 1, 1, 1], [2, 2, 2], [3, 1], [0, 5, 0, 5], [1, 10]])
+def test_exactly_as_many_steps_as_asked_for(gpu: PretendGpu, calls: list[int]) -> None:
+    done = torch.zeros(1, dtype=torch.int64, device=CUDA)
+
+    def step() -> None:
+        done.add_(1)
+
+    repeated = Repeated(step, CUDA)
+    for times in calls:
+        repeated(times)
+    assert done.cpu().item() == sum(calls)
+    assert len(gpu.graphs) == (sum(calls) > EAGER_STEPS)
+    assert sum(graph.replayed for graph in gpu.graphs) == max(0, sum(calls) - EAGER_STEPS)
+
+
+def test_a_step_that_waits_cannot_be_recorded(gpu: PretendGpu) -> None:
+    losses = torch.zeros(3, device=CUDA)
+
+    def step() -> None:
+        losses.fill_(losses.sum().item())
+
+    with pytest.raises(RuntimeError, match="stream is capturing"):
+        Repeated(step, CUDA)(5)
+
+
+# --- precision ---
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_tf32_is_there_only_where_it_is_asked_for(precision: str) -> None:
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = products.fp32_precision, convolutions.fp32_precision
+    with pytest.raises(ZeroDivisionError), products_in(precision, CUDA):  # type: ignore[arg-type]
+        wanted = "tf32" if precision == "tf32" else "ieee"
+        assert (products.fp32_precision, convolutions.fp32_precision) == (wanted, wanted)
+        raise ZeroDivisionError
+    assert (products.fp32_precision, convolutions.fp32_precision) == before
+    with products_in(precision, torch.device("cpu")):  # type: ignore[arg-type]
+        assert (products.fp32_precision, convolutions.fp32_precision) == before
