@@ -1,9 +1,9 @@
 """A GPU that is not there, for tests: programs that name one run on the CPU, and what a GPU would refuse is refused.
 
 Tensors are the CPU's; beside it is noted, by their memory, which of them are said to lie on the GPU. An operation of
-tensors here and there fails, as does what a graph may not record: whatever waits for the device, or comes from the host.
-A graph's operations are not done when they are recorded (what they would have made is NaN, what they would have changed
-stays), and replayed in the memory in which they were recorded: what a step does not read and write in place is wrong.
+tensors here and there fails, as does what a graph may not record: waiting for the device, copies from the host. What is
+recorded is not done then (what it would have made is NaN, what it would have changed stays), but whenever it is
+replayed, in the memory in which it was recorded: a step that does not read and write in place comes out wrong.
 
 What it cannot show: other numbers than a CPU's, other kernels, memory used again too early, streams that do not wait.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from shutil import which
 
 import numpy as np
 import pytest
@@ -11,16 +12,20 @@ import torch
 from mask_trainings import FAST, mask_job
 from pretend_gpu import THERE, PretendGpu, pretend_gpu
 from test_engine_resume import Killed, Memory
+from torch._dynamo.testing import CompileCounterWithBackend
 from trainings import RECIPES, data, job, pruned_start
 from trainings import bits as outcome_bits
 
 from supermask.engines import stacked
 from supermask.engines.job import Data, Job
 from supermask.engines.stacked.convolutions import WAYS, ways_here
+from supermask.engines.stacked.moving import Update, mask_bits, update_of
+from supermask.engines.stacked.moving import compiled as compiled_update
 from supermask.engines.stacked.precision import products_in
 from supermask.engines.stacked.repeating import EAGER_STEPS, Repeated
 from supermask.engines.stacked.size import replicas_here
 from supermask.engines.stacked.stack import Stack
+from supermask.engines.steps import moment_names
 from supermask.networks import architecture, initial_start
 from supermask.recipe import Recipe
 from supermask.types import Outcome
@@ -79,8 +84,9 @@ def test_the_gpu_that_is_not_there_refuses_what_a_gpu_refuses(gpu: PretendGpu) -
         count = len(gpu.waited)
         waits()
         assert len(gpu.waited) == count + 1
-        with pytest.raises(RuntimeError, match="not permitted when stream is capturing"), torch.cuda.graph(
-            torch.cuda.CUDAGraph()
+        with (
+            pytest.raises(RuntimeError, match="not permitted when stream is capturing"),
+            torch.cuda.graph(torch.cuda.CUDAGraph()),
         ):
             waits()
     graph = torch.cuda.CUDAGraph()
@@ -245,3 +251,48 @@ def test_tf32_is_there_only_where_it_is_asked_for(precision: str) -> None:
     assert (products.fp32_precision, convolutions.fp32_precision) == before
     with products_in(precision, torch.device("cpu")):  # type: ignore[arg-type]
         assert (products.fp32_precision, convolutions.fp32_precision) == before
+
+
+# --- the compiled optimiser ---
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_compiled_optimiser_moves_what_the_plain_one_moves(backend: str) -> None:
+    """Any number of replicas and weights, pruned or not, in place; more recipes than PyTorch compiles of one code."""
+    if backend == "inductor" and which("g++") is None:
+        pytest.skip("there is no compiler")
+    compilations = 0
+    recipes = [Recipe("sgd", 0.1, 5, 5, 5, weight_decay=i / 100) for i in range(2 if backend == "inductor" else 10)]
+    for recipe in [Recipe("adam", 0.1, 5, 5, 5, weight_decay=0.01), *recipes]:
+        counter = CompileCounterWithBackend(backend)
+        plain = update_of(recipe, torch.device("meta"))
+        compiled = compiled_update(plain, counter)
+        shapes = [(4, 70), (3, 70), (3, 5), (1, 70), (5, 5)] if recipe.optimizer == "adam" else [(3, 8), (2, 7)]
+        for shape in shapes:
+            for pruned in (False, True):
+                check_moves_the_same(plain, compiled, shape, pruned, len(moment_names(recipe)))
+        assert 1 < counter.frame_count <= 8
+        compilations += counter.frame_count
+    assert backend == "inductor" or compilations > 16, "few enough for one code: nothing was shown"
+
+
+def check_moves_the_same(plain: Update, compiled: Update, shape: tuple[int, int], pruned: bool, moments: int) -> None:
+    torch.manual_seed(0)
+    w, gradient, mask = torch.randn(shape), torch.randn(shape), torch.rand(shape) < 0.5
+    kept = [torch.rand(shape) * (mask if pruned else 1) for _ in range(moments)]
+    if pruned:
+        gradient[~mask] = float("nan")
+        w[0][~mask[0]] = -0.0
+    rate, second = torch.tensor([-0.1, 3.0])[:, None, None].expand(2, shape[0], 1)
+    moved = []
+    for update in (plain, compiled):
+        own, g, state = w.clone(), gradient.clone(), [k.clone() for k in kept]
+        with torch.no_grad():
+            update(own, g, mask_bits(mask) if pruned else None, state, rate, second)
+        moved.append([own, *state])
+        if pruned:
+            assert torch.equal(own.view(torch.int32)[~mask], w.view(torch.int32)[~mask])
+        assert (own != w)[mask].all()
+    for found, wanted in zip(*moved, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +34,11 @@ def update_of(recipe: Recipe, device: torch.device) -> Update:
     w += rate m. What is pruned has gradient +0, whatever it was, so that it keeps its bits: rate is below 0, and
     w + -0 = w for every w, -0 too. Source: paper.md section 2.
     """
-    adam, momentum, decay = recipe.optimizer == "adam", recipe.momentum, recipe.weight_decay
+    return _update(recipe.optimizer == "adam", recipe.momentum, recipe.weight_decay, device.type)
 
+
+@lru_cache
+def _update(adam: bool, momentum: float, decay: float, kind: str) -> Update:
     def update(w: Tensor, g: Tensor, bits: Tensor | None, kept: Sequence[Tensor], rate: Tensor, second: Tensor) -> None:
         if decay:
             g.add_(w, alpha=decay)
@@ -51,10 +56,17 @@ def update_of(recipe: Recipe, device: torch.device) -> Update:
         else:
             w.add_(g.mul_(rate))
 
-    if device.type == "cpu":
+    if kind == "cpu":
         return _in_parts(update)
     # On a GPU one pass over memory instead of ten, where there is a compiler: else they cost more than the products.
-    return torch.compile(update) if find_spec("triton") is not None else update
+    return compiled(update) if find_spec("triton") is not None else update
+
+
+def compiled(update: Update, backend: str | Callable[..., Any] = "inductor") -> Update:
+    """The same, compiled once for tensors of any size."""
+    # PyTorch counts what it compiles by code object, and gives up after 8: functions of one `def` share theirs.
+    update.__code__ = update.__code__.replace()
+    return torch.compile(update, dynamic=True, backend=backend)
 
 
 def _in_parts(update: Update) -> Update:
