@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from weakref import proxy
 
 import numpy as np
 import torch
@@ -96,7 +97,9 @@ class Stack:
         self._batch_of = self.images.send(np.concatenate([_batch_numbers(block) for block in blocks]))
         for tensor in self._moving().values():
             tensor.requires_grad_()
-        self._step = Repeated(self._one_step, place)
+        # Weakly: a ring of references would keep this in a GPU's memory beside the next stack.
+        me: Stack = proxy(self)
+        self._step = Repeated(lambda: me._one_step(), place)
 
     def _fill(self, sees: Sequence[object], firsts: Sequence[int], steps: int) -> None:
         """Puts on the device what the next steps need."""
