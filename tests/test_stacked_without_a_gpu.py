@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from shutil import which
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -207,6 +209,29 @@ def test_an_interval_is_waited_for_once(gpu: PretendGpu, made: str) -> None:
     gpu.waited.clear()
     stack.keep([1])
     assert gpu.waited == []
+
+
+def test_a_stack_that_is_done_leaves_the_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not when Python looks for rings of references: the next stack needs its place."""
+    made: list[ref[Stack]] = []
+    make = Stack.__init__
+
+    def noted(self: Stack, *given: object) -> None:
+        made.append(ref(self))
+        make(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Stack, "__init__", noted)
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        for device in ("cpu", "cuda"):
+            with pretend_gpu():
+                stacked.train([job(RECIPES["adam"]), job(RECIPES["sgd"]), job(RECIPES["sgd"])], [DATA] * 3, device)
+            assert [stack() for stack in made] == [None, None]
+            made.clear()
+    finally:
+        if collected:
+            gc.enable()
 
 
 # --- a step again and again ---

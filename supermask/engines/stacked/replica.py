@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ class Replica:
     """The loop's `Network`. Its copies stay on the device until `on_cpu`."""
 
     def __init__(self, together: Together, job: Job, data: Data, place: int) -> None:
-        self._together, self._job, self._data = together, job, data
+        # Weakly: a ring of references would keep a stack in a GPU's memory beside the next one.
+        self._together: Together = proxy(together)
+        self._job, self._data = job, data
         self.place = place
 
     @property
