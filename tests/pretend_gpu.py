@@ -163,13 +163,11 @@ class _Calls(TorchFunctionMode):
         if func is Tensor.numpy and gpu.place(args[0]) == THERE:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         if func is Tensor.to:
-            rest = [a for a in args[1:] if not isinstance(a, str | torch.device)]
             named = [a for a in args[1:] if isinstance(a, str | torch.device)] or [kwargs.pop("device", None)]
-            if named[0] is None:
-                return func(args[0], *rest, **kwargs)
-            copied = kwargs.pop("copy", False)
-            moved = self._moved(args[0], torch.device(named[0]), copied)
-            return func(moved, *rest, **kwargs) if rest or kwargs else moved
+            dtypes = [a for a in (*args[1:], kwargs.pop("dtype", None)) if isinstance(a, torch.dtype)]
+            place, copied = gpu.place(args[0]) or THERE, kwargs.pop("copy", False)
+            moved = self._moved(args[0], place if named[0] is None else torch.device(named[0]), copied)
+            return func(moved, *dtypes) if dtypes else moved
         if "device" in kwargs:
             place = torch.device(kwargs["device"] or HERE)
             found = func(*args, **{**kwargs, "device": HERE})
@@ -240,6 +238,8 @@ def pretend_gpu() -> Iterator[PretendGpu]:
             "device": device,
             "CUDAGraph": Graph,
             "graph": graph,
+            "current_device": lambda: 0,
+            "default_generators": (torch.default_generator,),
             "synchronize": lambda *_: gpu.wait("synchronize"),
             "mem_get_info": lambda *_: (2**34, 2**35),
             "is_available": lambda: True,

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import gc
+import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from shutil import which
+from typing import Any
 from weakref import ref
 
 import numpy as np
 import pytest
 import torch
-from mask_trainings import FAST, mask_job
+from mask_trainings import FAST, METHODS, mask_job
 from pretend_gpu import THERE, PretendGpu, pretend_gpu
 from test_engine_resume import Killed, Memory
 from torch._dynamo.testing import CompileCounterWithBackend
 from trainings import RECIPES, data, job, pruned_start
 from trainings import bits as outcome_bits
 
-from supermask.engines import stacked
+from supermask.engines import learning, reference, stacked
 from supermask.engines.job import Data, Job
 from supermask.engines.stacked.convolutions import WAYS, ways_here
 from supermask.engines.stacked.moving import Update, mask_bits, update_of
@@ -28,9 +33,9 @@ from supermask.engines.stacked.repeating import EAGER_STEPS, Repeated
 from supermask.engines.stacked.size import replicas_here
 from supermask.engines.stacked.stack import Stack
 from supermask.engines.steps import moment_names
-from supermask.networks import architecture, initial_start
+from supermask.networks import Architecture, Conv, architecture, initial_start
 from supermask.recipe import Recipe
-from supermask.types import Outcome
+from supermask.types import Outcome, Point
 
 DATA, OTHER = data(), data(seed=1)
 CUDA = torch.device("cuda")
@@ -321,3 +326,73 @@ def check_moves_the_same(plain: Update, compiled: Update, shape: tuple[int, int]
         assert (own != w)[mask].all()
     for found, wanted in zip(*moved, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+# --- one at a time ---
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_the_reference_trains_there_too(method: str | None) -> None:
+    recipe, engine = RECIPES["adam"], reference if method is None else learning
+    points: frozenset[Point] = frozenset({"gradient", 33, "lowest_validation_loss"})
+    made = job(recipe, pruned_start(), points=points) if method is None else mask_job(METHODS[method], recipe)
+    killed = replace(made, checkpoints=Memory(2))
+    here = engine.train([made], [DATA])[0]
+    with pretend_gpu() as gpu:
+        there = engine.train([made], [DATA], "cuda")[0]
+        with pytest.raises(Killed):
+            engine.train([killed], [DATA], "cuda")
+        again = engine.train([killed], [DATA], "cuda")[0]
+        # NumPy takes none but the CPU's.
+        found = outcome_bits(there), outcome_bits(again)
+    assert gpu.done > 100
+    assert found == (outcome_bits(here),) * 2
+
+
+# --- the benchmark ---
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_the_benchmark_measures_every_network(
+    device: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of small images: that it runs; its numbers are nobody's."""
+    if (device, precision) == ("cpu", "tf32"):
+        pytest.skip("a processor has none")
+    benchmark = import_file(Path(__file__).parent.parent / "benchmarks" / "stacked.py", monkeypatch)
+    monkeypatch.setattr(benchmark, "PRODUCTS", {"cpu": (8,), "cuda": (8, 16)})
+    monkeypatch.setattr(benchmark, "SHAPES", dict.fromkeys(benchmark.SHAPES, (3, 8, 8)))
+    monkeypatch.setattr(benchmark, "BATCH", 2)
+    monkeypatch.setattr(stacked, "ways_here", lambda layers, *_: dict.fromkeys(names(layers), "grouped"))
+    every = (device, precision) == ("cuda", "float32")
+    networks, replicas = (["fc", "conv2", "conv4", "conv6"], [3]) if every else (["conv2"], [1, 3])
+    out = tmp_path / "found.json"
+    told = ["--device", device, "--precision", precision, "--networks", *networks, "--replicas", *map(str, replicas)]
+    monkeypatch.setattr("sys.argv", ["stacked.py", *told, "--steps", "1", "--turns", "1", "--out", str(out)])
+    with pretend_gpu():
+        benchmark.main()
+    found = json.loads(out.read_text())
+    assert [(line["network"], line["replicas"]) for line in found["measured"]] == [
+        (n, r) for n in networks for r in replicas
+    ]
+    for line in found["measured"]:
+        assert (line["bytes"] is None) == (device == "cpu")
+        assert line["share_of_peak"] == pytest.approx(line["flops"] / found["peak_flops"])
+        times = [line[name] for name in line if name.endswith("_ms") and name != "backward_ms"]
+        assert len(times) == 5
+        assert all(time > 0 for time in times)
+
+
+def names(layers: Architecture) -> list[str]:
+    return [layer.name for layer in layers if isinstance(layer, Conv)]
+
+
+def import_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    spec = spec_from_file_location(f"benchmark_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
