@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from shutil import which
@@ -25,6 +26,7 @@ from trainings import bits as outcome_bits
 
 from supermask.engines import learning, reference, stacked
 from supermask.engines.job import Data, Job
+from supermask.engines.stacked import moving
 from supermask.engines.stacked.convolutions import WAYS, ways_here
 from supermask.engines.stacked.moving import Update, mask_bits, update_of
 from supermask.engines.stacked.moving import compiled as compiled_update
@@ -271,16 +273,19 @@ def test_a_step_that_waits_cannot_be_recorded(gpu: PretendGpu) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
-def test_tf32_is_there_only_where_it_is_asked_for(precision: str) -> None:
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = products.fp32_precision, convolutions.fp32_precision
+def test_settings_hold_while_a_stack_trains_and_are_put_back(precision: str) -> None:
+    def settings() -> tuple[object, ...]:
+        products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        return products.fp32_precision, cudnn.conv.fp32_precision, cudnn.deterministic, cudnn.benchmark  # type: ignore[attr-defined]
+
+    before = settings()
+    wanted = "tf32" if precision == "tf32" else "ieee"
     with pytest.raises(ZeroDivisionError), products_in(precision, CUDA):  # type: ignore[arg-type]
-        wanted = "tf32" if precision == "tf32" else "ieee"
-        assert (products.fp32_precision, convolutions.fp32_precision) == (wanted, wanted)
+        assert settings() == (wanted, wanted, True, False)
         raise ZeroDivisionError
-    assert (products.fp32_precision, convolutions.fp32_precision) == before
+    assert settings() == before
     with products_in(precision, torch.device("cpu")):  # type: ignore[arg-type]
-        assert (products.fp32_precision, convolutions.fp32_precision) == before
+        assert settings() == before
 
 
 # --- the compiled optimiser ---
@@ -326,6 +331,32 @@ def check_moves_the_same(plain: Update, compiled: Update, shape: tuple[int, int]
         assert (own != w)[mask].all()
     for found, wanted in zip(*moved, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("triton", "works"), [(False, True), (True, False), (True, True)])
+def test_where_the_compiler_does_not_work_there_is_none(
+    gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch, triton: bool, works: bool
+) -> None:
+    compilations: list[object] = []
+
+    def compile_(function: Any, **_: object) -> Any:
+        def run(*given: Any) -> Any:
+            if not works:
+                raise RuntimeError("Failed to find C compiler")
+            return function(*given)
+
+        compilations.append(function)
+        return run
+
+    monkeypatch.setattr(moving, "find_spec", lambda _: object() if triton else None)
+    monkeypatch.setattr(torch, "compile", compile_)
+    for cached in (moving.compiles_on, moving._update):
+        monkeypatch.setattr(moving, cached.__name__, lru_cache(cached.__wrapped__))
+    w, rate = torch.ones(1, 2, device=CUDA), torch.full((1, 1), -0.5, device=CUDA)
+    for _ in range(2):
+        update_of(Recipe("sgd", 0.5, 5, 5, 5), CUDA)(w, torch.ones(1, 2, device=CUDA), None, [], rate, rate)
+    assert w.cpu().tolist() == [[0.0, 0.0]]
+    assert len(compilations) == triton + (triton and works)
 
 
 # --- one at a time ---

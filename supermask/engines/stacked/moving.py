@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
@@ -59,7 +60,22 @@ def _update(adam: bool, momentum: float, decay: float, kind: str) -> Update:
     if kind == "cpu":
         return _in_parts(update)
     # On a GPU one pass over memory instead of ten, where there is a compiler: else they cost more than the products.
-    return compiled(update) if find_spec("triton") is not None else update
+    return compiled(update) if compiles_on(kind) else update
+
+
+@lru_cache
+def compiles_on(kind: str) -> bool:
+    """Whether PyTorch's compiler works on this kind of device: it needs Triton, and that a C compiler and headers."""
+    if find_spec("triton") is None:
+        return False
+    try:
+        with catch_warnings():
+            # That TF32 would be faster. It is asked for where it is wanted.
+            simplefilter("ignore")
+            torch.compile(lambda x: x + 1)(torch.ones(2, device=kind))
+    except Exception:  # of Triton, of PyTorch, of the system, of what the C compiler says
+        return False
+    return True
 
 
 def compiled(update: Update, backend: str | Callable[..., Any] = "inductor") -> Update:
