@@ -1,10 +1,12 @@
 """Networks trained a second: stacked, against one at a time by the reference engine, on the same device.
 
 Synthetic data of MNIST's and CIFAR-10's shape, half of the weights pruned, Adam. A stack and the reference take turns;
-a time is the median of `--turns`, after one that is not counted, and covers training steps alone. Then, of each stack:
-achieved FLOP/s (multiplications and additions of the dense network, three passes a step) as a share of the largest
-product's that this device was measured at, memory (of a GPU), and how long forward pass, backward pass, optimiser and
-an evaluation of 1,000 images take, each by itself and without a CUDA graph. No files are needed.
+a time is the median of `--turns`, after one that is not counted, and covers training steps alone (the reference's, one
+evaluation of one image too). Then, of each stack: achieved FLOP/s (multiplications and additions of the dense network,
+three passes a step) as a share of what the fastest of a few products of matrices reaches on this device in the same
+precision; memory (of a GPU); and how long forward pass, backward pass, optimiser and an evaluation of 1,000 images
+take, each by itself, on a GPU recorded as the step is. The reference has TF32 where the stack has, and float32 where
+that has bfloat16. No files are needed.
 
     python benchmarks/stacked.py --out stacked.json                      # on a CPU: a small table
     python benchmarks/stacked.py --device cuda --precision tf32 --out stacked.json
@@ -13,11 +15,12 @@ an evaluation of 1,000 images take, each by itself and without a CUDA graph. No 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,16 +31,19 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from supermask.engines import stacked
+from supermask.engines import reference, stacked
 from supermask.engines.choice import Precision, check_precision
-from supermask.engines.job import Data, Job
-from supermask.engines.reference import _Module, tiny_is_zero
+from supermask.engines.job import Data, Job, NoCheckpoints
+from supermask.engines.reference import tiny_is_zero
 from supermask.engines.stacked.forward import blocks_of, logits_of
+from supermask.engines.stacked.moving import mask_bits, update_of
 from supermask.engines.stacked.precision import computing_in, products_in
+from supermask.engines.stacked.repeating import EAGER_STEPS, Repeated
 from supermask.engines.stacked.stack import Stack
 from supermask.environment import processor
-from supermask.networks import architecture, build, initial_start, products
+from supermask.networks import architecture, initial_start, products
 from supermask.recipe import Recipe
+from supermask.types import Curve
 
 SHAPES = {"fc": (1, 28, 28), "conv2": (3, 32, 32), "conv4": (3, 32, 32), "conv6": (3, 32, 32)}
 SEEDS = 5
@@ -46,6 +52,8 @@ SMALL = {"fc": (1, 8, 32), "conv2": (1, 4)}
 """What a CPU measures unless told else."""
 LARGE = dict.fromkeys(SHAPES, (1, 8, 32, 128, 512))
 BATCH = 60
+PRODUCTS = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16384)}
+"""Sizes of the square matrices whose products are tried."""
 
 
 @dataclass
@@ -102,35 +110,56 @@ def seconds(do: Callable[[], object], turns: int, device: torch.device) -> list[
 
 
 def peak(device: torch.device, precision: Precision) -> float:
-    """FLOP/s of the largest product that is tried, in the precision that the engine computes in."""
-    size = 8192 if device.type == "cuda" else 2048
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / min(seconds(lambda: a @ b, 6, device)[1:])
+    """FLOP/s of the fastest product that is tried, in the precision that the engine computes in."""
+    dtype, found = torch.bfloat16 if precision == "bfloat16" else torch.float32, []
+    for size in PRODUCTS[device.type]:
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        found.append(2 * size**3 / min(seconds(partial(torch.mm, a, b), 6, device)[1:]))
+    return max(found)
+
+
+@dataclass
+class Clock(NoCheckpoints):
+    """When a training was evaluated: by then the device has done all before."""
+
+    seen: list[float] = field(default_factory=list)
+
+    def saw(self, curve: Curve) -> None:
+        self.seen.append(time.perf_counter())
+
+
+def reference_step(of: Job, data: Data, steps: int, device: str) -> float:
+    """Seconds of one of `steps` steps of the reference, after as many that are not counted."""
+    clock = Clock()
+    recipe = replace(of.recipe, iterations=2 * steps, evaluate_every=steps)
+    reference.train([replace(of, recipe=recipe, checkpoints=clock)], [data], device)
+    return (clock.seen[2] - clock.seen[1]) / steps
 
 
 def measure(network: str, replicas: int, args: argparse.Namespace, at_most: float) -> Measured:
     device, precision = torch.device(args.device), check_precision(args.precision, args.device)
     data = images(SHAPES[network])
+    few = replace(data, validation_images=data.validation_images[:1], validation_labels=data.validation_labels[:1])
     jobs = [job(network, seed) for seed in sorted(i % SEEDS for i in range(replicas))]
     layers = jobs[0].layers
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     ways = stacked.ways_here(layers, BATCH, replicas, args.device, precision)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     stack = Stack(jobs, [data] * replicas, device, precision, ways)
-    module = _Module(build(layers).to(device), jobs[0], data, device)
-    module.load(jobs[0].start.state)
-    stack_steps = max(2, args.steps // replicas)
+    # More than are done before one is recorded, so that what is not counted takes in the recording.
+    stack_steps = max(EAGER_STEPS + 1, args.steps // replicas)
     times, alone = [], []
     for turn in range(args.turns + 1):
         firsts = [turn * stack_steps] * replicas
         times += [s / stack_steps for s in seconds(partial(stack.train, firsts, stack_steps), 1, device)]
-        alone += [s / args.steps for s in seconds(lambda: module.train(0, args.steps), 1, device)]
+        if turn == 0 and device.type == "cuda":
+            used: int | None = torch.cuda.max_memory_allocated()
+        alone.append(reference_step(jobs[0], few, args.steps, args.device))
     step, one = median(times[1:]), median(alone[1:])
     flops = 6 * products(layers) * BATCH * replicas / step
-    used = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-    split = parts(stack, data, args.turns, device, precision)
     return Measured(
         network,
         replicas,
@@ -140,47 +169,50 @@ def measure(network: str, replicas: int, args: argparse.Namespace, at_most: floa
         replicas * one / step,
         flops,
         flops / at_most,
-        used,
-        *split,
+        used if device.type == "cuda" else None,
+        *parts(stack, data, stack_steps, args.turns, device, precision),
     )
 
 
 def parts(
-    stack: Stack, data: Data, turns: int, device: torch.device, precision: Precision
+    stack: Stack, data: Data, steps: int, turns: int, device: torch.device, precision: Precision
 ) -> tuple[float, float, float, float]:
     """Milliseconds of a forward pass, a backward pass, the optimiser, and an evaluation of the whole stack."""
     tensors = {**stack.weights, **stack.others}
     blocks = blocks_of([(j.seed,) for j in stack.jobs])
     batches = sum(block.batches for block in blocks)
-    pixels = stack.images.scaled(stack.images.pixels[: BATCH * batches]).reshape(
-        batches, BATCH, *data.train_images.shape[1:]
-    )
+    pixels = stack.images.pixels[: BATCH * batches].reshape(batches, BATCH, *data.train_images.shape[1:])
     labels = torch.zeros(len(stack.jobs) * BATCH, dtype=torch.int64, device=device)
-    computing = computing_in(precision, device)
+    computing, move = computing_in(precision, device), update_of(stack.recipe, device)
 
     def forward() -> torch.Tensor:
         with computing():
-            logits = logits_of(stack.layers, tensors, pixels, blocks, stack.ways)
+            logits = logits_of(stack.layers, tensors, stack.images.scaled(pixels), blocks, stack.ways)
         return cross_entropy(logits.float().flatten(0, 1), labels)
 
     def both() -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(forward(), list(tensors.values()))
 
     gradients = both()
-    numbers = torch.full((2, len(stack.jobs), 1), -1e-6, device=device)
+    masks = {n: torch.stack([j.start.masks[n] for j in stack.jobs]).to(device) for n in stack.weights}
+    bits = {n: mask_bits(mask.flatten(1)) for n, mask in masks.items()}
+    rate, second = torch.tensor([-1e-6, 30.0], device=device)[:, None, None].repeat(1, len(stack.jobs), 1)
 
-    def move() -> None:
+    def optimiser() -> None:
         with torch.no_grad():
             for (name, tensor), gradient in zip(tensors.items(), gradients, strict=True):
                 kept = [moment.flatten(1) for moment in stack.kept[name]]
-                bits = stack._bits.get(name)
-                stack._update(tensor.detach().flatten(1), gradient.flatten(1), bits, kept, numbers[0], numbers[1])
+                move(tensor.detach().flatten(1), gradient.flatten(1), bits.get(name), kept, rate, second)
 
     def look() -> object:
         return stack.measure(range(len(stack.jobs)), data.validation_images, data.validation_labels)
 
-    found = [1e3 * median(seconds(do, turns + 1, device)[1:]) for do in (forward, both, move, look)]
-    return found[0], found[1] - found[0], found[2], found[3]
+    def each(do: Callable[[], object]) -> float:
+        repeated = Repeated(lambda: (do(), None)[1], device)
+        return 1e3 / steps * median(seconds(partial(repeated, steps), turns + 1, device)[1:])
+
+    ahead, whole, moving = each(forward), each(both), each(optimiser)
+    return ahead, whole - ahead, moving, 1e3 * median(seconds(look, turns + 1, device)[1:])
 
 
 def main() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
+from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
@@ -32,8 +35,11 @@ def update_of(recipe: Recipe, device: torch.device) -> Update:
     w += rate m. What is pruned has gradient +0, whatever it was, so that it keeps its bits: rate is below 0, and
     w + -0 = w for every w, -0 too. Source: paper.md section 2.
     """
-    adam, momentum, decay = recipe.optimizer == "adam", recipe.momentum, recipe.weight_decay
+    return _update(recipe.optimizer == "adam", recipe.momentum, recipe.weight_decay, device.type)
 
+
+@lru_cache
+def _update(adam: bool, momentum: float, decay: float, kind: str) -> Update:
     def update(w: Tensor, g: Tensor, bits: Tensor | None, kept: Sequence[Tensor], rate: Tensor, second: Tensor) -> None:
         if decay:
             g.add_(w, alpha=decay)
@@ -51,10 +57,32 @@ def update_of(recipe: Recipe, device: torch.device) -> Update:
         else:
             w.add_(g.mul_(rate))
 
-    if device.type == "cpu":
+    if kind == "cpu":
         return _in_parts(update)
     # On a GPU one pass over memory instead of ten, where there is a compiler: else they cost more than the products.
-    return torch.compile(update) if find_spec("triton") is not None else update
+    return compiled(update) if compiles_on(kind) else update
+
+
+@lru_cache
+def compiles_on(kind: str) -> bool:
+    """Whether PyTorch's compiler works on this kind of device: it needs Triton, and that a C compiler and headers."""
+    if find_spec("triton") is None:
+        return False
+    try:
+        with catch_warnings():
+            # That TF32 would be faster. It is asked for where it is wanted.
+            simplefilter("ignore")
+            torch.compile(lambda x: x + 1)(torch.ones(2, device=kind))
+    except Exception:  # of Triton, of PyTorch, of the system, of what the C compiler says
+        return False
+    return True
+
+
+def compiled(update: Update, backend: str | Callable[..., Any] = "inductor") -> Update:
+    """The same, compiled once for tensors of any size."""
+    # PyTorch counts what it compiles by code object, and gives up after 8: functions of one `def` share theirs.
+    update.__code__ = update.__code__.replace()
+    return torch.compile(update, dynamic=True, backend=backend)
 
 
 def _in_parts(update: Update) -> Update:

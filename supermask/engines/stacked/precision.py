@@ -25,15 +25,21 @@ def computing_in(precision: Precision, device: torch.device) -> Callable[[], Abs
 
 @contextmanager
 def products_in(precision: Precision, device: torch.device) -> Iterator[None]:
-    """TF32 in a GPU's products where it was asked for, and only there: PyTorch's own default is a mixture."""
+    """TF32 in a GPU's products where it was asked for, and only there: PyTorch's own default is a mixture.
+
+    And of its kernels for convolutions those that give the same bits again, as the default ones may not.
+    """
     if device.type != "cuda":
         yield
         return
     products: Any = torch.backends.cuda.matmul
     convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = products.fp32_precision, convolutions.fp32_precision
+    cudnn: Any = torch.backends.cudnn
+    before = products.fp32_precision, convolutions.fp32_precision, cudnn.deterministic, cudnn.benchmark
     products.fp32_precision = convolutions.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    # A benchmark would choose anew in every process.
+    cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
     finally:
-        products.fp32_precision, convolutions.fp32_precision = before
+        products.fp32_precision, convolutions.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
