@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_studies import small_plan
 from torch import Tensor
 
+from supermask.carrying_out import How, _stack_size
 from supermask.engines import stacked
 from supermask.engines.stacked import convolutions, size
 from supermask.engines.stacked.convolutions import WAYS
@@ -260,3 +262,23 @@ def test_the_environment_says_alone_or_shared_and_not_with_how_many() -> None:
     ways = {"conv1": "columns"}
     assert stacked.environment_facts(ways, "float32", True) == {**facts, "stack": "alone"}
     assert stacked.environment_facts(ways, "float32", False) == {**facts, "stack": "shared"}
+
+
+# --- whom it is measured for ---
+
+
+def test_a_study_is_measured_by_the_networks_that_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def measured(layers: object, recipe: Recipe, *how: object) -> int:
+        asked.append((recipe.iterations > 0, *how))
+        return 8
+
+    monkeypatch.setattr(size, "replicas_here", measured)
+    plan = small_plan(levels=1)
+    how = How(Path("store"), engine="stacked", precision="bfloat16")
+    assert _stack_size(how, plan) == 8
+    assert asked == [(True, "cpu", "bfloat16", None)]
+    assert _stack_size(How(Path("store"), engine="stacked", stack=3), plan) == 3
+    assert _stack_size(How(Path("store"), engine="sparse"), plan) == 1
+    assert len(asked) == 1

@@ -19,7 +19,7 @@ class Replica:
     """The loop's `Network`. Its copies stay on the device until `on_cpu`."""
 
     def __init__(self, together: Together, job: Job, data: Data, place: int) -> None:
-        # Without a cycle, which would hold a GPU's memory until Python looks for them.
+        # Weakly: a ring of references would keep a stack in a GPU's memory beside the next one.
         self._together: Together = proxy(together)
         self._job, self._data = job, data
         self.place = place

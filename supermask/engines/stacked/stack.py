@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import chain
-from weakref import WeakMethod
+from weakref import proxy
 
 import numpy as np
 import torch
@@ -101,9 +100,9 @@ class Stack:
         self._batch_of = self.images.send(np.concatenate([_batch_numbers(block) for block in blocks]))
         for tensor in self._moving().values():
             tensor.requires_grad_()
-        # Without a cycle, which would hold a GPU's memory until Python looks for them.
-        step = WeakMethod(self._one_step)
-        self._step = Repeated(lambda: step()(), place)  # type: ignore[misc]
+        # Weakly: a ring of references would keep this in a GPU's memory beside the next stack.
+        me: Stack = proxy(self)
+        self._step = Repeated(lambda: me._one_step(), place)
 
     def _fill(self, sees: Sequence[object], firsts: Sequence[int], steps: int) -> None:
         """Puts on the device what the next steps need."""
@@ -227,8 +226,9 @@ class Stack:
         for place, job in zip(places, jobs, strict=True):
             self.load(place, job.start.state)
             self._prune(place, job.start.masks)
-            for moment in chain.from_iterable(self.kept.values()):
-                moment[place].zero_()
+            for moments in self.kept.values():
+                for moment in moments:
+                    moment[place].zero_()
 
     def load(self, place: int, state: State) -> None:
         """Sets every tensor of one replica."""
