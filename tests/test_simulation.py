@@ -15,7 +15,6 @@ from small_studies import small_plan
 from test_estimate import stored
 
 from supermask import commands
-from supermask.engines.stacked import size
 from supermask.errors import UserError
 from supermask.execute import estimate as module
 from supermask.execute.estimate import COMMIT_SECONDS, STARTING_SECONDS, estimate
@@ -118,9 +117,18 @@ def test_stacks_are_as_large_as_their_rounds_are_few(runs: int, gpus: int, stack
     assert module._stack(runs, 10**9, 512) == 1
 
 
+def test_stacks_are_not_widened_by_what_is_only_measured(tmp_path: Path) -> None:
+    """Else a chain would be priced in the company of runs that are over in no time."""
+    untrained = {"mask1": ["rewind", "constant", "signed_constant"], "trained": False}
+    plan = small_plan({}, untrained, seeds=6, levels=2)
+    assert estimate(plan, Store(tmp_path), plan.runs.values(), "sparse", gpus=1).stack == 6
+    measured = [run for run in plan.runs.values() if not run.trains]
+    assert estimate(plan, Store(tmp_path), measured, "sparse", gpus=1).stack == 18
+
+
 def test_gpus_are_estimated_from_runs_of_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stacked run records its share: it is trained as long as the shares of all that are trained with it."""
-    monkeypatch.setitem(size.CANDIDATES, "cuda", (1, 4))
+    monkeypatch.setattr("supermask.engines.stacked.size.fitting", lambda *_: 4)
     plan = small_plan(MANY, seeds=4, levels=2)
     first, second, *others = (run.id for run in plan.runs.values() if run.level == 0)
     there = stored(tmp_path, plan, [first], 1.0)

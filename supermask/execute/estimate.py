@@ -164,9 +164,13 @@ def _stack(runs: int, gpus: int, room: int) -> int:
     return -(-runs // (gpus * rounds))
 
 
-def _alike(runs: Iterable[Run]) -> int:
-    """At how many of these runs a stack can look for members: the most of one recipe at one level."""
-    return max(Counter((run.recipe, run.learning, run.level) for run in runs).values())
+def _alike(runs: list[Run]) -> int:
+    """Among how many of these runs a stack can look for members: the most of one recipe at one level.
+
+    Those that are trained, where any are: who is only measured gains nothing by company.
+    """
+    trained = [run for run in runs if run.trains]
+    return max(Counter((run.recipe, run.learning, run.level) for run in trained or runs).values())
 
 
 def _kept_shares(plan: Plan) -> dict[str, float]:
