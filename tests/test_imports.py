@@ -134,6 +134,7 @@ IMPORT_TORCH = {
         "stacked.images",
         "stacked.masks",
         "stacked.moving",
+        "stacked.once",
         "stacked.precision",
         "stacked.repeating",
         "stacked.replica",
