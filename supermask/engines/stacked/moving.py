@@ -114,5 +114,8 @@ def step_numbers(recipe: Recipe, began: Sequence[int], firsts: Sequence[int], st
 
     `began`: the mini-batch before which its optimiser was new; `firsts`: the mini-batch that is next.
     """
-    tables = [optimizer_steps(recipe, b, i, i + steps) for b, i in zip(began, firsts, strict=True)]
+    # Hundreds of replicas are at a few iterations: a GPU waits while this is made.
+    pairs = list(zip(began, firsts, strict=True))
+    made = {(b, i): optimizer_steps(recipe, b, i, i + steps) for b, i in set(pairs)}
+    tables = [made[pair] for pair in pairs]
     return np.stack([np.stack([t[name] for t in tables], axis=1) for name in ("rate", "second")], axis=1)
