@@ -32,7 +32,7 @@ from supermask.datasets import load
 from supermask.engines.job import Data, Job
 from supermask.engines.learning import MaskInTraining
 from supermask.engines.masked_network import MaskedNetwork
-from supermask.execute.worker import seed_data
+from supermask.execute.data import seed_data
 from supermask.learned import Learning, learning_start
 from supermask.networks import architecture
 from supermask.recipe import Recipe

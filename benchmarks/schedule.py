@@ -2,7 +2,8 @@
 
     python benchmarks/schedule.py [RUNS] [IN_FLIGHT]
 
-Prints the seconds of each part and the memory after it; the store is empty, and nothing is written.
+One at a time and in stacks of as many; of one network, then of two that lie mixed in one plan. Prints the seconds of
+each part and the memory after it; the store is empty, and nothing is written.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from supermask.execute.estimate import estimate
-from supermask.execute.ongoing import Ongoing
+from supermask.execute.ongoing import Ongoing, Portion
 from supermask.execute.schedule import Schedule
-from supermask.execute.simulation import wall_seconds
-from supermask.execute.worker import Result, Task
-from supermask.plan import Plan, make_plan
+from supermask.execute.tasks import Result, Site
+from supermask.plan import Graph, Plan, joined, make_plan
 from supermask.store import Store
 from supermask.study import load_study
 
@@ -32,13 +32,14 @@ def timed(what: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{what:44} {time.perf_counter() - began:8.2f} s {memory:8.0f} MB at most so far", flush=True)
+    print(f"{what:54} {time.perf_counter() - began:8.2f} s {memory:8.0f} MB at most so far", flush=True)
 
 
-def planned(runs: int) -> Plan:
+def planned(runs: int, network: str = "fc-300-100") -> Plan:
     """Mask criteria in full (217 runs a seed), with as many seeds as it takes."""
-    one = len(make_plan(load_study("mask-criteria", ["scale=paper", "seeds=1"])).runs)
-    return make_plan(load_study("mask-criteria", ["scale=paper", f"seeds={-(-runs // one)}"]))
+    settings = ["scale=paper", f"network={network}"]
+    one = len(make_plan(load_study("mask-criteria", [*settings, "seeds=1"])).runs)
+    return make_plan(load_study("mask-criteria", [*settings, f"seeds={-(-runs // one)}"]))
 
 
 def main() -> None:
@@ -49,25 +50,42 @@ def main() -> None:
     with timed(f"{len(plan.runs):,} runs estimated"):
         found = estimate(plan, store, plan.runs.values(), "sparse")
     with timed(f"carried out on paper on {in_flight} cores"):
-        hours = wall_seconds(plan.runs.values(), found.seconds, in_flight) / 3600
+        hours = found.on_paper(plan.runs.values(), in_flight) / 3600
     print(f"  {hours:.1f} h, {found.core_seconds / 3600:,.0f} core-hours, {found.stored_bytes / 1e9:.0f} GB")
-    with timed("the schedule made"):
-        ongoing = Ongoing(Schedule(plan, store), lambda *_: None, "all")
-    for share in range(4):
-        with timed(f"carried out with {in_flight} in flight, quarter {share + 1}"):
-            carry_out(ongoing, in_flight, len(plan.runs) * (3 - share) // 4)
+    carry_out("one at a time", plan, 1, in_flight)
+    carry_out(f"in stacks of {in_flight}", plan, in_flight, 2)
+    with timed("two networks planned"):
+        two = joined([planned(runs // 2), planned(runs // 2, "fc-300")])
+    carry_out(f"two networks in stacks of {in_flight}", two, in_flight, 2)
 
 
-def carry_out(ongoing: Ongoing, at_once: int, until: int) -> None:
-    """Until so many are left; what is in flight then is begun again, as if its workers had died."""
-    in_flight: deque[Task] = deque()
-    while ongoing.schedule.tasks_left > until:
-        while len(in_flight) < at_once and (task := ongoing.next()) is not None:
-            in_flight.append(task)
-        task = in_flight.popleft()
-        ongoing.ended(task, Result(task.run.id, "finished"))
-    for task in in_flight:
-        ongoing.schedule.again(task)
+def carry_out(what: str, plan: Graph, stack: int, at_once: int) -> None:
+    """So many portions at once, each of lines that fill a stack."""
+    site = Site(NOWHERE, engine="stacked", stack=stack)
+    with timed(f"{what}: the schedule made"):
+        ongoing = Ongoing(Schedule(plan, Store(NOWHERE)), site, lambda *_: None, "all", lambda _: None)
+    with timed(f"{what}: carried out"):
+        ongoing.carry_out(Idle(at_once))
+
+
+class Idle:
+    """A crew that trains nothing, and says of the portion that it has longest that it is done."""
+
+    whole_lines = False
+
+    def __init__(self, portions: int) -> None:
+        self._portions = portions
+        self._in_flight: deque[Portion] = deque()
+
+    def room(self) -> int:
+        return self._portions
+
+    def submit(self, portions: Sequence[Portion]) -> None:
+        self._in_flight.extend(portions)
+
+    def answers(self) -> list[tuple[Portion, Sequence[Result]]]:
+        portion = self._in_flight.popleft()
+        return [(portion, [Result(task.run.id, "finished") for task in portion.tasks])]
 
 
 if __name__ == "__main__":

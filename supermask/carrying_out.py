@@ -16,10 +16,11 @@ from supermask.engines.choice import ENGINES, check_precision, choose
 from supermask.errors import UserError, did_you_mean
 from supermask.execute.cluster import check as check_cluster
 from supermask.execute.cluster import executor
+from supermask.execute.data import check_same_data
 from supermask.execute.journal import Journal
 from supermask.execute.ongoing import Listener
 from supermask.execute.schedule import Keep, Schedule
-from supermask.execute.worker import Result, Site, Task, check_same_data
+from supermask.execute.tasks import Result, Site, Task
 from supermask.lineage import layers_of
 from supermask.plan import Graph, Plan, joined
 from supermask.store import Store
@@ -45,7 +46,7 @@ class How:
     precision: str = "float32"
     """Of the stacked engine's products."""
     stack: int | None = None
-    """Runs that the stacked engine trains at once in a worker; None: 16, or as many as fit into a GPU."""
+    """Runs that the stacked engine trains at once in a worker; None: as many as were measured to be worth it."""
     cluster: str | None = None
     """None: processes of this machine; `local`, `auto` or an address: Ray; `slurm`, with options: Slurm."""
 
@@ -94,13 +95,12 @@ def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = Non
         for dataset in dict.fromkeys(plan.study.dataset for plan in plans):
             _check_same_data(schedule, load(dataset, site.data_dir))
         _check_writable(site.store)
-        if how.cluster is None:
-            site = replace(site, stack=_stack_size(how, graph))
+        site = replace(site, stack=_stack_size(how, graph))
     quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
     studies = [plan.study for plan in plans]
     cluster = how.cluster if schedule.tasks_left else None
     # A GPU is shared by two: one stack trains while the other is scored and committed.
-    here = 2 if site.stack > 1 and how.device != "cpu" else default_workers()
+    here = 2 if site.stack != 1 and how.device != "cpu" else default_workers()
     with executor(cluster, how.workers, here) as (run_plan, workers), ExitStack() as heard_by:
         listener = heard_by.enter_context(listening(plans, schedule) if listening else quiet)
         journal = heard_by.enter_context(Journal(studies, schedule, workers))
@@ -112,17 +112,19 @@ def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = Non
         return run_plan(graph, site, workers, heard, how.keep, schedule=schedule, starting=journal.started)
 
 
-def _stack_size(how: How, graph: Graph) -> int:
-    """Runs that a worker is given at once."""
-    engines = {choose(how.engine, layers_of(r), how.device, r.learning).engine: r for r in graph.runs.values()}
-    if "stacked" not in engines:
+def _stack_size(how: How, graph: Graph) -> int | None:
+    """Runs that are trained at once; None where only the nodes of a cluster can tell."""
+    runs = {(r.network, r.dataset, r.learning): r for r in sorted(graph.runs.values(), key=lambda r: r.trains)}
+    stacked = [r for r in runs.values() if choose(how.engine, layers_of(r), how.device, r.learning).engine == "stacked"]
+    if not stacked:
         return 1
-    if how.stack is not None:
+    if how.stack is not None or how.cluster is not None:
         return how.stack
     from supermask.engines.stacked.size import replicas_here
 
-    run = engines["stacked"]
-    return replicas_here(layers_of(run), run.recipe.batch_size, how.device)
+    precision = check_precision(how.precision, how.device)
+    # What the largest network has room for.
+    return min(replicas_here(layers_of(r), r.recipe, how.device, precision, r.learning) for r in stacked)
 
 
 def data_dir() -> Path | None:

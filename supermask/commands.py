@@ -13,7 +13,6 @@ from supermask.engines.choice import choose
 from supermask.errors import UserError
 from supermask.execute.estimate import Estimate, estimate
 from supermask.execute.schedule import Keep, Schedule
-from supermask.execute.simulation import wall_seconds
 from supermask.export import export_run
 from supermask.figures import Drawn
 from supermask.plan import Plan, make_plan
@@ -35,7 +34,7 @@ def default_store() -> Path:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What the runs to do would take on so many cores, or so many GPUs with one run at a time each."""
+    """What the runs to do would take on so many cores, or so many GPUs with a stack of runs on each."""
 
     number: int
     what: str
@@ -82,9 +81,11 @@ def plan(
 ) -> PlanReport:
     """What would run. Reads study and store, trains nothing.
 
-    `cores`, `gpus`: what it would take on so many, carried out on paper. Raises UserError for GPUs whose pace no run in
-    the store tells.
+    `cores`, `gpus`: what it would take on so many, carried out on paper. Raises UserError for none of them.
     """
+    for what, number in (("cores", cores), ("GPUs", gpus)):
+        if number is not None and number < 1:
+            raise UserError(f"on {number} {what} nothing is ever trained: ask for 1 or more.")
     made = make_plan(load_study(study, overrides))
     at = Store(store or default_store())
     there = at.run_ids()
@@ -94,8 +95,8 @@ def plan(
     elsewhere = []
     for what, number in (("core", cores), ("GPU", gpus)):
         if number is not None:
-            found = here if what == "core" else estimate(made, at, to_do, "reference", gpu=True)
-            elsewhere.append(Elsewhere(number, what, found, wall_seconds(to_do, found.seconds, number)))
+            found = here if what == "core" else estimate(made, at, to_do, engine, gpus=number)
+            elsewhere.append(Elsewhere(number, what, found, found.on_paper(to_do, number)))
     return PlanReport(
         plan=made,
         asked=len(made.members),

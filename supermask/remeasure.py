@@ -10,7 +10,7 @@ from supermask.datasets import Images, load
 from supermask.engines.job import Job
 from supermask.environment import environment
 from supermask.errors import UserError
-from supermask.execute.worker import seed_data
+from supermask.execute.data import seed_data
 from supermask.lineage import Lineage, layers_of
 from supermask.mask_certificate import IMAGES_APART
 from supermask.records import unpack_logits

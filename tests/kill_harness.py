@@ -26,7 +26,7 @@ import supermask.execute.preload  # noqa: F401  (so that a fork has no imports l
 from supermask.datasets import load
 from supermask.execute import worker
 from supermask.execute.local import TRIES, run_plan
-from supermask.execute.worker import Site
+from supermask.execute.tasks import Site
 from supermask.plan import Plan, make_plan
 from supermask.store import Store
 from supermask.study import study_from

@@ -11,7 +11,7 @@ import torch
 from small_studies import carry_out, small_plan
 
 from supermask.datasets import load
-from supermask.execute.worker import seed_data
+from supermask.execute.data import seed_data
 from supermask.lineage import Lineage
 from supermask.plan import Plan
 from supermask.runs import Run

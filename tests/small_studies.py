@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from supermask.datasets.facts import DATASETS
 from supermask.execute.schedule import Keep, Schedule
-from supermask.execute.worker import Result, Site, Task, Worker
+from supermask.execute.tasks import Result, Site, Task
+from supermask.execute.worker import Worker
 from supermask.plan import Plan, make_plan
+from supermask.rows import rows_of_plan
 from supermask.store import Store
 from supermask.study import study_from
 from supermask.study.model import Prune, Train
@@ -115,3 +119,19 @@ def same_start(one: Start, other: Start) -> bool:
     """Bit for bit."""
     masks = one.masks.keys() == other.masks.keys() and all(torch.equal(m, other.masks[n]) for n, m in one.masks.items())
     return masks and same_state(one.state, other.state) and one.first_iteration == other.first_iteration
+
+
+def same_table(plan: Plan, one: Path, other: Path) -> None:
+    """The rows of `supermask table` of two engines: equal, but for what was measured, which agrees to a thousandth of a
+    loss and to two images of an accuracy; and for who trained it.
+    """
+    for own, others in zip(rows_of_plan(plan, Store(one))[0], rows_of_plan(plan, Store(other))[0], strict=True):
+        assert own.keys() == others.keys()
+        for column in own.keys() - {"seconds", "engine", "environment"}:
+            given, wanted = own[column], others[column]
+            if column.endswith("_loss"):
+                assert given == pytest.approx(wanted, rel=1e-3), column
+            elif column.endswith("_accuracy"):
+                assert given == pytest.approx(wanted, abs=2 / DATASETS["digits"].test_images + 1e-9), column
+            else:
+                assert given == wanted, column

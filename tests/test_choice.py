@@ -19,7 +19,8 @@ from supermask.engines.choice import Choice, choose
 from supermask.engines.kernels import compiling
 from supermask.engines.measuring import Costs, costs_here
 from supermask.errors import UserError
-from supermask.execute import worker as worker_module
+from supermask.execute.engine import Engines
+from supermask.execute.tasks import Site, Task
 from supermask.learned import Learning
 from supermask.networks import Architecture, architecture
 from supermask.store import Store
@@ -101,31 +102,25 @@ def test_a_run_is_trained_again_as_it_was_the_first_time(tmp_path: Path, monkeyp
         carry_out(small_plan(levels=1), folder, engine=first)
         before = contents(folder)
         with monkeypatch.context() as patch:
-            patch.setattr(worker_module.Worker, "_environment", _with_other_costs(worker_module.Worker._environment))
+            patch.setattr("supermask.engines.sparse.costs_here", other_costs)
             carried = carry_out(small_plan({"rewind_to": 5}, levels=1), folder, engine=later)
         assert len(carried.retraced) == 1
         assert {run_id: contents(folder)[run_id] for run_id in before} == before
 
 
-def _with_other_costs(environment):  # type: ignore[no-untyped-def]
-    """What `Worker._environment` would say if this machine's costs were measured again, and came out upside down."""
-
-    def changed(self, engine, device, costs):  # type: ignore[no-untyped-def]
-        if engine == "sparse" and costs is None:
-            found = costs_here()
-            costs = replace(found, walks=replace(found.walks, weight=1e6, inner=1e6)).to_data()
-        return environment(self, engine, device, costs)
-
-    return changed
+def other_costs() -> Costs:
+    """What would be found if this machine's costs were measured again, and came out upside down."""
+    found = costs_here()
+    return replace(found, walks=replace(found.walks, weight=1e6, inner=1e6))
 
 
 def test_what_a_cpu_trained_is_traced_again_there_whatever_the_device(tmp_path: Path) -> None:
     carry_out(small_plan(levels=1), tmp_path, engine="auto")
-    worker = worker_module.Worker(worker_module.Site(tmp_path, engine="auto", device="cuda"))
+    engines = Engines(Site(tmp_path, engine="auto", device="cuda"), Store(tmp_path))
     run = next(iter(small_plan(levels=1).runs.values()))
-    choice, around = worker._engine(worker_module.Task(run, frozenset({5}), retrace=True))
-    assert choice.engine == "sparse"
-    assert around == Store(tmp_path).facts(run.id)["environment"]
+    engine = engines.engine(Task(run, frozenset({5}), retrace=True))
+    assert (engine.choice.engine, engine.device) == ("sparse", "cpu")
+    assert engine.environment == Store(tmp_path).facts(run.id)["environment"]
 
 
 # ----------------------------------------------------------------------------------------------------- what is measured

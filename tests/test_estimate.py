@@ -12,6 +12,7 @@ from faulty_disk import QuickDisk
 from small_studies import small_plan
 
 from supermask.execute import estimate as module
+from supermask.execute import run_cost
 from supermask.execute.estimate import COMMIT_SECONDS, STARTING_SECONDS, Estimate, estimate
 from supermask.plan import Plan
 from supermask.store import Store
@@ -59,6 +60,28 @@ def test_the_median_of_stored_runs_sets_the_pace(tmp_path: Path) -> None:
     found = whole(plan, store)
     assert found.source == "from runs in the store"
     assert found.core_seconds == pytest.approx(7 * (10.0 + COMMIT_SECONDS))
+
+
+def test_runs_that_take_no_time_do_not_set_the_pace_of_those_that_do(tmp_path: Path) -> None:
+    """Nor does one during which the machine slept: measured over modelled seconds, by the modelled seconds."""
+    assert module._weighted_median([(2.0, 10.0), (1.0, 0.1), (1.0, 0.1), (0.5, 0.1), (50.0, 9.0)]) == 2.0
+    assert module._weighted_median([(3.0, 1.0)]) == 3.0
+    assert module._weighted_median([(1.0, 1.0), (2.0, 1.0), (3.0, 1.0)]) == 2.0
+
+
+def test_each_kind_of_run_has_its_own_pace(tmp_path: Path) -> None:
+    """Networks that are measured as they start are told from those that are trained."""
+    untrained = {"criterion": "random", "trained": False}
+    plan = small_plan({}, untrained, levels=1, seeds=2, **MNIST)
+    runs = [next(run for run in plan.runs.values() if run.trains == trains) for trains in (True, False)]
+    none = estimate(plan, Store(tmp_path / "none"), runs, "reference").seconds
+    long, short = ([none[run.id] - COMMIT_SECONDS] for run in runs)
+    store = stored(tmp_path, plan, [runs[0].id], 3 * long[0])
+    stored(tmp_path, plan, [runs[1].id], 20 * short[0])
+    left = [run for run in plan.runs.values() if run.id not in {done.id for done in runs}]
+    for run, seconds in estimate(plan, store, left, "reference").seconds.items():
+        expected = 3 * long[0] if plan.runs[run].trains else 20 * short[0]
+        assert seconds - COMMIT_SECONDS == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_longer_training_takes_longer_in_proportion(tmp_path: Path) -> None:
@@ -141,17 +164,18 @@ def test_the_calibration_gives_a_possible_number(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_sparse_engines_runs_become_cheaper_with_their_masks(tmp_path: Path) -> None:
-    """All weights are paid for until a walk over those that are left costs less; frozen at 0, that is."""
+    """All weights are paid for until a walk over those that are left costs less; half of it where they are not 0."""
     plan = small_plan(
         {"mask0": "zero"}, {"mask0": "freeze_init"}, levels=2, rates={"hidden": 0.8, "output": 0.8}, **MNIST
     )
     images = 3 * 60 * 917 + 5_000 * (917 / 100 + 1) + 2 * 10_000
-    beside = 917 * module.SPARSE_STEP_SECONDS + 0.02 + 4e-7 * 266_200 + COMMIT_SECONDS
-    whole_arithmetic = images * 266_200 * 2e-11 * module.SPARSE_SHARE
+    beside = 917 * run_cost.SPARSE_STEP_SECONDS + 0.02 + 4e-7 * 266_200 + COMMIT_SECONDS
+    whole_arithmetic = images * 266_200 * 2e-11 * run_cost.SPARSE_SHARE
     for run in plan.runs.values():
         found = estimate(plan, Store(tmp_path), [run], "sparse").core_seconds
-        kept = 0.2**run.level if run.step and run.step.mask0 == "zero" else 1
-        share = min(1, kept * module.SPARSE_SLOWNESS)
+        share = min(1, 0.2**run.level * run_cost.SPARSE_SLOWNESS)
+        if run.step and run.step.mask0 != "zero":
+            share = (1 + share) / 2
         assert found == pytest.approx(whole_arithmetic * share + beside, rel=1e-3)
 
 
@@ -166,3 +190,16 @@ def test_another_engines_runs_tell_the_pace_of_the_machine(tmp_path: Path) -> No
     store = stored(tmp_path, plan, [dense.id], 2 * seconds, kept={"all": 266_200})
     left = estimate(plan, store, list(plan.runs.values()), "sparse").core_seconds
     assert left - 2 * COMMIT_SECONDS == pytest.approx(2 * (modelled["sparse"] - 2 * COMMIT_SECONDS))
+
+
+def test_a_share_of_a_stack_on_a_core_tells_the_pace_of_the_machine_too(tmp_path: Path) -> None:
+    """It costs more than a run of the reference engine, of which no account may be made twice."""
+    plan = small_plan(levels=1, **MNIST)
+    dense = next(iter(plan.runs.values()))
+    nothing = Store(tmp_path / "none")
+    alone, share = (estimate(plan, nothing, [dense], e).core_seconds - COMMIT_SECONDS for e in ("reference", "stacked"))
+    assert 1.5 < share / alone < run_cost.STACKED_SLOWNESS
+    around = {"device": "cpu", "engine": "stacked", "stack": 16}
+    store = stored(tmp_path, plan, [dense.id], 3 * share, engine="stacked", environment=around)
+    left = [run for run in plan.runs.values() if run.id != dense.id]
+    assert estimate(plan, store, left, "reference").core_seconds - COMMIT_SECONDS == pytest.approx(3 * alone, rel=1e-3)

@@ -17,25 +17,25 @@ PACKAGE = Path(supermask.__file__).parent
 
 FLOORS = """
 analysis.distribution analysis.pixels analysis.plane analysis.specimen cache claims.findings cli.app datasets.facts engines engines.kernels engines.kernels.compiling engines.kernels.lanes engines.stacked.repeating environment errors execute figures.style figures.text recipe report.citation report.differences rng serve serve.guard stats.correction stats.moments stats.student store.notes types
-analysis.overlap analysis.units datasets.images engines.kernels.bits engines.kernels.chance engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products initialisers masks report.assets serve.commands stats.comparing stats.median store.disk store.entry study.import_path study.yaml_tree tables
+analysis.overlap analysis.units datasets.images engines.kernels.bits engines.kernels.chance engines.kernels.line engines.kernels.loss engines.kernels.network engines.kernels.products engines.stacked.once initialisers masks report.assets serve.commands stats.comparing stats.median store.disk store.entry study.import_path study.yaml_tree tables
 actions analysis.density analysis.signs claims.printing criteria datasets.digits datasets.source engines.kernels.pixels engines.kernels.planes engines.kernels.updates engines.kernels.winograd figures.save networks promises report.columns serve.files serve.lines stats.effect stats.exact stats.margins stats.planning store.folders study.checking study.overrides text_table tickets.container tickets.modules trackers.exported
-analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units engines.stacked.size stats store.store study.values ticket tickets.encoding trackers.mlflow trackers.wandb
+analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx datasets.parquet engines.costs engines.kernels.fc engines.kernels.filters engines.kernels.panels engines.kernels.units stats store.store study.values ticket tickets.encoding trackers.mlflow trackers.wandb
 certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.points learned serve.pictures store study.claim tickets.document
 claims.words datasets.load engines.choice engines.job figures.caption mask_certificate report.making runs study.supermask
-datasets engines.loop engines.shares engines.stacked.precision engines.steps engines.trained engines.walks execute.simulation figures.lines figures.page records report.traces study.model
-engines.layers engines.reference engines.stacked.convolutions engines.stacked.moving execute.checkpoints figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes report.plots serve.explorer study.labels study.matching tickets.model
-engines.filter_layer engines.fully_connected engines.learning engines.stacked.forward engines.stacked.images figures.differences figures.overview figures.ranking figures.supermasks study.claim_loading tickets.checks tickets.evaluate tickets.files
-engines.convolutional engines.layer_costs engines.masked_network engines.report engines.stacked.masks figures.table_one report.mask_plots report.ranking_plot study.loading
+datasets engines.loop engines.shares engines.stacked.precision engines.steps engines.trained engines.walks execute.data execute.simulation execute.tasks figures.lines figures.page records report.traces study.model
+engines.layers engines.reference engines.stacked.moving execute.checkpoints figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes report.plots serve.explorer study.labels study.matching tickets.model
+engines.filter_layer engines.fully_connected engines.learning engines.stacked.convolutions engines.stacked.images figures.differences figures.overview figures.ranking figures.supermasks study.claim_loading tickets.checks tickets.evaluate tickets.files
+engines.convolutional engines.layer_costs engines.masked_network engines.report engines.stacked.forward engines.stacked.masks figures.table_one report.mask_plots report.ranking_plot study.loading
 engines.measuring engines.stacked.stack exit_status figures study
-claims.asked claims.evidence engines.sparse engines.stacked.replica lineage plan report.tables trackers.tensorboard
-claims.deciding engines.stacked.training execute.estimate execute.preload_convolutions execute.preload_masks execute.preload_sparse export rows serve.studies verify
-claims.evaluate drawing engines.stacked report.studies serve.shelf status tickets.packing
-claims execute.preload_stacked execute.worker tickets
-execute.away execute.preload execute.schedule remeasure report.content specimens
-execute.ongoing execute.pace report.words
-execute.journal execute.local execute.ray execute.slurm report.page
-execute.cluster execute.progress report
-carrying_out serve.news serve.run_page
+claims.asked claims.evidence engines.sparse engines.stacked.replica engines.stacked.size lineage plan report.tables trackers.tensorboard
+claims.deciding engines.stacked.training execute.committing execute.preload_convolutions execute.preload_masks execute.preload_sparse execute.run_cost execute.schedule export rows serve.studies verify
+claims.evaluate drawing engines.stacked execute.estimate execute.ongoing execute.pace report.studies serve.shelf status tickets.packing
+claims execute.engine execute.journal execute.preload_stacked tickets
+execute.worker remeasure report.content specimens
+execute.away execute.local execute.preload report.words
+execute.progress execute.ray execute.slurm report.page
+execute.cluster report serve.news serve.run_page
+carrying_out
 commands
 cli.studies looking notebook report_commands ticket_commands trackers.sending
 cli.masks cli.reports cli.tickets conclusions serve.live_report trackers

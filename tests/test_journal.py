@@ -20,7 +20,7 @@ from supermask.execute import checkpoints, journal
 from supermask.execute.journal import Journal
 from supermask.execute.local import Stopped
 from supermask.execute.schedule import Schedule
-from supermask.execute.worker import Result, Site
+from supermask.execute.tasks import Result, Site
 from supermask.plan import Plan, joined
 from supermask.store import Store
 from supermask.store.notes import Notes, name_of

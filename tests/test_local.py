@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,12 @@ from typing import Any
 
 import pytest
 from faulty_disk import quick_folder
-from small_studies import carry_out, contents, facts, leftovers, small_plan
+from small_studies import carry_out, contents, facts, leftovers, same_table, small_plan
 
 from supermask.errors import MachineError, UserError
 from supermask.execute.local import TRIES, Stopped, run_plan
 from supermask.execute.schedule import Schedule
-from supermask.execute.worker import Result, Site, Task
+from supermask.execute.tasks import Result, Site, Task
 from supermask.plan import make_plan
 from supermask.store import Store
 from supermask.study import load_study
@@ -366,7 +367,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from supermask.execute.local import run_plan
-from supermask.execute.worker import Site
+from supermask.execute.tasks import Site
 from supermask.plan import make_plan
 from supermask.study import load_study
 if __name__ == "__main__":
@@ -462,16 +463,32 @@ def command_lines(group: int) -> list[str]:
 
 
 def test_stacks_through_worker_processes(folder: Path) -> None:
-    """Two workers, stacks of up to three: the results are the reference's."""
+    """Two workers, stacks of up to three lines, each to its end: the results are the reference's, each told of once."""
     plan = small_plan(TWO_CHAINS, seeds=[0, 1, 2], levels=2)
-    heard = Heard()
-    (folder / "store").mkdir()
-    schedule = run_plan(plan, Site(folder / "store", engine="stacked", stack=3), 2, heard, start_method="fork")
-    assert set(schedule.status.values()) == {"finished"}
-    assert len(heard.results) == len(plan.runs)
+    heard, started = Heard(), Counter[str]()
+    site = Site(folder / "store", engine="stacked", stack=3)
+    schedule = run_plan(plan, site, 2, heard, start_method="fork", starting=lambda task: started.update([task.run.id]))
+    assert schedule.status == dict.fromkeys(plan.runs, "finished")
+    assert sorted(heard.ids()) == sorted(plan.runs)
+    assert set(started.values()) == {1}
+    assert {one["engine"] for one in facts(folder / "store", plan).values()} == {"stacked"}
     carry_out(plan, folder / "alone", engine="reference")
-    found, wanted = facts(folder / "store", plan), facts(folder / "alone", plan)
-    assert 2 <= max(one["environment"]["stack"] for one in found.values()) <= 3
-    for run_id in plan.runs:
-        losses = [some[run_id]["metrics"]["final_test_loss"] for some in (found, wanted)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    same_table(plan, folder / "store", folder / "alone")
+    carry_out(plan, folder / "sparse", engine="sparse")
+    same_table(plan, folder / "sparse", folder / "alone")
+    assert not leftovers(folder / "store")
+
+
+def test_of_a_stack_whose_worker_dies_nothing_that_ended_is_trained_again(folder: Path) -> None:
+    """Killed at its second level, once."""
+    body = """
+        if not layer.alive.all() and not pathlib.Path('killed').exists():
+            pathlib.Path('killed').touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    plan = small_plan({"criterion": [criterion(folder, body), "random"]}, seeds=[0, 1], levels=2)
+    heard = Heard()
+    run_plan(plan, Site(folder / "store", engine="stacked", stack=4), 1, heard)
+    assert (folder / "killed").exists()
+    assert sorted(heard.ids()) == sorted(plan.runs)
+    assert not leftovers(folder / "store")

@@ -14,7 +14,7 @@ from small_studies import small_plan
 
 from supermask.execute.progress import _Lines, duration, progress
 from supermask.execute.schedule import Schedule
-from supermask.execute.worker import Result, Task
+from supermask.execute.tasks import Result, Task
 
 PLAN = small_plan(network="fc-8", levels=1)
 DENSE, PRUNED = PLAN.runs.values()

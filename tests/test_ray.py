@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 from command_line import call
 from faulty_disk import quick_folder
-from small_studies import carry_out, contents, facts, leftovers, small_plan
+from small_studies import carry_out, contents, facts, leftovers, same_table, small_plan
 
 from supermask.errors import MachineError, UserError
 from supermask.execute import ray as executor
 from supermask.execute.away import ORDERS
-from supermask.execute.ongoing import TRIES, Ongoing
+from supermask.execute.ongoing import TRIES, Ongoing, Portion
 from supermask.execute.schedule import Schedule
-from supermask.execute.worker import Result, Site, Task
+from supermask.execute.tasks import Result, Site, Task
 from supermask.plan import Plan, make_plan
 from supermask.store import Store
 from supermask.study import load_study
@@ -135,8 +135,13 @@ def same_as_here(plan: Plan, store: Path, **site: Any) -> None:
 def test_a_node_killed_in_the_middle_changes_no_bit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed when all three cores are in the middle of a run; two of them were the node's."""
     died: list[bool] = []
-    before = Ongoing.died
-    monkeypatch.setattr(Ongoing, "died", lambda self, task, node=False: (died.append(node), before(self, task, node)))
+    before = Ongoing._count_death
+
+    def counted(self: Ongoing, portion: Portion, node: bool) -> None:
+        died.append(node)
+        before(self, portion, node)
+
+    monkeypatch.setattr(Ongoing, "_count_death", counted)
     body = """
     pathlib.Path(f'busy-{os.getpid()}').touch()
     while not pathlib.Path('killed').exists():
@@ -168,13 +173,17 @@ def test_a_node_killed_in_the_middle_changes_no_bit(folder: Path, monkeypatch: p
 
 
 def test_nodes_make_the_same_store_as_this_process(folder: Path) -> None:
-    """With both engines; and through the port for clients, where this process is on no node."""
+    """With every engine; and through the port for clients, where this process is on no node."""
     plan = small_plan(THREE_CHAINS, {"name": "late", "rewind_to": 5, "criterion": "movement"}, seeds=2, levels=2)
     with nodes(1, 1, ray_client_server_port=(port := free_port())) as cluster:
         schedule = on_ray(cluster.address, plan, Site(folder / "reference"))
         assert schedule.status == dict.fromkeys(plan.runs, "finished")
         sparse = Site(folder / "sparse", engine="sparse")
         on_ray(f"ray://127.0.0.1:{port}", plan, sparse)
+        heard = Heard()
+        on_ray(cluster.address, plan, Site(folder / "stacked", engine="stacked", stack=4), heard)
+    assert sorted(heard.ids()) == sorted(plan.runs)  # none twice
+    same_table(plan, folder / "stacked", folder / "reference")
     same_as_here(plan, folder / "reference")
     same_as_here(plan, folder / "sparse", engine="sparse")
 

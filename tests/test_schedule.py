@@ -12,7 +12,7 @@ from faulty_disk import quick_folder
 from small_studies import carry_out, contents, facts, leftovers, small_plan
 
 from supermask.execute.schedule import Keep, Schedule
-from supermask.execute.worker import Result, Status, Task
+from supermask.execute.tasks import Result, Status, Task
 from supermask.plan import Plan
 from supermask.records import point_name
 from supermask.runs import Run

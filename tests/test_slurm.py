@@ -16,14 +16,14 @@ import pytest
 import submitit
 from command_line import call
 from faulty_disk import quick_folder
-from small_studies import carry_out, contents, facts, leftovers, small_plan
+from small_studies import carry_out, contents, facts, leftovers, same_table, small_plan
 
 from supermask.errors import MachineError, UserError
 from supermask.execute import slurm
 from supermask.execute.away import ORDERS, Fault, Order, carry
 from supermask.execute.ongoing import Stopped
 from supermask.execute.schedule import Schedule
-from supermask.execute.worker import Site
+from supermask.execute.tasks import Site
 from supermask.plan import Plan
 from supermask.store import Store
 
@@ -87,6 +87,18 @@ def test_jobs_make_the_same_store_and_are_lines_of_runs(folder: Path) -> None:
     assert sorted(heard) == sorted(plan.runs)
     assert len(Here.jobs) == 2 + 4
     same_as_here(plan, folder / "store")
+
+
+def test_a_job_trains_its_lines_as_a_stack(folder: Path) -> None:
+    """Where the stacked engine was chosen: all seeds' dense runs in one job, then all chains."""
+    plan = small_plan({"criterion": ["large_final", "random"]}, seeds=2, levels=2)
+    heard: list[str] = []
+    site = Site(folder / "store", engine="stacked", stack=4)
+    through_submitit(plan, site, 1, lambda _, task, __: heard.append(task.run.id))
+    assert sorted(heard) == sorted(plan.runs)
+    assert len(Here.jobs) == 2
+    carry_out(plan, folder / "alone")
+    same_table(plan, folder / "store", folder / "alone")
 
 
 def test_more_lines_than_jobs_share_jobs(folder: Path) -> None:
@@ -182,7 +194,7 @@ def test_a_node_that_does_not_see_the_store_says_so(folder: Path) -> None:
     order = Order(Site(folder / "store"))
     task = Schedule(small_plan(levels=1), Store(folder / "store")).next()
     assert task is not None
-    errand = order.errand(task)
+    errand = order.errand([[task]])
     order.withdraw()
     answer = carry(errand)
     assert isinstance(answer, Fault) and answer.users
@@ -228,9 +240,10 @@ def test_what_is_submitted_says_what_was_asked(folder: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     given = slurm.options("partition=gpu,time=1-02:00:01,mem=8G,qos=low,reservation=ours")
     submitter = slurm._submitting(given, folder / "%j", 2, True)
+    errand = Order(Site(folder / "store")).errand([])
     with submitter.batch():
         for _ in range(2):
-            submitter.submit(slurm.Lines([]))
+            submitter.submit(slurm.Job(errand))
     script = (folder / "given").read_text().splitlines()
     for line in (
         "--partition=gpu",

@@ -317,20 +317,6 @@ def test_conv2_gives_the_references_numbers(way: str) -> None:
         assert distance(outcome.end, wanted.end) < 1e-5
 
 
-def test_the_way_to_convolve_is_measured_once_a_shape() -> None:
-    layers = architecture("conv2", (1, 8, 8), 10)
-    found = stacked.ways_here(layers, 2, 3, "cpu", "float32")
-    assert found.keys() == {"conv1", "conv2"}
-    assert set(found.values()) <= WAYS.keys()
-    assert stacked.ways_here(layers, 2, 4, "cpu", "float32") == found
-    assert stacked.ways_here(architecture("fc", (1, 8, 8), 10), 2, 3, "cpu", "float32") == {}
-    assert stacked.environment_facts(found, "float32", 3) == {
-        "precision": "float32",
-        "convolutions": found,
-        "stack": 3,
-    }
-
-
 def test_a_mask_of_convolutions_is_learned_too() -> None:
     of = data((1, 8, 8), 10, train=60)
     layers = architecture("conv2", (1, 8, 8), 10)

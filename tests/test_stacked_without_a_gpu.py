@@ -20,19 +20,20 @@ import torch
 from mask_trainings import FAST, METHODS, mask_job
 from pretend_gpu import THERE, PretendGpu, pretend_gpu
 from test_engine_resume import Killed, Memory
+from test_sparse import images, job_of
+from test_stacked_feed import Line
 from torch._dynamo.testing import CompileCounterWithBackend
 from trainings import RECIPES, data, job, pruned_start
 from trainings import bits as outcome_bits
 
 from supermask.engines import learning, reference, stacked
 from supermask.engines.job import Data, Job
-from supermask.engines.stacked import moving
+from supermask.engines.stacked import moving, size
 from supermask.engines.stacked.convolutions import WAYS, ways_here
 from supermask.engines.stacked.moving import Update, mask_bits, update_of
 from supermask.engines.stacked.moving import compiled as compiled_update
 from supermask.engines.stacked.precision import products_in
 from supermask.engines.stacked.repeating import EAGER_STEPS, Repeated
-from supermask.engines.stacked.size import replicas_here
 from supermask.engines.stacked.stack import Stack
 from supermask.engines.steps import moment_names
 from supermask.networks import Architecture, Conv, architecture, initial_start
@@ -177,11 +178,27 @@ def test_gone_on_from_a_checkpoint(learned: bool) -> None:
     assert all(torch.equal(again.last_pass[n], w) for n, w in whole.last_pass.items())
 
 
-def test_how_to_convolve_and_how_many_fit_are_found_there(gpu: PretendGpu) -> None:
+def test_how_to_convolve_and_how_many_fit_are_found_there(
+    gpu: PretendGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path))
+    monkeypatch.setitem(size.CANDIDATES, "cuda", (1, 3))
     layers = architecture("conv2", (1, 8, 8), 10)
     assert set(ways_here(layers, 3, 2, "cuda:0", "tf32").values()) <= WAYS.keys()
-    assert replicas_here(layers, 60, "cuda") > 1
+    assert size.replicas_here(layers, Recipe("adam", 1e-3, 10, 50, 5), "cuda") in (1, 3)
     assert "synchronize" in gpu.waited
+
+
+def test_newcomers_go_on_in_the_recorded_step(gpu: PretendGpu) -> None:
+    """Six trainings through a stack of two: recorded once, replayed for all of them."""
+    recipe = replace(RECIPES["adam"], iterations=40, evaluate_every=10)
+    jobs = [replace(job_of("fc-24", d, recipe), seed=s) for s, d in enumerate((0.3, 0.2, 0.5, 1, 0.1, 0.4))]
+    line = Line([(job, images()) for job in jobs], 2)
+    stacked.train_from(line, 2, "cuda:0")
+    (graph,) = gpu.graphs
+    assert graph.replayed == 3 * 40 - EAGER_STEPS
+    ends = [line.outcomes[id(each)].end for each in jobs]
+    assert all(w.isfinite().all() for end in ends for w in end.weights.values())
 
 
 # --- waiting ---

@@ -12,7 +12,7 @@ from small_studies import carry_out, small_plan
 from supermask import commands
 from supermask.errors import UserError
 from supermask.execute.schedule import Schedule
-from supermask.execute.worker import Result
+from supermask.execute.tasks import Result
 from supermask.figures import Drawn, accuracy_figure, curves_figure, heuristic_figure, is_heuristic, supermask_figure
 from supermask.rows import curves_of_plan, rows_of_plan
 from supermask.store import Store

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,19 @@ from supermask.datasets import load
 from supermask.engines import reference
 from supermask.engines.job import BatchOrder, Data, Job
 from supermask.errors import MachineError, UserError
-from supermask.execute import worker as worker_module
 from supermask.execute.checkpoints import Interrupted, StoredCheckpoints
 from supermask.execute.schedule import Schedule
-from supermask.execute.worker import Result, Site, Task, Worker, _Begun, worker_at
+from supermask.execute.tasks import Result, Site, Task
+from supermask.execute.worker import Begun, Stopping, Worker, worker_at
 from supermask.networks import initial_start
 from supermask.plan import Plan
+from supermask.recipe import Recipe
 from supermask.store import Store
 from supermask.store.disk import Disk
 from supermask.store.entry import Damaged
 from supermask.types import Outcome
+
+WILD = Recipe("sgd", 1e30, 60, 12, 4)
 
 TREATMENTS = (
     {"criterion": ["large_final", "random"]},
@@ -139,15 +143,11 @@ def test_a_diverged_run_ends_its_own_chain_alone(folder: Path) -> None:
     criterion = {run.id: run.step.criterion if run.step else "" for run in plan.runs.values()}
 
     class Diverging(Worker):
-        def _train_together(self, begun: Sequence[_Begun]) -> list[Outcome]:
-            if self.wild:
-                wild = replace(begun[0].job.recipe, optimizer="sgd", lr=1e30)
-                begun = [replace(each, job=replace(each.job, recipe=wild)) for each in begun]
-            return super()._train_together(begun)
-
-        def perform(self, task: Task, stopping: Callable[[], bool] = lambda: False) -> Result:
-            self.wild = criterion[task.run.id] == "random" and task.run.level == 2
-            return super().perform(task, stopping)
+        def begin(self, task: Task, stopping: Stopping) -> Begun | Result:
+            begun = super().begin(task, stopping)
+            if isinstance(begun, Begun) and criterion[task.run.id] == "random" and task.run.level == 2:
+                return replace(begun, job=replace(begun.job, recipe=WILD))
+            return begun
 
     carried = carry_out(plan, folder, worker=Diverging(Site(folder)))
     found = {(criterion[run_id], plan.runs[run_id].level): carried.schedule.status[run_id] for run_id in plan.runs}
@@ -196,7 +196,7 @@ def test_other_data_than_the_parents_is_refused(folder: Path, monkeypatch: pytes
     carry_out(small_plan(levels=1), folder)
     digits = load("digits")
     other = replace(digits, train_labels=digits.train_labels[::-1].copy(), fingerprint="f" * 64)
-    monkeypatch.setattr(worker_module, "load", lambda name, data_dir: other)
+    monkeypatch.setattr("supermask.execute.data.load", lambda name, data_dir: other)
     with pytest.raises(UserError, match=f"other data .{digits.fingerprint[:12]}. than is there now .ffffffffffff"):
         carry_out(small_plan(levels=2), folder)
     with pytest.raises(UserError, match="other data"):
@@ -367,7 +367,7 @@ def test_a_checkpoint_of_another_environment_is_not_gone_on_from(folder: Path, m
     plan = small_plan(levels=1)
     carry_out(plan, folder / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(worker_module, "environment", lambda *_: {"fingerprint": "another"})
+        patch.setattr("supermask.execute.engine.environment", lambda *_: {"fingerprint": "another"})
         interrupted(plan, folder / "cut", 1)
     trained = iterations_trained(monkeypatch)
     carry_out(plan, folder / "cut")
@@ -482,10 +482,17 @@ def test_damage_is_never_passed_on_as_such(folder: Path, monkeypatch: pytest.Mon
     assert not Store(folder).has(dense.id)
 
 
-def test_costs_of_another_release_are_told_of_and_not_tripped_over(folder: Path) -> None:
-    worker = Worker(Site(folder / "store", engine="sparse"))
+def test_costs_of_another_release_are_told_of_and_not_tripped_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan(levels=1)
+    carry_out(plan, folder, engine="sparse")
+    worker, run = Worker(Site(folder, engine="sparse")), next(iter(plan.runs.values()))
+    before = worker.store.facts(run.id)
+    before["environment"]["costs"] = {"walks": {"weight": 1.0}}
+    monkeypatch.setattr(Store, "facts", lambda *_: before)
     with pytest.raises(MachineError, match="another release of supermask"):
-        worker._environment("sparse", "cpu", {"walks": {"weight": 1.0}})
+        worker.perform(Task(run, frozenset({5}), retrace=True))
 
 
 # ------------------------------------------------------------------------------------------------------------- stacks
@@ -494,50 +501,135 @@ def test_costs_of_another_release_are_told_of_and_not_tripped_over(folder: Path)
 TWO_SEEDS = {"seeds": [0, 1], "levels": 2}
 
 
-def test_a_stack_comes_to_what_its_runs_come_to_alone(folder: Path) -> None:
-    """Two seeds and two treatments as stacks, against one at a time by the reference engine."""
-    plan = small_plan({"criterion": ["large_final", "random"]}, **TWO_SEEDS)
-    worker = Worker(Site(folder / "stacks", engine="stacked"))
-    sizes: list[int] = []
+def test_lines_are_done_until_one_does_not_finish(folder: Path) -> None:
+    """One after another, as every engine but the stacked one does them."""
+    plan = small_plan({"criterion": ["large_final", "random"]}, levels=2)
+    worker = Worker(Site(folder))
+    schedule = Schedule(plan, worker.store)
+    ((dense,),) = lines = taken(schedule)
+    (first,) = worker.perform_lines(lines)
+    schedule.ended(dense, first)
+    lines = taken(schedule)
+    assert [[task.run.level for task in line] for line in lines] == [[1, 2], [1, 2]]
+    assert schedule.next() is None  # what is below is promised
+    worker.store.quarantine(dense.run.id, "a test")
+    results = Worker(worker.site).perform_lines(lines)
+    assert [(result.run_id, result.status) for result in results] == [(line[0].run.id, "not_started") for line in lines]
+
+
+def taken(schedule: Schedule) -> list[list[Task]]:
+    """All lines that are ready."""
+    found = []
+    while (task := schedule.next()) is not None:
+        found.append(schedule.line(task))
+    return found
+
+
+@pytest.mark.parametrize("size", [2, 9])
+def test_lines_in_a_stack_come_to_what_their_runs_come_to_alone(folder: Path, size: int) -> None:
+    """Two seeds, two treatments, one of them late at its start; more lines than places, and more places than lines."""
+    plan = small_plan({"criterion": ["large_final", "random"]}, {"criterion": "movement", "rewind_to": 5}, **TWO_SEEDS)
+    worker = Worker(Site(folder / "stacks", engine="stacked", stack=size))
     schedule = Schedule(plan, worker.store)
     while schedule.tasks_left:
-        tasks = schedule.next_alike(3)
-        sizes.append(len(tasks))
-        for task, result in zip(tasks, worker.perform_stack(tasks), strict=True):
-            assert (result.run_id, result.status) == (task.run.id, "finished")
-            schedule.ended(task, result)
-    assert max(sizes) == 3
-    assert sum(sizes) == len(plan.runs)
+        lines = taken(schedule)
+        tasks = {task.run.id: task for line in lines for task in line}
+        for result in worker.perform_lines(lines):
+            assert result.status == "finished"
+            schedule.ended(tasks.pop(result.run_id), result)
+        assert not tasks
     carry_out(plan, folder / "alone", engine="reference")
     stacked, alone = facts(folder / "stacks", plan), facts(folder / "alone", plan)
     for run_id in plan.runs:
         found, wanted = stacked[run_id], alone[run_id]
-        assert found["engine"] == "stacked"
-        assert found["certificate"]["held"]
-        assert found["environment"]["stack"] in (1, 2, 3)
+        assert (found["engine"], found["environment"]["stack"]) == ("stacked", "shared")
+        assert found["certificate"]["held"] and worker.store.facts(run_id)["seconds"] > 0
         for name in ("final_test_loss", "early_stop_validation_loss"):
             assert found["metrics"][name] == pytest.approx(wanted["metrics"][name], rel=1e-3)
+    assert len({found["environment"]["fingerprint"] for found in stacked.values()}) == 1
 
 
-def test_a_stack_of_which_one_is_done_and_one_is_not(folder: Path) -> None:
-    plan = small_plan({"criterion": ["large_final", "random"]}, seeds=[0], levels=1)
-    worker = Worker(Site(folder, engine="stacked"))
+def test_of_lines_in_a_stack_one_diverges_and_ends_itself_alone(folder: Path) -> None:
+    plan = small_plan({"criterion": ["large_final", "random"]}, levels=2)
+    diverging = [run.id for run in plan.runs.values() if run.level == 1][1]
+
+    class Diverging(Worker):
+        def begin(self, task: Task, stopping: Stopping) -> Begun | Result:
+            begun = super().begin(task, stopping)
+            if isinstance(begun, Begun) and task.run.id == diverging:
+                weights = {name: w * 1e30 for name, w in begun.start.weights.items()}
+                return replace(begun, job=replace(begun.job, start=replace(begun.start, weights=weights)))
+            return begun
+
+    worker = Diverging(Site(folder, engine="stacked", stack=4))
     schedule = Schedule(plan, worker.store)
-    (dense,) = schedule.next_alike(9)
+    ((dense,),) = taken(schedule)
     schedule.ended(dense, worker.perform(dense))
-    first, second = schedule.next_alike(9)
+    statuses = [result.status for result in worker.perform_lines(taken(schedule))]
+    assert sorted(statuses) == ["diverged", "finished", "finished"]
+
+
+def test_a_stack_that_is_stopped_goes_on_from_the_checkpoints_of_all(folder: Path) -> None:
+    """Stopped in the middle of a level, with the first of four lines gone on to its second."""
+    plan = small_plan({"criterion": ["large_final", "random"]}, **TWO_SEEDS)
+    site = Site(folder, engine="stacked", stack=3)
+    schedule = Schedule(plan, Store(folder))
+    for line in taken(schedule):
+        schedule.ended(line[0], Worker(site).perform(line[0]))
+    lines = taken(schedule)
+    asked = itertools.count()
+    with pytest.raises(Interrupted):
+        Worker(site).perform_lines(lines, lambda: next(asked) >= 12)
+    saved = [*(folder / "checkpoints").iterdir()]
+    assert 2 <= len(saved) <= 3
+    results = Worker(site).perform_lines(lines)
+    assert sorted(result.run_id for result in results) == sorted(task.run.id for line in lines for task in line)
+    assert not leftovers(folder)
+
+
+def test_a_stacked_run_goes_on_from_its_checkpoint_among_other_neighbours(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan({"criterion": ["large_final", "random"]}, seeds=[0], levels=1)
+    worker = Worker(Site(folder, engine="stacked", stack=2))
+    schedule = Schedule(plan, worker.store)
+    ((dense,),) = taken(schedule)
+    schedule.ended(dense, worker.perform(dense))
+    lines = taken(schedule)
+    asked = iter([False] * 4)
+    with pytest.raises(Interrupted):
+        worker.perform_lines(lines, lambda: next(asked, True))
+    loaded: list[object] = []
+    load = StoredCheckpoints.load
+    monkeypatch.setattr(StoredCheckpoints, "load", lambda self: loaded.append(load(self)) or loaded[-1])
+    again = Worker(worker.site)
+    assert [again.perform_lines([line])[0].status for line in lines] == ["finished"] * 2
+    assert len(loaded) == 2
+    assert None not in loaded
+
+
+def test_of_a_stack_what_is_done_already_is_not_trained(folder: Path) -> None:
+    plan = small_plan({"criterion": ["large_final", "random"]}, seeds=[0], levels=1)
+    worker = Worker(Site(folder, engine="stacked", stack=4))
+    schedule = Schedule(plan, worker.store)
+    ((dense,),) = taken(schedule)
+    schedule.ended(dense, worker.perform(dense))
+    (first, second) = (line[0] for line in taken(schedule))
     done = worker.perform(first)
-    assert [result.status for result in Worker(worker.site).perform_stack([first, second])] == ["finished"] * 2
-    assert worker.perform_stack([first])[0] == done
+    results = Worker(worker.site).perform_lines([[first], [second]])
+    assert {result.run_id: result.status for result in results} == dict.fromkeys(
+        (first.run.id, second.run.id), "finished"
+    )
+    assert worker.perform_lines([[first]]) == [done]
 
 
 def test_only_tasks_alike_are_stacked(folder: Path) -> None:
-    """A treatment of another recipe waits for the next one."""
+    """A treatment of another recipe waits for the next stack."""
     plan = small_plan(
         {"rewind_to": ["start", "end"], "learning_rate_rewinding": False}, seeds=[0, 1], levels=1, lr_drops=[0.3]
     )
     schedule = Schedule(plan, Store(folder))
-    worker = Worker(Site(folder))
+    worker = Worker(Site(folder, engine="stacked", stack=9))
     for task in schedule.next_alike(9):
         schedule.ended(task, worker.perform(task))
     assert schedule.ready == 4
@@ -545,3 +637,5 @@ def test_only_tasks_alike_are_stacked(folder: Path) -> None:
     assert [len({task.run.recipe for task in stack}) for stack in stacks] == [1, 1]
     assert sum(map(len, stacks)) == 4
     assert schedule.ready == 0
+    mixed = [[task] for task in (stacks[0][0], stacks[1][0], stacks[0][1], stacks[1][1])]
+    assert [result.status for result in worker.perform_lines(mixed)] == ["finished"] * 4

@@ -35,7 +35,7 @@ PrecisionName = Annotated[
 ]
 StackSize = Annotated[
     int | None,
-    typer.Option(help="Runs that the stacked engine trains at once in a worker: 16, or what fits into a GPU."),
+    typer.Option(help="Runs that the stacked engine trains at once in a worker; by default as many as are worth it."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, or cuda for one GPU.")]
 KeepWhat = Annotated[
@@ -75,50 +75,61 @@ def plan(
     settings: Settings = None,
     store: StoreFolder = None,
     workers: Workers = None,
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Carry it out on paper: time, core-hours, critical path, storage."),
+    ] = False,
     cores: Annotated[
         int | None,
-        typer.Option(min=1, help="Also what it would take on so many cores of a cluster.", show_default=False),
+        typer.Option(min=1, help="The same for so many cores of a cluster.", show_default=False),
     ] = None,
     gpus: Annotated[
         int | None,
-        typer.Option(min=1, help="The same on so many GPUs; the store must have runs of one.", show_default=False),
+        typer.Option(
+            min=1, help="The same for so many GPUs; the pace is a guess without runs of one.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """What would run: how many trainings, how many of them done, how long the rest will take.
 
-    With `--cores` or `--gpus` also what a cluster needs for it: time, core-hours, the longest chain, room in the store.
+    With `--estimate` also what it takes on the workers here, or on the cores and GPUs that are named.
 
-    Example: `supermask plan mask-criteria scale=laptop --cores 64`
+    Example: `supermask plan mask-criteria scale=laptop --estimate --cores 64`
     """
     from supermask import commands
     from supermask.carrying_out import default_workers
     from supermask.execute.progress import duration
 
-    report = commands.plan(study, settings or [], store, cores, gpus)
-    asked, recipe, estimate = report.plan.study, report.recipe, report.estimate
     at = workers or default_workers()
+    if estimate and cores is None and gpus is None:
+        cores = at
+    report = commands.plan(study, settings or [], store, cores, gpus)
+    asked, recipe, here = report.plan.study, report.recipe, report.estimate
     size = f"{len(asked.treatments)} treatments x {len(asked.seeds)} seeds x {asked.prune.levels} levels"
     batches = f"{recipe.iterations:,} iterations of {recipe.batch_size} images, {recipe.optimizer}"
-    lines = {
-        "study": f"{asked.name}: {size}",
-        "training": f"{report.network} on {asked.dataset}, {batches}",
-        "in total": f"{report.asked:,} trainings",
-        "unique": f"{report.unique:,} runs (treatments that share a history share its runs)",
-        "done": f"{report.done:,}",
-        "to do": f"{report.to_do:,}",
-        "estimated": f"{duration(estimate.wall_seconds(at))} on {at} worker{'s' if at > 1 else ''} ({estimate.source})",
-    }
-    for name, text in lines.items():
-        echo(f"{name:10} {text}")
+    lines = [
+        ("study", f"{asked.name}: {size}"),
+        ("training", f"{report.network} on {asked.dataset}, {batches}"),
+        ("in total", f"{report.asked:,} trainings"),
+        ("unique", f"{report.unique:,} runs (treatments that share a history share its runs)"),
+        ("done", f"{report.done:,}"),
+        ("to do", f"{report.to_do:,}"),
+        ("estimated", f"{duration(here.wall_seconds(at))} on {at} worker{'s' if at > 1 else ''} ({here.source})"),
+    ]
     for there in report.elsewhere:
         units, found = f"{there.what}{'' if there.number == 1 else 's'}", there.estimate
         hours = f"{found.core_seconds / 3600:,.1f} {there.what}-hours"
-        echo(f"{units:10} {duration(there.wall_seconds)} on {there.number:,} {units}, {hours}")
+        lines.append((units, f"{duration(there.wall_seconds)} on {there.number:,} {units}, {hours}"))
         if not found.chain_levels:
             continue
-        echo(f"{'at least':10} {duration(found.chain_seconds)}: the longest chain, {found.chain_levels} runs in a row")
+        if there.what == "GPU":
+            lines.append(("pace", f"{found.source}; in stacks of {found.stack}"))
+        path = f"the critical path, {found.chain_levels} run{'s' if found.chain_levels > 1 else ''} in a row"
+        lines.append(("at least", f"{duration(found.chain_seconds)}: {path}"))
     if report.elsewhere:
-        echo(f"{'storage':10} {estimate.stored_bytes / 1e9:,.2f} GB, all weights kept")
+        lines.append(("storage", f"{here.stored_bytes / 1e9:,.2f} GB, all weights kept"))
+    for name, text in lines:
+        echo(f"{name:10} {text}")
 
 
 @app.command()

@@ -6,10 +6,8 @@ they are part of the environment that is recorded with every run.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from supermask.cache import cache_folder
+from supermask.cache import cache_folder, keep
 from supermask.engines.convolutional import Convolutional
 from supermask.engines.costs import Cost, LayerCosts
 from supermask.engines.fully_connected import FullyConnected
@@ -87,20 +85,7 @@ def _read(path: Path) -> Costs | None:
 
 
 def _write(path: Path, costs: Costs) -> None:
-    """Only where nothing that can be read is there; nothing at all where the folder cannot be written."""
-    mine = path.with_name(f"{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and _read(path) is None:
-            path.unlink()
-        mine.write_text(json.dumps(costs.to_data()))
-        try:
-            os.link(mine, path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links: the last is believed
-            mine.replace(path)
-        mine.unlink(missing_ok=True)
+    keep(path, costs.to_data(), lambda there: _read(there) is not None)
 
 
 def measure_walk_costs() -> WalkCosts:

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,8 @@ from pathlib import Path
 from supermask import __version__
 from supermask.errors import MachineError, UserError
 from supermask.execute.checkpoints import Interrupted
-from supermask.execute.worker import Result, Site, Task, worker_at
+from supermask.execute.tasks import Line, Result, Site
+from supermask.execute.worker import worker_at
 from supermask.store import Store
 from supermask.store.disk import machine_errors
 
@@ -38,10 +39,10 @@ SENT = ("SUPERMASK_CACHE",)
 
 @dataclass(frozen=True)
 class Errand:
-    """One run to train, and all that a process on another machine has to know for it."""
+    """Lines of runs to train, and all that a process on another machine has to know for it."""
 
     site: Site
-    task: Task
+    lines: Sequence[Line]
     order: Path
     """The command's folder in the store."""
     release: str
@@ -63,8 +64,8 @@ class Fault:
         return (UserError if self.users else MachineError)(self.text)
 
 
-Answer = Result | Fault | None
-"""None: it was stopped; a checkpoint is in the store."""
+Answer = Sequence[Result] | Fault | None
+"""None: it was stopped; checkpoints are in the store, as is what had ended before."""
 
 
 class Order:
@@ -80,11 +81,11 @@ class Order:
             self.folder.mkdir(parents=True)
             (self.folder / WANTED).touch()
 
-    def errand(self, task: Task) -> Errand:
-        """For one task."""
+    def errand(self, lines: Sequence[Line]) -> Errand:
+        """For one process."""
         here = tuple(str(Path(place or ".").absolute()) for place in sys.path)
         sent = tuple((name, os.environ[name]) for name in SENT if name in os.environ)
-        return Errand(self._site, task, self.folder, __version__, here, sent)
+        return Errand(self._site, lines, self.folder, __version__, here, sent)
 
     def withdraw(self) -> None:
         """Whoever trains for it saves a checkpoint and ends."""
@@ -104,7 +105,7 @@ def ordered(site: Site) -> Iterator[Order]:
 
 
 def carry(errand: Errand, stopping: Callable[[], bool] = lambda: False) -> Answer:
-    """Trains and commits one run, in a process of a cluster; `stopping` as for `Worker.perform`."""
+    """Trains and commits in a process of a cluster; `stopping` as for `Worker.perform`."""
     # Read by torch when it is imported, which is not before a worker is made.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.update(errand.environment)
@@ -113,8 +114,8 @@ def carry(errand: Errand, stopping: Callable[[], bool] = lambda: False) -> Answe
         return fault
     wanted = _Wanted(errand.order / WANTED)
     try:
-        _await_parent(errand)
-        return worker_at(errand.site).perform(errand.task, lambda: stopping() or not wanted())
+        _await_parents(errand)
+        return worker_at(errand.site).perform_lines(errand.lines, lambda: stopping() or not wanted())
     except Interrupted:
         return None
     except UserError as error:
@@ -157,9 +158,10 @@ class _Wanted:
         return self._there
 
 
-def _await_parent(errand: Errand) -> None:
+def _await_parents(errand: Errand) -> None:
     """A network file system may show a run later than the node that committed it: what is never seen is told later."""
-    parent, store = errand.task.run.parent, Store(errand.site.store)
-    patience = time.monotonic() + PARENT_SECONDS
-    while parent is not None and not store.has(parent) and time.monotonic() < patience:
-        time.sleep(LOOK_SECONDS)
+    store, patience = Store(errand.site.store), time.monotonic() + PARENT_SECONDS
+    for line in errand.lines:
+        parent = line[0].run.parent
+        while parent is not None and not store.has(parent) and time.monotonic() < patience:
+            time.sleep(LOOK_SECONDS)

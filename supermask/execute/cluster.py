@@ -10,7 +10,7 @@ from typing import Protocol
 from supermask.errors import UserError, did_you_mean
 from supermask.execute.ongoing import Listener
 from supermask.execute.schedule import Keep, Schedule
-from supermask.execute.worker import Site, Task
+from supermask.execute.tasks import Site, Task
 from supermask.plan import Graph
 from supermask.study.yaml_tree import shown
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 
-from supermask.execute.local import Stopped
+from supermask.execute.ongoing import Stopped
 from supermask.execute.pace import Pace
 from supermask.execute.schedule import Schedule
-from supermask.execute.worker import Result, Task
+from supermask.execute.tasks import Result, Task
 from supermask.store.notes import Note, Notes, name_of
 from supermask.study import Study
 

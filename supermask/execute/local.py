@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -23,16 +23,16 @@ from multiprocessing.process import BaseProcess
 from types import ModuleType
 
 from supermask.execute.checkpoints import Interrupted
+from supermask.execute.ongoing import LOOK_SECONDS, Died, Portion, carried_out
 from supermask.execute.ongoing import TRIES as TRIES
 from supermask.execute.ongoing import Listener as Listener
-from supermask.execute.ongoing import Ongoing
 from supermask.execute.ongoing import Stopped as Stopped
 from supermask.execute.schedule import Keep, Schedule
-from supermask.execute.worker import Result, Site, Task, worker_at
+from supermask.execute.tasks import Line, Result, Site, Task
+from supermask.execute.worker import worker_at
 from supermask.lineage import layers_of
 from supermask.networks import Conv
 from supermask.plan import Graph
-from supermask.store import Store
 
 STOP_SECONDS = 1.2
 """How long workers have, when they are to stop, to save a checkpoint."""
@@ -56,82 +56,69 @@ def run_plan(
     Raises Stopped on Ctrl-C, and UserError or MachineError from a worker; then the other workers save a checkpoint
     and end.
     """
-    store = Store(site.store)
-    store.sweep()
-    ongoing = Ongoing(schedule or Schedule(plan, store), listener, keep)
-    ongoing.schedule.drop_surplus(keep)
-    try:
+    with carried_out(plan, site, listener, keep, schedule, starting) as ongoing:
         if ongoing.schedule.tasks_left:
             with _workers(start_method, _preload(site, plan)) as start_worker:
-                _Pools(ongoing, site, starting).carry_out(workers, start_worker)
-    except KeyboardInterrupt:
-        raise Stopped(ongoing.schedule.tasks_left) from None
+                ongoing.carry_out(Processes(site, workers, start_worker))
     return ongoing.schedule
 
 
-class _Pools:
-    """The workers of a plan being carried out, and what is in flight.
+class Processes:
+    """A crew of worker processes of this machine.
 
-    A worker is a pool of one process: so it is known whose process died, and the others are not disturbed.
+    Each is a pool of one process: so it is known whose process died, and the others are not disturbed.
     """
 
-    def __init__(self, ongoing: Ongoing, site: Site, starting: Callable[[Task], None]) -> None:
-        self._ongoing, self._site, self._starting = ongoing, site, starting
+    whole_lines = False
+
+    def __init__(self, site: Site, workers: int, start_worker: Callable[[], ProcessPoolExecutor]) -> None:
+        self._site, self._workers, self._start_worker = site, workers, start_worker
         self._idle: list[ProcessPoolExecutor] = []
-        self._in_flight: dict[Future[list[Result]], tuple[ProcessPoolExecutor, list[Task]]] = {}
+        self._in_flight: dict[Future[list[Result]], tuple[ProcessPoolExecutor, Portion]] = {}
 
-    def carry_out(self, workers: int, start_worker: Callable[[], ProcessPoolExecutor]) -> None:
-        """Keeps so many workers busy until nothing is left to do."""
-        ongoing = self._ongoing
-        while ongoing.schedule.tasks_left:
-            while len(self._in_flight) < workers and (tasks := self._next(workers)):
-                # The one that was busy last: it has the start of the task's parent in memory.
-                self._submit(self._idle.pop() if self._idle else start_worker(), tasks)
-            assert self._in_flight or ongoing.outdated, "tasks that never become ready"
-            ended, _ = wait(self._in_flight, return_when=FIRST_COMPLETED)
-            for future in ended:
-                worker, tasks = self._in_flight.pop(future)
-                try:
-                    results = future.result()
-                except BrokenProcessPool:
-                    for task in tasks:
-                        ongoing.died(task, together=len(tasks))
-                else:
-                    self._idle.append(worker)
-                    for task, result in zip(tasks, results, strict=True):
-                        ongoing.ended(task, result)
-            if not self._in_flight:
-                ongoing.renewed()
+    def room(self) -> int:
+        """One portion a worker."""
+        return self._workers
 
-    def _next(self, workers: int) -> list[Task]:
-        """What one worker is given: a task, or a stack of them that leaves the other idle workers theirs."""
-        share = -(-self._ongoing.schedule.ready // (workers - len(self._in_flight)))
-        return self._ongoing.next_alike(max(1, min(self._site.stack, share)))
+    def submit(self, portions: Sequence[Portion]) -> None:
+        """Starts workers where none is idle."""
+        for portion in portions:
+            while not self._submitted(portion):
+                pass
 
-    def _submit(self, worker: ProcessPoolExecutor, tasks: list[Task]) -> None:
+    def answers(self) -> list[tuple[Portion, Sequence[Result] | Died]]:
+        """Of those that are through first."""
+        stacked = any(len(portion.tasks) > 1 for _, portion in self._in_flight.values())
+        ended, _ = wait(self._in_flight, LOOK_SECONDS if stacked else None, return_when=FIRST_COMPLETED)
+        found: list[tuple[Portion, Sequence[Result] | Died]] = []
+        for future in ended:
+            worker, portion = self._in_flight.pop(future)
+            try:
+                found.append((portion, future.result()))
+            except BrokenProcessPool:
+                found.append((portion, Died()))
+            else:
+                self._idle.append(worker)
+        return found
+
+    def _submitted(self, portion: Portion) -> bool:
+        # The one that was busy last: it has the start of the task's parent in memory.
+        worker = self._idle.pop() if self._idle else self._start_worker()
         try:
             # This may start a process: whole, or not at all.
             with _ctrl_c_held_back(), _main_left_alone():
-                self._in_flight[worker.submit(perform, self._site, tasks)] = (worker, tasks)
-            for task in tasks:
-                self._starting(task)
+                self._in_flight[worker.submit(perform, self._site, portion.lines)] = (worker, portion)
         except BrokenProcessPool:
-            # It died while it had nothing to do; it is not among the idle ones any more.
-            for task in tasks:
-                self._ongoing.schedule.again(task)
+            return False  # it died while it had nothing to do, and is not among the idle ones any more
+        return True
 
 
-def perform(site: Site, tasks: list[Task]) -> list[Result]:
-    """Tasks in a worker process, together if they are several.
-
-    SIGTERM lets it save a checkpoint first; between tasks it ends the process.
-    """
+def perform(site: Site, lines: Sequence[Line]) -> list[Result]:
+    """Lines of tasks in a worker process. SIGTERM lets it save checkpoints first; between tasks it ends the process."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        if len(tasks) == 1:
-            return [worker_at(site).perform(tasks[0], stop.is_set)]
-        return worker_at(site).perform_stack(tasks, stop.is_set)
+        return worker_at(site).perform_lines(lines, stop.is_set)
     except Interrupted:
         os._exit(0)
     finally:
@@ -177,7 +164,7 @@ def _preload(site: Site, plan: Graph) -> list[str]:
         elif any(run.learning is not None for run in plan.runs.values()):
             kind = "masks"
         modules.append(f"supermask.execute.preload_{kind}")
-    elif site.stack > 1:
+    elif site.stack != 1:
         modules.append("supermask.execute.preload_stacked")
     return modules
 

@@ -1,19 +1,35 @@
-"""A plan being carried out: what every executor has to remember, wherever its workers are."""
+"""A plan being carried out: what is given to whom, what became of it, what went wrong how often.
+
+The same for every executor; what differs is its `Crew`: processes, tasks of a cluster, jobs of a queue.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
 
 from supermask.errors import MachineError
 from supermask.execute.schedule import Keep, Schedule
-from supermask.execute.worker import Result, Task
+from supermask.execute.tasks import Line, Result, Site, Task, result_of
+from supermask.plan import Graph
+from supermask.store import Store
 
 TRIES = 3
 """How often a worker may die in the middle of a run, and an entry be found damaged, before the study is given up."""
 
 NODE_TRIES = 20
 """How often a node may: nodes are preempted, and that is nobody's fault."""
+
+LARGEST_STACK = 512
+"""Lines that fill a stack whose size only the worker knows."""
+
+LOOK_SECONDS = 1.0
+"""Between two looks at the store for what has ended in portions of several tasks."""
 
 Listener = Callable[[Schedule, Task, Result], None]
 
@@ -26,28 +42,157 @@ class Stopped(Exception):  # noqa: N818 (nothing went wrong)
         self.left = left
 
 
-class Ongoing:
-    """The schedule of a plan being carried out, and what went wrong how often."""
+@dataclass(frozen=True, eq=False)
+class Portion:
+    """What a worker is given at once: lines of tasks."""
 
-    def __init__(self, schedule: Schedule, listener: Listener, keep: Keep) -> None:
+    lines: Sequence[Line]
+
+    @property
+    def tasks(self) -> list[Task]:
+        """All of them."""
+        return [task for line in self.lines for task in line]
+
+
+@dataclass(frozen=True)
+class Died:
+    """What became of a worker, in place of its answer."""
+
+    node: bool = False
+    """The whole node did."""
+
+
+class Crew(Protocol):
+    """Workers, wherever they are."""
+
+    whole_lines: bool
+    """Whether a worker is given whole lines, where it trains one run at a time too: for answers take long."""
+
+    def room(self) -> int:
+        """How many portions can be under way at once; may change."""
+
+    def submit(self, portions: Sequence[Portion]) -> None:
+        """Gives each to a worker."""
+
+    def answers(self) -> list[tuple[Portion, Sequence[Result] | Died]]:
+        """Waits a moment, or until there are some: what workers said of their portions, at their end.
+
+        Raises UserError and MachineError that a worker met.
+        """
+
+
+class Ongoing:
+    """The schedule of a plan being carried out, and who is at what.
+
+    A worker tells of its tasks when it is through with its portion. Before that, what has ended is seen in the store.
+    """
+
+    def __init__(
+        self, schedule: Schedule, site: Site, listener: Listener, keep: Keep, starting: Callable[[Task], None]
+    ) -> None:
         self.schedule = schedule
         self.outdated = False
         """Whether the schedule has to be made again, once nothing is in flight."""
-        self._listener, self._keep = listener, keep
+        self.in_flight: dict[Portion, None] = {}
+        """In the order in which they were given."""
+        self._stack = LARGEST_STACK if site.stack is None else site.stack
+        self._listener, self._keep, self._starting = listener, keep, starting
+        self._looked = time.monotonic()
         self._deaths: Counter[str] = Counter()
         self._nodes: Counter[str] = Counter()
         self._lacking: Counter[str] = Counter()
 
-    def next(self) -> Task | None:
-        """The next task to give to a worker, if there is one now."""
-        return None if self.outdated else self.schedule.next()
+    def carry_out(self, crew: Crew) -> None:
+        """Keeps the crew busy until nothing is left to do."""
+        while self.schedule.tasks_left:
+            if not self.outdated:
+                self._give(crew)
+            assert self.in_flight or self.outdated, "tasks that never become ready"
+            for portion, answer in crew.answers() if self.in_flight else ():
+                self._over(portion, answer)
+            self._look_at_store()
+            if self.outdated and not self.in_flight:
+                self.schedule = Schedule(self.schedule.plan, self.schedule.store, self.schedule.damaged)
+                self.outdated = False
 
-    def next_alike(self, most: int) -> list[Task]:
-        """The next tasks that one worker can train together, at most so many."""
-        return [] if self.outdated else self.schedule.next_alike(most)
+    def _give(self, crew: Crew) -> None:
+        room, portions = crew.room(), []
+        # Where more lines are ready than there is room for, several share a worker.
+        each = -(-self.schedule.ready // room) if crew.whole_lines else 0
+        while (free := room - len(self.in_flight)) > 0 and (lines := self._next(free, each)):
+            portions.append(Portion(lines))
+            self.in_flight[portions[-1]] = None
+        if portions:
+            crew.submit(portions)
+        for portion in portions:
+            for line in self._at_once(portion.lines):
+                self._starting(line[0])
 
-    def ended(self, task: Task, result: Result) -> None:
-        """A worker gave a task's result. Raises MachineError for an entry that is found damaged too often."""
+    def _next(self, free: int, each: int) -> list[Line]:
+        """What the next of so many free workers is given: lines that fill a stack, and fill it up again when some of it
+        are through, as long as that leaves the others theirs; or `each` lines; or a task.
+        """
+        schedule = self.schedule
+        if self._stack > 1:
+            share = -(-schedule.ready // free)
+            return [schedule.line(task) for task in schedule.next_alike(max(1, min(2 * self._stack, share)))]
+        tasks = [task for _ in range(each or 1) if (task := schedule.next())]
+        return [schedule.line(task) if each else [task] for task in tasks]
+
+    def _at_once(self, lines: Sequence[Line]) -> Sequence[Line]:
+        """Those of a portion that are trained at the same time, as far as is known here."""
+        return lines[: self._stack]
+
+    def _look_at_store(self) -> None:
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        for portion in self.in_flight:
+            if len(portion.tasks) > 1:
+                self._look_for(portion)
+        self._looked = time.monotonic()
+
+    def _look_for(self, portion: Portion) -> None:
+        """What has ended of it, by what is in the store."""
+        schedule, store = self.schedule, self.schedule.store
+        for line in portion.lines:
+            for task, after in pairwise([*line, None]):
+                assert task is not None
+                if not schedule.awaits(task):
+                    continue
+                if task.retrace or not store.has(task.run.id):
+                    break
+                self._ended(task, result_of(store.facts(task.run.id)))
+                if after is not None and schedule.awaits(after):
+                    self._starting(after)
+
+    def _over(self, portion: Portion, answer: Sequence[Result] | Died) -> None:
+        """A worker is through with its portion, or died in the middle of it."""
+        del self.in_flight[portion]
+        tasks = {task.run.id: task for task in portion.tasks}
+        for result in () if isinstance(answer, Died) else answer:
+            if self.schedule.awaits(tasks[result.run_id]):
+                self._ended(tasks[result.run_id], result)
+        if isinstance(answer, Died):
+            self._look_for(portion)
+            self._count_death(portion, answer.node)
+        self.schedule.returned(tasks.values())
+
+    def _count_death(self, portion: Portion, node: bool) -> None:
+        """Of the runs that may have been in training. Raises MachineError for one in which workers die too often."""
+        left = [[task for task in line if self.schedule.awaits(task)] for line in portion.lines]
+        begun = [line[0] for line in self._at_once([line for line in left if line])]
+        counted, most, what = (self._nodes, NODE_TRIES, "a node") if node else (self._deaths, TRIES, "a worker process")
+        for task in begun:
+            counted[task.run.id] += 1
+            if counted[task.run.id] == most:
+                fewer = "--workers 1" if len(begun) == 1 else "--workers 1, or a smaller --stack"
+                raise MachineError(
+                    f"{what} died {most} times while run {task.run.id} (seed {task.run.seed}, level "
+                    f"{task.run.level}) was trained; is the memory full? Try {fewer}. Finished runs are kept."
+                )
+
+    def _ended(self, task: Task, result: Result) -> None:
+        """Raises MachineError for an entry that is found damaged too often."""
         if result.status == "not_started":
             self.outdated = True
             self.schedule.damaged.append(result.message)
@@ -59,23 +204,17 @@ class Ongoing:
             self.schedule.drop_surplus(self._keep, task.run)
         self._listener(self.schedule, task, result)
 
-    def died(self, task: Task, node: bool = False, together: int = 1) -> None:
-        """Its worker (or the whole node) did: it is tried again by another. Raises MachineError where that goes on.
 
-        `together`: how many runs that worker was training.
-        """
-        counted, most, what = (self._nodes, NODE_TRIES, "a node") if node else (self._deaths, TRIES, "a worker process")
-        counted[task.run.id] += 1
-        if counted[task.run.id] == most:
-            fewer = "--workers 1" if together == 1 else "--workers 1, or a smaller --stack"
-            raise MachineError(
-                f"{what} died {most} times while run {task.run.id} (seed {task.run.seed}, level "
-                f"{task.run.level}) was trained; is the memory full? Try {fewer}. Finished runs are kept."
-            )
-        self.schedule.again(task)
-
-    def renewed(self) -> None:
-        """Nothing is in flight: an outdated schedule is made again, from what is in the store now."""
-        if self.outdated:
-            self.schedule = Schedule(self.schedule.plan, self.schedule.store, self.schedule.damaged)
-            self.outdated = False
+@contextmanager
+def carried_out(
+    plan: Graph, site: Site, listener: Listener, keep: Keep, schedule: Schedule | None, starting: Callable[[Task], None]
+) -> Iterator[Ongoing]:
+    """What every executor begins with; Ctrl-C within is Stopped."""
+    store = Store(site.store)
+    store.sweep()
+    ongoing = Ongoing(schedule or Schedule(plan, store), site, listener, keep, starting)
+    ongoing.schedule.drop_surplus(keep)
+    try:
+        yield ongoing
+    except KeyboardInterrupt:
+        raise Stopped(ongoing.schedule.tasks_left) from None

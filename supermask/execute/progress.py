@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from supermask.execute.local import Listener
 from supermask.execute.pace import Pace
 from supermask.execute.schedule import Schedule
-from supermask.execute.worker import Result, Task
+from supermask.execute.tasks import Result, Task
 from supermask.plan import Plan
 from supermask.tables import CHAIN, DENSE
 

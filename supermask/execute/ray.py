@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from supermask.errors import MachineError, UserError
 from supermask.execute.away import Answer, Fault, Order, carry, ordered
-from supermask.execute.ongoing import Listener, Ongoing, Stopped
+from supermask.execute.ongoing import Died, Listener, Portion, carried_out
 from supermask.execute.schedule import Keep, Schedule
-from supermask.execute.worker import Site, Task
+from supermask.execute.tasks import Result, Site, Task
 from supermask.plan import Graph
-from supermask.store import Store
 from supermask.study.yaml_tree import printable, shown
 
 STOP_SECONDS = 1.2
@@ -27,8 +26,11 @@ ANSWER_SECONDS = 3.0
 AHEAD = 2
 """Tasks that wait in the cluster, so that no core waits for this process; they also tell an autoscaler to go on."""
 
+STACKS_SHARE = 0.5
+"""Of a GPU, for a stack: one is trained while another is scored and committed."""
+
 LOOK_SECONDS = 5.0
-"""Between two looks at how many cores the cluster has."""
+"""Between two looks at how many cores the cluster has, and at what is new in the store."""
 
 OBJECT_STORE = 100_000_000
 """Bytes that a Ray of our own sets aside for what tasks pass on: they pass on next to nothing."""
@@ -85,62 +87,68 @@ def run_plan(
 
     `growing`: not `workers` runs at once, but as many as the cluster has cores (or GPUs) for at the moment.
     """
-    store = Store(site.store)
-    store.sweep()
-    ongoing = Ongoing(schedule or Schedule(plan, store), listener, keep)
-    ongoing.schedule.drop_surplus(keep)
-    if ongoing.schedule.tasks_left:
-        with ordered(site) as order:
-            tasks = _Tasks(ongoing, order, site, starting)
-            try:
-                tasks.carry_out(None if growing else workers)
-            except BaseException as error:
-                tasks.stop()
-                if isinstance(error, KeyboardInterrupt):
-                    raise Stopped(ongoing.schedule.tasks_left) from None
-                if isinstance(error, ConnectionError):
-                    raise MachineError(
-                        f"the connection to the Ray cluster was lost: {_line(error)}. The same command goes on from "
-                        "here. Finished runs are kept."
-                    ) from None
-                raise
+    with carried_out(plan, site, listener, keep, schedule, starting) as ongoing:
+        if ongoing.schedule.tasks_left:
+            with ordered(site) as order:
+                tasks = RemoteTasks(order, site, None if growing else workers)
+                try:
+                    ongoing.carry_out(tasks)
+                except BaseException as error:
+                    tasks.stop()
+                    if isinstance(error, ConnectionError):
+                        raise MachineError(
+                            f"the connection to the Ray cluster was lost: {_line(error)}. The same command goes on "
+                            "from here. Finished runs are kept."
+                        ) from None
+                    raise
     return ongoing.schedule
 
 
-class _Tasks:
-    """What is in flight in the cluster."""
+class RemoteTasks:
+    """A crew of tasks in a Ray cluster."""
 
-    def __init__(self, ongoing: Ongoing, order: Order, site: Site, starting: Callable[[Task], None]) -> None:
+    whole_lines = False
+
+    def __init__(self, order: Order, site: Site, workers: int | None) -> None:
+        """`workers`: None for as many as the cluster has room for, however large it happens to be."""
         import ray
 
-        self._ongoing, self._order, self._starting = ongoing, order, starting
-        gpus = 1 if site.device == "cuda" else 0
+        stacks = site.stack != 1
+        self._order, self._workers = order, workers
+        self._resource, self._each = ("CPU", 1.0) if site.device == "cpu" else ("GPU", STACKS_SHARE if stacks else 1.0)
+        gpus = 0.0 if self._resource == "CPU" else self._each
         # Ray does not try again: it would not know of checkpoints, nor which run kills its worker each time.
         self._carry = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(carry)
-        self._resource = "GPU" if gpus else "CPU"
-        self._in_flight: dict[Any, Task] = {}
-
-    def carry_out(self, workers: int | None) -> None:
-        """Keeps the cluster busy, as large as it happens to be, until nothing is left to do."""
-        import ray
-
+        self._ahead = 0 if stacks else AHEAD
+        self._in_flight: dict[Any, Portion] = {}
+        self._room, self._looked = 0, -LOOK_SECONDS
         if self._resource not in ray.cluster_resources() and self._resource == "GPU":
             raise UserError("no node of this Ray cluster has a GPU: leave out --device, or add one.")
-        ongoing, room, looked = self._ongoing, 0, -LOOK_SECONDS
-        while ongoing.schedule.tasks_left:
-            if time.monotonic() - looked >= LOOK_SECONDS:
-                room, looked = int(ray.cluster_resources().get(self._resource, 0)) + AHEAD, time.monotonic()
-            while len(self._in_flight) < (workers or room) and (task := ongoing.next()):
-                self._in_flight[self._carry.remote(self._order.errand(task))] = task
-                self._starting(task)
-            assert self._in_flight or ongoing.outdated, "tasks that never become ready"
-            ended, _ = ray.wait([*self._in_flight], num_returns=1, timeout=LOOK_SECONDS)
-            for reference in ended:
-                self._ended(reference, self._in_flight.pop(reference))
-            if not self._in_flight:
-                ongoing.renewed()
 
-    def _ended(self, reference: Any, task: Task) -> None:
+    def room(self) -> int:
+        """What the cluster has, and a few that wait."""
+        import ray
+
+        if self._workers is not None:
+            return self._workers
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            there = ray.cluster_resources().get(self._resource, 0)
+            self._room, self._looked = int(there / self._each) + self._ahead, time.monotonic()
+        return self._room
+
+    def submit(self, portions: Sequence[Portion]) -> None:
+        """A task each."""
+        for portion in portions:
+            self._in_flight[self._carry.remote(self._order.errand(portion.lines))] = portion
+
+    def answers(self) -> list[tuple[Portion, Sequence[Result] | Died]]:
+        """Of those that are through first, within LOOK_SECONDS."""
+        import ray
+
+        ended, _ = ray.wait([*self._in_flight], num_returns=1, timeout=LOOK_SECONDS)
+        return [(self._in_flight.pop(reference), self._answer(reference)) for reference in ended]
+
+    def _answer(self, reference: Any) -> Sequence[Result] | Died:
         import ray
 
         try:
@@ -148,14 +156,13 @@ class _Tasks:
         except ray.exceptions.RayTaskError as error:
             raise _failed(error) from error
         except ray.exceptions.NodeDiedError:
-            self._ongoing.died(task, node=True)
+            return Died(node=True)
         except ray.exceptions.RayError:
-            self._ongoing.died(task)
-        else:
-            if isinstance(answer, Fault):
-                raise answer.error()
-            assert answer is not None, "stopped, and nobody asked for it"
-            self._ongoing.ended(task, answer)
+            return Died()
+        if isinstance(answer, Fault):
+            raise answer.error()
+        assert answer is not None, "stopped, and nobody asked for it"
+        return answer
 
     def stop(self) -> None:
         """Lets what is in flight save a checkpoint, waits a moment, ends it."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Literal
 
-from supermask.execute.worker import Result, Task
+from supermask.execute.tasks import Result, Task, kind_of
 from supermask.plan import Graph
 from supermask.records import point_name
 from supermask.runs import Run
@@ -26,12 +26,6 @@ def work(run: Run) -> float:
     samples = 1 if run.learning is None else run.learning.passes
     evaluations = run.recipe.iterations / run.recipe.evaluate_every
     return 3.0 * run.recipe.iterations * run.recipe.batch_size + samples * (BESIDE_TRAINING + 5_000 * evaluations)
-
-
-def _alike(task: Task, other: Task) -> bool:
-    """Whether they can be stacked. What is trained again is trained alone."""
-    kinds = [(t.run.network, t.run.dataset, t.run.recipe, t.run.learning) for t in (task, other)]
-    return kinds[0] == kinds[1] and not (task.retrace or other.retrace)
 
 
 class Schedule:
@@ -55,8 +49,11 @@ class Schedule:
         self._order = {run_id: i for i, run_id in enumerate(plan.runs)}
         self._tasks = {task.run.id: task for task in self._make_tasks()}
         self._work_left = sum(work(task.run) for task in self._tasks.values())
-        self._ready: list[tuple[int, int, Task]] = []
+        self._ready: dict[Hashable, list[tuple[int, int, Task]]] = {}
+        """A heap for each kind: first who is to go first."""
         self._waiting: dict[str, list[Task]] = {}
+        self._promised: set[str] = set()
+        """Whose turn comes on the worker that is at the line above them."""
         for task in self._tasks.values():
             before = next((a.id for a in self._ancestors(task.run) if a.id in self._tasks), None)
             if before is None:
@@ -80,8 +77,8 @@ class Schedule:
 
     def next(self) -> Task | None:
         """The next task whose parent is there, or None."""
-        while self._ready:
-            task = heapq.heappop(self._ready)[2]
+        while heaps := [heap for heap in self._ready.values() if heap]:
+            task = heapq.heappop(min(heaps, key=lambda heap: heap[0][:2]))[2]
             if self.awaits(task):
                 return task
         return None
@@ -91,30 +88,44 @@ class Schedule:
         return task.run.id in self._tasks
 
     def line(self, task: Task) -> list[Task]:
-        """A ready task and what comes below it, as long as that is one task each: one worker may do them unasked."""
+        """A ready task and what comes below it, as long as that is one task each: one worker does them unasked.
+
+        Nobody else is given them, until they are `returned`.
+        """
         found = [task]
         while len(below := self._waiting.get(found[-1].run.id, [])) == 1:
             found += below
+        self._promised.update(each.run.id for each in found[1:])
         return found
 
     def next_alike(self, most: int) -> list[Task]:
         """The next task, and ready ones of the same network, data and recipe: what can be trained together."""
-        found: list[Task] = []
-        others: list[Task] = []
-        while len(found) < most and (task := self.next()):
-            (found if not found or _alike(task, found[0]) else others).append(task)
-        for task in others:
-            self.again(task)
+        first = self.next() if most > 0 else None
+        found = [] if first is None else [first]
+        if first is not None and not first.retrace:
+            heap = self._ready[kind_of(first)]
+            while len(found) < most and heap:
+                task = heapq.heappop(heap)[2]
+                if self.awaits(task):
+                    found.append(task)
         return found
 
     @property
     def ready(self) -> int:
         """Tasks whose parents are there, and that nobody has taken."""
-        return len(self._ready)
+        return sum(map(len, self._ready.values()))
 
     def again(self, task: Task) -> None:
         """Puts a task (back) among the ready ones."""
-        heapq.heappush(self._ready, (-task.run.level, self._order[task.run.id], task))
+        heap = self._ready.setdefault(kind_of(task), [])
+        heapq.heappush(heap, (-task.run.level, self._order[task.run.id], task))
+
+    def returned(self, tasks: Iterable[Task]) -> None:
+        """Whoever was given these is not at them any more: what of them is left is for anybody."""
+        for task in tasks:
+            self._promised.discard(task.run.id)
+            if self.awaits(task) and all(above.id not in self._tasks for above in self._ancestors(task.run)):
+                self.again(task)
 
     def ended(self, task: Task, result: Result) -> None:
         """A task came to its end: what waited for it becomes ready, or impossible."""
@@ -127,7 +138,7 @@ class Schedule:
         if self._ended_badly(task.run.id):
             self._give_up_below(task.run)
         for waiting in self._waiting.pop(task.run.id, []):
-            if waiting.run.id in self._tasks:
+            if waiting.run.id in self._tasks and waiting.run.id not in self._promised:
                 self.again(waiting)
 
     def surplus(self, keep: Keep, ended: Run | None = None) -> Iterator[tuple[Run, Point]]:

@@ -6,7 +6,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,10 @@ from typing import Any
 
 from supermask.errors import MachineError, UserError, did_you_mean
 from supermask.execute.away import Answer, Errand, Fault, Order, carry, ordered
-from supermask.execute.ongoing import Listener, Ongoing, Stopped
+from supermask.execute.ongoing import Died, Listener, Portion, carried_out
 from supermask.execute.schedule import Keep, Schedule
-from supermask.execute.worker import Result, Site, Task, result_of
+from supermask.execute.tasks import Result, Site, Task
 from supermask.plan import Graph
-from supermask.store import Store
 from supermask.study.yaml_tree import shown
 
 WORKERS = 64
@@ -108,101 +107,88 @@ def run_plan(
     submitting: Submitting,
 ) -> Schedule:
     """Like `local.run_plan`, as at most `workers` jobs at once, made by what `submitting` gives."""
-    store = Store(site.store)
-    store.sweep()
-    ongoing = Ongoing(schedule or Schedule(plan, store), listener, keep)
-    ongoing.schedule.drop_surplus(keep)
-    if ongoing.schedule.tasks_left:
-        with ordered(site) as order:
-            jobs = _Jobs(ongoing, order, submitting(order.folder / "%j", workers, site.device == "cuda"), starting)
-            try:
-                jobs.carry_out(workers)
-            except KeyboardInterrupt:
-                jobs.stop()
-                raise Stopped(ongoing.schedule.tasks_left) from None
-            except MachineError as error:
-                jobs.stop()
-                order.kept = True
-                raise MachineError(f"{error} The jobs' logs are in {order.folder}.") from error
-            except BaseException:
-                jobs.stop()
-                raise
+    with carried_out(plan, site, listener, keep, schedule, starting) as ongoing:
+        if ongoing.schedule.tasks_left:
+            with ordered(site) as order:
+                jobs = Jobs(order, submitting(order.folder / "%j", workers, site.device == "cuda"), workers)
+                try:
+                    ongoing.carry_out(jobs)
+                except MachineError as error:
+                    jobs.stop()
+                    order.kept = True
+                    raise MachineError(f"{error} The jobs' logs are in {order.folder}.") from error
+                except BaseException:
+                    jobs.stop()
+                    raise
     return ongoing.schedule
 
 
-class Lines:
-    """A job: lines of runs, one run after another. submitit calls `checkpoint` when it is preempted or out of time."""
+class Job:
+    """What submitit runs for us. It calls `checkpoint` when the job is preempted or out of time."""
 
-    def __init__(self, lines: list[list[Errand]]) -> None:
-        self._lines = lines
+    def __init__(self, errand: Errand) -> None:
+        self._errand = errand
 
-    def __call__(self) -> list[tuple[str, Answer]]:
-        """The answers, by the runs' ids. Training is in a thread, so that this one can wait for a checkpoint."""
+    def __call__(self) -> Answer:
+        """Training is in a thread, so that this one can wait for a checkpoint."""
         self._stop = threading.Event()
-        self._answers: list[tuple[str, Answer]] = []
+        self._answer: Answer = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._train)
         self._thread.start()
         self._thread.join()
         if self._error is not None:
             raise self._error
-        return self._answers
+        return self._answer
 
     def checkpoint(self) -> Any:
-        """Lets the run in training save a checkpoint; the same job again then goes on from there."""
+        """Lets what is in training save a checkpoint; the same job again then goes on from there."""
         from submitit.helpers import DelayedSubmission
 
         self._stop.set()
         self._thread.join(SAVE_SECONDS)
-        return DelayedSubmission(Lines(self._lines))
+        return DelayedSubmission(Job(self._errand))
 
     def _train(self) -> None:
         try:
-            for line in self._lines:
-                for errand in line:
-                    answer = carry(errand, self._stop.is_set)
-                    self._answers.append((errand.task.run.id, answer))
-                    if answer is None or isinstance(answer, Fault):
-                        return
-                    if answer.status != "finished":
-                        break
+            self._answer = carry(self._errand, self._stop.is_set)
         except BaseException as error:
             self._error = error
 
 
-class _Jobs:
-    """Jobs in flight, and the tasks of each.
+class Jobs:
+    """A crew of Slurm jobs, whose answers wait for the queue: so each has whole lines to do."""
 
-    A line's later runs become ready while its job is at them: they are `held` back from other jobs. What has ended is
-    seen in the store; what a job returns tells only what the store does not: faults, and points traced again.
-    """
+    whole_lines = True
 
-    def __init__(self, ongoing: Ongoing, order: Order, submitter: Any, starting: Callable[[Task], None]) -> None:
-        self._ongoing, self._order, self._submitter, self._starting = ongoing, order, submitter, starting
-        self._in_flight: dict[Any, list[Task]] = {}
-        self._promised: set[str] = set()
-        self._held: dict[str, Task] = {}
-        self._ready: list[Task] = []
+    def __init__(self, order: Order, submitter: Any, workers: int) -> None:
+        self._order, self._submitter, self._workers = order, submitter, workers
+        self._in_flight: dict[Any, Portion] = {}
 
-    def carry_out(self, workers: int) -> None:
-        """Keeps so many jobs in flight until nothing is left to do."""
-        ongoing = self._ongoing
-        while ongoing.schedule.tasks_left:
-            self._take_ready()
-            if self._ready and len(self._in_flight) < workers:
-                self._submit(workers)
-            assert self._in_flight or ongoing.outdated, "tasks that never become ready"
-            time.sleep(POLL_SECONDS)
-            for job, tasks in [*self._in_flight.items()]:
-                over = job.done()
-                self._look_at_store(tasks)
-                if over:
-                    del self._in_flight[job]
-                    self._over(job, tasks)
-            if ongoing.outdated:
-                self._ready.clear()
-                if not self._in_flight:
-                    ongoing.renewed()
+    def room(self) -> int:
+        """One portion a job."""
+        return self._workers
+
+    def submit(self, portions: Sequence[Portion]) -> None:
+        """As one array of jobs."""
+        with self._submitter.batch():
+            jobs = [self._submitter.submit(Job(self._order.errand(portion.lines))) for portion in portions]
+        self._in_flight.update(zip(jobs, portions, strict=True))
+
+    def answers(self) -> list[tuple[Portion, Sequence[Result] | Died]]:
+        """Of jobs that are over."""
+        time.sleep(POLL_SECONDS)
+        over = [job for job in self._in_flight if job.done()]
+        return [(self._in_flight.pop(job), self._answer(job)) for job in over]
+
+    def _answer(self, job: Any) -> Sequence[Result] | Died:
+        try:
+            answer: Answer = job.result()
+        except Exception:  # whatever submitit raises for a job that left no result
+            return Died()
+        if isinstance(answer, Fault):
+            raise answer.error()
+        return answer or ()
 
     def stop(self) -> None:
         """Lets jobs save a checkpoint, waits a moment, cancels those that are left."""
@@ -214,55 +200,3 @@ class _Jobs:
             for job in self._in_flight:
                 if not job.done():
                     job.cancel(check=False)
-
-    def _take_ready(self) -> None:
-        while (task := self._ongoing.next()) is not None:
-            if task.run.id in self._promised:
-                self._held[task.run.id] = task
-            else:
-                self._ready.append(task)
-
-    def _submit(self, workers: int) -> None:
-        """An array of jobs; where more lines are ready than jobs may be, several to a job."""
-        schedule, room = self._ongoing.schedule, workers - len(self._in_flight)
-        each = -(-len(self._ready) // workers)
-        taken, self._ready = self._ready[: each * room], self._ready[each * room :]
-        lines = [schedule.line(task) for task in taken]
-        groups = [lines[at : at + each] for at in range(0, len(lines), each)]
-        with self._submitter.batch():
-            errands = [[[self._order.errand(task) for task in line] for line in group] for group in groups]
-            jobs = [self._submitter.submit(Lines(lines)) for lines in errands]
-        for job, group in zip(jobs, groups, strict=True):
-            self._in_flight[job] = [task for line in group for task in line]
-            self._promised |= {task.run.id for task in self._in_flight[job]}
-            self._held |= {line[0].run.id: line[0] for line in group}
-            self._starting(group[0][0])
-
-    def _look_at_store(self, tasks: Iterable[Task]) -> None:
-        schedule, store = self._ongoing.schedule, self._ongoing.schedule.store
-        for task in tasks:
-            if schedule.awaits(task) and not task.retrace and store.has(task.run.id):
-                self._ended(task, result_of(store.facts(task.run.id)))
-
-    def _ended(self, task: Task, result: Result) -> None:
-        self._held.pop(task.run.id, None)
-        self._ongoing.ended(task, result)
-
-    def _over(self, job: Any, tasks: list[Task]) -> None:
-        """What the job says, unless it died; what it did not get to is for others."""
-        by_id = {task.run.id: task for task in tasks}
-        answers: list[tuple[str, Answer]] | None = None
-        with suppress(Exception):  # whatever submitit raises for a job that left no result
-            answers = job.result()
-        for run_id, answer in answers or []:
-            if isinstance(answer, Fault):
-                raise answer.error()
-            if answer is not None and self._ongoing.schedule.awaits(by_id[run_id]):
-                self._ended(by_id[run_id], answer)
-        self._take_ready()
-        self._promised -= by_id.keys()
-        released = [self._held.pop(run_id) for run_id in by_id if run_id in self._held]
-        if answers is None and released:
-            self._ongoing.died(released.pop(0))
-        for task in released:
-            self._ongoing.schedule.again(task)

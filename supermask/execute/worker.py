@@ -1,76 +1,36 @@
-"""One task, from start to commit: what a worker process does, whichever executor started it."""
+"""Tasks, from start to commit: what a worker process does, whichever executor started it."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
 
-import numpy as np
-
-from supermask.certificate import Certificate, certify
-from supermask.datasets import Images, load, split
-from supermask.engines.choice import Choice, Precision, choose
+from supermask.datasets import Images
 from supermask.engines.job import Checkpoints, Data, Job
-from supermask.environment import environment
-from supermask.errors import MachineError, UserError
+from supermask.errors import UserError
 from supermask.execute.checkpoints import StoredCheckpoints
-from supermask.lineage import Lineage, NotKept, layers_of, step_of
-from supermask.mask_certificate import certify_learning
-from supermask.networks import initial_start, maskables
-from supermask.records import pack_outcome, pack_point, point_name, stored_weights, unpack_logits
-from supermask.runs import Run
+from supermask.execute.committing import Committing, judged
+from supermask.execute.data import DataHere, check_same_data
+from supermask.execute.engine import Engine, Engines
+from supermask.execute.tasks import Line, Result, Site, Task, kind_of, result_of
+from supermask.lineage import Lineage, NotKept, layers_of
+from supermask.records import point_name
 from supermask.store import Damaged, Store
-from supermask.store.entry import Facts, content_hash
-from supermask.types import Outcome, Point, Start
+from supermask.types import Outcome, Start
 
 Done = TypeVar("Done")
 
-SEEDS_HELD = 32
-"""Seeds whose split of the data set a worker keeps in memory."""
-
-Status = Literal["finished", "diverged", "certificate_failed", "not_started"]
+Stopping = Callable[[], bool]
+"""Asked at every evaluation: if true, a checkpoint is saved and Interrupted raised."""
 
 
-@dataclass(frozen=True)
-class Site:
-    """Where and with what runs are trained; nothing of it is in a run's id."""
-
-    store: Path
-    data_dir: Path | None = None
-    engine: str = "reference"
-    device: str = "cpu"
-    threads: int = 1
-    precision: Precision = "float32"
-    stack: int = 1
-    """Runs that a worker is given at once at most."""
-    checkpoint_seconds: float = 60.0
-
-
-@dataclass(frozen=True)
-class Task:
-    """A run to train; or, with `retrace`, a stored one to train again for points of its trajectory that it lacks."""
-
-    run: Run
-    points: frozenset[Point] = frozenset()
-    retrace: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a task."""
-
-    run_id: str
-    status: Status
-    """`not_started`: what it starts from is damaged or not there; the schedule has to be made again."""
-    seconds: float = 0.0
-    metrics: dict[str, Any] = field(default_factory=dict)
-    message: str = ""
-    lacking: str = ""
-    """With `not_started`: the store's key of what is damaged or not there."""
+def never() -> bool:
+    """Nobody stops it."""
+    return False
 
 
 @lru_cache(maxsize=1)
@@ -80,7 +40,7 @@ def worker_at(site: Site) -> Worker:
 
 
 class Worker:
-    """Trains runs and commits them."""
+    """Trains runs and commits them. What is found damaged on the way is set aside."""
 
     def __init__(self, site: Site) -> None:
         import torch
@@ -89,41 +49,40 @@ class Worker:
         self.site = site
         self.store = Store(site.store)
         self.lineage = Lineage(self.store)
-        self._environments: dict[str, dict[str, Any]] = {}
-        self._images: Images | None = None
-        self._data: dict[int, Data] = {}
+        self._engines = Engines(site, self.store)
+        self._data = DataHere(site.data_dir)
+        self._committing = Committing(self.store, self.lineage)
 
-    def perform(self, task: Task, stopping: Callable[[], bool] = lambda: False) -> Result:
-        """Trains, certifies and commits. What is found damaged on the way is set aside.
+    def perform(self, task: Task, stopping: Stopping = never) -> Result:
+        """Trains one run, certifies and commits it. Raises UserError, MachineError and Interrupted."""
+        began = time.perf_counter()
+        begun = self.begin(task, stopping)
+        if isinstance(begun, Result):
+            return begun
+        outcome = begun.engine.train(begun.job, begun.data)
+        return self.finish(begun, outcome, lambda: time.perf_counter() - began)
 
-        `stopping` is asked at every evaluation: if true, a checkpoint is saved and Interrupted raised.
-        Raises UserError and MachineError.
+    def perform_lines(self, lines: Sequence[Line], stopping: Stopping = never) -> list[Result]:
+        """The same, each line from its first task on until one does not finish; results in the order of their ends.
+
+        Lines are trained side by side where the stacked engine was chosen, else one after another.
         """
-        return self._attempt(task, lambda: self._found(task) or self._trained(task, stopping))
-
-    def perform_stack(self, tasks: Sequence[Task], stopping: Callable[[], bool] = lambda: False) -> list[Result]:
-        """The same for tasks of one network and recipe, trained together by the stacked engine where it was chosen."""
-        results: dict[str, Result] = {}
-        begun: list[_Begun] = []
-        for task in tasks:
-            layers, learning = layers_of(task.run), task.run.learning
-            engine = choose(self.site.engine, layers, self.site.device, learning).engine
-            if task.retrace or engine != "stacked":
-                results[task.run.id] = self.perform(task, stopping)
+        sides = SideBySide(self, lines, stopping)
+        while (head := sides.head) is not None:
+            if (size := self._engines.stack_of(head)) == 1:
+                sides.went(self.perform(head, stopping))
             else:
-                found = self._attempt(task, partial(self._found_or_begun, task, stopping, len(tasks)))
-                if isinstance(found, Result):
-                    results[task.run.id] = found
-                else:
-                    begun.append(found)
-        if begun:
-            began = time.perf_counter()
-            outcomes = self._train_together(begun)
-            share = (time.perf_counter() - began) / len(begun)
-            for each, outcome in zip(begun, outcomes, strict=True):
-                since = time.perf_counter() - share
-                results[each.task.run.id] = self._attempt(each.task, partial(self._finished, each, outcome, since))
-        return [results[task.run.id] for task in tasks]
+                sides.lead()
+                self._engines.engine(head).train_from(sides, size)
+        return sides.results
+
+    def begin(self, task: Task, stopping: Stopping) -> Begun | Result:
+        """A training that can begin; or what became of it already, or why it cannot."""
+        return self._attempt(task, lambda: self._found(task) or self._begun(task, stopping))
+
+    def finish(self, begun: Begun, outcome: Outcome, seconds: Callable[[], float]) -> Result:
+        """Certifies and commits; `seconds`: what the run took, asked when its certificate is made."""
+        return self._attempt(begun.task, lambda: self._finished(begun, outcome, seconds))
 
     def _attempt(self, task: Task, do: Callable[[], Done]) -> Done | Result:
         try:
@@ -147,38 +106,14 @@ class Worker:
             return None
         return result_of(facts)
 
-    def _trained(self, task: Task, stopping: Callable[[], bool]) -> Result:
-        began = time.perf_counter()
-        begun = self._begun(task, stopping)
-        (outcome,) = self._train_together([begun])
-        return self._finished(begun, outcome, began)
-
-    def _found_or_begun(self, task: Task, stopping: Callable[[], bool], together: int) -> Result | _Begun:
-        return self._found(task) or self._begun(task, stopping, together)
-
-    def _begun(self, task: Task, stopping: Callable[[], bool], together: int = 1) -> _Begun:
-        start = self._start(task)
-        images, data = self._data_of(task)
-        choice, around = self._engine(task, together)
-        fingerprint, every = around["fingerprint"], self.site.checkpoint_seconds
-        checkpoints = StoredCheckpoints(
-            self.store, task.run.id, start, fingerprint, every, stopping, task.run.recipe.iterations
-        )
-        return _Begun(task, start, images, data, choice, around, checkpoints, _job(task, start, checkpoints))
-
-    def _finished(self, begun: _Begun, outcome: Outcome, began: float) -> Result:
-        task, start, choice = begun.task, begun.start, begun.choice
-        if task.retrace:
-            self._commit_retraced(task, start, outcome)
-            seconds = time.perf_counter() - began
-            result = Result(task.run.id, "finished", seconds, outcome.metrics, "points traced again")
-        else:
-            about = {"engine": choice.engine, "engine_reason": choice.why, "environment": begun.around}
-            if task.run.learning is not None:
-                outcome = self._judged(task.run, begun.job, begun.data, outcome)
-            result = self._commit(task.run, start, outcome, begun.images, began, about)
-        begun.checkpoints.remove()
-        return result
+    def _begun(self, task: Task, stopping: Stopping) -> Begun:
+        run, start, images = task.run, self._start(task), self._data.images(task.run)
+        if (before := run.id if task.retrace else run.parent) is not None:
+            check_same_data(self.store, before, images)
+        engine, every = self._engines.engine(task), self.site.checkpoint_seconds
+        fingerprint = engine.environment["fingerprint"]
+        checkpoints = StoredCheckpoints(self.store, run.id, start, fingerprint, every, stopping, run.recipe.iterations)
+        return Begun(task, start, images, self._data.of(run), engine, checkpoints, _job(task, start, checkpoints))
 
     def _start(self, task: Task) -> Start:
         if task.retrace:
@@ -188,153 +123,97 @@ class Worker:
         except (ValueError, UserError) as error:
             raise UserError(f"run {task.run.id} (level {task.run.level}, seed {task.run.seed}): {error}") from error
 
-    def _engine(self, task: Task, together: int = 1) -> tuple[Choice, dict[str, Any]]:
-        """Who trains it, and in what environment: a run that is trained again, as it was the first time."""
-        layers, learning = layers_of(task.run), task.run.learning
+    def _finished(self, begun: Begun, outcome: Outcome, seconds: Callable[[], float]) -> Result:
+        task, run, start, images = begun.task, begun.task.run, begun.start, begun.images
         if task.retrace:
-            before = self.store.facts(task.run.id)
-            device = "cpu" if before["engine"] == "sparse" else self.site.device
-            choice = choose(before["engine"], layers, device, learning)
-            if choice.engine == "stacked":
-                known = {key: before["environment"].get(key) for key in ("precision", "convolutions", "stack")}
-                return choice, environment("stacked", device, self.site.threads, known)
-            return choice, self._environment(choice.engine, device, before["environment"].get("costs"))
-        choice = choose(self.site.engine, layers, self.site.device, learning)
-        if choice.engine == "stacked":
-            return choice, self._stacked_environment(task.run, together)
-        if choice.engine not in self._environments:
-            self._environments[choice.engine] = self._environment(choice.engine, self.site.device, None)
-        return choice, self._environments[choice.engine]
-
-    def _stacked_environment(self, run: Run, together: int) -> dict[str, Any]:
-        from supermask.engines import stacked
-
-        site = self.site
-        ways = stacked.ways_here(layers_of(run), run.recipe.batch_size, together, site.device, site.precision)
-        facts = stacked.environment_facts(ways, site.precision, together)
-        return environment("stacked", site.device, site.threads, facts)
-
-    def _environment(self, engine: str, device: str, costs: dict[str, Any] | None) -> dict[str, Any]:
-        if engine != "sparse":
-            return environment(engine, device, self.site.threads)
-        from supermask.engines import sparse
-
-        try:
-            known = sparse.costs_here() if costs is None else sparse.Costs.from_data(costs)
-        except (KeyError, TypeError):
-            raise MachineError(
-                "a run whose weights are needed again was trained by another release of supermask, which chose its "
-                "kernels by other costs: it cannot come to the same bits here. Use another folder (--store)."
-            ) from None
-        return environment(engine, device, 1, sparse.environment_facts(known))
-
-    def _train_together(self, begun: Sequence[_Begun]) -> list[Outcome]:
-        """All in one stack; an engine that trains one at a time is given one."""
-        jobs, data = [each.job for each in begun], [each.data for each in begun]
-        engine, around, device = begun[0].choice.engine, begun[0].around, self.site.device
-        if engine == "stacked":
-            from supermask.engines import stacked
-
-            return stacked.train(jobs, data, device, around["precision"], around["convolutions"])
-        if engine == "sparse":
-            from supermask.engines import sparse
-
-            return sparse.train(jobs, data, sparse.Costs.from_data(around["costs"]))
-        if jobs[0].learning is not None:
-            from supermask.engines import learning
-
-            return learning.train(jobs, data, device)
-        from supermask.engines import reference
-
-        return reference.train(jobs, data, device)
-
-    def _judged(self, run: Run, job: Job, data: Data, outcome: Outcome) -> Outcome:
-        """With what the learned mask is worth, measured from what is going to be stored of it."""
-        from supermask.engines.report import supermask_report
-
-        assert run.learning is not None
-        if outcome.status == "diverged":
-            return outcome
-        stored = stored_weights(run, job.start, outcome)
-        selected, final = (unpack_logits(stored, job.start, kind) for kind in ("logit", "final_logit"))
-        return replace(outcome, supermask=supermask_report(job, data, selected, final, self.site.device))
-
-    def _certificate(self, run: Run, start: Start, outcome: Outcome, images: Images) -> Certificate:
-        layers = layers_of(run)
-        found = maskables(layers)
-        if run.learning is not None:
-            dense, tests = initial_start(layers, run.seed), len(images.test_labels)
-            return certify_learning(found, dense, start, outcome, run.learning, tests)
-        parent = None if run.parent is None else self.lineage.parent(run.parent)
-        step = None if run.step is None else step_of(run.step)
-        return certify(found, start, outcome, parent, step, run.recipe.weight_decay)
-
-    def _commit(self, run: Run, start: Start, outcome: Outcome, images: Images, began: float, about: Facts) -> Result:
-        certificate = self._certificate(run, start, outcome, images)
-        seconds = round(time.perf_counter() - began, 3)
-        about |= {"seconds": seconds, "data": {"fingerprint": images.fingerprint, "note": images.note}}
-        facts, tensors, weights = pack_outcome(run, start, outcome, certificate, about)
-        if facts["status"] == "finished":
-            # Before the run itself: a committed run then has them.
-            self._commit_points(run, start, outcome)
-        if self.store.commit(run.id, facts, tensors, weights):
-            self.lineage.remember(run, start)
+            self._committing.commit_again(task, start, outcome)
+            result = Result(run.id, "finished", seconds(), outcome.metrics, "points traced again")
         else:
-            facts = self.store.facts(run.id)
-        return result_of(facts)
-
-    def _commit_points(self, run: Run, start: Start, outcome: Outcome) -> None:
-        if run.learning is not None:
-            return  # its logits at the lowest validation loss are what the run itself holds
-        for point, state in outcome.points.items():
-            name, tensors = point_name(point), pack_point(state, start.masks)
-            new = self.store.commit_point(run.id, name, {"run": run.id}, tensors)
-            if new or self.store.has(run.id):
-                continue
-            if content_hash(self.store.read_point(run.id, name).tensors) != content_hash(tensors):
-                # Left by a training in another environment that did not get to its end.
-                self.store.drop_point(run.id, name)
-                self.store.commit_point(run.id, name, {"run": run.id}, tensors)
-
-    def _commit_retraced(self, task: Task, start: Start, outcome: Outcome) -> None:
-        weights = stored_weights(task.run, start, outcome)
-        same = self.store.contents(task.run.id).get("weights") == content_hash(weights)
-        if same and task.run.learning is None:
-            self._commit_points(task.run, start, outcome)
-        if not same or ("end" in task.points and not self.store.restore_weights(task.run.id, weights)):
-            raise MachineError(
-                f"run {task.run.id} was trained again for weights that were not kept, and gave other bits than it has "
-                f"in the store: {_other_bits(self.store.facts(task.run.id))}. Use another folder (--store) for this "
-                "study."
-            )
-
-    def _data_of(self, task: Task) -> tuple[Images, Data]:
-        run = task.run
-        if self._images is None or self._images.facts.name != run.dataset:
-            self._images, self._data = load(run.dataset, self.site.data_dir), {}
-        images = self._images
-        before = run.id if task.retrace else run.parent
-        if before is not None:
-            check_same_data(self.store, before, images)
-        if run.seed not in self._data:
-            # The last few seeds': runs of one seed that are stacked share its data, and so their batches.
-            kept = list(self._data.items())[1 - SEEDS_HELD :]
-            self._data = {**dict(kept), run.seed: seed_data(images, run.seed)}
-        return images, self._data[run.seed]
+            if run.learning is not None:
+                outcome = judged(run, begun.job, begun.data, outcome, self.site.device)
+            certificate = self._committing.certificate(run, start, outcome, images)
+            choice = begun.engine.choice
+            about = {
+                "engine": choice.engine,
+                "engine_reason": choice.why,
+                "environment": begun.engine.environment,
+                "seconds": round(seconds(), 3),
+                "data": {"fingerprint": images.fingerprint, "note": images.note},
+            }
+            result = self._committing.commit(run, start, outcome, certificate, about)
+        begun.checkpoints.remove()
+        return result
 
 
 @dataclass(frozen=True)
-class _Begun:
+class Begun:
     """A task whose training can begin."""
 
     task: Task
     start: Start
     images: Images
     data: Data
-    choice: Choice
-    around: Facts
+    engine: Engine
     checkpoints: StoredCheckpoints
     job: Job
+
+
+class SideBySide:
+    """Lines on their way; feeds a stack with those that are alike: what ends is committed, and its line's next joins.
+
+    The stacked engine's `Feed`.
+    """
+
+    def __init__(self, worker: Worker, lines: Sequence[Line], stopping: Stopping) -> None:
+        self._worker, self._stopping = worker, stopping
+        self._waiting = deque(lines)
+        self._in_stack: dict[int, tuple[Begun, Line, float]] = {}
+        """By the job's id: what was begun, of which line, and the seconds that its start took."""
+        self._kind: object = None
+        self.results: list[Result] = []
+
+    @property
+    def head(self) -> Task | None:
+        """The first task of the first line that waits; the stack's network and recipe are its."""
+        return self._waiting[0][0] if self._waiting else None
+
+    def went(self, result: Result) -> None:
+        """The first line's first task came to its end."""
+        self._ended(self._waiting.popleft(), result)
+
+    def lead(self) -> None:
+        """The first line decides what the next stack trains."""
+        self._kind = kind_of(self._waiting[0][0])
+
+    def more(self, room: int) -> list[tuple[Job, Data]]:
+        """Trainings of waiting lines that can join."""
+        joining: list[tuple[Job, Data]] = []
+        others: list[Line] = []
+        while self._waiting and len(joining) < room:
+            line = self._waiting.popleft()
+            if kind_of(line[0]) != self._kind:
+                others.append(line)
+                continue
+            began = time.perf_counter()
+            begun = self._worker.begin(line[0], self._stopping)
+            if isinstance(begun, Result):
+                self._ended(line, begun)
+            else:
+                self._in_stack[id(begun.job)] = begun, line, time.perf_counter() - began
+                joining.append((begun.job, begun.data))
+        self._waiting.extendleft(reversed(others))
+        return joining
+
+    def ended(self, job: Job, outcome: Outcome, seconds: float) -> None:
+        """A training of the stack came to its end."""
+        begun, line, before = self._in_stack.pop(id(job))
+        since = time.perf_counter() - before - seconds
+        self._ended(line, self._worker.finish(begun, outcome, lambda: time.perf_counter() - since))
+
+    def _ended(self, line: Line, result: Result) -> None:
+        self.results.append(result)
+        if result.status == "finished" and len(line) > 1:
+            self._waiting.appendleft(line[1:])
 
 
 def _job(task: Task, start: Start, checkpoints: Checkpoints) -> Job:
@@ -343,47 +222,3 @@ def _job(task: Task, start: Start, checkpoints: Checkpoints) -> Job:
         # What was learned up to there is the mask.
         points = frozenset({"lowest_validation_loss"})
     return Job(layers_of(run), start, run.recipe, run.seed, points, checkpoints, run.learning)
-
-
-def _other_bits(facts: Facts) -> str:
-    """Why a run may not come to its bits again."""
-    together = facts["environment"].get("stack") or 1
-    if together > 1:
-        return f"it was trained in a stack of {together}, and alone its sums are rounded otherwise"
-    return "another machine or release trained it"
-
-
-def check_same_data(store: Store, run_id: str, images: Images) -> None:
-    """Raises UserError if a stored run was trained on other data than these: its study cannot go on with them."""
-    trained_on = store.facts(run_id)["data"]["fingerprint"]
-    if trained_on != images.fingerprint:
-        raise UserError(
-            f"the runs of {images.facts.name} in {store.root} were trained on other data ({trained_on[:12]}) "
-            f"than is there now ({images.fingerprint[:12]}): use another --store, or the former data (SUPERMASK_DATA)."
-        )
-
-
-def result_of(facts: Facts) -> Result:
-    """What became of a stored run."""
-    return Result(facts["id"], facts["status"], facts["seconds"], facts["metrics"], _refused(facts))
-
-
-def _refused(facts: Facts) -> str:
-    """What a failed certificate says, else nothing."""
-    broken = {name: layers for name, layers in facts["certificate"]["checks"].items() if layers}
-    return f"certificate refused: {broken}" if facts["status"] == "certificate_failed" else ""
-
-
-def seed_data(images: Images, seed: int) -> Data:
-    """A seed's split of a data set, for an engine."""
-    training, validation = split(images, seed)
-    return Data(
-        train_images=images.train_images,
-        train_labels=images.train_labels,
-        train_indices=training,
-        validation_images=np.ascontiguousarray(images.train_images[validation]),
-        validation_labels=images.train_labels[validation],
-        test_images=images.test_images,
-        test_labels=images.test_labels,
-        pixel_maximum=images.facts.pixel_maximum,
-    )

@@ -11,13 +11,15 @@ from typing import Any
 from supermask.engines.choice import Precision
 from supermask.engines.stacked.convolutions import ways_here
 from supermask.engines.stacked.size import replicas_here
-from supermask.engines.stacked.training import Ways, train
+from supermask.engines.stacked.training import Feed, Ways, train, train_from
 
-__all__ = ["Ways", "environment_facts", "replicas_here", "train", "ways_here"]
+__all__ = ["Feed", "Ways", "environment_facts", "replicas_here", "train", "train_from", "ways_here"]
 
 
-def environment_facts(ways: Ways, precision: Precision, replicas: int) -> dict[str, Any]:
-    """What the bits depend on beside machine and PyTorch: products' precision, how convolutions are computed, and with
-    how many neighbours (equal bits are promised of runs that were alone).
+def environment_facts(ways: Ways, precision: Precision, alone: bool) -> dict[str, Any]:
+    """What bits depend on beside machine and PyTorch: precision, how convolutions are computed, if in a stack of one.
+
+    Equal bits are promised of runs that were alone. How many neighbours the others have is not in here: a checkpoint is
+    gone on from among whoever there is then.
     """
-    return {"precision": precision, "convolutions": dict(ways), "stack": replicas}
+    return {"precision": precision, "convolutions": dict(ways), "stack": "alone" if alone else "shared"}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import cache, lru_cache
+from math import inf
 from statistics import median
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d, unfold
 
 from supermask.engines.choice import Precision
-from supermask.engines.stacked.precision import computing_in
+from supermask.engines.reference import tiny_is_zero
+from supermask.engines.stacked.once import forget, measured_once, out_of_memory
+from supermask.engines.stacked.precision import computing_in, products_in
 from supermask.networks import Architecture, Conv
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -43,7 +46,44 @@ def _columns(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 def _one_by_one(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """A convolution a replica, one after another."""
-    return torch.stack([conv2d(x[r], w[r], b[r], padding=1) for r in range(len(w))])
+    # Unbound and not indexed: the gradient of each index would be a whole stack of zeros.
+    return torch.stack([conv2d(*one, padding=1) for one in _each(x, w, b)])
+
+
+def _branches(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """The same, on a few streams of a GPU that take turns: beside each other, and branches of a recorded step.
+
+    Autograd goes back on the stream on which it went forward, and waits where streams meet.
+    """
+    if not x.is_cuda:
+        return _one_by_one(x, w, b)
+    here, streams = torch.cuda.current_stream(x.device), _side_streams(x.device)[: len(w)]
+    found = []
+    for stream in streams:
+        stream.wait_stream(here)
+        for tensor in (x, w, b):
+            # Autograd lets go of it when the last branch back is only begun: nobody may write over it before its end.
+            tensor.record_stream(stream)
+    for r, one in enumerate(_each(x, w, b)):
+        with torch.cuda.stream(streams[r % len(streams)]):
+            found.append(conv2d(*one, padding=1))
+    for stream in streams:
+        here.wait_stream(stream)
+    for tensor in found:
+        tensor.record_stream(here)
+    return torch.stack(found)
+
+
+BRANCHES = 4
+
+
+@cache
+def _side_streams(device: torch.device) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream(device) for _ in range(BRANCHES)]  # type: ignore[no-untyped-call]
+
+
+def _each(x: Tensor, w: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    return zip(x.unbind(), w.unbind(), b.unbind(), strict=True)
 
 
 WAYS: dict[str, Way] = {
@@ -51,6 +91,7 @@ WAYS: dict[str, Way] = {
     "grouped, channels last": _channels_last,
     "columns": _columns,
     "one by one": _one_by_one,
+    "branches": _branches,
 }
 
 
@@ -78,7 +119,7 @@ def _pooled(x: Tensor) -> Tensor:
 
 
 def ways_here(layers: Architecture, batch: int, replicas: int, device: str, precision: Precision) -> dict[str, str]:
-    """The fastest way of each convolution, by its layer's name; measured once a shape in this process.
+    """The fastest way of each convolution, by its layer's name; measured once a shape and machine, and kept.
 
     `replicas` is rounded up to a power of two. Source: docs/performance.md.
     """
@@ -87,26 +128,63 @@ def ways_here(layers: Architecture, batch: int, replicas: int, device: str, prec
     return {name: _fastest(shape, batch, rounded, device, precision) for name, shape in shapes.items()}
 
 
+Shape = tuple[int, int, int, int]
+"""Of a convolution: channels that it is given, channels that it makes, height, width."""
+
+
 @lru_cache
-def _fastest(shape: tuple[int, int, int, int], batch: int, replicas: int, device: str, precision: Precision) -> str:
-    inputs, outputs, height, width = shape
+def _fastest(shape: Shape, batch: int, replicas: int, device: str, precision: Precision) -> str:
     place = torch.device(device)
-    x, w, b = (
-        torch.randn(size, device=place)
-        for size in ((replicas, batch, inputs, height, width), (replicas, outputs, inputs, 3, 3), (replicas, outputs))
-    )
-    for tensor in (x, w, b):
-        tensor.requires_grad_()
-    seconds = {name: _seconds(way, (x, w, b), computing_in(precision, place)) for name, way in WAYS.items()}
+    # One by one it is, on a CPU, what branches are.
+    offered = [name for name in WAYS if place.type == "cuda" or name != "branches"]
+
+    def measure() -> str:
+        with tiny_is_zero(), products_in(precision, place):
+            return fastest(offered, shape, batch, replicas, place, precision)
+
+    return measured_once("way", [shape, batch, replicas, precision, offered], place, measure)
+
+
+def fastest(
+    offered: Sequence[str], shape: Shape, batch: int, replicas: int, place: torch.device, precision: Precision
+) -> str:
+    """Of these ways, forward and backward; of as many replicas as there is memory for."""
+    seconds: dict[str, float] = {}
+    while not seconds:
+        for name in offered:
+            try:
+                given = _given(shape, batch, replicas, place)
+                enough = 3 * min(seconds.values(), default=inf) if place.type == "cpu" else inf
+                seconds[name] = _seconds(WAYS[name], given, computing_in(precision, place), enough)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            forget(place)
+        if not seconds and replicas == 1:
+            return "one by one"
+        replicas = max(1, replicas // 2)
     return min(seconds, key=lambda name: seconds[name])
 
 
+def _given(shape: Shape, batch: int, replicas: int, place: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, outputs, height, width = shape
+    sizes = (replicas, batch, inputs, height, width), (replicas, outputs, inputs, 3, 3), (replicas, outputs)
+    x, w, b = (torch.randn(size, device=place, requires_grad=True) for size in sizes)
+    return x, w, b
+
+
 def _seconds(
-    way: Way, given: tuple[Tensor, Tensor, Tensor], computing: Callable[[], AbstractContextManager[None]]
+    way: Way,
+    given: tuple[Tensor, Tensor, Tensor],
+    computing: Callable[[], AbstractContextManager[None]],
+    enough: float,
 ) -> float:
-    """Of one pass forward and backward, the median of three after one."""
-    found = []
-    for _ in range(4):
+    """Of one pass forward and backward, the median of three after one; of fewer where that takes `LONG`.
+
+    The first is all there is if it takes more than `enough`.
+    """
+    found: list[float] = []
+    while len(found) < 2 or (len(found) < 4 and sum(found) < LONG):
         began = time.perf_counter()
         with computing():
             total = way(*given).float().sum()
@@ -114,4 +192,10 @@ def _seconds(
         if given[0].is_cuda:
             torch.cuda.synchronize()
         found.append(time.perf_counter() - began)
+        if found[0] > enough:
+            return found[0]
     return median(found[1:])
+
+
+LONG = 1.0
+"""Seconds."""

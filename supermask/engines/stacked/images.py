@@ -18,19 +18,35 @@ class Images:
     def __init__(self, data: Sequence[Data], device: torch.device) -> None:
         self._device = device
         self._there: dict[int, tuple[Array, Tensor]] = {}
-        distinct = {(id(d.train_images), id(d.train_labels)): d for d in data}
-        self.offsets, passed = {}, 0
-        for key, d in distinct.items():
-            self.offsets[key], passed = passed, passed + len(d.train_labels)
-        pixels = [on_device(d.train_images, device) for d in distinct.values()]
-        labels = [on_device(d.train_labels, device) for d in distinct.values()]
+        # The data themselves are held here and above, so that an array's id stays its own.
+        self._held: dict[tuple[int, int], Data] = {}
+        self._offsets: dict[tuple[int, int], int] = {}
+        self._maximum = torch.tensor(float(data[0].pixel_maximum), device=device)
+        self.hold(data)
+
+    def hold(self, data: Sequence[Data]) -> bool:
+        """Sends what a stack of these data needs, where it is not there yet; forgets what was measured on by others.
+
+        Returns whether the training images lie elsewhere in memory now.
+        """
+        measured = {
+            id(a) for d in data for a in (d.validation_images, d.validation_labels, d.test_images, d.test_labels)
+        }
+        self._there = {key: there for key, there in self._there.items() if key in measured}
+        if all(_key(d) in self._held for d in data):
+            return False
+        self._held, passed = {_key(d): d for d in data}, 0
+        for key, d in self._held.items():
+            self._offsets[key], passed = passed, passed + len(d.train_labels)
+        pixels = [on_device(d.train_images, self._device) for d in self._held.values()]
+        labels = [on_device(d.train_labels, self._device) for d in self._held.values()]
         self.pixels = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
         self.labels = labels[0] if len(labels) == 1 else torch.cat(labels)
-        self._maximum = torch.tensor(float(data[0].pixel_maximum), device=device)
+        return True
 
     def offset(self, data: Data) -> int:
         """Where the training images of this data begin."""
-        return self.offsets[id(data.train_images), id(data.train_labels)]
+        return self._offsets[_key(data)]
 
     def scaled(self, pixels: Tensor) -> Tensor:
         """As networks see them."""
@@ -46,3 +62,7 @@ class Images:
     def send(self, array: Array) -> Tensor:
         """A copy on the device."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def _key(data: Data) -> tuple[int, int]:
+    return id(data.train_images), id(data.train_labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -114,8 +114,7 @@ def step_numbers(recipe: Recipe, began: Sequence[int], firsts: Sequence[int], st
 
     `began`: the mini-batch before which its optimiser was new; `firsts`: the mini-batch that is next.
     """
-    # Hundreds of replicas are at a few iterations: a GPU waits while this is made.
-    pairs = list(zip(began, firsts, strict=True))
-    made = {(b, i): optimizer_steps(recipe, b, i, i + steps) for b, i in set(pairs)}
-    tables = [made[pair] for pair in pairs]
+    # Most are at the same iteration.
+    known = cache(lambda b, i: optimizer_steps(recipe, b, i, i + steps))
+    tables = [known(b, i) for b, i in zip(began, firsts, strict=True)]
     return np.stack([np.stack([t[name] for t in tables], axis=1) for name in ("rate", "second")], axis=1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from weakref import proxy
 
-import torch
 from torch import Tensor
 
 from supermask.engines.job import Array, Data, Job
@@ -23,18 +23,15 @@ class Replica:
         self._together: Together = proxy(together)
         self._job, self._data = job, data
         self.place = place
+        self.passed = False
+        """Whether it was trained here."""
 
     @property
     def _stack(self) -> Stack:
         return self._together.stack
 
     def load(self, state: State) -> None:
-        stack = self._stack
-        pairs = ((stack.weights, state.weights), (stack.others, state.others), (stack.logits, state.logits))
-        with torch.no_grad():
-            for stacked, own in pairs:
-                for name, tensor in own.items():
-                    stacked[name][self.place].copy_(tensor)
+        self._stack.load(self.place, state)
         self._together.moved(self)
 
     def state(self) -> State:
@@ -55,7 +52,7 @@ class Replica:
     def optimizer_state(self) -> OptimizerState:
         stack = self._stack
         return {
-            name: {key: kept[self.place].cpu() for key, kept in zip(stack.names, moments, strict=True)}
+            name: {key: kept[self.place].to("cpu", copy=True) for key, kept in zip(stack.names, moments, strict=True)}
             for name, moments in stack.kept.items()
         }
 
@@ -68,7 +65,7 @@ class Replica:
     def last_pass(self) -> Weights:
         """Of a mask that is learned: the weights that its last pass computed with."""
         # Gone on from a checkpoint at its very end, there was no pass.
-        passed = self._stack.passed or self._stack.first_sample()
+        passed = self._stack.passed if self.passed else self._stack.first_sample()
         return {name: passed[name][self.place].to("cpu", copy=True) for name in self._stack.logits}
 
     def _own(self, stacked: Weights) -> Weights:
@@ -93,6 +90,8 @@ class Together:
     def train(self, firsts: list[int], steps: int) -> Array:
         """`Stack.train`; what was measured is forgotten."""
         self._found.clear()
+        for replica in self.replicas:
+            replica.passed = True
         return self.stack.train(firsts, steps)
 
     def moved(self, replica: Replica) -> None:
@@ -109,9 +108,26 @@ class Together:
             self._found |= {(r, id(images)): found for r, found in zip(new, numbers, strict=True)}
         return self._found[replica, id(images)]
 
-    def leave(self, leaving: list[Replica]) -> None:
-        """The others close ranks."""
-        self.replicas = [r for r in self.replicas if r not in leaving]
+    def renew(self, leaving: Sequence[Replica], joining: Sequence[tuple[Job, Data]]) -> list[Replica]:
+        """Newcomers take the places of those who leave; new ones where there are more, else the others close ranks."""
+        self._found.clear()
+        free = sorted(replica.place for replica in leaving)
+        taken, count = free[: len(joining)], len(self.replicas)
+        places = [*taken, *range(count, count + len(joining) - len(taken))]
+        made = [Replica(self, job, d, place) for (job, d), place in zip(joining, places, strict=True)]
+        for replica in made:
+            self.replicas[replica.place : replica.place + 1] = [replica]
+        jobs, data = [job for job, _ in joining], [d for _, d in joining]
+        if taken:
+            self.stack.put(taken, jobs[: len(taken)], data[: len(taken)])
+        if len(taken) < len(joining):
+            self.stack.add(jobs[len(taken) :], data[len(taken) :])
+        if len(taken) < len(free):
+            self._close_ranks(set(free[len(taken) :]))
+        return made
+
+    def _close_ranks(self, free: set[int]) -> None:
+        self.replicas = [r for r in self.replicas if r.place not in free]
         if self.replicas:
             self.stack.keep([r.place for r in self.replicas])
         for place, replica in enumerate(self.replicas):

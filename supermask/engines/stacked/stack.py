@@ -8,6 +8,7 @@ from weakref import proxy
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from supermask.engines.choice import Precision
@@ -21,7 +22,7 @@ from supermask.engines.stacked.repeating import Repeated
 from supermask.engines.steps import moment_names
 from supermask.learned import coin_keys
 from supermask.networks import Conv, Dense
-from supermask.types import Weights
+from supermask.types import State, Weights
 
 EVALUATION_BYTES = {"cpu": 2**23, "cuda": 2**30}
 """Of a layer's outputs that are computed at once where networks are measured."""
@@ -30,8 +31,9 @@ EVALUATION_BYTES = {"cpu": 2**23, "cuda": 2**30}
 class Stack:
     """Networks of one architecture and recipe; replica r trains `jobs[r]` on `data[r]`.
 
-    Each has its own order of batches, its own iteration, and leaves when it likes (`keep`). Neighbours of the same
-    seed, data and iteration see the same batch. Nothing here waits for the device but `train` and `measure`, once each.
+    Each has its own order of batches and its own iteration; it leaves when it likes (`keep`), and another may take its
+    place (`put`). Neighbours of the same seed, data and iteration see the same batch. Nothing here waits for the device
+    but `train` and `measure`, once each.
     """
 
     def __init__(
@@ -47,23 +49,24 @@ class Stack:
         self.jobs, self.data, self.device, self.ways = list(jobs), list(data), device, ways
         self.computing: Callable[[], AbstractContextManager[None]] = computing_in(precision, device)
         self.images = Images(data, device)
-        self.orders = [
-            BatchOrder(job.seed, d.train_indices, job.recipe.batch_size) for job, d in zip(jobs, data, strict=True)
-        ]
-        self.weights = _stacked([job.start.weights for job in jobs], device)
-        self.others = _stacked([job.start.others for job in jobs], device)
-        self.logits = _stacked([job.start.logits for job in jobs], device)
+        self.orders = [_order(job, d) for job, d in zip(jobs, data, strict=True)]
+        start = first.start
+        self.weights, self.others, self.logits = (
+            {n: torch.zeros(len(jobs), *t.shape, device=device) for n, t in tensors.items()}
+            for tensors in (start.weights, start.others, start.logits)
+        )
         self.passed: Weights = {}
         """Of a mask that is learned: the weights that the last pass of training computed with."""
         self.names = moment_names(self.recipe)
         self.kept = {n: [torch.zeros_like(t) for _ in self.names] for n, t in self._moving().items()}
         """What the optimiser keeps."""
-        masks = _stacked([job.start.masks for job in jobs], device)
-        self._bits = {n: mask_bits(mask.flatten(1)) for n, mask in masks.items() if not bool(mask.all())}
+        self._bits: Weights = {}
+        """`mask_bits` of the layers in which any replica has pruned weights."""
         self._update = update_of(self.recipe, device)
         self._step: Repeated | None = None
         self._blocks: list[Block] = []
         self._capacity = 0
+        self.put(range(len(jobs)), jobs, data)
 
     def _moving(self) -> Weights:
         return self.logits if self.learning is not None else {**self.weights, **self.others}
@@ -202,25 +205,71 @@ class Stack:
         ]
         return max(1, EVALUATION_BYTES[self.device.type] // (4 * replicas * max(widths)))
 
-    # --- leaving ---
+    # --- leaving and joining ---
 
     def keep(self, places: Sequence[int]) -> None:
         """These replicas stay, in this order."""
         index = torch.tensor(list(places), device=self.device)
-
-        def of(tensors: Weights) -> Weights:
-            return {n: t.detach().index_select(0, index) for n, t in tensors.items()}
-
+        self._change(lambda t: t.index_select(0, index))
         self.jobs, self.data = [self.jobs[r] for r in places], [self.data[r] for r in places]
         self.orders = [self.orders[r] for r in places]
+
+    def put(self, places: Sequence[int], jobs: Sequence[Job], data: Sequence[Data]) -> None:
+        """Newcomers take these places, their optimisers new.
+
+        Nothing moves in memory if it need not, so that a recorded step holds on.
+        """
+        for place, job, d in zip(places, jobs, data, strict=True):
+            self.jobs[place], self.data[place], self.orders[place] = job, d, _order(job, d)
+        if self.images.hold(self.data):
+            self._step = None
+        for place, job in zip(places, jobs, strict=True):
+            self.load(place, job.start.state)
+            self._prune(place, job.start.masks)
+            for moments in self.kept.values():
+                for moment in moments:
+                    moment[place].zero_()
+
+    def load(self, place: int, state: State) -> None:
+        """Sets every tensor of one replica."""
+        pairs = ((self.weights, state.weights), (self.others, state.others), (self.logits, state.logits))
+        with torch.no_grad():
+            for stacked, own in pairs:
+                for name, tensor in own.items():
+                    stacked[name][place].copy_(tensor)
+
+    def _prune(self, place: int, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            if name not in self._bits:
+                if bool(mask.all()):
+                    continue
+                everything = torch.ones(len(self.jobs), mask.numel(), dtype=torch.bool, device=self.device)
+                self._bits[name], self._step = mask_bits(everything), None
+            self._bits[name][place].copy_(mask_bits(mask.flatten().to(self.device)))
+
+    def add(self, jobs: Sequence[Job], data: Sequence[Data]) -> None:
+        """Newcomers take new places, after the others'."""
+        count = len(self.jobs)
+        self._change(lambda t: torch.cat([t, t.new_zeros(len(jobs), *t.shape[1:])]))
+        self.jobs, self.data = [*self.jobs, *jobs], [*self.data, *data]
+        self.orders += [_order(job, d) for job, d in zip(jobs, data, strict=True)]
+        self.put(range(count, count + len(jobs)), jobs, data)
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Another number of replicas: nothing stays where it was."""
+
+        def of(tensors: Weights) -> Weights:
+            return {n: change(t.detach()) for n, t in tensors.items()}
+
+        # First, so that what a recorded step holds is free.
+        self._step, self.passed = None, {}
         self.weights, self.others, self.logits = of(self.weights), of(self.others), of(self.logits)
-        self.passed, self._bits = of(self.passed), of(self._bits)
-        self.kept = {n: [t.index_select(0, index) for t in some] for n, some in self.kept.items()}
-        self._step = None
+        self._bits = of(self._bits)
+        self.kept = {n: [change(t) for t in some] for n, some in self.kept.items()}
 
 
-def _stacked(each: Sequence[Weights], device: torch.device) -> Weights:
-    return {name: torch.stack([tensors[name] for tensors in each]).to(device) for name in each[0]}
+def _order(job: Job, data: Data) -> BatchOrder:
+    return BatchOrder(job.seed, data.train_indices, job.recipe.batch_size)
 
 
 def _batch_numbers(block: Block) -> Array:

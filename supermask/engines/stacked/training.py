@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from supermask.engines.choice import check_precision
+from supermask.engines.choice import Precision, check_precision
 from supermask.engines.job import Data, Job
 from supermask.engines.loop import Training
 from supermask.engines.reference import tiny_is_zero
@@ -22,72 +24,181 @@ Ways = Mapping[str, str]
 """How each convolution is computed, by its layer's name."""
 
 
+class Feed(Protocol):
+    """Where a stack's trainings come from, and go to."""
+
+    def more(self, room: int) -> Sequence[tuple[Job, Data]]:
+        """At most `room` trainings that join now, of the stack's network, recipe and learning.
+
+        None: there are none now. Asked wherever trainings end; and, while there is room, wherever they are evaluated.
+        """
+
+    def ended(self, job: Job, outcome: Outcome, seconds: float) -> None:
+        """A training came to its end (`seconds`: its share of the stack's time); asked before `more` is again.
+
+        `job` is the very object that `more` gave.
+        """
+
+
+def train_from(
+    feed: Feed, size: int, device: str = "cpu", precision: str = "float32", ways: Ways | None = None
+) -> None:
+    """Trains what the feed gives, at most `size` at once, until it gives nothing and all have ended.
+
+    Jobs of one seed share their batches if they have the same `Data` object and came together. `precision`: of
+    products, see `choice.Precision`. `ways`: how convolutions are computed (default: the fastest, as measured here).
+    Raises UserError for a precision that the device does not have, and whatever the feed raises.
+    Source: paper.md section 1 (steps 2 and 6), section 2.
+    """
+    place = torch.device(device)
+    fed = _Fed(size, place, check_precision(precision, place.type), ways)
+    joining = feed.more(size)
+    while joining or fed.trainings:
+        assert len(joining) <= size - len(fed.trainings), "more trainings than there is room for"
+        for job, outcome, seconds in fed.go_on(joining):
+            feed.ended(job, outcome, seconds)
+        joining = feed.more(fed.room) if fed.room else ()
+
+
 def train(
     jobs: Sequence[Job], data: Sequence[Data], device: str = "cpu", precision: str = "float32", ways: Ways | None = None
 ) -> list[Outcome]:
     """Trains all jobs to their outcomes, those of one network and recipe at once; `data[i]` is the data of `jobs[i]`.
 
-    Jobs of one seed share their batches if they have the same `Data` object. `precision`: of products, see
-    `choice.Precision`. `ways`: how convolutions are computed (default: the fastest, as measured here).
-    Raises UserError for a precision that the device does not have.
-    Source: paper.md section 1 (steps 2 and 6), section 2.
+    Jobs of one seed share their batches if they have the same `Data` object. `precision`, `ways` and errors: as with
+    `train_from`. Source: paper.md section 1 (steps 2 and 6), section 2.
     """
-    place = torch.device(device)
-    known = check_precision(precision, place.type)
-    outcomes: dict[int, Outcome] = {}
-    with tiny_is_zero(), products_in(known, place):
-        for numbers in _stacks(jobs, data):
-            some, of = [jobs[i] for i in numbers], [data[i] for i in numbers]
-            layers, batch = some[0].layers, some[0].recipe.batch_size
-            chosen = ways_here(layers, batch, len(some), device, known) if ways is None else ways
-            found = _trained(Stack(some, of, place, known, chosen), some, of)
-            outcomes |= dict(zip(numbers, found, strict=True))
-    return [outcomes[i] for i in range(len(jobs))]
+    # Of their own, should one be given twice.
+    own = [replace(job) for job in jobs]
+    given = _AtOnce()
+    for numbers in _stacks(own, data):
+        given.waiting = [(own[i], data[i]) for i in numbers]
+        train_from(given, len(numbers), device, precision, ways)
+    return [given.outcomes[id(job)] for job in own]
+
+
+class _AtOnce:
+    """Feeds all that there is at the beginning."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Job, Data]] = []
+        self.outcomes: dict[int, Outcome] = {}
+
+    def more(self, room: int) -> list[tuple[Job, Data]]:
+        now, self.waiting = self.waiting, []
+        return now
+
+    def ended(self, job: Job, outcome: Outcome, seconds: float) -> None:
+        self.outcomes[id(job)] = outcome
 
 
 def _stacks(jobs: Sequence[Job], data: Sequence[Data]) -> list[list[int]]:
-    """Which jobs go together; in each stack, those next to each other that see the same batches."""
+    """Which jobs go together."""
     stacks: dict[Any, list[int]] = {}
     for i, (job, d) in enumerate(zip(jobs, data, strict=True)):
-        stacks.setdefault((job.layers, job.recipe, job.learning, d.pixel_maximum), []).append(i)
-    return [
-        sorted(stack, key=lambda i: (jobs[i].seed, id(data[i]), jobs[i].start.first_iteration))
-        for stack in stacks.values()
-    ]
+        stacks.setdefault(_kind(job, d), []).append(i)
+    return list(stacks.values())
 
 
-def _trained(stack: Stack, jobs: Sequence[Job], data: Sequence[Data]) -> list[Outcome]:
-    together = Together(stack)
-    made = [(together.add(job, d), job, d) for job, d in zip(jobs, data, strict=True)]
-    trainings = {replica: Training(replica, job, d) for replica, job, d in made}
-    together.pausing = list(trainings)
-    for training in trainings.values():
-        training.begin()
-    outcomes: dict[Replica, Outcome] = {}
-    while together.replicas:
-        ended = [replica for replica in together.replicas if not trainings[replica].left]
-        if ended:
-            together.pausing = ended
-            outcomes |= {replica: _outcome(trainings[replica], replica) for replica in ended}
-            together.leave(ended)
+def _kind(job: Job, data: Data) -> Any:
+    """What all of a stack have in common."""
+    return job.layers, job.recipe, job.learning, data.pixel_maximum
+
+
+class _Fed:
+    """A stack in training: who is in it, and how much of its time each has taken."""
+
+    def __init__(self, size: int, device: torch.device, precision: Precision, ways: Ways | None) -> None:
+        self._size, self._device, self._precision, self._ways = size, device, precision, ways
+        self._kind: Any = None
+        self._together: Together | None = None
+        self.trainings: dict[Replica, Training] = {}
+        self._left: list[Replica] = []
+        """Those whose places are free."""
+        self._seconds: dict[Replica, float] = {}
+
+    @property
+    def room(self) -> int:
+        """For how many others. Whoever joined where only a point is kept would be evaluated at pauses of its own."""
+        here = self._left or any(t.iteration % t.job.recipe.evaluate_every == 0 for t in self.trainings.values())
+        return self._size - len(self.trainings) if here else 0
+
+    def go_on(self, joining: Sequence[tuple[Job, Data]]) -> list[tuple[Job, Outcome, float]]:
+        """Lets these join, and trains all to the next pause of one of them; returns those that ended there.
+
+        How numbers are computed here holds for training alone, and not for what the feed computes.
+        """
+        with tiny_is_zero(), products_in(self._precision, self._device):
+            self._join(joining)
+            if all(training.left for training in self.trainings.values()):
+                self._train()
+            return self._end([r for r, training in self.trainings.items() if not training.left])
+
+    def _join(self, joining: Sequence[tuple[Job, Data]]) -> None:
+        kinds = [_kind(job, d) for job, d in joining]
+        self._kind = self._kind or kinds[0]
+        assert all(kind == self._kind for kind in kinds), "trainings that cannot be stacked"
+        # Those that see the same batches become neighbours.
+        joining = sorted(joining, key=lambda one: (one[0].seed, id(one[1]), one[0].start.first_iteration))
+        if self._together is None:
+            self._together = Together(self._stack(joining))
+            made = [self._together.add(job, d) for job, d in joining]
+        elif joining or self._left:
+            made = self._together.renew(self._left, joining)
         else:
-            _go_on(together, [trainings[replica] for replica in together.replicas])
-    return [outcomes[replica] for replica in trainings]
+            return
+        self._left = []
+        self._seconds |= dict.fromkeys(made, 0.0)
+        with self._shared(made):
+            new = {r: Training(r, job, d) for r, (job, d) in zip(made, joining, strict=True)}
+            self.trainings |= new
+            self._together.pausing = made
+            for training in new.values():
+                training.begin()
 
+    def _stack(self, joining: Sequence[tuple[Job, Data]]) -> Stack:
+        jobs, data = [job for job, _ in joining], [d for _, d in joining]
+        layers, batch = jobs[0].layers, jobs[0].recipe.batch_size
+        ways = self._ways
+        if ways is None:
+            ways = ways_here(layers, batch, self._size, str(self._device), self._precision)
+        return Stack(jobs, data, self._device, self._precision, ways)
 
-def _go_on(together: Together, trainings: list[Training]) -> None:
-    """To the next pause of one of them."""
-    steps = min(training.left for training in trainings)
-    together.pausing = [r for r, t in zip(together.replicas, trainings, strict=True) if t.left == steps]
-    losses = together.train([training.iteration for training in trainings], steps)
-    raised: BaseException | None = None
-    for training, own in zip(trainings, losses, strict=True):
-        try:
-            training.passed(own)
-        except BaseException as error:  # one was told to stop when it saved its checkpoint: the others save theirs
-            raised = raised or error
-    if raised is not None:
-        raise raised
+    def _train(self) -> None:
+        """To the next pause of one of them."""
+        together = self._together
+        assert together is not None
+        trainings = [self.trainings[replica] for replica in together.replicas]
+        steps = min(training.left for training in trainings)
+        together.pausing = [r for r, t in zip(together.replicas, trainings, strict=True) if t.left == steps]
+        with self._shared(together.replicas):
+            losses = together.train([training.iteration for training in trainings], steps)
+        raised: BaseException | None = None
+        with self._shared(together.pausing):
+            for training, own in zip(trainings, losses, strict=True):
+                # One may be told to stop when it has saved its checkpoint: the others save theirs.
+                try:
+                    training.passed(own)
+                except BaseException as error:
+                    raised = raised or error
+        if raised is not None:
+            raise raised
+
+    def _end(self, ended: list[Replica]) -> list[tuple[Job, Outcome, float]]:
+        assert self._together is not None
+        self._together.pausing = self._left = ended
+        with self._shared(ended):
+            outcomes = [_outcome(self.trainings[replica], replica) for replica in ended]
+        jobs = [self.trainings.pop(replica).job for replica in ended]
+        return list(zip(jobs, outcomes, [self._seconds.pop(replica) for replica in ended], strict=True))
+
+    @contextmanager
+    def _shared(self, replicas: Sequence[Replica]) -> Iterator[None]:
+        """What is done here is done for these, in equal shares."""
+        began = time.perf_counter()
+        yield
+        for replica in replicas:
+            self._seconds[replica] += (time.perf_counter() - began) / len(replicas)
 
 
 def _outcome(training: Training, replica: Replica) -> Outcome:

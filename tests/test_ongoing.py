@@ -1,0 +1,210 @@
+"""ongoing: who is given what, what is made of their answers and of the store; with crews that train nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crews import Quick
+from small_studies import carry_out, small_plan
+
+from supermask.errors import MachineError
+from supermask.execute.ongoing import NODE_TRIES, TRIES, Died, Ongoing, Portion
+from supermask.execute.schedule import Schedule
+from supermask.execute.tasks import Line, Result, Site, Task
+from supermask.plan import Plan
+from supermask.store import Store
+
+NOWHERE = Path("/nowhere/store")
+
+
+def ongoing_of(plan: Plan, store: Path = NOWHERE, **site: Any) -> tuple[Ongoing, list[str], list[str]]:
+    """And what its listeners hear: of ends, and of beginnings."""
+    ended: list[str] = []
+    begun: list[str] = []
+    made = Ongoing(
+        Schedule(plan, Store(store)),
+        Site(store, **site),
+        lambda _, task, result: ended.append(f"{task.run.id} {result.status}"),
+        "all",
+        lambda task: begun.append(task.run.id),
+    )
+    return made, ended, begun
+
+
+def sizes(portions: Sequence[Portion]) -> list[list[int]]:
+    return [[len(line) for line in portion.lines] for portion in portions]
+
+
+def chains(criteria: int, seeds: int, levels: int = 3) -> Plan:
+    names = ["large_final", "small_final", "large_init", "random", "movement"]
+    return small_plan({"criterion": names[:criteria]}, seeds=seeds, levels=levels)
+
+
+def test_one_at_a_time_a_worker_is_given_a_task() -> None:
+    plan, crew = chains(2, 2), Quick(3)
+    ongoing, ended, begun = ongoing_of(plan)
+    ongoing.carry_out(crew)
+    assert sizes(crew.given) == [[1]] * len(plan.runs)
+    assert sorted(ended) == sorted(f"{run_id} finished" for run_id in plan.runs)
+    assert sorted(begun) == sorted(plan.runs)
+    assert max(crew.at_once) == 3
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"),
+    [
+        (8, [[[1]] * 2, [[3]] * 8]),  # a line a job
+        (4, [[[1]] * 2, [[3]] * 6, [[3, 3]]]),
+        (1, [[[1, 1]], [[3] * 8]]),  # several lines a job, rather than one job after another
+    ],
+)
+def test_whole_lines_where_answers_take_long(room: int, expected: list[list[list[int]]]) -> None:
+    plan, crew = chains(4, 2), Quick(room, whole_lines=True)
+    ongoing, ended, _ = ongoing_of(plan)
+    ongoing.carry_out(crew)
+    given = sizes(crew.given)
+    assert given[: len(expected[0])] == expected[0]
+    assert sorted(map(sum, given)) == sorted(sum(line) for part in expected for line in part)
+    assert len(ended) == len(plan.runs)
+
+
+def test_stacks_leave_other_workers_theirs_and_hold_what_fills_them_up_again() -> None:
+    """Twenty chains: to two workers with room for 16 each, ten; with room for 3, twice that many lines at a time."""
+    plan = chains(5, 4)
+    for stack, expected in ((16, [[1] * 2] * 2 + [[3] * 10] * 2), (3, [[1] * 2] * 2 + [[3] * 6] * 3 + [[3] * 2])):
+        crew = Quick(2)
+        ongoing, ended, _ = ongoing_of(plan, engine="stacked", stack=stack)
+        ongoing.carry_out(crew)
+        assert sorted(sizes(crew.given), key=str) == sorted(expected, key=str)
+        assert len(ended) == len(plan.runs)
+
+
+def test_what_has_ended_is_seen_in_the_store_before_the_worker_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The crew puts a run into the store, and says nothing until it is heard of."""
+    monkeypatch.setattr("supermask.execute.ongoing.LOOK_SECONDS", 0.0)
+    plan = chains(1, 1)
+    whole = tmp_path / "whole"
+    carry_out(plan, whole)
+
+    class Slow(Quick):
+        def answers(self) -> list[tuple[Portion, Sequence[Result] | Died]]:
+            (portion,) = self._waiting
+            left = [task for task in portion.tasks if not store.has(task.run.id)]
+            if left:
+                assert len(ended) == len(plan.runs) - len(left)
+                run_id = left[0].run.id
+                place = tmp_path / "store" / "runs" / run_id[:2]
+                place.mkdir(parents=True, exist_ok=True)
+                (whole / "runs" / run_id[:2] / run_id).rename(place / run_id)
+                return []
+            return super().answers()
+
+    store = Store(tmp_path / "store")
+    ongoing, ended, begun = ongoing_of(plan, tmp_path / "store", engine="stacked", stack=4)
+    ongoing.carry_out(Slow(1))
+    assert ended == [f"{run_id} finished" for run_id in plan.runs]
+    assert begun == [*plan.runs]
+
+
+def test_a_line_that_breaks_off_is_given_up_below_and_nowhere_else() -> None:
+    plan = chains(2, 1)
+    (bad, *_) = (run.id for run in plan.runs.values() if run.level == 2)
+
+    class Diverging(Quick):
+        def answer(self, portion: Portion) -> list[Result]:
+            return [result for line in portion.lines for result in until_bad(line)]
+
+    def until_bad(line: Line) -> list[Result]:
+        found: list[Result] = []
+        for task in line:
+            found.append(Result(task.run.id, "diverged" if task.run.id == bad else "finished"))
+            if task.run.id == bad:
+                break
+        return found
+
+    ongoing, _, _ = ongoing_of(plan, engine="stacked", stack=4)
+    ongoing.carry_out(Diverging(1))
+    counts = sorted(ongoing.schedule.status.values())
+    assert counts == ["ancestor_diverged", "diverged", *["finished"] * 5]
+
+
+@pytest.mark.parametrize("node", [False, True])
+def test_what_died_is_tried_again_so_many_times(node: bool) -> None:
+    plan, tries = chains(2, 1), NODE_TRIES if node else TRIES
+
+    class Dying(Quick):
+        deaths = 0
+
+        def answer(self, portion: Portion) -> Sequence[Result] | Died:
+            if len(portion.tasks) > 1 and self.deaths < most:
+                self.deaths += 1
+                return Died(node)
+            return super().answer(portion)
+
+    for most in (tries - 1, tries):
+        ongoing, ended, _ = ongoing_of(plan, engine="stacked", stack=4)
+        if most < tries:
+            ongoing.carry_out(Dying(1))
+            assert len(ended) == len(plan.runs)
+        else:
+            what = "a node" if node else "a worker process"
+            with pytest.raises(MachineError, match=f"{what} died {tries} times .* or a smaller --stack"):
+                ongoing.carry_out(Dying(1))
+
+
+def test_of_lines_one_after_another_the_one_in_training_is_blamed() -> None:
+    plan = chains(3, 1)
+    killer = [run.id for run in plan.runs.values() if run.level == 2][1]
+
+    class Dying(Quick):
+        def answer(self, portion: Portion) -> Sequence[Result] | Died:
+            return Died() if any(task.run.id == killer for task in portion.lines[0]) else super().answer(portion)
+
+    ongoing, _, _ = ongoing_of(plan)
+    with pytest.raises(MachineError, match=r"died 3 times while run .* level 1\) .* Try --workers 1\."):
+        ongoing.carry_out(Dying(3, whole_lines=True))
+
+
+def test_what_could_not_be_begun_has_the_schedule_made_again() -> None:
+    plan = chains(2, 1, levels=1)
+    answers: list[Callable[[str], Result]] = [
+        lambda run_id: Result(run_id, "not_started", message="damaged", lacking="x"),
+    ]
+
+    class Damaged(Quick):
+        def answer(self, portion: Portion) -> list[Result]:
+            return [
+                answers.pop()(task.run.id) if answers and task.run.level else Result(task.run.id, "finished")
+                for task in portion.tasks
+            ]
+
+    ongoing, ended, _ = ongoing_of(plan)
+    ongoing.carry_out(Damaged(1))
+    # Nothing is in the store here: so the dense run is found missing, and done again with all that is below it.
+    assert [line.split()[1] for line in ended] == ["finished", "not_started", *["finished"] * 3]
+    always = Damaged(1)
+    answers += [lambda run_id: Result(run_id, "not_started", message="damaged", lacking="x")] * TRIES
+    ongoing, _, _ = ongoing_of(plan)
+    with pytest.raises(MachineError, match=f"damaged This happened {TRIES} times"):
+        ongoing.carry_out(always)
+
+
+def test_a_promised_task_is_nobody_elses_until_it_is_returned() -> None:
+    plan = chains(1, 1)
+    schedule = Schedule(plan, Store(NOWHERE))
+    dense = schedule.next()
+    assert dense is not None
+    line: list[Task] = schedule.line(dense)
+    assert [task.run.level for task in line] == [0, 1, 2, 3]
+    schedule.ended(line[0], Result(line[0].run.id, "finished"))
+    assert schedule.next() is None
+    schedule.returned(line)
+    assert schedule.next() == line[1]
+    assert schedule.next() is None
+    schedule.ended(line[1], Result(line[1].run.id, "finished"))
+    assert schedule.next() == line[2]
