@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from supermask.engines.stacked.convolutions import _side_streams
+
 HERE, THERE = torch.device("cpu"), torch.device("cuda", 0)
 aten: Any = torch.ops.aten
 
@@ -253,4 +255,6 @@ def pretend_gpu() -> Iterator[PretendGpu]:
         with _Operations(gpu), _Calls(gpu):
             yield gpu
     finally:
+        # These would be given to a GPU that is there.
+        _side_streams.cache_clear()
         patch.undo()

@@ -78,7 +78,7 @@ def test_the_record_says_which_engine_and_why(tmp_path: Path, asked: str, engine
     carry_out(plan, tmp_path, engine=asked)
     own = {
         "sparse": {"costs", "kernels", "llvmlite", "numba", "libc"},
-        "stacked": {"precision", "convolutions", "stack"},
+        "stacked": {"precision", "convolutions", "optimizer_compiled", "stack"},
     }
     for run_id in plan.runs:
         facts = Store(tmp_path).facts(run_id)

@@ -44,6 +44,17 @@ def test_a_batch_depends_on_seed_and_number_alone(n: int, batch_size: int, seed:
     assert BatchOrder(seed, indices, batch_size).batch(7).tolist() == expected[7]
 
 
+@sizes
+@settings(max_examples=60, deadline=None)
+def test_several_batches_at_once_are_those_one_after_another(n: int, batch_size: int, seed: int) -> None:
+    indices = np.arange(n, dtype=np.int64) * 2 + 1
+    order = BatchOrder(seed, indices, batch_size)
+    for first, last in ((0, 1), (0, 9), (5, 7), (3, 14), (2, 2)):
+        found = order.batches(first, last)
+        assert found.shape == (last - first, batch_size) and found.dtype == np.int64
+        assert found.tolist() == [BatchOrder(seed, indices, batch_size).batch(i).tolist() for i in range(first, last)]
+
+
 def test_passes_and_seeds_have_different_orders() -> None:
     indices = np.arange(30, dtype=np.int64)
     orders = [tuple(BatchOrder(seed, indices, 30).batch(i)) for seed in range(3) for i in range(3)]

@@ -258,7 +258,7 @@ def test_on_a_gpu_memory_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_environment_says_alone_or_shared_and_not_with_how_many() -> None:
-    facts = {"precision": "float32", "convolutions": {"conv1": "columns"}}
+    facts = {"precision": "float32", "convolutions": {"conv1": "columns"}, "optimizer_compiled": False}
     ways = {"conv1": "columns"}
     assert stacked.environment_facts(ways, "float32", True) == {**facts, "stack": "alone"}
     assert stacked.environment_facts(ways, "float32", False) == {**facts, "stack": "shared"}

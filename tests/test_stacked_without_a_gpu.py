@@ -276,13 +276,30 @@ def test_exactly_as_many_steps_as_asked_for(gpu: PretendGpu, calls: list[int]) -
     assert sum(graph.replayed for graph in gpu.graphs) == max(0, sum(calls) - EAGER_STEPS)
 
 
-def test_a_step_that_waits_cannot_be_recorded(gpu: PretendGpu) -> None:
-    losses = torch.zeros(3, device=CUDA)
+def test_a_step_that_cannot_be_recorded_is_done_all_the_same(gpu: PretendGpu) -> None:
+    """One that waits for the device; it is said once."""
+    losses, done = torch.ones(3, device=CUDA), torch.zeros(1, dtype=torch.int64, device=CUDA)
 
     def step() -> None:
         losses.fill_(losses.sum().item())
+        done.add_(1)
 
-    with pytest.raises(RuntimeError, match="stream is capturing"):
+    repeated = Repeated(step, CUDA)
+    with pytest.warns(UserWarning, match="could not be recorded as a CUDA graph .*stream is capturing") as warned:
+        repeated(5)
+        repeated(4)
+    assert len(warned) == 1
+    assert done.cpu().item() == 9
+
+
+def test_a_gpu_without_memory_for_a_graph_says_so(gpu: PretendGpu) -> None:
+    calls = iter(range(9))
+
+    def step() -> None:
+        if next(calls) == EAGER_STEPS:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
         Repeated(step, CUDA)(5)
 
 

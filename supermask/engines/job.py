@@ -106,6 +106,14 @@ class BatchOrder:
         parts = [self._pass(p)[max(first - p * n, 0) : last - p * n] for p in range(first // n, (last - 1) // n + 1)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def batches(self, first: int, last: int) -> NDArray[np.int64]:
+        """Mini-batches `first` to `last - 1`, int64 `(last - first, batch_size)`."""
+        n, size = self._indices.size, self._batch_size
+        passes = range(first * size // n, (last * size - 1) // n + 1)
+        places = np.concatenate([self._pass(p) for p in passes]) if first < last else self._indices[:0]
+        begin = first * size - passes.start * n
+        return places[begin : begin + (last - first) * size].reshape(last - first, size)
+
     def _pass(self, number: int) -> NDArray[np.int64]:
         if number not in self._passes:
             self._passes = {p: order for p, order in self._passes.items() if p >= number - 1}

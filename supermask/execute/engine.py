@@ -97,13 +97,13 @@ class Engines:
 
         size = site.stack or self._fastest_stack(run)
         ways = stacked.ways_here(layers_of(run), run.recipe.batch_size, size, site.device, site.precision)
-        facts = stacked.environment_facts(ways, site.precision, alone=site.stack == 1)
+        facts = stacked.environment_facts(ways, site.precision, site.stack == 1, site.device)
         return environment(engine, site.device, site.threads, facts)
 
     def _environment_again(self, engine: str, device: str, before: Facts) -> Facts:
         """With what was chosen the first time."""
         if engine == "stacked":
-            chosen = {key: before.get(key) for key in ("precision", "convolutions", "stack")}
+            chosen = {key: before.get(key) for key in ("precision", "convolutions", "optimizer_compiled", "stack")}
             return environment(engine, device, self.site.threads, chosen)
         if engine != "sparse":
             return environment(engine, device, self.site.threads)

@@ -17,6 +17,7 @@ from supermask.engines.choice import Precision
 from supermask.engines.reference import tiny_is_zero
 from supermask.engines.stacked.once import forget, measured_once, out_of_memory
 from supermask.engines.stacked.precision import computing_in, products_in
+from supermask.engines.stacked.repeating import EAGER_STEPS, Repeated
 from supermask.networks import Architecture, Conv
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -181,15 +182,23 @@ def _seconds(
 ) -> float:
     """Of one pass forward and backward, the median of three after one; of fewer where that takes `LONG`.
 
-    The first is all there is if it takes more than `enough`.
+    The first is all there is if it takes more than `enough`. On a GPU passes are recorded, as a step is.
     """
-    found: list[float] = []
-    while len(found) < 2 or (len(found) < 4 and sum(found) < LONG):
-        began = time.perf_counter()
+
+    def both() -> None:
         with computing():
             total = way(*given).float().sum()
         torch.autograd.grad(total, given)
-        if given[0].is_cuda:
+
+    gpu, repeated = given[0].is_cuda, Repeated(both, given[0].device)
+    if gpu:
+        repeated(EAGER_STEPS + 1)
+        torch.cuda.synchronize()
+    found: list[float] = []
+    while len(found) < 2 or (len(found) < 4 and sum(found) < LONG):
+        began = time.perf_counter()
+        repeated(1)
+        if gpu:
             torch.cuda.synchronize()
         found.append(time.perf_counter() - began)
         if found[0] > enough:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from warnings import warn
 
 import torch
+
+from supermask.engines.stacked.once import out_of_memory
 
 EAGER_STEPS = 3
 """Steps done before one is recorded: libraries set themselves up and choose their kernels meanwhile."""
@@ -16,6 +19,7 @@ class Repeated:
     def __init__(self, step: Callable[[], None], device: torch.device) -> None:
         self._step, self._device = step, device
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._recordable = device.type == "cuda"
         self._done = 0
 
     def __call__(self, times: int) -> None:
@@ -26,13 +30,28 @@ class Repeated:
             return
         eager = min(times, max(0, EAGER_STEPS - self._done))
         self._eagerly(eager)
-        if times > eager and self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._step()
+        if times > eager and self._graph is None and self._recordable:
+            self._record()
+        if self._graph is None:
+            self._eagerly(times - eager)
+            return
         for _ in range(times - eager):
-            assert self._graph is not None
             self._graph.replay()
+
+    def _record(self) -> None:
+        """It is not done while it is recorded."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._step()
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            self._recordable = False
+            said = str(error).partition("\n")[0]
+            warn(f"a training step could not be recorded as a CUDA graph ({said}): it is slower so", stacklevel=2)
+        else:
+            self._graph = graph
 
     def _eagerly(self, times: int) -> None:
         if not times:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cache, partial
 from weakref import proxy
 
 import numpy as np
@@ -25,7 +26,10 @@ from supermask.networks import Conv, Dense
 from supermask.types import State, Weights
 
 EVALUATION_BYTES = {"cpu": 2**23, "cuda": 2**30}
-"""Of a layer's outputs that are computed at once where networks are measured."""
+"""Of a layer's outputs, and its inputs laid out, that are computed at once where networks are measured."""
+
+COLUMNS = 9
+"""Times that each of a convolution's inputs is in its columns."""
 
 
 class Stack:
@@ -109,16 +113,15 @@ class Stack:
         new = [r for r in range(len(sees)) if r == 0 or sees[r] != sees[r - 1]]
         batches = np.empty((steps, len(new), self.recipe.batch_size), np.int64)
         for place, r in enumerate(new):
-            for step in range(steps):
-                batches[step, place] = self.orders[r].batch(firsts[r] + step)
-            batches[:, place] += self.images.offset(self.data[r])
+            batches[:, place] = self.orders[r].batches(firsts[r], firsts[r] + steps) + self.images.offset(self.data[r])
         self._batches[:steps] = self.images.send(batches)
         learnt = self.learning is not None
         began = [0 if learnt else job.start.first_iteration for job in self.jobs]
         self._numbers[:steps] = self.images.send(step_numbers(self.recipe, began, firsts, steps))
         for name, keys in self._keys.items():
-            ranges = zip(self.jobs, firsts, strict=True)
-            found = np.stack([coin_keys(job.seed, "training", name, i, i + steps) for job, i in ranges], axis=1)
+            # Most are of few seeds and at the same iteration.
+            known = cache(partial(_training_keys, name, steps))
+            found = np.stack([known(job.seed, i) for job, i in zip(self.jobs, firsts, strict=True)], axis=1)
             keys[:steps] = self.images.send(found.view(np.int32))
         self._clock.zero_()
 
@@ -199,7 +202,9 @@ class Stack:
 
     def _at_once(self, replicas: int) -> int:
         widths = [
-            x.outputs * x.side[0] * x.side[1] if isinstance(x, Conv) else x.outputs
+            (x.outputs + COLUMNS * x.inputs * (self.ways[x.name] == "columns")) * x.side[0] * x.side[1]
+            if isinstance(x, Conv)
+            else x.outputs
             for x in self.layers
             if isinstance(x, Conv | Dense)
         ]
@@ -266,6 +271,10 @@ class Stack:
         self.weights, self.others, self.logits = of(self.weights), of(self.others), of(self.logits)
         self._bits = of(self._bits)
         self.kept = {n: [change(t) for t in some] for n, some in self.kept.items()}
+
+
+def _training_keys(name: str, steps: int, seed: int, first: int) -> Array:
+    return coin_keys(seed, "training", name, first, first + steps)
 
 
 def _order(job: Job, data: Data) -> BatchOrder:
