@@ -161,11 +161,18 @@ def keep_scores(learning: Learning, logits: Tensor) -> Tensor:
 def edge_popup_cut(logits: Tensor, density: float) -> Tensor:
     """The highest of a layer's logits that is *not* kept: b = 1 above it. Ties at the cut are all pruned.
 
-    round(density * size) weights are kept, at least one. Source: Ramanujan et al. 2020 (paper.md section 6).
+    Source: Ramanujan et al. 2020 (paper.md section 6).
     """
     flat = logits.flatten()
-    keep = max(1, min(flat.numel() - 1, round(density * flat.numel())))
-    return flat.kthvalue(flat.numel() - keep).values
+    return flat.kthvalue(flat.numel() - edge_popup_kept(flat.numel(), density)).values
+
+
+def edge_popup_kept(size: int, density: float) -> int:
+    """How many weights of a layer edge-popup keeps, if no logits are equal: round(density * size), but not all or none.
+
+    Source: Ramanujan et al. 2020 (paper.md section 6).
+    """
+    return max(1, min(size - 1, round(density * size)))
 
 
 def hard_masks(learning: Learning, logits: Weights) -> Masks:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from small_studies import carry_out, contents, small_plan
@@ -21,7 +21,7 @@ from supermask.engines.measuring import Costs, costs_here
 from supermask.errors import UserError
 from supermask.execute.engine import Engines
 from supermask.execute.tasks import Site, Task
-from supermask.learned import Learning
+from supermask.learned import Learning, Method
 from supermask.networks import Architecture, architecture
 from supermask.store import Store
 
@@ -47,7 +47,8 @@ def test_on_a_gpu_it_is_the_stacked_engine() -> None:
     for layers in (FC, architecture("conv6", (3, 32, 32), 10)):
         assert choose("auto", layers, "cuda") == Choice("stacked", "auto: a GPU trains many runs at once")
         for device in ("cpu", "cuda"):
-            assert choose("stacked", layers, device, Learning()) == Choice("stacked", "it was asked for")
+            for method in get_args(Method):
+                assert choose("stacked", layers, device, Learning(method)) == Choice("stacked", "it was asked for")
     with pytest.raises(UserError, match="the sparse engine trains on the CPU alone, not on cuda: use --engine auto"):
         choose("sparse", FC, "cuda")
 
@@ -58,10 +59,10 @@ def test_elsewhere_it_is_the_reference_and_says_why() -> None:
         choice = choose("auto", unknown, device)
         assert choice.engine == "reference"
         assert "convolutions, poolings and fully connected layers alone" in choice.why
-    choice = choose("auto", FC, "cuda", Learning("signed"))
-    assert choice == Choice("reference", "auto: the stacked engine learns masks by bernoulli and rounded alone")
-    with pytest.raises(UserError, match="the stacked engine learns masks by bernoulli and rounded alone: use --engine"):
-        choose("stacked", FC, "cpu", Learning("edge_popup"))
+    choice = choose("auto", FC, "cpu", Learning("signed"))
+    assert choice == Choice("reference", "auto: the sparse engine learns masks by bernoulli and rounded alone")
+    with pytest.raises(UserError, match="the sparse engine learns masks by bernoulli and rounded alone: use --engine"):
+        choose("sparse", FC, "cpu", Learning("edge_popup"))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from small_studies import small_plan
 from test_estimate import stored
 
 from supermask import commands
+from supermask.engines.choice import Choice
 from supermask.errors import UserError
 from supermask.execute import estimate as module
 from supermask.execute.estimate import COMMIT_SECONDS, STARTING_SECONDS, estimate
@@ -149,8 +150,9 @@ def test_gpus_are_estimated_from_runs_of_a_gpu_alone(tmp_path: Path, monkeypatch
     assert estimate(plan, there, to_do, "reference").source.startswith("roughly")
 
 
-def test_what_a_gpu_trains_alone_takes_all_of_it(tmp_path: Path) -> None:
-    """The stacked engine learns no masks by edge-popup: eight GPUs train eight at a time, whatever a stack holds."""
+def test_what_a_gpu_trains_alone_takes_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the reference engine eight GPUs train eight at a time, whatever a stack holds."""
+    monkeypatch.setattr(module, "choose", lambda *_: Choice("reference", "a test"))
     plan = make_plan(load_study("learned-supermasks", ["scale=laptop", "seeds=20"]))
     to_do = [run for run in plan.runs.values() if run.learning is not None and run.learning.method == "edge_popup"]
     found = estimate(plan, Store(tmp_path), to_do, "sparse", gpus=8)

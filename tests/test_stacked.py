@@ -10,7 +10,7 @@ import by_hand
 import numpy as np
 import pytest
 import torch
-from mask_trainings import FAST, mask_bits, mask_job
+from mask_trainings import FAST, METHODS, mask_bits, mask_job, recipes
 from test_engine_resume import Killed, Memory
 from test_masked_network import TOO_SHARP
 from test_sparse import CLASSES, RECIPES, SHAPE, distance, images, job_of, start_of
@@ -26,6 +26,7 @@ from supermask.engines.job import Data, Job
 from supermask.engines.reference import tiny_is_zero
 from supermask.engines.stacked.convolutions import WAYS, convolved
 from supermask.engines.stacked.forward import Block, blocks_of
+from supermask.engines.stacked.masks import masked
 from supermask.engines.stacked.stack import Stack
 from supermask.errors import UserError
 from supermask.learned import coin_keys, coins, key_words, stacked_coins
@@ -269,6 +270,38 @@ def test_learned_masks_are_the_references(method: str, recipe: str) -> None:
             assert torch.equal(found.end.weights[name], start)
             same = ((found.last_pass[name] != 0) == (wanted.last_pass[name] != 0)).float().mean()
             assert same > 0.99
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_pass_of_each_replica_is_the_references(method: str) -> None:
+    """The very bits of what it computes with; the gradients of its logits up to the order of sums."""
+    how, shape = METHODS[method], (4, 5, 7)
+    rng = torch.Generator().manual_seed(0)
+    logits, weights, upstream = (torch.randn(shape, generator=rng) for _ in range(3))
+    keys = np.stack([coin_keys(seed, "training", "fc1.weight", 3, 4)[0] for seed in range(4)])
+    stack = logits.clone().requires_grad_()
+    found = masked(how, stack, weights, torch.from_numpy(keys.view(np.int32)))
+    (gradient,) = torch.autograd.grad(found, stack, upstream)
+    for r in range(4):
+        one = logits[r].clone().requires_grad_()
+        wanted = learning.masked(how, one, weights[r], keys[r])
+        assert torch.equal(found[r], wanted)
+        (expected,) = torch.autograd.grad(wanted, one, upstream[r])
+        torch.testing.assert_close(gradient[r], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in FAST])
+@pytest.mark.parametrize("recipe", ["sgd", "momentum with weight decay", "adam"])
+def test_masks_without_chance_are_learned_as_by_the_reference(method: str, recipe: str) -> None:
+    how = replace(METHODS[method], samples=1)
+    jobs = [mask_job(how, recipes(how)[recipe], architecture("fc-24", SHAPE, CLASSES), seed) for seed in (0, 1, 0)]
+    for job, found in zip(jobs, ours(*jobs), strict=True):
+        wanted = learning.train([job], [images()])[0]
+        np.testing.assert_allclose(found.curve.training_loss, wanted.curve.training_loss, atol=1e-3)
+        np.testing.assert_allclose(found.curve.validation_loss, wanted.curve.validation_loss, atol=1e-3)
+        for name, last in wanted.last_pass.items():
+            assert ((found.last_pass[name].sign() == last.sign()).float().mean()) > 0.99
+            assert torch.equal(found.end.weights[name], job.start.weights[name])
 
 
 def test_a_killed_mask_goes_on_to_the_same_bits() -> None:

@@ -128,9 +128,9 @@ def test_every_recipe(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay"])
-@pytest.mark.parametrize("method", FAST)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_mask_that_is_learned(method: str, recipe: str) -> None:
-    jobs = [mask_job(replace(FAST[method], samples=2), replace(RECIPES[recipe], lr=0.05), seed=s) for s in (0, 0, 1)]
+    jobs = [mask_job(replace(METHODS[method], samples=2), replace(RECIPES[recipe], lr=0.05), seed=s) for s in (0, 0, 1)]
     check_same(jobs, [DATA] * 3)
 
 

@@ -12,7 +12,7 @@ from supermask.study.yaml_tree import shown
 
 ENGINES = ("auto", "sparse", "stacked", "reference")
 FAST = ("bernoulli", "rounded")
-"""Methods by which the sparse and the stacked engine learn masks."""
+"""Methods by which the sparse engine learns masks."""
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Of the stacked engine's products."""
@@ -69,6 +69,6 @@ def _obstacle(engine: str, layers: Architecture, device: str, learning: Learning
         return "trains networks of convolutions, poolings and fully connected layers alone"
     if engine == "sparse" and learning is not None and not all(isinstance(layer, Dense) for layer in layers):
         return "learns masks of fully connected layers alone"
-    if learning is not None and learning.method not in FAST:
+    if engine == "sparse" and learning is not None and learning.method not in FAST:
         return f"learns masks by {' and '.join(FAST)} alone"
     return ""
