@@ -11,9 +11,11 @@ from crews import Quick
 from small_studies import carry_out, small_plan
 
 from supermask.errors import MachineError
-from supermask.execute.ongoing import NODE_TRIES, TRIES, Died, Ongoing, Portion
+from supermask.execute.ongoing import NODE_TRIES, TRIES, Died, Ongoing, Portion, Stopped, carried_out
 from supermask.execute.schedule import Schedule
+from supermask.execute.stored import found, result_of
 from supermask.execute.tasks import Line, Result, Site, Task
+from supermask.execute.worker import Worker
 from supermask.plan import Plan
 from supermask.store import Store
 
@@ -97,10 +99,7 @@ def test_what_has_ended_is_seen_in_the_store_before_the_worker_answers(
             left = [task for task in portion.tasks if not store.has(task.run.id)]
             if left:
                 assert len(ended) == len(plan.runs) - len(left)
-                run_id = left[0].run.id
-                place = tmp_path / "store" / "runs" / run_id[:2]
-                place.mkdir(parents=True, exist_ok=True)
-                (whole / "runs" / run_id[:2] / run_id).rename(place / run_id)
+                moved(whole, tmp_path / "store", left[0].run.id)
                 return []
             return super().answers()
 
@@ -208,3 +207,165 @@ def test_a_promised_task_is_nobody_elses_until_it_is_returned() -> None:
     assert schedule.next() is None
     schedule.ended(line[1], Result(line[1].run.id, "finished"))
     assert schedule.next() == line[2]
+
+
+# ------------------------------------------------------------------------------------------- beginnings, damage, Ctrl-C
+
+
+@pytest.mark.parametrize(("stack", "whole_lines"), [(3, False), (1, True), (1, False)])
+def test_every_beginning_is_told_of_once_and_before_its_end(stack: int, whole_lines: bool) -> None:
+    """Of lines that wait for their place in a stack, or for the line before them, too."""
+    plan, heard = chains(4, 2), list[tuple[str, str]]()
+    ongoing = Ongoing(
+        Schedule(plan, Store(NOWHERE)),
+        Site(NOWHERE, engine="stacked", stack=stack),
+        lambda _, task, __: heard.append((task.run.id, "ended")),
+        "all",
+        lambda task: heard.append((task.run.id, "began")),
+    )
+    ongoing.carry_out(Quick(1, whole_lines))
+    assert sorted(heard) == sorted((run_id, what) for run_id in plan.runs for what in ("began", "ended"))
+    assert all(heard.index((run_id, "began")) < heard.index((run_id, "ended")) for run_id in plan.runs)
+
+
+def test_what_a_dead_worker_would_have_gone_on_with_has_not_begun(tmp_path: Path) -> None:
+    """It commits the first of its line and dies."""
+    plan, deaths = chains(1, 1), list[int]()
+    carry_out(plan, tmp_path / "whole")
+
+    class Dying(Quick):
+        def answer(self, portion: Portion) -> Sequence[Result] | Died:
+            if deaths:
+                return super().answer(portion)
+            deaths.append(len(begun))
+            moved(tmp_path / "whole", tmp_path / "store", portion.tasks[0].run.id)
+            return Died()
+
+    ongoing, ended, begun = ongoing_of(plan, tmp_path / "store", engine="stacked", stack=4)
+    ongoing.carry_out(Dying(1))
+    assert deaths == [1]
+    assert begun == [*plan.runs]
+    assert ended == [f"{run_id} finished" for run_id in plan.runs]
+
+
+def moved(source: Path, target: Path, run_id: str) -> None:
+    """A run from a store to another."""
+    place = target / "runs" / run_id[:2]
+    place.mkdir(parents=True, exist_ok=True)
+    (source / "runs" / run_id[:2] / run_id).rename(place / run_id)
+
+
+class InThisProcess(Quick):
+    """Trains, as soon as it is asked for an answer."""
+
+    def __init__(self, site: Site, room: int = 1) -> None:
+        super().__init__(room)
+        self.worker = Worker(site)
+
+    def answer(self, portion: Portion) -> Sequence[Result] | Died:
+        return self.worker.perform_lines(portion.lines)
+
+
+def test_one_damaged_parent_of_a_whole_stack_is_mended(tmp_path: Path) -> None:
+    """Five lines cannot begin for one reason: that is one fault of the disk, not five."""
+    store = tmp_path / "store"
+    carry_out(chains(5, 1, levels=1), store)
+    plan = chains(5, 1, levels=2)
+    dense = next(iter(plan.runs))
+    (weights,) = (store / "runs" / dense[:2] / dense).glob("weights*")
+    weights.write_bytes(b"damaged")
+    ongoing, _, _ = ongoing_of(plan, store, engine="stacked", stack=8)
+    ongoing.carry_out(InThisProcess(Site(store, engine="stacked", stack=8)))
+    assert {*ongoing.schedule.status.values()} == {"finished"}
+    (said,) = ongoing.schedule.damaged
+    assert dense in said and "set aside" in said
+
+
+def test_an_entry_that_is_found_damaged_under_way_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look at the store comes upon it before the worker whose turn it is."""
+    monkeypatch.setattr("supermask.execute.ongoing.LOOK_SECONDS", 0.0)
+    plan, store = chains(1, 1), tmp_path / "store"
+    dense, *_ = plan.runs
+
+    class Looked(InThisProcess):
+        looks = 0
+
+        def answers(self) -> list[tuple[Portion, Sequence[Result] | Died]]:
+            self.looks += 1
+            if self.looks == 1:
+                (store / "runs" / dense[:2] / dense).mkdir(parents=True)
+                return []
+            return super().answers()
+
+    ongoing, _, _ = ongoing_of(plan, store, engine="stacked", stack=4)
+    ongoing.carry_out(Looked(Site(store, engine="stacked", stack=4)))
+    assert {*ongoing.schedule.status.values()} == {"finished"}
+    assert [dense in said for said in ongoing.schedule.damaged] == [True]
+
+
+def test_what_is_in_the_store_without_its_points_has_not_ended(tmp_path: Path) -> None:
+    """Another process has finished it for a study that does not look at them."""
+    plan = small_plan({"rewind_to": 5}, levels=2)
+    schedule = Schedule(plan, Store(tmp_path))
+    task = schedule.next()
+    assert task is not None and task.points == {5, "end"}
+    carry_out(small_plan(levels=1), tmp_path)
+    assert found(schedule.store, task) is None
+    carry_out(plan, tmp_path)
+    assert found(schedule.store, task) == result_of(schedule.store.facts(task.run.id))
+
+
+def test_what_is_traced_again_is_seen_in_the_store_too(tmp_path: Path) -> None:
+    """Trained once, also where its worker dies after that."""
+    carry_out(small_plan(levels=1), tmp_path, keep="masks")
+    plan, traced = small_plan(levels=2), list[str]()
+
+    class Dying(InThisProcess):
+        def answer(self, portion: Portion) -> Sequence[Result] | Died:
+            line = portion.lines[0]
+            if line[0].retrace:
+                traced.append(line[0].run.id)
+                assert self.worker.perform(line[0]).message == "points traced again"
+                return Died()
+            return super().answer(portion)
+
+    ongoing, ended, _ = ongoing_of(plan, tmp_path, stack=4)
+    ongoing.carry_out(Dying(Site(tmp_path)))
+    assert traced and len(traced) == len({*traced})
+    assert len(ended) == len({*ended})
+    assert {*ongoing.schedule.status.values()} == {"finished"}
+
+
+def test_what_is_left_after_ctrl_c_is_not_in_the_store(tmp_path: Path) -> None:
+    """A worker that is in the middle of its portion has finished two of it, of which nobody was told yet."""
+    plan = chains(1, 1)
+    whole = tmp_path / "whole"
+    carry_out(plan, whole)
+    site = Site(tmp_path / "store", stack=4)
+
+    class Interrupted(Quick):
+        def answers(self) -> list[tuple[Portion, Sequence[Result] | Died]]:
+            for run_id in [*plan.runs][:2]:
+                moved(whole, site.store, run_id)
+            raise KeyboardInterrupt
+
+    with (
+        pytest.raises(Stopped) as stopped,
+        carried_out(plan, site, lambda *_: None, "all", None, lambda _: None) as ongoing,
+    ):
+        ongoing.carry_out(Interrupted(1))
+    assert stopped.value.left == len(plan.runs) - 2
+
+
+def test_ctrl_c_while_weights_are_dropped_says_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Schedule, "drop_surplus", interrupt)
+    plan = chains(1, 1)
+    with (
+        pytest.raises(Stopped) as stopped,
+        carried_out(plan, Site(tmp_path), lambda *_: None, "masks", None, lambda _: None),
+    ):
+        pass
+    assert stopped.value.left == len(plan.runs)

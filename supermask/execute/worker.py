@@ -16,9 +16,9 @@ from supermask.execute.checkpoints import StoredCheckpoints
 from supermask.execute.committing import Committing, judged
 from supermask.execute.data import DataHere, check_same_data
 from supermask.execute.engine import Engine, Engines
-from supermask.execute.tasks import Line, Result, Site, Task, kind_of, result_of
+from supermask.execute.stored import TRACED, found
+from supermask.execute.tasks import Line, Result, Site, Task, kind_of
 from supermask.lineage import Lineage, NotKept, layers_of
-from supermask.records import point_name
 from supermask.store import Damaged, Store
 from supermask.types import Outcome, Start
 
@@ -78,6 +78,7 @@ class Worker:
 
     def begin(self, task: Task, stopping: Stopping) -> Begun | Result:
         """A training that can begin; or what became of it already, or why it cannot."""
+        # Another process on the same store may have done it since the schedule was made.
         return self._attempt(task, lambda: self._found(task) or self._begun(task, stopping))
 
     def finish(self, begun: Begun, outcome: Outcome, seconds: Callable[[], float]) -> Result:
@@ -96,15 +97,7 @@ class Worker:
             return Result(task.run.id, "not_started", message=said, lacking=damage.key)
 
     def _found(self, task: Task) -> Result | None:
-        """What another process on the same store has done since the schedule was made."""
-        run = task.run
-        if task.retrace or not self.store.has(run.id):
-            return None
-        facts = self.store.facts(run.id)
-        there = all(self.store.has_point(run.id, point_name(point)) for point in task.points - {"end"})
-        if facts["status"] == "finished" and not there:
-            return None
-        return result_of(facts)
+        return found(self.store, task)
 
     def _begun(self, task: Task, stopping: Stopping) -> Begun:
         run, start, images = task.run, self._start(task), self._data.images(task.run)
@@ -127,7 +120,7 @@ class Worker:
         task, run, start, images = begun.task, begun.task.run, begun.start, begun.images
         if task.retrace:
             self._committing.commit_again(task, start, outcome)
-            result = Result(run.id, "finished", seconds(), outcome.metrics, "points traced again")
+            result = Result(run.id, "finished", seconds(), outcome.metrics, TRACED)
         else:
             if run.learning is not None:
                 outcome = judged(run, begun.job, begun.data, outcome, self.site.device)
