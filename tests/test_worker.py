@@ -587,6 +587,32 @@ def test_a_stack_that_is_stopped_goes_on_from_the_checkpoints_of_all(folder: Pat
     assert not leftovers(folder)
 
 
+@pytest.mark.parametrize("fault", [UserError("no scores"), MachineError("the disk is full")])
+def test_one_of_a_stack_that_cannot_begin_costs_the_others_nothing(folder: Path, fault: Exception) -> None:
+    """The line that begins late, ends first; it cannot go on, while the other is in the middle of its level."""
+    plan = small_plan({"criterion": "large_final"}, {"criterion": "movement", "rewind_to": 5}, levels=2)
+
+    class Failing(Worker):
+        def begin(self, task: Task, stopping: Stopping) -> Begun | Result:
+            if task.run.level == 2:
+                raise fault
+            return super().begin(task, stopping)
+
+    worker = Failing(Site(folder, engine="stacked", stack=2, checkpoint_seconds=1e9))
+    schedule = Schedule(plan, worker.store)
+    ((dense,),) = taken(schedule)
+    schedule.ended(dense, worker.perform(dense))
+    lines = taken(schedule)
+    with pytest.raises(type(fault), match=str(fault)):
+        worker.perform_lines(lines)
+    done, under_way = sorted((line[0].run.id for line in lines), key=worker.store.has, reverse=True)
+    assert worker.store.has(done)
+    assert not worker.store.has(under_way)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [under_way]
+    assert {result.status for result in Worker(worker.site).perform_lines(lines)} == {"finished"}
+    assert not leftovers(folder)
+
+
 def test_a_stacked_run_goes_on_from_its_checkpoint_among_other_neighbours(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
