@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import dropwhile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 from crews import Quick
-from small_studies import carry_out, small_plan
+from small_studies import carry_out, contents, small_plan
 
 from supermask.errors import MachineError
 from supermask.execute.ongoing import NODE_TRIES, TRIES, Died, Ongoing, Portion, Stopped, carried_out
-from supermask.execute.schedule import Schedule
+from supermask.execute.schedule import Keep, Schedule
 from supermask.execute.stored import found, result_of
 from supermask.execute.tasks import Line, Result, Site, Task
 from supermask.execute.worker import Worker
@@ -369,3 +372,66 @@ def test_ctrl_c_while_weights_are_dropped_says_what_is_left(tmp_path: Path, monk
     ):
         pass
     assert stopped.value.left == len(plan.runs)
+
+
+# ---------------------------------------------------------------------------------------------------- whatever happens
+
+
+class Chance(Quick):
+    """Trains a run at a time, of any portion; any worker may die before any run."""
+
+    def __init__(self, site: Site, chance: np.random.Generator, whole_lines: bool) -> None:
+        super().__init__(3, whole_lines)
+        self._worker, self._chance = Worker(site), chance
+        self._through: dict[Portion, list[Result]] = {}
+        self.trained: list[str] = []
+
+    def answers(self) -> list[tuple[Portion, Sequence[Result] | Died]]:
+        portion = self._waiting[self._chance.integers(len(self._waiting))]
+        results = self._through.setdefault(portion, [])
+        said = {result.run_id: result.status for result in results}
+        lines = [[*dropwhile(lambda task: said.get(task.run.id) == "finished", line)] for line in portion.lines]
+        left = [line[0] for line in lines if line and line[0].run.id not in said]
+        if left and self._chance.random() > 0.1:
+            task = left[self._chance.integers(len(left))]
+            self.trained.append(task.run.id)
+            results.append(self._worker.perform(task))
+            return []
+        self._waiting.remove(portion)
+        return [(portion, Died(node=True) if left else results)]
+
+
+@pytest.mark.parametrize("keep", get_args(Keep))
+@pytest.mark.parametrize(("stack", "whole_lines"), [(1, False), (1, True), (2, False), (9, False)])
+def test_whatever_dies_each_run_is_trained_and_heard_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: Keep, stack: int, whole_lines: bool
+) -> None:
+    """First one level, of which weights are dropped; then the study is made larger: some runs are traced again."""
+    monkeypatch.setattr("supermask.execute.ongoing.LOOK_SECONDS", 0.0)
+    treatments = ({"criterion": ["large_final", "random"]}, {"name": "late", "rewind_to": 5, "criterion": "snip"})
+    plans = [small_plan(*treatments, seeds=2, levels=levels) for levels in (1, 3)]
+    site, chance = Site(tmp_path / "store", stack=stack), np.random.default_rng(stack)
+    heard: list[tuple[str, bool]] = []
+    begun = Counter[str]()
+    for plan in plans:
+        crew = Chance(site, chance, whole_lines)
+        with carried_out(
+            plan,
+            site,
+            lambda _, task, result: heard.append((result.run_id, task.retrace)),
+            keep,
+            None,
+            lambda task: begun.update([task.run.id]),
+        ) as ongoing:
+            ongoing.carry_out(crew)
+        assert {*ongoing.schedule.status.values()} == {"finished"}
+        assert not ongoing.schedule.damaged
+        assert len({*crew.trained}) == len(crew.trained)
+        carry_out(plan, tmp_path / "here", keep=keep)
+    assert len({*heard}) == len(heard)
+    assert {run_id for run_id, retrace in heard if not retrace} == {*plans[1].runs}
+    assert {*begun} == {*plans[1].runs}
+    assert contents(tmp_path / "store") == contents(tmp_path / "here")
+    one, other = (Store(tmp_path / at) for at in ("store", "here"))
+    assert {r for r in plans[1].runs if one.has_weights(r)} == {r for r in plans[1].runs if other.has_weights(r)}
+    assert one.point_keys() == other.point_keys()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -136,7 +136,7 @@ class Ongoing:
         if portions:
             crew.submit(portions)
         for portion in portions:
-            self._tell_of(portion)
+            self._begun(self._in_training(portion))
 
     def _next(self, free: int, each: int) -> list[Line]:
         """What the next of so many free workers is given: lines that fill a stack, and fill it up again when some of it
@@ -158,14 +158,12 @@ class Ongoing:
         """What is trained of it, as far as is known here."""
         return [*islice(self._next_of_lines(portion), self._stack)]
 
-    def _tell_of(self, portion: Portion) -> None:
-        for task in self._in_training(portion):
-            self._tell_of_start(task)
-
-    def _tell_of_start(self, task: Task) -> None:
-        if task.run.id not in self._told:
-            self._told.add(task.run.id)
-            self._starting(task)
+    def _begun(self, tasks: Iterable[Task]) -> None:
+        """Tells of those of which it was not told yet."""
+        for task in tasks:
+            if task.run.id not in self._told:
+                self._told.add(task.run.id)
+                self._starting(task)
 
     def _look_at_store(self) -> None:
         if time.monotonic() - self._looked < LOOK_SECONDS:
@@ -174,7 +172,7 @@ class Ongoing:
             if len(portion.tasks) > 1:
                 while self._hear(self._in_training(portion)):
                     pass
-                self._tell_of(portion)
+                self._begun(self._in_training(portion))
         self._looked = time.monotonic()
 
     def _hear(self, tasks: Sequence[Task]) -> bool:
@@ -220,7 +218,7 @@ class Ongoing:
 
     def _ended(self, task: Task, result: Result) -> None:
         """Raises MachineError for an entry that is found damaged too often."""
-        self._tell_of_start(task)
+        self._begun([task])
         if result.status == "not_started":
             self.outdated = True
             self._lacks(result)
@@ -230,6 +228,7 @@ class Ongoing:
         self._listener(self.schedule, task, result)
 
     def _lacks(self, result: Result) -> None:
+        """Said and counted once, however many tasks found it."""
         if result.lacking in self._lacked:
             return
         self._lacked.add(result.lacking)
