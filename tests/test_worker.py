@@ -20,6 +20,7 @@ from supermask.engines import reference
 from supermask.engines.job import BatchOrder, Data, Job
 from supermask.errors import MachineError, UserError
 from supermask.execute.checkpoints import Interrupted, StoredCheckpoints
+from supermask.execute.data import DataHere, seed_data
 from supermask.execute.schedule import Schedule
 from supermask.execute.tasks import Result, Site, Task
 from supermask.execute.worker import Begun, Stopping, Worker, worker_at
@@ -647,6 +648,22 @@ def test_of_a_stack_what_is_done_already_is_not_trained(folder: Path) -> None:
         (first.run.id, second.run.id), "finished"
     )
     assert worker.perform_lines([[first]]) == [done]
+
+
+def test_runs_of_a_seed_share_its_split_however_many_seeds_are_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what nobody is at goes: the memory of a study of many seeds is flat."""
+    made: list[int] = []
+    monkeypatch.setattr("supermask.execute.data.SEEDS_HELD", 2)
+    monkeypatch.setattr("supermask.execute.data.seed_data", lambda _, seed: made.append(seed) or seed_data(_, seed))
+    runs = [run for run in small_plan(seeds=4, levels=1).runs.values() if run.level == 0]
+    here = DataHere(None)
+    stacked = [here.of(run) for run in runs]
+    assert [here.of(run) for run in runs] == stacked
+    assert made == [0, 1, 2, 3]
+    stacked.clear()
+    for run in (runs[3], runs[2], runs[0], runs[3]):
+        here.of(run)
+    assert made == [0, 1, 2, 3, 0, 3]
 
 
 def test_only_tasks_alike_are_stacked(folder: Path) -> None:
