@@ -99,8 +99,8 @@ def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = Non
     quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
     studies = [plan.study for plan in plans]
     cluster = how.cluster if schedule.tasks_left else None
-    # A GPU is shared by two: one stack trains while the other is scored and committed.
-    here = 2 if site.stack != 1 and how.device != "cpu" else default_workers()
+    # This machine's GPU is shared by two: one stack trains while the other is scored and committed.
+    here = 2 if cluster is None and site.stack != 1 and how.device != "cpu" else default_workers()
     with executor(cluster, how.workers, here) as (run_plan, workers), ExitStack() as heard_by:
         listener = heard_by.enter_context(listening(plans, schedule) if listening else quiet)
         journal = heard_by.enter_context(Journal(studies, schedule, workers))

@@ -23,7 +23,7 @@ analysis analysis.summary datasets.cache datasets.cifar10_binary datasets.idx da
 certificate datasets.cifar10 datasets.mnist engines.kernels.logits engines.kernels.winograd_gradients figures.points learned serve.pictures store study.claim tickets.document
 claims.words datasets.load engines.choice engines.job figures.caption mask_certificate report.making runs study.supermask
 datasets engines.loop engines.shares engines.stacked.precision engines.steps engines.trained engines.walks execute.data execute.simulation execute.tasks figures.lines figures.page records report.traces study.model
-engines.layers engines.reference engines.stacked.moving execute.checkpoints figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes report.plots serve.explorer study.labels study.matching tickets.model
+engines.layers engines.reference engines.stacked.moving execute.checkpoints execute.stored figures.accuracy figures.curves figures.density figures.distributions figures.overlap figures.panels figures.pixel_maps figures.planes report.plots serve.explorer study.labels study.matching tickets.model
 engines.filter_layer engines.fully_connected engines.learning engines.stacked.convolutions engines.stacked.images figures.differences figures.overview figures.ranking figures.supermasks study.claim_loading tickets.checks tickets.evaluate tickets.files
 engines.convolutional engines.layer_costs engines.masked_network engines.report engines.stacked.forward engines.stacked.masks figures.table_one report.mask_plots report.ranking_plot study.loading
 engines.measuring engines.stacked.stack exit_status figures study

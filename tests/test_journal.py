@@ -7,6 +7,8 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +259,22 @@ def test_how_is_checked_before_anything_else(tmp_path: Path) -> None:
         carry_out_plans([], How(tmp_path, engine="warp"))
     assert json.dumps(sorted(tmp_path.iterdir())) == "[]"
     assert Site(tmp_path).store == tmp_path
+
+
+@pytest.mark.parametrize(("cluster", "expected"), [(None, 2), ("local", 5), ("auto", 5)])
+def test_two_share_the_gpu_of_this_machine_and_a_ray_has_all_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str | None, expected: int
+) -> None:
+    """It may have several GPUs, each with room for two tasks of one core."""
+    given: list[int] = []
+
+    @contextmanager
+    def executor(_: object, workers: int | None, here: int) -> Iterator[tuple[Any, int]]:
+        given.append(here)
+        yield (lambda *_, schedule, starting: schedule), workers or here
+
+    monkeypatch.setattr("supermask.carrying_out.executor", executor)
+    monkeypatch.setattr("supermask.carrying_out.check_device", lambda _: None)
+    monkeypatch.setattr("supermask.carrying_out.default_workers", lambda: 5)
+    carry_out_plans([small_plan(levels=1)], How(tmp_path, device="cuda", engine="stacked", stack=4, cluster=cluster))
+    assert given == [expected]

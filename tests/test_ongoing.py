@@ -4,43 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from crews import Quick
-from small_studies import carry_out, small_plan
+from crews import NOWHERE, Quick, chains, moved, ongoing_of
+from small_studies import carry_out
 
 from supermask.errors import MachineError
-from supermask.execute.ongoing import NODE_TRIES, TRIES, Died, Ongoing, Portion
+from supermask.execute.ongoing import NODE_TRIES, TRIES, Died, Portion
 from supermask.execute.schedule import Schedule
-from supermask.execute.tasks import Line, Result, Site, Task
-from supermask.plan import Plan
+from supermask.execute.tasks import Line, Result, Task
 from supermask.store import Store
-
-NOWHERE = Path("/nowhere/store")
-
-
-def ongoing_of(plan: Plan, store: Path = NOWHERE, **site: Any) -> tuple[Ongoing, list[str], list[str]]:
-    """And what its listeners hear: of ends, and of beginnings."""
-    ended: list[str] = []
-    begun: list[str] = []
-    made = Ongoing(
-        Schedule(plan, Store(store)),
-        Site(store, **site),
-        lambda _, task, result: ended.append(f"{task.run.id} {result.status}"),
-        "all",
-        lambda task: begun.append(task.run.id),
-    )
-    return made, ended, begun
 
 
 def sizes(portions: Sequence[Portion]) -> list[list[int]]:
     return [[len(line) for line in portion.lines] for portion in portions]
-
-
-def chains(criteria: int, seeds: int, levels: int = 3) -> Plan:
-    names = ["large_final", "small_final", "large_init", "random", "movement"]
-    return small_plan({"criterion": names[:criteria]}, seeds=seeds, levels=levels)
 
 
 def test_one_at_a_time_a_worker_is_given_a_task() -> None:
@@ -97,10 +74,7 @@ def test_what_has_ended_is_seen_in_the_store_before_the_worker_answers(
             left = [task for task in portion.tasks if not store.has(task.run.id)]
             if left:
                 assert len(ended) == len(plan.runs) - len(left)
-                run_id = left[0].run.id
-                place = tmp_path / "store" / "runs" / run_id[:2]
-                place.mkdir(parents=True, exist_ok=True)
-                (whole / "runs" / run_id[:2] / run_id).rename(place / run_id)
+                moved(whole, tmp_path / "store", left[0].run.id)
                 return []
             return super().answers()
 

@@ -22,7 +22,7 @@ from small_studies import carry_out, contents, facts, leftovers, same_table, sma
 
 from supermask.errors import MachineError, UserError
 from supermask.execute import ray as executor
-from supermask.execute.away import ORDERS
+from supermask.execute.away import ORDERS, ordered
 from supermask.execute.ongoing import TRIES, Ongoing, Portion
 from supermask.execute.schedule import Schedule
 from supermask.execute.tasks import Result, Site, Task
@@ -259,6 +259,31 @@ def test_ctrl_c_stops_the_command_and_it_goes_on_elsewhere(folder: Path) -> None
     plan = make_plan(load_study(folder / "study.yaml"))
     assert sorted(carry_out(plan, folder / "store").trained) == sorted(plan.runs.keys() - kept)
     same_as_here(plan, folder / "store")
+
+
+# --------------------------------------------------------------------------------------- a cluster that comes and goes
+
+
+def test_where_all_nodes_are_gone_one_task_waits_for_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of stacks none waits otherwise: then nothing would ever be given to a cluster that starts its nodes on demand."""
+    there = {"GPU": 1.0}
+    monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    monkeypatch.setattr(executor, "LOOK_SECONDS", 0.0)
+    with ordered(Site(folder / "store")) as order:
+        tasks = executor.RemoteTasks(order, Site(folder / "store", device="cuda", stack=None), None)
+        assert tasks.room() == 2  # a GPU for two stacks
+        there.clear()
+        assert tasks.room() == 1
+
+
+def test_a_task_that_was_stopped_and_nobody_asked_for_it_is_given_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared file system that has a bad moment may look like an order withdrawn."""
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr("ray.get", lambda _: None)
+    with ordered(Site(folder / "store")) as order:
+        assert not executor.RemoteTasks(order, Site(folder / "store"), 1)._answer(object())
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input

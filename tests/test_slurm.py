@@ -187,6 +187,36 @@ def test_ctrl_c_ends_the_jobs_and_the_same_call_goes_on(folder: Path) -> None:
     same_as_here(plan, folder / "store")
 
 
+def test_no_job_goes_on_at_what_another_process_has_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its line is in the middle of its first level when somebody else commits all of it."""
+    monkeypatch.setattr("supermask.execute.ongoing.LOOK_SECONDS", 0.1)
+    body = """
+    if pathlib.Path('meanwhile').exists():
+        pathlib.Path('busy').touch()
+        time.sleep(600)
+"""
+    plan = small_plan({"criterion": criterion(folder, body)}, levels=2)
+    carry_out(plan, folder / "whole")
+    (folder / "meanwhile").touch()
+
+    def finish() -> None:
+        wait_for((folder / "busy").exists)
+        for run_id in plan.runs:
+            if not Store(folder / "store").has(run_id):
+                place = folder / "store" / "runs" / run_id[:2]
+                place.mkdir(parents=True, exist_ok=True)
+                (folder / "whole" / "runs" / run_id[:2] / run_id).rename(place / run_id)
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    schedule = through_submitit(plan, Site(folder / "store"), 1)
+    thread.join()
+    assert schedule.status == dict.fromkeys(plan.runs, "finished")
+    assert Here.jobs[-1]._process.wait(10) is not None
+    assert not trainers(Here.jobs[-1])
+    assert not [*(folder / "store" / ORDERS).iterdir()]
+
+
 # ------------------------------------------------------------------------------------------------- what nodes check
 
 

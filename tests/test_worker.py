@@ -20,6 +20,7 @@ from supermask.engines import reference
 from supermask.engines.job import BatchOrder, Data, Job
 from supermask.errors import MachineError, UserError
 from supermask.execute.checkpoints import Interrupted, StoredCheckpoints
+from supermask.execute.data import DataHere, seed_data
 from supermask.execute.schedule import Schedule
 from supermask.execute.tasks import Result, Site, Task
 from supermask.execute.worker import Begun, Stopping, Worker, worker_at
@@ -587,6 +588,32 @@ def test_a_stack_that_is_stopped_goes_on_from_the_checkpoints_of_all(folder: Pat
     assert not leftovers(folder)
 
 
+@pytest.mark.parametrize("fault", [UserError("no scores"), MachineError("the disk is full")])
+def test_one_of_a_stack_that_cannot_begin_costs_the_others_nothing(folder: Path, fault: Exception) -> None:
+    """The line that begins late, ends first; it cannot go on, while the other is in the middle of its level."""
+    plan = small_plan({"criterion": "large_final"}, {"criterion": "movement", "rewind_to": 5}, levels=2)
+
+    class Failing(Worker):
+        def begin(self, task: Task, stopping: Stopping) -> Begun | Result:
+            if task.run.level == 2:
+                raise fault
+            return super().begin(task, stopping)
+
+    worker = Failing(Site(folder, engine="stacked", stack=2, checkpoint_seconds=1e9))
+    schedule = Schedule(plan, worker.store)
+    ((dense,),) = taken(schedule)
+    schedule.ended(dense, worker.perform(dense))
+    lines = taken(schedule)
+    with pytest.raises(type(fault), match=str(fault)):
+        worker.perform_lines(lines)
+    done, under_way = sorted((line[0].run.id for line in lines), key=worker.store.has, reverse=True)
+    assert worker.store.has(done)
+    assert not worker.store.has(under_way)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [under_way]
+    assert {result.status for result in Worker(worker.site).perform_lines(lines)} == {"finished"}
+    assert not leftovers(folder)
+
+
 def test_a_stacked_run_goes_on_from_its_checkpoint_among_other_neighbours(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -621,6 +648,22 @@ def test_of_a_stack_what_is_done_already_is_not_trained(folder: Path) -> None:
         (first.run.id, second.run.id), "finished"
     )
     assert worker.perform_lines([[first]]) == [done]
+
+
+def test_runs_of_a_seed_share_its_split_however_many_seeds_are_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what nobody is at goes: the memory of a study of many seeds is flat."""
+    made: list[int] = []
+    monkeypatch.setattr("supermask.execute.data.SEEDS_HELD", 2)
+    monkeypatch.setattr("supermask.execute.data.seed_data", lambda _, seed: made.append(seed) or seed_data(_, seed))
+    runs = [run for run in small_plan(seeds=4, levels=1).runs.values() if run.level == 0]
+    here = DataHere(None)
+    stacked = [here.of(run) for run in runs]
+    assert [here.of(run) for run in runs] == stacked
+    assert made == [0, 1, 2, 3]
+    stacked.clear()
+    for run in (runs[3], runs[2], runs[0], runs[3]):
+        here.of(run)
+    assert made == [0, 1, 2, 3, 0, 3]
 
 
 def test_only_tasks_alike_are_stacked(folder: Path) -> None:

@@ -8,7 +8,8 @@ from supermask.certificate import Certificate, certify
 from supermask.datasets import Images
 from supermask.engines.job import Data, Job
 from supermask.errors import MachineError
-from supermask.execute.tasks import Result, Task, result_of
+from supermask.execute.stored import result_of
+from supermask.execute.tasks import Result, Task
 from supermask.lineage import Lineage, layers_of, step_of
 from supermask.mask_certificate import certify_learning
 from supermask.networks import initial_start, maskables

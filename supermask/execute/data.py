@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from supermask.runs import Run
 from supermask.store import Store
 
 SEEDS_HELD = 32
-"""Seeds whose split of the data set stays in memory."""
+"""Seeds whose split of the data set stays in memory when nobody is at them."""
 
 
 class DataHere:
@@ -24,21 +26,29 @@ class DataHere:
     def __init__(self, data_dir: Path | None) -> None:
         self._dir = data_dir
         self._images: Images | None = None
-        self._splits: dict[int, Data] = {}
+        self._splits: WeakValueDictionary[int, Data] = WeakValueDictionary()
+        """By seed, of all that somebody is at: also where a stack has more seeds than are held."""
+        self._held: OrderedDict[int, Data] = OrderedDict()
 
     def images(self, run: Run) -> Images:
         """The data set of a run."""
         if self._images is None or self._images.facts.name != run.dataset:
-            self._images, self._splits = load(run.dataset, self._dir), {}
+            self._images = load(run.dataset, self._dir)
+            self._splits.clear()
+            self._held.clear()
         return self._images
 
     def of(self, run: Run) -> Data:
         """The split of its seed."""
         images = self.images(run)
-        if run.seed not in self._splits:
-            kept = list(self._splits.items())[1 - SEEDS_HELD :]
-            self._splits = {**dict(kept), run.seed: seed_data(images, run.seed)}
-        return self._splits[run.seed]
+        data = self._splits.get(run.seed)
+        if data is None:
+            data = self._splits[run.seed] = seed_data(images, run.seed)
+        self._held[run.seed] = data
+        self._held.move_to_end(run.seed)
+        if len(self._held) > SEEDS_HELD:
+            self._held.popitem(last=False)
+        return data
 
 
 def seed_data(images: Images, seed: int) -> Data:

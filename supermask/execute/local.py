@@ -50,7 +50,8 @@ def run_plan(
 ) -> Schedule:
     """Carries a plan out; returns the schedule at its end. `listener` hears of every task that ends.
 
-    `starting` hears of every task that is given to a worker.
+    `starting` hears of every task that a worker begins, as far as that is known here: once, before its end is told of;
+    again where the worker died.
 
     `schedule`: the plan's, where it was made already (that reads the facts of every run that is done).
     Raises Stopped on Ctrl-C, and UserError or MachineError from a worker; then the other workers save a checkpoint

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice
 from typing import Protocol
 
 from supermask.errors import MachineError
 from supermask.execute.schedule import Keep, Schedule
-from supermask.execute.tasks import Line, Result, Site, Task, result_of
+from supermask.execute.stored import found
+from supermask.execute.tasks import Line, Result, Site, Task
 from supermask.plan import Graph
-from supermask.store import Store
+from supermask.store import Damaged, Store
 
 TRIES = 3
 """How often a worker may die in the middle of a run, and an entry be found damaged, before the study is given up."""
@@ -98,6 +99,10 @@ class Ongoing:
         self._stack = LARGEST_STACK if site.stack is None else site.stack
         self._listener, self._keep, self._starting = listener, keep, starting
         self._looked = time.monotonic()
+        self._told: set[str] = set()
+        """Runs under way whose beginning was told of."""
+        self._lacked: set[str] = set()
+        """What this schedule's tasks could not begin without: one damaged parent may keep a whole stack from it."""
         self._deaths: Counter[str] = Counter()
         self._nodes: Counter[str] = Counter()
         self._lacking: Counter[str] = Counter()
@@ -114,6 +119,12 @@ class Ongoing:
             if self.outdated and not self.in_flight:
                 self.schedule = Schedule(self.schedule.plan, self.schedule.store, self.schedule.damaged)
                 self.outdated = False
+                self._lacked.clear()
+
+    def left(self) -> int:
+        """Tasks still to be done, by what is in the store now."""
+        under_way = [task for portion in self.in_flight for task in portion.tasks if self.schedule.awaits(task)]
+        return self.schedule.tasks_left - sum(self._found(task) is not None for task in under_way)
 
     def _give(self, crew: Crew) -> None:
         room, portions = crew.room(), []
@@ -125,8 +136,7 @@ class Ongoing:
         if portions:
             crew.submit(portions)
         for portion in portions:
-            for line in self._at_once(portion.lines):
-                self._starting(line[0])
+            self._begun(self._in_training(portion))
 
     def _next(self, free: int, each: int) -> list[Line]:
         """What the next of so many free workers is given: lines that fill a stack, and fill it up again when some of it
@@ -139,48 +149,63 @@ class Ongoing:
         tasks = [task for _ in range(each or 1) if (task := schedule.next())]
         return [schedule.line(task) if each else [task] for task in tasks]
 
-    def _at_once(self, lines: Sequence[Line]) -> Sequence[Line]:
-        """Those of a portion that are trained at the same time, as far as is known here."""
-        return lines[: self._stack]
+    def _next_of_lines(self, portion: Portion) -> Iterator[Task]:
+        """The first of each line whose end is still to come."""
+        for line in portion.lines:
+            yield from islice(filter(self.schedule.awaits, line), 1)
+
+    def _in_training(self, portion: Portion) -> list[Task]:
+        """What is trained of it, as far as is known here."""
+        return [*islice(self._next_of_lines(portion), self._stack)]
+
+    def _begun(self, tasks: Iterable[Task]) -> None:
+        """Tells of those of which it was not told yet."""
+        for task in tasks:
+            if task.run.id not in self._told:
+                self._told.add(task.run.id)
+                self._starting(task)
 
     def _look_at_store(self) -> None:
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
         for portion in self.in_flight:
             if len(portion.tasks) > 1:
-                self._look_for(portion)
+                while self._hear(self._in_training(portion)):
+                    pass
+                self._begun(self._in_training(portion))
         self._looked = time.monotonic()
 
-    def _look_for(self, portion: Portion) -> None:
-        """What has ended of it, by what is in the store."""
-        schedule, store = self.schedule, self.schedule.store
-        for line in portion.lines:
-            for task, after in pairwise([*line, None]):
-                assert task is not None
-                if not schedule.awaits(task):
-                    continue
-                if task.retrace or not store.has(task.run.id):
-                    break
-                self._ended(task, result_of(store.facts(task.run.id)))
-                if after is not None and schedule.awaits(after):
-                    self._starting(after)
+    def _hear(self, tasks: Sequence[Task]) -> bool:
+        """Whether any of these has ended, by what is in the store."""
+        ended = [(task, result) for task in tasks if (result := self._found(task)) is not None]
+        for task, result in ended:
+            self._ended(task, result)
+        return bool(ended)
+
+    def _found(self, task: Task) -> Result | None:
+        """What became of it; whoever is given a task whose entry is damaged sets that aside."""
+        try:
+            return found(self.schedule.store, task)
+        except Damaged:
+            return None
 
     def _over(self, portion: Portion, answer: Sequence[Result] | Died) -> None:
         """A worker is through with its portion, or died in the middle of it."""
-        del self.in_flight[portion]
         tasks = {task.run.id: task for task in portion.tasks}
         for result in () if isinstance(answer, Died) else answer:
             if self.schedule.awaits(tasks[result.run_id]):
                 self._ended(tasks[result.run_id], result)
         if isinstance(answer, Died):
-            self._look_for(portion)
+            while self._hear([*self._next_of_lines(portion)]):
+                pass
             self._count_death(portion, answer.node)
+        del self.in_flight[portion]
+        self._told -= tasks.keys()
         self.schedule.returned(tasks.values())
 
     def _count_death(self, portion: Portion, node: bool) -> None:
         """Of the runs that may have been in training. Raises MachineError for one in which workers die too often."""
-        left = [[task for task in line if self.schedule.awaits(task)] for line in portion.lines]
-        begun = [line[0] for line in self._at_once([line for line in left if line])]
+        begun = self._in_training(portion)
         counted, most, what = (self._nodes, NODE_TRIES, "a node") if node else (self._deaths, TRIES, "a worker process")
         for task in begun:
             counted[task.run.id] += 1
@@ -193,16 +218,24 @@ class Ongoing:
 
     def _ended(self, task: Task, result: Result) -> None:
         """Raises MachineError for an entry that is found damaged too often."""
+        self._begun([task])
         if result.status == "not_started":
             self.outdated = True
-            self.schedule.damaged.append(result.message)
-            self._lacking[result.lacking] += 1
-            if self._lacking[result.lacking] == TRIES:
-                raise MachineError(f"{result.message} This happened {TRIES} times: is the disk of the store failing?")
+            self._lacks(result)
         else:
             self.schedule.ended(task, result)
             self.schedule.drop_surplus(self._keep, task.run)
         self._listener(self.schedule, task, result)
+
+    def _lacks(self, result: Result) -> None:
+        """Said and counted once, however many tasks found it."""
+        if result.lacking in self._lacked:
+            return
+        self._lacked.add(result.lacking)
+        self.schedule.damaged.append(result.message)
+        self._lacking[result.lacking] += 1
+        if self._lacking[result.lacking] == TRIES:
+            raise MachineError(f"{result.message} This happened {TRIES} times: is the disk of the store failing?")
 
 
 @contextmanager
@@ -213,8 +246,8 @@ def carried_out(
     store = Store(site.store)
     store.sweep()
     ongoing = Ongoing(schedule or Schedule(plan, store), site, listener, keep, starting)
-    ongoing.schedule.drop_surplus(keep)
     try:
+        ongoing.schedule.drop_surplus(keep)
         yield ongoing
     except KeyboardInterrupt:
-        raise Stopped(ongoing.schedule.tasks_left) from None
+        raise Stopped(ongoing.left()) from None

@@ -93,14 +93,13 @@ def run_plan(
                 tasks = RemoteTasks(order, site, None if growing else workers)
                 try:
                     ongoing.carry_out(tasks)
-                except BaseException as error:
+                except ConnectionError as error:
+                    raise MachineError(
+                        f"the connection to the Ray cluster was lost: {_line(error)}. The same command goes on "
+                        "from here. Finished runs are kept."
+                    ) from None
+                finally:
                     tasks.stop()
-                    if isinstance(error, ConnectionError):
-                        raise MachineError(
-                            f"the connection to the Ray cluster was lost: {_line(error)}. The same command goes on "
-                            "from here. Finished runs are kept."
-                        ) from None
-                    raise
     return ongoing.schedule
 
 
@@ -133,7 +132,8 @@ class RemoteTasks:
             return self._workers
         if time.monotonic() - self._looked >= LOOK_SECONDS:
             there = ray.cluster_resources().get(self._resource, 0)
-            self._room, self._looked = int(there / self._each) + self._ahead, time.monotonic()
+            # One, where all nodes are gone: it waits for the next, and an autoscaler brings one for it.
+            self._room, self._looked = max(1, int(there / self._each) + self._ahead), time.monotonic()
         return self._room
 
     def submit(self, portions: Sequence[Portion]) -> None:
@@ -161,14 +161,18 @@ class RemoteTasks:
             return Died()
         if isinstance(answer, Fault):
             raise answer.error()
-        assert answer is not None, "stopped, and nobody asked for it"
-        return answer
+        return answer or ()
 
     def stop(self) -> None:
-        """Lets what is in flight save a checkpoint, waits a moment, ends it."""
+        """Lets what is in flight save a checkpoint, waits a moment, ends it.
+
+        At the end of a plan too something may be: what another process has finished meanwhile.
+        """
         import ray
 
         self._order.withdraw()
+        if not self._in_flight:
+            return
         with suppress(Exception):
             _, busy = ray.wait([*self._in_flight], num_returns=len(self._in_flight), timeout=STOP_SECONDS)
             for reference in busy:

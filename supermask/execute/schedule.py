@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Literal
 
+from supermask.execute.stored import has_point
 from supermask.execute.tasks import Result, Task, kind_of
 from supermask.plan import Graph
 from supermask.records import point_name
@@ -158,7 +159,7 @@ class Schedule:
             points: set[Point] = {"end"}
             points.update(*(child.points for child in children))
             for point in sorted(points - self._still_read(children, keep), key=str):
-                if self._has(run, point):
+                if has_point(self.store, run, point):
                     yield run, point
 
     def drop_surplus(self, keep: Keep, ended: Run | None = None) -> None:
@@ -197,13 +198,8 @@ class Schedule:
         for run in self.plan.runs.values():
             if run.id not in self.status:
                 yield Task(run, needed[run.id])
-            elif missing := frozenset(p for p in needed[run.id] if not self._has(run, p)):
+            elif missing := frozenset(p for p in needed[run.id] if not has_point(self.store, run, p)):
                 yield Task(run, missing, retrace=True)
-
-    def _has(self, run: Run, point: Point) -> bool:
-        if point == "end":
-            return not run.trains or self.store.has_weights(run.id)
-        return self.store.has_point(run.id, point_name(point))
 
     def _ended_badly(self, run_id: str) -> bool:
         return self.status.get(run_id, "finished") != "finished"

@@ -114,12 +114,10 @@ def run_plan(
                 try:
                     ongoing.carry_out(jobs)
                 except MachineError as error:
-                    jobs.stop()
                     order.kept = True
                     raise MachineError(f"{error} The jobs' logs are in {order.folder}.") from error
-                except BaseException:
+                finally:
                     jobs.stop()
-                    raise
     return ongoing.schedule
 
 
@@ -191,7 +189,10 @@ class Jobs:
         return answer or ()
 
     def stop(self) -> None:
-        """Lets jobs save a checkpoint, waits a moment, cancels those that are left."""
+        """Lets jobs save a checkpoint, waits a moment, cancels those that are left.
+
+        At the end of a plan too some may be: at what another process has finished meanwhile.
+        """
         self._order.withdraw()
         patience = time.monotonic() + STOP_SECONDS
         with suppress(Exception):

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from supermask.engines.choice import Precision
 from supermask.runs import Run
-from supermask.store.entry import Facts
 from supermask.types import Point
 
 Status = Literal["finished", "diverged", "certificate_failed", "not_started"]
@@ -61,14 +60,3 @@ class Result:
     message: str = ""
     lacking: str = ""
     """With `not_started`: the store's key of what is damaged or not there."""
-
-
-def result_of(facts: Facts) -> Result:
-    """What became of a stored run."""
-    return Result(facts["id"], facts["status"], facts["seconds"], facts["metrics"], _refused(facts))
-
-
-def _refused(facts: Facts) -> str:
-    """What a failed certificate says, else nothing."""
-    broken = {name: layers for name, layers in facts["certificate"]["checks"].items() if layers}
-    return f"certificate refused: {broken}" if facts["status"] == "certificate_failed" else ""

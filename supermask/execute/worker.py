@@ -11,14 +11,14 @@ from typing import TypeVar
 
 from supermask.datasets import Images
 from supermask.engines.job import Checkpoints, Data, Job
-from supermask.errors import UserError
-from supermask.execute.checkpoints import StoredCheckpoints
+from supermask.errors import MachineError, UserError
+from supermask.execute.checkpoints import Interrupted, StoredCheckpoints
 from supermask.execute.committing import Committing, judged
 from supermask.execute.data import DataHere, check_same_data
 from supermask.execute.engine import Engine, Engines
-from supermask.execute.tasks import Line, Result, Site, Task, kind_of, result_of
+from supermask.execute.stored import TRACED, found
+from supermask.execute.tasks import Line, Result, Site, Task, kind_of
 from supermask.lineage import Lineage, NotKept, layers_of
-from supermask.records import point_name
 from supermask.store import Damaged, Store
 from supermask.types import Outcome, Start
 
@@ -72,12 +72,12 @@ class Worker:
             if (size := self._engines.stack_of(head)) == 1:
                 sides.went(self.perform(head, stopping))
             else:
-                sides.lead()
-                self._engines.engine(head).train_from(sides, size)
+                sides.train(self._engines.engine(head), size)
         return sides.results
 
     def begin(self, task: Task, stopping: Stopping) -> Begun | Result:
         """A training that can begin; or what became of it already, or why it cannot."""
+        # Another process on the same store may have done it since the schedule was made.
         return self._attempt(task, lambda: self._found(task) or self._begun(task, stopping))
 
     def finish(self, begun: Begun, outcome: Outcome, seconds: Callable[[], float]) -> Result:
@@ -96,15 +96,7 @@ class Worker:
             return Result(task.run.id, "not_started", message=said, lacking=damage.key)
 
     def _found(self, task: Task) -> Result | None:
-        """What another process on the same store has done since the schedule was made."""
-        run = task.run
-        if task.retrace or not self.store.has(run.id):
-            return None
-        facts = self.store.facts(run.id)
-        there = all(self.store.has_point(run.id, point_name(point)) for point in task.points - {"end"})
-        if facts["status"] == "finished" and not there:
-            return None
-        return result_of(facts)
+        return found(self.store, task)
 
     def _begun(self, task: Task, stopping: Stopping) -> Begun:
         run, start, images = task.run, self._start(task), self._data.images(task.run)
@@ -127,7 +119,7 @@ class Worker:
         task, run, start, images = begun.task, begun.task.run, begun.start, begun.images
         if task.retrace:
             self._committing.commit_again(task, start, outcome)
-            result = Result(run.id, "finished", seconds(), outcome.metrics, "points traced again")
+            result = Result(run.id, "finished", seconds(), outcome.metrics, TRACED)
         else:
             if run.learning is not None:
                 outcome = judged(run, begun.job, begun.data, outcome, self.site.device)
@@ -170,6 +162,7 @@ class SideBySide:
         self._in_stack: dict[int, tuple[Begun, Line, float]] = {}
         """By the job's id: what was begun, of which line, and the seconds that its start took."""
         self._kind: object = None
+        self._error: UserError | MachineError | None = None
         self.results: list[Result] = []
 
     @property
@@ -181,12 +174,21 @@ class SideBySide:
         """The first line's first task came to its end."""
         self._ended(self._waiting.popleft(), result)
 
-    def lead(self) -> None:
-        """The first line decides what the next stack trains."""
+    def train(self, engine: Engine, size: int) -> None:
+        """Trains the first line, and those that are alike, in a stack of at most so many."""
         self._kind = kind_of(self._waiting[0][0])
+        try:
+            engine.train_from(self, size)
+        except Interrupted:
+            raise self._error or Interrupted from None
 
     def more(self, room: int) -> list[tuple[Job, Data]]:
-        """Trainings of waiting lines that can join."""
+        """Trainings of waiting lines that can join.
+
+        Raises UserError and MachineError for one that cannot begin, after those in training have saved checkpoints.
+        """
+        if self._error is not None:
+            raise self._error
         joining: list[tuple[Job, Data]] = []
         others: list[Line] = []
         while self._waiting and len(joining) < room:
@@ -195,7 +197,13 @@ class SideBySide:
                 others.append(line)
                 continue
             began = time.perf_counter()
-            begun = self._worker.begin(line[0], self._stopping)
+            try:
+                begun = self._worker.begin(line[0], self._stops)
+            except (UserError, MachineError) as error:
+                if len(self._in_stack) == len(joining):
+                    raise
+                self._error = error
+                return []
             if isinstance(begun, Result):
                 self._ended(line, begun)
             else:
@@ -209,6 +217,9 @@ class SideBySide:
         begun, line, before = self._in_stack.pop(id(job))
         since = time.perf_counter() - before - seconds
         self._ended(line, self._worker.finish(begun, outcome, lambda: time.perf_counter() - since))
+
+    def _stops(self) -> bool:
+        return self._error is not None or self._stopping()
 
     def _ended(self, line: Line, result: Result) -> None:
         self.results.append(result)
