@@ -59,6 +59,16 @@ def test_stacks_leave_other_workers_theirs_and_hold_what_fills_them_up_again() -
         assert len(ended) == len(plan.runs)
 
 
+def test_lines_that_do_not_fill_a_gpu_are_not_spread_over_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty chains and eight places on GPUs: two stacks, of twelve and of eight, where a dozen fill one."""
+    monkeypatch.setattr("supermask.execute.ongoing.FILLS_A_GPU", 12)
+    crew = Quick(8)
+    ongoing, ended, _ = ongoing_of(chains(5, 4), engine="stacked", stack=None, device="cuda")
+    ongoing.carry_out(crew)
+    assert sizes(crew.given) == [[1] * 4, [3] * 12, [3] * 8]
+    assert len(ended) == len(ongoing.schedule.plan.runs)
+
+
 def test_what_has_ended_is_seen_in_the_store_before_the_worker_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

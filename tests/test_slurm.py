@@ -155,6 +155,11 @@ def trainers(job: Any) -> list[int]:
     return found
 
 
+def test_a_job_preempted_before_it_begins_is_queued_again(folder: Path) -> None:
+    delayed = slurm.Job(Order(Site(folder / "store")).errand([])).checkpoint()
+    assert isinstance(delayed.function, slurm.Job)
+
+
 def test_a_job_that_always_dies_is_given_up_and_its_logs_are_kept(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

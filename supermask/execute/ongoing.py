@@ -29,6 +29,9 @@ NODE_TRIES = 20
 LARGEST_STACK = 512
 """Lines that fill a stack whose size only the worker knows."""
 
+FILLS_A_GPU = 64
+"""Lines that are not spread over several GPUs: a step of fewer small networks takes as long. Chosen, not measured."""
+
 LOOK_SECONDS = 1.0
 """Between two looks at the store for what has ended in portions of several tasks."""
 
@@ -97,6 +100,8 @@ class Ongoing:
         self.in_flight: dict[Portion, None] = {}
         """In the order in which they were given."""
         self._stack = LARGEST_STACK if site.stack is None else site.stack
+        self._together = 1 if site.device == "cpu" else min(self._stack, FILLS_A_GPU)
+        """Lines that go to one worker, though others are free."""
         self._listener, self._keep, self._starting = listener, keep, starting
         self._looked = time.monotonic()
         self._told: set[str] = set()
@@ -144,8 +149,8 @@ class Ongoing:
         """
         schedule = self.schedule
         if self._stack > 1:
-            share = -(-schedule.ready // free)
-            return [schedule.line(task) for task in schedule.next_alike(max(1, min(2 * self._stack, share)))]
+            share = max(self._together, -(-schedule.ready // free))
+            return [schedule.line(task) for task in schedule.next_alike(min(2 * self._stack, share))]
         tasks = [task for _ in range(each or 1) if (task := schedule.next())]
         return [schedule.line(task) if each else [task] for task in tasks]
 

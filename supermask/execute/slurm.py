@@ -124,6 +124,9 @@ def run_plan(
 class Job:
     """What submitit runs for us. It calls `checkpoint` when the job is preempted or out of time."""
 
+    _thread: threading.Thread | None = None
+    """None until training has begun."""
+
     def __init__(self, errand: Errand) -> None:
         self._errand = errand
 
@@ -143,8 +146,9 @@ class Job:
         """Lets what is in training save a checkpoint; the same job again then goes on from there."""
         from submitit.helpers import DelayedSubmission
 
-        self._stop.set()
-        self._thread.join(SAVE_SECONDS)
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join(SAVE_SECONDS)
         return DelayedSubmission(Job(self._errand))
 
     def _train(self) -> None:
