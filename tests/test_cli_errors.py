@@ -58,6 +58,10 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["plan", "mask-criteria", "treatments=[]"], "a study needs at least one"),
         (["run", "mask-criteria", "scale=digits", "--engine", "warp"], "'warp' is not an engine"),
         (["run", "mask-criteria", "scale=laptop"], "dataset 'mnist' was not found"),
+        *(
+            (["run", "mask-criteria", "scale=digits", "--cluster", address], "is no address of a Ray cluster")
+            for address in (":", "ray://", "ray://host", "host:port", "host:99999", "http://host:6379", "[::1]:")
+        ),
         (["verify"], "there is no store at supermask-store"),
         (["verify", "--store", "nowhere"], "there is no store at nowhere"),
         (["query", "SELECT 1"], "there is no store at"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,13 @@ def test_how_it_was_made(carried: Carried, made: Report) -> None:
         assert isinstance(fact, dict) or str(fact) in text
     assert all(each.here in text for each in DIFFERENCES)
     assert PAPER.title in text and SUPERMASK.title in text
+
+
+def test_bits_of_shared_stacks_are_not_promised(carried: Carried, made: Report) -> None:
+    shared = replace(made.making.environments[0], facts=(("engine", "stacked"), ("stack", "shared")))
+    stacked = replace(made, making=replace(made.making, environments=(shared,)))
+    assert "not of runs whose stack is shared" in read(sections(stacked)["making"]).text
+    assert "not of runs whose stack is shared" not in read(sections(made)["making"]).text
 
 
 def test_the_settings_are_a_study_file(made: Report) -> None:

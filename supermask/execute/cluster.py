@@ -46,6 +46,15 @@ def check(cluster: str) -> None:
             f"{shown(cluster)} is not a cluster{near} Allowed: local (a Ray of this machine), auto (the Ray that runs "
             "here), ray://host:port, host:port, slurm, slurm:partition=NAME,time=HOURS:MINUTES:SECONDS."
         )
+    elif ":" in cluster and not _is_address(cluster):
+        raise UserError(
+            f"{shown(cluster)} is no address of a Ray cluster: it has the form ray://host:10001 or host:6379."
+        )
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.removeprefix("ray://").rpartition(":")
+    return bool(host) and "/" not in host and port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536
 
 
 @contextmanager

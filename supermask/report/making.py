@@ -65,6 +65,11 @@ class Making:
     data: tuple[tuple[str, str, str], ...]
     """(data set, fingerprint, what a reader has to know about it)."""
 
+    @property
+    def shared_stacks(self) -> bool:
+        """Whether runs are among them that were trained in a stack with others."""
+        return any(("stack", "shared") in each.facts for each in self.environments)
+
 
 def making_of(studies: Sequence[Sequence[Row]], damaged: Iterable[str], store: Store, made_by: str) -> Making:
     """How the runs of these studies were made."""
