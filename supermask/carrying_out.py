@@ -94,7 +94,6 @@ def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = Non
         # One message before workers start, not one from each; and one decoding that all of them share.
         for dataset in dict.fromkeys(plan.study.dataset for plan in plans):
             _check_same_data(schedule, load(dataset, site.data_dir))
-        _check_writable(site.store)
         site = replace(site, stack=_stack_size(how, graph))
     quiet: AbstractContextManager[Listener] = nullcontext(lambda *_: None)
     studies = [plan.study for plan in plans]
@@ -102,6 +101,8 @@ def carry_out(plans: Sequence[Plan], how: How, listening: Listening | None = Non
     # This machine's GPU is shared by two: one stack trains while the other is scored and committed.
     here = 2 if cluster is None and site.stack != 1 and how.device != "cpu" else default_workers()
     with executor(cluster, how.workers, here) as (run_plan, workers), ExitStack() as heard_by:
+        if schedule.tasks_left:
+            _check_writable(site.store)
         listener = heard_by.enter_context(listening(plans, schedule) if listening else quiet)
         journal = heard_by.enter_context(Journal(studies, schedule, workers))
 

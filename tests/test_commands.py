@@ -85,7 +85,7 @@ def test_a_store_that_cannot_be_written_to_is_told_before_anything_is_trained(
         raise OSError(30, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "mkdir", refused)
-    monkeypatch.setattr(carrying_out, "executor", None)
+    monkeypatch.setattr("supermask.execute.local.run_plan", None)
     with pytest.raises(MachineError, match="the filesystem is read-only"):
         commands.run(str(written(tmp_path)), store=tmp_path / "store")
 

@@ -47,19 +47,27 @@ def test_one_line_an_event_where_there_is_no_terminal() -> None:
     ]
 
 
-def test_time_left_is_from_the_pace_since_the_first_task_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([100.0, 106.0, 112.0, 118.0])
-    monkeypatch.setattr("supermask.execute.pace.time.monotonic", lambda: next(clock))
+def lefts(monkeypatch: pytest.MonkeyPatch, tasks: int, *ends: float) -> list[str]:
+    """What is said to be left when tasks end at these times."""
     text = io.StringIO()
-    listener = _Lines(Console(file=text), "study", {}, 4)
-    for left in (3, 2, 1, 0):
-        listener(schedule(left), Task(DENSE), Result(DENSE.id, "finished", 1.0, FINISHED))
-    assert [line.partition("in 1.0 s")[2].strip() for line in text.getvalue().splitlines()] == [
-        "",
-        "12 s left",
-        "6 s left",
-        "",
-    ]
+    listener = _Lines(Console(file=text), "study", {}, tasks)
+    for number, end in enumerate(ends, start=1):
+        monkeypatch.setattr("supermask.execute.pace.time.monotonic", lambda now=end: now)
+        listener(schedule(tasks - number), Task(DENSE), Result(DENSE.id, "finished", 1.0, FINISHED))
+    return [line.partition("in 1.0 s")[2].strip() for line in text.getvalue().splitlines()]
+
+
+def test_time_left_is_from_the_pace_since_the_first_task_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lefts(monkeypatch, 4, 100, 106, 112, 118) == ["", "12 s left", "6 s left", ""]
+
+
+def test_of_a_stack_that_ended_together_nothing_is_made_of_how_fast_they_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three of nine at once, then three more ten seconds later: the last three take another ten."""
+    found = lefts(monkeypatch, 9, 100, 100.1, 100.2, 110, 110.1, 110.2)
+    assert found[:3] == [""] * 3
+    assert found[-1] == "10 s left"
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -243,7 +243,9 @@ def test_a_node_that_does_not_see_the_store_says_so(folder: Path) -> None:
     ("cluster", "says"),
     [
         ("slurm:partitoin=gpu", "did you mean 'partition'"),
-        ("slurm:partition", "NAME=VALUE"),
+        ("slurm:partition", "slurm:partition has no value: it is written slurm:partition=VALUE"),
+        ("slurm:", "there is no Slurm on this machine"),
+        ("slurm:=", "NAME=VALUE"),
         ("slurm:time=soon", "is no time limit"),
         ("slurm:time=0:00:00", "is no time limit"),
         ("slurm:partition=\x1b[31m", "is no option"),
@@ -259,12 +261,26 @@ def test_what_is_no_cluster_is_one_message(
     status, out, err = call("run", "mask-criteria", "scale=digits", "--store", "store", "--cluster", cluster)
     assert (status, out) == (2, "")
     assert says in err and err.count("\n") == 1 and "\x1b" not in err
+    assert not (folder / "store").exists()
 
 
 def test_without_the_extra_it_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     _, _, err = call("run", "mask-criteria", "scale=digits", "--store", "store", "--cluster", "slurm")
     assert "pip install 'supermask[slurm]'" in err
+
+
+def test_what_slurm_refuses_is_one_message(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = "sbatch: error: invalid partition specified: nowhere"
+    text = f"echo 'sbatch: error: see above' >&2\necho '{refusal}' >&2\nexit 1"
+    for name, body in (("sbatch", text), ("srun", "")):
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    words = ("run", "mask-criteria", "scale=digits", "--store", "store", "--cluster", "slurm:partition=nowhere")
+    status, _, err = call(*words)
+    assert (status, err) == (2, f"supermask: Slurm refused the jobs: {refusal}\n")
+    assert not [*(folder / "store" / ORDERS).iterdir()]
 
 
 def test_what_is_submitted_says_what_was_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,17 +6,26 @@ import time
 
 from supermask.execute.schedule import Schedule
 
+TOGETHER = 1.0
+"""Seconds: what ends so soon after the first ended with it. All of a stack do."""
+
 
 class Pace:
-    """The pace since the first task ended: the workers' start is not part of it."""
+    """The pace since the first tasks ended: the workers' start is not part of it, nor what was trained beside them."""
 
     def __init__(self) -> None:
+        self._began = 0.0
+        """When the first task ended."""
         self._first: tuple[float, float] | None = None
-        """When the first task ended, and what work was then left."""
+        """When the last of those ended that ended with it, and what work was then left."""
 
     def ended(self, schedule: Schedule) -> None:
         """A task came to its end."""
-        self._first = self._first or (time.monotonic(), schedule.work_left)
+        now = time.monotonic()
+        if self._first is None:
+            self._began = now
+        if now - self._began < TOGETHER:
+            self._first = now, schedule.work_left
 
     def seconds_left(self, schedule: Schedule) -> float | None:
         """None where there is no pace yet, or nothing is left."""

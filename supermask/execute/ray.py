@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -64,13 +66,28 @@ def connected(address: str, workers: int) -> Iterator[int]:
     if address not in ("local", "auto"):
         _check_answers(address)
     try:
-        ray.init(address=address, **quiet, **(own if address == "local" else {}))
+        with _ctrl_c_ends_all():
+            ray.init(address=address, **quiet, **(own if address == "local" else {}))
     except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
         raise _unreachable(address, error) from None
     try:
         yield int(ray.cluster_resources().get("CPU", 0))
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _ctrl_c_ends_all() -> Iterator[None]:
+    """Where a Ray that is broken never answers, Python would not get to hear of Ctrl-C. Nothing has begun that could be
+    lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run_plan(
@@ -207,7 +224,7 @@ def _unreachable(address: str, error: BaseException) -> UserError:
         said = (
             f"no Ray answers at {shown(address)}{why}: is it running, and is the port right? ray://host:10001 is for "
             "clients, host:6379 for machines of the cluster. One that wants a token needs RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN here too."
+            "RAY_AUTH_TOKEN (or the file ~/.ray/auth_token) here too."
         )
     return UserError(said)
 

@@ -7,8 +7,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from supermask.execute.ongoing import Died, Listener, Portion, carried_out
 from supermask.execute.schedule import Keep, Schedule
 from supermask.execute.tasks import Result, Site, Task
 from supermask.plan import Graph
-from supermask.study.yaml_tree import shown
+from supermask.study.yaml_tree import printable, shown
 
 WORKERS = 64
 """Jobs at once, where nothing is said."""
@@ -47,6 +48,8 @@ def options(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in text.split(",") if text else []:
         name, equals, value = part.partition("=")
+        if name in OPTIONS and not value:
+            raise UserError(f"--cluster slurm:{name} has no value: it is written slurm:{name}=VALUE.")
         if not equals or not value or name not in OPTIONS or not value.isprintable():
             near = did_you_mean(name, OPTIONS) or "."
             raise UserError(
@@ -172,9 +175,17 @@ class Jobs:
         return self._workers
 
     def submit(self, portions: Sequence[Portion]) -> None:
-        """As one array of jobs."""
-        with self._submitter.batch():
-            jobs = [self._submitter.submit(Job(self._order.errand(portion.lines))) for portion in portions]
+        """As one array of jobs. Raises UserError where Slurm refuses it."""
+        from submitit.core.utils import FailedJobError
+
+        said = StringIO()
+        try:
+            # What `sbatch` says goes into our message.
+            with redirect_stderr(said), self._submitter.batch():
+                jobs = [self._submitter.submit(Job(self._order.errand(portion.lines))) for portion in portions]
+        except FailedJobError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()] or ["it did not say why"]
+            raise UserError(f"Slurm refused the jobs: {printable(lines[-1].strip())}") from None
         self._in_flight.update(zip(jobs, portions, strict=True))
 
     def answers(self) -> list[tuple[Portion, Sequence[Result] | Died]]:
