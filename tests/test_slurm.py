@@ -34,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # submitit's
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current directory, with a user's modules in it."""
     monkeypatch.setattr(slurm, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(slurm, "RESULT_SECONDS", 1.0)
     with quick_folder() as path:
         monkeypatch.setattr(sys, "path", [*sys.path])
         with monkeypatch.context() as patch:

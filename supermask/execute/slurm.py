@@ -33,6 +33,9 @@ STOP_SECONDS = 1.2
 SAVE_SECONDS = 30.0
 """How long a preempted one has; Slurm gives it 90."""
 
+RESULT_SECONDS = 15.0
+"""How long a network file system may take to show the result of a job that is over; then it has died."""
+
 TIMEOUTS = 1_000
 """How often a job may run out of its time and be queued again: a line of levels may be longer than any time limit."""
 
@@ -169,6 +172,8 @@ class Jobs:
     def __init__(self, order: Order, submitter: Any, workers: int) -> None:
         self._order, self._submitter, self._workers = order, submitter, workers
         self._in_flight: dict[Any, Portion] = {}
+        self._without: dict[Any, float] = {}
+        """Since when jobs are seen to be over that have left no result."""
 
     def room(self) -> int:
         """One portion a job."""
@@ -191,13 +196,23 @@ class Jobs:
     def answers(self) -> list[tuple[Portion, Sequence[Result] | Died]]:
         """Of jobs that are over."""
         time.sleep(POLL_SECONDS)
-        over = [job for job in self._in_flight if job.done()]
+        over = [job for job in self._in_flight if self._is_over(job)]
         return [(self._in_flight.pop(job), self._answer(job)) for job in over]
 
+    def _is_over(self, job: Any) -> bool:
+        """submitit waits for a result, and meanwhile nothing would be heard of the others."""
+        if _has_result(job):
+            return True
+        if not job.done():
+            return False
+        return time.monotonic() - self._without.setdefault(job, time.monotonic()) >= RESULT_SECONDS
+
     def _answer(self, job: Any) -> Sequence[Result] | Died:
+        if self._without.pop(job, None) is not None and not _has_result(job):
+            return Died()
         try:
             answer: Answer = job.result()
-        except Exception:  # whatever submitit raises for a job that left no result
+        except Exception:  # whatever submitit raises for a job that failed
             return Died()
         if isinstance(answer, Fault):
             raise answer.error()
@@ -216,3 +231,12 @@ class Jobs:
             for job in self._in_flight:
                 if not job.done():
                     job.cancel(check=False)
+
+
+def _has_result(job: Any) -> bool:
+    path: Path = job.paths.result_pickle
+    try:
+        # A network file system may go on saying that a file is not there; it looks again for what a folder holds.
+        return path in path.parent.iterdir()
+    except OSError:
+        return False
