@@ -12,7 +12,7 @@ from faulty_disk import quick_folder
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds worker processes in /proc")
-@pytest.mark.parametrize(("engine", "kills"), [("reference", 200), ("sparse", 100)])
+@pytest.mark.parametrize(("engine", "kills"), [("reference", 200), ("sparse", 50)])
 def test_kills_lose_nothing_and_change_nothing(engine: str, kills: int) -> None:
     """Source: issue "Store". How soon is left to the machine: a fraction of a second a kill."""
     harness = Path(__file__).with_name("kill_harness.py")

@@ -102,13 +102,6 @@ def test_a_job_trains_its_lines_as_a_stack(folder: Path) -> None:
     same_table(plan, folder / "store", folder / "alone")
 
 
-def test_more_lines_than_jobs_share_jobs(folder: Path) -> None:
-    plan = small_plan({"criterion": ["large_final", "random", "movement"]}, seeds=1, levels=1)
-    through_submitit(plan, Site(folder / "store"), 1)
-    assert len(Here.jobs) == 2
-    same_as_here(plan, folder / "store")
-
-
 def test_a_preempted_job_goes_on_from_its_checkpoint(folder: Path) -> None:
     """Preempted in training; queued again, it makes the start again and goes on from what it had saved."""
     body = """

@@ -33,7 +33,9 @@ RECIPES = {
 COSTS = sparse.Costs(WalkCosts(*[1.0] * 8), LayerCosts(Cost(1.4, 1), Cost(1.6, 1), Cost(1.8, 1), Cost(2.5, 1)))
 CASES = [
     *(("conv2", recipe, density) for recipe in RECIPES for density in (1, 0.3, 0.05, 0.005)),
-    *((network, recipe, density) for network in ("conv4", "conv6") for recipe in RECIPES for density in (1, 0.05)),
+    *(("conv4", recipe, 0.05) for recipe in RECIPES),
+    *(("conv6", recipe, 0.05) for recipe in ("adam", "sgd")),
+    *((network, "sgd", 1) for network in ("conv4", "conv6")),
 ]
 
 
