@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -49,6 +50,8 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setattr(sys, "path", [*sys.path])
         monkeypatch.chdir(path)
         yield path
+    # Here, where its warnings are not heard, and not at the end of all tests.
+    gc.collect()
     assert gone_within(10.0, token), processes_with(token)
 
 

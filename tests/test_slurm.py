@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -40,6 +41,8 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         with monkeypatch.context() as patch:
             patch.chdir(path)
             yield path
+    # Here, where its warnings are not heard, and not at the end of all tests.
+    gc.collect()
 
 
 class Here(submitit.LocalExecutor):
