@@ -135,7 +135,8 @@ def same_as_here(plan: Plan, store: Path, **site: Any) -> None:
 # ------------------------------------------------------------------------------------------------------- several nodes
 
 
-def test_a_node_killed_in_the_middle_changes_no_bit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", ["reference", "sparse"])
+def test_a_node_killed_in_the_middle_changes_no_bit(folder: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     """Killed when all three cores are in the middle of a run; two of them were the node's."""
     died: list[bool] = []
     before = Ongoing._count_death
@@ -164,15 +165,15 @@ def test_a_node_killed_in_the_middle_changes_no_bit(folder: Path, monkeypatch: p
 
         thread = threading.Thread(target=kill)
         thread.start()
-        schedule = on_ray(cluster.address, plan, Site(folder / "store"), heard)
+        schedule = on_ray(cluster.address, plan, Site(folder / "store", engine=engine), heard)
         thread.join()
         assert {*schedule.status.values()} == {"finished"}
         assert sorted(heard.ids()) == sorted(plan.runs)  # none twice
         assert died == [True, True]
         again = Heard()
-        on_ray(cluster.address, plan, Site(folder / "store"), again)
+        on_ray(cluster.address, plan, Site(folder / "store", engine=engine), again)
         assert not again.results
-    same_as_here(plan, folder / "store")
+    same_as_here(plan, folder / "store", engine=engine)
 
 
 def test_nodes_make_the_same_store_as_this_process(folder: Path) -> None:
