@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from supermask.engines.job import Array, BatchOrder, Data, Job, NoCheckpoints
-from supermask.masks import density
-from supermask.networks import Architecture, Conv, Dense, Pool, build
-from supermask.recipe import Recipe
-from supermask.types import Outcome, Start
+from supermask.core.masks import density
+from supermask.core.recipe import Recipe
+from supermask.core.types import InitialState, SplitData, TrainingResult
+from supermask.engines.job import Array, BatchSampler, NullCheckpointer, TrainingJob
+from supermask.networks.sequential import Architecture, Conv, Dense, Pool, build_module
 
-Train = Callable[[Sequence[Job], Sequence[Data]], list[Outcome]]
+Train = Callable[[Sequence[TrainingJob], Sequence[SplitData]], list[TrainingResult]]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Case:
     """What all of them train, by Adam. Validation and test set should be tiny: engines evaluate them."""
 
     layers: Architecture
-    start: Start
-    data: Data
+    start: InitialState
+    data: SplitData
     batch: int = 60
     lr: float = 1.2e-3
 
@@ -57,7 +57,7 @@ def engine(train: Train, case: Case, block: int, blocks: int) -> Iterator[float]
     turn, done = threading.Semaphore(0), threading.Semaphore(0)
     over: list[BaseException] = []
 
-    class Turns(NoCheckpoints):
+    class Turns(NullCheckpointer):
         def saw(self, curve: object) -> None: ...
 
         def due(self) -> bool:
@@ -70,7 +70,7 @@ def engine(train: Train, case: Case, block: int, blocks: int) -> Iterator[float]
     def training() -> None:
         turn.acquire()
         try:
-            train([Job(case.layers, case.start, recipe, seed=0, checkpoints=Turns())], [case.data])
+            train([TrainingJob(case.layers, case.start, recipe, seed=0, checkpoints=Turns())], [case.data])
         except BaseException as error:
             over.append(error)
         done.release()
@@ -94,13 +94,13 @@ def engine(train: Train, case: Case, block: int, blocks: int) -> Iterator[float]
 
 def eager(case: Case, block: int, blocks: int) -> Iterator[float]:
     """A careful researcher's own loop: float32 images in memory, gradients times the mask. Milliseconds a step."""
-    module = build(case.layers)
-    module.load_state_dict({**case.start.weights, **case.start.others})
+    module = build_module(case.layers)
+    module.load_state_dict({**case.start.weights, **case.start.unmasked})
     floats = case.masks
     masks = [(p, floats[n]) for n, p in module.named_parameters() if n in floats]
     optimizer = torch.optim.Adam(module.parameters(), lr=case.lr)
     images, labels = torch.from_numpy(_pixels(case.data)), torch.from_numpy(case.data.train_labels)
-    order = BatchOrder(0, case.data.train_indices, case.batch)
+    order = BatchSampler(0, case.data.train_indices, case.batch)
     for first in range(0, block * blocks, block):
         began = time.perf_counter()
         for i in range(first, first + block):
@@ -118,11 +118,11 @@ def eager(case: Case, block: int, blocks: int) -> Iterator[float]:
 def jax_scan(case: Case, block: int, blocks: int) -> Iterator[float]:
     """The same in JAX: a block is one jitted scan; of a convolutional network, jitted steps. Milliseconds a step."""
     epoch, put = _jax_epoch(case.layers, case.lr)
-    weights = {n: put(_jax_layout(t)) for n, t in {**case.start.weights, **case.start.others}.items()}
+    weights = {n: put(_jax_layout(t)) for n, t in {**case.start.weights, **case.start.unmasked}.items()}
     masks = {n: put(_jax_layout(m)) for n, m in case.masks.items()}
     zeros = [{n: w * 0 for n, w in weights.items()} for _ in range(2)]
     images, labels = put(np.ascontiguousarray(_pixels(case.data).transpose(0, 2, 3, 1))), put(case.data.train_labels)
-    order = BatchOrder(0, case.data.train_indices, case.batch)
+    order = BatchSampler(0, case.data.train_indices, case.batch)
     state: Any = (weights, *zeros, put(np.float32(0)))
     for first in range(0, block * blocks, block):
         began = time.perf_counter()
@@ -196,7 +196,7 @@ def _jax_epoch(layers: Architecture, lr: float) -> tuple[Any, Any]:
 _FLOATS: dict[int, Array] = {}
 
 
-def _pixels(data: Data) -> Array:
+def _pixels(data: SplitData) -> Array:
     """The training images in float32, converted once for all cases."""
     if id(data) not in _FLOATS:
         _FLOATS.clear()

@@ -25,9 +25,9 @@ from cpu_chain import about, divided, product_rate, spread, table
 from step import Case as Synthetic
 from step import pruned, synthetic
 
+from supermask.core.masks import count_kept
 from supermask.engines import reference, sparse
-from supermask.masks import kept
-from supermask.networks import Conv, Pool, architecture
+from supermask.networks.sequential import Conv, Pool, architecture
 
 DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 SHAPE = (3, 32, 32)
@@ -63,7 +63,12 @@ def main() -> None:
         rates.append(product_rate())
         milliseconds = measure(case, taking_part, given.steps, given.repeats)
         rows.append(
-            {"level": level, "density": case.density, "kept": kept(case.start.masks), "milliseconds": milliseconds}
+            {
+                "level": level,
+                "density": case.density,
+                "kept": count_kept(case.start.masks),
+                "milliseconds": milliseconds,
+            }
         )
         rows[-1]["flops"] = needed_flops(case)
     for row in rows:
@@ -104,7 +109,7 @@ def measure(case: Case, taking_part: dict[str, Contestant], steps: int, repeats:
 
 def needed_flops(case: Case, batch: int = 60) -> float:
     """Of a step: every kept weight's products forward and of both gradients; none of the images' gradient."""
-    counts, total = kept(case.start.masks), 0.0
+    counts, total = count_kept(case.start.masks), 0.0
     for number, layer in enumerate(layer for layer in case.layers if not isinstance(layer, Pool)):
         pixels = layer.side[0] * layer.side[1] if isinstance(layer, Conv) else 1
         total += 2.0 * batch * pixels * counts[f"{layer.name}.weight"] * (2 if number == 0 else 3)

@@ -33,15 +33,14 @@ from contestants import Case, eager, engine, jax_scan
 from processes import first_steps, two_workers
 from step import processor
 
-from supermask import commands
-from supermask.datasets import DATASETS, load, split
-from supermask.engines.job import Data
-from supermask.errors import UserError
-from supermask.lineage import Lineage
-from supermask.masks import kept
-from supermask.networks import architecture
+from supermask.api import runs
+from supermask.core.errors import UserError
+from supermask.core.masks import count_kept
+from supermask.core.types import InitialState, SplitData
+from supermask.datasets import DATASETS, load, train_validation_split
+from supermask.networks.sequential import architecture
 from supermask.store import Store
-from supermask.types import Start
+from supermask.store.replay import StateReplayer
 
 WARM = 1000
 """Steps before any is timed: by then what Adam remembers of a pixel that is rarely lit has become denormal."""
@@ -121,15 +120,15 @@ def contestants(names: list[str]) -> dict[str, Contestant]:
     return found
 
 
-def mnist() -> Data:
+def mnist() -> SplitData:
     """The training images of seed 0, and one image to evaluate."""
     images = load("mnist")
-    training, _ = split(images, 0)
+    training, _ = train_validation_split(images, 0)
     one = images.test_images[:1], images.test_labels[:1]
-    return Data(images.train_images, images.train_labels, training, *one, *one, images.facts.pixel_maximum)
+    return SplitData(images.train_images, images.train_labels, training, *one, *one, images.facts.max_pixel)
 
 
-def chain(store: Path, levels: int, iterations: int) -> list[Start]:
+def chain(store: Path, levels: int, iterations: int) -> list[InitialState]:
     """The ends of a chain's trainings, with their masks: what is timed goes on from there."""
     facts = DATASETS["mnist"]
     epochs = iterations * 60 / (facts.training_images - facts.validation_images)
@@ -140,10 +139,10 @@ def chain(store: Path, levels: int, iterations: int) -> list[Start]:
         f"train.epochs={epochs:.4f}",
         f"train.evaluate_every={iterations}",
     ]
-    plan = commands.run("mask-criteria", settings, store=store, workers=1, engine="reference").plan
-    lineage = Lineage(Store(store))
-    parents = [lineage.parent(run) for run in plan.runs]
-    return [Start(p.at("end").weights, p.start.masks, p.at("end").others) for p in parents]
+    plan = runs.run("mask-criteria", settings, store=store, workers=1, engine="reference").plan
+    lineage = StateReplayer(Store(store))
+    parents = [lineage.parent_run(run) for run in plan.runs]
+    return [InitialState(p.state_at("end").weights, p.start.masks, p.state_at("end").unmasked) for p in parents]
 
 
 def measure(case: Case, taking_part: dict[str, Contestant], repeats: int) -> dict[str, Any]:
@@ -164,7 +163,12 @@ def measure(case: Case, taking_part: dict[str, Contestant], repeats: int) -> dic
                 times[name].append(next(blocks))
                 busy = (time.process_time() - used) / (time.perf_counter() - began)
                 threads[name] = max(threads[name], busy)
-    return {"density": case.density, "kept": kept(case.start.masks), "milliseconds": times, "threads_busy": threads}
+    return {
+        "density": case.density,
+        "kept": count_kept(case.start.masks),
+        "milliseconds": times,
+        "threads_busy": threads,
+    }
 
 
 def product_rate() -> float:
@@ -180,9 +184,9 @@ def product_rate() -> float:
     return best
 
 
-def needed_flops(start: Start, batch: int = 60) -> float:
+def needed_flops(start: InitialState, batch: int = 60) -> float:
     """Of a step: forward, weight gradient and input gradient of every kept weight; no gradient of the images."""
-    counts = list(kept(start.masks).values())
+    counts = list(count_kept(start.masks).values())
     return 2.0 * batch * (3 * sum(counts) - counts[0])
 
 

@@ -28,15 +28,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
+from supermask.core.learned_masks import MaskLearning, initial_mask_state
+from supermask.core.recipe import Recipe
+from supermask.core.rng import child_streams
+from supermask.core.types import SplitData
 from supermask.datasets import load
-from supermask.engines.job import Data, Job
-from supermask.engines.learning import MaskInTraining
-from supermask.engines.masked_network import MaskedNetwork
-from supermask.execute.data import seed_data
-from supermask.learned import Learning, learning_start
-from supermask.networks import architecture
-from supermask.recipe import Recipe
-from supermask.rng import streams
+from supermask.datasets.images import split_data
+from supermask.engines.job import TrainingJob
+from supermask.engines.reference_masks import MaskTrainer
+from supermask.engines.sparse.masked import MLPMaskTrainer
+from supermask.networks.sequential import architecture, initial_state, prunable_tensors
 
 Steps = Callable[[int, int], Any]
 
@@ -53,7 +54,7 @@ class Straight(torch.autograd.Function):
         return gradient
 
 
-def eager(job: Job, data: Data) -> Steps:
+def eager(job: TrainingJob, data: SplitData) -> Steps:
     """What one would write by hand: three linear layers, masks from torch's generator, torch's own SGD."""
     weights = [w.clone() for w in job.start.weights.values()]
     logits = [m.clone().requires_grad_() for m in job.start.logits.values()]
@@ -94,12 +95,14 @@ def main() -> None:
     torch.set_num_threads(1)
     images = load(given.dataset, Path(os.environ["SUPERMASK_DATA"]) if "SUPERMASK_DATA" in os.environ else None)
     layers = architecture("fc", images.facts.image_shape, images.facts.classes)
-    learning = Learning(rescaled=given.rescaled)
-    start = learning_start(learning, layers, 0, None, None, streams(0))
-    job = Job(layers, start, Recipe("sgd", 100.0, 250, 10**6, 10**6, momentum=0.9), 0, learning=learning)
-    data = seed_data(images, 0)
+    learning = MaskLearning(rescaled=given.rescaled)
+    start = initial_mask_state(
+        learning, prunable_tensors(layers), initial_state(layers, 0), 0, None, None, child_streams(0)
+    )
+    job = TrainingJob(layers, start, Recipe("sgd", 100.0, 250, 10**6, 10**6, momentum=0.9), 0, learning=learning)
+    data = split_data(images, 0)
     contestants: dict[str, Steps] = {"eager": eager(job, data)}
-    for name, stepper in (("reference", MaskInTraining(job, data)), ("sparse", MaskedNetwork(job, data))):
+    for name, stepper in (("reference", MaskTrainer(job, data)), ("sparse", MLPMaskTrainer(job, data))):
         stepper.load(start.state)
         contestants[name] = stepper.train
     for steps in contestants.values():

@@ -17,25 +17,25 @@ from typing import TypeVar
 
 import torch
 
-from supermask.certificate import certify
-from supermask.lineage import Lineage, layers_of, step_of
-from supermask.networks import maskables
-from supermask.plan import make_plan
-from supermask.records import pack_outcome
-from supermask.runs import Run
+from supermask.core.certificate import certify
+from supermask.core.types import InitialState, LearningCurve, NetworkState, TrainingResult
+from supermask.networks.sequential import prunable_tensors
 from supermask.store import Store
-from supermask.study import study_from
-from supermask.types import Curve, Outcome, Start, State
+from supermask.store.records import encode_result
+from supermask.store.replay import StateReplayer, build_step, run_architecture
+from supermask.study import study_from_dict
+from supermask.study.plan import make_plan
+from supermask.study.run import Run
 
 T = TypeVar("T")
 
 
-def moved(start: Start) -> Outcome:
+def moved(start: InitialState) -> TrainingResult:
     """A made-up training: every kept weight and every bias a little further."""
     weights = {n: w.where(~start.masks[n], w + 0.01 * torch.randn_like(w)) for n, w in start.weights.items()}
-    end = State(weights, {n: b + 0.1 for n, b in start.others.items()})
-    curve = Curve([0, 100], [float("nan"), 1.0], [2.0, 1.0], [0.1, 0.9])
-    return Outcome("finished", end, {}, curve, {"early_stop_test_accuracy": 0.9})
+    end = NetworkState(weights, {n: b + 0.1 for n, b in start.unmasked.items()})
+    curve = LearningCurve([0, 100], [float("nan"), 1.0], [2.0, 1.0], [0.1, 0.9])
+    return TrainingResult("finished", end, {}, curve, {"early_stop_test_accuracy": 0.9})
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
         took[what].append(1e3 * (time.perf_counter() - began))
         return result
 
-    study = study_from(
+    study = study_from_dict(
         {
             "dataset": "mnist",
             "prune": {"levels": options.levels},
@@ -63,30 +63,30 @@ def main() -> None:
     took["plan"] = [took["plan"][0] / len(plan.runs)]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         store = Store(Path(folder))
-        lineage = Lineage(store)
+        lineage = StateReplayer(store)
         for run in plan.runs.values():
             one_run(run, store, lineage, timed)
         cold = list(plan.runs)[options.levels]
-        timed("a last level's parents, all made again", lambda: Lineage(store).parent(cold))
+        timed("a last level's parents, all made again", lambda: StateReplayer(store).parent_run(cold))
     for what, times in took.items():
         print(f"{what:40} {median(times):8.2f} ms   ({min(times):.2f} to {max(times):.2f}, n={len(times)})")
     print(f"{'plan and store, a run':40} {sum(median(took[what]) for what in ('plan', 'store: commit')):8.2f} ms")
 
 
-def one_run(run: Run, store: Store, lineage: Lineage, timed: Callable[[str, Callable[[], T]], T]) -> None:
+def one_run(run: Run, store: Store, lineage: StateReplayer, timed: Callable[[str, Callable[[], T]], T]) -> None:
     """The work of `execute.worker.Worker` without the training."""
-    start = timed("start: score, keep the top, set", lambda: lineage.start_of(run))
+    start = timed("start: score, keep the top, set", lambda: lineage.initial_state(run))
     outcome = moved(start)
-    parent = None if run.parent is None else lineage.parent(run.parent)
-    step = None if run.step is None else step_of(run.step)
-    found = maskables(layers_of(run))
+    parent = None if run.parent is None else lineage.parent_run(run.parent)
+    step = None if run.step is None else build_step(run.step)
+    found = prunable_tensors(run_architecture(run))
     certificate = timed("certificate", lambda: certify(found, start, outcome, parent, step))
     if not certificate.held:
         raise SystemExit(f"the certificate does not hold: {certificate.checks}")
     about = {"seconds": 0.0, "engine": "none", "environment": {}, "data": {"fingerprint": "", "note": ""}}
-    packed = pack_outcome(run, start, outcome, certificate, about)
+    packed = encode_result(run, start, outcome, certificate, about)
     timed("store: commit", lambda: store.commit(run.id, *packed))
-    lineage.remember(run, start)
+    lineage.cache(run, start)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 import torch
 from contestants import Case, engine
 
-from supermask.engines.job import Job
-from supermask.recipe import Recipe
+from supermask.core.recipe import Recipe
+from supermask.engines.job import TrainingJob
 
 
 def two_workers(cases: Sequence[Case], turns: int) -> dict[str, list[float]]:
@@ -74,7 +74,7 @@ def _worker(pipe: Connection, cases: Sequence[Case], turns: int) -> None:
 def _first_step(case: Case) -> float:
     """Torch and the data are there before the clock starts."""
     torch.set_num_threads(1)
-    job = Job(case.layers, case.start, Recipe("adam", case.lr, case.batch, 1, evaluate_every=1), seed=0)
+    job = TrainingJob(case.layers, case.start, Recipe("adam", case.lr, case.batch, 1, evaluate_every=1), seed=0)
     began = time.perf_counter()
     from supermask.engines import sparse
 

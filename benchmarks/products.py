@@ -15,11 +15,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from supermask.engines.kernels.compiling import kernel
-from supermask.engines.kernels.lanes import LANES, aligned
-from supermask.engines.kernels.products import ROWS, tile_into
-from supermask.engines.kernels.units import gradients, outputs
-from supermask.engines.shares import in_shares
+from supermask.engines.sparse.costs import block_index
+from supermask.engines.sparse.kernels.jit import jit_entry
+from supermask.engines.sparse.kernels.matmul import ROWS, gemm_tile_store, linear_forward, linear_weight_grad
+from supermask.engines.sparse.kernels.simd import VECTOR_WIDTH, aligned_zeros
 
 INPUTS, OUTPUTS = 784, 300
 DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
@@ -29,32 +28,32 @@ def main() -> None:
     """Prints one line a density, then the dense products."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
-    x, d = (numbers(rng, units * LANES) for units in (INPUTS, OUTPUTS))
-    y, bias = aligned(OUTPUTS * LANES), np.zeros(OUTPUTS, np.float32)
+    x, d = (numbers(rng, units * VECTOR_WIDTH) for units in (INPUTS, OUTPUTS))
+    y, bias = aligned_zeros(OUTPUTS * VECTOR_WIDTH), np.zeros(OUTPUTS, np.float32)
     print("density   outputs   gradients   GFLOP/s")
     for density in DENSITIES:
         out, into = np.nonzero(rng.random((OUTPUTS, INPUTS)) < density)
-        lists = in_shares(out, into, into * LANES, (OUTPUTS, INPUTS), 128)
+        lists = block_index(out, into, into * VECTOR_WIDTH, (OUTPUTS, INPUTS), 128)
         first, shares = lists.first.reshape(-1), len(lists.first)
-        w, g, flops = numbers(rng, out.size), aligned(out.size), 2 * LANES * out.size
-        forward = rate(lambda: outputs(first, shares, lists.offset, w, bias, x, y, True), flops)  # noqa: B023
-        backward = rate(lambda: gradients(first, shares, OUTPUTS, lists.offset, x, d, g), flops)  # noqa: B023
+        w, g, flops = numbers(rng, out.size), aligned_zeros(out.size), 2 * VECTOR_WIDTH * out.size
+        forward = rate(lambda: linear_forward(first, shares, lists.offset, w, bias, x, y, True), flops)  # noqa: B023
+        backward = rate(lambda: linear_weight_grad(first, shares, OUTPUTS, lists.offset, x, d, g), flops)  # noqa: B023
         print(f"{density:7.2f}   {forward:7.1f}   {backward:9.1f}")
-    w, flops = numbers(rng, INPUTS * OUTPUTS), 2 * LANES * INPUTS * OUTPUTS
+    w, flops = numbers(rng, INPUTS * OUTPUTS), 2 * VECTOR_WIDTH * INPUTS * OUTPUTS
     print(f"dense tile {rate(lambda: tiles(w, x, y), flops):.1f}")
-    left, right = torch.rand(OUTPUTS, INPUTS), torch.rand(INPUTS, LANES)
-    result = torch.empty(OUTPUTS, LANES)
+    left, right = torch.rand(OUTPUTS, INPUTS), torch.rand(INPUTS, VECTOR_WIDTH)
+    result = torch.empty(OUTPUTS, VECTOR_WIDTH)
     print(f"torch.mm   {rate(lambda: torch.mm(left, right, out=result), flops):.1f}")
 
 
-@kernel
+@jit_entry
 def tiles(w, x, y):  # type: ignore[no-untyped-def]
     for j in range(0, OUTPUTS, ROWS):
-        tile_into(y[j * LANES :], False, w, j * INPUTS, INPUTS, 1, x, 0, LANES, INPUTS)
+        gemm_tile_store(y[j * VECTOR_WIDTH :], False, w, j * INPUTS, INPUTS, 1, x, 0, VECTOR_WIDTH, INPUTS)
 
 
 def numbers(rng: np.random.Generator, size: int) -> np.ndarray:
-    values = aligned(size)
+    values = aligned_zeros(size)
     values[:] = rng.normal(size=size)
     return values
 

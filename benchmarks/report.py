@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from supermask.plan import Plan, make_plan
-from supermask.report import gather, page
-from supermask.rows import rows_of_plan
+from supermask.core.text import Row
+from supermask.reporting.html import build_report, render_report
 from supermask.store import Store
+from supermask.store.rows import plan_rows
 from supermask.study import load_study
-from supermask.tables import Row
+from supermask.study.plan import Plan, make_plan
 
 Made = TypeVar("Made")
 
@@ -69,11 +69,11 @@ def main() -> None:
     store = Store(given.store or Path("no-store"))
     began = time.perf_counter()
     plans: list[Plan] = timed("plan", lambda: [make_plan(load_study(study, settings)) for study in studies])
-    found = timed("rows", lambda: [(plan, *rows_of_plan(plan, store)) for plan in plans])
+    found = timed("rows", lambda: [(plan, *plan_rows(plan, store)) for plan in plans])
     if given.store is None:
         found = [(plan, made_up(rows), damaged) for plan, rows, damaged in found]
-    report = timed("figures and tables", lambda: gather(found, [], store, "supermask report"))
-    text = timed("page", lambda: page(report).encode())
+    report = timed("figures and tables", lambda: build_report(found, [], store, "supermask report"))
+    text = timed("page", lambda: render_report(report).encode())
     runs = sum(len(rows) for _, rows, _ in found)
     print(f"{'in all':24} {time.perf_counter() - began:6.2f} s, {len(text) / 1e6:.2f} MB, {runs:,} runs")
     if time.perf_counter() - began > 10 or len(text) > 10e6:

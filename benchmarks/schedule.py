@@ -16,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from supermask.execute.estimate import estimate
-from supermask.execute.ongoing import Ongoing, Portion
-from supermask.execute.schedule import Schedule
-from supermask.execute.tasks import Result, Site
-from supermask.plan import Graph, Plan, joined, make_plan
+from supermask.execution.coordinator import Assignment, Coordinator
+from supermask.execution.estimate import estimate
+from supermask.execution.scheduler import Scheduler
+from supermask.execution.tasks import TaskResult, WorkerConfig
 from supermask.store import Store
 from supermask.study import load_study
+from supermask.study.plan import Plan, RunGraph, make_plan, merge_plans
 
 NOWHERE = Path("/nowhere/supermask-store")
 
@@ -50,22 +50,22 @@ def main() -> None:
     with timed(f"{len(plan.runs):,} runs estimated"):
         found = estimate(plan, store, plan.runs.values(), "sparse")
     with timed(f"carried out on paper on {in_flight} cores"):
-        hours = found.on_paper(plan.runs.values(), in_flight) / 3600
+        hours = found.simulate(plan.runs.values(), in_flight) / 3600
     print(f"  {hours:.1f} h, {found.core_seconds / 3600:,.0f} core-hours, {found.stored_bytes / 1e9:.0f} GB")
     carry_out("one at a time", plan, 1, in_flight)
     carry_out(f"in stacks of {in_flight}", plan, in_flight, 2)
     with timed("two networks planned"):
-        two = joined([planned(runs // 2), planned(runs // 2, "fc-300")])
+        two = merge_plans([planned(runs // 2), planned(runs // 2, "fc-300")])
     carry_out(f"two networks in stacks of {in_flight}", two, in_flight, 2)
 
 
-def carry_out(what: str, plan: Graph, stack: int, at_once: int) -> None:
+def carry_out(what: str, plan: RunGraph, stack: int, at_once: int) -> None:
     """So many portions at once, each of lines that fill a stack."""
-    site = Site(NOWHERE, engine="stacked", stack=stack)
+    site = WorkerConfig(NOWHERE, engine="stacked", stack=stack)
     with timed(f"{what}: the schedule made"):
-        ongoing = Ongoing(Schedule(plan, Store(NOWHERE)), site, lambda *_: None, "all", lambda _: None)
+        ongoing = Coordinator(Scheduler(plan, Store(NOWHERE)), site, lambda *_: None, "all", lambda _: None)
     with timed(f"{what}: carried out"):
-        ongoing.carry_out(Idle(at_once))
+        ongoing.run(Idle(at_once))
 
 
 class Idle:
@@ -75,17 +75,17 @@ class Idle:
 
     def __init__(self, portions: int) -> None:
         self._portions = portions
-        self._in_flight: deque[Portion] = deque()
+        self._in_flight: deque[Assignment] = deque()
 
     def room(self) -> int:
         return self._portions
 
-    def submit(self, portions: Sequence[Portion]) -> None:
+    def submit(self, portions: Sequence[Assignment]) -> None:
         self._in_flight.extend(portions)
 
-    def answers(self) -> list[tuple[Portion, Sequence[Result]]]:
+    def answers(self) -> list[tuple[Assignment, Sequence[TaskResult]]]:
         portion = self._in_flight.popleft()
-        return [(portion, [Result(task.run.id, "finished") for task in portion.tasks])]
+        return [(portion, [TaskResult(task.run.id, "finished") for task in portion.tasks])]
 
 
 if __name__ == "__main__":

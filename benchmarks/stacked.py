@@ -31,19 +31,19 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from supermask.core.environment import cpu_name
+from supermask.core.recipe import Recipe
+from supermask.core.types import LearningCurve, SplitData
 from supermask.engines import reference, stacked
-from supermask.engines.choice import Precision, check_precision
-from supermask.engines.job import Data, Job, NoCheckpoints
-from supermask.engines.reference import tiny_is_zero
-from supermask.engines.stacked.forward import blocks_of, logits_of
-from supermask.engines.stacked.moving import mask_bits, update_of
-from supermask.engines.stacked.precision import computing_in, products_in
-from supermask.engines.stacked.repeating import EAGER_STEPS, Repeated
+from supermask.engines.job import NullCheckpointer, TrainingJob
+from supermask.engines.reference import flush_denormals
+from supermask.engines.selection import Precision, validate_precision
+from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
+from supermask.engines.stacked.device import autocast_factory, matmul_precision
+from supermask.engines.stacked.forward import forward, group_batches
+from supermask.engines.stacked.optimizer import make_optimizer_step, mask_bits
 from supermask.engines.stacked.stack import Stack
-from supermask.environment import processor
-from supermask.networks import architecture, initial_start, products
-from supermask.recipe import Recipe
-from supermask.types import Curve
+from supermask.networks.sequential import architecture, count_multiplications, initial_state
 
 SHAPES = {"fc": (1, 28, 28), "conv2": (3, 32, 32), "conv4": (3, 32, 32), "conv6": (3, 32, 32)}
 SEEDS = 5
@@ -78,22 +78,22 @@ class Measured:
     evaluation_ms: float
 
 
-def images(shape: tuple[int, int, int]) -> Data:
+def images(shape: tuple[int, int, int]) -> SplitData:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (6000, *shape), dtype=np.uint8)
     labels = rng.integers(0, 10, 6000)
     some = slice(0, 1000)
-    return Data(pixels, labels, np.arange(6000), pixels[some], labels[some], pixels[some], labels[some], 255)
+    return SplitData(pixels, labels, np.arange(6000), pixels[some], labels[some], pixels[some], labels[some], 255)
 
 
-def job(network: str, seed: int) -> Job:
+def job(network: str, seed: int) -> TrainingJob:
     layers = architecture(network, SHAPES[network], 10)
-    start = initial_start(layers, seed)
+    start = initial_state(layers, seed)
     rng = np.random.default_rng(seed)
     masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < 0.5) for n, w in start.weights.items()}
     weights = {n: w * masks[n] for n, w in start.weights.items()}
-    start = type(start)(weights, masks, start.others)
-    return Job(layers, start, Recipe("adam", 1.2e-3, BATCH, 10**6, 100), seed)
+    start = type(start)(weights, masks, start.unmasked)
+    return TrainingJob(layers, start, Recipe("adam", 1.2e-3, BATCH, 10**6, 100), seed)
 
 
 def seconds(do: Callable[[], object], turns: int, device: torch.device) -> list[float]:
@@ -119,16 +119,16 @@ def peak(device: torch.device, precision: Precision) -> float:
 
 
 @dataclass
-class Clock(NoCheckpoints):
+class Clock(NullCheckpointer):
     """When a training was evaluated: by then the device has done all before."""
 
     seen: list[float] = field(default_factory=list)
 
-    def saw(self, curve: Curve) -> None:
+    def saw(self, curve: LearningCurve) -> None:
         self.seen.append(time.perf_counter())
 
 
-def reference_step(of: Job, data: Data, steps: int, device: str) -> float:
+def reference_step(of: TrainingJob, data: SplitData, steps: int, device: str) -> float:
     """Seconds of one of `steps` steps of the reference, after as many that are not counted."""
     clock = Clock()
     recipe = replace(of.recipe, iterations=2 * steps, evaluate_every=steps)
@@ -137,7 +137,7 @@ def reference_step(of: Job, data: Data, steps: int, device: str) -> float:
 
 
 def measure(network: str, replicas: int, args: argparse.Namespace, at_most: float) -> Measured:
-    device, precision = torch.device(args.device), check_precision(args.precision, args.device)
+    device, precision = torch.device(args.device), validate_precision(args.precision, args.device)
     data = images(SHAPES[network])
     few = replace(data, validation_images=data.validation_images[:1], validation_labels=data.validation_labels[:1])
     jobs = [job(network, seed) for seed in sorted(i % SEEDS for i in range(replicas))]
@@ -145,12 +145,12 @@ def measure(network: str, replicas: int, args: argparse.Namespace, at_most: floa
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
-    ways = stacked.ways_here(layers, BATCH, replicas, args.device, precision)
+    ways = stacked.fastest_algorithms(layers, BATCH, replicas, args.device, precision)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     stack = Stack(jobs, [data] * replicas, device, precision, ways)
     # More than are done before one is recorded, so that what is not counted takes in the recording.
-    stack_steps = max(EAGER_STEPS + 1, args.steps // replicas)
+    stack_steps = max(WARMUP_STEPS + 1, args.steps // replicas)
     times, alone = [], []
     for turn in range(args.turns + 1):
         firsts = [turn * stack_steps] * replicas
@@ -159,7 +159,7 @@ def measure(network: str, replicas: int, args: argparse.Namespace, at_most: floa
             used: int | None = torch.cuda.max_memory_allocated()
         alone.append(reference_step(jobs[0], few, args.steps, args.device))
     step, one = median(times[1:]), median(alone[1:])
-    flops = 6 * products(layers) * BATCH * replicas / step
+    flops = 6 * count_multiplications(layers) * BATCH * replicas / step
     return Measured(
         network,
         replicas,
@@ -175,23 +175,23 @@ def measure(network: str, replicas: int, args: argparse.Namespace, at_most: floa
 
 
 def parts(
-    stack: Stack, data: Data, steps: int, turns: int, device: torch.device, precision: Precision
+    stack: Stack, data: SplitData, steps: int, turns: int, device: torch.device, precision: Precision
 ) -> tuple[float, float, float, float]:
     """Milliseconds of a forward pass, a backward pass, the optimiser, and an evaluation of the whole stack."""
     tensors = {**stack.weights, **stack.others}
-    blocks = blocks_of([(j.seed,) for j in stack.jobs])
+    blocks = group_batches([(j.seed,) for j in stack.jobs])
     batches = sum(block.batches for block in blocks)
     pixels = stack.images.pixels[: BATCH * batches].reshape(batches, BATCH, *data.train_images.shape[1:])
     labels = torch.zeros(len(stack.jobs) * BATCH, dtype=torch.int64, device=device)
-    computing, move = computing_in(precision, device), update_of(stack.recipe, device)
+    computing, move = autocast_factory(precision, device), make_optimizer_step(stack.recipe, device)
 
-    def forward() -> torch.Tensor:
+    def compute_loss() -> torch.Tensor:
         with computing():
-            logits = logits_of(stack.layers, tensors, stack.images.scaled(pixels), blocks, stack.ways)
+            logits = forward(stack.layers, tensors, stack.images.scaled(pixels), blocks, stack.ways)
         return cross_entropy(logits.float().flatten(0, 1), labels)
 
     def both() -> tuple[torch.Tensor, ...]:
-        return torch.autograd.grad(forward(), list(tensors.values()))
+        return torch.autograd.grad(compute_loss(), list(tensors.values()))
 
     gradients = both()
     masks = {n: torch.stack([j.start.masks[n] for j in stack.jobs]).to(device) for n in stack.weights}
@@ -201,17 +201,17 @@ def parts(
     def optimiser() -> None:
         with torch.no_grad():
             for (name, tensor), gradient in zip(tensors.items(), gradients, strict=True):
-                kept = [moment.flatten(1) for moment in stack.kept[name]]
+                kept = [moment.flatten(1) for moment in stack.optimizer_state[name]]
                 move(tensor.detach().flatten(1), gradient.flatten(1), bits.get(name), kept, rate, second)
 
     def look() -> object:
         return stack.measure(range(len(stack.jobs)), data.validation_images, data.validation_labels)
 
     def each(do: Callable[[], object]) -> float:
-        repeated = Repeated(lambda: (do(), None)[1], device)
+        repeated = CudaGraphStep(lambda: (do(), None)[1], device)
         return 1e3 / steps * median(seconds(partial(repeated, steps), turns + 1, device)[1:])
 
-    ahead, whole, moving = each(forward), each(both), each(optimiser)
+    ahead, whole, moving = each(compute_loss), each(both), each(optimiser)
     return ahead, whole - ahead, moving, 1e3 * median(seconds(look, turns + 1, device)[1:])
 
 
@@ -230,19 +230,19 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.steps = args.steps or (500 if args.device == "cuda" else 40)
-    device, precision = torch.device(args.device), check_precision(args.precision, args.device)
+    device, precision = torch.device(args.device), validate_precision(args.precision, args.device)
     table = SMALL if args.device == "cpu" else LARGE
     networks = args.networks or list(table)
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else processor(),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else cpu_name(),
         "system": platform.platform(),
         "torch": torch.__version__,
         "threads": args.threads,
         "precision": precision,
         "measured": [],
     }
-    with tiny_is_zero(), products_in(precision, device):
+    with flush_denormals(), matmul_precision(precision, device):
         report["peak_flops"] = at_most = peak(device, precision)
         print(f"{report['device']}, {precision}: largest product {at_most / 1e9:,.0f} GFLOP/s")
         for network in networks:

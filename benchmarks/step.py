@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from supermask.engines.job import Data, Job, NoCheckpoints
+from supermask.core.recipe import Recipe
+from supermask.core.rng import random_stream
+from supermask.core.types import InitialState, SplitData
+from supermask.engines.job import NullCheckpointer, TrainingJob
 from supermask.engines.reference import train
-from supermask.networks import Architecture, architecture, build, initial_start
-from supermask.recipe import Recipe
-from supermask.rng import stream
-from supermask.types import Start
+from supermask.networks.sequential import Architecture, architecture, build_module, initial_state
 
 BATCH = 60
 LR = 1.2e-3
@@ -104,28 +104,28 @@ def ratios_of(times: dict[str, list[float]], other: str) -> list[float]:
     return [ours / theirs for ours, theirs in zip(times["engine"], times[other], strict=True)]
 
 
-def engine(case: Case, layers: Architecture, start: Start, data: Data) -> float:
+def engine(case: Case, layers: Architecture, start: InitialState, data: SplitData) -> float:
     """Milliseconds a step of the engine, read at its evaluations, of one image each."""
     recipe = Recipe("adam", LR, BATCH, case.block * (case.blocks_before + 1), evaluate_every=case.block)
     ticks: list[float] = []
 
-    class Ticking(NoCheckpoints):
+    class Ticking(NullCheckpointer):
         def saw(self, curve: object) -> None: ...
 
         def due(self) -> bool:
             ticks.append(time.perf_counter())
             return False
 
-    train([Job(layers, start, recipe, seed=0, checkpoints=Ticking())], [data])
+    train([TrainingJob(layers, start, recipe, seed=0, checkpoints=Ticking())], [data])
     return (ticks[-1] - ticks[-2]) / case.block * 1e3
 
 
 def by_hand(
-    case: Case, layers: Architecture, start: Start, images: torch.Tensor, labels: torch.Tensor, fused: bool
+    case: Case, layers: Architecture, start: InitialState, images: torch.Tensor, labels: torch.Tensor, fused: bool
 ) -> float:
     """Milliseconds a step of the hand-written loop."""
-    module = build(layers)
-    module.load_state_dict({**start.weights, **start.others})
+    module = build_module(layers)
+    module.load_state_dict({**start.weights, **start.unmasked})
     masks = [(p, start.masks[n].float()) for n, p in module.named_parameters() if n in start.masks and case.density < 1]
     optimizer = torch.optim.Adam(module.parameters(), lr=LR, fused=True if fused else None)
     order = torch.empty(0, dtype=torch.int64)
@@ -145,9 +145,9 @@ def by_hand(
     return (time.perf_counter() - began) / case.block * 1e3
 
 
-def synthetic(case: Case) -> Data:
+def synthetic(case: Case) -> SplitData:
     """Random pixels, four of five dark; one image of validation and one of test."""
-    rng = stream("benchmark", case.name)
+    rng = random_stream("benchmark", case.name)
     images = rng.integers(0, 256, (case.images, *case.shape), dtype=np.uint8)
     images[rng.random(images.shape, dtype=np.float32) < 0.8] = 0
     pixels = images.reshape(case.images, -1)
@@ -155,17 +155,17 @@ def synthetic(case: Case) -> Data:
     pixels[:, rare] = 0
     pixels[rng.integers(0, case.images, rare.size), rare] = 255
     labels = rng.integers(0, 10, case.images)
-    return Data(images, labels, np.arange(case.images), images[:1], labels[:1], images[:1], labels[:1], 255)
+    return SplitData(images, labels, np.arange(case.images), images[:1], labels[:1], images[:1], labels[:1], 255)
 
 
-def pruned(layers: Architecture, density: float) -> Start:
+def pruned(layers: Architecture, density: float) -> InitialState:
     """The dense start with random masks and zeros where pruned."""
-    start = initial_start(layers, 0)
+    start = initial_state(layers, 0)
     if density == 1:
         return start
-    rng = stream("benchmark", "masks")
+    rng = random_stream("benchmark", "masks")
     masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < density) for n, w in start.weights.items()}
-    return Start({n: w * masks[n] for n, w in start.weights.items()}, masks, start.others)
+    return InitialState({n: w * masks[n] for n, w in start.weights.items()}, masks, start.unmasked)
 
 
 def processor() -> str:

@@ -57,7 +57,7 @@ chosen = [
     runs.filter(f"treatment = '{treatment}' AND level = 4 AND seed = 0").project("id").fetchall()[0][0]
     for treatment in ("large_final", "magnitude_increase", "random")
 ]
-looked = sm.look(chosen, store=Path("supermask-store"), out=Path("figures"), only="overlap,pixels")
+looked = sm.analyze_masks(chosen, store=Path("supermask-store"), out=Path("figures"), only="overlap,pixels")
 print(looked.text)
 
 # %% [markdown]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from supermask import actions, certificate, criteria, masks, ticket
-from supermask.analysis import density, distribution, overlap, pixels, plane, signs, units
+from supermask.analysis.masks import layers, overlap, weights
+from supermask.core import actions, certificate, criteria, masks, pruning
 
 
 def public_functions(module: ModuleType) -> list[Callable[..., Any]]:
@@ -21,16 +21,22 @@ def public_functions(module: ModuleType) -> list[Callable[..., Any]]:
     ]
 
 
-FUNCTIONS = [f for module in (criteria, actions, ticket, certificate) for f in public_functions(module)]
+FUNCTIONS = [f for module in (criteria, actions, pruning, certificate) for f in public_functions(module)]
 FUNCTIONS += [masks.keep_top, masks.prune_count, masks.rank]
-FUNCTIONS += [density.densities, distribution.distribution_of, overlap.overlaps, overlap.chance_of, pixels.pixel_map]
-FUNCTIONS += [plane.plane_of, signs.sign_agreement, signs.sign_agreement_between, units.connected_units]
+FUNCTIONS += [
+    layers.layer_densities,
+    weights.weight_distribution,
+    overlap.layer_overlaps,
+    overlap.chance_overlap,
+    weights.pixel_map,
+]
+FUNCTIONS += [weights.weight_plane, layers.sign_agreement, layers.sign_agreement_between, layers.unit_connectivity]
 
 
 def test_none_is_overlooked() -> None:
     registered = {*criteria.CRITERIA.values(), *actions.MASK1_ACTIONS.values(), *actions.MASK0_ACTIONS.values()}
     assert registered <= set(FUNCTIONS)
-    assert {ticket.next_start, certificate.certify} <= set(FUNCTIONS)
+    assert {pruning.prune_and_reset, certificate.certify} <= set(FUNCTIONS)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f"{f.__module__.split('.')[-1]}.{f.__name__}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from supermask.claims import ClaimFinding, ClauseFinding
-from supermask.claims.printing import claims_markdown
+from supermask.analysis.claims import ClaimFinding, ClauseFinding
+from supermask.analysis.claims.formats import format_markdown
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,7 +33,7 @@ def test_the_readme_s_table_is_that_of_the_findings() -> None:
 def test_markdown_escapes_what_markdown_would_read() -> None:
     clause = ClauseFinding("a|b", "above", "c", 0.0, "supported", "a|b <script> is *above* [c](x).", ())
     claim = ClaimFinding("own", None, "It_is | so.", "s", "the `file`", "", "supported", clause.sentence, (clause,))
-    text = claims_markdown([claim])
+    text = format_markdown([claim])
     assert text.splitlines()[2] == (r"| own | It\_is \| so. | **supported** | a\|b \<script\> is \*above\* \[c\](x). |")
     assert "1 claim: 1 supported, 0 not supported, 0 contradicted, 0 not enough data." in text
     assert r"- supported: a\|b \<script\> is \*above\* \[c\](x)." in text

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_studies import carry_out
+from helpers.small_studies import carry_out
 
-from supermask.plan import make_plan
-from supermask.runs import NUMERICS
 from supermask.store import Store
-from supermask.store.entry import content_hash
-from supermask.study import study_from
+from supermask.store.files.entry import content_hash
+from supermask.study import study_from_dict
+from supermask.study.plan import make_plan
+from supermask.study.run import NUMERICS_VERSION
 
 FILE = Path(__file__).parent / "golden" / "tiny.json"
 
@@ -45,12 +45,12 @@ PINNED_METRICS = ("early_stop_validation_loss", "final_validation_loss", "final_
 
 def tiny() -> dict[str, Any]:
     """The study carried out now, as the file has it."""
-    plan = make_plan(study_from(STUDY))
+    plan = make_plan(study_from_dict(STUDY))
     with tempfile.TemporaryDirectory() as folder:
         carry_out(plan, Path(folder))
         store = Store(Path(folder))
         entries = {run_id: store.read(run_id) for run_id in plan.runs}
-    labels = {m.run_id: f"{m.treatment}, seed {m.seed}, level {m.level}" for m in reversed(plan.members)}
+    labels = {m.run_id: f"{m.treatment}, seed {m.seed}, level {m.level}" for m in reversed(plan.treatment_runs)}
     runs = {}
     for run_id, entry in entries.items():
         masks = {name: array for name, array in entry.tensors.items() if name.startswith("mask/")}
@@ -60,7 +60,7 @@ def tiny() -> dict[str, Any]:
             "masks": content_hash(masks),
             "metrics": {name: entry.facts["metrics"][name] for name in PINNED_METRICS},
         }
-    return {"numerics": NUMERICS, "runs": runs}
+    return {"numerics": NUMERICS_VERSION, "runs": runs}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def pinned() -> dict[str, Any]:
 
 
 def test_the_file_belongs_to_these_numerics(pinned: dict[str, Any]) -> None:
-    assert pinned["numerics"] == NUMERICS
+    assert pinned["numerics"] == NUMERICS_VERSION
 
 
 def test_run_ids_are_the_pinned_ones(now: dict[str, Any], pinned: dict[str, Any]) -> None:

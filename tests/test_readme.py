@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from command_line import call
-from tiny import six
+from helpers.command_line import call
+from helpers.tiny import six
 from typer.main import get_command
 
 from supermask import cli
-from supermask.rng import stream
+from supermask.core.rng import random_stream
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,7 +38,7 @@ def test_the_criterion_shown_scores_a_layer() -> None:
     names: dict[str, object] = {}
     exec(block("python", "def score"), names)  # noqa: S102 (our own README)
     layer = six()
-    scores = names["score"](layer, stream(0, "score"))  # type: ignore[operator]
+    scores = names["score"](layer, random_stream(0, "score"))  # type: ignore[operator]
     assert scores.shape == layer.w_final.shape
 
 

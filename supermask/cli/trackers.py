@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import typer
 from typer import echo
 
-from supermask.cli.app import StoreFolder, app, studies_and_settings, warn
+from supermask.cli.app import StoreOption, app, print_warnings, split_studies_and_overrides
 
-LINE_EVERY = 10.0
+PROGRESS_INTERVAL = 10.0
 """Seconds between two lines of progress where there is no terminal."""
 
 
@@ -31,7 +31,7 @@ def export_tracker(
             show_default=False,
         ),
     ] = None,
-    store: StoreFolder = None,
+    store: StoreOption = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder to write to [default: trackers/TRACKER].", show_default=False),
@@ -41,11 +41,12 @@ def export_tracker(
 
     Example: `supermask export-tracker tensorboard mask-criteria scale=digits --out trackers/tensorboard`
     """
-    from supermask import trackers
+    from supermask.api.trackers import export_tracker
+    from supermask.export.trackers import view_command
 
-    names, settings = studies_and_settings(studies)
+    names, settings = split_studies_and_overrides(studies)
     with _progress() as listening:
-        report = trackers.export_tracker(tracker, names, settings, store, out, listening)
+        report = export_tracker(tracker, names, settings, store, out, listening)
     there = f", {report.known:,} were there already" if report.known else ""
     echo(f"{report.sent:,} run{'' if report.sent == 1 else 's'} sent{there}. Folder: {report.folder}")
     if report.left_out:
@@ -53,8 +54,8 @@ def export_tracker(
             "not sent, because not finished: "
             + ", ".join(f"{n:,} {what.replace('_', ' ')}" for what, n in report.left_out.items())
         )
-    echo(f"  {trackers.look_at(tracker, report.folder)}")
-    warn(report.damaged)
+    echo(f"  {view_command(tracker, report.folder)}")
+    print_warnings(report.damaged)
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     """A live line on a terminal, a line every ten seconds anywhere else; both on standard error."""
     from rich.console import Console
 
-    from supermask.execute.progress import duration
+    from supermask.core.text import format_duration
 
     console = Console(stderr=True)
     began = said = time.monotonic()
@@ -71,10 +72,10 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         def listening(done: int, of: int) -> None:
             nonlocal said
             now = time.monotonic()
-            left = f"  {duration((now - began) / done * (of - done))} left" if done else ""
+            left = f"  {format_duration((now - began) / done * (of - done))} left" if done else ""
             line = f"sending runs: {done:,}/{of:,}{left}"
             spinner.update(line)
-            if not console.is_terminal and now - said >= LINE_EVERY:
+            if not console.is_terminal and now - said >= PROGRESS_INTERVAL:
                 said = now
                 echo(line, err=True)
 

@@ -1,7 +1,7 @@
 """Datasets as numpy arrays: `load("mnist")`, `split(images, seed)`, and what is known of each without reading it."""
 
-from supermask.datasets.facts import DATASETS, DatasetFacts
-from supermask.datasets.images import Images, split
-from supermask.datasets.load import load
+from supermask.datasets.images import ImageDataset, train_validation_split
+from supermask.datasets.loading import load
+from supermask.datasets.specs import DATASETS, DatasetSpec
 
-__all__ = ["DATASETS", "DatasetFacts", "Images", "load", "split"]
+__all__ = ["DATASETS", "DatasetSpec", "ImageDataset", "load", "train_validation_split"]

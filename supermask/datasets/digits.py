@@ -8,21 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from supermask.datasets.facts import DatasetFacts
-from supermask.datasets.images import Decoded, Labelled, Labels, Pixels
-from supermask.rng import stream
+from supermask.core.rng import random_stream
+from supermask.datasets.images import LabeledImages, Labels, Pixels, RawDataset
+from supermask.datasets.specs import DatasetSpec
 
 
-def decode(facts: DatasetFacts) -> Decoded:
+def decode(facts: DatasetSpec) -> RawDataset:
     """The images, split into training and test by one fixed permutation (there is no official split)."""
-    images, labels = _all()
-    order = stream("digits", "test split").permutation(len(images))
+    images, labels = _load_sklearn_digits()
+    order = random_stream("digits", "test split").permutation(len(images))
     test, train = np.sort(order[: facts.test_images]), np.sort(order[facts.test_images :])
-    return Decoded(Labelled(images[train], labels[train]), Labelled(images[test], labels[test]))
+    return RawDataset(LabeledImages(images[train], labels[train]), LabeledImages(images[test], labels[test]))
 
 
-def _all() -> tuple[Pixels, Labels]:
-    table = _table()
+def _load_sklearn_digits() -> tuple[Pixels, Labels]:
+    table = _read_csv()
     if table is None:
         from sklearn.datasets import load_digits
 
@@ -31,7 +31,7 @@ def _all() -> tuple[Pixels, Labels]:
     return table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1].astype(np.int64)
 
 
-def _table() -> np.ndarray[tuple[int, int], np.dtype[np.int64]] | None:
+def _read_csv() -> np.ndarray[tuple[int, int], np.dtype[np.int64]] | None:
     """scikit-learn's own file (64 pixels and a label a line), read directly: importing sklearn takes over a second."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:

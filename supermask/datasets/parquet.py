@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from supermask.datasets.facts import DatasetFacts
-from supermask.datasets.images import Labelled, Pixels
-from supermask.datasets.source import check_labels, damaged
+from supermask.datasets.images import LabeledImages, Pixels, check_labels, corrupt_file_error
+from supermask.datasets.specs import DatasetSpec
 
 _ROWS = 1_000
 _FORMATS = ("PNG", "JPEG")
 _INTEGERS = {f"{sign}{kind}" for sign in ("", "U") for kind in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")}
 
 
-def read_images(files: tuple[Path, ...], facts: DatasetFacts, count: int, get_it: str) -> tuple[Labelled, bool]:
+def read_images(files: tuple[Path, ...], facts: DatasetSpec, count: int, get_it: str) -> tuple[LabeledImages, bool]:
     """The images and labels of all `files`, in order, and whether any image is a JPEG (lossy).
 
     Raises UserError for other columns, an image that is neither PNG nor JPEG or not of the dataset's size and colours,
@@ -32,17 +31,17 @@ def read_images(files: tuple[Path, ...], facts: DatasetFacts, count: int, get_it
         first = filled
         for content, label in _rows(path, get_it):
             if filled < count:
-                images[filled], is_jpeg = _pixels(path, filled - first, content, facts.image_shape, get_it)
+                images[filled], is_jpeg = _decode_image(path, filled - first, content, facts.image_shape, get_it)
                 if label is None:
-                    raise damaged(path, f"row {filled - first} has no label", get_it)
+                    raise corrupt_file_error(path, f"row {filled - first} has no label", get_it)
                 labels[filled] = label
                 lossy |= is_jpeg
             filled += 1
         check_labels(path, labels[first:filled], facts.classes, get_it)
     if filled != count:
         names = ", ".join(path.name for path in files)
-        raise damaged(files[0].parent, f"{count:,} images expected in {names}, {filled:,} found", get_it)
-    return Labelled(images, labels), lossy
+        raise corrupt_file_error(files[0].parent, f"{count:,} images expected in {names}, {filled:,} found", get_it)
+    return LabeledImages(images, labels), lossy
 
 
 def _rows(path: Path, get_it: str) -> Iterator[tuple[bytes | None, int | None]]:
@@ -68,7 +67,7 @@ def _rows(path: Path, get_it: str) -> Iterator[tuple[bytes | None, int | None]]:
                 yield from rows
     except duckdb.Error as error:
         first_line = str(error).strip().splitlines()[0]
-        raise damaged(path, f"not a readable Parquet file ({first_line})", get_it) from error
+        raise corrupt_file_error(path, f"not a readable Parquet file ({first_line})", get_it) from error
 
 
 def _check_columns(path: Path, columns: dict[str, str], get_it: str) -> None:
@@ -76,10 +75,10 @@ def _check_columns(path: Path, columns: dict[str, str], get_it: str) -> None:
     if not (image_type.startswith("struct(") and "bytes blob" in image_type and columns.get("label") in _INTEGERS):
         found = ", ".join(f"{name} {kind}" for name, kind in columns.items())
         what = f"its columns are {found}; 'img' (a struct with 'bytes') and 'label' (an integer) expected"
-        raise damaged(path, what, get_it)
+        raise corrupt_file_error(path, what, get_it)
 
 
-def _pixels(
+def _decode_image(
     path: Path, row: int, content: bytes | None, shape: tuple[int, int, int], get_it: str
 ) -> tuple[Pixels, bool]:
     """One image as (channels, height, width), and whether it is a JPEG. Size and mode are checked before decoding."""
@@ -99,8 +98,10 @@ def _pixels(
                     decoded = np.asarray(image, dtype=np.uint8)
                 is_jpeg = image.format == "JPEG"
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types for damaged images
-        raise damaged(path, f"the image in row {row} is not a readable PNG or JPEG ({error})", get_it) from error
+        raise corrupt_file_error(
+            path, f"the image in row {row} is not a readable PNG or JPEG ({error})", get_it
+        ) from error
     if decoded is None:
         what = f"{found[1][0]}x{found[1][1]} pixels in mode {found[0]}; {width}x{height} in mode {mode} expected"
-        raise damaged(path, f"the image in row {row} has {what}", get_it)
+        raise corrupt_file_error(path, f"the image in row {row} has {what}", get_it)
     return decoded.reshape(height, width, channels).transpose(2, 0, 1), is_jpeg

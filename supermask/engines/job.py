@@ -10,74 +10,56 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from supermask.learned import Learning
-from supermask.networks import Architecture
-from supermask.recipe import Recipe
-from supermask.rng import stream
-from supermask.types import Curve, Point, Start
+from supermask.core.learned_masks import MaskLearning
+from supermask.core.recipe import Recipe
+from supermask.core.rng import random_stream
+from supermask.core.types import InitialState, LearningCurve, Snapshot
+from supermask.networks.sequential import Architecture
 
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Data:
-    """One seed's data. Images are uint8 `(n, channels, height, width)`, labels int64 `(n,)`.
-
-    A network sees images / pixel_maximum in float32, and nothing else is done to them.
-    """
-
-    train_images: Array
-    train_labels: Array
-    train_indices: NDArray[np.int64]
-    """Which of the training images are trained on: all but the validation split."""
-    validation_images: Array
-    validation_labels: Array
-    test_images: Array
-    test_labels: Array
-    pixel_maximum: int
-
-
-class Checkpoints(Protocol):
+class Checkpointer(Protocol):
     """Where a long training leaves its state, so that a killed one goes on from there to the same bits."""
 
     def load(self) -> tuple[dict[str, Any], dict[str, Array]] | None: ...
 
-    def due(self) -> bool:
+    def should_save(self) -> bool:
         """Whether the engine should save now; asked at every evaluation."""
 
-    def saw(self, curve: Curve) -> None:
+    def on_evaluation(self, curve: LearningCurve) -> None:
         """Told of the curve so far, at every evaluation; to look at, not to keep."""
 
     def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None:
         """Keeps a copy: the arrays are the training's own, and it goes on changing them. May raise, to end it."""
 
 
-class NoCheckpoints:
+class NullCheckpointer:
     """For trainings that nobody interrupts."""
 
     def load(self) -> None:
         return None
 
-    def due(self) -> bool:
+    def should_save(self) -> bool:
         return False
 
-    def saw(self, curve: Curve) -> None: ...
+    def on_evaluation(self, curve: LearningCurve) -> None: ...
 
     def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None: ...
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """One training to be done."""
 
     layers: Architecture
-    start: Start
+    start: InitialState
     recipe: Recipe
     seed: int
-    points: frozenset[Point] = frozenset()
+    points: frozenset[Snapshot] = frozenset()
     """Points of the trajectory to keep besides the end."""
-    checkpoints: Checkpoints = field(default_factory=NoCheckpoints)
-    learning: Learning | None = None
+    checkpoints: Checkpointer = field(default_factory=NullCheckpointer)
+    learning: MaskLearning | None = None
     """How a mask is learned, where it is not the weights that are trained."""
 
     def __post_init__(self) -> None:
@@ -86,7 +68,7 @@ class Job:
         assert all(point in passed for point in self.points if isinstance(point, int)), "a point that is never passed"
 
 
-class BatchOrder:
+class BatchSampler:
     """Which images make up mini-batch i: one endless sequence of passes, each a fresh permutation of its own stream.
 
     Batch i takes places i*batch_size to (i+1)*batch_size of that sequence, so it depends on the seed and i alone: not
@@ -117,11 +99,13 @@ class BatchOrder:
     def _pass(self, number: int) -> NDArray[np.int64]:
         if number not in self._passes:
             self._passes = {p: order for p, order in self._passes.items() if p >= number - 1}
-            self._passes[number] = self._indices[stream(self._seed, "order", number).permutation(self._indices.size)]
+            self._passes[number] = self._indices[
+                random_stream(self._seed, "order", number).permutation(self._indices.size)
+            ]
         return self._passes[number]
 
 
-def stops(recipe: Recipe, first: int, points: frozenset[Point]) -> Iterator[tuple[int, bool]]:
+def stopping_points(recipe: Recipe, first: int, points: frozenset[Snapshot]) -> Iterator[tuple[int, bool]]:
     """The iterations after `first` at which an engine pauses, and whether it evaluates there.
 
     Evaluations are at multiples of `evaluate_every` and at the end; the others are points to be kept.
@@ -133,28 +117,28 @@ def stops(recipe: Recipe, first: int, points: frozenset[Point]) -> Iterator[tupl
 
 
 @dataclass
-class Watch:
+class MetricTracker:
     """Early stopping and divergence of one training, from what it is told of its losses.
 
     Source: paper.md section 2 ("test accuracy at the iteration of lowest validation loss").
     """
 
-    curve: Curve = field(default_factory=Curve)
+    curve: LearningCurve = field(default_factory=LearningCurve)
     best: int | None = None
     """Index into the curve of the lowest validation loss so far; the first of equals."""
     diverged_at: int | None = None
-    _since: list[Array] = field(default_factory=list)
+    _losses_since_evaluation: list[Array] = field(default_factory=list)
     """Training losses since the last evaluation."""
 
-    def saw_training(self, losses: Array, first: int) -> bool:
+    def record_training(self, losses: Array, first: int) -> bool:
         """Losses of the iterations after `first`; False, and `diverged_at` set, at the first that is not finite."""
-        self._since.append(losses)
+        self._losses_since_evaluation.append(losses)
         broken = np.flatnonzero(~np.isfinite(losses))
         if broken.size:
             self.diverged_at = first + int(broken[0]) + 1
         return not broken.size
 
-    def saw_validation(self, iteration: int, loss: float, accuracy: float) -> bool:
+    def record_validation(self, iteration: int, loss: float, accuracy: float) -> bool:
         """One evaluation. True if it is the best so far. A loss that is not finite ends the run as diverged."""
         if not math.isfinite(loss):
             self.diverged_at = iteration
@@ -170,7 +154,7 @@ class Watch:
         return False
 
     def _mean_since(self) -> float:
-        losses, self._since = self._since, []
+        losses, self._losses_since_evaluation = self._losses_since_evaluation, []
         return float(np.concatenate(losses).mean(dtype=np.float64)) if losses else math.nan
 
     def metrics(
@@ -196,7 +180,7 @@ class Watch:
         return {name: n if n is None or math.isfinite(n) else None for name, n in numbers.items()}
 
 
-def flat_bytes(images: Array) -> Array:
+def flatten_images(images: Array) -> Array:
     """uint8 images as one read-only row: kernels are compiled once, for arrays of one type."""
     flat = images.reshape(-1)
     flat.flags.writeable = False

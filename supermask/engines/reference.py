@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from supermask.engines.job import Array, BatchOrder, Data, Job
-from supermask.engines.loop import OptimizerState, run
-from supermask.networks import build
-from supermask.rng import stream
-from supermask.types import Outcome, State, Weights
+from supermask.core.rng import random_stream
+from supermask.core.types import NetworkState, SplitData, TrainingResult, Weights
+from supermask.engines.job import Array, BatchSampler, TrainingJob
+from supermask.engines.training import OptimizerState, run_training
+from supermask.networks.sequential import build_module
 
 EVALUATION_PIXELS = {"cpu": 2**18, "cuda": 2**22}
 """Pixels evaluated at once. On a CPU a convolution's activations should stay near its cache: Conv2 takes 1.4 times as
 long with 500 images at once as with 50; FC is as fast from 250 on."""
 
 
-def train(jobs: Sequence[Job], data: Sequence[Data], device: str = "cpu") -> list[Outcome]:
+def train(jobs: Sequence[TrainingJob], data: Sequence[SplitData], device: str = "cpu") -> list[TrainingResult]:
     """Trains each job to its outcome, one after another; `data[i]` is the data of `jobs[i]`."""
-    return [train_module(build(job.layers), job, d, device) for job, d in zip(jobs, data, strict=True)]
+    return [train_module(build_module(job.layers), job, d, device) for job, d in zip(jobs, data, strict=True)]
 
 
-def train_module(module: nn.Module, job: Job, data: Data, device: str = "cpu") -> Outcome:
+def train_module(module: nn.Module, job: TrainingJob, data: SplitData, device: str = "cpu") -> TrainingResult:
     """Trains any module whose `state_dict` has the names of the job's start; the module itself is used up.
 
     The loss is the mean cross-entropy; the optimiser Adam or SGD. What a module draws from torch's generator (dropout)
@@ -37,53 +37,53 @@ def train_module(module: nn.Module, job: Job, data: Data, device: str = "cpu") -
     Source: paper.md section 1 (steps 2 and 6), section 2.
     """
     place = torch.device(device)
-    with _own_draws(_generator(place)), tiny_is_zero():
-        return run(_Module(module.to(place), job, data, place), job, data)
+    with _preserve_rng_state(_generator(place)), flush_denormals():
+        return run_training(_ModuleTrainer(module.to(place), job, data, place), job, data)
 
 
-def gradient(job: Job, data: Data, state: State, iteration: int) -> Weights:
+def gradient(job: TrainingJob, data: SplitData, state: NetworkState, iteration: int) -> Weights:
     """dL/dw of every maskable tensor, pruned weights included, at `state` on mini-batch `iteration`.
 
     Source: paper.md section 3 (`snip`, `grad`).
     """
     place = torch.device("cpu")
-    with _own_draws(_generator(place)), tiny_is_zero():
-        module = _Module(build(job.layers), job, data, place)
+    with _preserve_rng_state(_generator(place)), flush_denormals():
+        module = _ModuleTrainer(build_module(job.layers), job, data, place)
         module.load(state)
         return module.gradient(iteration)
 
 
-class _Module:
+class _ModuleTrainer:
     """A module in training: the reference's `Stepper`."""
 
-    def __init__(self, module: nn.Module, job: Job, data: Data, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, job: TrainingJob, data: SplitData, device: torch.device) -> None:
         self.module, self.start, self.recipe, self.device = module.train(), job.start, job.recipe, device
         self.images, self.labels = on_device(data.train_images, device), on_device(data.train_labels, device)
         validation = (data.validation_images, data.validation_labels)
         self.there = {id(array): on_device(array, device) for array in validation}
         """Arrays that are measured on again and again."""
         self.maximum = torch.tensor(float(data.pixel_maximum), device=device)
-        self.order = BatchOrder(job.seed, data.train_indices, job.recipe.batch_size)
+        self.order = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
         self.generator = _generator(device)
-        self.draws = int(stream(job.seed, "module").integers(2**31))
+        self.draws = int(random_stream(job.seed, "module").integers(2**31))
         self.named = dict(module.named_parameters())
         self.parameters = list(self.named.values())
-        self.held = [(self.named[n], _bits(m).to(device)) for n, m in job.start.masks.items() if not bool(m.all())]
+        self.held = [(self.named[n], mask_bits(m).to(device)) for n, m in job.start.masks.items() if not bool(m.all())]
         self.optimizer = _optimizer(self.parameters, job)
 
-    def load(self, state: State) -> None:
+    def load(self, state: NetworkState) -> None:
         own = self.module.state_dict()
-        given = {**state.weights, **state.others}
+        given = {**state.weights, **state.unmasked}
         assert own.keys() == given.keys(), own.keys() ^ given.keys()
         with torch.no_grad():
             for name, tensor in given.items():
                 own[name].copy_(tensor)
 
-    def state(self) -> State:
+    def state(self) -> NetworkState:
         tensors = {n: t.to("cpu", copy=True) for n, t in self.module.state_dict().items()}
         masks = self.start.masks
         weights = {n: t for n, t in tensors.items() if n in masks}
-        return State(weights, {n: t for n, t in tensors.items() if n not in masks})
+        return NetworkState(weights, {n: t for n, t in tensors.items() if n not in masks})
 
     def gradient(self, iteration: int) -> Weights:
         before = self.state()
@@ -123,13 +123,13 @@ class _Module:
             self.optimizer.step()
         return torch.stack(losses).cpu().numpy()
 
-    def measure(self, images: Array, labels: Array) -> tuple[float, float]:
+    def evaluate(self, images: Array, labels: Array) -> tuple[float, float]:
         self.generator.manual_seed(self.draws)
         self.module.eval()
         pixels, right = (
             self.there[id(a)] if id(a) in self.there else on_device(a, self.device) for a in (images, labels)
         )
-        found = measured(lambda some: self.module(self._scaled(some)), pixels, right)
+        found = evaluate_batches(lambda some: self.module(self._scaled(some)), pixels, right)
         self.module.train()
         return found
 
@@ -149,7 +149,7 @@ class _Module:
             self.optimizer.state[self.named[name]] = own
 
 
-def measured(network: Callable[[Tensor], Tensor], pixels: Tensor, right: Tensor) -> tuple[float, float]:
+def evaluate_batches(network: Callable[[Tensor], Tensor], pixels: Tensor, right: Tensor) -> tuple[float, float]:
     """Mean cross-entropy in nats, summed in float64, and accuracy of a network of pixels as they are stored."""
     loss = torch.zeros((), dtype=torch.float64, device=right.device)
     hits = torch.zeros((), dtype=torch.int64, device=right.device)
@@ -163,14 +163,14 @@ def measured(network: Callable[[Tensor], Tensor], pixels: Tensor, right: Tensor)
     return loss.item() / len(right), int(hits) / len(right)
 
 
-def _optimizer(parameters: list[nn.Parameter], job: Job) -> torch.optim.Optimizer:
+def _optimizer(parameters: list[nn.Parameter], job: TrainingJob) -> torch.optim.Optimizer:
     recipe = job.recipe
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, fused=True)
     return torch.optim.Adam(parameters, lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
-def _bits(mask: Tensor) -> Tensor:
+def mask_bits(mask: Tensor) -> Tensor:
     """All bits set where a weight is kept, none where it is pruned. AND with a gradient leaves it or makes it +0.
 
     As fast as a product with the mask, which would leave NaN, and -0: minus that, a weight frozen at -0 becomes +0.
@@ -192,7 +192,7 @@ def _generator(device: torch.device) -> torch.Generator:
 
 
 @contextmanager
-def _own_draws(generator: torch.Generator) -> Iterator[None]:
+def _preserve_rng_state(generator: torch.Generator) -> Iterator[None]:
     """Puts the generator back to where it was."""
     state = generator.get_state()
     try:
@@ -202,7 +202,7 @@ def _own_draws(generator: torch.Generator) -> Iterator[None]:
 
 
 @contextmanager
-def tiny_is_zero(threads: int | None = None) -> Iterator[None]:
+def flush_denormals(threads: int | None = None) -> Iterator[None]:
     """Counts numbers below 1.2e-38 (denormal ones) as zero, where one thread does all the work (of `threads`).
 
     Adam's means of a weight whose gradient has long been zero decay into them, and a processor is slow there: 6% of

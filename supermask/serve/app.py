@@ -15,14 +15,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from supermask.errors import MachineError, UserError
+from supermask.core.errors import SystemFailure, UserError
 from supermask.serve import explorer
-from supermask.serve.files import Files
-from supermask.serve.guard import Guard
-from supermask.serve.pictures import mask_picture, pixels_picture
-from supermask.serve.run_page import curve_figure, masks_of, run_page
-from supermask.serve.state import State
-from supermask.store.store import RUN_ID
+from supermask.serve.http import LocalhostMiddleware, StaticAssets
+from supermask.serve.run_page import load_masks, loss_curve_plot, mask_png, pixel_map_png, run_page
+from supermask.serve.state import ServerState
+from supermask.store.files.store import RUN_ID
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -30,26 +28,26 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,199}")
 """What a section or a plot of the report may be called."""
 
-DRAWING = ("plotly.min.js", "serve.js", "plots.js")
-REPORT = (*DRAWING, "tables.js", "page.js", "live.js")
+PLOT_SCRIPTS = ("plotly.min.js", "serve.js", "plots.js")
+REPORT = (*PLOT_SCRIPTS, "tables.js", "page.js", "live.js")
 """Scripts, in this order: `plots.js`, `tables.js` and `page.js` are the report's own."""
 
-KEPT = {"cache-control": "private, max-age=3600"}
+CACHE_HEADERS = {"cache-control": "private, max-age=3600"}
 """Of pictures: a run does not change."""
 
 
 def make_app(store: Path, import_criteria: bool = False) -> ASGIApp:
     """The live page of a store, behind its guard."""
-    pages = Pages(State(store, import_criteria), Files())
+    pages = Routes(ServerState(store, import_criteria), StaticAssets())
 
     @asynccontextmanager
     async def reading_first(app: Starlette) -> AsyncIterator[None]:
-        threading.Thread(target=pages.state.fresh, daemon=True).start()
+        threading.Thread(target=pages.state.refresh, daemon=True).start()
         yield
 
     routes = [
         Route("/", pages.report),
-        Route("/live.json", pages.live),
+        Route("/live.json", pages.status),
         Route("/report/contents.json", pages.contents),
         Route("/report/section/{name}.json", pages.section),
         Route("/report/data/{name}.json", pages.data),
@@ -66,17 +64,17 @@ def make_app(store: Path, import_criteria: bool = False) -> ASGIApp:
     ]
     handlers: Any = {
         HTTPException: pages.refused,
-        UserError: pages.not_usable,
-        MachineError: pages.damaged,
-        Exception: pages.broken,
+        UserError: pages.user_error,
+        SystemFailure: pages.damaged,
+        Exception: pages.internal_error,
     }
-    return Guard(Starlette(routes=routes, lifespan=reading_first, exception_handlers=handlers))
+    return LocalhostMiddleware(Starlette(routes=routes, lifespan=reading_first, exception_handlers=handlers))
 
 
-class Pages:
+class Routes:
     """A function an address. What comes with a request is checked before the store is asked."""
 
-    def __init__(self, state: State, files: Files) -> None:
+    def __init__(self, state: ServerState, files: StaticAssets) -> None:
         self.state = state
         self._files = files
 
@@ -84,13 +82,13 @@ class Pages:
         """The report over the studies of the store, and what is going on."""
         return self._page("report.html", here="report", store=str(self.state.shelf.root), scripts=REPORT)
 
-    def live(self, request: Request) -> Response:
+    def status(self, request: Request) -> Response:
         """What has changed."""
-        return JSONResponse(self.state.news())
+        return JSONResponse(self.state.status())
 
     def section(self, request: Request) -> Response:
         """A part of the report, as HTML."""
-        return JSONResponse({"html": _there(self.state.report.parts.sections.get(_name(request)))})
+        return JSONResponse({"html": _or_404(self.state.report.parts.sections.get(_name(request)))})
 
     def contents(self, request: Request) -> Response:
         """The report's table of contents, as HTML."""
@@ -98,18 +96,22 @@ class Pages:
 
     def data(self, request: Request) -> Response:
         """A figure of the report as Plotly reads it, a table, or a study file."""
-        return Response(_there(self.state.report.data(_name(request))), media_type="application/json")
+        return Response(_or_404(self.state.report.data(_name(request))), media_type="application/json")
 
     def explore(self, request: Request) -> Response:
         """The page of all runs."""
         metrics = [(name, title) for name, (_, _, title) in explorer.METRICS.items()]
         return self._page(
-            "explore.html", here="explore", metrics=metrics, columns=explorer.TABLE, scripts=(*DRAWING, "explore.js")
+            "explore.html",
+            here="explore",
+            metrics=metrics,
+            columns=explorer.TABLE,
+            scripts=(*PLOT_SCRIPTS, "explore.js"),
         )
 
     def choices(self, request: Request) -> Response:
         """What can be chosen: networks with their data sets, and the treatments of each."""
-        self.state.fresh()
+        self.state.refresh()
         return JSONResponse(self.state.choices())
 
     def curves(self, request: Request) -> Response:
@@ -118,7 +120,7 @@ class Pages:
         if metric is None:
             raise UserError("there is no such metric.")
         choice = self._choice(request)
-        return JSONResponse(explorer.curves(self.state.view(choice), choice.keys, metric))
+        return JSONResponse(explorer.metric_plot(self.state.view(choice), choice.keys, metric))
 
     def runs(self, request: Request) -> Response:
         """A page of the table of runs."""
@@ -127,40 +129,40 @@ class Pages:
         if not re.fullmatch("[0-9]{1,6}", page) or order not in ("ascending", "descending"):
             raise UserError("a page of the table is a number, and its order ascending or descending.")
         runs = self._chosen(request)
-        return JSONResponse(explorer.table(runs, asked.get("sort", "treatment"), order == "descending", int(page)))
+        return JSONResponse(explorer.runs_page(runs, asked.get("sort", "treatment"), order == "descending", int(page)))
 
     def csv(self, request: Request) -> Response:
         """The table of runs, whole, every column."""
         headers = {"content-disposition": 'attachment; filename="runs.csv"'}
-        return Response(explorer.csv_of(self._chosen(request)), media_type="text/csv", headers=headers)
+        return Response(explorer.runs_csv(self._chosen(request)), media_type="text/csv", headers=headers)
 
     def run(self, request: Request) -> Response:
         """A run."""
         run_id = self._run_id(request)
         page = run_page(self.state.shelf, run_id, self.state.studies_of(run_id))
-        return self._page("run.html", here="run", run=page, scripts=(*DRAWING, "run.js"))
+        return self._page("run.html", here="run", run=page, scripts=(*PLOT_SCRIPTS, "run.js"))
 
     def curve(self, request: Request) -> Response:
         """A run's validation curve."""
-        return JSONResponse(curve_figure(self.state.shelf.read(self._run_id(request))))
+        return JSONResponse(loss_curve_plot(self.state.shelf.read(self._run_id(request))))
 
     def pixels(self, request: Request) -> Response:
         """How much of each pixel a run's first layer keeps."""
         run_id = self._run_id(request)
-        masks = masks_of(self.state.shelf.read(run_id))
+        masks = load_masks(self.state.shelf.read(run_id))
         try:
-            png = pixels_picture(next(iter(masks.values())), self.state.image_shape(run_id))
+            png = pixel_map_png(next(iter(masks.values())), self.state.image_shape(run_id))
         except ValueError:
             raise HTTPException(404, "The first layer of this run has no weights of a pixel's own.") from None
-        return Response(png, media_type="image/png", headers=KEPT)
+        return Response(png, media_type="image/png", headers=CACHE_HEADERS)
 
     def mask(self, request: Request) -> Response:
         """A layer's mask."""
-        masks = list(masks_of(self.state.shelf.read(self._run_id(request))).values())
+        masks = list(load_masks(self.state.shelf.read(self._run_id(request))).values())
         layer = int(request.path_params["layer"])
         if layer >= len(masks):
             raise HTTPException(404, f"This run has {len(masks)} layers with a mask.")
-        return Response(mask_picture(masks[layer]), media_type="image/png", headers=KEPT)
+        return Response(mask_png(masks[layer]), media_type="image/png", headers=CACHE_HEADERS)
 
     def static(self, request: Request) -> Response:
         """A script or a style sheet."""
@@ -174,7 +176,7 @@ class Pages:
         assert isinstance(error, HTTPException)
         return self._failed(request, error.status_code, error.detail)
 
-    def not_usable(self, request: Request, error: Exception) -> Response:
+    def user_error(self, request: Request, error: Exception) -> Response:
         """A request that asks for what cannot be."""
         return self._failed(request, 400, str(error))
 
@@ -182,7 +184,7 @@ class Pages:
         """Something in the store is not what was committed, or cannot be read."""
         return self._failed(request, 500, str(error))
 
-    def broken(self, request: Request, error: Exception) -> Response:
+    def internal_error(self, request: Request, error: Exception) -> Response:
         """A fault of ours, whose traceback goes to the terminal."""
         return self._failed(request, 500, "The server has failed at this; its terminal says where.")
 
@@ -194,25 +196,25 @@ class Pages:
     def _page(self, template: str, status: int = 200, **values: Any) -> Response:
         return Response(self._files.page(template, **values), status, media_type="text/html")
 
-    def _choice(self, request: Request) -> explorer.Choice:
+    def _choice(self, request: Request) -> explorer.Selection:
         asked = request.query_params
         network, dataset = asked.get("network", ""), asked.get("dataset", "")
-        return explorer.choice_of(network, dataset, asked.getlist("treatment"), self.state.subjects())
+        return explorer.parse_selection(network, dataset, asked.getlist("treatment"), self.state.subjects())
 
     def _chosen(self, request: Request) -> list[explorer.Labelled]:
         choice = self._choice(request)
-        return explorer.chosen(self.state.view(choice), choice.keys)
+        return explorer.select_runs(self.state.view(choice), choice.keys)
 
     def _run_id(self, request: Request) -> str:
         run_id = request.path_params["run_id"]
         if RUN_ID.fullmatch(run_id):
             if not self.state.shelf.has(run_id):
-                self.state.fresh()
+                self.state.refresh()
             if self.state.shelf.has(run_id):
                 return str(run_id)
             if run_id in self.state.shelf.damaged:
                 raise HTTPException(404, self.state.shelf.damaged[run_id])
-            if self.state.shelf.reading:
+            if self.state.shelf.load_progress:
                 raise HTTPException(503, "The store is still being read: look again in a moment.")
         raise HTTPException(404, "There is no such run in this store.")
 
@@ -224,7 +226,7 @@ def _name(request: Request) -> str:
     return name
 
 
-def _there(part: str | None) -> str:
+def _or_404(part: str | None) -> str:
     if part is None:
         raise HTTPException(404, "The report has no such part any more.")
     return part

@@ -9,22 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from supermask.errors import UserError
-from supermask.figures.style import LOOKS, Look, looks, percent
-from supermask.report.traces import literal
-from supermask.serve.lines import KEY_LENGTH, Line
-from supermask.stats import mean_interval
-from supermask.tables import COLUMNS, Row, Value, to_csv
+from supermask.analysis.stats import mean_interval
+from supermask.core.errors import UserError
+from supermask.core.text import Row, Value, format_percent
+from supermask.reporting.figures.style import STYLES, LineStyle, assign_styles
+from supermask.reporting.plotly.traces import escape_text
+from supermask.serve.series import KEY_LENGTH, Series
+from supermask.store.tables import COLUMNS, to_csv
 
 KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 
 PAGE = 100
 """Rows of a table that are sent at once."""
 
-FIRST = 6
+DEFAULT_CRITERIA = 6
 """Lines that are chosen before anybody has."""
 
-MOST_LINES = 40
+MAX_SERIES = 40
 """As many as have a look of their own."""
 
 Labelled = tuple[Row, str]
@@ -73,15 +74,15 @@ TABLE = (
 """The columns of the page's table; its CSV has all of them."""
 
 
-class View(NamedTuple):
+class RunSet(NamedTuple):
     """The runs of a network and data set at one moment, and the lines that they make."""
 
     rows: Mapping[str, Row]
-    lines: Mapping[str, Line]
+    lines: Mapping[str, Series]
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """What is looked at. `keys` are of lines; none means all of them."""
 
     network: str
@@ -89,21 +90,21 @@ class Choice:
     keys: tuple[str, ...]
 
 
-def choice_of(network: str, dataset: str, keys: Sequence[str], subjects: Sequence[tuple[str, str]]) -> Choice:
+def parse_selection(network: str, dataset: str, keys: Sequence[str], subjects: Sequence[tuple[str, str]]) -> Selection:
     """Raises UserError for what is not in the store, or cannot be."""
     if (network, dataset) not in subjects:
         raise UserError("no run in this store has that network and that data set.")
     if not all(KEY.fullmatch(key) for key in keys):
         raise UserError(f"a treatment is named by {KEY_LENGTH} hexadecimal digits.")
-    return Choice(network, dataset, tuple(dict.fromkeys(keys)))
+    return Selection(network, dataset, tuple(dict.fromkeys(keys)))
 
 
-def subjects_of(rows: Mapping[str, Row]) -> list[tuple[str, str]]:
+def network_dataset_pairs(rows: Mapping[str, Row]) -> list[tuple[str, str]]:
     """(network, data set) of the runs, each once, sorted."""
     return sorted({(str(row["network"]), str(row["dataset"])) for row in rows.values()})
 
 
-def rows_of(rows: Mapping[str, Row], choice: Choice) -> dict[str, Row]:
+def filter_rows(rows: Mapping[str, Row], choice: Selection) -> dict[str, Row]:
     """The runs of a network and data set."""
     return {
         run_id: row
@@ -112,7 +113,7 @@ def rows_of(rows: Mapping[str, Row], choice: Choice) -> dict[str, Row]:
     }
 
 
-def chosen(view: View, keys: Sequence[str]) -> list[Labelled]:
+def select_runs(view: RunSet, keys: Sequence[str]) -> list[Labelled]:
     """The runs of these lines (of all, where none is given), by their labels, then level and seed."""
     found: list[Labelled] = []
     for key, line in view.lines.items():
@@ -123,14 +124,14 @@ def chosen(view: View, keys: Sequence[str]) -> list[Labelled]:
     return found
 
 
-def shown_first(view: View) -> list[str]:
+def default_selection(view: RunSet) -> list[str]:
     """What is worth a look before anything is chosen: the dense network, and the criteria under the paper's actions."""
     rows, lines = view
     first = {key: rows[line.run_ids[0]] for key, line in lines.items()}
     dense = [key for key, row in first.items() if row["level"] == 0]
     usual = [key for key, row in first.items() if row["trained"] and _actions(row) == ("rewind", "zero")]
     usual.sort(key=lambda key: (-len(lines[key].run_ids), _place(first[key])))
-    return list(dict.fromkeys([*dense[:1], *usual, *lines]))[:FIRST]
+    return list(dict.fromkeys([*dense[:1], *usual, *lines]))[:DEFAULT_CRITERIA]
 
 
 def _actions(row: Row) -> tuple[Value, Value]:
@@ -139,11 +140,11 @@ def _actions(row: Row) -> tuple[Value, Value]:
 
 def _place(row: Row) -> int:
     """Of a criterion, in the paper's order; of others, behind them."""
-    names = list(LOOKS)
-    return names.index(str(row["criterion"])) if row["criterion"] in LOOKS else len(names)
+    names = list(STYLES)
+    return names.index(str(row["criterion"])) if row["criterion"] in STYLES else len(names)
 
 
-def table(runs: Sequence[Labelled], sort: str, descending: bool, page: int) -> dict[str, Any]:
+def runs_page(runs: Sequence[Labelled], sort: str, descending: bool, page: int) -> dict[str, Any]:
     """A page of a table, sorted; what has no value comes last. Raises UserError for a column that there is not."""
     if sort not in COLUMNS:
         raise UserError("there is no such column.")
@@ -167,18 +168,18 @@ def _cell(value: Value) -> Value:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def csv_of(runs: Sequence[Labelled]) -> str:
+def runs_csv(runs: Sequence[Labelled]) -> str:
     """Every column of these runs."""
     return to_csv([row | {"treatment": label} for row, label in runs])
 
 
-def curves(view: View, keys: Sequence[str], metric: Metric) -> dict[str, Any]:
+def metric_plot(view: RunSet, keys: Sequence[str], metric: Metric) -> dict[str, Any]:
     """A Plotly figure: mean over seeds against weights remaining, and its 95% t-interval, a line a treatment."""
     # In the order in which they were chosen: one more leaves the looks of the others as they are.
     wanted = {key: view.lines[key] for key in keys if key in view.lines}
-    if len(wanted) > MOST_LINES:
-        raise UserError(f"{len(wanted)} treatments are too many for one plot: choose up to {MOST_LINES}.")
-    drawn = looks([line.label for line in wanted.values()])
+    if len(wanted) > MAX_SERIES:
+        raise UserError(f"{len(wanted)} treatments are too many for one plot: choose up to {MAX_SERIES}.")
+    drawn = assign_styles([line.label for line in wanted.values()])
     found = [(line, _points([view.rows[run_id] for run_id in line.run_ids], metric)) for line in wanted.values()]
     least = min((point.remaining for _, points in found for point in points), default=100.0)
     traces = [trace for line, points in found if points for trace in _traces(line, points, drawn[line.label], least)]
@@ -209,7 +210,7 @@ def _points(rows: Sequence[Row], metric: Metric) -> list[_Point]:
     return points
 
 
-def _traces(line: Line, points: Sequence[_Point], look: Look, least: float) -> list[dict[str, Any]]:
+def _traces(line: Series, points: Sequence[_Point], look: LineStyle, least: float) -> list[dict[str, Any]]:
     """A treatment's line and band; of a network that nothing is pruned from, its mean across the plot."""
     across = [replace(points[0], remaining=least)] if [point.level for point in points] == [0] else []
     colour, points = look.colour, [*points, *across]
@@ -223,7 +224,9 @@ def _traces(line: Line, points: Sequence[_Point], look: Look, least: float) -> l
         "mode": "lines" if across else "lines+markers",
         "line": {"color": colour, "dash": "dot" if across else _dash(look.line), "width": 2},
         **({} if across else {"marker": {"color": colour, "size": 7, "symbol": "circle"}}),
-        "text": [f"<b>{literal(line.label)}</b><br>{_hover(point if not across else points[0])}" for point in points],
+        "text": [
+            f"<b>{escape_text(line.label)}</b><br>{_hover(point if not across else points[0])}" for point in points
+        ],
         "hovertemplate": "%{text}<extra></extra>",
     }
     band = {
@@ -242,7 +245,7 @@ def _traces(line: Line, points: Sequence[_Point], look: Look, least: float) -> l
 
 
 def _hover(point: _Point) -> str:
-    said = f"{percent(point.remaining)}% remaining, level {point.level}<br>mean {point.mean:.5g}, n = {point.n}"
+    said = f"{format_percent(point.remaining)}% remaining, level {point.level}<br>mean {point.mean:.5g}, n = {point.n}"
     if point.low is None or point.high is None:
         return said
     return f"{said}<br>95% interval {point.low:.5g} to {point.high:.5g}"

@@ -10,19 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from supermask.errors import MachineError, UserError
-from supermask.plan import Plan
-from supermask.report import Report, contents, gather, sections
-from supermask.report.studies import StudyPart, study_part
-from supermask.report.tables import Table
-from supermask.report_commands import claims_about
-from supermask.rows import rows_of_plan
-from supermask.serve.shelf import Shelf
-from supermask.serve.studies import KnownStudy
+from supermask.api.reports import evaluate_claims_for
+from supermask.core.errors import SystemFailure, UserError
+from supermask.core.text import Row
+from supermask.reporting.html import Report, build_report, sections, table_of_contents
+from supermask.reporting.html.study import StudySection, build_study_section
+from supermask.reporting.html.tables import Table
+from supermask.serve.store_cache import CachedStore
+from supermask.serve.studies import StoredStudy
 from supermask.store import Store
-from supermask.tables import Row
+from supermask.store.rows import plan_rows
+from supermask.study.plan import Plan
 
-PAUSE = 4.0
+REST_FACTOR = 4.0
 """It rests so many times as long as it took: making it takes at most a fifth of a core from what is trained."""
 
 
@@ -30,7 +30,7 @@ MADE_BY = "supermask serve"
 
 
 @dataclass(frozen=True)
-class Parts:
+class ReportParts:
     """A report in parts, each with a revision that changes with it."""
 
     contents: str = ""
@@ -44,24 +44,24 @@ class Parts:
 class LiveReport:
     """The latest report, and when it has to be made again."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: CachedStore) -> None:
         self._shelf = shelf
-        self.parts = Parts()
-        self.trouble = ""
+        self.parts = ReportParts()
+        self.error = ""
         """Why it is not there, or not up to date."""
         self._of: tuple[Any, ...] = ()
         """What the latest one was made of."""
         self._next = float("-inf")
         self._making = threading.Lock()
-        self._remembered: dict[tuple[str, int], tuple[int, StudyPart]] = {}
+        self._remembered: dict[tuple[str, int], tuple[int, StudySection]] = {}
         self._texts: dict[tuple[str, str], str] = {}
 
-    def update(self, known: Sequence[KnownStudy]) -> None:
+    def update(self, known: Sequence[StoredStudy]) -> None:
         """Begins to make it again, if anything has changed and it has not just been made."""
         of = (self._shelf.revision, tuple(study.key for study in known))
         if of == self._of or time.monotonic() < self._next or not self._making.acquire(blocking=False):
             return
-        threading.Thread(target=self._make, args=(known, of), daemon=True).start()
+        threading.Thread(target=self._build, args=(known, of), daemon=True).start()
 
     def data(self, name: str) -> str | None:
         """A figure, a table or a study file as JSON; None: there is none of that name."""
@@ -75,37 +75,37 @@ class LiveReport:
             self._texts = {old: kept for old, kept in self._texts.items() if old[0] != name} | {key: text}
         return self._texts[key]
 
-    def _make(self, known: Sequence[KnownStudy], of: tuple[Any, ...]) -> None:
+    def _build(self, known: Sequence[StoredStudy], of: tuple[Any, ...]) -> None:
         began = time.monotonic()
         try:
             self._gather(known)
-        except (UserError, MachineError) as error:
-            self.trouble = f"The report cannot be made: {error}"
+        except (UserError, SystemFailure) as error:
+            self.error = f"The report cannot be made: {error}"
         finally:
             # After a fault of ours as well: what failed is not tried again until something has changed.
             self._of = of
-            self._next = time.monotonic() + PAUSE * (time.monotonic() - began)
+            self._next = time.monotonic() + REST_FACTOR * (time.monotonic() - began)
             self._making.release()
 
-    def _gather(self, known: Sequence[KnownStudy]) -> None:
+    def _gather(self, known: Sequence[StoredStudy]) -> None:
         plans = [study.plan for study in known if study.plan is not None]
-        found = [(plan, *rows_of_plan(plan, self._shelf)) for plan in plans]
+        found = [(plan, *plan_rows(plan, self._shelf)) for plan in plans]
         begun = [each for each in found if any(row["status"] != "to_do" for row in each[1])]
         if begun:
-            report = gather(begun, claims_about(begun), self._shelf, MADE_BY, part_of=self._part)
+            report = build_report(begun, evaluate_claims_for(begun), self._shelf, MADE_BY, part_of=self._part)
             self.parts = self._parts(report, [_signature(rows) for _, rows, _ in begun])
         else:
-            self.parts = Parts()
-        self.trouble = ""
+            self.parts = ReportParts()
+        self.error = ""
 
-    def _part(self, part_id: str, plan: Plan, rows: list[Row], store: Store) -> StudyPart:
+    def _part(self, part_id: str, plan: Plan, rows: list[Row], store: Store) -> StudySection:
         """A study's part; the one from before, if none of its runs has ended since."""
         signature, key = _signature(rows), (part_id, id(plan))
         if self._remembered.get(key, (None,))[0] != signature:
-            self._remembered[key] = (signature, study_part(part_id, plan, rows, store))
+            self._remembered[key] = (signature, build_study_section(part_id, plan, rows, store))
         return self._remembered[key][1]
 
-    def _parts(self, report: Report, signatures: Sequence[int]) -> Parts:
+    def _parts(self, report: Report, signatures: Sequence[int]) -> ReportParts:
         html = sections(report)
         data: dict[str, Any] = {}
         revisions: dict[str, str] = {}
@@ -114,8 +114,11 @@ class LiveReport:
             own |= {table.id: table for table in part.tables} | {f"{part.id}-file": part.file}
             data |= own
             revisions |= dict.fromkeys(own, f"{signature & 0xFFFFFFFFFFFF:x}")
-        told = {"contents": _hash(contents(report)), "sections": {name: _hash(text) for name, text in html.items()}}
-        return Parts(contents(report), html, data, {**told, "data": revisions})
+        told = {
+            "contents": _hash(table_of_contents(report)),
+            "sections": {name: _hash(text) for name, text in html.items()},
+        }
+        return ReportParts(table_of_contents(report), html, data, {**told, "data": revisions})
 
 
 def _signature(rows: Sequence[Row]) -> int:

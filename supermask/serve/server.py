@@ -7,15 +7,15 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from supermask.commands import existing_store
-from supermask.errors import MachineError, UserError
+from supermask.api.runs import open_store
+from supermask.core.errors import SystemFailure, UserError
 
 ADDRESS = "127.0.0.1"
 """This machine alone: there is no option for another one."""
 
 PORT = 8080
 
-LAST_WORDS = 2
+SHUTDOWN_SECONDS = 2
 """Seconds that open connections have when the server ends."""
 
 
@@ -23,7 +23,7 @@ def serve(
     store: Path | None = None,
     port: int = PORT,
     import_criteria: bool = False,
-    say: Callable[[str], None] = lambda url: None,
+    on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Shows a store in the browser until Ctrl-C; `say` is told the address. Port 0 takes any that is free.
 
@@ -33,8 +33,8 @@ def serve(
 
     from supermask.serve.app import make_app
 
-    app = make_app(existing_store(store).root, import_criteria)
-    listening = bound(port)
+    app = make_app(open_store(store).root, import_criteria)
+    listening = bind_socket(port)
     config = uvicorn.Config(
         app,
         http="h11",
@@ -43,9 +43,9 @@ def serve(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=LAST_WORDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    say(f"http://{ADDRESS}:{listening.getsockname()[1]}/")
+    on_ready(f"http://{ADDRESS}:{listening.getsockname()[1]}/")
     try:
         uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:
@@ -55,7 +55,7 @@ def serve(
         listening.close()
 
 
-def bound(port: int) -> socket.socket:
+def bind_socket(port: int) -> socket.socket:
     """A socket at a port of this machine. Raises UserError naming a free one, where this one cannot be had."""
     # With its protocol named: otherwise asyncio leaves Nagle's algorithm on, and every answer takes 40 ms.
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -68,7 +68,7 @@ def bound(port: int) -> socket.socket:
         listening.close()
         why = {errno.EADDRINUSE: "is taken by another program", errno.EACCES: "is for the administrator alone"}
         if error.errno not in why:
-            raise MachineError(f"port {port} of this machine cannot be used: {error.strerror or error}.") from error
+            raise SystemFailure(f"port {port} of this machine cannot be used: {error.strerror or error}.") from error
         raise UserError(f"port {port} {why[error.errno]}: give another, such as --port {_free_port(port)}.") from error
     return listening
 

@@ -1,5 +1,5 @@
 """The store: a folder a run, written once, atomically, and checked before anything in it is believed."""
 
-from supermask.store.store import Damaged, Entry, Store
+from supermask.store.files.store import CorruptEntry, Entry, Store
 
-__all__ = ["Damaged", "Entry", "Store"]
+__all__ = ["CorruptEntry", "Entry", "Store"]

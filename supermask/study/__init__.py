@@ -1,9 +1,8 @@
 """Studies: what a study file says, validated, with every fault told where it was made."""
 
-from supermask.study.loading import StudyLike, load_study, shipped_studies, study_from
-from supermask.study.model import Study, Train, Treatment
-from supermask.study.supermask import Supermask
-from supermask.study.values import resolve_criterion
+from supermask.study.fields import resolve_criterion
+from supermask.study.loading import StudyLike, builtin_studies, load_study, study_from_dict
+from supermask.study.schema import Study, Supermask, Train, Treatment
 
 __all__ = [
     "Study",
@@ -11,8 +10,8 @@ __all__ = [
     "Supermask",
     "Train",
     "Treatment",
+    "builtin_studies",
     "load_study",
     "resolve_criterion",
-    "shipped_studies",
-    "study_from",
+    "study_from_dict",
 ]

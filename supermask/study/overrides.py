@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from supermask.errors import UserError, did_you_mean
-from supermask.study.yaml_tree import Node, kind, parse_yaml, printable, shown
+from supermask.core.errors import UserError, did_you_mean, quote, sanitize
+from supermask.study.yaml import Node, describe_kind, parse_yaml
 
 
 def apply_scale(root: Node, name: str, place: str) -> Node:
@@ -18,13 +18,13 @@ def apply_scale(root: Node, name: str, place: str) -> Node:
     scales = root.value.get("scales") if isinstance(root.value, dict) else None
     known = scales.value if scales is not None and isinstance(scales.value, dict) else {}
     if name not in known:
-        has = f"this study has: {', '.join(map(printable, known))}" if known else "this study has no scales"
-        raise UserError(f"{place}: scale {shown(name)} is not known{did_you_mean(name, known) or ';'} {has}.")
+        has = f"this study has: {', '.join(map(sanitize, known))}" if known else "this study has no scales"
+        raise UserError(f"{place}: scale {quote(name)} is not known{did_you_mean(name, known) or ';'} {has}.")
     chosen = known[name]
     if not isinstance(chosen.value, dict):
-        raise UserError(f"{chosen.place}: scale {shown(name)} is not a map of overrides, such as train.epochs: 10.")
+        raise UserError(f"{chosen.location}: scale {quote(name)} is not a map of overrides, such as train.epochs: 10.")
     for key, value in chosen.value.items():
-        root = put(root, key, value)
+        root = set_key(root, key, value)
     return root
 
 
@@ -37,7 +37,7 @@ def apply_overrides(root: Node, overrides: Sequence[str]) -> Node:
     scale: tuple[str, str] | None = None
     settings: list[tuple[str, Node]] = []
     for text in overrides:
-        place = f"override {shown(text)}"
+        place = f"override {quote(text)}"
         key, equals, value = text.partition("=")
         key = key.strip()
         if not equals or not key:
@@ -56,7 +56,7 @@ def apply_overrides(root: Node, overrides: Sequence[str]) -> Node:
             faults.append(str(error))
     for key, node in settings:
         try:
-            root = put(root, key, node)
+            root = set_key(root, key, node)
         except UserError as error:
             faults.append(str(error))
     if faults:
@@ -64,14 +64,14 @@ def apply_overrides(root: Node, overrides: Sequence[str]) -> Node:
     return root
 
 
-def put(root: Node, key: str, new: Node) -> Node:
+def set_key(root: Node, key: str, new: Node) -> Node:
     """The tree with `new` at a dotted key; `treatments.0.mask0` and `treatments[0].mask0` index a list.
 
     Maps are merged key by key, but `reference` is replaced: its keys mean something only together. Raises UserError.
     """
     path = re.sub(r"\[([0-9]+)\]", r".\1", key).split(".")
     if path[0] in ("scales", "scale"):
-        raise UserError(f"{new.place}: {path[0]} cannot be set here: set the keys themselves, such as train.epochs.")
+        raise UserError(f"{new.location}: {path[0]} cannot be set here: set the keys themselves, such as train.epochs.")
     return _put(root, path, new, "", path != ["reference"])
 
 
@@ -84,16 +84,18 @@ def _put(old: Node | None, path: Sequence[str], new: Node, trail: str, merge: bo
             return replace(old, value=merged)
         return new
     head, rest = path[0], path[1:]
-    deeper = printable(f"{trail}.{head}" if trail else head)
+    deeper = sanitize(f"{trail}.{head}" if trail else head)
     if old is None or isinstance(old.value, dict):
         children = {} if old is None or not isinstance(old.value, dict) else old.value
         child = _put(children.get(head), rest, new, deeper, merge)
-        return Node({**children, head: child}, new.place if old is None else old.place)
+        return Node({**children, head: child}, new.location if old is None else old.location)
     if isinstance(old.value, tuple):
         last = len(old.value) - 1
         if not re.fullmatch(r"[0-9]{1,6}", head, re.ASCII) or int(head) > last:
-            raise UserError(f"{new.place}: {shown(head)} is not an item of {trail}, which has 0 to {last}, as written.")
+            raise UserError(
+                f"{new.location}: {quote(head)} is not an item of {trail}, which has 0 to {last}, as written."
+            )
         index = int(head)
         child = _put(old.value[index], rest, new, deeper, merge)
         return replace(old, value=(*old.value[:index], child, *old.value[index + 1 :]))
-    raise UserError(f"{new.place}: {trail} is {kind(old)}, which has no key {shown(head)}.")
+    raise UserError(f"{new.location}: {trail} is {describe_kind(old)}, which has no key {quote(head)}.")

@@ -10,16 +10,24 @@ from typing import Any
 
 import torch
 
-from supermask.engines.choice import Precision
-from supermask.engines.stacked.convolutions import ways_here
-from supermask.engines.stacked.moving import compiles_on
-from supermask.engines.stacked.size import replicas_here
-from supermask.engines.stacked.training import Feed, Ways, train, train_from
+from supermask.engines.selection import Precision
+from supermask.engines.stacked.autotune import choose_stack_size
+from supermask.engines.stacked.convolutions import fastest_algorithms
+from supermask.engines.stacked.optimizer import can_compile
+from supermask.engines.stacked.training import ConvAlgorithms, JobSource, train, train_stream
 
-__all__ = ["Feed", "Ways", "environment_facts", "replicas_here", "train", "train_from", "ways_here"]
+__all__ = [
+    "ConvAlgorithms",
+    "JobSource",
+    "choose_stack_size",
+    "environment_facts",
+    "fastest_algorithms",
+    "train",
+    "train_stream",
+]
 
 
-def environment_facts(ways: Ways, precision: Precision, alone: bool, device: str = "cpu") -> dict[str, Any]:
+def environment_facts(ways: ConvAlgorithms, precision: Precision, alone: bool, device: str = "cpu") -> dict[str, Any]:
     """What bits depend on beside machine and PyTorch: precision, how convolutions are computed, if the optimiser is
     compiled, if in a stack of one.
 
@@ -30,6 +38,6 @@ def environment_facts(ways: Ways, precision: Precision, alone: bool, device: str
     return {
         "precision": precision,
         "convolutions": dict(ways),
-        "optimizer_compiled": place != "cpu" and compiles_on(place),
+        "optimizer_compiled": place != "cpu" and can_compile(place),
         "stack": "alone" if alone else "shared",
     }

@@ -13,14 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d, unfold
 
-from supermask.engines.choice import Precision
-from supermask.engines.reference import tiny_is_zero
-from supermask.engines.stacked.once import forget, measured_once, out_of_memory
-from supermask.engines.stacked.precision import computing_in, products_in
-from supermask.engines.stacked.repeating import EAGER_STEPS, Repeated
-from supermask.networks import Architecture, Conv
+from supermask.engines.reference import flush_denormals
+from supermask.engines.selection import Precision
+from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
+from supermask.engines.stacked.device import (
+    autocast_factory,
+    cached_measurement,
+    empty_cache,
+    is_out_of_memory,
+    matmul_precision,
+)
+from supermask.networks.sequential import Architecture, Conv
 
-Way = Callable[[Tensor, Tensor, Tensor], Tensor]
+ConvAlgorithm = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _grouped(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -51,7 +56,7 @@ def _one_by_one(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return torch.stack([conv2d(*one, padding=1) for one in _each(x, w, b)])
 
 
-def _branches(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+def _multi_stream(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """The same, on a few streams of a GPU that take turns: beside each other, and branches of a recorded step.
 
     Autograd goes back on the stream on which it went forward, and waits where streams meet.
@@ -75,37 +80,37 @@ def _branches(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-BRANCHES = 4
+STREAMS = 4
 
 
 @cache
 def _side_streams(device: torch.device) -> list[torch.cuda.Stream]:
-    return [torch.cuda.Stream(device) for _ in range(BRANCHES)]  # type: ignore[no-untyped-call]
+    return [torch.cuda.Stream(device) for _ in range(STREAMS)]  # type: ignore[no-untyped-call]
 
 
 def _each(x: Tensor, w: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     return zip(x.unbind(), w.unbind(), b.unbind(), strict=True)
 
 
-WAYS: dict[str, Way] = {
+CONV_ALGORITHMS: dict[str, ConvAlgorithm] = {
     "grouped": _grouped,
     "grouped, channels last": _channels_last,
     "columns": _columns,
     "one by one": _one_by_one,
-    "branches": _branches,
+    "branches": _multi_stream,
 }
 
 
-def convolved(x: Tensor, w: Tensor, b: Tensor, way: str) -> Tensor:
+def conv3x3(x: Tensor, w: Tensor, b: Tensor, way: str) -> Tensor:
     """3x3 convolutions, stride 1, "same" padding, of replicas' own images.
 
     x: `(replicas, images, channels, height, width)`, w: `(replicas, outputs, channels, 3, 3)`, b: `(replicas,
     outputs)`; result: `(replicas, images, outputs, height, width)`, in whatever order in memory.
     """
-    return WAYS[way](x, w, b)
+    return CONV_ALGORITHMS[way](x, w, b)
 
 
-def pooled(x: Tensor) -> Tensor:
+def max_pool2x2(x: Tensor) -> Tensor:
     """2x2 max-pooling, stride 2, of the last two axes."""
     turned = x.transpose(0, 1)
     if turned.is_contiguous():
@@ -119,7 +124,9 @@ def _pooled(x: Tensor) -> Tensor:
     return found.reshape(*x.shape[:2], *found.shape[1:])
 
 
-def ways_here(layers: Architecture, batch: int, replicas: int, device: str, precision: Precision) -> dict[str, str]:
+def fastest_algorithms(
+    layers: Architecture, batch: int, replicas: int, device: str, precision: Precision
+) -> dict[str, str]:
     """The fastest way of each convolution, by its layer's name; measured once a shape and machine, and kept.
 
     `replicas` is rounded up to a power of two. Source: docs/performance.md.
@@ -137,16 +144,16 @@ Shape = tuple[int, int, int, int]
 def _fastest(shape: Shape, batch: int, replicas: int, device: str, precision: Precision) -> str:
     place = torch.device(device)
     # One by one it is, on a CPU, what branches are.
-    offered = [name for name in WAYS if place.type == "cuda" or name != "branches"]
+    offered = [name for name in CONV_ALGORITHMS if place.type == "cuda" or name != "branches"]
 
     def measure() -> str:
-        with tiny_is_zero(), products_in(precision, place):
-            return fastest(offered, shape, batch, replicas, place, precision)
+        with flush_denormals(), matmul_precision(precision, place):
+            return fastest_algorithm(offered, shape, batch, replicas, place, precision)
 
-    return measured_once("way", [shape, batch, replicas, precision, offered], place, measure)
+    return cached_measurement("way", [shape, batch, replicas, precision, offered], place, measure)
 
 
-def fastest(
+def fastest_algorithm(
     offered: Sequence[str], shape: Shape, batch: int, replicas: int, place: torch.device, precision: Precision
 ) -> str:
     """Of these ways, forward and backward; of as many replicas as there is memory for."""
@@ -156,11 +163,11 @@ def fastest(
             try:
                 given = _given(shape, batch, replicas, place)
                 enough = 3 * min(seconds.values(), default=inf) if place.type == "cpu" else inf
-                seconds[name] = _seconds(WAYS[name], given, computing_in(precision, place), enough)
+                seconds[name] = _seconds(CONV_ALGORITHMS[name], given, autocast_factory(precision, place), enough)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-            forget(place)
+            empty_cache(place)
         if not seconds and replicas == 1:
             return "one by one"
         replicas = max(1, replicas // 2)
@@ -175,7 +182,7 @@ def _given(shape: Shape, batch: int, replicas: int, place: torch.device) -> tupl
 
 
 def _seconds(
-    way: Way,
+    way: ConvAlgorithm,
     given: tuple[Tensor, Tensor, Tensor],
     computing: Callable[[], AbstractContextManager[None]],
     enough: float,
@@ -190,12 +197,12 @@ def _seconds(
             total = way(*given).float().sum()
         torch.autograd.grad(total, given)
 
-    gpu, repeated = given[0].is_cuda, Repeated(both, given[0].device)
+    gpu, repeated = given[0].is_cuda, CudaGraphStep(both, given[0].device)
     if gpu:
-        repeated(EAGER_STEPS + 1)
+        repeated(WARMUP_STEPS + 1)
         torch.cuda.synchronize()
     found: list[float] = []
-    while len(found) < 2 or (len(found) < 4 and sum(found) < LONG):
+    while len(found) < 2 or (len(found) < 4 and sum(found) < MAX_MEASURE_SECONDS):
         began = time.perf_counter()
         repeated(1)
         if gpu:
@@ -206,5 +213,5 @@ def _seconds(
     return median(found[1:])
 
 
-LONG = 1.0
+MAX_MEASURE_SECONDS = 1.0
 """Seconds."""

@@ -8,44 +8,44 @@ from weakref import proxy
 
 from torch import Tensor
 
-from supermask.engines.job import Array, Data, Job
-from supermask.engines.loop import OptimizerState
+from supermask.core.types import NetworkState, SplitData, TrainingResult, Weights
+from supermask.engines.job import Array, TrainingJob
 from supermask.engines.reference import gradient
 from supermask.engines.stacked.stack import Stack
-from supermask.types import Outcome, State, Weights
+from supermask.engines.training import OptimizerState
 
 
 class Replica:
     """The loop's `Network`. Its copies stay on the device until `on_cpu`."""
 
-    def __init__(self, together: Together, job: Job, data: Data, place: int) -> None:
+    def __init__(self, together: ReplicaGroup, job: TrainingJob, data: SplitData, place: int) -> None:
         # Weakly: a ring of references would keep a stack in a GPU's memory beside the next one.
-        self._together: Together = proxy(together)
+        self._together: ReplicaGroup = proxy(together)
         self._job, self._data = job, data
         self.place = place
-        self.passed = False
+        self.has_trained = False
         """Whether it was trained here."""
 
     @property
     def _stack(self) -> Stack:
         return self._together.stack
 
-    def load(self, state: State) -> None:
+    def load(self, state: NetworkState) -> None:
         self._stack.load(self.place, state)
-        self._together.moved(self)
+        self._together.invalidate(self)
 
-    def state(self) -> State:
+    def state(self) -> NetworkState:
         stack = self._stack
-        return State(*(self._own(tensors) for tensors in (stack.weights, stack.others, stack.logits)))
+        return NetworkState(*(self._own(tensors) for tensors in (stack.weights, stack.others, stack.logits)))
 
     def gradient(self, iteration: int) -> Weights:
         # Once a training: the reference's own, so that scores are the same bits.
         return gradient(self._job, self._data, on_cpu(self.state()), iteration)
 
-    def measure(self, images: Array, labels: Array) -> tuple[float, float]:
-        return self._together.measured(self, images, labels)
+    def evaluate(self, images: Array, labels: Array) -> tuple[float, float]:
+        return self._together.evaluate(self, images, labels)
 
-    def is_measured_on(self, images: Array) -> bool:
+    def evaluates_on(self, images: Array) -> bool:
         """Whether these are its validation or its test images."""
         return images is self._data.validation_images or images is self._data.test_images
 
@@ -53,26 +53,26 @@ class Replica:
         stack = self._stack
         return {
             name: {key: kept[self.place].to("cpu", copy=True) for key, kept in zip(stack.names, moments, strict=True)}
-            for name, moments in stack.kept.items()
+            for name, moments in stack.optimizer_state.items()
         }
 
     def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
         stack = self._stack
         for name, own in state.items():
-            for key, kept in zip(stack.names, stack.kept[name], strict=True):
+            for key, kept in zip(stack.names, stack.optimizer_state[name], strict=True):
                 kept[self.place].copy_(own[key])
 
     def last_pass(self) -> Weights:
         """Of a mask that is learned: the weights that its last pass computed with."""
         # Gone on from a checkpoint at its very end, there was no pass.
-        passed = self._stack.passed if self.passed else self._stack.first_sample()
+        passed = self._stack.passed if self.has_trained else self._stack.first_sample()
         return {name: passed[name][self.place].to("cpu", copy=True) for name in self._stack.logits}
 
     def _own(self, stacked: Weights) -> Weights:
         return {name: tensor.detach()[self.place].clone() for name, tensor in stacked.items()}
 
 
-class Together:
+class ReplicaGroup:
     """Whose measuring can be done at once: of those that pause at the same time, with one look at the images."""
 
     def __init__(self, stack: Stack) -> None:
@@ -82,7 +82,7 @@ class Together:
         """Those that are going to be measured now."""
         self._found: dict[tuple[Replica, int], tuple[float, float]] = {}
 
-    def add(self, job: Job, data: Data) -> Replica:
+    def add(self, job: TrainingJob, data: SplitData) -> Replica:
         """The network of the next place."""
         self.replicas.append(Replica(self, job, data, len(self.replicas)))
         return self.replicas[-1]
@@ -91,24 +91,24 @@ class Together:
         """`Stack.train`; what was measured is forgotten."""
         self._found.clear()
         for replica in self.replicas:
-            replica.passed = True
+            replica.has_trained = True
         return self.stack.train(firsts, steps)
 
-    def moved(self, replica: Replica) -> None:
+    def invalidate(self, replica: Replica) -> None:
         """What was measured of it does not hold any more."""
         self._found = {key: found for key, found in self._found.items() if key[0] is not replica}
 
-    def measured(self, replica: Replica, images: Array, labels: Array) -> tuple[float, float]:
+    def evaluate(self, replica: Replica, images: Array, labels: Array) -> tuple[float, float]:
         """Measures it, and with it those that are going to be measured on the same images."""
         if (replica, id(images)) not in self._found:
-            others = [r for r in self.pausing if r is not replica and r.is_measured_on(images)]
+            others = [r for r in self.pausing if r is not replica and r.evaluates_on(images)]
             new = [replica, *(r for r in others if (r, id(images)) not in self._found)]
             new.sort(key=lambda r: r.place)
             numbers = self.stack.measure([r.place for r in new], images, labels)
             self._found |= {(r, id(images)): found for r, found in zip(new, numbers, strict=True)}
         return self._found[replica, id(images)]
 
-    def renew(self, leaving: Sequence[Replica], joining: Sequence[tuple[Job, Data]]) -> list[Replica]:
+    def replace(self, leaving: Sequence[Replica], joining: Sequence[tuple[TrainingJob, SplitData]]) -> list[Replica]:
         """Newcomers take the places of those who leave; new ones where there are more, else the others close ranks."""
         self._found.clear()
         free = sorted(replica.place for replica in leaving)
@@ -119,30 +119,30 @@ class Together:
             self.replicas[replica.place : replica.place + 1] = [replica]
         jobs, data = [job for job, _ in joining], [d for _, d in joining]
         if taken:
-            self.stack.put(taken, jobs[: len(taken)], data[: len(taken)])
+            self.stack.replace(taken, jobs[: len(taken)], data[: len(taken)])
         if len(taken) < len(joining):
-            self.stack.add(jobs[len(taken) :], data[len(taken) :])
+            self.stack.append(jobs[len(taken) :], data[len(taken) :])
         if len(taken) < len(free):
-            self._close_ranks(set(free[len(taken) :]))
+            self._compact(set(free[len(taken) :]))
         return made
 
-    def _close_ranks(self, free: set[int]) -> None:
+    def _compact(self, free: set[int]) -> None:
         self.replicas = [r for r in self.replicas if r.place not in free]
         if self.replicas:
-            self.stack.keep([r.place for r in self.replicas])
+            self.stack.select([r.place for r in self.replicas])
         for place, replica in enumerate(self.replicas):
             replica.place = place
 
 
-def on_cpu(state: State) -> State:
+def on_cpu(state: NetworkState) -> NetworkState:
     """A state as the rest of the program has them."""
-    return State(*(_here(tensors) for tensors in (state.weights, state.others, state.logits)))
+    return NetworkState(*(_to_cpu(tensors) for tensors in (state.weights, state.unmasked, state.logits)))
 
 
-def outcome_on_cpu(outcome: Outcome) -> Outcome:
+def outcome_on_cpu(outcome: TrainingResult) -> TrainingResult:
     """An outcome as the rest of the program has them."""
     return replace(outcome, end=on_cpu(outcome.end), points={p: on_cpu(s) for p, s in outcome.points.items()})
 
 
-def _here(tensors: dict[str, Tensor]) -> Weights:
+def _to_cpu(tensors: dict[str, Tensor]) -> Weights:
     return {name: tensor.cpu() for name, tensor in tensors.items()}

@@ -12,18 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from supermask.engines.choice import Precision
-from supermask.engines.job import Array, BatchOrder, Data, Job
-from supermask.engines.stacked.forward import Block, blocks_of, logits_of
-from supermask.engines.stacked.images import Images
-from supermask.engines.stacked.masks import masked
-from supermask.engines.stacked.moving import mask_bits, step_numbers, update_of
-from supermask.engines.stacked.precision import computing_in
-from supermask.engines.stacked.repeating import Repeated
-from supermask.engines.steps import moment_names
-from supermask.learned import coin_keys
-from supermask.networks import Conv, Dense
-from supermask.types import State, Weights
+from supermask.core.learned_masks import sampling_keys
+from supermask.core.types import NetworkState, SplitData, Weights
+from supermask.engines.job import Array, BatchSampler, TrainingJob
+from supermask.engines.selection import Precision
+from supermask.engines.sparse.kernels.optimizer import optimizer_state_names
+from supermask.engines.stacked.cuda_graph import CudaGraphStep
+from supermask.engines.stacked.device import autocast_factory
+from supermask.engines.stacked.forward import BatchGroup, DeviceImages, forward, group_batches, masked_weights
+from supermask.engines.stacked.optimizer import make_optimizer_step, mask_bits, step_scalars
+from supermask.networks.sequential import Conv, Dense
 
 EVALUATION_BYTES = {"cpu": 2**23, "cuda": 2**30}
 """Of a layer's outputs, and its inputs laid out, that are computed at once where networks are measured."""
@@ -42,8 +40,8 @@ class Stack:
 
     def __init__(
         self,
-        jobs: Sequence[Job],
-        data: Sequence[Data],
+        jobs: Sequence[TrainingJob],
+        data: Sequence[SplitData],
         device: torch.device,
         precision: Precision,
         ways: Mapping[str, str],
@@ -51,28 +49,28 @@ class Stack:
         first = jobs[0]
         self.layers, self.recipe, self.learning = first.layers, first.recipe, first.learning
         self.jobs, self.data, self.device, self.ways = list(jobs), list(data), device, ways
-        self.computing: Callable[[], AbstractContextManager[None]] = computing_in(precision, device)
-        self.images = Images(data, device)
+        self.computing: Callable[[], AbstractContextManager[None]] = autocast_factory(precision, device)
+        self.images = DeviceImages(data, device)
         self.orders = [_order(job, d) for job, d in zip(jobs, data, strict=True)]
         start = first.start
         self.weights, self.others, self.logits = (
             {n: torch.zeros(len(jobs), *t.shape, device=device) for n, t in tensors.items()}
-            for tensors in (start.weights, start.others, start.logits)
+            for tensors in (start.weights, start.unmasked, start.logits)
         )
         self.passed: Weights = {}
         """Of a mask that is learned: the weights that the last pass of training computed with."""
-        self.names = moment_names(self.recipe)
-        self.kept = {n: [torch.zeros_like(t) for _ in self.names] for n, t in self._moving().items()}
+        self.names = optimizer_state_names(self.recipe)
+        self.optimizer_state = {n: [torch.zeros_like(t) for _ in self.names] for n, t in self._trainable().items()}
         """What the optimiser keeps."""
         self._bits: Weights = {}
         """`mask_bits` of the layers in which any replica has pruned weights."""
-        self._update = update_of(self.recipe, device)
-        self._step: Repeated | None = None
-        self._blocks: list[Block] = []
+        self._update = make_optimizer_step(self.recipe, device)
+        self._step: CudaGraphStep | None = None
+        self._blocks: list[BatchGroup] = []
         self._capacity = 0
-        self.put(range(len(jobs)), jobs, data)
+        self.replace(range(len(jobs)), jobs, data)
 
-    def _moving(self) -> Weights:
+    def _trainable(self) -> Weights:
         return self.logits if self.learning is not None else {**self.weights, **self.others}
 
     # --- training ---
@@ -83,66 +81,66 @@ class Stack:
         Returns their losses before each update, float32 `(replicas, steps)`.
         """
         sees = [(id(d), job.seed, i) for d, job, i in zip(self.data, self.jobs, firsts, strict=True)]
-        blocks = blocks_of(sees)
+        blocks = group_batches(sees)
         if self._step is None or blocks != self._blocks or steps > self._capacity:
             self._prepare(blocks, steps)
         assert self._step is not None
-        self._fill(sees, firsts, steps)
+        self._upload_steps(sees, firsts, steps)
         self._step(steps)
         return self._losses[:steps].to("cpu", copy=True).numpy().T
 
-    def _prepare(self, blocks: list[Block], steps: int) -> None:
+    def _prepare(self, blocks: list[BatchGroup], steps: int) -> None:
         """Room for what steps read and write."""
         self._blocks, self._capacity = blocks, max(steps, self.recipe.evaluate_every)
         count, place = len(self.jobs), self.device
         batches, size = sum(block.batches for block in blocks), self.recipe.batch_size
-        self._clock = torch.zeros(1, dtype=torch.int64, device=place)
+        self._step_index = torch.zeros(1, dtype=torch.int64, device=place)
         self._batches = torch.zeros(self._capacity, batches, size, dtype=torch.int64, device=place)
         self._numbers = torch.zeros(self._capacity, 2, count, device=place)
         self._losses = torch.zeros(self._capacity, count, device=place)
         self._keys = {n: torch.zeros(self._capacity, count, 2, dtype=torch.int32, device=place) for n in self.logits}
-        self._batch_of = self.images.send(np.concatenate([_batch_numbers(block) for block in blocks]))
-        for tensor in self._moving().values():
+        self._batch_of = self.images.to_device(np.concatenate([_batch_numbers(block) for block in blocks]))
+        for tensor in self._trainable().values():
             tensor.requires_grad_()
         # Weakly: a ring of references would keep this in a GPU's memory beside the next stack.
         me: Stack = proxy(self)
-        self._step = Repeated(lambda: me._one_step(), place)
+        self._step = CudaGraphStep(lambda: me._one_step(), place)
 
-    def _fill(self, sees: Sequence[object], firsts: Sequence[int], steps: int) -> None:
+    def _upload_steps(self, sees: Sequence[object], firsts: Sequence[int], steps: int) -> None:
         """Puts on the device what the next steps need."""
         new = [r for r in range(len(sees)) if r == 0 or sees[r] != sees[r - 1]]
         batches = np.empty((steps, len(new), self.recipe.batch_size), np.int64)
         for place, r in enumerate(new):
             batches[:, place] = self.orders[r].batches(firsts[r], firsts[r] + steps) + self.images.offset(self.data[r])
-        self._batches[:steps] = self.images.send(batches)
+        self._batches[:steps] = self.images.to_device(batches)
         learnt = self.learning is not None
         began = [0 if learnt else job.start.first_iteration for job in self.jobs]
-        self._numbers[:steps] = self.images.send(step_numbers(self.recipe, began, firsts, steps))
+        self._numbers[:steps] = self.images.to_device(step_scalars(self.recipe, began, firsts, steps))
         for name, keys in self._keys.items():
             # Most are of few seeds and at the same iteration.
             known = cache(partial(_training_keys, name, steps))
             found = np.stack([known(job.seed, i) for job, i in zip(self.jobs, firsts, strict=True)], axis=1)
-            keys[:steps] = self.images.send(found.view(np.int32))
-        self._clock.zero_()
+            keys[:steps] = self.images.to_device(found.view(np.int32))
+        self._step_index.zero_()
 
     def _one_step(self) -> None:
-        now = self._clock
+        now = self._step_index
         places = self._batches.index_select(0, now)[0]
         pixels = self.images.pixels.index_select(0, places.flatten())
         pixels = pixels.reshape(*places.shape, *pixels.shape[1:])
         labels = self.images.labels.index_select(0, places.flatten()).view_as(places).index_select(0, self._batch_of)
         keys = {n: k.index_select(0, now)[0] for n, k in self._keys.items()}
-        tensors = self._used(keys)
+        tensors = self._effective_weights(keys)
         with self.computing():
-            logits = logits_of(self.layers, tensors, self.images.scaled(pixels), self._blocks, self.ways)
+            logits = forward(self.layers, tensors, self.images.scaled(pixels), self._blocks, self.ways)
         each = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
         losses = each.view_as(labels).mean(1)
-        moving = self._moving()
+        moving = self._trainable()
         gradients = torch.autograd.grad(losses.sum(), list(moving.values()))
         numbers = self._numbers.index_select(0, now)[0]
         with torch.no_grad():
             for (name, tensor), gradient in zip(moving.items(), gradients, strict=True):
-                kept = [moment.flatten(1) for moment in self.kept[name]]
+                kept = [moment.flatten(1) for moment in self.optimizer_state[name]]
                 bits = None if self.learning is not None else self._bits.get(name)
                 rate, second = numbers[:, :, None]
                 self._update(tensor.detach().flatten(1), gradient.flatten(1), bits, kept, rate, second)
@@ -151,11 +149,11 @@ class Stack:
         if self.learning is not None:
             self.passed = {n: tensors[n].detach() for n in self.logits}
 
-    def _used(self, keys: Weights) -> Weights:
+    def _effective_weights(self, keys: Weights) -> Weights:
         """What networks compute with."""
         if self.learning is None:
             return {**self.weights, **self.others}
-        used = {n: masked(self.learning, m, self.weights[n], keys[n]) for n, m in self.logits.items()}
+        used = {n: masked_weights(self.learning, m, self.weights[n], keys[n]) for n, m in self.logits.items()}
         return {**used, **self.others}
 
     # --- measuring ---
@@ -164,18 +162,18 @@ class Stack:
         """Mean cross-entropy and accuracy of these replicas on the same images; of masks, means over their samples."""
         everyone = list(places) == list(range(len(self.jobs)))
         index = torch.tensor(list(places), device=self.device)
-        pixels, right = self.images.there(images), self.images.there(labels)
+        pixels, right = self.images.get(images), self.images.get(labels)
         loss = torch.zeros(len(places), dtype=torch.float64, device=self.device)
         hits = torch.zeros(len(places), dtype=torch.int64, device=self.device)
-        block, passes = [Block(0, 1, 0, len(places))], 0
+        block, passes = [BatchGroup(0, 1, 0, len(places))], 0
         with torch.no_grad():
             for tensors in self._samples(places):
                 passes += 1
                 some = tensors if everyone else {n: t.index_select(0, index) for n, t in tensors.items()}
-                for first in range(0, len(labels), self._at_once(len(places))):
-                    part = slice(first, first + self._at_once(len(places)))
+                for first in range(0, len(labels), self._evaluation_batch(len(places))):
+                    part = slice(first, first + self._evaluation_batch(len(places)))
                     with self.computing():
-                        logits = logits_of(self.layers, some, self.images.scaled(pixels[part])[None], block, self.ways)
+                        logits = forward(self.layers, some, self.images.scaled(pixels[part])[None], block, self.ways)
                     logits = logits.float()
                     answers = right[part].expand(len(places), -1)
                     each = cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none")
@@ -189,18 +187,18 @@ class Stack:
         if self.learning is None:
             yield {**self.weights, **self.others}
             return
-        passes = self.learning.passes
-        keys = {n: [coin_keys(job.seed, "samples", n, 0, passes) for job in self.jobs] for n in self.logits}
-        sent = {n: self.images.send(np.stack(some, axis=1).view(np.int32)) for n, some in keys.items()}
+        passes = self.learning.num_samples
+        keys = {n: [sampling_keys(job.seed, "samples", n, 0, passes) for job in self.jobs] for n in self.logits}
+        sent = {n: self.images.to_device(np.stack(some, axis=1).view(np.int32)) for n, some in keys.items()}
         for j in range(passes):
-            yield self._used({n: some[j] for n, some in sent.items()})
+            yield self._effective_weights({n: some[j] for n, some in sent.items()})
 
     def first_sample(self) -> Weights:
         """The weights of each mask's first single sample."""
         with torch.no_grad():
             return next(self._samples(range(len(self.jobs))))
 
-    def _at_once(self, replicas: int) -> int:
+    def _evaluation_batch(self, replicas: int) -> int:
         widths = [
             (x.outputs + COLUMNS * x.inputs * (self.ways[x.name] == "columns")) * x.side[0] * x.side[1]
             if isinstance(x, Conv)
@@ -212,32 +210,32 @@ class Stack:
 
     # --- leaving and joining ---
 
-    def keep(self, places: Sequence[int]) -> None:
+    def select(self, places: Sequence[int]) -> None:
         """These replicas stay, in this order."""
         index = torch.tensor(list(places), device=self.device)
-        self._change(lambda t: t.index_select(0, index))
+        self._resize(lambda t: t.index_select(0, index))
         self.jobs, self.data = [self.jobs[r] for r in places], [self.data[r] for r in places]
         self.orders = [self.orders[r] for r in places]
 
-    def put(self, places: Sequence[int], jobs: Sequence[Job], data: Sequence[Data]) -> None:
+    def replace(self, places: Sequence[int], jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> None:
         """Newcomers take these places, their optimisers new.
 
         Nothing moves in memory if it need not, so that a recorded step holds on.
         """
         for place, job, d in zip(places, jobs, data, strict=True):
             self.jobs[place], self.data[place], self.orders[place] = job, d, _order(job, d)
-        if self.images.hold(self.data):
+        if self.images.update(self.data):
             self._step = None
         for place, job in zip(places, jobs, strict=True):
             self.load(place, job.start.state)
             self._prune(place, job.start.masks)
-            for moments in self.kept.values():
+            for moments in self.optimizer_state.values():
                 for moment in moments:
                     moment[place].zero_()
 
-    def load(self, place: int, state: State) -> None:
+    def load(self, place: int, state: NetworkState) -> None:
         """Sets every tensor of one replica."""
-        pairs = ((self.weights, state.weights), (self.others, state.others), (self.logits, state.logits))
+        pairs = ((self.weights, state.weights), (self.others, state.unmasked), (self.logits, state.logits))
         with torch.no_grad():
             for stacked, own in pairs:
                 for name, tensor in own.items():
@@ -252,15 +250,15 @@ class Stack:
                 self._bits[name], self._step = mask_bits(everything), None
             self._bits[name][place].copy_(mask_bits(mask.flatten().to(self.device)))
 
-    def add(self, jobs: Sequence[Job], data: Sequence[Data]) -> None:
+    def append(self, jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> None:
         """Newcomers take new places, after the others'."""
         count = len(self.jobs)
-        self._change(lambda t: torch.cat([t, t.new_zeros(len(jobs), *t.shape[1:])]))
+        self._resize(lambda t: torch.cat([t, t.new_zeros(len(jobs), *t.shape[1:])]))
         self.jobs, self.data = [*self.jobs, *jobs], [*self.data, *data]
         self.orders += [_order(job, d) for job, d in zip(jobs, data, strict=True)]
-        self.put(range(count, count + len(jobs)), jobs, data)
+        self.replace(range(count, count + len(jobs)), jobs, data)
 
-    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+    def _resize(self, change: Callable[[Tensor], Tensor]) -> None:
         """Another number of replicas: nothing stays where it was."""
 
         def of(tensors: Weights) -> Weights:
@@ -270,17 +268,17 @@ class Stack:
         self._step, self.passed = None, {}
         self.weights, self.others, self.logits = of(self.weights), of(self.others), of(self.logits)
         self._bits = of(self._bits)
-        self.kept = {n: [change(t) for t in some] for n, some in self.kept.items()}
+        self.optimizer_state = {n: [change(t) for t in some] for n, some in self.optimizer_state.items()}
 
 
 def _training_keys(name: str, steps: int, seed: int, first: int) -> Array:
-    return coin_keys(seed, "training", name, first, first + steps)
+    return sampling_keys(seed, "training", name, first, first + steps)
 
 
-def _order(job: Job, data: Data) -> BatchOrder:
-    return BatchOrder(job.seed, data.train_indices, job.recipe.batch_size)
+def _order(job: TrainingJob, data: SplitData) -> BatchSampler:
+    return BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
 
 
-def _batch_numbers(block: Block) -> Array:
+def _batch_numbers(block: BatchGroup) -> Array:
     """The number of the batch that each replica of a block sees."""
     return np.repeat(np.arange(block.batch, block.batch + block.batches), block.each)

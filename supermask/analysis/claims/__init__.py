@@ -1,0 +1,6 @@
+"""Claims about treatments as data, and what the runs say of them."""
+
+from supermask.analysis.claims.evaluate import evaluate_claims
+from supermask.analysis.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict
+
+__all__ = ["ClaimFinding", "ClauseFinding", "LevelFinding", "Verdict", "evaluate_claims"]

@@ -1,0 +1,139 @@
+"""Findings as text for a terminal, as CSV and as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from supermask.analysis.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict
+from supermask.core.text import Row
+from supermask.datasets.specs import data_notices, demo_notice
+from supermask.store.tables import to_csv
+
+MARKS: dict[Verdict, str] = {"supported": "+", "not supported": "-", "contradicted": "x", "not enough data": "?"}
+WIDTH = 110
+
+
+def format_text(findings: Sequence[ClaimFinding]) -> str:
+    """A paragraph a claim: its verdict, what is claimed, what it comes down to."""
+    lines: list[str] = []
+    for claim in findings:
+        number = f"{claim.number}." if claim.number is not None else f"{claim.id}:"
+        verdict = claim.verdict.upper() if claim.verdict == "contradicted" else claim.verdict
+        lines += textwrap.wrap(f"{MARKS[claim.verdict]} {number} {claim.statement}", WIDTH, subsequent_indent="  ")
+        place = f" ({claim.study})" if claim.study else ""
+        told = f"{verdict}{place}. {claim.sentence}"
+        lines += [*textwrap.wrap(told, WIDTH, initial_indent="  ", subsequent_indent="  "), ""]
+    return "\n".join([*lines, count_line(findings)]) + "\n"
+
+
+def claim_notices(findings: Sequence[ClaimFinding]) -> list[str]:
+    """What has to be said before the verdicts: that they are a demonstration's, and what is known of the data."""
+    notes = dict.fromkeys(note for claim in findings for note in claim.data_notes)
+    return [text for text in (demo_notice(claim.dataset for claim in findings), *data_notices(notes)) if text]
+
+
+def count_line(findings: Sequence[ClaimFinding]) -> str:
+    """`15 claims: 9 supported, 5 not supported, 0 contradicted, 1 not enough data.`"""
+    counts = Counter(claim.verdict for claim in findings)
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS)
+    return f"{len(findings)} claim{'' if len(findings) == 1 else 's'}: {said}."
+
+
+def format_markdown(findings: Sequence[ClaimFinding]) -> str:
+    """A table, a row a claim; then every claim with its parts."""
+    lines = ["| | claim | verdict | what it comes down to |", "|---|---|---|---|"]
+    for claim in findings:
+        cells = (
+            _escape_markdown(_name(claim)),
+            _escape_markdown(claim.statement),
+            f"**{claim.verdict}**",
+            _escape_markdown(claim.sentence),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", count_line(findings)]
+    for claim in findings:
+        lines += ["", f"### {_escape_markdown(_name(claim))}. {_escape_markdown(claim.statement)}", ""]
+        lines.append(
+            f"**{claim.verdict}** ({_escape_markdown(claim.source)})"
+            + (f"; study `{claim.study}`." if claim.study else ".")
+        )
+        lines += ["", *(f"- {clause.verdict}: {_escape_markdown(clause.sentence)}" for clause in claim.clauses)]
+        if not claim.clauses:
+            lines.append(_escape_markdown(claim.sentence))
+    return "\n".join(lines) + "\n"
+
+
+def _name(claim: ClaimFinding) -> str:
+    return claim.id if claim.number is None else str(claim.number)
+
+
+def _escape_markdown(text: str) -> str:
+    """Text that Markdown takes for nothing else."""
+    return re.sub(r"([\\`*_|<>&\[\]])", r"\\\1", text)
+
+
+def format_json(findings: Sequence[ClaimFinding]) -> str:
+    """Everything, as a JSON list."""
+    return json.dumps([asdict(claim) for claim in findings], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def format_csv(findings: Sequence[ClaimFinding]) -> str:
+    """One row a claim, clause and level."""
+    rows = list(_rows(findings))
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return to_csv(rows, list(columns))
+
+
+def _rows(findings: Sequence[ClaimFinding]) -> Iterator[Row]:
+    for claim in findings:
+        about: Row = {"claim": claim.number, "id": claim.id, "study": claim.study, "dataset": claim.dataset}
+        about["verdict"] = claim.verdict
+        for clause in claim.clauses:
+            for level in clause.levels:
+                yield about | _clause_row(clause) | _level_row(level)
+        if not any(clause.levels for clause in claim.clauses):
+            yield about
+
+
+def _clause_row(clause: ClauseFinding) -> Row:
+    return {
+        "treatment": clause.treatment,
+        "relation": clause.relation,
+        "reference": clause.reference,
+        "margin": clause.margin,
+        "clause_verdict": clause.verdict,
+    }
+
+
+def _level_row(level: LevelFinding) -> Row:
+    low, high = level.interval95 or (None, None)
+    g_low, g_high = level.hedges_g_interval95 or (None, None)
+    columns = (
+        "test",
+        "mean",
+        "reference_mean",
+        "difference",
+        "p",
+        "p_holm",
+        "p_opposite_holm",
+        "p_sign_flip",
+        "outcome",
+        "note",
+    )
+    return {
+        "level": level.level,
+        "weights_remaining_percent": level.remaining,
+        "n": level.n,
+        "n_reference": level.n_reference,
+        **{name: getattr(level, name) for name in columns},
+        "difference_low95": low,
+        "difference_high95": high,
+        "hedges_g": level.hedges_g,
+        "hedges_g_low95": g_low,
+        "hedges_g_high95": g_high,
+    }

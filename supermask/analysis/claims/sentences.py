@@ -1,0 +1,160 @@
+"""What findings come down to, in one line of plain text."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from supermask.analysis.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict
+from supermask.analysis.stats import SIGNIFICANCE, exact_test_limit
+from supermask.core.text import format_percent
+from supermask.study.claims import CHANCE, Clause
+
+_RELATIONS = {
+    "above": "is above",
+    "below": "is below",
+    "at_least": "is at least as good as",
+    "at_most": "is at most as good as",
+    "matches": "matches",
+}
+
+_SINGLE_LEVEL_WORDING = {
+    "holds": "yes",
+    "opposite": "no, the opposite",
+    "undecided": "not significant",
+    "untested": "untested",
+}
+"""Outcome -> what is said of the only level."""
+
+
+def describe_clause(finding: ClauseFinding, clause: Clause, telling: int | None, detect: float) -> str:
+    """What is claimed, at how many levels it holds, and the numbers of the level that decides it (`telling`)."""
+    claimed = f"{clause.treatment} {_RELATIONS[clause.relation]} {clause.reference}{_margin(clause)}"
+    if telling is None:
+        within = clause.remaining
+        where = f" between {within[0]:g}% and {within[1]:g}% of the weights" if within else ""
+        return f"{claimed}: no level{where} to compare at."
+    parts = [f"{claimed}: {_count(finding.levels)}", _numbers(finding.levels, clause, telling)]
+    if finding.verdict != "supported":
+        parts += _describe_shortfall(finding, clause, detect)
+    parts += [f"missing: {text}" for text in finding.missing]
+    return "; ".join(part for part in parts if part) + "."
+
+
+def describe_claim(verdict: Verdict, clauses: Sequence[ClauseFinding]) -> str:
+    """The clause's, where there is one; else how many hold, and the one that the verdict hangs on."""
+    if len(clauses) == 1:
+        return clauses[0].sentence
+    if verdict == "supported":
+        return f"All {len(clauses)} parts are supported. The weakest: {max(clauses, key=_weakness).sentence}"
+    told = ", ".join(f"{count} {word}" for word, count in Counter(clause.verdict for clause in clauses).items())
+    deciding = next(clause for clause in clauses if clause.verdict == verdict)
+    return f"Of {len(clauses)} parts: {told}. {deciding.sentence}"
+
+
+def _weakness(clause: ClauseFinding) -> float:
+    """p of the level that a supported clause hangs on."""
+    held = [level.p_holm for level in clause.levels if level.outcome == "holds" and level.p_holm is not None]
+    return (min if clause.where == "some" else max)(held, default=0.0)
+
+
+def _margin(clause: Clause) -> str:
+    if not clause.margin:
+        return ""
+    by = "by more than" if clause.relation in ("above", "below") else "within"
+    return f" ({by} {clause.margin:g} points)"
+
+
+def _count(levels: Sequence[LevelFinding]) -> str:
+    if len(levels) == 1:
+        return _SINGLE_LEVEL_WORDING[levels[0].outcome]
+    outcomes = Counter(level.outcome for level in levels)
+    shares = [level.remaining for level in levels if math.isfinite(level.remaining)]
+    span = f" from {format_percent(max(shares))}% to {format_percent(min(shares))}% of the weights" if shares else ""
+    said = [f"at {outcomes['holds']} of {len(levels)} levels{span}"]
+    if outcomes["opposite"]:
+        said.append(f"the opposite at {outcomes['opposite']}")
+    if outcomes["untested"]:
+        said.append(f"{outcomes['untested']} untested")
+    return ", ".join(said)
+
+
+def _numbers(levels: Sequence[LevelFinding], clause: Clause, telling: int) -> str:
+    level = levels[telling]
+    if level.difference is None:
+        return ""
+    place = f"at {format_percent(level.remaining)}%" if math.isfinite(level.remaining) else "there"
+    if len(levels) > 1:
+        word = "weakest" if clause.where == "every" else "clearest"
+        place = f"{'the opposite clearest' if level.outcome == 'opposite' else word} {place}"
+    interval = "" if level.interval95 is None else " [{:+.2f}, {:+.2f}]".format(*level.interval95)
+    both = f"{level.n} and {level.n_reference}" if level.test == "Welch t" else f"{level.n}"
+    n = f"n = {both} {'pairs' if level.test == 'paired t' else 'seeds'}"
+    decisive = level.p_opposite_holm if level.outcome == "opposite" else level.p_holm
+    p = "" if decisive is None else f", {format_p(decisive)}"
+    versus = f" over chance, {level.reference_mean:g}%" if clause.reference == CHANCE else ""
+    return f"{place}: {level.difference:+.2f}{interval} points{versus}, {n}{p}"
+
+
+def _describe_shortfall(finding: ClauseFinding, clause: Clause, detect: float) -> list[str]:
+    said = list(dict.fromkeys(level.note for level in finding.levels if level.outcome == "untested" and level.note))
+    mixed = any(level.outcome == "opposite" for level in finding.levels)
+    if finding.verdict == "not supported" and not mixed and finding.seeds_needed is not None:
+        said.append(f"to see {clause.margin or detect:g} points takes {finding.seeds_needed:,} seeds (power 80%)")
+    return said
+
+
+def format_p(p: float) -> str:
+    """`p = 0.021`, `p < 0.001`; what is below 0.05 is not rounded up to it."""
+    rounded = f"{p:.2g}"
+    if p < SIGNIFICANCE <= float(rounded):
+        rounded = "0.049"
+    return "p < 0.001" if p < 0.001 else f"p = {rounded}"
+
+
+_TESTS = {
+    "paired t": "paired t, where both sides have the same seeds",
+    "Welch t": "Welch's t, where they differ",
+    "one-sample t": "one-sample t, against chance",
+}
+
+
+def _quote_relation(relation: str) -> str:
+    return f"“{relation.replace('_', ' ')}”"
+
+
+_TEST_SIDES = {
+    ("above", "below"): "two-sided",
+    ("at_least", "at_most"): "one-sided against the margin",
+    ("matches",): "by two one-sided tests (TOST) that the difference lies within the margin",
+}
+
+
+def describe_tests(findings: Sequence[ClaimFinding]) -> list[str]:
+    """Which tests these claims were decided by, and what exact ones cannot reach; nothing where nothing was tested."""
+    clauses = [clause for claim in findings for clause in claim.clauses]
+    tested = [(clause, level) for clause in clauses for level in clause.levels if level.test in _TESTS]
+    if not tested:
+        return []
+    used = Counter(level.test for _, level in tested)
+    tests = "; ".join(f"{words} ({used[test]:,})" for test, words in _TESTS.items() if used[test])
+    relations = {clause.relation for clause, _ in tested}
+    sides = [
+        f"{' and '.join(_quote_relation(each) for each in those if each in relations)} {how}"
+        for those, how in _TEST_SIDES.items()
+        if relations.intersection(those)
+    ]
+    seeds = sorted({level.n for _, level in tested})
+    n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    said = [
+        f"n = {n} seeds. Tests, with how many comparisons were made by each: {tests}. Relations are tested "
+        f"{', '.join(sides)}. p is of a level alone; p, Holm is corrected over the levels of its part, not over parts "
+        "or claims."
+    ]
+    pairs = [level.n for _, level in tested if level.p_sign_flip is not None]
+    if pairs:
+        few = max((n for n in pairs if exact_test_limit(n)), default=0)
+        flips = "p, flips: the exact sign-flip test of no difference at that level alone, two-sided, not corrected."
+        said.append(f"{flips} {exact_test_limit(few)}".strip())
+    return said

@@ -1,0 +1,106 @@
+"""A small table as text: aligned for a person, or CSV or JSON for a program."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from decimal import Decimal
+
+from supermask.core.errors import UserError, quote
+
+Value = int | float | str | bool | None
+
+Row = dict[str, Value]
+"""One row of a table: column -> value; a missing column means None."""
+
+_NUMBER = re.compile(r"-?[0-9][0-9.e+-]*%?|-?inf|nan|NULL|-")
+
+
+def format_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A header line, a rule, and a line a row; columns of numbers to the right.
+
+    Every cell is whole and literal, whatever the width of the terminal.
+    Floats have six significant digits, None is `NULL`, characters that are not printable become `?`.
+    """
+    from rich.cells import cell_len
+
+    cells = [[_cell(value) for value in row] for row in rows]
+    columns = list(zip(map(_cell, heads), *cells, strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+    right = [all(_NUMBER.fullmatch(cell) for cell in column[1:]) for column in columns]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = []
+        for text, width, to_the_right in zip(texts, widths, right, strict=True):
+            space = " " * (width - cell_len(text))
+            padded.append(space + text if to_the_right else text + space)
+        return "  ".join(padded).rstrip()
+
+    rule = ["-" * width for width in widths]
+    return "\n".join([line([column[0] for column in columns]), "  ".join(rule), *map(line, cells)]) + "\n"
+
+
+def _cell(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return "NULL" if value is None else str(value).lower()
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def format_csv(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """CSV with a header line; null is empty, floats read back exactly."""
+    # By hand: the csv module leaves a carriage return unquoted where lines end in a line feed.
+    lines = [",".join(map(_csv_field, row)) or '""' for row in (heads, *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _csv_field(value: object) -> str:
+    text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
+
+
+def format_json(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A JSON list of objects, one row a line; what JSON has no word for is a string, or null if no finite number.
+
+    Raises UserError where two columns have one name.
+    """
+    if len(set(heads)) < len(heads):
+        twice = next(head for head in heads if heads.count(head) > 1)
+        raise UserError(f"two columns are called {quote(twice)}, which a JSON object cannot hold: name them with AS.")
+    lines = [json.dumps(dict(zip(heads, map(_plain, row), strict=True)), ensure_ascii=False) for row in rows]
+    return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float | Decimal):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def format_percent(value: float) -> str:
+    """Three digits, two below ten, no trailing zeros: 100, 51.2, 6.9, 0.47."""
+    return f"{value:.2g}" if value < 10 else f"{value:.3g}"
+
+
+def slugify(text: str) -> str:
+    """A file name from any text: [a-z0-9-]{1,60}, never a path; `figure` where nothing is left."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].strip("-") or "figure"
+
+
+def format_duration(seconds: float) -> str:
+    """`0.4 s`, `45 s`, `12 min`, `3 h 05 min`, `2 days 4 h`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if 0 < seconds < 1 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"

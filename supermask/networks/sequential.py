@@ -1,0 +1,164 @@
+"""The paper's networks as plain data, which of their tensors can be masked, and the modules they become.
+
+Parameter counts, initial weights and costs are known without importing torch; `build` makes the module.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from supermask.core.errors import UserError, did_you_mean
+from supermask.core.initializers import truncated_normal
+from supermask.core.rng import random_stream
+from supermask.core.types import InitialState, PrunableTensor, TensorKind
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Conv:
+    """3x3 convolution, stride 1, "same" padding, then ReLU."""
+
+    name: str
+    inputs: int
+    outputs: int
+    side: tuple[int, int]
+    """Height and width of its output, in pixels."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """2x2 max-pooling, stride 2; an odd last row or column is dropped."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Fully connected layer, then ReLU, except after the last."""
+
+    name: str
+    inputs: int
+    outputs: int
+    last: bool
+
+
+Architecture = tuple[Conv | Pool | Dense, ...]
+
+CONV_CHANNELS = {"conv2": (64, 64), "conv4": (64, 64, 128, 128), "conv6": (64, 64, 128, 128, 256, 256)}
+"""Source: paper.md section 2 (64-64 / 128-128 / 256-256, 2x2 max-pooling after each pair)."""
+
+CONV_HEAD = (256, 256)
+FC_WIDTHS = (300, 100)
+NETWORK_NAMES = ("fc", "conv2", "conv4", "conv6")
+
+
+def canonical_name(name: str) -> str:
+    """The one name of a network: `fc` is `fc-300-100`. Raises UserError for a name that is not a network's."""
+    if name == "fc":
+        return "fc-" + "-".join(map(str, FC_WIDTHS))
+    if name in CONV_CHANNELS or re.fullmatch(r"fc(-[1-9][0-9]{0,5})+", name):
+        return name
+    raise UserError(
+        f"{name!r} is not a network{did_you_mean(name, NETWORK_NAMES)} "
+        f"Allowed: {', '.join(NETWORK_NAMES)}, or fc with the widths of its hidden layers, such as fc-300-100."
+    )
+
+
+def architecture(name: str, image_shape: tuple[int, int, int], classes: int) -> Architecture:
+    """The layers of a network for images of `image_shape` (channels, height, width), in order.
+
+    Raises UserError for an unknown name, or for images that its max-poolings would shrink to nothing.
+    Source: paper.md section 2.
+    """
+    name = canonical_name(name)
+    if name.startswith("fc"):
+        channels, height, width = image_shape
+        return _dense(channels * height * width, tuple(int(w) for w in name.split("-")[1:]), classes)
+    layers: list[Conv | Pool | Dense] = []
+    channels, height, width = image_shape
+    for i, outputs in enumerate(CONV_CHANNELS[name], start=1):
+        layers.append(Conv(f"conv{i}", channels, outputs, (height, width)))
+        channels = outputs
+        if i % 2 == 0:
+            layers.append(Pool(f"pool{i // 2}"))
+            height, width = height // 2, width // 2
+    if height * width == 0:
+        raise UserError(
+            f"{name} halves its images {i // 2} times: {image_shape[1]}x{image_shape[2]} pixels are too few."
+        )
+    return tuple(layers) + _dense(channels * height * width, CONV_HEAD, classes)
+
+
+def _dense(inputs: int, widths: tuple[int, ...], classes: int) -> tuple[Dense, ...]:
+    sizes = (inputs, *widths, classes)
+    last = len(sizes) - 2
+    return tuple(Dense(f"fc{i + 1}", sizes[i], sizes[i + 1], i == last) for i in range(last + 1))
+
+
+def prunable_tensors(layers: Architecture) -> dict[str, PrunableTensor]:
+    """The tensors that can be masked, by name: every Linear and Conv kernel; never a bias.
+
+    Source: paper.md section 1.
+    """
+    found = {}
+    for layer in layers:
+        if isinstance(layer, Conv):
+            found[f"{layer.name}.weight"] = PrunableTensor(
+                f"{layer.name}.weight", (layer.outputs, layer.inputs, 3, 3), "conv"
+            )
+        elif isinstance(layer, Dense):
+            kind: TensorKind = "output" if layer.last else "hidden"
+            found[f"{layer.name}.weight"] = PrunableTensor(f"{layer.name}.weight", (layer.outputs, layer.inputs), kind)
+    return found
+
+
+def count_multiplications(layers: Architecture) -> int:
+    """Multiplications of one image's forward pass (a training step needs about three times as many)."""
+    total = 0
+    for layer in layers:
+        if isinstance(layer, Conv):
+            total += 9 * layer.inputs * layer.outputs * layer.side[0] * layer.side[1]
+        elif isinstance(layer, Dense):
+            total += layer.inputs * layer.outputs
+    return total
+
+
+def initial_state(layers: Architecture, seed: int) -> InitialState:
+    """The dense network of a seed: Glorot normal truncated at two standard deviations, zero biases, masks all ones.
+
+    Every tensor is drawn from its own stream, (seed, "init", name). Source: paper.md section 2.
+    """
+    import torch
+
+    found = prunable_tensors(layers)
+    weights = {
+        n: torch.from_numpy(truncated_normal(m.shape, m.std, random_stream(seed, "init", n))) for n, m in found.items()
+    }
+    masks = {name: torch.ones(m.shape, dtype=torch.bool) for name, m in found.items()}
+    biases = {n.removesuffix("weight") + "bias": torch.zeros(m.shape[0]) for n, m in found.items()}
+    return InitialState(weights, masks, biases)
+
+
+def build_module(layers: Architecture) -> nn.Sequential:
+    """The module: an `nn.Sequential` with the names of `initial_start` in its `state_dict`; values: PyTorch's own."""
+    from collections import OrderedDict
+
+    from torch import nn
+
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    for layer in layers:
+        if isinstance(layer, Conv):
+            modules[layer.name] = nn.Conv2d(layer.inputs, layer.outputs, 3, padding="same")
+            modules[f"{layer.name}_relu"] = nn.ReLU()
+        elif isinstance(layer, Pool):
+            modules[layer.name] = nn.MaxPool2d(2)
+        else:
+            modules.setdefault("flatten", nn.Flatten())
+            modules[layer.name] = nn.Linear(layer.inputs, layer.outputs)
+            if not layer.last:
+                modules[f"{layer.name}_relu"] = nn.ReLU()
+    return nn.Sequential(modules)

@@ -1,0 +1,137 @@
+"""The sentence below a figure: n, test, pairing, correction, band, marks, and every run that is in no mean."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+
+from supermask.analysis.stats import SIGNIFICANCE, Comparison
+from supermask.analysis.summary import Summary
+from supermask.core.text import Row
+from supermask.datasets.specs import data_notices
+from supermask.store.tables import DENSE, treatment_labels
+
+STATUS_WORDING = {
+    "diverged": "diverged",
+    "ancestor_diverged": "not started because an ancestor diverged",
+    "certificate_failed": "failed the certificate",
+    "to_do": "still to do",
+    "finished": "finished without a value",
+}
+"""Status -> what the caption says of the runs that are in no mean."""
+
+
+def summary_caption(summary: Summary, remarks: Sequence[str] = ()) -> str:
+    """Complete sentences, one paragraph; `remarks` on the drawing come before the runs left out.
+
+    Source: paper.md section 7: "state n, the test, and whether pairs share a seed".
+    """
+    sentences = [
+        mean_note(summary),
+        significance_note(summary),
+        "Dotted line: mean of the dense network." if summary.dense else "No dense network has finished.",
+        *remarks,
+        excluded_note(summary),
+        *data_notes(summary),
+    ]
+    return join_sentences(sentences)
+
+
+def join_sentences(sentences: Sequence[str]) -> str:
+    """One paragraph of the sentences that say something."""
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def data_notes(summary: Summary) -> list[str]:
+    """What has to be known of the data, a sentence each."""
+    return data_notices(summary.data_notes)
+
+
+def mean_note(summary: Summary) -> str:
+    """What the points are: network, n, band."""
+    points = summary.points or [point for point in [summary.dense] if point]
+    counts = [point.interval.n for point in points]
+    start = f"Network {summary.subject}: " if summary.subject else ""
+    if max(counts) < 2:
+        return f"{start}n = 1 seed, so no band and no test."
+    fewer = " (fewer where runs are in no mean)" if len(set(counts)) > 1 else ""
+    return f"{start}mean over n = {format_range(counts)} seeds{fewer}; band (dense network: bar): 95% t-interval of the mean."
+
+
+def significance_note(summary: Summary) -> str:
+    """What a star says: test, pairing, correction; and what could not be tested."""
+    compared = [(point, point.comparison) for point in summary.points if point.comparison]
+    tested = [(point, comparison) for point, comparison in compared if comparison.p is not None]
+    untested = _untested([comparison for _, comparison in compared])
+    if all(point.interval.n < 2 or point.treatment == summary.reference for point in summary.points):
+        return untested if any(point.interval.n > 1 for point in summary.points) else ""
+    if not tested:
+        return untested or f"Nothing could be tested against {summary.reference}."
+    test = {
+        frozenset({"paired t"}): "paired t-test, pairs share a seed",
+        frozenset({"Welch t"}): "Welch's t-test, not paired: the seeds differ",
+    }.get(frozenset(c.test for _, c in tested), "paired t-test where both have the same seeds, else Welch's t-test")
+    levels = sorted(Counter(point.treatment for point, _ in tested).values())
+    correction = (
+        "one level, so no correction"
+        if levels[-1] == 1
+        else f"after Holm's correction over {format_range(levels)} levels, for each treatment by itself"
+    )
+    none = "" if any(point.significant for point, _ in tested) else " (there is none)"
+    stars = f"Star{none}: differs from {summary.reference} at that level, p < {SIGNIFICANCE} ({test}), {correction}."
+    return f"{stars} {untested}".strip()
+
+
+def _untested(comparisons: Sequence[Comparison]) -> str:
+    reasons = {"no variance": "the same difference in every seed", "fewer than two": "fewer than two runs on a side"}
+    parts = []
+    for start, reason in reasons.items():
+        count = sum(comparison.note.startswith(start) for comparison in comparisons)
+        if count:
+            parts.append(f"{pluralize(count, 'comparison')} not tested: {reason}.")
+    return " ".join(parts)
+
+
+def excluded_note(summary: Summary) -> str:
+    """The runs that are in no mean: how many, why, and whose."""
+    return describe_excluded(summary.excluded, summary.series, summary.runs)
+
+
+def describe_excluded(rows: Sequence[Row], labels: Collection[str], runs: int) -> str:
+    """Of so many runs, those in `rows` are in no mean: how many by status, and how many of each of the labels."""
+    parts = []
+    for status in dict.fromkeys([*STATUS_WORDING, *(str(row["status"]) for row in rows)]):
+        these = [row for row in rows if row["status"] == status]
+        told = Counter(label for row in these for label in treatment_labels(row) if label == DENSE or label in labels)
+        names = ", ".join(f"{label} {count}" for label, count in told.items())
+        if these:
+            parts.append(f"{len(these)} {STATUS_WORDING.get(status, status)} ({names})")
+    return f"In no mean, of {pluralize(runs, 'run')}: {'; '.join(parts)}." if parts else ""
+
+
+def format_range(counts: Sequence[int]) -> str:
+    """`5`, or `3 to 5`."""
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def pluralize(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def wrap_to_width(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
+    """Greedy line breaks at spaces, and inside words that are too long; `measure` and `width` have the same unit."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and measure(longer) <= width:
+            lines[-1] = longer
+            continue
+        while measure(word) > width and len(word) > 1:
+            fits = max(1, bisect_right(range(1, len(word)), width, key=lambda end: measure(word[:end])))
+            lines.append(word[:fits])
+            word = word[fits:]
+        lines.append(word)
+    return lines

@@ -1,0 +1,214 @@
+"""Store -> rows: one plain row a run, for tables, queries and figures."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+from supermask.core.errors import UserError, quote
+from supermask.core.masks import remaining_after
+from supermask.core.text import Row
+from supermask.networks.sequential import Architecture, prunable_tensors
+from supermask.store import CorruptEntry, Store
+from supermask.store.files.entry import RunFacts
+from supermask.store.records import decode_curve
+from supermask.store.tables import AUXILIARY, DENSE, TREATMENT_SEPARATOR
+from supermask.study.plan import Plan
+from supermask.study.run import Run
+
+STATUSES = ("finished", "diverged", "certificate_failed", "ancestor_diverged", "to_do")
+"""What a run of a plan can be."""
+
+
+def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
+    """A row for every run of the plan, done or not, and a text for every damaged one (it counts as not done)."""
+    there = store.run_ids()
+    labels: dict[str, dict[str, None]] = {}
+    for member in plan.treatment_runs:
+        labels.setdefault(member.run_id, {})[member.treatment] = None
+    schedules = {treatment.label: treatment.schedule for treatment in plan.study.treatments}
+    rows: list[Row] = []
+    damaged: list[str] = []
+    ended_badly: set[str] = set()
+    learned: set[str | None] = set()
+    for run in plan.runs.values():
+        if run.learning is not None or run.parent in learned:
+            learned.add(run.id)
+        facts = None
+        if run.id in there:
+            try:
+                facts = store.facts(run.id)
+            except CorruptEntry as damage:
+                damaged.append(str(damage))
+        row = _row(run, facts) | {"study": plan.study.name}
+        serves = labels.get(run.id, {})
+        row["treatment"] = TREATMENT_SEPARATOR.join(serves) or AUXILIARY if run.level else DENSE
+        if run.level and serves:
+            # The first level is the same run under both schedules: the study knows which it is to it.
+            row["schedule"] = TREATMENT_SEPARATOR.join(dict.fromkeys(schedules[label] for label in serves))
+        if facts is None:
+            row |= _planned_columns(run, plan.layers, run.id in learned)
+            row["status"] = "ancestor_diverged" if run.parent in ended_badly else "to_do"
+        if row["status"] not in ("finished", "to_do"):
+            ended_badly.add(run.id)
+        rows.append(row)
+    return rows, damaged
+
+
+def store_rows(store: Store) -> tuple[list[Row], list[str]]:
+    """A row for every run in the store, whatever study asked for it, and a text for every one that is damaged."""
+    rows: list[Row] = []
+    damaged: list[str] = []
+    for run_id in sorted(store.run_ids()):
+        try:
+            facts = store.facts(run_id)
+        except CorruptEntry as damage:
+            damaged.append(str(damage))
+            continue
+        rows.append(run_row(facts))
+    return rows, damaged
+
+
+def run_row(facts: RunFacts) -> Row:
+    """The row of a stored run, whatever study asked for it."""
+    run = Run.from_data(facts)
+    step = run.step
+    treatment = f"{step.criterion}, {step.mask1}, {step.mask0}" if step else DENSE
+    if run.learning is not None:
+        treatment = f"supermask, {run.learning.method}"
+    return _row(run, facts) | {"treatment": treatment}
+
+
+def learning_curve_rows(plan: Plan, store: Store) -> list[Row]:
+    """Validation accuracy at every evaluation of the plan's runs that learned a mask, a row a run and evaluation.
+
+    A run that serves several treatments has the label of the first.
+    """
+    labels = {member.run_id: member.treatment for member in reversed(plan.treatment_runs)}
+    points: list[Row] = []
+    for run_id in labels.keys() & store.run_ids():
+        run = plan.runs[run_id]
+        if run.learning is None:
+            continue
+        with suppress(CorruptEntry):
+            curve = decode_curve(store.read(run_id).tensors)
+            about: Row = {"treatment": labels[run_id], "seed": run.seed}
+            for iteration, accuracy in zip(curve.iterations, curve.validation_accuracy, strict=True):
+                points.append(about | {"iteration": iteration, "validation_accuracy": accuracy})
+    order = {treatment.label: place for place, treatment in enumerate(plan.study.treatments)}
+    return sorted(points, key=lambda point: (order[str(point["treatment"])], point["seed"], point["iteration"]))
+
+
+def resolve_run_id(store: Store, prefix: str) -> str:
+    """The id that begins with `prefix` (8 hex digits or more usually do). Raises UserError for none, or for several."""
+    found = sorted(run_id for run_id in store.run_ids() if prefix and run_id.startswith(prefix.lower()))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        few = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+        raise UserError(f"{len(found)} runs begin with {quote(prefix)}: {few}. Give more of the id.")
+    raise UserError(
+        f"no run in {store.root} has an id that begins with {quote(prefix)}; `supermask table STUDY` lists a study's."
+    )
+
+
+def _row(run: Run, facts: RunFacts | None) -> Row:
+    recipe, step = run.recipe, run.step
+    row: Row = {
+        "id": run.id,
+        "parent": run.parent,
+        "study": None,
+        "network": run.network,
+        "dataset": run.dataset,
+        "seed": run.seed,
+        "level": run.level,
+        "iterations": recipe.iterations,
+        "optimizer": recipe.optimizer,
+        "lr": recipe.lr,
+        "batch_size": recipe.batch_size,
+        "evaluate_every": recipe.evaluate_every,
+        "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+        "lr_drops": " ".join(map(str, recipe.lr_milestones)) or None,
+        "lr_drop_factor": recipe.drop_factor if recipe.lr_milestones else None,
+        "warmup": recipe.warmup_iterations,
+        "trained": run.is_trained,
+    }
+    learning = run.learning
+    if learning is not None:
+        row |= {
+            "supermask": learning.method,
+            "base": learning.weights,
+            "multiplier": learning.multiplier,
+            "rescaled": learning.rescaled,
+            "start_logit": learning.start_logit,
+            "confidence": learning.confidence or None,
+            "graded": learning.graded,
+        }
+        # Of the step from the dense network only the criterion is looked at.
+        return row | ({"criterion": step.criterion} if step else {}) | ({} if facts is None else _result_columns(facts))
+    if step is not None:
+        row |= {
+            "criterion": step.criterion,
+            "mask1": step.mask1,
+            "mask0": step.mask0,
+            "rescaled": step.rescaled,
+            "schedule": "iterative" if step.levels == 1 else "one_shot",
+            "scope": step.scope,
+            "w_init": str(step.w_init),
+            "w_final": str(step.w_final),
+            "rewind_to": str(step.rewind_to),
+            **{f"prune_rate_{kind}": rate for kind, rate in step.rates.items()},
+        }
+    return row if facts is None else row | _result_columns(facts)
+
+
+def _result_columns(facts: RunFacts) -> Row:
+    kept = sum(facts["kept"].values())
+    environment: dict[str, Any] = facts["environment"]
+    return {
+        "weights": facts["weights"],
+        "kept": kept,
+        "density": kept / facts["weights"],
+        "status": facts["status"],
+        "first_iteration": facts["first_iteration"],
+        **facts["metrics"],
+        "hardened": _hardened(facts),
+        "seconds": facts["seconds"],
+        "engine": facts["engine"],
+        "certificate": "held" if facts["certificate"]["held"] else "failed",
+        "data_fingerprint": facts["data"]["fingerprint"],
+        "data_note": facts["data"]["note"] or None,
+        "torch": environment["torch"],
+        "environment": environment["fingerprint"],
+    }
+
+
+def _hardened(facts: RunFacts) -> str | None:
+    found = facts.get("supermask", {}).get("hardened", [])
+    return " ".join(f"{density:g}:{accuracy:.6g}" for density, accuracy in found) or None
+
+
+def _planned_columns(run: Run, layers: Architecture, learned: bool) -> Row:
+    """What is known of a run before it is trained: how many weights it will keep, unless its mask, or one that it goes
+    on from, is learned."""
+    if learned:
+        return {"weights": sum(m.size for m in prunable_tensors(layers).values()), "certificate": None}
+    rates = tuple(sorted(run.step.rates.items())) if run.step else ()
+    weights, kept = _planned_counts(layers, run.step.scope if run.step else "layer", rates, run.level)
+    return {"weights": weights, "kept": kept, "density": kept / weights, "certificate": None}
+
+
+@lru_cache(maxsize=1024)
+def _planned_counts(
+    layers: Architecture, scope: str, rates: tuple[tuple[str, float], ...], level: int
+) -> tuple[int, int]:
+    """(weights, those kept at a level): a whole plan has a few of these, each asked for hundreds of times."""
+    found, rate = prunable_tensors(layers).values(), dict(rates)
+    weights = sum(m.size for m in found)
+    if level == 0:
+        return weights, weights
+    if scope == "global":
+        return weights, remaining_after(weights, rate["global"], level)
+    return weights, sum(remaining_after(m.size, rate[m.kind], level) for m in found)

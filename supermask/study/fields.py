@@ -1,0 +1,186 @@
+"""What a key of a study file may be given: types with their rules, and what is said of anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
+
+from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
+from supermask.core.criteria import CRITERIA
+from supermask.core.errors import UserError, did_you_mean, quote
+from supermask.datasets.specs import DATASETS
+from supermask.networks import sequential
+from supermask.networks.sequential import canonical_name
+from supermask.study.user_code import UserFunction, import_function, is_import_path
+
+MAX_LABEL = 300
+"""Characters. A label that is made of a treatment's fields has to fit: a study that is written out has it as a name."""
+
+PRUNE_RATE = "a prune rate: it is the share of the surviving weights removed in a level, above 0 and below 1"
+
+
+def validation_error(text: str) -> PydanticCustomError:
+    """What a rule says of a value that it does not allow."""
+    return PydanticCustomError("rule", "{text}", {"text": text})
+
+
+def with_message(what: str) -> WrapValidator:
+    """Whatever pydantic finds wrong with a value, the message is `VALUE is not {what}.` Lists stand for tuples."""
+
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(tuple(value) if isinstance(value, list) else value)
+        except ValidationError:
+            raise validation_error(f"{quote(value)} is not {what}.") from None
+
+    return WrapValidator(check)
+
+
+def _choice(what: str, allowed: Collection[str], also: str, other: Callable[[str], bool]) -> PlainValidator:
+    """One of `allowed`, or a name that `other` accepts; `other` may raise UserError."""
+
+    def check(value: Any) -> str:
+        if isinstance(value, str):
+            try:
+                if value in allowed or other(value):
+                    return value
+            except UserError as error:
+                raise validation_error(str(error)) from error
+        near = did_you_mean(value, allowed) if isinstance(value, str) else ""
+        raise validation_error(f"{quote(value)} is not {what}{near or '.'} Allowed: {', '.join(allowed)}{also}.")
+
+    return PlainValidator(check)
+
+
+def _is_network(name: str) -> bool:
+    try:
+        return bool(canonical_name(name))
+    except UserError:
+        return False
+
+
+def resolve_criterion(name: str) -> UserFunction:
+    """The function of a criterion: the package's own, or the user's by import path, with its source's SHA-256.
+
+    Raises UserError: see `import_path.import_function`.
+    """
+    if name in CRITERIA:
+        return UserFunction(name, CRITERIA[name])
+    return import_function(name, ("layer", "rng"))
+
+
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    if any(b <= a for a, b in pairwise(values)):
+        raise ValueError
+    return values
+
+
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError
+    return values
+
+
+def check_one_line(text: str) -> str:
+    """Text without line breaks and control characters. Raises ValueError."""
+    if not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _check_reserved_label(text: str) -> str:
+    if text in ("dense", "chance", "(chain)") or " | " in text or text != text.strip():
+        raise ValueError
+    return text
+
+
+Finite = Field(allow_inf_nan=False)
+Count = Annotated[int, Field(ge=1), with_message("a whole number of at least 1")]
+Level = Annotated[int, Field(ge=1, le=1000), with_message("a number of pruning levels: a whole number from 1 to 1000")]
+Levels = Annotated[int, Field(ge=0, le=1000), with_message("a number of levels: a whole number from 0 to 1000")]
+Positive = Annotated[float, Field(gt=0), Finite, with_message("a number above 0")]
+NotNegative = Annotated[float, Field(ge=0), Finite, with_message("a number of at least 0")]
+Fraction = Annotated[float, Field(ge=0, lt=1), with_message("a number of at least 0 and below 1")]
+Factor = Annotated[float, Field(gt=0, lt=1), with_message("a factor above 0 and below 1")]
+Rate = Annotated[float, Field(gt=0, lt=1), with_message(PRUNE_RATE)]
+Bool = Annotated[bool, with_message("true or false")]
+Epochs = Annotated[
+    tuple[Annotated[float, Field(gt=0), Finite], ...],
+    AfterValidator(_ascending),
+    with_message("a list of epochs: numbers above 0, ascending"),
+]
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
+    Field(min_length=1, max_length=10_000),
+    AfterValidator(_distinct),
+    with_message("a number of seeds (1 to 10,000: 5 means 0 to 4) or a list of distinct whole numbers of at least 0"),
+]
+Title = Annotated[
+    str, Field(max_length=200), AfterValidator(check_one_line), with_message("one line of text (200 characters)")
+]
+Label = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_LABEL),
+    AfterValidator(check_one_line),
+    AfterValidator(_check_reserved_label),
+    with_message(
+        f"a name for a treatment: one line of text ({MAX_LABEL} characters); 'dense', 'chance', '(chain)' and "
+        "' | ' have a meaning of their own"
+    ),
+]
+_OWN = ", or module:function of your own"
+Network = Annotated[
+    str,
+    _choice(
+        "a network", sequential.NETWORK_NAMES, ", or fc with the widths of its hidden layers (fc-300-100)", _is_network
+    ),
+]
+Dataset = Annotated[str, _choice("a dataset", DATASETS, "", lambda name: False)]
+Criterion = Annotated[
+    str,
+    _choice("a criterion", CRITERIA, _OWN, lambda name: is_import_path(name) and bool(resolve_criterion(name))),
+]
+Mask1 = Annotated[str, _choice("a mask-1 action", MASK1_ACTIONS, "", lambda name: False)]
+Mask0 = Annotated[str, _choice("a mask-0 action", MASK0_ACTIONS, "", lambda name: False)]
+Schedule = Annotated[Literal["iterative", "one_shot"], with_message("a schedule. Allowed: iterative, one_shot")]
+Scope = Annotated[Literal["layer", "global"], with_message("a scope. Allowed: layer, global")]
+Iteration = Annotated[int, Field(ge=0)]
+ReadPoint = Annotated[
+    Iteration | Literal["start", "end", "lowest_validation_loss"],
+    with_message(
+        "a point of the training. Allowed: start, end, lowest_validation_loss, or an iteration (0, 1, 2, ...)"
+    ),
+]
+RewindPoint = Annotated[
+    Iteration | Literal["start", "end"],
+    with_message("a point to rewind to. Allowed: start, end, or an iteration (0, 1, 2, ...)"),
+]
+OptimizerName = Annotated[Literal["adam", "sgd"], with_message("an optimizer. Allowed: adam, sgd")]
+Density = Annotated[
+    float, Field(gt=0, lt=1), with_message("a density: a share of a layer's weights, above 0 and below 1")
+]
+Densities = Annotated[
+    tuple[Annotated[float, Field(gt=0, lt=1)], ...], with_message("a list of densities: numbers above 0 and below 1")
+]
+Logit = Annotated[float, Field(ge=-80, le=80), with_message("a logit: a number from -80 to 80")]
+Confidence = Annotated[float, Field(gt=0, le=80), with_message("a confidence: a number above 0, at most 80")]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e6), with_message("a number above 0, at most a million")]
+
+
+class StrictModel(BaseModel):
+    """Plain data: nothing is converted, nothing unknown is let through, nothing changes later."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)

@@ -1,0 +1,291 @@
+"""Studies in a notebook: settings as keywords, tables as relations, figures that show themselves; scripts without a
+guard; and the example, whole."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.command_line import call
+from helpers.stored_study import RUNS, TEXT, Carried, carried_out
+
+from supermask.api import notebook
+from supermask.api import runs as api_runs
+from supermask.core.errors import UserError
+from supermask.execution.local import StudyInterrupted
+from supermask.reporting.figures.catalog import study_figures
+from supermask.store import Store
+from supermask.store.tables import COLUMNS
+from supermask.study import load_study, study_from_dict
+from supermask.study.plan import make_plan
+from supermask.study.yaml import parse_yaml, to_python
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "lottery_tickets.py"
+
+TINY: dict[str, Any] = {
+    "network": "fc-8",
+    "seeds": 1,
+    "train": {"epochs": 0.6, "evaluate_every": 4},
+    "prune": {"levels": 1},
+    "treatments": [{"criterion": ["large_final", "random"]}],
+    "scales": {"more": {"prune.levels": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
+    return carried_out(tmp_path_factory.mktemp("notebook"))
+
+
+@pytest.fixture(autouse=True)
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SUPERMASK_STORE", raising=False)
+
+
+def study(carried: Carried) -> dict[str, Any]:
+    """The study as plain data; it is called `study` then."""
+    return dict(to_python(parse_yaml(TEXT, "text")))
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train": {"lr": 1e-3, "epochs": 2}, "seeds": [3, 5], "scale": "more"},
+        {"train.lr": 1e-3, "train.epochs": np.int64(2), "seeds": (3, 5), "prune.levels": 3},
+        {"train.lr": np.float64(1e-3), "train": {"epochs": 2}, "seeds": range(3, 6, 2), "prune": {"levels": 3}},
+    ],
+)
+def test_settings_are_those_of_the_command_line(carried: Carried, settings: dict[str, Any]) -> None:
+    wanted = load_study(carried.study, ["train.lr=1e-3", "train.epochs=2", "seeds=[3,5]", "prune.levels=3"])
+    assert load_study(carried.study, notebook.settings_to_overrides(settings)) == wanted
+
+
+@pytest.mark.parametrize("title", ["a: b, {c}", 'quo"te \\ #', "yes", "1e-3", "null", "ünïcode 🎟️", "<b>", " x"])
+def test_texts_stay_texts(carried: Carried, title: str) -> None:
+    assert load_study(carried.study, notebook.settings_to_overrides({"title": title})).title == title
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), float("nan"), date(2020, 1, 1), b"x", [lambda: 0]])
+def test_what_is_no_plain_data_is_refused(value: object) -> None:
+    with pytest.raises(UserError, match=r"setting 'seeds': .* is not a number, a text"):
+        notebook.table("mask-criteria", seeds=value)
+
+
+def test_a_study_is_given_in_four_ways(carried: Carried) -> None:
+    known = load_study(carried.study)
+    named = study_from_dict(study(carried), name="small")
+    assert len({str(notebook.table(each, store=carried.store).fetchall()) for each in (str(carried.study), known)}) == 1
+    assert make_plan(named).runs == carried.plan.runs
+    assert notebook.table(carried.study, store=str(carried.store)).shape == (RUNS, len(COLUMNS))
+    assert notebook.table(study(carried), store=carried.store, scale="more").shape == (26, len(COLUMNS))
+    with pytest.raises(UserError, match="'seeds=1' cannot be set: a Study is complete"):
+        notebook.table(known, seeds=1)
+    with pytest.raises(UserError, match="did you mean 'mask-criteria'"):
+        notebook.run("mask-criteri")
+
+
+# --- tables ---
+
+
+def test_a_table_is_a_typed_relation_with_the_rows_of_the_command(carried: Carried) -> None:
+    runs = notebook.table(carried.study, store=carried.store)
+    assert runs.columns == list(COLUMNS)
+    assert [str(kind) for kind in runs.types] == [column.type for column in COLUMNS.values()]
+    _, rows, _ = api_runs.study_rows(str(carried.study), (), carried.store)
+    assert runs.fetchall() == [tuple(row.get(name) for name in COLUMNS) for row in rows]
+    frame = runs.df()
+    assert frame["early_stop_test_accuracy"].dtype == np.float64 and len(frame) == RUNS
+
+
+def test_tables_live_as_long_as_they_are_used(carried: Carried) -> None:
+    one = notebook.table(carried.study, store=carried.store)
+    two = notebook.table(carried.study, store=carried.store, scale="more")
+    deep = one.filter("level = 2").project("id, level")
+    asked = one.query("runs", "SELECT level, count(*) FROM runs GROUP BY ALL ORDER BY ALL")
+    del one
+    gc.collect()
+    assert (deep.shape, two.shape[0], asked.fetchall()) == ((8, 2), 26, [(0, 2), (1, 8), (2, 8)])
+
+
+def test_damage_is_warned_of(carried: Carried, tmp_path: Path) -> None:
+    shutil.copytree(carried.store, tmp_path / "store")
+    run_id = carried.run_id(1)
+    (tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json").write_text("{}")
+    with pytest.warns(UserWarning, match=f"{run_id} in the store is damaged"):
+        runs = notebook.table(carried.study, store=tmp_path / "store")
+    assert runs.filter("status = 'finished'").shape[0] == RUNS - 1
+
+
+# --- figures ---
+
+
+def test_a_figure_shows_itself_and_is_saved(carried: Carried, tmp_path: Path) -> None:
+    shown = notebook.figure(carried.study, "accuracy", store=carried.store)
+    assert shown._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
+    html = shown._repr_html_()
+    assert html.startswith("<img ") and "data:image/png;base64," in html and "n = 2 seeds" in html
+    paths = shown.save(tmp_path / "figures")
+    assert [path.name for path in paths] == [f"small-accuracy.{suffix}" for suffix in ("pdf", "svg", "png", "csv")]
+    assert paths[2].read_bytes() == shown._repr_png_()
+    assert {row["treatment"] for row in shown.data} >= {"large_final + zero", "random + freeze_init"}
+    assert repr(shown).startswith("small-accuracy: Network fc-8 on digits")
+
+
+def test_all_figures_are_shown_one_below_the_other(carried: Carried, tmp_path: Path) -> None:
+    shown = notebook.figure(carried.study, store=carried.store)
+    made, rows, _ = api_runs.study_rows(carried.study, (), carried.store)
+    assert list(shown) == list(study_figures(made, rows, carried.opened()))
+    assert {"accuracy", "early-stop"} <= shown.keys()
+    assert shown._repr_html_().count("<img ") == len(shown)
+    assert all(figure.caption in repr(shown) for figure in shown.values())
+    assert len({path.name for path in shown.save(tmp_path / "figures")}) == 4 * len(shown)
+
+
+def test_captions_are_escaped(carried: Carried) -> None:
+    hostile = study(carried) | {
+        "treatments": [{"name": '"><script>alert(1)</script>', "criterion": "large_final"}],
+        "reference": {"criterion": "large_final"},
+    }
+    html = notebook.figure(hostile, "accuracy", store=carried.store)._repr_html_()
+    assert "<script" not in html and html.count("<") == 1
+
+
+def test_a_figure_that_cannot_be_had_is_said(carried: Carried, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'acuracy' is not a figure of this study; did you mean 'accuracy'"):
+        notebook.figure(carried.study, "acuracy", store=carried.store)
+    with pytest.raises(UserError, match=r"no run of study 'small' with these settings is in .*: `run` it first"):
+        notebook.figure(carried.study, "accuracy", store=tmp_path / "nowhere")
+
+
+# --- runs ---
+
+
+def test_run_trains_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = notebook.run(TINY, workers=1)
+    assert repr(told) == f"study: 3 runs: 3 finished. Store: {tmp_path / 'supermask-store'}"
+    assert set(told.status.values()) == {"finished"} and len(told.status) == 3
+    assert capsys.readouterr().out.count("study  ") == 3
+    assert "OMP_NUM_THREADS" in os.environ
+    more = notebook.run(TINY, workers=1, scale="more")
+    assert more.status.keys() > told.status.keys()
+    assert capsys.readouterr().out.count("study  ") == 2
+    assert repr(notebook.run(TINY)) == repr(told)
+    assert capsys.readouterr().out == ""
+    assert call("verify", "--store", told.store)[:2] == (0, "5 held\n")
+
+
+def test_threads_are_the_workers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    seen: list[str | None] = []
+
+    def run(*given: object) -> Any:
+        seen.append(os.environ.get("OMP_NUM_THREADS"))
+        raise StudyInterrupted(7)
+
+    monkeypatch.setattr(api_runs, "run", run)
+    with pytest.raises(KeyboardInterrupt, match="7 runs are left; the same call goes on from here"):
+        notebook.run(TINY)
+    assert seen == ["1"]
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_a_notebook_has_one_line_that_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    def display(data: dict[str, str], raw: bool, display_id: bool) -> Any:
+        assert raw and display_id
+        shown.append(data["text/plain"])
+        return SimpleNamespace(update=lambda data, raw: shown.append(data["text/plain"]))
+
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    assert notebook._in_notebook()
+    notebook.run(TINY, workers=1)
+    assert shown[0] == "starting"
+    assert shown[-1].startswith("study  3/3  ")
+    shown.clear()
+    notebook.run(TINY, workers=1)
+    assert shown == []
+
+
+def test_this_is_no_notebook() -> None:
+    assert not notebook._in_notebook()
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "pass",
+        "from supermask import Run",
+        "from supermask.study.run import Run",
+        "import supermask.study.run",
+        "sm.Run",
+    ],
+)
+def test_run_is_the_function_whatever_was_imported_before(before: str) -> None:
+    """A module of a package hides what the package names like it."""
+    program = f"import supermask as sm; {before}; assert callable(sm.run); {before}; assert callable(sm.run)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# --- scripts ---
+
+SCRIPT = """
+from pathlib import Path
+with Path("times").open("a") as file:
+    file.write("x")
+from supermask import notebook
+study = {tiny!r}
+print(notebook.run(study, workers=2))
+print(notebook.table(study).shape)
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "stdin"])
+def test_a_script_without_a_guard_runs_once(tmp_path: Path, how: str) -> None:
+    text = SCRIPT.format(tiny=TINY)
+    (tmp_path / "script.py").write_text(text)
+    command = [sys.executable, "script.py"] if how == "file" else [sys.executable, "-"]
+    ended = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[-2:] == [
+        f"study: 3 runs: 3 finished. Store: {tmp_path / 'supermask-store'}",
+        f"(3, {len(COLUMNS)})",
+    ]
+    assert (tmp_path / "times").read_text() == "x"
+
+
+def test_the_example_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """In a process and a folder of its own, with warnings as errors, as everywhere in the tests."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-W", "error", str(EXAMPLE)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "mask-criteria: 111 runs: 111 finished." in ended.stdout
+    assert "study: 39 runs: 39 finished." in ended.stdout
+    assert (tmp_path / "figures" / "mask-criteria-accuracy.png").stat().st_size > 10_000
+    assert (tmp_path / "figures" / "masks-pixels.png").stat().st_size > 10_000
+    assert len(Store(tmp_path / "supermask-store").run_ids()) > 111
+
+
+def test_the_example_is_cells() -> None:
+    """py:percent: text in comments, and no line before the first cell."""
+    text = EXAMPLE.read_text()
+    assert text.startswith("# %% [markdown]\n")
+    for cell in text.split("# %% [markdown]\n")[1:]:
+        head = cell.split("# %%\n")[0].strip()
+        assert head and all(line.startswith("#") for line in head.splitlines())

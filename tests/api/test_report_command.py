@@ -1,0 +1,107 @@
+"""`supermask report`: from studies on the command line to one file, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.command_line import call, refused
+from helpers.report_page import read
+from helpers.stored_study import RUNS, TEXT, Carried, carried_out, written
+
+from supermask.api import reports
+
+
+@pytest.fixture(scope="module")
+def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
+    return carried_out(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(autouse=True)
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("SUPERMASK_STORE", "SUPERMASK_DATA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_it_writes_one_file_and_says_what_is_in_it(carried: Carried, tmp_path: Path) -> None:
+    status, out, err = call("report", *carried.args, "--out", tmp_path / "new" / "r.html")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{tmp_path / 'new' / 'r.html'}  ")
+    assert f"n = 2 seeds; {RUNS} runs." in out
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["r.html"]
+
+
+def test_the_default_is_report_html_here(carried: Carried, tmp_path: Path) -> None:
+    assert reports.report([str(carried.study)], store=carried.store) == Path("report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_settings_stand_anywhere_and_are_for_all_studies(carried: Carried, tmp_path: Path) -> None:
+    other = written(tmp_path, "other.yaml", TEXT)
+    status, out, _ = call("report", "scale=more", carried.study, other, "seeds=[0]", "--store", carried.store)
+    assert status == 0
+    assert "2 studies of fc-8 on digits, scale=more; n = 1 seed" in out
+    text = read(Path("report.html").read_text(encoding="utf-8")).text
+    assert f"supermask report {carried.study} {other} scale=more 'seeds=[0]'" in text
+
+
+def test_a_file_with_an_equals_sign_in_its_name_is_a_study(carried: Carried, tmp_path: Path) -> None:
+    written(tmp_path, "a=b.yaml", TEXT)
+    assert call("report", "a=b.yaml", "--store", carried.store)[0] == 0
+
+
+@pytest.mark.parametrize("words", [(), ("scale=more",)])
+def test_no_study_is_refused_with_what_to_give(words: tuple[str, ...]) -> None:
+    message = refused(call("report", *words))
+    assert "no study was given" in message and "mask-criteria" in message and ".yaml" in message
+
+
+def test_nothing_finished_is_refused_with_what_to_do(carried: Carried, tmp_path: Path) -> None:
+    message = refused(call("report", carried.study, "--store", tmp_path / "none"))
+    assert "no run of 'small'" in message and "supermask run" in message
+    assert not Path("report.html").exists()
+
+
+def test_runs_that_all_diverged_are_not_said_to_be_missing(tmp_path: Path) -> None:
+    diverging = {"seeds": 2, "train": {"optimizer": "sgd", "lr": 1e30, "epochs": 1}, "prune": {"levels": 1}}
+    study = tmp_path / "diverging.yaml"
+    study.write_text(json.dumps({**diverging, "treatments": [{"name": "a"}]}))
+    assert call("run", study, "--store", tmp_path / "s", "--workers", "1")[0] == 0
+    message = refused(call("figure", study, "--store", tmp_path / "s"))
+    assert "has finished: 4 runs: 2 diverged, 2 not possible, because a level before them diverged." in message
+
+
+@pytest.mark.parametrize(("out", "said"), [(".", "is a folder"), ("file/report.html", "is not a folder")])
+def test_what_cannot_be_written_to_is_refused(carried: Carried, tmp_path: Path, out: str, said: str) -> None:
+    (tmp_path / "file").write_text("")
+    assert said in refused(call("report", *carried.args, "--out", out))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_damage_is_told_beside_the_report(carried: Carried, tmp_path: Path) -> None:
+    own = carried_out(tmp_path)
+    run_id = own.run_id(2)
+    (own.store / "runs" / run_id[:2] / run_id / "run.json").write_text("{}")
+    status, _, err = call("report", *own.args)
+    assert status == 0
+    assert err.startswith(f"supermask: {run_id} in the store is damaged")
+    assert run_id in read(Path("report.html").read_text(encoding="utf-8")).text
+
+
+def test_a_report_needs_no_torch_and_nothing_of_plotly_but_its_script(carried: Carried, tmp_path: Path) -> None:
+    program = """
+import sys
+from supermask.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code
+heavy = [name for name in ("torch", "plotly", "matplotlib", "duckdb", "sklearn", "numba") if name in sys.modules]
+assert not heavy, heavy
+"""
+    command = [sys.executable, "-c", program, "report", *carried.args]
+    subprocess.run(command, check=True, capture_output=True, text=True)

@@ -1,0 +1,232 @@
+"""The command line: the live command table, its help and its reference, and what each command prints."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import cli_reference
+from helpers.command_line import call, supermask
+from helpers.stored_study import RUNS, TEXT, Carried, carried_out, written
+from safetensors.numpy import load_file
+
+from supermask import cli
+from supermask.api import runs
+from supermask.cli.app import run_command
+from supermask.study import load_study
+
+COMMANDS = cli_reference.commands()
+
+
+@pytest.fixture(scope="module")
+def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
+    return carried_out(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(autouse=True)
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own, with nothing set."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("SUPERMASK_STORE", "SUPERMASK_DATA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# --- the command table ---
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_its_example(name: str) -> None:
+    status, out, _ = call(name, "--help")
+    assert status == 0
+    assert "Example: supermask " + name in " ".join(out.split())
+    assert call(name, "-h")[1] == out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_example_can_be_parsed_and_names_what_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(cli_reference.example(COMMANDS[name]).split(" > ")[0])
+    assert words[:2] == ["supermask", name]
+    monkeypatch.setattr("typer.core.TyperCommand.invoke", lambda command, context: None)
+    assert run_command(cli.app, words[1:]) == 0
+    arguments = cli_reference.page().split(f"## supermask {name}")[1].splitlines()[0].replace("[STUDY]...", "STUDY")
+    if "STUDY" in arguments.split():
+        place = 2 + arguments.split().index("STUDY")
+        load_study(words[place], [word for word in words[place + 1 :] if "=" in word])
+
+
+def test_the_example_of_query_can_be_answered(carried: Carried) -> None:
+    words = shlex.split(cli_reference.example(COMMANDS["query"]))
+    assert call(*words[1:], "--store", carried.store)[0] == 0
+
+
+def test_docs_cli_md_is_current() -> None:
+    """Otherwise: python tests/cli_reference.py"""
+    assert cli_reference.PAGE.read_text() == cli_reference.page()
+
+
+def test_the_reference_has_every_command_and_option() -> None:
+    page = cli_reference.page()
+    assert [line.split()[2] for line in page.splitlines() if line.startswith("## ")] == list(COMMANDS)
+    assert "| `--keep all\\|needed\\|masks` |" in page
+
+
+def test_no_arguments_is_help_and_version_is_a_line() -> None:
+    status, out, err = call()
+    assert (status, err) == (0, "")
+    assert all(name in out for name in COMMANDS)
+    assert call("--version")[1] == "supermask 0.1.0\n"
+
+
+def test_help_and_what_reads_needs_no_torch(carried: Carried) -> None:
+    """Nor do help and plan wait for any other heavy library."""
+    program = """
+import sys
+from supermask.cli import main
+def run(*arguments):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert not end.code, (arguments, end.code)
+def loaded(*names):
+    return [name for name in names if name in sys.modules]
+study, store = sys.argv[1:]
+run("--help"); run("plan", "--help")
+assert not loaded("torch", "numpy", "duckdb", "supermask.api.runs"), loaded
+run("studies"); run("plan", study, "--store", store)
+assert not loaded("torch", "duckdb", "matplotlib", "scipy", "sklearn", "PIL")
+run("status", study, "--store", store); run("table", study, "--store", store)
+run("query", "SELECT 1", "--store", store)
+assert not loaded("torch", "matplotlib", "scipy", "sklearn")
+"""
+    command = [sys.executable, "-c", program, str(carried.study), str(carried.store)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+# --- the main street, once, in processes of its own ---
+
+
+def test_a_study_from_file_to_figure(tmp_path: Path) -> None:
+    text = TEXT.replace("seeds: 2", "seeds: 1").replace("[zero, freeze_init]", "zero")
+    study, store = written(tmp_path, text=text), tmp_path / "store"
+    first = supermask("run", study, "--store", store, "--workers", 1)
+    assert first.status == 0, first.err
+    lines = first.out.splitlines()
+    assert len(lines) == 7
+    assert lines[0] == "small  sparse engine (auto: its cost falls with the mask)"
+    assert lines[1].startswith("small  1/5  dense, level 0, seed 0: ")
+    assert lines[-1] == f"small: 5 runs: 5 finished. Store: {store}"
+    again = supermask("run", study, SUPERMASK_STORE=str(store))
+    assert again.out.splitlines() == [lines[-1]]
+    exported = supermask("export", "", tmp_path / "ticket", "--store", store)
+    assert exported.status == 2
+    run_id = json.loads(supermask("table", study, "--format", "json", SUPERMASK_STORE=str(store)).out)[-1]["id"]
+    assert supermask("export", run_id, tmp_path / "ticket", "--store", store).status == 0
+    assert "mask.fc1.weight" in load_file(tmp_path / "ticket" / "tensors.safetensors")
+    verified = supermask("verify", "--store", store)
+    assert (verified.status, verified.out) == (0, "5 held\n")
+    drawn = supermask("figure", study, "--store", store, "--out", tmp_path / "figures")
+    assert drawn.status == 0, drawn.err
+    for figure in ("small-accuracy", "small-early-stop"):
+        assert f"{tmp_path / 'figures' / figure}.{{pdf,svg,png,csv}}" in drawn.out.splitlines()
+        assert all(
+            (tmp_path / "figures" / f"{figure}.{suffix}").stat().st_size for suffix in ("pdf", "svg", "png", "csv")
+        )
+
+
+# --- what the commands print ---
+
+
+def test_plan_prints_the_counts(carried: Carried) -> None:
+    status, out, err = call("plan", *carried.args, "scale=more", "--workers", 1)
+    assert (status, err) == (0, "")
+    told = dict(
+        line.split(maxsplit=1) for line in out.replace("in total", "total").replace("to do", "left").splitlines()
+    )
+    assert told["study"] == "small: 4 treatments x 2 seeds x 3 levels"
+    assert told["training"] == "fc-8 on digits, 13 iterations of 60 images, adam"
+    assert told["total"] == "32 trainings"
+    assert told["unique"].startswith("26 runs")
+    assert (told["done"], told["left"]) == (str(RUNS), str(26 - RUNS))
+    assert told["estimated"].endswith("on 1 worker (from runs in the store)")
+
+
+def test_status_is_never_cut_whatever_the_width(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    _, out, _ = call("status", *carried.args)
+    for label in runs.treatment_labels(carried.plan):
+        assert any(line.startswith(f"{label}  ") for line in out.splitlines())
+    assert "diverged" not in out
+
+
+@pytest.mark.parametrize("format", ["csv", "json", "parquet"])
+def test_table_of_an_unfinished_study_has_every_run(carried: Carried, format: str) -> None:
+    command = [sys.executable, "-m", "supermask", "table", *carried.args, "scale=more", "--format", format]
+    out = subprocess.run(command, check=True, capture_output=True).stdout
+    if format == "csv":
+        assert out.count(b"\n") == 1 + 26
+        assert out.count(b",to_do,") == 26 - RUNS
+    elif format == "json":
+        assert len(json.loads(out)) == 26
+    else:
+        assert out[:4] == out[-4:] == b"PAR1"
+
+
+@pytest.mark.parametrize(
+    ("format", "printed"),
+    [
+        ("table", "level  n\n-----  -\n    0  2\n    1  8\n    2  8\n"),
+        ("csv", "level,n\n0,2\n1,8\n2,8\n"),
+        ("json", '[\n{"level": 0, "n": 2},\n{"level": 1, "n": 8},\n{"level": 2, "n": 8}\n]\n'),
+    ],
+)
+def test_query(carried: Carried, format: str, printed: str) -> None:
+    sql = "SELECT level, count(*) AS n FROM runs GROUP BY level ORDER BY level"
+    assert call("query", sql, "--store", carried.store, "--format", format) == (0, printed, "")
+
+
+def test_damage_is_said_and_verify_fails(carried: Carried, tmp_path: Path) -> None:
+    shutil.copytree(carried.store, tmp_path / "store")
+    run_id = carried.run_id(2)
+    path = tmp_path / "store" / "runs" / run_id[:2] / run_id / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    status, out, err = call("verify", "--store", tmp_path / "store")
+    assert (status, err) == (1, "")
+    assert out.splitlines()[0].startswith(f"{run_id} damaged: weights.safetensors has ")
+    assert out.splitlines()[1] == f"{RUNS - 1} held, 1 DAMAGED"
+    (path.parent / "run.json").write_text("{}")
+    for command in (("status", carried.study), ("figure", carried.study), ("query", "SELECT 1")):
+        status, out, err = call(*command, "--store", tmp_path / "store")
+        assert status == 0
+        assert out
+        assert err.startswith(f"supermask: {run_id} in the store is damaged")
+        assert err.count("\n") == 1
+
+
+NAMES = ["[bold]x[/bold]", "<script>alert(1)</script>", "[/]", "..", "a b;rm -rf ~"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_shown_literally_and_never_become_paths(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    label = name.replace("..", "../../up")
+    text = TEXT.replace(
+        "  - {criterion: [large_final, random], mask0: [zero, freeze_init]}", f"  - {{name: {label!r}}}"
+    )
+    text = text.replace("reference: {criterion: large_final, mask0: zero}", "").replace("A small study", name)
+    study = written(folder, f"{name.replace('/', '')}.yaml", text)
+    there = carried_out(folder, text=text)
+    status, out, err = call("status", study, "--store", there.store)
+    assert (status, err) == (0, "")
+    assert f"\n{label}  " in out
+    status, out, _ = call("figure", study, "--store", there.store, "--out", tmp_path / "figures")
+    assert status == 0
+    assert {path.parent for path in (tmp_path / "figures").rglob("*")} == {tmp_path / "figures"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "studies"]
+    svg = next((tmp_path / "figures").glob("*accuracy.svg")).read_text()
+    assert "<script" not in svg

@@ -1,0 +1,255 @@
+"""The command line as a new user meets it: what is said when something cannot be used, or the machine refuses."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from helpers.command_line import call, refused, supermask
+from helpers.stored_study import RUNS, TEXT, Carried, carried_out, written
+
+from supermask.api import runs
+from supermask.execution.local import StudyInterrupted
+from supermask.store.files.entry import FORMAT, encode_entry
+
+
+@pytest.fixture(scope="module")
+def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
+    return carried_out(tmp_path_factory.mktemp("errors"))
+
+
+@pytest.fixture(autouse=True)
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own, with nothing set."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("SUPERMASK_STORE", "SUPERMASK_DATA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# --- as a new user: what cannot be used ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pla", "mask-criteria"], "No such command 'pla'"),
+        (["run", "mask-criteria", "--stor", "x"], "No such option --stor; did you mean '--store'?"),
+        (["run", "mask-criteria", "--scale", "digits"], "settings of a study are written without dashes: scale=VALUE"),
+        (["run", "mask-criteria", "--train.lr=1e-3"], "written without dashes: train.lr=VALUE"),
+        (["plan"], "Missing argument 'STUDY'"),
+        (["table", "mask-criteria", "--format", "xml"], "'xml' is not one of 'csv', 'json', 'parquet'"),
+        (["plan", "mask-criteria", "--workers", "0"], "Invalid value for '--workers'"),
+        (["plan", "mask-criteri"], "did you mean 'mask-criteria'?"),
+        (["plan", "nowhere.yaml"], "there is no such file"),
+        (["plan", "mask-criteria", "seeds"], "override 'seeds': not of the form KEY=VALUE"),
+        (["plan", "mask-criteria", "sead=3"], "did you mean 'seeds'?"),
+        (["plan", "mask-criteria", "seeds=0"], "seeds: 0 is not a number of seeds"),
+        (["plan", "mask-criteria", "scale=digit"], "did you mean 'digits'?"),
+        (["plan", "mask-criteria", "dataset=mnits"], "did you mean 'mnist'?"),
+        (["plan", "mask-criteria", "treatments=[{criterion: large_finl}]"], "did you mean 'large_final'?"),
+        (["plan", "mask-criteria", "prune.rates.hidden=1.2"], "1.2 is not a prune rate"),
+        (["plan", "mask-criteria", "treatments=[]"], "a study needs at least one"),
+        (["run", "mask-criteria", "scale=digits", "--engine", "warp"], "'warp' is not an engine"),
+        (["run", "mask-criteria", "scale=laptop"], "dataset 'mnist' was not found"),
+        *(
+            (["run", "mask-criteria", "scale=digits", "--cluster", address], "is no address of a Ray cluster")
+            for address in (":", "ray://", "ray://host", "host:port", "host:99999", "http://host:6379", "[::1]:")
+        ),
+        (["verify"], "there is no store at supermask-store"),
+        (["verify", "--store", "nowhere"], "there is no store at nowhere"),
+        (["query", "SELECT 1"], "there is no store at"),
+        (["export", "abc", "out"], "there is no store at"),
+        (["figure", "mask-criteria", "scale=digits"], "`supermask run` it first"),
+    ],
+)
+def test_what_cannot_be_used_is_one_message(arguments: list[str], said: str, tmp_path: Path) -> None:
+    assert said in refused(call(*arguments))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "small.yaml: the file is empty"),
+        (TEXT + "network: fc\n", "small.yaml, line"),
+        (TEXT.replace("large_final, random]", "large_finall]"), "small.yaml, line 9: treatments[0].criterion"),
+        (TEXT.replace("hidden: 0.5", "hidden: 1.2"), "small.yaml, line 7: prune.rates.hidden: 1.2 is not a prune rate"),
+        (TEXT.replace("seeds: 2", "seeds: 0"), "small.yaml, line 5: seeds: 0"),
+        (TEXT.replace("hidden: 0.5", "hidden: 0.99"), "would leave no weight in"),
+    ],
+)
+def test_a_study_file_that_cannot_be_used(text: str, said: str, tmp_path: Path) -> None:
+    assert said in refused(call("run", written(tmp_path, text=text), "--store", tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_truncated_idx_file(compressed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "data" / "mnist"
+    folder.mkdir(parents=True)
+    for split, count in (("train", 60_000), ("t10k", 10_000)):
+        images = struct.pack(">IIII", 0x803, count, 28, 28) + bytes(1000)
+        labels = struct.pack(">II", 0x801, count) + bytes(count)
+        for name, data in ((f"{split}-images-idx3-ubyte", images), (f"{split}-labels-idx1-ubyte", labels)):
+            packed = gzip.compress(data, 1)[: -20 if "images" in name else None] if compressed else data
+            (folder / f"{name}{'.gz' if compressed else ''}").write_bytes(packed)
+    monkeypatch.setenv("SUPERMASK_DATA", str(tmp_path / "data"))
+    said = refused(call("run", written(tmp_path), "dataset=mnist", "--store", tmp_path / "store"))
+    assert "train-images-idx3-ubyte" in said
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_sql_error_is_one_line(carried: Carried) -> None:
+    said = refused(call("query", "SELECT nothing FROM runs", "--store", carried.store))
+    assert "nothing" in said
+    assert said.count("\n") == 1
+    assert "is empty" in refused(call("query", " ; ", "--store", carried.store))
+
+
+def test_an_unknown_and_an_ambiguous_run_and_a_file_for_a_folder(carried: Carried, tmp_path: Path) -> None:
+    store = ("--store", carried.store)
+    assert "begins with 'zz'" in refused(call("export", "zz", tmp_path / "out", *store))
+    ids = sorted(carried.plan.runs)
+    first = next(a[0] for a, b in pairwise(ids) if a[0] == b[0])
+    assert "Give more of the id" in refused(call("export", first, tmp_path / "out", *store))
+    (tmp_path / "file").write_text("mine")
+    assert "is not a folder" in refused(call("export", ids[0], tmp_path / "file", *store))
+    assert "is not a folder" in refused(call("figure", carried.study, "--out", tmp_path / "file", *store))
+    assert "not a folder" in refused(call("run", carried.study, "--store", tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["status", "table", "verify", "query", "run"])
+def test_a_store_of_a_newer_version(
+    command: str,
+    carried: Carried,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(carried.store, tmp_path / "store")
+    run_id = carried.run_id(2)
+    with monkeypatch.context() as newer:
+        newer.setattr("supermask.store.files.entry.FORMAT", FORMAT + 1)
+        data = encode_entry("run", run_id, {}, {"tensors": {}})["run.json"]
+    (tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json").write_bytes(data)
+    what = {"verify": [], "query": ["SELECT 1"]}.get(command, [carried.study])
+    said = refused(call(command, *what, "--store", tmp_path / "store"))
+    assert f"written in store format {FORMAT + 1}" in said
+
+
+# --- the machine ---
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("needs a /proc, where nobody can make a folder")
+    said = refused(call("run", written(tmp_path), "--store", "/proc/no-store"), status=1)
+    assert "the store cannot use /proc/no-store" in said
+    assert "--store" in said
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 160 kB: room for some of the runs."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    asked = [mount or "mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(folder)]
+    if mount is None or subprocess.run(asked, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
+    study, store = written(tmp_path), small_disk / "store"
+    full = supermask("run", study, "--store", store, "--workers", 1)
+    assert full.status == 1
+    assert full.err.startswith("supermask: the store cannot use ")
+    assert "the disk is full. Free some space" in full.err
+    assert "Traceback" not in full.err
+    kept = len(full.out.splitlines()) - 1  # the first line says which engine trains
+    assert 0 < kept < RUNS
+    assert supermask("verify", "--store", store).out == f"{kept} held\n"
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    more = supermask("run", study, "--store", store, "--workers", 1)
+    assert more.status == 0, more.err
+    assert len(more.out.splitlines()) == RUNS - kept + 2
+    assert supermask("verify", "--store", store).out == f"{RUNS} held\n"
+
+
+def test_a_file_that_may_grow_no_further_loses_nothing(tmp_path: Path) -> None:
+    """The same without being root: the system refuses files beyond a size."""
+    resource = pytest.importorskip("resource")
+    study, store = written(tmp_path), tmp_path / "store"
+    result = subprocess.run(
+        [sys.executable, "-m", "supermask", "run", str(study), "--store", str(store), "--workers", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)),
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("supermask: ")
+    assert "Traceback" not in result.stderr
+    assert not list((store / "staging").glob("*"))
+
+
+def test_a_full_standard_output_is_the_machines_fault(carried: Carried) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "supermask", "table", *carried.args]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "supermask: the machine refused: No space left on device.\n"
+
+
+def test_a_reader_that_has_gone_is_no_error(carried: Carried) -> None:
+    command = [sys.executable, "-m", "supermask", "table", *carried.args]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    process.wait()
+    assert said == ""
+
+
+# --- Ctrl-C ---
+
+
+def test_stopped_says_how_to_go_on(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: object) -> None:
+        raise StudyInterrupted(7)
+
+    monkeypatch.setattr(runs, "run", stopped)
+    status, _, err = call("run", *carried.args)
+    assert status == 130
+    assert err == "Stopped. 7 runs are left; the same command goes on from here. Finished runs are kept.\n"
+
+
+def test_interrupted_anywhere_else_is_130_too(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "study_rows", interrupted)
+    assert "interrupted" in refused(call("status", *carried.args), status=130)
+
+
+def test_runs_whose_certificate_fails_are_no_success(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = runs.run(str(carried.study), store=carried.store)
+    schedule.status[carried.run_id(2)] = "certificate_failed"
+    monkeypatch.setattr(runs, "run", lambda *arguments: schedule)
+    status, out, err = call("run", *carried.args)
+    assert status == 1
+    assert f"{RUNS - 1} finished, 1 with a certificate that does not hold" in out
+    assert "`supermask verify` says why" in err

@@ -1,0 +1,421 @@
+"""ticket: whole chains against a slow re-implementation, and each rule of the paper's section 1 by itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny import LAYERS, MASKABLES, RATES, chain, dense, level_streams, parent_of, step_with, train
+from torch import Tensor
+
+from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
+from supermask.core.criteria import CRITERIA
+from supermask.core.initializers import truncated_normal
+from supermask.core.masks import count_kept, remaining_after
+from supermask.core.pruning import (
+    ParentRun,
+    PruneStep,
+    apply_masks,
+    compute_masks,
+    first_iteration,
+    keep_counts,
+    prune_and_reset,
+)
+from supermask.core.rng import Stream
+from supermask.core.types import InitialState, Layer, NetworkState, Snapshot, TrainingResult
+from supermask.networks.sequential import prunable_tensors
+
+PLAIN = PruneStep(CRITERIA["large_final"], "rewind", "zero", RATES)
+
+# ---------------------------------------------------- the paper once more, one weight at a time, where chance is absent
+
+SCORES: dict[str, Callable[[float, float], float]] = {
+    "large_final": lambda i, f: abs(f),
+    "small_final": lambda i, f: -abs(f),
+    "large_init": lambda i, f: abs(i),
+    "small_init": lambda i, f: -abs(i),
+    "magnitude_increase": lambda i, f: float(np.float32(abs(f)) - np.float32(abs(i))),
+    "movement": lambda i, f: abs(float(np.float32(f) - np.float32(i))),
+}
+KEPT: dict[str, Callable[[float, float], float]] = {
+    "rewind": lambda i, std: i,
+    "signed_constant": lambda i, std: float(np.copysign(np.float32(std), i)),
+}
+FROZEN: dict[str, Callable[[float, float], float]] = {
+    "zero": lambda i, f: 0.0,
+    "freeze_init": lambda i, f: i,
+    "freeze_final": lambda i, f: f,
+    "zero_if_shrunk": lambda i, f: 0.0 if abs(f) < abs(i) else i,
+    "zero_if_shrunk_everywhere": lambda i, f: 0.0 if abs(f) < abs(i) else i,
+    "zero_if_grown": lambda i, f: 0.0 if abs(f) > abs(i) else i,
+}
+Place = tuple[str, int]
+"""Tensor name, and which of its weights in C order."""
+
+
+def flat(tensors: Mapping[str, Tensor]) -> dict[Place, Any]:
+    return {(n, j): v for n, t in tensors.items() for j, v in enumerate(t.flatten().tolist())}
+
+
+def pruned_of(alive: int, rate: float) -> int:
+    return int((Decimal(str(rate)) * alive).to_integral_value(ROUND_HALF_EVEN))
+
+
+def slow_round(
+    start: dict[Place, float],
+    end: dict[Place, float],
+    alive: set[Place],
+    names: tuple[str, str, str],
+    scope: str,
+    levels: int,
+) -> tuple[dict[Place, float], set[Place]]:
+    """One round: (start values, alive weights) of the next run."""
+    criterion, mask1, mask0 = names
+    groups = [("global", alive)]
+    if scope == "layer":
+        groups = [(m.kind, {p for p in alive if p[0] == n}) for n, m in MASKABLES.items()]
+    left: set[Place] = set()
+    for rate, group in groups:
+        count = len(group)
+        for _ in range(levels):
+            count -= pruned_of(count, RATES[rate])
+        ranked = sorted(group, key=lambda p: SCORES[criterion](start[p], end[p]))
+        left |= set(ranked[len(ranked) - count :])
+    values = {}
+    for place, before in start.items():
+        shrunk = abs(end[place]) < abs(before)
+        if place not in alive:
+            values[place] = before
+        elif place not in left:
+            values[place] = FROZEN[mask0](before, end[place])
+        elif mask0 == "zero_if_shrunk_everywhere" and shrunk:
+            values[place] = 0.0
+        else:
+            values[place] = KEPT[mask1](before, MASKABLES[place[0]].std)
+    return values, left
+
+
+COMBINATIONS = [
+    (("large_final", "rewind", "zero"), "layer"),
+    (("large_final", "rewind", "zero"), "global"),
+    (("large_final", "rewind", "freeze_init"), "layer"),
+    (("magnitude_increase", "rewind", "freeze_final"), "layer"),
+    (("magnitude_increase", "signed_constant", "zero_if_shrunk"), "global"),
+    (("movement", "signed_constant", "zero_if_grown"), "layer"),
+    (("movement", "rewind", "zero_if_shrunk_everywhere"), "global"),
+    (("small_final", "rewind", "zero_if_shrunk_everywhere"), "layer"),
+    (("large_init", "rewind", "zero_if_shrunk"), "layer"),
+    (("small_init", "rewind", "freeze_init"), "global"),
+]
+
+
+@pytest.mark.parametrize("schedule", ["iterative", "one_shot"])
+@pytest.mark.parametrize(("names", "scope"), COMBINATIONS)
+def test_three_levels_agree_with_the_slow_way(names: tuple[str, str, str], scope: Any, schedule: str) -> None:
+    criterion, mask1, mask0 = names
+    step = PruneStep(CRITERIA[criterion], mask1, mask0, RATES, scope)
+    if schedule == "iterative":
+        runs = chain([step] * 3)
+    else:
+        runs = [run for n in (1, 2, 3) for run in chain([step_with(step, levels=n)])[-1:]]
+        runs.insert(0, chain([])[0])
+    for level in (1, 2, 3):
+        parent_start, parent_outcome = runs[level - 1 if schedule == "iterative" else 0]
+        alive = {place for place, kept in flat(parent_start.masks).items() if kept}
+        start, end = flat(parent_start.weights), flat(parent_outcome.end.weights)
+        values, left = slow_round(start, end, alive, names, scope, 1 if schedule == "iterative" else level)
+        made = runs[level][0]
+        assert {place for place, kept in flat(made.masks).items() if kept} == left
+        assert flat(made.weights) == values
+        assert all(torch.equal(made.unmasked[n], parent_start.unmasked[n]) for n in parent_start.unmasked)
+
+
+# ----------------------------------------------------------------------------------------------------- down a chain
+
+
+@pytest.mark.parametrize("mask1", MASK1_ACTIONS)
+def test_w_i_is_what_the_level_started_with(mask1: str) -> None:
+    """Reinitialised values carry on: the next level's criterion and actions see them, not the dense network's."""
+    runs = chain([step_with(PLAIN, mask1=mask1)] * 2)
+    parent = parent_of(*runs[1])
+    for name, layer in parent.layers(PLAIN).items():
+        assert torch.equal(layer.w_init, runs[1][0].weights[name])
+        assert torch.equal(layer.w_rewind, runs[1][0].weights[name])
+        assert torch.equal(layer.w_final, runs[1][1].end.weights[name])
+        assert torch.equal(layer.alive, runs[1][0].masks[name])
+        assert layer.std == MASKABLES[name].std
+    third = prune_and_reset(parent, PLAIN, level_streams(2))
+    for name, mask in third.masks.items():
+        assert torch.equal(third.weights[name][mask], runs[1][0].weights[name][mask])
+
+
+@pytest.mark.parametrize("mask0", MASK0_ACTIONS)
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_frozen_values_never_change(mask0: str, scope: Any) -> None:
+    runs = chain(
+        [step_with(PLAIN, mask0=mask0, scope=scope, mask1=mask1) for mask1 in ("rewind", "reinit", "constant")]
+    )
+    for (earlier, _), (later, _) in itertools.combinations(runs, 2):
+        for name, mask in earlier.masks.items():
+            assert not (later.masks[name] & ~mask).any()
+            assert torch.equal(later.weights[name][~mask], earlier.weights[name][~mask])
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_one_shot_keeps_as_many_as_the_chain(scope: Any) -> None:
+    step = step_with(PLAIN, scope=scope)
+    iterative = chain([step] * 5)
+    for level in range(1, 6):
+        straight = chain([step_with(step, levels=level)])[1][0]
+        iterated = iterative[level][0]
+        if scope == "layer":
+            assert count_kept(straight.masks) == count_kept(iterated.masks)
+        assert sum(count_kept(straight.masks).values()) == sum(count_kept(iterated.masks).values())
+
+
+def test_keep_counts() -> None:
+    parent = parent_of(dense(), train(dense(), 0))
+    assert keep_counts(parent, PLAIN) == {"fc1.weight": 420, "fc2.weight": 240}
+    assert keep_counts(parent, step_with(PLAIN, levels=2)) == {"fc1.weight": 294, "fc2.weight": 192}
+    assert keep_counts(parent, step_with(PLAIN, scope="global")) == 675
+    assert keep_counts(parent, step_with(PLAIN, scope="global", levels=2)) == remaining_after(900, 0.25, 2) == 506
+
+
+def test_global_ranking_compares_layers() -> None:
+    """The layer whose weights are larger keeps a larger share."""
+    start = dense()
+    end = NetworkState({"fc1.weight": torch.rand(30, 20), "fc2.weight": 10 + torch.rand(10, 30)}, start.unmasked)
+    masks = compute_masks(ParentRun(start, {"end": end}, MASKABLES), step_with(PLAIN, scope="global"), level_streams(1))
+    assert count_kept(masks) == {"fc1.weight": 375, "fc2.weight": 300}
+
+
+@pytest.mark.parametrize("mask1", MASK1_ACTIONS)
+def test_rescaled_does_not_compound(mask1: str) -> None:
+    """At every level: (weights in layer / kept) times what the same chain without `rescaled` starts from."""
+    plain = chain([step_with(PLAIN, mask1=mask1, criterion=CRITERIA["random"])] * 3)
+    scaled = chain([step_with(PLAIN, mask1=mask1, criterion=CRITERIA["random"], rescaled=True)] * 3)
+    for level in (1, 2, 3):
+        for name, mask in plain[level][0].masks.items():
+            assert torch.equal(mask, scaled[level][0].masks[name])
+            factor = mask.numel() / int(mask.sum())
+            assert torch.allclose(
+                scaled[level][0].weights[name][mask], factor * plain[level][0].weights[name][mask], rtol=1e-6, atol=0
+            )
+
+
+@pytest.mark.parametrize("mask1", sorted(set(MASK1_ACTIONS) - {"rewind", "signed_constant"}))
+def test_each_level_and_each_layer_draws_anew(mask1: str) -> None:
+    """Not the same draws again at level 2: neither values nor signs."""
+    runs = chain([step_with(PLAIN, mask1=mask1)] * 2)
+    for name, mask in runs[2][0].masks.items():
+        one, two = (run[0].weights[name][mask] for run in runs[1:])
+        assert not torch.equal(one, two)
+    again = chain([step_with(PLAIN, mask1=mask1)] * 2)
+    assert all(torch.equal(again[2][0].weights[n], w) for n, w in runs[2][0].weights.items())
+    other = chain([step_with(PLAIN, mask1=mask1)] * 2, seed=1)
+    assert not any(torch.equal(other[2][0].weights[n], w) for n, w in runs[2][0].weights.items())
+
+
+def test_kept_and_pruned_weights_draw_from_streams_of_their_own() -> None:
+    """Their names are part of every run's numbers."""
+    rng = level_streams(1)
+    step = step_with(PLAIN, mask1="reinit", mask0="freeze_reinit")
+    made = prune_and_reset(parent_of(dense(), train(dense(), 0)), step, rng)
+    for name, mask in made.masks.items():
+        m = MASKABLES[name]
+        kept, pruned = (
+            torch.from_numpy(truncated_normal(m.shape, m.std, rng(part, name))) for part in ("mask1", "mask0")
+        )
+        assert torch.equal(made.weights[name], kept.where(mask, pruned))
+
+
+# ------------------------------------------------------------------------------------------ points of the trajectory
+
+
+def trained(points: tuple[Snapshot, ...] = (10, 40, 60)) -> tuple[InitialState, TrainingResult]:
+    return dense(), train(dense(), 0, points)
+
+
+@pytest.mark.parametrize(
+    ("w_init", "w_final"),
+    [("start", "lowest_validation_loss"), (10, 60), (40, "end"), (0, 40), ("start", 10), ("end", "start")],
+)
+def test_any_two_points(w_init: Snapshot, w_final: Snapshot) -> None:
+    """A criterion and the actions see the two points that the step names; `rewind` stays at the start."""
+    start, outcome = trained()
+    states = {**outcome.points, "end": outcome.end, "start": start.state, 0: start.state}
+    seen: list[Layer] = []
+
+    def criterion(layer: Layer, rng: Stream) -> Tensor:
+        seen.append(layer)
+        return layer.w_final.abs()
+
+    step = step_with(PLAIN, criterion=criterion, w_init=w_init, w_final=w_final, mask0="freeze_init")
+    made = prune_and_reset(parent_of(start, outcome), step, level_streams(1))
+    for layer, (name, mask) in zip(seen, made.masks.items(), strict=True):
+        assert torch.equal(layer.w_init, states[w_init].weights[name])
+        assert torch.equal(layer.w_final, states[w_final].weights[name])
+        kept_least = states[w_final].weights[name].abs()[mask].min()
+        assert kept_least > states[w_final].weights[name].abs()[~mask].max()
+        assert torch.equal(made.weights[name][mask], start.weights[name][mask])
+        assert torch.equal(made.weights[name][~mask], states[w_init].weights[name][~mask])
+
+
+@pytest.mark.parametrize("rewind_to", ["start", 0, 10, 40, "end"])
+def test_rewinding_takes_weights_and_biases_back(rewind_to: Snapshot) -> None:
+    start, outcome = trained()
+    states = {**outcome.points, "end": outcome.end, "start": start.state, 0: start.state}
+    made = prune_and_reset(parent_of(start, outcome), step_with(PLAIN, rewind_to=rewind_to), level_streams(1))
+    for name, mask in made.masks.items():
+        assert torch.equal(made.weights[name][mask], states[rewind_to].weights[name][mask])
+        assert not made.weights[name][~mask].any()
+    assert made.unmasked.keys() == start.unmasked.keys()
+    for name, bias in made.unmasked.items():
+        assert torch.equal(bias, states[rewind_to].unmasked[name])
+    assert made.first_iteration == (rewind_to if isinstance(rewind_to, int) else 0)
+
+
+def test_late_rewinding_down_a_chain() -> None:
+    """Level 1 goes back to iteration 10 of the dense run; later levels to their own start, which is that iteration."""
+    late = step_with(PLAIN, rewind_to=10)
+    runs = chain([late, PLAIN, step_with(PLAIN, rewind_to=10)], points=(10, 40))
+    at_10 = runs[0][1].points[10]
+    for start, _ in runs[1:]:
+        assert start.first_iteration == 10
+        for name, mask in start.masks.items():
+            assert torch.equal(start.weights[name][mask], at_10.weights[name][mask])
+        assert all(torch.equal(start.unmasked[n], at_10.unmasked[n]) for n in start.unmasked)
+    assert first_iteration(parent_of(*runs[1]), PLAIN) == 10
+
+
+def test_masks_made_before_give_the_same_start() -> None:
+    """What the store does: masks are kept, start values made again from them."""
+    parent = parent_of(dense(), train(dense(), 0))
+    for mask1, mask0 in zip(MASK1_ACTIONS, [*MASK0_ACTIONS, "zero", "freeze_reinit", "zero"], strict=True):
+        step = step_with(PLAIN, mask1=mask1, mask0=mask0)
+        made = prune_and_reset(parent, step, level_streams(1))
+        again = apply_masks(made.masks, parent, step_with(step, criterion=CRITERIA["random"]), level_streams(1))
+        assert all(torch.equal(again.weights[n], w) for n, w in made.weights.items())
+
+
+def test_snip_and_grad_read_the_gradient() -> None:
+    start, outcome = trained()
+    gradient = outcome.points["gradient"].weights
+    for criterion, times_weight in [("grad", False), ("snip", True)]:
+        masks = compute_masks(
+            parent_of(start, outcome), step_with(PLAIN, criterion=CRITERIA[criterion]), level_streams(1)
+        )
+        for name, mask in masks.items():
+            scores = (gradient[name] * start.weights[name] if times_weight else gradient[name]).abs()
+            assert scores[mask].min() > scores[~mask].max()
+
+
+# -------------------------------------------------------------------------------------------- purity and bad criteria
+
+
+@pytest.mark.parametrize("mask0", MASK0_ACTIONS)
+@pytest.mark.parametrize("mask1", MASK1_ACTIONS)
+def test_a_parent_is_not_changed(mask1: str, mask0: str) -> None:
+    start, outcome = trained()
+    parent = parent_of(start, outcome)
+    before = {n: w.clone() for n, w in start.weights.items()}, {n: w.clone() for n, w in outcome.end.weights.items()}
+    made = prune_and_reset(parent, step_with(PLAIN, mask1=mask1, mask0=mask0), level_streams(1))
+    for tensors in (made.weights, made.masks):
+        for tensor in tensors.values():
+            tensor.zero_()
+    for name in start.weights:
+        assert torch.equal(start.weights[name], before[0][name])
+        assert torch.equal(outcome.end.weights[name], before[1][name])
+        assert start.masks[name].all()
+
+
+def writes_into_its_layer(layer: Layer, rng: Stream) -> Tensor:
+    layer.w_init.zero_()
+    layer.w_rewind.zero_()
+    layer.alive.zero_()
+    return layer.w_final.abs_()
+
+
+def test_a_criterion_that_writes_into_its_layer_does_no_harm() -> None:
+    parent = parent_of(dense(), train(dense(), 0))
+    made = prune_and_reset(parent, step_with(PLAIN, criterion=writes_into_its_layer), level_streams(1))
+    expected = prune_and_reset(parent_of(dense(), train(dense(), 0)), PLAIN, level_streams(1))
+    for name in MASKABLES:
+        assert torch.equal(made.masks[name], expected.masks[name])
+        assert torch.equal(made.weights[name], expected.weights[name])
+
+
+def needs_gradient(layer: Layer, rng: Stream) -> Tensor:
+    return layer.w_final.clone().requires_grad_().abs()
+
+
+def test_scores_that_carry_a_gradient_are_taken() -> None:
+    parent = parent_of(dense(), train(dense(), 0))
+    made = prune_and_reset(parent, step_with(PLAIN, criterion=needs_gradient), level_streams(1))
+    assert count_kept(made.masks) == {"fc1.weight": 420, "fc2.weight": 240}
+
+
+def test_a_criterion_draws_from_a_stream_of_its_own() -> None:
+    def noise(layer: Layer, rng: Stream) -> Tensor:
+        return torch.from_numpy(rng.random(tuple(layer.w_final.shape)))
+
+    parent = parent_of(dense(), train(dense(), 0))
+    step = step_with(PLAIN, criterion=noise)
+    one, two, other = (compute_masks(parent, step, level_streams(1, seed)) for seed in (0, 0, 1))
+    assert all(torch.equal(one[n], two[n]) and not torch.equal(one[n], other[n]) for n in one)
+
+
+def one_score(layer: Layer, rng: Stream) -> Tensor:
+    return layer.w_final.abs().sum()
+
+
+def transposed(layer: Layer, rng: Stream) -> Tensor:
+    return layer.w_final.T
+
+
+def an_array(layer: Layer, rng: Stream) -> Any:
+    return np.abs(layer.w_final.numpy())
+
+
+def nothing(layer: Layer, rng: Stream) -> Any:
+    return None
+
+
+def not_a_number(layer: Layer, rng: Stream) -> Tensor:
+    return layer.w_final / 0 * 0
+
+
+def test_a_criterion_may_give_an_array() -> None:
+    parent = parent_of(dense(), train(dense(), 0))
+    given, same = (
+        compute_masks(parent, step_with(PLAIN, criterion=criterion), level_streams(1))
+        for criterion in (an_array, CRITERIA["large_final"])
+    )
+    assert all(torch.equal(given[name], same[name]) for name in same)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (one_score, r"'one_score' gave Tensor of shape \(\) for fc1.weight; .* a tensor or array of shape \(30, 20\)"),
+        (transposed, r"'transposed' gave Tensor of shape \(20, 30\) for fc1.weight"),
+        (nothing, r"'nothing' gave NoneType for fc1.weight"),
+        (not_a_number, r"fc1.weight is NaN"),
+    ],
+)
+def test_a_criterion_that_gives_no_scores_is_refused(criterion: Any, message: str) -> None:
+    parent = parent_of(dense(), train(dense(), 0))
+    with pytest.raises(ValueError, match=message):
+        prune_and_reset(parent, step_with(PLAIN, criterion=criterion), level_streams(1))
+
+
+def test_names_of_the_tiny_network() -> None:
+    assert {n: (m.shape, m.kind) for n, m in prunable_tensors(LAYERS).items()} == {
+        "fc1.weight": ((30, 20), "hidden"),
+        "fc2.weight": ((10, 30), "output"),
+    }

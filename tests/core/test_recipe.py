@@ -1,0 +1,82 @@
+"""recipe: iterations counted exactly, and the learning rate of every one of them."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from math import ceil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supermask.core.recipe import Recipe, epochs_to_iterations
+
+PLAIN = Recipe("adam", 1.2e-3, 60, 100, 100)
+FULL = Recipe(
+    "sgd",
+    0.1,
+    128,
+    1000,
+    50,
+    momentum=0.9,
+    weight_decay=1e-4,
+    lr_milestones=(500, 750),
+    drop_factor=0.1,
+    warmup_iterations=10,
+)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "images", "batch", "count"),
+    [
+        (55, 55_000, 60, 50_417),  # the paper's four: about 50k, 20k, 25k, 30k
+        (27, 45_000, 60, 20_250),
+        (34, 45_000, 60, 25_500),
+        (40, 45_000, 60, 30_000),
+        (1, 60, 60, 1),
+        (1, 61, 60, 2),
+        (0.1, 600, 60, 1),  # exactly 1, although 0.1 is a little more in binary
+        (0.7, 100, 10, 7),  # exactly 7, although 0.7 * 100 is 70 by luck only
+        (1e-9, 600, 60, 1),
+    ],
+)
+def test_iterations(epochs: float, images: int, batch: int, count: int) -> None:
+    assert epochs_to_iterations(epochs, images, batch) == count
+
+
+@given(st.integers(1, 10_000), st.integers(1, 60_000), st.integers(1, 1000))
+def test_iterations_are_what_decimals_say(hundredths: int, images: int, batch: int) -> None:
+    assert epochs_to_iterations(hundredths / 100, images, batch) == max(
+        1, ceil(Decimal(hundredths) * images / 100 / batch)
+    )
+
+
+def test_learning_rate_is_constant_unless_something_is_asked_for() -> None:
+    assert {PLAIN.learning_rate(i) for i in range(100)} == {1.2e-3}
+
+
+def test_learning_rate_warms_up_and_drops() -> None:
+    rates = [FULL.learning_rate(i) for i in range(1000)]
+    assert rates[:10] == pytest.approx([0.01 * n for n in range(1, 11)])
+    assert rates[10:500] == pytest.approx([0.1] * 490)
+    assert rates[500:750] == pytest.approx([0.01] * 250)
+    assert rates[750:] == pytest.approx([0.001] * 250)
+
+
+def test_final_learning_rate() -> None:
+    tuned = FULL.at_final_learning_rate()
+    assert {tuned.learning_rate(i) for i in range(1000)} == {FULL.learning_rate(999)}
+    assert (tuned.optimizer, tuned.momentum, tuned.weight_decay, tuned.iterations) == ("sgd", 0.9, 1e-4, 1000)
+    assert tuned.at_final_learning_rate() == tuned
+
+
+def test_final_learning_rate_of_a_constant_one_is_the_same_recipe() -> None:
+    """As the plan resolves it: without drops the factor is 1."""
+    constant = Recipe("adam", 1.2e-3, 60, 100, 100, drop_factor=1.0)
+    assert constant.at_final_learning_rate() == constant
+
+
+@pytest.mark.parametrize("recipe", [PLAIN, FULL])
+def test_to_data_and_back(recipe: Recipe) -> None:
+    assert Recipe.from_data(json.loads(json.dumps(recipe.to_data()))) == recipe

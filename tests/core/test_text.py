@@ -1,0 +1,78 @@
+"""Small tables as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supermask.core.errors import UserError
+from supermask.core.text import format_csv, format_json, format_table
+
+CELLS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)
+TABLES = st.integers(1, 4).flatmap(lambda n: st.lists(st.tuples(*[CELLS] * n), max_size=5))
+
+
+def test_numbers_stand_to_the_right_and_words_to_the_left() -> None:
+    rows = [("large_final", 25, 0.95437123, None), ("random", 5, 12.5, "8.27%")]
+    assert format_table(["treatment", "n", "accuracy", "remaining"], rows).splitlines() == [
+        "treatment     n  accuracy  remaining",
+        "-----------  --  --------  ---------",
+        "large_final  25  0.954371       NULL",
+        "random        5      12.5      8.27%",
+    ]
+
+
+def test_markup_and_control_characters_are_literal_and_nothing_is_cut() -> None:
+    long = "[bold]" + "x" * 300 + "[/bold]<script>"
+    text = format_table(["name"], [(long,), ("two\nlines\x1b[31m",)])
+    assert long in text
+    assert "two?lines?[31m" in text
+    assert text.count("\n") == 4
+
+
+def test_wide_characters_take_two_cells() -> None:
+    assert format_table(["name", "n"], [("稀疏", 1), ("abcd", 22)]).splitlines()[2:] == ["稀疏   1", "abcd  22"]
+
+
+def test_no_rows() -> None:
+    assert format_table(["a", "bb"], []) == "a  bb\n-  --\n"
+    assert format_csv(["a", "bb"], []) == "a,bb\n"
+    assert format_json(["a", "bb"], []) == "[]\n"
+
+
+@given(TABLES)
+def test_every_line_of_the_text_has_a_row(rows: list[tuple[object, ...]]) -> None:
+    heads = [f"column {i}" for i in range(len(rows[0]) if rows else 2)]
+    assert format_table(heads, rows).count("\n") == len(rows) + 2
+
+
+@given(TABLES)
+def test_csv_and_json_read_back(rows: list[tuple[object, ...]]) -> None:
+    heads = [f"column {i}" for i in range(len(rows[0]) if rows else 2)]
+    infinite = (float("inf"), -float("inf"))
+    finite = [[None if isinstance(cell, float) and cell in infinite else cell for cell in row] for row in rows]
+    assert [list(map(item.get, heads)) for item in json.loads(format_json(heads, rows))] == finite
+    read = list(csv.reader(io.StringIO(format_csv(heads, rows), newline="")))
+    assert read[0] == heads
+    for row, cells in zip(rows, read[1:], strict=True):
+        for value, cell in zip(row, cells, strict=True):
+            if isinstance(value, float):
+                assert float(cell) == value
+            else:
+                assert cell == ("" if value is None else str(value).lower() if isinstance(value, bool) else str(value))
+
+
+def test_json_of_what_json_has_no_word_for() -> None:
+    row = (float("nan"), Decimal("1.5"), [float("inf"), 2], {3: b"x"})
+    assert json.loads(format_json(list("abcd"), [row])) == [{"a": None, "b": 1.5, "c": [None, 2], "d": {"3": "b'x'"}}]
+
+
+def test_json_refuses_two_columns_of_one_name() -> None:
+    with pytest.raises(UserError, match="two columns are called 'a'"):
+        format_json(["a", "b", "a"], [(1, 2, 3)])

@@ -1,0 +1,775 @@
+"""Datasets: every accepted form gives the same arrays, every fault one clear error, the cache is never trusted."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import gzip
+import hashlib
+import io
+import itertools
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supermask.core.errors import SystemFailure, UserError
+from supermask.datasets import DATASETS, ImageDataset, digits, load, loading, train_validation_split
+from supermask.datasets.images import LabeledImages, data_folder, fingerprint, translate_os_errors
+from supermask.datasets.loading import load_with_spec
+from supermask.datasets.specs import DatasetSpec
+
+MNIST = replace(
+    DATASETS["mnist"],
+    image_shape=(1, 4, 3),
+    training_images=20,
+    test_images=10,
+    validation_images=5,
+    known_fingerprint=None,
+)
+CIFAR = replace(DATASETS["cifar10"], image_shape=(3, 4, 5), training_images=20, test_images=4, validation_images=5)
+MNIST_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SUPERMASK_DATA", raising=False)
+    return tmp_path / "cache" / "datasets"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def made(facts: DatasetSpec) -> tuple[LabeledImages, LabeledImages]:
+    draws = np.random.default_rng(7)
+
+    def part(count: int) -> LabeledImages:
+        pixels = draws.integers(0, 256, (count, *facts.image_shape)).astype(np.uint8)
+        return LabeledImages(pixels, draws.integers(0, 10, count).astype(np.int64))
+
+    return part(facts.training_images), part(facts.test_images)
+
+
+def assert_same(images: ImageDataset, train: LabeledImages, test: LabeledImages) -> None:
+    for found, wanted in (
+        (images.train_images, train.images),
+        (images.train_labels, train.labels),
+        (images.test_images, test.images),
+        (images.test_labels, test.labels),
+    ):
+        assert found.dtype == wanted.dtype
+        assert found.flags.c_contiguous
+        assert found.flags.aligned
+        np.testing.assert_array_equal(found, wanted)
+
+
+def error(facts: DatasetSpec, folder: Path | None, *words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_with_spec(facts, folder)
+    text = str(caught.value)
+    for word in words:
+        assert word in text, text
+    return text
+
+
+# --- IDX ---------------------------------------------------------------------------------------------------------
+
+
+def idx(array: np.ndarray[Any, Any]) -> bytes:
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def mnist_contents() -> dict[str, bytes]:
+    train, test = made(MNIST)
+    arrays: tuple[np.ndarray[Any, Any], ...] = (train.images[:, 0], train.labels, test.images[:, 0], test.labels)
+    return {name: idx(array) for name, array in zip(MNIST_NAMES, arrays, strict=True)}
+
+
+def put_mnist(folder: Path, **replaced: bytes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in mnist_contents().items():
+        (folder / name).write_bytes(replaced.get(name.split("-idx")[0].replace("-", "_"), content))
+    return folder
+
+
+@pytest.mark.parametrize("inner", ["mnist", "", "MNIST/raw", "mnist/MNIST/raw"])
+@pytest.mark.parametrize("separator", ["-idx", ".idx"])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_mnist_is_found_in_every_usual_place_under_every_usual_name(
+    data: Path, inner: str, separator: str, ending: str
+) -> None:
+    folder = data / inner
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in mnist_contents().items():
+        packed = gzip.compress(content) if ending else content
+        (folder / (name.replace("-idx", separator) + ending)).write_bytes(packed)
+    images = load_with_spec(MNIST, data)
+    assert_same(images, *made(MNIST))
+    assert images.fingerprint == fingerprint(*made(MNIST))
+    assert images.note == ""
+
+
+def test_gzip_is_told_by_content_not_by_name(data: Path) -> None:
+    for name, content in mnist_contents().items():
+        (data / f"{name}.gz").write_bytes(content)
+    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+    for name, content in mnist_contents().items():
+        (data / name).write_bytes(gzip.compress(content))
+    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+
+
+def test_a_folder_that_lacks_files_is_passed_over_for_a_complete_one(data: Path) -> None:
+    put_mnist(data / "mnist")
+    (data / "mnist" / MNIST_NAMES[2]).unlink()
+    error(MNIST, data, f"{data / 'mnist'} lacks t10k-images-idx3-ubyte")
+    put_mnist(data)
+    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+
+
+def test_every_truncation_of_an_idx_file_is_refused(data: Path) -> None:
+    whole = mnist_contents()[MNIST_NAMES[0]]
+    packed = gzip.compress(whole)
+    for length in range(len(whole)):
+        put_mnist(data, train_images=whole[:length])
+        error(MNIST, data, MNIST_NAMES[0], "Get it again")
+    for length in range(1, len(packed)):
+        put_mnist(data, train_images=packed[:length])
+        error(MNIST, data, MNIST_NAMES[0], "Get it again")
+
+
+def test_truncated_idx_says_how_many_bytes(data: Path) -> None:
+    put_mnist(data, train_images=mnist_contents()[MNIST_NAMES[0]][:100])
+    error(MNIST, data, str(data / MNIST_NAMES[0]), "truncated: 256 bytes expected, 100 found", "torchvision")
+    packed = gzip.compress(mnist_contents()[MNIST_NAMES[0]])
+    put_mnist(data, train_images=packed[:-9])
+    error(MNIST, data, "truncated gzip: 256 bytes expected")
+
+
+def test_no_changed_bit_of_a_gzip_file_passes_unnoticed(data: Path) -> None:
+    packed = gzip.compress(mnist_contents()[MNIST_NAMES[1]], mtime=0)
+    refused = 0
+    for place in range(2, len(packed)):
+        changed = bytearray(packed)
+        changed[place] ^= 1 << place % 8
+        put_mnist(data, train_labels=bytes(changed))
+        try:
+            assert_same(load_with_spec(MNIST, data), *made(MNIST))  # a header byte that means nothing
+        except UserError:
+            refused += 1
+    assert refused > len(packed) - 12
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("train_images", idx(np.zeros((20, 4, 3))) + b"\0", ("bytes after its end", "256 bytes expected, 257 found")),
+        (
+            "train_images",
+            gzip.compress(idx(np.zeros((20, 4, 3))) + b"\0" * 5, mtime=0),
+            ("bytes after its end", "more found"),
+        ),
+        ("train_images", gzip.compress(idx(np.zeros((20, 4, 3))), mtime=0) + b"junk", ("corrupt gzip",)),
+        ("train_images", idx(np.zeros((19, 4, 3))), ("19 x 4 x 3; 20 x 4 x 3 expected",)),
+        ("train_images", idx(np.zeros((20, 3, 4))), ("20 x 3 x 4; 20 x 4 x 3 expected",)),
+        ("train_images", struct.pack(">4B3I", 0, 0, 8, 3, *[2**32 - 1] * 3), ("4,294,967,295",)),
+        ("train_images", idx(np.zeros(20)), ("not the IDX file", "00000801, not 00000803")),
+        ("train_images", b"\0\0\x0d\x03" + bytes(252), ("begins with 00000d03",)),
+        ("train_images", b"", ("not the IDX file",)),
+        ("train_labels", idx(np.zeros(10)), ("its header says 10; 20 expected",)),
+        ("train_labels", idx(np.r_[np.zeros(19), 10]), ("label 10 at image 19; labels are 0 to 9",)),
+        ("t10k_labels", idx(np.r_[255, np.zeros(9)]), ("label 255 at image 0", "t10k-labels-idx1-ubyte")),
+    ],
+)
+def test_faulty_idx_files(data: Path, file: str, content: bytes, words: tuple[str, ...]) -> None:
+    put_mnist(data, **{file: content})
+    error(MNIST, data, "Get it again", *words)
+
+
+def test_a_folder_in_place_of_a_file_counts_as_missing(data: Path) -> None:
+    put_mnist(data)
+    (data / MNIST_NAMES[0]).unlink()
+    (data / MNIST_NAMES[0]).mkdir()
+    error(MNIST, data, f"{data} lacks train-images-idx3-ubyte")
+
+
+# --- CIFAR-10 ----------------------------------------------------------------------------------------------------
+
+
+def cifar_batches() -> dict[str, bytes]:
+    train, test = made(CIFAR)
+
+    def records(part: LabeledImages, chosen: slice) -> bytes:
+        pairs = zip(part.labels[chosen], part.images[chosen], strict=True)
+        return b"".join(bytes([label]) + image.tobytes() for label, image in pairs)
+
+    contents = {f"data_batch_{n + 1}.bin": records(train, slice(4 * n, 4 * n + 4)) for n in range(5)}
+    return contents | {"test_batch.bin": records(test, slice(None))}
+
+
+def put_binary(folder: Path, **replaced: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in cifar_batches().items():
+        (folder / name).write_bytes(replaced.get(name.removesuffix(".bin"), content))
+
+
+def put_archive(path: Path, contents: list[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in contents:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def image_bytes(pixels: np.ndarray[Any, Any], kind: str = "PNG") -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def put_parquet(path: Path, rows: list[tuple[Any, Any]], label: str = "BIGINT", image: str = "img") -> None:
+    import duckdb
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with duckdb.connect(":memory:") as connection:
+        connection.execute(f"CREATE TABLE shard ({image} STRUCT(bytes BLOB, path VARCHAR), label {label})")
+        for content, value in rows:
+            connection.execute("INSERT INTO shard VALUES (row(?::BLOB, 'x.png'), ?)", [content, value])
+        written = Path(os.environ["SUPERMASK_CACHE"]).with_name("shard.parquet")
+        connection.table("shard").write_parquet(str(written))
+    written.replace(path)
+
+
+def rows_of(part: LabeledImages, kind: str = "PNG") -> list[tuple[bytes, int]]:
+    return [(image_bytes(image, kind), int(label)) for image, label in zip(part.images, part.labels, strict=True)]
+
+
+def put_shards(folder: Path, kind: str = "PNG") -> None:
+    train, test = made(CIFAR)
+    rows = rows_of(train, kind)
+    put_parquet(folder / "train-00000-of-00002.parquet", rows[:9])
+    put_parquet(folder / "train-00001-of-00002.parquet", rows[9:])
+    put_parquet(folder / "test-00000-of-00001.parquet", rows_of(test, kind))
+
+
+@pytest.mark.parametrize("inner", ["cifar10", "cifar10/cifar-10-batches-bin", "", "cifar-10-batches-bin"])
+def test_cifar10_binary(data: Path, inner: str) -> None:
+    put_binary(data / inner)
+    images = load_with_spec(CIFAR, data)
+    assert_same(images, *made(CIFAR))
+    assert images.note == ""
+
+
+@pytest.mark.parametrize("inner", ["cifar10", ""])
+def test_cifar10_archive(data: Path, inner: str) -> None:
+    members = [(f"cifar-10-batches-bin/{name}", content) for name, content in cifar_batches().items()]
+    members.insert(2, ("cifar-10-batches-bin/readme.html", b"<html>"))
+    put_archive(data / inner / "cifar-10-binary.tar.gz", members)
+    assert_same(load_with_spec(CIFAR, data), *made(CIFAR))
+
+
+@pytest.mark.parametrize("inner", ["cifar10", "cifar10/plain_text", "cifar10/odd [a-b]*?/snapshots/1"])
+def test_cifar10_parquet_with_png_equals_binary(data: Path, inner: str) -> None:
+    put_shards(data / inner)
+    images = load_with_spec(CIFAR, data)
+    assert_same(images, *made(CIFAR))
+    assert images.note == ""
+    assert images.fingerprint == fingerprint(*made(CIFAR))
+
+
+def test_cifar10_parquet_with_jpeg_says_that_it_is_lossy(data: Path) -> None:
+    from PIL import Image
+
+    put_shards(data / "cifar10", "JPEG")
+    images = load_with_spec(CIFAR, data)
+    assert "JPEG" in images.note
+    assert images.fingerprint != fingerprint(*made(CIFAR))
+    train, _ = made(CIFAR)
+    np.testing.assert_array_equal(images.train_labels, train.labels)
+    for found, original in zip(images.train_images, train.images, strict=True):
+        oracle = Image.open(io.BytesIO(image_bytes(original, "JPEG")))
+        pixels = [[[oracle.getpixel((x, y))[c] for x in range(5)] for y in range(4)] for c in range(3)]  # type: ignore[index]
+        np.testing.assert_array_equal(found, pixels)
+    assert load_with_spec(CIFAR, data).note == images.note, "the note comes back from the cache too"
+
+
+def test_exact_forms_win_over_parquet(data: Path) -> None:
+    put_shards(data / "cifar10", "JPEG")
+    put_binary(data / "cifar10")
+    assert load_with_spec(CIFAR, data).note == ""
+
+
+@pytest.mark.parametrize("form", ["cifar-10-batches-py/data_batch_1", "cifar-10-python.tar.gz", "data_batch_1"])
+@pytest.mark.parametrize("inner", ["cifar10", ""])
+def test_pickles_are_refused_and_never_opened(
+    data: Path, form: str, inner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = data / inner / form
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps({b"data": b"", b"labels": []}))
+    monkeypatch.setattr(pickle, "Unpickler", None)
+    monkeypatch.setattr(pickle, "loads", None)
+    error(CIFAR, data, "python", "pickle", "binary", "uoft-cs/cifar10", "cs.toronto.edu")
+
+
+def test_incomplete_binary_version(data: Path) -> None:
+    put_binary(data / "cifar10")
+    (data / "cifar10" / "data_batch_3.bin").unlink()
+    error(CIFAR, data, str(data / "cifar10"), "data_batch_3.bin", "not there")
+
+
+def test_faulty_binary_files(data: Path) -> None:
+    whole = cifar_batches()["data_batch_2.bin"]
+    put_binary(data, data_batch_2=whole[:-1])
+    error(CIFAR, data, "data_batch_2.bin", "truncated: 244 bytes expected, 243 found")
+    put_binary(data, data_batch_2=whole + b"\0")
+    error(CIFAR, data, "too long: 244 bytes expected, 245 found")
+    put_binary(data, data_batch_2=whole[:61] + b"\x0a" + whole[62:])
+    error(CIFAR, data, "data_batch_2.bin", "label 10 at image 1;")
+
+
+def test_faulty_archives(data: Path) -> None:
+    path = data / "cifar-10-binary.tar.gz"
+    batches = list(cifar_batches().items())
+    put_archive(path, batches[:-1])
+    error(CIFAR, data, str(path), "lacks test_batch.bin")
+    put_archive(path, [("cifar-10-batches-py/data_batch_1", pickle.dumps({}))])
+    error(CIFAR, data, "not the binary version of CIFAR-10")
+    put_archive(path, [*batches, batches[0]])
+    error(CIFAR, data, "data_batch_1.bin is in it twice")
+    put_archive(path, [(batches[0][0], batches[0][1][:-5]), *batches[1:]])
+    error(CIFAR, data, "data_batch_1.bin", "truncated")
+    put_archive(path, [("huge", bytes(10_000)), *batches])
+    error(CIFAR, data, "too large files")
+    put_archive(path, [*((f"f{n}", b"") for n in range(120)), *batches])
+    error(CIFAR, data, "too many")
+    path.write_bytes(gzip.compress(b"no tar at all" * 100))
+    error(CIFAR, data, "corrupt archive")
+    path.write_bytes(b"no gzip at all")
+    error(CIFAR, data, "corrupt archive")
+
+
+def test_hostile_names_in_an_archive_touch_nothing(data: Path) -> None:
+    batches = list(cifar_batches().items())
+    put_archive(data / "cifar-10-binary.tar.gz", [("../../outside", b"x"), (str(data / "absolute"), b"x"), *batches])
+    before = sorted(data.parent.rglob("*"))
+    assert_same(load_with_spec(CIFAR, data), *made(CIFAR))
+    after = [path for path in sorted(data.parent.rglob("*")) if "cache" not in path.parts]
+    assert after == [path for path in before if "cache" not in path.parts]
+
+
+def test_truncated_and_changed_archives_are_refused(data: Path) -> None:
+    path = data / "cifar-10-binary.tar.gz"
+    put_archive(path, list(cifar_batches().items()))
+    packed = path.read_bytes()
+    for length in range(0, len(packed), 7):
+        path.write_bytes(packed[:length])
+        error(CIFAR, data, "Get it again")
+    for place in range(31, len(packed), 7):
+        path.write_bytes(packed[:place] + bytes([packed[place] ^ 0x10]) + packed[place + 1 :])
+        error(CIFAR, data, "Get it again")
+
+
+def one_bad_row(data: Path, content: Any, label: Any = 1, *, row: int = 3) -> Path:
+    train, test = made(CIFAR)
+    rows: list[tuple[Any, Any]] = [*rows_of(train)]
+    rows[row] = (content, label)
+    put_parquet(data / "cifar10" / "train-00000-of-00001.parquet", rows)
+    put_parquet(data / "cifar10" / "test-00000-of-00001.parquet", rows_of(test))
+    return data
+
+
+def grey(width: int, height: int, kind: str = "PNG", mode: str = "L") -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def changed_pixel() -> bytes:
+    """A PNG whose compressed pixels differ in one bit from those that its checksum is of."""
+    whole = bytearray(grey(5, 4, mode="RGB"))
+    whole[whole.index(b"IDAT") + 9] ^= 1
+    return bytes(whole)
+
+
+def bomb() -> bytes:
+    """A PNG whose header promises 50,000 x 50,000 pixels."""
+    import zlib
+
+    header = b"IHDR" + struct.pack(">2I5B", 50_000, 50_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + image_bytes(np.zeros((3, 4, 5), np.uint8))[33:]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (grey(4, 5, mode="RGB"), "4x5 pixels in mode RGB; 5x4 in mode RGB expected"),
+        (grey(500, 400, mode="RGB"), "500x400 pixels"),
+        (grey(5, 4), "5x4 pixels in mode L"),
+        (grey(5, 4, mode="RGBA"), "in mode RGBA"),
+        (grey(5, 4, "BMP", "RGB"), "not a readable PNG or JPEG"),
+        (grey(5, 4, "GIF", "P"), "not a readable PNG or JPEG"),
+        (grey(5, 4, mode="RGB")[:-26], "not a readable PNG or JPEG"),
+        (grey(5, 4, mode="RGB")[:20], "not a readable PNG or JPEG"),
+        (changed_pixel(), "not a readable PNG or JPEG"),
+        (bomb(), "not a readable PNG or JPEG"),
+        (b"", "not a readable PNG or JPEG"),
+        (None, "not a readable PNG or JPEG"),
+        (b"\x80\x04]\x94.", "not a readable PNG or JPEG"),
+    ],
+)
+def test_faulty_images_in_parquet(data: Path, content: bytes | None, words: str) -> None:
+    error(CIFAR, one_bad_row(data, content), "train-00000-of-00001.parquet", "row 3", words)
+
+
+@pytest.mark.parametrize("label", [10, -1, 2**40])
+def test_label_out_of_range_in_parquet(data: Path, label: int) -> None:
+    png = image_bytes(made(CIFAR)[0].images[0])
+    error(CIFAR, one_bad_row(data, png, label), f"label {label} at image 3; labels are 0 to 9")
+
+
+def test_null_label_in_parquet(data: Path) -> None:
+    png = image_bytes(made(CIFAR)[0].images[0])
+    error(CIFAR, one_bad_row(data, png, None), "row 3 has no label")
+
+
+def test_other_columns_and_counts_in_parquet(data: Path) -> None:
+    train, test = made(CIFAR)
+    folder = data / "cifar10"
+    put_parquet(folder / "test-0.parquet", rows_of(test))
+    put_parquet(folder / "train-0.parquet", rows_of(train), label="DOUBLE")
+    error(CIFAR, data, "label DOUBLE", "'label' (an integer) expected")
+    put_parquet(folder / "train-0.parquet", rows_of(train), image="picture")
+    error(CIFAR, data, "picture STRUCT", "'img'")
+    put_parquet(folder / "train-0.parquet", rows_of(train)[:-1], label="INTEGER")
+    error(CIFAR, data, "20 images expected in train-0.parquet, 19 found")
+    put_parquet(folder / "train-0.parquet", [*rows_of(train), (b"", 0)], label="UTINYINT")
+    error(CIFAR, data, "20 images expected", "21 found")
+
+
+def test_damaged_parquet(data: Path) -> None:
+    put_shards(data / "cifar10")
+    path = data / "cifar10" / "train-00001-of-00002.parquet"
+    whole = path.read_bytes()
+    for content in (b"", b"PAR1", whole[:-1], whole[: len(whole) // 2], b"x" * 500):
+        path.write_bytes(content)
+        error(CIFAR, data, str(path), "not a readable Parquet file", "Get it again")
+    for place in range(0, len(whole), 151):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            load_with_spec(CIFAR, data)  # Parquet and labels have no checksum: the fingerprint tells
+        except UserError as refused:
+            assert "Get it again" in str(refused)
+
+
+# --- what is said when nothing is there --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("facts", "where_from"), [(MNIST, "torchvision"), (CIFAR, "uoft-cs/cifar10")])
+def test_missing_data_names_places_source_and_setting(
+    data: Path, facts: DatasetSpec, where_from: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error(facts, data, f"dataset '{facts.name}'", str(data / facts.name), where_from, "SUPERMASK_DATA", "digits")
+    error(facts, data / "absent", "absent", "there is no such folder")
+    monkeypatch.setenv("SUPERMASK_DATA", str(data / "named"))
+    error(facts, None, f"the data folder is SUPERMASK_DATA: '{data / 'named'}'", "there is no such folder")
+    monkeypatch.setenv("SUPERMASK_DATA", "")
+    monkeypatch.chdir(data)
+    error(facts, None, "the data folder is './data', as SUPERMASK_DATA is not set")
+
+
+def test_the_data_folder_given_wins_over_the_environment(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUPERMASK_DATA", "~/there")
+    assert data_folder(data).path == data
+    assert data_folder().path == Path.home() / "there"
+
+
+def test_unknown_dataset() -> None:
+    with pytest.raises(
+        UserError, match=r"'minst' is not known \(allowed: digits, mnist, cifar10\); did you mean 'mnist'\?"
+    ):
+        load("minst")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(errno.EIO, SystemFailure), (errno.EACCES, UserError), (errno.ENOENT, UserError)]
+)
+def test_whose_fault_a_failed_read_is(code: int, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="some/file"), translate_os_errors(Path("some/file")):
+        raise OSError(code, os.strerror(code))
+
+
+# --- digits ------------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    images = load("digits")
+    wanted = load_digits()
+    found = np.concatenate([images.train_images, images.test_images]).reshape(-1, 64)
+    labels = np.concatenate([images.train_labels, images.test_labels])
+    lines = sorted(map(tuple, np.c_[found, labels].tolist()))
+    assert lines == sorted(map(tuple, np.c_[wanted.data, wanted.target].astype(int).tolist()))
+    assert images.train_images.shape == (1437, 1, 8, 8)
+    assert images.test_images.shape == (360, 1, 8, 8)
+    assert images.note == "", "the split into training and test is the same for everyone, for ever"
+
+
+def test_digits_come_from_scikit_learn_itself_where_its_file_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = load("digits")
+    monkeypatch.setattr(digits, "_read_csv", lambda: None)
+    other = load("digits")
+    assert other.fingerprint == usual.fingerprint
+
+
+def test_digits_need_no_cache(cache_dir: Path) -> None:
+    load("digits")
+    assert not cache_dir.exists()
+
+
+# --- pixels, fingerprint, split ----------------------------------------------------------------------------------
+
+
+def nearest_float32(value: Fraction) -> np.float32:
+    start = np.float32(float(value))
+    near = (start, np.nextafter(start, np.float32(-1)), np.nextafter(start, np.float32(2)))
+    return min(near, key=lambda candidate: abs(Fraction(float(candidate)) - value))
+
+
+@pytest.mark.parametrize("facts", DATASETS.values(), ids=DATASETS)
+def test_pixels_are_divided_by_the_maximum_exactly_rounded_and_nothing_else(facts: DatasetSpec) -> None:
+    images = replace(load("digits"), facts=facts)
+    values = np.arange(facts.max_pixel + 1, dtype=np.uint8)
+    found = images.scaled(values)
+    assert found.dtype == np.float32
+    assert found.tolist() == [float(nearest_float32(Fraction(int(v), facts.max_pixel))) for v in values]
+
+
+def test_fingerprint_is_the_documented_hash_and_sees_everything() -> None:
+    train, test = made(MNIST)
+    digest = hashlib.sha256(b"supermask dataset 1\n")
+    for kind, part in (("train", train), ("test", test)):
+        count = {"train": 20, "test": 10}[kind]
+        digest.update(f"uint8 ({count}, 1, 4, 3)\n".encode() + part.images.tobytes())
+        digest.update(f"int64 ({count},)\n".encode() + struct.pack(f"<{count}q", *part.labels.tolist()))
+    assert fingerprint(train, test) == digest.hexdigest()
+    changed = train.images.copy()
+    changed[-1, -1, -1, -1] ^= 1
+    others = [
+        (LabeledImages(changed, train.labels), test),
+        (LabeledImages(train.images, (train.labels + 1) % 10), test),
+        (train, LabeledImages(test.images[::-1], test.labels)),
+        (LabeledImages(train.images.reshape(20, 1, 3, 4), train.labels), test),
+    ]
+    assert len({fingerprint(*pair) for pair in [(train, test), *others]}) == 5
+
+
+def test_data_that_is_not_the_usual_one_says_so(data: Path) -> None:
+    put_mnist(data)
+    strange = load_with_spec(replace(MNIST, known_fingerprint="0" * 64), data)
+    assert strange.note == "not the usual mnist: the images or labels differ from it"
+    assert load_with_spec(replace(MNIST, known_fingerprint=strange.fingerprint), data).note == ""
+
+
+@functools.cache
+def embedded() -> ImageDataset:
+    return load("digits")
+
+
+@given(st.integers(0, 2**63), st.integers(0, 2**63))
+def test_split_is_exact_disjoint_and_by_seed_alone(seed: int, other: int) -> None:
+    images = embedded()
+    training, validation = train_validation_split(images, seed)
+    assert (len(training), len(validation)) == (1237, 200)
+    assert sorted([*training, *validation]) == list(range(1437))
+    assert training.dtype == validation.dtype == np.int64
+    assert (np.diff(training) > 0).all()
+    assert (np.diff(validation) > 0).all()
+    again = train_validation_split(replace(images, train_labels=images.train_labels[::-1]), seed)
+    np.testing.assert_array_equal(again[1], validation)
+    if other != seed:
+        assert train_validation_split(images, other)[1].tolist() != validation.tolist()
+
+
+def test_every_image_is_held_out_equally_often() -> None:
+    images = replace(load("digits"), facts=replace(DATASETS["digits"], training_images=10, validation_images=3))
+    counts = np.bincount(
+        np.concatenate([train_validation_split(images, seed)[1] for seed in range(2000)]), minlength=10
+    )
+    assert (abs(counts - 600) < 5 * (2000 * 0.3 * 0.7) ** 0.5).all()
+
+
+def test_split_is_pinned() -> None:
+    assert train_validation_split(load("digits"), 0)[1][:6].tolist() == [4, 6, 11, 13, 29, 32]
+
+
+def test_facts_in_order() -> None:
+    assert list(DATASETS) == ["digits", "mnist", "cifar10"]
+    assert [facts.name for facts in DATASETS.values()] == list(DATASETS)
+    assert [facts.validation_images for facts in DATASETS.values()] == [200, 5_000, 5_000]
+
+
+def test_importing_datasets_imports_nothing_heavy() -> None:
+    code = "import sys, supermask.datasets; print([m for m in ('torch','duckdb','PIL','sklearn') if m in sys.modules])"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- cache -------------------------------------------------------------------------------------------------------
+
+
+def only_file(folder: Path) -> Path:
+    (path,) = folder.iterdir()
+    return path
+
+
+def is_mapped(array: Any) -> bool:
+    return isinstance(array, np.memmap) or (isinstance(array, np.ndarray) and is_mapped(array.base))
+
+
+def test_second_load_decodes_nothing_and_maps_the_file(
+    data: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_shards(data / "cifar10", "JPEG")
+    first = load_with_spec(CIFAR, data)
+    monkeypatch.setattr("supermask.datasets.parquet.read_images", None)
+    second = load_with_spec(CIFAR, data)
+    assert (second.fingerprint, second.note) == (first.fingerprint, first.note)
+    before = only_file(cache_dir).read_bytes()
+    for images in (first, second):
+        assert is_mapped(images.train_images)
+        assert is_mapped(images.test_labels)
+        images.train_images[:] = 0
+        images.train_labels[:] = 0
+    assert only_file(cache_dir).read_bytes() == before, "the file cannot be changed through the arrays"
+    assert load_with_spec(CIFAR, data).fingerprint == first.fingerprint
+
+
+def test_cache_follows_the_content_of_the_files(data: Path, cache_dir: Path) -> None:
+    put_mnist(data)
+    first = load_with_spec(MNIST, data)
+    put_mnist(data / "mnist")
+    assert load_with_spec(MNIST, data).fingerprint == first.fingerprint
+    assert len(list(cache_dir.iterdir())) == 1, "the same files elsewhere are the same data"
+    put_mnist(data / "mnist", train_labels=idx(np.zeros(20)))
+    assert load_with_spec(MNIST, data).fingerprint != first.fingerprint
+    put_mnist(data / "mnist", train_labels=b"damaged")
+    error(MNIST, data, "not the IDX file")
+
+
+def test_no_changed_byte_of_the_cache_passes_unnoticed(data: Path, cache_dir: Path) -> None:
+    put_mnist(data)
+    load_with_spec(MNIST, data)
+    path = only_file(cache_dir)
+    whole = path.read_bytes()
+    padding = range(whole.index(b"}") + 20, 4096 - 20)
+    refused = 0
+    for place in itertools.chain(range(padding.start), range(padding.stop, len(whole))):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        found = loading.read_cache(path, MNIST)
+        if found is None:
+            refused += 1
+            continue
+        decoded, mark = found  # spaces between JSON tokens may become other white space
+        assert (mark, decoded.note) == (fingerprint(*made(MNIST)), "")
+        np.testing.assert_array_equal(decoded.train.images, made(MNIST)[0].images)
+    assert refused > len(whole) - len(padding) - 40
+
+
+def test_damaged_cache_is_rebuilt(data: Path, cache_dir: Path) -> None:
+    put_mnist(data)
+    load_with_spec(MNIST, data)
+    path = only_file(cache_dir)
+    whole = path.read_bytes()
+    for content in (b"", whole[:-1], whole + b"\0", bytes(len(whole)), whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(content)
+        assert_same(load_with_spec(MNIST, data), *made(MNIST))
+        assert only_file(cache_dir).read_bytes() == whole
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_works_without_a_cache_that_cannot_be_written(
+    data: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    put_mnist(data)
+    monkeypatch.setattr(os, "fsync", fail)
+    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+    assert list(cache_dir.iterdir()) == []
+
+
+def test_works_where_the_cache_folder_is_a_file_or_home_unknown(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_mnist(data)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path / "file"))
+    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+
+    def no_home() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.delenv("SUPERMASK_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+
+
+def test_data_lost_between_write_and_rename_is_not_cached(
+    data: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_mnist(data)
+    real = os.fsync
+
+    def cut(descriptor: int) -> None:
+        os.ftruncate(descriptor, 4200)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", cut)
+    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+    assert list(cache_dir.iterdir()) == []
+
+
+def test_what_killed_processes_left_is_swept_what_is_being_written_is_not(data: Path, cache_dir: Path) -> None:
+    cache_dir.mkdir(parents=True)
+    (cache_dir / "old.1.partial").write_bytes(b"x")
+    (cache_dir / "new.2.partial").write_bytes(b"x")
+    os.utime(cache_dir / "old.1.partial", (0, 0))
+    put_mnist(data)
+    load_with_spec(MNIST, data)
+    assert {path.name.split("-")[0] for path in cache_dir.iterdir()} == {"new.2.partial", "mnist"}
+
+
+def test_cache_folder_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUPERMASK_CACHE", "~/elsewhere")
+    assert loading.cache_folder() == Path.home() / "elsewhere"
+    monkeypatch.setenv("SUPERMASK_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert loading.cache_folder() == Path("/caches/supermask")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert loading.cache_folder() == Path.home() / ".cache" / "supermask"

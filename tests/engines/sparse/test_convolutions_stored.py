@@ -1,0 +1,109 @@
+"""The sparse engine on convolutional networks, as a whole: losses of 200 steps, certificates, a run in the store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.small_studies import carry_out, small_plan
+from helpers.trainings import data
+
+from supermask.core.actions import MASK0_ACTIONS
+from supermask.core.certificate import certify
+from supermask.core.recipe import Recipe
+from supermask.core.rng import random_stream
+from supermask.core.types import InitialState, Layer, SplitData
+from supermask.engines import reference, sparse
+from supermask.engines.job import TrainingJob
+from supermask.engines.sparse.costs import KernelCost, LayerKernelCosts, TraversalCosts
+from supermask.networks.sequential import architecture, initial_state, prunable_tensors
+from supermask.store import Store
+
+SHAPE, CLASSES = (1, 8, 8), 4
+RECIPES = {
+    "adam": Recipe("adam", 1e-4, 16, 200, 100),
+    "sgd": Recipe("sgd", 0.01, 16, 200, 100),
+    "momentum with weight decay": Recipe("sgd", 0.003, 16, 200, 100, momentum=0.9, weight_decay=1e-3),
+}
+COSTS = sparse.CostTable(
+    TraversalCosts(*[1.0] * 8),
+    LayerKernelCosts(KernelCost(1.4, 1), KernelCost(1.6, 1), KernelCost(1.8, 1), KernelCost(2.5, 1)),
+)
+CASES = [
+    *(("conv2", recipe, density) for recipe in RECIPES for density in (1, 0.3, 0.05, 0.005)),
+    *(("conv4", recipe, 0.05) for recipe in RECIPES),
+    *(("conv6", recipe, 0.05) for recipe in ("adam", "sgd")),
+    *((network, "sgd", 1) for network in ("conv4", "conv6")),
+]
+
+
+@cache
+def images() -> SplitData:
+    return data(SHAPE, CLASSES, train=200)
+
+
+def start_of(network: str, density: float, mask0: str) -> InitialState:
+    """A random ticket; its pruned weights are set by a mask-0 action, as if training had moved them a little."""
+    dense = initial_state(architecture(network, SHAPE, CLASSES), 0)
+    weights, masks = {}, {}
+    for name, before in dense.weights.items():
+        rng = random_stream(0, "moved", name)
+        after = before + torch.from_numpy(rng.normal(0, 0.02, tuple(before.shape)).astype(np.float32))
+        masks[name] = torch.from_numpy(rng.random(tuple(before.shape)) < density)
+        masks[name].view(-1)[0] = True  # no layer is emptied
+        layer = Layer(0.1, before, after, torch.ones(before.shape, dtype=torch.bool), before)
+        weights[name] = MASK0_ACTIONS[mask0](layer, masks[name], before, rng)
+    biases = {
+        n: b + torch.from_numpy(random_stream(0, n).normal(0, 0.1, b.shape).astype(np.float32))
+        for n, b in dense.unmasked.items()
+    }
+    return InitialState(weights, masks, biases)
+
+
+@pytest.mark.parametrize(("network", "recipe", "density"), CASES)
+def test_two_hundred_steps(network: str, recipe: str, density: float) -> None:
+    """Of Adam on dense Conv4 and Conv6 20: there the reference itself, its start moved by 1e-7, is 5e-3 away at 200.
+
+    Among 40 million activations some are so near to 0 that rounding decides, and Adam makes a step of any gradient.
+    """
+    short = recipe == "adam" and density == 1 and network != "conv2"
+    agree(network, replace(RECIPES[recipe], iterations=20 if short else 200), density, "zero")
+
+
+@pytest.mark.parametrize("density", [0.3, 0.005])
+@pytest.mark.parametrize("mask0", sorted(set(MASK0_ACTIONS) - {"zero"}))
+def test_every_mask0_action(mask0: str, density: float) -> None:
+    agree("conv2", RECIPES["adam"], density, mask0)
+
+
+def agree(network: str, recipe: Recipe, density: float, mask0: str) -> None:
+    """Every loss to 1e-3; the certificate holds; frozen values keep their bits."""
+    job = TrainingJob(architecture(network, SHAPE, CLASSES), start_of(network, density, mask0), recipe, seed=0)
+    found = sparse.train([job], [images()], COSTS)[0]
+    wanted = reference.train([job], [images()])[0]
+    assert found.curve.iterations == wanted.curve.iterations
+    for column in ("training_loss", "validation_loss"):
+        np.testing.assert_allclose(getattr(found.curve, column), getattr(wanted.curve, column), atol=1e-3)
+    checks = certify(prunable_tensors(job.layers), job.start, found, None, None, recipe.weight_decay).checks
+    assert {name for name, layers in checks.items() if layers} <= {"dense"}  # it has no parent
+    for name, mask in job.start.masks.items():
+        before, after = job.start.weights[name].view(torch.int32), found.end.weights[name].view(torch.int32)
+        assert torch.equal(before[~mask], after[~mask])
+
+
+def test_a_study_of_a_convolutional_network(tmp_path: Path) -> None:
+    """Through a worker and into the store, with the costs that its kernels were chosen by."""
+    plan = small_plan(
+        {"mask0": ["zero", "freeze_init"]}, network="conv2", levels=2, epochs=0.1,
+        rates={"conv": 0.3, "hidden": 0.5, "output": 0.3},
+    )  # fmt: skip
+    carried = carry_out(plan, tmp_path, engine="auto")
+    assert set(carried.schedule.status.values()) == {"finished"}
+    for run_id in plan.runs:
+        facts = Store(tmp_path).facts(run_id)
+        assert facts["engine"] == "sparse" and facts["certificate"]["held"]
+        assert facts["environment"]["costs"]["layers"].keys() == vars(COSTS.layers).keys()

@@ -1,0 +1,284 @@
+"""What the stacked engine measures once a machine: how to convolve, and how many replicas a stack has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.small_studies import small_plan
+from torch import Tensor
+
+from supermask.core.learned_masks import MaskLearning
+from supermask.core.recipe import UNTRAINED, Recipe
+from supermask.engines import stacked
+from supermask.engines.stacked import autotune, convolutions
+from supermask.engines.stacked.autotune import choose_stack_size, max_replicas, smallest_near_best, throughput
+from supermask.engines.stacked.convolutions import CONV_ALGORITHMS
+from supermask.execution.run import RunOptions, _choose_stack_size
+from supermask.networks.sequential import architecture
+
+CPU = torch.device("cpu")
+FC, CONV2 = architecture("fc-24", (1, 8, 8), 10), architecture("conv2", (1, 8, 8), 10)
+ADAM = Recipe("adam", 1e-3, 10, 50, 5)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path / "cache"))
+    convolutions._fastest.cache_clear()
+    yield tmp_path / "cache"
+    convolutions._fastest.cache_clear()
+
+
+def another_process() -> None:
+    """What this one remembers is forgotten."""
+    convolutions._fastest.cache_clear()
+
+
+# --- how to convolve ---
+
+
+def test_the_way_to_convolve_is_measured_once_a_machine(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = stacked.fastest_algorithms(CONV2, 2, 3, "cpu", "float32")
+    assert found.keys() == {"conv1", "conv2"}
+    assert set(found.values()) <= CONV_ALGORITHMS.keys() - {"branches"}
+    files = {path.name: path.read_bytes() for path in (own_cache / "stacked").iterdir()}
+    assert len(files) == 2
+    another_process()
+    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *_: pytest.fail("measured again"))
+    assert stacked.fastest_algorithms(CONV2, 2, 4, "cpu", "float32") == found
+    assert stacked.fastest_algorithms(FC, 2, 3, "cpu", "float32") == {}
+    assert {path.name: path.read_bytes() for path in (own_cache / "stacked").iterdir()} == files
+
+
+def test_another_precision_batch_or_count_is_measured_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *given: seen.append(given) or "columns")
+    for batch, replicas, precision in ((2, 3, "float32"), (4, 3, "float32"), (2, 5, "float32"), (2, 3, "bfloat16")):
+        stacked.fastest_algorithms(CONV2, batch, replicas, "cpu", precision)  # type: ignore[arg-type]
+    assert len(seen) == 8
+    threads = torch.get_num_threads()
+    another_process()
+    try:
+        torch.set_num_threads(threads + 1)
+        stacked.fastest_algorithms(CONV2, 2, 3, "cpu", "float32")
+    finally:
+        torch.set_num_threads(threads)
+    assert len(seen) == 10
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"found": "columns"}', '{"found": "columns", "facts": "other"}'])
+def test_a_broken_file_is_measured_again(own_cache: Path, text: str) -> None:
+    stacked.fastest_algorithms(CONV2, 2, 1, "cpu", "float32")
+    (file, *_) = sorted((own_cache / "stacked").iterdir())
+    file.write_text(text)
+    another_process()
+    stacked.fastest_algorithms(CONV2, 2, 1, "cpu", "float32")
+    assert json.loads(file.read_text())["found"] in CONV_ALGORITHMS
+
+
+def test_without_a_cache_folder_it_works_too(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_cache.write_text("in the way")
+    found = stacked.fastest_algorithms(CONV2, 2, 1, "cpu", "float32")
+    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *_: pytest.fail("measured again"))
+    assert stacked.fastest_algorithms(CONV2, 2, 1, "cpu", "float32") == found
+
+
+def full(*_: Tensor) -> Tensor:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+
+
+def full_gpu(*_: Tensor) -> Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def broken(*_: Tensor) -> Tensor:
+    raise RuntimeError("another fault")
+
+
+def test_a_way_that_runs_out_of_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for way, raises in (("grouped", full), ("one by one", full_gpu), ("columns", full)):
+        monkeypatch.setitem(CONV_ALGORITHMS, way, raises)
+    offered = ["grouped", "one by one", "columns", "grouped, channels last"]
+    assert convolutions.fastest_algorithm(offered, (1, 2, 4, 4), 2, 4, CPU, "float32") == "grouped, channels last"
+    monkeypatch.setitem(CONV_ALGORITHMS, "columns", broken)
+    with pytest.raises(RuntimeError, match="another fault"):
+        convolutions.fastest_algorithm(offered, (1, 2, 4, 4), 2, 4, CPU, "float32")
+
+
+def test_where_none_has_the_memory_fewer_replicas_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def for_two(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        tried.append(len(w))
+        return full() if len(w) > 2 else CONV_ALGORITHMS["one by one"](x, w, b)
+
+    monkeypatch.setitem(CONV_ALGORITHMS, "columns", for_two)
+    monkeypatch.setitem(CONV_ALGORITHMS, "grouped", full)
+    assert convolutions.fastest_algorithm(["grouped", "columns"], (1, 2, 4, 4), 2, 8, CPU, "float32") == "columns"
+    assert list(dict.fromkeys(tried)) == [8, 4, 2]
+    assert convolutions.fastest_algorithm(["grouped"], (1, 2, 4, 4), 2, 8, CPU, "float32") == "one by one"
+
+
+def test_branches_wait_for_what_was_before_and_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With streams that only write down what they were asked, and tensors that say they are on a GPU."""
+    said: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            said.append(f"{self.name} waits for {other.name}")
+
+        def __enter__(self) -> None:
+            said.append(f"on {self.name}")
+
+        def __exit__(self, *_: object) -> None: ...
+
+    class There(Tensor):
+        is_cuda = True
+
+        def record_stream(self, stream: Stream) -> None:  # type: ignore[override]
+            said.append(f"held for {stream.name}")
+
+    side = [Stream("a"), Stream("b")]
+    monkeypatch.setattr(convolutions, "_side_streams", lambda _: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    x, w, b = (torch.randn(autotune).as_subclass(There) for autotune in ((3, 2, 1, 4, 4), (3, 2, 1, 3, 3), (3, 2)))
+    found = CONV_ALGORITHMS["branches"](x, w, b)
+    wanted = CONV_ALGORITHMS["one by one"](*(t.as_subclass(Tensor) for t in (x, w, b)))  # type: ignore[call-arg]
+    torch.testing.assert_close(found.as_subclass(Tensor), wanted)
+    begun = [[f"{name} waits for main", *[f"held for {name}"] * 3] for name in "ab"]
+    done = ["main waits for a", "main waits for b", *["held for main"] * 3]
+    assert said == [*begun[0], *begun[1], "on a", "on b", "on a", *done]
+
+
+# --- how many ---
+
+
+@pytest.mark.parametrize(
+    ("rates", "wanted", "asked"),
+    [
+        ({1: 100, 4: 104, 16: 999}, 1, [1, 4]),
+        ({1: 100, 4: 106, 16: 107}, 4, [1, 4, 16]),
+        ({1: 100, 4: 300, 16: 290}, 4, [1, 4, 16]),
+        ({1: 100, 4: 300, 16: 900}, 16, [1, 4, 16]),
+        ({1: 100, 4: 300, 16: None}, 4, [1, 4, 16]),
+        ({1: None}, 1, [1]),
+        ({1: 9, 4: 20}, 1, [1]),
+        ({1: 100, 4: 39, 16: 999}, 1, [1, 4]),
+    ],
+    ids=["no faster", "hardly", "slower", "ever faster", "no memory", "none at all", "a long step", "worse"],
+)
+def test_the_smallest_stack_that_is_nearly_the_fastest(
+    rates: dict[int, float | None], wanted: int, asked: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def rate(count: int) -> float | None:
+        seen.append(count)
+        return rates[count]
+
+    assert smallest_near_best((1, 4, 16), rate) == wanted
+    assert seen == asked
+
+
+def test_the_size_is_measured_once_a_machine_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what the time of a step depends on: not for another learning rate or length."""
+    asked: list[int] = []
+
+    def measured(replicas: int, *_: object) -> float:
+        asked.append(replicas)
+        return 1000.0 * replicas**0.5
+
+    monkeypatch.setattr(autotune, "throughput", measured)
+    assert choose_stack_size(FC, ADAM, "cpu") == 16
+    assert asked == [1, 4, 16]
+    assert choose_stack_size(FC, Recipe("adam", 1e-4, 10, 99, 9), "cpu") == 16
+    assert asked == [1, 4, 16]
+    for other in (Recipe("sgd", 1e-3, 10, 50, 5), Recipe("adam", 1e-3, 20, 50, 5)):
+        choose_stack_size(FC, other, "cpu")
+    choose_stack_size(FC, ADAM, "cpu", "bfloat16")
+    choose_stack_size(FC, ADAM, "cpu", learning=MaskLearning())
+    choose_stack_size(CONV2, ADAM, "cpu")
+    assert len(asked) == 18
+    assert choose_stack_size(FC, UNTRAINED, "cpu") == 16
+    assert len(asked) == 18, "there is no step to be measured"
+
+
+@pytest.mark.parametrize("learning", [None, MaskLearning()], ids=["trained", "learned"])
+@pytest.mark.parametrize("layers", [FC, CONV2], ids=["fc", "conv2"])
+def test_synthetic_replicas_are_trained_to_measure_them(learning: MaskLearning | None, layers: object) -> None:
+    rates = [throughput(n, layers, ADAM, CPU, "float32", learning) for n in (1, 3)]  # type: ignore[arg-type]
+    assert all(rate is not None and rate > 0 for rate in rates)
+
+
+def test_a_stack_that_there_is_no_memory_for_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "_step_seconds", full)
+    assert throughput(2, FC, ADAM, CPU, "float32", None) is None
+    monkeypatch.setattr(autotune, "_step_seconds", broken)
+    with pytest.raises(RuntimeError, match="another fault"):
+        throughput(2, FC, ADAM, CPU, "float32", None)
+
+
+def test_on_a_gpu_memory_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept depends on all of its memory; what is given, on what is free."""
+    asked: list[int] = []
+    memory = {"free": 0, "total": 0}
+
+    def measured(replicas: int, *_: object) -> float:
+        asked.append(replicas)
+        return 1e6 * replicas
+
+    monkeypatch.setattr(autotune, "throughput", measured)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (memory["free"], memory["total"]))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    layers = architecture("conv6", (3, 32, 32), 10)
+    one = 4 / autotune.MEMORY_FRACTION * 60 * 1e6 * 1.2
+    memory |= {"total": int(100 * one), "free": int(100 * one)}
+    most = max_replicas(layers, 60, memory["total"])
+    assert 32 < most < 128
+    recipe = Recipe("adam", 3e-4, 60, 1000, 100)
+    assert choose_stack_size(layers, recipe, "cuda") == most
+    assert asked == [1, 8, 32, most]
+    memory["free"] = int(10 * one)
+    assert choose_stack_size(layers, recipe, "cuda") == max_replicas(layers, 60, memory["free"]) < 32
+    assert asked == [1, 8, 32, most]
+    assert max_replicas(layers, 60, 10**15) == 512
+    assert max_replicas(layers, 60, 1) == 1
+
+
+# --- what of it is recorded ---
+
+
+def test_the_environment_says_alone_or_shared_and_not_with_how_many() -> None:
+    facts = {"precision": "float32", "convolutions": {"conv1": "columns"}, "optimizer_compiled": False}
+    ways = {"conv1": "columns"}
+    assert stacked.environment_facts(ways, "float32", True) == {**facts, "stack": "alone"}
+    assert stacked.environment_facts(ways, "float32", False) == {**facts, "stack": "shared"}
+
+
+# --- whom it is measured for ---
+
+
+def test_a_study_is_measured_by_the_networks_that_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def measured(layers: object, recipe: Recipe, *how: object) -> int:
+        asked.append((recipe.iterations > 0, *how))
+        return 8
+
+    monkeypatch.setattr(autotune, "choose_stack_size", measured)
+    plan = small_plan(levels=1)
+    how = RunOptions(Path("store"), engine="stacked", precision="bfloat16")
+    assert _choose_stack_size(how, plan) == 8
+    assert asked == [(True, "cpu", "bfloat16", None)]
+    assert _choose_stack_size(RunOptions(Path("store"), engine="stacked", stack=3), plan) == 3
+    assert _choose_stack_size(RunOptions(Path("store"), engine="sparse"), plan) == 1
+    assert len(asked) == 1

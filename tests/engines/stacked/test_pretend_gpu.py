@@ -1,0 +1,469 @@
+"""What a GPU would run of the stacked engine, run without one: places, recorded steps, waiting, precisions."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from shutil import which
+from typing import Any
+from weakref import ref
+
+import numpy as np
+import pytest
+import torch
+from helpers.killed_training import Killed, Memory
+from helpers.mask_trainings import FAST, METHODS, mask_job
+from helpers.pretend_gpu import THERE, PretendGpu, pretend_gpu
+from helpers.sparse_jobs import images, job_of
+from helpers.stacked_stream import Line
+from helpers.trainings import RECIPES, data, job, pruned_start
+from helpers.trainings import bits as outcome_bits
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from supermask.core.recipe import Recipe
+from supermask.core.types import Snapshot, SplitData, TrainingResult
+from supermask.engines import reference, reference_masks, stacked
+from supermask.engines.job import TrainingJob
+from supermask.engines.sparse.kernels.optimizer import optimizer_state_names
+from supermask.engines.stacked import autotune, optimizer
+from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithms
+from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
+from supermask.engines.stacked.device import matmul_precision
+from supermask.engines.stacked.optimizer import OptimizerStep, make_optimizer_step, mask_bits
+from supermask.engines.stacked.optimizer import compile_step as compiled_update
+from supermask.engines.stacked.stack import Stack
+from supermask.networks.sequential import Architecture, Conv, architecture, initial_state
+
+DATA, OTHER = data(), data(seed=1)
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def gpu() -> Iterator[PretendGpu]:
+    with pretend_gpu() as gpu:
+        yield gpu
+
+
+def on_both(
+    jobs: list[TrainingJob], of: list[SplitData], **how: object
+) -> tuple[list[TrainingResult], list[TrainingResult], PretendGpu]:
+    here = stacked.train(jobs, of, **how)  # type: ignore[arg-type]
+    with pretend_gpu() as gpu:
+        there = stacked.train(jobs, of, "cuda", **how)  # type: ignore[arg-type]
+        for outcome in there:
+            for state in (outcome.end, *outcome.points.values()):
+                tensors = {**state.weights, **state.unmasked, **state.logits, **outcome.last_sampled_weights}
+                assert all(t.device.type == "cpu" for t in tensors.values())
+    return here, there, gpu
+
+
+def check_same(jobs: list[TrainingJob], of: list[SplitData], **how: object) -> list[TrainingResult]:
+    """What is trained on the GPU that is not there, by recorded steps, is what is trained here."""
+    here, there, gpu = on_both(jobs, of, **how)
+    for a, b in zip(here, there, strict=True):
+        assert (a.status, a.curve.iterations, a.points.keys()) == (b.status, b.curve.iterations, b.points.keys())
+        np.testing.assert_allclose(a.curve.training_loss, b.curve.training_loss, rtol=1e-5)
+        np.testing.assert_allclose(a.curve.validation_loss, b.curve.validation_loss, rtol=1e-5)
+        assert a.curve.validation_accuracy == b.curve.validation_accuracy
+        ends = {**a.end.weights, **a.end.unmasked, **a.end.logits} if a.status == "finished" else {}
+        for name, wanted in ends.items():
+            found = {**b.end.weights, **b.end.unmasked, **b.end.logits}[name]
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+        for name, wanted in a.last_sampled_weights.items():
+            assert torch.equal(b.last_sampled_weights[name], wanted)
+    assert sum(graph.replayed for graph in gpu.graphs) > 0
+    return here
+
+
+# --- the pretence itself ---
+
+
+def test_the_gpu_that_is_not_there_refuses_what_a_gpu_refuses(gpu: PretendGpu) -> None:
+    there, here = torch.ones(3, device=CUDA), torch.ones(3)
+    assert (there.device, here.device, (there * 2).device) == (THERE, torch.device("cpu"), THERE)
+    with pytest.raises(AssertionError, match="same device"):
+        there.add(here)
+    with pytest.raises(TypeError, match="can't convert cuda"):
+        there.numpy()
+    assert (there + here.to("cuda")).cpu().tolist() == [2, 2, 2]
+    for waits in (lambda: there.sum().item(), lambda: there.nonzero(), lambda: there[there > 0], lambda: there.cpu()):
+        count = len(gpu.waited)
+        waits()
+        assert len(gpu.waited) == count + 1
+        with (
+            pytest.raises(RuntimeError, match="not permitted when stream is capturing"),
+            torch.cuda.graph(torch.cuda.CUDAGraph()),
+        ):
+            waits()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        made = there * 3
+        there += 1
+    assert made.isnan().all()
+    assert there.cpu().tolist() == [1, 1, 1]
+    graph.replay()
+    graph.replay()
+    assert (made.cpu().tolist(), there.cpu().tolist()) == ([6, 6, 6], [3, 3, 3])
+
+
+# --- the same training ---
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_every_recipe(recipe: Recipe) -> None:
+    """Shared and unshared batches, dense and pruned, two data sets, a late start and points of its own."""
+    jobs = [
+        job(recipe),
+        job(recipe, pruned_start(), points=frozenset({"gradient", 33, "lowest_validation_loss"})),
+        job(recipe, pruned_start(0.0)),
+        replace(job(recipe, pruned_start(seed=1)), seed=1),
+        job(recipe, replace(pruned_start(seed=2), first_iteration=17)),
+        job(recipe, pruned_start(0.25)),
+    ]
+    check_same(jobs, [DATA, DATA, OTHER, DATA, DATA, DATA])
+
+
+@pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_mask_that_is_learned(method: str, recipe: str) -> None:
+    jobs = [mask_job(replace(METHODS[method], samples=2), replace(RECIPES[recipe], lr=0.05), seed=s) for s in (0, 0, 1)]
+    check_same(jobs, [DATA] * 3)
+
+
+@pytest.mark.parametrize("way", CONV_ALGORITHMS)
+@pytest.mark.parametrize("seeds", [(0, 0, 1, 1), (0, 1, 1), (0,)])
+def test_every_way_to_convolve(way: str, seeds: tuple[int, ...]) -> None:
+    of, layers = data((2, 8, 8), 10, train=40), architecture("conv2", (2, 8, 8), 10)
+    recipe = Recipe("sgd", 0.02, 4, 8, 4, momentum=0.9)
+    jobs = [TrainingJob(layers, initial_state(layers, 2 * i), recipe, seed=seed) for i, seed in enumerate(seeds)]
+    check_same(jobs, [of] * len(seeds), ways=dict.fromkeys(("conv1", "conv2"), way))
+
+
+def test_bfloat16() -> None:
+    of, layers = data((1, 8, 8), 10, train=40), architecture("conv2", (1, 8, 8), 10)
+    recipe = Recipe("adam", 1e-3, 4, 8, 4)
+    jobs = [TrainingJob(layers, initial_state(layers, seed), recipe, seed=seed) for seed in (0, 1)]
+    for way in CONV_ALGORITHMS:
+        here, there, _ = on_both(jobs, [of] * 2, ways=dict.fromkeys(("conv1", "conv2"), way), precision="bfloat16")
+        for a, b in zip(here, there, strict=True):
+            np.testing.assert_allclose(a.curve.validation_loss, b.curve.validation_loss, rtol=1e-2)
+            assert all(w.dtype == torch.float32 for w in b.end.weights.values())
+    check_same([job(RECIPES["adam"]), job(RECIPES["adam"], pruned_start())], [DATA] * 2, precision="bfloat16")
+
+
+def test_a_diverging_replica_leaves_and_the_others_go_on() -> None:
+    recipe = RECIPES["sgd"]
+    start = pruned_start()
+    wild = {n: w * 1e20 if n == "fc1.weight" else w for n, w in start.weights.items()}
+    jobs = [job(recipe, start), job(recipe, replace(start, weights=wild)), job(recipe, pruned_start(seed=1))]
+    here = check_same(jobs, [DATA] * 3)
+    assert [outcome.status for outcome in here] == ["finished", "diverged", "finished"]
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_gone_on_from_a_checkpoint(learned: bool) -> None:
+    recipe = RECIPES["adam"]
+    made = mask_job(FAST["bernoulli, rescaled"], recipe) if learned else job(recipe, pruned_start())
+    with pretend_gpu():
+        whole = stacked.train([made], [DATA], "cuda")[0]
+        killed = replace(made, checkpoints=Memory(2))
+        with pytest.raises(Killed):
+            stacked.train([killed], [DATA], "cuda")
+        again = stacked.train([killed], [DATA], "cuda")[0]
+    assert outcome_bits(again) == outcome_bits(whole)
+    assert all(torch.equal(again.last_sampled_weights[n], w) for n, w in whole.last_sampled_weights.items())
+
+
+def test_how_to_convolve_and_how_many_fit_are_found_there(
+    gpu: PretendGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path))
+    monkeypatch.setitem(autotune.CANDIDATES, "cuda", (1, 3))
+    layers = architecture("conv2", (1, 8, 8), 10)
+    assert set(fastest_algorithms(layers, 3, 2, "cuda:0", "tf32").values()) <= CONV_ALGORITHMS.keys()
+    assert autotune.choose_stack_size(layers, Recipe("adam", 1e-3, 10, 50, 5), "cuda") in (1, 3)
+    assert "synchronize" in gpu.waited
+
+
+def test_newcomers_go_on_in_the_recorded_step(gpu: PretendGpu) -> None:
+    """Six trainings through a stack of two: recorded once, replayed for all of them."""
+    recipe = replace(RECIPES["adam"], iterations=40, evaluate_every=10)
+    jobs = [replace(job_of("fc-24", d, recipe), seed=s) for s, d in enumerate((0.3, 0.2, 0.5, 1, 0.1, 0.4))]
+    line = Line([(job, images()) for job in jobs], 2)
+    stacked.train_stream(line, 2, "cuda:0")
+    (graph,) = gpu.graphs
+    assert graph.replayed == 3 * 40 - WARMUP_STEPS
+    ends = [line.outcomes[id(each)].end for each in jobs]
+    assert all(w.isfinite().all() for end in ends for w in end.weights.values())
+
+
+# --- waiting ---
+
+
+@pytest.mark.parametrize("made", ["fc", "conv2", "learned"])
+def test_an_interval_is_waited_for_once(gpu: PretendGpu, made: str) -> None:
+    """`train` waits when it reads the losses, `measure` when it reads what it found: for nothing between."""
+    jobs, of, ways = [job(RECIPES["adam"]), job(RECIPES["adam"], pruned_start())], DATA, {}
+    if made == "conv2":
+        of, layers = data((1, 8, 8), 10, train=40), architecture("conv2", (1, 8, 8), 10)
+        jobs = [
+            TrainingJob(layers, initial_state(layers, seed), Recipe("sgd", 0.02, 4, 50, 10), seed=seed)
+            for seed in (0, 1)
+        ]
+        ways = {"conv1": "grouped", "conv2": "columns"}
+    if made == "learned":
+        jobs = [mask_job(replace(FAST["bernoulli, rescaled"], samples=3), RECIPES["adam"], seed=s) for s in (0, 1)]
+    stack = Stack(jobs, [of] * 2, CUDA, "float32", ways)
+    stack.train([0, 0], 10)
+    sends: list[int] = []
+    for first in (10, 20, 30):
+        gpu.waited.clear()
+        gpu.sent, gpu.done = 0, 0
+        stack.train([first] * 2, 10)
+        assert gpu.waited == ["a tensor is copied to the host"]
+        sends.append(gpu.sent)
+    # What is sent, and what is done beside the graph, does not grow with the number of steps.
+    assert sends == [2 + len(stack.logits)] * 3
+    assert gpu.done < 20
+    assert [graph.replayed for graph in gpu.graphs] == [40 - WARMUP_STEPS]
+    gpu.waited.clear()
+    stack.measure([0, 1], of.validation_images, of.validation_labels)
+    assert gpu.waited == ["a tensor is copied to the host"]
+    gpu.waited.clear()
+    stack.select([1])
+    assert gpu.waited == []
+
+
+def test_a_stack_that_is_done_leaves_the_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not when Python looks for rings of references: the next stack needs its place."""
+    made: list[ref[Stack]] = []
+    make = Stack.__init__
+
+    def noted(self: Stack, *given: object) -> None:
+        made.append(ref(self))
+        make(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Stack, "__init__", noted)
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        for device in ("cpu", "cuda"):
+            with pretend_gpu():
+                stacked.train([job(RECIPES["adam"]), job(RECIPES["sgd"]), job(RECIPES["sgd"])], [DATA] * 3, device)
+            assert [stack() for stack in made] == [None, None]
+            made.clear()
+    finally:
+        if collected:
+            gc.enable()
+
+
+# --- a step again and again ---
+
+
+@pytest.mark.parametrize("calls", [[1], [2], [3], [4], [10], [1, 1, 1, 1, 1], [2, 2, 2], [3, 1], [0, 5, 0, 5], [1, 10]])
+def test_exactly_as_many_steps_as_asked_for(gpu: PretendGpu, calls: list[int]) -> None:
+    done = torch.zeros(1, dtype=torch.int64, device=CUDA)
+
+    def step() -> None:
+        done.add_(1)
+
+    repeated = CudaGraphStep(step, CUDA)
+    for times in calls:
+        repeated(times)
+    assert done.cpu().item() == sum(calls)
+    assert len(gpu.graphs) == (sum(calls) > WARMUP_STEPS)
+    assert sum(graph.replayed for graph in gpu.graphs) == max(0, sum(calls) - WARMUP_STEPS)
+
+
+def test_a_step_that_cannot_be_recorded_is_done_all_the_same(gpu: PretendGpu) -> None:
+    """One that waits for the device; it is said once."""
+    losses, done = torch.ones(3, device=CUDA), torch.zeros(1, dtype=torch.int64, device=CUDA)
+
+    def step() -> None:
+        losses.fill_(losses.sum().item())
+        done.add_(1)
+
+    repeated = CudaGraphStep(step, CUDA)
+    with pytest.warns(UserWarning, match="could not be recorded as a CUDA graph .*stream is capturing") as warned:
+        repeated(5)
+        repeated(4)
+    assert len(warned) == 1
+    assert done.cpu().item() == 9
+
+
+def test_a_gpu_without_memory_for_a_graph_says_so(gpu: PretendGpu) -> None:
+    calls = iter(range(9))
+
+    def step() -> None:
+        if next(calls) == WARMUP_STEPS:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaGraphStep(step, CUDA)(5)
+
+
+# --- precision ---
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_settings_hold_while_a_stack_trains_and_are_put_back(precision: str) -> None:
+    def settings() -> tuple[object, ...]:
+        products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        return products.fp32_precision, cudnn.conv.fp32_precision, cudnn.deterministic, cudnn.benchmark  # type: ignore[attr-defined]
+
+    before = settings()
+    wanted = "tf32" if precision == "tf32" else "ieee"
+    with pytest.raises(ZeroDivisionError), matmul_precision(precision, CUDA):  # type: ignore[arg-type]
+        assert settings() == (wanted, wanted, True, False)
+        raise ZeroDivisionError
+    assert settings() == before
+    with matmul_precision(precision, torch.device("cpu")):  # type: ignore[arg-type]
+        assert settings() == before
+
+
+# --- the compiled optimiser ---
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_compiled_optimiser_moves_what_the_plain_one_moves(backend: str) -> None:
+    """Any number of replicas and weights, pruned or not, in place; more recipes than PyTorch compiles of one code."""
+    if backend == "inductor" and which("g++") is None:
+        pytest.skip("there is no compiler")
+    compilations = 0
+    recipes = [Recipe("sgd", 0.1, 5, 5, 5, weight_decay=i / 100) for i in range(2 if backend == "inductor" else 10)]
+    for recipe in [Recipe("adam", 0.1, 5, 5, 5, weight_decay=0.01), *recipes]:
+        counter = CompileCounterWithBackend(backend)
+        plain = make_optimizer_step(recipe, torch.device("meta"))
+        compiled = compiled_update(plain, counter)
+        shapes = [(4, 70), (3, 70), (3, 5), (1, 70), (5, 5)] if recipe.optimizer == "adam" else [(3, 8), (2, 7)]
+        for shape in shapes:
+            for pruned in (False, True):
+                check_moves_the_same(plain, compiled, shape, pruned, len(optimizer_state_names(recipe)))
+        assert 1 < counter.frame_count <= 8
+        compilations += counter.frame_count
+    assert backend == "inductor" or compilations > 16, "few enough for one code: nothing was shown"
+
+
+def check_moves_the_same(
+    plain: OptimizerStep, compiled: OptimizerStep, shape: tuple[int, int], pruned: bool, moments: int
+) -> None:
+    torch.manual_seed(0)
+    w, gradient, mask = torch.randn(shape), torch.randn(shape), torch.rand(shape) < 0.5
+    kept = [torch.rand(shape) * (mask if pruned else 1) for _ in range(moments)]
+    if pruned:
+        gradient[~mask] = float("nan")
+        w[0][~mask[0]] = -0.0
+    rate, second = torch.tensor([-0.1, 3.0])[:, None, None].expand(2, shape[0], 1)
+    moved = []
+    for update in (plain, compiled):
+        own, g, state = w.clone(), gradient.clone(), [k.clone() for k in kept]
+        with torch.no_grad():
+            update(own, g, mask_bits(mask) if pruned else None, state, rate, second)
+        moved.append([own, *state])
+        if pruned:
+            assert torch.equal(own.view(torch.int32)[~mask], w.view(torch.int32)[~mask])
+        assert (own != w)[mask].all()
+    for found, wanted in zip(*moved, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("triton", "works"), [(False, True), (True, False), (True, True)])
+def test_where_the_compiler_does_not_work_there_is_none(
+    gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch, triton: bool, works: bool
+) -> None:
+    compilations: list[object] = []
+
+    def compile_(function: Any, **_: object) -> Any:
+        def run(*given: Any) -> Any:
+            if not works:
+                raise RuntimeError("Failed to find C compiler")
+            return function(*given)
+
+        compilations.append(function)
+        return run
+
+    monkeypatch.setattr(optimizer, "find_spec", lambda _: object() if triton else None)
+    monkeypatch.setattr(torch, "compile", compile_)
+    for cached in (optimizer.can_compile, optimizer._update):
+        monkeypatch.setattr(optimizer, cached.__name__, lru_cache(cached.__wrapped__))
+    w, rate = torch.ones(1, 2, device=CUDA), torch.full((1, 1), -0.5, device=CUDA)
+    for _ in range(2):
+        make_optimizer_step(Recipe("sgd", 0.5, 5, 5, 5), CUDA)(w, torch.ones(1, 2, device=CUDA), None, [], rate, rate)
+    assert w.cpu().tolist() == [[0.0, 0.0]]
+    assert len(compilations) == triton + (triton and works)
+
+
+# --- one at a time ---
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_the_reference_trains_there_too(method: str | None) -> None:
+    recipe, engine = RECIPES["adam"], reference if method is None else reference_masks
+    points: frozenset[Snapshot] = frozenset({"gradient", 33, "lowest_validation_loss"})
+    made = job(recipe, pruned_start(), points=points) if method is None else mask_job(METHODS[method], recipe)
+    killed = replace(made, checkpoints=Memory(2))
+    here = engine.train([made], [DATA])[0]
+    with pretend_gpu() as gpu:
+        there = engine.train([made], [DATA], "cuda")[0]
+        with pytest.raises(Killed):
+            engine.train([killed], [DATA], "cuda")
+        again = engine.train([killed], [DATA], "cuda")[0]
+        # NumPy takes none but the CPU's.
+        found = outcome_bits(there), outcome_bits(again)
+    assert gpu.done > 100
+    assert found == (outcome_bits(here),) * 2
+
+
+# --- the benchmark ---
+
+
+@pytest.mark.parametrize(
+    ("device", "precision"), [("cpu", "float32"), ("cuda", "float32"), ("cuda", "tf32"), ("cuda", "bfloat16")]
+)
+def test_the_benchmark_measures_every_network(
+    device: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of small images: that it runs; its numbers are nobody's."""
+    benchmark = import_file(Path(__file__).parents[3] / "benchmarks" / "stacked.py", monkeypatch)
+    monkeypatch.setattr(benchmark, "PRODUCTS", {"cpu": (8,), "cuda": (8, 16)})
+    monkeypatch.setattr(benchmark, "SHAPES", dict.fromkeys(benchmark.SHAPES, (3, 8, 8)))
+    monkeypatch.setattr(benchmark, "BATCH", 2)
+    monkeypatch.setattr(stacked, "fastest_algorithms", lambda layers, *_: dict.fromkeys(names(layers), "grouped"))
+    every = (device, precision) == ("cuda", "float32")
+    networks, replicas = (["fc", "conv2", "conv4", "conv6"], [3]) if every else (["conv2"], [1, 3])
+    out = tmp_path / "found.json"
+    told = ["--device", device, "--precision", precision, "--networks", *networks, "--replicas", *map(str, replicas)]
+    monkeypatch.setattr("sys.argv", ["stacked.py", *told, "--steps", "1", "--turns", "1", "--out", str(out)])
+    with pretend_gpu():
+        benchmark.main()
+    found = json.loads(out.read_text())
+    assert [(line["network"], line["replicas"]) for line in found["measured"]] == [
+        (n, r) for n in networks for r in replicas
+    ]
+    for line in found["measured"]:
+        assert (line["bytes"] is None) == (device == "cpu")
+        assert line["share_of_peak"] == pytest.approx(line["flops"] / found["peak_flops"])
+        times = [line[name] for name in line if name.endswith("_ms") and name != "backward_ms"]
+        assert len(times) == 5
+        assert all(time > 0 for time in times)
+
+
+def names(layers: Architecture) -> list[str]:
+    return [layer.name for layer in layers if isinstance(layer, Conv)]
+
+
+def import_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    spec = spec_from_file_location(f"benchmark_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module

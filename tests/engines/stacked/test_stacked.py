@@ -1,0 +1,401 @@
+"""The stacked engine: the reference's numbers for every replica, whoever shares the stack; frozen weights held."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import numpy_training as by_hand
+from helpers.killed_training import Killed, Memory
+from helpers.mask_trainings import FAST, METHODS, mask_bits, mask_job, recipes
+from helpers.sparse_jobs import CLASSES, RECIPES, SHAPE, distance, images, job_of, start_of
+from helpers.sparse_tolerances import TOO_SHARP
+from helpers.stacked_jobs import check_same_numbers, other_images, theirs
+from helpers.trainings import RECIPES as SMALL
+from helpers.trainings import batches, bits, data, parameters, pruned_start
+from helpers.trainings import job as small_job
+from torch.nn.functional import conv2d
+
+from supermask.core.actions import MASK0_ACTIONS
+from supermask.core.certificate import certify
+from supermask.core.errors import UserError
+from supermask.core.learned_masks import batched_uniform_samples, keys_as_int32, sampling_keys, uniform_samples
+from supermask.core.recipe import Recipe
+from supermask.core.types import Snapshot, TrainingResult
+from supermask.engines import reference_masks, stacked
+from supermask.engines.job import TrainingJob
+from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, conv3x3
+from supermask.engines.stacked.forward import BatchGroup, group_batches, masked_weights
+from supermask.engines.stacked.stack import Stack
+from supermask.networks.sequential import architecture, initial_state, prunable_tensors
+
+DATA = data()
+
+
+def ours(*jobs: TrainingJob) -> list[TrainingResult]:
+    return stacked.train(jobs, [images()] * len(jobs))
+
+
+# --- the same numbers ---
+
+
+@pytest.mark.parametrize("frozen", [0.0, None], ids=["frozen at zero", "frozen at initial values"])
+@pytest.mark.parametrize("recipe", SMALL.values(), ids=SMALL)
+def test_one_step_agrees_with_plain_numpy(recipe: Recipe, frozen: float | None) -> None:
+    starts = [pruned_start(frozen), pruned_start(frozen, seed=1)]
+    jobs = [small_job(replace(recipe, iterations=1), start) for start in starts]
+    for job, outcome in zip(jobs, stacked.train(jobs, [DATA, DATA]), strict=True):
+        masks = {n: m.numpy() for n, m in job.start.masks.items()}
+        expected, _ = by_hand.train(parameters(job.start.state), masks, recipe, batches(job, DATA, 1))
+        found = parameters(outcome.end)
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("network", ["fc-70-30", "fc-24", "fc-40-20-12"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_at_many_densities(recipe: str, network: str) -> None:
+    """After 1 step to 1e-5, after 200 to 1e-3 in every loss: four replicas, four densities, one stack."""
+    jobs = [job_of(network, density, RECIPES[recipe]) for density in (1, 0.3, 0.05, 0.005)]
+    ones = [replace(job, recipe=replace(job.recipe, iterations=1)) for job in jobs]
+    for job, found in zip(ones, ours(*ones), strict=True):
+        assert distance(found.end, theirs(job).end) < 1e-5
+    for job, found in zip(jobs, ours(*jobs), strict=True):
+        check_same_numbers(found, theirs(job))
+
+
+def test_every_mask0_action_and_every_certificate_holds() -> None:
+    jobs = [job_of(density=0.1, mask0=mask0) for mask0 in MASK0_ACTIONS]
+    for job, found in zip(jobs, ours(*jobs), strict=True):
+        check_same_numbers(found, theirs(job))
+        certificate = certify(prunable_tensors(job.layers), job.start, found, None, None, job.recipe.weight_decay)
+        held = {name: layers for name, layers in certificate.checks.items() if layers}
+        assert not {name for name in held if "frozen" in name or "optimizer" in name}, held
+        for name, mask in job.start.masks.items():
+            before, after = job.start.weights[name].view(torch.int32), found.end.weights[name].view(torch.int32)
+            assert torch.equal(before[~mask], after[~mask])
+            for values in found.optimizer_state[name].values():
+                assert values[mask].any()
+                assert not values[~mask].view(torch.int32).any()
+
+
+def test_seeds_data_late_starts_and_points_of_its_own() -> None:
+    """Replicas that pause at different iterations, at different places of different data."""
+    recipe = replace(RECIPES["momentum with weight decay"], iterations=80, evaluate_every=20)
+    late = start_of("fc-24", 0.5)
+    first = job_of("fc-24", 0.3, recipe)
+    jobs = [
+        replace(first, points=frozenset({"gradient", 33, "lowest_validation_loss"})),
+        replace(first, seed=3),
+        replace(first, start=replace(late, first_iteration=30), points=frozenset({30, 31})),
+        first,
+        replace(first, seed=3, start=late, points=frozenset({80})),
+        replace(first, start=replace(late, first_iteration=80)),
+    ]
+    of = [images(), images(), other_images(), images(), images(), images()]
+    found = stacked.train(jobs, of)
+    for job, d, outcome in zip(jobs, of, found, strict=True):
+        wanted = theirs(job, d)
+        check_same_numbers(outcome, wanted)
+        assert all(distance(outcome.points[p], wanted.points[p]) < 1e-4 for p in wanted.points if p != "gradient")
+    gradient, wanted_gradient = found[0].points["gradient"], theirs(jobs[0]).points["gradient"]
+    assert all(torch.equal(gradient.weights[n], g) for n, g in wanted_gradient.weights.items())
+
+
+def test_networks_and_recipes_that_differ_are_not_stacked_but_trained() -> None:
+    recipe = replace(RECIPES["adam"], iterations=20, evaluate_every=10)
+    jobs = [job_of("fc-24", 0.3, recipe), job_of("fc-70-30", 0.3, recipe), job_of("fc-24", 1, replace(recipe, lr=1e-2))]
+    for job, found in zip(jobs, ours(*jobs), strict=True):
+        check_same_numbers(found, theirs(job))
+    assert stacked.train([], []) == []
+
+
+@pytest.mark.parametrize("batch", [1, 63, 150])
+def test_any_batch_size(batch: int) -> None:
+    job = job_of(recipe=replace(RECIPES["adam"], batch_size=batch, iterations=5, evaluate_every=1))
+    check_same_numbers(ours(job, job)[1], theirs(job))
+
+
+# --- neighbours ---
+
+
+def test_a_replica_does_not_depend_on_its_neighbours() -> None:
+    jobs = [job_of("fc-24", density) for density in (1, 0.3, 0.05)] + [replace(job_of("fc-24", 0.5), seed=1)]
+    together = ours(*jobs)
+    for job, found in zip(jobs, together, strict=True):
+        alone = ours(job)[0]
+        np.testing.assert_allclose(found.curve.training_loss, alone.curve.training_loss, rtol=1e-5)
+        assert distance(found.end, alone.end) < 1e-4
+    assert [bits(outcome) for outcome in ours(*jobs)] == [bits(outcome) for outcome in together]
+    turned = ours(*jobs[::-1])[::-1]
+    assert all(distance(a.end, b.end) < 1e-4 for a, b in zip(turned, together, strict=True))
+
+
+def test_a_diverging_replica_leaves_the_others_alone() -> None:
+    fine = job_of("fc-24", 0.3, replace(RECIPES["sgd"], iterations=60, evaluate_every=20))
+    start = start_of("fc-24", 0.3)
+    # Outputs of 1e20 at first; a step later of 1e40.
+    huge = {n: w * 1e20 if n == "fc1.weight" else w for n, w in start.weights.items()}
+    wild = replace(fine, start=replace(start, weights=huge))
+    broken = replace(fine, start=replace(start, unmasked={n: b * float("nan") for n, b in start.unmasked.items()}))
+    found = ours(fine, wild, replace(fine, seed=2), broken)
+    for job, outcome in zip((fine, wild, replace(fine, seed=2), broken), found, strict=True):
+        wanted = theirs(job)
+        assert (outcome.status, outcome.metrics["diverged_at"]) == (wanted.status, wanted.metrics["diverged_at"])
+    assert [outcome.status for outcome in found] == ["finished", "diverged", "finished", "diverged"]
+    assert found[1].metrics["diverged_at"] == 2
+    assert found[3].metrics["diverged_at"] == 0
+    for job, outcome in ((fine, found[0]), (replace(fine, seed=2), found[2])):
+        check_same_numbers(outcome, theirs(job))
+
+
+@pytest.mark.parametrize("frozen", [-0.0, 0.25, 1e-30])
+def test_frozen_values_keep_their_bits_under_any_gradient(frozen: float) -> None:
+    dense = start_of("fc-24", 0.3)
+    start = replace(dense, weights={n: w.where(dense.masks[n], torch.tensor(frozen)) for n, w in dense.weights.items()})
+    for recipe in (Recipe("sgd", 1e30, 60, 30, 10, momentum=0.9), Recipe("adam", 1e-2, 60, 30, 10, weight_decay=0.1)):
+        jobs = [replace(job_of("fc-24", recipe=recipe), start=start), job_of("fc-24", 1, recipe)]
+        outcome = ours(*jobs)[0]
+        assert outcome.status == ("diverged" if recipe.lr > 1 else "finished")
+        for name, mask in start.masks.items():
+            before, after = start.weights[name].view(torch.int32), outcome.end.weights[name].view(torch.int32)
+            assert torch.equal(before[~mask], after[~mask])
+
+
+def test_replicas_are_measured_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that pause at once with one look at the images; after the end, each by itself at its best."""
+    looks: list[int] = []
+    measure = Stack.measure
+
+    def counted(self, places, *given):  # type: ignore[no-untyped-def]
+        looks.append(len(places))
+        return measure(self, places, *given)
+
+    monkeypatch.setattr(Stack, "measure", counted)
+    recipe = replace(RECIPES["adam"], iterations=30, evaluate_every=10)
+    ours(*[job_of("fc-24", density, recipe) for density in (1, 0.3, 0.1)])
+    assert looks[:5] == [3] * 5
+    assert looks[5:] == [1] * len(looks[5:])
+
+
+# --- killed, and gone on ---
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_killed_training_goes_on_to_the_same_bits(recipe: str) -> None:
+    points: frozenset[Snapshot] = frozenset({3, 20, 47, "gradient", "lowest_validation_loss"})
+    job = replace(job_of("fc-24", recipe=replace(RECIPES[recipe], iterations=50, evaluate_every=10)), points=points)
+    whole = ours(job)[0]
+    for kill_after in (1, 4):
+        killed = replace(job, checkpoints=Memory(kill_after))
+        with pytest.raises(Killed):
+            ours(killed)
+        assert bits(ours(killed)[0]) == bits(whole)
+
+
+def test_when_one_is_told_to_stop_all_have_saved() -> None:
+    job = job_of("fc-24", recipe=replace(RECIPES["adam"], iterations=50, evaluate_every=10))
+    memories = [Memory(2), Memory(2), Memory(None)]
+    jobs = [replace(job, seed=seed, checkpoints=memory) for seed, memory in enumerate(memories)]
+    wholes = ours(*[replace(job, seed=seed) for seed in range(3)])
+    with pytest.raises(Killed):
+        ours(*jobs)
+    assert [memory.count for memory in memories] == [2, 2, 2]
+    for outcome, whole in zip(ours(*jobs), wholes, strict=True):
+        assert bits(outcome) == bits(whole)
+
+
+# --- masks that are learned ---
+
+
+def test_stacked_coins_are_the_coins_of_each() -> None:
+    keys = np.stack([sampling_keys(seed, "training", "fc1.weight", 7, 8)[0] for seed in range(5)])
+    like = torch.zeros(5, 13, 11)
+    found = batched_uniform_samples(keys_as_int32(keys, like), like)
+    assert all(torch.equal(found[r], uniform_samples(keys[r], like[r])) for r in range(5))
+    assert len({float(some.sum()) for some in found}) == 5
+
+
+MASK_RECIPES = {
+    "sgd": Recipe("sgd", 5.0, 60, 200, 100),
+    "momentum with weight decay": Recipe("sgd", 1.0, 60, 200, 100, momentum=0.9, weight_decay=1e-4),
+    "adam": Recipe("adam", 0.02, 60, 200, 100),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe"),
+    [(m, r) for m in FAST for r in MASK_RECIPES if (FAST[m].method, r) != TOO_SHARP],
+)
+def test_learned_masks_are_the_references(method: str, recipe: str) -> None:
+    how, layers = replace(FAST[method], samples=3), architecture("fc-24", SHAPE, CLASSES)
+    scaled = replace(MASK_RECIPES[recipe], lr=MASK_RECIPES[recipe].lr / (2 if method.startswith("rounded") else 1))
+    jobs = [mask_job(how, scaled, layers, seed) for seed in (0, 1, 0)]
+    for job, found in zip(jobs, ours(*jobs), strict=True):
+        wanted = reference_masks.train([job], [images()])[0]
+        np.testing.assert_allclose(found.curve.training_loss, wanted.curve.training_loss, atol=1e-3)
+        np.testing.assert_allclose(found.curve.validation_loss, wanted.curve.validation_loss, atol=1e-3)
+        for name, start in job.start.weights.items():
+            assert torch.equal(found.end.weights[name], start)
+            same = ((found.last_sampled_weights[name] != 0) == (wanted.last_sampled_weights[name] != 0)).float().mean()
+            assert same > 0.99
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_pass_of_each_replica_is_the_references(method: str) -> None:
+    """The very bits of what it computes with; the gradients of its logits up to the order of sums."""
+    how, shape = METHODS[method], (4, 5, 7)
+    rng = torch.Generator().manual_seed(0)
+    logits, weights, upstream = (torch.randn(shape, generator=rng) for _ in range(3))
+    keys = np.stack([sampling_keys(seed, "training", "fc1.weight", 3, 4)[0] for seed in range(4)])
+    stack = logits.clone().requires_grad_()
+    found = masked_weights(how, stack, weights, torch.from_numpy(keys.view(np.int32)))
+    (gradient,) = torch.autograd.grad(found, stack, upstream)
+    for r in range(4):
+        one = logits[r].clone().requires_grad_()
+        wanted = reference_masks.masked_weights(how, one, weights[r], keys[r])
+        assert torch.equal(found[r], wanted)
+        (expected,) = torch.autograd.grad(wanted, one, upstream[r])
+        torch.testing.assert_close(gradient[r], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in FAST])
+@pytest.mark.parametrize("recipe", ["sgd", "momentum with weight decay", "adam"])
+def test_masks_without_chance_are_learned_as_by_the_reference(method: str, recipe: str) -> None:
+    how = replace(METHODS[method], samples=1)
+    jobs = [mask_job(how, recipes(how)[recipe], architecture("fc-24", SHAPE, CLASSES), seed) for seed in (0, 1, 0)]
+    for job, found in zip(jobs, ours(*jobs), strict=True):
+        wanted = reference_masks.train([job], [images()])[0]
+        np.testing.assert_allclose(found.curve.training_loss, wanted.curve.training_loss, atol=1e-3)
+        np.testing.assert_allclose(found.curve.validation_loss, wanted.curve.validation_loss, atol=1e-3)
+        for name, last in wanted.last_sampled_weights.items():
+            assert ((found.last_sampled_weights[name].sign() == last.sign()).float().mean()) > 0.99
+            assert torch.equal(found.end.weights[name], job.start.weights[name])
+
+
+def test_a_killed_mask_goes_on_to_the_same_bits() -> None:
+    recipe = Recipe("adam", 0.05, 20, 50, 10)
+    job = mask_job(FAST["bernoulli, rescaled"], recipe, architecture("fc-24", SHAPE, CLASSES))
+    whole = ours(job)[0]
+    killed = replace(job, checkpoints=Memory(2))
+    with pytest.raises(Killed):
+        ours(killed)
+    again = ours(killed)[0]
+    assert mask_bits(again) == mask_bits(whole)
+    assert all(torch.equal(again.last_sampled_weights[n], w) for n, w in whole.last_sampled_weights.items())
+
+
+# --- convolutions ---
+
+
+@pytest.mark.parametrize("way", CONV_ALGORITHMS)
+@pytest.mark.parametrize("shape", [(3, 4, 2, 5, 6, 7), (1, 2, 1, 8, 4, 3)])
+def test_every_way_to_convolve_is_one_convolution_a_replica(way: str, shape: tuple[int, ...]) -> None:
+    replicas, count, channels, outputs, height, width = shape
+    torch.manual_seed(0)
+    x = torch.randn(replicas, count, channels, height, width, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(replicas, outputs, channels, 3, 3, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(replicas, outputs, dtype=torch.float64, requires_grad=True)
+    found = conv3x3(x, w, b, way)
+    wanted = torch.stack([conv2d(x[r], w[r], b[r], padding=1) for r in range(replicas)])
+    torch.testing.assert_close(found, wanted)
+    toward = torch.randn_like(wanted)
+    for ours_, theirs_ in zip(
+        torch.autograd.grad(found, (x, w, b), toward), torch.autograd.grad(wanted, (x, w, b), toward), strict=True
+    ):
+        torch.testing.assert_close(ours_, theirs_)
+
+
+@pytest.mark.parametrize("way", CONV_ALGORITHMS)
+def test_conv2_gives_the_references_numbers(way: str) -> None:
+    of = data((2, 8, 8), 10, train=60)
+    layers = architecture("conv2", (2, 8, 8), 10)
+    recipe = Recipe("sgd", 0.02, 10, 8, 4, momentum=0.9)
+    jobs = [TrainingJob(layers, initial_state(layers, seed), recipe, seed=min(seed, 1)) for seed in range(3)]
+    found = stacked.train(jobs, [of] * 3, ways=dict.fromkeys(("conv1", "conv2"), way))
+    for job, outcome in zip(jobs, found, strict=True):
+        wanted = theirs(job, of)
+        check_same_numbers(outcome, wanted)
+        assert distance(outcome.end, wanted.end) < 1e-5
+
+
+def test_a_mask_of_convolutions_is_learned_too() -> None:
+    of = data((1, 8, 8), 10, train=60)
+    layers = architecture("conv2", (1, 8, 8), 10)
+    job = mask_job(replace(FAST["bernoulli"], samples=2), Recipe("sgd", 2.0, 10, 6, 3), layers)
+    found, wanted = stacked.train([job], [of])[0], reference_masks.train([job], [of])[0]
+    np.testing.assert_allclose(found.curve.training_loss, wanted.curve.training_loss, rtol=1e-4)
+    np.testing.assert_allclose(found.curve.validation_loss, wanted.curve.validation_loss, rtol=1e-4)
+
+
+# --- who sees what ---
+
+
+@pytest.mark.parametrize(
+    ("sees", "blocks"),
+    [
+        ("a", [BatchGroup(0, 1, 0, 1)]),
+        ("aaa", [BatchGroup(0, 1, 0, 3)]),
+        ("abc", [BatchGroup(0, 3, 0, 1)]),
+        ("aabbccd", [BatchGroup(0, 3, 0, 2), BatchGroup(3, 1, 6, 1)]),
+        ("abbcca", [BatchGroup(0, 1, 0, 1), BatchGroup(1, 2, 1, 2), BatchGroup(3, 1, 5, 1)]),
+    ],
+)
+def test_blocks_of_replicas_that_share_their_batch(sees: str, blocks: list[BatchGroup]) -> None:
+    assert group_batches(sees) == blocks
+    assert sum(block.batches * block.each for block in blocks) == len(sees)
+
+
+def test_jobs_of_one_seed_share_their_batch_and_others_do_not() -> None:
+    """Two seeds, two data sets, of unequal counts: every replica still has the reference's numbers."""
+    recipe = replace(RECIPES["adam"], iterations=10, evaluate_every=5)
+    jobs = [replace(job_of("fc-24", density, recipe), seed=seed) for seed in (0, 4, 0) for density in (1, 0.2)][:5]
+    of = [images(), images(), other_images(), images(), images()]
+    for job, d, outcome in zip(jobs, of, stacked.train(jobs, of), strict=True):
+        check_same_numbers(outcome, theirs(job, d))
+
+
+# --- precision, devices ---
+
+
+def test_bfloat16_is_near_and_keeps_float32_weights() -> None:
+    jobs = [
+        job_of("fc-70-30", density, replace(RECIPES["adam"], iterations=60, evaluate_every=20)) for density in (1, 0.3)
+    ]
+    for job, found in zip(jobs, stacked.train(jobs, [images()] * 2, precision="bfloat16"), strict=True):
+        wanted = theirs(job)
+        assert all(w.dtype == torch.float32 for w in found.end.weights.values())
+        np.testing.assert_allclose(found.curve.validation_loss, wanted.curve.validation_loss, rtol=0.03)
+        assert distance(found.end, wanted.end) > 1e-4, "float32 after all"
+        for name, mask in job.start.masks.items():
+            assert torch.equal(found.end.weights[name][~mask], job.start.weights[name][~mask])
+
+
+def test_a_precision_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match="tf32 is a number format of GPUs: on cpu allowed are float32 and bfloat16"):
+        stacked.train([job_of()], [images()], precision="tf32")
+    with pytest.raises(UserError, match=r"half'? is not a precision\. Allowed: float32, tf32, bfloat16"):
+        stacked.train([job_of()], [images()], precision="half")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
+@pytest.mark.parametrize("network", ["fc-24", "conv2"])
+def test_a_gpu_gives_nearly_the_same_numbers_and_holds_what_is_pruned(network: str) -> None:
+    of = data((1, 8, 8), 10, train=200)
+    layers = architecture(network, (1, 8, 8), 10)
+    recipe = Recipe("sgd", 0.02, 20, 40, 10, momentum=0.9)
+    jobs = [
+        TrainingJob(layers, initial_state(layers, s), recipe, seed=s // 2, points=frozenset({"gradient", 23}))
+        for s in range(5)
+    ]
+    rng = np.random.default_rng(0)
+    masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < 0.5) for n, w in jobs[0].start.weights.items()}
+    jobs = [replace(job, start=replace(job.start, masks=masks)) for job in jobs]
+    for job, found in zip(jobs, stacked.train(jobs, [of] * 5, "cuda"), strict=True):
+        check_same_numbers(found, theirs(job, of))
+        for name, mask in masks.items():
+            assert found.end.weights[name].device.type == "cpu"
+            assert torch.equal(found.end.weights[name][~mask], job.start.weights[name][~mask])

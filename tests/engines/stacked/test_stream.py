@@ -1,0 +1,288 @@
+"""A stack that is fed: whoever joins later, in the place of one that has ended, comes to what it comes to alone."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
+from weakref import ref
+
+import numpy as np
+import pytest
+import torch
+from helpers.killed_training import Killed, Memory
+from helpers.mask_trainings import FAST, mask_job
+from helpers.sparse_jobs import CLASSES, RECIPES, SHAPE, distance, images, job_of, start_of
+from helpers.stacked_jobs import check_same_numbers, other_images, theirs
+from helpers.stacked_jobs import tiny as tiny
+from helpers.stacked_stream import Line
+from helpers.trainings import bits
+
+from supermask.core.certificate import certify
+from supermask.core.recipe import Recipe
+from supermask.core.types import SplitData, TrainingResult
+from supermask.engines import stacked
+from supermask.engines.job import TrainingJob
+from supermask.engines.stacked import training
+from supermask.engines.stacked.stack import Stack
+from supermask.networks.sequential import architecture, prunable_tensors
+
+
+def fed(
+    jobs: Sequence[TrainingJob], of: Sequence[SplitData], size: int, give: int = 99
+) -> tuple[list[TrainingResult], Line]:
+    line = Line(zip(jobs, of, strict=True), size, give)
+    stacked.train_stream(line, size)
+    assert not line.within
+    return [line.outcomes[id(job)] for job in jobs], line
+
+
+def check_as_alone(job: TrainingJob, of: SplitData, found: TrainingResult) -> None:
+    alone = stacked.train([job], [of])[0]
+    assert (found.status, found.curve.iterations) == (alone.status, alone.curve.iterations)
+    assert found.metrics["diverged_at"] == alone.metrics["diverged_at"]
+    assert found.points.keys() == alone.points.keys()
+    if alone.status == "finished":
+        np.testing.assert_allclose(found.curve.training_loss, alone.curve.training_loss, rtol=1e-5)
+        np.testing.assert_allclose(found.curve.validation_loss, alone.curve.validation_loss, rtol=1e-5)
+        assert distance(found.end, alone.end) < 1e-4
+        assert all(distance(found.points[p], alone.points[p]) < 1e-4 for p in found.points if p != "gradient")
+
+
+def seven(recipe: Recipe) -> tuple[list[TrainingJob], list[SplitData]]:
+    """Dense ones first, then pruned ones; late starts, points of their own, one that diverges, other data."""
+    dense, first = job_of("fc-24", 1, recipe), job_of("fc-24", 0.3, recipe)
+    start = first.start
+    # Adam's steps are as small for these: it diverges before its first.
+    huge = {n: w * (1e20 if recipe.optimizer == "sgd" else 1e40) for n, w in start.weights.items()}
+    jobs = [
+        dense,
+        replace(dense, seed=3, start=replace(dense.start, first_iteration=20)),
+        replace(first, points=frozenset({"gradient", 33, "lowest_validation_loss"})),
+        replace(first, start=replace(start, weights=huge)),
+        replace(first, start=replace(start_of("fc-24", 0.5), first_iteration=30), points=frozenset({30, 31})),
+        replace(first, seed=3, start=start_of("fc-24", 0.05, mask0="freeze_init")),
+        replace(first, start=replace(start, first_iteration=60)),
+    ]
+    return jobs, [images(), images(), images(), images(), other_images(), images(), images()]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+@pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay"])
+def test_whoever_joins_later_comes_to_what_it_comes_to_alone(recipe: str, size: int) -> None:
+    jobs, of = seven(replace(RECIPES[recipe], iterations=60, evaluate_every=10))
+    found, line = fed(jobs, of, size)
+    for job, d, outcome in zip(jobs, of, found, strict=True):
+        check_as_alone(job, d, outcome)
+        if outcome.status == "finished":
+            held = certify(prunable_tensors(job.layers), job.start, outcome, None, None, job.recipe.weight_decay).checks
+            assert not [n for n, layers in held.items() if layers and ("frozen" in n or "optimizer" in n)]
+        for name, mask in job.start.masks.items():
+            before, after = job.start.weights[name].view(torch.int32), outcome.end.weights[name].view(torch.int32)
+            assert torch.equal(before[~mask], after[~mask])
+    assert [outcome.status for outcome in found].count("diverged") == 1
+    assert all(seconds > 0 for seconds in line.seconds)
+
+
+def test_a_stack_of_one_that_is_fed_gives_the_bits_of_each_alone() -> None:
+    jobs, of = seven(replace(RECIPES["adam"], iterations=60, evaluate_every=10))
+    found, _ = fed(jobs, of, 1)
+    for job, d, outcome in zip(jobs, of, found, strict=True):
+        assert bits(outcome) == bits(stacked.train([job], [d])[0])
+
+
+def test_all_that_ended_are_told_before_more_is_asked() -> None:
+    recipe = replace(RECIPES["adam"], iterations=20, evaluate_every=10)
+    jobs = [replace(job_of("fc-24", 0.3, recipe), seed=seed) for seed in range(5)]
+    _, line = fed(jobs, [images()] * 5, 2)
+    pause = ["ended", "ended"]
+    assert line.calls == ["more 2", *pause, "more 2", *pause, "more 1", "more 0", "ended", "more 0"]
+    # Where there is room it is asked where some are evaluated: here in the middle of the first one.
+    _, line = fed(jobs[:3], [images()] * 3, 2, give=1)
+    assert line.calls == ["more 1", "more 1", "ended", "more 1", "ended", "more 0", "ended", "more 0"]
+    _, line = fed([replace(jobs[0], points=frozenset({5, 13}))], [images()], 2)
+    assert line.calls == ["more 1", "more 0", "ended", "more 0"], "asked where only a point is kept"
+
+
+def test_the_shares_of_time_are_the_whole_and_without_the_feeds_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that moves by 1 where a stack trains, by 100 where it is fed."""
+    now = [0.0]
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+    train = Stack.train
+
+    def counted(self, firsts, steps):  # type: ignore[no-untyped-def]
+        now[0] += 1
+        return train(self, firsts, steps)
+
+    class Slow(Line):
+        def next_jobs(self, room: int) -> list[tuple[TrainingJob, SplitData]]:
+            now[0] += 100
+            return super().next_jobs(room)
+
+    monkeypatch.setattr(Stack, "train", counted)
+    recipe = replace(RECIPES["adam"], iterations=20, evaluate_every=10)
+    jobs = [replace(job_of("fc-24", 0.3, recipe), seed=seed) for seed in range(3)]
+    line = Slow([(job, images()) for job in jobs], 2)
+    stacked.train_stream(line, 2)
+    assert line.seconds == [1.0, 1.0, 2.0]
+
+
+def test_newcomers_take_places_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the step that a GPU has recorded holds on: nothing that it reads or writes is elsewhere afterwards."""
+    seen: list[tuple[object, set[int]]] = []
+    step = Stack.train
+
+    def noted(self, firsts, steps):  # type: ignore[no-untyped-def]
+        found = step(self, firsts, steps)
+        tensors = [*self.weights.values(), *self.others.values(), *self._bits.values(), self.images.pixels]
+        tensors += [moment for moments in self.kept.values() for moment in moments]
+        seen.append((self._step, {t.data_ptr() for t in tensors}))
+        return found
+
+    monkeypatch.setattr(Stack, "train", noted)
+    recipe = replace(RECIPES["adam"], iterations=20, evaluate_every=10)
+    jobs = [replace(job_of("fc-24", d, recipe), seed=s) for s, d in enumerate((0.3, 0.2, 0.5, 1, 0.1, 0.4))]
+    found, _ = fed(jobs, [images()] * 6, 2)
+    assert len(seen) == 6
+    assert all(one[0] is seen[0][0] and one[1] == seen[0][1] for one in seen)
+    for job, outcome in zip(jobs, found, strict=True):
+        check_as_alone(job, images(), outcome)
+
+
+def test_what_nobody_in_the_stack_is_measured_on_is_forgotten() -> None:
+    recipe = replace(RECIPES["sgd"], iterations=2, evaluate_every=1)
+    jobs = [replace(job_of("fc-24", 0.3, recipe), seed=seed) for seed in range(2)]
+    stack = Stack(jobs, [images(), other_images()], torch.device("cpu"), "float32", {})
+    for d in (images(), other_images()):
+        stack.measure([0, 1], d.validation_images, d.validation_labels)
+    assert len(stack.images._there) == 4
+    stack.replace([1], jobs[1:], [images()])
+    assert len(stack.images._there) == 2
+    stack.replace([0], jobs[:1], [images()])
+    assert stack.train([0, 0], 2).shape == (2, 2)
+
+
+def test_a_chain_whose_next_level_joins_when_the_one_before_has_ended() -> None:
+    """Magnitude pruning by half, three levels, two seeds, beside a training that takes no part."""
+    recipe = replace(RECIPES["adam"], iterations=20, evaluate_every=10)
+    firsts = [replace(job_of("fc-24", 1, recipe), seed=seed) for seed in range(2)]
+
+    def pruned(job: TrainingJob, outcome: TrainingResult) -> TrainingJob:
+        start, masks = job.start, {}
+        for name, mask in start.masks.items():
+            size = outcome.end.weights[name].abs()
+            masks[name] = mask & (size > size[mask].median())
+        return replace(
+            job, start=replace(start, masks=masks, weights={n: w * masks[n] for n, w in start.weights.items()})
+        )
+
+    class Chain(Line):
+        def on_finished(self, job: TrainingJob, outcome: TrainingResult, seconds: float) -> None:
+            super().on_finished(job, outcome, seconds)
+            done.append((job, outcome))
+            if sum(1 for other, _ in done if other.seed == job.seed) < 3:
+                self.waiting.append((pruned(job, outcome), images()))
+
+    done: list[tuple[TrainingJob, TrainingResult]] = []
+    stacked.train_stream(Chain([(job, images()) for job in firsts], 2), 2)
+    assert len(done) == 6
+    for job, outcome in done:
+        check_same_numbers(outcome, theirs(job))
+        for name, mask in job.start.masks.items():
+            assert not outcome.end.weights[name][~mask].any()
+    assert sum(int(m.sum()) for m in done[-1][0].start.masks.values()) < 0.3 * sum(
+        m.numel() for m in done[-1][0].start.masks.values()
+    )
+
+
+def test_learned_masks_that_join_later() -> None:
+    """One of them is at its end when it joins: it has no pass of its own, and takes none of whose place it has."""
+    recipe = Recipe("adam", 0.05, 20, 50, 10)
+    layers = architecture("fc-24", SHAPE, CLASSES)
+    jobs = [mask_job(FAST["bernoulli, rescaled"], recipe, layers, seed) for seed in range(5)]
+    jobs[3] = replace(jobs[3], start=replace(jobs[3].start, first_iteration=20))
+    found, _ = fed(jobs, [images()] * 5, 2)
+    for job, outcome in zip(jobs, found, strict=True):
+        alone = stacked.train([job], [images()])[0]
+        np.testing.assert_allclose(outcome.curve.training_loss, alone.curve.training_loss, atol=1e-4)
+        assert all(torch.equal(outcome.end.weights[n], w) for n, w in job.start.weights.items())
+        for name, passed in alone.last_sampled_weights.items():
+            assert ((outcome.last_sampled_weights[name] != 0) == (passed != 0)).float().mean() > 0.99
+
+
+def test_a_killed_stack_that_was_fed_goes_on() -> None:
+    recipe = replace(RECIPES["adam"], iterations=50, evaluate_every=10)
+    memories = [Memory(None), Memory(None), Memory(7), Memory(None)]
+    starts = [0, 20, 0, 0]
+    plain = [
+        replace(job_of("fc-24", 0.3, recipe), seed=s, start=replace(start_of("fc-24", 0.3), first_iteration=first))
+        for s, first in enumerate(starts)
+    ]
+    jobs = [replace(job, checkpoints=memory) for job, memory in zip(plain, memories, strict=True)]
+    memories[2].kill_after = 2
+    with pytest.raises(Killed):
+        fed(jobs, [images()] * 4, 2)
+    # The second was done after 30 of the first's 50, the third took its place; both saved at the same pause.
+    assert [memory.count for memory in memories] == [5, 3, 2, 0]
+    found, line = fed([jobs[0], *jobs[2:]], [images()] * 3, 2)
+    for job, outcome in zip([plain[0], *plain[2:]], found, strict=True):
+        check_as_alone(job, images(), outcome)
+    assert line.calls[:3] == ["more 2", "ended", "more 1"], "the first was at its end"
+
+
+@pytest.mark.parametrize("when", ["more", "ended"])
+def test_what_the_feed_raises_ends_all(when: str) -> None:
+    class Broken(Line):
+        def next_jobs(self, room: int) -> list[tuple[TrainingJob, SplitData]]:
+            if when == "more" and self.calls:
+                raise KeyError("more")
+            return super().next_jobs(room)
+
+        def on_finished(self, job: TrainingJob, outcome: TrainingResult, seconds: float) -> None:
+            super().on_finished(job, outcome, seconds)
+            if when == "ended":
+                raise KeyError("ended")
+
+    job = job_of("fc-24", recipe=replace(RECIPES["adam"], iterations=20, evaluate_every=10))
+    line = Broken([(replace(job, seed=seed), images()) for seed in range(3)], 2)
+    with pytest.raises(KeyError, match=when):
+        stacked.train_stream(line, 2)
+    assert len(line.outcomes) == (1 if when == "ended" else 2)
+
+
+def test_the_feed_computes_with_numbers_as_they_are() -> None:
+    """Numbers that count as zero while a stack trains are those of whoever feeds it again."""
+    tiny_numbers = []
+
+    class Asked(Line):
+        def next_jobs(self, room: int) -> list[tuple[TrainingJob, SplitData]]:
+            tiny_numbers.append(torch.full((1,), 1e-40).mul(1.0).item() != 0.0)
+            return super().next_jobs(room)
+
+    torch.set_flush_denormal(False)
+    stacked.train_stream(
+        Asked([(job_of(recipe=replace(RECIPES["adam"], iterations=2, evaluate_every=1)), images())], 1), 1
+    )
+    assert tiny_numbers == [True, True]
+
+
+def test_its_memory_is_free_when_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and not when Python looks for cycles next: nothing of a GPU makes it look."""
+    made: list[ref[Stack]] = []
+    train = Stack.train
+
+    def noted(self, firsts, steps):  # type: ignore[no-untyped-def]
+        made.append(ref(self))
+        return train(self, firsts, steps)
+
+    monkeypatch.setattr(Stack, "train", noted)
+    recipe = replace(RECIPES["adam"], iterations=20, evaluate_every=10)
+    jobs = [replace(job_of("fc-24", 0.3, recipe), seed=seed) for seed in range(3)]
+    gc.disable()
+    try:
+        found, _ = fed(jobs, [images()] * 3, 2)
+    finally:
+        gc.enable()
+    assert len(found) == 3
+    assert made
+    assert not any(stack() for stack in made)

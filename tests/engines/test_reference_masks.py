@@ -1,0 +1,210 @@
+"""Learning a mask in the reference engine: the method by hand, its gradient, and what never moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import numpy_masks as masks_by_hand
+from helpers import numpy_training as by_hand
+from helpers.mask_trainings import METHODS, mask_job, recipes
+from helpers.trainings import CLASSES, batches, data, flat
+
+from supermask.core.learned_masks import MaskLearning, sampling_keys
+from supermask.core.types import NetworkState, TrainingResult
+from supermask.engines.job import TrainingJob
+from supermask.engines.reference_masks import masked_weights, train
+from supermask.networks.sequential import architecture
+
+DATA = data()
+KERNELS = ("fc1.weight", "fc2.weight", "fc3.weight")
+
+
+def float64(tensors: dict[str, torch.Tensor]) -> by_hand.Parameters:
+    return {n: t.numpy().astype(np.float64) for n, t in tensors.items()}
+
+
+def learned_by_hand(job: TrainingJob) -> tuple[by_hand.Parameters, list[float], by_hand.Parameters]:
+    """(logits, losses, weights of the last pass), from the oracle."""
+    assert job.learning is not None
+    parts = [float64(part) for part in (job.start.weights, job.start.unmasked, job.start.logits)]
+    return masks_by_hand.train(job.learning, job.recipe, *parts, batches(job, DATA, job.recipe.iterations))
+
+
+def states(outcome: TrainingResult) -> list[NetworkState]:
+    return [outcome.end, *outcome.points.values()]
+
+
+# --- the method, by hand ---
+# On weights that are drawn. On constants a unit's sum is often exactly 0 in exact arithmetic, and then the order in
+# which it is summed decides about its ReLU: there no two ways to compute it have to agree.
+
+
+@pytest.mark.parametrize("recipe", ["sgd", "momentum", "momentum with weight decay", "adam"])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_step_is_the_one_by_hand(method: str, recipe: str) -> None:
+    learning = METHODS[method]
+    job = mask_job(learning, replace(recipes(learning)[recipe], iterations=1))
+    logits, losses, passed = learned_by_hand(job)
+    outcome = train([job], [DATA])[0]
+    assert outcome.curve.training_loss[1] == pytest.approx(losses[0], rel=1e-6)
+    for name in KERNELS:
+        np.testing.assert_allclose(outcome.last_sampled_weights[name].numpy(), passed[name], rtol=1e-6)
+        before = job.start.logits[name].numpy()
+        step, wanted = outcome.end.logits[name].numpy() - before, logits[name] - before
+        # Adam's first step is the sign of the gradient, whatever its size: where that is rounding, by chance.
+        sure = np.abs(wanted) > (0.0499 if recipe == "adam" else -1)
+        rounding = 2.0**-24 * np.linalg.norm(logits[name])
+        assert np.linalg.norm((step - wanted)[sure]) <= 1e-5 * np.linalg.norm(wanted) + rounding
+        assert np.linalg.norm(wanted) > 0
+
+
+@pytest.mark.parametrize("recipe", ["sgd", "momentum", "momentum with weight decay", "adam"])
+@pytest.mark.parametrize("method", METHODS)
+def test_twenty_steps_are_those_by_hand(method: str, recipe: str) -> None:
+    learning = METHODS[method]
+    job = mask_job(learning, replace(recipes(learning)[recipe], evaluate_every=1))
+    logits, losses, passed = learned_by_hand(job)
+    outcome = train([job], [DATA])[0]
+    np.testing.assert_allclose(outcome.curve.training_loss[1:], losses, rtol=1e-4)
+    for name in KERNELS:
+        np.testing.assert_allclose(outcome.end.logits[name].numpy(), logits[name], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(outcome.last_sampled_weights[name].numpy(), passed[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_mask_changes_while_it_is_learned(method: str) -> None:
+    """So that the tests above are about more than one mask."""
+    learning = METHODS[method]
+    job = mask_job(learning, recipes(learning)["momentum"])
+    short = replace(job, recipe=replace(job.recipe, iterations=1))
+    (first, last) = (train([j], [DATA])[0].last_sampled_weights for j in (short, job))
+    assert all(not torch.equal(first[name] != 0, last[name] != 0) for name in KERNELS[:2])
+
+
+def test_measured_is_the_mean_of_single_samples() -> None:
+    """Their losses and their accuracies, not those of the mean output."""
+    job = mask_job(MaskLearning(samples=4), recipes(METHODS["bernoulli"])["sgd"])
+    outcome = train([job], [DATA])[0]
+    found = []
+    for j in range(4):
+        b = {
+            n: masks_by_hand.mask(MaskLearning(), m.numpy(), masks_by_hand.key_pair(0, "samples", n, j))
+            for n, m in outcome.end.logits.items()
+        }
+        used = {n: b[n] * w.numpy() for n, w in job.start.weights.items()}
+        parameters = {**float64(job.start.unmasked), **used}
+        found.append(by_hand.loss_and_accuracy(parameters, flat(DATA.test_images, DATA), DATA.test_labels))
+    loss, accuracy = np.mean(found, axis=0)
+    assert len({a for _, a in found}) > 1
+    assert outcome.metrics["final_test_accuracy"] == pytest.approx(accuracy, abs=1e-12)
+    assert outcome.metrics["final_test_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+# --- its gradient ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradient_is_that_of_a_relaxed_mask(method: str) -> None:
+    """b moved a little to each side, at zeros too, and the ratio with it: by finite differences of the loss."""
+    learning = METHODS[method]
+    job = mask_job(learning, recipes(learning)["sgd"])
+    # With biases: else a unit that lost all its inputs sits at the kink of its ReLU.
+    biases = {n: torch.linspace(0.1, 0.3, t.numel()) for n, t in job.start.unmasked.items()}
+    job = replace(job, start=replace(job.start, unmasked=biases))
+    (x, y), others = batches(job, DATA, 1)[0], float64(biases)
+    weights, logits = float64(job.start.weights), float64(job.start.logits)
+    b = {n: masks_by_hand.mask(learning, m, masks_by_hand.key_pair(0, "training", n, 0)) for n, m in logits.items()}
+
+    def loss(name: str, moved: by_hand.Values) -> float:
+        used = {n: masks_by_hand.used(learning, weights[n], moved if n == name else b[n]) for n in weights}
+        return by_hand.loss_and_accuracy({**used, **others}, x, y)[0]
+
+    found = autograd(job, x.astype(np.float32), y)
+    for name in KERNELS:
+        m, numerical = logits[name], np.zeros_like(b[name])
+        for place in np.ndindex(m.shape):
+            # (|b| has no derivative at 0: the mean of both sides is taken, which is 0.)
+            for side in (1, -1):
+                moved = b[name].copy()
+                moved[place] += side * 1e-6
+                numerical[place] += side * loss(name, moved) / 2e-6
+        if learning.method in ("bernoulli", "rounded"):
+            p = masks_by_hand.sigmoid(m)
+            numerical *= p * (1 - p)
+        assert np.linalg.norm(numerical) > 1e-4
+        np.testing.assert_allclose(found[name], numerical, atol=2e-5 * np.abs(numerical).max())
+
+
+def autograd(job: TrainingJob, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """dL/dlogits of the first pass, as PyTorch has it through `masked`."""
+    assert job.learning is not None
+    logits = {n: m.clone().requires_grad_() for n, m in job.start.logits.items()}
+    z = torch.from_numpy(x)
+    for i, name in enumerate(KERNELS):
+        keys = sampling_keys(job.seed, "training", name, 0, 1)[0]
+        used = masked_weights(job.learning, logits[name], job.start.weights[name], keys)
+        z = z @ used.T + job.start.unmasked[name.replace("weight", "bias")]
+        z = z.relu() if i < 2 else z
+    torch.nn.functional.cross_entropy(z, torch.from_numpy(y)).backward()  # type: ignore[no-untyped-call]
+    return {n: m.grad.numpy() for n, m in logits.items() if m.grad is not None}
+
+
+def test_pruned_weights_get_a_gradient() -> None:
+    """Straight through: without it a weight that a pass leaves out could never come back."""
+    job = mask_job(METHODS["rounded"], recipes(METHODS["rounded"])["sgd"])
+    logits = {n: m.clone() for n, m in job.start.logits.items()}
+    for m in logits.values():
+        m.view(-1)[::3] = -0.2
+    job = replace(job, start=replace(job.start, logits=logits), recipe=replace(job.recipe, iterations=1))
+    outcome = train([job], [DATA])[0]
+    for name in KERNELS:
+        out = logits[name] < 0
+        assert not outcome.last_sampled_weights[name][out].any()
+        assert (outcome.end.logits[name] != logits[name])[out].any()
+
+
+# --- what never moves ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_and_biases_keep_their_bits_and_a_pass_has_nothing_else(method: str) -> None:
+    learning = METHODS[method]
+    for recipe in recipes(learning).values():
+        job = mask_job(learning, recipe)
+        # Biases other than 0, one of them -0, and a weight that is almost 0.
+        others = {n: torch.linspace(-0.3, 0.3, t.numel()) for n, t in job.start.unmasked.items()}
+        weights = {n: w.clone() for n, w in job.start.weights.items()}
+        others["fc1.bias"][3], weights["fc1.weight"][0, 0] = -0.0, 1e-30
+        job = replace(job, start=replace(job.start, weights=weights, unmasked=others))
+        outcome = train([job], [DATA])[0]
+        for state in states(outcome):
+            for name, tensor in {**weights, **others}.items():
+                now = {**state.weights, **state.unmasked}[name]
+                assert torch.equal(now.view(torch.int32), tensor.view(torch.int32))
+        for name, used in outcome.last_sampled_weights.items():
+            values = used[used != 0] / weights[name][used != 0]
+            ratio = used.numel() / max(int((used != 0).sum()), 1) if learning.rescaled else 1.0
+            torch.testing.assert_close(values.abs(), torch.full_like(values, ratio), rtol=0.2 / used.numel(), atol=0)
+            assert learning.method == "signed" or bool((values > 0).all())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_bits_again_and_other_bits_for_another_seed(method: str) -> None:
+    learning = METHODS[method]
+    recipe = recipes(learning)["adam"]
+    once, again, other = (train([mask_job(learning, recipe, seed=s)], [DATA])[0].end.logits for s in (0, 0, 1))
+    assert all(torch.equal(once[n], again[n]) and not torch.equal(once[n], other[n]) for n in KERNELS)
+
+
+def test_any_network_learns_a_mask() -> None:
+    """Convolutions too; nothing is said about how well."""
+    learning = METHODS["bernoulli, rescaled"]
+    layers = architecture("conv2", (1, 4, 4), CLASSES)
+    job = mask_job(learning, replace(recipes(learning, iterations=2)["sgd"], evaluate_every=2), layers)
+    outcome = train([job], [data((1, 4, 4))])[0]
+    assert outcome.status == "finished" and len(outcome.curve.training_loss) == 2
+    assert set(outcome.end.logits) == {"conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight", "fc3.weight"}
+    assert all(bool((m != 0).any()) for m in outcome.end.logits.values())

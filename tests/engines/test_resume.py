@@ -1,0 +1,219 @@
+"""Killed trainings that go on to the same bits, and modules that carry more state than weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.killed_training import Killed, Memory
+from helpers.trainings import KERNELS, RECIPES, batches, bits, data, job, normed_module, normed_start, pruned_start
+from torch import Tensor, nn
+
+from supermask.core.recipe import Recipe
+from supermask.core.types import InitialState, NetworkState, Snapshot, TrainingResult
+from supermask.engines.job import NullCheckpointer, TrainingJob
+from supermask.engines.reference import train, train_module
+
+DATA = data()
+POINTS: frozenset[Snapshot] = frozenset({3, 20, 33, 47, 50, "gradient", "lowest_validation_loss"})
+
+
+def network(a_job: TrainingJob) -> TrainingResult:
+    return train([a_job], [DATA])[0]
+
+
+def normed(a_job: TrainingJob) -> TrainingResult:
+    return train_module(normed_module(), a_job, DATA)
+
+
+CASES: dict[str, tuple[Callable[[TrainingJob], TrainingResult], Recipe, InitialState]] = {
+    **{name: (network, recipe, pruned_start()) for name, recipe in RECIPES.items()},
+    "batch normalisation and dropout, adam": (normed, RECIPES["adam"], normed_start()),
+    "batch normalisation and dropout, momentum": (normed, RECIPES["momentum with weight decay"], normed_start()),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kill_after", [1, 2, 3, 4, 5])
+def test_a_training_killed_after_any_checkpoint_goes_on_to_the_same_bits(case: str, kill_after: int) -> None:
+    training, recipe, start = CASES[case]
+    whole = training(job(recipe, start, points=POINTS))
+    assert whole.points.keys() == POINTS
+    memory = Memory(kill_after)
+    killed = job(recipe, start, points=POINTS, checkpoints=memory)
+    with pytest.raises(Killed):
+        training(killed)
+    assert bits(training(killed)) == bits(whole)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_killed_again_and_again_goes_on_to_the_same_bits(case: str) -> None:
+    training, recipe, start = CASES[case]
+    whole = training(job(recipe, start, points=POINTS))
+    memory, kills = Memory(1), 0
+    chased = job(recipe, start, points=POINTS, checkpoints=memory)
+    while True:
+        memory.count = 0
+        try:
+            outcome = training(chased)
+            break
+        except Killed:
+            kills += 1
+    assert kills == 5
+    assert bits(outcome) == bits(whole)
+
+
+def test_a_checkpoint_now_and_then_changes_nothing() -> None:
+    memory = Memory(None, every=2)
+    outcome = network(job(RECIPES["adam"], checkpoints=memory))
+    assert (memory.asked, memory.count) == (5, 2)
+    assert bits(outcome) == bits(network(job(RECIPES["adam"], checkpoints=NullCheckpointer())))
+
+
+def test_a_late_start_is_resumed_too() -> None:
+    start = replace(pruned_start(), first_iteration=23)
+    late = job(RECIPES["schedule"], start, points=frozenset({23, 29, 47}), checkpoints=Memory(2))
+    with pytest.raises(Killed):
+        network(late)
+    assert bits(network(late)) == bits(network(replace(late, checkpoints=NullCheckpointer())))
+
+
+@pytest.mark.parametrize(("point", "goes_on"), [(13, False), ("gradient", False), (20, False), (21, True), (50, True)])
+def test_a_checkpoint_that_lacks_a_point_it_has_passed_is_not_gone_on_from(point: Snapshot, goes_on: bool) -> None:
+    memory = Memory(2)
+    with pytest.raises(Killed):
+        network(job(RECIPES["adam"], checkpoints=memory))
+    asked_later = job(RECIPES["adam"], points=frozenset({point}), checkpoints=memory)
+    outcome = network(asked_later)
+    assert memory.asked == 2 + (3 if goes_on else 5)
+    assert outcome.points.keys() == {point}
+    assert bits(outcome) == bits(network(replace(asked_later, checkpoints=NullCheckpointer())))
+
+
+def test_a_diverged_training_leaves_no_checkpoint_behind() -> None:
+    memory = Memory(None)
+    outcome = network(job(Recipe("sgd", 1e38, 5, 50, 1), checkpoints=memory))
+    assert (outcome.status, outcome.metrics["diverged_at"]) == ("diverged", 1)
+    assert memory.saved is None
+
+
+# --- any module ---
+
+
+def test_a_batch_normalisation_trains_and_is_measured_as_by_hand() -> None:
+    start, recipe = normed_start(), Recipe("sgd", 0.1, 5, 20, 5)
+    outcome = train_module(without_dropout(), job(recipe, start, points=frozenset({"gradient"})), DATA)
+    module, masks = without_dropout(), start.masks
+    module.load_state_dict({**start.weights, **start.unmasked})
+    for x, y in batches(job(recipe), DATA, 20):
+        loss = nn.functional.cross_entropy(module(torch.from_numpy(x).float()), torch.from_numpy(y))
+        slopes = torch.autograd.grad(loss, [*module.parameters()])
+        for (name, parameter), slope in zip(module.named_parameters(), slopes, strict=True):
+            parameter.data.sub_(0.1 * slope * masks.get(name, torch.tensor(1.0)))
+    found = {**outcome.end.weights, **outcome.end.unmasked}
+    expected = module.state_dict()
+    assert found.keys() == expected.keys()
+    assert int(found["norm.num_batches_tracked"]) == 20
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-6)
+    assert outcome.metrics["final_validation_loss"] == pytest.approx(loss_in(module.eval()), rel=1e-4)
+    for name in KERNELS:
+        assert torch.equal(found[name][~masks[name]], start.weights[name][~masks[name]])
+
+
+def without_dropout() -> nn.Sequential:
+    module = normed_module()
+    module.dropout = nn.Identity()
+    return module
+
+
+def loss_in(module: nn.Module) -> float:
+    with torch.no_grad():
+        images = torch.from_numpy(DATA.validation_images).float() / DATA.pixel_maximum
+        return float(nn.functional.cross_entropy(module(images), torch.from_numpy(DATA.validation_labels)))
+
+
+def test_asking_for_points_changes_nothing_about_buffers_and_draws() -> None:
+    asked = normed(job(RECIPES["adam"], normed_start(), points=POINTS))
+    plain = normed(job(RECIPES["adam"], normed_start()))
+    assert bits(replace(asked, points={})) == bits(plain)
+
+
+def test_a_module_is_trained_whatever_mode_it_comes_in() -> None:
+    a_job = job(RECIPES["adam"], normed_start(), points=POINTS)
+    assert bits(train_module(normed_module().eval(), a_job, DATA)) == bits(normed(a_job))
+
+
+def test_dropout_depends_on_seed_and_iteration_and_leaves_the_generator_of_others_alone() -> None:
+    first, at_20 = dropped(0)
+    torch.manual_seed(1)
+    assert dropped(0)[0] == first
+    assert dropped(1)[0] != first
+    assert len(set(first)) == len(first)
+    late, _ = dropped(0, replace(normed_start(), weights=at_20.weights, unmasked=at_20.unmasked, first_iteration=20))
+    assert late == first[20:]
+
+
+class RecordingDropout(nn.Dropout):
+    """Keeps what each training step's draw was."""
+
+    def __init__(self) -> None:
+        super().__init__(0.3)
+        self.seen: list[bytes] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = super().forward(torch.ones_like(x))
+        if self.training:
+            self.seen.append(kept.numpy().tobytes())
+        return x * kept
+
+
+def dropped(seed: int, start: InitialState | None = None) -> tuple[list[bytes], NetworkState]:
+    """Where each training step's dropout put its zeros, and the network after iteration 20."""
+    module, dropout = normed_module(), RecordingDropout()
+    module.dropout = dropout
+    recipe = Recipe("sgd", 0.1, 5, 30, 10)
+    a_job = replace(job(recipe, start or normed_start(), points=frozenset({20})), seed=seed)
+    generator_before = torch.get_rng_state()
+    outcome = train_module(module, a_job, DATA)
+    assert torch.equal(torch.get_rng_state(), generator_before)
+    return dropout.seen, outcome.points[20]
+
+
+# --- numbers too small for a processor ---
+
+
+@pytest.mark.parametrize("flushed_before", [False, True])
+def test_numbers_below_the_normal_ones_are_zero_while_training_and_then_as_before(flushed_before: bool) -> None:
+    module, seen = without_dropout(), []
+    module.register_forward_hook(lambda *_: seen.append(tiny_is_zero()))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(flushed_before)
+        train_module(module, job(RECIPES["adam"], normed_start()), DATA)
+        after = tiny_is_zero()
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+    assert set(seen) == {True}
+    assert after == flushed_before
+
+
+def tiny_is_zero() -> bool:
+    return float(torch.full((1,), 1e-40).mul(1.0).item()) == 0.0
+
+
+def test_a_checkpoint_of_another_layout_is_not_gone_on_from() -> None:
+    memory = Memory(1)
+    killed = job(RECIPES["adam"], checkpoints=memory)
+    with pytest.raises(Killed):
+        network(killed)
+    assert memory.saved is not None
+    facts = {k: v for k, v in json.loads(memory.saved[0]).items() if k != "layout"}
+    memory.saved = json.dumps(facts), {"module/fc1.weight": np.zeros(3)}
+    assert bits(network(killed)) == bits(network(replace(killed, checkpoints=NullCheckpointer())))

@@ -1,0 +1,233 @@
+"""Scheduling on paper, and that what it costs grows no faster than the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.command_line import call, refused
+from helpers.small_studies import small_plan
+from helpers.stored_seconds import stored
+from helpers.worker_pools import Quick
+
+from supermask.api import runs as api_runs
+from supermask.core.errors import UserError
+from supermask.engines.selection import EngineChoice
+from supermask.execution import estimate as module
+from supermask.execution.coordinator import Coordinator
+from supermask.execution.estimate import COMMIT_SECONDS, STARTING_SECONDS, estimate, simulate_makespan
+from supermask.execution.scheduler import Scheduler
+from supermask.execution.tasks import WorkerConfig
+from supermask.store import Store
+from supermask.study import load_study
+from supermask.study.plan import RunGraph, make_plan, merge_plans
+from supermask.study.run import Run
+
+MANY = {"criterion": ["large_final", "random", "movement"], "schedule": ["iterative", "one_shot"]}
+
+
+def by_ticks(runs: list[Run], lasts: dict[str, int], workers: int) -> int:
+    """The same for whole seconds, one after another: who is free takes the deepest that is ready."""
+    left, ended, busy, clock = {run.id: run for run in runs}, set[str](), dict[str, int](), 0
+    order = {run.id: (-run.level, place) for place, run in enumerate(runs)}
+    while left or busy:
+        ready = [i for i, run in left.items() if run.parent in ended or run.parent not in order]
+        for run_id in sorted(ready, key=order.__getitem__)[: workers - len(busy)]:
+            busy[run_id] = clock + lasts[run_id]
+            del left[run_id]
+        clock += 1
+        for run_id in [i for i, end in busy.items() if end == clock]:
+            ended.add(run_id)
+            del busy[run_id]
+    return clock
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7, 100])
+def test_time_on_paper_is_that_of_a_clock(workers: int) -> None:
+    plan = small_plan(MANY, seeds=3, levels=4)
+    runs, chance = list(plan.runs.values()), np.random.default_rng(workers)
+    lasts = {run.id: int(chance.integers(1, 40)) for run in runs}
+    exact = {run_id: float(n) for run_id, n in lasts.items()}
+    assert simulate_makespan(runs, exact, 1) == sum(lasts.values())
+    found = simulate_makespan(runs, exact, workers)
+    assert max(lasts.values()) <= found <= sum(lasts.values())
+    assert found == by_ticks(runs, lasts, workers)
+
+
+def test_a_parent_that_is_there_already_is_not_waited_for() -> None:
+    plan = small_plan(levels=2)
+    dense, *rest = plan.runs.values()
+    assert simulate_makespan(rest, {run.id: 2.0 for run in rest}, 5) == 4.0
+    assert simulate_makespan([], {}, 5) == 0.0
+    assert dense.level == 0
+
+
+# --------------------------------------------------------------------------------------------------- what plan says
+
+
+@pytest.fixture(autouse=True)
+def fixed_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("supermask.execution.estimate._measure_madd_seconds", lambda: 2e-11)
+
+
+def test_plan_says_what_a_cluster_needs_and_nothing_else_changes(tmp_path: Path) -> None:
+    words = ("plan", "mask-criteria", "scale=laptop", "--store", tmp_path, "--workers", 2)
+    _, before, _ = call(*words)
+    assert [line.split()[0] for line in before.splitlines()][-1] == "estimated"
+    status, out, _ = call(*words, "--cores", 64)
+    assert status == 0 and out.startswith(before)
+    cores, chain, storage = out[len(before) :].splitlines()
+    report = api_runs.plan("mask-criteria", ["scale=laptop"], tmp_path, cores=64)
+    hours = report.estimate.core_seconds / 3600
+    assert cores.startswith("cores      ") and cores.endswith(f" on 64 cores, {hours:,.1f} core-hours")
+    assert chain.startswith("at least   ") and chain.endswith("the critical path, 11 runs in a row")
+    assert storage == "storage    0.11 GB, all weights kept"
+    (there,) = report.resource_estimates
+    assert report.estimate.chain_seconds <= there.wall_seconds < report.estimate.core_seconds
+    assert call(*words, "--cores", 64, "--estimate") == (status, out, "")
+
+
+def test_estimate_alone_is_for_the_workers_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("plan", "mask-criteria", "scale=laptop", "--store", tmp_path)
+    assert call(*words, "--workers", 3, "--estimate") == call(*words, "--workers", 3, "--cores", 3)
+    monkeypatch.setattr("supermask.execution.run.default_workers", lambda: 5)
+    assert call(*words, "--estimate") == call(*words, "--cores", 5)
+
+
+def test_gpus_without_a_run_of_one_are_assumed_and_plan_says_so(tmp_path: Path) -> None:
+    status, out, _ = call("plan", "mask-criteria", "scale=paper", "seeds=461", "--store", tmp_path, "--gpus", 8)
+    assert status == 0
+    gpus, pace, chain, storage = out.splitlines()[7:]
+    assert gpus.startswith("GPUs ") and gpus.endswith(" GPU-hours") and " on 8 GPUs, " in gpus
+    # 461 seeds of 9 criteria do not fit into eight stacks of 512: half of them at a time.
+    assert pace == (
+        "pace       assumed, as no such run was ever timed on a GPU: 5 million million multiply-adds and 5,000 steps "
+        "of a stack a second, 80 GB free; in stacks of 260"
+    )
+    assert chain.endswith("the critical path, 25 runs in a row") and storage.startswith("storage ")
+
+
+@pytest.mark.parametrize(("runs", "gpus", "stack"), [(4149, 8, 260), (4149, 1, 461), (45, 8, 6), (512, 1, 512)])
+def test_stacks_are_as_large_as_their_rounds_are_few(runs: int, gpus: int, stack: int) -> None:
+    assert module._stack(runs, gpus, 512) == stack
+    assert module._stack(runs, 10**9, 512) == 1
+
+
+def test_stacks_are_not_widened_by_what_is_only_measured(tmp_path: Path) -> None:
+    """Else a chain would be priced in the company of runs that are over in no time."""
+    untrained = {"mask1": ["rewind", "constant", "signed_constant"], "trained": False}
+    plan = small_plan({}, untrained, seeds=6, levels=2)
+    assert estimate(plan, Store(tmp_path), plan.runs.values(), "sparse", gpus=1).stack == 6
+    measured = [run for run in plan.runs.values() if not run.is_trained]
+    assert estimate(plan, Store(tmp_path), measured, "sparse", gpus=1).stack == 18
+
+
+def test_gpus_are_estimated_from_runs_of_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stacked run records its share: it is trained as long as the shares of all that are trained with it."""
+    monkeypatch.setattr("supermask.engines.stacked.autotune.max_replicas", lambda *_: 4)
+    plan = small_plan(MANY, seeds=4, levels=2)
+    first, second, *others = (run.id for run in plan.runs.values() if run.level == 0)
+    there = stored(tmp_path, plan, [first], 1.0)
+    to_do = [run for run in plan.runs.values() if run.id not in (first, second)]
+    assert "assumed" in estimate(plan, there, to_do, "sparse", gpus=1).source
+    around = {"device": "NVIDIA H200", "engine": "stacked", "stack": "shared"}
+    there = stored(tmp_path / "shared", plan, [second], 0.5, engine="stacked", environment=around)
+    found = estimate(plan, there, to_do, "sparse", gpus=1)
+    assert found.source == "from runs of a GPU in the store" and found.stack == 4
+    share = 0.5 + COMMIT_SECONDS
+    assert found.core_seconds == pytest.approx(share * len(to_do), rel=1e-3)
+    assert found.seconds[others[0]] == pytest.approx(4 * share, rel=1e-3)
+    assert found.chain_seconds == pytest.approx(3 * 4 * share, rel=1e-3)
+    paper = found.simulate(to_do, 1)
+    assert paper == pytest.approx(simulate_makespan(to_do, found.seconds, 4) + STARTING_SECONDS)
+    assert paper >= found.core_seconds
+    # Of the CPU's run no account is taken, nor of the GPU's for cores.
+    assert estimate(plan, there, to_do, "reference").source.startswith("roughly")
+
+
+def test_what_a_gpu_trains_alone_takes_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the reference engine eight GPUs train eight at a time, whatever a stack holds."""
+    monkeypatch.setattr(module, "select_engine", lambda *_: EngineChoice("reference", "a test"))
+    plan = make_plan(load_study("learned-supermasks", ["scale=laptop", "seeds=20"]))
+    to_do = [run for run in plan.runs.values() if run.learning is not None and run.learning.method == "edge_popup"]
+    found = estimate(plan, Store(tmp_path), to_do, "sparse", gpus=8)
+    one = found.core_seconds / len(to_do)
+    assert list(found.seconds.values()) == pytest.approx([one] * len(to_do))
+    assert found.simulate(to_do, 8) == pytest.approx(len(to_do) / 8 * one + STARTING_SECONDS)
+
+
+@pytest.mark.parametrize("option", ["--cores", "--gpus"])
+def test_none_and_absurdly_many(tmp_path: Path, option: str) -> None:
+    words = ("plan", "mask-criteria", "scale=laptop", "--store", tmp_path, option)
+    for number in (0, -1):
+        assert option in refused(call(*words, number))
+        with pytest.raises(UserError, match="nothing is ever trained: ask for 1 or more"):
+            api_runs.plan("mask-criteria", ["scale=laptop"], tmp_path, **{option[2:]: number})
+    status, out, _ = call(*words, 10**9)
+    assert status == 0 and " on 1,000,000,000 " in out
+
+
+def test_nothing_to_do_takes_nothing_anywhere(tmp_path: Path) -> None:
+    plan = small_plan(levels=1)
+    store = stored(tmp_path, plan, list(plan.runs), 1.0)
+    found = estimate(plan, store, [], "sparse", gpus=3)
+    assert found.simulate([], 3) == found.core_seconds == found.stored_bytes == 0
+
+
+def test_the_storage_estimated_is_what_a_store_takes(tmp_path: Path) -> None:
+    from helpers.small_studies import carry_out
+
+    plan = small_plan(MANY, {"w_final": 3}, levels=2, network="fc-300-100", evaluate_every=1)
+    expected = estimate(plan, Store(tmp_path / "nothing"), plan.runs.values(), "reference").stored_bytes
+    carry_out(plan, tmp_path / "store")
+    files = [path.stat() for kind in ("runs", "points") for path in (tmp_path / "store" / kind).rglob("*")]
+    files = [file for file in files if S_ISREG(file.st_mode)]
+    assert expected == pytest.approx(sum(4096 * -(-file.st_size // 4096) for file in files), rel=0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------- 5,000 runs
+
+
+def operations(plan: RunGraph, monkeypatch: pytest.MonkeyPatch, stack: int = 1) -> int:
+    """How often the schedule's parts are called until the plan is carried out with 64 in flight, or such stacks."""
+    calls = 0
+
+    def counted(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return method(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((Run, "__getattribute__"), (Store, "has_point"), (Store, "has_weights"), (Store, "has")):
+            patch.setattr(owner, name, counted(getattr(owner, name)))
+        nowhere = Path("/nowhere")
+        site = WorkerConfig(nowhere, engine="stacked", stack=stack)
+        ongoing = Coordinator(Scheduler(plan, Store(nowhere)), site, lambda *_: None, "needed", lambda _: None)
+        ongoing.run(Quick(max(2, 64 // stack)))
+    return calls
+
+
+def test_ten_times_the_runs_is_ten_times_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (small_plan(MANY, seeds=seeds, levels=8) for seeds in (12, 120))
+    assert len(large.runs) == 10 * len(small.runs) > 5_000
+    assert operations(large, monkeypatch) == pytest.approx(10 * operations(small, monkeypatch), rel=0.05)
+
+
+@pytest.mark.parametrize("stack", [16, 512])
+def test_and_so_it_is_in_stacks_of_several_networks(monkeypatch: pytest.MonkeyPatch, stack: int) -> None:
+    """Who is taken does not move all those aside that cannot be trained with it."""
+    networks = [f"fc-{n}" for n in (4, 5, 6, 7)]
+    small, large = (
+        merge_plans([small_plan(MANY, seeds=seeds, levels=1, network=network) for network in networks])
+        for seeds in (40, 400)
+    )
+    assert len(large.runs) == 10 * len(small.runs) > 5_000
+    counts = [operations(plan, monkeypatch, stack) / len(plan.runs) for plan in (small, large)]
+    assert counts[1] == pytest.approx(counts[0], rel=0.1)

@@ -1,0 +1,1 @@
+"""What the tests share: oracles, small studies, stores, faulty disks, readers."""

@@ -1,0 +1,39 @@
+"""A study whose names would be trouble wherever they are not shown literally."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from helpers.small_studies import carry_out
+from supermask.study import study_from_dict
+from supermask.study.plan import Plan, make_plan
+
+SCRIPT = "<script>alert(1)</script>"
+
+TREATMENTS: dict[str, dict[str, Any]] = {
+    SCRIPT: {},
+    "../../etc/x": {"criterion": "random"},
+    "</script><!--<script>": {"criterion": "small_final"},
+    "<b onclick=x>&amp;\"'": {"mask0": "freeze_init"},
+    "\u05d0\u05d1\u05d2 \u0627\u0644": {"mask1": "reinit"},
+    "\U0001f389 $x$ %{y} {{ 7 * 7 }}": {"mask1": "constant"},
+    "w" * 300: {"mask1": "reshuffle"},
+}
+NAMES = list(TREATMENTS)
+
+
+def carried_out_hostile(store: Path, name: str, title: str) -> Plan:
+    """One pruned level of each treatment, two seeds, in the store."""
+    data = {
+        "title": title,
+        "network": "fc-8",
+        "seeds": 2,
+        "train": {"epochs": 0.3, "evaluate_every": 4},
+        "prune": {"levels": 1},
+        "treatments": [{"name": label, **treatment} for label, treatment in TREATMENTS.items()],
+        "reference": {"name": SCRIPT},
+    }
+    plan = make_plan(study_from_dict(data, name=name))
+    carry_out(plan, store)
+    return plan

@@ -1,0 +1,137 @@
+"""Studies that train in no time, and the smallest executor there is: one worker in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from supermask.core.types import InitialState, NetworkState, Snapshot
+from supermask.datasets.specs import DATASETS
+from supermask.execution.scheduler import KeepPolicy, Scheduler
+from supermask.execution.tasks import Task, TaskResult, WorkerConfig
+from supermask.execution.worker import Worker
+from supermask.store import Store
+from supermask.store.rows import plan_rows
+from supermask.study import study_from_dict
+from supermask.study.plan import Plan, make_plan
+from supermask.study.schema import Prune, Train
+
+TRAIN = {"epochs": 0.6, "evaluate_every": 4, "batch_size": 60}
+"""12 iterations of 60 images."""
+
+
+def small_plan(*treatments: dict[str, Any], **changes: Any) -> Plan:
+    """A plan on digits with 1,480 weights; keys of `train` and `prune` (levels, epochs, lr ...) find their place."""
+    data: dict[str, Any] = {
+        "network": "fc-20",
+        "seeds": 1,
+        "train": dict(TRAIN),
+        "prune": {"levels": 2, "rates": {"hidden": 0.5, "output": 0.3, "global": 0.5}},
+        "treatments": list(treatments) or [{"criterion": "large_final"}],
+    }
+    for key, value in changes.items():
+        place = next((data[s] for s in ("prune", "train") if key in PLACES[s]), data)
+        place[key] = value
+    return make_plan(study_from_dict(data))
+
+
+PLACES = {"prune": Prune.model_fields, "train": Train.model_fields}
+
+
+@dataclass
+class Carried:
+    """What a plan carried out in this process leaves: its last schedule, and every task with its result."""
+
+    schedule: Scheduler
+    ended: list[tuple[Task, TaskResult]] = field(default_factory=list)
+
+    @property
+    def trained(self) -> list[str]:
+        """Ids of the runs that were trained for the first time."""
+        return [task.run.id for task, result in self.ended if not task.replay and result.status != "not_started"]
+
+    @property
+    def retraced(self) -> dict[str, frozenset[Snapshot]]:
+        """Ids of the runs that were trained again, and the points they were trained for."""
+        return {task.run.id: task.snapshots for task, _ in self.ended if task.replay}
+
+
+def carry_out(
+    plan: Plan,
+    store: Path,
+    keep: KeepPolicy = "all",
+    worker: Worker | None = None,
+    before: Callable[[Scheduler, Task], None] = lambda schedule, task: None,
+    **site: Any,
+) -> Carried:
+    """Every task, one after another, as a worker process would do it."""
+    worker = worker or Worker(WorkerConfig(store, **site))
+    carried = Carried(Scheduler(plan, worker.store))
+    carried.schedule.drop_unneeded(keep)
+    while carried.schedule.tasks_left:
+        task = carried.schedule.take()
+        assert task is not None
+        before(carried.schedule, task)
+        result = worker.run_task(task)
+        carried.ended.append((task, result))
+        if result.status == "not_started":
+            carried.schedule = Scheduler(plan, worker.store, [*carried.schedule.damaged, result.message])
+        else:
+            carried.schedule.finish(task, result)
+            carried.schedule.drop_unneeded(keep, task.run)
+    return carried
+
+
+def contents(store: Path | Store) -> dict[str, dict[str, str]]:
+    """Run id -> hashes of its tensors, every byte that is there read and checked."""
+    store = store if isinstance(store, Store) else Store(store)
+    for run_id in store.run_ids():
+        store.read(run_id)
+    for key in store.snapshot_keys():
+        store.read_snapshot(*key.split("-"))
+    return {run_id: store.tensor_hashes(run_id) for run_id in store.run_ids()}
+
+
+def facts(store: Path, plan: Plan) -> dict[str, dict[str, Any]]:
+    """Facts of the plan's stored runs, without how long they took."""
+    at = Store(store)
+    return {run_id: {**at.facts(run_id), "seconds": None} for run_id in plan.runs if at.has(run_id)}
+
+
+def leftovers(store: Path) -> list[str]:
+    """What should not be there when nobody works on the store."""
+    return [str(path.relative_to(store)) for kind in ("staging", "checkpoints") for path in (store / kind).glob("*")]
+
+
+def same_state(one: NetworkState, other: NetworkState) -> bool:
+    """Bit for bit."""
+    named = ({**state.weights, **state.unmasked} for state in (one, other))
+    a, b = ({name: t.numpy().tobytes() for name, t in tensors.items()} for tensors in named)
+    return a == b
+
+
+def same_start(one: InitialState, other: InitialState) -> bool:
+    """Bit for bit."""
+    masks = one.masks.keys() == other.masks.keys() and all(torch.equal(m, other.masks[n]) for n, m in one.masks.items())
+    return masks and same_state(one.state, other.state) and one.first_iteration == other.first_iteration
+
+
+def same_table(plan: Plan, one: Path, other: Path) -> None:
+    """The rows of `supermask table` of two engines: equal, but for what was measured, which agrees to a thousandth of a
+    loss and to two images of an accuracy; and for who trained it.
+    """
+    for own, others in zip(plan_rows(plan, Store(one))[0], plan_rows(plan, Store(other))[0], strict=True):
+        assert own.keys() == others.keys()
+        for column in own.keys() - {"seconds", "engine", "environment"}:
+            given, wanted = own[column], others[column]
+            if column.endswith("_loss"):
+                assert given == pytest.approx(wanted, rel=1e-3), column
+            elif column.endswith("_accuracy"):
+                assert given == pytest.approx(wanted, abs=2 / DATASETS["digits"].test_images + 1e-9), column
+            else:
+                assert given == wanted, column

@@ -1,0 +1,107 @@
+"""Small fully connected trainings for the tests of the sparse and the stacked engine."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import cache
+
+import numpy as np
+import torch
+
+from helpers.trainings import data
+from supermask.core.actions import MASK0_ACTIONS
+from supermask.core.criteria import CRITERIA
+from supermask.core.recipe import Recipe
+from supermask.core.rng import random_stream
+from supermask.core.types import InitialState, Layer, NetworkState, SplitData
+from supermask.engines import sparse
+from supermask.engines.job import BatchSampler, TrainingJob
+from supermask.engines.sparse.costs import KernelCost, LayerKernelCosts, TraversalCosts
+from supermask.networks.sequential import architecture, initial_state
+
+SHAPE, CLASSES = (1, 9, 7), 10
+"""63 pixels: not a multiple of the eight that are read at once, nor of the 64 lanes."""
+
+
+RECIPES = {
+    "adam": Recipe("adam", 2e-3, 60, 200, 100),
+    "adam with weight decay": Recipe("adam", 2e-3, 60, 200, 100, weight_decay=1e-3),
+    "sgd": Recipe("sgd", 0.05, 60, 200, 100),
+    "momentum with weight decay": Recipe("sgd", 0.01, 60, 200, 100, momentum=0.9, weight_decay=1e-3),
+    "schedule": Recipe(
+        "sgd", 0.05, 60, 200, 100, momentum=0.5, lr_milestones=(50, 120), drop_factor=0.5, warmup_iterations=20
+    ),
+}
+
+
+NO_CONVOLUTIONS = LayerKernelCosts(*[KernelCost(1, 1)] * 4)
+
+
+def cheap(*ways: str) -> sparse.CostTable:
+    """Costs with which these ways are taken wherever they can be."""
+    names = [field.name for field in fields(TraversalCosts)]
+    return sparse.CostTable(TraversalCosts(**{name: 1.0 if name in ways else 1e6 for name in names}), NO_CONVOLUTIONS)
+
+
+EVERY_WAY = {
+    "over weights": cheap("weight", "inner"),
+    "over everything": cheap("pixel", "held", "whole"),
+    "over everything, then weights": cheap("pixel_forward", "whole_forward", "learnt"),
+}
+
+
+@cache
+def images() -> SplitData:
+    """Half of the pixels are dark, and one in five is dark in all images."""
+    made = data(SHAPE, CLASSES, train=300)
+    rng = np.random.default_rng(1)
+    never = rng.random(SHAPE) < 0.2
+    for some in (made.train_images, made.validation_images, made.test_images):
+        some[rng.random(some.shape) < 0.5] = 0
+        some[:, never] = 0
+    # One pixel is lit in the first batch alone: its weights go on moving when their gradient is 0 again.
+    for some in (made.train_images, made.validation_images, made.test_images):
+        some[:, 0, 4, 3] = 0
+    made.train_images[BatchSampler(0, made.train_indices, 60).batch(0)[0], 0, 4, 3] = 16
+    return made
+
+
+def start_of(network: str, density: float, mask0: str = "zero") -> InitialState:
+    """A ticket of large_final with about so many weights left, its pruned weights set by a mask-0 action."""
+    dense = initial_state(architecture(network, SHAPE, CLASSES), 0)
+    weights, masks = {}, {}
+    for name, before in dense.weights.items():
+        rng = random_stream(0, "moved", name)
+        after = before + torch.from_numpy(rng.normal(0, 0.05, tuple(before.shape)).astype(np.float32))
+        alive = torch.ones(before.shape, dtype=torch.bool)
+        layer = Layer(0.1, before, after, alive, before)
+        scores = CRITERIA["large_final"](layer, rng)
+        count = max(1, round(density * before.numel()))
+        masks[name] = (
+            alive
+            if density == 1
+            else scores.flatten().argsort().argsort().ge(before.numel() - count).view(before.shape)
+        )
+        weights[name] = MASK0_ACTIONS[mask0](layer, masks[name], before, rng)
+    # At zero biases a class that is as frequent as the logits say has a gradient that is nothing but rounding, and
+    # Adam's first step is its sign.
+    biases = {
+        n: b + torch.from_numpy(random_stream(0, n).normal(0, 0.1, b.shape).astype(np.float32))
+        for n, b in dense.unmasked.items()
+    }
+    return InitialState(weights, masks, biases)
+
+
+def job_of(
+    network: str = "fc-70-30", density: float = 0.3, recipe: Recipe = RECIPES["adam"], mask0: str = "zero"
+) -> TrainingJob:
+    return TrainingJob(architecture(network, SHAPE, CLASSES), start_of(network, density, mask0), recipe, seed=0)
+
+
+def distance(found: NetworkState, wanted: NetworkState) -> float:
+    """The largest distance between two tensors of the same name, as a share of the longer one's length."""
+    pairs = [
+        (tensor, {**found.weights, **found.unmasked}[name])
+        for name, tensor in {**wanted.weights, **wanted.unmasked}.items()
+    ]
+    return max(float((a - b).norm() / max(a.norm(), 1e-6)) for a, b in pairs)

@@ -1,0 +1,24 @@
+"""Stores with runs of known duration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from helpers.faulty_disk import QuickDisk
+from supermask.store import Store
+from supermask.study.plan import Plan
+
+
+def stored(folder: Path, plan: Plan, run_ids: list[str], seconds: float, **changes: Any) -> Store:
+    """A store in which these runs took so long."""
+    store = Store(folder, QuickDisk())
+    for run_id in run_ids:
+        run = plan.runs[run_id]
+        facts = {"id": run_id, **run.to_data(), "status": "finished", "seconds": seconds, "first_iteration": 0}
+        facts |= {"engine": "reference", "kept": {"all": 1}}
+        store.commit(run_id, json.loads(json.dumps({**facts, **changes})), {"x": np.zeros(1)}, {})
+    return store

@@ -1,0 +1,69 @@
+"""A small study file, and a store in which it was carried out: what the tests of the command line read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.small_studies import carry_out
+from supermask.execution.scheduler import KeepPolicy
+from supermask.store import Store
+from supermask.study import load_study
+from supermask.study.plan import Plan, make_plan
+
+TEXT = """
+title: "A small study"
+network: fc-8
+dataset: digits
+seeds: 2
+train: {epochs: 0.6, evaluate_every: 4}
+prune: {levels: 2, rates: {hidden: 0.5, output: 0.3}}
+treatments:
+  - {criterion: [large_final, random], mask0: [zero, freeze_init]}
+reference: {criterion: large_final, mask0: zero}
+scales:
+  more: {prune.levels: 3}
+"""
+"""12 iterations a run; 592 weights; 2 dense runs and 2 x 4 x 2 pruned ones, all of them different."""
+
+RUNS = 18
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Where the study is, and where its runs are."""
+
+    study: Path
+    store: Path
+    plan: Plan
+
+    @property
+    def args(self) -> list[str]:
+        """STUDY and --store, as the commands take them."""
+        return [str(self.study), "--store", str(self.store)]
+
+    def run_id(self, level: int, criterion: str = "large_final", mask0: str = "zero", seed: int = 0) -> str:
+        """The id of one of its runs."""
+        label = f"{criterion} + {mask0}"
+        return next(
+            m.run_id for m in self.plan.treatment_runs if (m.treatment, m.seed, m.level) == (label, seed, level)
+        )
+
+    def opened(self) -> Store:
+        """The store."""
+        return Store(self.store)
+
+
+def written(folder: Path, name: str = "small.yaml", text: str = TEXT) -> Path:
+    """The study's file."""
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def carried_out(folder: Path, keep: KeepPolicy = "all", text: str = TEXT) -> Carried:
+    """The study with every run in the store."""
+    study = written(folder, text=text)
+    plan = make_plan(load_study(study))
+    carry_out(plan, folder / "store", keep)
+    return Carried(study, folder / "store", plan)

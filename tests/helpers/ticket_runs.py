@@ -1,0 +1,119 @@
+"""A store of tiny runs on digits to make tickets of, and a reader of ticket files that knows docs/tickets.md alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helpers.small_studies import carry_out, small_plan
+from supermask.export.tickets.container import canonical_json, read_header, read_tensors, to_bytes
+from supermask.networks.sequential import architecture, initial_state
+from supermask.store import Store
+from supermask.study.plan import Plan
+
+Arrays = dict[str, NDArray[Any]]
+
+TREATMENTS: dict[str, dict[str, Any]] = {
+    "rewound": {},
+    "constants": {"mask1": "signed_constant"},
+    "random constants": {"mask1": "constant", "rescaled": True},
+    "frozen": {"mask0": "freeze_init"},
+    "frozen at the end": {"mask0": "freeze_final"},
+    "late": {"rewind_to": 4},
+    "zeros inside": {"mask0": "zero_if_shrunk_everywhere"},
+    "reinit": {"mask1": "reinit"},
+    "one shot": {"schedule": "one_shot", "criterion": "magnitude_increase"},
+    "global": {"scope": "global", "criterion": "random"},
+}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A store in which one seed of every treatment was carried out: fc-20 on digits, levels 0 to 2."""
+
+    folder: Path
+    plan: Plan
+
+    @property
+    def store(self) -> Store:
+        """It, opened."""
+        return Store(self.folder)
+
+    def id(self, treatment: str, level: int = 2) -> str:
+        """The id of one of its runs."""
+        label = self.plan.study.treatments[list(TREATMENTS).index(treatment)].label
+        return next(m.run_id for m in self.plan.treatment_runs if (m.treatment, m.level) == (label, level))
+
+    @property
+    def dense(self) -> str:
+        """The id of the dense run."""
+        return next(run.id for run in self.plan.runs.values() if run.parent is None)
+
+
+def ticket_runs(folder: Path) -> Runs:
+    """Carries them out: 83 iterations each."""
+    treatments = ({"criterion": "large_final", **changes} for changes in TREATMENTS.values())
+    plan = small_plan(*treatments, epochs=4, lr=5e-3, evaluate_every=20)
+    carry_out(plan, folder / "store")
+    return Runs(folder / "store", plan)
+
+
+def by_the_book(path: Path) -> tuple[dict[str, Any], Arrays]:
+    """(document, tensors) of a ticket file, in plain NumPy; what the seed gives is drawn by `initial_start`."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    document = json.loads(header.pop("__metadata__")["supermask.ticket"])
+    kinds = {"F32": np.float32, "U8": np.uint8, "I64": np.int64}
+    raw: Arrays = {}
+    for name, entry in header.items():
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        raw[name] = np.frombuffer(data[begin:end], kinds[entry["dtype"]]).reshape(entry["shape"])
+    start = initial_state(architecture("fc-20", (1, 8, 8), 10), document["seed"])
+    found: Arrays = {name.removeprefix("other/"): array for name, array in raw.items() if name.startswith("other/")}
+    if document["others"] == "from_seed":
+        found |= {name: bias.numpy() for name, bias in start.unmasked.items()}
+    for layer in document["layers"]:
+        name, size = layer["name"], int(np.prod(layer["shape"]))
+        mask = np.unpackbits(raw[f"mask/{name}"])[:size] == 1
+        assert mask.sum() == layer["kept"]
+        initial, weights = start.weights[name].numpy().ravel(), np.zeros(size, np.float32)
+        if layer["weights"] == "constant":
+            negative = np.unpackbits(raw[f"signs/{name}"])[: mask.sum()] == 1
+            weights[mask] = np.where(negative, -raw[f"constant/{name}"], raw[f"constant/{name}"])
+        else:
+            weights[mask] = raw[f"kept/{name}"] if layer["weights"] == "values" else initial[mask]
+        if layer["frozen"] != "zero":
+            weights[~mask] = raw[f"frozen/{name}"] if layer["frozen"] == "values" else initial[~mask]
+        found[name] = weights.reshape(layer["shape"])
+    return document, found
+
+
+def forged(data: bytes, change: Callable[[dict[str, Any], Arrays], None]) -> bytes:
+    """The file with another document or other tensors, and every hash made anew, as one would who knows how."""
+    file = BytesIO(data)
+    text, slots = read_header(file, len(data))
+    document, tensors = json.loads(text), {n: a.copy() for n, a in read_tensors(file, slots).items()}
+    change(document, tensors)
+    return sealed(document, tensors)
+
+
+def sealed(document: dict[str, Any], tensors: Arrays) -> bytes:
+    """A file in which these stand, with the hashes that they need."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        head = json.dumps([name, tensors[name].dtype.str, list(tensors[name].shape)]).encode()
+        total.update(len(head).to_bytes(8, "little") + head + tensors[name].tobytes())
+    if "content" in document:
+        document["content"] = total.hexdigest()
+    document.pop("seal", None)
+    seal = hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return to_bytes(canonical_json({**document, "seal": seal}), tensors)

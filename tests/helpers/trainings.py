@@ -1,0 +1,121 @@
+"""Small trainings for the engine's tests: data, starts, jobs, and what it means that two outcomes are the same."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from helpers import numpy_training as by_hand
+from supermask.core.recipe import Recipe
+from supermask.core.types import InitialState, NetworkState, SplitData, TrainingResult
+from supermask.engines.job import Array, BatchSampler, TrainingJob
+from supermask.networks.sequential import architecture, initial_state
+
+SHAPE = (1, 3, 4)
+CLASSES = 4
+LAYERS = architecture("fc-8-6", SHAPE, CLASSES)
+
+RECIPES = {
+    "adam": Recipe("adam", 0.03, 5, 50, 10),
+    "adam with weight decay": Recipe("adam", 0.03, 5, 50, 10, weight_decay=0.01),
+    "sgd": Recipe("sgd", 0.3, 5, 50, 10),
+    "momentum": Recipe("sgd", 0.1, 5, 50, 10, momentum=0.9),
+    "momentum with weight decay": Recipe("sgd", 0.1, 5, 50, 10, momentum=0.9, weight_decay=0.01),
+    "schedule": Recipe(
+        "sgd", 0.4, 5, 50, 10, momentum=0.5, lr_milestones=(20, 40), drop_factor=0.5, warmup_iterations=8
+    ),
+}
+
+
+def data(shape: tuple[int, int, int] = SHAPE, classes: int = CLASSES, train: int = 63, seed: int = 0) -> SplitData:
+    """Images of one fixed pattern a class, under noise; 21 of validation, 17 of test; pixels from 0 to 16."""
+    rng = np.random.default_rng(seed)
+    patterns = rng.integers(0, 17, (classes, *shape))
+
+    def draw(n: int) -> tuple[Array, Array]:
+        labels = rng.integers(0, classes, n)
+        images = patterns[labels] + rng.integers(-3, 4, (n, *shape))
+        return images.clip(0, 16).astype(np.uint8), labels
+
+    (x, y), (vx, vy), (tx, ty) = draw(train + 5), draw(21), draw(17)
+    return SplitData(x, y, np.arange(5, train + 5), vx, vy, tx, ty, 16)
+
+
+def pruned_start(frozen: float | None = None, seed: int = 0) -> InitialState:
+    """The dense start of a seed with half of its weights pruned; frozen at `frozen`, or at their initial values."""
+    start = initial_state(LAYERS, seed)
+    rng = np.random.default_rng(seed)
+    masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < 0.5) for n, w in start.weights.items()}
+    if frozen is not None:
+        start = InitialState(
+            {n: w.where(masks[n], torch.tensor(frozen)) for n, w in start.weights.items()}, masks, start.unmasked
+        )
+    return InitialState(start.weights, masks, start.unmasked)
+
+
+def job(recipe: Recipe, start: InitialState | None = None, **others: Any) -> TrainingJob:
+    """A job of the small network, dense unless a start is given."""
+    return TrainingJob(LAYERS, start or initial_state(LAYERS, 0), recipe, seed=0, **others)
+
+
+def batches(job: TrainingJob, data: SplitData, number: int) -> list[tuple[by_hand.Values, NDArray[np.int64]]]:
+    """The first mini-batches of a job as flat float64 pixels and labels."""
+    order = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
+    picked = [order.batch(i) for i in range(number)]
+    return [(flat(data.train_images[i], data), data.train_labels[i]) for i in picked]
+
+
+def flat(images: Array, data: SplitData) -> by_hand.Values:
+    """(n, pixels) float64, divided."""
+    return (images.reshape(len(images), -1) / data.pixel_maximum).astype(np.float64)
+
+
+def parameters(state: NetworkState) -> by_hand.Parameters:
+    """Weights and biases for the oracle."""
+    return {n: t.numpy().astype(np.float64) for n, t in {**state.weights, **state.unmasked}.items()}
+
+
+def normed_module() -> nn.Sequential:
+    """Everything that carries more state than weights: a batch normalisation (buffers) and a dropout (draws)."""
+    parts = OrderedDict(
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(12, 8),
+        norm=nn.BatchNorm1d(8),
+        relu=nn.ReLU(),
+        dropout=nn.Dropout(0.3),
+        fc2=nn.Linear(8, CLASSES),
+    )
+    return nn.Sequential(parts)
+
+
+def normed_start() -> InitialState:
+    """A start for `normed_module`, half pruned."""
+    state = {n: t.clone() for n, t in normed_module().state_dict().items()}
+    for i, name in enumerate(sorted(state)):
+        if name.startswith("fc"):
+            values = np.random.default_rng(i).normal(0, 0.4, tuple(state[name].shape))
+            state[name] = torch.from_numpy(values.astype(np.float32))
+    masks = {n: torch.from_numpy(np.random.default_rng(9).random(tuple(state[n].shape)) < 0.5) for n in KERNELS}
+    return InitialState({n: state[n] for n in KERNELS}, masks, {n: t for n, t in state.items() if n not in KERNELS})
+
+
+KERNELS = ("fc1.weight", "fc2.weight")
+
+
+def bits(outcome: TrainingResult) -> dict[str, Any]:
+    """Every number of an outcome, tensors as bytes: equal exactly if the outcomes are the same bit for bit."""
+    states = {"end": outcome.end, **{str(point): state for point, state in outcome.points.items()}}
+    tensors = {(at, n): t for at, s in states.items() for n, t in {**s.weights, **s.unmasked}.items()}
+    tensors |= {(n, key): t for n, s in outcome.optimizer_state.items() for key, t in s.items()}
+    return {
+        "status": outcome.status,
+        "metrics": copy.deepcopy(outcome.metrics),
+        "curve": {column: np.array(values).tobytes() for column, values in vars(outcome.curve).items()},
+        "tensors": {key: (t.dtype, tuple(t.shape), t.numpy().tobytes()) for key, t in tensors.items()},
+    }

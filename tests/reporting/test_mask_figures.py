@@ -1,0 +1,230 @@
+"""Figures of masks: what they show, that it is inside the page, and that names are shown literally."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.collections import PolyCollection
+from matplotlib.patches import Rectangle, StepPatch
+from numpy.typing import NDArray
+
+from supermask.analysis.masks import (
+    ALL_LAYERS,
+    Overlap,
+    hexbin,
+    layer_densities,
+    pairwise_overlaps,
+    weight_distribution,
+    weight_plane,
+)
+from supermask.core.rng import random_stream
+from supermask.reporting.figures import (
+    RenderedFigure,
+    density_by_level_figure,
+    density_figure,
+    distribution_figure,
+    overlap_by_layer_figure,
+    overlap_figure,
+    pixel_map_figure,
+    weight_plane_figure,
+)
+from supermask.reporting.figures.layout import fit_text, num_columns, panel_titles, text_measure
+from supermask.reporting.figures.style import PRUNED_KEPT_COLORS, SEQUENTIAL_COLORS, colormap
+
+Bools = NDArray[np.bool_]
+
+HOSTILE = ["$x_1$ is_a_$ name", "_hidden", "very_long_" * 12]
+
+
+def mask(seed: int, share: float = 0.5, shape: tuple[int, int] = (20, 16)) -> Bools:
+    return np.asarray(random_stream(seed, "mask").random(shape) < share)
+
+
+def specimens(n: int) -> list[dict[str, Bools]]:
+    return [{"fc1.weight": mask(seed), "fc2.weight": mask(seed, 0.3, (10, 20))} for seed in range(n)]
+
+
+def pairs(masks: list[dict[str, Bools]]) -> dict[tuple[int, int], dict[str, Overlap]]:
+    return pairwise_overlaps(masks, [{name: np.ones_like(m) for name, m in each.items()} for each in masks])
+
+
+def weights(seed: int) -> NDArray[np.float32]:
+    return random_stream(seed, "weights").normal(size=(20, 16)).astype(np.float32)
+
+
+def every_figure(labels: list[str]) -> dict[str, RenderedFigure]:
+    masks = specimens(len(labels))
+    found = [layer_densities(each) for each in masks]
+    edges = np.linspace(-3, 3, 13)
+    kept = [each["fc1.weight"] for each in masks]
+    rows = [
+        (weight_distribution(weights(1), each, None, edges), weight_distribution(weights(2), each, None, edges))
+        for each in kept
+    ]
+    planes = [weight_plane(weights(1), weights(2), each) for each in kept]
+    maps = [each.mean(axis=0).reshape(4, 4) for each in kept]
+    figures = {
+        "density": density_figure(found, labels, "Density"),
+        "levels": density_by_level_figure({label: {1: d, 2: d} for label, d in zip(labels, found, strict=True)}, "L"),
+        "planes": weight_plane_figure(planes, labels, "Planes"),
+        "layers": weight_plane_figure(planes[:3], labels[:3], "Layers", shared_axes=False),
+        "distributions": distribution_figure(rows, labels, "Distributions"),
+        "pixels": pixel_map_figure(maps, labels, "Pixels"),
+    }
+    if len(labels) > 1:
+        figures["overlap"] = overlap_figure(pairs(masks), labels, "Overlap")
+        figures["by layer"] = overlap_by_layer_figure(pairs(masks), labels, "Overlap")
+    return figures
+
+
+MANY = [f"large_init_large_final, level {number}" for number in range(64)]
+
+
+@pytest.mark.parametrize("labels", [["one"], ["a", "b"], HOSTILE, MANY], ids=["one", "two", "hostile", "many"])
+def test_every_text_is_inside_the_page_and_literal(labels: list[str]) -> None:
+    for name, drawn in every_figure(labels).items():
+        figure = drawn.figure
+        figure.draw_without_rendering()
+        page = figure.bbox
+        for text in figure.texts:
+            box = text.get_window_extent()
+            assert not text.get_parse_math(), name
+            assert page.x0 <= box.x0 <= box.x1 <= page.x1 + 1, (name, text.get_text())
+            assert page.y0 <= box.y0 <= box.y1 <= page.y1 + 1, (name, text.get_text())
+        for axes in figure.axes:
+            around = axes.get_tightbbox()
+            assert around is not None
+            assert page.x0 <= around.x0 <= around.x1 <= page.x1 + 1, name
+            assert page.y0 <= around.y0 <= around.y1 <= page.y1 + 1, name
+        assert drawn.data_rows
+        assert drawn.caption.endswith(".")
+
+
+def test_no_panel_is_empty_and_none_covers_another() -> None:
+    for name, drawn in every_figure([f"mask {n}" for n in range(7)]).items():
+        drawn.figure.draw_without_rendering()
+        boxes = [axes.get_window_extent() for axes in drawn.figure.axes]
+        for place, box in enumerate(boxes):
+            assert all(not box.overlaps(other) for other in boxes[:place]), name
+        assert all(axes.has_data() for axes in drawn.figure.axes), name
+
+
+# --- overlap ---
+
+
+def test_the_heat_map_has_the_found_below_and_the_expected_above_the_diagonal() -> None:
+    masks = specimens(3)
+    masks[2] = masks[0]
+    found = pairs(masks)
+    drawn = overlap_figure(found, ["a", "b", "c"], "Overlap")
+    (shown,) = drawn.figure.axes[0].images
+    values = np.asarray(shown.get_array())
+    rows = {(row["one"], row["other"]): row for row in drawn.data_rows if row["layer"] == ALL_LAYERS}
+    for (one, other), (row, column) in zip([("a", "b"), ("a", "c"), ("b", "c")], [(0, 1), (0, 2), (1, 2)], strict=True):
+        assert values[column, row] == rows[one, other]["jaccard"]
+        assert values[row, column] == rows[one, other]["chance_expected"]
+    hatched = [p.get_xy() for p in drawn.figure.axes[0].patches if isinstance(p, Rectangle) and p.get_hatch()]
+    within = [(row, column) for (row, column), pair in found.items() if pair[ALL_LAYERS].verdict == "within"]
+    assert hatched == [(row - 0.5, column - 0.5) for row, column in within]
+    assert (0, 2) not in within
+    assert "1.00" in [text.get_text() for text in drawn.figure.axes[0].texts]
+    assert rows["a", "c"]["against_chance"] == "above"
+    assert "of 3 pairs: 1 above" in drawn.caption
+
+
+def test_many_masks_are_numbered_and_not_written_out() -> None:
+    labels = [f"mask {n}" for n in range(30)]
+    figures = every_figure(labels)
+    assert not figures["overlap"].figure.axes[0].texts
+    assert "The numbers are those of the figure of all layers together." in figures["by layer"].caption
+    assert len(figures["by layer"].figure.axes) == 3 + 1
+
+
+# --- planes, distributions, densities, pixels ---
+
+
+def test_the_hexagons_drawn_are_those_counted_in_their_colours() -> None:
+    kept = mask(0, 0.7)
+    drawn = weight_plane_figure([weight_plane(weights(1), weights(2), kept)], ["a"], "Plane")
+    (collection,) = [c for c in drawn.figure.axes[0].collections if isinstance(c, PolyCollection)]
+    assert len(collection.get_paths()) == len(drawn.data_rows)
+    counts = [(int(row["kept"] or 0), int(row["pruned"] or 0)) for row in drawn.data_rows]
+    colours = colormap(PRUNED_KEPT_COLORS)
+    expected = [colours(k / (k + p)) for k, p in counts]
+    assert np.allclose(collection.get_facecolor(), expected)
+    assert sum(k for k, _ in counts) <= kept.sum()
+    for path, row in zip(collection.get_paths(), drawn.data_rows, strict=True):
+        x, y = np.asarray(path.vertices)[:6].mean(axis=0)
+        assert (x, y) == pytest.approx((row["w_i"], row["w_f"]))
+
+
+def test_hexagons_touch_and_do_not_overlap_where_all_are_full() -> None:
+    """The corners of the fullest hexagon are a third of the rise above its centre, half a step beside it."""
+    plane = weight_plane(np.zeros((1, 4)), np.zeros((1, 4)), np.ones((1, 4), dtype=bool))
+    drawn = weight_plane_figure([plane], ["a"], "Plane")
+    (collection,) = [c for c in drawn.figure.axes[0].collections if isinstance(c, PolyCollection)]
+    corners = np.asarray(collection.get_paths()[0].vertices)
+    width = drawn.figure.axes[0].get_window_extent().width
+    across = round(width / drawn.figure.dpi / 0.04)
+    found = hexbin(plane, (1.02, 1.0), across, 5)
+    assert np.ptp(corners[:, 0]) == pytest.approx(found.width)
+
+
+def test_the_distributions_drawn_have_area_one() -> None:
+    kept, edges = mask(0, 0.7), np.linspace(-6, 6, 25)
+    pair = (weight_distribution(weights(1), kept, None, edges), weight_distribution(weights(2), kept, None, edges))
+    drawn = distribution_figure([pair], ["a"], "Distributions")
+    for axes in drawn.figure.axes:
+        for stairs in axes.patches:
+            assert isinstance(stairs, StepPatch)
+            values, at, _ = stairs.get_data()
+            assert np.sum(values * np.diff(at)) == pytest.approx(1)
+    assert sum(int(row["kept"] or 0) for row in drawn.data_rows) == 2 * kept.sum()
+
+
+def test_chains_with_the_same_densities_share_a_panel() -> None:
+    one, other = layer_densities(specimens(1)[0]), layer_densities(specimens(2)[1])
+    drawn = density_by_level_figure({"a": {1: one, 2: other}, "b": {1: one, 2: other}, "c": {1: other}}, "Density")
+    assert len(drawn.figure.axes) == 2
+    assert "a stands for 2 chains with the same densities: a, b." in drawn.caption
+    assert len(drawn.data_rows) == 3 * (2 + 2 + 1)
+    lines = {tuple(np.asarray(line.get_ydata())) for line in drawn.figure.axes[0].lines}
+    assert lines == {(one[layer].density * 100, other[layer].density * 100) for layer in one}
+
+
+def test_an_empty_layer_can_be_drawn() -> None:
+    empty = layer_densities({"a": np.zeros((2, 2), dtype=bool), "b": np.ones((2, 2), dtype=bool)})
+    density_figure([empty], ["x"], "Density").figure.draw_without_rendering()
+
+
+def test_pixel_maps_are_the_shares_given_and_empty_pixels_are_counted() -> None:
+    maps = [np.array([[0, 0.5], [1, 0]]), np.array([[0.25, 0.5], [0.5, 0]])]
+    drawn = pixel_map_figure(maps, ["a", "b"], "Pixels")
+    for axes, pixels in zip(drawn.figure.axes, maps, strict=False):
+        assert np.array_equal(np.asarray(axes.images[0].get_array()), pixels * 100)
+    assert "of 4: 1 (b), 2 (a)." in drawn.caption
+    assert drawn.data_rows[2] == {"specimen": "a", "row": 1, "column": 0, "kept_share": 1.0}
+
+
+# --- the page ---
+
+
+@pytest.mark.parametrize("colours", [SEQUENTIAL_COLORS, PRUNED_KEPT_COLORS])
+def test_colours_can_be_read_in_grey(colours: tuple[str, ...]) -> None:
+    """Luminance falls at every step of the scale."""
+    shades = colormap(colours)(np.linspace(0, 1, 100))[:, :3] @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(shades) < 0).all()
+
+
+def test_names_are_broken_and_cut_to_the_room_there_is() -> None:
+    assert fit_text("movement", 2.0) == "movement"
+    cut = fit_text("large_init_large_final, level 5, seed 0", 1.0)
+    assert cut.endswith(" ...")
+    assert text_measure()(cut, 7.0) <= 1.0
+    two = fit_text("large_init_large_final, level 5, seed 0", 1.2, lines=2).split("\n")
+    assert (len(two), two[0]) == (2, "large_init_large_final,")
+    assert panel_titles(["a", "large_init_large_final, level 5, seed 0"], 1.2)[1] > panel_titles(["a"], 1.2)[1] == 0
+
+
+def test_panels_stand_in_even_rows() -> None:
+    assert [num_columns(n, 3) for n in (1, 2, 3, 4, 5, 7)] == [1, 2, 3, 2, 3, 3]

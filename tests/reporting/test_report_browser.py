@@ -1,0 +1,231 @@
+"""The report in a real browser, opened from disk: nothing is asked of a network, nothing is said on the console."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+from helpers.command_line import call
+from helpers.hostile_names import NAMES, SCRIPT, carried_out_hostile
+from helpers.mask_studies import TABLE_ONE, done
+from helpers.stored_study import RUNS, Carried, carried_out
+
+from supermask.api import reports
+from supermask.reporting.figures.table_one import COLUMNS, PAPER_VALUES
+from supermask.reporting.html import build_report, render_report
+from supermask.store import Store
+from supermask.store.rows import plan_rows
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = os.environ.get("SUPERMASK_CHROMIUM") or shutil.which("chromium")
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("CI"), reason="no chromium here: install it, or set SUPERMASK_CHROMIUM"
+)
+
+
+@pytest.fixture(scope="module")
+def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
+    return carried_out(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def file(carried: Carried) -> Path:
+    """The report of the small study."""
+    return reports.report([str(carried.study)], out=carried.store.parent / "r.html", store=carried.store)
+
+
+@contextmanager
+def visit(browser: Browser, file: Path, width: int, scheme: Literal["light", "dark"]) -> Iterator[Page]:
+    """The page, and at the end what it said and what it asked for: nothing, and itself."""
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda wanted: asked.append(wanted.url))
+    page.goto(file.as_uri())
+    yield page
+    page.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [file.as_uri()]
+
+
+@pytest.fixture
+def opened(browser: Browser, file: Path) -> Iterator[Page]:
+    """On a desk, in daylight."""
+    with visit(browser, file, 1280, "light") as page:
+        yield page
+
+
+def scroll_to(page: Page, selector: str) -> Any:
+    found = page.locator(selector).first
+    found.scroll_into_view_if_needed()
+    return found
+
+
+SMALL = """() => [...document.querySelectorAll('body *')].filter(each => each.getClientRects().length
+    && [...each.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())
+    && parseFloat(getComputedStyle(each).fontSize) < 12).map(each => each.tagName + ': ' + each.textContent)"""
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "dark"), (1920, "light")])
+def test_it_fits_every_window_and_can_be_read(
+    browser: Browser, file: Path, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    with visit(browser, file, width, scheme) as page:
+        page.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
+        page.evaluate("drawEmbedded()")
+        assert page.locator("[data-plot] .main-svg").count() >= page.locator("[data-plot]").count() > 0
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        assert page.evaluate(SMALL) == []
+
+
+def test_a_treatment_is_switched_off_and_stays_off_in_another_view(opened: Page) -> None:
+    scroll_to(opened, "#study-small-accuracy .plot")
+    lines = "#study-small-accuracy .scatterlayer .trace .lines path"
+    opened.wait_for_selector(lines)
+    name = "random + zero"
+    visible = f"""() => document.querySelector('#study-small-accuracy .canvas').data
+        .filter(each => each.legendgroup === {name!r}).map(each => each.visible)"""
+    assert set(opened.evaluate(visible)) == {True}
+    button = opened.locator("#study-small-accuracy .legend button", has_text=name)
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    assert set(opened.evaluate(visible)) == {False}
+    view = opened.locator("#study-small-accuracy .views button", has_text="Difference")
+    view.click()
+    assert view.get_attribute("aria-pressed") == "true"
+    assert set(opened.evaluate(visible)) == {False}
+    opened.locator("#study-small-accuracy .legend button", has_text="All").click()
+    assert set(opened.evaluate(visible)) == {True}
+
+
+def test_hover_says_what_the_point_is(opened: Page) -> None:
+    scroll_to(opened, "#study-small-overview .plot")
+    opened.wait_for_selector("#study-small-overview .heatmaplayer image")
+    box = opened.locator("#study-small-overview .nsewdrag").bounding_box()
+    assert box
+    opened.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.9 * box["height"])
+    said = opened.locator("#study-small-overview .hoverlayer").text_content()
+    assert said is not None and "random + freeze_init" in said and "n = 2" in said and "against large_final" in said
+
+
+def test_tables_sort_by_a_click_and_by_the_keyboard(opened: Page) -> None:
+    table = scroll_to(opened, "[data-table=study-small-summary]")
+    head = table.locator("th", has_text="Accuracy")
+
+    def column() -> list[float]:
+        return [float(text.split()[0]) for text in table.locator("tbody tr td:nth-child(5)").all_inner_texts()]
+
+    as_made = column()
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert column() == sorted(as_made)
+    head.locator("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert column() == sorted(as_made, reverse=True)
+    head.locator("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "none"
+    assert column() == as_made
+
+
+def test_all_runs_are_shown_when_asked_for_and_downloaded_as_the_table(opened: Page, carried: Carried) -> None:
+    table = opened.locator("[data-table=study-small-runs]")
+    assert table.locator("tbody tr").count() == 0
+    opened.locator("details.lazy summary").click()
+    table.locator("tbody tr").first.wait_for()
+    assert table.locator("tbody tr").count() == RUNS
+    with opened.expect_download() as download:
+        table.locator(".csv").click()
+    assert download.value.suggested_filename == "small-runs.csv"
+    with Path(download.value.path()).open(newline="") as file:
+        found = list(csv.reader(file))
+    printed = list(csv.reader(call("table", *carried.args)[1].splitlines()))
+    assert found[0] == printed[0]
+    assert [list(map(number, row)) for row in found] == [list(map(number, row)) for row in printed]
+
+
+def number(field: str) -> float | str:
+    """JavaScript writes 0.0 as 0."""
+    try:
+        return float(field)
+    except ValueError:
+        return field
+
+
+def test_the_page_turns_dark_and_back(opened: Page) -> None:
+    def shade() -> str:
+        return str(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    before = shade()
+    opened.locator("#theme").click()
+    assert shade() != before
+    opened.locator("#theme").click()
+    assert shade() == before
+
+
+def test_paper_gets_every_figure(opened: Page) -> None:
+    opened.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert opened.locator("[data-plot] .main-svg").count() >= opened.locator("[data-plot]").count() > 0
+    opened.evaluate("dispatchEvent(new Event('afterprint'))")
+
+
+def test_the_papers_values_are_bold_where_they_are_confirmed(browser: Browser, tmp_path: Path) -> None:
+    found = done(tmp_path / "store", *TABLE_ONE, levels=1)
+    rows, _ = plan_rows(found.plan, found.opened())
+    rows = [{**row, "network": "fc-300-100", "dataset": "mnist"} for row in rows]
+    file = tmp_path / "r.html"
+    file.write_text(render_report(build_report([(found.plan, rows, [])], [], found.opened(), "")), encoding="utf-8")
+    with visit(browser, file, 1280, "light") as opened:
+        lines = scroll_to(opened, "[data-table$=table-one]").locator("tbody tr")
+        assert lines.count() == len(COLUMNS)
+        for line, wanted in zip(lines.all(), PAPER_VALUES["fc-300-100", "mnist"].values(), strict=True):
+            cells = line.locator("td").all_inner_texts()
+            assert cells[3:5] == [wanted.shown, "yes" if wanted.confirmed else "no"]
+            assert line.locator("bdi.bold").count() == wanted.confirmed
+
+
+def test_the_ranking_has_a_view_a_level(opened: Page) -> None:
+    scroll_to(opened, "#study-small-ranking .plot")
+    views = opened.locator("#study-small-ranking .views button")
+    views.first.wait_for()
+    assert views.first.inner_text() == "All levels" and views.count() == 3
+    views.last.press("Enter")
+    assert views.last.get_attribute("aria-pressed") == "true"
+    shown = opened.evaluate("document.querySelector('#study-small-ranking .canvas').layout.xaxis.title.text")
+    assert shown == f"Mean rank at {views.last.inner_text()} (1 is best)"
+
+
+def test_hostile_names_are_shown_as_they_are(browser: Browser, tmp_path: Path) -> None:
+    plan = carried_out_hostile(tmp_path / "store", SCRIPT, SCRIPT)
+    found = (plan, *plan_rows(plan, Store(tmp_path / "store")))
+    file = tmp_path / "r.html"
+    file.write_text(render_report(build_report([found], [], Store(tmp_path / "store"), SCRIPT)), encoding="utf-8")
+    with visit(browser, file, 1280, "light") as opened:
+        opened.evaluate("drawEmbedded()")
+        assert opened.title() == SCRIPT
+        legend = opened.locator("[data-plot$=accuracy] .legend bdi").all_text_contents()
+        assert legend == [*NAMES, "dense network"]
+        ticks = opened.locator("[data-plot$=overview] .ytick text").all_text_contents()
+        assert ticks[:6] == NAMES[:6]
+        cells = opened.locator("[data-table$=summary] tbody td:first-child").all_text_contents()
+        assert set(cells) == {*NAMES, "dense"}

@@ -1,0 +1,186 @@
+"""What a reader has to hear first: that it is a demonstration, what the data is, and which runs diverged."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from helpers.command_line import call
+from helpers.report_page import Element, read, rows_of
+from helpers.small_studies import carry_out, small_plan
+from helpers.stored_study import TEXT, Carried, carried_out, written
+
+from supermask.analysis.claims import evaluate_claims
+from supermask.analysis.claims.formats import claim_notices
+from supermask.api import runs
+from supermask.core.text import Row
+from supermask.datasets.specs import DATASETS, data_notices, demo_notice
+from supermask.reporting.html import Report, build_report, render_report, sections, table_data
+from supermask.store import Store
+from supermask.store.rows import plan_rows
+from supermask.study import load_study
+from supermask.study.plan import make_plan
+
+DEMONSTRATION = "A demonstration, on 1,797 images of 8x8 pixels (digits): its verdicts say nothing about the paper's"
+CLAIM = """
+claims:
+  - id: mine
+    statement: "It is so."
+    clauses: [{treatment: random + zero, above: large_final + zero}]
+"""
+
+
+@pytest.fixture(scope="module")
+def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
+    """Four seeds, and a claim."""
+    return carried_out(tmp_path_factory.mktemp("notices"), text=TEXT.replace("seeds: 2", "seeds: 4") + CLAIM)
+
+
+def made(carried: Carried, rows: list[Row]) -> Report:
+    claims = evaluate_claims([(carried.plan.study, rows)])
+    return build_report([(carried.plan, rows, [])], claims, carried.opened(), "")
+
+
+def rows_in(carried: Carried) -> list[Row]:
+    return runs.study_rows(str(carried.study), store=carried.store)[1]
+
+
+def section(report: Report, name: str) -> Element:
+    return read(sections(report)[name])
+
+
+# --- a demonstration ---
+
+
+def test_only_digits_are_a_demonstration_and_their_images_are_counted() -> None:
+    assert demo_notice(["mnist", "cifar10", ""]) == demo_notice([]) == ""
+    text = demo_notice(["mnist", "digits", "digits"])
+    assert text.startswith(DEMONSTRATION) and "--scale laptop" in text
+    facts = DATASETS["digits"]
+    assert facts.training_images + facts.test_images == 1797 and facts.image_shape == (1, 8, 8)
+
+
+def test_it_stands_on_top_of_the_report_and_of_what_the_commands_say(carried: Carried, tmp_path: Path) -> None:
+    top = section(made(carried, rows_in(carried)), "summary")
+    assert [each.text for each in top.all("p")][1].startswith(DEMONSTRATION)
+    text = call("claims", *carried.args)
+    assert text.out.startswith(DEMONSTRATION) and text.err == ""
+    printed = call("claims", *carried.args, "--format", "json")
+    assert DEMONSTRATION in printed.err
+    assert json.loads(printed.out)[0]["dataset"] == "digits"
+    told = call("report", *carried.args, "--out", str(tmp_path / "r.html"))
+    assert told.out.count(DEMONSTRATION) == 1
+
+
+def test_reproduce_says_it_too(tmp_path: Path) -> None:
+    at = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "r.html"), "--workers", "2"]
+    told = call("reproduce", "--scale", "digits", "--only", "mask-points", *at)
+    assert told.status == 0, told.err
+    assert told.out.count(DEMONSTRATION) == 1
+    assert told.out.index(DEMONSTRATION) < told.out.index(" 14. ")
+
+
+def test_what_is_known_of_the_data_stands_on_top_once(carried: Carried) -> None:
+    note = "images decoded from JPEG: pixels differ from the original's."
+    rows = [{**row, "dataset": "cifar10", "data_note": note} for row in rows_in(carried)]
+    report = made(carried, rows)
+    said = [each.text for each in section(report, "summary").all("p")]
+    assert said.count(f"Data: {note}") == 1
+    assert f"Data: {note}" in claim_notices(report.claims)
+    assert data_notices([note, note, ""]) == [f"Data: {note}"]
+
+
+# --- diverged runs ---
+
+
+def test_a_learning_rate_that_is_too_high(tmp_path: Path) -> None:
+    """Every dense run diverges, and nothing can be done after it."""
+    plan = small_plan({"criterion": "large_final"}, {"criterion": "random"}, lr=3e37, optimizer="sgd", seeds=3)
+    carry_out(plan, tmp_path)
+    rows, _ = plan_rows(plan, Store(tmp_path))
+    assert Counter(row["status"] for row in rows) == {"diverged": 3, "ancestor_diverged": 12}
+    report = build_report([(plan, rows, [])], [], Store(tmp_path), "")
+    for name in ("study-study", "making"):
+        text = section(report, name).text
+        assert "3 runs diverged, and 12 runs could not be done after them" in text
+    for row in rows:
+        if row["status"] == "diverged":
+            when = f"loss not finite at iteration {row['diverged_at']}"
+            assert f"dense, level 0, seed {row['seed']} ({when})" in section(report, "study-study").text
+            assert when in section(report, "making").text
+    assert "has finished, and none is to do: there is no mean" in section(report, "study-study").text
+    assert render_report(report)
+
+
+def test_a_study_that_diverged_whole_is_reported_and_not_called_missing(tmp_path: Path) -> None:
+    study = written(tmp_path, text=TEXT.replace("train: {", "train: {lr: 3e37, optimizer: sgd, "))
+    carry_out(make_plan(load_study(study)), tmp_path / "store")
+    told = call("report", study, "--store", tmp_path / "store", "--out", tmp_path / "r.html")
+    assert (told.status, told.err) == (0, "")
+    assert "2 runs diverged, and 16 runs could not be done after them" in (tmp_path / "r.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def some_diverged(carried: Carried) -> Report:
+    """One run diverged, and so the one after it could not be done; everything else finished."""
+    status = {1: "diverged", 2: "ancestor_diverged"}
+    rows: list[Row] = []
+    for row in rows_in(carried):
+        if (row["treatment"], row["seed"]) == ("random + zero", 3):
+            gone: Row = {name: None for name in row if name.startswith(("early_stop", "final", "initial"))}
+            row = {**row, **gone, "status": status[int(row["level"] or 0)], "certificate": None}
+            row["diverged_at"] = 7 if row["level"] == 1 else None
+        rows.append(row)
+    return made(carried, rows)
+
+
+def test_it_is_named_above_its_study_and_at_the_end(some_diverged: Report) -> None:
+    top = section(some_diverged, "study-small").all("p")[1].text
+    assert top.startswith("1 run diverged, and 1 run could not be done after it; they are in no mean:")
+    assert "random + zero, level 1, seed 3 (loss not finite at iteration 7)." in top
+    end = section(some_diverged, "making")
+    assert "1 run diverged, and 1 run could not be done after" in end.text
+    (table,) = (each for each in end.all("table") if "Runs that diverged" in each.text)
+    assert [cell.text for cell in table.all("td")][:5] == [
+        "small",
+        "random + zero",
+        "1",
+        "3",
+        "loss not finite at iteration 7",
+    ]
+
+
+def test_it_is_counted_below_every_figure(some_diverged: Report) -> None:
+    plots = some_diverged.studies[0].plots
+    assert [plot.name for plot in plots] == ["accuracy", "overview", "ranking", "early-stop"]
+    for plot in plots:
+        assert "1 diverged (random + zero 1)" in plot.caption
+        assert "1 not started because an ancestor diverged (random + zero 1)" in plot.caption
+    ranking = next(plot for plot in plots if plot.name == "ranking")
+    assert "Seeds in which some treatment has not finished are not ranked." in ranking.caption
+
+
+def test_means_are_of_the_others_and_the_table_counts_it(some_diverged: Report) -> None:
+    rows = rows_of(table_data(some_diverged)["study-small-summary"])
+    own = [row for row in rows if row["treatment"] == "random + zero"]
+    assert [(row["n"], row["left_out"], row["test"], row["p_sign_flip"]) for row in own] == [
+        (3, 1, "Welch t", None)
+    ] * 2
+
+
+def test_claims_say_which_seeds_they_lost_and_that_they_are_no_pairs_any_more(some_diverged: Report) -> None:
+    (clause,) = some_diverged.claims[0].clauses
+    lost = (
+        "random + zero: 1 diverged (level 1 seed 3)",
+        "random + zero: 1 ancestor diverged (level 2 seed 3)",
+    )
+    assert clause.missing == lost
+    claims = section(some_diverged, "claims")
+    assert all(text in claims.text for text in lost)
+    assert "n = 3 seeds. Tests, with how many comparisons were made by each: Welch's t, where they differ (2)." in (
+        claims.text
+    )
+    assert "sign-flip" not in claims.text
+    assert [line.all("td")[0].text for line in claims.all("tbody")[0].all("tr")] == ["3 / 4", "3 / 4"]

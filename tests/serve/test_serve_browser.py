@@ -1,0 +1,257 @@
+"""The live page in a real browser: Debian's Chromium, or the one that SUPERMASK_CHROMIUM names."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.hostile_names import NAMES, SCRIPT, carried_out_hostile
+from helpers.serving import note_curve, note_progress, note_study
+from helpers.stored_study import RUNS, Carried, carried_out
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+WAIT = 20_000
+"""Milliseconds: the page asks every two seconds; a machine with other work to do may take a few more."""
+
+
+def chromium() -> str:
+    """The browser; without one the tests are skipped, except in CI, where they fail."""
+    found = os.environ.get("SUPERMASK_CHROMIUM") or shutil.which("chromium")
+    if found:
+        return found
+    assert not os.environ.get("CI"), "no chromium: install it (apt-get install chromium), or set SUPERMASK_CHROMIUM"
+    pytest.skip("no chromium: install it (apt-get install chromium), or set SUPERMASK_CHROMIUM to one")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = chromium()
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@dataclass
+class Site:
+    """A server in a process of its own, over a copy of a carried out study from which one run is missing."""
+
+    url: str
+    store: Path
+    carried: Carried
+    missing: str
+    process: subprocess.Popen[str]
+
+    def put_back(self) -> None:
+        """The run appears, as a commit lets it appear: whole, by one rename."""
+        (self.store.parent / "away").rename(self.store / "runs" / self.missing[:2] / self.missing)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    carried = carried_out(tmp_path)
+    note_study(carried.store, carried.plan)
+    missing = carried.run_id(2, "random", "freeze_init", seed=1)
+    (carried.store / "runs" / missing[:2] / missing).rename(tmp_path / "away")
+    command = [sys.executable, "-m", "supermask", "serve", "--store", str(carried.store), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        found = re.match(r"(http://127\.0\.0\.1:\d+/)  ", line)
+        assert found, line + process.stdout.read()
+        yield Site(found[1], carried.store, carried, missing, process)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@dataclass
+class Seen:
+    """What a page asked for and complained about."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def check(self, site: Site) -> None:
+        """No error in the console, and nothing from anywhere else."""
+        assert self.complaints == []
+        assert self.requests
+        outside = [url for url in self.requests if not url.startswith((site.url, "data:", f"blob:{site.url}"))]
+        assert outside == []
+
+
+@pytest.fixture
+def seen(browser: Browser) -> Iterator[Seen]:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    found = Seen(page)
+    page.on("request", lambda request: found.requests.append(request.url))
+    page.on("pageerror", lambda error: found.complaints.append(str(error)))
+    page.on(
+        "console",
+        lambda message: found.complaints.append(message.text) if message.type in ("error", "warning") else None,
+    )
+    yield found
+    page.close()
+
+
+def drawn(page: Page, plot: str) -> set[str]:
+    """Names of the treatments that a figure shows."""
+    script = "(canvas) => canvas.data.filter((trace) => trace.visible && trace.name).map((trace) => trace.name)"
+    return set(page.locator(f"[data-plot='{plot}'] .canvas").evaluate(script))
+
+
+def test_a_study_growing_in_the_report(site: Site, seen: Seen) -> None:
+    page = seen.page
+    page.goto(site.url)
+    expect(page.locator("#studies")).to_contain_text(f"{RUNS - 1} of {RUNS}", timeout=WAIT)
+    expect(page.locator("h2", has_text="A small study")).to_be_visible(timeout=WAIT)
+    plot = page.locator("[data-plot='study-small-accuracy']")
+    plot.scroll_into_view_if_needed()
+    expect(plot.locator(".scatterlayer .trace").first).to_be_attached(timeout=WAIT)
+    before = drawn(page, "study-small-accuracy")
+    assert {"random + zero", "random + freeze_init"} < before
+
+    # A treatment is switched off ...
+    button = plot.get_by_role("button", name="random + zero", exact=True)
+    button.click()
+    expect(button).to_have_attribute("aria-pressed", "false")
+    assert drawn(page, "study-small-accuracy") == before - {"random + zero"}
+    # ... and a table sorted.
+    table = page.locator("[data-table='study-small-summary']")
+    table.locator("thead button", has_text="ccuracy, %").click()
+    plot.locator(".canvas").evaluate("(canvas) => { canvas.stays = true; }")
+    facts = page.locator("#study-small .facts")
+    expect(facts).to_contain_text(f"{RUNS - 1} runs finished")
+
+    site.put_back()
+    expect(page.locator("#studies")).to_contain_text(f"{RUNS} of {RUNS}", timeout=WAIT)
+    expect(facts).to_contain_text(f"{RUNS} runs finished", timeout=WAIT)
+    # The same page, the same figure, what was switched off still off, what was sorted still sorted.
+    assert plot.locator(".canvas").evaluate("(canvas) => canvas.stays")
+    assert drawn(page, "study-small-accuracy") == before - {"random + zero"}
+    expect(button).to_have_attribute("aria-pressed", "false")
+    expect(table.locator("thead th[aria-sort=ascending]")).to_contain_text("ccuracy, %")
+    row = table.locator("tbody tr", has_text="random + freeze_init").filter(
+        has=page.locator("td:nth-child(2)", has_text="2")
+    )
+    expect(row.locator("td").nth(3)).to_have_text("2", timeout=WAIT)
+    button.click()
+    assert drawn(page, "study-small-accuracy") == before
+    seen.check(site)
+
+
+def test_a_command_at_work_and_then_killed(site: Site, seen: Seen) -> None:
+    key = note_study(site.store, site.carried.plan)
+    flight = [{"run": site.missing, "since": time.time() - 5}]
+    failures = [{"run": site.carried.run_id(1), "status": "diverged", "message": "<img src=x onerror=alert(1)>"}]
+    note_progress(site.store, key, in_flight=flight, failures=failures)
+    note_curve(site.store, site.missing, points=2)
+    page = seen.page
+    page.goto(site.url)
+    command = page.locator(".going-on")
+    expect(command).to_contain_text("small running", timeout=WAIT)
+    expect(command).to_contain_text("13 of 18 trainings · 42 s left · 2 workers")
+    expect(command).to_contain_text("random + freeze_init, level 2, seed 1")
+    expect(command).to_contain_text("iteration 4 of 12")
+    expect(command.locator("svg.sparkline polyline")).to_have_count(2)
+    expect(command.locator(".failures")).to_contain_text("diverged: <img src=x onerror=alert(1)>")
+    note_curve(site.store, site.missing, points=3)
+    expect(command).to_contain_text("iteration 8 of 12", timeout=WAIT)
+    note_progress(site.store, key, pid=2**22 + 7, in_flight=flight)
+    expect(command).to_contain_text("interrupted", timeout=WAIT)
+    expect(command.locator("svg.sparkline")).to_have_count(0)
+    seen.check(site)
+
+
+def test_exploring_and_opening_a_run(site: Site, seen: Seen) -> None:
+    page = seen.page
+    page.goto(site.url + "explore")
+    expect(page.locator("#chosen")).to_have_text("5 of 5 chosen", timeout=WAIT)
+    expect(page.locator("[data-plot=curves] .scatterlayer .trace").first).to_be_attached(timeout=WAIT)
+    expect(page.locator("#count")).to_have_text(f"{RUNS - 1} runs of the chosen treatments")
+    page.locator("#filter").fill("random zero")
+    page.locator("#treatments input").uncheck()
+    expect(page.locator("#count")).to_have_text(f"{RUNS - 5} runs of the chosen treatments")
+    page.locator("#metric").select_option("early_stop_iteration")
+    expect(page.locator("[data-plot=curves]")).to_contain_text("Iteration of early stopping")
+    page.get_by_role("button", name="level").click()
+    page.get_by_role("button", name="level").click()
+    expect(page.locator("th[aria-sort=descending]")).to_have_text("level")
+    expect(page.locator("#runs tbody tr").first.locator("td").nth(1)).to_have_text("2")
+    address = page.url
+    with page.expect_download() as download:
+        page.locator("#csv").click()
+    assert len(download.value.path().read_text().splitlines()) == RUNS - 5 + 1
+
+    page.locator("#runs tbody a").first.click()
+    expect(page.locator("h1")).to_contain_text("level 2")
+    expect(page.locator("[data-plot=curve] .scatterlayer .trace").first).to_be_attached(timeout=WAIT)
+    page.get_by_role("button", name="Validation accuracy").click()
+    expect(page.locator("[data-plot=curve]")).to_contain_text("Validation accuracy (%)")
+    widths = page.locator(".pictures img").evaluate_all("images => images.map((each) => each.naturalWidth)")
+    assert widths == [8, 64, 8]
+    page.locator(".chain a").first.click()
+    expect(page.locator("h1")).to_contain_text("level 1")
+    # The view that was left is in its address.
+    page.goto(address)
+    expect(page.locator("#chosen")).to_have_text("4 of 5 chosen", timeout=WAIT)
+    expect(page.locator("#metric")).to_have_value("early_stop_iteration")
+    seen.check(site)
+
+
+def test_hostile_names_are_shown_as_they_are(site: Site, seen: Seen) -> None:
+    plan = carried_out_hostile(site.store, SCRIPT, "</script><img src=x onerror=alert(1)>")
+    key = note_study(site.store, plan)
+    note_progress(site.store, key, message=SCRIPT, in_flight=[{"run": plan.treatment_runs[-1].run_id, "since": 0.0}])
+    page = seen.page
+    page.on("dialog", lambda dialog: seen.complaints.append(dialog.message))
+    page.goto(site.url)
+    expect(page.locator("#studies")).to_contain_text(f"{SCRIPT} </script><img src=x onerror=alert(1)>", timeout=WAIT)
+    expect(page.locator(".going-on .message")).to_have_text(SCRIPT)
+    part = page.locator(".study", has=page.locator("h2", has_text="<img src=x"))
+    expect(part).to_be_visible(timeout=WAIT)
+    part.locator("[data-plot]").first.scroll_into_view_if_needed()
+    for name in NAMES[:6]:
+        expect(part.locator("[data-plot]").first.get_by_role("button", name=name, exact=True)).to_be_visible(
+            timeout=WAIT
+        )
+    run = next(member for member in plan.treatment_runs if member.treatment == NAMES[2] and member.level == 1)
+    page.goto(f"{site.url}run/{run.run_id}")
+    expect(page.locator("main")).to_contain_text(f"In study {SCRIPT}: {NAMES[2]}")
+    page.goto(f"{site.url}explore?network=%3Cscript%3E&treatment=%22%3E%3Cimg%20src=x%20onerror=alert(1)%3E")
+    expect(page.locator("#chosen")).to_contain_text("chosen", timeout=WAIT)
+    seen.check(site)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_no_page_is_wider_than_the_window(site: Site, browser: Browser, width: int, scheme: Any) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    note_progress(site.store, note_study(site.store, site.carried.plan), message="x" * 500)
+    for path in ("", "explore", f"run/{site.carried.run_id(2)}", "run/0"):
+        page.goto(site.url + path)
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
+    page.close()
+
+
+def test_ctrl_c_ends_it_cleanly(site: Site, seen: Seen) -> None:
+    seen.page.goto(site.url)
+    site.process.send_signal(signal.SIGINT)
+    assert site.process.wait(timeout=15) == 0
+    assert site.process.stdout is not None
+    assert site.process.stdout.read() == ""
+    expect(seen.page.locator("#notice")).to_contain_text("The server does not answer", timeout=WAIT)

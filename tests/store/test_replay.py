@@ -1,0 +1,490 @@
+"""records and lineage: what the store holds of a run, and that a start made again is the start trained from."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.faulty_disk import quick_folder
+from helpers.small_studies import carry_out, same_start, same_state, small_plan
+
+from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
+from supermask.core.certificate import Certificate
+from supermask.core.criteria import CRITERIA
+from supermask.core.errors import UserError
+from supermask.core.types import InitialState, LearningCurve, NetworkState, PrunableTensor, Snapshot, TrainingResult
+from supermask.execution.tasks import Task, TaskResult, WorkerConfig
+from supermask.execution.worker import PreparedTask, Worker
+from supermask.networks.sequential import initial_state
+from supermask.store import CorruptEntry, Store
+from supermask.store.files.entry import RunFacts, Tensors
+from supermask.store.records import (
+    decode_curve,
+    decode_masks,
+    decode_state,
+    encode_result,
+    encode_snapshot,
+    snapshot_name,
+)
+from supermask.store.replay import SnapshotMissing, StateReplayer, StoredSnapshots, build_step, load_criterion
+from supermask.study.plan import Plan
+from supermask.study.run import Run
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with quick_folder() as path:
+        yield path
+
+
+def last_run(plan: Plan) -> Run:
+    return list(plan.runs.values())[-1]
+
+
+# ------------------------------------------------------------------------------------- outcome -> store -> outcome
+
+
+def odd_values(shape: tuple[int, ...]) -> torch.Tensor:
+    """Values that a careless copy would change: signed zeros, subnormals, extremes; NaN only where told."""
+    special = [0.0, -0.0, 1e-45, -1e-40, 3.4e38, -1.0, 1 / 3, float("inf")]
+    size = int(np.prod(shape))
+    return torch.tensor((special * size)[:size], dtype=torch.float32).reshape(shape)
+
+
+def made_up(parent: str | None = "0" * 32) -> tuple[Run, InitialState, TrainingResult]:
+    """A run of odd tensors, a third of its weights kept; its frozen values are odd too."""
+    plan = small_plan()
+    run = replace(last_run(plan), parent=parent, step=None if parent is None else last_run(plan).step)
+    dense = initial_state(plan.layers, 0)
+    weights = {name: odd_values(tuple(w.shape)) for name, w in dense.weights.items()}
+    masks = {
+        n: torch.arange(w.numel()).reshape(w.shape) % 3 == 0 if parent else m
+        for (n, w), m in zip(weights.items(), dense.masks.values(), strict=True)
+    }
+    others = {name: odd_values(tuple(t.shape)) + 1 for name, t in dense.unmasked.items()} | {"steps": torch.tensor(7)}
+    start = InitialState(weights, masks, others, first_iteration=5)
+    moved = {name: torch.where(masks[name], -w, w) for name, w in weights.items()}
+    end = NetworkState(moved, {name: t + 1 for name, t in others.items()})
+    points: dict[Snapshot, NetworkState] = {7: replace(end, unmasked=others), "gradient": NetworkState(moved, {})}
+    curve = LearningCurve([0, 4], [float("nan"), 1 / 3], [2.3, float("inf")], [0.1, 0.2])
+    metrics: dict[str, int | float | None] = {"diverged_at": None, "final_test_accuracy": 1 / 3, "odd": float("nan")}
+    return run, start, TrainingResult("finished", end, points, curve, metrics)
+
+
+HELD, BROKEN = Certificate({"a promise": []}), Certificate({"a promise": ["fc1.weight"]})
+
+
+def stored(
+    folder: Path, run: Run, start: InitialState, outcome: TrainingResult, certificate: Certificate = HELD
+) -> Store:
+    store = Store(folder / "store")
+    for point, state in outcome.points.items():
+        store.commit_snapshot(run.id, snapshot_name(point), {}, encode_snapshot(state, start.masks))
+    store.commit(run.id, *encode_result(run, start, outcome, certificate, {"seconds": 0.5}))
+    return store
+
+
+@pytest.mark.parametrize("parent", [None, "0" * 32])
+def test_an_outcome_comes_back_bit_for_bit(folder: Path, parent: str | None) -> None:
+    run, start, outcome = made_up(parent)
+    store = stored(folder, run, start, outcome)
+    entry = store.read(run.id)
+    assert entry.weights is not None
+    assert same_state(decode_state(entry.tensors | entry.weights, start), outcome.end)
+    for point in (7, "gradient"):
+        state = decode_state(store.read_snapshot(run.id, snapshot_name(point)).tensors, start)
+        assert same_state(state, outcome.points[point])
+    curve = decode_curve(entry.tensors)
+    np.testing.assert_array_equal(list(vars(curve).values()), list(vars(outcome.curve).values()))
+    assert [type(v) for column in vars(curve).values() for v in column] == [int] * 2 + [float] * 6
+    if parent is not None:
+        maskables = {n: PrunableTensor(n, tuple(w.shape), "hidden") for n, w in start.weights.items()}
+        masks = decode_masks(entry.tensors, maskables)
+        assert all(torch.equal(masks[name], mask) for name, mask in start.masks.items())
+
+
+def test_facts_say_what_the_run_is(folder: Path) -> None:
+    run, start, outcome = made_up()
+    facts = stored(folder, run, start, outcome).facts(run.id)
+    assert Run.from_data(facts) == run
+    assert (facts["id"], facts["status"], facts["first_iteration"], facts["seconds"]) == (run.id, "finished", 5, 0.5)
+    assert facts["weights"] == 1_480
+    assert facts["kept"] == {"fc1.weight": 427, "fc2.weight": 67}  # every third of 1,280 and of 200
+    assert facts["metrics"] == {"diverged_at": None, "final_test_accuracy": 1 / 3, "odd": None}
+    assert facts["certificate"] == {"held": True, "checks": {"a promise": []}}
+
+
+def test_only_kept_weights_and_one_bit_a_mask_are_stored(folder: Path) -> None:
+    run, start, outcome = made_up()
+    entry = stored(folder, run, start, outcome).read(run.id)
+    assert entry.weights is not None
+    assert {name: array.size for name, array in entry.weights.items()} == {
+        "kept/fc1.weight": 427,
+        "kept/fc2.weight": 67,
+    }
+    packed = {name: array for name, array in entry.tensors.items() if name.startswith("mask/")}
+    assert {name: array.nbytes for name, array in packed.items()} == {"mask/fc1.weight": 160, "mask/fc2.weight": 25}
+    dense = made_up(None)
+    names = stored(folder, *dense).read(dense[0].id).tensors
+    assert not any(name.startswith("mask/") for name in names)
+
+
+def test_a_diverged_run_keeps_its_curve_and_no_weights(folder: Path) -> None:
+    run, start, outcome = made_up()
+    # Also when its certificate does not hold: NaN is no frozen value.
+    store = stored(folder, run, start, replace(outcome, status="diverged", points={}), BROKEN)
+    entry = store.read(run.id)
+    assert (entry.facts["status"], entry.weights, store.has_weights(run.id)) == ("diverged", {}, False)
+    assert decode_curve(entry.tensors).iterations == [0, 4]
+
+
+def test_a_run_without_a_certificate_is_no_result(folder: Path) -> None:
+    run, start, outcome = made_up()
+    facts = stored(folder, run, start, outcome, BROKEN).facts(run.id)
+    assert (facts["status"], facts["certificate"]["held"]) == ("certificate_failed", False)
+
+
+@pytest.mark.parametrize("change", ["missing", "too few", "another type"])
+def test_stored_values_that_do_not_fit_are_refused(change: str) -> None:
+    _, start, outcome = made_up()
+    tensors = encode_snapshot(outcome.end, start.masks)
+    values = tensors.pop("kept/fc2.weight")
+    if change != "missing":
+        tensors["kept/fc2.weight"] = values[1:] if change == "too few" else values.astype(np.float64)
+    with pytest.raises(ValueError, match=r"kept weight of fc2\.weight"):
+        decode_state(tensors, start)
+
+
+def test_point_names_are_told_apart() -> None:
+    points: list[Snapshot] = [0, 10, 100, "lowest_validation_loss", "gradient"]
+    assert [snapshot_name(p) for p in points] == [
+        "iteration_0", "iteration_10", "iteration_100", "lowest_validation_loss", "gradient",
+    ]  # fmt: skip
+
+
+# ----------------------------------------------------------------------------- a start made again is the start trained
+
+
+class Watched(Worker):
+    """Remembers the start of every training."""
+
+    def __init__(self, site: WorkerConfig) -> None:
+        super().__init__(site)
+        self.starts: dict[str, InitialState] = {}
+
+    def _start(self, task: Task) -> InitialState:
+        self.starts[task.run.id] = super()._start(task)
+        return self.starts[task.run.id]
+
+
+EVERY_ACTION = [{"mask1": mask1, "mask0": mask0} for mask1 in MASK1_ACTIONS for mask0 in MASK0_ACTIONS]
+
+EVERY_OTHER_SETTING: list[dict[str, Any]] = [
+    *({"mask1": mask1, "rescaled": True} for mask1 in MASK1_ACTIONS),
+    *({"rewind_to": 5, "mask0": mask0} for mask0 in MASK0_ACTIONS),
+    {"rewind_to": 5, "w_init": 5, "w_final": 9, "mask0": "zero_if_shrunk"},
+    {"rewind_to": "end", "learning_rate_rewinding": False},
+    {"rewind_to": "end", "mask0": "freeze_final"},
+    {"w_final": "lowest_validation_loss"},
+    {"w_final": "lowest_validation_loss", "mask0": "freeze_final"},
+    {"w_init": 3, "w_final": 9, "criterion": "movement"},
+    {"criterion": "snip"},
+    {"criterion": "grad", "w_final": 9, "mask0": "freeze_final"},
+    {"criterion": "random", "scope": "global", "mask1": "signed_reshuffle"},
+    {"criterion": "snip", "scope": "global", "schedule": "one_shot", "rewind_to": 5},
+    {"schedule": "one_shot", "mask0": "zero_random", "mask1": "reshuffle"},
+    {"schedule": "one_shot", "rewind_to": "end"},
+    {"criterion": "large_init", "w_final": "start"},
+]
+
+
+@pytest.mark.parametrize(("treatments", "levels"), [(EVERY_ACTION, 2), (EVERY_OTHER_SETTING, 3)])
+def test_starts_made_again_are_the_starts_trained_from(
+    folder: Path, treatments: list[dict[str, Any]], levels: int
+) -> None:
+    """Cold, from the store alone; for every action, point, scope and schedule."""
+    named = [{"name": str(i), **treatment} for i, treatment in enumerate(treatments)]
+    plan = small_plan(*named, levels=levels, epochs=0.45, evaluate_every=5)
+    worker = Watched(WorkerConfig(folder / "store"))
+    carried = carry_out(plan, folder / "store", worker=worker)
+    assert {*carried.schedule.status.values()} == {"finished"}
+    assert not carried.retraced
+    for run_id in (run_id for run_id, children in plan.children.items() if not children):
+        # Two are just enough: every ancestor is read and made again.
+        assert same_start(StateReplayer(worker.store, remembered=2).parent_run(run_id).start, worker.starts[run_id])
+
+
+def test_a_long_chain_is_no_deep_recursion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan(levels=60, rates={"hidden": 0.01, "output": 0.01}, epochs=0.05)
+    carried = carry_out(plan, folder / "store")
+    depth = 0
+    real = Store.read
+
+    def read(store: Store, run_id: str) -> Any:
+        nonlocal depth
+        depth = max(depth, len(inspect.stack(0)))
+        return real(store, run_id)
+
+    monkeypatch.setattr(Store, "read", read)
+    lineage = StateReplayer(carried.schedule.store)
+    lineage.parent_run(last_run(plan).parent or "")
+    shallow, depth = depth, 0
+    StateReplayer(carried.schedule.store).parent_run(list(plan.runs)[1])
+    assert shallow == depth
+
+
+def test_points_are_read_back_as_the_engine_gave_them(folder: Path) -> None:
+    read = {"w_init": 3, "w_final": "lowest_validation_loss"}
+    plan = small_plan({"criterion": "snip", "mask0": "freeze_init", **read}, levels=2)
+    given: dict[str, TrainingResult] = {}
+
+    class Kept(Watched):
+        def finish(self, begun: PreparedTask, outcome: TrainingResult, seconds: Any) -> TaskResult:
+            given[begun.task.run.id] = outcome
+            return super().commit(begun, outcome, seconds)
+
+    worker = Kept(WorkerConfig(folder / "store"))
+    carry_out(plan, folder / "store", worker=worker)
+    for run_id, outcome in given.items():
+        points = StoredSnapshots(worker.store, plan.runs[run_id], worker.starts[run_id])
+        assert same_state(points["end"], outcome.end)
+        for point, state in outcome.points.items():
+            assert point in points
+            if point != "gradient":
+                assert same_state(points[point], state)
+                continue
+            masks = worker.starts[run_id].masks
+            for name, gradient in points[point].weights.items():
+                assert torch.equal(gradient[masks[name]], state.weights[name][masks[name]])
+                assert not gradient[~masks[name]].any()
+
+
+def test_what_was_dropped_is_said_to_be_missing(folder: Path) -> None:
+    plan = small_plan({"rewind_to": 5, "mask0": "freeze_final"}, levels=2)
+    store = carry_out(plan, folder / "store").schedule.store
+    dense, first, _ = plan.runs
+    store.drop_snapshot(dense, "iteration_5")
+    with pytest.raises(SnapshotMissing, match=f"run {dense} has no point iteration_5 in the store") as missing:
+        StateReplayer(store).parent_run(first)
+    assert missing.value.key == f"{dense}-iteration_5"
+    store.drop_weights(first)
+    points = StoredSnapshots(store, plan.runs[first], initial_state(plan.layers, 0))
+    assert "end" not in points
+    with pytest.raises(SnapshotMissing, match=f"run {first} has no weights in the store"):
+        points["end"]
+
+
+# ------------------------------------------------------------------------------------------------------------ tampering
+
+
+def rewritten(store: Store, run_id: str, change: Any) -> None:
+    """Replaces a run by a changed one, sealed as if it had been committed so."""
+    entry = store.read(run_id)
+    facts, tensors, weights = dict(entry.facts), dict(entry.tensors), dict(entry.weights or {})
+    change(facts, tensors, weights)
+    moved = store.quarantine(run_id, "replaced by a test")
+    assert moved is not None
+    store.commit(run_id, facts, tensors, weights)
+
+
+def one_kept_weight(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    weights["kept/fc1.weight"] = np.nextafter(weights["kept/fc1.weight"], np.float32(9))
+
+
+def one_bias(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    tensors["other/fc1.bias"] = -tensors["other/fc1.bias"]
+
+
+def other_mask(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    tensors["mask/fc1.weight"] = np.roll(tensors["mask/fc1.weight"], 1)
+
+
+def no_mask(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    del tensors["mask/fc1.weight"]
+
+
+def short_mask(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    tensors["mask/fc1.weight"] = tensors["mask/fc1.weight"][1:]
+
+
+def other_facts(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    facts["seed"] = 1
+
+
+@pytest.mark.parametrize("change", [other_mask, no_mask, short_mask, other_facts])
+def test_a_consistent_forgery_of_an_ancestor_is_found(folder: Path, change: Any) -> None:
+    plan = small_plan(levels=3)
+    store = carry_out(plan, folder / "store").schedule.store
+    _, first, _, third = plan.runs
+    rewritten(store, first, change)
+    with pytest.raises(CorruptEntry) as damage:
+        StateReplayer(store).parent_run(third)
+    assert damage.value.key == first
+
+
+@pytest.mark.parametrize(
+    ("treatment", "change"),
+    [
+        ({"mask0": "freeze_final"}, one_kept_weight),
+        ({"mask1": "rewind", "rewind_to": "end"}, one_kept_weight),
+        ({"mask1": "rewind", "rewind_to": "end"}, one_bias),
+    ],
+)
+def test_a_forgery_is_found_at_the_first_start_that_is_made_of_it(
+    folder: Path, treatment: dict[str, Any], change: Any
+) -> None:
+    plan = small_plan(treatment, levels=3)
+    store = carry_out(plan, folder / "store").schedule.store
+    _, first, second, third = plan.runs
+    rewritten(store, first, change)
+    with pytest.raises(CorruptEntry, match="not the start it was trained from") as damage:
+        StateReplayer(store).parent_run(third)
+    assert damage.value.key == second
+
+
+def test_flipped_bits_of_an_ancestor_are_found(folder: Path) -> None:
+    plan = small_plan(levels=2)
+    store = carry_out(plan, folder / "store").schedule.store
+    _, first, second = plan.runs
+    for path in (store.root / "runs" / first[:2] / first).iterdir():
+        before = path.read_bytes()
+        path.write_bytes(before[:-9] + bytes([before[-9] ^ 1]) + before[-8:])
+        with pytest.raises(CorruptEntry) as damage:
+            StateReplayer(store).parent_run(second)
+        assert damage.value.key == first
+        path.write_bytes(before)
+    assert StateReplayer(store).parent_run(second)
+
+
+def test_kept_values_that_do_not_fit_the_mask_are_damage(folder: Path) -> None:
+    plan = small_plan(levels=1)
+    store = carry_out(plan, folder / "store").schedule.store
+    dense = next(iter(plan.runs))
+
+    def cut(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+        weights["kept/fc1.weight"] = weights["kept/fc1.weight"][1:]
+
+    rewritten(store, dense, cut)
+    with pytest.raises(CorruptEntry, match=r"fc1\.weight"):
+        StateReplayer(store).parent_run(dense).points["end"]
+
+
+def test_runs_of_earlier_numerics_can_still_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan(levels=1)
+    store = carry_out(plan, folder / "store").schedule.store
+    monkeypatch.setattr("supermask.study.run.NUMERICS_VERSION", 99)
+    for run_id in plan.runs:
+        assert Run.from_data(store.facts(run_id)).id == run_id
+        assert StateReplayer(store).parent_run(run_id)
+    assert not small_plan(levels=1).runs.keys() & plan.runs.keys()
+
+
+# ----------------------------------------------------------------------------------------------- a user's own criterion
+
+
+MODULES = itertools.count()
+
+
+def own(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> tuple[str, Path]:
+    """A new module in the current directory; gives the criterion's import path and the file."""
+    path = folder / f"own_criterion_{next(MODULES)}.py"
+    path.write_text(f"import torch\n\ndef score(layer, rng):\n    {body}\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return f"{path.stem}:score", path
+
+
+def test_an_own_criterion_scores_as_the_packages_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, _ = own(folder, monkeypatch, "return layer.w_final.abs()")
+    plan, twin = small_plan({"criterion": name}), small_plan({"criterion": "large_final"})
+    worker = Watched(WorkerConfig(folder / "store"))
+    carry_out(plan, folder / "store", worker=worker)
+    carry_out(twin, folder / "store", worker=worker)
+    mine, theirs = (worker.starts[last_run(p).id] for p in (plan, twin))
+    assert same_start(mine, theirs)
+    assert last_run(plan).id != last_run(twin).id
+
+
+def test_an_own_criterions_id_follows_its_files_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, path = own(folder, monkeypatch, "return layer.w_final.abs()")
+    before = small_plan({"criterion": name})
+    assert small_plan({"criterion": name}).runs.keys() == before.runs.keys()
+    with path.open("a") as file:
+        file.write("# a remark\n")
+    after = small_plan({"criterion": name})
+    assert len(before.runs.keys() & after.runs.keys()) == 1  # the dense run
+
+
+def test_an_own_criterion_that_changed_since_the_plan_is_not_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, path = own(folder, monkeypatch, "return layer.w_final.abs()")
+    plan = small_plan({"criterion": name})
+    path.write_text(path.read_text().replace("return", "return -"))
+    with pytest.raises(UserError, match=f"{name}'.*was changed since the plan was made"):
+        carry_out(plan, folder / "store")
+    assert Store(folder / "store").run_ids() == {next(iter(plan.runs))}
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return layer.w_final * float('nan')", "a score of .* is NaN"),
+        ("return layer.w_final.abs().sum()", "one score a weight"),
+        ("return layer.w_final[:, :1]", "one score a weight"),
+        ("return layer.w_final.tolist()", "gave list"),
+        ("return None", "gave NoneType"),
+        ("return layer.w_fnial", r"failed at line 4 of .*own_criterion_\d+\.py: AttributeError: .*w_fnial"),
+        ("return torch.ones(2, 3) @ layer.w_final", r"failed at line 4 of .*own_criterion_\d+\.py: RuntimeError"),
+        ("raise SystemExit(3)", "SystemExit"),
+        ("return layer.gradient.abs()", "AttributeError: 'NoneType'"),
+    ],
+)
+def test_an_own_criterion_that_fails_is_the_users_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, body: str, says: str
+) -> None:
+    name, _ = own(folder, monkeypatch, body)
+    plan = small_plan({"criterion": name}, {"criterion": "large_final"})
+    with pytest.raises(UserError, match=says) as error:
+        carry_out(plan, folder / "store")
+    assert "level 1, seed 0" in str(error.value)
+
+
+def test_an_own_criterion_cannot_change_what_is_trained_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vandal, _ = own(folder, monkeypatch, "layer.alive.fill_(True); layer.w_init.zero_(); return layer.w_final.abs_()")
+    quiet, _ = own(folder, monkeypatch, "return layer.w_final.abs()")
+    last = []
+    for name in (vandal, quiet):
+        worker = Watched(WorkerConfig(folder / "store"))
+        plan = small_plan({"criterion": name, "rewind_to": "end", "mask0": "freeze_final"}, levels=2)
+        assert {*carry_out(plan, folder / "store", worker=worker).schedule.status.values()} == {"finished"}
+        last.append(worker.starts[last_run(plan).id])
+    assert same_start(*last)
+
+
+def test_a_stored_run_can_be_made_again_without_its_own_criterion(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, path = own(folder, monkeypatch, "return layer.w_final.abs()")
+    plan = small_plan({"criterion": name})
+    store = carry_out(plan, folder / "store").schedule.store
+    path.unlink()
+    assert StateReplayer(store).parent_run(last_run(plan).id)
+    step = last_run(plan).step
+    assert step is not None
+    with pytest.raises(AssertionError):
+        build_step(step).criterion(None, None)  # type: ignore[arg-type]
+
+
+def test_names_of_the_packages_own_criteria_need_no_file() -> None:
+    step = last_run(small_plan({"criterion": "movement"})).step
+    assert step is not None
+    assert load_criterion(step) is build_step(step).criterion is CRITERIA["movement"]

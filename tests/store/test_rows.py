@@ -1,0 +1,135 @@
+"""Rows of a study and of a store: what is planned, what ended, what is damaged."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.small_studies import carry_out, small_plan
+from helpers.stored_study import RUNS, Carried, carried_out
+
+from supermask.core.errors import UserError
+from supermask.store import Store
+from supermask.store.rows import STATUSES, plan_rows, resolve_run_id, store_rows
+from supermask.store.tables import COLUMNS, to_csv, to_json, treatment_labels
+from supermask.study import load_study
+from supermask.study.plan import make_plan
+
+
+@pytest.fixture(scope="module")
+def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
+    return carried_out(tmp_path_factory.mktemp("rows"))
+
+
+def test_every_run_has_one_row_with_known_columns(carried: Carried) -> None:
+    rows, damaged = plan_rows(carried.plan, carried.opened())
+    assert [row["id"] for row in rows] == list(carried.plan.runs)
+    assert not damaged
+    for row in rows:
+        assert row.keys() <= COLUMNS.keys()
+        assert row["status"] == "finished"
+        assert row["certificate"] == "held"
+        assert row["study"] == "small"
+
+
+def test_a_dense_run_is_called_dense_and_has_no_criterion(carried: Carried) -> None:
+    rows, _ = plan_rows(carried.plan, carried.opened())
+    dense = [row for row in rows if row["level"] == 0]
+    assert [(row["treatment"], row["density"], row.get("criterion")) for row in dense] == [("dense", 1.0, None)] * 2
+
+
+@pytest.mark.parametrize(
+    "treatment",
+    [{}, {"schedule": "one_shot"}, {"scope": "global"}, {"scope": "global", "schedule": "one_shot", "rewind_to": 4}],
+)
+def test_what_is_planned_is_what_is_kept(tmp_path: Path, treatment: dict[str, str]) -> None:
+    plan = small_plan(treatment, network="fc-8", levels=3)
+    planned, _ = plan_rows(plan, Store(tmp_path))
+    assert {row["status"] for row in planned} == {"to_do"}
+    carry_out(plan, tmp_path)
+    ended, _ = plan_rows(plan, Store(tmp_path))
+    assert {row["status"] for row in ended} == {"finished"}
+    for before, after in zip(planned, ended, strict=True):
+        known = {name: value for name, value in before.items() if name not in ("status", "certificate")}
+        assert {name: after[name] for name in known} == known
+
+
+def test_a_run_that_serves_several_treatments_has_all_their_labels(tmp_path: Path) -> None:
+    plan = small_plan({"name": "a chain"}, {"name": "at once", "schedule": "one_shot"}, network="fc-8")
+    rows, _ = plan_rows(plan, Store(tmp_path))
+    labels = {(row["level"], *treatment_labels(row)) for row in rows}
+    assert labels == {(0, "dense"), (1, "a chain", "at once"), (2, "a chain"), (2, "at once")}
+
+
+def test_a_study_that_grew_is_partly_to_do(carried: Carried) -> None:
+    more = make_plan(load_study(carried.study, ["scale=more"]))
+    rows, _ = plan_rows(more, carried.opened())
+    assert {row["level"]: row["status"] for row in rows} == {0: "finished", 1: "finished", 2: "finished", 3: "to_do"}
+
+
+def test_below_a_diverged_run_nothing_is_to_do(tmp_path: Path) -> None:
+    plan = small_plan(network="fc-8", lr=1e30)
+    carry_out(plan, tmp_path)
+    rows, _ = plan_rows(plan, Store(tmp_path))
+    assert [row["status"] for row in rows] == ["diverged", "ancestor_diverged", "ancestor_diverged"]
+    assert rows[0]["diverged_at"]
+    assert rows[0]["final_test_accuracy"] is None
+    assert all(row["status"] in STATUSES for row in rows)
+
+
+def test_a_damaged_run_is_told_and_counts_as_not_done(carried: Carried, tmp_path: Path) -> None:
+    shutil.copytree(carried.store, tmp_path / "store")
+    run_id = carried.run_id(1)
+    path = tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json"
+    path.write_bytes(path.read_bytes().replace(b'"seed": 0', b'"seed": 9'))
+    rows, damaged = plan_rows(carried.plan, Store(tmp_path / "store"))
+    assert {row["id"] for row in rows if row["status"] == "to_do"} == {run_id}
+    everything, also = store_rows(Store(tmp_path / "store"))
+    assert len(everything) == RUNS - 1
+    (text,) = damaged
+    assert text in also
+    assert run_id in text
+
+
+def test_the_rows_of_a_store_know_no_study(carried: Carried) -> None:
+    rows, damaged = store_rows(carried.opened())
+    assert [row["id"] for row in rows] == sorted(carried.plan.runs)
+    assert not damaged
+    assert {row["study"] for row in rows} == {None}
+    assert {row["treatment"] for row in rows} == {
+        "dense",
+        "large_final, rewind, zero",
+        "large_final, rewind, freeze_init",
+        "random, rewind, zero",
+        "random, rewind, freeze_init",
+    }
+
+
+def test_reading_an_absent_store_makes_nothing(carried: Carried, tmp_path: Path) -> None:
+    rows, _ = plan_rows(carried.plan, Store(tmp_path / "absent"))
+    assert {row["status"] for row in rows} == {"to_do"}
+    assert store_rows(Store(tmp_path / "absent")) == ([], [])
+    assert not (tmp_path / "absent").exists()
+    assert to_csv(rows).count("\n") == RUNS + 1
+    assert to_json(rows).count("\n") == RUNS + 2
+
+
+def test_find_run(carried: Carried) -> None:
+    store = carried.opened()
+    for run_id in carried.plan.runs:
+        assert resolve_run_id(store, run_id) == run_id
+        assert resolve_run_id(store, run_id[:20].upper()) == run_id
+    for unknown in ("", "g", run_id + "0", "runs/../", "*"):
+        with pytest.raises(UserError, match="no run in"):
+            resolve_run_id(store, unknown)
+
+
+def test_the_first_level_has_the_schedule_that_the_study_asks_for(tmp_path: Path) -> None:
+    """It is the same run under both."""
+    both = small_plan({"name": "chain"}, {"name": "at once", "schedule": "one_shot"}, network="fc-8", levels=2)
+    once = small_plan({"schedule": "one_shot"}, network="fc-8", levels=2)
+    for plan, first in ((both, "iterative | one_shot"), (once, "one_shot")):
+        rows, _ = plan_rows(plan, Store(tmp_path / "store"))
+        assert {row["schedule"] for row in rows if row["level"] == 1} == {first}
+        assert {row.get("schedule") for row in rows if row["level"] == 0} == {None}

@@ -1,0 +1,183 @@
+"""tables: what goes in comes out of every format, and a query sees the runs and nothing else of the machine."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import duckdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from supermask.core.errors import UserError
+from supermask.core.text import Row
+from supermask.store.tables import COLUMNS, query, to_csv, to_json, to_parquet, treatment_labels
+
+EXAMPLES: dict[str, st.SearchStrategy[int | float | str | bool]] = {
+    "VARCHAR": st.text(st.characters(exclude_characters="\x00\r", exclude_categories=["Cs"]), max_size=8),
+    "BOOLEAN": st.booleans(),
+    "INTEGER": st.integers(-(2**31), 2**31 - 1),
+    "BIGINT": st.integers(-(2**63), 2**63 - 1),
+    "DOUBLE": st.floats(allow_nan=False, allow_infinity=False),
+}
+table = st.lists(
+    st.fixed_dictionaries({name: st.none() | EXAMPLES[column.type] for name, column in COLUMNS.items()}), max_size=4
+)
+
+
+def run(number: int = 0, **facts: int | float | str | bool | None) -> Row:
+    return {"id": f"r{number}", "level": number, "treatment": "random", "density": 0.8**number, **facts}
+
+
+@settings(max_examples=15, deadline=None)
+@given(table)
+def test_parquet_gives_back_every_value_type_and_column(rows: list[Row]) -> None:
+    columns, found = read_parquet(to_parquet(rows))
+    assert columns == {name: column.type for name, column in COLUMNS.items()}
+    assert list(columns) == list(COLUMNS)
+    assert found == [tuple(row[name] for name in COLUMNS) for row in rows]
+
+
+def read_parquet(content: bytes) -> tuple[dict[str, str], list[tuple[object, ...]]]:
+    with tempfile.TemporaryDirectory() as folder, duckdb.connect(":memory:") as connection:
+        path = Path(folder) / "t.parquet"
+        path.write_bytes(content)
+        table = connection.read_parquet(str(path))
+        types = [str(kind) for kind in table.types]
+        return dict(zip(table.columns, types, strict=True)), table.fetchall()
+
+
+def test_parquet_bytes_depend_on_the_rows_alone() -> None:
+    rows = [run(level) for level in range(5)]
+    assert to_parquet(rows) == to_parquet(rows)
+
+
+@settings(max_examples=15, deadline=None)
+@given(table)
+def test_json_gives_back_every_value(rows: list[Row]) -> None:
+    assert json.loads(to_json(rows)) == rows
+
+
+@settings(max_examples=15, deadline=None)
+@given(table)
+def test_csv_gives_back_every_value_as_text(rows: list[Row]) -> None:
+    header, *lines = csv.reader(io.StringIO(to_csv(rows), newline=""))
+    assert header == list(COLUMNS)
+    for row, line in zip(rows, lines, strict=True):
+        for name, text in zip(COLUMNS, line, strict=True):
+            value = row[name]
+            if isinstance(value, float):
+                assert float(text) == value
+            elif isinstance(value, bool):
+                assert text == str(value).lower()
+            else:
+                assert text == ("" if value is None else str(value))
+
+
+def test_a_point_of_the_trajectory_may_be_a_number_or_a_name() -> None:
+    answer = query([run(0, w_final=500), run(1, w_final="end")], "SELECT w_final FROM runs ORDER BY level")
+    assert answer.rows == [("500",), ("end",)]
+
+
+def test_numbers_that_are_not_finite_are_null_in_every_format() -> None:
+    rows = [run(0, final_validation_loss=math.nan), run(1, final_validation_loss=math.inf)]
+    assert [row["final_validation_loss"] for row in json.loads(to_json(rows))] == [None, None]
+    assert query(rows, "SELECT count(final_validation_loss) FROM runs").rows == [(0,)]
+    assert [line["final_validation_loss"] for line in csv.DictReader(io.StringIO(to_csv(rows)))] == ["", ""]
+
+
+def test_a_column_that_the_contract_does_not_list_is_our_mistake() -> None:
+    with pytest.raises(AssertionError, match="colour"):
+        query([run(colour="red")], "SELECT 1")
+
+
+def test_every_column_says_what_it_means() -> None:
+    assert all(len(column.meaning) > 5 and column.type in EXAMPLES for column in COLUMNS.values())
+
+
+def test_a_run_may_serve_several_treatments() -> None:
+    assert treatment_labels({"treatment": "large_final | large_final, rewind"}) == [
+        "large_final",
+        "large_final, rewind",
+    ]
+
+
+def test_query_counts_ten_thousand_runs() -> None:
+    rows = [run(number % 25, seed=number) for number in range(10_000)]
+    answer = query(rows, "SELECT level, count(*) AS n, sum(seed) FROM runs GROUP BY level ORDER BY level LIMIT 1")
+    assert answer.columns == ["level", "n", "sum(seed)"]
+    assert answer.rows == [(0, 400, sum(range(0, 10_000, 25)))]
+
+
+def test_no_runs_is_an_empty_table() -> None:
+    assert query([], "SELECT count(*) FROM runs").rows == [(0,)]
+    assert query([], "SELECT * FROM runs").columns == list(COLUMNS)
+    assert to_json([]) == "[]\n"
+    assert to_csv([]) == ",".join(COLUMNS) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("", "the query is empty"),
+        (" ;\n", "the query is empty"),
+        ("SELEC", "syntax error"),
+        ("SELECT densty FROM runs", '"density"'),
+        ("SELECT * FROM run", "runs"),
+        ("SELECT ?", "parameters"),
+    ],
+)
+def test_a_wrong_query_gets_one_line_from_duckdb(sql: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        query([run()], sql)
+    assert "\n" not in str(raised.value)
+
+
+UNREADABLE = "nobody reads this"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM '{folder}/secret.csv'",
+        "SELECT * FROM read_csv('{folder}/secret.csv')",
+        "SELECT * FROM read_text('{folder}/secret.csv')",
+        "SELECT * FROM read_blob('{folder}/secret.csv')",
+        "SELECT * FROM glob('{folder}/*')",
+        "SELECT * FROM sniff_csv('{folder}/secret.csv')",
+        "COPY runs TO '{folder}/written.csv'",
+        "COPY runs FROM '{folder}/secret.csv'",
+        "EXPORT DATABASE '{folder}/written'",
+        "ATTACH '{folder}/written.db'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "RESET lock_configuration",
+        "SET temp_directory = '{folder}'",
+        "SET python_enable_replacements = true",
+        "PRAGMA enable_profiling",
+        "CALL enable_logging('QueryLog', storage_path = '{folder}/written')",
+        "SELECT 1; COPY runs TO '{folder}/written.csv'",
+        "SELECT getenv('HOME')",
+        "SELECT * FROM visible_to_python",
+    ],
+)
+def test_a_query_cannot_touch_the_machine(sql: str, tmp_path: Path) -> None:
+    visible_to_python = [1, 2, 3]
+    (tmp_path / "secret.csv").write_text(f"word\n{UNREADABLE}\n")
+    with pytest.raises(UserError) as raised:
+        query([run()], sql.format(folder=tmp_path))
+    assert UNREADABLE not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
+    assert visible_to_python
+
+
+def test_a_query_does_not_change_the_rows() -> None:
+    rows = [run(0), run(1)]
+    query(rows, "DROP TABLE runs")
+    assert query(rows, "SELECT count(*) FROM runs").rows == [(2,)]

@@ -1,0 +1,270 @@
+"""`verify`: what it finds when the disk, or somebody, changes a stored run; and what it cannot find."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.forgery import folder_of, forge, not_held, verdicts
+from helpers.small_studies import carry_out, small_plan
+from helpers.stored_study import RUNS, Carried
+
+from supermask.api import runs
+from supermask.core.errors import UserError
+from supermask.core.masks import unpack as unpack_mask
+from supermask.core.types import InitialState
+from supermask.store import Store
+from supermask.store.files.entry import FORMAT, Entry, RunFacts, Tensors, encode_entry
+from supermask.store.records import state_hash
+from supermask.store.replay import StateReplayer
+from supermask.store.verify import VerificationResult
+
+# --- nothing is wrong ---
+
+
+def test_every_run_of_a_sound_store_holds_each_once_and_parents_first(pristine: Carried) -> None:
+    found = list(runs.verify(pristine.store))
+    assert {v.verdict for v in found} == {"held"}
+    seen = [v.key for v in found]
+    assert len(seen) == RUNS
+    assert sorted(seen) == sorted(pristine.plan.runs)
+    for run in pristine.plan.runs.values():
+        assert run.parent is None or seen.index(run.parent) < seen.index(run.id)
+
+
+def test_each_run_is_read_a_few_times_at_most(pristine: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    read = Store.read
+
+    def counted(store: Store, run_id: str) -> Entry:
+        reads.append(run_id)
+        return read(store, run_id)
+
+    monkeypatch.setattr(Store, "read", counted)
+    assert len(list(runs.verify(pristine.store))) == RUNS
+    assert max(map(reads.count, reads)) <= 3
+
+
+@pytest.mark.parametrize(
+    "treatment",
+    [
+        {"criterion": "snip", "mask1": "signed_constant"},
+        {"criterion": "movement", "w_final": "lowest_validation_loss", "mask0": "freeze_final"},
+        {"criterion": "magnitude_increase", "rewind_to": 4},
+        {"rewind_to": "end", "learning_rate_rewinding": False},
+        {"scope": "global", "schedule": "one_shot", "mask1": "reinit", "rescaled": True},
+        {"criterion": "large_init_large_final", "mask1": "signed_reshuffle", "mask0": "zero_if_shrunk_everywhere"},
+    ],
+)
+def test_other_treatments_hold_too_with_their_points(tmp_path: Path, treatment: dict[str, str]) -> None:
+    plan = small_plan(treatment, network="fc-8")
+    carry_out(plan, tmp_path)
+    assert {v.verdict for v in verdicts(tmp_path).values()} == {"held"}
+    assert plan.runs.keys() <= verdicts(tmp_path).keys()
+
+
+def test_a_diverged_run_holds_as_diverged(tmp_path: Path) -> None:
+    carry_out(small_plan(network="fc-8", lr=1e30), tmp_path)
+    (verdict,) = verdicts(tmp_path).values()
+    assert verdict.verdict == "held"
+    assert verdict.reason.startswith("diverged at iteration")
+
+
+@pytest.mark.parametrize("keep", ["needed", "masks"])
+def test_runs_whose_weights_were_dropped_hold_as_far_as_they_can(tmp_path: Path, keep: str) -> None:
+    plan = small_plan({"criterion": "large_final"}, {"criterion": "snip"}, {"mask0": "freeze_final"}, network="fc-8")
+    carry_out(plan, tmp_path, keep)  # type: ignore[arg-type]
+    found = verdicts(tmp_path)
+    assert {v.verdict for v in found.values()} <= {"held", "partly"}
+    partly = [run_id for run_id in plan.runs if found[run_id].verdict == "partly"]
+    assert partly
+    assert all("dropped" in found[run_id].reason for run_id in partly)
+
+
+def test_a_users_own_criterion_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_scores.py").write_text("def score(layer, rng):\n    return layer.w_final.abs()\n")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        carry_out(small_plan({"criterion": "own_scores:score"}, network="fc-8"), tmp_path / "store")
+    monkeypatch.delitem(sys.modules, "own_scores", raising=False)
+    (tmp_path / "own_scores.py").unlink()
+    assert {v.verdict for v in verdicts(tmp_path / "store").values()} == {"held"}
+
+
+# --- the disk ---
+
+
+@pytest.mark.parametrize("name", ["run.json", "tensors.safetensors", "weights.safetensors"])
+def test_a_flipped_bit_anywhere_is_damage_and_its_descendants_say_whose(carried: Carried, name: str) -> None:
+    run_id, child = carried.run_id(1), carried.run_id(2)
+    path = folder_of(carried.store, run_id) / name
+    whole = path.read_bytes()
+    for at in (len(whole) // 3, len(whole) - 2):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1
+        path.write_bytes(bytes(flipped))
+        found = not_held(carried.store)
+        assert found.keys() == {run_id, child}
+        assert found[run_id].verdict == found[child].verdict == "damaged"
+        assert name in found[run_id].reason
+        assert run_id in found[child].reason
+
+
+def test_a_missing_file_and_a_misplaced_run_are_damage(carried: Carried) -> None:
+    missing, other, misplaced = (carried.run_id(2), carried.run_id(2, "random"), carried.run_id(2, "random", seed=1))
+    (folder_of(carried.store, missing) / "weights.safetensors").unlink()
+    shutil.rmtree(folder_of(carried.store, misplaced))
+    shutil.copytree(folder_of(carried.store, other), folder_of(carried.store, misplaced))
+    found = not_held(carried.store)
+    assert {key: v.verdict for key, v in found.items()} == {missing: "damaged", misplaced: "damaged"}
+    assert "belongs to run" in found[misplaced].reason
+
+
+def test_a_damaged_point_is_named(tmp_path: Path) -> None:
+    carry_out(small_plan({"w_final": "lowest_validation_loss"}, network="fc-8"), tmp_path)
+    tensors = next((tmp_path / "points").rglob("tensors.safetensors"))
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    found = not_held(tmp_path)
+    assert found[tensors.parent.name].verdict == "damaged"
+
+
+def test_a_store_of_a_newer_version_is_no_damage(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as newer:
+        newer.setattr("supermask.store.files.entry.FORMAT", FORMAT + 1)
+        run_id = carried.run_id(2)
+        files = encode_entry("run", run_id, {}, {"tensors": {}})
+    (folder_of(carried.store, run_id) / "run.json").write_bytes(files["run.json"])
+    with pytest.raises(UserError, match=f"was written in store format {FORMAT + 1}"):
+        verdicts(carried.store)
+
+
+# --- somebody: every hash is right ---
+
+
+def swapped(mask: np.ndarray) -> np.ndarray:
+    """One kept and one pruned weight change places."""
+    bits = unpack_mask(mask, (64 * 8,)).copy()
+    kept, pruned = np.flatnonzero(bits)[0], np.flatnonzero(~bits)[0]
+    bits[kept], bits[pruned] = False, True
+    return np.packbits(bits)
+
+
+def another_mask(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    tensors["mask/fc1.weight"] = swapped(tensors["mask/fc1.weight"])
+
+
+def test_another_mask_does_not_give_the_start_that_was_trained(carried: Carried) -> None:
+    run_id = carried.run_id(2, "random")
+    forge(carried, run_id, another_mask)
+    found = not_held(carried.store)
+    assert found.keys() == {run_id}
+    assert "not the start it was trained from" in found[run_id].reason
+
+
+def test_another_mask_with_a_start_to_match_is_not_the_criterions(carried: Carried) -> None:
+    run_id = carried.run_id(2, "random")
+    forge(carried, run_id, another_mask)
+    forge(
+        carried,
+        run_id,
+        lambda facts, tensors, weights: facts.update(start_content=start_with_its_masks(carried, run_id)),
+    )
+    assert not_held(carried.store) == {
+        run_id: VerificationResult(run_id, "failed", "not the criterion's mask: fc1.weight")
+    }
+
+
+def start_with_its_masks(carried: Carried, run_id: str) -> str:
+    """The content of a rewound, zeroed start with the masks that the run has now."""
+    run = carried.plan.runs[run_id]
+    assert run.parent is not None
+    parent = StateReplayer(carried.opened()).parent_run(run.parent)
+    tensors = carried.opened().read(run_id).tensors
+    masks = {
+        name: mask.new_tensor(unpack_mask(tensors[f"mask/{name}"], tuple(mask.shape)))
+        for name, mask in parent.start.masks.items()
+    }
+    weights = {name: weight.where(masks[name], weight.new_zeros(())) for name, weight in parent.start.weights.items()}
+    return state_hash(InitialState(weights, masks, parent.start.unmasked))
+
+
+def test_other_final_weights_do_not_give_the_childs_mask(carried: Carried) -> None:
+    run_id, child = carried.run_id(1), carried.run_id(2)
+
+    def shuffle(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+        weights["kept/fc1.weight"] = weights["kept/fc1.weight"][::-1].copy()
+
+    forge(carried, run_id, shuffle)
+    assert not_held(carried.store) == {
+        child: VerificationResult(child, "failed", "not the criterion's mask: fc1.weight")
+    }
+
+
+@pytest.mark.parametrize(("key", "value"), [("early_stop_validation_loss", 0.001), ("early_stop_iteration", 4000)])
+def test_better_numbers_do_not_match_the_curve(carried: Carried, key: str, value: float) -> None:
+    run_id = carried.run_id(2)
+    forge(carried, run_id, lambda facts, tensors, weights: facts["metrics"].update({key: value}))
+    found = not_held(carried.store)
+    assert found == {run_id: VerificationResult(run_id, "failed", f"facts do not match the tensors: {key}")}
+
+
+def test_other_counts_do_not_match_the_masks(carried: Carried) -> None:
+    run_id = carried.run_id(2)
+    forge(carried, run_id, lambda facts, tensors, weights: facts["kept"].update({"fc1.weight": 1}))
+    assert not_held(carried.store)[run_id].reason == "facts do not match the tensors: kept"
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", 7), ("level", 9), ("network", "fc-9")])
+def test_another_identity_is_another_run(carried: Carried, key: str, value: int | str) -> None:
+    run_id = carried.run_id(2)
+    forge(carried, run_id, lambda facts, tensors, weights: facts.update({key: value}))
+    found = not_held(carried.store)
+    assert found[run_id].verdict == "damaged"
+    assert "its facts are those of run" in found[run_id].reason
+
+
+@pytest.mark.parametrize("key", ["metrics", "certificate", "kept", "recipe", "start_content"])
+def test_facts_that_lack_something_are_no_run(carried: Carried, key: str) -> None:
+    run_id = carried.run_id(2)
+    forge(carried, run_id, lambda facts, tensors, weights: facts.pop(key))
+    found = not_held(carried.store)
+    assert found[run_id].verdict == "damaged"
+    assert key in found[run_id].reason
+
+
+def test_tensors_of_another_shape_are_no_run(carried: Carried) -> None:
+    run_id = carried.run_id(2)
+    forge(carried, run_id, lambda facts, tensors, weights: weights.update({"kept/fc1.weight": np.zeros(3, np.float32)}))
+    assert not_held(carried.store)[run_id].verdict == "damaged"
+
+
+def test_a_recorded_failure_stays_one(carried: Carried) -> None:
+    """What the optimiser held is seen only when the run ends."""
+    run_id = carried.run_id(2)
+    check = {"optimizer_holds_nothing_frozen": ["fc1.weight: exp_avg"]}
+    forge(carried, run_id, lambda facts, tensors, weights: facts["certificate"]["checks"].update(check))
+    found = not_held(carried.store)
+    assert found[run_id].verdict == "failed"
+    assert found[run_id].reason == "optimizer_holds_nothing_frozen, when it ended: fc1.weight: exp_avg"
+
+
+def test_biases_that_were_held_fail_the_certificate(carried: Carried) -> None:
+    run_id = carried.run_id(2)
+    held = {"other/fc1.bias": np.zeros(8, np.float32)}
+    forge(carried, run_id, lambda facts, tensors, weights: tensors.update(held))
+    assert not_held(carried.store)[run_id].reason == "biases_train: fc1.bias"
+
+
+def test_what_is_believed(carried: Carried) -> None:
+    """Without the data a test accuracy, and a last level's kept weights, cannot be known to be false."""
+    run_id = carried.run_id(2)
+
+    def invent(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+        facts["metrics"]["final_test_accuracy"] = 1.0
+        weights["kept/fc2.weight"] = weights["kept/fc2.weight"] * 2
+
+    forge(carried, run_id, invent)
+    assert not_held(carried.store) == {}
