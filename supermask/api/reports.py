@@ -112,7 +112,8 @@ def claims(studies: Sequence[str], overrides: Sequence[str], store: Path) -> tup
     if not findings:
         asked = ", ".join(quote(plan.study.name) for plan, _, _ in found)
         raise UserError(
-            f"nothing is claimed of {asked}: give a study of {', '.join(studies_with_claims())}, or claims in the study file."
+            f"nothing is claimed of {asked}: give a study of {', '.join(studies_with_claims())}, or claims in the "
+            "study file."
         )
     return findings, list(dict.fromkeys(text for _, _, damaged in found for text in damaged))
 

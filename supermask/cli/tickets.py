@@ -100,7 +100,8 @@ def _ticket_line(ticket: Ticket) -> str:
     level = get_fact(ticket, int, "run", "level")
     at = "" if level is None else f", level {sanitize(level)}"
     weights = sum(mask.numel() for mask in ticket.masks.values())
-    return f"{of}{seed}{at}, {sum(count_kept(ticket.masks).values()):,} of {weights:,} weights ({density(ticket.masks):.2%})"
+    kept = sum(count_kept(ticket.masks).values())
+    return f"{of}{seed}{at}, {kept:,} of {weights:,} weights ({density(ticket.masks):.2%})"
 
 
 def _print_facts(inspection: TicketInspection) -> list[str]:

@@ -92,7 +92,8 @@ def initial_mask_state(
 ) -> InitialState:
     """Where a run that learns a mask begins: weights that stay, a mask of all ones, logits.
 
-    `tensors` and `dense`: the network's prunable tensors and its initial state. With a parent and a step, logits come from the mask that the step's criterion gives (`rng`: the step's streams).
+    `tensors` and `dense`: the network's prunable tensors and its initial state. With a parent and a step, logits come
+    from the mask that the step's criterion gives (`rng`: the step's streams).
     Raises as `ticket.next_scores` does. Source: paper.md section 6 (learned; started from a heuristic: answer 8, open).
     """
     weights = {

@@ -48,7 +48,8 @@ class RunCommitter:
         if not same or ("end" in task.snapshots and not self.store.restore_weights(task.run.id, weights)):
             raise SystemFailure(
                 f"run {task.run.id} was trained again for weights that were not kept, and gave other bits than it has "
-                f"in the store: {_mismatch_reason(self.store.facts(task.run.id))}. Use another folder (--store) for this "
+                f"in the store: {_mismatch_reason(self.store.facts(task.run.id))}. Use another folder (--store) for "
+                "this "
                 "study."
             )
 

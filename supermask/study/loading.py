@@ -359,11 +359,13 @@ def _check_scales(node: Node | None, faults: list[str]) -> None:
         return
     if not isinstance(node.value, dict):
         faults.append(
-            f"{node.location}: scales: {describe_kind(node)} is not a map, such as scales: {{small: {{train.epochs: 3}}}}."
+            f"{node.location}: scales: {describe_kind(node)} is not a map, "
+            "such as scales: {small: {train.epochs: 3}}."
         )
         return
     for name, scale in node.value.items():
         if not isinstance(scale.value, dict):
             faults.append(
-                f"{scale.location}: scale {quote(name)}: {describe_kind(scale)} is not a map, such as {{train.epochs: 3}}."
+                f"{scale.location}: scale {quote(name)}: {describe_kind(scale)} is not a map, "
+                "such as {train.epochs: 3}."
             )

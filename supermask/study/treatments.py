@@ -68,7 +68,8 @@ def find_treatment_label(node: Node, treatments: Sequence[Treatment], what: str,
         return matching[0] if matching else ""
     asked = ", ".join(f"{key}: {quote(value)}" for key, value in wanted.items())
     if matching:
-        says = f"{len(matching)} treatments have {{{asked}}}: {format_list(matching)}; add keys until one is left, or its name."
+        says = f"{len(matching)} treatments have {{{asked}}}: {format_list(matching)}; add keys until one "
+        says += "is left, or its name."
     else:
         says = f"no treatment has {{{asked}}}; the study's treatments are: {format_list(labels)}."
     last = list(node.value.values())[-1:] or [node]

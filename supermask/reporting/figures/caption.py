@@ -56,7 +56,8 @@ def mean_note(summary: Summary) -> str:
     if max(counts) < 2:
         return f"{start}n = 1 seed, so no band and no test."
     fewer = " (fewer where runs are in no mean)" if len(set(counts)) > 1 else ""
-    return f"{start}mean over n = {format_range(counts)} seeds{fewer}; band (dense network: bar): 95% t-interval of the mean."
+    seeds = f"n = {format_range(counts)} seeds{fewer}"
+    return f"{start}mean over {seeds}; band (dense network: bar): 95% t-interval of the mean."
 
 
 def significance_note(summary: Summary) -> str:

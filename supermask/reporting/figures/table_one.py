@@ -230,9 +230,9 @@ def _sentences(
     left = [row for row in rows if row["status"] != "finished" and labels.intersection(treatment_labels(row))]
     asked = sum(bool(labels.intersection(treatment_labels(row))) for row in rows)
     there = any(row["paper_text"] is not None for row in found)
+    seeds = f"n = {format_range(counts)} seed{'s' if max(counts) != 1 else ''}"
     return [
-        f"Network {check_one_experiment(rows)}: mean over n = {format_range(counts)} seed{'s' if max(counts) != 1 else ''}"
-        + (f"{interval}." if several else "."),
+        f"Network {check_one_experiment(rows)}: mean over {seeds}" + (f"{interval}." if several else "."),
         "Heuristic masks: at the level of best validation accuracy; learned ones: mean of their single samples.",
         f"{paper} Nothing is tested against them: their spread is not known."
         if there

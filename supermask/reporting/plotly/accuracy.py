@@ -136,7 +136,8 @@ def _digits(summary: Summary) -> int:
 def _hover(summary: Summary, point: TreatmentPoint) -> str:
     percent = summary.measure.unit == "percent"
     digits = _digits(summary)
-    text = f"<b>{escape_text(point.treatment)}</b><br>level {point.level}, {format_number(point.remaining)}% of weights remaining"
+    remaining = f"{format_number(point.remaining)}% of weights remaining"
+    text = f"<b>{escape_text(point.treatment)}</b><br>level {point.level}, {remaining}"
     text += "<br>" + format_mean(point.interval, digits, "%" if percent else " iterations")
     if point.comparison:
         unit = " points" if percent else " iterations"

@@ -160,7 +160,8 @@ def _row_of(bar: MaskResult, bars: Sequence[MaskResult], labels: Sequence[str]) 
 
 
 def _bar_hover(bar: MaskResult, reference: str) -> str:
-    text = f"<b>{escape_text(bar.treatment)}</b><br>{KINDS[bar.kind].words}, {format_number(bar.density, 1)}% of the weights"
+    density = f"{format_number(bar.density, 1)}% of the weights"
+    text = f"<b>{escape_text(bar.treatment)}</b><br>{KINDS[bar.kind].words}, {density}"
     text += "<br>" + format_mean(bar.interval, 2, "%")
     if bar.comparison:
         text += "<br>" + format_comparison(bar.comparison, bar.p_holm, reference, 2, " points")
