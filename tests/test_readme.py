@@ -1,8 +1,9 @@
-"""What the README and the docs show is what happens: their study, their criterion, their commands."""
+"""README and docs: the study, criterion, commands and links that they show work."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,27 @@ def test_every_file_that_is_linked_is_there(page: Path) -> None:
     assert not missing
 
 
-def test_the_map_of_the_house_names_every_room() -> None:
-    package = ROOT / "supermask"
-    rooms = {p.name for p in package.iterdir() if p.suffix == ".py" and not p.name.startswith("__")}
-    rooms |= {f"{p.name}/" for p in package.iterdir() if p.is_dir() and p.name != "__pycache__"}
-    lines = re.findall(r"^  (\S+)\s+(.+)$", block("text", "supermask/"), flags=re.MULTILINE)
-    assert {name for name, _ in lines} == rooms
-    assert all(len(purpose.split()) <= 8 for _, purpose in lines)
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 160
+
+
+def test_architecture_lists_every_package() -> None:
+    packages = {path.parent.name for path in (ROOT / "supermask").glob("*/__init__.py")}
+    tree = (ROOT / "docs" / "architecture.md").read_text().split("```text\nsupermask/")[1].split("```")[0]
+    assert set(re.findall(r"^  (\w+)/ ", tree, flags=re.MULTILINE)) == packages
+
+
+def test_architecture_states_the_import_contract() -> None:
+    """The table is that of pyproject.toml: what a package may not import is what its line leaves out."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    lines = dict(re.findall(r"^(\w+) +-> ([\w ]+)", text, flags=re.MULTILINE))
+    order = list(lines)
+    for contract in contracts[1:]:
+        package = contract["source_modules"][0].removeprefix("supermask.")
+        if "." in package:
+            continue
+        forbidden = {module.removeprefix("supermask.") for module in contract["forbidden_modules"]}
+        below = set(order[order.index(package) + 1 :])
+        assert below - forbidden == set(lines[package].split()), package

@@ -210,7 +210,7 @@ def test_a_run_that_two_studies_share_costs_once(carried: Carried) -> None:
 
 
 def test_differences_are_those_of_the_docs() -> None:
-    text = (ROOT / "docs" / "paper_map.md").read_text()
+    text = (ROOT / "docs" / "paper.md").read_text()
     section = text.split("## Where this project differs, on purpose")[1].split("\n## ")[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")][1:]
     plain = [tuple(" ".join(cell.replace("`", "").split()) for cell in row) for row in rows]
