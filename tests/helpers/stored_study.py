@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from helpers.small_studies import carry_out
@@ -62,8 +65,22 @@ def written(folder: Path, name: str = "small.yaml", text: str = TEXT) -> Path:
 
 
 def carried_out(folder: Path, keep: KeepPolicy = "all", text: str = TEXT) -> Carried:
-    """The study with every run in the store."""
+    """The study with every run in a store of its own; of the usual study a copy of `trained_store`."""
     study = written(folder, text=text)
     plan = make_plan(load_study(study))
-    carry_out(plan, folder / "store", keep)
+    if (keep, text) == ("all", TEXT):
+        shutil.copytree(trained_store(), folder / "store", copy_function=shutil.copyfile)
+    else:
+        carry_out(plan, folder / "store", keep)
     return Carried(study, folder / "store", plan)
+
+
+@cache
+def trained_store() -> Path:
+    """Read-only store of the study's 18 runs, trained once per test process."""
+    folder = Path(os.environ["SUPERMASK_CACHE"]) / "stored-study"
+    folder.mkdir(parents=True)
+    carry_out(make_plan(load_study(written(folder))), folder / "store")
+    for path in folder.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return folder / "store"
