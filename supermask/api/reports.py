@@ -5,7 +5,6 @@ The Python API behind `supermask report`: it gathers, writes one file, and print
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from supermask.analysis.claims import ClaimFinding, evaluate_claims
 from supermask.analysis.claims.paper import studies_with_claims
 from supermask.api.runs import default_store_path, study_rows
 from supermask.core.errors import SystemFailure, UserError, check_one_of, quote
+from supermask.core.files import write_atomic
 from supermask.core.text import Row
 from supermask.execution.run import ListenerFactory, RunOptions, run_plans
 from supermask.execution.scheduler import Scheduler
@@ -73,12 +73,9 @@ def write_report(made: Report, out: Path) -> Path:
     """Writes the page, whole or not at all. Raises UserError, MachineError."""
     text = render_report(made).encode("utf-8", errors="replace")
     ensure_writable(out)
-    staged = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        staged.write_bytes(text)
-        staged.replace(out)
+        write_atomic(out, text)
     except OSError as error:
-        staged.unlink(missing_ok=True)
         raise SystemFailure(f"the report cannot be written to {out}: {error.strerror or error}") from error
     return out
 

@@ -5,12 +5,11 @@ Where things are kept that can be made again at any time: decoded data sets, wha
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -76,23 +75,3 @@ def cache_folder() -> Path | None:
         return Path.home() / ".cache" / "supermask"
     except RuntimeError:
         return None
-
-
-def write_json_once(path: Path, data: Any, readable: Callable[[Path], bool]) -> None:
-    """Writes plain data as JSON: of several processes' the first is kept.
-
-    Only where nothing that is `readable` is there; nothing at all where the folder cannot be written.
-    """
-    mine = path.with_name(f"{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not readable(path):
-            path.unlink()
-        mine.write_text(json.dumps(data))
-        try:
-            os.link(mine, path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links: the last is believed
-            mine.replace(path)
-        mine.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 from supermask.core.environment import cache_folder
 from supermask.core.errors import UserError, did_you_mean
+from supermask.core.files import PARTIAL_SUFFIX, write_atomic
 from supermask.datasets import cifar10, digits, mnist
 from supermask.datasets.images import (
     DataFolder,
@@ -84,28 +84,17 @@ def write_cache(path: Path, facts: DatasetSpec, data: RawDataset, mark: str) -> 
     """Puts the arrays there atomically (staged beside it, synced, read back, renamed); False where that fails."""
     header = json.dumps({"fingerprint": mark, "note": data.note, "seal": _header(mark, data.note)}).encode()
     assert len(header) <= _HEADER, "a note fits into the header"
-    staged = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    content: list[bytes | memoryview] = [
+        header.ljust(_HEADER),
+        *(labels.astype("<i8", copy=False).tobytes() for labels in (data.train.labels, data.test.labels)),
+        *(np.ascontiguousarray(images).data for images in (data.train.images, data.test.images)),
+    ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path.parent)
-        with staged.open("wb") as file:
-            file.write(header.ljust(_HEADER))
-            for labels in (data.train.labels, data.test.labels):
-                file.write(labels.astype("<i8", copy=False).tobytes())
-            for images in (data.train.images, data.test.images):
-                file.write(np.ascontiguousarray(images).data)
-            file.flush()
-            os.fsync(file.fileno())
-        if read_cache(staged, facts) is None:
-            return False
-        staged.replace(path)
-        _sync_folder(path.parent)
+        return write_atomic(path, content, durable=True, check=lambda staged: read_cache(staged, facts) is not None)
     except OSError:
         return False
-    finally:
-        with contextlib.suppress(OSError):
-            staged.unlink(missing_ok=True)
-    return True
 
 
 def _key(facts: DatasetSpec, source: DatasetFiles) -> str:
@@ -129,18 +118,10 @@ def _header(mark: str, note: str) -> str:
 
 def _remove_stale(folder: Path) -> None:
     """Removes what killed processes left behind."""
-    for left in folder.glob("*.partial"):
+    for left in folder.glob(f"*{PARTIAL_SUFFIX}"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _STALE_SECONDS:
                 left.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 LOADERS: dict[str, Callable[[DatasetSpec, DataFolder], DatasetFiles]] = {"mnist": mnist.find, "cifar10": cifar10.find}

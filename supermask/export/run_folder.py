@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supermask.core.errors import SystemFailure, UserError
+from supermask.core.files import write_atomic
 from supermask.core.types import InitialState, NetworkState
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts
@@ -59,18 +59,6 @@ def export_run(store: Store, run_id: str, folder: Path) -> list[Path]:
     except OSError as error:
         raise SystemFailure(f"the run cannot be written to {folder}: {error.strerror or error}.") from error
     return [folder / name for name in reversed(files)]
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """The file is the one before, or this one whole."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        raise
 
 
 def _tensors(start: InitialState, end: NetworkState) -> dict[str, Tensor]:

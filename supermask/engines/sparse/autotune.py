@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from supermask.core.environment import cache_folder, cpu_name, write_json_once
+from supermask.core.environment import cache_folder, cpu_name
+from supermask.core.files import write_json_once
 from supermask.core.learned_masks import MaskLearning, initial_mask_state
 from supermask.core.recipe import Recipe
 from supermask.core.rng import child_streams, random_stream

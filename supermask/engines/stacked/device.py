@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from supermask.core.environment import cache_folder, cpu_name, write_json_once
+from supermask.core.environment import cache_folder, cpu_name
+from supermask.core.files import write_json_once
 from supermask.engines.selection import Precision
 
 

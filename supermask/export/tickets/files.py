@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from supermask.core.errors import SystemFailure, UserError, sanitize
+from supermask.core.files import write_atomic
 from supermask.core.types import Masks, Weights
 from supermask.export.tickets import format
 from supermask.export.tickets.container import InvalidTicket, read_header, read_tensors, to_bytes
@@ -28,16 +28,9 @@ def save_ticket(ticket: Ticket, path: str | os.PathLike[str], force: bool = Fals
     """
     target, data = Path(path), encode_ticket(ticket)
     check_output_path(target, force)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
-        with partial.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
+        write_atomic(target, data, durable=True)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise SystemFailure(f"{_name(target)} cannot be written: {error.strerror or error}.") from error
     return target
 

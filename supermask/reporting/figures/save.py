@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supermask.core.errors import SystemFailure, UserError
+from supermask.core.files import write_atomic
 from supermask.core.text import Row, slugify
 from supermask.reporting.figures.style import style_context
 from supermask.store.tables import to_csv
@@ -44,7 +45,9 @@ def save_figure(drawn: RenderedFigure, out_dir: Path, stem: str) -> list[Path]:
     paths = [Path(out_dir) / f"{slugify(stem)}.{suffix}" for suffix in FORMATS]
     with _output_dir(out_dir), style_context():
         for path, (suffix, metadata) in zip(paths, FORMATS.items(), strict=True):
-            drawn.figure.savefig(path, format=suffix, dpi=DPI, metadata=metadata)
+            data = io.BytesIO()
+            drawn.figure.savefig(data, format=suffix, dpi=DPI, metadata=metadata)
+            write_atomic(path, data.getvalue())
     return [*paths, save_table(drawn.data_rows, out_dir, stem)]
 
 
@@ -60,7 +63,7 @@ def save_table(rows: Sequence[Row], out_dir: Path, stem: str) -> Path:
     """Write rows, of which there is at least one, as STEM.csv; errors as those of `save`."""
     path = Path(out_dir) / f"{slugify(stem)}.csv"
     with _output_dir(out_dir):
-        path.write_text(to_csv(rows, list(rows[0])), encoding="utf-8")
+        write_atomic(path, to_csv(rows, list(rows[0])).encode())
     return path
 
 

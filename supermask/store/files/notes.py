@@ -1,33 +1,34 @@
-"""Notes beside a store's entries: what was asked of it, and what is going on. Derived, deletable, never waited for.
+"""Status notes beside a store's entries, for the live page: studies that were run, progress, curves in flight.
 
-Whoever trains writes them, whoever looks reads them. A note is one small JSON file, replaced whole; it is not synced,
-and where it cannot be written nothing happens: no training fails for want of a note.
+Training commands write them, `supermask serve` reads them. A note is one small JSON file, replaced whole. Notes are
+derived and deletable; they are not synced, and write errors are ignored, so that no training fails because of a note.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from supermask.core.files import write_atomic
+
 Note = dict[str, Any]
 
 KINDS = ("studies", "progress", "curves")
 NAME = re.compile(r"[0-9a-f]{32}")
 MAX_BYTES = 4_000_000
-"""Bytes of a note that is read."""
+"""Bytes. Larger files are ignored."""
 
 
 class StatusNotes:
-    """The notes of the store at `root`, in its folder `notes`.
+    """Notes of the store at `root`, in its folder `notes`.
 
-    - `studies`: a study that was run, planned by its data; named by a hash of it.
-    - `progress`: a command that carries a plan out; named by a random token.
+    - `studies`: a study that was run, with all of its keys; named by a hash of its content.
+    - `progress`: a command that trains a plan; named by a random token.
     - `curves`: the validation curve of a run in flight; named by the run's id.
     """
 
@@ -35,31 +36,28 @@ class StatusNotes:
         self.root = root / "notes"
 
     def write(self, kind: str, name: str, note: Note) -> None:
-        """Replaces a note. Does nothing where the disk refuses."""
+        """Replace a note. Does nothing if the disk refuses."""
         target = self._path(kind, name)
+        # NaN is a programming error: the page's JavaScript could not parse it.
         text = json.dumps(note, allow_nan=False, sort_keys=True)
-        staged = target.with_suffix(f".{os.getpid()}")
-        try:
+        with suppress(OSError):
             target.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_text(text, encoding="utf-8")
-            staged.replace(target)
-        except OSError:
-            with suppress(OSError):
-                staged.unlink()
+            write_atomic(target, text.encode())
 
     def remove(self, kind: str, name: str) -> None:
-        """Removes a note that may be there."""
+        """Remove a note if it exists."""
         with suppress(OSError):
             self._path(kind, name).unlink()
 
     def read(self, kind: str) -> dict[str, Note]:
-        """Name -> note, the oldest first. What is no note, or damaged, is not there."""
-        found: list[tuple[float, str, Note]] = []
+        """Return name -> note, oldest first. Damaged files and other files are ignored."""
+        dated: list[tuple[float, str, Note]] = []
         for path in self._files(kind):
+            # Each note on its own: it may be replaced or removed meanwhile, or be no JSON at all.
             with suppress(OSError, ValueError, RecursionError):
                 if path.stat().st_size <= MAX_BYTES and isinstance(note := json.loads(path.read_bytes()), dict):
-                    found.append((path.stat().st_mtime, path.stem, note))
-        return {name: note for _, name, note in sorted(found, key=lambda each: each[:2])}
+                    dated.append((path.stat().st_mtime, path.stem, note))
+        return {name: note for _, name, note in sorted(dated, key=lambda entry: entry[:2])}
 
     def _files(self, kind: str) -> Iterator[Path]:
         assert kind in KINDS, kind
@@ -72,5 +70,5 @@ class StatusNotes:
 
 
 def note_id(note: Note) -> str:
-    """The name of a note that is named by what it says."""
+    """Return the name of a note that is named by a hash of its content."""
     return hashlib.sha256(json.dumps(note, allow_nan=False, sort_keys=True).encode()).hexdigest()[:32]
