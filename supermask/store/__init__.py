@@ -1,4 +1,4 @@
-"""The store: a folder a run, written once, atomically, and checked before anything in it is believed."""
+"""Durable store of runs: one content-addressed folder per run, written once, atomically, checked on every read."""
 
 from supermask.store.files.store import CorruptEntry, Entry, Store
 

@@ -1,7 +1,10 @@
-"""What the store holds of a run: outcome -> facts and arrays, and back.
+"""Encoding of a run for the store: training result -> facts and arrays, and back.
 
-A start is never stored, it is made again from its parent (`lineage`); of the weights at a point only the kept values
-are, in C order of each tensor; masks are one bit a weight.
+An initial state is never stored: it is replayed from its parent (`replay.py`). Of a network only the kept weights are
+stored, in C order of each tensor; masks take one bit per weight.
+
+Tensor keys: `mask/<tensor>` uint8, packed bits; `kept/<tensor>` float32 (kept,); `logit/<tensor>` and
+`final_logit/<tensor>` float32, the tensor's shape; `other/<tensor>` biases and buffers; `curve/<column>` (entries,).
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ if TYPE_CHECKING:
 
 
 def encode_result(
-    run: Run, start: InitialState, outcome: TrainingResult, certificate: Certificate, about: dict[str, Any]
+    run: Run, start: InitialState, outcome: TrainingResult, certificate: Certificate, provenance: dict[str, Any]
 ) -> tuple[RunFacts, Tensors, Tensors]:
-    """(facts, tensors, weights) for the store; `about` says how the run came to be: environment, data, seconds."""
+    """Return (facts, tensors, weights) for `Store.commit`. `provenance`: environment, engine, data, seconds."""
+    # A diverged run may break its certificate: NaN weights are not bit-identical to frozen ones. Its status says so.
     status = outcome.status if certificate.passed or outcome.status == "diverged" else "certificate_failed"
     masks = start.masks
     if run.learning is not None and outcome.status == "finished":
@@ -50,10 +54,12 @@ def encode_result(
         "first_iteration": start.first_iteration,
         "start_content": state_hash(start),
         "certificate": certificate.to_data(),
-        **about,
+        **provenance,
     }
+    # The mask of a dense network is all ones and is not stored.
     tensors = {f"mask/{name}": pack(mask) for name, mask in masks.items()} if run.parent or run.learning else {}
     for column, values in vars(outcome.curve).items():
+        # float64 in tensors, not JSON: NaN and every last bit are preserved.
         tensors[f"curve/{column}"] = np.array(values, dtype=np.int64 if column == "iterations" else np.float64)
     if outcome.status == "diverged":
         return facts, tensors, {}
@@ -68,7 +74,10 @@ def _metrics(outcome: TrainingResult) -> dict[str, int | float | None]:
 
 
 def supermask_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """Of a learned mask what was measured from what is stored (`engines.report`): every number can be had again."""
+    """Return the metrics of a learned mask from its evaluation.
+
+    All of them are measured from stored logits and the seed, so `remeasure` reproduces them exactly.
+    """
     selected, final = evaluation["selected"], evaluation["final"]
     return {
         "early_stop_test_accuracy": selected["mean"],
@@ -83,15 +92,15 @@ def supermask_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
 
 
 def weights_to_store(run: Run, start: InitialState, outcome: TrainingResult) -> Tensors:
-    """What a training leaves behind that cannot be made again: kept weights, or the logits of a mask."""
+    """Return the result of training that cannot be replayed: kept weights, or the logits of a mask."""
     if run.learning is not None:
         return _logits("logit", best_mask_state(outcome)) | _logits("final_logit", outcome.end)
-    # What is not trained ends as it starts.
+    # An untrained network ends as it starts, and its start is replayed.
     return kept_weights(outcome.end, start.masks) if run.is_trained else {}
 
 
 def best_mask_state(outcome: TrainingResult) -> NetworkState:
-    """Of a training that learned a mask: its logits at the lowest validation loss. These are the supermask."""
+    """Return the network at the lowest validation loss of a run that learned a mask: its logits are the supermask."""
     return outcome.points["lowest_validation_loss"]
 
 
@@ -100,84 +109,86 @@ def _logits(kind: str, state: NetworkState) -> Tensors:
 
 
 def decode_logits(stored: Tensors, start: InitialState, kind: str = "logit") -> NetworkState:
-    """The start with the logits that were learned from it: the supermask's, or under `final_logit` those of the end.
+    """Return the initial state with learned logits: `logit` for the supermask, `final_logit` for the end of training.
 
-    Raises ValueError if what is stored does not fit the network.
+    Raises ValueError if the stored logits do not fit the network.
     """
     logits = {}
-    for name, own in start.weights.items():
+    for name, weight in start.weights.items():
         values = stored.get(f"{kind}/{name}")
-        if values is None or values.shape != tuple(own.shape) or values.dtype != np.float32:
+        if values is None or values.shape != tuple(weight.shape) or values.dtype != np.float32:
             raise ValueError(f"it does not hold one float32 logit for each weight of {name}")
-        logits[name] = own.new_tensor(values)
+        logits[name] = weight.new_tensor(values)
     return NetworkState(start.weights, start.unmasked, logits)
 
 
 def apply_inversion(state: NetworkState, learning: MaskLearning) -> NetworkState:
-    """With the weights that the mask inverts, if its method does."""
+    """Return the state with inverted weights where a signed mask inverts them; otherwise unchanged."""
     return replace(state, weights={n: w * inversion_signs(learning, state.logits[n]) for n, w in state.weights.items()})
 
 
 def kept_weights(state: NetworkState, masks: Masks) -> Tensors:
-    """`kept/<tensor>` -> the kept weights, one-dimensional, in C order."""
+    """Return `kept/<tensor>` -> kept weights, shape (kept,), in C order."""
     return {f"kept/{name}": state.weights[name][mask].numpy() for name, mask in masks.items()}
 
 
 def encode_snapshot(state: NetworkState, masks: Masks) -> Tensors:
-    """A point of the trajectory for the store."""
-    others: Tensors = {f"other/{name}": tensor.numpy() for name, tensor in state.unmasked.items()}
-    return kept_weights(state, masks) | others
+    """Return a snapshot's tensors for the store: kept weights, biases and buffers."""
+    unmasked: Tensors = {f"other/{name}": tensor.numpy() for name, tensor in state.unmasked.items()}
+    return kept_weights(state, masks) | unmasked
 
 
 def decode_state(stored: Tensors, start: InitialState) -> NetworkState:
-    """The network at a stored point: kept values as stored, frozen values as the run started with.
+    """Return the network at a stored snapshot: kept weights as stored, frozen weights from the initial state.
 
-    Raises ValueError if what is stored does not fit the start's masks.
+    Raises ValueError if the stored weights do not fit the masks.
     """
     weights = {}
     for name, mask in start.masks.items():
         values = stored.get(f"kept/{name}")
         if values is None or values.shape != (int(mask.sum()),) or values.dtype != np.float32:
             raise ValueError(f"it does not hold one float32 value for each kept weight of {name}")
+        # A copy: the frozen weights come from the start, which is cached and shared.
         weights[name] = start.weights[name].clone()
         weights[name][mask] = weights[name].new_tensor(values)
-    return NetworkState(weights, _others(stored))
+    return NetworkState(weights, _decode_unmasked(stored))
 
 
 def zero_weights(start: InitialState) -> InitialState:
-    """What a stored gradient is unpacked onto: 0 at the weights that do not train."""
+    """Return the initial state with zero weights: a stored gradient is decoded onto it, 0 where a weight is frozen."""
     return replace(start, weights={name: tensor.new_zeros(tensor.shape) for name, tensor in start.weights.items()})
 
 
-def decode_masks(stored: Tensors, maskables: Mapping[str, PrunableTensor]) -> Masks:
-    """The masks of a stored run that has a parent. Raises ValueError if they are not those of such a network."""
+def decode_masks(stored: Tensors, prunable: Mapping[str, PrunableTensor]) -> Masks:
+    """Return the masks of a stored run that has a parent. Raises ValueError if they do not fit the network."""
     import torch
 
-    missing = [name for name in maskables if f"mask/{name}" not in stored]
+    missing = [name for name in prunable if f"mask/{name}" not in stored]
     if missing:
         raise ValueError(f"it has no mask for {missing[0]}")
-    return {name: torch.from_numpy(unpack(stored[f"mask/{name}"], m.shape)) for name, m in maskables.items()}
+    return {name: torch.from_numpy(unpack(stored[f"mask/{name}"], m.shape)) for name, m in prunable.items()}
 
 
 def decode_curve(stored: Tensors) -> LearningCurve:
-    """The curve of a stored run."""
+    """Return the learning curve of a stored run."""
     return LearningCurve(**{column: stored[f"curve/{column}"].tolist() for column in vars(LearningCurve())})
 
 
-def _others(stored: Tensors) -> dict[str, Tensor]:
+def _decode_unmasked(stored: Tensors) -> dict[str, Tensor]:
     import torch
 
-    others = {name.removeprefix("other/"): array for name, array in stored.items() if name.startswith("other/")}
-    return {name: torch.from_numpy(array.copy()) for name, array in others.items()}
+    arrays = {name.removeprefix("other/"): array for name, array in stored.items() if name.startswith("other/")}
+    # Copies: the caller may train the tensors in place, and the arrays may be cached.
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 def snapshot_name(point: Snapshot) -> str:
-    """What a point is called in the store: `iteration_100`, `lowest_validation_loss`, `gradient`."""
+    """Return the name of a snapshot in the store: `iteration_100`, `lowest_validation_loss`, `gradient`."""
     return f"iteration_{point}" if isinstance(point, int) else point
 
 
 def state_hash(start: InitialState) -> str:
-    """SHA-256 over every tensor of a start: what a start that is made again has to match, bit for bit."""
+    """Return the SHA-256 over every tensor of an initial state; a replayed one has to match it bit for bit."""
     tensors = {f"weight/{n}": w.numpy() for n, w in start.weights.items()}
     tensors |= {f"mask/{n}": pack(m) for n, m in start.masks.items()}
     tensors |= {f"logit/{n}": m.numpy() for n, m in start.logits.items()}
@@ -185,9 +196,9 @@ def state_hash(start: InitialState) -> str:
 
 
 def _replace_non_finite(value: Any) -> Any:
-    """Plain data with None for what is not finite."""
+    """Return plain data with None for NaN and infinity, which JSON cannot hold."""
     if isinstance(value, Mapping):
-        return {key: _replace_non_finite(each) for key, each in value.items()}
+        return {key: _replace_non_finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_replace_non_finite(each) for each in value]
+        return [_replace_non_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,8 @@
-"""Starts made again: from a run's id back through its ancestors, with what the store holds of each."""
+"""Replay of initial states: from a run's id back through its ancestors, with the tensors stored for each.
+
+Initial states are not stored, because each follows from its parent: seed -> dense start -> (mask, kept weights) ->
+start of level 1 -> ... Every replayed start is compared with the hash recorded when its run was trained.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +40,14 @@ if TYPE_CHECKING:
 
 
 class SnapshotMissing(CorruptEntry):
-    """A point of a stored run that is not there: dropped, or never asked for. The run can be trained again for it."""
+    """A snapshot that the store does not have: dropped, or never requested. Training the run again gives it."""
 
     def __init__(self, run_id: str, point: Snapshot) -> None:
-        super().__init__(f"{run_id}-{snapshot_name(point)}", "it is not there")
+        super().__init__(f"{run_id}-{snapshot_name(point)}", "it is missing")
         self.run_id, self.point = run_id, point
 
     def __reduce__(self) -> tuple[type[SnapshotMissing], tuple[str, Snapshot]]:
+        # Workers send it to the supervisor by pickle, which would otherwise call __init__ with CorruptEntry's args.
         return SnapshotMissing, (self.run_id, self.point)
 
     def __str__(self) -> str:
@@ -51,49 +56,49 @@ class SnapshotMissing(CorruptEntry):
 
 
 class UserCriterionNotLoaded(UserError):
-    """A start that is made of a user's own criterion, where none is to be imported."""
+    """An initial state that needs a user's criterion, where user code must not be imported."""
 
 
 def run_architecture(run: Run) -> Architecture:
-    """The network of a run as plain data."""
-    facts = DATASETS[run.dataset]
-    return architecture(run.network, facts.image_shape, facts.classes)
+    """Return the network of a run as plain data."""
+    dataset = DATASETS[run.dataset]
+    return architecture(run.network, dataset.image_shape, dataset.classes)
 
 
-def load_criterion(facts: PruneStepSpec) -> Criterion:
-    """The function that scores.
+def load_criterion(spec: PruneStepSpec) -> Criterion:
+    """Return the mask criterion of a step.
 
-    Raises UserError if a user's own cannot be imported, or stands in a file that was changed since the plan was made.
+    Raises UserError if a user's criterion cannot be imported, or if its file was changed after the plan was made.
     """
-    if facts.criterion in ALL_CRITERIA:
-        return ALL_CRITERIA[facts.criterion]
-    return _load_user_criterion(facts.criterion, facts.criterion_source)
+    if spec.criterion in ALL_CRITERIA:
+        return ALL_CRITERIA[spec.criterion]
+    return _load_user_criterion(spec.criterion, spec.criterion_source)
 
 
-def build_step(facts: PruneStepSpec, criterion: Criterion | None = None) -> PruneStep:
-    """The step as `ticket` takes it; it can score with the package's own criteria, and with one that is given."""
+def build_step(spec: PruneStepSpec, criterion: Criterion | None = None) -> PruneStep:
+    """Return a step with functions instead of names; `criterion` is needed if it is a user's own and has to score."""
     return PruneStep(
-        criterion=criterion or ALL_CRITERIA.get(facts.criterion, _unavailable_criterion),
-        mask1=facts.mask1,
-        mask0=facts.mask0,
-        rates=facts.rates,
-        scope=facts.scope,
-        levels=facts.levels,
-        w_init=facts.w_init,
-        w_final=facts.w_final,
-        rewind_to=facts.rewind_to,
-        rescaled=facts.rescaled,
-        rescaled_before=facts.rescaled_before,
+        criterion=criterion or ALL_CRITERIA.get(spec.criterion, _unavailable_criterion),
+        mask1=spec.mask1,
+        mask0=spec.mask0,
+        rates=spec.rates,
+        scope=spec.scope,
+        levels=spec.levels,
+        w_init=spec.w_init,
+        w_final=spec.w_final,
+        rewind_to=spec.rewind_to,
+        rescaled=spec.rescaled,
+        rescaled_before=spec.rescaled_before,
     )
 
 
 def step_streams(run: Run) -> Streams:
-    """The random streams of the step that leads to a run: by seed and level, the same for every treatment."""
+    """Return the random streams of the step that leads to a run: by seed and level, equal for all treatments."""
     return child_streams(run.seed, "level", run.level)
 
 
 class StoredSnapshots(Mapping[Snapshot, NetworkState]):
-    """The stored points of one run's trajectory, read when asked for; NotKept for one that is not there."""
+    """Stored snapshots of one run, read on first use. Raises SnapshotMissing for one that the store does not have."""
 
     def __init__(self, store: Store, run: Run, start: InitialState) -> None:
         self._store, self._run, self._run_id, self._start = store, run, run.id, start
@@ -105,15 +110,16 @@ class StoredSnapshots(Mapping[Snapshot, NetworkState]):
         return self._read[point]
 
     def __contains__(self, point: object) -> bool:
+        # An untrained network ends as it starts: its end is always available.
         if point == "end":
             return not self._run.is_trained or self._store.has_weights(self._run_id)
         return self._store.has_snapshot(self._run_id, snapshot_name(point))  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Snapshot]:
-        raise TypeError("points are read by name")
+        raise TypeError("snapshots are read by name")
 
     def __len__(self) -> int:
-        raise TypeError("points are read by name")
+        raise TypeError("snapshots are read by name")
 
     def _load(self, point: Snapshot) -> NetworkState:
         if point not in self:
@@ -129,6 +135,7 @@ class StoredSnapshots(Mapping[Snapshot, NetworkState]):
                     return apply_inversion(decode_logits(entry.weights, self._start), self._run.learning)
                 return decode_state(entry.tensors | entry.weights, self._start)
             stored = self._store.read_snapshot(self._run_id, snapshot_name(point)).tensors
+            # Frozen weights have no gradient; at every other point they have their initial values.
             return decode_state(stored, zero_weights(self._start) if point == "gradient" else self._start)
         except ValueError as error:
             key = self._run_id if point == "end" else f"{self._run_id}-{snapshot_name(point)}"
@@ -136,57 +143,59 @@ class StoredSnapshots(Mapping[Snapshot, NetworkState]):
 
 
 class StateReplayer:
-    """Makes starts again, and remembers the last few: a chain's next level asks for its parent's."""
+    """Replays initial states and caches the last few: the next level of a chain needs its parent's."""
 
-    def __init__(self, store: Store, remembered: int = 4, imports: bool = True) -> None:
-        """`imports`: whether a user's own criterion may be, for the start of a mask that began from it."""
-        assert remembered > 1, "a start is made from its parent's, which is remembered meanwhile"
-        self._store, self._remembered, self._imports = store, remembered, imports
+    def __init__(self, store: Store, cache_size: int = 4, import_user_code: bool = True) -> None:
+        """`import_user_code`: import a user's criterion if the initial logits of a learned mask came from it."""
+        assert cache_size > 1, "a start is replayed from its parent's, which must stay in the cache meanwhile"
+        self._store, self._cache_size, self._import_user_code = store, cache_size, import_user_code
         self._parents: OrderedDict[str, ParentRun] = OrderedDict()
 
     def parent_run(self, run_id: str) -> ParentRun:
-        """A stored run as the next round sees it.
+        """Return a stored run as the parent of the next pruning step.
 
-        Raises Damaged if it, or an ancestor, is not what was committed; its kind NotKept if a point is not there (any
-        more) that the start of one of them is made of. Raises NotImportedError.
+        Raises CorruptEntry if the run or an ancestor is damaged, SnapshotMissing if a snapshot that one of their
+        initial states is made of is missing, UserCriterionNotLoaded.
         """
-        unknown: list[str] = []
-        above: str | None = run_id
-        while above is not None and above not in self._parents:
-            unknown.append(above)
-            above = self._run(above, self._store.facts(above)).parent
-        if above is not None:
-            self._parents.move_to_end(above)
-        for each in reversed(unknown):
-            self._rebuild(each)
+        missing: list[str] = []
+        ancestor: str | None = run_id
+        # A loop, not recursion: chains of 1,000 levels are allowed.
+        while ancestor is not None and ancestor not in self._parents:
+            missing.append(ancestor)
+            ancestor = self._run(ancestor, self._store.facts(ancestor)).parent
+        if ancestor is not None:
+            # Needed by the first rebuild below, so it must not be the next one evicted.
+            self._parents.move_to_end(ancestor)
+        for missing_id in reversed(missing):
+            self._rebuild(missing_id)
         return self._parents[run_id]
 
     def cache(self, run: Run, start: InitialState) -> None:
-        """Keeps a start that was just made, so that the next level finds it."""
-        found = prunable_tensors(run_architecture(run))
-        learned = None if run.learning is None else partial(_layer_mask_scores, run.learning)
-        self._parents[run.id] = ParentRun(start, StoredSnapshots(self._store, run, start), found, learned)
+        """Cache an initial state that was just made, so that the next level does not replay it."""
+        prunable = prunable_tensors(run_architecture(run))
+        score_learned = None if run.learning is None else partial(_layer_mask_scores, run.learning)
+        self._parents[run.id] = ParentRun(start, StoredSnapshots(self._store, run, start), prunable, score_learned)
         self._parents.move_to_end(run.id)
-        while len(self._parents) > self._remembered:
+        while len(self._parents) > self._cache_size:
             self._parents.popitem(last=False)
 
     def initial_state(self, run: Run) -> InitialState:
-        """The start of a run that is to be trained: scored and made from its parent.
+        """Return the initial state of a run to be trained: score the parent's weights, prune and reset.
 
-        Raises as `parent` and `criterion_of` do, and UserError or ValueError for a criterion that fails.
+        Raises as `parent_run` and `load_criterion` do, and UserError or ValueError if the criterion fails.
         """
         if run.learning is not None:
-            return self._learning_start(run, run.learning)
+            return self._mask_learning_start(run, run.learning)
         if run.parent is None or run.step is None:
             return initial_state(run_architecture(run), run.seed)
         return prune_and_reset(
             self.parent_run(run.parent), build_step(run.step, load_criterion(run.step)), step_streams(run)
         )
 
-    def _learning_start(self, run: Run, learning: MaskLearning) -> InitialState:
-        if run.step is not None and run.step.criterion not in ALL_CRITERIA and not self._imports:
+    def _mask_learning_start(self, run: Run, learning: MaskLearning) -> InitialState:
+        if run.step is not None and run.step.criterion not in ALL_CRITERIA and not self._import_user_code:
             raise UserCriterionNotLoaded(
-                f"its mask began from criterion {run.step.criterion!r}, which is not imported here."
+                f"its initial logits come from criterion {run.step.criterion!r}, which is not imported here."
             )
         parent = None if run.parent is None else self.parent_run(run.parent)
         step = None if run.step is None else build_step(run.step, load_criterion(run.step))
@@ -201,26 +210,29 @@ class StateReplayer:
         )
 
     def _rebuild(self, run_id: str) -> None:
-        """The start of a stored run whose parent is remembered: its masks as stored, its values made as then."""
+        """Replay and cache the initial state of a stored run whose parent is cached: stored masks, replayed weights."""
         entry = self._store.read(run_id)
         run = self._run(run_id, entry.facts)
         if run.learning is not None:
-            start = self._learning_start(run, run.learning)
+            start = self._mask_learning_start(run, run.learning)
         elif run.parent is None or run.step is None:
             start = initial_state(run_architecture(run), run.seed)
         else:
             parent = self._parents[run.parent]
             step = build_step(run.step)
             if run.step.w_final not in run.step.initial_state_snapshots:
-                # Only the criterion read it, so it need not be there any more.
+                # Only the criterion read w_final. The masks are stored, so the snapshot may have been dropped.
                 step = replace(step, w_final="start")
             try:
                 masks = decode_masks(entry.tensors, parent.maskables)
             except ValueError as error:
                 raise CorruptEntry(run_id, str(error)) from error
             start = apply_masks(masks, parent, step, step_streams(run))
+        # Catches another mask, another parent and another program version, whatever the seals say.
         if state_hash(start) != entry.facts["start_content"]:
-            raise CorruptEntry(run_id, "its start, made again from its parent, is not the start it was trained from")
+            raise CorruptEntry(
+                run_id, "its initial state, replayed from its parent, is not the one it was trained from"
+            )
         self.cache(run, start)
 
     def _run(self, run_id: str, facts: RunFacts) -> Run:
@@ -235,25 +247,25 @@ def _layer_mask_scores(learning: MaskLearning, logits: Weights) -> Weights:
 
 
 def _unavailable_criterion(layer: Layer, rng: Stream) -> Tensor:
-    raise AssertionError("a user's own criterion comes from criterion_of")
+    raise AssertionError("a user's criterion comes from load_criterion")
 
 
 @lru_cache
 def _load_user_criterion(name: str, source: str | None) -> Criterion:
-    """A user's own criterion, of this source, once for all in this process.
+    """Load a user's criterion with this source hash, once per process.
 
-    It sees no gradient, because whether one is there depends on what else was asked of the parent.
+    It gets no gradient: whether the parent stored one depends on the other treatments of the study.
     """
-    found = resolve_criterion(name)
-    if found.module_sha256 != source:
+    criterion = resolve_criterion(name)
+    if criterion.module_sha256 != source:
         raise UserError(
             f"criterion {name!r}: its file was changed since the plan was made. Run the same command again: "
-            "what was trained with the former text is kept, and the new text makes other runs."
+            "runs trained with the former source are kept, and the new source defines new runs."
         )
 
     def score(layer: Layer, rng: Stream) -> Tensor:
         try:
-            return found.function(replace(layer, gradient=None), rng)  # type: ignore[no-any-return]
+            return criterion.function(replace(layer, gradient=None), rng)  # type: ignore[no-any-return]
         except (Exception, SystemExit) as error:
             raise UserError(
                 f"criterion {name!r} failed {_error_location(error)}: {type(error).__name__}: {error}"
@@ -264,7 +276,8 @@ def _load_user_criterion(name: str, source: str | None) -> Criterion:
 
 
 def _error_location(error: BaseException) -> str:
-    """Where in the user's code it happened: the innermost frame that is not an installed package's."""
+    """Return the place of an error in the user's code: its innermost frame outside installed packages."""
+    # The first frame is the call in `score` above.
     frames = traceback.extract_tb(error.__traceback__)[1:]
-    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
-    return f"at line {own[-1].lineno} of {own[-1].filename}" if own else "when it was called"
+    user_frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    return f"at line {user_frames[-1].lineno} of {user_frames[-1].filename}" if user_frames else "when it was called"

@@ -1,4 +1,4 @@
-"""Store -> rows: one plain row a run, for tables, queries and figures."""
+"""Rows from the store: one plain dict per run, for tables, queries, statistics and figures."""
 
 from __future__ import annotations
 
@@ -18,46 +18,48 @@ from supermask.study.plan import Plan
 from supermask.study.run import Run
 
 STATUSES = ("finished", "diverged", "certificate_failed", "ancestor_diverged", "to_do")
-"""What a run of a plan can be."""
+"""Status of a run in a plan. `to_do`: not in the store, or damaged there."""
 
 
 def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
-    """A row for every run of the plan, done or not, and a text for every damaged one (it counts as not done)."""
-    there = store.run_ids()
+    """Return a row per run of the plan, stored or not, and a message per damaged run (its status is `to_do`)."""
+    stored_ids = store.run_ids()
     labels: dict[str, dict[str, None]] = {}
     for member in plan.treatment_runs:
         labels.setdefault(member.run_id, {})[member.treatment] = None
     schedules = {treatment.label: treatment.schedule for treatment in plan.study.treatments}
     rows: list[Row] = []
     damaged: list[str] = []
-    ended_badly: set[str] = set()
+    # Plans list parents before children, so one pass passes both properties down the chains.
+    unusable: set[str] = set()
     learned: set[str | None] = set()
     for run in plan.runs.values():
         if run.learning is not None or run.parent in learned:
             learned.add(run.id)
         facts = None
-        if run.id in there:
+        if run.id in stored_ids:
             try:
                 facts = store.facts(run.id)
             except CorruptEntry as damage:
+                # One bad entry concerns one run: the others of the study are reported.
                 damaged.append(str(damage))
         row = _row(run, facts) | {"study": plan.study.name}
-        serves = labels.get(run.id, {})
-        row["treatment"] = TREATMENT_SEPARATOR.join(serves) or AUXILIARY if run.level else DENSE
-        if run.level and serves:
-            # The first level is the same run under both schedules: the study knows which it is to it.
-            row["schedule"] = TREATMENT_SEPARATOR.join(dict.fromkeys(schedules[label] for label in serves))
+        run_labels = labels.get(run.id, {})
+        row["treatment"] = TREATMENT_SEPARATOR.join(run_labels) or AUXILIARY if run.level else DENSE
+        if run.level and run_labels:
+            # Level 1 is the same run under both schedules; only the study says under which one it was requested.
+            row["schedule"] = TREATMENT_SEPARATOR.join(dict.fromkeys(schedules[label] for label in run_labels))
         if facts is None:
             row |= _planned_columns(run, plan.layers, run.id in learned)
-            row["status"] = "ancestor_diverged" if run.parent in ended_badly else "to_do"
+            row["status"] = "ancestor_diverged" if run.parent in unusable else "to_do"
         if row["status"] not in ("finished", "to_do"):
-            ended_badly.add(run.id)
+            unusable.add(run.id)
         rows.append(row)
     return rows, damaged
 
 
 def store_rows(store: Store) -> tuple[list[Row], list[str]]:
-    """A row for every run in the store, whatever study asked for it, and a text for every one that is damaged."""
+    """Return a row per run in the store, of any study, and a message per damaged run."""
     rows: list[Row] = []
     damaged: list[str] = []
     for run_id in sorted(store.run_ids()):
@@ -71,7 +73,7 @@ def store_rows(store: Store) -> tuple[list[Row], list[str]]:
 
 
 def run_row(facts: RunFacts) -> Row:
-    """The row of a stored run, whatever study asked for it."""
+    """Return the row of a stored run, independent of the study that requested it."""
     run = Run.from_data(facts)
     step = run.step
     treatment = f"{step.criterion}, {step.mask1}, {step.mask0}" if step else DENSE
@@ -81,33 +83,35 @@ def run_row(facts: RunFacts) -> Row:
 
 
 def learning_curve_rows(plan: Plan, store: Store) -> list[Row]:
-    """Validation accuracy at every evaluation of the plan's runs that learned a mask, a row a run and evaluation.
+    """Return validation accuracies of the plan's runs that learned a mask: one row per run and evaluation.
 
-    A run that serves several treatments has the label of the first.
+    A run of several treatments has the label of the first.
     """
+    # Reversed, so that the first of several labels is the one that stays.
     labels = {member.run_id: member.treatment for member in reversed(plan.treatment_runs)}
-    points: list[Row] = []
+    curve_rows: list[Row] = []
     for run_id in labels.keys() & store.run_ids():
         run = plan.runs[run_id]
         if run.learning is None:
             continue
+        # A damaged run has no curve here; `plan_rows` reports it.
         with suppress(CorruptEntry):
             curve = decode_curve(store.read(run_id).tensors)
-            about: Row = {"treatment": labels[run_id], "seed": run.seed}
+            member: Row = {"treatment": labels[run_id], "seed": run.seed}
             for iteration, accuracy in zip(curve.iterations, curve.validation_accuracy, strict=True):
-                points.append(about | {"iteration": iteration, "validation_accuracy": accuracy})
-    order = {treatment.label: place for place, treatment in enumerate(plan.study.treatments)}
-    return sorted(points, key=lambda point: (order[str(point["treatment"])], point["seed"], point["iteration"]))
+                curve_rows.append(member | {"iteration": iteration, "validation_accuracy": accuracy})
+    order = {treatment.label: index for index, treatment in enumerate(plan.study.treatments)}
+    return sorted(curve_rows, key=lambda row: (order[str(row["treatment"])], row["seed"], row["iteration"]))
 
 
 def resolve_run_id(store: Store, prefix: str) -> str:
-    """The id that begins with `prefix` (8 hex digits or more usually do). Raises UserError for none, or for several."""
-    found = sorted(run_id for run_id in store.run_ids() if prefix and run_id.startswith(prefix.lower()))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        few = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-        raise UserError(f"{len(found)} runs begin with {quote(prefix)}: {few}. Give more of the id.")
+    """Return the id that begins with `prefix`. Raises UserError if none or several do; 8 hex digits usually suffice."""
+    matches = sorted(run_id for run_id in store.run_ids() if prefix and run_id.startswith(prefix.lower()))
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        few = ", ".join(matches[:5]) + (", ..." if len(matches) > 5 else "")
+        raise UserError(f"{len(matches)} runs begin with {quote(prefix)}: {few}. Give more of the id.")
     raise UserError(
         f"no run in {store.root} has an id that begins with {quote(prefix)}; `supermask table STUDY` lists a study's."
     )
@@ -146,7 +150,7 @@ def _row(run: Run, facts: RunFacts | None) -> Row:
             "confidence": learning.confidence or None,
             "graded": learning.graded,
         }
-        # Of the step from the dense network only the criterion is looked at.
+        # A mask that is learned uses only the criterion of its step: for the initial logits.
         return row | ({"criterion": step.criterion} if step else {}) | ({} if facts is None else _result_columns(facts))
     if step is not None:
         row |= {
@@ -174,7 +178,7 @@ def _result_columns(facts: RunFacts) -> Row:
         "status": facts["status"],
         "first_iteration": facts["first_iteration"],
         **facts["metrics"],
-        "hardened": _hardened(facts),
+        "hardened": _format_hardened(facts),
         "seconds": facts["seconds"],
         "engine": facts["engine"],
         "certificate": "held" if facts["certificate"]["held"] else "failed",
@@ -185,16 +189,18 @@ def _result_columns(facts: RunFacts) -> Row:
     }
 
 
-def _hardened(facts: RunFacts) -> str | None:
-    found = facts.get("supermask", {}).get("hardened", [])
-    return " ".join(f"{density:g}:{accuracy:.6g}" for density, accuracy in found) or None
+def _format_hardened(facts: RunFacts) -> str | None:
+    pairs = facts.get("supermask", {}).get("hardened", [])
+    return " ".join(f"{density:g}:{accuracy:.6g}" for density, accuracy in pairs) or None
 
 
 def _planned_columns(run: Run, layers: Architecture, learned: bool) -> Row:
-    """What is known of a run before it is trained: how many weights it will keep, unless its mask, or one that it goes
-    on from, is learned."""
+    """Return the columns known before training: the weights it will keep, unless an ancestor or itself learns a mask.
+
+    A learned mask keeps as many weights as training decides, and so do the levels pruned from it.
+    """
     if learned:
-        return {"weights": sum(m.size for m in prunable_tensors(layers).values()), "certificate": None}
+        return {"weights": sum(tensor.size for tensor in prunable_tensors(layers).values()), "certificate": None}
     rates = tuple(sorted(run.step.rates.items())) if run.step else ()
     weights, kept = _planned_counts(layers, run.step.scope if run.step else "layer", rates, run.level)
     return {"weights": weights, "kept": kept, "density": kept / weights, "certificate": None}
@@ -204,11 +210,12 @@ def _planned_columns(run: Run, layers: Architecture, learned: bool) -> Row:
 def _planned_counts(
     layers: Architecture, scope: str, rates: tuple[tuple[str, float], ...], level: int
 ) -> tuple[int, int]:
-    """(weights, those kept at a level): a whole plan has a few of these, each asked for hundreds of times."""
-    found, rate = prunable_tensors(layers).values(), dict(rates)
-    weights = sum(m.size for m in found)
+    """Return (weights, weights kept at a level). Cached: a plan has few distinct arguments and thousands of runs."""
+    tensors, rate = prunable_tensors(layers).values(), dict(rates)
+    weights = sum(tensor.size for tensor in tensors)
     if level == 0:
         return weights, weights
+    # Each level rounds its own count, so `weights * (1 - rate) ** level` would be wrong by some weights.
     if scope == "global":
         return weights, remaining_after(weights, rate["global"], level)
-    return weights, sum(remaining_after(m.size, rate[m.kind], level) for m in found)
+    return weights, sum(remaining_after(tensor.size, rate[tensor.kind], level) for tensor in tensors)

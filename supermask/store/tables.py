@@ -1,7 +1,7 @@
-"""The table of runs: one row a run, every fact and metric. As CSV, JSON or Parquet, and as SQL.
+"""The table of runs: one row per run with every fact and metric, as CSV, JSON, Parquet, and for SQL.
 
-The table goes into DuckDB as one typed list a column (`unnest`): 10,000 runs take about 0.3 s, where a row at a time
-takes 20 s, and no temporary file is needed.
+The rows enter DuckDB as one typed list per column (`unnest`): 10,000 runs take about 0.3 s instead of 20 s row by row,
+and no temporary file is needed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 TREATMENT_SEPARATOR = " | "
-"""Between the labels in `treatment`, where one run serves several treatments."""
+"""Separator of labels in the column `treatment` if one run belongs to several treatments."""
 
 AUXILIARY = "(chain)"
-"""The label of runs that no treatment shows: trained for the masks that untrained networks have from them."""
+"""Label of runs that no treatment reports: trained because masks of untrained networks are taken from them."""
 
 DENSE = "dense"
-"""The label of the dense (unpruned) runs, at level 0."""
+"""Label of the dense (unpruned) runs, at level 0."""
 
 
 class Column(NamedTuple):
-    """A column's SQL type and what it says, with its unit."""
+    """SQL type and meaning of a column, with its unit."""
 
     type: str
     meaning: str
@@ -42,7 +42,7 @@ class Column(NamedTuple):
 
 COLUMNS: dict[str, Column] = {
     "id": Column("VARCHAR", "content id of the run: a hash of what determines its outcome"),
-    "parent": Column("VARCHAR", "id of the run whose end this one was pruned from; null for the dense run"),
+    "parent": Column("VARCHAR", "id of the run that this one was pruned from; null for the dense run"),
     "study": Column("VARCHAR", "name of the study"),
     "network": Column("VARCHAR", "network, e.g. fc"),
     "dataset": Column("VARCHAR", "dataset, e.g. mnist"),
@@ -53,26 +53,26 @@ COLUMNS: dict[str, Column] = {
     "mask1": Column("VARCHAR", "mask-1 action: what the kept weights were set to"),
     "mask0": Column("VARCHAR", "mask-0 action: what the pruned weights were frozen at"),
     "rescaled": Column(
-        "BOOLEAN", "kept weights multiplied by (weights in layer / kept weights); of a learned mask in every pass"
+        "BOOLEAN", "kept weights multiplied by (weights in layer / kept weights); for a learned mask in every pass"
     ),
-    "schedule": Column("VARCHAR", "iterative or one_shot (both where one run serves both)"),
-    "scope": Column("VARCHAR", "layer or global: what the scores were ranked within; threshold: kept above 0"),
-    "trained": Column("BOOLEAN", "false of a network that was measured as it started"),
-    "supermask": Column("VARCHAR", "how the mask was learned, over weights that stay; null where it was not"),
-    "base": Column("VARCHAR", "what a learned mask is put on: init, signed_constant or constant"),
-    "multiplier": Column("DOUBLE", "of these weights"),
-    "start_logit": Column("DOUBLE", "where the logits of a learned mask began"),
-    "confidence": Column("DOUBLE", "c of logits that began at +c and -c, by the criterion's mask"),
-    "graded": Column("BOOLEAN", "whether they began by rank of the criterion's scores instead"),
+    "schedule": Column("VARCHAR", "iterative or one_shot (both if one run belongs to both)"),
+    "scope": Column("VARCHAR", "scores ranked per layer or global; threshold: scores above 0 are kept"),
+    "trained": Column("BOOLEAN", "false for a network that was evaluated without training"),
+    "supermask": Column("VARCHAR", "method by which a mask was learned over fixed weights; null if none was"),
+    "base": Column("VARCHAR", "fixed weights under a learned mask: init, signed_constant or constant"),
+    "multiplier": Column("DOUBLE", "factor of these weights"),
+    "start_logit": Column("DOUBLE", "initial logit of a learned mask"),
+    "confidence": Column("DOUBLE", "c of initial logits +c (kept by the criterion's mask) and -c"),
+    "graded": Column("BOOLEAN", "true if the initial logits follow the rank of the criterion's scores instead"),
     "w_init": Column("VARCHAR", "point of the trajectory that the criterion read as w_i"),
     "w_final": Column("VARCHAR", "point of the trajectory that the criterion read as w_f"),
-    "rewind_to": Column("VARCHAR", "point of the trajectory that rewind goes back to"),
-    "prune_rate_conv": Column("DOUBLE", "share of the surviving weights removed in a level, convolutions"),
+    "rewind_to": Column("VARCHAR", "point of the trajectory that rewind returns to"),
+    "prune_rate_conv": Column("DOUBLE", "share of the surviving weights removed per level, convolutions"),
     "prune_rate_hidden": Column("DOUBLE", "the same, hidden fully connected layers"),
     "prune_rate_output": Column("DOUBLE", "the same, output layer"),
     "prune_rate_global": Column("DOUBLE", "the same, all layers together (scope global)"),
-    "weights": Column("BIGINT", "maskable weights in all"),
-    "kept": Column("BIGINT", "maskable weights that are kept (mask-1)"),
+    "weights": Column("BIGINT", "prunable weights in total"),
+    "kept": Column("BIGINT", "prunable weights that are kept (mask-1)"),
     "density": Column("DOUBLE", "kept / weights, in [0, 1]"),
     "status": Column("VARCHAR", "finished, diverged, ancestor_diverged, certificate_failed or to_do"),
     "diverged_at": Column("BIGINT", "iteration of the first loss that was not finite; null if none"),
@@ -96,8 +96,8 @@ COLUMNS: dict[str, Column] = {
     "initial_validation_accuracy": Column("DOUBLE", "validation accuracy before training, in [0, 1]"),
     "optimizer": Column("VARCHAR", "adam or sgd"),
     "lr": Column("DOUBLE", "learning rate"),
-    "batch_size": Column("BIGINT", "images a batch"),
-    "evaluate_every": Column("BIGINT", "iterations between two measurements of the validation loss"),
+    "batch_size": Column("BIGINT", "images per batch"),
+    "evaluate_every": Column("BIGINT", "iterations between two evaluations of the validation loss"),
     "momentum": Column("DOUBLE", "SGD's momentum; 0 under Adam"),
     "weight_decay": Column("DOUBLE", "weight_decay * w is added to the gradient"),
     "lr_drops": Column("VARCHAR", "iterations at which the learning rate drops, separated by spaces; null if none"),
@@ -107,29 +107,30 @@ COLUMNS: dict[str, Column] = {
     "engine": Column("VARCHAR", "engine that trained the run"),
     "certificate": Column("VARCHAR", "held or failed; null before the run has ended"),
     "data_fingerprint": Column("VARCHAR", "hash of the data trained and tested on"),
-    "data_note": Column("VARCHAR", "what a reader has to know about the data; null if nothing"),
+    "data_note": Column("VARCHAR", "note about the data for readers of results; null if none"),
     "torch": Column("VARCHAR", "torch version"),
     "environment": Column("VARCHAR", "environment fingerprint within which runs are bit-identical"),
 }
-"""The contract of `supermask table` and `supermask query`, in the order of the columns."""
+"""Columns of `supermask table` and `supermask query`, in their order. A public contract: names and types stay."""
 
 
 @dataclass(frozen=True)
 class QueryResult:
-    """What a query gave. Values are what DuckDB's Python client returns for the column's type."""
+    """Result of a query. Values have the Python types that DuckDB's client returns for the column types."""
 
     columns: list[str]
     rows: list[tuple[Any, ...]]
 
 
 def treatment_labels(row: Row) -> list[str]:
-    """The treatments that a run serves."""
+    """Return the labels of the treatments that a run belongs to."""
     return str(row["treatment"]).split(TREATMENT_SEPARATOR)
 
 
 def to_csv(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> str:
-    """CSV text with a header line. Null is an empty field, floats are written so that they read back exactly."""
+    """Return CSV text with a header line. Null is an empty field; floats read back exactly."""
     text = io.StringIO()
+    # "\n", not the module's default "\r\n": the same bytes as other Unix tools write.
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
@@ -138,7 +139,7 @@ def to_csv(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> str:
 
 
 def to_json(rows: Sequence[Row]) -> str:
-    """A JSON list of objects, one run a line. Numbers that are not finite are null (JSON has no word for them)."""
+    """Return a JSON list of objects, one run per line. Non-finite numbers are null: JSON has no NaN."""
     lines = [
         json.dumps({name: _clean(row.get(name)) for name in COLUMNS}, ensure_ascii=False, allow_nan=False)
         for row in rows
@@ -147,9 +148,10 @@ def to_json(rows: Sequence[Row]) -> str:
 
 
 def to_parquet(rows: Sequence[Row]) -> bytes:
-    """A Parquet file with the types of `COLUMNS`. Raises MachineError where there is no room for a temporary file."""
+    """Return a Parquet file with the types of `COLUMNS`. Raises SystemFailure if no temporary file can be written."""
     import duckdb
 
+    # DuckDB writes Parquet to files only.
     with tempfile.TemporaryDirectory() as folder, duckdb.connect(":memory:") as connection:
         path = Path(folder) / "runs.parquet"
         _load(connection, rows)
@@ -161,9 +163,9 @@ def to_parquet(rows: Sequence[Row]) -> bytes:
 
 
 def to_relation(rows: Sequence[Row]) -> DuckDBPyRelation:
-    """The runs as a DuckDB relation with the types of `COLUMNS`; `.df()`, `.pl()`, `.arrow()` turn it into others.
+    """Return the runs as a DuckDB relation with the types of `COLUMNS`; convert by `.df()`, `.pl()`, `.arrow()`.
 
-    It lives in a database of its own, in memory, as long as it, or one that was made of it, is used.
+    Each relation has its own in-memory database, which lives as long as the relation or one derived from it.
     """
     import duckdb
 
@@ -173,23 +175,26 @@ def to_relation(rows: Sequence[Row]) -> DuckDBPyRelation:
 
 
 def query(rows: Sequence[Row], sql: str) -> QueryResult:
-    """SQL (DuckDB's dialect) over the runs, as the table `runs` with the columns of `COLUMNS`.
+    """Run SQL (DuckDB's dialect) over the table `runs` with the columns of `COLUMNS`.
 
-    The SQL sees that table and nothing else: it can neither read nor write files, reach the network, load
-    extensions, read Python's variables, nor undo these settings. Raises UserError with DuckDB's message.
+    The SQL is confined to that table: no files, no network, no extensions, no Python variables, and no way to undo
+    these settings. Raises UserError with DuckDB's message.
     """
     import duckdb
 
     if not sql.strip(" \t\r\n;"):
-        raise UserError('the query is empty; give SQL over the table `runs`, e.g. "SELECT count(*) FROM runs"')
+        raise UserError('the query is empty; give SQL over the table `runs`, for example "SELECT count(*) FROM runs"')
     with duckdb.connect(":memory:") as connection:
         _load(connection, rows)
+        # After the load: the sandbox forbids everything that could still be needed to fill the table.
         for setting in _SANDBOX_SETTINGS:
             connection.execute(setting)
         try:
             connection.execute(sql)
+            # No description: a statement without a result table.
             columns = [column[0] for column in connection.description or []]
             return QueryResult(columns, connection.fetchall() if columns else [])
+        # RuntimeError and ValueError: values that the Python client cannot convert, such as dates before year 1.
         except (duckdb.Error, RuntimeError, ValueError) as error:
             raise UserError(f"the query cannot be answered: {_one_line(error)}") from error
 
@@ -202,11 +207,11 @@ _SANDBOX_SETTINGS = (
     "SET enable_external_access = false",
     "SET lock_configuration = true",
 )
-"""In this order: the last one forbids every later SET."""
+"""Executed in this order: the last one forbids every later SET."""
 
 
 def _load(connection: DuckDBPyConnection, rows: Sequence[Row]) -> None:
-    """Create the table `runs`."""
+    """Create the table `runs`: one typed list per column, unnested into rows."""
     for row in rows:
         unknown = row.keys() - COLUMNS.keys()
         assert not unknown, f"a row has columns that COLUMNS does not list: {sorted(unknown)}"
@@ -217,20 +222,22 @@ def _load(connection: DuckDBPyConnection, rows: Sequence[Row]) -> None:
 
 def _cell(value: Value, sql_type: str) -> Value:
     value = _clean(value)
+    # Snapshots are ints or names; a VARCHAR[] parameter must be homogeneous.
     return str(value) if sql_type == "VARCHAR" and value is not None else value
 
 
 def _clean(value: Value) -> Value:
-    """Not-a-number and infinity become null: what happened is in `status` and `diverged_at`."""
+    """Return None for NaN and infinity; `status` and `diverged_at` record the divergence."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _csv_field(value: Value) -> Value:
+    # `true`, as JSON and DuckDB write it, not Python's `True`.
     return str(value).lower() if isinstance(value, bool) else value
 
 
 def _one_line(error: Exception) -> str:
-    """DuckDB's message without the picture of where in the statement the error is."""
+    """Return DuckDB's message on one line, without the excerpt that points at the error."""
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith("LINE ") and set(line) != {"^"}]
     return " ".join(kept) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Small entries for the store's tests."""
+"""Small entries for the tests of the store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ D = "cd" + "0" * 30
 
 
 def sample(seed: int) -> Entry:
-    """Facts with every JSON type, packed masks, and weights with NaN and -0.0 among them."""
+    """Return an entry: facts with every JSON type, packed masks, weights with NaN and -0.0."""
     rng = np.random.default_rng(seed)
     weights = rng.normal(size=7).astype(np.float32)
     weights[:2] = [np.nan, -0.0]
@@ -28,7 +28,7 @@ def sample(seed: int) -> Entry:
 
 
 def same_tensors(left: Tensors | None, right: Tensors | None) -> bool:
-    """Equal names, dtypes, shapes and bits."""
+    """Return whether names, dtypes, shapes and bits are equal."""
     if left is None or right is None:
         return left is right
     return left.keys() == right.keys() and all(
@@ -37,7 +37,7 @@ def same_tensors(left: Tensors | None, right: Tensors | None) -> bool:
 
 
 def same(left: Entry, right: Entry) -> bool:
-    """Equal facts, and tensors equal bit for bit."""
+    """Return whether facts are equal and tensors bit-identical."""
     return (
         left.facts == right.facts
         and same_tensors(left.tensors, right.tensors)
@@ -52,16 +52,16 @@ def put(store: Store, run_id: str, seed: int = 1) -> bool:
 
 
 def folder_of(store: Store, run_id: str) -> Path:
-    """Where a run is."""
+    """Return the folder of a run."""
     return store.root / "runs" / run_id[:2] / run_id
 
 
 def names(folder: Path) -> set[str]:
-    """The names in a folder."""
+    """Return the names in a folder."""
     return {path.name for path in folder.iterdir()}
 
 
 def put_all(root: Path, seed: int, run_ids: list[str]) -> list[str]:
-    """Commit one sample under every id, for a process of its own; gives the ids under which it was the first."""
+    """Commit one sample under every id, in a process of its own. Return the ids that it committed first."""
     store = Store(root)
     return [run_id for run_id in run_ids if put(store, run_id, seed)]

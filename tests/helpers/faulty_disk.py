@@ -1,4 +1,4 @@
-"""A disk that fails where it is told to, and that knows what a power loss could leave of what was done to it.
+"""A disk that fails at a chosen operation and enumerates the states that a power loss could leave.
 
 `FaultyDisk` does every operation for real, under a folder `top`, and keeps a model beside it: a graph of files and
 folders, and a list of effects (a name appeared, a name moved, bytes were appended), each *pending* until an fsync of
@@ -33,11 +33,11 @@ EXHAUSTIVE_UP_TO = 4
 
 
 class Crash(BaseException):
-    """The process is dead: no handler of ordinary errors sees this, and the disk does nothing any more."""
+    """End of the simulated process: no handler of ordinary errors sees it; the disk does nothing afterwards."""
 
 
 class QuickDisk(Disk):
-    """A real disk without the waiting, for tests in which nothing fails."""
+    """A real disk without fsync, for tests in which nothing fails."""
 
     def fsync(self, descriptor: int) -> None:
         pass
@@ -48,7 +48,7 @@ class QuickDisk(Disk):
 
 @dataclass(eq=False)
 class Node:
-    """A file or a folder of the model. `names` and `data` are as they were at first; `live` is as it is now."""
+    """File or folder of the model. `names` and `data`: state at the beginning; `live`: state now."""
 
     names: dict[str, Node] | None = None
     data: bytes = b""
@@ -57,7 +57,7 @@ class Node:
 
 @dataclass
 class Renamed:
-    """Names that change together: (folder, name, what it stands for now)."""
+    """Names that change together: (folder, name, node it now denotes)."""
 
     changes: list[tuple[Node, str, Node | None]]
     durable: bool = False
@@ -65,7 +65,7 @@ class Renamed:
 
 @dataclass
 class Appended:
-    """Bytes at the end of a file."""
+    """Bytes appended to a file."""
 
     file: Node
     data: bytes
@@ -73,7 +73,7 @@ class Appended:
 
 
 class FaultyDisk(Disk):
-    """Fails at its `fail_at`-th operation with `fault`; with neither, it only records."""
+    """Disk that fails at its `fail_at`-th operation with `fault`; without them it only records."""
 
     def __init__(self, top: Path, fault: Fault | None = None, fail_at: int | None = None) -> None:
         self.top = top
@@ -151,13 +151,13 @@ class FaultyDisk(Disk):
         with self._operation("size", path):
             return super().size(path)
 
-    def stamp(self) -> str:
-        """The stamp of a process that is gone: no pid is that high."""
+    def process_tag(self) -> str:
+        """Return the tag of an ended process: no pid is that high."""
         _, started, machine, _ = super().process_tag().split(".")
         return f"{2**22 + 1}.{started}.{machine}.{next(self._stamps):08x}"
 
     def end(self) -> None:
-        """What the kernel does when the process is gone."""
+        """Close open descriptors, as the kernel does when a process ends."""
         for descriptor in self._open:
             os.close(descriptor)
         self._open.clear()
@@ -203,7 +203,7 @@ class FaultyDisk(Disk):
                 folder.live[name] = node
 
     def after_power_loss(self) -> Iterator[State]:
-        """Every state of the disk (see EXHAUSTIVE_UP_TO) that a power loss now could leave behind."""
+        """Yield every state of the disk (see EXHAUSTIVE_UP_TO) that a power loss now could leave."""
         pending = [i for i, effect in enumerate(self._effects) if not effect.durable]
         if len(pending) <= EXHAUSTIVE_UP_TO:
             sizes = range(len(pending) + 1)
@@ -246,7 +246,7 @@ class FaultyDisk(Disk):
 
 @contextmanager
 def quick_folder() -> Iterator[Path]:
-    """An empty folder, in memory where the system has such a place: a busy disk slows thousands of states tenfold."""
+    """Yield an empty folder, in memory if possible: a busy disk makes thousands of states ten times slower."""
     memory = Path("/dev/shm")  # noqa: S108 (a fresh private folder is made in it)
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         yield Path(folder)
@@ -266,13 +266,13 @@ def _model(state: State) -> Node:
 
 
 def snapshot(top: Path) -> State:
-    """All files and folders under `top`."""
+    """Return all files and folders under `top`."""
     paths = (path for path in top.rglob("*"))
     return {str(path.relative_to(top)): None if path.is_dir() else path.read_bytes() for path in paths}
 
 
 def materialise(top: Path, state: State) -> None:
-    """Make `top` hold exactly this."""
+    """Replace the content of `top` by this state."""
     for path in top.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, data in sorted(state.items()):

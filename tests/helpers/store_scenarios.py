@@ -1,4 +1,4 @@
-"""Every way to write to the store, as a scenario, and the enumeration of all faults that can meet it."""
+"""Scenarios for every way to write to the store, and the enumeration of all faults on each."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ FIRST, SECOND, THIRD = sample(1), sample(2), sample(3)
 
 @dataclass(frozen=True)
 class Scenario:
-    """`before` prepares the store, `act` is what meets the fault, `check` raises AssertionError or Damaged."""
+    """`before` prepares the store, `act` runs on the faulty disk, `check` raises AssertionError or CorruptEntry."""
 
     before: Callable[[Store], object]
     act: Callable[[Store], object]
     check: Callable[[Store, bool], None]
-    """Takes the store as found afterwards, and whether `act` returned."""
+    """Takes the store afterwards and whether `act` returned."""
 
 
 def commit(store: Store, run_id: str, entry: Entry | None = None) -> bool:
-    """Commit what the scenarios expect under this id, or something else."""
+    """Commit the entry that the scenarios expect under this id, or another one."""
     given = entry or {A: FIRST, B: SECOND, C: THIRD, D: SECOND}[run_id]
     return store.commit(run_id, given.facts, given.tensors, given.weights or {})
 
@@ -189,7 +189,7 @@ OpenStore = Callable[[Path, Disk], Store]
 
 @dataclass
 class Findings:
-    """What an enumeration came across: violated promises, and what it tried."""
+    """Result of an enumeration: violated promises, and the operations and faults tried."""
 
     problems: list[str]
     operations: list[str]
@@ -204,7 +204,7 @@ def enumerate_faults(
     open_store: OpenStore = Store,
     until: str | None = None,
 ) -> Findings:
-    """Run the scenario once for each (fault, operation), and judge every state that it can leave.
+    """Run the scenario once per (fault, operation) and check every state that it can leave.
 
     With `until`, stop after the first problem that says so.
     """
@@ -252,5 +252,5 @@ def enumerate_faults(
 
 
 def kinds(operations: list[str]) -> Counter[str]:
-    """How many operations of each kind."""
+    """Count operations by kind."""
     return Counter(operation.partition(" ")[0] for operation in operations)

@@ -1,4 +1,4 @@
-"""Points, checkpoints, and what is swept away."""
+"""Snapshots, checkpoints, and removal of stale files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Store:
 # ---------------------------------------------------------------------------------------- points and checkpoints
 
 
-def test_points(store: Store) -> None:
+def test_snapshots_are_written_once_and_dropped(store: Store) -> None:
     tensors = sample(4).tensors
     assert store.commit_snapshot(A, "iteration_100", {"iteration": 100}, tensors)
     assert not store.commit_snapshot(A, "iteration_100", {"iteration": 101}, tensors)
@@ -59,7 +59,7 @@ def test_checkpoints_replace_each_other(store: Store) -> None:
     assert (found := store.load_checkpoint(A)) is not None and found.facts == {"iteration": 4}
 
 
-def test_a_damaged_checkpoint_is_removed_and_the_whole_one_before_it_used(store: Store) -> None:
+def test_a_damaged_checkpoint_is_removed_and_the_previous_one_is_used(store: Store) -> None:
     store.save_checkpoint(A, {"iteration": 1}, {})
     folder = store.root / "checkpoints" / A
     (folder / "00000002").mkdir()
@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_is_removed_and_the_whole_one_before_it_used(store:
 
 
 class TakesTheNextNumber(QuickDisk):
-    """Another process that trains the same run saves its checkpoint just before ours is moved to its place."""
+    """Disk on which another process saves a checkpoint of the same run just before the rename."""
 
     def rename(self, source: Path, target: Path) -> None:
         if target.name == "00000002":
@@ -80,14 +80,14 @@ class TakesTheNextNumber(QuickDisk):
         super().rename(source, target)
 
 
-def test_two_processes_checkpoint_the_same_run(store: Store) -> None:
+def test_two_processes_save_checkpoints_of_one_run(store: Store) -> None:
     store.save_checkpoint(A, {"iteration": 60}, {})
     Store(store.root, TakesTheNextNumber()).save_checkpoint(A, {"iteration": 65}, {})
     assert (found := store.load_checkpoint(A)) is not None and found.facts == {"iteration": 65}
 
 
 class RemovesTheFolder(QuickDisk):
-    """Another process commits the run, and removes its checkpoints, just before ours is moved to its place."""
+    """Disk on which another process removes the run's checkpoint folder just before the rename."""
 
     def __init__(self) -> None:
         self.removed = False
@@ -99,7 +99,7 @@ class RemovesTheFolder(QuickDisk):
         super().rename(source, target)
 
 
-def test_a_checkpoint_whose_folder_vanishes(store: Store) -> None:
+def test_a_checkpoint_is_saved_when_its_folder_is_removed_meanwhile(store: Store) -> None:
     Store(store.root, RemovesTheFolder()).save_checkpoint(A, {"iteration": 1}, {})
     assert (found := store.load_checkpoint(A)) is not None and found.facts == {"iteration": 1}
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_whose_folder_vanishes(store: Store) -> None:
 # -------------------------------------------------------------------------------------------------------- sweep
 
 
-def test_sweep_leaves_the_living_alone(store: Store) -> None:
+def test_remove_stale_keeps_staged_folders_of_living_processes(store: Store) -> None:
     put(store, A)
     staging = store.root / "staging"
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
@@ -134,7 +134,7 @@ def test_sweep_leaves_the_living_alone(store: Store) -> None:
     assert names(staging) == {f"{A}.{living[0]}"}
 
 
-def test_sweep_follows_no_links(store: Store, tmp_path: Path) -> None:
+def test_remove_stale_follows_no_links(store: Store, tmp_path: Path) -> None:
     put(store, A)
     precious = tmp_path / "precious"
     precious.mkdir()
@@ -149,7 +149,7 @@ def test_sweep_follows_no_links(store: Store, tmp_path: Path) -> None:
     assert (precious / "thesis.tex").read_text() == "all of it"
 
 
-def test_sweep_removes_checkpoints_of_committed_runs_only(store: Store) -> None:
+def test_remove_stale_removes_checkpoints_of_committed_runs_only(store: Store) -> None:
     put(store, A)
     store.save_checkpoint(A, {}, {})
     store.save_checkpoint(B, {}, {})
@@ -158,7 +158,7 @@ def test_sweep_removes_checkpoints_of_committed_runs_only(store: Store) -> None:
 
 
 def test_moved_and_merged_stores_work(store: Store, tmp_path: Path) -> None:
-    """docs/store.md: copy the folders."""
+    """As docs/store.md says: copy the folders."""
     other = Store(tmp_path / "other", QuickDisk())
     put(store, A, seed=1)
     put(other, B, seed=2)

@@ -1,4 +1,4 @@
-"""Damage in the store is found before use, set aside and computed again; dropped weights are not damage."""
+"""Damage is detected before use, quarantined and recomputed; dropped weights are not damage."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def store(tmp_path: Path) -> Store:
 # ------------------------------------------------------------------------------------------------------- damage
 
 
-def assert_never_believed(store: Store, whole: Entry) -> None:
-    """Either the damage is found, or nothing that was read differs (a flip in a JSON escape can mean the same)."""
+def assert_corrupt_or_unchanged(store: Store, whole: Entry) -> None:
+    """Expect CorruptEntry or an unchanged entry: a flip in a JSON escape may not change the value."""
     try:
         found = store.read(A)
     except CorruptEntry as damaged:
@@ -43,14 +43,14 @@ def assert_never_believed(store: Store, whole: Entry) -> None:
 
 
 @pytest.mark.parametrize("file", ["run.json", "tensors.safetensors", "weights.safetensors"])
-def test_every_flipped_byte_is_found(store: Store, file: str) -> None:
+def test_every_flipped_byte_is_detected(store: Store, file: str) -> None:
     put(store, A)
     path = folder_of(store, A) / file
     data = path.read_bytes()
     for i in range(len(data)):
         path.write_bytes(data[:i] + bytes([data[i] ^ (1 << i % 8)]) + data[i + 1 :])
         if file == "run.json":
-            assert_never_believed(store, sample(1))
+            assert_corrupt_or_unchanged(store, sample(1))
         else:
             with pytest.raises(CorruptEntry, match="SHA-256"):
                 store.read(A)
@@ -72,7 +72,7 @@ def test_every_flipped_byte_is_found(store: Store, file: str) -> None:
     ],
     ids=["gone", "empty", "two bytes short", "nine bytes", "one byte more", "ones", "zeros", "a folder", "a device"],
 )
-def test_a_changed_file_is_found_set_aside_and_committed_again(
+def test_a_changed_file_is_detected_quarantined_and_committed_again(
     store: Store, file: str, change: Callable[[Path], object]
 ) -> None:
     put(store, A)
@@ -134,7 +134,7 @@ def rewrite(store: Store, change: Callable[[RunFacts], object]) -> None:
     path.write_text(json.dumps(document))
 
 
-def test_layout_of_the_json_does_not_matter_and_every_value_does(store: Store) -> None:
+def test_json_layout_does_not_matter_and_every_value_does(store: Store) -> None:
     put(store, A)
     rewrite(store, lambda document: None)
     assert same(store.read(A), sample(1))
@@ -143,7 +143,7 @@ def test_layout_of_the_json_does_not_matter_and_every_value_does(store: Store) -
         store.facts(A)
 
 
-def test_a_key_that_is_there_twice_is_damage(store: Store) -> None:
+def test_a_duplicate_key_is_damage(store: Store) -> None:
     put(store, A)
     path = folder_of(store, A) / "run.json"
     path.write_text(path.read_text().replace('"seed": 1', '"seed": 2, "seed": 1'))
@@ -151,7 +151,7 @@ def test_a_key_that_is_there_twice_is_damage(store: Store) -> None:
         store.facts(A)
 
 
-def test_an_entry_in_anothers_place_is_damage(store: Store) -> None:
+def test_an_entry_in_the_wrong_place_is_damage(store: Store) -> None:
     put(store, A)
     folder_of(store, A).rename(folder_of(store, B))
     with pytest.raises(CorruptEntry, match=f"belongs to run {A}"):
@@ -162,7 +162,7 @@ def test_an_entry_in_anothers_place_is_damage(store: Store) -> None:
         store.read(C)
 
 
-def test_files_of_two_entries_mixed_are_damage(store: Store) -> None:
+def test_mixed_files_of_two_entries_are_damage(store: Store) -> None:
     put(store, A, seed=1)
     put(store, B, seed=2)
     file = "weights.safetensors"
@@ -171,7 +171,7 @@ def test_files_of_two_entries_mixed_are_damage(store: Store) -> None:
         store.read(A)
 
 
-def test_a_newer_format_is_not_taken_for_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_format_is_not_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("supermask.store.files.entry.FORMAT", 2)
     put(store, A)
     monkeypatch.undo()
@@ -190,10 +190,10 @@ def test_a_safetensors_header_is_not_read_before_the_hash_is_checked(
         store.read(A)
 
 
-def test_quarantine_keeps_every_copy_and_lets_the_second_finder_go(store: Store) -> None:
+def test_quarantine_keeps_every_copy_and_returns_none_the_second_time(store: Store) -> None:
     for _ in range(2):
         put(store, A)
-        assert store.quarantine(A, "a test said so") is not None
+        assert store.quarantine(A, "requested by a test") is not None
     assert store.quarantine(A, "too late") is None
     store.commit_snapshot(A, "end", {}, {})
     aside = store.quarantine(f"{A}-end", "a point")
@@ -202,7 +202,7 @@ def test_quarantine_keeps_every_copy_and_lets_the_second_finder_go(store: Store)
     assert len(list((store.root / "quarantine").iterdir())) == 3
 
 
-def test_damage_crosses_a_process_boundary() -> None:
+def test_corrupt_entry_can_be_pickled() -> None:
     damaged = multiprocessing.reduction.ForkingPickler.loads(
         multiprocessing.reduction.ForkingPickler.dumps(CorruptEntry(A, "run.json is missing"))
     )
@@ -257,7 +257,7 @@ def test_an_entry_without_weights_has_none_to_drop(store: Store) -> None:
 
 
 class DropsMeanwhile(QuickDisk):
-    """Another process drops the weights just before they are opened."""
+    """Disk on which another process drops the weights just before they are opened."""
 
     def size(self, path: Path) -> int:
         if path.name == "weights.safetensors":
@@ -265,6 +265,6 @@ class DropsMeanwhile(QuickDisk):
         return super().size(path)
 
 
-def test_weights_dropped_while_a_run_is_read(store: Store) -> None:
+def test_weights_may_be_dropped_while_a_run_is_read(store: Store) -> None:
     put(store, A)
     assert Store(store.root, DropsMeanwhile()).read(A).weights is None

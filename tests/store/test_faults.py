@@ -1,9 +1,9 @@
-"""Every filesystem operation of every way to write to the store, against every fault, and the power loss after it.
+"""Every filesystem operation of every way to write to the store, with every fault, and a power loss afterwards.
 
-For each scenario the operations of a clean run are listed; then, for each of them and each fault, the scenario runs on
-a disk that fails there. What is left (as it is, and in every way that a power loss could leave it) is opened with a
-plain Store and has to be: what was there before, intact bit for bit; what was being written, absent or whole and bit
-for bit right (there for certain, once the call has returned); nothing left over; and the same call works again.
+For each scenario the operations of a fault-free run are listed. Then, for each operation and each fault, the scenario
+runs on a disk that fails there. Every state that is left, as it is and after every possible power loss, is opened with
+a plain Store. Earlier entries must be bit-identical; the new one absent or whole (and present, once the call had
+returned); nothing may be left over; and the same call must work again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def test_every_fault_at_every_operation(name: str, tmp_path: Path) -> None:
 
 
 def test_the_operations_of_a_commit(tmp_path: Path) -> None:
-    """Five fsyncs a commit in a store and a shard that this process has used before: three files, two folders."""
+    """Five fsyncs per commit into a store and shard that this process has used: three files, two folders."""
     disk = FaultyDisk(tmp_path)
     store = Store(tmp_path / "store", disk)
     commit(store, A)
@@ -53,7 +53,7 @@ def test_the_operations_of_a_commit(tmp_path: Path) -> None:
     assert kinds(disk.operations[:first]).keys() == kinds(disk.operations[first:]).keys()
 
 
-# ------------------------------------------------------------------ the simulator has to catch what is wrong
+# ------------------------------------------------------------------ the simulator detects broken commits
 
 
 class NoFileSync(FaultyDisk):
@@ -94,7 +94,7 @@ class OneWriteOnly(FaultyDisk):
 
 
 class InPlace(EntryFolders):
-    """The rename comes before the write."""
+    """Broken on purpose: renames before it writes."""
 
     def commit(self, target: Path, files: Mapping[str, bytes]) -> bool:
         self.prepare(target.parent)
@@ -106,7 +106,7 @@ class InPlace(EntryFolders):
 
 
 class Overwriting(EntryFolders):
-    """The last committer wins, by way of removing what the first has committed."""
+    """Broken on purpose: the last committer wins by removing the first one's entry."""
 
     def commit(self, target: Path, files: Mapping[str, bytes]) -> bool:
         self.prepare(target.parent)
@@ -148,7 +148,7 @@ class MarkerNotSynced(Store):
 
 
 class PointInPlace(Store):
-    def drop_point(self, run_id: str, point: str) -> None:
+    def drop_snapshot(self, run_id: str, point: str) -> None:
         folder = self._point(run_id, point)
         with translate_os_errors(folder):
             self._disk.remove_tree(folder)
@@ -170,7 +170,7 @@ BROKEN: Mapping[str, tuple[str, type[FaultyDisk], OpenStore, str]] = {
     "point removed in place": ("drop_point", FaultyDisk, PointInPlace, "tensors.safetensors is missing"),
     "restored weights not synced": ("restore_weights", NoFolderSync, Store, "weights.safetensors is missing"),
 }
-"""What is broken -> the scenario that shows it, the disk or the store that is broken, and the words that say so."""
+"""Fault -> (scenario that detects it, broken disk, broken store, text of the detected problem)."""
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -180,7 +180,7 @@ def test_a_broken_commit_is_caught(name: str, tmp_path: Path) -> None:
     assert any(said in problem for problem in found.problems), found.problems
 
 
-# ------------------------------------------------------------------------- what the user is told, and is left with
+# ------------------------------------------------------------------------- messages, and the state left behind
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_broken_commit_is_caught(name: str, tmp_path: Path) -> None:
         ("EACCES", "permission denied"),
     ],
 )
-def test_a_refused_operation_is_the_machines_fault_and_says_what_to_do(fault: Fault, said: str, tmp_path: Path) -> None:
+def test_a_refused_operation_is_a_system_failure_with_a_remedy(fault: Fault, said: str, tmp_path: Path) -> None:
     for index in range(len(clean_commit(tmp_path))):
         materialise(tmp_path, {})
         disk = FaultyDisk(tmp_path, fault, index)
@@ -221,7 +221,7 @@ class ReadFails(QuickDisk):
         raise OSError(self.number, "", str(path))
 
 
-def test_an_unreadable_sector_is_damage_and_a_forbidden_file_is_not(tmp_path: Path) -> None:
+def test_an_unreadable_sector_is_damage_and_denied_permission_is_not(tmp_path: Path) -> None:
     commit(Store(tmp_path, QuickDisk()), A)
     with pytest.raises(CorruptEntry, match="input/output error"):
         Store(tmp_path, ReadFails(errno.EIO)).read(A)
@@ -231,7 +231,7 @@ def test_an_unreadable_sector_is_damage_and_a_forbidden_file_is_not(tmp_path: Pa
 
 
 def test_states_after_a_power_loss_follow_the_fsyncs(tmp_path: Path) -> None:
-    """The simulator itself, on a case small enough to write down."""
+    """Test of the simulator itself, on a case small enough to enumerate by hand."""
 
     def states(*steps: str) -> Iterator[frozenset[str]]:
         materialise(tmp_path, {})

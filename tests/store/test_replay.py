@@ -1,4 +1,4 @@
-"""records and lineage: what the store holds of a run, and that a start made again is the start trained from."""
+"""records and replay: the encoding of runs, and that a replayed initial state is the one trained from."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def last_run(plan: Plan) -> Run:
 
 
 def odd_values(shape: tuple[int, ...]) -> torch.Tensor:
-    """Values that a careless copy would change: signed zeros, subnormals, extremes; NaN only where told."""
+    """Return values that a careless copy would change: signed zeros, subnormals, extremes."""
     special = [0.0, -0.0, 1e-45, -1e-40, 3.4e38, -1.0, 1 / 3, float("inf")]
     size = int(np.prod(shape))
     return torch.tensor((special * size)[:size], dtype=torch.float32).reshape(shape)
 
 
-def made_up(parent: str | None = "0" * 32) -> tuple[Run, InitialState, TrainingResult]:
-    """A run of odd tensors, a third of its weights kept; its frozen values are odd too."""
+def artificial_run(parent: str | None = "0" * 32) -> tuple[Run, InitialState, TrainingResult]:
+    """Return a run of odd values, frozen ones included, with a third of its weights kept."""
     plan = small_plan()
     run = replace(last_run(plan), parent=parent, step=None if parent is None else last_run(plan).step)
     dense = initial_state(plan.layers, 0)
@@ -82,7 +82,7 @@ def made_up(parent: str | None = "0" * 32) -> tuple[Run, InitialState, TrainingR
 HELD, BROKEN = Certificate({"a promise": []}), Certificate({"a promise": ["fc1.weight"]})
 
 
-def stored(
+def commit_result(
     folder: Path, run: Run, start: InitialState, outcome: TrainingResult, certificate: Certificate = HELD
 ) -> Store:
     store = Store(folder / "store")
@@ -93,9 +93,9 @@ def stored(
 
 
 @pytest.mark.parametrize("parent", [None, "0" * 32])
-def test_an_outcome_comes_back_bit_for_bit(folder: Path, parent: str | None) -> None:
-    run, start, outcome = made_up(parent)
-    store = stored(folder, run, start, outcome)
+def test_a_training_result_is_read_back_bit_identical(folder: Path, parent: str | None) -> None:
+    run, start, outcome = artificial_run(parent)
+    store = commit_result(folder, run, start, outcome)
     entry = store.read(run.id)
     assert entry.weights is not None
     assert same_state(decode_state(entry.tensors | entry.weights, start), outcome.end)
@@ -111,9 +111,9 @@ def test_an_outcome_comes_back_bit_for_bit(folder: Path, parent: str | None) -> 
         assert all(torch.equal(masks[name], mask) for name, mask in start.masks.items())
 
 
-def test_facts_say_what_the_run_is(folder: Path) -> None:
-    run, start, outcome = made_up()
-    facts = stored(folder, run, start, outcome).facts(run.id)
+def test_facts_describe_the_run(folder: Path) -> None:
+    run, start, outcome = artificial_run()
+    facts = commit_result(folder, run, start, outcome).facts(run.id)
     assert Run.from_data(facts) == run
     assert (facts["id"], facts["status"], facts["first_iteration"], facts["seconds"]) == (run.id, "finished", 5, 0.5)
     assert facts["weights"] == 1_480
@@ -122,9 +122,9 @@ def test_facts_say_what_the_run_is(folder: Path) -> None:
     assert facts["certificate"] == {"held": True, "checks": {"a promise": []}}
 
 
-def test_only_kept_weights_and_one_bit_a_mask_are_stored(folder: Path) -> None:
-    run, start, outcome = made_up()
-    entry = stored(folder, run, start, outcome).read(run.id)
+def test_only_kept_weights_and_one_bit_per_mask_are_stored(folder: Path) -> None:
+    run, start, outcome = artificial_run()
+    entry = commit_result(folder, run, start, outcome).read(run.id)
     assert entry.weights is not None
     assert {name: array.size for name, array in entry.weights.items()} == {
         "kept/fc1.weight": 427,
@@ -132,29 +132,29 @@ def test_only_kept_weights_and_one_bit_a_mask_are_stored(folder: Path) -> None:
     }
     packed = {name: array for name, array in entry.tensors.items() if name.startswith("mask/")}
     assert {name: array.nbytes for name, array in packed.items()} == {"mask/fc1.weight": 160, "mask/fc2.weight": 25}
-    dense = made_up(None)
-    names = stored(folder, *dense).read(dense[0].id).tensors
+    dense = artificial_run(None)
+    names = commit_result(folder, *dense).read(dense[0].id).tensors
     assert not any(name.startswith("mask/") for name in names)
 
 
 def test_a_diverged_run_keeps_its_curve_and_no_weights(folder: Path) -> None:
-    run, start, outcome = made_up()
-    # Also when its certificate does not hold: NaN is no frozen value.
-    store = stored(folder, run, start, replace(outcome, status="diverged", points={}), BROKEN)
+    run, start, outcome = artificial_run()
+    # Also with a broken certificate: NaN weights differ from frozen ones.
+    store = commit_result(folder, run, start, replace(outcome, status="diverged", points={}), BROKEN)
     entry = store.read(run.id)
     assert (entry.facts["status"], entry.weights, store.has_weights(run.id)) == ("diverged", {}, False)
     assert decode_curve(entry.tensors).iterations == [0, 4]
 
 
-def test_a_run_without_a_certificate_is_no_result(folder: Path) -> None:
-    run, start, outcome = made_up()
-    facts = stored(folder, run, start, outcome, BROKEN).facts(run.id)
+def test_a_run_with_a_broken_certificate_has_its_own_status(folder: Path) -> None:
+    run, start, outcome = artificial_run()
+    facts = commit_result(folder, run, start, outcome, BROKEN).facts(run.id)
     assert (facts["status"], facts["certificate"]["held"]) == ("certificate_failed", False)
 
 
 @pytest.mark.parametrize("change", ["missing", "too few", "another type"])
 def test_stored_values_that_do_not_fit_are_refused(change: str) -> None:
-    _, start, outcome = made_up()
+    _, start, outcome = artificial_run()
     tensors = encode_snapshot(outcome.end, start.masks)
     values = tensors.pop("kept/fc2.weight")
     if change != "missing":
@@ -163,18 +163,18 @@ def test_stored_values_that_do_not_fit_are_refused(change: str) -> None:
         decode_state(tensors, start)
 
 
-def test_point_names_are_told_apart() -> None:
+def test_snapshot_names_are_distinct() -> None:
     points: list[Snapshot] = [0, 10, 100, "lowest_validation_loss", "gradient"]
     assert [snapshot_name(p) for p in points] == [
         "iteration_0", "iteration_10", "iteration_100", "lowest_validation_loss", "gradient",
     ]  # fmt: skip
 
 
-# ----------------------------------------------------------------------------- a start made again is the start trained
+# ------------------------------------------------------------------- a replayed initial state is the one trained from
 
 
 class Watched(Worker):
-    """Remembers the start of every training."""
+    """Worker that records the initial state of every run it trains."""
 
     def __init__(self, site: WorkerConfig) -> None:
         super().__init__(site)
@@ -207,10 +207,10 @@ EVERY_OTHER_SETTING: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(("treatments", "levels"), [(EVERY_ACTION, 2), (EVERY_OTHER_SETTING, 3)])
-def test_starts_made_again_are_the_starts_trained_from(
+def test_replayed_initial_states_are_those_trained_from(
     folder: Path, treatments: list[dict[str, Any]], levels: int
 ) -> None:
-    """Cold, from the store alone; for every action, point, scope and schedule."""
+    """From the store alone, without a cache; for every action, snapshot, scope and schedule."""
     named = [{"name": str(i), **treatment} for i, treatment in enumerate(treatments)]
     plan = small_plan(*named, levels=levels, epochs=0.45, evaluate_every=5)
     worker = Watched(WorkerConfig(folder / "store"))
@@ -218,11 +218,11 @@ def test_starts_made_again_are_the_starts_trained_from(
     assert {*carried.schedule.status.values()} == {"finished"}
     assert not carried.retraced
     for run_id in (run_id for run_id, children in plan.children.items() if not children):
-        # Two are just enough: every ancestor is read and made again.
-        assert same_start(StateReplayer(worker.store, remembered=2).parent_run(run_id).start, worker.starts[run_id])
+        # The smallest cache: every ancestor is read and replayed.
+        assert same_start(StateReplayer(worker.store, cache_size=2).parent_run(run_id).start, worker.starts[run_id])
 
 
-def test_a_long_chain_is_no_deep_recursion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_chain_needs_no_deep_recursion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(levels=60, rates={"hidden": 0.01, "output": 0.01}, epochs=0.05)
     carried = carry_out(plan, folder / "store")
     depth = 0
@@ -241,13 +241,13 @@ def test_a_long_chain_is_no_deep_recursion(folder: Path, monkeypatch: pytest.Mon
     assert shallow == depth
 
 
-def test_points_are_read_back_as_the_engine_gave_them(folder: Path) -> None:
+def test_snapshots_are_read_back_as_the_engine_returned_them(folder: Path) -> None:
     read = {"w_init": 3, "w_final": "lowest_validation_loss"}
     plan = small_plan({"criterion": "snip", "mask0": "freeze_init", **read}, levels=2)
     given: dict[str, TrainingResult] = {}
 
     class Kept(Watched):
-        def finish(self, begun: PreparedTask, outcome: TrainingResult, seconds: Any) -> TaskResult:
+        def commit(self, begun: PreparedTask, outcome: TrainingResult, seconds: Any) -> TaskResult:
             given[begun.task.run.id] = outcome
             return super().commit(begun, outcome, seconds)
 
@@ -267,7 +267,7 @@ def test_points_are_read_back_as_the_engine_gave_them(folder: Path) -> None:
                 assert not gradient[~masks[name]].any()
 
 
-def test_what_was_dropped_is_said_to_be_missing(folder: Path) -> None:
+def test_dropped_tensors_are_reported_as_missing(folder: Path) -> None:
     plan = small_plan({"rewind_to": 5, "mask0": "freeze_final"}, levels=2)
     store = carry_out(plan, folder / "store").schedule.store
     dense, first, _ = plan.runs
@@ -285,8 +285,8 @@ def test_what_was_dropped_is_said_to_be_missing(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ tampering
 
 
-def rewritten(store: Store, run_id: str, change: Any) -> None:
-    """Replaces a run by a changed one, sealed as if it had been committed so."""
+def reseal(store: Store, run_id: str, change: Any) -> None:
+    """Replace a run by a changed one with correct hashes and seal."""
     entry = store.read(run_id)
     facts, tensors, weights = dict(entry.facts), dict(entry.tensors), dict(entry.weights or {})
     change(facts, tensors, weights)
@@ -320,11 +320,11 @@ def other_facts(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
 
 
 @pytest.mark.parametrize("change", [other_mask, no_mask, short_mask, other_facts])
-def test_a_consistent_forgery_of_an_ancestor_is_found(folder: Path, change: Any) -> None:
+def test_a_resealed_forgery_of_an_ancestor_is_detected(folder: Path, change: Any) -> None:
     plan = small_plan(levels=3)
     store = carry_out(plan, folder / "store").schedule.store
     _, first, _, third = plan.runs
-    rewritten(store, first, change)
+    reseal(store, first, change)
     with pytest.raises(CorruptEntry) as damage:
         StateReplayer(store).parent_run(third)
     assert damage.value.key == first
@@ -338,19 +338,19 @@ def test_a_consistent_forgery_of_an_ancestor_is_found(folder: Path, change: Any)
         ({"mask1": "rewind", "rewind_to": "end"}, one_bias),
     ],
 )
-def test_a_forgery_is_found_at_the_first_start_that_is_made_of_it(
+def test_a_forgery_is_detected_at_the_first_start_that_depends_on_it(
     folder: Path, treatment: dict[str, Any], change: Any
 ) -> None:
     plan = small_plan(treatment, levels=3)
     store = carry_out(plan, folder / "store").schedule.store
     _, first, second, third = plan.runs
-    rewritten(store, first, change)
-    with pytest.raises(CorruptEntry, match="not the start it was trained from") as damage:
+    reseal(store, first, change)
+    with pytest.raises(CorruptEntry, match="not the one it was trained from") as damage:
         StateReplayer(store).parent_run(third)
     assert damage.value.key == second
 
 
-def test_flipped_bits_of_an_ancestor_are_found(folder: Path) -> None:
+def test_flipped_bits_of_an_ancestor_are_detected(folder: Path) -> None:
     plan = small_plan(levels=2)
     store = carry_out(plan, folder / "store").schedule.store
     _, first, second = plan.runs
@@ -372,7 +372,7 @@ def test_kept_values_that_do_not_fit_the_mask_are_damage(folder: Path) -> None:
     def cut(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
         weights["kept/fc1.weight"] = weights["kept/fc1.weight"][1:]
 
-    rewritten(store, dense, cut)
+    reseal(store, dense, cut)
     with pytest.raises(CorruptEntry, match=r"fc1\.weight"):
         StateReplayer(store).parent_run(dense).points["end"]
 
@@ -394,7 +394,7 @@ MODULES = itertools.count()
 
 
 def own(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> tuple[str, Path]:
-    """A new module in the current directory; gives the criterion's import path and the file."""
+    """Write a module into the current directory; return the criterion's import path and the file."""
     path = folder / f"own_criterion_{next(MODULES)}.py"
     path.write_text(f"import torch\n\ndef score(layer, rng):\n    {body}\n")
     monkeypatch.chdir(folder)
@@ -402,7 +402,7 @@ def own(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> tuple[str, 
     return f"{path.stem}:score", path
 
 
-def test_an_own_criterion_scores_as_the_packages_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_criterion_scores_like_a_builtin_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, _ = own(folder, monkeypatch, "return layer.w_final.abs()")
     plan, twin = small_plan({"criterion": name}), small_plan({"criterion": "large_final"})
     worker = Watched(WorkerConfig(folder / "store"))
@@ -413,7 +413,7 @@ def test_an_own_criterion_scores_as_the_packages_own(folder: Path, monkeypatch: 
     assert last_run(plan).id != last_run(twin).id
 
 
-def test_an_own_criterions_id_follows_its_files_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_id_depends_on_the_source_of_a_user_criterion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, path = own(folder, monkeypatch, "return layer.w_final.abs()")
     before = small_plan({"criterion": name})
     assert small_plan({"criterion": name}).runs.keys() == before.runs.keys()
@@ -423,7 +423,7 @@ def test_an_own_criterions_id_follows_its_files_text(folder: Path, monkeypatch: 
     assert len(before.runs.keys() & after.runs.keys()) == 1  # the dense run
 
 
-def test_an_own_criterion_that_changed_since_the_plan_is_not_asked(
+def test_a_user_criterion_that_changed_since_the_plan_is_not_called(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, path = own(folder, monkeypatch, "return layer.w_final.abs()")
@@ -448,7 +448,7 @@ def test_an_own_criterion_that_changed_since_the_plan_is_not_asked(
         ("return layer.gradient.abs()", "AttributeError: 'NoneType'"),
     ],
 )
-def test_an_own_criterion_that_fails_is_the_users_error(
+def test_a_failing_user_criterion_is_a_user_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch, body: str, says: str
 ) -> None:
     name, _ = own(folder, monkeypatch, body)
@@ -458,7 +458,7 @@ def test_an_own_criterion_that_fails_is_the_users_error(
     assert "level 1, seed 0" in str(error.value)
 
 
-def test_an_own_criterion_cannot_change_what_is_trained_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_criterion_cannot_change_the_initial_state(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vandal, _ = own(folder, monkeypatch, "layer.alive.fill_(True); layer.w_init.zero_(); return layer.w_final.abs_()")
     quiet, _ = own(folder, monkeypatch, "return layer.w_final.abs()")
     last = []
@@ -470,9 +470,7 @@ def test_an_own_criterion_cannot_change_what_is_trained_from(folder: Path, monke
     assert same_start(*last)
 
 
-def test_a_stored_run_can_be_made_again_without_its_own_criterion(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stored_run_is_replayed_without_its_user_criterion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, path = own(folder, monkeypatch, "return layer.w_final.abs()")
     plan = small_plan({"criterion": name})
     store = carry_out(plan, folder / "store").schedule.store
@@ -484,7 +482,7 @@ def test_a_stored_run_can_be_made_again_without_its_own_criterion(
         build_step(step).criterion(None, None)  # type: ignore[arg-type]
 
 
-def test_names_of_the_packages_own_criteria_need_no_file() -> None:
+def test_builtin_criteria_need_no_file() -> None:
     step = last_run(small_plan({"criterion": "movement"})).step
     assert step is not None
     assert load_criterion(step) is build_step(step).criterion is CRITERIA["movement"]

@@ -1,4 +1,4 @@
-"""What follows a learned mask: it is taken as it is, robbed of its signs, trained on; from study to store."""
+"""Runs that follow a learned mask: measured untrained, with random signs, trained further; from study to store."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NAMES = ("fc1.weight", "fc2.weight")
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """Each kind, thresholded and measured, and the same with random signs; two are trained on."""
+    """Each kind, thresholded and measured, and the same with random signs; two are trained further."""
     treatments = []
     for name, kind in KINDS.items():
         after = {"supermask": kind, "levels": 1, "trained": False}
@@ -46,7 +46,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 
 def taken_by_hand(study: Done, kind: str) -> dict[str, np.ndarray]:
-    """What each method keeps of its stored logits, by its definition."""
+    """Mask of each method from its stored logits, by definition."""
     found = {}
     for name, logits in study.logits(kind).items():
         m = logits.numpy()
@@ -64,7 +64,7 @@ def inverted_by_hand(study: Done, kind: str) -> dict[str, np.ndarray]:
 
 
 def base_of(study: Done, kind: str) -> dict[str, np.ndarray]:
-    """What the mask was put on: from the seed alone."""
+    """Fixed weights under the mask, from the seed alone."""
     run = study.run(kind, 1)
     assert run.learning is not None
     dense, rng = initial_state(run_architecture(run), 0), child_streams(0, "supermask")
@@ -79,7 +79,7 @@ def accuracy_by_hand(weights: dict[str, np.ndarray]) -> float:
     return by_hand.loss_and_accuracy({**parameters, **biases}, pixels, labels)[1]
 
 
-def test_everything_finished_and_its_certificate_holds(study: Done) -> None:
+def test_every_run_finished_and_its_certificate_holds(study: Done) -> None:
     for run_id in study.plan.runs:
         facts = Store(study.store).facts(run_id)
         assert (facts["status"], facts["certificate"]["held"]) == ("finished", True)
@@ -88,7 +88,7 @@ def test_everything_finished_and_its_certificate_holds(study: Done) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_are_learned(study: Done, kind: str) -> None:
-    """Far above the tenth that chance has: what follows is about something."""
+    """Accuracy far above chance (0.1), so that the tests below mean something."""
     assert study.facts(kind, 1)["metrics"]["early_stop_test_accuracy"] > 0.6
 
 
@@ -96,8 +96,8 @@ def test_masks_are_learned(study: Done, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_taken_is_the_thresholded_mask(study: Done, kind: str) -> None:
-    """In the learned run, and in the run that takes it; exact counts in the facts of both."""
+def test_the_next_level_has_the_thresholded_mask(study: Done, kind: str) -> None:
+    """In the run that learned it and in the run that follows; exact counts in the facts of both."""
     wanted, shapes = taken_by_hand(study, kind), {n: m.shape for n, m in study.logits(kind).items()}
     for level in (1, 2):
         tensors = study.tensors(kind, level)
@@ -108,8 +108,8 @@ def test_what_is_taken_is_the_thresholded_mask(study: Done, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_weights_are_those_that_the_mask_was_put_on(study: Done, kind: str) -> None:
-    """Inverted where the mask inverts; 0 where it prunes."""
+def test_the_next_level_has_the_fixed_weights_of_the_mask(study: Done, kind: str) -> None:
+    """Inverted where the mask inverts, 0 where it prunes."""
     start, taken = study.start(kind, 2), taken_by_hand(study, kind)
     signs, base = inverted_by_hand(study, kind), base_of(study, kind)
     for name in NAMES:
@@ -119,8 +119,8 @@ def test_its_weights_are_those_that_the_mask_was_put_on(study: Done, kind: str) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_measured_untrained_it_has_the_thresholded_accuracy_to_the_last_digit(study: Done, kind: str) -> None:
-    """Rescaled or not: without biases a layer's factor changes no accuracy.
+def test_the_untrained_network_has_exactly_the_thresholded_accuracy(study: Done, kind: str) -> None:
+    """Rescaled or not: without biases a factor per layer changes no prediction.
 
     On constants two logits may be equal but for rounding: there one image of 360 may be off.
     """
@@ -137,8 +137,8 @@ def test_measured_untrained_it_has_the_thresholded_accuracy_to_the_last_digit(st
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_random_signs_keep_magnitudes_and_lose_everything(study: Done, kind: str) -> None:
-    """To about a tenth, whatever the mask was worth."""
+def test_random_signs_keep_magnitudes_and_lose_the_accuracy(study: Done, kind: str) -> None:
+    """Accuracy falls to about 0.1 for every mask."""
     plain, robbed = study.start(kind, 2), study.start(f"{kind}, random")
     for name in NAMES:
         before, after = plain.weights[name], robbed.weights[name]
@@ -159,11 +159,11 @@ def test_random_signs_are_the_same_for_every_treatment_of_a_seed(study: Done) ->
     assert torch.equal(drawn("DWR")[both], drawn("bernoulli")[both])
 
 
-# --- trained on ---
+# --- trained further ---
 
 
 @pytest.mark.parametrize("kind", ["DWR", "signed"])
-def test_trained_on_it_is_pruned_as_any_ticket(study: Done, kind: str) -> None:
+def test_trained_further_it_is_pruned_like_any_ticket(study: Done, kind: str) -> None:
     """The mask of level 2 is the learned one; level 3 prunes it by the study's rates and rewinds to level 2's start."""
     first, second = study.start(f"{kind}, on", 2), study.start(f"{kind}, on", 3)
     plain = study.start(kind, 2)
@@ -181,12 +181,12 @@ def test_trained_on_it_is_pruned_as_any_ticket(study: Done, kind: str) -> None:
         assert torch.equal(second.weights[name], first.weights[name] * second.masks[name])
 
 
-# --- from the store again ---
+# --- measured again from the store ---
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_report_can_be_had_again_from_what_is_stored(study: Done, kind: str) -> None:
-    """Every number of it, to the last bit."""
+def test_the_evaluation_is_reproduced_from_the_stored_logits(study: Done, kind: str) -> None:
+    """Every number, to the last bit."""
     run, facts, start = study.run(kind, 1), study.facts(kind, 1), study.start(kind, 1)
     job = TrainingJob(run_architecture(run), start, run.recipe, run.seed, learning=run.learning)
     states = [decode_logits(study.tensors(kind, 1), start, which) for which in ("logit", "final_logit")]
@@ -200,7 +200,7 @@ def test_the_report_can_be_had_again_from_what_is_stored(study: Done, kind: str)
     assert len(told["selected"]["accuracies"]) == (3 if kind in ("bernoulli", "DWR", "constants") else 1)
 
 
-def test_the_same_study_again_has_the_same_bits(study: Done, tmp_path: Path) -> None:
+def test_the_same_study_again_is_bit_identical(study: Done, tmp_path: Path) -> None:
     again = done(tmp_path, {"supermask": [KINDS["DWR"], KINDS["signed"]]})
     once, found = contents(study.store), contents(tmp_path)
     assert {run_id: once[run_id] for run_id in found} == found

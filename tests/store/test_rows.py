@@ -1,4 +1,4 @@
-"""Rows of a study and of a store: what is planned, what ended, what is damaged."""
+"""Rows of a study and of a store: planned, ended and damaged runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_dense_run_is_called_dense_and_has_no_criterion(carried: Carried) -> N
     "treatment",
     [{}, {"schedule": "one_shot"}, {"scope": "global"}, {"scope": "global", "schedule": "one_shot", "rewind_to": 4}],
 )
-def test_what_is_planned_is_what_is_kept(tmp_path: Path, treatment: dict[str, str]) -> None:
+def test_planned_counts_equal_stored_counts(tmp_path: Path, treatment: dict[str, str]) -> None:
     plan = small_plan(treatment, network="fc-8", levels=3)
     planned, _ = plan_rows(plan, Store(tmp_path))
     assert {row["status"] for row in planned} == {"to_do"}
@@ -55,14 +55,14 @@ def test_what_is_planned_is_what_is_kept(tmp_path: Path, treatment: dict[str, st
         assert {name: after[name] for name in known} == known
 
 
-def test_a_run_that_serves_several_treatments_has_all_their_labels(tmp_path: Path) -> None:
+def test_a_run_of_several_treatments_has_all_their_labels(tmp_path: Path) -> None:
     plan = small_plan({"name": "a chain"}, {"name": "at once", "schedule": "one_shot"}, network="fc-8")
     rows, _ = plan_rows(plan, Store(tmp_path))
     labels = {(row["level"], *treatment_labels(row)) for row in rows}
     assert labels == {(0, "dense"), (1, "a chain", "at once"), (2, "a chain"), (2, "at once")}
 
 
-def test_a_study_that_grew_is_partly_to_do(carried: Carried) -> None:
+def test_an_extended_study_is_partly_to_do(carried: Carried) -> None:
     more = make_plan(load_study(carried.study, ["scale=more"]))
     rows, _ = plan_rows(more, carried.opened())
     assert {row["level"]: row["status"] for row in rows} == {0: "finished", 1: "finished", 2: "finished", 3: "to_do"}
@@ -78,7 +78,7 @@ def test_below_a_diverged_run_nothing_is_to_do(tmp_path: Path) -> None:
     assert all(row["status"] in STATUSES for row in rows)
 
 
-def test_a_damaged_run_is_told_and_counts_as_not_done(carried: Carried, tmp_path: Path) -> None:
+def test_a_damaged_run_is_reported_and_counts_as_to_do(carried: Carried, tmp_path: Path) -> None:
     shutil.copytree(carried.store, tmp_path / "store")
     run_id = carried.run_id(1)
     path = tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json"
@@ -92,7 +92,7 @@ def test_a_damaged_run_is_told_and_counts_as_not_done(carried: Carried, tmp_path
     assert run_id in text
 
 
-def test_the_rows_of_a_store_know_no_study(carried: Carried) -> None:
+def test_rows_of_a_store_belong_to_no_study(carried: Carried) -> None:
     rows, damaged = store_rows(carried.opened())
     assert [row["id"] for row in rows] == sorted(carried.plan.runs)
     assert not damaged
@@ -115,7 +115,7 @@ def test_reading_an_absent_store_makes_nothing(carried: Carried, tmp_path: Path)
     assert to_json(rows).count("\n") == RUNS + 2
 
 
-def test_find_run(carried: Carried) -> None:
+def test_a_run_id_is_resolved_from_its_prefix(carried: Carried) -> None:
     store = carried.opened()
     for run_id in carried.plan.runs:
         assert resolve_run_id(store, run_id) == run_id
@@ -125,7 +125,7 @@ def test_find_run(carried: Carried) -> None:
             resolve_run_id(store, unknown)
 
 
-def test_the_first_level_has_the_schedule_that_the_study_asks_for(tmp_path: Path) -> None:
+def test_the_first_level_has_the_schedule_of_the_study(tmp_path: Path) -> None:
     """It is the same run under both."""
     both = small_plan({"name": "chain"}, {"name": "at once", "schedule": "one_shot"}, network="fc-8", levels=2)
     once = small_plan({"schedule": "one_shot"}, network="fc-8", levels=2)

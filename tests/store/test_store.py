@@ -1,4 +1,4 @@
-"""The store: what goes in comes out bit for bit, whoever else is writing."""
+"""The store: entries are read back bit-identical, also with concurrent writers."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store", QuickDisk())
 
 
-# ------------------------------------------------------------------------------------------------ there and back
+# ------------------------------------------------------------------------------------------------- write and read
 
 
-def test_what_is_committed_is_read_bit_for_bit(store: Store) -> None:
+def test_a_committed_run_is_read_back_bit_identical(store: Store) -> None:
     assert put(store, A)
     assert same(store.read(A), sample(1))
     assert store.facts(A) == sample(1).facts
@@ -78,7 +78,7 @@ def test_the_layout(store: Store) -> None:
         max_size=3,
     ),
 )
-def test_any_json_and_any_tensors_come_back(facts: RunFacts, tensors: Tensors) -> None:
+def test_any_json_and_any_tensors_are_read_back(facts: RunFacts, tensors: Tensors) -> None:
     with quick_folder() as root:
         store = Store(root, QuickDisk())
         store.commit(A, facts, tensors, {})
@@ -99,14 +99,14 @@ def test_strided_tensors_are_stored_by_value(store: Store) -> None:
     assert np.array_equal(store.read(A).tensors["every_second"], wide[:, ::2])
 
 
-def test_tensors_read_may_be_written_to(store: Store) -> None:
+def test_tensors_that_were_read_are_writable(store: Store) -> None:
     """torch.from_numpy warns about read-only arrays."""
     put(store, A)
     entry = store.read(A)
     assert all(t.flags.writeable for t in (*entry.tensors.values(), *(entry.weights or {}).values()))
 
 
-def test_content_hash_is_over_the_tensors_not_the_file(store: Store) -> None:
+def test_content_hash_depends_on_the_tensors_not_the_file(store: Store) -> None:
     put(store, A)
     other = Store(store.root.with_name("other"), QuickDisk())
     entry = sample(1)
@@ -127,7 +127,7 @@ def test_content_hash_is_over_the_tensors_not_the_file(store: Store) -> None:
         {},
     ],
 )
-def test_content_hash_tells_name_dtype_shape_and_bits_apart(other: Tensors) -> None:
+def test_content_hash_depends_on_name_dtype_shape_and_bits(other: Tensors) -> None:
     one = {"a": np.array([1, 2, 3], "<f4")}
     assert content_hash(one) == content_hash({"a": np.array([1, 2, 3], ">f4")})
     assert content_hash(other) != content_hash(one)
@@ -135,7 +135,7 @@ def test_content_hash_tells_name_dtype_shape_and_bits_apart(other: Tensors) -> N
 
 
 def test_content_hash_is_pinned() -> None:
-    """Stores outlive releases: this number never changes. It is also written out by hand."""
+    """Stores outlive releases, so this number never changes. It is also computed by hand."""
     tensors = {"w": np.array([[1.5, -2.0]], np.float32), "m": np.array([True, False])}
     first, second = b'["m", "|b1", [2]]', b'["w", "<f4", [1, 2]]'
     by_hand = struct.pack("<Q", len(first)) + first + bytes([1, 0])
@@ -144,7 +144,7 @@ def test_content_hash_is_pinned() -> None:
     assert content_hash(tensors) == "27bb05d0f35ee1a93ef58450f6ee83d0522bd0a246f74c595bc25aa96001379e"
 
 
-def test_run_json_is_for_people_too(store: Store) -> None:
+def test_run_json_is_readable_by_people(store: Store) -> None:
     store.commit(A, {"curve": {"loss": [0.125] * 300}, "network": "fc", "seeds": [0, 1]}, {}, {})
     lines = (folder_of(store, A) / "run.json").read_text().splitlines()
     assert len(lines) < 30
@@ -153,14 +153,14 @@ def test_run_json_is_for_people_too(store: Store) -> None:
 
 
 @pytest.mark.parametrize("facts", [{"loss": float("nan")}, {"loss": float("inf")}, {"rates": (1, 2)}, {1: "one"}])
-def test_facts_that_json_cannot_give_back_are_our_mistake(store: Store, facts: RunFacts) -> None:
+def test_facts_that_json_does_not_preserve_are_a_programming_error(store: Store, facts: RunFacts) -> None:
     with pytest.raises(ValueError, match="JSON"):
         store.commit(A, facts, {}, {})
     assert store.run_ids() == set()
 
 
 @pytest.mark.parametrize("key", ["", "ab", A.upper(), A + "0", f"../{A[3:]}", A[:31] + "/", A[:31] + "\n"])
-def test_other_keys_are_our_mistake(store: Store, key: str) -> None:
+def test_malformed_keys_are_a_programming_error(store: Store, key: str) -> None:
     for call in (store.has, store.read, store.facts, store.drop_weights, store.remove_checkpoint):
         with pytest.raises(AssertionError):
             call(key)
@@ -181,7 +181,7 @@ def test_the_first_committer_wins(store: Store) -> None:
 
 
 def test_threads_that_commit_the_same_keys(store: Store) -> None:
-    """Each thread commits its own version of every key; one version of each is there afterwards, whole."""
+    """Each thread commits its own version of every key; one whole version of each stays."""
     keys = [f"{i:02x}" * 16 for i in range(12)]
     won: list[tuple[str, int]] = []
     ready = threading.Barrier(4)
@@ -209,7 +209,7 @@ def test_processes_that_commit_the_same_keys(store: Store) -> None:
     assert all(same(store.read(key), sample(seed + 1)) for seed in (0, 1) for key in won[seed])
 
 
-def test_a_store_removed_under_us_is_made_again(store: Store) -> None:
+def test_a_store_removed_meanwhile_is_created_again(store: Store) -> None:
     put(store, A)
     store.root.rename(store.root.with_name("moved"))
     assert put(store, B)
@@ -227,7 +227,7 @@ def test_run_ids_opens_nothing_and_takes_only_ids(store: Store, monkeypatch: pyt
     assert store.run_ids() == {A, D}
 
 
-def test_reading_makes_nothing(tmp_path: Path) -> None:
+def test_reading_creates_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "none")
     assert store.run_ids() == set() and store.snapshot_keys() == set()
     assert not store.has(A) and store.load_checkpoint(A) is None and store.remove_stale() == 0

@@ -1,4 +1,4 @@
-"""tables: what goes in comes out of every format, and a query sees the runs and nothing else of the machine."""
+"""tables: every format preserves the values, and a query can access only the table of runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(number: int = 0, **facts: int | float | str | bool | None) -> Row:
 
 @settings(max_examples=15, deadline=None)
 @given(table)
-def test_parquet_gives_back_every_value_type_and_column(rows: list[Row]) -> None:
+def test_parquet_preserves_every_value_type_and_column(rows: list[Row]) -> None:
     columns, found = read_parquet(to_parquet(rows))
     assert columns == {name: column.type for name, column in COLUMNS.items()}
     assert list(columns) == list(COLUMNS)
@@ -59,13 +59,13 @@ def test_parquet_bytes_depend_on_the_rows_alone() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(table)
-def test_json_gives_back_every_value(rows: list[Row]) -> None:
+def test_json_preserves_every_value(rows: list[Row]) -> None:
     assert json.loads(to_json(rows)) == rows
 
 
 @settings(max_examples=15, deadline=None)
 @given(table)
-def test_csv_gives_back_every_value_as_text(rows: list[Row]) -> None:
+def test_csv_preserves_every_value_as_text(rows: list[Row]) -> None:
     header, *lines = csv.reader(io.StringIO(to_csv(rows), newline=""))
     assert header == list(COLUMNS)
     for row, line in zip(rows, lines, strict=True):
@@ -79,7 +79,7 @@ def test_csv_gives_back_every_value_as_text(rows: list[Row]) -> None:
                 assert text == ("" if value is None else str(value))
 
 
-def test_a_point_of_the_trajectory_may_be_a_number_or_a_name() -> None:
+def test_a_snapshot_column_takes_numbers_and_names() -> None:
     answer = query([run(0, w_final=500), run(1, w_final="end")], "SELECT w_final FROM runs ORDER BY level")
     assert answer.rows == [("500",), ("end",)]
 
@@ -91,12 +91,12 @@ def test_numbers_that_are_not_finite_are_null_in_every_format() -> None:
     assert [line["final_validation_loss"] for line in csv.DictReader(io.StringIO(to_csv(rows)))] == ["", ""]
 
 
-def test_a_column_that_the_contract_does_not_list_is_our_mistake() -> None:
+def test_a_column_outside_the_contract_is_a_programming_error() -> None:
     with pytest.raises(AssertionError, match="colour"):
         query([run(colour="red")], "SELECT 1")
 
 
-def test_every_column_says_what_it_means() -> None:
+def test_every_column_has_a_meaning() -> None:
     assert all(len(column.meaning) > 5 and column.type in EXAMPLES for column in COLUMNS.values())
 
 

@@ -1,4 +1,4 @@
-"""`verify`: what it finds when the disk, or somebody, changes a stored run; and what it cannot find."""
+"""`verify`: detected damage, detected forgeries, and changes that it cannot detect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.forgery import folder_of, forge, not_held, verdicts
 from helpers.small_studies import carry_out, small_plan
-from helpers.stored_study import RUNS, Carried
+from helpers.stored_study import RUNS, Carried, carried_out
 
 from supermask.api import runs
 from supermask.core.errors import UserError
@@ -22,10 +22,23 @@ from supermask.store.records import state_hash
 from supermask.store.replay import StateReplayer
 from supermask.store.verify import VerificationResult
 
-# --- nothing is wrong ---
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Carried:
+    return carried_out(tmp_path_factory.mktemp("verify"))
 
 
-def test_every_run_of_a_sound_store_holds_each_once_and_parents_first(pristine: Carried) -> None:
+@pytest.fixture
+def carried(pristine: Carried, tmp_path: Path) -> Carried:
+    """Copy of the store for a test that changes it."""
+    shutil.copytree(pristine.store, tmp_path / "store")
+    return Carried(pristine.study, tmp_path / "store", pristine.plan)
+
+
+# --- valid stores ---
+
+
+def test_every_run_of_a_valid_store_holds_once_and_parents_first(pristine: Carried) -> None:
     found = list(runs.verify(pristine.store))
     assert {v.verdict for v in found} == {"held"}
     seen = [v.key for v in found]
@@ -59,7 +72,7 @@ def test_each_run_is_read_a_few_times_at_most(pristine: Carried, monkeypatch: py
         {"criterion": "large_init_large_final", "mask1": "signed_reshuffle", "mask0": "zero_if_shrunk_everywhere"},
     ],
 )
-def test_other_treatments_hold_too_with_their_points(tmp_path: Path, treatment: dict[str, str]) -> None:
+def test_other_treatments_and_their_snapshots_hold(tmp_path: Path, treatment: dict[str, str]) -> None:
     plan = small_plan(treatment, network="fc-8")
     carry_out(plan, tmp_path)
     assert {v.verdict for v in verdicts(tmp_path).values()} == {"held"}
@@ -74,7 +87,7 @@ def test_a_diverged_run_holds_as_diverged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", ["needed", "masks"])
-def test_runs_whose_weights_were_dropped_hold_as_far_as_they_can(tmp_path: Path, keep: str) -> None:
+def test_runs_with_dropped_weights_hold_partly(tmp_path: Path, keep: str) -> None:
     plan = small_plan({"criterion": "large_final"}, {"criterion": "snip"}, {"mask0": "freeze_final"}, network="fc-8")
     carry_out(plan, tmp_path, keep)  # type: ignore[arg-type]
     found = verdicts(tmp_path)
@@ -84,7 +97,7 @@ def test_runs_whose_weights_were_dropped_hold_as_far_as_they_can(tmp_path: Path,
     assert all("dropped" in found[run_id].reason for run_id in partly)
 
 
-def test_a_users_own_criterion_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_criterion_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_scores.py").write_text("def score(layer, rng):\n    return layer.w_final.abs()\n")
     with monkeypatch.context() as patch:
         patch.syspath_prepend(tmp_path)
@@ -94,11 +107,11 @@ def test_a_users_own_criterion_is_not_imported(tmp_path: Path, monkeypatch: pyte
     assert {v.verdict for v in verdicts(tmp_path / "store").values()} == {"held"}
 
 
-# --- the disk ---
+# --- damage ---
 
 
 @pytest.mark.parametrize("name", ["run.json", "tensors.safetensors", "weights.safetensors"])
-def test_a_flipped_bit_anywhere_is_damage_and_its_descendants_say_whose(carried: Carried, name: str) -> None:
+def test_a_flipped_bit_is_damage_and_descendants_name_the_damaged_run(carried: Carried, name: str) -> None:
     run_id, child = carried.run_id(1), carried.run_id(2)
     path = folder_of(carried.store, run_id) / name
     whole = path.read_bytes()
@@ -123,7 +136,7 @@ def test_a_missing_file_and_a_misplaced_run_are_damage(carried: Carried) -> None
     assert "belongs to run" in found[misplaced].reason
 
 
-def test_a_damaged_point_is_named(tmp_path: Path) -> None:
+def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
     carry_out(small_plan({"w_final": "lowest_validation_loss"}, network="fc-8"), tmp_path)
     tensors = next((tmp_path / "points").rglob("tensors.safetensors"))
     tensors.write_bytes(tensors.read_bytes()[:-1])
@@ -131,7 +144,7 @@ def test_a_damaged_point_is_named(tmp_path: Path) -> None:
     assert found[tensors.parent.name].verdict == "damaged"
 
 
-def test_a_store_of_a_newer_version_is_no_damage(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_of_a_newer_version_is_not_damage(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
         newer.setattr("supermask.store.files.entry.FORMAT", FORMAT + 1)
         run_id = carried.run_id(2)
@@ -141,11 +154,11 @@ def test_a_store_of_a_newer_version_is_no_damage(carried: Carried, monkeypatch: 
         verdicts(carried.store)
 
 
-# --- somebody: every hash is right ---
+# --- forgeries: every hash is right ---
 
 
 def swapped(mask: np.ndarray) -> np.ndarray:
-    """One kept and one pruned weight change places."""
+    """Swap one kept and one pruned weight of a packed mask."""
     bits = unpack_mask(mask, (64 * 8,)).copy()
     kept, pruned = np.flatnonzero(bits)[0], np.flatnonzero(~bits)[0]
     bits[kept], bits[pruned] = False, True
@@ -156,15 +169,15 @@ def another_mask(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
     tensors["mask/fc1.weight"] = swapped(tensors["mask/fc1.weight"])
 
 
-def test_another_mask_does_not_give_the_start_that_was_trained(carried: Carried) -> None:
+def test_another_mask_does_not_match_the_recorded_start(carried: Carried) -> None:
     run_id = carried.run_id(2, "random")
     forge(carried, run_id, another_mask)
     found = not_held(carried.store)
     assert found.keys() == {run_id}
-    assert "not the start it was trained from" in found[run_id].reason
+    assert "not the one it was trained from" in found[run_id].reason
 
 
-def test_another_mask_with_a_start_to_match_is_not_the_criterions(carried: Carried) -> None:
+def test_another_mask_with_a_matching_start_is_not_the_criterions_mask(carried: Carried) -> None:
     run_id = carried.run_id(2, "random")
     forge(carried, run_id, another_mask)
     forge(
@@ -178,7 +191,7 @@ def test_another_mask_with_a_start_to_match_is_not_the_criterions(carried: Carri
 
 
 def start_with_its_masks(carried: Carried, run_id: str) -> str:
-    """The content of a rewound, zeroed start with the masks that the run has now."""
+    """Return the hash of a rewound, zeroed start with the run's present masks."""
     run = carried.plan.runs[run_id]
     assert run.parent is not None
     parent = StateReplayer(carried.opened()).parent_run(run.parent)
@@ -191,7 +204,7 @@ def start_with_its_masks(carried: Carried, run_id: str) -> str:
     return state_hash(InitialState(weights, masks, parent.start.unmasked))
 
 
-def test_other_final_weights_do_not_give_the_childs_mask(carried: Carried) -> None:
+def test_other_final_weights_do_not_match_the_childs_mask(carried: Carried) -> None:
     run_id, child = carried.run_id(1), carried.run_id(2)
 
     def shuffle(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
@@ -218,7 +231,7 @@ def test_other_counts_do_not_match_the_masks(carried: Carried) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("seed", 7), ("level", 9), ("network", "fc-9")])
-def test_another_identity_is_another_run(carried: Carried, key: str, value: int | str) -> None:
+def test_facts_of_another_run_are_damage(carried: Carried, key: str, value: int | str) -> None:
     run_id = carried.run_id(2)
     forge(carried, run_id, lambda facts, tensors, weights: facts.update({key: value}))
     found = not_held(carried.store)
@@ -227,7 +240,7 @@ def test_another_identity_is_another_run(carried: Carried, key: str, value: int 
 
 
 @pytest.mark.parametrize("key", ["metrics", "certificate", "kept", "recipe", "start_content"])
-def test_facts_that_lack_something_are_no_run(carried: Carried, key: str) -> None:
+def test_incomplete_facts_are_damage(carried: Carried, key: str) -> None:
     run_id = carried.run_id(2)
     forge(carried, run_id, lambda facts, tensors, weights: facts.pop(key))
     found = not_held(carried.store)
@@ -235,14 +248,14 @@ def test_facts_that_lack_something_are_no_run(carried: Carried, key: str) -> Non
     assert key in found[run_id].reason
 
 
-def test_tensors_of_another_shape_are_no_run(carried: Carried) -> None:
+def test_tensors_of_another_shape_are_damage(carried: Carried) -> None:
     run_id = carried.run_id(2)
     forge(carried, run_id, lambda facts, tensors, weights: weights.update({"kept/fc1.weight": np.zeros(3, np.float32)}))
     assert not_held(carried.store)[run_id].verdict == "damaged"
 
 
-def test_a_recorded_failure_stays_one(carried: Carried) -> None:
-    """What the optimiser held is seen only when the run ends."""
+def test_a_recorded_failure_stays_a_failure(carried: Carried) -> None:
+    """The optimizer's state is available only when the run ends."""
     run_id = carried.run_id(2)
     check = {"optimizer_holds_nothing_frozen": ["fc1.weight: exp_avg"]}
     forge(carried, run_id, lambda facts, tensors, weights: facts["certificate"]["checks"].update(check))
@@ -251,15 +264,15 @@ def test_a_recorded_failure_stays_one(carried: Carried) -> None:
     assert found[run_id].reason == "optimizer_holds_nothing_frozen, when it ended: fc1.weight: exp_avg"
 
 
-def test_biases_that_were_held_fail_the_certificate(carried: Carried) -> None:
+def test_pruned_biases_fail_the_certificate(carried: Carried) -> None:
     run_id = carried.run_id(2)
     held = {"other/fc1.bias": np.zeros(8, np.float32)}
     forge(carried, run_id, lambda facts, tensors, weights: tensors.update(held))
     assert not_held(carried.store)[run_id].reason == "biases_train: fc1.bias"
 
 
-def test_what_is_believed(carried: Carried) -> None:
-    """Without the data a test accuracy, and a last level's kept weights, cannot be known to be false."""
+def test_changes_that_are_not_detected(carried: Carried) -> None:
+    """A test accuracy cannot be checked without the data, nor the kept weights of a last level."""
     run_id = carried.run_id(2)
 
     def invent(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:

@@ -1,4 +1,4 @@
-"""Stored supermasks: verified, forged, dropped and learned again; starts made again through the store."""
+"""Stored supermasks: verified, forged, dropped and learned again; their initial states replayed."""
 
 from __future__ import annotations
 
@@ -52,29 +52,29 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 @pytest.fixture
 def study(pristine: Done, tmp_path: Path) -> Done:
-    """A store of its own for a test that changes it."""
+    """Copy of the store for a test that changes it."""
     shutil.copytree(pristine.store, tmp_path / "store")
     return Done(pristine.plan, tmp_path / "store")
 
 
 def forged(study: Done, treatment: str, level: int, change: Any) -> dict[str, VerificationResult]:
-    """What does not hold any more, when a run is rewritten with hashes to match."""
+    """Return the verdicts that do not hold after a run is changed and resealed."""
     run_id = study.run(treatment, level).id
     forge(study, run_id, change)
     return not_held(study.store)
 
 
-# --- nothing is wrong ---
+# --- valid stores ---
 
 
-def test_every_run_of_a_sound_store_holds(pristine: Done) -> None:
+def test_every_run_of_a_valid_store_holds(pristine: Done) -> None:
     found = verdicts(pristine.store)
     assert {v.verdict for v in found.values()} == {"held"} and found.keys() == pristine.plan.runs.keys()
 
 
 @pytest.mark.parametrize("treatment", ["learned", "graded", "signed", "edge"])
-def test_a_start_is_made_again(pristine: Done, treatment: str) -> None:
-    """From the seed, and from what the store holds of the dense run, where it is a heuristic's; logits included."""
+def test_an_initial_state_is_replayed(pristine: Done, treatment: str) -> None:
+    """From the seed, and from the stored dense run if a heuristic gives the logits."""
     run = pristine.run(treatment, 1)
     found = pristine.start(treatment, 1)
     assert run.learning is not None
@@ -97,8 +97,8 @@ def test_a_start_is_made_again(pristine: Done, treatment: str) -> None:
     assert (treatment == "graded") == (run.parent is not None)
 
 
-def test_another_start_is_noticed(pristine: Done) -> None:
-    """One logit of a start is in its hash: what is trained from cannot be another."""
+def test_another_initial_logit_is_detected(pristine: Done) -> None:
+    """Each initial logit enters the recorded hash of the start."""
     start = pristine.start("graded", 1)
     logits = {n: m.clone() for n, m in start.logits.items()}
     logits["fc2.weight"][0, 0] += 1
@@ -118,18 +118,18 @@ def flipped(name: str) -> Any:
 
 
 @pytest.mark.parametrize("treatment", ["learned", "graded", "signed", "edge"])
-def test_a_flipped_bit_of_a_learned_mask(study: Done, treatment: str) -> None:
+def test_a_flipped_bit_of_a_learned_mask_is_detected(study: Done, treatment: str) -> None:
     run_id = study.run(treatment, 1).id
     found = forged(study, treatment, 1, flipped("mask/fc1.weight"))
     assert found == {run_id: VerificationResult(run_id, "failed", "not the mask of its logits: fc1.weight")}
 
 
 @pytest.mark.parametrize("treatment", ["learned", "heuristic"])
-def test_a_flipped_bit_of_an_untrained_mask(study: Done, treatment: str) -> None:
-    """It is not the start that was measured."""
+def test_a_flipped_bit_of_an_untrained_mask_is_detected(study: Done, treatment: str) -> None:
+    """The replayed start is not the one that was measured."""
     run_id = study.run(treatment, 2).id
     found = forged(study, treatment, 2, flipped("mask/fc1.weight"))
-    assert found.keys() == {run_id} and "not the start it was trained from" in found[run_id].reason
+    assert found.keys() == {run_id} and "not the one it was trained from" in found[run_id].reason
 
 
 def test_other_logits_give_another_mask_and_another_follow_up(study: Done) -> None:
@@ -143,15 +143,15 @@ def test_other_logits_give_another_mask_and_another_follow_up(study: Done) -> No
     assert found[taken] == VerificationResult(taken, "failed", "not the criterion's mask: fc1.weight")
 
 
-def test_other_weights_of_the_dense_run_give_another_start(study: Done) -> None:
-    """Of a mask that started from a heuristic: its descendants say whose fault it is."""
+def test_other_weights_of_the_dense_run_do_not_match_the_start(study: Done) -> None:
+    """For a mask that started from a heuristic; its descendants name the run."""
 
     def change(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
         weights["kept/fc1.weight"] = weights["kept/fc1.weight"][::-1].copy()
 
     run_id = study.run("graded", 1).id
     found = forged(study, "graded", 0, change)
-    assert found[run_id].verdict == "damaged" and "not the start it was trained from" in found[run_id].reason
+    assert found[run_id].verdict == "damaged" and "not the one it was trained from" in found[run_id].reason
     assert run_id in found[study.run("graded", 2).id].reason
 
 
@@ -168,7 +168,7 @@ def test_other_weights_of_the_dense_run_give_another_start(study: Done) -> None:
         (lambda facts: facts["certificate"]["checks"].update(masks_are_binary=["fc1.weight"]), "masks_are_binary"),
     ],
 )
-def test_other_facts(study: Done, change: Any, says: str) -> None:
+def test_changed_facts_are_detected(study: Done, change: Any, says: str) -> None:
     run_id = study.run("learned", 1).id
     found = forged(study, "learned", 1, lambda facts, tensors, weights: change(facts))
     assert found.keys() == {run_id} and found[run_id].verdict == "failed"
@@ -177,7 +177,7 @@ def test_other_facts(study: Done, change: Any, says: str) -> None:
 
 @pytest.mark.parametrize("kind", ["logit", "final_logit"])
 @pytest.mark.parametrize("values", [None, np.zeros(3, np.float32), np.zeros((12, 64))])
-def test_logits_of_another_shape_are_no_run(study: Done, kind: str, values: Any) -> None:
+def test_logits_of_another_shape_are_damage(study: Done, kind: str, values: Any) -> None:
     def change(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
         weights.pop(f"{kind}/fc1.weight")
         if values is not None:
@@ -199,7 +199,7 @@ def test_a_better_untrained_measurement_does_not_match_its_curve(study: Done) ->
     }
 
 
-def test_another_way_to_learn_is_another_run(study: Done) -> None:
+def test_another_learning_method_is_another_run(study: Done) -> None:
     run_id = study.run("edge", 1).id
     found = forged(study, "edge", 1, lambda facts, tensors, weights: facts["learning"].update(density=0.4))
     assert found[run_id].verdict == "damaged" and "its facts are those of run" in found[run_id].reason
@@ -208,19 +208,21 @@ def test_another_way_to_learn_is_another_run(study: Done) -> None:
 # --- dropped, and learned again ---
 
 
-def test_logits_that_were_dropped(study: Done) -> None:
-    """What is left is checked; what was made from them too, where it can be made again without."""
+def test_dropped_logits_hold_partly(study: Done) -> None:
+    """The remaining tensors are checked, and so are runs made from them that can be replayed without them."""
     learned, signed = study.run("learned", 1).id, study.run("signed", 1).id
     for run_id in (learned, signed):
         Store(study.store).drop_weights(run_id)
     found = not_held(study.store)
-    assert found[learned] == VerificationResult(learned, "partly", "its logits were dropped; its start is right")
+    assert found[learned] == VerificationResult(
+        learned, "partly", "its logits were dropped; its initial state is right"
+    )
     assert found[study.run("learned", 2).id].verdict == found[study.run("signed", 2).id].verdict == "partly"
     assert found.keys() == {learned, signed, study.run("learned", 2).id, study.run("signed", 2).id}
 
 
-def test_a_mask_is_learned_again_for_a_treatment_that_comes_later(tmp_path: Path) -> None:
-    """To the same logits; the store has no point beside it that nobody asked for."""
+def test_a_mask_is_learned_again_for_a_treatment_added_later(tmp_path: Path) -> None:
+    """To the same logits; no snapshot is stored that was not requested."""
     first = mask_plan(TREATMENTS[0], **SMALL)
     carry_out(first, tmp_path, keep="masks")
     assert not Store(tmp_path).has_weights(Done(first, tmp_path).run("learned", 1).id)
@@ -235,8 +237,8 @@ def test_a_mask_is_learned_again_for_a_treatment_that_comes_later(tmp_path: Path
     assert contents(tmp_path) == contents(tmp_path / "fresh")
 
 
-def test_learned_logits_are_kept_for_what_may_follow(tmp_path: Path) -> None:
-    """`needed` keeps what a treatment that is added later would read."""
+def test_learned_logits_are_kept_for_treatments_added_later(tmp_path: Path) -> None:
+    """`needed` keeps the weights that a treatment added later reads."""
     plan = mask_plan(*TREATMENTS[:3], **SMALL)
     carry_out(plan, tmp_path, keep="needed")
     for run in plan.runs.values():
@@ -248,8 +250,8 @@ def test_learned_logits_are_kept_for_what_may_follow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["bernoulli", "signed"])
-def test_logits_that_are_lost_refuse_the_run_and_spare_the_others(tmp_path: Path, method: str) -> None:
-    """With steps that are much too long they overflow; losses stay finite, as the weights never moved."""
+def test_non_finite_logits_refuse_the_run_and_not_the_others(tmp_path: Path, method: str) -> None:
+    """Logits overflow with a huge learning rate; losses stay finite because the weights never move."""
     lost = {"method": method, "lr": 1e38, "multiplier": 1000.0, "weight_decay": 0.1}
     treatments = ({"name": "lost", "supermask": lost, **UNTRAINED}, TREATMENTS[3])
     study = done(tmp_path, *treatments, **SMALL)
@@ -261,11 +263,11 @@ def test_logits_that_are_lost_refuse_the_run_and_spare_the_others(tmp_path: Path
     assert verdicts(tmp_path)[study.run("lost", 1).id].verdict == "failed"
 
 
-# --- a criterion of one's own ---
+# --- user criteria ---
 
 
-def test_verifying_imports_nobodys_criterion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The start of a mask that began from one cannot be made again then, nor what follows it."""
+def test_verify_imports_no_user_criterion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the start of a mask with logits from it cannot be replayed, nor its descendants."""
     (tmp_path / "own_start.py").write_text("def score(layer, rng):\n    return layer.w_final.abs()\n")
     with monkeypatch.context() as patch:
         patch.syspath_prepend(tmp_path)

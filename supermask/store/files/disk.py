@@ -1,4 +1,7 @@
-"""The filesystem operations that a durable commit is made of, one method an operation, so that each can be failed."""
+"""Filesystem operations of the store, one method per operation.
+
+A commit is built from these methods only, so that a test can replace the disk by one that fails at any operation.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from pathlib import Path
 from supermask.core.errors import SystemFailure, UserError
 
 UNKNOWN_START = "0"
-"""In a stamp: when the process started is not known."""
+"""Start time in a process tag when the system does not report one."""
 
 STALE_SECONDS = 24 * 3600.0
-"""Age at which a leftover of a process that cannot be asked after (another machine, before a reboot) is swept."""
+"""Age in seconds at which a staged folder of an unknown process (other machine, earlier boot) counts as stale."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -29,64 +32,66 @@ _REASONS = {
     errno.EROFS: "the filesystem is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
-    errno.ENOENT: "it is not there (removed while in use?)",
+    errno.ENOENT: "no such file or folder (removed while in use?)",
 }
 _FREE_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# Errors of fsync on a folder where the filesystem has no such operation (some network and FUSE filesystems).
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses at `path` into a MachineError that says why and what to do.
+    """Convert OSError at `path` into SystemFailure with the reason and what to do.
 
-    A file where a folder belongs is a UserError: another path has to be given.
+    A file in place of a folder becomes a UserError, because the user has to choose another path.
     """
     try:
         yield
     except (NotADirectoryError, FileExistsError) as error:
-        given = Path(error.filename or path)
-        in_the_way = next(here for here in (given, *given.parents) if os.path.lexists(here))
+        folder = Path(error.filename or path)
+        # The error names the path that was asked for; the offending file may be any of its parents.
+        blocker = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
         raise UserError(
-            f"the store needs a folder at {given}, but {in_the_way} is not a folder. "
+            f"the store needs a folder at {folder}, but {blocker} is not a folder. "
             "Choose another folder with --store, or move that file away."
         ) from error
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-        first = "Free some space" if error.errno in _FREE_SPACE else "Put that right"
+        remedy = "Free some space" if error.errno in _FREE_SPACE else "Fix this"
         raise SystemFailure(
-            f"the store cannot use {path}: {reason}. {first}, or choose another folder with --store, "
+            f"the store cannot use {path}: {reason}. {remedy}, or choose another folder with --store, "
             "and run the same command again: finished runs are kept."
         ) from error
 
 
 class Disk:
-    """A real disk. Every method raises OSError when the operating system refuses; none of them keeps any state."""
+    """The real disk. Methods are stateless and raise OSError when the operating system refuses."""
 
     def make_dir(self, path: Path) -> None:
-        """Make one folder whose parent exists."""
+        """Make one folder. Its parent must exist."""
         path.mkdir()
 
     def create(self, path: Path) -> int:
-        """Open a file that must not exist yet for writing, and give its descriptor."""
+        """Create a new file for writing and return its descriptor. Raises FileExistsError if it exists."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
 
     def write(self, descriptor: int, data: memoryview) -> int:
-        """Write some of `data` and give how many bytes: on a full disk fewer than asked for, without an error."""
+        """Write part of `data` and return the number of bytes; a full disk may take fewer without an error."""
         return os.write(descriptor, data)
 
     def fsync(self, descriptor: int) -> None:
-        """Return once the file's bytes are on the device."""
+        """Return after the file's bytes are on the device."""
         os.fsync(descriptor)
 
     def close(self, descriptor: int) -> None:
-        """Close; network filesystems may report a failed write only here."""
+        """Close a descriptor. Network filesystems may report a failed write only here."""
         os.close(descriptor)
 
     def fsync_dir(self, path: Path) -> None:
-        """Return once the folder's entries (what was made, renamed, removed in it) are on the device.
+        """Return after the folder's entries (names created, renamed, removed in it) are on the device.
 
-        Nothing happens for a folder that may not be read (an ancestor of the store, which is not ours), or on a
-        filesystem that has no such operation.
+        Does nothing for a folder without read permission (an ancestor of the store), or on a filesystem without this
+        operation.
         """
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -101,7 +106,7 @@ class Disk:
             os.close(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Move atomically; a folder onto a non-empty folder is refused, a file onto a file replaces it."""
+        """Move atomically. A file replaces a file; a folder replaces only an empty folder, otherwise OSError."""
         source.rename(target)
 
     def remove_file(self, path: Path) -> None:
@@ -113,37 +118,48 @@ class Disk:
         path.rmdir()
 
     def names(self, path: Path) -> list[str]:
-        """The names in a folder."""
-        return os.listdir(path)  # noqa: PTH208 (names are all that is wanted, and there may be 10,000)
+        """Return the names in a folder."""
+        return os.listdir(path)  # noqa: PTH208 (only names are needed, and there may be 10,000)
 
     def size(self, path: Path) -> int:
-        """Bytes in a file, following no link and opening nothing; a folder, link or device raises OSError."""
-        facts = path.lstat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise IsADirectoryError(errno.EISDIR, "not a plain file", str(path))
-        return facts.st_size
+        """Return the size of a regular file in bytes, without opening it or following a link.
+
+        Raises IsADirectoryError for a folder, link, pipe or device: opening a pipe could block for ever.
+        """
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "not a regular file", str(path))
+        return status.st_size
 
     def read_file(self, path: Path) -> bytes:
-        """All bytes of a file."""
+        """Return all bytes of a file."""
         return path.read_bytes()
 
     def process_tag(self) -> str:
-        """A fresh name that says whose it is: `<pid>.<start of the process>.<machine, boot>.<random>`."""
+        """Return a new name that identifies this process: `<pid>.<start time>.<host id>.<random>`.
+
+        The start time distinguishes two processes with the same pid; the random part, two calls of one process.
+        """
         pid = os.getpid()
         return f"{pid}.{_process_start_time(pid)}.{_host_id()}.{secrets.token_hex(4)}"
 
     def is_stale(self, path: Path, stamp: str) -> bool:
-        """Whether the process that made `path` under `stamp` is gone; where that cannot be known, whether it is old."""
+        """Return whether the process that made `path` with the tag `stamp` has ended.
+
+        For a process of another host, container or boot this is unknown: then `path` is stale at STALE_SECONDS.
+        """
         match stamp.split("."):
-            case [pid, started, machine, _] if machine == _host_id() and pid.isdecimal():
-                now = _process_start_time(int(pid))
-                return now is None or (UNKNOWN_START not in (now, started) and now != started)
+            case [pid, tagged_start, host, _] if host == _host_id() and pid.isdecimal():
+                start = _process_start_time(int(pid))
+                # A different start time: the pid was reused, so the process that made `path` has ended.
+                return start is None or (UNKNOWN_START not in (start, tagged_start) and start != tagged_start)
         return time.time() - path.lstat().st_mtime > STALE_SECONDS
 
     def write_files(self, folder: Path, files: Mapping[str, bytes]) -> None:
-        """Write new files and return once their bytes are on the device.
+        """Write new files and return after their bytes are on the device.
 
-        All are written before the first is synced: the first sync then carries most of what the others need.
+        All files are written before the first fsync: on a journaling filesystem the first one flushes most of the
+        others too, so that the rest return quickly.
         """
         descriptors: dict[str, int] = {}
         try:
@@ -152,11 +168,13 @@ class Disk:
                 rest = memoryview(data)
                 while rest:
                     written = self.write(descriptors[name], rest)
+                    # 0 without an error would loop for ever; it means that there is no space.
                     if written <= 0:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / name))
                     rest = rest[written:]
             for name, data in files.items():
                 self.fsync(descriptors[name])
+                # A disk that reported a write as complete and lost part of it.
                 if self.size(folder / name) != len(data):
                     raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder / name))
             for name in list(descriptors):
@@ -167,7 +185,7 @@ class Disk:
                     self.close(descriptor)
 
     def remove_tree(self, path: Path) -> None:
-        """Remove a file, or a folder and all in it, following no links; what somebody else has removed is fine."""
+        """Remove a file, or a folder with its content, without following links. Missing paths are ignored."""
         with suppress(FileNotFoundError):
             if not stat.S_ISDIR(path.lstat().st_mode):
                 self.remove_file(path)
@@ -178,27 +196,29 @@ class Disk:
 
 
 def _process_start_time(pid: int) -> str | None:
-    """When the process started, in clock ticks since boot, so that a pid used twice is told apart.
+    """Return the start time of a process in clock ticks since boot, as text.
 
-    None when it is gone, or killed and not yet waited for; UNKNOWN where the system does not say.
+    None if the process has ended (or is a zombie), UNKNOWN_START if the system does not report start times.
     """
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return None
     except PermissionError:
+        # A process of another user: it exists, which is what was asked.
         pass
     try:
-        facts = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        stat_line = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return UNKNOWN_START
-    fields = facts.rpartition(")")[2].split()
+    # The second field is the program's name in parentheses and may contain spaces and parentheses itself.
+    fields = stat_line.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields[19]
 
 
 @lru_cache(maxsize=1)
 def _host_id() -> str:
-    """Names this machine since its last boot, and this container: inside one of these a pid means one process."""
+    """Return an id of this machine, boot and pid namespace (container): the scope in which a pid is unique."""
     parts = [platform.node()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())

@@ -1,6 +1,7 @@
-"""What one folder of the store holds, as bytes: sealed facts (`run.json`) and groups of tensors (safetensors).
+"""Encoding of one entry of the store: sealed facts (`run.json`) and groups of tensors (safetensors).
 
-Pure: bytes in, bytes out. Nothing is believed before its hash was checked, the tensor files' headers included.
+Pure functions, bytes in and bytes out. Every hash is checked before content is parsed, including the header of a
+tensor file: a damaged header could otherwise request any amount of memory.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = 1
+"""Version of the layout below. A reader refuses other versions."""
 RUN_JSON = "run.json"
 LINE_WIDTH = 110
+"""Characters per line of `run.json`. Layout only: the seal does not depend on it."""
 
 Kind = Literal["run", "point", "checkpoint"]
 Group = Literal["tensors", "weights"]
@@ -29,7 +32,7 @@ RunFacts = dict[str, Any]
 
 
 class CorruptEntry(SystemFailure):
-    """An entry that is there but is not what was committed (or is not there at all). `what` says in which way."""
+    """A missing entry, or one that differs from what was committed. `what` is the reason."""
 
     def __init__(self, key: str, what: str) -> None:
         super().__init__(key, what)
@@ -42,7 +45,7 @@ class CorruptEntry(SystemFailure):
 
 @dataclass(frozen=True)
 class Entry:
-    """One committed folder. `weights` is None when they were dropped, and {} when the entry never had any."""
+    """One committed folder. `weights`: None if they were dropped, {} if the entry never had any."""
 
     facts: RunFacts
     tensors: Tensors
@@ -51,57 +54,60 @@ class Entry:
 
 @dataclass(frozen=True)
 class TensorFileInfo:
-    """What `run.json` promises about one tensor file."""
+    """Size and hashes of one tensor file, as recorded in `run.json`."""
 
     bytes: int
     sha256: str
     content: str
-    """SHA-256 over the tensors themselves: see `content_hash`."""
+    """SHA-256 of the tensors, independent of the file's layout: see `content_hash`."""
 
 
 @dataclass(frozen=True)
 class VerifiedFacts:
-    """A `run.json` whose seal was checked."""
+    """The content of a `run.json` whose seal was checked."""
 
     facts: RunFacts
     files: dict[str, TensorFileInfo]
 
 
 def file_name(group: str) -> str:
-    """The file of a group of tensors."""
+    """Return the file name of a group of tensors."""
     return f"{group}.safetensors"
 
 
 def content_hash(tensors: Tensors) -> str:
-    """SHA-256 over each tensor's name, dtype, shape and little-endian bytes, in the order of the names.
+    """Return the SHA-256 over each tensor's name, dtype, shape and little-endian bytes, sorted by name.
 
-    Equal for equal tensors, whatever wrote the file; NaNs and signed zeros count by their bits.
+    Equal for bit-identical tensors, whatever wrote the file: safetensors may order its metadata differently in each
+    process. NaNs and signed zeros count by their bits.
     """
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(tensors):
-        plain = _little_endian(tensors[name])
-        head = json.dumps([name, plain.dtype.str, list(plain.shape)]).encode()
-        total.update(len(head).to_bytes(8, "little") + head)
-        total.update(plain.tobytes())
-    return total.hexdigest()
+        array = _little_endian(tensors[name])
+        header = json.dumps([name, array.dtype.str, list(array.shape)]).encode()
+        # The length prefix keeps (header, bytes) pairs unambiguous when concatenated.
+        digest.update(len(header).to_bytes(8, "little") + header)
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def encode_entry(kind: Kind, key: str, facts: RunFacts, groups: Mapping[Group, Tensors]) -> dict[str, bytes]:
-    """File name -> bytes of an entry; an empty group of tensors has no file, except for the first group, `tensors`.
+    """Return file name -> bytes of an entry. An empty group has no file, except for the group `tensors`.
 
-    Raises ValueError for facts that JSON cannot give back as they are (NaN, tuples, keys that are not strings).
+    Raises ValueError for facts that JSON does not preserve (NaN, tuples, keys that are not strings).
     """
     from safetensors.numpy import save
 
     files: dict[str, bytes] = {}
-    promised: dict[str, dict[str, int | str]] = {}
+    recorded: dict[str, dict[str, int | str]] = {}
     for group, tensors in groups.items():
         if tensors or group == "tensors":
             data = save({name: _little_endian(tensor) for name, tensor in tensors.items()})
             files[file_name(group)] = data
-            promised[group] = {"bytes": len(data), "sha256": _sha256(data), "content": content_hash(tensors)}
-    document = {"format": FORMAT, "kind": kind, "key": key, "facts": facts, "files": promised}
+            recorded[group] = {"bytes": len(data), "sha256": _sha256(data), "content": content_hash(tensors)}
+    document = {"format": FORMAT, "kind": kind, "key": key, "facts": facts, "files": recorded}
     canonical = _canonical(document)
+    # Without this check a tuple would be sealed as a list and read back as a different value.
     if json.loads(canonical) != document:
         raise ValueError(f"the facts of {key} are not plain JSON (a tuple, or a key that is not a string?)")
     files[RUN_JSON] = (_pretty_json({**document, "seal": _sha256(canonical)}) + "\n").encode("ascii")
@@ -109,10 +115,11 @@ def encode_entry(kind: Kind, key: str, facts: RunFacts, groups: Mapping[Group, T
 
 
 def read_verified_facts(kind: Kind, key: str, data: bytes) -> VerifiedFacts:
-    """Check `run.json` against its own seal and its place. Raises Damaged; UserError when a newer version wrote it."""
+    """Check `run.json` against its seal, kind and key. Raises CorruptEntry; UserError for a newer store format."""
     try:
-        document = json.loads(data.decode(), parse_constant=_refuse, object_pairs_hook=_no_duplicates)
+        document = json.loads(data.decode(), parse_constant=_refuse_constant, object_pairs_hook=_no_duplicates)
         seal = document.pop("seal", None) if isinstance(document, dict) else None
+        # The seal covers the canonical JSON, so reformatting the file by hand does not break it.
         intact = seal == _sha256(_canonical(document))
     except (ValueError, RecursionError) as error:
         raise CorruptEntry(key, f"{RUN_JSON} is not JSON ({error})") from error
@@ -126,31 +133,31 @@ def read_verified_facts(kind: Kind, key: str, data: bytes) -> VerifiedFacts:
     if (document["kind"], document["key"]) != (kind, key):
         raise CorruptEntry(key, f"{RUN_JSON} belongs to {document['kind']} {document['key']}")
     return VerifiedFacts(
-        document["facts"], {group: TensorFileInfo(**promise) for group, promise in document["files"].items()}
+        document["facts"], {group: TensorFileInfo(**info) for group, info in document["files"].items()}
     )
 
 
-def decode_tensors(key: str, group: str, promise: TensorFileInfo, data: bytes) -> Tensors:
-    """The tensors of a file whose bytes, and then whose content, are as promised. Raises Damaged."""
+def decode_tensors(key: str, group: str, recorded: TensorFileInfo, data: bytes) -> Tensors:
+    """Return the tensors of a file after checking its bytes, then its content. Raises CorruptEntry."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     name = file_name(group)
-    if len(data) != promise.bytes:
-        raise CorruptEntry(key, f"{name} has {len(data)} bytes, not {promise.bytes}")
-    if _sha256(data) != promise.sha256:
+    if len(data) != recorded.bytes:
+        raise CorruptEntry(key, f"{name} has {len(data)} bytes, not {recorded.bytes}")
+    if _sha256(data) != recorded.sha256:
         raise CorruptEntry(key, f"{name} does not match its SHA-256")
     try:
         tensors: Tensors = load(data)
     except (SafetensorError, KeyError, ValueError) as error:
         raise CorruptEntry(key, f"{name} is not a safetensors file ({error})") from error
-    if content_hash(tensors) != promise.content:
-        raise CorruptEntry(key, f"{name} holds other tensors than were committed")
+    if content_hash(tensors) != recorded.content:
+        raise CorruptEntry(key, f"{name} holds tensors other than those committed")
     return tensors
 
 
 def _little_endian(tensor: NDArray[Any]) -> NDArray[Any]:
-    """The same values, little-endian and contiguous (safetensors writes a strided array's memory as it lies)."""
+    """Return the values little-endian and contiguous: safetensors writes a strided array's memory unchanged."""
     array = np.asarray(tensor)
     return np.require(array, dtype=array.dtype.newbyteorder("<"), requirements="C")
 
@@ -164,7 +171,7 @@ def _canonical(value: object) -> bytes:
 
 
 def _pretty_json(value: object, indent: str = "") -> str:
-    """JSON for a person: lists of numbers, and whatever else is short, on one line; the rest indented."""
+    """Return JSON for people: lists of numbers and short values on one line, everything else indented."""
     inner = indent + "  "
     if isinstance(value, dict):
         rows = [f"{json.dumps(name)}: {_pretty_json(v, inner)}" for name, v in value.items()]
@@ -179,11 +186,13 @@ def _pretty_json(value: object, indent: str = "") -> str:
     return f"{left}\n" + ",\n".join(inner + row for row in rows) + f"\n{indent}{right}"
 
 
-def _refuse(literal: str) -> NoReturn:
+def _refuse_constant(literal: str) -> NoReturn:
+    # Python's json reads NaN and Infinity, which JSON does not have; a comparison with NaN would always fail.
     raise ValueError(f"{literal} is not a JSON number")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # With a duplicate key two parsers may read two different documents under one seal.
     if len(members := dict(pairs)) != len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key occurs twice")
     return members

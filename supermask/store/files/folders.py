@@ -1,4 +1,8 @@
-"""Write-once folders on a disk that may fail at any moment: how an entry gets to its place, and how it is read back."""
+"""Write-once folders: staging, atomic publication and checked reading of one entry.
+
+The order of the operations carries the promises of docs/store.md. tests/store/test_faults.py fails each operation in
+turn and removes each fsync in turn.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +27,16 @@ from supermask.store.files.entry import (
 
 WEIGHTS = file_name("weights")
 DROPPED = "weights.dropped"
-"""An empty file beside `run.json`: the weights were removed on purpose."""
+"""Empty marker file beside `run.json`: the weights were removed on purpose."""
 
+# Errors of a rename onto a taken name: a folder with content, or a file.
 _ALREADY_EXISTS = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 class EntryFolders:
-    """Makes, fills, moves and reads the folders under `root`; knows which of them it has made durable.
+    """Entry folders under `root`. Remembers which parent folders this process has made durable.
 
-    Methods that write raise OSError: the caller names what it was doing.
+    Methods that write raise OSError; the caller adds the path (`translate_os_errors`).
     """
 
     def __init__(self, root: Path, disk: Disk) -> None:
@@ -40,9 +45,10 @@ class EntryFolders:
         self._durable: set[Path] = set()
 
     def commit(self, target: Path, files: Mapping[str, bytes]) -> bool:
-        """`files` as the folder `target`: whole and durable, or not at all. False: the place was taken."""
+        """Write `files` as the folder `target`, whole and durable, or not at all. False: `target` exists already."""
         self.prepare(target.parent)
         if os.path.lexists(target):
+            # The other process may not have synced its rename yet, and False promises that the entry is durable.
             self.disk.fsync_dir(target.parent)
             return False
         staged = self.stage(target.name, files)
@@ -52,12 +58,13 @@ class EntryFolders:
             self.remove_staged(staged)
 
     def prepare(self, folder: Path) -> None:
-        """Make a folder, and its entry in its parent durable unless this process has done so before.
+        """Make a folder and sync its name in its parent, once per process.
 
-        That it is there is not enough: another process may have made it and not yet synced it.
+        An existing folder is synced too: another process may have made it and not synced it yet.
         """
-        ours = folder not in self.root.parents and folder != folder.parent
-        if (folder in self._durable or not ours) and folder.is_dir():
+        # Folders above the store are not synced: they are not ours and may be unreadable.
+        is_ours = folder not in self.root.parents and folder != folder.parent
+        if (folder in self._durable or not is_ours) and folder.is_dir():
             return
         self.prepare(folder.parent)
         try:
@@ -69,13 +76,13 @@ class EntryFolders:
         self._durable.add(folder)
 
     def staging_path(self, key: str) -> Path:
-        """A fresh path beside the entries, on the same filesystem, whose name says which process it belongs to."""
+        """Return a new path in `staging/`: on the entries' filesystem, with a name that identifies this process."""
         staging = self.root / "staging"
         self.prepare(staging)
         return staging / f"{key}.{self.disk.process_tag()}"
 
     def stage(self, key: str, files: Mapping[str, bytes]) -> Path:
-        """A new staging folder; its files' bytes, and their names, are on the device."""
+        """Write a new staging folder; on return the files' bytes and names are on the device."""
         staged = self.staging_path(key)
         try:
             self.disk.make_dir(staged)
@@ -87,14 +94,14 @@ class EntryFolders:
         return staged
 
     def publish(self, staged: Path, target: Path) -> bool:
-        """Move a staged folder to its place, durably. False: a non-empty folder (or a file) has the place.
+        """Move a staged folder to `target`, durably. False: `target` is a non-empty folder or a file.
 
-        Then too the parent is synced: the winner's move may not be on the device yet, and "it is there" is a promise.
+        The parent is synced in both cases: with False, the other writer's rename may not be on the device yet.
         """
         try:
             moved = self._rename(staged, target)
         except FileNotFoundError:
-            # Somebody removed the parent under us. Once is bad luck; the second time raises.
+            # Another process removed the parent folder. Make it again once; a second time raises.
             self.prepare(target.parent)
             moved = self._rename(staged, target)
         self.disk.fsync_dir(target.parent)
@@ -110,42 +117,42 @@ class EntryFolders:
         return True
 
     def remove_staged(self, path: Path) -> None:
-        """Remove what was staged, if it is still there; what cannot be removed is left to `Store.sweep`."""
+        """Remove a staged folder if it exists. Errors are ignored: `Store.remove_stale` removes it later."""
         with suppress(OSError):
             self.disk.remove_tree(path)
 
     def names(self, folder: Path) -> list[str]:
-        """The names in a folder; none when it is not there."""
+        """Return the names in a folder; none if it does not exist."""
         try:
             return self.disk.names(folder)
         except FileNotFoundError:
             return []
 
     def read_facts(self, kind: Kind, key: str, folder: Path) -> VerifiedFacts:
-        """The checked `run.json` of an entry. Raises Damaged."""
+        """Read and check the `run.json` of an entry. Raises CorruptEntry."""
         with translate_os_errors(folder):
-            return read_verified_facts(kind, key, self._bytes(key, folder / RUN_JSON))
+            return read_verified_facts(kind, key, self._read_bytes(key, folder / RUN_JSON))
 
     def read(self, kind: Kind, key: str, folder: Path) -> Entry:
-        """An entry, every size and hash checked first. Raises Damaged."""
+        """Read an entry after checking every size and hash. Raises CorruptEntry."""
         sealed = self.read_facts(kind, key, folder)
         groups: dict[str, Tensors] = {}
         with translate_os_errors(folder):
-            for group, promise in sealed.files.items():
+            for group, recorded in sealed.files.items():
                 if group == "weights" and os.path.lexists(folder / DROPPED):
                     continue
                 path = folder / file_name(group)
                 try:
-                    groups[group] = decode_tensors(key, group, promise, self._bytes(key, path, promise.bytes))
+                    groups[group] = decode_tensors(key, group, recorded, self._read_bytes(key, path, recorded.bytes))
                 except CorruptEntry:
-                    # Dropped by another process since we looked?
+                    # Another process may have dropped the weights after the check above.
                     if group != "weights" or not os.path.lexists(folder / DROPPED):
                         raise
-        never_any: Tensors | None = None if "weights" in sealed.files else {}
-        return Entry(sealed.facts, groups["tensors"], groups.get("weights", never_any))
+        without_weights: Tensors | None = None if "weights" in sealed.files else {}
+        return Entry(sealed.facts, groups["tensors"], groups.get("weights", without_weights))
 
-    def _bytes(self, key: str, path: Path, expected: int | None = None) -> bytes:
-        """A file's bytes. What is not there, not a file, or not readable from the device is Damaged."""
+    def _read_bytes(self, key: str, path: Path, expected: int | None = None) -> bytes:
+        """Read a file. Raises CorruptEntry if missing, not a regular file, of another size, or unreadable (EIO)."""
         try:
             size = self.disk.size(path)
             if expected is not None and size != expected:
@@ -156,6 +163,7 @@ class EntryFolders:
         except IsADirectoryError as error:
             raise CorruptEntry(key, f"{path.name} is not a file") from error
         except OSError as error:
+            # A bad sector is damage of this entry. Other errors (permissions, too many open files) are not.
             if error.errno == errno.EIO:
                 raise CorruptEntry(key, f"{path.name} cannot be read from the disk (input/output error)") from error
             raise

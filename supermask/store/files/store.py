@@ -1,7 +1,7 @@
-"""The store: a folder an entry, written once, atomically, and checked before anything in it is believed.
+"""The store: one folder per entry, written once, atomically, and checked on every read.
 
-It knows nothing of lottery tickets: an entry is a key, facts (a JSON object) and groups of numpy arrays.
-docs/store.md says what is promised, operation by operation.
+Independent of lottery tickets: an entry is a key, facts (a JSON object) and groups of numpy arrays. The promises, and
+the operations that give them, are listed in docs/store.md.
 """
 
 from __future__ import annotations
@@ -27,28 +27,29 @@ CHECKPOINT_NUMBER = re.compile(r"[0-9]{8}")
 
 
 class Store:
-    """The entries under `root`. Nothing is made before the first write; reading works on a read-only store.
+    """Store of entries under the folder `root`, which is created at the first write.
 
-    Any number of processes and threads may use one root at once, without locks: of several that commit one key, the
-    first wins. Every method raises MachineError for what the operating system refuses (disk full, read-only ...),
-    and UserError when `root` cannot be a store (it is a file). A key that is not one is our own mistake.
+    Any number of processes and threads may use one root at once, without locks: the first of several that commit one
+    key wins. Reading works on a read-only disk. Every method raises SystemFailure if the operating system refuses
+    (disk full, read-only, ...) and UserError if `root` is a file. A malformed key is a programming error (assert).
     """
 
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
+        # Absolute: a later chdir, of a notebook for example, must not move the store.
         self.root = root.absolute()
         self._disk = disk or Disk()
         self._folders = EntryFolders(self.root, self._disk)
 
     def run_ids(self) -> set[str]:
-        """Every committed run, by the folders' names alone: nothing is opened."""
+        """Return the ids of all committed runs from the folders' names; no file is opened."""
         return self._scan("runs", RUN_ID)
 
     def has(self, run_id: str) -> bool:
-        """Whether the run was committed. Its content is not looked at."""
+        """Return whether the run was committed. Its content is not checked."""
         return os.path.lexists(self._run(run_id))
 
     def commit(self, run_id: str, facts: RunFacts, tensors: Tensors, weights: Tensors) -> bool:
-        """Store a run for good: whole, or not at all. False: somebody else committed it first, and theirs stays.
+        """Store a run, whole and durable, or not at all. False: another process committed it first; its entry stays.
 
         Raises ValueError for facts that are not plain JSON (NaN, tuples, keys that are not strings).
         """
@@ -58,62 +59,64 @@ class Store:
             return self._folders.commit(target, files)
 
     def facts(self, run_id: str) -> RunFacts:
-        """The facts alone, their own seal checked. Raises Damaged."""
+        """Return the facts, their seal checked; tensor files are not read. Raises CorruptEntry."""
         return self._folders.read_facts("run", run_id, self._run(run_id)).facts
 
     def committed_at(self, run_id: str) -> float:
-        """When the run was written, by its file's date: seconds since 1970. A copy may have another. Raises Damaged."""
+        """Return the modification time of `run.json`, seconds since 1970; a copy may differ. Raises CorruptEntry."""
         path = self._run(run_id) / RUN_JSON
         with translate_os_errors(path):
             try:
                 return path.stat().st_mtime
             except FileNotFoundError:
-                raise CorruptEntry(run_id, f"{RUN_JSON} is not there") from None
+                raise CorruptEntry(run_id, f"{RUN_JSON} is missing") from None
 
     def tensor_hashes(self, run_id: str) -> dict[str, str]:
-        """Group of tensors -> SHA-256 over its tensors, as sealed: equal for bit-identical runs. Raises Damaged."""
+        """Return group -> SHA-256 of its tensors, as sealed: equal for bit-identical runs. Raises CorruptEntry."""
         sealed = self._folders.read_facts("run", run_id, self._run(run_id))
-        return {group: promise.content for group, promise in sealed.files.items()}
+        return {group: recorded.content for group, recorded in sealed.files.items()}
 
     def read(self, run_id: str) -> Entry:
-        """The whole run, every size and hash checked first. Raises Damaged."""
+        """Read a whole run after checking every size and hash. Raises CorruptEntry."""
         return self._folders.read("run", run_id, self._run(run_id))
 
     def has_weights(self, run_id: str) -> bool:
-        """Whether the run was committed with weights that were not dropped since."""
+        """Return whether the run has weights: committed, and not dropped since."""
         folder = self._run(run_id)
         return os.path.lexists(folder / WEIGHTS) and not os.path.lexists(folder / DROPPED)
 
     def drop_weights(self, run_id: str) -> None:
-        """Remove a run's weights and keep the rest: `read` then gives None for them. Nothing to drop is fine."""
+        """Remove a run's weights and keep the rest; `read` then returns None for them. Does nothing without weights."""
         folder = self._run(run_id)
         if not os.path.lexists(folder / WEIGHTS):
             return
         with translate_os_errors(folder):
             with suppress(FileExistsError):
                 self._disk.close(self._disk.create(folder / DROPPED))
-            # The marker first, for good: weights that are gone without one are damage.
+            # The marker must be durable first: missing weights without a marker count as damage.
             self._disk.fsync_dir(folder)
             self._disk.remove_tree(folder / WEIGHTS)
 
     def restore_weights(self, run_id: str, weights: Tensors) -> bool:
-        """Put dropped weights back. False, and nothing is done, when these are not bit for bit those committed.
+        """Put dropped weights back. Returns False, changing nothing, unless they are bit-identical to those committed.
 
-        Raises Damaged when the run's own facts are.
+        Raises CorruptEntry if the run's facts are damaged.
         """
         folder = self._run(run_id)
-        promise = self._folders.read_facts("run", run_id, folder).files.get("weights")
+        recorded = self._folders.read_facts("run", run_id, folder).files.get("weights")
+        # Only the bytes of the weights file are wanted; the facts of this encoding are discarded.
         data = encode_entry("run", run_id, {}, {"weights": weights}).get(WEIGHTS)
-        if promise is None or data is None:
-            return promise is None and data is None
+        if recorded is None or data is None:
+            return recorded is None and data is None
         try:
-            decode_tensors(run_id, "weights", promise, data)
+            decode_tensors(run_id, "weights", recorded, data)
         except CorruptEntry:
             return False
         with translate_os_errors(folder):
             staged = self._folders.stage(run_id, {WEIGHTS: data})
             try:
                 self._disk.rename(staged / WEIGHTS, folder / WEIGHTS)
+                # The weights must be durable before the marker goes, in the order opposite to `drop_weights`.
                 self._disk.fsync_dir(folder)
                 with suppress(FileNotFoundError):
                     self._disk.remove_file(folder / DROPPED)
@@ -123,60 +126,61 @@ class Store:
         return True
 
     def snapshot_keys(self) -> set[str]:
-        """Every committed point, as `<run id>-<point>`, by the folders' names alone."""
+        """Return the keys `<run id>-<point>` of all committed snapshots from the folders' names."""
         return self._scan("points", POINT_KEY)
 
     def has_snapshot(self, run_id: str, point: str) -> bool:
-        """Whether the point of the run's trajectory was committed."""
+        """Return whether the run's snapshot at `point` was committed."""
         return os.path.lexists(self._point(run_id, point))
 
     def commit_snapshot(self, run_id: str, point: str, facts: RunFacts, tensors: Tensors) -> bool:
-        """Like `commit`, for a network at one point of a run's trajectory."""
+        """Store a snapshot: a network at one point of a run's trajectory. Otherwise as `commit`."""
         target = self._point(run_id, point)
         files = encode_entry("point", target.name, facts, {"tensors": tensors})
         with translate_os_errors(target):
             return self._folders.commit(target, files)
 
     def read_snapshot(self, run_id: str, point: str) -> Entry:
-        """Like `read`. Raises Damaged."""
+        """Read a whole snapshot after checking every size and hash. Raises CorruptEntry."""
         folder = self._point(run_id, point)
         return self._folders.read("point", folder.name, folder)
 
     def drop_snapshot(self, run_id: str, point: str) -> None:
-        """Remove a point; never half of one. Nothing to drop is fine."""
+        """Remove a snapshot atomically. Does nothing if there is none."""
         folder = self._point(run_id, point)
         if not os.path.lexists(folder):
             return
         with translate_os_errors(folder):
-            away = self._folders.staging_path(folder.name)
+            removed = self._folders.staging_path(folder.name)
             with suppress(FileNotFoundError):
-                self._disk.rename(folder, away)
-            # Gone for good before the first of its files goes: otherwise half of it could come back.
+                self._disk.rename(folder, removed)
+            # The rename must be durable before files are removed: a power loss could otherwise restore half of it.
             self._disk.fsync_dir(folder.parent)
-            self._disk.remove_tree(away)
+            self._disk.remove_tree(removed)
 
     def save_checkpoint(self, run_id: str, facts: RunFacts, tensors: Tensors) -> None:
-        """Replace the run's checkpoint: at any moment the one before or this one is there, whole."""
+        """Replace the run's checkpoint. After a crash at any moment, the old or the new one is there, whole."""
         folder = self._checkpoints(run_id)
         files = encode_entry("checkpoint", run_id, facts, {"tensors": tensors})
         with translate_os_errors(folder):
             self._folders.prepare(folder)
-            older = self._generations(folder)
-            number = max(older, default=0) + 1
+            previous = self._checkpoint_numbers(folder)
+            number = max(previous, default=0) + 1
             staged = self._folders.stage(run_id, files)
             try:
+                # The number may be taken: another process may be training the same run.
                 while not self._folders.publish(staged, folder / f"{number:08d}"):
                     number += 1
             finally:
                 self._folders.remove_staged(staged)
-            for old in older:
-                self._disk.remove_tree(folder / f"{old:08d}")
+            for number in previous:
+                self._disk.remove_tree(folder / f"{number:08d}")
 
     def load_checkpoint(self, run_id: str) -> Entry | None:
-        """The latest whole checkpoint, or None; damaged ones are removed."""
+        """Return the latest undamaged checkpoint, or None. Damaged ones are removed."""
         folder = self._checkpoints(run_id)
         with translate_os_errors(folder):
-            for number in sorted(self._generations(folder), reverse=True):
+            for number in sorted(self._checkpoint_numbers(folder), reverse=True):
                 try:
                     return self._folders.read("checkpoint", run_id, folder / f"{number:08d}")
                 except CorruptEntry:
@@ -184,15 +188,15 @@ class Store:
         return None
 
     def remove_checkpoint(self, run_id: str) -> None:
-        """Remove the run's checkpoints: it is committed. Nothing to remove is fine."""
+        """Remove the run's checkpoints, once it is committed. Does nothing if there are none."""
         folder = self._checkpoints(run_id)
         with translate_os_errors(folder):
             self._disk.remove_tree(folder)
 
     def quarantine(self, key: str, why: str) -> Path | None:
-        """Set a damaged run or point aside, so that it is computed again; gives its new folder, with a `why.txt`.
+        """Move a damaged run or snapshot to `quarantine/`, so that it is computed again. Returns its new folder.
 
-        None: somebody else has moved it already.
+        The reason `why` is in `why.txt` beside it. None: another process has moved it already.
         """
         run_id, dash, point = key.partition("-")
         source = self._point(run_id, point) if dash else self._run(run_id)
@@ -202,6 +206,7 @@ class Store:
             self._folders.prepare(folder.parent)
             try:
                 self._disk.make_dir(folder)
+                # The reason first: an entry in quarantine always has one.
                 self._disk.write_files(folder, {"why.txt": (why.rstrip() + "\n").encode()})
                 self._disk.rename(source, folder / key)
             except OSError:
@@ -213,23 +218,24 @@ class Store:
         return folder
 
     def remove_stale(self) -> int:
-        """Remove what processes that are gone left behind, and checkpoints of committed runs; gives how many.
+        """Remove staged folders of ended processes and checkpoints of committed runs. Returns their number.
 
-        Safe while others commit: what a living process has staged is left alone.
+        Safe while others commit: staged folders of living processes stay.
         """
-        swept = 0
+        removed = 0
         with translate_os_errors(self.root):
             for name in self._folders.names(self.root / "staging"):
                 path = self.root / "staging" / name
                 with suppress(FileNotFoundError):
                     if self._disk.is_stale(path, name.partition(".")[2]):
                         self._disk.remove_tree(path)
-                        swept += 1
+                        removed += 1
             for name in self._folders.names(self.root / "checkpoints"):
+                # A process that was killed between committing a run and removing its checkpoints leaves them.
                 if RUN_ID.fullmatch(name) and self.has(name):
                     self.remove_checkpoint(name)
-                    swept += 1
-        return swept
+                    removed += 1
+        return removed
 
     def _run(self, run_id: str) -> Path:
         assert RUN_ID.fullmatch(run_id), run_id
@@ -244,14 +250,15 @@ class Store:
         assert RUN_ID.fullmatch(run_id), run_id
         return self.root / "checkpoints" / run_id
 
-    def _generations(self, folder: Path) -> list[int]:
+    def _checkpoint_numbers(self, folder: Path) -> list[int]:
         return [int(name) for name in self._folders.names(folder) if CHECKPOINT_NUMBER.fullmatch(name)]
 
     def _scan(self, kind: str, pattern: re.Pattern[str]) -> set[str]:
-        found: set[str] = set()
+        keys: set[str] = set()
         with translate_os_errors(self.root):
             for shard in self._folders.names(self.root / kind):
                 if SHARD.fullmatch(shard):
                     names = self._folders.names(self.root / kind / shard)
-                    found.update(name for name in names if pattern.fullmatch(name) and name[:2] == shard)
-        return found
+                    # A folder in the wrong shard is ignored: `_run` would never find it.
+                    keys.update(name for name in names if pattern.fullmatch(name) and name[:2] == shard)
+        return keys
