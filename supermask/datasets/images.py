@@ -42,7 +42,7 @@ class RawDataset:
     train: LabeledImages
     test: LabeledImages
     note: str = ""
-    """How it differs from the published dataset; empty if it does not."""
+    """Difference from the published dataset; empty if there is none."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ImageDataset:
     fingerprint: str
     """SHA-256 (hex) of the decoded pixels, the labels and their shapes; independent of how the files are packed."""
     note: str
-    """How it differs from the published dataset, to be shown with every result; empty if it does not."""
+    """Difference from the published dataset, to be shown with every result; empty if there is none."""
 
     def scaled(self, pixels: Pixels) -> NDArray[np.float32]:
         """Return pixels / max_pixel as float32, in the same shape.
