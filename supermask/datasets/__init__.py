@@ -1,4 +1,4 @@
-"""Datasets as numpy arrays: `load("mnist")`, `split(images, seed)`, and what is known of each without reading it."""
+"""Image datasets as numpy arrays, by name: `load("mnist")`; their specifications without any file: `DATASETS`."""
 
 from supermask.datasets.images import ImageDataset, train_validation_split
 from supermask.datasets.loading import load

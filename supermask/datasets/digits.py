@@ -1,4 +1,4 @@
-"""`digits`: 1,797 images of 8x8 pixels that are installed with scikit-learn; the default dataset, without any file."""
+"""`digits`: 1,797 images of 8x8 pixels that come with scikit-learn; the default dataset, which needs no files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from supermask.datasets.images import LabeledImages, Labels, Pixels, RawDataset
 from supermask.datasets.specs import DatasetSpec
 
 
-def decode(facts: DatasetSpec) -> RawDataset:
-    """The images, split into training and test by one fixed permutation (there is no official split)."""
+def decode(spec: DatasetSpec) -> RawDataset:
+    """Return the images, split into training and test set by one fixed permutation (there is no official split)."""
     images, labels = _load_sklearn_digits()
     order = random_stream("digits", "test split").permutation(len(images))
-    test, train = np.sort(order[: facts.test_images]), np.sort(order[facts.test_images :])
+    test, train = np.sort(order[: spec.test_images]), np.sort(order[spec.test_images :])
     return RawDataset(LabeledImages(images[train], labels[train]), LabeledImages(images[test], labels[test]))
 
 
@@ -32,7 +32,7 @@ def _load_sklearn_digits() -> tuple[Pixels, Labels]:
 
 
 def _read_csv() -> np.ndarray[tuple[int, int], np.dtype[np.int64]] | None:
-    """scikit-learn's own file (64 pixels and a label a line), read directly: importing sklearn takes over a second."""
+    """Read scikit-learn's file, (images, 64 pixels + label), without importing sklearn, which takes over a second."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
         return None

@@ -1,7 +1,4 @@
-"""Images and labels as arrays, their fingerprint, and the validation split.
-
-Files that a dataset comes from: where they are looked for, how they are read, and what is said when they fail.
-"""
+"""Images and labels as arrays: fingerprint, validation split, and the errors of the files that they come from."""
 
 from __future__ import annotations
 
@@ -21,13 +18,13 @@ from supermask.core.types import SplitData
 from supermask.datasets.specs import DatasetSpec
 
 Pixels = NDArray[np.uint8]
-"""(images, channels, height, width), C-contiguous, as stored: 0 to `DatasetFacts.pixel_maximum`."""
+"""(images, channels, height, width), C-contiguous, as stored: 0 to `DatasetSpec.max_pixel`."""
 
 Labels = NDArray[np.int64]
 """(images,), 0 to classes - 1."""
 
 Indices = NDArray[np.int64]
-"""Places in the training set, ascending."""
+"""(images,), indices into the training set, ascending."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +37,22 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A whole dataset as its files give it. `note` says in what it is not the original, empty where it is."""
+    """A whole dataset as decoded from its files."""
 
     train: LabeledImages
     test: LabeledImages
     note: str = ""
+    """Difference from the published dataset; empty if there is none."""
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A dataset in memory, or memory-mapped: then every process on the machine shares the same pages.
+    """A dataset in memory, or memory-mapped; all processes of a machine share the pages of a mapped one.
 
-    Pixels stay uint8 and become float32 a batch at a time. Gathered with `take` (torch: `index_select`; plain indexing
-    is two to five times slower) and divided, a batch of 60 took 29 us for MNIST and 87 us for CIFAR-10; gathered as
-    float32, 25 us and 105 us, after 0.6 s and 1.4 s of conversion into 190 MB and 610 MB in each process.
+    Pixels stay uint8 and are converted to float32 per batch. Gathered with `take` (in torch: `index_select`; plain
+    indexing takes two to five times as long) and divided, a batch of 60 took 29 us for MNIST and 87 us for CIFAR-10.
+    Gathered as float32 it took 25 us and 105 us, after a conversion of 0.6 s and 1.4 s into 190 MB and 610 MB per
+    process.
     """
 
     facts: DatasetSpec
@@ -62,34 +61,39 @@ class ImageDataset:
     test_images: Pixels
     test_labels: Labels
     fingerprint: str
-    """SHA-256 (hex) of the decoded pixels, the labels and their shapes; however the files were packed."""
+    """SHA-256 (hex) of the decoded pixels, the labels and their shapes; independent of how the files are packed."""
     note: str
-    """To be shown wherever a result from this data is: in what it is not the original. Empty where it is."""
+    """Difference from the published dataset, to be shown with every result; empty if there is none."""
 
     def scaled(self, pixels: Pixels) -> NDArray[np.float32]:
-        """pixels / pixel_maximum in float32, nothing else. Shape as given.
+        """Return pixels / max_pixel as float32, in the same shape.
 
-        On a GPU, divide by a *tensor*: there a division by a Python number may multiply by its rounded reciprocal.
+        On a GPU, divide by a *tensor*: a division by a Python number may multiply by its rounded reciprocal.
+        The mean is not subtracted: always-black pixels must stay exactly 0, so that their weights never move.
 
-        Source: paper.md section 2 ("divided by 255, nothing else").
+        Source: Zhou et al. 2019, Table S1.
         """
         return np.divide(pixels, np.float32(self.facts.max_pixel), dtype=np.float32)
 
 
 def fingerprint(train: LabeledImages, test: LabeledImages) -> str:
-    """SHA-256 (hex) over shape and bytes of training images, training labels, test images and test labels."""
+    """Return the SHA-256 (hex) over shape and bytes of training images, training labels, test images, test labels."""
     digest = hashlib.sha256(b"supermask dataset 1\n")
-    for part in (train.images, train.labels, test.images, test.labels):
-        digest.update(f"{part.dtype.name} {part.shape}\n".encode())
-        stored = part.astype(part.dtype.newbyteorder("<"), copy=False)
-        digest.update(np.ascontiguousarray(stored).reshape(-1).data)
+    for array in (train.images, train.labels, test.images, test.labels):
+        digest.update(f"{array.dtype.name} {array.shape}\n".encode())
+        # Little-endian on every machine, so that the same data has the same fingerprint everywhere.
+        little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(np.ascontiguousarray(little_endian).reshape(-1).data)
     return digest.hexdigest()
 
 
 def train_validation_split(images: ImageDataset, seed: int) -> tuple[Indices, Indices]:
-    """(training, validation) indices: `validation_images` random training images are held out, by `seed` alone.
+    """Return (training, validation) indices; `validation_images` random training images are held out per seed.
 
-    Source: paper.md section 2 (validation set: 5,000 random images of the training set).
+    The split depends on the counts and on `seed` alone, not on the images.
+
+    Source: Zhou et al. 2019, Table S1 (validation set: 5,000 random images of the training set).
+    Differs from the paper: the authors' code holds out the same 5,000 images for all seeds.
     """
     total, held_out = images.facts.training_images, images.facts.validation_images
     validation = np.sort(random_stream(seed, "validation").choice(total, size=held_out, replace=False, shuffle=False))
@@ -97,78 +101,8 @@ def train_validation_split(images: ImageDataset, seed: int) -> tuple[Indices, In
     return training.astype(np.int64), validation.astype(np.int64)
 
 
-DATA_VARIABLE = "SUPERMASK_DATA"
-
-
-@dataclass(frozen=True)
-class DataFolder:
-    """The folder that holds the datasets, and how it came to be chosen (for error messages)."""
-
-    path: Path
-    origin: str
-
-
-@dataclass(frozen=True)
-class DatasetFiles:
-    """A dataset's files, found but not yet read."""
-
-    files: tuple[Path, ...]
-    decode: Callable[[], RawDataset]
-    decoder: str = ""
-    """Name and version of a library whose release may change the decoded pixels; empty where there is none."""
-
-
-def data_folder(given: Path | None = None) -> DataFolder:
-    """The folder given, else the environment's SUPERMASK_DATA, else `data` in the current folder."""
-    if given is not None:
-        return DataFolder(given, f"the data folder given: '{given}'")
-    if named := os.environ.get(DATA_VARIABLE):
-        return DataFolder(Path(named).expanduser(), f"the data folder is {DATA_VARIABLE}: '{named}'")
-    return DataFolder(Path("data"), f"the data folder is './data', as {DATA_VARIABLE} is not set")
-
-
-def not_found_error(name: str, needed: str, looked_in: Iterable[Path], folder: DataFolder, get_it: str) -> UserError:
-    """The error for a dataset that was not found: what, all places, where to get it, what to set."""
-    there = "" if folder.path.is_dir() else "; there is no such folder"
-    places = "\n".join(f"  {place}" for place in looked_in)
-    return UserError(
-        f"dataset '{name}' was not found ({folder.origin}{there}).\n"
-        f"Needed: {needed}.\nLooked in:\n{places}\nGet it: {get_it}.\n"
-        f"Then set {DATA_VARIABLE} to the folder that holds '{name}', e.g. `export {DATA_VARIABLE}=$HOME/data`. "
-        f"The dataset 'digits' needs no files."
-    )
-
-
-def corrupt_file_error(path: Path, what: str, get_it: str) -> UserError:
-    """The error for a file that is there but cannot be used."""
-    return UserError(f"{path}: {what}.\nGet it again: {get_it}.")
-
-
-@contextmanager
-def translate_os_errors(path: Path) -> Iterator[None]:
-    """Errors of the operating system while `path` is read, as UserError (ours to mend) or MachineError (the disk's)."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); it must be a file that you may read.") from error
-    except OSError as error:
-        raise SystemFailure(
-            f"{path}: reading failed ({error.strerror or error}); check the disk, then run again."
-        ) from error
-
-
-def check_labels(path: Path, labels: Labels, classes: int, get_it: str) -> None:
-    """Raises UserError unless every label is 0 to `classes` - 1."""
-    wrong = ((labels < 0) | (labels >= classes)).nonzero()[0]
-    if len(wrong):
-        first = int(wrong[0])
-        raise corrupt_file_error(
-            path, f"label {int(labels[first])} at image {first}; labels are 0 to {classes - 1}", get_it
-        )
-
-
 def split_data(images: ImageDataset, seed: int) -> SplitData:
-    """A seed's split of a data set, for an engine."""
+    """Return a seed's training, validation and test data, as an engine takes them."""
     training, validation = train_validation_split(images, seed)
     return SplitData(
         train_images=images.train_images,
@@ -180,3 +114,75 @@ def split_data(images: ImageDataset, seed: int) -> SplitData:
         test_labels=images.test_labels,
         pixel_maximum=images.facts.max_pixel,
     )
+
+
+DATA_VARIABLE = "SUPERMASK_DATA"
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """The folder that holds the datasets, and the reason for its choice, for error messages."""
+
+    path: Path
+    origin: str
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """Files of a dataset, located but not yet read."""
+
+    files: tuple[Path, ...]
+    decode: Callable[[], RawDataset]
+    decoder: str = ""
+    """Name and version of a library of which another release may decode other pixels; empty if there is none."""
+
+
+def data_folder(path: Path | None = None) -> DataFolder:
+    """Return `path` if it is given, else the folder in SUPERMASK_DATA, else `data` in the current folder."""
+    if path is not None:
+        return DataFolder(path, f"the data folder given: '{path}'")
+    if value := os.environ.get(DATA_VARIABLE):
+        return DataFolder(Path(value).expanduser(), f"the data folder is {DATA_VARIABLE}: '{value}'")
+    return DataFolder(Path("data"), f"the data folder is './data', as {DATA_VARIABLE} is not set")
+
+
+def not_found_error(
+    name: str, needed: str, searched: Iterable[Path], folder: DataFolder, download_hint: str
+) -> UserError:
+    """Return the error for a missing dataset: the files needed, the places searched, the source, the setting."""
+    missing = "" if folder.path.is_dir() else "; there is no such folder"
+    places = "\n".join(f"  {place}" for place in searched)
+    return UserError(
+        f"dataset '{name}' was not found ({folder.origin}{missing}).\n"
+        f"Needed: {needed}.\nLooked in:\n{places}\nGet it: {download_hint}.\n"
+        f"Then set {DATA_VARIABLE} to the folder that holds '{name}', e.g. `export {DATA_VARIABLE}=$HOME/data`. "
+        f"The dataset 'digits' needs no files."
+    )
+
+
+def corrupt_file_error(path: Path, reason: str, download_hint: str) -> UserError:
+    """Return the error for a file that exists but cannot be used."""
+    return UserError(f"{path}: {reason}.\nGet it again: {download_hint}.")
+
+
+@contextmanager
+def translate_os_errors(path: Path) -> Iterator[None]:
+    """Translate the errors of reading `path`: UserError if the user can fix them, SystemFailure for a failing disk."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); it must be a file that you may read.") from error
+    except OSError as error:
+        raise SystemFailure(
+            f"{path}: reading failed ({error.strerror or error}); check the disk, then run again."
+        ) from error
+
+
+def check_labels(path: Path, labels: Labels, classes: int, download_hint: str) -> None:
+    """Raise UserError unless every label is in 0 to `classes` - 1."""
+    invalid = ((labels < 0) | (labels >= classes)).nonzero()[0]
+    if len(invalid):
+        first = int(invalid[0])
+        raise corrupt_file_error(
+            path, f"label {int(labels[first])} at image {first}; labels are 0 to {classes - 1}", download_hint
+        )

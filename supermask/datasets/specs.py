@@ -1,4 +1,4 @@
-"""What is known of each dataset without reading any file: a plan needs no data."""
+"""Specifications of the datasets: shapes, counts and fingerprints, known without reading a file."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """The fixed facts of a dataset. Counts are images."""
+    """Specification of a dataset. Counts are numbers of images."""
 
     name: str
     image_shape: tuple[int, int, int]
-    """Channels, height, width."""
+    """(channels, height, width)."""
     classes: int
     training_images: int
     """The whole training set, validation images included."""
     test_images: int
     validation_images: int
-    """How many training images are held out for validation. Source: paper.md section 2 (5,000)."""
+    """Number of training images held out for validation. Source: Zhou et al. 2019, Table S1 (5,000)."""
     max_pixel: int
     """The stored pixel value that becomes 1.0."""
     known_fingerprint: str | None = None
-    """`Images.fingerprint` of the usual files; None where several sources in use differ."""
+    """`ImageDataset.fingerprint` of the published files; None if it is not pinned."""
     is_demo: bool = False
-    """Too small and too easy to say anything about the paper's networks."""
+    """True for a dataset that is too small and too easy to say anything about the paper's networks."""
 
 
 DATASETS: dict[str, DatasetSpec] = {
-    facts.name: facts
-    for facts in (
+    spec.name: spec
+    for spec in (
         DatasetSpec(
             name="digits",
             image_shape=(1, 8, 8),
@@ -62,24 +62,24 @@ DATASETS: dict[str, DatasetSpec] = {
         ),
     )
 }
-"""Every dataset by its name in a study file; `digits` is the default and needs no files."""
+"""Specification by the name used in study files. `digits` is the default and needs no files."""
 
 
 def demo_notice(datasets: Iterable[str]) -> str:
-    """What has to be said on top of results where some are of a data set for demonstration; empty where none is."""
-    found = [DATASETS[name] for name in dict.fromkeys(datasets) if name in DATASETS and DATASETS[name].is_demo]
-    told = []
-    for facts in found:
-        images = facts.training_images + facts.test_images
-        told.append(f"{images:,} images of {facts.image_shape[1]}x{facts.image_shape[2]} pixels ({facts.name})")
-    if not told:
+    """Return the notice for results of which some are on a demonstration dataset; empty if none is."""
+    demos = [DATASETS[name] for name in dict.fromkeys(datasets) if name in DATASETS and DATASETS[name].is_demo]
+    if not demos:
         return ""
+    descriptions = []
+    for spec in demos:
+        images = spec.training_images + spec.test_images
+        descriptions.append(f"{images:,} images of {spec.image_shape[1]}x{spec.image_shape[2]} pixels ({spec.name})")
     return (
-        f"A demonstration, on {' and '.join(told)}: its verdicts say nothing about the paper's networks. "
+        f"A demonstration, on {' and '.join(descriptions)}: its verdicts say nothing about the paper's networks. "
         "supermask reproduce --scale laptop, or --scale paper, does."
     )
 
 
 def data_notices(notes: Iterable[str]) -> list[str]:
-    """Notes that rows have of their data (`data_note`), each as a sentence."""
+    """Return each distinct `data_note` of a table's rows as a sentence."""
     return [f"Data: {note.rstrip('.')}." for note in dict.fromkeys(notes) if note]

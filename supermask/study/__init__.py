@@ -1,4 +1,4 @@
-"""Studies: what a study file says, validated, with every fault told where it was made."""
+"""Studies: validated configurations from study files, with the place of every error, and their plans of runs."""
 
 from supermask.study.fields import resolve_criterion
 from supermask.study.loading import StudyLike, builtin_studies, load_study, study_from_dict

@@ -1,4 +1,4 @@
-"""Claims about a study's treatments, as a study file states them: data, without any verdict."""
+"""Claims about the treatments of a study, as a study file states them; they carry no verdict."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from supermask.study.fields import (
 
 Relation = Literal["above", "below", "at_least", "at_most", "matches"]
 RELATIONS: tuple[Relation, ...] = ("above", "below", "at_least", "at_most", "matches")
-"""What a clause can say of a treatment: each is a key whose value is what it is compared with."""
+"""Relations of a clause. In a study file the relation is the key, and its value is the reference."""
 
 DENSE, CHANCE = "dense", "chance"
-"""What a treatment can be compared with besides another treatment: the dense network, 1 / classes."""
+"""References besides another treatment: the dense network, and chance (1 / classes)."""
 
 MEASURES = (
     "early_stop_test_accuracy",
@@ -29,11 +29,10 @@ MEASURES = (
     "thresholded_test_accuracy",
     "expected_test_accuracy",
 )
-"""Columns of `supermask table` that a clause can be about, in percentage points."""
-
+"""Columns of `supermask table` that a clause can compare, in percentage points."""
 
 LEARNED_MASK_MEASURES = ("thresholded_test_accuracy", "expected_test_accuracy")
-"""Those of them that only a learned mask has."""
+"""Measures that only a learned mask has."""
 
 
 def _descending(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -42,16 +41,16 @@ def _descending(values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
-MAX_TEXT = r"^[a-z0-9]+(-[a-z0-9]+)*$"
+SLUG_PATTERN = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 Points = Annotated[float, Field(ge=0, le=100), with_message("a number of percentage points from 0 to 100")]
 Remaining = Annotated[
     tuple[Annotated[float, Field(gt=0, le=100), Finite], ...],
     AfterValidator(_descending),
     with_message("two shares of the weights in percent, the larger one first, such as [20, 5]"),
 ]
-Slug = Annotated[str, Field(pattern=MAX_TEXT, max_length=60), with_message("a short name: a-z, 0-9 and -")]
+Slug = Annotated[str, Field(pattern=SLUG_PATTERN, max_length=60), with_message("a short name: a-z, 0-9 and -")]
 Figure = Annotated[
-    str, Field(pattern=rf"{MAX_TEXT}|^$", max_length=60), with_message("the name of a figure, such as accuracy")
+    str, Field(pattern=rf"{SLUG_PATTERN}|^$", max_length=60), with_message("the name of a figure, such as accuracy")
 ]
 Statement = Annotated[
     str,
@@ -62,21 +61,24 @@ Statement = Annotated[
 
 
 class Clause(StrictModel):
-    """One treatment against another, at the levels named. Source: paper.md sections 7 and 9."""
+    """Comparison of one treatment with a reference, at the levels of a range.
+
+    Source: Zhou et al. 2019, authors' response, items 2 and 4.
+    """
 
     treatment: Label
     relation: Annotated[Relation, with_message(f"a relation. Allowed: {', '.join(RELATIONS)}")]
     reference: str
     """A treatment's label, `dense` or `chance`."""
     margin: Points = 0.0
-    """Percentage points. `above` and `below`: by more than this. `at_least`, `at_most`: this much less, or more, is
-    still as good. `matches`: differs by less than this."""
+    """Percentage points. `above`, `below`: the difference is larger than this. `at_least`, `at_most`: a difference of
+    up to this in the other direction still counts as equal. `matches`: the difference is smaller than this."""
     remaining: Remaining | None = None
-    """Of the levels only those with so many of the weights left, in percent; all that both have, if not given."""
+    """Range of levels, as percent of weights left; if not given, all levels that both sides have."""
     at: Annotated[Literal["levels", "best"], with_message("where to compare. Allowed: levels, best")] = "levels"
-    """`best`: each side at its level of best mean validation accuracy."""
+    """`levels`: at equal levels. `best`: each side at its level of best mean validation accuracy."""
     where: Annotated[Literal["every", "some"], with_message("how many levels. Allowed: every, some")] = "every"
-    """Whether it is claimed of every such level, or of some."""
+    """Claimed of every such level, or of at least one."""
     measure: Annotated[
         Literal[
             "early_stop_test_accuracy", "final_test_accuracy", "thresholded_test_accuracy", "expected_test_accuracy"
@@ -95,13 +97,13 @@ class Clause(StrictModel):
         return self
 
     def as_data(self) -> dict[str, Any]:
-        """As a study file has it: the relation is a key, its value what the treatment is compared with."""
+        """Return the clause as a study file has it: the relation is the key, the reference its value."""
         data = self.model_dump(mode="json", exclude_defaults=True)
         return {"treatment": data.pop("treatment"), data.pop("relation"): data.pop("reference"), **data}
 
 
 class Claim(StrictModel):
-    """A statement, and the clauses that all have to hold for it."""
+    """A statement, and the clauses that must all hold for it."""
 
     id: Slug
     statement: Statement
@@ -109,11 +111,11 @@ class Claim(StrictModel):
     figure: Figure = ""
     """The study's figure that shows it, such as `accuracy`."""
     detect: Annotated[NotNegative, with_message("a number of percentage points of at least 0")] = 0.5
-    """The smallest difference that would matter, in points: how many seeds it takes to see it is told."""
+    """The smallest difference that matters, in percentage points; reports state the number of seeds that detect it."""
     clauses: tuple[Clause, ...] = ()
-    """At least one: `claim_loading` reads them."""
+    """At least one; `loading.load_claim` fills them in."""
 
     def as_data(self) -> dict[str, Any]:
-        """As a study file has it, without what is not set."""
+        """Return the claim as a study file has it, without keys at their defaults."""
         data = self.model_dump(mode="json", exclude_defaults=True, exclude={"clauses"})
         return {**data, "clauses": [clause.as_data() for clause in self.clauses]}

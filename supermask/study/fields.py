@@ -1,4 +1,4 @@
-"""What a key of a study file may be given: types with their rules, and what is said of anything else."""
+"""Field types of study files, with their error messages."""
 
 from __future__ import annotations
 
@@ -27,40 +27,46 @@ from supermask.networks.sequential import canonical_name
 from supermask.study.user_code import UserFunction, import_function, is_import_path
 
 MAX_LABEL = 300
-"""Characters. A label that is made of a treatment's fields has to fit: a study that is written out has it as a name."""
+"""Characters. Generated labels must fit too, because a study that is written out has them as names."""
 
-PRUNE_RATE = "a prune rate: it is the share of the surviving weights removed in a level, above 0 and below 1"
+PRUNE_RATE = "a prune rate: it is the share of the surviving weights removed per level, above 0 and below 1"
 
 
 def validation_error(text: str) -> PydanticCustomError:
-    """What a rule says of a value that it does not allow."""
+    """Return the pydantic error with this text, for a value that a rule does not allow."""
     return PydanticCustomError("rule", "{text}", {"text": text})
 
 
-def with_message(what: str) -> WrapValidator:
-    """Whatever pydantic finds wrong with a value, the message is `VALUE is not {what}.` Lists stand for tuples."""
+def with_message(expected: str) -> WrapValidator:
+    """Replace any error of pydantic by the message `VALUE is not {expected}.` Lists are accepted as tuples."""
 
     def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         try:
             return handler(tuple(value) if isinstance(value, list) else value)
         except ValidationError:
-            raise validation_error(f"{quote(value)} is not {what}.") from None
+            raise validation_error(f"{quote(value)} is not {expected}.") from None
 
     return WrapValidator(check)
 
 
-def _choice(what: str, allowed: Collection[str], also: str, other: Callable[[str], bool]) -> PlainValidator:
-    """One of `allowed`, or a name that `other` accepts; `other` may raise UserError."""
+def _choice(
+    kind: str, allowed: Collection[str], allowed_suffix: str = "", accepts: Callable[[str], bool] = lambda name: False
+) -> PlainValidator:
+    """Accept one of `allowed`, or a name for which `accepts` is true; `accepts` may raise UserError.
+
+    `kind` and `allowed_suffix` (what is allowed besides the listed names) are parts of the error message.
+    """
 
     def check(value: Any) -> str:
         if isinstance(value, str):
             try:
-                if value in allowed or other(value):
+                if value in allowed or accepts(value):
                     return value
             except UserError as error:
                 raise validation_error(str(error)) from error
         near = did_you_mean(value, allowed) if isinstance(value, str) else ""
-        raise validation_error(f"{quote(value)} is not {what}{near or '.'} Allowed: {', '.join(allowed)}{also}.")
+        message = f"{quote(value)} is not {kind}{near or '.'} Allowed: {', '.join(allowed)}{allowed_suffix}."
+        raise validation_error(message)
 
     return PlainValidator(check)
 
@@ -73,9 +79,9 @@ def _is_network(name: str) -> bool:
 
 
 def resolve_criterion(name: str) -> UserFunction:
-    """The function of a criterion: the package's own, or the user's by import path, with its source's SHA-256.
+    """Return the function of a criterion: a built-in one, or the user's by import path with its source's SHA-256.
 
-    Raises UserError: see `import_path.import_function`.
+    Raises UserError as `user_code.import_function` does.
     """
     if name in CRITERIA:
         return UserFunction(name, CRITERIA[name])
@@ -95,7 +101,7 @@ def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def check_one_line(text: str) -> str:
-    """Text without line breaks and control characters. Raises ValueError."""
+    """Return the text. Raises ValueError if it has line breaks or control characters."""
     if not text.isprintable():
         raise ValueError
     return text
@@ -141,20 +147,22 @@ Label = Annotated[
         "' | ' have a meaning of their own"
     ),
 ]
-_OWN = ", or module:function of your own"
+_USER_FUNCTION = ", or module:function of your own"
 Network = Annotated[
     str,
     _choice(
         "a network", sequential.NETWORK_NAMES, ", or fc with the widths of its hidden layers (fc-300-100)", _is_network
     ),
 ]
-Dataset = Annotated[str, _choice("a dataset", DATASETS, "", lambda name: False)]
+Dataset = Annotated[str, _choice("a dataset", DATASETS)]
 Criterion = Annotated[
     str,
-    _choice("a criterion", CRITERIA, _OWN, lambda name: is_import_path(name) and bool(resolve_criterion(name))),
+    _choice(
+        "a criterion", CRITERIA, _USER_FUNCTION, lambda name: is_import_path(name) and bool(resolve_criterion(name))
+    ),
 ]
-Mask1 = Annotated[str, _choice("a mask-1 action", MASK1_ACTIONS, "", lambda name: False)]
-Mask0 = Annotated[str, _choice("a mask-0 action", MASK0_ACTIONS, "", lambda name: False)]
+Mask1 = Annotated[str, _choice("a mask-1 action", MASK1_ACTIONS)]
+Mask0 = Annotated[str, _choice("a mask-0 action", MASK0_ACTIONS)]
 Schedule = Annotated[Literal["iterative", "one_shot"], with_message("a schedule. Allowed: iterative, one_shot")]
 Scope = Annotated[Literal["layer", "global"], with_message("a scope. Allowed: layer, global")]
 Iteration = Annotated[int, Field(ge=0)]
@@ -181,6 +189,6 @@ PositiveFloat = Annotated[float, Field(gt=0, le=1e6), with_message("a number abo
 
 
 class StrictModel(BaseModel):
-    """Plain data: nothing is converted, nothing unknown is let through, nothing changes later."""
+    """Base of the models: no type conversion, no unknown keys, frozen."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)

@@ -1,6 +1,6 @@
-"""Overrides on top of a study: a scale's, then the command line's.
+"""Overrides of study keys: those of a scale, then those of the command line.
 
-What they set takes its place along, so that a fault is told where it was made.
+Each value keeps the location where it was written, so that an error names the override or the scale's line.
 """
 
 from __future__ import annotations
@@ -13,61 +13,61 @@ from supermask.core.errors import UserError, did_you_mean, quote, sanitize
 from supermask.study.yaml import Node, describe_kind, parse_yaml
 
 
-def apply_scale(root: Node, name: str, place: str) -> Node:
-    """The study with one of its `scales` applied. Raises UserError: no such scale, or one that cannot be applied."""
+def apply_scale(root: Node, name: str, location: str) -> Node:
+    """Return the study with one of its `scales` applied. Raises UserError for an unknown or inapplicable scale."""
     scales = root.value.get("scales") if isinstance(root.value, dict) else None
     known = scales.value if scales is not None and isinstance(scales.value, dict) else {}
     if name not in known:
-        has = f"this study has: {', '.join(map(sanitize, known))}" if known else "this study has no scales"
-        raise UserError(f"{place}: scale {quote(name)} is not known{did_you_mean(name, known) or ';'} {has}.")
-    chosen = known[name]
-    if not isinstance(chosen.value, dict):
-        raise UserError(f"{chosen.location}: scale {quote(name)} is not a map of overrides, such as train.epochs: 10.")
-    for key, value in chosen.value.items():
+        allowed = f"this study has: {', '.join(map(sanitize, known))}" if known else "this study has no scales"
+        raise UserError(f"{location}: scale {quote(name)} is not known{did_you_mean(name, known) or ';'} {allowed}.")
+    scale = known[name]
+    if not isinstance(scale.value, dict):
+        raise UserError(f"{scale.location}: scale {quote(name)} is not a map of overrides, such as train.epochs: 10.")
+    for key, value in scale.value.items():
         root = set_key(root, key, value)
     return root
 
 
 def apply_overrides(root: Node, overrides: Sequence[str]) -> Node:
-    """The study with its chosen scale (`scale=NAME`, the last one given), then `dotted.key=VALUE` overrides applied.
+    """Return the study with its scale (`scale=NAME`; the last one wins), then `dotted.key=VALUE` overrides applied.
 
-    VALUE is YAML. A map is merged key by key, anything else replaced. Raises UserError, one line for each fault.
+    VALUE is YAML. Maps are merged key by key, other values replaced. Raises UserError, one line per error.
     """
-    faults: list[str] = []
+    errors: list[str] = []
     scale: tuple[str, str] | None = None
     settings: list[tuple[str, Node]] = []
     for text in overrides:
-        place = f"override {quote(text)}"
+        location = f"override {quote(text)}"
         key, equals, value = text.partition("=")
         key = key.strip()
         if not equals or not key:
-            faults.append(f"{place}: not of the form KEY=VALUE, such as train.epochs=3.")
+            errors.append(f"{location}: not of the form KEY=VALUE, such as train.epochs=3.")
         elif key == "scale":
-            scale = (value.strip(), place)
+            scale = (value.strip(), location)
         else:
             try:
-                settings.append((key, parse_yaml(value, place, lines=False)))
+                settings.append((key, parse_yaml(value, location, lines=False)))
             except UserError as error:
-                faults.append(str(error))
+                errors.append(str(error))
     if scale:
         try:
             root = apply_scale(root, *scale)
         except UserError as error:
-            faults.append(str(error))
+            errors.append(str(error))
     for key, node in settings:
         try:
             root = set_key(root, key, node)
         except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserError("\n".join(faults))
+            errors.append(str(error))
+    if errors:
+        raise UserError("\n".join(errors))
     return root
 
 
 def set_key(root: Node, key: str, new: Node) -> Node:
-    """The tree with `new` at a dotted key; `treatments.0.mask0` and `treatments[0].mask0` index a list.
+    """Return the tree with `new` at a dotted key; `treatments.0.mask0` and `treatments[0].mask0` index a list.
 
-    Maps are merged key by key, but `reference` is replaced: its keys mean something only together. Raises UserError.
+    Maps are merged key by key, except `reference`, whose keys only make sense together. Raises UserError.
     """
     path = re.sub(r"\[([0-9]+)\]", r".\1", key).split(".")
     if path[0] in ("scales", "scale"):
@@ -75,7 +75,8 @@ def set_key(root: Node, key: str, new: Node) -> Node:
     return _put(root, path, new, "", path != ["reference"])
 
 
-def _put(old: Node | None, path: Sequence[str], new: Node, trail: str, merge: bool) -> Node:
+def _put(old: Node | None, path: Sequence[str], new: Node, parent_path: str, merge: bool) -> Node:
+    """Return `old` with `new` at `path` below it; nodes are never changed in place."""
     if not path:
         if merge and old is not None and isinstance(old.value, dict) and isinstance(new.value, dict):
             merged = dict(old.value)
@@ -84,18 +85,18 @@ def _put(old: Node | None, path: Sequence[str], new: Node, trail: str, merge: bo
             return replace(old, value=merged)
         return new
     head, rest = path[0], path[1:]
-    deeper = sanitize(f"{trail}.{head}" if trail else head)
+    head_path = sanitize(f"{parent_path}.{head}" if parent_path else head)
     if old is None or isinstance(old.value, dict):
         children = {} if old is None or not isinstance(old.value, dict) else old.value
-        child = _put(children.get(head), rest, new, deeper, merge)
+        child = _put(children.get(head), rest, new, head_path, merge)
         return Node({**children, head: child}, new.location if old is None else old.location)
     if isinstance(old.value, tuple):
         last = len(old.value) - 1
         if not re.fullmatch(r"[0-9]{1,6}", head, re.ASCII) or int(head) > last:
             raise UserError(
-                f"{new.location}: {quote(head)} is not an item of {trail}, which has 0 to {last}, as written."
+                f"{new.location}: {quote(head)} is not an item of {parent_path}, which has 0 to {last}, as written."
             )
         index = int(head)
-        child = _put(old.value[index], rest, new, deeper, merge)
+        child = _put(old.value[index], rest, new, head_path, merge)
         return replace(old, value=(*old.value[:index], child, *old.value[index + 1 :]))
-    raise UserError(f"{new.location}: {trail} is {describe_kind(old)}, which has no key {quote(head)}.")
+    raise UserError(f"{new.location}: {parent_path} is {describe_kind(old)}, which has no key {quote(head)}.")

@@ -1,6 +1,6 @@
-"""Study -> Plan: every run that a study needs, each once, in an order in which parents come first.
+"""Study -> Plan: every run that a study needs, each once, parents before children.
 
-Made before anything is trained, without data and without torch.
+A plan is made before anything is trained, without data and without torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cached_property
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError
 from supermask.core.learned_masks import MaskLearning
-from supermask.core.masks import prune_count
+from supermask.core.masks import remaining_after
 from supermask.core.recipe import UNTRAINED, Recipe, epochs_to_iterations
 from supermask.core.types import PrunableTensor, Snapshot
 from supermask.datasets.specs import DATASETS
@@ -23,7 +23,7 @@ from supermask.study.run import PruneStepSpec, Run
 
 @dataclass(frozen=True)
 class TreatmentRun:
-    """What one run is to a study: a treatment's level for a seed. The dense run is every treatment's level 0."""
+    """The role of a run in a study: a treatment's level for a seed. The dense run is level 0 of every treatment."""
 
     treatment: str
     seed: int
@@ -33,39 +33,40 @@ class TreatmentRun:
 
 @dataclass(frozen=True)
 class RunGraph:
-    """Runs by id, parents before children: all that an executor has to know."""
+    """Runs by id, parents before children: all that an executor needs."""
 
     runs: dict[str, Run]
 
     @cached_property
     def children(self) -> dict[str, list[Run]]:
-        """Run id -> the runs of this graph that start from it."""
-        found: dict[str, list[Run]] = {run_id: [] for run_id in self.runs}
+        """Run id -> the runs of this graph that are pruned from it."""
+        children: dict[str, list[Run]] = {run_id: [] for run_id in self.runs}
         for run in self.runs.values():
             if run.parent is not None:
-                found[run.parent].append(run)
-        return found
+                children[run.parent].append(run)
+        return children
 
-    def required_snapshots(self, done: Callable[[str], bool]) -> dict[str, frozenset[Snapshot]]:
-        """Run id -> points of its trajectory that runs still to be done will read, besides its start.
+    def required_snapshots(self, is_done: Callable[[str], bool]) -> dict[str, frozenset[Snapshot]]:
+        """Return run id -> snapshots of its trajectory that unfinished runs will read, besides its initial state.
 
-        A run to be done needs its parent's points for scoring; and its start, made from the starts of all its
-        ancestors, needs those points of each that their children's starts are made of.
+        An unfinished run needs snapshots of its parent for scoring. Its initial state is computed from the initial
+        states of all its ancestors, so it also needs the snapshots that those are computed from.
         """
-        needed: dict[str, set[Snapshot]] = {run_id: set() for run_id in self.runs}
-        start_needed: set[str] = set()
+        required: dict[str, set[Snapshot]] = {run_id: set() for run_id in self.runs}
+        initial_state_needed: set[str] = set()
+        # Children come before their parents here, so that a run's own need is known when it is visited.
         for run in reversed(self.runs.values()):
-            to_do = not done(run.id)
-            if run.parent is None or not (to_do or run.id in start_needed):
+            is_unfinished = not is_done(run.id)
+            if run.parent is None or not (is_unfinished or run.id in initial_state_needed):
                 continue
-            start_needed.add(run.parent)
-            needed[run.parent] |= run.points if to_do else run.start_points
-        return {run_id: frozenset(points) for run_id, points in needed.items()}
+            initial_state_needed.add(run.parent)
+            required[run.parent] |= run.points if is_unfinished else run.start_points
+        return {run_id: frozenset(points) for run_id, points in required.items()}
 
 
 @dataclass(frozen=True)
 class Plan(RunGraph):
-    """A study's runs, and what each is to the study."""
+    """The runs of a study, and the role of each in it."""
 
     study: Study
     layers: Architecture
@@ -73,7 +74,7 @@ class Plan(RunGraph):
 
 
 def merge_plans(plans: Iterable[Plan]) -> RunGraph:
-    """The runs of several studies, each once: what they have in common is trained for all of them."""
+    """Return the runs of several studies, each once: common runs are trained once for all studies."""
     runs: dict[str, Run] = {}
     for plan in plans:
         for run_id, run in plan.runs.items():
@@ -82,33 +83,37 @@ def merge_plans(plans: Iterable[Plan]) -> RunGraph:
 
 
 def make_plan(study: Study) -> Plan:
-    """The plan of a study. Raises UserError where the study cannot be carried out.
+    """Return the plan of a study. Raises UserError if a layer would be emptied or a snapshot does not exist.
 
-    Source: paper.md section 1 (iterative and one-shot pruning).
+    Iterative pruning gives one chain of runs per treatment and seed; one-shot pruning starts every level from the
+    dense run.
+
+    Source: Zhou et al. 2019, Sec. 1 and 2; Frankle & Carbin 2019.
     """
-    facts = DATASETS[study.dataset]
-    layers = architecture(study.network, facts.image_shape, facts.classes)
+    spec = DATASETS[study.dataset]
+    layers = architecture(study.network, spec.image_shape, spec.classes)
     network = canonical_name(study.network)
-    images = facts.training_images - facts.validation_images
+    images = spec.training_images - spec.validation_images
     recipe = resolve_recipe(study.train, images)
     study.check_points(recipe.iterations)
-    found = prunable_tensors(layers)
+    tensors = prunable_tensors(layers)
     runs: dict[str, Run] = {}
-    members: list[TreatmentRun] = []
-    ways = {t.label: _treatment_runs(study, t, found, recipe, images) for t in study.treatments}
+    treatment_runs: list[TreatmentRun] = []
+    planned = {t.label: _treatment_runs(study, t, tensors, recipe, images) for t in study.treatments}
     for seed in study.seeds:
         dense = Run(network, study.dataset, seed, 0, recipe)
         runs[dense.id] = dense
-        for label, stages in ways.items():
-            members.append(TreatmentRun(label, seed, 0, dense.id))
-            made: list[Run] = [dense]
-            for stage in stages:
-                parent = None if stage.parent_index is None else made[stage.parent_index].id
-                run = Run(network, study.dataset, seed, stage.level, stage.recipe, parent, stage.step, stage.learning)
-                made.append(runs.setdefault(run.id, run))
-                if stage.reported:
-                    members.append(TreatmentRun(label, seed, stage.level, run.id))
-    return Plan(runs, study, layers, members)
+        for label, planned_runs in planned.items():
+            treatment_runs.append(TreatmentRun(label, seed, 0, dense.id))
+            chain: list[Run] = [dense]
+            for item in planned_runs:
+                parent = None if item.parent_index is None else chain[item.parent_index].id
+                run = Run(network, study.dataset, seed, item.level, item.recipe, parent, item.step, item.learning)
+                # Treatments with equal first steps share runs: the id is the same.
+                chain.append(runs.setdefault(run.id, run))
+                if item.reported:
+                    treatment_runs.append(TreatmentRun(label, seed, item.level, run.id))
+    return Plan(runs, study, layers, treatment_runs)
 
 
 @dataclass(frozen=True)
@@ -119,70 +124,74 @@ class _PlannedRun:
     recipe: Recipe
     step: PruneStepSpec | None
     parent_index: int | None
-    """Its parent's place among the treatment's runs, the dense one being 0; None for a run without one."""
+    """Index of its parent among the treatment's runs, where 0 is the dense run; None for a run without parent."""
     learning: MaskLearning | None = None
     reported: bool = True
-    """False of a run that is there for its mask alone."""
+    """False for a run that only provides a mask."""
 
 
 def _treatment_runs(
-    study: Study, treatment: Treatment, found: Mapping[str, PrunableTensor], recipe: Recipe, images: int
+    study: Study, treatment: Treatment, tensors: Mapping[str, PrunableTensor], recipe: Recipe, images: int
 ) -> list[_PlannedRun]:
-    """A treatment's runs, parents first."""
+    """Return a treatment's runs, parents first."""
     if treatment.supermask is not None:
-        return _supermask_runs(study, treatment, treatment.supermask, found, recipe, images)
-    iterative = treatment.schedule == "iterative"
-    steps = list(_steps(study, treatment, found))
-    after = _retraining_recipe(recipe, treatment) if treatment.trained else UNTRAINED
-    if treatment.trained or not iterative:
-        return [_PlannedRun(n, after, step, n - 1 if iterative else 0) for n, step in enumerate(steps, start=1)]
+        return _supermask_runs(study, treatment, treatment.supermask, tensors, recipe, images)
+    is_iterative = treatment.schedule == "iterative"
+    steps = list(_steps(study, treatment, tensors))
+    level_recipe = _retraining_recipe(recipe, treatment) if treatment.trained else UNTRAINED
+    if treatment.trained or not is_iterative:
+        return [_PlannedRun(n, level_recipe, step, n - 1 if is_iterative else 0) for n, step in enumerate(steps, 1)]
+    # Iterative masks on untrained weights: the chain that the same criterion prunes with rewind and zero is trained
+    # for its masks (shared with the study of criteria); each level then evaluates its own actions on that mask.
     plain = {"mask1": "rewind", "mask0": "zero", "rescaled": False, "trained": True, "rewind_to": "start"}
-    chain = list(_steps(study, treatment.model_copy(update=plain), found))[:-1]
-    way = [_PlannedRun(n, recipe, step, n - 1, reported=False) for n, step in enumerate(chain, start=1)]
+    chain = list(_steps(study, treatment.model_copy(update=plain), tensors))[:-1]
+    planned_runs = [_PlannedRun(n, recipe, step, n - 1, reported=False) for n, step in enumerate(chain, 1)]
     for n, step in enumerate(steps, start=1):
-        first = treatment.rescaled and n > 1
-        way.append(_PlannedRun(n, UNTRAINED, replace(step, rescaled_before=not first), n - 1))
-    return way
+        # The chain itself is not rescaled, so weights of levels after the first carry no factor yet.
+        is_unscaled_before = treatment.rescaled and n > 1
+        planned_runs.append(_PlannedRun(n, UNTRAINED, replace(step, rescaled_before=not is_unscaled_before), n - 1))
+    return planned_runs
 
 
 def _supermask_runs(
     study: Study,
     treatment: Treatment,
-    kind: Supermask,
-    found: Mapping[str, PrunableTensor],
+    supermask: Supermask,
+    tensors: Mapping[str, PrunableTensor],
     recipe: Recipe,
     images: int,
 ) -> list[_PlannedRun]:
-    """A mask that is learned, then measured or trained on, then pruned further."""
-    train = Train(**kind.train_settings(study.learn))
-    start = None
-    if kind.start_from is not None:
+    """Return the run that learns a mask, then the levels that evaluate it or train with it and prune it further."""
+    train = Train(**supermask.train_settings(study.learn))
+    initial_step = None
+    if supermask.start_from is not None:
         heuristic = Treatment(
-            name=treatment.label, criterion=kind.start_from, schedule="one_shot", scope=treatment.scope
+            name=treatment.label, criterion=supermask.start_from, schedule="one_shot", scope=treatment.scope
         )
-        start = list(_steps(study, heuristic, found, kind.start_level))[-1]
-    learning = kind.learning(study.learn)
-    way = [_PlannedRun(1, resolve_recipe(train, images), start, None if start is None else 0, learning)]
+        initial_step = list(_steps(study, heuristic, tensors, supermask.start_level))[-1]
+    learning = supermask.learning(study.learn)
+    parent_index = None if initial_step is None else 0
+    planned_runs = [_PlannedRun(1, resolve_recipe(train, images), initial_step, parent_index, learning)]
     levels = treatment.num_levels(study.prune)
-    after = _retraining_recipe(recipe, treatment) if treatment.trained else UNTRAINED
-    taken = PruneStepSpec("learned", treatment.mask1, treatment.mask0, "threshold", {}, 1)
-    # Weights that a mask has inverted are so at its end.
-    point: Snapshot = "end" if kind.method == "signed" else "start"
-    taken = replace(taken, w_init=point, rewind_to=point, rescaled=treatment.rescaled)
-    steps = list(_steps(study, treatment, found, max(levels - 1, 0)))
-    for n, step in enumerate([taken, *steps][:levels], start=2):
-        way.append(_PlannedRun(n, after, step, n - 1))
-    return way
+    level_recipe = _retraining_recipe(recipe, treatment) if treatment.trained else UNTRAINED
+    apply_mask = PruneStepSpec("learned", treatment.mask1, treatment.mask0, "threshold", {}, 1)
+    # A signed mask inverts weights; they are inverted in its last snapshot only.
+    point: Snapshot = "end" if supermask.method == "signed" else "start"
+    apply_mask = replace(apply_mask, w_init=point, rewind_to=point, rescaled=treatment.rescaled)
+    steps = list(_steps(study, treatment, tensors, max(levels - 1, 0)))
+    for n, step in enumerate([apply_mask, *steps][:levels], start=2):
+        planned_runs.append(_PlannedRun(n, level_recipe, step, n - 1))
+    return planned_runs
 
 
 def resolve_recipe(train: Train, training_images: int) -> Recipe:
-    """The study's `train` section with epochs turned into iterations, and without what never comes to pass."""
+    """Return the study's `train` section with epochs converted to iterations, without settings that have no effect."""
 
-    def count(epochs: float) -> int:
+    def iterations(epochs: float) -> int:
         return epochs_to_iterations(epochs, training_images, train.batch_size)
 
-    total = count(train.epochs)
-    drops = tuple(at for at in map(count, train.lr_drops) if at < total)
+    total = iterations(train.epochs)
+    drops = tuple(drop for drop in map(iterations, train.lr_drops) if drop < total)
     return Recipe(
         optimizer=train.optimizer,
         lr=train.lr,
@@ -193,31 +202,33 @@ def resolve_recipe(train: Train, training_images: int) -> Recipe:
         weight_decay=train.weight_decay,
         lr_milestones=drops,
         drop_factor=train.lr_drop_factor if drops else 1.0,
-        warmup_iterations=count(train.warmup_epochs) if train.warmup_epochs else 0,
+        warmup_iterations=iterations(train.warmup_epochs) if train.warmup_epochs else 0,
     )
 
 
 def _retraining_recipe(recipe: Recipe, treatment: Treatment) -> Recipe:
-    """Fine-tuning goes on at the final learning rate, unless the learning rate is rewound."""
-    fine_tuned = treatment.rewind_to == "end" and not treatment.learning_rate_rewinding
-    return recipe.at_final_learning_rate() if fine_tuned else recipe
+    """Return the recipe after pruning: fine-tuning uses the final learning rate, unless the rate is rewound."""
+    is_fine_tuned = treatment.rewind_to == "end" and not treatment.learning_rate_rewinding
+    return recipe.at_final_learning_rate() if is_fine_tuned else recipe
 
 
 def _steps(
-    study: Study, treatment: Treatment, found: Mapping[str, PrunableTensor], levels: int | None = None
+    study: Study, treatment: Treatment, tensors: Mapping[str, PrunableTensor], levels: int | None = None
 ) -> Iterator[PruneStepSpec]:
-    """One step a level."""
+    """Yield one step per level."""
     levels = treatment.num_levels(study.prune) if levels is None else levels
     prune = study.prune
-    rates: dict[str, float] = {kind: prune.rates.for_kind(kind) for kind in sorted({m.kind for m in found.values()})}
+    kinds = sorted({tensor.kind for tensor in tensors.values()})
+    rates: dict[str, float] = {kind: prune.rates.for_kind(kind) for kind in kinds}
     if treatment.scope == "global":
         rates = {"global": prune.rates.global_}
-    _check_no_empty_layer(study, treatment, found, rates, levels)
-    own = treatment.criterion not in CRITERIA
-    source = resolve_criterion(treatment.criterion).module_sha256 if own else None
-    first = treatment.rewind_to if isinstance(treatment.rewind_to, int) else 0
+    _check_no_empty_layer(study, treatment, tensors, rates, levels)
+    is_user_criterion = treatment.criterion not in CRITERIA
+    source = resolve_criterion(treatment.criterion).module_sha256 if is_user_criterion else None
+    rewind_iteration = treatment.rewind_to if isinstance(treatment.rewind_to, int) else 0
     for level in range(1, levels + 1):
-        begins = first if level > 1 and treatment.schedule == "iterative" else 0
+        # After late rewinding to iteration k, every later level of a chain begins at iteration k.
+        first_iteration = rewind_iteration if level > 1 and treatment.schedule == "iterative" else 0
         yield PruneStepSpec(
             criterion=treatment.criterion,
             mask1=treatment.mask1,
@@ -225,41 +236,44 @@ def _steps(
             scope=treatment.scope,
             rates=rates,
             levels=1 if treatment.schedule == "iterative" else level,
-            w_init=_point(treatment, "w_init", begins),
-            w_final=_point(treatment, "w_final", begins),
-            rewind_to=_point(treatment, "rewind_to", begins),
+            w_init=_resolve_point(treatment, "w_init", first_iteration),
+            w_final=_resolve_point(treatment, "w_final", first_iteration),
+            rewind_to=_resolve_point(treatment, "rewind_to", first_iteration),
             rescaled=treatment.rescaled,
             criterion_source=source,
         )
 
 
-def _point(treatment: Treatment, key: str, begins: int) -> Snapshot:
-    """One name for one point, so that equal steps are one run: the iteration at which the parent begins is its start.
+def _resolve_point(treatment: Treatment, key: str, first_iteration: int) -> Snapshot:
+    """Return the treatment's point; the parent's first iteration becomes `start`, so that equal steps are one run.
 
-    Raises UserError for an iteration before that: the parent was never there.
+    Raises UserError for an iteration before the parent's first one.
     """
     point: Snapshot = getattr(treatment, key)
-    if isinstance(point, int) and point < begins:
+    if isinstance(point, int) and point < first_iteration:
         raise UserError(
-            f"treatment {treatment.label!r}: {key}: {point} is before iteration {begins}, where the levels after the "
-            f"first begin (rewind_to: {begins}); choose an iteration from {begins} on."
+            f"treatment {treatment.label!r}: {key}: {point} is before iteration {first_iteration}, where the levels "
+            f"after the first begin (rewind_to: {first_iteration}); choose an iteration from {first_iteration} on."
         )
-    return "start" if point == begins else point
+    return "start" if point == first_iteration else point
 
 
 def _check_no_empty_layer(
-    study: Study, treatment: Treatment, found: Mapping[str, PrunableTensor], rates: Mapping[str, float], levels: int
+    study: Study,
+    treatment: Treatment,
+    tensors: Mapping[str, PrunableTensor],
+    rates: Mapping[str, float],
+    levels: int,
 ) -> None:
-    """Raises UserError if the prune rates would empty a layer before the last level."""
-    sizes = {name: (m.size, rates.get(m.kind, 0.0)) for name, m in found.items()}
+    """Raise UserError if the prune rates would empty a layer at the last level or before."""
+    sizes = {name: (tensor.size, rates.get(tensor.kind, 0.0)) for name, tensor in tensors.items()}
     if treatment.scope == "global":
-        sizes = {"the network": (sum(m.size for m in found.values()), rates["global"])}
-    for name, (alive, rate) in sizes.items():
-        for level in range(1, levels + 1):
-            alive -= prune_count(alive, rate)
-            if alive == 0:
-                raise UserError(
-                    f"study {study.name!r}: level {level} of {levels} would leave no weight in {name} "
-                    f"(prune rate {rate:g}); use at most {level - 1} levels (prune.levels) or a lower rate "
-                    "(prune.rates)."
-                )
+        sizes = {"the network": (sum(tensor.size for tensor in tensors.values()), rates["global"])}
+    for name, (size, rate) in sizes.items():
+        if remaining_after(size, rate, levels) > 0:
+            continue
+        level = next(n for n in range(1, levels + 1) if remaining_after(size, rate, n) == 0)
+        raise UserError(
+            f"study {study.name!r}: level {level} of {levels} would leave no weight in {name} "
+            f"(prune rate {rate:g}); use at most {level - 1} levels (prune.levels) or a lower rate (prune.rates)."
+        )

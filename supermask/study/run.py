@@ -1,4 +1,4 @@
-"""A run: one training, described by exactly what determines its outcome, and named by the hash of that."""
+"""A run: one training run, described by exactly what determines its outcome, and identified by the hash of that."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from supermask.core.recipe import Recipe
 from supermask.core.types import Snapshot
 
 NUMERICS_VERSION = 1
-"""Raised when a change to the program changes numbers, so that old runs are not taken for new ones."""
+"""Increased when a change to the program changes numbers, so that new runs get other ids than old ones."""
 
 
 @dataclass(frozen=True)
 class PruneStepSpec:
-    """`ticket.Step` as plain data: names instead of functions."""
+    """`pruning.PruneStep` as plain data: names instead of functions."""
 
     criterion: str
     mask1: str
@@ -34,25 +34,26 @@ class PruneStepSpec:
     rewind_to: Snapshot = "start"
     rescaled: bool = False
     criterion_source: str | None = None
-    """SHA-256 of the file that a user's own criterion stands in: another text is another criterion."""
+    """SHA-256 of the source file of a user's criterion; None for a built-in one."""
     rescaled_before: bool = True
-    """False of a rescaled step from a level that was not."""
+    """False if this step rescales but the level before did not; its weights then carry no factor yet."""
 
     @property
     def initial_state_snapshots(self) -> frozenset[Snapshot]:
-        """Points of the parent that the start's values are made of, once its masks are known."""
-        final = {self.w_final} if self.mask0 in USES_W_FINAL else set()
-        return frozenset({self.w_init, self.rewind_to} | final) - {"start"}
+        """Snapshots of the parent that the child's initial state is computed from, once its masks are known."""
+        w_final = {self.w_final} if self.mask0 in USES_W_FINAL else set()
+        return frozenset({self.w_init, self.rewind_to} | w_final) - {"start"}
 
     @property
     def required_snapshots(self) -> frozenset[Snapshot]:
-        """Points of the parent that have to be there to score its weights and make the start."""
-        also: set[Snapshot] = {"gradient"} if self.criterion in NEEDS_GRADIENT else set()
-        also |= {"end"} if self.criterion == "learned" else set()
-        return self.initial_state_snapshots | ({self.w_final} - {"start"}) | also
+        """Snapshots of the parent needed to score its weights and to compute the child's initial state."""
+        scoring: set[Snapshot] = {"gradient"} if self.criterion in NEEDS_GRADIENT else set()
+        # The logits of a learned mask are part of the parent's last snapshot.
+        scoring |= {"end"} if self.criterion == "learned" else set()
+        return self.initial_state_snapshots | ({self.w_final} - {"start"}) | scoring
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data for JSON; what is usual and came later is left out, so that ids stay."""
+        """Return a JSON-serializable dict. Fields added later are omitted at their default, so existing ids stay."""
         data = {**vars(self), "rates": dict(self.rates)}
         if self.rescaled_before:
             del data["rescaled_before"]
@@ -61,25 +62,25 @@ class PruneStepSpec:
 
 @dataclass(frozen=True)
 class Run:
-    """One training, or one measurement of an untrained network (its recipe is `recipe.UNTRAINED`).
+    """One training run, or one evaluation of an untrained network (its recipe is `recipe.UNTRAINED`).
 
-    `id` is the SHA-256, cut to 32 hex digits, of the other fields and of the parent's id.
-    Names, labels, the study, the engine and the number of workers are not in it.
-    Source: house rule "its id is a hash of exactly what determines its outcome".
+    `id` is the SHA-256, cut to 32 hex digits, of the other fields, the parent's id among them.
+    Names, labels, the study, the engine and the number of workers are not in it: they do not determine the outcome.
     """
 
     network: str
-    """Canonical: `fc-300-100`, not `fc`."""
+    """Canonical name: `fc-300-100`, not `fc`."""
     dataset: str
     seed: int
     level: int
     recipe: Recipe
     parent: str | None = None
+    """Id of the run that this one is pruned from; None for a dense run and for a mask learned from scratch."""
     step: PruneStepSpec | None = None
     learning: MaskLearning | None = None
-    """Of a run that learns a mask over weights that stay; of others None."""
+    """Settings of a run that learns a mask over fixed weights; None for other runs."""
     numerics: int = field(init=False, default=0)
-    """The `NUMERICS` that the run was planned with; of a run from a store it may be an older one."""
+    """The `NUMERICS_VERSION` that the run was planned with; a run from a store may have an older one."""
     id: str = field(init=False, default="")
     planned_with: InitVar[int | None] = None
 
@@ -90,23 +91,24 @@ class Run:
 
     @property
     def is_trained(self) -> bool:
-        """False of a network that is measured as it starts."""
+        """False for a network that is evaluated in its initial state."""
         return self.recipe.iterations > 0
 
     @property
     def points(self) -> frozenset[Snapshot]:
-        """Points of the parent that have to be there to score its weights and make the start."""
+        """Snapshots of the parent needed to score its weights and to compute the initial state."""
         return frozenset() if self.step is None else self.step.required_snapshots
 
     @property
     def start_points(self) -> frozenset[Snapshot]:
-        """Points of the parent that the start is made of, once the run's masks are known."""
+        """Snapshots of the parent that the initial state is computed from, once the run's masks are known."""
         if self.step is None:
             return frozenset()
+        # A learned mask's initial logits depend on the scores, which the masks do not contain.
         return self.step.required_snapshots if self.learning else self.step.initial_state_snapshots
 
     def to_data(self) -> dict[str, Any]:
-        """All that determines the outcome, as plain data for JSON."""
+        """Return all that determines the outcome as a JSON-serializable dict: the content of the id's hash."""
         return {
             "network": self.network,
             "dataset": self.dataset,
@@ -121,7 +123,7 @@ class Run:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Run:
-        """The inverse of `to_data`; other keys are passed over."""
+        """Return the run of a `to_data` dict; other keys are ignored."""
         step, learning = data["step"], data.get("learning")
         return cls(
             data["network"],

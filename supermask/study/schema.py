@@ -1,9 +1,7 @@
-"""The Study: a complete, explicit, validated configuration; what a study file becomes.
+"""The Study: a complete, explicit, validated configuration.
 
-The models below are the file's keys, their types, defaults and rules, and nothing else; `loading` makes them from
-files, scales and overrides, with errors that name file and line.
-
-The keys of a study that learns supermasks: how long and with what (`learn`), and which kind (`supermask`).
+The models are the keys of a study file with their types, defaults and rules. `loading` builds them from files, scales
+and overrides, with errors that name file and line.
 """
 
 from __future__ import annotations
@@ -57,14 +55,16 @@ Method = Annotated[
 ]
 Base = Annotated[
     Literal["init", "signed_constant", "constant"],
-    with_message("what a mask can be put on. Allowed: init, signed_constant, constant"),
+    with_message("a set of weights for a mask. Allowed: init, signed_constant, constant"),
 ]
 
 
 class LearnSettings(StrictModel):
-    """How masks are trained: the paper's settings for FC on MNIST; the length is not published.
+    """Settings for learning masks; the defaults are the paper's for FC on MNIST, except `epochs`.
 
-    Source: paper.md section 6 (SGD, momentum 0.9, batch 250, learning rate 100; 10 single samples).
+    Source: Zhou et al. 2019, Sec. 5 (SGD, momentum 0.9, batch 250, learning rate 100; mean of 10 single samples).
+    Differs from the paper: 100 epochs by default, not 2,000; model selection is on the validation set, where the
+    authors' code uses the test set.
     """
 
     optimizer: OptimizerName = "sgd"
@@ -72,41 +72,41 @@ class LearnSettings(StrictModel):
     batch_size: Count = 250
     epochs: Positive = 100.0
     evaluate_every: Count = 220
-    """Iterations between two measurements of the validation loss, on `samples` masks each."""
+    """Iterations between two evaluations of the validation loss, on `samples` masks each."""
     momentum: Fraction = 0.9
     weight_decay: NotNegative = 0.0
     samples: Count = 10
     hardened_at: Densities = (0.5, 0.2, 0.1)
-    """Densities at which the mask of each layer's highest logits is measured."""
+    """Densities at which the mask of each layer's highest logits is evaluated."""
 
 
 class Supermask(StrictModel):
-    """One way to learn a mask over weights that stay. Source: paper.md section 6."""
+    """Settings of a learned mask over weights that are not trained. Source: Zhou et al. 2019, Sec. 5."""
 
     method: Method = "bernoulli"
     weights: Base = "init"
     multiplier: PositiveFloat = 1.0
     rescaled: Bool = False
-    """Dynamic weight rescaling."""
+    """Dynamic weight rescaling: weights are multiplied by (weights in layer / ones in the sampled mask)."""
     start_logit: Logit = 0.0
     start_from: Criterion | None = None
-    """A criterion: logits start from its mask on the trained dense network, instead of from `start_logit`."""
+    """A criterion. Logits start from its mask on the trained dense network, instead of at `start_logit`."""
     start_level: Level = 1
-    """How many levels that mask is pruned by, in one shot."""
+    """Number of levels that this mask is pruned by, in one shot."""
     confidence: Confidence = 2.0
-    """c: logits are +c where it keeps, -c elsewhere."""
+    """c: logits start at +c for kept weights, at -c for the others."""
     graded: Bool = False
-    """Logits by rank of its scores instead: 2 c (rank - share pruned)."""
+    """True: logits start at 2 c (rank of the score - share pruned), with ranks in [0, 1]."""
     density: Density = 0.5
     threshold: PositiveFloat = 0.01
     optimizer: OptimizerName | None = None
-    """Another than `learn.optimizer`; so too below."""
+    """Replaces `learn.optimizer` if given; `lr` and `weight_decay` likewise."""
     lr: Positive | None = None
     weight_decay: NotNegative | None = None
 
     @model_validator(mode="after")
     def _check_no_unused_keys(self) -> Supermask:
-        """What a method does not look at is not to be given, and `rounded` has to begin on one side of the cut."""
+        """Refuse keys that the method does not use, and a start of `rounded` at which it cannot learn."""
         unused = {
             "start_from": self.method not in SIGMOID,
             "start_logit": self.method not in SIGMOID or self.start_from is not None,
@@ -120,13 +120,13 @@ class Supermask(StrictModel):
                 raise validation_error(f"{key} has no meaning with method {self.method} and {start}; leave it out.")
         if self.method == "rounded" and self.start_logit <= 0 and self.start_from is None:
             raise validation_error(
-                f"start_logit: {self.start_logit:g} with method rounded prunes everything at once, and nothing learns; "
-                "give one above 0."
+                f"start_logit: {self.start_logit:g} with method rounded prunes every weight at once, and nothing "
+                "learns; give one above 0."
             )
         return self
 
     def learning(self, learn: LearnSettings) -> MaskLearning:
-        """As a run has it: what is not used, at its default."""
+        """Return the settings as a run has them; unused ones are at their defaults, so that equal runs have one id."""
         return MaskLearning(
             method=self.method,
             weights=self.weights,
@@ -142,46 +142,47 @@ class Supermask(StrictModel):
         )
 
     def train_settings(self, learn: LearnSettings) -> dict[str, Any]:
-        """`learn`'s keys of a `train` section, with this mask's own."""
+        """Return the keys of a `train` section: those of `learn`, replaced by this mask's own where given."""
         keys = ("optimizer", "lr", "batch_size", "epochs", "evaluate_every", "momentum", "weight_decay")
-        own = {key: getattr(self, key) for key in ("optimizer", "lr", "weight_decay") if getattr(self, key) is not None}
-        return {key: getattr(learn, key) for key in keys} | own
+        replaced = {key: getattr(self, key) for key in ("optimizer", "lr", "weight_decay")}
+        replaced = {key: value for key, value in replaced.items() if value is not None}
+        return {key: getattr(learn, key) for key in keys} | replaced
 
 
 class Train(StrictModel):
-    """The training recipe. The defaults are the paper's for FC on MNIST. Source: paper.md section 2."""
+    """The training recipe. The defaults are the paper's for FC on MNIST. Source: Zhou et al. 2019, Table S1."""
 
     optimizer: OptimizerName = "adam"
     lr: Positive = 1.2e-3
     batch_size: Count = 60
     epochs: Positive = 55.0
     evaluate_every: Count = 100
-    """Iterations between two measurements of the validation loss."""
+    """Iterations between two evaluations of the validation loss."""
     momentum: Fraction = 0.9
-    """SGD's; Adam has its own two and does not look at it."""
+    """Used by SGD; Adam has its own two (0.9, 0.999) and ignores it."""
     weight_decay: NotNegative = 0.0
     lr_drops: Epochs = ()
-    """Epochs at which the learning rate is multiplied by `lr_drop_factor`; those after the end are never reached."""
+    """Epochs at which the learning rate is multiplied by `lr_drop_factor`; those after the end are ignored."""
     lr_drop_factor: Factor = 0.1
     warmup_epochs: NotNegative = 0.0
 
 
 class Rates(StrictModel):
-    """Shares of the surviving weights removed in a level, by kind of tensor. Source: paper.md section 2."""
+    """Share of the surviving weights removed per level, by kind of tensor. Source: Zhou et al. 2019, Table S1."""
 
     conv: Rate = 0.1
     hidden: Rate = 0.2
     output: Rate = 0.1
     global_: Rate = Field(default=0.2, alias="global")
-    """The one rate under `scope: global`, and not used otherwise."""
+    """The only rate used under `scope: global`; not used otherwise."""
 
     def for_kind(self, kind: TensorKind) -> float:
-        """The rate of a kind of tensor, under `scope: layer`."""
+        """Return the rate of a kind of tensor under `scope: layer`."""
         return {"conv": self.conv, "hidden": self.hidden, "output": self.output}[kind]
 
 
 class Prune(StrictModel):
-    """How much is pruned, and when. Source: paper.md section 2."""
+    """The pruning schedule. Source: Zhou et al. 2019, Table S1."""
 
     schedule: Schedule = "iterative"
     scope: Scope = "layer"
@@ -190,11 +191,11 @@ class Prune(StrictModel):
 
 
 CRITERION_KEYS = ("criterion", "w_init", "w_final", "rewind_to", "learning_rate_rewinding")
-"""Keys that a level looks at if it prunes by a criterion."""
+"""Keys that a level uses only if it prunes by a criterion."""
 
 
 class Treatment(StrictModel):
-    """What is done between one training and the next: one line in a figure."""
+    """A way from one training run to the next: criterion, actions and points; one line in a figure."""
 
     name: Label
     criterion: Criterion = "large_final"
@@ -208,19 +209,19 @@ class Treatment(StrictModel):
     schedule: Schedule = "iterative"
     scope: Scope = "layer"
     trained: Bool = True
-    """False: each level's network is measured as it starts: a heuristic supermask. Under `iterative` its masks are
-    those of the chain that the same criterion prunes with rewind and zero."""
+    """False: each level's network is evaluated untrained (a heuristic supermask). Under `iterative` its masks are those
+    of the chain that the same criterion prunes with rewind and zero."""
     supermask: Supermask | None = None
-    """If there is one, level 1 learns it, and the levels after go on from its mask."""
+    """If given, level 1 learns this mask, and later levels start from it."""
     levels: Levels | None = None
-    """Instead of `prune.levels`; beyond the learned mask, where there is one: then 0 unless given."""
+    """Replaces `prune.levels`. With a supermask: the number of levels after it, 0 by default."""
 
     @field_validator("rewind_to")
     @classmethod
     def _only_rewind_rewinds(cls, point: int | str, info: ValidationInfo) -> int | str:
         mask1 = info.data.get("mask1", "rewind")
         if point != "start" and mask1 != "rewind":
-            raise validation_error(f"{quote(point)} needs mask1: rewind, but mask1 is {mask1}, which rewinds nothing.")
+            raise validation_error(f"{quote(point)} needs mask1: rewind, but mask1 is {mask1}, which does not rewind.")
         return point
 
     @model_validator(mode="after")
@@ -228,56 +229,61 @@ class Treatment(StrictModel):
         learns = self.supermask is not None
         if not self.trained and isinstance(self.rewind_to, int):
             raise validation_error(
-                f"rewind_to: {self.rewind_to} makes no sense of an untrained network: it has been nowhere."
+                f"rewind_to: {self.rewind_to} needs trained: true; an untrained network has no iteration "
+                f"{self.rewind_to}."
             )
         if learns and self.schedule != "iterative":
             raise validation_error(
-                "a learned supermask is one mask, gone on from level by level: its schedule is iterative."
+                "a learned supermask needs schedule: iterative, as later levels prune the learned mask further."
             )
         if not learns and self.levels == 0:
-            raise validation_error("levels: 0 leaves nothing to do; give 1 or more, or a supermask to learn.")
+            raise validation_error("levels: 0 leaves nothing to prune; give 1 or more, or a supermask to learn.")
         if learns and not self.trained and (self.levels or 0) > 1:
             raise validation_error(
-                f"levels: {self.levels} of untrained networks after a learned mask: they would not differ; use 1."
+                f"levels: {self.levels} with trained: false after a learned mask: the levels would be equal; use 1."
             )
         if learns:
             self._check_no_unused_keys(self.levels or 0)
         return self
 
     def _check_no_unused_keys(self, levels: int) -> None:
-        """Beside a learned mask, what no level looks at is not to be given."""
+        """Refuse keys that no level uses beside a learned mask.
+
+        Example: without `levels: 1`, `mask1: randomise_signs` would have no effect, and its result would look as if
+        signs did not matter.
+        """
         unused = {2: (), 1: CRITERION_KEYS, 0: (*CRITERION_KEYS, "mask1", "mask0", "rescaled", "trained")}[
             min(levels, 2)
         ]
         for key in unused:
             value = getattr(self, key)
             if value != type(self).model_fields[key].default:
-                own = " The mask's own rescaling is supermask: {rescaled: true}." if key == "rescaled" else ""
+                hint = " The mask's own rescaling is supermask: {rescaled: true}." if key == "rescaled" else ""
                 raise validation_error(
-                    f"{key}: {str(value).lower()} is looked at by no level: level 1 learns the mask, "
-                    f"{'level 2 takes it' if levels else 'and none follows'}; give levels: {levels + 1} or leave it "
-                    f"out.{own}"
+                    f"{key}: {str(value).lower()} is not used by any level: level 1 learns the mask, "
+                    f"{'level 2 applies it' if levels else 'and no level follows'}; give levels: {levels + 1} or leave "
+                    f"it out.{hint}"
                 )
 
-    def num_levels(self, study: Prune) -> int:
-        """Levels of pruning; after a learned mask, where there is one."""
+    def num_levels(self, prune: Prune) -> int:
+        """Return the number of pruning levels; with a supermask, the number after it."""
         if self.levels is not None:
             return self.levels
-        return 0 if self.supermask is not None else study.levels
+        return 0 if self.supermask is not None else prune.levels
 
     @property
     def label(self) -> str:
-        """Its name, unique in its study."""
+        """The treatment's name, unique in its study."""
         return self.name
 
     @property
     def identity(self) -> tuple[tuple[str, Any], ...]:
-        """All that it does, without its name; types told apart (0 is not false)."""
+        """All fields but the name, each with its type, so that 0 and false differ."""
         return tuple((key, (type(value).__name__, value)) for key, value in self if key != "name")
 
 
 class Settings(StrictModel):
-    """A study's keys except `treatments`, `reference` and `scales`."""
+    """The keys of a study except `treatments`, `reference`, `claims` and `scales`."""
 
     title: Title = ""
     network: Network = "fc"
@@ -289,21 +295,22 @@ class Settings(StrictModel):
 
     @field_validator("seeds", mode="before")
     @classmethod
-    def _count_of_seeds(cls, value: Any) -> Any:
+    def _expand_seed_count(cls, value: Any) -> Any:
+        """Turn a number of seeds n into the seeds 0 to n - 1."""
         is_count = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10_000
         return tuple(range(value)) if is_count else value
 
 
 class Study(Settings):
-    """A study with nothing left open. `load_study` or `study_from` makes one."""
+    """A complete study. `load_study` and `study_from_dict` create it."""
 
     name: str
-    """The file's stem: shown, and nothing else."""
+    """Stem of the file; only shown."""
     treatments: tuple[Treatment, ...] = Field(min_length=1)
     reference: str
-    """The label of the treatment that all others are compared with."""
+    """Label of the treatment that all others are compared with."""
     claims: tuple[Claim, ...] = ()
-    """What is claimed of its treatments."""
+    """Claims about the treatments."""
 
     @model_validator(mode="after")
     def _check_unique_labels(self) -> Study:
@@ -318,13 +325,13 @@ class Study(Settings):
         return next(t for t in self.treatments if t.label == self.reference)
 
     def as_data(self) -> dict[str, Any]:
-        """The whole study as plain data for JSON or YAML, without its name; itself a valid study, equal to this one."""
+        """Return the study as a dict for JSON or YAML, without its name; `study_from_dict` gives an equal study."""
         data = self.model_dump(mode="json", by_alias=True, exclude={"name", "claims"})
         claims = {"claims": [claim.as_data() for claim in self.claims]} if self.claims else {}
         return {**data, "reference": {"name": self.reference}, **claims}
 
     def check_points(self, iterations: int) -> None:
-        """Raises UserError if a treatment reads or rewinds to an iteration that the training does not get to."""
+        """Raise UserError if a treatment reads or rewinds to an iteration at or after the end of training."""
         late = [
             f"treatment {t.label!r}: {key}: {point} is not before the end of the training, which has {iterations:,} "
             f"iterations ({self.train.epochs:g} epochs); choose an earlier iteration, or end."

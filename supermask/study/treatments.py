@@ -1,7 +1,4 @@
-"""What treatments are called in tables and figures, where a study does not say.
-
-Which treatment a study file means, where it names one by some of its keys.
-"""
+"""Labels of treatments: generated for unnamed ones, and found from some of a treatment's keys."""
 
 from __future__ import annotations
 
@@ -15,81 +12,85 @@ from supermask.study.schema import Supermask, Treatment
 from supermask.study.yaml import Node, describe_kind, to_python, unknown_key_message
 
 KEYS_SHOWN_ALONE = ("criterion", "mask1", "mask0", "schedule", "scope")
-"""Fields whose values name themselves in a label; the others stand there as field=value."""
+"""Fields whose bare values appear in a label; others appear as field=value."""
 
 
 def assign_labels(treatments: Sequence[Treatment], unnamed: Sequence[bool]) -> list[str]:
-    """Its name, or else the values of the fields that differ among the treatments, or else its criterion."""
+    """Return each treatment's name, else the values of the fields in which treatments differ, else its criterion."""
     fields = [f for f in Treatment.model_fields if f not in ("name", "supermask")]
     pruned = [t for t in treatments if t.supermask is None]
-    differ = [f for f in fields if len({dict(t.identity)[f] for t in pruned}) > 1]
+    varying = [f for f in fields if len({dict(t.identity)[f] for t in pruned}) > 1]
 
     def label(treatment: Treatment) -> str:
         if treatment.supermask is not None:
             return _supermask_label(treatment, treatment.supermask)
-        values = {f: getattr(treatment, f) for f in differ}
+        values = {f: getattr(treatment, f) for f in varying}
         parts = [str(v) if f in KEYS_SHOWN_ALONE else f"{f}={str(v).lower()}" for f, v in values.items()]
         return " + ".join(parts) or treatment.criterion
 
-    return [label(t) if free else t.name for t, free in zip(treatments, unnamed, strict=True)]
+    return [label(t) if is_unnamed else t.name for t, is_unnamed in zip(treatments, unnamed, strict=True)]
 
 
-def _supermask_label(treatment: Treatment, kind: Supermask) -> str:
-    """Its method, and every value that is not the default: of the mask, then of what follows it."""
-    usual = {name: field.default for name, field in Treatment.model_fields.items()}
-    own = [f"{name}={str(value).lower()}" for name, value in kind if value != Supermask.model_fields[name].default]
-    then = {f: v for f, v in treatment if f not in ("name", "supermask") and v != usual[f]}
-    after = [str(v) if f in KEYS_SHOWN_ALONE else f"{f}={str(v).lower()}" for f, v in then.items()]
-    return " + ".join([kind.method, *(part for part in own if not part.startswith("method=")), *after])
+def _supermask_label(treatment: Treatment, supermask: Supermask) -> str:
+    """Return the method and every non-default value, those of the mask before those of the treatment."""
+    defaults = {name: field.default for name, field in Treatment.model_fields.items()}
+    mask_parts = [
+        f"{name}={str(value).lower()}"
+        for name, value in supermask
+        if name != "method" and value != Supermask.model_fields[name].default
+    ]
+    changed = {f: v for f, v in treatment if f not in ("name", "supermask") and v != defaults[f]}
+    treatment_parts = [str(v) if f in KEYS_SHOWN_ALONE else f"{f}={str(v).lower()}" for f, v in changed.items()]
+    return " + ".join([supermask.method, *mask_parts, *treatment_parts])
 
 
-def find_treatment_label(node: Node, treatments: Sequence[Treatment], what: str, faults: list[str]) -> str:
-    """The label of the one treatment that has the given fields, or is called so; else empty, and a fault.
+def find_treatment_label(node: Node, treatments: Sequence[Treatment], key_path: str, errors: list[str]) -> str:
+    """Return the label of the one treatment with the given fields or label; else return "" and append an error.
 
-    `what`: the key that it is given for.
+    `key_path` is the key that names the treatment, for the message.
     """
     labels = [t.label for t in treatments]
     if isinstance(node.value, str) and node.value in labels:
         return node.value
     if not isinstance(node.value, dict):
-        given = quote(node.value) if isinstance(node.value, str) else describe_kind(node)
-        also = f"; the study's treatments are: {format_list(labels)}" if isinstance(node.value, str) else ""
-        faults.append(f"{node.location}: {what}: {given} is not a map of keys and values of one treatment{also}.")
+        value = quote(node.value) if isinstance(node.value, str) else describe_kind(node)
+        hint = f"; the study's treatments are: {format_list(labels)}" if isinstance(node.value, str) else ""
+        errors.append(f"{node.location}: {key_path}: {value} is not a map of keys and values of one treatment{hint}.")
         return ""
     unknown = [
-        f"{value.location}: {unknown_key_message(Treatment, [key], what)}"
+        f"{value.location}: {unknown_key_message(Treatment, [key], key_path)}"
         for key, value in node.value.items()
         if key not in Treatment.model_fields
     ]
-    faults.extend(unknown)
-    wanted = to_python(node)
-    matching = [t.label for t in treatments if _has(t, wanted)]
+    errors.extend(unknown)
+    fields = to_python(node)
+    matching = [t.label for t in treatments if _has_fields(t, fields)]
     if len(matching) == 1 or unknown:
         return matching[0] if matching else ""
-    asked = ", ".join(f"{key}: {quote(value)}" for key, value in wanted.items())
+    description = ", ".join(f"{key}: {quote(value)}" for key, value in fields.items())
     if matching:
-        says = f"{len(matching)} treatments have {{{asked}}}: {format_list(matching)}; add keys until one "
-        says += "is left, or its name."
+        problem = f"{len(matching)} treatments have {{{description}}}: {format_list(matching)}; add keys until one "
+        problem += "is left, or its name."
     else:
-        says = f"no treatment has {{{asked}}}; the study's treatments are: {format_list(labels)}."
+        problem = f"no treatment has {{{description}}}; the study's treatments are: {format_list(labels)}."
     last = list(node.value.values())[-1:] or [node]
-    faults.append(f"{last[0].location}: {what}: {says}")
+    errors.append(f"{last[0].location}: {key_path}: {problem}")
     return ""
 
 
-def _has(model: BaseModel, wanted: Mapping[str, Any]) -> bool:
-    """Whether these fields have the wanted values; types told apart (0 is not false)."""
+def _has_fields(model: BaseModel, fields: Mapping[str, Any]) -> bool:
+    """Return True if the model has these fields with these values; types count, so that 0 and false differ."""
     known = type(model).model_fields
-    for key, value in wanted.items():
-        own = getattr(model, key) if key in known else None
-        if isinstance(value, dict) and isinstance(own, BaseModel):
-            if not _has(own, value):
+    for key, value in fields.items():
+        field_value = getattr(model, key) if key in known else None
+        if isinstance(value, dict) and isinstance(field_value, BaseModel):
+            if not _has_fields(field_value, value):
                 return False
-        elif key not in known or (type(own), own) != (type(value), value):
+        elif key not in known or (type(field_value), field_value) != (type(value), value):
             return False
     return True
 
 
-def format_list(labels: Sequence[str]) -> str:
-    """So many that a message stays readable."""
-    return ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
+def format_list(labels: Sequence[str], limit: int = 20) -> str:
+    """Return the first `limit` labels and the number of others, so that a message stays readable."""
+    return ", ".join(labels[:limit]) + (f" and {len(labels) - limit} more" if len(labels) > limit else "")

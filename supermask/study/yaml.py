@@ -1,9 +1,8 @@
-"""YAML text -> a tree of plain values, each of which knows where it was written.
+"""YAML -> a tree of plain values with their locations, and its validation against the models of the schema.
 
 YAML is read by its 1.2 core schema (`1e-3` is a number, `no` is a string) into text, numbers, booleans, null, lists and
-maps, and nothing else: no tags, no objects. Aliases are allowed up to a bound on what they write out.
-
-A map of a study file against its model: every fault told at the place where it was made.
+maps; tags and objects are refused. Aliases are allowed as long as their expansion stays below `MAX_VALUES`.
+The tree is built from parser events, because nesting and expansion must be bounded before anything is built in full.
 """
 
 from __future__ import annotations
@@ -19,24 +18,24 @@ from supermask.core.errors import UserError, did_you_mean, quote, sanitize
 
 MAX_DEPTH = 20
 MAX_VALUES = 20_000
-"""Values in a file once its aliases are written out."""
+"""Values in a file after its aliases are expanded."""
 
 Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class Node:
-    """One value: a scalar, a list (as a tuple) or a map with text keys, and the place where it was written."""
+    """One value: a scalar, a list (as a tuple) or a map with text keys, and its location."""
 
     value: Scalar | tuple[Node, ...] | dict[str, Node]
     location: str
-    """`mystudy.yaml, line 7` or `override 'train.lr=1'`: what an error message begins with."""
+    """`mystudy.yaml, line 7` or `override 'train.lr=1'`: the start of an error message."""
     size: int = 1
-    """Values in it as it was read, itself included."""
+    """Number of values in it as it was read, itself included."""
 
 
 def to_python(node: Node) -> Any:
-    """The values alone: scalars, lists, dicts."""
+    """Return the values without locations: scalars, lists, dicts."""
     if isinstance(node.value, dict):
         return {key: to_python(child) for key, child in node.value.items()}
     if isinstance(node.value, tuple):
@@ -44,23 +43,23 @@ def to_python(node: Node) -> Any:
     return node.value
 
 
-def from_python(data: Any, place: str) -> Node:
-    """The tree of Python data (scalars, lists or tuples, mappings), all of it written at `place`.
+def from_python(data: Any, location: str) -> Node:
+    """Return the tree of Python data (scalars, lists or tuples, mappings), every value with the same location.
 
-    Raises UserError for a key that is not text. Any other object stays as it is, for the schema to refuse.
+    Raises UserError for a key that is not text. Other objects are kept; the schema refuses them.
     """
     if isinstance(data, Mapping):
         for key in data:
             if not isinstance(key, str):
-                raise UserError(f"{place}: the key {quote(key)} is not text, such as train or epochs.")
-        return Node({key: from_python(child, place) for key, child in data.items()}, place)
+                raise UserError(f"{location}: the key {quote(key)} is not text, such as train or epochs.")
+        return Node({key: from_python(child, location) for key, child in data.items()}, location)
     if isinstance(data, list | tuple):
-        return Node(tuple(from_python(child, place) for child in data), place)
-    return Node(data, place)
+        return Node(tuple(from_python(child, location) for child in data), location)
+    return Node(data, location)
 
 
 def locate(node: Node, path: Sequence[str | int]) -> str:
-    """The place of the value at `path`, or of the nearest value above it that was written at all."""
+    """Return the location of the value at `path`, or of the nearest value above it that was written."""
     for part in path:
         child: Node | None = None
         if isinstance(node.value, dict):
@@ -74,37 +73,37 @@ def locate(node: Node, path: Sequence[str | int]) -> str:
 
 
 def describe_kind(node: Node) -> str:
-    """`a map`, `a list`, or the scalar itself."""
+    """Return `a map`, `a list`, or the quoted scalar."""
     return "a map" if isinstance(node.value, dict) else "a list" if isinstance(node.value, tuple) else quote(node.value)
 
 
 def parse_yaml(text: str, name: str, *, lines: bool = True) -> Node:
-    """The tree of one YAML document; places are `name, line n`, or `name` alone where lines say nothing.
+    """Return the tree of one YAML document; locations are `name, line n`, or `name` alone without `lines`.
 
     Raises UserError: not YAML, several documents, a key twice in a map, keys that are not text, any tag, an alias to
-    itself, nested deeper than 20, or more than 20,000 values once the aliases are written out.
+    itself, nesting deeper than `MAX_DEPTH`, or more than `MAX_VALUES` values after the aliases are expanded.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-    reader = _Reader(name, lines)
+    builder = _TreeBuilder(name, lines)
     try:
         for event in YAML(typ="safe", pure=True).parse(text):
-            reader.handle(event)
+            builder.handle(event)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        begun = f" ({error.context} of line {error.context_mark.line + 1})" if error.context_mark and lines else ""
-        raise UserError(f"{reader.place(mark.line if mark else 0)}: not YAML: {error.problem}{begun}.") from None
+        context = f" ({error.context} of line {error.context_mark.line + 1})" if error.context_mark and lines else ""
+        raise UserError(f"{builder.location(mark.line if mark else 0)}: not YAML: {error.problem}{context}.") from None
     except YAMLError as error:
         character = getattr(error, "character", None)
-        seen = f"the character U+{character:04X} is not allowed" if isinstance(character, int) else "unreadable"
+        problem = f"the character U+{character:04X} is not allowed" if isinstance(character, int) else "unreadable"
         line = text.count("\n", 0, getattr(error, "position", 0))
-        raise UserError(f"{reader.place(line)}: not YAML: {seen}.") from None
-    return reader.root
+        raise UserError(f"{builder.location(line)}: not YAML: {problem}.") from None
+    return builder.root
 
 
-class _Reader:
-    """Builds the tree from YAML events, one at a time, so that nothing hostile is ever built in full."""
+class _TreeBuilder:
+    """Builds the tree from parser events one by one; a hostile document is refused before it is built in full."""
 
     def __init__(self, name: str, lines: bool) -> None:
         self.root = Node(None, name)
@@ -112,39 +111,40 @@ class _Reader:
         self._documents = 0
         self._open: list[_Collection] = []
         self._anchors: dict[str, Node] = {}
-        self._sizes = 0
 
-    def place(self, line: int) -> str:
+    def location(self, line: int) -> str:
         return f"{self._name}, line {line + 1}" if self._lines else self._name
 
     def handle(self, event: Any) -> None:
-        """One event of ruamel.yaml's parser: opens or closes a collection, or adds a value. Raises UserError."""
-        what, place = type(event).__name__, self.place(event.start_mark.line)
+        """Process one event of ruamel.yaml's parser: open or close a collection, or add a value. Raises UserError."""
+        kind, location = type(event).__name__, self.location(event.start_mark.line)
         if getattr(event, "tag", None) is not None:
-            raise UserError(f"{place}: the tag {quote(event.tag)} is not allowed: study files hold plain values only.")
-        if what == "DocumentStartEvent":
+            raise UserError(
+                f"{location}: the tag {quote(event.tag)} is not allowed: study files hold plain values only."
+            )
+        if kind == "DocumentStartEvent":
             self._documents += 1
             if self._documents > 1:
-                raise UserError(f"{place}: a second document begins here; a study file is one.")
-        elif what in ("MappingStartEvent", "SequenceStartEvent"):
+                raise UserError(f"{location}: a second document begins here; a study file is one.")
+        elif kind in ("MappingStartEvent", "SequenceStartEvent"):
             if len(self._open) == MAX_DEPTH:
-                raise UserError(f"{place}: nested deeper than {MAX_DEPTH} levels; a study needs 4.")
-            self._open.append(_Collection(what == "MappingStartEvent", event.anchor, place))
-        elif what in ("MappingEndEvent", "SequenceEndEvent"):
+                raise UserError(f"{location}: nested deeper than {MAX_DEPTH} levels; a study needs 4.")
+            self._open.append(_Collection(kind == "MappingStartEvent", event.anchor, location))
+        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
             closed = self._open.pop()
             self._add(closed.node(), closed.anchor)
-        elif what == "ScalarEvent":
-            self._add(Node(_scalar(event.value) if event.implicit[0] else event.value, place), event.anchor)
-        elif what == "AliasEvent":
+        elif kind == "ScalarEvent":
+            self._add(Node(_scalar(event.value) if event.implicit[0] else event.value, location), event.anchor)
+        elif kind == "AliasEvent":
             if event.anchor not in self._anchors:
-                raise UserError(f"{place}: the alias *{sanitize(event.anchor)} stands before or inside its anchor.")
-            self._add(replace(self._anchors[event.anchor], location=place), None)
+                raise UserError(f"{location}: the alias *{sanitize(event.anchor)} stands before or inside its anchor.")
+            self._add(replace(self._anchors[event.anchor], location=location), None)
 
     def _add(self, node: Node, anchor: str | None) -> None:
         if anchor is not None:
             self._anchors[anchor] = node
         if node.size > MAX_VALUES:
-            raise UserError(f"{node.location}: more than {MAX_VALUES:,} values, aliases written out.")
+            raise UserError(f"{node.location}: more than {MAX_VALUES:,} values, aliases expanded.")
         if self._open:
             self._open[-1].add(node)
         else:
@@ -152,11 +152,11 @@ class _Reader:
 
 
 class _Collection:
-    """A list or map that is being read."""
+    """A list or map that is not yet closed."""
 
-    def __init__(self, is_map: bool, anchor: str | None, place: str) -> None:
+    def __init__(self, is_map: bool, anchor: str | None, location: str) -> None:
         self.anchor = anchor
-        self._is_map, self._place = is_map, place
+        self._is_map, self._location = is_map, location
         self._size = 1
         self._items: list[Node] = []
         self._map: dict[str, Node] = {}
@@ -165,7 +165,7 @@ class _Collection:
     def add(self, node: Node) -> None:
         self._size += node.size
         if self._size > MAX_VALUES:
-            raise UserError(f"{node.location}: more than {MAX_VALUES:,} values, aliases written out.")
+            raise UserError(f"{node.location}: more than {MAX_VALUES:,} values, aliases expanded.")
         if not self._is_map:
             self._items.append(node)
         elif self._key is None:
@@ -180,15 +180,16 @@ class _Collection:
             self._key = None
 
     def node(self) -> Node:
-        return Node(self._map if self._is_map else tuple(self._items), self._place, self._size)
+        return Node(self._map if self._is_map else tuple(self._items), self._location, self._size)
 
 
 def _scalar(text: str) -> Scalar:
-    """A plain scalar by YAML 1.2's core schema (chapter 10.3.2), without its octal and hexadecimal integers."""
+    """Return a plain scalar by YAML 1.2's core schema (chapter 10.3.2), without octal and hexadecimal integers."""
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
         return text[0] in "tT"
+    # Python's int() takes quadratic time in the number of digits.
     if len(text) <= 40 and re.fullmatch(r"[-+]?[0-9]+", text, re.ASCII):
         return int(text)
     if re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", text, re.ASCII):
@@ -198,50 +199,54 @@ def _scalar(text: str) -> Scalar:
     return text
 
 
-Keys = TypeVar("Keys", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def validate(model: type[Keys], node: Node, at: str, errors: list[str], allowed: Sequence[str] = ()) -> Keys | None:
-    """The model of a map, or None and its faults; `at` is the map's own path.
+def validate(model: type[Model], node: Node, path: str, errors: list[str], allowed: Sequence[str] = ()) -> Model | None:
+    """Return the model of the map at `path`, or None and append its errors.
 
-    `allowed`: the map's keys, where they are more than the model's.
+    `allowed` lists the keys of the map if they are more than the model's.
     """
     try:
         return model.model_validate(to_python(node))
-    except ValidationError as error:
-        for fault in error.errors(include_url=False):
-            path = list(fault["loc"])
-            place = locate(node, path)
-            if fault["type"] == "extra_forbidden":
-                errors.append(f"{place}: {unknown_key_message(model, path, at, allowed)}")
-            elif fault["type"] == "missing":
-                errors.append(f"{place}: {at} has no {path[-1]}; it needs one.")
-            elif fault["type"] == "rule":
-                errors.append(f"{place}: {_format_path(at, path)}: {fault['msg']}")
+    except ValidationError as validation:
+        for error in validation.errors(include_url=False):
+            inner_path = list(error["loc"])
+            location = locate(node, inner_path)
+            if error["type"] == "extra_forbidden":
+                errors.append(f"{location}: {unknown_key_message(model, inner_path, path, allowed)}")
+            elif error["type"] == "missing":
+                errors.append(f"{location}: {path} has no {inner_path[-1]}; it needs one.")
+            elif error["type"] == "rule":
+                errors.append(f"{location}: {_format_path(path, inner_path)}: {error['msg']}")
             else:
-                errors.append(
-                    f"{place}: {_format_path(at, path)}: {quote(fault['input'])} is not a map of keys and values."
-                )
+                # All rules have messages of their own, so what is left is a value in place of a map.
+                value = quote(error["input"])
+                errors.append(f"{location}: {_format_path(path, inner_path)}: {value} is not a map of keys and values.")
     return None
 
 
-def _format_path(at: str, path: Sequence[str | int]) -> str:
-    text = at
+def _format_path(prefix: str, path: Sequence[str | int]) -> str:
+    """Return `train.lr` or `treatments[0].mask0`."""
+    text = prefix
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
 
 
-def unknown_key_message(model: type[BaseModel], path: list[str | int], at: str, allowed: Sequence[str] = ()) -> str:
-    """`path` ends in the unknown key; the maps above it are models."""
+def unknown_key_message(
+    model: type[BaseModel], path: Sequence[str | int], prefix: str, allowed: Sequence[str] = ()
+) -> str:
+    """Return the error for the unknown key at the end of `path`, which runs through the fields of `model`."""
     outermost = model
     for part in path[:-1]:
-        inner = model.model_fields[str(part)].annotation
-        models = [each for each in (inner, *get_args(inner)) if isinstance(each, type) and issubclass(each, BaseModel)]
-        model = models[0]
+        annotation = model.model_fields[str(part)].annotation
+        types = (annotation, *get_args(annotation))
+        model = next(t for t in types if isinstance(t, type) and issubclass(t, BaseModel))
     known = [field.alias or name for name, field in model.model_fields.items()]
     if allowed and model is outermost:
         known = list(allowed)
     key = str(path[-1])
     near = did_you_mean(key, known) or "."
-    return f"{_format_path(at, path[:-1]) or 'a study'} has no key {quote(key)}{near} Allowed: {', '.join(known)}."
+    owner = _format_path(prefix, path[:-1]) or "a study"
+    return f"{owner} has no key {quote(key)}{near} Allowed: {', '.join(known)}."

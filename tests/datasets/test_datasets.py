@@ -1,4 +1,4 @@
-"""Datasets: every accepted form gives the same arrays, every fault one clear error, the cache is never trusted."""
+"""Datasets: equal arrays from every accepted form, one clear error per defect, a cache that is always verified."""
 
 from __future__ import annotations
 
@@ -55,32 +55,32 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def made(facts: DatasetSpec) -> tuple[LabeledImages, LabeledImages]:
+def random_images(spec: DatasetSpec) -> tuple[LabeledImages, LabeledImages]:
     draws = np.random.default_rng(7)
 
     def part(count: int) -> LabeledImages:
-        pixels = draws.integers(0, 256, (count, *facts.image_shape)).astype(np.uint8)
+        pixels = draws.integers(0, 256, (count, *spec.image_shape)).astype(np.uint8)
         return LabeledImages(pixels, draws.integers(0, 10, count).astype(np.int64))
 
-    return part(facts.training_images), part(facts.test_images)
+    return part(spec.training_images), part(spec.test_images)
 
 
 def assert_same(images: ImageDataset, train: LabeledImages, test: LabeledImages) -> None:
-    for found, wanted in (
+    for actual, expected in (
         (images.train_images, train.images),
         (images.train_labels, train.labels),
         (images.test_images, test.images),
         (images.test_labels, test.labels),
     ):
-        assert found.dtype == wanted.dtype
-        assert found.flags.c_contiguous
-        assert found.flags.aligned
-        np.testing.assert_array_equal(found, wanted)
+        assert actual.dtype == expected.dtype
+        assert actual.flags.c_contiguous
+        assert actual.flags.aligned
+        np.testing.assert_array_equal(actual, expected)
 
 
-def error(facts: DatasetSpec, folder: Path | None, *words: str) -> str:
+def load_error(spec: DatasetSpec, folder: Path | None, *words: str) -> str:
     with pytest.raises(UserError) as caught:
-        load_with_spec(facts, folder)
+        load_with_spec(spec, folder)
     text = str(caught.value)
     for word in words:
         assert word in text, text
@@ -96,12 +96,12 @@ def idx(array: np.ndarray[Any, Any]) -> bytes:
 
 
 def mnist_contents() -> dict[str, bytes]:
-    train, test = made(MNIST)
+    train, test = random_images(MNIST)
     arrays: tuple[np.ndarray[Any, Any], ...] = (train.images[:, 0], train.labels, test.images[:, 0], test.labels)
     return {name: idx(array) for name, array in zip(MNIST_NAMES, arrays, strict=True)}
 
 
-def put_mnist(folder: Path, **replaced: bytes) -> Path:
+def write_mnist(folder: Path, **replaced: bytes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in mnist_contents().items():
         (folder / name).write_bytes(replaced.get(name.split("-idx")[0].replace("-", "_"), content))
@@ -111,65 +111,63 @@ def put_mnist(folder: Path, **replaced: bytes) -> Path:
 @pytest.mark.parametrize("inner", ["mnist", "", "MNIST/raw", "mnist/MNIST/raw"])
 @pytest.mark.parametrize("separator", ["-idx", ".idx"])
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_mnist_is_found_in_every_usual_place_under_every_usual_name(
-    data: Path, inner: str, separator: str, ending: str
-) -> None:
+def test_mnist_is_found_in_every_usual_folder_and_spelling(data: Path, inner: str, separator: str, ending: str) -> None:
     folder = data / inner
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in mnist_contents().items():
         packed = gzip.compress(content) if ending else content
         (folder / (name.replace("-idx", separator) + ending)).write_bytes(packed)
     images = load_with_spec(MNIST, data)
-    assert_same(images, *made(MNIST))
-    assert images.fingerprint == fingerprint(*made(MNIST))
+    assert_same(images, *random_images(MNIST))
+    assert images.fingerprint == fingerprint(*random_images(MNIST))
     assert images.note == ""
 
 
-def test_gzip_is_told_by_content_not_by_name(data: Path) -> None:
+def test_gzip_is_detected_by_content_not_by_name(data: Path) -> None:
     for name, content in mnist_contents().items():
         (data / f"{name}.gz").write_bytes(content)
-    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+    assert_same(load_with_spec(MNIST, data), *random_images(MNIST))
     for name, content in mnist_contents().items():
         (data / name).write_bytes(gzip.compress(content))
-    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+    assert_same(load_with_spec(MNIST, data), *random_images(MNIST))
 
 
-def test_a_folder_that_lacks_files_is_passed_over_for_a_complete_one(data: Path) -> None:
-    put_mnist(data / "mnist")
+def test_an_incomplete_folder_is_skipped_for_a_complete_one(data: Path) -> None:
+    write_mnist(data / "mnist")
     (data / "mnist" / MNIST_NAMES[2]).unlink()
-    error(MNIST, data, f"{data / 'mnist'} lacks t10k-images-idx3-ubyte")
-    put_mnist(data)
-    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+    load_error(MNIST, data, f"{data / 'mnist'} lacks t10k-images-idx3-ubyte")
+    write_mnist(data)
+    assert_same(load_with_spec(MNIST, data), *random_images(MNIST))
 
 
 def test_every_truncation_of_an_idx_file_is_refused(data: Path) -> None:
     whole = mnist_contents()[MNIST_NAMES[0]]
     packed = gzip.compress(whole)
     for length in range(len(whole)):
-        put_mnist(data, train_images=whole[:length])
-        error(MNIST, data, MNIST_NAMES[0], "Get it again")
+        write_mnist(data, train_images=whole[:length])
+        load_error(MNIST, data, MNIST_NAMES[0], "Get it again")
     for length in range(1, len(packed)):
-        put_mnist(data, train_images=packed[:length])
-        error(MNIST, data, MNIST_NAMES[0], "Get it again")
+        write_mnist(data, train_images=packed[:length])
+        load_error(MNIST, data, MNIST_NAMES[0], "Get it again")
 
 
-def test_truncated_idx_says_how_many_bytes(data: Path) -> None:
-    put_mnist(data, train_images=mnist_contents()[MNIST_NAMES[0]][:100])
-    error(MNIST, data, str(data / MNIST_NAMES[0]), "truncated: 256 bytes expected, 100 found", "torchvision")
+def test_truncated_idx_error_states_the_number_of_bytes(data: Path) -> None:
+    write_mnist(data, train_images=mnist_contents()[MNIST_NAMES[0]][:100])
+    load_error(MNIST, data, str(data / MNIST_NAMES[0]), "truncated: 256 bytes expected, 100 found", "torchvision")
     packed = gzip.compress(mnist_contents()[MNIST_NAMES[0]])
-    put_mnist(data, train_images=packed[:-9])
-    error(MNIST, data, "truncated gzip: 256 bytes expected")
+    write_mnist(data, train_images=packed[:-9])
+    load_error(MNIST, data, "truncated gzip: 256 bytes expected")
 
 
-def test_no_changed_bit_of_a_gzip_file_passes_unnoticed(data: Path) -> None:
+def test_every_bit_flip_in_a_gzip_file_is_detected(data: Path) -> None:
     packed = gzip.compress(mnist_contents()[MNIST_NAMES[1]], mtime=0)
     refused = 0
     for place in range(2, len(packed)):
         changed = bytearray(packed)
         changed[place] ^= 1 << place % 8
-        put_mnist(data, train_labels=bytes(changed))
+        write_mnist(data, train_labels=bytes(changed))
         try:
-            assert_same(load_with_spec(MNIST, data), *made(MNIST))  # a header byte that means nothing
+            assert_same(load_with_spec(MNIST, data), *random_images(MNIST))  # a gzip header byte without meaning
         except UserError:
             refused += 1
     assert refused > len(packed) - 12
@@ -196,23 +194,23 @@ def test_no_changed_bit_of_a_gzip_file_passes_unnoticed(data: Path) -> None:
         ("t10k_labels", idx(np.r_[255, np.zeros(9)]), ("label 255 at image 0", "t10k-labels-idx1-ubyte")),
     ],
 )
-def test_faulty_idx_files(data: Path, file: str, content: bytes, words: tuple[str, ...]) -> None:
-    put_mnist(data, **{file: content})
-    error(MNIST, data, "Get it again", *words)
+def test_invalid_idx_files_are_refused(data: Path, file: str, content: bytes, words: tuple[str, ...]) -> None:
+    write_mnist(data, **{file: content})
+    load_error(MNIST, data, "Get it again", *words)
 
 
-def test_a_folder_in_place_of_a_file_counts_as_missing(data: Path) -> None:
-    put_mnist(data)
+def test_a_folder_named_like_a_file_counts_as_missing(data: Path) -> None:
+    write_mnist(data)
     (data / MNIST_NAMES[0]).unlink()
     (data / MNIST_NAMES[0]).mkdir()
-    error(MNIST, data, f"{data} lacks train-images-idx3-ubyte")
+    load_error(MNIST, data, f"{data} lacks train-images-idx3-ubyte")
 
 
 # --- CIFAR-10 ----------------------------------------------------------------------------------------------------
 
 
 def cifar_batches() -> dict[str, bytes]:
-    train, test = made(CIFAR)
+    train, test = random_images(CIFAR)
 
     def records(part: LabeledImages, chosen: slice) -> bytes:
         pairs = zip(part.labels[chosen], part.images[chosen], strict=True)
@@ -222,13 +220,13 @@ def cifar_batches() -> dict[str, bytes]:
     return contents | {"test_batch.bin": records(test, slice(None))}
 
 
-def put_binary(folder: Path, **replaced: bytes) -> None:
+def write_binary(folder: Path, **replaced: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in cifar_batches().items():
         (folder / name).write_bytes(replaced.get(name.removesuffix(".bin"), content))
 
 
-def put_archive(path: Path, contents: list[tuple[str, bytes]]) -> None:
+def write_archive(path: Path, contents: list[tuple[str, bytes]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz") as tar:
         for name, content in contents:
@@ -245,7 +243,7 @@ def image_bytes(pixels: np.ndarray[Any, Any], kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def put_parquet(path: Path, rows: list[tuple[Any, Any]], label: str = "BIGINT", image: str = "img") -> None:
+def write_parquet(path: Path, rows: list[tuple[Any, Any]], label: str = "BIGINT", image: str = "img") -> None:
     import duckdb
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,19 +260,19 @@ def rows_of(part: LabeledImages, kind: str = "PNG") -> list[tuple[bytes, int]]:
     return [(image_bytes(image, kind), int(label)) for image, label in zip(part.images, part.labels, strict=True)]
 
 
-def put_shards(folder: Path, kind: str = "PNG") -> None:
-    train, test = made(CIFAR)
+def write_shards(folder: Path, kind: str = "PNG") -> None:
+    train, test = random_images(CIFAR)
     rows = rows_of(train, kind)
-    put_parquet(folder / "train-00000-of-00002.parquet", rows[:9])
-    put_parquet(folder / "train-00001-of-00002.parquet", rows[9:])
-    put_parquet(folder / "test-00000-of-00001.parquet", rows_of(test, kind))
+    write_parquet(folder / "train-00000-of-00002.parquet", rows[:9])
+    write_parquet(folder / "train-00001-of-00002.parquet", rows[9:])
+    write_parquet(folder / "test-00000-of-00001.parquet", rows_of(test, kind))
 
 
 @pytest.mark.parametrize("inner", ["cifar10", "cifar10/cifar-10-batches-bin", "", "cifar-10-batches-bin"])
 def test_cifar10_binary(data: Path, inner: str) -> None:
-    put_binary(data / inner)
+    write_binary(data / inner)
     images = load_with_spec(CIFAR, data)
-    assert_same(images, *made(CIFAR))
+    assert_same(images, *random_images(CIFAR))
     assert images.note == ""
 
 
@@ -282,44 +280,44 @@ def test_cifar10_binary(data: Path, inner: str) -> None:
 def test_cifar10_archive(data: Path, inner: str) -> None:
     members = [(f"cifar-10-batches-bin/{name}", content) for name, content in cifar_batches().items()]
     members.insert(2, ("cifar-10-batches-bin/readme.html", b"<html>"))
-    put_archive(data / inner / "cifar-10-binary.tar.gz", members)
-    assert_same(load_with_spec(CIFAR, data), *made(CIFAR))
+    write_archive(data / inner / "cifar-10-binary.tar.gz", members)
+    assert_same(load_with_spec(CIFAR, data), *random_images(CIFAR))
 
 
 @pytest.mark.parametrize("inner", ["cifar10", "cifar10/plain_text", "cifar10/odd [a-b]*?/snapshots/1"])
 def test_cifar10_parquet_with_png_equals_binary(data: Path, inner: str) -> None:
-    put_shards(data / inner)
+    write_shards(data / inner)
     images = load_with_spec(CIFAR, data)
-    assert_same(images, *made(CIFAR))
+    assert_same(images, *random_images(CIFAR))
     assert images.note == ""
-    assert images.fingerprint == fingerprint(*made(CIFAR))
+    assert images.fingerprint == fingerprint(*random_images(CIFAR))
 
 
-def test_cifar10_parquet_with_jpeg_says_that_it_is_lossy(data: Path) -> None:
+def test_cifar10_parquet_with_jpeg_is_noted_as_lossy(data: Path) -> None:
     from PIL import Image
 
-    put_shards(data / "cifar10", "JPEG")
+    write_shards(data / "cifar10", "JPEG")
     images = load_with_spec(CIFAR, data)
     assert "JPEG" in images.note
-    assert images.fingerprint != fingerprint(*made(CIFAR))
-    train, _ = made(CIFAR)
+    assert images.fingerprint != fingerprint(*random_images(CIFAR))
+    train, _ = random_images(CIFAR)
     np.testing.assert_array_equal(images.train_labels, train.labels)
-    for found, original in zip(images.train_images, train.images, strict=True):
+    for decoded, original in zip(images.train_images, train.images, strict=True):
         oracle = Image.open(io.BytesIO(image_bytes(original, "JPEG")))
         pixels = [[[oracle.getpixel((x, y))[c] for x in range(5)] for y in range(4)] for c in range(3)]  # type: ignore[index]
-        np.testing.assert_array_equal(found, pixels)
-    assert load_with_spec(CIFAR, data).note == images.note, "the note comes back from the cache too"
+        np.testing.assert_array_equal(decoded, pixels)
+    assert load_with_spec(CIFAR, data).note == images.note, "the cache keeps the note"
 
 
-def test_exact_forms_win_over_parquet(data: Path) -> None:
-    put_shards(data / "cifar10", "JPEG")
-    put_binary(data / "cifar10")
+def test_lossless_forms_have_priority_over_parquet(data: Path) -> None:
+    write_shards(data / "cifar10", "JPEG")
+    write_binary(data / "cifar10")
     assert load_with_spec(CIFAR, data).note == ""
 
 
 @pytest.mark.parametrize("form", ["cifar-10-batches-py/data_batch_1", "cifar-10-python.tar.gz", "data_batch_1"])
 @pytest.mark.parametrize("inner", ["cifar10", ""])
-def test_pickles_are_refused_and_never_opened(
+def test_pickled_files_are_refused_and_never_opened(
     data: Path, form: str, inner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = data / inner / form
@@ -327,77 +325,77 @@ def test_pickles_are_refused_and_never_opened(
     path.write_bytes(pickle.dumps({b"data": b"", b"labels": []}))
     monkeypatch.setattr(pickle, "Unpickler", None)
     monkeypatch.setattr(pickle, "loads", None)
-    error(CIFAR, data, "python", "pickle", "binary", "uoft-cs/cifar10", "cs.toronto.edu")
+    load_error(CIFAR, data, "python", "pickle", "binary", "uoft-cs/cifar10", "cs.toronto.edu")
 
 
-def test_incomplete_binary_version(data: Path) -> None:
-    put_binary(data / "cifar10")
+def test_incomplete_binary_version_is_refused(data: Path) -> None:
+    write_binary(data / "cifar10")
     (data / "cifar10" / "data_batch_3.bin").unlink()
-    error(CIFAR, data, str(data / "cifar10"), "data_batch_3.bin", "not there")
+    load_error(CIFAR, data, str(data / "cifar10"), "data_batch_3.bin", "not there")
 
 
-def test_faulty_binary_files(data: Path) -> None:
+def test_invalid_binary_files_are_refused(data: Path) -> None:
     whole = cifar_batches()["data_batch_2.bin"]
-    put_binary(data, data_batch_2=whole[:-1])
-    error(CIFAR, data, "data_batch_2.bin", "truncated: 244 bytes expected, 243 found")
-    put_binary(data, data_batch_2=whole + b"\0")
-    error(CIFAR, data, "too long: 244 bytes expected, 245 found")
-    put_binary(data, data_batch_2=whole[:61] + b"\x0a" + whole[62:])
-    error(CIFAR, data, "data_batch_2.bin", "label 10 at image 1;")
+    write_binary(data, data_batch_2=whole[:-1])
+    load_error(CIFAR, data, "data_batch_2.bin", "truncated: 244 bytes expected, 243 found")
+    write_binary(data, data_batch_2=whole + b"\0")
+    load_error(CIFAR, data, "too long: 244 bytes expected, 245 found")
+    write_binary(data, data_batch_2=whole[:61] + b"\x0a" + whole[62:])
+    load_error(CIFAR, data, "data_batch_2.bin", "label 10 at image 1;")
 
 
-def test_faulty_archives(data: Path) -> None:
+def test_invalid_archives_are_refused(data: Path) -> None:
     path = data / "cifar-10-binary.tar.gz"
     batches = list(cifar_batches().items())
-    put_archive(path, batches[:-1])
-    error(CIFAR, data, str(path), "lacks test_batch.bin")
-    put_archive(path, [("cifar-10-batches-py/data_batch_1", pickle.dumps({}))])
-    error(CIFAR, data, "not the binary version of CIFAR-10")
-    put_archive(path, [*batches, batches[0]])
-    error(CIFAR, data, "data_batch_1.bin is in it twice")
-    put_archive(path, [(batches[0][0], batches[0][1][:-5]), *batches[1:]])
-    error(CIFAR, data, "data_batch_1.bin", "truncated")
-    put_archive(path, [("huge", bytes(10_000)), *batches])
-    error(CIFAR, data, "too large files")
-    put_archive(path, [*((f"f{n}", b"") for n in range(120)), *batches])
-    error(CIFAR, data, "too many")
+    write_archive(path, batches[:-1])
+    load_error(CIFAR, data, str(path), "lacks test_batch.bin")
+    write_archive(path, [("cifar-10-batches-py/data_batch_1", pickle.dumps({}))])
+    load_error(CIFAR, data, "not the binary version of CIFAR-10")
+    write_archive(path, [*batches, batches[0]])
+    load_error(CIFAR, data, "data_batch_1.bin is in it twice")
+    write_archive(path, [(batches[0][0], batches[0][1][:-5]), *batches[1:]])
+    load_error(CIFAR, data, "data_batch_1.bin", "truncated")
+    write_archive(path, [("huge", bytes(10_000)), *batches])
+    load_error(CIFAR, data, "too large files")
+    write_archive(path, [*((f"f{n}", b"") for n in range(120)), *batches])
+    load_error(CIFAR, data, "too many")
     path.write_bytes(gzip.compress(b"no tar at all" * 100))
-    error(CIFAR, data, "corrupt archive")
+    load_error(CIFAR, data, "corrupt archive")
     path.write_bytes(b"no gzip at all")
-    error(CIFAR, data, "corrupt archive")
+    load_error(CIFAR, data, "corrupt archive")
 
 
-def test_hostile_names_in_an_archive_touch_nothing(data: Path) -> None:
+def test_hostile_member_names_write_no_file(data: Path) -> None:
     batches = list(cifar_batches().items())
-    put_archive(data / "cifar-10-binary.tar.gz", [("../../outside", b"x"), (str(data / "absolute"), b"x"), *batches])
+    write_archive(data / "cifar-10-binary.tar.gz", [("../../outside", b"x"), (str(data / "absolute"), b"x"), *batches])
     before = sorted(data.parent.rglob("*"))
-    assert_same(load_with_spec(CIFAR, data), *made(CIFAR))
+    assert_same(load_with_spec(CIFAR, data), *random_images(CIFAR))
     after = [path for path in sorted(data.parent.rglob("*")) if "cache" not in path.parts]
     assert after == [path for path in before if "cache" not in path.parts]
 
 
 def test_truncated_and_changed_archives_are_refused(data: Path) -> None:
     path = data / "cifar-10-binary.tar.gz"
-    put_archive(path, list(cifar_batches().items()))
+    write_archive(path, list(cifar_batches().items()))
     packed = path.read_bytes()
     for length in range(0, len(packed), 7):
         path.write_bytes(packed[:length])
-        error(CIFAR, data, "Get it again")
+        load_error(CIFAR, data, "Get it again")
     for place in range(31, len(packed), 7):
         path.write_bytes(packed[:place] + bytes([packed[place] ^ 0x10]) + packed[place + 1 :])
-        error(CIFAR, data, "Get it again")
+        load_error(CIFAR, data, "Get it again")
 
 
-def one_bad_row(data: Path, content: Any, label: Any = 1, *, row: int = 3) -> Path:
-    train, test = made(CIFAR)
+def write_one_bad_row(data: Path, content: Any, label: Any = 1, *, row: int = 3) -> Path:
+    train, test = random_images(CIFAR)
     rows: list[tuple[Any, Any]] = [*rows_of(train)]
     rows[row] = (content, label)
-    put_parquet(data / "cifar10" / "train-00000-of-00001.parquet", rows)
-    put_parquet(data / "cifar10" / "test-00000-of-00001.parquet", rows_of(test))
+    write_parquet(data / "cifar10" / "train-00000-of-00001.parquet", rows)
+    write_parquet(data / "cifar10" / "test-00000-of-00001.parquet", rows_of(test))
     return data
 
 
-def grey(width: int, height: int, kind: str = "PNG", mode: str = "L") -> bytes:
+def gray_image(width: int, height: int, kind: str = "PNG", mode: str = "L") -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -405,15 +403,15 @@ def grey(width: int, height: int, kind: str = "PNG", mode: str = "L") -> bytes:
     return buffer.getvalue()
 
 
-def changed_pixel() -> bytes:
-    """A PNG whose compressed pixels differ in one bit from those that its checksum is of."""
-    whole = bytearray(grey(5, 4, mode="RGB"))
+def png_with_wrong_checksum() -> bytes:
+    """Return a PNG with one flipped bit in its compressed pixels."""
+    whole = bytearray(gray_image(5, 4, mode="RGB"))
     whole[whole.index(b"IDAT") + 9] ^= 1
     return bytes(whole)
 
 
-def bomb() -> bytes:
-    """A PNG whose header promises 50,000 x 50,000 pixels."""
+def decompression_bomb() -> bytes:
+    """Return a PNG whose header claims 50,000 x 50,000 pixels."""
     import zlib
 
     header = b"IHDR" + struct.pack(">2I5B", 50_000, 50_000, 8, 2, 0, 0, 0)
@@ -424,88 +422,88 @@ def bomb() -> bytes:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (grey(4, 5, mode="RGB"), "4x5 pixels in mode RGB; 5x4 in mode RGB expected"),
-        (grey(500, 400, mode="RGB"), "500x400 pixels"),
-        (grey(5, 4), "5x4 pixels in mode L"),
-        (grey(5, 4, mode="RGBA"), "in mode RGBA"),
-        (grey(5, 4, "BMP", "RGB"), "not a readable PNG or JPEG"),
-        (grey(5, 4, "GIF", "P"), "not a readable PNG or JPEG"),
-        (grey(5, 4, mode="RGB")[:-26], "not a readable PNG or JPEG"),
-        (grey(5, 4, mode="RGB")[:20], "not a readable PNG or JPEG"),
-        (changed_pixel(), "not a readable PNG or JPEG"),
-        (bomb(), "not a readable PNG or JPEG"),
+        (gray_image(4, 5, mode="RGB"), "4x5 pixels in mode RGB; 5x4 in mode RGB expected"),
+        (gray_image(500, 400, mode="RGB"), "500x400 pixels"),
+        (gray_image(5, 4), "5x4 pixels in mode L"),
+        (gray_image(5, 4, mode="RGBA"), "in mode RGBA"),
+        (gray_image(5, 4, "BMP", "RGB"), "not a readable PNG or JPEG"),
+        (gray_image(5, 4, "GIF", "P"), "not a readable PNG or JPEG"),
+        (gray_image(5, 4, mode="RGB")[:-26], "not a readable PNG or JPEG"),
+        (gray_image(5, 4, mode="RGB")[:20], "not a readable PNG or JPEG"),
+        (png_with_wrong_checksum(), "not a readable PNG or JPEG"),
+        (decompression_bomb(), "not a readable PNG or JPEG"),
         (b"", "not a readable PNG or JPEG"),
         (None, "not a readable PNG or JPEG"),
         (b"\x80\x04]\x94.", "not a readable PNG or JPEG"),
     ],
 )
-def test_faulty_images_in_parquet(data: Path, content: bytes | None, words: str) -> None:
-    error(CIFAR, one_bad_row(data, content), "train-00000-of-00001.parquet", "row 3", words)
+def test_invalid_images_in_parquet_are_refused(data: Path, content: bytes | None, words: str) -> None:
+    load_error(CIFAR, write_one_bad_row(data, content), "train-00000-of-00001.parquet", "row 3", words)
 
 
 @pytest.mark.parametrize("label", [10, -1, 2**40])
-def test_label_out_of_range_in_parquet(data: Path, label: int) -> None:
-    png = image_bytes(made(CIFAR)[0].images[0])
-    error(CIFAR, one_bad_row(data, png, label), f"label {label} at image 3; labels are 0 to 9")
+def test_label_out_of_range_in_parquet_is_refused(data: Path, label: int) -> None:
+    png = image_bytes(random_images(CIFAR)[0].images[0])
+    load_error(CIFAR, write_one_bad_row(data, png, label), f"label {label} at image 3; labels are 0 to 9")
 
 
-def test_null_label_in_parquet(data: Path) -> None:
-    png = image_bytes(made(CIFAR)[0].images[0])
-    error(CIFAR, one_bad_row(data, png, None), "row 3 has no label")
+def test_null_label_in_parquet_is_refused(data: Path) -> None:
+    png = image_bytes(random_images(CIFAR)[0].images[0])
+    load_error(CIFAR, write_one_bad_row(data, png, None), "row 3 has no label")
 
 
-def test_other_columns_and_counts_in_parquet(data: Path) -> None:
-    train, test = made(CIFAR)
+def test_wrong_columns_and_counts_in_parquet_are_refused(data: Path) -> None:
+    train, test = random_images(CIFAR)
     folder = data / "cifar10"
-    put_parquet(folder / "test-0.parquet", rows_of(test))
-    put_parquet(folder / "train-0.parquet", rows_of(train), label="DOUBLE")
-    error(CIFAR, data, "label DOUBLE", "'label' (an integer) expected")
-    put_parquet(folder / "train-0.parquet", rows_of(train), image="picture")
-    error(CIFAR, data, "picture STRUCT", "'img'")
-    put_parquet(folder / "train-0.parquet", rows_of(train)[:-1], label="INTEGER")
-    error(CIFAR, data, "20 images expected in train-0.parquet, 19 found")
-    put_parquet(folder / "train-0.parquet", [*rows_of(train), (b"", 0)], label="UTINYINT")
-    error(CIFAR, data, "20 images expected", "21 found")
+    write_parquet(folder / "test-0.parquet", rows_of(test))
+    write_parquet(folder / "train-0.parquet", rows_of(train), label="DOUBLE")
+    load_error(CIFAR, data, "label DOUBLE", "'label' (an integer) expected")
+    write_parquet(folder / "train-0.parquet", rows_of(train), image="picture")
+    load_error(CIFAR, data, "picture STRUCT", "'img'")
+    write_parquet(folder / "train-0.parquet", rows_of(train)[:-1], label="INTEGER")
+    load_error(CIFAR, data, "20 images expected in train-0.parquet, 19 found")
+    write_parquet(folder / "train-0.parquet", [*rows_of(train), (b"", 0)], label="UTINYINT")
+    load_error(CIFAR, data, "20 images expected", "21 found")
 
 
-def test_damaged_parquet(data: Path) -> None:
-    put_shards(data / "cifar10")
+def test_damaged_parquet_is_refused(data: Path) -> None:
+    write_shards(data / "cifar10")
     path = data / "cifar10" / "train-00001-of-00002.parquet"
     whole = path.read_bytes()
     for content in (b"", b"PAR1", whole[:-1], whole[: len(whole) // 2], b"x" * 500):
         path.write_bytes(content)
-        error(CIFAR, data, str(path), "not a readable Parquet file", "Get it again")
+        load_error(CIFAR, data, str(path), "not a readable Parquet file", "Get it again")
     for place in range(0, len(whole), 151):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         try:
-            load_with_spec(CIFAR, data)  # Parquet and labels have no checksum: the fingerprint tells
+            load_with_spec(CIFAR, data)  # Parquet values have no checksum; the fingerprint differs
         except UserError as refused:
             assert "Get it again" in str(refused)
 
 
-# --- what is said when nothing is there --------------------------------------------------------------------------
+# --- missing data -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("facts", "where_from"), [(MNIST, "torchvision"), (CIFAR, "uoft-cs/cifar10")])
-def test_missing_data_names_places_source_and_setting(
-    data: Path, facts: DatasetSpec, where_from: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("spec", "source"), [(MNIST, "torchvision"), (CIFAR, "uoft-cs/cifar10")])
+def test_missing_data_error_names_folders_source_and_setting(
+    data: Path, spec: DatasetSpec, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error(facts, data, f"dataset '{facts.name}'", str(data / facts.name), where_from, "SUPERMASK_DATA", "digits")
-    error(facts, data / "absent", "absent", "there is no such folder")
+    load_error(spec, data, f"dataset '{spec.name}'", str(data / spec.name), source, "SUPERMASK_DATA", "digits")
+    load_error(spec, data / "absent", "absent", "there is no such folder")
     monkeypatch.setenv("SUPERMASK_DATA", str(data / "named"))
-    error(facts, None, f"the data folder is SUPERMASK_DATA: '{data / 'named'}'", "there is no such folder")
+    load_error(spec, None, f"the data folder is SUPERMASK_DATA: '{data / 'named'}'", "there is no such folder")
     monkeypatch.setenv("SUPERMASK_DATA", "")
     monkeypatch.chdir(data)
-    error(facts, None, "the data folder is './data', as SUPERMASK_DATA is not set")
+    load_error(spec, None, "the data folder is './data', as SUPERMASK_DATA is not set")
 
 
-def test_the_data_folder_given_wins_over_the_environment(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_dir_argument_overrides_the_environment(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUPERMASK_DATA", "~/there")
     assert data_folder(data).path == data
     assert data_folder().path == Path.home() / "there"
 
 
-def test_unknown_dataset() -> None:
+def test_unknown_dataset_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"'minst' is not known \(allowed: digits, mnist, cifar10\); did you mean 'mnist'\?"
     ):
@@ -515,7 +513,7 @@ def test_unknown_dataset() -> None:
 @pytest.mark.parametrize(
     ("code", "kind"), [(errno.EIO, SystemFailure), (errno.EACCES, UserError), (errno.ENOENT, UserError)]
 )
-def test_whose_fault_a_failed_read_is(code: int, kind: type[Exception]) -> None:
+def test_read_errors_are_user_errors_or_system_failures(code: int, kind: type[Exception]) -> None:
     with pytest.raises(kind, match="some/file"), translate_os_errors(Path("some/file")):
         raise OSError(code, os.strerror(code))
 
@@ -523,28 +521,28 @@ def test_whose_fault_a_failed_read_is(code: int, kind: type[Exception]) -> None:
 # --- digits ------------------------------------------------------------------------------------------------------
 
 
-def test_digits_are_those_of_scikit_learn() -> None:
+def test_digits_equal_scikit_learns() -> None:
     from sklearn.datasets import load_digits
 
     images = load("digits")
     wanted = load_digits()
-    found = np.concatenate([images.train_images, images.test_images]).reshape(-1, 64)
+    pixels = np.concatenate([images.train_images, images.test_images]).reshape(-1, 64)
     labels = np.concatenate([images.train_labels, images.test_labels])
-    lines = sorted(map(tuple, np.c_[found, labels].tolist()))
+    lines = sorted(map(tuple, np.c_[pixels, labels].tolist()))
     assert lines == sorted(map(tuple, np.c_[wanted.data, wanted.target].astype(int).tolist()))
     assert images.train_images.shape == (1437, 1, 8, 8)
     assert images.test_images.shape == (360, 1, 8, 8)
-    assert images.note == "", "the split into training and test is the same for everyone, for ever"
+    assert images.note == "", "the split into training and test set is fixed"
 
 
-def test_digits_come_from_scikit_learn_itself_where_its_file_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_fall_back_to_load_digits_without_the_csv_file(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = load("digits")
     monkeypatch.setattr(digits, "_read_csv", lambda: None)
     other = load("digits")
     assert other.fingerprint == usual.fingerprint
 
 
-def test_digits_need_no_cache(cache_dir: Path) -> None:
+def test_digits_write_no_cache(cache_dir: Path) -> None:
     load("digits")
     assert not cache_dir.exists()
 
@@ -558,17 +556,17 @@ def nearest_float32(value: Fraction) -> np.float32:
     return min(near, key=lambda candidate: abs(Fraction(float(candidate)) - value))
 
 
-@pytest.mark.parametrize("facts", DATASETS.values(), ids=DATASETS)
-def test_pixels_are_divided_by_the_maximum_exactly_rounded_and_nothing_else(facts: DatasetSpec) -> None:
-    images = replace(load("digits"), facts=facts)
-    values = np.arange(facts.max_pixel + 1, dtype=np.uint8)
-    found = images.scaled(values)
-    assert found.dtype == np.float32
-    assert found.tolist() == [float(nearest_float32(Fraction(int(v), facts.max_pixel))) for v in values]
+@pytest.mark.parametrize("spec", DATASETS.values(), ids=DATASETS)
+def test_scaled_pixels_are_the_correctly_rounded_quotients(spec: DatasetSpec) -> None:
+    images = replace(load("digits"), facts=spec)
+    values = np.arange(spec.max_pixel + 1, dtype=np.uint8)
+    scaled = images.scaled(values)
+    assert scaled.dtype == np.float32
+    assert scaled.tolist() == [float(nearest_float32(Fraction(int(v), spec.max_pixel))) for v in values]
 
 
-def test_fingerprint_is_the_documented_hash_and_sees_everything() -> None:
-    train, test = made(MNIST)
+def test_fingerprint_is_the_documented_hash_of_all_arrays() -> None:
+    train, test = random_images(MNIST)
     digest = hashlib.sha256(b"supermask dataset 1\n")
     for kind, part in (("train", train), ("test", test)):
         count = {"train": 20, "test": 10}[kind]
@@ -586,8 +584,8 @@ def test_fingerprint_is_the_documented_hash_and_sees_everything() -> None:
     assert len({fingerprint(*pair) for pair in [(train, test), *others]}) == 5
 
 
-def test_data_that_is_not_the_usual_one_says_so(data: Path) -> None:
-    put_mnist(data)
+def test_unpublished_data_has_a_note(data: Path) -> None:
+    write_mnist(data)
     strange = load_with_spec(replace(MNIST, known_fingerprint="0" * 64), data)
     assert strange.note == "not the usual mnist: the images or labels differ from it"
     assert load_with_spec(replace(MNIST, known_fingerprint=strange.fingerprint), data).note == ""
@@ -599,7 +597,7 @@ def embedded() -> ImageDataset:
 
 
 @given(st.integers(0, 2**63), st.integers(0, 2**63))
-def test_split_is_exact_disjoint_and_by_seed_alone(seed: int, other: int) -> None:
+def test_split_is_exact_disjoint_and_depends_on_the_seed_only(seed: int, other: int) -> None:
     images = embedded()
     training, validation = train_validation_split(images, seed)
     assert (len(training), len(validation)) == (1237, 200)
@@ -613,7 +611,7 @@ def test_split_is_exact_disjoint_and_by_seed_alone(seed: int, other: int) -> Non
         assert train_validation_split(images, other)[1].tolist() != validation.tolist()
 
 
-def test_every_image_is_held_out_equally_often() -> None:
+def test_every_image_is_held_out_with_equal_probability() -> None:
     images = replace(load("digits"), facts=replace(DATASETS["digits"], training_images=10, validation_images=3))
     counts = np.bincount(
         np.concatenate([train_validation_split(images, seed)[1] for seed in range(2000)]), minlength=10
@@ -625,13 +623,13 @@ def test_split_is_pinned() -> None:
     assert train_validation_split(load("digits"), 0)[1][:6].tolist() == [4, 6, 11, 13, 29, 32]
 
 
-def test_facts_in_order() -> None:
+def test_specs_in_order() -> None:
     assert list(DATASETS) == ["digits", "mnist", "cifar10"]
-    assert [facts.name for facts in DATASETS.values()] == list(DATASETS)
-    assert [facts.validation_images for facts in DATASETS.values()] == [200, 5_000, 5_000]
+    assert [spec.name for spec in DATASETS.values()] == list(DATASETS)
+    assert [spec.validation_images for spec in DATASETS.values()] == [200, 5_000, 5_000]
 
 
-def test_importing_datasets_imports_nothing_heavy() -> None:
+def test_importing_datasets_imports_no_heavy_module() -> None:
     code = "import sys, supermask.datasets; print([m for m in ('torch','duckdb','PIL','sklearn') if m in sys.modules])"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
@@ -650,10 +648,10 @@ def is_mapped(array: Any) -> bool:
     return isinstance(array, np.memmap) or (isinstance(array, np.ndarray) and is_mapped(array.base))
 
 
-def test_second_load_decodes_nothing_and_maps_the_file(
+def test_second_load_maps_the_cache_file_without_decoding(
     data: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_shards(data / "cifar10", "JPEG")
+    write_shards(data / "cifar10", "JPEG")
     first = load_with_spec(CIFAR, data)
     monkeypatch.setattr("supermask.datasets.parquet.read_images", None)
     second = load_with_spec(CIFAR, data)
@@ -668,20 +666,20 @@ def test_second_load_decodes_nothing_and_maps_the_file(
     assert load_with_spec(CIFAR, data).fingerprint == first.fingerprint
 
 
-def test_cache_follows_the_content_of_the_files(data: Path, cache_dir: Path) -> None:
-    put_mnist(data)
+def test_cache_key_depends_on_file_contents_only(data: Path, cache_dir: Path) -> None:
+    write_mnist(data)
     first = load_with_spec(MNIST, data)
-    put_mnist(data / "mnist")
+    write_mnist(data / "mnist")
     assert load_with_spec(MNIST, data).fingerprint == first.fingerprint
     assert len(list(cache_dir.iterdir())) == 1, "the same files elsewhere are the same data"
-    put_mnist(data / "mnist", train_labels=idx(np.zeros(20)))
+    write_mnist(data / "mnist", train_labels=idx(np.zeros(20)))
     assert load_with_spec(MNIST, data).fingerprint != first.fingerprint
-    put_mnist(data / "mnist", train_labels=b"damaged")
-    error(MNIST, data, "not the IDX file")
+    write_mnist(data / "mnist", train_labels=b"damaged")
+    load_error(MNIST, data, "not the IDX file")
 
 
-def test_no_changed_byte_of_the_cache_passes_unnoticed(data: Path, cache_dir: Path) -> None:
-    put_mnist(data)
+def test_every_changed_byte_of_the_cache_is_detected(data: Path, cache_dir: Path) -> None:
+    write_mnist(data)
     load_with_spec(MNIST, data)
     path = only_file(cache_dir)
     whole = path.read_bytes()
@@ -689,47 +687,47 @@ def test_no_changed_byte_of_the_cache_passes_unnoticed(data: Path, cache_dir: Pa
     refused = 0
     for place in itertools.chain(range(padding.start), range(padding.stop, len(whole))):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        found = loading.read_cache(path, MNIST)
-        if found is None:
+        cached = loading.read_cache(path, MNIST)
+        if cached is None:
             refused += 1
             continue
-        decoded, mark = found  # spaces between JSON tokens may become other white space
-        assert (mark, decoded.note) == (fingerprint(*made(MNIST)), "")
-        np.testing.assert_array_equal(decoded.train.images, made(MNIST)[0].images)
+        decoded, data_fingerprint = cached  # a changed space between JSON tokens is harmless
+        assert (data_fingerprint, decoded.note) == (fingerprint(*random_images(MNIST)), "")
+        np.testing.assert_array_equal(decoded.train.images, random_images(MNIST)[0].images)
     assert refused > len(whole) - len(padding) - 40
 
 
 def test_damaged_cache_is_rebuilt(data: Path, cache_dir: Path) -> None:
-    put_mnist(data)
+    write_mnist(data)
     load_with_spec(MNIST, data)
     path = only_file(cache_dir)
     whole = path.read_bytes()
     for content in (b"", whole[:-1], whole + b"\0", bytes(len(whole)), whole[:-1] + bytes([whole[-1] ^ 1])):
         path.write_bytes(content)
-        assert_same(load_with_spec(MNIST, data), *made(MNIST))
+        assert_same(load_with_spec(MNIST, data), *random_images(MNIST))
         assert only_file(cache_dir).read_bytes() == whole
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
-def test_works_without_a_cache_that_cannot_be_written(
+def test_loading_works_if_the_cache_cannot_be_written(
     data: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def fail(_: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    put_mnist(data)
+    write_mnist(data)
     monkeypatch.setattr(os, "fsync", fail)
-    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+    assert_same(load_with_spec(MNIST, data), *random_images(MNIST))
     assert list(cache_dir.iterdir()) == []
 
 
-def test_works_where_the_cache_folder_is_a_file_or_home_unknown(
+def test_loading_works_if_the_cache_folder_is_a_file_or_unknown(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_mnist(data)
+    write_mnist(data)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path / "file"))
-    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+    assert_same(load_with_spec(MNIST, data), *random_images(MNIST))
 
     def no_home() -> Path:
         raise RuntimeError("no home")
@@ -737,13 +735,11 @@ def test_works_where_the_cache_folder_is_a_file_or_home_unknown(
     monkeypatch.delenv("SUPERMASK_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
-    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+    assert_same(load_with_spec(MNIST, data), *random_images(MNIST))
 
 
-def test_data_lost_between_write_and_rename_is_not_cached(
-    data: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put_mnist(data)
+def test_a_truncated_staged_file_is_not_cached(data: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mnist(data)
     real = os.fsync
 
     def cut(descriptor: int) -> None:
@@ -751,21 +747,21 @@ def test_data_lost_between_write_and_rename_is_not_cached(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", cut)
-    assert_same(load_with_spec(MNIST, data), *made(MNIST))
+    assert_same(load_with_spec(MNIST, data), *random_images(MNIST))
     assert list(cache_dir.iterdir()) == []
 
 
-def test_what_killed_processes_left_is_swept_what_is_being_written_is_not(data: Path, cache_dir: Path) -> None:
+def test_only_stale_staged_files_are_removed(data: Path, cache_dir: Path) -> None:
     cache_dir.mkdir(parents=True)
     (cache_dir / "old.1.partial").write_bytes(b"x")
     (cache_dir / "new.2.partial").write_bytes(b"x")
     os.utime(cache_dir / "old.1.partial", (0, 0))
-    put_mnist(data)
+    write_mnist(data)
     load_with_spec(MNIST, data)
     assert {path.name.split("-")[0] for path in cache_dir.iterdir()} == {"new.2.partial", "mnist"}
 
 
-def test_cache_folder_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_selection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUPERMASK_CACHE", "~/elsewhere")
     assert loading.cache_folder() == Path.home() / "elsewhere"
     monkeypatch.setenv("SUPERMASK_CACHE", "")

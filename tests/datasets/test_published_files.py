@@ -1,4 +1,4 @@
-"""The real MNIST and CIFAR-10, where SUPERMASK_DATA says they are: the files, as facts that others have published."""
+"""The real MNIST and CIFAR-10 from SUPERMASK_DATA against facts that others have published."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from supermask.datasets.mnist import read_idx
 pytestmark = pytest.mark.skipif(not os.environ.get("SUPERMASK_DATA"), reason="SUPERMASK_DATA is not set")
 
 
-def loaded(name: str) -> ImageDataset:
+def load_or_skip(name: str) -> ImageDataset:
     try:
         return load(name)
     except UserError as error:
@@ -27,40 +27,40 @@ def loaded(name: str) -> ImageDataset:
 
 
 @pytest.fixture(scope="module")
-def digits_of_mnist() -> Iterator[ImageDataset]:
-    yield loaded("mnist")
+def mnist_images() -> Iterator[ImageDataset]:
+    yield load_or_skip("mnist")
 
 
 @pytest.fixture(scope="module")
 def cifar() -> Iterator[ImageDataset]:
-    yield loaded("cifar10")
+    yield load_or_skip("cifar10")
 
 
-def test_mnist_training_images_are_the_original_file(digits_of_mnist: ImageDataset) -> None:
+def test_mnist_training_images_equal_the_original_file(mnist_images: ImageDataset) -> None:
     path = mnist.find(DATASETS["mnist"], data_folder()).files[0]
     pixels = read_idx(path, (60_000, 28, 28), "")
     header = bytes.fromhex("00000803 0000ea60 0000001c 0000001c")
     digest = hashlib.md5(header + pixels.tobytes(), usedforsecurity=False).hexdigest()
     assert digest == "6bbc9ace898e44ae57da46a324031adb"
-    np.testing.assert_array_equal(digits_of_mnist.train_images[:, 0], pixels)
-    assert digits_of_mnist.note == ""
+    np.testing.assert_array_equal(mnist_images.train_images[:, 0], pixels)
+    assert mnist_images.note == ""
 
 
-def test_mnist_counts(digits_of_mnist: ImageDataset) -> None:
-    assert digits_of_mnist.train_images.shape == (60_000, 1, 28, 28)
-    assert digits_of_mnist.test_images.shape == (10_000, 1, 28, 28)
-    train, test = np.bincount(digits_of_mnist.train_labels), np.bincount(digits_of_mnist.test_labels)
+def test_mnist_counts(mnist_images: ImageDataset) -> None:
+    assert mnist_images.train_images.shape == (60_000, 1, 28, 28)
+    assert mnist_images.test_images.shape == (10_000, 1, 28, 28)
+    train, test = np.bincount(mnist_images.train_labels), np.bincount(mnist_images.test_labels)
     assert train.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert test.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
-def test_67_pixels_are_black_in_all_training_images(digits_of_mnist: ImageDataset) -> None:
-    """Source: paper.md section 1 (20,100 first-layer weights of FC that never move)."""
-    assert int((digits_of_mnist.train_images.max(axis=0) == 0).sum()) == 67
+def test_67_pixels_are_black_in_all_training_images(mnist_images: ImageDataset) -> None:
+    """These are the 20,100 first-layer weights of FC that never move."""
+    assert int((mnist_images.train_images.max(axis=0) == 0).sum()) == 67
 
 
-def test_mnist_validation_split(digits_of_mnist: ImageDataset) -> None:
-    training, validation = train_validation_split(digits_of_mnist, 0)
+def test_mnist_validation_split(mnist_images: ImageDataset) -> None:
+    training, validation = train_validation_split(mnist_images, 0)
     assert (len(training), len(validation)) == (55_000, 5_000)
     assert len(np.union1d(training, validation)) == 60_000
 
@@ -73,6 +73,6 @@ def test_cifar10_counts(cifar: ImageDataset) -> None:
 
 
 def test_cifar10_channels_are_red_green_blue(cifar: ImageDataset) -> None:
-    """The published channel means of the training set, 0.4914 0.4822 0.4465; JPEG moves them by far less than 0.002."""
+    """Published channel means of the training set: 0.4914, 0.4822, 0.4465; JPEG changes them by far less than 0.002."""
     means = cifar.train_images.mean(axis=(0, 2, 3)) / 255
     np.testing.assert_allclose(means, [0.4914, 0.4822, 0.4465], atol=0.002)

@@ -1,4 +1,4 @@
-"""Study files: the message of a refusal."""
+"""Error messages of study files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from supermask.study.loading import load_study
 
 
 def refusal(text: str, tmp_path: Path, *overrides: str) -> str:
-    """The message that a study file with this text is refused with."""
+    """Return the error message for a study file with this text."""
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:

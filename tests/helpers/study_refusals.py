@@ -1,4 +1,4 @@
-"""Studies given as data: their treatments' labels, and the message of a refusal."""
+"""Studies from dicts: labels of their treatments, and error messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def labels(study: Study) -> list[str]:
 
 
 def refusal(data: dict[str, Any], *overrides: str) -> str:
-    """The message that plain data is refused with, without the place."""
+    """Return the error message for a dict, without its location."""
     with pytest.raises(UserError) as caught:
         study_from_dict(data, overrides, "mine")
     text = str(caught.value)

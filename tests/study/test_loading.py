@@ -1,4 +1,4 @@
-"""Study files, scales and overrides: what is read, who wins, and what each fault is told as."""
+"""Study files, scales and overrides: parsing, priorities, and error messages."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def study(tmp_path: Path) -> Path:
         ("{a: [1, {b: x}]}", {"a": [1, {"b": "x"}]}),
     ],
 )
-def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     read = to_python(parse_yaml(text, "x"))
     assert read == value
     assert type(read) is type(value)
@@ -103,14 +103,14 @@ def test_json_is_yaml(data: Any, indent: int | None) -> None:
 
 @given(st.text(alphabet="a1:-[]{}&*!|>'\"#%@ ,?\n\t\x00é", max_size=60))
 @settings(deadline=None, max_examples=150)
-def test_no_text_is_met_with_anything_but_a_tree_or_a_user_error(text: str) -> None:
+def test_any_text_gives_a_tree_or_a_user_error(text: str) -> None:
     try:
         parse_yaml(text, "x")
     except UserError as error:
         assert str(error).startswith("x, line ")
 
 
-def test_every_value_knows_its_line() -> None:
+def test_every_value_has_its_line() -> None:
     root = parse_yaml(STUDY, "mine.yaml")
     lines = {
         ("train",): 4,
@@ -148,14 +148,14 @@ NOT_A_STUDY = {
 
 
 @pytest.mark.parametrize("text", NOT_A_STUDY, ids=lambda text: text[:24])
-def test_text_that_is_no_study_is_told_with_its_line(text: str, tmp_path: Path) -> None:
+def test_text_that_is_not_a_study_is_refused_with_its_line(text: str, tmp_path: Path) -> None:
     assert NOT_A_STUDY[text] in refusal(text, tmp_path)
 
 
-def test_aliases_are_written_out_up_to_a_bound() -> None:
+def test_aliases_are_expanded_up_to_a_limit() -> None:
     assert to_python(parse_yaml("a: &x {b: [1]}\nc: *x\n", "x")) == {"a": {"b": [1]}, "c": {"b": [1]}}
     bomb = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 60))
-    with pytest.raises(UserError, match="x, line 6: more than 20,000 values, aliases written out"):
+    with pytest.raises(UserError, match="x, line 6: more than 20,000 values, aliases expanded"):
         parse_yaml(bomb, "x")
 
 
@@ -167,20 +167,20 @@ def test_aliases_are_written_out_up_to_a_bound() -> None:
         (b"#" * (MAX_FILE_BYTES + 1), "mine.yaml: larger than 1,000,000 bytes"),
     ],
 )
-def test_bytes_that_are_no_text(raw: bytes, message: str, tmp_path: Path) -> None:
+def test_files_that_are_not_utf8_text_are_refused(raw: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(raw)
     with pytest.raises(UserError, match=message):
         load_study(path)
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + STUDY.replace("\n", "\r\n").encode())
     assert load_study(path).title == "mine"
 
 
-def test_a_study_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_studies_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     messages = {
@@ -201,17 +201,17 @@ def test_a_study_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert message in str(caught.value)
 
 
-def test_a_file_is_found_by_path_by_suffix_and_by_being_there(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_found_by_path_suffix_or_existence(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(study.parent)
     (study.parent / "plain").write_text(STUDY)
     (study.parent / "mask-criteria").write_text(STUDY)
     assert load_study("./mine.yaml").title == load_study("mine.yaml").title == load_study("plain").title == "mine"
     assert load_study(study).name == "mine"
-    assert load_study("mask-criteria").title != "mine", "a shipped name goes first"
+    assert load_study("mask-criteria").title != "mine", "a built-in name has priority"
     assert load_study("./mask-criteria").title == "mine"
 
 
-def test_a_hostile_name_is_shown_and_nothing_else(tmp_path: Path) -> None:
+def test_a_hostile_file_name_is_sanitized(tmp_path: Path) -> None:
     path = tmp_path / "\x1b[31m..;$(x)\n.yaml"
     path.write_text(STUDY)
     assert load_study(path).name == "?[31m..;$(x)?"
@@ -220,7 +220,7 @@ def test_a_hostile_name_is_shown_and_nothing_else(tmp_path: Path) -> None:
         load_study(path)
 
 
-def test_overrides_win_over_the_scale_the_scale_over_the_file_the_file_over_the_defaults(study: Path) -> None:
+def test_priority_is_overrides_then_scale_then_file_then_defaults(study: Path) -> None:
     path = str(study)
     assert load_study(path).train.model_dump(include={"lr", "epochs", "batch_size"}) == {
         "lr": 1e-3,
@@ -238,7 +238,7 @@ def test_the_last_of_two_overrides_wins(study: Path) -> None:
     assert load_study(study, ["scale=small", "scale=laptop"]).train.epochs == 2
 
 
-def test_maps_merge_lists_and_the_reference_are_replaced(study: Path) -> None:
+def test_maps_are_merged_lists_and_the_reference_replaced(study: Path) -> None:
     merged = load_study(study, ["train={epochs: 9}", "prune.rates.output=0.5", "prune={rates: {conv: 0.4}}"])
     assert (merged.train.lr, merged.train.epochs) == (1e-3, 9.0)
     assert merged.prune.rates.model_dump() == {"conv": 0.4, "hidden": 0.3, "output": 0.5, "global_": 0.2}
@@ -248,7 +248,7 @@ def test_maps_merge_lists_and_the_reference_are_replaced(study: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["treatments.1.mask0", "treatments[1].mask0"])
-def test_an_index_is_of_the_items_as_written(study: Path, key: str) -> None:
+def test_an_index_counts_the_items_as_written(study: Path, key: str) -> None:
     control = load_study(study, [f"{key}=freeze_final"]).reference_treatment
     assert (control.label, control.mask0) == ("control", "freeze_final")
 
@@ -257,7 +257,7 @@ WRONG_OVERRIDES = {
     "train.epoch=3": "train has no key 'epoch'; did you mean 'epochs'? Allowed: optimizer, lr, ",
     "epochs=3": "a study has no key 'epochs'. Allowed: title, network, ",
     "prune.rates.hidden=1.2": "prune.rates.hidden: 1.2 is not a prune rate: it is the share of the surviving weights "
-    "removed in a level, above 0 and below 1.",
+    "removed per level, above 0 and below 1.",
     "prune.rates.global=0": "prune.rates.global: 0 is not a prune rate",
     "seeds=0": "seeds: 0 is not a number of seeds",
     "scale=labtop": "scale 'labtop' is not known; did you mean 'laptop'? this study has: small, laptop, wrong.",
@@ -282,7 +282,7 @@ WRONG_OVERRIDES = {
 
 
 @pytest.mark.parametrize("override", WRONG_OVERRIDES)
-def test_a_fault_of_an_override_is_told_with_the_override(study: Path, override: str) -> None:
+def test_an_error_in_an_override_names_the_override(study: Path, override: str) -> None:
     with pytest.raises(UserError) as caught:
         load_study(study, [override])
     first = str(caught.value).splitlines()[0]
@@ -290,7 +290,7 @@ def test_a_fault_of_an_override_is_told_with_the_override(study: Path, override:
     assert WRONG_OVERRIDES[override] in first
 
 
-def test_a_fault_of_a_scale_is_told_with_the_scale_s_line(study: Path) -> None:
+def test_an_error_in_a_scale_names_its_line(study: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_study(study, ["scale=wrong"])
     lines = str(caught.value).splitlines()
@@ -298,7 +298,7 @@ def test_a_fault_of_a_scale_is_told_with_the_scale_s_line(study: Path) -> None:
         "mine.yaml, line 22: train has no key 'epoc",
         "mine.yaml, line 23: prune.rates.hidden: 1.",
     ]
-    assert load_study(study, ["scale=small"]), "the scales that were not chosen do not matter"
+    assert load_study(study, ["scale=small"]), "errors in other scales do not matter"
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_a_scale_cannot_choose_or_change_scales(tmp_path: Path) -> None:
     assert "this study has no scales" in refusal("treatments: [{}]", tmp_path, "scale=a")
 
 
-def test_all_faults_are_told_at_once_each_at_its_place(study: Path) -> None:
+def test_all_errors_are_reported_at_once_with_their_locations(study: Path) -> None:
     study.write_text(STUDY.replace("seeds: 3", "sedes: 3").replace("[zero, freeze_init]", "[zero, freez_init]"))
     with pytest.raises(UserError) as caught:
         load_study(study, ["train.lr=-1"])
@@ -331,7 +331,7 @@ def test_all_faults_are_told_at_once_each_at_its_place(study: Path) -> None:
 
 
 def slow_put(data: Any, path: list[str], new: Any) -> Any:
-    """The oracle: plain data, changed in place."""
+    """Set a key of plain data in place: the oracle of `set_key`."""
     if not path:
         if isinstance(data, dict) and isinstance(new, dict):
             for key, value in new.items():
@@ -350,7 +350,7 @@ MAPS = st.recursive(st.integers(0, 9), lambda inner: st.dictionaries(KEYS, inner
 
 @given(st.dictionaries(KEYS, MAPS, max_size=3), st.lists(KEYS, min_size=1, max_size=3), MAPS)
 @settings(deadline=None, max_examples=150)
-def test_put_does_what_plain_dictionaries_do_and_changes_nothing(data: Any, path: list[str], new: Any) -> None:
+def test_set_key_equals_a_dict_update_and_keeps_the_tree(data: Any, path: list[str], new: Any) -> None:
     root = from_python(data, "file")
     try:
         expected = slow_put(copy.deepcopy(data), path, new)
@@ -362,14 +362,14 @@ def test_put_does_what_plain_dictionaries_do_and_changes_nothing(data: Any, path
     assert to_python(root) == data
 
 
-def test_overrides_leave_the_tree_that_they_were_given(study: Path) -> None:
+def test_overrides_do_not_change_the_tree(study: Path) -> None:
     root = read_study_file(study)
     before = copy.deepcopy(to_python(root))
     apply_overrides(root, ["scale=small", "train.lr=3", "treatments.0.mask0=zero"])
     assert to_python(root) == before
 
 
-def test_values_are_shown_on_one_short_line() -> None:
+def test_quoted_values_are_one_short_line() -> None:
     assert [quote(v) for v in (None, True, 1.5, "a\nb")] == ["null", "true", "1.5", "'a\\nb'"]
     assert len(quote("x" * 1000)) == 80
     assert quote(10**5000) == "a number of many digits"

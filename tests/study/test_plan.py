@@ -1,4 +1,4 @@
-"""plan: a study's runs, each once, parents first; made without data and without torch."""
+"""Plans: every run of a study once, parents first, without data and without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supermask.core.errors import UserError
-from supermask.core.masks import prune_count
+from supermask.core.masks import prune_count, remaining_after
 from supermask.study import plan as plan_module
 from supermask.study import study_from_dict
 from supermask.study.plan import make_plan
@@ -24,7 +24,7 @@ ITERATIVE = {"name": "iterative", "schedule": "iterative"}
 ONE_SHOT = {"name": "one_shot", "schedule": "one_shot"}
 
 
-# ------------------------------------------------------------------------------------------------------ how many runs
+# ------------------------------------------------------------------------------------------------------ number of runs
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,15 @@ ONE_SHOT = {"name": "one_shot", "schedule": "one_shot"}
             3,
             5 * (1 + 2 * (3 + 2)),
         ),
-        # Another name for the same point.
+        # Two names of the same point.
         ([{"name": "a", "w_init": "start"}, {"name": "b", "w_init": 0}], 1, 3, 4),
-        # Rewound to the fifth iteration once, or again and again from there: only later levels could tell.
+        # Rewinding to iteration 5 once (iterative) or at every level (one-shot) differs from level 2 on only.
         ([{"name": "a", "rewind_to": 5}, {"name": "b", "rewind_to": 5, "schedule": "one_shot"}], 1, 3, 1 + 3 + 2),
-        # Learning-rate rewinding only means something after fine-tuning.
+        # Learning-rate rewinding has an effect with fine-tuning only.
         ([{"name": "a"}, {"name": "b", "learning_rate_rewinding": False}], 1, 3, 4),
     ],
 )
-def test_runs_are_as_many_as_counted_by_hand(
+def test_number_of_runs_equals_a_count_by_hand(
     treatments: list[dict[str, Any]], seeds: int, levels: int, unique: int
 ) -> None:
     plan = small_plan(*treatments, seeds=seeds, levels=levels)
@@ -66,7 +66,7 @@ def test_runs_are_as_many_as_counted_by_hand(
     assert {m.run_id for m in plan.treatment_runs} == plan.runs.keys()
 
 
-def test_all_treatments_of_a_seed_start_from_one_dense_run() -> None:
+def test_all_treatments_of_a_seed_share_one_dense_run() -> None:
     plan = small_plan({"criterion": ["large_final", "random"], "mask1": ["rewind", "reinit"]}, seeds=3)
     dense = {seed: {m.run_id for m in plan.treatment_runs if (m.level, m.seed) == (0, seed)} for seed in range(3)}
     assert all(len(ids) == 1 for ids in dense.values())
@@ -96,7 +96,7 @@ def test_parents_come_before_their_children() -> None:
     assert sum(map(len, plan.children.values())) == len(plan.runs) - 2
 
 
-# ------------------------------------------------------------------------------------------------------ what an id is
+# ------------------------------------------------------------------------------------------------------ ids
 
 
 def test_ids_do_not_depend_on_names_or_order() -> None:
@@ -112,12 +112,12 @@ def test_ids_do_not_depend_on_names_or_order() -> None:
     assert ids("mine", a) | ids("mine", b) == expected
 
 
-def test_ids_do_not_depend_on_how_much_else_is_asked() -> None:
+def test_ids_do_not_depend_on_other_levels_and_seeds() -> None:
     small, large = small_plan(levels=2, seeds=1), small_plan(levels=5, seeds=[3, 0, 1])
     assert small.runs.keys() < large.runs.keys()
 
 
-def test_each_treatment_and_seed_has_runs_of_its_own() -> None:
+def test_each_treatment_and_seed_has_its_own_runs() -> None:
     values = {
         "criterion": "random",
         "mask1": "reinit",
@@ -145,7 +145,7 @@ def test_planning_neither_imports_torch_nor_reads_data() -> None:
 # --------------------------------------------------------------------------------------------------- points of a step
 
 
-def test_late_rewinding_goes_back_once_then_to_the_start_of_the_level_before() -> None:
+def test_late_rewinding_uses_the_iteration_once_then_the_parents_start() -> None:
     plan = small_plan({"name": "late", "rewind_to": 5}, levels=3)
     assert [step.rewind_to for step in steps(plan, "late")] == [5, "start", "start"]
     assert [step.w_init for step in steps(plan, "late")] == ["start"] * 3
@@ -153,12 +153,12 @@ def test_late_rewinding_goes_back_once_then_to_the_start_of_the_level_before() -
     assert [needed[run.id] for run in chain(plan, "late")] == [{5, "end"}, {"end"}, {"end"}, set()]
 
 
-def test_one_shot_late_rewinding_always_goes_back_to_the_dense_run() -> None:
+def test_one_shot_late_rewinding_always_uses_the_dense_runs_iteration() -> None:
     plan = small_plan({"name": "late", "rewind_to": 5, "schedule": "one_shot"}, levels=3)
     assert [step.rewind_to for step in steps(plan, "late")] == [5, 5, 5]
 
 
-def test_a_point_where_a_level_begins_is_its_start() -> None:
+def test_the_first_iteration_of_a_level_is_its_start() -> None:
     plan = small_plan({"name": "t", "rewind_to": 5, "w_init": 5, "w_final": 9}, levels=3)
     assert [step.w_init for step in steps(plan, "t")] == [5, "start", "start"]
     assert [step.w_final for step in steps(plan, "t")] == [9, 9, 9]
@@ -170,7 +170,7 @@ def test_a_point_where_a_level_begins_is_its_start() -> None:
 def test_a_point_before_a_level_begins_is_refused(key: str) -> None:
     with pytest.raises(UserError, match=rf"'t': {key}: 3 is before iteration 5.*from 5 on"):
         small_plan({"name": "t", "rewind_to": 5, key: 3}, levels=2)
-    # Where only the dense run, which does get there, is looked at, it is allowed.
+    # If only the dense run is read, which passes iteration 3, it is allowed.
     small_plan({"name": "t", "rewind_to": 5, key: 3}, levels=1)
     small_plan({"name": "t", "rewind_to": 5, key: 3, "schedule": "one_shot"}, levels=3)
 
@@ -195,22 +195,22 @@ MIXED = small_plan(
 
 
 @given(st.sets(st.sampled_from(sorted(MIXED.runs))))
-def test_points_needed_are_those_that_a_slow_walk_finds(done: set[str]) -> None:
+def test_required_snapshots_equal_a_recursive_search(done: set[str]) -> None:
     needed: dict[str, set[Any]] = {run_id: set() for run_id in MIXED.runs}
 
-    def make_start_again(run: Run) -> None:
+    def require_initial_state(run: Run) -> None:
         if run.parent is not None and run.step is not None:
             needed[run.parent] |= run.step.initial_state_snapshots
-            make_start_again(MIXED.runs[run.parent])
+            require_initial_state(MIXED.runs[run.parent])
 
     for run in MIXED.runs.values():
         if run.id not in done and run.parent is not None and run.step is not None:
             needed[run.parent] |= run.step.required_snapshots
-            make_start_again(MIXED.runs[run.parent])
+            require_initial_state(MIXED.runs[run.parent])
     assert MIXED.required_snapshots(done.__contains__) == needed
 
 
-def test_nothing_is_needed_when_all_is_done() -> None:
+def test_no_snapshot_is_required_if_all_runs_are_done() -> None:
     assert not any(MIXED.required_snapshots(lambda run_id: True).values())
 
 
@@ -225,14 +225,14 @@ def test_epochs_become_iterations() -> None:
     assert recipe.drop_factor == 0.5
 
 
-def test_what_never_comes_to_pass_is_no_part_of_a_recipe() -> None:
+def test_settings_without_effect_are_not_in_the_recipe() -> None:
     plain = small_plan(epochs=2)
     assert small_plan(epochs=2, lr_drops=[2, 5]).runs.keys() == plain.runs.keys()
     assert small_plan(epochs=2, lr_drops=[1, 5]).runs.keys() == small_plan(epochs=2, lr_drops=[1]).runs.keys()
     assert not small_plan(epochs=2, lr_drops=[1]).runs.keys() & plain.runs.keys()
 
 
-def test_fine_tuning_goes_on_at_the_final_learning_rate() -> None:
+def test_fine_tuning_uses_the_final_learning_rate() -> None:
     plan = small_plan(
         {"name": "tuned", "rewind_to": "end", "learning_rate_rewinding": False},
         {"name": "rewound", "rewind_to": "end", "learning_rate_rewinding": True},
@@ -252,7 +252,7 @@ def test_fine_tuning_goes_on_at_the_final_learning_rate() -> None:
         assert {run.recipe for run in chain(plan, other)} == {dense}
 
 
-# ------------------------------------------------------------------------------------------ what cannot be carried out
+# ------------------------------------------------------------------------------------------ refused plans
 
 
 def last_possible_level(alive: int, rate: float) -> int:
@@ -289,33 +289,33 @@ def test_global_and_layer_wise_rates() -> None:
 # --------------------------------------------------------------------------------------------------------------- size
 
 
-def test_ten_thousand_runs_are_planned_with_one_step_a_treatment_and_one_hash_a_run(
+def test_ten_thousand_runs_need_one_check_per_treatment_and_one_hash_per_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    counts = {"runs": 0, "rounds": 0}
+    counts = {"runs": 0, "checks": 0}
 
     class Counted(Run):
         def __post_init__(self, planned_with: int | None) -> None:
             counts["runs"] += 1
             super().__post_init__(planned_with)
 
-    def counted(alive: int, rate: float) -> int:
-        counts["rounds"] += 1
-        return prune_count(alive, rate)
+    def counted(alive: int, rate: float, levels: int) -> int:
+        counts["checks"] += 1
+        return remaining_after(alive, rate, levels)
 
     monkeypatch.setattr(plan_module, "Run", Counted)
-    monkeypatch.setattr(plan_module, "prune_count", counted)
+    monkeypatch.setattr(plan_module, "remaining_after", counted)
     plan = small_plan({"criterion": ["large_final", "random"], "mask1": ["rewind", "reinit"]}, seeds=250, levels=10)
     assert len(plan.runs) == counts["runs"] == 250 * (1 + 4 * 10)
-    assert counts["rounds"] == 4 * 10 * 2  # treatments, levels, layers
+    assert counts["checks"] == 4 * 2  # treatments, layers
     needed = plan.required_snapshots(lambda run_id: False)
     assert sum(map(len, needed.values())) == 250 * (1 + 4 * 9)
 
 
-def test_no_two_treatments_share_more_than_they_should() -> None:
-    """Runs that two treatments share start with the same steps, from the first level on."""
+def test_treatments_share_exactly_the_runs_with_equal_steps() -> None:
+    """Two treatments share a run if and only if all their steps up to it are equal."""
     for a, b in combinations([t.label for t in MIXED.study.treatments], 2):
-        same = [one.id == other.id for one, other in zip(chain(MIXED, a), chain(MIXED, b), strict=True)]
+        same = [a_run.id == b_run.id for a_run, b_run in zip(chain(MIXED, a), chain(MIXED, b), strict=True)]
         assert same[0]
-        equal = [one == other for one, other in zip(steps(MIXED, a), steps(MIXED, b), strict=True)]
+        equal = [a_step == b_step for a_step, b_step in zip(steps(MIXED, a), steps(MIXED, b), strict=True)]
         assert same[1:] == [all(equal[: i + 1]) for i in range(len(equal))]

@@ -1,4 +1,4 @@
-"""run: an id says exactly what determines a run's outcome. Pinned: an id that changes here makes every store stale."""
+"""Run ids: a hash of exactly what determines the outcome. Pinned, because changed ids make every store stale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DENSE = Run("fc-300-100", "mnist", 0, 0, RECIPE)
 LEVEL_1 = Run("fc-300-100", "mnist", 0, 1, RECIPE, DENSE.id, STEP)
 
 
-def test_ids_are_these() -> None:
+def test_ids_are_pinned() -> None:
     assert DENSE.id == "da9045ac170f7e6d2f34e16751cadaaa"
     assert LEVEL_1.id == "fab5980598146b0ff36c9579bed55adf"
 
@@ -68,7 +68,7 @@ OTHER: dict[type, dict[str, Any]] = {
 }
 
 
-def test_every_field_is_tried() -> None:
+def test_every_field_has_a_changed_value() -> None:
     for kind, changes in OTHER.items():
         assert [f.name for f in fields(kind) if f.name not in ("id", "numerics")] == list(changes)
 
@@ -90,37 +90,36 @@ def test_all_those_ids_differ_from_each_other() -> None:
     ids = {replace(LEVEL_1, **{name: value}).id for name, value in OTHER[Run].items()}
     ids |= {replace(LEVEL_1, step=replace(STEP, **{n: v})).id for n, v in OTHER[PruneStepSpec].items()}
     ids |= {replace(LEVEL_1, recipe=replace(RECIPE, **{n: v})).id for n, v in OTHER[Recipe].items()}
-    assert len(ids) == sum(map(len, OTHER.values())) - 1  # a step with reinit is there twice
+    assert len(ids) == sum(map(len, OTHER.values())) - 1  # the step with reinit occurs twice
 
 
-def test_a_new_run_has_the_numerics_of_today() -> None:
+def test_a_new_run_has_the_current_numerics_version() -> None:
     assert DENSE.numerics == NUMERICS_VERSION
     older = Run.from_data({**DENSE.to_data(), "numerics": NUMERICS_VERSION + 1})
     assert older.numerics == NUMERICS_VERSION + 1 and older.id != DENSE.id
     assert Run.from_data(older.to_data()) == older
 
 
-def test_nothing_else_changes_the_id() -> None:
-    """The order in which rates were written, and keys that are not a run's."""
+def test_rate_order_and_other_keys_do_not_change_the_id() -> None:
     rates = {"output": 0.1, "conv": 0.1, "hidden": 0.2}
     assert replace(LEVEL_1, step=replace(STEP, rates=rates)).id == LEVEL_1.id
     named = {**LEVEL_1.to_data(), "label": "mine", "study": "s", "engine": "stacked", "workers": 7, "id": "x"}
     assert Run.from_data(named).id == LEVEL_1.id
 
 
-def test_kinds_of_points_are_told_apart() -> None:
+def test_kinds_of_points_have_different_ids() -> None:
     points: list[Snapshot] = ["start", 0, "end", 100]
     assert len({replace(LEVEL_1, step=replace(STEP, rewind_to=p)).id for p in points}) == 4
 
 
 @pytest.mark.parametrize("run", [DENSE, LEVEL_1])
-def test_from_data_undoes_to_data(run: Run) -> None:
+def test_from_data_inverts_to_data(run: Run) -> None:
     assert Run.from_data(run.to_data()) == run
     through_json = Run.from_data(json.loads(json.dumps(run.to_data())))
     assert through_json == run and through_json.id == run.id
 
 
-# ------------------------------------------------------------------------------ what a step needs of its parent's run
+# ------------------------------------------------------------------------------ snapshots of the parent
 
 
 def points(**changes: Any) -> tuple[set[Any], set[Any]]:
@@ -143,5 +142,5 @@ def points(**changes: Any) -> tuple[set[Any], set[Any]]:
         ({"w_final": "start"}, set(), set()),
     ],
 )
-def test_points_of_the_parent(changes: dict[str, Any], to_score: set[Any], to_start: set[Any]) -> None:
+def test_snapshots_of_the_parent(changes: dict[str, Any], to_score: set[Any], to_start: set[Any]) -> None:
     assert points(**changes) == (to_score, to_start)

@@ -1,4 +1,4 @@
-"""The Study: its defaults, its rules, the treatments it expands to, and the three that ship."""
+"""The Study: defaults, rules, expansion of treatments, and the built-in studies."""
 
 from __future__ import annotations
 
@@ -81,21 +81,21 @@ DEFAULTS = {
 }
 
 
-def test_only_treatments_is_needed_and_every_default_is_explicit() -> None:
+def test_only_treatments_is_required_and_defaults_are_explicit() -> None:
     data = study_from_dict({"treatments": [{}]}).as_data()
     assert data == DEFAULTS
     assert list(data) == list(DEFAULTS)
     assert json.loads(json.dumps(data, allow_nan=False)) == data
 
 
-def test_what_is_dumped_is_the_same_study() -> None:
+def test_as_data_gives_an_equal_study() -> None:
     for name in builtin_study_names():
         named = name in ("learned-supermasks", "mask-points", "supermask-questions")
         study = load_study(name, [] if named else ["treatments.0.w_final=[end, 300]", "reference.w_final=end"])
         assert study_from_dict(study.as_data(), name=name) == study
 
 
-def test_nothing_of_a_study_changes() -> None:
+def test_a_study_is_immutable() -> None:
     study = study_from_dict({"treatments": [{}]})
     assert isinstance(hash(study), int)
     with pytest.raises(ValidationError):
@@ -105,7 +105,7 @@ def test_nothing_of_a_study_changes() -> None:
 
 
 @pytest.mark.parametrize(("given_seeds", "seeds"), [(1, (0,)), (5, (0, 1, 2, 3, 4)), ([7], (7,)), ([9, 0], (9, 0))])
-def test_a_number_of_seeds_counts_from_zero_and_a_list_is_taken_as_it_is(given_seeds: Any, seeds: object) -> None:
+def test_a_number_of_seeds_counts_from_zero_and_a_list_is_kept(given_seeds: Any, seeds: object) -> None:
     assert study_from_dict({"treatments": [{}], "seeds": given_seeds}).seeds == seeds
 
 
@@ -172,7 +172,7 @@ WRONG: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, values in WRONG.items() for v in values], ids=repr)
-def test_a_value_that_does_not_fit_is_refused_with_key_value_and_rule(key: str, value: Any) -> None:
+def test_an_invalid_value_is_refused_with_key_value_and_rule(key: str, value: Any) -> None:
     data: dict[str, Any] = {"treatments": [{}]}
     at: Any = data
     *sections, last = key.replace("[0]", ".0").split(".")
@@ -220,7 +220,7 @@ def test_the_wrong_values_cover_every_key() -> None:
         ({"treatments": [{}], 3: 4}, "the key 3 is not text"),
     ],
 )
-def test_a_study_of_another_shape_is_refused(data: Any, message: str) -> None:
+def test_a_study_of_the_wrong_shape_is_refused(data: Any, message: str) -> None:
     assert refusal(data).startswith(message)
 
 
@@ -232,7 +232,7 @@ def test_every_registered_name_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("name", [*NETWORK_NAMES, "fc-1", "fc-300-100", "fc-999999-2-3"])
-def test_a_network_that_is_allowed_exists(name: str) -> None:
+def test_every_allowed_network_exists(name: str) -> None:
     assert canonical_name(study_from_dict({"treatments": [{}], "network": name}).network)
 
 
@@ -259,7 +259,7 @@ def test_the_product_is_taken_in_the_order_written(keys: list[str], data: st.Dat
     assert len(set(labels(study))) == len(expected)
 
 
-def test_a_treatment_has_the_study_s_schedule_and_scope_unless_it_has_its_own() -> None:
+def test_schedule_and_scope_default_to_the_studys() -> None:
     study = study_from_dict(
         {
             "prune": {"schedule": "one_shot", "scope": "global"},
@@ -287,11 +287,11 @@ def test_a_treatment_has_the_study_s_schedule_and_scope_unless_it_has_its_own() 
         ([{"name": "größer ✓"}], ["größer ✓"]),
     ],
 )
-def test_a_label_is_the_name_or_what_differs_or_the_criterion(treatments: Any, expected: list[str]) -> None:
+def test_a_label_is_the_name_or_the_varying_fields_or_the_criterion(treatments: Any, expected: list[str]) -> None:
     assert labels(study_from_dict({"treatments": treatments})) == expected
 
 
-def test_no_two_treatments_are_the_same_or_are_called_the_same() -> None:
+def test_equal_treatments_and_equal_names_are_refused() -> None:
     twice = refusal({"treatments": [{}, {"criterion": ["random", "large_final"], "mask0": "zero"}]})
     assert twice == (
         "treatments[1] (large_final, rewind, zero, ...) is the same treatment as one of treatments[0]; "
@@ -304,7 +304,7 @@ def test_no_two_treatments_are_the_same_or_are_called_the_same() -> None:
     assert "called 'random'" in refusal({"treatments": [{"criterion": "random"}, {"name": "random"}]})
 
 
-def test_iteration_zero_is_not_false_and_not_the_start() -> None:
+def test_iteration_zero_differs_from_false_and_from_start() -> None:
     assert len(study_from_dict({"treatments": [{"w_init": [0, "start", 1]}]}).treatments) == 3
 
 
@@ -351,18 +351,18 @@ def test_the_reference_is_the_one_treatment_that_matches(reference: Any, label: 
         (None, "reference: null is not a map"),
     ],
 )
-def test_a_reference_that_matches_none_or_several_lists_them(reference: Any, message: str) -> None:
+def test_an_ambiguous_or_unmatched_reference_is_refused(reference: Any, message: str) -> None:
     assert refusal({"treatments": TREATMENTS, "reference": reference}).startswith(message)
 
 
-def test_only_rewind_rewinds_to_another_point() -> None:
+def test_rewind_to_needs_mask1_rewind() -> None:
     assert study_from_dict({"treatments": [{"rewind_to": [500, "end"]}]})
     assert refusal({"treatments": [{"mask1": "reinit", "rewind_to": 500}]}) == (
-        "treatments[0].rewind_to: 500 needs mask1: rewind, but mask1 is reinit, which rewinds nothing."
+        "treatments[0].rewind_to: 500 needs mask1: rewind, but mask1 is reinit, which does not rewind."
     )
 
 
-def test_points_are_before_the_end_of_the_training() -> None:
+def test_points_must_be_before_the_end_of_training() -> None:
     study = study_from_dict({"treatments": [{"w_final": ["end", 299, 300]}]}, name="mine")
     study.check_points(301)
     with pytest.raises(UserError) as caught:
@@ -373,7 +373,7 @@ def test_points_are_before_the_end_of_the_training() -> None:
     )
 
 
-OWN = """\
+USER_MODULE = """\
 ALPHA = 2
 
 def score(layer, rng):
@@ -388,27 +388,27 @@ class Thing: ...
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A module of the user's, in the current directory, under a name of this test's own."""
+    """Write a user module with a unique name to the current directory; return the name."""
     name = "own_" + hashlib.sha256(request.node.name.encode()).hexdigest()[:12]
-    (tmp_path / f"{name}.py").write_text(OWN)
+    (tmp_path / f"{name}.py").write_text(USER_MODULE)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     return name
 
 
-def test_a_criterion_of_one_s_own_is_found_beside_the_user_with_the_hash_of_its_source(own: str) -> None:
+def test_a_user_criterion_is_imported_from_the_current_folder_with_its_hash(own: str) -> None:
     study = study_from_dict({"treatments": [{"criterion": ["random", f"{own}:score", f"{own}.score"]}]})
     assert labels(study) == ["random", f"{own}:score", f"{own}.score"]
-    found = resolve_criterion(f"{own}:score")
-    assert found.function is sys.modules[own].score
-    source = inspect.getsource(found.function)
-    assert found.source_sha256 == hashlib.sha256(source.encode()).hexdigest()
-    assert found.module_sha256 == hashlib.sha256(OWN.encode()).hexdigest()
+    criterion = resolve_criterion(f"{own}:score")
+    assert criterion.function is sys.modules[own].score
+    source = inspect.getsource(criterion.function)
+    assert criterion.source_sha256 == hashlib.sha256(source.encode()).hexdigest()
+    assert criterion.module_sha256 == hashlib.sha256(USER_MODULE.encode()).hexdigest()
     assert resolve_criterion("random").function is CRITERIA["random"]
     assert resolve_criterion("random").source_sha256 is None
 
 
-def test_a_criterion_of_one_s_own_that_cannot_be_used(own: str) -> None:
+def test_unusable_user_criteria_are_refused(own: str) -> None:
     (Path.cwd() / "broken_module_of_mine.py").write_text("import no_such_module_at_all\n")
     (Path.cwd() / "typo_module_of_mine.py").write_text("def score(layer, rng) return 3\n")
     (Path.cwd() / "exiting_module_of_mine.py").write_text("raise SystemExit(3)\n")
@@ -430,7 +430,7 @@ def test_a_criterion_of_one_s_own_that_cannot_be_used(own: str) -> None:
         assert refusal({"treatments": [{"criterion": name}]}).startswith(f"treatments[0].criterion: {message}")
 
 
-PAPER = {  # paper.md section 2: network, dataset, learning rate, epochs, rates
+PAPER = {  # Zhou et al. 2019, Table S1: network, dataset, learning rate, epochs, rates
     "paper": ("fc-300-100", "mnist", 1.2e-3, 55, {"hidden": 0.2, "output": 0.1}),
     "paper-conv2": ("conv2", "cifar10", 2e-4, 27, {"conv": 0.1, "hidden": 0.2, "output": 0.1}),
     "paper-conv4": ("conv4", "cifar10", 3e-4, 34, {"conv": 0.1, "hidden": 0.2, "output": 0.1}),
@@ -440,7 +440,7 @@ PAPER = {  # paper.md section 2: network, dataset, learning rate, epochs, rates
 
 @pytest.mark.parametrize("name", builtin_study_names())
 @pytest.mark.parametrize("scale", PAPER)
-def test_the_shipped_studies_have_the_paper_s_settings(name: str, scale: str) -> None:
+def test_builtin_studies_have_the_papers_settings(name: str, scale: str) -> None:
     study = load_study(name, [f"scale={scale}"])
     network, dataset, lr, epochs, rates = PAPER[scale]
     assert (study.network, study.dataset, study.train.lr, study.train.epochs) == (network, dataset, lr, epochs)
@@ -450,7 +450,7 @@ def test_the_shipped_studies_have_the_paper_s_settings(name: str, scale: str) ->
     assert (study.prune.schedule, study.prune.scope, study.prune.levels) == ("iterative", "layer", 24)
     assert study.seeds == (0, 1, 2, 3, 4)
     if scale == "paper":
-        assert load_study(name) == study, "the keys at the top are the paper's"
+        assert load_study(name) == study, "the keys at the top are the paper's settings"
 
 
 MASK1 = [action for action in MASK1_ACTIONS if action not in ("permute", "randomise_signs")]
@@ -464,7 +464,7 @@ MASK1 = [action for action in MASK1_ACTIONS if action not in ("permute", "random
         ("mask-0-actions", "mask0", ("criterion", "mask1"), list(MASK0_ACTIONS), "zero"),
     ],
 )
-def test_the_shipped_studies_compare_the_paper_s_treatments(
+def test_builtin_studies_compare_the_papers_treatments(
     name: str, field: str, others: tuple[str, ...], values: list[str], reference: str
 ) -> None:
     default = study_from_dict({"treatments": [{}]}).treatments[0]
@@ -475,7 +475,7 @@ def test_the_shipped_studies_compare_the_paper_s_treatments(
         assert all(getattr(t, other) == getattr(default, other) for t in study.treatments for other in others)
 
 
-def test_what_ships() -> None:
+def test_builtin_study_names_and_scales() -> None:
     wanted = ["heuristic-supermasks", "learned-supermasks", "mask-0-actions", "mask-1-actions", "mask-criteria"]
     assert (
         [s.name for s in builtin_studies()] == builtin_study_names() == [*wanted, "mask-points", "supermask-questions"]
