@@ -1,9 +1,9 @@
-"""What scheduling costs by itself: a plan of 100,000 runs that train nothing, estimated and carried out.
+"""Cost of scheduling alone: a plan of 100,000 runs that train nothing, estimated and executed.
 
     python benchmarks/schedule.py [RUNS] [IN_FLIGHT]
 
-One at a time and in stacks of as many; of one network, then of two that lie mixed in one plan. Prints the seconds of
-each part and the memory after it; the store is empty, and nothing is written.
+One run at a time and in stacks; of one network, then of two networks in one plan. Prints the seconds of each part and
+the peak memory after it. The store is empty, and nothing is written.
 """
 
 from __future__ import annotations
@@ -28,64 +28,65 @@ NOWHERE = Path("/nowhere/supermask-store")
 
 
 @contextmanager
-def timed(what: str) -> Iterator[None]:
+def print_seconds(part: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{what:54} {time.perf_counter() - began:8.2f} s {memory:8.0f} MB at most so far", flush=True)
+    print(f"{part:54} {time.perf_counter() - began:8.2f} s {memory:8.0f} MB at most so far", flush=True)
 
 
-def planned(runs: int, network: str = "fc-300-100") -> Plan:
-    """Mask criteria in full (217 runs a seed), with as many seeds as it takes."""
+def make_large_plan(runs: int, network: str = "fc-300-100") -> Plan:
+    """Return the mask criteria study at full scale (217 runs per seed) with enough seeds for `runs` runs."""
     settings = ["scale=paper", f"network={network}"]
-    one = len(make_plan(load_study("mask-criteria", [*settings, "seeds=1"])).runs)
-    return make_plan(load_study("mask-criteria", [*settings, f"seeds={-(-runs // one)}"]))
+    runs_per_seed = len(make_plan(load_study("mask-criteria", [*settings, "seeds=1"])).runs)
+    return make_plan(load_study("mask-criteria", [*settings, f"seeds={-(-runs // runs_per_seed)}"]))
 
 
 def main() -> None:
-    runs, in_flight = (int(word) for word in [*sys.argv[1:], "100000", "512"][:2])
-    with timed("planned"):
-        plan = planned(runs)
+    runs, in_flight = (int(argument) for argument in [*sys.argv[1:], "100000", "512"][:2])
+    with print_seconds("planned"):
+        plan = make_large_plan(runs)
     store = Store(NOWHERE)
-    with timed(f"{len(plan.runs):,} runs estimated"):
-        found = estimate(plan, store, plan.runs.values(), "sparse")
-    with timed(f"carried out on paper on {in_flight} cores"):
-        hours = found.simulate(plan.runs.values(), in_flight) / 3600
-    print(f"  {hours:.1f} h, {found.core_seconds / 3600:,.0f} core-hours, {found.stored_bytes / 1e9:.0f} GB")
-    carry_out("one at a time", plan, 1, in_flight)
-    carry_out(f"in stacks of {in_flight}", plan, in_flight, 2)
-    with timed("two networks planned"):
-        two = merge_plans([planned(runs // 2), planned(runs // 2, "fc-300")])
-    carry_out(f"two networks in stacks of {in_flight}", two, in_flight, 2)
+    with print_seconds(f"{len(plan.runs):,} runs estimated"):
+        cost = estimate(plan, store, plan.runs.values(), "sparse")
+    with print_seconds(f"simulated on {in_flight} cores"):
+        hours = cost.simulate(plan.runs.values(), in_flight) / 3600
+    print(f"  {hours:.1f} h, {cost.core_seconds / 3600:,.0f} core-hours, {cost.stored_bytes / 1e9:.0f} GB")
+    execute("one at a time", plan, 1, in_flight)
+    execute(f"in stacks of {in_flight}", plan, in_flight, 2)
+    with print_seconds("two networks planned"):
+        two = merge_plans([make_large_plan(runs // 2), make_large_plan(runs // 2, "fc-300")])
+    execute(f"two networks in stacks of {in_flight}", two, in_flight, 2)
 
 
-def carry_out(what: str, plan: RunGraph, stack: int, at_once: int) -> None:
-    """So many portions at once, each of lines that fill a stack."""
-    site = WorkerConfig(NOWHERE, engine="stacked", stack=stack)
-    with timed(f"{what}: the schedule made"):
-        ongoing = Coordinator(Scheduler(plan, Store(NOWHERE)), site, lambda *_: None, "all", lambda _: None)
-    with timed(f"{what}: carried out"):
-        ongoing.run(Idle(at_once))
+def execute(name: str, plan: RunGraph, stack: int, assignments: int) -> None:
+    """Execute a plan with this many assignments at once, each of chains that fill a stack."""
+    config = WorkerConfig(NOWHERE, engine="stacked", stack=stack)
+    with print_seconds(f"{name}: scheduler built"):
+        scheduler = Scheduler(plan, Store(NOWHERE))
+        coordinator = Coordinator(scheduler, config, lambda *_: None, "all", lambda _: None)
+    with print_seconds(f"{name}: executed"):
+        coordinator.run(IdlePool(assignments))
 
 
-class Idle:
-    """A crew that trains nothing, and says of the portion that it has longest that it is done."""
+class IdlePool:
+    """A worker pool that trains nothing and reports its oldest assignment as finished."""
 
-    whole_lines = False
+    prefers_whole_chains = False
 
-    def __init__(self, portions: int) -> None:
-        self._portions = portions
+    def __init__(self, assignments: int) -> None:
+        self._capacity = assignments
         self._in_flight: deque[Assignment] = deque()
 
-    def room(self) -> int:
-        return self._portions
+    def capacity(self) -> int:
+        return self._capacity
 
-    def submit(self, portions: Sequence[Assignment]) -> None:
-        self._in_flight.extend(portions)
+    def submit(self, assignments: Sequence[Assignment]) -> None:
+        self._in_flight.extend(assignments)
 
-    def answers(self) -> list[tuple[Assignment, Sequence[TaskResult]]]:
-        portion = self._in_flight.popleft()
-        return [(portion, [TaskResult(task.run.id, "finished") for task in portion.tasks])]
+    def poll(self) -> list[tuple[Assignment, Sequence[TaskResult]]]:
+        assignment = self._in_flight.popleft()
+        return [(assignment, [TaskResult(task.run.id, "finished") for task in assignment.tasks])]
 
 
 if __name__ == "__main__":

@@ -1,1 +1,3 @@
-"""Executors: they decide where and when a run trains, never what it computes."""
+"""Execution of plans: scheduler, coordinator, workers and executors. They decide where and when a run trains, and
+never change its result.
+"""

@@ -1,4 +1,4 @@
-"""A run's checkpoints in the store: where a training that was cut off goes on."""
+"""Checkpoints of a run in the store, from which an interrupted training resumes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from supermask.store.files.notes import StatusNotes
 from supermask.store.records import state_hash
 
 NOTE_SECONDS = 1.0
-"""Between two notes of a curve; a run that is done sooner leaves none."""
+"""Minimum time between two notes of a learning curve. Shorter runs leave none."""
 
 
 class TaskInterrupted(BaseException):
-    """A task was asked to stop; its run goes on from the checkpoint that was just saved."""
+    """A task was asked to stop. Its checkpoint was just saved.
+
+    A BaseException, so that no `except Exception` of a user's criterion can swallow it.
+    """
 
 
 class StoreCheckpointer:
-    """A run's checkpoints in the store.
+    """Checkpoints of one run in the store.
 
-    Gone on from only by a training that has to come to the same bits: in the same environment, from the same start.
+    A checkpoint is used only by a training that will be bit-identical to the interrupted one: with the same
+    environment fingerprint and the same initial state.
     """
 
     def __init__(
@@ -34,42 +38,44 @@ class StoreCheckpointer:
         start: InitialState,
         fingerprint: str,
         every: float,
-        stopping: Callable[[], bool],
+        should_stop: Callable[[], bool],
         iterations: int,
     ) -> None:
+        """`every`: seconds between checkpoints; `iterations`: the run's total, for its progress note."""
         self._store, self._run_id, self._start, self._fingerprint = store, run_id, start, fingerprint
-        self._every, self._stopping, self._last = every, stopping, time.monotonic()
-        self._notes, self._noted = StatusNotes(store.root), time.monotonic()
+        self._every, self._should_stop, self._last_save = every, should_stop, time.monotonic()
+        self._notes, self._last_note = StatusNotes(store.root), time.monotonic()
         self._iterations = iterations
 
     def load(self) -> tuple[dict[str, Any], dict[str, Array]] | None:
-        """The last checkpoint, unless it is another training's."""
+        """Return the last checkpoint, or None if there is none of this very training."""
         entry = self._store.load_checkpoint(self._run_id)
         if entry is None or entry.facts["of"] != self._key:
             return None
         return entry.facts["engine"], entry.tensors
 
     def should_save(self) -> bool:
-        """Whether it is time to save."""
-        return self._stopping() or time.monotonic() - self._last >= self._every
+        """Return True if a checkpoint is due."""
+        return self._should_stop() or time.monotonic() - self._last_save >= self._every
 
     def on_evaluation(self, curve: LearningCurve) -> None:
-        """Notes the curve, for whoever looks at a run in flight."""
-        if time.monotonic() - self._noted >= NOTE_SECONDS:
+        """Write the learning curve so far as a note, for the dashboard."""
+        if time.monotonic() - self._last_note >= NOTE_SECONDS:
             columns = ("iterations", "validation_loss", "validation_accuracy")
             note = {"run": self._run_id, "of": self._iterations, "updated": time.time()}
             self._notes.write("curves", self._run_id, note | {name: getattr(curve, name) for name in columns})
-            self._noted = time.monotonic()
+            self._last_note = time.monotonic()
 
     def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None:
-        """Replaces the checkpoint. Raises Interrupted if the task was asked to stop."""
+        """Replace the checkpoint. Raises TaskInterrupted if the task was asked to stop."""
         self._store.save_checkpoint(self._run_id, {"of": self._key, "engine": facts}, tensors)
-        self._last = time.monotonic()
-        if self._stopping():
+        self._last_save = time.monotonic()
+        # Checked after the save, so that a request to stop never loses the iterations before it.
+        if self._should_stop():
             raise TaskInterrupted
 
     def remove(self) -> None:
-        """The run is committed."""
+        """Remove the checkpoint and the note of a run that is committed."""
         self._store.remove_checkpoint(self._run_id)
         self._notes.remove("curves", self._run_id)
 

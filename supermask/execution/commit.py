@@ -1,4 +1,4 @@
-"""From an outcome to the store: what a learned mask is worth, the certificate, the run and its points."""
+"""Commits of trained runs: mask evaluation, certificate, run and snapshots."""
 
 from __future__ import annotations
 
@@ -20,60 +20,67 @@ from supermask.study.run import Run
 
 @dataclass(frozen=True)
 class RunCommitter:
-    """Commits to one store."""
+    """Certifies outcomes and commits them to one store."""
 
     store: Store
-    lineage: StateReplayer
+    replayer: StateReplayer
 
     def commit(
         self, run: Run, start: InitialState, outcome: TrainingResult, certificate: Certificate, provenance: RunFacts
     ) -> TaskResult:
-        """A run that was trained; whoever was first is told of, where another process was. Raises MachineError."""
+        """Commit a run and return its result; if another process committed it first, return that one's result.
+
+        Raises SystemFailure.
+        """
         facts, tensors, weights = encode_result(run, start, outcome, certificate, provenance)
         if facts["status"] == "finished":
-            # Before the run itself: a committed run then has them.
-            self._commit_points(run, start, outcome)
+            # Before the run: so a committed run always has its snapshots, even after a kill between the two.
+            self._commit_snapshots(run, start, outcome)
         if self.store.commit(run.id, facts, tensors, weights):
-            self.lineage.cache(run, start)
+            self.replayer.cache(run, start)
         else:
             facts = self.store.facts(run.id)
         return result_from_facts(facts)
 
     def commit_replay(self, task: Task, start: InitialState, outcome: TrainingResult) -> None:
-        """The points that a stored run lacked. Raises MachineError if it came to other bits than those stored."""
+        """Commit the missing snapshots of a stored run.
+
+        Raises SystemFailure if the replay is not bit-identical to the stored run.
+        """
         weights = weights_to_store(task.run, start, outcome)
-        same = self.store.tensor_hashes(task.run.id).get("weights") == content_hash(weights)
-        if same and task.run.learning is None:
-            self._commit_points(task.run, start, outcome)
-        if not same or ("end" in task.snapshots and not self.store.restore_weights(task.run.id, weights)):
+        # The hash of dropped weights stays in the store, so a replay can be checked even if they are gone.
+        is_identical = self.store.tensor_hashes(task.run.id).get("weights") == content_hash(weights)
+        if is_identical and task.run.learning is None:
+            self._commit_snapshots(task.run, start, outcome)
+        if not is_identical or ("end" in task.snapshots and not self.store.restore_weights(task.run.id, weights)):
             raise SystemFailure(
                 f"run {task.run.id} was trained again for weights that were not kept, and gave other bits than it has "
                 f"in the store: {_mismatch_reason(self.store.facts(task.run.id))}. Use another folder (--store) for "
-                "this "
-                "study."
+                "this study."
             )
 
     def certificate(self, run: Run, start: InitialState, outcome: TrainingResult, images: ImageDataset) -> Certificate:
-        """What the run is checked for. Source: `certificate`, `mask_certificate`."""
+        """Return the certificate of an outcome, by `certify` or `certify_learned_mask`."""
         layers = run_architecture(run)
-        found = prunable_tensors(layers)
+        prunable = prunable_tensors(layers)
         if run.learning is not None:
             dense, tests = initial_state(layers, run.seed), len(images.test_labels)
-            return certify_learned_mask(found, dense, start, outcome, run.learning, tests)
-        parent = None if run.parent is None else self.lineage.parent_run(run.parent)
+            return certify_learned_mask(prunable, dense, start, outcome, run.learning, tests)
+        parent = None if run.parent is None else self.replayer.parent_run(run.parent)
         step = None if run.step is None else build_step(run.step)
-        return certify(found, start, outcome, parent, step, run.recipe.weight_decay)
+        return certify(prunable, start, outcome, parent, step, run.recipe.weight_decay)
 
-    def _commit_points(self, run: Run, start: InitialState, outcome: TrainingResult) -> None:
+    def _commit_snapshots(self, run: Run, start: InitialState, outcome: TrainingResult) -> None:
         if run.learning is not None:
-            return  # its logits at the lowest validation loss are what the run itself holds
+            return  # The run's own tensors are its logits at the lowest validation loss.
         for point, state in outcome.points.items():
             name, tensors = snapshot_name(point), encode_snapshot(state, start.masks)
-            new = self.store.commit_snapshot(run.id, name, {"run": run.id}, tensors)
-            if new or self.store.has(run.id):
+            is_new = self.store.commit_snapshot(run.id, name, {"run": run.id}, tensors)
+            # A snapshot of a committed run is final: it belongs to the trajectory that is in the store.
+            if is_new or self.store.has(run.id):
                 continue
             if content_hash(self.store.read_snapshot(run.id, name).tensors) != content_hash(tensors):
-                # Left by a training in another environment that did not get to its end.
+                # Left by a training in another environment that was interrupted before its run was committed.
                 self.store.drop_snapshot(run.id, name)
                 self.store.commit_snapshot(run.id, name, {"run": run.id}, tensors)
 
@@ -81,7 +88,7 @@ class RunCommitter:
 def with_mask_evaluation(
     run: Run, job: TrainingJob, data: SplitData, outcome: TrainingResult, device: str
 ) -> TrainingResult:
-    """With what the learned mask is worth, measured from what is going to be stored of it."""
+    """Return the outcome with the learned mask's evaluation, measured on the logits as they will be stored."""
     from supermask.engines.mask_evaluation import evaluate_supermask
 
     assert run.learning is not None
@@ -93,7 +100,7 @@ def with_mask_evaluation(
 
 
 def _mismatch_reason(facts: RunFacts) -> str:
-    """Why a run may not come to its bits again."""
+    """Return the likely reason why a replay is not bit-identical."""
     if facts["environment"].get("stack") == "shared":
         return "it was trained in a stack with others, and alone its sums are rounded otherwise"
     return "another machine or release trained it"

@@ -1,6 +1,7 @@
-"""A plan being carried out: what is given to whom, what became of it, what went wrong how often.
+"""The coordinator: dispatches tasks to workers, collects results, counts failures.
 
-The same for every executor; what differs is its `Crew`: processes, tasks of a cluster, jobs of a queue.
+It is the same for every executor. Executors differ in their `WorkerPool`: processes, tasks of a Ray cluster, jobs of
+Slurm.
 """
 
 from __future__ import annotations
@@ -20,230 +21,273 @@ from supermask.store import CorruptEntry, Store
 from supermask.study.plan import RunGraph
 
 MAX_WORKER_CRASHES = 3
-"""How often a worker may die in the middle of a run, and an entry be found damaged, before the study is given up."""
+"""Deaths of worker processes per run, and damaged findings per entry, after which the study is given up."""
 
 MAX_NODE_LOSSES = 20
-"""How often a node may: nodes are preempted, and that is nobody's fault."""
+"""The same for lost nodes. The limit is higher because preemption of a node is not a fault of the run."""
 
 MAX_STACK = 512
-"""Lines that fill a stack whose size only the worker knows."""
+"""Chains sent to a worker that chooses the size of its stack itself."""
 
 MIN_CHAINS_PER_GPU = 64
-"""Lines that are not spread over several GPUs: a step of fewer small networks takes as long. Chosen, not measured."""
+"""Chains that stay on one GPU. A step of fewer small networks takes as long as one of 64. Chosen, not measured."""
+
+SHUTDOWN_GRACE_SECONDS = 1.2
+"""Time that workers have to save checkpoints when they are asked to stop, before they are killed."""
 
 STORE_POLL_SECONDS = 1.0
-"""Between two looks at the store for what has ended in portions of several tasks."""
+"""Time between two reads of the store for results of assignments that hold several tasks."""
 
 TaskListener = Callable[[Scheduler, Task, TaskResult], None]
+"""Called with each result of a task, in the process that coordinates."""
+
+StartListener = Callable[[Task], None]
+"""Called once per task that a worker starts, before the task's result; again after a worker crash."""
+
+
+def ignore_start(task: Task) -> None:
+    """Do nothing: the default `StartListener`."""
+
+
+@dataclass(frozen=True)
+class ExecutionRequest:
+    """A plan to execute, and the settings that every executor takes."""
+
+    plan: RunGraph
+    config: WorkerConfig
+    workers: int
+    """Assignments in flight at once."""
+    listener: TaskListener
+    keep: KeepPolicy = "all"
+    scheduler: Scheduler | None = None
+    """The plan's scheduler, if it exists already: to build one reads the facts of every finished run."""
+    on_start: StartListener = ignore_start
 
 
 class StudyInterrupted(Exception):
-    """The study was interrupted: `left` tasks are still to be done. Nothing that was finished is lost."""
+    """The study was interrupted with `remaining` tasks left. Finished runs are kept."""
 
-    def __init__(self, left: int) -> None:
-        super().__init__(left)
-        self.remaining = left
+    def __init__(self, remaining: int) -> None:
+        super().__init__(remaining)
+        self.remaining = remaining
 
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """What a worker is given at once: lines of tasks."""
+    """Chains of tasks that are sent to one worker together. Compared by identity."""
 
     chains: Sequence[Chain]
 
     @property
     def tasks(self) -> list[Task]:
-        """All of them."""
-        return [task for line in self.chains for task in line]
+        """Tasks of all chains."""
+        return [task for chain in self.chains for task in chain]
 
 
 @dataclass(frozen=True)
 class WorkerDied:
-    """What became of a worker, in place of its answer."""
+    """The answer of a worker pool for an assignment whose worker died."""
 
     node_lost: bool = False
-    """The whole node did."""
+    """True if the whole node was lost."""
+
+
+WorkerAnswer = Sequence[TaskResult] | WorkerDied
 
 
 class WorkerPool(Protocol):
-    """Workers, wherever they are."""
+    """Workers of any kind: processes, cluster tasks, queued jobs."""
 
     prefers_whole_chains: bool
-    """Whether a worker is given whole lines, where it trains one run at a time too: for answers take long."""
+    """True if an answer takes long, so that each worker should get whole chains even if it trains one run at a time."""
 
     def capacity(self) -> int:
-        """How many portions can be under way at once; may change."""
+        """Assignments that can be in flight at once. May change during a study."""
 
-    def submit(self, portions: Sequence[Assignment]) -> None:
-        """Gives each to a worker."""
+    def submit(self, assignments: Sequence[Assignment]) -> None:
+        """Send each assignment to a worker."""
 
-    def poll(self) -> list[tuple[Assignment, Sequence[TaskResult] | WorkerDied]]:
-        """Waits a moment, or until there are some: what workers said of their portions, at their end.
+    def poll(self) -> list[tuple[Assignment, WorkerAnswer]]:
+        """Wait for a moment or for the first answer, then return the answers that arrived.
 
-        Raises UserError and MachineError that a worker met.
+        Raises UserError and SystemFailure that a worker raised.
         """
 
 
 class Coordinator:
-    """The schedule of a plan being carried out, and who is at what.
+    """Drives a scheduler with a worker pool.
 
-    A worker tells of its tasks when it is through with its portion. Before that, what has ended is seen in the store.
+    A worker reports its results when its whole assignment is done. Until then the coordinator reads them from the
+    store, which workers write to directly: so progress is shown per run, and a crash costs only unfinished runs.
     """
 
     def __init__(
         self,
-        schedule: Scheduler,
-        site: WorkerConfig,
+        scheduler: Scheduler,
+        config: WorkerConfig,
         listener: TaskListener,
         keep: KeepPolicy,
-        starting: Callable[[Task], None],
+        on_start: StartListener,
     ) -> None:
-        self.schedule = schedule
+        self.scheduler = scheduler
         self.needs_reschedule = False
-        """Whether the schedule has to be made again, once nothing is in flight."""
+        """True if the scheduler must be rebuilt from the store as soon as nothing is in flight."""
         self.in_flight: dict[Assignment, None] = {}
-        """In the order in which they were given."""
-        self._stack = MAX_STACK if site.stack is None else site.stack
-        self._min_stack = 1 if site.device == "cpu" else min(self._stack, MIN_CHAINS_PER_GPU)
-        """Lines that go to one worker, though others are free."""
-        self._listener, self._keep, self._starting = listener, keep, starting
+        """An ordered set, oldest assignment first."""
+        self._stack = MAX_STACK if config.stack is None else config.stack
+        self._min_stack = 1 if config.device == "cpu" else min(self._stack, MIN_CHAINS_PER_GPU)
+        """Chains that are sent to one worker even if other workers are idle."""
+        self._listener, self._keep, self._on_start = listener, keep, on_start
         self._last_poll = time.monotonic()
         self._announced: set[str] = set()
-        """Runs under way whose beginning was told of."""
+        """Ids of the runs in flight that were passed to `on_start`."""
         self._reported_missing: set[str] = set()
-        """What this schedule's tasks could not begin without: one damaged parent may keep a whole stack from it."""
-        self._deaths: Counter[str] = Counter()
-        self._nodes: Counter[str] = Counter()
+        """Store keys that this scheduler's tasks found missing. One damaged parent can block a whole stack."""
+        self._worker_crashes: Counter[str] = Counter()
+        self._node_losses: Counter[str] = Counter()
         self._missing_counts: Counter[str] = Counter()
 
-    def run(self, crew: WorkerPool) -> None:
-        """Keeps the crew busy until nothing is left to do."""
-        while self.schedule.tasks_left:
+    def run(self, pool: WorkerPool) -> None:
+        """Send tasks to the pool and collect results until no task is left."""
+        while self.scheduler.tasks_left:
+            # A scheduler that is about to be rebuilt must not start tasks: their parents may have been set aside.
             if not self.needs_reschedule:
-                self._dispatch(crew)
+                self._dispatch(pool)
             assert self.in_flight or self.needs_reschedule, "tasks that never become ready"
-            for portion, answer in crew.poll() if self.in_flight else ():
-                self._on_worker_result(portion, answer)
+            for assignment, answer in pool.poll() if self.in_flight else ():
+                self._on_worker_answer(assignment, answer)
             self._poll_store()
             if self.needs_reschedule and not self.in_flight:
-                self.schedule = Scheduler(self.schedule.plan, self.schedule.store, self.schedule.damaged)
+                self.scheduler = Scheduler(self.scheduler.plan, self.scheduler.store, self.scheduler.damaged)
                 self.needs_reschedule = False
                 self._reported_missing.clear()
 
     def remaining_tasks(self) -> int:
-        """Tasks still to be done, by what is in the store now."""
-        under_way = [task for portion in self.in_flight for task in portion.tasks if self.schedule.is_pending(task)]
-        return self.schedule.tasks_left - sum(self._stored_result(task) is not None for task in under_way)
+        """Count the tasks without a result in the store."""
+        # A worker may have committed tasks of its assignment that it has not reported yet.
+        in_flight = [task for assignment in self.in_flight for task in assignment.tasks]
+        pending = [task for task in in_flight if self.scheduler.is_pending(task)]
+        return self.scheduler.tasks_left - sum(self._stored_result(task) is not None for task in pending)
 
-    def _dispatch(self, crew: WorkerPool) -> None:
-        room, portions = crew.capacity(), []
-        # Where more lines are ready than there is room for, several share a worker.
-        each = -(-self.schedule.ready_count // room) if crew.prefers_whole_chains else 0
-        while (free := room - len(self.in_flight)) > 0 and (lines := self._take_chains(free, each)):
-            portions.append(Assignment(lines))
-            self.in_flight[portions[-1]] = None
-        if portions:
-            crew.submit(portions)
-        for portion in portions:
-            self._notify_started(self._running(portion))
+    def _dispatch(self, pool: WorkerPool) -> None:
+        capacity, assignments = pool.capacity(), []
+        # With more ready chains than workers, several chains share a worker: a queued job is worth its waiting time.
+        chains_per_worker = -(-self.scheduler.ready_count // capacity) if pool.prefers_whole_chains else 0
+        while (free := capacity - len(self.in_flight)) > 0 and (chains := self._take_chains(free, chains_per_worker)):
+            assignments.append(Assignment(chains))
+            self.in_flight[assignments[-1]] = None
+        if assignments:
+            pool.submit(assignments)
+        for assignment in assignments:
+            self._notify_started(self._running_tasks(assignment))
 
-    def _take_chains(self, free: int, each: int) -> list[Chain]:
-        """What the next of so many free workers is given: lines that fill a stack, and fill it up again when some of it
-        are through, as long as that leaves the others theirs; or `each` lines; or a task.
+    def _take_chains(self, free: int, chains_per_worker: int) -> list[Chain]:
+        """Take the chains of the next of `free` idle workers.
+
+        With stacks: enough chains to fill a stack and to refill it once, but at most an equal share of the ready ones,
+        so that no idle worker goes without. Without stacks: `chains_per_worker` whole chains, or one task if it is 0.
         """
-        schedule = self.schedule
+        scheduler = self.scheduler
         if self._stack > 1:
-            share = max(self._min_stack, -(-schedule.ready_count // free))
-            return [schedule.take_chain(task) for task in schedule.take_stack(min(2 * self._stack, share))]
-        tasks = [task for _ in range(each or 1) if (task := schedule.take())]
-        return [schedule.take_chain(task) if each else [task] for task in tasks]
+            share = max(self._min_stack, -(-scheduler.ready_count // free))
+            return [scheduler.take_chain(task) for task in scheduler.take_stack(min(2 * self._stack, share))]
+        tasks = [task for _ in range(chains_per_worker or 1) if (task := scheduler.take())]
+        return [scheduler.take_chain(task) if chains_per_worker else [task] for task in tasks]
 
-    def _pending_heads(self, portion: Assignment) -> Iterator[Task]:
-        """The first of each line whose end is still to come."""
-        for line in portion.chains:
-            yield from islice(filter(self.schedule.is_pending, line), 1)
+    def _pending_heads(self, assignment: Assignment) -> Iterator[Task]:
+        """Yield the first task without a result of each chain."""
+        for chain in assignment.chains:
+            yield from islice(filter(self.scheduler.is_pending, chain), 1)
 
-    def _running(self, portion: Assignment) -> list[Task]:
-        """What is trained of it, as far as is known here."""
-        return [*islice(self._pending_heads(portion), self._stack)]
+    def _running_tasks(self, assignment: Assignment) -> list[Task]:
+        """Return the tasks in training, as far as this process can know: a worker trains at most one stack at once."""
+        return [*islice(self._pending_heads(assignment), self._stack)]
 
     def _notify_started(self, tasks: Iterable[Task]) -> None:
-        """Tells of those of which it was not told yet."""
         for task in tasks:
             if task.run.id not in self._announced:
                 self._announced.add(task.run.id)
-                self._starting(task)
+                self._on_start(task)
 
     def _poll_store(self) -> None:
         if time.monotonic() - self._last_poll < STORE_POLL_SECONDS:
             return
-        for portion in self.in_flight:
-            if len(portion.tasks) > 1:
-                while self._collect_finished(self._running(portion)):
+        for assignment in self.in_flight:
+            # The result of a single task arrives with its answer; only longer assignments have intermediate results.
+            if len(assignment.tasks) > 1:
+                # Each pass may reveal that the next level of a chain has finished too.
+                while self._collect_stored(self._running_tasks(assignment)):
                     pass
-                self._notify_started(self._running(portion))
+                self._notify_started(self._running_tasks(assignment))
         self._last_poll = time.monotonic()
 
-    def _collect_finished(self, tasks: Sequence[Task]) -> bool:
-        """Whether any of these has ended, by what is in the store."""
-        ended = [(task, result) for task in tasks if (result := self._stored_result(task)) is not None]
-        for task, result in ended:
+    def _collect_stored(self, tasks: Sequence[Task]) -> bool:
+        """Record the tasks that have a result in the store. Return True if any has."""
+        finished = [(task, result) for task in tasks if (result := self._stored_result(task)) is not None]
+        for task, result in finished:
             self._on_task_end(task, result)
-        return bool(ended)
+        return bool(finished)
 
     def _stored_result(self, task: Task) -> TaskResult | None:
-        """What became of it; whoever is given a task whose entry is damaged sets that aside."""
+        """Return the task's result from the store, or None. Damage is left to the worker that gets the task."""
         try:
-            return stored_result(self.schedule.store, task)
+            return stored_result(self.scheduler.store, task)
         except CorruptEntry:
             return None
 
-    def _on_worker_result(self, portion: Assignment, answer: Sequence[TaskResult] | WorkerDied) -> None:
-        """A worker is through with its portion, or died in the middle of it."""
-        tasks = {task.run.id: task for task in portion.tasks}
+    def _on_worker_answer(self, assignment: Assignment, answer: WorkerAnswer) -> None:
+        """Record the results of an assignment, or the death of its worker."""
+        tasks = {task.run.id: task for task in assignment.tasks}
         for result in () if isinstance(answer, WorkerDied) else answer:
-            if self.schedule.is_pending(tasks[result.run_id]):
+            # Results that were read from the store before are not recorded twice.
+            if self.scheduler.is_pending(tasks[result.run_id]):
                 self._on_task_end(tasks[result.run_id], result)
         if isinstance(answer, WorkerDied):
-            while self._collect_finished([*self._pending_heads(portion)]):
+            # Runs that the worker committed before it died are neither trained again nor blamed for the crash.
+            while self._collect_stored([*self._pending_heads(assignment)]):
                 pass
-            self._count_crash(portion, answer.node_lost)
-        del self.in_flight[portion]
+            self._count_crash(assignment, answer.node_lost)
+        del self.in_flight[assignment]
         self._announced -= tasks.keys()
-        self.schedule.release(tasks.values())
+        self.scheduler.release(tasks.values())
 
-    def _count_crash(self, portion: Assignment, node: bool) -> None:
-        """Of the runs that may have been in training. Raises MachineError for one in which workers die too often."""
-        begun = self._running(portion)
-        counted, most, what = (
-            (self._nodes, MAX_NODE_LOSSES, "a node") if node else (self._deaths, MAX_WORKER_CRASHES, "a worker process")
+    def _count_crash(self, assignment: Assignment, node_lost: bool) -> None:
+        """Count a crash against every run that may have been in training.
+
+        Raises SystemFailure for a run that reaches the limit.
+        """
+        suspects = self._running_tasks(assignment)
+        counts, limit, culprit = (
+            (self._node_losses, MAX_NODE_LOSSES, "a node")
+            if node_lost
+            else (self._worker_crashes, MAX_WORKER_CRASHES, "a worker process")
         )
-        for task in begun:
-            counted[task.run.id] += 1
-            if counted[task.run.id] == most:
-                fewer = "--workers 1" if len(begun) == 1 else "--workers 1, or a smaller --stack"
+        for task in suspects:
+            counts[task.run.id] += 1
+            if counts[task.run.id] == limit:
+                advice = "--workers 1" if len(suspects) == 1 else "--workers 1, or a smaller --stack"
                 raise SystemFailure(
-                    f"{what} died {most} times while run {task.run.id} (seed {task.run.seed}, level "
-                    f"{task.run.level}) was trained; is the memory full? Try {fewer}. Finished runs are kept."
+                    f"{culprit} died {limit} times while run {task.run.id} (seed {task.run.seed}, level "
+                    f"{task.run.level}) was trained; is the memory full? Try {advice}. Finished runs are kept."
                 )
 
     def _on_task_end(self, task: Task, result: TaskResult) -> None:
-        """Raises MachineError for an entry that is found damaged too often."""
+        """Record one result. Raises SystemFailure for an entry that was found damaged too often."""
         self._notify_started([task])
         if result.status == "not_started":
             self.needs_reschedule = True
             self._record_missing_input(result)
         else:
-            self.schedule.finish(task, result)
-            self.schedule.drop_unneeded(self._keep, task.run)
-        self._listener(self.schedule, task, result)
+            self.scheduler.finish(task, result)
+            self.scheduler.drop_unneeded(self._keep, task.run)
+        self._listener(self.scheduler, task, result)
 
     def _record_missing_input(self, result: TaskResult) -> None:
-        """Said and counted once, however many tasks found it."""
+        """Report and count a missing or damaged entry once per scheduler, for any number of tasks that need it."""
         if result.missing_key in self._reported_missing:
             return
         self._reported_missing.add(result.missing_key)
-        self.schedule.damaged.append(result.message)
+        self.scheduler.damaged.append(result.message)
         self._missing_counts[result.missing_key] += 1
         if self._missing_counts[result.missing_key] == MAX_WORKER_CRASHES:
             raise SystemFailure(
@@ -252,20 +296,14 @@ class Coordinator:
 
 
 @contextmanager
-def open_coordinator(
-    plan: RunGraph,
-    site: WorkerConfig,
-    listener: TaskListener,
-    keep: KeepPolicy,
-    schedule: Scheduler | None,
-    starting: Callable[[Task], None],
-) -> Iterator[Coordinator]:
-    """What every executor begins with; Ctrl-C within is Stopped."""
-    store = Store(site.store)
+def open_coordinator(request: ExecutionRequest) -> Iterator[Coordinator]:
+    """Prepare the store and yield the request's coordinator. Ctrl-C within raises StudyInterrupted."""
+    store = Store(request.config.store)
     store.remove_stale()
-    ongoing = Coordinator(schedule or Scheduler(plan, store), site, listener, keep, starting)
+    scheduler = request.scheduler or Scheduler(request.plan, store)
+    coordinator = Coordinator(scheduler, request.config, request.listener, request.keep, request.on_start)
     try:
-        ongoing.schedule.drop_unneeded(keep)
-        yield ongoing
+        coordinator.scheduler.drop_unneeded(request.keep)
+        yield coordinator
     except KeyboardInterrupt:
-        raise StudyInterrupted(ongoing.remaining_tasks()) from None
+        raise StudyInterrupted(coordinator.remaining_tasks()) from None

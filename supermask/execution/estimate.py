@@ -1,13 +1,8 @@
-"""How long a plan will take: what its runs cost by a simple model, times the pace of this machine, or of a GPU.
+"""Estimates of a plan's duration and storage, from a cost model that stored runs calibrate.
 
-The pace comes from the runs in the store (measured seconds over the model's), or, where there are none, from a few
-matrix products; a GPU's from runs that were trained on one, or it is assumed, and the estimate says so.
-
-A plan carried out on paper: so many workers, each run as long as it is estimated to take.
-
-What a run costs: a simple model of its seconds, on a core and on a GPU, and of its bytes in the store.
-
-What it gets wrong for a network cancels as soon as runs of it are in the store, whose pace `estimate` takes.
+The model gives the seconds of a run on a core or on a GPU. They are multiplied by a calibration factor: measured over
+modelled seconds of runs in the store. Without such runs, a core is calibrated by a few matrix products, and a GPU by
+assumption, which the estimate says. So the model's errors for a network cancel as soon as runs of it are stored.
 """
 
 from __future__ import annotations
@@ -31,393 +26,413 @@ from supermask.store.files.entry import RunFacts
 from supermask.study.plan import Plan
 from supermask.study.run import Run
 
+# Seconds of one core, unless a name says GPU. Measured with the reference engine where nothing else is said.
+
+STEP_SECONDS = 4e-4
+"""Overhead of a training step besides its arithmetic: eager PyTorch, some 60 operations."""
+
+WEIGHT_SECONDS = 1e-9
+"""Optimizer update per weight and training step."""
+
+RUN_SECONDS = 0.02
+"""Overhead per run besides its training."""
+
+SCORING_SECONDS = 4e-7
+"""Scores, initial state, certificate and hashes, per weight and run."""
+
+SECONDS_PER_MADD = 2e-11
+"""One multiply-add. Calibration replaces it; with stored runs only its ratio to the other constants matters."""
+
+CONV_FACTOR = 1.5
+"""Cost of a multiply-add in a convolution, relative to one in a matrix product."""
+
+SPARSE_ARITHMETIC_FACTOR = 0.48
+"""Arithmetic of the sparse engine with nothing pruned, relative to the reference engine."""
+
+SPARSE_SLOWNESS = 2.7
+"""Cost of a kept weight in the sparse engine, relative to a weight of the dense network; capped at the dense cost."""
+
+SPARSE_STEP_SECONDS = 3e-5
+"""Overhead of a training step of the sparse engine."""
+
+MASK_SECONDS = {"sparse": 2e-9, "reference": 1e-8, "stacked": 1e-8}
+"""Mask learning per weight and training step besides arithmetic: random numbers, sigmoid, optimizer; by engine."""
+
+STACKED_SLOWNESS = 1.8
+"""A run's share of a stack on a core, relative to the reference engine: 1.7 to 2 for FC, 1 to 1.6 for Conv2."""
+
+GPU_MADDS_PER_SECOND = 5e12
+"""Multiply-adds that a GPU is assumed to sustain, a seventh of an H200's nominal float32 rate. Not measured."""
+
+GPU_STEP_SECONDS = 2e-4
+"""Overhead of a step of a whole stack on a GPU: some 60 recorded operations of 3 microseconds. Not measured."""
+
+GPU_BYTES = 80_000_000_000
+"""Free memory that a GPU is assumed to have."""
+
+COMMIT_SECONDS = 0.02
+"""Commit of a run, which is not part of the seconds that it records."""
+
+STARTUP_SECONDS = 3.0
+"""Time until the first worker trains: PyTorch is imported, the data set read."""
+
+RUN_BYTES = 8_000
+"""Storage per run besides its arrays: facts, certificate, array names, partly filled disk blocks."""
+
+CURVE_BYTES = 32
+"""Storage per evaluation."""
+
+SAMPLE = 60
+"""Stored runs of the plan that are read for calibration, per kind."""
+
+OTHER_SAMPLE = 240
+"""Stored runs that are read if none is of the plan. More, because most may be of another network, or untrained."""
+
+ALL = "all"
+"""Calibration key of all kinds of runs together."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimated cost of the runs to do."""
+
+    core_seconds: float
+    """Sum over all runs, in seconds of one core or GPU; runs in a stack on a GPU count their shares of its time."""
+    chain_seconds: float
+    """Duration of the longest chain of levels: a lower bound with any number of workers."""
+    source: str
+    """Origin of the calibration, for the user."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Run id -> seconds in training; for a run in a stack on a GPU those of the whole stack."""
+    chain_levels: int = 0
+    """Runs in the longest chain."""
+    stored_bytes: int = 0
+    """Storage that the runs add, with all weights kept."""
+    stack: int = 1
+    """Runs that one worker trains at once."""
+
+    def wall_seconds(self, workers: int) -> float:
+        """Return a rough duration in seconds on `workers` cores; 0 if there is nothing to do."""
+        return max(self.core_seconds / workers, self.chain_seconds) + self._startup_seconds
+
+    def simulate(self, runs: Iterable[Run], workers: int) -> float:
+        """Return the duration in seconds on `workers` cores or GPUs, from a simulated schedule of the runs to do."""
+        makespan = simulate_makespan(runs, self.seconds, workers * self.stack)
+        # The simulation lets a run in a half-empty stack take the time of a full one, so it can be too short.
+        return max(self.core_seconds / workers, makespan) + self._startup_seconds
+
+    @property
+    def _startup_seconds(self) -> float:
+        return STARTUP_SECONDS if self.core_seconds else 0.0
+
+
+def estimate(plan: Plan, store: Store, to_do: Iterable[Run], engine: str, gpus: int = 0) -> Estimate:
+    """Estimate the cost of the runs to do (parents before children) with `engine` on cores of this machine.
+
+    `gpus`: on that many GPUs instead, with the engine that `auto` selects there, in stacks as large as the GPU's memory
+    and the plan's runs allow.
+    """
+    runs = list(to_do)
+    if not runs:
+        return Estimate(0.0, 0.0, "nothing is left to do")
+    model, first_iterations, densities = CostModel(plan), _first_iterations(plan), _densities(plan)
+    costs = _gpu_costs(model, store, plan, runs, gpus) if gpus else _core_costs(model, store, plan, engine)
+    pending_ids = {run.id for run in runs}
+    snapshots = plan.required_snapshots(lambda run_id: run_id not in pending_ids)
+    seconds: dict[str, float] = {}
+    chain_ends: dict[str, tuple[float, int]] = {}
+    """Run id -> seconds and number of the runs to do on its chain, up to and including it."""
+    core_seconds, stored_bytes = 0.0, 0
+    for run in runs:
+        first, density = first_iterations[run.id], densities[run.id]
+        share, runs_at_once = costs.run_seconds(run, first, density)
+        core_seconds += share
+        seconds[run.id] = runs_at_once * share
+        parent_end, levels = chain_ends.get(run.parent or "", (0.0, 0))
+        chain_ends[run.id] = (parent_end + seconds[run.id], levels + 1)
+        stored_bytes += model.stored_bytes(run, first, density, len(snapshots[run.id] - {"end"}))
+    chain_seconds, chain_levels = max(chain_ends.values())
+    return Estimate(core_seconds, chain_seconds, costs.source, seconds, chain_levels, stored_bytes, costs.stack)
+
 
 def simulate_makespan(runs: Iterable[Run], seconds: Mapping[str, float], workers: int) -> float:
-    """When the last of these runs ends, if each takes `seconds[run.id]` and so many are trained at once.
+    """Return the time at which the last run ends, if each takes `seconds[run.id]` and `workers` are trained at once.
 
-    Their order is the schedule's: the deepest level that is ready goes first, then as planned. A parent that is not
-    among `runs` is there already.
+    The order is the scheduler's: the deepest ready level first, then the order of the plan. A parent that is not among
+    `runs` counts as finished.
     Source: list scheduling, R. L. Graham, Bounds on Multiprocessing Timing Anomalies, 1969.
     """
-    found = list(runs)
-    to_do = {run.id: (-run.level, place) for place, run in enumerate(found)}
-    below: dict[str, list[str]] = {}
+    to_do = list(runs)
+    priority = {run.id: (-run.level, place) for place, run in enumerate(to_do)}
+    children: dict[str, list[str]] = {}
     ready: list[tuple[tuple[int, int], str]] = []
-    for run in found:
-        if run.parent in to_do:
-            below.setdefault(run.parent, []).append(run.id)
+    for run in to_do:
+        if run.parent in priority:
+            children.setdefault(run.parent, []).append(run.id)
         else:
-            ready.append((to_do[run.id], run.id))
+            ready.append((priority[run.id], run.id))
     heapq.heapify(ready)
     in_flight: list[tuple[float, str]] = []
+    """Heap of (end time, run id)."""
     now = 0.0
     while ready or in_flight:
         while ready and len(in_flight) < workers:
             run_id = heapq.heappop(ready)[1]
             heapq.heappush(in_flight, (now + seconds[run_id], run_id))
         now = in_flight[0][0]
+        # All runs that end now make their children ready before the next one is started, as the coordinator does.
         while in_flight and in_flight[0][0] == now:
-            for child in below.pop(heapq.heappop(in_flight)[1], ()):
-                heapq.heappush(ready, (to_do[child], child))
+            for child in children.pop(heapq.heappop(in_flight)[1], ()):
+                heapq.heappush(ready, (priority[child], child))
     return now
 
 
-STEP_SECONDS = 4e-4
-"""A training step beside its arithmetic: eager PyTorch, some 60 operations."""
-
-WEIGHT_SECONDS = 1e-9
-"""A training step's optimiser, a weight."""
-
-RUN_SECONDS = 0.02
-"""A run beside its training."""
-
-SCORING_SECONDS = 4e-7
-"""The same, a weight: scores, start, certificate, hashes."""
-
-SECONDS_PER_MADD = 2e-11
-"""A multiply-add on a usual core: where runs tell the pace, only its relation to the other constants matters."""
-
-CONV_FACTOR = 1.5
-"""A convolution's multiplications against those of the matrix products that are timed."""
-
-SPARSE_OVERHEAD_FRACTION = 0.48
-"""The sparse engine's arithmetic, with nothing pruned, against that of the reference engine."""
-
-SPARSE_SLOWNESS = 2.7
-"""What it pays for a surviving weight against a weight of the dense network; never more than for all of them."""
-
-SPARSE_STEP_SECONDS = 3e-5
-"""Its training step beside its arithmetic."""
-
-MASK_SECONDS = {"sparse": 2e-9, "reference": 1e-8, "stacked": 1e-8}
-"""A training step of a mask beside its arithmetic, a weight: coins, sigmoid, the optimiser."""
-
-STACKED_SLOWNESS = 1.8
-"""A run's share of a stack on a core, against the reference engine: 1.7 to 2 for FC, 1 to 1.6 for Conv2."""
-
-GPU_PRODUCTS_A_SECOND = 5e12
-"""Multiply-adds that a GPU is taken to sustain, a seventh of what an H200 is sold as doing in float32. Not measured."""
-
-GPU_STEP_SECONDS = 2e-4
-"""A step of a whole stack beside its arithmetic: some 60 recorded operations of 3 microseconds. Not measured."""
-
-RUN_BYTES = 8_000
-"""What a run takes in the store beside its arrays: facts, certificate, the arrays' names; blocks that are not full."""
-
-CURVE_BYTES = 32
-"""The same, an evaluation."""
-
-
 class CostModel:
-    """What runs of one network and data set cost."""
+    """Model of the seconds and bytes of runs of one network and data set."""
 
     def __init__(self, plan: Plan) -> None:
         facts = DATASETS[plan.study.dataset]
         self.network = next(iter(plan.runs.values())).network
         self.dataset = plan.study.dataset
         self.layers = plan.layers
-        self.products = count_multiplications(plan.layers)
-        self.convolves = any(isinstance(layer, Conv) for layer in plan.layers)
+        self.madds = count_multiplications(plan.layers)
+        """Multiply-adds of one forward pass of one image."""
+        self.has_convolutions = any(isinstance(layer, Conv) for layer in plan.layers)
         self.weights = sum(m.size for m in prunable_tensors(plan.layers).values())
         self.validation_images, self.test_images = facts.validation_images, facts.test_images
-        self.seconds_a_product = SECONDS_PER_MADD
+        self.seconds_per_madd = SECONDS_PER_MADD
 
-    def core_seconds(self, run: Run, first: int, kept: float, engine: str) -> float:
-        """Of one core: training from iteration `first` on with this share of the weights, evaluations, all beside."""
+    def core_seconds(self, run: Run, first: int, density: float, engine: str) -> float:
+        """Return the seconds of one core for a run from iteration `first` on, with a share `density` of the weights."""
         if run.learning is not None and engine == "sparse":
+            # The sparse engine learns masks by some methods only.
             engine = select_engine("auto", self.layers, "cpu", run.learning).engine
         iterations = run.recipe.iterations - first
-        products = self.products * (CONV_FACTOR if self.convolves else 1.0)
-        arithmetic = self._images(run, first) * products * self.seconds_a_product
-        beside = iterations * (STEP_SECONDS + WEIGHT_SECONDS * self.weights)
+        madds = self.madds * (CONV_FACTOR if self.has_convolutions else 1.0)
+        arithmetic = self._forward_passes(run, first) * madds * self.seconds_per_madd
+        overhead = iterations * (STEP_SECONDS + WEIGHT_SECONDS * self.weights)
         if run.learning is not None:
-            beside += iterations * MASK_SECONDS[engine] * self.weights
-            arithmetic *= SPARSE_OVERHEAD_FRACTION if engine == "sparse" else 1.0
+            overhead += iterations * MASK_SECONDS[engine] * self.weights
+            arithmetic *= SPARSE_ARITHMETIC_FACTOR if engine == "sparse" else 1.0
         elif engine == "sparse":
-            beside = iterations * SPARSE_STEP_SECONDS
-            pruned = min(1.0, SPARSE_SLOWNESS * kept)
+            overhead = iterations * SPARSE_STEP_SECONDS
+            share = min(1.0, SPARSE_SLOWNESS * density)
             if run.step is not None and run.step.mask0 != "zero":
-                # What is frozen at other values than 0 is computed with; its gradients, half of it all, are not.
-                pruned = (1.0 + pruned) / 2
-            arithmetic *= SPARSE_OVERHEAD_FRACTION * pruned
+                # Weights frozen at values other than 0 take part in the products, which are half of the arithmetic;
+                # their gradients, the other half, are not computed.
+                share = (1.0 + share) / 2
+            arithmetic *= SPARSE_ARITHMETIC_FACTOR * share
         slowness = STACKED_SLOWNESS if engine == "stacked" else 1.0
-        return slowness * (arithmetic + beside) + self._run_seconds
+        return slowness * (arithmetic + overhead) + self._run_seconds
 
     def gpu_seconds(self, run: Run, first: int, engine: str, stack: int) -> float:
-        """Its share of a GPU that trains so many like it at once; pruned weights are computed with there."""
-        arithmetic = self._images(run, first) * self.products / GPU_PRODUCTS_A_SECOND
+        """Return a run's share of a GPU, in seconds, that trains `stack` such runs at once.
+
+        Pruned weights cost as much as kept ones there.
+        """
+        arithmetic = self._forward_passes(run, first) * self.madds / GPU_MADDS_PER_SECOND
         step = GPU_STEP_SECONDS / stack if engine == "stacked" else STEP_SECONDS
         return arithmetic + (run.recipe.iterations - first) * step + self._run_seconds
 
-    def stored_bytes(self, run: Run, first: int, kept: float, points: int) -> int:
-        """Masks of a bit a weight, kept weights (or two logits a weight), biases, the curve, the facts; and the kept
-        weights at so many points of the trajectory.
+    def stored_bytes(self, run: Run, first: int, density: float, snapshots: int) -> int:
+        """Return the storage of a run with `snapshots` snapshots besides its end.
+
+        Masks of one bit per weight, kept weights (or two logits per weight), the learning curve, the facts.
         """
-        masks = self.weights / 8 if run.parent or run.learning else 0
-        numbers = 2 * self.weights if run.learning else kept * self.weights if run.is_trained else 0
+        mask_bytes = self.weights / 8 if run.parent or run.learning else 0
+        values = 2 * self.weights if run.learning else density * self.weights if run.is_trained else 0
         evaluations = (run.recipe.iterations - first) / run.recipe.evaluate_every + 1
-        others = points * 4 * kept * self.weights
-        return int(RUN_BYTES + masks + 4 * numbers + CURVE_BYTES * evaluations + others)
+        snapshot_bytes = snapshots * 4 * density * self.weights
+        return int(RUN_BYTES + mask_bytes + 4 * values + CURVE_BYTES * evaluations + snapshot_bytes)
 
     @property
     def _run_seconds(self) -> float:
         return RUN_SECONDS + SCORING_SECONDS * self.weights
 
-    def _images(self, run: Run, first: int) -> float:
-        """Passes of one image through the network."""
+    def _forward_passes(self, run: Run, first: int) -> float:
+        """Return a run's arithmetic in forward passes of one image."""
         recipe = run.recipe
         iterations = recipe.iterations - first
         evaluated = self.validation_images * (iterations / recipe.evaluate_every + 1) + 2 * self.test_images
         if run.learning is not None:
-            # Every evaluation on several masks; then the report.
+            # Every evaluation uses several sampled masks, and the final report as many again.
             evaluated = run.learning.num_samples * (evaluated + 2 * self.test_images)
-        # A training step needs a forward pass and about twice as much for the gradients.
+        # A training step is one forward pass and gradients of about twice its cost.
         return 3 * recipe.batch_size * iterations + evaluated
-
-
-SAMPLE = 60
-"""Runs of the plan, of each kind, that are looked at in the store."""
-
-OTHER_SAMPLE = 240
-"""Runs of the store that are, where it has none of the plan: most may be of another network, or untrained."""
-
-COMMIT_SECONDS = 0.02
-"""A run's commit, which is not in the seconds that it records."""
-
-STARTING_SECONDS = 3.0
-"""Until the first worker trains: PyTorch is imported, the data set read."""
-
-GPU_BYTES = 80_000_000_000
-"""Free memory that a GPU is taken to have."""
-
-ALL = "all"
-"""Kinds of runs together."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Seconds of the runs to do."""
-
-    core_seconds: float
-    """All of them one after another; on GPUs, where those of a stack share the time, all their shares."""
-    chain_seconds: float
-    """The longest chain of levels, which have to follow each other: no number of workers is faster than that."""
-    source: str
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """Run id -> how long it is in training: its own time, on GPUs that of its stack."""
-    chain_levels: int = 0
-    """Runs in that chain."""
-    stored_bytes: int = 0
-    """What they add to the store, with all weights kept."""
-    stack: int = 1
-    """Runs that are trained at once by one worker."""
-
-    def wall_seconds(self, workers: int) -> float:
-        """Roughly, on `workers` cores; 0 if there is nothing to do."""
-        return max(self.core_seconds / workers, self.chain_seconds) + self._starting
-
-    def simulate(self, runs: Iterable[Run], number: int) -> float:
-        """The same on so many cores or GPUs, from carrying the runs to do out on paper."""
-        carried_out = simulate_makespan(runs, self.seconds, number * self.stack)
-        return max(self.core_seconds / number, carried_out) + self._starting
-
-    @property
-    def _starting(self) -> float:
-        return STARTING_SECONDS if self.core_seconds else 0.0
-
-
-def estimate(plan: Plan, store: Store, to_do: Iterable[Run], engine: str, gpus: int = 0) -> Estimate:
-    """The time that the runs to do (parents before children) will take, trained by `engine` on cores of this machine.
-
-    `gpus`: on so many of them instead, by the engine that a GPU has, in stacks as large as fit into its memory and as
-    the plan has runs for.
-    """
-    left = list(to_do)
-    if not left:
-        return Estimate(0.0, 0.0, "nothing is left to do")
-    cost, first, kept = CostModel(plan), _first_iterations(plan), _kept_shares(plan)
-    price = _gpu_price(cost, store, plan, left, gpus) if gpus else _core_price(cost, store, plan, engine)
-    to_come = {run.id for run in left}
-    points = plan.required_snapshots(lambda run_id: run_id not in to_come)
-    each: dict[str, float] = {}
-    ends: dict[str, tuple[float, int]] = {}
-    total, stored = 0.0, 0
-    for run in left:
-        share, together = price.of(run, first[run.id], kept[run.id])
-        total += share
-        each[run.id] = together * share
-        before, levels = ends.get(run.parent or "", (0.0, 0))
-        ends[run.id] = (before + each[run.id], levels + 1)
-        stored += cost.stored_bytes(run, first[run.id], kept[run.id], len(points[run.id] - {"end"}))
-    chain_seconds, chain_levels = max(ends.values())
-    return Estimate(total, chain_seconds, price.source, each, chain_levels, stored, price.stack)
 
 
 @dataclass(frozen=True)
 class _RunCosts:
-    """What a run takes of a core or a GPU, seconds, and how many are trained at once with it."""
+    """Calibrated costs of runs on a core or a GPU."""
 
-    of: Callable[[Run, int, float], tuple[float, int]]
+    run_seconds: Callable[[Run, int, float], tuple[float, int]]
+    """(run, first iteration, density) -> (seconds of a core or GPU, runs that are trained at once)."""
     source: str
     stack: int = 1
 
 
-def _core_price(cost: CostModel, store: Store, plan: Plan, engine: str) -> _RunCosts:
-    def modelled(facts: RunFacts, run: Run) -> float:
-        kept = sum(facts["kept"].values()) / cost.weights
-        return cost.core_seconds(run, facts["first_iteration"], kept, facts["engine"])
+def _core_costs(model: CostModel, store: Store, plan: Plan, engine: str) -> _RunCosts:
+    def modelled_seconds(facts: RunFacts, run: Run) -> float:
+        density = sum(facts["kept"].values()) / model.weights
+        return model.core_seconds(run, facts["first_iteration"], density, facts["engine"])
 
-    paces, source = _calibrations_from_store(cost, store, plan, modelled, gpu=False), "from runs in the store"
-    if not paces:
+    factors, source = _calibrations(model, store, plan, modelled_seconds, gpu=False), "from runs in the store"
+    if not factors:
         source = "roughly, from a short calibration: no such run is in the store yet"
-        cost.seconds_a_product = _measure_madd_seconds()
+        model.seconds_per_madd = _measure_madd_seconds()
 
-    def of(run: Run, first: int, kept: float) -> tuple[float, int]:
-        return _calibration(paces, run) * cost.core_seconds(run, first, kept, engine) + COMMIT_SECONDS, 1
+    def run_seconds(run: Run, first: int, density: float) -> tuple[float, int]:
+        seconds = _calibration(factors, run) * model.core_seconds(run, first, density, engine)
+        return seconds + COMMIT_SECONDS, 1
 
-    return _RunCosts(of, source)
+    return _RunCosts(run_seconds, source)
 
 
-def _gpu_price(cost: CostModel, store: Store, plan: Plan, left: list[Run], gpus: int) -> _RunCosts:
+def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus: int) -> _RunCosts:
     from supermask.engines.stacked.autotune import max_replicas
 
-    room = max_replicas(plan.layers, next(iter(plan.runs.values())).recipe.batch_size, GPU_BYTES)
-    stack = _stack(_stackable_runs(left), gpus, room)
+    limit = max_replicas(plan.layers, next(iter(plan.runs.values())).recipe.batch_size, GPU_BYTES)
+    stack = _stack_size(_stackable_runs(runs), gpus, limit)
 
-    def modelled(facts: RunFacts, run: Run) -> float:
-        # Runs say whether they were alone, not with how many.
-        together = room if facts["environment"].get("stack") == "shared" else 1
-        return cost.gpu_seconds(run, facts["first_iteration"], facts["engine"], together)
+    def modelled_seconds(facts: RunFacts, run: Run) -> float:
+        # A stored run says whether it was trained in a stack, but not in how large a one: the largest is assumed.
+        runs_at_once = limit if facts["environment"].get("stack") == "shared" else 1
+        return model.gpu_seconds(run, facts["first_iteration"], facts["engine"], runs_at_once)
 
-    paces, source = _calibrations_from_store(cost, store, plan, modelled, gpu=True), "from runs of a GPU in the store"
-    if not paces:
+    factors, source = _calibrations(model, store, plan, modelled_seconds, gpu=True), "from runs of a GPU in the store"
+    if not factors:
         source = (
-            f"assumed, as no such run was ever timed on a GPU: {GPU_PRODUCTS_A_SECOND / 1e12:.0f} million million "
-            f"multiply-adds and {1 / GPU_STEP_SECONDS:,.0f} steps of a stack a second, {GPU_BYTES / 1e9:.0f} GB free"
+            f"assumed, as no such run was ever timed on a GPU: {GPU_MADDS_PER_SECOND / 1e12:.0f} million million "
+            f"multiply-adds and {1 / GPU_STEP_SECONDS:,.0f} steps of a stack per second, {GPU_BYTES / 1e9:.0f} GB free"
         )
 
     @cache
-    def engine_of(learning: MaskLearning | None) -> str:
+    def engine_for(learning: MaskLearning | None) -> str:
         return select_engine("auto", plan.layers, "cuda", learning).engine
 
-    def of(run: Run, first: int, kept: float) -> tuple[float, int]:
-        engine = engine_of(run.learning)
-        together = stack if engine == "stacked" else 1
-        return _calibration(paces, run) * cost.gpu_seconds(run, first, engine, together) + COMMIT_SECONDS, together
+    def run_seconds(run: Run, first: int, density: float) -> tuple[float, int]:
+        engine = engine_for(run.learning)
+        runs_at_once = stack if engine == "stacked" else 1
+        seconds = _calibration(factors, run) * model.gpu_seconds(run, first, engine, runs_at_once)
+        return seconds + COMMIT_SECONDS, runs_at_once
 
-    return _RunCosts(of, source, stack)
+    return _RunCosts(run_seconds, source, stack)
 
 
-def _stack(runs: int, gpus: int, room: int) -> int:
-    """How many at once on each GPU, of which each has such room: in as few rounds as can be, and those alike."""
-    rounds = -(-runs // (gpus * room))
+def _stack_size(runs: int, gpus: int, limit: int) -> int:
+    """Return the size of equal stacks, at most `limit`, that train `runs` runs on `gpus` GPUs in the fewest rounds."""
+    rounds = -(-runs // (gpus * limit))
     return -(-runs // (gpus * rounds))
 
 
 def _stackable_runs(runs: list[Run]) -> int:
-    """Among how many of these runs a stack can look for members: the most of one recipe at one level.
+    """Return the largest number of runs of one recipe and level: the candidates for one stack.
 
-    Those that are trained, where any are: who is only measured gains nothing by company.
+    Untrained runs count only if there are no others: they take no time, so a stack of them saves none.
     """
     trained = [run for run in runs if run.is_trained]
     return max(Counter((run.recipe, run.learning, run.level) for run in trained or runs).values())
 
 
-def _kept_shares(plan: Plan) -> dict[str, float]:
-    """Run id -> the share of all weights that it has left; with global ranking no layer is told from another."""
-    # Seeds and criteria do not change how many weights are left.
-    after = cache(remaining_after)
+def _densities(plan: Plan) -> dict[str, float]:
+    """Return run id -> share of all weights that are kept. With global ranking every layer is taken to lose equally."""
+    # The same counts for all seeds and criteria, so they are computed once.
+    remaining = cache(remaining_after)
     sizes = {name: (m.kind, m.size) for name, m in prunable_tensors(plan.layers).items()}
     weights = sum(size for _, size in sizes.values())
-    left: dict[str, dict[str, int]] = {}
+    kept: dict[str, dict[str, int]] = {}
     for run in plan.runs.values():
-        before = {name: size for name, (_, size) in sizes.items()} if run.parent is None else left[run.parent]
+        parent_kept = {name: size for name, (_, size) in sizes.items()} if run.parent is None else kept[run.parent]
         step = run.step
         rates = {
             name: 0.0 if step is None else step.rates.get("global", step.rates.get(kind, 0.0))
             for name, (kind, _) in sizes.items()
         }
-        left[run.id] = {name: after(before[name], rates[name], step.levels if step else 0) for name in sizes}
-    return {run_id: sum(alive.values()) / weights for run_id, alive in left.items()}
+        levels = step.levels if step else 0
+        kept[run.id] = {name: remaining(parent_kept[name], rates[name], levels) for name in sizes}
+    return {run_id: sum(counts.values()) / weights for run_id, counts in kept.items()}
 
 
 def _first_iterations(plan: Plan) -> dict[str, int]:
-    """Run id -> the iteration that it is trained from: later than 0 after late rewinding, and below such a run."""
+    """Return run id -> first iteration of its training: above 0 after late rewinding, and for descendants."""
     first: dict[str, int] = {}
     for run in plan.runs.values():
-        to = run.step.rewind_to if run.step else "start"
-        above = first[run.parent] if run.parent is not None and to == "start" else 0
-        first[run.id] = to if isinstance(to, int) else above
+        rewind_to = run.step.rewind_to if run.step else "start"
+        inherited = first[run.parent] if run.parent is not None and rewind_to == "start" else 0
+        first[run.id] = rewind_to if isinstance(rewind_to, int) else inherited
     return first
 
 
 def _kind(run: Run) -> str:
-    """Runs of one kind are wrong in the model by one factor, roughly."""
+    """Return the calibration key of a run. The model is wrong by about one factor for all runs of a kind."""
     if run.learning is not None:
         return run.learning.method
     return "trained" if run.is_trained else "untrained"
 
 
-def _calibration(paces: Mapping[str, float], run: Run) -> float:
-    """Of runs of its kind, else of all that there are; 1 if there are none."""
-    return paces.get(_kind(run), paces.get(ALL, 1.0))
+def _calibration(factors: Mapping[str, float], run: Run) -> float:
+    """Return the factor of the run's kind, else the one of all kinds, else 1."""
+    return factors.get(_kind(run), factors.get(ALL, 1.0))
 
 
-def _calibrations_from_store(
-    cost: CostModel, store: Store, plan: Plan, modelled: Callable[[RunFacts, Run], float], gpu: bool
+def _calibrations(
+    model: CostModel, store: Store, plan: Plan, modelled_seconds: Callable[[RunFacts, Run], float], gpu: bool
 ) -> dict[str, float]:
-    """Kind -> measured over modelled seconds of stored runs of the same network and data; nothing if there are none.
+    """Return kind -> measured over modelled seconds of stored runs of the same network and data; empty without any.
 
-    The plan's own runs are preferred: they were trained with the same recipe.
+    Runs of the plan are preferred to others, as they have its recipe.
     """
-    there = store.run_ids()
-    own: dict[str, list[str]] = {}
+    stored_ids = store.run_ids()
+    plan_samples: dict[str, list[str]] = {}
     for run_id, run in plan.runs.items():
-        if run_id in there:
-            own.setdefault(_kind(run), []).append(run_id)
-    for samples, most in ((list(own.values()), SAMPLE), ([sorted(there)], OTHER_SAMPLE)):
-        found: dict[str, list[tuple[float, float]]] = {}
+        if run_id in stored_ids:
+            plan_samples.setdefault(_kind(run), []).append(run_id)
+    for samples, limit in ((list(plan_samples.values()), SAMPLE), ([sorted(stored_ids)], OTHER_SAMPLE)):
+        ratios: dict[str, list[tuple[float, float]]] = {}
         for run_ids in samples:
-            for facts in _finished(cost, store, _sample_evenly(run_ids, most), gpu):
+            for facts in _finished_facts(model, store, _sample_evenly(run_ids, limit), gpu):
                 run = Run.from_data(facts)
-                expected = modelled(facts, run)
+                expected = modelled_seconds(facts, run)
                 for kind in (_kind(run), ALL):
-                    found.setdefault(kind, []).append((facts["seconds"] / expected, expected))
-        if found:
-            return {kind: _weighted_median(pairs) for kind, pairs in found.items()}
+                    ratios.setdefault(kind, []).append((facts["seconds"] / expected, expected))
+        if ratios:
+            return {kind: _weighted_median(pairs) for kind, pairs in ratios.items()}
     return {}
 
 
-def _sample_evenly(run_ids: list[str], most: int) -> list[str]:
-    return run_ids[:: max(1, len(run_ids) // most)][:most]
+def _sample_evenly(run_ids: list[str], limit: int) -> list[str]:
+    return run_ids[:: max(1, len(run_ids) // limit)][:limit]
 
 
-def _finished(cost: CostModel, store: Store, run_ids: list[str], gpu: bool) -> Iterator[RunFacts]:
-    """Facts of those that were finished on a GPU, or on a CPU."""
+def _finished_facts(model: CostModel, store: Store, run_ids: list[str], gpu: bool) -> Iterator[RunFacts]:
+    """Yield the facts of runs of the model's network that finished on a GPU, or on a CPU."""
     for run_id in run_ids:
         try:
             facts = store.facts(run_id)
         except CorruptEntry:
             continue
-        same = facts["network"] == cost.network and facts["dataset"] == cost.dataset
+        is_same = facts["network"] == model.network and facts["dataset"] == model.dataset
         on_gpu = facts.get("environment", {}).get("device", "cpu") != "cpu"
-        if same and facts["status"] == "finished" and on_gpu == gpu:
+        if is_same and facts["status"] == "finished" and on_gpu == gpu:
             yield facts
 
 
 def _weighted_median(pairs: list[tuple[float, float]]) -> float:
-    """Of (value, weight): half of the weight is at most there. A run during which the machine slept moves it little,
-    and neither do thousands of runs that take no time.
+    """Return the median of (value, weight) pairs.
+
+    A median, because a run during which the machine slept is an outlier; weighted by the modelled seconds, because
+    thousands of runs may take no time at all.
     """
     pairs = sorted(pairs)
-    passed = list(accumulate(weight for _, weight in pairs))
-    return pairs[bisect_left(passed, passed[-1] / 2)][0]
+    cumulative = list(accumulate(weight for _, weight in pairs))
+    return pairs[bisect_left(cumulative, cumulative[-1] / 2)][0]
 
 
 def _measure_madd_seconds() -> float:
-    """One multiply-add on one thread, from products so small that no BLAS library spreads them over threads."""
+    """Measure one multiply-add on one thread, in seconds: the best of 20 timings of small matrix products."""
     import numpy as np
 
+    # Products so small that no BLAS library spreads them over threads.
     images, weights = np.ones((60, 64), dtype=np.float32), np.ones((64, 64), dtype=np.float32)
     repeats, best = 40, float("inf")
     for _ in range(20):

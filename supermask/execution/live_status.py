@@ -1,4 +1,4 @@
-"""Notes of what is going on, for whoever looks at a store while something is trained into it."""
+"""Notes in the store about a command in progress, for the dashboard."""
 
 from __future__ import annotations
 
@@ -19,51 +19,55 @@ from supermask.store.files.notes import Note, StatusNotes, note_id
 from supermask.study import Study
 
 UPDATE_INTERVAL = 2.0
-"""Between two notes, at the least."""
+"""Seconds between two notes."""
 
 MAX_FAILURES = 100
-"""That are noted; all are in the store."""
+"""Failures in a note. The store has all of them."""
 
 RETENTION_SECONDS = 7 * 86400.0
-"""How long what has ended stays noted."""
+"""Age at which the notes of ended commands are removed."""
 
 
 class LiveStatusWriter:
-    """The notes of one command: its studies, and how far it is, written every two seconds by a thread of its own.
+    """Writes the notes of one command: its studies, and every two seconds its progress, from a thread of its own.
 
-    A context: left by an exception it notes `stopped` or `failed`, else `ended`. Nothing fails if it cannot write.
+    A context manager. Leaving it by an exception notes the state `stopped` or `failed`, else `ended`. Notes that cannot
+    be written are skipped: they never end a training.
     """
 
-    def __init__(self, studies: Sequence[Study], schedule: Scheduler, workers: int) -> None:
-        self._notes = StatusNotes(schedule.store.root)
-        self._schedule = schedule
-        self._pace = EtaEstimator()
+    def __init__(self, studies: Sequence[Study], scheduler: Scheduler, workers: int) -> None:
+        self._notes = StatusNotes(scheduler.store.root)
+        self._scheduler = scheduler
+        self._eta = EtaEstimator()
+        # One note per command: several commands may train into the same store.
         self._name = secrets.token_hex(16)
         self._in_flight: dict[str, float] = {}
+        """Run id -> start, in seconds since the epoch."""
         self._failures: list[dict[str, str]] = []
         self._state, self._message = "running", ""
+        # Two locks: `_lock` guards the fields and is never held during a write; `_writing` orders the writes.
         self._lock, self._writing, self._over = threading.Lock(), threading.Lock(), threading.Event()
-        described = [{"name": study.name, "study": study.as_data()} for study in studies]
-        self._studies = {note_id(note): note for note in described}
+        study_notes = [{"name": study.name, "study": study.as_data()} for study in studies]
+        self._studies = {note_id(note): note for note in study_notes}
         self._constant: Note = {
             "studies": list(self._studies),
             "pid": os.getpid(),
             "host": platform.node(),
             "workers": workers,
             "began": time.time(),
-            "tasks": schedule.tasks_left,
+            "tasks": scheduler.tasks_left,
         }
 
     def on_start(self, task: Task) -> None:
-        """A worker has it."""
+        """Record that a worker started a task."""
         with self._lock:
             self._in_flight[task.run.id] = time.time()
 
-    def on_end(self, schedule: Scheduler, task: Task, result: TaskResult) -> None:
-        """A task came to its end."""
+    def on_end(self, scheduler: Scheduler, task: Task, result: TaskResult) -> None:
+        """Record the result of a task."""
         with self._lock:
-            self._schedule = schedule
-            self._pace.update(schedule)
+            self._scheduler = scheduler
+            self._eta.update(scheduler)
             self._in_flight.pop(task.run.id, None)
             if result.status != "finished" and len(self._failures) < MAX_FAILURES:
                 message = result.message or f"at iteration {result.metrics.get('diverged_at')}"
@@ -72,7 +76,7 @@ class LiveStatusWriter:
     def __enter__(self) -> LiveStatusWriter:
         for name, note in self._studies.items():
             self._notes.write("studies", name, note)
-        if self._schedule.tasks_left:
+        if self._scheduler.tasks_left:
             self._remove_stale()
             self._write()
             threading.Thread(target=self._loop, daemon=True).start()
@@ -85,12 +89,13 @@ class LiveStatusWriter:
             self._over.set()
             self._in_flight.clear()
             if error is not None:
-                # Who reads the output may be gone (`| head`): SystemExit says no more than that.
-                stopped = isinstance(error, StudyInterrupted | KeyboardInterrupt | SystemExit)
-                said = str(error) or type(error).__name__
-                self._state, self._message = ("stopped", "") if stopped else ("failed", said)
+                # SystemExit: the reader of the output is gone (`| head`). That is a stop, not a failure.
+                is_stop = isinstance(error, StudyInterrupted | KeyboardInterrupt | SystemExit)
+                text = str(error) or type(error).__name__
+                self._state, self._message = ("stopped", "") if is_stop else ("failed", text)
             else:
                 self._state = "ended"
+        # A command that had nothing to do leaves no progress note.
         if self._constant["tasks"]:
             self._write()
 
@@ -99,7 +104,7 @@ class LiveStatusWriter:
             self._write()
 
     def _write(self) -> None:
-        # Whoever trains waits for what is noted, never for the disk.
+        # `_lock` is released before the write: `on_start` and `on_end` never wait for the disk.
         with self._writing:
             with self._lock:
                 note = self._note()
@@ -110,16 +115,17 @@ class LiveStatusWriter:
             "state": self._state,
             "message": self._message,
             "updated": time.time(),
-            "left": self._schedule.tasks_left,
-            "seconds_left": self._pace.seconds_left(self._schedule),
+            "left": self._scheduler.tasks_left,
+            "seconds_left": self._eta.seconds_left(self._scheduler),
             "in_flight": [{"run": run_id, "since": since} for run_id, since in self._in_flight.items()],
             "failures": list(self._failures),
         }
 
     def _remove_stale(self) -> None:
-        """Commands that ended long ago, and curves of runs that were killed and never gone on with."""
+        """Remove notes of commands that ended long ago, and curves of runs that were killed and never resumed."""
         for kind in ("progress", "curves"):
             for name, note in self._notes.read(kind).items():
+                # Notes are not trusted: `updated` may be of any type.
                 with suppress(TypeError):
                     if time.time() - note.get("updated", 0.0) > RETENTION_SECONDS:
                         self._notes.remove(kind, name)

@@ -1,7 +1,7 @@
-"""The local executor: worker processes of one thread each, from the standard library's pool.
+"""The local executor: worker processes of one thread each on this machine.
 
-A worker that dies is replaced and its run tried again; Ctrl-C lets workers save a checkpoint and ends them; a worker
-whose main process is gone ends by itself.
+A worker that dies is replaced and its run tried again. On Ctrl-C the workers save checkpoints and end. A worker whose
+main process is gone ends by itself.
 """
 
 from __future__ import annotations
@@ -17,147 +17,148 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import wait as wait_for
+from multiprocessing.connection import wait as wait_for_connections
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import ModuleType
 
 from supermask.execution.checkpoints import TaskInterrupted
 from supermask.execution.coordinator import MAX_WORKER_CRASHES as MAX_WORKER_CRASHES
-from supermask.execution.coordinator import STORE_POLL_SECONDS, Assignment, WorkerDied, open_coordinator
+from supermask.execution.coordinator import (
+    SHUTDOWN_GRACE_SECONDS,
+    STORE_POLL_SECONDS,
+    Assignment,
+    ExecutionRequest,
+    WorkerAnswer,
+    WorkerDied,
+    open_coordinator,
+)
 from supermask.execution.coordinator import StudyInterrupted as StudyInterrupted
 from supermask.execution.coordinator import TaskListener as TaskListener
-from supermask.execution.scheduler import KeepPolicy, Scheduler
-from supermask.execution.tasks import Chain, Task, TaskResult, WorkerConfig
+from supermask.execution.scheduler import Scheduler
+from supermask.execution.tasks import Chain, TaskResult, WorkerConfig
 from supermask.execution.worker import get_worker
 from supermask.networks.sequential import Conv
 from supermask.store.replay import run_architecture
 from supermask.study.plan import RunGraph
 
-SHUTDOWN_GRACE_SECONDS = 1.2
-"""How long workers have, when they are to stop, to save a checkpoint."""
 
+def run_plan(request: ExecutionRequest, start_method: str = "forkserver") -> Scheduler:
+    """Execute a plan with worker processes; return its scheduler.
 
-def run_plan(
-    plan: RunGraph,
-    site: WorkerConfig,
-    workers: int,
-    listener: TaskListener,
-    keep: KeepPolicy = "all",
-    start_method: str = "forkserver",
-    schedule: Scheduler | None = None,
-    starting: Callable[[Task], None] = lambda _: None,
-) -> Scheduler:
-    """Carries a plan out; returns the schedule at its end. `listener` hears of every task that ends.
-
-    `starting` hears of every task that a worker begins, as far as that is known here: once, before its end is told of;
-    again where the worker died.
-
-    `schedule`: the plan's, where it was made already (that reads the facts of every run that is done).
-    Raises Stopped on Ctrl-C, and UserError or MachineError from a worker; then the other workers save a checkpoint
-    and end.
+    Raises StudyInterrupted on Ctrl-C, and UserError or SystemFailure of a worker; before that the other workers save
+    checkpoints and end.
     """
-    with open_coordinator(plan, site, listener, keep, schedule, starting) as ongoing:
-        if ongoing.schedule.tasks_left:
-            with _worker_factory(start_method, _preload(site, plan)) as start_worker:
-                ongoing.run(ProcessPool(site, workers, start_worker))
-    return ongoing.schedule
+    with open_coordinator(request) as coordinator:
+        if coordinator.scheduler.tasks_left:
+            preload = _modules_to_preload(request.config, request.plan)
+            with _worker_factory(start_method, preload) as start_worker:
+                coordinator.run(ProcessPool(request.config, request.workers, start_worker))
+    return coordinator.scheduler
 
 
 class ProcessPool:
-    """A crew of worker processes of this machine.
+    """A pool of worker processes on this machine.
 
-    Each is a pool of one process: so it is known whose process died, and the others are not disturbed.
+    Each worker is a `ProcessPoolExecutor` of one process. So a death names its assignment, and does not break the other
+    workers, as it would in one executor of several processes.
     """
 
     prefers_whole_chains = False
 
-    def __init__(self, site: WorkerConfig, workers: int, start_worker: Callable[[], ProcessPoolExecutor]) -> None:
-        self._site, self._workers, self._start_worker = site, workers, start_worker
+    def __init__(self, config: WorkerConfig, workers: int, start_worker: Callable[[], ProcessPoolExecutor]) -> None:
+        self._config, self._workers, self._start_worker = config, workers, start_worker
         self._idle: list[ProcessPoolExecutor] = []
         self._in_flight: dict[Future[list[TaskResult]], tuple[ProcessPoolExecutor, Assignment]] = {}
 
     def capacity(self) -> int:
-        """One portion a worker."""
+        """Return the number of workers: one assignment each."""
         return self._workers
 
-    def submit(self, portions: Sequence[Assignment]) -> None:
-        """Starts workers where none is idle."""
-        for portion in portions:
-            while not self._try_submit(portion):
+    def submit(self, assignments: Sequence[Assignment]) -> None:
+        """Send each assignment to an idle worker; start one if there is none."""
+        for assignment in assignments:
+            while not self._try_submit(assignment):
                 pass
 
-    def poll(self) -> list[tuple[Assignment, Sequence[TaskResult] | WorkerDied]]:
-        """Of those that are through first."""
-        stacked = any(len(portion.tasks) > 1 for _, portion in self._in_flight.values())
-        ended, _ = wait(self._in_flight, STORE_POLL_SECONDS if stacked else None, return_when=FIRST_COMPLETED)
-        found: list[tuple[Assignment, Sequence[TaskResult] | WorkerDied]] = []
-        for future in ended:
-            worker, portion = self._in_flight.pop(future)
+    def poll(self) -> list[tuple[Assignment, WorkerAnswer]]:
+        """Wait for the first answers and return them."""
+        # Single tasks report nothing before they end, so waiting for them needs no timeout to look at the store.
+        has_chains = any(len(assignment.tasks) > 1 for _, assignment in self._in_flight.values())
+        timeout = STORE_POLL_SECONDS if has_chains else None
+        done, _ = wait(self._in_flight, timeout, return_when=FIRST_COMPLETED)
+        answers: list[tuple[Assignment, WorkerAnswer]] = []
+        for future in done:
+            worker, assignment = self._in_flight.pop(future)
             try:
-                found.append((portion, future.result()))
+                answers.append((assignment, future.result()))
             except BrokenProcessPool:
-                found.append((portion, WorkerDied()))
+                answers.append((assignment, WorkerDied()))
             else:
                 self._idle.append(worker)
-        return found
+        return answers
 
-    def _try_submit(self, portion: Assignment) -> bool:
-        # The one that was busy last: it has the start of the task's parent in memory.
+    def _try_submit(self, assignment: Assignment) -> bool:
+        # The worker that was busy last: it has the initial state of the task's parent in memory.
         worker = self._idle.pop() if self._idle else self._start_worker()
         try:
-            # This may start a process: whole, or not at all.
+            # This may start a process, which Ctrl-C must not interrupt halfway.
             with _block_sigint(), _hide_main_module():
-                self._in_flight[worker.submit(run_chains, self._site, portion.chains)] = (worker, portion)
+                self._in_flight[worker.submit(run_chains, self._config, assignment.chains)] = (worker, assignment)
         except BrokenProcessPool:
-            return False  # it died while it had nothing to do, and is not among the idle ones any more
+            return False  # It died while idle. It was removed from the idle ones above, so the next try takes another.
         return True
 
 
-def run_chains(site: WorkerConfig, lines: Sequence[Chain]) -> list[TaskResult]:
-    """Lines of tasks in a worker process. SIGTERM lets it save checkpoints first; between tasks it ends the process."""
+def run_chains(config: WorkerConfig, chains: Sequence[Chain]) -> list[TaskResult]:
+    """Train chains in a worker process. On SIGTERM, save checkpoints and end the process."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        return get_worker(site).run_chains(lines, stop.is_set)
+        return get_worker(config).run_chains(chains, stop.is_set)
     except TaskInterrupted:
+        # The executor must not report results any more: the main process has stopped listening.
         os._exit(0)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # SIGTERM after the last evaluation: everything is committed, and the process still has to end.
         if stop.is_set():
             os._exit(0)
 
 
 @contextmanager
 def _worker_factory(start_method: str, preload: list[str]) -> Iterator[Callable[[], ProcessPoolExecutor]]:
-    """A function that starts a worker; they are all gone when this is left, by an exception within STOP_SECONDS."""
+    """Yield a function that starts a worker. At the end all workers are gone: after an exception within
+    SHUTDOWN_GRACE_SECONDS.
+    """
     context = multiprocessing.get_context(start_method)
-    others = multiprocessing.active_children()
-    first = _start_server(context, preload) if start_method == "forkserver" else None
-    started: list[ProcessPoolExecutor] = []
+    unrelated = multiprocessing.active_children()
+    first = _start_fork_server(context, preload) if start_method == "forkserver" else None
+    workers: list[ProcessPoolExecutor] = []
 
     def start_worker() -> ProcessPoolExecutor:
-        started.append(ProcessPoolExecutor(1, mp_context=context, initializer=_init_worker))
-        return started[-1]
+        workers.append(ProcessPoolExecutor(1, mp_context=context, initializer=_init_worker))
+        return workers[-1]
 
     try:
         yield start_worker
-        for worker in started:
+        for worker in workers:
             worker.shutdown(wait=True)
         if first is not None:
             first.join()
     except BaseException:
         with _block_sigint():
-            _stop([process for process in multiprocessing.active_children() if process not in others])
-            for worker in started:
+            # The user's program may have processes of its own, which are not ours to end.
+            _stop_processes([process for process in multiprocessing.active_children() if process not in unrelated])
+            for worker in workers:
                 worker.shutdown(wait=False, cancel_futures=True)
         raise
 
 
-def _preload(site: WorkerConfig, plan: RunGraph) -> list[str]:
-    """Modules that the server of workers imports."""
+def _modules_to_preload(config: WorkerConfig, plan: RunGraph) -> list[str]:
+    """Return the modules that the fork server imports, so that forked workers start with them loaded."""
     modules = ["supermask.execution.preload"]
-    if site.engine in ("auto", "sparse") and site.device == "cpu":
+    if config.engine in ("auto", "sparse") and config.device == "cpu":
         kind = "sparse"
         networks = {(run.network, run.dataset): run for run in plan.runs.values()}
         if any(isinstance(layer, Conv) for run in networks.values() for layer in run_architecture(run)):
@@ -165,19 +166,20 @@ def _preload(site: WorkerConfig, plan: RunGraph) -> list[str]:
         elif any(run.learning is not None for run in plan.runs.values()):
             kind = "sparse_masks"
         modules.append(f"supermask.execution.preload.{kind}")
-    elif site.stack != 1:
+    elif config.stack != 1:
         modules.append("supermask.execution.preload.stacked")
     return modules
 
 
-def _start_server(context: BaseContext, preload: list[str]) -> BaseProcess:
-    """Returns when the server that workers are forked from has imported all it has to; Ctrl-C works meanwhile.
+def _start_fork_server(context: BaseContext, preload: list[str]) -> BaseProcess:
+    """Start the server that workers are forked from, and a first process that does nothing. Ctrl-C works meanwhile.
 
-    What it returns is a first process, which does nothing: it does not mind if the main one is gone when it is forked
-    at last, where a worker would print a traceback. The server and all that it forks inherit that Ctrl-C is held back:
-    it goes to every process, but is the main one's business. The resource tracker's own start would undo that.
+    The server imports for seconds before it forks the first process. That one does nothing, so it is silent if the
+    main process is gone by then, where a worker would print a traceback.
     """
     context.set_forkserver_preload(preload)
+    # Ctrl-C goes to every process of the terminal's group, but only the main process handles it. The server and its
+    # forks inherit the blocked signal. The resource tracker is started first, because its own start unblocks it.
     resource_tracker.ensure_running()
     with _block_sigint(), _hide_main_module():
         forkserver.ensure_running()
@@ -188,11 +190,11 @@ def _start_server(context: BaseContext, preload: list[str]) -> BaseProcess:
 
 
 def _noop() -> None:
-    """What the first process does."""
+    """Do nothing: the target of the first process."""
 
 
 def _init_worker() -> None:
-    """A worker's first act: from now on it ends with the main process, and Ctrl-C is not its business."""
+    """Initialize a worker process: ignore Ctrl-C, and end when the main process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     main = multiprocessing.parent_process()
     assert main is not None
@@ -200,17 +202,17 @@ def _init_worker() -> None:
 
 
 def _exit_with_parent(main: BaseProcess) -> None:
-    wait_for([main.sentinel])
+    wait_for_connections([main.sentinel])
     os._exit(1)
 
 
-def _stop(processes: list[BaseProcess]) -> None:
-    """Asks them to save and end, waits a moment, ends them."""
+def _stop_processes(processes: list[BaseProcess]) -> None:
+    """Ask processes to save checkpoints and end; kill those that do not within SHUTDOWN_GRACE_SECONDS."""
     for process in processes:
         process.terminate()
-    patience = time.monotonic() + SHUTDOWN_GRACE_SECONDS
+    deadline = time.monotonic() + SHUTDOWN_GRACE_SECONDS
     for process in processes:
-        process.join(max(0.0, patience - time.monotonic()))
+        process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
             process.kill()
             process.join()
@@ -218,9 +220,9 @@ def _stop(processes: list[BaseProcess]) -> None:
 
 @contextmanager
 def _hide_main_module() -> Iterator[None]:
-    """Processes started meanwhile do not run the user's program again, as multiprocessing does to have its functions.
+    """Keep processes that are started within from running the user's main module again, as multiprocessing does.
 
-    Nothing of it is sent to a worker. So a script, or a cell of a notebook, needs no `if __name__ == "__main__"`.
+    Workers need nothing of it. So a script, or a notebook cell, needs no `if __name__ == "__main__"`.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -232,10 +234,10 @@ def _hide_main_module() -> Iterator[None]:
 
 @contextmanager
 def _block_sigint() -> Iterator[None]:
-    """Ctrl-C takes effect at the end of this, and not at all in processes started meanwhile."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    """Delay Ctrl-C until the end of the block. Processes that are started within never receive it."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

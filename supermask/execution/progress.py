@@ -1,7 +1,4 @@
-"""What a person sees while a study runs: a live line on a terminal, one line an event anywhere else.
-
-How long what is left will take, from how long what was done took.
-"""
+"""Progress of a study in the terminal: a live bar, or one line per result; and the estimate of the time left."""
 
 from __future__ import annotations
 
@@ -13,51 +10,58 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from supermask.core.text import format_duration
-from supermask.execution.local import TaskListener
+from supermask.execution.coordinator import TaskListener
 from supermask.execution.scheduler import Scheduler
 from supermask.execution.tasks import Task, TaskResult
 from supermask.store.tables import AUXILIARY, DENSE
 from supermask.study.plan import Plan
 
 BATCH_WINDOW_SECONDS = 1.0
-"""Seconds: what ends so soon after the first ended with it. All of a stack do."""
+"""Results within this time of the first one count as its batch. All runs of a stack end together."""
 
 
 class EtaEstimator:
-    """The pace since the first tasks ended: the workers' start is not part of it, nor what was trained beside them."""
+    """Estimates the time left from the pace since the first batch of results.
+
+    The start of the workers is not part of that pace, nor is work that was done before the first result.
+    """
 
     def __init__(self) -> None:
-        self._began = 0.0
-        """When the first task ended."""
-        self._first: tuple[float, float] | None = None
-        """When the last of those ended that ended with it, and what work was then left."""
+        self._first_result = 0.0
+        """Time of the first result, in seconds of the monotonic clock."""
+        self._baseline: tuple[float, float] | None = None
+        """Time of the last result of the first batch, and the work left then."""
 
-    def update(self, schedule: Scheduler) -> None:
-        """A task came to its end."""
+    def update(self, scheduler: Scheduler) -> None:
+        """Record that a result arrived."""
         now = time.monotonic()
-        if self._first is None:
-            self._began = now
-        if now - self._began < BATCH_WINDOW_SECONDS:
-            self._first = now, schedule.work_left
+        if self._baseline is None:
+            self._first_result = now
+        if now - self._first_result < BATCH_WINDOW_SECONDS:
+            self._baseline = now, scheduler.work_left
 
-    def seconds_left(self, schedule: Scheduler) -> float | None:
-        """None where there is no pace yet, or nothing is left."""
-        if self._first is None:
+    def seconds_left(self, scheduler: Scheduler) -> float | None:
+        """Return the estimated seconds left, or None without a pace or without tasks left."""
+        if self._baseline is None:
             return None
-        began, left_then = self._first
-        left = schedule.work_left
-        if not schedule.tasks_left or left >= left_then:
+        began, work_then = self._baseline
+        work_left = scheduler.work_left
+        # The work left grows if damaged runs have to be trained again; then there is no pace.
+        if not scheduler.tasks_left or work_left >= work_then:
             return None
-        return (time.monotonic() - began) / (left_then - left) * left
+        return (time.monotonic() - began) / (work_then - work_left) * work_left
 
 
 UPDATE_EVERY = 0.2
-"""Seconds between two lines, where one replaces the other."""
+"""Seconds between two updates of a line that is replaced in place."""
 
 
 @contextmanager
 def progress_listener(title: str, console: Console, labels: dict[str, str], tasks: int) -> Iterator[TaskListener]:
-    """A listener for `run_plan`. `labels`: run id -> treatment, for its line. No text is taken for markup."""
+    """Yield a listener for `run_plan` that prints progress; `labels`: run id -> name of its treatment.
+
+    Names are never interpreted as markup.
+    """
     if console.is_terminal and tasks:
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -75,13 +79,14 @@ def progress_listener(title: str, console: Console, labels: dict[str, str], task
 def inline_progress_listener(
     title: str, show: Callable[[str], None], labels: dict[str, str], tasks: int
 ) -> Iterator[TaskListener]:
-    """The same for a place where one line can be replaced by the next, as in a notebook; failures are printed."""
+    """Yield a listener that replaces one line by the next, as in a notebook; failures are printed."""
     yield _InlineProgress(show, title, labels, tasks)
 
 
 def run_labels(plans: Sequence[Plan]) -> dict[str, str]:
-    """Run id -> the treatment that a line of progress names: the first that the run serves."""
+    """Return run id -> the name of the first treatment that the run belongs to."""
     labels: dict[str, str] = {}
+    # Backwards, so that the first plan and the first treatment overwrite the later ones.
     for plan in reversed(plans):
         members = {member.run_id: member.treatment for member in reversed(plan.treatment_runs) if member.level}
         dense = {member.run_id: DENSE for member in plan.treatment_runs if not member.level}
@@ -90,62 +95,70 @@ def run_labels(plans: Sequence[Plan]) -> dict[str, str]:
 
 
 class _LineProgress:
+    """Prints one line per result."""
+
     def __init__(self, console: Console, title: str, labels: dict[str, str], tasks: int) -> None:
         self.console, self.title, self.labels, self.tasks = console, title, labels, tasks
-        self.pace = EtaEstimator()
+        self.eta = EtaEstimator()
 
-    def __call__(self, schedule: Scheduler, task: Task, result: TaskResult) -> None:
-        self.print(self.line(schedule, task, result))
+    def __call__(self, scheduler: Scheduler, task: Task, result: TaskResult) -> None:
+        self.print(self.line(scheduler, task, result))
 
-    def line(self, schedule: Scheduler, task: Task, result: TaskResult) -> str:
-        """How far the study is, what has just ended, and how long the rest takes."""
-        done = f"{max(0, self.tasks - schedule.tasks_left)}/{self.tasks}"
-        parts = (self.title, done, self.describe(task, result), self.time_left(schedule))
+    def line(self, scheduler: Scheduler, task: Task, result: TaskResult) -> str:
+        """Return the line for a result: title, count, result, time left."""
+        # Damaged runs that are trained again can make more tasks than there were at the start.
+        done = f"{max(0, self.tasks - scheduler.tasks_left)}/{self.tasks}"
+        parts = (self.title, done, self.describe(task, result), self.time_left(scheduler))
         return "  ".join(part for part in parts if part)
 
     def print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def time_left(self, schedule: Scheduler) -> str:
-        """From the pace since the first task ended; empty where there is none yet, or nothing left."""
-        self.pace.update(schedule)
-        seconds = self.pace.seconds_left(schedule)
+    def time_left(self, scheduler: Scheduler) -> str:
+        """Return the time left as text; empty without an estimate."""
+        self.eta.update(scheduler)
+        seconds = self.eta.seconds_left(scheduler)
         return "" if seconds is None else f"{format_duration(seconds)} left"
 
     def describe(self, task: Task, result: TaskResult) -> str:
-        """One ended task in words."""
-        what = f"{self.labels.get(task.run.id, '')}, level {task.run.level}, seed {task.run.seed}"
+        """Return a result as text."""
+        name = f"{self.labels.get(task.run.id, '')}, level {task.run.level}, seed {task.run.seed}"
         accuracy = result.metrics.get("early_stop_test_accuracy")
         if result.message:
-            return f"{what}: {result.status}: {result.message}"
+            return f"{name}: {result.status}: {result.message}"
         if accuracy is None:
-            return f"{what}: {result.status} at iteration {result.metrics.get('diverged_at')}"
-        return f"{what}: {100 * accuracy:.2f}% in {result.seconds:.1f} s"
+            return f"{name}: {result.status} at iteration {result.metrics.get('diverged_at')}"
+        return f"{name}: {100 * accuracy:.2f}% in {result.seconds:.1f} s"
 
 
 class _BarProgress(_LineProgress):
+    """Shows a live bar, and prints failures above it."""
+
     def __init__(self, bar: Progress, bar_task: TaskID, labels: dict[str, str], tasks: int) -> None:
         super().__init__(bar.console, "", labels, tasks)
         self.bar, self.bar_task = bar, bar_task
 
-    def __call__(self, schedule: Scheduler, task: Task, result: TaskResult) -> None:
+    def __call__(self, scheduler: Scheduler, task: Task, result: TaskResult) -> None:
         if result.message or result.status != "finished":
             self.print(self.describe(task, result))
-        # Time left first: a narrow terminal cuts off the end.
-        note = "  ".join(part for part in (self.time_left(schedule), self.describe(task, result)) if part)
-        self.bar.update(self.bar_task, completed=self.tasks - schedule.tasks_left, note=note)
+        # The time left comes first, because a narrow terminal cuts off the end.
+        note = "  ".join(part for part in (self.time_left(scheduler), self.describe(task, result)) if part)
+        self.bar.update(self.bar_task, completed=self.tasks - scheduler.tasks_left, note=note)
 
 
 class _InlineProgress(_LineProgress):
+    """Shows one line that is replaced in place, and prints failures."""
+
     def __init__(self, show: Callable[[str], None], title: str, labels: dict[str, str], tasks: int) -> None:
         super().__init__(Console(), title, labels, tasks)
         self.show = show
-        self.shown = -UPDATE_EVERY
+        self.last_shown = -UPDATE_EVERY
 
-    def __call__(self, schedule: Scheduler, task: Task, result: TaskResult) -> None:
+    def __call__(self, scheduler: Scheduler, task: Task, result: TaskResult) -> None:
         if result.message or result.status != "finished":
             self.print(self.describe(task, result))
-        line = self.line(schedule, task, result)
-        if time.monotonic() - self.shown >= UPDATE_EVERY or not schedule.tasks_left:
-            self.shown = time.monotonic()
+        line = self.line(scheduler, task, result)
+        # The last result is always shown, however soon it follows the one before.
+        if time.monotonic() - self.last_shown >= UPDATE_EVERY or not scheduler.tasks_left:
+            self.last_shown = time.monotonic()
             self.show(line)

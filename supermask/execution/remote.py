@@ -1,4 +1,4 @@
-"""Runs trained away from here: what a process of a cluster is given, what it checks, does and gives back."""
+"""Training in a process of a cluster: the job that is sent, the node's checks, and the answer."""
 
 from __future__ import annotations
 
@@ -22,100 +22,102 @@ from supermask.store import Store
 from supermask.store.files.disk import translate_os_errors
 
 SESSIONS_DIR = "clusters"
-"""The folder of a store with one for each command that is carried out on a cluster."""
+"""Folder of the store that holds one folder per command that trains on a cluster."""
 
 ACTIVE_MARKER = "wanted"
-"""The file in it that is there as long as the command wants its runs: every node has to see it, and sees it go."""
+"""File in a command's folder that exists as long as the command wants its runs. It proves that a node sees the store,
+and its removal tells every node to stop."""
 
 POLL_SECONDS = 0.3
-"""Between two looks at that file."""
+"""Time between two checks of that file."""
 
 PARENT_SECONDS = 20.0
-"""How long a node waits for its file system to show what another node has committed."""
+"""Time that a node waits for its file system to show a run that another node committed."""
 
 FORWARDED_VARIABLES = ("SUPERMASK_CACHE",)
-"""Variables of the environment that go along; data and store go as absolute paths."""
+"""Environment variables that are set on nodes as well. Data and store are sent as absolute paths."""
 
 
 @dataclass(frozen=True)
 class RemoteJob:
-    """Lines of runs to train, and all that a process on another machine has to know for it."""
+    """Chains to train, with everything that a process on another machine needs to know."""
 
-    site: WorkerConfig
-    lines: Sequence[Chain]
+    config: WorkerConfig
+    chains: Sequence[Chain]
     session_dir: Path
     """The command's folder in the store."""
     version: str
-    """Of supermask, which has to be the same there."""
+    """Version of supermask that the node must have."""
     modules: tuple[str, ...]
-    """Where a user's own modules are looked for."""
+    """Folders that are searched for a user's own modules."""
     environment: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class RemoteError:
-    """What a UserError (`users`) or a MachineError said there."""
+    """A UserError or SystemFailure that was raised on a node."""
 
     text: str
     is_user_error: bool
 
     def error(self) -> UserError | SystemFailure:
-        """To be raised here."""
+        """Return the exception to raise here."""
         return (UserError if self.is_user_error else SystemFailure)(self.text)
 
 
 RemoteResult = Sequence[TaskResult] | RemoteError | None
-"""None: it was stopped; checkpoints are in the store, as is what had ended before."""
+"""None: the job was stopped. Finished runs and checkpoints are in the store."""
 
 
 class RemoteSession:
-    """A command's folder in the store while its runs are trained on a cluster, and in it whether it wants them."""
+    """A command's folder in the store during its training on a cluster, with the marker that its runs are wanted."""
 
-    def __init__(self, site: WorkerConfig) -> None:
-        self.kept = False
-        """Whether the folder stays at the end: there are logs in it."""
-        self.folder = site.store / SESSIONS_DIR / secrets.token_hex(16)
-        # What is looked for in the current folder here, is there too.
-        self._site = replace(site, data_dir=site.data_dir or Path("data").absolute())
+    def __init__(self, config: WorkerConfig) -> None:
+        self.keep_folder = False
+        """True if the folder stays at the end, because it holds logs."""
+        self.folder = config.store / SESSIONS_DIR / secrets.token_hex(16)
+        # A node's current folder is another one: the default data folder must be absolute too.
+        self._config = replace(config, data_dir=config.data_dir or Path("data").absolute())
         with translate_os_errors(self.folder):
             self.folder.mkdir(parents=True)
             (self.folder / ACTIVE_MARKER).touch()
 
-    def job(self, lines: Sequence[Chain]) -> RemoteJob:
-        """For one process."""
-        here = tuple(str(Path(place or ".").absolute()) for place in sys.path)
-        sent = tuple((name, os.environ[name]) for name in FORWARDED_VARIABLES if name in os.environ)
-        return RemoteJob(self._site, lines, self.folder, __version__, here, sent)
+    def job(self, chains: Sequence[Chain]) -> RemoteJob:
+        """Return the job that trains these chains in one process."""
+        modules = tuple(str(Path(entry or ".").absolute()) for entry in sys.path)
+        environment = tuple((name, os.environ[name]) for name in FORWARDED_VARIABLES if name in os.environ)
+        return RemoteJob(self._config, chains, self.folder, __version__, modules, environment)
 
     def cancel(self) -> None:
-        """Whoever trains for it saves a checkpoint and ends."""
+        """Make every process of this session save a checkpoint and end."""
         (self.folder / ACTIVE_MARKER).unlink(missing_ok=True)
 
 
 @contextmanager
-def remote_session(site: WorkerConfig) -> Iterator[RemoteSession]:
-    """An order, which is gone at the end."""
-    order = RemoteSession(site)
+def remote_session(config: WorkerConfig) -> Iterator[RemoteSession]:
+    """Yield a session; cancel it and remove its folder at the end."""
+    session = RemoteSession(config)
     try:
-        yield order
+        yield session
     finally:
-        order.cancel()
-        if not order.kept:
-            shutil.rmtree(order.folder, ignore_errors=True)
+        session.cancel()
+        if not session.keep_folder:
+            shutil.rmtree(session.folder, ignore_errors=True)
 
 
-def run_remote_job(errand: RemoteJob, stopping: Callable[[], bool] = lambda: False) -> RemoteResult:
-    """Trains and commits in a process of a cluster; `stopping` as for `Worker.perform`."""
-    # Read by torch when it is imported, which is not before a worker is made.
+def run_remote_job(job: RemoteJob, should_stop: Callable[[], bool] = lambda: False) -> RemoteResult:
+    """Train and commit a job's chains in a process of a cluster; `should_stop` as for `Worker.run_chains`."""
+    # torch reads this when it is imported, which happens when the worker is created below.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.update(errand.environment)
-    sys.path += [place for place in errand.modules if place not in sys.path]
-    if (fault := _check_node(errand)) is not None:
-        return fault
-    wanted = _CancelWatcher(errand.session_dir / ACTIVE_MARKER)
+    os.environ.update(job.environment)
+    sys.path += [folder for folder in job.modules if folder not in sys.path]
+    if (error := _check_node(job)) is not None:
+        return error
+    is_cancelled = _CancelWatcher(job.session_dir / ACTIVE_MARKER)
+    # Errors are returned as plain data: the process that coordinates must not depend on how a cluster pickles them.
     try:
-        _wait_for_parents(errand)
-        return get_worker(errand.site).run_chains(errand.lines, lambda: stopping() or not wanted())
+        _wait_for_parents(job)
+        return get_worker(job.config).run_chains(job.chains, lambda: should_stop() or is_cancelled())
     except TaskInterrupted:
         return None
     except UserError as error:
@@ -124,44 +126,47 @@ def run_remote_job(errand: RemoteJob, stopping: Callable[[], bool] = lambda: Fal
         return RemoteError(f"{error} (On node {platform.node()}.)", is_user_error=False)
 
 
-def _check_node(errand: RemoteJob) -> RemoteError | None:
-    here = platform.node()
-    if __version__ != errand.version:
-        said = (
-            f"node {here} has supermask {__version__}, and {errand.version} is needed: install the same on all nodes."
+def _check_node(job: RemoteJob) -> RemoteError | None:
+    node = platform.node()
+    if __version__ != job.version:
+        message = (
+            f"node {node} has supermask {__version__}, and {job.version} is needed: install the same on all nodes."
         )
-        return RemoteError(said, is_user_error=True)
-    if not (errand.session_dir / ACTIVE_MARKER).exists():
-        said = (
-            f"node {here} does not see the store {errand.site.store}: put it into a folder that all nodes share "
+        return RemoteError(message, is_user_error=True)
+    if not (job.session_dir / ACTIVE_MARKER).exists():
+        message = (
+            f"node {node} does not see the store {job.config.store}: put it into a folder that all nodes share "
             "under the same path (--store)."
         )
-        return RemoteError(said, is_user_error=True)
+        return RemoteError(message, is_user_error=True)
     return None
 
 
 class _CancelWatcher:
-    """Whether the file is there: looked at now and then, for it may be on another machine."""
+    """Predicate: True once the marker file is gone. Limits how often a shared file system is asked."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._looked, self._there = path, time.monotonic(), True
+        self._path, self._last_check, self._cancelled = path, time.monotonic(), False
 
     def __call__(self) -> bool:
-        if self._there and time.monotonic() - self._looked >= POLL_SECONDS:
-            self._looked = time.monotonic()
+        if not self._cancelled and time.monotonic() - self._last_check >= POLL_SECONDS:
+            self._last_check = time.monotonic()
             try:
                 self._path.stat()
             except FileNotFoundError:
-                self._there = False
+                self._cancelled = True
             except OSError:
-                pass  # A file system that has a bad moment is no reason to stop.
-        return self._there
+                pass  # Any other error is a passing fault of the file system, not a request to stop.
+        return self._cancelled
 
 
-def _wait_for_parents(errand: RemoteJob) -> None:
-    """A network file system may show a run later than the node that committed it: what is never seen is told later."""
-    store, patience = Store(errand.site.store), time.monotonic() + PARENT_SECONDS
-    for line in errand.lines:
-        parent = line[0].run.parent
-        while parent is not None and not store.has(parent) and time.monotonic() < patience:
+def _wait_for_parents(job: RemoteJob) -> None:
+    """Wait until the parents of all chains are visible; a network file system may show them late.
+
+    A parent that never appears is reported later, when its chain starts.
+    """
+    store, deadline = Store(job.config.store), time.monotonic() + PARENT_SECONDS
+    for chain in job.chains:
+        parent = chain[0].run.parent
+        while parent is not None and not store.has(parent) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)

@@ -1,7 +1,4 @@
-"""The engine that trains a task here, and the environment that its bits depend on.
-
-The data set that a worker trains on, and each seed's split of it.
-"""
+"""Resources of a worker: the engine for a task with its environment, the data set, and each seed's split."""
 
 from __future__ import annotations
 
@@ -30,154 +27,158 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SelectedEngine:
-    """An engine, why it was chosen, and in what environment it trains."""
+    """An engine, the reason for its selection, and the environment that its bits depend on."""
 
     choice: EngineChoice
     environment: RunFacts
     device: str
 
     def train(self, job: TrainingJob, data: SplitData) -> TrainingResult:
-        """Trains one run, alone."""
-        jobs, of = [job], [data]
+        """Train one run alone."""
+        # The engines are imported here: each costs seconds, and a worker uses one or two of them.
         if self.choice.engine == "stacked":
             from supermask.engines import stacked
 
-            around = self.environment
-            return stacked.train(jobs, of, self.device, around["precision"], around["convolutions"])[0]
+            precision, algorithms = self.environment["precision"], self.environment["convolutions"]
+            return stacked.train([job], [data], self.device, precision, algorithms)[0]
         if self.choice.engine == "sparse":
             from supermask.engines import sparse
 
-            return sparse.train(jobs, of, sparse.CostTable.from_data(self.environment["costs"]))[0]
+            return sparse.train([job], [data], sparse.CostTable.from_data(self.environment["costs"]))[0]
         if job.learning is not None:
             from supermask.engines import reference_masks
 
-            return reference_masks.train(jobs, of, self.device)[0]
+            return reference_masks.train([job], [data], self.device)[0]
         from supermask.engines import reference
 
-        return reference.train(jobs, of, self.device)[0]
+        return reference.train([job], [data], self.device)[0]
 
-    def train_stream(self, feed: JobSource, size: int) -> None:
-        """Trains a stack of at most so many from what feeds it."""
+    def train_stream(self, feed: JobSource, stack_size: int) -> None:
+        """Train the jobs of a feed in a stack of at most `stack_size` runs."""
         from supermask.engines import stacked
 
-        stacked.train_stream(feed, size, self.device, self.environment["precision"], self.environment["convolutions"])
+        precision, algorithms = self.environment["precision"], self.environment["convolutions"]
+        stacked.train_stream(feed, stack_size, self.device, precision, algorithms)
 
 
 class EngineSelector:
-    """Which engine trains what at a site; what is found out about the machine for it is found out once."""
+    """Selects the engine of each task. Measurements of the machine are made once and kept."""
 
-    def __init__(self, site: WorkerConfig, store: Store) -> None:
-        self.site, self._store = site, store
-        self._known: dict[Any, RunFacts] = {}
+    def __init__(self, config: WorkerConfig, store: Store) -> None:
+        self.config, self._store = config, store
+        self._environments: dict[Any, RunFacts] = {}
 
     def stack_size(self, task: Task) -> int:
-        """How many runs like this one are trained at once: one, unless the stacked engine was chosen."""
+        """Return the number of runs like this one to train at once: 1, unless the stacked engine is selected."""
         if task.replay or self._choice(task.run).engine != "stacked":
             return 1
-        return self.site.stack or self._fastest_stack(task.run)
+        return self.config.stack or self._fastest_stack(task.run)
 
     def engine(self, task: Task) -> SelectedEngine:
-        """Who trains it: a run that is trained again, as it was the first time."""
-        site, run = self.site, task.run
+        """Return the engine for a task. A replay uses the engine and the settings of the run's first training."""
+        config, run = self.config, task.run
         if task.replay:
-            before = self._store.facts(run.id)
-            device = "cpu" if before["engine"] == "sparse" else site.device
-            choice = select_engine(before["engine"], run_architecture(run), device, run.learning)
-            return SelectedEngine(
-                choice, self._recorded_environment(choice.engine, device, before["environment"]), device
-            )
+            facts = self._store.facts(run.id)
+            # The sparse engine trains on CPUs only, also if this worker has a GPU.
+            device = "cpu" if facts["engine"] == "sparse" else config.device
+            choice = select_engine(facts["engine"], run_architecture(run), device, run.learning)
+            environment = self._recorded_environment(choice.engine, device, facts["environment"])
+            return SelectedEngine(choice, environment, device)
         choice = self._choice(run)
+        # The stacked engine's algorithms are measured per kind of run; other engines have one environment per process.
         key = (run.network, run.dataset, run.recipe, run.learning) if choice.engine == "stacked" else choice.engine
-        if key not in self._known:
-            self._known[key] = self._environment(run, choice.engine)
-        return SelectedEngine(choice, self._known[key], site.device)
+        if key not in self._environments:
+            self._environments[key] = self._measured_environment(run, choice.engine)
+        return SelectedEngine(choice, self._environments[key], config.device)
 
     def _choice(self, run: Run) -> EngineChoice:
-        return select_engine(self.site.engine, run_architecture(run), self.site.device, run.learning)
+        return select_engine(self.config.engine, run_architecture(run), self.config.device, run.learning)
 
-    def _environment(self, run: Run, engine: str) -> RunFacts:
-        site = self.site
+    def _measured_environment(self, run: Run, engine: str) -> RunFacts:
+        config = self.config
         if engine == "sparse":
             from supermask.engines import sparse
 
-            return environment_info(engine, site.device, 1, sparse.environment_facts(sparse.measured_costs()))
+            return environment_info(engine, config.device, 1, sparse.environment_facts(sparse.measured_costs()))
         if engine != "stacked":
-            return environment_info(engine, site.device, site.threads)
+            return environment_info(engine, config.device, config.threads)
         from supermask.engines import stacked
 
-        size = site.stack or self._fastest_stack(run)
-        ways = stacked.fastest_algorithms(
-            run_architecture(run), run.recipe.batch_size, size, site.device, site.precision
+        size = config.stack or self._fastest_stack(run)
+        algorithms = stacked.fastest_algorithms(
+            run_architecture(run), run.recipe.batch_size, size, config.device, config.precision
         )
-        facts = stacked.environment_facts(ways, site.precision, site.stack == 1, site.device)
-        return environment_info(engine, site.device, site.threads, facts)
+        facts = stacked.environment_facts(algorithms, config.precision, config.stack == 1, config.device)
+        return environment_info(engine, config.device, config.threads, facts)
 
-    def _recorded_environment(self, engine: str, device: str, before: RunFacts) -> RunFacts:
-        """With what was chosen the first time."""
+    def _recorded_environment(self, engine: str, device: str, recorded: RunFacts) -> RunFacts:
+        """Return this machine's environment with the choices that were recorded at the first training."""
         if engine == "stacked":
-            chosen = {key: before.get(key) for key in ("precision", "convolutions", "optimizer_compiled", "stack")}
-            return environment_info(engine, device, self.site.threads, chosen)
+            choices = {key: recorded.get(key) for key in ("precision", "convolutions", "optimizer_compiled", "stack")}
+            return environment_info(engine, device, self.config.threads, choices)
         if engine != "sparse":
-            return environment_info(engine, device, self.site.threads)
+            return environment_info(engine, device, self.config.threads)
         from supermask.engines import sparse
 
         try:
-            costs = sparse.CostTable.from_data(before["costs"])
+            costs = sparse.CostTable.from_data(recorded["costs"])
         except (KeyError, TypeError):
             raise SystemFailure(
                 "a run whose weights are needed again was trained by another release of supermask, which chose its "
-                "kernels by other costs: it cannot come to the same bits here. Use another folder (--store)."
+                "kernels by other costs: a replay here would not be bit-identical. Use another folder (--store)."
             ) from None
         return environment_info(engine, device, 1, sparse.environment_facts(costs))
 
     def _fastest_stack(self, run: Run) -> int:
         from supermask.engines import stacked
 
-        site = self.site
+        config = self.config
         return stacked.choose_stack_size(
-            run_architecture(run), run.recipe, site.device, site.precision, run.learning, site.threads
+            run_architecture(run), run.recipe, config.device, config.precision, run.learning, config.threads
         )
 
 
 CACHED_SPLITS = 32
-"""Seeds whose split of the data set stays in memory when nobody is at them."""
+"""Splits (one per seed) that stay in memory although no run uses them."""
 
 
 class DatasetCache:
-    """The last data set asked for, and the last few seeds' splits: runs of one seed that are stacked share it, and so
-    their batches.
+    """The last data set, and its splits by seed.
+
+    Runs of one seed get the same `SplitData` object: in a stack they then share their batches.
     """
 
     def __init__(self, data_dir: Path | None) -> None:
         self._dir = data_dir
         self._images: ImageDataset | None = None
         self._splits: WeakValueDictionary[int, SplitData] = WeakValueDictionary()
-        """By seed, of all that somebody is at: also where a stack has more seeds than are held."""
-        self._held: OrderedDict[int, SplitData] = OrderedDict()
+        """Seed -> every split that is in use anywhere, so that a stack with more seeds than `_recent` shares too."""
+        self._recent: OrderedDict[int, SplitData] = OrderedDict()
+        """Seed -> the splits used last, kept alive up to CACHED_SPLITS."""
 
     def images(self, run: Run) -> ImageDataset:
-        """The data set of a run."""
+        """Return the run's data set."""
         if self._images is None or self._images.facts.name != run.dataset:
             self._images = load(run.dataset, self._dir)
             self._splits.clear()
-            self._held.clear()
+            self._recent.clear()
         return self._images
 
     def split_for(self, run: Run) -> SplitData:
-        """The split of its seed."""
+        """Return the split of the run's seed."""
         images = self.images(run)
         data = self._splits.get(run.seed)
         if data is None:
             data = self._splits[run.seed] = split_data(images, run.seed)
-        self._held[run.seed] = data
-        self._held.move_to_end(run.seed)
-        if len(self._held) > CACHED_SPLITS:
-            self._held.popitem(last=False)
+        self._recent[run.seed] = data
+        self._recent.move_to_end(run.seed)
+        if len(self._recent) > CACHED_SPLITS:
+            self._recent.popitem(last=False)
         return data
 
 
 def check_data_fingerprint(store: Store, run_id: str, images: ImageDataset) -> None:
-    """Raises UserError if a stored run was trained on other data than these: its study cannot go on with them."""
+    """Raise UserError if a stored run was trained on other data than `images`."""
     trained_on = store.facts(run_id)["data"]["fingerprint"]
     if trained_on != images.fingerprint:
         raise UserError(

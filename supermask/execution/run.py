@@ -1,7 +1,4 @@
-"""Plans carried out: first checked as far as can be without training, then trained, and noted meanwhile.
-
-Where a plan is carried out: on this machine, on a Ray cluster, or through Slurm.
-"""
+"""Execution of plans: checks without training, then the training itself, with notes for the dashboard."""
 
 from __future__ import annotations
 
@@ -12,13 +9,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import get_args
 
 from supermask.core.errors import UserError, check_one_of, did_you_mean, quote
 from supermask.datasets import ImageDataset, load
 from supermask.datasets.images import DATA_VARIABLE
 from supermask.engines.selection import ENGINES, select_engine, validate_precision
-from supermask.execution.coordinator import TaskListener
+from supermask.execution.coordinator import ExecutionRequest, TaskListener
 from supermask.execution.live_status import LiveStatusWriter
 from supermask.execution.resources import check_data_fingerprint
 from supermask.execution.scheduler import KeepPolicy, Scheduler
@@ -27,55 +24,100 @@ from supermask.store import Store
 from supermask.store.files.disk import translate_os_errors
 from supermask.store.replay import run_architecture
 from supermask.study.plan import Plan, RunGraph, merge_plans
+from supermask.study.run import Run
+
+DEVICES = ("cpu", "cuda")
 
 CLUSTER_KINDS = ("local", "auto", "slurm")
 
+WORKERS_PER_GPU = 2
+"""Workers that share the GPU of this machine: one trains a stack while the other scores and commits another."""
 
-class Executor(Protocol):
-    """Carries a plan out on so many workers; returns the schedule at its end."""
+ListenerFactory = Callable[[Sequence[Plan], Scheduler], AbstractContextManager[TaskListener]]
+"""Creates a listener for the results of these plans, before the first task starts."""
 
-    def __call__(
-        self,
-        plan: RunGraph,
-        site: WorkerConfig,
-        workers: int,
-        listener: TaskListener,
-        keep: KeepPolicy,
-        *,
-        schedule: Scheduler,
-        starting: Callable[[Task], None],
-    ) -> Scheduler:
-        """Raises Stopped on Ctrl-C, UserError and MachineError."""
+Executor = Callable[[ExecutionRequest], Scheduler]
+"""Executes a plan and returns its scheduler. Raises StudyInterrupted on Ctrl-C, UserError and SystemFailure."""
 
 
-def validate_cluster(cluster: str) -> None:
-    """Raises UserError for what names no cluster."""
-    if cluster.partition(":")[0] == "slurm":
-        from supermask.execution.slurm import parse_options
+@dataclass(frozen=True)
+class RunOptions:
+    """Store, workers, engine and device of a training command."""
 
-        parse_options(cluster.partition(":")[2])
-    elif cluster not in CLUSTER_KINDS and ":" not in cluster:
-        near = did_you_mean(cluster, CLUSTER_KINDS) or "."
-        raise UserError(
-            f"{quote(cluster)} is not a cluster{near} Allowed: local (a Ray of this machine), auto (the Ray that runs "
-            "here), ray://host:port, host:port, slurm, slurm:partition=NAME,time=HOURS:MINUTES:SECONDS."
-        )
-    elif ":" in cluster and not _is_address(cluster):
-        raise UserError(
-            f"{quote(cluster)} is no address of a Ray cluster: it has the form ray://host:10001 or host:6379."
-        )
+    store: Path
+    workers: int | None = None
+    """None: one per core."""
+    engine: str = "auto"
+    device: str = "cpu"
+    keep: KeepPolicy = "all"
+    precision: str = "float32"
+    """Precision of the stacked engine's matrix products."""
+    stack: int | None = None
+    """Runs that the stacked engine trains at once in a worker; None: the number that was measured to be fastest."""
+    cluster: str | None = None
+    """None: processes of this machine; `local`, `auto` or an address: Ray; `slurm`, with options: Slurm."""
+
+    def validate(self) -> None:
+        """Raise UserError for a value that is not allowed."""
+        check_one_of("an engine", self.engine, ENGINES)
+        check_one_of("a device", self.device, DEVICES)
+        check_one_of("a way to keep weights", self.keep, get_args(KeepPolicy))
+        validate_precision(self.precision, self.device)
+        may_stack = self.engine == "stacked" or (self.engine == "auto" and self.device != "cpu")
+        if not may_stack and (self.precision != "float32" or self.stack is not None):
+            raise UserError("--precision and --stack are options of the stacked engine: give --engine stacked too.")
+        if self.stack is not None and self.stack < 1:
+            raise UserError(f"a stack of {self.stack} runs trains nothing: give 1 or more, or leave it out.")
+        if self.cluster is not None:
+            validate_cluster(self.cluster)
+        if self.workers is not None and self.workers < 1:
+            raise UserError(
+                f"{self.workers} workers cannot train anything: give 1 or more, or leave it out for one per core."
+            )
 
 
-def _is_address(text: str) -> bool:
-    host, _, port = text.removeprefix("ray://").rpartition(":")
-    return bool(host) and "/" not in host and port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536
+def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: ListenerFactory | None = None) -> Scheduler:
+    """Train the missing runs of these plans, shared runs once; return the scheduler with each run's status.
+
+    Raises UserError, SystemFailure, and StudyInterrupted on Ctrl-C: the same call resumes the study.
+    """
+    options.validate()
+    graph = merge_plans(plans)
+    precision = validate_precision(options.precision, options.device)
+    config = WorkerConfig(options.store.absolute(), data_dir(), options.engine, options.device, precision=precision)
+    for run in _distinct_runs(graph):
+        _selected_engine(run, options)  # Raises UserError for an engine that cannot train one of them.
+    scheduler = Scheduler(graph, Store(config.store))
+    if scheduler.tasks_left:
+        if options.cluster is None:
+            check_device(options.device)
+        # Here rather than in the workers: one message instead of one per worker, and one decoding of the data set.
+        for dataset in dict.fromkeys(plan.study.dataset for plan in plans):
+            _check_dataset_unchanged(scheduler, load(dataset, config.data_dir))
+        config = replace(config, stack=_choose_stack_size(options, graph))
+    cluster = options.cluster if scheduler.tasks_left else None
+    uses_gpu = cluster is None and config.stack != 1 and options.device != "cpu"
+    local_slots = WORKERS_PER_GPU if uses_gpu else default_workers()
+    with open_executor(cluster, options.workers, local_slots) as (execute, workers), ExitStack() as contexts:
+        if scheduler.tasks_left:
+            _check_writable(config.store)
+        no_listener: AbstractContextManager[TaskListener] = nullcontext(lambda *_: None)
+        listener = contexts.enter_context(create_listener(plans, scheduler) if create_listener else no_listener)
+        studies = [plan.study for plan in plans]
+        live_status = contexts.enter_context(LiveStatusWriter(studies, scheduler, workers))
+
+        def on_end(current: Scheduler, task: Task, result: TaskResult) -> None:
+            live_status.on_end(current, task, result)
+            listener(current, task, result)
+
+        return execute(ExecutionRequest(graph, config, workers, on_end, options.keep, scheduler, live_status.on_start))
 
 
 @contextmanager
 def open_executor(cluster: str | None, workers: int | None, local_slots: int) -> Iterator[tuple[Executor, int]]:
-    """Who carries out, and on how many workers; `here`: how many this machine has room for.
+    """Yield the executor and its number of workers; `local_slots`: the number that this machine can run at once.
 
-    Raises UserError where the cluster does not answer or its extra is not installed.
+    Raises UserError if the cluster does not answer or the package for it is not installed.
     """
     if cluster is None:
         from supermask.execution import local
@@ -84,127 +126,53 @@ def open_executor(cluster: str | None, workers: int | None, local_slots: int) ->
     elif cluster.partition(":")[0] == "slurm":
         from supermask.execution import slurm
 
-        yield slurm.make_executor(cluster.partition(":")[2]), workers or slurm.WORKERS
+        yield slurm.make_executor(cluster.partition(":")[2]), workers or slurm.DEFAULT_WORKERS
     else:
         from supermask.execution import ray
 
         with ray.ray_session(cluster, workers or local_slots) as cores:
+            # Without a number of workers, the executor follows the size of the cluster as it changes.
             yield partial(ray.run_plan, growing=workers is None), workers or cores
 
 
-DEVICES = ("cpu", "cuda")
+def validate_cluster(cluster: str) -> None:
+    """Raise UserError for text that names no cluster."""
+    if cluster.partition(":")[0] == "slurm":
+        from supermask.execution.slurm import parse_options
 
-ListenerFactory = Callable[[Sequence[Plan], Scheduler], AbstractContextManager[TaskListener]]
-"""From what is going to be carried out to who hears of it."""
+        parse_options(cluster.partition(":")[2])
+    elif cluster not in CLUSTER_KINDS and ":" not in cluster:
+        hint = did_you_mean(cluster, CLUSTER_KINDS) or "."
+        raise UserError(
+            f"{quote(cluster)} is not a cluster{hint} Allowed: local (a Ray of this machine), auto (the Ray that runs "
+            "here), ray://host:port, host:port, slurm, slurm:partition=NAME,time=HOURS:MINUTES:SECONDS."
+        )
+    elif ":" in cluster and not _is_address(cluster):
+        raise UserError(
+            f"{quote(cluster)} is not an address of a Ray cluster: the form is ray://host:10001 or host:6379."
+        )
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Where and with what to train."""
-
-    store: Path
-    workers: int | None = None
-    """None: one a core."""
-    engine: str = "auto"
-    device: str = "cpu"
-    keep: KeepPolicy = "all"
-    precision: str = "float32"
-    """Of the stacked engine's products."""
-    stack: int | None = None
-    """Runs that the stacked engine trains at once in a worker; None: as many as were measured to be worth it."""
-    cluster: str | None = None
-    """None: processes of this machine; `local`, `auto` or an address: Ray; `slurm`, with options: Slurm."""
-
-    def validate(self) -> None:
-        """Raises UserError for what is not allowed."""
-        check_one_of("an engine", self.engine, ENGINES)
-        check_one_of("a device", self.device, DEVICES)
-        check_one_of("a way to keep weights", self.keep, get_args(KeepPolicy))
-        validate_precision(self.precision, self.device)
-        stacks = self.engine == "stacked" or (self.engine == "auto" and self.device != "cpu")
-        if not stacks and (self.precision != "float32" or self.stack is not None):
-            raise UserError("--precision and --stack are the stacked engine's: give --engine stacked too.")
-        if self.stack is not None and self.stack < 1:
-            raise UserError(f"a stack of {self.stack} runs trains nothing: give 1 or more, or leave it out.")
-        if self.cluster is not None:
-            validate_cluster(self.cluster)
-        if self.workers is not None and self.workers < 1:
-            raise UserError(
-                f"{self.workers} workers cannot train anything: give 1 or more, or leave it out for one a core."
-            )
+def _is_address(text: str) -> bool:
+    host, _, port = text.removeprefix("ray://").rpartition(":")
+    return bool(host) and "/" not in host and port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536
 
 
 def default_workers() -> int:
-    """One a core that this process may use."""
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def run_plans(plans: Sequence[Plan], how: RunOptions, listening: ListenerFactory | None = None) -> Scheduler:
-    """Trains what is missing of these plans, what they share once; returns how each run ended.
-
-    Raises UserError, MachineError, and `execute.local.Stopped` on Ctrl-C: the same call goes on from there.
-    """
-    how.validate()
-    graph = merge_plans(plans)
-    precision = validate_precision(how.precision, how.device)
-    site = WorkerConfig(how.store.absolute(), data_dir(), how.engine, how.device, precision=precision)
-    kinds = {(run.network, run.dataset, run.learning): run for run in graph.runs.values()}
-    for run in kinds.values():
-        select_engine(how.engine, run_architecture(run), how.device, run.learning)
-    schedule = Scheduler(graph, Store(site.store))
-    if schedule.tasks_left:
-        if how.cluster is None:
-            check_device(how.device)
-        # One message before workers start, not one from each; and one decoding that all of them share.
-        for dataset in dict.fromkeys(plan.study.dataset for plan in plans):
-            _check_dataset_unchanged(schedule, load(dataset, site.data_dir))
-        site = replace(site, stack=_choose_stack_size(how, graph))
-    quiet: AbstractContextManager[TaskListener] = nullcontext(lambda *_: None)
-    studies = [plan.study for plan in plans]
-    cluster = how.cluster if schedule.tasks_left else None
-    # This machine's GPU is shared by two: one stack trains while the other is scored and committed.
-    here = 2 if cluster is None and site.stack != 1 and how.device != "cpu" else default_workers()
-    with open_executor(cluster, how.workers, here) as (run_plan, workers), ExitStack() as heard_by:
-        if schedule.tasks_left:
-            _check_writable(site.store)
-        listener = heard_by.enter_context(listening(plans, schedule) if listening else quiet)
-        journal = heard_by.enter_context(LiveStatusWriter(studies, schedule, workers))
-
-        def heard(now: Scheduler, task: Task, result: TaskResult) -> None:
-            journal.on_end(now, task, result)
-            listener(now, task, result)
-
-        return run_plan(graph, site, workers, heard, how.keep, schedule=schedule, starting=journal.on_start)
-
-
-def _choose_stack_size(how: RunOptions, graph: RunGraph) -> int | None:
-    """Runs that are trained at once; None where only the nodes of a cluster can tell."""
-    runs = {(r.network, r.dataset, r.learning): r for r in sorted(graph.runs.values(), key=lambda r: r.is_trained)}
-    stacked = [
-        r
-        for r in runs.values()
-        if select_engine(how.engine, run_architecture(r), how.device, r.learning).engine == "stacked"
-    ]
-    if not stacked:
-        return 1
-    if how.stack is not None or how.cluster is not None:
-        return how.stack
-    from supermask.engines.stacked.autotune import choose_stack_size
-
-    precision = validate_precision(how.precision, how.device)
-    # What the largest network has room for.
-    return min(choose_stack_size(run_architecture(r), r.recipe, how.device, precision, r.learning) for r in stacked)
-
-
 def data_dir() -> Path | None:
-    """Absolute, for workers; None leaves the search to the data set."""
-    given = os.environ.get(DATA_VARIABLE)
-    return Path(given).expanduser().absolute() if given else None
+    """Return the data folder of SUPERMASK_DATA as an absolute path, or None: then each data set searches for itself."""
+    value = os.environ.get(DATA_VARIABLE)
+    # Absolute, because a worker may have another current folder.
+    return Path(value).expanduser().absolute() if value else None
 
 
 def check_device(device: str) -> None:
-    """Raises UserError for a device that is not there."""
+    """Raise UserError for a device that this machine does not have."""
     if device == "cuda":
         import torch
 
@@ -214,17 +182,52 @@ def check_device(device: str) -> None:
             )
 
 
-def _check_dataset_unchanged(schedule: Scheduler, images: ImageDataset) -> None:
-    """A study is of one data set: a new seed is not trained on other data than the seeds before."""
-    for run in schedule.plan.runs.values():
-        own = run.level == 0 and run.dataset == images.facts.name
-        if own and schedule.status.get(run.id) == "finished":
-            check_data_fingerprint(schedule.store, run.id, images)
+def _distinct_runs(graph: RunGraph) -> list[Run]:
+    """Return one run per network, data set and mask learning: what the choice of an engine depends on.
+
+    A trained run where there is one.
+    """
+    # Trained runs come last and replace untrained ones of the same kind.
+    runs = sorted(graph.runs.values(), key=lambda run: run.is_trained)
+    return list({(run.network, run.dataset, run.learning): run for run in runs}.values())
+
+
+def _selected_engine(run: Run, options: RunOptions) -> str:
+    return select_engine(options.engine, run_architecture(run), options.device, run.learning).engine
+
+
+def _choose_stack_size(options: RunOptions, graph: RunGraph) -> int | None:
+    """Return the number of runs to train at once; None: each node of a cluster measures it for itself."""
+    stacked_runs = [run for run in _distinct_runs(graph) if _selected_engine(run, options) == "stacked"]
+    if not stacked_runs:
+        return 1
+    if options.stack is not None or options.cluster is not None:
+        return options.stack
+    from supermask.engines.stacked.autotune import choose_stack_size
+
+    precision = validate_precision(options.precision, options.device)
+    # The smallest of the sizes: a stack of the largest network must fit into the GPU's memory.
+    return min(
+        choose_stack_size(run_architecture(run), run.recipe, options.device, precision, run.learning)
+        for run in stacked_runs
+    )
+
+
+def _check_dataset_unchanged(scheduler: Scheduler, images: ImageDataset) -> None:
+    """Raise UserError if finished dense runs of the plan were trained on other data than `images`.
+
+    Without this check a new seed could be trained on other data than the seeds before it.
+    """
+    for run in scheduler.plan.runs.values():
+        is_dense = run.level == 0 and run.dataset == images.facts.name
+        if is_dense and scheduler.status.get(run.id) == "finished":
+            check_data_fingerprint(scheduler.store, run.id, images)
 
 
 def _check_writable(store: Path) -> None:
-    """Before anything is trained: a store that cannot be written to shall cost no training."""
+    """Raise SystemFailure for a store that cannot be written to, before any training is spent on it."""
     with translate_os_errors(store):
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=store) as probe:
+            # One disk block, so that a full disk fails too.
             probe.write(bytes(4096))

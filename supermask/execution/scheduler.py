@@ -1,4 +1,7 @@
-"""What is ready to train, in what order, and whose weights nobody needs any more. Any executor can be driven by it."""
+"""The scheduler: which tasks are ready, in which order they start, and which weights no later run needs.
+
+It holds no workers and waits for nothing, so any executor can drive it.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +17,46 @@ from supermask.study.plan import RunGraph
 from supermask.study.run import Run
 
 KeepPolicy = Literal["all", "needed", "masks"]
-"""Whose weights are kept: everybody's; only those from which the study can be extended; only those of runs to come."""
+"""Final weights that stay in the store.
+
+`all`: those of every run. `needed`: those from which the study can be extended. `masks`: only those that runs of the
+plan still have to read.
+"""
 
 
 OVERHEAD_IMAGES = 40_000
-"""Images: what a run's evaluations, start and commit cost, in passes of one image through its network."""
+"""Cost of a run's start, test evaluations and commit, in forward passes of one image."""
 
 
 def estimated_work(run: Run) -> float:
-    """Roughly what a run costs, in passes of one image; a training step needs three for each of its images."""
+    """Return the rough cost of a run in forward passes of one image.
+
+    A training step counts three passes for each image of its batch: one forward and about two for the gradients.
+    """
     samples = 1 if run.learning is None else run.learning.num_samples
     evaluations = run.recipe.iterations / run.recipe.evaluate_every
+    # 5,000: images of the validation set.
     return 3.0 * run.recipe.iterations * run.recipe.batch_size + samples * (OVERHEAD_IMAGES + 5_000 * evaluations)
 
 
 class Scheduler:
-    """The state of a plan while it is carried out: to do, ready, in flight, done.
+    """State of a plan during its execution: tasks that wait, are ready, are in flight or have ended.
 
-    Deepest level first, so that chains end early and a chain's next level follows on the worker that has its parent.
+    The deepest ready level goes first: chains finish early, and the next level of a chain tends to run on the worker
+    that has its parent in memory.
     """
 
     def __init__(self, plan: RunGraph, store: Store, damaged: Iterable[str] = ()) -> None:
-        """From what is in the store now; a run whose facts are damaged is set aside. Raises MachineError."""
+        """Build the state from the store. Runs with damaged facts are set aside. Raises SystemFailure."""
         self.plan = plan
         self.store = store
         self.status: dict[str, str] = {}
-        """Run id -> `finished`, `diverged`, `certificate_failed`; `ancestor_diverged` for runs that cannot be done."""
+        """Run id -> `finished`, `diverged`, `certificate_failed`, or `ancestor_diverged` for descendants of the latter
+        two, which cannot be trained."""
         self.damaged = list(damaged)
-        """What was found damaged and set aside, one text each."""
+        """One message per entry that was found damaged and set aside."""
         self._load_status()
+        # Runs without a status can still be trained; the count keeps the weights that their initial states are made of.
         self._pending_descendants = dict.fromkeys(plan.runs, 0)
         for run in self.to_do():
             self._count_in_ancestors(run, 1)
@@ -50,103 +64,108 @@ class Scheduler:
         self._tasks = {task.run.id: task for task in self._make_tasks()}
         self._work_left = sum(estimated_work(task.run) for task in self._tasks.values())
         self._ready: dict[Hashable, list[tuple[int, int, Task]]] = {}
-        """A heap for each kind: first who is to go first."""
+        """One heap per stack key, so that taking a stack never moves tasks that cannot join it. Smallest first:
+        (-level, place in the plan, task)."""
         self._waiting: dict[str, list[Task]] = {}
+        """Run id of the nearest ancestor with a task -> tasks that wait for it."""
         self._reserved: set[str] = set()
-        """Whose turn comes on the worker that is at the line above them."""
+        """Run ids of tasks that belong to a chain that a worker has: no other worker may take them."""
         for task in self._tasks.values():
-            before = next((a.id for a in self._ancestors(task.run) if a.id in self._tasks), None)
-            if before is None:
+            # The nearest ancestor with a task need not be the parent: a replay of a grandparent is waited for as well.
+            blocker = next((a.id for a in self._ancestors(task.run) if a.id in self._tasks), None)
+            if blocker is None:
                 self.requeue(task)
             else:
-                self._waiting.setdefault(before, []).append(task)
+                self._waiting.setdefault(blocker, []).append(task)
 
     def to_do(self) -> list[Run]:
-        """Runs that are not in the store and can still be done."""
+        """Return the runs that are not in the store and can still be trained."""
         return [run for run in self.plan.runs.values() if run.id not in self.status]
 
     @property
     def tasks_left(self) -> int:
-        """Tasks not yet ended, those in flight included."""
+        """Number of tasks without a result, including those in flight."""
         return len(self._tasks)
 
     @property
     def work_left(self) -> float:
-        """The same, each counted as `work` weighs it."""
+        """Sum of `estimated_work` over the tasks without a result."""
         return self._work_left
 
     def take(self) -> Task | None:
-        """The next task whose parent is there, or None."""
+        """Remove and return the next ready task, or None."""
         while heaps := [heap for heap in self._ready.values() if heap]:
             task = heapq.heappop(min(heaps, key=lambda heap: heap[0][:2]))[2]
+            # A task in a heap may have ended since: its result was read from the store, or an ancestor failed.
             if self.is_pending(task):
                 return task
         return None
 
     def is_pending(self, task: Task) -> bool:
-        """Whether the task's end is still to come."""
+        """Return True if the task has no result yet."""
         return task.run.id in self._tasks
 
     def take_chain(self, task: Task) -> list[Task]:
-        """A ready task and what comes below it, as long as that is one task each: one worker does them unasked.
+        """Return a ready task and the tasks below it, down to the first branch, for one worker to train in order.
 
-        Nobody else is given them, until they are `returned`.
+        The tasks below are reserved for that worker until `release`.
         """
-        found = [task]
-        while len(below := self._waiting.get(found[-1].run.id, [])) == 1:
-            found += below
-        self._reserved.update(each.run.id for each in found[1:])
-        return found
+        chain = [task]
+        while len(below := self._waiting.get(chain[-1].run.id, [])) == 1:
+            chain += below
+        self._reserved.update(task.run.id for task in chain[1:])
+        return chain
 
-    def take_stack(self, most: int) -> list[Task]:
-        """The next task, and ready ones of the same network, data and recipe: what can be trained together."""
-        first = self.take() if most > 0 else None
-        found = [] if first is None else [first]
+    def take_stack(self, limit: int) -> list[Task]:
+        """Take the next task, and up to `limit - 1` ready ones that can be trained in one stack with it."""
+        first = self.take() if limit > 0 else None
+        stack = [] if first is None else [first]
         if first is not None and not first.replay:
             heap = self._ready[stack_key(first)]
-            while len(found) < most and heap:
+            while len(stack) < limit and heap:
                 task = heapq.heappop(heap)[2]
                 if self.is_pending(task):
-                    found.append(task)
-        return found
+                    stack.append(task)
+        return stack
 
     @property
     def ready_count(self) -> int:
-        """Tasks whose parents are there, and that nobody has taken."""
+        """Number of ready tasks that no worker has taken."""
         return sum(map(len, self._ready.values()))
 
     def requeue(self, task: Task) -> None:
-        """Puts a task (back) among the ready ones."""
+        """Add a task to the ready ones."""
         heap = self._ready.setdefault(stack_key(task), [])
         heapq.heappush(heap, (-task.run.level, self._order[task.run.id], task))
 
     def release(self, tasks: Iterable[Task]) -> None:
-        """Whoever was given these is not at them any more: what of them is left is for anybody."""
+        """Give back tasks that their worker no longer has; those without a result can be taken by any worker."""
         for task in tasks:
             self._reserved.discard(task.run.id)
-            if self.is_pending(task) and all(above.id not in self._tasks for above in self._ancestors(task.run)):
+            # Tasks further down an unfinished chain stay in `_waiting`: only the first unfinished one is ready.
+            if self.is_pending(task) and all(ancestor.id not in self._tasks for ancestor in self._ancestors(task.run)):
                 self.requeue(task)
 
     def finish(self, task: Task, result: TaskResult) -> None:
-        """A task came to its end: what waited for it becomes ready, or impossible."""
-        assert result.status != "not_started", "then the schedule has to be made again"
+        """Record a result: tasks that waited for it become ready, or are cancelled if it is not `finished`."""
+        assert result.status != "not_started", "this requires a new scheduler"
         del self._tasks[task.run.id]
         self._work_left -= estimated_work(task.run)
         if not task.replay:
             self.status[task.run.id] = result.status
             self._count_in_ancestors(task.run, -1)
-        if self._failed(task.run.id):
+        if self._has_failed(task.run.id):
             self._cancel_descendants(task.run)
         for waiting in self._waiting.pop(task.run.id, []):
             if waiting.run.id in self._tasks and waiting.run.id not in self._reserved:
                 self.requeue(waiting)
 
     def droppable(self, keep: KeepPolicy, ended: Run | None = None) -> Iterator[tuple[Run, Snapshot]]:
-        """Which finished runs' weights (`end`) and other points can be dropped: no run of the plan still reads them.
+        """Yield snapshots (`end`: the final weights) that no run of the plan will read and the policy does not keep.
 
-        Looks at a run that has just ended and its ancestors, or at all runs. `needed` keeps whole the dense runs,
-        learned masks and the runs of the last levels, and of the others what the starts of their descendants are made
-        of: any level or treatment can then be added to the study without training again.
+        Examines the run `ended` and its ancestors, or all runs. `needed` keeps everything of the dense runs, learned
+        masks and last levels, and of other runs the snapshots that the initial states of their descendants are made
+        of: then any level or treatment can be added to the study without a replay.
         """
         if keep == "all":
             return
@@ -155,6 +174,7 @@ class Scheduler:
             extendable = run.level == 0 or run.learning is not None or not children
             if self.status.get(run.id) != "finished" or not run.is_trained or (keep == "needed" and extendable):
                 continue
+            # Snapshots that only other studies read are not this plan's to drop.
             points: set[Snapshot] = {"end"}
             points.update(*(child.points for child in children))
             for point in sorted(points - self._still_needed(children, keep), key=str):
@@ -162,7 +182,7 @@ class Scheduler:
                     yield run, point
 
     def drop_unneeded(self, keep: KeepPolicy, ended: Run | None = None) -> None:
-        """Drops what `surplus` names. Raises MachineError."""
+        """Drop what `droppable` yields. Raises SystemFailure."""
         for run, point in self.droppable(keep, ended):
             if point == "end":
                 self.store.drop_weights(run.id)
@@ -170,26 +190,28 @@ class Scheduler:
                 self.store.drop_snapshot(run.id, snapshot_name(point))
 
     def _still_needed(self, children: Iterable[Run], keep: KeepPolicy) -> set[Snapshot]:
-        """Points of a run that its children, when they are trained, or their descendants' starts, are made of."""
-        read: set[Snapshot] = set()
+        """Return a run's snapshots that its children, or the initial states of their descendants, will read."""
+        needed: set[Snapshot] = set()
         for child in children:
             if child.id not in self.status:
-                read |= child.points
+                needed |= child.points
             elif keep == "needed" or self._pending_descendants[child.id]:
-                read |= child.start_points
-        return read
+                # The child's masks are in the store; its descendants need only what its initial weights came from.
+                needed |= child.start_points
+        return needed
 
     def _load_status(self) -> None:
-        there = self.store.run_ids()
+        stored_ids = self.store.run_ids()
         for run in self.plan.runs.values():
-            if run.id in there:
+            if run.id in stored_ids:
                 try:
                     self.status[run.id] = self.store.facts(run.id)["status"]
                 except CorruptEntry as damage:
                     self.store.quarantine(run.id, damage.what)
                     self.damaged.append(str(damage))
+        # Parents come before children in a plan, so one pass reaches all descendants.
         for run in self.plan.runs.values():
-            if run.parent is not None and self._failed(run.parent):
+            if run.parent is not None and self._has_failed(run.parent):
                 self.status[run.id] = "ancestor_diverged"
 
     def _make_tasks(self) -> Iterator[Task]:
@@ -200,19 +222,19 @@ class Scheduler:
             elif missing := frozenset(p for p in needed[run.id] if not has_snapshot(self.store, run, p)):
                 yield Task(run, missing, replay=True)
 
-    def _failed(self, run_id: str) -> bool:
+    def _has_failed(self, run_id: str) -> bool:
         return self.status.get(run_id, "finished") != "finished"
 
     def _cancel_descendants(self, run: Run) -> None:
-        below = list(self.plan.children[run.id])
-        while below:
-            child = below.pop()
-            if child.id not in self.status:
-                self.status[child.id] = "ancestor_diverged"
-                self._count_in_ancestors(child, -1)
-            if self._tasks.pop(child.id, None) is not None:
-                self._work_left -= estimated_work(child)
-            below += self.plan.children[child.id]
+        descendants = list(self.plan.children[run.id])
+        while descendants:
+            descendant = descendants.pop()
+            if descendant.id not in self.status:
+                self.status[descendant.id] = "ancestor_diverged"
+                self._count_in_ancestors(descendant, -1)
+            if self._tasks.pop(descendant.id, None) is not None:
+                self._work_left -= estimated_work(descendant)
+            descendants += self.plan.children[descendant.id]
 
     def _ancestors(self, run: Run) -> Iterator[Run]:
         while run.parent is not None:

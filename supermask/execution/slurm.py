@@ -1,4 +1,4 @@
-"""Runs as jobs of Slurm, through submitit: arrays of lines of ready runs; a job that is preempted is queued again."""
+"""The Slurm executor: chains of ready runs as job arrays, through submitit. A preempted job is queued again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from supermask.core.errors import SystemFailure, UserError, did_you_mean, quote, sanitize
-from supermask.execution.coordinator import Assignment, TaskListener, WorkerDied, open_coordinator
+from supermask.execution.coordinator import (
+    SHUTDOWN_GRACE_SECONDS,
+    Assignment,
+    ExecutionRequest,
+    WorkerAnswer,
+    WorkerDied,
+    open_coordinator,
+)
 from supermask.execution.remote import (
     RemoteError,
     RemoteJob,
@@ -23,65 +30,60 @@ from supermask.execution.remote import (
     remote_session,
     run_remote_job,
 )
-from supermask.execution.scheduler import KeepPolicy, Scheduler
-from supermask.execution.tasks import Task, TaskResult, WorkerConfig
-from supermask.study.plan import RunGraph
+from supermask.execution.scheduler import Scheduler
 
-WORKERS = 64
-"""Jobs at once, where nothing is said."""
+DEFAULT_WORKERS = 64
+"""Jobs at once, without --workers."""
 
 POLL_SECONDS = 1.0
-"""Between two looks at the store and at the jobs."""
+"""Seconds between two checks of the store and of the jobs."""
 
-STOP_SECONDS = 1.2
-"""How long jobs have, when they are to stop, to save a checkpoint."""
-
-SAVE_SECONDS = 30.0
-"""How long a preempted one has; Slurm gives it 90."""
+PREEMPTION_GRACE_SECONDS = 30.0
+"""Time that a preempted job has to save a checkpoint. Slurm ends it after 90."""
 
 RESULT_SECONDS = 15.0
-"""How long a network file system may take to show the result of a job that is over; then it has died."""
+"""Time that a network file system has to show the result of a job that is over. Without one the job counts as dead."""
 
 MAX_REQUEUES = 1_000
-"""How often a job may run out of its time and be queued again: a line of levels may be longer than any time limit."""
+"""Requeues of a job that runs out of time. A chain of levels may take longer than any time limit."""
 
 OPTIONS = ("partition", "time", "account", "qos", "constraint", "reservation", "mem", "exclude", "nodelist")
-"""Of `sbatch`, in its words."""
+"""Options of --cluster slurm, named as in `sbatch`."""
 
-SubmitFunction = Callable[[Path, int, bool], Any]
-"""From a folder, how many jobs may run at once, and whether each needs a GPU, to a submitit executor."""
+SubmitterFactory = Callable[[Path, int, bool], Any]
+"""Creates a submitit executor from a log folder, the maximum number of jobs at once, and whether a job needs a GPU."""
 
 
 def parse_options(text: str) -> dict[str, str]:
-    """`partition=gpu,time=4:00:00` as a dict. Raises UserError for what is not so, or not an option."""
-    found: dict[str, str] = {}
+    """Return `partition=gpu,time=4:00:00` as a dict. Raises UserError for other text or unknown options."""
+    options: dict[str, str] = {}
     for part in text.split(",") if text else []:
         name, equals, value = part.partition("=")
         if name in OPTIONS and not value:
-            raise UserError(f"--cluster slurm:{name} has no value: it is written slurm:{name}=VALUE.")
+            raise UserError(f"--cluster slurm:{name} has no value: write slurm:{name}=VALUE.")
         if not equals or not value or name not in OPTIONS or not value.isprintable():
-            near = did_you_mean(name, OPTIONS) or "."
+            hint = did_you_mean(name, OPTIONS) or "."
             raise UserError(
-                f"{quote(part)} is no option of --cluster slurm{near} They are written slurm:NAME=VALUE,NAME=VALUE; "
+                f"{quote(part)} is not an option of --cluster slurm{hint} Write slurm:NAME=VALUE,NAME=VALUE; "
                 f"allowed: {', '.join(OPTIONS)}."
             )
-        found[name] = value
-    _minutes(found.get("time", "60"))
-    return found
+        options[name] = value
+    _to_minutes(options.get("time", "60"))  # Raises UserError for an invalid limit.
+    return options
 
 
-def _minutes(time_limit: str) -> int:
-    """Of Slurm's `MINUTES`, `H:MM:SS` or `D-HH:MM:SS`, rounded up."""
+def _to_minutes(time_limit: str) -> int:
+    """Return a time limit of the form `MINUTES`, `H:MM:SS` or `D-HH:MM:SS` in minutes, rounded up."""
     match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d+):(\d+))|(\d+)", time_limit, re.ASCII)
     if match is None or not (match[5] or int(match[2] + match[3] + match[4] + (match[1] or ""))):
-        raise UserError(f"time={quote(time_limit)} is no time limit: give minutes, H:MM:SS or D-HH:MM:SS.")
+        raise UserError(f"time={quote(time_limit)} is not a time limit: give minutes, H:MM:SS or D-HH:MM:SS.")
     if match[5]:
         return int(match[5])
     return int(match[1] or 0) * 1440 + int(match[2]) * 60 + int(match[3]) + (int(match[4]) > 0)
 
 
-def make_executor(text: str) -> Callable[..., Scheduler]:
-    """`run_plan` with these options. Raises UserError where there is no submitit, or no Slurm."""
+def make_executor(text: str) -> Callable[[ExecutionRequest], Scheduler]:
+    """Return `run_plan` with these options bound. Raises UserError without submitit or without Slurm."""
     try:
         import submitit  # noqa: F401
     except ImportError:
@@ -89,61 +91,56 @@ def make_executor(text: str) -> Callable[..., Scheduler]:
             "--cluster slurm needs submitit, which is not installed: pip install 'supermask[slurm]'"
         ) from None
     if shutil.which("sbatch") is None:
-        raise UserError("there is no Slurm on this machine (no `sbatch`): give the command on a login node.")
-    return partial(run_plan, submitting=partial(_submitting, parse_options(text)))
+        raise UserError("there is no Slurm on this machine (no `sbatch`): run the command on a login node.")
+    return partial(run_plan, create_submitter=partial(_create_submitter, parse_options(text)))
 
 
-def _submitting(given: Mapping[str, str], folder: Path, jobs: int, gpu: bool) -> Any:
+def _create_submitter(options: Mapping[str, str], folder: Path, jobs: int, gpu: bool) -> Any:
     import submitit
 
-    parameters: dict[str, Any] = {"cpus_per_task": 1, "job_name": "supermask", "array_parallelism": jobs, **given}
-    parameters["time"] = _minutes(given.get("time", "60"))
-    if "reservation" in given:  # submitit has no name for it
+    parameters: dict[str, Any] = {"cpus_per_task": 1, "job_name": "supermask", "array_parallelism": jobs, **options}
+    parameters["time"] = _to_minutes(options.get("time", "60"))
+    if "reservation" in options:  # submitit has no parameter for it.
         parameters["additional_parameters"] = {"reservation": parameters.pop("reservation")}
     if gpu:
         parameters["gpus_per_node"] = 1
-    made = submitit.SlurmExecutor(folder=folder, max_num_timeout=MAX_REQUEUES)
-    made.update_parameters(**parameters)
-    return made
+    submitter = submitit.SlurmExecutor(folder=folder, max_num_timeout=MAX_REQUEUES)
+    submitter.update_parameters(**parameters)
+    return submitter
 
 
-def run_plan(
-    plan: RunGraph,
-    site: WorkerConfig,
-    workers: int,
-    listener: TaskListener,
-    keep: KeepPolicy = "all",
-    schedule: Scheduler | None = None,
-    starting: Callable[[Task], None] = lambda _: None,
-    *,
-    submitting: SubmitFunction,
-) -> Scheduler:
-    """Like `local.run_plan`, as at most `workers` jobs at once, made by what `submitting` gives."""
-    with open_coordinator(plan, site, listener, keep, schedule, starting) as ongoing:
-        if ongoing.schedule.tasks_left:
-            with remote_session(site) as order:
-                jobs = SlurmPool(order, submitting(order.folder / "%j", workers, site.device == "cuda"), workers)
+def run_plan(request: ExecutionRequest, create_submitter: SubmitterFactory) -> Scheduler:
+    """Execute a plan with at most `request.workers` Slurm jobs at once; like `local.run_plan`."""
+    with open_coordinator(request) as coordinator:
+        if coordinator.scheduler.tasks_left:
+            with remote_session(request.config) as session:
+                needs_gpu = request.config.device == "cuda"
+                submitter = create_submitter(session.folder / "%j", request.workers, needs_gpu)
+                pool = SlurmPool(session, submitter, request.workers)
                 try:
-                    ongoing.run(jobs)
+                    coordinator.run(pool)
                 except SystemFailure as error:
-                    order.kept = True
-                    raise SystemFailure(f"{error} The jobs' logs are in {order.folder}.") from error
+                    session.keep_folder = True
+                    raise SystemFailure(f"{error} The jobs' logs are in {session.folder}.") from error
                 finally:
-                    jobs.stop()
-    return ongoing.schedule
+                    pool.stop()
+    return coordinator.scheduler
 
 
 class SlurmTask:
-    """What submitit runs for us. It calls `checkpoint` when the job is preempted or out of time."""
+    """The function that submitit runs in a job. It calls `checkpoint` when the job is preempted or out of time."""
 
     _thread: threading.Thread | None = None
-    """None until training has begun."""
+    """None until training has started."""
 
-    def __init__(self, errand: RemoteJob) -> None:
-        self._errand = errand
+    def __init__(self, job: RemoteJob) -> None:
+        self._job = job
 
     def __call__(self) -> RemoteResult:
-        """Training is in a thread, so that this one can wait for a checkpoint."""
+        """Train the job's chains.
+
+        The training runs in a thread: signals arrive in the main thread, which in `checkpoint` waits for the save.
+        """
         self._stop = threading.Event()
         self._answer: RemoteResult = None
         self._error: BaseException | None = None
@@ -155,84 +152,88 @@ class SlurmTask:
         return self._answer
 
     def checkpoint(self) -> Any:
-        """Lets what is in training save a checkpoint; the same job again then goes on from there."""
+        """Save checkpoints and return the same job for requeueing; it resumes from them."""
         from submitit.helpers import DelayedSubmission
 
         if self._thread is not None:
             self._stop.set()
-            self._thread.join(SAVE_SECONDS)
-        return DelayedSubmission(SlurmTask(self._errand))
+            self._thread.join(PREEMPTION_GRACE_SECONDS)
+        return DelayedSubmission(SlurmTask(self._job))
 
     def _train(self) -> None:
         try:
-            self._answer = run_remote_job(self._errand, self._stop.is_set)
+            self._answer = run_remote_job(self._job, self._stop.is_set)
         except BaseException as error:
             self._error = error
 
 
 class SlurmPool:
-    """A crew of Slurm jobs, whose answers wait for the queue: so each has whole lines to do."""
+    """A worker pool of Slurm jobs. A job waits in the queue, so each gets whole chains."""
 
     prefers_whole_chains = True
 
-    def __init__(self, order: RemoteSession, submitter: Any, workers: int) -> None:
-        self._order, self._submitter, self._workers = order, submitter, workers
+    def __init__(self, session: RemoteSession, submitter: Any, workers: int) -> None:
+        self._session, self._submitter, self._workers = session, submitter, workers
         self._in_flight: dict[Any, Assignment] = {}
-        self._without: dict[Any, float] = {}
-        """Since when jobs are seen to be over that have left no result."""
+        self._over_since: dict[Any, float] = {}
+        """Jobs that are over but show no result yet -> monotonic time at which that was first seen."""
 
     def capacity(self) -> int:
-        """One portion a job."""
+        """Return the number of jobs at once: one assignment each."""
         return self._workers
 
-    def submit(self, portions: Sequence[Assignment]) -> None:
-        """As one array of jobs. Raises UserError where Slurm refuses it."""
+    def submit(self, assignments: Sequence[Assignment]) -> None:
+        """Submit the assignments as one job array. Raises UserError if Slurm refuses it."""
         from submitit.core.utils import FailedJobError
 
-        said = StringIO()
+        stderr = StringIO()
         try:
-            # What `sbatch` says goes into our message.
-            with redirect_stderr(said), self._submitter.batch():
-                jobs = [self._submitter.submit(SlurmTask(self._order.job(portion.chains))) for portion in portions]
+            # The output of `sbatch` becomes part of our message.
+            with redirect_stderr(stderr), self._submitter.batch():
+                jobs = [self._submitter.submit(SlurmTask(self._session.job(a.chains))) for a in assignments]
         except FailedJobError as error:
             lines = [line for line in str(error).splitlines() if line.strip()] or ["it did not say why"]
             raise UserError(f"Slurm refused the jobs: {sanitize(lines[-1].strip())}") from None
-        self._in_flight.update(zip(jobs, portions, strict=True))
+        self._in_flight.update(zip(jobs, assignments, strict=True))
 
-    def poll(self) -> list[tuple[Assignment, Sequence[TaskResult] | WorkerDied]]:
-        """Of jobs that are over."""
+    def poll(self) -> list[tuple[Assignment, WorkerAnswer]]:
+        """Wait POLL_SECONDS and return the answers of jobs that are over."""
         time.sleep(POLL_SECONDS)
         over = [job for job in self._in_flight if self._is_over(job)]
         return [(self._in_flight.pop(job), self._answer(job)) for job in over]
 
     def _is_over(self, job: Any) -> bool:
-        """submitit waits for a result, and meanwhile nothing would be heard of the others."""
+        """Return True if the job's answer can be read without waiting.
+
+        `job.result()` would wait for a late result and meanwhile block the answers of all other jobs.
+        """
         if _has_result(job):
             return True
         if not job.done():
             return False
-        return time.monotonic() - self._without.setdefault(job, time.monotonic()) >= RESULT_SECONDS
+        return time.monotonic() - self._over_since.setdefault(job, time.monotonic()) >= RESULT_SECONDS
 
-    def _answer(self, job: Any) -> Sequence[TaskResult] | WorkerDied:
-        if self._without.pop(job, None) is not None and not _has_result(job):
+    def _answer(self, job: Any) -> WorkerAnswer:
+        if self._over_since.pop(job, None) is not None and not _has_result(job):
             return WorkerDied()
         try:
             answer: RemoteResult = job.result()
-        except Exception:  # whatever submitit raises for a job that failed
+        except Exception:  # submitit raises several types for a failed job.
             return WorkerDied()
         if isinstance(answer, RemoteError):
             raise answer.error()
         return answer or ()
 
     def stop(self) -> None:
-        """Lets jobs save a checkpoint, waits a moment, cancels those that are left.
+        """Let jobs save checkpoints; cancel those that are left after SHUTDOWN_GRACE_SECONDS.
 
-        At the end of a plan too some may be: at what another process has finished meanwhile.
+        At the end of a plan there may be some too: jobs whose runs another process has finished meanwhile.
         """
-        self._order.cancel()
-        patience = time.monotonic() + STOP_SECONDS
+        self._session.cancel()
+        deadline = time.monotonic() + SHUTDOWN_GRACE_SECONDS
+        # Slurm's commands may fail; then the removed marker still ends the jobs.
         with suppress(Exception):
-            while time.monotonic() < patience and not all(job.done() for job in self._in_flight):
+            while time.monotonic() < deadline and not all(job.done() for job in self._in_flight):
                 time.sleep(0.05)
             for job in self._in_flight:
                 if not job.done():
@@ -242,7 +243,7 @@ class SlurmPool:
 def _has_result(job: Any) -> bool:
     path: Path = job.paths.result_pickle
     try:
-        # A network file system may go on saying that a file is not there; it looks again for what a folder holds.
+        # A network file system caches that a file does not exist, but lists a folder afresh.
         return path in path.parent.iterdir()
     except OSError:
         return False

@@ -1,7 +1,4 @@
-"""What workers are told and what they answer, as plain data.
-
-What the store has of a task already, whoever put it there.
-"""
+"""Tasks and their results: the plain data that the coordinator and the workers exchange."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ TaskStatus = Literal["finished", "diverged", "certificate_failed", "not_started"
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """Where and with what runs are trained; nothing of it is in a run's id."""
+    """Paths and settings of a worker. None of them is part of a run's id."""
 
     store: Path
     data_dir: Path | None = None
@@ -31,73 +28,80 @@ class WorkerConfig:
     threads: int = 1
     precision: Precision = "float32"
     stack: int | None = 1
-    """Runs that the stacked engine trains at once at most; None: as many as are fastest where it trains."""
+    """Maximum number of runs that the stacked engine trains at once; None: the fastest, measured by the worker."""
     checkpoint_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run to train; or, with `retrace`, a stored one to train again for points of its trajectory that it lacks."""
+    """A run to train, or a stored run to replay for snapshots that it lacks."""
 
     run: Run
     snapshots: frozenset[Snapshot] = frozenset()
+    """Snapshots of the run's trajectory that later runs will read."""
     replay: bool = False
 
 
 def stack_key(task: Task) -> tuple[object, ...] | None:
-    """Equal for tasks that can be stacked; None for what is trained again, which is trained alone."""
+    """Return a key that is equal for tasks that can share a stack.
+
+    A replay has the key None and is trained alone, because it has to repeat the run's first training bit for bit.
+    """
     run = task.run
     return None if task.replay else (run.network, run.dataset, run.recipe, run.learning)
 
 
 Chain = Sequence[Task]
-"""A task and what comes below it: each is ready when the one before it has ended well."""
+"""Tasks in order, each the only child of the one before: a task can start when the one before it has finished."""
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What became of a task."""
+    """The result of a task."""
 
     run_id: str
     status: TaskStatus
-    """`not_started`: what it starts from is damaged or not there; the schedule has to be made again."""
+    """`not_started`: the task's input is damaged or missing, and the scheduler has to be rebuilt."""
     seconds: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
     message: str = ""
     missing_key: str = ""
-    """With `not_started`: the store's key of what is damaged or not there."""
+    """Store key of the damaged or missing input of a task that was `not_started`."""
 
 
-REPLAYED = "points traced again"
-"""Said of a stored run that has the points that it lacked."""
+REPLAYED = "missing snapshots replayed"
+"""Message of a finished replay."""
 
 
 def has_snapshot(store: Store, run: Run, point: Snapshot) -> bool:
-    """Whether a point of a stored run's trajectory is there; of a run that does not train, its end is its start."""
+    """Return True if the store has this snapshot of a stored run.
+
+    The end of an untrained run is its initial state, which is regenerated and never stored.
+    """
     if point == "end":
         return not run.is_trained or store.has_weights(run.id)
     return store.has_snapshot(run.id, snapshot_name(point))
 
 
 def stored_result(store: Store, task: Task) -> TaskResult | None:
-    """What became of a task, if all that it was to leave is in the store. Raises Damaged."""
+    """Return the task's result if the store has everything the task should leave, else None. Raises CorruptEntry."""
     run = task.run
     if not store.has(run.id):
         return None
     facts = store.facts(run.id)
-    # Weights may have been dropped since; who needs them says so.
-    wanted = task.snapshots if task.replay else task.snapshots - {"end"}
-    if facts["status"] == "finished" and not all(has_snapshot(store, run, point) for point in wanted):
+    # Final weights may have been dropped after the run finished. A task that reads them reports it as a missing input.
+    required = task.snapshots if task.replay else task.snapshots - {"end"}
+    if facts["status"] == "finished" and not all(has_snapshot(store, run, point) for point in required):
         return None
     return replace(result_from_facts(facts), message=REPLAYED) if task.replay else result_from_facts(facts)
 
 
 def result_from_facts(facts: RunFacts) -> TaskResult:
-    """What became of a stored run."""
+    """Return the result of a stored run."""
     return TaskResult(facts["id"], facts["status"], facts["seconds"], facts["metrics"], _certificate_message(facts))
 
 
 def _certificate_message(facts: RunFacts) -> str:
-    """What a failed certificate says, else nothing."""
-    broken = {name: layers for name, layers in facts["certificate"]["checks"].items() if layers}
-    return f"certificate refused: {broken}" if facts["status"] == "certificate_failed" else ""
+    """Return the failed checks of a refused run's certificate as text, or an empty string."""
+    failed_checks = {name: layers for name, layers in facts["certificate"]["checks"].items() if layers}
+    return f"certificate refused: {failed_checks}" if facts["status"] == "certificate_failed" else ""

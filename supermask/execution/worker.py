@@ -1,4 +1,4 @@
-"""Tasks, from start to commit: what a worker process does, whichever executor started it."""
+"""The worker: trains, certifies and commits tasks, in whichever process an executor started."""
 
 from __future__ import annotations
 
@@ -23,123 +23,133 @@ from supermask.store.replay import SnapshotMissing, StateReplayer, run_architect
 T = TypeVar("T")
 
 ShouldStop = Callable[[], bool]
-"""Asked at every evaluation: if true, a checkpoint is saved and Interrupted raised."""
+"""Called at every evaluation. If it returns True, a checkpoint is saved and TaskInterrupted raised."""
 
 
 def never_stop() -> bool:
-    """Nobody stops it."""
+    """Return False: the default `ShouldStop`."""
     return False
 
 
 @lru_cache(maxsize=1)
-def get_worker(site: WorkerConfig) -> Worker:
-    """This process's worker: its data set and its last few starts stay in memory from task to task."""
-    return Worker(site)
+def get_worker(config: WorkerConfig) -> Worker:
+    """Return this process's worker. Its data set and its last initial states stay in memory between tasks."""
+    return Worker(config)
 
 
 class Worker:
-    """Trains runs and commits them. What is found damaged on the way is set aside."""
+    """Trains runs and commits them to the store. Sets aside entries that it finds damaged."""
 
-    def __init__(self, site: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig) -> None:
         import torch
 
-        torch.set_num_threads(site.threads)
-        self.site = site
-        self.store = Store(site.store)
-        self.lineage = StateReplayer(self.store)
-        self._engines = EngineSelector(site, self.store)
-        self._data = DatasetCache(site.data_dir)
-        self._committing = RunCommitter(self.store, self.lineage)
+        # Sums have different bits on another number of threads, so a run always trains on the configured number.
+        torch.set_num_threads(config.threads)
+        self.config = config
+        self.store = Store(config.store)
+        self.replayer = StateReplayer(self.store)
+        self._engines = EngineSelector(config, self.store)
+        self._data = DatasetCache(config.data_dir)
+        self._committer = RunCommitter(self.store, self.replayer)
 
-    def run_task(self, task: Task, stopping: ShouldStop = never_stop) -> TaskResult:
-        """Trains one run, certifies and commits it. Raises UserError, MachineError and Interrupted."""
+    def run_task(self, task: Task, should_stop: ShouldStop = never_stop) -> TaskResult:
+        """Train, certify and commit one run. Raises UserError, SystemFailure and TaskInterrupted."""
         began = time.perf_counter()
-        begun = self.prepare(task, stopping)
-        if isinstance(begun, TaskResult):
-            return begun
-        outcome = begun.engine.train(begun.job, begun.data)
-        return self.commit(begun, outcome, lambda: time.perf_counter() - began)
+        prepared = self.prepare(task, should_stop)
+        if isinstance(prepared, TaskResult):
+            return prepared
+        outcome = prepared.engine.train(prepared.job, prepared.data)
+        return self.commit(prepared, outcome, lambda: time.perf_counter() - began)
 
-    def run_chains(self, lines: Sequence[Chain], stopping: ShouldStop = never_stop) -> list[TaskResult]:
-        """The same, each line from its first task on until one does not finish; results in the order of their ends.
+    def run_chains(self, chains: Sequence[Chain], should_stop: ShouldStop = never_stop) -> list[TaskResult]:
+        """Train chains, each up to its first task that does not finish; return results in the order of their ends.
 
-        Lines are trained side by side where the stacked engine was chosen, else one after another.
+        Chains are trained in stacks where the stacked engine was selected, else one after another.
         """
-        sides = ChainFeed(self, lines, stopping)
-        while (head := sides.next_task) is not None:
-            if (size := self._engines.stack_size(head)) == 1:
-                sides.record(self.run_task(head, stopping))
+        feed = ChainFeed(self, chains, should_stop)
+        while (head := feed.next_task) is not None:
+            if (stack_size := self._engines.stack_size(head)) == 1:
+                feed.record(self.run_task(head, should_stop))
             else:
-                sides.train(self._engines.engine(head), size)
-        return sides.results
+                feed.train_stack(self._engines.engine(head), stack_size)
+        return feed.results
 
-    def prepare(self, task: Task, stopping: ShouldStop) -> PreparedTask | TaskResult:
-        """A training that can begin; or what became of it already, or why it cannot."""
-        # Another process on the same store may have done it since the schedule was made.
-        return self._guard_damage(task, lambda: self._found(task) or self._prepare(task, stopping))
+    def prepare(self, task: Task, should_stop: ShouldStop) -> PreparedTask | TaskResult:
+        """Prepare a task for training; or return its result if it is stored already or cannot start."""
+        # Another process on the same store may have finished the run since the scheduler was built.
+        return self._handle_damage(task, lambda: self._stored_result(task) or self._prepare(task, should_stop))
 
-    def commit(self, begun: PreparedTask, outcome: TrainingResult, seconds: Callable[[], float]) -> TaskResult:
-        """Certifies and commits; `seconds`: what the run took, asked when its certificate is made."""
-        return self._guard_damage(begun.task, lambda: self._finished(begun, outcome, seconds))
+    def commit(self, prepared: PreparedTask, outcome: TrainingResult, seconds: Callable[[], float]) -> TaskResult:
+        """Certify and commit a trained run. `seconds()` returns its duration and is called after the certificate."""
+        return self._handle_damage(prepared.task, lambda: self._commit(prepared, outcome, seconds))
 
-    def _guard_damage(self, task: Task, do: Callable[[], T]) -> T | TaskResult:
+    def _handle_damage(self, task: Task, action: Callable[[], T]) -> T | TaskResult:
+        """Return the action's value; or the result `not_started`, if the action found its input missing or damaged."""
         try:
-            return do()
-        except SnapshotMissing as gone:
-            said = f"{gone.key} is not in the store any more: it is trained again."
-            return TaskResult(task.run.id, "not_started", message=said, missing_key=gone.key)
+            return action()
+        except SnapshotMissing as missing:
+            message = f"{missing.key} is not in the store any more: it is trained again."
+            return TaskResult(task.run.id, "not_started", message=message, missing_key=missing.key)
         except CorruptEntry as damage:
             self.store.quarantine(damage.key, damage.what)
-            said = f"{damage.key} in the store is damaged: {damage.what}. It was set aside and is computed again."
-            return TaskResult(task.run.id, "not_started", message=said, missing_key=damage.key)
+            message = f"{damage.key} in the store is damaged: {damage.what}. It was set aside and is computed again."
+            return TaskResult(task.run.id, "not_started", message=message, missing_key=damage.key)
 
-    def _found(self, task: Task) -> TaskResult | None:
+    def _stored_result(self, task: Task) -> TaskResult | None:
         return stored_result(self.store, task)
 
-    def _prepare(self, task: Task, stopping: ShouldStop) -> PreparedTask:
-        run, start, images = task.run, self._start(task), self._data.images(task.run)
-        if (before := run.id if task.replay else run.parent) is not None:
-            check_data_fingerprint(self.store, before, images)
-        engine, every = self._engines.engine(task), self.site.checkpoint_seconds
-        fingerprint = engine.environment["fingerprint"]
-        checkpoints = StoreCheckpointer(self.store, run.id, start, fingerprint, every, stopping, run.recipe.iterations)
-        return PreparedTask(
-            task, start, images, self._data.split_for(run), engine, checkpoints, _job(task, start, checkpoints)
+    def _prepare(self, task: Task, should_stop: ShouldStop) -> PreparedTask:
+        run, start, images = task.run, self._initial_state(task), self._data.images(task.run)
+        # A chain must not change its data set halfway: the new run has to see the data of the run that it continues.
+        if (predecessor := run.id if task.replay else run.parent) is not None:
+            check_data_fingerprint(self.store, predecessor, images)
+        engine = self._engines.engine(task)
+        checkpoints = StoreCheckpointer(
+            self.store,
+            run.id,
+            start,
+            engine.environment["fingerprint"],
+            self.config.checkpoint_seconds,
+            should_stop,
+            run.recipe.iterations,
         )
+        job = _make_job(task, start, checkpoints)
+        return PreparedTask(task, start, images, self._data.split_for(run), engine, checkpoints, job)
 
-    def _start(self, task: Task) -> InitialState:
+    def _initial_state(self, task: Task) -> InitialState:
         if task.replay:
-            return self.lineage.parent_run(task.run.id).start
+            return self.replayer.parent_run(task.run.id).start
         try:
-            return self.lineage.initial_state(task.run)
+            return self.replayer.initial_state(task.run)
         except (ValueError, UserError) as error:
             raise UserError(f"run {task.run.id} (level {task.run.level}, seed {task.run.seed}): {error}") from error
 
-    def _finished(self, begun: PreparedTask, outcome: TrainingResult, seconds: Callable[[], float]) -> TaskResult:
-        task, run, start, images = begun.task, begun.task.run, begun.start, begun.images
+    def _commit(self, prepared: PreparedTask, outcome: TrainingResult, seconds: Callable[[], float]) -> TaskResult:
+        task, run, start, images = prepared.task, prepared.task.run, prepared.start, prepared.images
         if task.replay:
-            self._committing.commit_replay(task, start, outcome)
+            self._committer.commit_replay(task, start, outcome)
             result = TaskResult(run.id, "finished", seconds(), outcome.metrics, REPLAYED)
         else:
             if run.learning is not None:
-                outcome = with_mask_evaluation(run, begun.job, begun.data, outcome, self.site.device)
-            certificate = self._committing.certificate(run, start, outcome, images)
-            choice = begun.engine.choice
-            about = {
+                outcome = with_mask_evaluation(run, prepared.job, prepared.data, outcome, self.config.device)
+            certificate = self._committer.certificate(run, start, outcome, images)
+            choice = prepared.engine.choice
+            provenance = {
                 "engine": choice.engine,
                 "engine_reason": choice.reason,
-                "environment": begun.engine.environment,
+                "environment": prepared.engine.environment,
                 "seconds": round(seconds(), 3),
                 "data": {"fingerprint": images.fingerprint, "note": images.note},
             }
-            result = self._committing.commit(run, start, outcome, certificate, about)
-        begun.checkpoints.remove()
+            result = self._committer.commit(run, start, outcome, certificate, provenance)
+        # Only after the commit: a kill in between leaves a checkpoint too many, never one too few.
+        prepared.checkpoints.remove()
         return result
 
 
 @dataclass(frozen=True)
 class PreparedTask:
-    """A task whose training can begin."""
+    """A task with everything that its training needs."""
 
     task: Task
     start: InitialState
@@ -151,85 +161,92 @@ class PreparedTask:
 
 
 class ChainFeed:
-    """Lines on their way; feeds a stack with those that are alike: what ends is committed, and its line's next joins.
+    """Feeds chains to a stack: when a run ends, it is committed, and the next run of its chain joins the stack.
 
-    The stacked engine's `Feed`.
+    Implements the stacked engine's `JobSource`.
     """
 
-    def __init__(self, worker: Worker, lines: Sequence[Chain], stopping: ShouldStop) -> None:
-        self._worker, self._stopping = worker, stopping
-        self._waiting = deque(lines)
+    def __init__(self, worker: Worker, chains: Sequence[Chain], should_stop: ShouldStop) -> None:
+        self._worker, self._should_stop = worker, should_stop
+        self._waiting = deque(chains)
         self._in_stack: dict[int, tuple[PreparedTask, Chain, float]] = {}
-        """By the job's id: what was begun, of which line, and the seconds that its start took."""
-        self._kind: object = None
+        """`id(job)` -> prepared task, its chain, and the seconds that its preparation took."""
+        self._stack_key: object = None
         self._error: UserError | SystemFailure | None = None
+        """Error of a task that could not be prepared, raised once the rest of the stack has saved checkpoints."""
         self.results: list[TaskResult] = []
 
     @property
     def next_task(self) -> Task | None:
-        """The first task of the first line that waits; the stack's network and recipe are its."""
+        """First task of the first waiting chain; it determines the network and recipe of the next stack."""
         return self._waiting[0][0] if self._waiting else None
 
     def record(self, result: TaskResult) -> None:
-        """The first line's first task came to its end."""
-        self._ended(self._waiting.popleft(), result)
+        """Record the result of `next_task`."""
+        self._finish(self._waiting.popleft(), result)
 
-    def train(self, engine: SelectedEngine, size: int) -> None:
-        """Trains the first line, and those that are alike, in a stack of at most so many."""
-        self._kind = stack_key(self._waiting[0][0])
+    def train_stack(self, engine: SelectedEngine, stack_size: int) -> None:
+        """Train the first chain and all chains of the same kind, at most `stack_size` runs at once."""
+        self._stack_key = stack_key(self._waiting[0][0])
         try:
-            engine.train_stream(self, size)
+            engine.train_stream(self, stack_size)
         except TaskInterrupted:
             raise self._error or TaskInterrupted from None
 
-    def next_jobs(self, room: int) -> list[tuple[TrainingJob, SplitData]]:
-        """Trainings of waiting lines that can join.
+    def next_jobs(self, limit: int) -> list[tuple[TrainingJob, SplitData]]:
+        """Return at most `limit` trainings that can join the stack.
 
-        Raises UserError and MachineError for one that cannot begin, after those in training have saved checkpoints.
+        Raises UserError and SystemFailure of a task that cannot start, after the running ones have saved checkpoints.
         """
         if self._error is not None:
             raise self._error
         joining: list[tuple[TrainingJob, SplitData]] = []
-        others: list[Chain] = []
-        while self._waiting and len(joining) < room:
-            line = self._waiting.popleft()
-            if stack_key(line[0]) != self._kind:
-                others.append(line)
+        other_kinds: list[Chain] = []
+        while self._waiting and len(joining) < limit:
+            chain = self._waiting.popleft()
+            if stack_key(chain[0]) != self._stack_key:
+                other_kinds.append(chain)
                 continue
             began = time.perf_counter()
             try:
-                begun = self._worker.prepare(line[0], self._stops)
+                prepared = self._worker.prepare(chain[0], self._is_stopping)
             except (UserError, SystemFailure) as error:
+                # Jobs in training besides those that are just joining: they get the chance to save a checkpoint, as
+                # `_is_stopping` is now True for them. Without any, the error can be raised at once.
                 if len(self._in_stack) == len(joining):
                     raise
                 self._error = error
                 return []
-            if isinstance(begun, TaskResult):
-                self._ended(line, begun)
+            if isinstance(prepared, TaskResult):
+                self._finish(chain, prepared)
             else:
-                self._in_stack[id(begun.job)] = begun, line, time.perf_counter() - began
-                joining.append((begun.job, begun.data))
-        self._waiting.extendleft(reversed(others))
+                self._in_stack[id(prepared.job)] = prepared, chain, time.perf_counter() - began
+                joining.append((prepared.job, prepared.data))
+        # Back to the front in their old order.
+        self._waiting.extendleft(reversed(other_kinds))
         return joining
 
     def on_finished(self, job: TrainingJob, outcome: TrainingResult, seconds: float) -> None:
-        """A training of the stack came to its end."""
-        begun, line, before = self._in_stack.pop(id(job))
-        since = time.perf_counter() - before - seconds
-        self._ended(line, self._worker.commit(begun, outcome, lambda: time.perf_counter() - since))
+        """Commit a training that ended. `seconds`: its share of the stack's time."""
+        prepared, chain, preparation = self._in_stack.pop(id(job))
+        # A run's duration: its preparation, its share of the stack, and the commit that starts now.
+        began = time.perf_counter() - preparation - seconds
+        self._finish(chain, self._worker.commit(prepared, outcome, lambda: time.perf_counter() - began))
 
-    def _stops(self) -> bool:
-        return self._error is not None or self._stopping()
+    def _is_stopping(self) -> bool:
+        return self._error is not None or self._should_stop()
 
-    def _ended(self, line: Chain, result: TaskResult) -> None:
+    def _finish(self, chain: Chain, result: TaskResult) -> None:
         self.results.append(result)
-        if result.status == "finished" and len(line) > 1:
-            self._waiting.appendleft(line[1:])
+        if result.status == "finished" and len(chain) > 1:
+            # To the front: the child's initial state is made from the parent that is still in memory.
+            self._waiting.appendleft(chain[1:])
 
 
-def _job(task: Task, start: InitialState, checkpoints: Checkpointer) -> TrainingJob:
-    run, points = task.run, task.snapshots - {"end"} if task.run.is_trained else frozenset()
+def _make_job(task: Task, start: InitialState, checkpoints: Checkpointer) -> TrainingJob:
+    run = task.run
+    points = task.snapshots - {"end"} if run.is_trained else frozenset()
     if run.learning is not None:
-        # What was learned up to there is the mask.
+        # The mask itself is read from the logits at this point.
         points = frozenset({"lowest_validation_loss"})
     return TrainingJob(run_architecture(run), start, run.recipe, run.seed, points, checkpoints, run.learning)

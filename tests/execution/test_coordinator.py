@@ -1,4 +1,4 @@
-"""ongoing: who is given what, what is made of their answers and of the store; with crews that train nothing."""
+"""The coordinator: dispatch of tasks, worker answers and store results, with pools that train nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.small_studies import carry_out
-from helpers.worker_pools import NOWHERE, Quick, chains, moved, ongoing_of
+from helpers.worker_pools import NOWHERE, InstantPool, make_chain_plan, make_coordinator, move_run
 
 from supermask.core.errors import SystemFailure
 from supermask.execution.coordinator import MAX_NODE_LOSSES, MAX_WORKER_CRASHES, Assignment, WorkerDied
@@ -16,181 +16,185 @@ from supermask.execution.tasks import Chain, Task, TaskResult
 from supermask.store import Store
 
 
-def sizes(portions: Sequence[Assignment]) -> list[list[int]]:
-    return [[len(line) for line in portion.chains] for portion in portions]
+def sizes(assignments: Sequence[Assignment]) -> list[list[int]]:
+    return [[len(chain) for chain in assignment.chains] for assignment in assignments]
 
 
-def test_one_at_a_time_a_worker_is_given_a_task() -> None:
-    plan, crew = chains(2, 2), Quick(3)
-    ongoing, ended, begun = ongoing_of(plan)
-    ongoing.run(crew)
-    assert sizes(crew.given) == [[1]] * len(plan.runs)
-    assert sorted(ended) == sorted(f"{run_id} finished" for run_id in plan.runs)
-    assert sorted(begun) == sorted(plan.runs)
-    assert max(crew.at_once) == 3
+def test_each_worker_gets_one_task_at_a_time() -> None:
+    plan, pool = make_chain_plan(2, 2), InstantPool(3)
+    coordinator, results, started = make_coordinator(plan)
+    coordinator.run(pool)
+    assert sizes(pool.received) == [[1]] * len(plan.runs)
+    assert sorted(results) == sorted(f"{run_id} finished" for run_id in plan.runs)
+    assert sorted(started) == sorted(plan.runs)
+    assert max(pool.in_flight_counts) == 3
 
 
 @pytest.mark.parametrize(
-    ("room", "expected"),
+    ("capacity", "expected"),
     [
-        (8, [[[1]] * 2, [[3]] * 8]),  # a line a job
+        (8, [[[1]] * 2, [[3]] * 8]),  # One chain per job.
         (4, [[[1]] * 2, [[3]] * 6, [[3, 3]]]),
-        (1, [[[1, 1]], [[3] * 8]]),  # several lines a job, rather than one job after another
+        (1, [[[1, 1]], [[3] * 8]]),  # Several chains per job, rather than jobs in a row.
     ],
 )
-def test_whole_lines_where_answers_take_long(room: int, expected: list[list[list[int]]]) -> None:
-    plan, crew = chains(4, 2), Quick(room, prefers_whole_chains=True)
-    ongoing, ended, _ = ongoing_of(plan)
-    ongoing.run(crew)
-    given = sizes(crew.given)
-    assert given[: len(expected[0])] == expected[0]
-    assert sorted(map(sum, given)) == sorted(sum(line) for part in expected for line in part)
-    assert len(ended) == len(plan.runs)
+def test_slow_pools_get_whole_chains(capacity: int, expected: list[list[list[int]]]) -> None:
+    plan, pool = make_chain_plan(4, 2), InstantPool(capacity, prefers_whole_chains=True)
+    coordinator, results, _ = make_coordinator(plan)
+    coordinator.run(pool)
+    received = sizes(pool.received)
+    assert received[: len(expected[0])] == expected[0]
+    assert sorted(map(sum, received)) == sorted(sum(chain) for part in expected for chain in part)
+    assert len(results) == len(plan.runs)
 
 
-def test_stacks_leave_other_workers_theirs_and_hold_what_fills_them_up_again() -> None:
-    """Twenty chains: to two workers with room for 16 each, ten; with room for 3, twice that many lines at a time."""
-    plan = chains(5, 4)
+def test_stacks_share_chains_among_workers_and_hold_enough_for_one_refill() -> None:
+    """Twenty chains and two workers: ten chains each in stacks of 16, six chains at a time in stacks of 3."""
+    plan = make_chain_plan(5, 4)
     for stack, expected in ((16, [[1] * 2] * 2 + [[3] * 10] * 2), (3, [[1] * 2] * 2 + [[3] * 6] * 3 + [[3] * 2])):
-        crew = Quick(2)
-        ongoing, ended, _ = ongoing_of(plan, engine="stacked", stack=stack)
-        ongoing.run(crew)
-        assert sorted(sizes(crew.given), key=str) == sorted(expected, key=str)
-        assert len(ended) == len(plan.runs)
+        pool = InstantPool(2)
+        coordinator, results, _ = make_coordinator(plan, engine="stacked", stack=stack)
+        coordinator.run(pool)
+        assert sorted(sizes(pool.received), key=str) == sorted(expected, key=str)
+        assert len(results) == len(plan.runs)
 
 
-def test_lines_that_do_not_fill_a_gpu_are_not_spread_over_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty chains and eight places on GPUs: two stacks, of twelve and of eight, where a dozen fill one."""
+def test_chains_that_do_not_fill_a_gpu_are_not_spread_over_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty chains and eight GPU slots: two stacks, of twelve and eight chains, if twelve fill a GPU."""
     monkeypatch.setattr("supermask.execution.coordinator.MIN_CHAINS_PER_GPU", 12)
-    crew = Quick(8)
-    ongoing, ended, _ = ongoing_of(chains(5, 4), engine="stacked", stack=None, device="cuda")
-    ongoing.run(crew)
-    assert sizes(crew.given) == [[1] * 4, [3] * 12, [3] * 8]
-    assert len(ended) == len(ongoing.schedule.plan.runs)
+    pool = InstantPool(8)
+    coordinator, results, _ = make_coordinator(make_chain_plan(5, 4), engine="stacked", stack=None, device="cuda")
+    coordinator.run(pool)
+    assert sizes(pool.received) == [[1] * 4, [3] * 12, [3] * 8]
+    assert len(results) == len(coordinator.scheduler.plan.runs)
 
 
-def test_what_has_ended_is_seen_in_the_store_before_the_worker_answers(
+def test_results_are_read_from_the_store_before_the_worker_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The crew puts a run into the store, and says nothing until it is heard of."""
+    """The pool commits a run and does not answer until the coordinator has seen it."""
     monkeypatch.setattr("supermask.execution.coordinator.STORE_POLL_SECONDS", 0.0)
-    plan = chains(1, 1)
-    whole = tmp_path / "whole"
-    carry_out(plan, whole)
+    plan = make_chain_plan(1, 1)
+    complete = tmp_path / "whole"
+    carry_out(plan, complete)
 
-    class Slow(Quick):
+    class SilentPool(InstantPool):
         def poll(self) -> list[tuple[Assignment, Sequence[TaskResult] | WorkerDied]]:
-            (portion,) = self._waiting
-            left = [task for task in portion.tasks if not store.has(task.run.id)]
+            (assignment,) = self._waiting
+            left = [task for task in assignment.tasks if not store.has(task.run.id)]
             if left:
-                assert len(ended) == len(plan.runs) - len(left)
-                moved(whole, tmp_path / "store", left[0].run.id)
+                assert len(results) == len(plan.runs) - len(left)
+                move_run(complete, tmp_path / "store", left[0].run.id)
                 return []
             return super().poll()
 
     store = Store(tmp_path / "store")
-    ongoing, ended, begun = ongoing_of(plan, tmp_path / "store", engine="stacked", stack=4)
-    ongoing.run(Slow(1))
-    assert ended == [f"{run_id} finished" for run_id in plan.runs]
-    assert begun == [*plan.runs]
+    coordinator, results, started = make_coordinator(plan, tmp_path / "store", engine="stacked", stack=4)
+    coordinator.run(SilentPool(1))
+    assert results == [f"{run_id} finished" for run_id in plan.runs]
+    assert started == [*plan.runs]
 
 
-def test_a_line_that_breaks_off_is_given_up_below_and_nowhere_else() -> None:
-    plan = chains(2, 1)
-    (bad, *_) = (run.id for run in plan.runs.values() if run.level == 2)
+def test_a_diverged_run_cancels_its_own_descendants_only() -> None:
+    plan = make_chain_plan(2, 1)
+    (diverging, *_) = (run.id for run in plan.runs.values() if run.level == 2)
 
-    class Diverging(Quick):
-        def answer(self, portion: Assignment) -> list[TaskResult]:
-            return [result for line in portion.chains for result in until_bad(line)]
+    class DivergingPool(InstantPool):
+        def answer(self, assignment: Assignment) -> list[TaskResult]:
+            return [result for chain in assignment.chains for result in train_chain(chain)]
 
-    def until_bad(line: Chain) -> list[TaskResult]:
-        found: list[TaskResult] = []
-        for task in line:
-            found.append(TaskResult(task.run.id, "diverged" if task.run.id == bad else "finished"))
-            if task.run.id == bad:
+    def train_chain(chain: Chain) -> list[TaskResult]:
+        results: list[TaskResult] = []
+        for task in chain:
+            results.append(TaskResult(task.run.id, "diverged" if task.run.id == diverging else "finished"))
+            if task.run.id == diverging:
                 break
-        return found
+        return results
 
-    ongoing, _, _ = ongoing_of(plan, engine="stacked", stack=4)
-    ongoing.run(Diverging(1))
-    counts = sorted(ongoing.schedule.status.values())
+    coordinator, _, _ = make_coordinator(plan, engine="stacked", stack=4)
+    coordinator.run(DivergingPool(1))
+    counts = sorted(coordinator.scheduler.status.values())
     assert counts == ["ancestor_diverged", "diverged", *["finished"] * 5]
 
 
-@pytest.mark.parametrize("node", [False, True])
-def test_what_died_is_tried_again_so_many_times(node: bool) -> None:
-    plan, tries = chains(2, 1), MAX_NODE_LOSSES if node else MAX_WORKER_CRASHES
+@pytest.mark.parametrize("node_lost", [False, True])
+def test_crashed_runs_are_retried_up_to_a_limit(node_lost: bool) -> None:
+    plan, max_crashes = make_chain_plan(2, 1), MAX_NODE_LOSSES if node_lost else MAX_WORKER_CRASHES
 
-    class Dying(Quick):
-        deaths = 0
+    class CrashingPool(InstantPool):
+        crashes = 0
 
-        def answer(self, portion: Assignment) -> Sequence[TaskResult] | WorkerDied:
-            if len(portion.tasks) > 1 and self.deaths < most:
-                self.deaths += 1
-                return WorkerDied(node)
-            return super().answer(portion)
+        def answer(self, assignment: Assignment) -> Sequence[TaskResult] | WorkerDied:
+            if len(assignment.tasks) > 1 and self.crashes < limit:
+                self.crashes += 1
+                return WorkerDied(node_lost)
+            return super().answer(assignment)
 
-    for most in (tries - 1, tries):
-        ongoing, ended, _ = ongoing_of(plan, engine="stacked", stack=4)
-        if most < tries:
-            ongoing.run(Dying(1))
-            assert len(ended) == len(plan.runs)
+    for limit in (max_crashes - 1, max_crashes):
+        coordinator, results, _ = make_coordinator(plan, engine="stacked", stack=4)
+        if limit < max_crashes:
+            coordinator.run(CrashingPool(1))
+            assert len(results) == len(plan.runs)
         else:
-            what = "a node" if node else "a worker process"
-            with pytest.raises(SystemFailure, match=f"{what} died {tries} times .* or a smaller --stack"):
-                ongoing.run(Dying(1))
+            culprit = "a node" if node_lost else "a worker process"
+            with pytest.raises(SystemFailure, match=f"{culprit} died {max_crashes} times .* or a smaller --stack"):
+                coordinator.run(CrashingPool(1))
 
 
-def test_of_lines_one_after_another_the_one_in_training_is_blamed() -> None:
-    plan = chains(3, 1)
+def test_the_chain_in_training_is_blamed_for_a_crash() -> None:
+    plan = make_chain_plan(3, 1)
     killer = [run.id for run in plan.runs.values() if run.level == 2][1]
 
-    class Dying(Quick):
-        def answer(self, portion: Assignment) -> Sequence[TaskResult] | WorkerDied:
-            return WorkerDied() if any(task.run.id == killer for task in portion.chains[0]) else super().answer(portion)
+    class CrashingPool(InstantPool):
+        def answer(self, assignment: Assignment) -> Sequence[TaskResult] | WorkerDied:
+            return (
+                WorkerDied()
+                if any(task.run.id == killer for task in assignment.chains[0])
+                else super().answer(assignment)
+            )
 
-    ongoing, _, _ = ongoing_of(plan)
+    coordinator, _, _ = make_coordinator(plan)
     with pytest.raises(SystemFailure, match=r"died 3 times while run .* level 1\) .* Try --workers 1\."):
-        ongoing.run(Dying(3, prefers_whole_chains=True))
+        coordinator.run(CrashingPool(3, prefers_whole_chains=True))
 
 
-def test_what_could_not_be_begun_has_the_schedule_made_again() -> None:
-    plan = chains(2, 1, levels=1)
+def test_a_task_that_cannot_start_rebuilds_the_scheduler() -> None:
+    plan = make_chain_plan(2, 1, levels=1)
     answers: list[Callable[[str], TaskResult]] = [
         lambda run_id: TaskResult(run_id, "not_started", message="damaged", missing_key="x"),
     ]
 
-    class Damaged(Quick):
-        def answer(self, portion: Assignment) -> list[TaskResult]:
+    class DamagedPool(InstantPool):
+        def answer(self, assignment: Assignment) -> list[TaskResult]:
             return [
                 answers.pop()(task.run.id) if answers and task.run.level else TaskResult(task.run.id, "finished")
-                for task in portion.tasks
+                for task in assignment.tasks
             ]
 
-    ongoing, ended, _ = ongoing_of(plan)
-    ongoing.run(Damaged(1))
-    # Nothing is in the store here: so the dense run is found missing, and done again with all that is below it.
-    assert [line.split()[1] for line in ended] == ["finished", "not_started", *["finished"] * 3]
-    always = Damaged(1)
+    coordinator, results, _ = make_coordinator(plan)
+    coordinator.run(DamagedPool(1))
+    # The store is empty here, so the new scheduler trains the dense run again, with all its descendants.
+    assert [text.split()[1] for text in results] == ["finished", "not_started", *["finished"] * 3]
+    always_damaged = DamagedPool(1)
     answers += [
         lambda run_id: TaskResult(run_id, "not_started", message="damaged", missing_key="x")
     ] * MAX_WORKER_CRASHES
-    ongoing, _, _ = ongoing_of(plan)
+    coordinator, _, _ = make_coordinator(plan)
     with pytest.raises(SystemFailure, match=f"damaged This happened {MAX_WORKER_CRASHES} times"):
-        ongoing.run(always)
+        coordinator.run(always_damaged)
 
 
-def test_a_promised_task_is_nobody_elses_until_it_is_returned() -> None:
-    plan = chains(1, 1)
-    schedule = Scheduler(plan, Store(NOWHERE))
-    dense = schedule.take()
+def test_a_reserved_task_is_taken_by_nobody_until_its_chain_is_released() -> None:
+    plan = make_chain_plan(1, 1)
+    scheduler = Scheduler(plan, Store(NOWHERE))
+    dense = scheduler.take()
     assert dense is not None
-    line: list[Task] = schedule.take_chain(dense)
-    assert [task.run.level for task in line] == [0, 1, 2, 3]
-    schedule.finish(line[0], TaskResult(line[0].run.id, "finished"))
-    assert schedule.take() is None
-    schedule.release(line)
-    assert schedule.take() == line[1]
-    assert schedule.take() is None
-    schedule.finish(line[1], TaskResult(line[1].run.id, "finished"))
-    assert schedule.take() == line[2]
+    chain: list[Task] = scheduler.take_chain(dense)
+    assert [task.run.level for task in chain] == [0, 1, 2, 3]
+    scheduler.finish(chain[0], TaskResult(chain[0].run.id, "finished"))
+    assert scheduler.take() is None
+    scheduler.release(chain)
+    assert scheduler.take() == chain[1]
+    assert scheduler.take() is None
+    scheduler.finish(chain[1], TaskResult(chain[1].run.id, "finished"))
+    assert scheduler.take() == chain[2]

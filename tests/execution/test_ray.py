@@ -1,4 +1,4 @@
-"""ray: the same bits as the local executor, whatever becomes of workers and nodes; nothing is left running."""
+"""The Ray executor: the same bits as the local one when workers and nodes die; no process is left."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ import pytest
 from helpers.command_line import call
 from helpers.faulty_disk import quick_folder
 from helpers.small_studies import carry_out, contents, facts, leftovers, same_table, small_plan
+from supermask.execution.pool import Task, TaskResult, WorkerConfig
 
 from supermask.core.errors import SystemFailure, UserError
-from supermask.execution import ray as executor
-from supermask.execution.coordinator import MAX_WORKER_CRASHES, Assignment, Coordinator
+from supermask.execution import ray as ray_executor
+from supermask.execution.coordinator import MAX_WORKER_CRASHES, Assignment, Coordinator, ExecutionRequest
 from supermask.execution.remote import SESSIONS_DIR, remote_session
 from supermask.execution.scheduler import Scheduler
-from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
 from supermask.study import load_study
 from supermask.study.plan import Plan, make_plan
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc"),
-    # Ray's own: files and sockets of the processes that it starts.
+    # Ray leaves files and sockets of its processes open.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
@@ -42,7 +42,7 @@ THREE_CHAINS = {"criterion": ["large_final", "random", "movement"]}
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current directory, with a user's modules in it; no Ray process outlives it."""
+    """A folder that is the current directory and can hold a user's modules; no Ray process outlives it."""
     token = secrets.token_hex(8)
     monkeypatch.setenv("SUPERMASK_TEST_TOKEN", token)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -50,21 +50,21 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setattr(sys, "path", [*sys.path])
         monkeypatch.chdir(path)
         yield path
-    # Here, where its warnings are not heard, and not at the end of all tests.
+    # Collected now, while ResourceWarnings are ignored, and not at the end of the session.
     gc.collect()
     assert gone_within(10.0, token), processes_with(token)
 
 
 def processes_with(token: str) -> list[str]:
-    """Command lines of the living processes, this one aside, that were started with the token in their environment."""
-    found = []
+    """Return the command lines of other living processes that have the token in their environment."""
+    commands = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if token.encode() in (path / "environ").read_bytes() and int(path.name) != os.getpid():
-                found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
+                commands.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
         except OSError:
             continue
-    return [command for command in found if command]
+    return [command for command in commands if command]
 
 
 def gone_within(seconds: float, token: str) -> bool:
@@ -74,13 +74,13 @@ def gone_within(seconds: float, token: str) -> bool:
     return not processes_with(token)
 
 
-class Heard:
-    """A listener that remembers."""
+class Recorder:
+    """A listener that records results."""
 
     def __init__(self) -> None:
         self.results: list[TaskResult] = []
 
-    def __call__(self, schedule: Scheduler, task: Task, result: TaskResult) -> None:
+    def __call__(self, scheduler: Scheduler, task: Task, result: TaskResult) -> None:
         self.results.append(result)
 
     def ids(self) -> list[str]:
@@ -88,24 +88,24 @@ class Heard:
 
 
 def criterion(folder: Path, body: str) -> str:
-    """A user's own criterion: these statements, then the score of `large_final`."""
+    """Write a user's criterion: these statements, then the score of `large_final`. Return its import path."""
     name = f"ray_criterion_{secrets.token_hex(4)}"
     text = f"import os, pathlib, signal, time\n\ndef score(layer, rng):\n{body}\n    return layer.w_final.abs()\n"
     (folder / f"{name}.py").write_text(text)
     return f"{name}:score"
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
-    while not what():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
 @contextmanager
-def nodes(*cores: int, **head: Any) -> Iterator[Any]:
-    """A cluster of nodes with so many cores; the first is the head."""
-    os.environ.update({name: os.environ.get(name, value) for name, value in executor.RAY_QUIET_ENV.items()})
+def ray_cluster(*cores: int, **head: Any) -> Iterator[Any]:
+    """Start a cluster of nodes with these numbers of cores; the first is the head."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in ray_executor.RAY_QUIET_ENV.items()})
     from ray.cluster_utils import Cluster
 
     small = {"include_dashboard": False, "object_store_memory": 80_000_000}
@@ -117,17 +117,20 @@ def nodes(*cores: int, **head: Any) -> Iterator[Any]:
         cluster.shutdown()
 
 
-def on_ray(address: str, plan: Plan, site: WorkerConfig, heard: Heard | None = None, workers: int = 2) -> Scheduler:
-    with executor.ray_session(address, workers):
-        return executor.run_plan(plan, site, workers, heard or Heard(), growing=address != "local")
+def execute(
+    address: str, plan: Plan, config: WorkerConfig, recorder: Recorder | None = None, workers: int = 2
+) -> Scheduler:
+    with ray_executor.ray_session(address, workers):
+        request = ExecutionRequest(plan, config, workers, recorder or Recorder())
+        return ray_executor.run_plan(request, growing=address != "local")
 
 
-def same_as_here(plan: Plan, store: Path, **site: Any) -> None:
-    """Bit for bit what one worker in this process makes; and nothing is left lying about."""
-    here = store.with_name(f"{store.name}-here")
-    carry_out(plan, here, **site)
-    assert contents(store) == contents(here)
-    assert facts(store, plan) == facts(here, plan)
+def assert_same_as_local(plan: Plan, store: Path, **config: Any) -> None:
+    """Check that the store is bit-identical to one of a worker in this process, without leftovers."""
+    local_store = store.with_name(f"{store.name}-here")
+    carry_out(plan, local_store, **config)
+    assert contents(store) == contents(local_store)
+    assert facts(store, plan) == facts(local_store, plan)
     assert not leftovers(store)
     assert not [*(store / SESSIONS_DIR).iterdir()]
 
@@ -136,14 +139,14 @@ def same_as_here(plan: Plan, store: Path, **site: Any) -> None:
 
 
 @pytest.mark.parametrize("engine", ["reference", "sparse"])
-def test_a_node_killed_in_the_middle_changes_no_bit(folder: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
-    """Killed when all three cores are in the middle of a run; two of them were the node's."""
-    died: list[bool] = []
-    before = Coordinator._count_crash
+def test_a_killed_node_changes_no_bit(folder: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    """Killed while all three cores train; two of them are on the killed node."""
+    node_losses: list[bool] = []
+    count_crash = Coordinator._count_crash
 
-    def counted(self: Coordinator, portion: Assignment, node: bool) -> None:
-        died.append(node)
-        before(self, portion, node)
+    def counted(self: Coordinator, assignment: Assignment, node_lost: bool) -> None:
+        node_losses.append(node_lost)
+        count_crash(self, assignment, node_lost)
 
     monkeypatch.setattr(Coordinator, "_count_crash", counted)
     body = """
@@ -153,8 +156,8 @@ def test_a_node_killed_in_the_middle_changes_no_bit(folder: Path, monkeypatch: p
 """
     treatments = [{"criterion": criterion(folder, body)} for _ in range(3)]
     plan = small_plan(*treatments, seeds=2, levels=2)
-    heard = Heard()
-    with nodes(1, 2) as cluster:
+    recorder = Recorder()
+    with ray_cluster(1, 2) as cluster:
 
         def kill() -> None:
             wait_for(lambda: len([*folder.glob("busy-*")]) >= 3)
@@ -165,31 +168,31 @@ def test_a_node_killed_in_the_middle_changes_no_bit(folder: Path, monkeypatch: p
 
         thread = threading.Thread(target=kill)
         thread.start()
-        schedule = on_ray(cluster.address, plan, WorkerConfig(folder / "store", engine=engine), heard)
+        scheduler = execute(cluster.address, plan, WorkerConfig(folder / "store", engine=engine), recorder)
         thread.join()
-        assert {*schedule.status.values()} == {"finished"}
-        assert sorted(heard.ids()) == sorted(plan.runs)  # none twice
-        assert died == [True, True]
-        again = Heard()
-        on_ray(cluster.address, plan, WorkerConfig(folder / "store", engine=engine), again)
-        assert not again.results
-    same_as_here(plan, folder / "store", engine=engine)
+        assert {*scheduler.status.values()} == {"finished"}
+        assert sorted(recorder.ids()) == sorted(plan.runs)  # None twice.
+        assert node_losses == [True, True]
+        second = Recorder()
+        execute(cluster.address, plan, WorkerConfig(folder / "store", engine=engine), second)
+        assert not second.results
+    assert_same_as_local(plan, folder / "store", engine=engine)
 
 
-def test_nodes_make_the_same_store_as_this_process(folder: Path) -> None:
-    """With every engine; and through the port for clients, where this process is on no node."""
+def test_a_cluster_makes_the_same_store_as_this_process(folder: Path) -> None:
+    """With every engine, and through the client port, where this process is not part of the cluster."""
     plan = small_plan(THREE_CHAINS, {"name": "late", "rewind_to": 5, "criterion": "movement"}, seeds=2, levels=2)
-    with nodes(1, 1, ray_client_server_port=(port := free_port())) as cluster:
-        schedule = on_ray(cluster.address, plan, WorkerConfig(folder / "reference"))
-        assert schedule.status == dict.fromkeys(plan.runs, "finished")
+    with ray_cluster(1, 1, ray_client_server_port=(port := free_port())) as cluster:
+        scheduler = execute(cluster.address, plan, WorkerConfig(folder / "reference"))
+        assert scheduler.status == dict.fromkeys(plan.runs, "finished")
         sparse = WorkerConfig(folder / "sparse", engine="sparse")
-        on_ray(f"ray://127.0.0.1:{port}", plan, sparse)
-        heard = Heard()
-        on_ray(cluster.address, plan, WorkerConfig(folder / "stacked", engine="stacked", stack=4), heard)
-    assert sorted(heard.ids()) == sorted(plan.runs)  # none twice
+        execute(f"ray://127.0.0.1:{port}", plan, sparse)
+        recorder = Recorder()
+        execute(cluster.address, plan, WorkerConfig(folder / "stacked", engine="stacked", stack=4), recorder)
+    assert sorted(recorder.ids()) == sorted(plan.runs)  # None twice.
     same_table(plan, folder / "stacked", folder / "reference")
-    same_as_here(plan, folder / "reference")
-    same_as_here(plan, folder / "sparse", engine="sparse")
+    assert_same_as_local(plan, folder / "reference")
+    assert_same_as_local(plan, folder / "sparse", engine="sparse")
 
 
 def free_port() -> int:
@@ -199,10 +202,10 @@ def free_port() -> int:
         return port
 
 
-# --------------------------------------------------------------------------------------------------- a Ray of our own
+# ------------------------------------------------------------------------------------------------ Ray on this machine
 
 
-def test_a_worker_that_dies_is_replaced_and_one_that_always_does_is_named(folder: Path) -> None:
+def test_a_dead_worker_is_replaced_and_a_run_that_always_kills_it_is_named(folder: Path) -> None:
     once = """
     if not pathlib.Path('killed').exists():
         pathlib.Path('killed').touch()
@@ -216,20 +219,20 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_does_is_named(folder
     good = small_plan({"criterion": criterion(folder, once)}, levels=1)
     bad = small_plan({"criterion": criterion(folder, always)}, levels=1)
     broken = small_plan({"criterion": criterion(folder, "    raise KeyError('oops')")}, levels=1)
-    with executor.ray_session("local", 1):
-        schedule = executor.run_plan(good, WorkerConfig(folder / "store"), 1, Heard())
-        assert {*schedule.status.values()} == {"finished"}
+    with ray_executor.ray_session("local", 1):
+        scheduler = ray_executor.run_plan(ExecutionRequest(good, WorkerConfig(folder / "store"), 1, Recorder()))
+        assert {*scheduler.status.values()} == {"finished"}
         with pytest.raises(
             SystemFailure, match=f"died {MAX_WORKER_CRASHES} times while run {[*bad.runs][1]} .seed 0, level 1."
         ):
-            executor.run_plan(bad, WorkerConfig(folder / "store"), 1, Heard())
+            ray_executor.run_plan(ExecutionRequest(bad, WorkerConfig(folder / "store"), 1, Recorder()))
         with pytest.raises(UserError, match="no node of this Ray cluster has a GPU"):
-            executor.run_plan(bad, WorkerConfig(folder / "store", device="cuda"), 1, Heard())
+            ray_executor.run_plan(ExecutionRequest(bad, WorkerConfig(folder / "store", device="cuda"), 1, Recorder()))
         with pytest.raises(UserError, match="KeyError: 'oops'") as error:
-            executor.run_plan(broken, WorkerConfig(folder / "store"), 1, Heard())
+            ray_executor.run_plan(ExecutionRequest(broken, WorkerConfig(folder / "store"), 1, Recorder()))
         assert "Traceback" not in str(error.value)
     assert (folder / "deaths").read_text() == "x" * MAX_WORKER_CRASHES
-    same_as_here(good, folder / "store")
+    assert_same_as_local(good, folder / "store")
 
 
 STUDY = """
@@ -241,11 +244,11 @@ treatments: [{criterion: large_final}]
 """
 
 
-def test_ctrl_c_stops_the_command_and_it_goes_on_elsewhere(folder: Path) -> None:
-    """The dense run was finished; the next one, of some seconds, is in the middle."""
+def test_ctrl_c_stops_the_command_and_another_executor_resumes_it(folder: Path) -> None:
+    """The dense run has finished; the next one, which takes seconds, is in training."""
     (folder / "study.yaml").write_text(STUDY)
-    words = ["run", "study.yaml", "train.epochs=400", "seeds=1", "--store", "store", "--engine", "reference"]
-    command = [sys.executable, "-m", "supermask", *words, "--cluster", "local", "--workers", "2"]
+    arguments = ["run", "study.yaml", "train.epochs=400", "seeds=1", "--store", "store", "--engine", "reference"]
+    command = [sys.executable, "-m", "supermask", *arguments, "--cluster", "local", "--workers", "2"]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, text=True, start_new_session=True, stdout=pipe, stderr=pipe)
     try:
@@ -265,39 +268,37 @@ def test_ctrl_c_stops_the_command_and_it_goes_on_elsewhere(folder: Path) -> None
     assert [*(folder / "store" / "checkpoints").iterdir()]
     plan = make_plan(load_study(folder / "study.yaml", ["train.epochs=400", "seeds=1"]))
     assert sorted(carry_out(plan, folder / "store").trained) == sorted(plan.runs.keys() - kept)
-    same_as_here(plan, folder / "store")
+    assert_same_as_local(plan, folder / "store")
 
 
-# --------------------------------------------------------------------------------------- a cluster that comes and goes
+# ------------------------------------------------------------------------------------------- a cluster of varying size
 
 
-def test_where_all_nodes_are_gone_one_task_waits_for_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of stacks none waits otherwise: then nothing would ever be given to a cluster that starts its nodes on demand."""
-    there = {"GPU": 1.0}
-    monkeypatch.setattr("ray.cluster_resources", lambda: there)
-    monkeypatch.setattr(executor, "POLL_SECONDS", 0.0)
-    with remote_session(WorkerConfig(folder / "store")) as order:
-        tasks = executor.RayPool(order, WorkerConfig(folder / "store", device="cuda", stack=None), None)
-        assert tasks.capacity() == 2  # a GPU for two stacks
-        there.clear()
-        assert tasks.capacity() == 1
+def test_without_nodes_one_task_waits_for_the_next_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a waiting task, a cluster that starts nodes on demand would never start one."""
+    resources = {"GPU": 1.0}
+    monkeypatch.setattr("ray.cluster_resources", lambda: resources)
+    monkeypatch.setattr(ray_executor, "POLL_SECONDS", 0.0)
+    with remote_session(WorkerConfig(folder / "store")) as session:
+        pool = ray_executor.RayPool(session, WorkerConfig(folder / "store", device="cuda", stack=None), None)
+        assert pool.capacity() == 2  # One GPU takes two stacks.
+        resources.clear()
+        assert pool.capacity() == 1
 
 
-def test_a_task_that_was_stopped_and_nobody_asked_for_it_is_given_again(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A shared file system that has a bad moment may look like an order withdrawn."""
+def test_a_task_that_stopped_without_a_request_is_sent_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of a shared file system may look like a cancelled session."""
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 1.0})
     monkeypatch.setattr("ray.get", lambda _: None)
-    with remote_session(WorkerConfig(folder / "store")) as order:
-        assert not executor.RayPool(order, WorkerConfig(folder / "store"), 1)._answer(object())
+    with remote_session(WorkerConfig(folder / "store")) as session:
+        assert not ray_executor.RayPool(session, WorkerConfig(folder / "store"), 1)._answer(object())
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
 def refused(folder: Path, cluster: str) -> str:
-    """What the command says: one message, exit status 2, within seconds."""
+    """Run the command and return its error: one message, exit status 2, within seconds."""
     (folder / "study.yaml").write_text(STUDY)
     began = time.monotonic()
     status, out, err = call("run", "study.yaml", "--store", "store", "--cluster", cluster)
@@ -309,15 +310,15 @@ def refused(folder: Path, cluster: str) -> str:
 
 @contextmanager
 def listening() -> Iterator[int]:
-    """A port behind which is something that says nothing."""
+    """Open a port that accepts connections and sends nothing."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         yield silent.getsockname()[1]
 
 
-def test_ctrl_c_ends_a_command_that_ray_never_answers(folder: Path) -> None:
-    """Its own waiting does not let Python hear of it."""
+def test_ctrl_c_ends_a_command_that_waits_for_ray_forever(folder: Path) -> None:
+    """Ray waits in C code, where Python handles no signals."""
     (folder / "study.yaml").write_text(STUDY)
     program = """
 import ctypes, sys, ray
@@ -341,24 +342,24 @@ main()
     assert not (folder / "store").exists()
 
 
-def test_where_no_ray_runs_auto_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another test may have one that runs: what `ray.init` raises is raised here in its place."""
+def test_auto_without_a_running_ray_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test may run a Ray at the same time, so `ray.init` is replaced."""
 
-    def none_there(**_: Any) -> None:
+    def refuse(**_: Any) -> None:
         raise ConnectionError("Could not find any running Ray instance.")
 
-    monkeypatch.setattr("ray.init", none_there)
+    monkeypatch.setattr("ray.init", refuse)
     assert "no Ray runs on this machine" in refused(folder, "auto")
 
 
-def test_what_does_not_answer_is_said_within_seconds(folder: Path) -> None:
+def test_an_address_that_does_not_answer_is_refused_within_seconds(folder: Path) -> None:
     with listening() as port:
         assert f"no Ray answers at 'ray://127.0.0.1:{port}'" in refused(folder, f"ray://127.0.0.1:{port}")
     assert f"no Ray answers at '127.0.0.1:{port}'" in refused(folder, f"127.0.0.1:{port}")
-    assert "is no address of a Ray cluster" in refused(folder, "ray://nonsense")
-    assert "is no address of a Ray cluster" in refused(folder, "host:\x1b[31mport")
+    assert "is not an address of a Ray cluster" in refused(folder, "ray://nonsense")
+    assert "is not an address of a Ray cluster" in refused(folder, "host:\x1b[31mport")
 
 
-def test_without_the_extra_it_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'supermask[ray]'" in refused(folder, "local")

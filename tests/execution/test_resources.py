@@ -1,4 +1,4 @@
-"""Which engine trains a run, what it rests on, and what the record says of it."""
+"""Engine selection: choice, recorded environment, replays, measured costs."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.mark.parametrize("layers", [FC, architecture("conv2", (3, 32, 32), 10)], ids=["fc", "conv"])
-def test_auto_is_the_sparse_engine_on_a_cpu(layers: Architecture) -> None:
+def test_auto_selects_the_sparse_engine_on_a_cpu(layers: Architecture) -> None:
     assert select_engine("auto", layers, "cpu").engine == "sparse"
     assert select_engine("sparse", layers, "cpu") == EngineChoice("sparse", "it was asked for")
     assert select_engine("reference", layers, "cpu") == EngineChoice("reference", "it was asked for")
 
 
-def test_on_a_gpu_it_is_the_stacked_engine() -> None:
+def test_auto_selects_the_stacked_engine_on_a_gpu() -> None:
     for layers in (FC, architecture("conv6", (3, 32, 32), 10)):
         assert select_engine("auto", layers, "cuda") == EngineChoice("stacked", "auto: a GPU trains many runs at once")
         for device in ("cpu", "cuda"):
@@ -55,7 +55,7 @@ def test_on_a_gpu_it_is_the_stacked_engine() -> None:
         select_engine("sparse", FC, "cuda")
 
 
-def test_elsewhere_it_is_the_reference_and_says_why() -> None:
+def test_auto_falls_back_to_the_reference_engine_with_a_reason() -> None:
     unknown: Architecture = (*FC, object())  # type: ignore[assignment]
     for device in ("cpu", "cuda"):
         choice = select_engine("auto", unknown, device)
@@ -68,7 +68,7 @@ def test_elsewhere_it_is_the_reference_and_says_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "engine", "why"),
+    ("requested", "engine", "reason"),
     [
         ("auto", "sparse", "auto: its cost falls with the mask"),
         ("sparse", "sparse", "it was asked for"),
@@ -76,17 +76,17 @@ def test_elsewhere_it_is_the_reference_and_says_why() -> None:
         ("reference", "reference", "it was asked for"),
     ],
 )
-def test_the_record_says_which_engine_and_why(tmp_path: Path, asked: str, engine: str, why: str) -> None:
+def test_facts_record_the_engine_and_the_reason(tmp_path: Path, requested: str, engine: str, reason: str) -> None:
     plan = small_plan(levels=1)
-    carry_out(plan, tmp_path, engine=asked)
-    own = {
+    carry_out(plan, tmp_path, engine=requested)
+    own_keys = {
         "sparse": {"costs", "kernels", "llvmlite", "numba", "libc"},
         "stacked": {"precision", "convolutions", "optimizer_compiled", "stack"},
     }
     for run_id in plan.runs:
         facts = Store(tmp_path).facts(run_id)
-        assert (facts["engine"], facts["engine_reason"], facts["environment"]["engine"]) == (engine, why, engine)
-        assert set().union(*own.values()) & facts["environment"].keys() == own.get(engine, set())
+        assert (facts["engine"], facts["engine_reason"], facts["environment"]["engine"]) == (engine, reason, engine)
+        assert set().union(*own_keys.values()) & facts["environment"].keys() == own_keys.get(engine, set())
 
 
 def test_the_engine_is_in_the_environment_and_not_in_the_id(tmp_path: Path) -> None:
@@ -98,26 +98,28 @@ def test_the_engine_is_in_the_environment_and_not_in_the_id(tmp_path: Path) -> N
     assert len(prints) == 2
 
 
-def test_a_run_is_trained_again_as_it_was_the_first_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the engine and with the costs of its record, whatever has been asked for or measured since."""
+def test_a_replay_uses_the_engine_and_costs_of_the_first_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever engine is requested and whatever costs are measured since."""
     for first, later in (("reference", "auto"), ("sparse", "reference"), ("stacked", "auto")):
         folder = tmp_path / first
         carry_out(small_plan(levels=1), folder, engine=first)
         before = contents(folder)
         with monkeypatch.context() as patch:
-            patch.setattr("supermask.engines.sparse.costs_here", other_costs)
+            patch.setattr("supermask.engines.sparse.measured_costs", other_costs)
             carried = carry_out(small_plan({"rewind_to": 5}, levels=1), folder, engine=later)
         assert len(carried.retraced) == 1
         assert {run_id: contents(folder)[run_id] for run_id in before} == before
 
 
 def other_costs() -> CostTable:
-    """What would be found if this machine's costs were measured again, and came out upside down."""
-    found = measured_costs()
-    return replace(found, walks=replace(found.walks, weight=1e6, inner=1e6))
+    """Return costs that differ widely from the measured ones."""
+    costs = measured_costs()
+    return replace(costs, walks=replace(costs.walks, weight=1e6, inner=1e6))
 
 
-def test_what_a_cpu_trained_is_traced_again_there_whatever_the_device(tmp_path: Path) -> None:
+def test_a_replay_of_the_sparse_engine_stays_on_the_cpu(tmp_path: Path) -> None:
     carry_out(small_plan(levels=1), tmp_path, engine="auto")
     engines = EngineSelector(WorkerConfig(tmp_path, engine="auto", device="cuda"), Store(tmp_path))
     run = next(iter(small_plan(levels=1).runs.values()))
@@ -126,10 +128,10 @@ def test_what_a_cpu_trained_is_traced_again_there_whatever_the_device(tmp_path: 
     assert engine.environment == Store(tmp_path).facts(run.id)["environment"]
 
 
-# ----------------------------------------------------------------------------------------------------- what is measured
+# ------------------------------------------------------------------------------------------------------ measured costs
 
 
-def test_costs_are_measured_once_and_kept(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_are_measured_once_and_cached(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = measured_costs()
     (file,) = (own_cache / "costs").iterdir()
     assert CostTable.from_data(json.loads(file.read_text())) == first
@@ -142,7 +144,7 @@ def test_costs_are_measured_once_and_kept(own_cache: Path, monkeypatch: pytest.M
     assert measured_costs() == first
 
 
-def test_of_two_processes_the_first_is_believed(own_cache: Path) -> None:
+def test_the_first_of_two_processes_determines_the_costs(own_cache: Path) -> None:
     first = measured_costs()
     (file,) = (own_cache / "costs").iterdir()
     other = replace(first, walks=replace(first.walks, weight=99.0))
@@ -163,13 +165,13 @@ def test_a_broken_file_is_measured_again(own_cache: Path, text: str) -> None:
     assert json.loads(file.read_text()).keys() == json.loads(good).keys()
 
 
-def test_without_a_cache_folder_it_works_too(own_cache: Path) -> None:
+def test_costs_are_measured_without_a_cache_folder(own_cache: Path) -> None:
     own_cache.write_text("in the way")
     assert 0 < measured_costs().walks.weight < 1000
     assert own_cache.read_text() == "in the way"
 
 
-def test_kernels_work_where_their_code_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_work_if_their_code_cannot_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     def njit(cache: bool = False, **_: bool) -> Callable[[Any], Any]:
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
@@ -179,8 +181,8 @@ def test_kernels_work_where_their_code_cannot_be_kept(monkeypatch: pytest.Monkey
     assert jit.jit_entry(abs) is abs
 
 
-def test_kernels_are_compiled_again_when_any_of_their_sources_changes(tmp_path: Path) -> None:
-    """A copy of the kernels in which a function that another one calls, in another file, is changed."""
+def test_kernels_are_recompiled_when_any_source_changes(tmp_path: Path) -> None:
+    """In a copy of the kernels, a function is changed that is called from another file."""
     package = Path(jit.__file__).parent
     program = """
 import numpy as np

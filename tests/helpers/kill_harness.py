@@ -1,10 +1,10 @@
-"""Runs a study over and over, kills it at random moments, and looks at what is left. Run as a program.
+"""A program that starts a study again and again, kills it at random moments, and checks the store.
 
     python -m helpers.kill_harness FOLDER KILLS SEED ENGINE
 
-A process of its own, so that torch is imported once and every study starts by a fork of it. Every kill is a SIGKILL:
-to the whole study, to its main process alone (its workers may then still commit, beside the next study), or to one
-worker, which the study has to replace. Prints one JSON object.
+A process of its own: it imports torch once, and every study is a fork of it. Every kill is a SIGKILL: to the whole
+study, to its main process only (its workers may still commit beside the next study), or to one worker, which the study
+has to replace. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
-import supermask.execution.preload  # noqa: F401  (so that a fork has no imports left to do)
+import supermask.execution.preload  # noqa: F401  (imported before the forks)
 from supermask.datasets import load
-from supermask.execution import worker
+from supermask.execution import resources
+from supermask.execution.coordinator import ExecutionRequest
 from supermask.execution.local import MAX_WORKER_CRASHES, run_plan
 from supermask.execution.tasks import WorkerConfig
 from supermask.store import Store
@@ -41,29 +42,29 @@ STUDY = {
 
 
 EPOCHS = {"reference": 1.5, "sparse": 20}
-"""So long that a kill finds trainings under way."""
+"""Epochs per engine: enough for kills to hit running trainings."""
 
 
 @dataclass
 class Report:
-    """What was done, and what was found."""
+    """Counts of the harness."""
 
     group_kills: int = 0
     main_kills: int = 0
     worker_kills: int = 0
     runs: int = 0
-    """Of one study."""
+    """Runs of one study."""
     studies: int = 0
-    """Brought to their end, by starting again and again."""
+    """Studies that were restarted until they were complete."""
     starts: int = 0
     lost: int = 0
-    """Runs that were there once and were not any more."""
+    """Runs that disappeared from the store."""
     changed: int = 0
-    """Runs that were found with other bits, or other facts, than in a study that nobody killed."""
+    """Runs with other bits or other facts than in a study without kills."""
     checkpoints: int = 0
-    """Unfinished runs that were found with a checkpoint."""
+    """Unfinished runs with a checkpoint."""
     left_over: int = 0
-    """Things in a finished study's staging and checkpoint folders."""
+    """Entries in the staging and checkpoint folders of complete studies."""
     quarantined: int = 0
 
     @property
@@ -72,112 +73,111 @@ class Report:
 
 
 def study_plan(epochs: float) -> Plan:
-    """Eight three-level chains over two dense runs."""
+    """Return the plan of eight three-level chains over two dense runs."""
     train = {"epochs": epochs, "evaluate_every": 8, "batch_size": 60}
     return make_plan(study_from_dict({**STUDY, "train": train}))
 
 
-def found_in(store: Store) -> dict[str, Any]:
-    """Run id -> hashes of its tensors, every byte of them read and checked, and its facts; without how long it took."""
-    found = {}
+def stored_results(store: Store) -> dict[str, Any]:
+    """Return run id -> tensor hashes and facts (without the duration). Reads and checks every byte."""
+    results = {}
     for run_id in store.run_ids():
         store.read(run_id)
-        found[run_id] = (store.tensor_hashes(run_id), {**store.facts(run_id), "seconds": 0})
-    return found
+        results[run_id] = (store.tensor_hashes(run_id), {**store.facts(run_id), "seconds": 0})
+    return results
 
 
-def start(plan: Plan, store: Path, engine: str) -> int:
-    """Starts the study in a process group of its own; gives its id. A checkpoint at every evaluation."""
+def start_study(plan: Plan, store: Path, engine: str) -> int:
+    """Start the study in a process group of its own and return its id. It saves a checkpoint at every evaluation."""
     child = os.fork()
     if child:
         return child
     try:
         os.setsid()
-        run_plan(
-            plan, WorkerConfig(store, engine=engine, checkpoint_seconds=0.0), 2, lambda *_: None, start_method="fork"
-        )
+        config = WorkerConfig(store, engine=engine, checkpoint_seconds=0.0)
+        run_plan(ExecutionRequest(plan, config, 2, lambda *_: None), start_method="fork")
         os._exit(0)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         os._exit(1)
 
 
-def ended(main: int) -> bool:
-    """Whether the study's main process is gone by itself."""
+def has_ended(main: int) -> bool:
+    """Return True if the study's main process has ended by itself."""
     pid, status = os.waitpid(main, os.WNOHANG)
     assert status == 0, f"the study failed by itself: {status}"
     return bool(pid)
 
 
-def kill(main: int, how: str, chance: np.random.Generator) -> bool:
-    """False if there was nothing to kill. After a worker's death the study lives on."""
+def kill(main: int, target: str, rng: np.random.Generator) -> bool:
+    """Kill a target; return False if there was nothing to kill. The study survives the death of a worker."""
     with suppress(ProcessLookupError):
-        if how == "worker":
+        if target == "worker":
             workers = Path(f"/proc/{main}/task/{main}/children").read_text().split()
             if not workers:
                 return False
-            os.kill(int(chance.choice(workers)), signal.SIGKILL)
+            os.kill(int(rng.choice(workers)), signal.SIGKILL)
             return True
-        os.kill(main, signal.SIGKILL) if how == "main" else os.killpg(main, signal.SIGKILL)
+        os.kill(main, signal.SIGKILL) if target == "main" else os.killpg(main, signal.SIGKILL)
         os.waitpid(main, 0)
         return True
     return False
 
 
 def has_checkpoint(store: Store, run_id: str) -> bool:
-    """A worker that outlived its study for a moment may end the run, and remove its folder, while we look."""
+    """Return True if the run has a checkpoint. A worker that survives its study may remove it at the same time."""
     with suppress(FileNotFoundError):
         return any(path.name.startswith("0") for path in (store.root / "checkpoints" / run_id).iterdir())
     return False
 
 
 class Harness:
-    """Studies one after another, each in a store of its own, killed until it is whole."""
+    """Runs studies, each in a store of its own, with kills until they are complete."""
 
     def __init__(self, folder: Path, seed: int, engine: str) -> None:
-        self.engine, self.chance, self.plan = engine, np.random.default_rng(seed), study_plan(EPOCHS[engine])
+        self.engine, self.rng, self.plan = engine, np.random.default_rng(seed), study_plan(EPOCHS[engine])
         began = time.monotonic()
-        assert os.waitpid(start(self.plan, folder / "whole", engine), 0)[1] == 0
+        assert os.waitpid(start_study(self.plan, folder / "whole", engine), 0)[1] == 0
         self.seconds = 0.3 * (time.monotonic() - began)
-        """The longest time to the next kill; follows how busy the machine is."""
-        self.expected = found_in(Store(folder / "whole"))
+        """Upper limit of the time to the next kill. Adapts to the load of the machine."""
+        self.expected = stored_results(Store(folder / "whole"))
         self.report = Report(runs=len(self.expected))
 
     def study(self, store: Store, kills: int) -> None:
-        """Starts and kills one study until it is whole; when so many kills are done, it is left alone."""
-        seen: set[str] = set()
-        while len(seen) < len(self.expected):
-            self.one_life(store, spared=self.report.kills >= kills)
-            there = found_in(store)
-            self.seconds *= 1.2 if len(there) == len(seen) else 0.95
-            self.report.lost += len(seen - there.keys())
-            self.report.changed += sum(there[run_id] != self.expected[run_id] for run_id in there)
-            unfinished = self.plan.runs.keys() - there.keys()
+        """Start and kill one study until it is complete; spare it once there were `kills` kills."""
+        seen_ids: set[str] = set()
+        while len(seen_ids) < len(self.expected):
+            self.run_once(store, spare=self.report.kills >= kills)
+            results = stored_results(store)
+            self.seconds *= 1.2 if len(results) == len(seen_ids) else 0.95
+            self.report.lost += len(seen_ids - results.keys())
+            self.report.changed += sum(results[run_id] != self.expected[run_id] for run_id in results)
+            unfinished = self.plan.runs.keys() - results.keys()
             self.report.checkpoints += sum(has_checkpoint(store, run_id) for run_id in unfinished)
-            seen = set(there)
+            seen_ids = set(results)
         store.remove_stale()
         self.report.left_over += sum(1 for kind in ("staging", "checkpoints") for _ in (store.root / kind).glob("*"))
         self.report.quarantined += sum(1 for _ in (store.root / "quarantine").glob("*"))
         self.report.studies += 1
 
-    def one_life(self, store: Store, spared: bool) -> None:
-        """From a start to the death of the main process, by itself or not; up to two workers die before."""
+    def run_once(self, store: Store, spare: bool) -> None:
+        """Run the study until its main process ends or is killed; up to two workers are killed before."""
         self.report.starts += 1
-        main = start(self.plan, store.root, self.engine)
+        main = start_study(self.plan, store.root, self.engine)
         workers_killed = 0
         while True:
-            time.sleep(self.chance.uniform(0.0, self.seconds))
-            if ended(main):
+            time.sleep(self.rng.uniform(0.0, self.seconds))
+            if has_ended(main):
                 return
-            if spared:
+            if spare:
                 continue
-            how = str(self.chance.choice(["group", "main", "worker"], p=[0.5, 0.25, 0.25]))
-            if how == "worker" and workers_killed == MAX_WORKER_CRASHES - 1:
-                how = "group"
-            if kill(main, how, self.chance):
-                workers_killed += how == "worker"
-                setattr(self.report, f"{how}_kills", getattr(self.report, f"{how}_kills") + 1)
-                if how != "worker":
+            target = str(self.rng.choice(["group", "main", "worker"], p=[0.5, 0.25, 0.25]))
+            if target == "worker" and workers_killed == MAX_WORKER_CRASHES - 1:
+                target = "group"
+            if kill(main, target, self.rng):
+                workers_killed += target == "worker"
+                setattr(self.report, f"{target}_kills", getattr(self.report, f"{target}_kills") + 1)
+                if target != "worker":
                     return
 
 
@@ -186,7 +186,7 @@ def main(folder: Path, kills: int, seed: int, engine: str) -> None:
     if engine == "sparse":
         import supermask.execution.preload.sparse  # noqa: F401
     images = load("digits")
-    setattr(worker, "load", lambda name, data_dir: images)  # noqa: B010 (every fork has them in memory)
+    setattr(resources, "load", lambda name, data_dir: images)  # noqa: B010 (shared by all forks)
     harness = Harness(folder, seed, engine)
     while harness.report.kills < kills:
         harness.study(Store(folder / f"killed-{harness.report.studies}"), kills)

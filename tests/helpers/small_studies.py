@@ -1,4 +1,4 @@
-"""Studies that train in no time, and the smallest executor there is: one worker in this process."""
+"""Studies that train in no time, and the smallest executor: one worker in this process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRAIN = {"epochs": 0.6, "evaluate_every": 4, "batch_size": 60}
 
 
 def small_plan(*treatments: dict[str, Any], **changes: Any) -> Plan:
-    """A plan on digits with 1,480 weights; keys of `train` and `prune` (levels, epochs, lr ...) find their place."""
+    """Return a plan on digits with 1,480 weights. Keys of `train` and `prune` (levels, epochs, lr ...) go there."""
     data: dict[str, Any] = {
         "network": "fc-20",
         "seeds": 1,
@@ -45,19 +45,19 @@ PLACES = {"prune": Prune.model_fields, "train": Train.model_fields}
 
 @dataclass
 class Carried:
-    """What a plan carried out in this process leaves: its last schedule, and every task with its result."""
+    """A plan that was executed in this process: its last scheduler, and every task with its result."""
 
     schedule: Scheduler
     ended: list[tuple[Task, TaskResult]] = field(default_factory=list)
 
     @property
     def trained(self) -> list[str]:
-        """Ids of the runs that were trained for the first time."""
+        """Ids of the runs that were trained, not replayed."""
         return [task.run.id for task, result in self.ended if not task.replay and result.status != "not_started"]
 
     @property
     def retraced(self) -> dict[str, frozenset[Snapshot]]:
-        """Ids of the runs that were trained again, and the points they were trained for."""
+        """Ids of the replayed runs, and the snapshots they were replayed for."""
         return {task.run.id: task.snapshots for task, _ in self.ended if task.replay}
 
 
@@ -69,7 +69,7 @@ def carry_out(
     before: Callable[[Scheduler, Task], None] = lambda schedule, task: None,
     **site: Any,
 ) -> Carried:
-    """Every task, one after another, as a worker process would do it."""
+    """Execute every task in sequence, as a worker process would."""
     worker = worker or Worker(WorkerConfig(store, **site))
     carried = Carried(Scheduler(plan, worker.store))
     carried.schedule.drop_unneeded(keep)
@@ -88,7 +88,7 @@ def carry_out(
 
 
 def contents(store: Path | Store) -> dict[str, dict[str, str]]:
-    """Run id -> hashes of its tensors, every byte that is there read and checked."""
+    """Return run id -> tensor hashes. Reads and checks every byte of runs and snapshots."""
     store = store if isinstance(store, Store) else Store(store)
     for run_id in store.run_ids():
         store.read(run_id)
@@ -98,40 +98,42 @@ def contents(store: Path | Store) -> dict[str, dict[str, str]]:
 
 
 def facts(store: Path, plan: Plan) -> dict[str, dict[str, Any]]:
-    """Facts of the plan's stored runs, without how long they took."""
+    """Return the facts of the plan's stored runs, without their durations."""
     at = Store(store)
     return {run_id: {**at.facts(run_id), "seconds": None} for run_id in plan.runs if at.has(run_id)}
 
 
 def leftovers(store: Path) -> list[str]:
-    """What should not be there when nobody works on the store."""
+    """Return the paths that must not exist while no process uses the store."""
     return [str(path.relative_to(store)) for kind in ("staging", "checkpoints") for path in (store / kind).glob("*")]
 
 
 def same_state(one: NetworkState, other: NetworkState) -> bool:
-    """Bit for bit."""
+    """Return True if both are bit-identical."""
     named = ({**state.weights, **state.unmasked} for state in (one, other))
     a, b = ({name: t.numpy().tobytes() for name, t in tensors.items()} for tensors in named)
     return a == b
 
 
 def same_start(one: InitialState, other: InitialState) -> bool:
-    """Bit for bit."""
+    """Return True if both are bit-identical."""
     masks = one.masks.keys() == other.masks.keys() and all(torch.equal(m, other.masks[n]) for n, m in one.masks.items())
     return masks and same_state(one.state, other.state) and one.first_iteration == other.first_iteration
 
 
 def same_table(plan: Plan, one: Path, other: Path) -> None:
-    """The rows of `supermask table` of two engines: equal, but for what was measured, which agrees to a thousandth of a
-    loss and to two images of an accuracy; and for who trained it.
+    """Check that the rows of `supermask table` of two engines agree.
+
+    Losses agree to 0.1%, accuracies to two images; engine, environment and seconds may differ; all else is equal.
     """
-    for own, others in zip(plan_rows(plan, Store(one))[0], plan_rows(plan, Store(other))[0], strict=True):
-        assert own.keys() == others.keys()
-        for column in own.keys() - {"seconds", "engine", "environment"}:
-            given, wanted = own[column], others[column]
+    rows = (plan_rows(plan, Store(store))[0] for store in (one, other))
+    for row, other_row in zip(*rows, strict=True):
+        assert row.keys() == other_row.keys()
+        for column in row.keys() - {"seconds", "engine", "environment"}:
+            value, expected = row[column], other_row[column]
             if column.endswith("_loss"):
-                assert given == pytest.approx(wanted, rel=1e-3), column
+                assert value == pytest.approx(expected, rel=1e-3), column
             elif column.endswith("_accuracy"):
-                assert given == pytest.approx(wanted, abs=2 / DATASETS["digits"].test_images + 1e-9), column
+                assert value == pytest.approx(expected, abs=2 / DATASETS["digits"].test_images + 1e-9), column
             else:
-                assert given == wanted, column
+                assert value == expected, column

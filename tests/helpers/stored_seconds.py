@@ -13,8 +13,8 @@ from supermask.store import Store
 from supermask.study.plan import Plan
 
 
-def stored(folder: Path, plan: Plan, run_ids: list[str], seconds: float, **changes: Any) -> Store:
-    """A store in which these runs took so long."""
+def store_runs(folder: Path, plan: Plan, run_ids: list[str], seconds: float, **changes: Any) -> Store:
+    """Return a store in which each of these runs took `seconds`."""
     store = Store(folder, QuickDisk())
     for run_id in run_ids:
         run = plan.runs[run_id]

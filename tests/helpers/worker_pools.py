@@ -1,4 +1,4 @@
-"""Crews for `ongoing`, most of which train nothing, and plans for them."""
+"""Worker pools for coordinator tests, most of which train nothing, and plans for them."""
 
 from __future__ import annotations
 
@@ -15,66 +15,66 @@ from supermask.store import Store
 from supermask.study.plan import Plan
 
 
-class Quick:
-    """A crew that says that all went well, the first portion first."""
+class InstantPool:
+    """A pool that reports every assignment as finished, oldest first."""
 
-    def __init__(self, room: int, prefers_whole_chains: bool = False) -> None:
-        self.prefers_whole_chains, self._room = prefers_whole_chains, room
-        self.given: list[Assignment] = []
-        self.at_once: list[int] = []
+    def __init__(self, capacity: int, prefers_whole_chains: bool = False) -> None:
+        self.prefers_whole_chains, self._capacity = prefers_whole_chains, capacity
+        self.received: list[Assignment] = []
+        self.in_flight_counts: list[int] = []
         self._waiting: list[Assignment] = []
 
     def capacity(self) -> int:
-        return self._room
+        return self._capacity
 
-    def submit(self, portions: Sequence[Assignment]) -> None:
-        self.given += portions
-        self._waiting += portions
-        self.at_once.append(len(self._waiting))
+    def submit(self, assignments: Sequence[Assignment]) -> None:
+        self.received += assignments
+        self._waiting += assignments
+        self.in_flight_counts.append(len(self._waiting))
 
     def poll(self) -> list[tuple[Assignment, Sequence[TaskResult] | WorkerDied]]:
-        portion = self._waiting.pop(0)
-        return [(portion, self.answer(portion))]
+        assignment = self._waiting.pop(0)
+        return [(assignment, self.answer(assignment))]
 
-    def answer(self, portion: Assignment) -> Sequence[TaskResult] | WorkerDied:
-        return [TaskResult(task.run.id, "finished") for task in portion.tasks]
+    def answer(self, assignment: Assignment) -> Sequence[TaskResult] | WorkerDied:
+        return [TaskResult(task.run.id, "finished") for task in assignment.tasks]
 
 
-class InThisProcess(Quick):
-    """Trains, as soon as it is asked for an answer."""
+class InProcessPool(InstantPool):
+    """A pool that trains in this process when it is polled."""
 
-    def __init__(self, site: WorkerConfig, room: int = 1) -> None:
-        super().__init__(room)
-        self.worker = Worker(site)
+    def __init__(self, config: WorkerConfig, capacity: int = 1) -> None:
+        super().__init__(capacity)
+        self.worker = Worker(config)
 
-    def answer(self, portion: Assignment) -> Sequence[TaskResult] | WorkerDied:
-        return self.worker.run_chains(portion.chains)
+    def answer(self, assignment: Assignment) -> Sequence[TaskResult] | WorkerDied:
+        return self.worker.run_chains(assignment.chains)
 
 
 NOWHERE = Path("/nowhere/store")
 
 
-def ongoing_of(plan: Plan, store: Path = NOWHERE, **site: Any) -> tuple[Coordinator, list[str], list[str]]:
-    """And what its listeners hear: of ends, and of beginnings."""
-    ended: list[str] = []
-    begun: list[str] = []
-    made = Coordinator(
+def make_coordinator(plan: Plan, store: Path = NOWHERE, **config: Any) -> tuple[Coordinator, list[str], list[str]]:
+    """Return a coordinator, and the lists that its listeners fill: `id status` of results, ids of started runs."""
+    results: list[str] = []
+    started: list[str] = []
+    coordinator = Coordinator(
         Scheduler(plan, Store(store)),
-        WorkerConfig(store, **site),
-        lambda _, task, result: ended.append(f"{task.run.id} {result.status}"),
+        WorkerConfig(store, **config),
+        lambda _, task, result: results.append(f"{task.run.id} {result.status}"),
         "all",
-        lambda task: begun.append(task.run.id),
+        lambda task: started.append(task.run.id),
     )
-    return made, ended, begun
+    return coordinator, results, started
 
 
-def chains(criteria: int, seeds: int, levels: int = 3) -> Plan:
+def make_chain_plan(criteria: int, seeds: int, levels: int = 3) -> Plan:
     names = ["large_final", "small_final", "large_init", "random", "movement"]
     return small_plan({"criterion": names[:criteria]}, seeds=seeds, levels=levels)
 
 
-def moved(source: Path, target: Path, run_id: str) -> None:
-    """A run from a store to another."""
-    place = target / "runs" / run_id[:2]
-    place.mkdir(parents=True, exist_ok=True)
-    (source / "runs" / run_id[:2] / run_id).rename(place / run_id)
+def move_run(source: Path, target: Path, run_id: str) -> None:
+    """Move a run from one store to another."""
+    folder = target / "runs" / run_id[:2]
+    folder.mkdir(parents=True, exist_ok=True)
+    (source / "runs" / run_id[:2] / run_id).rename(folder / run_id)

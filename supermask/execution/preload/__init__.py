@@ -1,6 +1,6 @@
-"""Imported by the server that worker processes are forked from: what takes seconds is done there, once for all.
+"""Imports of the fork server that every worker process needs: they take seconds and are done once.
 
-Making an optimiser is in it because PyTorch puts off a second's worth of its own imports until the first one is made.
+The modules beside this one add the imports of one engine each.
 """
 
 import torch
@@ -11,4 +11,5 @@ from supermask.execution import worker
 __all__ = ["reference", "worker"]
 
 torch.set_num_threads(1)
+# PyTorch delays about a second of its own imports until the first optimizer is created.
 torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], fused=True)

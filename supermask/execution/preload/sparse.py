@@ -1,7 +1,4 @@
-"""As `preload`, where the sparse engine trains fully connected networks: kernels are compiled and measured once.
-
-What goes wrong here goes wrong again in a worker, which can say so.
-"""
+"""Preloads the sparse engine for fully connected networks: compiles and measures its kernels once."""
 
 import contextlib
 
@@ -9,5 +6,6 @@ from supermask.engines import sparse
 
 __all__ = ["sparse"]
 
+# An error here occurs again in a worker, which can report it.
 with contextlib.suppress(Exception):
     sparse.compile_and_measure(convolutions=False)

@@ -1,4 +1,4 @@
-"""As `preload_sparse`, where masks of fully connected networks are learned too."""
+"""Preloads the sparse engine for fully connected networks whose masks are learned."""
 
 import contextlib
 
@@ -6,5 +6,6 @@ from supermask.engines import mask_evaluation, sparse
 
 __all__ = ["mask_evaluation", "sparse"]
 
+# An error here occurs again in a worker, which can report it.
 with contextlib.suppress(Exception):
     sparse.compile_and_measure(convolutions=False, masks=True)

@@ -1,4 +1,4 @@
-"""As `preload`, where the stacked engine trains."""
+"""Preloads the stacked engine."""
 
 from supermask.engines import stacked
 
