@@ -8,7 +8,7 @@ FIGURES ?= figures
 REPORT ?= report.html
 DRAWN := mask-criteria learned-supermasks
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format cli-reference clean
 
 demo: $(VENV)/installed
 	@$(BIN)/supermask reproduce --scale digits --store $(STORE) --out $(REPORT)
@@ -43,6 +43,9 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/installed
+
+cli-reference: $(VENV)/installed-dev
+	PYTHONPATH=tests $(BIN)/python -m helpers.cli_reference
 
 clean:
 	rm -rf $(VENV) build dist
