@@ -53,5 +53,8 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/installed
 
+cli-reference: $(VENV)/installed-dev
+	PYTHONPATH=tests $(BIN)/python -m helpers.cli_reference
+
 clean:
 	rm -rf $(VENV) build dist

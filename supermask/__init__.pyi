@@ -1,8 +1,9 @@
-"""The public names of the package: what they are imported from, for type checkers and for `__init__.py`."""
+"""Public names of the package and the modules that define them, for type checkers and for `__init__.py`."""
 
 from . import analysis, api
 from .analysis.masks import MaskInfo
-from .api.masks import analyze_masks, load_masks
+from .api.mask_loading import load_masks
+from .api.masks import analyze_masks
 from .api.notebook import figure, run, table
 from .api.trackers import export_tracker
 from .core.actions import MASK0_ACTIONS, MASK1_ACTIONS

@@ -23,7 +23,7 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 ENGINES_THAT_IMPORT_TORCH = ("engines.reference", "engines.mask_evaluation", "engines.sparse", "engines.stacked")
-"""These modules, all below them, and what the fork server loads; others import them inside functions only."""
+"""Modules that import torch at the top, with their submodules; all others import them inside functions only."""
 
 TORCH_FREE_PARTS = ("engines.sparse.kernels", "engines.sparse.costs")
 
@@ -48,7 +48,7 @@ def test_there_are_thirteen_packages() -> None:
 
 
 def statements_at_import(tree: ast.AST) -> Iterator[ast.AST]:
-    """Statements that run when a module is imported."""
+    """Yield the statements that run when a module is imported."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
@@ -59,7 +59,7 @@ def statements_at_import(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not imports_torch(name)])
-def test_only_the_engines_import_torch_at_once(name: str) -> None:
+def test_only_engines_import_torch_at_the_top(name: str) -> None:
     for node in statements_at_import(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
             assert not [alias.name for alias in node.names if alias.name.split(".")[0] == "torch"]
@@ -71,6 +71,7 @@ def test_only_the_engines_import_torch_at_once(name: str) -> None:
 
 
 def loaded_by(code: str) -> set[str]:
+    """Return the names of the modules that a new interpreter has loaded after running `code`."""
     program = f"import sys; {code}; print(*sorted(sys.modules))"
     return set(
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
@@ -80,17 +81,17 @@ def loaded_by(code: str) -> set[str]:
 HEAVY = {"torch", "numba", "matplotlib", "scipy", "duckdb", "sklearn", "PIL", "pandas"}
 
 
-def test_the_public_face_imports_nothing_until_it_is_asked() -> None:
+def test_importing_the_package_loads_no_submodule() -> None:
     loaded = loaded_by("import supermask")
     assert {name for name in loaded if name.split(".")[0] == "supermask"} == {"supermask"}
     assert not loaded & (HEAVY | {"numpy"})
 
 
-def test_the_public_face_has_all_that_it_names() -> None:
+def test_every_public_name_can_be_imported() -> None:
     assert all(hasattr(supermask, name) for name in supermask.__all__)
 
 
-def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+def test_command_line_starts_without_heavy_libraries() -> None:
     assert not loaded_by("import supermask.cli") & HEAVY
 
 

@@ -1,12 +1,12 @@
-"""Studies in a notebook or a script: run one, have its table, see its figures.
+"""Functions for notebooks and scripts: run a study, get its table, show its figures.
 
     import supermask as sm
     sm.run("mask-criteria", scale="digits")
     sm.table("mask-criteria", scale="digits").df()
     sm.figure("mask-criteria", "accuracy", scale="digits")
 
-A study is a shipped name, a study file, plain data with a study file's keys, or a `Study`. Settings are keyword
-arguments: `seeds=[0, 1]`, `train={"lr": 1e-3}` or `**{"train.lr": 1e-3}`, with the same checks as everywhere.
+A study is a shipped name, a study file, a dict with the keys of a study file, or a `Study`. Settings are keyword
+arguments: `seeds=[0, 1]`, `train={"lr": 1e-3}` or `**{"train.lr": 1e-3}`, checked like overrides of the command line.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """How a study stands after `run`; shown as one line."""
+    """Status of a study after `run`; its repr is one line."""
 
     study: str
     status: Mapping[str, str]
-    """Run id -> finished, diverged, or ancestor_diverged."""
+    """Run id -> status: finished, diverged, ancestor_diverged or certificate_failed."""
     store: Path
 
     def __repr__(self) -> str:
@@ -64,65 +64,67 @@ def run(
     keep: KeepPolicy = "all",
     **settings: object,
 ) -> StudyStatus:
-    """Trains what is missing of a study, on `workers` processes (default: one a core), and shows how far it is.
+    """Train the missing runs of a study on `workers` processes (default: one per core), with a progress display.
 
-    Interrupted, the same call goes on; finished runs are never repeated. No `if __name__ == "__main__"` is needed.
-    Raises UserError, MachineError, and KeyboardInterrupt.
+    After an interruption the same call resumes; finished runs are never repeated. No `if __name__ == "__main__"` is
+    needed. Raises UserError, SystemFailure, and KeyboardInterrupt.
     """
-    asked = load_study(study, settings_to_overrides(settings))
+    loaded = load_study(study, settings_to_overrides(settings))
     try:
         with _limit_threads():
-            schedule = runs.run(asked, (), _path(store), workers, engine, device, keep, _progress_listener)
-    except StudyInterrupted as stopped:
-        raise KeyboardInterrupt(f"{stopped.remaining:,} runs are left; the same call goes on from here.") from None
-    ran = StudyStatus(asked.name, dict(schedule.status), schedule.store.root)
-    if "certificate_failed" in ran.status.values():
-        raise SystemFailure(f"{ran}. They are no results: `supermask verify` says why.")
-    return ran
+            schedule = runs.run(loaded, (), _path(store), workers, engine, device, keep, _progress_listener)
+    except StudyInterrupted as interruption:
+        raise KeyboardInterrupt(f"{interruption.remaining:,} runs are left; the same call resumes.") from None
+    result = StudyStatus(loaded.name, dict(schedule.status), schedule.store.root)
+    if "certificate_failed" in result.status.values():
+        raise SystemFailure(
+            f"{result}. Runs whose certificate failed are not results: `supermask verify` prints the reason."
+        )
+    return result
 
 
 def table(study: StudyLike, *, store: str | Path | None = None, **settings: object) -> DuckDBPyRelation:
-    """A row a run of the study, done or not, with the columns and types of `tables.COLUMNS`, as a DuckDB relation.
+    """Return one row per run of the study, finished or not, as a DuckDB relation; `tables.COLUMNS` lists the columns.
 
-    `.df()` (pandas), `.pl()` (Polars), `.arrow()`, `.fetchall()`; `.filter("level = 1")`, `.aggregate(...)`, and
-    `.query("runs", "SELECT ... FROM runs")`. Raises UserError; damaged runs are warned of.
+    Convert it with `.df()` (pandas), `.pl()` (Polars), `.arrow()` or `.fetchall()`; select with `.filter("level = 1")`,
+    `.aggregate(...)` or `.query("runs", "SELECT ... FROM runs")`. Raises UserError; warns of damaged runs.
     """
     _, rows = _rows(study, store, settings)
     return tables.to_relation(rows)
 
 
 class Figure:
-    """A figure that a notebook shows: the picture, with its caption in it."""
+    """A figure that a notebook displays as a PNG image that includes the caption."""
 
-    def __init__(self, drawn: RenderedFigure, stem: str) -> None:
-        self.drawn = drawn
+    def __init__(self, rendered: RenderedFigure, stem: str) -> None:
+        self.rendered = rendered
         self.stem = stem
-        """What its files are called."""
+        """File name without suffix."""
 
     @property
     def caption(self) -> str:
-        """The sentences below it."""
-        return self.drawn.caption
+        """Caption, as plain text."""
+        return self.rendered.caption
 
     @property
     def data(self) -> list[Row]:
-        """The numbers that it shows, a row each."""
-        return self.drawn.data_rows
+        """Plotted values, one row per point."""
+        return self.rendered.data_rows
 
     def save(self, folder: str | Path = "figures") -> list[Path]:
-        """Writes PDF, SVG, PNG and the CSV behind them; gives their paths. Raises UserError, MachineError."""
-        return save_figure(self.drawn, Path(folder), self.stem)
+        """Write PDF, SVG, PNG and the data as CSV; return their paths. Raises UserError, SystemFailure."""
+        return save_figure(self.rendered, Path(folder), self.stem)
 
     @cached_property
     def _png(self) -> bytes:
-        return to_png(self.drawn)
+        return to_png(self.rendered)
 
     def _repr_png_(self) -> bytes:
         return self._png
 
     def _repr_html_(self) -> str:
         source = base64.b64encode(self._png).decode()
-        width = round(96 * self.drawn.figure.get_figwidth())
+        width = round(96 * self.rendered.figure.get_figwidth())
         style = f"width: {width}px; max-width: 100%; height: auto; background: white"
         return f'<img alt="{escape(self.caption)}" style="{style}" src="data:image/png;base64,{source}">'
 
@@ -131,7 +133,7 @@ class Figure:
 
 
 class Figures(Mapping[str, Figure]):
-    """All figures of a study, by name; a notebook shows them one below the other."""
+    """All figures of a study by name; a notebook displays them one below the other."""
 
     def __init__(self, figures: Mapping[str, Figure]) -> None:
         self._figures = dict(figures)
@@ -146,7 +148,7 @@ class Figures(Mapping[str, Figure]):
         return len(self._figures)
 
     def save(self, folder: str | Path = "figures") -> list[Path]:
-        """Writes all of them: see `Figure.save`."""
+        """Write all figures: see `Figure.save`."""
         return [path for figure in self.values() for path in figure.save(folder)]
 
     def _repr_html_(self) -> str:
@@ -163,30 +165,34 @@ def figure(study: StudyLike, name: None = None, *, store: str | Path | None = No
 def figure(
     study: StudyLike, name: str | None = None, *, store: str | Path | None = None, **settings: object
 ) -> Figure | Figures:
-    """A study's figure, such as `accuracy`, drawn from the runs that are done; without a name all of them.
+    """Draw a figure of a study, such as `accuracy`, from its finished runs; without a name, draw all of them.
 
-    Raises UserError: nothing is done yet, or there is no such figure.
+    Raises UserError if no run has finished, or if the study has no such figure.
     """
-    made, rows = _rows(study, store, settings)
-    at = _path(store) or runs.default_store_path()
+    plan, rows = _rows(study, store, settings)
+    root = _path(store) or runs.default_store_path()
     if not any(row["status"] == "finished" for row in rows):
         raise UserError(
-            f"no run of study {quote(made.study.name)} with these settings is in {at} yet: `run` it first, with the "
+            f"no run of study {quote(plan.study.name)} with these settings is in {root} yet: `run` it first, with the "
             "same settings and the same store."
         )
-    found = {
-        each: Figure(drawn, f"{made.study.name}-{each}") for each, drawn in study_figures(made, rows, Store(at)).items()
+    figures = {
+        key: Figure(rendered, f"{plan.study.name}-{key}")
+        for key, rendered in study_figures(plan, rows, Store(root)).items()
     }
     if name is None:
-        return Figures(found)
-    if name not in found:
-        near = did_you_mean(str(name), found) or "."
-        raise UserError(f"{quote(name)} is not a figure of this study{near} It has: {', '.join(found)}.")
-    return found[name]
+        return Figures(figures)
+    if name not in figures:
+        near = did_you_mean(str(name), figures) or "."
+        raise UserError(f"{quote(name)} is not a figure of this study{near} Allowed: {', '.join(figures)}.")
+    return figures[name]
 
 
 def settings_to_overrides(settings: Mapping[str, object]) -> list[str]:
-    """Keyword arguments as a command line's `key=VALUE`; JSON is YAML. Raises UserError for what is no plain data."""
+    """Convert keyword arguments to overrides `KEY=VALUE`, with the value as JSON, which is valid YAML.
+
+    Raises UserError for a value that is not plain data.
+    """
     overrides = []
     for key, value in settings.items():
         if key == "scale":
@@ -196,14 +202,14 @@ def settings_to_overrides(settings: Mapping[str, object]) -> list[str]:
             text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_to_yaml_value)
         except (TypeError, ValueError):
             raise UserError(
-                f"setting {quote(key)}: {quote(value)} is not a number, a text, a switch, or a list or map of them."
+                f"setting {quote(key)}: {quote(value)} is not a number, a string, a bool, or a list or dict of them."
             ) from None
         overrides.append(f"{key}={text}")
     return overrides
 
 
 def _to_yaml_value(value: Any) -> Any:
-    """A range, and what NumPy counts with."""
+    """Convert a range or a NumPy value to plain data."""
     if isinstance(value, range):
         return list(value)
     if type(value).__module__ == "numpy":
@@ -212,10 +218,10 @@ def _to_yaml_value(value: Any) -> Any:
 
 
 def _rows(study: StudyLike, store: str | Path | None, settings: Mapping[str, object]) -> tuple[Plan, list[Row]]:
-    made, rows, damaged = runs.study_rows(study, settings_to_overrides(settings), _path(store))
+    plan, rows, damaged = runs.study_rows(study, settings_to_overrides(settings), _path(store))
     for text in damaged:
-        warnings.warn(text, stacklevel=3)
-    return made, rows
+        warnings.warn(text, stacklevel=3)  # 3: the line of the user that called `table` or `figure`
+    return plan, rows
 
 
 def _path(store: str | Path | None) -> Path | None:
@@ -223,7 +229,7 @@ def _path(store: str | Path | None) -> Path | None:
 
 
 def _progress_listener(plans: Sequence[Plan], schedule: Scheduler) -> AbstractContextManager[TaskListener]:
-    """One line that is replaced, in a notebook; on a terminal and elsewhere what the command line shows."""
+    """In a Jupyter notebook show one line that is updated in place, elsewhere the display of the command line."""
     for text in schedule.damaged:
         warnings.warn(text, stacklevel=2)
     name, labels, tasks = plans[0].study.name, run_labels(plans), schedule.tasks_left
@@ -235,12 +241,13 @@ def _progress_listener(plans: Sequence[Plan], schedule: Scheduler) -> AbstractCo
 
 
 def _in_notebook() -> bool:
-    """Whether a Jupyter kernel carries this out: IPython is then there already."""
+    """True in a Jupyter kernel, which has imported IPython before it runs a cell."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return hasattr(shell, "kernel")
 
 
 def _notebook_line() -> Any:
+    """Display a line of text in the current cell; return the function that replaces it."""
     from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
 
     handle = display({"text/plain": "starting"}, raw=True, display_id=True)
@@ -249,7 +256,7 @@ def _notebook_line() -> Any:
 
 @contextmanager
 def _limit_threads() -> Iterator[None]:
-    """Workers are told what the command line tells them; the notebook's own torch keeps its threads."""
+    """Set one thread for worker processes, as the command line does; torch in the notebook keeps its threads."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:

@@ -1,7 +1,4 @@
-"""What the runs in a store say: claims decided, and the paper reproduced.
-
-The Python API behind `supermask report`: it gathers, writes one file, and prints nothing.
-"""
+"""Functions of the commands claims, report and reproduce. They return data and print nothing."""
 
 from __future__ import annotations
 
@@ -25,15 +22,16 @@ from supermask.study import builtin_studies, load_study
 from supermask.study.plan import Plan, make_plan
 
 StudyRows = tuple[Plan, list[Row], list[str]]
+"""(plan, one row per run, one message per damaged run) of a study."""
 
 
 def report(
     studies: Sequence[str], overrides: Sequence[str] = (), out: Path = Path("report.html"), store: Path | None = None
 ) -> Path:
-    """Writes the report on studies, shipped ones or files, as one HTML file that needs nothing else; returns its path.
+    """Write the report on shipped studies or study files as one self-contained HTML file; return its path.
 
-    Raises UserError where no study is given, where none of their runs has ended, or `out` cannot be a file;
-    MachineError where it cannot be written.
+    Raises UserError if no study is given, if none of their runs has ended, or if `out` cannot be a file; SystemFailure
+    if it cannot be written.
     """
     return write_report(collect_report(studies, overrides, store, out), out)
 
@@ -41,37 +39,37 @@ def report(
 def collect_report(
     studies: Sequence[str], overrides: Sequence[str] = (), store: Path | None = None, out: Path = Path("report.html")
 ) -> Report:
-    """What the report says; `out` is there for the command that makes it again."""
+    """Collect the content of the report. `out` only enters the command line that the report quotes."""
     if not studies:
-        known = ", ".join(study.name for study in builtin_studies())
-        raise UserError(f"no study was given to report on: give one or more of {known}; or paths to .yaml files.")
-    found = [study_rows(study, overrides, store) for study in dict.fromkeys(studies)]
-    if all(row["status"] == "to_do" for _, all_rows, _ in found for row in all_rows):
-        named = ", ".join(quote(made.study.name) for made, _, _ in found)
+        shipped = ", ".join(study.name for study in builtin_studies())
+        raise UserError(f"no study was given: give one or more of {shipped}, or paths to .yaml files.")
+    collected = [study_rows(study, overrides, store) for study in dict.fromkeys(studies)]
+    if all(row["status"] == "to_do" for _, rows, _ in collected for row in rows):
+        names = ", ".join(quote(plan.study.name) for plan, _, _ in collected)
         raise UserError(
-            f"no run of {named} with these settings is in {store or default_store_path()} yet: `supermask run` "
-            f"{'it' if len(found) == 1 else 'them'} first, with the same settings and the same --store."
+            f"no run of {names} with these settings is in {store or default_store_path()} yet: `supermask run` "
+            f"{'it' if len(collected) == 1 else 'them'} first, with the same settings and the same --store."
         )
-    scales = [word.partition("=")[2] for word in overrides if word.startswith("scale=")]
-    at = Store(store or default_store_path())
-    return build_report_for(found, at, _command(studies, overrides, out), scales[-1] if scales else "")
+    scales = [text.partition("=")[2] for text in overrides if text.startswith("scale=")]
+    source = Store(store or default_store_path())
+    return build_report_for(collected, source, _command(studies, overrides, out), scales[-1] if scales else "")
 
 
 def build_report_for(
-    found: Sequence[StudyRows], store: Store, made_by: str, scale: str = "", whole_paper: bool = False
+    studies: Sequence[StudyRows], store: Store, command: str, scale: str = "", whole_paper: bool = False
 ) -> Report:
-    """The report on studies whose rows are there. `whole_paper`: with the claims that no study can decide yet."""
-    return build_report(found, evaluate_claims_for(found, whole_paper), store, made_by, scale)
+    """Build the report of studies from their rows. `whole_paper`: include claims that no study can decide."""
+    return build_report(studies, evaluate_claims_for(studies, whole_paper), store, command, scale)
 
 
-def evaluate_claims_for(found: Sequence[StudyRows], whole_paper: bool = False) -> list[ClaimFinding]:
-    """What the runs say of the claims about these studies."""
-    return evaluate_claims([(made.study, all_rows) for made, all_rows, _ in found], whole_paper)
+def evaluate_claims_for(studies: Sequence[StudyRows], whole_paper: bool = False) -> list[ClaimFinding]:
+    """Evaluate the claims about these studies on their rows."""
+    return evaluate_claims([(plan.study, rows) for plan, rows, _ in studies], whole_paper)
 
 
-def write_report(made: Report, out: Path) -> Path:
-    """Writes the page, whole or not at all. Raises UserError, MachineError."""
-    text = render_report(made).encode("utf-8", errors="replace")
+def write_report(content: Report, out: Path) -> Path:
+    """Render the report and write it atomically; return its path. Raises UserError, SystemFailure."""
+    text = render_report(content).encode("utf-8", errors="replace")
     ensure_writable(out)
     try:
         write_atomic(out, text)
@@ -81,7 +79,7 @@ def write_report(made: Report, out: Path) -> Path:
 
 
 def ensure_writable(out: Path) -> None:
-    """Makes the folder of a file that is to be written. Raises UserError, MachineError."""
+    """Create the folder of an output file. Raises UserError, SystemFailure."""
     if out.is_dir():
         raise UserError(f"{out} is a folder: give --out the name of a file, such as {out / 'report.html'}.")
     try:
@@ -93,31 +91,32 @@ def ensure_writable(out: Path) -> None:
 
 
 def _command(studies: Sequence[str], overrides: Sequence[str], out: Path) -> str:
-    """As it is typed; without the folder of the store, which is the machine's."""
-    words = ["supermask", "report", *studies, *overrides]
-    return shlex.join(words if out == Path("report.html") else [*words, "--out", out.name])
+    """Return the command line of the report, without the folder of the store, which depends on the machine."""
+    arguments = ["supermask", "report", *studies, *overrides]
+    return shlex.join(arguments if out == Path("report.html") else [*arguments, "--out", out.name])
 
 
 def claims(studies: Sequence[str], overrides: Sequence[str], store: Path) -> tuple[list[ClaimFinding], list[str]]:
-    """The claims about the studies named (all that ship, if none is), decided by the runs in the store.
+    """Evaluate the claims about studies (default: all shipped ones) on the runs of the store.
 
-    And a text for each damaged run. Raises UserError as `load_study` does, and where nothing is claimed of them.
+    Also returns one message per damaged run. Raises UserError as `load_study` does, and if no study has a claim.
     """
     names = dict.fromkeys(studies or [study.name for study in builtin_studies()])
-    found = [(plan, *plan_rows(plan, Store(store))) for plan in (_load_plan(name, overrides) for name in names)]
-    findings = evaluate_claims([(plan.study, rows) for plan, rows, _ in found], whole_paper=not studies)
+    plans = [_load_plan(name, overrides) for name in names]
+    collected = [(plan, *plan_rows(plan, Store(store))) for plan in plans]
+    findings = evaluate_claims_for(collected, whole_paper=not studies)
     if not findings:
-        asked = ", ".join(quote(plan.study.name) for plan, _, _ in found)
+        given = ", ".join(quote(plan.study.name) for plan in plans)
         raise UserError(
-            f"nothing is claimed of {asked}: give a study of {', '.join(studies_with_claims())}, or claims in the "
-            "study file."
+            f"there is no claim about {given}: give a study of {', '.join(studies_with_claims())}, or add claims to "
+            "the study file."
         )
-    return findings, list(dict.fromkeys(text for _, _, damaged in found for text in damaged))
+    return findings, list(dict.fromkeys(message for _, _, damaged in collected for message in damaged))
 
 
 @dataclass(frozen=True)
 class ReproductionResult:
-    """What `reproduce` leaves: how each run ended, and the report that says what they mean."""
+    """Result of `reproduce`: the final schedule, and the report with its file."""
 
     schedule: Scheduler
     report: Report
@@ -127,38 +126,38 @@ class ReproductionResult:
 def reproduce(
     scale: str,
     only: Sequence[str],
-    how: RunOptions,
+    options: RunOptions,
     out: Path = Path("report.html"),
-    listening: ListenerFactory | None = None,
+    listener: ListenerFactory | None = None,
 ) -> ReproductionResult:
-    """Trains what is missing of the shipped studies, as one plan, and writes the report.
+    """Train the missing runs of the shipped studies as one plan, then write the report.
 
-    Raises UserError, MachineError, and `execute.local.Stopped` on Ctrl-C: the same call goes on from there.
+    Raises UserError, SystemFailure, and `execution.local.StudyInterrupted` on Ctrl-C; the same call resumes.
     """
-    how.validate()
+    options.validate()
     plans = builtin_plans(scale, only)
     ensure_writable(out)
-    schedule = run_plans(plans, how, listening)
-    found = [(plan, *plan_rows(plan, schedule.store)) for plan in plans]
-    words = ["supermask", "reproduce", "--scale", scale, *(word for name in only for word in ("--only", name))]
-    report = build_report_for(found, schedule.store, shlex.join(words), scale, whole_paper=not only)
-    return ReproductionResult(schedule, report, write_report(report, out))
+    schedule = run_plans(plans, options, listener)
+    collected = [(plan, *plan_rows(plan, schedule.store)) for plan in plans]
+    arguments = ["supermask", "reproduce", "--scale", scale, *(text for name in only for text in ("--only", name))]
+    content = build_report_for(collected, schedule.store, shlex.join(arguments), scale, whole_paper=not only)
+    return ReproductionResult(schedule, content, write_report(content, out))
 
 
 def builtin_plans(scale: str, only: Sequence[str] = ()) -> list[Plan]:
-    """Plans of the shipped studies, or of those named, at one scale, in the order of the paper's claims.
+    """Plan the shipped studies (or those in `only`) at one scale, in the order of the paper's claims.
 
-    Raises UserError for what does not ship.
+    Raises UserError for an unknown study or scale.
     """
     order = studies_with_claims()
     shipped = sorted(
         builtin_studies(), key=lambda study: (study.name not in order, [*order, study.name].index(study.name))
     )
     for name in only:
-        check_one_of("a study that ships", name, [study.name for study in shipped])
-    wanted = [study for study in shipped if not only or study.name in only]
-    check_one_of("a scale", scale, list(dict.fromkeys(each for study in wanted for each in study.scales)))
-    return [_load_plan(study.name, [f"scale={scale}"]) for study in wanted if scale in study.scales]
+        check_one_of("a shipped study", name, [study.name for study in shipped])
+    selected = [study for study in shipped if not only or study.name in only]
+    check_one_of("a scale", scale, list(dict.fromkeys(name for study in selected for name in study.scales)))
+    return [_load_plan(study.name, [f"scale={scale}"]) for study in selected if scale in study.scales]
 
 
 def _load_plan(study: str, overrides: Sequence[str]) -> Plan:

@@ -1,4 +1,7 @@
-"""The Python API behind the command line: one function a command; it returns data and prints nothing."""
+"""Functions of the commands on studies and runs: plan, run, status, table, figure, export, verify, query.
+
+They return data and print nothing.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +31,16 @@ from supermask.study.run import Run
 
 
 def default_store_path() -> Path:
-    """SUPERMASK_STORE, else `supermask-store` in the current folder."""
+    """Return the folder `SUPERMASK_STORE`, else `supermask-store` in the current folder."""
     return Path(os.environ.get("SUPERMASK_STORE") or "supermask-store")
 
 
 @dataclass(frozen=True)
 class ResourceEstimate:
-    """What the runs to do would take on so many cores, or so many GPUs with a stack of runs on each."""
+    """Simulated cost of the missing runs on `count` cores, or on `count` GPUs with one stack of runs each."""
 
-    number: int
-    what: str
+    count: int
+    unit: str
     """`core` or `GPU`."""
     estimate: Estimate
     wall_seconds: float
@@ -45,30 +48,32 @@ class ResourceEstimate:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What `supermask plan` says: counts of runs, and the time that those to do will take."""
+    """Result of `plan`: counts of runs, and the estimated time of the missing ones."""
 
     plan: Plan
     requested: int
-    """Trainings that the study's treatments, seeds and levels come to, each counted by itself."""
+    """Trainings of the study's treatments, seeds and levels, before runs are shared."""
     unique: int
+    """Runs of the plan, each counted once."""
     done: int
     to_do: int
     estimate: Estimate
     resource_estimates: tuple[ResourceEstimate, ...] = ()
-    """What it would take on as many cores or GPUs as were asked about."""
+    """One per resource that was given: cores, GPUs."""
 
     @property
     def network(self) -> str:
-        """Its canonical name."""
+        """Canonical name of the network."""
         return self._dense.network
 
     @property
     def recipe(self) -> Recipe:
-        """How the dense networks are trained."""
+        """Training recipe of the dense networks."""
         return self._dense.recipe
 
     @property
     def _dense(self) -> Run:
+        # Plans are in order of dependence, and every chain begins with a dense run.
         return next(iter(self.plan.runs.values()))
 
 
@@ -79,32 +84,32 @@ def plan(
     cores: int | None = None,
     gpus: int | None = None,
 ) -> PlanSummary:
-    """What would run. Reads study and store, trains nothing.
+    """Plan a study and estimate its cost. Reads study and store, trains nothing.
 
-    `cores`, `gpus`: what it would take on so many, carried out on paper. Raises UserError for none of them.
+    `cores`, `gpus`: also simulate the schedule on that many. Raises UserError if one of them is below 1.
     """
-    for what, number in (("cores", cores), ("GPUs", gpus)):
-        if number is not None and number < 1:
-            raise UserError(f"on {number} {what} nothing is ever trained: ask for 1 or more.")
-    made = make_plan(load_study(study, overrides))
-    at = Store(store or default_store_path())
-    there = at.run_ids()
-    to_do = [run for run in made.runs.values() if run.id not in there]
-    engine = select_engine("auto", made.layers, "cpu").engine
-    here = estimate(made, at, to_do, engine)
-    elsewhere = []
-    for what, number in (("core", cores), ("GPU", gpus)):
-        if number is not None:
-            found = here if what == "core" else estimate(made, at, to_do, engine, gpus=number)
-            elsewhere.append(ResourceEstimate(number, what, found, found.simulate(to_do, number)))
+    for units, count in (("cores", cores), ("GPUs", gpus)):
+        if count is not None and count < 1:
+            raise UserError(f"{count} {units} cannot train anything: give 1 or more.")
+    study_plan = make_plan(load_study(study, overrides))
+    source = Store(store or default_store_path())
+    stored = source.run_ids()
+    to_do = [run for run in study_plan.runs.values() if run.id not in stored]
+    engine = select_engine("auto", study_plan.layers, "cpu").engine
+    local = estimate(study_plan, source, to_do, engine)
+    resources = []
+    for unit, count in (("core", cores), ("GPU", gpus)):
+        if count is not None:
+            simulated = local if unit == "core" else estimate(study_plan, source, to_do, engine, gpus=count)
+            resources.append(ResourceEstimate(count, unit, simulated, simulated.simulate(to_do, count)))
     return PlanSummary(
-        plan=made,
-        requested=len(made.treatment_runs),
-        unique=len(made.runs),
-        done=len(made.runs) - len(to_do),
+        plan=study_plan,
+        requested=len(study_plan.treatment_runs),
+        unique=len(study_plan.runs),
+        done=len(study_plan.runs) - len(to_do),
         to_do=len(to_do),
-        estimate=here,
-        resource_estimates=tuple(elsewhere),
+        estimate=local,
+        resource_estimates=tuple(resources),
     )
 
 
@@ -116,90 +121,91 @@ def run(
     engine: str = "auto",
     device: str = "cpu",
     keep: KeepPolicy = "all",
-    listening: ListenerFactory | None = None,
+    listener: ListenerFactory | None = None,
     precision: str = "float32",
     stack: int | None = None,
     cluster: str | None = None,
 ) -> Scheduler:
-    """Trains what is missing of a study, on `workers` processes (default: one a core); returns how each run ended.
+    """Train the missing runs of a study on `workers` processes (default: one per core); return the final schedule.
 
-    `cluster`: not on this machine, but on Ray (`local`, `auto`, an address) or Slurm (`slurm`, `slurm:key=value,...`).
-    Raises UserError, MachineError, and `execute.local.Stopped` on Ctrl-C: the same call goes on from there.
+    `cluster`: train on Ray (`local`, `auto`, an address) or Slurm (`slurm`, `slurm:key=value,...`) instead.
+    Raises UserError, SystemFailure, and `execution.local.StudyInterrupted` on Ctrl-C; the same call resumes.
     """
-    how = RunOptions(store or default_store_path(), workers, engine, device, keep, precision, stack, cluster)
-    how.validate()
-    return run_plans([make_plan(load_study(study, overrides))], how, listening)
+    options = RunOptions(store or default_store_path(), workers, engine, device, keep, precision, stack, cluster)
+    options.validate()
+    return run_plans([make_plan(load_study(study, overrides))], options, listener)
 
 
 def study_rows(
     study: StudyLike, overrides: Sequence[str] = (), store: Path | None = None
 ) -> tuple[Plan, list[Row], list[str]]:
-    """The study's plan, a row for each of its runs, done or not, and a text for each damaged one."""
-    made = make_plan(load_study(study, overrides))
-    return made, *plan_rows(made, Store(store or default_store_path()))
+    """Return the plan of a study, one row per run (finished or not), and one message per damaged run."""
+    study_plan = make_plan(load_study(study, overrides))
+    return study_plan, *plan_rows(study_plan, Store(store or default_store_path()))
 
 
-def treatment_labels(made: Plan) -> list[str]:
-    """The lines of a study's tables: `dense`, then its treatments, in the order of the file."""
-    return [DENSE, *(treatment.label for treatment in made.study.treatments)]
+def treatment_labels(plan: Plan) -> list[str]:
+    """Return the row labels of a study's tables: `dense`, then its treatments, in the order of the study file."""
+    return [DENSE, *(treatment.label for treatment in plan.study.treatments)]
 
 
 def figures(
     study: StudyLike, overrides: Sequence[str], out: Path, store: Path | None = None
 ) -> tuple[list[tuple[RenderedFigure, list[Path]]], list[str]]:
-    """Draws the figures that a study has something for (`drawing.drawn_figures`), and saves them; and a text for each
-    damaged run.
+    """Draw and save the figures of a study; return them with their files, and one message per damaged run.
+
+    Figures without data are left out. Raises UserError if no run of the study has finished.
     """
     from supermask.reporting.figures import save_figure
 
-    made, found, damaged = study_rows(study, overrides, store)
-    statuses = [str(row["status"]) for row in found]
+    study_plan, rows, damaged = study_rows(study, overrides, store)
+    statuses = [str(row["status"]) for row in rows]
     if "finished" not in statuses:
+        name = quote(study_plan.study.name)
         if set(statuses) != {"to_do"}:
-            raise UserError(
-                f"no run of study {quote(made.study.name)} with these settings has finished: {format_counts(statuses)}."
-            )
+            raise UserError(f"no run of study {name} with these settings has finished: {format_counts(statuses)}.")
         raise UserError(
-            f"no run of study {quote(made.study.name)} with these settings is in {store or default_store_path()} yet: "
+            f"no run of study {name} with these settings is in {store or default_store_path()} yet: "
             "`supermask run` it first, with the same settings and the same --store."
         )
-    drawn = study_figures(made, found, Store(store or default_store_path()))
-    return [(each, save_figure(each, out, f"{made.study.name}-{name}")) for name, each in drawn.items()], damaged
+    figures = study_figures(study_plan, rows, Store(store or default_store_path()))
+    saved = [(figure, save_figure(figure, out, f"{study_plan.study.name}-{name}")) for name, figure in figures.items()]
+    return saved, damaged
 
 
 def export(run_id: str, folder: Path, store: Path | None = None) -> list[Path]:
-    """Writes `run.json` and `tensors.safetensors` of a run, named by its id or the beginning of it."""
-    at = open_store(store)
-    return export_run(at, resolve_run_id(at, run_id), folder)
+    """Write `run.json` and `tensors.safetensors` of a run, given its id or a unique prefix; return their paths."""
+    source = open_store(store)
+    return export_run(source, resolve_run_id(source, run_id), folder)
 
 
 def recheck_accuracies(store: Path | None = None) -> Iterator[VerificationResult]:
-    """Every finished run's test accuracy, measured again from its stored tensors; needs the data."""
+    """Measure the test accuracy of every finished run again, from its stored tensors. Needs the dataset."""
     from supermask.export.tickets.remeasure import recheck_store_accuracies
 
     return recheck_store_accuracies(open_store(store), data_dir())
 
 
 def verify(store: Path | None = None) -> Iterator[VerificationResult]:
-    """Every run in the store, its hashes and its certificate, again from the tensors."""
+    """Recompute checksums and certificate of every run in the store from its tensors."""
     from supermask.store.verify import verify_store
 
     return verify_store(open_store(store))
 
 
 def query(sql: str, store: Path | None = None) -> tuple[QueryResult, list[str]]:
-    """SQL (DuckDB's) over the table `runs`, one row a run of the store; and a text for each damaged run."""
+    """Run a DuckDB query on the table `runs`, one row per run; also return one message per damaged run."""
     from supermask.store import tables
 
-    found, damaged = store_rows(open_store(store))
-    return tables.query(found, sql), damaged
+    rows, damaged = store_rows(open_store(store))
+    return tables.query(rows, sql), damaged
 
 
 def open_store(store: Path | None) -> Store:
-    """The store in this folder, or in the default one. Raises UserError where there is no such folder."""
+    """Open the store in this folder, or in the default one. Raises UserError if there is no such folder."""
     folder = store or default_store_path()
     if not folder.is_dir():
         raise UserError(
-            f"there is no store at {folder}: give one with --store, or make one with `supermask run STUDY`."
+            f"there is no store at {folder}: give one with --store, or create one with `supermask run STUDY`."
         )
     return Store(folder)

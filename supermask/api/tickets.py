@@ -1,4 +1,4 @@
-"""The Python API behind the commands on tickets: one function a command; it returns data and prints nothing."""
+"""Functions of the commands on tickets: pack, inspect, eval. They return data and print nothing."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from supermask.export.tickets.packing import WeightsToPack, pack_run
 
 @dataclass(frozen=True)
 class TicketInspection:
-    """What is in a ticket file, how many bytes each part of it takes, and whether it keeps its promises."""
+    """Content of a ticket file: the ticket, the bytes of its parts, and the checks of its promises."""
 
     ticket: Ticket
     bytes: dict[str, int]
-    """Of `masks`, `weights`, `others` and `header`."""
+    """Part (`masks`, `weights`, `others`, `header`) -> bytes."""
     checks: list[Check]
 
     @property
     def passed(self) -> bool:
-        """True if no promise is broken."""
+        """True if no check failed."""
         return not any(check.status == "BROKEN" for check in self.checks)
 
 
 def pack(
     run_id: str, file: Path, weights: WeightsToPack = "auto", force: bool = False, store: Path | None = None
 ) -> tuple[Ticket, Path]:
-    """Writes the ticket of a run, named by its id or the beginning of it; a file that is there only with `force`."""
+    """Write the ticket of a run, given its id or a unique prefix. `force`: replace an existing file."""
     check_output_path(file, force)
     ticket = pack_run(open_store(store), run_id, weights)
     return ticket, save_ticket(ticket, file, force)
 
 
 def inspect_ticket(file: Path) -> TicketInspection:
-    """Reads a ticket and checks its promises again, from the file alone."""
+    """Read a ticket and check its promises from the file alone."""
     ticket = load_ticket(file)
     return TicketInspection(ticket, size_by_part(ticket), checks(ticket))
 
 
 def evaluate_ticket(file: Path, dataset: str | None = None, device: str = "cpu") -> tuple[Ticket, Evaluation]:
-    """Measures a ticket's test accuracy now, on a data set (default: the one it was made for)."""
+    """Measure the test accuracy of a ticket on a dataset (default: the dataset of its run)."""
     check_one_of("a device", device, DEVICES)
     if dataset is not None:
-        check_one_of("a data set", dataset, tuple(DATASETS))
+        check_one_of("a dataset", dataset, tuple(DATASETS))
     ticket = load_ticket(file)
     name = dataset or ticket.dataset or ""
-    check_fit(ticket, name)  # before anything is read
+    check_fit(ticket, name)  # first: reading the data takes seconds
     check_device(device)
     return ticket, evaluate(ticket, load(name), device)

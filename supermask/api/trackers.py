@@ -1,4 +1,4 @@
-"""Python API of `supermask export-tracker`."""
+"""Function of the command export-tracker."""
 
 from __future__ import annotations
 
@@ -20,48 +20,50 @@ def export_tracker(
     overrides: Sequence[str] = (),
     store: Path | None = None,
     out: Path | None = None,
-    listening: Callable[[int, int], None] = lambda done, of: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ExportSummary:
-    """Sends finished runs to `tensorboard`, `wandb` or `mlflow`, offline: into the folder `out` (`trackers/<tracker>`).
+    """Export finished runs to `tensorboard`, `wandb` or `mlflow`, offline, into `out` (default `trackers/<tracker>`).
 
-    The runs of `studies`, each with `overrides` applied; without any, every run of the store. A run that the folder
-    holds is skipped, whatever its label was. `listening(done, of)` is called before each run.
-    Raises UserError, also where the tracker is not installed, and SystemFailure.
+    Exports the runs of `studies`, each with `overrides` applied; without studies, every run of the store. Runs that the
+    folder already has are skipped, even if their label has changed. `on_progress(done, total)` is called before each
+    run. Raises UserError (also if the tracker is not installed) and SystemFailure.
     """
     check_one_of("a tracker", tracker, TRACKERS)
     source = open_store(store)
     check_installed(tracker)
     rows, damaged = _rows(studies, overrides, source)
-    summary = send_runs(tracker, rows, source, out, listening)
+    summary = send_runs(tracker, rows, source, out, on_progress)
     summary.damaged[:0] = damaged
     return summary
 
 
 def _rows(studies: Sequence[str], overrides: Sequence[str], store: Store) -> tuple[list[Row], list[str]]:
-    """A row a run; of a run that several studies share, with what it is to each of them."""
+    """Return one row per run, and the messages about damaged runs.
+
+    The row of a run that several studies share names all of them, with its treatment in each.
+    """
     if not studies:
         if overrides:
             raise UserError(f"{quote(overrides[0])} is a setting of a study: name the study too.")
         return store_rows(store)
     merged: dict[str, Row] = {}
-    texts: dict[str, None] = {}
+    messages: dict[str, None] = {}
     for study in dict.fromkeys(studies):
-        _, found, damaged = study_rows(study, overrides, store.root)
-        texts |= dict.fromkeys(damaged)
-        for row in found:
-            other = merged.setdefault(str(row["id"]), row)
-            if other is not row:
-                merged[str(row["id"])] = {
-                    **other,
-                    **{name: _merge_values(other[name], row[name]) for name in _STUDY_COLUMNS},
-                }
-    return list(merged.values()), list(texts)
+        _, rows, damaged = study_rows(study, overrides, store.root)
+        messages |= dict.fromkeys(damaged)
+        for row in rows:
+            run_id = str(row["id"])
+            earlier = merged.setdefault(run_id, row)
+            if earlier is not row:
+                shared = {name: _merge_values(earlier[name], row[name]) for name in _STUDY_COLUMNS}
+                merged[run_id] = {**earlier, **shared}
+    return list(merged.values()), list(messages)
 
 
 _STUDY_COLUMNS = ("study", "treatment")
-"""Columns that say what a run is to a study, not what it is."""
+"""Columns that depend on the study through which a run is read; all others depend on the run alone."""
 
 
-def _merge_values(one: object, other: object) -> str:
-    parts = [*str(one).split(TREATMENT_SEPARATOR), *str(other).split(TREATMENT_SEPARATOR)]
+def _merge_values(first: object, second: object) -> str:
+    parts = [*str(first).split(TREATMENT_SEPARATOR), *str(second).split(TREATMENT_SEPARATOR)]
     return TREATMENT_SEPARATOR.join(dict.fromkeys(parts))

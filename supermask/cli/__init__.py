@@ -1,4 +1,7 @@
-"""The command line: parse, call the library, print. Heavy modules are imported by the commands that need them."""
+"""Command-line interface: parse the arguments, call `supermask.api`, print. Heavy modules are imported by the commands.
+
+`app` holds the typer application and the error handling; every other module adds commands to it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-# Each adds its commands to `app`, in the order of the help page.
+# Importing a module registers its commands; the order here is the order of the help page.
 from supermask.cli import train  # isort: skip
 from supermask.cli import results  # isort: skip
 from supermask.cli import tickets  # isort: skip
@@ -17,9 +20,9 @@ __all__ = ["app", "main", "results", "tickets", "trackers", "train"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: one command, then the exit status."""
+    """Run one command and exit with its status. `arguments` defaults to `sys.argv[1:]`."""
     from supermask.cli.app import run_command
 
-    # Read by torch when it is imported: runs are one thread each, and for small tensors more threads are slower.
+    # torch reads this when it is imported. Each run uses one thread: for small tensors more threads are slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.exit(run_command(app, sys.argv[1:] if arguments is None else arguments))

@@ -1,7 +1,4 @@
-"""The application that commands are added to, and what they have in common.
-
-From a command to an exit status: what a person did wrong, or the machine refused, is one message on stderr.
-"""
+"""The typer application, the arguments that several commands share, and the mapping from errors to exit statuses."""
 
 from __future__ import annotations
 
@@ -29,8 +26,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         from supermask import __version__
 
         echo(f"supermask {__version__}")
@@ -43,15 +40,15 @@ def supermask(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Lottery tickets and supermasks: run a study, see what it says, and have every run prove itself."""
+    """Lottery tickets and supermasks: run a study, test its claims, and verify every run from its stored tensors."""
 
 
-StudyArg = Annotated[str, typer.Argument(metavar="STUDY", help="A shipped study's name, or a path to a .yaml file.")]
+StudyArg = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a shipped study, or path to a .yaml file.")]
 OverridesArg = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Settings that replace the study's, such as scale=digits 'seeds=[0,1]' train.lr=1e-3.",
+        help="Settings that override the study file, such as scale=digits 'seeds=[0,1]' train.lr=1e-3.",
         show_default=False,
     ),
 ]
@@ -63,34 +60,40 @@ StoreOption = Annotated[
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Processes, one thread each [default: one a core].", show_default=False),
+    typer.Option(
+        "--workers", min=1, help="Worker processes, one thread each [default: one per core].", show_default=False
+    ),
 ]
 
 
-SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
+OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
+"""Beginning of an argument of the form `KEY=VALUE`."""
 
 
-def split_studies_and_overrides(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Of the words of a command: names and files of studies, and settings (`KEY=VALUE`) for all of them."""
-    settings = [word for word in words or [] if SETTING.match(word) and not word.endswith((".yaml", ".yml"))]
-    return [word for word in words or [] if word not in settings], settings
+def split_studies_and_overrides(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Split positional arguments into studies (names or .yaml files) and overrides (`KEY=VALUE`)."""
+    overrides = [text for text in arguments or [] if OVERRIDE.match(text) and not text.endswith((".yaml", ".yml"))]
+    return [text for text in arguments or [] if text not in overrides], overrides
 
 
 def print_warnings(texts: Sequence[str]) -> None:
-    """What a command has to say beside its answer, to standard error."""
+    """Print warnings to standard error, one per line, so that standard output holds the result alone."""
     for text in texts:
         echo(f"supermask: {text}", err=True)
 
 
 INTERRUPTED = 130
-"""What a shell reports for a command that Ctrl-C ended."""
+"""Exit status after Ctrl-C: 128 + SIGINT, as shells report it."""
 
-_BadCommandLine: type[Exception] = typer.BadParameter.__mro__[1]
-"""What typer raises for arguments that it cannot parse; the class has no public name."""
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""Base class of typer's errors about arguments that cannot be parsed; it has no public name."""
 
 
 def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Carries out one command line; 0, 1 (the machine's fault, or a check that failed), 2 (the user's) or 130."""
+    """Run one command line and return its exit status.
+
+    0: success. 1: system failure or a failed check. 2: the user's input cannot be used. 130: interrupted.
+    """
     try:
         status = _invoke(app, list(arguments) or ["--help"])
         sys.stdout.flush()
@@ -103,11 +106,11 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except OSError as error:
         with suppress(OSError):
-            # What is left in the buffer has nowhere to go: Python would complain about it while it ends.
+            # The buffer still holds text that cannot be written; Python would print a second error when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno != errno.EPIPE:
-            where = f" ({error.filename})" if error.filename else ""
-            _print_error(f"the machine refused: {error.strerror or error}{where}.")
+            file = f" ({error.filename})" if error.filename else ""
+            _print_error(f"system error: {error.strerror or error}{file}.")
         return SystemFailure.exit_status
 
 
@@ -116,28 +119,28 @@ def _invoke(app: typer.Typer, arguments: list[str]) -> int:
     try:
         with command.make_context("supermask", arguments) as context:
             command.invoke(context)
-    except typer.Exit as ended:
-        return ended.exit_code
-    except _BadCommandLine as error:
+    except typer.Exit as end:
+        return end.exit_code
+    except _UsageError as error:
         raise UserError(_usage_message(error)) from error
     return 0
 
 
 def _usage_message(error: Exception) -> str:
-    """A command line that cannot be parsed: what is wrong, what may have been meant, where to read on."""
+    """Return the error of the argument parser as one message, with the nearest option and a pointer to the help."""
     context = getattr(error, "ctx", None)
     message: str = error.format_message()  # type: ignore[attr-defined]
     message = message.replace("Value error, ", "").rstrip(".")
     unknown = getattr(error, "option_name", None)
     if context is not None and unknown and message.startswith("No such option"):
         options = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
-        message = f"No such option {unknown}{_setting_hint(unknown) or did_you_mean(unknown, options)}"
+        message = f"No such option {unknown}{_override_hint(unknown) or did_you_mean(unknown, options)}"
     path = context.command_path if context is not None else "supermask"
     return f"{message}{'' if message.endswith('?') else '.'} See `{path} --help`."
 
 
-def _setting_hint(option: str) -> str:
-    """For `--scale` and the like: settings are written without dashes."""
+def _override_hint(option: str) -> str:
+    """Return a hint for options such as `--scale`: keys of a study are written without dashes."""
     from supermask.study.loading import STUDY_KEYS
 
     key = option.lstrip("-").partition(".")[0]

@@ -1,10 +1,6 @@
-"""Studies on the command line: looked at, exported, verified. Heavy modules are imported by what needs them.
+"""Commands that read finished runs: status, table, figure, export, verify, query, claims, report, serve.
 
-What the runs say, on the command line.
-
-The report on the command line.
-
-The live page on the command line.
+Heavy modules are imported inside the commands that need them.
 """
 
 from __future__ import annotations
@@ -26,28 +22,28 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def status(study: StudyArg, settings: OverridesArg = None, store: StoreOption = None) -> None:
-    """How far a study is: for each treatment, runs by what became of them, and the accuracy at its last level.
+def status(study: StudyArg, overrides: OverridesArg = None, store: StoreOption = None) -> None:
+    """Print the progress of a study: runs by status for each treatment, and the accuracy at its last level.
 
     Example: `supermask status mask-criteria scale=digits`
     """
     from supermask.api import runs
     from supermask.reporting.status import format_status
 
-    made, rows, damaged = runs.study_rows(study, settings or [], store)
-    echo(f"{made.study.name}: {made.study.network} on {made.study.dataset}\n")
-    echo(format_status(runs.treatment_labels(made), rows), nl=False)
+    plan, rows, damaged = runs.study_rows(study, overrides or [], store)
+    echo(f"{plan.study.name}: {plan.study.network} on {plan.study.dataset}\n")
+    echo(format_status(runs.treatment_labels(plan), rows), nl=False)
     print_warnings(damaged)
 
 
 @app.command()
 def table(
     study: StudyArg,
-    settings: OverridesArg = None,
+    overrides: OverridesArg = None,
     store: StoreOption = None,
-    format: Annotated[Literal["csv", "json", "parquet"], typer.Option(help="How to write it.")] = "csv",
+    format: Annotated[Literal["csv", "json", "parquet"], typer.Option(help="Output format.")] = "csv",
 ) -> None:
-    """One row a run, every fact and metric, to standard output.
+    """Write one row per run, with every fact and metric, to standard output.
 
     Example: `supermask table mask-criteria scale=digits --format parquet > runs.parquet`
     """
@@ -56,7 +52,7 @@ def table(
 
     if format == "parquet" and sys.stdout.isatty():
         raise UserError("a Parquet table is binary: send it to a file, as in `supermask table ... > runs.parquet`.")
-    _, rows, damaged = runs.study_rows(study, settings or [], store)
+    _, rows, damaged = runs.study_rows(study, overrides or [], store)
     if format == "parquet":
         sys.stdout.buffer.write(tables.to_parquet(rows))
     else:
@@ -67,30 +63,30 @@ def table(
 @app.command()
 def figure(
     study: StudyArg,
-    settings: OverridesArg = None,
+    overrides: OverridesArg = None,
     store: StoreOption = None,
-    out: Annotated[Path, typer.Option(help="Folder to write to; it is made where it is missing.")] = Path("figures"),
+    out: Annotated[Path, typer.Option(help="Output folder, created if it is missing.")] = Path("figures"),
 ) -> None:
-    """A study's figures as PDF, SVG and PNG, and the CSV behind each.
+    """Draw the figures of a study as PDF, SVG and PNG, each with its data as CSV.
 
     Example: `supermask figure mask-criteria scale=digits --out figures`
     """
     from supermask.api import runs
 
-    saved, damaged = runs.figures(study, settings or [], out, store)
-    for drawn, paths in saved:
+    saved, damaged = runs.figures(study, overrides or [], out, store)
+    for rendered, paths in saved:
         suffixes = ",".join(path.suffix[1:] for path in paths)
-        echo(f"{paths[0].with_suffix('')}.{{{suffixes}}}\n  {drawn.caption}\n")
+        echo(f"{paths[0].with_suffix('')}.{{{suffixes}}}\n  {rendered.caption}\n")
     print_warnings(damaged)
 
 
 @app.command()
 def export(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A run's id, or the beginning of it.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")],
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Id of a run, or a unique prefix of it.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder.")],
     store: StoreOption = None,
 ) -> None:
-    """A run as run.json and tensors.safetensors (start, final and mask of every maskable weight), for other scripts.
+    """Export a run for other scripts: run.json, and tensors.safetensors with start, final and mask of every layer.
 
     Example: `supermask export 3f9c01ab ticket`
     """
@@ -104,53 +100,57 @@ def verify(
     store: StoreOption = None,
     accuracies: Annotated[
         bool,
-        typer.Option("--accuracies", help="Test accuracies too, measured again from the stored tensors."),
+        typer.Option("--accuracies", help="Also measure every test accuracy again, from the stored tensors."),
     ] = False,
 ) -> None:
-    """Every run's hashes and certificate, again, from the tensors. Exit status 1 if one does not hold.
+    """Recompute the checksums and the certificate of every run from its tensors. Exit status 1 if one fails.
 
     Example: `supermask verify --store supermask-store`
     """
     from supermask.api import runs
 
-    bad = _print_verification("verifying", runs.verify(store), "")
+    failures = _print_verification("verifying", runs.verify(store), "")
     if accuracies:
-        bad += _print_verification("measuring", runs.recheck_accuracies(store), "accuracies measured again: ")
-    if bad:
+        failures += _print_verification("measuring", runs.recheck_accuracies(store), "accuracies measured again: ")
+    if failures:
         raise typer.Exit(1)
 
 
-def _print_verification(doing: str, verdicts: Iterable[VerificationResult], about: str) -> int:
-    """Says what failed, and how many of each; returns how many failed."""
+_VERDICT_LABELS = {"held": "held", "partly": "held as far as kept", "failed": "FAILED", "damaged": "DAMAGED"}
+"""Verdict -> its label in the summary line, in the order of that line."""
+
+
+def _print_verification(activity: str, verdicts: Iterable[VerificationResult], prefix: str) -> int:
+    """Print every failure as it is found, then the counts; return the number of failures."""
     from rich.console import Console
 
-    counts = {"held": 0, "partly": 0, "failed": 0, "damaged": 0}
-    reasons: dict[str, None] = {}
-    with Console(stderr=True).status(doing) as spinner:
+    counts = dict.fromkeys(_VERDICT_LABELS, 0)
+    missing: dict[str, None] = {}
+    with Console(stderr=True).status(activity) as spinner:
         for verdict in verdicts:
             counts[verdict.verdict] += 1
-            spinner.update(f"{doing}: {sum(counts.values()):,}")
+            spinner.update(f"{activity}: {sum(counts.values()):,}")
             if verdict.verdict in ("failed", "damaged"):
                 echo(f"{verdict.key} {verdict.verdict}: {verdict.reason}")
             elif verdict.verdict == "partly":
-                reasons.setdefault(verdict.reason.replace(verdict.key, "it"))
-    told = (f"{count:,} {_STATUS_ORDER[name]}" for name, count in counts.items() if count or name == "held")
-    echo(about + ", ".join(told))
-    for reason in list(reasons)[:5]:
+                # Without the run's id, equal reasons of many runs are one line.
+                missing.setdefault(verdict.reason.replace(verdict.key, "it"))
+    shown = (f"{count:,} {_VERDICT_LABELS[name]}" for name, count in counts.items() if count or name == "held")
+    echo(prefix + ", ".join(shown))
+    for reason in list(missing)[:5]:
         echo(f"  as far as kept: {reason}")
     return counts["failed"] + counts["damaged"]
 
 
-_STATUS_ORDER = {"held": "held", "partly": "held as far as kept", "failed": "FAILED", "damaged": "DAMAGED"}
-
-
 @app.command()
 def query(
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="DuckDB's SQL over the table `runs`, a row a run.")],
+    sql: Annotated[
+        str, typer.Argument(metavar="SQL", help="A DuckDB query over the table `runs`, which has one row per run.")
+    ],
     store: StoreOption = None,
-    format: Annotated[Literal["table", "csv", "json"], typer.Option(help="How to print the answer.")] = "table",
+    format: Annotated[Literal["table", "csv", "json"], typer.Option(help="Output format.")] = "table",
 ) -> None:
-    """SQL over every run in the store. It sees the table `runs` (columns: `DESCRIBE runs`) and cannot change anything.
+    """Query every run of the store with SQL. The only table is `runs` (columns: `DESCRIBE runs`); it is read-only.
 
     Example: `supermask query "SELECT criterion, level, avg(early_stop_test_accuracy) FROM runs GROUP BY ALL"`
     """
@@ -163,11 +163,11 @@ def query(
     print_warnings(damaged)
 
 
-StudiesAndSettings = Annotated[
+StudiesAndOverrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[STUDY|KEY=VALUE]...",
-        help="Studies (shipped names or .yaml files; all that ship if none is given), and settings for all of them.",
+        help="Studies (shipped names or .yaml files; default: all shipped studies), and settings for all of them.",
         show_default=False,
     ),
 ]
@@ -175,74 +175,73 @@ StudiesAndSettings = Annotated[
 
 @app.command()
 def claims(
-    words: StudiesAndSettings = None,
+    arguments: StudiesAndOverrides = None,
     store: StoreOption = None,
-    format: Annotated[Literal["text", "markdown", "csv", "json"], typer.Option(help="How to print them.")] = "text",
+    format: Annotated[Literal["text", "markdown", "csv", "json"], typer.Option(help="Output format.")] = "text",
 ) -> None:
-    """Whether the paper's claims hold in these runs, and those of a study file of your own.
+    """Test the claims of the paper, and those of your own study files, on the runs of the store.
 
-    Supported, not supported, contradicted or not enough data; with n, effect, interval and corrected p.
+    The verdict is supported, not supported, contradicted or not enough data, with n, effect, interval and corrected p.
 
     Example: `supermask claims scale=digits`
     """
     from supermask.analysis.claims.formats import claim_notices, format_csv, format_json, format_markdown, format_text
     from supermask.api import reports, runs
 
-    studies, settings = split_studies_and_overrides(words)
-    findings, damaged = reports.claims(studies, settings, runs.open_store(store).root)
+    studies, overrides = split_studies_and_overrides(arguments)
+    findings, damaged = reports.claims(studies, overrides, runs.open_store(store).root)
     write = {"text": format_text, "markdown": format_markdown, "csv": format_csv, "json": format_json}[format]
-    said = claim_notices(findings)
+    notices = claim_notices(findings)
     if format in ("text", "markdown"):
-        for text in said:
+        for text in notices:
             echo(f"{text}\n")
     echo(write(findings), nl=False)
-    # What a program reads holds nothing else.
-    print_warnings([*(said if format in ("csv", "json") else []), *damaged])
+    # CSV and JSON are read by programs, so notices go to standard error.
+    print_warnings([*(notices if format in ("csv", "json") else []), *damaged])
 
 
 @app.command()
 def report(
-    words: Annotated[
+    arguments: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="STUDY... KEY=VALUE",
-            help="Shipped studies' names or paths to .yaml files; and settings that replace those of all of them.",
+            help="Shipped names or paths to .yaml files, and settings that override all of these studies.",
             show_default=False,
         ),
     ] = None,
     store: StoreOption = None,
-    out: Annotated[Path, typer.Option(help="File to write to.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="Output file.")] = Path("report.html"),
 ) -> None:
-    """One HTML file that says what runs mean: claims, figures, tables, and how it was made. It needs no network.
+    """Write one self-contained HTML file: claims, figures, tables and provenance. It needs no network.
 
     Example: `supermask report mask-criteria mask-1-actions scale=digits --out report.html`
     """
     from supermask.api import reports
     from supermask.reporting.html.filters import headline
 
-    studies, settings = split_studies_and_overrides(words)
-    made = reports.collect_report(studies, settings, store, out)
-    written = reports.write_report(made, out)
-    echo(f"{written}  {written.stat().st_size / 1e6:.1f} MB: {headline(made)}")
-    for text in made.notices:
+    studies, overrides = split_studies_and_overrides(arguments)
+    content = reports.collect_report(studies, overrides, store, out)
+    path = reports.write_report(content, out)
+    echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB: {headline(content)}")
+    for text in content.notices:
         echo(text)
-    print_warnings(made.making.damaged)
+    print_warnings(content.making.damaged)
 
 
 @app.command()
 def serve(
     store: StoreOption = None,
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of this machine, 127.0.0.1; 0 takes any that is free.")
-    ] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free port.")] = 8080,
     import_criteria: Annotated[
         bool,
         typer.Option(
-            "--import-criteria", help="Import criteria of your own that the store's studies name (runs their code)."
+            "--import-criteria",
+            help="Import the user-defined criteria that studies of the store name (this runs their code).",
         ),
     ] = False,
 ) -> None:
-    """The report and every run of a store as a page that follows it, for a browser on this machine. Ctrl-C ends it.
+    """Serve a live dashboard of the store on localhost: the report and every run. It only reads. Ctrl-C ends it.
 
     Example: `supermask serve --store supermask-store`
     """

@@ -1,6 +1,6 @@
-"""Tickets on the command line: pack, inspect, measure. Heavy modules are imported by what needs them.
+"""Commands on tickets and masks: pack, inspect, eval, masks.
 
-Masks on the command line: looked at, by themselves and against each other.
+Heavy modules are imported inside the commands that need them.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ TicketFile = Annotated[Path, typer.Argument(metavar="FILE", help="A ticket file.
 
 @app.command()
 def pack(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A run's id, or the beginning of it.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, such as ticket.safetensors.")],
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Id of a run, or a unique prefix of it.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Output file, such as ticket.safetensors.")],
     weights: Annotated[
         Literal["auto", "final", "start"],
-        typer.Option(help="The trained weights, or those that training started from; auto: final, where trained."),
+        typer.Option(
+            help="Weights to store: final (trained) or start of training; auto: final if the run was trained."
+        ),
     ] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     store: StoreOption = None,
 ) -> None:
-    """A run as one file: masks, weights (or the seed that gives them), facts and certificate, all under one hash.
+    """Pack a run into one file: masks, weights (or the seed that generates them), facts, certificate, one checksum.
 
     Example: `supermask pack 3f9c01ab ticket.safetensors`
     """
@@ -43,7 +45,7 @@ def pack(
 
 @app.command("inspect")
 def inspect(file: TicketFile) -> None:
-    """What is in a ticket file, and its promises checked again from the file alone. Exit status 1 if one is broken.
+    """Print the content of a ticket file and check its promises from the file alone. Exit status 1 if one is broken.
 
     Example: `supermask inspect ticket.safetensors`
     """
@@ -63,45 +65,45 @@ def evaluate(
     file: TicketFile,
     dataset: Annotated[
         str | None,
-        typer.Option(help="Data set to measure on [default: the one it was made for].", show_default=False),
+        typer.Option(help="Dataset to measure on [default: the dataset of the run].", show_default=False),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, or cuda for one GPU.")] = "cpu",
 ) -> None:
-    """The test accuracy of the network in a ticket file, measured now, beside the one stored in it.
+    """Measure the test accuracy of a ticket now, and compare it with the stored accuracy.
 
     Example: `supermask eval ticket.safetensors --dataset mnist`
     """
     from supermask.api import tickets
 
-    ticket, found = tickets.evaluate_ticket(file, dataset, device)
+    ticket, evaluation = tickets.evaluate_ticket(file, dataset, device)
     name = dataset or ticket.dataset
     data = {
         True: "the same data as the run's",
         False: "OTHER data than the run's",
-        None: "whether as the run's: unknown",
+        None: "not known to be the same data as the run's",
     }
-    echo(f"data      {name}, {found.images:,} test images; {data[found.same_data]}")
-    echo(f"measured  {found.accuracy!r} ({found.correct:,} of {found.images:,} right)")
-    if found.stored is None:
-        echo("stored    none: of this network no accuracy is known")
+    echo(f"data      {name}, {evaluation.images:,} test images; {data[evaluation.same_data]}")
+    echo(f"measured  {evaluation.accuracy!r} ({evaluation.correct:,} of {evaluation.images:,} correct)")
+    if evaluation.stored is None:
+        echo("stored    none: the ticket stores no accuracy of this network")
         return
-    echo(f"stored    {found.stored!r} ({sanitize(found.stored_source)})")
-    apart = abs(found.correct - round(found.stored * found.images))
-    echo("the same" if found.accuracy == found.stored else f"they DIFFER, by {apart:,} images")
+    echo(f"stored    {evaluation.stored!r} ({sanitize(evaluation.stored_source)})")
+    difference = abs(evaluation.correct - round(evaluation.stored * evaluation.images))
+    echo("the same" if evaluation.accuracy == evaluation.stored else f"they DIFFER, by {difference:,} images")
 
 
 def _ticket_line(ticket: Ticket) -> str:
-    """Network, data, seed, level, and how much is kept."""
+    """Return one line: network, dataset, seed, level, and kept weights."""
     from supermask.core.masks import count_kept, density
     from supermask.export.tickets.model import get_fact
 
-    of = f"{ticket.network} on {ticket.dataset}" if ticket.network else "a network that has no name here"
+    subject = f"{ticket.network} on {ticket.dataset}" if ticket.network else "a network without a known name"
     seed = "" if ticket.seed is None else f", seed {sanitize(ticket.seed)}"
     level = get_fact(ticket, int, "run", "level")
-    at = "" if level is None else f", level {sanitize(level)}"
+    level_text = "" if level is None else f", level {sanitize(level)}"
     weights = sum(mask.numel() for mask in ticket.masks.values())
     kept = sum(count_kept(ticket.masks).values())
-    return f"{of}{seed}{at}, {kept:,} of {weights:,} weights ({density(ticket.masks):.2%})"
+    return f"{subject}{seed}{level_text}, {kept:,} of {weights:,} weights ({density(ticket.masks):.2%})"
 
 
 def _print_facts(inspection: TicketInspection) -> list[str]:
@@ -110,17 +112,17 @@ def _print_facts(inspection: TicketInspection) -> list[str]:
 
     ticket, sizes = inspection.ticket, inspection.bytes
     lines = {"ticket": _ticket_line(ticket)}
-    made = [get_fact(ticket, str, "run", key) for key in ("criterion", "mask1", "mask0", "schedule")]
+    treatment = [get_fact(ticket, str, "run", key) for key in ("criterion", "mask1", "mask0", "schedule")]
     rates = get_fact(ticket, dict, "run", "prune_rates") or {}
-    if any(made):
-        told = ", ".join(f"{kind} {rate}" for kind, rate in rates.items())
-        lines["made by"] = sanitize(f"{', '.join(map(str, made))}; prune rates {told}")
+    if any(treatment):
+        rates_text = ", ".join(f"{kind} {rate}" for kind, rate in rates.items())
+        lines["made by"] = sanitize(f"{', '.join(map(str, treatment))}; prune rates {rates_text}")
     if run := get_fact(ticket, str, "run", "id"):
         lines["run"] = sanitize(f"{run}, packed by supermask {get_fact(ticket, str, 'supermask')}")
     if data := get_fact(ticket, str, "run", "data", "fingerprint"):
         lines["data"] = sanitize(f"{data[:16]}  {get_fact(ticket, str, 'run', 'data', 'note')}".strip())
-    if which := get_fact(ticket, str, "weights"):
-        lines["weights"] = sanitize({"start": "those that training starts from"}.get(which, which))
+    if snapshot := get_fact(ticket, str, "weights"):
+        lines["weights"] = sanitize({"start": "start of training"}.get(snapshot, snapshot))
     accuracy = stored_accuracy(ticket)
     lines["accuracy"] = sanitize(f"{accuracy[0]!r} on the test set ({accuracy[1]})") if accuracy else "not known"
     parts = ", ".join(f"{part} {size:,}" for part, size in sizes.items())
@@ -138,13 +140,18 @@ def _print_layers(ticket: Ticket) -> str:
         mask = ticket.masks[name]
         shape = "x".join(map(str, mask.shape))
         share = f"{count / mask.numel():.2%}"
-        how = (choose_weight_encoding(name, mask, ticket.weights), choose_frozen_encoding(name, mask, ticket.frozen))
-        rows.append((sanitize(name), shape, mask.numel(), count, share, *(word.replace("_", " ") for word in how)))
+        encodings = (
+            choose_weight_encoding(name, mask, ticket.weights),
+            choose_frozen_encoding(name, mask, ticket.frozen),
+        )
+        rows.append(
+            (sanitize(name), shape, mask.numel(), count, share, *(name.replace("_", " ") for name in encodings))
+        )
     return format_table(("tensor", "shape", "weights", "kept", "density", "kept weights", "pruned weights"), rows)
 
 
 def sanitize(value: object) -> str:
-    """Of a file that anybody may have written: one line, no control characters, not too long."""
+    """Return text of an untrusted file as one line of at most 300 printable characters."""
     return "".join(c if c.isprintable() else "?" for c in str(value)[:300])
 
 
@@ -154,29 +161,29 @@ def masks(
         list[str],
         typer.Argument(
             metavar="RUN_OR_FILE...",
-            help="Runs of the store, by id or its beginning, and ticket files: up to 64.",
+            help="Ids of runs in the store (or unique prefixes) and ticket files: up to 64.",
         ),
     ],
     store: StoreOption = None,
-    out: Annotated[Path, typer.Option(help="Folder to write to; it is made where it is missing.")] = Path("figures"),
+    out: Annotated[Path, typer.Option(help="Output folder, created if it is missing.")] = Path("figures"),
     only: Annotated[
         str | None,
         typer.Option(
-            help="What to draw: some of overlap,density,plane,distribution,pixels, separated by commas [default: all].",
+            help="Analyses, separated by commas: overlap,density,plane,distribution,pixels [default: all].",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """What masks look like: density, signs, dead units, overlap against chance; and figures of all of it.
+    """Analyze masks: density, signs, dead units, overlap compared with chance; save figures and a table.
 
     Example: `supermask masks 3f9c01ab 77d0c2e1 --only overlap,plane --out figures`
     """
     from supermask.api import masks as api_masks
 
-    looked = api_masks.analyze_masks(names, store, out, only)
-    echo(looked.text)
-    for drawn, paths in looked.saved:
+    analysis = api_masks.analyze_masks(names, store, out, only)
+    echo(analysis.text)
+    for rendered, paths in analysis.saved:
         suffixes = ",".join(path.suffix[1:] for path in paths)
-        echo(f"{paths[0].with_suffix('')}.{{{suffixes}}}\n  {drawn.caption}\n")
-    echo(f"{looked.table}\n  A row for every mask and layer.")
-    print_warnings(looked.notes)
+        echo(f"{paths[0].with_suffix('')}.{{{suffixes}}}\n  {rendered.caption}\n")
+    echo(f"{analysis.table}\n  One row per mask and layer.")
+    print_warnings(analysis.notes)

@@ -1,4 +1,4 @@
-"""Runs for others' trackers, on the command line."""
+"""Command export-tracker: finished runs for TensorBoard, Weights & Biases and MLflow."""
 
 from __future__ import annotations
 
@@ -14,69 +14,69 @@ from typer import echo
 from supermask.cli.app import StoreOption, app, print_warnings, split_studies_and_overrides
 
 PROGRESS_INTERVAL = 10.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress if standard error is not a terminal."""
 
 
 @app.command("export-tracker")
 def export_tracker(
     tracker: Annotated[
         Literal["tensorboard", "wandb", "mlflow"],
-        typer.Argument(metavar="TRACKER", help="tensorboard, wandb or mlflow; each is an extra of the same name."),
+        typer.Argument(metavar="TRACKER", help="tensorboard, wandb or mlflow; each needs the extra of the same name."),
     ],
     studies: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="STUDY",
-            help="Studies whose runs are sent, and KEY=VALUE settings of them all [default: every run of the store].",
+            help="Studies to export, and KEY=VALUE settings for all of them [default: every run of the store].",
             show_default=False,
         ),
     ] = None,
     store: StoreOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder to write to [default: trackers/TRACKER].", show_default=False),
+        typer.Option(help="Output folder [default: trackers/TRACKER].", show_default=False),
     ] = None,
 ) -> None:
-    """Finished runs for TensorBoard, Weights & Biases or MLflow, offline: facts, metrics and curves, each run once.
+    """Export finished runs to TensorBoard, Weights & Biases or MLflow, offline, with facts, metrics and curves.
 
     Example: `supermask export-tracker tensorboard mask-criteria scale=digits --out trackers/tensorboard`
     """
     from supermask.api.trackers import export_tracker
     from supermask.export.trackers import view_command
 
-    names, settings = split_studies_and_overrides(studies)
-    with _progress() as listening:
-        report = export_tracker(tracker, names, settings, store, out, listening)
-    there = f", {report.known:,} were there already" if report.known else ""
-    echo(f"{report.sent:,} run{'' if report.sent == 1 else 's'} sent{there}. Folder: {report.folder}")
-    if report.left_out:
+    names, overrides = split_studies_and_overrides(studies)
+    with _progress() as show_progress:
+        summary = export_tracker(tracker, names, overrides, store, out, show_progress)
+    skipped = f", {summary.known:,} skipped because the folder has them" if summary.known else ""
+    echo(f"{summary.sent:,} run{'' if summary.sent == 1 else 's'} sent{skipped}. Folder: {summary.folder}")
+    if summary.left_out:
         echo(
             "not sent, because not finished: "
-            + ", ".join(f"{n:,} {what.replace('_', ' ')}" for what, n in report.left_out.items())
+            + ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in summary.left_out.items())
         )
-    echo(f"  {view_command(tracker, report.folder)}")
-    print_warnings(report.damaged)
+    echo(f"  {view_command(tracker, summary.folder)}")
+    print_warnings(summary.damaged)
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A live line on a terminal, a line every ten seconds anywhere else; both on standard error."""
+    """Show a live line on a terminal, else one line every ten seconds; both on standard error."""
     from rich.console import Console
 
     from supermask.core.text import format_duration
 
     console = Console(stderr=True)
-    began = said = time.monotonic()
-    with console.status("looking at the store") as spinner:
+    start = last_line = time.monotonic()
+    with console.status("reading the store") as spinner:
 
-        def listening(done: int, of: int) -> None:
-            nonlocal said
+        def show_progress(done: int, total: int) -> None:
+            nonlocal last_line
             now = time.monotonic()
-            left = f"  {format_duration((now - began) / done * (of - done))} left" if done else ""
-            line = f"sending runs: {done:,}/{of:,}{left}"
+            left = f"  {format_duration((now - start) / done * (total - done))} left" if done else ""
+            line = f"sending runs: {done:,}/{total:,}{left}"
             spinner.update(line)
-            if not console.is_terminal and now - said >= PROGRESS_INTERVAL:
-                said = now
+            if not console.is_terminal and now - last_line >= PROGRESS_INTERVAL:
+                last_line = now
                 echo(line, err=True)
 
-        yield listening
+        yield show_progress

@@ -1,4 +1,4 @@
-"""What can be trained, what it would take, and training it: one study, or all that ship."""
+"""Commands that plan and train: studies, plan, run, reproduce."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import echo
 
-from supermask.cli.app import OverridesArg, StoreOption, StudyArg, WorkersOption, app, print_warnings
+from supermask.cli.app import INTERRUPTED, OverridesArg, StoreOption, StudyArg, WorkersOption, app, print_warnings
 from supermask.core.errors import SystemFailure
 
 if TYPE_CHECKING:
@@ -26,21 +26,25 @@ if TYPE_CHECKING:
 EngineOption = Annotated[
     str,
     typer.Option(
-        help="Which engine trains: auto, sparse (CPU, its cost falls with the mask), stacked (many runs at once) or "
+        help="Training engine: auto, sparse (CPU, its cost falls with the mask), stacked (many runs at once) or "
         "reference."
     ),
 ]
 PrecisionOption = Annotated[
-    str, typer.Option(help="Of the stacked engine's products: float32, bfloat16, or tf32 (GPUs); weights are float32.")
+    str,
+    typer.Option(help="Matrix products of the stacked engine: float32, bfloat16, or tf32 (GPUs); weights are float32."),
 ]
 StackOption = Annotated[
     int | None,
-    typer.Option(help="Runs that the stacked engine trains at once in a worker; by default as many as are worth it."),
+    typer.Option(
+        help="Runs that the stacked engine trains at once in a worker [default: chosen by network and device].",
+        show_default=False,
+    ),
 ]
-Device = Annotated[str, typer.Option(help="cpu, or cuda for one GPU.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, or cuda for one GPU.")]
 KeepOption = Annotated[
     Literal["all", "needed", "masks"],
-    typer.Option(help="Weights to keep: all; those a study can be extended from; none, only masks."),
+    typer.Option(help="Weights to keep: all; only those needed to extend the study; none, only masks."),
 ]
 
 
@@ -48,8 +52,8 @@ ClusterOption = Annotated[
     str | None,
     typer.Option(
         "--cluster",
-        help="Train elsewhere: ray://HOST:PORT, HOST:PORT, auto (the Ray that runs here), local (a Ray of this "
-        "machine), slurm or slurm:partition=NAME,time=H:MM:SS; the store has to be on a path that all nodes share.",
+        help="Train on a cluster: ray://HOST:PORT, HOST:PORT, auto (the running Ray), local (start Ray here), "
+        "slurm or slurm:partition=NAME,time=H:MM:SS. All nodes need the store at the same path.",
         show_default=False,
     ),
 ]
@@ -57,7 +61,7 @@ ClusterOption = Annotated[
 
 @app.command()
 def studies() -> None:
-    """What ships, one line each.
+    """List the shipped studies, one per line.
 
     Example: `supermask studies`
     """
@@ -72,27 +76,29 @@ def studies() -> None:
 @app.command()
 def plan(
     study: StudyArg,
-    settings: OverridesArg = None,
+    overrides: OverridesArg = None,
     store: StoreOption = None,
     workers: WorkersOption = None,
     estimate: Annotated[
         bool,
-        typer.Option("--estimate", help="Carry it out on paper: time, core-hours, critical path, storage."),
+        typer.Option("--estimate", help="Simulate the schedule: time, core-hours, critical path, storage."),
     ] = False,
     cores: Annotated[
         int | None,
-        typer.Option(min=1, help="The same for so many cores of a cluster.", show_default=False),
+        typer.Option(min=1, help="Simulate the schedule on N cores of a cluster.", show_default=False),
     ] = None,
     gpus: Annotated[
         int | None,
         typer.Option(
-            min=1, help="The same for so many GPUs; the pace is a guess without runs of one.", show_default=False
+            min=1,
+            help="Simulate the schedule on N GPUs; the speed is a guess if the store has no run from a GPU.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
-    """What would run: how many trainings, how many of them done, how long the rest will take.
+    """Print what would run: the number of runs, finished runs, and the time for the rest. Nothing is trained.
 
-    With `--estimate` also what it takes on the workers here, or on the cores and GPUs that are named.
+    With `--estimate` also print the cost on the local workers, or on the given cores and GPUs.
 
     Example: `supermask plan mask-criteria scale=laptop --estimate --cores 64`
     """
@@ -100,37 +106,38 @@ def plan(
     from supermask.core.text import format_duration
     from supermask.execution.run import default_workers
 
-    at = workers or default_workers()
+    local_workers = workers or default_workers()
     if estimate and cores is None and gpus is None:
-        cores = at
-    report = runs.plan(study, settings or [], store, cores, gpus)
-    asked, recipe, here = report.plan.study, report.recipe, report.estimate
-    size = f"{len(asked.treatments)} treatments x {len(asked.seeds)} seeds x {asked.prune.levels} levels"
+        cores = local_workers
+    summary = runs.plan(study, overrides or [], store, cores, gpus)
+    planned, recipe, local = summary.plan.study, summary.recipe, summary.estimate
+    size = f"{len(planned.treatments)} treatments x {len(planned.seeds)} seeds x {planned.prune.levels} levels"
     batches = f"{recipe.iterations:,} iterations of {recipe.batch_size} images, {recipe.optimizer}"
     lines = [
-        ("study", f"{asked.name}: {size}"),
-        ("training", f"{report.network} on {asked.dataset}, {batches}"),
-        ("in total", f"{report.requested:,} trainings"),
-        ("unique", f"{report.unique:,} runs (treatments that share a history share its runs)"),
-        ("done", f"{report.done:,}"),
-        ("to do", f"{report.to_do:,}"),
+        ("study", f"{planned.name}: {size}"),
+        ("training", f"{summary.network} on {planned.dataset}, {batches}"),
+        ("in total", f"{summary.requested:,} trainings"),
+        ("unique", f"{summary.unique:,} runs (treatments that share a history share its runs)"),
+        ("done", f"{summary.done:,}"),
+        ("to do", f"{summary.to_do:,}"),
         (
             "estimated",
-            f"{format_duration(here.wall_seconds(at))} on {at} worker{'s' if at > 1 else ''} ({here.source})",
+            f"{format_duration(local.wall_seconds(local_workers))} on {local_workers} "
+            f"worker{'s' if local_workers > 1 else ''} ({local.source})",
         ),
     ]
-    for there in report.resource_estimates:
-        units, found = f"{there.what}{'' if there.number == 1 else 's'}", there.estimate
-        hours = f"{found.core_seconds / 3600:,.1f} {there.what}-hours"
-        lines.append((units, f"{format_duration(there.wall_seconds)} on {there.number:,} {units}, {hours}"))
-        if not found.chain_levels:
+    for resource in summary.resource_estimates:
+        units, simulated = f"{resource.unit}{'' if resource.count == 1 else 's'}", resource.estimate
+        hours = f"{simulated.core_seconds / 3600:,.1f} {resource.unit}-hours"
+        lines.append((units, f"{format_duration(resource.wall_seconds)} on {resource.count:,} {units}, {hours}"))
+        if not simulated.chain_levels:
             continue
-        if there.what == "GPU":
-            lines.append(("pace", f"{found.source}; in stacks of {found.stack}"))
-        path = f"the critical path, {found.chain_levels} run{'s' if found.chain_levels > 1 else ''} in a row"
-        lines.append(("at least", f"{format_duration(found.chain_seconds)}: {path}"))
-    if report.resource_estimates:
-        lines.append(("storage", f"{here.stored_bytes / 1e9:,.2f} GB, all weights kept"))
+        if resource.unit == "GPU":
+            lines.append(("pace", f"{simulated.source}; in stacks of {simulated.stack}"))
+        path = f"the critical path, {simulated.chain_levels} run{'s' if simulated.chain_levels > 1 else ''} in a row"
+        lines.append(("at least", f"{format_duration(simulated.chain_seconds)}: {path}"))
+    if summary.resource_estimates:
+        lines.append(("storage", f"{local.stored_bytes / 1e9:,.2f} GB, all weights kept"))
     for name, text in lines:
         echo(f"{name:10} {text}")
 
@@ -138,17 +145,17 @@ def plan(
 @app.command()
 def run(
     study: StudyArg,
-    settings: OverridesArg = None,
+    overrides: OverridesArg = None,
     store: StoreOption = None,
     workers: WorkersOption = None,
     engine: EngineOption = "auto",
-    device: Device = "cpu",
+    device: DeviceOption = "cpu",
     keep: KeepOption = "all",
     precision: PrecisionOption = "float32",
     stack: StackOption = None,
     cluster: ClusterOption = None,
 ) -> None:
-    """Trains what is missing of a study. Interrupted, the same command goes on; finished runs are never repeated.
+    """Train the missing runs of a study. After an interruption the same command resumes; finished runs are kept.
 
     Example: `supermask run mask-criteria scale=digits 'seeds=[0,1]' prune.levels=3 train.epochs=2`
     """
@@ -158,10 +165,10 @@ def run(
     from supermask.core.errors import sanitize
 
     console = Console(soft_wrap=True)
-    listening = _progress_listener(console, engine, device)
+    listener = _progress_listener(console, engine, device)
     with _report_interruption():
         schedule = runs.run(
-            study, settings or [], store, workers, engine, device, keep, listening, precision, stack, cluster
+            study, overrides or [], store, workers, engine, device, keep, listener, precision, stack, cluster
         )
     _print_outcome(sanitize(Path(study).stem), schedule)
     _raise_on_failed_certificates(schedule)
@@ -170,24 +177,25 @@ def run(
 @app.command()
 def reproduce(
     scale: Annotated[
-        str, typer.Option(help="digits (about a minute), laptop (MNIST, hours on two cores), paper, or another.")
+        str,
+        typer.Option(help="Scale of the studies: digits (about a minute), laptop (MNIST, hours on two cores), paper."),
     ] = "digits",
     only: Annotated[
-        list[str] | None, typer.Option(help="Only this study of those that ship; may be given again.")
+        list[str] | None, typer.Option(help="Run only this shipped study; repeat for more.", show_default=False)
     ] = None,
     store: StoreOption = None,
-    out: Annotated[Path, typer.Option(help="File to write the report to.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="Output file of the report.")] = Path("report.html"),
     workers: WorkersOption = None,
     engine: EngineOption = "auto",
-    device: Device = "cpu",
+    device: DeviceOption = "cpu",
     keep: KeepOption = "all",
     precision: PrecisionOption = "float32",
     stack: StackOption = None,
     cluster: ClusterOption = None,
 ) -> None:
-    """The whole paper: trains what is missing of the studies that ship, as one plan, and reports what it comes to.
+    """Reproduce the paper: train the missing runs of all shipped studies as one plan, then write the report.
 
-    Interrupted, the same command goes on.
+    After an interruption the same command resumes.
 
     Example: `supermask reproduce --scale digits`
     """
@@ -198,32 +206,32 @@ def reproduce(
     from supermask.execution.run import RunOptions
     from supermask.reporting.html.filters import headline
 
-    how = RunOptions(store or runs.default_store_path(), workers, engine, device, keep, precision, stack, cluster)
-    listening = _progress_listener(Console(soft_wrap=True), engine, device)
+    options = RunOptions(store or runs.default_store_path(), workers, engine, device, keep, precision, stack, cluster)
+    listener = _progress_listener(Console(soft_wrap=True), engine, device)
     with _report_interruption():
-        made = reports.reproduce(scale, only or [], how, out, listening)
-    _print_outcome("reproduce", made.schedule)
-    written, report = made.out, made.report
+        result = reports.reproduce(scale, only or [], options, out, listener)
+    _print_outcome("reproduce", result.schedule)
+    report = result.report
     for text in report.notices:
         echo(f"\n{text}")
     if report.claims:
         echo(f"\n{format_text(report.claims)}")
-    echo(f"{written}  {written.stat().st_size / 1e6:.1f} MB: {headline(report)}")
+    echo(f"{result.out}  {result.out.stat().st_size / 1e6:.1f} MB: {headline(report)}")
     print_warnings(report.making.damaged)
-    _raise_on_failed_certificates(made.schedule)
+    _raise_on_failed_certificates(result.schedule)
 
 
 @contextmanager
 def _report_interruption() -> Iterator[None]:
-    """Says what is left after Ctrl-C, and ends with its exit status."""
+    """After Ctrl-C, print the number of runs left and exit with status 130."""
     from supermask.execution.local import StudyInterrupted
 
     try:
         yield
-    except StudyInterrupted as stopped:
-        left = f"{stopped.remaining:,} run{' is' if stopped.remaining == 1 else 's are'} left"
-        echo(f"Stopped. {left}; the same command goes on from here. Finished runs are kept.", err=True)
-        raise typer.Exit(130) from None
+    except StudyInterrupted as interruption:
+        left = f"{interruption.remaining:,} run{' is' if interruption.remaining == 1 else 's are'} left"
+        echo(f"Stopped. {left}; the same command resumes. Finished runs are kept.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _print_outcome(title: str, schedule: Scheduler) -> None:
@@ -233,14 +241,15 @@ def _print_outcome(title: str, schedule: Scheduler) -> None:
 
 
 def _raise_on_failed_certificates(schedule: Scheduler) -> None:
-    """Raises MachineError if one does not hold."""
+    """Raise SystemFailure if the certificate of a run failed."""
     if "certificate_failed" in schedule.status.values():
-        raise SystemFailure("runs whose certificate does not hold are no results: `supermask verify` says why.")
+        raise SystemFailure("runs whose certificate failed are not results: `supermask verify` prints the reason.")
 
 
 def _progress_listener(
     console: Console, engine: str, device: str
 ) -> Callable[[Sequence[Plan], Scheduler], AbstractContextManager[TaskListener]]:
+    """Return a factory of progress displays, which first prints damaged runs and the engine with its reason."""
     from supermask.engines.selection import select_engine
     from supermask.execution.progress import progress_listener, run_labels
 
@@ -249,8 +258,8 @@ def _progress_listener(
         for text in schedule.damaged:
             console.print(text, markup=False, highlight=False)
         if schedule.tasks_left:
-            taken = select_engine(engine, plans[0].layers, device)
-            console.print(f"{title}  {taken.engine} engine ({taken.reason})", markup=False, highlight=False)
+            choice = select_engine(engine, plans[0].layers, device)
+            console.print(f"{title}  {choice.engine} engine ({choice.reason})", markup=False, highlight=False)
         return progress_listener(title, console, run_labels(plans), schedule.tasks_left)
 
     return listen

@@ -1,5 +1,6 @@
-"""The live page: the report and every run of a store in a browser on this machine. Reads, and never writes.
+"""Read-only dashboard on localhost: the report and every run of a store, updated while a study trains.
 
-`guard` lets in what may come in, `shelf` reads each run once, `studies` and `commands` say what is asked for and going
-on, `lines` and `explorer` group any runs, `run_page` and `pictures` show one; `app` gives them addresses.
+`http` guards requests and serves files, `app` maps addresses to functions, `state` is what they share. `store_cache`
+reads each run once; `studies` and `progress` read notes of commands; `live_report` keeps the report up to date;
+`series` and `explorer` plot any runs; `run_page` shows one.
 """

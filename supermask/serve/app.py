@@ -1,4 +1,7 @@
-"""The addresses of the live page. Every answer is made in a worker thread, beside the loop that takes requests."""
+"""Routes of the dashboard.
+
+The route functions are synchronous, so Starlette runs them in worker threads and the event loop stays responsive.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +29,23 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,199}")
-"""What a section or a plot of the report may be called."""
+"""Name of a section or plot of the report."""
 
 PLOT_SCRIPTS = ("plotly.min.js", "serve.js", "plots.js")
-REPORT = (*PLOT_SCRIPTS, "tables.js", "page.js", "live.js")
-"""Scripts, in this order: `plots.js`, `tables.js` and `page.js` are the report's own."""
+REPORT_SCRIPTS = (*PLOT_SCRIPTS, "tables.js", "page.js", "live.js")
+"""Scripts of the report page in loading order; `plots.js`, `tables.js` and `page.js` are those of the static report."""
 
 CACHE_HEADERS = {"cache-control": "private, max-age=3600"}
-"""Of pictures: a run does not change."""
+"""For images: a committed run never changes."""
 
 
 def make_app(store: Path, import_criteria: bool = False) -> ASGIApp:
-    """The live page of a store, behind its guard."""
+    """Build the dashboard of a store, wrapped in the localhost middleware."""
     pages = Routes(ServerState(store, import_criteria), StaticAssets())
 
     @asynccontextmanager
-    async def reading_first(app: Starlette) -> AsyncIterator[None]:
+    async def start_reading(app: Starlette) -> AsyncIterator[None]:
+        # Large stores take seconds to read; the first page must not wait for it.
         threading.Thread(target=pages.state.refresh, daemon=True).start()
         yield
 
@@ -63,43 +67,43 @@ def make_app(store: Path, import_criteria: bool = False) -> ASGIApp:
         Route("/static/{name}", pages.static),
     ]
     handlers: Any = {
-        HTTPException: pages.refused,
+        HTTPException: pages.http_error,
         UserError: pages.user_error,
         SystemFailure: pages.damaged,
         Exception: pages.internal_error,
     }
-    return LocalhostMiddleware(Starlette(routes=routes, lifespan=reading_first, exception_handlers=handlers))
+    return LocalhostMiddleware(Starlette(routes=routes, lifespan=start_reading, exception_handlers=handlers))
 
 
 class Routes:
-    """A function an address. What comes with a request is checked before the store is asked."""
+    """One function per route. Every part of a request is validated before the store is read."""
 
     def __init__(self, state: ServerState, files: StaticAssets) -> None:
         self.state = state
         self._files = files
 
     def report(self, request: Request) -> Response:
-        """The report over the studies of the store, and what is going on."""
-        return self._page("report.html", here="report", store=str(self.state.shelf.root), scripts=REPORT)
+        """Page with running commands and the report on the studies of the store."""
+        return self._page("report.html", here="report", store=str(self.state.store.root), scripts=REPORT_SCRIPTS)
 
     def status(self, request: Request) -> Response:
-        """What has changed."""
+        """Status of studies and commands, with a revision for every part of the report."""
         return JSONResponse(self.state.status())
 
     def section(self, request: Request) -> Response:
-        """A part of the report, as HTML."""
-        return JSONResponse({"html": _or_404(self.state.report.parts.sections.get(_name(request)))})
+        """One section of the report, as HTML."""
+        return JSONResponse({"html": _or_404(self.state.report.parts.sections.get(_part_name(request)))})
 
     def contents(self, request: Request) -> Response:
-        """The report's table of contents, as HTML."""
+        """Table of contents of the report, as HTML."""
         return JSONResponse({"html": self.state.report.parts.contents})
 
     def data(self, request: Request) -> Response:
-        """A figure of the report as Plotly reads it, a table, or a study file."""
-        return Response(_or_404(self.state.report.data(_name(request))), media_type="application/json")
+        """One figure of the report as Plotly JSON, one table, or one study file."""
+        return Response(_or_404(self.state.report.data(_part_name(request))), media_type="application/json")
 
     def explore(self, request: Request) -> Response:
-        """The page of all runs."""
+        """Page with all runs as curves and as a table."""
         metrics = [(name, title) for name, (_, _, title) in explorer.METRICS.items()]
         return self._page(
             "explore.html",
@@ -110,116 +114,117 @@ class Routes:
         )
 
     def choices(self, request: Request) -> Response:
-        """What can be chosen: networks with their data sets, and the treatments of each."""
+        """Networks with their datasets, and the treatments of each."""
         self.state.refresh()
         return JSONResponse(self.state.choices())
 
     def curves(self, request: Request) -> Response:
-        """A metric of some treatments against the weights that remain."""
+        """Plotly figure of one metric against weights remaining, for the selected treatments."""
         metric = explorer.METRICS.get(request.query_params.get("metric", "early_stop_test_accuracy"))
         if metric is None:
-            raise UserError("there is no such metric.")
-        choice = self._choice(request)
-        return JSONResponse(explorer.metric_plot(self.state.view(choice), choice.keys, metric))
+            raise UserError("unknown metric.")
+        selection = self._selection(request)
+        return JSONResponse(explorer.metric_plot(self.state.run_set(selection), selection.keys, metric))
 
     def runs(self, request: Request) -> Response:
-        """A page of the table of runs."""
-        asked = request.query_params
-        page, order = asked.get("page", "0"), asked.get("order", "ascending")
+        """One page of the table of runs."""
+        query = request.query_params
+        page, order = query.get("page", "0"), query.get("order", "ascending")
         if not re.fullmatch("[0-9]{1,6}", page) or order not in ("ascending", "descending"):
-            raise UserError("a page of the table is a number, and its order ascending or descending.")
-        runs = self._chosen(request)
-        return JSONResponse(explorer.runs_page(runs, asked.get("sort", "treatment"), order == "descending", int(page)))
+            raise UserError("page must be a number, and order ascending or descending.")
+        runs = self._selected_runs(request)
+        return JSONResponse(explorer.runs_page(runs, query.get("sort", "treatment"), order == "descending", int(page)))
 
     def csv(self, request: Request) -> Response:
-        """The table of runs, whole, every column."""
+        """All selected runs as CSV, with every column."""
         headers = {"content-disposition": 'attachment; filename="runs.csv"'}
-        return Response(explorer.runs_csv(self._chosen(request)), media_type="text/csv", headers=headers)
+        return Response(explorer.runs_csv(self._selected_runs(request)), media_type="text/csv", headers=headers)
 
     def run(self, request: Request) -> Response:
-        """A run."""
+        """Page of one run."""
         run_id = self._run_id(request)
-        page = run_page(self.state.shelf, run_id, self.state.studies_of(run_id))
+        page = run_page(self.state.store, run_id, self.state.studies_of(run_id))
         return self._page("run.html", here="run", run=page, scripts=(*PLOT_SCRIPTS, "run.js"))
 
     def curve(self, request: Request) -> Response:
-        """A run's validation curve."""
-        return JSONResponse(loss_curve_plot(self.state.shelf.read(self._run_id(request))))
+        """Validation curve of a run, as a Plotly figure."""
+        return JSONResponse(loss_curve_plot(self.state.store.read(self._run_id(request))))
 
     def pixels(self, request: Request) -> Response:
-        """How much of each pixel a run's first layer keeps."""
+        """Kept share of each input pixel in the first layer, as PNG."""
         run_id = self._run_id(request)
-        masks = load_masks(self.state.shelf.read(run_id))
+        masks = load_masks(self.state.store.read(run_id))
         try:
             png = pixel_map_png(next(iter(masks.values())), self.state.image_shape(run_id))
         except ValueError:
-            raise HTTPException(404, "The first layer of this run has no weights of a pixel's own.") from None
+            raise HTTPException(404, "The first layer of this run has no weights per pixel.") from None
         return Response(png, media_type="image/png", headers=CACHE_HEADERS)
 
     def mask(self, request: Request) -> Response:
-        """A layer's mask."""
-        masks = list(load_masks(self.state.shelf.read(self._run_id(request))).values())
+        """Mask of one layer, as PNG."""
+        masks = list(load_masks(self.state.store.read(self._run_id(request))).values())
         layer = int(request.path_params["layer"])
         if layer >= len(masks):
             raise HTTPException(404, f"This run has {len(masks)} layers with a mask.")
         return Response(mask_png(masks[layer]), media_type="image/png", headers=CACHE_HEADERS)
 
     def static(self, request: Request) -> Response:
-        """A script or a style sheet."""
+        """One script or style sheet. Its address changes with its content, so browsers may keep it for a year."""
         file = self._files.static.get(request.path_params["name"])
         if file is None:
             raise HTTPException(404, "There is no such file.")
         return Response(file.content, media_type=file.media_type, headers={"cache-control": "max-age=31536000"})
 
-    def refused(self, request: Request, error: Exception) -> Response:
-        """A request that nothing is there for."""
+    def http_error(self, request: Request, error: Exception) -> Response:
+        """Answer an HTTP error, such as 404."""
         assert isinstance(error, HTTPException)
         return self._failed(request, error.status_code, error.detail)
 
     def user_error(self, request: Request, error: Exception) -> Response:
-        """A request that asks for what cannot be."""
+        """Answer 400: the query is not valid."""
         return self._failed(request, 400, str(error))
 
     def damaged(self, request: Request, error: Exception) -> Response:
-        """Something in the store is not what was committed, or cannot be read."""
+        """Answer 500: an entry of the store is damaged or cannot be read."""
         return self._failed(request, 500, str(error))
 
     def internal_error(self, request: Request, error: Exception) -> Response:
-        """A fault of ours, whose traceback goes to the terminal."""
-        return self._failed(request, 500, "The server has failed at this; its terminal says where.")
+        """Answer 500: a bug; the traceback goes to the terminal."""
+        return self._failed(request, 500, "The server failed; the traceback is in its terminal.")
 
-    def _failed(self, request: Request, status: int, why: str) -> Response:
+    def _failed(self, request: Request, status: int, reason: str) -> Response:
         if request.url.path.endswith((".json", ".png", ".csv")):
-            return JSONResponse({"error": why}, status)
-        return self._page("error.html", status, here="", why=why, scripts=("serve.js",))
+            return JSONResponse({"error": reason}, status)
+        return self._page("error.html", status, here="", reason=reason, scripts=("serve.js",))
 
     def _page(self, template: str, status: int = 200, **values: Any) -> Response:
         return Response(self._files.page(template, **values), status, media_type="text/html")
 
-    def _choice(self, request: Request) -> explorer.Selection:
-        asked = request.query_params
-        network, dataset = asked.get("network", ""), asked.get("dataset", "")
-        return explorer.parse_selection(network, dataset, asked.getlist("treatment"), self.state.subjects())
+    def _selection(self, request: Request) -> explorer.Selection:
+        query = request.query_params
+        network, dataset = query.get("network", ""), query.get("dataset", "")
+        return explorer.parse_selection(network, dataset, query.getlist("treatment"), self.state.subjects())
 
-    def _chosen(self, request: Request) -> list[explorer.Labelled]:
-        choice = self._choice(request)
-        return explorer.select_runs(self.state.view(choice), choice.keys)
+    def _selected_runs(self, request: Request) -> list[explorer.LabeledRow]:
+        selection = self._selection(request)
+        return explorer.select_runs(self.state.run_set(selection), selection.keys)
 
     def _run_id(self, request: Request) -> str:
         run_id = request.path_params["run_id"]
+        # An id of any other form must not reach the file system.
         if RUN_ID.fullmatch(run_id):
-            if not self.state.shelf.has(run_id):
+            if not self.state.store.has(run_id):
                 self.state.refresh()
-            if self.state.shelf.has(run_id):
+            if self.state.store.has(run_id):
                 return str(run_id)
-            if run_id in self.state.shelf.damaged:
-                raise HTTPException(404, self.state.shelf.damaged[run_id])
-            if self.state.shelf.load_progress:
-                raise HTTPException(503, "The store is still being read: look again in a moment.")
+            if run_id in self.state.store.damaged:
+                raise HTTPException(404, self.state.store.damaged[run_id])
+            if self.state.store.load_progress:
+                raise HTTPException(503, "The store is still being read: reload in a moment.")
         raise HTTPException(404, "There is no such run in this store.")
 
 
-def _name(request: Request) -> str:
+def _part_name(request: Request) -> str:
     name = str(request.path_params["name"])
     if not NAME.fullmatch(name):
         raise HTTPException(404, "The report has no such part.")
@@ -228,5 +233,5 @@ def _name(request: Request) -> str:
 
 def _or_404(part: str | None) -> str:
     if part is None:
-        raise HTTPException(404, "The report has no such part any more.")
+        raise HTTPException(404, "The report no longer has this part.")
     return part

@@ -1,4 +1,4 @@
-"""Any runs of a store: chosen by network, data and treatment, as curves over the weights that remain and as a table."""
+"""Runs of a store selected by network, dataset and treatment: curves against weights remaining, and a table."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from supermask.store.tables import COLUMNS, to_csv
 
 KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 
-PAGE = 100
-"""Rows of a table that are sent at once."""
+PAGE_ROWS = 100
+"""Rows per page of the table."""
 
 DEFAULT_CRITERIA = 6
-"""Lines that are chosen before anybody has."""
+"""Series that are selected when the page opens."""
 
 MAX_SERIES = 40
-"""As many as have a look of their own."""
+"""Series in one plot: the number of distinct line styles."""
 
-Labelled = tuple[Row, str]
-"""A run and what its line is called."""
+LabeledRow = tuple[Row, str]
+"""(row of a run, label of its series)."""
 
 Metric = tuple[str, float, str]
-"""Column, factor, and what the axis says."""
+"""(column, factor of the plotted value, axis title)."""
 
 METRICS: dict[str, Metric] = {
     name: (name, factor, title)
@@ -55,7 +55,7 @@ METRICS: dict[str, Metric] = {
 }
 
 TICKS = [digit * 10.0**power for power in range(1, -5, -1) for digit in (10, 5, 2)]
-"""Percent: 100, 50, 20, 10, ... 0.0002."""
+"""Axis ticks in percent: 100, 50, 20, 10, ... 0.0002."""
 
 TABLE = (
     "treatment",
@@ -71,19 +71,19 @@ TABLE = (
     "seconds",
     "id",
 )
-"""The columns of the page's table; its CSV has all of them."""
+"""Columns of the table on the page; its CSV has all columns."""
 
 
 class RunSet(NamedTuple):
-    """The runs of a network and data set at one moment, and the lines that they make."""
+    """Runs of one network and dataset, and the series that they form."""
 
     rows: Mapping[str, Row]
-    lines: Mapping[str, Series]
+    series: Mapping[str, Series]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is looked at. `keys` are of lines; none means all of them."""
+    """Selected network, dataset and series keys; no key selects all series."""
 
     network: str
     dataset: str
@@ -91,74 +91,75 @@ class Selection:
 
 
 def parse_selection(network: str, dataset: str, keys: Sequence[str], subjects: Sequence[tuple[str, str]]) -> Selection:
-    """Raises UserError for what is not in the store, or cannot be."""
+    """Check a query. Raises UserError for a subject that is not in the store, or a malformed key."""
     if (network, dataset) not in subjects:
-        raise UserError("no run in this store has that network and that data set.")
+        raise UserError("no run in this store has that network and dataset.")
     if not all(KEY.fullmatch(key) for key in keys):
-        raise UserError(f"a treatment is named by {KEY_LENGTH} hexadecimal digits.")
+        raise UserError(f"a treatment key has {KEY_LENGTH} hexadecimal digits.")
     return Selection(network, dataset, tuple(dict.fromkeys(keys)))
 
 
 def network_dataset_pairs(rows: Mapping[str, Row]) -> list[tuple[str, str]]:
-    """(network, data set) of the runs, each once, sorted."""
+    """Return the distinct pairs (network, dataset) of runs, sorted."""
     return sorted({(str(row["network"]), str(row["dataset"])) for row in rows.values()})
 
 
-def filter_rows(rows: Mapping[str, Row], choice: Selection) -> dict[str, Row]:
-    """The runs of a network and data set."""
+def filter_rows(rows: Mapping[str, Row], selection: Selection) -> dict[str, Row]:
+    """Return the rows of the selected network and dataset."""
     return {
         run_id: row
         for run_id, row in rows.items()
-        if (row["network"], row["dataset"]) == (choice.network, choice.dataset)
+        if (row["network"], row["dataset"]) == (selection.network, selection.dataset)
     }
 
 
-def select_runs(view: RunSet, keys: Sequence[str]) -> list[Labelled]:
-    """The runs of these lines (of all, where none is given), by their labels, then level and seed."""
-    found: list[Labelled] = []
-    for key, line in view.lines.items():
+def select_runs(run_set: RunSet, keys: Sequence[str]) -> list[LabeledRow]:
+    """Return the runs of these series (default: all), sorted by series, level and seed."""
+    selected: list[LabeledRow] = []
+    for key, series in run_set.series.items():
         if not keys or key in keys:
-            own = [view.rows[run_id] for run_id in line.run_ids]
-            own.sort(key=lambda row: (row["level"] or 0, row["seed"] or 0))
-            found += [(row, line.label) for row in own]
-    return found
+            rows = [run_set.rows[run_id] for run_id in series.run_ids]
+            rows.sort(key=lambda row: (row["level"] or 0, row["seed"] or 0))
+            selected += [(row, series.label) for row in rows]
+    return selected
 
 
-def default_selection(view: RunSet) -> list[str]:
-    """What is worth a look before anything is chosen: the dense network, and the criteria under the paper's actions."""
-    rows, lines = view
-    first = {key: rows[line.run_ids[0]] for key, line in lines.items()}
+def default_selection(run_set: RunSet) -> list[str]:
+    """Return the series shown first: a dense network, then criteria under the paper's actions (rewind, zero)."""
+    rows, all_series = run_set
+    first = {key: rows[series.run_ids[0]] for key, series in all_series.items()}
     dense = [key for key, row in first.items() if row["level"] == 0]
-    usual = [key for key, row in first.items() if row["trained"] and _actions(row) == ("rewind", "zero")]
-    usual.sort(key=lambda key: (-len(lines[key].run_ids), _place(first[key])))
-    return list(dict.fromkeys([*dense[:1], *usual, *lines]))[:DEFAULT_CRITERIA]
+    standard = [key for key, row in first.items() if row["trained"] and _actions(row) == ("rewind", "zero")]
+    standard.sort(key=lambda key: (-len(all_series[key].run_ids), _criterion_order(first[key])))
+    return list(dict.fromkeys([*dense[:1], *standard, *all_series]))[:DEFAULT_CRITERIA]
 
 
 def _actions(row: Row) -> tuple[Value, Value]:
     return row.get("mask1"), row.get("mask0")
 
 
-def _place(row: Row) -> int:
-    """Of a criterion, in the paper's order; of others, behind them."""
+def _criterion_order(row: Row) -> int:
+    """Return the position of a criterion in the paper's order; other criteria come last."""
     names = list(STYLES)
     return names.index(str(row["criterion"])) if row["criterion"] in STYLES else len(names)
 
 
-def runs_page(runs: Sequence[Labelled], sort: str, descending: bool, page: int) -> dict[str, Any]:
-    """A page of a table, sorted; what has no value comes last. Raises UserError for a column that there is not."""
+def runs_page(runs: Sequence[LabeledRow], sort: str, descending: bool, page: int) -> dict[str, Any]:
+    """Return one page of the sorted table; missing values come last. Raises UserError for an unknown column."""
     if sort not in COLUMNS:
-        raise UserError("there is no such column.")
+        raise UserError("unknown column.")
 
-    def key(run: Labelled) -> tuple[bool, float, str]:
+    def key(run: LabeledRow) -> tuple[bool, float, str]:
         return _sort_key(run[1] if sort == "treatment" else run[0].get(sort), descending)
 
     ordered = sorted(runs, key=key, reverse=descending)
-    shown = [row | {"treatment": label} for row, label in ordered[page * PAGE : (page + 1) * PAGE]]
+    shown = [row | {"treatment": label} for row, label in ordered[page * PAGE_ROWS : (page + 1) * PAGE_ROWS]]
     cells = [[_cell(row.get(name)) for name in TABLE] for row in shown]
-    return {"total": len(runs), "page": page, "pages": -(-len(runs) // PAGE), "rows": cells}
+    return {"total": len(runs), "page": page, "pages": -(-len(runs) // PAGE_ROWS), "rows": cells}
 
 
 def _sort_key(value: Value, descending: bool) -> tuple[bool, float, str]:
+    # `sorted(reverse=True)` reverses this key too, so the flag is inverted to keep missing values last.
     missing = value is None
     number = float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
     return missing != descending, number, value if isinstance(value, str) else ""
@@ -168,27 +169,32 @@ def _cell(value: Value) -> Value:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def runs_csv(runs: Sequence[Labelled]) -> str:
-    """Every column of these runs."""
+def runs_csv(runs: Sequence[LabeledRow]) -> str:
+    """Return runs as CSV with every column."""
     return to_csv([row | {"treatment": label} for row, label in runs])
 
 
-def metric_plot(view: RunSet, keys: Sequence[str], metric: Metric) -> dict[str, Any]:
-    """A Plotly figure: mean over seeds against weights remaining, and its 95% t-interval, a line a treatment."""
-    # In the order in which they were chosen: one more leaves the looks of the others as they are.
-    wanted = {key: view.lines[key] for key in keys if key in view.lines}
-    if len(wanted) > MAX_SERIES:
-        raise UserError(f"{len(wanted)} treatments are too many for one plot: choose up to {MAX_SERIES}.")
-    drawn = assign_styles([line.label for line in wanted.values()])
-    found = [(line, _points([view.rows[run_id] for run_id in line.run_ids], metric)) for line in wanted.values()]
-    least = min((point.remaining for _, points in found for point in points), default=100.0)
-    traces = [trace for line, points in found if points for trace in _traces(line, points, drawn[line.label], least)]
+def metric_plot(run_set: RunSet, keys: Sequence[str], metric: Metric) -> dict[str, Any]:
+    """Return a Plotly figure: mean over seeds with 95% t-interval against weights remaining, one curve per series."""
+    # In the order of selection: adding a series does not change the styles of the others.
+    selected = [run_set.series[key] for key in dict.fromkeys(keys) if key in run_set.series]
+    if len(selected) > MAX_SERIES:
+        raise UserError(f"{len(selected)} treatments are too many for one plot: choose up to {MAX_SERIES}.")
+    styles = assign_styles([series.label for series in selected])
+    curves = [(series, _points([run_set.rows[run_id] for run_id in series.run_ids], metric)) for series in selected]
+    least = min((point.remaining for _, points in curves for point in points), default=100.0)
+    traces = [
+        trace for series, points in curves if points for trace in _traces(series, points, styles[series.label], least)
+    ]
     return {"data": traces, "layout": _layout(metric)}
 
 
 @dataclass(frozen=True)
 class _Point:
+    """Mean over the seeds of one level."""
+
     remaining: float
+    """Weights remaining, in percent."""
     n: int
     mean: float
     low: float | None
@@ -210,55 +216,57 @@ def _points(rows: Sequence[Row], metric: Metric) -> list[_Point]:
     return points
 
 
-def _traces(line: Series, points: Sequence[_Point], look: LineStyle, least: float) -> list[dict[str, Any]]:
-    """A treatment's line and band; of a network that nothing is pruned from, its mean across the plot."""
+def _traces(series: Series, points: Sequence[_Point], style: LineStyle, least: float) -> list[dict[str, Any]]:
+    """Return the curve and the interval band of a series; a dense network is a horizontal line down to `least`."""
     across = [replace(points[0], remaining=least)] if [point.level for point in points] == [0] else []
-    colour, points = look.colour, [*points, *across]
+    color, _, line = style
+    points = [*points, *across]
     banded = [point for point in points if point.low is not None and point.high is not None]
     trace = {
         "x": [point.remaining for point in points],
         "y": [point.mean for point in points],
-        "name": line.label,
-        "uid": line.key,
-        "legendgroup": line.key,
+        "name": series.label,
+        "uid": series.key,
+        "legendgroup": series.key,
         "mode": "lines" if across else "lines+markers",
-        "line": {"color": colour, "dash": "dot" if across else _dash(look.line), "width": 2},
-        **({} if across else {"marker": {"color": colour, "size": 7, "symbol": "circle"}}),
+        "line": {"color": color, "dash": "dot" if across else _dash(line), "width": 2},
+        **({} if across else {"marker": {"color": color, "size": 7, "symbol": "circle"}}),
         "text": [
-            f"<b>{escape_text(line.label)}</b><br>{_hover(point if not across else points[0])}" for point in points
+            f"<b>{escape_text(series.label)}</b><br>{_hover(point if not across else points[0])}" for point in points
         ],
         "hovertemplate": "%{text}<extra></extra>",
     }
     band = {
         "x": [point.remaining for point in [*banded, *reversed(banded)]],
         "y": [point.low for point in banded] + [point.high for point in reversed(banded)],
-        "uid": f"{line.key}-band",
-        "legendgroup": line.key,
+        "uid": f"{series.key}-band",
+        "legendgroup": series.key,
         "showlegend": False,
         "mode": "lines",
         "line": {"width": 0},
         "fill": "toself",
-        "fillcolor": _transparent(colour),
+        "fillcolor": _transparent(color),
         "hoverinfo": "skip",
     }
     return [band, trace] if len(banded) > 1 else [trace]
 
 
 def _hover(point: _Point) -> str:
-    said = f"{format_percent(point.remaining)}% remaining, level {point.level}<br>mean {point.mean:.5g}, n = {point.n}"
+    text = f"{format_percent(point.remaining)}% remaining, level {point.level}<br>mean {point.mean:.5g}, n = {point.n}"
     if point.low is None or point.high is None:
-        return said
-    return f"{said}<br>95% interval {point.low:.5g} to {point.high:.5g}"
+        return text
+    return f"{text}<br>95% interval {point.low:.5g} to {point.high:.5g}"
 
 
-def _transparent(colour: str) -> str:
-    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+def _transparent(color: str) -> str:
+    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.14)"
 
 
 def _dash(line: str | tuple[int, tuple[float, ...]]) -> str:
     if isinstance(line, str):
         return "solid"
+    # Matplotlib's on-off patterns, by number of entries and length of the first dash.
     return {2: "dash" if line[1][0] > 2 else "dot"}.get(len(line[1]), "dashdot")
 
 

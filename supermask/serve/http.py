@@ -1,9 +1,7 @@
-"""What a request has to be before anything looks at it, and what every answer says: a page for this machine alone.
+"""HTTP layer of the dashboard: middleware that protects a server on localhost, and its templates and static files.
 
-A page of another site can make a browser ask 127.0.0.1: it is told nothing (its Host is refused under DNS rebinding,
-and no answer may be read, embedded or framed by it).
-
-The page's own files: templates, scripts and styles, the report's and Plotly's. Read once, kept in memory.
+Any web site can make a browser send requests to 127.0.0.1. Under DNS rebinding its Host header is foreign and refused;
+otherwise the response headers forbid the site to read, embed or frame the answer.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOST = re.compile(rb"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
-"""Any port: a tunnel may end at another one."""
+"""Allowed Host headers. Any port is allowed, because an SSH tunnel may end at another one."""
 
 METHODS = ("GET", "HEAD")
 
@@ -33,7 +31,7 @@ POLICY = "; ".join(
         "script-src 'self'",
         "connect-src 'self'",
         "img-src 'self' data: blob:",
-        # Plotly makes style elements.
+        # Plotly creates style elements.
         "style-src 'self' 'unsafe-inline'",
         "base-uri 'none'",
         "form-action 'none'",
@@ -49,20 +47,23 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-"""Of every answer, refusals included."""
+"""Headers of every response, errors included."""
 
 NO_STORE = "no-store"
-"""Cache-Control of an answer that says nothing else."""
+"""Cache-Control of responses that set none."""
 
 
 class LocalhostMiddleware:
-    """Around an application: refuses other hosts (421) and methods (405), and adds `HEADERS` to every answer."""
+    """ASGI middleware: refuses foreign hosts (421) and methods that write (405), adds `HEADERS` to every response.
+
+    Starlette's TrustedHostMiddleware accepts several Host headers and no IPv6 address, so the check is done here.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection."""
+        """Handle one request."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -70,18 +71,18 @@ class LocalhostMiddleware:
             await send({"type": "websocket.close", "code": 1008})
             return
 
-        async def guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = _add_headers(message.get("headers", []))
             await send(message)
 
         if not _is_localhost([value for name, value in scope["headers"] if name == b"host"]):
-            await _refuse(guarded, 421, "This page is at 127.0.0.1 or localhost, and under no other name.\n")
+            await _refuse(send_with_headers, 421, "This page is served at 127.0.0.1 or localhost only.\n")
         elif scope["method"] not in METHODS:
             allow = (b"allow", ", ".join(METHODS).encode())
-            await _refuse(guarded, 405, "This page can be read, and nothing else.\n", allow)
+            await _refuse(send_with_headers, 405, "This page is read-only: use GET or HEAD.\n", allow)
         else:
-            await self._app(scope, receive, guarded)
+            await self._app(scope, receive, send_with_headers)
 
 
 def _is_localhost(hosts: list[bytes]) -> bool:
@@ -89,17 +90,18 @@ def _is_localhost(hosts: list[bytes]) -> bool:
 
 
 def _add_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    # Replaced rather than appended: a browser joins duplicates of these headers in different ways.
     kept = [(name, value) for name, value in headers if name.decode().lower() not in HEADERS]
-    ours = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+    added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
     if not any(name.lower() == b"cache-control" for name, _ in kept):
-        ours.append((b"cache-control", NO_STORE.encode()))
-    return kept + ours
+        added.append((b"cache-control", NO_STORE.encode()))
+    return kept + added
 
 
 async def _refuse(send: Send, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
-    length = (b"content-length", str(len(text)).encode())
-    kind = (b"content-type", b"text/plain; charset=utf-8")
-    await send({"type": "http.response.start", "status": status, "headers": [kind, length, *headers]})
+    content_length = (b"content-length", str(len(text)).encode())
+    content_type = (b"content-type", b"text/plain; charset=utf-8")
+    await send({"type": "http.response.start", "status": status, "headers": [content_type, content_length, *headers]})
     await send({"type": "http.response.body", "body": text.encode()})
 
 
@@ -108,26 +110,30 @@ MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css"}
 
 @dataclass(frozen=True)
 class StaticFile:
-    """A file that is served as it is."""
+    """A file that is served unchanged."""
 
     content: bytes
     media_type: str
 
     @property
     def version(self) -> str:
-        """Changes with its content: a browser keeps a file for as long as it is this one."""
+        """Hash of the content. It is part of the address, so browsers fetch a changed file again."""
         return hashlib.sha256(self.content).hexdigest()[:12]
 
 
 class StaticAssets:
-    """Everything that is served without looking at the store."""
+    """Scripts, style sheets and templates, read once and kept in memory.
+
+    They come from three packages (this one, the static report, plotly), which Starlette's StaticFiles would serve with
+    everything else in their folders.
+    """
 
     def __init__(self) -> None:
         folder = resources.files("supermask.serve").joinpath("static")
-        found = {file.name: file.read_bytes() for file in folder.iterdir() if Path(file.name).suffix in MEDIA_TYPES}
-        found["plotly.min.js"] = plotly_script().encode()
-        found |= {name: read_asset(name).encode() for name in (*SCRIPTS, STYLE)}
-        self.static = {name: StaticFile(content, MEDIA_TYPES[Path(name).suffix]) for name, content in found.items()}
+        files = {file.name: file.read_bytes() for file in folder.iterdir() if Path(file.name).suffix in MEDIA_TYPES}
+        files["plotly.min.js"] = plotly_script().encode()
+        files |= {name: read_asset(name).encode() for name in (*SCRIPTS, STYLE)}
+        self.static = {name: StaticFile(content, MEDIA_TYPES[Path(name).suffix]) for name, content in files.items()}
         self._templates = Environment(
             loader=PackageLoader("supermask.serve"),
             autoescape=True,
@@ -139,5 +145,5 @@ class StaticAssets:
         self._templates.globals["static"] = lambda name: f"/static/{name}?v={versions[name]}"
 
     def page(self, template: str, **values: Any) -> str:
-        """A page as HTML; every value is escaped."""
+        """Render a template as HTML; every value is escaped."""
         return self._templates.get_template(template).render(**values)

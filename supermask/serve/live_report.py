@@ -1,4 +1,4 @@
-"""The report over the studies of a store, made again in a thread of its own when their runs have changed."""
+"""Report on the studies of a store, rebuilt in a background thread when their runs have changed."""
 
 from __future__ import annotations
 
@@ -23,106 +23,108 @@ from supermask.store.rows import plan_rows
 from supermask.study.plan import Plan
 
 REST_FACTOR = 4.0
-"""It rests so many times as long as it took: making it takes at most a fifth of a core from what is trained."""
-
+"""Pause after a build, as a multiple of its duration: building then takes at most a fifth of a core from training."""
 
 MADE_BY = "supermask serve"
 
 
 @dataclass(frozen=True)
 class ReportParts:
-    """A report in parts, each with a revision that changes with it."""
+    """Report in parts; the revision of a part changes with its content, so that browsers fetch only changed parts."""
 
     contents: str = ""
     sections: Mapping[str, str] = field(default_factory=dict)
-    """Id -> HTML, in the order of the page."""
+    """Section id -> HTML, in the order of the page."""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """Id -> a figure, a study file, or a table."""
+    """Id -> Plotly figure, study file, or table."""
     revisions: Mapping[str, Any] = field(default_factory=lambda: {"contents": "", "sections": {}, "data": {}})
 
 
 class LiveReport:
-    """The latest report, and when it has to be made again."""
+    """Latest report of a store. `update` rebuilds it if needed; reading is safe from any thread."""
 
-    def __init__(self, shelf: CachedStore) -> None:
-        self._shelf = shelf
+    def __init__(self, store: CachedStore) -> None:
+        self._store = store
         self.parts = ReportParts()
         self.error = ""
-        """Why it is not there, or not up to date."""
-        self._of: tuple[Any, ...] = ()
-        """What the latest one was made of."""
-        self._next = float("-inf")
-        self._making = threading.Lock()
-        self._remembered: dict[tuple[str, int], tuple[int, StudySection]] = {}
-        self._texts: dict[tuple[str, str], str] = {}
+        """Reason why the report is missing or out of date; empty if it is current."""
+        self._inputs: tuple[Any, ...] = ()
+        """Store revision and study keys of the latest build."""
+        self._next_build = float("-inf")
+        """Monotonic time before which no build starts."""
+        self._building = threading.Lock()
+        self._sections: dict[tuple[str, int], tuple[int, StudySection]] = {}
+        """(section id, id of the plan) -> (signature of its rows, section)."""
+        self._json: dict[tuple[str, str], str] = {}
+        """(name, revision) of a part -> its JSON."""
 
-    def update(self, known: Sequence[StoredStudy]) -> None:
-        """Begins to make it again, if anything has changed and it has not just been made."""
-        of = (self._shelf.revision, tuple(study.key for study in known))
-        if of == self._of or time.monotonic() < self._next or not self._making.acquire(blocking=False):
+    def update(self, studies: Sequence[StoredStudy]) -> None:
+        """Start a build in a thread if runs or studies have changed, none is in progress, and the pause is over."""
+        inputs = (self._store.revision, tuple(study.key for study in studies))
+        if inputs == self._inputs or time.monotonic() < self._next_build or not self._building.acquire(blocking=False):
             return
-        threading.Thread(target=self._build, args=(known, of), daemon=True).start()
+        threading.Thread(target=self._build, args=(studies, inputs), daemon=True).start()
 
     def data(self, name: str) -> str | None:
-        """A figure, a table or a study file as JSON; None: there is none of that name."""
+        """Return a figure, table or study file as JSON; None if the report has no part of that name."""
         parts = self.parts
         if name not in parts.data:
             return None
         key = (name, parts.revisions["data"][name])
-        if key not in self._texts:
+        if key not in self._json:
             value = parts.data[name]
             text = json.dumps(value.data() if isinstance(value, Table) else value, allow_nan=False)
-            self._texts = {old: kept for old, kept in self._texts.items() if old[0] != name} | {key: text}
-        return self._texts[key]
+            self._json = {old: text for old, text in self._json.items() if old[0] != name} | {key: text}
+        return self._json[key]
 
-    def _build(self, known: Sequence[StoredStudy], of: tuple[Any, ...]) -> None:
-        began = time.monotonic()
+    def _build(self, studies: Sequence[StoredStudy], inputs: tuple[Any, ...]) -> None:
+        start = time.monotonic()
         try:
-            self._gather(known)
+            self.parts = self._build_parts(studies)
+            self.error = ""
         except (UserError, SystemFailure) as error:
             self.error = f"The report cannot be made: {error}"
         finally:
-            # After a fault of ours as well: what failed is not tried again until something has changed.
-            self._of = of
-            self._next = time.monotonic() + REST_FACTOR * (time.monotonic() - began)
-            self._making.release()
+            # Also after an unexpected exception: a build that failed is repeated only when its inputs change.
+            self._inputs = inputs
+            self._next_build = time.monotonic() + REST_FACTOR * (time.monotonic() - start)
+            self._building.release()
 
-    def _gather(self, known: Sequence[StoredStudy]) -> None:
-        plans = [study.plan for study in known if study.plan is not None]
-        found = [(plan, *plan_rows(plan, self._shelf)) for plan in plans]
-        begun = [each for each in found if any(row["status"] != "to_do" for row in each[1])]
-        if begun:
-            report = build_report(begun, evaluate_claims_for(begun), self._shelf, MADE_BY, part_of=self._part)
-            self.parts = self._parts(report, [_signature(rows) for _, rows, _ in begun])
-        else:
-            self.parts = ReportParts()
-        self.error = ""
+    def _build_parts(self, studies: Sequence[StoredStudy]) -> ReportParts:
+        plans = [study.plan for study in studies if study.plan is not None]
+        collected = [(plan, *plan_rows(plan, self._store)) for plan in plans]
+        started = [study for study in collected if any(row["status"] != "to_do" for row in study[1])]
+        if not started:
+            return ReportParts()
+        report = build_report(started, evaluate_claims_for(started), self._store, MADE_BY, part_of=self._section)
+        return self._parts(report, [_signature(rows) for _, rows, _ in started])
 
-    def _part(self, part_id: str, plan: Plan, rows: list[Row], store: Store) -> StudySection:
-        """A study's part; the one from before, if none of its runs has ended since."""
-        signature, key = _signature(rows), (part_id, id(plan))
-        if self._remembered.get(key, (None,))[0] != signature:
-            self._remembered[key] = (signature, build_study_section(part_id, plan, rows, store))
-        return self._remembered[key][1]
+    def _section(self, section_id: str, plan: Plan, rows: list[Row], store: Store) -> StudySection:
+        """Return the section of a study; the cached one if no run of the study has ended since."""
+        signature, key = _signature(rows), (section_id, id(plan))
+        if self._sections.get(key, (None,))[0] != signature:
+            self._sections[key] = (signature, build_study_section(section_id, plan, rows, store))
+        return self._sections[key][1]
 
     def _parts(self, report: Report, signatures: Sequence[int]) -> ReportParts:
         html = sections(report)
         data: dict[str, Any] = {}
         revisions: dict[str, str] = {}
-        for part, signature in zip(report.studies, signatures, strict=True):
-            own: dict[str, Any] = {plot.id: plot.figure for plot in part.plots}
-            own |= {table.id: table for table in part.tables} | {f"{part.id}-file": part.file}
-            data |= own
-            revisions |= dict.fromkeys(own, f"{signature & 0xFFFFFFFFFFFF:x}")
-        told = {
+        for section, signature in zip(report.studies, signatures, strict=True):
+            parts: dict[str, Any] = {plot.id: plot.figure for plot in section.plots}
+            parts |= {table.id: table for table in section.tables} | {f"{section.id}-file": section.file}
+            data |= parts
+            # 48 bits of the hash, without its sign.
+            revisions |= dict.fromkeys(parts, f"{signature & 0xFFFFFFFFFFFF:x}")
+        page_revisions = {
             "contents": _hash(table_of_contents(report)),
             "sections": {name: _hash(text) for name, text in html.items()},
         }
-        return ReportParts(table_of_contents(report), html, data, {**told, "data": revisions})
+        return ReportParts(table_of_contents(report), html, data, {**page_revisions, "data": revisions})
 
 
 def _signature(rows: Sequence[Row]) -> int:
-    """What a study's numbers depend on: which runs have ended, and how. Runs themselves do not change."""
+    """Hash ids and statuses of runs: the numbers of a study depend on nothing else, because runs do not change."""
     return hash(tuple((row["id"], row["status"]) for row in rows))
 
 

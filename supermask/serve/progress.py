@@ -1,6 +1,6 @@
-"""What the page asks for every two seconds: how far studies are, what is going on, and which parts have changed.
+"""Progress of commands and studies as JSON, from the notes that `supermask run` writes into the store.
 
-What commands are doing to a store at this moment, from their notes: half of one that was killed is no news.
+The page polls it every two seconds. Notes that do not fit their model are ignored: a killed command may leave one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from supermask.serve.studies import StoredStudy, study_progress
 from supermask.store.files.notes import NAME, Note
 
 STALE_SECONDS = 30.0
-"""Seconds after which a command that said nothing more is not running any more."""
+"""Seconds without an update after which a command counts as interrupted."""
 
-MOST_FAILURES = 20
-MOST_POINTS = 240
-"""Of a curve in flight: more than a small plot has pixels."""
+MAX_FAILURES = 20
+
+MAX_POINTS = 240
+"""Points of a live curve: more than its plot has pixels."""
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Number
@@ -45,7 +46,7 @@ class ActiveRun(_NoteModel):
 
 
 class FailedRun(_NoteModel):
-    """A run that did not end well, and why."""
+    """A run that failed, with the reason."""
 
     run: RunId
     status: str
@@ -53,7 +54,7 @@ class FailedRun(_NoteModel):
 
 
 class CommandProgress(_NoteModel):
-    """What a command wrote down of itself."""
+    """Progress note of a command. Times are Unix times in seconds."""
 
     studies: list[str]
     state: str
@@ -71,7 +72,7 @@ class CommandProgress(_NoteModel):
 
 
 class LiveCurve(_NoteModel):
-    """The validation curve of a run in flight."""
+    """Validation curve of a run that is being trained; `of` is its number of iterations."""
 
     run: RunId
     of: Count
@@ -82,28 +83,27 @@ class LiveCurve(_NoteModel):
 
 @dataclass(frozen=True)
 class RunningCommand:
-    """A command, as a reader is told of it."""
+    """A command and its state."""
 
     progress: CommandProgress
     state: str
-    """`running`, `interrupted` (it was, and says nothing more), `ended`, `stopped` or `failed`."""
+    """`running`, `interrupted` (no update, or its process is gone), `ended`, `stopped` or `failed`."""
 
 
 def running_commands(notes: Mapping[str, Note], now: float) -> list[RunningCommand]:
-    """The commands that are of interest: of each choice of studies the last, unless it ended with nothing to tell.
+    """Return the latest command per set of studies, without those that ended without a failure.
 
-    Notes that are none of `supermask run` are passed over. The running ones come first, then the latest.
+    Running commands come first, then the most recent. Notes that do not fit `CommandProgress` are ignored.
     """
     latest: dict[tuple[str, ...], RunningCommand] = {}
     for note in notes.values():
         with suppress(ValidationError):
             progress = CommandProgress.model_validate(note)
             key = tuple(progress.studies)
-            told = RunningCommand(progress, _state(progress, now))
             if key not in latest or progress.updated >= latest[key].progress.updated:
-                latest[key] = told
-    found = [each for each in latest.values() if each.state != "ended" or each.progress.failures]
-    return sorted(found, key=lambda each: (each.state != "running", -each.progress.updated))
+                latest[key] = RunningCommand(progress, _state(progress, now))
+    shown = [command for command in latest.values() if command.state != "ended" or command.progress.failures]
+    return sorted(shown, key=lambda command: (command.state != "running", -command.progress.updated))
 
 
 def _state(progress: CommandProgress, now: float) -> str:
@@ -113,11 +113,11 @@ def _state(progress: CommandProgress, now: float) -> str:
 
 
 def _is_alive(progress: CommandProgress) -> bool:
-    """Whether the process is there, as far as this machine can tell."""
+    """True if the process exists; assumed for another host, whose processes cannot be seen."""
     if progress.host != platform.node() or progress.pid <= 0:
         return progress.pid > 0
     try:
-        os.kill(progress.pid, 0)  # signal 0 asks, and does nothing
+        os.kill(progress.pid, 0)  # signal 0 only checks that the process exists
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
@@ -126,70 +126,78 @@ def _is_alive(progress: CommandProgress) -> bool:
 
 
 def live_curves(notes: Mapping[str, Note], runs: Sequence[str]) -> dict[str, LiveCurve]:
-    """Run id -> its curve so far, of these runs."""
-    found = {}
+    """Return run id -> validation curve so far, for those of `runs` that have a valid note."""
+    curves = {}
     for run_id in runs:
         with suppress(KeyError, ValidationError):
             curve = LiveCurve.model_validate(notes[run_id])
             lengths = {len(curve.iterations), len(curve.validation_loss), len(curve.validation_accuracy)}
             if curve.run == run_id and len(lengths) == 1:
-                found[run_id] = _thinned(curve)
-    return found
+                curves[run_id] = _thin(curve)
+    return curves
 
 
-def _thinned(curve: LiveCurve) -> LiveCurve:
-    """The same curve with no more points than can be seen; the last one always."""
-    step = -(-len(curve.iterations) // MOST_POINTS) or 1
+def _thin(curve: LiveCurve) -> LiveCurve:
+    """Return every n-th point of a curve, at most `MAX_POINTS`, always including the last."""
+    step = -(-len(curve.iterations) // MAX_POINTS) or 1
     if step == 1:
         return curve
     last = len(curve.iterations) - 1
-    places = [place for place in range(len(curve.iterations)) if place % step == last % step]
+    indices = [index for index in range(len(curve.iterations)) if index % step == last % step]
     columns = ("iterations", "validation_loss", "validation_accuracy")
-    return curve.model_copy(update={name: [getattr(curve, name)[place] for place in places] for name in columns})
+    return curve.model_copy(update={name: [getattr(curve, name)[index] for index in indices] for name in columns})
 
 
 MAX_MESSAGE_CHARS = 2_000
-"""Characters of a message that are shown: a traceback of its own is no news."""
+"""Characters of a message that are sent to the page."""
 
 Payload = dict[str, Any]
 
 
 def status_payload(
-    shelf: CachedStore,
-    known: Sequence[StoredStudy],
-    going_on: Sequence[RunningCommand],
+    store: CachedStore,
+    studies: Sequence[StoredStudy],
+    commands: Sequence[RunningCommand],
     curves: Mapping[str, LiveCurve],
     now: float,
 ) -> Payload:
-    """Plain data for JSON. Texts are as they were given: the page sets them as text, never as markup."""
-    labels = {run_id: label for study in known for run_id, label in study.labels.items()}
-    reading = shelf.load_progress
+    """Return the payload of `/live.json`. Strings are not escaped: the page inserts them as text, never as HTML."""
+    labels = {run_id: label for study in studies for run_id, label in study.labels.items()}
+    reading = store.load_progress
     return {
         "reading": None if reading is None else {"read": reading[0], "of": reading[1]},
-        "trouble": shelf.error,
-        "runs": len(shelf.rows),
-        "damaged": list(shelf.damaged.values())[:MOST_FAILURES],
-        "studies": [_study_status(study, shelf) for study in known],
-        "commands": [_command_status(command, shelf, known, labels, curves, now) for command in going_on],
+        "trouble": store.error,
+        "runs": len(store.rows),
+        "damaged": list(store.damaged.values())[:MAX_FAILURES],
+        "studies": [_study_status(study, store) for study in studies],
+        "commands": [_command_status(command, store, studies, labels, curves, now) for command in commands],
     }
 
 
-def _study_status(study: StoredStudy, shelf: CachedStore) -> Payload:
-    told: Payload = {"key": study.key, "name": study.name, "title": "", "why_not": study.error}
+def _study_status(study: StoredStudy, store: CachedStore) -> Payload:
+    payload: Payload = {"key": study.key, "name": study.name, "title": "", "why_not": study.error}
     if study.plan is None:
-        return told | {"total": 0, "done": 0, "counts": ""}
-    far = study_progress(study.plan, shelf.rows)
-    bad = [f"{count:,} {COLUMN_TITLES.get(status, status)}" for status, count in sorted(far.by_status.items())]
-    kept = [text for text in bad if not text.endswith((" finished", " to do"))]
-    subject = f"{next(iter(study.plan.runs.values())).network} on {study.plan.study.dataset}"
-    title = study.plan.study.title
-    return told | {"title": title, "subject": subject, "total": far.total, "done": far.done, "counts": ", ".join(kept)}
+        return payload | {"total": 0, "done": 0, "counts": ""}
+    progress = study_progress(study.plan, store.rows)
+    # The page draws finished runs as a bar; the other statuses are text beside it.
+    counts = [
+        f"{count:,} {COLUMN_TITLES.get(status, status)}"
+        for status, count in sorted(progress.by_status.items())
+        if status not in ("finished", "to_do")
+    ]
+    return payload | {
+        "title": study.plan.study.title,
+        "subject": f"{next(iter(study.plan.runs.values())).network} on {study.plan.study.dataset}",
+        "total": progress.total,
+        "done": progress.done,
+        "counts": ", ".join(counts),
+    }
 
 
 def _command_status(
     command: RunningCommand,
-    shelf: CachedStore,
-    known: Sequence[StoredStudy],
+    store: CachedStore,
+    studies: Sequence[StoredStudy],
     labels: Mapping[str, str],
     curves: Mapping[str, LiveCurve],
     now: float,
@@ -199,7 +207,7 @@ def _command_status(
     left = progress.seconds_left
     return {
         "studies": progress.studies,
-        "names": [study.name for study in known if study.key in progress.studies],
+        "names": [study.name for study in studies if study.key in progress.studies],
         "state": command.state,
         "message": progress.message[:MAX_MESSAGE_CHARS],
         "tasks": progress.tasks,
@@ -209,23 +217,23 @@ def _command_status(
         "time_left": format_duration(left) if running and left is not None and left >= 0 else "",
         "since": format_duration(max(now - progress.updated, 0.0)),
         "in_flight": [
-            _in_flight(each.run, now - each.since, known, labels, curves) for each in progress.in_flight if running
+            _in_flight(active.run, now - active.since, studies, labels, curves)
+            for active in progress.in_flight
+            if running
         ],
-        "failures": [_failure(each.run, each.status, each.message, shelf, labels) for each in progress.failures][
-            -MOST_FAILURES:
-        ],
-        "more_failures": max(len(progress.failures) - MOST_FAILURES, 0),
+        "failures": [_failure(failed, store, labels) for failed in progress.failures[-MAX_FAILURES:]],
+        "more_failures": max(len(progress.failures) - MAX_FAILURES, 0),
     }
 
 
 def _in_flight(
     run_id: str,
     seconds: float,
-    known: Sequence[StoredStudy],
+    studies: Sequence[StoredStudy],
     labels: Mapping[str, str],
     curves: Mapping[str, LiveCurve],
 ) -> Payload:
-    run = next((study.plan.runs[run_id] for study in known if study.plan and run_id in study.plan.runs), None)
+    run = next((study.plan.runs[run_id] for study in studies if study.plan and run_id in study.plan.runs), None)
     curve = curves.get(run_id)
     return {
         "run": run_id,
@@ -237,11 +245,11 @@ def _in_flight(
     }
 
 
-def _failure(run_id: str, status: str, message: str, shelf: CachedStore, labels: Mapping[str, str]) -> Payload:
+def _failure(failed: FailedRun, store: CachedStore, labels: Mapping[str, str]) -> Payload:
     return {
-        "run": run_id,
-        "label": labels.get(run_id, ""),
-        "status": status[:100],
-        "message": message[:MAX_MESSAGE_CHARS],
-        "stored": shelf.has(run_id),
+        "run": failed.run,
+        "label": labels.get(failed.run, ""),
+        "status": failed.status[:100],
+        "message": failed.message[:MAX_MESSAGE_CHARS],
+        "stored": store.has(failed.run),
     }

@@ -1,6 +1,7 @@
-"""One run: its facts in groups, its parents and children, its certificate, its masks. Plain data for the page.
+"""Page of one run as plain data: facts, ancestors and children, certificate, masks; masks as PNG images.
 
-Masks as pictures: PNG images of arrays, one pixel a value, as large as they are; the page scales them.
+Mask arrays have the shape of the weights: (out, in) or (out, in, height, width). An image has one pixel per value; the
+page scales it.
 """
 
 from __future__ import annotations
@@ -27,38 +28,43 @@ from supermask.store.tables import COLUMNS
 from supermask.study.run import Run
 
 KEPT, PRUNED = (11, 60, 122), (240, 242, 246)
-"""Dark blue and nearly white: in dark surroundings as well, the picture has a ground of its own."""
+"""RGB colors, dark blue and near white: readable on the light and on the dark page."""
 
-WHITE, DEEP = np.array([255.0, 255.0, 255.0]), np.array([10.0, 47.0, 94.0])
+WHITE, DARK_BLUE = np.array([255.0, 255.0, 255.0]), np.array([10.0, 47.0, 94.0])
+"""RGB colors of the shares 0 and 1."""
 
-MOST_PIXELS = 4_000_000
+MAX_PIXELS = 4_000_000
+"""Pixels of an image; larger masks are drawn with every n-th row and column."""
 
 
 def mask_png(mask: NDArray[np.bool_]) -> bytes:
-    """A mask as PNG: a row a unit, a column an input. Of a convolution a pixel is the kept share of a window."""
+    """Return a mask as PNG: one row per output unit, one column per input.
+
+    A pixel of a convolution is the kept share of its kernel window.
+    """
     if mask.ndim == 4:
         return fraction_png(mask.mean(axis=(2, 3)), 1.0)
-    colours = np.array([PRUNED, KEPT], dtype=np.uint8)
-    return _png(colours[mask.astype(np.uint8)])
+    colors = np.array([PRUNED, KEPT], dtype=np.uint8)
+    return _png(colors[mask.astype(np.uint8)])
 
 
 def pixel_map_png(mask: NDArray[np.bool_], image_shape: tuple[int, int, int]) -> bytes:
-    """How much of each pixel a first layer keeps, as PNG; the darkest is the most. Raises ValueError: see `pixel_map`.
+    """Return the kept share of each input pixel of a first layer as PNG; the largest share is the darkest.
 
-    Source: paper.md section 8.
+    Raises ValueError as `pixel_map` does. Source: Zhou et al. 2019, Sec. 2, Fig. S3.
     """
     share = pixel_map(mask, image_shape)
     return fraction_png(share, float(share.max()) or 1.0)
 
 
 def fraction_png(share: NDArray[np.float64], top: float) -> bytes:
-    """Values from 0 (white) to `top` (dark blue) as PNG."""
+    """Return values from 0 (white) to `top` (dark blue) as PNG."""
     amount = np.clip(share / top, 0.0, 1.0)[..., None]
-    return _png((WHITE + amount * (DEEP - WHITE)).round().astype(np.uint8))
+    return _png((WHITE + amount * (DARK_BLUE - WHITE)).round().astype(np.uint8))
 
 
 def has_pixel_weights(masks: Masks, image_shape: tuple[int, int, int]) -> bool:
-    """Whether the first layer has weights of its own for each pixel."""
+    """True if the first layer is fully connected to the pixels of an image."""
     first = next(iter(masks.values()))
     return first.ndim == 2 and first.shape[1] == int(np.prod(image_shape))
 
@@ -67,13 +73,13 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     height, width = pixels.shape[:2]
-    every = max(1, int(np.ceil((height * width / MOST_PIXELS) ** 0.5)))
+    stride = max(1, int(np.ceil((height * width / MAX_PIXELS) ** 0.5)))
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels[::every, ::every])).save(file, "PNG", optimize=False)
+    Image.fromarray(np.ascontiguousarray(pixels[::stride, ::stride])).save(file, "PNG", optimize=False)
     return file.getvalue()
 
 
-MOST_CHILDREN = 200
+MAX_CHILDREN = 200
 
 RESULTS = (
     *(name for name in COLUMNS if name.startswith(("early_stop", "final_", "initial_"))),
@@ -94,7 +100,7 @@ HIDDEN_COLUMNS = ("id", "parent", "study", "treatment", "certificate", "status",
 
 @dataclass(frozen=True)
 class RunLink:
-    """Another run, as a link."""
+    """Link to another run."""
 
     id: str
     label: str
@@ -102,7 +108,7 @@ class RunLink:
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """A masked tensor of a run."""
+    """One masked tensor of a run, for the table of masks."""
 
     number: int
     name: str
@@ -114,56 +120,56 @@ class LayerSummary:
 
     @property
     def share(self) -> float:
-        """Kept weights of all, in [0, 1]."""
+        """Share of kept weights, in [0, 1]."""
         return self.kept / self.weights
 
 
 @dataclass(frozen=True)
 class RunPage:
-    """All that the page of a run says."""
+    """Content of the page of a run."""
 
     id: str
     label: str
     row: Row
     studies: list[tuple[str, str]]
-    """(study, treatment) for every known study that it belongs to."""
+    """Pairs (study, treatment) of the studies that the run belongs to."""
     facts: dict[str, list[tuple[str, str, str]]]
-    """Heading -> (name, value, what it means)."""
+    """Heading -> triples (name, value, meaning)."""
     parents: list[RunLink]
-    """The nearest first."""
+    """Ancestors, nearest first."""
     children: list[RunLink]
     more_children: int
     certificate: dict[str, list[str]]
-    """Promise -> what breaks it."""
+    """Promise -> violations; empty if it holds."""
     layers: list[LayerSummary]
     pixels: bool
-    """Whether there is a picture of the first layer's pixels."""
+    """True if the first layer has a pixel map."""
     has_curve: bool
     damaged: str
 
 
-def run_page(shelf: CachedStore, run_id: str, studies: list[tuple[str, str]]) -> RunPage:
-    """The page of a run that is on the shelf. Its tensors may be damaged: then all the rest is shown."""
-    row, facts = shelf.rows[run_id], shelf.facts(run_id)
+def run_page(store: CachedStore, run_id: str, studies: list[tuple[str, str]]) -> RunPage:
+    """Collect the page of a run. If its tensors are damaged, the facts are shown without masks and curve."""
+    row, facts = store.rows[run_id], store.facts(run_id)
     damaged, layers, pixels, has_curve = "", [], False, False
     try:
-        entry = shelf.read(run_id)
+        entry = store.read(run_id)
         masks = load_masks(entry)
         layers = list(_layers(masks))
         pixels = has_pixel_weights(masks, DATASETS[facts["dataset"]].image_shape)
         has_curve = len(decode_curve(entry.tensors).iterations) > 1
     except CorruptEntry as damage:
         damaged = str(damage)
-    children = [each for each in shelf.rows.values() if each.get("parent") == run_id]
+    children = [child for child in store.rows.values() if child.get("parent") == run_id]
     return RunPage(
         id=run_id,
         label=run_label(row),
         row=row,
         studies=studies,
         facts=dict(_groups(row)),
-        parents=list(_parents(shelf, row)),
-        children=[RunLink(str(each["id"]), run_label(each)) for each in children[:MOST_CHILDREN]],
-        more_children=max(0, len(children) - MOST_CHILDREN),
+        parents=list(_parents(store, row)),
+        children=[RunLink(str(child["id"]), run_label(child)) for child in children[:MAX_CHILDREN]],
+        more_children=max(0, len(children) - MAX_CHILDREN),
         certificate=facts["certificate"]["checks"],
         layers=layers,
         pixels=pixels,
@@ -173,25 +179,28 @@ def run_page(shelf: CachedStore, run_id: str, studies: list[tuple[str, str]]) ->
 
 
 def run_label(row: Row) -> str:
-    """`large_final, rewind, zero, level 3, seed 0`."""
+    """Return the label of a run, such as `large_final, rewind, zero, level 3, seed 0`."""
     level = f", level {row['level']}" if row["level"] else ""
     return f"{row['treatment']}{level}, seed {row['seed']}"
 
 
 def load_masks(entry: Entry) -> Masks:
-    """Its masks as arrays; all ones of a network that nothing was pruned from. Raises Damaged."""
+    """Return the masks of a run as arrays; all ones for a dense run. Raises CorruptEntry.
+
+    It uses NumPy rather than `api.mask_loading`, which imports torch: the server starts without torch.
+    """
     run = Run.from_data(entry.facts)
-    found = prunable_tensors(run_architecture(run))
+    layers = prunable_tensors(run_architecture(run))
     if run.parent is None and run.learning is None:
-        return {name: np.ones(m.shape, dtype=bool) for name, m in found.items()}
+        return {name: np.ones(layer.shape, dtype=bool) for name, layer in layers.items()}
     try:
-        return {name: unpack(entry.tensors[f"mask/{name}"], m.shape) for name, m in found.items()}
+        return {name: unpack(entry.tensors[f"mask/{name}"], layer.shape) for name, layer in layers.items()}
     except (KeyError, ValueError) as error:
-        raise CorruptEntry(run.id, f"it has no mask that fits its network ({error})") from error
+        raise CorruptEntry(run.id, f"its masks do not fit its network ({error})") from error
 
 
 def loss_curve_plot(entry: Entry) -> dict[str, Any]:
-    """A Plotly figure of the validation loss at every evaluation; another view of it is the accuracy."""
+    """Return a Plotly figure of the validation loss (nats) per evaluation, with the accuracy (%) as a second view."""
     curve = decode_curve(entry.tensors)
     best = entry.facts["metrics"].get("early_stop_iteration")
     loss = [value if np.isfinite(value) else None for value in curve.validation_loss]
@@ -214,30 +223,29 @@ def loss_curve_plot(entry: Entry) -> dict[str, Any]:
             "yaxis": {"title": {"text": title}},
             "showlegend": False,
             "margin": {"l": 64, "r": 16, "t": 16, "b": 48},
-            "shapes": [] if best is None else [_rule(best)],
+            "shapes": [] if best is None else [_vertical_line(best)],
         }
         views.append({"label": label, "data": [trace], "layout": layout})
     return {**views[0], "views": views[1:]}
 
 
-def _rule(x: int) -> dict[str, Any]:
-    """A dotted vertical line."""
+def _vertical_line(x: int) -> dict[str, Any]:
     line = {"dash": "dot", "width": 1, "color": "#888888"}
     return {"type": "line", "xref": "x", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line}
 
 
 def _groups(row: Row) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
     known = {*RESULTS, *TRAINING, *PROVENANCE_COLUMNS, *HIDDEN_COLUMNS}
-    done = tuple(name for name in COLUMNS if name not in known)
+    treatment = tuple(name for name in COLUMNS if name not in known)
     for heading, names in (
         ("Results", RESULTS),
-        ("What was done", done),
+        ("Treatment", treatment),
         ("Training", TRAINING),
-        ("Made by", PROVENANCE_COLUMNS),
+        ("Provenance", PROVENANCE_COLUMNS),
     ):
-        told = [(name, _text(name, row[name]), COLUMNS[name].meaning) for name in names if row.get(name) is not None]
-        if told:
-            yield heading, told
+        facts = [(name, _text(name, row[name]), COLUMNS[name].meaning) for name in names if row.get(name) is not None]
+        if facts:
+            yield heading, facts
 
 
 def _text(name: str, value: Value) -> str:
@@ -252,18 +260,18 @@ def _text(name: str, value: Value) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _parents(shelf: CachedStore, row: Row) -> Iterator[RunLink]:
-    rows: Mapping[str, Row] = shelf.rows
+def _parents(store: CachedStore, row: Row) -> Iterator[RunLink]:
+    rows: Mapping[str, Row] = store.rows
     parent = row.get("parent")
     while parent in rows:
-        own = rows[str(parent)]
-        yield RunLink(str(parent), run_label(own))
-        parent = own.get("parent")
+        parent_row = rows[str(parent)]
+        yield RunLink(str(parent), run_label(parent_row))
+        parent = parent_row.get("parent")
 
 
 def _layers(masks: Masks) -> Iterator[LayerSummary]:
     density, units = layer_densities(masks), unit_connectivity(masks)
     for number, (name, mask) in enumerate(masks.items()):
         shape = " × ".join(map(str, mask.shape))
-        found = units[name]
-        yield LayerSummary(number, name, shape, density[name].weights, density[name].kept, found.units, found.dead)
+        unit = units[name]
+        yield LayerSummary(number, name, shape, density[name].weights, density[name].kept, unit.units, unit.dead)

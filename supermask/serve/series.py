@@ -1,7 +1,7 @@
-"""Which runs of a store belong together, whatever study asked for them: a line, one point a level, one run a seed.
+"""Series of runs across studies: one curve per treatment, with one point per level and one run per seed.
 
-Two runs are of one line if nothing but level and seed tells apart what was done: network, data, recipe, step, learned
-mask, and of their ancestors the dense network's recipe and the mask that was learned.
+Two runs belong to one series if they differ in nothing but level and seed: network, dataset, recipe, step and learned
+mask are equal, and so are the recipe of their dense ancestor and the learned mask of their ancestors.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from supermask.core.text import Row, Value
 from supermask.store.files.entry import RunFacts
 
 KEY_LENGTH = 12
+"""Hexadecimal digits of a series key: 48 bits."""
 
 DISTINGUISHING_COLUMNS = (
     "schedule",
@@ -37,13 +38,13 @@ DISTINGUISHING_COLUMNS = (
     "prune_rate_output",
     "prune_rate_global",
 )
-"""Columns that may tell apart lines of one name, the most telling first."""
+"""Columns that may distinguish series of one treatment, the most informative first."""
 
-RECIPE = (
+RECIPE_COLUMNS = (
     *("optimizer", "lr", "iterations", "batch_size", "weight_decay", "momentum", "warmup", "lr_drops"),
     "evaluate_every",
 )
-"""And those of them that say nothing of an untrained network."""
+"""Further such columns; they do not apply to untrained networks."""
 
 DEFAULT_VALUES: Row = {
     "schedule": "iterative",
@@ -53,69 +54,72 @@ DEFAULT_VALUES: Row = {
     "rewind_to": "start",
     "first_iteration": 0,
 }
-"""What goes without saying."""
+"""Values that a label omits."""
 
 MASK_COLUMNS = ("method", "weights", "rescaled", "start_logit", "confidence")
-"""What tells learned masks apart, the most telling first."""
+"""Settings that distinguish learned masks, the most informative first."""
 
 UNLABELED_COLUMNS = ("schedule", "base", "scope", "optimizer")
-"""Columns whose value needs no name beside it."""
+"""Columns whose value is shown without the column name."""
 
 
 @dataclass(frozen=True)
 class SeriesKey:
-    """What a run's children take over from it, as text: the dense network's recipe, and the last learned mask."""
+    """Series of a run, and what its children inherit, as JSON."""
 
     key: str
-    """Of its line."""
     dense: str
+    """Recipe of the dense ancestor."""
     learned: str
+    """Recipe and settings of the last learned mask; empty without one."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Runs that differ in level and seed alone."""
+    """Runs that differ only in level and seed."""
 
     key: str
     label: str
-    """Unlike those of all other lines of its network and data."""
+    """Unique among the series of its network and dataset."""
     run_ids: tuple[str, ...]
 
 
 def series_keys(facts: Mapping[str, RunFacts]) -> dict[str, SeriesKey]:
-    """Run id -> to which line it belongs, and what it hands down."""
-    found: dict[str, SeriesKey] = {}
-    for run_id in sorted(facts, key=lambda each: int(facts[each]["level"])):
-        own = facts[run_id]
-        before = found.get(own["parent"] or "") or SeriesKey("", "", "")
-        recipe, learning = json.dumps(own["recipe"], sort_keys=True), own.get("learning")
-        learned = json.dumps([recipe, learning], sort_keys=True) if learning else before.learned
-        dense = recipe if own["level"] == 0 else before.dense
-        content = [own["network"], own["dataset"], recipe, _step(own), learning, dense, before.learned]
+    """Return run id -> series key, for runs with all their facts."""
+    keys: dict[str, SeriesKey] = {}
+    # By level, so that parents come before their children.
+    for run_id in sorted(facts, key=lambda run_id: int(facts[run_id]["level"])):
+        run = facts[run_id]
+        parent = keys.get(run["parent"] or "") or SeriesKey("", "", "")
+        recipe, learning = json.dumps(run["recipe"], sort_keys=True), run.get("learning")
+        learned = json.dumps([recipe, learning], sort_keys=True) if learning else parent.learned
+        dense = recipe if run["level"] == 0 else parent.dense
+        content = [run["network"], run["dataset"], recipe, _step(run), learning, dense, parent.learned]
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
-        found[run_id] = SeriesKey(key, dense, learned)
-    return found
+        keys[run_id] = SeriesKey(key, dense, learned)
+    return keys
 
 
 def _step(facts: RunFacts) -> dict[str, Any] | None:
-    """A run's step without what changes from level to level of one treatment."""
+    """Return the step of a run without the settings that change between levels of one treatment."""
     step = facts["step"]
     if step is None:
         return None
     kept = {key: value for key, value in step.items() if key not in ("levels", "rescaled_before", "rewind_to")}
-    # Rewound to iteration k, the levels after the first begin there: for them it is the start.
+    # Under late rewinding to iteration k, level 1 stores rewind_to = k; later levels start at k, so they store "start".
     rewound = "end" if step["rewind_to"] == "end" else facts["first_iteration"]
     return {**kept, "rewound": rewound, "iterative": step["levels"] == 1}
 
 
 def group_series(rows: Mapping[str, Row], ancestry: Mapping[str, SeriesKey]) -> dict[str, Series]:
-    """Key -> line, of runs of one network and one data set; the dense ones first, then by label."""
+    """Group the runs of one network and dataset into series, by key: dense networks first, then sorted by label."""
     members: dict[str, list[str]] = defaultdict(list)
     for run_id in rows:
         members[ancestry[run_id].key].append(run_id)
-    first = {key: min((rows[run_id] for run_id in ids), key=_level) for key, ids in members.items()}
-    labels = _labels({key: _series_settings(row, ancestry[str(row["id"])]) for key, row in first.items()})
-    order = sorted(members, key=lambda key: (first[key]["level"] != 0, labels[key]))
+    # Labels describe the lowest level, whose step has all settings (see `_step`).
+    lowest = {key: min((rows[run_id] for run_id in ids), key=_level) for key, ids in members.items()}
+    labels = _labels({key: _series_settings(row, ancestry[str(row["id"])]) for key, row in lowest.items()})
+    order = sorted(members, key=lambda key: (lowest[key]["level"] != 0, labels[key]))
     return {key: Series(key, labels[key], tuple(members[key])) for key in order}
 
 
@@ -124,41 +128,41 @@ def _level(row: Row) -> int:
 
 
 def _series_settings(row: Row, ancestry: SeriesKey) -> Row:
-    """What can be said of a line: its own columns, then its ancestors' settings."""
-    columns = (*DISTINGUISHING_COLUMNS, *RECIPE) if row["trained"] else DISTINGUISHING_COLUMNS
-    told: Row = {"treatment": row["treatment"]} | {column: row.get(column) for column in columns}
+    """Return the settings of a series: its own columns, then those of its ancestors."""
+    columns = (*DISTINGUISHING_COLUMNS, *RECIPE_COLUMNS) if row["trained"] else DISTINGUISHING_COLUMNS
+    settings: Row = {"treatment": row["treatment"]} | {column: row.get(column) for column in columns}
     if ancestry.learned and not row.get("supermask"):
         recipe, learning = json.loads(ancestry.learned)
         mask = {key: learning.get(key) for key in MASK_COLUMNS} | learning | json.loads(recipe)
-        told |= {f"mask {key}": _plain(value) for key, value in mask.items()}
+        settings |= {f"mask {key}": _plain(value) for key, value in mask.items()}
     dense = {key: _plain(value) for key, value in json.loads(ancestry.dense or "{}").items()}
-    return told | {f"dense {key}": value for key, value in dense.items() if value != row.get(key)}
+    return settings | {f"dense {key}": value for key, value in dense.items() if value != row.get(key)}
 
 
 def _plain(value: Any) -> Value:
     return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
 
 
-def _labels(told: Mapping[str, Row]) -> dict[str, str]:
-    """What each line is called: its treatment, and as little more as tells it from the others of that treatment."""
-    found: dict[str, str] = {}
+def _labels(settings: Mapping[str, Row]) -> dict[str, str]:
+    """Return series key -> label: the treatment, and the fewest settings that distinguish it from equal treatments."""
+    labels: dict[str, str] = {}
     by_treatment: dict[str, list[str]] = defaultdict(list)
-    for key, row in told.items():
+    for key, row in settings.items():
         by_treatment[str(row["treatment"])].append(key)
     for treatment, keys in by_treatment.items():
         names = dict.fromkeys(keys, treatment)
-        columns = dict.fromkeys(column for key in keys for column in told[key])
+        columns = dict.fromkeys(column for key in keys for column in settings[key])
         for column in sorted(columns, key=lambda column: column.startswith("dense ")):
-            longer = {key: f"{name}{_setting_text(column, told[key].get(column))}" for key, name in names.items()}
+            longer = {key: f"{name}{_setting_text(column, settings[key].get(column))}" for key, name in names.items()}
             if len(set(longer.values())) > len(set(names.values())):
                 names = longer
         for number, (key, name) in enumerate(names.items(), start=1):
-            found[key] = name if list(names.values()).count(name) == 1 else f"{name} ({number})"
-    return found
+            labels[key] = name if list(names.values()).count(name) == 1 else f"{name} ({number})"
+    return labels
 
 
 def _setting_text(column: str, value: Value) -> str:
-    """`, adam`, `, lr 0.1`, `, rescaled`, `, untrained`; empty where there is nothing to say."""
+    """Return a setting as part of a label, such as `, adam`, `, lr 0.1` or `, untrained`; empty for a default."""
     if value is None or value == DEFAULT_VALUES.get(column) or value is (column == "trained"):
         return ""
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""A port of this machine, and the application behind it."""
+"""Web server of the dashboard: binds a port of localhost and runs uvicorn."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from supermask.api.runs import open_store
 from supermask.core.errors import SystemFailure, UserError
 
 ADDRESS = "127.0.0.1"
-"""This machine alone: there is no option for another one."""
+"""Loopback only. There is no option for another address, because the dashboard has no authentication."""
 
 PORT = 8080
 
 SHUTDOWN_SECONDS = 2
-"""Seconds that open connections have when the server ends."""
+"""Grace period of open connections when the server ends."""
 
 
 def serve(
@@ -25,9 +25,9 @@ def serve(
     import_criteria: bool = False,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
-    """Shows a store in the browser until Ctrl-C; `say` is told the address. Port 0 takes any that is free.
+    """Serve the dashboard of a store until Ctrl-C. Port 0 takes a free port; `on_ready` is called with the address.
 
-    Raises UserError before anything is served: no such store, or a port that cannot be had.
+    Raises UserError, before anything is served, if there is no such store or if the port cannot be used.
     """
     import uvicorn
 
@@ -49,37 +49,38 @@ def serve(
     try:
         uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:
-        # The way to end it, not a failure.
+        # Ctrl-C is the normal way to end the server.
         pass
     finally:
         listening.close()
 
 
 def bind_socket(port: int) -> socket.socket:
-    """A socket at a port of this machine. Raises UserError naming a free one, where this one cannot be had."""
-    # With its protocol named: otherwise asyncio leaves Nagle's algorithm on, and every answer takes 40 ms.
+    """Bind a listening socket to a port of localhost. Raises UserError, with a free port, if it cannot be used."""
+    # asyncio disables Nagle's algorithm only if the protocol is given; with it every response takes 40 ms.
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    # Otherwise a port stays taken for a minute after the server has ended.
+    # Otherwise the port stays in use for a minute after the server has ended.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((ADDRESS, port))
         listening.listen()
     except OSError as error:
         listening.close()
-        why = {errno.EADDRINUSE: "is taken by another program", errno.EACCES: "is for the administrator alone"}
-        if error.errno not in why:
-            raise SystemFailure(f"port {port} of this machine cannot be used: {error.strerror or error}.") from error
-        raise UserError(f"port {port} {why[error.errno]}: give another, such as --port {_free_port(port)}.") from error
+        reasons = {errno.EADDRINUSE: "is used by another program", errno.EACCES: "needs administrator rights"}
+        if error.errno not in reasons:
+            raise SystemFailure(f"port {port} cannot be used: {error.strerror or error}.") from error
+        hint = f"give another, such as --port {_free_port(port)}"
+        raise UserError(f"port {port} {reasons[error.errno]}: {hint}.") from error
     return listening
 
 
 def _free_port(near: int) -> int:
-    """A port that is free now: the next one that is, or any."""
+    """Return a port that is free now: one of the next twenty, else any."""
     for port in [*range(max(near, 1024) + 1, min(near + 20, 65535) + 1), 0]:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tried:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as candidate:
             try:
-                tried.bind((ADDRESS, port))
+                candidate.bind((ADDRESS, port))
             except OSError:
                 continue
-            return int(tried.getsockname()[1])
+            return int(candidate.getsockname()[1])
     return 0

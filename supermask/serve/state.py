@@ -1,4 +1,4 @@
-"""What the server knows: the shelf, the studies, what is going on, and the report over all of it."""
+"""Shared state of the dashboard: cached runs, studies, and the report."""
 
 from __future__ import annotations
 
@@ -17,83 +17,93 @@ from supermask.serve.studies import StoredStudy, Studies
 from supermask.store.files.notes import StatusNotes
 
 REFRESH_SECONDS = 1.0
-"""Seconds that a look at the store is good for."""
+"""Minimum time between two scans of the store."""
 
 
 class ServerState:
-    """Shared by all requests; each of its methods may be called from any thread."""
+    """State shared by all requests. Every method may be called from any thread."""
 
-    def __init__(self, store: Path, import_criteria: bool = False) -> None:
-        self.shelf = CachedStore(store)
-        self.report = LiveReport(self.shelf)
-        self._notes = StatusNotes(self.shelf.root)
+    def __init__(self, root: Path, import_criteria: bool = False) -> None:
+        self.store = CachedStore(root)
+        self.report = LiveReport(self.store)
+        self._notes = StatusNotes(self.store.root)
         self._studies = Studies(import_criteria)
-        self._known: list[StoredStudy] = []
-        self._looked = float("-inf")
-        self._looking = threading.Lock()
+        self._stored_studies: list[StoredStudy] = []
+        self._last_refresh = float("-inf")
+        self._refreshing = threading.Lock()
         self._subjects: tuple[int, list[tuple[str, str]]] = (-1, [])
-        self._views: dict[tuple[int, str, str], explorer.RunSet] = {}
+        """(revision of the store, subjects at that revision)."""
+        self._run_sets: dict[tuple[int, str, str], explorer.RunSet] = {}
+        """(revision of the store, network, dataset) -> runs."""
 
     def refresh(self) -> None:
-        """Looks at the store again, unless it was looked at a moment ago, or another thread is about it."""
-        if time.monotonic() - self._looked < REFRESH_SECONDS or not self._looking.acquire(blocking=False):
+        """Scan the store, unless that was done less than `REFRESH_SECONDS` ago or another thread is doing it."""
+        if time.monotonic() - self._last_refresh < REFRESH_SECONDS or not self._refreshing.acquire(blocking=False):
             return
         try:
-            self.shelf.refresh()
-            self._known = self._studies.list(self._notes.read("studies"), self.shelf.run_ids())
-            self.report.update(self._known)
+            self.store.refresh()
+            self._stored_studies = self._studies.list(self._notes.read("studies"), self.store.run_ids())
+            self.report.update(self._stored_studies)
         finally:
-            self._looked = time.monotonic()
-            self._looking.release()
+            self._last_refresh = time.monotonic()
+            self._refreshing.release()
 
     def status(self) -> dict[str, Any]:
-        """What the page asks for again and again."""
+        """Return what the page polls: studies, commands, damage, and the revisions of the report."""
         self.refresh()
         now = time.time()
-        going_on = running_commands(self._notes.read("progress"), now)
-        in_flight = [each.run for command in going_on for each in command.progress.in_flight]
-        found = live_curves(self._notes.read("curves") if in_flight else {}, in_flight)
-        told = status_payload(self.shelf, self._known, going_on, found, now)
+        commands = running_commands(self._notes.read("progress"), now)
+        in_flight = [active.run for command in commands for active in command.progress.in_flight]
+        curves = live_curves(self._notes.read("curves") if in_flight else {}, in_flight)
+        status = status_payload(self.store, self._stored_studies, commands, curves, now)
         report = {**self.report.parts.revisions, "trouble": self.report.error}
-        return {"revision": self.shelf.revision, **told, "report": report}
+        return {"revision": self.store.revision, **status, "report": report}
 
     def subjects(self) -> list[tuple[str, str]]:
-        """(network, data set) of the runs."""
-        revision = self.shelf.revision
+        """Return the pairs (network, dataset) that have runs."""
+        revision = self.store.revision
         if self._subjects[0] != revision:
-            self._subjects = (revision, explorer.network_dataset_pairs(self.shelf.rows))
+            self._subjects = (revision, explorer.network_dataset_pairs(self.store.rows))
         return self._subjects[1]
 
-    def view(self, choice: explorer.Selection) -> explorer.RunSet:
-        """The runs and lines of a network and data set."""
-        shelf = self.shelf
-        key = (shelf.revision, choice.network, choice.dataset)
-        found = self._views.get(key)
-        if found is None:
-            rows, ancestry = explorer.filter_rows(shelf.rows, choice), shelf.ancestry
+    def run_set(self, selection: explorer.Selection) -> explorer.RunSet:
+        """Return the runs of a network and dataset, grouped into series."""
+        store = self.store
+        key = (store.revision, selection.network, selection.dataset)
+        run_set = self._run_sets.get(key)
+        if run_set is None:
+            rows, ancestry = explorer.filter_rows(store.rows, selection), store.ancestry
+            # Another thread may replace `rows` between the two reads above; only runs in both are used.
             rows = {run_id: row for run_id, row in rows.items() if run_id in ancestry}
-            found = explorer.RunSet(rows, group_series(rows, ancestry))
-            self._views = {old: view for old, view in self._views.items() if old[0] == key[0]} | {key: found}
-        return found
+            run_set = explorer.RunSet(rows, group_series(rows, ancestry))
+            current = {old: value for old, value in self._run_sets.items() if old[0] == key[0]}
+            self._run_sets = current | {key: run_set}
+        return run_set
 
     def choices(self) -> dict[str, Any]:
-        """What the explorer can show."""
-        told = []
+        """Return networks, datasets and treatments that the explorer can show."""
+        subjects = []
         for network, dataset in self.subjects():
-            view = self.view(explorer.Selection(network, dataset, ()))
-            lines = view.lines
-            treatments = [{"key": key, "label": line.label, "runs": len(line.run_ids)} for key, line in lines.items()]
-            runs = sum(len(line.run_ids) for line in lines.values())
-            first = explorer.default_selection(view)
-            told.append(
-                {"network": network, "dataset": dataset, "runs": runs, "treatments": treatments, "first": first}
+            run_set = self.run_set(explorer.Selection(network, dataset, ()))
+            treatments = [
+                {"key": key, "label": series.label, "runs": len(series.run_ids)}
+                for key, series in run_set.series.items()
+            ]
+            subjects.append(
+                {
+                    "network": network,
+                    "dataset": dataset,
+                    "runs": sum(len(series.run_ids) for series in run_set.series.values()),
+                    "treatments": treatments,
+                    "first": explorer.default_selection(run_set),
+                }
             )
-        return {"revision": self.shelf.revision, "subjects": told}
+        return {"revision": self.store.revision, "subjects": subjects}
 
     def studies_of(self, run_id: str) -> list[tuple[str, str]]:
-        """(study, treatment) for every known study that a run belongs to."""
-        return [(study.name, study.labels[run_id]) for study in self._known if run_id in study.labels]
+        """Return the pairs (study, treatment) of the studies that a run belongs to."""
+        return [(study.name, study.labels[run_id]) for study in self._stored_studies if run_id in study.labels]
 
     def image_shape(self, run_id: str) -> tuple[int, int, int]:
-        """Channels, height, width of the images of a run's data set."""
-        return DATASETS[str(self.shelf.rows[run_id]["dataset"])].image_shape
+        """Return (channels, height, width) of the images of a run's dataset."""
+        return DATASETS[str(self.store.rows[run_id]["dataset"])].image_shape

@@ -1,4 +1,4 @@
-"""The runs of a store, each read once: a committed run never changes."""
+"""Store that reads the facts of each run once: a committed run never changes."""
 
 from __future__ import annotations
 
@@ -17,49 +17,51 @@ from supermask.store.files.entry import RunFacts
 from supermask.store.rows import run_row
 
 INTERNED_KEYS = ("certificate", "data", "environment", "recipe", "step")
-"""Facts that many runs have alike, and that are kept once for all of them."""
+"""Facts whose values many runs share; equal values are kept in memory once."""
 
 RETRY_SECONDS = 30.0
-"""Seconds before a damaged run is looked at again: it may have been made anew."""
+"""Seconds until a damaged run is read again: another command may have replaced it."""
 
 
 class CachedStore(Store):
-    """A store whose facts are remembered. `refresh` alone looks for what is new; `run_ids` are those it has read.
+    """Store with cached facts. Only `refresh` looks for new runs; `run_ids` returns those that it has read.
 
-    One thread refreshes; what the others see meanwhile is whole, as it was before.
+    One thread refreshes at a time. It replaces mappings and never changes them, so readers always see a complete state.
     """
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.rows: Mapping[str, Row] = {}
-        """Run id -> its row, in the order of the ids."""
+        """Run id -> row, sorted by id."""
         self.ancestry: Mapping[str, SeriesKey] = {}
         self.damaged: Mapping[str, str] = {}
-        """Run id -> what is wrong with it."""
+        """Run id -> description of the damage."""
         self.error = ""
-        """Why the store cannot be read at all."""
+        """Reason why the store cannot be read; empty if it can."""
         self.revision = 0
-        """Raised when runs have come or gone."""
+        """Incremented when runs or damage have changed."""
         self.load_progress: tuple[int, int] | None = None
-        """While many runs are read: how many are, and how many there are."""
+        """(runs read, runs to read) during a refresh, else None."""
         self._facts: dict[str, RunFacts] = {}
-        self._alike: dict[str, Any] = {}
-        self._looked: dict[str, float] = {}
+        self._interned: dict[str, Any] = {}
+        """JSON of a value -> the value, for `INTERNED_KEYS`."""
+        self._last_try: dict[str, float] = {}
+        """Id of a damaged run -> monotonic time of the last attempt to read it."""
 
     def run_ids(self) -> set[str]:
-        """The runs that were there at the last refresh and are whole."""
+        """Return the ids of undamaged runs at the last refresh."""
         return set(self.rows)
 
     def has(self, run_id: str) -> bool:
-        """Whether it is one of them."""
+        """True if the run was in the store, undamaged, at the last refresh."""
         return run_id in self.rows
 
     def facts(self, run_id: str) -> RunFacts:
-        """The facts as they were read first; of a run that is not there yet, from the disk. Raises Damaged."""
+        """Return the cached facts of a run; read them from disk if it is not cached. Raises CorruptEntry."""
         return self._facts.get(run_id) or super().facts(run_id)
 
     def refresh(self) -> None:
-        """Reads what has come, forgets what has gone. For one thread at a time."""
+        """Read new runs and forget removed ones. Must not be called from two threads at once."""
         try:
             self._refresh()
             self.error = ""
@@ -69,44 +71,44 @@ class CachedStore(Store):
             self.load_progress = None
 
     def _refresh(self) -> None:
-        there = super().run_ids()
-        gone = self.rows.keys() - there
-        came = self._read(there - self.rows.keys())
-        damaged = {run_id: what for run_id, what in self.damaged.items() if run_id in there and run_id not in came}
-        if not came and not gone and damaged == self.damaged:
+        stored = super().run_ids()
+        removed = self.rows.keys() - stored
+        added = self._read(stored - self.rows.keys())
+        damaged = {run_id: text for run_id, text in self.damaged.items() if run_id in stored and run_id not in added}
+        if not added and not removed and damaged == self.damaged:
             return
-        for run_id in gone:
+        for run_id in removed:
             self._facts.pop(run_id, None)
-        rows = {run_id: row for run_id, row in self.rows.items() if run_id not in gone}
-        rows |= {run_id: run_row(self._facts[run_id]) for run_id in came}
+        rows = {run_id: row for run_id, row in self.rows.items() if run_id not in removed}
+        rows |= {run_id: run_row(self._facts[run_id]) for run_id in added}
         self.ancestry = series_keys(self._facts)
         self.rows = dict(sorted(rows.items()))
         self.damaged = damaged
         self.revision += 1
 
     def _read(self, run_ids: Iterable[str]) -> set[str]:
-        """Those of the runs that could be read; why the others could not is in `damaged`."""
+        """Read runs into the cache; return the ids of the readable ones and put the others into `damaged`."""
         now = time.monotonic()
-        wanted = sorted(run_id for run_id in run_ids if now - self._looked.get(run_id, -RETRY_SECONDS) >= RETRY_SECONDS)
-        came = set()
-        found = dict(self.damaged)
-        for number, run_id in enumerate(wanted):
-            self.load_progress = (number, len(wanted))
+        due = sorted(run_id for run_id in run_ids if now - self._last_try.get(run_id, -RETRY_SECONDS) >= RETRY_SECONDS)
+        added = set()
+        damaged = dict(self.damaged)
+        for number, run_id in enumerate(due):
+            self.load_progress = (number, len(due))
             try:
                 self._facts[run_id] = self._compact(super().facts(run_id))
-                came.add(run_id)
-                self._looked.pop(run_id, None)
+                added.add(run_id)
+                self._last_try.pop(run_id, None)
             except (SystemFailure, UserError) as error:
-                found[run_id] = str(error)
-                self._looked[run_id] = now
-        if found != self.damaged:
-            self.damaged = found
+                damaged[run_id] = str(error)
+                self._last_try[run_id] = now
+        if damaged != self.damaged:
+            self.damaged = damaged
             self.revision += 1
-        return came
+        return added
 
     def _compact(self, facts: RunFacts) -> RunFacts:
-        """The same facts, in a third of the memory."""
+        """Share equal values between runs, which reduces memory to a third."""
         for key in INTERNED_KEYS:
             if key in facts:
-                facts[key] = self._alike.setdefault(json.dumps(facts[key]), facts[key])
+                facts[key] = self._interned.setdefault(json.dumps(facts[key]), facts[key])
         return {sys.intern(key): value for key, value in facts.items()}

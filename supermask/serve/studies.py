@@ -1,4 +1,4 @@
-"""The studies that a store was asked for, planned again from their notes, and how far each is."""
+"""Studies of a store, planned from the notes that `supermask run` leaves, and their progress."""
 
 from __future__ import annotations
 
@@ -17,80 +17,84 @@ from supermask.study import builtin_studies, load_study, study_from_dict
 from supermask.study.plan import Plan, make_plan
 
 MAX_STUDIES = 12
-"""Studies on one page: of more, the latest; all their runs are in the explorer."""
+"""Studies on the report page, the latest first to be kept; the explorer shows all runs."""
 
 IMPORT_PATH_KEYS = ("criterion", "start_from")
-"""Keys of a treatment under which a function of the user's own may be named."""
+"""Keys of a treatment whose value may be the import path of a user-defined function."""
 
 
 @dataclass(frozen=True)
 class StoredStudy:
-    """A study that was run into this store, or that a note says so of."""
+    """A study with runs in the store, or with a note there."""
 
     key: str
-    """Its note's name; of a shipped study without a note, its name and scale."""
+    """Name of its note; name and scale for a shipped study without a note."""
     name: str
     plan: Plan | None
     error: str = ""
-    """Why there is no plan: one sentence."""
+    """Reason why there is no plan, as one sentence."""
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """Run id -> the treatments that it serves, joined as in tables."""
+        """Run id -> its treatments, joined as in tables."""
         if self.plan is None:
             return {}
-        found: dict[str, dict[str, None]] = {}
+        treatments: dict[str, dict[str, None]] = {}
         for member in self.plan.treatment_runs:
-            found.setdefault(member.run_id, {})[member.treatment] = None
+            treatments.setdefault(member.run_id, {})[member.treatment] = None
         return {
-            run.id: DENSE if run.level == 0 else TREATMENT_SEPARATOR.join(found.get(run.id, {})) or AUXILIARY
+            run.id: DENSE if run.level == 0 else TREATMENT_SEPARATOR.join(treatments.get(run.id, {})) or AUXILIARY
             for run in self.plan.runs.values()
         }
 
 
 @dataclass(frozen=True)
 class StudyProgress:
-    """Runs of a study by what became of them."""
+    """Counts of a study's runs."""
 
     total: int
     done: int
-    """Runs that have ended, well or badly, or cannot be started."""
+    """Runs that have ended with any status, or whose ancestor failed."""
     by_status: dict[str, int]
 
 
 class Studies:
-    """The studies of notes, each planned once."""
+    """Studies of the notes of a store, each planned once."""
 
     def __init__(self, import_criteria: bool = False) -> None:
         self._import_criteria = import_criteria
-        self._known: dict[str, StoredStudy] = {}
+        self._by_note: dict[str, StoredStudy] = {}
         self._shipped: list[StoredStudy] = []
-        self._looked_at = 0
-        """Runs that there were when the shipped studies were looked through: that takes a second."""
+        self._runs_at_search = 0
+        """Number of runs when the shipped studies were last searched; a search takes a second."""
 
-    def list(self, notes: Mapping[str, Note], there: Set[str]) -> list[StoredStudy]:
-        """Those of the latest notes, by name; without any, the shipped studies at the scale that has runs there."""
+    def list(self, notes: Mapping[str, Note], stored: Set[str]) -> list[StoredStudy]:
+        """Return the studies of the latest notes, by name; without notes, the shipped studies that have runs.
+
+        `stored`: ids of the runs in the store.
+        """
         for key, note in notes.items():
-            if key not in self._known:
-                self._known[key] = self._study(key, note)
+            if key not in self._by_note:
+                self._by_note[key] = self._study(key, note)
         if notes:
-            latest = [self._known[key] for key in list(notes)[-MAX_STUDIES:]]
+            latest = [self._by_note[key] for key in list(notes)[-MAX_STUDIES:]]
             return sorted(latest, key=lambda study: (study.name, study.key))
-        if there and len(there) >= 2 * self._looked_at:
-            self._shipped, self._looked_at = list(_builtin_studies(there)), len(there)
-        return _with_own_runs(self._shipped, there)
+        # Searched again only when the store has doubled, because every search plans all shipped studies.
+        if stored and len(stored) >= 2 * self._runs_at_search:
+            self._shipped, self._runs_at_search = list(_builtin_studies(stored)), len(stored)
+        return _with_exclusive_runs(self._shipped, stored)
 
     def _study(self, key: str, note: Note) -> StoredStudy:
         name = str(note.get("name", "study"))
         data = note.get("study")
         if not isinstance(data, dict):
-            return StoredStudy(key, name, None, "its note in the store is no study.")
-        own = sorted({criterion for criterion in _criteria(data) if criterion not in CRITERIA})
-        if own and not self._import_criteria:
-            why = (
-                f"it names criteria of your own ({', '.join(map(quote, own[:3]))}), whose code is not run for a page: "
-            )
-            return StoredStudy(key, name, None, f"{why}start this with --import-criteria, where you trust the store.")
+            return StoredStudy(key, name, None, "its note in the store is not a study.")
+        user_defined = sorted({criterion for criterion in _criteria(data) if criterion not in CRITERIA})
+        if user_defined and not self._import_criteria:
+            names = ", ".join(map(quote, user_defined[:3]))
+            reason = f"it names user-defined criteria ({names}), whose code is not run for a page"
+            hint = "restart with --import-criteria if you trust the store"
+            return StoredStudy(key, name, None, f"{reason}: {hint}.")
         try:
             return StoredStudy(key, name, make_plan(study_from_dict(data, name=name)))
         except UserError as error:
@@ -98,27 +102,27 @@ class Studies:
 
 
 def _criteria(data: Any) -> Iterator[str]:
-    """Every text that stands anywhere below a key that may name a function."""
+    """Yield every string at or below a key that may name a function."""
     if isinstance(data, Mapping):
         for key, value in data.items():
-            yield from _texts(value) if key in IMPORT_PATH_KEYS else _criteria(value)
+            yield from _strings(value) if key in IMPORT_PATH_KEYS else _criteria(value)
     elif isinstance(data, list):
         for value in data:
             yield from _criteria(value)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _texts(each)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
 
 
-def _builtin_studies(there: Set[str]) -> Iterator[StoredStudy]:
-    """Of each shipped study the scale of which most is there; none of those of which only a shared dense run is."""
+def _builtin_studies(stored: Set[str]) -> Iterator[StoredStudy]:
+    """Yield shipped studies, each at the scale with the most runs in the store; studies without runs are left out."""
     for study in builtin_studies():
-        counts = {scale: _runs_there(study.name, scale, there) for scale in study.scales}
+        counts = {scale: _count_stored(study.name, scale, stored) for scale in study.scales}
         scale = max(counts, key=lambda name: counts[name])
         if counts[scale]:
             yield StoredStudy(
@@ -126,38 +130,40 @@ def _builtin_studies(there: Set[str]) -> Iterator[StoredStudy]:
             )
 
 
-def _with_own_runs(studies: Sequence[StoredStudy], there: Set[str]) -> list[StoredStudy]:
-    """Without those of which nothing is there but what others share: treatments share their runs across studies."""
-    own = {study.key: study.labels.keys() & there for study in studies}
-    told: set[str] = set()
-    found = []
-    for study in sorted(studies, key=lambda study: len(own[study.key]) / len(study.labels), reverse=True):
-        if own[study.key] - told:
-            told |= own[study.key]
-            found.append(study)
-    return sorted(found, key=lambda study: study.name)
+def _with_exclusive_runs(studies: Sequence[StoredStudy], stored: Set[str]) -> list[StoredStudy]:
+    """Drop studies whose stored runs all belong to other studies too: equal treatments share runs across studies."""
+    runs = {study.key: study.labels.keys() & stored for study in studies}
+    covered: set[str] = set()
+    kept = []
+    # The most complete studies first, so that they cover the shared runs.
+    for study in sorted(studies, key=lambda study: len(runs[study.key]) / len(study.labels), reverse=True):
+        if runs[study.key] - covered:
+            covered |= runs[study.key]
+            kept.append(study)
+    return sorted(kept, key=lambda study: study.name)
 
 
-def _runs_there(name: str, scale: str, there: Set[str]) -> int:
-    """Pruned runs of a study's first seed that are there; most scales are told apart by their dense run alone."""
+def _count_stored(name: str, scale: str, stored: Set[str]) -> int:
+    """Count the stored pruned runs of the first seed of a study; 0 if the dense run is missing, a cheap test."""
     try:
         study = load_study(name, [f"scale={scale}"])
         one_seed = study.model_copy(update={"seeds": study.seeds[:1]})
         dense = make_plan(one_seed.model_copy(update={"treatments": (study.reference_treatment,)}))
-        if next(iter(dense.runs)) not in there:
+        if next(iter(dense.runs)) not in stored:
             return 0
-        return sum(run.id in there for run in make_plan(one_seed).runs.values() if run.level)
+        return sum(run.id in stored for run in make_plan(one_seed).runs.values() if run.level)
     except UserError:
         return 0
 
 
 def study_progress(plan: Plan, rows: Mapping[str, Row]) -> StudyProgress:
-    """Runs of a plan by status, from the rows of those that are in the store."""
+    """Count the runs of a plan by status; `rows` are those of the store."""
     statuses: dict[str, str] = {}
     for run in plan.runs.values():
-        own = str(rows[run.id]["status"]) if run.id in rows else "to_do"
-        if own == "to_do" and run.parent and statuses.get(run.parent, "finished") not in ("finished", "to_do"):
-            own = "ancestor_diverged"
-        statuses[run.id] = own
+        status = str(rows[run.id]["status"]) if run.id in rows else "to_do"
+        # Parents come before children in a plan, so a failure reaches all descendants.
+        if status == "to_do" and run.parent and statuses.get(run.parent, "finished") not in ("finished", "to_do"):
+            status = "ancestor_diverged"
+        statuses[run.id] = status
     counts = Counter(statuses.values())
     return StudyProgress(len(statuses), len(statuses) - counts["to_do"], dict(counts))

@@ -1,5 +1,4 @@
-"""Studies in a notebook: settings as keywords, tables as relations, figures that show themselves; scripts without a
-guard; and the example, whole."""
+"""Notebook functions: keyword settings, tables, figures, training from scripts, and the complete example."""
 
 from __future__ import annotations
 
@@ -47,13 +46,13 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
 
 
 @pytest.fixture(autouse=True)
-def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SUPERMASK_STORE", raising=False)
 
 
 def study(carried: Carried) -> dict[str, Any]:
-    """The study as plain data; it is called `study` then."""
+    """The study as a dict; its name is then `study`."""
     return dict(to_python(parse_yaml(TEXT, "text")))
 
 
@@ -68,31 +67,33 @@ def study(carried: Carried) -> dict[str, Any]:
         {"train.lr": np.float64(1e-3), "train": {"epochs": 2}, "seeds": range(3, 6, 2), "prune": {"levels": 3}},
     ],
 )
-def test_settings_are_those_of_the_command_line(carried: Carried, settings: dict[str, Any]) -> None:
-    wanted = load_study(carried.study, ["train.lr=1e-3", "train.epochs=2", "seeds=[3,5]", "prune.levels=3"])
-    assert load_study(carried.study, notebook.settings_to_overrides(settings)) == wanted
+def test_settings_equal_overrides_of_the_command_line(carried: Carried, settings: dict[str, Any]) -> None:
+    expected = load_study(carried.study, ["train.lr=1e-3", "train.epochs=2", "seeds=[3,5]", "prune.levels=3"])
+    assert load_study(carried.study, notebook.settings_to_overrides(settings)) == expected
 
 
 @pytest.mark.parametrize("title", ["a: b, {c}", 'quo"te \\ #', "yes", "1e-3", "null", "ünïcode 🎟️", "<b>", " x"])
-def test_texts_stay_texts(carried: Carried, title: str) -> None:
+def test_strings_stay_strings(carried: Carried, title: str) -> None:
     assert load_study(carried.study, notebook.settings_to_overrides({"title": title})).title == title
 
 
 @pytest.mark.parametrize("value", [{1, 2}, object(), float("nan"), date(2020, 1, 1), b"x", [lambda: 0]])
-def test_what_is_no_plain_data_is_refused(value: object) -> None:
-    with pytest.raises(UserError, match=r"setting 'seeds': .* is not a number, a text"):
+def test_values_that_are_not_plain_data_are_refused(value: object) -> None:
+    with pytest.raises(UserError, match=r"setting 'seeds': .* is not a number, a string"):
         notebook.table("mask-criteria", seeds=value)
 
 
-def test_a_study_is_given_in_four_ways(carried: Carried) -> None:
-    known = load_study(carried.study)
+def test_study_as_name_path_dict_or_object(carried: Carried) -> None:
+    loaded = load_study(carried.study)
     named = study_from_dict(study(carried), name="small")
-    assert len({str(notebook.table(each, store=carried.store).fetchall()) for each in (str(carried.study), known)}) == 1
+    assert (
+        len({str(notebook.table(given, store=carried.store).fetchall()) for given in (str(carried.study), loaded)}) == 1
+    )
     assert make_plan(named).runs == carried.plan.runs
     assert notebook.table(carried.study, store=str(carried.store)).shape == (RUNS, len(COLUMNS))
     assert notebook.table(study(carried), store=carried.store, scale="more").shape == (26, len(COLUMNS))
     with pytest.raises(UserError, match="'seeds=1' cannot be set: a Study is complete"):
-        notebook.table(known, seeds=1)
+        notebook.table(loaded, seeds=1)
     with pytest.raises(UserError, match="did you mean 'mask-criteria'"):
         notebook.run("mask-criteri")
 
@@ -100,7 +101,7 @@ def test_a_study_is_given_in_four_ways(carried: Carried) -> None:
 # --- tables ---
 
 
-def test_a_table_is_a_typed_relation_with_the_rows_of_the_command(carried: Carried) -> None:
+def test_table_is_a_typed_relation_with_the_rows_of_the_command(carried: Carried) -> None:
     runs = notebook.table(carried.study, store=carried.store)
     assert runs.columns == list(COLUMNS)
     assert [str(kind) for kind in runs.types] == [column.type for column in COLUMNS.values()]
@@ -110,17 +111,17 @@ def test_a_table_is_a_typed_relation_with_the_rows_of_the_command(carried: Carri
     assert frame["early_stop_test_accuracy"].dtype == np.float64 and len(frame) == RUNS
 
 
-def test_tables_live_as_long_as_they_are_used(carried: Carried) -> None:
-    one = notebook.table(carried.study, store=carried.store)
-    two = notebook.table(carried.study, store=carried.store, scale="more")
-    deep = one.filter("level = 2").project("id, level")
-    asked = one.query("runs", "SELECT level, count(*) FROM runs GROUP BY ALL ORDER BY ALL")
-    del one
+def test_relations_outlive_their_table(carried: Carried) -> None:
+    first = notebook.table(carried.study, store=carried.store)
+    second = notebook.table(carried.study, store=carried.store, scale="more")
+    deep = first.filter("level = 2").project("id, level")
+    counts = first.query("runs", "SELECT level, count(*) FROM runs GROUP BY ALL ORDER BY ALL")
+    del first
     gc.collect()
-    assert (deep.shape, two.shape[0], asked.fetchall()) == ((8, 2), 26, [(0, 2), (1, 8), (2, 8)])
+    assert (deep.shape, second.shape[0], counts.fetchall()) == ((8, 2), 26, [(0, 2), (1, 8), (2, 8)])
 
 
-def test_damage_is_warned_of(carried: Carried, tmp_path: Path) -> None:
+def test_damage_is_a_warning(carried: Carried, tmp_path: Path) -> None:
     shutil.copytree(carried.store, tmp_path / "store")
     run_id = carried.run_id(1)
     (tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json").write_text("{}")
@@ -132,7 +133,7 @@ def test_damage_is_warned_of(carried: Carried, tmp_path: Path) -> None:
 # --- figures ---
 
 
-def test_a_figure_shows_itself_and_is_saved(carried: Carried, tmp_path: Path) -> None:
+def test_figure_is_displayed_and_saved(carried: Carried, tmp_path: Path) -> None:
     shown = notebook.figure(carried.study, "accuracy", store=carried.store)
     assert shown._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
     html = shown._repr_html_()
@@ -144,10 +145,10 @@ def test_a_figure_shows_itself_and_is_saved(carried: Carried, tmp_path: Path) ->
     assert repr(shown).startswith("small-accuracy: Network fc-8 on digits")
 
 
-def test_all_figures_are_shown_one_below_the_other(carried: Carried, tmp_path: Path) -> None:
+def test_all_figures_are_displayed(carried: Carried, tmp_path: Path) -> None:
     shown = notebook.figure(carried.study, store=carried.store)
-    made, rows, _ = api_runs.study_rows(carried.study, (), carried.store)
-    assert list(shown) == list(study_figures(made, rows, carried.opened()))
+    plan, rows, _ = api_runs.study_rows(carried.study, (), carried.store)
+    assert list(shown) == list(study_figures(plan, rows, carried.opened()))
     assert {"accuracy", "early-stop"} <= shown.keys()
     assert shown._repr_html_().count("<img ") == len(shown)
     assert all(figure.caption in repr(shown) for figure in shown.values())
@@ -163,7 +164,7 @@ def test_captions_are_escaped(carried: Carried) -> None:
     assert "<script" not in html and html.count("<") == 1
 
 
-def test_a_figure_that_cannot_be_had_is_said(carried: Carried, tmp_path: Path) -> None:
+def test_unknown_figure_and_missing_runs_are_errors(carried: Carried, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'acuracy' is not a figure of this study; did you mean 'accuracy'"):
         notebook.figure(carried.study, "acuracy", store=carried.store)
     with pytest.raises(UserError, match=r"no run of study 'small' with these settings is in .*: `run` it first"):
@@ -173,21 +174,21 @@ def test_a_figure_that_cannot_be_had_is_said(carried: Carried, tmp_path: Path) -
 # --- runs ---
 
 
-def test_run_trains_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = notebook.run(TINY, workers=1)
-    assert repr(told) == f"study: 3 runs: 3 finished. Store: {tmp_path / 'supermask-store'}"
-    assert set(told.status.values()) == {"finished"} and len(told.status) == 3
+def test_run_trains_missing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = notebook.run(TINY, workers=1)
+    assert repr(status) == f"study: 3 runs: 3 finished. Store: {tmp_path / 'supermask-store'}"
+    assert set(status.status.values()) == {"finished"} and len(status.status) == 3
     assert capsys.readouterr().out.count("study  ") == 3
     assert "OMP_NUM_THREADS" in os.environ
     more = notebook.run(TINY, workers=1, scale="more")
-    assert more.status.keys() > told.status.keys()
+    assert more.status.keys() > status.status.keys()
     assert capsys.readouterr().out.count("study  ") == 2
-    assert repr(notebook.run(TINY)) == repr(told)
+    assert repr(notebook.run(TINY)) == repr(status)
     assert capsys.readouterr().out == ""
-    assert call("verify", "--store", told.store)[:2] == (0, "5 held\n")
+    assert call("verify", "--store", status.store)[:2] == (0, "5 held\n")
 
 
-def test_threads_are_the_workers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_workers_get_the_thread_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     seen: list[str | None] = []
 
@@ -196,13 +197,13 @@ def test_threads_are_the_workers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         raise StudyInterrupted(7)
 
     monkeypatch.setattr(api_runs, "run", run)
-    with pytest.raises(KeyboardInterrupt, match="7 runs are left; the same call goes on from here"):
+    with pytest.raises(KeyboardInterrupt, match="7 runs are left; the same call resumes"):
         notebook.run(TINY)
     assert seen == ["1"]
     assert "OMP_NUM_THREADS" not in os.environ
 
 
-def test_a_notebook_has_one_line_that_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_shows_one_line_that_is_updated(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
 
     def display(data: dict[str, str], raw: bool, display_id: bool) -> Any:
@@ -222,7 +223,7 @@ def test_a_notebook_has_one_line_that_is_replaced(monkeypatch: pytest.MonkeyPatc
     assert shown == []
 
 
-def test_this_is_no_notebook() -> None:
+def test_pytest_is_not_a_notebook() -> None:
     assert not notebook._in_notebook()
 
 
@@ -236,8 +237,8 @@ def test_this_is_no_notebook() -> None:
         "sm.Run",
     ],
 )
-def test_run_is_the_function_whatever_was_imported_before(before: str) -> None:
-    """A module of a package hides what the package names like it."""
+def test_run_is_the_function_after_any_import(before: str) -> None:
+    """Importing a submodule sets an attribute of the same name, which must not hide the function."""
     program = f"import supermask as sm; {before}; assert callable(sm.run); {before}; assert callable(sm.run)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -248,7 +249,7 @@ SCRIPT = """
 from pathlib import Path
 with Path("times").open("a") as file:
     file.write("x")
-from supermask import notebook
+import supermask as notebook
 study = {tiny!r}
 print(notebook.run(study, workers=2))
 print(notebook.table(study).shape)
@@ -256,7 +257,7 @@ print(notebook.table(study).shape)
 
 
 @pytest.mark.parametrize("how", ["file", "stdin"])
-def test_a_script_without_a_guard_runs_once(tmp_path: Path, how: str) -> None:
+def test_script_without_main_guard_runs_once(tmp_path: Path, how: str) -> None:
     text = SCRIPT.format(tiny=TINY)
     (tmp_path / "script.py").write_text(text)
     command = [sys.executable, "script.py"] if how == "file" else [sys.executable, "-"]
@@ -269,8 +270,8 @@ def test_a_script_without_a_guard_runs_once(tmp_path: Path, how: str) -> None:
     assert (tmp_path / "times").read_text() == "x"
 
 
-def test_the_example_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    """In a process and a folder of its own, with warnings as errors, as everywhere in the tests."""
+def test_example_runs(tmp_path: Path) -> None:
+    """The example runs in its own process and folder, with warnings as errors."""
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     command = [sys.executable, "-W", "error", str(EXAMPLE)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -282,8 +283,8 @@ def test_the_example_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert len(Store(tmp_path / "supermask-store").run_ids()) > 111
 
 
-def test_the_example_is_cells() -> None:
-    """py:percent: text in comments, and no line before the first cell."""
+def test_example_consists_of_cells() -> None:
+    """Format py:percent: text in comments, and no line before the first cell."""
     text = EXAMPLE.read_text()
     assert text.startswith("# %% [markdown]\n")
     for cell in text.split("# %% [markdown]\n")[1:]:

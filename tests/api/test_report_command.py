@@ -1,4 +1,4 @@
-"""`supermask report`: from studies on the command line to one file, and what it refuses."""
+"""Command `report`: the file it writes, and the input it refuses."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
 
 
 @pytest.fixture(autouse=True)
-def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("SUPERMASK_STORE", "SUPERMASK_DATA"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_it_writes_one_file_and_says_what_is_in_it(carried: Carried, tmp_path: Path) -> None:
+def test_report_writes_one_file_and_prints_a_summary(carried: Carried, tmp_path: Path) -> None:
     status, out, err = call("report", *carried.args, "--out", tmp_path / "new" / "r.html")
     assert (status, err) == (0, "")
     assert out.startswith(f"{tmp_path / 'new' / 'r.html'}  ")
@@ -35,12 +35,12 @@ def test_it_writes_one_file_and_says_what_is_in_it(carried: Carried, tmp_path: P
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["r.html"]
 
 
-def test_the_default_is_report_html_here(carried: Carried, tmp_path: Path) -> None:
+def test_default_file_is_report_html(carried: Carried, tmp_path: Path) -> None:
     assert reports.report([str(carried.study)], store=carried.store) == Path("report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_settings_stand_anywhere_and_are_for_all_studies(carried: Carried, tmp_path: Path) -> None:
+def test_overrides_apply_to_all_studies_at_any_position(carried: Carried, tmp_path: Path) -> None:
     other = written(tmp_path, "other.yaml", TEXT)
     status, out, _ = call("report", "scale=more", carried.study, other, "seeds=[0]", "--store", carried.store)
     assert status == 0
@@ -49,24 +49,24 @@ def test_settings_stand_anywhere_and_are_for_all_studies(carried: Carried, tmp_p
     assert f"supermask report {carried.study} {other} scale=more 'seeds=[0]'" in text
 
 
-def test_a_file_with_an_equals_sign_in_its_name_is_a_study(carried: Carried, tmp_path: Path) -> None:
+def test_file_name_with_equals_sign_is_a_study(carried: Carried, tmp_path: Path) -> None:
     written(tmp_path, "a=b.yaml", TEXT)
     assert call("report", "a=b.yaml", "--store", carried.store)[0] == 0
 
 
-@pytest.mark.parametrize("words", [(), ("scale=more",)])
-def test_no_study_is_refused_with_what_to_give(words: tuple[str, ...]) -> None:
-    message = refused(call("report", *words))
+@pytest.mark.parametrize("arguments", [(), ("scale=more",)])
+def test_missing_study_is_refused(arguments: tuple[str, ...]) -> None:
+    message = refused(call("report", *arguments))
     assert "no study was given" in message and "mask-criteria" in message and ".yaml" in message
 
 
-def test_nothing_finished_is_refused_with_what_to_do(carried: Carried, tmp_path: Path) -> None:
+def test_study_without_runs_is_refused(carried: Carried, tmp_path: Path) -> None:
     message = refused(call("report", carried.study, "--store", tmp_path / "none"))
     assert "no run of 'small'" in message and "supermask run" in message
     assert not Path("report.html").exists()
 
 
-def test_runs_that_all_diverged_are_not_said_to_be_missing(tmp_path: Path) -> None:
+def test_diverged_runs_are_not_reported_as_missing(tmp_path: Path) -> None:
     diverging = {"seeds": 2, "train": {"optimizer": "sgd", "lr": 1e30, "epochs": 1}, "prune": {"levels": 1}}
     study = tmp_path / "diverging.yaml"
     study.write_text(json.dumps({**diverging, "treatments": [{"name": "a"}]}))
@@ -75,14 +75,14 @@ def test_runs_that_all_diverged_are_not_said_to_be_missing(tmp_path: Path) -> No
     assert "has finished: 4 runs: 2 diverged, 2 not possible, because a level before them diverged." in message
 
 
-@pytest.mark.parametrize(("out", "said"), [(".", "is a folder"), ("file/report.html", "is not a folder")])
-def test_what_cannot_be_written_to_is_refused(carried: Carried, tmp_path: Path, out: str, said: str) -> None:
+@pytest.mark.parametrize(("out", "message"), [(".", "is a folder"), ("file/report.html", "is not a folder")])
+def test_unwritable_file_is_refused(carried: Carried, tmp_path: Path, out: str, message: str) -> None:
     (tmp_path / "file").write_text("")
-    assert said in refused(call("report", *carried.args, "--out", out))
+    assert message in refused(call("report", *carried.args, "--out", out))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
-def test_damage_is_told_beside_the_report(carried: Carried, tmp_path: Path) -> None:
+def test_damage_is_a_warning(carried: Carried, tmp_path: Path) -> None:
     own = carried_out(tmp_path)
     run_id = own.run_id(2)
     (own.store / "runs" / run_id[:2] / run_id / "run.json").write_text("{}")
@@ -92,7 +92,7 @@ def test_damage_is_told_beside_the_report(carried: Carried, tmp_path: Path) -> N
     assert run_id in read(Path("report.html").read_text(encoding="utf-8")).text
 
 
-def test_a_report_needs_no_torch_and_nothing_of_plotly_but_its_script(carried: Carried, tmp_path: Path) -> None:
+def test_report_imports_neither_torch_nor_plotly(carried: Carried, tmp_path: Path) -> None:
     program = """
 import sys
 from supermask.cli import main

@@ -1,4 +1,4 @@
-"""The Python API behind the command line, on a store that is there already (no worker processes here)."""
+"""Functions of `api.runs` on an existing store, without worker processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
     return carried_out(tmp_path_factory.mktemp("commands"))
 
 
-def test_plan_counts_what_is_asked_unique_done_and_to_do(carried: Carried, tmp_path: Path) -> None:
+def test_plan_counts_requested_unique_done_and_missing_runs(carried: Carried, tmp_path: Path) -> None:
     nothing_done = runs.plan(str(carried.study), store=tmp_path)
     assert (nothing_done.requested, nothing_done.unique, nothing_done.done, nothing_done.to_do) == (24, RUNS, 0, RUNS)
     done = runs.plan(str(carried.study), store=carried.store)
@@ -36,12 +36,12 @@ def test_plan_counts_what_is_asked_unique_done_and_to_do(carried: Carried, tmp_p
     assert (more.network, more.recipe.iterations) == ("fc-8", 13)
 
 
-def test_plan_makes_no_folder(carried: Carried, tmp_path: Path) -> None:
+def test_plan_creates_no_folder(carried: Carried, tmp_path: Path) -> None:
     runs.plan(str(carried.study), store=tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
 
 
-def test_a_finished_study_needs_no_data_no_workers_and_no_room(
+def test_finished_study_needs_no_data_no_workers_and_no_disk_space(
     carried: Carried, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forbidden(*args: Any) -> None:
@@ -55,7 +55,7 @@ def test_a_finished_study_needs_no_data_no_workers_and_no_room(
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("arguments", "message"),
     [
         (
             {"engine": "referense"},
@@ -66,22 +66,22 @@ def test_a_finished_study_needs_no_data_no_workers_and_no_room(
         ({"workers": 0}, "0 workers cannot train anything"),
     ],
 )
-def test_run_refuses_what_it_does_not_know(carried: Carried, tmp_path: Path, given: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        runs.run(str(carried.study), store=tmp_path / "store", **given)
+def test_run_refuses_invalid_arguments(
+    carried: Carried, tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        runs.run(str(carried.study), store=tmp_path / "store", **arguments)
     assert not (tmp_path / "store").exists()
 
 
-def test_missing_data_is_told_before_a_store_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_is_reported_before_the_store_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUPERMASK_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="dataset 'mnist' was not found"):
         runs.run(str(written(tmp_path)), ["dataset=mnist"], tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
-def test_a_store_that_cannot_be_written_to_is_told_before_anything_is_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_store_is_reported_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path, *args: Any, **more: Any) -> None:
         raise OSError(30, "Read-only file system", str(path))
 
@@ -91,7 +91,7 @@ def test_a_store_that_cannot_be_written_to_is_told_before_anything_is_trained(
         runs.run(str(written(tmp_path)), store=tmp_path / "store")
 
 
-def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_gpu_is_refused(tmp_path: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -100,7 +100,7 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
         runs.run(str(written(tmp_path)), store=tmp_path / "store", device="cuda")
 
 
-def test_the_store_is_the_option_the_variable_or_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_store_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SUPERMASK_STORE", raising=False)
     assert runs.default_store_path() == Path("supermask-store")
     monkeypatch.setenv("SUPERMASK_STORE", "")
@@ -109,18 +109,18 @@ def test_the_store_is_the_option_the_variable_or_the_default(monkeypatch: pytest
     assert runs.default_store_path() == Path("elsewhere")
 
 
-def test_what_reads_a_store_wants_one(tmp_path: Path) -> None:
+def test_reading_commands_need_a_store(tmp_path: Path) -> None:
     absent = tmp_path / "absent"
     for command in (
         runs.verify,
-        lambda at: runs.query("SELECT 1", at),
-        lambda at: runs.export("1", at, at),
+        lambda path: runs.query("SELECT 1", path),
+        lambda path: runs.export("1", path, path),
     ):
         with pytest.raises(UserError, match="there is no store at"):
             command(absent)
 
 
-def test_figures_are_saved_with_their_numbers(carried: Carried, tmp_path: Path) -> None:
+def test_figures_are_saved_with_their_data(carried: Carried, tmp_path: Path) -> None:
     saved, damaged = runs.figures(str(carried.study), [], tmp_path / "new" / "figures", carried.store)
     assert not damaged
     assert [path.name for _, paths in saved for path in paths] == [
@@ -131,13 +131,13 @@ def test_figures_are_saved_with_their_numbers(carried: Carried, tmp_path: Path) 
     assert all(path.stat().st_size for _, paths in saved for path in paths)
 
 
-def test_figures_of_a_study_without_runs_say_what_to_do(carried: Carried, tmp_path: Path) -> None:
+def test_figures_of_a_study_without_runs_are_refused(carried: Carried, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run of study 'small' with these settings is in"):
         runs.figures(str(carried.study), ["train.lr=0.5"], tmp_path / "figures", carried.store)
     assert not (tmp_path / "figures").exists()
 
 
-def test_damage_is_told_beside_what_can_be_shown(carried: Carried, tmp_path: Path) -> None:
+def test_damage_is_returned_beside_the_result(carried: Carried, tmp_path: Path) -> None:
     shutil.copytree(carried.store, tmp_path / "store")
     run_id = carried.run_id(1)
     (tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json").write_text("{}")
@@ -149,7 +149,7 @@ def test_damage_is_told_beside_what_can_be_shown(carried: Carried, tmp_path: Pat
     assert run_id in damaged[0]
 
 
-def test_a_query_sees_every_run_and_changes_nothing(carried: Carried) -> None:
+def test_query_reads_every_run_and_changes_nothing(carried: Carried) -> None:
     sql = "SELECT criterion, count(*) AS n FROM runs GROUP BY ALL ORDER BY ALL"
     answer, _ = runs.query(sql, carried.store)
     assert answer.columns == ["criterion", "n"]
@@ -158,8 +158,8 @@ def test_a_query_sees_every_run_and_changes_nothing(carried: Carried) -> None:
     assert runs.query(sql, carried.store)[0] == answer
 
 
-def test_status_counts_and_names_the_last_level(carried: Carried) -> None:
-    made, rows, _ = runs.study_rows(str(carried.study), ["scale=more"], carried.store)
+def test_status_counts_runs_and_describes_the_last_level(carried: Carried) -> None:
+    plan, rows, _ = runs.study_rows(str(carried.study), ["scale=more"], carried.store)
     progress = treatment_progress("large_final + zero", rows)
     assert progress.counts == {
         "finished": 4, "diverged": 0, "certificate_failed": 0, "ancestor_diverged": 0, "to_do": 2,
@@ -170,12 +170,12 @@ def test_status_counts_and_names_the_last_level(carried: Carried) -> None:
     last = [row for row in rows if row["treatment"] == "large_final + zero" and row["level"] == 2]
     mean = sum(float(row["early_stop_test_accuracy"] or 0) for row in last) / 2
     assert progress.last.accuracy == pytest.approx(mean)
-    text = format_status(runs.treatment_labels(made), rows)
+    text = format_status(runs.treatment_labels(plan), rows)
     assert text.splitlines()[0].split()[:4] == ["treatment", "finished", "to", "do"]
-    assert [line.split("  ")[0] for line in text.splitlines()[2:]] == runs.treatment_labels(made)
+    assert [line.split("  ")[0] for line in text.splitlines()[2:]] == runs.treatment_labels(plan)
 
 
-def test_columns_of_status_that_say_nothing_are_left_out_and_others_are_not() -> None:
+def test_status_omits_empty_columns() -> None:
     row: Row = {"treatment": "a", "status": "to_do", "level": 1}
     diverged: Row = {"treatment": "b | [bold]c[/bold]", "status": "diverged", "level": 1}
     assert "diverged" not in format_status(["a"], [row])
@@ -184,7 +184,7 @@ def test_columns_of_status_that_say_nothing_are_left_out_and_others_are_not() ->
     assert text.splitlines()[4].split() == ["[bold]c[/bold]", "0", "1", "0", "-", "-", "-", "-"]
 
 
-def test_the_public_face_names_what_a_notebook_needs() -> None:
+def test_public_names() -> None:
     assert supermask.api.runs is runs
     assert supermask.UserError is UserError
     assert set(supermask.__all__) <= set(dir(supermask))
@@ -192,7 +192,7 @@ def test_the_public_face_names_what_a_notebook_needs() -> None:
         supermask.nothing  # noqa: B018
 
 
-def test_a_new_seed_is_not_trained_on_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_seed_is_not_trained_on_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     carried = carried_out(tmp_path)
     digits = run.load("digits")
     monkeypatch.setattr(run, "load", lambda *_: replace(digits, fingerprint="f" * 64))
@@ -200,10 +200,10 @@ def test_a_new_seed_is_not_trained_on_other_data(tmp_path: Path, monkeypatch: py
         runs.run(str(carried.study), ["seeds=3"], carried.store)
 
 
-def test_a_run_looks_at_what_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_reads_finished_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     carried = carried_out(tmp_path)
-    looked: list[str] = []
+    reads: list[str] = []
     facts = Store.facts
-    monkeypatch.setattr(Store, "facts", lambda store, run_id: looked.append(run_id) or facts(store, run_id))
+    monkeypatch.setattr(Store, "facts", lambda store, run_id: reads.append(run_id) or facts(store, run_id))
     schedule = runs.run(str(carried.study), store=carried.store)
-    assert sorted(looked) == sorted(schedule.plan.runs)
+    assert sorted(reads) == sorted(schedule.plan.runs)

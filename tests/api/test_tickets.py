@@ -1,4 +1,4 @@
-"""`pack`, `inspect` and `eval`: what they print, what a broken promise looks like, and what they refuse."""
+"""Commands `pack`, `inspect` and `eval`: output, broken promises, refused input."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.fixture(autouse=True)
-def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder of its own, with nothing set."""
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test in its own folder, without environment variables."""
     monkeypatch.chdir(tmp_path)
     for name in ("SUPERMASK_STORE", "SUPERMASK_DATA"):
         monkeypatch.delenv(name, raising=False)
@@ -46,15 +46,15 @@ def rewritten(path: Path, change: Change) -> Path:
 
 
 def promises(out: str) -> dict[str, str]:
-    """Promise -> `held`, `BROKEN` or `not checked`."""
+    """Promise -> `held`, `BROKEN` or `not checked`, from the output of `inspect`."""
     lines = out.rpartition("\n\n")[2].splitlines()
     return {line[13:].partition(":")[0]: line[:12].strip() for line in lines}
 
 
-# --- the main street ---
+# --- pack, inspect, eval ---
 
 
-def test_a_run_is_packed_inspected_and_measured_in_processes_of_their_own(runs: Runs, tmp_path: Path) -> None:
+def test_run_is_packed_inspected_and_evaluated_in_separate_processes(runs: Runs, tmp_path: Path) -> None:
     run_id = runs.id("rewound")
     ended = supermask("pack", run_id[:12], "t.safetensors", SUPERMASK_STORE=str(runs.folder))
     size = (tmp_path / "t.safetensors").stat().st_size
@@ -63,17 +63,17 @@ def test_a_run_is_packed_inspected_and_measured_in_processes_of_their_own(runs: 
     assert ended.out == f"t.safetensors  {size:,} bytes: {counts}\n"
     ended = supermask("inspect", "t.safetensors")
     assert (ended.status, ended.err) == (0, "")
-    told = dict(line.split(maxsplit=1) for line in ended.out.partition("\n\n")[0].splitlines())
-    assert told["ticket"] == counts
-    assert run_id in told["run"]
-    assert told["bytes"].startswith(f"{size:,}: masks 185, weights {418 * 4:,}, others {30 * 4}, header ")
+    fields = dict(line.split(maxsplit=1) for line in ended.out.partition("\n\n")[0].splitlines())
+    assert fields["ticket"] == counts
+    assert run_id in fields["run"]
+    assert fields["bytes"].startswith(f"{size:,}: masks 185, weights {418 * 4:,}, others {30 * 4}, header ")
     assert set(promises(ended.out).values()) == {"held"}
     assert "fc2.weight  10x20      200    98   49.00%  values        zero" in ended.out.splitlines()
     accuracy = runs.store.facts(run_id)["metrics"]["final_test_accuracy"]
     ended = supermask("eval", "t.safetensors")
     assert ended.out.splitlines() == [
         "data      digits, 360 test images; the same data as the run's",
-        f"measured  {accuracy!r} ({round(accuracy * 360)} of 360 right)",
+        f"measured  {accuracy!r} ({round(accuracy * 360)} of 360 correct)",
         f"stored    {accuracy!r} (final weights)",
         "the same",
     ]
@@ -86,29 +86,29 @@ FROZEN = ("frozen", "frozen at the end", "zeros inside")
     "treatment", ["constants", "frozen", "frozen at the end", "late", "zeros inside", "one shot", "global", "reinit"]
 )
 @pytest.mark.parametrize("weights", ["final", "start"])
-def test_every_promise_of_a_packed_run_is_held(runs: Runs, treatment: str, weights: str) -> None:
+def test_every_promise_of_a_packed_run_holds(runs: Runs, treatment: str, weights: str) -> None:
     status, out, _ = call("inspect", packed(runs, treatment, weights))
     assert status == 0
-    found = promises(out)
+    verdicts = promises(out)
     not_checked = {"pruned weights are 0"} if treatment in FROZEN else set()
-    assert {name for name, verdict in found.items() if verdict == "not checked"} == not_checked
-    assert "BROKEN" not in found.values()
-    assert ("it is the start that was trained from, bit for bit" in found) == (weights == "start")
+    assert {name for name, verdict in verdicts.items() if verdict == "not checked"} == not_checked
+    assert "BROKEN" not in verdicts.values()
+    assert ("it is the start that was trained from, bit for bit" in verdicts) == (weights == "start")
 
 
-def test_an_untrained_ticket_has_no_stored_accuracy(runs: Runs) -> None:
+def test_untrained_ticket_has_no_stored_accuracy(runs: Runs) -> None:
     path = packed(runs, weights="start")
     assert "accuracy  not known" in call("inspect", path).out
-    assert call("eval", path).out.splitlines()[-1] == "stored    none: of this network no accuracy is known"
+    assert call("eval", path).out.splitlines()[-1] == "stored    none: the ticket stores no accuracy of this network"
 
 
-def test_the_dense_run_is_a_ticket_too(runs: Runs) -> None:
+def test_dense_run_can_be_packed(runs: Runs) -> None:
     path = Path("dense.safetensors")
     assert call("pack", runs.dense, path, "--store", runs.folder).status == 0
     assert set(promises(call("inspect", path).out).values()) == {"held"}
 
 
-def test_other_data_and_another_accuracy_are_said(runs: Runs) -> None:
+def test_other_data_and_another_accuracy_are_reported(runs: Runs) -> None:
     path = packed(runs)
 
     def other(document: dict[str, Any], tensors: Arrays) -> None:
@@ -121,19 +121,19 @@ def test_other_data_and_another_accuracy_are_said(runs: Runs) -> None:
     assert out.splitlines()[-1] == "they DIFFER, by 3 images"
 
 
-def test_a_ticket_of_ones_own_module_can_be_inspected_but_not_measured(tmp_path: Path) -> None:
+def test_ticket_of_a_foreign_module_can_be_inspected_but_not_evaluated(tmp_path: Path) -> None:
     mask = torch.eye(3, dtype=torch.bool)
     save_ticket(Ticket({"w": mask}, {"w": torch.eye(3)}, {}), tmp_path / "mine")
     status, out, _ = call("inspect", tmp_path / "mine")
     assert status == 0
-    assert "a network that has no name here, 3 of 9 weights (33.33%)" in out
+    assert "a network without a known name, 3 of 9 weights (33.33%)" in out
     assert "w       3x3          9     3   33.33%  constant      zero" in out.splitlines()
     assert list(promises(out).values()).count("not checked") == 4
     assert "Ticket.apply_to" in refused(call("eval", tmp_path / "mine"))
     assert "Ticket.apply_to" in refused(call("eval", tmp_path / "mine", "--dataset", "digits"))
 
 
-# --- promises that do not hold, though every hash is right ---
+# --- broken promises under correct checksums ---
 
 
 def run_fact(key: str, value: Any) -> Change:
@@ -178,14 +178,14 @@ COUNTS = "kept counts are what prune rates and level ask for"
         ),
     ],
 )
-def test_a_broken_promise_is_said_and_is_exit_status_1(runs: Runs, change: Change, promise: str, why: str) -> None:
+def test_broken_promise_is_reported_with_exit_status_1(runs: Runs, change: Change, promise: str, why: str) -> None:
     status, out, err = call("inspect", rewritten(packed(runs), change))
     assert (status, err) == (1, "")
     assert promises(out)[promise] == "BROKEN"
     assert why in next(line for line in out.splitlines() if promise in line)
 
 
-def test_a_start_that_was_not_trained_from_is_found(runs: Runs) -> None:
+def test_wrong_start_is_detected(runs: Runs) -> None:
     path = packed(runs, weights="start")
 
     def swapped(document: dict[str, Any], tensors: Arrays) -> None:
@@ -201,7 +201,7 @@ def test_a_start_that_was_not_trained_from_is_found(runs: Runs) -> None:
     ]
 
 
-def test_a_seed_that_gives_another_network_leaves_the_rest_open(runs: Runs) -> None:
+def test_wrong_initial_network_leaves_dependent_promises_unchecked(runs: Runs) -> None:
     path = packed(runs, weights="start")
     rewritten(path, lambda document, tensors: document.update(initial_content="0" * 64))
     status, out, _ = call("inspect", path)
@@ -225,7 +225,7 @@ def test_a_seed_that_gives_another_network_leaves_the_rest_open(runs: Runs) -> N
     ],
     ids=range(9),
 )
-def test_whatever_the_facts_are_nothing_breaks_but_promises(runs: Runs, facts: dict[str, Any]) -> None:
+def test_malformed_facts_break_promises_only(runs: Runs, facts: dict[str, Any]) -> None:
     path = rewritten(packed(runs), lambda document, tensors: document.update(facts=facts))
     for command in ("inspect", "eval"):
         status, out, err = call(command, path)
@@ -236,31 +236,31 @@ def test_whatever_the_facts_are_nothing_breaks_but_promises(runs: Runs, facts: d
         assert max(map(len, out.splitlines())) < 400
 
 
-# --- what is refused ---
+# --- refused input ---
 
 
-def test_what_is_no_data_set_or_no_device_is_said(runs: Runs) -> None:
+def test_unknown_dataset_and_device_are_refused(runs: Runs) -> None:
     path = packed(runs)
     assert "did you mean 'digits'" in refused(call("eval", path, "--dataset", "digts"))
     assert "'gpu' is not a device" in refused(call("eval", path, "--device", "gpu"))
 
 
-def test_images_that_do_not_fit_are_known_before_they_are_read(runs: Runs) -> None:
-    said = refused(call("eval", packed(runs), "--dataset", "cifar10"))
-    assert "the ticket does not fit cifar10: 'fc1.weight' is of shape (20, 64), and in fc-20 on cifar10" in said
-    assert "It was made for digits." in said
+def test_shape_of_the_dataset_is_checked_before_it_is_read(runs: Runs) -> None:
+    message = refused(call("eval", packed(runs), "--dataset", "cifar10"))
+    assert "the ticket does not fit cifar10: 'fc1.weight' is of shape (20, 64), and in fc-20 on cifar10" in message
+    assert "It was made for digits." in message
 
 
-def test_a_file_that_is_there_stays(runs: Runs, tmp_path: Path) -> None:
+def test_existing_file_is_kept(runs: Runs, tmp_path: Path) -> None:
     path = tmp_path / "mine"
     path.write_text("mine")
-    said = refused(call("pack", runs.id("rewound"), path, "--store", runs.folder))
-    assert "is there already: give another name, or --force" in said
+    message = refused(call("pack", runs.id("rewound"), path, "--store", runs.folder))
+    assert "is there already: give another name, or --force" in message
     assert path.read_text() == "mine"
     assert call("pack", runs.id("rewound"), path, "--store", runs.folder, "--force").status == 0
 
 
-def test_damage_is_one_message(runs: Runs) -> None:
+def test_damaged_ticket_is_one_message(runs: Runs) -> None:
     path = packed(runs)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -269,14 +269,14 @@ def test_damage_is_one_message(runs: Runs) -> None:
         assert "it is damaged. Get it again." in refused(call(command, path))
 
 
-def test_no_store_no_run_and_no_way_are_said(runs: Runs, tmp_path: Path) -> None:
+def test_missing_store_unknown_run_and_unknown_weights_are_refused(runs: Runs, tmp_path: Path) -> None:
     assert "there is no store at" in refused(call("pack", "abc", "t"))
     assert "no run in" in refused(call("pack", "zz", "t", "--store", runs.folder))
     assert "'last' is not one of" in refused(call("pack", "ab", "t", "--weights", "last", "--store", runs.folder))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_store_is_the_machines_fault(runs: Runs, tmp_path: Path) -> None:
+def test_damaged_store_is_a_system_failure(runs: Runs, tmp_path: Path) -> None:
     shutil.copytree(runs.folder, tmp_path / "store")
     run_id = runs.id("rewound", 1)
     weights = tmp_path / "store" / "runs" / run_id[:2] / run_id / "weights.safetensors"
@@ -285,13 +285,13 @@ def test_a_damaged_store_is_the_machines_fault(runs: Runs, tmp_path: Path) -> No
     assert not (tmp_path / "t").exists()
 
 
-def test_the_api_returns_what_the_commands_print(runs: Runs) -> None:
+def test_functions_return_the_output_of_the_commands(runs: Runs) -> None:
     ticket, path = tickets.pack(runs.id("constants"), Path("t"), "start", store=runs.folder)
     inspection = tickets.inspect_ticket(path)
     assert inspection.passed
     assert sum(inspection.bytes.values()) == path.stat().st_size
-    again, found = tickets.evaluate_ticket(path)
+    again, evaluation = tickets.evaluate_ticket(path)
     assert again.facts == ticket.facts
-    assert (found.images, found.stored, found.same_data) == (360, None, True)
+    assert (evaluation.images, evaluation.stored, evaluation.same_data) == (360, None, True)
     with pytest.raises(UserError, match="is not a device"):
         tickets.evaluate_ticket(path, device="tpu")

@@ -1,4 +1,4 @@
-"""The command line: the live command table, its help and its reference, and what each command prints."""
+"""Command line: command table, help, reference page, and the output of each command."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
 
 
 @pytest.fixture(autouse=True)
-def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder of its own, with nothing set."""
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test in its own folder, without environment variables."""
     monkeypatch.chdir(tmp_path)
     for name in ("SUPERMASK_STORE", "SUPERMASK_DATA"):
         monkeypatch.delenv(name, raising=False)
@@ -48,42 +48,42 @@ def test_every_command_has_help_with_its_example(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_example_can_be_parsed_and_names_what_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = shlex.split(cli_reference.example(COMMANDS[name]).split(" > ")[0])
-    assert words[:2] == ["supermask", name]
+def test_every_example_is_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = shlex.split(cli_reference.example(COMMANDS[name]).split(" > ")[0])
+    assert arguments[:2] == ["supermask", name]
     monkeypatch.setattr("typer.core.TyperCommand.invoke", lambda command, context: None)
-    assert run_command(cli.app, words[1:]) == 0
-    arguments = cli_reference.page().split(f"## supermask {name}")[1].splitlines()[0].replace("[STUDY]...", "STUDY")
-    if "STUDY" in arguments.split():
-        place = 2 + arguments.split().index("STUDY")
-        load_study(words[place], [word for word in words[place + 1 :] if "=" in word])
+    assert run_command(cli.app, arguments[1:]) == 0
+    usage = cli_reference.page().split(f"## supermask {name}")[1].splitlines()[0].replace("[STUDY]...", "STUDY")
+    if "STUDY" in usage.split():
+        index = 2 + usage.split().index("STUDY")
+        load_study(arguments[index], [text for text in arguments[index + 1 :] if "=" in text])
 
 
-def test_the_example_of_query_can_be_answered(carried: Carried) -> None:
-    words = shlex.split(cli_reference.example(COMMANDS["query"]))
-    assert call(*words[1:], "--store", carried.store)[0] == 0
+def test_example_of_query_runs(carried: Carried) -> None:
+    arguments = shlex.split(cli_reference.example(COMMANDS["query"]))
+    assert call(*arguments[1:], "--store", carried.store)[0] == 0
 
 
 def test_docs_cli_md_is_current() -> None:
-    """Otherwise: python tests/cli_reference.py"""
+    """If this fails, run `make cli-reference`."""
     assert cli_reference.PAGE.read_text() == cli_reference.page()
 
 
-def test_the_reference_has_every_command_and_option() -> None:
+def test_reference_has_every_command_and_option() -> None:
     page = cli_reference.page()
     assert [line.split()[2] for line in page.splitlines() if line.startswith("## ")] == list(COMMANDS)
     assert "| `--keep all\\|needed\\|masks` |" in page
 
 
-def test_no_arguments_is_help_and_version_is_a_line() -> None:
+def test_no_arguments_prints_help_and_version_prints_one_line() -> None:
     status, out, err = call()
     assert (status, err) == (0, "")
     assert all(name in out for name in COMMANDS)
     assert call("--version")[1] == "supermask 0.1.0\n"
 
 
-def test_help_and_what_reads_needs_no_torch(carried: Carried) -> None:
-    """Nor do help and plan wait for any other heavy library."""
+def test_help_and_reading_commands_do_not_import_torch(carried: Carried) -> None:
+    """Help and plan import no other heavy library either."""
     program = """
 import sys
 from supermask.cli import main
@@ -107,7 +107,7 @@ assert not loaded("torch", "matplotlib", "scipy", "sklearn")
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
-# --- the main street, once, in processes of its own ---
+# --- a study from file to figure, one process per command ---
 
 
 def test_a_study_from_file_to_figure(tmp_path: Path) -> None:
@@ -138,24 +138,24 @@ def test_a_study_from_file_to_figure(tmp_path: Path) -> None:
         )
 
 
-# --- what the commands print ---
+# --- output of the commands ---
 
 
 def test_plan_prints_the_counts(carried: Carried) -> None:
     status, out, err = call("plan", *carried.args, "scale=more", "--workers", 1)
     assert (status, err) == (0, "")
-    told = dict(
+    fields = dict(
         line.split(maxsplit=1) for line in out.replace("in total", "total").replace("to do", "left").splitlines()
     )
-    assert told["study"] == "small: 4 treatments x 2 seeds x 3 levels"
-    assert told["training"] == "fc-8 on digits, 13 iterations of 60 images, adam"
-    assert told["total"] == "32 trainings"
-    assert told["unique"].startswith("26 runs")
-    assert (told["done"], told["left"]) == (str(RUNS), str(26 - RUNS))
-    assert told["estimated"].endswith("on 1 worker (from runs in the store)")
+    assert fields["study"] == "small: 4 treatments x 2 seeds x 3 levels"
+    assert fields["training"] == "fc-8 on digits, 13 iterations of 60 images, adam"
+    assert fields["total"] == "32 trainings"
+    assert fields["unique"].startswith("26 runs")
+    assert (fields["done"], fields["left"]) == (str(RUNS), str(26 - RUNS))
+    assert fields["estimated"].endswith("on 1 worker (from runs in the store)")
 
 
-def test_status_is_never_cut_whatever_the_width(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_is_not_truncated_on_narrow_terminals(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     _, out, _ = call("status", *carried.args)
     for label in runs.treatment_labels(carried.plan):
@@ -189,7 +189,7 @@ def test_query(carried: Carried, format: str, printed: str) -> None:
     assert call("query", sql, "--store", carried.store, "--format", format) == (0, printed, "")
 
 
-def test_damage_is_said_and_verify_fails(carried: Carried, tmp_path: Path) -> None:
+def test_damage_is_reported_and_verify_fails(carried: Carried, tmp_path: Path) -> None:
     shutil.copytree(carried.store, tmp_path / "store")
     run_id = carried.run_id(2)
     path = tmp_path / "store" / "runs" / run_id[:2] / run_id / "weights.safetensors"
@@ -211,7 +211,7 @@ NAMES = ["[bold]x[/bold]", "<script>alert(1)</script>", "[/]", "..", "a b;rm -rf
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_are_shown_literally_and_never_become_paths(tmp_path: Path, name: str) -> None:
+def test_names_are_printed_literally_and_never_become_paths(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "studies"
     folder.mkdir()
     label = name.replace("..", "../../up")
@@ -220,11 +220,11 @@ def test_names_are_shown_literally_and_never_become_paths(tmp_path: Path, name: 
     )
     text = text.replace("reference: {criterion: large_final, mask0: zero}", "").replace("A small study", name)
     study = written(folder, f"{name.replace('/', '')}.yaml", text)
-    there = carried_out(folder, text=text)
-    status, out, err = call("status", study, "--store", there.store)
+    stored = carried_out(folder, text=text)
+    status, out, err = call("status", study, "--store", stored.store)
     assert (status, err) == (0, "")
     assert f"\n{label}  " in out
-    status, out, _ = call("figure", study, "--store", there.store, "--out", tmp_path / "figures")
+    status, out, _ = call("figure", study, "--store", stored.store, "--out", tmp_path / "figures")
     assert status == 0
     assert {path.parent for path in (tmp_path / "figures").rglob("*")} == {tmp_path / "figures"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "studies"]

@@ -1,4 +1,4 @@
-"""The command line as a new user meets it: what is said when something cannot be used, or the machine refuses."""
+"""Command line: messages and exit statuses for invalid input and for failures of the machine."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
 
 
 @pytest.fixture(autouse=True)
-def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder of its own, with nothing set."""
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test in its own folder, without environment variables."""
     monkeypatch.chdir(tmp_path)
     for name in ("SUPERMASK_STORE", "SUPERMASK_DATA"):
         monkeypatch.delenv(name, raising=False)
 
 
-# --- as a new user: what cannot be used ---
+# --- invalid input ---
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["pla", "mask-criteria"], "No such command 'pla'"),
         (["run", "mask-criteria", "--stor", "x"], "No such option --stor; did you mean '--store'?"),
@@ -69,13 +69,13 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["figure", "mask-criteria", "scale=digits"], "`supermask run` it first"),
     ],
 )
-def test_what_cannot_be_used_is_one_message(arguments: list[str], said: str, tmp_path: Path) -> None:
-    assert said in refused(call(*arguments))
+def test_invalid_input_is_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
+    assert message in refused(call(*arguments))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "small.yaml: the file is empty"),
         (TEXT + "network: fc\n", "small.yaml, line"),
@@ -85,13 +85,13 @@ def test_what_cannot_be_used_is_one_message(arguments: list[str], said: str, tmp
         (TEXT.replace("hidden: 0.5", "hidden: 0.99"), "would leave no weight in"),
     ],
 )
-def test_a_study_file_that_cannot_be_used(text: str, said: str, tmp_path: Path) -> None:
-    assert said in refused(call("run", written(tmp_path, text=text), "--store", tmp_path / "store"))
+def test_invalid_study_file(text: str, message: str, tmp_path: Path) -> None:
+    assert message in refused(call("run", written(tmp_path, text=text), "--store", tmp_path / "store"))
     assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_a_truncated_idx_file(compressed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncated_idx_file(compressed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "data" / "mnist"
     folder.mkdir(parents=True)
     for split, count in (("train", 60_000), ("t10k", 10_000)):
@@ -101,19 +101,19 @@ def test_a_truncated_idx_file(compressed: bool, tmp_path: Path, monkeypatch: pyt
             packed = gzip.compress(data, 1)[: -20 if "images" in name else None] if compressed else data
             (folder / f"{name}{'.gz' if compressed else ''}").write_bytes(packed)
     monkeypatch.setenv("SUPERMASK_DATA", str(tmp_path / "data"))
-    said = refused(call("run", written(tmp_path), "dataset=mnist", "--store", tmp_path / "store"))
-    assert "train-images-idx3-ubyte" in said
+    message = refused(call("run", written(tmp_path), "dataset=mnist", "--store", tmp_path / "store"))
+    assert "train-images-idx3-ubyte" in message
     assert not (tmp_path / "store").exists()
 
 
-def test_a_sql_error_is_one_line(carried: Carried) -> None:
-    said = refused(call("query", "SELECT nothing FROM runs", "--store", carried.store))
-    assert "nothing" in said
-    assert said.count("\n") == 1
+def test_sql_error_is_one_line(carried: Carried) -> None:
+    message = refused(call("query", "SELECT nothing FROM runs", "--store", carried.store))
+    assert "nothing" in message
+    assert message.count("\n") == 1
     assert "is empty" in refused(call("query", " ; ", "--store", carried.store))
 
 
-def test_an_unknown_and_an_ambiguous_run_and_a_file_for_a_folder(carried: Carried, tmp_path: Path) -> None:
+def test_unknown_run_ambiguous_run_and_file_in_place_of_a_folder(carried: Carried, tmp_path: Path) -> None:
     store = ("--store", carried.store)
     assert "begins with 'zz'" in refused(call("export", "zz", tmp_path / "out", *store))
     ids = sorted(carried.plan.runs)
@@ -127,7 +127,7 @@ def test_an_unknown_and_an_ambiguous_run_and_a_file_for_a_folder(carried: Carrie
 
 
 @pytest.mark.parametrize("command", ["status", "table", "verify", "query", "run"])
-def test_a_store_of_a_newer_version(
+def test_store_of_a_newer_version(
     command: str,
     carried: Carried,
     tmp_path: Path,
@@ -139,25 +139,25 @@ def test_a_store_of_a_newer_version(
         newer.setattr("supermask.store.files.entry.FORMAT", FORMAT + 1)
         data = encode_entry("run", run_id, {}, {"tensors": {}})["run.json"]
     (tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json").write_bytes(data)
-    what = {"verify": [], "query": ["SELECT 1"]}.get(command, [carried.study])
-    said = refused(call(command, *what, "--store", tmp_path / "store"))
-    assert f"written in store format {FORMAT + 1}" in said
+    arguments = {"verify": [], "query": ["SELECT 1"]}.get(command, [carried.study])
+    message = refused(call(command, *arguments, "--store", tmp_path / "store"))
+    assert f"written in store format {FORMAT + 1}" in message
 
 
-# --- the machine ---
+# --- failures of the machine ---
 
 
-def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+def test_unwritable_store_folder(tmp_path: Path) -> None:
     if not Path("/proc/self").exists():
         pytest.skip("needs a /proc, where nobody can make a folder")
-    said = refused(call("run", written(tmp_path), "--store", "/proc/no-store"), status=1)
-    assert "the store cannot use /proc/no-store" in said
-    assert "--store" in said
+    message = refused(call("run", written(tmp_path), "--store", "/proc/no-store"), status=1)
+    assert "the store cannot use /proc/no-store" in message
+    assert "--store" in message
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 160 kB: room for some of the runs."""
+    """A disk of 160 kB, which holds some of the runs."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount")
@@ -168,7 +168,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
+def test_full_disk_loses_no_run(small_disk: Path, tmp_path: Path) -> None:
     study, store = written(tmp_path), small_disk / "store"
     full = supermask("run", study, "--store", store, "--workers", 1)
     assert full.status == 1
@@ -185,8 +185,8 @@ def test_a_full_disk_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
     assert supermask("verify", "--store", store).out == f"{RUNS} held\n"
 
 
-def test_a_file_that_may_grow_no_further_loses_nothing(tmp_path: Path) -> None:
-    """The same without being root: the system refuses files beyond a size."""
+def test_file_size_limit_loses_no_run(tmp_path: Path) -> None:
+    """Like a full disk, but without root: the system limits the size of files."""
     resource = pytest.importorskip("resource")
     study, store = written(tmp_path), tmp_path / "store"
     result = subprocess.run(
@@ -202,42 +202,42 @@ def test_a_file_that_may_grow_no_further_loses_nothing(tmp_path: Path) -> None:
     assert not list((store / "staging").glob("*"))
 
 
-def test_a_full_standard_output_is_the_machines_fault(carried: Carried) -> None:
+def test_full_standard_output_is_a_system_failure(carried: Carried) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "supermask", "table", *carried.args]
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert result.returncode == 1
-    assert result.stderr == "supermask: the machine refused: No space left on device.\n"
+    assert result.stderr == "supermask: system error: No space left on device.\n"
 
 
-def test_a_reader_that_has_gone_is_no_error(carried: Carried) -> None:
+def test_closed_pipe_prints_no_error(carried: Carried) -> None:
     command = [sys.executable, "-m", "supermask", "table", *carried.args]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
-    said = process.stderr.read()
+    errors = process.stderr.read()
     process.stderr.close()
     process.wait()
-    assert said == ""
+    assert errors == ""
 
 
 # --- Ctrl-C ---
 
 
-def test_stopped_says_how_to_go_on(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_prints_how_to_resume(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*arguments: object) -> None:
         raise StudyInterrupted(7)
 
     monkeypatch.setattr(runs, "run", stopped)
     status, _, err = call("run", *carried.args)
     assert status == 130
-    assert err == "Stopped. 7 runs are left; the same command goes on from here. Finished runs are kept.\n"
+    assert err == "Stopped. 7 runs are left; the same command resumes. Finished runs are kept.\n"
 
 
-def test_interrupted_anywhere_else_is_130_too(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_of_other_commands_exits_with_130(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
@@ -245,11 +245,11 @@ def test_interrupted_anywhere_else_is_130_too(carried: Carried, monkeypatch: pyt
     assert "interrupted" in refused(call("status", *carried.args), status=130)
 
 
-def test_runs_whose_certificate_fails_are_no_success(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_certificates_exit_with_1(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = runs.run(str(carried.study), store=carried.store)
     schedule.status[carried.run_id(2)] = "certificate_failed"
     monkeypatch.setattr(runs, "run", lambda *arguments: schedule)
     status, out, err = call("run", *carried.args)
     assert status == 1
     assert f"{RUNS - 1} finished, 1 with a certificate that does not hold" in out
-    assert "`supermask verify` says why" in err
+    assert "`supermask verify` prints the reason" in err

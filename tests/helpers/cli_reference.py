@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the command table itself: `make cli-reference`."""
+"""Generator of docs/cli.md from the live command table; `make cli-reference` runs it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from supermask.cli import app
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
-HEAD = """# The command line
+HEAD = """# Command line
 
-Made from the command table by `make cli-reference`; a test compares the two.
+Generated from the command table by `make cli-reference`; a test compares the two.
 
 `STUDY` is the name of a shipped study (`supermask studies` lists them) or a path to a `.yaml` file. `KEY=VALUE` are
-settings that replace the study's: `scale=digits` picks one of its scales, any key of `docs/studies.md` replaces what
-the scale and the file say.
+settings that override the study file: `scale=digits` selects one of its scales, and any key of `docs/studies.md`
+overrides the value of the scale and of the file.
 
-Exit status: 0; 1 where the machine refused (disk full, read-only ...) or a check failed; 2 where something given cannot
-be used; 130 after Ctrl-C. Errors are one message on standard error, and what was finished is kept.
+Exit status: 0 on success; 1 if the system fails (disk full, read-only, ...) or a check fails; 2 if the input cannot be
+used; 130 after Ctrl-C. An error is one message on standard error, and finished runs are kept.
 
-Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the folder of the data sets,
-`SUPERMASK_CACHE` the folder of decoded data sets.
+Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the folder of the datasets,
+`SUPERMASK_CACHE` the folder of decoded datasets.
 
 Python: `supermask.api` has one function per command, with the same arguments; it returns data and prints nothing.
 `supermask.run`, `supermask.table` and `supermask.figure` are for notebooks: [notebook.md](notebook.md).
@@ -34,57 +34,60 @@ Python: `supermask.api` has one function per command, with the same arguments; i
 
 
 def commands() -> dict[str, Callable[..., None]]:
-    """The live command table: name -> the function that carries it out."""
-    found = {}
+    """Return the live command table: name -> function of the command."""
+    table = {}
     for command in app.registered_commands:
         assert command.callback is not None
-        found[command.name or command.callback.__name__] = command.callback
-    return found
+        table[command.name or command.callback.__name__] = command.callback
+    return table
 
 
 def example(command: Callable[..., None]) -> str:
-    """The command line that the command's help gives as an example."""
-    found = re.search(r"Example: `([^`]+)`", command.__doc__ or "")
-    assert found, f"{command.__name__} has no example"
-    return found[1]
+    """Return the example in the help of a command."""
+    match = re.search(r"Example: `([^`]+)`", command.__doc__ or "")
+    assert match, f"{command.__name__} has no example"
+    return match[1]
 
 
 def page() -> str:
-    """docs/cli.md as it has to be."""
+    """Return the content of docs/cli.md."""
     return HEAD + "".join("\n" + "\n".join(_section(name, command)) for name, command in commands().items())
 
 
 def _section(name: str, command: Callable[..., None]) -> Iterator[str]:
     defaults = inspect.signature(command).parameters
-    lines, words = [], []
+    table, arguments = [], []
     for parameter, annotation in get_type_hints(command, include_extras=True).items():
         if parameter == "return":
             continue
-        kind, about = get_args(annotation)
+        kind, info = get_args(annotation)
         default = defaults[parameter].default
-        if isinstance(about, ArgumentInfo):
-            word = about.metavar or parameter.upper()
-            words.append(word if default is inspect.Parameter.empty else f"[{word}]...")
-            lines.append((word, about.help or ""))
+        if isinstance(info, ArgumentInfo):
+            metavar = info.metavar or parameter.upper()
+            arguments.append(metavar if default is inspect.Parameter.empty else f"[{metavar}]...")
+            table.append((metavar, info.help or ""))
         else:
-            assert isinstance(about, OptionInfo)
-            told = f" [default: {default}]" if about.show_default and kind is not bool else ""
-            flag = (about.param_decls or [f"--{parameter}"])[0]
-            lines.append((f"{flag} {_value(kind)}".rstrip(), f"{about.help}{told}"))
-    yield f"## supermask {' '.join([name, *words])}\n"
+            assert isinstance(info, OptionInfo)
+            shown = info.show_default and kind is not bool and default is not None
+            flag = (info.param_decls or [f"--{parameter.replace('_', '-')}"])[0]
+            table.append((f"{flag} {_value(kind)}".rstrip(), f"{info.help}{f' [default: {default}]' if shown else ''}"))
+    yield f"## supermask {' '.join([name, *arguments])}\n"
     yield inspect.cleandoc(command.__doc__ or "").partition("Example:")[0].strip() + "\n"
     yield f"    {example(command)}\n"
-    if lines:
+    if table:
         yield "| | |\n|---|---|"
-        yield from (f"| `{_cell(what)}` | {_cell(text)} |" for what, text in lines)
+        yield from (f"| `{_cell(usage)}` | {_cell(text)} |" for usage, text in table)
         yield ""
 
 
 def _value(kind: Any) -> str:
-    """What follows an option: its choices, or what it is."""
+    """Return the value of an option as shown after its flag: the allowed words, or the type."""
     kinds = [k for k in get_args(kind) if k is not type(None)] or [kind]
     if all(isinstance(k, str) for k in kinds):
         return "|".join(kinds)
+    # An optional Literal: its words are one level deeper.
+    if words := [word for k in kinds for word in get_args(k) if isinstance(word, str)]:
+        return "|".join(words)
     return {Path: "PATH", int: "N", str: "NAME", list[str]: "NAME ...", bool: ""}[kinds[0]]
 
 

@@ -1,4 +1,4 @@
-"""Carrying out a command line in a test: in this process, or in one of its own."""
+"""Run a command line in a test: in this process or in a new one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from supermask.cli.app import run_command
 
 
 class Ended(NamedTuple):
-    """How a command ended."""
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -22,7 +22,7 @@ class Ended(NamedTuple):
 
 
 def call(*arguments: object) -> Ended:
-    """Carries out a command line in this process."""
+    """Run a command line in this process."""
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         status = run_command(cli.app, [str(argument) for argument in arguments])
@@ -30,14 +30,14 @@ def call(*arguments: object) -> Ended:
 
 
 def supermask(*arguments: object, **environment: str) -> Ended:
-    """Carries out a command line in a process of its own."""
+    """Run a command line in a new process."""
     command = [sys.executable, "-m", "supermask", *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
 def refused(ended: Ended, status: int = 2) -> str:
-    """The one message of a command that was refused."""
+    """Assert that a command was refused with one message on standard error; return the message."""
     assert (ended.status, ended.out) == (status, ""), ended
     assert ended.err.startswith("supermask: ")
     assert ended.err.count("supermask: ") == 1

@@ -1,4 +1,4 @@
-"""A live page over a small store, asked in this process; and notes as a command that trains would write them."""
+"""Dashboard of a small store, requested in this process, and notes as a training command writes them."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ from supermask.study.plan import Plan
 
 @dataclass(frozen=True)
 class Page:
-    """A browser at the page of a store; every request is one of its own."""
+    """HTTP client of a dashboard. Every request opens its own connection."""
 
     app: Any
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Any request. `options` are httpx's: headers, params."""
+        """Send a request. `options`: headers and params of httpx."""
 
-        async def ask() -> httpx.Response:
+        async def send() -> httpx.Response:
             transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as asked:
-                return await asked.request(method, path, **options)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as http:
+                return await http.request(method, path, **options)
 
-        return asyncio.run(ask())
+        return asyncio.run(send())
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        """A GET request."""
+        """Send a GET request."""
         return self.request("GET", path, **options)
 
     def head(self, path: str) -> httpx.Response:
-        """A HEAD request."""
+        """Send a HEAD request."""
         return self.request("HEAD", path)
 
 
 def client(store: Path, import_criteria: bool = False) -> Page:
-    """The page of a store."""
+    """Return a client of the dashboard of a store."""
     return Page(make_app(store, import_criteria))
 
 
 def note_study(store: Path, plan: Plan) -> str:
-    """Notes that a study was asked for; gives the note's name."""
+    """Write the note of a study; return its name."""
     note = {"name": plan.study.name, "study": plan.study.as_data()}
     StatusNotes(store).write("studies", note_id(note), note)
     return note_id(note)
 
 
 def note_progress(store: Path, study: str, name: str = "0" * 32, **changes: Any) -> None:
-    """Notes that a command is at it, in this very process."""
+    """Write the progress note of a command that runs in this process."""
     now = time.time()
     note: dict[str, Any] = {
         "studies": [study],
@@ -77,18 +77,18 @@ def note_progress(store: Path, study: str, name: str = "0" * 32, **changes: Any)
 
 
 def note_curve(store: Path, run_id: str, points: int = 4, of: int = 12) -> None:
-    """Notes the validation curve of a run in flight."""
+    """Write the validation curve of a run that is being trained."""
     note = {
         "run": run_id,
         "of": of,
         "updated": time.time(),
-        "iterations": [4 * place for place in range(points)],
-        "validation_loss": [2.0 / (place + 1) for place in range(points)],
-        "validation_accuracy": [min(0.1 + 0.2 * place, 0.9) for place in range(points)],
+        "iterations": [4 * index for index in range(points)],
+        "validation_loss": [2.0 / (index + 1) for index in range(points)],
+        "validation_accuracy": [min(0.1 + 0.2 * index, 0.9) for index in range(points)],
     }
     StatusNotes(store).write("curves", run_id, note)
 
 
 def files(carried: Carried) -> set[str]:
-    """Every file below a store, to see that nothing was written."""
+    """Return every file of a store with its modification time, to check that nothing was written."""
     return {f"{path} {path.stat().st_mtime_ns}" for path in carried.store.rglob("*")}

@@ -1,4 +1,4 @@
-"""The explorer: which runs are one line, what lines are called, and their numbers beside a slow computation."""
+"""Explorer: grouping of runs into series, labels, and plotted values against an independent computation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scipy import stats
 
 from supermask.core.text import Row
 from supermask.serve import explorer
-from supermask.serve.run_page import MOST_PIXELS, has_pixel_weights, mask_png, pixel_map_png
+from supermask.serve.run_page import MAX_PIXELS, has_pixel_weights, mask_png, pixel_map_png
 from supermask.serve.series import Series, group_series
 from supermask.serve.store_cache import CachedStore
 
@@ -31,7 +31,7 @@ TREATMENTS = [
     {"name": "untrained, rescaled", "trained": False, "mask1": "signed_constant", "rescaled": True},
     {"name": "learned", **LEARNED},
     {"name": "learned, rescaled", "supermask": {"method": "bernoulli", "rescaled": True}},
-    {"name": "gone on from learned", **LEARNED, "levels": 1, "mask1": "rewind"},
+    {"name": "trained from learned", **LEARNED, "levels": 1, "mask1": "rewind"},
     {"name": "the same, rescaled", "supermask": {"method": "bernoulli", "rescaled": True}, "levels": 1},
 ]
 SUBJECT = {"network": "fc-20", "dataset": "digits"}
@@ -39,8 +39,8 @@ SUBJECT = {"network": "fc-20", "dataset": "digits"}
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every kind of run: two seeds, two levels; and the plain treatment again under another learning rate."""
-    folder = tmp_path_factory.mktemp("lines")
+    """Every kind of run with two seeds and two levels, and one treatment also with another learning rate."""
+    folder = tmp_path_factory.mktemp("series")
     learn = {"epochs": 0.6, "evaluate_every": 4}
     carry_out(small_plan(*TREATMENTS, seeds=2, learn=learn), folder)
     carry_out(small_plan({"name": "plain"}, {"name": "untrained", "trained": False}, seeds=3, lr=3e-3), folder)
@@ -48,15 +48,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shelf(store: Path) -> CachedStore:
-    found = CachedStore(store)
-    found.refresh()
-    return found
+def cache(store: Path) -> CachedStore:
+    cached = CachedStore(store)
+    cached.refresh()
+    return cached
 
 
 @pytest.fixture(scope="module")
-def lines(shelf: CachedStore) -> dict[str, Series]:
-    return group_series(shelf.rows, shelf.ancestry)
+def all_series(cache: CachedStore) -> dict[str, Series]:
+    return group_series(cache.rows, cache.ancestry)
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +64,19 @@ def page(store: Path) -> Page:
     return client(store)
 
 
-def test_every_run_is_in_one_line_and_no_line_has_a_seed_twice_at_a_level(
-    shelf: CachedStore, lines: dict[str, Series]
+def test_every_run_is_in_one_series_and_no_series_has_a_seed_twice_per_level(
+    cache: CachedStore, all_series: dict[str, Series]
 ) -> None:
-    places = Counter(run_id for line in lines.values() for run_id in line.run_ids)
-    assert set(places) == set(shelf.rows)
-    assert set(places.values()) == {1}
-    for line in lines.values():
-        rows = [shelf.rows[run_id] for run_id in line.run_ids]
-        assert len({(row["level"], row["seed"]) for row in rows}) == len(rows), line.label
+    counts = Counter(run_id for series in all_series.values() for run_id in series.run_ids)
+    assert set(counts) == set(cache.rows)
+    assert set(counts.values()) == {1}
+    for series in all_series.values():
+        rows = [cache.rows[run_id] for run_id in series.run_ids]
+        assert len({(row["level"], row["seed"]) for row in rows}) == len(rows), series.label
 
 
-def test_lines_are_told_apart_by_as_little_as_does(lines: dict[str, Series]) -> None:
-    labels = [line.label for line in lines.values()]
+def test_labels_have_only_distinguishing_settings(all_series: dict[str, Series]) -> None:
+    labels = [series.label for series in all_series.values()]
     assert len(set(labels)) == len(labels)
     assert labels[:2] == ["dense, lr 0.0012", "dense, lr 0.003"]
     assert "supermask, bernoulli" in labels
@@ -87,14 +87,14 @@ def test_lines_are_told_apart_by_as_little_as_does(lines: dict[str, Series]) -> 
     assert not [label for label in labels if label.endswith(")")]
 
 
-def test_runs_of_one_level_and_other_ancestors_are_apart(shelf: CachedStore, lines: dict[str, Series]) -> None:
-    """Untrained networks under one recipe, none, whose masks come from two."""
-    untrained = [line for line in lines.values() if ", untrained" in line.label and "rewind" in line.label]
+def test_runs_with_different_ancestors_are_different_series(cache: CachedStore, all_series: dict[str, Series]) -> None:
+    """Untrained networks have no recipe; their masks come from dense runs with two recipes."""
+    untrained = [series for series in all_series.values() if ", untrained" in series.label and "rewind" in series.label]
     assert len(untrained) == 2
-    assert {len(line.run_ids) for line in untrained} == {4, 6}
+    assert {len(series.run_ids) for series in untrained} == {4, 6}
 
 
-def test_the_curves_are_those_of_the_csv(page: Page) -> None:
+def test_plotted_values_match_the_csv(page: Page) -> None:
     (subject,) = page.get("/explore/choices.json").json()["subjects"]
     keys = [treatment["key"] for treatment in subject["treatments"]]
     table = list(csv.DictReader(io.StringIO(page.get("/explore/runs.csv", params=SUBJECT).text)))
@@ -109,17 +109,17 @@ def test_the_curves_are_those_of_the_csv(page: Page) -> None:
         for trace in shown:
             rows = by_label[trace["name"]]
             levels = sorted({int(row["level"]) for row in rows})
-            for place, level in enumerate(levels):
+            for index, level in enumerate(levels):
                 values = np.array([float(row[metric]) * factor for row in rows if int(row["level"]) == level])
                 density = np.array([float(row["density"]) for row in rows if int(row["level"]) == level])
-                assert math.isclose(trace["x"][place], 100 * density.mean(), rel_tol=1e-12)
-                assert math.isclose(trace["y"][place], values.mean(), rel_tol=1e-12, abs_tol=1e-12)
-                assert f"n = {values.size}" in trace["text"][place]
+                assert math.isclose(trace["x"][index], 100 * density.mean(), rel_tol=1e-12)
+                assert math.isclose(trace["y"][index], values.mean(), rel_tol=1e-12, abs_tol=1e-12)
+                assert f"n = {values.size}" in trace["text"][index]
                 half = stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size)
-                assert f"95% interval {values.mean() - half:.5g} to {values.mean() + half:.5g}" in trace["text"][place]
+                assert f"95% interval {values.mean() - half:.5g} to {values.mean() + half:.5g}" in trace["text"][index]
 
 
-def test_the_dense_network_is_a_line_across(page: Page) -> None:
+def test_dense_network_is_a_horizontal_line(page: Page) -> None:
     (subject,) = page.get("/explore/choices.json").json()["subjects"]
     keys = [treatment["key"] for treatment in subject["treatments"]]
     data = page.get("/explore/curves.json", params={**SUBJECT, "treatment": keys}).json()["data"]
@@ -128,10 +128,10 @@ def test_the_dense_network_is_a_line_across(page: Page) -> None:
     assert dense["y"][0] == dense["y"][1]
 
 
-def test_what_is_shown_first_is_the_dense_network_and_the_papers_actions(
-    shelf: CachedStore, lines: dict[str, Series]
+def test_default_selection_is_the_dense_network_and_the_papers_actions(
+    cache: CachedStore, all_series: dict[str, Series]
 ) -> None:
-    first = [lines[key].label for key in explorer.default_selection(explorer.RunSet(shelf.rows, lines))]
+    first = [all_series[key].label for key in explorer.default_selection(explorer.RunSet(cache.rows, all_series))]
     assert first[0].startswith("dense")
     assert all("rewind, zero" in label and "untrained" not in label for label in first[1:3])
 
@@ -154,9 +154,9 @@ ROWS: list[Row] = [
         ("id", True, "dcba"),
     ],
 )
-def test_sorting_keeps_what_is_missing_last(sort: str, descending: bool, order: str) -> None:
-    told = explorer.runs_page([(row, "") for row in ROWS], sort, descending, 0)
-    assert "".join(row[-1] for row in told["rows"]) == order
+def test_sorting_keeps_missing_values_last(sort: str, descending: bool, order: str) -> None:
+    page = explorer.runs_page([(row, "") for row in ROWS], sort, descending, 0)
+    assert "".join(row[-1] for row in page["rows"]) == order
 
 
 def test_pages_have_every_row_once() -> None:
@@ -168,7 +168,7 @@ def test_pages_have_every_row_once() -> None:
     assert sorted(ids) == [row["id"] for row in rows]
 
 
-def test_too_many_lines_are_refused(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_series_are_refused(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorer, "MAX_SERIES", 1)
     (subject,) = page.get("/explore/choices.json").json()["subjects"]
     keys = [treatment["key"] for treatment in subject["treatments"]][:2]
@@ -177,16 +177,16 @@ def test_too_many_lines_are_refused(page: Page, monkeypatch: pytest.MonkeyPatch)
     assert answer.json()["error"] == "2 treatments are too many for one plot: choose up to 1."
 
 
-def test_every_kind_of_run_has_a_page(page: Page, shelf: CachedStore) -> None:
-    for run_id in shelf.rows:
+def test_every_kind_of_run_has_a_page(page: Page, cache: CachedStore) -> None:
+    for run_id in cache.rows:
         html = page.get(f"/run/{run_id}")
-        assert html.status_code == 200, shelf.rows[run_id]
+        assert html.status_code == 200, cache.rows[run_id]
         assert "✓ holds" in html.text
         assert page.get(f"/run/{run_id}/mask/1.png").content[:4] == b"\x89PNG"
         assert page.get(f"/run/{run_id}/curve.json").status_code == 200
 
 
-def test_runs_that_diverged_are_shown_and_in_no_mean(tmp_path: Path) -> None:
+def test_diverged_runs_are_shown_but_not_averaged(tmp_path: Path) -> None:
     plan = small_plan({"name": "plain"}, seeds=2, lr=1e30)
     carry_out(plan, tmp_path)
     note_study(tmp_path, plan)
@@ -204,7 +204,7 @@ def test_runs_that_diverged_are_shown_and_in_no_mean(tmp_path: Path) -> None:
     assert page.get("/explore/runs.json", params=SUBJECT).json()["total"] == 2
 
 
-def test_a_convolution_is_a_picture_of_windows() -> None:
+def test_image_of_a_convolution_has_one_pixel_per_kernel() -> None:
     mask = np.zeros((3, 2, 3, 3), dtype=bool)
     mask[1, 0] = True
     mask[2, 1, 0] = True
@@ -217,6 +217,6 @@ def test_a_convolution_is_a_picture_of_windows() -> None:
         pixel_map_png(mask, (2, 3, 3))
 
 
-def test_a_picture_is_never_too_large() -> None:
+def test_images_are_limited_in_size() -> None:
     wide = np.asarray(Image.open(io.BytesIO(mask_png(np.ones((300, 20_000), dtype=bool)))))
-    assert wide.shape[0] * wide.shape[1] <= MOST_PIXELS
+    assert wide.shape[0] * wide.shape[1] <= MAX_PIXELS

@@ -1,4 +1,4 @@
-"""The report on the live page: made again when runs have come, study by study, and never all the time."""
+"""Live report: rebuilt per study when runs are added, with pauses between builds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
 
 @pytest.fixture
 def store(carried: Carried, tmp_path: Path) -> Path:
-    """A copy of the store, to be changed."""
+    """A copy of the store that the test may change."""
     shutil.copytree(carried.store, tmp_path / "store")
     return tmp_path / "store"
 
@@ -41,32 +41,32 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def known(carried: Carried) -> list[StoredStudy]:
-    """The study, and the same with another level of which no run is there."""
+def studies_of(carried: Carried) -> list[StoredStudy]:
+    """The study, and a second one with another level that has no run."""
     more = make_plan(load_study(carried.study, ["scale=more", "seeds=1"]))
     return [StoredStudy("a", "small", carried.plan), StoredStudy("b", "small, more", more)]
 
 
-def until(done: Callable[[], Any]) -> None:
-    """Waits for a thread."""
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Wait for another thread, at most a minute."""
     deadline = time.monotonic() + 60
-    while not done():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def made(report: LiveReport, studies: list[StoredStudy]) -> None:
-    """Lets it be made, and waits for it."""
+def build(report: LiveReport, studies: list[StoredStudy]) -> None:
+    """Start a build and wait for its end."""
     before = report.parts
     report.update(studies)
-    until(lambda: report.parts is not before)
+    wait_until(lambda: report.parts is not before)
 
 
-def test_its_parts_are_the_reports(carried: Carried, store: Path) -> None:
-    shelf = CachedStore(store)
-    shelf.refresh()
-    live = LiveReport(shelf)
-    made(live, known(carried)[:1])
+def test_parts_equal_the_static_report(carried: Carried, store: Path) -> None:
+    cache = CachedStore(store)
+    cache.refresh()
+    live = LiveReport(cache)
+    build(live, studies_of(carried)[:1])
     rows = plan_rows(carried.plan, carried.opened())
     report = build_report([(carried.plan, *rows)], [], carried.opened(), live_report.MADE_BY)
     assert dict(live.parts.sections) == sections(report)
@@ -77,27 +77,25 @@ def test_its_parts_are_the_reports(carried: Carried, store: Path) -> None:
     assert live.data("../x") is None
 
 
-def test_it_is_made_again_when_runs_have_come_and_only_what_changed(
-    carried: Carried, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_new_runs_rebuild_only_their_study(carried: Carried, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = carried.run_id(2, "random", seed=1)
     away = store.parent / "away"
     (store / "runs" / run_id[:2] / run_id).rename(away)
     parts: list[str] = []
     real = live_report.build_study_section
     monkeypatch.setattr(live_report, "build_study_section", lambda name, *more: parts.append(name) or real(name, *more))
-    shelf = CachedStore(store)
-    shelf.refresh()
-    live, studies = LiveReport(shelf), known(carried)
-    made(live, studies)
+    cache = CachedStore(store)
+    cache.refresh()
+    live, studies = LiveReport(cache), studies_of(carried)
+    build(live, studies)
     assert parts == ["study-small", "study-small-2"]
     first = live.parts
     live.update(studies)
     assert live.parts is first
     away.rename(store / "runs" / run_id[:2] / run_id)
-    shelf.refresh()
-    made(live, studies)
-    # Seed 1 is not of the second study: its part is remembered.
+    cache.refresh()
+    build(live, studies)
+    # Seed 1 does not belong to the second study, whose section is cached.
     assert parts == ["study-small", "study-small-2", "study-small"]
     sections, data = first.revisions["sections"], first.revisions["data"]
     assert {n for n, rev in live.parts.revisions["sections"].items() if rev != sections[n]} >= {"study-small"}
@@ -107,7 +105,7 @@ def test_it_is_made_again_when_runs_have_come_and_only_what_changed(
     assert f"{RUNS} runs finished" in live.parts.sections["study-small"]
 
 
-def test_what_cannot_be_made_is_told_and_not_tried_again_and_again(
+def test_failed_build_is_reported_and_not_repeated(
     carried: Carried, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[int] = []
@@ -117,36 +115,36 @@ def test_what_cannot_be_made_is_told_and_not_tried_again_and_again(
         raise UserError("no such thing.")
 
     monkeypatch.setattr(live_report, "build_report", fails)
-    shelf = CachedStore(store)
-    shelf.refresh()
-    live = LiveReport(shelf)
+    cache = CachedStore(store)
+    cache.refresh()
+    live = LiveReport(cache)
     for _ in range(3):
-        live.update(known(carried))
-        until(lambda: live.error)
-        until(lambda: not live._making.locked())
+        live.update(studies_of(carried))
+        wait_until(lambda: live.error)
+        wait_until(lambda: not live._building.locked())
     assert live.error == "The report cannot be made: no such thing."
     assert len(tries) == 1
 
 
-def test_it_rests_after_it_was_made(carried: Carried, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_builds_have_pauses_between_them(carried: Carried, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_report, "REST_FACTOR", 1e6)
-    shelf = CachedStore(store)
-    shelf.refresh()
-    live = LiveReport(shelf)
-    made(live, known(carried))
-    until(lambda: not live._making.locked())
+    cache = CachedStore(store)
+    cache.refresh()
+    live = LiveReport(cache)
+    build(live, studies_of(carried))
+    wait_until(lambda: not live._building.locked())
     first = live.parts
-    shelf.revision += 1
-    live.update(known(carried))
-    assert not live._making.locked()
+    cache.revision += 1
+    live.update(studies_of(carried))
+    assert not live._building.locked()
     assert live.parts is first
 
 
-def test_studies_of_which_nothing_has_ended_are_left_out(carried: Carried, tmp_path: Path) -> None:
+def test_studies_without_finished_runs_are_left_out(carried: Carried, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    shelf = CachedStore(tmp_path / "empty")
-    shelf.refresh()
-    live = LiveReport(shelf)
-    made(live, [*known(carried), StoredStudy("c", "unplanned", None, "why not")])
+    cache = CachedStore(tmp_path / "empty")
+    cache.refresh()
+    live = LiveReport(cache)
+    build(live, [*studies_of(carried), StoredStudy("c", "unplanned", None, "why not")])
     assert live.parts.sections == {}
     assert live.parts.revisions["data"] == {}

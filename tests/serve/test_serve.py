@@ -1,4 +1,4 @@
-"""The live page asked over HTTP: what it refuses, what it says of a store, and that it writes nothing."""
+"""Dashboard over HTTP: refused requests, content of the pages, and read-only access to the store."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from supermask.study.plan import make_plan
 
 @pytest.fixture(scope="module")
 def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    made = carried_out(tmp_path_factory.mktemp("serve"))
-    note_study(made.store, made.plan)
-    return made
+    stored = carried_out(tmp_path_factory.mktemp("serve"))
+    note_study(stored.store, stored.plan)
+    return stored
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +44,13 @@ def page(carried: Carried) -> Page:
 
 
 @pytest.fixture
-def own(carried: Carried, tmp_path: Path) -> Path:
-    """A copy of the store, to be changed."""
+def store_copy(carried: Carried, tmp_path: Path) -> Path:
+    """A copy of the store that the test may change."""
     shutil.copytree(carried.store, tmp_path / "store")
     return tmp_path / "store"
 
 
 SUBJECT = {"network": "fc-8", "dataset": "digits"}
-RUN = "/run/{}"
 
 
 def every_address(run_id: str) -> list[str]:
@@ -73,7 +72,7 @@ def every_address(run_id: str) -> list[str]:
     ]
 
 
-# --- what is refused ---
+# --- refused requests ---
 
 
 HOSTS = ["127.0.0.1", "127.0.0.1:8080", "localhost", "localhost:1", "LOCALHOST:65535", "[::1]", "[::1]:8080"]
@@ -82,26 +81,26 @@ FOREIGN += ["", "localhost:", "localhost:123456", "user@localhost", "127.0.0.1, 
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_this_machine_is_answered(page: Page, host: str) -> None:
+def test_local_hosts_are_accepted(page: Page, host: str) -> None:
     assert page.get("/live.json", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/live.json", "/static/page.js", "/nothing"])
 @pytest.mark.parametrize("host", FOREIGN)
-def test_a_foreign_host_is_told_nothing(page: Page, host: str, path: str) -> None:
+def test_foreign_hosts_are_refused(page: Page, host: str, path: str) -> None:
     answer = page.get(path, headers={"host": host})
     assert answer.status_code == 421
-    assert answer.text == "This page is at 127.0.0.1 or localhost, and under no other name.\n"
+    assert answer.text == "This page is served at 127.0.0.1 or localhost only.\n"
     assert answer.headers["content-security-policy"] == POLICY
 
 
-def test_two_hosts_are_none(page: Page) -> None:
+def test_two_host_headers_are_refused(page: Page) -> None:
     assert page.get("/", headers=[("host", "localhost"), ("host", "localhost")]).status_code == 421
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND"])
 @pytest.mark.parametrize("path", ["/", "/live.json", "/explore/runs.csv", "/nothing"])
-def test_only_reading_is_allowed(page: Page, method: str, path: str) -> None:
+def test_only_get_and_head_are_allowed(page: Page, method: str, path: str) -> None:
     answer = page.request(method, path)
     assert answer.status_code == 405
     assert answer.headers["allow"] == "GET, HEAD"
@@ -118,7 +117,7 @@ def test_websockets_are_refused(page: Page) -> None:
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
-def test_every_answer_is_guarded_and_head_is_get_without_a_body(page: Page, carried: Carried) -> None:
+def test_every_response_has_the_headers_and_head_has_no_body(page: Page, carried: Carried) -> None:
     for path in [*every_address(carried.run_id(1)), "/nothing", "/run/0", "/static/../app.py", "/explore/runs.json"]:
         answer = page.get(path)
         assert answer.headers["content-security-policy"] == POLICY, path
@@ -131,7 +130,7 @@ def test_every_answer_is_guarded_and_head_is_get_without_a_body(page: Page, carr
         assert (head.status_code, head.content) == (answer.status_code, b"")
 
 
-def test_the_policy_allows_no_script_but_the_pages_own() -> None:
+def test_policy_allows_only_scripts_of_the_server() -> None:
     rules = dict(rule.split(" ", 1) for rule in POLICY.split("; "))
     assert rules["script-src"] == rules["connect-src"] == "'self'"
     assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == rules["frame-ancestors"] == "'none'"
@@ -140,7 +139,7 @@ def test_the_policy_allows_no_script_but_the_pages_own() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/explore", "/run/{}", "/run/0"])
-def test_no_page_has_an_inline_script_or_an_outside_address(page: Page, carried: Carried, path: str) -> None:
+def test_no_page_has_an_inline_script_or_an_external_address(page: Page, carried: Carried, path: str) -> None:
     html = page.get(path.format(carried.run_id(2))).text
     assert html.count("<script") == html.count('<script defer src="/static/')
     assert "://" not in html
@@ -169,13 +168,13 @@ def test_no_page_has_an_inline_script_or_an_outside_address(page: Page, carried:
         "/report/data/__class__.json",
     ],
 )
-def test_what_is_not_there_is_not_found(page: Page, carried: Carried, path: str) -> None:
+def test_unknown_addresses_are_404(page: Page, carried: Carried, path: str) -> None:
     answer = page.get(path.format(carried.run_id(1)))
     assert answer.status_code == 404
     assert "Traceback" not in answer.text
 
 
-def test_an_unknown_run_is_told_in_one_sentence(page: Page) -> None:
+def test_unknown_run_has_an_error_page(page: Page) -> None:
     assert "<p>There is no such run in this store.</p>" in page.get("/run/" + "0" * 32).text
 
 
@@ -195,22 +194,22 @@ def test_an_unknown_run_is_told_in_one_sentence(page: Page) -> None:
         ("curves.json", {**SUBJECT, "metric": "__class__"}),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_a_sentence(page: Page, name: str, query: dict[str, str]) -> None:
+def test_invalid_queries_are_400_with_a_message(page: Page, name: str, query: dict[str, str]) -> None:
     answer = page.get(f"/explore/{name}", params=query)
     assert answer.status_code == 400
     assert answer.json()["error"].endswith(".")
     assert "script" not in answer.text
 
 
-# --- what is said ---
+# --- content ---
 
 
-def test_news_of_a_finished_study(page: Page, carried: Carried) -> None:
-    news = page.get("/live.json").json()
-    (study,) = news["studies"]
+def test_status_of_a_finished_study(page: Page, carried: Carried) -> None:
+    status = page.get("/live.json").json()
+    (study,) = status["studies"]
     assert (study["name"], study["title"], study["subject"]) == ("small", "A small study", "fc-8 on digits")
-    assert (study["done"], study["total"], news["runs"]) == (RUNS, RUNS, RUNS)
-    assert (news["commands"], news["damaged"], news["trouble"], news["reading"]) == ([], [], "", None)
+    assert (study["done"], study["total"], status["runs"]) == (RUNS, RUNS, RUNS)
+    assert (status["commands"], status["damaged"], status["trouble"], status["reading"]) == ([], [], "", None)
 
 
 def test_choices_table_and_csv_have_every_run(page: Page, carried: Carried) -> None:
@@ -225,9 +224,9 @@ def test_choices_table_and_csv_have_every_run(page: Page, carried: Carried) -> N
         "random, rewind, zero",
     ]
     assert [t["runs"] for t in subject["treatments"]] == [2, 4, 4, 4, 4]
-    told = page.get("/explore/runs.json", params={**SUBJECT, "sort": "early_stop_test_accuracy"}).json()
-    accuracies = [row[5] for row in told["rows"]]
-    assert told["total"] == len(told["rows"]) == RUNS
+    table_page = page.get("/explore/runs.json", params={**SUBJECT, "sort": "early_stop_test_accuracy"}).json()
+    accuracies = [row[5] for row in table_page["rows"]]
+    assert table_page["total"] == len(table_page["rows"]) == RUNS
     assert accuracies == sorted(accuracies)
     table = list(csv.DictReader(io.StringIO(page.get("/explore/runs.csv", params=SUBJECT).text)))
     assert list(table[0]) == list(COLUMNS)
@@ -235,7 +234,7 @@ def test_choices_table_and_csv_have_every_run(page: Page, carried: Carried) -> N
     assert {float(row["early_stop_test_accuracy"]) for row in table} == set(accuracies)
 
 
-def test_the_page_of_a_run_says_what_is_stored(page: Page, carried: Carried) -> None:
+def test_page_of_a_run_shows_the_stored_facts(page: Page, carried: Carried) -> None:
     run_id = carried.run_id(2)
     entry = carried.opened().read(run_id)
     html = page.get(f"/run/{run_id}").text
@@ -243,8 +242,8 @@ def test_the_page_of_a_run_says_what_is_stored(page: Page, carried: Carried) -> 
     assert "In study small: large_final + zero" in html
     assert html.count("✓ holds") == len(entry.facts["certificate"]["checks"])
     assert f"supermask pack {run_id[:8]} ticket.safetensors" in html
-    for each in (entry.facts["parent"], carried.run_id(0)):
-        assert f'href="/run/{each}"' in html
+    for ancestor in (entry.facts["parent"], carried.run_id(0)):
+        assert f'href="/run/{ancestor}"' in html
     assert f'href="/run/{run_id}"' in page.get(f"/run/{carried.run_id(1)}").text
     curve = decode_curve(entry.tensors)
     figure = page.get(f"/run/{run_id}/curve.json").json()
@@ -254,7 +253,7 @@ def test_the_page_of_a_run_says_what_is_stored(page: Page, carried: Carried) -> 
     assert np.allclose(accuracy["y"], [100 * value for value in curve.validation_accuracy], rtol=1e-15)
 
 
-def test_masks_are_pictures_of_the_stored_bits(page: Page, carried: Carried) -> None:
+def test_mask_images_show_the_stored_bits(page: Page, carried: Carried) -> None:
     run_id = carried.run_id(2)
     tensors = carried.opened().read(run_id).tensors
     mask = np.unpackbits(tensors["mask/fc1.weight"], count=8 * 64).reshape(8, 64).astype(bool)
@@ -273,50 +272,50 @@ def test_nothing_is_written(carried: Carried, page: Page) -> None:
     assert files(carried) == before
 
 
-def test_the_pages_of_a_store_that_cannot_be_written_to(own: Path, carried: Carried) -> None:
-    for path in [own, *own.rglob("*")]:
+def test_pages_of_a_read_only_store(store_copy: Path, carried: Carried) -> None:
+    for path in [store_copy, *store_copy.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    page = client(own)
+    page = client(store_copy)
     for path in every_address(carried.run_id(2)):
         assert page.get(path).status_code == 200, path
 
 
-# --- a store that changes ---
+# --- changes of the store ---
 
 
-def test_a_run_that_appears_is_there_without_a_restart(own: Path, carried: Carried, no_wait: None) -> None:
+def test_new_run_appears_without_a_restart(store_copy: Path, carried: Carried, no_wait: None) -> None:
     run_id = carried.run_id(2, "random")
-    away = own.parent / "away"
-    shutil.move(own / "runs" / run_id[:2] / run_id, away)
-    page = client(own)
+    away = store_copy.parent / "away"
+    shutil.move(store_copy / "runs" / run_id[:2] / run_id, away)
+    page = client(store_copy)
     first = page.get("/live.json").json()
     assert (first["runs"], first["studies"][0]["done"]) == (RUNS - 1, RUNS - 1)
     assert page.get(f"/run/{run_id}").status_code == 404
-    shutil.move(away, own / "runs" / run_id[:2] / run_id)
+    shutil.move(away, store_copy / "runs" / run_id[:2] / run_id)
     second = page.get("/live.json").json()
     assert (second["runs"], second["studies"][0]["done"]) == (RUNS, RUNS)
     assert second["revision"] > first["revision"]
     assert page.get(f"/run/{run_id}").status_code == 200
 
 
-def test_a_run_that_goes_is_gone(own: Path, carried: Carried, no_wait: None) -> None:
-    page = client(own)
+def test_removed_runs_disappear(store_copy: Path, carried: Carried, no_wait: None) -> None:
+    page = client(store_copy)
     assert page.get("/live.json").json()["runs"] == RUNS
-    shutil.rmtree(own / "runs")
+    shutil.rmtree(store_copy / "runs")
     assert page.get("/live.json").json()["runs"] == 0
     assert page.get("/explore/choices.json").json()["subjects"] == []
     assert page.get(f"/run/{carried.run_id(1)}").status_code == 404
 
 
-def test_damage_is_told_and_the_rest_is_shown(own: Path, carried: Carried, no_wait: None) -> None:
+def test_damage_is_reported_and_the_rest_is_shown(store_copy: Path, carried: Carried, no_wait: None) -> None:
     sealed, tensors = carried.run_id(1), carried.run_id(1, "random")
-    (own / "runs" / sealed[:2] / sealed / "run.json").write_text("{}")
-    path = own / "runs" / tensors[:2] / tensors / "tensors.safetensors"
+    (store_copy / "runs" / sealed[:2] / sealed / "run.json").write_text("{}")
+    path = store_copy / "runs" / tensors[:2] / tensors / "tensors.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    page = client(own)
-    news = page.get("/live.json").json()
-    assert news["runs"] == RUNS - 1
-    assert news["damaged"][0].startswith(f"{sealed} in the store is damaged")
+    page = client(store_copy)
+    status = page.get("/live.json").json()
+    assert status["runs"] == RUNS - 1
+    assert status["damaged"][0].startswith(f"{sealed} in the store is damaged")
     answer = page.get(f"/run/{sealed}")
     assert answer.status_code == 404
     assert "is damaged: run.json does not match its seal" in answer.text
@@ -328,38 +327,38 @@ def test_damage_is_told_and_the_rest_is_shown(own: Path, carried: Carried, no_wa
     assert page.get("/explore/runs.json", params=SUBJECT).json()["total"] == RUNS - 1
 
 
-def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
+def test_empty_store(tmp_path: Path) -> None:
     page = client(tmp_path)
     assert page.get("/").status_code == page.get("/explore").status_code == 200
-    news = page.get("/live.json").json()
-    assert (news["runs"], news["studies"], news["commands"]) == (0, [], [])
+    status = page.get("/live.json").json()
+    assert (status["runs"], status["studies"], status["commands"]) == (0, [], [])
     assert page.get("/explore/choices.json").json()["subjects"] == []
 
 
-def test_a_store_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+def test_unreadable_store_is_reported(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
-    news = client(tmp_path).get("/live.json").json()
-    assert "needs a folder" in news["trouble"]
+    status = client(tmp_path).get("/live.json").json()
+    assert "needs a folder" in status["trouble"]
 
 
 @pytest.fixture
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every request looks at the store anew, damaged runs included."""
+    """Every request scans the store, including damaged runs."""
     monkeypatch.setattr("supermask.serve.state.REFRESH_SECONDS", 0.0)
     monkeypatch.setattr("supermask.serve.store_cache.RETRY_SECONDS", 0.0)
 
 
-# --- what is going on ---
+# --- running commands ---
 
 
-def test_a_command_at_work(own: Path, carried: Carried, no_wait: None) -> None:
-    key = note_study(own, carried.plan)
+def test_running_command(store_copy: Path, carried: Carried, no_wait: None) -> None:
+    key = note_study(store_copy, carried.plan)
     run_id = carried.run_id(2)
     flight = [{"run": run_id, "since": 0.0}, {"run": "f" * 32, "since": 0.0}]
     failures = [{"run": carried.run_id(1), "status": "diverged", "message": "<b>loss</b> is not finite"}]
-    note_progress(own, key, in_flight=flight, failures=failures)
-    note_curve(own, run_id)
-    page = client(own)
+    note_progress(store_copy, key, in_flight=flight, failures=failures)
+    note_curve(store_copy, run_id)
+    page = client(store_copy)
     (command,) = page.get("/live.json").json()["commands"]
     assert (command["state"], command["names"]) == ("running", ["small"])
     assert (command["tasks"], command["left"], command["time_left"]) == (18, 5, "42 s")
@@ -386,20 +385,22 @@ def test_a_command_at_work(own: Path, carried: Carried, no_wait: None) -> None:
         ({"state": "no such state"}, "failed"),
     ],
 )
-def test_the_state_of_a_command(own: Path, carried: Carried, changes: dict[str, Any], state: str | None) -> None:
-    note_progress(own, note_study(own, carried.plan), in_flight=[{"run": "0" * 32, "since": 0.0}], **changes)
-    found = client(own).get("/live.json").json()["commands"]
-    assert [each["state"] for each in found] == ([] if state is None else [state])
-    if found and state != "running":
-        assert found[0]["in_flight"] == []
-        assert found[0]["time_left"] == ""
+def test_state_of_a_command(store_copy: Path, carried: Carried, changes: dict[str, Any], state: str | None) -> None:
+    note_progress(
+        store_copy, note_study(store_copy, carried.plan), in_flight=[{"run": "0" * 32, "since": 0.0}], **changes
+    )
+    commands = client(store_copy).get("/live.json").json()["commands"]
+    assert [command["state"] for command in commands] == ([] if state is None else [state])
+    if commands and state != "running":
+        assert commands[0]["in_flight"] == []
+        assert commands[0]["time_left"] == ""
 
 
-def test_of_one_study_the_last_command_counts(own: Path, carried: Carried) -> None:
-    key = note_study(own, carried.plan)
-    note_progress(own, key, "1" * 32, state="stopped", updated=1000.0)
-    note_progress(own, key, "2" * 32, left=3)
-    (command,) = client(own).get("/live.json").json()["commands"]
+def test_only_the_latest_command_of_a_study_is_shown(store_copy: Path, carried: Carried) -> None:
+    key = note_study(store_copy, carried.plan)
+    note_progress(store_copy, key, "1" * 32, state="stopped", updated=1000.0)
+    note_progress(store_copy, key, "2" * 32, left=3)
+    (command,) = client(store_copy).get("/live.json").json()["commands"]
     assert (command["state"], command["left"]) == ("running", 3)
 
 
@@ -415,57 +416,57 @@ HOSTILE: list[Any] = [
 
 
 @pytest.mark.parametrize("changes", HOSTILE[1:])
-def test_notes_that_are_none_are_passed_over(own: Path, carried: Carried, changes: dict[str, Any]) -> None:
-    note_progress(own, note_study(own, carried.plan), **changes)
-    answer = client(own).get("/live.json")
+def test_malformed_notes_are_ignored(store_copy: Path, carried: Carried, changes: dict[str, Any]) -> None:
+    note_progress(store_copy, note_study(store_copy, carried.plan), **changes)
+    answer = client(store_copy).get("/live.json")
     assert answer.status_code == 200
     assert answer.json()["commands"] == []
 
 
-def test_files_that_are_no_notes_are_passed_over(own: Path) -> None:
+def test_malformed_note_files_are_ignored(store_copy: Path) -> None:
     for kind in ("progress", "curves", "studies"):
-        (own / "notes" / kind).mkdir(parents=True, exist_ok=True)
+        (store_copy / "notes" / kind).mkdir(parents=True, exist_ok=True)
         for number, text in enumerate(["", "[]", "{", "{}", '{"run": NaN}', '{"of": 1e999}', "null", '"x"']):
-            (own / "notes" / kind / f"{number:032d}.json").write_text(text)
-    answer = client(own).get("/live.json")
+            (store_copy / "notes" / kind / f"{number:032d}.json").write_text(text)
+    answer = client(store_copy).get("/live.json")
     assert answer.status_code == 200
     assert answer.json()["commands"] == []
     shown = [study for study in answer.json()["studies"] if not study["why_not"]]
     assert [study["name"] for study in shown] == ["small"]
 
 
-def test_a_curve_with_numbers_that_json_has_not(own: Path, carried: Carried) -> None:
+def test_curve_with_nan_is_ignored(store_copy: Path, carried: Carried) -> None:
     run_id = carried.run_id(2)
-    note_progress(own, note_study(own, carried.plan), in_flight=[{"run": run_id, "since": 0.0}])
-    path = own / "notes" / "curves" / f"{run_id}.json"
+    note_progress(store_copy, note_study(store_copy, carried.plan), in_flight=[{"run": run_id, "since": 0.0}])
+    path = store_copy / "notes" / "curves" / f"{run_id}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(
         f'{{"run": "{run_id}", "of": 9, "iterations": [0], "validation_loss": [NaN], "validation_accuracy": [0.5]}}'
     )
-    (command,) = client(own).get("/live.json").json()["commands"]
+    (command,) = client(store_copy).get("/live.json").json()["commands"]
     assert command["in_flight"][0]["curve"] is None
 
 
-def test_long_curves_are_thinned_and_keep_their_end(own: Path, carried: Carried) -> None:
+def test_long_curves_are_thinned_and_keep_their_last_point(store_copy: Path, carried: Carried) -> None:
     run_id = carried.run_id(2)
-    note_progress(own, note_study(own, carried.plan), in_flight=[{"run": run_id, "since": 0.0}])
-    note_curve(own, run_id, points=5001, of=20_000)
-    (command,) = client(own).get("/live.json").json()["commands"]
+    note_progress(store_copy, note_study(store_copy, carried.plan), in_flight=[{"run": run_id, "since": 0.0}])
+    note_curve(store_copy, run_id, points=5001, of=20_000)
+    (command,) = client(store_copy).get("/live.json").json()["commands"]
     curve = command["in_flight"][0]["curve"]
     assert len(curve["iterations"]) <= 240
     assert curve["iterations"][-1] == 20_000
     assert len(curve["validation_loss"]) == len(curve["validation_accuracy"]) == len(curve["iterations"])
 
 
-def test_an_interrupted_study_counts_what_is_there(tmp_path: Path, carried: Carried) -> None:
+def test_interrupted_study_without_runs(tmp_path: Path, carried: Carried) -> None:
     key = note_study(tmp_path, carried.plan)
     note_progress(tmp_path, key, pid=2**22 + 7)
-    news = client(tmp_path).get("/live.json").json()
-    assert (news["studies"][0]["done"], news["studies"][0]["total"]) == (0, RUNS)
-    assert news["commands"][0]["state"] == "interrupted"
+    status = client(tmp_path).get("/live.json").json()
+    assert (status["studies"][0]["done"], status["studies"][0]["total"]) == (0, RUNS)
+    assert status["commands"][0]["state"] == "interrupted"
 
 
-# --- names, and code that a store names ---
+# --- hostile names, and code named by a store ---
 
 
 NAMES = ["<script>alert(1)</script>", "../../x", "\u202eevil", "🎟️ & <b>", "x" * 300]
@@ -479,13 +480,13 @@ def test_hostile_names_are_shown_as_text(tmp_path: Path, name: str) -> None:
         "  - {criterion: [large_final, random], mask0: [zero, freeze_init]}",
         f"  - {{name: {json.dumps(name, ensure_ascii=False)}}}",
     ).replace("reference: {criterion: large_final, mask0: zero}", "")
-    made = carried_out(tmp_path, text=text.replace("A small study", name[:100].replace('"', "'")))
-    note = {"name": name * 40, "study": made.plan.study.as_data()}
-    StatusNotes(made.store).write("studies", note_id(note), note)
-    page = client(made.store)
-    news = page.get("/live.json").json()
-    assert news["studies"][0]["total"] == 6
-    run_id = next(member.run_id for member in made.plan.treatment_runs if member.level == 1)
+    stored = carried_out(tmp_path, text=text.replace("A small study", name[:100].replace('"', "'")))
+    note = {"name": name * 40, "study": stored.plan.study.as_data()}
+    StatusNotes(stored.store).write("studies", note_id(note), note)
+    page = client(stored.store)
+    status = page.get("/live.json").json()
+    assert status["studies"][0]["total"] == 6
+    run_id = next(member.run_id for member in stored.plan.treatment_runs if member.level == 1)
     html = page.get(f"/run/{run_id}").text
     assert "<script>alert" not in html
     assert "<b>" not in html
@@ -493,7 +494,7 @@ def test_hostile_names_are_shown_as_text(tmp_path: Path, name: str) -> None:
     assert "<script" not in figure
 
 
-def test_code_that_a_store_names_is_not_run(
+def test_code_named_by_a_store_is_not_run(
     tmp_path: Path, carried: Carried, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "never_run.py").write_text("print('RUN')\ndef score(layer, rng):\n    return layer.w_final\n")
@@ -515,55 +516,54 @@ def test_code_that_a_store_names_is_not_run(
     sys.modules.pop("never_run")
 
 
-def test_a_study_that_cannot_be_planned_says_why(own: Path, carried: Carried) -> None:
+def test_invalid_study_has_a_reason(store_copy: Path, carried: Carried) -> None:
     data = carried.plan.study.as_data() | {"network": "no-such-network"}
     note = {"name": "broken", "study": data}
-    StatusNotes(own).write("studies", note_id(note), note)
-    found = {study["name"]: study for study in client(own).get("/live.json").json()["studies"]}
-    assert "no-such-network" in found["broken"]["why_not"]
-    assert found["small"]["total"] == RUNS
+    StatusNotes(store_copy).write("studies", note_id(note), note)
+    studies = {study["name"]: study for study in client(store_copy).get("/live.json").json()["studies"]}
+    assert "no-such-network" in studies["broken"]["why_not"]
+    assert studies["small"]["total"] == RUNS
 
 
-def test_without_a_note_the_shipped_study_that_was_run_is_known(tmp_path: Path) -> None:
-    """One seed of a shipped study, of which other shipped studies share some runs."""
-    study = load_study("mask-0-actions", ["scale=digits"])
-    plan = make_plan(study)
+def test_shipped_studies_are_recognized_without_notes(tmp_path: Path) -> None:
+    """One seed of a shipped study that shares runs with other shipped studies."""
+    plan = make_plan(load_study("mask-0-actions", ["scale=digits"]))
     store = Store(tmp_path)
-    taken = [run for run in plan.runs.values() if run.seed == 0]
+    one_seed = [run for run in plan.runs.values() if run.seed == 0]
     studies = Studies()
     assert studies.list({}, store.run_ids()) == []
-    (found,) = studies.list({}, {run.id for run in taken})
-    assert (found.name, found.key) == ("mask-0-actions", "mask-0-actions-digits")
-    assert found.plan is not None
-    assert found.plan.runs.keys() == plan.runs.keys()
+    (study,) = studies.list({}, {run.id for run in one_seed})
+    assert (study.name, study.key) == ("mask-0-actions", "mask-0-actions-digits")
+    assert study.plan is not None
+    assert study.plan.runs.keys() == plan.runs.keys()
     both = {run.id for run in make_plan(load_study("mask-criteria", ["scale=digits"])).runs.values()}
-    assert [each.name for each in studies.list({}, both | plan.runs.keys())] == ["mask-0-actions", "mask-criteria"]
+    assert [study.name for study in studies.list({}, both | plan.runs.keys())] == ["mask-0-actions", "mask-criteria"]
 
 
 # --- the server ---
 
 
-def test_a_missing_store_and_a_taken_port_are_told_before_anything_is_served(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_missing_store_and_used_port_are_refused_before_serving(tmp_path: Path) -> None:
+    addresses: list[str] = []
     with pytest.raises(UserError, match="there is no store at"):
-        server.serve(tmp_path / "none", 0, on_ready=said.append)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"port {port} is taken by another program: .*--port \d+\.") as refused:
-            server.serve(tmp_path, port, on_ready=said.append)
+        server.serve(tmp_path / "none", 0, on_ready=addresses.append)
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        port = used.getsockname()[1]
+        with pytest.raises(UserError, match=rf"port {port} is used by another program: .*--port \d+\.") as refused:
+            server.serve(tmp_path, port, on_ready=addresses.append)
     assert f"--port {port}." not in str(refused.value)
-    assert said == []
+    assert addresses == []
 
 
-def test_only_this_machine_is_listened_to() -> None:
+def test_server_listens_on_loopback_only() -> None:
     with server.bind_socket(0) as listening:
         assert listening.getsockname()[0] == "127.0.0.1"
 
 
-def test_many_requests_at_once(own: Path, no_wait: None) -> None:
-    page = client(own)
+def test_concurrent_requests(store_copy: Path, no_wait: None) -> None:
+    page = client(store_copy)
     answers: list[int] = []
 
     def ask() -> None:

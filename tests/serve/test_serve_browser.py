@@ -1,4 +1,4 @@
-"""The live page in a real browser: Debian's Chromium, or the one that SUPERMASK_CHROMIUM names."""
+"""Dashboard in a real browser: Debian's Chromium, or the one that SUPERMASK_CHROMIUM names."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from helpers.stored_study import RUNS, Carried, carried_out
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 WAIT = 20_000
-"""Milliseconds: the page asks every two seconds; a machine with other work to do may take a few more."""
+"""Milliseconds. The page polls every two seconds; a busy machine needs a few more."""
 
 
 def chromium() -> str:
-    """The browser; without one the tests are skipped, except in CI, where they fail."""
+    """Path of the browser. Without one the tests are skipped, except in CI, where they fail."""
     found = os.environ.get("SUPERMASK_CHROMIUM") or shutil.which("chromium")
     if found:
         return found
@@ -44,7 +44,7 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Site:
-    """A server in a process of its own, over a copy of a carried out study from which one run is missing."""
+    """A server process on a finished study from which one run was removed."""
 
     url: str
     store: Path
@@ -52,8 +52,8 @@ class Site:
     missing: str
     process: subprocess.Popen[str]
 
-    def put_back(self) -> None:
-        """The run appears, as a commit lets it appear: whole, by one rename."""
+    def restore_run(self) -> None:
+        """Restore the removed run as a commit does: by one rename."""
         (self.store.parent / "away").rename(self.store / "runs" / self.missing[:2] / self.missing)
 
 
@@ -78,70 +78,70 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 @dataclass
-class Seen:
-    """What a page asked for and complained about."""
+class PageLog:
+    """A page with its requests and its console errors."""
 
     page: Page
     requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
     def check(self, site: Site) -> None:
-        """No error in the console, and nothing from anywhere else."""
-        assert self.complaints == []
+        """Assert that the console has no error and that all requests went to the server."""
+        assert self.errors == []
         assert self.requests
         outside = [url for url in self.requests if not url.startswith((site.url, "data:", f"blob:{site.url}"))]
         assert outside == []
 
 
 @pytest.fixture
-def seen(browser: Browser) -> Iterator[Seen]:
+def log(browser: Browser) -> Iterator[PageLog]:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    found = Seen(page)
-    page.on("request", lambda request: found.requests.append(request.url))
-    page.on("pageerror", lambda error: found.complaints.append(str(error)))
+    log = PageLog(page)
+    page.on("request", lambda request: log.requests.append(request.url))
+    page.on("pageerror", lambda error: log.errors.append(str(error)))
     page.on(
         "console",
-        lambda message: found.complaints.append(message.text) if message.type in ("error", "warning") else None,
+        lambda message: log.errors.append(message.text) if message.type in ("error", "warning") else None,
     )
-    yield found
+    yield log
     page.close()
 
 
-def drawn(page: Page, plot: str) -> set[str]:
+def visible_treatments(page: Page, plot: str) -> set[str]:
     """Names of the treatments that a figure shows."""
     script = "(canvas) => canvas.data.filter((trace) => trace.visible && trace.name).map((trace) => trace.name)"
     return set(page.locator(f"[data-plot='{plot}'] .canvas").evaluate(script))
 
 
-def test_a_study_growing_in_the_report(site: Site, seen: Seen) -> None:
-    page = seen.page
+def test_report_follows_a_growing_study(site: Site, log: PageLog) -> None:
+    page = log.page
     page.goto(site.url)
     expect(page.locator("#studies")).to_contain_text(f"{RUNS - 1} of {RUNS}", timeout=WAIT)
     expect(page.locator("h2", has_text="A small study")).to_be_visible(timeout=WAIT)
     plot = page.locator("[data-plot='study-small-accuracy']")
     plot.scroll_into_view_if_needed()
     expect(plot.locator(".scatterlayer .trace").first).to_be_attached(timeout=WAIT)
-    before = drawn(page, "study-small-accuracy")
+    before = visible_treatments(page, "study-small-accuracy")
     assert {"random + zero", "random + freeze_init"} < before
 
-    # A treatment is switched off ...
+    # Hide a treatment ...
     button = plot.get_by_role("button", name="random + zero", exact=True)
     button.click()
     expect(button).to_have_attribute("aria-pressed", "false")
-    assert drawn(page, "study-small-accuracy") == before - {"random + zero"}
-    # ... and a table sorted.
+    assert visible_treatments(page, "study-small-accuracy") == before - {"random + zero"}
+    # ... and sort a table.
     table = page.locator("[data-table='study-small-summary']")
     table.locator("thead button", has_text="ccuracy, %").click()
-    plot.locator(".canvas").evaluate("(canvas) => { canvas.stays = true; }")
+    plot.locator(".canvas").evaluate("(canvas) => { canvas.marked = true; }")
     facts = page.locator("#study-small .facts")
     expect(facts).to_contain_text(f"{RUNS - 1} runs finished")
 
-    site.put_back()
+    site.restore_run()
     expect(page.locator("#studies")).to_contain_text(f"{RUNS} of {RUNS}", timeout=WAIT)
     expect(facts).to_contain_text(f"{RUNS} runs finished", timeout=WAIT)
-    # The same page, the same figure, what was switched off still off, what was sorted still sorted.
-    assert plot.locator(".canvas").evaluate("(canvas) => canvas.stays")
-    assert drawn(page, "study-small-accuracy") == before - {"random + zero"}
+    # The figure element is kept, the treatment stays hidden, the table stays sorted.
+    assert plot.locator(".canvas").evaluate("(canvas) => canvas.marked")
+    assert visible_treatments(page, "study-small-accuracy") == before - {"random + zero"}
     expect(button).to_have_attribute("aria-pressed", "false")
     expect(table.locator("thead th[aria-sort=ascending]")).to_contain_text("ccuracy, %")
     row = table.locator("tbody tr", has_text="random + freeze_init").filter(
@@ -149,17 +149,17 @@ def test_a_study_growing_in_the_report(site: Site, seen: Seen) -> None:
     )
     expect(row.locator("td").nth(3)).to_have_text("2", timeout=WAIT)
     button.click()
-    assert drawn(page, "study-small-accuracy") == before
-    seen.check(site)
+    assert visible_treatments(page, "study-small-accuracy") == before
+    log.check(site)
 
 
-def test_a_command_at_work_and_then_killed(site: Site, seen: Seen) -> None:
+def test_running_command_that_is_killed(site: Site, log: PageLog) -> None:
     key = note_study(site.store, site.carried.plan)
     flight = [{"run": site.missing, "since": time.time() - 5}]
     failures = [{"run": site.carried.run_id(1), "status": "diverged", "message": "<img src=x onerror=alert(1)>"}]
     note_progress(site.store, key, in_flight=flight, failures=failures)
     note_curve(site.store, site.missing, points=2)
-    page = seen.page
+    page = log.page
     page.goto(site.url)
     command = page.locator(".going-on")
     expect(command).to_contain_text("small running", timeout=WAIT)
@@ -173,18 +173,18 @@ def test_a_command_at_work_and_then_killed(site: Site, seen: Seen) -> None:
     note_progress(site.store, key, pid=2**22 + 7, in_flight=flight)
     expect(command).to_contain_text("interrupted", timeout=WAIT)
     expect(command.locator("svg.sparkline")).to_have_count(0)
-    seen.check(site)
+    log.check(site)
 
 
-def test_exploring_and_opening_a_run(site: Site, seen: Seen) -> None:
-    page = seen.page
+def test_explorer_and_page_of_a_run(site: Site, log: PageLog) -> None:
+    page = log.page
     page.goto(site.url + "explore")
-    expect(page.locator("#chosen")).to_have_text("5 of 5 chosen", timeout=WAIT)
+    expect(page.locator("#chosen")).to_have_text("5 of 5 selected", timeout=WAIT)
     expect(page.locator("[data-plot=curves] .scatterlayer .trace").first).to_be_attached(timeout=WAIT)
-    expect(page.locator("#count")).to_have_text(f"{RUNS - 1} runs of the chosen treatments")
+    expect(page.locator("#count")).to_have_text(f"{RUNS - 1} runs of the selected treatments")
     page.locator("#filter").fill("random zero")
     page.locator("#treatments input").uncheck()
-    expect(page.locator("#count")).to_have_text(f"{RUNS - 5} runs of the chosen treatments")
+    expect(page.locator("#count")).to_have_text(f"{RUNS - 5} runs of the selected treatments")
     page.locator("#metric").select_option("early_stop_iteration")
     expect(page.locator("[data-plot=curves]")).to_contain_text("Iteration of early stopping")
     page.get_by_role("button", name="level").click()
@@ -201,23 +201,23 @@ def test_exploring_and_opening_a_run(site: Site, seen: Seen) -> None:
     expect(page.locator("[data-plot=curve] .scatterlayer .trace").first).to_be_attached(timeout=WAIT)
     page.get_by_role("button", name="Validation accuracy").click()
     expect(page.locator("[data-plot=curve]")).to_contain_text("Validation accuracy (%)")
-    widths = page.locator(".pictures img").evaluate_all("images => images.map((each) => each.naturalWidth)")
+    widths = page.locator(".pictures img").evaluate_all("images => images.map((image) => image.naturalWidth)")
     assert widths == [8, 64, 8]
     page.locator(".chain a").first.click()
     expect(page.locator("h1")).to_contain_text("level 1")
-    # The view that was left is in its address.
+    # The address restores the selection.
     page.goto(address)
-    expect(page.locator("#chosen")).to_have_text("4 of 5 chosen", timeout=WAIT)
+    expect(page.locator("#chosen")).to_have_text("4 of 5 selected", timeout=WAIT)
     expect(page.locator("#metric")).to_have_value("early_stop_iteration")
-    seen.check(site)
+    log.check(site)
 
 
-def test_hostile_names_are_shown_as_they_are(site: Site, seen: Seen) -> None:
+def test_hostile_names_are_shown_as_text(site: Site, log: PageLog) -> None:
     plan = carried_out_hostile(site.store, SCRIPT, "</script><img src=x onerror=alert(1)>")
     key = note_study(site.store, plan)
     note_progress(site.store, key, message=SCRIPT, in_flight=[{"run": plan.treatment_runs[-1].run_id, "since": 0.0}])
-    page = seen.page
-    page.on("dialog", lambda dialog: seen.complaints.append(dialog.message))
+    page = log.page
+    page.on("dialog", lambda dialog: log.errors.append(dialog.message))
     page.goto(site.url)
     expect(page.locator("#studies")).to_contain_text(f"{SCRIPT} </script><img src=x onerror=alert(1)>", timeout=WAIT)
     expect(page.locator(".going-on .message")).to_have_text(SCRIPT)
@@ -232,8 +232,8 @@ def test_hostile_names_are_shown_as_they_are(site: Site, seen: Seen) -> None:
     page.goto(f"{site.url}run/{run.run_id}")
     expect(page.locator("main")).to_contain_text(f"In study {SCRIPT}: {NAMES[2]}")
     page.goto(f"{site.url}explore?network=%3Cscript%3E&treatment=%22%3E%3Cimg%20src=x%20onerror=alert(1)%3E")
-    expect(page.locator("#chosen")).to_contain_text("chosen", timeout=WAIT)
-    seen.check(site)
+    expect(page.locator("#chosen")).to_contain_text("selected", timeout=WAIT)
+    log.check(site)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -248,10 +248,10 @@ def test_no_page_is_wider_than_the_window(site: Site, browser: Browser, width: i
     page.close()
 
 
-def test_ctrl_c_ends_it_cleanly(site: Site, seen: Seen) -> None:
-    seen.page.goto(site.url)
+def test_ctrl_c_ends_the_server_without_output(site: Site, log: PageLog) -> None:
+    log.page.goto(site.url)
     site.process.send_signal(signal.SIGINT)
     assert site.process.wait(timeout=15) == 0
     assert site.process.stdout is not None
     assert site.process.stdout.read() == ""
-    expect(seen.page.locator("#notice")).to_contain_text("The server does not answer", timeout=WAIT)
+    expect(log.page.locator("#notice")).to_contain_text("The server does not answer", timeout=WAIT)

@@ -1,57 +1,57 @@
 "use strict";
-/* The explorer: what is chosen is in the address, so that a view can be kept and sent. */
+/* The explorer. The selection is kept in the address, so that a view can be bookmarked and shared. */
 {
 
 const $ = (id) => document.getElementById(id);
 const state = { subjects: [], subject: null, chosen: [], sort: "treatment", order: "ascending", page: 0 };
-let asked = 0;
+let latestRequest = 0;
 
 function query(extra) {
-  const found = new URLSearchParams({ network: state.subject.network, dataset: state.subject.dataset });
-  for (const key of state.chosen) found.append("treatment", key);
-  for (const [name, value] of Object.entries(extra || {})) found.set(name, value);
-  return found.toString();
+  const parameters = new URLSearchParams({ network: state.subject.network, dataset: state.subject.dataset });
+  for (const key of state.chosen) parameters.append("treatment", key);
+  for (const [name, value] of Object.entries(extra || {})) parameters.set(name, value);
+  return parameters.toString();
 }
 
-function remember() {
+function saveSelection() {
   history.replaceState(null, "", `/explore?${query({ metric: $("metric").value })}`);
 }
 
-function recall() {
-  const given = new URLSearchParams(location.search);
-  const subject = state.subjects.find((each) => each.network === given.get("network") && each.dataset === given.get("dataset"));
-  state.subject = subject || state.subjects.reduce((most, each) => (each.runs > most.runs ? each : most), state.subjects[0]);
-  const keys = new Set(state.subject.treatments.map((each) => each.key));
-  state.chosen = given.getAll("treatment").filter((key) => keys.has(key));
+function restoreSelection() {
+  const parameters = new URLSearchParams(location.search);
+  const match = state.subjects.find((subject) => subject.network === parameters.get("network") && subject.dataset === parameters.get("dataset"));
+  state.subject = match || state.subjects.reduce((most, subject) => (subject.runs > most.runs ? subject : most), state.subjects[0]);
+  const keys = new Set(state.subject.treatments.map((treatment) => treatment.key));
+  state.chosen = parameters.getAll("treatment").filter((key) => keys.has(key));
   if (!state.chosen.length) state.chosen = [...state.subject.first];
-  if ([...$("metric").options].some((option) => option.value === given.get("metric"))) $("metric").value = given.get("metric");
+  if ([...$("metric").options].some((option) => option.value === parameters.get("metric"))) $("metric").value = parameters.get("metric");
 }
 
 function drawChoices() {
-  $("subject").replaceChildren(...state.subjects.map((each, place) =>
-    make("option", { value: place, selected: each === state.subject }, `${each.network} on ${each.dataset} (${counted(each.runs)} runs)`)));
+  $("subject").replaceChildren(...state.subjects.map((subject, index) =>
+    make("option", { value: index, selected: subject === state.subject }, `${subject.network} on ${subject.dataset} (${formatCount(subject.runs)} runs)`)));
   drawTreatments();
 }
 
 function drawTreatments() {
   const words = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const fits = state.subject.treatments.filter((each) => words.every((word) => each.label.toLowerCase().includes(word)));
-  // What is chosen comes first, as it was chosen.
-  const place = (each) => (state.chosen.includes(each.key) ? state.chosen.indexOf(each.key) : Infinity);
-  fits.sort((one, other) => (place(one) === place(other) ? 0 : place(one) - place(other)));
-  $("treatments").replaceChildren(...fits.map((each) => {
-    const box = make("input", { type: "checkbox", value: each.key, onchange: choose });
-    box.checked = state.chosen.includes(each.key);
-    return make("label", {}, box, make("span", {}, each.label), make("span", { class: "quiet" }, counted(each.runs)));
+  const matches = state.subject.treatments.filter((treatment) => words.every((word) => treatment.label.toLowerCase().includes(word)));
+  // Selected treatments come first, in the order of selection.
+  const order = ({ key }) => (state.chosen.includes(key) ? state.chosen.indexOf(key) : Infinity);
+  matches.sort((a, b) => (order(a) === order(b) ? 0 : order(a) - order(b)));
+  $("treatments").replaceChildren(...matches.map(({ key, label, runs }) => {
+    const box = make("input", { type: "checkbox", value: key, onchange: choose });
+    box.checked = state.chosen.includes(key);
+    return make("label", {}, box, make("span", {}, label), make("span", { class: "quiet" }, formatCount(runs)));
   }));
-  $("chosen").textContent = `${state.chosen.length} of ${state.subject.treatments.length} chosen`;
+  $("chosen").textContent = `${state.chosen.length} of ${state.subject.treatments.length} selected`;
 }
 
 function choose(event) {
   const key = event.target.value;
-  state.chosen = state.chosen.filter((each) => each !== key);
+  state.chosen = state.chosen.filter((chosen) => chosen !== key);
   if (event.target.checked) state.chosen.push(key);
-  $("chosen").textContent = `${state.chosen.length} of ${state.subject.treatments.length} chosen`;
+  $("chosen").textContent = `${state.chosen.length} of ${state.subject.treatments.length} selected`;
   state.page = 0;
   show();
 }
@@ -62,22 +62,22 @@ function cell(column, value) {
   if (typeof value !== "number") return make("td", {}, String(value));
   const percent = column.endsWith("accuracy") || column === "density";
   const text = percent ? `${column === "density" ? (100 * value).toPrecision(3) : (100 * value).toFixed(2)}%`
-    : Number.isInteger(value) ? counted(value) : value.toPrecision(4);
+    : Number.isInteger(value) ? formatCount(value) : value.toPrecision(4);
   return make("td", { class: "number" }, text);
 }
 
-function drawTable(told) {
+function drawTable(page) {
   const heads = [...$("runs").tHead.rows[0].cells];
   for (const head of heads) {
     if (head.dataset.column === state.sort) head.setAttribute("aria-sort", state.order);
     else head.removeAttribute("aria-sort");
   }
-  $("runs").tBodies[0].replaceChildren(...told.rows.map((row) =>
-    make("tr", {}, ...row.map((value, place) => cell(heads[place].dataset.column, value)))));
-  $("count").textContent = `${counted(told.total)} runs${state.chosen.length ? " of the chosen treatments" : ""}`;
-  $("page").textContent = `page ${told.page + 1} of ${Math.max(told.pages, 1)}`;
-  $("before").disabled = told.page === 0;
-  $("after").disabled = told.page + 1 >= told.pages;
+  $("runs").tBodies[0].replaceChildren(...page.rows.map((row) =>
+    make("tr", {}, ...row.map((value, index) => cell(heads[index].dataset.column, value)))));
+  $("count").textContent = `${formatCount(page.total)} runs${state.chosen.length ? " of the selected treatments" : ""}`;
+  $("page").textContent = `page ${page.page + 1} of ${Math.max(page.pages, 1)}`;
+  $("before").disabled = page.page === 0;
+  $("after").disabled = page.page + 1 >= page.pages;
   $("csv").href = `/explore/runs.csv?${query()}`;
 }
 
@@ -88,20 +88,20 @@ async function showTable() {
 async function showCurves() {
   if (!state.chosen.length) {
     drawPlot("curves", { data: [], layout: { xaxis: {}, yaxis: {} } });
-    $("curves-note").textContent = "Choose a treatment to see its curve. The table has all runs.";
+    $("curves-note").textContent = "Select a treatment to see its curve. The table has all runs.";
     return;
   }
-  const mine = ++asked;
+  const request = ++latestRequest;
   const figure = await getJson(`/explore/curves.json?${query({ metric: $("metric").value })}`);
-  if (mine !== asked) return;
+  if (request !== latestRequest) return;  // a newer selection is on its way
   drawPlot("curves", figure);
   $("curves-note").textContent = figure.data.length
     ? "Mean over seeds; band: 95% t-interval of the mean. "
-    : "No finished run of these has this metric.";
+    : "No finished run of this selection has this metric.";
 }
 
 async function show() {
-  remember();
+  saveSelection();
   try {
     await Promise.all([showTable(), showCurves()]);
     notice("");
@@ -112,14 +112,14 @@ async function show() {
 
 async function start() {
   try {
-    const told = await getJson("/explore/choices.json");
-    if (!told.subjects.length) {
-      notice("No run is in this store yet, or it is still being read. This page looks again.");
+    const choices = await getJson("/explore/choices.json");
+    if (!choices.subjects.length) {
+      notice("The store has no run yet, or is still being read. This page retries.");
       setTimeout(start, 2000);
       return;
     }
-    state.subjects = told.subjects;
-    recall();
+    state.subjects = choices.subjects;
+    restoreSelection();
     drawChoices();
     await show();
   } catch (error) {

@@ -1,8 +1,8 @@
 "use strict";
-/* The live panel, and the report below it: asks what has changed, and fetches that alone. */
+/* Status panel and report: poll the revisions, fetch only the parts that changed. */
 {
 
-const EVERY = 2000;
+const POLL_MILLISECONDS = 2000;
 let latest = { contents: "", sections: {}, data: {} };
 const have = { contents: "", sections: new Map(), data: new Map() };
 
@@ -13,7 +13,7 @@ supermask.source = (id) => {
 
 const STATES = {
   running: "running",
-  interrupted: "interrupted: it says nothing more",
+  interrupted: "interrupted: no update",
   stopped: "stopped",
   failed: "failed",
   ended: "ended",
@@ -26,10 +26,10 @@ function bar(done, total, label) {
   return make("div", { class: "progress", role: "progressbar", "aria-label": label, "aria-valuenow": done, "aria-valuemin": 0, "aria-valuemax": total }, filled);
 }
 
-/** A curve as a small drawing: values over iterations from 0 to `of`. */
+/** Draw a curve as a small SVG: values over iterations from 0 to `of`. */
 function sparkline(iterations, values, of, name) {
   const [width, height] = [180, 44];
-  const known = values.map((value, place) => [iterations[place], value]).filter(([, value]) => value !== null);
+  const known = values.map((value, index) => [iterations[index], value]).filter(([, value]) => value !== null);
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("role", "img");
@@ -48,78 +48,78 @@ function sparkline(iterations, values, of, name) {
 }
 
 function curveOf(curve) {
-  if (!curve || !curve.iterations.length) return make("p", { class: "quiet" }, "no measurement yet");
+  if (!curve || !curve.iterations.length) return make("p", { class: "quiet" }, "no evaluation yet");
   const { iterations, validation_loss: loss, validation_accuracy: accuracy } = curve;
   const last = (values) => values.filter((value) => value !== null).at(-1);
-  const told = (value, text) => (value === undefined ? "not finite" : text(value));
+  const format = (value, text) => (value === undefined ? "not finite" : text(value));
   return make("div", { class: "curves" },
     make("figure", {}, sparkline(iterations, loss, curve.of, "loss"),
-      make("figcaption", {}, `validation loss ${told(last(loss), (v) => v.toPrecision(3))}`)),
+      make("figcaption", {}, `validation loss ${format(last(loss), (v) => v.toPrecision(3))}`)),
     make("figure", {}, sparkline(iterations, accuracy, curve.of, "accuracy"),
-      make("figcaption", {}, `validation accuracy ${told(last(accuracy), (v) => `${(100 * v).toFixed(2)}%`)}`)),
-    make("p", { class: "quiet" }, `iteration ${counted(iterations.at(-1))} of ${counted(curve.of)}`));
+      make("figcaption", {}, `validation accuracy ${format(last(accuracy), (v) => `${(100 * v).toFixed(2)}%`)}`)),
+    make("p", { class: "quiet" }, `iteration ${formatCount(iterations.at(-1))} of ${formatCount(curve.of)}`));
 }
 
 function inFlight(run) {
-  const which = [run.level === null ? "" : `level ${run.level}`, run.seed === null ? "" : `seed ${run.seed}`];
-  const name = [run.label || run.run.slice(0, 8), ...which].filter(Boolean).join(", ");
+  const details = [run.level === null ? "" : `level ${run.level}`, run.seed === null ? "" : `seed ${run.seed}`];
+  const name = [run.label || run.run.slice(0, 8), ...details].filter(Boolean).join(", ");
   return make("li", { class: "card" },
     make("p", {}, make("strong", {}, name), ` for ${run.for}`), curveOf(run.curve));
 }
 
-function failure(each) {
-  const name = `${each.label ? `${each.label}, ` : ""}${each.run.slice(0, 8)}`;
-  const run = each.stored ? make("a", { href: `/run/${each.run}` }, name) : name;
-  return make("li", {}, run, `: ${each.status.replaceAll("_", " ")}${each.message ? `: ${each.message}` : ""}`);
+function failure(run) {
+  const name = `${run.label ? `${run.label}, ` : ""}${run.run.slice(0, 8)}`;
+  const link = run.stored ? make("a", { href: `/run/${run.run}` }, name) : name;
+  return make("li", {}, link, `: ${run.status.replaceAll("_", " ")}${run.message ? `: ${run.message}` : ""}`);
 }
 
-function command(told) {
-  const names = told.names.length ? told.names.join(", ") : "a study";
-  const done = told.tasks - told.left;
-  const facts = [`${counted(done)} of ${counted(told.tasks)} trainings`];
-  if (told.state === "running") facts.push(told.time_left ? `${told.time_left} left` : "", `${told.workers} workers`);
-  else facts.push(`last heard of ${told.since} ago`);
+function command(progress) {
+  const names = progress.names.length ? progress.names.join(", ") : "a study";
+  const done = progress.tasks - progress.left;
+  const facts = [`${formatCount(done)} of ${formatCount(progress.tasks)} trainings`];
+  if (progress.state === "running") facts.push(progress.time_left ? `${progress.time_left} left` : "", `${progress.workers} workers`);
+  else facts.push(`last update ${progress.since} ago`);
   const parts = [
-    make("h2", {}, names, " ", make("span", { class: `state ${told.state}` }, STATES[told.state])),
-    bar(done, told.tasks, names),
+    make("h2", {}, names, " ", make("span", { class: `state ${progress.state}` }, STATES[progress.state])),
+    bar(done, progress.tasks, names),
     make("p", {}, facts.filter(Boolean).join(" · ")),
   ];
-  if (told.message) parts.push(make("p", { class: "message" }, told.message));
-  if (told.in_flight.length) parts.push(make("ul", { class: "flight" }, ...told.in_flight.map(inFlight)));
-  if (told.failures.length) {
-    const more = told.more_failures ? [make("li", {}, `and ${counted(told.more_failures)} before`)] : [];
-    parts.push(make("h3", {}, "Failures"), make("ul", { class: "failures" }, ...told.failures.map(failure), ...more));
+  if (progress.message) parts.push(make("p", { class: "message" }, progress.message));
+  if (progress.in_flight.length) parts.push(make("ul", { class: "flight" }, ...progress.in_flight.map(inFlight)));
+  if (progress.failures.length) {
+    const more = progress.more_failures ? [make("li", {}, `and ${formatCount(progress.more_failures)} earlier`)] : [];
+    parts.push(make("h3", {}, "Failures"), make("ul", { class: "failures" }, ...progress.failures.map(failure), ...more));
   }
-  return make("section", { class: `going-on ${told.state}` }, ...parts);
+  return make("section", { class: `going-on ${progress.state}` }, ...parts);
 }
 
 function studyRow(study) {
   const name = make("th", { scope: "row" }, study.name, study.title ? make("span", { class: "quiet" }, ` ${study.title}`) : "");
   if (study.why_not) return make("tr", {}, name, make("td", { colspan: 3 }, `cannot be shown: ${study.why_not}`));
   return make("tr", {}, name, make("td", {}, study.subject),
-    make("td", { class: "number" }, `${counted(study.done)} of ${counted(study.total)}`),
+    make("td", { class: "number" }, `${formatCount(study.done)} of ${formatCount(study.total)}`),
     make("td", { class: "how-far" }, bar(study.done, study.total, study.name), study.counts));
 }
 
-function studies(told) {
-  if (!told.length) return [];
-  const heads = ["study", "network and data", "runs", "how far"].map((head) => make("th", { scope: "col" }, head));
+function studies(rows) {
+  if (!rows.length) return [];
+  const heads = ["study", "network and data", "runs", "progress"].map((head) => make("th", { scope: "col" }, head));
   return [make("div", { class: "scroll" }, make("table", {},
-    make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...told.map(studyRow))))];
+    make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows.map(studyRow))))];
 }
 
-function sentence(news) {
-  if (news.trouble || news.report.trouble) return news.trouble || news.report.trouble;
-  if (news.reading) return `Reading ${counted(news.reading.of)} runs: ${counted(news.reading.read)} so far.`;
-  if (news.damaged.length) return news.damaged[0] + (news.damaged.length > 1 ? ` And ${news.damaged.length - 1} more.` : "");
-  if (!news.runs && !news.commands.length) {
-    return "No run is in this store yet. In another terminal: supermask run mask-criteria scale=digits, with the same --store.";
+function message(status) {
+  if (status.trouble || status.report.trouble) return status.trouble || status.report.trouble;
+  if (status.reading) return `Reading ${formatCount(status.reading.of)} runs: ${formatCount(status.reading.read)} so far.`;
+  if (status.damaged.length) return status.damaged[0] + (status.damaged.length > 1 ? ` And ${status.damaged.length - 1} more.` : "");
+  if (!status.runs && !status.commands.length) {
+    return "The store has no run yet. In another terminal: supermask run mask-criteria scale=digits, with the same --store.";
   }
-  if (!news.studies.length && news.runs) return "The runs of this store belong to no study that it knows of: look at them under Explore.";
+  if (!status.studies.length && status.runs) return "The runs of this store belong to no known study; Explore shows them.";
   return "";
 }
 
-/** Replaces what a place holds, where it would look otherwise: focus and selection stay. */
+/** Replace the content of an element only if it differs, so that focus and selection stay. */
 function replace(id, nodes) {
   const place = document.getElementById(id);
   const fresh = make("div", {}, ...nodes);
@@ -128,31 +128,31 @@ function replace(id, nodes) {
 
 let shown = "";
 
-async function look() {
-  const news = await getJson("/live.json");
-  const { revision, report, ...told } = news;
-  notice(sentence(news));
-  if (JSON.stringify(told) !== shown) {
-    shown = JSON.stringify(told);
-    replace("commands", news.commands.map(command));
-    replace("studies", studies(news.studies));
+async function poll() {
+  const status = await getJson("/live.json");
+  const { revision, report, ...panel } = status;
+  notice(message(status));
+  if (JSON.stringify(panel) !== shown) {
+    shown = JSON.stringify(panel);
+    replace("commands", status.commands.map(command));
+    replace("studies", studies(status.studies));
   }
-  latest = news.report;
+  latest = status.report;
   await showReport();
   document.documentElement.dataset.revision = revision;
 }
 
 async function follow() {
   try {
-    if (!document.hidden) await look();
+    if (!document.hidden) await poll();
   } catch (error) {
     shown = "";
-    notice(`The server does not answer (${error.message}). It is asked again.`);
+    notice(`The server does not answer (${error.message}). Retrying.`);
   }
-  setTimeout(follow, EVERY);
+  setTimeout(follow, POLL_MILLISECONDS);
 }
 
-/** Brings the report up to date: its contents, the sections that changed, and of figures and tables what is shown. */
+/** Update the report: its contents, changed sections, and the figures and tables that are shown. */
 async function showReport() {
   const report = latest;
   const root = document.getElementById("report");
@@ -168,7 +168,7 @@ async function showReport() {
       have.sections.delete(old.id);
     }
   }
-  let before = null;
+  let previous = null;
   let changed = false;
   for (const name of names) {
     if (have.sections.get(name) !== report.sections[name]) {
@@ -178,14 +178,14 @@ async function showReport() {
       changed = true;
     }
     const shown = document.getElementById(name);
-    if ((before ? before.nextSibling : root.firstChild) !== shown) root.insertBefore(shown, before ? before.nextSibling : root.firstChild);
-    before = shown;
+    if ((previous ? previous.nextSibling : root.firstChild) !== shown) root.insertBefore(shown, previous ? previous.nextSibling : root.firstChild);
+    previous = shown;
   }
   if (changed) wireContents();
   await showData(report);
 }
 
-/** Figures and tables that are on the page already stay where they are, and get their new data by showData. */
+/** Replace a section. Figures and tables that are drawn already keep their elements; showData updates them. */
 function showSection(root, name, html) {
   const parsed = document.createElement("template");
   parsed.innerHTML = html;
@@ -200,14 +200,14 @@ function showSection(root, name, html) {
   const moved = [];
   for (const place of kept) {
     const key = place.dataset.plot ? "plot" : "table";
-    const twin = [...fresh.querySelectorAll(`[data-${key}]`)].find((each) => each.dataset[key] === place.dataset[key]);
+    const twin = [...fresh.querySelectorAll(`[data-${key}]`)].find((element) => element.dataset[key] === place.dataset[key]);
     if (!twin) continue;
     const marker = document.createComment("");
     twin.replaceWith(marker);
     moved.push([marker, place]);
   }
-  const [open, now] = [old, fresh].map((each) => [...each.querySelectorAll("details")]);
-  if (open.length === now.length) now.forEach((each, place) => { each.open = open[place].open; });
+  const [before, after] = [old, fresh].map((section) => [...section.querySelectorAll("details")]);
+  if (before.length === after.length) after.forEach((details, index) => { details.open = before[index].open; });
   wirePage(fresh);
   for (const [marker, place] of moved) marker.replaceWith(place);
   old.replaceChildren(...fresh.childNodes);
@@ -217,7 +217,7 @@ async function showData(report) {
   for (const [id, revision] of [...have.data]) {
     if (report.data[id] === undefined || report.data[id] === revision) continue;
     const places = [...document.querySelectorAll("[data-plot], [data-table]")];
-    const place = places.find((each) => each.dataset.plot === id || each.dataset.table === id);
+    const place = places.find(({ dataset }) => dataset.plot === id || dataset.table === id);
     if (!place) have.data.delete(id);
     else if (place.dataset.table) await fillTable(place);
     else drawPlot(id, await supermask.source(id));

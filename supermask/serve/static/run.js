@@ -1,5 +1,5 @@
 "use strict";
-/* A run"s page: its curve, and a command to copy. */
+/* Page of a run: its curve, and a command to copy. */
 {
 
 const run = document.getElementById("run-id").textContent;

@@ -1,27 +1,27 @@
 "use strict";
-/* What all pages share: elements made of text (never of markup), JSON, the theme that the reader has chosen. */
+/* Shared by all pages: elements built from text (never from HTML), JSON requests, the theme. */
 
-/** An element: properties, then children; a string becomes text. */
+/** Create an element with properties and children; strings become text nodes. */
 function make(tag, properties, ...children) {
-  const made = document.createElement(tag);
+  const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties || {})) {
-    if (name === "class") made.className = value;
-    else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
+    if (name === "class") element.className = value;
+    else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
-  return made;
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
+  return element;
 }
 
-/** What an address of this server says; throws with its sentence where it refuses. */
+/** Fetch JSON from this server; throws its error message. */
 async function getJson(address) {
-  const answer = await fetch(address);
-  const said = await answer.json();
-  if (!answer.ok) throw new Error(said.error || `The server answers ${answer.status}.`);
-  return said;
+  const response = await fetch(address);
+  const data = await response.json();
+  if (!response.ok) throw new Error(data.error || `The server answers ${response.status}.`);
+  return data;
 }
 
-/** Says something above the page; nothing for an empty text. */
+/** Show a message above the page; an empty text hides it. */
 function notice(text) {
   const place = document.getElementById("notice");
   if (place.textContent !== text) place.textContent = text;
@@ -29,12 +29,12 @@ function notice(text) {
   place.className = "notice";
 }
 
-function counted(value) {
+function formatCount(value) {
   return value.toLocaleString("en");
 }
 
 {
   let theme = null;
-  try { theme = localStorage.getItem("theme"); } catch { /* nothing is kept: the system's then */ }
+  try { theme = localStorage.getItem("theme"); } catch { /* storage is blocked: use the theme of the system */ }
   if (theme) document.documentElement.dataset.theme = theme;
 }
