@@ -18,9 +18,8 @@ from scipy import stats as scipy_stats
 from supermask.analysis.claims import ClaimFinding, evaluate_claims
 from supermask.analysis.claims.formats import format_csv, format_json, format_text
 from supermask.analysis.claims.paper import claims_for_study, claims_without_study, studies_with_claims
-from supermask.analysis.claims.sentences import format_p
 from supermask.core.errors import UserError
-from supermask.core.text import Row
+from supermask.core.text import Row, format_p
 from supermask.store.tables import DENSE
 from supermask.study import Study, builtin_studies, load_study, study_from_dict
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from supermask.analysis.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict
-from supermask.core.text import Row
+from supermask.core.text import Row, pluralize
 from supermask.datasets.specs import data_notices, demo_notice
 from supermask.store.tables import to_csv
 
@@ -41,7 +41,7 @@ def count_line(findings: Sequence[ClaimFinding]) -> str:
     """`15 claims: 9 supported, 5 not supported, 0 contradicted, 1 not enough data.`"""
     counts = Counter(claim.verdict for claim in findings)
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS)
-    return f"{len(findings)} claim{'' if len(findings) == 1 else 's'}: {said}."
+    return f"{pluralize(len(findings), 'claim')}: {said}."
 
 
 def format_markdown(findings: Sequence[ClaimFinding]) -> str:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from supermask.analysis.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict
-from supermask.analysis.stats import SIGNIFICANCE, exact_test_limit
-from supermask.core.text import format_percent
+from supermask.analysis.stats import exact_test_limit
+from supermask.core.text import format_p, format_percent, format_range
 from supermask.study.claims import CHANCE, Clause
 
 _RELATIONS = {
@@ -105,14 +105,6 @@ def _describe_shortfall(finding: ClauseFinding, clause: Clause, detect: float) -
     return said
 
 
-def format_p(p: float) -> str:
-    """`p = 0.021`, `p < 0.001`; what is below 0.05 is not rounded up to it."""
-    rounded = f"{p:.2g}"
-    if p < SIGNIFICANCE <= float(rounded):
-        rounded = "0.049"
-    return "p < 0.001" if p < 0.001 else f"p = {rounded}"
-
-
 _TESTS = {
     "paired t": "paired t, where both sides have the same seeds",
     "Welch t": "Welch's t, where they differ",
@@ -146,9 +138,8 @@ def describe_tests(findings: Sequence[ClaimFinding]) -> list[str]:
         if relations.intersection(those)
     ]
     seeds = sorted({level.n for _, level in tested})
-    n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     said = [
-        f"n = {n} seeds. Tests, with how many comparisons were made by each: {tests}. Relations are tested "
+        f"n = {format_range(seeds)} seeds. Tests, with the number of comparisons: {tests}. Relations are tested "
         f"{', '.join(sides)}. p is of a level alone; p, Holm is corrected over the levels of its part, not over parts "
         "or claims."
     ]

@@ -16,7 +16,7 @@ from supermask.analysis.masks.layers import (
 )
 from supermask.analysis.masks.overlap import ALL_LAYERS, Overlap
 from supermask.analysis.masks.sample import MaskInfo, common_and_short_labels
-from supermask.core.text import format_table
+from supermask.core.text import format_table, pluralize
 
 if TYPE_CHECKING:
     from supermask.core.text import Row
@@ -54,7 +54,7 @@ def format_pairs(pairs: Pairs, specimens: Sequence[MaskInfo]) -> str:
     verdicts = [pairs[pair][ALL_LAYERS].verdict for pair in found]
     said = ", ".join(f"{verdicts.count(v)} {v}" for v in ("above", "within", "below") if v in verdicts)
     some = found if len(found) <= MOST_PAIRS else found[:EXTREMES] + found[-EXTREMES:]
-    head = f"overlap of {len(found):,} pair{'' if len(found) == 1 else 's'} against chance: {said}"
+    head = f"overlap of {pluralize(len(found), 'pair')} against chance: {said}"
     which = "" if some is found else f"; the {EXTREMES} largest and the {EXTREMES} smallest"
     _, labels = common_and_short_labels(specimens)
     lines = [

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from supermask.analysis.stats.comparison import SIGNIFICANCE, check_finite
+from supermask.core.text import pluralize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +75,7 @@ def exact_test_limit(n: int) -> str:
         return ""
     enough = next(m for m in range(n, 64) if min_sign_flip_p(m) < SIGNIFICANCE)
     return (
-        f"With {n} paired seed{'s' if n > 1 else ''} an exact sign-flip test cannot give p below "
+        f"With {pluralize(n, 'paired seed')} an exact sign-flip test cannot give p below "
         f"{min_sign_flip_p(n):g}, so no difference could be significant (p < {SIGNIFICANCE:g}) by it; "
         f"{enough} seeds can reach {min_sign_flip_p(enough):g}."
     )
