@@ -37,7 +37,7 @@ format: $(VENV)/installed-dev
 
 # Rewrites docs/cli.md from the live commands.
 cli-reference: $(VENV)/installed-dev
-	cd tests && ../$(BIN)/python -m helpers.cli_reference
+	PYTHONPATH=tests $(BIN)/python -m helpers.cli_reference
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("supermask needs Python 3.11 or later: make PYTHON=python3.12")'
@@ -52,9 +52,6 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/installed
-
-cli-reference: $(VENV)/installed-dev
-	PYTHONPATH=tests $(BIN)/python -m helpers.cli_reference
 
 clean:
 	rm -rf $(VENV) build dist

@@ -60,7 +60,7 @@ def engine(train: Train, case: Case, block: int, blocks: int) -> Iterator[float]
     class Turns(NullCheckpointer):
         def saw(self, curve: object) -> None: ...
 
-        def due(self) -> bool:
+        def should_save(self) -> bool:
             done.release()
             turn.acquire()
             if over:

@@ -120,11 +120,11 @@ def peak(device: torch.device, precision: Precision) -> float:
 
 @dataclass
 class Clock(NullCheckpointer):
-    """When a training was evaluated: by then the device has done all before."""
+    """Times of the evaluations of a run; an evaluation waits for all device work before it."""
 
     seen: list[float] = field(default_factory=list)
 
-    def saw(self, curve: LearningCurve) -> None:
+    def on_evaluation(self, curve: LearningCurve) -> None:
         self.seen.append(time.perf_counter())
 
 
@@ -178,16 +178,16 @@ def parts(
     stack: Stack, data: SplitData, steps: int, turns: int, device: torch.device, precision: Precision
 ) -> tuple[float, float, float, float]:
     """Milliseconds of a forward pass, a backward pass, the optimiser, and an evaluation of the whole stack."""
-    tensors = {**stack.weights, **stack.others}
+    tensors = {**stack.weights, **stack.unmasked}
     blocks = group_batches([(j.seed,) for j in stack.jobs])
-    batches = sum(block.batches for block in blocks)
+    batches = sum(block.num_batches for block in blocks)
     pixels = stack.images.pixels[: BATCH * batches].reshape(batches, BATCH, *data.train_images.shape[1:])
     labels = torch.zeros(len(stack.jobs) * BATCH, dtype=torch.int64, device=device)
     computing, move = autocast_factory(precision, device), make_optimizer_step(stack.recipe, device)
 
     def compute_loss() -> torch.Tensor:
         with computing():
-            logits = forward(stack.layers, tensors, stack.images.scaled(pixels), blocks, stack.ways)
+            logits = forward(stack.layers, tensors, stack.images.scaled(pixels), blocks, stack.algorithms)
         return cross_entropy(logits.float().flatten(0, 1), labels)
 
     def both() -> tuple[torch.Tensor, ...]:
@@ -205,7 +205,7 @@ def parts(
                 move(tensor.detach().flatten(1), gradient.flatten(1), bits.get(name), kept, rate, second)
 
     def look() -> object:
-        return stack.measure(range(len(stack.jobs)), data.validation_images, data.validation_labels)
+        return stack.evaluate(range(len(stack.jobs)), data.validation_images, data.validation_labels)
 
     def each(do: Callable[[], object]) -> float:
         repeated = CudaGraphStep(lambda: (do(), None)[1], device)

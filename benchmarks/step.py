@@ -112,7 +112,7 @@ def engine(case: Case, layers: Architecture, start: InitialState, data: SplitDat
     class Ticking(NullCheckpointer):
         def saw(self, curve: object) -> None: ...
 
-        def due(self) -> bool:
+        def should_save(self) -> bool:
             ticks.append(time.perf_counter())
             return False
 

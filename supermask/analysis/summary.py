@@ -1,4 +1,4 @@
-"""From runs to what a figure shows: one point a treatment and level, its comparison, and every run left out."""
+"""The summary behind a figure: one point per treatment and level, its comparison, and every excluded run."""
 
 from __future__ import annotations
 
@@ -23,78 +23,86 @@ from supermask.core.text import Row, Value
 from supermask.store.tables import DENSE, treatment_labels
 
 DENSITY_TOLERANCE = 0.02
-"""Relative: weights remaining that differ by no more are one density, and results there can be compared."""
+"""Largest relative difference of the weights remaining at which the results of two treatments are compared."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What the y axis shows."""
+    """The quantity on the y axis."""
 
     column: str
+    """Column of the rows."""
     scale: float
+    """Factor from the column's values to the unit."""
     unit: str
     title: str
 
 
 @dataclass(frozen=True)
 class TreatmentPoint:
-    """One treatment at one level. `values` are by seed, in the measure's unit."""
+    """One treatment at one level."""
 
     treatment: str
     level: int
     remaining: float
     """Weights remaining, percent (mean over seeds)."""
     values: dict[int, float]
+    """Seed -> value, in the metric's unit."""
     interval: MeanInterval
     comparison: Comparison | None = None
-    """With the reference treatment, at this level; None where there is nothing to compare with."""
+    """With the reference treatment at this level; None if there is nothing to compare with."""
     p_holm: float | None = None
+    """The comparison's p, corrected over the levels of this treatment."""
     p_sign_flip: float | None = None
-    """The exact sign-flip permutation p of this level alone, where the seeds are paired."""
+    """p of the exact sign-flip test at this level alone; None unless the seeds are paired."""
 
     @property
     def significant(self) -> bool:
-        """Whether the difference to the reference gets a mark."""
+        """True if the difference from the reference is marked: `p_holm` < 0.05."""
         return self.p_holm is not None and self.p_holm < SIGNIFICANCE
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything a figure and its caption say."""
+    """All numbers of a figure and its caption."""
 
     measure: Metric
     reference: str
     dense: TreatmentPoint | None
     series: dict[str, list[TreatmentPoint]]
-    """Treatment -> points by level, in the order asked for; a treatment without a finished run has no points."""
+    """Treatment -> points by level, in the requested order; a treatment without a finished run has no points."""
     excluded: list[Row]
-    """The runs of these treatments, and dense ones, that are in no mean."""
+    """Dense runs and runs of these treatments that are in no mean."""
     runs: int
-    """Runs of these treatments, dense ones included; a run that serves several treatments counts once."""
+    """Number of runs of these treatments and of dense runs; a run that several treatments share counts once."""
     subject: str
-    """Network and dataset, `fc on mnist`."""
+    """Network and data set: `fc on mnist`."""
     data_notes: list[str]
 
     @property
     def points(self) -> list[TreatmentPoint]:
-        """All points but the dense one."""
-        return [point for line in self.series.values() for point in line]
+        """All points except the dense one."""
+        return [point for points in self.series.values() for point in points]
 
 
 def summarize(rows: Sequence[Row], treatments: Sequence[str], reference: str, measure: Metric) -> Summary:
-    """Group, average and compare. Raises UserError for unknown labels, mixed data, doubled or no finished runs."""
+    """Group the rows by treatment and level, average over seeds, and compare with the reference.
+
+    Raises UserError for unknown labels, rows of several networks or data sets, two runs of one treatment, level and
+    seed, and if no run has finished.
+    """
     _check_labels(rows, treatments, reference)
-    wanted = {DENSE, *treatments}
-    shown = [row for row in rows if row["level"] == 0 or wanted.intersection(treatment_labels(row))]
+    labels = {DENSE, *treatments}
+    shown = [row for row in rows if row["level"] == 0 or labels.intersection(treatment_labels(row))]
     subject = check_one_experiment(shown)
     finished = [row for row in shown if row["status"] == "finished" and _value(row, measure) is not None]
-    ids = {id(row) for row in finished}
+    finished_ids = {id(row) for row in finished}
     if not finished:
         raise UserError(f"there is nothing to draw: none of the {len(shown)} runs has finished; run the study first")
-    groups = _group(finished, wanted)
+    groups = _group(finished, labels)
     dense = _point(DENSE, 0, groups[DENSE, 0], measure) if (DENSE, 0) in groups else None
     references = {level: group for (label, level), group in groups.items() if label == reference}
-    lines = {}
+    series = {}
     for label in treatments:
         levels = sorted(level for name, level in groups if name == label)
         points = [_point(label, level, groups[label, level], measure) for level in levels]
@@ -102,13 +110,13 @@ def summarize(rows: Sequence[Row], treatments: Sequence[str], reference: str, me
             points = _with_comparisons(
                 points, {n: _point(reference, n, group, measure) for n, group in references.items()}
             )
-        lines[label] = points
+        series[label] = points
     return Summary(
         measure,
         reference,
         dense,
-        lines,
-        [row for row in shown if id(row) not in ids],
+        series,
+        [row for row in shown if id(row) not in finished_ids],
         len(shown),
         subject,
         sorted({str(row["data_note"]) for row in shown if row.get("data_note")}),
@@ -116,7 +124,7 @@ def summarize(rows: Sequence[Row], treatments: Sequence[str], reference: str, me
 
 
 def data_rows(summary: Summary) -> list[Row]:
-    """The numbers behind the figure, one row a point."""
+    """The numbers behind the figure: one row per point."""
     points = [summary.dense] if summary.dense else []
     return [_data_row(summary, point) for point in points + summary.points]
 
@@ -126,7 +134,7 @@ def _data_row(summary: Summary, point: TreatmentPoint) -> Row:
     low, high = (c.interval95 or (None, None)) if c else (None, None)
     g_low, g_high = (effect_interval(c) or (None, None)) if c else (None, None)
     median = bootstrap_median(list(point.values.values()))
-    left_out = [row for row in summary.excluded if _is_excluded_from(row, point)]
+    excluded = [row for row in summary.excluded if _is_excluded_from(row, point)]
     return {
         "treatment": point.treatment,
         "level": point.level,
@@ -155,7 +163,7 @@ def _data_row(summary: Summary, point: TreatmentPoint) -> Row:
         "p_sign_flip": point.p_sign_flip,
         "significant": point.significant if c else None,
         "note": (c.note or None) if c else None,
-        "left_out": len(left_out),
+        "left_out": len(excluded),
         "values_by_seed": " ".join(f"{seed}={value:.6g}" for seed, value in sorted(point.values.items())),
     }
 
@@ -164,11 +172,11 @@ def _is_excluded_from(row: Row, point: TreatmentPoint) -> bool:
     return row["level"] == point.level and (point.level == 0 or point.treatment in treatment_labels(row))
 
 
-def _group(rows: Sequence[Row], wanted: set[str]) -> dict[tuple[str, int], list[Row]]:
-    """(label, level) -> runs, by seed."""
+def _group(rows: Sequence[Row], wanted_labels: set[str]) -> dict[tuple[str, int], list[Row]]:
+    """(label, level) -> rows, one per seed."""
     groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in rows:
-        labels = [DENSE] if row["level"] == 0 else wanted.intersection(treatment_labels(row))
+        labels = [DENSE] if row["level"] == 0 else wanted_labels.intersection(treatment_labels(row))
         for label in labels:
             groups[label, int(row["level"] or 0)].append(row)
     for (label, level), group in groups.items():
@@ -176,7 +184,7 @@ def _group(rows: Sequence[Row], wanted: set[str]) -> dict[tuple[str, int], list[
         if len(set(seeds)) < len(seeds):
             raise UserError(
                 f"treatment {label!r} has several runs of one seed at level {level}; "
-                "a figure shows one study: give its runs alone"
+                "a figure shows one study: select the runs of one study"
             )
     return dict(groups)
 
@@ -192,24 +200,25 @@ def _values(rows: Sequence[Row], measure: Metric) -> dict[int, float]:
 
 
 def _with_comparisons(points: list[TreatmentPoint], references: dict[int, TreatmentPoint]) -> list[TreatmentPoint]:
-    """The points with their comparisons; Holm over the levels of this one treatment. Source: paper.md section 7.
+    """The points with their comparisons; Holm's correction over the levels of this one treatment.
 
-    Levels of which one has other densities (a mask that was learned) are not compared.
+    Levels whose densities differ (learned masks) are not compared.
+    Source: Zhou et al. 2019, authors' response, items 2 and 4.
     """
     comparisons: list[Comparison | None] = []
-    exact: list[float | None] = []
+    sign_flip_ps: list[float | None] = []
     for point in points:
-        other = references.get(point.level)
-        if other is None or not math.isclose(point.remaining, other.remaining, rel_tol=DENSITY_TOLERANCE):
+        reference = references.get(point.level)
+        if reference is None or not math.isclose(point.remaining, reference.remaining, rel_tol=DENSITY_TOLERANCE):
             comparisons.append(None)
-            exact.append(None)
+            sign_flip_ps.append(None)
         else:
-            comparisons.append(compare(point.values, other.values))
-            exact.append(paired_sign_flip_p(point.values, other.values))
+            comparisons.append(compare(point.values, reference.values))
+            sign_flip_ps.append(paired_sign_flip_p(point.values, reference.values))
     adjusted = holm([c.p if c else None for c in comparisons])
     return [
-        replace(point, comparison=comparison, p_holm=p, p_sign_flip=flipped)
-        for point, comparison, p, flipped in zip(points, comparisons, adjusted, exact, strict=True)
+        replace(point, comparison=comparison, p_holm=p_holm, p_sign_flip=p_sign_flip)
+        for point, comparison, p_holm, p_sign_flip in zip(points, comparisons, adjusted, sign_flip_ps, strict=True)
     ]
 
 
@@ -228,16 +237,21 @@ def _check_labels(rows: Sequence[Row], treatments: Sequence[str], reference: str
     known = sorted({label for row in rows for label in treatment_labels(row)} - {DENSE})
     for label in (*treatments, reference):
         if label not in known:
-            near = did_you_mean(label, known)
-            raise UserError(f"no run has the treatment {label!r}{near}; there are: {', '.join(known) or 'none'}")
+            suggestion = did_you_mean(label, known)
+            raise UserError(
+                f"no run has the treatment {label!r}{suggestion}; the treatments are: {', '.join(known) or 'none'}"
+            )
     if reference not in treatments:
-        raise UserError(f"the reference {reference!r} is not among the treatments drawn: {', '.join(treatments)}")
+        raise UserError(f"the reference {reference!r} is not one of the treatments drawn: {', '.join(treatments)}")
 
 
 def check_one_experiment(rows: Sequence[Row]) -> str:
-    """`fc on mnist`; raises UserError where runs of several networks or datasets would be averaged."""
-    found = sorted({(str(row.get("network") or ""), str(row.get("dataset") or "")) for row in rows})
-    names = [" on ".join(name for name in pair if name) for pair in found]
+    """Network and data set of these rows: `fc on mnist`.
+
+    Raises UserError for rows of several networks or data sets, which must not be averaged.
+    """
+    pairs = sorted({(str(row.get("network") or ""), str(row.get("dataset") or "")) for row in rows})
+    names = [" on ".join(name for name in pair if name) for pair in pairs]
     if len(names) > 1:
         raise UserError(f"a figure shows one network on one dataset; these runs have {', '.join(names)}")
     return names[0]

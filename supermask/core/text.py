@@ -89,6 +89,40 @@ def format_percent(value: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:.3g}"
 
 
+def format_number(value: float, digits: int = 2, signed: bool = False) -> str:
+    """A number with `digits` decimals: `1,234.50`, `−0.31`; `signed`: `+0.31`. Zero has no sign.
+
+    The minus sign is U+2212, which is as wide as a digit.
+    """
+    is_zero = float(f"{value:.{digits}f}") == 0
+    text = f"{0 if is_zero else value:{'' if is_zero or not signed else '+'},.{digits}f}"
+    return text.replace("-", "−")
+
+
+def format_p(p: float, significance: float = 0.05) -> str:
+    """A p-value in a sentence: `p = 0.021`, `p < 0.001`. A p below `significance` is not rounded up to it."""
+    rounded = f"{p:.2g}"
+    if p < significance <= float(rounded):
+        rounded = f"{significance - 0.001:.3f}"
+    return "p < 0.001" if p < 0.001 else f"p = {rounded}"
+
+
+def format_p_cell(p: float) -> str:
+    """A p-value in a column of a table: `0.021`, `0.34`, `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def format_range(counts: Sequence[int]) -> str:
+    """`5`, or `3 to 5`; `0` without counts."""
+    low, high = min(counts, default=0), max(counts, default=0)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def pluralize(count: int, noun: str, plural: str = "") -> str:
+    """`1 run`, `1,205 runs`; `plural` where it is not the noun with an s: `2 studies`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def slugify(text: str) -> str:
     """A file name from any text: [a-z0-9-]{1,60}, never a path; `figure` where nothing is left."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()

@@ -1,4 +1,4 @@
-"""Claims: what is decided, against plain scipy; what is refused; and that the paper's fifteen can be decided."""
+"""Claims: verdicts against plain scipy, refused claims, and the paper's fifteen claims."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from scipy import stats as scipy_stats
 from supermask.analysis.claims import ClaimFinding, evaluate_claims
 from supermask.analysis.claims.formats import format_csv, format_json, format_text
 from supermask.analysis.claims.paper import claims_for_study, claims_without_study, studies_with_claims
-from supermask.analysis.claims.sentences import format_p
 from supermask.core.errors import UserError
-from supermask.core.text import Row
+from supermask.core.text import Row, format_p
 from supermask.store.tables import DENSE
 from supermask.study import Study, builtin_studies, load_study, study_from_dict
 
 SEEDS, LEVELS = 5, 4
 NOISE = np.random.default_rng(5).normal(0.0, 0.1, (2, LEVELS + 1, SEEDS))
 NOISE -= NOISE.mean(axis=-1, keepdims=True)
-"""So that mean differences are exactly those asked for."""
+"""Centered noise, so that mean differences are exactly the requested ones."""
 
 
 def study_with(*clauses: dict[str, Any], seeds: int = SEEDS, **claim: Any) -> Study:
@@ -39,7 +38,7 @@ def study_with(*clauses: dict[str, Any], seeds: int = SEEDS, **claim: Any) -> St
 
 
 def rows_of(differences: list[float], **changed: dict[tuple[str, int, int], Any]) -> list[Row]:
-    """Two treatments over LEVELS: b is around 90% everywhere, a is `differences` points above it; dense 91%."""
+    """Rows of two treatments over LEVELS: b about 90% at each, a `differences` points above b; dense 91%."""
     rows: list[Row] = []
     for seed in range(SEEDS):
         rows.append(row(DENSE, 0, seed, 91.0 + NOISE[1, 0, seed]))
@@ -112,7 +111,7 @@ def test_verdicts(clause: dict[str, Any], differences: list[float], verdict: str
     assert finding.sentence == finding.clauses[0].sentence
 
 
-def test_the_numbers_are_scipy_s() -> None:
+def test_numbers_agree_with_scipy() -> None:
     rows = rows_of([0.3, 0.1, -0.2, 0.05])
     accuracy = {r["id"]: 100 * float(r["early_stop_test_accuracy"] or 0) for r in rows}
     ours, theirs = (
@@ -158,7 +157,7 @@ def test_the_dense_network_is_measured_as_the_treatment_is() -> None:
             assert level.difference == pytest.approx(difference)
 
 
-def test_both_numbers_of_seeds_are_said_where_they_differ() -> None:
+def test_both_seed_counts_are_shown_if_they_differ() -> None:
     lost = {("b", level, 0): "diverged" for level in range(1, LEVELS + 1)}
     finding = decided({"treatment": "a", "above": "b"}, rows_of([2] * LEVELS, status=lost))
     assert finding.clauses[0].levels[0].test == "Welch t"
@@ -169,7 +168,7 @@ def test_the_weakest_part_is_the_one_whose_weakest_level_is_weakest() -> None:
     every = {"treatment": "b", "at_most": "a", "margin": 0.1}
     some = {"treatment": "a", "above": "b", "where": "some"}
     (finding,) = evaluate_claims([(study_with(every, some), rows_of([9.0, 9.0, 0.05, 0.3]))])
-    # At its best level the first part is the clearer one; but it has to hold at all of them.
+    # At its best level the first clause has the smaller p, but it has to hold at all levels.
     assert min(held(finding, 0)) < min(held(finding, 1)) < max(held(finding, 0))
     assert finding.sentence == f"All 2 parts are supported. The weakest: {finding.clauses[0].sentence}"
 
@@ -177,7 +176,7 @@ def test_the_weakest_part_is_the_one_whose_weakest_level_is_weakest() -> None:
 @pytest.mark.parametrize(
     ("relation", "difference", "side"), [("at_least", -2, "less"), ("at_most", 2, "greater"), ("matches", 2, "greater")]
 )
-def test_what_is_contradicted_is_told_with_the_p_of_the_reverse(relation: str, difference: float, side: str) -> None:
+def test_contradicted_clauses_show_the_p_of_the_opposite(relation: str, difference: float, side: str) -> None:
     rows = rows_of([0, 0, difference, 0])
     finding = decided({"treatment": "a", relation: "b", "margin": 0.5}, rows)
     level = finding.clauses[0].levels[2]
@@ -198,11 +197,11 @@ def held(finding: ClaimFinding, clause: int) -> list[float]:
     ("p", "text"),
     [(0.0004, "p < 0.001"), (0.021, "p = 0.021"), (0.0496, "p = 0.049"), (0.05, "p = 0.05"), (0.056, "p = 0.056")],
 )
-def test_a_significant_p_is_not_rounded_up_to_one_that_is_not(p: float, text: str) -> None:
+def test_a_significant_p_is_not_rounded_up_to_005(p: float, text: str) -> None:
     assert format_p(p) == text
 
 
-def test_seeds_that_would_be_needed_have_that_power() -> None:
+def test_seeds_needed_have_the_stated_power() -> None:
     clause = decided({"treatment": "a", "above": "b"}, rows_of([0.02, 0.02, 0.02, 0.02])).clauses[0]
     assert clause.verdict == "not supported"
     needed, weakest = clause.seeds_needed, max(clause.levels, key=lambda level: level.p or 0.0)
@@ -213,26 +212,26 @@ def test_seeds_that_would_be_needed_have_that_power() -> None:
     def power(n: int) -> float:
         edge = scipy_stats.t.ppf(1 - 0.05 / LEVELS / 2, n - 1)
         shifted = 0.5 / spread * math.sqrt(n)
-        # The other tail is too small for scipy, and for anybody.
+        # The other tail is negligible.
         return float(1 - scipy_stats.nct.cdf(edge, n - 1, shifted))
 
     assert power(needed) >= 0.8 > power(needed - 1)
     assert f"to see 0.5 points takes {needed:,} seeds" in clause.sentence
 
 
-def test_too_few_seeds_decide_nothing_and_what_is_missing_is_named() -> None:
+def test_too_few_seeds_are_untested_and_missing_runs_are_named() -> None:
     status = {("a", 2, seed): "to_do" for seed in range(3)} | {("b", 1, 4): "diverged"}
     finding = decided({"treatment": "a", "above": "b"}, rows_of([2, 2, 2, 2], status=status))
     (clause,) = finding.clauses
     assert finding.verdict == "not enough data"
     assert [level.outcome for level in clause.levels] == ["holds", "untested", "holds", "holds"]
     assert [level.n for level in clause.levels] == [5, 2, 5, 5]
-    assert clause.levels[0].test == "Welch t"  # a seed diverged on one side: they are no pairs any more
+    assert clause.levels[0].test == "Welch t"  # a seed diverged on one side: no pairs
     assert clause.missing == ("a: 3 to do", "b: 1 diverged (level 1 seed 4)")
     assert "missing: b: 1 diverged (level 1 seed 4)" in finding.sentence
 
 
-def test_nothing_finished_is_no_error() -> None:
+def test_no_finished_run_is_not_an_error() -> None:
     rows = rows_of([0, 0, 0, 0])
     for each in rows:
         each["status"] = "to_do"
@@ -306,7 +305,7 @@ def test_lists_of_treatments_and_patterns_become_clauses() -> None:
         ({"figure": 5}, "claims[0].figure: 5 is not the name of a figure, such as accuracy."),
     ],
 )
-def test_what_a_study_file_may_not_claim(claim: Any, message: str) -> None:
+def test_invalid_claims_of_a_study_file_are_refused(claim: Any, message: str) -> None:
     whole = {"id": "x", "statement": "y", "clauses": [{"treatment": "a", "above": "b"}]}
     given = {**whole, **claim} if isinstance(claim, dict) else claim
     with pytest.raises(UserError) as refused:
@@ -315,12 +314,12 @@ def test_what_a_study_file_may_not_claim(claim: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dense", "chance", "(chain)"])
-def test_what_a_claim_can_be_compared_with_is_no_name_of_a_treatment(name: str) -> None:
+def test_reference_words_are_refused_as_treatment_names(name: str) -> None:
     with pytest.raises(UserError, match="have a meaning of their own"):
         study_from_dict({"treatments": [{"name": name}]})
 
 
-def test_many_treatments_and_claims_about_them_are_read_in_time() -> None:
+def test_many_treatments_and_claims_are_read_in_time() -> None:
     treatments = [{"name": f"t{k}", "rewind_to": k + 1} for k in range(1000)]
     clauses = [{"treatment": {"rewind_to": k + 1}, "above": "t999"} for k in range(900)]
     claims = [{"id": "x", "statement": "y", "clauses": clauses}]
@@ -330,7 +329,7 @@ def test_many_treatments_and_claims_about_them_are_read_in_time() -> None:
     assert time.process_time() - began < 10
 
 
-def test_two_claims_of_one_id_are_refused() -> None:
+def test_two_claims_with_one_id_are_refused() -> None:
     claim = {"id": "x", "statement": "y", "clauses": [{"treatment": "a", "above": "chance"}]}
     with pytest.raises(UserError, match="two claims have the id x"):
         study_from_dict({"treatments": [{"name": "a"}], "claims": [claim, claim]})
@@ -348,15 +347,15 @@ def test_the_paper_s_fifteen_claims_can_all_be_decided_at_every_scale() -> None:
     assert sorted(number or 0 for number in numbers) == list(range(1, 16))
 
 
-def test_a_study_that_was_changed_decides_what_it_still_can() -> None:
+def test_a_changed_study_decides_the_claims_it_has_treatments_for() -> None:
     treatments = "treatments=[{criterion: [large_final, magnitude_increase]}]"
     study = load_study("mask-criteria", ["scale=digits", treatments])
     found = {claim.number: claim for claim in evaluate_claims([(study, [])])}
-    assert "does not have its treatments" in found[2].sentence
+    assert "lacks treatments of the claim" in found[2].sentence
     assert "no level" in found[1].sentence
 
 
-def test_hostile_names_are_shown_as_they_are_on_one_line() -> None:
+def test_hostile_names_are_literal_and_on_one_line() -> None:
     name = "<script>alert(1)</script> שלום 🎭 " + "x" * 200
     study = study_from_dict(
         {
@@ -371,7 +370,7 @@ def test_hostile_names_are_shown_as_they_are_on_one_line() -> None:
     assert "\n" not in finding.sentence
 
 
-def test_text_csv_and_json_say_the_same() -> None:
+def test_text_csv_and_json_agree() -> None:
     finding = decided({"treatment": "a", "above": "b"}, rows_of([2, 0, 2, 2]))
     text = format_text([finding])
     assert text.splitlines()[0] == "- mine: It is so."

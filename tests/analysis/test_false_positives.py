@@ -1,4 +1,4 @@
-"""The whole way from rows to marks, where there is nothing to find: 5% of the tests, at most 5% of the treatments."""
+"""False positives from rows to marks without a true effect: 5% of single tests, at most 5% of treatments marked."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def compared_lines() -> list[list[TreatmentPoint]]:
 
 
 def below(point: TreatmentPoint) -> bool:
-    """Whether this level's p, for itself, is below 5%."""
+    """True if this level's uncorrected p is below 5%."""
     p = point.comparison.p if point.comparison else None
     return p is not None and p < SIGNIFICANCE
 
 
-def test_five_percent_of_the_single_tests_are_below_five_percent() -> None:
+def test_five_percent_of_single_tests_are_below_five_percent() -> None:
     lines = compared_lines()
     for level in range(LEVELS):
         assert all(line[level].comparison for line in lines)
@@ -72,7 +72,7 @@ def test_five_percent_of_the_single_tests_are_below_five_percent() -> None:
         assert 0.04 < rate < 0.06, f"level {level + 1}: {rate:.2%}"
 
 
-def test_at_most_five_percent_of_the_treatments_get_a_mark_anywhere() -> None:
+def test_at_most_five_percent_of_treatments_get_a_mark() -> None:
     lines = compared_lines()
     marked = sum(any(point.significant for point in line) for line in lines) / len(lines)
     uncorrected = sum(any(below(point) for point in line) for line in lines) / len(lines)
@@ -80,8 +80,8 @@ def test_at_most_five_percent_of_the_treatments_get_a_mark_anywhere() -> None:
     assert uncorrected > 0.09, f"{uncorrected:.2%}"  # what Holm is for
 
 
-def test_rows_say_what_the_arrays_say() -> None:
-    """The way through rows and figures' points changes no p."""
+def test_rows_and_arrays_agree() -> None:
+    """p-values are the same through rows and summaries as from arrays."""
     rng = np.random.default_rng(21)
     for summary in studies()[:200]:
         accuracies = chains(rng) * 100
@@ -97,8 +97,8 @@ def test_rows_say_what_the_arrays_say() -> None:
             )
 
 
-def test_other_seeds_on_either_side() -> None:
-    """Welch's: a run of the reference diverged, or it has seeds of its own."""
+def test_different_seeds_on_each_side() -> None:
+    """Welch's test: a run of the reference diverged, or the reference has other seeds."""
     rng, found = np.random.default_rng(22), 0
     for _ in range(4000):
         ours, theirs = rng.normal(97, 0.3, 5), rng.normal(97, 0.3, 4)
@@ -107,8 +107,8 @@ def test_other_seeds_on_either_side() -> None:
     assert 0.04 < found / 4000 < 0.06
 
 
-def test_equivalence_at_the_margin_itself() -> None:
-    """The true difference is the margin, so "equivalent" is wrong: 5% where the spread is small against the margin."""
+def test_equivalence_at_the_margin() -> None:
+    """True difference = margin: "equivalent" is a false positive, 5% if the spread is small against the margin."""
     rng, found = np.random.default_rng(23), 0
     for _ in range(4000):
         theirs = rng.normal(97, 0.3, 5)
@@ -117,7 +117,7 @@ def test_equivalence_at_the_margin_itself() -> None:
     assert 0.04 < found / 4000 < 0.06
 
 
-def test_exact_sign_flips_keep_their_level_without_a_normal_distribution() -> None:
+def test_sign_flip_test_keeps_its_level_without_normality() -> None:
     rng = np.random.default_rng(24)
     signs = rng.choice((-1, 1), (4000, 8))
     ps = [sign_flip_p(differences.tolist()) for differences in signs * rng.pareto(1.5, (4000, 8))]

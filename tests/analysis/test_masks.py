@@ -1,4 +1,4 @@
-"""Planes, distributions, densities, pixels, signs and units of masks: by hand, and against slow versions."""
+"""Measures of masks by hand and against slow versions: planes, distributions, densities, pixels, signs, units."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_densities_of_two_layers() -> None:
 def nearest_centres(
     plane: WeightPlane, limits: tuple[float, float], columns: int, rows: int
 ) -> dict[tuple[int, int], int]:
-    """Twice the centres in steps -> count, by comparing each weight with every centre of the honeycomb."""
+    """Twice the centers in steps -> count, by comparing each weight with every center of the honeycomb."""
     ends = range(-2 * max(columns, rows) - 2, 2 * max(columns, rows) + 3)
     centres = [(x, y) for x, y in product(ends, ends) if (x - y) % 2 == 0]
     counts: dict[tuple[int, int], int] = {}
@@ -138,7 +138,7 @@ def test_weights_that_never_moved_and_zeros_have_a_hexagon() -> None:
         hexbin(plane, (1, 0), 2, 2)
 
 
-def test_limits_hold_nearly_all_and_are_above_zero() -> None:
+def test_symmetric_limits_contain_nearly_all_and_are_positive() -> None:
     assert symmetric_limit([np.arange(-1000.0, 1.0), np.ones(3)]) == pytest.approx(999)
     assert symmetric_limit([np.zeros(5)]) == symmetric_limit([]) == symmetric_limit([np.ones(0)]) == 1
 
@@ -154,14 +154,14 @@ def test_a_hand_made_pixel_map() -> None:
     assert pixel_map(mask, (1, 2, 3)).tolist() == [[1, 0.25, 0], [0, 0, 0]]
 
 
-def test_channels_of_a_pixel_are_taken_together() -> None:
+def test_pixel_map_averages_over_channels() -> None:
     """One unit, two channels of 1 x 2 pixels: the first pixel keeps both of its weights, the other one of two."""
     assert pixel_map(np.array([[True, False, True, True]]), (2, 1, 2)).tolist() == [[1, 0.5]]
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 1, 3, 3), (6,)])
-def test_what_has_no_pixels_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="for each pixel"):
+def test_pixel_map_refuses_other_masks(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="not one of a fully connected first layer"):
         pixel_map(np.ones(shape, dtype=bool), (1, 2, 3))
 
 
@@ -183,16 +183,16 @@ def test_dead_units_of_a_hand_made_network() -> None:
     assert unit_connectivity({"one": first, "two": second})["one"].dead == 3
 
 
-def test_a_dead_end_two_layers_on_is_no_connection() -> None:
-    """a -> b -> nothing: `a` has a reader, but none that is read."""
+def test_a_dead_end_two_layers_later_is_no_connection() -> None:
+    """a -> b -> nothing: `a` has an outgoing weight, but reaches no output."""
     masks = {"1": np.ones((1, 1), dtype=bool), "2": np.ones((1, 1), dtype=bool), "3": np.zeros((1, 1), dtype=bool)}
     found = unit_connectivity(masks)
     assert (found["1"].no_outgoing, found["1"].connected) == (0, 0)
     assert (found["2"].no_outgoing, found["3"].no_incoming) == (1, 1)
 
 
-def test_channels_behind_a_convolution_and_a_flattening() -> None:
-    """Two channels of 2 x 2 pixels: channel 1 is read through its last pixel, channel 0 through none."""
+def test_channels_of_a_convolution_before_a_fully_connected_layer() -> None:
+    """Two channels of 2 x 2 pixels: only channel 1 has an outgoing weight, at its last pixel."""
     conv = np.zeros((2, 1, 3, 3), dtype=bool)
     conv[0, 0, 1, 1] = conv[1, 0, 2, 2] = True
     flat = np.zeros((1, 8), dtype=bool)
@@ -203,7 +203,7 @@ def test_channels_behind_a_convolution_and_a_flattening() -> None:
 
 
 def paths(masks: list[Bools]) -> list[list[tuple[int, ...]]]:
-    """Every path of kept weights from an input to an output, as the units it goes through."""
+    """Every path of kept weights from an input to an output, as its units."""
     found: list[tuple[int, ...]] = [(unit,) for unit in range(masks[0].shape[1])]
     for mask in masks:
         found = [(*path, unit) for path in found for unit in range(mask.shape[0]) if mask[unit, path[-1]]]
@@ -213,7 +213,7 @@ def paths(masks: list[Bools]) -> list[list[tuple[int, ...]]]:
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=4).flatmap(
     lambda widths: st.tuples(*(arrays(bool, (out, into)) for into, out in pairwise(widths)))
 ))  # fmt: skip
-def test_connected_is_what_lies_on_a_path(masks: tuple[Bools, ...]) -> None:
+def test_connected_units_lie_on_a_path(masks: tuple[Bools, ...]) -> None:
     found = unit_connectivity({str(place): mask for place, mask in enumerate(masks)})
     for place, steps in enumerate(paths(list(masks))):
         assert found[str(place)].connected_weights == len(set(steps))
@@ -247,7 +247,7 @@ def test_labels_are_criterion_level_and_seed() -> None:
     ]
 
 
-def test_what_tells_specimens_apart_is_added_where_it_is_needed() -> None:
+def test_labels_have_distinguishing_details_only_if_needed() -> None:
     found = labels(
         specimen("a" * 8 + "1", "movement", 1, 0, mask1="rewind", mask0="zero"),
         specimen("a" * 8 + "2", "movement", 1, 0, mask1="reinit", mask0="zero"),
@@ -262,7 +262,7 @@ def test_what_tells_specimens_apart_is_added_where_it_is_needed() -> None:
     ]
 
 
-def test_short_labels_leave_out_what_all_share() -> None:
+def test_short_labels_leave_out_the_common_part() -> None:
     level5 = [specimen("1", "movement", 5, 0), specimen("2", "random", 5, 0), specimen("3", None, 0, 0)]
     assert common_and_short_labels(with_labels(level5)) == ("level 5, seed 0", ["movement", "random", "dense"])
     chain = [specimen(str(level), "movement", level, 0) for level in (1, 2)]
@@ -274,7 +274,7 @@ def test_short_labels_leave_out_what_all_share() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.integers(0, 1), st.integers(0, 1)), max_size=8))
-def test_labels_are_never_the_same(rows: list[tuple[str | None, int, int]]) -> None:
+def test_labels_are_unique(rows: list[tuple[str | None, int, int]]) -> None:
     found = with_labels([specimen(f"run {place:08d}", *row) for place, row in enumerate(rows)])
     assert len({each.label for each in found}) == len(found)
     assert len(set(common_and_short_labels(found)[1])) == len(found)

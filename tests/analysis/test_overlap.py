@@ -1,4 +1,4 @@
-"""Overlap of masks, held against chance: exact enumeration of small masks, SciPy's hypergeometric, and Monte Carlo."""
+"""Overlap of masks and chance: enumeration of small masks, SciPy's hypergeometric distribution, Monte Carlo."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Bools = NDArray[np.bool_]
 
 
 def at(places: str, shape: tuple[int, ...] = (2, 3)) -> Bools:
-    """The mask that keeps the places of the digits given."""
+    """The mask that keeps the weights at these digits."""
     mask = np.zeros(int(np.prod(shape)), dtype=bool)
     mask[[int(place) for place in places]] = True
     return mask.reshape(shape)
@@ -70,15 +70,15 @@ def test_above_and_below_chance() -> None:
     assert layer_overlaps({"a": half}, {"a": rest})["a"].verdict == "below"
 
 
-def test_chance_among_what_was_alive() -> None:
-    """Of weights 1 to 5 both keep three, 2 and 3 in common: weight 0, kept by one alone, does not count."""
+def test_chance_among_alive_weights() -> None:
+    """Both keep three of weights 1 to 5, with 2 and 3 in common; weight 0, kept by one only, does not count."""
     alive = {"a": at("12345")}
     found = layer_overlaps({"a": at("0123")}, {"a": at("234")}, alive)["a"]
     assert (found.weights, found.kept_a, found.kept_b, found.kept_both) == (5, 3, 3, 2)
     assert found.chance == chance_overlap([(5, 3, 3)])
 
 
-def test_siblings_are_compared_among_what_both_could_keep() -> None:
+def test_masks_with_the_same_candidates_are_compared_on_them() -> None:
     alive, full = {"a": at("1234")}, {"a": at("012345")}
     masks = [{"a": at("12")}, {"a": at("23")}, {"a": at("24")}]
     pairs = pairwise_overlaps(masks, [alive, {"a": at("1234")}, full])
@@ -92,7 +92,7 @@ def test_masks_of_other_networks_are_refused() -> None:
         layer_overlaps({"a": at("1")}, {"a": at("1", (3, 2))})
 
 
-def test_the_matrix_is_symmetric_and_says_what_its_pairs_say() -> None:
+def test_the_matrix_is_symmetric_and_agrees_with_its_pairs() -> None:
     masks = [{"a": at(places), "b": at(places[:1])} for places in ("012", "123", "45")]
     pairs = pairwise_overlaps(masks, [{"a": at("012345"), "b": at("012345")}] * 3)
     found = overlap_matrix(pairs, 3)
@@ -111,7 +111,7 @@ def test_the_matrix_is_symmetric_and_says_what_its_pairs_say() -> None:
 
 
 def by_enumeration(layers: Counts) -> dict[Fraction, Fraction]:
-    """J -> its probability: the first mask keeps the first weights of each layer, the other every choice there is."""
+    """J -> probability: mask A keeps the first weights of each layer, mask B every possible choice."""
     common = {0: 1}
     for weights, one, other in layers:
         found: dict[int, int] = {}
@@ -131,7 +131,7 @@ layer_counts = st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.inte
 
 
 @given(st.lists(layer_counts, min_size=1, max_size=3))
-def test_chance_is_that_of_every_choice_counted(layers: Counts) -> None:
+def test_chance_agrees_with_enumeration(layers: Counts) -> None:
     exact = by_enumeration(layers)
     found = chance_overlap(layers)
     assert found.expected == pytest.approx(float(sum(j * p for j, p in exact.items())), abs=1e-12)
@@ -144,7 +144,7 @@ def test_chance_is_that_of_every_choice_counted(layers: Counts) -> None:
 
 
 def by_scipy(weights: int, one: int, other: int) -> ChanceOverlap:
-    """Over the whole support, in SciPy's words."""
+    """The distribution over its whole support, by SciPy."""
     x = np.arange(max(0, one + other - weights), min(one, other) + 1)
     law = stats.hypergeom(weights, one, other)
     low, high = law.ppf([0.025, 0.975])
@@ -157,7 +157,7 @@ def by_scipy(weights: int, one: int, other: int) -> ChanceOverlap:
     ("weights", "one", "other"),
     [(235_200, 152_880, 152_880), (235_200, 3166, 3166), (30_000, 5, 29_000), (1000, 107, 800), (4_000_000, 40, 60)],
 )
-def test_chance_of_real_layers_is_scipys(weights: int, one: int, other: int) -> None:
+def test_chance_of_real_layers_agrees_with_scipy(weights: int, one: int, other: int) -> None:
     found, expected = chance_overlap([(weights, one, other)]), by_scipy(weights, one, other)
     assert found.expected == pytest.approx(expected.expected, rel=1e-7)
     assert (found.low, found.high) == (expected.low, expected.high)
@@ -165,7 +165,7 @@ def test_chance_of_real_layers_is_scipys(weights: int, one: int, other: int) -> 
 
 @settings(max_examples=20)
 @given(st.integers(1, 10**7), st.floats(0, 1), st.floats(0, 1))
-def test_no_count_is_too_large(weights: int, one: float, other: float) -> None:
+def test_chance_of_large_counts(weights: int, one: float, other: float) -> None:
     """J is convex in the intersection, so its mean is at least J of the mean intersection (Jensen)."""
     a, b = round(one * weights), round(other * weights)
     found = chance_overlap([(weights, a, b)])
@@ -174,8 +174,8 @@ def test_no_count_is_too_large(weights: int, one: float, other: float) -> None:
     assert (common / (a + b - common) if a or b else 1) - 1e-9 <= found.expected <= 1 + 1e-9
 
 
-def test_chance_in_all_layers_is_what_random_masks_have() -> None:
-    """20,000 pairs of random masks over three layers: the mean within 4 standard errors, 95% of them in the range."""
+def test_chance_over_all_layers_agrees_with_random_masks() -> None:
+    """20,000 pairs of random masks over three layers: mean within 4 standard errors, 95% within the range."""
     layers, draws = [(500, 100, 130), (80, 60, 20), (30, 3, 25)], 20_000
     rng = random_stream(0, "overlap")
     common = np.zeros(draws)

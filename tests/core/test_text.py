@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supermask.core.errors import UserError
-from supermask.core.text import format_csv, format_json, format_table
+from supermask.core.text import (
+    format_csv,
+    format_json,
+    format_number,
+    format_p,
+    format_p_cell,
+    format_range,
+    format_table,
+    pluralize,
+)
 
 CELLS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)
 TABLES = st.integers(1, 4).flatmap(lambda n: st.lists(st.tuples(*[CELLS] * n), max_size=5))
@@ -76,3 +85,22 @@ def test_json_of_what_json_has_no_word_for() -> None:
 def test_json_refuses_two_columns_of_one_name() -> None:
     with pytest.raises(UserError, match="two columns are called 'a'"):
         format_json(["a", "b", "a"], [(1, 2, 3)])
+
+
+def test_numbers_in_sentences() -> None:
+    assert [format_number(x) for x in (1234.5, -0.314, -0.001)] == ["1,234.50", "−0.31", "0.00"]
+    assert [format_number(x, 1, signed=True) for x in (2.26, -2.26, 0.04)] == ["+2.3", "−2.3", "0.0"]
+    assert [format_p(p) for p in (0.0004, 0.021, 0.0496, 0.05, 1.0)] == [
+        "p < 0.001",
+        "p = 0.021",
+        "p = 0.049",
+        "p = 0.05",
+        "p = 1",
+    ]
+    assert [format_p_cell(p) for p in (0.0004, 0.021, 0.335, 1.0)] == ["< 0.001", "0.021", "0.34", "1.00"]
+    assert [format_range(counts) for counts in ([], [5], [5, 5], [5, 3, 4])] == ["0", "5", "5", "3 to 5"]
+    assert [pluralize(1, "run"), pluralize(1205, "run"), pluralize(2, "study", "studies")] == [
+        "1 run",
+        "1,205 runs",
+        "2 studies",
+    ]

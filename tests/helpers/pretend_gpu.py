@@ -1,11 +1,11 @@
-"""A GPU that is not there, for tests: programs that name one run on the CPU, and what a GPU would refuse is refused.
+"""A pretended GPU for tests: code for CUDA runs on the CPU, and operations that a GPU refuses raise errors.
 
-Tensors are the CPU's; beside it is noted, by their memory, which of them are said to lie on the GPU. An operation of
-tensors here and there fails, as does what a graph may not record: waiting for the device, copies from the host. What is
-recorded is not done then (what it would have made is NaN, what it would have changed stays), but whenever it is
-replayed, in the memory in which it was recorded: a step that does not read and write in place comes out wrong.
+All tensors are CPU tensors; a table by storage says which of them count as on the GPU. Operations that mix
+devices fail, and so does everything that a CUDA graph cannot record: waiting for the device, copies from the host.
+Recorded operations are not executed during the recording (new tensors are filled with NaN, written ones keep their
+values) but at every replay, in the recorded memory: a step that does not read and write in place gives wrong results.
 
-What it cannot show: other numbers than a CPU's, other kernels, memory used again too early, streams that do not wait.
+Not covered: numerics and kernels of a real GPU, memory that is reused too early, streams that do not synchronize.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ from torch.utils._pytree import tree_leaves
 
 from supermask.engines.stacked.convolutions import _side_streams
 
-HERE, THERE = torch.device("cpu"), torch.device("cuda", 0)
+HOST, GPU = torch.device("cpu"), torch.device("cuda", 0)
 aten: Any = torch.ops.aten
 
 WAITS = {
-    aten._local_scalar_dense.default: "a number is looked at",
+    aten._local_scalar_dense.default: "a value is read",
     aten.equal.default: "tensors are compared",
-    aten.nonzero.default: "how much is found, is not known before",
-    aten.masked_select.default: "how much is found, is not known before",
-    aten._unique2.default: "how much is found, is not known before",
-    aten.repeat_interleave.Tensor: "how much is made, is not known before",
+    aten.nonzero.default: "the size of the result depends on values",
+    aten.masked_select.default: "the size of the result depends on values",
+    aten._unique2.default: "the size of the result depends on values",
+    aten.repeat_interleave.Tensor: "the size of the result depends on values",
 }
-"""Operations that wait for a GPU to be done, and why."""
+"""Operations that wait for the GPU -> reason."""
 
 
 class PretendGpu:
-    """Where tensors are; what was waited for, sent and recorded."""
+    """Devices of tensors, and a log of synchronizations, copies and recordings."""
 
     def __init__(self) -> None:
         self._places: dict[int, tuple[StorageWeakRef, torch.device | None]] = {}
         self.waited: list[str] = []
-        """Each time that the program waited for the device."""
+        """Reason of each synchronization with the device."""
         self.sent = 0
         """Copies from the host to the device."""
         self.recording: Graph | None = None
         self.graphs: list[Graph] = []
         self.done = 0
-        """Operations done on the device, not counting those of graphs."""
+        """Operations executed on the device outside graphs."""
 
     def place(self, tensor: Tensor) -> torch.device | None:
-        """Where it lies; None of what came up between operations, which is where its user is."""
+        """Device of a tensor; None for one made outside of dispatched operations, which counts as on any device."""
         found = self._places.get(tensor.untyped_storage()._cdata)
-        return HERE if found is None else found[1]
+        return HOST if found is None else found[1]
 
     def put(self, tensor: Tensor, place: torch.device | None) -> Tensor:
         storage = tensor.untyped_storage()
-        # The reference keeps the address from being another's.
+        # The weak reference keeps the address from being reused.
         self._places[storage._cdata] = (StorageWeakRef(storage), place)
         if len(self._places) > 10_000:
             self._places = {key: kept for key, kept in self._places.items() if not kept[0].expired()}
@@ -79,7 +79,7 @@ class Graph:
         self.replayed = 0
 
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the operation would give, but not done."""
+        """Result of the operation with its values undone."""
         written = [t for t in _written(func, args, kwargs) if isinstance(t, Tensor)]
         before = [t.clone() for t in written]
         found = func(*args, **kwargs)
@@ -110,7 +110,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[A
 
 
 class _Operations(TorchDispatchMode):
-    """Every operation, those of backward passes too."""
+    """Intercepts every operation, including those of backward passes."""
 
     def __init__(self, gpu: PretendGpu) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class _Operations(TorchDispatchMode):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         places = {gpu.place(t) for t in tensors} - {None}
         if func is aten.copy_.default and len(places) == 2:
-            if gpu.place(args[0]) == HERE:
+            if gpu.place(args[0]) == HOST:
                 gpu.wait("a tensor is copied to the host")
             else:
                 gpu.sent += 1
@@ -129,7 +129,7 @@ class _Operations(TorchDispatchMode):
                     raise RuntimeError("operation not permitted when stream is capturing: a copy from pageable memory")
             return func(*args, **kwargs)
         assert len(places) < 2, f"{func}: Expected all tensors to be on the same device"
-        there = THERE in places
+        there = GPU in places
         if there:
             gpu.done += 1
             if func in WAITS:
@@ -137,8 +137,8 @@ class _Operations(TorchDispatchMode):
             if func in (aten.index.Tensor, aten.index_put_.default) and any(
                 i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
             ):
-                gpu.wait(f"{func}: how much a mask finds, is not known before")
-        recorded = gpu.recording is not None and HERE not in places and tensors
+                gpu.wait(f"{func}: the size of the result depends on values")
+        recorded = gpu.recording is not None and HOST not in places and tensors
         found = gpu.recording.record(func, args, kwargs) if recorded else func(*args, **kwargs)
         given = {t.untyped_storage()._cdata for t in tensors}
         for tensor in tree_leaves(found):
@@ -148,7 +148,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Calls(TorchFunctionMode):
-    """Every call that names a device, or asks for one."""
+    """Intercepts every call that names a device or reads one."""
 
     def __init__(self, gpu: PretendGpu) -> None:
         super().__init__()
@@ -157,34 +157,34 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         gpu, kwargs = self.gpu, dict(kwargs or {})
         if func == Tensor.device.__get__:  # type: ignore[attr-defined]
-            return gpu.place(args[0]) or THERE
+            return gpu.place(args[0]) or GPU
         if func == Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
-            return gpu.place(args[0]) == THERE
+            return gpu.place(args[0]) == GPU
         if func is Tensor.cpu:
-            return self._moved(args[0], HERE, False)
-        if func is Tensor.numpy and gpu.place(args[0]) == THERE:
+            return self._moved(args[0], HOST, False)
+        if func is Tensor.numpy and gpu.place(args[0]) == GPU:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         if func is Tensor.to:
             named = [a for a in args[1:] if isinstance(a, str | torch.device)] or [kwargs.pop("device", None)]
             dtypes = [a for a in (*args[1:], kwargs.pop("dtype", None)) if isinstance(a, torch.dtype)]
-            place, copied = gpu.place(args[0]) or THERE, kwargs.pop("copy", False)
+            place, copied = gpu.place(args[0]) or GPU, kwargs.pop("copy", False)
             moved = self._moved(args[0], place if named[0] is None else torch.device(named[0]), copied)
             return func(moved, *dtypes) if dtypes else moved
         if "device" in kwargs:
-            place = torch.device(kwargs["device"] or HERE)
-            found = func(*args, **{**kwargs, "device": HERE})
-            return gpu.put(found, THERE if place.type == "cuda" else HERE)
+            place = torch.device(kwargs["device"] or HOST)
+            found = func(*args, **{**kwargs, "device": HOST})
+            return gpu.put(found, GPU if place.type == "cuda" else HOST)
         if func in (torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.tensor, torch.randn):
-            return gpu.put(func(*args, **kwargs), HERE)
+            return gpu.put(func(*args, **kwargs), HOST)
         return func(*args, **kwargs)
 
     def _moved(self, tensor: Tensor, place: torch.device, copied: bool) -> Tensor:
-        to, at = (THERE if place.type == "cuda" else HERE), self.gpu.place(tensor) or THERE
+        to, at = (GPU if place.type == "cuda" else HOST), self.gpu.place(tensor) or GPU
         if to == at and not copied:
             return tensor
-        if at == THERE and to == HERE:
+        if at == GPU and to == HOST:
             self.gpu.wait("a tensor is copied to the host")
-        if at == HERE and to == THERE:
+        if at == HOST and to == GPU:
             self.gpu.sent += 1
             if self.gpu.recording is not None:
                 raise RuntimeError("operation not permitted when stream is capturing: a copy from pageable memory")
@@ -208,7 +208,7 @@ class _Stream:
 
 @contextmanager
 def pretend_gpu() -> Iterator[PretendGpu]:
-    """A GPU while the block runs."""
+    """Pretend a GPU while the block runs."""
     gpu, patch = PretendGpu(), pytest.MonkeyPatch()
     autocast, main = torch.autocast, _Stream()
 
@@ -248,13 +248,13 @@ def pretend_gpu() -> Iterator[PretendGpu]:
             "empty_cache": lambda: None,
             "reset_peak_memory_stats": lambda *_: None,
             "max_memory_allocated": lambda *_: 2**20,
-            "get_device_name": lambda *_: "a GPU that is not there",
+            "get_device_name": lambda *_: "a pretended GPU",
         }.items():
             patch.setattr(torch.cuda, name, stand_in)
         patch.setattr(Tensor, "record_stream", lambda *_: None)
         with _Operations(gpu), _Calls(gpu):
             yield gpu
     finally:
-        # These would be given to a GPU that is there.
+        # The cached streams are pretended ones.
         _side_streams.cache_clear()
         patch.undo()

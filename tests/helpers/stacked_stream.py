@@ -10,7 +10,7 @@ from supermask.engines.job import TrainingJob
 
 
 class Line:
-    """Feeds jobs from a line; remembers what it was asked, and who was in the stack."""
+    """A job source with a queue; logs its calls and the jobs in the stack."""
 
     def __init__(self, jobs: Iterable[tuple[TrainingJob, SplitData]], size: int, give: int = 99) -> None:
         self.waiting, self.size, self.give = list(jobs), size, give

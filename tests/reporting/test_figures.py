@@ -234,7 +234,7 @@ def test_note_on_the_data_is_in_the_caption() -> None:
     ("treatments", "reference", "message"),
     [
         (["large_finale"], "large_finale", "did you mean 'large_final'"),
-        (["random"], "large_final", "not among the treatments drawn"),
+        (["random"], "large_final", "not one of the treatments drawn"),
         (["dense"], "dense", "no run has the treatment 'dense'"),
     ],
 )

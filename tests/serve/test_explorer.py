@@ -213,7 +213,7 @@ def test_image_of_a_convolution_has_one_pixel_per_kernel() -> None:
     darkness = (255 - pixels[..., 0]) / 245
     assert np.allclose(darkness, mask.mean(axis=(2, 3)), atol=0.5 / 245)
     assert not has_pixel_weights({"conv1.weight": mask}, (2, 3, 3))
-    with pytest.raises(ValueError, match="no weights of its own"):
+    with pytest.raises(ValueError, match="not one of a fully connected first layer"):
         pixel_map_png(mask, (2, 3, 3))
 
 

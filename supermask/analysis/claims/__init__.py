@@ -1,4 +1,4 @@
-"""Claims about treatments as data, and what the runs say of them."""
+"""Claims about treatments, as data, and their verdicts on the rows of a study."""
 
 from supermask.analysis.claims.evaluate import evaluate_claims
 from supermask.analysis.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict

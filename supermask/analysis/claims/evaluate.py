@@ -1,7 +1,4 @@
-"""Claims against runs: what `supermask claims` and the report say.
-
-One clause against the runs: a test at each level, Holm over the levels, a verdict.
-"""
+"""Evaluation of claims: per clause a test at each level, Holm's correction over the levels, and a verdict."""
 
 from __future__ import annotations
 
@@ -33,23 +30,24 @@ from supermask.study import Study
 from supermask.study.claims import CHANCE, DENSE, LEARNED_MASK_MEASURES, Clause
 
 MIN_SEEDS = 3
-"""Below this many seeds on a side nothing is decided."""
+"""Seeds needed on each side; with fewer a level is untested."""
 
 
 def evaluate_clause(clause: Clause, evidence: ClaimData, detect: float) -> ClauseFinding:
-    """What the runs say of one clause. `detect`: the smallest difference that would matter, percentage points.
+    """Test one clause on the rows of its study and return the verdict.
 
-    Every level by itself, across seeds; Holm over the levels that the clause looks at. Two-sided t-tests for `above`
-    and `below`, a one-sided one for `at_least` and `at_most`, two one-sided ones for `matches`.
-    Source: paper.md section 7.
+    One test per level, across seeds, and Holm's correction over the levels that the clause names. Two-sided t-tests for
+    `above` and `below`, a one-sided test for `at_least` and `at_most`, two one-sided tests (TOST) for `matches`.
+    `detect`: the smallest difference of practical interest, in percentage points.
+    Source: Zhou et al. 2019, authors' response, items 2 and 4.
     """
     pairs = _pairs(clause, evidence)
-    compared = [_comparison(ours, theirs, evidence.chance) for ours, theirs in pairs]
-    levels = _levels(clause, pairs, compared, evidence)
+    comparisons = [_comparison(ours, theirs, evidence.chance) for ours, theirs in pairs]
+    levels = _levels(clause, pairs, comparisons, evidence)
     missing = evidence.describe_missing(clause.treatment, {ours.level for ours, _ in pairs})
     if clause.reference != CHANCE:
         missing += evidence.describe_missing(clause.reference, {theirs.level for _, theirs in pairs if theirs})
-    telling = deciding_level(clause, levels)
+    decisive = deciding_level(clause, levels)
     finding = ClauseFinding(
         treatment=clause.treatment,
         relation=clause.relation,
@@ -60,41 +58,42 @@ def evaluate_clause(clause: Clause, evidence: ClaimData, detect: float) -> Claus
         levels=tuple(levels),
         missing=tuple(missing),
         where=clause.where,
-        seeds_needed=None if telling is None else _seeds_needed(clause, compared[telling], len(levels), detect),
+        seeds_needed=None if decisive is None else _seeds_needed(clause, comparisons[decisive], len(levels), detect),
     )
-    return replace(finding, sentence=describe_clause(finding, clause, telling, detect))
+    return replace(finding, sentence=describe_clause(finding, clause, decisive, detect))
 
 
 def deciding_level(clause: Clause, levels: Sequence[LevelFinding]) -> int | None:
-    """Index of the level that the verdict hangs on: the weakest where all have to hold, the clearest where one has to.
+    """Index of the level that decides the verdict; None without levels.
 
-    Where the opposite holds at some, the clearest of these.
+    The level of largest p if all levels have to hold, of smallest p if one has to. Where the opposite is significant,
+    the level of largest opposite difference.
     """
     tested = [index for index, level in enumerate(levels) if level.p is not None] or list(range(len(levels)))
     if not tested:
         return None
-    reverse = [index for index in tested if levels[index].outcome == "opposite"]
-    if reverse:
-        return max(reverse, key=lambda index: abs(levels[index].difference or 0.0))
+    opposite = [index for index in tested if levels[index].outcome == "opposite"]
+    if opposite:
+        return max(opposite, key=lambda index: abs(levels[index].difference or 0.0))
     by_p = [(1.0 if (p := levels[index].p) is None else p, index) for index in tested]
     return (min(by_p) if clause.where == "some" else max(by_p))[1]
 
 
 def _pairs(clause: Clause, evidence: ClaimData) -> list[tuple[LevelValues, LevelValues | None]]:
-    """Each level that the clause looks at, with what it is compared with there; None for chance."""
+    """(treatment, reference) at each level of the clause; the reference is None for chance."""
     cells = evidence.best_level if clause.at == "best" else evidence.levels
     ours = cells(clause.treatment, clause.measure)
     if clause.remaining is not None:
         most, least = clause.remaining
-        within = (least * (1 - DENSITY_TOLERANCE), most * (1 + DENSITY_TOLERANCE))
-        ours = {level: cell for level, cell in ours.items() if within[0] <= cell.remaining <= within[1]}
+        low, high = least * (1 - DENSITY_TOLERANCE), most * (1 + DENSITY_TOLERANCE)
+        ours = {level: cell for level, cell in ours.items() if low <= cell.remaining <= high}
     if clause.reference == CHANCE:
         return [(cell, None) for cell in ours.values()]
-    # What only learned masks have is compared with the dense network's accuracy at early stopping.
-    learned_alone = clause.reference == DENSE and clause.measure in LEARNED_MASK_MEASURES
-    theirs = cells(clause.reference, "early_stop_test_accuracy" if learned_alone else clause.measure)
+    # The dense network has no measure of learned masks: its accuracy at early stopping takes part instead.
+    is_mask_measure = clause.reference == DENSE and clause.measure in LEARNED_MASK_MEASURES
+    theirs = cells(clause.reference, "early_stop_test_accuracy" if is_mask_measure else clause.measure)
     if clause.at == "best" or clause.reference == DENSE:
-        return [(cell, other) for cell in ours.values() for other in theirs.values()]
+        return [(cell, reference) for cell in ours.values() for reference in theirs.values()]
     return [
         (cell, theirs[level])
         for level, cell in ours.items()
@@ -103,7 +102,7 @@ def _pairs(clause: Clause, evidence: ClaimData) -> list[tuple[LevelValues, Level
 
 
 def _comparison(ours: LevelValues, theirs: LevelValues | None, chance: float) -> Comparison | None:
-    """None where there are too few seeds."""
+    """The comparison, or None if a side has fewer than `MIN_SEEDS` seeds."""
     if len(ours.values) < MIN_SEEDS or (theirs is not None and len(theirs.values) < MIN_SEEDS):
         return None
     return compare_to_constant(ours.values, chance) if theirs is None else compare(ours.values, theirs.values)
@@ -112,14 +111,14 @@ def _comparison(ours: LevelValues, theirs: LevelValues | None, chance: float) ->
 def _levels(
     clause: Clause,
     pairs: Sequence[tuple[LevelValues, LevelValues | None]],
-    compared: Sequence[Comparison | None],
+    comparisons: Sequence[Comparison | None],
     evidence: ClaimData,
 ) -> list[LevelFinding]:
-    claimed = [None if c is None else _p(clause, c) for c in compared]
-    opposite = [None if c is None else _p_reverse(clause, c) for c in compared]
-    found = []
+    claimed_ps = [None if c is None else _p_claimed(clause, c) for c in comparisons]
+    opposite_ps = [None if c is None else _p_opposite(clause, c) for c in comparisons]
+    findings = []
     for (ours, theirs), c, p, p_holm, p_opposite in zip(
-        pairs, compared, claimed, holm(claimed), holm(opposite), strict=True
+        pairs, comparisons, claimed_ps, holm(claimed_ps), holm(opposite_ps), strict=True
     ):
         outcome: str = "undecided"
         if c is None or (p is None and p_opposite is None):
@@ -128,8 +127,8 @@ def _levels(
             outcome = "holds"
         elif p_opposite is not None and p_opposite < SIGNIFICANCE and not _has_claimed_sign(clause, c):
             outcome = "opposite"
-        found.append(_level(ours, theirs, c, (p, p_holm, p_opposite), outcome, evidence.chance))
-    return found
+        findings.append(_level(ours, theirs, c, (p, p_holm, p_opposite), outcome, evidence.chance))
+    return findings
 
 
 def _level(
@@ -140,10 +139,10 @@ def _level(
     outcome: str,
     chance: float,
 ) -> LevelFinding:
-    """`ps`: of the clause; the same by Holm; of its reverse, by Holm."""
+    """`ps`: p of the clause, the same after Holm's correction, and p of its opposite after Holm's correction."""
     mean = fmean(ours.values.values()) if ours.values else None
-    other = chance if theirs is None else fmean(theirs.values.values()) if theirs.values else None
-    few = f"fewer than {MIN_SEEDS} seeds on a side"
+    reference_mean = chance if theirs is None else fmean(theirs.values.values()) if theirs.values else None
+    difference = None if mean is None or reference_mean is None else mean - reference_mean
     return LevelFinding(
         level=ours.level,
         remaining=ours.remaining,
@@ -151,14 +150,14 @@ def _level(
         n_reference=None if theirs is None else len(theirs.values),
         test=c.test if c else "none",
         mean=mean,
-        reference_mean=other,
-        difference=c.difference if c else None if mean is None or other is None else mean - other,
+        reference_mean=reference_mean,
+        difference=c.difference if c else difference,
         interval95=c.interval95 if c else None,
         hedges_g=c.hedges_g if c else None,
         p=ps[0],
         p_holm=ps[1],
         outcome=outcome,  # type: ignore[arg-type]
-        note=c.note if c else few,
+        note=c.note if c else f"fewer than {MIN_SEEDS} seeds on a side",
         hedges_g_interval95=effect_interval(c) if c else None,
         p_opposite_holm=ps[2],
         p_sign_flip=None if c is None or theirs is None else paired_sign_flip_p(ours.values, theirs.values),
@@ -166,7 +165,7 @@ def _level(
 
 
 def _signed_margin(clause: Clause) -> float:
-    """What the difference has to be above, or below."""
+    """The bound on the difference (treatment - reference) that the clause claims, in percentage points."""
     return {"above": 1.0, "below": -1.0, "at_least": -1.0, "at_most": 1.0, "matches": 0.0}[
         clause.relation
     ] * clause.margin
@@ -179,8 +178,8 @@ def _has_claimed_sign(clause: Clause, c: Comparison) -> bool:
     return beyond > 0 if clause.relation in ("above", "at_least") else beyond < 0
 
 
-def _p(clause: Clause, c: Comparison) -> float | None:
-    """Of the clause at this level: how often so much speaks for it by chance where it is not so."""
+def _p_claimed(clause: Clause, c: Comparison) -> float | None:
+    """p of the null hypothesis that the clause does not hold at this level."""
     if clause.relation == "matches":
         return equivalence(c, clause.margin).p
     if clause.relation in ("at_least", "at_most"):
@@ -188,15 +187,15 @@ def _p(clause: Clause, c: Comparison) -> float | None:
     return c.p if clause.margin == 0 else _two_sided(c, _signed_margin(clause))
 
 
-def _p_reverse(clause: Clause, c: Comparison) -> float | None:
-    """Of its reverse."""
+def _p_opposite(clause: Clause, c: Comparison) -> float | None:
+    """p of the null hypothesis that the opposite of the clause does not hold at this level."""
     if clause.relation == "matches":
-        # Beyond the margin on the side where the difference is.
-        over = c.difference > 0
-        return one_sided_p(c, clause.margin if over else -clause.margin, "greater" if over else "less")
+        # The opposite of "within the margin" is "beyond it", tested on the side of the difference.
+        is_positive = c.difference > 0
+        return one_sided_p(c, clause.margin if is_positive else -clause.margin, "greater" if is_positive else "less")
     if clause.relation in ("at_least", "at_most"):
         return one_sided_p(c, _signed_margin(clause), "less" if clause.relation == "at_least" else "greater")
-    return _p(clause, c)
+    return _p_claimed(clause, c)
 
 
 def _two_sided(c: Comparison, shift: float) -> float | None:
@@ -206,7 +205,7 @@ def _two_sided(c: Comparison, shift: float) -> float | None:
 
 def _verdict(clause: Clause, levels: Sequence[LevelFinding]) -> Verdict:
     outcomes = [level.outcome for level in levels]
-    holds, opposite, untested = (outcomes.count(word) for word in ("holds", "opposite", "untested"))
+    holds, opposite, untested = (outcomes.count(outcome) for outcome in ("holds", "opposite", "untested"))
     if clause.where == "some":
         if holds:
             return "not supported" if opposite else "supported"
@@ -220,49 +219,49 @@ def _verdict(clause: Clause, levels: Sequence[LevelFinding]) -> Verdict:
     return "supported" if holds == len(outcomes) else "not supported"
 
 
-def _seeds_needed(clause: Clause, compared: Comparison | None, levels: int, detect: float) -> int | None:
-    """Seeds at which a difference that matters would be seen with a power of 80%, at this level among so many.
+def _seeds_needed(clause: Clause, comparison: Comparison | None, num_levels: int, detect: float) -> int | None:
+    """Seeds for a power of 80% at the margin, or at `detect` without one, with the spread of this level.
 
-    On the safe side of Holm: at the significance of its first step.
+    Conservative: at the significance of the first step of Holm's correction over `num_levels` levels.
     """
-    spread = None if compared is None else paired_spread(compared)
+    spread = None if comparison is None else paired_spread(comparison)
     difference = clause.margin or detect
-    if compared is None or not spread or not difference:
+    if comparison is None or not spread or not difference:
         return None
-    return seeds_needed(difference, spread, alpha=SIGNIFICANCE / levels, paired=compared.test != "Welch t")
+    return seeds_needed(difference, spread, alpha=SIGNIFICANCE / num_levels, paired=comparison.test != "Welch t")
 
 
 VERDICTS: tuple[Verdict, ...] = ("contradicted", "not supported", "not enough data", "supported")
-"""A claim has the first of these that one of its clauses has."""
+"""A claim has the first of these verdicts that one of its clauses has."""
 
 
 def evaluate_claims(studies: Sequence[tuple[Study, Sequence[Row]]], whole_paper: bool = False) -> list[ClaimFinding]:
-    """Every claim about these studies, the paper's by number, then the studies' own.
+    """Evaluate every claim about these studies: the paper's by number, then the studies' own.
 
-    `studies`: each with a row for every run that it plans, done or not. `whole_paper`: also the claims that no study
-    can decide yet. Source: paper.md sections 7 and 9.
+    `studies`: each with one row per planned run, finished or not. `whole_paper`: include the paper's claims that no
+    shipped study can decide. Source: Zhou et al. 2019, Sec. 2 to 5; statistics: authors' response, items 2 and 4.
     """
-    found: list[ClaimFinding] = []
+    findings: list[ClaimFinding] = []
     for study, rows in studies:
         evidence = ClaimData(study, rows)
-        found += [_finding(asked, evidence) for asked in claims_for_study(study)]
+        findings += [_evaluate_task(task, evidence) for task in claims_for_study(study)]
     if whole_paper:
-        found += [_not_evaluable(asked) for asked in claims_without_study()]
-    return sorted(found, key=lambda claim: (claim.number is None, claim.number or 0))
+        findings += [_not_evaluable(task) for task in claims_without_study()]
+    return sorted(findings, key=lambda claim: (claim.number is None, claim.number or 0))
 
 
-def _finding(asked: ClaimTask, evidence: ClaimData) -> ClaimFinding:
-    if asked.claim is None:
-        return _not_evaluable(asked)
-    clauses = tuple(evaluate_clause(clause, evidence, asked.claim.detect) for clause in asked.claim.clauses)
+def _evaluate_task(task: ClaimTask, evidence: ClaimData) -> ClaimFinding:
+    if task.claim is None:
+        return _not_evaluable(task)
+    clauses = tuple(evaluate_clause(clause, evidence, task.claim.detect) for clause in task.claim.clauses)
     verdict = combine_verdicts(clauses)
     return ClaimFinding(
-        id=asked.id,
-        number=asked.number,
-        statement=asked.statement,
-        study=asked.study,
-        source=asked.source,
-        figure=asked.figure,
+        id=task.id,
+        number=task.number,
+        statement=task.statement,
+        study=task.study,
+        source=task.source,
+        figure=task.figure,
         verdict=verdict,
         sentence=describe_claim(verdict, clauses),
         clauses=clauses,
@@ -272,12 +271,12 @@ def _finding(asked: ClaimTask, evidence: ClaimData) -> ClaimFinding:
 
 
 def combine_verdicts(clauses: Sequence[ClauseFinding]) -> Verdict:
-    """A claim is what its worst clause is: all of them have to hold."""
+    """The verdict of a claim: that of its worst clause, since all have to hold."""
     return next(verdict for verdict in VERDICTS if any(clause.verdict == verdict for clause in clauses))
 
 
-def _not_evaluable(asked: ClaimTask) -> ClaimFinding:
-    why = asked.reason_not_evaluable if asked.study else f"It needs {asked.reason_not_evaluable}."
+def _not_evaluable(task: ClaimTask) -> ClaimFinding:
+    reason = task.reason_not_evaluable if task.study else f"It needs {task.reason_not_evaluable}."
     return ClaimFinding(
-        asked.id, asked.number, asked.statement, asked.study, asked.source, asked.figure, "not enough data", why, ()
+        task.id, task.number, task.statement, task.study, task.source, task.figure, "not enough data", reason, ()
     )

@@ -1,4 +1,4 @@
-"""What a study's rows have for a clause: values by treatment, level and seed, and what is missing."""
+"""The data of a clause: values by treatment, level and seed, and the missing runs."""
 
 from __future__ import annotations
 
@@ -14,64 +14,66 @@ from supermask.store.tables import DENSE, treatment_labels
 from supermask.study import Study
 
 MAX_LISTED_RUNS = 5
-"""Runs that are missing and are named one by one."""
+"""Missing runs that are named one by one; the others are counted."""
 
 
 @dataclass(frozen=True)
 class LevelValues:
-    """One treatment at one level: what is planned of it, and what has finished."""
+    """One treatment at one level: the values of its finished runs, and the density of all planned ones."""
 
     level: int
     remaining: float
     """Weights remaining, percent (mean over seeds)."""
     values: dict[int, float]
-    """Seed -> percent, of the finished runs."""
+    """Seed -> percent, for finished runs."""
     validation: float
-    """Mean validation accuracy; minus infinity if none has finished."""
+    """Mean validation accuracy, in [0, 1]; minus infinity if no run has finished."""
 
 
 class ClaimData:
-    """The rows of one study, as clauses ask for them."""
+    """The rows of one study, grouped for the evaluation of clauses."""
 
     def __init__(self, study: Study, rows: Sequence[Row]) -> None:
         self.study = study
         self.chance = 100.0 / DATASETS[study.dataset].classes
         self.data_notes = tuple(sorted({str(row["data_note"]) for row in rows if row.get("data_note")}))
         self._rows: dict[str, list[Row]] = defaultdict(list)
-        # A mask that is gone on from is the start of a treatment, not its outcome.
-        followed = {t.label for t in study.treatments if t.supermask is not None and t.num_levels(study.prune) > 0}
+        # A learned mask that is trained further is the initial state of its treatment and not a result of it.
+        trained_further = {
+            t.label for t in study.treatments if t.supermask is not None and t.num_levels(study.prune) > 0
+        }
         for row in rows:
             for label in [DENSE] if row["level"] == 0 else treatment_labels(row):
-                if not (row.get("supermask") and label in followed):
+                if not (row.get("supermask") and label in trained_further):
                     self._rows[label].append(row)
 
     def levels(self, label: str, measure: str) -> dict[int, LevelValues]:
-        """Level -> what there is of a treatment, or of the dense network."""
+        """Level -> values of a treatment, or of the dense network (label `dense`, level 0)."""
         levels: dict[int, list[Row]] = defaultdict(list)
         for row in self._rows[label]:
             levels[int(row["level"] or 0)].append(row)
         return {level: _cell(level, rows, measure) for level, rows in sorted(levels.items())}
 
     def best_level(self, label: str, measure: str) -> dict[int, LevelValues]:
-        """The one level of best mean validation accuracy, the first of equals."""
+        """The level of highest mean validation accuracy alone; the first of equal ones."""
         cells = self.levels(label, measure)
         return dict([max(cells.items(), key=lambda item: item[1].validation)]) if cells else {}
 
     def describe_missing(self, label: str, levels: set[int]) -> list[str]:
-        """Runs of a treatment that should be there and are not, in words; those that diverged by name."""
+        """Sentences on the unfinished runs of a treatment at these levels, by status; diverged runs are named."""
         absent = [row for row in self._rows[label] if row["status"] != "finished" and row["level"] in levels]
         by_status: dict[str, list[Row]] = defaultdict(list)
         for row in absent:
             by_status[str(row["status"])].append(row)
-        said = []
+        sentences = []
         for status, rows in by_status.items():
             if status == "to_do":
-                said.append(f"{label}: {len(rows)} to do")
+                sentences.append(f"{label}: {len(rows)} to do")
                 continue
             names = [f"level {row['level']} seed {row['seed']}" for row in rows[:MAX_LISTED_RUNS]]
             more = f" and {len(rows) - MAX_LISTED_RUNS} more" if len(rows) > MAX_LISTED_RUNS else ""
-            said.append(f"{label}: {len(rows)} {status.replace('_', ' ')} ({', '.join(names)}{more})")
-        return said
+            sentences.append(f"{label}: {len(rows)} {status.replace('_', ' ')} ({', '.join(names)}{more})")
+        return sentences
 
 
 def _cell(level: int, rows: Sequence[Row], measure: str) -> LevelValues:
@@ -82,7 +84,7 @@ def _cell(level: int, rows: Sequence[Row], measure: str) -> LevelValues:
             values[int(row["seed"] or 0)] = 100.0 * value
             if isinstance(validated, int | float):
                 validation.append(float(validated))
-    # An expected mask has no kept count of its own.
+    # A learned mask has no density before its training.
     densities = [float(row["density"]) for row in rows if isinstance(row.get("density"), int | float)]  # type: ignore[arg-type]
     remaining = 100.0 * fmean(densities) if densities else math.nan
     return LevelValues(level, remaining, values, fmean(validation) if validation else -math.inf)

@@ -1,4 +1,4 @@
-"""What the evaluation of a claim gives: plain data, for the command line, the report and a notebook."""
+"""Results of the evaluation of claims, as plain data for the command line, the report and notebooks."""
 
 from __future__ import annotations
 
@@ -10,78 +10,79 @@ Verdict = Literal["supported", "not supported", "contradicted", "not enough data
 
 @dataclass(frozen=True)
 class LevelFinding:
-    """One treatment against what it is compared with, at one level. Accuracies and differences in percentage points."""
+    """One treatment against its reference at one level. Accuracies and differences are in percentage points."""
 
     level: int
     remaining: float
-    """Weights remaining of the treatment, percent (mean over seeds)."""
+    """Weights remaining in the treatment's networks, percent (mean over seeds)."""
     n: int
-    """Seeds of the treatment that are compared; pairs, where the test is paired."""
+    """Seeds of the treatment; number of pairs if the test is paired."""
     n_reference: int | None
-    """Seeds of the reference; None where it is a number."""
+    """Seeds of the reference; None if it is a number (chance)."""
     test: str
     """`paired t`, `Welch t` or `one-sample t`."""
     mean: float | None
-    """None where nothing has finished; so too below."""
+    """None if no run has finished; the same for the fields below."""
     reference_mean: float | None
     difference: float | None
     interval95: tuple[float, float] | None
     hedges_g: float | None
     p: float | None
-    """Of this level alone."""
+    """p of the clause at this level alone, not corrected."""
     p_holm: float | None
-    """Holm's, over the levels that the clause looks at."""
+    """p after Holm's correction over the levels of the clause."""
     outcome: Literal["holds", "opposite", "undecided", "untested"]
-    """`opposite`: the reverse of what is claimed is significant."""
+    """`opposite`: the opposite of the claim is significant."""
     note: str = ""
-    """Why there was no test."""
+    """Reason if there was no test."""
     hedges_g_interval95: tuple[float, float] | None = None
     p_opposite_holm: float | None = None
-    """Holm's p of the reverse of what is claimed; that of `above` and `below` is two-sided, and the same."""
+    """p of the opposite of the claim after Holm's correction. For `above` and `below`, whose tests are two-sided, it
+    equals `p_holm`."""
     p_sign_flip: float | None = None
-    """Exact sign-flip permutation test of no difference, two-sided, of this level alone; where the seeds are paired."""
+    """p of the exact two-sided sign-flip test of no difference at this level alone; None unless seeds are paired."""
 
 
 @dataclass(frozen=True)
 class ClauseFinding:
-    """One treatment's part in a claim."""
+    """One clause of a claim: a relation between a treatment and its reference."""
 
     treatment: str
     relation: str
     """`above`, `below`, `at_least`, `at_most` or `matches`."""
     reference: str
-    """A treatment, `dense`, `chance`."""
+    """A treatment, `dense` or `chance`."""
     margin: float
     """Percentage points."""
     verdict: Verdict
     sentence: str
-    """What it comes down to, with n, effect, interval and p; one line of plain text."""
+    """The result in one line of plain text, with n, effect, interval and p."""
     levels: tuple[LevelFinding, ...]
     missing: tuple[str, ...] = ()
-    """Runs that should be there and are not, in words: `3 runs to do`, `large_final, level 4, seed 2 diverged`."""
+    """Unfinished runs: `large_final: 3 to do`, `random: 1 diverged (level 4 seed 2)`."""
     seeds_needed: int | None = None
-    """For a power of 80% at the smallest effect that would matter, with the spread seen here; None where unknown."""
+    """Seeds for a power of 80% at the smallest effect of interest, with the observed spread; None if unknown."""
     where: Literal["every", "some"] = "every"
-    """Whether it is claimed of every one of these levels, or of some."""
+    """`every`: all levels have to hold; `some`: one of them."""
 
 
 @dataclass(frozen=True)
 class ClaimFinding:
-    """A claim and what became of it here."""
+    """A claim with its verdict."""
 
     id: str
     number: int | None
-    """Of the paper's fifteen; None for a user's own."""
+    """Number of the paper's claim, 1 to 15; None for a user's own."""
     statement: str
     study: str
-    """Name of the study that was looked at."""
+    """Name of the evaluated study."""
     source: str
     figure: str
-    """Name of the study's figure that shows it: `accuracy`, `heuristic`, `supermasks`; empty if none does."""
+    """Name of the figure that shows it (`accuracy`, `heuristic`, `supermasks`); empty if there is none."""
     verdict: Verdict
     sentence: str
     clauses: tuple[ClauseFinding, ...]
     dataset: str = ""
-    """That the study is about; empty where no study was looked at."""
+    """Data set of the study; empty if no study was evaluated."""
     data_notes: tuple[str, ...] = ()
-    """What has to be known of the data that its runs were made with."""
+    """Notes on the data of its runs, such as a nonstandard source."""

@@ -1,4 +1,4 @@
-"""Findings as text for a terminal, as CSV and as JSON."""
+"""Claim findings as text for a terminal, as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from supermask.analysis.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict
-from supermask.core.text import Row
+from supermask.core.text import Row, pluralize
 from supermask.datasets.specs import data_notices, demo_notice
 from supermask.store.tables import to_csv
 
 MARKS: dict[Verdict, str] = {"supported": "+", "not supported": "-", "contradicted": "x", "not enough data": "?"}
 WIDTH = 110
+"""Characters per line of text."""
 
 
 def format_text(findings: Sequence[ClaimFinding]) -> str:
-    """A paragraph a claim: its verdict, what is claimed, what it comes down to."""
+    """One paragraph per claim: statement, verdict, result."""
     lines: list[str] = []
     for claim in findings:
         number = f"{claim.number}." if claim.number is not None else f"{claim.id}:"
         verdict = claim.verdict.upper() if claim.verdict == "contradicted" else claim.verdict
         lines += textwrap.wrap(f"{MARKS[claim.verdict]} {number} {claim.statement}", WIDTH, subsequent_indent="  ")
-        place = f" ({claim.study})" if claim.study else ""
-        told = f"{verdict}{place}. {claim.sentence}"
-        lines += [*textwrap.wrap(told, WIDTH, initial_indent="  ", subsequent_indent="  "), ""]
+        study = f" ({claim.study})" if claim.study else ""
+        result = f"{verdict}{study}. {claim.sentence}"
+        lines += [*textwrap.wrap(result, WIDTH, initial_indent="  ", subsequent_indent="  "), ""]
     return "\n".join([*lines, count_line(findings)]) + "\n"
 
 
 def claim_notices(findings: Sequence[ClaimFinding]) -> list[str]:
-    """What has to be said before the verdicts: that they are a demonstration's, and what is known of the data."""
+    """Sentences to show before the verdicts: demonstration data, and notes on the data."""
     notes = dict.fromkeys(note for claim in findings for note in claim.data_notes)
     return [text for text in (demo_notice(claim.dataset for claim in findings), *data_notices(notes)) if text]
 
@@ -40,12 +41,12 @@ def claim_notices(findings: Sequence[ClaimFinding]) -> list[str]:
 def count_line(findings: Sequence[ClaimFinding]) -> str:
     """`15 claims: 9 supported, 5 not supported, 0 contradicted, 1 not enough data.`"""
     counts = Counter(claim.verdict for claim in findings)
-    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS)
-    return f"{len(findings)} claim{'' if len(findings) == 1 else 's'}: {said}."
+    parts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS)
+    return f"{pluralize(len(findings), 'claim')}: {parts}."
 
 
 def format_markdown(findings: Sequence[ClaimFinding]) -> str:
-    """A table, a row a claim; then every claim with its parts."""
+    """A table with one row per claim, then a section per claim with its clauses."""
     lines = ["| | claim | verdict | what it comes down to |", "|---|---|---|---|"]
     for claim in findings:
         cells = (
@@ -73,17 +74,17 @@ def _name(claim: ClaimFinding) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    """Text that Markdown takes for nothing else."""
+    """Text with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_|<>&\[\]])", r"\\\1", text)
 
 
 def format_json(findings: Sequence[ClaimFinding]) -> str:
-    """Everything, as a JSON list."""
+    """All fields of the findings, as a JSON list."""
     return json.dumps([asdict(claim) for claim in findings], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def format_csv(findings: Sequence[ClaimFinding]) -> str:
-    """One row a claim, clause and level."""
+    """One row per claim, clause and level; a claim without a tested level has one row."""
     rows = list(_rows(findings))
     columns = dict.fromkeys(column for row in rows for column in row)
     return to_csv(rows, list(columns))
@@ -91,13 +92,13 @@ def format_csv(findings: Sequence[ClaimFinding]) -> str:
 
 def _rows(findings: Sequence[ClaimFinding]) -> Iterator[Row]:
     for claim in findings:
-        about: Row = {"claim": claim.number, "id": claim.id, "study": claim.study, "dataset": claim.dataset}
-        about["verdict"] = claim.verdict
+        claim_columns: Row = {"claim": claim.number, "id": claim.id, "study": claim.study, "dataset": claim.dataset}
+        claim_columns["verdict"] = claim.verdict
         for clause in claim.clauses:
             for level in clause.levels:
-                yield about | _clause_row(clause) | _level_row(level)
+                yield claim_columns | _clause_row(clause) | _level_row(level)
         if not any(clause.levels for clause in claim.clauses):
-            yield about
+            yield claim_columns
 
 
 def _clause_row(clause: ClauseFinding) -> Row:

@@ -1,4 +1,4 @@
-"""What is claimed of a study: the paper's claims that are about it, and those of its own file."""
+"""The claims about a study: the paper's, which ship as data, and those of the study's own file."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from supermask.study.yaml import Node, parse_yaml, to_python
 
 @dataclass(frozen=True)
 class ClaimTask:
-    """A claim that is to be decided."""
+    """A claim to be evaluated."""
 
     number: int | None
-    """Of the paper's fifteen; None for a user's own."""
+    """Number of the paper's claim, 1 to 15; None for a user's own."""
     id: str
     statement: str
     source: str
     study: str
-    """Name of the study that can decide it; empty where none ships."""
+    """Name of the study that can decide it; empty if none is shipped."""
     figure: str
     claim: Claim | None
-    """None where it cannot be decided."""
+    """None if it cannot be evaluated."""
     reason_not_evaluable: str = ""
-    """Why not."""
+    """Reason if `claim` is None."""
 
 
 def claims_for_study(study: Study) -> list[ClaimTask]:
-    """The paper's claims that this study can decide, by number, then its file's own."""
-    paper = [_asked(node, study) for node in _paper() if _text(node, "study") == study.name]
+    """The paper's claims that this study can decide, by number, then the claims of its file."""
+    paper = [_claim_task(node, study) for node in _paper() if _text(node, "study") == study.name]
     own = [ClaimTask(None, c.id, c.statement, c.source, study.name, c.figure, c) for c in study.claims]
     return paper + own
 
@@ -50,7 +50,7 @@ def claims_without_study() -> list[ClaimTask]:
 
 
 def studies_with_claims() -> list[str]:
-    """Names of the studies that the paper's claims are about."""
+    """Names of the studies that the paper's claims refer to."""
     return list(dict.fromkeys(name for node in _paper() if (name := _text(node, "study"))))
 
 
@@ -64,13 +64,13 @@ def _paper() -> tuple[Node, ...]:
     return claims
 
 
-def _asked(node: Node, study: Study) -> ClaimTask:
+def _claim_task(node: Node, study: Study) -> ClaimTask:
     assert isinstance(node.value, dict)
     own = {key: value for key, value in node.value.items() if key not in ("number", "study")}
     faults: list[str] = []
-    # A study of this name may have been changed: what it has no treatment for, it cannot decide.
+    # A user's study may have the name of a shipped one and lack treatments that the claim names.
     claim = load_claim(Node(own, node.location), study.treatments, _text(node, "id"), faults)
-    problem = "" if claim else "this study does not have its treatments: " + " ".join(faults[:1])
+    problem = "" if claim else "this study lacks treatments of the claim: " + " ".join(faults[:1])
     return ClaimTask(
         _number(node),
         _text(node, "id"),

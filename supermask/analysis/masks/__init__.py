@@ -1,6 +1,7 @@
-"""Looking at masks: arrays in, plain results out. NumPy alone, for scripts and notebooks; figures are in `figures/`.
+"""Measures of masks: density, overlap, sign agreement, dead units, weight distributions. NumPy arrays in, data out.
 
-Masks and weights are mappings from a tensor's name to an array of its shape, as `Specimen` holds them.
+Masks and weights are mappings from a tensor's name to an array of its shape, as in `MaskInfo`. The figures are in
+`reporting/figures`.
 """
 
 from supermask.analysis.masks.layers import (

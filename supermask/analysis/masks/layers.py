@@ -1,12 +1,11 @@
-"""How much of each layer a mask keeps.
+"""Measures per layer: density, sign agreement, and the connectivity of units.
 
-Whether weights have the same sign at two points, or in two networks.
-
-Units that a mask leaves without a connection, and the weights that still carry something from input to output.
+Shapes: a mask is (O, I) for a fully connected layer, (O, C, 3, 3) for a convolution; O outputs, I inputs, C channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from supermask.analysis.masks.sample import Masks, WeightArrays
 
 @dataclass(frozen=True)
 class Density:
-    """Of one layer, or of all of them."""
+    """Weights and kept weights of one layer, or of all layers."""
 
     weights: int
     kept: int
@@ -31,80 +30,83 @@ class Density:
 
 
 def layer_densities(masks: Masks) -> dict[str, Density]:
-    """Weights and kept weights in each layer, and in `ALL_LAYERS`. Source: paper.md section 8."""
-    found = {name: Density(mask.size, int(np.count_nonzero(mask))) for name, mask in masks.items()}
-    total = Density(sum(d.weights for d in found.values()), sum(d.kept for d in found.values()))
-    return found | {ALL_LAYERS: total}
+    """Weights and kept weights of each layer, and of `ALL_LAYERS`. Source: Zhou et al. 2019, Figs. S2 and S3."""
+    densities = {name: Density(mask.size, int(np.count_nonzero(mask))) for name, mask in masks.items()}
+    total = Density(sum(d.weights for d in densities.values()), sum(d.kept for d in densities.values()))
+    return densities | {ALL_LAYERS: total}
 
 
 @dataclass(frozen=True)
 class SignAgreement:
-    """Of a set of weights; the sign of 0 is 0, which is the sign of 0 alone."""
+    """Number of weights with the same sign at two points. 0 has a sign of its own."""
 
     weights: int
     same: int
 
     @property
     def share(self) -> float | None:
-        """same / weights, in [0, 1]; None where there are no weights."""
+        """same / weights, in [0, 1]; None without weights."""
         return self.same / self.weights if self.weights else None
 
 
 def sign_agreement(
     w_i: WeightArrays, w_f: WeightArrays, masks: Masks, alive: Masks | None = None
 ) -> dict[str, tuple[SignAgreement, SignAgreement]]:
-    """How many of the kept, and of the pruned, have sign(w_i) = sign(w_f): (kept, pruned) in each layer and in all.
+    """Weights with sign(w_i) = sign(w_f), as (kept, pruned), for each layer and `ALL_LAYERS`.
 
-    Pruned are those that were alive (all, if `alive` is not given) and are not kept. Source: paper.md section 8.
+    Pruned weights are those that were alive (by default all) and are not kept.
+    Source: Zhou et al. 2019, Sec. 2, Fig. 2.
     """
-    found = {}
+    agreements = {}
     for name, mask in masks.items():
         same = np.sign(w_i[name]) == np.sign(w_f[name])
-        among = np.ones(mask.shape, dtype=bool) if alive is None else alive[name]
-        found[name] = (_agreement(same, mask & among), _agreement(same, among & ~mask))
-    return found | {ALL_LAYERS: (_total([k for k, _ in found.values()]), _total([p for _, p in found.values()]))}
+        candidates = np.ones(mask.shape, dtype=bool) if alive is None else alive[name]
+        agreements[name] = (_agreement(same, mask & candidates), _agreement(same, candidates & ~mask))
+    kept, pruned = zip(*agreements.values(), strict=True)
+    return agreements | {ALL_LAYERS: (_total(kept), _total(pruned))}
 
 
 def sign_agreement_between(
     one: WeightArrays, other: WeightArrays, masks: Masks, other_masks: Masks
 ) -> dict[str, SignAgreement]:
-    """How many of the weights that both masks keep have the same sign in two networks, in each layer and in all.
+    """Weights kept by both masks that have the same sign in two networks, for each layer and `ALL_LAYERS`.
 
-    Raises ValueError where names or shapes of the layers differ. Source: paper.md section 8.
+    Raises ValueError if names or shapes of the layers differ.
+    Source: Zhou et al. 2019, authors' response, item 6 (an open question there).
     """
     check_same_layers(masks, other_masks)
-    found = {
+    agreements = {
         name: _agreement(np.sign(one[name]) == np.sign(other[name]), mask & other_masks[name])
         for name, mask in masks.items()
     }
-    return found | {ALL_LAYERS: _total(list(found.values()))}
+    return agreements | {ALL_LAYERS: _total(list(agreements.values()))}
 
 
-def _agreement(same: NDArray[Any], among: NDArray[np.bool_]) -> SignAgreement:
-    return SignAgreement(int(np.count_nonzero(among)), int(np.count_nonzero(same & among)))
+def _agreement(same: NDArray[Any], subset: NDArray[np.bool_]) -> SignAgreement:
+    return SignAgreement(int(np.count_nonzero(subset)), int(np.count_nonzero(same & subset)))
 
 
-def _total(parts: list[SignAgreement]) -> SignAgreement:
+def _total(parts: Sequence[SignAgreement]) -> SignAgreement:
     return SignAgreement(sum(part.weights for part in parts), sum(part.same for part in parts))
 
 
 INPUTS = "inputs"
-"""The row of the network's inputs (pixels, or channels under a convolution), before the layers' own."""
+"""Key of the network's inputs: pixels, or channels if the first layer is a convolution."""
 
 
 @dataclass(frozen=True)
 class UnitConnectivity:
-    """The units that a layer computes: its outputs, channels under a convolution."""
+    """The units that a layer computes: its outputs, or the channels of a convolution."""
 
     units: int
     no_incoming: int
-    """Units without a kept weight from the layer before: they are a constant, their bias. Inputs have none to lose."""
+    """Units without a kept weight from the previous layer: constant, equal to their bias. 0 for inputs."""
     no_outgoing: int
-    """Units without a kept weight to the next layer: nothing reads them. The network's outputs have none to lose."""
+    """Units without a kept weight to the next layer: nothing reads them. 0 for the network's outputs."""
     connected: int
-    """Units on a path of kept weights from an input to an output; all others are dead to the network."""
+    """Units on a path of kept weights from an input to an output; all others are dead."""
     connected_weights: int
-    """Kept weights of the layer on such a path; 0 for the inputs, which have no weights."""
+    """Kept weights of the layer on such a path; 0 for the inputs."""
 
     @property
     def dead(self) -> int:
@@ -113,46 +115,50 @@ class UnitConnectivity:
 
 
 def unit_connectivity(masks: Masks) -> dict[str, UnitConnectivity]:
-    """What is left of each layer's units, by layer, from `INPUTS` on; the layers follow each other in the order given.
+    """Connectivity of the units of `INPUTS` and of each layer; the layers follow each other in the mapping's order.
 
-    Two units are connected where any weight between them is kept: any of a convolution's window, and, behind the
-    flattening of channels, any of a channel's pixels. Raises ValueError where a layer does not fit the one before.
-    Source: paper.md section 8.
+    Two units are connected if any weight between them is kept: any position of a convolution's 3x3 window and, where
+    channels are flattened, any pixel of a channel. Raises ValueError if a layer does not fit the previous one.
+    Source: Zhou et al. 2019, authors' response, item 6 (an open question there).
     """
-    joins = _adjacency(masks)
-    # reached[k]: from an input to the units of level k; read[k]: from them to an output.
-    reached = [np.ones(joins[0].shape[1], dtype=bool)]
-    for join in joins:
-        reached.append(np.any(join & reached[-1], axis=1))
-    read = [np.ones(joins[-1].shape[0], dtype=bool)]
-    for join in reversed(joins):
-        read.insert(0, np.any(join & read[0][:, None], axis=0))
-    found = {}
-    for place, name in enumerate([INPUTS, *masks]):
-        on_path = reached[place] & read[place]
-        incoming = np.any(joins[place - 1], axis=1) if place else np.ones_like(on_path)
-        outgoing = np.any(joins[place], axis=0) if place < len(joins) else np.ones_like(on_path)
-        weights = _connected_weight_count(masks[name], read[place], reached[place - 1]) if place else 0
-        found[name] = UnitConnectivity(
+    adjacency = _adjacency(masks)
+    # k = 0 are the inputs, k > 0 the units of layer k - 1.
+    # forward[k]: reachable from an input; backward[k]: an output is reachable.
+    forward = [np.ones(adjacency[0].shape[1], dtype=bool)]
+    for matrix in adjacency:
+        forward.append(np.any(matrix & forward[-1], axis=1))
+    backward = [np.ones(adjacency[-1].shape[0], dtype=bool)]
+    for matrix in reversed(adjacency):
+        backward.insert(0, np.any(matrix & backward[0][:, None], axis=0))
+    connectivity = {}
+    for k, name in enumerate([INPUTS, *masks]):
+        on_path = forward[k] & backward[k]
+        incoming = np.any(adjacency[k - 1], axis=1) if k else np.ones_like(on_path)
+        outgoing = np.any(adjacency[k], axis=0) if k < len(adjacency) else np.ones_like(on_path)
+        weights = _count_connected_weights(masks[name], backward[k], forward[k - 1]) if k else 0
+        connectivity[name] = UnitConnectivity(
             on_path.size, int((~incoming).sum()), int((~outgoing).sum()), int(on_path.sum()), weights
         )
-    return found
+    return connectivity
 
 
 def _adjacency(masks: Masks) -> list[NDArray[np.bool_]]:
-    """Of every layer which of its units (rows) has a kept weight from which unit before it (columns)."""
-    joins: list[NDArray[np.bool_]] = []
+    """Per layer a matrix (units, units of the previous layer): True if a weight between the two is kept."""
+    adjacency: list[NDArray[np.bool_]] = []
     for name, mask in masks.items():
-        join = np.any(mask.reshape(*mask.shape[:2], -1), axis=2)
-        if joins and (before := joins[-1].shape[0]) != join.shape[1]:
-            if mask.ndim != 2 or join.shape[1] % before:
-                raise ValueError(f"{name} has {join.shape[1]} inputs, which do not fit {before} units before it")
-            join = np.any(join.reshape(join.shape[0], before, -1), axis=2)
-        joins.append(join)
-    return joins
+        matrix = np.any(mask.reshape(*mask.shape[:2], -1), axis=2)
+        if adjacency and (previous := adjacency[-1].shape[0]) != matrix.shape[1]:
+            # A fully connected layer behind a convolution: its inputs are the pixels of each channel in turn.
+            if mask.ndim != 2 or matrix.shape[1] % previous:
+                raise ValueError(
+                    f"{name} has {matrix.shape[1]} inputs, which do not fit the {previous} units of the previous layer"
+                )
+            matrix = np.any(matrix.reshape(matrix.shape[0], previous, -1), axis=2)
+        adjacency.append(matrix)
+    return adjacency
 
 
-def _connected_weight_count(mask: NDArray[np.bool_], read: NDArray[np.bool_], reached: NDArray[np.bool_]) -> int:
-    """Kept weights between units that are reached and units that are read."""
-    by_unit = mask.reshape(mask.shape[0], reached.size, -1)
-    return int(np.count_nonzero(by_unit & read[:, None, None] & reached[None, :, None]))
+def _count_connected_weights(mask: NDArray[np.bool_], backward: NDArray[np.bool_], forward: NDArray[np.bool_]) -> int:
+    """Kept weights from units that an input reaches to units that reach an output."""
+    by_unit = mask.reshape(mask.shape[0], forward.size, -1)
+    return int(np.count_nonzero(by_unit & backward[:, None, None] & forward[None, :, None]))

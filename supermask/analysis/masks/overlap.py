@@ -1,4 +1,4 @@
-"""How far masks agree, held against the agreement of random masks with the same counts."""
+"""Overlap of masks (Jaccard index), compared with that of random masks with the same counts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from supermask.analysis.masks.sample import Masks
 
 ALL_LAYERS = "all layers"
-"""The key of what holds for the network as a whole, beside the layers' names."""
+"""Key of the whole network, beside the layers' names."""
 
 CENTRAL_95 = 0.95
-"""Share of random pairs that lie in the range of chance, in its middle."""
+"""Share of random pairs within the central range of chance."""
 
 PROBABILITY_CUTOFF = 1e-18
-"""Probability outside of the values that are looked at."""
+"""Probability, per layer, of the tail values that are left out."""
 
 Verdict = Literal["above", "within", "below"]
 
@@ -31,72 +31,73 @@ class ChanceOverlap:
     expected: float
     low: float
     high: float
-    """Ends of the central 95% range: each side beyond has a probability of at most 2.5%."""
+    """Ends of the central 95% range: each tail beyond has a probability of at most 2.5%."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Two masks A and B in one layer, or in all of them."""
+    """Overlap of two masks A and B in one layer, or in all layers."""
 
     weights: int
-    """How many weights there were to choose from."""
+    """Weights that the masks were chosen from."""
     kept_a: int
-    """abs(A), kept by the first."""
+    """|A|, weights kept by the first mask."""
     kept_b: int
-    """abs(B)."""
+    """|B|, weights kept by the second mask."""
     kept_both: int
-    """abs(A & B), kept by both."""
+    """|A & B|, weights kept by both masks."""
     chance: ChanceOverlap
 
     @property
     def jaccard(self) -> float:
-        """abs(A & B) / abs(A | B), in [0, 1]; two empty masks are equal: 1."""
+        """|A & B| / |A | B|, in [0, 1]; 1 for two empty masks."""
         either = self.kept_a + self.kept_b - self.kept_both
         return self.kept_both / either if either else 1.0
 
     @property
     def verdict(self) -> Verdict:
-        """Where the overlap lies against the central 95% range of chance."""
+        """Position of the overlap relative to the central 95% range of chance."""
         return classify_overlap(self.jaccard, self.chance)
 
     @property
     def nested(self) -> bool:
-        """Whether one mask holds the other, as every level of an iterative chain holds the next."""
+        """True if one mask contains the other, as each level of an iterative chain contains the next."""
         return self.kept_both == min(self.kept_a, self.kept_b)
 
 
 def classify_overlap(jaccard: float, chance: ChanceOverlap) -> Verdict:
-    """Where an overlap lies against the central 95% range of chance."""
+    """Position of a Jaccard overlap relative to the central 95% range of chance."""
     return "above" if jaccard > chance.high else "below" if jaccard < chance.low else "within"
 
 
-def layer_overlaps(one: Masks, other: Masks, among: Masks | None = None) -> dict[str, Overlap]:
-    """J = abs(A & B) / abs(A | B) of two masks, in each layer and in `ALL_LAYERS`, with what chance would give.
+def layer_overlaps(masks_a: Masks, masks_b: Masks, candidates: Masks | None = None) -> dict[str, Overlap]:
+    """J = |A & B| / |A | B| of two masks, for each layer and `ALL_LAYERS`, with the distribution under chance.
 
     Chance: each mask is drawn uniformly from all masks with its own count *in each layer*, so that two masks do not
-    overlap only because both keep more of the same layer. `among`, where it is given, is what there was to choose
-    from (the weights alive at the level before; all but dead pixels): weights outside of it do not count on either
-    side. Raises ValueError where names or shapes of the layers differ.
-    Source: paper.md section 8.
+    overlap only because both keep more of the same layer. `candidates`: the weights that the masks were chosen from
+    (those alive at the previous level; all but dead pixels); other weights count on neither side. By default all.
+    Raises ValueError if names or shapes of the layers differ.
+    Source: Zhou et al. 2019, authors' response, item 6 (an open question there).
     """
-    check_same_layers(one, other)
+    check_same_layers(masks_a, masks_b)
     counts: dict[str, tuple[int, int, int, int]] = {}
-    for name, a in one.items():
-        b = other[name]
-        if among is not None:
-            a, b = a & among[name], b & among[name]
-        weights = a.size if among is None else int(np.count_nonzero(among[name]))
-        kept, others, common = (int(np.count_nonzero(mask)) for mask in (a, b, a & b))
-        counts[name] = (weights, kept, others, common)
-    found = {name: Overlap(*count, chance_overlap([count[:3]])) for name, count in counts.items()}
-    weights, kept, others, common = (sum(column) for column in zip(*counts.values(), strict=True))
-    found[ALL_LAYERS] = Overlap(weights, kept, others, common, chance_overlap([c[:3] for c in counts.values()]))
-    return found
+    for name, a in masks_a.items():
+        b = masks_b[name]
+        if candidates is not None:
+            a, b = a & candidates[name], b & candidates[name]
+        weights = a.size if candidates is None else int(np.count_nonzero(candidates[name]))
+        kept_a, kept_b, kept_both = (int(np.count_nonzero(mask)) for mask in (a, b, a & b))
+        counts[name] = (weights, kept_a, kept_b, kept_both)
+    overlaps = {name: Overlap(*count, chance_overlap([count[:3]])) for name, count in counts.items()}
+    weights, kept_a, kept_b, kept_both = (sum(column) for column in zip(*counts.values(), strict=True))
+    chance = chance_overlap([count[:3] for count in counts.values()])
+    overlaps[ALL_LAYERS] = Overlap(weights, kept_a, kept_b, kept_both, chance)
+    return overlaps
 
 
 @dataclass(frozen=True)
 class OverlapMatrix:
-    """Every pair of n masks; arrays of shape (n, n), symmetric. On the diagonal J = 1 and chance is NaN."""
+    """Overlaps of all pairs of n masks: symmetric arrays (n, n). On the diagonal J = 1 and chance is NaN."""
 
     jaccard: NDArray[np.float64]
     expected: NDArray[np.float64]
@@ -104,15 +105,15 @@ class OverlapMatrix:
     high: NDArray[np.float64]
 
     def verdict(self, row: int, column: int) -> Verdict:
-        """Of a pair, against its central 95% range of chance."""
+        """Position of a pair relative to its central 95% range of chance."""
         chance = ChanceOverlap(*(float(part[row, column]) for part in (self.expected, self.low, self.high)))
         return classify_overlap(float(self.jaccard[row, column]), chance)
 
 
 def overlap_matrix(pairs: Mapping[tuple[int, int], Mapping[str, Overlap]], n: int) -> dict[str, OverlapMatrix]:
-    """The pairs (row, column) of n masks as matrices, one a layer and one for `ALL_LAYERS`."""
+    """Pairs (row, column) of n masks as matrices, one per layer and one for `ALL_LAYERS`."""
     layers = list(next(iter(pairs.values())))
-    found = {}
+    matrices = {}
     for layer in layers:
         parts = np.full((4, n, n), np.nan)
         parts[0] = np.eye(n)
@@ -120,73 +121,80 @@ def overlap_matrix(pairs: Mapping[tuple[int, int], Mapping[str, Overlap]], n: in
             chance = pair[layer].chance
             values = (pair[layer].jaccard, chance.expected, chance.low, chance.high)
             parts[:, row, column] = parts[:, column, row] = values
-        found[layer] = OverlapMatrix(*parts)
-    return found
+        matrices[layer] = OverlapMatrix(*parts)
+    return matrices
 
 
 def pairwise_overlaps(masks: Sequence[Masks], alive: Sequence[Masks]) -> dict[tuple[int, int], dict[str, Overlap]]:
-    """`overlaps` of every pair, (row, column) with row < column.
+    """`layer_overlaps` of every pair (row, column) with row < column.
 
-    Two masks that were chosen among the same weights (siblings: `alive` is equal) are compared among those; any other
-    pair among all weights. Raises ValueError as `overlaps` does.
+    Two masks that were chosen from the same weights (equal `alive`) are compared on those; any other pair on all
+    weights. Raises ValueError if names or shapes of the layers differ.
     """
-    found = {}
+    overlaps = {}
     for row in range(len(masks)):
         for column in range(row + 1, len(masks)):
             check_same_layers(masks[row], masks[column])
-            siblings = all(np.array_equal(a, alive[column][name]) for name, a in alive[row].items())
-            found[row, column] = layer_overlaps(masks[row], masks[column], alive[row] if siblings else None)
-    return found
+            have_same_candidates = all(np.array_equal(a, alive[column][name]) for name, a in alive[row].items())
+            candidates = alive[row] if have_same_candidates else None
+            overlaps[row, column] = layer_overlaps(masks[row], masks[column], candidates)
+    return overlaps
 
 
-def check_same_layers(one: Masks, other: Masks) -> None:
-    """Raises ValueError where names or shapes of the layers differ."""
-    shapes, others = ({name: mask.shape for name, mask in masks.items()} for masks in (one, other))
-    if shapes != others:
-        raise ValueError(f"masks of different networks have no overlap: {shapes} and {others}")
+def check_same_layers(masks_a: Masks, masks_b: Masks) -> None:
+    """Raise ValueError if names or shapes of the layers differ."""
+    shapes_a, shapes_b = ({name: mask.shape for name, mask in masks.items()} for masks in (masks_a, masks_b))
+    if shapes_a != shapes_b:
+        raise ValueError(f"masks of different networks have no overlap: {shapes_a} and {shapes_b}")
 
 
 def chance_overlap(counts: Sequence[tuple[int, int, int]]) -> ChanceOverlap:
-    """The overlap of two random masks; `counts` has (weights, kept by one, kept by the other) of every layer.
+    """Distribution of the overlap of two random masks; `counts`: (weights, kept by A, kept by B) per layer.
 
-    Each layer's intersection X is hypergeometric, and their sum has the convolution of the layers' probabilities. With
-    a and b the kept counts in all, J = X / (a + b - X); its expectation and quantiles are sums over that distribution,
-    exact but for a probability of 1e-18 a layer in the tails, and rounding. Source: paper.md section 8.
+    The intersection X of a layer is hypergeometric; the sum over layers has the convolution of their probabilities.
+    With a and b the kept counts of all layers, J = X / (a + b - X). Its mean and quantiles are sums over this
+    distribution, exact up to a tail probability of 1e-18 per layer and rounding.
+    Source: Zhou et al. 2019, authors' response, item 6 (an open question there).
     """
-    return _chance_of(tuple(sorted((weights, *sorted(kept)) for weights, *kept in counts)))
+    # Sorted, so that both orders of a pair and all orders of layers share a cache entry.
+    return _cached_chance_overlap(tuple(sorted((weights, *sorted(kept)) for weights, *kept in counts)))
 
 
 @lru_cache(maxsize=4096)
-def _chance_of(counts: tuple[tuple[int, ...], ...]) -> ChanceOverlap:
-    first, probability = 0, np.ones(1)
-    for weights, one, other in counts:
-        lowest, layer = _intersection(weights, one, other)
-        first, probability = first + lowest, np.convolve(probability, layer)
-        possible = np.flatnonzero(probability > PROBABILITY_CUTOFF * PROBABILITY_CUTOFF)
-        first, probability = first + int(possible[0]), probability[possible[0] : possible[-1] + 1]
-    a, b = sum(one for _, one, _ in counts), sum(other for _, _, other in counts)
-    common = np.arange(first, first + probability.size)
-    values = common / (a + b - common) if a or b else np.ones(1)
-    up_to = np.cumsum(probability)
+def _cached_chance_overlap(counts: tuple[tuple[int, ...], ...]) -> ChanceOverlap:
+    # probability[i] is P(X = lowest + i), X the intersection of all layers so far.
+    lowest, probability = 0, np.ones(1)
+    for weights, kept_a, kept_b in counts:
+        layer_lowest, layer_probability = _intersection_distribution(weights, kept_a, kept_b)
+        lowest, probability = lowest + layer_lowest, np.convolve(probability, layer_probability)
+        # Drop values of negligible probability, or the convolutions would grow with the number of weights.
+        nonzero = np.flatnonzero(probability > PROBABILITY_CUTOFF * PROBABILITY_CUTOFF)
+        lowest, probability = lowest + int(nonzero[0]), probability[nonzero[0] : nonzero[-1] + 1]
+    a, b = sum(kept_a for _, kept_a, _ in counts), sum(kept_b for _, _, kept_b in counts)
+    intersection = np.arange(lowest, lowest + probability.size)
+    jaccard = intersection / (a + b - intersection) if a or b else np.ones(1)
+    cumulative = np.cumsum(probability)
     low, high = (
-        int(np.searchsorted(up_to, share * up_to[-1])) for share in ((1 - CENTRAL_95) / 2, (1 + CENTRAL_95) / 2)
+        int(np.searchsorted(cumulative, share * cumulative[-1]))
+        for share in ((1 - CENTRAL_95) / 2, (1 + CENTRAL_95) / 2)
     )
-    return ChanceOverlap(float(probability @ values / up_to[-1]), float(values[low]), float(values[high]))
+    return ChanceOverlap(float(probability @ jaccard / cumulative[-1]), float(jaccard[low]), float(jaccard[high]))
 
 
-def _intersection(weights: int, one: int, other: int) -> tuple[int, NDArray[np.float64]]:
-    """(lowest value, probabilities) of how many weights two random masks of these counts share.
+def _intersection_distribution(n: int, a: int, b: int) -> tuple[int, NDArray[np.float64]]:
+    """(lowest value, probabilities) of the number of weights that two random masks of these counts share.
 
-    By the ratio p(x + 1) / p(x) = (a - x)(b - x) / ((x + 1)(n - a - b + x + 1)). Hoeffding's bound, which holds for
-    draws without replacement with the smallest of the four counts a, b, n - a, n - b, says how far to go.
+    From the ratio p(x + 1) / p(x) = (a - x)(b - x) / ((x + 1)(n - a - b + x + 1)), in logarithms. The range is that of
+    Hoeffding's bound for draws without replacement, with the smallest of the counts a, b, n - a, n - b.
     """
-    draws = min(one, other, weights - one, weights - other)
+    draws = min(a, b, n - a, n - b)
     reach = np.sqrt(draws * np.log(2 / PROBABILITY_CUTOFF) / 2) + 1
-    mean = one * other / weights if weights else 0.0
-    lowest = max(0, one + other - weights, int(np.floor(mean - reach)))
-    highest = min(one, other, int(np.ceil(mean + reach)))
+    mean = a * b / n if n else 0.0
+    lowest = max(0, a + b - n, int(np.floor(mean - reach)))
+    highest = min(a, b, int(np.ceil(mean + reach)))
     x = np.arange(lowest, highest, dtype=np.float64)
-    steps = np.log((one - x) * (other - x)) - np.log((x + 1) * (weights - one - other + x + 1))
-    logarithm = np.concatenate([[0.0], np.cumsum(steps)])
-    probability = np.exp(logarithm - logarithm.max())
+    log_ratios = np.log((a - x) * (b - x)) - np.log((x + 1) * (n - a - b + x + 1))
+    log_probability = np.concatenate([[0.0], np.cumsum(log_ratios)])
+    # Relative to the largest, so that exp() does not underflow.
+    probability = np.exp(log_probability - log_probability.max())
     return lowest, probability / probability.sum()

@@ -1,4 +1,4 @@
-"""A specimen: a mask to look at, with the weights around it as far as they are known, and what it is called."""
+"""`MaskInfo`: a mask to analyze, with the weights that are known and its label."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 Masks = Mapping[str, NDArray[np.bool_]]
-"""Maskable tensor name -> bool array of the kernel's shape: True = kept."""
+"""Prunable tensor name -> bool array of the kernel's shape: True = kept."""
 
 WeightArrays = Mapping[str, NDArray[Any]]
-"""Maskable tensor name -> float32 array of the kernel's shape."""
+"""Prunable tensor name -> float32 array of the kernel's shape."""
 
 
 @dataclass(frozen=True)
 class MaskInfo:
-    """One mask to look at. Weights that are not known are None.
+    """One mask to analyze. Unknown weights are None.
 
-    `w_i` and `w_f` are what the mask criterion saw: the *parent's* weights at the step's two points (its start and its
-    end, unless a study says else). The kept and the pruned of `alive` lie in that plane. `start` and `end` are the
-    network's own weights, before and after the training with this mask. Of a dense run, that nothing has pruned, `w_i`
-    and `w_f` are its own start and end; of a ticket file, `w_i` is the initial network of its seed, `end` the network
-    in the file.
+    `w_i` and `w_f` are the inputs of the mask criterion: the *parent's* weights at the two points of the trajectory
+    that the study names, by default its start and its end. `initial_weights` and `final_weights` are the network's own,
+    before and after the training with this mask. A dense run has no parent: both pairs are its own start and end. For a
+    ticket file, `w_i` is the initial network of its seed and `final_weights` the network in the file.
     """
 
     name: str
-    """Run id or file name: what tells specimens apart that are the same in all else."""
+    """Run id or file name; unique."""
     masks: Masks
     alive: Masks
-    """What the criterion chose among: the parent's mask. All ones for a dense run and a ticket file."""
+    """The weights that the criterion chose from: the parent's mask. All True for a dense run and a ticket file."""
     network: str | None = None
     dataset: str | None = None
     image_shape: tuple[int, int, int] | None = None
@@ -41,24 +40,24 @@ class MaskInfo:
     level: int | None = None
     seed: int | None = None
     details: Mapping[str, str] = field(default_factory=dict)
-    """What else tells runs apart, such as mask1 -> rewind: part of a label only where it is needed."""
+    """Other settings of the run, such as mask1 -> rewind; part of a label only if labels would be equal without."""
     w_i: WeightArrays | None = None
     w_f: WeightArrays | None = None
     initial_weights: WeightArrays | None = None
     final_weights: WeightArrays | None = None
     note: str = ""
-    """What a reader has to know of it, such as that its run diverged."""
+    """A remark for the reader, such as that the run diverged."""
     label: str = ""
-    """What it is called in tables and figures; given by `labelled`."""
+    """Name in tables and figures; set by `with_labels`."""
 
     @property
     def subject(self) -> str:
-        """`fc-300-100 on mnist`, as far as it is known."""
+        """`fc-300-100 on mnist`, as far as known."""
         return " on ".join(part for part in (self.network, self.dataset) if part) or "a network without a name"
 
 
 def with_labels(specimens: Sequence[MaskInfo]) -> list[MaskInfo]:
-    """The same specimens with labels: criterion, level and seed, and what else tells apart those that share them."""
+    """Set the labels: criterion, level and seed, and further details where these are equal."""
     texts = [", ".join(part for part in _label_parts(specimen) if part) for specimen in specimens]
     extras = _distinguishing_details(specimens, texts)
     return [
@@ -68,54 +67,55 @@ def with_labels(specimens: Sequence[MaskInfo]) -> list[MaskInfo]:
 
 
 def common_and_short_labels(specimens: Sequence[MaskInfo]) -> tuple[str, list[str]]:
-    """(what all have in common, what is left of each label): `level 5, seed 0` and `large_final`, `random` ...
+    """(common part of all labels, the rest of each label): `level 5, seed 0` and `large_final`, `random`.
 
-    The labels differ from each other where the specimens' own labels do.
+    Labels that differ stay different.
     """
     parts = [_label_parts(specimen) for specimen in specimens]
+    # Indices into criterion, level, seed.
     shared: list[int] = []
-    used: list[int] = []
-    for place in range(3):
-        values = {part[place] for part in parts} - {""}
-        (shared if len(values) == 1 and len(specimens) > 1 else used).append(place)
-    common = ", ".join(next(part[place] for part in parts if part[place]) for place in shared)
+    distinct: list[int] = []
+    for i in range(3):
+        values = {part[i] for part in parts} - {""}
+        (shared if len(values) == 1 and len(specimens) > 1 else distinct).append(i)
+    common = ", ".join(next(part[i] for part in parts if part[i]) for i in shared)
     rests = []
     for specimen, part in zip(specimens, parts, strict=True):
         full = ", ".join(text for text in part if text)
         extra = specimen.label.removeprefix(full).removeprefix(", ")
-        rests.append(", ".join(text for text in [*(part[place] for place in used), extra] if text))
+        rests.append(", ".join(text for text in [*(part[i] for i in distinct), extra] if text))
     if len(set(rests)) < len(rests) or not all(rests):
         return "", [specimen.label for specimen in specimens]
     return common, rests
 
 
 def _label_parts(specimen: MaskInfo) -> tuple[str, str, str]:
-    """Criterion, level and seed as text; empty where there is none (the level of a dense network says nothing)."""
-    dense = specimen.criterion is None and not specimen.level
-    level = "" if specimen.level is None or dense else f"level {specimen.level}"
+    """Criterion, level and seed as text; empty if unknown, and for the level of a dense network, always 0."""
+    is_dense = specimen.criterion is None and not specimen.level
+    level = "" if specimen.level is None or is_dense else f"level {specimen.level}"
     seed = "" if specimen.seed is None else f"seed {specimen.seed}"
-    return specimen.criterion or ("dense" if dense else "mask"), level, seed
+    return specimen.criterion or ("dense" if is_dense else "mask"), level, seed
 
 
 def _distinguishing_details(specimens: Sequence[MaskInfo], texts: Sequence[str]) -> list[list[str]]:
-    """For each specimen what sets it apart from those with the same text: details that differ, or else its name."""
-    found: list[list[str]] = []
+    """Per mask the details in which it differs from masks with the same text, and its name if there are none."""
+    extras: list[list[str]] = []
     for specimen, text in zip(specimens, texts, strict=True):
-        same = [other for other, its in zip(specimens, texts, strict=True) if its == text]
-        keys = dict.fromkeys(key for other in same for key in other.details)
-        telling = [key for key in keys if len({other.details.get(key) for other in same}) > 1]
-        values = [specimen.details.get(key) for key in telling]
+        same_text = [other for other, other_text in zip(specimens, texts, strict=True) if other_text == text]
+        keys = dict.fromkeys(key for other in same_text for key in other.details)
+        differing = [key for key in keys if len({other.details.get(key) for other in same_text}) > 1]
+        values = [specimen.details.get(key) for key in differing]
         extra = [value for value in values if value]
-        alike = [other for other in same if [other.details.get(key) for key in telling] == values]
-        if len(alike) > 1:
-            extra.append(_short_name(specimen.name, [other.name for other in alike]))
-        found.append(extra)
-    return found
+        same_details = [other for other in same_text if [other.details.get(key) for key in differing] == values]
+        if len(same_details) > 1:
+            extra.append(_shorten_name(specimen.name, [other.name for other in same_details]))
+        extras.append(extra)
+    return extras
 
 
-def _short_name(name: str, among: Sequence[str]) -> str:
-    """As much of a name as tells it apart, 8 characters or more."""
+def _shorten_name(name: str, names: Sequence[str]) -> str:
+    """The shortest prefix of a name, of at least 8 characters, that no other of the names has."""
     for length in range(8, len(name)):
-        if [other[:length] for other in among].count(name[:length]) == 1:
+        if [other[:length] for other in names].count(name[:length]) == 1:
             return name[:length]
     return name

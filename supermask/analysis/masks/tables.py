@@ -1,4 +1,4 @@
-"""Specimens as tables: a line each for a person, a row a layer for a program, and their pairs against chance."""
+"""Tables of masks: one line per mask, one row per mask and layer, and the overlaps of pairs against chance."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from supermask.analysis.masks.layers import (
 )
 from supermask.analysis.masks.overlap import ALL_LAYERS, Overlap
 from supermask.analysis.masks.sample import MaskInfo, common_and_short_labels
-from supermask.core.text import format_table
+from supermask.core.text import format_table, pluralize
 
 if TYPE_CHECKING:
     from supermask.core.text import Row
 
-MOST_PAIRS, EXTREMES = 45, 5
-"""Pairs that are printed, of ten masks; of more, the largest and the smallest overlaps."""
+MAX_PAIRS = 45
+"""Pairs that are all printed: those of ten masks."""
+EXTREMES = 5
+"""With more pairs, the number of largest and of smallest overlaps that are printed."""
 
 Pairs = Mapping[tuple[int, int], Mapping[str, Overlap]]
 
@@ -41,36 +43,35 @@ PAIR_COLUMN_TITLES = ("one", "other", "overlap", "chance", "95% range", "against
 
 
 def format_summary(specimens: Sequence[MaskInfo]) -> str:
-    """What all have in common, then a line each: weights kept, densest and sparsest layer, signs, dead units."""
+    """A line on common settings, then one per mask: kept weights, densest and sparsest layer, signs, dead units."""
     common, labels = common_and_short_labels(specimens)
     subject = ", ".join([*dict.fromkeys(specimen.subject for specimen in specimens), *([common] if common else [])])
-    lines = [[label, *_line(specimen)] for label, specimen in zip(labels, specimens, strict=True)]
+    lines = [[label, *_summary_cells(specimen)] for label, specimen in zip(labels, specimens, strict=True)]
     return f"{subject}\n\n{format_table(COLUMN_TITLES, lines)}"
 
 
 def format_pairs(pairs: Pairs, specimens: Sequence[MaskInfo]) -> str:
-    """A line a pair, over all layers: overlap against chance, and the sign agreement of the weights that both keep."""
-    found = sorted(pairs, key=lambda pair: -pairs[pair][ALL_LAYERS].jaccard)
-    verdicts = [pairs[pair][ALL_LAYERS].verdict for pair in found]
-    said = ", ".join(f"{verdicts.count(v)} {v}" for v in ("above", "within", "below") if v in verdicts)
-    some = found if len(found) <= MOST_PAIRS else found[:EXTREMES] + found[-EXTREMES:]
-    head = f"overlap of {len(found):,} pair{'' if len(found) == 1 else 's'} against chance: {said}"
-    which = "" if some is found else f"; the {EXTREMES} largest and the {EXTREMES} smallest"
+    """One line per pair, over all layers: overlap against chance, and sign agreement of the weights that both keep."""
+    ordered = sorted(pairs, key=lambda pair: -pairs[pair][ALL_LAYERS].jaccard)
+    verdicts = [pairs[pair][ALL_LAYERS].verdict for pair in ordered]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("above", "within", "below") if v in verdicts)
+    shown = ordered if len(ordered) <= MAX_PAIRS else ordered[:EXTREMES] + ordered[-EXTREMES:]
+    head = f"overlap of {pluralize(len(ordered), 'pair')} against chance: {counts}"
+    selection = "" if shown is ordered else f"; the {EXTREMES} largest and the {EXTREMES} smallest"
     _, labels = common_and_short_labels(specimens)
     lines = [
-        [labels[one], labels[other], *_pair_line(pairs[one, other][ALL_LAYERS], specimens[one], specimens[other])]
-        for one, other in some
+        [labels[a], labels[b], *_pair_cells(pairs[a, b][ALL_LAYERS], specimens[a], specimens[b])] for a, b in shown
     ]
-    return f"{head}{which}\n\n{format_table(PAIR_COLUMN_TITLES, lines)}"
+    return f"{head}{selection}\n\n{format_table(PAIR_COLUMN_TITLES, lines)}"
 
 
 def layer_table(specimens: Sequence[MaskInfo]) -> list[Row]:
-    """A row a specimen and layer, and one for all layers; columns that are not known for it are None."""
+    """One row per mask and layer, and one for all layers; unknown columns are None."""
     rows: list[Row] = []
     for specimen in specimens:
-        units, signs = _units(specimen), _signs(specimen)
+        units, signs = _unit_connectivity(specimen), _sign_agreement(specimen)
         for layer, density in layer_densities(specimen.masks).items():
-            left = units.get(layer)
+            unit = units.get(layer)
             kept, pruned = signs.get(layer, (None, None))
             rows.append(
                 {
@@ -82,68 +83,70 @@ def layer_table(specimens: Sequence[MaskInfo]) -> list[Row]:
                     "density": density.density,
                     "kept_same_sign": kept.share if kept else None,
                     "pruned_same_sign": pruned.share if pruned else None,
-                    "units": left.units if left else None,
-                    "units_without_incoming": left.no_incoming if left else None,
-                    "units_without_outgoing": left.no_outgoing if left else None,
-                    "connected_units": left.connected if left else None,
-                    "connected_weights": left.connected_weights if left else None,
+                    "units": unit.units if unit else None,
+                    "units_without_incoming": unit.no_incoming if unit else None,
+                    "units_without_outgoing": unit.no_outgoing if unit else None,
+                    "connected_units": unit.connected if unit else None,
+                    "connected_weights": unit.connected_weights if unit else None,
                 }
             )
     return rows
 
 
-def _line(specimen: MaskInfo) -> list[object]:
-    found = layer_densities(specimen.masks)
-    total = found[ALL_LAYERS]
-    layers = sorted((name for name in found if name != ALL_LAYERS), key=lambda name: found[name].density)
-    extremes = [f"{name.removesuffix('.weight')} {_percent(found[name].density)}" for name in (layers[-1], layers[0])]
-    kept, pruned = _signs(specimen).get(ALL_LAYERS, (None, None))
-    units = dict(_units(specimen))
+def _summary_cells(specimen: MaskInfo) -> list[object]:
+    densities = layer_densities(specimen.masks)
+    total = densities[ALL_LAYERS]
+    layers = sorted((name for name in densities if name != ALL_LAYERS), key=lambda name: densities[name].density)
+    extremes = [
+        f"{name.removesuffix('.weight')} {_format_share(densities[name].density)}" for name in (layers[-1], layers[0])
+    ]
+    kept, pruned = _sign_agreement(specimen).get(ALL_LAYERS, (None, None))
+    units = dict(_unit_connectivity(specimen))
     inputs = units.pop(INPUTS, None)
     dead = f"{sum(u.dead for u in units.values())} of {sum(u.units for u in units.values())}" if units else "-"
     return [
         f"{total.kept:,}",
-        _percent(total.density),
+        _format_share(total.density),
         *extremes,
-        _share(kept),
-        _share(pruned),
+        _format_agreement(kept),
+        _format_agreement(pruned),
         dead,
         f"{inputs.dead} of {inputs.units}" if inputs else "-",
     ]
 
 
-def _pair_line(found: Overlap, one: MaskInfo, other: MaskInfo) -> list[object]:
+def _pair_cells(overlap: Overlap, a: MaskInfo, b: MaskInfo) -> list[object]:
     signs = [
-        None if a is None or b is None else sign_agreement_between(a, b, one.masks, other.masks)[ALL_LAYERS]
-        for a, b in ((one.initial_weights, other.initial_weights), (one.final_weights, other.final_weights))
+        None if w_a is None or w_b is None else sign_agreement_between(w_a, w_b, a.masks, b.masks)[ALL_LAYERS]
+        for w_a, w_b in ((a.initial_weights, b.initial_weights), (a.final_weights, b.final_weights))
     ]
-    chance = found.chance
+    chance = overlap.chance
     return [
-        f"{found.jaccard:.4f}",
+        f"{overlap.jaccard:.4f}",
         f"{chance.expected:.4f}",
         f"{chance.low:.4f} to {chance.high:.4f}",
-        found.verdict + (", nested" if found.nested else ""),
-        *map(_share, signs),
+        overlap.verdict + (", nested" if overlap.nested else ""),
+        *map(_format_agreement, signs),
     ]
 
 
-def _units(specimen: MaskInfo) -> Mapping[str, UnitConnectivity]:
+def _unit_connectivity(specimen: MaskInfo) -> Mapping[str, UnitConnectivity]:
     try:
         return unit_connectivity(specimen.masks)
     except ValueError:
-        # Layers that do not follow each other: a network of somebody's own.
+        # A user's network whose layers do not follow each other, such as one with residual connections.
         return {}
 
 
-def _signs(specimen: MaskInfo) -> Mapping[str, tuple[SignAgreement, SignAgreement]]:
+def _sign_agreement(specimen: MaskInfo) -> Mapping[str, tuple[SignAgreement, SignAgreement]]:
     if specimen.w_i is None or specimen.w_f is None:
         return {}
     return sign_agreement(specimen.w_i, specimen.w_f, specimen.masks, specimen.alive)
 
 
-def _share(agreement: SignAgreement | None) -> str:
-    return "-" if agreement is None or agreement.share is None else _percent(agreement.share)
+def _format_agreement(agreement: SignAgreement | None) -> str:
+    return "-" if agreement is None or agreement.share is None else _format_share(agreement.share)
 
 
-def _percent(share: float) -> str:
+def _format_share(share: float) -> str:
     return f"{share:.2%}"

@@ -1,9 +1,9 @@
-"""What runs say of two treatments, over independent seeds, at one pruning level at a time. Numbers in, plain data out.
+"""Statistics of two treatments over independent seeds, one pruning level at a time. Numbers in, plain data out.
 
-Levels of one chain are correlated, so nothing here ever pools levels: each test sees one level's values, one a seed,
-and `holm` corrects for the number of levels that are shown. A value that is not finite is refused (ValueError): a
-diverged run is the caller's to count and to name. docs/statistics.md says when which test is meant.
-Source: paper.md section 7.
+Levels of one chain are correlated, so no function pools levels: each test gets the values of one level, one per seed,
+and `holm` corrects for the number of levels shown. A value that is not finite raises ValueError: diverged runs are
+counted and named by the caller. docs/statistics.md says when to use which test.
+Source: Zhou et al. 2019, authors' response, items 2 and 4.
 """
 
 from supermask.analysis.stats.comparison import (

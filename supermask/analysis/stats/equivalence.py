@@ -1,4 +1,4 @@
-"""Tests against a margin: is it more than that, less than that, or as good as equal?"""
+"""One-sided tests against a margin, and the equivalence test (TOST)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Side = Literal["greater", "less"]
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Whether a difference lies within -+ margin, by two one-sided tests."""
+    """Result of two one-sided tests that a difference lies within -+ margin."""
 
     p: float | None
-    """The larger of the two one-sided p; of this level alone. None where there is no test (`Comparison.note`)."""
+    """The larger of the two one-sided p, of this level alone. None if there is no test (see `Comparison.note`)."""
     margin: float
     """In the values' own unit."""
     interval90: tuple[float, float] | None
-    """90% t-interval of the difference: inside -+ margin exactly where p < 0.05."""
+    """90% t-interval of the difference; inside -+ margin if and only if p < 0.05."""
     equivalent: bool
     """p < 0.05."""
 
@@ -28,11 +28,9 @@ class Equivalence:
 def one_sided_p(comparison: Comparison, shift: float, side: Side) -> float | None:
     """One-sided p of the null hypothesis "difference <= shift" (`greater`) or "difference >= shift" (`less`).
 
-    t = (difference - shift) / standard_error with the comparison's own degrees of freedom, so it serves every test.
-
-    None where t is undefined: fewer than two runs, or the same non-zero difference in every run, since a few equal
-    steps of an accuracy are no infinite evidence. Where no run differs at all (both treatments led to the same runs),
-    the difference is 0 and nothing is left to chance: p is 0 or 1, and 0.5 for shift 0, as t = 0 has it.
+    t = (difference - shift) / standard_error with the comparison's own degrees of freedom, for each kind of test.
+    None if t is undefined: fewer than two runs, or the same nonzero difference in every run (see `compare`). If no run
+    differs (both treatments led to the same runs), the difference is exactly 0: p is 0 or 1, and 0.5 for shift 0.
     Raises ValueError for a shift that is not finite, or another side.
     """
     if not math.isfinite(shift):
@@ -51,8 +49,9 @@ def one_sided_p(comparison: Comparison, shift: float, side: Side) -> float | Non
 def equivalence(comparison: Comparison, margin: float) -> Equivalence:
     """Two one-sided tests (TOST): p = max(p of "difference <= -margin", p of "difference >= margin").
 
-    Margin in the values' unit, to be stated before the values are seen. Not significant is not equivalent: that takes
-    this test. Raises ValueError for a margin that is not finite and above 0. Source: Schuirmann (1987).
+    The margin is in the values' unit and has to be stated before the values are seen. A difference that is not
+    significant is not thereby equivalent. Raises ValueError unless the margin is finite and above 0.
+    Source: Schuirmann (1987).
     """
     if not (math.isfinite(margin) and margin > 0):
         raise ValueError(f"the margin of an equivalence has to be above 0 and finite; it is {margin}")

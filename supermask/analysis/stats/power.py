@@ -1,4 +1,4 @@
-"""How many seeds it takes to see a difference, given the spread seen here."""
+"""Power of a t-test, and the seeds needed for a given power."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import math
 from supermask.analysis.stats.comparison import SIGNIFICANCE, Comparison, nct_cdf, t_ppf
 
 MAX_SEEDS = 10_000
-"""`seeds_needed` looks no further."""
+"""Largest n that `seeds_needed` considers."""
 
 
 def power(difference: float, spread: float, n: int, alpha: float = SIGNIFICANCE, paired: bool = True) -> float:
-    """The probability that a two-sided t-test at level `alpha` finds a true difference significant, n seeds each.
+    """Probability that a two-sided t-test with n seeds per treatment finds a true difference significant.
 
-    P(|T| > t(1 - alpha/2)) for the noncentral t. Paired (or one sample): n - 1 degrees of freedom, noncentrality
-    |difference| sqrt(n) / spread, spread = standard deviation of the paired differences. Unpaired: 2n - 2,
-    |difference| sqrt(n / 2) / spread, spread = that within a treatment. Raises ValueError for n < 2, a spread that is
-    not above 0, an alpha outside of (0, 1), anything not finite.
+    P(|T| > t(1 - alpha/2)) for the noncentral t. Paired or one sample: n - 1 degrees of freedom, noncentrality
+    |difference| sqrt(n) / spread, with the standard deviation of the paired differences as spread. Unpaired: 2n - 2
+    degrees of freedom, noncentrality |difference| sqrt(n / 2) / spread, with the standard deviation within a treatment.
+    Raises ValueError for n < 2, a spread that is not above 0, an alpha outside (0, 1), and numbers that are not finite.
     """
     _check(difference, spread, alpha)
     if n < 2:
@@ -31,19 +31,20 @@ def power(difference: float, spread: float, n: int, alpha: float = SIGNIFICANCE,
 def seeds_needed(
     difference: float, spread: float, power: float = 0.8, alpha: float = SIGNIFICANCE, paired: bool = True
 ) -> int | None:
-    """The least n (for each treatment) at which the t-test finds `difference` with this power; None above 10,000.
+    """Smallest n per treatment at which the t-test has this power for `difference`; None if above 10,000.
 
-    For tests at m levels, corrected by Holm, alpha / m is on the safe side. Raises ValueError for a difference of 0,
-    which no number of seeds shows, a power outside of (0, 1), and as `power` does.
+    For tests at m levels with Holm's correction, alpha / m is conservative. Raises ValueError for a difference of 0, a
+    power outside (0, 1), and as `power` does.
     """
     _check(difference, spread, alpha)
     if difference == 0:
-        raise ValueError("no number of seeds shows a difference of 0; give the least difference that would matter")
+        raise ValueError("no number of seeds shows a difference of 0: give the smallest difference of interest")
     if not 0 < power < 1:
         raise ValueError(f"the power has to lie between 0 and 1; it is {power}")
     if _power(difference, spread, MAX_SEEDS, alpha, paired) < power:
         return None
-    low, high = 1, MAX_SEEDS  # power grows with n: too few, enough
+    # Bisection: power increases with n; `low` seeds are too few, `high` are enough.
+    low, high = 1, MAX_SEEDS
     while high - low > 1:
         middle = (low + high) // 2
         if _power(difference, spread, middle, alpha, paired) < power:
@@ -53,14 +54,15 @@ def seeds_needed(
     return high
 
 
-_power = power  # `seeds_needed` has an argument of that name
+_power = power
+"""Alias: `seeds_needed` has an argument named `power`."""
 
 
 def paired_spread(comparison: Comparison) -> float | None:
-    """The spread that `power` and `seeds_needed` mean, as seen in a comparison; None where none was to be seen.
+    """The spread argument of `power` and `seeds_needed`, from a comparison; None without spread.
 
-    The standard deviation of the paired differences, or of the one sample; for Welch's that within a treatment, pooled
-    (and `paired=False`).
+    The standard deviation of the paired differences, or of the one sample; for Welch's test the pooled standard
+    deviation within a treatment, to be used with `paired=False`.
     """
     error = comparison.standard_error
     if not error:

@@ -1,7 +1,11 @@
 """The stacked engine: many runs of one network and recipe as one computation, with a leading axis of replicas.
 
-It computes what `reference` computes, up to the order of sums, on a GPU or a CPU. How it works and what was measured:
+It computes what the reference engine computes, up to the order of sums, on a GPU or a CPU. Measured speeds:
 docs/performance.md.
+
+Files: `training` (jobs to results), `replica` (one network of a stack, as the training loop sees it), `stack` (the
+tensors and one training step), `forward` (the forward pass), `convolutions`, `optimizer`, `cuda_graph`, `device`
+(precision, cached measurements), `autotune` (the size of a stack).
 """
 
 from __future__ import annotations
@@ -27,17 +31,19 @@ __all__ = [
 ]
 
 
-def environment_facts(ways: ConvAlgorithms, precision: Precision, alone: bool, device: str = "cpu") -> dict[str, Any]:
-    """What bits depend on beside machine and PyTorch: precision, how convolutions are computed, if the optimiser is
-    compiled, if in a stack of one.
+def environment_facts(
+    algorithms: ConvAlgorithms, precision: Precision, alone: bool, device: str = "cpu"
+) -> dict[str, Any]:
+    """Facts that bits depend on besides machine and PyTorch, for the run's record.
 
-    Equal bits are promised of runs that were alone. How many neighbours the others have is not in here: a checkpoint is
-    gone on from among whoever there is then.
+    Precision of products, algorithm of each convolution, compiled or plain optimizer, stack of one or of several.
+    Bit-identical results are promised for runs that were alone in their stack. The number of neighbors is not part of
+    the facts: a checkpoint may be resumed among other neighbors.
     """
-    place = torch.device(device).type
+    device_type = torch.device(device).type
     return {
         "precision": precision,
-        "convolutions": dict(ways),
-        "optimizer_compiled": place != "cpu" and can_compile(place),
+        "convolutions": dict(algorithms),
+        "optimizer_compiled": device_type != "cpu" and can_compile(device_type),
         "stack": "alone" if alone else "shared",
     }

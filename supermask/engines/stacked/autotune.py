@@ -1,4 +1,4 @@
-"""How many replicas a stack has, where nobody says it: as many as make it faster, if there is memory for them."""
+"""The size of a stack where none is given: as many replicas as make it faster, within the GPU's memory."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from supermask.engines.stacked.stack import Stack
 from supermask.networks.sequential import Architecture, Conv, Dense, initial_state, prunable_tensors
 
 CANDIDATES = {"cpu": (1, 4, 16), "cuda": (1, 8, 32, 128, 512)}
-"""Sizes that are tried, in this order."""
+"""Sizes that are measured, in this order."""
 MIN_SPEEDUP = 1.05
-"""So many times as many networks a second, or a larger stack is not worth its memory."""
+"""Gain in throughput below which a larger stack is not worth its memory."""
 MAX_STEP_SECONDS = 0.1
-"""Seconds of a step, from which on none is larger: what replicas save together is small against that."""
-STEPS = 20
-"""Measured at most."""
-BYTES_FACTOR = 10
-"""Of every weight: itself, its gradient, two moments, the lowest validation loss's, its mask, and what a step makes."""
+"""Seconds per step beyond which no larger stack is tried: the fixed cost that replicas share is small against it."""
+MAX_STEPS = 20
+"""Steps that are timed at most."""
+NUMBERS_PER_WEIGHT = 10
+"""float32 numbers per weight: itself, gradient, two moments, weights of lowest validation loss, mask, temporaries."""
 MEMORY_FRACTION = 0.4
-"""Of a GPU's free memory: two stacks, and room for what is measured."""
-SEEDS = 5
-"""Of the synthetic replicas; those of one seed share their batches, as a study's do."""
+"""Part of a GPU's memory for one stack: two stacks share it, and measurements need some."""
+NUM_SEEDS = 5
+"""Seeds of the synthetic replicas, as in a study of five seeds; replicas of one seed share their mini-batches."""
 
 
 def choose_stack_size(
@@ -47,82 +47,84 @@ def choose_stack_size(
     learning: MaskLearning | None = None,
     threads: int = 1,
 ) -> int:
-    """The smallest stack that trains nearly the most networks a second: `best` of `CANDIDATES`, measured once and kept.
+    """The smallest stack with nearly the highest throughput, of `CANDIDATES`; measured once per machine, then cached.
 
-    On a GPU at most as many as fit into two fifths of its free memory. `threads`: of a worker on a CPU.
+    On a GPU at most `max_replicas` of its free memory. `threads`: of a worker on a CPU.
     Source: docs/performance.md.
     """
-    place = torch.device(device)
-    candidates: Sequence[int] = CANDIDATES[place.type]
+    torch_device = torch.device(device)
+    candidates: Sequence[int] = CANDIDATES[torch_device.type]
     free = total = 0
-    if place.type == "cuda":
-        free, total = torch.cuda.mem_get_info(place)
-        most = max_replicas(layers, recipe.batch_size, total)
-        # What is kept does not depend on who else is there at the moment.
-        candidates = sorted({min(candidate, most) for candidate in candidates})
-    found = candidates[-1]
+    if torch_device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(torch_device)
+        limit = max_replicas(layers, recipe.batch_size, total)
+        # By total memory: what is cached must not depend on other programs that use the GPU at the moment.
+        candidates = sorted({min(candidate, limit) for candidate in candidates})
+    size = candidates[-1]
     if recipe.iterations:
-        # What makes no difference to the time, as it suits measuring.
-        trained = replace(recipe, lr=min(recipe.lr, 1e-3), lr_milestones=(), warmup_iterations=0, evaluate_every=STEPS)
-        how = None if learning is None else (learning.method, learning.rescaled)
+        # Settings that do not change the time of a step, so that recipes that differ in them share a measurement.
+        measured = replace(
+            recipe, lr=min(recipe.lr, 1e-3), lr_milestones=(), warmup_iterations=0, evaluate_every=MAX_STEPS
+        )
+        learning_settings = None if learning is None else (learning.method, learning.rescaled)
         optimizer = [recipe.optimizer, bool(recipe.momentum), bool(recipe.weight_decay), recipe.batch_size]
-        of = [[repr(layer) for layer in layers], optimizer, precision, how, list(candidates)]
+        settings = [[repr(layer) for layer in layers], optimizer, precision, learning_settings, list(candidates)]
 
         def measure() -> int:
             try:
                 return smallest_near_best(
-                    candidates, lambda n: throughput(n, layers, trained, place, precision, learning)
+                    candidates, lambda n: throughput(n, layers, measured, torch_device, precision, learning)
                 )
             finally:
-                empty_cache(place)
+                empty_cache(torch_device)
 
-        with _threads(threads):
-            found = cached_measurement("size", of, place, measure)
-    return found if place.type == "cpu" else min(found, max_replicas(layers, recipe.batch_size, free))
+        with _num_threads(threads):
+            size = cached_measurement("size", settings, torch_device, measure)
+    return size if torch_device.type == "cpu" else min(size, max_replicas(layers, recipe.batch_size, free))
 
 
-def max_replicas(layers: Architecture, batch: int, free: int) -> int:
-    """How many fit, of a GPU with so many bytes free."""
+def max_replicas(layers: Architecture, batch_size: int, free_bytes: int) -> int:
+    """Replicas that fit into `MEMORY_FRACTION` of this much GPU memory, at least 1."""
     weights = sum(m.size for m in prunable_tensors(layers).values())
     dense = sum(x.outputs for x in layers if isinstance(x, Dense))
-    # A convolution's inputs may be laid out as columns, nine times.
+    # The "columns" algorithm copies each input of a 3x3 convolution nine times; outputs, ReLU and gradients: four.
     pixels = sum((9 * x.inputs + 4 * x.outputs) * x.side[0] * x.side[1] for x in layers if isinstance(x, Conv))
-    numbers = BYTES_FACTOR * weights + batch * (4 * dense + pixels)
-    return max(1, min(CANDIDATES["cuda"][-1], int(MEMORY_FRACTION * free / (4 * numbers))))
+    numbers = NUMBERS_PER_WEIGHT * weights + batch_size * (4 * dense + pixels)
+    return max(1, min(CANDIDATES["cuda"][-1], int(MEMORY_FRACTION * free_bytes / (4 * numbers))))
 
 
 def smallest_near_best(candidates: Sequence[int], rate: Callable[[int], float | None]) -> int:
-    """The smallest whose rate, in replicas' steps a second, is within 5% of the best.
+    """The smallest candidate whose rate (replica steps per second) is within 5% of the best.
 
-    Looking ends with one that is not 5% better than those before, or whose step is `LONG`. Rate None: there is no
-    memory for so many.
+    Stops at a candidate that is not 5% better than all before it, or whose step takes more than `MAX_STEP_SECONDS`. A
+    rate of None means that the candidate does not fit into memory.
     """
     rates: dict[int, float] = {}
     for candidate in candidates:
-        found = rate(candidate)
-        if found is None:
+        measured = rate(candidate)
+        if measured is None:
             break
-        before = max(rates.values(), default=0.0)
-        rates[candidate] = found
-        if found < MIN_SPEEDUP * before or candidate > MAX_STEP_SECONDS * found:
+        best_before = max(rates.values(), default=0.0)
+        rates[candidate] = measured
+        if measured < MIN_SPEEDUP * best_before or candidate > MAX_STEP_SECONDS * measured:
             break
-    top = max(rates.values(), default=0.0)
-    return next((candidate for candidate, found in rates.items() if found * MIN_SPEEDUP >= top), candidates[0])
+    best = max(rates.values(), default=0.0)
+    return next((candidate for candidate, value in rates.items() if value * MIN_SPEEDUP >= best), candidates[0])
 
 
 def throughput(
     replicas: int,
     layers: Architecture,
     recipe: Recipe,
-    place: torch.device,
+    device: torch.device,
     precision: Precision,
     learning: MaskLearning | None,
 ) -> float | None:
-    """Replicas that make a step in a second, of synthetic ones, half pruned; None if there is no memory for them."""
+    """Replica steps per second of a stack of synthetic, half pruned replicas; None if it does not fit into memory."""
     try:
-        ways = fastest_algorithms(layers, recipe.batch_size, replicas, str(place), precision)
-        with flush_denormals(), matmul_precision(precision, place):
-            stack = _synthetic(replicas, layers, recipe, place, precision, learning, ways)
+        algorithms = fastest_algorithms(layers, recipe.batch_size, replicas, str(device), precision)
+        with flush_denormals(), matmul_precision(precision, device):
+            stack = _synthetic_stack(replicas, layers, recipe, device, precision, learning, algorithms)
             return replicas / _step_seconds(stack, replicas)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -131,25 +133,26 @@ def throughput(
 
 
 def _step_seconds(stack: Stack, replicas: int) -> float:
-    """Of a step, the mean of as many as fit into half a second after the first ones; on a GPU of `STEPS`."""
-    gpu = stack.device.type == "cuda"
-    warm = WARMUP_STEPS + 2 if gpu else 1
+    """Mean seconds per step: of as many steps as fit into half a second on a CPU, of `MAX_STEPS` on a GPU."""
+    is_gpu = stack.device.type == "cuda"
+    # On a GPU the first steps are eager and the next one is recorded; only replays are timed.
+    warmup = WARMUP_STEPS + 2 if is_gpu else 1
     began = time.perf_counter()
-    stack.train([0] * replicas, warm)
-    steps = STEPS if gpu else max(1, min(STEPS, int(0.5 / (time.perf_counter() - began))))
+    stack.train([0] * replicas, warmup)
+    steps = MAX_STEPS if is_gpu else max(1, min(MAX_STEPS, int(0.5 / (time.perf_counter() - began))))
     began = time.perf_counter()
-    stack.train([warm] * replicas, steps)
+    stack.train([warmup] * replicas, steps)
     return (time.perf_counter() - began) / steps
 
 
-def _synthetic(
+def _synthetic_stack(
     replicas: int,
     layers: Architecture,
     recipe: Recipe,
-    place: torch.device,
+    device: torch.device,
     precision: Precision,
     learning: MaskLearning | None,
-    ways: dict[str, str],
+    algorithms: dict[str, str],
 ) -> Stack:
     first, rng = layers[0], random_stream("size")
     shape = (
@@ -161,27 +164,27 @@ def _synthetic(
     images = rng.integers(0, 256, (max(256, recipe.batch_size), *shape)).astype(np.uint8)
     labels: Array = rng.integers(0, classes, len(images))
     data = SplitData(images, labels, np.arange(len(images)), images, labels, images, labels, 255)
-    # One start for all: of a large network so many are more than a machine's memory holds.
+    # One initial state for all replicas: 512 of a large network would not fit into the host's memory.
     start = (
-        _half_pruned(layers)
+        _half_pruned_state(layers)
         if learning is None
         else initial_mask_state(
             learning, prunable_tensors(layers), initial_state(layers, 0), 0, None, None, child_streams(0)
         )
     )
-    seeds = sorted(i % SEEDS for i in range(replicas))
+    seeds = sorted(i % NUM_SEEDS for i in range(replicas))
     jobs = [TrainingJob(layers, start, recipe, seed, learning=learning) for seed in seeds]
-    return Stack(jobs, [data] * replicas, place, precision, ways)
+    return Stack(jobs, [data] * replicas, device, precision, algorithms)
 
 
-def _half_pruned(layers: Architecture) -> InitialState:
+def _half_pruned_state(layers: Architecture) -> InitialState:
     dense, rng = initial_state(layers, 0), random_stream("size", "masks")
     masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < 0.5) for n, w in dense.weights.items()}
     return replace(dense, masks=masks, weights={n: w * masks[n] for n, w in dense.weights.items()})
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _num_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

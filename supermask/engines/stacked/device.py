@@ -1,6 +1,7 @@
-"""What products are computed in. Weights, optimiser state, losses and sums over a batch are float32 whatever it is.
+"""Precision of matrix products and convolutions, and measurements that are cached per machine.
 
-What is measured once on a machine, and kept: a command that is given again decides as it did before.
+Weights, optimizer state, losses and sums over a batch are float32 at every precision. A measurement is kept in the
+cache folder, so that a repeated command decides as it did the first time.
 """
 
 from __future__ import annotations
@@ -21,64 +22,68 @@ from supermask.engines.selection import Precision
 
 
 def autocast_factory(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
-    """What to wrap a forward pass in."""
+    """A function that makes the context manager of a forward pass."""
 
     @contextmanager
-    def cast() -> Iterator[None]:
-        # Without its cache of casts: a captured step would go on using those of the weights before it.
+    def autocast() -> Iterator[None]:
+        # Without autocast's cache of cast weights: a replayed CUDA graph would read the casts of the recorded step.
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
             yield
 
-    return cast
+    return autocast
 
 
 @contextmanager
 def matmul_precision(precision: Precision, device: torch.device) -> Iterator[None]:
-    """TF32 in a GPU's products where it was asked for, and only there: PyTorch's own default is a mixture.
+    """Use TF32 in a GPU's products if and only if `precision` is tf32, and deterministic convolution kernels.
 
-    And of its kernels for convolutions those that give the same bits again, as the default ones may not.
+    PyTorch's default is TF32 in convolutions and float32 in matrix products. No effect on a CPU.
     """
     if device.type != "cuda":
         yield
         return
-    products: Any = torch.backends.cuda.matmul
-    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    matmul: Any = torch.backends.cuda.matmul
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     cudnn: Any = torch.backends.cudnn
-    before = products.fp32_precision, convolutions.fp32_precision, cudnn.deterministic, cudnn.benchmark
-    products.fp32_precision = convolutions.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    # A benchmark would choose anew in every process.
+    before = matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark
+    matmul.fp32_precision = conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    # No benchmark: it would choose kernels by measurement again in every process, with other bits.
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
     finally:
-        products.fp32_precision, convolutions.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
+        matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
 
 
-Found = TypeVar("Found", int, str)
+Measurement = TypeVar("Measurement", int, str)
 
 
-def cached_measurement(what: str, of: list[Any], device: torch.device, measure: Callable[[], Found]) -> Found:
-    """What `measure` gives, now or when it was first asked for `of` (plain data) on such a device.
+def cached_measurement(
+    kind: str, settings: list[Any], device: torch.device, measure: Callable[[], Measurement]
+) -> Measurement:
+    """The cached result of `measure` for these settings (plain data) on such a device; measured if there is none.
 
-    Of processes that measure at once, the first is believed.
+    Where several processes measure at the same time, all return the result that was written first.
     """
-    gpu = device.type == "cuda"
-    where = [torch.cuda.get_device_name(device)] if gpu else [cpu_name(), torch.get_num_threads()]
-    facts = json.dumps([what, metadata.version("torch"), where, of])
+    is_gpu = device.type == "cuda"
+    hardware = [torch.cuda.get_device_name(device)] if is_gpu else [cpu_name(), torch.get_num_threads()]
+    facts = json.dumps([kind, metadata.version("torch"), hardware, settings])
     folder = cache_folder()
     if folder is None:
         return measure()
-    path = folder / "stacked" / f"{what}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
-    found: Found | None = _read(path, facts)
-    if found is not None:
-        return found
+    path = folder / "stacked" / f"{kind}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
+    cached: Measurement | None = _read(path, facts)
+    if cached is not None:
+        return cached
     fresh = measure()
-    write_json_once(path, {"found": fresh, "facts": facts}, lambda there: _read(there, facts) is not None)
-    found = _read(path, facts)
-    return fresh if found is None else found
+    write_json_once(path, {"found": fresh, "facts": facts}, lambda existing: _read(existing, facts) is not None)
+    # Read back: another process may have been first.
+    cached = _read(path, facts)
+    return fresh if cached is None else cached
 
 
 def _read(path: Path, facts: str) -> Any:
+    """The result in this file, or None if it is missing, damaged, or of other facts (a hash collision)."""
     try:
         data = json.loads(path.read_text())
         return data["found"] if data["facts"] == facts else None
@@ -87,12 +92,12 @@ def _read(path: Path, facts: str) -> Any:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that there is no memory left, of a GPU or of the machine."""
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in said or "not enough memory" in said
+    """True if the error says that the GPU's or the machine's memory is exhausted."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text or "not enough memory" in text
 
 
 def empty_cache(device: torch.device) -> None:
-    """Gives a GPU's memory back that nothing is in."""
+    """Return the allocator's unused blocks to the GPU; no effect on a CPU."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

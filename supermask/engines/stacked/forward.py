@@ -1,8 +1,7 @@
-"""A stack of networks computes: one batched product a layer, and one product for replicas that share their images.
+"""The forward pass of a stack of networks, the masked weights of learned masks, and the images on the device.
 
-Masks that are learned, of many replicas at once: `engines.learning.masked` with a leading axis.
-
-The data sets of a stack, once each on the device; whose batches are whose.
+Shapes: R replicas, N distinct mini-batches of a step (N <= R: replicas of one seed share theirs), B images of a batch,
+C channels, H and W height and width in pixels, I inputs and O outputs of a layer, K classes.
 """
 
 from __future__ import annotations
@@ -24,159 +23,183 @@ from supermask.engines.reference_masks import StraightThrough
 from supermask.engines.stacked.convolutions import conv3x3, max_pool2x2
 from supermask.networks.sequential import Architecture, Conv, Pool
 
-Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
+LayerFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x, w, b) -> outputs before the ReLU, all with a leading axis of replicas."""
 
 
 @dataclass(frozen=True)
 class BatchGroup:
-    """Consecutive batches, each seen by equally many consecutive replicas."""
+    """Consecutive mini-batches, each of which is used by equally many consecutive replicas."""
 
-    batch: int
-    """The first one's number."""
-    batches: int
-    replica: int
-    """The number of the first replica that sees it."""
-    each: int
-    """Replicas a batch."""
+    first_batch: int
+    num_batches: int
+    first_replica: int
+    """The first replica that uses `first_batch`."""
+    replicas_per_batch: int
 
 
-def group_batches(sees: Sequence[Hashable]) -> list[BatchGroup]:
-    """Blocks, from what each replica sees; only neighbours are found to share it."""
-    found: list[BatchGroup] = []
+def group_batches(batch_keys: Sequence[Hashable]) -> list[BatchGroup]:
+    """Groups from the key of each replica's mini-batch. Only neighbors with equal keys share a batch.
+
+    `[a, a, b, b, c]` gives batches 0 and 1 with two replicas each, and batch 2 with one.
+    """
+    groups: list[BatchGroup] = []
     batch = replica = 0
-    for each, equals in groupby(len(list(same)) for _, same in groupby(sees)):
-        batches = len(list(equals))
-        found.append(BatchGroup(batch, batches, replica, each))
-        batch, replica = batch + batches, replica + batches * each
-    return found
+    runs = (len(list(equal_keys)) for _, equal_keys in groupby(batch_keys))
+    for replicas_per_batch, equal_runs in groupby(runs):
+        num_batches = len(list(equal_runs))
+        groups.append(BatchGroup(batch, num_batches, replica, replicas_per_batch))
+        batch, replica = batch + num_batches, replica + num_batches * replicas_per_batch
+    return groups
 
 
 def forward(
-    layers: Architecture, tensors: Weights, pixels: Tensor, blocks: Sequence[BatchGroup], ways: Mapping[str, str]
+    layers: Architecture, tensors: Weights, pixels: Tensor, groups: Sequence[BatchGroup], algorithms: Mapping[str, str]
 ) -> Tensor:
-    """The outputs of every replica on the images that it sees, `(replicas, images, classes)`.
+    """Logits (R, B, K) of every replica on its own mini-batch.
 
-    `tensors` have a leading axis of replicas; `pixels`: `(batches, images, channels, height, width)`; `ways`: how each
-    convolution is computed, by its layer's name.
+    `tensors`: weights and biases with a leading axis R. `pixels`: the distinct mini-batches, (N, B, C, H, W).
+    `groups`: which replicas use which of them. `algorithms`: layer name -> how a convolution is computed.
     """
-    x, shared = pixels, True
+    x, is_first = pixels, True
     for layer in layers:
         if isinstance(layer, Pool):
             x = max_pool2x2(x)
             continue
         w, b = tensors[f"{layer.name}.weight"], tensors[f"{layer.name}.bias"]
         if isinstance(layer, Conv):
-            computed: Layer = partial(conv3x3, way=ways[layer.name])
+            function: LayerFunction = partial(conv3x3, algorithm=algorithms[layer.name])
         else:
-            computed = _dense
+            function = _dense
+            # (N or R, B, C, H, W) -> (N or R, I, B)
             x = x.flatten(2).mT if x.dim() == 5 else x
-        x = _shared_first_layer(computed, x, w, b, blocks) if shared else computed(x, w, b)
-        shared = False
+        x = _first_layer(function, x, w, b, groups) if is_first else function(x, w, b)
+        is_first = False
         if isinstance(layer, Conv) or not layer.last:
             x = x.relu()
     return x.mT
 
 
 def _dense(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """`(replicas, outputs, images)` of `(replicas, inputs, images)`: so gradients lie in memory as weights do."""
+    """x (R, I, B), w (R, O, I), b (R, O); result (R, O, B).
+
+    Images are the last axis, so that the gradient of w, (R, O, I), comes out in the memory layout of w.
+    """
     return torch.baddbmm(b[:, :, None], w, x)
 
 
-def _shared_first_layer(computed: Layer, x: Tensor, w: Tensor, b: Tensor, blocks: Sequence[BatchGroup]) -> Tensor:
-    """The first layer: to replicas that see the same images it is one wide layer."""
-    found = []
-    outputs = 1 if x.dim() == 3 else 2
-    sizes = [block.batches * block.each for block in blocks]
-    # Not slices, nor parts where there is one: their gradients would be zeros first, then copies.
-    parts = zip(torch.split(w, sizes), torch.split(b, sizes), strict=True) if len(blocks) > 1 else [(w, b)]
-    for block, (own, biases) in zip(blocks, parts, strict=True):
-        wide, bias = (t.reshape(block.batches, block.each * t.shape[1], *t.shape[2:]) for t in (own, biases))
-        y = computed(x[block.batch : block.batch + block.batches], wide, bias)
-        parted = y.reshape(*y.shape[:outputs], block.each, -1, *y.shape[outputs + 1 :])
-        found.append(parted.movedim(outputs, 1).flatten(0, 1))
-    return found[0] if len(found) == 1 else torch.cat(found)
+def _first_layer(function: LayerFunction, x: Tensor, w: Tensor, b: Tensor, groups: Sequence[BatchGroup]) -> Tensor:
+    """The first layer, in which replicas that share a mini-batch are computed as one wide layer.
+
+    x (N, ...), w (R, O, ...), b (R, O); result (R, ...). n replicas of one batch become one layer of n * O outputs: one
+    large matrix product and one read of the images instead of n.
+    """
+    results = []
+    # Axis of the outputs: 1 after a fully connected layer, (N, O, B); 2 after a convolution, (N, B, O, H, W).
+    output_axis = 1 if x.dim() == 3 else 2
+    sizes = [group.num_batches * group.replicas_per_batch for group in groups]
+    # split() and not slices: the gradient of a slice is a tensor of zeros and a copy. No split for a single group.
+    parts = zip(torch.split(w, sizes), torch.split(b, sizes), strict=True) if len(groups) > 1 else [(w, b)]
+    for group, (w_part, b_part) in zip(groups, parts, strict=True):
+        wide_w, wide_b = (
+            t.reshape(group.num_batches, group.replicas_per_batch * t.shape[1], *t.shape[2:]) for t in (w_part, b_part)
+        )
+        y = function(x[group.first_batch : group.first_batch + group.num_batches], wide_w, wide_b)
+        # (batches, ..., replicas_per_batch * O, ...) -> (batches * replicas_per_batch, ..., O, ...)
+        y = y.reshape(*y.shape[:output_axis], group.replicas_per_batch, -1, *y.shape[output_axis + 1 :])
+        results.append(y.movedim(output_axis, 1).flatten(0, 1))
+    return results[0] if len(results) == 1 else torch.cat(results)
 
 
 def masked_weights(learning: MaskLearning, logits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
-    """The weights of one pass of each replica, differentiable in the logits.
+    """The weights of one forward pass of each replica: mask * w, differentiable in the logits.
 
-    b w, or b w (size / ones) under dynamic weight rescaling. Shape: that of the logits, `(replicas, *kernel)`; `keys`:
-    int32 `(replicas, 2)`, for the coins of `bernoulli`. Source: paper.md section 6.
+    Under dynamic weight rescaling mask * w * (size / ones), per replica. Logits, weights and result: (R, *kernel);
+    `keys`: int32 (R, 2), of the uniform samples of `bernoulli`. The gradient passes straight through the mask.
+    Source: Zhou et al. 2019, Sec. 5.
     """
-    soft = logits.sigmoid() if learning.method in SIGMOID else logits
-    b: Tensor = StraightThrough.apply(soft, _mask(learning, soft.detach(), logits.detach(), keys))  # type: ignore[no-untyped-call]
-    used = b * weights
+    probabilities = logits.sigmoid() if learning.method in SIGMOID else logits
+    mask: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
+        probabilities, _hard_mask(learning, probabilities.detach(), logits.detach(), keys)
+    )
+    used = mask * weights
     if learning.rescaled:
-        # The gradient flows through the ratio: d(ones)/db is 1, at zeros too; the sign of b where it may invert.
-        counted = b.abs() if learning.method == "signed" else b
+        # The gradient flows through the ratio: d(ones)/d(mask) is 1, at zeros too; sign(mask) for signed masks.
+        counted = mask.abs() if learning.method == "signed" else mask
         ones = torch.sum(counted.flatten(1), 1).clamp(min=1.0)
         used = used * (logits[0].numel() / ones).view(-1, *[1] * (logits.dim() - 1))
     return used
 
 
-def _mask(learning: MaskLearning, soft: Tensor, logits: Tensor, keys: Tensor) -> Tensor:
+def _hard_mask(learning: MaskLearning, probabilities: Tensor, logits: Tensor, keys: Tensor) -> Tensor:
+    """The mask of this pass, float32 (R, *kernel): 0 or 1; -1, 0 or 1 for signed masks."""
     if learning.method == "bernoulli":
-        return (batched_uniform_samples(keys, logits) < soft).float()
+        return (batched_uniform_samples(keys, logits) < probabilities).float()
     if learning.method == "rounded":
         return (logits > 0).float()
     if learning.method == "signed":
         return logits.sign() * (logits.abs() > learning.threshold)
-    each = logits.flatten(1)
-    cut = each.kthvalue(each.shape[1] - edge_popup_count(each.shape[1], learning.density), 1, keepdim=True).values
-    return (each > cut).float().view_as(logits)
+    # Edge-popup: the highest scores of each replica's layer. kthvalue and not topk: only the cutoff is needed.
+    scores = logits.flatten(1)
+    cutoff = scores.kthvalue(scores.shape[1] - edge_popup_count(scores.shape[1], learning.density), 1, keepdim=True)
+    return (scores > cutoff.values).float().view_as(logits)
 
 
 class DeviceImages:
-    """Training images of all replicas in one row, `(n, channels, height, width)` uint8; and what is measured on."""
+    """Training images of all replicas in one tensor, uint8 (n, C, H, W), and cached evaluation arrays.
+
+    Every data set is on the device once, however many replicas use it.
+    """
 
     def __init__(self, data: Sequence[SplitData], device: torch.device) -> None:
         self._device = device
-        self._there: dict[int, tuple[Array, Tensor]] = {}
-        # The data themselves are held here and above, so that an array's id stays its own.
-        self._held: dict[tuple[int, int], SplitData] = {}
+        # id of an evaluation array -> (array, copy on the device). Arrays are identified by id(), because comparing
+        # contents would cost more than the evaluation; a reference to each is kept, so that no id is reused.
+        self._evaluation_tensors: dict[int, tuple[Array, Tensor]] = {}
+        self._data: dict[tuple[int, int], SplitData] = {}
         self._offsets: dict[tuple[int, int], int] = {}
         self._maximum = torch.tensor(float(data[0].pixel_maximum), device=device)
         self.update(data)
 
     def update(self, data: Sequence[SplitData]) -> bool:
-        """Sends what a stack of these data needs, where it is not there yet; forgets what was measured on by others.
+        """Send the images of these data that are not on the device; forget evaluation arrays of all other data.
 
-        Returns whether the training images lie elsewhere in memory now.
+        Returns True if the training images have moved to another address, which makes a recorded step invalid.
         """
-        measured = {
+        evaluated = {
             id(a) for d in data for a in (d.validation_images, d.validation_labels, d.test_images, d.test_labels)
         }
-        self._there = {key: there for key, there in self._there.items() if key in measured}
-        if all(_key(d) in self._held for d in data):
+        self._evaluation_tensors = {key: pair for key, pair in self._evaluation_tensors.items() if key in evaluated}
+        if all(_data_key(d) in self._data for d in data):
             return False
-        self._held, passed = {_key(d): d for d in data}, 0
-        for key, d in self._held.items():
-            self._offsets[key], passed = passed, passed + len(d.train_labels)
-        pixels = [on_device(d.train_images, self._device) for d in self._held.values()]
-        labels = [on_device(d.train_labels, self._device) for d in self._held.values()]
+        self._data, offset = {_data_key(d): d for d in data}, 0
+        for key, d in self._data.items():
+            self._offsets[key], offset = offset, offset + len(d.train_labels)
+        pixels = [on_device(d.train_images, self._device) for d in self._data.values()]
+        labels = [on_device(d.train_labels, self._device) for d in self._data.values()]
         self.pixels = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
         self.labels = labels[0] if len(labels) == 1 else torch.cat(labels)
         return True
 
     def offset(self, data: SplitData) -> int:
-        """Where the training images of this data begin."""
-        return self._offsets[_key(data)]
+        """Index of the first training image of this data in `pixels`."""
+        return self._offsets[_data_key(data)]
 
     def scaled(self, pixels: Tensor) -> Tensor:
-        """As networks see them."""
+        """Pixels as networks see them: float32 in [0, 1]."""
+        # Division by a tensor: a GPU may turn division by a Python number into a product with a rounded reciprocal.
         return pixels.float().div_(self._maximum)
 
     def get(self, array: Array) -> Tensor:
-        """An array that is measured on, on the device; it is sent once."""
-        if id(array) not in self._there:
-            # The array itself is held, so that its id stays its own.
-            self._there[id(array)] = (array, on_device(array, self._device))
-        return self._there[id(array)][1]
+        """An evaluation array on the device; it is sent once."""
+        if id(array) not in self._evaluation_tensors:
+            self._evaluation_tensors[id(array)] = (array, on_device(array, self._device))
+        return self._evaluation_tensors[id(array)][1]
 
     def to_device(self, array: Array) -> Tensor:
         """A copy on the device."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
 
-def _key(data: SplitData) -> tuple[int, int]:
+def _data_key(data: SplitData) -> tuple[int, int]:
     return id(data.train_images), id(data.train_labels)

@@ -1,4 +1,4 @@
-"""One network of a stack, as the training loop sees it."""
+"""One network of a stack, as the training loop sees it, and joint evaluation of several."""
 
 from __future__ import annotations
 
@@ -16,132 +16,147 @@ from supermask.engines.training import OptimizerState
 
 
 class Replica:
-    """The loop's `Network`. Its copies stay on the device until `on_cpu`."""
+    """The network of one slot of a stack; an `EvaluatedNetwork` of the training loop.
 
-    def __init__(self, together: ReplicaGroup, job: TrainingJob, data: SplitData, place: int) -> None:
-        # Weakly: a ring of references would keep a stack in a GPU's memory beside the next one.
-        self._together: ReplicaGroup = proxy(together)
+    Copies of its state stay on the device until `state_to_cpu`.
+    """
+
+    def __init__(self, group: ReplicaGroup, job: TrainingJob, data: SplitData, slot: int) -> None:
+        # A weak reference: a reference cycle would keep this stack in the GPU's memory beside the next one, until
+        # Python's cycle collector happens to run.
+        self._group: ReplicaGroup = proxy(group)
         self._job, self._data = job, data
-        self.place = place
+        self.slot = slot
+        """Index on the stack's leading axis; it changes when the stack is compacted."""
         self.has_trained = False
-        """Whether it was trained here."""
+        """True after its first training step here; a run resumed at its last iteration has none."""
 
     @property
     def _stack(self) -> Stack:
-        return self._together.stack
+        return self._group.stack
 
     def load(self, state: NetworkState) -> None:
-        self._stack.load(self.place, state)
-        self._together.invalidate(self)
+        self._stack.load(self.slot, state)
+        self._group.forget_evaluations(self)
 
     def state(self) -> NetworkState:
         stack = self._stack
-        return NetworkState(*(self._own(tensors) for tensors in (stack.weights, stack.others, stack.logits)))
+        return NetworkState(*(self._select(tensors) for tensors in (stack.weights, stack.unmasked, stack.logits)))
 
     def gradient(self, iteration: int) -> Weights:
-        # Once a training: the reference's own, so that scores are the same bits.
-        return gradient(self._job, self._data, on_cpu(self.state()), iteration)
+        # Computed by the reference engine, once per run, so that `snip` and `grad` scores are bit-identical to its own.
+        return gradient(self._job, self._data, state_to_cpu(self.state()), iteration)
 
     def evaluate(self, images: Array, labels: Array) -> tuple[float, float]:
-        return self._together.evaluate(self, images, labels)
+        return self._group.evaluate(self, images, labels)
 
-    def evaluates_on(self, images: Array) -> bool:
-        """Whether these are its validation or its test images."""
+    def is_evaluated_on(self, images: Array) -> bool:
+        """True if these are its validation or its test images."""
         return images is self._data.validation_images or images is self._data.test_images
 
     def optimizer_state(self) -> OptimizerState:
         stack = self._stack
         return {
-            name: {key: kept[self.place].to("cpu", copy=True) for key, kept in zip(stack.names, moments, strict=True)}
+            name: {
+                moment_name: moment[self.slot].to("cpu", copy=True)
+                for moment_name, moment in zip(stack.moment_names, moments, strict=True)
+            }
             for name, moments in stack.optimizer_state.items()
         }
 
     def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
         stack = self._stack
-        for name, own in state.items():
-            for key, kept in zip(stack.names, stack.optimizer_state[name], strict=True):
-                kept[self.place].copy_(own[key])
+        for name, moments in state.items():
+            for moment_name, moment in zip(stack.moment_names, stack.optimizer_state[name], strict=True):
+                moment[self.slot].copy_(moments[moment_name])
 
-    def last_pass(self) -> Weights:
-        """Of a mask that is learned: the weights that its last pass computed with."""
-        # Gone on from a checkpoint at its very end, there was no pass.
-        passed = self._stack.passed if self.has_trained else self._stack.first_sample()
-        return {name: passed[name][self.place].to("cpu", copy=True) for name in self._stack.logits}
+    def last_sampled_weights(self) -> Weights:
+        """Masked weights of the last training pass, for a learned mask."""
+        # A run resumed at its last iteration has no training pass: the first evaluation sample stands in.
+        weights = self._stack.last_sampled_weights if self.has_trained else self._stack.first_sample()
+        return {name: weights[name][self.slot].to("cpu", copy=True) for name in self._stack.logits}
 
-    def _own(self, stacked: Weights) -> Weights:
-        return {name: tensor.detach()[self.place].clone() for name, tensor in stacked.items()}
+    def _select(self, stacked: Weights) -> Weights:
+        return {name: tensor.detach()[self.slot].clone() for name, tensor in stacked.items()}
 
 
 class ReplicaGroup:
-    """Whose measuring can be done at once: of those that pause at the same time, with one look at the images."""
+    """The replicas of a stack; evaluates all that pause at the same iteration in one pass over the images.
+
+    The training loop asks for one replica at a time. The first request evaluates all of `pausing`; the others read
+    their cached numbers.
+    """
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self.replicas: list[Replica] = []
+        """By slot."""
         self.pausing: list[Replica] = []
-        """Those that are going to be measured now."""
-        self._found: dict[tuple[Replica, int], tuple[float, float]] = {}
+        """Replicas that are evaluated next."""
+        self._evaluations: dict[tuple[Replica, int], tuple[float, float]] = {}
+        """(replica, id of the images) -> (loss, accuracy) of its present weights."""
 
     def add(self, job: TrainingJob, data: SplitData) -> Replica:
-        """The network of the next place."""
+        """The replica of the next slot."""
         self.replicas.append(Replica(self, job, data, len(self.replicas)))
         return self.replicas[-1]
 
     def train(self, firsts: list[int], steps: int) -> Array:
-        """`Stack.train`; what was measured is forgotten."""
-        self._found.clear()
+        """`Stack.train`. All cached evaluations become invalid."""
+        self._evaluations.clear()
         for replica in self.replicas:
             replica.has_trained = True
         return self.stack.train(firsts, steps)
 
-    def invalidate(self, replica: Replica) -> None:
-        """What was measured of it does not hold any more."""
-        self._found = {key: found for key, found in self._found.items() if key[0] is not replica}
+    def forget_evaluations(self, replica: Replica) -> None:
+        """Forget the cached evaluations of one replica, whose weights have changed."""
+        self._evaluations = {key: numbers for key, numbers in self._evaluations.items() if key[0] is not replica}
 
     def evaluate(self, replica: Replica, images: Array, labels: Array) -> tuple[float, float]:
-        """Measures it, and with it those that are going to be measured on the same images."""
-        if (replica, id(images)) not in self._found:
-            others = [r for r in self.pausing if r is not replica and r.evaluates_on(images)]
-            new = [replica, *(r for r in others if (r, id(images)) not in self._found)]
-            new.sort(key=lambda r: r.place)
-            numbers = self.stack.measure([r.place for r in new], images, labels)
-            self._found |= {(r, id(images)): found for r, found in zip(new, numbers, strict=True)}
-        return self._found[replica, id(images)]
+        """(loss, accuracy) of one replica; evaluates with it all pausing replicas that use the same images."""
+        if (replica, id(images)) not in self._evaluations:
+            others = [r for r in self.pausing if r is not replica and r.is_evaluated_on(images)]
+            pending = [replica, *(r for r in others if (r, id(images)) not in self._evaluations)]
+            pending.sort(key=lambda r: r.slot)
+            numbers = self.stack.evaluate([r.slot for r in pending], images, labels)
+            self._evaluations |= {(r, id(images)): pair for r, pair in zip(pending, numbers, strict=True)}
+        return self._evaluations[replica, id(images)]
 
     def replace(self, leaving: Sequence[Replica], joining: Sequence[tuple[TrainingJob, SplitData]]) -> list[Replica]:
-        """Newcomers take the places of those who leave; new ones where there are more, else the others close ranks."""
-        self._found.clear()
-        free = sorted(replica.place for replica in leaving)
-        taken, count = free[: len(joining)], len(self.replicas)
-        places = [*taken, *range(count, count + len(joining) - len(taken))]
-        made = [Replica(self, job, d, place) for (job, d), place in zip(joining, places, strict=True)]
-        for replica in made:
-            self.replicas[replica.place : replica.place + 1] = [replica]
+        """Replace finished replicas; grow the stack if there are more new ones, compact it if fewer."""
+        self._evaluations.clear()
+        free = sorted(replica.slot for replica in leaving)
+        reused, count = free[: len(joining)], len(self.replicas)
+        slots = [*reused, *range(count, count + len(joining) - len(reused))]
+        new = [Replica(self, job, d, slot) for (job, d), slot in zip(joining, slots, strict=True)]
+        for replica in new:
+            self.replicas[replica.slot : replica.slot + 1] = [replica]
         jobs, data = [job for job, _ in joining], [d for _, d in joining]
-        if taken:
-            self.stack.replace(taken, jobs[: len(taken)], data[: len(taken)])
-        if len(taken) < len(joining):
-            self.stack.append(jobs[len(taken) :], data[len(taken) :])
-        if len(taken) < len(free):
-            self._compact(set(free[len(taken) :]))
-        return made
+        if reused:
+            self.stack.replace(reused, jobs[: len(reused)], data[: len(reused)])
+        if len(reused) < len(joining):
+            self.stack.append(jobs[len(reused) :], data[len(reused) :])
+        if len(reused) < len(free):
+            self._compact(set(free[len(reused) :]))
+        return new
 
     def _compact(self, free: set[int]) -> None:
-        self.replicas = [r for r in self.replicas if r.place not in free]
+        self.replicas = [r for r in self.replicas if r.slot not in free]
         if self.replicas:
-            self.stack.select([r.place for r in self.replicas])
-        for place, replica in enumerate(self.replicas):
-            replica.place = place
+            self.stack.select([r.slot for r in self.replicas])
+        for slot, replica in enumerate(self.replicas):
+            replica.slot = slot
 
 
-def on_cpu(state: NetworkState) -> NetworkState:
-    """A state as the rest of the program has them."""
+def state_to_cpu(state: NetworkState) -> NetworkState:
+    """The state with all tensors on the CPU, where the rest of the program expects them."""
     return NetworkState(*(_to_cpu(tensors) for tensors in (state.weights, state.unmasked, state.logits)))
 
 
-def outcome_on_cpu(outcome: TrainingResult) -> TrainingResult:
-    """An outcome as the rest of the program has them."""
-    return replace(outcome, end=on_cpu(outcome.end), points={p: on_cpu(s) for p, s in outcome.points.items()})
+def result_to_cpu(result: TrainingResult) -> TrainingResult:
+    """The result with all tensors on the CPU."""
+    points = {point: state_to_cpu(state) for point, state in result.points.items()}
+    return replace(result, end=state_to_cpu(result.end), points=points)
 
 
 def _to_cpu(tensors: dict[str, Tensor]) -> Weights:

@@ -1,4 +1,8 @@
-"""The stack: tensors of many networks with a leading axis of replicas, and the one step that moves them all."""
+"""Many networks of one architecture and recipe as tensors with a leading axis of replicas; one step trains them all.
+
+Shapes: R replicas, N distinct mini-batches of a step (N <= R), B images of a batch, S training steps, C channels, H and
+W height and width in pixels, K classes, P numbers of one tensor of one replica (its elements, flattened).
+"""
 
 from __future__ import annotations
 
@@ -24,18 +28,22 @@ from supermask.engines.stacked.optimizer import make_optimizer_step, mask_bits, 
 from supermask.networks.sequential import Conv, Dense
 
 EVALUATION_BYTES = {"cpu": 2**23, "cuda": 2**30}
-"""Of a layer's outputs, and its inputs laid out, that are computed at once where networks are measured."""
+"""Bytes of the widest layer's outputs (and columns) that an evaluation computes at once. On a CPU about a cache; on a
+GPU a small part of its memory."""
 
-COLUMNS = 9
-"""Times that each of a convolution's inputs is in its columns."""
+COLUMN_COPIES = 9
+"""Copies of each input of a 3x3 convolution in the columns of the "columns" algorithm."""
 
 
 class Stack:
     """Networks of one architecture and recipe; replica r trains `jobs[r]` on `data[r]`.
 
-    Each has its own order of batches and its own iteration; it leaves when it likes (`keep`), and another may take its
-    place (`put`). Neighbours of the same seed, data and iteration see the same batch. Nothing here waits for the device
-    but `train` and `measure`, once each.
+    Each replica has its own iteration and its own order of batches. It can be replaced by another run (`replace`), and
+    the stack can shrink (`select`) and grow (`append`). Neighbors with the same seed, data and iteration share their
+    mini-batch. Nothing waits for the device but `train` and `evaluate`, once per call.
+
+    Invariant of a recorded step (CUDA graph): all tensors that it uses keep their addresses. Everything that changes
+    an address sets `_step` to None, and the next `train` records again.
     """
 
     def __init__(
@@ -44,241 +52,276 @@ class Stack:
         data: Sequence[SplitData],
         device: torch.device,
         precision: Precision,
-        ways: Mapping[str, str],
+        algorithms: Mapping[str, str],
     ) -> None:
         first = jobs[0]
         self.layers, self.recipe, self.learning = first.layers, first.recipe, first.learning
-        self.jobs, self.data, self.device, self.ways = list(jobs), list(data), device, ways
-        self.computing: Callable[[], AbstractContextManager[None]] = autocast_factory(precision, device)
+        self.jobs, self.data, self.device, self.algorithms = list(jobs), list(data), device, algorithms
+        self.autocast: Callable[[], AbstractContextManager[None]] = autocast_factory(precision, device)
         self.images = DeviceImages(data, device)
-        self.orders = [_order(job, d) for job, d in zip(jobs, data, strict=True)]
+        self.samplers = [_batch_sampler(job, d) for job, d in zip(jobs, data, strict=True)]
         start = first.start
-        self.weights, self.others, self.logits = (
+        self.weights, self.unmasked, self.logits = (
             {n: torch.zeros(len(jobs), *t.shape, device=device) for n, t in tensors.items()}
             for tensors in (start.weights, start.unmasked, start.logits)
         )
-        self.passed: Weights = {}
-        """Of a mask that is learned: the weights that the last pass of training computed with."""
-        self.names = optimizer_state_names(self.recipe)
-        self.optimizer_state = {n: [torch.zeros_like(t) for _ in self.names] for n, t in self._trainable().items()}
-        """What the optimiser keeps."""
-        self._bits: Weights = {}
-        """`mask_bits` of the layers in which any replica has pruned weights."""
-        self._update = make_optimizer_step(self.recipe, device)
+        self.last_sampled_weights: Weights = {}
+        """Learned masks: the masked weights of the last training pass."""
+        self.moment_names = optimizer_state_names(self.recipe)
+        self.optimizer_state = {
+            name: [torch.zeros_like(t) for _ in self.moment_names] for name, t in self._trainable().items()
+        }
+        """Tensor name -> one tensor per moment, in the order of `moment_names`, with the tensor's own shape."""
+        self._mask_bits: Weights = {}
+        """`mask_bits`, (R, P), of the tensors in which any replica has pruned weights."""
+        self._optimizer_step = make_optimizer_step(self.recipe, device)
         self._step: CudaGraphStep | None = None
-        self._blocks: list[BatchGroup] = []
+        self._groups: list[BatchGroup] = []
         self._capacity = 0
+        """Steps that fit into the buffers of `_prepare`."""
         self.replace(range(len(jobs)), jobs, data)
 
     def _trainable(self) -> Weights:
-        return self.logits if self.learning is not None else {**self.weights, **self.others}
+        return self.logits if self.learning is not None else {**self.weights, **self.unmasked}
 
     # --- training ---
 
     def train(self, firsts: Sequence[int], steps: int) -> Array:
-        """Trains each replica r on mini-batches `firsts[r]` and on.
+        """Train replica r on mini-batches `firsts[r]` to `firsts[r] + steps - 1`.
 
-        Returns their losses before each update, float32 `(replicas, steps)`.
+        Returns the losses before each update, float32 (R, S).
         """
-        sees = [(id(d), job.seed, i) for d, job, i in zip(self.data, self.jobs, firsts, strict=True)]
-        blocks = group_batches(sees)
-        if self._step is None or blocks != self._blocks or steps > self._capacity:
-            self._prepare(blocks, steps)
+        batch_keys = [(id(d), job.seed, first) for d, job, first in zip(self.data, self.jobs, firsts, strict=True)]
+        groups = group_batches(batch_keys)
+        # The groups are baked into a recorded step, as slices; which batches and which rates they mean is data.
+        if self._step is None or groups != self._groups or steps > self._capacity:
+            self._prepare(groups, steps)
         assert self._step is not None
-        self._upload_steps(sees, firsts, steps)
+        self._upload_steps(batch_keys, firsts, steps)
         self._step(steps)
+        # The only wait for the device. copy=True: on a CPU the buffer is overwritten by the next call.
         return self._losses[:steps].to("cpu", copy=True).numpy().T
 
-    def _prepare(self, blocks: list[BatchGroup], steps: int) -> None:
-        """Room for what steps read and write."""
-        self._blocks, self._capacity = blocks, max(steps, self.recipe.evaluate_every)
-        count, place = len(self.jobs), self.device
-        batches, size = sum(block.batches for block in blocks), self.recipe.batch_size
-        self._step_index = torch.zeros(1, dtype=torch.int64, device=place)
-        self._batches = torch.zeros(self._capacity, batches, size, dtype=torch.int64, device=place)
-        self._numbers = torch.zeros(self._capacity, 2, count, device=place)
-        self._losses = torch.zeros(self._capacity, count, device=place)
-        self._keys = {n: torch.zeros(self._capacity, count, 2, dtype=torch.int32, device=place) for n in self.logits}
-        self._batch_of = self.images.to_device(np.concatenate([_batch_numbers(block) for block in blocks]))
+    def _prepare(self, groups: list[BatchGroup], steps: int) -> None:
+        """Allocate the buffers that a step reads and writes: everything that changes from step to step is in them.
+
+        A recorded step takes no arguments. It reads its inputs from row `_step_index` of these buffers and increments
+        the index itself, so that all steps of an interval are replayed without the host.
+        """
+        self._groups, self._capacity = groups, max(steps, self.recipe.evaluate_every)
+        replicas, device = len(self.jobs), self.device
+        batches, batch_size = sum(group.num_batches for group in groups), self.recipe.batch_size
+        self._step_index = torch.zeros(1, dtype=torch.int64, device=device)
+        self._batches = torch.zeros(self._capacity, batches, batch_size, dtype=torch.int64, device=device)
+        """Indices of training images, (S, N, B)."""
+        self._scalars = torch.zeros(self._capacity, 2, replicas, device=device)
+        """Rate and second of the optimizer, (S, 2, R)."""
+        self._losses = torch.zeros(self._capacity, replicas, device=device)
+        """(S, R)."""
+        self._keys = {
+            n: torch.zeros(self._capacity, replicas, 2, dtype=torch.int32, device=device) for n in self.logits
+        }
+        """Keys of the uniform samples of learned masks, (S, R, 2) per tensor."""
+        self._batch_of_replica = self.images.to_device(np.concatenate([_batch_indices(group) for group in groups]))
+        """Index of the mini-batch that each replica uses, (R,)."""
         for tensor in self._trainable().values():
             tensor.requires_grad_()
-        # Weakly: a ring of references would keep this in a GPU's memory beside the next stack.
-        me: Stack = proxy(self)
-        self._step = CudaGraphStep(lambda: me._one_step(), place)
+        # A weak reference: a reference cycle would keep this stack in the GPU's memory beside the next one.
+        stack: Stack = proxy(self)
+        self._step = CudaGraphStep(lambda: stack._train_step(), device)
 
-    def _upload_steps(self, sees: Sequence[object], firsts: Sequence[int], steps: int) -> None:
-        """Puts on the device what the next steps need."""
-        new = [r for r in range(len(sees)) if r == 0 or sees[r] != sees[r - 1]]
-        batches = np.empty((steps, len(new), self.recipe.batch_size), np.int64)
-        for place, r in enumerate(new):
-            batches[:, place] = self.orders[r].batches(firsts[r], firsts[r] + steps) + self.images.offset(self.data[r])
+    def _upload_steps(self, batch_keys: Sequence[object], firsts: Sequence[int], steps: int) -> None:
+        """Fill the buffers for the next steps: one copy to the device per buffer, not per step."""
+        batch_owners = [r for r in range(len(batch_keys)) if r == 0 or batch_keys[r] != batch_keys[r - 1]]
+        batches = np.empty((steps, len(batch_owners), self.recipe.batch_size), np.int64)
+        for n, r in enumerate(batch_owners):
+            indices = self.samplers[r].batches(firsts[r], firsts[r] + steps)
+            batches[:, n] = indices + self.images.offset(self.data[r])
         self._batches[:steps] = self.images.to_device(batches)
-        learnt = self.learning is not None
-        began = [0 if learnt else job.start.first_iteration for job in self.jobs]
-        self._numbers[:steps] = self.images.to_device(step_scalars(self.recipe, began, firsts, steps))
-        for name, keys in self._keys.items():
-            # Most are of few seeds and at the same iteration.
-            known = cache(partial(_training_keys, name, steps))
-            found = np.stack([known(job.seed, i) for job, i in zip(self.jobs, firsts, strict=True)], axis=1)
-            keys[:steps] = self.images.to_device(found.view(np.int32))
+        # Mini-batches are numbered from the dense network's initialization, but an optimizer is new at a run's own
+        # start. A learned mask's optimizer is new at iteration 0.
+        is_learned = self.learning is not None
+        began = [0 if is_learned else job.start.first_iteration for job in self.jobs]
+        self._scalars[:steps] = self.images.to_device(step_scalars(self.recipe, began, firsts, steps))
+        for name, buffer in self._keys.items():
+            # Cached: most replicas have one of a few seeds and the same iteration.
+            keys_of = cache(partial(_training_keys, name, steps))
+            keys = np.stack([keys_of(job.seed, first) for job, first in zip(self.jobs, firsts, strict=True)], axis=1)
+            # uint32 viewed as int32: PyTorch has few operations on unsigned integers, and only the bits matter.
+            buffer[:steps] = self.images.to_device(keys.view(np.int32))
         self._step_index.zero_()
 
-    def _one_step(self) -> None:
-        now = self._step_index
-        places = self._batches.index_select(0, now)[0]
-        pixels = self.images.pixels.index_select(0, places.flatten())
-        pixels = pixels.reshape(*places.shape, *pixels.shape[1:])
-        labels = self.images.labels.index_select(0, places.flatten()).view_as(places).index_select(0, self._batch_of)
-        keys = {n: k.index_select(0, now)[0] for n, k in self._keys.items()}
+    def _train_step(self) -> None:
+        """One training step of all replicas.
+
+        It is recorded as a CUDA graph: nothing in it may wait for the device, copy from the host, or depend in Python
+        on the step's number. Rows are read with index_select, because indexing with a Python int would bake it in.
+        """
+        step = self._step_index
+        batches = self._batches.index_select(0, step)[0]  # (N, B)
+        pixels = self.images.pixels.index_select(0, batches.flatten())
+        pixels = pixels.reshape(*batches.shape, *pixels.shape[1:])  # (N, B, C, H, W)
+        labels = self.images.labels.index_select(0, batches.flatten()).view_as(batches)
+        labels = labels.index_select(0, self._batch_of_replica)  # (R, B)
+        keys = {n: buffer.index_select(0, step)[0] for n, buffer in self._keys.items()}
         tensors = self._effective_weights(keys)
-        with self.computing():
-            logits = forward(self.layers, tensors, self.images.scaled(pixels), self._blocks, self.ways)
-        each = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
-        losses = each.view_as(labels).mean(1)
-        moving = self._trainable()
-        gradients = torch.autograd.grad(losses.sum(), list(moving.values()))
-        numbers = self._numbers.index_select(0, now)[0]
+        with self.autocast():
+            logits = forward(self.layers, tensors, self.images.scaled(pixels), self._groups, self.algorithms)
+        image_losses = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+        losses = image_losses.view_as(labels).mean(1)  # (R,)
+        trainable = self._trainable()
+        # The gradient of the sum is each replica's own gradient: no loss depends on another replica's weights.
+        gradients = torch.autograd.grad(losses.sum(), list(trainable.values()))
+        rate, second = self._scalars.index_select(0, step)[0][:, :, None]  # (R, 1) each
         with torch.no_grad():
-            for (name, tensor), gradient in zip(moving.items(), gradients, strict=True):
-                kept = [moment.flatten(1) for moment in self.optimizer_state[name]]
-                bits = None if self.learning is not None else self._bits.get(name)
-                rate, second = numbers[:, :, None]
-                self._update(tensor.detach().flatten(1), gradient.flatten(1), bits, kept, rate, second)
-            self._losses.index_copy_(0, now, losses.detach()[None])
-            now += 1
+            for (name, tensor), gradient in zip(trainable.items(), gradients, strict=True):
+                moments = [moment.flatten(1) for moment in self.optimizer_state[name]]
+                bits = None if self.learning is not None else self._mask_bits.get(name)
+                self._optimizer_step(tensor.detach().flatten(1), gradient.flatten(1), bits, moments, rate, second)
+            self._losses.index_copy_(0, step, losses.detach()[None])
+            step += 1
         if self.learning is not None:
-            self.passed = {n: tensors[n].detach() for n in self.logits}
+            self.last_sampled_weights = {n: tensors[n].detach() for n in self.logits}
 
     def _effective_weights(self, keys: Weights) -> Weights:
-        """What networks compute with."""
+        """The weights of a forward pass: as they are, or multiplied by a sampled mask."""
         if self.learning is None:
-            return {**self.weights, **self.others}
+            return {**self.weights, **self.unmasked}
         used = {n: masked_weights(self.learning, m, self.weights[n], keys[n]) for n, m in self.logits.items()}
-        return {**used, **self.others}
+        return {**used, **self.unmasked}
 
-    # --- measuring ---
+    # --- evaluation ---
 
-    def measure(self, places: Sequence[int], images: Array, labels: Array) -> list[tuple[float, float]]:
-        """Mean cross-entropy and accuracy of these replicas on the same images; of masks, means over their samples."""
-        everyone = list(places) == list(range(len(self.jobs)))
-        index = torch.tensor(list(places), device=self.device)
-        pixels, right = self.images.get(images), self.images.get(labels)
-        loss = torch.zeros(len(places), dtype=torch.float64, device=self.device)
-        hits = torch.zeros(len(places), dtype=torch.int64, device=self.device)
-        block, passes = [BatchGroup(0, 1, 0, len(places))], 0
+    def evaluate(self, slots: Sequence[int], images: Array, labels: Array) -> list[tuple[float, float]]:
+        """Mean cross-entropy (nats) and accuracy of these replicas on the same images.
+
+        Learned masks: means over their single samples. Losses are summed in float64.
+        """
+        is_everyone = list(slots) == list(range(len(self.jobs)))
+        index = torch.tensor(list(slots), device=self.device)
+        pixels, targets = self.images.get(images), self.images.get(labels)
+        loss = torch.zeros(len(slots), dtype=torch.float64, device=self.device)
+        hits = torch.zeros(len(slots), dtype=torch.int64, device=self.device)
+        groups, passes = [BatchGroup(0, 1, 0, len(slots))], 0
+        batch_size = self._evaluation_batch_size(len(slots))
         with torch.no_grad():
-            for tensors in self._samples(places):
+            for tensors in self._evaluated_weights():
                 passes += 1
-                some = tensors if everyone else {n: t.index_select(0, index) for n, t in tensors.items()}
-                for first in range(0, len(labels), self._evaluation_batch(len(places))):
-                    part = slice(first, first + self._evaluation_batch(len(places)))
-                    with self.computing():
-                        logits = forward(self.layers, some, self.images.scaled(pixels[part])[None], block, self.ways)
+                selected = tensors if is_everyone else {n: t.index_select(0, index) for n, t in tensors.items()}
+                for first in range(0, len(labels), batch_size):
+                    part = slice(first, first + batch_size)
+                    scaled = self.images.scaled(pixels[part])[None]
+                    with self.autocast():
+                        logits = forward(self.layers, selected, scaled, groups, self.algorithms)
                     logits = logits.float()
-                    answers = right[part].expand(len(places), -1)
-                    each = cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none")
-                    loss += each.view_as(answers).double().sum(1)
+                    answers = targets[part].expand(len(slots), -1)
+                    image_losses = cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none")
+                    loss += image_losses.view_as(answers).double().sum(1)
                     hits += (logits.argmax(2) == answers).sum(1)
-        shares = torch.stack([loss, hits.double()]).cpu().div(len(labels) * passes)
-        return [(float(a), float(b)) for a, b in shares.T]
+        # One copy to the host, the only wait for the device.
+        means = torch.stack([loss, hits.double()]).cpu().div(len(labels) * passes)
+        return [(float(mean_loss), float(accuracy)) for mean_loss, accuracy in means.T]
 
-    def _samples(self, places: Sequence[int]) -> Iterator[Weights]:
-        """What networks compute with when they are measured: their weights, or each single sample of their masks."""
+    def _evaluated_weights(self) -> Iterator[Weights]:
+        """The weights of each evaluation pass: the networks' own once, or each single sample of their masks."""
         if self.learning is None:
-            yield {**self.weights, **self.others}
+            yield {**self.weights, **self.unmasked}
             return
-        passes = self.learning.num_samples
-        keys = {n: [sampling_keys(job.seed, "samples", n, 0, passes) for job in self.jobs] for n in self.logits}
-        sent = {n: self.images.to_device(np.stack(some, axis=1).view(np.int32)) for n, some in keys.items()}
-        for j in range(passes):
-            yield self._effective_weights({n: some[j] for n, some in sent.items()})
+        samples = self.learning.num_samples
+        keys = {n: [sampling_keys(job.seed, "samples", n, 0, samples) for job in self.jobs] for n in self.logits}
+        on_device = {n: self.images.to_device(np.stack(k, axis=1).view(np.int32)) for n, k in keys.items()}
+        for sample in range(samples):
+            yield self._effective_weights({n: k[sample] for n, k in on_device.items()})
 
     def first_sample(self) -> Weights:
-        """The weights of each mask's first single sample."""
+        """The masked weights of the first evaluation sample of each learned mask."""
         with torch.no_grad():
-            return next(self._samples(range(len(self.jobs))))
+            return next(self._evaluated_weights())
 
-    def _evaluation_batch(self, replicas: int) -> int:
-        widths = [
-            (x.outputs + COLUMNS * x.inputs * (self.ways[x.name] == "columns")) * x.side[0] * x.side[1]
+    def _evaluation_batch_size(self, replicas: int) -> int:
+        """Images evaluated at once, so that the widest layer stays below `EVALUATION_BYTES`."""
+        floats_per_image = [
+            (x.outputs + COLUMN_COPIES * x.inputs * (self.algorithms[x.name] == "columns")) * x.side[0] * x.side[1]
             if isinstance(x, Conv)
             else x.outputs
             for x in self.layers
             if isinstance(x, Conv | Dense)
         ]
-        return max(1, EVALUATION_BYTES[self.device.type] // (4 * replicas * max(widths)))
+        return max(1, EVALUATION_BYTES[self.device.type] // (4 * replicas * max(floats_per_image)))
 
-    # --- leaving and joining ---
+    # --- joining and leaving ---
 
-    def select(self, places: Sequence[int]) -> None:
-        """These replicas stay, in this order."""
-        index = torch.tensor(list(places), device=self.device)
+    def select(self, slots: Sequence[int]) -> None:
+        """Keep these replicas only, in this order."""
+        index = torch.tensor(list(slots), device=self.device)
         self._resize(lambda t: t.index_select(0, index))
-        self.jobs, self.data = [self.jobs[r] for r in places], [self.data[r] for r in places]
-        self.orders = [self.orders[r] for r in places]
+        self.jobs, self.data = [self.jobs[r] for r in slots], [self.data[r] for r in slots]
+        self.samplers = [self.samplers[r] for r in slots]
 
-    def replace(self, places: Sequence[int], jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> None:
-        """Newcomers take these places, their optimisers new.
+    def replace(self, slots: Sequence[int], jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> None:
+        """Put new runs into these slots, with new optimizer state.
 
-        Nothing moves in memory if it need not, so that a recorded step holds on.
+        Tensors are written in place, so that a recorded step stays valid unless data or a first mask are new.
         """
-        for place, job, d in zip(places, jobs, data, strict=True):
-            self.jobs[place], self.data[place], self.orders[place] = job, d, _order(job, d)
+        for slot, job, d in zip(slots, jobs, data, strict=True):
+            self.jobs[slot], self.data[slot], self.samplers[slot] = job, d, _batch_sampler(job, d)
         if self.images.update(self.data):
             self._step = None
-        for place, job in zip(places, jobs, strict=True):
-            self.load(place, job.start.state)
-            self._prune(place, job.start.masks)
+        for slot, job in zip(slots, jobs, strict=True):
+            self.load(slot, job.start.state)
+            # Before the moments: a pruned weight needs both a zero moment and its bits from the first step on.
+            self._set_mask(slot, job.start.masks)
             for moments in self.optimizer_state.values():
                 for moment in moments:
-                    moment[place].zero_()
+                    moment[slot].zero_()
 
-    def load(self, place: int, state: NetworkState) -> None:
-        """Sets every tensor of one replica."""
-        pairs = ((self.weights, state.weights), (self.others, state.unmasked), (self.logits, state.logits))
+    def load(self, slot: int, state: NetworkState) -> None:
+        """Set every tensor of one replica."""
+        pairs = ((self.weights, state.weights), (self.unmasked, state.unmasked), (self.logits, state.logits))
         with torch.no_grad():
             for stacked, own in pairs:
                 for name, tensor in own.items():
-                    stacked[name][place].copy_(tensor)
+                    stacked[name][slot].copy_(tensor)
 
-    def _prune(self, place: int, masks: Mapping[str, Tensor]) -> None:
+    def _set_mask(self, slot: int, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
-            if name not in self._bits:
+            if name not in self._mask_bits:
+                # A stack of dense networks has no bits: the update then moves 4 bytes less per weight.
                 if bool(mask.all()):
                     continue
-                everything = torch.ones(len(self.jobs), mask.numel(), dtype=torch.bool, device=self.device)
-                self._bits[name], self._step = mask_bits(everything), None
-            self._bits[name][place].copy_(mask_bits(mask.flatten().to(self.device)))
+                ones = torch.ones(len(self.jobs), mask.numel(), dtype=torch.bool, device=self.device)
+                self._mask_bits[name], self._step = mask_bits(ones), None
+            self._mask_bits[name][slot].copy_(mask_bits(mask.flatten().to(self.device)))
 
     def append(self, jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> None:
-        """Newcomers take new places, after the others'."""
+        """Add new runs in new slots, behind the others."""
         count = len(self.jobs)
         self._resize(lambda t: torch.cat([t, t.new_zeros(len(jobs), *t.shape[1:])]))
         self.jobs, self.data = [*self.jobs, *jobs], [*self.data, *data]
-        self.orders += [_order(job, d) for job, d in zip(jobs, data, strict=True)]
+        self.samplers += [_batch_sampler(job, d) for job, d in zip(jobs, data, strict=True)]
         self.replace(range(count, count + len(jobs)), jobs, data)
 
     def _resize(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Another number of replicas: nothing stays where it was."""
+        """Change the number of replicas of every tensor; all addresses change."""
 
-        def of(tensors: Weights) -> Weights:
+        def resize_all(tensors: Weights) -> Weights:
             return {n: change(t.detach()) for n, t in tensors.items()}
 
-        # First, so that what a recorded step holds is free.
-        self._step, self.passed = None, {}
-        self.weights, self.others, self.logits = of(self.weights), of(self.others), of(self.logits)
-        self._bits = of(self._bits)
-        self.optimizer_state = {n: [change(t) for t in some] for n, some in self.optimizer_state.items()}
+        # First, so that the memory of the recorded step is free for the new tensors.
+        self._step, self.last_sampled_weights = None, {}
+        self.weights, self.unmasked, self.logits = map(resize_all, (self.weights, self.unmasked, self.logits))
+        self._mask_bits = resize_all(self._mask_bits)
+        self.optimizer_state = {n: [change(t) for t in moments] for n, moments in self.optimizer_state.items()}
 
 
 def _training_keys(name: str, steps: int, seed: int, first: int) -> Array:
     return sampling_keys(seed, "training", name, first, first + steps)
 
 
-def _order(job: TrainingJob, data: SplitData) -> BatchSampler:
+def _batch_sampler(job: TrainingJob, data: SplitData) -> BatchSampler:
     return BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
 
 
-def _batch_numbers(block: BatchGroup) -> Array:
-    """The number of the batch that each replica of a block sees."""
-    return np.repeat(np.arange(block.batch, block.batch + block.batches), block.each)
+def _batch_indices(group: BatchGroup) -> Array:
+    """Index of the mini-batch of each replica of a group, (num_batches * replicas_per_batch,)."""
+    return np.repeat(np.arange(group.first_batch, group.first_batch + group.num_batches), group.replicas_per_batch)

@@ -1,4 +1,4 @@
-"""From jobs to outcomes: which are stacked, and how they go on together until each is done."""
+"""From jobs to training results: which jobs share a stack, and the loop that trains a stack until all have finished."""
 
 from __future__ import annotations
 
@@ -16,48 +16,53 @@ from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision, validate_precision
 from supermask.engines.stacked.convolutions import fastest_algorithms
 from supermask.engines.stacked.device import matmul_precision
-from supermask.engines.stacked.replica import Replica, ReplicaGroup, outcome_on_cpu
+from supermask.engines.stacked.replica import Replica, ReplicaGroup, result_to_cpu
 from supermask.engines.stacked.stack import Stack
 from supermask.engines.training import TrainingLoop
 
 ConvAlgorithms = Mapping[str, str]
-"""How each convolution is computed, by its layer's name."""
+"""Layer name -> algorithm of the convolution, a key of `CONV_ALGORITHMS`."""
 
 
 class JobSource(Protocol):
-    """Where a stack's trainings come from, and go to."""
+    """Source of a stack's jobs, and receiver of their results."""
 
     def next_jobs(self, room: int) -> Sequence[tuple[TrainingJob, SplitData]]:
-        """At most `room` trainings that join now, of the stack's network, recipe and learning.
+        """At most `room` jobs that join now; an empty sequence if there are none now.
 
-        None: there are none now. Asked wherever trainings end; and, while there is room, wherever they are evaluated.
+        All jobs of a source have the same network, recipe and learning settings. Called after runs have finished, and,
+        while slots are free, after every evaluation.
         """
 
     def on_finished(self, job: TrainingJob, outcome: TrainingResult, seconds: float) -> None:
-        """A training came to its end (`seconds`: its share of the stack's time); asked before `more` is again.
+        """Receive a result, before the next call of `next_jobs`.
 
-        `job` is the very object that `more` gave.
+        `job` is the object that `next_jobs` returned. `seconds`: the run's share of the stack's wall-clock time.
         """
 
 
 def train_stream(
-    feed: JobSource, size: int, device: str = "cpu", precision: str = "float32", ways: ConvAlgorithms | None = None
+    source: JobSource,
+    size: int,
+    device: str = "cpu",
+    precision: str = "float32",
+    algorithms: ConvAlgorithms | None = None,
 ) -> None:
-    """Trains what the feed gives, at most `size` at once, until it gives nothing and all have ended.
+    """Train the source's jobs, at most `size` at once, until it returns no more and all have finished.
 
-    Jobs of one seed share their batches if they have the same `Data` object and came together. `precision`: of
-    products, see `choice.Precision`. `ways`: how convolutions are computed (default: the fastest, as measured here).
-    Raises UserError for a precision that the device does not have, and whatever the feed raises.
-    Source: paper.md section 1 (steps 2 and 6), section 2.
+    Jobs of one seed share their mini-batches if they have the same `SplitData` object and the same iteration.
+    `precision`: of products, see `selection.Precision`. `algorithms` of convolutions: by default the fastest, as
+    measured on this machine. Raises UserError for a precision that the device does not have, and whatever the source
+    raises. Source: Zhou et al. 2019, Sec. 1 and Table S1.
     """
-    place = torch.device(device)
-    fed = _StackRunner(size, place, validate_precision(precision, place.type), ways)
-    joining = feed.next_jobs(size)
-    while joining or fed.trainings:
-        assert len(joining) <= size - len(fed.trainings), "more trainings than there is room for"
-        for job, outcome, seconds in fed.run_to_next_stop(joining):
-            feed.on_finished(job, outcome, seconds)
-        joining = feed.next_jobs(fed.free_slots) if fed.free_slots else ()
+    torch_device = torch.device(device)
+    runner = _StackRunner(size, torch_device, validate_precision(precision, torch_device.type), algorithms)
+    joining = source.next_jobs(size)
+    while joining or runner.loops:
+        assert len(joining) <= size - len(runner.loops), "the source returned more jobs than there are free slots"
+        for job, result, seconds in runner.run_to_next_stop(joining):
+            source.on_finished(job, result, seconds)
+        joining = source.next_jobs(runner.free_slots) if runner.free_slots else ()
 
 
 def train(
@@ -65,39 +70,40 @@ def train(
     data: Sequence[SplitData],
     device: str = "cpu",
     precision: str = "float32",
-    ways: ConvAlgorithms | None = None,
+    algorithms: ConvAlgorithms | None = None,
 ) -> list[TrainingResult]:
-    """Trains all jobs to their outcomes, those of one network and recipe at once; `data[i]` is the data of `jobs[i]`.
+    """Train all jobs, those of one network and recipe in one stack; `data[i]` is the data of `jobs[i]`.
 
-    Jobs of one seed share their batches if they have the same `Data` object. `precision`, `ways` and errors: as with
-    `train_from`. Source: paper.md section 1 (steps 2 and 6), section 2.
+    Results are in the order of the jobs. Other arguments and errors: as for `train_stream`.
+    Source: Zhou et al. 2019, Sec. 1 and Table S1.
     """
-    # Of their own, should one be given twice.
-    own = [replace(job) for job in jobs]
-    given = _FixedJobs()
-    for numbers in _stacks(own, data):
-        given.waiting = [(own[i], data[i]) for i in numbers]
-        train_stream(given, len(numbers), device, precision, ways)
-    return [given.outcomes[id(job)] for job in own]
+    # Copies, because results are assigned by identity and a job may be given twice.
+    copies = [replace(job) for job in jobs]
+    source = _FixedJobs()
+    for indices in _group_by_stack(copies, data):
+        source.waiting = [(copies[i], data[i]) for i in indices]
+        train_stream(source, len(indices), device, precision, algorithms)
+    return [source.results[id(job)] for job in copies]
 
 
 class _FixedJobs:
-    """Feeds all that there is at the beginning."""
+    """A source that returns all of its jobs at the first call."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[TrainingJob, SplitData]] = []
-        self.outcomes: dict[int, TrainingResult] = {}
+        self.results: dict[int, TrainingResult] = {}
+        """By the id of the job, which the caller keeps alive."""
 
     def next_jobs(self, room: int) -> list[tuple[TrainingJob, SplitData]]:
-        now, self.waiting = self.waiting, []
-        return now
+        jobs, self.waiting = self.waiting, []
+        return jobs
 
     def on_finished(self, job: TrainingJob, outcome: TrainingResult, seconds: float) -> None:
-        self.outcomes[id(job)] = outcome
+        self.results[id(job)] = outcome
 
 
-def _stacks(jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> list[list[int]]:
-    """Which jobs go together."""
+def _group_by_stack(jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> list[list[int]]:
+    """Indices of the jobs of each stack."""
     stacks: dict[Any, list[int]] = {}
     for i, (job, d) in enumerate(zip(jobs, data, strict=True)):
         stacks.setdefault(_stack_key(job, d), []).append(i)
@@ -105,111 +111,117 @@ def _stacks(jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> list[list
 
 
 def _stack_key(job: TrainingJob, data: SplitData) -> Any:
-    """What all of a stack have in common."""
+    """The settings that all replicas of a stack have in common."""
     return job.layers, job.recipe, job.learning, data.pixel_maximum
 
 
 class _StackRunner:
-    """A stack in training: who is in it, and how much of its time each has taken."""
+    """A stack in training: its replicas, their training loops, and each run's share of the time."""
 
-    def __init__(self, size: int, device: torch.device, precision: Precision, ways: ConvAlgorithms | None) -> None:
-        self._size, self._device, self._precision, self._ways = size, device, precision, ways
-        self._kind: Any = None
-        self._together: ReplicaGroup | None = None
-        self.trainings: dict[Replica, TrainingLoop] = {}
-        self._left: list[Replica] = []
-        """Those whose places are free."""
+    def __init__(
+        self, size: int, device: torch.device, precision: Precision, algorithms: ConvAlgorithms | None
+    ) -> None:
+        self._size, self._device, self._precision, self._algorithms = size, device, precision, algorithms
+        self._key: Any = None
+        self._group: ReplicaGroup | None = None
+        self.loops: dict[Replica, TrainingLoop] = {}
+        self._finished: list[Replica] = []
+        """Replicas whose slots are free, as of the last stop."""
         self._seconds: dict[Replica, float] = {}
 
     @property
     def free_slots(self) -> int:
-        """For how many others. Whoever joined where only a point is kept would be evaluated at pauses of its own."""
-        here = self._left or any(t.iteration % t.job.recipe.evaluate_every == 0 for t in self.trainings.values())
-        return self._size - len(self.trainings) if here else 0
+        """Jobs that may join now: none at a stop that only records a snapshot.
+
+        A run that joined between two evaluations would be evaluated at other stops than the others for good, and every
+        stop interrupts the whole stack.
+        """
+        may_join = self._finished or any(t.iteration % t.job.recipe.evaluate_every == 0 for t in self.loops.values())
+        return self._size - len(self.loops) if may_join else 0
 
     def run_to_next_stop(
         self, joining: Sequence[tuple[TrainingJob, SplitData]]
     ) -> list[tuple[TrainingJob, TrainingResult, float]]:
-        """Lets these join, and trains all to the next pause of one of them; returns those that ended there.
+        """Let these jobs join, train all to the next stop of any of them, and return those that finished there.
 
-        How numbers are computed here holds for training alone, and not for what the feed computes.
+        The floating-point settings hold in here only: the source computes with the caller's own.
         """
         with flush_denormals(), matmul_precision(self._precision, self._device):
             self._join(joining)
-            if all(training.steps_to_next_stop for training in self.trainings.values()):
+            # A run may be at its end when it joins: it diverged at its start, or was resumed at its last iteration.
+            if all(loop.steps_to_next_stop for loop in self.loops.values()):
                 self._train()
-            return self._end([r for r, training in self.trainings.items() if not training.steps_to_next_stop])
+            return self._finish([r for r, loop in self.loops.items() if not loop.steps_to_next_stop])
 
     def _join(self, joining: Sequence[tuple[TrainingJob, SplitData]]) -> None:
-        kinds = [_stack_key(job, d) for job, d in joining]
-        self._kind = self._kind or kinds[0]
-        assert all(kind == self._kind for kind in kinds), "trainings that cannot be stacked"
-        # Those that see the same batches become neighbours.
-        joining = sorted(joining, key=lambda one: (one[0].seed, id(one[1]), one[0].start.first_iteration))
-        if self._together is None:
-            self._together = ReplicaGroup(self._stack(joining))
-            made = [self._together.add(job, d) for job, d in joining]
-        elif joining or self._left:
-            made = self._together.replace(self._left, joining)
+        keys = [_stack_key(job, d) for job, d in joining]
+        self._key = self._key or keys[0]
+        assert all(key == self._key for key in keys), "the source returned jobs that cannot share a stack"
+        # Neighbors share a mini-batch if it is the same, so jobs with the same batches are made neighbors.
+        joining = sorted(joining, key=lambda pair: (pair[0].seed, id(pair[1]), pair[0].start.first_iteration))
+        if self._group is None:
+            self._group = ReplicaGroup(self._make_stack(joining))
+            replicas = [self._group.add(job, d) for job, d in joining]
+        elif joining or self._finished:
+            replicas = self._group.replace(self._finished, joining)
         else:
             return
-        self._left = []
-        self._seconds |= dict.fromkeys(made, 0.0)
-        with self._shared(made):
-            new = {r: TrainingLoop(r, job, d) for r, (job, d) in zip(made, joining, strict=True)}
-            self.trainings |= new
-            self._together.pausing = made
-            for training in new.values():
-                training.evaluate_initial()
+        self._finished = []
+        self._seconds |= dict.fromkeys(replicas, 0.0)
+        with self._share_time(replicas):
+            loops = {r: TrainingLoop(r, job, d) for r, (job, d) in zip(replicas, joining, strict=True)}
+            self.loops |= loops
+            self._group.pausing = replicas
+            for loop in loops.values():
+                loop.evaluate_initial()
 
-    def _stack(self, joining: Sequence[tuple[TrainingJob, SplitData]]) -> Stack:
+    def _make_stack(self, joining: Sequence[tuple[TrainingJob, SplitData]]) -> Stack:
         jobs, data = [job for job, _ in joining], [d for _, d in joining]
-        layers, batch = jobs[0].layers, jobs[0].recipe.batch_size
-        ways = self._ways
-        if ways is None:
-            ways = fastest_algorithms(layers, batch, self._size, str(self._device), self._precision)
-        return Stack(jobs, data, self._device, self._precision, ways)
+        layers, batch_size = jobs[0].layers, jobs[0].recipe.batch_size
+        algorithms = self._algorithms
+        if algorithms is None:
+            algorithms = fastest_algorithms(layers, batch_size, self._size, str(self._device), self._precision)
+        return Stack(jobs, data, self._device, self._precision, algorithms)
 
     def _train(self) -> None:
-        """To the next pause of one of them."""
-        together = self._together
-        assert together is not None
-        trainings = [self.trainings[replica] for replica in together.replicas]
-        steps = min(training.steps_to_next_stop for training in trainings)
-        together.pausing = [
-            r for r, t in zip(together.replicas, trainings, strict=True) if t.steps_to_next_stop == steps
-        ]
-        with self._shared(together.replicas):
-            losses = together.train([training.iteration for training in trainings], steps)
-        raised: BaseException | None = None
-        with self._shared(together.pausing):
-            for training, own in zip(trainings, losses, strict=True):
-                # One may be told to stop when it has saved its checkpoint: the others save theirs.
+        """Train all replicas to the next stop of any of them."""
+        group = self._group
+        assert group is not None
+        loops = [self.loops[replica] for replica in group.replicas]
+        steps = min(loop.steps_to_next_stop for loop in loops)
+        group.pausing = [r for r, loop in zip(group.replicas, loops, strict=True) if loop.steps_to_next_stop == steps]
+        with self._share_time(group.replicas):
+            losses = group.train([loop.iteration for loop in loops], steps)
+        first_error: BaseException | None = None
+        with self._share_time(group.pausing):
+            for loop, own_losses in zip(loops, losses, strict=True):
+                # A checkpointer raises to end the training after it has saved. The other replicas save theirs first,
+                # so that all can be resumed.
                 try:
-                    training.advance(own)
+                    loop.advance(own_losses)
                 except BaseException as error:
-                    raised = raised or error
-        if raised is not None:
-            raise raised
+                    first_error = first_error or error
+        if first_error is not None:
+            raise first_error
 
-    def _end(self, ended: list[Replica]) -> list[tuple[TrainingJob, TrainingResult, float]]:
-        assert self._together is not None
-        self._together.pausing = self._left = ended
-        with self._shared(ended):
-            outcomes = [_outcome(self.trainings[replica], replica) for replica in ended]
-        jobs = [self.trainings.pop(replica).job for replica in ended]
-        return list(zip(jobs, outcomes, [self._seconds.pop(replica) for replica in ended], strict=True))
+    def _finish(self, finished: list[Replica]) -> list[tuple[TrainingJob, TrainingResult, float]]:
+        assert self._group is not None
+        self._group.pausing = self._finished = finished
+        with self._share_time(finished):
+            results = [_training_result(self.loops[replica], replica) for replica in finished]
+        jobs = [self.loops.pop(replica).job for replica in finished]
+        return list(zip(jobs, results, [self._seconds.pop(replica) for replica in finished], strict=True))
 
     @contextmanager
-    def _shared(self, replicas: Sequence[Replica]) -> Iterator[None]:
-        """What is done here is done for these, in equal shares."""
+    def _share_time(self, replicas: Sequence[Replica]) -> Iterator[None]:
+        """Charge the time of this block to these replicas in equal shares."""
         began = time.perf_counter()
         yield
         for replica in replicas:
             self._seconds[replica] += (time.perf_counter() - began) / len(replicas)
 
 
-def _outcome(training: TrainingLoop, replica: Replica) -> TrainingResult:
-    # First: its weights are then put back to those of the lowest validation loss.
-    passed = replica.last_pass() if training.job.learning is not None else {}
-    return replace(outcome_on_cpu(training.result()), last_sampled_weights=passed)
+def _training_result(loop: TrainingLoop, replica: Replica) -> TrainingResult:
+    # Before result(), which loads the weights of the lowest validation loss.
+    sampled_weights = replica.last_sampled_weights() if loop.job.learning is not None else {}
+    return replace(result_to_cpu(loop.result()), last_sampled_weights=sampled_weights)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from supermask.analysis.stats import SIGNIFICANCE, Comparison
 from supermask.analysis.summary import Summary
-from supermask.core.text import Row
+from supermask.core.text import Row, format_range, pluralize
 from supermask.datasets.specs import data_notices
 from supermask.store.tables import DENSE, treatment_labels
 
@@ -109,17 +109,6 @@ def describe_excluded(rows: Sequence[Row], labels: Collection[str], runs: int) -
         if these:
             parts.append(f"{len(these)} {STATUS_WORDING.get(status, status)} ({names})")
     return f"In no mean, of {pluralize(runs, 'run')}: {'; '.join(parts)}." if parts else ""
-
-
-def format_range(counts: Sequence[int]) -> str:
-    """`5`, or `3 to 5`."""
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def pluralize(number: int, noun: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def wrap_to_width(text: str, width: float, measure: Callable[[str], float]) -> list[str]:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from supermask.analysis.summary import Summary, TreatmentPoint, summarize
 from supermask.core.errors import UserError
-from supermask.core.text import Row
+from supermask.core.text import Row, format_range
 from supermask.reporting.figures.accuracy import ACCURACY, MARKER, STAR, STAR_LIFT, remaining_weights_axis
 from supermask.reporting.figures.caption import (
     data_notes,
     excluded_note,
-    format_range,
     join_sentences,
     significance_note,
 )

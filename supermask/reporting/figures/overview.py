@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from supermask.analysis.summary import Summary, TreatmentPoint, summarize
-from supermask.core.text import Row, format_percent
+from supermask.core.text import Row, format_percent, format_range
 from supermask.reporting.figures.accuracy import ACCURACY
 from supermask.reporting.figures.caption import (
     data_notes,
     excluded_note,
-    format_range,
     join_sentences,
     significance_note,
 )

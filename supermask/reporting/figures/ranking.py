@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from supermask.analysis.stats import mean_interval
 from supermask.analysis.summary import DENSITY_TOLERANCE, Summary, TreatmentPoint, summarize
 from supermask.core.errors import UserError
-from supermask.core.text import Row, format_percent
+from supermask.core.text import Row, format_percent, format_range
 from supermask.reporting.figures.accuracy import ACCURACY, MARKER
-from supermask.reporting.figures.caption import data_notes, excluded_note, format_range, join_sentences
+from supermask.reporting.figures.caption import data_notes, excluded_note, join_sentences
 from supermask.reporting.figures.layout import FigurePage, fit_text, text_measure
 from supermask.reporting.figures.save import RenderedFigure
 from supermask.reporting.figures.style import INK, WIDTH, assign_styles, style_context

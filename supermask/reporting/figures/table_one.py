@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from supermask.analysis.stats import MeanInterval, mean_interval
 from supermask.analysis.summary import check_one_experiment
 from supermask.core.errors import UserError
-from supermask.core.text import Row
+from supermask.core.text import Row, format_range
 from supermask.reporting.figures.accuracy import MARKER
-from supermask.reporting.figures.caption import describe_excluded, format_range, join_sentences
+from supermask.reporting.figures.caption import describe_excluded, join_sentences
 from supermask.reporting.figures.layout import FigurePage, text_measure
 from supermask.reporting.figures.learned import accuracy_axis, compute_mask_results, row_labels
 from supermask.reporting.figures.save import RenderedFigure

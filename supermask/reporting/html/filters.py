@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from supermask.analysis.claims.sentences import describe_tests
 from supermask.core.errors import sanitize
-from supermask.reporting.plotly.traces import format_number
+from supermask.core.text import format_number, format_p_cell, format_range, pluralize
 
 if TYPE_CHECKING:
     from supermask.reporting.html.content import Report
@@ -36,18 +36,6 @@ def _verdicts(report: Report) -> str:
     return f"Of {pluralize(len(report.claims), 'claim')}, {listed}."
 
 
-def format_range(counts: Sequence[int]) -> str:
-    """`5`, or `3 to 5`."""
-    if not counts:
-        return "0"
-    return str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
-
-
-def pluralize(n: int, noun: str, plural: str = "") -> str:
-    """`1 run`, `1,205 runs`."""
-    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
-
-
 def format_fixed(value: float | None, digits: int = 2) -> str:
     """With so many decimals."""
     return MISSING if value is None else format_number(value, digits)
@@ -67,9 +55,7 @@ def format_interval(ends: tuple[float, float] | None, digits: int = 2) -> str:
 
 def format_p(p: float | None) -> str:
     """`0.013`; `< 0.001`."""
-    if p is None:
-        return MISSING
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return MISSING if p is None else format_p_cell(p)
 
 
 def format_minutes(minutes: float) -> str:

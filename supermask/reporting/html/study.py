@@ -9,11 +9,11 @@ from typing import Any
 
 from supermask.analysis.summary import Summary, data_rows, summarize
 from supermask.core.errors import sanitize
-from supermask.core.text import Row
+from supermask.core.text import Row, format_range
 from supermask.datasets.specs import DATASETS
 from supermask.reporting.figures import has_learned_masks, is_heuristic
 from supermask.reporting.figures.accuracy import ACCURACY, EARLY_STOP, unconverged_note
-from supermask.reporting.figures.caption import data_notes, excluded_note, format_range, join_sentences, summary_caption
+from supermask.reporting.figures.caption import data_notes, excluded_note, join_sentences, summary_caption
 from supermask.reporting.figures.learned import supermask_caption, supermask_results, supermask_rows
 from supermask.reporting.figures.learning_curves import average_curves, curves_caption
 from supermask.reporting.figures.ranking import compute_ranking, ranking_caption

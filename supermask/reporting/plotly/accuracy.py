@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from supermask.analysis.summary import Summary, TreatmentPoint
-from supermask.core.text import format_percent
+from supermask.core.text import format_number, format_percent
 from supermask.reporting.figures.ranking import RankedLevel, RankedTreatment, Ranking
 from supermask.reporting.figures.style import BLUE, VERMILION, LineStyle, assign_styles
 from supermask.reporting.plotly.traces import (
@@ -27,7 +27,6 @@ from supermask.reporting.plotly.traces import (
     escape_text,
     format_comparison,
     format_mean,
-    format_number,
     horizontal_line,
     layout,
     line_traces,

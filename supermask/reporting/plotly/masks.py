@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from supermask.analysis.stats import MeanInterval
-from supermask.core.text import Row
+from supermask.core.text import Row, format_number
 from supermask.reporting.figures.learned import KINDS, MaskResult
 from supermask.reporting.figures.style import assign_styles
 from supermask.reporting.plotly.traces import (
@@ -25,7 +25,6 @@ from supermask.reporting.plotly.traces import (
     escape_text,
     format_comparison,
     format_mean,
-    format_number,
     horizontal_line,
     layout,
     line_traces,

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from supermask.analysis.claims.sentences import format_p
 from supermask.analysis.stats import Comparison, MeanInterval
-from supermask.core.text import format_percent
+from supermask.core.text import format_number, format_p, format_percent
 from supermask.reporting.figures.style import LineStyle, thin_ticks
 
 Trace = dict[str, Any]
@@ -195,13 +194,6 @@ def escape_text(text: str, longest: int = LONGEST_NAME) -> str:
     short = text if len(text) <= longest else text[: longest - 1] + "…"
     # Between two `$` Plotly would look for mathematics, and for a library that is not there.
     return html.escape(short, quote=False).replace("$", "&#36;")
-
-
-def format_number(value: float, digits: int = 2, signed: bool = False) -> str:
-    """With a minus sign that is as wide as a digit."""
-    zero = float(f"{value:.{digits}f}") == 0
-    text = f"{0 if zero else value:{'' if zero or not signed else '+'},.{digits}f}"
-    return text.replace("-", "−")
 
 
 def format_mean(interval: MeanInterval, digits: int, unit: str) -> str:

@@ -1,4 +1,4 @@
-"""stats against a margin, a number, or with hardly any runs: sides, borders, and what is not said."""
+"""Tests against a margin or a constant, power, effect sizes, and degenerate cases with few runs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_one_sided_ps_are_halves_of_the_two_sided_one_and_add_up_to_one(name: st
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
-def test_at_the_bounds_of_the_intervals_p_is_what_the_intervals_say(name: str) -> None:
+def test_p_at_the_bounds_of_the_intervals(name: str) -> None:
     found = COMPARISONS[name]
     assert found.interval95 is not None
     assert one_sided_p(found, found.interval95[0], "greater") == pytest.approx(0.025)
@@ -109,7 +109,7 @@ NO_TEST = {
 
 
 @pytest.mark.parametrize("name", NO_TEST)
-def test_without_spread_or_runs_nothing_is_claimed(name: str) -> None:
+def test_no_p_without_spread_or_runs(name: str) -> None:
     found = NO_TEST[name]
     assert found.p is None
     assert found.note
@@ -119,7 +119,7 @@ def test_without_spread_or_runs_nothing_is_claimed(name: str) -> None:
     assert effect_interval(found) is None
 
 
-def test_one_run_against_a_number_has_no_side() -> None:
+def test_one_run_against_a_constant_has_no_one_sided_p() -> None:
     assert compare_to_constant(seeded(97.0), 96.0).note == "fewer than two runs"
 
 
@@ -132,7 +132,7 @@ def test_the_spread_is_that_of_the_differences_or_within_a_treatment() -> None:
 
 
 def noncentral_by_integration(t: float, degrees: float, noncentrality: float) -> float:
-    """E[Phi(t S - noncentrality)], S^2 chi-squared over its degrees of freedom."""
+    """E[Phi(t S - noncentrality)], S^2 chi-squared / degrees of freedom."""
 
     def density(s: float) -> float:
         log = degrees / 2 * math.log(degrees / 2) - math.lgamma(degrees / 2) + (degrees - 1) * math.log(s)
@@ -148,7 +148,7 @@ def noncentral_by_integration(t: float, degrees: float, noncentrality: float) ->
 
 @pytest.mark.parametrize("degrees", [2, 4, 9, 40])
 @pytest.mark.parametrize("noncentrality", [-1.9, 0.0, 3.0, 10.0, 40.0, 300.0])
-def test_noncentral_t_is_its_integral(degrees: int, noncentrality: float) -> None:
+def test_noncentral_t_agrees_with_its_integral(degrees: int, noncentrality: float) -> None:
     for t in (0.5, 2.5, 40.0, 250.0):
         expected = noncentral_by_integration(t, degrees, noncentrality)
         assert nct_cdf(t, degrees, noncentrality) == pytest.approx(expected, abs=1e-10)
@@ -156,7 +156,7 @@ def test_noncentral_t_is_its_integral(degrees: int, noncentrality: float) -> Non
 
 
 @pytest.mark.parametrize("degrees", [1, 4, 30])
-def test_noncentral_t_has_no_seam_where_the_normal_part_is_left_out(degrees: int) -> None:
+def test_noncentral_t_is_continuous_where_the_approximation_begins(degrees: int) -> None:
     for quotient in (0.5, 1.0, 2.0):
         below, above = (nct_cdf(nc / quotient, degrees, nc) for nc in (999.999, 1000.001))
         assert below == pytest.approx(above, abs=1e-5)
@@ -164,7 +164,7 @@ def test_noncentral_t_has_no_seam_where_the_normal_part_is_left_out(degrees: int
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
-def test_interval_of_the_effect_size_is_where_t_would_be_a_surprise(name: str) -> None:
+def test_effect_interval_has_the_noncentral_t_probabilities_at_its_ends(name: str) -> None:
     found = COMPARISONS[name]
     assert found.t is not None
     assert found.degrees_of_freedom is not None
@@ -178,12 +178,12 @@ def test_interval_of_the_effect_size_is_where_t_would_be_a_surprise(name: str) -
         assert by_hand == pytest.approx(p, abs=1e-9)
 
 
-def test_interval_of_the_effect_size_turns_with_the_sign() -> None:
+def test_effect_interval_changes_sign_with_the_difference() -> None:
     low, high = effect_interval(compare(OURS, THEIRS)) or (0.0, 0.0)
     assert effect_interval(compare(THEIRS, OURS)) == pytest.approx((-high, -low))
 
 
-def test_interval_of_the_effect_size_covers_it_in_95_of_100() -> None:
+def test_effect_interval_covers_the_true_value_95_percent_of_the_time() -> None:
     """Pairs that share half of their variance; the true effect size is 1."""
     rng, effect, studies = np.random.default_rng(12), 1.0, 2000
     shared = rng.normal(0, math.sqrt(0.5), (studies, 6))
@@ -202,7 +202,7 @@ def test_power_for_no_difference_is_alpha(n: int, paired: bool) -> None:
         assert power(0.0, 1.0, n, alpha, paired) == pytest.approx(alpha)
 
 
-def test_power_of_what_was_simulated() -> None:
+def test_power_agrees_with_simulation() -> None:
     rng = np.random.default_rng(13)
     differences = rng.normal(0.5, 0.4, (20_000, 5))
     t = differences.mean(axis=1) / (differences.std(axis=1, ddof=1) / math.sqrt(5))
@@ -211,7 +211,7 @@ def test_power_of_what_was_simulated() -> None:
 
 
 @given(st.floats(0.02, 5), st.floats(0.05, 0.99), st.sampled_from([0.05, 0.01, 0.005]), st.booleans())
-def test_seeds_needed_are_the_fewest(size: float, wanted: float, alpha: float, paired: bool) -> None:
+def test_seeds_needed_is_the_smallest_number(size: float, wanted: float, alpha: float, paired: bool) -> None:
     n = seeds_needed(size, 1.0, wanted, alpha, paired)
     assert n == seeds_needed(-10 * size, 10.0, wanted, alpha, paired)
     if n is None:
@@ -221,13 +221,13 @@ def test_seeds_needed_are_the_fewest(size: float, wanted: float, alpha: float, p
         assert n == 2 or power(size, 1.0, n - 1, alpha, paired) < wanted
 
 
-def test_seeds_needed_in_the_textbook() -> None:
+def test_seeds_needed_agrees_with_the_textbook() -> None:
     """Cohen's medium effect, 80%: 34 pairs, 64 in each group. Source: Cohen (1988), section 2.4."""
     assert seeds_needed(0.5, 1.0) == 34
     assert seeds_needed(0.5, 1.0, paired=False) == 64
 
 
-def test_a_difference_that_is_too_small_for_any_number_of_seeds() -> None:
+def test_seeds_needed_for_a_tiny_difference_is_none() -> None:
     assert seeds_needed(0.001, 1.0) is None
     with pytest.raises(ValueError, match="no number of seeds shows a difference of 0"):
         seeds_needed(0.0, 1.0)
@@ -237,7 +237,7 @@ NAN, INF = math.nan, math.inf
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_what_is_not_finite_is_refused(bad: float) -> None:
+def test_numbers_that_are_not_finite_are_refused(bad: float) -> None:
     calls = [
         lambda: mean_interval([97.0, bad]),
         lambda: mean_interval([bad]),
@@ -260,7 +260,7 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
             call()
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     pairs: Comparison = COMPARISONS["pairs"]
     calls = {
         "the margin": lambda: equivalence(pairs, 0.0),
@@ -271,8 +271,8 @@ def test_what_makes_no_sense_is_refused() -> None:
         "the power": lambda: seeds_needed(1.0, 1.0, power=1.0),
         "p-value": lambda: holm([1.5]),
         "at least one value": lambda: compare_to_constant({}, 0.0),
-        "no differences": lambda: sign_flip_p([]),
-        "no values": lambda: bootstrap_median([]),
+        "at least one difference": lambda: sign_flip_p([]),
+        "a median needs": lambda: bootstrap_median([]),
     }
     for text, call in calls.items():
         with pytest.raises(ValueError, match=text):

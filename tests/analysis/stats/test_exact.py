@@ -1,4 +1,4 @@
-"""stats without a distribution: every sign pattern, every resample."""
+"""Exact sign-flip test and exact bootstrap median, against full enumeration."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from supermask.analysis.stats import bootstrap_median, exact_test_limit, min_sig
 
 
 @given(st.lists(st.integers(-30, 30), min_size=1, max_size=10))
-def test_sign_flips_by_hand(steps: list[int]) -> None:
-    """In whole steps there are no rounding errors, and many ties."""
+def test_sign_flip_p_agrees_with_enumeration(steps: list[int]) -> None:
+    """Integers: no rounding errors and many ties."""
     patterns = itertools.product((-1, 1), repeat=len(steps))
     hits = sum(abs(sum(s * d for s, d in zip(signs, steps, strict=True))) >= abs(sum(steps)) for signs in patterns)
     assert sign_flip_p([step / 100 for step in steps]) == hits / 2 ** len(steps)
@@ -25,17 +25,17 @@ def test_sign_flips_by_hand(steps: list[int]) -> None:
 
 
 @pytest.mark.parametrize("n", range(1, 41))
-def test_the_least_p_is_that_of_pairs_that_all_differ_the_same_way(n: int) -> None:
+def test_min_p_is_that_of_pairs_that_all_differ_in_one_direction(n: int) -> None:
     assert sign_flip_p([0.1 + 0.01 * i for i in range(n)]) == min_sign_flip_p(n) == 2 / 2**n
 
 
-def test_many_pairs_at_once() -> None:
+def test_forty_equal_pairs_agree_with_the_binomial_test() -> None:
     """40 equal sizes, 25 of them up: a binomial test."""
     expected = sum(math.comb(40, k) for k in range(41) if abs(2 * k - 40) >= 10) / 2**40
     assert sign_flip_p([0.3] * 25 + [-0.3] * 15) == expected
 
 
-def test_more_pairs_than_can_be_listed_are_drawn_the_same_each_time() -> None:
+def test_monte_carlo_p_is_repeatable() -> None:
     differences = [0.3] * 38 + [-0.3] * 22
     expected = sum(math.comb(60, k) for k in range(61) if abs(2 * k - 60) >= 16) / 2**60
     found = sign_flip_p(differences)
@@ -49,7 +49,7 @@ def test_no_difference_at_all() -> None:
     assert sign_flip_p([0.2, -0.2]) == 1.0
 
 
-def test_what_few_seeds_cannot_reach_is_said() -> None:
+def test_exact_test_limit_of_few_seeds() -> None:
     assert exact_test_limit(5) == (
         "With 5 paired seeds an exact sign-flip test cannot give p below 0.0625, so no difference could be significant "
         "(p < 0.05) by it; 6 seeds can reach 0.03125."
@@ -62,7 +62,7 @@ def test_what_few_seeds_cannot_reach_is_said() -> None:
 
 
 def medians_by_multisets(values: list[float]) -> Counter[float]:
-    """Each resample as how often it has each value: the number of its orders is a multinomial coefficient."""
+    """Resamples by their counts of each value; a multinomial coefficient gives the number of orders."""
     n, medians = len(values), Counter[float]()
     for chosen in itertools.combinations_with_replacement(range(n), n):
         orders = math.factorial(n)
@@ -74,7 +74,7 @@ def medians_by_multisets(values: list[float]) -> Counter[float]:
 
 @pytest.mark.parametrize("n", [2, 3, 6, 7, 8, 9])
 @pytest.mark.parametrize("ties", [False, True])
-def test_median_of_more_runs_than_resamples_can_be_listed(n: int, ties: bool) -> None:
+def test_median_agrees_with_enumerated_resamples(n: int, ties: bool) -> None:
     values = sorted(np.random.default_rng(n).integers(0, 4 if ties else 1000, n).tolist())
     medians = medians_by_multisets(values)
     assert sum(medians.values()) == n**n
@@ -106,7 +106,7 @@ def test_median_agrees_with_drawn_resamples(n: int) -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12))
-def test_median_turns_with_the_sign_and_minds_no_order(values: list[float]) -> None:
+def test_median_changes_sign_with_the_values_and_ignores_their_order(values: list[float]) -> None:
     found, mirrored = bootstrap_median(values), bootstrap_median([-value for value in values[::-1]])
     assert found.median == -mirrored.median
     if len(values) == 1:
@@ -117,7 +117,7 @@ def test_median_turns_with_the_sign_and_minds_no_order(values: list[float]) -> N
         assert (found.low, found.high) == (-mirrored.high, -mirrored.low)
 
 
-def test_five_runs_say_no_more_of_a_median_than_their_range() -> None:
+def test_median_interval_of_five_runs_is_their_range() -> None:
     found = bootstrap_median([96.0, 99.0, 97.0, 97.5, 98.0])
     assert (found.median, found.low, found.high) == (97.5, 96.0, 99.0)
     assert bootstrap_median([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]).low == 2.0

@@ -1,4 +1,4 @@
-"""stats: 1,000 random cases each against scipy, statsmodels or a plain NumPy formula, to 1e-10."""
+"""Statistics against scipy, statsmodels or a plain NumPy formula: 1,000 random cases each, to 1e-10."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def close(expected: object) -> object:
 
 
 def accuracies(rng: np.random.Generator, n: int) -> Values:
-    """In points, as stored: to a hundredth; or as a formula gives them."""
+    """Accuracies in percentage points: rounded to 0.01 as stored, or unrounded."""
     values = rng.normal(rng.uniform(20, 99), 10 ** rng.uniform(-1.5, 1), n)
     return np.round(values, 2) if rng.random() < 0.5 else values
 
 
 def pairs(seed: int, most: int = 12) -> Iterator[tuple[Values, Values]]:
-    """Two treatments over the same seeds, more or less alike, with a spread that a test can see."""
+    """Two treatments over the same seeds, with random differences and spreads."""
     rng = np.random.default_rng(seed)
     for _ in range(CASES):
         n = int(rng.integers(2, most + 1))
@@ -51,7 +51,7 @@ def pairs(seed: int, most: int = 12) -> Iterator[tuple[Values, Values]]:
 
 
 def samples(seed: int) -> Iterator[tuple[Values, Values]]:
-    """Two treatments over other seeds, not even of one number."""
+    """Two treatments over different seeds, of different numbers."""
     rng = np.random.default_rng(seed)
     for _ in range(CASES):
         ours, theirs = (accuracies(rng, int(rng.integers(2, 13))) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What the stacked engine measures once a machine: how to convolve, and how many replicas a stack has."""
+"""Cached measurements of the stacked engine: the algorithm of convolutions and the size of a stack."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ ADAM = Recipe("adam", 1e-3, 10, 50, 5)
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path / "cache"))
-    convolutions._fastest.cache_clear()
+    convolutions._fastest_for_shape.cache_clear()
     yield tmp_path / "cache"
-    convolutions._fastest.cache_clear()
+    convolutions._fastest_for_shape.cache_clear()
 
 
-def another_process() -> None:
-    """What this one remembers is forgotten."""
-    convolutions._fastest.cache_clear()
+def forget_in_process() -> None:
+    """Clear the in-process cache, as in a new process."""
+    convolutions._fastest_for_shape.cache_clear()
 
 
-# --- how to convolve ---
+# --- algorithm of convolutions ---
 
 
-def test_the_way_to_convolve_is_measured_once_a_machine(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_algorithm_is_measured_once_per_machine(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = stacked.fastest_algorithms(CONV2, 2, 3, "cpu", "float32")
     assert found.keys() == {"conv1", "conv2"}
     assert set(found.values()) <= CONV_ALGORITHMS.keys() - {"branches"}
     files = {path.name: path.read_bytes() for path in (own_cache / "stacked").iterdir()}
     assert len(files) == 2
-    another_process()
+    forget_in_process()
     monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *_: pytest.fail("measured again"))
     assert stacked.fastest_algorithms(CONV2, 2, 4, "cpu", "float32") == found
     assert stacked.fastest_algorithms(FC, 2, 3, "cpu", "float32") == {}
     assert {path.name: path.read_bytes() for path in (own_cache / "stacked").iterdir()} == files
 
 
-def test_another_precision_batch_or_count_is_measured_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_precision_batch_and_count_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
     monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *given: seen.append(given) or "columns")
     for batch, replicas, precision in ((2, 3, "float32"), (4, 3, "float32"), (2, 5, "float32"), (2, 3, "bfloat16")):
         stacked.fastest_algorithms(CONV2, batch, replicas, "cpu", precision)  # type: ignore[arg-type]
     assert len(seen) == 8
     threads = torch.get_num_threads()
-    another_process()
+    forget_in_process()
     try:
         torch.set_num_threads(threads + 1)
         stacked.fastest_algorithms(CONV2, 2, 3, "cpu", "float32")
@@ -71,16 +71,16 @@ def test_another_precision_batch_or_count_is_measured_by_itself(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"found": "columns"}', '{"found": "columns", "facts": "other"}'])
-def test_a_broken_file_is_measured_again(own_cache: Path, text: str) -> None:
+def test_a_damaged_cache_file_is_measured_again(own_cache: Path, text: str) -> None:
     stacked.fastest_algorithms(CONV2, 2, 1, "cpu", "float32")
     (file, *_) = sorted((own_cache / "stacked").iterdir())
     file.write_text(text)
-    another_process()
+    forget_in_process()
     stacked.fastest_algorithms(CONV2, 2, 1, "cpu", "float32")
     assert json.loads(file.read_text())["found"] in CONV_ALGORITHMS
 
 
-def test_without_a_cache_folder_it_works_too(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cache_folder(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_cache.write_text("in the way")
     found = stacked.fastest_algorithms(CONV2, 2, 1, "cpu", "float32")
     monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *_: pytest.fail("measured again"))
@@ -99,7 +99,7 @@ def broken(*_: Tensor) -> Tensor:
     raise RuntimeError("another fault")
 
 
-def test_a_way_that_runs_out_of_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_algorithm_that_runs_out_of_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     for way, raises in (("grouped", full), ("one by one", full_gpu), ("columns", full)):
         monkeypatch.setitem(CONV_ALGORITHMS, way, raises)
     offered = ["grouped", "one by one", "columns", "grouped, channels last"]
@@ -109,7 +109,7 @@ def test_a_way_that_runs_out_of_memory_is_not_chosen(monkeypatch: pytest.MonkeyP
         convolutions.fastest_algorithm(offered, (1, 2, 4, 4), 2, 4, CPU, "float32")
 
 
-def test_where_none_has_the_memory_fewer_replicas_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_replicas_are_measured_if_none_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 
     def for_two(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -123,8 +123,8 @@ def test_where_none_has_the_memory_fewer_replicas_are_measured(monkeypatch: pyte
     assert convolutions.fastest_algorithm(["grouped"], (1, 2, 4, 4), 2, 8, CPU, "float32") == "one by one"
 
 
-def test_branches_wait_for_what_was_before_and_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With streams that only write down what they were asked, and tensors that say they are on a GPU."""
+def test_side_streams_wait_for_the_main_stream_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams that log their calls, and tensors that claim to be on a GPU."""
     said: list[str] = []
 
     class Stream:
@@ -139,7 +139,7 @@ def test_branches_wait_for_what_was_before_and_are_waited_for(monkeypatch: pytes
 
         def __exit__(self, *_: object) -> None: ...
 
-    class There(Tensor):
+    class GpuTensor(Tensor):
         is_cuda = True
 
         def record_stream(self, stream: Stream) -> None:  # type: ignore[override]
@@ -149,7 +149,7 @@ def test_branches_wait_for_what_was_before_and_are_waited_for(monkeypatch: pytes
     monkeypatch.setattr(convolutions, "_side_streams", lambda _: side)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream("main"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-    x, w, b = (torch.randn(autotune).as_subclass(There) for autotune in ((3, 2, 1, 4, 4), (3, 2, 1, 3, 3), (3, 2)))
+    x, w, b = (torch.randn(shape).as_subclass(GpuTensor) for shape in ((3, 2, 1, 4, 4), (3, 2, 1, 3, 3), (3, 2)))
     found = CONV_ALGORITHMS["branches"](x, w, b)
     wanted = CONV_ALGORITHMS["one by one"](*(t.as_subclass(Tensor) for t in (x, w, b)))  # type: ignore[call-arg]
     torch.testing.assert_close(found.as_subclass(Tensor), wanted)
@@ -158,7 +158,7 @@ def test_branches_wait_for_what_was_before_and_are_waited_for(monkeypatch: pytes
     assert said == [*begun[0], *begun[1], "on a", "on b", "on a", *done]
 
 
-# --- how many ---
+# --- size of a stack ---
 
 
 @pytest.mark.parametrize(
@@ -175,9 +175,7 @@ def test_branches_wait_for_what_was_before_and_are_waited_for(monkeypatch: pytes
     ],
     ids=["no faster", "hardly", "slower", "ever faster", "no memory", "none at all", "a long step", "worse"],
 )
-def test_the_smallest_stack_that_is_nearly_the_fastest(
-    rates: dict[int, float | None], wanted: int, asked: list[int]
-) -> None:
+def test_smallest_near_best(rates: dict[int, float | None], wanted: int, asked: list[int]) -> None:
     seen: list[int] = []
 
     def rate(count: int) -> float | None:
@@ -188,8 +186,8 @@ def test_the_smallest_stack_that_is_nearly_the_fastest(
     assert seen == asked
 
 
-def test_the_size_is_measured_once_a_machine_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what the time of a step depends on: not for another learning rate or length."""
+def test_the_size_is_measured_once_per_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once per setting that changes the time of a step; learning rate and length do not."""
     asked: list[int] = []
 
     def measured(replicas: int, *_: object) -> float:
@@ -213,12 +211,12 @@ def test_the_size_is_measured_once_a_machine_and_kept(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("learning", [None, MaskLearning()], ids=["trained", "learned"])
 @pytest.mark.parametrize("layers", [FC, CONV2], ids=["fc", "conv2"])
-def test_synthetic_replicas_are_trained_to_measure_them(learning: MaskLearning | None, layers: object) -> None:
+def test_throughput_of_synthetic_replicas(learning: MaskLearning | None, layers: object) -> None:
     rates = [throughput(n, layers, ADAM, CPU, "float32", learning) for n in (1, 3)]  # type: ignore[arg-type]
     assert all(rate is not None and rate > 0 for rate in rates)
 
 
-def test_a_stack_that_there_is_no_memory_for_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_that_does_not_fit_has_no_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "_step_seconds", full)
     assert throughput(2, FC, ADAM, CPU, "float32", None) is None
     monkeypatch.setattr(autotune, "_step_seconds", broken)
@@ -226,8 +224,8 @@ def test_a_stack_that_there_is_no_memory_for_has_no_rate(monkeypatch: pytest.Mon
         throughput(2, FC, ADAM, CPU, "float32", None)
 
 
-def test_on_a_gpu_memory_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept depends on all of its memory; what is given, on what is free."""
+def test_gpu_memory_limits_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cached size depends on total memory, the returned size on free memory."""
     asked: list[int] = []
     memory = {"free": 0, "total": 0}
 
@@ -254,20 +252,20 @@ def test_on_a_gpu_memory_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max_replicas(layers, 60, 1) == 1
 
 
-# --- what of it is recorded ---
+# --- recorded facts ---
 
 
-def test_the_environment_says_alone_or_shared_and_not_with_how_many() -> None:
+def test_environment_facts_name_alone_or_shared() -> None:
     facts = {"precision": "float32", "convolutions": {"conv1": "columns"}, "optimizer_compiled": False}
     ways = {"conv1": "columns"}
     assert stacked.environment_facts(ways, "float32", True) == {**facts, "stack": "alone"}
     assert stacked.environment_facts(ways, "float32", False) == {**facts, "stack": "shared"}
 
 
-# --- whom it is measured for ---
+# --- measured runs ---
 
 
-def test_a_study_is_measured_by_the_networks_that_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_is_measured_with_a_trained_run(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
 
     def measured(layers: object, recipe: Recipe, *how: object) -> int:

@@ -1,4 +1,4 @@
-"""The stacked engine where it is most easily wrong: ties, networks of nothing, ones that break, large batches."""
+"""Edge cases of the stacked engine: ties, all weights pruned, divergence, large batches, late starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tiny() -> Iterator[None]:
 
 
 def check(jobs: list[TrainingJob], of: list[SplitData]) -> None:
-    """Every replica has the reference's numbers, and what it must hold."""
+    """Every replica agrees with the reference engine and keeps its frozen weights bit-identical."""
     for made, d, found in zip(jobs, of, stacked.train(jobs, of), strict=True):
         wanted = reference.train([made], [d])[0]
         assert (found.status, found.metrics["diverged_at"]) == (wanted.status, wanted.metrics["diverged_at"])
@@ -44,13 +44,13 @@ def check(jobs: list[TrainingJob], of: list[SplitData]) -> None:
                     torch.testing.assert_close(found.optimizer_state[name][key], moment, rtol=1e-3, atol=1e-6)
 
 
-def of_nothing(start: InitialState) -> InitialState:
+def all_zero(start: InitialState) -> InitialState:
     weights, others = ({n: torch.zeros_like(t) for n, t in part.items()} for part in (start.weights, start.unmasked))
     return replace(start, weights=weights, unmasked=others)
 
 
-def test_of_equal_logits_the_first_counts() -> None:
-    jobs = [job(RECIPES["sgd"], of_nothing(initial_state(LAYERS, 0))), job(RECIPES["sgd"])]
+def test_the_first_of_equal_logits_counts() -> None:
+    jobs = [job(RECIPES["sgd"], all_zero(initial_state(LAYERS, 0))), job(RECIPES["sgd"])]
     check(jobs, [DATA] * 2)
     first = float((DATA.validation_labels == 0).mean())
     assert stacked.train(jobs, [DATA] * 2)[0].curve.validation_accuracy[0] == first
@@ -60,7 +60,7 @@ def test_everything_pruned_beside_nothing_pruned() -> None:
     dense = initial_state(LAYERS, 0)
     none = {n: torch.zeros_like(w, dtype=torch.bool) for n, w in dense.weights.items()}
     recipe = RECIPES["adam with weight decay"]
-    check([job(recipe, replace(dense, masks=none)), job(recipe), job(recipe, of_nothing(dense))], [DATA] * 3)
+    check([job(recipe, replace(dense, masks=none)), job(recipe), job(recipe, all_zero(dense))], [DATA] * 3)
 
 
 @pytest.mark.parametrize("batch", [63, 64, 200])
@@ -75,8 +75,8 @@ def test_a_hundred_classes() -> None:
 
 
 @pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay", "schedule"])
-def test_late_starts_of_which_some_share_their_batches(recipe: str) -> None:
-    """From iterations between evaluations, at them, one before the end and at it; of two seeds and two data sets."""
+def test_late_starts_some_with_shared_batches(recipe: str) -> None:
+    """Starts between and at evaluations, one before the end and at the end; two seeds, two data sets."""
     start = pruned_start()
     firsts, of = (0, 10, 10, 10, 23, 49, 50), [DATA, DATA, OTHER, DATA, OTHER, DATA, OTHER]
     late = [job(RECIPES[recipe], replace(start, first_iteration=first)) for first in firsts]
@@ -85,7 +85,7 @@ def test_late_starts_of_which_some_share_their_batches(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e10, 1e19, 1e38, float("nan")])
-def test_one_that_breaks_within_an_interval_shares_products_with_others(scale: float) -> None:
+def test_a_replica_that_diverges_within_an_interval(scale: float) -> None:
     start = pruned_start(0.25)
     broken = replace(start, weights={n: w * scale for n, w in start.weights.items()})
     recipe = RECIPES["momentum with weight decay"]
@@ -95,7 +95,7 @@ def test_one_that_breaks_within_an_interval_shares_products_with_others(scale: f
 
 
 @pytest.mark.parametrize("images_at_once", [1, 4, 20, 21])
-def test_images_that_are_measured_a_few_at_a_time(images_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_in_small_batches(images_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(DATA.validation_labels) == 21
     monkeypatch.setattr(stack, "EVALUATION_BYTES", {"cpu": images_at_once * 4 * 2 * max(8, 6, CLASSES)})
     check([job(RECIPES["sgd"]), job(RECIPES["sgd"], pruned_start())], [DATA] * 2)

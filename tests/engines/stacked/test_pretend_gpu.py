@@ -1,4 +1,4 @@
-"""What a GPU would run of the stacked engine, run without one: places, recorded steps, waiting, precisions."""
+"""The GPU code of the stacked engine on a pretended GPU: devices, recorded steps, synchronization, precision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 import torch
 from helpers.killed_training import Killed, Memory
 from helpers.mask_trainings import FAST, METHODS, mask_job
-from helpers.pretend_gpu import THERE, PretendGpu, pretend_gpu
+from helpers.pretend_gpu import GPU, PretendGpu, pretend_gpu
 from helpers.sparse_jobs import images, job_of
 from helpers.stacked_stream import Line
 from helpers.trainings import RECIPES, data, job, pruned_start
@@ -64,7 +64,7 @@ def on_both(
 
 
 def check_same(jobs: list[TrainingJob], of: list[SplitData], **how: object) -> list[TrainingResult]:
-    """What is trained on the GPU that is not there, by recorded steps, is what is trained here."""
+    """Training on the pretended GPU, by recorded steps, agrees with training on the CPU."""
     here, there, gpu = on_both(jobs, of, **how)
     for a, b in zip(here, there, strict=True):
         assert (a.status, a.curve.iterations, a.points.keys()) == (b.status, b.curve.iterations, b.points.keys())
@@ -81,12 +81,12 @@ def check_same(jobs: list[TrainingJob], of: list[SplitData], **how: object) -> l
     return here
 
 
-# --- the pretence itself ---
+# --- the pretended GPU ---
 
 
-def test_the_gpu_that_is_not_there_refuses_what_a_gpu_refuses(gpu: PretendGpu) -> None:
+def test_the_pretended_gpu_refuses_what_a_gpu_refuses(gpu: PretendGpu) -> None:
     there, here = torch.ones(3, device=CUDA), torch.ones(3)
-    assert (there.device, here.device, (there * 2).device) == (THERE, torch.device("cpu"), THERE)
+    assert (there.device, here.device, (there * 2).device) == (GPU, torch.device("cpu"), GPU)
     with pytest.raises(AssertionError, match="same device"):
         there.add(here)
     with pytest.raises(TypeError, match="can't convert cuda"):
@@ -112,12 +112,12 @@ def test_the_gpu_that_is_not_there_refuses_what_a_gpu_refuses(gpu: PretendGpu) -
     assert (made.cpu().tolist(), there.cpu().tolist()) == ([6, 6, 6], [3, 3, 3])
 
 
-# --- the same training ---
+# --- agreement with the CPU ---
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_every_recipe(recipe: Recipe) -> None:
-    """Shared and unshared batches, dense and pruned, two data sets, a late start and points of its own."""
+    """Shared and unshared batches, dense and pruned, two data sets, a late start and snapshots."""
     jobs = [
         job(recipe),
         job(recipe, pruned_start(), points=frozenset({"gradient", 33, "lowest_validation_loss"})),
@@ -131,18 +131,18 @@ def test_every_recipe(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_mask_that_is_learned(method: str, recipe: str) -> None:
+def test_every_method_of_learned_masks(method: str, recipe: str) -> None:
     jobs = [mask_job(replace(METHODS[method], samples=2), replace(RECIPES[recipe], lr=0.05), seed=s) for s in (0, 0, 1)]
     check_same(jobs, [DATA] * 3)
 
 
 @pytest.mark.parametrize("way", CONV_ALGORITHMS)
 @pytest.mark.parametrize("seeds", [(0, 0, 1, 1), (0, 1, 1), (0,)])
-def test_every_way_to_convolve(way: str, seeds: tuple[int, ...]) -> None:
+def test_every_algorithm_of_convolutions(way: str, seeds: tuple[int, ...]) -> None:
     of, layers = data((2, 8, 8), 10, train=40), architecture("conv2", (2, 8, 8), 10)
     recipe = Recipe("sgd", 0.02, 4, 8, 4, momentum=0.9)
     jobs = [TrainingJob(layers, initial_state(layers, 2 * i), recipe, seed=seed) for i, seed in enumerate(seeds)]
-    check_same(jobs, [of] * len(seeds), ways=dict.fromkeys(("conv1", "conv2"), way))
+    check_same(jobs, [of] * len(seeds), algorithms=dict.fromkeys(("conv1", "conv2"), way))
 
 
 def test_bfloat16() -> None:
@@ -150,14 +150,16 @@ def test_bfloat16() -> None:
     recipe = Recipe("adam", 1e-3, 4, 8, 4)
     jobs = [TrainingJob(layers, initial_state(layers, seed), recipe, seed=seed) for seed in (0, 1)]
     for way in CONV_ALGORITHMS:
-        here, there, _ = on_both(jobs, [of] * 2, ways=dict.fromkeys(("conv1", "conv2"), way), precision="bfloat16")
+        here, there, _ = on_both(
+            jobs, [of] * 2, algorithms=dict.fromkeys(("conv1", "conv2"), way), precision="bfloat16"
+        )
         for a, b in zip(here, there, strict=True):
             np.testing.assert_allclose(a.curve.validation_loss, b.curve.validation_loss, rtol=1e-2)
             assert all(w.dtype == torch.float32 for w in b.end.weights.values())
     check_same([job(RECIPES["adam"]), job(RECIPES["adam"], pruned_start())], [DATA] * 2, precision="bfloat16")
 
 
-def test_a_diverging_replica_leaves_and_the_others_go_on() -> None:
+def test_other_replicas_continue_after_one_diverges() -> None:
     recipe = RECIPES["sgd"]
     start = pruned_start()
     wild = {n: w * 1e20 if n == "fc1.weight" else w for n, w in start.weights.items()}
@@ -167,7 +169,7 @@ def test_a_diverging_replica_leaves_and_the_others_go_on() -> None:
 
 
 @pytest.mark.parametrize("learned", [False, True])
-def test_gone_on_from_a_checkpoint(learned: bool) -> None:
+def test_resumed_from_a_checkpoint(learned: bool) -> None:
     recipe = RECIPES["adam"]
     made = mask_job(FAST["bernoulli, rescaled"], recipe) if learned else job(recipe, pruned_start())
     with pretend_gpu():
@@ -180,7 +182,7 @@ def test_gone_on_from_a_checkpoint(learned: bool) -> None:
     assert all(torch.equal(again.last_sampled_weights[n], w) for n, w in whole.last_sampled_weights.items())
 
 
-def test_how_to_convolve_and_how_many_fit_are_found_there(
+def test_algorithm_and_stack_size_are_measured(
     gpu: PretendGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path))
@@ -191,8 +193,8 @@ def test_how_to_convolve_and_how_many_fit_are_found_there(
     assert "synchronize" in gpu.waited
 
 
-def test_newcomers_go_on_in_the_recorded_step(gpu: PretendGpu) -> None:
-    """Six trainings through a stack of two: recorded once, replayed for all of them."""
+def test_new_runs_reuse_the_recorded_step(gpu: PretendGpu) -> None:
+    """Six runs through a stack of two: recorded once, replayed for all of them."""
     recipe = replace(RECIPES["adam"], iterations=40, evaluate_every=10)
     jobs = [replace(job_of("fc-24", d, recipe), seed=s) for s, d in enumerate((0.3, 0.2, 0.5, 1, 0.1, 0.4))]
     line = Line([(job, images()) for job in jobs], 2)
@@ -203,12 +205,12 @@ def test_newcomers_go_on_in_the_recorded_step(gpu: PretendGpu) -> None:
     assert all(w.isfinite().all() for end in ends for w in end.weights.values())
 
 
-# --- waiting ---
+# --- synchronization ---
 
 
 @pytest.mark.parametrize("made", ["fc", "conv2", "learned"])
-def test_an_interval_is_waited_for_once(gpu: PretendGpu, made: str) -> None:
-    """`train` waits when it reads the losses, `measure` when it reads what it found: for nothing between."""
+def test_one_synchronization_per_interval(gpu: PretendGpu, made: str) -> None:
+    """`train` waits when it reads the losses, `evaluate` when it reads its results, and nothing waits between."""
     jobs, of, ways = [job(RECIPES["adam"]), job(RECIPES["adam"], pruned_start())], DATA, {}
     if made == "conv2":
         of, layers = data((1, 8, 8), 10, train=40), architecture("conv2", (1, 8, 8), 10)
@@ -228,20 +230,20 @@ def test_an_interval_is_waited_for_once(gpu: PretendGpu, made: str) -> None:
         stack.train([first] * 2, 10)
         assert gpu.waited == ["a tensor is copied to the host"]
         sends.append(gpu.sent)
-    # What is sent, and what is done beside the graph, does not grow with the number of steps.
+    # Copies to the device and operations outside the graph do not grow with the number of steps.
     assert sends == [2 + len(stack.logits)] * 3
     assert gpu.done < 20
     assert [graph.replayed for graph in gpu.graphs] == [40 - WARMUP_STEPS]
     gpu.waited.clear()
-    stack.measure([0, 1], of.validation_images, of.validation_labels)
+    stack.evaluate([0, 1], of.validation_images, of.validation_labels)
     assert gpu.waited == ["a tensor is copied to the host"]
     gpu.waited.clear()
     stack.select([1])
     assert gpu.waited == []
 
 
-def test_a_stack_that_is_done_leaves_the_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not when Python looks for rings of references: the next stack needs its place."""
+def test_a_finished_stack_is_freed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a run of Python's cycle collector: the next stack needs the memory."""
     made: list[ref[Stack]] = []
     make = Stack.__init__
 
@@ -263,11 +265,11 @@ def test_a_stack_that_is_done_leaves_the_memory_at_once(monkeypatch: pytest.Monk
             gc.enable()
 
 
-# --- a step again and again ---
+# --- recorded steps ---
 
 
 @pytest.mark.parametrize("calls", [[1], [2], [3], [4], [10], [1, 1, 1, 1, 1], [2, 2, 2], [3, 1], [0, 5, 0, 5], [1, 10]])
-def test_exactly_as_many_steps_as_asked_for(gpu: PretendGpu, calls: list[int]) -> None:
+def test_exactly_the_requested_number_of_steps(gpu: PretendGpu, calls: list[int]) -> None:
     done = torch.zeros(1, dtype=torch.int64, device=CUDA)
 
     def step() -> None:
@@ -281,8 +283,8 @@ def test_exactly_as_many_steps_as_asked_for(gpu: PretendGpu, calls: list[int]) -
     assert sum(graph.replayed for graph in gpu.graphs) == max(0, sum(calls) - WARMUP_STEPS)
 
 
-def test_a_step_that_cannot_be_recorded_is_done_all_the_same(gpu: PretendGpu) -> None:
-    """One that waits for the device; it is said once."""
+def test_a_step_that_cannot_be_recorded_runs_eagerly(gpu: PretendGpu) -> None:
+    """A step that waits for the device; one warning."""
     losses, done = torch.ones(3, device=CUDA), torch.zeros(1, dtype=torch.int64, device=CUDA)
 
     def step() -> None:
@@ -297,7 +299,7 @@ def test_a_step_that_cannot_be_recorded_is_done_all_the_same(gpu: PretendGpu) ->
     assert done.cpu().item() == 9
 
 
-def test_a_gpu_without_memory_for_a_graph_says_so(gpu: PretendGpu) -> None:
+def test_out_of_memory_during_a_recording_is_raised(gpu: PretendGpu) -> None:
     calls = iter(range(9))
 
     def step() -> None:
@@ -312,7 +314,7 @@ def test_a_gpu_without_memory_for_a_graph_says_so(gpu: PretendGpu) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
-def test_settings_hold_while_a_stack_trains_and_are_put_back(precision: str) -> None:
+def test_precision_settings_are_restored(precision: str) -> None:
     def settings() -> tuple[object, ...]:
         products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
         return products.fp32_precision, cudnn.conv.fp32_precision, cudnn.deterministic, cudnn.benchmark  # type: ignore[attr-defined]
@@ -327,13 +329,13 @@ def test_settings_hold_while_a_stack_trains_and_are_put_back(precision: str) -> 
         assert settings() == before
 
 
-# --- the compiled optimiser ---
+# --- compiled optimizer ---
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_the_compiled_optimiser_moves_what_the_plain_one_moves(backend: str) -> None:
-    """Any number of replicas and weights, pruned or not, in place; more recipes than PyTorch compiles of one code."""
+def test_the_compiled_optimizer_agrees_with_the_plain_one(backend: str) -> None:
+    """Any shape, pruned or not, in place; more recipes than PyTorch compiles per code object."""
     if backend == "inductor" and which("g++") is None:
         pytest.skip("there is no compiler")
     compilations = 0
@@ -348,7 +350,7 @@ def test_the_compiled_optimiser_moves_what_the_plain_one_moves(backend: str) -> 
                 check_moves_the_same(plain, compiled, shape, pruned, len(optimizer_state_names(recipe)))
         assert 1 < counter.frame_count <= 8
         compilations += counter.frame_count
-    assert backend == "inductor" or compilations > 16, "few enough for one code: nothing was shown"
+    assert backend == "inductor" or compilations > 16, "too few compilations for one code object to be exceeded"
 
 
 def check_moves_the_same(
@@ -375,7 +377,7 @@ def check_moves_the_same(
 
 
 @pytest.mark.parametrize(("triton", "works"), [(False, True), (True, False), (True, True)])
-def test_where_the_compiler_does_not_work_there_is_none(
+def test_the_plain_optimizer_is_used_without_a_working_compiler(
     gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch, triton: bool, works: bool
 ) -> None:
     compilations: list[object] = []
@@ -391,7 +393,7 @@ def test_where_the_compiler_does_not_work_there_is_none(
 
     monkeypatch.setattr(optimizer, "find_spec", lambda _: object() if triton else None)
     monkeypatch.setattr(torch, "compile", compile_)
-    for cached in (optimizer.can_compile, optimizer._update):
+    for cached in (optimizer.can_compile, optimizer._make_step):
         monkeypatch.setattr(optimizer, cached.__name__, lru_cache(cached.__wrapped__))
     w, rate = torch.ones(1, 2, device=CUDA), torch.full((1, 1), -0.5, device=CUDA)
     for _ in range(2):
@@ -400,11 +402,11 @@ def test_where_the_compiler_does_not_work_there_is_none(
     assert len(compilations) == triton + (triton and works)
 
 
-# --- one at a time ---
+# --- reference engine ---
 
 
 @pytest.mark.parametrize("method", [None, *METHODS])
-def test_the_reference_trains_there_too(method: str | None) -> None:
+def test_the_reference_engine_on_the_pretended_gpu(method: str | None) -> None:
     recipe, engine = RECIPES["adam"], reference if method is None else reference_masks
     points: frozenset[Snapshot] = frozenset({"gradient", 33, "lowest_validation_loss"})
     made = job(recipe, pruned_start(), points=points) if method is None else mask_job(METHODS[method], recipe)
@@ -415,22 +417,22 @@ def test_the_reference_trains_there_too(method: str | None) -> None:
         with pytest.raises(Killed):
             engine.train([killed], [DATA], "cuda")
         again = engine.train([killed], [DATA], "cuda")[0]
-        # NumPy takes none but the CPU's.
+        # bits() goes through NumPy, which accepts CPU tensors only.
         found = outcome_bits(there), outcome_bits(again)
     assert gpu.done > 100
     assert found == (outcome_bits(here),) * 2
 
 
-# --- the benchmark ---
+# --- benchmark ---
 
 
 @pytest.mark.parametrize(
     ("device", "precision"), [("cpu", "float32"), ("cuda", "float32"), ("cuda", "tf32"), ("cuda", "bfloat16")]
 )
-def test_the_benchmark_measures_every_network(
+def test_the_benchmark_runs_for_every_network(
     device: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of small images: that it runs; its numbers are nobody's."""
+    """On small images: only that it runs; no number is checked."""
     benchmark = import_file(Path(__file__).parents[3] / "benchmarks" / "stacked.py", monkeypatch)
     monkeypatch.setattr(benchmark, "PRODUCTS", {"cpu": (8,), "cuda": (8, 16)})
     monkeypatch.setattr(benchmark, "SHAPES", dict.fromkeys(benchmark.SHAPES, (3, 8, 8)))

@@ -1,4 +1,4 @@
-"""The stacked engine: the reference's numbers for every replica, whoever shares the stack; frozen weights held."""
+"""The stacked engine against the reference engine: losses, weights, frozen weights, checkpoints, learned masks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ours(*jobs: TrainingJob) -> list[TrainingResult]:
     return stacked.train(jobs, [images()] * len(jobs))
 
 
-# --- the same numbers ---
+# --- agreement with the reference ---
 
 
 @pytest.mark.parametrize("frozen", [0.0, None], ids=["frozen at zero", "frozen at initial values"])
@@ -58,7 +58,7 @@ def test_one_step_agrees_with_plain_numpy(recipe: Recipe, frozen: float | None) 
 @pytest.mark.parametrize("network", ["fc-70-30", "fc-24", "fc-40-20-12"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_at_many_densities(recipe: str, network: str) -> None:
-    """After 1 step to 1e-5, after 200 to 1e-3 in every loss: four replicas, four densities, one stack."""
+    """Four replicas of four densities in one stack: 1e-5 after 1 step, 1e-3 in every loss after 200."""
     jobs = [job_of(network, density, RECIPES[recipe]) for density in (1, 0.3, 0.05, 0.005)]
     ones = [replace(job, recipe=replace(job.recipe, iterations=1)) for job in jobs]
     for job, found in zip(ones, ours(*ones), strict=True):
@@ -67,7 +67,7 @@ def test_every_recipe_at_many_densities(recipe: str, network: str) -> None:
         check_same_numbers(found, theirs(job))
 
 
-def test_every_mask0_action_and_every_certificate_holds() -> None:
+def test_every_mask0_action_passes_its_certificate() -> None:
     jobs = [job_of(density=0.1, mask0=mask0) for mask0 in MASK0_ACTIONS]
     for job, found in zip(jobs, ours(*jobs), strict=True):
         check_same_numbers(found, theirs(job))
@@ -82,8 +82,8 @@ def test_every_mask0_action_and_every_certificate_holds() -> None:
                 assert not values[~mask].view(torch.int32).any()
 
 
-def test_seeds_data_late_starts_and_points_of_its_own() -> None:
-    """Replicas that pause at different iterations, at different places of different data."""
+def test_different_seeds_data_late_starts_and_snapshots() -> None:
+    """Replicas that stop at different iterations and use different data."""
     recipe = replace(RECIPES["momentum with weight decay"], iterations=80, evaluate_every=20)
     late = start_of("fc-24", 0.5)
     first = job_of("fc-24", 0.3, recipe)
@@ -105,7 +105,7 @@ def test_seeds_data_late_starts_and_points_of_its_own() -> None:
     assert all(torch.equal(gradient.weights[n], g) for n, g in wanted_gradient.weights.items())
 
 
-def test_networks_and_recipes_that_differ_are_not_stacked_but_trained() -> None:
+def test_jobs_of_different_networks_and_recipes_are_trained_in_several_stacks() -> None:
     recipe = replace(RECIPES["adam"], iterations=20, evaluate_every=10)
     jobs = [job_of("fc-24", 0.3, recipe), job_of("fc-70-30", 0.3, recipe), job_of("fc-24", 1, replace(recipe, lr=1e-2))]
     for job, found in zip(jobs, ours(*jobs), strict=True):
@@ -119,7 +119,7 @@ def test_any_batch_size(batch: int) -> None:
     check_same_numbers(ours(job, job)[1], theirs(job))
 
 
-# --- neighbours ---
+# --- neighbors ---
 
 
 def test_a_replica_does_not_depend_on_its_neighbours() -> None:
@@ -165,27 +165,27 @@ def test_frozen_values_keep_their_bits_under_any_gradient(frozen: float) -> None
             assert torch.equal(before[~mask], after[~mask])
 
 
-def test_replicas_are_measured_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that pause at once with one look at the images; after the end, each by itself at its best."""
+def test_replicas_are_evaluated_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One evaluation for all replicas that pause; at the end one per replica, with its best weights."""
     looks: list[int] = []
-    measure = Stack.measure
+    measure = Stack.evaluate
 
     def counted(self, places, *given):  # type: ignore[no-untyped-def]
         looks.append(len(places))
         return measure(self, places, *given)
 
-    monkeypatch.setattr(Stack, "measure", counted)
+    monkeypatch.setattr(Stack, "evaluate", counted)
     recipe = replace(RECIPES["adam"], iterations=30, evaluate_every=10)
     ours(*[job_of("fc-24", density, recipe) for density in (1, 0.3, 0.1)])
     assert looks[:5] == [3] * 5
     assert looks[5:] == [1] * len(looks[5:])
 
 
-# --- killed, and gone on ---
+# --- resumed from a checkpoint ---
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_killed_training_goes_on_to_the_same_bits(recipe: str) -> None:
+def test_a_resumed_run_is_bit_identical(recipe: str) -> None:
     points: frozenset[Snapshot] = frozenset({3, 20, 47, "gradient", "lowest_validation_loss"})
     job = replace(job_of("fc-24", recipe=replace(RECIPES[recipe], iterations=50, evaluate_every=10)), points=points)
     whole = ours(job)[0]
@@ -196,7 +196,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(recipe: str) -> None:
         assert bits(ours(killed)[0]) == bits(whole)
 
 
-def test_when_one_is_told_to_stop_all_have_saved() -> None:
+def test_all_replicas_save_before_one_ends_the_training() -> None:
     job = job_of("fc-24", recipe=replace(RECIPES["adam"], iterations=50, evaluate_every=10))
     memories = [Memory(2), Memory(2), Memory(None)]
     jobs = [replace(job, seed=seed, checkpoints=memory) for seed, memory in enumerate(memories)]
@@ -208,10 +208,10 @@ def test_when_one_is_told_to_stop_all_have_saved() -> None:
         assert bits(outcome) == bits(whole)
 
 
-# --- masks that are learned ---
+# --- learned masks ---
 
 
-def test_stacked_coins_are_the_coins_of_each() -> None:
+def test_stacked_uniform_samples_equal_those_of_each_replica() -> None:
     keys = np.stack([sampling_keys(seed, "training", "fc1.weight", 7, 8)[0] for seed in range(5)])
     like = torch.zeros(5, 13, 11)
     found = batched_uniform_samples(keys_as_int32(keys, like), like)
@@ -230,7 +230,7 @@ MASK_RECIPES = {
     ("method", "recipe"),
     [(m, r) for m in FAST for r in MASK_RECIPES if (FAST[m].method, r) != TOO_SHARP],
 )
-def test_learned_masks_are_the_references(method: str, recipe: str) -> None:
+def test_learned_masks_agree_with_the_reference(method: str, recipe: str) -> None:
     how, layers = replace(FAST[method], samples=3), architecture("fc-24", SHAPE, CLASSES)
     scaled = replace(MASK_RECIPES[recipe], lr=MASK_RECIPES[recipe].lr / (2 if method.startswith("rounded") else 1))
     jobs = [mask_job(how, scaled, layers, seed) for seed in (0, 1, 0)]
@@ -245,8 +245,8 @@ def test_learned_masks_are_the_references(method: str, recipe: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_pass_of_each_replica_is_the_references(method: str) -> None:
-    """The very bits of what it computes with; the gradients of its logits up to the order of sums."""
+def test_masked_weights_agree_with_the_reference(method: str) -> None:
+    """Bit-identical masked weights; gradients of the logits up to the order of sums."""
     how, shape = METHODS[method], (4, 5, 7)
     rng = torch.Generator().manual_seed(0)
     logits, weights, upstream = (torch.randn(shape, generator=rng) for _ in range(3))
@@ -264,7 +264,7 @@ def test_a_pass_of_each_replica_is_the_references(method: str) -> None:
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in FAST])
 @pytest.mark.parametrize("recipe", ["sgd", "momentum with weight decay", "adam"])
-def test_masks_without_chance_are_learned_as_by_the_reference(method: str, recipe: str) -> None:
+def test_deterministic_masks_agree_with_the_reference(method: str, recipe: str) -> None:
     how = replace(METHODS[method], samples=1)
     jobs = [mask_job(how, recipes(how)[recipe], architecture("fc-24", SHAPE, CLASSES), seed) for seed in (0, 1, 0)]
     for job, found in zip(jobs, ours(*jobs), strict=True):
@@ -276,7 +276,7 @@ def test_masks_without_chance_are_learned_as_by_the_reference(method: str, recip
             assert torch.equal(found.end.weights[name], job.start.weights[name])
 
 
-def test_a_killed_mask_goes_on_to_the_same_bits() -> None:
+def test_a_resumed_learned_mask_is_bit_identical() -> None:
     recipe = Recipe("adam", 0.05, 20, 50, 10)
     job = mask_job(FAST["bernoulli, rescaled"], recipe, architecture("fc-24", SHAPE, CLASSES))
     whole = ours(job)[0]
@@ -293,7 +293,7 @@ def test_a_killed_mask_goes_on_to_the_same_bits() -> None:
 
 @pytest.mark.parametrize("way", CONV_ALGORITHMS)
 @pytest.mark.parametrize("shape", [(3, 4, 2, 5, 6, 7), (1, 2, 1, 8, 4, 3)])
-def test_every_way_to_convolve_is_one_convolution_a_replica(way: str, shape: tuple[int, ...]) -> None:
+def test_every_algorithm_is_one_convolution_per_replica(way: str, shape: tuple[int, ...]) -> None:
     replicas, count, channels, outputs, height, width = shape
     torch.manual_seed(0)
     x = torch.randn(replicas, count, channels, height, width, dtype=torch.float64, requires_grad=True)
@@ -310,19 +310,19 @@ def test_every_way_to_convolve_is_one_convolution_a_replica(way: str, shape: tup
 
 
 @pytest.mark.parametrize("way", CONV_ALGORITHMS)
-def test_conv2_gives_the_references_numbers(way: str) -> None:
+def test_conv2_agrees_with_the_reference(way: str) -> None:
     of = data((2, 8, 8), 10, train=60)
     layers = architecture("conv2", (2, 8, 8), 10)
     recipe = Recipe("sgd", 0.02, 10, 8, 4, momentum=0.9)
     jobs = [TrainingJob(layers, initial_state(layers, seed), recipe, seed=min(seed, 1)) for seed in range(3)]
-    found = stacked.train(jobs, [of] * 3, ways=dict.fromkeys(("conv1", "conv2"), way))
+    found = stacked.train(jobs, [of] * 3, algorithms=dict.fromkeys(("conv1", "conv2"), way))
     for job, outcome in zip(jobs, found, strict=True):
         wanted = theirs(job, of)
         check_same_numbers(outcome, wanted)
         assert distance(outcome.end, wanted.end) < 1e-5
 
 
-def test_a_mask_of_convolutions_is_learned_too() -> None:
+def test_a_learned_mask_of_convolutions() -> None:
     of = data((1, 8, 8), 10, train=60)
     layers = architecture("conv2", (1, 8, 8), 10)
     job = mask_job(replace(FAST["bernoulli"], samples=2), Recipe("sgd", 2.0, 10, 6, 3), layers)
@@ -331,11 +331,11 @@ def test_a_mask_of_convolutions_is_learned_too() -> None:
     np.testing.assert_allclose(found.curve.validation_loss, wanted.curve.validation_loss, rtol=1e-4)
 
 
-# --- who sees what ---
+# --- shared mini-batches ---
 
 
 @pytest.mark.parametrize(
-    ("sees", "blocks"),
+    ("batch_keys", "groups"),
     [
         ("a", [BatchGroup(0, 1, 0, 1)]),
         ("aaa", [BatchGroup(0, 1, 0, 3)]),
@@ -344,13 +344,13 @@ def test_a_mask_of_convolutions_is_learned_too() -> None:
         ("abbcca", [BatchGroup(0, 1, 0, 1), BatchGroup(1, 2, 1, 2), BatchGroup(3, 1, 5, 1)]),
     ],
 )
-def test_blocks_of_replicas_that_share_their_batch(sees: str, blocks: list[BatchGroup]) -> None:
-    assert group_batches(sees) == blocks
-    assert sum(block.batches * block.each for block in blocks) == len(sees)
+def test_groups_of_replicas_that_share_their_batch(batch_keys: str, groups: list[BatchGroup]) -> None:
+    assert group_batches(batch_keys) == groups
+    assert sum(group.num_batches * group.replicas_per_batch for group in groups) == len(batch_keys)
 
 
 def test_jobs_of_one_seed_share_their_batch_and_others_do_not() -> None:
-    """Two seeds, two data sets, of unequal counts: every replica still has the reference's numbers."""
+    """Two seeds and two data sets of unequal counts: every replica agrees with the reference."""
     recipe = replace(RECIPES["adam"], iterations=10, evaluate_every=5)
     jobs = [replace(job_of("fc-24", density, recipe), seed=seed) for seed in (0, 4, 0) for density in (1, 0.2)][:5]
     of = [images(), images(), other_images(), images(), images()]

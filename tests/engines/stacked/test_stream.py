@@ -1,4 +1,4 @@
-"""A stack that is fed: whoever joins later, in the place of one that has ended, comes to what it comes to alone."""
+"""A stack with a job source: runs that join later, in the slots of finished ones, agree with runs that were alone."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def check_as_alone(job: TrainingJob, of: SplitData, found: TrainingResult) -> No
 
 
 def seven(recipe: Recipe) -> tuple[list[TrainingJob], list[SplitData]]:
-    """Dense ones first, then pruned ones; late starts, points of their own, one that diverges, other data."""
+    """Seven jobs: dense and pruned, late starts, snapshots, one that diverges, one with other data."""
     dense, first = job_of("fc-24", 1, recipe), job_of("fc-24", 0.3, recipe)
     start = first.start
-    # Adam's steps are as small for these: it diverges before its first.
+    # Adam's steps do not grow with the gradient: weights large enough to diverge before the first step.
     huge = {n: w * (1e20 if recipe.optimizer == "sgd" else 1e40) for n, w in start.weights.items()}
     jobs = [
         dense,
@@ -69,7 +69,7 @@ def seven(recipe: Recipe) -> tuple[list[TrainingJob], list[SplitData]]:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 9])
 @pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay"])
-def test_whoever_joins_later_comes_to_what_it_comes_to_alone(recipe: str, size: int) -> None:
+def test_runs_that_join_later_agree_with_runs_that_were_alone(recipe: str, size: int) -> None:
     jobs, of = seven(replace(RECIPES[recipe], iterations=60, evaluate_every=10))
     found, line = fed(jobs, of, size)
     for job, d, outcome in zip(jobs, of, found, strict=True):
@@ -84,28 +84,28 @@ def test_whoever_joins_later_comes_to_what_it_comes_to_alone(recipe: str, size: 
     assert all(seconds > 0 for seconds in line.seconds)
 
 
-def test_a_stack_of_one_that_is_fed_gives_the_bits_of_each_alone() -> None:
+def test_a_stream_through_a_stack_of_one_is_bit_identical() -> None:
     jobs, of = seven(replace(RECIPES["adam"], iterations=60, evaluate_every=10))
     found, _ = fed(jobs, of, 1)
     for job, d, outcome in zip(jobs, of, found, strict=True):
         assert bits(outcome) == bits(stacked.train([job], [d])[0])
 
 
-def test_all_that_ended_are_told_before_more_is_asked() -> None:
+def test_results_are_delivered_before_more_jobs_are_requested() -> None:
     recipe = replace(RECIPES["adam"], iterations=20, evaluate_every=10)
     jobs = [replace(job_of("fc-24", 0.3, recipe), seed=seed) for seed in range(5)]
     _, line = fed(jobs, [images()] * 5, 2)
     pause = ["ended", "ended"]
     assert line.calls == ["more 2", *pause, "more 2", *pause, "more 1", "more 0", "ended", "more 0"]
-    # Where there is room it is asked where some are evaluated: here in the middle of the first one.
+    # With free slots jobs are requested at every evaluation: here in the middle of the first run.
     _, line = fed(jobs[:3], [images()] * 3, 2, give=1)
     assert line.calls == ["more 1", "more 1", "ended", "more 1", "ended", "more 0", "ended", "more 0"]
     _, line = fed([replace(jobs[0], points=frozenset({5, 13}))], [images()], 2)
-    assert line.calls == ["more 1", "more 0", "ended", "more 0"], "asked where only a point is kept"
+    assert line.calls == ["more 1", "more 0", "ended", "more 0"], "requested at a stop that only records a snapshot"
 
 
-def test_the_shares_of_time_are_the_whole_and_without_the_feeds_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that moves by 1 where a stack trains, by 100 where it is fed."""
+def test_shares_of_time_add_up_without_the_time_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that advances by 1 while a stack trains and by 100 in the source."""
     now = [0.0]
     monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
     train = Stack.train
@@ -127,15 +127,15 @@ def test_the_shares_of_time_are_the_whole_and_without_the_feeds_own(monkeypatch:
     assert line.seconds == [1.0, 1.0, 2.0]
 
 
-def test_newcomers_take_places_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the step that a GPU has recorded holds on: nothing that it reads or writes is elsewhere afterwards."""
+def test_new_runs_replace_finished_ones_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recorded step stays valid: every tensor that it reads or writes keeps its address."""
     seen: list[tuple[object, set[int]]] = []
     step = Stack.train
 
     def noted(self, firsts, steps):  # type: ignore[no-untyped-def]
         found = step(self, firsts, steps)
-        tensors = [*self.weights.values(), *self.others.values(), *self._bits.values(), self.images.pixels]
-        tensors += [moment for moments in self.kept.values() for moment in moments]
+        tensors = [*self.weights.values(), *self.unmasked.values(), *self._mask_bits.values(), self.images.pixels]
+        tensors += [moment for moments in self.optimizer_state.values() for moment in moments]
         seen.append((self._step, {t.data_ptr() for t in tensors}))
         return found
 
@@ -149,21 +149,21 @@ def test_newcomers_take_places_in_place(monkeypatch: pytest.MonkeyPatch) -> None
         check_as_alone(job, images(), outcome)
 
 
-def test_what_nobody_in_the_stack_is_measured_on_is_forgotten() -> None:
+def test_evaluation_data_of_replaced_runs_is_forgotten() -> None:
     recipe = replace(RECIPES["sgd"], iterations=2, evaluate_every=1)
     jobs = [replace(job_of("fc-24", 0.3, recipe), seed=seed) for seed in range(2)]
     stack = Stack(jobs, [images(), other_images()], torch.device("cpu"), "float32", {})
     for d in (images(), other_images()):
-        stack.measure([0, 1], d.validation_images, d.validation_labels)
-    assert len(stack.images._there) == 4
+        stack.evaluate([0, 1], d.validation_images, d.validation_labels)
+    assert len(stack.images._evaluation_tensors) == 4
     stack.replace([1], jobs[1:], [images()])
-    assert len(stack.images._there) == 2
+    assert len(stack.images._evaluation_tensors) == 2
     stack.replace([0], jobs[:1], [images()])
     assert stack.train([0, 0], 2).shape == (2, 2)
 
 
-def test_a_chain_whose_next_level_joins_when_the_one_before_has_ended() -> None:
-    """Magnitude pruning by half, three levels, two seeds, beside a training that takes no part."""
+def test_a_chain_whose_next_level_joins_after_the_previous_one() -> None:
+    """Magnitude pruning by half, three levels, two seeds."""
     recipe = replace(RECIPES["adam"], iterations=20, evaluate_every=10)
     firsts = [replace(job_of("fc-24", 1, recipe), seed=seed) for seed in range(2)]
 
@@ -196,7 +196,7 @@ def test_a_chain_whose_next_level_joins_when_the_one_before_has_ended() -> None:
 
 
 def test_learned_masks_that_join_later() -> None:
-    """One of them is at its end when it joins: it has no pass of its own, and takes none of whose place it has."""
+    """One of them joins at its last iteration: it has no pass of its own, and must not report that of its slot."""
     recipe = Recipe("adam", 0.05, 20, 50, 10)
     layers = architecture("fc-24", SHAPE, CLASSES)
     jobs = [mask_job(FAST["bernoulli, rescaled"], recipe, layers, seed) for seed in range(5)]
@@ -210,7 +210,7 @@ def test_learned_masks_that_join_later() -> None:
             assert ((outcome.last_sampled_weights[name] != 0) == (passed != 0)).float().mean() > 0.99
 
 
-def test_a_killed_stack_that_was_fed_goes_on() -> None:
+def test_a_killed_stream_resumes() -> None:
     recipe = replace(RECIPES["adam"], iterations=50, evaluate_every=10)
     memories = [Memory(None), Memory(None), Memory(7), Memory(None)]
     starts = [0, 20, 0, 0]
@@ -222,16 +222,17 @@ def test_a_killed_stack_that_was_fed_goes_on() -> None:
     memories[2].kill_after = 2
     with pytest.raises(Killed):
         fed(jobs, [images()] * 4, 2)
-    # The second was done after 30 of the first's 50, the third took its place; both saved at the same pause.
+    # The second run finished after 30 of the 50 iterations of the first, and the third took its slot; the first and the
+    # third saved at the same stop.
     assert [memory.count for memory in memories] == [5, 3, 2, 0]
     found, line = fed([jobs[0], *jobs[2:]], [images()] * 3, 2)
     for job, outcome in zip([plain[0], *plain[2:]], found, strict=True):
         check_as_alone(job, images(), outcome)
-    assert line.calls[:3] == ["more 2", "ended", "more 1"], "the first was at its end"
+    assert line.calls[:3] == ["more 2", "ended", "more 1"], "the first run was at its last iteration"
 
 
 @pytest.mark.parametrize("when", ["more", "ended"])
-def test_what_the_feed_raises_ends_all(when: str) -> None:
+def test_errors_of_the_source_end_the_training(when: str) -> None:
     class Broken(Line):
         def next_jobs(self, room: int) -> list[tuple[TrainingJob, SplitData]]:
             if when == "more" and self.calls:
@@ -250,8 +251,8 @@ def test_what_the_feed_raises_ends_all(when: str) -> None:
     assert len(line.outcomes) == (1 if when == "ended" else 2)
 
 
-def test_the_feed_computes_with_numbers_as_they_are() -> None:
-    """Numbers that count as zero while a stack trains are those of whoever feeds it again."""
+def test_denormals_are_not_flushed_in_the_source() -> None:
+    """The floating-point settings of training do not hold in the source."""
     tiny_numbers = []
 
     class Asked(Line):
@@ -266,8 +267,8 @@ def test_the_feed_computes_with_numbers_as_they_are() -> None:
     assert tiny_numbers == [True, True]
 
 
-def test_its_memory_is_free_when_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, and not when Python looks for cycles next: nothing of a GPU makes it look."""
+def test_memory_is_free_after_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a run of Python's cycle collector, which a full GPU does not trigger."""
     made: list[ref[Stack]] = []
     train = Stack.train
 
