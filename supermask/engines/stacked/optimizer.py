@@ -14,7 +14,7 @@ from torch import Tensor
 
 from supermask.core.recipe import Recipe
 from supermask.engines.job import Array
-from supermask.engines.sparse.kernels.optimizer import optimizer_step_table
+from supermask.engines.optimizer_steps import optimizer_step_table
 
 OptimizerStep = Callable[[Tensor, Tensor, Tensor | None, Sequence[Tensor], Tensor, Tensor], None]
 """Moves w in place, and uses the gradient up. All tensors are `(replicas, numbers)`: w, its gradient, `mask_bits` (None
