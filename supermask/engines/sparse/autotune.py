@@ -28,13 +28,13 @@ from supermask.core.recipe import Recipe
 from supermask.core.rng import child_streams, random_stream
 from supermask.core.types import InitialState, SplitData
 from supermask.engines.job import Array, TrainingJob
+from supermask.engines.optimizer_steps import OPTIMIZER
 from supermask.engines.reference import flush_denormals
 from supermask.engines.sparse.conv_layer import Conv3x3Layer
 from supermask.engines.sparse.convolutional import ConvNetTrainer
 from supermask.engines.sparse.costs import KernelChoice, KernelCost, LayerKernelCosts, Traversal, TraversalCosts
 from supermask.engines.sparse.fully_connected import MLPTrainer
 from supermask.engines.sparse.kernels.jit import SOURCE_HASH
-from supermask.engines.sparse.kernels.optimizer import OPTIMIZER
 from supermask.engines.sparse.kernels.simd import VECTOR_WIDTH
 from supermask.engines.sparse.kernels.simd16 import VEC16_WIDTH
 from supermask.engines.sparse.layers import LinearLayer

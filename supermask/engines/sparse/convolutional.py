@@ -10,10 +10,10 @@ import torch
 from supermask.core.types import NetworkState, SplitData, Weights
 from supermask.engines import reference
 from supermask.engines.job import Array, BatchSampler, TrainingJob, flatten_images
+from supermask.engines.optimizer_steps import optimizer_state_names, optimizer_step_table
 from supermask.engines.sparse.conv_layer import GROUPS, Conv3x3Layer, flattened_layout, plane_layout
 from supermask.engines.sparse.costs import LayerKernelCosts, choose_kernels
 from supermask.engines.sparse.kernels import conv, matmul
-from supermask.engines.sparse.kernels.optimizer import optimizer_state_names, optimizer_step_table
 from supermask.engines.sparse.kernels.simd import VECTOR_WIDTH
 from supermask.engines.sparse.kernels.simd16 import VEC16_WIDTH
 from supermask.engines.sparse.layers import CompactParam, Floats, LinearLayer

@@ -12,10 +12,10 @@ from torch import Tensor
 from supermask.core.types import NetworkState, SplitData, Weights
 from supermask.engines import reference
 from supermask.engines.job import Array, BatchSampler, TrainingJob, flatten_images
+from supermask.engines.optimizer_steps import optimizer_state_names, optimizer_step_table
 from supermask.engines.sparse.costs import CACHE_COLUMNS, Traversal, block_index
 from supermask.engines.sparse.kernels import layout, mlp
 from supermask.engines.sparse.kernels.matmul import ROWS
-from supermask.engines.sparse.kernels.optimizer import optimizer_state_names, optimizer_step_table
 from supermask.engines.sparse.kernels.simd import VECTOR_WIDTH, aligned_zeros, round_up
 from supermask.engines.training import OptimizerState
 from supermask.networks.sequential import Dense

@@ -8,10 +8,10 @@ import torch
 from supermask.core.learned_masks import sampling_keys
 from supermask.core.types import NetworkState, SplitData, Weights
 from supermask.engines.job import Array, BatchSampler, TrainingJob, flatten_images
+from supermask.engines.optimizer_steps import OPTIMIZER, optimizer_state_names, optimizer_step_table
 from supermask.engines.sparse.costs import Traversal
 from supermask.engines.sparse.fully_connected import MLPTrainer
 from supermask.engines.sparse.kernels import mlp, mlp_masks
-from supermask.engines.sparse.kernels.optimizer import OPTIMIZER, optimizer_state_names, optimizer_step_table
 from supermask.engines.sparse.kernels.simd import aligned_zeros
 from supermask.engines.training import OptimizerState
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from supermask.core.recipe import Recipe
 from supermask.engines.job import Array
-from supermask.engines.sparse.kernels.optimizer import optimizer_step_table
+from supermask.engines.optimizer_steps import optimizer_step_table
 
 OptimizerStep = Callable[[Tensor, Tensor, Tensor | None, Sequence[Tensor], Tensor, Tensor], None]
 """(w, gradient, bits, moments, rate, second) -> None: moves w and the moments in place and destroys the gradient.

@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from supermask.core.learned_masks import sampling_keys
 from supermask.core.types import NetworkState, SplitData, Weights
 from supermask.engines.job import Array, BatchSampler, TrainingJob
+from supermask.engines.optimizer_steps import optimizer_state_names
 from supermask.engines.selection import Precision
-from supermask.engines.sparse.kernels.optimizer import optimizer_state_names
 from supermask.engines.stacked.cuda_graph import CudaGraphStep
 from supermask.engines.stacked.device import autocast_factory
 from supermask.engines.stacked.forward import BatchGroup, DeviceImages, forward, group_batches, masked_weights

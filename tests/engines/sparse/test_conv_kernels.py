@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d
 
+from supermask.engines.optimizer_steps import OPTIMIZER
 from supermask.engines.sparse.conv_layer import Conv3x3Layer, PixelLayout, plane_layout
 from supermask.engines.sparse.costs import KernelChoice
 from supermask.engines.sparse.kernels import conv, matmul
-from supermask.engines.sparse.kernels.optimizer import OPTIMIZER
 from supermask.engines.sparse.kernels.simd import VECTOR_WIDTH, aligned_zeros
 from supermask.engines.sparse.kernels.simd16 import VEC16_WIDTH
 from supermask.engines.sparse.layers import LinearLayer

@@ -30,7 +30,7 @@ from supermask.core.recipe import Recipe
 from supermask.core.types import Snapshot, SplitData, TrainingResult
 from supermask.engines import reference, reference_masks, stacked
 from supermask.engines.job import TrainingJob
-from supermask.engines.sparse.kernels.optimizer import optimizer_state_names
+from supermask.engines.optimizer_steps import optimizer_state_names
 from supermask.engines.stacked import autotune, optimizer
 from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
