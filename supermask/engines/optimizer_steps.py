@@ -33,7 +33,7 @@ def optimizer_step_table(recipe: Recipe, began: int, first: int, last: int) -> A
 
 
 def optimizer_state_names(recipe: Recipe) -> tuple[str, ...]:
-    """Return PyTorch's names of the optimizer's state per weight: two for Adam, one for SGD with momentum, else none."""
+    """Return PyTorch's names of the optimizer state per weight: two for Adam, one for SGD with momentum, else none."""
     if recipe.optimizer == "adam":
         return ("exp_avg", "exp_avg_sq")
     return ("momentum_buffer",) if recipe.momentum else ()
