@@ -1,6 +1,9 @@
-"""The lottery ticket algorithm, whole: from a parent's training and a step, the start of the next run.
+"""The lottery ticket algorithm: from a parent run and a pruning step to the initial state of the next run.
 
-Pure: it knows no disk, no engine, no study. Source: paper.md section 1.
+    masks = compute_masks(parent, step, rng)           # score every weight, keep the top
+    start = apply_masks(masks, parent, step, rng)      # set the kept weights, freeze the pruned ones
+
+These are pure functions without disk, engine or study. Source: Zhou et al. 2019, Sec. 1.
 """
 
 from __future__ import annotations
@@ -22,76 +25,76 @@ if TYPE_CHECKING:
 
 
 Scope = Literal["layer", "global", "threshold"]
-"""What is kept: the top of each layer, the top of all layers together, or every weight whose score is above 0."""
+"""Set of weights that is ranked together: each layer, all layers, or none (keep every score above 0)."""
 
 
 @dataclass(frozen=True)
 class PruneStep:
-    """One treatment's way from a run to the next: mask criterion, mask-1 action, mask-0 action, and how much."""
+    """One pruning round of a treatment: mask criterion, mask-1 action, mask-0 action, and how much to prune."""
 
     criterion: Criterion
     mask1: str
     mask0: str
     rates: Mapping[str, float]
-    """Prune rate by kind of tensor (`conv`, `hidden`, `output`); under global ranking, the one called `global`; under a
-    threshold, none."""
+    """Prune rate by kind of tensor (`conv`, `hidden`, `output`); for global ranking the rate `global`; empty for a
+    threshold."""
     scope: Scope = "layer"
     levels: int = 1
-    """How many levels' worth to prune at once: 1 in a chain, n for one-shot pruning straight to level n."""
+    """Number of levels to prune at once: 1 in a chain, n for one-shot pruning to level n."""
     w_init: Snapshot = "start"
     w_final: Snapshot = "end"
     rewind_to: Snapshot = "start"
     rescaled: bool = False
     rescaled_before: bool = True
-    """Whether the level before was rescaled too, if this one is; then its weights carry their factor already."""
+    """Whether the previous level was rescaled too, so that its weights contain the factor already."""
 
     @property
     def points(self) -> set[Snapshot]:
-        """The points of the parent's trajectory that this step reads."""
+        """Snapshots of the parent's trajectory that this step reads."""
         return {self.w_init, self.w_final, self.rewind_to}
 
 
 @dataclass(frozen=True)
 class ParentRun:
-    """A finished training, as the next round sees it."""
+    """A finished training as the next pruning round reads it."""
 
     start: InitialState
     points: Mapping[Snapshot, NetworkState]
     maskables: Mapping[str, PrunableTensor]
     learned: Callable[[Weights], Weights] | None = None
-    """Of a training that learned a mask: what its logits say of each weight, above 0 = keep."""
+    """Maps logits to mask scores, above 0 = keep. None unless the parent learned a mask."""
 
     def state_at(self, point: Snapshot) -> NetworkState:
-        """The parent's weights at a point of its trajectory; `start` (or the iteration it started at) included."""
+        """Return the parent's state at a snapshot. `start` and its first iteration mean the initial state."""
         return self.start.state if point in ("start", self.start.first_iteration) else self.points[point]
 
     def layers(self, step: PruneStep) -> dict[str, Layer]:
-        """Every maskable tensor between the step's two points."""
-        w_init, w_final, rewound = (self.state_at(p).weights for p in (step.w_init, step.w_final, step.rewind_to))
+        """Return the input of criteria and actions: every prunable tensor at the step's snapshots."""
+        w_init, w_final, w_rewind = (self.state_at(p).weights for p in (step.w_init, step.w_final, step.rewind_to))
         gradient: Weights = self.state_at("gradient").weights if "gradient" in self.points else {}
-        alive, learned = self.start.masks, dict[str, "Tensor"]()
+        alive, mask_scores = self.start.masks, dict[str, "Tensor"]()
         if self.learned is not None and "end" in self.points:
-            learned = self.learned(self.state_at("end").logits)
+            mask_scores = self.learned(self.state_at("end").logits)
         return {
-            n: Layer(m.std, w_init[n], w_final[n], alive[n], rewound[n], gradient.get(n), learned.get(n))
+            n: Layer(m.std, w_init[n], w_final[n], alive[n], w_rewind[n], gradient.get(n), mask_scores.get(n))
             for n, m in self.maskables.items()
         }
 
 
 def prune_and_reset(parent: ParentRun, step: PruneStep, rng: Streams) -> InitialState:
-    """One round of the paper: score, keep the top, set what is kept, freeze what is pruned.
+    """Run one round of the algorithm: score, keep the top, set the kept weights, freeze the pruned ones.
 
-    A weight that was dead before keeps its frozen value: it was decided at the level at which it was pruned.
-    Raises ValueError if the criterion gives something else than one number a weight.
-    Source: paper.md section 1, steps 3 to 5.
+    Weights that were pruned earlier keep their frozen values: those are decided at the level that prunes the weight.
+    Raises ValueError if the criterion does not return one number per weight.
+    Source: Zhou et al. 2019, Sec. 1.
     """
     return apply_masks(compute_masks(parent, step, rng), parent, step, rng)
 
 
 def compute_masks(parent: ParentRun, step: PruneStep, rng: Streams) -> Masks:
-    """Step 3: of each layer's alive weights, the highest-scoring stay; exact counts, ties at random.
+    """Keep the highest-scoring alive weights, with exact counts and random ties.
 
-    Raises ValueError if the criterion gives something else than one number a weight. Source: paper.md section 1.
+    Raises ValueError if the criterion does not return one number per weight. Source: Zhou et al. 2019, Sec. 2.
     """
     scores, alive = compute_scores(parent, step, rng), parent.start.masks
     if step.scope == "threshold":
@@ -100,9 +103,9 @@ def compute_masks(parent: ParentRun, step: PruneStep, rng: Streams) -> Masks:
 
 
 def compute_scores(parent: ParentRun, step: PruneStep, rng: Streams) -> Weights:
-    """One score a weight, higher = keep. Raises ValueError if the criterion gives something else.
+    """Return one score per weight, in the shapes of the kernels; the highest are kept.
 
-    Source: paper.md section 1, step 3.
+    Raises ValueError if the criterion does not return one number per weight. Source: Zhou et al. 2019, Sec. 2.
     """
     return {
         name: _score(step.criterion, layer, rng("score", name), name) for name, layer in parent.layers(step).items()
@@ -110,9 +113,9 @@ def compute_scores(parent: ParentRun, step: PruneStep, rng: Streams) -> Weights:
 
 
 def apply_masks(masks: Masks, parent: ParentRun, step: PruneStep, rng: Streams) -> InitialState:
-    """Steps 4 and 5: with these masks, what kept weights start from and where pruned ones are frozen.
+    """Set the kept weights by the mask-1 action and freeze the pruned ones by the mask-0 action.
 
-    Source: paper.md section 1.
+    Source: Zhou et al. 2019, Sec. 3 and 4.
     """
     weights = {}
     for name, layer in parent.layers(step).items():
@@ -120,16 +123,17 @@ def apply_masks(masks: Masks, parent: ParentRun, step: PruneStep, rng: Streams) 
         if step.rescaled:
             kept = kept * rescale_factor(step.mask1, layer, masks[name], step.rescaled_before)
         values = MASK0_ACTIONS[step.mask0](layer, masks[name], kept, rng("mask0", name))
+        # Weights pruned at earlier levels stay frozen at the values they were given then.
         weights[name] = values.where(layer.alive, parent.start.weights[name])
     return InitialState(weights, masks, parent.state_at(step.rewind_to).unmasked, first_iteration(parent, step))
 
 
 def keep_counts(parent: ParentRun, step: PruneStep) -> dict[str, int] | int:
-    """How many weights the next run keeps: in each layer, or in all together under global ranking. Exact.
+    """Return the exact number of weights to keep: per layer, or in all layers together under global ranking.
 
-    Source: paper.md section 1, step 3; one-shot pruning keeps what a chain of as many levels would.
+    One-shot pruning keeps as many as a chain of that many levels. Source: Zhou et al. 2019, Sec. 1.
     """
-    assert step.scope != "threshold", "a threshold keeps what is above it"
+    assert step.scope != "threshold", "a threshold has no count"
     alive = {name: int(mask.sum()) for name, mask in parent.start.masks.items()}
     if step.scope == "global":
         return remaining_after(sum(alive.values()), step.rates["global"], step.levels)
@@ -137,9 +141,9 @@ def keep_counts(parent: ParentRun, step: PruneStep) -> dict[str, int] | int:
 
 
 def first_iteration(parent: ParentRun, step: PruneStep) -> int:
-    """Where the next run's data order and learning-rate schedule begin: at k after late rewinding to iteration k.
+    """Return the iteration at which data order and learning-rate schedule resume: k after late rewinding to k.
 
-    Source: paper.md section 4 (`rewind`).
+    Source: Zhou et al. 2019, authors' response, item 1.
     """
     if step.rewind_to == "start":
         return parent.start.first_iteration
@@ -149,9 +153,15 @@ def first_iteration(parent: ParentRun, step: PruneStep) -> int:
 def _score(criterion: Criterion, layer: Layer, rng: Stream, name: str) -> Tensor:
     import torch
 
-    # A user's criterion that writes into its layer must not change what the weights are rewound to.
-    own = replace(layer, w_init=layer.w_init.clone(), w_final=layer.w_final.clone(), alive=layer.alive.clone())
-    scores = criterion(replace(own, w_rewind=layer.w_rewind.clone()), rng)
+    # Clones: a user's criterion that writes into its layer must not change what the weights are rewound to.
+    layer_copy = replace(
+        layer,
+        w_init=layer.w_init.clone(),
+        w_final=layer.w_final.clone(),
+        alive=layer.alive.clone(),
+        w_rewind=layer.w_rewind.clone(),
+    )
+    scores = criterion(layer_copy, rng)
     if isinstance(scores, np.ndarray):
         scores = torch.from_numpy(scores)
     expected = tuple(layer.w_final.shape)
@@ -159,6 +169,6 @@ def _score(criterion: Criterion, layer: Layer, rng: Stream, name: str) -> Tensor
         shape = f" of shape {tuple(scores.shape)}" if hasattr(scores, "shape") else ""
         raise ValueError(
             f"criterion {getattr(criterion, '__name__', criterion)!r} gave {type(scores).__name__}{shape} for {name}; "
-            f"it has to give one score a weight, a tensor or array of shape {expected}"
+            f"it has to return one score per weight, a tensor or array of shape {expected}"
         )
     return scores.detach()

@@ -125,7 +125,7 @@ def test_a_users_own_criterion_works_in_worker_processes(folder: Path) -> None:
     ("body", "expected_text"),
     [
         ("return layer.w_final * float('nan')", "is NaN"),
-        ("return layer.w_final.sum()", "one score a weight"),
+        ("return layer.w_final.sum()", "one score per weight"),
         ("raise KeyError('oops')", r"failed at line 4 of .*local_criterion_\d+\.py: KeyError: 'oops'"),
     ],
 )

@@ -438,8 +438,8 @@ def test_a_user_criterion_that_changed_since_the_plan_is_not_called(
     ("body", "says"),
     [
         ("return layer.w_final * float('nan')", "a score of .* is NaN"),
-        ("return layer.w_final.abs().sum()", "one score a weight"),
-        ("return layer.w_final[:, :1]", "one score a weight"),
+        ("return layer.w_final.abs().sum()", "one score per weight"),
+        ("return layer.w_final[:, :1]", "one score per weight"),
         ("return layer.w_final.tolist()", "gave list"),
         ("return None", "gave NoneType"),
         ("return layer.w_fnial", r"failed at line 4 of .*own_criterion_\d+\.py: AttributeError: .*w_fnial"),
