@@ -1,1 +1,1 @@
-"""Engines: from starts to outcomes. `reference` defines what is correct; the others have to agree with it."""
+"""Engines: from initial state to training result. `reference` defines the correct numbers; the others must agree."""

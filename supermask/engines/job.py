@@ -1,4 +1,4 @@
-"""What every engine is given, and what engines share: data, the order of batches, the watch over a training."""
+"""Input of every engine, and the parts all engines share: order of batches, stopping points, metrics of one run."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ Array = NDArray[Any]
 
 
 class Checkpointer(Protocol):
-    """Where a long training leaves its state, so that a killed one goes on from there to the same bits."""
+    """Storage for the state of one training run, so that a killed run resumes and is bit-identical."""
 
-    def load(self) -> tuple[dict[str, Any], dict[str, Array]] | None: ...
+    def load(self) -> tuple[dict[str, Any], dict[str, Array]] | None:
+        """Return the facts and tensors of the last checkpoint, or None if there is none."""
 
     def should_save(self) -> bool:
-        """Whether the engine should save now; asked at every evaluation."""
+        """Return True if the engine should save a checkpoint now. Called at every evaluation."""
 
     def on_evaluation(self, curve: LearningCurve) -> None:
-        """Told of the curve so far, at every evaluation; to look at, not to keep."""
+        """Receive the learning curve so far, at every evaluation. Read it; do not keep it."""
 
     def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None:
-        """Keeps a copy: the arrays are the training's own, and it goes on changing them. May raise, to end it."""
+        """Store a copy: the arrays belong to the run, which goes on changing them. May raise to end the run."""
 
 
 class NullCheckpointer:
-    """For trainings that nobody interrupts."""
+    """Checkpointer of runs that are never interrupted: saves nothing."""
 
     def load(self) -> None:
         return None
@@ -50,101 +51,108 @@ class NullCheckpointer:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One training to be done."""
+    """One training run to perform."""
 
     layers: Architecture
     start: InitialState
     recipe: Recipe
     seed: int
     points: frozenset[Snapshot] = frozenset()
-    """Points of the trajectory to keep besides the end."""
+    """Snapshots of the trajectory to keep besides the end."""
     checkpoints: Checkpointer = field(default_factory=NullCheckpointer)
     learning: MaskLearning | None = None
-    """How a mask is learned, where it is not the weights that are trained."""
+    """Settings of mask learning; None if the weights are trained."""
 
     def __post_init__(self) -> None:
-        passed = range(self.start.first_iteration, self.recipe.iterations + 1)
-        assert len(passed) > 0, "the training would begin after its end"
-        assert all(point in passed for point in self.points if isinstance(point, int)), "a point that is never passed"
+        iterations = range(self.start.first_iteration, self.recipe.iterations + 1)
+        assert len(iterations) > 0, "the training would begin after its end"
+        assert all(p in iterations for p in self.points if isinstance(p, int)), "a snapshot that is never reached"
 
 
 class BatchSampler:
-    """Which images make up mini-batch i: one endless sequence of passes, each a fresh permutation of its own stream.
+    """Order of the training images: one endless sequence of epochs, each a permutation from its own random stream.
 
-    Batch i takes places i*batch_size to (i+1)*batch_size of that sequence, so it depends on the seed and i alone: not
-    on the level, the treatment, or where a training was resumed.
-    Source: paper.md section 10 (named streams). Differs from the paper: it does not say what happens to a last,
-    partial batch; here there is none.
+    Batch i takes places i * batch_size to (i + 1) * batch_size of that sequence. It therefore depends on the seed and
+    on i only: not on the level, the treatment, or the iteration at which a run was resumed.
+    Differs from the paper: it names neither a seed for the order nor the treatment of a last, partial batch; here the
+    order comes from named, seeded streams, and no batch is partial.
     """
 
     def __init__(self, seed: int, indices: NDArray[np.int64], batch_size: int) -> None:
         self._seed, self._indices, self._batch_size = seed, indices, batch_size
-        self._passes: dict[int, NDArray[np.int64]] = {}
+        self._epochs: dict[int, NDArray[np.int64]] = {}
 
     def batch(self, iteration: int) -> NDArray[np.int64]:
-        """Indices into the training images, int64 `(batch_size,)`."""
+        """Return the indices into the training images of one mini-batch, int64 `(batch_size,)`."""
         n, first = self._indices.size, iteration * self._batch_size
         last = first + self._batch_size
-        parts = [self._pass(p)[max(first - p * n, 0) : last - p * n] for p in range(first // n, (last - 1) // n + 1)]
+        # A batch larger than the data set spans several epochs.
+        parts = [self._epoch(e)[max(first - e * n, 0) : last - e * n] for e in range(first // n, (last - 1) // n + 1)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def batches(self, first: int, last: int) -> NDArray[np.int64]:
-        """Mini-batches `first` to `last - 1`, int64 `(last - first, batch_size)`."""
+        """Return mini-batches `first` to `last - 1`, int64 `(last - first, batch_size)`."""
         n, size = self._indices.size, self._batch_size
-        passes = range(first * size // n, (last * size - 1) // n + 1)
-        places = np.concatenate([self._pass(p) for p in passes]) if first < last else self._indices[:0]
-        begin = first * size - passes.start * n
-        return places[begin : begin + (last - first) * size].reshape(last - first, size)
+        epochs = range(first * size // n, (last * size - 1) // n + 1)
+        # All batches of an interval in one array: the stacked engine sends them to the device at once.
+        sequence = np.concatenate([self._epoch(e) for e in epochs]) if first < last else self._indices[:0]
+        begin = first * size - epochs.start * n
+        return sequence[begin : begin + (last - first) * size].reshape(last - first, size)
 
-    def _pass(self, number: int) -> NDArray[np.int64]:
-        if number not in self._passes:
-            self._passes = {p: order for p, order in self._passes.items() if p >= number - 1}
-            self._passes[number] = self._indices[
+    def _epoch(self, number: int) -> NDArray[np.int64]:
+        """Indices of the training images in the order of one epoch, int64 `(images,)`."""
+        if number not in self._epochs:
+            # Batches come in order, so only the epoch before may still be needed: memory stays at two permutations.
+            self._epochs = {e: order for e, order in self._epochs.items() if e >= number - 1}
+            self._epochs[number] = self._indices[
                 random_stream(self._seed, "order", number).permutation(self._indices.size)
             ]
-        return self._passes[number]
+        return self._epochs[number]
 
 
 def stopping_points(recipe: Recipe, first: int, points: frozenset[Snapshot]) -> Iterator[tuple[int, bool]]:
-    """The iterations after `first` at which an engine pauses, and whether it evaluates there.
+    """Yield the iterations after `first` at which an engine stops, with True where it evaluates.
 
-    Evaluations are at multiples of `evaluate_every` and at the end; the others are points to be kept.
+    Evaluations are at multiples of `evaluate_every` and at the end; the other stops are snapshots.
     """
     evaluated = {*range(0, recipe.iterations, recipe.evaluate_every), recipe.iterations}
-    kept = {p for p in points if isinstance(p, int)}
-    for iteration in sorted(i for i in evaluated | kept if i > first):
+    snapshots = {p for p in points if isinstance(p, int)}
+    for iteration in sorted(i for i in evaluated | snapshots if i > first):
         yield iteration, iteration in evaluated
 
 
 @dataclass
 class MetricTracker:
-    """Early stopping and divergence of one training, from what it is told of its losses.
+    """Learning curve, early stopping and divergence of one training run, from the losses passed to it.
 
-    Source: paper.md section 2 ("test accuracy at the iteration of lowest validation loss").
+    Source: Zhou et al. 2019, Sec. 2 (test accuracy at the iteration of lowest validation loss).
     """
 
     curve: LearningCurve = field(default_factory=LearningCurve)
     best: int | None = None
-    """Index into the curve of the lowest validation loss so far; the first of equals."""
+    """Index into the curve of the lowest validation loss so far; the first of equal ones."""
     diverged_at: int | None = None
     _losses_since_evaluation: list[Array] = field(default_factory=list)
     """Training losses since the last evaluation."""
 
     def record_training(self, losses: Array, first: int) -> bool:
-        """Losses of the iterations after `first`; False, and `diverged_at` set, at the first that is not finite."""
+        """Record the losses of the iterations after `first`, in nats.
+
+        Return False, and set `diverged_at`, at the first loss that is not finite.
+        """
         self._losses_since_evaluation.append(losses)
-        broken = np.flatnonzero(~np.isfinite(losses))
-        if broken.size:
-            self.diverged_at = first + int(broken[0]) + 1
-        return not broken.size
+        not_finite = np.flatnonzero(~np.isfinite(losses))
+        if not_finite.size:
+            self.diverged_at = first + int(not_finite[0]) + 1
+        return not not_finite.size
 
     def record_validation(self, iteration: int, loss: float, accuracy: float) -> bool:
-        """One evaluation. True if it is the best so far. A loss that is not finite ends the run as diverged."""
+        """Record one evaluation; return True if it is the best so far. A loss that is not finite ends the run."""
         if not math.isfinite(loss):
             self.diverged_at = iteration
             return False
         self.curve.iterations.append(iteration)
-        self.curve.training_loss.append(self._mean_since())
+        self.curve.training_loss.append(self._mean_training_loss())
         self.curve.validation_loss.append(loss)
         self.curve.validation_accuracy.append(accuracy)
         losses = self.curve.validation_loss
@@ -153,35 +161,40 @@ class MetricTracker:
             return True
         return False
 
-    def _mean_since(self) -> float:
+    def _mean_training_loss(self) -> float:
+        """Mean since the last evaluation, summed in float64; NaN at the first evaluation, before any step."""
         losses, self._losses_since_evaluation = self._losses_since_evaluation, []
         return float(np.concatenate(losses).mean(dtype=np.float64)) if losses else math.nan
 
     def metrics(
         self, best_test: tuple[float, float] | None, end_test: tuple[float, float] | None
     ) -> dict[str, int | float | None]:
-        """The run's numbers, None for what is unknown or not finite; of a diverged run only the initial ones are known.
+        """Return the run's metrics: losses in nats, accuracies as shares in [0, 1].
 
+        None stands for a value that is unknown or not finite. A diverged run has only its initial values.
         `best_test` and `end_test` are (loss, accuracy) on the test set.
-        Source: paper.md section 2 ("test accuracy at the iteration of lowest validation loss").
+        Source: Zhou et al. 2019, Sec. 2 (test accuracy at the iteration of lowest validation loss).
         """
         curve, finished = self.curve, self.diverged_at is None
+        # A run whose initial state is not finite has no evaluation at all.
         first, last = (0, len(curve.iterations) - 1) if curve.iterations else (None, None)
         best = self.best if finished else None
-        numbers: dict[str, int | float | None] = {
+        metrics: dict[str, int | float | None] = {
             "diverged_at": self.diverged_at,
             "early_stop_iteration": None if best is None else curve.iterations[best],
         }
-        for name, at in (("initial", first), ("early_stop", best), ("final", last if finished else None)):
-            numbers[f"{name}_validation_loss"] = None if at is None else curve.validation_loss[at]
-            numbers[f"{name}_validation_accuracy"] = None if at is None else curve.validation_accuracy[at]
+        for name, index in (("initial", first), ("early_stop", best), ("final", last if finished else None)):
+            metrics[f"{name}_validation_loss"] = None if index is None else curve.validation_loss[index]
+            metrics[f"{name}_validation_accuracy"] = None if index is None else curve.validation_accuracy[index]
         for name, test in (("early_stop", best_test), ("final", end_test)):
-            numbers[f"{name}_test_loss"], numbers[f"{name}_test_accuracy"] = test or (None, None)
-        return {name: n if n is None or math.isfinite(n) else None for name, n in numbers.items()}
+            metrics[f"{name}_test_loss"], metrics[f"{name}_test_accuracy"] = test or (None, None)
+        # JSON has no NaN and no infinity.
+        return {name: n if n is None or math.isfinite(n) else None for name, n in metrics.items()}
 
 
 def flatten_images(images: Array) -> Array:
-    """uint8 images as one read-only row: kernels are compiled once, for arrays of one type."""
+    """Return uint8 images as one flat, read-only view: kernels are then compiled for a single array type."""
     flat = images.reshape(-1)
+    # Memory maps shared by workers are read-only, and for numba that is another type.
     flat.flags.writeable = False
     return flat

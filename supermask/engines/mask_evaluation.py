@@ -1,7 +1,7 @@
-"""What a learned supermask is worth: its single samples, and the several networks without chance that it stands for.
+"""Evaluation of a learned supermask: its single samples, and the deterministic networks that it defines.
 
-Measured by the reference engine from logits, weights and seed alone, whatever engine learned them: so every number can
-be had again from what is stored.
+The reference engine computes everything from logits, weights and seed alone, whichever engine learned them, so every
+number can be recomputed from the stored tensors.
 """
 
 from __future__ import annotations
@@ -22,55 +22,68 @@ from supermask.engines.reference_masks import MaskTrainer
 def evaluate_supermask(
     job: TrainingJob, data: SplitData, selected: NetworkState, final: NetworkState, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Test accuracies (shares in [0, 1]) of the supermask `selected`; of `final` its single samples alone.
+    """Return test accuracies (shares in [0, 1]) of the supermask `selected`, and the single samples of `final`.
 
-    `samples`: the paper's number is their mean. `thresholded`: the weights with p > 0.5. `expected`: weights times p.
-    `hardened`: each layer's weights of highest logit, at the densities asked for. `ones`: expected share of ones, of
-    each layer and in all. Under dynamic weight rescaling every network has its own ratio, (size / ones).
-    Source: paper.md section 6.
+    `selected`, `final`: accuracy of each single sample; their mean is the accuracy that the paper reports.
+    `thresholded`: the weights with p > 0.5. `expected`: weights times p. `hardened`: the weights of highest logit per
+    layer, at each density of `job.learning.hardened_at`. `ones`, `ones_in_all`: expected share of ones, per layer and
+    over all layers. With dynamic weight rescaling every network has its own ratio, size / ones.
+    Source: Zhou et al. 2019, Sec. 5, Table 1.
     """
     assert job.learning is not None
     with flush_denormals():
-        stepper = MaskTrainer(job, data, device)
-        found: dict[str, Any] = {
-            "final": _evaluate_samples(stepper, final, data),
-            "selected": _evaluate_samples(stepper, selected, data),
+        trainer = MaskTrainer(job, data, device)
+        report: dict[str, Any] = {
+            "final": _evaluate_samples(trainer, final, data),
+            "selected": _evaluate_samples(trainer, selected, data),
         }
-        found |= _evaluate_deterministic(stepper, data, job.learning)
-    shares = {n: float(probabilities(job.learning, m).double().mean()) for n, m in selected.logits.items()}
+        report |= _evaluate_deterministic(trainer, data, job.learning)
+    ones = {n: float(probabilities(job.learning, m).double().mean()) for n, m in selected.logits.items()}
     sizes = {n: m.numel() for n, m in selected.logits.items()}
-    in_all = sum(shares[n] * size for n, size in sizes.items()) / sum(sizes.values())
-    return found | {"ones": shares, "ones_in_all": in_all}
+    ones_in_all = sum(ones[n] * size for n, size in sizes.items()) / sum(sizes.values())
+    return report | {"ones": ones, "ones_in_all": ones_in_all}
 
 
 def top_k_mask(scores: Tensor, density: float) -> Tensor:
-    """1 at the round(density * size) highest of a layer's scores, at least one; the first of equals. Shape: theirs."""
+    """Return 1 at the k highest scores of a layer and 0 elsewhere, k = max(1, round(density * size)).
+
+    Of equal scores the first are taken. Shape: that of `scores`.
+    """
     flat = scores.flatten()
     keep = max(1, round(density * flat.numel()))
     chosen = flat.argsort(descending=True, stable=True)[:keep]
     return flat.new_zeros(flat.shape).index_fill_(0, chosen, 1.0).reshape(scores.shape)
 
 
-def _evaluate_samples(stepper: MaskTrainer, state: NetworkState, data: SplitData) -> dict[str, Any]:
-    """Of each single sample the test accuracy; their mean and spread (n - 1), and the mean loss."""
-    stepper.load(state)
-    measured = [stepper.evaluate_network(used, data.test_images, data.test_labels) for used in stepper.samples()]
-    accuracies = [accuracy for _, accuracy in measured]
-    spread = stdev(accuracies) if len(accuracies) > 1 else 0.0
-    return {"accuracies": accuracies, "mean": fmean(accuracies), "std": spread, "loss": fmean(x for x, _ in measured)}
+def _evaluate_samples(trainer: MaskTrainer, state: NetworkState, data: SplitData) -> dict[str, Any]:
+    """Test accuracy per single sample, their mean and standard deviation (n - 1), and the mean loss in nats."""
+    trainer.load(state)
+    evaluations = [trainer.evaluate_network(w, data.test_images, data.test_labels) for w in trainer.samples()]
+    accuracies = [accuracy for _, accuracy in evaluations]
+    std = stdev(accuracies) if len(accuracies) > 1 else 0.0
+    return {
+        "accuracies": accuracies,
+        "mean": fmean(accuracies),
+        "std": std,
+        "loss": fmean(loss for loss, _ in evaluations),
+    }
 
 
-def _evaluate_deterministic(stepper: MaskTrainer, data: SplitData, learning: MaskLearning) -> dict[str, Any]:
-    def accuracy(mask_of: Callable[[Tensor], Tensor]) -> float:
-        used = {}
-        for name, parameter in stepper.logits.items():
+def _evaluate_deterministic(trainer: MaskTrainer, data: SplitData, learning: MaskLearning) -> dict[str, Any]:
+    """Test accuracies of the networks without random draws, from the logits that `trainer` holds."""
+
+    def accuracy(mask_from: Callable[[Tensor], Tensor]) -> float:
+        weights = {}
+        for name, parameter in trainer.logits.items():
             logits = parameter.detach()
-            mask = mask_of(logits)
+            mask = mask_from(logits)
+            # For `expected` the mask holds probabilities: its sum is the expected number of ones.
             ratio = mask.numel() / max(float(mask.sum()), 1.0) if learning.rescaled else 1.0
-            used[name] = stepper.weights[name] * mask * inversion_signs(learning, logits) * ratio
-        return stepper.evaluate_network(used, data.test_images, data.test_labels)[1]
+            weights[name] = trainer.weights[name] * mask * inversion_signs(learning, logits) * ratio
+        return trainer.evaluate_network(weights, data.test_images, data.test_labels)[1]
 
     def hardened(density: float) -> float:
+        # By score and not by logit: `signed` keeps weights whose logit is large in magnitude.
         return accuracy(lambda logits: top_k_mask(mask_scores(learning, logits), density))
 
     return {

@@ -1,7 +1,7 @@
-"""The reference engine: plain PyTorch, any module, CPU or one GPU. What it computes is the definition of correct.
+"""The reference engine: plain PyTorch, any module, CPU or one GPU. Its results define the correct numbers.
 
-Pruned weights are held by their gradient: it is set to zero before the optimiser sees it, so that their optimiser
-state stays zero and their values stay bit-equal to what they were frozen at.
+Pruned weights keep their values because their gradient is set to +0 before the optimizer reads it: their optimizer
+state stays zero, and they stay bit-identical to their frozen values.
 """
 
 from __future__ import annotations
@@ -20,63 +20,67 @@ from supermask.engines.training import OptimizerState, run_training
 from supermask.networks.sequential import build_module
 
 EVALUATION_PIXELS = {"cpu": 2**18, "cuda": 2**22}
-"""Pixels evaluated at once. On a CPU a convolution's activations should stay near its cache: Conv2 takes 1.4 times as
-long with 500 images at once as with 50; FC is as fast from 250 on."""
+"""Pixels evaluated per forward pass. On a CPU a convolution's activations should stay near its cache: Conv2 takes 1.4
+times as long with 500 images per pass as with 50; FC is as fast from 250 on."""
 
 
 def train(jobs: Sequence[TrainingJob], data: Sequence[SplitData], device: str = "cpu") -> list[TrainingResult]:
-    """Trains each job to its outcome, one after another; `data[i]` is the data of `jobs[i]`."""
+    """Train each job to its result, one after another; `data[i]` is the data of `jobs[i]`."""
     return [train_module(build_module(job.layers), job, d, device) for job, d in zip(jobs, data, strict=True)]
 
 
 def train_module(module: nn.Module, job: TrainingJob, data: SplitData, device: str = "cpu") -> TrainingResult:
-    """Trains any module whose `state_dict` has the names of the job's start; the module itself is used up.
+    """Train any module whose `state_dict` has the names of the job's initial state. Changes the module.
 
-    The loss is the mean cross-entropy; the optimiser Adam or SGD. What a module draws from torch's generator (dropout)
-    depends on the seed and the iteration alone; the generator is left as it was.
-    Source: paper.md section 1 (steps 2 and 6), section 2.
+    Loss: mean cross-entropy. Optimizer: Adam or SGD. Draws of a module from torch's generator (dropout) depend on the
+    seed and the iteration only; the generator's state is restored afterwards.
+    Source: Zhou et al. 2019, Sec. 1 and 2.
     """
-    place = torch.device(device)
-    with _preserve_rng_state(_generator(place)), flush_denormals():
-        return run_training(_ModuleTrainer(module.to(place), job, data, place), job, data)
+    torch_device = torch.device(device)
+    with _preserve_rng_state(_default_generator(torch_device)), flush_denormals():
+        return run_training(_ModuleTrainer(module.to(torch_device), job, data, torch_device), job, data)
 
 
 def gradient(job: TrainingJob, data: SplitData, state: NetworkState, iteration: int) -> Weights:
-    """dL/dw of every maskable tensor, pruned weights included, at `state` on mini-batch `iteration`.
+    """Return dL/dw of every prunable tensor, pruned weights included, at `state` on mini-batch `iteration`, on the CPU.
 
-    Source: paper.md section 3 (`snip`, `grad`).
+    Shapes: those of the kernels, `(out, in)` or `(out, in, 3, 3)`.
+    Source: Zhou et al. 2019, Sec. 2 (mask criteria that use the gradient: `snip`, `grad`).
     """
-    place = torch.device("cpu")
-    with _preserve_rng_state(_generator(place)), flush_denormals():
-        module = _ModuleTrainer(build_module(job.layers), job, data, place)
-        module.load(state)
-        return module.gradient(iteration)
+    cpu = torch.device("cpu")
+    with _preserve_rng_state(_default_generator(cpu)), flush_denormals():
+        trainer = _ModuleTrainer(build_module(job.layers), job, data, cpu)
+        trainer.load(state)
+        return trainer.gradient(iteration)
 
 
 class _ModuleTrainer:
-    """A module in training: the reference's `Stepper`."""
+    """The reference engine's `Trainer`: one module in training."""
 
     def __init__(self, module: nn.Module, job: TrainingJob, data: SplitData, device: torch.device) -> None:
         self.module, self.start, self.recipe, self.device = module.train(), job.start, job.recipe, device
         self.images, self.labels = on_device(data.train_images, device), on_device(data.train_labels, device)
         validation = (data.validation_images, data.validation_labels)
-        self.there = {id(array): on_device(array, device) for array in validation}
-        """Arrays that are measured on again and again."""
-        self.maximum = torch.tensor(float(data.pixel_maximum), device=device)
-        self.order = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
-        self.generator = _generator(device)
-        self.draws = int(random_stream(job.seed, "module").integers(2**31))
-        self.named = dict(module.named_parameters())
-        self.parameters = list(self.named.values())
-        self.held = [(self.named[n], mask_bits(m).to(device)) for n, m in job.start.masks.items() if not bool(m.all())]
+        self.device_cache = {id(array): on_device(array, device) for array in validation}
+        """Arrays that are evaluated many times, on the device, by `id`."""
+        self.max_pixel = torch.tensor(float(data.pixel_maximum), device=device)
+        self.sampler = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
+        self.generator = _default_generator(device)
+        self.module_seed = int(random_stream(job.seed, "module").integers(2**31))
+        """Added to the iteration, the seed of the module's own draws (dropout)."""
+        self.named_parameters = dict(module.named_parameters())
+        self.parameters = list(self.named_parameters.values())
+        self.masked_parameters = [
+            (self.named_parameters[n], mask_bits(m).to(device)) for n, m in job.start.masks.items() if not bool(m.all())
+        ]
         self.optimizer = _optimizer(self.parameters, job)
 
     def load(self, state: NetworkState) -> None:
         own = self.module.state_dict()
-        given = {**state.weights, **state.unmasked}
-        assert own.keys() == given.keys(), own.keys() ^ given.keys()
+        tensors = {**state.weights, **state.unmasked}
+        assert own.keys() == tensors.keys(), own.keys() ^ tensors.keys()
         with torch.no_grad():
-            for name, tensor in given.items():
+            for name, tensor in tensors.items():
                 own[name].copy_(tensor)
 
     def state(self) -> NetworkState:
@@ -89,34 +93,40 @@ class _ModuleTrainer:
         before = self.state()
         self._backward(iteration)
         masks = self.start.masks
-        found = {n: p.grad.to("cpu", copy=True) for n, p in self.named.items() if p.grad is not None and n in masks}
-        self.load(before)  # a batch normalisation has counted this batch
-        return found
+        gradients = {
+            n: p.grad.to("cpu", copy=True)
+            for n, p in self.named_parameters.items()
+            if p.grad is not None and n in masks
+        }
+        self.load(before)  # the forward pass updated the running statistics of batch normalization
+        return gradients
 
     def _backward(self, iteration: int) -> Tensor:
-        self.generator.manual_seed(self.draws + iteration)
-        batch = torch.from_numpy(self.order.batch(iteration)).to(self.device)
-        logits = self.module(self._scaled(self.images.index_select(0, batch)))
+        """Set the gradients of one mini-batch; return its mean loss, on the device."""
+        self.generator.manual_seed(self.module_seed + iteration)
+        batch = torch.from_numpy(self.sampler.batch(iteration)).to(self.device)
+        logits = self.module(self._scale(self.images.index_select(0, batch)))
         loss = cross_entropy(logits, self.labels.index_select(0, batch))
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def _scaled(self, pixels: Tensor) -> Tensor:
-        # By a tensor: a GPU may turn a division by a Python number into a product with its rounded reciprocal.
-        return pixels.float().div_(self.maximum)
+    def _scale(self, pixels: Tensor) -> Tensor:
+        # Division by a tensor: a GPU may turn a division by a Python number into a product with its rounded reciprocal.
+        return pixels.float().div_(self.max_pixel)
 
     def train(self, first: int, last: int) -> Array:
-        # Losses stay on the device until the end, so that a GPU is not waited for.
         recipe, losses = self.recipe, []
         for iteration in range(first, last):
+            # Losses stay on the device until the end: reading one would wait for the GPU at every step.
             losses.append(self._backward(iteration))
             if recipe.weight_decay:
+                # Added here and not by the optimizer, so that the mask below clears the decay of pruned weights too.
                 for parameter in self.parameters:
                     if parameter.grad is not None:
                         parameter.grad.add_(parameter.detach(), alpha=recipe.weight_decay)
-            for parameter, bits in self.held:
+            for parameter, bits in self.masked_parameters:
                 if parameter.grad is not None:
                     parameter.grad.view(torch.int32).bitwise_and_(bits)
             self.optimizer.param_groups[0]["lr"] = recipe.learning_rate(iteration)
@@ -124,19 +134,21 @@ class _ModuleTrainer:
         return torch.stack(losses).cpu().numpy()
 
     def evaluate(self, images: Array, labels: Array) -> tuple[float, float]:
-        self.generator.manual_seed(self.draws)
+        self.generator.manual_seed(self.module_seed)
         self.module.eval()
-        pixels, right = (
-            self.there[id(a)] if id(a) in self.there else on_device(a, self.device) for a in (images, labels)
+        pixels, targets = (
+            self.device_cache[id(a)] if id(a) in self.device_cache else on_device(a, self.device)
+            for a in (images, labels)
         )
-        found = evaluate_batches(lambda some: self.module(self._scaled(some)), pixels, right)
+        loss_and_accuracy = evaluate_batches(lambda chunk: self.module(self._scale(chunk)), pixels, targets)
         self.module.train()
-        return found
+        return loss_and_accuracy
 
     def optimizer_state(self) -> OptimizerState:
-        states = {n: self.optimizer.state.get(p, {}) for n, p in self.named.items()}
+        states = {n: self.optimizer.state.get(p, {}) for n, p in self.named_parameters.items()}
+        # Adam's step count has no entry per weight: it follows from the iteration.
         return {
-            n: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor) and v.shape == self.named[n].shape}
+            n: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor) and v.shape == self.named_parameters[n].shape}
             for n, s in states.items()
         }
 
@@ -146,24 +158,28 @@ class _ModuleTrainer:
             own: dict[str, Tensor] = {key: value.to(self.device) for key, value in values.items()}
             if self.recipe.optimizer == "adam":
                 own["step"] = steps.to(self.device, copy=True)
-            self.optimizer.state[self.named[name]] = own
+            self.optimizer.state[self.named_parameters[name]] = own
 
 
-def evaluate_batches(network: Callable[[Tensor], Tensor], pixels: Tensor, right: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy in nats, summed in float64, and accuracy of a network of pixels as they are stored."""
-    loss = torch.zeros((), dtype=torch.float64, device=right.device)
-    hits = torch.zeros((), dtype=torch.int64, device=right.device)
-    at_once = max(1, EVALUATION_PIXELS[right.device.type] // pixels[0].numel())
+def evaluate_batches(network: Callable[[Tensor], Tensor], pixels: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Return the mean cross-entropy in nats, summed in float64, and the accuracy.
+
+    `network` maps stored pixels `(images, channels, height, width)` to logits `(images, classes)`.
+    """
+    loss = torch.zeros((), dtype=torch.float64, device=targets.device)
+    hits = torch.zeros((), dtype=torch.int64, device=targets.device)
+    chunk_size = max(1, EVALUATION_PIXELS[targets.device.type] // pixels[0].numel())
     with torch.inference_mode():
-        for first in range(0, len(right), at_once):
-            some = right[first : first + at_once]
-            logits = network(pixels[first : first + at_once])
-            loss += cross_entropy(logits, some, reduction="none").double().sum()
-            hits += (logits.argmax(1) == some).sum()
-    return loss.item() / len(right), int(hits) / len(right)
+        for first in range(0, len(targets), chunk_size):
+            labels = targets[first : first + chunk_size]
+            logits = network(pixels[first : first + chunk_size])
+            loss += cross_entropy(logits, labels, reduction="none").double().sum()
+            hits += (logits.argmax(1) == labels).sum()
+    return loss.item() / len(targets), int(hits) / len(targets)
 
 
 def _optimizer(parameters: list[nn.Parameter], job: TrainingJob) -> torch.optim.Optimizer:
+    """The optimizer without weight decay, which the trainer adds itself. Fused: one pass over the memory per tensor."""
     recipe = job.recipe
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, fused=True)
@@ -171,21 +187,22 @@ def _optimizer(parameters: list[nn.Parameter], job: TrainingJob) -> torch.optim.
 
 
 def mask_bits(mask: Tensor) -> Tensor:
-    """All bits set where a weight is kept, none where it is pruned. AND with a gradient leaves it or makes it +0.
+    """Return int32 words for AND with a gradient: all bits set where a weight is kept, none where it is pruned.
 
-    As fast as a product with the mask, which would leave NaN, and -0: minus that, a weight frozen at -0 becomes +0.
+    AND leaves a gradient as it is or makes it +0. A product with the mask is not faster, and would leave NaN and -0: a
+    weight frozen at -0 minus -0 becomes +0.
     """
     return mask.to(torch.int32).neg()
 
 
 def on_device(array: Array, device: torch.device) -> Tensor:
-    """The array as a tensor there."""
-    # Through DLPack a read-only memory map, shared by all workers, is taken without a copy and without a warning.
+    """Return the array as a tensor on the device; on the CPU without a copy."""
+    # DLPack takes a read-only memory map, which all workers share, without a copy and without a warning.
     return torch.from_dlpack(array).to(device)  # type: ignore[attr-defined]
 
 
-def _generator(device: torch.device) -> torch.Generator:
-    """The generator that modules on this device draw from."""
+def _default_generator(device: torch.device) -> torch.Generator:
+    """Return the generator that modules on this device draw from."""
     if device.type == "cpu":
         return torch.default_generator
     return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
@@ -193,7 +210,7 @@ def _generator(device: torch.device) -> torch.Generator:
 
 @contextmanager
 def _preserve_rng_state(generator: torch.Generator) -> Iterator[None]:
-    """Puts the generator back to where it was."""
+    """Restore the generator's state at the end."""
     state = generator.get_state()
     try:
         yield
@@ -203,11 +220,11 @@ def _preserve_rng_state(generator: torch.Generator) -> Iterator[None]:
 
 @contextmanager
 def flush_denormals(threads: int | None = None) -> Iterator[None]:
-    """Counts numbers below 1.2e-38 (denormal ones) as zero, where one thread does all the work (of `threads`).
+    """Treat denormal numbers (below 1.2e-38) as zero, if one thread does all the work (of `threads`).
 
-    Adam's means of a weight whose gradient has long been zero decay into them, and a processor is slow there: 6% of
-    FC's first layer on MNIST after 3,000 steps, which then take 1.5 to 2 times as long. Other threads would keep their
-    own mode, so that bits would depend on which did what.
+    Adam's means of a weight whose gradient has long been zero decay into denormals, which are slow on a CPU: 6% of FC's
+    first layer on MNIST after 3,000 steps, which then take 1.5 to 2 times as long. The mode belongs to a thread: with
+    several, bits would depend on which thread computed which part.
     """
     before = torch.full((1,), 1e-40).mul(1.0).item() == 0.0
     torch.set_flush_denormal(before or (threads or torch.get_num_threads()) == 1)

@@ -1,7 +1,7 @@
-"""Learning a mask in plain PyTorch: any network, CPU or one GPU. What it computes is the definition of correct.
+"""Mask learning in plain PyTorch: any network, CPU or one GPU. Its results define the correct numbers.
 
-The weights are constants; what the optimiser moves are logits. Every pass makes its mask anew (`learned`), and the
-gradient with respect to the mask goes to the logits unchanged by how the mask was made.
+The weights are constants; the optimizer trains logits. Every forward pass makes a new mask from them, and the gradient
+with respect to the mask passes straight through to the logits (see `core.learned_masks`).
 """
 
 from __future__ import annotations
@@ -24,39 +24,42 @@ from supermask.networks.sequential import build_module
 
 
 def train(jobs: Sequence[TrainingJob], data: Sequence[SplitData], device: str = "cpu") -> list[TrainingResult]:
-    """Learns the mask of each job, one after another; `data[i]` is the data of `jobs[i]`.
+    """Learn the mask of each job, one after another; `data[i]` is the data of `jobs[i]`.
 
-    Source: paper.md section 6.
+    Source: Zhou et al. 2019, Sec. 5.
     """
     with flush_denormals():
-        return [_outcome(MaskTrainer(job, d, device), job, d) for job, d in zip(jobs, data, strict=True)]
+        return [_train_job(MaskTrainer(job, d, device), job, d) for job, d in zip(jobs, data, strict=True)]
 
 
-def _outcome(stepper: MaskTrainer, job: TrainingJob, data: SplitData) -> TrainingResult:
-    outcome = run_training(stepper, job, data)
-    # Gone on from a checkpoint at its very end, there was no pass.
-    return replace(outcome, last_sampled_weights=stepper.last_pass or next(stepper.samples()))
+def _train_job(trainer: MaskTrainer, job: TrainingJob, data: SplitData) -> TrainingResult:
+    result = run_training(trainer, job, data)
+    # A run resumed from a checkpoint at its last iteration performs no forward pass: take the first sample instead.
+    return replace(result, last_sampled_weights=trainer.last_pass or next(trainer.samples()))
 
 
 class MaskTrainer:
-    """A mask in training: the reference's `Stepper` for `job.learning`."""
+    """The reference engine's `Trainer` for `job.learning`: one mask in training."""
 
     def __init__(self, job: TrainingJob, data: SplitData, device: str = "cpu") -> None:
         assert job.learning is not None
         self.learning, self.recipe, self.seed = job.learning, job.recipe, job.seed
         self.device = torch.device(device)
+        # The module gives the architecture only: `functional_call` replaces all of its tensors.
         self.module = build_module(job.layers).to(self.device).eval()
         self.images, self.labels = on_device(data.train_images, self.device), on_device(data.train_labels, self.device)
         validation = (data.validation_images, data.validation_labels)
         self.device_cache = {id(array): on_device(array, self.device) for array in validation}
-        self.maximum = torch.tensor(float(data.pixel_maximum), device=self.device)
-        self.order = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
+        """Arrays that are evaluated many times, on the device, by `id`."""
+        self.max_pixel = torch.tensor(float(data.pixel_maximum), device=self.device)
+        self.sampler = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
         self.logits = {n: torch.zeros(w.shape, device=self.device) for n, w in job.start.weights.items()}
         for logits in self.logits.values():
             logits.requires_grad_()
         self.weights: Weights = {}
-        self.others: Weights = {}
+        self.unmasked: Weights = {}
         self.last_pass: Weights = {}
+        """Masked weights of the last training step of the last call of `train`; empty before the first call."""
         parameters = list(self.logits.values())
         self.optimizer: torch.optim.Optimizer
         if job.recipe.optimizer == "adam":
@@ -66,29 +69,30 @@ class MaskTrainer:
 
     def load(self, state: NetworkState) -> None:
         self.weights = {n: w.to(self.device, copy=True) for n, w in state.weights.items()}
-        self.others = {n: t.to(self.device, copy=True) for n, t in state.unmasked.items()}
+        self.unmasked = {n: t.to(self.device, copy=True) for n, t in state.unmasked.items()}
         with torch.no_grad():
             for name, logits in state.logits.items():
                 self.logits[name].copy_(logits)
 
     def state(self) -> NetworkState:
-        parts: tuple[Weights, ...] = (self.weights, self.others, self.logits)
+        parts: tuple[Weights, ...] = (self.weights, self.unmasked, self.logits)
         return NetworkState(*({n: t.detach().to("cpu", copy=True) for n, t in part.items()} for part in parts))
 
     def gradient(self, iteration: int) -> Weights:
-        raise AssertionError("nobody asks for the gradient of weights that never move")
+        raise AssertionError("weights that are never trained have no gradient to report")
 
     def train(self, first: int, last: int) -> Array:
+        # Keys depend on the iteration, not on the interval: a resumed run draws the same masks.
         keys = {n: sampling_keys(self.seed, "training", n, first, last) for n in self.logits}
         losses = []
         for iteration in range(first, last):
-            batch = torch.from_numpy(self.order.batch(iteration)).to(self.device)
-            used = {
+            batch = torch.from_numpy(self.sampler.batch(iteration)).to(self.device)
+            masked = {
                 n: masked_weights(self.learning, m, self.weights[n], keys[n][iteration - first])
                 for n, m in self.logits.items()
             }
-            pixels = self.images.index_select(0, batch).float().div_(self.maximum)
-            loss = cross_entropy(self._network(used, pixels), self.labels.index_select(0, batch))
+            pixels = self.images.index_select(0, batch).float().div_(self.max_pixel)
+            loss = cross_entropy(self._forward(masked, pixels), self.labels.index_select(0, batch))
             for logits in self.logits.values():
                 logits.grad = None
             loss.backward()  # type: ignore[no-untyped-call]
@@ -99,34 +103,40 @@ class MaskTrainer:
                     logits.grad.add_(logits.detach(), alpha=self.recipe.weight_decay)
             self.optimizer.param_groups[0]["lr"] = self.recipe.learning_rate(iteration)
             self.optimizer.step()
+            # Copied to the CPU once per interval, not at every step.
             if iteration == last - 1:
-                self.last_pass = {n: w.detach().cpu() for n, w in used.items()}
+                self.last_pass = {n: w.detach().cpu() for n, w in masked.items()}
         return torch.stack(losses).cpu().numpy()
 
     def evaluate(self, images: Array, labels: Array) -> tuple[float, float]:
-        """Means over the single samples of the mask."""
-        found = [self.evaluate_network(used, images, labels) for used in self.samples()]
-        return sum(loss for loss, _ in found) / len(found), sum(share for _, share in found) / len(found)
+        """Return mean loss in nats and mean accuracy over the single samples of the mask."""
+        evaluations = [self.evaluate_network(masked, images, labels) for masked in self.samples()]
+        return (
+            sum(loss for loss, _ in evaluations) / len(evaluations),
+            sum(accuracy for _, accuracy in evaluations) / len(evaluations),
+        )
 
-    def evaluate_network(self, used: Weights, images: Array, labels: Array) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy of the network with these weights."""
-        pixels, right = (
+    def evaluate_network(self, weights: Weights, images: Array, labels: Array) -> tuple[float, float]:
+        """Return mean cross-entropy in nats and accuracy of the network with these weights."""
+        pixels, targets = (
             self.device_cache[id(a)] if id(a) in self.device_cache else on_device(a, self.device)
             for a in (images, labels)
         )
-        return evaluate_batches(lambda some: self._network(used, some.float().div_(self.maximum)), pixels, right)
+        return evaluate_batches(
+            lambda chunk: self._forward(weights, chunk.float().div_(self.max_pixel)), pixels, targets
+        )
 
     def samples(self) -> Iterator[Weights]:
-        """The weights of each single sample; the same coins every time."""
-        passes = self.learning.num_samples
-        keys = {n: sampling_keys(self.seed, "samples", n, 0, passes) for n in self.logits}
+        """Yield the masked weights of each single sample; the same uniform numbers at every call."""
+        count = self.learning.num_samples
+        keys = {n: sampling_keys(self.seed, "samples", n, 0, count) for n in self.logits}
         with torch.inference_mode():
-            for j in range(passes):
+            for j in range(count):
                 yield {n: masked_weights(self.learning, m, self.weights[n], keys[n][j]) for n, m in self.logits.items()}
 
-    def _network(self, used: Weights, pixels: Tensor) -> Tensor:
-        found: Tensor = functional_call(self.module, {**used, **self.others}, (pixels,))
-        return found
+    def _forward(self, weights: Weights, pixels: Tensor) -> Tensor:
+        logits: Tensor = functional_call(self.module, {**weights, **self.unmasked}, (pixels,))
+        return logits
 
     def optimizer_state(self) -> OptimizerState:
         states = {n: self.optimizer.state.get(m, {}) for n, m in self.logits.items()}
@@ -139,12 +149,16 @@ class MaskTrainer:
         for name, values in state.items():
             own: dict[str, Tensor] = {key: value.to(self.device) for key, value in values.items()}
             if self.recipe.optimizer == "adam":
+                # Mask learning has no late start: steps and iterations are counted from 0 alike.
                 own["step"] = torch.tensor(float(iteration), device=self.device)
             self.optimizer.state[self.logits[name]] = own
 
 
 class StraightThrough(torch.autograd.Function):
-    """Forward the mask, backward to `soft` what comes for the mask. (soft + (mask - soft) is not binary in float32.)"""
+    """Straight-through estimator: `mask` forward; backward, the gradient at the mask goes to `soft` unchanged.
+
+    The usual soft + (mask - soft) is not binary in float32.
+    """
 
     @staticmethod
     def forward(ctx: Any, soft: Tensor, mask: Tensor) -> Tensor:
@@ -156,10 +170,12 @@ class StraightThrough(torch.autograd.Function):
 
 
 def masked_weights(learning: MaskLearning, logits: Tensor, weights: Tensor, keys: Array) -> Tensor:
-    """The weights of one pass: b w, or b w (size / ones) under dynamic weight rescaling; differentiable in the logits.
+    """Return the weights of one forward pass, differentiable in the logits: b w, or b w (size / ones) if rescaled.
 
-    Shape: that of the kernel. `keys`: the pass's, for the coins of `bernoulli`.
-    Source: paper.md section 6; Ramanujan et al. 2020; Koster et al. 2022.
+    b is the mask, `ones` the number of its nonzero elements (dynamic weight rescaling). `logits`, `weights` and the
+    result have the kernel's shape, `(out, in)` or `(out, in, 3, 3)`. `keys`, uint32 `(2,)`: keys of this pass, from
+    which `bernoulli` draws its uniform numbers.
+    Source: Zhou et al. 2019, Sec. 5; Ramanujan et al. 2020 (`edge_popup`); Koster et al. 2022 (`signed`).
     """
     soft = logits.sigmoid() if learning.method in SIGMOID else logits
     fixed = logits.detach()
@@ -172,9 +188,9 @@ def masked_weights(learning: MaskLearning, logits: Tensor, weights: Tensor, keys
     else:
         mask = fixed.sign() * (fixed.abs() > learning.threshold)
     b: Tensor = StraightThrough.apply(soft, mask)  # type: ignore[no-untyped-call]
-    used = b * weights
+    masked = b * weights
     if learning.rescaled:
-        # The gradient flows through the ratio: d(ones)/db is 1, at zeros too; the sign of b where it may invert.
+        # The gradient includes the ratio: d(ones)/db is 1, at zeros too; the sign of b where the mask may invert.
         ones = b.abs().sum() if learning.method == "signed" else b.sum()
-        used = used * (mask.numel() / ones.clamp(min=1.0))
-    return used
+        masked = masked * (mask.numel() / ones.clamp(min=1.0))
+    return masked

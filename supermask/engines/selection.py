@@ -1,4 +1,4 @@
-"""Which engine trains a run, and why."""
+"""Selection of the engine and the precision that train a run."""
 
 from __future__ import annotations
 
@@ -11,33 +11,36 @@ from supermask.networks.sequential import Architecture, Conv, Dense, Pool
 
 ENGINES = ("auto", "sparse", "stacked", "reference")
 SPARSE_MASK_METHODS = ("bernoulli", "rounded")
-"""Methods by which the sparse engine learns masks."""
+"""Methods of mask learning that the sparse engine has."""
 
 Precision = Literal["float32", "tf32", "bfloat16"]
-"""Of the stacked engine's products."""
+"""Number format of the stacked engine's matrix products."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """An engine and the reason, for the run's record."""
+    """An engine and the reason for it, as the run's record states it."""
 
     engine: str
     reason: str
 
 
-def select_engine(asked: str, layers: Architecture, device: str, learning: MaskLearning | None = None) -> EngineChoice:
-    """`auto` is the sparse engine on a CPU and the stacked one on a GPU, where they can train the network (or learn its
-    mask), else the reference.
+def select_engine(
+    requested: str, layers: Architecture, device: str, learning: MaskLearning | None = None
+) -> EngineChoice:
+    """Return the engine that trains a network, or learns its mask, on a device.
 
-    Raises UserError if an engine is asked for and cannot.
+    `auto` is the sparse engine on a CPU and the stacked engine on a GPU; the reference engine where that one cannot
+    train this network or learn this mask.
+    Raises UserError if an engine is requested that cannot.
     """
-    if asked == "reference":
+    if requested == "reference":
         return EngineChoice("reference", "it was asked for")
-    engine = ("sparse" if device == "cpu" else "stacked") if asked == "auto" else asked
+    engine = ("sparse" if device == "cpu" else "stacked") if requested == "auto" else requested
     assert engine in ("sparse", "stacked"), engine
     obstacle = _unsupported_reason(engine, layers, device, learning)
-    if asked == engine:
+    if requested == engine:
         if obstacle:
             raise UserError(f"the {engine} engine {obstacle}: use --engine auto or --engine reference.")
         return EngineChoice(engine, "it was asked for")
@@ -50,18 +53,20 @@ def select_engine(asked: str, layers: Architecture, device: str, learning: MaskL
     return EngineChoice("sparse", "auto: its cost falls with the mask")
 
 
-def validate_precision(given: str, device: str) -> Precision:
-    """The precision of this name. Raises UserError for one that does not exist, or that the device does not have."""
-    for known in PRECISIONS:
-        if known == given and (known != "tf32" or device == "cuda"):
-            return known
-    if given in PRECISIONS:
+def validate_precision(name: str, device: str) -> Precision:
+    """Return the precision of this name. Raises UserError if there is none, or if the device does not have it."""
+    for precision in PRECISIONS:
+        if precision == name and (precision != "tf32" or device == "cuda"):
+            return precision
+    # Here the precision exists, but not on this device.
+    if name in PRECISIONS:
         raise UserError(f"tf32 is a number format of GPUs: on {device} allowed are float32 and bfloat16.")
-    raise UserError(f"{quote(given)} is not a precision. Allowed: {', '.join(PRECISIONS)}.")
+    raise UserError(f"{quote(name)} is not a precision. Allowed: {', '.join(PRECISIONS)}.")
 
 
 def _unsupported_reason(engine: str, layers: Architecture, device: str, learning: MaskLearning | None) -> str:
-    """What keeps the engine from training this; nothing if it can."""
+    """Reason for which the engine cannot train this, as the end of a sentence; empty if it can."""
+    # The device comes first: it excludes an engine for every network, and the message should say so.
     if engine == "sparse" and device != "cpu":
         return f"trains on the CPU alone, not on {device}"
     if not all(isinstance(layer, Conv | Pool | Dense) for layer in layers):

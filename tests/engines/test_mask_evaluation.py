@@ -1,4 +1,4 @@
-"""What a learned mask is worth, by hand: single samples, and the networks without chance that it stands for."""
+"""Evaluation of a learned mask against NumPy: single samples, and the deterministic networks that it defines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HARDENED = (0.9, 0.5, 0.2, 0.01)
 
 
 def case(learning: MaskLearning) -> tuple[TrainingJob, NetworkState, NetworkState]:
-    """A job, and two states of its logits: about half of them on either side of the cut."""
+    """A job and two states of its logits, about half of them on either side of the threshold."""
     job = mask_job(replace(learning, hardened_at=HARDENED, samples=6), recipes(learning)["sgd"])
     states = []
     for seed in (1, 2):
@@ -46,64 +46,66 @@ def float64(tensors: dict[str, torch.Tensor]) -> by_hand.Parameters:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_single_samples(method: str) -> None:
-    """Six of a mask that is drawn, one of the others; their mean, and their spread with n - 1."""
+    """Six of a Bernoulli mask, one of the others; their mean, and their standard deviation with n - 1."""
     learning = METHODS[method]
     job, selected, final = case(learning)
-    told = evaluate_supermask(job, DATA, selected, final)
-    for state, part in ((selected, told["selected"]), (final, told["final"])):
-        w, wanted = float64(state.weights), []
+    report = evaluate_supermask(job, DATA, selected, final)
+    for state, part in ((selected, report["selected"]), (final, report["final"])):
+        w, expected_accuracies = float64(state.weights), []
         for j in range(6 if learning.method == "bernoulli" else 1):
             b = {
                 n: masks_by_hand.mask(learning, m, masks_by_hand.key_pair(0, "samples", n, j))
                 for n, m in float64(state.logits).items()
             }
-            wanted.append(accuracy({n: masks_by_hand.used(learning, w[n], b[n]) for n in w}))
-        assert part["accuracies"] == pytest.approx(wanted, abs=1e-12)
-        assert part["mean"] == pytest.approx(np.mean(wanted), abs=1e-12)
-        assert part["std"] == pytest.approx(np.std(wanted, ddof=1) if len(wanted) > 1 else 0, abs=1e-12)
+            expected_accuracies.append(accuracy({n: masks_by_hand.masked_weights(learning, w[n], b[n]) for n in w}))
+        assert part["accuracies"] == pytest.approx(expected_accuracies, abs=1e-12)
+        assert part["mean"] == pytest.approx(np.mean(expected_accuracies), abs=1e-12)
+        assert part["std"] == pytest.approx(
+            np.std(expected_accuracies, ddof=1) if len(expected_accuracies) > 1 else 0, abs=1e-12
+        )
         assert part["loss"] > 0
-    assert told["selected"] != told["final"]
+    assert report["selected"] != report["final"]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_networks_without_chance(method: str) -> None:
-    """Thresholded, weights times p, and each layer's highest alone; each with its own ratio."""
+def test_deterministic_networks(method: str) -> None:
+    """Thresholded, weights times p, and the highest logits per layer; each with its own ratio."""
     learning = METHODS[method]
     job, selected, final = case(learning)
-    told = evaluate_supermask(job, DATA, selected, final)
+    report = evaluate_supermask(job, DATA, selected, final)
     w, logits = float64(selected.weights), float64(selected.logits)
     thresholded, expected, ones = {}, {}, {}
     for name, m in logits.items():
-        sure = replace(learning, method="rounded") if learning.method == "bernoulli" else learning
-        mask = masks_by_hand.mask(sure, m, (0, 0))
-        thresholded[name] = masks_by_hand.used(learning, w[name], mask)
+        deterministic = replace(learning, method="rounded") if learning.method == "bernoulli" else learning
+        mask = masks_by_hand.mask(deterministic, m, (0, 0))
+        thresholded[name] = masks_by_hand.masked_weights(learning, w[name], mask)
         p = masks_by_hand.sigmoid(m) if learning.method == "bernoulli" else mask
-        expected[name] = masks_by_hand.used(learning, w[name], p)
+        expected[name] = masks_by_hand.masked_weights(learning, w[name], p)
         ones[name] = np.abs(p).mean()
-    assert told["thresholded"] == pytest.approx(accuracy(thresholded), abs=1e-12)
-    assert told["expected"] == pytest.approx(accuracy(expected), abs=1e-12)
-    assert told["ones"] == pytest.approx(ones, rel=1e-6)
+    assert report["thresholded"] == pytest.approx(accuracy(thresholded), abs=1e-12)
+    assert report["expected"] == pytest.approx(accuracy(expected), abs=1e-12)
+    assert report["ones"] == pytest.approx(ones, rel=1e-6)
     sizes = {n: m.size for n, m in logits.items()}
     in_all = sum(ones[n] * size for n, size in sizes.items()) / sum(sizes.values())
-    assert told["ones_in_all"] == pytest.approx(in_all, rel=1e-6)
-    assert [density for density, _ in told["hardened"]] == list(HARDENED)
-    for density, found in told["hardened"]:
-        assert found == pytest.approx(accuracy(hardened(learning, w, logits, density)), abs=1e-12)
+    assert report["ones_in_all"] == pytest.approx(in_all, rel=1e-6)
+    assert [density for density, _ in report["hardened"]] == list(HARDENED)
+    for density, measured in report["hardened"]:
+        assert measured == pytest.approx(accuracy(hardened(learning, w, logits, density)), abs=1e-12)
 
 
 def hardened(learning: MaskLearning, w: Any, logits: Any, density: float) -> by_hand.Parameters:
-    """The round(density * size) highest of each layer, at least one; by size where a mask may invert."""
-    found = {}
+    """The round(density * size) highest of each layer, at least one; by magnitude where a mask may invert."""
+    weights = {}
     for name, m in logits.items():
         scores = np.abs(m) if learning.method == "signed" else m
         places = np.argsort(-scores.ravel())[: max(1, round(density * m.size))]
         b = np.zeros(m.size)
         b[places] = np.sign(m).ravel()[places] if learning.method == "signed" else 1
-        found[name] = masks_by_hand.used(learning, w[name], b.reshape(m.shape))
-    return found
+        weights[name] = masks_by_hand.masked_weights(learning, w[name], b.reshape(m.shape))
+    return weights
 
 
-def test_nobody_asked_for_hardening() -> None:
+def test_without_densities_nothing_is_hardened() -> None:
     job, selected, final = case(MaskLearning())
     assert job.learning is not None
     job = replace(job, learning=replace(job.learning, hardened_at=()))
@@ -111,17 +113,17 @@ def test_nobody_asked_for_hardening() -> None:
 
 
 @pytest.mark.parametrize(("density", "count"), [(0.001, 1), (0.25, 2), (0.3, 3), (0.5, 5), (0.999, 10)])
-def test_the_highest_are_as_many_as_asked(density: float, count: int) -> None:
-    """Exactly, ties or not; half of ten is five, a quarter 2.5, and to the even one."""
+def test_top_k_keeps_the_requested_number(density: float, count: int) -> None:
+    """Exactly, with ties too; a quarter of ten is 2.5 and rounds to even."""
     scores = torch.tensor([[0.3, -1.0, 2.0, 0.3, 0.3], [0.3, 5.0, -2.0, 0.3, 0.3]])
-    found = top_k_mask(scores, density)
-    assert found.shape == scores.shape and set(found.unique().tolist()) <= {0.0, 1.0}
-    assert int(found.sum()) == count
-    assert float(scores[found == 1].min()) >= float(scores[found == 0].max() if count < 10 else -9)
-    assert torch.equal(found, top_k_mask(scores, density))
+    mask = top_k_mask(scores, density)
+    assert mask.shape == scores.shape and set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert int(mask.sum()) == count
+    assert float(scores[mask == 1].min()) >= float(scores[mask == 0].max() if count < 10 else -9)
+    assert torch.equal(mask, top_k_mask(scores, density))
 
 
-def test_a_report_changes_nothing_and_can_be_had_again() -> None:
+def test_an_evaluation_changes_nothing_and_can_be_repeated() -> None:
     job, selected, final = case(METHODS["bernoulli, rescaled"])
     before = {n: m.clone() for n, m in selected.logits.items()}
     once = evaluate_supermask(job, DATA, selected, final)

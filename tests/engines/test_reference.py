@@ -1,4 +1,4 @@
-"""The reference engine against a plain NumPy one; its promises: held weights, early stopping, points, divergence."""
+"""The reference engine against NumPy: arithmetic, frozen weights, early stopping, snapshots, divergence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from supermask.networks.sequential import architecture, build_module, initial_st
 
 DATA = data()
 NOISY = Recipe("sgd", 0.7, 5, 60, 7, momentum=0.8)
-"""Large steps: the validation loss goes up and down."""
+"""Large steps: the validation loss rises and falls."""
 
 
 def masks_of(start: InitialState) -> dict[str, np.ndarray]:
@@ -33,9 +33,11 @@ def masks_of(start: InitialState) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("frozen", [0.0, None], ids=["frozen at zero", "frozen at initial values"])
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_one_step_agrees_with_plain_numpy(recipe: Recipe, frozen: float | None) -> None:
-    a_job = job(replace(recipe, iterations=1), pruned_start(frozen))
-    expected, _ = by_hand.train(parameters(a_job.start.state), masks_of(a_job.start), recipe, batches(a_job, DATA, 1))
-    found = parameters(train([a_job], [DATA])[0].end)
+    small_job = job(replace(recipe, iterations=1), pruned_start(frozen))
+    expected, _ = by_hand.train(
+        parameters(small_job.start.state), masks_of(small_job.start), recipe, batches(small_job, DATA, 1)
+    )
+    found = parameters(train([small_job], [DATA])[0].end)
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-9, err_msg=name)
@@ -44,11 +46,14 @@ def test_one_step_agrees_with_plain_numpy(recipe: Recipe, frozen: float | None) 
 @pytest.mark.parametrize("frozen", [0.0, None], ids=["frozen at zero", "frozen at initial values"])
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_fifty_steps_agree_with_plain_numpy(recipe: Recipe, frozen: float | None) -> None:
-    a_job = job(replace(recipe, evaluate_every=1), pruned_start(frozen))
+    small_job = job(replace(recipe, evaluate_every=1), pruned_start(frozen))
     expected, losses = by_hand.train(
-        parameters(a_job.start.state), masks_of(a_job.start), recipe, batches(a_job, DATA, recipe.iterations)
+        parameters(small_job.start.state),
+        masks_of(small_job.start),
+        recipe,
+        batches(small_job, DATA, recipe.iterations),
     )
-    outcome = train([a_job], [DATA])[0]
+    outcome = train([small_job], [DATA])[0]
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
     np.testing.assert_allclose(outcome.curve.training_loss[1:], losses, rtol=1e-3)
     loss, accuracy = by_hand.loss_and_accuracy(expected, flat(DATA.test_images, DATA), DATA.test_labels)
@@ -58,7 +63,7 @@ def test_fifty_steps_agree_with_plain_numpy(recipe: Recipe, frozen: float | None
 
 @pytest.mark.parametrize("frozen", [0.0, -0.0, 0.5, None], ids=["0", "-0", "0.5", "initial values"])
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_pruned_weights_keep_their_bits_and_biases_train(recipe: Recipe, frozen: float | None) -> None:
+def test_pruned_weights_stay_bit_identical_and_biases_train(recipe: Recipe, frozen: float | None) -> None:
     start = pruned_start(frozen)
     outcome = train([job(recipe, start)], [DATA])[0]
     for name, mask in start.masks.items():
@@ -75,7 +80,7 @@ def test_pruned_weights_keep_their_bits_and_biases_train(recipe: Recipe, frozen:
             assert not values[~mask].view(torch.int32).any()
 
 
-def test_pruned_weights_keep_their_bits_when_everything_else_is_lost() -> None:
+def test_pruned_weights_stay_bit_identical_when_training_diverges() -> None:
     start = pruned_start(0.25)
     outcome = train([job(Recipe("sgd", 1e30, 5, 40, 20), start)], [DATA])[0]
     assert outcome.status == "diverged"
@@ -87,7 +92,7 @@ def test_pruned_weights_keep_their_bits_when_everything_else_is_lost() -> None:
 # --- evaluation and early stopping ---
 
 
-def test_evaluations_are_at_the_start_at_multiples_and_always_at_the_end() -> None:
+def test_evaluations_are_at_the_start_at_multiples_and_at_the_end() -> None:
     for iterations, expected in ((20, [0, 7, 14, 20]), (21, [0, 7, 14, 21]), (3, [0, 3])):
         outcome = train([job(Recipe("adam", 0.01, 5, iterations, 7))], [DATA])[0]
         assert outcome.curve.iterations == expected
@@ -96,11 +101,11 @@ def test_evaluations_are_at_the_start_at_multiples_and_always_at_the_end() -> No
         assert outcome.metrics["final_validation_loss"] == outcome.curve.validation_loss[-1]
 
 
-def test_early_stopping_is_what_a_hand_loop_over_the_trajectory_gives() -> None:
+def test_early_stopping_equals_a_loop_over_the_trajectory() -> None:
     every = frozenset(range(7, 61, 7))
-    a_job = job(NOISY, pruned_start(0.0), points=every | {60, "lowest_validation_loss"})
-    outcome = train([a_job], [DATA])[0]
-    at = {0: a_job.start.state, **{p: s for p, s in outcome.points.items() if isinstance(p, int)}}
+    small_job = job(NOISY, pruned_start(0.0), points=every | {60, "lowest_validation_loss"})
+    outcome = train([small_job], [DATA])[0]
+    at = {0: small_job.start.state, **{p: s for p, s in outcome.points.items() if isinstance(p, int)}}
     validation = flat(DATA.validation_images, DATA), DATA.validation_labels
     test = flat(DATA.test_images, DATA), DATA.test_labels
 
@@ -132,8 +137,8 @@ def test_of_equal_validation_losses_the_first_counts() -> None:
     assert outcome.metrics["early_stop_iteration"] == 0
 
 
-def test_all_validation_images_every_time_and_test_images_only_after_training() -> None:
-    """The test images once for each of the two states that they are measured with, if these are two."""
+def test_evaluations_use_all_validation_images_and_test_images_only_after_training() -> None:
+    """Test images are used once for each of the two evaluated states, if they differ."""
     module, seen = build_module(LAYERS), []
 
     def record(part: nn.Module, given: tuple[Tensor]) -> None:
@@ -153,11 +158,11 @@ def test_all_validation_images_every_time_and_test_images_only_after_training() 
     assert steps[-1] < len(seen) - 2
 
 
-# --- points of the trajectory, late starts ---
+# --- snapshots, late starts ---
 
 
 @pytest.mark.parametrize("recipe", [RECIPES["adam"], RECIPES["schedule"]], ids=["adam", "schedule"])
-def test_a_point_is_the_end_of_a_training_that_stops_there(recipe: Recipe) -> None:
+def test_a_snapshot_equals_the_end_of_a_shorter_run(recipe: Recipe) -> None:
     outcome = train([job(recipe, pruned_start(), points=frozenset({1, 10, 23, 50}))], [DATA])[0]
     assert outcome.points.keys() == {1, 10, 23, 50}
     for k, state in outcome.points.items():
@@ -166,7 +171,7 @@ def test_a_point_is_the_end_of_a_training_that_stops_there(recipe: Recipe) -> No
         assert bits(replace(shorter, end=state)) == bits(shorter)
 
 
-def test_asking_for_points_changes_nothing_else() -> None:
+def test_snapshots_change_nothing_else() -> None:
     plain = train([job(NOISY)], [DATA])[0]
     asked = train([job(NOISY, points=frozenset({3, 7, 33, 60, "gradient", "lowest_validation_loss"}))], [DATA])[0]
     assert asked.points.keys() == {3, 7, 33, 60, "gradient", "lowest_validation_loss"}
@@ -174,18 +179,18 @@ def test_asking_for_points_changes_nothing_else() -> None:
     assert plain.points == {}
 
 
-def test_the_gradient_is_that_of_the_first_batch_at_the_start_for_pruned_weights_too() -> None:
-    a_job = job(RECIPES["sgd"], pruned_start(), points=frozenset({"gradient"}))
-    found = train([a_job], [DATA])[0].points["gradient"].weights
-    expected = by_hand.gradients(parameters(a_job.start.state), *batches(a_job, DATA, 1)[0])
-    assert found.keys() == a_job.start.masks.keys()
+def test_the_gradient_is_that_of_the_first_batch_and_includes_pruned_weights() -> None:
+    small_job = job(RECIPES["sgd"], pruned_start(), points=frozenset({"gradient"}))
+    found = train([small_job], [DATA])[0].points["gradient"].weights
+    expected = by_hand.gradients(parameters(small_job.start.state), *batches(small_job, DATA, 1)[0])
+    assert found.keys() == small_job.start.masks.keys()
     for name, values in found.items():
         np.testing.assert_allclose(values.numpy(), expected[name], rtol=1e-4, atol=1e-7)
-        assert values[~a_job.start.masks[name]].any()
+        assert values[~small_job.start.masks[name]].any()
 
 
 @pytest.mark.parametrize("k", [10, 23])
-def test_a_late_start_goes_on_with_data_order_and_learning_rate(k: int) -> None:
+def test_a_late_start_continues_data_order_and_learning_rate(k: int) -> None:
     recipe = Recipe(
         "sgd", 0.2, 5, 50, 10, weight_decay=0.01, lr_milestones=(20, 40), drop_factor=0.5, warmup_iterations=15
     )
@@ -198,7 +203,7 @@ def test_a_late_start_goes_on_with_data_order_and_learning_rate(k: int) -> None:
     assert again.curve.validation_loss[1:] == first.curve.validation_loss[-len(again.curve.iterations) + 1 :]
 
 
-def test_a_late_start_at_the_end_only_measures() -> None:
+def test_a_late_start_at_the_end_only_evaluates() -> None:
     start = pruned_start()
     outcome = train([job(RECIPES["sgd"], replace(start, first_iteration=50))], [DATA])[0]
     assert outcome.curve.iterations == [50]
@@ -208,18 +213,18 @@ def test_a_late_start_at_the_end_only_measures() -> None:
 # --- divergence ---
 
 
-def first_broken_loss(a_job: TrainingJob, limit: int) -> int:
-    """The step, counted from 1, whose loss is the first that is not finite: an eager loop, plain SGD."""
-    module = build_module(a_job.layers)
-    module.load_state_dict({**a_job.start.weights, **a_job.start.unmasked})
-    for i, (x, y) in enumerate(batches(a_job, DATA, limit)):
+def first_broken_loss(small_job: TrainingJob, limit: int) -> int:
+    """The first step, counted from 1, whose loss is not finite: an eager loop with plain SGD."""
+    module = build_module(small_job.layers)
+    module.load_state_dict({**small_job.start.weights, **small_job.start.unmasked})
+    for i, (x, y) in enumerate(batches(small_job, DATA, limit)):
         loss = nn.functional.cross_entropy(module(torch.from_numpy(x).float()), torch.from_numpy(y))
         if not bool(loss.isfinite()):
             return i + 1
         for parameter, slope in zip(
             module.parameters(), torch.autograd.grad(loss, [*module.parameters()]), strict=True
         ):
-            parameter.data.sub_(a_job.recipe.learning_rate(i) * slope)
+            parameter.data.sub_(small_job.recipe.learning_rate(i) * slope)
     return 0
 
 
@@ -232,12 +237,10 @@ def first_broken_loss(a_job: TrainingJob, limit: int) -> int:
         (Recipe("sgd", 0.1, 5, 60, 5, lr_milestones=(58,), drop_factor=1e20), list(range(0, 60, 5))),
     ],
 )
-def test_divergence_ends_a_run_at_the_step_of_the_first_loss_that_is_not_finite(
-    recipe: Recipe, evaluated: list[int]
-) -> None:
-    a_job = job(recipe, points=frozenset({1, 7, 60, "lowest_validation_loss", "gradient"}))
-    outcome = train([a_job], [DATA])[0]
-    step = first_broken_loss(a_job, 60)
+def test_a_run_ends_at_the_first_loss_that_is_not_finite(recipe: Recipe, evaluated: list[int]) -> None:
+    small_job = job(recipe, points=frozenset({1, 7, 60, "lowest_validation_loss", "gradient"}))
+    outcome = train([small_job], [DATA])[0]
+    step = first_broken_loss(small_job, 60)
     assert step > 1
     assert (outcome.status, outcome.metrics["diverged_at"]) == ("diverged", step)
     assert outcome.curve.iterations == evaluated
@@ -247,13 +250,13 @@ def test_divergence_ends_a_run_at_the_step_of_the_first_loss_that_is_not_finite(
     json.dumps(outcome.metrics, allow_nan=False)
 
 
-def test_a_validation_loss_that_is_not_finite_is_divergence_too() -> None:
+def test_a_validation_loss_that_is_not_finite_is_divergence() -> None:
     outcome = train([job(Recipe("sgd", 1e38, 5, 60, 1))], [DATA])[0]
     assert (outcome.status, outcome.metrics["diverged_at"]) == ("diverged", 1)
     assert outcome.curve.iterations == [0]
 
 
-def test_a_start_that_is_not_finite_is_not_trained() -> None:
+def test_an_initial_state_that_is_not_finite_is_not_trained() -> None:
     start = initial_state(LAYERS, 0)
     start.weights["fc2.weight"][0, 0] = float("inf")
     outcome = train([job(RECIPES["adam"], start)], [DATA])[0]
@@ -262,10 +265,10 @@ def test_a_start_that_is_not_finite_is_not_trained() -> None:
     assert torch.equal(outcome.end.weights["fc1.weight"], start.weights["fc1.weight"])
 
 
-# --- the same again, side by side, other networks, other devices ---
+# --- reproducibility, other networks, other devices ---
 
 
-def test_the_same_job_gives_the_same_bits_alone_or_beside_others() -> None:
+def test_a_job_is_bit_identical_alone_and_beside_others() -> None:
     jobs = [job(RECIPES["adam"], pruned_start(0.0)), job(NOISY, points=frozenset({11}))]
     others = [DATA, data(seed=1)]
     alone = [bits(train([j], [d])[0]) for j, d in zip(jobs, others, strict=True)]
@@ -273,7 +276,7 @@ def test_the_same_job_gives_the_same_bits_alone_or_beside_others() -> None:
     assert [bits(outcome) for outcome in train(jobs, others)] == alone
 
 
-def test_read_only_data_is_taken_as_it_is() -> None:
+def test_read_only_data_is_accepted() -> None:
     arrays = {name: a.copy() for name, a in vars(DATA).items() if isinstance(a, np.ndarray)}
     for array in arrays.values():
         array.flags.writeable = False
@@ -283,8 +286,8 @@ def test_read_only_data_is_taken_as_it_is() -> None:
 def test_conv2_learns_images_of_eight_by_eight() -> None:
     images = data((1, 8, 8), 10, train=300)
     layers = architecture("conv2", (1, 8, 8), 10)
-    a_job = TrainingJob(layers, initial_state(layers, 0), Recipe("adam", 1e-3, 30, 30, 15), seed=0)
-    outcome = train([a_job], [images])[0]
+    small_job = TrainingJob(layers, initial_state(layers, 0), Recipe("adam", 1e-3, 30, 30, 15), seed=0)
+    outcome = train([small_job], [images])[0]
     assert outcome.status == "finished"
     before, after = outcome.metrics["initial_validation_accuracy"], outcome.metrics["early_stop_test_accuracy"]
     assert before is not None
@@ -294,12 +297,12 @@ def test_conv2_learns_images_of_eight_by_eight() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
-def test_a_gpu_gives_nearly_the_same_numbers_and_holds_what_is_pruned() -> None:
-    a_job = job(replace(RECIPES["adam"], evaluate_every=1), pruned_start(), points=frozenset({"gradient", 25}))
-    here, there = train([a_job], [DATA])[0], train([a_job], [DATA], "cuda")[0]
+def test_a_gpu_agrees_with_the_cpu_and_keeps_pruned_weights() -> None:
+    small_job = job(replace(RECIPES["adam"], evaluate_every=1), pruned_start(), points=frozenset({"gradient", 25}))
+    here, there = train([small_job], [DATA])[0], train([small_job], [DATA], "cuda")[0]
     np.testing.assert_allclose(there.curve.training_loss, here.curve.training_loss, rtol=1e-3)
     assert there.points.keys() == here.points.keys()
-    for name, mask in a_job.start.masks.items():
+    for name, mask in small_job.start.masks.items():
         assert there.end.weights[name].device.type == "cpu"
-        assert torch.equal(there.end.weights[name][~mask], a_job.start.weights[name][~mask])
+        assert torch.equal(there.end.weights[name][~mask], small_job.start.weights[name][~mask])
         assert not there.optimizer_state[name]["exp_avg"][~mask].any()

@@ -1,4 +1,4 @@
-"""Learning a mask in the reference engine: the method by hand, its gradient, and what never moves."""
+"""Mask learning in the reference engine: against NumPy, its gradient, and the tensors that never change."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def float64(tensors: dict[str, torch.Tensor]) -> by_hand.Parameters:
 
 
 def learned_by_hand(job: TrainingJob) -> tuple[by_hand.Parameters, list[float], by_hand.Parameters]:
-    """(logits, losses, weights of the last pass), from the oracle."""
+    """(logits, losses, weights of the last forward pass), from the oracle."""
     assert job.learning is not None
     parts = [float64(part) for part in (job.start.weights, job.start.unmasked, job.start.logits)]
     return masks_by_hand.train(job.learning, job.recipe, *parts, batches(job, DATA, job.recipe.iterations))
@@ -37,14 +37,14 @@ def states(outcome: TrainingResult) -> list[NetworkState]:
     return [outcome.end, *outcome.points.values()]
 
 
-# --- the method, by hand ---
-# On weights that are drawn. On constants a unit's sum is often exactly 0 in exact arithmetic, and then the order in
-# which it is summed decides about its ReLU: there no two ways to compute it have to agree.
+# --- against NumPy ---
+# On random weights. On constants a unit's sum is often exactly 0 in exact arithmetic; the order of summation then
+# decides about its ReLU, and two correct implementations need not agree.
 
 
 @pytest.mark.parametrize("recipe", ["sgd", "momentum", "momentum with weight decay", "adam"])
 @pytest.mark.parametrize("method", METHODS)
-def test_one_step_is_the_one_by_hand(method: str, recipe: str) -> None:
+def test_one_step_equals_numpy(method: str, recipe: str) -> None:
     learning = METHODS[method]
     job = mask_job(learning, replace(recipes(learning)[recipe], iterations=1))
     logits, losses, passed = learned_by_hand(job)
@@ -54,16 +54,16 @@ def test_one_step_is_the_one_by_hand(method: str, recipe: str) -> None:
         np.testing.assert_allclose(outcome.last_sampled_weights[name].numpy(), passed[name], rtol=1e-6)
         before = job.start.logits[name].numpy()
         step, wanted = outcome.end.logits[name].numpy() - before, logits[name] - before
-        # Adam's first step is the sign of the gradient, whatever its size: where that is rounding, by chance.
-        sure = np.abs(wanted) > (0.0499 if recipe == "adam" else -1)
+        # Adam's first step is the sign of the gradient, which is random where the gradient is only rounding.
+        is_clear = np.abs(wanted) > (0.0499 if recipe == "adam" else -1)
         rounding = 2.0**-24 * np.linalg.norm(logits[name])
-        assert np.linalg.norm((step - wanted)[sure]) <= 1e-5 * np.linalg.norm(wanted) + rounding
+        assert np.linalg.norm((step - wanted)[is_clear]) <= 1e-5 * np.linalg.norm(wanted) + rounding
         assert np.linalg.norm(wanted) > 0
 
 
 @pytest.mark.parametrize("recipe", ["sgd", "momentum", "momentum with weight decay", "adam"])
 @pytest.mark.parametrize("method", METHODS)
-def test_twenty_steps_are_those_by_hand(method: str, recipe: str) -> None:
+def test_twenty_steps_equal_numpy(method: str, recipe: str) -> None:
     learning = METHODS[method]
     job = mask_job(learning, replace(recipes(learning)[recipe], evaluate_every=1))
     logits, losses, passed = learned_by_hand(job)
@@ -75,8 +75,8 @@ def test_twenty_steps_are_those_by_hand(method: str, recipe: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_mask_changes_while_it_is_learned(method: str) -> None:
-    """So that the tests above are about more than one mask."""
+def test_a_mask_changes_during_training(method: str) -> None:
+    """The tests above therefore compare more than one mask."""
     learning = METHODS[method]
     job = mask_job(learning, recipes(learning)["momentum"])
     short = replace(job, recipe=replace(job.recipe, iterations=1))
@@ -84,11 +84,11 @@ def test_a_mask_changes_while_it_is_learned(method: str) -> None:
     assert all(not torch.equal(first[name] != 0, last[name] != 0) for name in KERNELS[:2])
 
 
-def test_measured_is_the_mean_of_single_samples() -> None:
-    """Their losses and their accuracies, not those of the mean output."""
+def test_the_evaluation_is_the_mean_over_single_samples() -> None:
+    """Mean of losses and accuracies, not those of the mean output."""
     job = mask_job(MaskLearning(samples=4), recipes(METHODS["bernoulli"])["sgd"])
     outcome = train([job], [DATA])[0]
-    found = []
+    evaluations = []
     for j in range(4):
         b = {
             n: masks_by_hand.mask(MaskLearning(), m.numpy(), masks_by_hand.key_pair(0, "samples", n, j))
@@ -96,22 +96,22 @@ def test_measured_is_the_mean_of_single_samples() -> None:
         }
         used = {n: b[n] * w.numpy() for n, w in job.start.weights.items()}
         parameters = {**float64(job.start.unmasked), **used}
-        found.append(by_hand.loss_and_accuracy(parameters, flat(DATA.test_images, DATA), DATA.test_labels))
-    loss, accuracy = np.mean(found, axis=0)
-    assert len({a for _, a in found}) > 1
+        evaluations.append(by_hand.loss_and_accuracy(parameters, flat(DATA.test_images, DATA), DATA.test_labels))
+    loss, accuracy = np.mean(evaluations, axis=0)
+    assert len({a for _, a in evaluations}) > 1
     assert outcome.metrics["final_test_accuracy"] == pytest.approx(accuracy, abs=1e-12)
     assert outcome.metrics["final_test_loss"] == pytest.approx(loss, rel=1e-5)
 
 
-# --- its gradient ---
+# --- gradient ---
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_gradient_is_that_of_a_relaxed_mask(method: str) -> None:
-    """b moved a little to each side, at zeros too, and the ratio with it: by finite differences of the loss."""
+    """Finite differences of the loss: b moved to each side, at zeros too, and the ratio with it."""
     learning = METHODS[method]
     job = mask_job(learning, recipes(learning)["sgd"])
-    # With biases: else a unit that lost all its inputs sits at the kink of its ReLU.
+    # With biases: a unit without inputs would otherwise be at the kink of its ReLU.
     biases = {n: torch.linspace(0.1, 0.3, t.numel()) for n, t in job.start.unmasked.items()}
     job = replace(job, start=replace(job.start, unmasked=biases))
     (x, y), others = batches(job, DATA, 1)[0], float64(biases)
@@ -119,14 +119,14 @@ def test_the_gradient_is_that_of_a_relaxed_mask(method: str) -> None:
     b = {n: masks_by_hand.mask(learning, m, masks_by_hand.key_pair(0, "training", n, 0)) for n, m in logits.items()}
 
     def loss(name: str, moved: by_hand.Values) -> float:
-        used = {n: masks_by_hand.used(learning, weights[n], moved if n == name else b[n]) for n in weights}
+        used = {n: masks_by_hand.masked_weights(learning, weights[n], moved if n == name else b[n]) for n in weights}
         return by_hand.loss_and_accuracy({**used, **others}, x, y)[0]
 
-    found = autograd(job, x.astype(np.float32), y)
+    gradients = autograd(job, x.astype(np.float32), y)
     for name in KERNELS:
         m, numerical = logits[name], np.zeros_like(b[name])
         for place in np.ndindex(m.shape):
-            # (|b| has no derivative at 0: the mean of both sides is taken, which is 0.)
+            # |b| has no derivative at 0: the mean of both sides, which is 0, is taken.
             for side in (1, -1):
                 moved = b[name].copy()
                 moved[place] += side * 1e-6
@@ -135,11 +135,11 @@ def test_the_gradient_is_that_of_a_relaxed_mask(method: str) -> None:
             p = masks_by_hand.sigmoid(m)
             numerical *= p * (1 - p)
         assert np.linalg.norm(numerical) > 1e-4
-        np.testing.assert_allclose(found[name], numerical, atol=2e-5 * np.abs(numerical).max())
+        np.testing.assert_allclose(gradients[name], numerical, atol=2e-5 * np.abs(numerical).max())
 
 
 def autograd(job: TrainingJob, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """dL/dlogits of the first pass, as PyTorch has it through `masked`."""
+    """dL/dlogits of the first forward pass, by PyTorch through `masked_weights`."""
     assert job.learning is not None
     logits = {n: m.clone().requires_grad_() for n, m in job.start.logits.items()}
     z = torch.from_numpy(x)
@@ -153,7 +153,7 @@ def autograd(job: TrainingJob, x: np.ndarray, y: np.ndarray) -> dict[str, np.nda
 
 
 def test_pruned_weights_get_a_gradient() -> None:
-    """Straight through: without it a weight that a pass leaves out could never come back."""
+    """Straight-through gradient: without it a weight left out of a mask could never come back."""
     job = mask_job(METHODS["rounded"], recipes(METHODS["rounded"])["sgd"])
     logits = {n: m.clone() for n, m in job.start.logits.items()}
     for m in logits.values():
@@ -166,11 +166,11 @@ def test_pruned_weights_get_a_gradient() -> None:
         assert (outcome.end.logits[name] != logits[name])[out].any()
 
 
-# --- what never moves ---
+# --- tensors that never change ---
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_weights_and_biases_keep_their_bits_and_a_pass_has_nothing_else(method: str) -> None:
+def test_weights_and_biases_are_bit_identical_and_a_pass_uses_nothing_else(method: str) -> None:
     learning = METHODS[method]
     for recipe in recipes(learning).values():
         job = mask_job(learning, recipe)
@@ -192,15 +192,15 @@ def test_weights_and_biases_keep_their_bits_and_a_pass_has_nothing_else(method: 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_equal_bits_again_and_other_bits_for_another_seed(method: str) -> None:
+def test_repetition_is_bit_identical_and_another_seed_differs(method: str) -> None:
     learning = METHODS[method]
     recipe = recipes(learning)["adam"]
     once, again, other = (train([mask_job(learning, recipe, seed=s)], [DATA])[0].end.logits for s in (0, 0, 1))
     assert all(torch.equal(once[n], again[n]) and not torch.equal(once[n], other[n]) for n in KERNELS)
 
 
-def test_any_network_learns_a_mask() -> None:
-    """Convolutions too; nothing is said about how well."""
+def test_convolutional_networks_learn_masks() -> None:
+    """Says nothing about the accuracy."""
     learning = METHODS["bernoulli, rescaled"]
     layers = architecture("conv2", (1, 4, 4), CLASSES)
     job = mask_job(learning, replace(recipes(learning, iterations=2)["sgd"], evaluate_every=2), layers)

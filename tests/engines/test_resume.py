@@ -1,4 +1,4 @@
-"""Killed trainings that go on to the same bits, and modules that carry more state than weights."""
+"""Killed runs that resume bit-identically, and modules that have more state than weights."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ DATA = data()
 POINTS: frozenset[Snapshot] = frozenset({3, 20, 33, 47, 50, "gradient", "lowest_validation_loss"})
 
 
-def network(a_job: TrainingJob) -> TrainingResult:
-    return train([a_job], [DATA])[0]
+def network(small_job: TrainingJob) -> TrainingResult:
+    return train([small_job], [DATA])[0]
 
 
-def normed(a_job: TrainingJob) -> TrainingResult:
-    return train_module(normed_module(), a_job, DATA)
+def normed(small_job: TrainingJob) -> TrainingResult:
+    return train_module(normed_module(), small_job, DATA)
 
 
 CASES: dict[str, tuple[Callable[[TrainingJob], TrainingResult], Recipe, InitialState]] = {
     **{name: (network, recipe, pruned_start()) for name, recipe in RECIPES.items()},
-    "batch normalisation and dropout, adam": (normed, RECIPES["adam"], normed_start()),
-    "batch normalisation and dropout, momentum": (normed, RECIPES["momentum with weight decay"], normed_start()),
+    "batch normalization and dropout, adam": (normed, RECIPES["adam"], normed_start()),
+    "batch normalization and dropout, momentum": (normed, RECIPES["momentum with weight decay"], normed_start()),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kill_after", [1, 2, 3, 4, 5])
-def test_a_training_killed_after_any_checkpoint_goes_on_to_the_same_bits(case: str, kill_after: int) -> None:
+def test_a_run_killed_after_any_checkpoint_resumes_bit_identically(case: str, kill_after: int) -> None:
     training, recipe, start = CASES[case]
     whole = training(job(recipe, start, points=POINTS))
     assert whole.points.keys() == POINTS
@@ -51,7 +51,7 @@ def test_a_training_killed_after_any_checkpoint_goes_on_to_the_same_bits(case: s
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_training_killed_again_and_again_goes_on_to_the_same_bits(case: str) -> None:
+def test_a_run_killed_repeatedly_resumes_bit_identically(case: str) -> None:
     training, recipe, start = CASES[case]
     whole = training(job(recipe, start, points=POINTS))
     memory, kills = Memory(1), 0
@@ -67,14 +67,14 @@ def test_a_training_killed_again_and_again_goes_on_to_the_same_bits(case: str) -
     assert bits(outcome) == bits(whole)
 
 
-def test_a_checkpoint_now_and_then_changes_nothing() -> None:
+def test_checkpoints_do_not_change_the_result() -> None:
     memory = Memory(None, every=2)
     outcome = network(job(RECIPES["adam"], checkpoints=memory))
     assert (memory.asked, memory.count) == (5, 2)
     assert bits(outcome) == bits(network(job(RECIPES["adam"], checkpoints=NullCheckpointer())))
 
 
-def test_a_late_start_is_resumed_too() -> None:
+def test_a_late_start_resumes() -> None:
     start = replace(pruned_start(), first_iteration=23)
     late = job(RECIPES["schedule"], start, points=frozenset({23, 29, 47}), checkpoints=Memory(2))
     with pytest.raises(Killed):
@@ -82,19 +82,19 @@ def test_a_late_start_is_resumed_too() -> None:
     assert bits(network(late)) == bits(network(replace(late, checkpoints=NullCheckpointer())))
 
 
-@pytest.mark.parametrize(("point", "goes_on"), [(13, False), ("gradient", False), (20, False), (21, True), (50, True)])
-def test_a_checkpoint_that_lacks_a_point_it_has_passed_is_not_gone_on_from(point: Snapshot, goes_on: bool) -> None:
+@pytest.mark.parametrize(("point", "resumes"), [(13, False), ("gradient", False), (20, False), (21, True), (50, True)])
+def test_a_checkpoint_that_lacks_a_due_snapshot_is_not_resumed_from(point: Snapshot, resumes: bool) -> None:
     memory = Memory(2)
     with pytest.raises(Killed):
         network(job(RECIPES["adam"], checkpoints=memory))
     asked_later = job(RECIPES["adam"], points=frozenset({point}), checkpoints=memory)
     outcome = network(asked_later)
-    assert memory.asked == 2 + (3 if goes_on else 5)
+    assert memory.asked == 2 + (3 if resumes else 5)
     assert outcome.points.keys() == {point}
     assert bits(outcome) == bits(network(replace(asked_later, checkpoints=NullCheckpointer())))
 
 
-def test_a_diverged_training_leaves_no_checkpoint_behind() -> None:
+def test_a_diverged_run_saves_no_checkpoint() -> None:
     memory = Memory(None)
     outcome = network(job(Recipe("sgd", 1e38, 5, 50, 1), checkpoints=memory))
     assert (outcome.status, outcome.metrics["diverged_at"]) == ("diverged", 1)
@@ -104,7 +104,7 @@ def test_a_diverged_training_leaves_no_checkpoint_behind() -> None:
 # --- any module ---
 
 
-def test_a_batch_normalisation_trains_and_is_measured_as_by_hand() -> None:
+def test_batch_normalization_equals_a_plain_loop() -> None:
     start, recipe = normed_start(), Recipe("sgd", 0.1, 5, 20, 5)
     outcome = train_module(without_dropout(), job(recipe, start, points=frozenset({"gradient"})), DATA)
     module, masks = without_dropout(), start.masks
@@ -137,18 +137,18 @@ def loss_in(module: nn.Module) -> float:
         return float(nn.functional.cross_entropy(module(images), torch.from_numpy(DATA.validation_labels)))
 
 
-def test_asking_for_points_changes_nothing_about_buffers_and_draws() -> None:
+def test_snapshots_change_neither_buffers_nor_draws() -> None:
     asked = normed(job(RECIPES["adam"], normed_start(), points=POINTS))
     plain = normed(job(RECIPES["adam"], normed_start()))
     assert bits(replace(asked, points={})) == bits(plain)
 
 
-def test_a_module_is_trained_whatever_mode_it_comes_in() -> None:
-    a_job = job(RECIPES["adam"], normed_start(), points=POINTS)
-    assert bits(train_module(normed_module().eval(), a_job, DATA)) == bits(normed(a_job))
+def test_a_module_in_eval_mode_is_trained_in_train_mode() -> None:
+    small_job = job(RECIPES["adam"], normed_start(), points=POINTS)
+    assert bits(train_module(normed_module().eval(), small_job, DATA)) == bits(normed(small_job))
 
 
-def test_dropout_depends_on_seed_and_iteration_and_leaves_the_generator_of_others_alone() -> None:
+def test_dropout_depends_on_seed_and_iteration_and_restores_the_generator() -> None:
     first, at_20 = dropped(0)
     torch.manual_seed(1)
     assert dropped(0)[0] == first
@@ -159,7 +159,7 @@ def test_dropout_depends_on_seed_and_iteration_and_leaves_the_generator_of_other
 
 
 class RecordingDropout(nn.Dropout):
-    """Keeps what each training step's draw was."""
+    """Records the draw of each training step."""
 
     def __init__(self) -> None:
         super().__init__(0.3)
@@ -173,22 +173,22 @@ class RecordingDropout(nn.Dropout):
 
 
 def dropped(seed: int, start: InitialState | None = None) -> tuple[list[bytes], NetworkState]:
-    """Where each training step's dropout put its zeros, and the network after iteration 20."""
+    """Dropout draws of each training step, and the network after iteration 20."""
     module, dropout = normed_module(), RecordingDropout()
     module.dropout = dropout
     recipe = Recipe("sgd", 0.1, 5, 30, 10)
-    a_job = replace(job(recipe, start or normed_start(), points=frozenset({20})), seed=seed)
+    small_job = replace(job(recipe, start or normed_start(), points=frozenset({20})), seed=seed)
     generator_before = torch.get_rng_state()
-    outcome = train_module(module, a_job, DATA)
+    outcome = train_module(module, small_job, DATA)
     assert torch.equal(torch.get_rng_state(), generator_before)
     return dropout.seen, outcome.points[20]
 
 
-# --- numbers too small for a processor ---
+# --- denormal numbers ---
 
 
 @pytest.mark.parametrize("flushed_before", [False, True])
-def test_numbers_below_the_normal_ones_are_zero_while_training_and_then_as_before(flushed_before: bool) -> None:
+def test_denormals_are_zero_during_training_and_as_before_afterwards(flushed_before: bool) -> None:
     module, seen = without_dropout(), []
     module.register_forward_hook(lambda *_: seen.append(tiny_is_zero()))
     threads = torch.get_num_threads()
@@ -208,7 +208,7 @@ def tiny_is_zero() -> bool:
     return float(torch.full((1,), 1e-40).mul(1.0).item()) == 0.0
 
 
-def test_a_checkpoint_of_another_layout_is_not_gone_on_from() -> None:
+def test_a_checkpoint_of_another_format_is_not_resumed_from() -> None:
     memory = Memory(1)
     killed = job(RECIPES["adam"], checkpoints=memory)
     with pytest.raises(Killed):

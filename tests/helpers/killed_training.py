@@ -1,4 +1,4 @@
-"""Checkpoints in memory, and a training that is killed after one of them."""
+"""Checkpoints in memory, and the kill of a run after one of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from supermask.engines.job import Array
 
 
 class Killed(BaseException):
-    """What a signal does to a process."""
+    """Ends a run as a signal ends a process."""
 
 
 class Memory:
-    """Checkpoints in memory; the process is killed right after number `kill_after` is saved."""
+    """Checkpointer in memory; the run is killed right after checkpoint number `kill_after`."""
 
     def __init__(self, kill_after: int | None, every: int = 1) -> None:
         self.kill_after, self.every = kill_after, every

@@ -1,4 +1,4 @@
-"""Small trainings of masks for the tests: every method, and jobs that learn it."""
+"""Small mask-learning jobs for the tests: one per method."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ METHODS = {
 FAST = {name: learning for name, learning in METHODS.items() if learning.method in ("bernoulli", "rounded")}
 
 RATES = {"bernoulli": 5.0, "rounded": 2.0, "edge_popup": 0.5, "signed": 0.5}
-"""Of SGD without momentum: a few of the small network's weights change sides every few steps."""
+"""Learning rates of SGD without momentum: a few mask elements of the small network change every few steps."""
 
 
 def recipes(
     learning: MaskLearning, batch: int = 5, iterations: int = 20, evaluate_every: int = 10
 ) -> dict[str, Recipe]:
-    """One of each kind."""
+    """One recipe per optimizer."""
     lr, length = RATES[learning.method], (batch, iterations, evaluate_every)
     return {
         "sgd": Recipe("sgd", lr, *length),
@@ -45,7 +45,7 @@ def recipes(
 def mask_job(
     learning: MaskLearning, recipe: Recipe, layers: Architecture = LAYERS, seed: int = 0, **others: Any
 ) -> TrainingJob:
-    """A job that learns a mask from the method's own start."""
+    """A job that learns a mask from the method's own initial logits."""
     start = initial_mask_state(
         learning, prunable_tensors(layers), initial_state(layers, seed), seed, None, None, child_streams(seed)
     )
@@ -54,7 +54,7 @@ def mask_job(
 
 
 def mask_bits(outcome: TrainingResult) -> dict[str, Any]:
-    """`trainings.bits` with every logit."""
+    """Return `trainings.bits` with every logit."""
     states = {"end": outcome.end, **{str(point): state for point, state in outcome.points.items()}}
     logits = {(at, n): m.numpy().tobytes() for at, state in states.items() for n, m in state.logits.items()}
     assert logits

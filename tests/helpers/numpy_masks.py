@@ -1,4 +1,4 @@
-"""The slow oracle of learned masks: coins in uint32, forward pass, gradient and step in plain NumPy, no autograd."""
+"""Slow oracle of mask learning: uniform numbers, forward pass, gradient and step in plain NumPy, no autograd."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Words = NDArray[np.uint32]
 
 
 def key_pair(seed: int, purpose: str, name: str, number: int) -> tuple[int, int]:
-    """The two keys of one pass of one layer: splitmix64, in Python's own integers."""
+    """The two keys of one forward pass of one layer: splitmix64, in Python integers."""
     whole = 2**64
     base = int(random_stream(seed, "supermask", purpose, name).integers(2**64, dtype=np.uint64, endpoint=False))
     z = (base + number * 0x9E3779B97F4A7C15) % whole
@@ -26,14 +26,14 @@ def key_pair(seed: int, purpose: str, name: str, number: int) -> tuple[int, int]
     return z % 2**32, z // 2**32
 
 
-def coins(keys: tuple[int, int], shape: tuple[int, ...]) -> NDArray[np.float32]:
+def uniform_samples(keys: tuple[int, int], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A multiple of 2^-24 in [0, 1) for each weight of a kernel, in C order."""
     words = np.arange(np.prod(shape), dtype=np.uint32) + np.uint32(keys[0])
-    words = mixed(mixed(words) ^ np.uint32(keys[1])) >> np.uint32(8)
+    words = mix(mix(words) ^ np.uint32(keys[1])) >> np.uint32(8)
     return (words / 2.0**24).astype(np.float32).reshape(shape)
 
 
-def mixed(words: Words) -> Words:
+def mix(words: Words) -> Words:
     """A bijection of 32-bit words."""
     for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97)):
         words = (words ^ (words >> np.uint32(shift))) * np.uint32(factor)
@@ -45,9 +45,9 @@ def sigmoid(m: Values) -> Values:
 
 
 def mask(learning: MaskLearning, m: Values, keys: tuple[int, int]) -> Values:
-    """b of one pass: 0, 1 and, where it may invert, -1."""
+    """Mask b of one forward pass: 0, 1 and, where it may invert, -1."""
     if learning.method == "bernoulli":
-        return np.where(coins(keys, m.shape) < sigmoid(m), 1.0, 0.0)
+        return np.where(uniform_samples(keys, m.shape) < sigmoid(m), 1.0, 0.0)
     if learning.method == "rounded":
         return np.where(m > 0, 1.0, 0.0)
     if learning.method == "edge_popup":
@@ -55,25 +55,25 @@ def mask(learning: MaskLearning, m: Values, keys: tuple[int, int]) -> Values:
     return np.where(m > learning.threshold, 1.0, 0.0) - np.where(m < -learning.threshold, 1.0, 0.0)
 
 
-def used(learning: MaskLearning, w: Values, b: Values) -> Values:
-    """The weights that a pass computes with; b may be any real mask."""
+def masked_weights(learning: MaskLearning, w: Values, b: Values) -> Values:
+    """The weights of one forward pass; b may be any real mask."""
     return w * b * (b.size / ones(learning, b) if learning.rescaled else 1.0)
 
 
 def ones(learning: MaskLearning, b: Values) -> float:
-    """Of a mask that may invert, minus ones are ones too."""
+    """Number of ones; in a mask that may invert, -1 counts too."""
     return float((np.abs(b) if learning.method == "signed" else b).sum())
 
 
 def logit_gradient(learning: MaskLearning, w: Values, m: Values, b: Values, g: Values) -> Values:
     """dL/dm of g = dL/d(used weights). With r = size / ones and d ones/db = 1 at zeros too (the sign of b, under
     `signed`): dL/db = g w r - (sum of g w b) size / ones^2."""
-    found = g * w
+    gradient = g * w
     if learning.rescaled:
         along = np.sign(b) if learning.method == "signed" else 1.0
         count = ones(learning, b)
-        found = found * b.size / count - along * (g * w * b).sum() * b.size / count**2
-    return found * sigmoid(m) * (1 - sigmoid(m)) if learning.method in ("bernoulli", "rounded") else found
+        gradient = gradient * b.size / count - along * (g * w * b).sum() * b.size / count**2
+    return gradient * sigmoid(m) * (1 - sigmoid(m)) if learning.method in ("bernoulli", "rounded") else gradient
 
 
 def train(
@@ -92,7 +92,7 @@ def train(
     passed: Parameters = {}
     for i, (x, y) in enumerate(batches):
         b = {n: mask(learning, m[n], key_pair(seed, "training", n, i)) for n in m}
-        passed = {n: used(learning, weights[n], b[n]) for n in m}
+        passed = {n: masked_weights(learning, weights[n], b[n]) for n in m}
         parameters = {**passed, **others}
         losses.append(loss_and_accuracy(parameters, x, y)[0])
         found = gradients(parameters, x, y)

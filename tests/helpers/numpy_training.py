@@ -1,4 +1,4 @@
-"""The slow oracle of the engine's tests: fully connected networks trained in plain NumPy, in float64, no autograd."""
+"""Slow oracle of the engines' tests: fully connected networks in plain NumPy, float64, no autograd."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def logits(parameters: Mapping[str, Values], x: Values) -> list[Values]:
 
 
 def loss_and_accuracy(parameters: Mapping[str, Values], x: Values, y: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean cross-entropy in nats, share of right answers."""
+    """Mean cross-entropy in nats, and accuracy."""
     z = logits(parameters, x)[-1]
     z = z - z.max(axis=1, keepdims=True)
     log_softmax = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
@@ -37,12 +37,12 @@ def gradients(parameters: Mapping[str, Values], x: Values, y: NDArray[np.int64])
     softmax = np.exp(passed[-1] - passed[-1].max(axis=1, keepdims=True))
     softmax /= softmax.sum(axis=1, keepdims=True)
     delta = (softmax - np.eye(softmax.shape[1])[y]) / len(y)
-    found: Parameters = {}
+    gradients_: Parameters = {}
     for i in range(len(parameters) // 2, 0, -1):
-        found[f"fc{i}.weight"] = delta.T @ passed[i - 1]
-        found[f"fc{i}.bias"] = delta.sum(axis=0)
+        gradients_[f"fc{i}.weight"] = delta.T @ passed[i - 1]
+        gradients_[f"fc{i}.bias"] = delta.sum(axis=0)
         delta = (delta @ parameters[f"fc{i}.weight"]) * (passed[i - 1] > 0)
-    return found
+    return gradients_
 
 
 def train(

@@ -20,7 +20,7 @@ from supermask.engines.sparse.costs import KernelCost, LayerKernelCosts, Travers
 from supermask.networks.sequential import architecture, initial_state
 
 SHAPE, CLASSES = (1, 9, 7), 10
-"""63 pixels: not a multiple of the eight that are read at once, nor of the 64 lanes."""
+"""63 pixels: a multiple neither of the eight that are read together nor of the 64 lanes."""
 
 
 RECIPES = {
@@ -37,37 +37,39 @@ RECIPES = {
 NO_CONVOLUTIONS = LayerKernelCosts(*[KernelCost(1, 1)] * 4)
 
 
-def cheap(*ways: str) -> sparse.CostTable:
-    """Costs with which these ways are taken wherever they can be."""
-    names = [field.name for field in fields(TraversalCosts)]
-    return sparse.CostTable(TraversalCosts(**{name: 1.0 if name in ways else 1e6 for name in names}), NO_CONVOLUTIONS)
+def cheap(*names: str) -> sparse.CostTable:
+    """Costs with which these traversals are chosen wherever they are possible."""
+    all_names = [field.name for field in fields(TraversalCosts)]
+    return sparse.CostTable(
+        TraversalCosts(**{name: 1.0 if name in names else 1e6 for name in all_names}), NO_CONVOLUTIONS
+    )
 
 
-EVERY_WAY = {
+EVERY_TRAVERSAL = {
     "over weights": cheap("weight", "inner"),
-    "over everything": cheap("pixel", "held", "whole"),
-    "over everything, then weights": cheap("pixel_forward", "whole_forward", "learnt"),
+    "over all": cheap("pixel", "pixel_update", "dense"),
+    "over all, then weights": cheap("pixel_forward", "whole_forward", "sparse_grad"),
 }
 
 
 @cache
 def images() -> SplitData:
-    """Half of the pixels are dark, and one in five is dark in all images."""
-    made = data(SHAPE, CLASSES, train=300)
+    """Half of the pixels are 0, and one in five is 0 in all images."""
+    split = data(SHAPE, CLASSES, train=300)
     rng = np.random.default_rng(1)
     never = rng.random(SHAPE) < 0.2
-    for some in (made.train_images, made.validation_images, made.test_images):
+    for some in (split.train_images, split.validation_images, split.test_images):
         some[rng.random(some.shape) < 0.5] = 0
         some[:, never] = 0
-    # One pixel is lit in the first batch alone: its weights go on moving when their gradient is 0 again.
-    for some in (made.train_images, made.validation_images, made.test_images):
+    # One pixel is nonzero in the first batch only: Adam still moves its weights when their gradient is 0 again.
+    for some in (split.train_images, split.validation_images, split.test_images):
         some[:, 0, 4, 3] = 0
-    made.train_images[BatchSampler(0, made.train_indices, 60).batch(0)[0], 0, 4, 3] = 16
-    return made
+    split.train_images[BatchSampler(0, split.train_indices, 60).batch(0)[0], 0, 4, 3] = 16
+    return split
 
 
 def start_of(network: str, density: float, mask0: str = "zero") -> InitialState:
-    """A ticket of large_final with about so many weights left, its pruned weights set by a mask-0 action."""
+    """A ticket of large_final with about this density, its pruned weights set by a mask-0 action."""
     dense = initial_state(architecture(network, SHAPE, CLASSES), 0)
     weights, masks = {}, {}
     for name, before in dense.weights.items():
@@ -83,8 +85,8 @@ def start_of(network: str, density: float, mask0: str = "zero") -> InitialState:
             else scores.flatten().argsort().argsort().ge(before.numel() - count).view(before.shape)
         )
         weights[name] = MASK0_ACTIONS[mask0](layer, masks[name], before, rng)
-    # At zero biases a class that is as frequent as the logits say has a gradient that is nothing but rounding, and
-    # Adam's first step is its sign.
+    # With zero biases, a class as frequent as the logits predict has a gradient that is only rounding, and Adam's first
+    # step is its sign.
     biases = {
         n: b + torch.from_numpy(random_stream(0, n).normal(0, 0.1, b.shape).astype(np.float32))
         for n, b in dense.unmasked.items()
@@ -99,7 +101,7 @@ def job_of(
 
 
 def distance(found: NetworkState, wanted: NetworkState) -> float:
-    """The largest distance between two tensors of the same name, as a share of the longer one's length."""
+    """Largest distance between two tensors of one name, relative to the norm of `wanted`."""
     pairs = [
         (tensor, {**found.weights, **found.unmasked}[name])
         for name, tensor in {**wanted.weights, **wanted.unmasked}.items()

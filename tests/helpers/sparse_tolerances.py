@@ -1,8 +1,8 @@
-"""Learned masks of which small differences grow."""
+"""Learned masks in which small differences grow."""
 
 from __future__ import annotations
 
 TOO_SHARP = ("rounded", "adam")
-"""Adam moves every logit alike, also those whose gradient is nothing but rounding, and a hard mask follows: moved by
-1e-7 at its start, the reference is 1e-2 away from itself after 200 steps (n = 3). The other ways it is below 1e-6,
-unless one of the first coins falls to its other side."""
+"""Adam moves every logit by the same amount, also where the gradient is only rounding, and a hard mask follows. With
+its initial state moved by 1e-7, the reference engine is 1e-2 away from itself after 200 steps (n = 3). For the other
+methods it is below 1e-6, unless one of the first uniform numbers changes its comparison."""

@@ -1,4 +1,4 @@
-"""Small trainings for the engine's tests: data, starts, jobs, and what it means that two outcomes are the same."""
+"""Small trainings for the engines' tests: data, initial states, jobs, and the bits of a result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RECIPES = {
 
 
 def data(shape: tuple[int, int, int] = SHAPE, classes: int = CLASSES, train: int = 63, seed: int = 0) -> SplitData:
-    """Images of one fixed pattern a class, under noise; 21 of validation, 17 of test; pixels from 0 to 16."""
+    """Noisy images of one fixed pattern per class; 21 for validation, 17 for test; pixels from 0 to 16."""
     rng = np.random.default_rng(seed)
     patterns = rng.integers(0, 17, (classes, *shape))
 
@@ -48,7 +48,7 @@ def data(shape: tuple[int, int, int] = SHAPE, classes: int = CLASSES, train: int
 
 
 def pruned_start(frozen: float | None = None, seed: int = 0) -> InitialState:
-    """The dense start of a seed with half of its weights pruned; frozen at `frozen`, or at their initial values."""
+    """Initial state with half of the weights pruned, and frozen at `frozen`, or at their initial values."""
     start = initial_state(LAYERS, seed)
     rng = np.random.default_rng(seed)
     masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < 0.5) for n, w in start.weights.items()}
@@ -60,7 +60,7 @@ def pruned_start(frozen: float | None = None, seed: int = 0) -> InitialState:
 
 
 def job(recipe: Recipe, start: InitialState | None = None, **others: Any) -> TrainingJob:
-    """A job of the small network, dense unless a start is given."""
+    """A job of the small network; dense unless an initial state is given."""
     return TrainingJob(LAYERS, start or initial_state(LAYERS, 0), recipe, seed=0, **others)
 
 
@@ -72,17 +72,17 @@ def batches(job: TrainingJob, data: SplitData, number: int) -> list[tuple[by_han
 
 
 def flat(images: Array, data: SplitData) -> by_hand.Values:
-    """(n, pixels) float64, divided."""
+    """Scaled pixels, float64 `(n, pixels)`."""
     return (images.reshape(len(images), -1) / data.pixel_maximum).astype(np.float64)
 
 
 def parameters(state: NetworkState) -> by_hand.Parameters:
-    """Weights and biases for the oracle."""
+    """Weights and biases as the oracle reads them."""
     return {n: t.numpy().astype(np.float64) for n, t in {**state.weights, **state.unmasked}.items()}
 
 
 def normed_module() -> nn.Sequential:
-    """Everything that carries more state than weights: a batch normalisation (buffers) and a dropout (draws)."""
+    """A module with more state than weights: batch normalization (buffers) and dropout (draws)."""
     parts = OrderedDict(
         flatten=nn.Flatten(),
         fc1=nn.Linear(12, 8),
@@ -95,7 +95,7 @@ def normed_module() -> nn.Sequential:
 
 
 def normed_start() -> InitialState:
-    """A start for `normed_module`, half pruned."""
+    """Initial state for `normed_module`, half pruned."""
     state = {n: t.clone() for n, t in normed_module().state_dict().items()}
     for i, name in enumerate(sorted(state)):
         if name.startswith("fc"):
@@ -109,7 +109,7 @@ KERNELS = ("fc1.weight", "fc2.weight")
 
 
 def bits(outcome: TrainingResult) -> dict[str, Any]:
-    """Every number of an outcome, tensors as bytes: equal exactly if the outcomes are the same bit for bit."""
+    """Every number of a result, tensors as bytes: equal if and only if the results are bit-identical."""
     states = {"end": outcome.end, **{str(point): state for point, state in outcome.points.items()}}
     tensors = {(at, n): t for at, s in states.items() for n, t in {**s.weights, **s.unmasked}.items()}
     tensors |= {(n, key): t for n, s in outcome.optimizer_state.items() for key, t in s.items()}

@@ -1,8 +1,8 @@
-"""The sparse engine: on a CPU, what a training costs falls with its mask.
+"""The sparse engine: on a CPU, the cost of training falls with the density of the mask.
 
-It computes what `reference` computes, up to the order of sums, with kernels compiled by numba that walk over what is
-not zero. One thread; equal inputs give equal bits in one environment, whatever else runs. How it works and what was
-measured: docs/performance.md.
+It computes what the `reference` engine computes, up to the order of sums, with kernels compiled by numba that traverse
+nonzero elements. It uses one thread. In one environment equal inputs give bit-identical results, whatever else runs on
+the machine. Method and measurements: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -31,34 +31,36 @@ __all__ = ["CostTable", "compile_and_measure", "environment_facts", "measured_co
 def train(
     jobs: Sequence[TrainingJob], data: Sequence[SplitData], costs: CostTable | None = None
 ) -> list[TrainingResult]:
-    """Trains each job to its outcome, one after another; `data[i]` is the data of `jobs[i]`.
+    """Train each job to its result, one after another; `data[i]` is the data of `jobs[i]`.
 
-    `costs` decide which kernels are used (default: what was measured on this machine), and so the last bits.
-    Source: paper.md section 1 (steps 2 and 6), section 2.
+    `costs` decide which kernels are used, and so the last bits (default: the costs measured on this machine).
+    Source: Zhou et al. 2019, Sec. 1 and 2.
     """
-    known = costs or measured_costs()
+    table = costs or measured_costs()
+    # The kernels run in the calling thread, whatever torch uses.
     with flush_denormals(threads=1):
-        return [_outcome(job, d, known) for job, d in zip(jobs, data, strict=True)]
+        return [_train_job(job, d, table) for job, d in zip(jobs, data, strict=True)]
 
 
-def _outcome(job: TrainingJob, data: SplitData, costs: CostTable) -> TrainingResult:
+def _train_job(job: TrainingJob, data: SplitData, costs: CostTable) -> TrainingResult:
     if job.learning is None:
         return run_training(build_trainer(job, data, costs), job, data)
-    learner = MLPMaskTrainer(job, data)
-    outcome = run_training(learner, job, data)
-    # Gone on from a checkpoint at its very end, there was no pass.
-    return replace(outcome, last_sampled_weights=learner.last_pass or learner.first_sample())
+    # No weight of a mask in training is pruned, so costs do not matter.
+    trainer = MLPMaskTrainer(job, data)
+    result = run_training(trainer, job, data)
+    # A run resumed from a checkpoint at its last iteration performs no forward pass: take the first sample instead.
+    return replace(result, last_sampled_weights=trainer.last_pass or trainer.first_sample())
 
 
 def build_trainer(job: TrainingJob, data: SplitData, costs: CostTable) -> Trainer:
-    """The network of a job, laid out for training."""
+    """Return a trainer with the job's network laid out for its kernels."""
     if all(isinstance(layer, Dense) for layer in job.layers):
         return MLPTrainer(job, data, choose_traversals(job, data, costs.walks))
     return ConvNetTrainer(job, data, costs.layers)
 
 
 def compile_and_measure(convolutions: bool, masks: bool = False) -> None:
-    """Compiles the kernels and measures their costs, where that is still to be done, for processes forked later too."""
+    """Compile the kernels and measure their costs, unless done before; processes forked later inherit both."""
     measured_costs()
     compile_kernels(convolutions)
     if masks:
@@ -66,7 +68,10 @@ def compile_and_measure(convolutions: bool, masks: bool = False) -> None:
 
 
 def environment_facts(costs: CostTable) -> dict[str, Any]:
-    """What the engine's bits depend on beside the machine: compiler, kernels, the C library's exp and log, costs."""
+    """Return the facts on which the engine's bits depend besides the machine.
+
+    They are the compiler, the kernels' source, the C library (exp and log) and the costs.
+    """
     compiler = {name: metadata.version(name) for name in ("numba", "llvmlite")}
     library = " ".join(platform.libc_ver())
     return {**compiler, "libc": library, "kernels": SOURCE_HASH[:16], "costs": costs.to_data()}

@@ -1,9 +1,7 @@
-"""What the sparse engine's products cost on this machine: measured once, kept in the cache folder.
+"""Cost table of the sparse engine: measured once per machine on small layers, kept in the cache folder.
 
-A choice between two ways of computing changes the order of sums, and so bits. It therefore rests on numbers that stay:
-they are part of the environment that is recorded with every run.
-
-What a product costs on this machine, measured on small layers in a fraction of a second.
+The choice between two kernels changes the order of sums, and so the last bits. It must therefore rest on numbers that
+stay the same: they are part of the environment that is recorded with every run.
 """
 
 from __future__ import annotations
@@ -42,81 +40,25 @@ from supermask.engines.sparse.masked import MLPMaskTrainer
 from supermask.engines.training import Trainer
 from supermask.networks.sequential import Architecture, Conv, Dense, architecture, initial_state, prunable_tensors
 
-DENSITY = 0.5
-"""Near where sparse and dense kernels are as fast."""
-
-FILTERS = Conv("measured", 64, 64, (16, 16))
-UNITS = Dense("measured", 1024, 256, False)
-REPEATS = 20
-
-
-def measure_layer_costs() -> LayerKernelCosts:
-    """Nanoseconds a multiply-add of each kind of product; the fastest of several turns, taken alternately.
-
-    Source: docs/performance.md.
-    """
-    filters = [_filters(sparse) for sparse in (True, False)]
-    units = [_units(sparse) for sparse in (True, False)]
-    products = FILTERS.inputs * FILTERS.outputs * 9 * FILTERS.side[0] * FILTERS.side[1] * VEC16_WIDTH
-    of_units = UNITS.inputs * UNITS.outputs * VECTOR_WIDTH
-    return LayerKernelCosts(
-        _time_kernel([lambda f=f: f.forward(0) for f in filters], products),  # type: ignore[misc]
-        _time_kernel([lambda f=f: f.backward(0, first=True) for f in filters], products),  # type: ignore[misc]
-        _time_kernel([u.forward for u in units], of_units),
-        _time_kernel([lambda u=u: _learn(u) for u in units], of_units),  # type: ignore[misc]
-    )
-
-
-def _learn(layer: LinearLayer) -> None:
-    layer.accumulate_grad(0)
-    layer.optimizer_step(np.zeros(1, OPTIMIZER), 0)
-
-
-def _filters(sparse: bool) -> Conv3x3Layer:
-    layer = Conv3x3Layer(
-        FILTERS, False, _mask((FILTERS.outputs, FILTERS.inputs, 3, 3), sparse), KernelChoice(sparse, sparse)
-    )
-    layer.next_x = [layer.d]
-    return layer
-
-
-def _units(sparse: bool) -> LinearLayer:
-    return LinearLayer(UNITS, _mask((UNITS.outputs, UNITS.inputs), sparse), KernelChoice(sparse, sparse), VECTOR_WIDTH)
-
-
-def _mask(shape: tuple[int, ...], sparse: bool) -> torch.Tensor:
-    share = DENSITY if sparse else 1.0
-    return torch.from_numpy(random_stream("costs", "mask").random(shape) < share)
-
-
-def _time_kernel(contenders: list[Callable[[], None]], products: int) -> KernelCost:
-    fastest = [np.inf, np.inf]
-    for turn in range(REPEATS + 1):
-        for i, contender in enumerate(contenders):
-            began = time.perf_counter()
-            contender()
-            if turn > 0:  # the first one compiles
-                fastest[i] = min(fastest[i], time.perf_counter() - began)
-    sparse, dense = fastest[0] * 1e9 / (products * DENSITY), fastest[1] * 1e9 / products
-    return KernelCost(float(f"{sparse:.2g}"), float(f"{dense:.2g}"))
+# --- the table ---
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """All that the choice of kernels rests on."""
+    """All costs on which the choice of kernels rests."""
 
     walks: TraversalCosts
     layers: LayerKernelCosts
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data for JSON, under the keys of stored runs."""
+        """Return a JSON-serializable dict, under the keys of stored runs."""
         walks = {_STORED_KEYS.get(name, name): cost for name, cost in asdict(self.walks).items()}
         layers = {_STORED_KEYS[name]: cost for name, cost in asdict(self.layers).items()}
         return {"walks": walks, "layers": layers}
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> CostTable:
-        """The inverse of `to_data`."""
+        """Return the table of a dict made by `to_data`. Raises KeyError or TypeError if it is not one."""
         layers = {_FIELDS[key]: KernelCost(**cost) for key, cost in data["layers"].items()}
         walks = {_FIELDS.get(key, key): cost for key, cost in data["walks"].items()}
         return cls(TraversalCosts(**walks), LayerKernelCosts(**layers))
@@ -137,21 +79,23 @@ _FIELDS = {key: name for name, key in _STORED_KEYS.items()}
 
 @lru_cache(maxsize=1)
 def measured_costs() -> CostTable:
-    """What was measured on this machine, now or before. Of processes that measure at once, the first is believed."""
+    """Return the costs measured on this machine, now or before. Of several processes, the first result counts."""
+    # Without a home folder nothing is kept, and every process measures for itself.
     folder = cache_folder()
-    path = None if folder is None else folder / "costs" / f"{_key()}.json"
-    if path is not None and (found := _read(path)) is not None:
-        return found
+    path = None if folder is None else folder / "costs" / f"{_cache_key()}.json"
+    if path is not None and (cached := _read(path)) is not None:
+        return cached
     with flush_denormals(threads=1):
-        fresh = CostTable(measure_traversal_costs(), measure_layer_costs())
+        costs = CostTable(measure_traversal_costs(), measure_layer_costs())
     if path is not None:
-        _write(path, fresh)
-        return _read(path) or fresh
-    return fresh
+        _write(path, costs)
+        # Read back: another process may have been first, and all must use one table.
+        return _read(path) or costs
+    return costs
 
 
-def _key() -> str:
-    """What costs depend on: processor, compiler, kernels."""
+def _cache_key() -> str:
+    """Hash of the facts on which costs depend: processor, compiler, kernels."""
     facts = [cpu_name(), metadata.version("numba"), metadata.version("torch"), SOURCE_HASH]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -164,62 +108,144 @@ def _read(path: Path) -> CostTable | None:
 
 
 def _write(path: Path, costs: CostTable) -> None:
-    write_json_once(path, costs.to_data(), lambda there: _read(there) is not None)
+    write_json_once(path, costs.to_data(), lambda existing: _read(existing) is not None)
 
 
-def measure_traversal_costs() -> TraversalCosts:
-    """Times training steps of networks that differ in one thing each, taking turns. Half a second, once compiled."""
-    few, some, lit, dark = 0.02, 0.22, 0.25, 0.02
-    networks = {
-        "base": _network("weights", "weights", lit, few, few),
-        "weight": _network("weights", "weights", lit, some, few),
-        "inner": _network("weights", "weights", lit, few, some),
-        "bright": _network("pixels", "weights", lit, few, few),
-        "dark": _network("pixels", "weights", dark, few, few),
-        "whole": _network("weights", "all", lit, few, few),
-        "listed": _network("pixels then weights", "weights", lit, few, few),
-        "listed dark": _network("pixels then weights", "weights", dark, few, few),
-        "learnt": _network("pixels then weights", "weights", lit, some, few),
-        "whole listed": _network("weights", "all then weights", lit, few, few),
-    }
-    took = dict.fromkeys(networks, float("inf"))
-    for turn in range(_TURNS):
-        for name, network in networks.items():
-            began = time.perf_counter_ns()
-            network.train(turn * _STEPS, (turn + 1) * _STEPS)
-            took[name] = min(took[name], (time.perf_counter_ns() - began) / _STEPS)
-    first, second = (layer.inputs * layer.outputs for layer in _LAYERS[:2] if isinstance(layer, Dense))
-    weight = (took["weight"] - took["base"]) / (first * (some - few))
-    inner = (took["inner"] - took["base"]) / (second * (some - few))
-    learnt = (took["learnt"] - took["listed"]) / (first * (some - few))
-    lit_by_outputs = (lit - dark) * _BATCH * first / VECTOR_WIDTH
-    pixel = (took["bright"] - took["dark"]) / lit_by_outputs
-    return TraversalCosts(
-        weight=_two_digits(weight),
-        inner=_two_digits(inner),
-        pixel=_two_digits(pixel),
-        pixel_update=_two_digits(
-            (took["dark"] - took["base"]) / first + weight * few - pixel * dark * _BATCH / VECTOR_WIDTH
-        ),
-        dense=_two_digits((took["whole"] - took["base"]) / second + inner * few),
-        sparse_grad=_two_digits(learnt),
-        pixel_forward=_two_digits((took["listed"] - took["listed dark"]) / lit_by_outputs),
-        whole_forward=_two_digits((took["whole listed"] - took["base"]) / second + (inner - learnt) * few),
+def _two_digits(nanoseconds: float) -> float:
+    """Round to two digits, at least 0.001: a difference of two times may come out negative."""
+    return float(f"{max(nanoseconds, 1e-3):.2g}")
+
+
+# --- costs of layers of convolutional networks ---
+
+DENSITY = 0.5
+"""Density of the measured sparse layers: near the point where sparse and dense kernels are equally fast."""
+
+CONV_LAYER = Conv("measured", 64, 64, (16, 16))
+LINEAR_LAYER = Dense("measured", 1024, 256, False)
+REPEATS = 20
+
+
+def measure_layer_costs() -> LayerKernelCosts:
+    """Measure nanoseconds per multiply-add of each kind of product.
+
+    Sparse and dense kernels take turns, and the fastest of `REPEATS` turns counts. Source: docs/performance.md.
+    """
+    conv_layers = [_conv_layer(sparse) for sparse in (True, False)]
+    linear_layers = [_linear_layer(sparse) for sparse in (True, False)]
+    pixels = CONV_LAYER.side[0] * CONV_LAYER.side[1]
+    conv_products = CONV_LAYER.inputs * CONV_LAYER.outputs * 9 * pixels * VEC16_WIDTH
+    linear_products = LINEAR_LAYER.inputs * LINEAR_LAYER.outputs * VECTOR_WIDTH
+    return LayerKernelCosts(
+        _time_kernels([lambda la=la: la.forward(0) for la in conv_layers], conv_products),  # type: ignore[misc]
+        _time_kernels([lambda la=la: la.backward(0, first=True) for la in conv_layers], conv_products),  # type: ignore[misc]
+        _time_kernels([la.forward for la in linear_layers], linear_products),
+        _time_kernels([lambda la=la: _update(la) for la in linear_layers], linear_products),  # type: ignore[misc]
     )
 
+
+def _update(layer: LinearLayer) -> None:
+    # Gradient and step together: the dense kernel does not separate them.
+    layer.accumulate_grad(0)
+    layer.optimizer_step(np.zeros(1, OPTIMIZER), 0)
+
+
+def _conv_layer(sparse: bool) -> Conv3x3Layer:
+    shape = (CONV_LAYER.outputs, CONV_LAYER.inputs, 3, 3)
+    layer = Conv3x3Layer(CONV_LAYER, False, _mask(shape, sparse), KernelChoice(sparse, sparse))
+    # Output and its gradient share a buffer, and the backward pass is measured on what the forward pass wrote.
+    layer.next_x = [layer.d]
+    return layer
+
+
+def _linear_layer(sparse: bool) -> LinearLayer:
+    mask = _mask((LINEAR_LAYER.outputs, LINEAR_LAYER.inputs), sparse)
+    return LinearLayer(LINEAR_LAYER, mask, KernelChoice(sparse, sparse), VECTOR_WIDTH)
+
+
+def _mask(shape: tuple[int, ...], sparse: bool) -> torch.Tensor:
+    density = DENSITY if sparse else 1.0
+    return torch.from_numpy(random_stream("costs", "mask").random(shape) < density)
+
+
+def _time_kernels(kernels: list[Callable[[], None]], products: int) -> KernelCost:
+    """Time a sparse and a dense kernel. `products`: multiply-adds of the dense one."""
+    fastest = [np.inf, np.inf]
+    for turn in range(REPEATS + 1):
+        for i, kernel in enumerate(kernels):
+            began = time.perf_counter()
+            kernel()
+            if turn > 0:  # the first call compiles
+                fastest[i] = min(fastest[i], time.perf_counter() - began)
+    sparse, dense = fastest[0] * 1e9 / (products * DENSITY), fastest[1] * 1e9 / products
+    return KernelCost(float(f"{sparse:.2g}"), float(f"{dense:.2g}"))
+
+
+# --- costs of traversals ---
 
 _LAYERS: Architecture = architecture("fc-320-128", (1, 28, 28), 10)
 _BATCH = 64
 _STEPS, _TURNS = 6, 40
-"""Short turns, and many: on a busy machine some of them are undisturbed."""
+"""Steps per turn, and turns. Many short turns: on a busy machine some of them are undisturbed."""
+
+
+def measure_traversal_costs() -> TraversalCosts:
+    """Measure nanoseconds per element of each traversal. Half a second, once the kernels are compiled.
+
+    Each cost is a difference between the step times of two networks that differ in one respect; networks take turns,
+    and the fastest turn of each counts. Source: docs/performance.md.
+    """
+    sparse, denser, bright, dark = 0.02, 0.22, 0.25, 0.02
+    networks = {
+        "base": _network("weights", "weights", bright, sparse, sparse),
+        "denser first": _network("weights", "weights", bright, denser, sparse),
+        "denser second": _network("weights", "weights", bright, sparse, denser),
+        "pixels": _network("pixels", "weights", bright, sparse, sparse),
+        "pixels dark": _network("pixels", "weights", dark, sparse, sparse),
+        "all": _network("weights", "all", bright, sparse, sparse),
+        "pixels then weights": _network("pixels then weights", "weights", bright, sparse, sparse),
+        "pixels then weights dark": _network("pixels then weights", "weights", dark, sparse, sparse),
+        "pixels then weights denser": _network("pixels then weights", "weights", bright, denser, sparse),
+        "all then weights": _network("weights", "all then weights", bright, sparse, sparse),
+    }
+    times = dict.fromkeys(networks, float("inf"))
+    for turn in range(_TURNS):
+        for name, network in networks.items():
+            began = time.perf_counter_ns()
+            network.train(turn * _STEPS, (turn + 1) * _STEPS)
+            times[name] = min(times[name], (time.perf_counter_ns() - began) / _STEPS)
+    first, second = (layer.inputs * layer.outputs for layer in _LAYERS[:2] if isinstance(layer, Dense))
+    added = denser - sparse
+    weight = (times["denser first"] - times["base"]) / (first * added)
+    inner = (times["denser second"] - times["base"]) / (second * added)
+    sparse_grad = (times["pixels then weights denser"] - times["pixels then weights"]) / (first * added)
+    # Additional nonzero pixels, times blocks of 64 outputs.
+    pixel_products = (bright - dark) * _BATCH * first / VECTOR_WIDTH
+    pixel = (times["pixels"] - times["pixels dark"]) / pixel_products
+    pixel_forward = (times["pixels then weights"] - times["pixels then weights dark"]) / pixel_products
+    return TraversalCosts(
+        weight=_two_digits(weight),
+        inner=_two_digits(inner),
+        pixel=_two_digits(pixel),
+        # Against the base, the surviving weights and the dark network's nonzero pixels are taken out.
+        pixel_update=_two_digits(
+            (times["pixels dark"] - times["base"]) / first + weight * sparse - pixel * dark * _BATCH / VECTOR_WIDTH
+        ),
+        dense=_two_digits((times["all"] - times["base"]) / second + inner * sparse),
+        sparse_grad=_two_digits(sparse_grad),
+        pixel_forward=_two_digits(pixel_forward),
+        whole_forward=_two_digits(
+            (times["all then weights"] - times["base"]) / second + (inner - sparse_grad) * sparse
+        ),
+    )
 
 
 def _network(
-    first: Traversal, second: Traversal, lit: float, first_density: float, second_density: float
+    first: Traversal, second: Traversal, nonzero_fraction: float, first_density: float, second_density: float
 ) -> MLPTrainer:
-    """FC-320-128 in training, on images with so many lit pixels, with so many weights left."""
+    """FC-320-128 in training, with these traversals, share of nonzero pixels, and densities of its first two layers."""
     rng = np.random.default_rng(0)
-    images = (rng.random((256, 1, 28, 28)) < lit).astype(np.uint8)
+    images = (rng.random((256, 1, 28, 28)) < nonzero_fraction).astype(np.uint8)
     labels: Array = rng.integers(0, 10, 256)
     data = SplitData(images, labels, np.arange(256), images, labels, images, labels, 1)
     dense = initial_state(_LAYERS, 0)
@@ -227,31 +253,32 @@ def _network(
     masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < densities[n]) for n, w in dense.weights.items()}
     start = InitialState({n: w * masks[n] for n, w in dense.weights.items()}, masks, dense.unmasked)
     job = TrainingJob(_LAYERS, start, Recipe("adam", 1e-3, _BATCH, _STEPS * _TURNS, _STEPS), seed=0)
+    # The output layer is too small to matter, and is the same in all networks.
     network = MLPTrainer(job, data, {"fc1": first, "fc2": second, "fc3": "weights"})
     network.load(start.state)
     return network
 
 
-def _two_digits(nanoseconds: float) -> float:
-    """To two digits, and positive even where noise says else."""
-    return float(f"{max(nanoseconds, 1e-3):.2g}")
+# --- compilation ---
 
 
 def compile_kernels(convolutions: bool) -> None:
-    """Loads the compiled kernels of fully connected or of convolutional networks, or compiles them."""
-    cheap, dear = KernelCost(0, 1), KernelCost(1, 0)
+    """Load the compiled kernels of fully connected or of convolutional networks, or compile them."""
+    cheap, expensive = KernelCost(0, 1), KernelCost(1, 0)
     with flush_denormals(threads=1):
-        steppers: list[Trainer] = [_network("pixels", "all then weights", 0.25, 0.1, 0.1)]
+        trainers: list[Trainer] = [_network("pixels", "all then weights", 0.25, 0.1, 0.1)]
         if convolutions:
-            steppers = [ConvNetTrainer(*_convolutions(), LayerKernelCosts(*[cost] * 4)) for cost in (cheap, dear)]
+            # Once with sparse and once with dense kernels in every layer.
+            job, data = _convolutional_job()
+            trainers = [ConvNetTrainer(job, data, LayerKernelCosts(*[cost] * 4)) for cost in (cheap, expensive)]
         images, labels = np.zeros((1, 1, 28, 28), np.uint8), np.zeros(1, np.int64)
-        for stepper in steppers:
-            stepper.train(0, 1)
-            stepper.evaluate(images, labels)
+        for trainer in trainers:
+            trainer.train(0, 1)
+            trainer.evaluate(images, labels)
 
 
 def compile_mask_kernels() -> None:
-    """Loads the compiled kernels that learn masks, or compiles them."""
+    """Load the compiled kernels of mask learning, or compile them."""
     images, labels = np.zeros((1, 1, 28, 28), np.uint8), np.zeros(1, np.int64)
     data = SplitData(images, labels, np.arange(1), images, labels, images, labels, 1)
     start = initial_mask_state(
@@ -265,7 +292,7 @@ def compile_mask_kernels() -> None:
         network.evaluate(images, labels)
 
 
-def _convolutions() -> tuple[TrainingJob, SplitData]:
+def _convolutional_job() -> tuple[TrainingJob, SplitData]:
     layers = architecture("conv2", (1, 28, 28), 10)
     images, labels = np.zeros((16, 1, 28, 28), np.uint8), np.zeros(16, np.int64)
     data = SplitData(images, labels, np.arange(16), images, labels, images, labels, 1)

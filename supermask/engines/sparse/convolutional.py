@@ -1,4 +1,4 @@
-"""A convolutional network in training on a CPU: the sparse engine's `Stepper` for Conv2/4/6."""
+"""A convolutional network in training on a CPU: the sparse engine's `Trainer` for Conv2, Conv4 and Conv6."""
 
 from __future__ import annotations
 
@@ -22,126 +22,138 @@ from supermask.networks.sequential import Conv, Dense, Pool
 
 
 class ConvNetTrainer:
-    """One network: convolutions, then fully connected layers."""
+    """One network: convolutions, then fully connected layers.
+
+    A mini-batch is processed in blocks of 64 images, each forward and backward before the next. In the convolutions a
+    block consists of up to four groups of 16 images, one per slot.
+    """
 
     def __init__(self, job: TrainingJob, data: SplitData, costs: LayerKernelCosts) -> None:
         self.job, self.data, self.recipe = job, data, job.recipe
-        self.order = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
+        self.sampler = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
         self.images, self.labels = flatten_images(data.train_images), data.train_labels
         self.shade = np.arange(256, dtype=np.float32) / np.float32(data.pixel_maximum)
-        self.filters: list[Conv3x3Layer] = []
-        self.units: list[LinearLayer] = []
+        """Value of each byte of an image, float32 `(256,)`."""
+        self.conv_layers: list[Conv3x3Layer] = []
+        self.linear_layers: list[LinearLayer] = []
         self._build(costs)
         self._link_buffers()
 
     def _build(self, costs: LayerKernelCosts) -> None:
         layers, start = self.job.layers, self.job.start
-        for layer, after in zip(layers, (*layers[1:], None), strict=True):
+        for layer, next_layer in zip(layers, (*layers[1:], None), strict=True):
             if isinstance(layer, Pool):
                 continue
             mask = start.masks[f"{layer.name}.weight"]
-            used = mask | (start.weights[f"{layer.name}.weight"] != 0)
-            how = choose_kernels(layer, used.float().mean().item(), mask.float().mean().item(), costs)
+            nonzero = mask | (start.weights[f"{layer.name}.weight"] != 0)
+            choice = choose_kernels(layer, nonzero.float().mean().item(), mask.float().mean().item(), costs)
             if isinstance(layer, Conv):
-                self.filters.append(Conv3x3Layer(layer, isinstance(after, Pool), mask, how, used))
+                self.conv_layers.append(Conv3x3Layer(layer, isinstance(next_layer, Pool), mask, choice, nonzero))
             elif isinstance(layer, Dense):
-                self.units.append(LinearLayer(layer, mask, how, self.recipe.batch_size, used))
+                self.linear_layers.append(LinearLayer(layer, mask, choice, self.recipe.batch_size, nonzero))
 
     def _link_buffers(self) -> None:
-        """One layer's output is the next one's input, and the other way round for gradients."""
-        for here, after in zip(self.filters, self.filters[1:], strict=False):
-            if here.pooled:
-                here.out = [plane_layout(after.inner, x) for x in after.x]
-                here.d_out = [plane_layout(after.inner, after.dx)] * GROUPS
+        """Make one layer's output the next one's input, without copies; the other way round for gradients."""
+        for layer, following in zip(self.conv_layers, self.conv_layers[1:], strict=False):
+            if layer.pooled:
+                layer.out = [plane_layout(following.inner, x) for x in following.x]
+                # All slots share one `dx`: the backward pass goes through one group at a time.
+                layer.d_out = [plane_layout(following.inner, following.dx)] * GROUPS
             else:
-                here.next_x, here.d = after.x, after.dx
-        last, head = self.filters[-1], self.units[0]
-        assert last.pooled, "a convolution that no pooling follows stands before the fully connected layers"
+                layer.next_x, layer.d = following.x, following.dx
+        last, head = self.conv_layers[-1], self.linear_layers[0]
+        assert last.pooled, "a convolution without pooling stands before the fully connected layers"
         side = last.outer.height // 2, last.outer.width // 2
+        # The head reads 64 images at once: each group writes its own 16 lanes.
         last.out = [flattened_layout(*side, head.x, slot) for slot in range(GROUPS)]
         last.d_out = [flattened_layout(*side, head.dx, slot) for slot in range(GROUPS)]
-        for below, above in zip(self.units, self.units[1:], strict=False):
+        for below, above in zip(self.linear_layers, self.linear_layers[1:], strict=False):
             above.x, below.d = below.y, above.dx
 
     def load(self, state: NetworkState) -> None:
-        for layer in (*self.filters, *self.units):
+        for layer in (*self.conv_layers, *self.linear_layers):
             layer.load(state.weights[f"{layer.name}.weight"], state.unmasked[f"{layer.name}.bias"])
 
     def state(self) -> NetworkState:
-        layers = (*self.filters, *self.units)
+        layers = (*self.conv_layers, *self.linear_layers)
         return NetworkState(
             {f"{la.name}.weight": la.weight.get(la.weight.w, la.frozen) for la in layers},
             {f"{la.name}.bias": torch.from_numpy(la.bias.w[: la.rows].copy()) for la in layers},
         )
 
     def gradient(self, iteration: int) -> Weights:
+        # By the reference engine: sparse kernels compute no gradients of pruned weights.
         return reference.gradient(self.job, self.data, self.state(), iteration)
 
     def train(self, first: int, last: int) -> Array:
         losses = np.empty(last - first, np.float32)
-        how = optimizer_step_table(self.recipe, self.job.start.first_iteration, first, last)
+        steps = optimizer_step_table(self.recipe, self.job.start.first_iteration, first, last)
         for step, iteration in enumerate(range(first, last)):
-            losses[step] = self._backward(self.order.batch(iteration))
-            for layer in (*self.filters, *self.units):
-                layer.optimizer_step(how, step)
+            losses[step] = self._backward(self.sampler.batch(iteration))
+            for layer in (*self.conv_layers, *self.linear_layers):
+                layer.optimizer_step(steps, step)
         return losses
 
-    def _forward(self, images: Array, batch: Array) -> None:
-        """Logits of up to 64 images; what the way back needs stays in the slots."""
-        bottom = self.filters[0]
-        groups = -(-len(batch) // VEC16_WIDTH)
+    def _forward(self, images: Array, chosen: Array) -> None:
+        """Compute the logits of up to 64 images. The activations that the backward pass needs stay in the slots."""
+        bottom = self.conv_layers[0]
+        groups = -(-len(chosen) // VEC16_WIDTH)
         if groups < GROUPS:
-            self.units[0].x.fill(0)
+            # Lanes without images must not hold an older block's values: 0 * infinity there would be NaN in the sums.
+            self.linear_layers[0].x.fill(0)
         for slot in range(groups):
-            conv.pack_images(images, batch, slot * VEC16_WIDTH, self.shade, bottom.inner, bottom.x[slot])
-            for filters in self.filters:
-                filters.forward(slot)
-        for layer in self.units:
-            layer.forward()
+            conv.pack_images(images, chosen, slot * VEC16_WIDTH, self.shade, bottom.inner, bottom.x[slot])
+            for layer in self.conv_layers:
+                layer.forward(slot)
+        for linear_layer in self.linear_layers:
+            linear_layer.forward()
 
     def _backward(self, batch: Array) -> float:
-        """The batch's mean cross-entropy; its gradient is left with the weights."""
+        """Compute the gradients of a mini-batch, in the layers; return its mean cross-entropy in nats."""
         loss, scale = 0.0, 1 / len(batch)
         for first in range(0, len(batch), VECTOR_WIDTH):
-            some = batch[first : first + VECTOR_WIDTH]
-            self._forward(self.images, some)
-            top = self.units[-1]
-            loss += matmul.cross_entropy_and_grad(top.rows, self.labels[some], top.y, top.d, scale)[0]
-            for layer in reversed(self.units):
-                layer.backward(first // VECTOR_WIDTH)
-            for slot in range(-(-len(some) // VEC16_WIDTH)):
-                for filters in reversed(self.filters):
-                    filters.backward(slot, first=filters is self.filters[0])
-        for filters in self.filters:
-            filters.reduce_grad()
+            block = batch[first : first + VECTOR_WIDTH]
+            self._forward(self.images, block)
+            top = self.linear_layers[-1]
+            # The gradient is scaled by the whole mini-batch, so that blocks only have to be added.
+            loss += matmul.cross_entropy_and_grad(top.rows, self.labels[block], top.y, top.d, scale)[0]
+            for linear_layer in reversed(self.linear_layers):
+                linear_layer.backward(first // VECTOR_WIDTH)
+            for slot in range(-(-len(block) // VEC16_WIDTH)):
+                for layer in reversed(self.conv_layers):
+                    layer.backward(slot, first=layer is self.conv_layers[0])
+        for layer in self.conv_layers:
+            # Once per mini-batch, after all groups: the sums over images and transforms are linear.
+            layer.reduce_grad()
         return loss * scale
 
     def evaluate(self, images: Array, labels: Array) -> tuple[float, float]:
-        pixels, loss, right = flatten_images(images), 0.0, 0
-        top = self.units[-1]
+        pixels, loss, correct = flatten_images(images), 0.0, 0
+        top = self.linear_layers[-1]
         for first in range(0, len(labels), VECTOR_WIDTH):
-            some = np.arange(first, min(first + VECTOR_WIDTH, len(labels)))
-            self._forward(pixels, some)
-            more, hits = matmul.cross_entropy_and_grad(top.rows, labels[some], top.y, top.d, 1.0)
-            loss, right = loss + more, right + hits
-        return loss / len(labels), right / len(labels)
+            block = np.arange(first, min(first + VECTOR_WIDTH, len(labels)))
+            self._forward(pixels, block)
+            block_loss, block_correct = matmul.cross_entropy_and_grad(top.rows, labels[block], top.y, top.d, 1.0)
+            loss, correct = loss + block_loss, correct + block_correct
+        return loss / len(labels), correct / len(labels)
 
     def optimizer_state(self) -> OptimizerState:
         return {
-            name: {key: trained.get(moments, torch.zeros(trained.shape)) for key, moments in self._moments(trained)}
-            for name, trained in self._trained()
+            name: {key: param.get(moments, torch.zeros(param.shape)) for key, moments in self._moments(param)}
+            for name, param in self._params()
         }
 
     def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
-        for name, trained in self._trained():
-            for key, moments in self._moments(trained):
-                trained.put(moments, state[name][key])
+        for name, param in self._params():
+            for key, moments in self._moments(param):
+                param.put(moments, state[name][key])
 
-    def _trained(self) -> Iterator[tuple[str, CompactParam]]:
-        for layer in (*self.filters, *self.units):
+    def _params(self) -> Iterator[tuple[str, CompactParam]]:
+        """Names and trained parts of all weights and biases."""
+        for layer in (*self.conv_layers, *self.linear_layers):
             yield f"{layer.name}.weight", layer.weight
             yield f"{layer.name}.bias", layer.bias
 
-    def _moments(self, trained: CompactParam) -> list[tuple[str, Floats]]:
-        """What the optimiser keeps of a tensor, by PyTorch's names."""
-        return list(zip(optimizer_state_names(self.recipe), (trained.m, trained.v), strict=False))
+    def _moments(self, param: CompactParam) -> list[tuple[str, Floats]]:
+        """Arrays of the optimizer's state of a tensor, with PyTorch's names."""
+        return list(zip(optimizer_state_names(self.recipe), (param.m, param.v), strict=False))

@@ -1,11 +1,9 @@
-"""What a product costs on this machine, sparse and dense, and so which kernels a layer uses.
+"""Costs of sparse and dense kernels, the choices that follow from them, and the order of weights in sparse kernels.
 
-What the products of a fully connected layer walk over, and what each way costs on this machine.
-
-A step of a layer has about as many multiply-adds as it has surviving weights, times images; or as the images have lit
-pixels, times outputs; or as it has weights, times images. What one of each costs is measured; the cheapest is taken.
-
-In which order kernels walk over surviving weights, so that what they are multiplied by stays in the first cache.
+A training step of a layer takes about as many multiply-adds as it has surviving weights, times images; or as the images
+have nonzero pixels, times outputs; or as it has weights, times images. Each kind has a cost per multiply-add, and the
+cheapest is taken. A choice changes the order of sums and so the last bits: costs are part of the environment's
+fingerprint.
 """
 
 from __future__ import annotations
@@ -22,10 +20,12 @@ from supermask.engines.sparse.kernels.matmul import ROWS
 from supermask.engines.sparse.kernels.simd import VECTOR_WIDTH, round_up
 from supermask.networks.sequential import Conv, Dense
 
+# --- layers of convolutional networks: sparse or dense kernels ---
+
 
 @dataclass(frozen=True)
 class KernelCost:
-    """Nanoseconds a multiply-add of one kind of product: walking over surviving weights, and computing everything."""
+    """Nanoseconds per multiply-add of one kind of product: over the surviving weights, and over all weights."""
 
     sparse: float
     dense: float
@@ -33,7 +33,7 @@ class KernelCost:
 
 @dataclass(frozen=True)
 class LayerKernelCosts:
-    """The four kinds of products: outputs (and the gradient at inputs, the same sum), and gradients of weights."""
+    """Costs of the four kinds of products. The gradient at the inputs is the same sum as the forward pass."""
 
     conv_forward: KernelCost
     conv_weight_grad: KernelCost
@@ -43,129 +43,144 @@ class LayerKernelCosts:
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """How a layer computes: whether over surviving weights only."""
+    """Kernels of a layer: True where a product is computed over the surviving weights only."""
 
-    sums: bool
-    products: bool
+    sparse_forward: bool
+    """Outputs, and gradient at the inputs."""
+    sparse_grad: bool
+    """Gradient of the weights."""
 
 
-def choose_kernels(layer: Conv | Dense, used: float, trained: float, costs: LayerKernelCosts) -> KernelChoice:
-    """The fastest way for a layer of which the share `used` is not zero and the share `trained` can change.
+def choose_kernels(layer: Conv | Dense, nonzero: float, trained: float, costs: LayerKernelCosts) -> KernelChoice:
+    """Return the fastest kernels for a layer.
 
-    The two differ where pruned weights are frozen at other values than zero. The dense kernels are for layers of whole
-    tiles alone: not for a first convolution, which is small, nor for the outputs. Walking over the surviving weights of
-    a fully connected layer forward, while all of its gradients are computed, would mean copying it at every step.
+    `nonzero`, `trained`: shares in [0, 1] of its weights that are not zero, and that are trained. They differ where
+    pruned weights are frozen at values other than zero.
     Source: docs/performance.md.
     """
+    # Dense kernels compute whole tiles. A first convolution (1 or 3 channels) and the outputs are small anyway.
     if layer.outputs % ROWS or layer.inputs % ROWS:
-        return KernelChoice(sums=True, products=True)
-    sums, products = costs.linear_forward, costs.linear_weight_grad
-    kinds = [
-        KernelChoice(sums=True, products=True),
-        KernelChoice(sums=False, products=True),
-        KernelChoice(sums=False, products=False),
+        return KernelChoice(sparse_forward=True, sparse_grad=True)
+    forward, weight_grad = costs.linear_forward, costs.linear_weight_grad
+    # Linear layers lack the fourth combination: the weights would have to be copied at every step, because the dense
+    # gradient kernel updates them in its own order.
+    choices = [
+        KernelChoice(sparse_forward=True, sparse_grad=True),
+        KernelChoice(sparse_forward=False, sparse_grad=True),
+        KernelChoice(sparse_forward=False, sparse_grad=False),
     ]
     if isinstance(layer, Conv):
-        sums, products = costs.conv_forward, costs.conv_weight_grad
-        kinds.append(KernelChoice(sums=True, products=False))
+        forward, weight_grad = costs.conv_forward, costs.conv_weight_grad
+        choices.append(KernelChoice(sparse_forward=True, sparse_grad=False))
 
-    def cost(how: KernelChoice) -> float:
-        forward_and_back = 2 * (used * sums.sparse if how.sums else sums.dense)
-        return forward_and_back + (trained * products.sparse if how.products else products.dense)
+    def cost(choice: KernelChoice) -> float:
+        forward_and_input_grad = 2 * (nonzero * forward.sparse if choice.sparse_forward else forward.dense)
+        return forward_and_input_grad + (trained * weight_grad.sparse if choice.sparse_grad else weight_grad.dense)
 
-    return min(kinds, key=cost)
+    return min(choices, key=cost)
 
+
+# --- layers of fully connected networks: traversals ---
 
 Traversal = Literal["weights", "pixels", "all", "pixels then weights", "all then weights"]
-"""Surviving weights; lit pixels (the first layer's inputs alone); everything. "X then weights": outputs, and gradients
-at the inputs, walk over X, gradients of the weights over the surviving ones."""
+"""The elements over which a layer's products are computed: surviving weights; nonzero pixels (first layer only); all
+weights. "X then weights": outputs and the gradient at the inputs over X, gradients of the weights over the surviving
+ones."""
 
 
 @dataclass(frozen=True)
 class TraversalCosts:
-    """Nanoseconds, all products and the update of one training step together."""
+    """Nanoseconds per element, for all products and the update of one training step together."""
 
     weight: float
-    """A surviving weight of the first layer, 64 images."""
+    """Surviving weight of the first layer, per 64 images."""
     inner: float
-    """A surviving weight of another layer, which has a gradient at its input too."""
+    """Surviving weight of another layer, which has a gradient at its input too, per 64 images."""
     pixel: float
-    """A lit pixel of one image, 64 outputs."""
+    """Nonzero pixel of one image, per 64 outputs."""
     pixel_update: float
-    """A weight of a first layer that walks over pixels, whatever is lit: its update."""
+    """Weight of a first layer with traversal "pixels": its update, which does not depend on the pixels."""
     dense: float
-    """A weight of another layer that walks over everything, 64 images."""
+    """Weight of another layer with traversal "all", per 64 images."""
     sparse_grad: float
-    """A surviving weight whose gradient alone walks over the surviving ones, 64 images."""
+    """Surviving weight whose gradient alone is computed over the surviving weights, per 64 images."""
     pixel_forward: float
-    """A lit pixel of one image, 64 outputs, where the gradients do not walk over pixels."""
+    """Nonzero pixel of one image in the forward pass only, per 64 outputs."""
     whole_forward: float
-    """A weight of another layer that walks over everything but for the gradients of its weights, 64 images."""
+    """Weight of another layer with traversal "all then weights", without the gradient of the weights, per 64 images."""
 
 
 def choose_traversals(job: TrainingJob, data: SplitData, costs: TraversalCosts) -> dict[str, Traversal]:
-    """The cheapest walk of each layer, over pruned weights too where they are frozen at other values than 0.
+    """Return the cheapest traversal of each layer.
 
+    Pruned weights that are frozen at values other than 0 must be read: "weights" is then not possible.
     Source: docs/performance.md.
     """
-    found: dict[str, Traversal] = {}
-    blocks = round_up(job.recipe.batch_size) // VECTOR_WIDTH
+    traversals: dict[str, Traversal] = {}
+    image_blocks = round_up(job.recipe.batch_size) // VECTOR_WIDTH
     for layer in job.layers:
         assert isinstance(layer, Dense)
-        name = f"{layer.name}.weight"
-        mask, values = job.start.masks[name], job.start.weights[name]
-        survive, outputs = blocks * int(mask.sum()), round_up(layer.outputs)
-        priced: dict[Traversal, float] = {"weights": survive * (costs.inner if found else costs.weight)}
-        if bool((values[~mask] != 0).any()):
-            priced.clear()
-        if found:
-            places = blocks * layer.inputs * outputs
-            priced["all"] = places * costs.dense
-            priced["all then weights"] = places * costs.whole_forward + survive * costs.sparse_grad
+        name, is_first = f"{layer.name}.weight", not traversals
+        mask, weights = job.start.masks[name], job.start.weights[name]
+        surviving, outputs = image_blocks * int(mask.sum()), round_up(layer.outputs)
+        # In nanoseconds per step.
+        prices: dict[Traversal, float] = {"weights": surviving * (costs.weight if is_first else costs.inner)}
+        if bool((weights[~mask] != 0).any()):
+            prices.clear()
+        if is_first:
+            nonzero_pixels = job.recipe.batch_size * layer.inputs * nonzero_pixel_fraction(data)
+            pixel_products = nonzero_pixels * outputs / VECTOR_WIDTH
+            prices["pixels"] = pixel_products * costs.pixel + outputs * layer.inputs * costs.pixel_update
+            prices["pixels then weights"] = pixel_products * costs.pixel_forward + surviving * costs.sparse_grad
         else:
-            lit = job.recipe.batch_size * layer.inputs * nonzero_pixel_fraction(data) * outputs / VECTOR_WIDTH
-            priced["pixels"] = lit * costs.pixel + outputs * layer.inputs * costs.pixel_update
-            priced["pixels then weights"] = lit * costs.pixel_forward + survive * costs.sparse_grad
-        found[layer.name] = min(priced, key=lambda walk: priced[walk])
-    return found
+            weight_products = image_blocks * layer.inputs * outputs
+            prices["all"] = weight_products * costs.dense
+            prices["all then weights"] = weight_products * costs.whole_forward + surviving * costs.sparse_grad
+        traversals[layer.name] = min(prices, key=lambda traversal: prices[traversal])
+    return traversals
 
 
 def nonzero_pixel_fraction(data: SplitData) -> float:
-    """The share of pixels that are not 0, in the first training images."""
-    some = data.train_images[:1000]
-    return float(np.count_nonzero(some) / some.size)
+    """Return the share of pixels that are not 0, in the first 1,000 training images."""
+    sample = data.train_images[:1000]
+    return float(np.count_nonzero(sample) / sample.size)
 
+
+# --- order of the weights in sparse kernels ---
 
 CACHE_COLUMNS = 128
-"""32 kB of a fully connected layer's inputs, in 64 images."""
+"""Columns per block: 32 kB of a fully connected layer's inputs, in 64 images."""
 
 MIN_WEIGHTS_PER_BLOCK = 16
-"""Surviving weights of a row in one share: fewer, and taking up a sum and putting it down costs more than it saves."""
+"""Surviving weights per row and block. With fewer, loading and storing a row's sum costs more than the cache saves."""
 
 
 @dataclass(frozen=True)
 class BlockedIndex:
-    """In which order a kernel walks over weights: by shares of the columns, then by rows."""
+    """Order in which a kernel traverses weights: by block of columns, then by row."""
 
     first: NDArray[np.int64]
-    """`(shares, rows + 1)`: where the weights of a share and a row begin."""
+    """`(blocks, rows + 1)`: the weights of block q and row j are `first[q, j]` to `first[q, j + 1] - 1`."""
     offset: NDArray[np.int32]
-    """For every weight, where in the kernel's input its partner begins, in floats."""
+    """`(weights,)`: position in the kernel's input of the vector that each weight is multiplied by, in floats."""
     order: NDArray[np.int64]
-    """For every weight, its place in the lists that this was made of."""
+    """`(weights,)`: position of each weight in the lists from which the index was built."""
 
 
-def block_index(rows: Array, columns: Array, offsets: Array, shape: tuple[int, int], in_cache: int) -> BlockedIndex:
-    """The order of weights at (rows, columns) of a matrix of this shape, whose partners are at `offsets`.
+def block_index(
+    rows: Array, columns: Array, offsets: Array, shape: tuple[int, int], cache_columns: int
+) -> BlockedIndex:
+    """Return the order of the weights at (rows, columns) of a matrix of this shape, whose inputs are at `offsets`.
 
-    At most about `in_cache` columns are in a share, and more where only few weights survive: `SHARE_WEIGHTS` a row.
-    Source: docs/performance.md.
+    A block has about `cache_columns` columns, and more where few weights survive: at least `MIN_WEIGHTS_PER_BLOCK` per
+    row on average. Within a block and a row, weights stay in the order given. Source: docs/performance.md.
     """
-    columns_wanted = max(in_cache, MIN_WEIGHTS_PER_BLOCK * shape[0] * shape[1] // max(1, len(rows)))
-    shares = max(1, round(shape[1] / columns_wanted))
-    width = -(-shape[1] // shares)
+    block_width = max(cache_columns, MIN_WEIGHTS_PER_BLOCK * shape[0] * shape[1] // max(1, len(rows)))
+    blocks = max(1, round(shape[1] / block_width))
+    width = -(-shape[1] // blocks)
     key = columns // width * shape[0] + rows
     order = np.argsort(key, kind="stable")
-    ends = np.searchsorted(key[order], np.arange(shares * shape[0] + 1))
-    first = np.stack([ends[q * shape[0] : (q + 1) * shape[0] + 1] for q in range(shares)])
+    ends = np.searchsorted(key[order], np.arange(blocks * shape[0] + 1))
+    # One end more per block than rows: the last end of a block is the first of the next.
+    first = np.stack([ends[q * shape[0] : (q + 1) * shape[0] + 1] for q in range(blocks)])
     return BlockedIndex(first, offsets[order].astype(np.int32), order)

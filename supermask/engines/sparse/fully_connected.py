@@ -1,4 +1,7 @@
-"""A fully connected network in training on a CPU: its arrays, laid out as the kernels want them."""
+"""A fully connected network in training on a CPU: its arrays, laid out as the kernels read them.
+
+Shape letters as in `kernels.layout`: B = 64 images, I inputs, O outputs, P pixels, K surviving weights of a layer.
+"""
 
 from __future__ import annotations
 
@@ -21,100 +24,108 @@ from supermask.engines.training import OptimizerState
 from supermask.networks.sequential import Dense
 
 IndexPair = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Positions of weights in the flat kernel `(out, in)`, and of the same weights in a flat array of `MLPBuffers`."""
 
 TRAVERSALS = {"weights": layout.WEIGHTS, "pixels": layout.PIXELS, "all": layout.ALL}
 
 
 class MLPTrainer:
-    """The sparse engine's `Stepper` for networks of Linear layers. `walks` has one entry a layer."""
+    """The sparse engine's `Trainer` for networks of fully connected layers. `traversals` has one entry per layer."""
 
-    def __init__(self, job: TrainingJob, data: SplitData, walks: Mapping[str, Traversal]) -> None:
+    def __init__(self, job: TrainingJob, data: SplitData, traversals: Mapping[str, Traversal]) -> None:
         self.job, self.data, self.recipe = job, data, job.recipe
-        self.order = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
+        self.sampler = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
         self.images = flatten_images(data.train_images)
         self.names = [layer.name for layer in job.layers]
-        self.places = _WeightLayout(job, walks)
-        self.net = _network(self.places, job, data)
+        self.layout = _WeightLayout(job, traversals)
+        self.net = _allocate(self.layout, job, data)
         self.frozen: Weights = {}
+        """The loaded weights, for the elements that have no position in `net.w`: pruned ones, which never change."""
 
     def load(self, state: NetworkState) -> None:
         self.frozen = state.weights
         for name in self.names:
-            self.places.scatter(self.net.w, name, state.weights[f"{name}.weight"])
-            self.net.bias[self.places.biases[name]] = state.unmasked[f"{name}.bias"].numpy()
+            self.layout.scatter(self.net.w, name, state.weights[f"{name}.weight"])
+            self.net.bias[self.layout.biases[name]] = state.unmasked[f"{name}.bias"].numpy()
 
     def state(self) -> NetworkState:
         weights = {
-            f"{n}.weight": self.places.gather(self.net.w, self.places.weights[n], self.frozen[f"{n}.weight"])
+            f"{n}.weight": self.layout.gather(self.net.w, self.layout.weights[n], self.frozen[f"{n}.weight"])
             for n in self.names
         }
-        biases = {f"{n}.bias": torch.from_numpy(self.net.bias[self.places.biases[n]].copy()) for n in self.names}
+        biases = {f"{n}.bias": torch.from_numpy(self.net.bias[self.layout.biases[n]].copy()) for n in self.names}
         return NetworkState(weights, biases)
 
     def gradient(self, iteration: int) -> Weights:
+        # By the reference engine: the kernels compute no gradients of pruned weights.
         return reference.gradient(self.job, self.data, self.state(), iteration)
 
     def train(self, first: int, last: int) -> Array:
-        batches = np.stack([self.order.batch(i) for i in range(first, last)])
+        batches = np.stack([self.sampler.batch(i) for i in range(first, last)])
         losses = np.empty(last - first, np.float32)
-        how = optimizer_step_table(self.recipe, self.job.start.first_iteration, first, last)
-        mlp.train(self.net, how, self.images, self.data.train_labels, batches, losses)
+        steps = optimizer_step_table(self.recipe, self.job.start.first_iteration, first, last)
+        mlp.train(self.net, steps, self.images, self.data.train_labels, batches, losses)
         return losses
 
     def evaluate(self, images: Array, labels: Array) -> tuple[float, float]:
-        loss, right = mlp.evaluate(self.net, flatten_images(images), labels)
-        return loss / len(labels), right / len(labels)
+        loss, correct = mlp.evaluate(self.net, flatten_images(images), labels)
+        return loss / len(labels), correct / len(labels)
 
     def optimizer_state(self) -> OptimizerState:
-        found: OptimizerState = {}
+        state: OptimizerState = {}
         for name in self.names:
-            there = self.places.biases[name]
-            found[f"{name}.weight"], found[f"{name}.bias"] = {}, {}
-            for key, moments, of_biases in self._moments():
-                nothing = torch.zeros(self.frozen[f"{name}.weight"].shape)
-                found[f"{name}.weight"][key] = self.places.gather(moments, self.places.moments[name], nothing)
-                found[f"{name}.bias"][key] = torch.from_numpy(of_biases[there].copy())
-        return found
+            bias = self.layout.biases[name]
+            state[f"{name}.weight"], state[f"{name}.bias"] = {}, {}
+            for key, moments, bias_moments in self._moments():
+                zeros = torch.zeros(self.frozen[f"{name}.weight"].shape)
+                state[f"{name}.weight"][key] = self.layout.gather(moments, self.layout.trained[name], zeros)
+                state[f"{name}.bias"][key] = torch.from_numpy(bias_moments[bias].copy())
+        return state
 
     def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
+        # The loaded moments may be nonzero for pixels that no batch of this process has shown: update all of them.
         self.net.ever_nonzero[:] = 1
         for name in self.names:
-            for key, moments, of_biases in self._moments():
-                self.places.scatter(moments, name, state[f"{name}.weight"][key])
-                of_biases[self.places.biases[name]] = state[f"{name}.bias"][key].numpy()
+            for key, moments, bias_moments in self._moments():
+                self.layout.scatter(moments, name, state[f"{name}.weight"][key])
+                bias_moments[self.layout.biases[name]] = state[f"{name}.bias"][key].numpy()
 
     def _moments(self) -> list[tuple[str, Array, Array]]:
-        """PyTorch's name of what the optimiser keeps, and where it is: of the weights, of the biases."""
+        """PyTorch's name of each part of the optimizer's state, and its arrays for weights and for biases."""
         net = self.net
-        places = ((net.m, net.bias_m), (net.v, net.bias_v))
-        return [(name, *place) for name, place in zip(optimizer_state_names(self.recipe), places, strict=False)]
+        arrays = ((net.m, net.bias_m), (net.v, net.bias_v))
+        return [(name, *pair) for name, pair in zip(optimizer_state_names(self.recipe), arrays, strict=False)]
 
 
 class _WeightLayout:
-    """Where in the flat arrays everything is."""
+    """Layer table, lists and positions of all weights and biases in the flat arrays of `MLPBuffers`."""
 
-    def __init__(self, job: TrainingJob, walks: Mapping[str, Traversal]) -> None:
+    def __init__(self, job: TrainingJob, traversals: Mapping[str, Traversal]) -> None:
         layers = [layer for layer in job.layers if isinstance(layer, Dense)]
         assert len(layers) == len(job.layers), "a layer that is not fully connected"
         self.table = np.zeros(len(layers), layout.LAYER_DTYPE)
         self.weights: dict[str, IndexPair] = {}
-        """Layer -> where its weights come from, in the flattened kernel `(out, in)`, and where they are in `net.w`."""
-        self.moments: dict[str, IndexPair] = {}
-        """The same for those that train, and for their moments; elsewhere where only gradients walk over them."""
+        """Per layer, the weights that the forward pass reads."""
+        self.trained: dict[str, IndexPair] = {}
+        """Per layer, the weights that the optimizer updates, and their moments. They are the same as `weights`, or a
+        compact copy of the surviving ones ("X then weights")."""
         self.biases: dict[str, slice] = {}
         self.lists: dict[str, list[Array]] = {
-            n: [] for n in ("first", "offset", "first_in", "offset_in", "column_order", "dense_index", "words")
+            n: [] for n in ("first", "offset", "first_in", "offset_in", "column_order", "dense_index", "trained_bits")
         }
-        self.sizes = {"w": 0, "bias": 0, "units": 0}
+        """Parts of the flat lists, one per layer, before they are concatenated."""
+        self.sizes = {"w": 0, "bias": 0}
+        """Elements used so far."""
         self.units = round_up_rows(layers[0].inputs)
         for row, layer in zip(self.table, layers, strict=True):
-            self._add(row, layer, job.start.masks[f"{layer.name}.weight"].numpy(), walks[layer.name])
+            self._add_layer(row, layer, job.start.masks[f"{layer.name}.weight"].numpy(), traversals[layer.name])
 
-    def _add(self, row: np.void, layer: Dense, mask: NDArray[np.bool_], walk: Traversal) -> None:
-        outputs_over, _, gradients_over = walk.partition(" then ")
-        row["walk"], row["listed"] = TRAVERSALS[outputs_over], "weights" in walk
+    def _add_layer(self, row: np.void, layer: Dense, mask: NDArray[np.bool_], traversal: Traversal) -> None:
+        forward_traversal, _, grad_traversal = traversal.partition(" then ")
+        row["traversal"], row["listed"] = TRAVERSALS[forward_traversal], "weights" in traversal
         row["inputs"], row["outputs"], row["last"] = layer.inputs, layer.outputs, layer.last
         row["bias"] = self.sizes["bias"]
+        # The inputs of a layer are the outputs of the one before: the last units so far.
         row["x"] = self.units - round_up_rows(layer.inputs)
         row["y"] = self.units
         self.units += round_up_rows(layer.outputs)
@@ -122,106 +133,110 @@ class _WeightLayout:
         self.sizes["bias"] += round_up(layer.outputs)
         if row["listed"]:
             self._list_weights(row, layer.name, mask)
-        if walk == "weights":
+        if traversal == "weights":
             row["w"], row["size"] = row["compact"], round_up(int(row["used"]))
-            self.weights[layer.name] = self.moments[layer.name]
+            self.weights[layer.name] = self.trained[layer.name]
         else:
-            self._lay_out(row, layer, mask)
-            if gradients_over:
-                flat, _ = self.moments[layer.name]
-                self._append(row, "dense_index", self.weights[layer.name][1][flat])
+            self._place_all_weights(row, layer, mask)
+            if grad_traversal:
+                flat, _ = self.trained[layer.name]
+                self._append(row, "dense_index", "dense_index", self.weights[layer.name][1][flat])
             else:
-                self.moments[layer.name] = self.weights[layer.name]
+                self.trained[layer.name] = self.weights[layer.name]
 
-    def _lay_out(self, row: np.void, layer: Dense, mask: NDArray[np.bool_]) -> None:
-        """Places for all weights, and words that say which of them survive."""
+    def _place_all_weights(self, row: np.void, layer: Dense, mask: NDArray[np.bool_]) -> None:
+        """Reserve positions for all weights, and one bit per position: 1 if the weight survives."""
         out, into = np.divmod(np.arange(mask.size), layer.inputs)
-        if row["walk"] == layout.PIXELS:
+        if row["traversal"] == layout.PIXELS:
+            # `(ceil(O / B), P, B)`
             row["width"] = round_up(layer.outputs)
-            used, size = (
-                (out // VECTOR_WIDTH * layer.inputs + into) * VECTOR_WIDTH + out % VECTOR_WIDTH,
-                layer.inputs * row["width"],
-            )
+            positions = (out // VECTOR_WIDTH * layer.inputs + into) * VECTOR_WIDTH + out % VECTOR_WIDTH
+            size = layer.inputs * row["width"]
         else:
+            # `(O, I)`, both padded
             row["width"] = round_up(layer.inputs)
-            used, size = out * row["width"] + into, round_up_rows(layer.outputs) * row["width"]
-        alive = np.zeros(size, bool)
-        alive[used] = mask.ravel()
-        self._append(row, "words", np.packbits(alive, bitorder="little").view(np.uint64))
+            positions, size = out * row["width"] + into, round_up_rows(layer.outputs) * row["width"]
+        bits = np.zeros(size, bool)
+        bits[positions] = mask.ravel()
+        self._append(row, "bits", "trained_bits", np.packbits(bits, bitorder="little").view(np.uint64))
         row["w"], row["size"] = self.sizes["w"], size
-        self.weights[layer.name] = np.arange(mask.size), used + self.sizes["w"]
+        self.weights[layer.name] = np.arange(mask.size), positions + self.sizes["w"]
         self.sizes["w"] += int(size)
 
     def _list_weights(self, row: np.void, name: str, mask: NDArray[np.bool_]) -> None:
-        """Places for the surviving weights, and the lists by which kernels walk over them."""
+        """Reserve positions for the surviving weights, and build the lists by which kernels traverse them."""
         flat = np.flatnonzero(mask)
         out, into = np.divmod(flat, mask.shape[1])
         by_row = block_index(out, into, into * VECTOR_WIDTH, mask.shape, CACHE_COLUMNS)
-        row["shares"], row["used"], row["compact"] = len(by_row.first), flat.size, self.sizes["w"]
-        self._append(row, "first", by_row.first.ravel())
-        self._append(row, "offset", by_row.offset)
+        row["blocks"], row["used"], row["compact"] = len(by_row.first), flat.size, self.sizes["w"]
+        self._append(row, "first", "first", by_row.first.ravel())
+        self._append(row, "offset", "offset", by_row.offset)
         flat, into, out = flat[by_row.order], into[by_row.order], out[by_row.order]
         by_column = np.argsort(into, kind="stable")
-        self._append(row, "first_in", np.concatenate([[0], np.cumsum(mask.sum(0))]))
-        self._append(row, "column_order", by_column)
+        self._append(row, "first_in", "first_in", np.concatenate([[0], np.cumsum(mask.sum(0))]))
+        self._append(row, "column_order", "column_order", by_column)
+        # The same length as `column_order`, so that one position in the table serves both lists.
         self.lists["offset_in"].append(out[by_column] * VECTOR_WIDTH)
-        self.moments[name] = flat, np.arange(flat.size) + self.sizes["w"]
+        self.trained[name] = flat, np.arange(flat.size) + self.sizes["w"]
         self.sizes["w"] += round_up(flat.size)
 
-    def _append(self, row: np.void, name: str, values: Array) -> None:
-        row[name] = sum(map(len, self.lists[name]))
-        self.lists[name].append(values)
+    def _append(self, row: np.void, field: str, list_name: str, values: Array) -> None:
+        """Append a layer's part to a list, and store its first position in the layer's row."""
+        row[field] = sum(map(len, self.lists[list_name]))
+        self.lists[list_name].append(values)
 
-    def scatter(self, array: Array, name: str, values: Tensor) -> None:
-        """Lays out a kernel's values, or their moments."""
-        for flat, used in (self.weights[name], self.moments[name]):
-            array[used] = values.numpy().ravel()[flat]
+    def scatter(self, array: Array, name: str, kernel: Tensor) -> None:
+        """Write a kernel `(out, in)`, or its moments, to all positions of its elements."""
+        for flat, positions in (self.weights[name], self.trained[name]):
+            array[positions] = kernel.numpy().ravel()[flat]
 
-    def gather(self, array: Array, places: IndexPair, others: Tensor) -> Tensor:
-        """The kernel `(out, in)` again; what is not laid out is as in `others`."""
-        values = others.numpy().copy()
-        flat, used = places
-        values.ravel()[flat] = array[used]
+    def gather(self, array: Array, index: IndexPair, background: Tensor) -> Tensor:
+        """Return the kernel `(out, in)`; elements without a position are those of `background`."""
+        values = background.numpy().copy()
+        flat, positions = index
+        values.ravel()[flat] = array[positions]
         return torch.from_numpy(values)
 
 
-def _network(places: _WeightLayout, job: TrainingJob, data: SplitData) -> layout.MLPBuffers:
+def _allocate(weight_layout: _WeightLayout, job: TrainingJob, data: SplitData) -> layout.MLPBuffers:
     batch = round_up(job.recipe.batch_size)
-    table, pixels = places.table, int(places.table[0]["inputs"])
-    lists = {n: np.concatenate(found) if found else np.zeros(0) for n, found in places.lists.items()}
-    small = {
+    table, pixels = weight_layout.table, int(weight_layout.table[0]["inputs"])
+    lists = {n: np.concatenate(parts) if parts else np.zeros(0) for n, parts in weight_layout.lists.items()}
+    # int32 halves the memory that a traversal reads per weight.
+    int32_lists = {
         n: lists[n].astype(np.int32)
         for n in ("first", "offset", "first_in", "offset_in", "column_order", "dense_index")
     }
-    weights, biases = (places.sizes[n] for n in ("w", "bias"))
-    biggest = max(int(table["size"].max()), round_up(int(table["used"].max())))
+    weights, biases = (weight_layout.sizes[n] for n in ("w", "bias"))
+    largest = max(int(table["size"].max()), round_up(int(table["used"].max())))
     return layout.MLPBuffers(
         table=table,
         **{n: aligned_zeros(weights + VECTOR_WIDTH) for n in ("w", "m", "v")},
-        g=aligned_zeros(2 * biggest),
+        g=aligned_zeros(2 * largest),
         **{n: aligned_zeros(biases) for n in ("bias", "bias_m", "bias_v", "bias_g")},
-        words=lists["words"].astype(np.uint64),
-        **small,
-        **{n: aligned_zeros(batch // VECTOR_WIDTH * places.units * VECTOR_WIDTH) for n in ("x", "d")},
-        units=places.units,
+        trained_bits=lists["trained_bits"].astype(np.uint64),
+        **int32_lists,
+        **{n: aligned_zeros(batch // VECTOR_WIDTH * weight_layout.units * VECTOR_WIDTH) for n in ("x", "d")},
+        units=weight_layout.units,
         scratch=aligned_zeros(ROWS * VECTOR_WIDTH),
         nonzero_bits=np.zeros(batch // VECTOR_WIDTH * pixels, np.uint64),
         ever_nonzero=np.zeros(pixels, np.uint64),
         rows=aligned_zeros(batch * max(VECTOR_WIDTH, int(table["width"].max()))),
-        maximum=np.float32(data.pixel_maximum),
-        pixel_bytes_read=_bytes_read(job, places, pixels),
-        eights=np.zeros(VECTOR_WIDTH, np.uint64),
+        max_pixel=np.float32(data.pixel_maximum),
+        pixel_bytes_read=_pixel_bytes_read(job, weight_layout, pixels),
+        image_words=np.zeros(VECTOR_WIDTH, np.uint64),
         batch_scratch=np.zeros(VECTOR_WIDTH, np.int64),
     )
 
 
-def _bytes_read(job: TrainingJob, places: _WeightLayout, pixels: int) -> Array:
-    read = np.zeros(-(-pixels // 8) * 8, bool)
-    of_weights = job.start.masks[f"{job.layers[0].name}.weight"].numpy().any(0)
-    read[:pixels] = of_weights if places.table[0]["walk"] == layout.WEIGHTS else True
-    return np.array(read.reshape(-1, 8).any(1), np.uint8)
+def _pixel_bytes_read(job: TrainingJob, weight_layout: _WeightLayout, pixels: int) -> Array:
+    """1 for each eight pixels of which any is read by a weight, uint8 `(ceil(P / 8),)`."""
+    is_read = np.zeros(-(-pixels // 8) * 8, bool)
+    has_weights = job.start.masks[f"{job.layers[0].name}.weight"].numpy().any(0)
+    is_read[:pixels] = has_weights if weight_layout.table[0]["traversal"] == layout.WEIGHTS else True
+    return np.array(is_read.reshape(-1, 8).any(1), np.uint8)
 
 
 def round_up_rows(units: int) -> int:
-    """The next multiple of `ROWS`."""
+    """Return the smallest multiple of `ROWS` that is at least `units`."""
     return -(-units // ROWS) * ROWS

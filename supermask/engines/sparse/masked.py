@@ -1,4 +1,4 @@
-"""Learning a mask over a fully connected network on a CPU: the sparse engine's way."""
+"""Mask learning over a fully connected network on a CPU."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from supermask.engines.sparse.kernels.simd import aligned_zeros
 from supermask.engines.training import OptimizerState
 
 NO_UPDATE = np.zeros((), OPTIMIZER)
-"""An optimiser that moves nothing: with rate and momentum 0 it leaves the gradient where its mean would be."""
+"""Hyperparameters that change no weight: with rate and momentum 0, SGD's momentum buffer is the gradient itself."""
 
 
 class MLPMaskTrainer:
-    """The sparse engine's `Stepper` for `job.learning`: bernoulli and rounded masks over Linear layers."""
+    """The sparse engine's `Trainer` for `job.learning`: bernoulli and rounded masks over fully connected layers."""
 
     def __init__(self, job: TrainingJob, data: SplitData) -> None:
         assert job.learning is not None
         self.job, self.data, self.learning = job, data, job.learning
-        self.order = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
+        self.sampler = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
         self.images = flatten_images(data.train_images)
         self.names = [layer.name for layer in job.layers]
-        # Nothing is pruned: the first layer walks over lit pixels, the others over everything.
-        walks: dict[str, Traversal] = {name: "all" if name != self.names[0] else "pixels" for name in self.names}
-        self.inner = MLPTrainer(job, data, walks)
-        self.places, self.net = self.inner.places, self.inner.net
+        # No weight is pruned, so nothing is gained by lists of surviving ones, and no costs decide.
+        traversals: dict[str, Traversal] = {name: "all" if name != self.names[0] else "pixels" for name in self.names}
+        self.network = MLPTrainer(job, data, traversals)
+        self.layout, self.net = self.network.layout, self.network.net
         arrays = {name: aligned_zeros(len(self.net.w)) for name in ("logits", "base", "p", "m", "v")}
         self.last_pass: Weights = {}
-        """The weights that the last pass of training computed with."""
+        """Masked weights of the last training step; empty before the first."""
         self.mask = mlp_masks.MaskBuffers(
             **arrays,
             ones=np.zeros(len(self.names), np.float32),
@@ -44,58 +44,66 @@ class MLPMaskTrainer:
         )
 
     def load(self, state: NetworkState) -> None:
-        self.inner.load(state)
+        self.network.load(state)
         for name in self.names:
-            self.places.scatter(self.mask.base, name, state.weights[f"{name}.weight"])
-            self.places.scatter(self.mask.logits, name, state.logits[f"{name}.weight"])
+            self.layout.scatter(self.mask.base, name, state.weights[f"{name}.weight"])
+            self.layout.scatter(self.mask.logits, name, state.logits[f"{name}.weight"])
 
     def state(self) -> NetworkState:
-        biases = {f"{n}.bias": torch.from_numpy(self.net.bias[self.places.biases[n]].copy()) for n in self.names}
+        biases = {f"{n}.bias": torch.from_numpy(self.net.bias[self.layout.biases[n]].copy()) for n in self.names}
         return NetworkState(self._tensors(self.mask.base), biases, self._tensors(self.mask.logits))
 
     def gradient(self, iteration: int) -> Weights:
-        raise AssertionError("nobody asks for the gradient of weights that never move")
+        raise AssertionError("weights that are never trained have no gradient to report")
 
     def train(self, first: int, last: int) -> Array:
-        batches = np.stack([self.order.batch(i) for i in range(first, last)])
+        batches = np.stack([self.sampler.batch(i) for i in range(first, last)])
         losses = np.empty(last - first, np.float32)
-        how, keys = optimizer_step_table(self.job.recipe, 0, first, last), self._keys("training", first, last)
+        steps, keys = optimizer_step_table(self.job.recipe, 0, first, last), self._keys("training", first, last)
         images, labels = self.images, self.data.train_labels
-        mlp_masks.train(self.net, self.mask, NO_UPDATE[()], how, keys, images, labels, batches, losses)
+        mlp_masks.train(self.net, self.mask, NO_UPDATE[()], steps, keys, images, labels, batches, losses)
         self.last_pass = self._tensors(self.net.w)
         return losses
 
     def evaluate(self, images: Array, labels: Array) -> tuple[float, float]:
-        """Means over the single samples of the mask."""
-        loss, right, passes = 0.0, 0, self.learning.num_samples
+        """Return mean loss in nats and mean accuracy over the single samples of the mask."""
+        loss, correct, samples = 0.0, 0, self.learning.num_samples
         before = self.net.w.copy()
-        for keys in self._keys("samples", 0, passes):
+        for keys in self._keys("samples", 0, samples):
             mlp_masks.sample_weights(self.net, self.mask, keys)
-            found = mlp.evaluate(self.net, flatten_images(images), labels)
-            loss, right = loss + found[0], right + found[1]
+            sample_loss, sample_correct = mlp.evaluate(self.net, flatten_images(images), labels)
+            loss, correct = loss + sample_loss, correct + sample_correct
+        # Evaluation leaves no trace: `net.w` still holds the weights of the last training step.
         self.net.w[:] = before
-        return loss / len(labels) / passes, right / len(labels) / passes
+        return loss / len(labels) / samples, correct / len(labels) / samples
 
     def first_sample(self) -> Weights:
-        """The weights of the first single sample of the mask."""
+        """Return the masked weights of the first single sample."""
         mlp_masks.sample_weights(self.net, self.mask, self._keys("samples", 0, 1)[0])
         return self._tensors(self.net.w)
 
     def _keys(self, purpose: str, first: int, last: int) -> Array:
+        """Keys of the uniform numbers of forward passes `first` to `last - 1`, uint32 `(last - first, layers, 2)`."""
         return np.stack([sampling_keys(self.job.seed, purpose, f"{n}.weight", first, last) for n in self.names], axis=1)
 
     def _tensors(self, array: Array) -> Weights:
-        weights = self.job.start.weights
-        found = {f"{n}.weight": (self.places.weights[n], weights[f"{n}.weight"]) for n in self.names}
-        return {name: self.places.gather(array, place, like) for name, (place, like) in found.items()}
+        """Return an array that is laid out as `net.w` as kernels `(out, in)`."""
+        start = self.job.start.weights
+        return {
+            f"{n}.weight": self.layout.gather(array, self.layout.weights[n], start[f"{n}.weight"]) for n in self.names
+        }
 
     def optimizer_state(self) -> OptimizerState:
-        moments = dict(zip(optimizer_state_names(self.job.recipe), (self.mask.m, self.mask.v), strict=False))
-        tensors = {key: self._tensors(array) for key, array in moments.items()}
-        return {f"{n}.weight": {key: found[f"{n}.weight"] for key, found in tensors.items()} for n in self.names}
+        moments = {key: self._tensors(array) for key, array in self._moments().items()}
+        return {f"{n}.weight": {key: tensors[f"{n}.weight"] for key, tensors in moments.items()} for n in self.names}
 
     def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
+        # A checkpoint does not say which pixels earlier batches have shown: compute the gradient of all of them.
         self.net.ever_nonzero[:] = 1
         for name in self.names:
-            for key, array in zip(optimizer_state_names(self.job.recipe), (self.mask.m, self.mask.v), strict=False):
-                self.places.scatter(array, name, state[f"{name}.weight"][key])
+            for key, array in self._moments().items():
+                self.layout.scatter(array, name, state[f"{name}.weight"][key])
+
+    def _moments(self) -> dict[str, Array]:
+        """Arrays of the optimizer's state, by PyTorch's names."""
+        return dict(zip(optimizer_state_names(self.job.recipe), (self.mask.m, self.mask.v), strict=False))

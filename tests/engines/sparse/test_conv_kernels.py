@@ -1,4 +1,4 @@
-"""The convolutional kernels, through the layers that call them, against PyTorch and plain NumPy."""
+"""Convolutional kernels, through the layers that call them, against PyTorch and NumPy."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from supermask.networks.sequential import Conv, Dense
 Floats = NDArray[np.float32]
 
 SIDES = [(8, 8), (7, 5), (2, 3), (4, 16), (5, 8)]
-"""Rows of whole blocks, and rows that blocks run over; odd ones; fewer pixels than a block has."""
+"""Rows of whole blocks, rows that blocks run over, odd sizes, fewer pixels than a block."""
 
-KINDS = [KernelChoice(*both) for both in product([True, False], repeat=2)]
+CHOICES = [KernelChoice(*both) for both in product([True, False], repeat=2)]
 
 
 def rng() -> np.random.Generator:
@@ -37,26 +37,26 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def put(shape: conv.PlaneShape, images: Tensor) -> Floats:
-    """Images `(IMAGES, channels, height, width)` as planes."""
+    """Return images `(VEC16_WIDTH, channels, height, width)` as planes."""
     array = aligned_zeros(shape.size)
     pixels(plane_layout(shape, array), shape)[:] = images.numpy().transpose(1, 2, 3, 0)
     return array
 
 
 def take(shape: conv.PlaneShape, array: Floats) -> Tensor:
-    """The inverse."""
+    """Return planes as images: the inverse of `put`."""
     return torch.from_numpy(pixels(plane_layout(shape, array), shape).transpose(3, 0, 1, 2).copy())
 
 
 def pixels(lines: PixelLayout, shape: conv.PlaneShape) -> Floats:
-    """`(channels, height, width, IMAGES)`, as a view."""
+    """Return the pixels `(channels, height, width, VEC16_WIDTH)` as a view."""
     steps = (*(4 * stride for stride in lines.strides), 4)
     sizes = (shape.channels, shape.height, shape.width, VEC16_WIDTH)
     return np.lib.stride_tricks.as_strided(lines.array[lines.at :], sizes, steps)
 
 
 def border(shape: conv.PlaneShape, array: Floats) -> Floats:
-    """All that is not a pixel."""
+    """Return a copy with all pixels zero: the border."""
     copy = array.copy()
     pixels(plane_layout(shape, copy), shape)[:] = 0
     return copy
@@ -74,10 +74,10 @@ def close(found: Tensor | Floats, expected: Tensor) -> None:
 # --- convolutions ---
 
 
-def layer(side: tuple[int, int], inputs: int, mask: Tensor, kind: KernelChoice, pooled: bool = False) -> Conv3x3Layer:
-    made = Conv3x3Layer(Conv("conv", inputs, mask.shape[0], side), pooled, mask, kind)
-    made.load(normal(*mask.shape, seed=1) * mask, normal(mask.shape[0], seed=2))
-    return made
+def layer(side: tuple[int, int], inputs: int, mask: Tensor, choice: KernelChoice, pooled: bool = False) -> Conv3x3Layer:
+    tested = Conv3x3Layer(Conv("conv", inputs, mask.shape[0], side), pooled, mask, choice)
+    tested.load(normal(*mask.shape, seed=1) * mask, normal(mask.shape[0], seed=2))
+    return tested
 
 
 def mask_of(outputs: int, inputs: int, density: float) -> Tensor:
@@ -85,89 +85,89 @@ def mask_of(outputs: int, inputs: int, density: float) -> Tensor:
 
 
 @pytest.mark.parametrize("density", [1.0, 0.3, 0.02, 0.0])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
 @pytest.mark.parametrize("side", SIDES)
-def test_a_convolution_and_its_gradients(side: tuple[int, int], kind: KernelChoice, density: float) -> None:
-    made = layer(side, 12, mask_of(16, 12, density), kind)
+def test_a_convolution_and_its_gradients(side: tuple[int, int], choice: KernelChoice, density: float) -> None:
+    tested = layer(side, 12, mask_of(16, 12, density), choice)
     images, d = normal(VEC16_WIDTH, 12, *side).relu_(), normal(VEC16_WIDTH, 16, *side, seed=3)
-    made.x[1][:], made.d[:] = put(made.inner, images), put(made.outer, d)
-    made.next_x = [made.d, aligned_zeros(made.outer.size)]
+    tested.x[1][:], tested.d[:] = put(tested.inner, images), put(tested.outer, d)
+    tested.next_x = [tested.d, aligned_zeros(tested.outer.size)]
     images.requires_grad_()
-    weight, bias = made.frozen.clone().requires_grad_(), normal(16, seed=2).requires_grad_()
+    weight, bias = tested.frozen.clone().requires_grad_(), normal(16, seed=2).requires_grad_()
     expected = conv2d(images, weight, bias, padding=1)
     to_images, to_weight, to_bias = gradients(expected, d, images, weight, bias)
 
-    made.forward(1)
-    close(take(made.outer, made.next_x[1]), expected.detach().relu())
-    assert not border(made.outer, made.next_x[1]).any()
+    tested.forward(1)
+    close(take(tested.outer, tested.next_x[1]), expected.detach().relu())
+    assert not border(tested.outer, tested.next_x[1]).any()
 
-    for _ in range(2):  # gradients add up until they are collected
-        made.backward(1, first=False)
-    close(take(made.inner, made.dx), to_images * (images > 0))
-    assert not border(made.inner, made.dx).any()
-    made.reduce_grad()
-    held = torch.zeros(16, 12, 3, 3) if kind.products else 2 * to_weight
-    kept = torch.from_numpy(made.weight.get(made.weight.g, held).numpy())
-    close(kept, torch.where(made_mask(made), 2 * to_weight, held))
-    close(made.bias.g[:16], 2 * to_bias)
-    assert not made.sums.any() and not made.bias_sums.any()
+    for _ in range(2):  # gradients are summed until `reduce_grad`
+        tested.backward(1, first=False)
+    close(take(tested.inner, tested.dx), to_images * (images > 0))
+    assert not border(tested.inner, tested.dx).any()
+    tested.reduce_grad()
+    background = torch.zeros(16, 12, 3, 3) if choice.sparse_grad else 2 * to_weight
+    gradient = torch.from_numpy(tested.weight.get(tested.weight.g, background).numpy())
+    close(gradient, torch.where(trained_mask(tested), 2 * to_weight, background))
+    close(tested.bias.g[:16], 2 * to_bias)
+    assert not tested.sums.any() and not tested.bias_sums.any()
 
 
-def made_mask(made: Conv3x3Layer) -> Tensor:
-    alive = np.zeros(made.shape, bool)
-    alive.ravel()[made.weight.flat] = True
+def trained_mask(tested: Conv3x3Layer) -> Tensor:
+    alive = np.zeros(tested.shape, bool)
+    alive.ravel()[tested.weight.flat] = True
     return torch.from_numpy(alive)
 
 
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_only_the_first_layer_has_no_gradient_at_its_input(sparse: bool, first: bool) -> None:
-    made = layer((8, 8), 8, mask_of(8, 8, 0.5), KernelChoice(sparse, sparse))
-    made.x[0][:], made.next_x = 1, [aligned_zeros(made.outer.size)]
-    made.forward(0)
-    made.d[:] = 1
-    made.backward(0, first)
-    assert made.dx.any() != first
+    tested = layer((8, 8), 8, mask_of(8, 8, 0.5), KernelChoice(sparse, sparse))
+    tested.x[0][:], tested.next_x = 1, [aligned_zeros(tested.outer.size)]
+    tested.forward(0)
+    tested.d[:] = 1
+    tested.backward(0, first)
+    assert tested.dx.any() != first
 
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("side", SIDES)
-def test_pooling_and_its_way_back(side: tuple[int, int], sparse: bool) -> None:
-    made = layer(side, 4, mask_of(8, 4, 0.5), KernelChoice(sparse, sparse), pooled=True)
+def test_pooling_and_its_gradient(side: tuple[int, int], sparse: bool) -> None:
+    tested = layer(side, 4, mask_of(8, 4, 0.5), KernelChoice(sparse, sparse), pooled=True)
     images = normal(VEC16_WIDTH, 4, *side)
-    images[:, :, : side[0] // 2] = 0  # equal numbers: the first of them is the largest
-    made.x[2][:] = put(made.inner, images)
+    images[:, :, : side[0] // 2] = 0  # of equal values the first is the maximum
+    tested.x[2][:] = put(tested.inner, images)
     small = conv.shape_of(8, side[0] // 2, side[1] // 2)
-    made.out = [plane_layout(small, aligned_zeros(small.size)) for _ in range(3)]
-    made.d_out = [plane_layout(small, aligned_zeros(small.size)) for _ in range(3)]
-    before = conv2d(images, made.frozen, normal(8, seed=2), padding=1).relu().requires_grad_()
+    tested.out = [plane_layout(small, aligned_zeros(small.size)) for _ in range(3)]
+    tested.d_out = [plane_layout(small, aligned_zeros(small.size)) for _ in range(3)]
+    before = conv2d(images, tested.frozen, normal(8, seed=2), padding=1).relu().requires_grad_()
     expected = max_pool2d(before, 2)
     d = normal(*expected.shape, seed=4)
-    pixels(made.d_out[2], small)[:] = d.numpy().transpose(1, 2, 3, 0)
+    pixels(tested.d_out[2], small)[:] = d.numpy().transpose(1, 2, 3, 0)
 
-    made.forward(2)
-    close(take(small, made.out[2].array), expected.detach())
-    assert not border(small, made.out[2].array).any()
-    made.backward(2, first=True)
-    assert torch.equal(take(made.outer, made.d), gradients(expected, d, before)[0])
-    assert not border(made.outer, made.d).any()
+    tested.forward(2)
+    close(take(small, tested.out[2].array), expected.detach())
+    assert not border(small, tested.out[2].array).any()
+    tested.backward(2, first=True)
+    assert torch.equal(take(tested.outer, tested.d), gradients(expected, d, before)[0])
+    assert not border(tested.outer, tested.d).any()
 
 
-def test_nan_goes_through_relu_and_pooling() -> None:
+def test_nan_passes_relu_and_pooling() -> None:
     for sparse in (False, True):
-        made = layer((4, 4), 2, mask_of(8, 2, 1.0), KernelChoice(sparse, sparse), pooled=True)
+        tested = layer((4, 4), 2, mask_of(8, 2, 1.0), KernelChoice(sparse, sparse), pooled=True)
         images = normal(VEC16_WIDTH, 2, 4, 4)
         images[5, 1, 2, 2] = torch.nan
-        made.x[0][:] = put(made.inner, images)
+        tested.x[0][:] = put(tested.inner, images)
         small = conv.shape_of(8, 2, 2)
-        made.out = [plane_layout(small, aligned_zeros(small.size))]
-        made.forward(0)
-        found = take(small, made.out[0].array)
+        tested.out = [plane_layout(small, aligned_zeros(small.size))]
+        tested.forward(0)
+        found = take(small, tested.out[0].array)
         assert found[5].isnan().all()
         assert not found[[i for i in range(VEC16_WIDTH) if i != 5]].isnan().any()
 
 
-def test_images_become_shades_side_by_side() -> None:
+def test_images_are_scaled_and_packed_side_by_side() -> None:
     shape = conv.shape_of(3, 5, 4)
     images = rng().integers(0, 256, (30, 3, 5, 4), dtype=np.uint8)
     shade = np.arange(256, dtype=np.float32) / np.float32(255)
@@ -187,7 +187,7 @@ def test_blocks_cover_every_pixel_once(side: tuple[int, int]) -> None:
     assert {y * pitch + x for y in range(side[0]) for x in range(side[1])} <= set(covered)
 
 
-def test_sums_of_lines() -> None:
+def test_reduce_lines() -> None:
     lines, out = normal(24, VEC16_WIDTH), aligned_zeros(24)
     sums = aligned_zeros(24 * VEC16_WIDTH)
     sums[:] = lines.numpy().ravel()
@@ -201,36 +201,36 @@ def test_sums_of_lines() -> None:
 
 @pytest.mark.parametrize("density", [1.0, 0.3, 0.02, 0.0])
 @pytest.mark.parametrize(
-    "kind", [KernelChoice(True, True), KernelChoice(False, True), KernelChoice(False, False)], ids=str
+    "choice", [KernelChoice(True, True), KernelChoice(False, True), KernelChoice(False, False)], ids=str
 )
 @pytest.mark.parametrize("last", [False, True])
-def test_a_fully_connected_layer_learns(last: bool, kind: KernelChoice, density: float) -> None:
+def test_a_fully_connected_layer_takes_one_step(last: bool, choice: KernelChoice, density: float) -> None:
     """One step of plain SGD on two blocks of images, the second one not full."""
     mask = torch.from_numpy(rng().random((20, 320)) < density)
-    made = LinearLayer(Dense("fc", 320, 20, last), mask, kind, 100)
+    tested = LinearLayer(Dense("fc", 320, 20, last), mask, choice, 100)
     weight, bias = normal(20, 320, seed=1) * mask, normal(20, seed=2)
-    made.load(weight, bias)
+    tested.load(weight, bias)
     images, d = normal(320, 2 * VECTOR_WIDTH).relu_(), normal(20, 2 * VECTOR_WIDTH, seed=3)
     d[:, 100:] = 0
     expected = weight @ images + bias[:, None]
     for block in range(2):
         some = slice(block * VECTOR_WIDTH, (block + 1) * VECTOR_WIDTH)
-        made.x[:], made.d[:] = images[:, some].numpy().ravel(), d[:, some].numpy().ravel()
-        made.forward()
-        close(made.y.reshape(20, -1), expected[:, some] if last else expected[:, some].relu())
-        made.backward(block)
-        close(made.dx.reshape(320, -1), (weight.t() @ d[:, some]) * (images[:, some] > 0))
-    how = np.zeros(1, OPTIMIZER)
-    how["rate"] = -0.5
-    made.optimizer_step(how, 0)
-    close(made.weight.get(made.weight.w, made.frozen), weight - 0.5 * mask * (d @ images.t()))
-    close(made.bias.w[:20], bias - 0.5 * d.sum(1))
-    made.forward()
+        tested.x[:], tested.d[:] = images[:, some].numpy().ravel(), d[:, some].numpy().ravel()
+        tested.forward()
+        close(tested.y.reshape(20, -1), expected[:, some] if last else expected[:, some].relu())
+        tested.backward(block)
+        close(tested.dx.reshape(320, -1), (weight.t() @ d[:, some]) * (images[:, some] > 0))
+    steps = np.zeros(1, OPTIMIZER)
+    steps["rate"] = -0.5
+    tested.optimizer_step(steps, 0)
+    close(tested.weight.get(tested.weight.w, tested.frozen), weight - 0.5 * mask * (d @ images.t()))
+    close(tested.bias.w[:20], bias - 0.5 * d.sum(1))
+    tested.forward()
     moved = (
-        made.weight.get(made.weight.w, made.frozen) @ images[:, VECTOR_WIDTH:]
-        + torch.from_numpy(made.bias.w[:20])[:, None]
+        tested.weight.get(tested.weight.w, tested.frozen) @ images[:, VECTOR_WIDTH:]
+        + torch.from_numpy(tested.bias.w[:20])[:, None]
     )
-    close(made.y.reshape(20, -1), moved if last else moved.relu())
+    close(tested.y.reshape(20, -1), moved if last else moved.relu())
 
 
 def test_panels_hold_every_weight_once() -> None:
@@ -239,14 +239,14 @@ def test_panels_hold_every_weight_once() -> None:
     assert list(order[: 2 * VECTOR_WIDTH]) == [*range(VECTOR_WIDTH), *range(3 * VECTOR_WIDTH, 4 * VECTOR_WIDTH)]
 
 
-def test_losses() -> None:
+def test_cross_entropy_and_its_gradient() -> None:
     logits, labels = normal(7, VECTOR_WIDTH), rng().integers(0, 7, 50)
     d = aligned_zeros(7 * VECTOR_WIDTH)
-    loss, right = matmul.cross_entropy_and_grad(7, labels, logits.numpy().ravel(), d, 0.25)
+    loss, correct = matmul.cross_entropy_and_grad(7, labels, logits.numpy().ravel(), d, 0.25)
     some = logits[:, :50].t().clone().requires_grad_()
     expected = torch.nn.functional.cross_entropy(some, torch.from_numpy(labels), reduction="sum")
     assert loss == pytest.approx(expected.item(), rel=1e-6)
-    assert right == int((some.argmax(1).numpy() == labels).sum())
+    assert correct == int((some.argmax(1).numpy() == labels).sum())
     found = d.reshape(7, VECTOR_WIDTH)
     close(found[:, :50].T, 0.25 * torch.autograd.grad(expected, some)[0])
     assert not found[:, 50:].any()

@@ -1,4 +1,4 @@
-"""The convolutional stepper against the reference engine, and its promises: held weights, same bits, checkpoints."""
+"""The convolutional trainer against the reference engine: frozen weights, bit-identical repetition, checkpoints."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ ADAM = Recipe("adam", 2e-3, 10, 40, 20)
 SGD = Recipe("sgd", 0.05, 10, 40, 20)
 MOMENTUM = Recipe("sgd", 0.02, 10, 40, 20, momentum=0.9, weight_decay=1e-3)
 
-CHEAP, DEAR = KernelCost(0, 1), KernelCost(1, 0)
-EVERY_WAY = [LayerKernelCosts(*ways, *ways) for ways in product([CHEAP, DEAR], repeat=2)]
-"""Sparse or dense sums, with sparse or dense products, whatever the density."""
+CHEAP, EXPENSIVE = KernelCost(0, 1), KernelCost(1, 0)
+EVERY_CHOICE = [LayerKernelCosts(*ways, *ways) for ways in product([CHEAP, EXPENSIVE], repeat=2)]
+"""Sparse or dense forward passes, with sparse or dense gradients, at any density."""
 
 AS_MEASURED = LayerKernelCosts(KernelCost(1.5, 1), KernelCost(1.6, 1), KernelCost(1.8, 1), KernelCost(2.5, 1))
 
@@ -81,7 +81,7 @@ def tensors(state: NetworkState) -> dict[str, Tensor]:
 
 
 def assert_moved_alike(found: NetworkState, expected: NetworkState, start: NetworkState) -> None:
-    """Weights agree to 1e-5 of their length, and steps to 1e-4 of theirs, with what rounding does to small ones."""
+    """Weights agree to 1e-5 of their norm, and steps to 1e-4 of theirs, up to rounding of small steps."""
     for name, wanted in tensors(expected).items():
         ours, before = tensors(found)[name], tensors(start)[name]
         step = wanted - before
@@ -98,7 +98,7 @@ NETWORKS = [("conv2", (2, 8, 8)), ("conv2", (1, 7, 5)), ("conv4", (3, 9, 6)), ("
 def test_one_step(network: str, shape: tuple[int, int, int], density: float, frozen: float | None) -> None:
     job = job_of(MOMENTUM, network, shape, density, frozen)
     expected = reference_of(job, 1)
-    for costs in EVERY_WAY:
+    for costs in EVERY_CHOICE:
         ours = loaded(job, costs)
         losses = ours.train(0, 1)
         assert losses.dtype == np.float32
@@ -106,10 +106,10 @@ def test_one_step(network: str, shape: tuple[int, int, int], density: float, fro
         assert_moved_alike(ours.state(), expected.end, job.start.state)
 
 
-@pytest.mark.parametrize("costs", EVERY_WAY, ids=str)
+@pytest.mark.parametrize("costs", EVERY_CHOICE, ids=str)
 @pytest.mark.parametrize("density", [1, 0.05])
 def test_one_step_of_adam(density: float, costs: LayerKernelCosts) -> None:
-    """Adam's first step is the gradient's sign: where a gradient is nothing but rounding, signs may differ."""
+    """Adam's first step is the gradient's sign: where a gradient is only rounding, signs may differ."""
     job = job_of(replace(ADAM, weight_decay=0.01), density=density, frozen=None)
     expected = reference_of(job, 1)
     ours = loaded(job, costs)
@@ -148,13 +148,13 @@ def test_two_hundred_steps(recipe: Recipe, density: float, frozen: float | None)
 def test_batches_of_any_size(batch: int) -> None:
     job = job_of(replace(SGD, batch_size=batch), density=0.5)
     expected = reference_of(job, 1)
-    for costs in (EVERY_WAY[0], EVERY_WAY[-1]):
+    for costs in (EVERY_CHOICE[0], EVERY_CHOICE[-1]):
         ours = loaded(job, costs)
         ours.train(0, 1)
         assert_moved_alike(ours.state(), expected.end, job.start.state)
 
 
-def test_a_run_has_the_outcome_of_the_reference() -> None:
+def test_a_run_has_the_result_of_the_reference() -> None:
     job = job_of(MOMENTUM, "conv4")
     job = replace(job, points=frozenset({7, "gradient"}))
     some = data((2, 8, 8), CLASSES)
@@ -169,8 +169,8 @@ def test_a_run_has_the_outcome_of_the_reference() -> None:
 
 
 @pytest.mark.parametrize("frozen", [0.0, -0.0, 0.01, None], ids=["0", "-0", "0.01", "initial values"])
-@pytest.mark.parametrize("costs", EVERY_WAY, ids=str)
-def test_frozen_weights_keep_their_bits_and_have_no_momenta(costs: LayerKernelCosts, frozen: float | None) -> None:
+@pytest.mark.parametrize("costs", EVERY_CHOICE, ids=str)
+def test_frozen_weights_stay_bit_identical_with_zero_moments(costs: LayerKernelCosts, frozen: float | None) -> None:
     for recipe in (replace(ADAM, weight_decay=0.1), MOMENTUM):
         job = job_of(recipe, frozen=frozen)
         ours = loaded(job, costs)
@@ -184,21 +184,21 @@ def test_frozen_weights_keep_their_bits_and_have_no_momenta(costs: LayerKernelCo
             assert not any(values[~mask].view(torch.int32).any() for values in state.values())
 
 
-def test_a_training_that_diverges_is_seen() -> None:
+def test_divergence_shows_in_the_losses() -> None:
     job = job_of(replace(SGD, lr=1e20))
     with np.errstate(all="ignore"):
         assert not np.isfinite(loaded(job).train(0, 10)).all()
 
 
 @pytest.mark.parametrize("recipe", [ADAM, SGD, MOMENTUM], ids=["Adam", "SGD", "momentum"])
-@pytest.mark.parametrize("costs", EVERY_WAY, ids=str)
-def test_the_same_bits_in_pieces_through_a_checkpoint(costs: LayerKernelCosts, recipe: Recipe) -> None:
+@pytest.mark.parametrize("costs", EVERY_CHOICE, ids=str)
+def test_training_in_parts_through_a_checkpoint_is_bit_identical(costs: LayerKernelCosts, recipe: Recipe) -> None:
     job = job_of(recipe)
     whole, first, second = (loaded(job, costs) for _ in range(3))
     losses = whole.train(0, 6)
     parts = [first.train(0, 2)]
     some = data((2, 8, 8), CLASSES)
-    first.evaluate(some.test_images, some.test_labels)  # leaves nothing behind
+    first.evaluate(some.test_images, some.test_labels)  # must not change the state
     second.load(first.state())
     second.load_optimizer_state(first.optimizer_state(), 2)
     parts.append(second.train(2, 6))
@@ -217,17 +217,17 @@ def test_states_are_copies() -> None:
     assert all(torch.equal(values, copies[name]) for name, values in tensors(before).items())
 
 
-def test_the_cheapest_kind_is_taken() -> None:
+def test_the_cheapest_kernels_are_chosen() -> None:
     sparse, dense, only_gradients = KernelChoice(True, True), KernelChoice(False, False), KernelChoice(False, True)
-    units, filters = Dense("fc", 64, 64, False), Conv("conv", 64, 64, (8, 8))
-    assert [choose_kernels(units, d, d, AS_MEASURED) for d in (1.0, 0.5, 0.4)] == [dense, dense, sparse]
-    assert [choose_kernels(filters, d, d, AS_MEASURED) for d in (1.0, 0.65, 0.6)] == [
+    linear, conv = Dense("fc", 64, 64, False), Conv("conv", 64, 64, (8, 8))
+    assert [choose_kernels(linear, d, d, AS_MEASURED) for d in (1.0, 0.5, 0.4)] == [dense, dense, sparse]
+    assert [choose_kernels(conv, d, d, AS_MEASURED) for d in (1.0, 0.65, 0.6)] == [
         dense,
         KernelChoice(True, False),
         sparse,
     ]
     assert (
-        choose_kernels(units, 1.0, 0.1, AS_MEASURED) == choose_kernels(filters, 1.0, 0.1, AS_MEASURED) == only_gradients
+        choose_kernels(linear, 1.0, 0.1, AS_MEASURED) == choose_kernels(conv, 1.0, 0.1, AS_MEASURED) == only_gradients
     )
     for odd in (Dense("fc", 64, 10, True), Conv("conv", 3, 64, (8, 8))):
         assert choose_kernels(odd, 1.0, 1.0, AS_MEASURED) == sparse

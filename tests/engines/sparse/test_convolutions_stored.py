@@ -1,4 +1,4 @@
-"""The sparse engine on convolutional networks, as a whole: losses of 200 steps, certificates, a run in the store."""
+"""The sparse engine on convolutional networks: losses of 200 steps, certificates, runs in the store."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def images() -> SplitData:
 
 
 def start_of(network: str, density: float, mask0: str) -> InitialState:
-    """A random ticket; its pruned weights are set by a mask-0 action, as if training had moved them a little."""
+    """A random ticket whose pruned weights are set by a mask-0 action, after a small random change by training."""
     dense = initial_state(architecture(network, SHAPE, CLASSES), 0)
     weights, masks = {}, {}
     for name, before in dense.weights.items():
@@ -66,9 +66,10 @@ def start_of(network: str, density: float, mask0: str) -> InitialState:
 
 @pytest.mark.parametrize(("network", "recipe", "density"), CASES)
 def test_two_hundred_steps(network: str, recipe: str, density: float) -> None:
-    """Of Adam on dense Conv4 and Conv6 20: there the reference itself, its start moved by 1e-7, is 5e-3 away at 200.
+    """Losses agree after 200 steps; after 20 for Adam on the dense Conv4 and Conv6.
 
-    Among 40 million activations some are so near to 0 that rounding decides, and Adam makes a step of any gradient.
+    There the reference engine itself, its initial state moved by 1e-7, is 5e-3 away after 200 steps: among 40 million
+    activations some are so close to 0 that rounding decides, and Adam makes a full step of any gradient.
     """
     short = recipe == "adam" and density == 1 and network != "conv2"
     agree(network, replace(RECIPES[recipe], iterations=20 if short else 200), density, "zero")
@@ -81,7 +82,7 @@ def test_every_mask0_action(mask0: str, density: float) -> None:
 
 
 def agree(network: str, recipe: Recipe, density: float, mask0: str) -> None:
-    """Every loss to 1e-3; the certificate holds; frozen values keep their bits."""
+    """Losses agree to 1e-3; the certificate passes; frozen values are bit-identical."""
     job = TrainingJob(architecture(network, SHAPE, CLASSES), start_of(network, density, mask0), recipe, seed=0)
     found = sparse.train([job], [images()], COSTS)[0]
     wanted = reference.train([job], [images()])[0]
@@ -96,7 +97,7 @@ def agree(network: str, recipe: Recipe, density: float, mask0: str) -> None:
 
 
 def test_a_study_of_a_convolutional_network(tmp_path: Path) -> None:
-    """Through a worker and into the store, with the costs that its kernels were chosen by."""
+    """Runs are trained by a worker and stored, with the costs that chose their kernels."""
     plan = small_plan(
         {"mask0": ["zero", "freeze_init"]}, network="conv2", levels=2, epochs=0.1,
         rates={"conv": 0.3, "hidden": 0.5, "output": 0.3},
@@ -106,4 +107,4 @@ def test_a_study_of_a_convolutional_network(tmp_path: Path) -> None:
     for run_id in plan.runs:
         facts = Store(tmp_path).facts(run_id)
         assert facts["engine"] == "sparse" and facts["certificate"]["held"]
-        assert facts["environment"]["costs"]["layers"].keys() == vars(COSTS.layers).keys()
+        assert facts["environment"]["costs"]["layers"].keys() == COSTS.to_data()["layers"].keys()

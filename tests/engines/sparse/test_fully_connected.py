@@ -1,4 +1,4 @@
-"""The sparse engine on fully connected networks: the reference's numbers, its own bits again, frozen weights held."""
+"""The sparse engine on fully connected networks: agreement with the reference, bit-identity, frozen weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.killed_training import Killed, Memory
-from helpers.sparse_jobs import EVERY_WAY, RECIPES, distance, images, job_of, start_of
+from helpers.sparse_jobs import EVERY_TRAVERSAL, RECIPES, distance, images, job_of, start_of
 from helpers.trainings import bits
 
 from supermask.core.actions import MASK0_ACTIONS
@@ -46,27 +46,27 @@ def expected(network: str, density: float, recipe: str, mask0: str, iterations: 
     return reference.train([job], [images()])[0]
 
 
-# ------------------------------------------------------------------------------------------- the same numbers, and fast
+# --- agreement with the reference engine ---
 
 
-@pytest.mark.parametrize("way", EVERY_WAY)
+@pytest.mark.parametrize("way", EVERY_TRAVERSAL)
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("mask0", MASK0_ACTIONS)
 @pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay"])
 def test_every_mask0_action(recipe: str, mask0: str, density: float, way: str) -> None:
-    agree("fc-70-30", density, recipe, mask0, EVERY_WAY[way])
+    agree("fc-70-30", density, recipe, mask0, EVERY_TRAVERSAL[way])
 
 
-@pytest.mark.parametrize("way", EVERY_WAY)
+@pytest.mark.parametrize("way", EVERY_TRAVERSAL)
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_network_and_optimiser(network: str, recipe: str, density: float, way: str) -> None:
-    agree(network, density, recipe, "zero", EVERY_WAY[way])
+def test_every_network_and_optimizer(network: str, recipe: str, density: float, way: str) -> None:
+    agree(network, density, recipe, "zero", EVERY_TRAVERSAL[way])
 
 
 def agree(network: str, density: float, recipe: str, mask0: str, costs: sparse.CostTable) -> None:
-    """After 1 step to 1e-5, after 200 to 1e-3 in every loss; the certificate holds; frozen values keep their bits."""
+    """Agreement to 1e-5 after 1 step, to 1e-3 in every loss after 200; certificate passes; frozen values stay."""
     job = job_of(network, density, RECIPES[recipe], mask0)
     first = expected(network, density, recipe, mask0, 1)
     one = ours(replace(job, recipe=replace(job.recipe, iterations=1)), costs)
@@ -91,93 +91,95 @@ def agree(network: str, density: float, recipe: str, mask0: str, costs: sparse.C
         assert torch.equal(before[~mask], after[~mask])
 
 
-@pytest.mark.parametrize("way", EVERY_WAY)
+@pytest.mark.parametrize("way", EVERY_TRAVERSAL)
 @pytest.mark.parametrize("batch", [1, 20, 63, 64, 65, 150])
 def test_any_batch_size(batch: int, way: str) -> None:
     job = job_of(recipe=replace(RECIPES["adam"], batch_size=batch, iterations=5, evaluate_every=1))
     wanted = reference.train([job], [images()])[0]
-    found = ours(job, EVERY_WAY[way])
+    found = ours(job, EVERY_TRAVERSAL[way])
     np.testing.assert_allclose(found.curve.training_loss, wanted.curve.training_loss, rtol=1e-4)
     np.testing.assert_allclose(found.curve.validation_loss, wanted.curve.validation_loss, rtol=1e-4)
     assert found.curve.validation_accuracy == pytest.approx(wanted.curve.validation_accuracy, abs=0.06)
 
 
-# ------------------------------------------------------------------------------------------------------- the same bits
+# --- bit-identity ---
 
 
-@pytest.mark.parametrize("way", EVERY_WAY)
-def test_equal_bits_again(way: str) -> None:
+@pytest.mark.parametrize("way", EVERY_TRAVERSAL)
+def test_repetition_is_bit_identical(way: str) -> None:
     job = job_of(recipe=replace(RECIPES["adam"], iterations=50))
-    assert bits(ours(job, EVERY_WAY[way])) == bits(ours(job, EVERY_WAY[way]))
+    assert bits(ours(job, EVERY_TRAVERSAL[way])) == bits(ours(job, EVERY_TRAVERSAL[way]))
 
 
-def test_equal_bits_whatever_else_runs() -> None:
-    """Trainings at the same time, in threads: kernels hold no lock and share nothing."""
+def test_concurrent_runs_are_bit_identical() -> None:
+    """Runs in threads at the same time: kernels share no state."""
     jobs = [job_of(density=density, recipe=replace(RECIPES["adam"], iterations=60)) for density in (1, 0.3, 0.05)]
-    alone = [bits(ours(job, costs)) for costs in EVERY_WAY.values() for job in jobs]
+    alone = [bits(ours(job, costs)) for costs in EVERY_TRAVERSAL.values() for job in jobs]
     with ThreadPoolExecutor(6) as threads:
-        together = list(threads.map(ours, jobs * len(EVERY_WAY), [costs for costs in EVERY_WAY.values() for _ in jobs]))
+        together = list(
+            threads.map(ours, jobs * len(EVERY_TRAVERSAL), [costs for costs in EVERY_TRAVERSAL.values() for _ in jobs])
+        )
     assert [bits(outcome) for outcome in together] == alone
 
 
-@pytest.mark.parametrize("way", EVERY_WAY)
+@pytest.mark.parametrize("way", EVERY_TRAVERSAL)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_killed_training_goes_on_to_the_same_bits(recipe: str, way: str) -> None:
+def test_a_killed_run_resumes_bit_identically(recipe: str, way: str) -> None:
     points: frozenset[Snapshot] = frozenset({3, 20, 47, "gradient", "lowest_validation_loss"})
     job = replace(job_of(recipe=replace(RECIPES[recipe], iterations=50, evaluate_every=10)), points=points)
-    whole = ours(job, EVERY_WAY[way])
+    whole = ours(job, EVERY_TRAVERSAL[way])
     for kill_after in (1, 4):
         killed = replace(job, checkpoints=Memory(kill_after))
         with pytest.raises(Killed):
-            ours(killed, EVERY_WAY[way])
-        assert bits(ours(killed, EVERY_WAY[way])) == bits(whole)
+            ours(killed, EVERY_TRAVERSAL[way])
+        assert bits(ours(killed, EVERY_TRAVERSAL[way])) == bits(whole)
 
 
-def test_the_gradient_at_the_start_is_the_references() -> None:
+def test_the_initial_gradient_equals_the_reference() -> None:
     job = replace(job_of(density=0.3), points=frozenset({"gradient"}))
-    found = ours(job, EVERY_WAY["over weights"]).points["gradient"]
+    found = ours(job, EVERY_TRAVERSAL["over weights"]).points["gradient"]
     wanted = reference.train([job], [images()])[0].points["gradient"]
     assert all(torch.equal(found.weights[name], tensor) for name, tensor in wanted.weights.items())
 
 
-@pytest.mark.parametrize("way", EVERY_WAY)
-def test_a_late_start_counts_its_own_steps(way: str) -> None:
-    """Adam's bias correction begins with the training, batches and learning rate go on from where it starts."""
+@pytest.mark.parametrize("way", EVERY_TRAVERSAL)
+def test_a_late_start_counts_steps_from_its_start(way: str) -> None:
+    """Adam's bias correction begins with the run; batches and learning rate continue from its first iteration."""
     job = job_of(recipe=replace(RECIPES["adam"], iterations=40, evaluate_every=10))
     job = replace(job, start=replace(job.start, first_iteration=30))
-    found, wanted = ours(job, EVERY_WAY[way]), reference.train([job], [images()])[0]
+    found, wanted = ours(job, EVERY_TRAVERSAL[way]), reference.train([job], [images()])[0]
     np.testing.assert_allclose(found.curve.training_loss[1:], wanted.curve.training_loss[1:], rtol=1e-4)
     assert distance(found.end, wanted.end) < 1e-4
 
 
-# ----------------------------------------------------------------------------------------------------- frozen is frozen
+# --- frozen weights ---
 
 
-@pytest.mark.parametrize("way", EVERY_WAY)
+@pytest.mark.parametrize("way", EVERY_TRAVERSAL)
 @pytest.mark.parametrize("frozen", [-0.0, 0.25, 1e-30])
-def test_frozen_values_keep_their_bits_under_any_gradient(frozen: float, way: str) -> None:
-    """-0 too, and where activations grow until gradients are not finite."""
+def test_frozen_values_stay_bit_identical_under_any_gradient(frozen: float, way: str) -> None:
+    """Including -0, and gradients that are not finite."""
     dense = start_of("fc-70-30", 0.3)
     weights = {n: w.where(dense.masks[n], torch.tensor(frozen)) for n, w in dense.weights.items()}
     start = replace(dense, weights=weights)
     for lr in (1e-2, 1e30):
         job = replace(job_of(recipe=Recipe("sgd", lr, 60, 30, 10, momentum=0.9)), start=start)
-        outcome = ours(job, EVERY_WAY[way])
+        outcome = ours(job, EVERY_TRAVERSAL[way])
         assert outcome.status == ("diverged" if lr > 1 else "finished")
         for name, mask in start.masks.items():
             before, after = start.weights[name].view(torch.int32), outcome.end.weights[name].view(torch.int32)
             assert torch.equal(before[~mask], after[~mask])
 
 
-def test_a_diverged_training_says_when() -> None:
+def test_a_diverged_run_reports_the_iteration() -> None:
     job = job_of(recipe=Recipe("sgd", 1e30, 60, 30, 10))
     wanted = reference.train([job], [images()])[0]
-    for costs in EVERY_WAY.values():
+    for costs in EVERY_TRAVERSAL.values():
         found = ours(job, costs)
         assert (found.status, found.metrics["diverged_at"]) == ("diverged", wanted.metrics["diverged_at"])
 
 
-# ------------------------------------------------------------------------------------------------- what is walked over
+# --- traversals ---
 
 
 COSTS = TraversalCosts(
@@ -194,23 +196,23 @@ COSTS = TraversalCosts(
         ("fc-70-64", 0.9, "freeze_init", ["pixels", "all", "all then weights"]),
     ],
 )
-def test_what_a_layer_walks_over(network: str, density: float, mask0: str, wanted: list[Traversal]) -> None:
-    """Few weights, or all; where something is frozen at another value than 0, all for the outputs at least."""
+def test_the_traversal_of_a_layer(network: str, density: float, mask0: str, wanted: list[Traversal]) -> None:
+    """Surviving weights, or all; with weights frozen at values other than 0, the outputs need all."""
     assert list(choose_traversals(job_of(network, density, mask0=mask0), images(), COSTS).values()) == wanted
 
 
-def test_the_walk_changes_where_the_costs_cross() -> None:
-    """For each layer, at the density where two ways cost the same, as computed by hand."""
-    costs = replace(COSTS, learnt=1e6)
-    lit = np.count_nonzero(images().train_images[:1000]) / images().train_images[:1000].size
-    first = (128 * 63 * (60 * lit * 3 / 64 + 0.5)) / (63 * 70 * 4)
+def test_the_traversal_changes_where_the_costs_cross() -> None:
+    """Per layer, at the density where two traversals cost the same, computed by hand."""
+    costs = replace(COSTS, sparse_grad=1e6)
+    nonzero = np.count_nonzero(images().train_images[:1000]) / images().train_images[:1000].size
+    first = (128 * 63 * (60 * nonzero * 3 / 64 + 0.5)) / (63 * 70 * 4)
     second = (70 * 64 * 4) / (70 * 64 * 5)
     assert first < 0.95 and second == 0.8
     for layer, crossing, other in (("fc1", first, "pixels"), ("fc2", second, "all")):
         for side, wanted in ((0.97, "weights"), (1.03, other)):
             assert choose_traversals(job_of("fc-70-64", crossing * side), images(), costs)[layer] == wanted
-    # Frozen at other values, from gradients over the surviving weights to gradients over everything.
-    first = 128 * 63 * (60 * lit * (3 - 1.5) / 64 + 0.5) / (63 * 70 * 4)
+    # Frozen at other values, from gradients over the surviving weights to gradients over all.
+    first = 128 * 63 * (60 * nonzero * (3 - 1.5) / 64 + 0.5) / (63 * 70 * 4)
     second = (70 * 64 * (4 - 2)) / (70 * 64 * 4)
     for layer, crossing, other in (("fc1", first, "pixels"), ("fc2", second, "all")):
         for side, wanted in ((0.97, f"{other} then weights"), (1.03, other)):
@@ -220,7 +222,7 @@ def test_the_walk_changes_where_the_costs_cross() -> None:
             )
 
 
-def test_every_mixture_of_walks_gives_the_same_numbers() -> None:
+def test_every_combination_of_traversals_agrees() -> None:
     job = job_of("fc-40-20-12", 0.3, replace(RECIPES["adam"], iterations=20))
     wanted = reference.train([job], [images()])[0]
     assert all(isinstance(layer, Dense) for layer in job.layers)

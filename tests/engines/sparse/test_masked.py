@@ -1,4 +1,4 @@
-"""Learning a mask in the sparse engine: the reference's numbers, its own bits again, killed trainings that go on."""
+"""Mask learning in the sparse engine: agreement with the reference, bit-identity, resumed runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from helpers import numpy_masks as masks_by_hand
 from helpers.killed_training import Killed, Memory
 from helpers.mask_trainings import FAST, METHODS, mask_bits, mask_job, recipes
-from helpers.sparse_jobs import CLASSES, EVERY_WAY, SHAPE, images
+from helpers.sparse_jobs import CLASSES, EVERY_TRAVERSAL, SHAPE, images
 from helpers.sparse_tolerances import TOO_SHARP
 from helpers.trainings import data
 
@@ -48,21 +48,21 @@ def job_of(learning: MaskLearning, recipe: Recipe, network: str = "fc-70-30") ->
 
 
 def ours(job: TrainingJob) -> TrainingResult:
-    return sparse.train([job], [images()], EVERY_WAY["over everything"])[0]
+    return sparse.train([job], [images()], EVERY_TRAVERSAL["over all"])[0]
 
 
 def theirs(job: TrainingJob) -> TrainingResult:
     return reference.train([job], [images()])[0]
 
 
-def far(found: Weights, wanted: Weights) -> float:
-    """The largest distance between two tensors of the same name, as a share of the longer one's length."""
+def distance(found: Weights, wanted: Weights) -> float:
+    """Largest distance between two tensors of one name, relative to the norm of `wanted`."""
     return max(float((found[n] - w).norm() / max(w.norm(), 1e-6)) for n, w in wanted.items())
 
 
-# --- the reference's numbers ---
-# On weights that are drawn. On constants a unit's sum is often exactly 0 in exact arithmetic, and then the order in
-# which it is summed decides about its ReLU: two right engines part within a few steps.
+# --- agreement with the reference engine ---
+# On random weights. On constants a unit's sum is often exactly 0 in exact arithmetic; the order of summation then
+# decides about its ReLU, and two correct engines differ within a few steps.
 
 
 @pytest.mark.parametrize(
@@ -73,18 +73,18 @@ def far(found: Weights, wanted: Weights) -> float:
         ("bernoulli, rescaled", "sgd", "fc-130"),
     ],
 )
-def test_the_references_numbers(method: str, recipe: str, network: str) -> None:
-    """After 1 step to 1e-5, after 200 to 1e-3 in every loss.
+def test_agreement_with_the_reference(method: str, recipe: str, network: str) -> None:
+    """Agreement to 1e-5 after 1 step, to 1e-3 in every loss after 200.
 
-    63 pixels; no width is a multiple of 64, and a layer has up to three blocks of them.
+    63 pixels; no width is a multiple of 64, and a layer has up to three blocks of 64 outputs.
     """
-    # Hard masks part where a logit ends on another side of the cut: with long steps sooner.
+    # Hard masks differ once a logit ends on the other side of the threshold: sooner with long steps.
     lr = RECIPES[recipe].lr / (10 if method.startswith("rounded") and recipe != "adam" else 1)
     job = job_of(FAST[method], replace(RECIPES[recipe], lr=lr), network)
     one = replace(job, recipe=replace(job.recipe, iterations=1))
     found, wanted = ours(one), theirs(one)
-    assert far(found.end.logits, wanted.end.logits) < 1e-5
-    assert far(found.last_sampled_weights, wanted.last_sampled_weights) < 1e-6
+    assert distance(found.end.logits, wanted.end.logits) < 1e-5
+    assert distance(found.last_sampled_weights, wanted.last_sampled_weights) < 1e-6
     np.testing.assert_allclose(found.curve.training_loss[1:], wanted.curve.training_loss[1:], rtol=1e-5)
     np.testing.assert_allclose(found.curve.validation_loss[0], wanted.curve.validation_loss[0], rtol=1e-5)
 
@@ -97,16 +97,16 @@ def test_the_references_numbers(method: str, recipe: str, network: str) -> None:
     assert found.curve.validation_loss[-1] != found.curve.validation_loss[0]
     for name in found.end.logits:
         same = ((found.last_sampled_weights[name] != 0) == (wanted.last_sampled_weights[name] != 0)).float().mean()
-        assert same > 0.99, "another mask than the reference's"
+        assert same > 0.99, "the mask differs from the reference engine's"
 
 
 @pytest.mark.parametrize("weights", ["signed_constant", "constant"])
-def test_on_constants_the_first_steps_losses_are_the_references(weights: str) -> None:
-    """A forward pass has no kink that matters."""
+def test_on_constants_the_losses_of_the_first_step_agree(weights: str) -> None:
+    """In one forward pass a ReLU at 0 makes no difference."""
     job = job_of(MaskLearning(weights=weights, rescaled=True), Recipe("sgd", 5.0, 60, 1, 1))  # type: ignore[arg-type]
     found, wanted = ours(job), theirs(job)
     np.testing.assert_allclose(found.curve.training_loss[1:], wanted.curve.training_loss[1:], rtol=1e-5)
-    assert far(found.last_sampled_weights, wanted.last_sampled_weights) < 1e-6
+    assert distance(found.last_sampled_weights, wanted.last_sampled_weights) < 1e-6
 
 
 @pytest.mark.parametrize("batch", [1, 63, 64, 65, 150])
@@ -118,8 +118,8 @@ def test_any_batch_size(batch: int) -> None:
 
 
 @pytest.mark.parametrize("learning", [MaskLearning(), MaskLearning(rescaled=True), METHODS["rounded, rescaled"]])
-def test_the_masks_are_those_by_hand_in_either_layout(learning: MaskLearning) -> None:
-    """The first layer is laid out by blocks of outputs, the others by rows."""
+def test_masks_equal_numpy_in_both_layouts(learning: MaskLearning) -> None:
+    """The first layer is laid out by blocks of 64 outputs, the others by rows."""
     job = job_of(learning, RECIPES["sgd"], "fc-130-70")
     rng = np.random.default_rng(0)
     logits = {n: torch.from_numpy(rng.normal(0, 2, m.shape).astype(np.float32)) for n, m in job.start.logits.items()}
@@ -128,10 +128,10 @@ def test_the_masks_are_those_by_hand_in_either_layout(learning: MaskLearning) ->
     for name, used in network.first_sample().items():
         m, w = (t[name].numpy().astype(np.float64) for t in (logits, job.start.weights))
         b = masks_by_hand.mask(learning, m, masks_by_hand.key_pair(0, "samples", name, 0))
-        np.testing.assert_allclose(used.numpy(), masks_by_hand.used(learning, w, b), rtol=1e-6)
+        np.testing.assert_allclose(used.numpy(), masks_by_hand.masked_weights(learning, w, b), rtol=1e-6)
 
 
-def test_measured_are_the_samples_that_the_reference_measures() -> None:
+def test_the_evaluated_samples_are_those_of_the_reference() -> None:
     job = job_of(METHODS["bernoulli"], replace(RECIPES["sgd"], iterations=1))
     network, data = MLPMaskTrainer(job, images()), images()
     network.load(job.start.state)
@@ -143,11 +143,11 @@ def test_measured_are_the_samples_that_the_reference_measures() -> None:
     assert found == pytest.approx(np.mean(single, axis=0), rel=1e-5)
 
 
-# --- what never moves, and what the last pass was ---
+# --- tensors that never change, and the last forward pass ---
 
 
 @pytest.mark.parametrize("method", FAST)
-def test_weights_and_biases_keep_their_bits(method: str) -> None:
+def test_weights_and_biases_are_bit_identical(method: str) -> None:
     for recipe in RECIPES.values():
         job = job_of(FAST[method], replace(recipe, iterations=20, evaluate_every=10))
         others = {n: torch.linspace(-0.3, 0.3, t.numel()) for n, t in job.start.unmasked.items()}
@@ -160,8 +160,8 @@ def test_weights_and_biases_keep_their_bits(method: str) -> None:
 
 
 @pytest.mark.parametrize(("lr", "best"), [(5.0, 15), (3000.0, 20)])
-def test_the_last_pass_is_one_whichever_mask_was_measured_last(lr: float, best: int) -> None:
-    """That of the lowest validation loss is gone back to, where it is not the one of the end."""
+def test_evaluations_do_not_change_the_last_pass(lr: float, best: int) -> None:
+    """Also where the state of lowest validation loss, which is not the last, is loaded for the test."""
     job = job_of(METHODS["bernoulli"], Recipe("sgd", lr, 60, 20, 5, momentum=0.9))
     found, wanted = ours(job), theirs(job)
     assert found.metrics["early_stop_iteration"] == best
@@ -170,11 +170,11 @@ def test_the_last_pass_is_one_whichever_mask_was_measured_last(lr: float, best: 
         assert ((used != 0) == (wanted.last_sampled_weights[name] != 0)).float().mean() > 0.95
 
 
-# --- the same bits ---
+# --- bit-identity ---
 
 TRAIN: dict[str, Callable[[TrainingJob], TrainingResult]] = {
     "reference": lambda job: reference.train([job], [data()])[0],
-    "sparse": lambda job: sparse.train([job], [data()], EVERY_WAY["over everything"])[0],
+    "sparse": lambda job: sparse.train([job], [data()], EVERY_TRAVERSAL["over all"])[0],
 }
 CASES = [
     (engine, method, recipe)
@@ -186,15 +186,15 @@ CASES = [
 
 @cache
 def whole(engine: str, method: str, recipe: str) -> tuple[TrainingJob, TrainingResult]:
-    """A training that nobody interrupts: 20 iterations, 4 evaluations after the start's."""
+    """A run without interruption: 20 iterations, 4 evaluations after the initial one."""
     job = mask_job(replace(METHODS[method], samples=2), replace(recipes(METHODS[method])[recipe], evaluate_every=5))
     return job, TRAIN[engine](job)
 
 
 @pytest.mark.parametrize("kill_after", [1, 3, 4])
 @pytest.mark.parametrize(("engine", "method", "recipe"), CASES)
-def test_a_killed_training_goes_on_to_the_same_bits(engine: str, method: str, recipe: str, kill_after: int) -> None:
-    """After the fourth checkpoint nothing is left to train; there is a last pass all the same, of the mask."""
+def test_a_killed_run_resumes_bit_identically(engine: str, method: str, recipe: str, kill_after: int) -> None:
+    """After the fourth checkpoint no step is left; the result then has the first sample as last forward pass."""
     job, uninterrupted = whole(engine, method, recipe)
     killed = replace(job, checkpoints=Memory(kill_after))
     with pytest.raises(Killed):
@@ -209,7 +209,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(engine: str, method: str, re
     assert 0 < int((again != 0).sum()) < again.numel()
 
 
-def test_equal_bits_again_and_whatever_else_runs() -> None:
+def test_repeated_and_concurrent_runs_are_bit_identical() -> None:
     jobs = [job_of(learning, replace(RECIPES["adam"], iterations=30, evaluate_every=15)) for learning in FAST.values()]
     alone = [mask_bits(ours(job)) for job in jobs]
     assert [mask_bits(ours(job)) for job in jobs] == alone

@@ -1,4 +1,4 @@
-"""The numba type of 64 floats: every operation against NumPy, at any offset, rounded once where it says so."""
+"""SIMD vectors of 64 floats: every operation against NumPy, at any offset, with the promised rounding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from numba import njit
 from numpy.typing import NDArray
 
 from supermask.engines.sparse.kernels import layout, matmul, optimizer, simd
-from supermask.engines.sparse.kernels import simd as bits_
 from supermask.engines.sparse.kernels.jit import OPTIONS
 from supermask.engines.sparse.kernels.simd import VECTOR_WIDTH, aligned_zeros, round_up
 
@@ -18,7 +17,7 @@ Floats = NDArray[np.float32]
 
 
 def numbers(seed: int, size: int = VECTOR_WIDTH) -> Floats:
-    """Aligned, of all magnitudes and both signs, some of them zero."""
+    """Aligned numbers of all magnitudes and both signs, some of them zero."""
     rng = np.random.default_rng(seed)
     values = aligned_zeros(size)
     values[:] = rng.normal(0, 1, size) * 10.0 ** rng.uniform(-6, 6, size) * (rng.random(size) > 0.1)
@@ -65,7 +64,7 @@ def dots(a: Any, b: Any, one: Any, four: Any) -> None:
     simd.dot4(x, simd.load(b, 0), simd.load(b, 64), simd.load(b, 128), simd.load(b, 192), four, 1)
 
 
-def test_four_dots_at_once_are_four_dots_bit_for_bit() -> None:
+def test_dot4_is_bit_identical_to_dot() -> None:
     for seed in range(20):
         a, b, one, four = numbers(seed), numbers(seed + 100, 256), np.zeros(4, np.float32), np.zeros(6, np.float32)
         dots(a, b, one, four)
@@ -77,16 +76,16 @@ def test_four_dots_at_once_are_four_dots_bit_for_bit() -> None:
 
 @njit(**OPTIONS)
 def bits(values: Any, word: Any, out: Any) -> Any:
-    simd.store(out, 0, bits_.select_lanes(word, simd.load(values, 0)))
-    return bits_.nonzero_mask(simd.load(values, 0))
+    simd.store(out, 0, simd.select_lanes(word, simd.load(values, 0)))
+    return simd.nonzero_mask(simd.load(values, 0))
 
 
 @pytest.mark.parametrize("word", [0, 1, 2**63, 0xF0F0F0F0F0F0F0F0, 2**64 - 1])
 def test_bit_i_is_lane_i(word: int) -> None:
     values, out = numbers(3), aligned_zeros(64)
     values[5], values[7], values[9] = np.nan, np.inf, -0.0
-    lit = bits(values, np.uint64(word), out)
-    assert [int(lit) >> i & 1 for i in range(64)] == [int(v > 0) for v in values]
+    positive = bits(values, np.uint64(word), out)
+    assert [int(positive) >> i & 1 for i in range(64)] == [int(v > 0) for v in values]
     wanted = np.where([word >> i & 1 for i in range(64)], values, np.float32(0))
     assert np.array_equal(out.view(np.int32), wanted.astype(np.float32).view(np.int32))
 
@@ -94,7 +93,7 @@ def test_bit_i_is_lane_i(word: int) -> None:
 @njit(**OPTIONS)
 def lowest_bits(words: Any, out: Any) -> None:
     for i in range(len(words)):
-        out[i] = bits_.count_trailing_zeros(words[i])
+        out[i] = simd.count_trailing_zeros(words[i])
 
 
 def test_the_lowest_bit() -> None:
@@ -104,14 +103,14 @@ def test_the_lowest_bit() -> None:
 
 
 @njit(**OPTIONS)
-def read_into(images: Any, count: Any, chosen: Any, maximum: Any, needed: Any, room: Any, x: Any) -> None:
-    layout.load_images(images, count, chosen, maximum, needed, room, x)
+def read_into(images: Any, count: Any, chosen: Any, maximum: Any, bytes_read: Any, words: Any, x: Any) -> None:
+    layout.load_images(images, count, chosen, maximum, bytes_read, words, x)
 
 
 @pytest.mark.parametrize("maximum", [1, 16, 255])
 @pytest.mark.parametrize("count", [8, 63, 784])
 def test_pixels_are_divided_as_a_division_rounds(count: int, maximum: int) -> None:
-    """Every byte that there can be, by the product and correction that stand for the division."""
+    """Every possible byte, by the product and correction that replace the division."""
     rng = np.random.default_rng(count)
     images = rng.integers(0, maximum + 1, (300, count)).astype(np.uint8)
     images[0, :] = np.arange(count) % (maximum + 1)
@@ -124,7 +123,7 @@ def test_pixels_are_divided_as_a_division_rounds(count: int, maximum: int) -> No
     assert np.array_equal(x.reshape(count, VECTOR_WIDTH), wanted)
 
 
-def test_pixels_that_nobody_needs_are_not_read() -> None:
+def test_pixels_without_weights_are_not_read() -> None:
     images, x = np.full((64, 24), 255, np.uint8), aligned_zeros(24 * VECTOR_WIDTH)
     read_into(
         images.reshape(-1),
@@ -144,8 +143,8 @@ def roots(a: Any, out: Any) -> None:
         simd.store(out, i, optimizer.newton_sqrt(simd.load(a, i)))
 
 
-def test_the_square_root_is_within_its_word() -> None:
-    """Of all magnitudes that are not denormal, and of zero."""
+def test_the_error_of_the_square_root() -> None:
+    """For all magnitudes that are not denormal, and for zero."""
     a, out = aligned_zeros(64 * 2000), aligned_zeros(64 * 2000)
     a[:] = 10.0 ** np.random.default_rng(0).uniform(-37.5, 38, a.size)
     a[0], a[1] = 0, np.finfo(np.float32).tiny

@@ -1,1 +1,1 @@
-"""The sparse engine's inner loops, compiled by numba."""
+"""Compute kernels of the sparse engine, compiled by numba."""

@@ -1,4 +1,4 @@
-"""How kernels are compiled: once a machine, kept on disk, compiled again when any of their sources changes."""
+"""Compilation of kernels: once per machine, kept on disk, repeated when any of their sources changes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from typing import Any
 from numba import njit
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
-"""Nothing in them reorders floating-point operations. Kernels make no arrays, so none is reference-counted."""
+"""Compiler options of every kernel. None of them lets LLVM reorder floating-point operations (no `fastmath`).
+
+`_nrt`: kernels allocate no arrays, so numba's reference counting is off. `nogil`: trainings can run in threads."""
 
 jit_inline = njit(**OPTIONS)
-"""Decorates a function that kernels call."""
+"""Decorator of functions that kernels call."""
 
 
 def hash_sources(folder: Path) -> str:
-    """SHA-256 of the syntax trees of a folder's Python files, without docstrings.
+    """Return the SHA-256 of the syntax trees of a folder's Python files, without docstrings.
 
     Comments, docstrings and layout compile to the same machine code, so they do not count.
     """
@@ -29,38 +31,38 @@ def hash_sources(folder: Path) -> str:
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list):
-                node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
+                node.body = [statement for statement in body if not _is_text(statement)]  # type: ignore[attr-defined]
         digest.update(f"{path.name}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()
 
 
 def _is_text(node: ast.AST) -> bool:
-    """A docstring, or the string below a constant that documents it."""
+    """Return True for a docstring, and for the string below a constant that documents it."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 SOURCE_HASH = hash_sources(Path(__file__).parent)
-"""Identifies the machine code of all kernels: part of the environment's fingerprint and of numba's cache keys."""
+"""Identifier of the machine code of all kernels: part of the environment's fingerprint and of numba's cache keys."""
 
 
 def jit_entry(function: Callable[..., Any]) -> Any:
-    """Decorates a function that is called from Python: its machine code is kept on disk.
+    """Decorate a kernel that is called from Python; its machine code is kept on disk.
 
-    numba looks at the file of the function alone when it decides whether that code is still right; here it is right
-    as long as neither that file nor a kernel's source has changed. Where it cannot be kept (no folder that can be
-    written, a full disk), it is compiled in every process.
+    Without a folder that can be written, or on a full disk, it is compiled in every process instead.
     """
     try:
         compiled = njit(cache=True, **OPTIONS)(function)
     except RuntimeError:
         return njit(**OPTIONS)(function)
     cache = compiled._cache
+    # numba compares only the function's own file with the cached code. A kernel contains the code of the functions it
+    # calls in other files, so the hash of all kernel sources joins the stamp.
     cache._cache_file._source_stamp = (SOURCE_HASH, cache._cache_file._source_stamp)
-    keep = cache.save_overload
+    save_overload = cache.save_overload
 
-    def keep_if_possible(*overload: Any) -> None:
+    def save_if_possible(*overload: Any) -> None:
         with contextlib.suppress(OSError):
-            keep(*overload)
+            save_overload(*overload)
 
-    cache.save_overload = keep_if_possible
+    cache.save_overload = save_if_possible
     return compiled

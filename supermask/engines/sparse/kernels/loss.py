@@ -1,4 +1,7 @@
-"""Softmax and cross-entropy of logits in lanes, `(classes, LANES)`; image b is lane b."""
+"""Softmax cross-entropy and correct predictions, from logits in SIMD layout.
+
+Shapes: C classes, B = `VECTOR_WIDTH` lanes; image b is lane b. Arrays are flat: element (c, b) is at c * B + b.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -12,9 +15,10 @@ from supermask.engines.sparse.kernels.simd import VECTOR_WIDTH
 
 @jit_inline
 def cross_entropy(classes, labels, logits, d, scale):
-    """The sum of the images' cross-entropies, in nats; its gradient at the logits, times `scale`, goes to `d`.
+    """Return the sum of the images' cross-entropies in nats, and write `scale` times its gradient to `d`.
 
     d[c, b] = scale * (softmax(logits)[c, b] - [c is the label of b]), and 0 in the lanes behind the last image.
+    `labels`: int64 `(images,)`, at most B. `logits`, `d`: float32 `(C, B)`.
     """
     loss = 0.0
     for b in range(len(labels)):
@@ -23,14 +27,16 @@ def cross_entropy(classes, labels, logits, d, scale):
             highest = max(highest, logits[c * VECTOR_WIDTH + b])
         total = np.float32(0)
         for c in range(classes):
+            # Shifted by the highest logit, so that exp cannot overflow.
             power = np.exp(logits[c * VECTOR_WIDTH + b] - highest)
             d[c * VECTOR_WIDTH + b] = power
             total += power
         loss += np.log(total) - (logits[labels[b] * VECTOR_WIDTH + b] - highest)
-        share = np.float32(scale) / total
+        factor = np.float32(scale) / total
         for c in range(classes):
-            d[c * VECTOR_WIDTH + b] *= share
+            d[c * VECTOR_WIDTH + b] *= factor
         d[labels[b] * VECTOR_WIDTH + b] -= np.float32(scale)
+    # Lanes without an image must add nothing to the sums over lanes that make the weights' gradients.
     for b in range(len(labels), VECTOR_WIDTH):
         for c in range(classes):
             d[c * VECTOR_WIDTH + b] = 0
@@ -39,12 +45,12 @@ def cross_entropy(classes, labels, logits, d, scale):
 
 @jit_inline
 def count_correct(classes, labels, logits):
-    """How many images have their highest logit, the first of equals, at their label."""
-    right = 0
+    """Return the number of images whose highest logit, the first of equal ones, is that of their label."""
+    correct = 0
     for b in range(len(labels)):
         best = 0
         for c in range(1, classes):
             if logits[c * VECTOR_WIDTH + b] > logits[best * VECTOR_WIDTH + b]:
                 best = c
-        right += best == labels[b]
-    return right
+        correct += best == labels[b]
+    return correct

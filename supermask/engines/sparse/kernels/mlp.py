@@ -1,6 +1,9 @@
 """Fully connected networks: many training steps, or a whole evaluation, as one compiled loop.
 
-Source: paper.md section 1; what walks over what: `network`.
+One call trains from one evaluation to the next without Python or the GIL. `net` is `layout.MLPBuffers`, `layer` a row
+of its table; shape letters as in `layout`. A layer's `traversal` decides which functions compute its products.
+
+Source: Zhou et al. 2019, Sec. 1.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -44,7 +47,10 @@ from supermask.engines.sparse.kernels.simd import (
 
 @jit_entry
 def train(net, optimizer_steps, images, labels, batches, losses):
-    """One step for each row of `batches`, int64 `(steps, batch_size)`; `how[i]` is step i's optimiser."""
+    """Take one step for each row of `batches`, int64 `(steps, batch_size)`, and write its loss to `losses`.
+
+    `optimizer_steps[i]`: hyperparameters of step i. `images`: uint8, flat `(images, P)`.
+    """
     for i in range(len(batches)):
         batch = batches[i]
         load_batch(net, images, batch)
@@ -57,8 +63,8 @@ def train(net, optimizer_steps, images, labels, batches, losses):
 
 @jit_entry
 def evaluate(net, images, labels):
-    """The sum of the cross-entropies, float64, and the number of images whose label has the first highest logit."""
-    loss, right = 0.0, 0
+    """Return the sum of the cross-entropies in nats, float64, and the number of correctly classified images."""
+    loss, correct = 0.0, 0
     layer = net.table[len(net.table) - 1]
     chosen = net.batch_scratch
     for start in range(0, len(labels), VECTOR_WIDTH):
@@ -67,22 +73,24 @@ def evaluate(net, images, labels):
             chosen[b] = start + b
         load_batch(net, images, chosen[:count])
         forward(net, count)
+        # Only the first block of the buffers is used: 64 images at a time.
         logits = net.x[layer.y * VECTOR_WIDTH :]
         loss += cross_entropy(
             layer.outputs, labels[start : start + count], logits, net.d[layer.y * VECTOR_WIDTH :], 1.0
         )
-        right += count_correct(layer.outputs, labels[start : start + count], logits)
-    return loss, right
+        correct += count_correct(layer.outputs, labels[start : start + count], logits)
+    return loss, correct
 
 
 @jit_inline
 def load_batch(net, images, batch):
+    """Write the pixels of a batch of images to the first layer's inputs, `(NB, P, B)`."""
     layer = net.table[0]
     for start in range(0, len(batch), VECTOR_WIDTH):
         x = net.x[vector_slice(net, start, layer.x, layer.inputs)]
         chosen = batch[start : start + VECTOR_WIDTH]
-        load_images(images, layer.inputs, chosen, net.maximum, net.pixel_bytes_read, net.eights, x)
-        if layer.walk == PIXELS:
+        load_images(images, layer.inputs, chosen, net.max_pixel, net.pixel_bytes_read, net.image_words, x)
+        if layer.traversal == PIXELS:
             nonzero_pixel_bits(
                 x, layer.inputs, net.nonzero_bits[start // VECTOR_WIDTH * layer.inputs :], net.ever_nonzero
             )
@@ -90,56 +98,63 @@ def load_batch(net, images, batch):
 
 @jit_inline
 def forward(net, images):
+    """Compute the outputs of all layers for the first `images` images of the buffers."""
     for layer in net.table:
-        if layer.walk == PIXELS:
+        if layer.traversal == PIXELS:
             forward_by_pixel(net, layer, images)
             continue
         for start in range(0, images, VECTOR_WIDTH):
             x = net.x[vector_slice(net, start, layer.x, layer.inputs)]
+            # ROWS units more than there are outputs: a dense tile writes whole tiles.
             y = net.x[vector_slice(net, start, layer.y, layer.outputs + ROWS)]
             bias = net.bias[layer.bias : layer.bias + layer.outputs]
-            if layer.walk == WEIGHTS:
+            if layer.traversal == WEIGHTS:
                 first, offset = net.first[layer.first :], net.offset[layer.offset :]
                 w = net.w[layer.w : layer.w + layer.size]
-                sparse_forward(first, layer.shares, offset, w, bias, x, y, layer.last == 0)
+                sparse_forward(first, layer.blocks, offset, w, bias, x, y, layer.last == 0)
             else:
                 forward_dense(net, layer, bias, x, y)
 
 
 @jit_inline
 def forward_dense(net, layer, bias, x, y):
+    """y[j] = bias[j] + sum over all inputs i of W[j, i] * x[i], then ReLU except in the last layer."""
     for j in range(0, layer.outputs, ROWS):
-        four = y[j * VECTOR_WIDTH :]
-        gemm_tile_store(four, False, net.w, layer.w + j * layer.width, layer.width, 1, x, 0, VECTOR_WIDTH, layer.inputs)
+        tile = y[j * VECTOR_WIDTH :]
+        gemm_tile_store(tile, False, net.w, layer.w + j * layer.width, layer.width, 1, x, 0, VECTOR_WIDTH, layer.inputs)
         for r in range(min(ROWS, layer.outputs - j)):
-            total = fma(np.float32(1), splat(bias[j + r]), load(four, r * VECTOR_WIDTH))
+            total = fma(np.float32(1), splat(bias[j + r]), load(tile, r * VECTOR_WIDTH))
             if layer.last == 0:
                 total = relu_where(total, total)
-            store(four, r * VECTOR_WIDTH, total)
+            store(tile, r * VECTOR_WIDTH, total)
 
 
 @jit_inline
 def forward_by_pixel(net, layer, images):
-    """y[b] = bias + sum over the lit pixels p of image b of x[p, b] * W[p], 64 outputs at a time; then into lanes."""
+    """y[b] = bias + sum over the nonzero pixels p of image b of x[p, b] * W[p], 64 outputs at a time.
+
+    The sums lie by image, `net.rows` `(B, 64 outputs)`, and are transposed into y, `(O, B)`, at the end.
+    """
     for start in range(0, images, VECTOR_WIDTH):
         x = net.x[vector_slice(net, start, layer.x, layer.inputs)]
-        lit = net.nonzero_bits[start // VECTOR_WIDTH * layer.inputs :]
+        nonzero = net.nonzero_bits[start // VECTOR_WIDTH * layer.inputs :]
         for block in range(layer.width // VECTOR_WIDTH):
             bias = load(net.bias, layer.bias + block * VECTOR_WIDTH)
             for b in range(VECTOR_WIDTH):
                 store(net.rows, b * VECTOR_WIDTH, bias)
-            here = layer.w + block * layer.inputs * VECTOR_WIDTH
+            w_at = layer.w + block * layer.inputs * VECTOR_WIDTH
             for p in range(layer.inputs):
-                bits = lit[p]
+                bits = nonzero[p]
                 if bits == 0:
                     continue
-                row = load(net.w, here + p * VECTOR_WIDTH)
+                # The pixel's 64 weights are loaded once for all images in which it is nonzero.
+                row = load(net.w, w_at + p * VECTOR_WIDTH)
                 while bits != 0:
                     b = count_trailing_zeros(bits)
                     store(
                         net.rows, b * VECTOR_WIDTH, fma(x[p * VECTOR_WIDTH + b], row, load(net.rows, b * VECTOR_WIDTH))
                     )
-                    bits &= bits - np.uint64(1)
+                    bits &= bits - np.uint64(1)  # clears the lowest set bit
             units = min(VECTOR_WIDTH, layer.outputs - block * VECTOR_WIDTH)
             y = net.x[vector_slice(net, start, layer.y + block * VECTOR_WIDTH, units)]
             transpose(net.rows, VECTOR_WIDTH, units, VECTOR_WIDTH, y, VECTOR_WIDTH)
@@ -151,45 +166,51 @@ def forward_by_pixel(net, layer, images):
 
 @jit_inline
 def loss_and_grad(net, labels, batch):
-    """The batch's mean cross-entropy; its gradient at the logits goes to `net.d`."""
+    """Return the batch's mean cross-entropy in nats, and write its gradient at the logits to `net.d`."""
+    # Labels are gathered once per block, so that the loss reads them in order.
     layer = net.table[len(net.table) - 1]
-    right = net.batch_scratch
+    targets = net.batch_scratch
     loss = 0.0
     for start in range(0, len(batch), VECTOR_WIDTH):
         count = min(VECTOR_WIDTH, len(batch) - start)
         for b in range(count):
-            right[b] = labels[batch[start + b]]
+            targets[b] = labels[batch[start + b]]
         logits = net.x[vector_slice(net, start, layer.y, layer.outputs)]
         d = net.d[vector_slice(net, start, layer.y, layer.outputs)]
-        loss += cross_entropy(layer.outputs, right[:count], logits, d, 1.0 / len(batch))
+        loss += cross_entropy(layer.outputs, targets[:count], logits, d, 1.0 / len(batch))
     return loss / len(batch)
 
 
 @jit_inline
-def backward(net, how, images):
-    """From the last layer to the first: the gradient at its inputs with the weights as they are, then their update."""
+def backward(net, step, images):
+    """Backpropagate and update, from the last layer to the first.
+
+    The gradient at a layer's inputs is computed before its weights are updated: it needs the old ones.
+    """
     for number in range(len(net.table) - 1, -1, -1):
         layer = net.table[number]
-        if layer.x > 0:
-            if layer.walk == WEIGHTS:
+        if layer.x > 0:  # the first layer's inputs begin at unit 0, and pixels need no gradient
+            if layer.traversal == WEIGHTS:
                 input_grad_sparse(net, layer, images)
             else:
                 input_grad_dense(net, layer, images)
         if layer.listed != 0:
-            update_sparse(net, layer, how, images)
-        elif layer.walk == ALL:
-            update_dense(net, layer, how, images)
+            update_sparse(net, layer, step, images)
+        elif layer.traversal == ALL:
+            update_dense(net, layer, step, images)
         else:
-            update_by_pixel(net, layer, how, images)
-        update_bias(net, layer, how, images)
+            update_by_pixel(net, layer, step, images)
+        update_bias(net, layer, step, images)
 
 
 @jit_inline
 def input_grad_sparse(net, layer, images):
+    """Gradient at the inputs, over the surviving weights, by column."""
     for start in range(0, images, VECTOR_WIDTH):
         x = net.x[vector_slice(net, start, layer.x, layer.inputs)]
         d = net.d[vector_slice(net, start, layer.y, layer.outputs)]
         dx = net.d[vector_slice(net, start, layer.x, layer.inputs)]
+        # Sums per column need the weights in column order; they are read through `column_order`, not copied.
         columns = net.first_in[layer.first_in : layer.first_in + layer.inputs + 1]
         w = net.w[layer.w : layer.w + layer.size]
         sparse_input_grad(
@@ -198,8 +219,8 @@ def input_grad_sparse(net, layer, images):
 
 
 @jit_inline
-def update_sparse(net, layer, how, images):
-    """Gradients and update of the surviving weights alone; where outputs walk over more, these follow."""
+def update_sparse(net, layer, step, images):
+    """Gradients and update of the surviving weights only; a dense copy that the forward pass reads is synchronized."""
     size = (layer.used + VECTOR_WIDTH - 1) // VECTOR_WIDTH * VECTOR_WIDTH
     g = net.g[:size]
     first, offset = net.first[layer.first :], net.offset[layer.offset :]
@@ -207,38 +228,41 @@ def update_sparse(net, layer, how, images):
         x = net.x[vector_slice(net, start, layer.x, layer.inputs)]
         d = net.d[vector_slice(net, start, layer.y, layer.outputs)]
         if start == 0:
-            sparse_weight_grad(first, layer.shares, layer.outputs, offset, x, d, g)
+            sparse_weight_grad(first, layer.blocks, layer.outputs, offset, x, d, g)
         else:
-            more = net.g[size : 2 * size]
-            sparse_weight_grad(first, layer.shares, layer.outputs, offset, x, d, more)
+            block_g = net.g[size : 2 * size]
+            sparse_weight_grad(first, layer.blocks, layer.outputs, offset, x, d, block_g)
             for k in range(layer.used):
-                g[k] += more[k]
-    g[layer.used :] = 0  # what another layer left behind the last weight
-    there = slice(layer.compact, layer.compact + size)
-    w = net.w[there]
-    optimizer_step_all(how, g, w, net.m[there], net.v[there])
-    if layer.walk != WEIGHTS:
+                g[k] += block_g[k]
+    g[layer.used :] = 0  # `net.g` is shared: another layer's gradients may lie behind the last weight
+    compact = slice(layer.compact, layer.compact + size)
+    w = net.w[compact]
+    optimizer_step_all(step, g, w, net.m[compact], net.v[compact])
+    if layer.traversal != WEIGHTS:
         for k in range(layer.used):
             net.w[load_scalar(net.dense_index, layer.dense_index + k)] = w[k]
 
 
 @jit_inline
 def input_grad_dense(net, layer, images):
+    """Gradient at the inputs, over all weights: tiles of ROWS columns of W, read transposed."""
     for start in range(0, images, VECTOR_WIDTH):
         x = net.x[vector_slice(net, start, layer.x, layer.inputs)]
         d = net.d[vector_slice(net, start, layer.y, layer.outputs + ROWS)]
         dx = net.d[vector_slice(net, start, layer.x, layer.inputs + ROWS)]
         for i in range(0, layer.inputs, ROWS):
-            four = dx[i * VECTOR_WIDTH :]
-            gemm_tile_store(four, False, net.w, layer.w + i, 1, layer.width, d, 0, VECTOR_WIDTH, layer.outputs)
+            tile = dx[i * VECTOR_WIDTH :]
+            gemm_tile_store(tile, False, net.w, layer.w + i, 1, layer.width, d, 0, VECTOR_WIDTH, layer.outputs)
             for r in range(min(ROWS, layer.inputs - i)):
-                store(four, r * VECTOR_WIDTH, relu_where(load(four, r * VECTOR_WIDTH), load(x, (i + r) * VECTOR_WIDTH)))
+                store(tile, r * VECTOR_WIDTH, relu_where(load(tile, r * VECTOR_WIDTH), load(x, (i + r) * VECTOR_WIDTH)))
 
 
 @jit_inline
-def update_dense(net, layer, how, images):
+def update_dense(net, layer, step, images):
+    """Gradients of all weights, tile by tile, each followed by the optimizer step: they are never stored."""
     for start in range(0, images, VECTOR_WIDTH):
         x, count = net.x[vector_slice(net, start, layer.x, layer.inputs)], min(VECTOR_WIDTH, images - start)
+        # By image, so that the gradient is a product over images with contiguous rows: dW = d x'.
         transpose(x, layer.inputs, count, VECTOR_WIDTH, net.rows[start * layer.width :], layer.width)
     for j in range(0, layer.outputs, ROWS):
         for block in range(layer.width // VECTOR_WIDTH):
@@ -251,33 +275,34 @@ def update_dense(net, layer, how, images):
                     net.scratch, start > 0, d, j * VECTOR_WIDTH, VECTOR_WIDTH, 1, net.rows, x_at, layer.width, count
                 )
             for r in range(min(ROWS, layer.outputs - j)):
-                word = net.words[layer.words + (j + r) * (layer.width // VECTOR_WIDTH) + block]
-                here = layer.w + (j + r) * layer.width + block * VECTOR_WIDTH
-                optimizer_step(how, load(net.scratch, r * VECTOR_WIDTH), word, net.w, net.m, net.v, here)
+                bits = net.trained_bits[layer.bits + (j + r) * (layer.width // VECTOR_WIDTH) + block]
+                w_at = layer.w + (j + r) * layer.width + block * VECTOR_WIDTH
+                optimizer_step(step, load(net.scratch, r * VECTOR_WIDTH), bits, net.w, net.m, net.v, w_at)
 
 
 @jit_inline
 def is_empty_block(net, layer, j, block):
-    """Whether none of 64 columns of `ROWS` rows survives."""
-    found = np.uint64(0)
+    """Return True if no weight of 64 columns of the `ROWS` rows from j on is trained."""
+    union = np.uint64(0)
     for r in range(min(ROWS, layer.outputs - j)):
-        found |= net.words[layer.words + (j + r) * (layer.width // VECTOR_WIDTH) + block]
-    return found == 0
+        union |= net.trained_bits[layer.bits + (j + r) * (layer.width // VECTOR_WIDTH) + block]
+    return union == 0
 
 
 @jit_inline
-def update_by_pixel(net, layer, how, images):
-    """dL/dW[p] = sum over the images b in which p is lit of x[p, b] * d[b], 64 outputs at a time."""
+def update_by_pixel(net, layer, step, images):
+    """dL/dW[p] = sum over the images b in which p is nonzero of x[p, b] * d[b], 64 outputs at a time."""
     pixels = layer.inputs
-    for block in range(layer.width // VECTOR_WIDTH - 1, -1, -1):  # what the forward pass read last is still near
+    for block in range(layer.width // VECTOR_WIDTH - 1, -1, -1):  # what the forward pass read last is still in cache
         units = min(VECTOR_WIDTH, layer.outputs - block * VECTOR_WIDTH)
         for start in range(0, images, VECTOR_WIDTH):
             d = net.d[vector_slice(net, start, layer.y + block * VECTOR_WIDTH, units)]
             transpose(d, units, VECTOR_WIDTH, VECTOR_WIDTH, net.rows[start * VECTOR_WIDTH :], VECTOR_WIDTH)
-        here = layer.w + block * pixels * VECTOR_WIDTH
+        block_at = layer.w + block * pixels * VECTOR_WIDTH
         for p in range(pixels):
-            word = net.words[layer.words + block * pixels + p]
-            if word == 0 or (net.ever_nonzero[p] == 0 and how.decay == 0):  # no gradient yet: nothing would move
+            trained = net.trained_bits[layer.bits + block * pixels + p]
+            # Without any gradient so far all moments are zero: the step would change nothing.
+            if trained == 0 or (net.ever_nonzero[p] == 0 and step.decay == 0):
                 continue
             total = splat(np.float32(0))
             for start in range(0, images, VECTOR_WIDTH):
@@ -287,11 +312,12 @@ def update_by_pixel(net, layer, how, images):
                     b = count_trailing_zeros(bits)
                     total = fma(net.x[x_at + b], load(net.rows, (start + b) * VECTOR_WIDTH), total)
                     bits &= bits - np.uint64(1)
-            optimizer_step(how, total, word, net.w, net.m, net.v, here + p * VECTOR_WIDTH)
+            optimizer_step(step, total, trained, net.w, net.m, net.v, block_at + p * VECTOR_WIDTH)
 
 
 @jit_inline
-def update_bias(net, layer, how, images):
+def update_bias(net, layer, step, images):
+    """Gradients and update of all biases; biases are never pruned."""
     one = splat(np.float32(1))
     for start in range(0, images, VECTOR_WIDTH):
         d = net.d[vector_slice(net, start, layer.y, layer.outputs)]
@@ -300,5 +326,5 @@ def update_bias(net, layer, how, images):
             net.bias_g[j] = total if start == 0 else net.bias_g[j] + total
     length = (layer.outputs + VECTOR_WIDTH - 1) // VECTOR_WIDTH * VECTOR_WIDTH
     net.bias_g[layer.outputs : length] = 0
-    there = slice(layer.bias, layer.bias + length)
-    optimizer_step_all(how, net.bias_g[:length], net.bias[there], net.bias_m[there], net.bias_v[there])
+    positions = slice(layer.bias, layer.bias + length)
+    optimizer_step_all(step, net.bias_g[:length], net.bias[positions], net.bias_m[positions], net.bias_v[positions])

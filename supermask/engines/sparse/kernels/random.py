@@ -1,7 +1,8 @@
-"""Chance in lanes: sigmoids, and coins that do not depend on who throws them.
+"""Vectorized sigmoid and counter-based uniform numbers, identical in every engine.
 
-The coins are those of `learned.coins`: weight number j of a layer has mix(mix(j + k0) xor k1) >> 8, over 2^24.
-Source: paper.md section 6 (a fresh mask in every forward pass).
+Weight number j of a layer (C order of the kernel) has the uniform number mix(mix(j + k0) xor k1) >> 8, over 2^24, where
+(k0, k1) are the keys of the forward pass: as `core.learned_masks.uniform_samples`.
+Source: Zhou et al. 2019, Sec. 5 (a new mask in every forward pass).
 """
 
 from __future__ import annotations
@@ -23,76 +24,83 @@ ROUND_MAGIC = 12582912.0
 """1.5 * 2^23: added to a small float32, it leaves the nearest whole number in the last bits."""
 
 SIGMOID_CLIP = 87.0
-"""exp(87) is still a float32."""
+"""Largest exponent that is used: exp(87) is still a float32."""
 
 
 @intrinsic
 def sigmoid(typing: Any, x: Any) -> Any:
-    """1 / (1 + exp(-x)), to about 2e-7 of it; NaN stays NaN."""
+    """Return 1 / (1 + exp(-x)), with a relative error of about 2e-7; NaN stays NaN.
 
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        y = builder.fneg(given[0])
-        for bound, beyond in ((SIGMOID_CLIP, ">"), (-SIGMOID_CLIP, "<")):
-            y = builder.select(builder.fcmp_ordered(beyond, y, _all(bound)), _all(bound), y)
-        shifted = _fma(builder, y, _all(LOG2_E), _all(ROUND_MAGIC))
-        whole = builder.fsub(shifted, _all(ROUND_MAGIC))
-        rest = _fma(builder, whole, _all(-LN2_HIGH), y)
-        rest = _fma(builder, whole, _all(-LN2_LOW), rest)
-        power = _all(1 / factorial(7))
-        for n in range(6, -1, -1):
-            power = _fma(builder, power, rest, _all(1 / factorial(n)))
-        exponent = builder.shl(builder.bitcast(shifted, INTEGERS), _words(23))
+    exp(y) = 2^n exp(r) with n = round(y / ln 2) and |r| <= ln(2) / 2, exp(r) by its Taylor polynomial of degree 7.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        y = builder.fneg(args[0])
+        # Ordered comparisons are false for NaN, which therefore is not clipped.
+        for bound, comparison in ((SIGMOID_CLIP, ">"), (-SIGMOID_CLIP, "<")):
+            y = builder.select(builder.fcmp_ordered(comparison, y, _floats(bound)), _floats(bound), y)
+        shifted = _fma(builder, y, _floats(LOG2_E), _floats(ROUND_MAGIC))
+        n = builder.fsub(shifted, _floats(ROUND_MAGIC))
+        r = _fma(builder, n, _floats(-LN2_HIGH), y)
+        r = _fma(builder, n, _floats(-LN2_LOW), r)
+        power = _floats(1 / factorial(7))
+        for degree in range(6, -1, -1):
+            power = _fma(builder, power, r, _floats(1 / factorial(degree)))
+        # 2^n: n is in the last bits of `shifted`; added to the bits of the exponent, which begin at bit 23.
+        exponent = builder.shl(builder.bitcast(shifted, INTEGERS), _integers(23))
         power = builder.bitcast(builder.add(builder.bitcast(power, INTEGERS), exponent), VECTOR)
-        return builder.fdiv(_all(1.0), builder.fadd(power, _all(1.0)))
+        return builder.fdiv(_floats(1.0), builder.fadd(power, _floats(1.0)))
 
-    return vec64(vec64), code
+    return vec64(vec64), codegen
 
 
 @intrinsic
 def hash_uniform(typing: Any, key0: Any, key1: Any, first: Any, step: Any) -> Any:
-    """Uniform numbers in [0, 1) of the weights number first, first + step, first + 2 step, ..."""
+    """Return uniform numbers in [0, 1), multiples of 2^-24, of the weights number first, first + step, ..."""
 
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        word = ir.IntType(32)
-        key0, key1, first, step = (builder.trunc(g, word) if g.type.width > 32 else g for g in given)
-        places = builder.mul(_spread(builder, step), ir.Constant(INTEGERS, list(range(VECTOR_WIDTH))))
-        words = builder.add(places, _spread(builder, builder.add(first, key0)))
-        words = _mixed(builder, builder.xor(_mixed(builder, words), _spread(builder, key1)))
-        return builder.fmul(builder.uitofp(builder.lshr(words, _words(8)), VECTOR), _all(2.0**-24))
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word_type = ir.IntType(32)
+        key0, key1, first, step = (builder.trunc(a, word_type) if a.type.width > 32 else a for a in args)
+        offsets = builder.mul(_splat(builder, step), ir.Constant(INTEGERS, list(range(VECTOR_WIDTH))))
+        words = builder.add(offsets, _splat(builder, builder.add(first, key0)))
+        words = _mix(builder, builder.xor(_mix(builder, words), _splat(builder, key1)))
+        return builder.fmul(builder.uitofp(builder.lshr(words, _integers(8)), VECTOR), _floats(2.0**-24))
 
-    return vec64(types.uint32, types.uint32, types.intp, types.intp), code
+    return vec64(types.uint32, types.uint32, types.intp, types.intp), codegen
 
 
 @intrinsic
 def select_less(typing: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
-    """`then` where a < b, else `otherwise`."""
+    """Return `then` where a < b, else `otherwise` (also where a or b is NaN)."""
 
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return builder.select(builder.fcmp_ordered("<", given[0], given[1]), given[2], given[3])
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
 
-    return vec64(vec64, vec64, vec64, vec64), code
+    return vec64(vec64, vec64, vec64, vec64), codegen
 
 
-def _mixed(builder: Any, words: Any) -> Any:
+def _mix(builder: Any, words: Any) -> Any:
+    """Return a bijection of 32-bit words in which every input bit changes about half of the output bits."""
     for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97)):
-        words = builder.mul(builder.xor(words, builder.lshr(words, _words(shift))), _words(factor))
-    return builder.xor(words, builder.lshr(words, _words(15)))
+        words = builder.mul(builder.xor(words, builder.lshr(words, _integers(shift))), _integers(factor))
+    return builder.xor(words, builder.lshr(words, _integers(15)))
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{VECTOR_WIDTH}f32"), [a, b, c])
+    function_type = ir.FunctionType(VECTOR, [VECTOR] * 3)
+    fused = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.fma.v{VECTOR_WIDTH}f32")
+    return builder.call(fused, [a, b, c])
 
 
-def _all(number: float) -> Any:
+def _floats(number: float) -> Any:
     return ir.Constant(VECTOR, [ir.Constant(FLOAT, number)] * VECTOR_WIDTH)
 
 
-def _words(number: int) -> Any:
+def _integers(number: int) -> Any:
     return ir.Constant(INTEGERS, [number] * VECTOR_WIDTH)
 
 
-def _spread(builder: Any, number: Any) -> Any:
+def _splat(builder: Any, number: Any) -> Any:
     undefined = ir.Constant(INTEGERS, ir.Undefined)
-    first = builder.insert_element(undefined, number, index(0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(INTEGERS, [0] * VECTOR_WIDTH))
+    vector = builder.insert_element(undefined, number, index(0))
+    return builder.shuffle_vector(vector, undefined, ir.Constant(INTEGERS, [0] * VECTOR_WIDTH))

@@ -1,7 +1,8 @@
-"""Sixteen float32 numbers as one value inside a compiled kernel: the same pixel of sixteen images.
+"""SIMD vectors of 16 float32 numbers for compiled kernels: one pixel of 16 images.
 
-A `Line` is one register of AVX-512, two of AVX2, and one cache line in memory, so that no load of one ever crosses a
-cache line. Like `lanes`: `fma` rounds once, sums have a fixed order, offsets count floats, nothing checks bounds.
+A `vec16` is one register of AVX-512, two of AVX2, and one cache line in memory, so that no load of one ever crosses a
+cache line. As in `simd`: `fma16` rounds once, sums have a fixed order, offsets count elements, nothing checks bounds;
+`args` are the LLVM values of the call's arguments.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from numba.extending import intrinsic, models, register_model
 from supermask.engines.sparse.kernels.simd import FLOAT, VECTOR_WIDTH, extract_part, shuffle, vec64
 
 VEC16_WIDTH = 16
-"""Images side by side in a `Line`."""
+"""Floats in a `vec16`: images side by side."""
 
 VEC16 = ir.VectorType(FLOAT, VEC16_WIDTH)
 CODE = ir.IntType(8)
 CODES = ir.VectorType(CODE, VEC16_WIDTH)
-NOTHING = ir.Constant(VEC16, [0.0] * VEC16_WIDTH)
+"""Per image, the position of a maximum in its 2x2 window: 0 to 3, row by row."""
+ZEROS = ir.Constant(VEC16, [0.0] * VEC16_WIDTH)
 
 
 class Vec16Type(types.Type):
-    """numba's name for an LLVM vector of `IMAGES` floats."""
+    """numba's type of an LLVM vector of `VEC16_WIDTH` floats."""
 
     def __init__(self) -> None:
         super().__init__(name=f"line{VEC16_WIDTH}")
@@ -36,137 +38,148 @@ vec16 = Vec16Type()
 
 @register_model(Vec16Type)
 class Vec16Model(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, VEC16)
+    def __init__(self, manager: Any, numba_type: Any) -> None:
+        super().__init__(manager, numba_type, VEC16)
 
 
 @intrinsic
 def zeros16(typing: Any) -> Any:
-    """Zeros."""
-    return vec16(), lambda context, builder, signature, given: NOTHING
+    """Return zeros."""
+    return vec16(), lambda context, builder, signature, args: ZEROS
 
 
 @intrinsic
 def load16(typing: Any, array: Any, offset: Any) -> Any:
-    """The `IMAGES` numbers from `array[offset]` on."""
+    """Return the `VEC16_WIDTH` floats of `array` from `offset` on."""
 
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return _load(builder, _place(context, builder, signature, given, 0))
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _load(builder, _pointer(context, builder, signature, args, 0))
 
-    return vec16(array, types.intp), code
+    return vec16(array, types.intp), codegen
 
 
 @intrinsic
 def store16(typing: Any, array: Any, offset: Any, values: Any) -> Any:
-    """Writes `values` to `array` from `offset` on."""
+    """Write `values` to `array` from `offset` on."""
 
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        _store(builder, given[2], _place(context, builder, signature, given, 0))
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _store(builder, args[2], _pointer(context, builder, signature, args, 0))
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, vec16), code
+    return types.void(array, types.intp, vec16), codegen
 
 
 @intrinsic
 def fma16(typing: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, rounded once."""
-    return vec16(vec16, vec16, vec16), lambda context, builder, signature, given: _fma(builder, *given)
+    """Return a * b + c, rounded once."""
+    return vec16(vec16, vec16, vec16), lambda context, builder, signature, args: _fma(builder, *args)
 
 
 @intrinsic
 def add16(typing: Any, a: Any, b: Any) -> Any:
-    """a + b."""
-    return vec16(vec16, vec16), lambda context, builder, signature, given: builder.fadd(*given)
+    """Return a + b."""
+    return vec16(vec16, vec16), lambda context, builder, signature, args: builder.fadd(*args)
 
 
 @intrinsic
 def subtract16(typing: Any, a: Any, b: Any) -> Any:
-    """a - b."""
-    return vec16(vec16, vec16), lambda context, builder, signature, given: builder.fsub(*given)
+    """Return a - b."""
+    return vec16(vec16, vec16), lambda context, builder, signature, args: builder.fsub(*args)
 
 
 @intrinsic
-def accumulate_products(typing: Any, sums: Any, place: Any, a: Any, b: Any, x: Any, first: Any, second: Any) -> Any:
-    """Adds to the line of `sums` at `place`: a * x[first:] + b * x[second:], the lanes' lines one after another."""
+def accumulate_products(typing: Any, sums: Any, position: Any, a: Any, b: Any, x: Any, first: Any, second: Any) -> Any:
+    """Add a * x[first:] + b * x[second:] to the vec16 of `sums` at `position`.
 
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        target = _place(context, builder, signature, given, 0)
+    a, b: vec64, four positions of 16 images. The products of all eight positions are added one after another, so one
+    register holds the sum: the images stay apart, and are only added by `reduce_lines`.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target = _pointer(context, builder, signature, args, 0)
         total = _load(builder, target)
-        data = context.make_array(signature.args[4])(context, builder, given[4]).data
-        for factor, begin in ((given[2], given[5]), (given[3], given[6])):
+        data = context.make_array(signature.args[4])(context, builder, args[4]).data
+        for factor, begin in ((args[2], args[5]), (args[3], args[6])):
             for part in range(0, VECTOR_WIDTH, VEC16_WIDTH):
                 offset = builder.add(begin, ir.Constant(begin.type, part))
-                place = builder.bitcast(builder.gep(data, [offset]), VEC16.as_pointer())
-                total = _fma(builder, extract_part(builder, factor, part, VEC16_WIDTH), _load(builder, place), total)
+                pointer = builder.bitcast(builder.gep(data, [offset]), VEC16.as_pointer())
+                total = _fma(builder, extract_part(builder, factor, part, VEC16_WIDTH), _load(builder, pointer), total)
         _store(builder, total, target)
         return context.get_dummy_value()
 
-    return types.void(sums, types.intp, vec64, vec64, x, types.intp, types.intp), code
+    return types.void(sums, types.intp, vec64, vec64, x, types.intp, types.intp), codegen
 
 
 @intrinsic
 def accumulate_sums(
     typing: Any, array: Any, offset: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any
 ) -> Any:
-    """Adds the sums of eight lines to the eight numbers from `array[offset]` on; the additions are shared."""
+    """Add the sum of each of eight vec16 to the eight floats of `array` from `offset` on; additions are shared."""
 
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        rows = [builder.fadd(extract_part(builder, v, 0, 8), extract_part(builder, v, 8, 8)) for v in given[2:]]
-        # A row holds the partial sums of one line, then of two, four, eight: pairs are added side by side.
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows = [builder.fadd(extract_part(builder, v, 0, 8), extract_part(builder, v, 8, 8)) for v in args[2:]]
+        # A row holds the partial sums of one vector, then of two, four, eight: neighboring lanes are added in pairs.
         while len(rows) > 1:
             pairs = zip(rows[::2], rows[1::2], strict=True)
-            rows = [_pairs_added(builder, low, high) for low, high in pairs]
-        kind = rows[0].type.as_pointer()
-        place = builder.bitcast(_place(context, builder, signature, given, 0, cast=False), kind)
-        builder.store(builder.fadd(builder.load(place, align=4), rows[0]), place, align=4)
+            rows = [_add_neighbors(builder, low, high) for low, high in pairs]
+        pointer_type = rows[0].type.as_pointer()
+        pointer = builder.bitcast(_pointer(context, builder, signature, args, 0, cast=False), pointer_type)
+        builder.store(builder.fadd(builder.load(pointer, align=4), rows[0]), pointer, align=4)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, *(vec16,) * 8), code
+    return types.void(array, types.intp, *(vec16,) * 8), codegen
 
 
 @intrinsic
-def store_max(typing: Any, x: Any, a: Any, b: Any, c: Any, d: Any, out: Any, place: Any, codes: Any, mark: Any) -> Any:
-    """The largest of four lines of `x` to `out[place:]`, and which one it was (0 to 3, the first of equals) to `codes`.
+def store_max(
+    typing: Any, x: Any, a: Any, b: Any, c: Any, d: Any, out: Any, out_at: Any, codes: Any, codes_at: Any
+) -> Any:
+    """Write the largest of the four vec16 of `x` at a, b, c, d to `out[out_at:]`, and its number to `codes`.
 
-    A NaN is larger than anything, as in PyTorch.
+    Number 0 to 3 per image, the first of equal values. NaN is larger than anything, as in PyTorch.
     """
 
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, given[0]).data
-        values = [_load(builder, builder.bitcast(builder.gep(data, [o]), VEC16.as_pointer())) for o in given[1:5]]
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        values = [_load(builder, builder.bitcast(builder.gep(data, [o]), VEC16.as_pointer())) for o in args[1:5]]
         largest, which = values[0], ir.Constant(CODES, [0] * VEC16_WIDTH)
         for number, value in enumerate(values[1:], start=1):
-            nan = builder.fcmp_unordered("uno", value, value)
-            wins = builder.or_(builder.fcmp_ordered(">", value, largest), nan)
+            # An ordered comparison with NaN is false, so NaN must win explicitly, and then no later value beats it.
+            # A later NaN wins again: the position differs, the value does not.
+            is_nan = builder.fcmp_unordered("uno", value, value)
+            wins = builder.or_(builder.fcmp_ordered(">", value, largest), is_nan)
             largest = builder.select(wins, value, largest)
             which = builder.select(wins, ir.Constant(CODES, [number] * VEC16_WIDTH), which)
-        _store(builder, largest, _place(context, builder, signature, given, 5))
-        _store_codes(context, builder, signature, given, 7, which)
+        _store(builder, largest, _pointer(context, builder, signature, args, 5))
+        _store_codes(context, builder, signature, args, 7, which)
         return context.get_dummy_value()
 
     offset = types.intp
-    return types.void(x, offset, offset, offset, offset, out, offset, codes, offset), code
+    return types.void(x, offset, offset, offset, offset, out, offset, codes, offset), codegen
 
 
 @intrinsic
-def store_max_grad(typing: Any, values: Any, codes: Any, mark: Any, a: Any, b: Any, c: Any, d: Any, out: Any) -> Any:
-    """The way back for gradients: `values` to that of four places of `out` which its code names, +0 to the others."""
+def store_max_grad(
+    typing: Any, values: Any, codes: Any, codes_at: Any, a: Any, b: Any, c: Any, d: Any, out: Any
+) -> Any:
+    """Gradient of `store_max`: write `values` to that of the four places of `out` its code names, +0 to the others."""
 
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        marks = context.make_array(signature.args[1])(context, builder, given[1]).data
-        which = builder.load(builder.bitcast(builder.gep(marks, [given[2]]), CODES.as_pointer()), align=1)
-        data = context.make_array(signature.args[7])(context, builder, given[7]).data
-        for number, offset in enumerate(given[3:7]):
-            here = builder.icmp_unsigned("==", which, ir.Constant(CODES, [number] * VEC16_WIDTH))
-            place = builder.bitcast(builder.gep(data, [offset]), VEC16.as_pointer())
-            _store(builder, builder.select(here, given[0], NOTHING), place)
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        code_data = context.make_array(signature.args[1])(context, builder, args[1]).data
+        which = builder.load(builder.bitcast(builder.gep(code_data, [args[2]]), CODES.as_pointer()), align=1)
+        data = context.make_array(signature.args[7])(context, builder, args[7]).data
+        for number, offset in enumerate(args[3:7]):
+            is_maximum = builder.icmp_unsigned("==", which, ir.Constant(CODES, [number] * VEC16_WIDTH))
+            pointer = builder.bitcast(builder.gep(data, [offset]), VEC16.as_pointer())
+            _store(builder, builder.select(is_maximum, args[0], ZEROS), pointer)
         return context.get_dummy_value()
 
     offset = types.intp
-    return types.void(vec16, codes, offset, offset, offset, offset, offset, out), code
+    return types.void(vec16, codes, offset, offset, offset, offset, offset, out), codegen
 
 
-def _pairs_added(builder: Any, low: Any, high: Any) -> Any:
+def _add_neighbors(builder: Any, low: Any, high: Any) -> Any:
+    """Return the sums of lanes 0 and 1, 2 and 3, ... of `low` and then of `high`."""
     length = low.type.count
     even = shuffle(builder, low, high, range(0, 2 * length, 2))
     odd = shuffle(builder, low, high, range(1, 2 * length, 2))
@@ -174,27 +187,29 @@ def _pairs_added(builder: Any, low: Any, high: Any) -> Any:
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    kind = ir.FunctionType(VEC16, [VEC16] * 3)
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{VEC16_WIDTH}f32"), [a, b, c])
+    function_type = ir.FunctionType(VEC16, [VEC16] * 3)
+    fused = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.fma.v{VEC16_WIDTH}f32")
+    return builder.call(fused, [a, b, c])
 
 
-def _load(builder: Any, place: Any) -> Any:
-    return builder.load(place, align=4)
+def _load(builder: Any, pointer: Any) -> Any:
+    return builder.load(pointer, align=4)
 
 
-def _store(builder: Any, values: Any, place: Any) -> None:
-    builder.store(values, place, align=4)
+def _store(builder: Any, values: Any, pointer: Any) -> None:
+    builder.store(values, pointer, align=4)
 
 
-def _store_codes(context: Any, builder: Any, signature: Any, given: Any, argument: int, values: Any) -> None:
-    data = context.make_array(signature.args[argument])(context, builder, given[argument]).data
-    place = builder.bitcast(builder.gep(data, [given[argument + 1]]), CODES.as_pointer())
-    builder.store(values, place, align=1)
+def _store_codes(context: Any, builder: Any, signature: Any, args: Any, argument: int, values: Any) -> None:
+    data = context.make_array(signature.args[argument])(context, builder, args[argument]).data
+    pointer = builder.bitcast(builder.gep(data, [args[argument + 1]]), CODES.as_pointer())
+    builder.store(values, pointer, align=1)
 
 
-def _place(context: Any, builder: Any, signature: Any, given: Any, argument: int, cast: bool = True) -> Any:
-    """The address that an array and the offset after it, as arguments of an intrinsic, stand for."""
-    data = context.make_array(signature.args[argument])(context, builder, given[argument]).data
-    place = builder.gep(data, [given[argument + 1]])
+def _pointer(context: Any, builder: Any, signature: Any, args: Any, argument: int, cast: bool = True) -> Any:
+    """Return the address at (array, offset): arguments `argument` and `argument + 1` of an intrinsic."""
+    data = context.make_array(signature.args[argument])(context, builder, args[argument]).data
+    pointer = builder.gep(data, [args[argument + 1]])
+    # `accumulate_sums` writes eight floats, and casts the address itself.
     is_float = cast and signature.args[argument].dtype == types.float32 and signature.return_type != types.float32
-    return builder.bitcast(place, VEC16.as_pointer()) if is_float else place
+    return builder.bitcast(pointer, VEC16.as_pointer()) if is_float else pointer
