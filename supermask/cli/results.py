@@ -226,7 +226,7 @@ def report(
     echo(f"{written}  {written.stat().st_size / 1e6:.1f} MB: {headline(made)}")
     for text in made.notices:
         echo(text)
-    print_warnings(made.making.damaged)
+    print_warnings(made.provenance.damaged)
 
 
 @app.command()

@@ -213,7 +213,7 @@ def _points(rows: Sequence[Row], metric: Metric) -> list[_Point]:
 def _traces(line: Series, points: Sequence[_Point], look: LineStyle, least: float) -> list[dict[str, Any]]:
     """A treatment's line and band; of a network that nothing is pruned from, its mean across the plot."""
     across = [replace(points[0], remaining=least)] if [point.level for point in points] == [0] else []
-    colour, points = look.colour, [*points, *across]
+    colour, points = look.color, [*points, *across]
     banded = [point for point in points if point.low is not None and point.high is not None]
     trace = {
         "x": [point.remaining for point in points],
