@@ -226,7 +226,7 @@ def report(
     echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB: {headline(content)}")
     for text in content.notices:
         echo(text)
-    print_warnings(content.making.damaged)
+    print_warnings(content.provenance.damaged)
 
 
 @app.command()

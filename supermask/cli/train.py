@@ -217,7 +217,7 @@ def reproduce(
     if report.claims:
         echo(f"\n{format_text(report.claims)}")
     echo(f"{result.out}  {result.out.stat().st_size / 1e6:.1f} MB: {headline(report)}")
-    print_warnings(report.making.damaged)
+    print_warnings(report.provenance.damaged)
     _raise_on_failed_certificates(result.schedule)
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 
 from supermask.core.errors import UserError, quote
@@ -112,7 +112,7 @@ def format_p_cell(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def format_range(counts: Sequence[int]) -> str:
+def format_range(counts: Collection[int]) -> str:
     """`5`, or `3 to 5`; `0` without counts."""
     low, high = min(counts, default=0), max(counts, default=0)
     return str(low) if low == high else f"{low} to {high}"

@@ -219,8 +219,7 @@ def _points(rows: Sequence[Row], metric: Metric) -> list[_Point]:
 def _traces(series: Series, points: Sequence[_Point], style: LineStyle, least: float) -> list[dict[str, Any]]:
     """Return the curve and the interval band of a series; a dense network is a horizontal line down to `least`."""
     across = [replace(points[0], remaining=least)] if [point.level for point in points] == [0] else []
-    color, _, line = style
-    points = [*points, *across]
+    color, points = style.color, [*points, *across]
     banded = [point for point in points if point.low is not None and point.high is not None]
     trace = {
         "x": [point.remaining for point in points],
@@ -229,7 +228,7 @@ def _traces(series: Series, points: Sequence[_Point], style: LineStyle, least: f
         "uid": series.key,
         "legendgroup": series.key,
         "mode": "lines" if across else "lines+markers",
-        "line": {"color": color, "dash": "dot" if across else _dash(line), "width": 2},
+        "line": {"color": color, "dash": "dot" if across else _dash(style.line), "width": 2},
         **({} if across else {"marker": {"color": color, "size": 7, "symbol": "circle"}}),
         "text": [
             f"<b>{escape_text(series.label)}</b><br>{_hover(point if not across else points[0])}" for point in points

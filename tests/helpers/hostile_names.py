@@ -1,4 +1,4 @@
-"""A study whose names break a page that does not escape them."""
+"""A study whose names break every output that does not escape them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = list(TREATMENTS)
 
 
 def carried_out_hostile(store: Path, name: str, title: str) -> Plan:
-    """Train one pruned level of each treatment with two seeds into the store; return the plan."""
+    """Train one pruned level of each treatment with two seeds into the store and return the plan."""
     data = {
         "title": title,
         "network": "fc-8",

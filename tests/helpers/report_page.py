@@ -1,4 +1,4 @@
-"""Reading a report's page as a browser would: its elements, its texts, its data."""
+"""Parser of report pages: elements, texts and data blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VOID = {"meta", "link", "input", "br", "hr", "img"}
 
 @dataclass
 class Element:
-    """One element with the text that is directly or deeper in it."""
+    """An element with its children and all text inside it."""
 
     tag: str
     attributes: dict[str, str]
@@ -21,12 +21,12 @@ class Element:
 
     @property
     def text(self) -> str:
-        """As it is shown, with white space as one space."""
+        """Text as displayed, with white space collapsed."""
         return " ".join("".join(self.parts).split())
 
     def all(self, tag: str) -> list[Element]:
-        """Elements of this kind in it, in order."""
-        return [each for child in self.inside for each in ([child] if child.tag == tag else []) + child.all(tag)]
+        """Return all descendants with this tag in document order."""
+        return [found for child in self.inside for found in ([child] if child.tag == tag else []) + child.all(tag)]
 
 
 class _Reader(HTMLParser):
@@ -36,22 +36,22 @@ class _Reader(HTMLParser):
         self.open = [self.root]
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        made = Element(tag, {name: value or "" for name, value in attributes})
-        self.open[-1].inside.append(made)
+        element = Element(tag, {name: value or "" for name, value in attributes})
+        self.open[-1].inside.append(element)
         if tag not in VOID:
-            self.open.append(made)
+            self.open.append(element)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open[-1].tag == tag, f"</{tag}> where {self.open[-1].tag} is open"
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        for each in self.open:
-            each.parts.append(data)
+        for element in self.open:
+            element.parts.append(data)
 
 
 def read(html: str) -> Element:
-    """The tree of a page or fragment; every element is closed where it has to be."""
+    """Parse a page or fragment; fails if an element is not closed."""
     reader = _Reader()
     reader.feed(html)
     reader.close()
@@ -60,13 +60,13 @@ def read(html: str) -> Element:
 
 
 def blocks(page: Element) -> dict[str, Any]:
-    """Id -> the data of every block of JSON in a page, without `data-`."""
-    found = [each for each in page.all("script") if each.attributes.get("type") == "application/json"]
-    return {each.attributes["id"].removeprefix("data-"): json.loads("".join(each.parts)) for each in found}
+    """Return id, without `data-`, -> parsed JSON of every data block of a page."""
+    scripts = [script for script in page.all("script") if script.attributes.get("type") == "application/json"]
+    return {script.attributes["id"].removeprefix("data-"): json.loads("".join(script.parts)) for script in scripts}
 
 
 def rows_of(table: dict[str, Any]) -> list[dict[str, Any]]:
-    """A table's data as rows: the inverse of `report.columns.pack_columns`, written again."""
+    """Return the rows of a table: an independent inverse of `html.tables.pack_columns`."""
     columns: dict[str, list[Any]] = {}
     for name, packed in table["columns"].items():
         if "all" in packed:

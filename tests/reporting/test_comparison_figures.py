@@ -1,4 +1,4 @@
-"""Differences, overview, ranking, Table 1 and looks: the numbers are those of plain NumPy, and nothing is dropped."""
+"""Figures of differences, overview, ranking and Table 1, and styles: numbers equal plain NumPy and SciPy."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_differences_are_paired_t_intervals_and_holm_over_the_levels() -> None:
         assert [each.significant for each in line] == [p is not None and p < 0.05 for p in (e.p_holm for e in line)]
 
 
-def test_the_difference_figure_draws_these_numbers_a_panel_a_treatment() -> None:
+def test_the_difference_figure_draws_these_numbers_in_one_panel_per_treatment() -> None:
     drawn = difference_figure(study(), LABELS, "large_final", "A study")
     found = compute_differences(summary(study()))
     assert len(drawn.figure.axes) == 2
@@ -132,7 +132,7 @@ def test_the_difference_figure_draws_these_numbers_a_panel_a_treatment() -> None
     assert "logarithmic beyond about 0.5 points" in drawn.caption, "random is seven points away"
 
 
-def test_unequal_seeds_are_compared_unpaired_and_the_diverged_run_is_named() -> None:
+def test_unequal_seeds_are_compared_unpaired_and_the_diverged_run_is_counted() -> None:
     rows = study()
     unfinished(rows, "random", 2, 0, "diverged")
     for draw in DRAW:
@@ -146,7 +146,7 @@ def test_unequal_seeds_are_compared_unpaired_and_the_diverged_run_is_named() -> 
     ]
 
 
-def test_treatments_of_other_densities_are_not_compared_and_named() -> None:
+def test_treatments_of_other_densities_are_not_compared_and_listed() -> None:
     rows = [r | {"density": 0.45} if r["treatment"] == "movement" else r for r in study(levels=1)]
     assert compute_differences(summary(rows))["movement"] == []
     assert "No level to compare: movement." in difference_figure(rows, LABELS, "large_final", "x").caption
@@ -157,10 +157,10 @@ def test_treatments_of_other_densities_are_not_compared_and_named() -> None:
     assert [each.treatment for each in ranking.levels[0].places] == ["large_final", "random"]
     assert ranking.unranked == [("movement", 1)]
     drawn = ranking_figure(rows, LABELS, "large_final", "x")
-    assert "Not ranked, for other weights remaining or want of runs: movement." in drawn.caption
+    assert "Not ranked, because the density differs or runs are missing: movement." in drawn.caption
 
 
-def test_the_reference_alone_has_nothing_to_be_compared_with() -> None:
+def test_the_reference_alone_cannot_be_compared() -> None:
     assert compute_differences(summary(study(), ["random"])) == {}
     with pytest.raises(UserError, match="there is nothing to draw: no level has finished runs both"):
         difference_figure(study(), ["random"], "random", "x")
@@ -183,7 +183,7 @@ def test_the_overview_is_the_reference_and_the_differences_to_it() -> None:
             assert cell.difference == (None if label == "random" else pytest.approx(apart))
 
 
-def test_the_overview_prints_every_number_and_a_star_where_it_is_significant() -> None:
+def test_the_overview_shows_every_number_and_stars_where_significant() -> None:
     drawn, overview = overview_figure(study(), LABELS, "large_final", "x"), compute_overview(summary(study()))
     axes = drawn.figure.axes[0]
     printed = [text.get_text() for text in axes.texts]
@@ -211,7 +211,7 @@ def test_numbers_in_cells_have_a_sign(difference: float | None, text: str) -> No
     assert cell_text(OverviewCell(5, 97.0, difference, None, False)) == text
 
 
-def test_cells_without_a_run_are_empty_and_said() -> None:
+def test_cells_without_a_run_are_empty_and_explained() -> None:
     assert cell_text(None) == ""
     rows = [r for r in study() if (r["treatment"], r["level"]) != ("movement", 2)]
     drawn = overview_figure(rows, LABELS, "large_final", "x")
@@ -220,13 +220,13 @@ def test_cells_without_a_run_are_empty_and_said() -> None:
 
 
 @given(st.floats(-100, 100), st.floats(-100, 100))
-def test_shades_grow_with_the_difference_and_end_at_ten_points(one: float, other: float) -> None:
+def test_colors_grow_with_the_difference_up_to_ten_points(a: float, b: float) -> None:
     assert (color_level(-10), color_level(0), color_level(10), color_level(-99)) == (-1, 0, 1, -1)
-    assert color_level(one) <= color_level(other) or one > other
-    assert color_level(one) == -color_level(-one)
+    assert color_level(a) <= color_level(b) or a > b
+    assert color_level(a) == -color_level(-a)
 
 
-def test_many_levels_stand_in_several_blocks() -> None:
+def test_many_levels_are_drawn_in_several_blocks() -> None:
     drawn = overview_figure(study(levels=24, seeds=2), LABELS, "large_final", "x")
     assert [len(axes.texts) for axes in drawn.figure.axes] == [36, 36]
 
@@ -235,7 +235,7 @@ def test_many_levels_stand_in_several_blocks() -> None:
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=9))
-def test_ranks_are_those_of_scipy(values: list[int]) -> None:
+def test_ranks_equal_those_of_scipy(values: list[int]) -> None:
     assert ranks(values) == pytest.approx(list(scipy_stats.rankdata([-value for value in values])))
 
 
@@ -257,7 +257,7 @@ def test_mean_ranks_and_their_intervals_are_within_seeds_and_per_level() -> None
         assert [e.mean_rank for e in level.places] == sorted(e.mean_rank for e in level.places)
 
 
-def test_only_seeds_that_all_treatments_have_are_ranked_and_said() -> None:
+def test_only_seeds_that_all_treatments_have_are_ranked() -> None:
     rows = study()
     unfinished(rows, "random", 2, 3, "diverged")
     assert [level.seeds for level in compute_ranking(summary(rows)).levels] == [[*range(5)], [0, 1, 2, 4], [*range(5)]]
@@ -266,7 +266,7 @@ def test_only_seeds_that_all_treatments_have_are_ranked_and_said() -> None:
     assert "Seeds in which some treatment has not finished are not ranked." in caption
 
 
-def test_up_to_five_levels_are_shown_and_all_are_in_the_table() -> None:
+def test_up_to_five_levels_are_drawn_and_all_are_in_the_data() -> None:
     drawn = ranking_figure(study(levels=10), LABELS, "large_final", "x")
     assert len(drawn.figure.axes) == 5
     assert "5 of 10 levels" in drawn.caption
@@ -275,11 +275,11 @@ def test_up_to_five_levels_are_shown_and_all_are_in_the_table() -> None:
     assert heads == ["50%", "12.5%", "3.1%", "0.39%", "0.098%"]
 
 
-# --- all three ---
+# --- differences, overview and ranking ---
 
 
 @pytest.mark.parametrize("draw", DRAW)
-def test_one_seed_and_one_level_can_be_drawn_and_are_said(draw: Any) -> None:
+def test_one_seed_and_one_level_can_be_drawn(draw: Any) -> None:
     single = draw(study(seeds=1), LABELS, "large_final", "x")
     assert "1 seed" in single.caption or "n = 1" in single.caption
     assert "Star" not in single.caption
@@ -290,13 +290,13 @@ def test_one_seed_and_one_level_can_be_drawn_and_are_said(draw: Any) -> None:
 
 
 @pytest.mark.parametrize("draw", DRAW)
-def test_nothing_finished_is_an_error(draw: Any) -> None:
+def test_no_finished_run_is_an_error(draw: Any) -> None:
     with pytest.raises(UserError, match="none of the 9 runs has finished"):
         draw([run(label, level, 0, None) for label in LABELS for level in (1, 2, 3)], LABELS, "random", "x")
 
 
 @pytest.mark.parametrize("draw", DRAW)
-def test_the_same_rows_give_the_same_bytes(draw: Any, tmp_path: Path) -> None:
+def test_equal_rows_give_byte_identical_files(draw: Any, tmp_path: Path) -> None:
     files = [
         save_figure(draw(rows, LABELS, "random", "x"), tmp_path / n, "a")
         for n, rows in (("1", study()), ("2", study()))
@@ -305,7 +305,7 @@ def test_the_same_rows_give_the_same_bytes(draw: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("draw", DRAW)
-def test_hostile_names_are_shown_literally_and_inside_the_page(draw: Any, tmp_path: Path) -> None:
+def test_hostile_names_are_literal_and_inside_the_page(draw: Any, tmp_path: Path) -> None:
     names = ["<script>$x_1$</script>", "\N{RIGHT-TO-LEFT OVERRIDE}abc \N{GRINNING FACE}", "../" * 100]
     rows = [
         run(name, level, seed, 0.9 + 0.01 * i) for i, name in enumerate(names) for level in (1, 2) for seed in (0, 1)
@@ -342,7 +342,7 @@ def table_study(network: str = "fc-300-100", seeds: int = 3) -> list[Row]:
     return [row | {"network": network} for row in rows]
 
 
-def test_the_papers_table_is_that_of_the_source_whole() -> None:
+def test_the_values_of_the_papers_table_are_complete() -> None:
     assert {network: [cell.percent for cell in row.values()] for (network, _), row in PAPER_VALUES.items()} == {
         "fc-300-100": [80, 86, 95.3, 96.4, 97.8, 98.0, 97.7],
         "conv2": [22.3, 37.4, 64.4, 66.3, 65.0, 66.0, 69.2],
@@ -355,7 +355,7 @@ def test_the_papers_table_is_that_of_the_source_whole() -> None:
     assert confirmed == set(itertools.product(("fc-300-100", "conv6"), COLUMNS[:3]))
 
 
-def test_table_one_has_what_was_found_beside_the_papers_values() -> None:
+def test_table_one_has_measured_and_paper_values() -> None:
     rows = table_one_rows(table_study())
     assert [row["column"] for row in rows] == list(COLUMNS)
     for place, row in enumerate(rows[:-1]):
@@ -376,10 +376,10 @@ def test_table_one_is_drawn_with_both_values() -> None:
     shown = [float(np.asarray(each.get_xdata())[0]) for each in diamonds]
     assert shown == [cell.percent for cell in PAPER_VALUES["fc-300-100", "mnist"].values()]
     assert {"about 80 (79.3)", "95.3", "84.1 (83.9 to 84.3)"} <= set(texts(drawn))
-    assert "grey: from memory, unconfirmed" in drawn.caption
+    assert "gray: from memory, unconfirmed" in drawn.caption
 
 
-def test_table_one_of_what_the_paper_has_not_and_of_what_is_not_done() -> None:
+def test_table_one_of_another_data_set_and_of_unfinished_treatments() -> None:
     rows = [row | {"dataset": "digits"} for row in table_study() if row["treatment"] != "DWR, w_i"]
     rows += [run("DWR, w_i", 1, seed, None, dataset="digits", status="diverged") for seed in (0, 1)]
     drawn = table_one_figure(rows, "x", 10.0)
@@ -394,7 +394,7 @@ def test_table_one_of_what_the_paper_has_not_and_of_what_is_not_done() -> None:
         table_one_rows([*rows, *table_study("conv2")])
 
 
-def test_table_one_takes_other_names() -> None:
+def test_table_one_takes_other_labels() -> None:
     rows = [row | {"treatment": f"my {row['treatment']}"} if row["level"] else row for row in table_study()]
     names = {column: f"my {column}" for column in COLUMNS[:-1]} | {COLUMNS[-1]: "dense"}
     found, plain = table_one_rows(rows, names), table_one_rows(table_study())
@@ -408,7 +408,7 @@ def test_the_study_of_learned_supermasks_has_table_one() -> None:
     assert not has_table_one(labels[1:])
 
 
-def test_a_study_with_the_tables_treatments_is_drawn_with_it(tmp_path: Path) -> None:
+def test_a_study_with_the_treatments_of_table_one_has_its_figure(tmp_path: Path) -> None:
     kinds: list[dict[str, Any]] = [{"weights": w, "rescaled": r} for r in (False, True) for w in ("init", "constant")]
     learned = [{"name": name, "supermask": kind} for name, kind in zip(COLUMNS[2:6], kinds, strict=True)]
     heuristic = [{"name": name, "criterion": c, "trained": False} for name, c in zip(COLUMNS, CRITERIA, strict=False)]
@@ -427,11 +427,11 @@ def test_a_study_with_the_tables_treatments_is_drawn_with_it(tmp_path: Path) -> 
     assert all(each.caption.endswith(".") and each.data_rows for each in drawn.values())
 
 
-# --- looks ---
+# --- styles ---
 
 
 @pytest.mark.parametrize("name", [each.name for each in builtin_studies()])
-def test_no_treatment_of_a_shipped_study_looks_like_another(name: str) -> None:
+def test_treatments_of_a_shipped_study_have_distinct_styles(name: str) -> None:
     labels = [treatment.label for treatment in load_study(name).treatments]
     if name == "heuristic-supermasks":
         labels = list(dict.fromkeys(treatment.criterion for treatment in load_study(name).treatments))
@@ -443,16 +443,16 @@ def test_no_treatment_of_a_shipped_study_looks_like_another(name: str) -> None:
 @given(
     st.lists(st.text(max_size=30) | st.sampled_from(list(STYLES)), min_size=1, max_size=12, unique=True), st.randoms()
 )
-def test_colours_depend_on_the_label_alone_and_looks_not_on_the_order(labels: list[str], chance: Any) -> None:
+def test_colors_depend_on_the_label_alone_and_styles_not_on_the_order(labels: list[str], chance: Any) -> None:
     found = assign_styles(labels)
-    assert {label: look.colour for label, look in found.items()} == {each: style_for(each).colour for each in labels}
+    assert {label: look.color for label, look in found.items()} == {each: style_for(each).color for each in labels}
     assert len(set(found.values())) == len(labels)
     shuffled = chance.sample(labels, len(labels))
     assert assign_styles(shuffled) == found
     assert list(assign_styles(shuffled)) == shuffled
 
 
-def test_composite_labels_have_the_look_of_the_papers_word_in_them() -> None:
+def test_composite_labels_have_the_style_of_the_criterion_or_action_in_them() -> None:
     assert style_for("large_final + rewind + zero") == STYLES["large_final"]
     assert style_for("large_final + signed_constant + zero") == STYLES["signed_constant"]
     assert style_for("large_final + rewind + freeze_init") == STYLES["freeze_init"]
@@ -463,6 +463,6 @@ def test_composite_labels_have_the_look_of_the_papers_word_in_them() -> None:
     assert assign_styles(grid) == {label: style_for(label) for label in grid}
 
 
-def test_others_are_all_different() -> None:
-    assert len(set(FALLBACK_STYLES)) == len({(look.colour, look.line) for look in FALLBACK_STYLES}) == 40
-    assert len({(look.colour, look.marker) for look in FALLBACK_STYLES}) == 40
+def test_fallback_styles_are_distinct() -> None:
+    assert len(set(FALLBACK_STYLES)) == len({(look.color, look.line) for look in FALLBACK_STYLES}) == 40
+    assert len({(look.color, look.marker) for look in FALLBACK_STYLES}) == 40

@@ -1,4 +1,4 @@
-"""figures: what is drawn is what the rows say, nothing is dropped in silence, and the files are safe and repeatable."""
+"""Figures of accuracy and convergence: numbers, stars, captions, excluded runs, files."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def study(seeds: int = 3, **facts: str) -> list[Row]:
     return rows
 
 
-def drawn(rows: list[Row], treatments: list[str] = TREATMENTS) -> RenderedFigure:
+def draw(rows: list[Row], treatments: list[str] = TREATMENTS) -> RenderedFigure:
     return accuracy_figure(rows, treatments, treatments[0], "A study")
 
 
 def curves(figure: RenderedFigure) -> dict[str, list[tuple[float, float]]]:
-    """Colour -> the points of each connecting line (without markers)."""
+    """Color -> the points of each connecting line (without markers)."""
     return {
         str(line.get_color()): [
             (float(x), float(y))
@@ -84,15 +84,15 @@ def legend(figure: RenderedFigure) -> list[str]:
 
 
 def test_lines_go_through_the_means_of_the_seeds_and_start_at_the_dense_network() -> None:
-    found = curves(drawn(study()))
+    drawn_lines = curves(draw(study()))
     expected: dict[str, list[tuple[float, float]]]
     expected = {"large_final": [(100, 96), (80, 97), (64, 96)], "random": [(100, 96), (80, 271 / 3), (64, 288.1 / 3)]}
     for label, points in expected.items():
-        assert np.ravel(found[STYLES[label].colour]) == pytest.approx(np.ravel(points))
+        assert np.ravel(drawn_lines[STYLES[label].color]) == pytest.approx(np.ravel(points))
 
 
 def test_weights_remaining_is_logarithmic_and_falls_to_the_right() -> None:
-    axes = drawn(study()).figure.axes[0]
+    axes = draw(study()).figure.axes[0]
     assert axes.get_xscale() == "log"
     left, right = axes.get_xlim()
     assert left > 100 > 64 > right
@@ -100,15 +100,15 @@ def test_weights_remaining_is_logarithmic_and_falls_to_the_right() -> None:
 
 
 def test_band_is_the_95_percent_interval_of_the_mean() -> None:
-    row = next(r for r in drawn(study()).data_rows if (r["treatment"], r["level"]) == ("random", 1))
+    row = next(r for r in draw(study()).data_rows if (r["treatment"], r["level"]) == ("random", 1))
     low, high = scipy_stats.ttest_1samp([90.0, 92.0, 89.0], 0).confidence_interval(0.95)
     assert row["mean_low95"] == pytest.approx(low)
     assert row["mean_high95"] == pytest.approx(high)
-    assert "band (dense network: bar): 95% t-interval of the mean" in drawn(study()).caption
+    assert "band (dense network: bar): 95% t-interval of the mean" in draw(study()).caption
 
 
-def test_stars_are_where_holm_adjusted_paired_tests_say() -> None:
-    figure = drawn(study())
+def test_stars_mark_significant_paired_tests_after_holm() -> None:
+    figure = draw(study())
     ps = [
         float(scipy_stats.ttest_rel(ACCURACIES["random"][level], ACCURACIES["large_final"][level]).pvalue)
         for level in (1, 2)
@@ -118,8 +118,8 @@ def test_stars_are_where_holm_adjusted_paired_tests_say() -> None:
     assert [r["p"] for r in rows] == pytest.approx(ps)
     assert [r["p_holm"] for r in rows] == pytest.approx([2 * ps[0], ps[1]])
     assert [r["significant"] for r in rows] == [True, False]
-    ((colour, places),) = stars(figure)
-    assert colour == STYLES["random"].colour
+    ((color, places),) = stars(figure)
+    assert color == STYLES["random"].color
     assert places == pytest.approx([80])
     assert "differs from large_final" in figure.caption
     assert "paired t-test, pairs share a seed" in figure.caption
@@ -128,14 +128,14 @@ def test_stars_are_where_holm_adjusted_paired_tests_say() -> None:
 
 
 def test_dense_mean_is_a_dotted_line() -> None:
-    figure = drawn(study())
+    figure = draw(study())
     (line,) = [line for line in figure.figure.axes[0].lines if list(np.asarray(line.get_xdata())) == [0, 1]]
     assert list(np.asarray(line.get_ydata())) == pytest.approx([96, 96])
     assert "Dotted line: mean of the dense network" in figure.caption
 
 
-def test_one_seed_has_no_band_and_no_star_and_says_so() -> None:
-    figure = drawn(study(seeds=1))
+def test_one_seed_has_no_band_and_no_star_and_a_note() -> None:
+    figure = draw(study(seeds=1))
     assert stars(figure) == []
     assert "n = 1 seed, so no band and no test" in figure.caption
     assert all(row["p"] is None and row["mean_low95"] is None for row in figure.data_rows)
@@ -148,7 +148,7 @@ def test_runs_that_are_in_no_mean_are_counted() -> None:
     rows[-4] |= {"status": "certificate_failed"}
     rows += [run("random", 3, seed, None) for seed in range(3)]
     rows += [run("random", 4, 0, None, status="ancestor_diverged")]
-    figure = drawn(rows)
+    figure = draw(rows)
     assert "In no mean, of 19 runs: 1 diverged (random 1)" in figure.caption
     assert "1 not started because an ancestor diverged (random 1)" in figure.caption
     assert "1 failed the certificate (random 1)" in figure.caption
@@ -160,35 +160,35 @@ def test_runs_that_are_in_no_mean_are_counted() -> None:
     assert last["mean"] == pytest.approx((95.1 + 96.8) / 2)
 
 
-def test_a_finished_run_without_the_value_is_left_out_and_counted() -> None:
+def test_a_finished_run_without_the_value_is_excluded_and_counted() -> None:
     for value in (None, math.nan):
         rows = study()
         rows[-1]["early_stop_test_accuracy"] = value
-        assert "1 finished without a value (random 1)" in drawn(rows).caption
+        assert "1 finished without a value (random 1)" in draw(rows).caption
 
 
 def test_a_missing_level_leaves_a_gap() -> None:
     rows = [*study(), *(run(label, 3, seed, 0.9 - 0.01 * seed) for label in TREATMENTS for seed in range(3))]
     rows = [row for row in rows if (row["treatment"], row["level"]) != ("random", 2)]
-    points = curves(drawn(rows))[STYLES["random"].colour]
+    points = curves(draw(rows))[STYLES["random"].color]
     assert [math.isnan(y) for _, y in points] == [False, False, True, False]
 
 
-def test_a_treatment_without_a_finished_run_is_named() -> None:
+def test_a_treatment_without_a_finished_run_is_marked_in_the_legend() -> None:
     rows = [row | {"status": "to_do"} if row["treatment"] == "random" else row for row in study()]
-    assert "random (no finished run)" in legend(drawn(rows))
+    assert "random (no finished run)" in legend(draw(rows))
 
 
 def test_only_the_dense_network_has_finished() -> None:
     rows = [row | {"status": "to_do"} if row["level"] else row for row in study()]
-    figure = drawn(rows)
+    figure = draw(rows)
     assert [row["treatment"] for row in figure.data_rows] == ["dense"]
     assert "12 still to do" in figure.caption
 
 
 def test_nothing_has_finished() -> None:
     with pytest.raises(UserError, match="none of the 15 runs has finished"):
-        drawn([row | {"status": "to_do"} for row in study()])
+        draw([row | {"status": "to_do"} for row in study()])
 
 
 def test_a_run_that_serves_several_treatments_is_in_each_and_counted_once() -> None:
@@ -204,30 +204,30 @@ def test_a_run_that_serves_several_treatments_is_in_each_and_counted_once() -> N
     assert "of 13 runs: 1 still to do (large_final 1, movement 1)" in figure.caption
 
 
-def test_the_same_difference_in_every_seed_gets_no_star_and_is_said() -> None:
+def test_equal_differences_in_every_seed_get_no_star_and_a_note() -> None:
     rows = [run(label, 1, s, 0.8 + 0.01 * s - 0.1 * (label == "random")) for label in TREATMENTS for s in range(3)]
-    figure = drawn(rows)
+    figure = draw(rows)
     assert stars(figure) == []
     assert "1 comparison not tested: the same difference in every seed" in figure.caption
     assert "No dense network has finished" in figure.caption
 
 
-def test_the_reference_alone_is_compared_with_nothing() -> None:
-    figure = drawn(study(), ["large_final"])
+def test_the_reference_alone_is_not_compared() -> None:
+    figure = draw(study(), ["large_final"])
     assert all(word not in figure.caption for word in ("Star", "tested"))
     assert all(row["reference"] is None for row in figure.data_rows)
 
 
-def test_a_treatment_with_one_finished_run_is_drawn_and_said_not_to_be_tested() -> None:
+def test_a_treatment_with_one_finished_run_is_drawn_and_not_tested() -> None:
     rows = [row for row in study() if (row["treatment"], row["level"]) != ("random", 2) or row["seed"] == 0]
-    figure = drawn(rows)
+    figure = draw(rows)
     assert (figure.data_rows[-1]["n"], figure.data_rows[-1]["p"]) == (1, None)
     assert "1 comparison not tested: fewer than two runs on a side" in figure.caption
     assert "one level, so no correction" in figure.caption
 
 
-def test_note_on_the_data_is_in_the_caption() -> None:
-    assert drawn(study(data_note="CIFAR-10 as JPEG.")).caption.endswith("Data: CIFAR-10 as JPEG.")
+def test_the_note_on_the_data_is_in_the_caption() -> None:
+    assert draw(study(data_note="CIFAR-10 as JPEG.")).caption.endswith("Data: CIFAR-10 as JPEG.")
 
 
 @pytest.mark.parametrize(
@@ -245,16 +245,16 @@ def test_unknown_treatments_are_refused(treatments: list[str], reference: str, m
 
 def test_runs_of_two_studies_are_not_averaged() -> None:
     with pytest.raises(UserError, match="several runs of one seed"):
-        drawn(study() + study())
+        draw(study() + study())
     with pytest.raises(UserError, match="fc on cifar10, fc on mnist"):
-        drawn(study() + [row | {"dataset": "cifar10", "seed": 7} for row in study()])
+        draw(study() + [row | {"dataset": "cifar10", "seed": 7} for row in study()])
 
 
-def test_accuracy_axis_keeps_good_treatments_apart_when_one_falls_to_chance() -> None:
+def test_the_accuracy_axis_is_logarithmic_if_one_treatment_falls_to_chance() -> None:
     rows = study()
-    assert drawn(rows).figure.axes[0].get_yscale() == "linear"
+    assert draw(rows).figure.axes[0].get_yscale() == "linear"
     rows += [run("random", 3, seed, 0.1 + 0.01 * seed) for seed in range(3)]
-    figure = drawn(rows)
+    figure = draw(rows)
     axes = figure.figure.axes[0]
     assert "logarithmic in the test error" in figure.caption
     low, high = axes.get_ylim()
@@ -268,7 +268,7 @@ def test_accuracy_axis_keeps_good_treatments_apart_when_one_falls_to_chance() ->
 
 def test_perfect_accuracy_can_be_drawn() -> None:
     rows = [run(label, 1, s, 1.0 if label == "random" else 0.2) for label in TREATMENTS for s in range(3)]
-    figure = drawn(rows).figure
+    figure = draw(rows).figure
     assert figure.axes[0].get_yscale() == "linear"
     assert figure.axes[0].get_ylim()[1] > 100
 
@@ -280,7 +280,7 @@ def test_early_stop_figure_shows_iterations() -> None:
     assert {row["unit"] for row in figure.data_rows} == {"iterations"}
 
 
-def test_names_are_shown_literally_and_inside_the_page() -> None:
+def test_names_are_literal_and_inside_the_page() -> None:
     names = ["$x_1$ is_a_$ name", "_hidden", "very_long_" * 12]
     rows = [run(name, level, seed, 0.9) for name in names for level in (1, 2) for seed in range(3)]
     figure = accuracy_figure(rows, names, names[0], "A $study$ of " + "W" * 200).figure
@@ -299,10 +299,10 @@ def test_names_are_shown_literally_and_inside_the_page() -> None:
     assert not any(axes.overlaps(box) for box in boxes)
 
 
-def test_saved_files_are_the_same_bytes_every_time(tmp_path: Path) -> None:
+def test_saved_files_are_byte_identical(tmp_path: Path) -> None:
     contents = []
     for folder in ("a", "b/c"):
-        paths = save_figure(drawn(study()), tmp_path / folder, "mask-criteria accuracy")
+        paths = save_figure(draw(study()), tmp_path / folder, "mask-criteria accuracy")
         assert [path.name for path in paths] == [f"mask-criteria-accuracy.{s}" for s in ("pdf", "svg", "png", "csv")]
         contents.append([path.read_bytes() for path in paths])
     assert contents[0] == contents[1]
@@ -319,19 +319,17 @@ def test_saved_files_are_the_same_bytes_every_time(tmp_path: Path) -> None:
     assert lines[3]["values_by_seed"] == "0=90 1=92 2=89"
 
 
-def test_saving_where_a_file_is_or_where_nothing_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_if_the_output_folder_is_a_file_or_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="not a folder"):
-        save_figure(drawn(study(seeds=1)), tmp_path / "file", "x")
+        save_figure(draw(study(seeds=1)), tmp_path / "file", "x")
 
     def full(self: Path, *_: object, **__: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(SystemFailure, match="No space left on device"):
-        save_figure(drawn(study(seeds=1)), tmp_path / "new", "x")
+        save_figure(draw(study(seeds=1)), tmp_path / "new", "x")
 
 
 @given(st.text(max_size=100))
@@ -346,7 +344,7 @@ def test_slugs() -> None:
     assert slugify("研究") == slugify("") == "figure"
 
 
-def test_a_treatment_looks_the_same_in_every_figure() -> None:
+def test_a_treatment_has_the_same_style_in_every_figure() -> None:
     assert (
         assign_styles(["random", "mine", "large_final"])["large_final"] == assign_styles(["large_final"])["large_final"]
     )
@@ -354,13 +352,13 @@ def test_a_treatment_looks_the_same_in_every_figure() -> None:
 
 
 @pytest.mark.parametrize("labels", [list(STYLES)[:15], [f"mine {number}" for number in range(len(FALLBACK_STYLES))]])
-def test_no_look_twice_in_a_figure(labels: list[str]) -> None:
+def test_styles_in_a_figure_are_distinct(labels: list[str]) -> None:
     assert len(set(assign_styles(labels).values())) == len(labels)
     mixed = assign_styles(["rewind", "large_final", "random", "mine"])
     assert len(set(mixed.values())) == 4
 
 
-def test_ticks_are_short_and_not_crowded() -> None:
+def test_tick_labels_are_short_and_ticks_are_thinned() -> None:
     assert [format_percent(value) for value in (100, 51.2, 26.214, 6.87, 0.4722, 99.5)] == [
         "100", "51.2", "26.2", "6.9", "0.47", "99.5",
     ]  # fmt: skip
@@ -368,13 +366,13 @@ def test_ticks_are_short_and_not_crowded() -> None:
 
 
 @given(st.text(st.characters(codec="ascii"), max_size=60), st.integers(1, 12))
-def test_wrapping_loses_nothing_and_fits(text: str, width: int) -> None:
+def test_wrapped_text_is_complete_and_fits(text: str, width: int) -> None:
     lines = wrap_to_width(text, width, len)
     assert all(len(line) <= width for line in lines)
     assert "".join("".join(lines).split()) == "".join(text.split())
 
 
-def test_a_very_long_word_is_broken_in_no_time() -> None:
+def test_a_long_word_is_wrapped_with_few_measurements() -> None:
     measured: list[int] = []
 
     def measure(part: str) -> int:
@@ -385,7 +383,7 @@ def test_a_very_long_word_is_broken_in_no_time() -> None:
     assert len(measured) < 3_000
 
 
-def test_importing_figures_is_light() -> None:
+def test_importing_figures_loads_no_heavy_module() -> None:
     heavy = {"matplotlib", "scipy", "torch", "duckdb", "pandas"}
     code = (
         f"import sys, supermask.reporting.figures, supermask.store.tables; sys.exit(bool({heavy!r} & set(sys.modules)))"

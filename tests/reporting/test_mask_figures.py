@@ -1,4 +1,4 @@
-"""Figures of masks: what they show, that it is inside the page, and that names are shown literally."""
+"""Figures of masks: numbers, literal names, and texts inside the page."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_no_panel_is_empty_and_none_covers_another() -> None:
 # --- overlap ---
 
 
-def test_the_heat_map_has_the_found_below_and_the_expected_above_the_diagonal() -> None:
+def test_the_heat_map_is_measured_below_and_expected_above_the_diagonal() -> None:
     masks = specimens(3)
     masks[2] = masks[0]
     found = pairs(masks)
@@ -132,7 +132,7 @@ def test_the_heat_map_has_the_found_below_and_the_expected_above_the_diagonal() 
     assert "of 3 pairs: 1 above" in drawn.caption
 
 
-def test_many_masks_are_numbered_and_not_written_out() -> None:
+def test_many_masks_are_numbered_and_not_listed() -> None:
     labels = [f"mask {n}" for n in range(30)]
     figures = every_figure(labels)
     assert not figures["overlap"].figure.axes[0].texts
@@ -143,14 +143,14 @@ def test_many_masks_are_numbered_and_not_written_out() -> None:
 # --- planes, distributions, densities, pixels ---
 
 
-def test_the_hexagons_drawn_are_those_counted_in_their_colours() -> None:
+def test_hexagons_have_the_counted_colors_and_positions() -> None:
     kept = mask(0, 0.7)
     drawn = weight_plane_figure([weight_plane(weights(1), weights(2), kept)], ["a"], "Plane")
     (collection,) = [c for c in drawn.figure.axes[0].collections if isinstance(c, PolyCollection)]
     assert len(collection.get_paths()) == len(drawn.data_rows)
     counts = [(int(row["kept"] or 0), int(row["pruned"] or 0)) for row in drawn.data_rows]
-    colours = colormap(PRUNED_KEPT_COLORS)
-    expected = [colours(k / (k + p)) for k, p in counts]
+    colors = colormap(PRUNED_KEPT_COLORS)
+    expected = [colors(k / (k + p)) for k, p in counts]
     assert np.allclose(collection.get_facecolor(), expected)
     assert sum(k for k, _ in counts) <= kept.sum()
     for path, row in zip(collection.get_paths(), drawn.data_rows, strict=True):
@@ -158,8 +158,8 @@ def test_the_hexagons_drawn_are_those_counted_in_their_colours() -> None:
         assert (x, y) == pytest.approx((row["w_i"], row["w_f"]))
 
 
-def test_hexagons_touch_and_do_not_overlap_where_all_are_full() -> None:
-    """The corners of the fullest hexagon are a third of the rise above its centre, half a step beside it."""
+def test_full_hexagons_touch_and_do_not_overlap() -> None:
+    """The corners of the fullest hexagon are a third of the rise above its center and half a step beside it."""
     plane = weight_plane(np.zeros((1, 4)), np.zeros((1, 4)), np.ones((1, 4), dtype=bool))
     drawn = weight_plane_figure([plane], ["a"], "Plane")
     (collection,) = [c for c in drawn.figure.axes[0].collections if isinstance(c, PolyCollection)]
@@ -170,7 +170,7 @@ def test_hexagons_touch_and_do_not_overlap_where_all_are_full() -> None:
     assert np.ptp(corners[:, 0]) == pytest.approx(found.width)
 
 
-def test_the_distributions_drawn_have_area_one() -> None:
+def test_histograms_have_area_one() -> None:
     kept, edges = mask(0, 0.7), np.linspace(-6, 6, 25)
     pair = (weight_distribution(weights(1), kept, None, edges), weight_distribution(weights(2), kept, None, edges))
     drawn = distribution_figure([pair], ["a"], "Distributions")
@@ -197,7 +197,7 @@ def test_an_empty_layer_can_be_drawn() -> None:
     density_figure([empty], ["x"], "Density").figure.draw_without_rendering()
 
 
-def test_pixel_maps_are_the_shares_given_and_empty_pixels_are_counted() -> None:
+def test_pixel_maps_draw_the_shares_and_count_empty_pixels() -> None:
     maps = [np.array([[0, 0.5], [1, 0]]), np.array([[0.25, 0.5], [0.5, 0]])]
     drawn = pixel_map_figure(maps, ["a", "b"], "Pixels")
     for axes, pixels in zip(drawn.figure.axes, maps, strict=False):
@@ -209,14 +209,14 @@ def test_pixel_maps_are_the_shares_given_and_empty_pixels_are_counted() -> None:
 # --- the page ---
 
 
-@pytest.mark.parametrize("colours", [SEQUENTIAL_COLORS, PRUNED_KEPT_COLORS])
-def test_colours_can_be_read_in_grey(colours: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("colors", [SEQUENTIAL_COLORS, PRUNED_KEPT_COLORS])
+def test_color_scales_are_readable_in_grayscale(colors: tuple[str, ...]) -> None:
     """Luminance falls at every step of the scale."""
-    shades = colormap(colours)(np.linspace(0, 1, 100))[:, :3] @ [0.2126, 0.7152, 0.0722]
+    shades = colormap(colors)(np.linspace(0, 1, 100))[:, :3] @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(shades) < 0).all()
 
 
-def test_names_are_broken_and_cut_to_the_room_there_is() -> None:
+def test_names_are_wrapped_and_shortened_to_fit() -> None:
     assert fit_text("movement", 2.0) == "movement"
     cut = fit_text("large_init_large_final, level 5, seed 0", 1.0)
     assert cut.endswith(" ...")
@@ -226,5 +226,5 @@ def test_names_are_broken_and_cut_to_the_room_there_is() -> None:
     assert panel_titles(["a", "large_init_large_final, level 5, seed 0"], 1.2)[1] > panel_titles(["a"], 1.2)[1] == 0
 
 
-def test_panels_stand_in_even_rows() -> None:
+def test_panels_are_in_even_rows() -> None:
     assert [num_columns(n, 3) for n in (1, 2, 3, 4, 5, 7)] == [1, 2, 3, 2, 3, 3]

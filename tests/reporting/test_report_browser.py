@@ -1,4 +1,4 @@
-"""The report in a real browser, opened from disk: nothing is asked of a network, nothing is said on the console."""
+"""The report in a browser, opened from disk: no request, no console message."""
 
 from __future__ import annotations
 
@@ -55,23 +55,23 @@ def file(carried: Carried) -> Path:
 
 @contextmanager
 def visit(browser: Browser, file: Path, width: int, scheme: Literal["light", "dark"]) -> Iterator[Page]:
-    """The page, and at the end what it said and what it asked for: nothing, and itself."""
+    """Open the page; at the end check that it logged nothing and requested nothing but itself."""
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda wanted: asked.append(wanted.url))
+    logged: list[str] = []
+    requested: list[str] = []
+    page.on("console", lambda message: logged.append(message.text))
+    page.on("pageerror", lambda error: logged.append(str(error)))
+    page.on("request", lambda wanted: requested.append(wanted.url))
     page.goto(file.as_uri())
     yield page
     page.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [file.as_uri()]
+    assert logged == []
+    assert [url for url in requested if not url.startswith(("data:", "blob:"))] == [file.as_uri()]
 
 
 @pytest.fixture
 def opened(browser: Browser, file: Path) -> Iterator[Page]:
-    """On a desk, in daylight."""
+    """The report at 1280 pixels in the light theme."""
     with visit(browser, file, 1280, "light") as page:
         yield page
 
@@ -88,7 +88,7 @@ SMALL = """() => [...document.querySelectorAll('body *')].filter(each => each.ge
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "dark"), (1920, "light")])
-def test_it_fits_every_window_and_can_be_read(
+def test_the_page_fits_every_window_with_readable_text(
     browser: Browser, file: Path, width: int, scheme: Literal["light", "dark"]
 ) -> None:
     with visit(browser, file, width, scheme) as page:
@@ -99,7 +99,7 @@ def test_it_fits_every_window_and_can_be_read(
         assert page.evaluate(SMALL) == []
 
 
-def test_a_treatment_is_switched_off_and_stays_off_in_another_view(opened: Page) -> None:
+def test_a_hidden_treatment_stays_hidden_in_another_view(opened: Page) -> None:
     scroll_to(opened, "#study-small-accuracy .plot")
     lines = "#study-small-accuracy .scatterlayer .trace .lines path"
     opened.wait_for_selector(lines)
@@ -119,7 +119,7 @@ def test_a_treatment_is_switched_off_and_stays_off_in_another_view(opened: Page)
     assert set(opened.evaluate(visible)) == {True}
 
 
-def test_hover_says_what_the_point_is(opened: Page) -> None:
+def test_hover_text_describes_the_point(opened: Page) -> None:
     scroll_to(opened, "#study-small-overview .plot")
     opened.wait_for_selector("#study-small-overview .heatmaplayer image")
     box = opened.locator("#study-small-overview .nsewdrag").bounding_box()
@@ -129,7 +129,7 @@ def test_hover_says_what_the_point_is(opened: Page) -> None:
     assert said is not None and "random + freeze_init" in said and "n = 2" in said and "against large_final" in said
 
 
-def test_tables_sort_by_a_click_and_by_the_keyboard(opened: Page) -> None:
+def test_tables_sort_by_click_and_by_keyboard(opened: Page) -> None:
     table = scroll_to(opened, "[data-table=study-small-summary]")
     head = table.locator("th", has_text="Accuracy")
 
@@ -148,7 +148,7 @@ def test_tables_sort_by_a_click_and_by_the_keyboard(opened: Page) -> None:
     assert column() == as_made
 
 
-def test_all_runs_are_shown_when_asked_for_and_downloaded_as_the_table(opened: Page, carried: Carried) -> None:
+def test_the_table_of_runs_opens_and_downloads_as_the_printed_table(opened: Page, carried: Carried) -> None:
     table = opened.locator("[data-table=study-small-runs]")
     assert table.locator("tbody tr").count() == 0
     opened.locator("details.lazy summary").click()
@@ -165,14 +165,14 @@ def test_all_runs_are_shown_when_asked_for_and_downloaded_as_the_table(opened: P
 
 
 def number(field: str) -> float | str:
-    """JavaScript writes 0.0 as 0."""
+    """Parse a field if it is a number, because JavaScript writes 0.0 as 0."""
     try:
         return float(field)
     except ValueError:
         return field
 
 
-def test_the_page_turns_dark_and_back(opened: Page) -> None:
+def test_the_theme_button_switches_to_dark_and_back(opened: Page) -> None:
     def shade() -> str:
         return str(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
 
@@ -183,7 +183,7 @@ def test_the_page_turns_dark_and_back(opened: Page) -> None:
     assert shade() == before
 
 
-def test_paper_gets_every_figure(opened: Page) -> None:
+def test_printing_draws_every_figure(opened: Page) -> None:
     opened.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert opened.locator("[data-plot] .main-svg").count() >= opened.locator("[data-plot]").count() > 0
     opened.evaluate("dispatchEvent(new Event('afterprint'))")
@@ -204,7 +204,7 @@ def test_the_papers_values_are_bold_where_they_are_confirmed(browser: Browser, t
             assert line.locator("bdi.bold").count() == wanted.confirmed
 
 
-def test_the_ranking_has_a_view_a_level(opened: Page) -> None:
+def test_the_ranking_has_one_view_per_level(opened: Page) -> None:
     scroll_to(opened, "#study-small-ranking .plot")
     views = opened.locator("#study-small-ranking .views button")
     views.first.wait_for()
@@ -215,7 +215,7 @@ def test_the_ranking_has_a_view_a_level(opened: Page) -> None:
     assert shown == f"Mean rank at {views.last.inner_text()} (1 is best)"
 
 
-def test_hostile_names_are_shown_as_they_are(browser: Browser, tmp_path: Path) -> None:
+def test_hostile_names_are_displayed_literally(browser: Browser, tmp_path: Path) -> None:
     plan = carried_out_hostile(tmp_path / "store", SCRIPT, SCRIPT)
     found = (plan, *plan_rows(plan, Store(tmp_path / "store")))
     file = tmp_path / "r.html"

@@ -1,4 +1,4 @@
-"""Claims, ranking, Table 1, heuristics, supermasks, learning curves: every number is NumPy's over `supermask table`."""
+"""Claims, ranking, Table 1 and supermasks in the report: every number equals NumPy over `supermask table`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CLAIMS = [
 
 @dataclass(frozen=True)
 class Shown:
-    """A study's report, and what `supermask table` prints of it."""
+    """Report of a study and its rows from `supermask table`."""
 
     report: Report
     store: Store
@@ -50,7 +50,7 @@ class Shown:
 
     @property
     def tables(self) -> dict[str, list[dict[str, Any]]]:
-        """As the page has them."""
+        """Tables of the page, by id."""
         found = blocks(read(render_report(self.report)))
         return {name: rows_of(block) for name, block in found.items() if "columns" in block}
 
@@ -141,7 +141,7 @@ def test_the_level_tables_of_claims(trained: Shown) -> None:
             assert cells[9] == ("–" if chance else f"{flips:.2f}")
 
 
-def test_which_tests_decided_and_what_exact_ones_cannot_reach(trained: Shown) -> None:
+def test_claims_describe_their_tests_and_the_limit_of_exact_tests(trained: Shown) -> None:
     (claims,) = (
         each for each in read(render_report(trained.report)).all("section") if each.attributes["id"] == "claims"
     )
@@ -191,7 +191,7 @@ def test_the_ranking_shows_mean_ranks_and_their_intervals(trained: Shown) -> Non
         assert order == sorted(order)
 
 
-def test_two_treatments_need_no_ranking(tmp_path: Path) -> None:
+def test_two_treatments_have_no_ranking(tmp_path: Path) -> None:
     found = shown(tmp_path, small_plan({"criterion": "large_final"}, {"criterion": "random"}, levels=1))
     assert "study-own-ranking" not in plot_data(found.report)
 
@@ -215,7 +215,7 @@ def test_table_one(masks: Shown) -> None:
     assert "The paper's table does not have fc-100 on digits." in table.caption
 
 
-def test_supermasks_each_as_the_networks_that_it_stands_for(masks: Shown) -> None:
+def test_supermasks_and_their_networks(masks: Shown) -> None:
     column = {"thresholded": "thresholded_test_accuracy", "expected": "expected_test_accuracy"}
     rows = masks.tables["study-own-networks"]
     assert len(rows) == 2 + 4 * 3

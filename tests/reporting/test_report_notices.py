@@ -1,4 +1,4 @@
-"""What a reader has to hear first: that it is a demonstration, what the data is, and which runs diverged."""
+"""Notices at the top of the report: demonstration data, notes on the data, diverged runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
     return carried_out(tmp_path_factory.mktemp("notices"), text=TEXT.replace("seeds: 2", "seeds: 4") + CLAIM)
 
 
-def made(carried: Carried, rows: list[Row]) -> Report:
+def make_report(carried: Carried, rows: list[Row]) -> Report:
     claims = evaluate_claims([(carried.plan.study, rows)])
     return build_report([(carried.plan, rows, [])], claims, carried.opened(), "")
 
@@ -54,7 +54,7 @@ def section(report: Report, name: str) -> Element:
 # --- a demonstration ---
 
 
-def test_only_digits_are_a_demonstration_and_their_images_are_counted() -> None:
+def test_only_digits_are_a_demonstration() -> None:
     assert demo_notice(["mnist", "cifar10", ""]) == demo_notice([]) == ""
     text = demo_notice(["mnist", "digits", "digits"])
     assert text.startswith(DEMONSTRATION) and "--scale laptop" in text
@@ -62,30 +62,30 @@ def test_only_digits_are_a_demonstration_and_their_images_are_counted() -> None:
     assert facts.training_images + facts.test_images == 1797 and facts.image_shape == (1, 8, 8)
 
 
-def test_it_stands_on_top_of_the_report_and_of_what_the_commands_say(carried: Carried, tmp_path: Path) -> None:
-    top = section(made(carried, rows_in(carried)), "summary")
+def test_the_demonstration_notice_is_on_top_of_report_and_command_output(carried: Carried, tmp_path: Path) -> None:
+    top = section(make_report(carried, rows_in(carried)), "summary")
     assert [each.text for each in top.all("p")][1].startswith(DEMONSTRATION)
     text = call("claims", *carried.args)
     assert text.out.startswith(DEMONSTRATION) and text.err == ""
     printed = call("claims", *carried.args, "--format", "json")
     assert DEMONSTRATION in printed.err
     assert json.loads(printed.out)[0]["dataset"] == "digits"
-    told = call("report", *carried.args, "--out", str(tmp_path / "r.html"))
-    assert told.out.count(DEMONSTRATION) == 1
+    result = call("report", *carried.args, "--out", str(tmp_path / "r.html"))
+    assert result.out.count(DEMONSTRATION) == 1
 
 
-def test_reproduce_says_it_too(tmp_path: Path) -> None:
+def test_reproduce_prints_the_demonstration_notice(tmp_path: Path) -> None:
     at = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "r.html"), "--workers", "2"]
-    told = call("reproduce", "--scale", "digits", "--only", "mask-points", *at)
-    assert told.status == 0, told.err
-    assert told.out.count(DEMONSTRATION) == 1
-    assert told.out.index(DEMONSTRATION) < told.out.index(" 14. ")
+    result = call("reproduce", "--scale", "digits", "--only", "mask-points", *at)
+    assert result.status == 0, result.err
+    assert result.out.count(DEMONSTRATION) == 1
+    assert result.out.index(DEMONSTRATION) < result.out.index(" 14. ")
 
 
-def test_what_is_known_of_the_data_stands_on_top_once(carried: Carried) -> None:
+def test_the_note_on_the_data_is_on_top_once(carried: Carried) -> None:
     note = "images decoded from JPEG: pixels differ from the original's."
     rows = [{**row, "dataset": "cifar10", "data_note": note} for row in rows_in(carried)]
-    report = made(carried, rows)
+    report = make_report(carried, rows)
     said = [each.text for each in section(report, "summary").all("p")]
     assert said.count(f"Data: {note}") == 1
     assert f"Data: {note}" in claim_notices(report.claims)
@@ -95,36 +95,36 @@ def test_what_is_known_of_the_data_stands_on_top_once(carried: Carried) -> None:
 # --- diverged runs ---
 
 
-def test_a_learning_rate_that_is_too_high(tmp_path: Path) -> None:
-    """Every dense run diverges, and nothing can be done after it."""
+def test_a_study_whose_dense_runs_all_diverge(tmp_path: Path) -> None:
+    """The learning rate is too high: every dense run diverges, and no other run can start."""
     plan = small_plan({"criterion": "large_final"}, {"criterion": "random"}, lr=3e37, optimizer="sgd", seeds=3)
     carry_out(plan, tmp_path)
     rows, _ = plan_rows(plan, Store(tmp_path))
     assert Counter(row["status"] for row in rows) == {"diverged": 3, "ancestor_diverged": 12}
     report = build_report([(plan, rows, [])], [], Store(tmp_path), "")
-    for name in ("study-study", "making"):
+    for name in ("study-study", "provenance"):
         text = section(report, name).text
-        assert "3 runs diverged, and 12 runs could not be done after them" in text
+        assert "3 runs diverged, and 12 runs could not start after them" in text
     for row in rows:
         if row["status"] == "diverged":
             when = f"loss not finite at iteration {row['diverged_at']}"
             assert f"dense, level 0, seed {row['seed']} ({when})" in section(report, "study-study").text
-            assert when in section(report, "making").text
+            assert when in section(report, "provenance").text
     assert "has finished, and none is to do: there is no mean" in section(report, "study-study").text
     assert render_report(report)
 
 
-def test_a_study_that_diverged_whole_is_reported_and_not_called_missing(tmp_path: Path) -> None:
+def test_a_study_whose_runs_all_diverged_is_reported(tmp_path: Path) -> None:
     study = written(tmp_path, text=TEXT.replace("train: {", "train: {lr: 3e37, optimizer: sgd, "))
     carry_out(make_plan(load_study(study)), tmp_path / "store")
-    told = call("report", study, "--store", tmp_path / "store", "--out", tmp_path / "r.html")
-    assert (told.status, told.err) == (0, "")
-    assert "2 runs diverged, and 16 runs could not be done after them" in (tmp_path / "r.html").read_text()
+    result = call("report", study, "--store", tmp_path / "store", "--out", tmp_path / "r.html")
+    assert (result.status, result.err) == (0, "")
+    assert "2 runs diverged, and 16 runs could not start after them" in (tmp_path / "r.html").read_text()
 
 
 @pytest.fixture(scope="module")
 def some_diverged(carried: Carried) -> Report:
-    """One run diverged, and so the one after it could not be done; everything else finished."""
+    """One run diverged, so its child could not start; all others finished."""
     status = {1: "diverged", 2: "ancestor_diverged"}
     rows: list[Row] = []
     for row in rows_in(carried):
@@ -133,15 +133,15 @@ def some_diverged(carried: Carried) -> Report:
             row = {**row, **gone, "status": status[int(row["level"] or 0)], "certificate": None}
             row["diverged_at"] = 7 if row["level"] == 1 else None
         rows.append(row)
-    return made(carried, rows)
+    return make_report(carried, rows)
 
 
-def test_it_is_named_above_its_study_and_at_the_end(some_diverged: Report) -> None:
+def test_a_diverged_run_is_listed_above_its_study_and_in_the_provenance(some_diverged: Report) -> None:
     top = section(some_diverged, "study-small").all("p")[1].text
-    assert top.startswith("1 run diverged, and 1 run could not be done after it; they are in no mean:")
+    assert top.startswith("1 run diverged, and 1 run could not start after it; they are in no mean:")
     assert "random + zero, level 1, seed 3 (loss not finite at iteration 7)." in top
-    end = section(some_diverged, "making")
-    assert "1 run diverged, and 1 run could not be done after" in end.text
+    end = section(some_diverged, "provenance")
+    assert "1 run diverged, and 1 run could not start after" in end.text
     (table,) = (each for each in end.all("table") if "Runs that diverged" in each.text)
     assert [cell.text for cell in table.all("td")][:5] == [
         "small",
@@ -152,7 +152,7 @@ def test_it_is_named_above_its_study_and_at_the_end(some_diverged: Report) -> No
     ]
 
 
-def test_it_is_counted_below_every_figure(some_diverged: Report) -> None:
+def test_a_diverged_run_is_counted_in_every_caption(some_diverged: Report) -> None:
     plots = some_diverged.studies[0].plots
     assert [plot.name for plot in plots] == ["accuracy", "overview", "ranking", "early-stop"]
     for plot in plots:
@@ -162,7 +162,7 @@ def test_it_is_counted_below_every_figure(some_diverged: Report) -> None:
     assert "Seeds in which some treatment has not finished are not ranked." in ranking.caption
 
 
-def test_means_are_of_the_others_and_the_table_counts_it(some_diverged: Report) -> None:
+def test_a_diverged_run_is_in_no_mean_and_counted_in_the_table(some_diverged: Report) -> None:
     rows = rows_of(table_data(some_diverged)["study-small-summary"])
     own = [row for row in rows if row["treatment"] == "random + zero"]
     assert [(row["n"], row["left_out"], row["test"], row["p_sign_flip"]) for row in own] == [
@@ -170,7 +170,7 @@ def test_means_are_of_the_others_and_the_table_counts_it(some_diverged: Report) 
     ] * 2
 
 
-def test_claims_say_which_seeds_they_lost_and_that_they_are_no_pairs_any_more(some_diverged: Report) -> None:
+def test_claims_list_lost_seeds_and_are_not_paired(some_diverged: Report) -> None:
     (clause,) = some_diverged.claims[0].clauses
     lost = (
         "random + zero: 1 diverged (level 1 seed 3)",

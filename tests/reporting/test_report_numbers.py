@@ -1,4 +1,4 @@
-"""The report's numbers are those of `supermask table`, to the last digit, and its means those of NumPy over them."""
+"""Numbers of the report equal those of `supermask table`, and its means those of NumPy."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
 
 
 @pytest.fixture(scope="module")
-def made(carried: Carried) -> Report:
+def report(carried: Carried) -> Report:
     found = api_runs.study_rows(str(carried.study), store=carried.store)
     return build_report([found], [], Store(carried.store), "supermask report small.yaml")
 
 
 def table_of(carried: Carried) -> list[dict[str, str]]:
-    """What `supermask table` prints."""
+    """Rows that `supermask table` prints."""
     return list(csv.DictReader(io.StringIO(call("table", *carried.args)[1])))
 
 
@@ -50,9 +50,9 @@ def accuracies(carried: Carried, treatment: str, level: int) -> list[float]:
     return [100 * float(row["early_stop_test_accuracy"]) for row in sorted(rows, key=lambda row: int(row["seed"]))]
 
 
-def test_every_run_is_there_with_every_number(carried: Carried, made: Report) -> None:
-    """As text, CSV tells 0.5 from 0.50000000001: both sides are read back as JSON would."""
-    runs = rows_of(blocks(read(render_report(made)))["study-small-runs"])
+def test_the_table_of_runs_has_every_run_and_every_number(carried: Carried, report: Report) -> None:
+    """The values of the CSV are parsed with the types of the JSON values."""
+    runs = rows_of(blocks(read(render_report(report)))["study-small-runs"])
     printed = table_of(carried)
     assert len(runs) == len(printed) == RUNS
     for run, line in zip(runs, printed, strict=True):
@@ -68,8 +68,8 @@ def test_every_run_is_there_with_every_number(carried: Carried, made: Report) ->
                 assert line[name] == value
 
 
-def test_means_intervals_and_differences_are_those_of_numpy_over_the_csv(carried: Carried, made: Report) -> None:
-    summary = rows_of(blocks(read(render_report(made)))["study-small-summary"])
+def test_means_intervals_and_differences_are_those_of_numpy_over_the_csv(carried: Carried, report: Report) -> None:
+    summary = rows_of(blocks(read(render_report(report)))["study-small-summary"])
     assert len(summary) == 1 + 4 * 2
     for row in summary:
         values = np.array(accuracies(carried, row["treatment"], row["level"]))
@@ -82,8 +82,8 @@ def test_means_intervals_and_differences_are_those_of_numpy_over_the_csv(carried
             assert math.isclose(row["difference"], (values - reference).mean(), rel_tol=1e-9, abs_tol=1e-9)
 
 
-def test_lines_are_drawn_through_the_means(carried: Carried, made: Report) -> None:
-    figure = plot_data(made)["study-small-accuracy"]
+def test_lines_are_drawn_through_the_means(carried: Carried, report: Report) -> None:
+    figure = plot_data(report)["study-small-accuracy"]
     views = {view["label"]: view for view in (figure, *figure["views"])}
     assert set(views) == {"Accuracy", "Accuracy, log axis of the error", "Difference to the reference"}
     for treatment in ("large_final + zero", "random + freeze_init"):
@@ -104,15 +104,15 @@ def named(view: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def test_the_map_has_the_differences(carried: Carried, made: Report) -> None:
-    (heat,) = plot_data(made)["study-small-overview"]["data"]
+def test_the_overview_has_the_differences(carried: Carried, report: Report) -> None:
+    (heat,) = plot_data(report)["study-small-overview"]["data"]
     ours, theirs = (np.array(accuracies(carried, label, 2)) for label in ("random + zero", "large_final + zero"))
-    row = list(plot_data(made)["study-small-overview"]["layout"]["yaxis"]["ticktext"]).index("random + zero")
+    row = list(plot_data(report)["study-small-overview"]["layout"]["yaxis"]["ticktext"]).index("random + zero")
     assert math.isclose(heat["z"][row][1], (ours - theirs).mean(), rel_tol=1e-9, abs_tol=1e-9)
     assert heat["z"][0] == [0.0, 0.0] and heat["text"][0] == ["ref.", "ref."]
 
 
-def test_band_and_line_go_together_and_a_missing_level_is_a_gap(carried: Carried) -> None:
+def test_a_missing_level_is_a_gap_and_the_band_follows_the_line(carried: Carried) -> None:
     plan, rows, _ = api_runs.study_rows(str(carried.study), store=carried.store)
     gone = [
         {**row, "status": "to_do", "early_stop_test_accuracy": None, "early_stop_iteration": None}
@@ -137,8 +137,8 @@ def test_supermasks_and_their_curves(tmp_path: Path) -> None:
         seeds=2,
     )
     rows, _ = plan_rows(found.plan, found.opened())
-    made = build_report([(found.plan, rows, [])], [], found.opened(), "")
-    figures, tables = plot_data(made), {name: rows_of(table) for name, table in table_data(made).items()}
+    report = build_report([(found.plan, rows, [])], [], found.opened(), "")
+    figures, tables = plot_data(report), {name: rows_of(table) for name, table in table_data(report).items()}
     linear = next(v for v in figures["study-study-supermasks"]["views"] if v["label"] == "Linear axis")
     learned = [row for row in rows if row["treatment"] == "learned"]
     samples = np.mean([100 * float(row["early_stop_test_accuracy"] or 0) for row in learned])
@@ -158,7 +158,7 @@ VALUES = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampl
 
 
 @given(st.lists(st.fixed_dictionaries(dict.fromkeys("abc", VALUES)), min_size=1, max_size=12))
-def test_columns_give_back_every_value_and_its_type(rows: list[Row]) -> None:
+def test_packed_columns_keep_every_value_and_its_type(rows: list[Row]) -> None:
     packed = json.loads(json.dumps(pack_columns(rows, ["a", "b", "c"]), allow_nan=False))
     found = rows_of({"rows": len(rows), "columns": packed})
     for row, back in zip(rows, found, strict=True):
@@ -186,10 +186,10 @@ def test_the_table_compares_as_the_figure_does(tmp_path: Path) -> None:
     ]
     found = done(tmp_path / "store", *treatments, seeds=2, reference={"name": "learned"}, levels=1)
     rows, _ = plan_rows(found.plan, found.opened())
-    made = build_report([(found.plan, rows, [])], [], found.opened(), "")
-    (figure,) = (plot.figure for plot in made.studies[0].plots if plot.name == "accuracy")
+    report = build_report([(found.plan, rows, [])], [], found.opened(), "")
+    (figure,) = (plot.figure for plot in report.studies[0].plots if plot.name == "accuracy")
     view = next(view for view in figure["views"] if view["label"] == "Difference to the reference")
-    summary = rows_of(table_data(made)["study-study-summary"])
+    summary = rows_of(table_data(report)["study-study-summary"])
     found_at = [(row["treatment"], row["level"]) for row in summary]
     assert found_at == [("dense", 0), ("learned", 1), ("ticket", 1), ("random", 1), ("on", 1), ("on", 2), ("on", 3)]
     (row,) = (row for row in summary if row["treatment"] == "random")

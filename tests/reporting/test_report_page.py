@@ -1,4 +1,4 @@
-"""The report's page: safe whatever things are called, alone in the world, the same bytes for the same store."""
+"""Page of the report: structure, provenance, hostile names, content security policy, reproducible bytes."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
 
 
 @pytest.fixture(scope="module")
-def made(carried: Carried) -> Report:
-    return reported(carried)
+def report(carried: Carried) -> Report:
+    return make_report(carried)
 
 
-def reported(carried: Carried, *overrides: str, claims: list[ClaimFinding] | None = None) -> Report:
+def make_report(carried: Carried, *overrides: str, claims: list[ClaimFinding] | None = None) -> Report:
     found = api_runs.study_rows(str(carried.study), overrides, carried.store)
     return build_report([found], claims or [], Store(carried.store), "supermask report small.yaml")
 
@@ -87,7 +87,7 @@ def claim(verdict: Verdict = "supported", study: str = "small", figure: str = "a
         ("3 runs",),
         9,
     )
-    usual: dict[str, Any] = {"id": "c", "number": 3, "statement": "A statement.", "source": "section 9"}
+    usual: dict[str, Any] = {"id": "c", "number": 3, "statement": "A statement.", "source": "Zhou et al. 2019"}
     return ClaimFinding(
         study=study,
         figure=figure,
@@ -98,17 +98,17 @@ def claim(verdict: Verdict = "supported", study: str = "small", figure: str = "a
     )
 
 
-# --- what it says ---
+# --- content ---
 
 
-def test_the_order_and_the_headings(made: Report) -> None:
-    tree = read(render_report(made))
-    assert list(sections(made)) == ["summary", "claims", "study-small", "making"]
-    assert [each.attributes["id"] for each in tree.all("section")] == list(sections(made))
+def test_the_order_and_the_headings(report: Report) -> None:
+    tree = read(render_report(report))
+    assert list(sections(report)) == ["summary", "claims", "study-small", "provenance"]
+    assert [each.attributes["id"] for each in tree.all("section")] == list(sections(report))
     assert [each.text for each in tree.all("h1")] == ["A small study"]
-    assert [each.text for each in tree.all("h2")] == ["Claims", "A small study", "How it was made"]
-    linked = [each.attributes["href"] for each in read(table_of_contents(made)).all("a")]
-    assert linked == ["#summary", "#claims", "#study-small", "#making"]
+    assert [each.text for each in tree.all("h2")] == ["Claims", "A small study", "Provenance"]
+    linked = [each.attributes["href"] for each in read(table_of_contents(report)).all("a")]
+    assert linked == ["#summary", "#claims", "#study-small", "#provenance"]
     ids = [each.attributes["id"] for each in elements(tree) if "id" in each.attributes]
     assert len(ids) == len(set(ids))
 
@@ -117,9 +117,11 @@ def elements(tree: Element) -> list[Element]:
     return [each for child in tree.inside for each in (child, *elements(child))]
 
 
-def test_verdicts_are_words_and_numbers_and_not_colours_alone(carried: Carried) -> None:
-    made = reported(carried, claims=[claim("supported"), claim("contradicted", number=None), claim("not supported")])
-    tree = read(render_report(made))
+def test_verdicts_are_words_and_numbers_and_not_only_colors(carried: Carried) -> None:
+    report = make_report(
+        carried, claims=[claim("supported"), claim("contradicted", number=None), claim("not supported")]
+    )
+    tree = read(render_report(report))
     (summary, claims) = tree.all("section")[:2]
     assert summary.all("p")[0].text.startswith(
         "Of 3 claims, 1 supported, 1 not supported and 1 contradicted. 1 study of fc-8 on digits; n = 2 seeds; 18 runs."
@@ -150,66 +152,66 @@ def test_verdicts_are_words_and_numbers_and_not_colours_alone(carried: Carried) 
     ("study", "figure", "href"),
     [("small", "", "#study-small"), ("small", "heuristic", "#study-small"), ("other", "accuracy", None)],
 )
-def test_a_claim_links_to_what_is_there(carried: Carried, study: str, figure: str, href: str | None) -> None:
-    made = reported(carried, claims=[claim(study=study, figure=figure)])
-    (article,) = read(sections(made)["claims"]).all("article")
+def test_a_claim_links_to_its_figure_or_study(carried: Carried, study: str, figure: str, href: str | None) -> None:
+    report = make_report(carried, claims=[claim(study=study, figure=figure)])
+    (article,) = read(sections(report)["claims"]).all("article")
     assert [each.attributes["href"] for each in article.all("a")] == ([] if href is None else [href])
 
 
-def test_sections_name_the_figures_and_tables_that_there_is_data_for(made: Report) -> None:
-    tree = read("".join(sections(made).values()))
+def test_sections_have_the_figures_and_tables_of_the_data(report: Report) -> None:
+    tree = read("".join(sections(report).values()))
     assert {each.attributes["data-plot"] for each in elements(tree) if "data-plot" in each.attributes} == set(
-        plot_data(made)
+        plot_data(report)
     )
     tables = [each for each in elements(tree) if "data-table" in each.attributes]
-    assert {each.attributes["data-table"] for each in tables} == set(table_data(made))
+    assert {each.attributes["data-table"] for each in tables} == set(table_data(report))
     for each in tables:
-        data = table_data(made)[each.attributes["data-table"]]
+        data = table_data(report)[each.attributes["data-table"]]
         heads = each.all("thead")[0].all("th")
-        assert [head.text for head in heads] == [shown["head"] for shown in data["shown"]]
+        assert [head.text for head in heads] == [shown["title"] for shown in data["shown"]]
         assert all(head.attributes["aria-sort"] == "none" and len(head.all("button")) == 1 for head in heads)
         wanted = {name for shown in data["shown"] for name in (shown["column"], *(shown["interval"] or ()))}
         assert wanted <= set(data["columns"])
         assert each.all("caption")[0].text == each.all("h3")[0].text
 
 
-def test_how_it_was_made(carried: Carried, made: Report) -> None:
-    text = read(sections(made)["making"]).text
+def test_provenance(carried: Carried, report: Report) -> None:
+    text = read(sections(report)["provenance"]).text
     seconds = sum(Store(carried.store).facts(run)["seconds"] for run in carried.plan.runs)
-    assert made.making.costs[0].minutes == pytest.approx(seconds / 60)
+    assert report.provenance.costs[0].minutes == pytest.approx(seconds / 60)
     assert "supermask report small.yaml" in text
     assert "18 certificates checked: 18 held, 0 failed" in text
-    assert "Nothing: no run diverged, none is to do, no entry of the store is damaged." in text
+    assert "None: no run diverged, none is to do, no entry of the store is damaged." in text
     for fact in Store(carried.store).facts(carried.run_id(1))["environment"].values():
         assert isinstance(fact, dict) or str(fact) in text
     assert all(each.supermask in text for each in PAPER_DEVIATIONS)
     assert PAPER.title in text and SUPERMASK.title in text
 
 
-def test_bits_of_shared_stacks_are_not_promised(carried: Carried, made: Report) -> None:
-    shared = replace(made.making.environments[0], facts=(("engine", "stacked"), ("stack", "shared")))
-    stacked = replace(made, making=replace(made.making, environments=(shared,)))
-    assert "not of runs whose stack is shared" in read(sections(stacked)["making"]).text
-    assert "not of runs whose stack is shared" not in read(sections(made)["making"]).text
+def test_runs_of_shared_stacks_are_not_called_bit_identical(carried: Carried, report: Report) -> None:
+    shared = replace(report.provenance.environments[0], facts=(("engine", "stacked"), ("stack", "shared")))
+    stacked = replace(report, provenance=replace(report.provenance, environments=(shared,)))
+    assert "not of runs whose stack is shared" in read(sections(stacked)["provenance"]).text
+    assert "not of runs whose stack is shared" not in read(sections(report)["provenance"]).text
 
 
-def test_the_settings_are_a_study_file(made: Report) -> None:
-    (part,) = made.studies
-    assert study_from_dict(blocks(read(render_report(made)))["study-small-file"], name="small").as_data() == part.file
+def test_the_settings_are_a_study_file(report: Report) -> None:
+    (part,) = report.studies
+    assert study_from_dict(blocks(read(render_report(report)))["study-small-file"], name="small").as_data() == part.file
     assert ("train.evaluate_every", "4") in part.settings
 
 
-def test_a_run_that_two_studies_share_costs_once(carried: Carried) -> None:
+def test_a_run_that_two_studies_share_counts_once(carried: Carried) -> None:
     found = api_runs.study_rows(str(carried.study), (), carried.store)
     once, twice = (build_report([found] * n, [], Store(carried.store), "") for n in (1, 2))
-    assert once.making == twice.making
+    assert once.provenance == twice.provenance
     assert [part.id for part in twice.studies] == ["study-small", "study-small-2"]
 
 
-# --- the paper's table and the citation are kept once ---
+# --- texts that are also in the docs ---
 
 
-def test_differences_are_those_of_the_docs() -> None:
+def test_paper_deviations_equal_those_of_the_docs() -> None:
     text = (ROOT / "docs" / "paper.md").read_text()
     section = text.split("## Where this project differs, on purpose")[1].split("\n## ")[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")][1:]
@@ -217,58 +219,58 @@ def test_differences_are_those_of_the_docs() -> None:
     assert plain == [tuple(each) for each in PAPER_DEVIATIONS]
 
 
-def test_the_citation_is_that_of_the_file() -> None:
+def test_citations_equal_those_of_citation_cff() -> None:
     from ruamel.yaml import YAML
 
     file = YAML(typ="safe").load(ROOT / "CITATION.cff")
     assert (SUPERMASK.title, list(SUPERMASK.authors)) == (file["title"], [each["name"] for each in file["authors"]])
-    assert SUPERMASK.where == f"Version {file['version']}"
+    assert SUPERMASK.venue == f"Version {file['version']}"
     assert str(SUPERMASK.year) == str(file["date-released"])[:4]
     (paper,) = file["references"]
     names = [f"{each['family-names']}, {each['given-names']}" for each in paper["authors"]]
     assert (PAPER.title, list(PAPER.authors), PAPER.year) == (paper["title"], names, paper["year"])
-    assert (PAPER.where, PAPER.url) == (paper["collection-title"], paper["url"])
+    assert (PAPER.venue, PAPER.url) == (paper["collection-title"], paper["url"])
     for each in (PAPER, SUPERMASK):
         assert each.title in each.bibtex and str(each.year) in each.bibtex
 
 
-# --- what is not there ---
+# --- missing runs ---
 
 
-def test_an_unfinished_study_says_what_is_to_do(carried: Carried) -> None:
-    made = reported(carried, "scale=more")
-    assert made.making.to_do == (("small", 8),)
-    text = read(render_report(made)).text
+def test_an_unfinished_study_lists_its_runs_to_do(carried: Carried) -> None:
+    report = make_report(carried, "scale=more")
+    assert report.provenance.to_do == (("small", 8),)
+    text = read(render_report(report)).text
     assert "18 runs finished, 8 to do" in text
     assert "8 runs to do: small 8." in text
-    assert "8 still to do" in made.studies[0].plots[0].caption
+    assert "8 still to do" in report.studies[0].plots[0].caption
 
 
-def test_a_study_without_a_finished_run_says_so(tmp_path: Path) -> None:
+def test_a_study_without_a_finished_run_has_a_note(tmp_path: Path) -> None:
     plan = small_plan()
     rows, _ = plan_rows(plan, Store(tmp_path / "none"))
-    made = build_report([(plan, rows, [])], [], Store(tmp_path / "none"), "")
-    tree = read(render_report(made))
+    report = build_report([(plan, rows, [])], [], Store(tmp_path / "none"), "")
+    tree = read(render_report(report))
     assert "No run of this study has finished yet" in tree.text
-    assert plot_data(made) == {} and list(table_data(made)) == ["study-study-runs"]
+    assert plot_data(report) == {} and list(table_data(report)) == ["study-study-runs"]
     assert "No run has ended." in tree.text
 
 
 def test_one_seed_has_no_test_and_no_band(tmp_path: Path) -> None:
     plan = small_plan({"criterion": "large_final"}, {"criterion": "random"})
     carry_out(plan, tmp_path)
-    made = build_report([(plan, plan_rows(plan, Store(tmp_path))[0], [])], [], Store(tmp_path), "")
-    assert "n = 1 seed, so no test and no interval" in read(render_report(made)).text
-    figure = plot_data(made)["study-study-accuracy"]
+    report = build_report([(plan, plan_rows(plan, Store(tmp_path))[0], [])], [], Store(tmp_path), "")
+    assert "n = 1 seed, so no test and no interval" in read(render_report(report)).text
+    figure = plot_data(report)["study-study-accuracy"]
     assert not [trace for trace in figure["data"] if trace.get("fill")]
 
 
 def test_only_dense_runs(carried: Carried) -> None:
     plan, rows, _ = api_runs.study_rows(str(carried.study), (), carried.store)
     undone = [row if row["level"] == 0 else not_finished(row, "to_do") for row in rows]
-    made = build_report([(plan, undone, [])], [], Store(carried.store), "")
-    assert [plot.name for plot in made.studies[0].plots] == ["accuracy", "early-stop"]
-    assert render_report(made)
+    report = build_report([(plan, undone, [])], [], Store(carried.store), "")
+    assert [plot.name for plot in report.studies[0].plots] == ["accuracy", "early-stop"]
+    assert render_report(report)
 
 
 def not_finished(row: Row, status: str) -> Row:
@@ -276,7 +278,7 @@ def not_finished(row: Row, status: str) -> Row:
     return {**row, **gone, "status": status}
 
 
-def test_runs_that_ended_badly_are_counted_and_named(carried: Carried) -> None:
+def test_diverged_and_refused_runs_are_counted_and_listed(carried: Carried) -> None:
     plan, rows, _ = api_runs.study_rows(str(carried.study), (), carried.store)
     bad = {"random + zero": "diverged", "random + freeze_init": "certificate_failed"}
     changed = [
@@ -287,16 +289,16 @@ def test_runs_that_ended_badly_are_counted_and_named(carried: Carried) -> None:
     ]
     changed = [{**r, "certificate": "failed"} if r["status"] == "certificate_failed" else r for r in changed]
     damaged = ["abc in the store is damaged: run.json is missing."]
-    made = build_report([(plan, changed, damaged)], [], Store(carried.store), "")
-    (diverged,), (failed,) = made.making.diverged, made.making.failed
+    report = build_report([(plan, changed, damaged)], [], Store(carried.store), "")
+    (diverged,), (failed,) = report.provenance.diverged, report.provenance.failed
     assert (diverged.treatment, diverged.level, diverged.seed) == ("random + zero", 2, 1)
     assert failed.treatment == "random + freeze_init"
-    text = read(sections(made)["making"]).text
+    text = read(sections(report)["provenance"]).text
     assert "17 held, 1 failed" in text and "1 run diverged." in text and "loss not finite at iteration 7" in text
     assert damaged[0] in text
 
 
-def test_failed_checks_are_named(carried: Carried) -> None:
+def test_failed_checks_are_listed(carried: Carried) -> None:
     _, rows, _ = api_runs.study_rows(str(carried.study), (), carried.store)
 
     class Failing(Store):
@@ -314,18 +316,18 @@ def test_failed_checks_are_named(carried: Carried) -> None:
 @pytest.mark.parametrize(
     "name", [SCRIPT, "../x", "y" * 10_000, "\u202e\u05d0\x00\udcff"], ids=["script", "up", "10 kB", "rtl"]
 )
-def test_whatever_things_are_called_the_page_is_the_same_page(tmp_path: Path, carried: Carried, name: str) -> None:
+def test_hostile_names_do_not_change_the_page(tmp_path: Path, carried: Carried, name: str) -> None:
     title = "</title><script>alert(2)</script>"[:200]
     plan = carried_out_hostile(tmp_path, name, title)
     rows, _ = plan_rows(plan, Store(tmp_path))
     claims = [claim("supported", study=plan.study.name, statement=SCRIPT, source=SCRIPT, id=SCRIPT)]
-    made = build_report([(plan, rows, [f"{name} is damaged"])], claims, Store(tmp_path), f"supermask report {name}")
-    text = render_report(made)
+    report = build_report([(plan, rows, [f"{name} is damaged"])], claims, Store(tmp_path), f"supermask report {name}")
+    text = render_report(report)
     tree = read(text)
     scripts = [each for each in tree.all("script") if each.attributes.get("type") != "application/json"]
     assert len(scripts) == 2 and not any("src" in each.attributes for each in scripts)
     assert not [key for each in elements(tree) for key in each.attributes if key.startswith("on")]
-    harmless = read(render_report(reported(carried, "scale=more", claims=[claim()])))
+    harmless = read(render_report(make_report(carried, "scale=more", claims=[claim()])))
     assert {each.tag for each in elements(tree)} <= {each.tag for each in elements(harmless)}
     assert tree.all("h1")[0].text == tree.all("title")[0].text == title
     data = blocks(tree)
@@ -335,14 +337,14 @@ def test_whatever_things_are_called_the_page_is_the_same_page(tmp_path: Path, ca
     (accuracy,) = (figure for key, figure in data.items() if key.endswith("-accuracy"))
     assert {trace["name"] for trace in accuracy["data"] if "name" in trace} == {*NAMES, "dense network"}
     assert any(each.text == sanitize(name) for each in tree.all("bdi")) or not sanitize(name).strip()
-    assert re.fullmatch(r"study-[a-z0-9-]{1,60}", made.studies[0].id)
-    for figure in plot_data(made).values():
+    assert re.fullmatch(r"study-[a-z0-9-]{1,60}", report.studies[0].id)
+    for figure in plot_data(report).values():
         for said in hover_texts(figure):
             assert not re.search(r"<(?!/?b>|br>)|[$]", said), said
 
 
 def hover_texts(figure: dict[str, Any]) -> list[str]:
-    """All that Plotly shows of text: hovers, ticks, titles."""
+    """Texts that Plotly displays: hovers, ticks, titles."""
     found: list[str] = []
     for view in (figure, *figure["views"]):
         for trace in view["data"]:
@@ -353,11 +355,11 @@ def hover_texts(figure: dict[str, Any]) -> list[str]:
     return found
 
 
-# --- alone in the world ---
+# --- no requests ---
 
 
-def test_it_asks_nobody_for_anything(carried: Carried) -> None:
-    tree = read(render_report(reported(carried, claims=[claim()])))
+def test_the_page_makes_no_request(carried: Carried) -> None:
+    tree = read(render_report(make_report(carried, claims=[claim()])))
     addresses = [
         each.attributes[key] for each in elements(tree) for key in ("src", "href", "action") if key in each.attributes
     ]
@@ -368,8 +370,8 @@ def test_it_asks_nobody_for_anything(carried: Carried) -> None:
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", "".join(read_asset(name) for name in SCRIPTS))
 
 
-def test_the_policy_allows_its_own_scripts_and_nothing_else(made: Report) -> None:
-    tree = read(render_report(made, extra_script="console.log('</script>')"))
+def test_the_policy_allows_only_its_own_scripts(report: Report) -> None:
+    tree = read(render_report(report, extra_script="console.log('</script>')"))
     (policy,) = (e.attributes["content"] for e in tree.all("meta") if e.attributes.get("http-equiv"))
     scripts = ["".join(e.parts) for e in tree.all("script") if e.attributes.get("type") != "application/json"]
     assert len(scripts) == 3
@@ -379,8 +381,8 @@ def test_the_policy_allows_its_own_scripts_and_nothing_else(made: Report) -> Non
     assert rules == {"default-src": "'none'", "style-src": "'unsafe-inline'", "img-src": "data: blob:"}
 
 
-def test_with_addresses_of_assets_nothing_is_inline(made: Report) -> None:
-    tree = read(render_report(made, extra_head='<meta name="x" content="y">', assets="/static/"))
+def test_with_an_address_of_assets_nothing_is_inline(report: Report) -> None:
+    tree = read(render_report(report, extra_head='<meta name="x" content="y">', assets="/static/"))
     assert [each.attributes for each in tree.all("script")] == [
         {"src": "/static/plotly.min.js"},
         {"src": "/static/report.js"},
@@ -396,14 +398,14 @@ def test_scripts_cannot_end_their_element() -> None:
     assert len(plotly_script()) > 3_000_000
 
 
-def test_the_same_store_gives_the_same_bytes_and_no_date(carried: Carried, made: Report) -> None:
-    assert render_report(made) == render_report(reported(carried))
-    text = "".join(sections(made).values())
+def test_the_same_store_gives_byte_identical_pages_without_a_date(carried: Carried, report: Report) -> None:
+    assert render_report(report) == render_report(make_report(carried))
+    text = "".join(sections(report).values())
     assert not re.search(r"20\d\d-\d\d-\d\d", text)
-    assert len(render_report(made)) < 6_000_000
+    assert len(render_report(report)) < 6_000_000
 
 
-def test_text_is_never_smaller_than_twelve_pixels() -> None:
+def test_font_sizes_are_at_least_twelve_pixels() -> None:
     style = read_asset("report.css")
     for size in re.findall(r"font-size: ([0-9.]+)rem", style):
         assert float(size) * 16 >= 12

@@ -1,4 +1,4 @@
-"""Figures of supermasks: what is drawn is what the rows say, and a study of supermasks ends in its files."""
+"""Figures of supermasks: numbers equal the rows, and a study of supermasks has all its figures."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_run_of_both_schedules_is_in_both_panels() -> None:
     assert len(drawn.figure.axes) == 2
 
 
-def test_rescaled_networks_are_not_drawn_but_told_of() -> None:
+def test_rescaled_networks_are_described_in_the_caption_only() -> None:
     rows = heuristics()
     rescaled = [r | {"rescaled": True, "early_stop_test_accuracy": _accuracy(r) + 0.002} for r in rows if r["level"]]
     drawn = untrained_figure(rows + rescaled, "Heuristic")
@@ -100,7 +100,7 @@ def test_rescaled_networks_are_not_drawn_but_told_of() -> None:
     assert "Rescaled" not in untrained_figure(rows, "Heuristic").caption
 
 
-def test_what_is_a_heuristic_supermask() -> None:
+def test_is_heuristic() -> None:
     assert is_heuristic(heuristic("random", "rewind", 1, 0, 0.1))
     assert not is_heuristic(heuristic("learned", "rewind", 2, 0, 0.1))
     assert not is_heuristic(row("x", 0, 0.9, criterion="random"))
@@ -125,7 +125,7 @@ def supermasks() -> list[Row]:
     return rows
 
 
-def test_a_learned_mask_is_there_three_times_and_a_heuristic_one_at_its_best_validated_level() -> None:
+def test_a_learned_mask_has_three_networks_and_a_heuristic_mask_its_best_validated_level() -> None:
     drawn = supermask_figure(supermasks(), ["heuristic", "learned", "better"], "learned", "Supermasks", 10.0)
     shown = [(r["treatment"], r["network"], r["level"], round(float(r["mean"] or 0), 6)) for r in drawn.data_rows]
     assert shown[0] == ("heuristic", "untrained", 1, 70.0)
@@ -146,7 +146,7 @@ def test_treatments_are_compared_with_the_reference_paired_by_seed() -> None:
     assert "All differ from learned" in drawn.caption
 
 
-def test_a_mask_that_is_trained_on_is_shown_once_and_its_tickets_are_not() -> None:
+def test_a_mask_that_is_trained_further_is_drawn_once_without_its_tickets() -> None:
     on = [learned("on", seed, 0.9) for seed in SEEDS] + [row("on", seed, 0.97, level=2) for seed in SEEDS]
     alone = supermask_figure(on, ["on"], "on", "Supermasks", 10.0).data_rows
     assert [(r["treatment"], r["network"], r["level"]) for r in alone] == [
@@ -159,7 +159,7 @@ def test_a_mask_that_is_trained_on_is_shown_once_and_its_tickets_are_not() -> No
         supermask_figure(dense(), ["on"], "on", "Supermasks", 10.0)
 
 
-def test_captions_say_what_was_tested_and_what_is_heuristic() -> None:
+def test_captions_describe_tests_and_heuristic_masks() -> None:
     fewer = [r for r in supermasks() if (r["treatment"], r["seed"]) != ("better", 2)]
     drawn = supermask_figure(fewer, ["learned", "better"], "learned", "Supermasks", 10.0)
     assert "else Welch's" in drawn.caption
@@ -171,7 +171,7 @@ def test_captions_say_what_was_tested_and_what_is_heuristic() -> None:
     assert "Not tested (too few seeds, or no spread): better." in alone
 
 
-def test_masks_made_in_other_ways_are_other_lines_and_no_run_hides_another() -> None:
+def test_masks_with_other_settings_are_separate_lines() -> None:
     rows = [heuristic("large_final", "rewind", 1, s, 0.5, mask0=m) for s in SEEDS for m in ("zero", "freeze_final")]
     drawn = untrained_figure(rows, "Heuristic")
     assert [p["criterion"] for p in drawn.data_rows] == ["large_final", "large_final, mask0 freeze_final"]
@@ -189,7 +189,7 @@ def test_levels_of_other_densities_are_not_compared() -> None:
     assert next(p for p in accuracy_figure(alike, ["a", "b"], "a", "Two").data_rows if p["treatment"] == "b")["p"]
 
 
-def test_curves_are_means_over_seeds_at_iterations_that_all_have() -> None:
+def test_curves_are_means_over_seeds_at_common_iterations() -> None:
     points: list[Row] = [
         {"treatment": "learned", "seed": seed, "iteration": i, "validation_accuracy": 0.5 + 0.1 * i / 100 + 0.01 * seed}
         for seed in SEEDS
@@ -206,7 +206,7 @@ def test_curves_are_means_over_seeds_at_iterations_that_all_have() -> None:
 
 
 @pytest.mark.parametrize("hostile", ["$x^2$ & <script>", "_nolegend_", "\N{RIGHT-TO-LEFT OVERRIDE}abc", "a" * 80])
-def test_names_are_drawn_as_they_are(hostile: str, tmp_path: Path) -> None:
+def test_names_are_drawn_literally(hostile: str, tmp_path: Path) -> None:
     rows = dense() + [learned(hostile, seed, 0.9) for seed in SEEDS]
     shown = supermask_figure(rows, [hostile], hostile, hostile, 10.0)
     points: list[Row] = [{"treatment": hostile, "seed": 0, "iteration": 5, "validation_accuracy": 0.5}]
@@ -226,7 +226,7 @@ def _drawable(drawn: RenderedFigure, folder: Path) -> None:
 # --- from a study to its files ---
 
 
-def test_a_study_of_supermasks_has_the_figures_of_what_it_has(tmp_path: Path) -> None:
+def test_a_study_of_supermasks_has_figures_of_its_finished_runs(tmp_path: Path) -> None:
     study = tmp_path / "masks.yaml"
     study.write_text(
         """
@@ -257,7 +257,7 @@ treatments:
     assert sum(r["supermask"] == "bernoulli" for r in rows if r.get("supermask")) == 2
 
 
-def test_work_left_ends_at_nothing_and_weighs_what_is_trained(tmp_path: Path) -> None:
+def test_work_left_ends_at_zero_and_weighs_training_runs_more(tmp_path: Path) -> None:
     plan = small_plan({"criterion": "random"}, {"supermask": {}, "levels": 1, "trained": False}, network="fc-8")
     schedule = Scheduler(plan, Store(tmp_path))
     weights = []

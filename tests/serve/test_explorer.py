@@ -192,7 +192,7 @@ def test_diverged_runs_are_shown_but_not_averaged(tmp_path: Path) -> None:
     note_study(tmp_path, plan)
     page = client(tmp_path)
     (study,) = page.get("/live.json").json()["studies"]
-    assert (study["done"], study["total"], study["counts"]) == (6, 6, "4 cut off, 2 diverged")
+    assert (study["done"], study["total"], study["counts"]) == (6, 6, "4 blocked, 2 diverged")
     for run in plan.runs.values():
         html = page.get(f"/run/{run.id}")
         assert html.status_code == (404 if run.level else 200)

@@ -1,6 +1,6 @@
-"""One function a figure: rows or arrays -> a matplotlib Figure, its caption and the rows behind it.
+"""Figures: one function per figure, from rows or arrays to a matplotlib Figure, its caption and its data rows.
 
-Neither torch nor a store.
+Importing this package loads neither torch nor matplotlib.
 """
 
 from supermask.analysis.summary import Summary, summarize

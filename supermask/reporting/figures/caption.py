@@ -1,4 +1,4 @@
-"""The sentence below a figure: n, test, pairing, correction, band, marks, and every run that is in no mean."""
+"""Captions of figures: n, test, pairing, correction, band, marks, and the runs that are in no mean."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ STATUS_WORDING = {
     "diverged": "diverged",
     "ancestor_diverged": "not started because an ancestor diverged",
     "certificate_failed": "failed the certificate",
+    "ancestor_certificate_failed": "not started because an ancestor failed the certificate",
     "to_do": "still to do",
     "finished": "finished without a value",
 }
-"""Status -> what the caption says of the runs that are in no mean."""
+"""Status -> wording in a caption, for runs that are in no mean."""
 
 
 def summary_caption(summary: Summary, remarks: Sequence[str] = ()) -> str:
-    """Complete sentences, one paragraph; `remarks` on the drawing come before the runs left out.
+    """Return the caption of a summary figure: n, test, pairing, correction, `remarks`, excluded runs.
 
-    Source: paper.md section 7: "state n, the test, and whether pairs share a seed".
+    Source: Zhou et al. 2019, authors' response, items 2 and 4 (n and the test are stated).
     """
     sentences = [
         mean_note(summary),
@@ -39,17 +40,17 @@ def summary_caption(summary: Summary, remarks: Sequence[str] = ()) -> str:
 
 
 def join_sentences(sentences: Sequence[str]) -> str:
-    """One paragraph of the sentences that say something."""
+    """Join the sentences that are not empty into one paragraph."""
     return " ".join(sentence for sentence in sentences if sentence)
 
 
 def data_notes(summary: Summary) -> list[str]:
-    """What has to be known of the data, a sentence each."""
+    """Return the notes on the data, one sentence each."""
     return data_notices(summary.data_notes)
 
 
 def mean_note(summary: Summary) -> str:
-    """What the points are: network, n, band."""
+    """Describe the points: network, n, band."""
     points = summary.points or [point for point in [summary.dense] if point]
     counts = [point.interval.n for point in points]
     start = f"Network {summary.subject}: " if summary.subject else ""
@@ -61,14 +62,17 @@ def mean_note(summary: Summary) -> str:
 
 
 def significance_note(summary: Summary) -> str:
-    """What a star says: test, pairing, correction; and what could not be tested."""
+    """Describe the stars: test, pairing, correction; and count the comparisons that were not tested.
+
+    Source: Zhou et al. 2019, authors' response, items 2 and 4: each level is tested by itself.
+    """
     compared = [(point, point.comparison) for point in summary.points if point.comparison]
     tested = [(point, comparison) for point, comparison in compared if comparison.p is not None]
-    untested = _untested([comparison for _, comparison in compared])
+    untested = _untested_note([comparison for _, comparison in compared])
     if all(point.interval.n < 2 or point.treatment == summary.reference for point in summary.points):
         return untested if any(point.interval.n > 1 for point in summary.points) else ""
     if not tested:
-        return untested or f"Nothing could be tested against {summary.reference}."
+        return untested or f"No comparison with {summary.reference} could be tested."
     test = {
         frozenset({"paired t"}): "paired t-test, pairs share a seed",
         frozenset({"Welch t"}): "Welch's t-test, not paired: the seeds differ",
@@ -84,7 +88,7 @@ def significance_note(summary: Summary) -> str:
     return f"{stars} {untested}".strip()
 
 
-def _untested(comparisons: Sequence[Comparison]) -> str:
+def _untested_note(comparisons: Sequence[Comparison]) -> str:
     reasons = {"no variance": "the same difference in every seed", "fewer than two": "fewer than two runs on a side"}
     parts = []
     for start, reason in reasons.items():
@@ -95,24 +99,31 @@ def _untested(comparisons: Sequence[Comparison]) -> str:
 
 
 def excluded_note(summary: Summary) -> str:
-    """The runs that are in no mean: how many, why, and whose."""
+    """Describe the runs that are in no mean: number, status, treatment."""
     return describe_excluded(summary.excluded, summary.series, summary.runs)
 
 
 def describe_excluded(rows: Sequence[Row], labels: Collection[str], runs: int) -> str:
-    """Of so many runs, those in `rows` are in no mean: how many by status, and how many of each of the labels."""
+    """Describe the `rows` that are in no mean, by status and label; `runs` is the number of all runs."""
     parts = []
     for status in dict.fromkeys([*STATUS_WORDING, *(str(row["status"]) for row in rows)]):
-        these = [row for row in rows if row["status"] == status]
-        told = Counter(label for row in these for label in treatment_labels(row) if label == DENSE or label in labels)
-        names = ", ".join(f"{label} {count}" for label, count in told.items())
-        if these:
-            parts.append(f"{len(these)} {STATUS_WORDING.get(status, status)} ({names})")
+        matching = [row for row in rows if row["status"] == status]
+        counts = Counter(
+            label for row in matching for label in treatment_labels(row) if label == DENSE or label in labels
+        )
+        names = ", ".join(f"{label} {count}" for label, count in counts.items())
+        if matching:
+            parts.append(f"{len(matching)} {STATUS_WORDING.get(status, status)} ({names})")
     return f"In no mean, of {pluralize(runs, 'run')}: {'; '.join(parts)}." if parts else ""
 
 
+def format_seeds(counts: Collection[int]) -> str:
+    """Format the number of seeds: `n = 1 seed`, `n = 3 to 5 seeds`."""
+    return f"n = {format_range(counts)} seed{'' if max(counts, default=0) == 1 else 's'}"
+
+
 def wrap_to_width(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
-    """Greedy line breaks at spaces, and inside words that are too long; `measure` and `width` have the same unit."""
+    """Wrap text greedily at spaces, and inside words wider than `width`; `measure` returns widths in its unit."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

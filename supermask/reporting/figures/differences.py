@@ -1,4 +1,4 @@
-"""How far each treatment is from the reference, level by level, with the 95% interval of the difference."""
+"""Figure of differences: each treatment minus the reference, level by level, with the 95% interval."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from supermask.analysis.summary import Summary, TreatmentPoint, summarize
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_range
-from supermask.reporting.figures.accuracy import ACCURACY, MARKER, STAR, STAR_LIFT, remaining_weights_axis
+from supermask.reporting.figures.accuracy import ACCURACY, MARKER, draw_stars, remaining_weights_axis
 from supermask.reporting.figures.caption import (
     data_notes,
     excluded_note,
@@ -23,148 +23,171 @@ from supermask.reporting.figures.style import INK, WIDTH, LineStyle, assign_styl
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMNS, HEIGHT, ALONE, HEADING, GAP, LEFT, BELOW = 3, 1.12, 1.9, 0.20, 0.10, 0.52, 0.36
-"""Panels side by side; inches: a panel, one in the only row, its name, between panels, for the y axis, the x axis."""
+MAX_COLUMNS, PANEL_HEIGHT, SINGLE_ROW_HEIGHT, HEADING_HEIGHT, GAP, LEFT, AXIS_HEIGHT = (
+    3,
+    1.12,
+    1.9,
+    0.20,
+    0.10,
+    0.52,
+    0.36,
+)
+"""Panels per row; inches: a panel, a panel if there is one row, its name, between panels, the y axis, the x axis."""
 
 LINEAR_LIMIT = 0.5
-"""Percentage points around 0 within which the axis is nearly linear, where it is logarithmic beyond."""
+"""Percentage points around 0 within which a logarithmic axis is nearly linear."""
 
 SYMLOG_FROM = 3.0
-"""Percentage points: where some difference is larger, the axis is logarithmic beyond `LINEAR`."""
+"""Percentage points: if a difference is larger, the axis is logarithmic beyond `LINEAR_LIMIT`."""
 
 
 @dataclass(frozen=True)
 class LevelDifference:
-    """Treatment minus reference at one level, in the measure's unit (percentage points of accuracy)."""
+    """Treatment minus reference at one level, in the unit of the metric (percentage points of accuracy)."""
 
     level: int
     weights_remaining_percent: float
     n: int
-    """Seeds of the treatment; pairs, where the test is paired."""
+    """Seeds of the treatment, or pairs if the test is paired."""
     n_reference: int
     difference: float
     low95: float | None
-    """None where there is no interval: `note` says why."""
+    """None if there is no interval; `note` states why."""
     high95: float | None
     hedges_g: float | None
     test: str
     p: float | None
     p_holm: float | None
-    """After Holm's correction over the treatment's levels."""
+    """After Holm's correction over the levels of the treatment."""
     significant: bool
     note: str
 
 
 def compute_differences(summary: Summary) -> dict[str, list[LevelDifference]]:
-    """Treatment -> its differences by level, the reference left out. Empty where no level can be compared."""
+    """Return treatment -> differences by level, without the reference; empty lists if no level can be compared."""
     return {
-        label: [_difference(point) for point in line if point.comparison]
-        for label, line in summary.series.items()
+        label: [_level_difference(point) for point in series if point.comparison]
+        for label, series in summary.series.items()
         if label != summary.reference
     }
 
 
-def _difference(point: TreatmentPoint) -> LevelDifference:
-    c = point.comparison
-    assert c is not None
-    low, high = c.interval95 or (None, None)
-    about = (point.level, point.remaining, c.n, c.n_reference, c.difference, low, high, c.hedges_g, c.test, c.p)
-    return LevelDifference(*about, point.p_holm, point.significant, c.note)
+def _level_difference(point: TreatmentPoint) -> LevelDifference:
+    comparison = point.comparison
+    assert comparison is not None
+    low, high = comparison.interval95 or (None, None)
+    return LevelDifference(
+        level=point.level,
+        weights_remaining_percent=point.remaining,
+        n=comparison.n,
+        n_reference=comparison.n_reference,
+        difference=comparison.difference,
+        low95=low,
+        high95=high,
+        hedges_g=comparison.hedges_g,
+        test=comparison.test,
+        p=comparison.p,
+        p_holm=point.p_holm,
+        significant=point.significant,
+        note=comparison.note,
+    )
 
 
 def difference_figure(rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str) -> RenderedFigure:
-    """Test accuracy at early stopping minus the reference's, in percentage points; a panel a treatment, one scale.
+    """Draw test accuracy at early stopping minus the reference's in percentage points: one panel per treatment.
 
     Mean difference over seeds with its 95% t-interval, against weights remaining; a star where it is significant at
-    that level after Holm's correction. Raises UserError as `summarise`, and where nothing can be compared.
-    Source: paper.md section 7.
+    that level after Holm's correction. All panels have one scale. Raises UserError as `summarize` does, and if no
+    level can be compared.
+    Source: Zhou et al. 2019, authors' response, items 2 and 4 (tests per level, never over levels).
     """
-    summary = summarize(rows, treatments, reference, ACCURACY)
-    found = compute_differences(summary)
-    drawn = {label: line for label, line in found.items() if line}
-    if not drawn:
+    return draw_differences(summarize(rows, treatments, reference, ACCURACY), title)
+
+
+def draw_differences(summary: Summary, title: str) -> RenderedFigure:
+    """Draw the differences of a summary of accuracies; see `difference_figure`."""
+    computed = compute_differences(summary)
+    panels = {label: differences for label, differences in computed.items() if differences}
+    if not panels:
         raise UserError(
-            f"there is nothing to draw: no level has finished runs both of the reference {reference!r} and of another "
-            "treatment with as many weights remaining"
+            f"there is nothing to draw: no level has finished runs both of the reference {summary.reference!r} and of "
+            "another treatment with as many weights remaining"
         )
-    text = _caption(summary, found, _is_wide(drawn))
-    about = {"reference": reference, "measure": ACCURACY.column, "unit": "points"}
-    data: list[Row] = [{"treatment": label, **about, **asdict(each)} for label, line in drawn.items() for each in line]
+    caption = _caption(summary, computed, _needs_log_axis(panels))
+    common = {"reference": summary.reference, "measure": summary.measure.column, "unit": "points"}
+    data: list[Row] = [
+        {"treatment": label, **common, **asdict(difference)}
+        for label, differences in panels.items()
+        for difference in differences
+    ]
     with style_context():
-        return RenderedFigure(_draw(summary, drawn, title, text), text, data)
+        return RenderedFigure(_draw(summary, panels, title, caption), caption, data)
 
 
-def _draw(summary: Summary, drawn: dict[str, list[LevelDifference]], title: str, text: str) -> Any:
-    chosen = assign_styles(list(summary.series))
-    columns = num_columns(len(drawn), COLUMNS)
+Panels = dict[str, list[LevelDifference]]
+"""Treatment -> differences by level, at least one."""
+
+
+def _draw(summary: Summary, panels: Panels, title: str, caption: str) -> Any:
+    styles = assign_styles(list(summary.series))
+    columns = num_columns(len(panels), MAX_COLUMNS)
     width = (WIDTH - LEFT - 0.08 - GAP * (columns - 1)) / columns
-    names, higher = panel_titles(list(drawn), width)
-    lines = -(-len(drawn) // columns)
-    height = HEIGHT if lines > 1 else ALONE
-    step = HEADING + higher + height
-    page = FigurePage(title, text, lines * step + BELOW)
-    limits = _limits(drawn)
-    remaining = [each.weights_remaining_percent for line in drawn.values() for each in line]
-    for place, ((label, line), name) in enumerate(zip(drawn.items(), names, strict=True)):
-        row, column = divmod(place, columns)
-        left, top = LEFT + column * (width + GAP), row * step + HEADING + higher
+    names, extra_height = panel_titles(list(panels), width)
+    rows = -(-len(panels) // columns)
+    height = PANEL_HEIGHT if rows > 1 else SINGLE_ROW_HEIGHT
+    heading = HEADING_HEIGHT + extra_height
+    row_height = heading + height
+    page = FigurePage(title, caption, rows * row_height + AXIS_HEIGHT)
+    limits = _limits(panels)
+    remaining = [d.weights_remaining_percent for differences in panels.values() for d in differences]
+    for index, ((label, differences), name) in enumerate(zip(panels.items(), names, strict=True)):
+        row, column = divmod(index, columns)
+        left, top = LEFT + column * (width + GAP), row * row_height + heading
         axes = page.axes(left, top, width, height, grid=True)
         page.text(left, top - 0.04, name, va="bottom")
-        _draw_line(axes, line, chosen[label])
-        _set_axes(axes, limits, remaining, _is_wide(drawn))
-        if column:
-            axes.tick_params(labelleft=False)
-        if place + columns < len(drawn):
-            axes.tick_params(labelbottom=False)
-    bottom = lines * step
+        _draw_line(axes, differences, styles[label])
+        _set_axes(axes, limits, remaining, _needs_log_axis(panels))
+        axes.tick_params(labelleft=column == 0, labelbottom=index + columns >= len(panels))
+    bottom = rows * row_height
     page.text(LEFT + (WIDTH - LEFT) / 2, bottom + 0.2, "Weights remaining (%)", 7.5, ha="center")
-    middle = (HEADING + higher + bottom) / 2
+    middle = (heading + bottom) / 2
     page.text(0.08, middle, "Difference to the reference (points)", 7.5, rotation=90, va="center")
     return page.figure
 
 
-def _draw_line(axes: Axes, line: Sequence[LevelDifference], look: LineStyle) -> None:
-    from matplotlib.transforms import ScaledTranslation
-
+def _draw_line(axes: Axes, differences: Sequence[LevelDifference], style: LineStyle) -> None:
     axes.axhline(0, color=INK, linewidth=0.8, zorder=1.8)
-    x, mean = [each.weights_remaining_percent for each in line], [each.difference for each in line]
-    known = [each for each in line if each.low95 is not None]
-    at = [each.weights_remaining_percent for each in known]
-    low, high = [each.low95 or 0.0 for each in known], [each.high95 or 0.0 for each in known]
-    axes.fill_between(at, low, high, color=look.colour, alpha=0.16, linewidth=0, zorder=1.5)
-    axes.vlines(at, low, high, color=look.colour, linewidth=0.9, zorder=2.5)
-    axes.plot(x, mean, color=look.colour, linestyle=look.line, linewidth=1.0, zorder=3)
-    axes.plot(x, mean, color=look.colour, marker=look.marker, zorder=3.5, **MARKER)
-    starred = [each for each in line if each.significant]
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    axes.plot(
-        [each.weights_remaining_percent for each in starred],
-        [each.difference for each in starred],
-        color=look.colour,
-        transform=axes.transData + ScaledTranslation(0, STAR_LIFT / 72, figure.dpi_scale_trans),
-        zorder=4,
-        **STAR,
-    )
+    x, mean = [d.weights_remaining_percent for d in differences], [d.difference for d in differences]
+    with_interval = [d for d in differences if d.low95 is not None]
+    interval_x = [d.weights_remaining_percent for d in with_interval]
+    low, high = [d.low95 or 0.0 for d in with_interval], [d.high95 or 0.0 for d in with_interval]
+    axes.fill_between(interval_x, low, high, color=style.color, alpha=0.16, linewidth=0, zorder=1.5)
+    axes.vlines(interval_x, low, high, color=style.color, linewidth=0.9, zorder=2.5)
+    axes.plot(x, mean, color=style.color, linestyle=style.line, linewidth=1.0, zorder=3)
+    axes.plot(x, mean, color=style.color, marker=style.marker, zorder=3.5, **MARKER)
+    significant = [d for d in differences if d.significant]
+    star_x, star_y = [d.weights_remaining_percent for d in significant], [d.difference for d in significant]
+    draw_stars(axes, star_x, star_y, style.color, 4.0)
 
 
-def _is_wide(drawn: dict[str, list[LevelDifference]]) -> bool:
-    return max(abs(each.difference) for line in drawn.values() for each in line) > SYMLOG_FROM
+def _needs_log_axis(panels: Panels) -> bool:
+    return max(abs(d.difference) for differences in panels.values() for d in differences) > SYMLOG_FROM
 
 
-def _limits(drawn: dict[str, list[LevelDifference]]) -> tuple[float, float]:
-    """Of all panels: every mean and, as far as they are not much longer than the means go, the intervals."""
-    every = [each for line in drawn.values() for each in line]
-    means = [0.0, *(each.difference for each in every)]
-    reach = 0.5 * (max(means) - min(means)) or 0.5
-    low = max(min(means) - reach, min(each.difference if each.low95 is None else each.low95 for each in every))
-    high = min(max(means) + reach, max(each.difference if each.high95 is None else each.high95 for each in every))
+def _limits(panels: Panels) -> tuple[float, float]:
+    """Return limits for all panels: all means, and intervals up to half the spread of the means beyond them."""
+    differences = [d for panel in panels.values() for d in panel]
+    means = [0.0, *(d.difference for d in differences)]
+    margin = 0.5 * (max(means) - min(means)) or 0.5
+    low = max(min(means) - margin, min(d.difference if d.low95 is None else d.low95 for d in differences))
+    high = min(max(means) + margin, max(d.difference if d.high95 is None else d.high95 for d in differences))
     return min(low, *means), max(high, *means)
 
 
-def _set_axes(axes: Axes, limits: tuple[float, float], remaining: Sequence[float], wide: bool) -> None:
+def _set_axes(axes: Axes, limits: tuple[float, float], remaining: Sequence[float], logarithmic: bool) -> None:
     low, high = limits
-    if wide:
+    if logarithmic:
+        # asinh: linear around 0 and logarithmic beyond, for differences of both signs.
         axes.set_yscale("asinh", linear_width=LINEAR_LIMIT)
         axes.set_ylim(low * 1.4 - LINEAR_LIMIT / 3, high * 1.4 + 1.2 * LINEAR_LIMIT)
         ticks = [0.0, *(sign * size for sign in (1, -1) for size in (1.0, 3.0, 10.0, 30.0, 80.0))]
@@ -172,27 +195,29 @@ def _set_axes(axes: Axes, limits: tuple[float, float], remaining: Sequence[float
         axes.set_yticks(sorted(ticks), [f"{tick:+.0f}" if tick else "0" for tick in sorted(ticks)])
         axes.set_yticks([], minor=True)
     else:
-        room = 0.08 * (high - low or 1.0)
-        axes.set_ylim(low - room, high + 2 * room)
+        margin = 0.08 * (high - low or 1.0)
+        axes.set_ylim(low - margin, high + 2 * margin)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
-    remaining_weights_axis(axes, remaining, apart=0.15)
+    remaining_weights_axis(axes, remaining, min_distance=0.15)
 
 
-def _caption(summary: Summary, found: dict[str, list[LevelDifference]], wide: bool) -> str:
-    every = [each for line in found.values() for each in line]
-    paired = {each.test for each in every} == {"paired t"}
+def _caption(summary: Summary, computed: Panels, logarithmic: bool) -> str:
+    differences = [d for panel in computed.values() for d in panel]
+    paired = {d.test for d in differences} == {"paired t"}
     subject = f"Network {summary.subject}: " if summary.subject else ""
-    n = format_range([each.n for each in every])
-    apart = [label for label, line in found.items() if not line]
-    single = max(min(each.n, each.n_reference) for each in every) < 2
+    n = format_range([d.n for d in differences])
+    not_compared = [label for label, panel in computed.items() if not panel]
+    single_seed = max(min(d.n, d.n_reference) for d in differences) < 2
     return join_sentences(
         [
             f"{subject}test accuracy at early stopping minus that of {summary.reference}, in percentage points; mean "
             f"over n = {n} {'pairs of runs that share a seed' if paired else 'seeds'}; one scale for all panels.",
-            "One seed: no interval and no test." if single else "Band and bar: 95% t-interval of that difference.",
+            "One seed: no interval and no test."
+            if single_seed
+            else "Band and bar: 95% t-interval of the mean difference.",
             significance_note(summary),
-            f"The axis is logarithmic beyond about {LINEAR_LIMIT:g} points from 0." if wide else "",
-            f"No level to compare: {'; '.join(apart)}." if apart else "",
+            f"The axis is logarithmic beyond about {LINEAR_LIMIT:g} points from 0." if logarithmic else "",
+            f"No level to compare: {'; '.join(not_compared)}." if not_compared else "",
             excluded_note(summary),
             *data_notes(summary),
         ]

@@ -1,9 +1,9 @@
-"""A page for a grid of panels: title above, caption below, and everything between placed in inches."""
+"""Page layout of figures: title above, caption below, and panels placed in inches between them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +14,23 @@ from supermask.reporting.figures.style import INK, WIDTH, TextMeasure, make_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 MARGIN, TITLE_SIZE, CAPTION_SIZE, PANEL_SIZE = 0.08, 8.5, 6.6, 7.0
-"""Outer margin in inches; sizes of text in points."""
+"""Outer margin in inches; font sizes in points."""
 
 FRAME: dict[str, Any] = {"color": "#9a9a9a", "linewidth": 0.5}
+"""Thin frame around a panel."""
 
 
 @lru_cache(maxsize=1)
 def text_measure() -> TextMeasure:
-    """(text, size in points) -> width in inches, for what has to be known before a page is laid out."""
-    return make_text_measure(_empty_figure())
+    """Return a text measure for use before a page exists."""
+    return make_text_measure(empty_figure())
 
 
-def _empty_figure() -> Figure:
+def empty_figure() -> Figure:
+    """Return a figure without content, `WIDTH` inches wide."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -37,79 +40,83 @@ def _empty_figure() -> Figure:
 
 
 def max_text_width(labels: Sequence[str], most: float, size: float = PANEL_SIZE) -> float:
-    """Inches that the labels need side by side with a panel, at most `most`."""
+    """Return the width of the widest label in inches, at most `most`."""
     return min(most, max((text_measure()(label, size) for label in labels), default=0.0))
 
 
 def fit_text(text: str, width: float, lines: int = 1, size: float = PANEL_SIZE) -> str:
-    """The text in lines no wider than `width` inches; what does not fit on so many ends in `...`."""
-    most = 1 + int(lines * width * 72 / (0.2 * size))
-    if len(text) > most:  # of letters this narrow there would be room for no more: nothing longer has to be measured
-        text = text[:most] + " ..."
-    broken = wrap_to_width(text, width, lambda part: text_measure()(part, size))
-    if len(broken) <= lines:
-        return "\n".join(broken)
-    last = " ".join(broken[lines - 1 :])
+    """Wrap text into at most `lines` lines of `width` inches; text that does not fit ends in `...`."""
+    # No letter is narrower than a fifth of the font size, so longer text cannot fit and need not be measured.
+    max_letters = 1 + int(lines * width * 72 / (0.2 * size))
+    if len(text) > max_letters:
+        text = text[:max_letters] + " ..."
+    wrapped = wrap_to_width(text, width, lambda part: text_measure()(part, size))
+    if len(wrapped) <= lines:
+        return "\n".join(wrapped)
+    last = " ".join(wrapped[lines - 1 :])
     while last and text_measure()(last + " ...", size) > width:
         last = last[:-1]
-    return "\n".join([*broken[: lines - 1], last + " ..."])
+    return "\n".join([*wrapped[: lines - 1], last + " ..."])
 
 
 def panel_titles(labels: Sequence[str], width: float) -> tuple[list[str], float]:
-    """(names of panels in up to three lines of `width` inches, inches that the longest is higher than one line)."""
+    """Return panel names in up to three lines of `width` inches, and the extra height of the tallest in inches."""
     texts = [fit_text(label, width, lines=3) for label in labels]
     return texts, 0.12 * max(text.count("\n") for text in texts)
 
 
 class FigurePage:
-    """A figure of `WIDTH` inches whose body, between title and caption, is `body` inches high.
+    """A figure `WIDTH` inches wide with a title, a body `body` inches high and a caption.
 
-    Positions are inches from the body's upper left corner.
+    Positions are in inches from the upper left corner of the body.
     """
 
     def __init__(self, title: str, caption: str, body: float) -> None:
-        self.figure = _empty_figure()
-        room = WIDTH - 2 * MARGIN
-        heading = wrap_to_width(title, room, lambda part: text_measure()(part, TITLE_SIZE, bold=True))
-        lines = wrap_to_width(caption, room, lambda part: text_measure()(part, CAPTION_SIZE))
-        self._top = 0.14 + 0.145 * len(heading)
-        below = 0.10 + len(lines) * CAPTION_SIZE * 1.3 / 72
-        self.height = self._top + body + below
+        self.figure = empty_figure()
+        text_width = WIDTH - 2 * MARGIN
+        title_lines = wrap_to_width(title, text_width, lambda part: text_measure()(part, TITLE_SIZE, bold=True))
+        caption_lines = wrap_to_width(caption, text_width, lambda part: text_measure()(part, CAPTION_SIZE))
+        self._top = 0.14 + 0.145 * len(title_lines)
+        caption_height = 0.10 + len(caption_lines) * CAPTION_SIZE * 1.3 / 72
+        self.height = self._top + body + caption_height
         self.figure.set_size_inches(WIDTH, self.height)
-        place: dict[str, Any] = {"parse_math": False, "va": "top", "color": INK}
+        common: dict[str, Any] = {"parse_math": False, "va": "top", "color": INK}
         left = MARGIN / WIDTH
-        bold: dict[str, Any] = {"fontsize": TITLE_SIZE, "fontweight": "bold", **place}
-        self.figure.text(left, 1 - 0.09 / self.height, "\n".join(heading), **bold)
+        bold: dict[str, Any] = {"fontsize": TITLE_SIZE, "fontweight": "bold", **common}
+        self.figure.text(left, 1 - 0.09 / self.height, "\n".join(title_lines), **bold)
         self.caption = caption
-        small: dict[str, Any] = {"fontsize": CAPTION_SIZE, "linespacing": 1.3, **place}
-        self.figure.text(left, below / self.height, "\n".join(lines), **small)
+        small: dict[str, Any] = {"fontsize": CAPTION_SIZE, "linespacing": 1.3, **common}
+        self.figure.text(left, caption_height / self.height, "\n".join(caption_lines), **small)
 
     def axes(self, left: float, top: float, width: float, height: float, grid: bool = False) -> Axes:
-        """Axes of this size, in inches, with their upper left corner there; a thin frame around them."""
-        y = self.height - self._top - top - height
-        place = (left / WIDTH, y / self.height, width / WIDTH, height / self.height)
-        axes = self.figure.add_axes(place)
+        """Add framed axes of this size, in inches, with their upper left corner at (left, top)."""
+        axes = self.figure.add_axes(self.bounds(left, top, width, height))
         axes.grid(grid)
         for spine in axes.spines.values():
             spine.set(visible=True, **FRAME)
         return axes
 
-    def at(self, left: float, top: float) -> tuple[float, float]:
-        """A position as matplotlib takes it, in shares of the figure."""
+    def bounds(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
+        """Convert a rectangle in inches to matplotlib's (left, bottom, width, height) in figure coordinates."""
+        x, y = self.to_figure(left, top + height)
+        return x, y, width / WIDTH, height / self.height
+
+    def to_figure(self, left: float, top: float) -> tuple[float, float]:
+        """Convert a position in inches to matplotlib's figure coordinates."""
         return left / WIDTH, (self.height - self._top - top) / self.height
 
-    def text(self, left: float, top: float, text: str, size: float = PANEL_SIZE, **how: Any) -> None:
-        """Shown literally, its upper left corner there unless `how` says else."""
-        style: dict[str, Any] = {"fontsize": size, "va": "top", "color": INK, "parse_math": False, **how}
-        self.figure.text(*self.at(left, top), text, **style)
+    def text(self, left: float, top: float, text: str, size: float = PANEL_SIZE, **style: Any) -> None:
+        """Add literal text with its upper left corner at (left, top), unless `style` sets another alignment."""
+        defaults: dict[str, Any] = {"fontsize": size, "va": "top", "color": INK, "parse_math": False}
+        self.figure.text(*self.to_figure(left, top), text, **(defaults | style))
 
 
-def colour_bar(page: FigurePage, left: float, top: float, height: float, colours: Any, low: float, high: float) -> Axes:
-    """What the colours between `low` and `high` mean, as an upright bar with its ticks to the right."""
+def color_bar(page: FigurePage, left: float, top: float, height: float, colors: Any, low: float, high: float) -> Axes:
+    """Add a vertical color bar from `low` to `high` with its ticks on the right."""
     import numpy as np
 
     bar = page.axes(left, top, 0.11, height)
-    bar.imshow(np.linspace(1, 0, 256)[:, None], cmap=colours, aspect="auto", extent=(0, 1, low, high))
+    bar.imshow(np.linspace(1, 0, 256)[:, None], cmap=colors, aspect="auto", extent=(0, 1, low, high))
     bar.set_xticks([])
     bar.yaxis.tick_right()
     bar.yaxis.set_label_position("right")
@@ -117,5 +124,15 @@ def colour_bar(page: FigurePage, left: float, top: float, height: float, colours
 
 
 def num_columns(panels: int, most: int) -> int:
-    """How many panels side by side: all in one row where there are `most` or fewer, else rows as even as can be."""
+    """Return the number of columns, at most `most`, that makes the rows of a grid as even as possible."""
     return math.ceil(panels / math.ceil(panels / most))
+
+
+def set_legend_labels(legend: Legend, labels: Iterable[str]) -> None:
+    """Set the labels of a legend literally.
+
+    Labels are set after the legend is built because matplotlib drops labels that begin with `_` and reads `$` as math.
+    """
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)

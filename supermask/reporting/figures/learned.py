@@ -1,14 +1,13 @@
-"""Supermasks side by side: a row a treatment, test accuracies of the several networks that its mask stands for.
+"""Figure of supermasks: one row per treatment, with the test accuracy of each network that its mask defines.
 
-The paper's Figure 7 and Table 1: learned masks beside the best heuristic one, what becomes of them when they are
-hardened or robbed of their signs, and the trained dense network.
+Learned masks next to the best heuristic mask and the trained dense network.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,9 @@ from supermask.analysis.stats import SIGNIFICANCE, Comparison, MeanInterval, com
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures.accuracy import accuracy_ticks, log_error_scale
-from supermask.reporting.figures.caption import describe_excluded, join_sentences
+from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences
 from supermask.reporting.figures.layout import FigurePage, fit_text, max_text_width
-from supermask.reporting.figures.save import RenderedFigure
+from supermask.reporting.figures.save import RenderedFigure, format_values, mean_columns
 from supermask.reporting.figures.style import BLUE, GREEN, INK, ORANGE, VERMILION, WIDTH, style_context
 from supermask.reporting.figures.untrained import is_heuristic
 from supermask.store.tables import DENSE, treatment_labels
@@ -30,9 +29,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class _NetworkKind:
     column: str
-    words: str
+    """Column of the row that holds its test accuracy."""
+    description: str
     marker: str
-    colour: str
+    color: str
 
 
 KINDS = {
@@ -41,7 +41,9 @@ KINDS = {
     "expected": _NetworkKind("expected_test_accuracy", "expected network (weights times p)", "^", GREEN),
     "untrained": _NetworkKind("early_stop_test_accuracy", "one mask on untrained weights", "D", ORANGE),
 }
-ROW_HEIGHT, LABEL_WIDTH, BELOW = 0.23, 1.9, 0.62
+"""Kinds of network that a mask defines. `p` is the probability that a weight is in the mask."""
+
+ROW_HEIGHT, LABEL_WIDTH, AXIS_HEIGHT = 0.23, 1.9, 0.62
 """Inches: a treatment, its name at most, x axis and legend."""
 
 
@@ -51,100 +53,127 @@ class MaskResult:
 
     treatment: str
     kind: str
+    """Key of `KINDS`."""
     level: int
     density: float
-    """Share of the weights in the mask, in percent; expected for samples and the expected network."""
+    """Share of weights in the mask, in percent; the expected share for samples and the expected network."""
     values: dict[int, float]
+    """Seed -> test accuracy in percent."""
     interval: MeanInterval
     comparison: Comparison | None = None
+    """With the first network of the reference treatment."""
     p_holm: float | None = None
+    """After Holm's correction over the treatments."""
 
 
 def has_learned_masks(rows: Sequence[Row]) -> bool:
-    """Whether any finished run of these learned a mask."""
+    """Return whether a finished run of these learned a mask."""
     return any(row.get("supermask") and row["status"] == "finished" for row in rows)
 
 
 def supermask_figure(
     rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str, chance: float
 ) -> RenderedFigure:
-    """Test accuracy of every supermask that is not trained on; mean over seeds, its 95% t-interval, and each seed.
+    """Draw the test accuracy of every supermask that is not trained further: mean over seeds, 95% t-interval, seeds.
 
-    A learned mask is there by its single samples (the paper's number), thresholded, and as the expected network; a
-    heuristic one at the level of best mean validation accuracy. Compared with `reference`, paired by seed, where that
-    learned a mask. `chance`: percent. The axis is logarithmic in the error. Raises UserError if nothing has finished.
-    Source: paper.md sections 6 and 7; figure 7 and Table 1 of the paper.
+    A learned mask has three networks: its single samples (the paper's number), thresholded, and the expected network.
+    A heuristic mask is drawn at the level of best mean validation accuracy. Each treatment is compared with
+    `reference`, paired by seed, if that has a mask. `chance` is in percent. The axis is logarithmic in the error.
+    Raises UserError if no supermask has finished.
+    Source: Zhou et al. 2019, Sec. 5, Fig. 7 and Table 1; statistics: authors' response, items 2 and 4.
+    Differs from the paper: masks are chosen by validation accuracy, not by test accuracy.
     """
-    bars = _compared(compute_mask_results(rows, treatments), reference)
-    if not bars:
+    results = supermask_results(rows, treatments, reference)
+    if not results:
         raise UserError("there is nothing to draw: no supermask of this study has finished; run the study first")
     dense = {int(row["seed"] or 0): _percent(row, "early_stop_test_accuracy") for row in _finished(rows, DENSE)}
-    text = _caption(rows, bars, reference, bool(dense))
-    return RenderedFigure(_draw(bars, treatments, dense, chance, title, text), text, [_data_row(bar) for bar in bars])
+    caption = supermask_caption(rows, results, reference)
+    figure = _draw(results, treatments, dense, chance, title, caption)
+    return RenderedFigure(figure, caption, supermask_rows(results))
+
+
+def supermask_results(rows: Sequence[Row], treatments: Sequence[str], reference: str) -> list[MaskResult]:
+    """Return the networks of the figure, compared with the reference."""
+    return _with_comparisons(compute_mask_results(rows, treatments), reference)
+
+
+def supermask_rows(results: Sequence[MaskResult]) -> list[Row]:
+    """Return the data rows of the figure, one per network."""
+    return [_data_row(result) for result in results]
+
+
+def supermask_caption(rows: Sequence[Row], results: Sequence[MaskResult], reference: str) -> str:
+    """Return the caption of the figure; `results` are those of `supermask_results`, at least one."""
+    return _caption(rows, results, reference, bool(_finished(rows, DENSE)))
 
 
 def compute_mask_results(rows: Sequence[Row], treatments: Sequence[str]) -> list[MaskResult]:
-    """In the order of the treatments. A mask that several go on from is there once, under one that stops at it."""
-    bars: dict[str, list[MaskResult]] = {}
-    shown: set[object] = set()
-    for followed in (False, True):
+    """Return the networks of every mask, in the order of the treatments.
+
+    A mask that several treatments share is listed once, preferably for a treatment that does not train it further.
+    """
+    results: dict[str, list[MaskResult]] = {}
+    listed: set[object] = set()
+    for trained_further in (False, True):
         for label in treatments:
-            own = _finished(rows, label)
-            untrained = [row for row in own if row.get("trained") is False]
-            learned = [row for row in own if row.get("supermask")]
-            trained = any(row["level"] and row.get("trained") and not row.get("supermask") for row in _all(rows, label))
-            if untrained and not followed:
-                bars[label] = [_bar(label, "untrained", _best_level(untrained))]
-            elif learned and not untrained and trained == followed and not shown & {row["id"] for row in learned}:
+            finished = _finished(rows, label)
+            untrained = [row for row in finished if row.get("trained") is False]
+            learned = [row for row in finished if row.get("supermask")]
+            trained = any(
+                row["level"] and row.get("trained") and not row.get("supermask") for row in _with_label(rows, label)
+            )
+            if untrained and not trained_further:
+                results[label] = [_mask_result(label, "untrained", _best_level(untrained))]
+            elif learned and not untrained and trained == trained_further and not listed & {r["id"] for r in learned}:
                 sampled = learned[0]["supermask"] == "bernoulli"
                 kinds = ("samples", "thresholded", "expected") if sampled else ("samples",)
-                bars[label] = [_bar(label, kind, learned) for kind in kinds]
-                shown |= {row["id"] for row in learned}
-    return [bar for label in treatments for bar in bars.get(label, [])]
+                results[label] = [_mask_result(label, kind, learned) for kind in kinds]
+                listed |= {row["id"] for row in learned}
+    return [result for label in treatments for result in results.get(label, [])]
 
 
 def _finished(rows: Sequence[Row], label: str) -> list[Row]:
-    return [row for row in _all(rows, label) if row["status"] == "finished"]
+    return [row for row in _with_label(rows, label) if row["status"] == "finished"]
 
 
-def _all(rows: Sequence[Row], label: str) -> list[Row]:
+def _with_label(rows: Sequence[Row], label: str) -> list[Row]:
     return [row for row in rows if label in treatment_labels(row)]
 
 
 def _best_level(rows: Sequence[Row]) -> list[Row]:
-    """Of one treatment's levels the one of best mean accuracy on the validation set."""
+    """Return the rows of the level with the best mean accuracy on the validation set."""
     levels: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         levels[int(row["level"] or 0)].append(row)
-    return max(levels.values(), key=_validated)
+    return max(levels.values(), key=_validation_accuracy)
 
 
-def _validated(rows: Sequence[Row]) -> float:
+def _validation_accuracy(rows: Sequence[Row]) -> float:
     return fmean(_percent(row, "early_stop_validation_accuracy") for row in rows)
 
 
-def _bar(label: str, kind: str, rows: Sequence[Row]) -> MaskResult:
+def _mask_result(label: str, kind: str, rows: Sequence[Row]) -> MaskResult:
     values = {int(row["seed"] or 0): _percent(row, KINDS[kind].column) for row in rows}
-    share = "expected_density" if kind in ("samples", "expected") else "density"
-    density = fmean(_percent(row, share) for row in rows)
+    column = "expected_density" if kind in ("samples", "expected") else "density"
+    density = fmean(_percent(row, column) for row in rows)
     interval = mean_interval([values[seed] for seed in sorted(values)])
     return MaskResult(label, kind, int(rows[0]["level"] or 0), density, values, interval)
 
 
-def _compared(bars: Sequence[MaskResult], reference: str) -> list[MaskResult]:
-    """Every treatment's first network with that of the reference; Holm over the treatments."""
-    first = {bar.treatment: bar for bar in reversed(bars)}
+def _with_comparisons(results: Sequence[MaskResult], reference: str) -> list[MaskResult]:
+    """Compare the first network of every treatment with the reference's; Holm's correction over the treatments."""
+    first = {result.treatment: result for result in reversed(results)}
     if reference not in first:
-        return list(bars)
-    others = [bar for label, bar in first.items() if label != reference]
-    comparisons = [compare(bar.values, first[reference].values) for bar in others]
+        return list(results)
+    compared = [result for label, result in first.items() if label != reference]
+    comparisons = [compare(result.values, first[reference].values) for result in compared]
     adjusted = holm([comparison.p for comparison in comparisons])
-    found = {bar.treatment: (c, p) for bar, c, p in zip(others, comparisons, adjusted, strict=True)}
+    tests = {result.treatment: (c, p) for result, c, p in zip(compared, comparisons, adjusted, strict=True)}
     return [
-        MaskResult(b.treatment, b.kind, b.level, b.density, b.values, b.interval, *found[b.treatment])
-        if b is first[b.treatment] and b.treatment in found
-        else b
-        for b in bars
+        replace(result, comparison=tests[result.treatment][0], p_holm=tests[result.treatment][1])
+        if result is first[result.treatment] and result.treatment in tests
+        else result
+        for result in results
     ]
 
 
@@ -155,138 +184,140 @@ def _percent(row: Row, column: str) -> float:
 
 
 def _draw(
-    bars: Sequence[MaskResult], treatments: Sequence[str], dense: dict[int, float], chance: float, title: str, text: str
+    results: Sequence[MaskResult],
+    treatments: Sequence[str],
+    dense: dict[int, float],
+    chance: float,
+    title: str,
+    caption: str,
 ) -> Any:
     with style_context():
-        labels = [label for label in treatments if any(bar.treatment == label for bar in bars)]
+        labels = [label for label in treatments if any(result.treatment == label for result in results)]
         height = ROW_HEIGHT * len(labels) + 0.15
-        page = FigurePage(title, text, height + BELOW)
+        page = FigurePage(title, caption, height + AXIS_HEIGHT)
         left = 0.2 + max_text_width(labels, LABEL_WIDTH, 6.8)
         axes = page.axes(left, 0.0, WIDTH - left - 0.12, height, grid=True)
         axes.spines[["top", "right"]].set_visible(False)
-        _draw_bars(axes, bars, labels)
-        seen = [value for bar in bars for value in bar.values.values()]
-        accuracy_axis(axes, [*seen, *dense.values()], chance)
+        _draw_results(axes, results, labels)
+        values = [value for result in results for value in result.values.values()]
+        accuracy_axis(axes, [*values, *dense.values()], chance)
         if dense:
             axes.axvline(fmean(dense.values()), color=INK, linestyle=(0, (1, 1.6)), linewidth=0.9, zorder=1.5)
         row_labels(page, axes, labels, left - 0.08, height)
         axes.set_xlabel("Test accuracy (%)")
-        _legend(page, bars, height + BELOW - 0.2)
+        _add_legend(page, results, height + AXIS_HEIGHT - 0.2)
     return page.figure
 
 
 def row_labels(
     page: FigurePage, axes: Axes, labels: Sequence[str], right: float, height: float, top: float = 0.0
 ) -> None:
-    """A row a label, from the top down, its name before the axes; where they begin and how high they are in inches."""
+    """Write one label per row, right-aligned at `right`; `top` and `height` of the axes are in inches."""
     axes.set(ylim=(len(labels) - 0.4, -0.6), yticks=[])
-    for place, label in enumerate(labels):
-        middle = top + (place + 0.6) / (len(labels) + 0.2) * height
+    for index, label in enumerate(labels):
+        middle = top + (index + 0.6) / (len(labels) + 0.2) * height
         page.text(right, middle, fit_text(label, LABEL_WIDTH, lines=2), 6.8, ha="right", va="center")
 
 
-def _draw_bars(axes: Axes, bars: Sequence[MaskResult], labels: Sequence[str]) -> None:
-    for bar in bars:
-        kinds = [each.kind for each in bars if each.treatment == bar.treatment]
-        offset = 0.0 if len(kinds) == 1 else 0.22 * (kinds.index(bar.kind) - 1)
-        y, kind = labels.index(bar.treatment) + offset, KINDS[bar.kind]
-        seeds = list(bar.values.values())
+def _draw_results(axes: Axes, results: Sequence[MaskResult], labels: Sequence[str]) -> None:
+    for result in results:
+        kinds = [other.kind for other in results if other.treatment == result.treatment]
+        offset = 0.0 if len(kinds) == 1 else 0.22 * (kinds.index(result.kind) - 1)
+        y, kind = labels.index(result.treatment) + offset, KINDS[result.kind]
+        seeds = list(result.values.values())
         tick: dict[str, Any] = {"alpha": 0.45, "markersize": 3.5, "markeredgewidth": 0.7, "zorder": 2}
-        axes.plot(seeds, [y] * len(seeds), "|", color=kind.colour, **tick)
-        if bar.interval.low is not None and bar.interval.high is not None:
-            ends = [max(bar.interval.low, 0.0), min(bar.interval.high, 99.99)]
-            axes.plot(ends, [y, y], color=kind.colour, linewidth=1.0, zorder=3)
+        axes.plot(seeds, [y] * len(seeds), "|", color=kind.color, **tick)
+        if result.interval.low is not None and result.interval.high is not None:
+            ends = [max(result.interval.low, 0.0), min(result.interval.high, 99.99)]
+            axes.plot(ends, [y, y], color=kind.color, linewidth=1.0, zorder=3)
         style: dict[str, Any] = {"markersize": 4.0, "markeredgecolor": "white", "markeredgewidth": 0.4, "zorder": 4}
-        axes.plot([bar.interval.mean], [y], kind.marker, color=kind.colour, **style)
+        axes.plot([result.interval.mean], [y], kind.marker, color=kind.color, **style)
 
 
 def accuracy_axis(axes: Axes, values: Sequence[float], chance: float) -> None:
-    """Test accuracy along x, logarithmic in the error, from below the lowest value; a dashed line at chance."""
+    """Set an x axis of test accuracy in percent, logarithmic in the error, with a dashed line at chance."""
     low, high = max(min(*values, chance) - 4, 0.0), max(*values, chance)
-    least = max((100 - high) / 1.25, 0.02)
-    axes.set_xscale("function", functions=log_error_scale(least / 1e3))
-    axes.set_xlim(low, 100 - least)
-    ticks = sorted({chance, *(tick for tick in accuracy_ticks(low, 100 - least) if tick > chance + 15)})
+    min_error = max((100 - high) / 1.25, 0.02)
+    axes.set_xscale("function", functions=log_error_scale(min_error / 1e3))
+    axes.set_xlim(low, 100 - min_error)
+    ticks = sorted({chance, *(tick for tick in accuracy_ticks(low, 100 - min_error) if tick > chance + 15)})
     axes.set_xticks(ticks, [format_percent(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.axvline(chance, color=INK, linestyle=(0, (4, 2)), linewidth=0.7, zorder=1.5)
 
 
-def _legend(page: FigurePage, bars: Sequence[MaskResult], top: float) -> None:
+def _add_legend(page: FigurePage, results: Sequence[MaskResult], top: float) -> None:
     from matplotlib.lines import Line2D
 
-    shown = [KINDS[name] for name in KINDS if any(bar.kind == name for bar in bars)]
+    kinds = [KINDS[name] for name in KINDS if any(result.kind == name for result in results)]
     style = {"linestyle": "none", "markersize": 4.0, "markeredgecolor": "white", "markeredgewidth": 0.4}
-    handles = [Line2D([], [], marker=kind.marker, color=kind.colour, **style) for kind in shown]  # type: ignore[arg-type]
-    at = page.at(WIDTH / 2, top)
-    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": at, "ncols": 4, "frameon": False}
-    place |= {"columnspacing": 1.0, "handletextpad": 0.2, "fontsize": 6.2, "borderaxespad": 0.0, "borderpad": 0.0}
-    page.figure.legend(handles, [kind.words for kind in shown], **place)
-
-
-def _caption(rows: Sequence[Row], bars: Sequence[MaskResult], reference: str, dense: bool) -> str:
-    counts = sorted({bar.interval.n for bar in bars})
-    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    first = next(row for row in rows if row["status"] == "finished")
-    sentences = [f"Network {first['network']} on {first['dataset']}: mean over n = {n} seed{'' if n == '1' else 's'}"]
-    sentences[0] += ", bar: its 95% t-interval; ticks: each seed." if counts[-1] > 1 else "."
-    if any(bar.kind == "samples" for bar in bars):
-        sentences.append("A learned supermask's accuracy is the mean over single samples of its mask, as in the paper.")
-    labels = {bar.treatment for bar in bars if bar.kind == "untrained"}
-    if any(is_heuristic(row) and labels.intersection(treatment_labels(row)) for row in rows):
-        sentences.append("Heuristic masks: at the level of best validation accuracy.")
-    sentences.append("Dashed: chance." + (" Dotted: the trained dense network." if dense else ""))
-    told = [bar for bar in bars if bar.p_holm is not None]
-    if told:
-        same = [bar.treatment for bar in told if bar.p_holm is not None and bar.p_holm >= SIGNIFICANCE]
-        paired = {bar.comparison.test for bar in told if bar.comparison} == {"paired t"}
-        test = "paired t-test over seeds" if paired else "paired t-test where both have the same seeds, else Welch's"
-        test = f"({test}; Holm over {len(told)} treatments, p < {SIGNIFICANCE})"
-        counted = f"{len(told) - len(same)} of {len(told)} differ from {reference}"
-        sentences.append(f"{counted} {test}; not: {'; '.join(same)}.")
-        if not same or len(same) == len(told):
-            sentences[-1] = f"{'None differs' if same else 'All differ'} from {reference} {test}."
-    untested = [bar.treatment for bar in bars if bar.comparison is not None and bar.p_holm is None]
-    sentences.append(f"Not tested (too few seeds, or no spread): {'; '.join(untested)}." if untested else "")
-    left = [row for row in rows if row["status"] != "finished"]
-    return join_sentences(
-        [*sentences, describe_excluded(left, {label for row in rows for label in treatment_labels(row)}, len(rows))]
+    handles = [Line2D([], [], marker=kind.marker, color=kind.color, **style) for kind in kinds]  # type: ignore[arg-type]
+    page.figure.legend(
+        handles,
+        [kind.description for kind in kinds],
+        loc="upper center",
+        bbox_to_anchor=page.to_figure(WIDTH / 2, top),
+        ncols=4,
+        frameon=False,
+        columnspacing=1.0,
+        handletextpad=0.2,
+        fontsize=6.2,
+        borderaxespad=0.0,
+        borderpad=0.0,
     )
 
 
-def _data_row(bar: MaskResult) -> Row:
-    c = bar.comparison
-    low, high = (c.interval95 or (None, None)) if c else (None, None)
+def _caption(rows: Sequence[Row], results: Sequence[MaskResult], reference: str, has_dense: bool) -> str:
+    counts = {result.interval.n for result in results}
+    first = next(row for row in rows if row["status"] == "finished")
+    sentences = [f"Network {first['network']} on {first['dataset']}: mean over {format_seeds(counts)}"]
+    sentences[0] += ", bar: its 95% t-interval; ticks: each seed." if max(counts) > 1 else "."
+    if any(result.kind == "samples" for result in results):
+        sentences.append("A learned supermask's accuracy is the mean over single samples of its mask, as in the paper.")
+    untrained = {result.treatment for result in results if result.kind == "untrained"}
+    if any(is_heuristic(row) and untrained.intersection(treatment_labels(row)) for row in rows):
+        sentences.append("Heuristic masks: at the level of best validation accuracy.")
+    sentences.append("Dashed: chance." + (" Dotted: the trained dense network." if has_dense else ""))
+    sentences += _test_notes(results, reference)
+    unfinished = [row for row in rows if row["status"] != "finished"]
+    labels = {label for row in rows for label in treatment_labels(row)}
+    return join_sentences([*sentences, describe_excluded(unfinished, labels, len(rows))])
+
+
+def _test_notes(results: Sequence[MaskResult], reference: str) -> list[str]:
+    sentences = []
+    tested = [result for result in results if result.p_holm is not None]
+    if tested:
+        equal = [result.treatment for result in tested if result.p_holm is not None and result.p_holm >= SIGNIFICANCE]
+        paired = {result.comparison.test for result in tested if result.comparison} == {"paired t"}
+        test = "paired t-test over seeds" if paired else "paired t-test where both have the same seeds, else Welch's"
+        test = f"({test}; Holm over {len(tested)} treatments, p < {SIGNIFICANCE})"
+        if not equal or len(equal) == len(tested):
+            sentences.append(f"{'None differs' if equal else 'All differ'} from {reference} {test}.")
+        else:
+            differing = f"{len(tested) - len(equal)} of {len(tested)} differ from {reference}"
+            sentences.append(f"{differing} {test}; not: {'; '.join(equal)}.")
+    untested = [result.treatment for result in results if result.comparison is not None and result.p_holm is None]
+    if untested:
+        sentences.append(f"Not tested (too few seeds, or no spread): {'; '.join(untested)}.")
+    return sentences
+
+
+def _data_row(result: MaskResult) -> Row:
+    comparison = result.comparison
+    low, high = (comparison.interval95 or (None, None)) if comparison else (None, None)
     return {
-        "treatment": bar.treatment,
-        "network": bar.kind,
-        "level": bar.level,
-        "density_percent": bar.density,
-        "n": bar.interval.n,
-        "mean": bar.interval.mean,
-        "mean_low95": bar.interval.low,
-        "mean_high95": bar.interval.high,
-        "difference": c.difference if c else None,
+        "treatment": result.treatment,
+        "network": result.kind,
+        "level": result.level,
+        "density_percent": result.density,
+        **mean_columns(result.interval),
+        "difference": comparison.difference if comparison else None,
         "difference_low95": low,
         "difference_high95": high,
-        "hedges_g": c.hedges_g if c else None,
-        "test": c.test if c else None,
-        "p": c.p if c else None,
-        "p_holm": bar.p_holm,
-        "values_by_seed": " ".join(f"{seed}={value:.6g}" for seed, value in sorted(bar.values.items())),
+        "hedges_g": comparison.hedges_g if comparison else None,
+        "test": comparison.test if comparison else None,
+        "p": comparison.p if comparison else None,
+        "p_holm": result.p_holm,
+        "values_by_seed": format_values(result.values),
     }
-
-
-def supermask_results(rows: Sequence[Row], treatments: Sequence[str], reference: str) -> list[MaskResult]:
-    """The networks that the figure shows, compared with the reference; without drawing it."""
-    return _compared(compute_mask_results(rows, treatments), reference)
-
-
-def supermask_rows(bars: Sequence[MaskResult]) -> list[Row]:
-    """The numbers behind the figure, one row a network."""
-    return [_data_row(bar) for bar in bars]
-
-
-def supermask_caption(rows: Sequence[Row], bars: Sequence[MaskResult], reference: str) -> str:
-    """What the figure says below itself; `bars` are those of `supermask_bars`, of which there is at least one."""
-    return _caption(rows, bars, reference, bool(_finished(rows, DENSE)))

@@ -1,4 +1,4 @@
-"""How fast masks are learned: validation accuracy against iterations, a line a treatment."""
+"""Figure of learning curves: validation accuracy of learned masks against iterations, one line per treatment."""
 
 from __future__ import annotations
 
@@ -9,135 +9,135 @@ from typing import TYPE_CHECKING, Any
 from supermask.analysis.stats import MeanInterval, mean_interval
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
-from supermask.reporting.figures.accuracy import BAND, MANY, accuracy_ticks, log_error_scale
-from supermask.reporting.figures.layout import FigurePage, fit_text
-from supermask.reporting.figures.save import RenderedFigure
+from supermask.reporting.figures.accuracy import BAND_ALPHA, MANY_LINES, accuracy_ticks, log_error_scale
+from supermask.reporting.figures.caption import format_seeds
+from supermask.reporting.figures.layout import FigurePage, fit_text, set_legend_labels
+from supermask.reporting.figures.save import RenderedFigure, mean_columns
 from supermask.reporting.figures.style import WIDTH, LineStyle, assign_styles, style_context
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HEIGHT, LEGEND = 2.6, 1.95
-"""Inches: the axes at least; the legend's width."""
+MIN_HEIGHT, LEGEND_WIDTH = 2.6, 1.95
+"""Inches: the axes at least, the legend."""
+
+Curves = dict[str, dict[int, MeanInterval]]
+"""Treatment -> iteration -> mean over seeds with its interval, in percent."""
 
 
 def learning_curves_figure(points: Sequence[Row], title: str) -> RenderedFigure:
-    """Validation accuracy while masks are learned; mean over seeds with its 95% t-interval.
+    """Draw the validation accuracy of masks while they are learned: mean over seeds with its 95% t-interval.
 
-    `points`: `treatment`, `seed`, `iteration`, `validation_accuracy` (a share), as of `rows.curves_of_plan`. Both axes
-    are logarithmic, that of the accuracy in the error. Raises UserError where no mask was learned.
-    Source: paper.md section 6 (answer 8: does a mask that starts from a heuristic learn faster?).
+    `points`: rows with `treatment`, `seed`, `iteration` and `validation_accuracy` (share in [0, 1]), as
+    `learning_curve_rows` returns them. Both axes are logarithmic, the accuracy in its error. Raises UserError if no
+    mask was learned.
+    Source: Zhou et al. 2019, Sec. 5; authors' response, item 8 (masks that start from a heuristic).
     """
-    found = _means(points)
-    if not found:
+    curves = _mean_curves(points)
+    if not curves:
         raise UserError("there is nothing to draw: no mask of this study has been learned; run the study first")
-    chosen, text = assign_styles(list(found)), _caption(points, found)
+    styles, caption = assign_styles(list(curves)), _caption(curves)
     with style_context():
-        names = {label: fit_text(label, LEGEND - 0.4, lines=3, size=6.4) for label in found}
-        height = max(HEIGHT, 0.08 + sum(0.155 + 0.11 * name.count("\n") for name in names.values()))
-        page = FigurePage(title, text, height + 0.42)
-        axes = page.axes(0.5, 0.0, WIDTH - 0.5 - LEGEND - 0.1, height, grid=True)
+        names = {label: fit_text(label, LEGEND_WIDTH - 0.4, lines=3, size=6.4) for label in curves}
+        height = max(MIN_HEIGHT, 0.08 + sum(0.155 + 0.11 * name.count("\n") for name in names.values()))
+        page = FigurePage(title, caption, height + 0.42)
+        axes = page.axes(0.5, 0.0, WIDTH - 0.5 - LEGEND_WIDTH - 0.1, height, grid=True)
         axes.spines[["top", "right"]].set_visible(False)
-        _draw(axes, found, chosen)
-        _legend(page, names, chosen)
-    data = [_data_row(label, iteration, mean) for label, line in found.items() for iteration, mean in line.items()]
-    return RenderedFigure(page.figure, text, data)
+        _draw(axes, curves, styles)
+        _add_legend(page, names, styles)
+    return RenderedFigure(page.figure, caption, _data_rows(curves))
 
 
-def _legend(page: FigurePage, names: dict[str, str], chosen: dict[str, LineStyle]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], color=look.colour, marker=look.marker, **_style(look)) for look in chosen.values()]
-    # Labels are set afterwards: matplotlib drops those that begin with "_" and reads "$" as mathematics.
-    legend = page.figure.legend(
-        handles,
-        [str(number) for number in range(len(handles))],
-        loc="upper left",
-        bbox_to_anchor=page.at(WIDTH - LEGEND, 0.0),
-        frameon=False,
-        borderaxespad=0,
-        handlelength=3.0,
-        fontsize=6.4,
-    )
-    for shown, label in zip(legend.get_texts(), chosen, strict=True):
-        shown.set_parse_math(False)
-        shown.set_text(names[label])
+def average_curves(points: Sequence[Row]) -> list[Row]:
+    """Return the data rows of the figure, one per treatment and iteration; empty if no mask was learned."""
+    return _data_rows(_mean_curves(points))
 
 
-def _style(look: LineStyle) -> dict[str, Any]:
-    edge = {"markersize": 3.2, "markeredgecolor": "white", "markeredgewidth": 0.4}
-    return {**edge, "linewidth": 1.0, "linestyle": look.line}
+def curves_caption(points: Sequence[Row]) -> str:
+    """Return the caption of the figure of these points, for which `average_curves` is not empty."""
+    return _caption(_mean_curves(points))
 
 
-def _means(points: Sequence[Row]) -> dict[str, dict[int, MeanInterval]]:
-    """Treatment -> iteration -> mean over seeds, in percent; iterations that all of its seeds have."""
+def _mean_curves(points: Sequence[Row]) -> Curves:
+    """Average over seeds at the iterations that all seeds of a treatment have, without iteration 0."""
     values: dict[str, dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for point in points:
         accuracy = point["validation_accuracy"]
         assert isinstance(accuracy, int | float)
         values[str(point["treatment"])][int(point["iteration"] or 0)][int(point["seed"] or 0)] = 100 * accuracy
-    found: dict[str, dict[int, MeanInterval]] = {}
-    for label, line in values.items():
-        seeds = max(map(len, line.values()))
-        whole = {i: by_seed for i, by_seed in sorted(line.items()) if len(by_seed) == seeds and i > 0}
-        if whole:
-            found[label] = {i: mean_interval([by_seed[s] for s in sorted(by_seed)]) for i, by_seed in whole.items()}
-    return found
+    curves: Curves = {}
+    for label, by_iteration in values.items():
+        seeds = max(map(len, by_iteration.values()))
+        complete = {i: by_seed for i, by_seed in sorted(by_iteration.items()) if len(by_seed) == seeds and i > 0}
+        if complete:
+            curves[label] = {i: mean_interval([by_seed[s] for s in sorted(by_seed)]) for i, by_seed in complete.items()}
+    return curves
 
 
-def _draw(axes: Axes, found: dict[str, dict[int, MeanInterval]], chosen: dict[str, LineStyle]) -> None:
-    for label, line in found.items():
-        look, x = chosen[label], list(line)
-        low = [each.mean if each.low is None else each.low for each in line.values()]
-        high = [each.mean if each.high is None else min(each.high, 99.99) for each in line.values()]
-        axes.fill_between(x, low, high, color=look.colour, alpha=BAND if len(found) < MANY else BAND / 2, linewidth=0)
-        mean = [each.mean for each in line.values()]
-        every = max(1, len(x) // 8)
-        axes.plot(x, mean, color=look.colour, marker=look.marker, markevery=every, **_style(look))
-    means = [each.mean for line in found.values() for each in line.values()]
-    least = max((100 - max(means)) / 1.15, 0.02)
+def _draw(axes: Axes, curves: Curves, styles: dict[str, LineStyle]) -> None:
+    for label, curve in curves.items():
+        style, iterations = styles[label], list(curve)
+        low = [mean.mean if mean.low is None else mean.low for mean in curve.values()]
+        # 100% has no place on an axis that is logarithmic in the error.
+        high = [mean.mean if mean.high is None else min(mean.high, 99.99) for mean in curve.values()]
+        alpha = BAND_ALPHA if len(curves) < MANY_LINES else BAND_ALPHA / 2
+        axes.fill_between(iterations, low, high, color=style.color, alpha=alpha, linewidth=0)
+        means = [mean.mean for mean in curve.values()]
+        marker_step = max(1, len(iterations) // 8)
+        line = _line_style(style)
+        axes.plot(iterations, means, color=style.color, marker=style.marker, markevery=marker_step, **line)
+    means = [mean.mean for curve in curves.values() for mean in curve.values()]
+    min_error = max((100 - max(means)) / 1.15, 0.02)
     axes.set_xscale("log")
-    axes.set_yscale("function", functions=log_error_scale(least / 1e3))
-    axes.set_ylim(max(min(means) - 2, 0), 100 - least)
+    axes.set_yscale("function", functions=log_error_scale(min_error / 1e3))
+    axes.set_ylim(max(min(means) - 2, 0), 100 - min_error)
     ticks = accuracy_ticks(*axes.get_ylim())
     axes.set_yticks(ticks, [format_percent(tick) for tick in ticks])
     axes.set_yticks([], minor=True)
-    first, last = min(min(line) for line in found.values()), max(max(line) for line in found.values())
-    places = [n for k in range(9) for n in (10**k, 2 * 10**k, 5 * 10**k) if first <= n <= last]
-    axes.set_xticks(places, [f"{n:,}" for n in places])
+    first, last = min(min(curve) for curve in curves.values()), max(max(curve) for curve in curves.values())
+    decades = [n for k in range(9) for n in (10**k, 2 * 10**k, 5 * 10**k) if first <= n <= last]
+    axes.set_xticks(decades, [f"{n:,}" for n in decades])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("Iteration")
     axes.set_ylabel("Validation accuracy (%)")
 
 
-def _caption(points: Sequence[Row], found: dict[str, dict[int, MeanInterval]]) -> str:
-    counts = sorted({each.n for line in found.values() for each in line.values()})
-    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    band = "; band: 95% t-interval of the mean" if counts[-1] > 1 else ""
+def _add_legend(page: FigurePage, names: dict[str, str], styles: dict[str, LineStyle]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=style.color, marker=style.marker, **_line_style(style)) for style in styles.values()
+    ]
+    legend = page.figure.legend(
+        handles,
+        [str(number) for number in range(len(handles))],
+        loc="upper left",
+        bbox_to_anchor=page.to_figure(WIDTH - LEGEND_WIDTH, 0.0),
+        frameon=False,
+        borderaxespad=0,
+        handlelength=3.0,
+        fontsize=6.4,
+    )
+    set_legend_labels(legend, [names[label] for label in styles])
+
+
+def _line_style(style: LineStyle) -> dict[str, Any]:
+    edge = {"markersize": 3.2, "markeredgecolor": "white", "markeredgewidth": 0.4}
+    return {**edge, "linewidth": 1.0, "linestyle": style.line}
+
+
+def _caption(curves: Curves) -> str:
+    counts = {mean.n for curve in curves.values() for mean in curve.values()}
+    band = "; band: 95% t-interval of the mean" if max(counts) > 1 else ""
     return (
-        f"Validation accuracy of the mask's single samples while it is learned: mean over n = {n} seeds{band}. "
-        "Untrained masks, at iteration 0, are not shown. The accuracy axis is logarithmic in the error."
+        f"Validation accuracy of single samples of the mask while it is learned: mean over {format_seeds(counts)}"
+        f"{band}. Iteration 0, before learning, is not shown. The accuracy axis is logarithmic in the error."
     )
 
 
-def _data_row(label: str, iteration: int, mean: MeanInterval) -> Row:
-    return {
-        "treatment": label,
-        "iteration": iteration,
-        "n": mean.n,
-        "mean": mean.mean,
-        "mean_low95": mean.low,
-        "mean_high95": mean.high,
-    }
-
-
-def average_curves(points: Sequence[Row]) -> list[Row]:
-    """The numbers that the figure shows, a row a treatment and iteration; without drawing it. None: nothing to draw."""
+def _data_rows(curves: Curves) -> list[Row]:
     return [
-        _data_row(label, iteration, mean) for label, line in _means(points).items() for iteration, mean in line.items()
+        {"treatment": label, "iteration": iteration, **mean_columns(mean)}
+        for label, curve in curves.items()
+        for iteration, mean in curve.items()
     ]
-
-
-def curves_caption(points: Sequence[Row]) -> str:
-    """What the figure says below itself; of points that it has something to draw of."""
-    return _caption(points, _means(points))

@@ -1,4 +1,4 @@
-"""Density of each layer: over the levels of chains, or mask by mask."""
+"""Figures of the density of each layer: over the levels of chains, or mask by mask."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from supermask.reporting.figures.layout import (
     fit_text,
     max_text_width,
     num_columns,
+    set_legend_labels,
     text_measure,
 )
 from supermask.reporting.figures.save import RenderedFigure
@@ -26,110 +27,113 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Densities = Mapping[str, Density]
-"""Layer, or `ALL_LAYERS` -> density."""
+"""Layer name or `ALL_LAYERS` -> density."""
 
-LABEL_WIDTH, LEGEND, ROW, PANEL_HEIGHT = 2.4, 0.2, 0.2, 1.7
-"""Inches: row labels at the most, the line of the legend, a row of dots, a panel of lines."""
+LABEL_WIDTH, LEGEND_HEIGHT, ROW_HEIGHT, PANEL_HEIGHT = 2.4, 0.2, 0.2, 1.7
+"""Inches: a row label at most, the legend, a row of dots, a panel of lines."""
+
+ALL_WEIGHTS_NOTE = "Share of each layer's weights that the mask keeps"
 
 
-def density_figure(found: Sequence[Densities], labels: Sequence[str], title: str) -> RenderedFigure:
-    """Share of each layer that is kept, a row of dots a mask, one mark a layer; logarithmic.
+def density_figure(masks: Sequence[Densities], labels: Sequence[str], title: str) -> RenderedFigure:
+    """Draw the share of weights kept in each layer: one row per mask, one mark per layer, on a logarithmic axis.
 
-    Source: paper.md section 8.
+    Source: Zhou et al. 2019, Sec. 2.
     """
-    looks = _looks(found[0])
+    styles = _layer_styles(masks[0])
     with style_context():
         left = MARGIN + 0.08 + max_text_width(labels, LABEL_WIDTH)
-        height = ROW * len(labels) + 0.1
-        page = FigurePage(title, "Share of each layer's weights that the mask keeps.", LEGEND + height + 0.42)
-        _legend(page, looks)
-        axes = page.axes(left, LEGEND, WIDTH - left - MARGIN - 0.1, height, grid=True)
-        for place, (layer, look) in enumerate(looks.items()):
-            shares = [densities[layer].density * 100 for densities in found]
-            rows = np.arange(len(shares), dtype=np.float64)
+        height = ROW_HEIGHT * len(labels) + 0.1
+        page = FigurePage(title, f"{ALL_WEIGHTS_NOTE}.", LEGEND_HEIGHT + height + 0.42)
+        _add_legend(page, styles)
+        axes = page.axes(left, LEGEND_HEIGHT, WIDTH - left - MARGIN - 0.1, height, grid=True)
+        for index, (layer, style) in enumerate(styles.items()):
+            percents = [densities[layer].density * 100 for densities in masks]
+            rows = np.arange(len(percents), dtype=np.float64)
             if layer == ALL_LAYERS:
-                axes.vlines(shares, rows - 0.36, rows + 0.36, color=look.colour, linewidth=1.0)
+                axes.vlines(percents, rows - 0.36, rows + 0.36, color=style.color, linewidth=1.0)
             else:
-                # One below the other within a row: layers often have the same density.
-                rows = rows + 0.6 * ((place + 0.5) / (len(looks) - 1) - 0.5)
-                axes.plot(shares, rows, look.marker, color=look.colour, markersize=3.4, clip_on=False)
-        _percent_axis(axes, found)
+                # Layers often have the same density, so their marks are spread over the height of the row.
+                rows = rows + 0.6 * ((index + 0.5) / (len(styles) - 1) - 0.5)
+                axes.plot(percents, rows, style.marker, color=style.color, markersize=3.4, clip_on=False)
+        _set_percent_axis(axes, masks)
         axes.set_xlabel("Weights kept (%)")
         axes.set_ylim(len(labels) - 0.3, -0.7)
         axes.set_yticks([])
-        for place, label in enumerate(labels):
-            middle = LEGEND + height * (place + 0.7) / (len(labels) + 0.4)
+        for row, label in enumerate(labels):
+            middle = LEGEND_HEIGHT + height * (row + 0.7) / (len(labels) + 0.4)
             page.text(left - 0.06, middle, fit_text(label, LABEL_WIDTH), ha="right", va="center_baseline")
-    return RenderedFigure(page.figure, page.caption, _rows(found, labels))
+    return RenderedFigure(page.figure, page.caption, _data_rows(masks, labels))
 
 
 def density_by_level_figure(chains: Mapping[str, Mapping[int, Densities]], title: str) -> RenderedFigure:
-    """Share of each layer that is kept at the levels of each chain, one line a layer, one panel a chain; logarithmic.
+    """Draw the share of weights kept in each layer at every level: one panel per chain, one line per layer.
 
-    Chains with the same densities throughout share a panel. Source: paper.md section 8.
+    `chains`: label -> level -> densities. The axis is logarithmic. Chains with equal densities share a panel.
+    Source: Zhou et al. 2019, Sec. 2.
     """
     from matplotlib.ticker import MaxNLocator
 
     panels: list[tuple[list[str], Mapping[int, Densities]]] = []
     for label, levels in chains.items():
-        same = next((names for names, shown in panels if shown == levels), None)
-        if same is None:
+        equal = next((names for names, panel_levels in panels if panel_levels == levels), None)
+        if equal is None:
             panels.append(([label], levels))
         else:
-            same.append(label)
-    looks = _looks(next(iter(panels[0][1].values())))
-    caption = "Share of each layer's weights that the mask keeps, level by level." + "".join(
+            equal.append(label)
+    styles = _layer_styles(next(iter(panels[0][1].values())))
+    caption = f"{ALL_WEIGHTS_NOTE}, level by level." + "".join(
         f" {names[0]} stands for {len(names)} chains with the same densities: {', '.join(names)}."
         for names, _ in panels
         if len(names) > 1
     )
     columns = num_columns(len(panels), 3)
-    step, room = PANEL_HEIGHT + 0.62, (WIDTH - 2 * MARGIN) / columns
+    row_height, column_width = PANEL_HEIGHT + 0.62, (WIDTH - 2 * MARGIN) / columns
     with style_context():
-        page = FigurePage(title, caption, LEGEND + step * -(-len(panels) // columns))
-        _legend(page, looks)
-        for place, (names, levels) in enumerate(panels):
-            left, top = MARGIN + 0.42 + place % columns * room, LEGEND + 0.2 + place // columns * step
-            axes = page.axes(left, top, min(room - 0.52, 4.2), PANEL_HEIGHT, grid=True)
+        page = FigurePage(title, caption, LEGEND_HEIGHT + row_height * -(-len(panels) // columns))
+        _add_legend(page, styles)
+        for index, (names, levels) in enumerate(panels):
+            row, column = divmod(index, columns)
+            left, top = MARGIN + 0.42 + column * column_width, LEGEND_HEIGHT + 0.2 + row * row_height
+            axes = page.axes(left, top, min(column_width - 0.52, 4.2), PANEL_HEIGHT, grid=True)
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            page.text(left, top - 0.16, fit_text(names[0], room - 0.6 - text_measure()(more, PANEL_SIZE)) + more)
-            for number, (layer, look) in enumerate(looks.items()):
-                shares = [densities[layer].density * 100 for densities in levels.values()]
-                # Layers often have the same density: each line is narrower than the one below it.
+            name_width = column_width - 0.6 - text_measure()(more, PANEL_SIZE)
+            page.text(left, top - 0.16, fit_text(names[0], name_width) + more)
+            for layer_index, (layer, style) in enumerate(styles.items()):
+                percents = [densities[layer].density * 100 for densities in levels.values()]
+                # Layers often have the same density: each line is narrower than the one that it covers.
                 line: dict[str, Any] = {
-                    "linewidth": 3.2 * 0.7**number,
-                    "markersize": 6.5 * 0.85**number,
-                    "linestyle": look.line,
+                    "linewidth": 3.2 * 0.7**layer_index,
+                    "markersize": 6.5 * 0.85**layer_index,
+                    "linestyle": style.line,
                 }
-                axes.plot(list(levels), shares, color=look.colour, marker=look.marker, **line)
-            _percent_axis(axes, [*levels.values()], upright=True)
+                axes.plot(list(levels), percents, color=style.color, marker=style.marker, **line)
+            _set_percent_axis(axes, [*levels.values()], vertical=True)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("Level")
-            if place % columns == 0:
+            if column == 0:
                 axes.set_ylabel("Weights kept (%)")
-    every = [(f"{label}, level {level}", found) for label, levels in chains.items() for level, found in levels.items()]
-    return RenderedFigure(
-        page.figure, page.caption, _rows([found for _, found in every], [label for label, _ in every])
-    )
+    masks = {f"{label}, level {level}": mask for label, levels in chains.items() for level, mask in levels.items()}
+    return RenderedFigure(page.figure, page.caption, _data_rows(list(masks.values()), list(masks)))
 
 
-def _looks(layers: Densities) -> dict[str, LineStyle]:
+def _layer_styles(layers: Densities) -> dict[str, LineStyle]:
     names = [layer for layer in layers if layer != ALL_LAYERS]
-    looks = {layer: FALLBACK_STYLES[place % len(FALLBACK_STYLES)] for place, layer in enumerate(names)}
-    return looks | {ALL_LAYERS: LineStyle(BLACK, "|", DOTTED)}
+    styles = {layer: FALLBACK_STYLES[index % len(FALLBACK_STYLES)] for index, layer in enumerate(names)}
+    return styles | {ALL_LAYERS: LineStyle(BLACK, "|", DOTTED)}
 
 
-def _legend(page: FigurePage, looks: Mapping[str, LineStyle]) -> None:
-    """One line above the panels; in several columns where there are many layers the names are smaller."""
+def _add_legend(page: FigurePage, styles: Mapping[str, LineStyle]) -> None:
+    """Add a legend in one line above the panels."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=look.colour, marker=look.marker, linestyle="none") for look in looks.values()]
+    handles = [Line2D([], [], color=style.color, marker=style.marker, linestyle="none") for style in styles.values()]
     legend = page.figure.legend(
         handles,
-        [layer.removesuffix(".weight") for layer in looks],
+        [str(number) for number in range(len(handles))],
         loc="upper left",
-        bbox_to_anchor=page.at(MARGIN, 0.0),
-        ncols=len(looks),
+        bbox_to_anchor=page.to_figure(MARGIN, 0.0),
+        ncols=len(styles),
         frameon=False,
         borderpad=0,
         borderaxespad=0,
@@ -137,25 +141,24 @@ def _legend(page: FigurePage, looks: Mapping[str, LineStyle]) -> None:
         handletextpad=0.4,
         columnspacing=1.2,
     )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    set_legend_labels(legend, [layer.removesuffix(".weight") for layer in styles])
 
 
-def _percent_axis(axes: Axes, found: Sequence[Densities], upright: bool = False) -> None:
-    """Logarithmic, from the smallest share that is there to 100%; an empty layer is at the edge."""
-    shares = [density.density * 100 for densities in found for density in densities.values()]
-    least = min((share for share in shares if share), default=1.0) / 1.3
-    ticks = [tick for tick in (0.001, 0.01, 0.1, 1, 2, 5, 10, 20, 50, 100) if least <= tick]
+def _set_percent_axis(axes: Axes, masks: Sequence[Densities], vertical: bool = False) -> None:
+    """Set a logarithmic axis from the smallest density above 0 to 100%; an empty layer lies at the edge."""
+    percents = [density.density * 100 for densities in masks for density in densities.values()]
+    low = min((percent for percent in percents if percent), default=1.0) / 1.3
+    ticks = [tick for tick in (0.001, 0.01, 0.1, 1, 2, 5, 10, 20, 50, 100) if low <= tick]
     axis, set_scale, set_limits = axes.xaxis, axes.set_xscale, axes.set_xlim
-    if upright:
+    if vertical:
         axis, set_scale, set_limits = axes.yaxis, axes.set_yscale, axes.set_ylim  # type: ignore[assignment]
     set_scale("log")
-    set_limits(least, 115)
+    set_limits(low, 115)
     axis.set_ticks(ticks, [format_percent(tick) for tick in ticks])
     axis.set_ticks([], minor=True)
 
 
-def _rows(found: Sequence[Densities], labels: Sequence[str]) -> list[Row]:
+def _data_rows(masks: Sequence[Densities], labels: Sequence[str]) -> list[Row]:
     return [
         {
             "specimen": label,
@@ -164,6 +167,6 @@ def _rows(found: Sequence[Densities], labels: Sequence[str]) -> list[Row]:
             "kept": density.kept,
             "density": density.density,
         }
-        for label, densities in zip(labels, found, strict=True)
+        for label, densities in zip(labels, masks, strict=True)
         for layer, density in densities.items()
     ]

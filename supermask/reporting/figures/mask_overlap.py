@@ -1,4 +1,4 @@
-"""Overlap of masks as heat maps: what was found below the diagonal, what chance would give above it."""
+"""Heat maps of mask overlap: measured below the diagonal, expected by chance above it."""
 
 from __future__ import annotations
 
@@ -8,129 +8,131 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from supermask.analysis.masks.overlap import ALL_LAYERS, Overlap, OverlapMatrix, overlap_matrix
-from supermask.core.text import Row
+from supermask.core.text import Row, pluralize
 from supermask.reporting.figures.layout import (
     MARGIN,
     PANEL_SIZE,
     FigurePage,
-    colour_bar,
+    color_bar,
     fit_text,
     max_text_width,
     num_columns,
 )
 from supermask.reporting.figures.save import RenderedFigure
-from supermask.reporting.figures.style import GREY, INK, SEQUENTIAL_COLORS, WIDTH, colormap, style_context
+from supermask.reporting.figures.style import GRAY, INK, SEQUENTIAL_COLORS, WIDTH, colormap, style_context
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Pairs = Mapping[tuple[int, int], Mapping[str, Overlap]]
-"""(row, column) of the labels, row < column -> layer -> overlap."""
+"""(row, column), indices of the labels with row < column -> layer -> overlap."""
 
-LARGEST, SMALLEST_WITH_NUMBER = 0.46, 0.23
-"""Inches: a cell's side at the most; at the least, if its number is to be written in it."""
+MAX_CELL, MIN_CELL_WITH_NUMBER = 0.46, 0.23
+"""Inches: side of a cell at most; at least, if its number is written in it."""
 
-MOST_NAMED = 16
-"""Masks whose names are in the caption of a figure that has no room for them beside its panels."""
+MAX_NAMED = 16
+"""Masks at most whose names are listed in the caption of a figure without row labels."""
 
-LABEL_WIDTH, BAR_ROOM, HEAD = 2.1, 0.72, 0.2
-"""Inches: row labels at the most, colour bar with its ticks, column numbers."""
+LABEL_WIDTH, BAR_WIDTH, HEADING_HEIGHT = 2.1, 0.72, 0.2
+"""Inches: a row label at most, color bar with its ticks, column numbers."""
 
 
 def overlap_figure(pairs: Pairs, labels: Sequence[str], title: str) -> RenderedFigure:
-    """Jaccard overlap of every pair over all layers together, with its value, against chance.
+    """Draw the Jaccard overlap |A and B| / |A or B| of every pair, over all layers together, against chance.
 
-    Hatched: within the central 95% range of chance. The rows behind it have every layer.
-    Source: paper.md section 8.
+    Hatched cells are within the central 95% range of chance. The data rows have every layer.
+    Source: Zhou et al. 2019, authors' response, item 6.
     """
     matrix = overlap_matrix(pairs, len(labels))[ALL_LAYERS]
-    top = _color_max([matrix])
+    color_max = _color_max([matrix])
     with style_context():
         left = MARGIN + 0.3 + max_text_width(labels, LABEL_WIDTH)
-        side = min(LARGEST, (WIDTH - left - BAR_ROOM) / len(labels))
-        page = FigurePage(title, _caption(pairs, "all layers together"), HEAD + side * len(labels) + 0.06)
-        axes = page.axes(left, HEAD, side * len(labels), side * len(labels))
-        _heat_map(axes, matrix, top, side)
-        for place, label in enumerate(labels):
-            middle, row = HEAD + (place + 0.5) * side, min(PANEL_SIZE, side * 72 * 0.8)
+        side = min(MAX_CELL, (WIDTH - left - BAR_WIDTH) / len(labels))
+        width = side * len(labels)
+        page = FigurePage(title, _caption(pairs, "all layers together"), HEADING_HEIGHT + width + 0.06)
+        axes = page.axes(left, HEADING_HEIGHT, width, width)
+        _draw_heat_map(axes, matrix, color_max, side)
+        for index, label in enumerate(labels):
+            middle, size = HEADING_HEIGHT + (index + 0.5) * side, min(PANEL_SIZE, side * 72 * 0.8)
             right: dict[str, Any] = {"ha": "right", "va": "center_baseline"}
-            page.text(left - 0.27, middle, fit_text(label, LABEL_WIDTH), row, **right)
-            page.text(left - 0.05, middle, str(place + 1), row, **(right | {"color": GREY}))
-            if place % _tick_step(side) == 0:
-                across = left + (place + 0.5) * side
+            page.text(left - 0.27, middle, fit_text(label, LABEL_WIDTH), size, **right)
+            page.text(left - 0.05, middle, str(index + 1), size, **(right | {"color": GRAY}))
+            if index % _tick_step(side) == 0:
                 size = min(PANEL_SIZE, side * 72 * 0.6 * _tick_step(side))
-                page.text(across, HEAD - 0.04, str(place + 1), size, ha="center", va="bottom", color=GREY)
-        bar = colour_bar(
-            page,
-            left + side * len(labels) + 0.12,
-            HEAD,
-            min(1.6, side * len(labels)),
-            colormap(SEQUENTIAL_COLORS),
-            0,
-            top,
-        )
+                number: dict[str, Any] = {"ha": "center", "va": "bottom", "color": GRAY}
+                page.text(left + (index + 0.5) * side, HEADING_HEIGHT - 0.04, str(index + 1), size, **number)
+        colors = colormap(SEQUENTIAL_COLORS)
+        bar = color_bar(page, left + width + 0.12, HEADING_HEIGHT, min(1.6, width), colors, 0, color_max)
         bar.set_ylabel("Jaccard overlap")
     return RenderedFigure(page.figure, page.caption, overlap_rows(pairs, labels))
 
 
 def overlap_by_layer_figure(pairs: Pairs, labels: Sequence[str], title: str) -> RenderedFigure:
-    """The same by layer, a small heat map each, with values where there is room; the caption says which is which."""
+    """Draw the overlap of every pair in each layer, one small heat map per layer; the caption names the masks.
+
+    Source: Zhou et al. 2019, authors' response, item 6.
+    """
     matrices = overlap_matrix(pairs, len(labels))
     columns = num_columns(len(matrices), 4)
-    room = (WIDTH - 2 * MARGIN - BAR_ROOM) / columns
-    side = min(LARGEST, (room - 0.3) / len(labels))
-    width, step = side * len(labels), side * len(labels) + 0.48
-    names = "; ".join(f"{place + 1} {label}" for place, label in enumerate(labels))
-    names = names if len(labels) <= MOST_NAMED else "The numbers are those of the figure of all layers together"
-    top = _color_max(list(matrices.values()))
+    column_width = (WIDTH - 2 * MARGIN - BAR_WIDTH) / columns
+    side = min(MAX_CELL, (column_width - 0.3) / len(labels))
+    width = side * len(labels)
+    row_height = width + 0.48
+    names = "; ".join(f"{number} {label}" for number, label in enumerate(labels, start=1))
+    names = names if len(labels) <= MAX_NAMED else "The numbers are those of the figure of all layers together"
+    color_max = _color_max(list(matrices.values()))
     with style_context():
         rows = -(-len(matrices) // columns)
-        page = FigurePage(title, f"{_caption(pairs, 'each layer by itself')} {names}.", rows * step)
-        for place, (layer, matrix) in enumerate(matrices.items()):
-            left, above = MARGIN + 0.2 + place % columns * room, place // columns * step
-            axes = page.axes(left, above + 0.32, width, width)
-            _heat_map(axes, matrix, top, side)
-            page.text(left, above + 0.02, layer.removesuffix(".weight"))
-            for number in range(0, len(labels), _tick_step(side)):
-                size, middle = min(6.0, side * 72 * 0.6 * _tick_step(side)), (number + 0.5) * side
-                page.text(left + middle, above + 0.29, str(number + 1), size, ha="center", va="bottom")
-                page.text(left - 0.04, above + 0.32 + middle, str(number + 1), size, ha="right", va="center")
-        bar = colour_bar(page, WIDTH - BAR_ROOM, 0.32, min(1.6, width), colormap(SEQUENTIAL_COLORS), 0, top)
+        page = FigurePage(title, f"{_caption(pairs, 'each layer by itself')} {names}.", rows * row_height)
+        for index, (layer, matrix) in enumerate(matrices.items()):
+            row, column = divmod(index, columns)
+            left, top = MARGIN + 0.2 + column * column_width, row * row_height
+            axes = page.axes(left, top + 0.32, width, width)
+            _draw_heat_map(axes, matrix, color_max, side)
+            page.text(left, top + 0.02, layer.removesuffix(".weight"))
+            for mask in range(0, len(labels), _tick_step(side)):
+                size, middle = min(6.0, side * 72 * 0.6 * _tick_step(side)), (mask + 0.5) * side
+                page.text(left + middle, top + 0.29, str(mask + 1), size, ha="center", va="bottom")
+                page.text(left - 0.04, top + 0.32 + middle, str(mask + 1), size, ha="right", va="center")
+        bar = color_bar(page, WIDTH - BAR_WIDTH, 0.32, min(1.6, width), colormap(SEQUENTIAL_COLORS), 0, color_max)
         bar.set_ylabel("Jaccard overlap")
     return RenderedFigure(page.figure, page.caption, overlap_rows(pairs, labels))
 
 
 def overlap_rows(pairs: Pairs, labels: Sequence[str]) -> list[Row]:
-    """A row for every pair and layer."""
+    """Return one data row per pair and layer."""
     return [
         {
             "one": labels[row],
             "other": labels[column],
             "layer": layer.removesuffix(".weight"),
-            "weights": found.weights,
-            "kept_by_one": found.kept_a,
-            "kept_by_other": found.kept_b,
-            "kept_by_both": found.kept_both,
-            "jaccard": found.jaccard,
-            "chance_expected": found.chance.expected,
-            "chance_low95": found.chance.low,
-            "chance_high95": found.chance.high,
-            "against_chance": found.verdict,
-            "nested": found.nested,
+            "weights": overlap.weights,
+            "kept_by_one": overlap.kept_a,
+            "kept_by_other": overlap.kept_b,
+            "kept_by_both": overlap.kept_both,
+            "jaccard": overlap.jaccard,
+            "chance_expected": overlap.chance.expected,
+            "chance_low95": overlap.chance.low,
+            "chance_high95": overlap.chance.high,
+            "against_chance": overlap.verdict,
+            "nested": overlap.nested,
         }
         for (row, column), layers in pairs.items()
-        for layer, found in layers.items()
+        for layer, overlap in layers.items()
     ]
 
 
-def _heat_map(axes: Axes, matrix: OverlapMatrix, top: float, side: float) -> None:
-    """Found below the diagonal, expected by chance above it; hatched where the two cannot be told apart."""
+def _draw_heat_map(axes: Axes, matrix: OverlapMatrix, color_max: float, side: float) -> None:
+    """Draw measured overlap below the diagonal and expected above it, hatched if not different from chance.
+
+    `side` is the side of a cell in inches.
+    """
     from matplotlib.patches import Rectangle
 
     n = len(matrix.jaccard)
     lower = np.tri(n, k=-1, dtype=bool)
-    shown = np.where(lower, matrix.jaccard, matrix.expected)
-    axes.imshow(shown, cmap=colormap(SEQUENTIAL_COLORS), vmin=0, vmax=top, aspect="auto")
+    values = np.where(lower, matrix.jaccard, matrix.expected)
+    axes.imshow(values, cmap=colormap(SEQUENTIAL_COLORS), vmin=0, vmax=color_max, aspect="auto")
     axes.set_xticks([])
     axes.set_yticks([])
     hatched: dict[str, Any] = {"fill": False, "hatch": "/////", "edgecolor": "#a0a0a0", "linewidth": 0}
@@ -139,14 +141,13 @@ def _heat_map(axes: Axes, matrix: OverlapMatrix, top: float, side: float) -> Non
         for column in range(n):
             if column < row and matrix.verdict(row, column) == "within":
                 axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **hatched)).set_hatch_linewidth(0.5)
-            if column != row and side >= SMALLEST_WITH_NUMBER:
-                _number(axes, row, column, float(shown[row, column]), top, side)
+            if column != row and side >= MIN_CELL_WITH_NUMBER:
+                _write_number(axes, row, column, float(values[row, column]), color_max, side)
 
 
-def _number(axes: Axes, row: int, column: int, value: float, top: float, side: float) -> None:
-    colours = colormap(SEQUENTIAL_COLORS)
-    red, green, blue, _ = colours(value / top)
-    dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.55
+def _write_number(axes: Axes, row: int, column: int, value: float, color_max: float, side: float) -> None:
+    red, green, blue, _ = colormap(SEQUENTIAL_COLORS)(value / color_max)
+    is_dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.55  # luminance of the cell
     axes.text(
         column,
         row,
@@ -154,34 +155,30 @@ def _number(axes: Axes, row: int, column: int, value: float, top: float, side: f
         ha="center",
         va="center_baseline",
         fontsize=min(6.6, side * 72 * 0.33),
-        color="white" if dark else INK,
+        color="white" if is_dark else INK,
         bbox={"boxstyle": "square,pad=0.12", "facecolor": (red, green, blue), "edgecolor": "none"},
     )
 
 
 def _color_max(matrices: Sequence[OverlapMatrix]) -> float:
-    """The end of the colour scale: the largest number that is shown, rounded up to a tenth."""
-    found = [np.where(np.eye(len(m.jaccard), dtype=bool), 0, np.fmax(m.jaccard, m.expected)).max() for m in matrices]
-    return max(0.1, float(np.ceil(max(found) * 10) / 10))
+    """Return the end of the color scale: the largest value off the diagonal, rounded up to a tenth."""
+    largest = [np.where(np.eye(len(m.jaccard), dtype=bool), 0, np.fmax(m.jaccard, m.expected)).max() for m in matrices]
+    return max(0.1, float(np.ceil(max(largest) * 10) / 10))
 
 
 def _tick_step(side: float) -> int:
-    """Which column numbers are written: all of them, or every fifth where cells are small."""
+    """Return the step of the column numbers: 1, or 5 if cells are small."""
     return 1 if side * 72 >= 9 else 5
 
 
-def _caption(pairs: Pairs, where: str) -> str:
-    layers = list(pairs.values())
-    verdicts = [found[ALL_LAYERS].verdict for found in layers]
+def _caption(pairs: Pairs, layers: str) -> str:
+    overlaps = [pair[ALL_LAYERS] for pair in pairs.values()]
+    verdicts = [overlap.verdict for overlap in overlaps]
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("above", "within", "below") if v in verdicts)
-    nested = sum(found[ALL_LAYERS].nested for found in layers)
+    nested = sum(overlap.nested for overlap in overlaps)
     return (
-        f"Jaccard overlap |A and B| / |A or B| of the weights kept, {where}. Below the diagonal: found. Above it: "
+        f"Jaccard overlap |A and B| / |A or B| of the weights kept, {layers}. Below the diagonal: measured. Above it: "
         "expected of random masks that keep as many in each layer. Hatched: within the central 95% range of chance "
-        f"(of random pairs, one in twenty is not). Over all layers, of {_count(len(layers), 'pair')}: {counts}"
-        + (f"; {nested} nested (one mask holds the other)." if nested else ".")
+        f"(1 of 20 random pairs is outside). Over all layers, of {pluralize(len(overlaps), 'pair')}: {counts}"
+        + (f"; {nested} nested (one mask contains the other)." if nested else ".")
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,9 +1,7 @@
-"""How every figure looks: sizes for a two-column paper, and one colour, marker and line a treatment.
+"""Style of all figures: sizes for a two-column paper; a color, marker and line style per treatment; text widths.
 
-Colours are Okabe and Ito's and Tol's, told apart by colour-blind readers; marker and line style differ as well, so
-that figures can be read in grey. A label's colour depends on nothing but the label.
-
-How wide text is in a figure.
+The colors are from the color-blind-safe palettes of Okabe and Ito and of Tol. Markers and line styles differ as well,
+so figures are readable in grayscale. The color of a label depends on the label alone.
 """
 
 from __future__ import annotations
@@ -20,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 6.9
-"""Inches: the text width of a two-column paper."""
+"""Width of a figure in inches: the text width of a two-column paper."""
 
-# Any: matplotlib's type lists every setting by name, and differs between releases.
+# Any: matplotlib types its settings by name, and the names differ between releases.
 RC: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 7.5,
@@ -49,25 +47,24 @@ RC: Any = {
 }
 
 INK = "#222222"
-GREY = "#777777"
+GRAY = "#777777"
 
 SEQUENTIAL_COLORS = ("#ffffff", "#d3e3f1", "#8fb8da", "#4a86bd", "#1c5796", "#0a2f5e")
-"""From nothing to much: white to dark blue, darker at every step, so that it can be read in grey."""
+"""From low to high: white to dark blue. Each step is darker, so the scale is readable in grayscale."""
 
 PRUNED_KEPT_COLORS = ("#f7b84b", "#d9a878", "#9c8f9a", "#5a6c9e", "#0b3c7a")
-"""From pruned to kept: light orange to dark blue, darker at every step."""
+"""From pruned to kept: light orange to dark blue. Each step is darker."""
 
 DIVERGING_COLORS = ("#9c3a00", "#d9772f", "#f4c9a3", "#ffffff", "#b5d3ea", "#4a93c9", "#0b4f8a")
-"""From below 0 to above: vermilion, white, blue, which colour-blind readers tell apart. In grey both ends are dark."""
-
+"""From negative to positive: vermilion, white, blue; color-blind safe. In grayscale both ends are dark."""
 
 Line = str | tuple[int, tuple[float, ...]]
 
 
 class LineStyle(NamedTuple):
-    """A treatment's colour, marker and line style."""
+    """Color, marker and line style of a treatment; `line` is a matplotlib line style."""
 
-    colour: str
+    color: str
     marker: str
     line: Line
 
@@ -87,7 +84,7 @@ BLACK, BLUE, SKY, GREEN, ORANGE, VERMILION, PINK, OLIVE, WINE, INDIGO = (
 SOLID, DASHED, DOTTED, MIXED = "-", (0, (4, 1.6)), (0, (1.2, 1.4)), (0, (5, 1.4, 1.2, 1.4))
 
 STYLES: dict[str, LineStyle] = {
-    # criteria: opposites share a colour, the one expected to do well is solid
+    # Criteria: opposites share a color; the one expected to do well is solid.
     "large_final": LineStyle(BLUE, "o", SOLID),
     "small_final": LineStyle(BLUE, "o", DASHED),
     "large_init": LineStyle(ORANGE, "^", SOLID),
@@ -96,14 +93,14 @@ STYLES: dict[str, LineStyle] = {
     "small_init_small_final": LineStyle(GREEN, "s", DASHED),
     "magnitude_increase": LineStyle(VERMILION, "D", SOLID),
     "movement": LineStyle(PINK, "v", SOLID),
-    "random": LineStyle(GREY, "X", MIXED),
+    "random": LineStyle(GRAY, "X", MIXED),
     "large_final_same_sign": LineStyle(INDIGO, "P", SOLID),
     "large_final_diff_sign": LineStyle(INDIGO, "P", DASHED),
     "magnitude_increase_same_sign": LineStyle(WINE, "p", SOLID),
     "magnitude_increase_diff_sign": LineStyle(WINE, "p", DASHED),
     "snip": LineStyle(SKY, "<", SOLID),
     "grad": LineStyle(OLIVE, ">", SOLID),
-    # mask-1 actions: with the weights' own signs solid, without them dashed
+    # Mask-1 actions: solid where the weights keep their signs, dashed where they do not.
     "rewind": LineStyle(BLUE, "o", SOLID),
     "signed_reinit": LineStyle(ORANGE, "^", SOLID),
     "reinit": LineStyle(ORANGE, "^", DASHED),
@@ -113,18 +110,18 @@ STYLES: dict[str, LineStyle] = {
     "constant": LineStyle(VERMILION, "D", DASHED),
     "signed_bimodal_reinit": LineStyle(PINK, "v", SOLID),
     "bimodal_reinit": LineStyle(PINK, "v", DASHED),
-    # mask-0 actions: controls dashed
+    # Mask-0 actions: controls are dashed.
     "zero": LineStyle(BLUE, "o", SOLID),
     "freeze_init": LineStyle(ORANGE, "^", SOLID),
     "freeze_final": LineStyle(PINK, "v", SOLID),
     "freeze_reinit": LineStyle(PINK, "v", DASHED),
     "zero_if_shrunk": LineStyle(GREEN, "s", SOLID),
     "zero_if_shrunk_everywhere": LineStyle(VERMILION, "D", SOLID),
-    "zero_random": LineStyle(GREY, "X", MIXED),
+    "zero_random": LineStyle(GRAY, "X", MIXED),
     "zero_if_grown": LineStyle(GREEN, "s", DASHED),
     "dense": LineStyle(INK, "o", DOTTED),
     "trained weights": LineStyle(INK, "o", DOTTED),
-    # supermasks, by their names in the shipped studies: on w_i solid, on signed constants dashed
+    # Supermasks, by their names in the shipped studies: solid on w_i, dashed on signed constants.
     "heuristic, w_i": LineStyle(ORANGE, "^", SOLID),
     "heuristic, signed constant": LineStyle(ORANGE, "^", DASHED),
     "learned, w_i": LineStyle(BLUE, "o", SOLID),
@@ -143,14 +140,14 @@ STYLES: dict[str, LineStyle] = {
     "learned, trained on": LineStyle(VERMILION, "D", SOLID),
     "DWR, w_i, trained on": LineStyle(GREEN, "s", SOLID),
     "heuristic on signed constants, trained on": LineStyle(ORANGE, ">", DASHED),
-    # points of the trajectory: the end solid
+    # Snapshots of the trajectory: the final weights are solid.
     "large_final, lowest validation loss": LineStyle(BLUE, "^", DASHED),
     "magnitude_increase, lowest validation loss": LineStyle(VERMILION, "s", DASHED),
 }
-"""The paper's criteria and actions, and the shipped studies' names: the same look in every figure."""
+"""Styles of the paper's criteria and actions and of the shipped studies' treatments: the same in every figure."""
 
 DEFAULT_ACTIONS = frozenset({"large_final", "rewind", "zero"})
-"""The paper's defaults: beside another of its words they tell nothing."""
+"""The paper's defaults: next to a non-default criterion or action they do not decide the style of a label."""
 
 LINES: tuple[Line, ...] = (SOLID, DASHED, DOTTED, MIXED)
 COLOR_MARKERS = (
@@ -163,61 +160,66 @@ COLOR_MARKERS = (
     (SKY, "<"),
     (OLIVE, ">"),
     (WINE, "p"),
-    (GREY, "X"),
+    (GRAY, "X"),
 )
 MARKERS = tuple(marker for _, marker in COLOR_MARKERS)
 FALLBACK_STYLES: tuple[LineStyle, ...] = tuple(
-    LineStyle(colour, MARKERS[(place + 3 * turn) % len(COLOR_MARKERS)], line)
-    for turn, line in enumerate(LINES)
-    for place, (colour, _) in enumerate(COLOR_MARKERS)
+    LineStyle(color, MARKERS[(color_index + 3 * line_index) % len(COLOR_MARKERS)], line)
+    for line_index, line in enumerate(LINES)
+    for color_index, (color, _) in enumerate(COLOR_MARKERS)
 )
-"""For all other labels. Where a colour comes again, line and marker are others."""
+"""Styles for all other labels. Where a color repeats, its line style and marker differ."""
 
 
 def style_for(label: str) -> LineStyle:
-    """The look that a label has wherever it is free: of the paper's words in it, else a choice by its letters.
+    """Return the preferred style of a label: by the criteria and actions that it names, else by a hash of it.
 
-    Of several words (`random + signed_constant + zero`) the first that is not the paper's default gives colour and
-    line, the second the marker.
+    Of several names (`random + signed_constant + zero`) the first that is not the paper's default decides color and
+    line, the second one the marker.
     """
     if label in STYLES:
         return STYLES[label]
-    words = [word for word in re.findall(r"[a-z0-9_]+", label) if word in STYLES]
-    telling = [STYLES[word] for word in words if word not in DEFAULT_ACTIONS] or [STYLES[word] for word in words[:1]]
-    if telling:
-        return LineStyle(telling[0].colour, telling[min(1, len(telling) - 1)].marker, telling[0].line)
+    names = [name for name in re.findall(r"[a-z0-9_]+", label) if name in STYLES]
+    styles = [STYLES[name] for name in names if name not in DEFAULT_ACTIONS] or [STYLES[name] for name in names[:1]]
+    if styles:
+        return LineStyle(styles[0].color, styles[min(1, len(styles) - 1)].marker, styles[0].line)
     return FALLBACK_STYLES[_label_hash(label) % len(FALLBACK_STYLES)]
 
 
 def assign_styles(labels: Sequence[str]) -> dict[str, LineStyle]:
-    """Label -> look: `look_of` the label, whatever others there are, or where that is taken its colour with another
-    line and marker. No look twice, unless more than 40 labels want one colour."""
+    """Return label -> style: `style_for(label)`, or the same color with another line and marker if that is taken.
+
+    Styles are distinct unless more than 40 labels share one color. The order of the labels does not matter.
+    """
     taken: set[LineStyle] = set()
-    chosen: dict[str, LineStyle] = {}
-    for label in sorted(labels, key=lambda each: (each not in STYLES, len(each), each)):
-        free = (look for look in _variants(label) if look not in taken)
-        chosen[label] = next(free, style_for(label))
-        taken.add(chosen[label])
-    return {label: chosen[label] for label in labels}
+    styles: dict[str, LineStyle] = {}
+    # Labels with a style of their own choose first; the sort makes the result independent of the order of the labels.
+    for label in sorted(labels, key=lambda name: (name not in STYLES, len(name), name)):
+        free = (style for style in _variants(label) if style not in taken)
+        styles[label] = next(free, style_for(label))
+        taken.add(styles[label])
+    return {label: styles[label] for label in labels}
 
 
 def _variants(label: str) -> Iterator[LineStyle]:
-    """All looks of the label's colour, its own first; the others in an order that is the label's own."""
-    own, first = style_for(label), _label_hash(label)
-    yield own
-    lines = [line for line in LINES if line != own.line]
-    for turn in range(len(lines) * len(MARKERS)):
-        yield LineStyle(own.colour, MARKERS[(first + turn) % len(MARKERS)], lines[(first + turn) % len(lines)])
-    yield from (LineStyle(own.colour, marker, own.line) for marker in MARKERS)
+    """Yield all styles of the label's color, its preferred one first, the others in an order set by its hash."""
+    preferred, offset = style_for(label), _label_hash(label)
+    yield preferred
+    lines = [line for line in LINES if line != preferred.line]
+    # 3 lines and 10 markers have no common factor, so this visits every (marker, line) pair once.
+    for index in range(offset, offset + len(lines) * len(MARKERS)):
+        yield LineStyle(preferred.color, MARKERS[index % len(MARKERS)], lines[index % len(lines)])
+    yield from (LineStyle(preferred.color, marker, preferred.line) for marker in MARKERS)
 
 
 def _label_hash(label: str) -> int:
+    # Not hash(): that differs between processes, and figures must be reproducible.
     return zlib.crc32(label.encode("utf-8", "replace"))
 
 
 @contextmanager
 def style_context() -> Iterator[None]:
-    """The house's style, while a figure is made or saved. What the font has no sign for is drawn as an empty box."""
+    """Set matplotlib's parameters to `RC` while a figure is drawn or saved."""
     import matplotlib
 
     with matplotlib.rc_context(RC), warnings.catch_warnings():
@@ -225,15 +227,15 @@ def style_context() -> Iterator[None]:
         yield
 
 
-def colormap(colours: Sequence[str]) -> LinearSegmentedColormap:
-    """The colours in equal steps, mixed between."""
+def colormap(colors: Sequence[str]) -> LinearSegmentedColormap:
+    """Return a colormap with these colors at equal distances, interpolated linearly."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("supermask", list(colours))
+    return LinearSegmentedColormap.from_list("supermask", list(colors))
 
 
 def thin_ticks(positions: Sequence[float], least: float) -> list[int]:
-    """Indices of the sorted positions that stay when neighbours must be `least` apart; the first always stays."""
+    """Return indices of sorted positions that are at least `least` apart, starting with the first."""
     kept: list[int] = []
     for index, position in enumerate(positions):
         if not kept or position - positions[kept[-1]] >= least:
@@ -242,14 +244,14 @@ def thin_ticks(positions: Sequence[float], least: float) -> list[int]:
 
 
 class TextMeasure(Protocol):
-    """(text, size in points) -> width in inches."""
+    """Function (text, font size in points) -> width in inches."""
 
     def __call__(self, text: str, size: float, *, bold: bool = False) -> float:
-        """Of one line."""
+        """Return the width of one line of text in inches."""
 
 
 def make_text_measure(figure: Figure) -> TextMeasure:
-    """Measures text as the figure will show it, literally."""
+    """Return a function that measures text as the figure draws it: literally, without math."""
     from matplotlib.font_manager import FontProperties
 
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Distributions of w_i and w_f, before a mask and after it."""
+"""Histograms of w_i and w_f, of the weights before a mask and of those that it keeps."""
 
 from __future__ import annotations
 
@@ -16,64 +16,69 @@ from supermask.reporting.figures.style import BLUE, INK, WIDTH, style_context
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LABEL_WIDTH, HEAD, BELOW, TALLEST, SHORTEST = 1.9, 0.36, 0.24, 0.8, 0.34
-"""Inches: row labels at the most, heading with its legend, tick labels, a row at the most and at the least."""
+LABEL_WIDTH, HEADING_HEIGHT, AXIS_HEIGHT, MAX_ROW_HEIGHT, MIN_ROW_HEIGHT = 1.9, 0.36, 0.24, 0.8, 0.34
+"""Inches: a row label at most, headings and legend, tick labels, a row at most and at least."""
 
-PAIRS_SIDE_BY_SIDE = 20
-"""More rows than this stand in two columns."""
+MAX_SINGLE_COLUMN = 20
+"""Rows at most in one column; more are drawn in two."""
+
+Pairs = Sequence[tuple[Distribution, Distribution]]
+"""Distributions of w_i and of w_f, one pair per mask or layer."""
 
 
-def distribution_figure(
-    found: Sequence[tuple[Distribution, Distribution]], labels: Sequence[str], title: str
-) -> RenderedFigure:
-    """A row a mask, or a layer: w_i on the left, w_f on the right; alive before (grey) and kept (outline).
+def distribution_figure(pairs: Pairs, labels: Sequence[str], title: str) -> RenderedFigure:
+    """Draw one row per mask or layer: w_i on the left, w_f on the right; alive (gray) and kept (outline).
 
-    Each has an area of 1, so that shapes can be compared whatever is kept. Source: paper.md section 8.
+    Each histogram has area 1, so shapes are comparable at any density. Source: Zhou et al. 2019, Figs. S2 and S3.
     """
-    blocks = 1 if len(found) <= PAIRS_SIDE_BY_SIDE else 2
-    rows = -(-len(found) // blocks)
-    height = min(TALLEST, max(SHORTEST, 6.0 / rows))
-    shared = [_same_edges([pair[side] for pair in found]) for side in (0, 1)]
-    gap = 0.1 if all(shared) else 0.3
+    blocks = 1 if len(pairs) <= MAX_SINGLE_COLUMN else 2
+    rows = -(-len(pairs) // blocks)
+    height = min(MAX_ROW_HEIGHT, max(MIN_ROW_HEIGHT, 6.0 / rows))
+    shared_axes = all(_have_equal_edges([pair[side] for pair in pairs]) for side in (0, 1))
+    row_height = height + (0.1 if shared_axes else 0.3)
     with style_context():
-        label_room = max_text_width(labels, LABEL_WIDTH / blocks) + 0.14
-        block = (WIDTH - 2 * MARGIN) / blocks
-        width = (block - label_room - 0.16) / 2
-        page = FigurePage(title, _caption(found), HEAD + rows * (height + gap) + BELOW - gap)
-        for place, (pair, label) in enumerate(zip(found, labels, strict=True)):
-            column, row = divmod(place, rows)
-            left, top = MARGIN + column * block, HEAD + row * (height + gap)
+        label_width = max_text_width(labels, LABEL_WIDTH / blocks) + 0.14
+        block_width = (WIDTH - 2 * MARGIN) / blocks
+        width = (block_width - label_width - 0.16) / 2
+        page = FigurePage(title, _caption(pairs), HEADING_HEIGHT + (rows - 1) * row_height + height + AXIS_HEIGHT)
+        for index, (pair, label) in enumerate(zip(pairs, labels, strict=True)):
+            block, row = divmod(index, rows)
+            left, top = MARGIN + block * block_width + label_width, HEADING_HEIGHT + row * row_height
             name = fit_text(label, LABEL_WIDTH / blocks, lines=2)
-            page.text(left + label_room - 0.08, top + height / 2, name, ha="right", va="center")
+            page.text(left - 0.08, top + height / 2, name, ha="right", va="center")
+            is_last = row == rows - 1 or index == len(pairs) - 1
             for side, distribution in enumerate(pair):
-                axes = page.axes(left + label_room + side * (width + 0.12), top, width, height)
-                _histogram(axes, distribution)
-                last = row == rows - 1 or place == len(found) - 1
+                axes = page.axes(left + side * (width + 0.12), top, width, height)
+                _draw_histogram(axes, distribution)
                 axes.locator_params(axis="x", nbins=max(2, int(width / 0.5)))
-                axes.tick_params(labelbottom=last or not all(shared), labelsize=6.0)
+                axes.tick_params(labelbottom=is_last or not shared_axes, labelsize=6.0)
                 if row == 0:
                     heading = ("$w_i$", "$w_f$")[side]
                     axes.set_title(heading, fontsize=PANEL_SIZE, pad=3, loc="left", color=INK)
-        _legend(page)
-    return RenderedFigure(page.figure, page.caption, _rows(found, labels))
+        _add_legend(page)
+    return RenderedFigure(page.figure, page.caption, _data_rows(pairs, labels))
 
 
-def _same_edges(found: Sequence[Distribution]) -> bool:
-    return all(np.array_equal(found[0].edges, other.edges) for other in found)
+def _have_equal_edges(distributions: Sequence[Distribution]) -> bool:
+    return all(np.array_equal(distributions[0].edges, other.edges) for other in distributions)
 
 
-def _histogram(axes: Axes, found: Distribution) -> None:
-    widths = np.diff(found.edges)
-    before, after = (counts / max(1, int(counts.sum())) / widths for counts in (found.before, found.after))
-    axes.stairs(before, found.edges, fill=True, color="#c9c9c9")
-    axes.stairs(after, found.edges, color=BLUE, linewidth=0.9)
+def _draw_histogram(axes: Axes, distribution: Distribution) -> None:
+    edges = distribution.edges
+    widths = np.diff(edges)
+    before, after = (
+        counts / max(1, int(counts.sum())) / widths for counts in (distribution.before, distribution.after)
+    )
+    axes.stairs(before, edges, fill=True, color="#c9c9c9")
+    axes.stairs(after, edges, color=BLUE, linewidth=0.9)
+    # A single bin, such as weights of dead pixels that never moved, may be a hundred times higher than the others.
     top = max(np.quantile(before, 0.98), np.quantile(after, 0.98)) * 1.6
-    axes.set_xlim(found.edges[0], found.edges[-1])
+    axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, min(top, max(before.max(), after.max()) * 1.08) or 1)
     axes.set_yticks([])
 
 
-def _legend(page: FigurePage) -> None:
+def _add_legend(page: FigurePage) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -82,7 +87,7 @@ def _legend(page: FigurePage) -> None:
         handles,
         ["alive before the mask", "kept by it"],
         loc="upper right",
-        bbox_to_anchor=page.at(WIDTH - MARGIN, 0.0),
+        bbox_to_anchor=page.to_figure(WIDTH - MARGIN, 0.0),
         ncols=2,
         frameon=False,
         borderpad=0,
@@ -90,20 +95,22 @@ def _legend(page: FigurePage) -> None:
     )
 
 
-def _caption(found: Sequence[tuple[Distribution, Distribution]]) -> str:
-    outside = sum(part.outside for pair in found for part in pair)
-    points = sum(int(part.before.sum()) + part.outside for pair in found for part in pair)
+def _caption(pairs: Pairs) -> str:
+    distributions = [distribution for pair in pairs for distribution in pair]
+    outside = sum(distribution.outside for distribution in distributions)
+    values = outside + sum(int(distribution.before.sum()) for distribution in distributions)
     return (
-        "Weights before (left) and after (right) the training that they were scored on: all that were alive before the "
-        "mask, and those that it keeps, each distribution of area 1. "
-        f"{outside:,} of {points:,} values lie outside; a peak far above the rest is cut (the numbers are in the CSV)."
+        "Weights before (left) and after (right) the training run whose weights the criterion scored: all weights "
+        "alive before the mask, and those that it keeps; each histogram has area 1. "
+        f"{outside:,} of {values:,} values lie outside the axes; a peak far above the rest is cut off (the numbers are "
+        "in the CSV)."
     )
 
 
-def _rows(found: Sequence[tuple[Distribution, Distribution]], labels: Sequence[str]) -> list[Row]:
+def _data_rows(pairs: Pairs, labels: Sequence[str]) -> list[Row]:
     return [
         {"panel": label, "weight": name, "from": float(low), "to": float(high), "alive": int(b), "kept": int(a)}
-        for label, pair in zip(labels, found, strict=True)
+        for label, pair in zip(labels, pairs, strict=True)
         for name, part in zip(("w_i", "w_f"), pair, strict=True)
         for low, high, b, a in zip(part.edges, part.edges[1:], part.before, part.after, strict=False)
     ]

@@ -1,4 +1,4 @@
-"""One page that says what runs mean: claims first, then studies, then how it was made. Rows and facts in, HTML out."""
+"""The HTML report: rows and facts in, one page with claims, studies and provenance out."""
 
 from supermask.reporting.html.content import Report, build_report, plot_data, table_data
 from supermask.reporting.html.page import render_report, sections, table_of_contents

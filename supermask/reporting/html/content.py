@@ -1,4 +1,4 @@
-"""What a report says, as plain data: the page, and whoever else shows it, adds nothing but how it looks."""
+"""Content of a report as plain data; the page and the live server only lay it out."""
 
 from __future__ import annotations
 
@@ -20,34 +20,32 @@ VERDICTS = ("supported", "not supported", "contradicted", "not enough data")
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the page says, in its order."""
+    """Content of a report, in the order of the page."""
 
     claims: tuple[ClaimFinding, ...]
     studies: tuple[StudySection, ...]
-    making: Provenance
+    provenance: Provenance
     scale: str = ""
-    """The scale that all studies were asked for at; empty where none was named."""
+    """The `scale` setting of all studies, empty if none was given."""
 
     @property
     def title(self) -> str:
-        """The study's own, where there is one."""
-        if len(self.studies) == 1:
-            return self.studies[0].title
-        return "What the runs say"
+        """Title of the study if there is one, else a general title."""
+        return self.studies[0].title if len(self.studies) == 1 else "Supermask report"
 
     @property
     def notices(self) -> list[str]:
-        """What has to be said first: that it is a demonstration, and what is known of the data; a sentence each."""
-        notes = [note for _, _, note in self.making.data]
+        """Notices for the top of the page: demonstration data, and notes on the data; one sentence each."""
+        notes = [note for _, _, note in self.provenance.data]
         return [text for text in (demo_notice(part.dataset for part in self.studies), *data_notices(notes)) if text]
 
     @property
     def verdicts(self) -> dict[str, int]:
-        """Verdict -> how many claims have it, in the order of `VERDICTS`."""
+        """Verdict -> number of claims, in the order of `VERDICTS`."""
         return {verdict: sum(claim.verdict == verdict for claim in self.claims) for verdict in VERDICTS}
 
-    def link_of(self, claim: ClaimFinding) -> tuple[str, str] | None:
-        """(id on the page, what is there) of the figure that shows a claim, or of its study; None: neither is here."""
+    def claim_target(self, claim: ClaimFinding) -> tuple[str, str] | None:
+        """Return (element id, link text) of the figure of a claim, or of its study; None if the page has neither."""
         part = next((part for part in self.studies if part.name == claim.study), None)
         if part is None:
             return None
@@ -63,34 +61,33 @@ def build_report(
     scale: str = "",
     part_of: Callable[[str, Plan, list[Row], Store], StudySection] = build_study_section,
 ) -> Report:
-    """The report over studies: each with its plan, its rows and the texts of its damaged runs (`rows.rows_of_plan`).
+    """Build the report on studies: for each its plan, its rows and the messages on its damaged runs (`plan_rows`).
 
-    `made_by` is the command that makes it again; `part_of` makes a study's part, or remembers it. Of the store it reads
-    the curves of learned masks and, once for each, the environments and the runs whose certificate does not hold.
-    Raises what reading the store raises.
+    `made_by` is the command that builds the report; `part_of` builds the section of a study, or returns a cached one.
+    The store is read for the curves of learned masks, one run per environment, and runs whose certificate failed.
     """
     ids = _section_ids([plan.study.name for plan, _, _ in studies])
     parts = [part_of(part_id, plan, rows, store) for part_id, (plan, rows, _) in zip(ids, studies, strict=True)]
     damaged = [text for _, _, texts in studies for text in texts]
-    making = collect_provenance([rows for _, rows, _ in studies], damaged, store, made_by)
-    return Report(tuple(claims), tuple(parts), making, scale)
+    provenance = collect_provenance([rows for _, rows, _ in studies], damaged, store, made_by)
+    return Report(tuple(claims), tuple(parts), provenance, scale)
 
 
 def plot_data(report: Report) -> dict[str, dict[str, Any]]:
-    """Plot id -> Plotly figure: `data`, `layout`; `label`, the name of this view of it; `views`: the other ones."""
+    """Return plot id -> Plotly figure: `data`, `layout`, `label` (name of this view) and `views` (the other views)."""
     return {plot.id: plot.figure for part in report.studies for plot in part.plots}
 
 
 def table_data(report: Report) -> dict[str, dict[str, Any]]:
-    """Table id -> its data, by columns: what `wireTables` fills the page's tables with."""
+    """Return table id -> data by column, as `wireTables` in tables.js reads it."""
     return {table.id: table.data() for part in report.studies for table in part.tables}
 
 
 def _section_ids(names: Sequence[str]) -> list[str]:
-    """One id a study, the same whenever the same studies are given; nothing of a name but letters, digits, dashes."""
+    """Return one element id per study, of letters, digits and dashes, reproducible and distinct."""
     ids: list[str] = []
     for name in names:
         stem = f"study-{slugify(name)}"
         free = (stem if number == 1 else f"{stem}-{number}" for number in range(1, len(names) + 1))
-        ids.append(next(each for each in free if each not in ids))
+        ids.append(next(candidate for candidate in free if candidate not in ids))
     return ids

@@ -1,4 +1,4 @@
-"""How the page's templates write numbers, and the sentences that depend on them."""
+"""Filters of the page's templates: formatting of numbers, and sentences that contain numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from supermask.analysis.claims.sentences import describe_tests
 from supermask.core.errors import sanitize
-from supermask.core.text import format_number, format_p_cell, format_range, pluralize
+from supermask.core.text import format_number, format_p_cell, pluralize
+from supermask.reporting.figures.caption import format_seeds
 
 if TYPE_CHECKING:
     from supermask.reporting.html.content import Report
@@ -19,53 +20,52 @@ RELATIONS = {"above": "above", "below": "below", "at_least": "at least", "at_mos
 
 
 def headline(report: Report) -> str:
-    """The one sentence on top: the verdicts, how many seeds, and what was trained on what."""
-    seeds = sorted({len(part.seeds) for part in report.studies})
-    subjects = " and ".join(sorted({part.subject for part in report.studies})) or "nothing"
-    n = f"n = {format_range(seeds)} seeds" if seeds != [1] else "n = 1 seed, so no test and no interval"
+    """Return the first sentence of the report: verdicts, studies, networks, data sets, seeds and runs."""
+    seeds = {len(part.seeds) for part in report.studies}
+    subjects = " and ".join(sorted({part.subject for part in report.studies})) or "no network"
+    n = format_seeds(seeds) + (", so no test and no interval" if seeds == {1} else "")
     scale = f", scale={report.scale}" if report.scale else ""
-    told = pluralize(len(report.studies), "study", "studies")
-    return f"{_verdicts(report)} {told} of {subjects}{scale}; {n}; {pluralize(report.making.runs, 'run')}."
+    studies = pluralize(len(report.studies), "study", "studies")
+    return f"{_count_verdicts(report)} {studies} of {subjects}{scale}; {n}; {pluralize(report.provenance.runs, 'run')}."
 
 
-def _verdicts(report: Report) -> str:
+def _count_verdicts(report: Report) -> str:
     if not report.claims:
         return "No claim was evaluated."
-    told = [f"{n} {verdict}" for verdict, n in report.verdicts.items() if n]
-    listed = told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
+    counts = [f"{n} {verdict}" for verdict, n in report.verdicts.items() if n]
+    listed = counts[0] if len(counts) == 1 else f"{', '.join(counts[:-1])} and {counts[-1]}"
     return f"Of {pluralize(len(report.claims), 'claim')}, {listed}."
 
 
 def format_fixed(value: float | None, digits: int = 2) -> str:
-    """With so many decimals."""
+    """Format a number with this many decimals, or a dash if it is missing."""
     return MISSING if value is None else format_number(value, digits)
 
 
 def format_signed(value: float | None, digits: int = 2) -> str:
-    """With its sign."""
+    """Format a number with its sign."""
     return MISSING if value is None else format_number(value, digits, signed=True)
 
 
 def format_interval(ends: tuple[float, float] | None, digits: int = 2) -> str:
-    """`[−0.10, +0.41]`."""
+    """Format an interval: `[−0.10, +0.41]`."""
     return (
         MISSING if ends is None else f"[{format_number(ends[0], digits, True)}, {format_number(ends[1], digits, True)}]"
     )
 
 
 def format_p(p: float | None) -> str:
-    """`0.013`; `< 0.001`."""
+    """Format a p-value in a table cell: `0.013`, `< 0.001`. In sentences `core.text.format_p` adds `p =`."""
     return MISSING if p is None else format_p_cell(p)
 
 
 def format_minutes(minutes: float) -> str:
-    """Minutes with as many digits as they deserve."""
+    """Format minutes: two significant digits below 10, whole minutes above."""
     return f"{minutes:,.0f}" if minutes >= 10 else f"{minutes:.2g}"
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "headline": headline,
-    "format_range": format_range,
     "pluralize": pluralize,
     "format_fixed": format_fixed,
     "format_signed": format_signed,

@@ -1,6 +1,6 @@
-"""A report as HTML: one file that opens from disk and asks nobody for anything.
+"""HTML page of a report: one file that opens from disk and makes no request.
 
-The page's own files, and Plotly's script: read from where they are installed, never from a network.
+Style, scripts and Plotly are read from the installed packages, never from a network.
 """
 
 from __future__ import annotations
@@ -24,51 +24,52 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 SCRIPTS = ("plots.js", "tables.js", "page.js")
-"""In this order. They define the functions that docs/report.md names, and read the data blocks of the page."""
+"""Scripts in their order. They read the data blocks of the page; docs/report.md documents their functions."""
 
 STYLE = "report.css"
 
 
 @lru_cache
 def read_asset(name: str) -> str:
-    """A script or style sheet of this package."""
+    """Return the text of a script or style sheet of this package."""
     return resources.files("supermask").joinpath("reporting", "html", "templates", name).read_text(encoding="utf-8")
 
 
 @lru_cache
 def plotly_script() -> str:
-    """Plotly's script, from the installed package `plotly`, of which nothing is imported. Raises MachineError."""
+    """Return Plotly's script from the installed package `plotly`. Raises SystemFailure if it is missing."""
+    # Found without importing plotly, which takes longer than building a report.
     spec = find_spec("plotly")
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
     path = next((p for f in folders if (p := f / "package_data" / "plotly.min.js").is_file()), None)
     if path is None:
         raise SystemFailure(
-            "the package plotly is not whole: its plotly.min.js is missing; pip install --force-reinstall plotly."
+            "the package plotly is incomplete: plotly.min.js is missing; run pip install --force-reinstall plotly."
         )
     return path.read_text(encoding="utf-8")
 
 
 def escape_inline_script(script: str) -> str:
-    """A script as the content of a `script` element: what would end it, or hide its end, is written as an escape.
+    """Escape a script for a `script` element, so that nothing in it ends the element.
 
-    Both occur in scripts only inside strings and regular expressions, where a backslash changes nothing.
+    `</script` and `<!--` occur in scripts only in strings and regular expressions, where a backslash has no effect.
     """
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 Escaped = str
-"""HTML."""
+"""HTML in which all text is escaped."""
 
 
 def render_report(
     report: Report, extra_head: Escaped = "", extra_script: str = "", assets: str | None = None
 ) -> Escaped:
-    """The whole page.
+    """Render the whole page.
 
-    With `assets` None everything is in it: style, scripts, Plotly's too, and the data of figures and tables. A content
-    security policy then allows exactly these scripts, by their hashes, and no request whatever. Otherwise `assets` is
-    the address that `report.css`, `plotly.min.js` and `report.js` are had from, the data is left out (whoever serves
-    it sets `supermask.source`), and the policy is the server's. `extra_head` is trusted HTML; `extra_script` runs last.
+    If `assets` is None, the page contains style, scripts, Plotly and the data of figures and tables; its content
+    security policy allows exactly these scripts, by hash, and no request. Otherwise `assets` is the base address of
+    `report.css`, `plotly.min.js` and `report.js`, the data is omitted (the server sets `supermask.source`), and the
+    server sets the policy. `extra_head` is trusted HTML; `extra_script` runs last.
     """
     scripts = (
         [escape_inline_script(script) for script in (plotly_script(), page_script(), extra_script) if script]
@@ -95,31 +96,31 @@ def render_report(
 
 
 def page_script() -> str:
-    """The page's scripts as one."""
+    """Return the scripts of the page as one."""
     return "\n".join(read_asset(name) for name in SCRIPTS)
 
 
 def sections(report: Report) -> dict[str, Escaped]:
-    """Section id -> its `section` element, in the order of the page: `summary`, `claims`, each study's id, `making`.
+    """Return section id -> `section` element in the order of the page: `summary`, `claims`, study ids, `provenance`.
 
-    They hold no data: figures and tables are filled from `plots_of` and `tables_of`.
+    The elements contain no data: figures and tables are filled from `plot_data` and `table_data`.
     """
     common = {"report": report, "verdicts": VERDICTS}
-    found = {name: _render(f"{name}.html", **common) for name in ("summary", "claims")}
-    found |= {part.id: _render("study.html", part=part, **common) for part in report.studies}
-    found["making"] = _render(
-        "making.html", differences=PAPER_DEVIATIONS, citations=CITATIONS, version=__version__, **common
+    rendered = {name: _render(f"{name}.html", **common) for name in ("summary", "claims")}
+    rendered |= {part.id: _render("study.html", part=part, **common) for part in report.studies}
+    rendered["provenance"] = _render(
+        "provenance.html", deviations=PAPER_DEVIATIONS, citations=CITATIONS, version=__version__, **common
     )
-    return found
+    return rendered
 
 
 def table_of_contents(report: Report) -> Escaped:
-    """The table of contents, a `nav` element."""
+    """Return the table of contents as a `nav` element."""
     return _render("contents.html", report=report)
 
 
 def data_blocks(report: Report) -> Escaped:
-    """The data of every figure, table and study, each in a block of JSON that no text in it can break out of."""
+    """Return the data of every figure, table and study as JSON `script` elements that no text in them can end."""
     blocks = {**plot_data(report), **table_data(report)} | {f"{part.id}-file": part.file for part in report.studies}
     return "\n".join(
         f'<script type="application/json" id="data-{name}">{json_for_html(value)}</script>'
@@ -128,14 +129,14 @@ def data_blocks(report: Report) -> Escaped:
 
 
 def json_for_html(value: Any) -> str:
-    """JSON in ASCII, without `<`: neither `</script>` nor `<!--` can be in it."""
+    """Return ASCII JSON without `<`, so that it cannot contain `</script>` or `<!--`."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
 
 def _policy(scripts: list[str]) -> str:
     hashes = (b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{each}'" for each in hashes)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
 
 
@@ -147,12 +148,12 @@ def _render(template: str, **values: Any) -> Escaped:
 def _templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    found = Environment(
+    environment = Environment(
         loader=PackageLoader("supermask", "reporting/html/templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= filters.FILTERS
-    return found
+    environment.filters |= filters.FILTERS
+    return environment

@@ -1,8 +1,6 @@
-"""How to cite the package and the paper: CITATION.cff's content, which an installed package has no file of.
+"""Citations of the package and of the paper, and the points where this project differs from the paper.
 
-Where published descriptions, or the authors' code, and this project part. Source: paper.md section 10.
-
-The same table as docs/paper_map.md's, without its marks of code: a test compares the two.
+CITATION.cff and docs/paper.md have the same content; an installed package has neither file.
 """
 
 from __future__ import annotations
@@ -15,19 +13,19 @@ from supermask import __version__
 
 @dataclass(frozen=True)
 class Citation:
-    """One work, in words and as BibTeX."""
+    """Citation of one work, as text and as BibTeX."""
 
     authors: tuple[str, ...]
-    """`Family, Given`, or the name of a group."""
+    """`Family, Given`, or the name of a group, per author."""
     title: str
     year: int
-    where: str
+    venue: str
     url: str
     bibtex: str
 
     @property
     def text(self) -> str:
-        """Authors and year; title and place are set apart on the page."""
+        """Authors and year: `Zhou, Hattie; Lan, Janice (2019).`"""
         return f"{'; '.join(self.authors)} ({self.year})."
 
 
@@ -63,12 +61,13 @@ CITATIONS = (SUPERMASK, PAPER)
 
 
 class PaperDeviation(NamedTuple):
-    """One point."""
+    """One deviation of this project from the paper."""
 
     point: str
     paper: str
-    """The authors' code, or what is published."""
+    """The authors' code, or the published description; empty if there is none."""
     supermask: str
+    """This project."""
 
 
 PAPER_DEVIATIONS: tuple[PaperDeviation, ...] = tuple(
@@ -77,12 +76,12 @@ PAPER_DEVIATIONS: tuple[PaperDeviation, ...] = tuple(
         (
             "reinit",
             "permutes the layer's initial values",
-            "fresh draws from the initialiser, as the paper says; theirs is permute",
+            "fresh draws from the initializer, as the paper says; the authors' variant is permute",
         ),
         (
             "randomness",
-            "unseeded ties, shuffles, random criterion",
-            "every draw from a named, seeded stream",
+            "ties, shuffles and the random criterion are not seeded",
+            "every draw is from a named, seeded stream",
         ),
         (
             "validation of dense conv runs",
@@ -90,16 +89,37 @@ PAPER_DEVIATIONS: tuple[PaperDeviation, ...] = tuple(
             "the same 5,000 images always",
         ),
         ("last row of the metrics", "not written for Conv4 and Conv6", "always written"),
-        ("w_f from iteration k", "level 1 reads 100 iterations earlier", "iteration k everywhere"),
+        ("w_f from iteration k", "100 iterations earlier at level 1", "iteration k at every level"),
         (
             "snip, grad",
-            "one-shot only",
-            "both schedules: the gradient at each level's start, on its first batch",
+            "one-shot only, with the gradient of the dense network",
+            "both schedules: the gradient at the start of each level, on its first batch",
         ),
         (
             "magnitude_increase_same_sign",
-            "excluded weights score 0",
+            "excluded weights score 0, so a shrinking included weight ranks below them",
             "excluded weights rank below all included ones",
+        ),
+        (
+            "signed_reshuffle",
+            "permutes the magnitudes of all kept weights; each weight keeps its sign",
+            "permutes the kept weights of each sign among themselves; the numerical difference is negligible",
+        ),
+        (
+            "zero_random",
+            "random places among all pruned weights, so the share of zeros falls over the levels",
+            "as many zeros as zero_if_shrunk at each level",
+        ),
+        (
+            "validation split",
+            "one fixed split of 5,000 images for all seeds",
+            "5,000 random images per seed; treatments of one seed share the split",
+        ),
+        (
+            "bimodal draws",
+            "",
+            "same root mean square as the initializer, so the mean magnitude is 18% larger; "
+            "a gain needs a Gaussian with that magnitude as control",
         ),
         ("prune count", "truncated float product (47,039)", "exact, round half to even (47,040)"),
         (
@@ -107,22 +127,26 @@ PAPER_DEVIATIONS: tuple[PaperDeviation, ...] = tuple(
             "on the test set",
             "on the validation set: the logits at its lowest loss",
         ),
-        ("learned masks: how long", "not published", "100 passes at scale=laptop, 500 at scale=paper"),
         (
-            "their coins",
-            "not said",
-            "a hash of seed, layer, pass and weight, so that masks are the same in every engine",
+            "learned masks: epochs",
+            "2,000 for FC (published command); not published for convolutional networks",
+            "100 at scale=laptop, 500 at scale=paper",
+        ),
+        (
+            "learned masks: random numbers",
+            "not described",
+            "a hash of seed, layer, forward pass and weight, so masks are equal in every engine",
         ),
         (
             "batches",
-            "not said what happens to a last, partial batch",
-            "passes follow each other without a gap: every batch is full",
+            "last, partial batch not described",
+            "epochs are concatenated, so every batch is full",
         ),
         (
             "Adam",
             "TensorFlow's",
             "PyTorch's: epsilon is added to the square root of the bias-corrected second moment",
         ),
-        ("CIFAR-10 from JPEG files", "", "accepted, and said so beside every figure (data_note)"),
+        ("CIFAR-10 from JPEG files", "", "accepted, with a note under every figure (data_note)"),
     )
 )

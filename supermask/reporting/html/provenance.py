@@ -1,4 +1,4 @@
-"""How what a report says was made: environments, certificates, what is missing, and what it cost."""
+"""Provenance of a report: environments, certificates, missing runs, compute time, data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from supermask.store.files.entry import RunFacts
 
 @dataclass(frozen=True)
 class EnvironmentUse:
-    """Where runs were made: equal fingerprints promise equal bits."""
+    """An environment and its number of runs. Runs of one fingerprint are reproducible bit by bit."""
 
     fingerprint: str
     runs: int
@@ -25,7 +25,7 @@ class EnvironmentUse:
 
 @dataclass(frozen=True)
 class FlaggedRun:
-    """A run that a reader has to hear of, and why."""
+    """A run that is listed in the report, with the reason."""
 
     id: str
     study: str
@@ -33,48 +33,51 @@ class FlaggedRun:
     level: int
     seed: int
     why: str
+    """Reason, as a phrase."""
 
 
 @dataclass(frozen=True)
 class ComputeTime:
-    """Time that runs took, each once however many studies it serves. `unit`: core-minutes, or GPU-minutes."""
+    """Compute time of runs; a run that several studies share counts once."""
 
     unit: str
+    """`core-minutes` or `GPU-minutes`."""
     minutes: float
     runs: int
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Counts are of distinct runs: one that serves several studies counts once."""
+    """Provenance of all runs of a report; a run that several studies share counts once."""
 
     made_by: str
+    """Command that builds the report."""
     runs: int
     ended: int
     certificates_held: int
     failed: tuple[FlaggedRun, ...]
-    """Runs whose certificate does not hold; `why` names the checks."""
+    """Runs whose certificate does not hold; `why` lists the failed checks."""
     diverged: tuple[FlaggedRun, ...]
     blocked: int
-    """Runs that cannot be done because one before them ended badly."""
+    """Runs that cannot start because an ancestor diverged or failed its certificate."""
     to_do: tuple[tuple[str, int], ...]
-    """(study, runs to do), of those that have any."""
+    """(study, runs to do) of studies that are not complete."""
     damaged: tuple[str, ...]
     environments: tuple[EnvironmentUse, ...]
     costs: tuple[ComputeTime, ...]
     data: tuple[tuple[str, str, str], ...]
-    """(data set, fingerprint, what a reader has to know about it)."""
+    """(data set, fingerprint, note on the data or empty)."""
 
     @property
     def shared_stacks(self) -> bool:
-        """Whether runs are among them that were trained in a stack with others."""
-        return any(("stack", "shared") in each.facts for each in self.environments)
+        """True if some runs were trained in a stack with runs of other studies."""
+        return any(("stack", "shared") in environment.facts for environment in self.environments)
 
 
 def collect_provenance(
     studies: Sequence[Sequence[Row]], damaged: Iterable[str], store: Store, made_by: str
 ) -> Provenance:
-    """How the runs of these studies were made."""
+    """Collect the provenance of the runs of these studies; `damaged` are messages on damaged entries of the store."""
     rows = list({str(row["id"]): row for rows in studies for row in rows}.values())
     ended = [row for row in rows if row.get("certificate")]
     environments = _environments(ended, store)
@@ -85,28 +88,28 @@ def collect_provenance(
         runs=len(rows),
         ended=len(ended),
         certificates_held=sum(row["certificate"] == "held" for row in ended),
-        failed=tuple(_named(row, _failed_checks(row, store)) for row in ended if row["certificate"] != "held"),
+        failed=tuple(_flag(row, _failed_checks(row, store)) for row in ended if row["certificate"] != "held"),
         diverged=diverged_runs(rows),
         blocked=count_blocked(rows),
         to_do=tuple(to_do.items()),
         damaged=tuple(dict.fromkeys(damaged)),
         environments=environments,
-        costs=_costs(ended, environments),
+        costs=_compute_times(ended, environments),
         data=tuple(data),
     )
 
 
 def diverged_runs(rows: Sequence[Row]) -> tuple[FlaggedRun, ...]:
-    """The runs that diverged, and when."""
-    return tuple(_named(row, _divergence_text(row)) for row in rows if row["status"] == "diverged")
+    """Return the runs that diverged, with the iteration."""
+    return tuple(_flag(row, _divergence_text(row)) for row in rows if row["status"] == "diverged")
 
 
 def count_blocked(rows: Sequence[Row]) -> int:
-    """How many runs cannot be done because one before them diverged."""
-    return sum(row["status"] == "ancestor_diverged" for row in rows)
+    """Count the runs that cannot start because an ancestor diverged or failed its certificate."""
+    return sum(str(row["status"]).startswith("ancestor_") for row in rows)
 
 
-def _named(row: Row, why: str) -> FlaggedRun:
+def _flag(row: Row, why: str) -> FlaggedRun:
     return FlaggedRun(
         str(row["id"]),
         str(row["study"]),
@@ -118,46 +121,48 @@ def _named(row: Row, why: str) -> FlaggedRun:
 
 
 def _divergence_text(row: Row) -> str:
-    at = row.get("diverged_at")
-    return f"loss not finite at iteration {at:,}" if isinstance(at, int) else "loss not finite"
+    iteration = row.get("diverged_at")
+    return f"loss not finite at iteration {iteration:,}" if isinstance(iteration, int) else "loss not finite"
 
 
 def _failed_checks(row: Row, store: Store) -> str:
-    facts = _facts(store, row)
+    facts = _read_facts(store, row)
     checks = facts["certificate"]["checks"] if facts else {}
-    return ", ".join(str(name) for name, faults in checks.items() if faults) or "its certificate says so"
+    return ", ".join(str(name) for name, faults in checks.items() if faults) or "no check is recorded"
 
 
-def _facts(store: Store, row: Row) -> RunFacts | None:
+def _read_facts(store: Store, row: Row) -> RunFacts | None:
     with suppress(CorruptEntry):
         return store.facts(str(row["id"]))
     return None
 
 
 def _environments(ended: Sequence[Row], store: Store) -> tuple[EnvironmentUse, ...]:
-    """The one of most runs first. Its facts are those of any of its runs: they are what the fingerprint is made of."""
+    """Return the environments, the one with the most runs first."""
     groups: dict[str, list[Row]] = {}
     for row in ended:
         groups.setdefault(str(row["environment"]), []).append(row)
-    found = []
+    environments = []
     for fingerprint, rows in groups.items():
-        known = next((facts for row in rows if (facts := _facts(store, row))), None)
-        facts = dict(known["environment"]) if known else {}
-        told = {k: v for k, v in facts.items() if k != "fingerprint" and not isinstance(v, dict | list)}
-        words = tuple((str(key), str(value)) for key, value in told.items())
+        # The fingerprint is a hash of the facts, so one readable run of the group has the facts of all.
+        run_facts = next((facts for row in rows if (facts := _read_facts(store, row))), None)
+        facts = dict(run_facts["environment"]) if run_facts else {}
+        simple = {k: v for k, v in facts.items() if k != "fingerprint" and not isinstance(v, dict | list)}
+        texts = tuple((str(key), str(value)) for key, value in simple.items())
         device, threads = str(facts.get("device", "cpu")), int(facts.get("threads", 1))
-        found.append(EnvironmentUse(fingerprint, len(rows), words, device, threads))
-    return tuple(sorted(found, key=lambda each: (-each.runs, each.fingerprint)))
+        environments.append(EnvironmentUse(fingerprint, len(rows), texts, device, threads))
+    return tuple(sorted(environments, key=lambda environment: (-environment.runs, environment.fingerprint)))
 
 
-def _costs(ended: Sequence[Row], environments: Sequence[EnvironmentUse]) -> tuple[ComputeTime, ...]:
-    """On a CPU a run's time times its threads; on anything else its time."""
-    by_fingerprint = {each.fingerprint: each for each in environments}
+def _compute_times(ended: Sequence[Row], environments: Sequence[EnvironmentUse]) -> tuple[ComputeTime, ...]:
+    """Sum wall-clock times by unit; on a CPU the time of a run is multiplied by its threads."""
+    by_fingerprint = {environment.fingerprint: environment for environment in environments}
     minutes: dict[str, float] = {}
     runs: Counter[str] = Counter()
     for row in ended:
-        where = by_fingerprint[str(row["environment"])]
-        unit, cores = ("core-minutes", where.threads) if where.device == "cpu" else ("GPU-minutes", 1)
+        environment = by_fingerprint[str(row["environment"])]
+        is_cpu = environment.device == "cpu"
+        unit, cores = ("core-minutes", environment.threads) if is_cpu else ("GPU-minutes", 1)
         minutes[unit] = minutes.get(unit, 0.0) + float(row.get("seconds") or 0) * cores / 60
         runs[unit] += 1
     return tuple(ComputeTime(unit, minutes[unit], runs[unit]) for unit in minutes)

@@ -1,6 +1,6 @@
-"""The report's tables that sort, filter and download: their rows, and how each column is shown.
+"""Tables of the report that can be sorted, filtered and downloaded: rows, visible columns and their format.
 
-Rows as columns: 10,000 runs in a few hundred kilobytes of JSON, every number to its last digit.
+Rows are stored by column, packed: 10,000 runs are a few hundred kilobytes of JSON with every digit.
 """
 
 from __future__ import annotations
@@ -17,82 +17,82 @@ from supermask.reporting.figures import slugify
 from supermask.store.tables import COLUMNS
 
 PackedColumn = dict[str, Any]
-"""One column, as one of
+"""One column in one of these forms, read by `reporting/html/templates/tables.js`:
 
-- `all`: every row has this value;
-- `of`, `at`: row i has of[at[i]];
-- `of`, `as`: the same, at the places of the column of this name;
-- `values`: a value a row;
-- `like`, `rows`, `values`: as the column of this name, but for these rows, which have these values.
-
-`reporting/html/templates/tables.js` reads it.
+- `all`: every row has this value.
+- `of`, `at`: row i has the value of[at[i]].
+- `of`, `as`: the same with the `at` of the column of this name.
+- `values`: one value per row.
+- `like`, `rows`, `values`: equal to the column of this name except in these rows, which have these values.
 """
 
 DICTIONARY_MIN_REPEATS = 3
-"""A column is written as places in a list of its values where each is there so many times, on average."""
+"""Average number of repeats from which a column is stored as indices into a list of its values."""
 
 MIN_OVERLAP = 0.7
-"""Share of rows at which a column is written as another one with exceptions. What is not trained, for one, ends as it
-starts."""
+"""Share of equal rows from which a column is stored as another one with exceptions.
+
+For example, the initial and the final accuracy of untrained networks are equal.
+"""
 
 
 def pack_columns(rows: Sequence[Row], names: Sequence[str]) -> dict[str, PackedColumn]:
-    """Name -> column. Numbers that are not finite are null, as in every other format."""
+    """Return name -> packed column. Numbers that are not finite become null, as in all other formats."""
     columns: dict[str, PackedColumn] = {}
-    written: dict[str, list[Value]] = {}
-    placed: dict[tuple[int, ...], str] = {}
+    # Columns that later ones can be stored as a difference to.
+    templates: dict[str, list[Value]] = {}
+    first_with_indices: dict[tuple[int, ...], str] = {}
     for name in names:
-        values = [_clean(row.get(name)) for row in rows]
-        packed = _packed(values)
+        values = [_finite_or_none(row.get(name)) for row in rows]
+        packed = _pack(values)
         if "all" not in packed:
-            other = next((other for other, theirs in written.items() if _mostly_equal(values, theirs)), None)
-            if other is None:
-                written[name] = values
+            similar = next((other for other, column in templates.items() if _mostly_equal(values, column)), None)
+            if similar is None:
+                templates[name] = values
             else:
-                packed = _encode_as_difference(other, values, written[other])
-        if "at" in packed and (same := placed.setdefault(tuple(packed["at"]), name)) != name:
-            packed = {"of": packed["of"], "as": same}
+                packed = _encode_as_difference(similar, values, templates[similar])
+        if "at" in packed and (first := first_with_indices.setdefault(tuple(packed["at"]), name)) != name:
+            packed = {"of": packed["of"], "as": first}
         columns[name] = packed
     return columns
 
 
-def _packed(values: Sequence[Value]) -> PackedColumn:
-    places: dict[tuple[type, Value], int] = {}
-    at = [places.setdefault((type(value), value), len(places)) for value in values]
-    distinct = [value for _, value in places]
+def _pack(values: Sequence[Value]) -> PackedColumn:
+    # The type belongs to the key because 1, 1.0 and True are equal in Python.
+    indices: dict[tuple[type, Value], int] = {}
+    index_by_row = [indices.setdefault((type(value), value), len(indices)) for value in values]
+    distinct = [value for _, value in indices]
     if len(distinct) == 1:
         return {"all": distinct[0]}
     if len(distinct) * DICTIONARY_MIN_REPEATS <= len(values):
-        return {"of": distinct, "at": at}
+        return {"of": distinct, "at": index_by_row}
     return {"values": list(values)}
 
 
-def _mostly_equal(ours: Sequence[Value], theirs: Sequence[Value]) -> bool:
-    """Some rows tell nearly always that two columns are not; only then all are looked at."""
-    for step in (max(1, len(ours) // 64), 1):
-        pairs = list(zip(ours[::step], theirs[::step], strict=True))
-        if sum(_same(a, b) for a, b in pairs) < MIN_OVERLAP * len(pairs):
+def _mostly_equal(values: Sequence[Value], other: Sequence[Value]) -> bool:
+    # About 64 rows are compared first: they rule out nearly all pairs of columns.
+    for step in (max(1, len(values) // 64), 1):
+        pairs = list(zip(values[::step], other[::step], strict=True))
+        if sum(_is_same(a, b) for a, b in pairs) < MIN_OVERLAP * len(pairs):
             return False
     return True
 
 
-def _encode_as_difference(name: str, ours: Sequence[Value], theirs: Sequence[Value]) -> PackedColumn:
-    apart = [row for row, pair in enumerate(zip(ours, theirs, strict=True)) if not _same(*pair)]
-    return {"like": name, "rows": apart, "values": [ours[row] for row in apart]}
+def _encode_as_difference(name: str, values: Sequence[Value], other: Sequence[Value]) -> PackedColumn:
+    differing = [row for row, pair in enumerate(zip(values, other, strict=True)) if not _is_same(*pair)]
+    return {"like": name, "rows": differing, "values": [values[row] for row in differing]}
 
 
-def _same(one: Value, other: Value) -> bool:
-    """1, 1.0 and true are equal to Python, and not to a reader."""
-    return type(one) is type(other) and one == other
+def _is_same(a: Value, b: Value) -> bool:
+    return type(a) is type(b) and a == b
 
 
-def _clean(value: Value) -> Value:
+def _finite_or_none(value: Value) -> Value:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 Kind = Literal["text", "number", "signed", "p", "share", "flag", "id"]
-"""How a value is shown; a `share` in percent, a `flag` as yes or no."""
-
+"""Format of a column: a `share` is shown in percent, a `flag` as yes or no."""
 
 MEAN = ("mean_low95", "mean_high95")
 DIFFERENCE = ("difference_low95", "difference_high95")
@@ -100,28 +100,29 @@ DIFFERENCE = ("difference_low95", "difference_high95")
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A column on the page. What is downloaded has all columns, these and others."""
+    """A visible column of a table; the download has further columns."""
 
     title: str
     column: str
     kind: Kind = "text"
     digits: int = 0
-    """Decimals."""
+    """Number of decimals."""
     about: str = ""
+    """Explanation, shown as a tooltip."""
     interval: tuple[str, str] | None = None
-    """Columns of the two ends of its interval, which stands beside it."""
+    """Columns with the ends of the interval that is shown after the value."""
     bold: str | None = None
-    """The column that says, true or false, which of its values are bold."""
+    """Column with a flag for values in bold."""
 
     @property
     def numeric(self) -> bool:
-        """Set to the right."""
+        """True if the column is right-aligned."""
         return self.kind not in ("text", "flag", "id")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with a name; `columns` are all that is in them, in order, and `shown` those that the page shows."""
+    """A table: all `columns` of its rows in order, and the `shown` ones that the page displays."""
 
     id: str
     name: str
@@ -131,23 +132,25 @@ class Table:
     shown: tuple[TableColumn, ...]
     rows: Sequence[Row]
     lazy: bool = False
-    """Shown only when it is opened."""
+    """True if the table is folded and filled only when opened."""
     caption: str = ""
-    """What has to be known of its numbers."""
+    """Note on the numbers of the table."""
 
     def data(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the data of the table as JSON-serializable dict, as tables.js reads it."""
         return {
             "rows": len(self.rows),
             "file": self.file,
             "columns": pack_columns(self.rows, self.columns),
-            "shown": [{name: value for name, value in asdict(s).items() if name != "about"} for s in self.shown],
+            "shown": [
+                {name: value for name, value in asdict(column).items() if name != "about"} for column in self.shown
+            ],
         }
 
 
 def summary_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
-    """Treatments by levels: the numbers of `figures.points.data_rows`."""
-    apart = "treatment minus what its figure compares it with (column reference), percentage points"
+    """Return the table of treatments and levels; `rows` are those of `analysis.summary.data_rows`."""
+    difference = "treatment minus the reference of its figure (column reference), percentage points"
     shown = (
         TableColumn("Treatment", "treatment"),
         TableColumn("Level", "level", "number"),
@@ -158,57 +161,58 @@ def summary_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
         TableColumn(
             "Accuracy, % [95% interval]", "mean", "number", 2, "mean over seeds, at the lowest validation loss", MEAN
         ),
-        TableColumn("Difference [95% interval]", "difference", "signed", 2, apart, DIFFERENCE),
+        TableColumn("Difference [95% interval]", "difference", "signed", 2, difference, DIFFERENCE),
         TableColumn("p, Holm", "p_holm", "p", about="corrected over the levels of the treatment"),
         TableColumn("p, flips", "p_sign_flip", "p", 0, "exact sign-flip test of this level alone, not corrected"),
     )
-    return _table(study_id, "summary", stem, "Test accuracy by treatment and level", shown, rows, _tests(rows))
+    title = "Test accuracy by treatment and level"
+    return _make_table(study_id, "summary", stem, title, shown, rows, _describe_p_values(rows))
 
 
-def _tests(rows: Sequence[Row]) -> str:
-    """Which tests a summary's p are of; empty where there is none."""
-    used = Counter(str(row["test"]) for row in rows if row["p"] is not None)
-    if not used:
+def _describe_p_values(rows: Sequence[Row]) -> str:
+    """Describe the tests behind the p-values of a summary; empty if there are none."""
+    counts = Counter(str(row["test"]) for row in rows if row["p"] is not None)
+    if not counts:
         return ""
-    tests = " or ".join(f"{test} ({n:,})" for test, n in used.items())
-    told = f"p, Holm: {tests}, corrected over the levels of each treatment."
+    tests = " or ".join(f"{test} ({n:,})" for test, n in counts.items())
+    holm = f"p, Holm: {tests}, corrected over the levels of each treatment."
     pairs = max((int(row["n"] or 0) for row in rows if row["p_sign_flip"] is not None), default=0)
     if not pairs:
-        return told
-    least = f"with {pairs} of them not below {min_sign_flip_p(pairs):g}"
-    return f"{told} p, flips: exact sign-flip test of that level alone, of pairs by seed ({least}), not corrected."
+        return holm
+    minimum = f"with {pairs} pairs never below {min_sign_flip_p(pairs):g}"
+    return f"{holm} p, flips: exact sign-flip test of that level alone over pairs by seed ({minimum}), not corrected."
 
 
 def learned_masks_table(study_id: str, stem: str, reference: str, rows: Sequence[Row]) -> Table:
-    """Supermasks by treatment and by which network of it: the numbers of `figures.supermasks.supermask_rows`."""
-    apart = f"treatment minus {reference}, percentage points"
+    """Return the table of supermasks and their networks; `rows` are those of `figures.learned.supermask_rows`."""
+    difference = f"treatment minus {reference}, percentage points"
     shown = (
         TableColumn("Treatment", "treatment"),
         TableColumn("Network", "network", about="mean of single samples; p > 0.5; weights times p; or untrained"),
         TableColumn("In the mask, %", "density_percent", "number", 1, about="share of the weights"),
         TableColumn("n", "n", "number", about="seeds"),
         TableColumn("Accuracy, % [95% interval]", "mean", "number", 2, "mean over seeds", MEAN),
-        TableColumn("Difference [95% interval]", "difference", "signed", 2, apart, DIFFERENCE),
+        TableColumn("Difference [95% interval]", "difference", "signed", 2, difference, DIFFERENCE),
         TableColumn("p, Holm", "p_holm", "p", about="corrected over the treatments"),
     )
-    return _table(study_id, "networks", stem, "Supermasks, each as the networks that it stands for", shown, rows)
+    return _make_table(study_id, "networks", stem, "Supermasks and the networks that they define", shown, rows)
 
 
 def table_one(study_id: str, stem: str, rows: Sequence[Row], caption: str) -> Table:
-    """The paper's Table 1: the numbers of `figures.table_one.table_one_rows`."""
+    """Return the paper's Table 1; `rows` are those of `figures.table_one.table_one_rows`."""
     shown = (
         TableColumn("Mask and weights", "column"),
         TableColumn("n", "n", "number", about="seeds"),
-        TableColumn("Here, % [95% interval]", "mean", "number", 2, "mean over seeds", MEAN),
-        TableColumn("The paper, %", "paper_text", about="bold: confirmed by its text", bold="paper_confirmed"),
-        TableColumn("Confirmed", "paper_confirmed", "flag", about="whether the paper's text has this value"),
+        TableColumn("Measured, % [95% interval]", "mean", "number", 2, "mean over seeds", MEAN),
+        TableColumn("Paper, %", "paper_text", about="bold: confirmed by its text", bold="paper_confirmed"),
+        TableColumn("Confirmed", "paper_confirmed", "flag", about="the paper's text has this value"),
         TableColumn("In the mask, %", "density_percent", "number", 1, about="share of the weights"),
     )
-    return _table(study_id, "table-one", stem, "Table 1 of the paper, and what was found here", shown, rows, caption)
+    return _make_table(study_id, "table-one", stem, "Table 1 of the paper, and as measured here", shown, rows, caption)
 
 
 def untrained_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
-    """Heuristic supermasks: the numbers of `figures.panels.heuristic_points`."""
+    """Return the table of heuristic supermasks; `rows` are those of `figures.untrained.heuristic_points`."""
     shown = (
         TableColumn("Criterion", "criterion"),
         TableColumn("Weights", "mask1"),
@@ -220,11 +224,12 @@ def untrained_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
         TableColumn("n", "n", "number", about="seeds"),
         TableColumn("Accuracy, % [95% interval]", "mean", "number", 2, "mean over seeds, untrained", MEAN),
     )
-    return _table(study_id, "heuristics", stem, "Heuristic supermasks by criterion, weights and level", shown, rows)
+    title = "Heuristic supermasks by criterion, weights and level"
+    return _make_table(study_id, "heuristics", stem, title, shown, rows)
 
 
 def runs_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
-    """One row a run, with every column of `supermask table`."""
+    """Return the table of runs, with all columns of `supermask table`."""
     shown = (
         TableColumn("Treatment", "treatment"),
         TableColumn("Level", "level", "number"),
@@ -241,8 +246,7 @@ def runs_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
     return Table(f"{study_id}-runs", "runs", title, _file(stem, "runs"), tuple(COLUMNS), shown, rows, lazy=True)
 
 
-# Values by seed are in the table of runs.
-def _table(
+def _make_table(
     study_id: str,
     name: str,
     stem: str,
@@ -251,6 +255,7 @@ def _table(
     rows: Sequence[Row],
     caption: str = "",
 ) -> Table:
+    # The values by seed are in the table of runs.
     columns = tuple(name for name in (rows[0] if rows else ()) if name != "values_by_seed")
     return Table(f"{study_id}-{name}", name, title, _file(stem, name), columns, shown, rows, caption=caption)
 

@@ -1,10 +1,6 @@
-"""Summaries -> interactive figures of trained networks, as plain data: lines over the weights that remain, and the map.
+"""Plotly figures of trained networks as plain data: accuracy, overview and ranking.
 
-The numbers are those of `supermask figure`: both draw `figures.points.Summary`.
-
-The ranking of treatments -> an interactive figure, as plain data: all levels, and each level by itself.
-
-The numbers are those of `supermask figure`: both show `figures.ranking.ranking_of`.
+The numbers are those of `supermask figure`: both draw `analysis.summary.Summary` and `figures.ranking.Ranking`.
 """
 
 from __future__ import annotations
@@ -33,14 +29,17 @@ from supermask.reporting.plotly.traces import (
     remaining_weights_axis,
 )
 
-MOST_IN_MAP = 40
-"""Treatments: a map of more rows is not read."""
+MAX_TREATMENTS = 40
+"""Treatments at most in an overview or a ranking; more rows are not readable."""
+
+RANKING_LAYOUT = "first view: lines join the mean ranks of a treatment; then one view per level, best first"
+"""Clause of the caption on the views of `ranking_plot`."""
 
 
 def accuracy_plot(summary: Summary) -> Figure:
-    """A measure against weights remaining, a line a treatment: as it is, and as differences to the reference.
+    """Return a metric against weights remaining, one line per treatment, and as differences to the reference.
 
-    Accuracies are shown on an axis logarithmic in the error too; first where errors span more than a factor of four.
+    Accuracies have a view that is logarithmic in the error; it comes first if errors span more than a factor of 4.
     """
     accuracy = summary.measure.unit == "percent"
     views = [_default_view(summary, "Accuracy" if accuracy else "Iteration")]
@@ -55,17 +54,18 @@ def accuracy_plot(summary: Summary) -> Figure:
 
 
 def overview_plot(summary: Summary, treatments: Sequence[str]) -> tuple[Figure, float]:
-    """(treatments by levels, in points against the reference; the points at which the colours end)."""
+    """Return a heat map of treatments x levels in points against the reference, and the limit of its colors."""
     levels = sorted({point.level for point in summary.points})
-    at = {(point.treatment, point.level): point for point in summary.points}
-    found = [abs(point.comparison.difference) for point in summary.points if point.comparison]
-    limit = _round_limit(sorted(found)[int(0.75 * (len(found) - 1))] if found else 1.0)
-    cells = [[at.get((label, level)) for level in levels] for label in treatments]
+    points = {(point.treatment, point.level): point for point in summary.points}
+    # The third quartile: with the largest difference as limit, all others would be pale.
+    differences = sorted(abs(point.comparison.difference) for point in summary.points if point.comparison)
+    limit = _round_limit(differences[int(0.75 * (len(differences) - 1))] if differences else 1.0)
+    cells = [[points.get((label, level)) for level in levels] for label in treatments]
     remaining = [next(p.remaining for p in summary.points if p.level == level) for level in levels]
     heat: Trace = {
         "type": "heatmap",
         "z": [[_color_value(summary, point) for point in row] for row in cells],
-        "text": [[_cell(summary, point) for point in row] for row in cells],
+        "text": [[_cell_text(summary, point) for point in row] for row in cells],
         "texttemplate": "%{text}",
         "textfont": {"size": 12},
         "hovertext": [[_hover(summary, point) if point else "" for point in row] for row in cells],
@@ -99,12 +99,12 @@ def overview_plot(summary: Summary, treatments: Sequence[str]) -> tuple[Figure, 
 
 
 def _round_limit(value: float) -> float:
-    """The next of 0.5, 1, 2, 5, 10, 20, 50 points."""
+    """Round up to 0.5, 1, 2, 5, 10, 20 or 50 points."""
     return next((limit for limit in (0.5, 1.0, 2.0, 5.0, 10.0, 20.0) if value <= limit), 50.0)
 
 
 def _color_value(summary: Summary, point: TreatmentPoint | None) -> float | None:
-    """What the colour says: the reference differs from itself by nothing."""
+    """Return the difference to the reference in points; 0 for the reference itself."""
     if point is None:
         return None
     if point.treatment == summary.reference:
@@ -112,7 +112,7 @@ def _color_value(summary: Summary, point: TreatmentPoint | None) -> float | None
     return point.comparison.difference if point.comparison else None
 
 
-def _cell(summary: Summary, point: TreatmentPoint | None) -> str:
+def _cell_text(summary: Summary, point: TreatmentPoint | None) -> str:
     if point is None:
         return ""
     if point.treatment == summary.reference:
@@ -145,26 +145,23 @@ def _hover(summary: Summary, point: TreatmentPoint) -> str:
 
 
 def _plot_points(summary: Summary, points: Sequence[TreatmentPoint]) -> list[PlotPoint | None]:
-    """By level, after the dense network; None where a level between two others is missing."""
-    at = {point.level: point for point in points}
-    levels = sorted({point.level for point in summary.points})
-    found: list[PlotPoint | None] = []
-    for level in levels:
-        point = at.get(level)
-        if point is None:
-            found.append(None)
-            continue
-        ends = point.interval
-        hover = _hover(summary, point)
-        found.append(PlotPoint(point.remaining, ends.mean, ends.low, ends.high, hover, point.significant))
+    """Return the points by level after the dense network; None for a level without a point."""
+    by_level = {point.level: point for point in points}
+    plot_points: list[PlotPoint | None] = []
     if summary.dense:
-        # Every line begins at the dense network; its interval is drawn once, not once a line.
+        # Every line starts at the dense network, whose interval is drawn once and not in every band.
         start = summary.dense
-        return [
-            PlotPoint(start.remaining, start.interval.mean, None, None, _hover(summary, start), no_marker=True),
-            *found,
-        ]
-    return found
+        hover = _hover(summary, start)
+        plot_points.append(PlotPoint(start.remaining, start.interval.mean, None, None, hover, no_marker=True))
+    for level in sorted({point.level for point in summary.points}):
+        point = by_level.get(level)
+        plot_points.append(None if point is None else _plot_point(summary, point))
+    return plot_points
+
+
+def _plot_point(summary: Summary, point: TreatmentPoint) -> PlotPoint:
+    interval, hover = point.interval, _hover(summary, point)
+    return PlotPoint(point.remaining, interval.mean, interval.low, interval.high, hover, point.significant)
 
 
 def _default_view(summary: Summary, label: str) -> Figure:
@@ -172,7 +169,7 @@ def _default_view(summary: Summary, label: str) -> Figure:
     if summary.measure.unit != "percent":
         yaxis |= {"rangemode": "tozero", "tickformat": ",d"}
     return {
-        "data": _traces(summary, lambda marks: list(marks)),
+        "data": _traces(summary, list),
         "layout": layout(_x_axis(summary), {**yaxis, "uirevision": label}),
         "label": label,
     }
@@ -181,9 +178,9 @@ def _default_view(summary: Summary, label: str) -> Figure:
 def _error_view(summary: Summary) -> Figure:
     label = "Accuracy, log axis of the error"
     means = [point.interval.mean for point in _points(summary)]
-    # Bands may go on to 100%, where the axis has no end: it leaves room for a part of the best one.
-    room = 100 - 0.7 * (100 - max(means))
-    yaxis = error_axis("Test accuracy", [room, *means])
+    # Bands may reach 100%, which has no place on the axis: it ends at 0.7 times the smallest error.
+    end = 100 - 0.7 * (100 - max(means))
+    yaxis = error_axis("Test accuracy", [end, *means])
     return {
         "data": _traces(summary, as_errors),
         "layout": layout(_x_axis(summary), {**yaxis, "uirevision": label}),
@@ -194,14 +191,15 @@ def _error_view(summary: Summary) -> Figure:
 def _difference_view(summary: Summary) -> Figure:
     percent = summary.measure.unit == "percent"
     label = "Difference to the reference"
-    chosen = assign_styles(list(summary.series))
+    styles = assign_styles(list(summary.series))
     data: list[Trace] = []
     levels = sorted({point.level for point in summary.points})
     for name, points in summary.series.items():
         if name == summary.reference:
             continue
-        at = {point.level: point for point in points if point.comparison}
-        data += line_traces(name, chosen[name], [_difference(summary, at.get(level)) for level in levels])
+        compared = {point.level: point for point in points if point.comparison}
+        differences = [_difference_point(summary, compared.get(level)) for level in levels]
+        data += line_traces(name, styles[name], differences)
     ends = _x_ends(summary)
     data.append(horizontal_line(f"{summary.reference} (reference)", 0.0, ends, "solid", escape_text(summary.reference)))
     unit = "percentage points" if percent else "iterations"
@@ -213,7 +211,7 @@ def _difference_view(summary: Summary) -> Figure:
     }
 
 
-def _difference(summary: Summary, point: TreatmentPoint | None) -> PlotPoint | None:
+def _difference_point(summary: Summary, point: TreatmentPoint | None) -> PlotPoint | None:
     if point is None or point.comparison is None:
         return None
     low, high = point.comparison.interval95 or (None, None)
@@ -221,33 +219,34 @@ def _difference(summary: Summary, point: TreatmentPoint | None) -> PlotPoint | N
     return PlotPoint(point.remaining, point.comparison.difference, low, high, hover, point.significant)
 
 
-def _traces(summary: Summary, shown: Callable[[Sequence[PlotPoint | None]], list[PlotPoint | None]]) -> list[Trace]:
-    chosen = assign_styles(list(summary.series))
+PlotPoints = Sequence[PlotPoint | None]
+
+
+def _traces(summary: Summary, transform: Callable[[PlotPoints], list[PlotPoint | None]]) -> list[Trace]:
+    """Return the lines of all treatments and the dense network, with their points transformed."""
+    styles = assign_styles(list(summary.series))
     data: list[Trace] = []
     for label, points in summary.series.items():
         if points:
-            data += line_traces(label, chosen[label], shown(_plot_points(summary, points)), label == summary.reference)
-    dense = summary.dense
-    if dense:
-        ends = dense.interval
-        mark = PlotPoint(dense.remaining, ends.mean, ends.low, ends.high, _hover(summary, dense))
-        mark = shown([mark])[0] or mark
-        data.append(horizontal_line("dense network", mark.y, _x_ends(summary), "dot", mark.hover))
-        if mark.low is not None and mark.high is not None:
-            data.append(_bar(mark))
+            plot_points = transform(_plot_points(summary, points))
+            data += line_traces(label, styles[label], plot_points, label == summary.reference)
+    if summary.dense:
+        point = _plot_point(summary, summary.dense)
+        point = transform([point])[0] or point
+        data.append(horizontal_line("dense network", point.y, _x_ends(summary), "dot", point.hover))
+        if point.low is not None and point.high is not None:
+            data.append(_dense_interval(point.x, point.low, point.high))
     return data
 
 
-def _bar(mark: PlotPoint) -> Trace:
-    """The dense network's interval."""
-    assert mark.low is not None and mark.high is not None
+def _dense_interval(x: float, low: float, high: float) -> Trace:
     return {
         "type": "scatter",
         "mode": "lines",
         "legendgroup": "dense network",
         "showlegend": False,
-        "x": [mark.x, mark.x],
-        "y": [mark.low, mark.high],
+        "x": [x, x],
+        "y": [low, high],
         "hoverinfo": "skip",
         "line": {"width": 1.6},
         "meta": {"ink": True},
@@ -263,55 +262,54 @@ def _x_axis(summary: Summary) -> dict[str, Any]:
     return remaining_weights_axis([100.0, *(point.remaining for point in summary.points)])
 
 
-LAYOUT = "first view: lines join a treatment's mean ranks; then a level each, best first"
-"""What the caption says of how the ranks are laid out."""
-
-
 def ranking_plot(summary: Summary, ranking: Ranking) -> Figure:
-    """Mean ranks, 1 first: a line a treatment over the levels; then dots with intervals, level by level.
+    """Return mean ranks: one line per treatment over the levels, then dots with intervals in one view per level.
 
-    One level alone has no lines.
+    A ranking of one level has no lines.
     """
-    chosen = assign_styles(list(summary.series))
-    most = max(len(level.places) for level in ranking.levels)
-    height = max(420, 120 + 30 * most)
-    views = [_over_levels(summary, ranking, chosen, most, height)] if len(ranking.levels) > 1 else []
-    views += [_level(summary, level, chosen, most, height) for level in ranking.levels]
+    styles = assign_styles(list(summary.series))
+    last_rank = max(len(level.places) for level in ranking.levels)
+    height = max(420, 120 + 30 * last_rank)
+    views = [_all_levels_view(summary, ranking, styles, last_rank, height)] if len(ranking.levels) > 1 else []
+    views += [_level_view(summary, level, styles, last_rank, height) for level in ranking.levels]
     return {**views[0], "views": views[1:]}
 
 
-def _over_levels(summary: Summary, ranking: Ranking, chosen: dict[str, LineStyle], most: int, height: int) -> Figure:
+def _all_levels_view(
+    summary: Summary, ranking: Ranking, styles: dict[str, LineStyle], last_rank: int, height: int
+) -> Figure:
     data: list[Trace] = []
-    for label, look in chosen.items():
-        marks: list[PlotPoint | None] = []
+    for treatment, style in styles.items():
+        points: list[PlotPoint | None] = []
         for level in ranking.levels:
-            own = next((each for each in level.places if each.treatment == label), None)
+            ranked = next((ranked for ranked in level.places if ranked.treatment == treatment), None)
             x = level.weights_remaining_percent
-            marks.append(PlotPoint(x, own.mean_rank, None, None, _ranking_hover(level, own)) if own else None)
-        if any(marks):
-            data += line_traces(label, look, marks, label == summary.reference)
+            points.append(PlotPoint(x, ranked.mean_rank, None, None, _rank_hover(level, ranked)) if ranked else None)
+        if any(points):
+            data += line_traces(treatment, style, points, treatment == summary.reference)
     label = "All levels"
     xaxis = remaining_weights_axis([level.weights_remaining_percent for level in ranking.levels])
     yaxis = {
         "title": {"text": "Mean rank (1 is best)"},
-        "range": [most + 0.4, 0.6],
-        **_integer_ticks(most),
+        "range": [last_rank + 0.4, 0.6],
+        **_integer_ticks(last_rank),
         "uirevision": label,
     }
     return {"data": data, "layout": layout(xaxis, yaxis, meta={"height": height}), "label": label}
 
 
-def _level(summary: Summary, level: RankedLevel, chosen: dict[str, LineStyle], most: int, height: int) -> Figure:
+def _level_view(
+    summary: Summary, level: RankedLevel, styles: dict[str, LineStyle], last_rank: int, height: int
+) -> Figure:
     data: list[Trace] = []
-    for row, each in enumerate(level.places):
-        data += _dot(each, row, chosen[each.treatment], _ranking_hover(level, each))
+    for row, ranked in enumerate(level.places):
+        data += _rank_traces(ranked, row, styles[ranked.treatment], _rank_hover(level, ranked))
     label = f"{format_percent(level.weights_remaining_percent)}%"
-    names = [escape_text(each.treatment, 30) for each in level.places]
     names = [
-        f"{name} (ref.)" if each.treatment == summary.reference else name
-        for name, each in zip(names, level.places, strict=True)
+        escape_text(ranked.treatment, 30) + (" (ref.)" if ranked.treatment == summary.reference else "")
+        for ranked in level.places
     ]
-    xaxis = {"title": {"text": f"Mean rank at {label} (1 is best)"}, "range": [0.6, most + 0.4]}
+    xaxis = {"title": {"text": f"Mean rank at {label} (1 is best)"}, "range": [0.6, last_rank + 0.4]}
     yaxis = {
         "tickvals": list(range(len(names))),
         "ticktext": names,
@@ -321,20 +319,20 @@ def _level(summary: Summary, level: RankedLevel, chosen: dict[str, LineStyle], m
     }
     return {
         "data": data,
-        "layout": layout({**xaxis, **_integer_ticks(most)}, yaxis, meta={"height": height}),
+        "layout": layout({**xaxis, **_integer_ticks(last_rank)}, yaxis, meta={"height": height}),
         "label": label,
     }
 
 
-def _dot(each: RankedTreatment, row: int, look: LineStyle, hover: str) -> list[Trace]:
-    """A pale bar from the best to the worst rank of a seed, and the mean rank with its interval."""
-    common = {"type": "scatter", "legendgroup": each.treatment}
+def _rank_traces(ranked: RankedTreatment, row: int, style: LineStyle, hover: str) -> list[Trace]:
+    """Return a pale bar from the best to the worst rank in a seed, and the mean rank with its interval."""
+    common = {"type": "scatter", "legendgroup": ranked.treatment}
     spread = {
         **common,
         "mode": "lines",
-        "x": [each.best_rank, each.worst_rank],
+        "x": [ranked.best_rank, ranked.worst_rank],
         "y": [row, row],
-        "line": {"color": look.colour, "width": 9},
+        "line": {"color": style.color, "width": 9},
         "opacity": 0.2,
         "hoverinfo": "skip",
         "showlegend": False,
@@ -342,36 +340,34 @@ def _dot(each: RankedTreatment, row: int, look: LineStyle, hover: str) -> list[T
     mean: Trace = {
         **common,
         "mode": "markers",
-        "name": each.treatment,
-        "x": [each.mean_rank],
+        "name": ranked.treatment,
+        "x": [ranked.mean_rank],
         "y": [row],
-        "marker": {"symbol": SYMBOLS.get(look.marker, "circle"), "size": 9, "color": look.colour},
+        "marker": {"symbol": SYMBOLS.get(style.marker, "circle"), "size": 9, "color": style.color},
         "hovertext": [hover],
         "hoverinfo": "text",
     }
-    if each.low95 is not None and each.high95 is not None:
-        up, down = each.high95 - each.mean_rank, each.mean_rank - each.low95
+    if ranked.low95 is not None and ranked.high95 is not None:
+        up, down = ranked.high95 - ranked.mean_rank, ranked.mean_rank - ranked.low95
         mean["error_x"] = {"type": "data", "symmetric": False, "array": [up], "arrayminus": [down], "thickness": 1.6}
     return [spread, mean]
 
 
-def _ranking_hover(level: RankedLevel, each: RankedTreatment) -> str:
+def _rank_hover(level: RankedLevel, ranked: RankedTreatment) -> str:
     seeds = len(level.seeds)
-    text = f"<b>{escape_text(each.treatment)}</b><br>level {level.level}, "
+    text = f"<b>{escape_text(ranked.treatment)}</b><br>level {level.level}, "
     text += f"{format_number(level.weights_remaining_percent)}% of weights remaining"
-    ends = (
-        ""
-        if each.low95 is None or each.high95 is None
-        else f" [{format_number(each.low95)}, {format_number(each.high95)}]"
-    )
-    text += f"<br>mean rank {format_number(each.mean_rank)}{ends} of {len(level.places)}, n = {seeds}"
+    interval = ""
+    if ranked.low95 is not None and ranked.high95 is not None:
+        interval = f" [{format_number(ranked.low95)}, {format_number(ranked.high95)}]"
+    text += f"<br>mean rank {format_number(ranked.mean_rank)}{interval} of {len(level.places)}, n = {seeds}"
     if seeds > 1:
-        text += f"<br>rank {each.best_rank:g} to {each.worst_rank:g} in single seeds"
-    return text + f"<br>mean accuracy {format_number(each.mean)}%, there rank {each.rank_of_mean:g}"
+        text += f"<br>rank {ranked.best_rank:g} to {ranked.worst_rank:g} in single seeds"
+    return text + f"<br>mean accuracy {format_number(ranked.mean)}%, rank {ranked.rank_of_mean:g}"
 
 
-def _integer_ticks(most: int) -> dict[str, Any]:
-    """Ticks at whole ranks, where there is room."""
-    step = 1 if most <= 12 else 5
-    ranks: Sequence[int] = [1, *range(step, most + 1, step)] if step > 1 else range(1, most + 1)
+def _integer_ticks(last_rank: int) -> dict[str, Any]:
+    """Return ticks at every rank, or at every fifth if there are more than 12."""
+    step = 1 if last_rank <= 12 else 5
+    ranks: Sequence[int] = [1, *range(step, last_rank + 1, step)] if step > 1 else range(1, last_rank + 1)
     return {"tickvals": list(ranks), "ticktext": [str(rank) for rank in ranks]}

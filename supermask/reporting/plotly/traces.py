@@ -1,6 +1,6 @@
-"""Parts of Plotly figures as plain dicts: lines with their bands, axes, and text that Plotly shows literally.
+"""Building blocks of Plotly figures as plain dicts: lines with bands, axes, and escaped text.
 
-Names are shown by the page's own legend; Plotly is given them in hover texts alone, escaped.
+The legend is part of the page, not of Plotly, so Plotly gets treatment names only as escaped hover text and ticks.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from supermask.reporting.figures.style import LineStyle, thin_ticks
 
 Trace = dict[str, Any]
 Figure = dict[str, Any]
-"""`data`, `layout`; `label`, the name of this view; `views`: other views of the same numbers, as `label`, `data`,
-`layout`."""
+"""A Plotly figure: `data`, `layout`, `label` (name of this view) and `views` (other views with the same keys)."""
 
 SYMBOLS = {
     "o": "circle",
@@ -34,15 +33,14 @@ SYMBOLS = {
 }
 """matplotlib's marker -> Plotly's."""
 
-DASHES = ("solid", "dash", "dot", "dashdot")
-LONGEST_NAME = 60
-LEAST_ERROR = 0.005
-"""Percent. An axis that is logarithmic in the error shows smaller ones there: 0 has no logarithm."""
+MAX_NAME_LENGTH = 60
+MIN_ERROR = 0.005
+"""Percent. Smaller errors are drawn here on a logarithmic axis, because 0 has no logarithm."""
 
 
 @dataclass(frozen=True)
 class PlotPoint:
-    """One point of a line: where, how far its interval goes, and what is said of it."""
+    """One point of a line with its interval and hover text."""
 
     x: float
     y: float
@@ -51,12 +49,17 @@ class PlotPoint:
     hover: str
     starred: bool = False
     no_marker: bool = False
-    """Without a marker: where the line begins, and not a measurement of its treatment."""
+    """Draw no marker: the point is the start of the line and no measurement of its treatment."""
 
 
-def line_traces(label: str, look: LineStyle, marks: Sequence[PlotPoint | None], leading: bool = False) -> list[Trace]:
-    """A treatment's band, if it has one, and its line; None leaves a gap. Both belong to the legend group `label`."""
-    rgb = tuple(int(look.colour[i : i + 2], 16) for i in (1, 3, 5))
+def line_traces(
+    label: str, style: LineStyle, points: Sequence[PlotPoint | None], is_reference: bool = False
+) -> list[Trace]:
+    """Return the band of a treatment, if it has intervals, and its line, both in legend group `label`.
+
+    None in `points` leaves a gap in the line.
+    """
+    rgb = tuple(int(style.color[i : i + 2], 16) for i in (1, 3, 5))
     band: Trace = {
         "type": "scatter",
         "mode": "lines",
@@ -66,71 +69,78 @@ def line_traces(label: str, look: LineStyle, marks: Sequence[PlotPoint | None], 
         "line": {"width": 0},
         "hoverinfo": "skip",
         "showlegend": False,
-        **_outline(marks),
+        **_band_outline(points),
     }
-    style, size = DASHES[_dash(look)], 8 if leading else 7
-    sizes = [0 if mark is None or mark.no_marker else size for mark in marks]
-    traced: Trace = {
+    size = 8 if is_reference else 7
+    sizes = [0 if point is None or point.no_marker else size for point in points]
+    line: Trace = {
         "type": "scatter",
         "mode": "lines+markers+text",
         "name": label,
         "legendgroup": label,
-        "x": [mark.x if mark else None for mark in marks],
-        "y": [mark.y if mark else None for mark in marks],
-        "text": ["★" if mark and mark.starred else "" for mark in marks],
+        "x": [point.x if point else None for point in points],
+        "y": [point.y if point else None for point in points],
+        "text": ["★" if point and point.starred else "" for point in points],
         "textposition": "top center",
-        "textfont": {"color": look.colour, "size": 12},
-        "hovertext": [mark.hover if mark else "" for mark in marks],
+        "textfont": {"color": style.color, "size": 12},
+        "hovertext": [point.hover if point else "" for point in points],
         "hoverinfo": "text",
-        "line": {"color": look.colour, "dash": style, "width": 2.6 if leading else 1.7},
+        "line": {"color": style.color, "dash": _dash(style), "width": 2.6 if is_reference else 1.7},
         "marker": {
-            "color": look.colour,
-            "symbol": SYMBOLS.get(look.marker, "circle"),
+            "color": style.color,
+            "symbol": SYMBOLS.get(style.marker, "circle"),
             "size": sizes,
             "line": {"width": 0},
         },
     }
-    return [band, traced] if band["x"] else [traced]
+    return [band, line] if band["x"] else [line]
 
 
-def _dash(look: LineStyle) -> int:
-    """Its place in `DASHES`, told by how many lengths matplotlib's pattern has and how long the first is."""
-    if isinstance(look.line, str):
-        return 0
-    lengths = look.line[1]
-    return 3 if len(lengths) > 2 else 1 if lengths[0] > 2 else 2
+def _dash(style: LineStyle) -> str:
+    """Return Plotly's name of a matplotlib dash pattern, by the number of its lengths and the first of them."""
+    if isinstance(style.line, str):
+        return "solid"
+    lengths = style.line[1]
+    if len(lengths) > 2:
+        return "dashdot"
+    return "dash" if lengths[0] > 2 else "dot"
 
 
-def _outline(marks: Sequence[PlotPoint | None]) -> dict[str, list[float | None]]:
-    """Around every stretch of points that have intervals: along the upper ends and back along the lower ones."""
+def _band_outline(points: Sequence[PlotPoint | None]) -> dict[str, list[float | None]]:
+    """Return the outline of each run of points with intervals: along the upper ends and back along the lower ends.
+
+    Runs are separated by None; a single point has no band.
+    """
     x: list[float | None] = []
     y: list[float | None] = []
-    stretch: list[tuple[float, float, float]] = []
-    for mark in [*marks, None]:
-        if mark is not None and mark.low is not None and mark.high is not None:
-            stretch.append((mark.x, mark.low, mark.high))
+    run: list[tuple[float, float, float]] = []
+    for point in [*points, None]:
+        if point is not None and point.low is not None and point.high is not None:
+            run.append((point.x, point.low, point.high))
             continue
-        if len(stretch) > 1:
-            x += [*([None] if x else []), *(at for at, _, _ in stretch), *(at for at, _, _ in reversed(stretch))]
-            y += [*([None] if y else []), *(up for _, _, up in stretch), *(low for _, low, _ in reversed(stretch))]
-        stretch = []
+        if len(run) > 1:
+            separator: list[float | None] = [None] if x else []
+            x += [*separator, *(position for position, _, _ in run), *(position for position, _, _ in reversed(run))]
+            y += [*separator, *(high for _, _, high in run), *(low for _, low, _ in reversed(run))]
+        run = []
     return {"x": x, "y": y}
 
 
 def error(accuracy: float | None) -> float | None:
-    """Percent; see `LEAST_ERROR`."""
-    return None if accuracy is None else max(100.0 - accuracy, LEAST_ERROR)
+    """Return max(100 - accuracy, MIN_ERROR) in percent."""
+    return None if accuracy is None else max(100.0 - accuracy, MIN_ERROR)
 
 
-def as_errors(marks: Sequence[PlotPoint | None]) -> list[PlotPoint | None]:
-    """The same points on an axis of the test error."""
+def as_errors(points: Sequence[PlotPoint | None]) -> list[PlotPoint | None]:
+    """Convert points of accuracy to points of error; lower and upper ends of intervals swap."""
     return [
-        mark and replace(mark, y=error(mark.y) or 0.0, low=error(mark.high), high=error(mark.low)) for mark in marks
+        point and replace(point, y=error(point.y) or 0.0, low=error(point.high), high=error(point.low))
+        for point in points
     ]
 
 
 def horizontal_line(name: str, y: float, ends: tuple[float, float], dash: str, hover: str) -> Trace:
-    """A line across, in the page's ink; `meta.ink` tells the page to colour it."""
+    """Return a horizontal line in the text color of the page, which plots.js sets where `meta.ink` is true."""
     return {
         "type": "scatter",
         "mode": "lines",
@@ -146,7 +156,7 @@ def horizontal_line(name: str, y: float, ends: tuple[float, float], dash: str, h
 
 
 def layout(xaxis: dict[str, Any], yaxis: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """What all figures share; fonts and colours are the page's."""
+    """Return the layout that all figures share; plots.js adds fonts and colors of the page."""
     return {
         "xaxis": {"zeroline": False, **xaxis},
         "yaxis": {"zeroline": False, "automargin": True, **yaxis},
@@ -159,15 +169,15 @@ def layout(xaxis: dict[str, Any], yaxis: dict[str, Any], **more: Any) -> dict[st
 
 
 def remaining_weights_axis(remaining: Sequence[float]) -> dict[str, Any]:
-    """Logarithmic, the most weights at the left, with ticks at the levels' own densities where there is room."""
+    """Return a logarithmic axis of weights remaining that falls to the right, with ticks at the levels."""
     values = sorted(set(remaining), reverse=True) or [100.0]
     span = math.log10(values[0] / values[-1]) or 1.0
     kept = thin_ticks([-math.log10(value) for value in values], 0.085 * span)
-    edge = 0.03 * span
+    margin = 0.03 * span
     return {
         "type": "log",
         "title": {"text": "Weights remaining (%)"},
-        "range": [math.log10(values[0]) + edge, math.log10(values[-1]) - edge],
+        "range": [math.log10(values[0]) + margin, math.log10(values[-1]) - margin],
         "tickvals": [values[i] for i in kept],
         "ticktext": [format_percent(values[i]) for i in kept],
     }
@@ -177,27 +187,27 @@ ERROR_TICKS = (100, 50, 20, 10, 5, 3, 2, 1.5, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01
 
 
 def error_axis(title: str, accuracies: Sequence[float | None]) -> dict[str, Any]:
-    """Of accuracies in percent, logarithmic in the error, the best last; a little wider than they are."""
-    errors = [math.log10(found) for each in accuracies if (found := error(each)) is not None] or [0.0, 2.0]
-    edge = 0.04 * (max(errors) - min(errors)) or 0.1
+    """Return an axis of accuracies in percent that is logarithmic in the error, with a margin of 4%."""
+    errors = [math.log10(value) for accuracy in accuracies if (value := error(accuracy)) is not None] or [0.0, 2.0]
+    margin = 0.04 * (max(errors) - min(errors)) or 0.1
     return {
         "type": "log",
         "title": {"text": f"{title} (%), log axis of the error"},
-        "range": [max(errors) + edge, min(errors) - edge],
+        "range": [max(errors) + margin, min(errors) - margin],
         "tickvals": list(ERROR_TICKS),
         "ticktext": [f"{100 - tick:g}" for tick in ERROR_TICKS],
     }
 
 
-def escape_text(text: str, longest: int = LONGEST_NAME) -> str:
-    """Text as Plotly shows it literally, shortened where it is longer."""
-    short = text if len(text) <= longest else text[: longest - 1] + "…"
-    # Between two `$` Plotly would look for mathematics, and for a library that is not there.
+def escape_text(text: str, max_length: int = MAX_NAME_LENGTH) -> str:
+    """Escape text for Plotly, which reads HTML tags and math, and shorten it to `max_length` letters."""
+    short = text if len(text) <= max_length else text[: max_length - 1] + "…"
+    # Plotly would pass text between two `$` to MathJax, which the page does not load.
     return html.escape(short, quote=False).replace("$", "&#36;")
 
 
 def format_mean(interval: MeanInterval, digits: int, unit: str) -> str:
-    """`98.20% [98.01, 98.39], n = 5`."""
+    """Format a mean with its interval: `98.20% [98.01, 98.39], n = 5`."""
     ends = ""
     if interval.low is not None and interval.high is not None:
         ends = f" [{format_number(interval.low, digits)}, {format_number(interval.high, digits)}]"
@@ -205,7 +215,7 @@ def format_mean(interval: MeanInterval, digits: int, unit: str) -> str:
 
 
 def format_comparison(comparison: Comparison, p_holm: float | None, reference: str, digits: int, unit: str) -> str:
-    """`against large_final: +0.20 points [-0.01, +0.41], p = 0.062, after Holm 0.25`."""
+    """Format a comparison: `against large_final: +0.20 points [-0.01, +0.41]`, then test, p and corrected p."""
     text = f"against {escape_text(reference, 40)}: {format_number(comparison.difference, digits, True)}{unit}"
     if comparison.interval95:
         low, high = (format_number(end, digits, True) for end in comparison.interval95)

@@ -1,5 +1,6 @@
 "use strict";
-/* The page: light or dark, where the reader is, study files, and paper. wirePage(root) wires all that is in root. */
+/* The page: light and dark theme, current section in the contents, study files, printing, resizing.
+   wirePage(root) adds the handlers to all elements in root. */
 
 function wirePage(root) {
   wireTables(root);
@@ -13,7 +14,7 @@ function wirePage(root) {
 function wireTheme() {
   const button = document.getElementById("theme");
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  /* Some browsers keep nothing for a page that is opened from disk. */
+  /* Some browsers refuse localStorage for a page that is opened from disk. */
   const kept = (value) => { try { return value ? localStorage.setItem("theme", value) : localStorage.getItem("theme"); } catch { return null; } };
   const current = () => document.documentElement.dataset.theme || (dark.matches ? "dark" : "light");
   const show = (theme) => {
@@ -27,7 +28,7 @@ function wireTheme() {
   dark.addEventListener("change", () => show());
 }
 
-/* The contents show where the reader is. */
+/* Mark the link of the section that is on the screen. */
 function wireContents() {
   const links = [...document.querySelectorAll("#contents a")];
   const seen = new Map();
@@ -36,13 +37,14 @@ function wireContents() {
     for (const link of links) link === first ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current");
   };
   const watch = new IntersectionObserver((entries) => {
-    for (const each of entries) seen.set(each.target.id, each.isIntersecting);
+    for (const entry of entries) seen.set(entry.target.id, entry.isIntersecting);
     mark();
   }, { rootMargin: "-20% 0px -70% 0px" });
   for (const section of document.querySelectorAll("main section")) watch.observe(section);
 }
 
-function wirePaper() {
+/* Printing: light theme, and every figure drawn at the width of a sheet. */
+function wirePrinting() {
   let before;
   addEventListener("beforeprint", () => {
     before = document.documentElement.dataset.theme;
@@ -71,5 +73,5 @@ function wireWidth() {
 wirePage(document.getElementById("report"));
 wireTheme();
 wireContents();
-wirePaper();
+wirePrinting();
 wireWidth();

@@ -1,10 +1,10 @@
 "use strict";
-/* Figures. drawPlot(id, figure) draws, or draws anew, the figure in the element [data-plot=id]; which treatments are
-   switched off and which view is shown stays. wirePlots(root) draws those in root when they come near the window. */
+/* Figures. drawPlot(id, figure) draws or redraws the figure in the element [data-plot=id] and keeps its view and hidden
+   treatments. wirePlots(root) draws the figures in root when they are about to be scrolled into view. */
 
 window.supermask = window.supermask || {};
 
-/* Where the data of a figure or table is had from; a page without data blocks sets its own. */
+/* Promise of the data of a figure or table by id; a page without data blocks sets its own function. */
 supermask.source = supermask.source || ((id) => {
   const block = document.getElementById("data-" + id);
   return Promise.resolve(block && JSON.parse(block.textContent));
@@ -36,10 +36,10 @@ function drawPlot(id, figure) {
 
 function wirePlots(root) {
   const near = new IntersectionObserver((seen) => {
-    for (const each of seen) {
-      if (!each.isIntersecting) continue;
-      near.unobserve(each.target);
-      drawFrom(each.target.dataset.plot);
+    for (const entry of seen) {
+      if (!entry.isIntersecting) continue;
+      near.unobserve(entry.target);
+      drawFrom(entry.target.dataset.plot);
     }
   }, { rootMargin: "500px" });
   for (const place of root.querySelectorAll("[data-plot]")) near.observe(place);
@@ -49,7 +49,7 @@ function drawFrom(id) {
   return supermask.source(id).then((figure) => drawPlot(id, figure));
 }
 
-/* All figures whose data is in the page, at once: paper does not scroll. */
+/* Draw all figures whose data is in the page, for printing. */
 function drawEmbedded() {
   for (const place of document.querySelectorAll("[data-plot]")) {
     const block = document.getElementById("data-" + place.dataset.plot);
@@ -139,7 +139,7 @@ function showCanvas(place, state) {
   Plotly.react(canvas, view.data, layout, config);
 }
 
-/* Names are escaped for Plotly: they are cut as they are shown. */
+/* Shorten a name that is escaped for Plotly, counting the letters that are displayed. */
 function shortened(text) {
   const plain = text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&#36;", "$").replaceAll("&amp;", "&");
   const cut = plain.length > 18 ? plain.slice(0, 17) + "…" : plain;
@@ -163,11 +163,11 @@ function dress(trace, look) {
   if (trace.fillcolor) trace.fillcolor = lightened(trace.fillcolor, 0.16);
 }
 
-/* A colour as it is on a dark page: as light as has to be told from it. */
-function lightened(colour, opacity) {
-  const found = colour.match(/^#(..)(..)(..)$/);
-  const rgb = found ? found.slice(1).map((each) => parseInt(each, 16)) : (colour.match(/[\d.]+/g) || []).slice(0, 3).map(Number);
-  if (rgb.length < 3) return colour;
+/* Lighten a color for a dark page, to a luminance of at least 0.5. */
+function lightened(color, opacity) {
+  const found = color.match(/^#(..)(..)(..)$/);
+  const rgb = found ? found.slice(1).map((each) => parseInt(each, 16)) : (color.match(/[\d.]+/g) || []).slice(0, 3).map(Number);
+  if (rgb.length < 3) return color;
   const light = (0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2]) / 255;
   const share = light < 0.5 ? (0.5 - light) / (1 - light) : 0;
   const mixed = rgb.map((each) => Math.round(each + (255 - each) * share));
@@ -205,9 +205,9 @@ function swatch(trace) {
   dress(copy, look);
   const drawing = svg("svg", { width: 40, height: 14, viewBox: "0 0 40 14", "aria-hidden": "true" });
   const line = trace.mode.includes("lines");
-  const colour = (copy.line && copy.line.color) || (copy.marker && copy.marker.color) || look.ink;
-  if (line) drawing.append(svg("path", { d: "M2,7H38", stroke: colour, "stroke-width": trace.line.width, "stroke-dasharray": PATTERNS[trace.line.dash] || "", fill: "none" }));
-  if (trace.marker) drawing.append(svg("path", { d: SHAPES[trace.marker.symbol] || SHAPES.circle, fill: colour }));
+  const color = (copy.line && copy.line.color) || (copy.marker && copy.marker.color) || look.ink;
+  if (line) drawing.append(svg("path", { d: "M2,7H38", stroke: color, "stroke-width": trace.line.width, "stroke-dasharray": PATTERNS[trace.line.dash] || "", fill: "none" }));
+  if (trace.marker) drawing.append(svg("path", { d: SHAPES[trace.marker.symbol] || SHAPES.circle, fill: color }));
   return drawing;
 }
 

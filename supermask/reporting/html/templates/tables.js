@@ -1,6 +1,6 @@
 "use strict";
-/* Tables. wireTables(root) fills the elements [data-table] in root: sorted by a click on a head, filtered, in pages,
-   and downloaded whole as CSV. Those in a closed `details.lazy` are filled when it is opened. */
+/* Tables. wireTables(root) fills the elements [data-table] in root, with sorting by column, a filter, pages, and a CSV
+   download of all columns. A table in a closed `details.lazy` is filled when it is opened. */
 
 const PAGE_ROWS = 20;
 const NOTHING = "–";
@@ -20,7 +20,7 @@ function fillTable(place) {
   });
 }
 
-/* Columns as functions of the row's number: see supermask/report/columns.py. */
+/* Unpack columns to functions of the row number; supermask/reporting/html/tables.py documents the format. */
 function unpacked(data) {
   const columns = {};
   for (const [name, packed] of Object.entries(data.columns)) {
@@ -53,7 +53,7 @@ class DataTable {
     this.update(data);
   }
 
-  /* Other rows in the same place: sorted and filtered as before, on the same page if there is one. */
+  /* Replace the rows; sorting, filter and, if it exists, the page stay. */
   update(data) {
     this.data = data;
     this.order = Array.from({ length: data.rows }, (_, row) => row);
@@ -114,14 +114,14 @@ class DataTable {
     pages.hidden = this.order.length <= PAGE_ROWS;
     const count = (n) => n.toLocaleString("en");
     const to = Math.min(from + PAGE_ROWS, this.rows.length);
-    const range = this.rows.length ? `${count(from + 1)} to ${count(to)} of ${count(this.rows.length)}` : "nothing found";
+    const range = this.rows.length ? `${count(from + 1)} to ${count(to)} of ${count(this.rows.length)}` : "no matching row";
     pages.querySelector(".place").textContent = range;
     pages.querySelector(".before").disabled = this.page === 0;
     pages.querySelector(".after").disabled = to >= this.rows.length;
   }
 }
 
-/* Numbers by size, all else as text, and what is not there last whichever way. */
+/* Order of two values: numbers by size, others as text, missing values last in both directions. */
 function inOrder(a, b, sign) {
   if (a === null || a === undefined || b === null || b === undefined) return ((a ?? null) === null) - ((b ?? null) === null);
   if (typeof a === "number" && typeof b === "number") return sign * (a - b);
@@ -169,7 +169,7 @@ function numberText(shown, value) {
   return (shown.kind === "share" ? 100 * value : value).toLocaleString("en", style).replace("-", "−");
 }
 
-/* All columns, every number to its last digit. */
+/* CSV of all columns with every digit. */
 function csvOf(data) {
   const names = Object.keys(data.columns);
   const field = (value) => {
