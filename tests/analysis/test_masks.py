@@ -228,19 +228,19 @@ def test_a_dense_network_is_connected() -> None:
     assert sum(units.connected_weights for units in found.values()) == 30 * 20 + 10 * 30
 
 
-# --- what specimens are called ---
+# --- what infos are called ---
 
 
-def specimen(name: str, criterion: str | None, level: int | None, seed: int | None, **details: str) -> MaskInfo:
+def info(name: str, criterion: str | None, level: int | None, seed: int | None, **details: str) -> MaskInfo:
     return MaskInfo(name, {}, {}, criterion=criterion, level=level, seed=seed, details=details)
 
 
-def labels(*specimens: MaskInfo) -> list[str]:
-    return [each.label for each in with_labels(specimens)]
+def labels(*infos: MaskInfo) -> list[str]:
+    return [each.label for each in with_labels(infos)]
 
 
 def test_labels_are_criterion_level_and_seed() -> None:
-    assert labels(specimen("1", "movement", 3, 0), specimen("2", None, 0, 1), specimen("3", None, None, None)) == [
+    assert labels(info("1", "movement", 3, 0), info("2", None, 0, 1), info("3", None, None, None)) == [
         "movement, level 3, seed 0",
         "dense, seed 1",
         "dense",
@@ -249,10 +249,10 @@ def test_labels_are_criterion_level_and_seed() -> None:
 
 def test_labels_have_distinguishing_details_only_if_needed() -> None:
     found = labels(
-        specimen("a" * 8 + "1", "movement", 1, 0, mask1="rewind", mask0="zero"),
-        specimen("a" * 8 + "2", "movement", 1, 0, mask1="reinit", mask0="zero"),
-        specimen("b" * 8 + "1", "movement", 1, 0, mask1="reinit", mask0="zero"),
-        specimen("c", "random", 1, 0, mask1="reinit"),
+        info("a" * 8 + "1", "movement", 1, 0, mask1="rewind", mask0="zero"),
+        info("a" * 8 + "2", "movement", 1, 0, mask1="reinit", mask0="zero"),
+        info("b" * 8 + "1", "movement", 1, 0, mask1="reinit", mask0="zero"),
+        info("c", "random", 1, 0, mask1="reinit"),
     )
     assert found == [
         "movement, level 1, seed 0, rewind",
@@ -263,18 +263,18 @@ def test_labels_have_distinguishing_details_only_if_needed() -> None:
 
 
 def test_short_labels_leave_out_the_common_part() -> None:
-    level5 = [specimen("1", "movement", 5, 0), specimen("2", "random", 5, 0), specimen("3", None, 0, 0)]
+    level5 = [info("1", "movement", 5, 0), info("2", "random", 5, 0), info("3", None, 0, 0)]
     assert common_and_short_labels(with_labels(level5)) == ("level 5, seed 0", ["movement", "random", "dense"])
-    chain = [specimen(str(level), "movement", level, 0) for level in (1, 2)]
+    chain = [info(str(level), "movement", level, 0) for level in (1, 2)]
     assert common_and_short_labels(with_labels(chain)) == ("movement, seed 0", ["level 1", "level 2"])
     assert common_and_short_labels(with_labels(chain[:1])) == ("", ["movement, level 1, seed 0"])
-    twins = [specimen("1", "movement", 1, 0, mask1="rewind"), specimen("2", "movement", 1, 0, mask1="reinit")]
+    twins = [info("1", "movement", 1, 0, mask1="rewind"), info("2", "movement", 1, 0, mask1="reinit")]
     assert common_and_short_labels(with_labels(twins)) == ("movement, level 1, seed 0", ["rewind", "reinit"])
     assert common_and_short_labels(with_labels([])) == ("", [])
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.integers(0, 1), st.integers(0, 1)), max_size=8))
 def test_labels_are_unique(rows: list[tuple[str | None, int, int]]) -> None:
-    found = with_labels([specimen(f"run {place:08d}", *row) for place, row in enumerate(rows)])
+    found = with_labels([info(f"run {place:08d}", *row) for place, row in enumerate(rows)])
     assert len({each.label for each in found}) == len(found)
     assert len(set(common_and_short_labels(found)[1])) == len(found)

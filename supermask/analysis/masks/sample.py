@@ -56,59 +56,58 @@ class MaskInfo:
         return " on ".join(part for part in (self.network, self.dataset) if part) or "a network without a name"
 
 
-def with_labels(specimens: Sequence[MaskInfo]) -> list[MaskInfo]:
+def with_labels(infos: Sequence[MaskInfo]) -> list[MaskInfo]:
     """Set the labels: criterion, level and seed, and further details where these are equal."""
-    texts = [", ".join(part for part in _label_parts(specimen) if part) for specimen in specimens]
-    extras = _distinguishing_details(specimens, texts)
+    texts = [", ".join(part for part in _label_parts(info) if part) for info in infos]
+    extras = _distinguishing_details(infos, texts)
     return [
-        replace(specimen, label=", ".join([text, *extra]))
-        for specimen, text, extra in zip(specimens, texts, extras, strict=True)
+        replace(info, label=", ".join([text, *extra])) for info, text, extra in zip(infos, texts, extras, strict=True)
     ]
 
 
-def common_and_short_labels(specimens: Sequence[MaskInfo]) -> tuple[str, list[str]]:
+def common_and_short_labels(infos: Sequence[MaskInfo]) -> tuple[str, list[str]]:
     """(common part of all labels, the rest of each label): `level 5, seed 0` and `large_final`, `random`.
 
     Labels that differ stay different.
     """
-    parts = [_label_parts(specimen) for specimen in specimens]
+    parts = [_label_parts(info) for info in infos]
     # Indices into criterion, level, seed.
     shared: list[int] = []
     distinct: list[int] = []
     for i in range(3):
         values = {part[i] for part in parts} - {""}
-        (shared if len(values) == 1 and len(specimens) > 1 else distinct).append(i)
+        (shared if len(values) == 1 and len(infos) > 1 else distinct).append(i)
     common = ", ".join(next(part[i] for part in parts if part[i]) for i in shared)
     rests = []
-    for specimen, part in zip(specimens, parts, strict=True):
+    for info, part in zip(infos, parts, strict=True):
         full = ", ".join(text for text in part if text)
-        extra = specimen.label.removeprefix(full).removeprefix(", ")
+        extra = info.label.removeprefix(full).removeprefix(", ")
         rests.append(", ".join(text for text in [*(part[i] for i in distinct), extra] if text))
     if len(set(rests)) < len(rests) or not all(rests):
-        return "", [specimen.label for specimen in specimens]
+        return "", [info.label for info in infos]
     return common, rests
 
 
-def _label_parts(specimen: MaskInfo) -> tuple[str, str, str]:
+def _label_parts(info: MaskInfo) -> tuple[str, str, str]:
     """Criterion, level and seed as text; empty if unknown, and for the level of a dense network, always 0."""
-    is_dense = specimen.criterion is None and not specimen.level
-    level = "" if specimen.level is None or is_dense else f"level {specimen.level}"
-    seed = "" if specimen.seed is None else f"seed {specimen.seed}"
-    return specimen.criterion or ("dense" if is_dense else "mask"), level, seed
+    is_dense = info.criterion is None and not info.level
+    level = "" if info.level is None or is_dense else f"level {info.level}"
+    seed = "" if info.seed is None else f"seed {info.seed}"
+    return info.criterion or ("dense" if is_dense else "mask"), level, seed
 
 
-def _distinguishing_details(specimens: Sequence[MaskInfo], texts: Sequence[str]) -> list[list[str]]:
+def _distinguishing_details(infos: Sequence[MaskInfo], texts: Sequence[str]) -> list[list[str]]:
     """Per mask the details in which it differs from masks with the same text, and its name if there are none."""
     extras: list[list[str]] = []
-    for specimen, text in zip(specimens, texts, strict=True):
-        same_text = [other for other, other_text in zip(specimens, texts, strict=True) if other_text == text]
+    for info, text in zip(infos, texts, strict=True):
+        same_text = [other for other, other_text in zip(infos, texts, strict=True) if other_text == text]
         keys = dict.fromkeys(key for other in same_text for key in other.details)
         differing = [key for key in keys if len({other.details.get(key) for other in same_text}) > 1]
-        values = [specimen.details.get(key) for key in differing]
+        values = [info.details.get(key) for key in differing]
         extra = [value for value in values if value]
         same_details = [other for other in same_text if [other.details.get(key) for key in differing] == values]
         if len(same_details) > 1:
-            extra.append(_shorten_name(specimen.name, [other.name for other in same_details]))
+            extra.append(_shorten_name(info.name, [other.name for other in same_details]))
         extras.append(extra)
     return extras
 

@@ -42,15 +42,15 @@ COLUMN_TITLES = (
 PAIR_COLUMN_TITLES = ("one", "other", "overlap", "chance", "95% range", "against chance", "same sign: start", "end")
 
 
-def format_summary(specimens: Sequence[MaskInfo]) -> str:
+def format_summary(infos: Sequence[MaskInfo]) -> str:
     """A line on common settings, then one per mask: kept weights, densest and sparsest layer, signs, dead units."""
-    common, labels = common_and_short_labels(specimens)
-    subject = ", ".join([*dict.fromkeys(specimen.subject for specimen in specimens), *([common] if common else [])])
-    lines = [[label, *_summary_cells(specimen)] for label, specimen in zip(labels, specimens, strict=True)]
+    common, labels = common_and_short_labels(infos)
+    subject = ", ".join([*dict.fromkeys(info.subject for info in infos), *([common] if common else [])])
+    lines = [[label, *_summary_cells(info)] for label, info in zip(labels, infos, strict=True)]
     return f"{subject}\n\n{format_table(COLUMN_TITLES, lines)}"
 
 
-def format_pairs(pairs: Pairs, specimens: Sequence[MaskInfo]) -> str:
+def format_pairs(pairs: Pairs, infos: Sequence[MaskInfo]) -> str:
     """One line per pair, over all layers: overlap against chance, and sign agreement of the weights that both keep."""
     ordered = sorted(pairs, key=lambda pair: -pairs[pair][ALL_LAYERS].jaccard)
     verdicts = [pairs[pair][ALL_LAYERS].verdict for pair in ordered]
@@ -58,25 +58,23 @@ def format_pairs(pairs: Pairs, specimens: Sequence[MaskInfo]) -> str:
     shown = ordered if len(ordered) <= MAX_PAIRS else ordered[:EXTREMES] + ordered[-EXTREMES:]
     head = f"overlap of {pluralize(len(ordered), 'pair')} against chance: {counts}"
     selection = "" if shown is ordered else f"; the {EXTREMES} largest and the {EXTREMES} smallest"
-    _, labels = common_and_short_labels(specimens)
-    lines = [
-        [labels[a], labels[b], *_pair_cells(pairs[a, b][ALL_LAYERS], specimens[a], specimens[b])] for a, b in shown
-    ]
+    _, labels = common_and_short_labels(infos)
+    lines = [[labels[a], labels[b], *_pair_cells(pairs[a, b][ALL_LAYERS], infos[a], infos[b])] for a, b in shown]
     return f"{head}{selection}\n\n{format_table(PAIR_COLUMN_TITLES, lines)}"
 
 
-def layer_table(specimens: Sequence[MaskInfo]) -> list[Row]:
+def layer_table(infos: Sequence[MaskInfo]) -> list[Row]:
     """One row per mask and layer, and one for all layers; unknown columns are None."""
     rows: list[Row] = []
-    for specimen in specimens:
-        units, signs = _unit_connectivity(specimen), _sign_agreement(specimen)
-        for layer, density in layer_densities(specimen.masks).items():
+    for info in infos:
+        units, signs = _unit_connectivity(info), _sign_agreement(info)
+        for layer, density in layer_densities(info.masks).items():
             unit = units.get(layer)
             kept, pruned = signs.get(layer, (None, None))
             rows.append(
                 {
-                    "mask": specimen.label,
-                    "name": specimen.name,
+                    "mask": info.label,
+                    "name": info.name,
                     "layer": layer.removesuffix(".weight"),
                     "weights": density.weights,
                     "kept": density.kept,
@@ -93,15 +91,15 @@ def layer_table(specimens: Sequence[MaskInfo]) -> list[Row]:
     return rows
 
 
-def _summary_cells(specimen: MaskInfo) -> list[object]:
-    densities = layer_densities(specimen.masks)
+def _summary_cells(info: MaskInfo) -> list[object]:
+    densities = layer_densities(info.masks)
     total = densities[ALL_LAYERS]
     layers = sorted((name for name in densities if name != ALL_LAYERS), key=lambda name: densities[name].density)
     extremes = [
         f"{name.removesuffix('.weight')} {_format_share(densities[name].density)}" for name in (layers[-1], layers[0])
     ]
-    kept, pruned = _sign_agreement(specimen).get(ALL_LAYERS, (None, None))
-    units = dict(_unit_connectivity(specimen))
+    kept, pruned = _sign_agreement(info).get(ALL_LAYERS, (None, None))
+    units = dict(_unit_connectivity(info))
     inputs = units.pop(INPUTS, None)
     dead = f"{sum(u.dead for u in units.values())} of {sum(u.units for u in units.values())}" if units else "-"
     return [
@@ -130,18 +128,18 @@ def _pair_cells(overlap: Overlap, a: MaskInfo, b: MaskInfo) -> list[object]:
     ]
 
 
-def _unit_connectivity(specimen: MaskInfo) -> Mapping[str, UnitConnectivity]:
+def _unit_connectivity(info: MaskInfo) -> Mapping[str, UnitConnectivity]:
     try:
-        return unit_connectivity(specimen.masks)
+        return unit_connectivity(info.masks)
     except ValueError:
         # A user's network whose layers do not follow each other, such as one with residual connections.
         return {}
 
 
-def _sign_agreement(specimen: MaskInfo) -> Mapping[str, tuple[SignAgreement, SignAgreement]]:
-    if specimen.w_i is None or specimen.w_f is None:
+def _sign_agreement(info: MaskInfo) -> Mapping[str, tuple[SignAgreement, SignAgreement]]:
+    if info.w_i is None or info.w_f is None:
         return {}
-    return sign_agreement(specimen.w_i, specimen.w_f, specimen.masks, specimen.alive)
+    return sign_agreement(info.w_i, info.w_f, info.masks, info.alive)
 
 
 def _format_agreement(agreement: SignAgreement | None) -> str:
