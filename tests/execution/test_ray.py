@@ -20,7 +20,7 @@ import pytest
 from helpers.command_line import call
 from helpers.faulty_disk import quick_folder
 from helpers.small_studies import carry_out, contents, facts, leftovers, same_table, small_plan
-from supermask.execution.pool import Task, TaskResult, WorkerConfig
+from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 
 from supermask.core.errors import SystemFailure, UserError
 from supermask.execution import ray as ray_executor
