@@ -425,7 +425,7 @@ def test_ctrl_c_ends_the_command_within_two_seconds_and_it_goes_on_later(folder:
         # The server that workers are forked from ends by itself, when it has seen that nobody is left.
         assert gone_within(3.0, process.pid), in_group(process.pid)
         out, err = process.communicate()
-    assert "the same command goes on from here" in out + err
+    assert "the same command resumes" in out + err
     assert "Traceback" not in out + err and "KeyboardInterrupt" not in out + err
     kept = Store(folder / "store").run_ids()
     assert 1 <= len(kept) < 4

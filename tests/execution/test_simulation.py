@@ -165,7 +165,7 @@ def test_none_and_absurdly_many(tmp_path: Path, option: str) -> None:
     words = ("plan", "mask-criteria", "scale=laptop", "--store", tmp_path, option)
     for number in (0, -1):
         assert option in refused(call(*words, number))
-        with pytest.raises(UserError, match="nothing is ever trained: ask for 1 or more"):
+        with pytest.raises(UserError, match="cannot train anything: give 1 or more"):
             api_runs.plan("mask-criteria", ["scale=laptop"], tmp_path, **{option[2:]: number})
     status, out, _ = call(*words, 10**9)
     assert status == 0 and " on 1,000,000,000 " in out
