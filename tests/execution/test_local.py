@@ -435,7 +435,7 @@ def test_ctrl_c_ends_the_command_within_two_seconds_and_it_can_be_resumed(folder
         # The fork server ends by itself when it notices that its parent is gone.
         assert is_group_gone_within(3.0, process.pid), processes_in_group(process.pid)
         out, err = process.communicate()
-    assert "the same command goes on from here" in out + err
+    assert "the same command resumes" in out + err
     assert "Traceback" not in out + err and "KeyboardInterrupt" not in out + err
     kept = Store(folder / "store").run_ids()
     assert 1 <= len(kept) < 4

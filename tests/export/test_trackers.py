@@ -293,7 +293,7 @@ def test_the_command_says_what_it_did(tracker: str, carried: Carried, sent: dict
     status, out, err = call(*arguments)
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == f"0 runs sent, {RUNS} were there already. Folder: {sent[tracker]}"
+    assert lines[0] == f"0 runs sent, {RUNS} skipped because the folder has them. Folder: {sent[tracker]}"
     assert lines[1] == "not sent, because not finished: 8 to do"
     assert lines[2] == f"  {trackers.view_command(tracker, sent[tracker])}"
 
