@@ -188,7 +188,7 @@ def test_public_names() -> None:
     assert supermask.api.runs is runs
     assert supermask.UserError is UserError
     assert set(supermask.__all__) <= set(dir(supermask))
-    with pytest.raises(AttributeError, match="attribute .*nothing"):
+    with pytest.raises(AttributeError, match=r"attribute .*nothing"):
         supermask.nothing  # noqa: B018
 
 

@@ -166,7 +166,7 @@ def test_a_run_outside_a_stack_takes_a_whole_gpu(tmp_path: Path, monkeypatch: py
 def test_zero_cores_are_refused_and_a_billion_is_accepted(tmp_path: Path, option: str) -> None:
     arguments = ("plan", "mask-criteria", "scale=laptop", "--store", tmp_path, option)
     for number in (0, -1):
-        assert option in refused(call(*words, number))
+        assert option in refused(call(*arguments, number))
         with pytest.raises(UserError, match="cannot train anything: give 1 or more"):
             api_runs.plan("mask-criteria", ["scale=laptop"], tmp_path, **{option[2:]: number})
     status, out, _ = call(*arguments, 10**9)
