@@ -1,11 +1,8 @@
-"""The certificate of a run: every promise of the algorithm, checked from the tensors after the run has ended.
+"""Certificates: every promise of the algorithm, checked from the tensors of a run after it ended.
 
-Written against NumPy arrays and integers, apart from the code that makes starts, so that a fault there is seen here.
-A run whose certificate does not hold is not a result. Source: paper.md section 11.
-
-The certificate of a run that learned a mask: nothing but logits moved, and what is reported can be had again.
-
-Written against NumPy arrays, apart from the code that learns. Source: paper.md sections 6 and 11.
+`certify` checks trained and untrained runs; `certify_learned_mask` checks runs that learned a mask. Both use NumPy
+arrays and integers and share no code with pruning and training, so a fault there is seen here. A run whose
+certificate fails is not a result.
 """
 
 from __future__ import annotations
@@ -29,17 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was checked: name of the promise -> the layers that break it (empty where it holds), as short texts."""
+    """Checks of one run: name of the check -> short texts of what failed, usually layer names; empty if it passed."""
 
     checks: dict[str, list[str]]
 
     @property
     def passed(self) -> bool:
-        """True if no promise is broken."""
+        """True if no check failed."""
         return not any(self.checks.values())
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data for `run.json`."""
+        """JSON-serializable dict for `run.json`."""
         return {"held": self.passed, "checks": self.checks}
 
 
@@ -51,11 +48,11 @@ def certify(
     step: PruneStep | None,
     weight_decay: float = 0.0,
 ) -> Certificate:
-    """Checks a run from its start and outcome, and against its parent if it has one.
+    """Check a run from its initial state and its result, and against its parent if it has one.
 
-    With `weight_decay`, `biases_train` is not judged: weights of a silent unit then move although its bias cannot.
-    If masks and kernels do not match, nothing else is judged.
-    Source: paper.md section 11 ("every run carries its own certificate").
+    `biases_train` is not checked with `weight_decay`: weights of a silent unit then move although its bias cannot.
+    If masks and kernels do not match, nothing else is checked.
+    Source: Zhou et al. 2019, Sec. 1: kept counts, frozen weights, rewinding and signs as the algorithm defines them.
     """
     checks = {"only_kernels_are_masked": _check_masked_tensors(maskables, start, outcome)}
     if checks["only_kernels_are_masked"]:
@@ -81,7 +78,7 @@ def certify(
     return Certificate(checks)
 
 
-# --- one promise each; a list of the layers that break it ---
+# --- one check each; returns the layers that fail it ---
 
 
 def _check_masked_tensors(
@@ -108,7 +105,7 @@ def _check_frozen_weights(start: InitialState, outcome: TrainingResult) -> list[
 
 
 def _check_biases_trainable(start: InitialState, outcome: TrainingResult) -> list[str]:
-    """A bias that is zero after training although its unit's weights moved was held there: it was pruned."""
+    """A bias that is zero after training although the weights of its unit moved was held at zero, as if pruned."""
     broken = []
     for name in start.masks:
         bias = name.removesuffix("weight") + "bias"
@@ -206,12 +203,12 @@ def _factor(layer: Layer, mask: Array, step: PruneStep) -> float:
 
 
 ACCURACY_TOLERANCE = 2.0
-"""Test images, on average over samples, by which the engine that learned and the reference engine may differ."""
+"""Number of test images, averaged over samples, by which the learning and the reference engine may differ."""
 
 
 MAX_TIED = 2
-"""Weights of a layer that `edge_popup` may keep too few: those that tie at its cut are all pruned. Of fresh scores two
-do at one cut in 500 in FC's first layer, at one in 30 in Conv2's largest, three at one in a thousand there."""
+"""Number of weights of a layer that `edge_popup` may keep too few, because ties at its cut are all pruned. With fresh
+scores two weights tie at 1 in 500 cuts in FC's first layer and at 1 in 30 in Conv2's largest; three at 1 in 1,000."""
 
 
 def certify_learned_mask(
@@ -222,14 +219,15 @@ def certify_learned_mask(
     learning: MaskLearning,
     test_images: int,
 ) -> Certificate:
-    """Checks a run that learned a mask, from its tensors. `dense`: the network of its seed, untrained.
+    """Check a run that learned a mask. `dense`: the untrained network of its seed.
 
     weights_as_promised: w_i, or s times the multiplier, with the sign of w_i where that is promised.
-    weights_are_frozen, others_are_frozen: bit-equal to their start at the end.
-    masks_are_binary: the last pass computed with 0 or the weight itself, times size / ones where rescaled.
-    kept_share: `edge_popup` kept what was asked, but for ties. logits_are_finite.
-    accuracies_reproduced: what the engine saw is what is measured from the stored logits and the seed.
-    Source: paper.md sections 6 and 11.
+    weights_are_frozen, others_are_frozen: bit-equal to the initial state at the end.
+    masks_are_binary: the last pass used 0 or the weight itself, times (size / ones) with rescaling.
+    kept_share: `edge_popup` kept the requested count, except for ties.
+    logits_are_finite: no NaN and no infinity.
+    accuracies_reproduced: accuracies during learning equal those measured from the stored logits and the seed.
+    Source: Zhou et al. 2019, Sec. 5.
     """
     without = sorted(set(maskables) ^ (set(start.weights) & set(start.logits)))
     if without:
@@ -278,7 +276,7 @@ def _not_finite(logits: Sequence[Weights]) -> list[str]:
 
 
 def _check_binary_mask(weights: Tensor, used: Tensor | None, learning: MaskLearning) -> bool:
-    """Each weight of the pass is 0, or the weight itself (inverted, under `signed`), times the one ratio there is."""
+    """Each weight of the pass is 0 or the weight itself (inverted under `signed`), times one common ratio."""
     if used is None:
         return False
     w, u = to_numpy(weights), to_numpy(used)
@@ -288,7 +286,7 @@ def _check_binary_mask(weights: Tensor, used: Tensor | None, learning: MaskLearn
         own, seen = np.abs(own), np.abs(seen)
     if not learning.rescaled:
         return bitwise_equal(seen, own)
-    # A mask may keep a weight that is 0, which cannot be seen.
+    # A mask may keep a weight whose value is 0. Such a weight looks pruned, so the ratio has a range.
     most, least = w.size / max(seen.size, 1), w.size / max(seen.size + np.count_nonzero(w == 0), 1)
     ratios = seen.astype(np.float64) / own
     one_ratio = np.ptp(ratios) < 1e-5 * most if ratios.size else True
@@ -307,10 +305,10 @@ def _kept_share(outcome: TrainingResult, learning: MaskLearning) -> list[str]:
 
 
 def _not_reproduced(outcome: TrainingResult, test_images: int) -> list[str]:
-    """What the reference engine measured from the stored logits, against what the loop saw while it learned."""
+    """Compare accuracies measured from the stored logits with those measured during learning."""
     broken = []
     for name, part in (("early_stop", "selected"), ("final", "final")):
         seen, again = outcome.metrics[f"{name}_test_accuracy"], outcome.supermask[part]["mean"]
         if seen is None or abs(seen - again) * test_images > ACCURACY_TOLERANCE:
-            broken.append(f"{name}_test_accuracy: {seen} while it learned, {again} from the stored logits")
+            broken.append(f"{name}_test_accuracy: {seen} during learning, {again} from the stored logits")
     return broken

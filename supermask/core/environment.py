@@ -1,6 +1,7 @@
-"""What a run's bits depend on besides its id: program, machine, threads. Recorded with every run.
+"""Environment of a run (versions, machine, threads), recorded with it; and the cache folder.
 
-Where things are kept that can be made again at any time: decoded data sets, what this machine was measured at.
+Bits of a result depend on the run's id and on its environment. The cache holds only what can be recomputed: decoded
+datasets, measured kernel costs.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from supermask import __version__
 def environment_info(
     engine: str, device: str, threads: int, kernels: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Facts of this environment, and `fingerprint`, their SHA-256: equal fingerprints promise equal bits.
+    """Return the facts of this environment and `fingerprint`, their SHA-256: equal fingerprints promise equal bits.
 
-    `kernels`: what an engine with kernels of its own adds to them.
+    `kernels`: facts of an engine with kernels of its own, such as compiler version and kernel costs.
     """
     facts: dict[str, Any] = {
         "supermask": __version__,
@@ -44,15 +45,15 @@ def environment_info(
 
 @lru_cache
 def cpu_name() -> str:
-    """The processor's name; kernels are chosen by what it can do, so another one may give other bits."""
+    """Name of the processor and a hash of its instruction sets, which decide what kernels compile to."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or "unknown"
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    named = {key.strip(): value.strip() for key, value in fields.items()}
-    capabilities = hashlib.sha256(named.get("flags", "").encode()).hexdigest()[:8]
-    return f"{named.get('model name', platform.processor())} ({capabilities})"
+    facts = {key.strip(): value.strip() for key, value in fields.items()}
+    instruction_sets = hashlib.sha256(facts.get("flags", "").encode()).hexdigest()[:8]
+    return f"{facts.get('model name', platform.processor())} ({instruction_sets})"
 
 
 def _gpu() -> str:
@@ -65,12 +66,12 @@ CACHE_VARIABLE = "SUPERMASK_CACHE"
 
 
 def cache_folder() -> Path | None:
-    """SUPERMASK_CACHE, else XDG_CACHE_HOME/supermask, else ~/.cache/supermask; None where there is no home."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if shared.is_absolute():
-        return shared / "supermask"
+    """Return SUPERMASK_CACHE, else XDG_CACHE_HOME/supermask, else ~/.cache/supermask; None without a home folder."""
+    if folder := os.environ.get(CACHE_VARIABLE):
+        return Path(folder).expanduser()
+    xdg_cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if xdg_cache.is_absolute():
+        return xdg_cache / "supermask"
     try:
         return Path.home() / ".cache" / "supermask"
     except RuntimeError:

@@ -1,7 +1,7 @@
-"""What each action promises of the weights it sets, as a check on NumPy arrays: the certificate's vocabulary.
+"""Invariants of the actions, as checks on NumPy arrays: what each action promises of the weights that it sets.
 
-A promise is judged only as far as chance cannot explain what is seen: a layer of six weights may well be reshuffled
-into itself. Source: paper.md section 11.
+A check fails only if chance cannot explain the values. For example, six weights may well be reshuffled into their old
+order, so small layers are not judged there.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 MIN_SAMPLE = 64
-"""From so many different weights on, chance alone does not make one action's values look like another's."""
+"""Number of distinct weights from which chance alone cannot make the values of one action look like another's."""
 
 
 class LayerView:
-    """The weights of one layer at some places: how they start, and where they come from."""
+    """Selected weights of one layer: their initial values, and the values they come from."""
 
     def __init__(self, layer: Layer, where: Array, start: Array, factor: float) -> None:
         self._layer, self._where = layer, where
@@ -47,7 +47,7 @@ class LayerView:
 
     @cached_property
     def pruned(self) -> Array:
-        """w_i of the layer's other alive weights."""
+        """w_i of the alive weights of the layer that are not selected."""
         return to_numpy(self._layer.w_init)[to_numpy(self._layer.alive) & ~self._where]
 
     @cached_property
@@ -55,55 +55,56 @@ class LayerView:
         return np.abs(self.w_final) < np.abs(self.w_init)
 
     def drawn(self, checked: Array, two_peaks: bool = False) -> bool:
-        """Fresh draws: within the initialiser's bound, of many magnitudes, not those of values that were there before.
+        """Check for fresh draws: within the initializer's bound, of many magnitudes, not values from before.
 
-        From 1,000 draws on their standard deviation is judged too, and their shape: 3% are below half a standard
+        From 1,000 draws on, also check the standard deviation and the shape: 3% of the draws are below half a standard
         deviation if there are two peaks, 36% if there is one.
         """
         values = self.start[checked & (self.start != 0)]
-        there = [self.w_init, self.w_final, *([self.pruned] if values.size >= MIN_SAMPLE else [])]
-        repeated = np.isin(np.abs(values), np.abs(np.concatenate(there) * self.factor))
-        size = np.abs(values) / (np.float32(self.std) * self.factor)
+        earlier = [self.w_init, self.w_final, *([self.pruned] if values.size >= MIN_SAMPLE else [])]
+        repeated = np.isin(np.abs(values), np.abs(np.concatenate(earlier) * self.factor))
+        magnitude = np.abs(values) / (np.float32(self.std) * self.factor)
         return bool(
-            (two_peaks or (size <= max_abs_draw(1.0) * 1.0001).all())
-            and 2 * np.unique(size).size >= values.size
+            (two_peaks or (magnitude <= max_abs_draw(1.0) * 1.0001).all())
+            and 2 * np.unique(magnitude).size >= values.size
             and 2 * repeated.sum() <= values.size
-            and (values.size < 1000 or abs(np.sqrt((size**2).mean()) - 1) < 0.2)
-            and (values.size < 1000 or ((size < 0.5).mean() < 0.2) == two_peaks)
+            and (values.size < 1000 or abs(np.sqrt((magnitude**2).mean()) - 1) < 0.2)
+            and (values.size < 1000 or ((magnitude < 0.5).mean() < 0.2) == two_peaks)
         )
 
     def signed(self, checked: Array) -> bool:
-        """Every weight has the sign of its own w_i."""
+        """Check that every weight has the sign of its own w_i."""
         return bool((np.sign(self.start[checked]) == np.sign(self.w_init[checked])).all())
 
     def signs_lost(self, checked: Array) -> bool:
-        """Not every weight has the sign of its own w_i, unless chance could do that."""
+        """Check that some weight lost the sign of its w_i, unless chance could keep all signs."""
         before = self.w_init[checked]
         rarer = min(int((before > 0).sum()), int((before < 0).sum()))
         return 2 * rarer < MIN_SAMPLE or not self.signed(checked)
 
     def moved(self, checked: Array) -> bool:
-        """Not every value is where it was, unless chance could do that."""
+        """Check that some value changed its place, unless chance could leave all in place."""
         before = (self.w_init * self.factor)[checked]
         return np.unique(before).size < MIN_SAMPLE or not bitwise_equal(self.start[checked], before)
 
     def has_both_signs(self, checked: Array) -> bool:
-        """Some values were elsewhere in the layer before, unless chance could keep them all out."""
+        """Check that some values come from the rest of the layer, unless chance could keep them all out."""
         before = (self.w_init * self.factor)[checked]
         few = min(np.unique(before).size, np.unique(self.pruned).size) < MIN_SAMPLE
         return few or not bitwise_equal(_sorted(self.start[checked]), _sorted(before))
 
     def permuted(self, pool: Array, checked: Array) -> bool:
-        """The values are those of `pool` (all of them, if as many are checked), in whatever order."""
-        have, there = _sorted(self.start[checked]), _sorted(pool * self.factor)
-        if have.size == there.size:
-            return bitwise_equal(have, there)
-        first, last = np.searchsorted(there, have, "left"), np.searchsorted(there, have, "right")
-        repeats = np.arange(have.size) - np.searchsorted(have, have, "left")
+        """Check that the values are those of `pool` in any order; all of them if as many are checked."""
+        values, source = _sorted(self.start[checked]), _sorted(pool * self.factor)
+        if values.size == source.size:
+            return bitwise_equal(values, source)
+        # Multiset inclusion: the j-th repetition of a value needs at least j + 1 copies of it in the pool.
+        first, last = np.searchsorted(source, values, "left"), np.searchsorted(source, values, "right")
+        repeats = np.arange(values.size) - np.searchsorted(values, values, "left")
         return bool((repeats < last - first).all())
 
     def constant(self, checked: Array) -> bool:
-        """Every magnitude is the layer's s; 0 only where w_i is 0."""
+        """Check that every magnitude is the layer's s, or 0."""
         magnitude = np.abs(np.float32(self.std)) * self.factor
         return bool(((np.abs(self.start[checked]) == magnitude) | (self.start[checked] == 0)).all())
 
@@ -123,7 +124,7 @@ MASK1_INVARIANTS: dict[str, Callable[[LayerView, Array], bool]] = {
         bitwise_equal(np.abs(v.start[c]), np.abs(v.w_init * v.factor)[c]) and v.signs_lost(c)
     ),
 }
-"""What kept weights promise; the second argument is True where a kept weight is not set to 0 for having shrunk."""
+"""Mask-1 action -> check of kept weights. The second argument is False where `zero_if_shrunk_everywhere` set 0."""
 
 MASK0_INVARIANTS: dict[str, Callable[[LayerView], bool]] = {
     "zero": lambda v: not v.start.any(),
@@ -137,11 +138,11 @@ MASK0_INVARIANTS: dict[str, Callable[[LayerView], bool]] = {
         v.start, np.where(np.abs(v.w_final) > np.abs(v.w_init), np.float32(0), v.w_init)
     ),
 }
-"""What pruned weights promise."""
+"""Mask-0 action -> check of the weights that the level prunes."""
 
 
 def _zeros_at_random(view: LayerView) -> bool:
-    """As many zeros as weights shrank, but not just there, unless chance could do that; the others at w_i."""
+    """Check for as many zeros as weights shrank, at other places unless chance allows it, and w_i elsewhere."""
     zeroed, shrunk = view.start == 0, int(view.shrunk.sum())
     if not bitwise_equal(view.start[~zeroed], view.w_init[~zeroed]):
         return False
@@ -151,16 +152,16 @@ def _zeros_at_random(view: LayerView) -> bool:
 
 
 def _sorted(values: Array) -> Array:
-    # -0.0 and 0.0 are equal and keep their order when sorted; adding 0.0 makes them one.
+    # -0.0 and 0.0 compare equal, so sorting leaves them in any order; adding 0.0 turns -0.0 into 0.0.
     return np.sort(values) + np.float32(0)
 
 
 def bitwise_equal(a: Array, b: Array) -> bool:
-    """Equal bit for bit: 0.0 is not -0.0, and NaN is NaN."""
+    """Compare bit by bit: 0.0 differs from -0.0, and NaN equals NaN."""
     bits = f"u{a.itemsize}"
     return a.dtype == b.dtype and a.shape == b.shape and bool(np.array_equal(a.view(bits), b.view(bits)))
 
 
 def to_numpy(tensor: Tensor) -> Array:
-    """The tensor's own memory as an array."""
+    """Return the tensor's memory as an array, without a copy."""
     return np.asarray(tensor.numpy())

@@ -1,8 +1,9 @@
-"""Supermasks that are learned: logits over weights that never move. What each method does with them, as formulas.
+"""Learned supermasks: one logit per weight is trained while the weights stay fixed. Formulas of each method.
 
-A logit m stands for every maskable weight w. A method makes of the logits a mask b in every forward pass; the network
-computes with b w (times a layer's size / ones, under dynamic weight rescaling), and the gradient with respect to b
-passes straight through to the logits. No torch at import, no engine, no disk.
+Every prunable weight w has a logit m. In every forward pass a method turns the logits into a mask b. The network
+computes with b * w, times (weights in layer / ones in b) under dynamic weight rescaling. The gradient with respect to
+b passes straight through to the logits. Nothing here imports torch at import time or knows an engine or a disk.
+Source: Zhou et al. 2019, Sec. 5.
 """
 
 from __future__ import annotations
@@ -31,54 +32,54 @@ METHODS: dict[str, str] = {
     "edge_popup": "b = 1 at the top share `density` of m in each layer, else 0",
     "signed": "b = 1 where m > `threshold`, -1 where m < -`threshold`, else 0",
 }
-"""The paper's two, and two later rivals (Ramanujan et al. 2020; Koster et al. 2022)."""
+"""The paper's two methods, and two later ones (Ramanujan et al. 2020; Koster et al. 2022)."""
 
 SIGMOID = ("bernoulli", "rounded")
-"""Methods whose gradient passes to sigmoid(m); the others' passes to m."""
+"""Methods whose gradient passes to sigmoid(m); that of the others passes to m."""
 
 
 @dataclass(frozen=True)
 class MaskLearning:
-    """How a mask is learned; with the recipe (optimiser, learning rate, batch, length) part of a run's identity."""
+    """Settings of mask learning; with the recipe (optimizer, learning rate, batch, length) part of a run's identity."""
 
     method: Method = "bernoulli"
     weights: Base = "init"
-    """What the mask is put on: w_i, sign(w_i) s, or s with a random sign; s is the layer's initial deviation."""
+    """Fixed weights under the mask: w_i, sign(w_i) * s, or s with a random sign; s is the layer's initial deviation."""
     multiplier: float = 1.0
-    """Of the weights."""
+    """Factor of the fixed weights."""
     rescaled: bool = False
-    """Dynamic weight rescaling: times (weights in layer / ones in this pass's mask), gradient included."""
+    """Dynamic weight rescaling: multiply by (weights in layer / ones in this pass's mask), in the gradient too."""
     start_logit: float = 0.0
-    """Where every logit of `bernoulli` and `rounded` begins; `edge_popup` and `signed` draw from the initialiser."""
+    """Initial logit of `bernoulli` and `rounded`; `edge_popup` and `signed` draw theirs from the initializer."""
     confidence: float = 0.0
-    """Of a mask that starts from a heuristic one: logits +c where that keeps, -c elsewhere."""
+    """Magnitude c of the initial logits of a mask that starts from a heuristic one: +c where it keeps, else -c."""
     graded: bool = False
-    """Then, logits by rank of the heuristic's scores instead: 2 c (rank - share pruned), rank in (0, 1]."""
+    """Use logits by rank of the heuristic's scores instead: 2 c (rank - share pruned), rank in (0, 1]."""
     density: float = 0.5
     """Share of each layer's weights that `edge_popup` keeps."""
     threshold: float = 0.01
-    """Of `signed`."""
+    """Threshold of `signed`."""
     samples: int = 10
-    """Single samples whose mean accuracy is the accuracy of a `bernoulli` supermask; the other methods need one."""
+    """Number of mask samples whose mean accuracy is the accuracy of a `bernoulli` supermask."""
     hardened_at: tuple[float, ...] = ()
-    """Densities at which the mask of each layer's highest logits is measured too."""
+    """Densities at which the mask of each layer's highest logits is evaluated too."""
 
     @property
     def num_samples(self) -> int:
-        """Networks that are measured for one accuracy: `samples`, or one where there is nothing to draw."""
+        """Number of networks evaluated for one accuracy: `samples`, or 1 for deterministic masks."""
         return self.samples if self.method == "bernoulli" else 1
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """JSON-serializable dict."""
         return {**asdict(self), "hardened_at": list(self.hardened_at)}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> MaskLearning:
-        """The inverse of `to_data`."""
+        """Inverse of `to_data`."""
         return cls(**{**data, "hardened_at": tuple(data["hardened_at"])})
 
 
-# --- where it starts ---
+# --- initial state ---
 
 
 def initial_mask_state(
@@ -90,11 +91,12 @@ def initial_mask_state(
     step: PruneStep | None,
     rng: Streams,
 ) -> InitialState:
-    """Where a run that learns a mask begins: weights that stay, a mask of all ones, logits.
+    """Return the initial state of a run that learns a mask: fixed weights, masks of all ones, logits.
 
-    `tensors` and `dense`: the network's prunable tensors and its initial state. With a parent and a step, logits come
-    from the mask that the step's criterion gives (`rng`: the step's streams).
-    Raises as `ticket.next_scores` does. Source: paper.md section 6 (learned; started from a heuristic: answer 8, open).
+    `tensors` and `dense`: the network's prunable tensors and its initial state. With a parent and a step, the logits
+    come from the mask of the step's criterion; `rng` has the step's streams.
+    Raises ValueError as `pruning.compute_scores` does.
+    Source: Zhou et al. 2019, Sec. 5; started from a heuristic: authors' response, item 8 (open).
     """
     weights = {
         n: base_weights(learning, m, dense.weights[n], child_streams(seed, "supermask")) for n, m in tensors.items()
@@ -108,36 +110,36 @@ def initial_mask_state(
     return InitialState(weights, dense.masks, dense.unmasked, 0, logits)
 
 
-def base_weights(learning: MaskLearning, maskable: PrunableTensor, w_init: Tensor, rng: Streams) -> Tensor:
-    """What the mask of one layer is put on: w_i, sign(w_i) s, or s with a random sign; times the multiplier.
+def base_weights(learning: MaskLearning, tensor: PrunableTensor, w_init: Tensor, rng: Streams) -> Tensor:
+    """Return the fixed weights of one layer: w_i, sign(w_i) * s, or s with a random sign; times the multiplier.
 
-    Shape: that of `w_init`. Source: paper.md section 6.
+    Shape of `w_init`. Source: Zhou et al. 2019, Sec. 5.
     """
     weights = w_init
     if learning.weights == "signed_constant":
-        weights = w_init.sign() * maskable.std
+        weights = w_init.sign() * tensor.std
     elif learning.weights == "constant":
-        signs = 2 * rng("signs", maskable.name).integers(0, 2, size=maskable.shape) - 1
-        weights = w_init.new_tensor(np.float32(maskable.std) * signs.astype(np.float32))
+        signs = 2 * rng("signs", tensor.name).integers(0, 2, size=tensor.shape) - 1
+        weights = w_init.new_tensor(np.float32(tensor.std) * signs.astype(np.float32))
     return weights * np.float32(learning.multiplier).item()
 
 
-def initial_logits(learning: MaskLearning, maskable: PrunableTensor, weights: Tensor, rng: Streams) -> Tensor:
-    """Logits before training: `start_logit` everywhere, or for `edge_popup` and `signed` draws of the initialiser.
+def initial_logits(learning: MaskLearning, tensor: PrunableTensor, weights: Tensor, rng: Streams) -> Tensor:
+    """Return the logits before training: `start_logit` everywhere; draws from the initializer for later methods.
 
-    Shape: that of the kernel. Source: paper.md section 6 ("start 0"). Differs from the paper: it says nothing of the
-    rivals' scores; equal ones would tie (`edge_popup`) or hide every weight (`signed`).
+    Shape of the kernel. Equal logits would all tie under `edge_popup` and mask every weight under `signed`.
+    Source: Zhou et al. 2019, Sec. 5 (logits start at 0).
     """
     if learning.method in SIGMOID:
-        return weights.new_full(maskable.shape, learning.start_logit)
-    return weights.new_tensor(truncated_normal(maskable.shape, maskable.std, rng("scores", maskable.name)))
+        return weights.new_full(tensor.shape, learning.start_logit)
+    return weights.new_tensor(truncated_normal(tensor.shape, tensor.std, rng("scores", tensor.name)))
 
 
 def heuristic_logits(learning: MaskLearning, parent: ParentRun, step: PruneStep, rng: Streams) -> Weights:
-    """+c where the step's criterion keeps and -c elsewhere; or 2 c (rank - share pruned), so that the cut is at 0.
+    """Return logits of +c where the step's criterion keeps, else -c; or 2 c (rank - share pruned) if `graded`.
 
-    Graded logits are above 0 exactly where it keeps: of weights that tie at the cut, those that are kept share their
-    ranks, and those that are not. Source: paper.md section 6 (answer 8, open).
+    Graded logits are above 0 exactly where the criterion keeps. Of weights that tie at the cut, the kept ones share one
+    rank and the pruned ones another. Source: Zhou et al. 2019, authors' response, item 8 (open).
     """
     scores, alive = compute_scores(parent, step, rng), parent.start.masks
     masks = keep_top(scores, alive, keep_counts(parent, step), rng)
@@ -151,13 +153,14 @@ def heuristic_logits(learning: MaskLearning, parent: ParentRun, step: PruneStep,
     return logits
 
 
-# --- what logits say ---
+# --- from logits to masks ---
 
 
 def mask_scores(learning: MaskLearning, logits: Tensor) -> Tensor:
-    """What is above 0 exactly where the mask is not: m; m minus the cut of `edge_popup`; |m| - threshold of `signed`.
+    """Return scores that are above 0 exactly where the mask keeps: m; m - cut for `edge_popup`; |m| - threshold for
+    `signed`.
 
-    The highest are the weights that top-k hardening keeps. Source: paper.md section 6.
+    Masks of a given density keep the highest scores. Source: Zhou et al. 2019, Sec. 5.
     """
     if learning.method == "edge_popup":
         return logits - edge_popup_threshold(logits, learning.density)
@@ -167,47 +170,47 @@ def mask_scores(learning: MaskLearning, logits: Tensor) -> Tensor:
 
 
 def edge_popup_threshold(logits: Tensor, density: float) -> Tensor:
-    """The highest of a layer's logits that is *not* kept: b = 1 above it. Ties at the cut are all pruned.
+    """Return the highest logit of a layer that is *not* kept: b = 1 above it. Ties at the cut are all pruned.
 
-    Source: Ramanujan et al. 2020 (paper.md section 6).
+    Source: Ramanujan et al. 2020.
     """
     flat = logits.flatten()
     return flat.kthvalue(flat.numel() - edge_popup_count(flat.numel(), density)).values
 
 
 def edge_popup_count(size: int, density: float) -> int:
-    """How many weights of a layer edge-popup keeps, if no logits are equal: round(density * size), but not all or none.
+    """Number of weights of a layer that edge-popup keeps without ties: round(density * size), at least 1, never all.
 
-    Source: Ramanujan et al. 2020 (paper.md section 6).
+    Source: Ramanujan et al. 2020.
     """
     return max(1, min(size - 1, round(density * size)))
 
 
 def threshold_masks(learning: MaskLearning, logits: Weights) -> Masks:
-    """The mask without chance: True where p > 0.5 (or where the method keeps, or inverts).
+    """Return the deterministic mask: True where p > 0.5, or where the method keeps or inverts a weight.
 
-    Source: paper.md section 6.
+    Source: Zhou et al. 2019, Sec. 5.
     """
     return {name: mask_scores(learning, m) > 0 for name, m in logits.items()}
 
 
 def inversion_signs(learning: MaskLearning, logits: Tensor) -> Tensor | float:
-    """What kept weights are multiplied by: -1 where `signed` inverts, else 1. Source: Koster et al. 2022."""
+    """Return the factor of kept weights: -1 where `signed` inverts, else 1. Source: Koster et al. 2022."""
     return logits.sign() if learning.method == "signed" else 1.0
 
 
 def probabilities(learning: MaskLearning, logits: Tensor) -> Tensor:
-    """The chance of each weight to be in a pass's mask: sigmoid(m), or 0 and 1. Source: paper.md section 6."""
+    """Probability of each weight to be in a pass's mask: sigmoid(m), or 0 and 1. Source: Zhou et al. 2019, Sec. 5."""
     return logits.sigmoid() if learning.method == "bernoulli" else (mask_scores(learning, logits) > 0).float()
 
 
-# --- chance: the same coins in every engine ---
+# --- counter-based uniform numbers, identical in every engine ---
 
 
 def sampling_keys(seed: int, purpose: str, name: str, first: int, last: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """Two 32-bit keys for each of the passes `first` to `last - 1` of one layer, `(last - first, 2)`.
+    """Return two 32-bit keys for each of the passes `first` to `last - 1` of one layer, shape `(last - first, 2)`.
 
-    Those of pass t depend on (seed, purpose, name, t) alone: splitmix64 of a draw of their stream, plus t.
+    The keys of pass t depend on (seed, purpose, name, t) only: splitmix64 of a draw of their stream, plus t.
     """
     base = random_stream(seed, "supermask", purpose, name).integers(2**64, dtype=np.uint64, endpoint=False)
     with np.errstate(over="ignore"):
@@ -219,22 +222,22 @@ def sampling_keys(seed: int, purpose: str, name: str, first: int, last: int) -> 
 
 
 def uniform_samples(keys: np.ndarray[Any, np.dtype[np.uint32]], like: Tensor) -> Tensor:
-    """A uniform number in [0, 1) for each weight, of 24 bits: b = coin < p. Shape and device: those of `like`.
+    """Return one uniform number in [0, 1) of 24 bits per weight: b = number < p. Shape and device of `like`.
 
-    Weight number j, in C order, has mix(mix(j + k0) xor k1) >> 8, over 2^24; mix is a bijection of 32-bit words.
+    Weight number j in C order has (mix(mix(j + k0) xor k1) >> 8) / 2^24; mix is a bijection of 32-bit words.
     """
     return batched_uniform_samples(keys_as_int32(keys[None], like), like[None])[0]
 
 
 def keys_as_int32(keys: np.ndarray[Any, np.dtype[np.uint32]], like: Tensor) -> Tensor:
-    """Keys as int32 of the same bits, of which PyTorch knows more; on the device of `like`."""
+    """Return the keys as int32 with the same bits, which PyTorch supports better, on the device of `like`."""
     import torch
 
     return torch.from_numpy(keys.view(np.int32)).to(like.device)
 
 
 def batched_uniform_samples(keys: Tensor, like: Tensor) -> Tensor:
-    """`coins` of several passes at once: row r of `keys`, int32 `(n, 2)`, holds the words of the keys of `like[r]`."""
+    """Return `uniform_samples` of n passes at once; `keys` is int32 `(n, 2)`, `like` is `(n, *shape)`."""
     import torch
 
     words = torch.arange(like[0].numel(), dtype=torch.int32, device=like.device)
@@ -243,7 +246,7 @@ def batched_uniform_samples(keys: Tensor, like: Tensor) -> Tensor:
 
 
 def _hash32(words: Tensor) -> Tensor:
-    # int32 products wrap; its shift to the right is arithmetic, so what it brings in is masked away.
+    # int32 products wrap, as wanted. The right shift is arithmetic, so the copies of the sign bit are masked away.
     words = (words ^ ((words >> 16) & 0xFFFF)) * 0x21F0AAAD
     words = (words ^ ((words >> 15) & 0x1FFFF)) * _signed_word(0xD35A2D97)
     return words ^ ((words >> 15) & 0x1FFFF)

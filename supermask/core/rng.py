@@ -1,4 +1,4 @@
-"""Named random streams: every draw of the project comes from one of these, and from nothing else."""
+"""Named random streams. Every random draw of the package comes from one of them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Streams = Callable[..., Stream]
 
 
 def random_stream(seed: int | str, *names: str | int) -> Stream:
-    """The generator that belongs to these names, and to no others.
+    """Return the generator of these names.
 
-    `stream(0, "init", "fc1.weight")` gives the same draws in every process, on every machine, whatever was drawn
-    before. The key is the SHA-256 of the names, each with its length, so ("ab", "c") and ("a", "bc") differ; the
-    generator is PCG64, whose draws do not depend on the torch release, thread count or device.
+    `random_stream(0, "init", "fc1.weight")` gives the same draws in every process and on every machine, independent of
+    earlier draws. The key is the SHA-256 of the names, each with its type and length, so ("ab", "c") and ("a", "bc")
+    differ. The generator is PCG64: its draws do not depend on the torch release, the thread count or the device.
 
-    Source: paper.md section 10, "every draw from a named, seeded stream".
+    Differs from the paper: the authors' ties, shuffles and random criterion are not seeded.
     """
     key = hashlib.sha256()
     for name in (seed, *names):
@@ -29,5 +29,7 @@ def random_stream(seed: int | str, *names: str | int) -> Stream:
 
 
 def child_streams(seed: int | str, *prefix: str | int) -> Streams:
-    """`streams(seed, "level", 3)("ties", "fc1.weight")` is `stream(seed, "level", 3, "ties", "fc1.weight")`."""
+    """Return a function that prefixes names: `child_streams(seed, "level", 3)("ties", "fc1.weight")` is
+    `random_stream(seed, "level", 3, "ties", "fc1.weight")`.
+    """
     return lambda *names: random_stream(seed, *prefix, *names)

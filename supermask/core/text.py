@@ -1,4 +1,4 @@
-"""A small table as text: aligned for a person, or CSV or JSON for a program."""
+"""Tables and numbers as text."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ _NUMBER = re.compile(r"-?[0-9][0-9.e+-]*%?|-?inf|nan|NULL|-")
 
 
 def format_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A header line, a rule, and a line a row; columns of numbers to the right.
+    """Format an aligned table: header, rule, one line per row; columns of numbers are right-aligned.
 
-    Every cell is whole and literal, whatever the width of the terminal.
-    Floats have six significant digits, None is `NULL`, characters that are not printable become `?`.
+    Cells are never cut. Floats have six significant digits, None is `NULL`, unprintable characters become `?`.
     """
     from rich.cells import cell_len
 
@@ -51,7 +50,7 @@ def _cell(value: object) -> str:
 
 
 def format_csv(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """CSV with a header line; null is empty, floats read back exactly."""
+    """Format CSV with a header line; None is empty, floats round-trip exactly."""
     # By hand: the csv module leaves a carriage return unquoted where lines end in a line feed.
     lines = [",".join(map(_csv_field, row)) or '""' for row in (heads, *rows)]
     return "\n".join(lines) + "\n"
@@ -63,13 +62,14 @@ def _csv_field(value: object) -> str:
 
 
 def format_json(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A JSON list of objects, one row a line; what JSON has no word for is a string, or null if no finite number.
+    """Format a JSON list with one object per row and line.
 
-    Raises UserError where two columns have one name.
+    Numbers that are not finite become null; values without a JSON type become strings.
+    Raises UserError if two columns have the same name.
     """
     if len(set(heads)) < len(heads):
-        twice = next(head for head in heads if heads.count(head) > 1)
-        raise UserError(f"two columns are called {quote(twice)}, which a JSON object cannot hold: name them with AS.")
+        duplicate = next(head for head in heads if heads.count(head) > 1)
+        raise UserError(f"two columns are named {quote(duplicate)}, but keys of a JSON object are unique: use AS.")
     lines = [json.dumps(dict(zip(heads, map(_plain, row), strict=True)), ensure_ascii=False) for row in rows]
     return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
 
@@ -85,7 +85,7 @@ def _plain(value: object) -> object:
 
 
 def format_percent(value: float) -> str:
-    """Three digits, two below ten, no trailing zeros: 100, 51.2, 6.9, 0.47."""
+    """Format a percentage with three digits, two below ten, without trailing zeros: 100, 51.2, 6.9, 0.47."""
     return f"{value:.2g}" if value < 10 else f"{value:.3g}"
 
 
@@ -124,13 +124,13 @@ def pluralize(count: int, noun: str, plural: str = "") -> str:
 
 
 def slugify(text: str) -> str:
-    """A file name from any text: [a-z0-9-]{1,60}, never a path; `figure` where nothing is left."""
+    """Return a file name for any text: [a-z0-9-]{1,60}, never a path; `figure` if nothing is left."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].strip("-") or "figure"
 
 
 def format_duration(seconds: float) -> str:
-    """`0.4 s`, `45 s`, `12 min`, `3 h 05 min`, `2 days 4 h`."""
+    """Format seconds: `0.4 s`, `45 s`, `12 min`, `3 h 05 min`, `2 days 4 h`."""
     if seconds < 100:
         return f"{seconds:.1f} s" if 0 < seconds < 1 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)

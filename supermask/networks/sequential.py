@@ -1,6 +1,6 @@
-"""The paper's networks as plain data, which of their tensors can be masked, and the modules they become.
+"""The paper's networks: layers as plain data, their prunable tensors, and the PyTorch modules.
 
-Parameter counts, initial weights and costs are known without importing torch; `build` makes the module.
+Parameter counts and costs are known without importing torch; `build_module` makes the module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Conv:
     inputs: int
     outputs: int
     side: tuple[int, int]
-    """Height and width of its output, in pixels."""
+    """Height and width of the output, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Dense:
 Architecture = tuple[Conv | Pool | Dense, ...]
 
 CONV_CHANNELS = {"conv2": (64, 64), "conv4": (64, 64, 128, 128), "conv6": (64, 64, 128, 128, 256, 256)}
-"""Source: paper.md section 2 (64-64 / 128-128 / 256-256, 2x2 max-pooling after each pair)."""
+"""Output channels; 2x2 max-pooling after each pair. Source: Zhou et al. 2019, supplement, Table S1."""
 
 CONV_HEAD = (256, 256)
 FC_WIDTHS = (300, 100)
@@ -57,7 +57,7 @@ NETWORK_NAMES = ("fc", "conv2", "conv4", "conv6")
 
 
 def canonical_name(name: str) -> str:
-    """The one name of a network: `fc` is `fc-300-100`. Raises UserError for a name that is not a network's."""
+    """Return the canonical name of a network: `fc` is `fc-300-100`. Raises UserError for an unknown name."""
     if name == "fc":
         return "fc-" + "-".join(map(str, FC_WIDTHS))
     if name in CONV_CHANNELS or re.fullmatch(r"fc(-[1-9][0-9]{0,5})+", name):
@@ -69,10 +69,10 @@ def canonical_name(name: str) -> str:
 
 
 def architecture(name: str, image_shape: tuple[int, int, int], classes: int) -> Architecture:
-    """The layers of a network for images of `image_shape` (channels, height, width), in order.
+    """Return the layers of a network for images of `image_shape` (channels, height, width), in order.
 
-    Raises UserError for an unknown name, or for images that its max-poolings would shrink to nothing.
-    Source: paper.md section 2.
+    Raises UserError for an unknown name, or for images that are too small for its max-pooling layers.
+    Source: Zhou et al. 2019, supplement, Table S1.
     """
     name = canonical_name(name)
     if name.startswith("fc"):
@@ -100,24 +100,26 @@ def _dense(inputs: int, widths: tuple[int, ...], classes: int) -> tuple[Dense, .
 
 
 def prunable_tensors(layers: Architecture) -> dict[str, PrunableTensor]:
-    """The tensors that can be masked, by name: every Linear and Conv kernel; never a bias.
+    """Return the prunable tensors by name: every Linear and Conv kernel, never a bias.
 
-    Source: paper.md section 1.
+    Source: Zhou et al. 2019, Sec. 1.
     """
-    found = {}
+    tensors = {}
     for layer in layers:
         if isinstance(layer, Conv):
-            found[f"{layer.name}.weight"] = PrunableTensor(
+            tensors[f"{layer.name}.weight"] = PrunableTensor(
                 f"{layer.name}.weight", (layer.outputs, layer.inputs, 3, 3), "conv"
             )
         elif isinstance(layer, Dense):
             kind: TensorKind = "output" if layer.last else "hidden"
-            found[f"{layer.name}.weight"] = PrunableTensor(f"{layer.name}.weight", (layer.outputs, layer.inputs), kind)
-    return found
+            tensors[f"{layer.name}.weight"] = PrunableTensor(
+                f"{layer.name}.weight", (layer.outputs, layer.inputs), kind
+            )
+    return tensors
 
 
 def count_multiplications(layers: Architecture) -> int:
-    """Multiplications of one image's forward pass (a training step needs about three times as many)."""
+    """Multiplications in the forward pass of one image; a training step needs about three times as many."""
     total = 0
     for layer in layers:
         if isinstance(layer, Conv):
@@ -128,23 +130,24 @@ def count_multiplications(layers: Architecture) -> int:
 
 
 def initial_state(layers: Architecture, seed: int) -> InitialState:
-    """The dense network of a seed: Glorot normal truncated at two standard deviations, zero biases, masks all ones.
+    """Return the dense network of a seed: truncated Glorot normal weights, zero biases, masks of all ones.
 
-    Every tensor is drawn from its own stream, (seed, "init", name). Source: paper.md section 2.
+    Every tensor is drawn from its own stream, (seed, "init", name). Source: Zhou et al. 2019, supplement.
     """
     import torch
 
-    found = prunable_tensors(layers)
+    tensors = prunable_tensors(layers)
     weights = {
-        n: torch.from_numpy(truncated_normal(m.shape, m.std, random_stream(seed, "init", n))) for n, m in found.items()
+        n: torch.from_numpy(truncated_normal(t.shape, t.std, random_stream(seed, "init", n)))
+        for n, t in tensors.items()
     }
-    masks = {name: torch.ones(m.shape, dtype=torch.bool) for name, m in found.items()}
-    biases = {n.removesuffix("weight") + "bias": torch.zeros(m.shape[0]) for n, m in found.items()}
+    masks = {n: torch.ones(t.shape, dtype=torch.bool) for n, t in tensors.items()}
+    biases = {n.removesuffix("weight") + "bias": torch.zeros(t.shape[0]) for n, t in tensors.items()}
     return InitialState(weights, masks, biases)
 
 
 def build_module(layers: Architecture) -> nn.Sequential:
-    """The module: an `nn.Sequential` with the names of `initial_start` in its `state_dict`; values: PyTorch's own."""
+    """Return an `nn.Sequential` whose `state_dict` has the names of `initial_state`, with PyTorch's own values."""
     from collections import OrderedDict
 
     from torch import nn

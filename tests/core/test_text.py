@@ -83,7 +83,7 @@ def test_json_of_what_json_has_no_word_for() -> None:
 
 
 def test_json_refuses_two_columns_of_one_name() -> None:
-    with pytest.raises(UserError, match="two columns are called 'a'"):
+    with pytest.raises(UserError, match="two columns are named 'a'"):
         format_json(["a", "b", "a"], [(1, 2, 3)])
 
 
