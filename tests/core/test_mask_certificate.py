@@ -110,11 +110,11 @@ def test_one_weight_is_not_what_was_promised(base: str) -> None:
 def test_a_weight_or_a_bias_that_moved(part: str, change: Callable[[Tensor], Tensor]) -> None:
     """At the end, or where the mask was taken; a bias of 0 that became -0 too."""
     job, outcome = honest("bernoulli, rescaled")
-    name = {"weights": "fc2.weight", "others": "fc2.bias"}[part]
-    moved = with_one(getattr(outcome.end, part), name, change if part == "weights" else lambda b: b - 1e-30)
+    name, field = {"weights": ("fc2.weight", "weights"), "others": ("fc2.bias", "unmasked")}[part]
+    moved = with_one(getattr(outcome.end, field), name, change if part == "weights" else lambda b: b - 1e-30)
     check = {f"{part}_are_frozen": [name]}
-    assert broken(job, replace(outcome, end=replace(outcome.end, **{part: moved}))) == check
-    point = replace(outcome.points["lowest_validation_loss"], **{part: moved})
+    assert broken(job, replace(outcome, end=replace(outcome.end, **{field: moved}))) == check
+    point = replace(outcome.points["lowest_validation_loss"], **{field: moved})
     assert broken(job, replace(outcome, points={"lowest_validation_loss": point})) == check
 
 
