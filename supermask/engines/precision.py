@@ -15,7 +15,8 @@ from supermask.engines.selection import Precision
 def matmul_precision(precision: Precision, device: torch.device) -> Iterator[None]:
     """Use TF32 in a GPU's products if and only if `precision` is tf32, and deterministic convolution kernels.
 
-    PyTorch's default is TF32 in convolutions and float32 in matrix products. No effect on a CPU.
+    The settings hold in the block and are restored afterwards. PyTorch's default is TF32 in convolutions and float32 in
+    matrix products. No effect on a CPU.
     """
     if device.type != "cuda":
         yield
