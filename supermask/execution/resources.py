@@ -104,7 +104,7 @@ class EngineSelector:
         if engine == "sparse":
             from supermask.engines import sparse
 
-            return environment_info(engine, config.device, 1, sparse.environment_facts(sparse.measured_costs()))
+            return environment_info(engine, config.device, 1, sparse.environment_facts(sparse.current_costs()))
         if engine != "stacked":
             return environment_info(engine, config.device, config.threads)
         from supermask.engines import stacked
