@@ -14,6 +14,7 @@ from supermask.core.learned_masks import MaskLearning, Method
 from supermask.engines.selection import EngineChoice, select_engine
 from supermask.engines.sparse import CostTable, current_costs
 from supermask.execution.resources import EngineSelector
+from supermask.execution.run import RunOptions
 from supermask.execution.tasks import Task, WorkerConfig
 from supermask.networks.sequential import Architecture, architecture
 from supermask.store import Store
@@ -111,3 +112,11 @@ def test_a_replay_of_the_sparse_engine_stays_on_the_cpu(tmp_path: Path) -> None:
     engine = engines.engine(Task(run, frozenset({5}), replay=True))
     assert (engine.choice.engine, engine.device) == ("sparse", "cpu")
     assert engine.environment == Store(tmp_path).facts(run.id)["environment"]
+
+
+def test_a_wrong_setting_for_measured_costs_is_reported_before_workers_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERMASK_MEASURE_COSTS", "yes")
+    with pytest.raises(UserError, match="SUPERMASK_MEASURE_COSTS: 'yes' is not allowed"):
+        RunOptions(tmp_path).validate()
