@@ -10,11 +10,13 @@ from collections.abc import Callable
 from statistics import fmean, stdev
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from supermask.core.learned_masks import MaskLearning, inversion_signs, mask_scores, probabilities
 from supermask.core.types import NetworkState, SplitData
 from supermask.engines.job import TrainingJob
+from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
 from supermask.engines.reference_masks import MaskTrainer
 
@@ -31,7 +33,7 @@ def evaluate_supermask(
     Source: Zhou et al. 2019, Sec. 5, Table 1.
     """
     assert job.learning is not None
-    with flush_denormals():
+    with flush_denormals(), matmul_precision("float32", torch.device(device)):
         trainer = MaskTrainer(job, data, device)
         report: dict[str, Any] = {
             "final": _evaluate_samples(trainer, final, data),

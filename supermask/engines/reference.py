@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from supermask.core.rng import random_stream
 from supermask.core.types import NetworkState, SplitData, TrainingResult, Weights
 from supermask.engines.job import Array, BatchSampler, TrainingJob
+from supermask.engines.precision import matmul_precision
 from supermask.engines.training import OptimizerState, run_training
 from supermask.networks.sequential import build_module
 
@@ -37,7 +38,9 @@ def train_module(module: nn.Module, job: TrainingJob, data: SplitData, device: s
     Source: Zhou et al. 2019, Sec. 1 and 2.
     """
     torch_device = torch.device(device)
-    with _preserve_rng_state(_default_generator(torch_device)), flush_denormals():
+    # No TF32, no kernels that vary from call to call: this engine defines the correct numbers.
+    precision = matmul_precision("float32", torch_device)
+    with _preserve_rng_state(_default_generator(torch_device)), flush_denormals(), precision:
         return run_training(_ModuleTrainer(module.to(torch_device), job, data, torch_device), job, data)
 
 

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from supermask.core.learned_masks import SIGMOID, MaskLearning, edge_popup_threshold, sampling_keys, uniform_samples
 from supermask.core.types import NetworkState, SplitData, TrainingResult, Weights
 from supermask.engines.job import Array, BatchSampler, TrainingJob
+from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import evaluate_batches, flush_denormals, on_device
 from supermask.engines.training import OptimizerState, run_training
 from supermask.networks.sequential import build_module
@@ -28,7 +29,7 @@ def train(jobs: Sequence[TrainingJob], data: Sequence[SplitData], device: str = 
 
     Source: Zhou et al. 2019, Sec. 5.
     """
-    with flush_denormals():
+    with flush_denormals(), matmul_precision("float32", torch.device(device)):
         return [_train_job(MaskTrainer(job, d, device), job, d) for job, d in zip(jobs, data, strict=True)]
 
 

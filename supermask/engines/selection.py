@@ -1,7 +1,8 @@
-"""Selection of the engine and the precision that train a run."""
+"""Selection of the engine that trains a run, of its precision, and of the costs that choose its kernels."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,6 +17,9 @@ SPARSE_MASK_METHODS = ("bernoulli", "rounded")
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Number format of the stacked engine's matrix products."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+MEASURE_VARIABLE = "SUPERMASK_MEASURE_COSTS"
+"""Environment variable: 1 makes the sparse engine measure its costs on this machine; the default is a shipped table."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,17 @@ def validate_precision(name: str, device: str) -> Precision:
     if name in PRECISIONS:
         raise UserError(f"tf32 is a number format of GPUs: on {device} allowed are float32 and bfloat16.")
     raise UserError(f"{quote(name)} is not a precision. Allowed: {', '.join(PRECISIONS)}.")
+
+
+def is_measuring_costs() -> bool:
+    """Return True if `SUPERMASK_MEASURE_COSTS` is 1, False for 0 or unset. Raises UserError for other values."""
+    setting = os.environ.get(MEASURE_VARIABLE, "")
+    if setting in ("", "0", "1"):
+        return setting == "1"
+    raise UserError(
+        f"{MEASURE_VARIABLE}: {quote(setting)} is not allowed. Allowed: 1 (measure the costs of this machine), "
+        "0 or unset (use the costs shipped with supermask)."
+    )
 
 
 def _unsupported_reason(engine: str, layers: Architecture, device: str, learning: MaskLearning | None) -> str:

@@ -35,6 +35,7 @@ from supermask.execution.coordinator import (
 )
 from supermask.execution.coordinator import StudyInterrupted as StudyInterrupted
 from supermask.execution.coordinator import TaskListener as TaskListener
+from supermask.execution.resources import select_run_engine
 from supermask.execution.scheduler import Scheduler
 from supermask.execution.tasks import Chain, TaskResult, WorkerConfig
 from supermask.execution.worker import get_worker
@@ -158,12 +159,13 @@ def _worker_factory(start_method: str, preload: list[str]) -> Iterator[Callable[
 def _modules_to_preload(config: WorkerConfig, plan: RunGraph) -> list[str]:
     """Return the modules that the fork server imports, so that forked workers start with them loaded."""
     modules = ["supermask.execution.preload"]
-    if config.engine in ("auto", "sparse") and config.device == "cpu":
+    kinds = {(run.network, run.dataset, run.learning): run for run in plan.runs.values()}
+    sparse_runs = [r for r in kinds.values() if select_run_engine(r, config.engine, config.device).engine == "sparse"]
+    if sparse_runs:
         kind = "sparse"
-        networks = {(run.network, run.dataset): run for run in plan.runs.values()}
-        if any(isinstance(layer, Conv) for run in networks.values() for layer in run_architecture(run)):
+        if any(isinstance(layer, Conv) for run in sparse_runs for layer in run_architecture(run)):
             kind = "sparse_convolutions"
-        elif any(run.learning is not None for run in plan.runs.values()):
+        elif any(run.learning is not None for run in sparse_runs):
             kind = "sparse_masks"
         modules.append(f"supermask.execution.preload.{kind}")
     elif config.stack != 1:

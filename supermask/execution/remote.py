@@ -34,7 +34,7 @@ POLL_SECONDS = 0.3
 PARENT_SECONDS = 20.0
 """Time that a node waits for its file system to show a run that another node committed."""
 
-FORWARDED_VARIABLES = ("SUPERMASK_CACHE",)
+FORWARDED_VARIABLES = ("SUPERMASK_CACHE", "SUPERMASK_MEASURE_COSTS")
 """Environment variables that are set on nodes as well. Data and store are sent as absolute paths."""
 
 

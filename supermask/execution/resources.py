@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from supermask.engines.stacked import JobSource
 
 
+def select_run_engine(run: Run, requested: str, device: str) -> EngineChoice:
+    """Return the engine that trains a run on a device. Raises UserError if the requested one cannot."""
+    return select_engine(requested, run_architecture(run), device, run.learning)
+
+
 @dataclass(frozen=True)
 class SelectedEngine:
     """An engine, the reason for its selection, and the environment that its bits depend on."""
@@ -81,7 +86,7 @@ class EngineSelector:
             facts = self._store.facts(run.id)
             # The sparse engine trains on CPUs only, also if this worker has a GPU.
             device = "cpu" if facts["engine"] == "sparse" else config.device
-            choice = select_engine(facts["engine"], run_architecture(run), device, run.learning)
+            choice = select_run_engine(run, facts["engine"], device)
             environment = self._recorded_environment(choice.engine, device, facts["environment"])
             return SelectedEngine(choice, environment, device)
         choice = self._choice(run)
@@ -92,14 +97,14 @@ class EngineSelector:
         return SelectedEngine(choice, self._environments[key], config.device)
 
     def _choice(self, run: Run) -> EngineChoice:
-        return select_engine(self.config.engine, run_architecture(run), self.config.device, run.learning)
+        return select_run_engine(run, self.config.engine, self.config.device)
 
     def _measured_environment(self, run: Run, engine: str) -> RunFacts:
         config = self.config
         if engine == "sparse":
             from supermask.engines import sparse
 
-            return environment_info(engine, config.device, 1, sparse.environment_facts(sparse.measured_costs()))
+            return environment_info(engine, config.device, 1, sparse.environment_facts(sparse.current_costs()))
         if engine != "stacked":
             return environment_info(engine, config.device, config.threads)
         from supermask.engines import stacked

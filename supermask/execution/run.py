@@ -14,10 +14,10 @@ from typing import get_args
 from supermask.core.errors import UserError, check_one_of, did_you_mean, quote
 from supermask.datasets import ImageDataset, load
 from supermask.datasets.images import DATA_VARIABLE
-from supermask.engines.selection import ENGINES, select_engine, validate_precision
+from supermask.engines.selection import ENGINES, is_measuring_costs, validate_precision
 from supermask.execution.coordinator import ExecutionRequest, TaskListener
 from supermask.execution.live_status import LiveStatusWriter
-from supermask.execution.resources import check_data_fingerprint
+from supermask.execution.resources import check_data_fingerprint, select_run_engine
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
@@ -63,6 +63,7 @@ class RunOptions:
         check_one_of("a device", self.device, DEVICES)
         check_one_of("a way to keep weights", self.keep, get_args(KeepPolicy))
         validate_precision(self.precision, self.device)
+        is_measuring_costs()  # Raises UserError: one message, before workers start.
         may_stack = self.engine == "stacked" or (self.engine == "auto" and self.device != "cpu")
         if not may_stack and (self.precision != "float32" or self.stack is not None):
             raise UserError("--precision and --stack are options of the stacked engine: give --engine stacked too.")
@@ -193,7 +194,7 @@ def _distinct_runs(graph: RunGraph) -> list[Run]:
 
 
 def _selected_engine(run: Run, options: RunOptions) -> str:
-    return select_engine(options.engine, run_architecture(run), options.device, run.learning).engine
+    return select_run_engine(run, options.engine, options.device).engine
 
 
 def _choose_stack_size(options: RunOptions, graph: RunGraph) -> int | None:

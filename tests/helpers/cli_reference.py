@@ -26,7 +26,8 @@ Exit status: 0 on success; 1 if the system fails (disk full, read-only, ...) or 
 used; 130 after Ctrl-C. An error is one message on standard error, and finished runs are kept.
 
 Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the folder of the datasets,
-`SUPERMASK_CACHE` the folder of decoded datasets.
+`SUPERMASK_CACHE` the folder of decoded datasets and measured costs. `SUPERMASK_MEASURE_COSTS=1` lets the sparse engine
+measure its costs on this machine (`docs/performance.md`).
 
 Python: `supermask.api` has one function per command, with the same arguments; it returns data and prints nothing.
 `supermask.run`, `supermask.table` and `supermask.figure` are for notebooks: [notebook.md](notebook.md).

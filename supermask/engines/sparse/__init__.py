@@ -16,8 +16,9 @@ from typing import Any
 from supermask.core.types import SplitData, TrainingResult
 from supermask.engines.job import TrainingJob
 from supermask.engines.reference import flush_denormals
-from supermask.engines.sparse.autotune import CostTable, compile_kernels, compile_mask_kernels, measured_costs
+from supermask.engines.sparse.autotune import compile_kernels, compile_mask_kernels, current_costs
 from supermask.engines.sparse.convolutional import ConvNetTrainer
+from supermask.engines.sparse.cost_tables import CostTable
 from supermask.engines.sparse.costs import choose_traversals
 from supermask.engines.sparse.fully_connected import MLPTrainer
 from supermask.engines.sparse.kernels.jit import SOURCE_HASH
@@ -25,7 +26,7 @@ from supermask.engines.sparse.masked import MLPMaskTrainer
 from supermask.engines.training import Trainer, run_training
 from supermask.networks.sequential import Dense
 
-__all__ = ["CostTable", "compile_and_measure", "environment_facts", "measured_costs", "train"]
+__all__ = ["CostTable", "compile_and_measure", "current_costs", "environment_facts", "train"]
 
 
 def train(
@@ -33,10 +34,10 @@ def train(
 ) -> list[TrainingResult]:
     """Train each job to its result, one after another; `data[i]` is the data of `jobs[i]`.
 
-    `costs` decide which kernels are used, and so the last bits (default: the costs measured on this machine).
+    `costs` decide which kernels are used, and so the last bits (default: those of `current_costs`).
     Source: Zhou et al. 2019, Sec. 1 and 2.
     """
-    table = costs or measured_costs()
+    table = costs or current_costs()
     # The kernels run in the calling thread, whatever torch uses.
     with flush_denormals(threads=1):
         return [_train_job(job, d, table) for job, d in zip(jobs, data, strict=True)]
@@ -55,13 +56,13 @@ def _train_job(job: TrainingJob, data: SplitData, costs: CostTable) -> TrainingR
 def build_trainer(job: TrainingJob, data: SplitData, costs: CostTable) -> Trainer:
     """Return a trainer with the job's network laid out for its kernels."""
     if all(isinstance(layer, Dense) for layer in job.layers):
-        return MLPTrainer(job, data, choose_traversals(job, data, costs.walks))
+        return MLPTrainer(job, data, choose_traversals(job, data, costs.traversals))
     return ConvNetTrainer(job, data, costs.layers)
 
 
 def compile_and_measure(convolutions: bool, masks: bool = False) -> None:
-    """Compile the kernels and measure their costs, unless done before; processes forked later inherit both."""
-    measured_costs()
+    """Compile the kernels, and measure their costs if requested, unless done before. Forked processes inherit both."""
+    current_costs()
     compile_kernels(convolutions)
     if masks:
         compile_mask_kernels()

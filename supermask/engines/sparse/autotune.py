@@ -1,7 +1,6 @@
-"""Cost table of the sparse engine: measured once per machine on small layers, kept in the cache folder.
+"""Choice of the cost table, its measurement on small layers, and compilation of the kernels in advance.
 
-The choice between two kernels changes the order of sums, and so the last bits. It must therefore rest on numbers that
-stay the same: they are part of the environment that is recorded with every run.
+A measured table is kept in the cache folder, so that all processes of a machine use the same one.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +26,10 @@ from supermask.core.types import InitialState, SplitData
 from supermask.engines.job import Array, TrainingJob
 from supermask.engines.optimizer_steps import OPTIMIZER
 from supermask.engines.reference import flush_denormals
+from supermask.engines.selection import is_measuring_costs
 from supermask.engines.sparse.conv_layer import Conv3x3Layer
 from supermask.engines.sparse.convolutional import ConvNetTrainer
+from supermask.engines.sparse.cost_tables import MEASURED, CostTable, default_costs, instruction_set
 from supermask.engines.sparse.costs import KernelChoice, KernelCost, LayerKernelCosts, Traversal, TraversalCosts
 from supermask.engines.sparse.fully_connected import MLPTrainer
 from supermask.engines.sparse.kernels.jit import SOURCE_HASH
@@ -43,38 +43,13 @@ from supermask.networks.sequential import Architecture, Conv, Dense, architectur
 # --- the table ---
 
 
-@dataclass(frozen=True)
-class CostTable:
-    """All costs on which the choice of kernels rests."""
+def current_costs() -> CostTable:
+    """Return the table that new runs use: the shipped one of this machine's instruction set, or the measured one.
 
-    walks: TraversalCosts
-    layers: LayerKernelCosts
-
-    def to_data(self) -> dict[str, Any]:
-        """Return a JSON-serializable dict, under the keys of stored runs."""
-        walks = {_STORED_KEYS.get(name, name): cost for name, cost in asdict(self.walks).items()}
-        layers = {_STORED_KEYS[name]: cost for name, cost in asdict(self.layers).items()}
-        return {"walks": walks, "layers": layers}
-
-    @classmethod
-    def from_data(cls, data: dict[str, Any]) -> CostTable:
-        """Return the table of a dict made by `to_data`. Raises KeyError or TypeError if it is not one."""
-        layers = {_FIELDS[key]: KernelCost(**cost) for key, cost in data["layers"].items()}
-        walks = {_FIELDS.get(key, key): cost for key, cost in data["walks"].items()}
-        return cls(TraversalCosts(**walks), LayerKernelCosts(**layers))
-
-
-_STORED_KEYS = {
-    "pixel_update": "held",
-    "sparse_grad": "learnt",
-    "dense": "whole",
-    "conv_forward": "filter_sums",
-    "conv_weight_grad": "filter_products",
-    "linear_forward": "unit_sums",
-    "linear_weight_grad": "unit_products",
-}
-"""Field -> its key in stored costs, where the two differ. A key never changes: costs are part of the fingerprint."""
-_FIELDS = {key: name for name, key in _STORED_KEYS.items()}
+    Shipped tables are the default, so that equal machines choose the same kernels and are bit-identical.
+    Raises UserError as `selection.is_measuring_costs` does.
+    """
+    return measured_costs() if is_measuring_costs() else default_costs(instruction_set())
 
 
 @lru_cache(maxsize=1)
@@ -85,13 +60,18 @@ def measured_costs() -> CostTable:
     path = None if folder is None else folder / "costs" / f"{_cache_key()}.json"
     if path is not None and (cached := _read(path)) is not None:
         return cached
-    with flush_denormals(threads=1):
-        costs = CostTable(measure_traversal_costs(), measure_layer_costs())
+    costs = measure_costs()
     if path is not None:
         _write(path, costs)
         # Read back: another process may have been first, and all must use one table.
         return _read(path) or costs
     return costs
+
+
+def measure_costs() -> CostTable:
+    """Measure all costs now. One to two seconds, once the kernels are compiled."""
+    with flush_denormals(threads=1):
+        return CostTable(measure_traversal_costs(), measure_layer_costs(), MEASURED)
 
 
 def _cache_key() -> str:
@@ -102,7 +82,8 @@ def _cache_key() -> str:
 
 def _read(path: Path) -> CostTable | None:
     try:
-        return CostTable.from_data(json.loads(path.read_text()))
+        # A file that names no table is of an older release; it was measured too.
+        return replace(CostTable.from_data(json.loads(path.read_text())), name=MEASURED)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

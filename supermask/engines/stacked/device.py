@@ -18,6 +18,7 @@ import torch
 
 from supermask.core.environment import cache_folder, cpu_name
 from supermask.core.files import write_json_once
+from supermask.engines.precision import matmul_precision as matmul_precision
 from supermask.engines.selection import Precision
 
 
@@ -31,28 +32,6 @@ def autocast_factory(precision: Precision, device: torch.device) -> Callable[[],
             yield
 
     return autocast
-
-
-@contextmanager
-def matmul_precision(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Use TF32 in a GPU's products if and only if `precision` is tf32, and deterministic convolution kernels.
-
-    PyTorch's default is TF32 in convolutions and float32 in matrix products. No effect on a CPU.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    matmul: Any = torch.backends.cuda.matmul
-    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    cudnn: Any = torch.backends.cudnn
-    before = matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark
-    matmul.fp32_precision = conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    # No benchmark: it would choose kernels by measurement again in every process, with other bits.
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
 
 
 Measurement = TypeVar("Measurement", int, str)

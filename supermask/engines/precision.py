@@ -1,0 +1,34 @@
+"""Number format and determinism of a GPU's matrix products and convolutions, for all engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from supermask.engines.selection import Precision
+
+
+@contextmanager
+def matmul_precision(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Use TF32 in a GPU's products if and only if `precision` is tf32, and deterministic convolution kernels.
+
+    The settings hold in the block and are restored afterwards. PyTorch's default is TF32 in convolutions and float32 in
+    matrix products. No effect on a CPU.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul: Any = torch.backends.cuda.matmul
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    cudnn: Any = torch.backends.cudnn
+    before = matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark
+    matmul.fp32_precision = conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    # No benchmark: it would choose kernels by measurement again in every process, with other bits.
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
