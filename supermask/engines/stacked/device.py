@@ -91,10 +91,21 @@ def _read(path: Path, facts: str) -> Any:
         return None
 
 
+OUT_OF_MEMORY_MESSAGES = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN 8
+    "_ALLOCATION_FAILED",  # cuDNN 9
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+)
+"""Parts of the messages of exhausted memory. Whole phrases: "alloc" alone is in the file names of other errors."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True if the error says that the GPU's or the machine's memory is exhausted."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text or "not enough memory" in text
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(m in text for m in OUT_OF_MEMORY_MESSAGES)
 
 
 def empty_cache(device: torch.device) -> None:

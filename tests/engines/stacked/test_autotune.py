@@ -17,6 +17,7 @@ from supermask.engines import stacked
 from supermask.engines.stacked import autotune, convolutions
 from supermask.engines.stacked.autotune import choose_stack_size, max_replicas, smallest_near_best, throughput
 from supermask.engines.stacked.convolutions import CONV_ALGORITHMS
+from supermask.engines.stacked.device import is_out_of_memory
 from supermask.execution.run import RunOptions, _choose_stack_size
 from supermask.networks.sequential import architecture
 
@@ -97,6 +98,32 @@ def full_gpu(*_: Tensor) -> Tensor:
 
 def broken(*_: Tensor) -> Tensor:
     raise RuntimeError("another fault")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes."), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("INTERNAL ASSERT FAILED at c10/cuda/CUDACachingAllocator.cpp:3941, please report a bug"), False),
+        (RuntimeError("CUDA error: operation failed due to a previous error during capture"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), False),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), False),
+        (RuntimeError("endAllocatePool: not currently recording to mempool_id"), False),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_messages_of_exhausted_memory(error: BaseException, is_memory: bool) -> None:
+    assert is_out_of_memory(error) is is_memory
 
 
 def test_an_algorithm_that_runs_out_of_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

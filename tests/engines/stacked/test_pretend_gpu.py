@@ -32,7 +32,7 @@ from supermask.engines import reference, reference_masks, stacked
 from supermask.engines.job import TrainingJob
 from supermask.engines.optimizer_steps import optimizer_state_names
 from supermask.engines.stacked import autotune, optimizer
-from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithms
+from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithm, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
 from supermask.engines.stacked.device import matmul_precision
 from supermask.engines.stacked.optimizer import OptimizerStep, make_optimizer_step, mask_bits
@@ -97,10 +97,18 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses(gpu: PretendGpu) -> None:
         waits()
         assert len(gpu.waited) == count + 1
         with (
-            pytest.raises(RuntimeError, match="not permitted when stream is capturing"),
+            pytest.raises(RuntimeError, match="previous error during capture"),
             torch.cuda.graph(torch.cuda.CUDAGraph()),
         ):
             waits()
+        # The state that PyTorch 2.11 leaves behind.
+        assert len(gpu.streams) == 2
+        assert len(gpu.capturing_pools) == 1
+        with pytest.raises(RuntimeError, match="Offset increment outside graph capture"):
+            torch.randn(3, device=CUDA)
+        gpu.streams.pop()
+        gpu.capturing_pools.clear()
+        gpu.is_generator_captured = False
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         made = there * 3
@@ -297,6 +305,62 @@ def test_a_step_that_cannot_be_recorded_runs_eagerly(gpu: PretendGpu) -> None:
         repeated(4)
     assert len(warned) == 1
     assert done.cpu().item() == 9
+
+
+def test_a_failed_recording_leaves_no_trace(gpu: PretendGpu) -> None:
+    """The current stream is restored and the allocator has left capture mode; the next step is recorded."""
+    main, done = torch.cuda.current_stream(), torch.zeros(1, dtype=torch.int64, device=CUDA)
+
+    def wait() -> None:
+        torch.zeros(1, device=CUDA).item()
+
+    with pytest.warns(UserWarning, match="could not be recorded"):
+        CudaGraphStep(wait, CUDA)(WARMUP_STEPS + 1)
+    assert torch.cuda.current_stream() is main
+    assert gpu.recording is None
+    assert not gpu.capturing_pools
+
+    def step() -> None:
+        done.add_(1)
+
+    CudaGraphStep(step, CUDA)(WARMUP_STEPS + 2)
+    assert done.cpu().item() == WARMUP_STEPS + 2
+    assert len(gpu.graphs) == 1
+
+
+def test_convolutions_are_measured_after_a_failed_recording(gpu: PretendGpu) -> None:
+    """PyTorch's default generator of the GPU cannot be used after a failed capture."""
+
+    def wait() -> None:
+        torch.zeros(1, device=CUDA).item()
+
+    with pytest.warns(UserWarning, match="could not be recorded"):
+        CudaGraphStep(wait, CUDA)(WARMUP_STEPS + 1)
+    assert gpu.is_generator_captured
+    assert fastest_algorithm(["grouped", "columns"], (1, 2, 4, 4), 2, 2, CUDA, "float32") in CONV_ALGORITHMS
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.OutOfMemoryError("CUDA out of memory"), KeyError("bug")])
+def test_errors_other_than_cuda_s_are_raised_after_the_recording_has_ended(gpu: PretendGpu, error: Exception) -> None:
+    calls = iter(range(9))
+
+    def step() -> None:
+        if next(calls) == WARMUP_STEPS:
+            raise error
+
+    with pytest.raises(type(error)):
+        CudaGraphStep(step, CUDA)(WARMUP_STEPS + 1)
+    assert (len(gpu.streams), gpu.recording, gpu.capturing_pools) == (1, None, set())
+
+
+def test_all_recordings_and_warm_up_steps_are_on_one_stream(gpu: PretendGpu) -> None:
+    """A new stream per recording would keep a cuBLAS workspace each."""
+    streams = []
+    for _ in range(2):
+        CudaGraphStep(lambda: streams.append(torch.cuda.current_stream()), CUDA)(WARMUP_STEPS + 1)
+    assert len(streams) == 2 * (WARMUP_STEPS + 1)
+    assert len(set(streams)) == 1
+    assert streams[0] is not torch.cuda.current_stream()
 
 
 def test_out_of_memory_during_a_recording_is_raised(gpu: PretendGpu) -> None:
