@@ -17,7 +17,7 @@ from supermask.core.types import InitialState, SplitData
 from supermask.engines.job import Array, TrainingJob
 from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision
-from supermask.engines.stacked.convolutions import fastest_algorithms
+from supermask.engines.stacked.convolutions import NUM_SEEDS, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS
 from supermask.engines.stacked.device import cached_measurement, empty_cache, is_out_of_memory, matmul_precision
 from supermask.engines.stacked.stack import Stack
@@ -35,8 +35,6 @@ NUMBERS_PER_WEIGHT = 10
 """float32 numbers per weight: itself, gradient, two moments, weights of lowest validation loss, mask, temporaries."""
 MEMORY_FRACTION = 0.4
 """Part of a GPU's memory for one stack: two stacks share it, and measurements need some."""
-NUM_SEEDS = 5
-"""Seeds of the synthetic replicas, as in a study of five seeds; replicas of one seed share their mini-batches."""
 
 
 def choose_stack_size(
