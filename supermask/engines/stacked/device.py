@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from supermask.core.environment import cache_folder, cpu_name
+from supermask.core.environment import cache_folder, cpu_name, gpu_software
 from supermask.core.files import write_json_once
 from supermask.engines.selection import Precision
 
@@ -66,7 +66,7 @@ def cached_measurement(
     Where several processes measure at the same time, all return the result that was written first.
     """
     is_gpu = device.type == "cuda"
-    hardware = [torch.cuda.get_device_name(device)] if is_gpu else [cpu_name(), torch.get_num_threads()]
+    hardware = [torch.cuda.get_device_name(device), gpu_software()] if is_gpu else [cpu_name(), torch.get_num_threads()]
     facts = json.dumps([kind, metadata.version("torch"), hardware, settings])
     folder = cache_folder()
     if folder is None:

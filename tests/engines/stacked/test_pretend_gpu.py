@@ -26,12 +26,13 @@ from helpers.trainings import RECIPES, data, job, pruned_start
 from helpers.trainings import bits as outcome_bits
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from supermask.core import environment
 from supermask.core.recipe import Recipe
 from supermask.core.types import Snapshot, SplitData, TrainingResult
 from supermask.engines import reference, reference_masks, stacked
 from supermask.engines.job import TrainingJob
 from supermask.engines.optimizer_steps import optimizer_state_names
-from supermask.engines.stacked import autotune, optimizer
+from supermask.engines.stacked import autotune, device, optimizer
 from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithm, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
 from supermask.engines.stacked.device import matmul_precision
@@ -211,6 +212,56 @@ def test_new_runs_reuse_the_recorded_step(gpu: PretendGpu) -> None:
     assert graph.replayed == 3 * 40 - WARMUP_STEPS
     ends = [line.outcomes[id(each)].end for each in jobs]
     assert all(w.isfinite().all() for end in ends for w in end.weights.values())
+
+
+# --- recorded environment ---
+
+
+def test_the_environment_of_a_gpu_names_its_software(
+    gpu: PretendGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another CUDA, cuDNN, Triton or driver may choose other kernels: other fingerprints, other measurements."""
+    monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path))
+    versions = {"cuda": "13.0", "cudnn": "91100", "triton": "3.6.0", "driver": "580.65.06"}
+    monkeypatch.setattr(environment, "gpu_software", lambda: dict(versions))
+    monkeypatch.setattr(device, "gpu_software", lambda: dict(versions))
+    facts = environment.environment_info("stacked", "cuda", 1, {"precision": "float32"})
+    assert {key: facts[key] for key in versions} == versions
+    assert facts["device"] == "a pretended GPU"
+    measured: list[str] = []
+
+    def measure() -> str:
+        measured.append(" ".join(versions.values()))
+        return "columns"
+
+    fingerprints = {facts["fingerprint"]}
+    for name in versions:
+        versions[name] += "x"
+        fingerprints.add(environment.environment_info("stacked", "cuda", 1, {"precision": "float32"})["fingerprint"])
+        assert device.cached_measurement("way", ["software"], CUDA, measure) == "columns"
+        assert device.cached_measurement("way", ["software"], CUDA, measure) == "columns"
+    assert len(fingerprints) == len(set(measured)) + 1 == len(measured) + 1 == 5
+    assert environment.environment_info("stacked", "cpu", 1).keys().isdisjoint(versions)
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC", "550.54.15"),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82  Release Build\nGCC version:  gcc 13.3.0",
+            "580.82",
+        ),
+        ("something else\n12.5", None),
+        (None, None),
+    ],
+)
+def test_the_version_of_the_driver(text: str | None, version: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "version"
+    if text is not None:
+        path.write_text(text)
+    assert environment._gpu_driver(path) == version
+    assert environment.gpu_software().keys() == {"cuda", "cudnn", "triton", "driver"}
 
 
 # --- synchronization ---
