@@ -10,6 +10,7 @@ Not covered: numerics and kernels of a real GPU, memory that is reused too early
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -312,7 +313,9 @@ def pretend_gpu() -> Iterator[PretendGpu]:
             patch.setattr(torch.cuda, name, stand_in)
         patch.setattr(torch._C, "_cuda_endAllocateToPool", gpu.end_allocate_to_pool, raising=False)
         patch.setattr(Tensor, "record_stream", lambda *_: None)
-        with _Operations(gpu), _Calls(gpu):
+        with warnings.catch_warnings(), _Operations(gpu), _Calls(gpu):
+            # It has no compiler either.
+            warnings.filterwarnings("ignore", message="the optimizer of the stacked engine is not compiled")
             yield gpu
     finally:
         # The cached streams are pretended ones.

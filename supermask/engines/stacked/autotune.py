@@ -20,6 +20,7 @@ from supermask.engines.selection import Precision
 from supermask.engines.stacked.convolutions import NUM_SEEDS, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS
 from supermask.engines.stacked.device import cached_measurement, empty_cache, is_out_of_memory, matmul_precision
+from supermask.engines.stacked.optimizer import make_optimizer_step
 from supermask.engines.stacked.stack import Stack
 from supermask.networks.sequential import Architecture, Conv, Dense, initial_state, prunable_tensors
 
@@ -121,6 +122,7 @@ def throughput(
     """Replica steps per second of a stack of synthetic, half pruned replicas; None if it does not fit into memory."""
     try:
         algorithms = fastest_algorithms(layers, recipe.batch_size, replicas, str(device), precision)
+        make_optimizer_step(recipe, device)
         with flush_denormals(), matmul_precision(precision, device):
             stack = _synthetic_stack(replicas, layers, recipe, device, precision, learning, algorithms)
             return replicas / _step_seconds(stack, replicas)

@@ -360,8 +360,8 @@ def test_gpu_memory_limits_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_environment_facts_name_alone_or_shared() -> None:
     facts = {"precision": "float32", "convolutions": {"conv1": "columns"}, "optimizer_compiled": False}
     ways = {"conv1": "columns"}
-    assert stacked.environment_facts(ways, "float32", True) == {**facts, "stack": "alone"}
-    assert stacked.environment_facts(ways, "float32", False) == {**facts, "stack": "shared"}
+    assert stacked.environment_facts(ways, "float32", True, ADAM) == {**facts, "stack": "alone"}
+    assert stacked.environment_facts(ways, "float32", False, ADAM) == {**facts, "stack": "shared"}
 
 
 # --- measured runs ---

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from shutil import which
@@ -491,30 +492,60 @@ def check_moves_the_same(
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("triton", "works"), [(False, True), (True, False), (True, True)])
-def test_the_plain_optimizer_is_used_without_a_working_compiler(
-    gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch, triton: bool, works: bool
+@pytest.mark.parametrize("recipe", [Recipe("adam", 0.5, 5, 5, 5), Recipe("sgd", 0.5, 5, 5, 5)], ids=["adam", "sgd"])
+@pytest.mark.parametrize(
+    ("triton", "release", "failure", "obstacle"),
+    [
+        (True, "2.11.0+cu130", None, ""),
+        (True, "2.13.1", None, ""),
+        (False, "2.11.0", None, "Triton is not installed"),
+        (True, "2.10.1+cu128", None, "PyTorch 2.10.1+cu128 is older than 2.11"),
+        (True, "2.11.0", "Failed to find C compiler", "Failed to find C compiler"),
+    ],
+)
+def test_the_plain_optimizer_is_used_and_recorded_without_a_working_compiler(
+    gpu: PretendGpu,
+    monkeypatch: pytest.MonkeyPatch,
+    triton: bool,
+    release: str,
+    failure: str | None,
+    obstacle: str,
+    recipe: Recipe,
 ) -> None:
-    compilations: list[object] = []
+    """One warning with the reason; the record names the step that trains, whatever the precision settings."""
+    precisions: list[str] = []
 
     def compile_(function: Any, **_: object) -> Any:
-        def run(*given: Any) -> Any:
-            if not works:
-                raise RuntimeError("Failed to find C compiler")
-            return function(*given)
+        def run(*tensors: Any) -> Any:
+            if failure is not None:
+                raise RuntimeError(f"{failure}\nand more")
+            precisions.append(torch.backends.cuda.matmul.fp32_precision)
+            return function(*tensors)
 
-        compilations.append(function)
         return run
 
     monkeypatch.setattr(optimizer, "find_spec", lambda _: object() if triton else None)
     monkeypatch.setattr(torch, "compile", compile_)
-    for cached in (optimizer.can_compile, optimizer._make_step):
-        monkeypatch.setattr(optimizer, cached.__name__, lru_cache(cached.__wrapped__))
-    w, rate = torch.ones(1, 2, device=CUDA), torch.full((1, 1), -0.5, device=CUDA)
-    for _ in range(2):
-        make_optimizer_step(Recipe("sgd", 0.5, 5, 5, 5), CUDA)(w, torch.ones(1, 2, device=CUDA), None, [], rate, rate)
-    assert w.cpu().tolist() == [[0.0, 0.0]]
-    assert len(compilations) == triton + (triton and works)
+    monkeypatch.setattr(torch, "__version__", release)
+    monkeypatch.setattr(optimizer, "_make_step", lru_cache(optimizer._make_step.__wrapped__))
+    monkeypatch.setattr(optimizer, "_warn_of_obstacle", cache(optimizer._warn_of_obstacle.__wrapped__))
+    before = torch.backends.cuda.matmul.fp32_precision
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        jobs = [
+            job(replace(recipe, iterations=5, evaluate_every=5)),
+            job(replace(recipe, iterations=5), pruned_start()),
+        ]
+        assert [r.status for r in stacked.train(jobs, [DATA] * 2, "cuda", "tf32")] == ["finished"] * 2
+    reasons = [str(w.message) for w in warned if "not compiled" in str(w.message)]
+    assert len(reasons) == bool(obstacle)
+    assert all(f"({obstacle})" in reason for reason in reasons)
+    assert stacked.environment_facts({}, "tf32", True, recipe, "cuda")["optimizer_compiled"] is (obstacle == "")
+    if not obstacle:
+        # The trial with and without a mask is before the training, outside of its precision settings.
+        assert precisions[:2] == [before] * 2
+        assert set(precisions[2:]) == {"tf32"}
+    assert not stacked.environment_facts({}, "float32", True, recipe, "cpu")["optimizer_compiled"]
 
 
 # --- reference engine ---
