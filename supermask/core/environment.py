@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import metadata
@@ -37,6 +38,8 @@ def environment_info(
         "threads": threads,
         "engine": engine,
     }
+    if device != "cpu":
+        facts |= gpu_software()
     if kernels is not None:
         facts |= kernels
     canonical = json.dumps(facts, sort_keys=True).encode()
@@ -60,6 +63,32 @@ def _gpu() -> str:
     import torch
 
     return torch.cuda.get_device_name()
+
+
+def gpu_software() -> dict[str, str | None]:
+    """Versions of the libraries and the driver that choose and compile a GPU's kernels; None where unknown."""
+    import torch
+
+    try:
+        triton: str | None = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        triton = None
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": None if cudnn is None else str(cudnn),
+        "triton": triton,
+        "driver": _gpu_driver(Path("/proc/driver/nvidia/version")),
+    }
+
+
+def _gpu_driver(path: Path) -> str | None:
+    """Version of NVIDIA's kernel module: `580.65.06`, from the line `NVRM version: ... Module  580.65.06  Release`."""
+    try:
+        match = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", path.read_text().partition("\n")[0])
+    except OSError:
+        return None
+    return None if match is None else match.group()
 
 
 CACHE_VARIABLE = "SUPERMASK_CACHE"

@@ -208,6 +208,8 @@ def _default_generator(device: torch.device) -> torch.Generator:
     """Return the generator that modules on this device draw from."""
     if device.type == "cpu":
         return torch.default_generator
+    # The tuple of generators is empty until CUDA is initialized.
+    torch.cuda.init()  # type: ignore[no-untyped-call]
     return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
 
 

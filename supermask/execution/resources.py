@@ -87,7 +87,7 @@ class EngineSelector:
             # The sparse engine trains on CPUs only, also if this worker has a GPU.
             device = "cpu" if facts["engine"] == "sparse" else config.device
             choice = select_run_engine(run, facts["engine"], device)
-            environment = self._recorded_environment(choice.engine, device, facts["environment"])
+            environment = self._recorded_environment(run, choice.engine, device, facts["environment"])
             return SelectedEngine(choice, environment, device)
         choice = self._choice(run)
         # The stacked engine's algorithms are measured per kind of run; other engines have one environment per process.
@@ -113,13 +113,17 @@ class EngineSelector:
         algorithms = stacked.fastest_algorithms(
             run_architecture(run), run.recipe.batch_size, size, config.device, config.precision
         )
-        facts = stacked.environment_facts(algorithms, config.precision, config.stack == 1, config.device)
+        facts = stacked.environment_facts(algorithms, config.precision, config.stack == 1, run.recipe, config.device)
         return environment_info(engine, config.device, config.threads, facts)
 
-    def _recorded_environment(self, engine: str, device: str, recorded: RunFacts) -> RunFacts:
+    def _recorded_environment(self, run: Run, engine: str, device: str, recorded: RunFacts) -> RunFacts:
         """Return this machine's environment with the choices that were recorded at the first training."""
         if engine == "stacked":
-            choices = {key: recorded.get(key) for key in ("precision", "convolutions", "optimizer_compiled", "stack")}
+            from supermask.engines import stacked
+
+            choices = {key: recorded.get(key) for key in ("precision", "convolutions", "stack")}
+            # Not a choice: it depends on the compilers of this machine.
+            choices["optimizer_compiled"] = stacked.is_optimizer_compiled(run.recipe, device)
             return environment_info(engine, device, self.config.threads, choices)
         if engine != "sparse":
             return environment_info(engine, device, self.config.threads)

@@ -10,6 +10,7 @@ Not covered: numerics and kernels of a real GPU, memory that is reused too early
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from supermask.engines.stacked.convolutions import _side_streams
+from supermask.engines.stacked.cuda_graph import _side_stream
 
 HOST, GPU = torch.device("cpu"), torch.device("cuda", 0)
 aten: Any = torch.ops.aten
@@ -49,6 +51,12 @@ class PretendGpu:
         """Copies from the host to the device."""
         self.recording: Graph | None = None
         self.graphs: list[Graph] = []
+        self.streams: list[_Stream] = [_Stream()]
+        """The default stream, then those entered with `torch.cuda.stream`."""
+        self.capturing_pools: set[object] = set()
+        """Memory pools to which the allocator directs allocations; a failed capture leaves its pool here."""
+        self.is_generator_captured = False
+        """True while the default generator belongs to a capture; a failed one leaves it so."""
         self.done = 0
         """Operations executed on the device outside graphs."""
 
@@ -66,17 +74,56 @@ class PretendGpu:
         return tensor
 
     def wait(self, why: str) -> None:
-        if self.recording is not None:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {why}")
+        self.refuse_in_recordings(why)
         self.waited.append(why)
+
+    def send(self) -> None:
+        self.sent += 1
+        self.refuse_in_recordings("a copy from pageable memory")
+
+    def refuse_in_recordings(self, why: str) -> None:
+        if self.recording is not None:
+            self.recording.is_invalid = True
+            raise RuntimeError(f"operation not permitted when stream is capturing: {why}")
+
+    def end_allocate_to_pool(self, _: int, pool: object) -> None:
+        if pool not in self.capturing_pools:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.capturing_pools.remove(pool)
 
 
 class Graph:
-    """Recorded operations."""
+    """Recorded operations. A failed capture behaves as in PyTorch 2.11: it leaves the allocator in capture mode."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: PretendGpu) -> None:
+        self.gpu = gpu
         self.operations: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
         self.replayed = 0
+        self.is_invalid = False
+
+    def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
+        gpu = self.gpu
+        if len(gpu.streams) < 2:
+            raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
+        assert gpu.recording is None
+        assert not self.operations
+        self.pool, self.stream = pool or object(), gpu.streams[-1]
+        gpu.capturing_pools.add(self.pool)
+        gpu.is_generator_captured = True
+        gpu.recording = self
+
+    def capture_end(self) -> None:
+        gpu = self.gpu
+        if gpu.recording is not self:
+            raise RuntimeError("CUDA error: invalid argument")
+        if gpu.streams[-1] is not self.stream:
+            raise RuntimeError("Capture must end on the same stream it began on.")
+        gpu.recording = None
+        if self.is_invalid:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        gpu.end_allocate_to_pool(0, self.pool)
+        gpu.is_generator_captured = False
+        gpu.graphs.append(self)
 
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Result of the operation with its values undone."""
@@ -124,9 +171,7 @@ class _Operations(TorchDispatchMode):
             if gpu.place(args[0]) == HOST:
                 gpu.wait("a tensor is copied to the host")
             else:
-                gpu.sent += 1
-                if gpu.recording is not None:
-                    raise RuntimeError("operation not permitted when stream is capturing: a copy from pageable memory")
+                gpu.send()
             return func(*args, **kwargs)
         assert len(places) < 2, f"{func}: Expected all tensors to be on the same device"
         there = GPU in places
@@ -172,6 +217,9 @@ class _Calls(TorchFunctionMode):
             return func(moved, *dtypes) if dtypes else moved
         if "device" in kwargs:
             place = torch.device(kwargs["device"] or HOST)
+            draws = place.type == "cuda" and func in (torch.randn, torch.rand) and "generator" not in kwargs
+            if draws and gpu.is_generator_captured and gpu.recording is None:
+                raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
             found = func(*args, **{**kwargs, "device": HOST})
             return gpu.put(found, GPU if place.type == "cuda" else HOST)
         if func in (torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.tensor, torch.randn):
@@ -185,9 +233,7 @@ class _Calls(TorchFunctionMode):
         if at == GPU and to == HOST:
             self.gpu.wait("a tensor is copied to the host")
         if at == HOST and to == GPU:
-            self.gpu.sent += 1
-            if self.gpu.recording is not None:
-                raise RuntimeError("operation not permitted when stream is capturing: a copy from pageable memory")
+            self.gpu.send()
         with _unseen():
             return self.gpu.put(tensor.clone(), to)
 
@@ -210,11 +256,22 @@ class _Stream:
 def pretend_gpu() -> Iterator[PretendGpu]:
     """Pretend a GPU while the block runs."""
     gpu, patch = PretendGpu(), pytest.MonkeyPatch()
-    autocast, main = torch.autocast, _Stream()
+    autocast = torch.autocast
 
     @contextmanager
-    def stream(_: _Stream) -> Iterator[None]:
-        yield
+    def stream(entered: _Stream) -> Iterator[None]:
+        gpu.streams.append(entered)
+        try:
+            yield
+        finally:
+            gpu.streams.pop()
+
+    def init() -> None:
+        patch.setattr(torch.cuda, "default_generators", (torch.default_generator,))
+
+    def current_device() -> int:
+        init()
+        return 0
 
     @contextmanager
     def device(_: Any) -> Iterator[None]:
@@ -222,26 +279,29 @@ def pretend_gpu() -> Iterator[PretendGpu]:
 
     @contextmanager
     def graph(into: Graph, **_: Any) -> Iterator[None]:
-        assert gpu.recording is None
-        assert not into.operations
-        gpu.recording = into
+        # As torch.cuda.graph does it: if capture_end raises, the capture stream stays the current one.
+        gpu.streams.append(_Stream())
+        into.capture_begin()
         try:
             yield
         finally:
-            gpu.recording = None
-        gpu.graphs.append(into)
+            into.capture_end()
+        gpu.streams.pop()
 
     try:
         patch.setattr(torch, "autocast", lambda kind, *given, **named: autocast("cpu", *given, **named))
         for name, stand_in in {
             "Stream": _Stream,
-            "current_stream": lambda *_: main,
+            "current_stream": lambda *_: gpu.streams[-1],
+            "init": init,
             "stream": stream,
             "device": device,
-            "CUDAGraph": Graph,
+            "CUDAGraph": lambda: Graph(gpu),
+            "graph_pool_handle": object,
             "graph": graph,
-            "current_device": lambda: 0,
-            "default_generators": (torch.default_generator,),
+            "current_device": current_device,
+            # Empty until CUDA is initialized, as in PyTorch.
+            "default_generators": (),
             "synchronize": lambda *_: gpu.wait("synchronize"),
             "mem_get_info": lambda *_: (2**34, 2**35),
             "is_available": lambda: True,
@@ -251,10 +311,14 @@ def pretend_gpu() -> Iterator[PretendGpu]:
             "get_device_name": lambda *_: "a pretended GPU",
         }.items():
             patch.setattr(torch.cuda, name, stand_in)
+        patch.setattr(torch._C, "_cuda_endAllocateToPool", gpu.end_allocate_to_pool, raising=False)
         patch.setattr(Tensor, "record_stream", lambda *_: None)
-        with _Operations(gpu), _Calls(gpu):
+        with warnings.catch_warnings(), _Operations(gpu), _Calls(gpu):
+            # It has no compiler either.
+            warnings.filterwarnings("ignore", message="the optimizer of the stacked engine is not compiled")
             yield gpu
     finally:
         # The cached streams are pretended ones.
         _side_streams.cache_clear()
+        _side_stream.cache_clear()
         patch.undo()

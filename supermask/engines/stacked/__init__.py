@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from supermask.core.recipe import Recipe
 from supermask.engines.selection import Precision
 from supermask.engines.stacked.autotune import choose_stack_size
 from supermask.engines.stacked.convolutions import fastest_algorithms
-from supermask.engines.stacked.optimizer import can_compile
+from supermask.engines.stacked.optimizer import is_optimizer_compiled
 from supermask.engines.stacked.training import ConvAlgorithms, JobSource, train, train_stream
 
 __all__ = [
@@ -26,13 +25,14 @@ __all__ = [
     "choose_stack_size",
     "environment_facts",
     "fastest_algorithms",
+    "is_optimizer_compiled",
     "train",
     "train_stream",
 ]
 
 
 def environment_facts(
-    algorithms: ConvAlgorithms, precision: Precision, alone: bool, device: str = "cpu"
+    algorithms: ConvAlgorithms, precision: Precision, alone: bool, recipe: Recipe, device: str = "cpu"
 ) -> dict[str, Any]:
     """Facts that bits depend on besides machine and PyTorch, for the run's record.
 
@@ -40,10 +40,9 @@ def environment_facts(
     Bit-identical results are promised for runs that were alone in their stack. The number of neighbors is not part of
     the facts: a checkpoint may be resumed among other neighbors.
     """
-    device_type = torch.device(device).type
     return {
         "precision": precision,
         "convolutions": dict(algorithms),
-        "optimizer_compiled": device_type != "cpu" and can_compile(device_type),
+        "optimizer_compiled": is_optimizer_compiled(recipe, device),
         "stack": "alone" if alone else "shared",
     }

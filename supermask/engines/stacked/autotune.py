@@ -17,9 +17,10 @@ from supermask.core.types import InitialState, SplitData
 from supermask.engines.job import Array, TrainingJob
 from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision
-from supermask.engines.stacked.convolutions import fastest_algorithms
+from supermask.engines.stacked.convolutions import NUM_SEEDS, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS
 from supermask.engines.stacked.device import cached_measurement, empty_cache, is_out_of_memory, matmul_precision
+from supermask.engines.stacked.optimizer import make_optimizer_step
 from supermask.engines.stacked.stack import Stack
 from supermask.networks.sequential import Architecture, Conv, Dense, initial_state, prunable_tensors
 
@@ -35,8 +36,6 @@ NUMBERS_PER_WEIGHT = 10
 """float32 numbers per weight: itself, gradient, two moments, weights of lowest validation loss, mask, temporaries."""
 MEMORY_FRACTION = 0.4
 """Part of a GPU's memory for one stack: two stacks share it, and measurements need some."""
-NUM_SEEDS = 5
-"""Seeds of the synthetic replicas, as in a study of five seeds; replicas of one seed share their mini-batches."""
 
 
 def choose_stack_size(
@@ -123,6 +122,7 @@ def throughput(
     """Replica steps per second of a stack of synthetic, half pruned replicas; None if it does not fit into memory."""
     try:
         algorithms = fastest_algorithms(layers, recipe.batch_size, replicas, str(device), precision)
+        make_optimizer_step(recipe, device)
         with flush_denormals(), matmul_precision(precision, device):
             stack = _synthetic_stack(replicas, layers, recipe, device, precision, learning, algorithms)
             return replicas / _step_seconds(stack, replicas)

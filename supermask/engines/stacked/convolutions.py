@@ -7,12 +7,13 @@ images with its own kernels, stride 1, "same" padding. The algorithms differ in 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, lru_cache
-from math import inf
 from statistics import median
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -141,25 +142,36 @@ def fastest_algorithms(
     `replicas` is rounded up to a power of two, so that few sizes are measured. Source: docs/performance.md.
     """
     rounded = 1 << max(0, replicas - 1).bit_length()
-    shapes = {x.name: (x.inputs, x.outputs, *x.side) for x in layers if isinstance(x, Conv)}
-    return {name: _fastest_for_shape(shape, batch_size, rounded, device, precision) for name, shape in shapes.items()}
+    return {
+        x.name: _fastest_for_shape(
+            (x.inputs, x.outputs, *x.side), batch_size, rounded, device, precision, is_first=x is layers[0]
+        )
+        for x in layers
+        if isinstance(x, Conv)
+    }
 
 
 ConvShape = tuple[int, int, int, int]
 """(C, O, H, W) of a convolution."""
 
+NUM_SEEDS = 5
+"""Seeds of synthetic replicas, as in a study of five seeds; replicas of one seed share their mini-batches."""
+
 
 @lru_cache
-def _fastest_for_shape(shape: ConvShape, batch_size: int, replicas: int, device_name: str, precision: Precision) -> str:
+def _fastest_for_shape(
+    shape: ConvShape, batch_size: int, replicas: int, device_name: str, precision: Precision, is_first: bool
+) -> str:
     device = torch.device(device_name)
     # On a CPU "branches" is "one by one".
     candidates = [name for name in CONV_ALGORITHMS if device.type == "cuda" or name != "branches"]
 
     def measure() -> str:
         with flush_denormals(), matmul_precision(precision, device):
-            return fastest_algorithm(candidates, shape, batch_size, replicas, device, precision)
+            return fastest_algorithm(candidates, shape, batch_size, replicas, device, precision, is_first=is_first)
 
-    return cached_measurement("way", [shape, batch_size, replicas, precision, candidates], device, measure)
+    settings = [shape, batch_size, replicas, precision, candidates, *(["first layer"] if is_first else [])]
+    return cached_measurement("way", settings, device, measure)
 
 
 def fastest_algorithm(
@@ -169,40 +181,71 @@ def fastest_algorithm(
     replicas: int,
     device: torch.device,
     precision: Precision,
+    *,
+    is_first: bool = False,
 ) -> str:
     """The candidate with the shortest forward and backward pass.
 
-    Measured with `replicas`, or half as many, and so on, until at least one candidate fits into memory.
+    Measured with `replicas`, or half as many, and so on, until at least one candidate fits into memory. `is_first`: the
+    network's first layer, which is computed differently, see `forward`. A candidate that fails otherwise (cuDNN may
+    have no kernel for it on this GPU) is dropped with a warning; its error is raised if no candidate is left.
     """
     seconds: dict[str, float] = {}
+    errors: dict[str, RuntimeError] = {}
+    """Of the candidates that do not work here."""
     while not seconds:
-        for name in candidates:
+        working = [name for name in candidates if name not in errors]
+        if not working:
+            raise next(iter(errors.values()))
+        for name in working:
             try:
-                inputs = _random_inputs(shape, batch_size, replicas, device)
+                inputs = _make_inputs(shape, batch_size, replicas, device, is_first)
                 # On a CPU the slowest candidates take seconds: stop after one pass of 3 times the best.
-                cutoff = 3 * min(seconds.values(), default=inf) if device.type == "cpu" else inf
+                cutoff = 3 * min(seconds.values(), default=math.inf) if device.type == "cpu" else math.inf
                 seconds[name] = _pass_seconds(
                     CONV_ALGORITHMS[name], inputs, autocast_factory(precision, device), cutoff
                 )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
-                    raise
+                    assert isinstance(error, RuntimeError)
+                    errors[name] = error
+                    _warn_of_error(name, str(error).partition("\n")[0])
             empty_cache(device)
-        if not seconds and replicas == 1:
-            # It needs the least memory of all.
-            return "one by one"
+        if not seconds and replicas == 1 and len(errors) < len(candidates):
+            # "one by one" needs the least memory of all.
+            return next(name for name in ("one by one", *working) if name not in errors)
         replicas = max(1, replicas // 2)
     return min(seconds, key=lambda name: seconds[name])
 
 
-def _random_inputs(
-    shape: ConvShape, batch_size: int, replicas: int, device: torch.device
+@cache
+def _warn_of_error(name: str, reason: str) -> None:
+    """Warn once per process, algorithm and reason: every convolution of a network is measured."""
+    warn(f"the convolution algorithm {name!r} does not work on this machine ({reason}): it is not used", stacklevel=2)
+
+
+def _make_inputs(
+    shape: ConvShape, batch_size: int, replicas: int, device: torch.device, is_first: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x, w, b as at the top of this file."""
+    """x, w, b as at the top of this file.
+
+    In the first layer replicas that share a mini-batch are one wide layer: N batches and replicas / N times the output
+    channels; its images need no gradient.
+    """
     inputs, outputs, height, width = shape
+    if is_first:
+        batches = min(NUM_SEEDS, replicas)
+        replicas, outputs = batches, outputs * math.ceil(replicas / batches)
     sizes = (replicas, batch_size, inputs, height, width), (replicas, outputs, inputs, 3, 3), (replicas, outputs)
-    x, w, b = (torch.randn(size, device=device, requires_grad=True) for size in sizes)
-    return x, w, b
+    # Not torch.randn: after a failed recording of a CUDA graph PyTorch's default generator of the GPU raises an error.
+    x, w, b = (_fractions(size, device) for size in sizes)
+    return x.requires_grad_(not is_first), w.requires_grad_(), b.requires_grad_()
+
+
+def _fractions(size: tuple[int, ...], device: torch.device) -> Tensor:
+    """Numbers spread over [-0.5, 0.5), the same at every call: fractional parts of multiples of the golden ratio."""
+    count = math.prod(size)
+    return torch.arange(count, device=device, dtype=torch.float32).mul_(0.618034).frac_().sub_(0.5).view(size)
 
 
 MAX_MEASURE_SECONDS = 1.0
@@ -220,10 +263,12 @@ def _pass_seconds(
     passes are replayed as a CUDA graph, as in training.
     """
 
+    differentiated = [t for t in inputs if t.requires_grad]
+
     def forward_and_backward() -> None:
         with autocast():
             total = algorithm(*inputs).float().sum()
-        torch.autograd.grad(total, inputs)
+        torch.autograd.grad(total, differentiated)
 
     is_gpu, step = inputs[0].is_cuda, CudaGraphStep(forward_and_backward, inputs[0].device)
     if is_gpu:

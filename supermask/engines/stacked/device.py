@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from supermask.core.environment import cache_folder, cpu_name
+from supermask.core.environment import cache_folder, cpu_name, gpu_software
 from supermask.core.files import write_json_once
 from supermask.engines.precision import matmul_precision as matmul_precision
 from supermask.engines.selection import Precision
@@ -45,7 +45,7 @@ def cached_measurement(
     Where several processes measure at the same time, all return the result that was written first.
     """
     is_gpu = device.type == "cuda"
-    hardware = [torch.cuda.get_device_name(device)] if is_gpu else [cpu_name(), torch.get_num_threads()]
+    hardware = [torch.cuda.get_device_name(device), gpu_software()] if is_gpu else [cpu_name(), torch.get_num_threads()]
     facts = json.dumps([kind, metadata.version("torch"), hardware, settings])
     folder = cache_folder()
     if folder is None:
@@ -70,10 +70,21 @@ def _read(path: Path, facts: str) -> Any:
         return None
 
 
+OUT_OF_MEMORY_MESSAGES = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN 8
+    "_ALLOCATION_FAILED",  # cuDNN 9
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+)
+"""Parts of the messages of exhausted memory. Whole phrases: "alloc" alone is in the file names of other errors."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True if the error says that the GPU's or the machine's memory is exhausted."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text or "not enough memory" in text
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(m in text for m in OUT_OF_MEMORY_MESSAGES)
 
 
 def empty_cache(device: torch.device) -> None:

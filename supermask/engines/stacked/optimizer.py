@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
-from warnings import catch_warnings, simplefilter
+from warnings import catch_warnings, simplefilter, warn
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ SQRT_EPS = 1e-30
 """Added to Adam's v before the square root. It changes the root by at most 1e-15, and 1e-8 is added to that root. A
 CPU's square root of 0, which v is wherever a weight is pruned, takes fifteen times as long as any other in PyTorch."""
 
+MIN_TORCH_TO_COMPILE = (2, 11)
+"""Older releases fail to compile while TF32 is set by `fp32_precision`: their compiler reads the older setting."""
+
 CHUNK = 2**14
 """Numbers moved at once on a CPU: 64 KiB per tensor, so that only the first of about ten passes misses the cache."""
 
@@ -41,11 +44,19 @@ def make_optimizer_step(recipe: Recipe, device: torch.device) -> OptimizerStep:
     (NaN too), and keeps its bits: rate is negative, so it moves by -0, and w + -0 = w for every w, including -0.
     Source: Zhou et al. 2019, Table S1.
     """
-    return _make_step(recipe.optimizer == "adam", recipe.momentum, recipe.weight_decay, device.type)
+    return _make_step(recipe.optimizer == "adam", recipe.momentum, recipe.weight_decay, device.type)[0]
+
+
+def is_optimizer_compiled(recipe: Recipe, device: str) -> bool:
+    """True if `make_optimizer_step` returns a compiled step."""
+    device_type = torch.device(device).type
+    return _make_step(recipe.optimizer == "adam", recipe.momentum, recipe.weight_decay, device_type)[1]
 
 
 @lru_cache
-def _make_step(is_adam: bool, momentum: float, decay: float, device_type: str) -> OptimizerStep:
+def _make_step(is_adam: bool, momentum: float, decay: float, device_type: str) -> tuple[OptimizerStep, bool]:
+    """The step, and True if it is compiled. Cached, so that the step that is reported is the one that trains."""
+
     def step(
         w: Tensor, g: Tensor, bits: Tensor | None, moments: Sequence[Tensor], rate: Tensor, second: Tensor
     ) -> None:
@@ -66,25 +77,50 @@ def _make_step(is_adam: bool, momentum: float, decay: float, device_type: str) -
         else:
             w.add_(g.mul_(rate))
 
-    if device_type == "cpu":
-        return _in_chunks(step)
+    if device_type != "cuda":
+        return (_in_chunks(step) if device_type == "cpu" else step), False
     # Compiled, the step is one pass over memory and not ten, which would cost more than the matrix products.
-    return compile_step(step) if can_compile(device_type) else step
+    moments = 2 if is_adam else 1 if momentum else 0
+    compiled, obstacle = _try_to_compile(step, moments, device_type)
+    if compiled is None:
+        _warn_of_obstacle(obstacle)
+        return step, False
+    return compiled, True
 
 
-@lru_cache
-def can_compile(device_type: str) -> bool:
-    """True if torch.compile works on this type of device: it needs Triton, which needs a C compiler and headers."""
+def _try_to_compile(step: OptimizerStep, moments: int, device_type: str) -> tuple[OptimizerStep | None, str]:
+    """(the compiled step, ""), or (None, reason) if compilation does not work.
+
+    The very step is compiled and run, with and without a mask, on small tensors: compilation is lazy, and it fails for
+    many reasons (Triton needs a C compiler and Python's headers).
+    """
+    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if release < MIN_TORCH_TO_COMPILE:
+        return None, f"PyTorch {torch.__version__} is older than {'.'.join(map(str, MIN_TORCH_TO_COMPILE))}"
     if find_spec("triton") is None:
-        return False
+        return None, "Triton is not installed"
+    compiled = compile_step(step)
     try:
-        with catch_warnings():
+        with catch_warnings(), torch.no_grad():
             # The advice to use TF32, given even where it was not asked for.
             simplefilter("ignore")
-            torch.compile(lambda x: x + 1)(torch.ones(2, device=device_type))
-    except Exception:  # raised by Triton, PyTorch, the system, or the C compiler
-        return False
-    return True
+            for is_masked in (False, True):
+                w, gradient, *state = (torch.ones(2, 3, device=device_type) for _ in range(2 + moments))
+                bits = mask_bits(w > 0) if is_masked else None
+                rate = torch.full((2, 1), -0.5, device=device_type)
+                compiled(w, gradient, bits, state, rate, rate)
+    except Exception as error:  # raised by Triton, PyTorch, the system, or the C compiler
+        return None, str(error).strip().partition("\n")[0] or type(error).__name__
+    return compiled, ""
+
+
+@cache
+def _warn_of_obstacle(obstacle: str) -> None:
+    """Warn once per process and reason."""
+    warn(
+        f"the optimizer of the stacked engine is not compiled ({obstacle}): steps are slower",
+        stacklevel=2,
+    )
 
 
 def compile_step(step: OptimizerStep, backend: str | Callable[..., Any] = "inductor") -> OptimizerStep:

@@ -16,6 +16,7 @@ from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision, validate_precision
 from supermask.engines.stacked.convolutions import fastest_algorithms
 from supermask.engines.stacked.device import matmul_precision
+from supermask.engines.stacked.optimizer import make_optimizer_step
 from supermask.engines.stacked.replica import Replica, ReplicaGroup, result_to_cpu
 from supermask.engines.stacked.stack import Stack
 from supermask.engines.training import TrainingLoop
@@ -58,6 +59,9 @@ def train_stream(
     torch_device = torch.device(device)
     runner = _StackRunner(size, torch_device, validate_precision(precision, torch_device.type), algorithms)
     joining = source.next_jobs(size)
+    if joining:
+        # Compiled here, before a stack needs it: not with the floating-point settings of training.
+        make_optimizer_step(joining[0][0].recipe, torch_device)
     while joining or runner.loops:
         assert len(joining) <= size - len(runner.loops), "the source returned more jobs than there are free slots"
         for job, result, seconds in runner.run_to_next_stop(joining):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from supermask.engines import stacked
 from supermask.engines.stacked import autotune, convolutions
 from supermask.engines.stacked.autotune import choose_stack_size, max_replicas, smallest_near_best, throughput
 from supermask.engines.stacked.convolutions import CONV_ALGORITHMS
+from supermask.engines.stacked.device import is_out_of_memory
 from supermask.execution.run import RunOptions, _choose_stack_size
 from supermask.networks.sequential import architecture
 
@@ -48,7 +50,7 @@ def test_the_algorithm_is_measured_once_per_machine(own_cache: Path, monkeypatch
     files = {path.name: path.read_bytes() for path in (own_cache / "stacked").iterdir()}
     assert len(files) == 2
     forget_in_process()
-    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *_, **__: pytest.fail("measured again"))
     assert stacked.fastest_algorithms(CONV2, 2, 4, "cpu", "float32") == found
     assert stacked.fastest_algorithms(FC, 2, 3, "cpu", "float32") == {}
     assert {path.name: path.read_bytes() for path in (own_cache / "stacked").iterdir()} == files
@@ -56,7 +58,7 @@ def test_the_algorithm_is_measured_once_per_machine(own_cache: Path, monkeypatch
 
 def test_each_precision_batch_and_count_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
-    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *given: seen.append(given) or "columns")
+    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *given, **_: seen.append(given) or "columns")
     for batch, replicas, precision in ((2, 3, "float32"), (4, 3, "float32"), (2, 5, "float32"), (2, 3, "bfloat16")):
         stacked.fastest_algorithms(CONV2, batch, replicas, "cpu", precision)  # type: ignore[arg-type]
     assert len(seen) == 8
@@ -83,7 +85,7 @@ def test_a_damaged_cache_file_is_measured_again(own_cache: Path, text: str) -> N
 def test_no_cache_folder(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_cache.write_text("in the way")
     found = stacked.fastest_algorithms(CONV2, 2, 1, "cpu", "float32")
-    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *_, **__: pytest.fail("measured again"))
     assert stacked.fastest_algorithms(CONV2, 2, 1, "cpu", "float32") == found
 
 
@@ -99,14 +101,114 @@ def broken(*_: Tensor) -> Tensor:
     raise RuntimeError("another fault")
 
 
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes."), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("INTERNAL ASSERT FAILED at c10/cuda/CUDACachingAllocator.cpp:3941, please report a bug"), False),
+        (RuntimeError("CUDA error: operation failed due to a previous error during capture"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), False),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), False),
+        (RuntimeError("endAllocatePool: not currently recording to mempool_id"), False),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_messages_of_exhausted_memory(error: BaseException, is_memory: bool) -> None:
+    assert is_out_of_memory(error) is is_memory
+
+
 def test_an_algorithm_that_runs_out_of_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     for way, raises in (("grouped", full), ("one by one", full_gpu), ("columns", full)):
         monkeypatch.setitem(CONV_ALGORITHMS, way, raises)
     offered = ["grouped", "one by one", "columns", "grouped, channels last"]
     assert convolutions.fastest_algorithm(offered, (1, 2, 4, 4), 2, 4, CPU, "float32") == "grouped, channels last"
-    monkeypatch.setitem(CONV_ALGORITHMS, "columns", broken)
-    with pytest.raises(RuntimeError, match="another fault"):
-        convolutions.fastest_algorithm(offered, (1, 2, 4, 4), 2, 4, CPU, "float32")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "GET was unable to find an engine to execute this computation",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`\nmore lines",
+        "another fault",
+    ],
+)
+def test_an_algorithm_that_does_not_work_here_is_dropped(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    """With one warning per reason; an error only if no algorithm is left."""
+
+    def broken(*_: Tensor) -> Tensor:
+        raise RuntimeError(message)
+
+    shape = (1, 2, 4, 4)
+    for name in ("grouped", "columns"):
+        monkeypatch.setitem(CONV_ALGORITHMS, name, broken)
+    first_line = re.escape(message.partition("\n")[0])
+    with pytest.warns(UserWarning, match=f"'(grouped|columns)' does not work .*{first_line}.* not used") as warned:
+        assert convolutions.fastest_algorithm(["grouped", "one by one"], shape, 2, 4, CPU, "float32") == "one by one"
+        assert convolutions.fastest_algorithm(["grouped", "one by one"], shape, 2, 4, CPU, "float32") == "one by one"
+    assert len(warned) == 1
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match=first_line):
+        convolutions.fastest_algorithm(["grouped", "columns"], shape, 2, 4, CPU, "float32")
+
+
+def test_an_algorithm_that_does_not_work_is_not_measured_again_with_fewer_replicas(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It neither stands in for those that have run out of memory."""
+    calls: list[int] = []
+
+    def broken(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        calls.append(len(w))
+        raise RuntimeError("no engine for this test")
+
+    monkeypatch.setitem(CONV_ALGORITHMS, "one by one", broken)
+    monkeypatch.setitem(CONV_ALGORITHMS, "grouped", full)
+    with pytest.warns(UserWarning, match="no engine for this test"):
+        assert (
+            convolutions.fastest_algorithm(["one by one", "grouped"], (1, 2, 4, 4), 2, 4, CPU, "float32") == "grouped"
+        )
+    assert calls == [4]
+
+
+@pytest.mark.parametrize(("replicas", "batches", "wide"), [(1, 1, 1), (3, 3, 1), (8, 5, 2), (128, 5, 26)])
+def test_the_first_convolution_is_measured_as_it_is_computed(
+    monkeypatch: pytest.MonkeyPatch, replicas: int, batches: int, wide: int
+) -> None:
+    """Replicas of a seed share their images, as one wide layer, and images need no gradient."""
+    seen: list[tuple[object, ...]] = []
+
+    def recorded(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        seen.append((tuple(x.shape), tuple(w.shape), tuple(b.shape), x.requires_grad, w.requires_grad))
+        return original(x, w, b)
+
+    original = CONV_ALGORITHMS["columns"]
+    monkeypatch.setitem(CONV_ALGORITHMS, "columns", recorded)
+    for name in CONV_ALGORITHMS:
+        if name != "columns":
+            monkeypatch.setitem(CONV_ALGORITHMS, name, full)
+    shape = (2, 4, 6, 5)
+    for is_first in (True, False):
+        convolutions.fastest_algorithm(["columns"], shape, 3, replicas, CPU, "float32", is_first=is_first)
+    assert set(seen) == {
+        ((batches, 3, 2, 6, 5), (batches, wide * 4, 2, 3, 3), (batches, wide * 4), False, True),
+        ((replicas, 3, 2, 6, 5), (replicas, 4, 2, 3, 3), (replicas, 4), True, True),
+    }
+
+
+def test_only_the_first_convolution_is_measured_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *_, is_first: seen.append(is_first) or "columns")
+    stacked.fastest_algorithms(architecture("conv4", (1, 8, 8), 10), 2, 3, "cpu", "float32")
+    assert seen == [True, False, False, False]
 
 
 def test_fewer_replicas_are_measured_if_none_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,8 +360,8 @@ def test_gpu_memory_limits_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_environment_facts_name_alone_or_shared() -> None:
     facts = {"precision": "float32", "convolutions": {"conv1": "columns"}, "optimizer_compiled": False}
     ways = {"conv1": "columns"}
-    assert stacked.environment_facts(ways, "float32", True) == {**facts, "stack": "alone"}
-    assert stacked.environment_facts(ways, "float32", False) == {**facts, "stack": "shared"}
+    assert stacked.environment_facts(ways, "float32", True, ADAM) == {**facts, "stack": "alone"}
+    assert stacked.environment_facts(ways, "float32", False, ADAM) == {**facts, "stack": "shared"}
 
 
 # --- measured runs ---

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from shutil import which
@@ -26,13 +27,14 @@ from helpers.trainings import RECIPES, data, job, pruned_start
 from helpers.trainings import bits as outcome_bits
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from supermask.core import environment
 from supermask.core.recipe import Recipe
 from supermask.core.types import Snapshot, SplitData, TrainingResult
 from supermask.engines import reference, reference_masks, stacked
 from supermask.engines.job import TrainingJob
 from supermask.engines.optimizer_steps import optimizer_state_names
-from supermask.engines.stacked import autotune, optimizer
-from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithms
+from supermask.engines.stacked import autotune, device, optimizer
+from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithm, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
 from supermask.engines.stacked.device import matmul_precision
 from supermask.engines.stacked.optimizer import OptimizerStep, make_optimizer_step, mask_bits
@@ -97,10 +99,18 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses(gpu: PretendGpu) -> None:
         waits()
         assert len(gpu.waited) == count + 1
         with (
-            pytest.raises(RuntimeError, match="not permitted when stream is capturing"),
+            pytest.raises(RuntimeError, match="previous error during capture"),
             torch.cuda.graph(torch.cuda.CUDAGraph()),
         ):
             waits()
+        # The state that PyTorch 2.11 leaves behind.
+        assert len(gpu.streams) == 2
+        assert len(gpu.capturing_pools) == 1
+        with pytest.raises(RuntimeError, match="Offset increment outside graph capture"):
+            torch.randn(3, device=CUDA)
+        gpu.streams.pop()
+        gpu.capturing_pools.clear()
+        gpu.is_generator_captured = False
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         made = there * 3
@@ -205,6 +215,56 @@ def test_new_runs_reuse_the_recorded_step(gpu: PretendGpu) -> None:
     assert all(w.isfinite().all() for end in ends for w in end.weights.values())
 
 
+# --- recorded environment ---
+
+
+def test_the_environment_of_a_gpu_names_its_software(
+    gpu: PretendGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another CUDA, cuDNN, Triton or driver may choose other kernels: other fingerprints, other measurements."""
+    monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path))
+    versions = {"cuda": "13.0", "cudnn": "91100", "triton": "3.6.0", "driver": "580.65.06"}
+    monkeypatch.setattr(environment, "gpu_software", lambda: dict(versions))
+    monkeypatch.setattr(device, "gpu_software", lambda: dict(versions))
+    facts = environment.environment_info("stacked", "cuda", 1, {"precision": "float32"})
+    assert {key: facts[key] for key in versions} == versions
+    assert facts["device"] == "a pretended GPU"
+    measured: list[str] = []
+
+    def measure() -> str:
+        measured.append(" ".join(versions.values()))
+        return "columns"
+
+    fingerprints = {facts["fingerprint"]}
+    for name in versions:
+        versions[name] += "x"
+        fingerprints.add(environment.environment_info("stacked", "cuda", 1, {"precision": "float32"})["fingerprint"])
+        assert device.cached_measurement("way", ["software"], CUDA, measure) == "columns"
+        assert device.cached_measurement("way", ["software"], CUDA, measure) == "columns"
+    assert len(fingerprints) == len(set(measured)) + 1 == len(measured) + 1 == 5
+    assert environment.environment_info("stacked", "cpu", 1).keys().isdisjoint(versions)
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC", "550.54.15"),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82  Release Build\nGCC version:  gcc 13.3.0",
+            "580.82",
+        ),
+        ("something else\n12.5", None),
+        (None, None),
+    ],
+)
+def test_the_version_of_the_driver(text: str | None, version: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "version"
+    if text is not None:
+        path.write_text(text)
+    assert environment._gpu_driver(path) == version
+    assert environment.gpu_software().keys() == {"cuda", "cudnn", "triton", "driver"}
+
+
 # --- synchronization ---
 
 
@@ -299,6 +359,62 @@ def test_a_step_that_cannot_be_recorded_runs_eagerly(gpu: PretendGpu) -> None:
     assert done.cpu().item() == 9
 
 
+def test_a_failed_recording_leaves_no_trace(gpu: PretendGpu) -> None:
+    """The current stream is restored and the allocator has left capture mode; the next step is recorded."""
+    main, done = torch.cuda.current_stream(), torch.zeros(1, dtype=torch.int64, device=CUDA)
+
+    def wait() -> None:
+        torch.zeros(1, device=CUDA).item()
+
+    with pytest.warns(UserWarning, match="could not be recorded"):
+        CudaGraphStep(wait, CUDA)(WARMUP_STEPS + 1)
+    assert torch.cuda.current_stream() is main
+    assert gpu.recording is None
+    assert not gpu.capturing_pools
+
+    def step() -> None:
+        done.add_(1)
+
+    CudaGraphStep(step, CUDA)(WARMUP_STEPS + 2)
+    assert done.cpu().item() == WARMUP_STEPS + 2
+    assert len(gpu.graphs) == 1
+
+
+def test_convolutions_are_measured_after_a_failed_recording(gpu: PretendGpu) -> None:
+    """PyTorch's default generator of the GPU cannot be used after a failed capture."""
+
+    def wait() -> None:
+        torch.zeros(1, device=CUDA).item()
+
+    with pytest.warns(UserWarning, match="could not be recorded"):
+        CudaGraphStep(wait, CUDA)(WARMUP_STEPS + 1)
+    assert gpu.is_generator_captured
+    assert fastest_algorithm(["grouped", "columns"], (1, 2, 4, 4), 2, 2, CUDA, "float32") in CONV_ALGORITHMS
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.OutOfMemoryError("CUDA out of memory"), KeyError("bug")])
+def test_errors_other_than_cuda_s_are_raised_after_the_recording_has_ended(gpu: PretendGpu, error: Exception) -> None:
+    calls = iter(range(9))
+
+    def step() -> None:
+        if next(calls) == WARMUP_STEPS:
+            raise error
+
+    with pytest.raises(type(error)):
+        CudaGraphStep(step, CUDA)(WARMUP_STEPS + 1)
+    assert (len(gpu.streams), gpu.recording, gpu.capturing_pools) == (1, None, set())
+
+
+def test_all_recordings_and_warm_up_steps_are_on_one_stream(gpu: PretendGpu) -> None:
+    """A new stream per recording would keep a cuBLAS workspace each."""
+    streams = []
+    for _ in range(2):
+        CudaGraphStep(lambda: streams.append(torch.cuda.current_stream()), CUDA)(WARMUP_STEPS + 1)
+    assert len(streams) == 2 * (WARMUP_STEPS + 1)
+    assert len(set(streams)) == 1
+    assert streams[0] is not torch.cuda.current_stream()
+
+
 def test_out_of_memory_during_a_recording_is_raised(gpu: PretendGpu) -> None:
     calls = iter(range(9))
 
@@ -376,30 +492,60 @@ def check_moves_the_same(
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("triton", "works"), [(False, True), (True, False), (True, True)])
-def test_the_plain_optimizer_is_used_without_a_working_compiler(
-    gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch, triton: bool, works: bool
+@pytest.mark.parametrize("recipe", [Recipe("adam", 0.5, 5, 5, 5), Recipe("sgd", 0.5, 5, 5, 5)], ids=["adam", "sgd"])
+@pytest.mark.parametrize(
+    ("triton", "release", "failure", "obstacle"),
+    [
+        (True, "2.11.0+cu130", None, ""),
+        (True, "2.13.1", None, ""),
+        (False, "2.11.0", None, "Triton is not installed"),
+        (True, "2.10.1+cu128", None, "PyTorch 2.10.1+cu128 is older than 2.11"),
+        (True, "2.11.0", "Failed to find C compiler", "Failed to find C compiler"),
+    ],
+)
+def test_the_plain_optimizer_is_used_and_recorded_without_a_working_compiler(
+    gpu: PretendGpu,
+    monkeypatch: pytest.MonkeyPatch,
+    triton: bool,
+    release: str,
+    failure: str | None,
+    obstacle: str,
+    recipe: Recipe,
 ) -> None:
-    compilations: list[object] = []
+    """One warning with the reason; the record names the step that trains, whatever the precision settings."""
+    precisions: list[str] = []
 
     def compile_(function: Any, **_: object) -> Any:
-        def run(*given: Any) -> Any:
-            if not works:
-                raise RuntimeError("Failed to find C compiler")
-            return function(*given)
+        def run(*tensors: Any) -> Any:
+            if failure is not None:
+                raise RuntimeError(f"{failure}\nand more")
+            precisions.append(torch.backends.cuda.matmul.fp32_precision)
+            return function(*tensors)
 
-        compilations.append(function)
         return run
 
     monkeypatch.setattr(optimizer, "find_spec", lambda _: object() if triton else None)
     monkeypatch.setattr(torch, "compile", compile_)
-    for cached in (optimizer.can_compile, optimizer._make_step):
-        monkeypatch.setattr(optimizer, cached.__name__, lru_cache(cached.__wrapped__))
-    w, rate = torch.ones(1, 2, device=CUDA), torch.full((1, 1), -0.5, device=CUDA)
-    for _ in range(2):
-        make_optimizer_step(Recipe("sgd", 0.5, 5, 5, 5), CUDA)(w, torch.ones(1, 2, device=CUDA), None, [], rate, rate)
-    assert w.cpu().tolist() == [[0.0, 0.0]]
-    assert len(compilations) == triton + (triton and works)
+    monkeypatch.setattr(torch, "__version__", release)
+    monkeypatch.setattr(optimizer, "_make_step", lru_cache(optimizer._make_step.__wrapped__))
+    monkeypatch.setattr(optimizer, "_warn_of_obstacle", cache(optimizer._warn_of_obstacle.__wrapped__))
+    before = torch.backends.cuda.matmul.fp32_precision
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        jobs = [
+            job(replace(recipe, iterations=5, evaluate_every=5)),
+            job(replace(recipe, iterations=5), pruned_start()),
+        ]
+        assert [r.status for r in stacked.train(jobs, [DATA] * 2, "cuda", "tf32")] == ["finished"] * 2
+    reasons = [str(w.message) for w in warned if "not compiled" in str(w.message)]
+    assert len(reasons) == bool(obstacle)
+    assert all(f"({obstacle})" in reason for reason in reasons)
+    assert stacked.environment_facts({}, "tf32", True, recipe, "cuda")["optimizer_compiled"] is (obstacle == "")
+    if not obstacle:
+        # The trial with and without a mask is before the training, outside of its precision settings.
+        assert precisions[:2] == [before] * 2
+        assert set(precisions[2:]) == {"tf32"}
+    assert not stacked.environment_facts({}, "float32", True, recipe, "cpu")["optimizer_compiled"]
 
 
 # --- reference engine ---
