@@ -104,7 +104,7 @@ def test_one_two_and_three_workers_make_the_same_store(folder: Path) -> None:
 def test_nothing_to_do_starts_no_worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(levels=1)
     carry_out(plan, folder / "store")
-    monkeypatch.setattr("supermask.execution.local.ProcessPoolExecutor", None)
+    monkeypatch.setattr("supermask.execution.local.WorkerProcess", None)
     recorder = Recorder()
     execute(plan, WorkerConfig(folder / "store"), 2, recorder, keep="masks")
     assert not recorder.results
@@ -435,7 +435,7 @@ def test_ctrl_c_ends_the_command_within_two_seconds_and_it_can_be_resumed(folder
         # The fork server ends by itself when it notices that its parent is gone.
         assert is_group_gone_within(3.0, process.pid), processes_in_group(process.pid)
         out, err = process.communicate()
-    assert "the same command goes on from here" in out + err
+    assert "the same command resumes" in out + err
     assert "Traceback" not in out + err and "KeyboardInterrupt" not in out + err
     kept = Store(folder / "store").run_ids()
     assert 1 <= len(kept) < 4
