@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import echo
 
-from supermask.cli.app import INTERRUPTED, OverridesArg, StoreOption, StudyArg, WorkersOption, app, print_warnings
+from supermask.cli.app import OverridesArg, StoreOption, StudyArg, WorkersOption, app, print_warnings
 from supermask.core.errors import SystemFailure
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def reproduce(
 
 @contextmanager
 def _report_interruption() -> Iterator[None]:
-    """After Ctrl-C, print the number of runs left and exit with status 130."""
+    """After a stop signal, print the number of runs left and exit with status 128 + its number, as shells report it."""
     from supermask.execution.local import StudyInterrupted
 
     try:
@@ -231,7 +231,7 @@ def _report_interruption() -> Iterator[None]:
     except StudyInterrupted as interruption:
         left = f"{interruption.remaining:,} run{' is' if interruption.remaining == 1 else 's are'} left"
         echo(f"Stopped. {left}; the same command resumes. Finished runs are kept.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(128 + interruption.signal_number) from None
 
 
 def _print_outcome(title: str, schedule: Scheduler) -> None:

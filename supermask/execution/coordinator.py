@@ -6,6 +6,7 @@ Slurm.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,9 @@ from itertools import islice
 from typing import Protocol
 
 from supermask.core.errors import SystemFailure
+from supermask.execution.claims import claim_holder, is_claimed, remove_stale_claims
 from supermask.execution.scheduler import KeepPolicy, Scheduler
+from supermask.execution.signals import StopSignal, raise_on_stop_signals
 from supermask.execution.tasks import Chain, Task, TaskResult, WorkerConfig, stored_result
 from supermask.store import CorruptEntry, Store
 from supermask.study.plan import RunGraph
@@ -34,6 +37,12 @@ MIN_CHAINS_PER_GPU = 64
 
 SHUTDOWN_GRACE_SECONDS = 1.2
 """Time that workers have to save checkpoints when they are asked to stop, before they are killed."""
+
+MAX_MISSING_INPUTS = 20
+"""Times that an input may be missing because another command dropped it, before the study is given up."""
+
+CLAIM_POLL_SECONDS = 0.5
+"""Time between two checks of the runs that other commands train."""
 
 STORE_POLL_SECONDS = 1.0
 """Time between two reads of the store for results of assignments that hold several tasks."""
@@ -67,9 +76,10 @@ class ExecutionRequest:
 class StudyInterrupted(Exception):
     """The study was interrupted with `remaining` tasks left. Finished runs are kept."""
 
-    def __init__(self, remaining: int) -> None:
+    def __init__(self, remaining: int, signal_number: int = signal.SIGINT) -> None:
         super().__init__(remaining)
         self.remaining = remaining
+        self.signal_number = signal_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,14 +156,19 @@ class Coordinator:
         self._worker_crashes: Counter[str] = Counter()
         self._node_losses: Counter[str] = Counter()
         self._missing_counts: Counter[str] = Counter()
+        self._last_claim_check = time.monotonic()
+        self._reported_claims: set[str] = set()
 
     def run(self, pool: WorkerPool) -> None:
         """Send tasks to the pool and collect results until no task is left."""
         while self.scheduler.tasks_left:
             # A scheduler that is about to be rebuilt must not start tasks: their parents may have been set aside.
             if not self.needs_reschedule:
+                self._check_claims()
                 self._dispatch(pool)
-            assert self.in_flight or self.needs_reschedule, "tasks that never become ready"
+            if not self.in_flight and not self.needs_reschedule and self.scheduler.tasks_left:
+                assert self.scheduler.postponed, "tasks that never become ready"
+                self._wait_for_claims()
             for assignment, answer in pool.poll() if self.in_flight else ():
                 self._on_worker_answer(assignment, answer)
             self._poll_store()
@@ -164,9 +179,11 @@ class Coordinator:
 
     def remaining_tasks(self) -> int:
         """Count the tasks without a result in the store."""
-        # A worker may have committed tasks of its assignment that it has not reported yet.
+        # Workers may have committed tasks of their assignments that they have not reported yet; other commands, tasks
+        # that they had claimed.
         in_flight = [task for assignment in self.in_flight for task in assignment.tasks]
         pending = [task for task in in_flight if self.scheduler.is_pending(task)]
+        pending += [task for task in self.scheduler.postponed.values() if task not in pending]
         return self.scheduler.tasks_left - sum(self._stored_result(task) is not None for task in pending)
 
     def _dispatch(self, pool: WorkerPool) -> None:
@@ -180,6 +197,25 @@ class Coordinator:
             pool.submit(assignments)
         for assignment in assignments:
             self._notify_started(self._running_tasks(assignment))
+
+    def _check_claims(self) -> None:
+        """Record results of runs that other commands train; make those ready that are not claimed any more."""
+        if time.monotonic() - self._last_claim_check < CLAIM_POLL_SECONDS:
+            return
+        for task in list(self.scheduler.postponed.values()):
+            if not self._collect_stored([task]) and not is_claimed(self.scheduler.store.root, task.run.id):
+                # The other command was interrupted or killed: one of our workers resumes from its checkpoint.
+                self.scheduler.resume(task)
+        self._last_claim_check = time.monotonic()
+
+    def _wait_for_claims(self) -> None:
+        """Wait a moment for other commands, which train every run that could be started."""
+        for task in self.scheduler.postponed.values():
+            if task.run.id not in self._reported_claims:
+                self._reported_claims.add(task.run.id)
+                message = f"waiting for {claim_holder(self.scheduler.store.root, task.run.id)}, which trains it"
+                self._listener(self.scheduler, task, TaskResult(task.run.id, "claimed", message=message))
+        time.sleep(CLAIM_POLL_SECONDS)
 
     def _take_chains(self, free: int, chains_per_worker: int) -> list[Chain]:
         """Take the chains of the next of `free` idle workers.
@@ -240,7 +276,11 @@ class Coordinator:
         tasks = {task.run.id: task for task in assignment.tasks}
         for result in () if isinstance(answer, WorkerDied) else answer:
             # Results that were read from the store before are not recorded twice.
-            if self.scheduler.is_pending(tasks[result.run_id]):
+            if not self.scheduler.is_pending(tasks[result.run_id]):
+                continue
+            if result.status == "claimed":
+                self.scheduler.postpone(tasks[result.run_id])
+            else:
                 self._on_task_end(tasks[result.run_id], result)
         if isinstance(answer, WorkerDied):
             # Runs that the worker committed before it died are neither trained again nor blamed for the crash.
@@ -289,21 +329,24 @@ class Coordinator:
         self._reported_missing.add(result.missing_key)
         self.scheduler.damaged.append(result.message)
         self._missing_counts[result.missing_key] += 1
-        if self._missing_counts[result.missing_key] == MAX_WORKER_CRASHES:
-            raise SystemFailure(
-                f"{result.message} This happened {MAX_WORKER_CRASHES} times: is the disk of the store failing?"
-            )
+        limit = MAX_WORKER_CRASHES if result.is_damage else MAX_MISSING_INPUTS
+        if self._missing_counts[result.missing_key] == limit:
+            cause = "is the disk of the store failing?" if result.is_damage else "does another command drop weights?"
+            raise SystemFailure(f"{result.message} This happened {limit} times: {cause}")
 
 
 @contextmanager
 def open_coordinator(request: ExecutionRequest) -> Iterator[Coordinator]:
-    """Prepare the store and yield the request's coordinator. Ctrl-C within raises StudyInterrupted."""
+    """Prepare the store and yield the request's coordinator. A stop signal within raises StudyInterrupted."""
     store = Store(request.config.store)
     store.remove_stale()
+    remove_stale_claims(store.root)
     scheduler = request.scheduler or Scheduler(request.plan, store)
     coordinator = Coordinator(scheduler, request.config, request.listener, request.keep, request.on_start)
     try:
-        coordinator.scheduler.drop_unneeded(request.keep)
-        yield coordinator
-    except KeyboardInterrupt:
-        raise StudyInterrupted(coordinator.remaining_tasks()) from None
+        with raise_on_stop_signals():
+            coordinator.scheduler.drop_unneeded(request.keep)
+            yield coordinator
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.number if isinstance(interrupt, StopSignal) else signal.SIGINT
+        raise StudyInterrupted(coordinator.remaining_tasks(), number) from None

@@ -68,6 +68,8 @@ class LiveStatusWriter:
         with self._lock:
             self._scheduler = scheduler
             self._eta.update(scheduler)
+            if result.status == "claimed":
+                return
             self._in_flight.pop(task.run.id, None)
             if result.status != "finished" and len(self._failures) < MAX_FAILURES:
                 message = result.message or f"at iteration {result.metrics.get('diverged_at')}"

@@ -1,27 +1,32 @@
 """The local executor: worker processes of one thread each on this machine.
 
-A worker that dies is replaced and its run tried again. On Ctrl-C the workers save checkpoints and end. A worker whose
-main process is gone ends by itself.
+A worker that dies is replaced and its run tried again. On Ctrl-C, SIGTERM or SIGHUP the workers save checkpoints and
+end. If the main process is killed, the kernel kills its workers.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import forkserver, resource_tracker
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_connections
 from multiprocessing.context import BaseContext
+from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import ModuleType
 
+from supermask.core.errors import SystemFailure
 from supermask.execution.checkpoints import TaskInterrupted
 from supermask.execution.coordinator import MAX_WORKER_CRASHES as MAX_WORKER_CRASHES
 from supermask.execution.coordinator import (
@@ -35,20 +40,28 @@ from supermask.execution.coordinator import (
 )
 from supermask.execution.coordinator import StudyInterrupted as StudyInterrupted
 from supermask.execution.coordinator import TaskListener as TaskListener
+from supermask.execution.orphans import kill_with_parent
 from supermask.execution.resources import select_run_engine
 from supermask.execution.scheduler import Scheduler
+from supermask.execution.signals import block_stop_signals, reset_stop_signals
 from supermask.execution.tasks import Chain, TaskResult, WorkerConfig
 from supermask.execution.worker import get_worker
 from supermask.networks.sequential import Conv
 from supermask.store.replay import run_architecture
 from supermask.study.plan import RunGraph
 
+MAX_SOCKET_FOLDER = 60
+"""Longest name of a folder for multiprocessing's sockets, in bytes: the kernel allows 107 for a socket's path."""
+
+SHORT_TEMP_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (only folders of their own are made in them)
+"""Folders to try for sockets if TMPDIR is too long."""
+
 
 def run_plan(request: ExecutionRequest, start_method: str = "forkserver") -> Scheduler:
     """Execute a plan with worker processes; return its scheduler.
 
-    Raises StudyInterrupted on Ctrl-C, and UserError or SystemFailure of a worker; before that the other workers save
-    checkpoints and end.
+    Raises StudyInterrupted on Ctrl-C, SIGTERM and SIGHUP, and UserError or SystemFailure of a worker; before that the
+    other workers save checkpoints and end.
     """
     with open_coordinator(request) as coordinator:
         if coordinator.scheduler.tasks_left:
@@ -58,57 +71,114 @@ def run_plan(request: ExecutionRequest, start_method: str = "forkserver") -> Sch
     return coordinator.scheduler
 
 
-class ProcessPool:
-    """A pool of worker processes on this machine.
+class WorkerProcess:
+    """A worker process and the connection to it: assignments go in, answers come out.
 
-    Each worker is a `ProcessPoolExecutor` of one process. So a death names its assignment, and does not break the other
-    workers, as it would in one executor of several processes.
+    A pipe and nothing else. `ProcessPoolExecutor` would add threads, semaphores and their resource tracker, each of
+    which prints tracebacks of its own when one of its processes is killed.
     """
+
+    def __init__(self, context: BaseContext) -> None:
+        """Raises OSError and EOFError if the fork server was killed meanwhile."""
+        self.connection, other_end = context.Pipe()
+        self.process: BaseProcess = context.Process(target=serve_assignments, args=(other_end,))  # type: ignore[attr-defined]
+        try:
+            # A start that is interrupted halfway would leave a process that nobody knows of.
+            with block_stop_signals(), _hide_main_module(), _hide_tracker_warning():
+                self.process.start()
+        finally:
+            # The worker has the only other copy: the connection then ends with the worker.
+            other_end.close()
+
+    def close(self) -> None:
+        """Let an idle worker end, and wait for it."""
+        self.connection.close()
+        self.process.join()
+
+
+class ProcessPool:
+    """A pool of worker processes on this machine."""
 
     prefers_whole_chains = False
 
-    def __init__(self, config: WorkerConfig, workers: int, start_worker: Callable[[], ProcessPoolExecutor]) -> None:
+    def __init__(self, config: WorkerConfig, workers: int, start_worker: Callable[[], WorkerProcess]) -> None:
         self._config, self._workers, self._start_worker = config, workers, start_worker
-        self._idle: list[ProcessPoolExecutor] = []
-        self._in_flight: dict[Future[list[TaskResult]], tuple[ProcessPoolExecutor, Assignment]] = {}
+        self._idle: list[WorkerProcess] = []
+        self._in_flight: dict[Connection, tuple[WorkerProcess, Assignment]] = {}
 
     def capacity(self) -> int:
         """Return the number of workers: one assignment each."""
         return self._workers
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
-        """Send each assignment to an idle worker; start one if there is none."""
+        """Send each assignment to an idle worker; start one if there is none. Raises SystemFailure."""
         for assignment in assignments:
             while not self._try_submit(assignment):
                 pass
 
     def poll(self) -> list[tuple[Assignment, WorkerAnswer]]:
-        """Wait for the first answers and return them."""
-        # Single tasks report nothing before they end, so waiting for them needs no timeout to look at the store.
-        has_chains = any(len(assignment.tasks) > 1 for _, assignment in self._in_flight.values())
-        timeout = STORE_POLL_SECONDS if has_chains else None
-        done, _ = wait(self._in_flight, timeout, return_when=FIRST_COMPLETED)
+        """Wait at most STORE_POLL_SECONDS for the first answers and return them. Raises exceptions of workers."""
         answers: list[tuple[Assignment, WorkerAnswer]] = []
-        for future in done:
-            worker, assignment = self._in_flight.pop(future)
+        # A connection is ready if it has an answer, or if the worker is gone.
+        for connection in wait_for_connections(list(self._in_flight), STORE_POLL_SECONDS):
+            assert isinstance(connection, Connection)
+            worker, assignment = self._in_flight.pop(connection)
             try:
-                answers.append((assignment, future.result()))
-            except BrokenProcessPool:
+                results, error = connection.recv()
+            except (EOFError, OSError):
+                worker.close()
                 answers.append((assignment, WorkerDied()))
-            else:
-                self._idle.append(worker)
+                continue
+            if error is not None:
+                raise error
+            answers.append((assignment, results))
+            self._idle.append(worker)
         return answers
 
     def _try_submit(self, assignment: Assignment) -> bool:
         # The worker that was busy last: it has the initial state of the task's parent in memory.
         worker = self._idle.pop() if self._idle else self._start_worker()
         try:
-            # This may start a process, which Ctrl-C must not interrupt halfway.
-            with _block_sigint(), _hide_main_module():
-                self._in_flight[worker.submit(run_chains, self._config, assignment.chains)] = (worker, assignment)
-        except BrokenProcessPool:
+            worker.connection.send((self._config, assignment.chains))
+        except OSError:
+            worker.close()
             return False  # It died while idle. It was removed from the idle ones above, so the next try takes another.
+        self._in_flight[worker.connection] = (worker, assignment)
         return True
+
+
+def serve_assignments(connection: Connection) -> None:
+    """Train the assignments that arrive, until the connection is closed: the main function of a worker process.
+
+    An answer is a pair of results and exception, one of which is None.
+    """
+    _init_worker()
+    while True:
+        try:
+            config, chains = connection.recv()
+        except (EOFError, OSError):
+            return
+        answer: tuple[list[TaskResult] | None, object]
+        try:
+            answer = run_chains(config, chains), None
+        except Exception as error:
+            answer = None, _to_picklable(error)
+        # An OSError means that the main process is gone; what was finished is in the store.
+        with suppress(OSError):
+            connection.send(answer)
+
+
+def _to_picklable(error: Exception) -> object:
+    """Return an object that arrives as the exception, with the worker's traceback as its cause.
+
+    A user's exception may not survive pickling; then a SystemFailure with its text arrives.
+    """
+    portable = ExceptionWithTraceback(error, error.__traceback__)
+    try:
+        pickle.loads(pickle.dumps(portable))  # noqa: S301 (our own bytes)
+    except Exception:
+        return SystemFailure(f"a worker process failed: {type(error).__name__}: {error}")
+    return portable
 
 
 def run_chains(config: WorkerConfig, chains: Sequence[Chain]) -> list[TaskResult]:
@@ -128,37 +198,40 @@ def run_chains(config: WorkerConfig, chains: Sequence[Chain]) -> list[TaskResult
 
 
 @contextmanager
-def _worker_factory(start_method: str, preload: list[str]) -> Iterator[Callable[[], ProcessPoolExecutor]]:
+def _worker_factory(start_method: str, preload: list[str]) -> Iterator[Callable[[], WorkerProcess]]:
     """Yield a function that starts a worker. At the end all workers are gone: after an exception within
     SHUTDOWN_GRACE_SECONDS.
     """
     context = multiprocessing.get_context(start_method)
-    unrelated = multiprocessing.active_children()
     first = _start_fork_server(context, preload) if start_method == "forkserver" else None
-    workers: list[ProcessPoolExecutor] = []
+    workers: list[WorkerProcess] = []
 
-    def start_worker() -> ProcessPoolExecutor:
-        workers.append(ProcessPoolExecutor(1, mp_context=context, initializer=_init_worker))
-        return workers[-1]
+    def start_worker() -> WorkerProcess:
+        # Several attempts: the first may find that the fork server was killed, and the next one starts another.
+        for _ in range(MAX_WORKER_CRASHES):
+            try:
+                workers.append(WorkerProcess(context))
+            except (EOFError, OSError) as error:
+                reason = error
+            else:
+                return workers[-1]
+        raise _start_failure(reason)
 
     try:
         yield start_worker
         for worker in workers:
-            worker.shutdown(wait=True)
+            worker.close()
         if first is not None:
             first.join()
     except BaseException:
-        with _block_sigint():
-            # The user's program may have processes of its own, which are not ours to end.
-            _stop_processes([process for process in multiprocessing.active_children() if process not in unrelated])
-            for worker in workers:
-                worker.shutdown(wait=False, cancel_futures=True)
+        with block_stop_signals():
+            _stop_processes([worker.process for worker in workers] + ([first] if first is not None else []))
         raise
 
 
 def _modules_to_preload(config: WorkerConfig, plan: RunGraph) -> list[str]:
     """Return the modules that the fork server imports, so that forked workers start with them loaded."""
-    modules = ["supermask.execution.preload"]
+    modules = ["supermask.execution.preload.first", "supermask.execution.preload.base"]
     kinds = {(run.network, run.dataset, run.learning): run for run in plan.runs.values()}
     sparse_runs = [r for r in kinds.values() if select_run_engine(r, config.engine, config.device).engine == "sparse"]
     if sparse_runs:
@@ -170,25 +243,62 @@ def _modules_to_preload(config: WorkerConfig, plan: RunGraph) -> list[str]:
         modules.append(f"supermask.execution.preload.{kind}")
     elif config.stack != 1:
         modules.append("supermask.execution.preload.stacked")
-    return modules
+    return [*modules, "supermask.execution.preload.last"]
 
 
 def _start_fork_server(context: BaseContext, preload: list[str]) -> BaseProcess:
     """Start the server that workers are forked from, and a first process that does nothing. Ctrl-C works meanwhile.
 
     The server imports for seconds before it forks the first process. That one does nothing, so it is silent if the
-    main process is gone by then, where a worker would print a traceback.
+    main process is gone by then, where a worker would print a traceback. Raises SystemFailure.
     """
     context.set_forkserver_preload(preload)
-    # Ctrl-C goes to every process of the terminal's group, but only the main process handles it. The server and its
-    # forks inherit the blocked signal. The resource tracker is started first, because its own start unblocks it.
-    resource_tracker.ensure_running()
-    with _block_sigint(), _hide_main_module():
-        forkserver.ensure_running()
     first: BaseProcess = context.Process(target=_noop, daemon=True)  # type: ignore[attr-defined]
-    with _hide_main_module():
-        first.start()
-    return first
+    for _ in range(MAX_WORKER_CRASHES):
+        try:
+            with _short_socket_folder(), _hide_main_module(), _hide_tracker_warning():
+                # The resource tracker is started first, because its own start unblocks signals.
+                resource_tracker.ensure_running()
+                # Signals to the process group are the main process's business. The server and its forks inherit that
+                # they are blocked.
+                with block_stop_signals():
+                    forkserver.ensure_running()
+                first.start()
+        except (EOFError, OSError) as error:
+            reason = error
+            first = context.Process(target=_noop, daemon=True)  # type: ignore[attr-defined]
+        else:
+            return first
+    raise _start_failure(reason)
+
+
+def _start_failure(reason: Exception) -> SystemFailure:
+    if "AF_UNIX path too long" in str(reason):
+        return SystemFailure(
+            f"worker processes cannot be started: the temporary folder {tempfile.gettempdir()} has too long a name for "
+            "sockets. Set TMPDIR to a folder with a shorter name, for example TMPDIR=/tmp."
+        )
+    return SystemFailure(
+        f"worker processes cannot be started ({type(reason).__name__}: {reason}): the server that they are forked from "
+        f"was killed {MAX_WORKER_CRASHES} times. Is the memory full? Finished runs are kept; the same command resumes."
+    )
+
+
+@contextmanager
+def _short_socket_folder() -> Iterator[None]:
+    """Let multiprocessing make its folder for sockets in a folder with a short name, if TMPDIR is too long for them.
+
+    It makes one folder per process, at the first need. Python's own temporary files stay in TMPDIR.
+    """
+    previous = tempfile.tempdir
+    short = [folder for folder in SHORT_TEMP_FOLDERS if os.access(folder, os.W_OK | os.X_OK) and Path(folder).is_dir()]
+    try:
+        if len(os.fsencode(tempfile.gettempdir())) > MAX_SOCKET_FOLDER and short:
+            tempfile.tempdir = short[0]
+        util.get_temp_dir()
+        yield
+    finally:
+        tempfile.tempdir = previous
 
 
 def _noop() -> None:
@@ -196,10 +306,13 @@ def _noop() -> None:
 
 
 def _init_worker() -> None:
-    """Initialize a worker process: ignore Ctrl-C, and end when the main process ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Initialize a worker process: handle SIGTERM only, and end when the main process ends."""
+    kill_with_parent()
+    # SIGTERM is how the main process, or a signal to the whole group, stops a worker.
+    reset_stop_signals()
     main = multiprocessing.parent_process()
     assert main is not None
+    # For systems on which the kernel does not do it.
     threading.Thread(target=_exit_with_parent, args=(main,), daemon=True).start()
 
 
@@ -235,11 +348,8 @@ def _hide_main_module() -> Iterator[None]:
 
 
 @contextmanager
-def _block_sigint() -> Iterator[None]:
-    """Delay Ctrl-C until the end of the block. Processes that are started within never receive it."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _hide_tracker_warning() -> Iterator[None]:
+    """Hide that multiprocessing replaces a killed resource tracker: nothing of ours is tracked by it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "resource_tracker: process died unexpectedly")
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -70,6 +70,8 @@ class Scheduler:
         """Run id of the nearest ancestor with a task -> tasks that wait for it."""
         self._reserved: set[str] = set()
         """Run ids of tasks that belong to a chain that a worker has: no other worker may take them."""
+        self.postponed: dict[str, Task] = {}
+        """Run id -> task that another command trains at the moment."""
         for task in self._tasks.values():
             # The nearest ancestor with a task need not be the parent: a replay of a grandparent is waited for as well.
             blocker = next((a.id for a in self._ancestors(task.run) if a.id in self._tasks), None)
@@ -138,18 +140,29 @@ class Scheduler:
         heap = self._ready.setdefault(stack_key(task), [])
         heapq.heappush(heap, (-task.run.level, self._order[task.run.id], task))
 
+    def postpone(self, task: Task) -> None:
+        """Keep a task that was taken from becoming ready, until `resume`."""
+        self.postponed[task.run.id] = task
+
+    def resume(self, task: Task) -> None:
+        """Make a postponed task ready again."""
+        self.requeue(self.postponed.pop(task.run.id))
+
     def release(self, tasks: Iterable[Task]) -> None:
         """Give back tasks that their worker no longer has; those without a result can be taken by any worker."""
         for task in tasks:
             self._reserved.discard(task.run.id)
+            if task.run.id in self.postponed:
+                continue
             # Tasks further down an unfinished chain stay in `_waiting`: only the first unfinished one is ready.
             if self.is_pending(task) and all(ancestor.id not in self._tasks for ancestor in self._ancestors(task.run)):
                 self.requeue(task)
 
     def finish(self, task: Task, result: TaskResult) -> None:
         """Record a result: tasks that waited for it become ready, or are cancelled if it is not `finished`."""
-        assert result.status != "not_started", "this requires a new scheduler"
+        assert result.status not in ("not_started", "claimed"), "not the end of the task"
         del self._tasks[task.run.id]
+        self.postponed.pop(task.run.id, None)
         self._work_left -= estimated_work(task.run)
         if not task.replay:
             self.status[task.run.id] = result.status
@@ -232,6 +245,7 @@ class Scheduler:
             if descendant.id not in self.status:
                 self.status[descendant.id] = "ancestor_diverged"
                 self._count_in_ancestors(descendant, -1)
+            self.postponed.pop(descendant.id, None)
             if self._tasks.pop(descendant.id, None) is not None:
                 self._work_left -= estimated_work(descendant)
             descendants += self.plan.children[descendant.id]

@@ -14,7 +14,7 @@ from supermask.store.files.entry import RunFacts
 from supermask.store.records import snapshot_name
 from supermask.study.run import Run
 
-TaskStatus = Literal["finished", "diverged", "certificate_failed", "not_started"]
+TaskStatus = Literal["finished", "diverged", "certificate_failed", "not_started", "claimed"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,15 @@ class TaskResult:
 
     run_id: str
     status: TaskStatus
-    """`not_started`: the task's input is damaged or missing, and the scheduler has to be rebuilt."""
+    """`not_started`: the task's input is damaged or missing, and the scheduler has to be rebuilt. `claimed`: another
+    process trains the run."""
     seconds: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
     message: str = ""
     missing_key: str = ""
     """Store key of the damaged or missing input of a task that was `not_started`."""
+    is_damage: bool = False
+    """With `not_started`: the input is damaged; False if it was dropped."""
 
 
 REPLAYED = "missing snapshots replayed"

@@ -14,6 +14,7 @@ from supermask.core.types import InitialState, SplitData, TrainingResult
 from supermask.datasets import ImageDataset
 from supermask.engines.job import Checkpointer, TrainingJob
 from supermask.execution.checkpoints import StoreCheckpointer, TaskInterrupted
+from supermask.execution.claims import RunClaim, claim_holder, claim_run
 from supermask.execution.commit import RunCommitter, with_mask_evaluation
 from supermask.execution.resources import DatasetCache, EngineSelector, SelectedEngine, check_data_fingerprint
 from supermask.execution.tasks import REPLAYED, Chain, Task, TaskResult, WorkerConfig, stack_key, stored_result
@@ -58,8 +59,11 @@ class Worker:
         prepared = self.prepare(task, should_stop)
         if isinstance(prepared, TaskResult):
             return prepared
-        outcome = prepared.engine.train(prepared.job, prepared.data)
-        return self.commit(prepared, outcome, lambda: time.perf_counter() - began)
+        try:
+            outcome = prepared.engine.train(prepared.job, prepared.data)
+            return self.commit(prepared, outcome, lambda: time.perf_counter() - began)
+        finally:
+            prepared.claim.release()
 
     def run_chains(self, chains: Sequence[Chain], should_stop: ShouldStop = never_stop) -> list[TaskResult]:
         """Train chains, each up to its first task that does not finish; return results in the order of their ends.
@@ -75,13 +79,29 @@ class Worker:
         return feed.results
 
     def prepare(self, task: Task, should_stop: ShouldStop) -> PreparedTask | TaskResult:
-        """Prepare a task for training; or return its result if it is stored already or cannot start."""
-        # Another process on the same store may have finished the run since the scheduler was built.
-        return self._handle_damage(task, lambda: self._stored_result(task) or self._prepare(task, should_stop))
+        """Claim a task and prepare it for training; or return its result if it is stored already or cannot start."""
+        claim = claim_run(self.store.root, task.run.id)
+        if claim is None:
+            holder = claim_holder(self.store.root, task.run.id)
+            return TaskResult(task.run.id, "claimed", message=f"{holder} trains it")
+        try:
+            # Only now, with the claim: another process may have finished the run since the scheduler was built.
+            prepared = self._handle_damage(
+                task, lambda: self._stored_result(task) or self._prepare(task, should_stop, claim)
+            )
+        except BaseException:
+            claim.release()
+            raise
+        if isinstance(prepared, TaskResult):
+            claim.release()
+        return prepared
 
     def commit(self, prepared: PreparedTask, outcome: TrainingResult, seconds: Callable[[], float]) -> TaskResult:
         """Certify and commit a trained run. `seconds()` returns its duration and is called after the certificate."""
-        return self._handle_damage(prepared.task, lambda: self._commit(prepared, outcome, seconds))
+        try:
+            return self._handle_damage(prepared.task, lambda: self._commit(prepared, outcome, seconds))
+        finally:
+            prepared.claim.release()
 
     def _handle_damage(self, task: Task, action: Callable[[], T]) -> T | TaskResult:
         """Return the action's value; or the result `not_started`, if the action found its input missing or damaged."""
@@ -93,12 +113,12 @@ class Worker:
         except CorruptEntry as damage:
             self.store.quarantine(damage.key, damage.what)
             message = f"{damage.key} in the store is damaged: {damage.what}. It was set aside and is computed again."
-            return TaskResult(task.run.id, "not_started", message=message, missing_key=damage.key)
+            return TaskResult(task.run.id, "not_started", message=message, missing_key=damage.key, is_damage=True)
 
     def _stored_result(self, task: Task) -> TaskResult | None:
         return stored_result(self.store, task)
 
-    def _prepare(self, task: Task, should_stop: ShouldStop) -> PreparedTask:
+    def _prepare(self, task: Task, should_stop: ShouldStop, claim: RunClaim) -> PreparedTask:
         run, start, images = task.run, self._initial_state(task), self._data.images(task.run)
         # A chain must not change its data set halfway: the new run has to see the data of the run that it continues.
         if (predecessor := run.id if task.replay else run.parent) is not None:
@@ -114,7 +134,7 @@ class Worker:
             run.recipe.iterations,
         )
         job = _make_job(task, start, checkpoints)
-        return PreparedTask(task, start, images, self._data.split_for(run), engine, checkpoints, job)
+        return PreparedTask(task, start, images, self._data.split_for(run), engine, checkpoints, job, claim)
 
     def _initial_state(self, task: Task) -> InitialState:
         if task.replay:
@@ -158,6 +178,7 @@ class PreparedTask:
     engine: SelectedEngine
     checkpoints: StoreCheckpointer
     job: TrainingJob
+    claim: RunClaim
 
 
 class ChainFeed:
@@ -192,6 +213,10 @@ class ChainFeed:
             engine.train_stream(self, stack_size)
         except TaskInterrupted:
             raise self._error or TaskInterrupted from None
+        finally:
+            # Empty unless the stack was interrupted.
+            for prepared, _, _ in self._in_stack.values():
+                prepared.claim.release()
 
     def next_jobs(self, limit: int) -> list[tuple[TrainingJob, SplitData]]:
         """Return at most `limit` trainings that can join the stack.

@@ -161,7 +161,7 @@ def test_the_chain_in_training_is_blamed_for_a_crash() -> None:
 def test_a_task_that_cannot_start_rebuilds_the_scheduler() -> None:
     plan = make_chain_plan(2, 1, levels=1)
     answers: list[Callable[[str], TaskResult]] = [
-        lambda run_id: TaskResult(run_id, "not_started", message="damaged", missing_key="x"),
+        lambda run_id: TaskResult(run_id, "not_started", message="damaged", missing_key="x", is_damage=True),
     ]
 
     class DamagedPool(InstantPool):
@@ -177,7 +177,7 @@ def test_a_task_that_cannot_start_rebuilds_the_scheduler() -> None:
     assert [text.split()[1] for text in results] == ["finished", "not_started", *["finished"] * 3]
     always_damaged = DamagedPool(1)
     answers += [
-        lambda run_id: TaskResult(run_id, "not_started", message="damaged", missing_key="x")
+        lambda run_id: TaskResult(run_id, "not_started", message="damaged", missing_key="x", is_damage=True)
     ] * MAX_WORKER_CRASHES
     coordinator, _, _ = make_coordinator(plan)
     with pytest.raises(SystemFailure, match=f"damaged This happened {MAX_WORKER_CRASHES} times"):

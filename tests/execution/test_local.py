@@ -104,7 +104,7 @@ def test_one_two_and_three_workers_make_the_same_store(folder: Path) -> None:
 def test_nothing_to_do_starts_no_worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(levels=1)
     carry_out(plan, folder / "store")
-    monkeypatch.setattr("supermask.execution.local.ProcessPoolExecutor", None)
+    monkeypatch.setattr("supermask.execution.local.WorkerProcess", None)
     recorder = Recorder()
     execute(plan, WorkerConfig(folder / "store"), 2, recorder, keep="masks")
     assert not recorder.results

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import supermask.execution.preload  # noqa: F401  (imported before the forks)
+import supermask.execution.preload.base  # noqa: F401  (imported before the forks)
 from supermask.datasets import load
 from supermask.execution import resources
 from supermask.execution.coordinator import ExecutionRequest

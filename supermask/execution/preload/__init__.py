@@ -1,15 +1,4 @@
-"""Imports of the fork server that every worker process needs: they take seconds and are done once.
+"""Modules that the fork server imports, so that the workers that it forks start with everything loaded.
 
-The modules beside this one add the imports of one engine each.
+`first` and `last` frame the list; `base` is for every worker; the others add one engine each.
 """
-
-import torch
-
-from supermask.engines import reference
-from supermask.execution import worker
-
-__all__ = ["reference", "worker"]
-
-torch.set_num_threads(1)
-# PyTorch delays about a second of its own imports until the first optimizer is created.
-torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], fused=True)

@@ -29,6 +29,9 @@ WEIGHTS = file_name("weights")
 DROPPED = "weights.dropped"
 """Empty marker file beside `run.json`: the weights were removed on purpose."""
 
+PUBLISH_ATTEMPTS = 10
+"""Renames that are tried while other processes keep removing the parent folder."""
+
 # Errors of a rename onto a taken name: a folder with content, or a file.
 _ALREADY_EXISTS = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
@@ -70,6 +73,10 @@ class EntryFolders:
         try:
             self.disk.make_dir(folder)
         except FileExistsError:
+            # Gone in between: another process has removed the folder, which makes the next attempt succeed.
+            if not os.path.lexists(folder):
+                self.prepare(folder)
+                return
             if not folder.is_dir():
                 raise
         self.disk.fsync_dir(folder.parent)
@@ -98,12 +105,15 @@ class EntryFolders:
 
         The parent is synced in both cases: with False, the other writer's rename may not be on the device yet.
         """
-        try:
-            moved = self._rename(staged, target)
-        except FileNotFoundError:
-            # Another process removed the parent folder. Make it again once; a second time raises.
-            self.prepare(target.parent)
-            moved = self._rename(staged, target)
+        for attempts_left in reversed(range(PUBLISH_ATTEMPTS)):
+            try:
+                moved = self._rename(staged, target)
+                break
+            except FileNotFoundError:
+                # Another process removed the parent folder: make it again.
+                if not attempts_left or not os.path.lexists(staged):
+                    raise
+                self.prepare(target.parent)
         self.disk.fsync_dir(target.parent)
         return moved
 

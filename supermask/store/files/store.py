@@ -6,6 +6,7 @@ the operations that give them, are listed in docs/store.md.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -171,6 +172,10 @@ class Store:
                 # The number may be taken: another process may be training the same run.
                 while not self._folders.publish(staged, folder / f"{number:08d}"):
                     number += 1
+            except FileNotFoundError:
+                # Another process has committed the run and removed its checkpoints, this one included.
+                if os.path.lexists(folder):
+                    raise
             finally:
                 self._folders.remove_staged(staged)
             for number in previous:
@@ -191,7 +196,12 @@ class Store:
         """Remove the run's checkpoints, once it is committed. Does nothing if there are none."""
         folder = self._checkpoints(run_id)
         with translate_os_errors(folder):
-            self._disk.remove_tree(folder)
+            try:
+                self._disk.remove_tree(folder)
+            except OSError as error:
+                # Another process that trains the same run has just saved one. It removes the folder at its own end.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
 
     def quarantine(self, key: str, why: str) -> Path | None:
         """Move a damaged run or snapshot to `quarantine/`, so that it is computed again. Returns its new folder.

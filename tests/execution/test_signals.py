@@ -1,0 +1,166 @@
+"""Signals to the processes of a command: the main process, the fork server, the resource tracker, the whole group."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.faulty_disk import quick_folder
+from helpers.processes import command_lines, group_members, wait_until, wait_until_gone
+from helpers.small_studies import carry_out, contents, leftovers
+
+from supermask.store import Store
+from supermask.study import load_study
+from supermask.study.plan import Plan, make_plan
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+
+STUDY = """
+network: fc-20
+seeds: 2
+train: {epochs: 60, evaluate_every: 10}
+prune: {levels: 1}
+treatments: [{criterion: large_final}]
+"""
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that is the current directory and holds a study."""
+    with quick_folder() as path, monkeypatch.context() as patch:
+        patch.chdir(path)
+        (path / "study.yaml").write_text(STUDY)
+        yield path
+
+
+@contextmanager
+def start_command(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """Start `supermask run study.yaml` in a process group of its own; kill the group at the end."""
+    command = [sys.executable, "-m", "supermask", "run", "study.yaml", "--store", "store", "--workers", "2", *arguments]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        command, text=True, start_new_session=True, stdout=pipe, stderr=pipe, env={**os.environ, **environment}
+    )
+    try:
+        yield process
+    finally:
+        if group_members(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def has_result(folder: Path) -> bool:
+    return bool(Store(folder / "store").run_ids())
+
+
+def find_process(group: int, text: str) -> int | None:
+    """Return the id of a process of the group whose command line contains `text`."""
+    return next((pid for pid, command in command_lines(group).items() if text in command), None)
+
+
+def assert_complete(folder: Path, plan: Plan | None = None) -> None:
+    """Check that the store is bit-identical to one of a worker in this process, without leftovers."""
+    plan = plan or make_plan(load_study(folder / "study.yaml"))
+    carry_out(plan, folder / "local")
+    assert contents(folder / "store") == contents(folder / "local")
+    assert not leftovers(folder / "store")
+
+
+@pytest.mark.parametrize("to_group", [False, True], ids=["main", "group"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_a_stop_signal_saves_checkpoints_and_ends_the_command(
+    folder: Path, number: signal.Signals, to_group: bool
+) -> None:
+    """To the main process, as `kill` sends it, or to the whole group, as a terminal and most supervisors do."""
+    with start_command("--engine", "reference") as process:
+        wait_until(lambda: has_result(folder), process)
+        time.sleep(0.2)
+        (os.killpg if to_group else os.kill)(process.pid, number)
+        assert process.wait(timeout=10) == 128 + number
+        assert wait_until_gone(process.pid, 2.0), command_lines(process.pid)
+        out, err = process.communicate()
+    assert "left; the same command resumes" in err and "Traceback" not in out + err
+    kept = Store(folder / "store").run_ids()
+    assert 1 <= len(kept) < 4
+    assert list((folder / "store" / "checkpoints").iterdir())
+    plan = make_plan(load_study(folder / "study.yaml"))
+    carry_out(plan, folder / "store")
+    assert_complete(folder)
+
+
+@pytest.mark.parametrize("target", ["multiprocessing.forkserver", "multiprocessing.resource_tracker"])
+def test_a_killed_helper_process_of_multiprocessing_is_replaced(folder: Path, target: str) -> None:
+    with start_command("--engine", "reference") as process:
+        wait_until(lambda: has_result(folder), process)
+        pid = find_process(process.pid, target)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, out + err
+        assert err == ""
+        assert wait_until_gone(process.pid, 2.0), command_lines(process.pid)
+    assert_complete(folder)
+
+
+def test_a_fork_server_that_is_always_killed_ends_the_command_with_one_message(folder: Path) -> None:
+    """The same command resumes the study afterwards."""
+    with start_command("--engine", "reference") as process:
+        wait_until(lambda: find_process(process.pid, "multiprocessing.forkserver"), process)
+        while process.poll() is None:
+            if (pid := find_process(process.pid, "multiprocessing.forkserver")) is not None:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.count("\n") == 1 and "worker processes cannot be started" in err
+    with start_command("--engine", "reference") as process:
+        assert process.wait(timeout=120) == 0
+    assert_complete(folder)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        lambda group: find_process(group, "multiprocessing.forkserver"),
+        lambda group: Path("store/runs").exists(),
+    ],
+    ids=["while the fork server imports", "while workers train"],
+)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT], ids=lambda number: number.name)
+def test_no_process_outlives_a_killed_command_for_two_seconds(
+    folder: Path, number: signal.Signals, moment: Callable[[int], Any]
+) -> None:
+    """The sparse engine compiles and measures its kernels in the fork server, here with an empty cache."""
+    with start_command(SUPERMASK_CACHE=str(folder / "cache")) as process:
+        wait_until(lambda: moment(process.pid), process)
+        time.sleep(0.5)
+        os.kill(process.pid, number)
+        process.wait()
+        assert wait_until_gone(process.pid, 2.0), command_lines(process.pid)
+
+
+def test_a_temporary_folder_with_a_long_name_is_not_used_for_sockets(folder: Path) -> None:
+    long = folder / ("x" * 120)
+    long.mkdir()
+    with start_command("train.epochs=1", "--engine", "reference", TMPDIR=str(long)) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert not list(long.iterdir())
+
+
+def test_without_a_short_temporary_folder_the_message_names_tmpdir(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from supermask.execution import local
+
+    monkeypatch.setattr(local, "SHORT_TEMP_FOLDERS", ())
+    failure = local._start_failure(OSError("AF_UNIX path too long"))
+    assert "Set TMPDIR to a folder with a shorter name" in str(failure)
