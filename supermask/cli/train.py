@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer import echo
 
 from supermask.cli.app import INTERRUPTED, OverridesArg, StoreOption, StudyArg, WorkersOption, app, print_warnings
+from supermask.cli.output import echo, survive_lost_output
 from supermask.core.errors import SystemFailure
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ def plan(
 
 
 @app.command()
+@survive_lost_output()
 def run(
     study: StudyArg,
     overrides: OverridesArg = None,
@@ -175,6 +176,7 @@ def run(
 
 
 @app.command()
+@survive_lost_output()
 def reproduce(
     scale: Annotated[
         str,
