@@ -80,6 +80,8 @@ def run(
         raise SystemFailure(
             f"{result}. Runs whose certificate failed are not results: `supermask verify` prints the reason."
         )
+    if message := runs.missing_result(list(result.status.values()), "this study"):
+        warnings.warn(message, stacklevel=2)
     return result
 
 

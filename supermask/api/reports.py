@@ -9,7 +9,7 @@ from pathlib import Path
 
 from supermask.analysis.claims import ClaimFinding, evaluate_claims
 from supermask.analysis.claims.paper import studies_with_claims
-from supermask.api.runs import default_store_path, study_rows
+from supermask.api.runs import default_store_path, missing_result, study_rows
 from supermask.core.errors import SystemFailure, UserError, check_one_of, quote
 from supermask.core.files import write_atomic
 from supermask.core.text import Row
@@ -121,6 +121,8 @@ class ReproductionResult:
     schedule: Scheduler
     report: Report
     out: Path
+    without_result: list[str]
+    """One message per study in which no run has finished."""
 
 
 def reproduce(
@@ -141,7 +143,12 @@ def reproduce(
     collected = [(plan, *plan_rows(plan, schedule.store)) for plan in plans]
     arguments = ["supermask", "reproduce", "--scale", scale, *(text for name in only for text in ("--only", name))]
     content = build_report_for(collected, schedule.store, shlex.join(arguments), scale, whole_paper=not only)
-    return ReproductionResult(schedule, content, write_report(content, out))
+    messages = [
+        missing_result([schedule.status[run_id] for run_id in plan.runs], f"study {quote(plan.study.name)}")
+        for plan in plans
+    ]
+    without_result = [message for message in messages if message is not None]
+    return ReproductionResult(schedule, content, write_report(content, out), without_result)
 
 
 def builtin_plans(scale: str, only: Sequence[str] = ()) -> list[Plan]:

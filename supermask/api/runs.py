@@ -144,6 +144,17 @@ def study_rows(
     return study_plan, *plan_rows(study_plan, Store(store or default_store_path()))
 
 
+def missing_result(statuses: Sequence[str], subject: str) -> str | None:
+    """Return a message if runs were trained and none of them finished, else None.
+
+    `statuses`: status of every run; `subject`: the study in the message.
+    """
+    if not statuses or "finished" in statuses or "to_do" in statuses:
+        return None
+    hint = "Lower train.lr, or look for values that are not finite." if "diverged" in statuses else ""
+    return f"no run of {subject} has finished: {format_counts(statuses)}. {hint}".rstrip()
+
+
 def treatment_labels(plan: Plan) -> list[str]:
     """Return the row labels of a study's tables: `dense`, then its treatments, in the order of the study file."""
     return [DENSE, *(treatment.label for treatment in plan.study.treatments)]

@@ -173,6 +173,8 @@ def run(
         )
     _print_outcome(sanitize(Path(study).stem), schedule)
     _raise_on_failed_certificates(schedule)
+    if message := runs.missing_result(list(schedule.status.values()), "this study"):
+        raise SystemFailure(message)
 
 
 @app.command()
@@ -221,6 +223,8 @@ def reproduce(
     echo(f"{result.out}  {result.out.stat().st_size / 1e6:.1f} MB: {headline(report)}")
     print_warnings(report.provenance.damaged)
     _raise_on_failed_certificates(result.schedule)
+    if result.without_result:
+        raise SystemFailure("\n".join(result.without_result))
 
 
 @contextmanager
