@@ -210,7 +210,7 @@ def reproduce(
     from supermask.execution.run import RunOptions
     from supermask.reporting.html.filters import headline
 
-    options = RunOptions(store or runs.default_store_path(), workers, engine, device, keep, precision, stack, cluster)
+    options = RunOptions(runs.store_path(store), workers, engine, device, keep, precision, stack, cluster)
     listener = _progress_listener(Console(soft_wrap=True), engine, device)
     with _report_interruption():
         result = reports.reproduce(scale, only or [], options, out, listener)
