@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from supermask.analysis.masks import MaskInfo, Masks, WeightArrays, with_labels
+from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, quote, sanitize
 from supermask.core.pruning import ParentRun
 from supermask.core.types import Snapshot
@@ -50,8 +51,8 @@ def load_masks(names: Sequence[str | Path], store: Store | None = None, weights:
     replayer = None if store is None else StateReplayer(store)
     loaded: dict[str, MaskInfo] = {}
     for name in map(str, names):
-        if Path(name).is_file():
-            loaded.setdefault(name, mask_from_ticket(Path(name), weights))
+        if (path := expand_path(name)).is_file():
+            loaded.setdefault(name, mask_from_ticket(path, weights))
         elif store is None or replayer is None or not re.fullmatch("[0-9a-fA-F]{1,32}", name):
             hint = "" if store is not None else " (and no store was given)"
             raise UserError(f"{quote(name)} is neither a file nor the beginning of a run's id{hint}.")

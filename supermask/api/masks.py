@@ -28,6 +28,7 @@ from supermask.analysis.masks import (
 from supermask.analysis.masks.tables import Pairs, format_pairs, format_summary, layer_table
 from supermask.api.mask_loading import load_masks
 from supermask.api.runs import open_store
+from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.reporting.figures import (
     RenderedFigure,
@@ -63,15 +64,18 @@ class MaskAnalysis:
 
 
 def analyze_masks(
-    names: Sequence[str | Path], store: Path | None = None, out: Path = Path("figures"), only: str | None = None
+    names: Sequence[str | Path],
+    store: str | Path | None = None,
+    out: str | Path = "figures",
+    only: str | None = None,
 ) -> MaskAnalysis:
     """Analyze masks of runs (ids or unique prefixes) and ticket files; save figures and a CSV into `out`.
 
     `only`: names from `ANALYSES`, separated by commas (default: all). Raises UserError for an unknown name or analysis,
     and for the analysis `overlap` on masks of different networks.
     """
-    selected = _select_analyses(only)
-    source = None if all(Path(name).is_file() for name in names) else open_store(store)
+    selected, out = _select_analyses(only), expand_path(out)
+    source = None if all(expand_path(name).is_file() for name in names) else open_store(store)
     masks = load_masks(names, source)
     pairs = compare_masks(masks) if "overlap" in selected else {}
     text = format_summary(masks) + (f"\n{format_pairs(pairs, masks)}" if pairs else "")

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from supermask.api import runs
+from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError, did_you_mean, quote
 from supermask.core.text import Row
 from supermask.execution.local import StudyInterrupted, TaskListener
@@ -80,6 +81,8 @@ def run(
         raise SystemFailure(
             f"{result}. Runs whose certificate failed are not results: `supermask verify` prints the reason."
         )
+    if message := runs.missing_result(list(result.status.values()), "this study"):
+        warnings.warn(message, stacklevel=2)
     return result
 
 
@@ -113,7 +116,7 @@ class Figure:
 
     def save(self, folder: str | Path = "figures") -> list[Path]:
         """Write PDF, SVG, PNG and the data as CSV; return their paths. Raises UserError, SystemFailure."""
-        return save_figure(self.rendered, Path(folder), self.stem)
+        return save_figure(self.rendered, expand_path(folder), self.stem)
 
     @cached_property
     def _png(self) -> bytes:
@@ -225,7 +228,7 @@ def _rows(study: StudyLike, store: str | Path | None, settings: Mapping[str, obj
 
 
 def _path(store: str | Path | None) -> Path | None:
-    return None if store is None else Path(store).expanduser().resolve()
+    return None if store is None else expand_path(store).resolve()
 
 
 def _progress_listener(plans: Sequence[Plan], schedule: Scheduler) -> AbstractContextManager[TaskListener]:

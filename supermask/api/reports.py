@@ -9,7 +9,8 @@ from pathlib import Path
 
 from supermask.analysis.claims import ClaimFinding, evaluate_claims
 from supermask.analysis.claims.paper import studies_with_claims
-from supermask.api.runs import default_store_path, study_rows
+from supermask.api.runs import missing_result, store_path, study_rows
+from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError, check_one_of, quote
 from supermask.core.files import write_atomic
 from supermask.core.text import Row
@@ -47,11 +48,11 @@ def collect_report(
     if all(row["status"] == "to_do" for _, rows, _ in collected for row in rows):
         names = ", ".join(quote(plan.study.name) for plan, _, _ in collected)
         raise UserError(
-            f"no run of {names} with these settings is in {store or default_store_path()} yet: `supermask run` "
+            f"no run of {names} with these settings is in {store_path(store)} yet: `supermask run` "
             f"{'it' if len(collected) == 1 else 'them'} first, with the same settings and the same --store."
         )
     scales = [text.partition("=")[2] for text in overrides if text.startswith("scale=")]
-    source = Store(store or default_store_path())
+    source = Store(store_path(store))
     return build_report_for(collected, source, _command(studies, overrides, out), scales[-1] if scales else "")
 
 
@@ -67,8 +68,9 @@ def evaluate_claims_for(studies: Sequence[StudyRows], whole_paper: bool = False)
     return evaluate_claims([(plan.study, rows) for plan, rows, _ in studies], whole_paper)
 
 
-def write_report(content: Report, out: Path) -> Path:
+def write_report(content: Report, out: str | Path) -> Path:
     """Render the report and write it atomically; return its path. Raises UserError, SystemFailure."""
+    out = expand_path(out)
     text = render_report(content).encode("utf-8", errors="replace")
     ensure_writable(out)
     try:
@@ -78,8 +80,9 @@ def write_report(content: Report, out: Path) -> Path:
     return out
 
 
-def ensure_writable(out: Path) -> None:
+def ensure_writable(out: str | Path) -> None:
     """Create the folder of an output file. Raises UserError, SystemFailure."""
+    out = expand_path(out)
     if out.is_dir():
         raise UserError(f"{out} is a folder: give --out the name of a file, such as {out / 'report.html'}.")
     try:
@@ -121,6 +124,8 @@ class ReproductionResult:
     schedule: Scheduler
     report: Report
     out: Path
+    without_result: list[str]
+    """One message per study in which no run has finished."""
 
 
 def reproduce(
@@ -141,7 +146,12 @@ def reproduce(
     collected = [(plan, *plan_rows(plan, schedule.store)) for plan in plans]
     arguments = ["supermask", "reproduce", "--scale", scale, *(text for name in only for text in ("--only", name))]
     content = build_report_for(collected, schedule.store, shlex.join(arguments), scale, whole_paper=not only)
-    return ReproductionResult(schedule, content, write_report(content, out))
+    messages = [
+        missing_result([schedule.status[run_id] for run_id in plan.runs], f"study {quote(plan.study.name)}")
+        for plan in plans
+    ]
+    without_result = [message for message in messages if message is not None]
+    return ReproductionResult(schedule, content, write_report(content, out), without_result)
 
 
 def builtin_plans(scale: str, only: Sequence[str] = ()) -> list[Plan]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, quote
 from supermask.core.recipe import Recipe
 from supermask.core.text import Row
@@ -32,7 +33,12 @@ from supermask.study.run import Run
 
 def default_store_path() -> Path:
     """Return the folder `SUPERMASK_STORE`, else `supermask-store` in the current folder."""
-    return Path(os.environ.get("SUPERMASK_STORE") or "supermask-store")
+    return expand_path(os.environ.get("SUPERMASK_STORE") or "supermask-store")
+
+
+def store_path(store: str | Path | None = None) -> Path:
+    """Return the folder of a store: the given one, else the default. A leading `~` is the home folder."""
+    return expand_path(store) if store else default_store_path()
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class PlanSummary:
 def plan(
     study: StudyLike,
     overrides: Sequence[str] = (),
-    store: Path | None = None,
+    store: str | Path | None = None,
     cores: int | None = None,
     gpus: int | None = None,
 ) -> PlanSummary:
@@ -92,7 +98,7 @@ def plan(
         if count is not None and count < 1:
             raise UserError(f"{count} {units} cannot train anything: give 1 or more.")
     study_plan = make_plan(load_study(study, overrides))
-    source = Store(store or default_store_path())
+    source = Store(store_path(store))
     stored = source.run_ids()
     to_do = [run for run in study_plan.runs.values() if run.id not in stored]
     engine = select_engine("auto", study_plan.layers, "cpu").engine
@@ -116,7 +122,7 @@ def plan(
 def run(
     study: StudyLike,
     overrides: Sequence[str] = (),
-    store: Path | None = None,
+    store: str | Path | None = None,
     workers: int | None = None,
     engine: str = "auto",
     device: str = "cpu",
@@ -131,17 +137,28 @@ def run(
     `cluster`: train on Ray (`local`, `auto`, an address) or Slurm (`slurm`, `slurm:key=value,...`) instead.
     Raises UserError, SystemFailure, and `execution.local.StudyInterrupted` on Ctrl-C; the same call resumes.
     """
-    options = RunOptions(store or default_store_path(), workers, engine, device, keep, precision, stack, cluster)
+    options = RunOptions(store_path(store), workers, engine, device, keep, precision, stack, cluster)
     options.validate()
     return run_plans([make_plan(load_study(study, overrides))], options, listener)
 
 
 def study_rows(
-    study: StudyLike, overrides: Sequence[str] = (), store: Path | None = None
+    study: StudyLike, overrides: Sequence[str] = (), store: str | Path | None = None
 ) -> tuple[Plan, list[Row], list[str]]:
     """Return the plan of a study, one row per run (finished or not), and one message per damaged run."""
     study_plan = make_plan(load_study(study, overrides))
-    return study_plan, *plan_rows(study_plan, Store(store or default_store_path()))
+    return study_plan, *plan_rows(study_plan, Store(store_path(store)))
+
+
+def missing_result(statuses: Sequence[str], subject: str) -> str | None:
+    """Return a message if runs were trained and none of them finished, else None.
+
+    `statuses`: status of every run; `subject`: the study in the message.
+    """
+    if not statuses or "finished" in statuses or "to_do" in statuses:
+        return None
+    hint = "Lower train.lr, or look for values that are not finite." if "diverged" in statuses else ""
+    return f"no run of {subject} has finished: {format_counts(statuses)}. {hint}".rstrip()
 
 
 def treatment_labels(plan: Plan) -> list[str]:
@@ -150,7 +167,7 @@ def treatment_labels(plan: Plan) -> list[str]:
 
 
 def figures(
-    study: StudyLike, overrides: Sequence[str], out: Path, store: Path | None = None
+    study: StudyLike, overrides: Sequence[str], out: str | Path, store: str | Path | None = None
 ) -> tuple[list[tuple[RenderedFigure, list[Path]]], list[str]]:
     """Draw and save the figures of a study; return them with their files, and one message per damaged run.
 
@@ -165,35 +182,38 @@ def figures(
         if set(statuses) != {"to_do"}:
             raise UserError(f"no run of study {name} with these settings has finished: {format_counts(statuses)}.")
         raise UserError(
-            f"no run of study {name} with these settings is in {store or default_store_path()} yet: "
+            f"no run of study {name} with these settings is in {store_path(store)} yet: "
             "`supermask run` it first, with the same settings and the same --store."
         )
-    figures = study_figures(study_plan, rows, Store(store or default_store_path()))
-    saved = [(figure, save_figure(figure, out, f"{study_plan.study.name}-{name}")) for name, figure in figures.items()]
+    figures = study_figures(study_plan, rows, Store(store_path(store)))
+    saved = [
+        (figure, save_figure(figure, expand_path(out), f"{study_plan.study.name}-{name}"))
+        for name, figure in figures.items()
+    ]
     return saved, damaged
 
 
-def export(run_id: str, folder: Path, store: Path | None = None) -> list[Path]:
+def export(run_id: str, folder: str | Path, store: str | Path | None = None) -> list[Path]:
     """Write `run.json` and `tensors.safetensors` of a run, given its id or a unique prefix; return their paths."""
     source = open_store(store)
-    return export_run(source, resolve_run_id(source, run_id), folder)
+    return export_run(source, resolve_run_id(source, run_id), expand_path(folder))
 
 
-def recheck_accuracies(store: Path | None = None) -> Iterator[VerificationResult]:
+def recheck_accuracies(store: str | Path | None = None) -> Iterator[VerificationResult]:
     """Measure the test accuracy of every finished run again, from its stored tensors. Needs the dataset."""
     from supermask.export.tickets.remeasure import recheck_store_accuracies
 
     return recheck_store_accuracies(open_store(store), data_dir())
 
 
-def verify(store: Path | None = None) -> Iterator[VerificationResult]:
+def verify(store: str | Path | None = None) -> Iterator[VerificationResult]:
     """Recompute checksums and certificate of every run in the store from its tensors."""
     from supermask.store.verify import verify_store
 
     return verify_store(open_store(store))
 
 
-def query(sql: str, store: Path | None = None) -> tuple[QueryResult, list[str]]:
+def query(sql: str, store: str | Path | None = None) -> tuple[QueryResult, list[str]]:
     """Run a DuckDB query on the table `runs`, one row per run; also return one message per damaged run."""
     from supermask.store import tables
 
@@ -201,9 +221,9 @@ def query(sql: str, store: Path | None = None) -> tuple[QueryResult, list[str]]:
     return tables.query(rows, sql), damaged
 
 
-def open_store(store: Path | None) -> Store:
+def open_store(store: str | Path | None) -> Store:
     """Open the store in this folder, or in the default one. Raises UserError if there is no such folder."""
-    folder = store or default_store_path()
+    folder = store_path(store)
     if not folder.is_dir():
         raise UserError(
             f"there is no store at {folder}: give one with --store, or create one with `supermask run STUDY`."

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supermask.api.runs import open_store
+from supermask.core.environment import expand_path
 from supermask.core.errors import check_one_of
 from supermask.datasets import DATASETS, load
 from supermask.execution.run import DEVICES, check_device
@@ -31,26 +32,31 @@ class TicketInspection:
 
 
 def pack(
-    run_id: str, file: Path, weights: WeightsToPack = "auto", force: bool = False, store: Path | None = None
+    run_id: str,
+    file: str | Path,
+    weights: WeightsToPack = "auto",
+    force: bool = False,
+    store: str | Path | None = None,
 ) -> tuple[Ticket, Path]:
     """Write the ticket of a run, given its id or a unique prefix. `force`: replace an existing file."""
+    file = expand_path(file)
     check_output_path(file, force)
     ticket = pack_run(open_store(store), run_id, weights)
     return ticket, save_ticket(ticket, file, force)
 
 
-def inspect_ticket(file: Path) -> TicketInspection:
+def inspect_ticket(file: str | Path) -> TicketInspection:
     """Read a ticket and check its promises from the file alone."""
-    ticket = load_ticket(file)
+    ticket = load_ticket(expand_path(file))
     return TicketInspection(ticket, size_by_part(ticket), checks(ticket))
 
 
-def evaluate_ticket(file: Path, dataset: str | None = None, device: str = "cpu") -> tuple[Ticket, Evaluation]:
+def evaluate_ticket(file: str | Path, dataset: str | None = None, device: str = "cpu") -> tuple[Ticket, Evaluation]:
     """Measure the test accuracy of a ticket on a dataset (default: the dataset of its run)."""
     check_one_of("a device", device, DEVICES)
     if dataset is not None:
         check_one_of("a dataset", dataset, tuple(DATASETS))
-    ticket = load_ticket(file)
+    ticket = load_ticket(expand_path(file))
     name = dataset or ticket.dataset or ""
     check_fit(ticket, name)  # first: reading the data takes seconds
     check_device(device)

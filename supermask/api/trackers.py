@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from supermask.api.runs import open_store, study_rows
+from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, check_one_of, quote
 from supermask.core.text import Row
 from supermask.export.trackers.send import TRACKERS, ExportSummary, check_installed, send_runs
@@ -18,8 +19,8 @@ def export_tracker(
     tracker: str,
     studies: Sequence[str] = (),
     overrides: Sequence[str] = (),
-    store: Path | None = None,
-    out: Path | None = None,
+    store: str | Path | None = None,
+    out: str | Path | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ExportSummary:
     """Export finished runs to `tensorboard`, `wandb` or `mlflow`, offline, into `out` (default `trackers/<tracker>`).
@@ -32,7 +33,7 @@ def export_tracker(
     source = open_store(store)
     check_installed(tracker)
     rows, damaged = _rows(studies, overrides, source)
-    summary = send_runs(tracker, rows, source, out, on_progress)
+    summary = send_runs(tracker, rows, source, None if out is None else expand_path(out), on_progress)
     summary.damaged[:0] = damaged
     return summary
 

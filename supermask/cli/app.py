@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import echo
 from typer.main import get_command
 
+from supermask.cli.output import discard_unwritten_text, echo, prepare_streams
 from supermask.core.errors import SystemFailure, UserError, did_you_mean
 
 app = typer.Typer(
@@ -94,6 +93,7 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
 
     0: success. 1: system failure or a failed check. 2: the user's input cannot be used. 130: interrupted.
     """
+    prepare_streams()
     try:
         status = _invoke(app, list(arguments) or ["--help"])
         sys.stdout.flush()
@@ -105,9 +105,7 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
         _print_error("interrupted.")
         return INTERRUPTED
     except OSError as error:
-        with suppress(OSError):
-            # The buffer still holds text that cannot be written; Python would print a second error when it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_unwritten_text()
         if error.errno != errno.EPIPE:
             file = f" ({error.filename})" if error.filename else ""
             _print_error(f"system error: {error.strerror or error}{file}.")
@@ -150,4 +148,6 @@ def _override_hint(option: str) -> str:
 
 
 def _print_error(message: str) -> None:
-    typer.echo(f"supermask: {message}", err=True)
+    # Standard error may be closed as well; the exit status still tells the failure.
+    with suppress(OSError):
+        echo(f"supermask: {message}", err=True)

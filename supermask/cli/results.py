@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer import echo
 
 from supermask.cli.app import OverridesArg, StoreOption, StudyArg, app, print_warnings, split_studies_and_overrides
+from supermask.cli.output import echo
 from supermask.core.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer import echo
 
 from supermask.cli.app import StoreOption, app, print_warnings
+from supermask.cli.output import echo
 
 if TYPE_CHECKING:
     from supermask.api.tickets import TicketInspection

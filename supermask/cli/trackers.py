@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from typer import echo
 
 from supermask.cli.app import StoreOption, app, print_warnings, split_studies_and_overrides
+from supermask.cli.output import echo, survive_lost_output
 
 PROGRESS_INTERVAL = 10.0
 """Seconds between two lines of progress if standard error is not a terminal."""
 
 
 @app.command("export-tracker")
+@survive_lost_output()
 def export_tracker(
     tracker: Annotated[
         Literal["tensorboard", "wandb", "mlflow"],

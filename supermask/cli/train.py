@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer import echo
 
 from supermask.cli.app import OverridesArg, StoreOption, StudyArg, WorkersOption, app, print_warnings
+from supermask.cli.output import echo, survive_lost_output
 from supermask.core.errors import SystemFailure
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ def plan(
 
 
 @app.command()
+@survive_lost_output()
 def run(
     study: StudyArg,
     overrides: OverridesArg = None,
@@ -172,9 +173,12 @@ def run(
         )
     _print_outcome(sanitize(Path(study).stem), schedule)
     _raise_on_failed_certificates(schedule)
+    if message := runs.missing_result(list(schedule.status.values()), "this study"):
+        raise SystemFailure(message)
 
 
 @app.command()
+@survive_lost_output()
 def reproduce(
     scale: Annotated[
         str,
@@ -206,7 +210,7 @@ def reproduce(
     from supermask.execution.run import RunOptions
     from supermask.reporting.html.filters import headline
 
-    options = RunOptions(store or runs.default_store_path(), workers, engine, device, keep, precision, stack, cluster)
+    options = RunOptions(runs.store_path(store), workers, engine, device, keep, precision, stack, cluster)
     listener = _progress_listener(Console(soft_wrap=True), engine, device)
     with _report_interruption():
         result = reports.reproduce(scale, only or [], options, out, listener)
@@ -219,6 +223,8 @@ def reproduce(
     echo(f"{result.out}  {result.out.stat().st_size / 1e6:.1f} MB: {headline(report)}")
     print_warnings(report.provenance.damaged)
     _raise_on_failed_certificates(result.schedule)
+    if result.without_result:
+        raise SystemFailure("\n".join(result.without_result))
 
 
 @contextmanager

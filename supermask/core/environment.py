@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from supermask import __version__
+from supermask.core.errors import UserError, quote
 
 
 def environment_info(
@@ -97,7 +98,7 @@ CACHE_VARIABLE = "SUPERMASK_CACHE"
 def cache_folder() -> Path | None:
     """Return SUPERMASK_CACHE, else XDG_CACHE_HOME/supermask, else ~/.cache/supermask; None without a home folder."""
     if folder := os.environ.get(CACHE_VARIABLE):
-        return Path(folder).expanduser()
+        return expand_path(folder)
     xdg_cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if xdg_cache.is_absolute():
         return xdg_cache / "supermask"
@@ -105,3 +106,17 @@ def cache_folder() -> Path | None:
         return Path.home() / ".cache" / "supermask"
     except RuntimeError:
         return None
+
+
+def expand_path(path: str | Path) -> Path:
+    """Replace a leading `~` or `~user` by the home folder. A shell does not do that in `--store=~/x` and in variables.
+
+    Raises UserError if there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        user = Path(path).parts[0]
+        raise UserError(
+            f"{quote(str(path))}: the home folder of {quote(user)} is not known: give the whole path."
+        ) from error

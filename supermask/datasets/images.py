@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.rng import random_stream
 from supermask.core.types import SplitData
@@ -142,7 +143,7 @@ def data_folder(path: Path | None = None) -> DataFolder:
     if path is not None:
         return DataFolder(path, f"the data folder given: '{path}'")
     if value := os.environ.get(DATA_VARIABLE):
-        return DataFolder(Path(value).expanduser(), f"the data folder is {DATA_VARIABLE}: '{value}'")
+        return DataFolder(expand_path(value), f"the data folder is {DATA_VARIABLE}: '{value}'")
     return DataFolder(Path("data"), f"the data folder is './data', as {DATA_VARIABLE} is not set")
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
+from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, check_one_of, did_you_mean, quote
 from supermask.datasets import ImageDataset, load
 from supermask.datasets.images import DATA_VARIABLE
@@ -169,7 +170,7 @@ def data_dir() -> Path | None:
     """Return the data folder of SUPERMASK_DATA as an absolute path, or None: then each data set searches for itself."""
     value = os.environ.get(DATA_VARIABLE)
     # Absolute, because a worker may have another current folder.
-    return Path(value).expanduser().absolute() if value else None
+    return expand_path(value).absolute() if value else None
 
 
 def check_device(device: str) -> None:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,199}")
 """Name of a section or plot of the report."""
 
+LAYER = re.compile(r"[0-9]{1,6}")
+"""Number of a layer, from 0."""
+
 PLOT_SCRIPTS = ("plotly.min.js", "serve.js", "plots.js")
 REPORT_SCRIPTS = (*PLOT_SCRIPTS, "tables.js", "page.js", "live.js")
 """Scripts of the report page in loading order; `plots.js`, `tables.js` and `page.js` are those of the static report."""
@@ -63,7 +66,7 @@ def make_app(store: Path, import_criteria: bool = False) -> ASGIApp:
         Route("/run/{run_id}", pages.run),
         Route("/run/{run_id}/curve.json", pages.curve),
         Route("/run/{run_id}/pixels.png", pages.pixels),
-        Route("/run/{run_id}/mask/{layer:int}.png", pages.mask),
+        Route("/run/{run_id}/mask/{layer}.png", pages.mask),
         Route("/static/{name}", pages.static),
     ]
     handlers: Any = {
@@ -163,10 +166,11 @@ class Routes:
     def mask(self, request: Request) -> Response:
         """Mask of one layer, as PNG."""
         masks = list(load_masks(self.state.store.read(self._run_id(request))).values())
-        layer = int(request.path_params["layer"])
-        if layer >= len(masks):
+        layer = str(request.path_params["layer"])
+        # At most six digits: Python refuses to convert thousands of them.
+        if not LAYER.fullmatch(layer) or int(layer) >= len(masks):
             raise HTTPException(404, f"This run has {len(masks)} layers with a mask.")
-        return Response(mask_png(masks[layer]), media_type="image/png", headers=CACHE_HEADERS)
+        return Response(mask_png(masks[int(layer)]), media_type="image/png", headers=CACHE_HEADERS)
 
     def static(self, request: Request) -> Response:
         """One script or style sheet. Its address changes with its content, so browsers may keep it for a year."""

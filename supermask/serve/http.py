@@ -71,8 +71,12 @@ class LocalhostMiddleware:
             await send({"type": "websocket.close", "code": 1008})
             return
 
+        started = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 message["headers"] = _add_headers(message.get("headers", []))
             await send(message)
 
@@ -82,7 +86,13 @@ class LocalhostMiddleware:
             allow = (b"allow", ", ".join(METHODS).encode())
             await _refuse(send_with_headers, 405, "This page is read-only: use GET or HEAD.\n", allow)
         else:
-            await self._app(scope, receive, send_with_headers)
+            try:
+                await self._app(scope, receive, send_with_headers)
+            except Exception:
+                # A failure of the error page itself; uvicorn's answer to it has no headers.
+                if not started:
+                    await _refuse(send_with_headers, 500, "The server failed; the traceback is in its terminal.\n")
+                raise
 
 
 def _is_localhost(hosts: list[bytes]) -> bool:

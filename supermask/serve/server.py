@@ -32,22 +32,23 @@ def serve(
     import uvicorn
 
     from supermask.serve.app import make_app
+    from supermask.serve.connections import limits, run_server
 
     app = make_app(open_store(store).root, import_criteria)
     listening = bind_socket(port)
     config = uvicorn.Config(
         app,
-        http="h11",
         ws="none",
         log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        **limits(),
     )
     on_ready(f"http://{ADDRESS}:{listening.getsockname()[1]}/")
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        run_server(config, [listening])
     except KeyboardInterrupt:
         # Ctrl-C is the normal way to end the server.
         pass

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
 from supermask.study.claims import CHANCE, DENSE, RELATIONS, Claim, Clause
 from supermask.study.overrides import apply_overrides
@@ -97,7 +98,7 @@ def _read_tree(study: str | Path) -> Node:
     names = builtin_study_names()
     if str(study) in names:
         return read_study_file(Path(str(resources.files("supermask").joinpath("study", "presets", f"{study}.yaml"))))
-    path = Path(study)
+    path = expand_path(study)
     if isinstance(study, Path) or len(path.parts) > 1 or path.suffix in (".yaml", ".yml") or _exists(study):
         return read_study_file(path)
     raise UserError(

@@ -70,7 +70,7 @@ def test_diverged_runs_are_not_reported_as_missing(tmp_path: Path) -> None:
     diverging = {"seeds": 2, "train": {"optimizer": "sgd", "lr": 1e30, "epochs": 1}, "prune": {"levels": 1}}
     study = tmp_path / "diverging.yaml"
     study.write_text(json.dumps({**diverging, "treatments": [{"name": "a"}]}))
-    assert call("run", study, "--store", tmp_path / "s", "--workers", "1")[0] == 0
+    assert call("run", study, "--store", tmp_path / "s", "--workers", "1")[0] == 1
     message = refused(call("figure", study, "--store", tmp_path / "s"))
     assert "has finished: 4 runs: 2 diverged, 2 not possible, because a level before them diverged." in message
 

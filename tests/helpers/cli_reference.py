@@ -22,8 +22,13 @@ Generated from the command table by `make cli-reference`; a test compares the tw
 settings that override the study file: `scale=digits` selects one of its scales, and any key of `docs/studies.md`
 overrides the value of the scale and of the file.
 
-Exit status: 0 on success; 1 if the system fails (disk full, read-only, ...) or a check fails; 2 if the input cannot be
-used; 130 after Ctrl-C. An error is one message on standard error, and finished runs are kept.
+Exit status: 0 on success; 1 if the system fails (disk full, read-only, ...), a check fails or no run of a study has
+finished; 2 if the input cannot be used; 130 after Ctrl-C. An error is one message on standard error, and finished runs
+are kept.
+
+Characters that the encoding of a stream lacks are escaped as `\\uXXXX`; `PYTHONUTF8=1` selects UTF-8. If standard
+output can no longer be written while a study trains (closed pipe, full disk, lost terminal), the training continues,
+and the command ends with status 1.
 
 Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the folder of the datasets,
 `SUPERMASK_CACHE` the folder of decoded datasets and measured costs. `SUPERMASK_MEASURE_COSTS=1` lets the sparse engine

@@ -160,6 +160,9 @@ def test_no_page_has_an_inline_script_or_an_external_address(page: Page, carried
         "/run/{}/mask/3.png",
         "/run/{}/mask/-1.png",
         "/run/{}/mask/x.png",
+        "/run/{}/mask/" + "9" * 5000 + ".png",
+        "/run/{}/mask/" + "0" * 5000 + ".png",
+        "/run/{}/mask/٣.png",
         "/static/nothing.js",
         "/static/..%2fapp.py",
         "/static/%2e%2e",
@@ -172,6 +175,16 @@ def test_unknown_addresses_are_404(page: Page, carried: Carried, path: str) -> N
     answer = page.get(path.format(carried.run_id(1)))
     assert answer.status_code == 404
     assert "Traceback" not in answer.text
+
+
+def test_failure_of_the_error_page_has_the_headers(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("supermask.serve.http.StaticAssets.page", fail)
+    answer = page.get("/explore")
+    assert (answer.status_code, answer.text) == (500, "The server failed; the traceback is in its terminal.\n")
+    assert answer.headers["content-security-policy"] == POLICY
 
 
 def test_unknown_run_has_an_error_page(page: Page) -> None:
