@@ -36,6 +36,7 @@ from supermask.reporting.plotly.accuracy import (
     ranking_plot,
 )
 from supermask.reporting.plotly.masks import learned_masks_plot, learning_plot, untrained_plot
+from supermask.reporting.status import environment_note
 from supermask.store import Store
 from supermask.store.rows import STATUSES, learning_curve_rows
 from supermask.study.plan import Plan
@@ -77,6 +78,8 @@ class StudySection:
     """Runs that cannot start because an ancestor diverged or failed its certificate."""
     plots: tuple[Plot, ...]
     tables: tuple[Table, ...]
+    environment_note: str
+    """Sentence on the environments if the runs come from several, else empty."""
     settings: tuple[tuple[str, str], ...]
     """(key, value) as in overrides, without the treatments."""
     file: dict[str, Any]
@@ -118,6 +121,7 @@ def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store)
         blocked=count_blocked(rows),
         plots=tuple(plots),
         tables=(*tables, runs_table(part_id, study.name, rows)),
+        environment_note=environment_note(rows),
         settings=tuple(_flatten_settings({key: value for key, value in data.items() if key != "treatments"})),
         file=data,
     )
