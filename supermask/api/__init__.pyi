@@ -1,0 +1,28 @@
+"""The functions of the Python API, with the modules that define them."""
+
+from .mask_loading import load_masks
+from .masks import analyze_masks
+from .reports import claims, report, reproduce
+from .runs import export, figures, plan, query, recheck_accuracies, run, study_rows, verify
+from .tickets import evaluate_ticket, inspect_ticket, pack
+from .trackers import export_tracker
+
+__all__ = [
+    "analyze_masks",
+    "claims",
+    "evaluate_ticket",
+    "export",
+    "export_tracker",
+    "figures",
+    "inspect_ticket",
+    "load_masks",
+    "pack",
+    "plan",
+    "query",
+    "recheck_accuracies",
+    "report",
+    "reproduce",
+    "run",
+    "study_rows",
+    "verify",
+]
