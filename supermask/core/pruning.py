@@ -46,7 +46,7 @@ class PruneStep:
     rewind_to: Snapshot = "start"
     rescaled: bool = False
     rescaled_before: bool = True
-    """Whether the previous level was rescaled too, so that its weights contain the factor already."""
+    """True if the previous level was rescaled too, so that its weights contain the factor already."""
 
     @property
     def points(self) -> set[Snapshot]:

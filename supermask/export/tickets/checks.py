@@ -140,7 +140,7 @@ class Evaluation:
     stored_source: str | None
     """Network of the stored accuracy, such as `final weights`."""
     same_data: bool | None
-    """Whether the ticket's run had the same images and labels; None if that is not known."""
+    """True if the ticket's run had the same images and labels; None if that is not known."""
 
     @property
     def accuracy(self) -> float:

@@ -174,7 +174,7 @@ class TicketHeader:
     initial_content: str | None
     layers: list[LayerEntry]
     others_given: bool
-    """Whether the unmasked tensors are stored; otherwise they come from the seed."""
+    """True if the unmasked tensors are stored; otherwise they come from the seed."""
     facts: dict[str, Any]
     content: str
     """`content_hash` of all tensors in the file."""

@@ -63,7 +63,7 @@ class Ticket:
 
     @property
     def needs_seed(self) -> bool:
-        """Whether some of its tensors come from the seed."""
+        """True if some of its tensors come from the seed."""
         return self.others is None or self.masks.keys() != self.weights.keys() or None in self.frozen.values()
 
     def initial_weights(self) -> Weights:
