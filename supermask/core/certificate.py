@@ -41,9 +41,9 @@ class Certificate:
 
 
 def certify(
-    maskables: dict[str, PrunableTensor],
+    prunable: dict[str, PrunableTensor],
     start: InitialState,
-    outcome: TrainingResult,
+    result: TrainingResult,
     parent: ParentRun | None,
     step: PruneStep | None,
     weight_decay: float = 0.0,
@@ -54,20 +54,20 @@ def certify(
     If masks and kernels do not match, nothing else is checked.
     Source: Zhou et al. 2019, Sec. 1: kept counts, frozen weights, rewinding and signs as the algorithm defines them.
     """
-    checks = {"only_kernels_are_masked": _check_masked_tensors(maskables, start, outcome)}
+    checks = {"only_kernels_are_masked": _check_masked_tensors(prunable, start, result)}
     if checks["only_kernels_are_masked"]:
         return Certificate(checks)
     checks |= {
         "no_layer_is_emptied": [n for n, m in start.masks.items() if not bool(m.any())],
-        "frozen_is_frozen": _check_frozen_weights(start, outcome),
-        "optimizer_holds_nothing_frozen": _check_optimizer_state(start, outcome),
+        "frozen_is_frozen": _check_frozen_weights(start, result),
+        "optimizer_holds_nothing_frozen": _check_optimizer_state(start, result),
     }
     if not weight_decay:
-        checks["biases_train"] = _check_biases_trainable(start, outcome)
+        checks["biases_train"] = _check_biases_trainable(start, result)
     if parent is not None and step is not None:
         layers = parent.layers(step)
         checks |= {
-            "kept_count": _check_kept_counts(maskables, start, parent, step, layers),
+            "kept_count": _check_kept_counts(prunable, start, parent, step, layers),
             "dead_stays_dead": _check_pruned_stay_pruned(start, parent),
             "mask1_promise": _check_mask1_action(layers, start, step),
             "mask0_promise": _check_mask0_action(layers, start, step),
@@ -82,54 +82,54 @@ def certify(
 
 
 def _check_masked_tensors(
-    maskables: dict[str, PrunableTensor], start: InitialState, outcome: TrainingResult
+    prunable: dict[str, PrunableTensor], start: InitialState, result: TrainingResult
 ) -> list[str]:
-    broken = [f"{n} is masked, but is no kernel" for n in sorted(set(start.masks) - set(maskables))]
-    tensors = {"mask": start.masks, "start": start.weights, "end": outcome.end.weights}
-    for name, maskable in maskables.items():
-        for what, of in tensors.items():
-            if name not in of:
-                broken.append(f"{name} has no {what}")
-            elif tuple(of[name].shape) != maskable.shape:
-                broken.append(f"{name}: {what} of another shape")
+    broken = [f"{n} is masked, but is not a kernel" for n in sorted(set(start.masks) - set(prunable))]
+    groups = {"mask": start.masks, "start": start.weights, "end": result.end.weights}
+    for name, tensor in prunable.items():
+        for part, group in groups.items():
+            if name not in group:
+                broken.append(f"{name} has no {part}")
+            elif tuple(group[name].shape) != tensor.shape:
+                broken.append(f"{name}: {part} of another shape")
     return broken
 
 
-def _check_frozen_weights(start: InitialState, outcome: TrainingResult) -> list[str]:
+def _check_frozen_weights(start: InitialState, result: TrainingResult) -> list[str]:
     broken = []
     for name, mask in start.masks.items():
         frozen = ~to_numpy(mask)
-        if not bitwise_equal(to_numpy(outcome.end.weights[name])[frozen], to_numpy(start.weights[name])[frozen]):
+        if not bitwise_equal(to_numpy(result.end.weights[name])[frozen], to_numpy(start.weights[name])[frozen]):
             broken.append(name)
     return broken
 
 
-def _check_biases_trainable(start: InitialState, outcome: TrainingResult) -> list[str]:
+def _check_biases_trainable(start: InitialState, result: TrainingResult) -> list[str]:
     """A bias that is zero after training although the weights of its unit moved was held at zero, as if pruned."""
     broken = []
     for name in start.masks:
         bias = name.removesuffix("weight") + "bias"
-        if name in start.weights and bias in start.unmasked and outcome.status == "finished":
-            moved = to_numpy(outcome.end.weights[name]) != to_numpy(start.weights[name])
+        if name in start.weights and bias in start.unmasked and result.status == "finished":
+            moved = to_numpy(result.end.weights[name]) != to_numpy(start.weights[name])
             unit_trained = moved.reshape(moved.shape[0], -1).any(axis=1)
-            begin, end = to_numpy(start.unmasked[bias]), to_numpy(outcome.end.unmasked[bias])
+            begin, end = to_numpy(start.unmasked[bias]), to_numpy(result.end.unmasked[bias])
             held_at_zero = unit_trained & (begin == 0) & (end == 0)
             if held_at_zero.any() or (unit_trained.any() and bitwise_equal(begin, end)):
                 broken.append(bias)
     return broken
 
 
-def _check_optimizer_state(start: InitialState, outcome: TrainingResult) -> list[str]:
+def _check_optimizer_state(start: InitialState, result: TrainingResult) -> list[str]:
     return [
         f"{name}: {key}"
-        for name, state in outcome.optimizer_state.items()
+        for name, state in result.optimizer_state.items()
         for key, values in state.items()
         if np.any(to_numpy(values)[~to_numpy(start.masks[name])])
     ]
 
 
 def _check_kept_counts(
-    maskables: dict[str, PrunableTensor],
+    prunable: dict[str, PrunableTensor],
     start: InitialState,
     parent: ParentRun,
     step: PruneStep,
@@ -137,19 +137,19 @@ def _check_kept_counts(
 ) -> list[str]:
     kept = {n: int(m.sum()) for n, m in start.masks.items()}
     if step.scope == "threshold":
-        said = {n: layer.mask_scores for n, layer in layers.items() if layer.mask_scores is not None}
-        asked = {n: int(np.count_nonzero(to_numpy(s) > 0)) for n, s in said.items()}
-        return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in asked.items() if kept.get(n) != count]
+        scores = {n: layer.mask_scores for n, layer in layers.items() if layer.mask_scores is not None}
+        expected = {n: int(np.count_nonzero(to_numpy(s) > 0)) for n, s in scores.items()}
+        return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in expected.items() if kept.get(n) != count]
     alive = {n: int(m.sum()) for n, m in parent.start.masks.items()}
     if step.scope == "global":
         kept, alive, rates = {"all": sum(kept.values())}, {"all": sum(alive.values())}, {"all": step.rates["global"]}
     else:
-        rates = {n: step.rates[m.kind] for n, m in maskables.items()}
-    asked = dict(alive)
-    for name in asked:
+        rates = {n: step.rates[m.kind] for n, m in prunable.items()}
+    expected = dict(alive)
+    for name in expected:
         for _ in range(step.levels):
-            asked[name] -= int((asked[name] * Decimal(str(rates[name]))).to_integral_value("ROUND_HALF_EVEN"))
-    return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in asked.items() if kept.get(n) != count]
+            expected[name] -= int((expected[name] * Decimal(str(rates[name]))).to_integral_value("ROUND_HALF_EVEN"))
+    return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in expected.items() if kept.get(n) != count]
 
 
 def _check_pruned_stay_pruned(start: InitialState, parent: ParentRun) -> list[str]:
@@ -165,10 +165,10 @@ def _check_pruned_stay_pruned(start: InitialState, parent: ParentRun) -> list[st
 
 
 def _check_unmasked_rewound(start: InitialState, parent: ParentRun, step: PruneStep) -> list[str]:
-    promised = parent.state_at(step.rewind_to).unmasked
-    broken = [f"{name}: not in both" for name in sorted(start.unmasked.keys() ^ promised.keys())]
-    both = start.unmasked.keys() & promised.keys()
-    return broken + [n for n in sorted(both) if not bitwise_equal(to_numpy(start.unmasked[n]), to_numpy(promised[n]))]
+    expected = parent.state_at(step.rewind_to).unmasked
+    broken = [f"{name}: not in both" for name in sorted(start.unmasked.keys() ^ expected.keys())]
+    both = start.unmasked.keys() & expected.keys()
+    return broken + [n for n in sorted(both) if not bitwise_equal(to_numpy(start.unmasked[n]), to_numpy(expected[n]))]
 
 
 def _check_mask1_action(layers: dict[str, Layer], start: InitialState, step: PruneStep) -> list[str]:
@@ -212,10 +212,10 @@ scores two weights tie at 1 in 500 cuts in FC's first layer and at 1 in 30 in Co
 
 
 def certify_learned_mask(
-    maskables: dict[str, PrunableTensor],
+    prunable: dict[str, PrunableTensor],
     dense: InitialState,
     start: InitialState,
-    outcome: TrainingResult,
+    result: TrainingResult,
     learning: MaskLearning,
     test_images: int,
 ) -> Certificate:
@@ -229,35 +229,35 @@ def certify_learned_mask(
     accuracies_reproduced: accuracies during learning equal those measured from the stored logits and the seed.
     Source: Zhou et al. 2019, Sec. 5.
     """
-    without = sorted(set(maskables) ^ (set(start.weights) & set(start.logits)))
-    if without:
-        return Certificate({"every_kernel_has_logits": without})
-    states, used = [outcome.end, *outcome.points.values()], outcome.last_sampled_weights
+    unmatched = sorted(set(prunable) ^ (set(start.weights) & set(start.logits)))
+    if unmatched:
+        return Certificate({"every_kernel_has_logits": unmatched})
+    states, used = [result.end, *result.points.values()], result.last_sampled_weights
     checks: dict[str, list[str]] = {
         "every_kernel_has_logits": [],
-        "weights_as_promised": [n for n, m in maskables.items() if not _check_base_weights(learning, m, dense, start)],
+        "weights_as_promised": [n for n, m in prunable.items() if not _check_base_weights(learning, m, dense, start)],
         "weights_are_frozen": _moved(start.weights, [state.weights for state in states]),
         "others_are_frozen": _moved(start.unmasked, [state.unmasked for state in states]),
     }
-    if outcome.status == "finished":
+    if result.status == "finished":
         checks |= {
             "logits_are_finite": _not_finite([state.logits for state in states]),
             "masks_are_binary": [
                 n for n, w in start.weights.items() if not _check_binary_mask(w, used.get(n), learning)
             ],
-            "kept_share": _kept_share(outcome, learning),
-            "accuracies_reproduced": _not_reproduced(outcome, test_images),
+            "kept_share": _kept_share(result, learning),
+            "accuracies_reproduced": _not_reproduced(result, test_images),
         }
     return Certificate(checks)
 
 
 def _check_base_weights(
-    learning: MaskLearning, maskable: PrunableTensor, dense: InitialState, start: InitialState
+    learning: MaskLearning, tensor: PrunableTensor, dense: InitialState, start: InitialState
 ) -> bool:
-    w_init, weights = to_numpy(dense.weights[maskable.name]), to_numpy(start.weights[maskable.name])
+    w_init, weights = to_numpy(dense.weights[tensor.name]), to_numpy(start.weights[tensor.name])
     if learning.weights == "init":
         return bitwise_equal(weights, w_init * np.float32(learning.multiplier))
-    size = np.float32(maskable.std) * np.float32(learning.multiplier)
+    size = np.float32(tensor.std) * np.float32(learning.multiplier)
     right = ((np.abs(weights) == np.abs(size)) | (w_init == 0)).all()
     as_w_init = (np.sign(weights) == np.sign(w_init * size)).all()
     return bool(right and (learning.weights == "constant" or as_w_init))
@@ -272,7 +272,9 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def _not_finite(logits: Sequence[Weights]) -> list[str]:
-    return sorted({name for each in logits for name, m in each.items() if not np.isfinite(to_numpy(m)).all()})
+    return sorted(
+        {name for state_logits in logits for name, m in state_logits.items() if not np.isfinite(to_numpy(m)).all()}
+    )
 
 
 def _check_binary_mask(weights: Tensor, used: Tensor | None, learning: MaskLearning) -> bool:
@@ -293,22 +295,22 @@ def _check_binary_mask(weights: Tensor, used: Tensor | None, learning: MaskLearn
     return bool(one_ratio and (ratios >= least * (1 - 1e-6)).all() and (ratios <= most * (1 + 1e-6)).all())
 
 
-def _kept_share(outcome: TrainingResult, learning: MaskLearning) -> list[str]:
+def _kept_share(result: TrainingResult, learning: MaskLearning) -> list[str]:
     if learning.method != "edge_popup":
         return []
     broken = []
-    for name, used in outcome.last_sampled_weights.items():
-        kept, asked = int(np.count_nonzero(to_numpy(used))), round(learning.density * used.numel())
-        if not 0 <= min(max(asked, 1), used.numel() - 1) - kept <= MAX_TIED:
-            broken.append(f"{name}: {kept} kept, {asked} asked")
+    for name, used in result.last_sampled_weights.items():
+        kept, expected = int(np.count_nonzero(to_numpy(used))), round(learning.density * used.numel())
+        if not 0 <= min(max(expected, 1), used.numel() - 1) - kept <= MAX_TIED:
+            broken.append(f"{name}: {kept} kept, {expected} asked")
     return broken
 
 
-def _not_reproduced(outcome: TrainingResult, test_images: int) -> list[str]:
+def _not_reproduced(result: TrainingResult, test_images: int) -> list[str]:
     """Compare accuracies measured from the stored logits with those measured during learning."""
     broken = []
     for name, part in (("early_stop", "selected"), ("final", "final")):
-        seen, again = outcome.metrics[f"{name}_test_accuracy"], outcome.supermask[part]["mean"]
-        if seen is None or abs(seen - again) * test_images > ACCURACY_TOLERANCE:
-            broken.append(f"{name}_test_accuracy: {seen} during learning, {again} from the stored logits")
+        measured, repeated = result.metrics[f"{name}_test_accuracy"], result.supermask[part]["mean"]
+        if measured is None or abs(measured - repeated) * test_images > ACCURACY_TOLERANCE:
+            broken.append(f"{name}_test_accuracy: {measured} during learning, {repeated} from the stored logits")
     return broken

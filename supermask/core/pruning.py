@@ -46,7 +46,7 @@ class PruneStep:
     rewind_to: Snapshot = "start"
     rescaled: bool = False
     rescaled_before: bool = True
-    """Whether the previous level was rescaled too, so that its weights contain the factor already."""
+    """True if the previous level was rescaled too, so that its weights contain the factor already."""
 
     @property
     def points(self) -> set[Snapshot]:
@@ -60,7 +60,7 @@ class ParentRun:
 
     start: InitialState
     points: Mapping[Snapshot, NetworkState]
-    maskables: Mapping[str, PrunableTensor]
+    prunable: Mapping[str, PrunableTensor]
     learned: Callable[[Weights], Weights] | None = None
     """Maps logits to mask scores, above 0 = keep. None unless the parent learned a mask."""
 
@@ -77,7 +77,7 @@ class ParentRun:
             mask_scores = self.learned(self.state_at("end").logits)
         return {
             n: Layer(m.std, w_init[n], w_final[n], alive[n], w_rewind[n], gradient.get(n), mask_scores.get(n))
-            for n, m in self.maskables.items()
+            for n, m in self.prunable.items()
         }
 
 
@@ -137,7 +137,7 @@ def keep_counts(parent: ParentRun, step: PruneStep) -> dict[str, int] | int:
     alive = {name: int(mask.sum()) for name, mask in parent.start.masks.items()}
     if step.scope == "global":
         return remaining_after(sum(alive.values()), step.rates["global"], step.levels)
-    return {n: remaining_after(alive[n], step.rates[m.kind], step.levels) for n, m in parent.maskables.items()}
+    return {n: remaining_after(alive[n], step.rates[m.kind], step.levels) for n, m in parent.prunable.items()}
 
 
 def first_iteration(parent: ParentRun, step: PruneStep) -> int:

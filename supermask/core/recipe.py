@@ -20,7 +20,7 @@ class Recipe:
     """Mini-batches from initialization to the end, independent of the iteration that a run starts at."""
     evaluate_every: int
     momentum: float = 0.0
-    """Of SGD. Adam has betas (0.9, 0.999) and epsilon 1e-8 (Zhou et al. 2019, supplement)."""
+    """Momentum of SGD. Adam has betas (0.9, 0.999) and epsilon 1e-8 (Zhou et al. 2019, supplement)."""
     weight_decay: float = 0.0
     """Added to the gradient as weight_decay * w, for every parameter."""
     lr_milestones: tuple[int, ...] = ()

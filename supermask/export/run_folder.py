@@ -1,4 +1,4 @@
-"""A run for others' scripts: `run.json` and `tensors.safetensors`, a contract."""
+"""Export of one run to a folder for other programs: `run.json` and `tensors.safetensors`."""
 
 from __future__ import annotations
 
@@ -20,48 +20,48 @@ if TYPE_CHECKING:
 
 
 def export_run(store: Store, run_id: str, folder: Path) -> list[Path]:
-    """Writes a run's facts and tensors into `folder`, which is made where it is missing.
+    """Write a run's facts and tensors into `folder`, which is created if needed. Return the two paths.
 
     `run.json`: id, parent, network, dataset, criterion, mask1, mask0, schedule, level, seed, prune_rates, metrics,
-    certificate, environment, and whatever else is known. `tensors.safetensors`: for every maskable weight
-    `start.<name>` (frozen values included), `final.<name>` (float32) and `mask.<name>` (bool), in the kernel's shape;
-    for everything else in the network (biases) `other_start.<name>` and `other_final.<name>`. Of a learned supermask
-    `logit_start.<name>` and `logit_final.<name>` too: its mask is where p > 0.5, its weights do not move.
-    Files of these names are replaced, others in the folder stay. A run at level 1 is the same run under either
-    schedule: `iterative`.
-    Raises UserError if the folder cannot be one or the run's weights were dropped, Damaged if they are not whole.
+    certificate, environment, and all other stored facts. A run at level 1 is the same under both schedules; it is
+    exported as `iterative`.
+    `tensors.safetensors`: per prunable tensor `start.<name>` (with frozen values), `final.<name>` (float32) and
+    `mask.<name>` (bool), in the kernel's shape; per other tensor `other_start.<name>` and `other_final.<name>`; if a
+    mask was learned also `logit_start.<name>` and `logit_final.<name>`, and the mask is the one with p > 0.5.
+    Files of these two names are replaced; other files in the folder are kept.
+    Raises UserError if `folder` is not a folder or the run's weights were dropped, CorruptEntry for a damaged run.
     """
     from safetensors.torch import save
 
     entry = store.read(run_id)
     if entry.facts["status"] == "diverged":
-        at = entry.facts["metrics"]["diverged_at"]
-        raise UserError(f"run {run_id} diverged at iteration {at}: it has no final weights to export.")
+        iteration = entry.facts["metrics"]["diverged_at"]
+        raise UserError(f"run {run_id} diverged at iteration {iteration}: it has no final weights to export.")
     run = Run.from_data(entry.facts)
     if entry.weights is None and run.is_trained:
         raise UserError(
-            f"the weights of run {run_id} were dropped (--keep), only its masks are left. "
-            "Run its study with --keep all and another --store to have them."
+            f"the weights of run {run_id} were dropped (--keep); only its masks are stored. "
+            "Run its study with --keep all and another --store to get them."
         )
     parent = StateReplayer(store).parent_run(run_id)
-    tensors = _tensors(parent.start, parent.state_at("end"))
+    tensors = _named_tensors(parent.start, parent.state_at("end"))
     if run.learning is not None:
-        tensors |= {f"mask.{n}": m for n, m in decode_masks(entry.tensors, parent.maskables).items()}
+        tensors |= {f"mask.{n}": m for n, m in decode_masks(entry.tensors, parent.prunable).items()}
     text = json.dumps(run_record(entry.facts), indent=2, allow_nan=False) + "\n"
-    # run.json last: where it is, the tensors are whole.
+    # run.json is written last: if it exists, the tensors are complete.
     files = {"tensors.safetensors": save(tensors), "run.json": text.encode()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             write_atomic(folder / name, data)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{folder} is not a folder: give one to export to, or a new name.") from error
+        raise UserError(f"{folder} is not a folder: give a folder to export to, or a new name.") from error
     except OSError as error:
         raise SystemFailure(f"the run cannot be written to {folder}: {error.strerror or error}.") from error
     return [folder / name for name in reversed(files)]
 
 
-def _tensors(start: InitialState, end: NetworkState) -> dict[str, Tensor]:
+def _named_tensors(start: InitialState, end: NetworkState) -> dict[str, Tensor]:
     groups = {
         "start": start.weights,
         "final": end.weights,
@@ -71,11 +71,11 @@ def _tensors(start: InitialState, end: NetworkState) -> dict[str, Tensor]:
         "logit_start": start.logits,
         "logit_final": end.logits,
     }
-    return {f"{kind}.{name}": t.contiguous() for kind, named in groups.items() for name, t in named.items()}
+    return {f"{kind}.{name}": t.contiguous() for kind, group in groups.items() for name, t in group.items()}
 
 
 def run_record(facts: RunFacts) -> dict[str, Any]:
-    """The facts of a stored run, flat, under the names of the contract."""
+    """Return the facts of a stored run as a flat dict, with the keys of `run.json`."""
     run = Run.from_data(facts)
     step = run.step
     return {

@@ -224,7 +224,7 @@ class StateReplayer:
                 # Only the criterion read w_final. The masks are stored, so the snapshot may have been dropped.
                 step = replace(step, w_final="start")
             try:
-                masks = decode_masks(entry.tensors, parent.maskables)
+                masks = decode_masks(entry.tensors, parent.prunable)
             except ValueError as error:
                 raise CorruptEntry(run_id, str(error)) from error
             start = apply_masks(masks, parent, step, step_streams(run))

@@ -166,10 +166,10 @@ COUNTS = "kept counts are what prune rates and level ask for"
         (emptied, "no layer is emptied", "'fc2.weight'"),
         (run_fact("level", 3), COUNTS, "'fc1.weight: 320 kept, 160 asked', 'fc2.weight: 98 kept, 69 asked'"),
         (run_fact("prune_rates", {"hidden": 0.5, "output": 0.4}), COUNTS, "'fc2.weight: 98 kept, 72 asked'"),
-        (run_fact("level", 10**9), COUNTS, "cannot be"),
-        (run_fact("level", -1), COUNTS, "cannot be"),
-        (run_fact("prune_rates", {"hidden": "1e-999999999", "output": 0.5}), COUNTS, "cannot be"),
-        (run_fact("prune_rates", {"hidden": 7, "output": 0.5}), COUNTS, "cannot be"),
+        (run_fact("level", 10**9), COUNTS, "out of range"),
+        (run_fact("level", -1), COUNTS, "out of range"),
+        (run_fact("prune_rates", {"hidden": "1e-999999999", "output": 0.5}), COUNTS, "out of range"),
+        (run_fact("prune_rates", {"hidden": 7, "output": 0.5}), COUNTS, "out of range"),
         (thawed, "pruned weights are 0", "'fc1.weight'"),
         (
             lambda d, t: d.update(initial_content="0" * 64),
@@ -255,7 +255,7 @@ def test_existing_file_is_kept(runs: Runs, tmp_path: Path) -> None:
     path = tmp_path / "mine"
     path.write_text("mine")
     message = refused(call("pack", runs.id("rewound"), path, "--store", runs.folder))
-    assert "is there already: give another name, or --force" in message
+    assert "exists already: give another name, or --force" in message
     assert path.read_text() == "mine"
     assert call("pack", runs.id("rewound"), path, "--store", runs.folder, "--force").status == 0
 
@@ -266,7 +266,7 @@ def test_damaged_ticket_is_one_message(runs: Runs) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     for command in ("inspect", "eval"):
-        assert "it is damaged. Get it again." in refused(call(command, path))
+        assert "it is damaged. Get the file again." in refused(call(command, path))
 
 
 def test_missing_store_unknown_run_and_unknown_weights_are_refused(runs: Runs, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""criteria: one literal table, six weights x every criterion -> the weights kept."""
+"""Criteria: a literal table of the kept weights of a six-weight layer per criterion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from supermask.core.criteria import CRITERIA, NEEDS_GRADIENT
 from supermask.core.masks import keep_top, prune_count
 from supermask.core.rng import child_streams, random_stream
 
-# The six weights (tiny.py), in eighths, with what can be read off them:
+# The six weights (tiny.py) in eighths, with derived values:
 #
 #   weight                      0     1     2     3     4     5
 #   w_i                         4    -5     3    -2     1     6
@@ -29,7 +29,7 @@ from supermask.core.rng import child_streams, random_stream
 #   abs(dL/dw * w_i)            4    10    15    14     6     3
 
 TABLE: dict[str, tuple[str, str, str, str]] = {
-    # criterion -> weights that are kept and, after the bar, those of which chance keeps as many as are still missing:
+    # criterion -> weights that are always kept, weights of which chance keeps the rest:
     #                               3 of 6      or       4 of 6
     "large_final": ("0 3 5", "", "0 2 3 5", ""),
     "small_final": ("1 2 4", "", "1 2 4 5", ""),
@@ -49,28 +49,28 @@ TABLE: dict[str, tuple[str, str, str, str]] = {
 }
 
 
-def places(text: str) -> set[int]:
+def to_set(text: str) -> set[int]:
     return {int(place) for place in text.split()}
 
 
-def kept_by(criterion: str, count: int, seed: int = 0) -> set[int]:
+def kept_set(criterion: str, count: int, seed: int = 0) -> set[int]:
     layer = six()
     scores = CRITERIA[criterion](layer, random_stream(seed, "score"))
     mask = keep_top({"six": scores}, {"six": layer.alive}, {"six": count}, child_streams(seed))["six"]
     return set(np.flatnonzero(mask.numpy()).tolist())
 
 
-def test_the_table_is_complete_and_in_order() -> None:
+def test_table_lists_every_criterion_in_order() -> None:
     assert list(TABLE) == list(CRITERIA)
     assert set(CRITERIA) >= NEEDS_GRADIENT
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.3])
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_six_weights(criterion: str, rate: float) -> None:
+def test_kept_weights_of_six(criterion: str, rate: float) -> None:
     count = 6 - prune_count(6, rate)
-    sure, by_chance = map(places, TABLE[criterion][:2] if count == 3 else TABLE[criterion][2:])
-    found = [kept_by(criterion, count, seed) for seed in range(60)]
+    sure, by_chance = map(to_set, TABLE[criterion][:2] if count == 3 else TABLE[criterion][2:])
+    found = [kept_set(criterion, count, seed) for seed in range(60)]
     assert all(len(kept) == count and sure <= kept <= sure | by_chance for kept in found)
     assert set.union(*found) == sure | by_chance
     assert set.intersection(*found) == sure
@@ -99,7 +99,7 @@ def test_scores(criterion: str, eighths_or_ranks: list[float]) -> None:
     assert torch.equal(scores, eighths(eighths_or_ranks))
 
 
-def test_scores_of_ranks_and_products() -> None:
+def test_scores_from_ranks_and_products() -> None:
     sixths = [CRITERIA[c](six(), random_stream(0)) * 6 for c in ("large_init_large_final", "small_init_small_final")]
     assert sixths[0].flatten().tolist() == pytest.approx([4, 1, 3, 2, 1, 4])
     assert sixths[1].flatten().tolist() == pytest.approx([-5, -5, -3, -6, -2, -6])
@@ -107,7 +107,7 @@ def test_scores_of_ranks_and_products() -> None:
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_nothing_is_changed_in_place(criterion: str) -> None:
+def test_criteria_do_not_modify_their_inputs(criterion: str) -> None:
     layer = six()
     CRITERIA[criterion](layer, random_stream(0)).add_(1)
     assert torch.equal(layer.w_init, eighths(W_INIT)) and torch.equal(layer.w_final, eighths(W_FINAL))
@@ -116,8 +116,8 @@ def test_nothing_is_changed_in_place(criterion: str) -> None:
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_dead_weights_do_not_count(criterion: str) -> None:
-    """Whatever a dead weight is frozen at, the scores of the others stay."""
+def test_pruned_weights_do_not_change_scores_of_others(criterion: str) -> None:
+    """The frozen values of pruned weights do not influence the scores of alive weights."""
     layer = replace(six(), alive=kept_at([0, 1, 3, 4]))
     other = replace(layer, w_init=layer.w_init.clone(), w_final=layer.w_final.clone())
     for dead in (2, 5):
@@ -126,15 +126,15 @@ def test_dead_weights_do_not_count(criterion: str) -> None:
     assert torch.equal(one, two)
 
 
-def test_both_conditions_prune_the_same_share() -> None:
-    """The definition of large_init_large_final, by search: the alpha at which each condition alone prunes as many."""
+def test_large_init_large_final_prunes_equal_shares_by_both_conditions() -> None:
+    """Definition by search: the alpha at which each condition alone prunes the same number of weights."""
     rng = np.random.default_rng(1)
     w_i, w_f = np.abs(rng.normal(size=200)), np.abs(3 * rng.normal(size=200))
     layer = replace(
         six(), w_init=torch.from_numpy(w_i), w_final=torch.from_numpy(w_f), alive=torch.ones(200, dtype=torch.bool)
     )
     for threshold in range(1, 200):
-        pruned_each = threshold  # by either condition: the ones with the smallest w_i, and with the smallest w_f
+        pruned_each = threshold  # pruned by each condition alone: the smallest w_i, and the smallest w_f
         survivors = (w_i > np.sort(w_i)[pruned_each - 1]) & (w_f > np.sort(w_f)[pruned_each - 1])
         count = int(survivors.sum())
         lowest = CRITERIA["large_init_large_final"](layer, random_stream(0)).numpy()
@@ -144,12 +144,12 @@ def test_both_conditions_prune_the_same_share() -> None:
         )
 
 
-# -------------------------------------------------------------------------- where the authors' code does otherwise
+# --- cases in which the authors' code differs ---
 
 
-def test_a_shrunk_weight_of_the_same_sign_outranks_one_of_another_sign() -> None:
-    """Weight 1 shrank but kept its sign; 2 grew but changed it. Scored 0, weight 2 would be kept instead."""
-    assert kept_by("magnitude_increase_same_sign", 4) == {0, 1, 3, 4}
+def test_shrunk_weight_of_the_same_sign_outranks_one_of_another_sign() -> None:
+    """Weight 1 shrank and kept its sign; 2 grew and changed it. With score 0, weight 2 would be kept instead."""
+    assert kept_set("magnitude_increase_same_sign", 4) == {0, 1, 3, 4}
     layer = six()
     same_sign = layer.w_init.sign() == layer.w_final.sign()
     literal = CRITERIA["magnitude_increase"](layer, random_stream(0)).masked_fill(~same_sign, 0)
@@ -157,12 +157,12 @@ def test_a_shrunk_weight_of_the_same_sign_outranks_one_of_another_sign() -> None
 
 
 @pytest.mark.parametrize("criterion", ["movement", "magnitude_increase"])
-def test_dead_pixels_tie_at_exactly_zero(criterion: str) -> None:
-    """Weights of inputs that are always black never move: which of them are kept is chance, and only that."""
+def test_weights_of_dead_pixels_tie_at_zero(criterion: str) -> None:
+    """Weights of inputs that are always black never move, so ties decide which of them are kept."""
     rng = np.random.default_rng(0)
     w_init = torch.from_numpy(rng.normal(size=(8, 30)).astype(np.float32))
     w_final = w_init.clone()
-    w_final[:, 5:] *= 1.5  # everything that sees a live pixel grows
+    w_final[:, 5:] *= 1.5  # weights of other pixels grow
     layer = replace(six(), w_init=w_init, w_final=w_final, alive=torch.ones(8, 30, dtype=torch.bool))
     scores = {"fc1": CRITERIA[criterion](layer, random_stream(0))}
     assert int((scores["fc1"] == 0).sum()) == 40
@@ -176,6 +176,6 @@ def test_dead_pixels_tie_at_exactly_zero(criterion: str) -> None:
 
 
 @pytest.mark.parametrize("criterion", sorted(NEEDS_GRADIENT))
-def test_no_gradient_is_our_own_mistake(criterion: str) -> None:
+def test_missing_gradient_is_an_internal_error(criterion: str) -> None:
     with pytest.raises(AssertionError):
         CRITERIA[criterion](replace(six(), gradient=None), random_stream(0))

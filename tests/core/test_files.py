@@ -1,4 +1,4 @@
-"""Atomic file writes: a reader sees the file before or the new one whole, and nothing staged stays behind."""
+"""Atomic file writes: a reader sees the old or the new file, and no staged file remains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from supermask.core.files import write_atomic, write_json_once
 
 
-def test_a_file_is_written_and_replaced_whole(tmp_path: Path) -> None:
+def test_file_is_written_and_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     assert write_atomic(path, b"one")
     assert write_atomic(path, [b"t", memoryview(b"wo")], durable=True)
@@ -37,7 +37,7 @@ def test_without_hard_links_the_last_writer_wins(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "a.bin").read_bytes() == b"one"
 
 
-def test_a_failed_check_leaves_the_former_file(tmp_path: Path) -> None:
+def test_failed_check_keeps_the_existing_file(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     write_atomic(path, b"one")
     assert not write_atomic(path, b"two", check=lambda staged: staged.read_bytes() != b"two")
@@ -46,7 +46,7 @@ def test_a_failed_check_leaves_the_former_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "link"])
-def test_a_disk_error_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_disk_error_keeps_the_existing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -60,11 +60,11 @@ def test_a_disk_error_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_a_name_of_255_bytes_can_be_written(tmp_path: Path) -> None:
+def test_name_of_255_bytes_can_be_written(tmp_path: Path) -> None:
     assert write_atomic(tmp_path / ("x" * 255), b"one")
 
 
-def test_threads_never_mix_their_bytes(tmp_path: Path) -> None:
+def test_threads_do_not_mix_their_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     contents = [bytes([n]) * 100_000 for n in range(8)]
     threads = [threading.Thread(target=write_atomic, args=(path, content)) for content in contents]
@@ -84,7 +84,7 @@ def test_json_is_written_once_unless_the_file_is_unreadable(tmp_path: Path) -> N
     assert json.loads(path.read_text()) == [3]
 
 
-def test_json_is_not_written_where_no_folder_can_be(tmp_path: Path) -> None:
+def test_json_is_not_written_if_its_folder_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     write_json_once(tmp_path / "file" / "a.json", [1], lambda _: True)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,4 +1,4 @@
-"""initialisers: the right width, the right bound, the right shape of the distribution."""
+"""Initializers: standard deviation, bound and shape of the distributions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from supermask.core.rng import random_stream
 N = 200_000
 
 
-def test_truncated_std_is_scipys() -> None:
+def test_truncated_std_equals_that_of_scipy() -> None:
     assert pytest.approx(stats.truncnorm(-2, 2).std(), rel=1e-12) == TRUNCATED_STD
     assert pytest.approx(0.8796, abs=5e-5) == TRUNCATED_STD
 
@@ -48,10 +48,10 @@ def test_bimodal(std: float) -> None:
 
 
 @pytest.mark.parametrize("draw", [truncated_normal, bimodal])
-def test_same_stream_same_bits(draw: object) -> None:
+def test_same_stream_gives_the_same_bits(draw: object) -> None:
     assert callable(draw)
-    one, other, third = (draw((7, 5), 1.0, random_stream(seed, "x")) for seed in (0, 0, 1))
-    assert np.array_equal(one, other) and not np.array_equal(one, third)
+    first, again, other = (draw((7, 5), 1.0, random_stream(seed, "x")) for seed in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 def test_empty_shapes() -> None:

@@ -1,4 +1,4 @@
-"""Learned supermasks as formulas: what a mask is put on, where its logits begin, and what logits say."""
+"""Formulas of learned masks: base weights, initial logits, and masks from logits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from supermask.networks.sequential import initial_state, prunable_tensors
 KERNEL = MASKABLES["fc1.weight"]
 
 
-def start_of(
+def initial_state_of(
     learning: MaskLearning, seed: int = 0, parent: ParentRun | None = None, step: PruneStep | None = None
 ) -> InitialState:
     return initial_mask_state(
@@ -44,18 +44,18 @@ def start_of(
     )
 
 
-# --- what the mask is put on ---
+# --- base weights ---
 
 
 @pytest.mark.parametrize("multiplier", [1.0, 2.0, 0.3])
-def test_the_weights_are_w_i_or_constants(multiplier: float) -> None:
-    """Each once, in float32, times the multiplier; all of them there, biases 0, nothing pruned."""
+def test_base_weights_are_w_i_or_constants(multiplier: float) -> None:
+    """float32 values times the multiplier; biases are 0 and no weight is pruned."""
     w_init, s = dense().weights["fc1.weight"].numpy(), np.float32(KERNEL.std)
     assert pytest.approx((2 / 50) ** 0.5) == s
     for base, values in (("init", w_init), ("signed_constant", np.sign(w_init) * s)):
-        start = start_of(MaskLearning(weights=base, multiplier=multiplier))  # type: ignore[arg-type]
+        start = initial_state_of(MaskLearning(weights=base, multiplier=multiplier))  # type: ignore[arg-type]
         assert np.array_equal(start.weights["fc1.weight"].numpy(), values * np.float32(multiplier))
-    start = start_of(MaskLearning(weights="constant", multiplier=multiplier))
+    start = initial_state_of(MaskLearning(weights="constant", multiplier=multiplier))
     values = start.weights["fc1.weight"].numpy()
     assert set(np.abs(values).ravel()) == {s * np.float32(multiplier)}
     assert 0.4 < (values > 0).mean() < 0.6
@@ -66,28 +66,28 @@ def test_the_weights_are_w_i_or_constants(multiplier: float) -> None:
 
 
 def test_random_signs_come_from_their_own_stream() -> None:
-    """Of seed and layer; nothing else that is drawn changes them."""
+    """The signs depend on seed and layer only."""
     expected = 2 * random_stream(0, "supermask", "signs", "fc1.weight").integers(0, 2, size=(30, 20)) - 1
     learning = MaskLearning(weights="constant")
-    found = start_of(learning).weights["fc1.weight"]
+    found = initial_state_of(learning).weights["fc1.weight"]
     assert np.array_equal(np.sign(found.numpy()), expected)
-    assert torch.equal(start_of(replace(learning, method="signed")).weights["fc1.weight"], found)
-    assert not torch.equal(start_of(learning, seed=1).weights["fc1.weight"], found)
+    assert torch.equal(initial_state_of(replace(learning, method="signed")).weights["fc1.weight"], found)
+    assert not torch.equal(initial_state_of(learning, seed=1).weights["fc1.weight"], found)
 
 
-def test_a_weight_of_zero_has_no_sign() -> None:
+def test_base_weight_of_a_zero_weight() -> None:
     zero = torch.zeros(KERNEL.shape)
     assert not base_weights(MaskLearning(weights="signed_constant"), KERNEL, zero, child_streams(0)).any()
     assert base_weights(MaskLearning(weights="constant"), KERNEL, zero, child_streams(0)).all()
 
 
-# --- where logits begin ---
+# --- initial logits ---
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_first_logits(method: Any) -> None:
-    """Equal ones where they are passed through a sigmoid, else draws of the layer's initialiser."""
-    start = start_of(MaskLearning(method, start_logit=-0.7))
+def test_initial_logits(method: Any) -> None:
+    """Constant for methods with a sigmoid, else draws from the layer's initializer."""
+    start = initial_state_of(MaskLearning(method, start_logit=-0.7))
     for name, logits in start.logits.items():
         assert logits.dtype == torch.float32 and logits.shape == MASKABLES[name].shape
         if method in SIGMOID:
@@ -96,25 +96,25 @@ def test_first_logits(method: Any) -> None:
             assert logits.std().item() == pytest.approx(MASKABLES[name].std, rel=0.15)
             assert logits.unique().numel() == logits.numel()
             assert not torch.equal(logits, start.weights[name])
-    again, other = start_of(MaskLearning(method)), start_of(MaskLearning(method), seed=1)
+    again, other = initial_state_of(MaskLearning(method)), initial_state_of(MaskLearning(method), seed=1)
     if method not in SIGMOID:
         assert torch.equal(again.logits["fc1.weight"], start.logits["fc1.weight"])
         assert not torch.equal(other.logits["fc1.weight"], start.logits["fc1.weight"])
 
 
-def heuristic(criterion: str, levels: int = 2) -> tuple[ParentRun, PruneStep]:
-    """A dense run that was trained, and the step that prunes it in one shot; a plateau of its weights never moved."""
+def heuristic_step(criterion: str, levels: int = 2) -> tuple[ParentRun, PruneStep]:
+    """Return a trained dense run, part of whose weights never moved, and a one-shot pruning step."""
     start = dense()
-    outcome = train(start, 0, still=6)
-    return parent_of(start, outcome), PruneStep(CRITERIA[criterion], "rewind", "zero", RATES, levels=levels)
+    result = train(start, 0, still=6)
+    return parent_of(start, result), PruneStep(CRITERIA[criterion], "rewind", "zero", RATES, levels=levels)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4])
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_started_from_a_heuristic(criterion: str, levels: int) -> None:
-    """+c exactly where a ticket of that criterion would keep, ties settled alike; -c everywhere else."""
-    parent, step = heuristic(criterion, levels)
-    start = start_of(MaskLearning(confidence=3.0), 0, parent, step)
+def test_logits_from_a_heuristic_mask(criterion: str, levels: int) -> None:
+    """+c where a ticket of that criterion keeps, with the same ties; -c elsewhere."""
+    parent, step = heuristic_step(criterion, levels)
+    start = initial_state_of(MaskLearning(confidence=3.0), 0, parent, step)
     masks = compute_masks(parent, step, level_streams(1))
     for name, kept in masks.items():
         assert torch.equal(start.logits[name], torch.where(kept, 3.0, -3.0))
@@ -125,10 +125,10 @@ def test_started_from_a_heuristic(criterion: str, levels: int) -> None:
 
 @pytest.mark.parametrize("levels", [1, 2, 4])
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_graded_by_rank(criterion: str, levels: int) -> None:
-    """Above 0 exactly where it is kept, in the order of the scores, over a range of 2 c in all."""
-    parent, step = heuristic(criterion, levels)
-    start = start_of(MaskLearning(confidence=3.0, graded=True), 0, parent, step)
+def test_graded_logits_follow_the_ranks_of_scores(criterion: str, levels: int) -> None:
+    """Above 0 where the mask keeps, in the order of the scores, over a range of 2 c."""
+    parent, step = heuristic_step(criterion, levels)
+    start = initial_state_of(MaskLearning(confidence=3.0, graded=True), 0, parent, step)
     masks, layers = compute_masks(parent, step, level_streams(1)), parent.layers(step)
     for name, kept in masks.items():
         logits = start.logits[name]
@@ -145,17 +145,17 @@ def test_graded_by_rank(criterion: str, levels: int) -> None:
 
 
 def test_graded_logits_by_hand() -> None:
-    """Of six weights with ranks 1/6 to 1 three are kept: 2 c (rank - 1/2); three that tie share their mean rank."""
+    """Six weights with ranks 1/6 to 1, three kept: 2 c (rank - 1/2). Tied weights share their mean rank."""
     name = "fc.weight"
     scores = torch.tensor([[0.5, 0.1, 0.4], [0.2, 0.6, 0.3]])
-    found = graded_of(scores, 3)[name]
+    found = graded_logits(scores, 3)[name]
     torch.testing.assert_close(found, 4 * torch.tensor([[5, 1, 4], [2, 6, 3]]) / 6 - 2)
-    tied = graded_of(torch.tensor([[0.5, 0.1, 0.5], [0.2, 0.6, 0.5]]), 3)[name]
-    # Two of the three that tie are kept: ranks 4 and 5 of 6; the other one has rank 3, and so the logit 0.
+    tied = graded_logits(torch.tensor([[0.5, 0.1, 0.5], [0.2, 0.6, 0.5]]), 3)[name]
+    # Two of the three tied weights are kept, with ranks 4 and 5 of 6. The third has rank 3, so its logit is 0.
     assert sorted(tied.flatten().tolist()) == pytest.approx([-4 / 3, -2 / 3, 0, 1, 1, 2])
 
 
-def graded_of(scores: torch.Tensor, keep: int) -> dict[str, torch.Tensor]:
+def graded_logits(scores: torch.Tensor, keep: int) -> dict[str, torch.Tensor]:
     name = "fc.weight"
     start = InitialState({name: scores}, {name: torch.ones(scores.shape, dtype=torch.bool)}, {})
     parent = ParentRun(start, {"end": start.state}, {name: PrunableTensor(name, (2, 3), "hidden")})
@@ -163,14 +163,14 @@ def graded_of(scores: torch.Tensor, keep: int) -> dict[str, torch.Tensor]:
     return heuristic_logits(MaskLearning(confidence=2.0, graded=True), parent, step, level_streams(1))
 
 
-# --- what logits say ---
+# --- masks from logits ---
 
 LOGITS = npst.arrays(np.float32, (3, 7), elements=st.floats(-4, 4, width=32))
 
 
 @given(LOGITS, st.sampled_from(list(METHODS)), st.floats(0.05, 0.95), st.floats(0.01, 2))
-def test_a_mask_is_where_the_scores_are_above_zero(m: Any, method: Any, density: float, threshold: float) -> None:
-    """Of every method the same words: mask, scores, chance; each against the method's own definition."""
+def test_mask_keeps_scores_above_zero(m: Any, method: Any, density: float, threshold: float) -> None:
+    """Mask, scores and probabilities of every method, against the method's definition."""
     learning = MaskLearning(method, density=density, threshold=threshold)
     logits = torch.from_numpy(m)
     mask = threshold_masks(learning, {"a": logits})["a"].numpy()
@@ -197,18 +197,18 @@ def test_a_mask_is_where_the_scores_are_above_zero(m: Any, method: Any, density:
 
 
 @pytest.mark.parametrize(("density", "kept"), [(0.001, 1), (0.1, 2), (0.5, 10), (0.52, 10), (0.54, 11), (0.999, 19)])
-def test_how_many_edge_popup_keeps(density: float, kept: int) -> None:
-    """At least one, and never all: half of 21 is 10.5, and to the even one."""
+def test_edge_popup_count(density: float, kept: int) -> None:
+    """At least one weight and never all; 0.52 * 20 = 10.4 rounds to 10."""
     logits = torch.arange(20.0)[torch.from_numpy(np.random.default_rng(0).permutation(20))].reshape(4, 5)
     assert int((logits > edge_popup_threshold(logits, density)).sum()) == kept
 
 
-def test_a_weight_just_at_the_cut_is_pruned() -> None:
+def test_logit_at_the_threshold_is_pruned() -> None:
     for method, logit in (("bernoulli", 0.0), ("rounded", 0.0), ("signed", 0.01), ("signed", -0.01)):
         assert not threshold_masks(MaskLearning(method), {"a": torch.full((2, 2), logit)})["a"].any()  # type: ignore[arg-type]
 
 
-def test_learning_is_plain_data() -> None:
+def test_mask_learning_round_trips_through_json() -> None:
     other: dict[str, Any] = {
         "method": "signed", "weights": "constant", "multiplier": 2.0, "rescaled": True, "start_logit": 1.0,
         "confidence": 3.0, "graded": True, "density": 0.3, "threshold": 0.2, "samples": 3, "hardened_at": (0.5, 0.1),

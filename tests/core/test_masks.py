@@ -1,4 +1,4 @@
-"""masks: exact counts, ties at random, ranks, packing, each against a slower way to the same."""
+"""Masks: exact counts, random ties, ranks and packing, each against a slower implementation."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ import supermask
 from supermask.core.masks import count_kept, density, keep_top, pack, prune_count, rank, remaining_after, unpack
 from supermask.core.rng import child_streams
 
-LOOSE = 1e-4
-"""A test against chance fails by chance once in 10,000 changes of its fixed seeds."""
+MIN_P_VALUE = 1e-4
+"""Threshold of statistical tests: a new fixed seed fails one of them once in 10,000 times."""
 
-# ------------------------------------------------------------------------------------------------------ how many
+# --- counts ---
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,13 @@ def test_prune_count(alive: int, rate: float, pruned: int) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.15, 0.2, 0.3, 0.05, 0.7, 0.999, 1e-3, 0.25, "0.1"])
-def test_prune_count_is_what_decimals_say(rate: float | str) -> None:
+def test_prune_count_equals_exact_decimal_arithmetic(rate: float | str) -> None:
     for alive in [*range(400), *range(235_000, 235_400), 4_194_304]:
         exact = (alive * Decimal(str(rate))).to_integral_value(ROUND_HALF_EVEN)
         assert prune_count(alive, rate) == int(exact), alive
 
 
-def test_kept_after_rounds_at_every_level() -> None:
+def test_remaining_after_rounds_at_every_level() -> None:
     left, chain = 235_200, []
     for _ in range(24):
         left -= prune_count(left, 0.2)
@@ -68,7 +68,7 @@ def test_kept_after_rounds_at_every_level() -> None:
     assert chain[-1] == 1_111
 
 
-# ----------------------------------------------------------------------------------------------------- which ones
+# --- selection ---
 
 shapes = hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=6)
 few_values = st.sampled_from([0.0, -0.0, 1.0, 2.0, -1.0, float("inf"), float("-inf"), 1e-30])
@@ -76,7 +76,7 @@ few_values = st.sampled_from([0.0, -0.0, 1.0, 2.0, -1.0, float("inf"), float("-i
 
 @st.composite
 def layers(draw: st.DrawFn) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Scores with many ties and both infinities, and which weights are alive."""
+    """Draw scores with many ties and both infinities, and masks of alive weights."""
     scores, alive = {}, {}
     for name in draw(st.sampled_from([("a",), ("a", "b"), ("b", "a", "c")])):
         shape = draw(shapes)
@@ -86,7 +86,7 @@ def layers(draw: st.DrawFn) -> tuple[dict[str, torch.Tensor], dict[str, torch.Te
 
 
 def check_top(scores: np.ndarray, alive: np.ndarray, mask: np.ndarray, count: int) -> None:
-    """A plain sort: `mask` keeps `count` alive weights, and their scores are the `count` highest."""
+    """Check by sorting that `mask` keeps `count` alive weights with the highest scores."""
     assert mask.shape == scores.shape and mask.dtype == np.bool_
     assert int(mask.sum()) == count
     assert not (mask & ~alive).any()
@@ -94,7 +94,7 @@ def check_top(scores: np.ndarray, alive: np.ndarray, mask: np.ndarray, count: in
 
 
 @given(layers(), st.data())
-def test_keep_top_in_each_layer(
+def test_keep_top_per_layer(
     given: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]], data: st.DataObject
 ) -> None:
     scores, alive = given
@@ -122,7 +122,7 @@ def test_keep_top_over_all_layers(
 
 
 @given(layers(), st.integers(0, 3))
-def test_the_same_stream_gives_the_same_mask(
+def test_same_stream_gives_the_same_mask(
     given: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]], seed: int
 ) -> None:
     scores, alive = given
@@ -132,14 +132,14 @@ def test_the_same_stream_gives_the_same_mask(
         assert all(torch.equal(one[n], other[n]) for n in scores)
 
 
-def test_nothing_given_is_changed() -> None:
+def test_keep_top_does_not_modify_its_inputs() -> None:
     scores, alive = {"a": torch.tensor([3.0, 1.0, 2.0])}, {"a": torch.tensor([True, True, False])}
     masks = keep_top(scores, alive, {"a": 1}, child_streams(0))
     masks["a"][:] = False
     assert scores["a"].tolist() == [3, 1, 2] and alive["a"].tolist() == [True, True, False]
 
 
-def test_large_layer_without_ties_needs_no_stream() -> None:
+def test_mask_without_ties_does_not_depend_on_the_stream() -> None:
     scores = torch.from_numpy(np.random.default_rng(0).permutation(30_000).astype(np.float32).reshape(100, 300))
     alive = {"a": scores % 3 != 0}
     masks = [keep_top({"a": scores}, alive, {"a": 7_000}, child_streams(seed))["a"] for seed in (0, 1)]
@@ -148,25 +148,25 @@ def test_large_layer_without_ties_needs_no_stream() -> None:
 
 
 @pytest.mark.parametrize("tied_score", [0.0, -np.inf, np.inf, 1e-38])
-@pytest.mark.parametrize("over_all", [False, True])
-def test_ties_are_uniformly_random(tied_score: float, over_all: bool) -> None:
+@pytest.mark.parametrize("is_global", [False, True])
+def test_ties_are_uniformly_random(tied_score: float, is_global: bool) -> None:
     """Every set of 2 out of 5 tied weights is as likely as any other."""
     better = [] if tied_score == np.inf else [2.0]
     worse = [] if tied_score == -np.inf else [-3.0]
     scores = {"a": torch.tensor([*better, *worse, *[tied_score] * 5])}
     alive = {"a": torch.ones(len(scores["a"]), dtype=torch.bool)}
     count = len(better) + 2
-    keep = count if over_all else {"a": count}
+    keep = count if is_global else {"a": count}
     seen: dict[tuple[bool, ...], int] = {}
     for seed in range(1000):
         mask = keep_top(scores, alive, keep, child_streams(seed))["a"].tolist()
         assert all(mask[: len(better)]) and not any(mask[len(better) : len(better) + len(worse)])
         seen[tuple(mask)] = seen.get(tuple(mask), 0) + 1
     assert len(seen) == 10
-    assert stats.chisquare(list(seen.values())).pvalue > LOOSE
+    assert stats.chisquare(list(seen.values())).pvalue > MIN_P_VALUE
 
 
-def test_ties_over_all_layers_do_not_prefer_a_layer() -> None:
+def test_global_ties_prefer_no_layer() -> None:
     scores = {"a": torch.zeros(30), "b": torch.zeros(70)}
     alive = {name: torch.ones(len(s), dtype=torch.bool) for name, s in scores.items()}
     in_a = sum(int(keep_top(scores, alive, 50, child_streams(seed))["a"].sum()) for seed in range(300))
@@ -175,7 +175,7 @@ def test_ties_over_all_layers_do_not_prefer_a_layer() -> None:
     assert abs(in_a - expected) < 4 * sd
 
 
-def test_each_layer_settles_its_ties_by_a_stream_of_its_own() -> None:
+def test_each_layer_breaks_ties_with_its_own_stream() -> None:
     alive = {name: torch.ones(40, dtype=torch.bool) for name in ("a", "b")}
     both = keep_top({name: torch.zeros(40) for name in alive}, alive, {"a": 20, "b": 20}, child_streams(0))
     alone = keep_top({"b": torch.zeros(40)}, alive, {"b": 20}, child_streams(0))
@@ -198,18 +198,18 @@ def test_nan_is_refused(keep: int | dict[str, int]) -> None:
         keep_top(scores, alive, keep, child_streams(0))
 
 
-def test_nan_of_a_dead_weight_is_not_looked_at() -> None:
+def test_nan_of_a_pruned_weight_is_ignored() -> None:
     scores, alive = {"a": torch.tensor([1.0, np.nan, 2.0])}, {"a": torch.tensor([True, False, True])}
     assert keep_top(scores, alive, {"a": 1}, child_streams(0))["a"].tolist() == [False, False, True]
 
 
-def test_more_than_are_alive_is_our_own_mistake() -> None:
+def test_count_above_the_alive_weights_is_an_internal_error() -> None:
     with pytest.raises(AssertionError):
         keep_top({"a": torch.zeros(3)}, {"a": torch.tensor([True, False, False])}, {"a": 2}, child_streams(0))
 
 
-def test_nothing_else_sorts_scores() -> None:
-    """No criterion, action or step ranks weights by itself."""
+def test_no_other_core_module_sorts_scores() -> None:
+    """Criteria, actions and pruning leave ranking to `core.masks`."""
     sorting = {"sort", "argsort", "sorted", "topk", "kthvalue", "partition", "argpartition", "quantile", "median"}
     package = Path(supermask.__file__).parent
     for module in ("criteria", "actions", "pruning"):
@@ -219,11 +219,11 @@ def test_nothing_else_sorts_scores() -> None:
         assert not names & sorting, module
 
 
-# ----------------------------------------------------------------------------------------------- ranks and packing
+# --- ranks and packing ---
 
 
 @given(hnp.arrays(np.float32, shapes, elements=st.floats(-4, 4, width=16)), st.data())
-def test_rank_is_scipys(values: np.ndarray, data: st.DataObject) -> None:
+def test_rank_equals_that_of_scipy(values: np.ndarray, data: st.DataObject) -> None:
     alive = data.draw(hnp.arrays(np.bool_, values.shape))
     ranks = rank(torch.from_numpy(values), torch.from_numpy(alive))
     assert ranks.dtype == torch.float64 and ranks.shape == values.shape
@@ -260,12 +260,12 @@ def test_pack_and_unpack(mask: np.ndarray) -> None:
     [np.zeros(1, np.uint8), np.zeros(3, np.uint8), np.zeros((1, 2), np.uint8), np.zeros(2, np.int8)],
     ids=["too few", "too many", "two axes", "another type"],
 )
-def test_wrong_number_of_bytes(packed: np.ndarray) -> None:
+def test_unpack_rejects_arrays_of_another_size(packed: np.ndarray) -> None:
     with pytest.raises(ValueError, match="has 2 bytes"):
         unpack(packed, (3, 3))
 
 
-def test_density_and_kept() -> None:
+def test_density_and_count_kept() -> None:
     masks = {"a": kept_at([0, 2]), "b": torch.ones(2, dtype=torch.bool)}
     assert count_kept(masks) == {"a": 2, "b": 2}
     assert density(masks) == 0.5

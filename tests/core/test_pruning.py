@@ -1,4 +1,4 @@
-"""ticket: whole chains against a slow re-implementation, and each rule of the paper's section 1 by itself."""
+"""Pruning: whole chains against a slow implementation, and each rule of the algorithm by itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from supermask.networks.sequential import prunable_tensors
 
 PLAIN = PruneStep(CRITERIA["large_final"], "rewind", "zero", RATES)
 
-# ---------------------------------------------------- the paper once more, one weight at a time, where chance is absent
+# --- slow implementation, one weight at a time, without randomness ---
 
 SCORES: dict[str, Callable[[float, float], float]] = {
     "large_final": lambda i, f: abs(f),
@@ -54,36 +54,36 @@ FROZEN: dict[str, Callable[[float, float], float]] = {
     "zero_if_shrunk_everywhere": lambda i, f: 0.0 if abs(f) < abs(i) else i,
     "zero_if_grown": lambda i, f: 0.0 if abs(f) > abs(i) else i,
 }
-Place = tuple[str, int]
-"""Tensor name, and which of its weights in C order."""
+WeightIndex = tuple[str, int]
+"""(tensor name, index in C order)."""
 
 
-def flat(tensors: Mapping[str, Tensor]) -> dict[Place, Any]:
+def flatten(tensors: Mapping[str, Tensor]) -> dict[WeightIndex, Any]:
     return {(n, j): v for n, t in tensors.items() for j, v in enumerate(t.flatten().tolist())}
 
 
-def pruned_of(alive: int, rate: float) -> int:
+def pruned_count(alive: int, rate: float) -> int:
     return int((Decimal(str(rate)) * alive).to_integral_value(ROUND_HALF_EVEN))
 
 
-def slow_round(
-    start: dict[Place, float],
-    end: dict[Place, float],
-    alive: set[Place],
+def prune_slowly(
+    start: dict[WeightIndex, float],
+    end: dict[WeightIndex, float],
+    alive: set[WeightIndex],
     names: tuple[str, str, str],
     scope: str,
     levels: int,
-) -> tuple[dict[Place, float], set[Place]]:
-    """One round: (start values, alive weights) of the next run."""
+) -> tuple[dict[WeightIndex, float], set[WeightIndex]]:
+    """Return (start values, alive weights) of the next run."""
     criterion, mask1, mask0 = names
     groups = [("global", alive)]
     if scope == "layer":
         groups = [(m.kind, {p for p in alive if p[0] == n}) for n, m in MASKABLES.items()]
-    left: set[Place] = set()
+    left: set[WeightIndex] = set()
     for rate, group in groups:
         count = len(group)
         for _ in range(levels):
-            count -= pruned_of(count, RATES[rate])
+            count -= pruned_count(count, RATES[rate])
         ranked = sorted(group, key=lambda p: SCORES[criterion](start[p], end[p]))
         left |= set(ranked[len(ranked) - count :])
     values = {}
@@ -116,7 +116,9 @@ COMBINATIONS = [
 
 @pytest.mark.parametrize("schedule", ["iterative", "one_shot"])
 @pytest.mark.parametrize(("names", "scope"), COMBINATIONS)
-def test_three_levels_agree_with_the_slow_way(names: tuple[str, str, str], scope: Any, schedule: str) -> None:
+def test_three_levels_agree_with_the_slow_implementation(
+    names: tuple[str, str, str], scope: Any, schedule: str
+) -> None:
     criterion, mask1, mask0 = names
     step = PruneStep(CRITERIA[criterion], mask1, mask0, RATES, scope)
     if schedule == "iterative":
@@ -125,22 +127,22 @@ def test_three_levels_agree_with_the_slow_way(names: tuple[str, str, str], scope
         runs = [run for n in (1, 2, 3) for run in chain([step_with(step, levels=n)])[-1:]]
         runs.insert(0, chain([])[0])
     for level in (1, 2, 3):
-        parent_start, parent_outcome = runs[level - 1 if schedule == "iterative" else 0]
-        alive = {place for place, kept in flat(parent_start.masks).items() if kept}
-        start, end = flat(parent_start.weights), flat(parent_outcome.end.weights)
-        values, left = slow_round(start, end, alive, names, scope, 1 if schedule == "iterative" else level)
-        made = runs[level][0]
-        assert {place for place, kept in flat(made.masks).items() if kept} == left
-        assert flat(made.weights) == values
-        assert all(torch.equal(made.unmasked[n], parent_start.unmasked[n]) for n in parent_start.unmasked)
+        parent_start, parent_result = runs[level - 1 if schedule == "iterative" else 0]
+        alive = {place for place, kept in flatten(parent_start.masks).items() if kept}
+        start, end = flatten(parent_start.weights), flatten(parent_result.end.weights)
+        values, left = prune_slowly(start, end, alive, names, scope, 1 if schedule == "iterative" else level)
+        child = runs[level][0]
+        assert {place for place, kept in flatten(child.masks).items() if kept} == left
+        assert flatten(child.weights) == values
+        assert all(torch.equal(child.unmasked[n], parent_start.unmasked[n]) for n in parent_start.unmasked)
 
 
-# ----------------------------------------------------------------------------------------------------- down a chain
+# --- chains ---
 
 
 @pytest.mark.parametrize("mask1", MASK1_ACTIONS)
-def test_w_i_is_what_the_level_started_with(mask1: str) -> None:
-    """Reinitialised values carry on: the next level's criterion and actions see them, not the dense network's."""
+def test_w_init_is_the_start_of_the_level(mask1: str) -> None:
+    """Criterion and actions of the next level see reinitialized values, not those of the dense network."""
     runs = chain([step_with(PLAIN, mask1=mask1)] * 2)
     parent = parent_of(*runs[1])
     for name, layer in parent.layers(PLAIN).items():
@@ -167,7 +169,7 @@ def test_frozen_values_never_change(mask0: str, scope: Any) -> None:
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_one_shot_keeps_as_many_as_the_chain(scope: Any) -> None:
+def test_one_shot_and_iterative_counts_are_equal(scope: Any) -> None:
     step = step_with(PLAIN, scope=scope)
     iterative = chain([step] * 5)
     for level in range(1, 6):
@@ -187,7 +189,7 @@ def test_keep_counts() -> None:
 
 
 def test_global_ranking_compares_layers() -> None:
-    """The layer whose weights are larger keeps a larger share."""
+    """The layer with larger weights keeps a larger share."""
     start = dense()
     end = NetworkState({"fc1.weight": torch.rand(30, 20), "fc2.weight": 10 + torch.rand(10, 30)}, start.unmasked)
     masks = compute_masks(ParentRun(start, {"end": end}, MASKABLES), step_with(PLAIN, scope="global"), level_streams(1))
@@ -196,7 +198,7 @@ def test_global_ranking_compares_layers() -> None:
 
 @pytest.mark.parametrize("mask1", MASK1_ACTIONS)
 def test_rescaled_does_not_compound(mask1: str) -> None:
-    """At every level: (weights in layer / kept) times what the same chain without `rescaled` starts from."""
+    """Start values are (weights in layer / kept) times those of the same chain without `rescaled`."""
     plain = chain([step_with(PLAIN, mask1=mask1, criterion=CRITERIA["random"])] * 3)
     scaled = chain([step_with(PLAIN, mask1=mask1, criterion=CRITERIA["random"], rescaled=True)] * 3)
     for level in (1, 2, 3):
@@ -209,8 +211,8 @@ def test_rescaled_does_not_compound(mask1: str) -> None:
 
 
 @pytest.mark.parametrize("mask1", sorted(set(MASK1_ACTIONS) - {"rewind", "signed_constant"}))
-def test_each_level_and_each_layer_draws_anew(mask1: str) -> None:
-    """Not the same draws again at level 2: neither values nor signs."""
+def test_every_level_draws_new_values(mask1: str) -> None:
+    """Level 2 repeats neither the values nor the signs of level 1."""
     runs = chain([step_with(PLAIN, mask1=mask1)] * 2)
     for name, mask in runs[2][0].masks.items():
         one, two = (run[0].weights[name][mask] for run in runs[1:])
@@ -221,20 +223,20 @@ def test_each_level_and_each_layer_draws_anew(mask1: str) -> None:
     assert not any(torch.equal(other[2][0].weights[n], w) for n, w in runs[2][0].weights.items())
 
 
-def test_kept_and_pruned_weights_draw_from_streams_of_their_own() -> None:
-    """Their names are part of every run's numbers."""
+def test_streams_of_kept_and_pruned_weights() -> None:
+    """Names of streams determine the numbers of every run."""
     rng = level_streams(1)
     step = step_with(PLAIN, mask1="reinit", mask0="freeze_reinit")
-    made = prune_and_reset(parent_of(dense(), train(dense(), 0)), step, rng)
-    for name, mask in made.masks.items():
+    child = prune_and_reset(parent_of(dense(), train(dense(), 0)), step, rng)
+    for name, mask in child.masks.items():
         m = MASKABLES[name]
         kept, pruned = (
             torch.from_numpy(truncated_normal(m.shape, m.std, rng(part, name))) for part in ("mask1", "mask0")
         )
-        assert torch.equal(made.weights[name], kept.where(mask, pruned))
+        assert torch.equal(child.weights[name], kept.where(mask, pruned))
 
 
-# ------------------------------------------------------------------------------------------ points of the trajectory
+# --- snapshots ---
 
 
 def trained(points: tuple[Snapshot, ...] = (10, 40, 60)) -> tuple[InitialState, TrainingResult]:
@@ -245,10 +247,10 @@ def trained(points: tuple[Snapshot, ...] = (10, 40, 60)) -> tuple[InitialState, 
     ("w_init", "w_final"),
     [("start", "lowest_validation_loss"), (10, 60), (40, "end"), (0, 40), ("start", 10), ("end", "start")],
 )
-def test_any_two_points(w_init: Snapshot, w_final: Snapshot) -> None:
-    """A criterion and the actions see the two points that the step names; `rewind` stays at the start."""
-    start, outcome = trained()
-    states = {**outcome.points, "end": outcome.end, "start": start.state, 0: start.state}
+def test_criterion_reads_any_two_snapshots(w_init: Snapshot, w_final: Snapshot) -> None:
+    """Criterion and actions read the snapshots that the step names; `rewind` still reads the start."""
+    start, result = trained()
+    states = {**result.points, "end": result.end, "start": start.state, 0: start.state}
     seen: list[Layer] = []
 
     def criterion(layer: Layer, rng: Stream) -> Tensor:
@@ -256,32 +258,32 @@ def test_any_two_points(w_init: Snapshot, w_final: Snapshot) -> None:
         return layer.w_final.abs()
 
     step = step_with(PLAIN, criterion=criterion, w_init=w_init, w_final=w_final, mask0="freeze_init")
-    made = prune_and_reset(parent_of(start, outcome), step, level_streams(1))
-    for layer, (name, mask) in zip(seen, made.masks.items(), strict=True):
+    child = prune_and_reset(parent_of(start, result), step, level_streams(1))
+    for layer, (name, mask) in zip(seen, child.masks.items(), strict=True):
         assert torch.equal(layer.w_init, states[w_init].weights[name])
         assert torch.equal(layer.w_final, states[w_final].weights[name])
         kept_least = states[w_final].weights[name].abs()[mask].min()
         assert kept_least > states[w_final].weights[name].abs()[~mask].max()
-        assert torch.equal(made.weights[name][mask], start.weights[name][mask])
-        assert torch.equal(made.weights[name][~mask], states[w_init].weights[name][~mask])
+        assert torch.equal(child.weights[name][mask], start.weights[name][mask])
+        assert torch.equal(child.weights[name][~mask], states[w_init].weights[name][~mask])
 
 
 @pytest.mark.parametrize("rewind_to", ["start", 0, 10, 40, "end"])
-def test_rewinding_takes_weights_and_biases_back(rewind_to: Snapshot) -> None:
-    start, outcome = trained()
-    states = {**outcome.points, "end": outcome.end, "start": start.state, 0: start.state}
-    made = prune_and_reset(parent_of(start, outcome), step_with(PLAIN, rewind_to=rewind_to), level_streams(1))
-    for name, mask in made.masks.items():
-        assert torch.equal(made.weights[name][mask], states[rewind_to].weights[name][mask])
-        assert not made.weights[name][~mask].any()
-    assert made.unmasked.keys() == start.unmasked.keys()
-    for name, bias in made.unmasked.items():
+def test_rewinding_resets_weights_and_biases(rewind_to: Snapshot) -> None:
+    start, result = trained()
+    states = {**result.points, "end": result.end, "start": start.state, 0: start.state}
+    child = prune_and_reset(parent_of(start, result), step_with(PLAIN, rewind_to=rewind_to), level_streams(1))
+    for name, mask in child.masks.items():
+        assert torch.equal(child.weights[name][mask], states[rewind_to].weights[name][mask])
+        assert not child.weights[name][~mask].any()
+    assert child.unmasked.keys() == start.unmasked.keys()
+    for name, bias in child.unmasked.items():
         assert torch.equal(bias, states[rewind_to].unmasked[name])
-    assert made.first_iteration == (rewind_to if isinstance(rewind_to, int) else 0)
+    assert child.first_iteration == (rewind_to if isinstance(rewind_to, int) else 0)
 
 
-def test_late_rewinding_down_a_chain() -> None:
-    """Level 1 goes back to iteration 10 of the dense run; later levels to their own start, which is that iteration."""
+def test_late_rewinding_in_a_chain() -> None:
+    """Level 1 rewinds to iteration 10 of the dense run, later levels to their own start, which is that iteration."""
     late = step_with(PLAIN, rewind_to=10)
     runs = chain([late, PLAIN, step_with(PLAIN, rewind_to=10)], points=(10, 40))
     at_10 = runs[0][1].points[10]
@@ -293,44 +295,44 @@ def test_late_rewinding_down_a_chain() -> None:
     assert first_iteration(parent_of(*runs[1]), PLAIN) == 10
 
 
-def test_masks_made_before_give_the_same_start() -> None:
-    """What the store does: masks are kept, start values made again from them."""
+def test_initial_state_is_recomputed_from_masks() -> None:
+    """The store keeps masks only and recomputes start values from them."""
     parent = parent_of(dense(), train(dense(), 0))
     for mask1, mask0 in zip(MASK1_ACTIONS, [*MASK0_ACTIONS, "zero", "freeze_reinit", "zero"], strict=True):
         step = step_with(PLAIN, mask1=mask1, mask0=mask0)
-        made = prune_and_reset(parent, step, level_streams(1))
-        again = apply_masks(made.masks, parent, step_with(step, criterion=CRITERIA["random"]), level_streams(1))
-        assert all(torch.equal(again.weights[n], w) for n, w in made.weights.items())
+        child = prune_and_reset(parent, step, level_streams(1))
+        again = apply_masks(child.masks, parent, step_with(step, criterion=CRITERIA["random"]), level_streams(1))
+        assert all(torch.equal(again.weights[n], w) for n, w in child.weights.items())
 
 
 def test_snip_and_grad_read_the_gradient() -> None:
-    start, outcome = trained()
-    gradient = outcome.points["gradient"].weights
+    start, result = trained()
+    gradient = result.points["gradient"].weights
     for criterion, times_weight in [("grad", False), ("snip", True)]:
         masks = compute_masks(
-            parent_of(start, outcome), step_with(PLAIN, criterion=CRITERIA[criterion]), level_streams(1)
+            parent_of(start, result), step_with(PLAIN, criterion=CRITERIA[criterion]), level_streams(1)
         )
         for name, mask in masks.items():
             scores = (gradient[name] * start.weights[name] if times_weight else gradient[name]).abs()
             assert scores[mask].min() > scores[~mask].max()
 
 
-# -------------------------------------------------------------------------------------------- purity and bad criteria
+# --- purity and invalid criteria ---
 
 
 @pytest.mark.parametrize("mask0", MASK0_ACTIONS)
 @pytest.mark.parametrize("mask1", MASK1_ACTIONS)
-def test_a_parent_is_not_changed(mask1: str, mask0: str) -> None:
-    start, outcome = trained()
-    parent = parent_of(start, outcome)
-    before = {n: w.clone() for n, w in start.weights.items()}, {n: w.clone() for n, w in outcome.end.weights.items()}
-    made = prune_and_reset(parent, step_with(PLAIN, mask1=mask1, mask0=mask0), level_streams(1))
-    for tensors in (made.weights, made.masks):
+def test_pruning_does_not_modify_the_parent(mask1: str, mask0: str) -> None:
+    start, result = trained()
+    parent = parent_of(start, result)
+    before = {n: w.clone() for n, w in start.weights.items()}, {n: w.clone() for n, w in result.end.weights.items()}
+    child = prune_and_reset(parent, step_with(PLAIN, mask1=mask1, mask0=mask0), level_streams(1))
+    for tensors in (child.weights, child.masks):
         for tensor in tensors.values():
             tensor.zero_()
     for name in start.weights:
         assert torch.equal(start.weights[name], before[0][name])
-        assert torch.equal(outcome.end.weights[name], before[1][name])
+        assert torch.equal(result.end.weights[name], before[1][name])
         assert start.masks[name].all()
 
 
@@ -341,26 +343,26 @@ def writes_into_its_layer(layer: Layer, rng: Stream) -> Tensor:
     return layer.w_final.abs_()
 
 
-def test_a_criterion_that_writes_into_its_layer_does_no_harm() -> None:
+def test_criterion_that_writes_into_its_layer_changes_nothing() -> None:
     parent = parent_of(dense(), train(dense(), 0))
-    made = prune_and_reset(parent, step_with(PLAIN, criterion=writes_into_its_layer), level_streams(1))
+    child = prune_and_reset(parent, step_with(PLAIN, criterion=writes_into_its_layer), level_streams(1))
     expected = prune_and_reset(parent_of(dense(), train(dense(), 0)), PLAIN, level_streams(1))
     for name in MASKABLES:
-        assert torch.equal(made.masks[name], expected.masks[name])
-        assert torch.equal(made.weights[name], expected.weights[name])
+        assert torch.equal(child.masks[name], expected.masks[name])
+        assert torch.equal(child.weights[name], expected.weights[name])
 
 
 def needs_gradient(layer: Layer, rng: Stream) -> Tensor:
     return layer.w_final.clone().requires_grad_().abs()
 
 
-def test_scores_that_carry_a_gradient_are_taken() -> None:
+def test_scores_that_require_a_gradient_are_accepted() -> None:
     parent = parent_of(dense(), train(dense(), 0))
-    made = prune_and_reset(parent, step_with(PLAIN, criterion=needs_gradient), level_streams(1))
-    assert count_kept(made.masks) == {"fc1.weight": 420, "fc2.weight": 240}
+    child = prune_and_reset(parent, step_with(PLAIN, criterion=needs_gradient), level_streams(1))
+    assert count_kept(child.masks) == {"fc1.weight": 420, "fc2.weight": 240}
 
 
-def test_a_criterion_draws_from_a_stream_of_its_own() -> None:
+def test_criterion_has_its_own_stream() -> None:
     def noise(layer: Layer, rng: Stream) -> Tensor:
         return torch.from_numpy(rng.random(tuple(layer.w_final.shape)))
 
@@ -390,7 +392,7 @@ def not_a_number(layer: Layer, rng: Stream) -> Tensor:
     return layer.w_final / 0 * 0
 
 
-def test_a_criterion_may_give_an_array() -> None:
+def test_criterion_may_return_an_array() -> None:
     parent = parent_of(dense(), train(dense(), 0))
     given, same = (
         compute_masks(parent, step_with(PLAIN, criterion=criterion), level_streams(1))
@@ -408,13 +410,13 @@ def test_a_criterion_may_give_an_array() -> None:
         (not_a_number, r"fc1.weight is NaN"),
     ],
 )
-def test_a_criterion_that_gives_no_scores_is_refused(criterion: Any, message: str) -> None:
+def test_invalid_scores_are_refused(criterion: Any, message: str) -> None:
     parent = parent_of(dense(), train(dense(), 0))
     with pytest.raises(ValueError, match=message):
         prune_and_reset(parent, step_with(PLAIN, criterion=criterion), level_streams(1))
 
 
-def test_names_of_the_tiny_network() -> None:
+def test_prunable_tensors_of_the_tiny_network() -> None:
     assert {n: (m.shape, m.kind) for n, m in prunable_tensors(LAYERS).items()} == {
         "fc1.weight": ((30, 20), "hidden"),
         "fc2.weight": ((10, 30), "output"),

@@ -1,4 +1,4 @@
-"""recipe: iterations counted exactly, and the learning rate of every one of them."""
+"""Recipes: exact numbers of iterations, and the learning rate of each iteration."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ FULL = Recipe(
 @pytest.mark.parametrize(
     ("epochs", "images", "batch", "count"),
     [
-        (55, 55_000, 60, 50_417),  # the paper's four: about 50k, 20k, 25k, 30k
+        (55, 55_000, 60, 50_417),  # the four networks of the paper: about 50k, 20k, 25k, 30k
         (27, 45_000, 60, 20_250),
         (34, 45_000, 60, 25_500),
         (40, 45_000, 60, 30_000),
         (1, 60, 60, 1),
         (1, 61, 60, 2),
-        (0.1, 600, 60, 1),  # exactly 1, although 0.1 is a little more in binary
-        (0.7, 100, 10, 7),  # exactly 7, although 0.7 * 100 is 70 by luck only
+        (0.1, 600, 60, 1),  # exactly 1, although the float 0.1 is above 1/10
+        (0.7, 100, 10, 7),  # exactly 7, although the float 0.7 is below 7/10
         (1e-9, 600, 60, 1),
     ],
 )
-def test_iterations(epochs: float, images: int, batch: int, count: int) -> None:
+def test_epochs_to_iterations(epochs: float, images: int, batch: int, count: int) -> None:
     assert epochs_to_iterations(epochs, images, batch) == count
 
 
 @given(st.integers(1, 10_000), st.integers(1, 60_000), st.integers(1, 1000))
-def test_iterations_are_what_decimals_say(hundredths: int, images: int, batch: int) -> None:
+def test_epochs_to_iterations_equals_exact_decimal_arithmetic(hundredths: int, images: int, batch: int) -> None:
     assert epochs_to_iterations(hundredths / 100, images, batch) == max(
         1, ceil(Decimal(hundredths) * images / 100 / batch)
     )
 
 
-def test_learning_rate_is_constant_unless_something_is_asked_for() -> None:
+def test_learning_rate_is_constant_by_default() -> None:
     assert {PLAIN.learning_rate(i) for i in range(100)} == {1.2e-3}
 
 
@@ -71,12 +71,12 @@ def test_final_learning_rate() -> None:
     assert tuned.at_final_learning_rate() == tuned
 
 
-def test_final_learning_rate_of_a_constant_one_is_the_same_recipe() -> None:
-    """As the plan resolves it: without drops the factor is 1."""
+def test_final_learning_rate_of_a_constant_rate_is_the_same_recipe() -> None:
+    """Without drops the plan sets the factor to 1."""
     constant = Recipe("adam", 1.2e-3, 60, 100, 100, drop_factor=1.0)
     assert constant.at_final_learning_rate() == constant
 
 
 @pytest.mark.parametrize("recipe", [PLAIN, FULL])
-def test_to_data_and_back(recipe: Recipe) -> None:
+def test_recipe_round_trips_through_json(recipe: Recipe) -> None:
     assert Recipe.from_data(json.loads(json.dumps(recipe.to_data()))) == recipe

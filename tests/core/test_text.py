@@ -1,4 +1,4 @@
-"""Small tables as text."""
+"""Tables and numbers as text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CELLS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) |
 TABLES = st.integers(1, 4).flatmap(lambda n: st.lists(st.tuples(*[CELLS] * n), max_size=5))
 
 
-def test_numbers_stand_to_the_right_and_words_to_the_left() -> None:
+def test_numbers_are_right_aligned() -> None:
     rows = [("large_final", 25, 0.95437123, None), ("random", 5, 12.5, "8.27%")]
     assert format_table(["treatment", "n", "accuracy", "remaining"], rows).splitlines() == [
         "treatment     n  accuracy  remaining",
@@ -37,7 +37,7 @@ def test_numbers_stand_to_the_right_and_words_to_the_left() -> None:
     ]
 
 
-def test_markup_and_control_characters_are_literal_and_nothing_is_cut() -> None:
+def test_markup_is_literal_control_characters_are_replaced_and_nothing_is_cut() -> None:
     long = "[bold]" + "x" * 300 + "[/bold]<script>"
     text = format_table(["name"], [(long,), ("two\nlines\x1b[31m",)])
     assert long in text
@@ -45,7 +45,7 @@ def test_markup_and_control_characters_are_literal_and_nothing_is_cut() -> None:
     assert text.count("\n") == 4
 
 
-def test_wide_characters_take_two_cells() -> None:
+def test_wide_characters_take_two_columns() -> None:
     assert format_table(["name", "n"], [("稀疏", 1), ("abcd", 22)]).splitlines()[2:] == ["稀疏   1", "abcd  22"]
 
 
@@ -56,7 +56,7 @@ def test_no_rows() -> None:
 
 
 @given(TABLES)
-def test_every_line_of_the_text_has_a_row(rows: list[tuple[object, ...]]) -> None:
+def test_table_has_one_line_per_row(rows: list[tuple[object, ...]]) -> None:
     heads = [f"column {i}" for i in range(len(rows[0]) if rows else 2)]
     assert format_table(heads, rows).count("\n") == len(rows) + 2
 
@@ -77,12 +77,12 @@ def test_csv_and_json_read_back(rows: list[tuple[object, ...]]) -> None:
                 assert cell == ("" if value is None else str(value).lower() if isinstance(value, bool) else str(value))
 
 
-def test_json_of_what_json_has_no_word_for() -> None:
+def test_json_of_values_without_a_json_type() -> None:
     row = (float("nan"), Decimal("1.5"), [float("inf"), 2], {3: b"x"})
     assert json.loads(format_json(list("abcd"), [row])) == [{"a": None, "b": 1.5, "c": [None, 2], "d": {"3": "b'x'"}}]
 
 
-def test_json_refuses_two_columns_of_one_name() -> None:
+def test_json_refuses_duplicate_column_names() -> None:
     with pytest.raises(UserError, match="two columns are named 'a'"):
         format_json(["a", "b", "a"], [(1, 2, 3)])
 

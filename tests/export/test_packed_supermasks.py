@@ -1,4 +1,4 @@
-"""Supermasks as ticket files: what is packed is the thresholded network, and it has the accuracy that is stored."""
+"""Supermasks as ticket files: the packed thresholded network has the stored accuracy."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Run]]:
     return Store(folder), list(plan.runs.values())
 
 
-def test_every_kind_comes_back_with_its_accuracy_and_proves_itself(
-    stored: tuple[Store, list[Run]], tmp_path: Path
-) -> None:
+def test_every_kind_keeps_its_accuracy_and_passes_all_checks(stored: tuple[Store, list[Run]], tmp_path: Path) -> None:
     store, runs = stored
     images = load("digits", None)
     for run in runs:
@@ -56,34 +54,41 @@ def test_every_kind_comes_back_with_its_accuracy_and_proves_itself(
         assert not [check for check in checks(ticket) if check.status == "BROKEN"]
 
 
-def test_a_mask_on_initial_weights_is_masks_and_a_seed(stored: tuple[Store, list[Run]]) -> None:
+def test_mask_on_initial_weights_is_stored_as_masks_and_a_seed(stored: tuple[Store, list[Run]]) -> None:
     store, runs = stored
-    on_w_i = next(run for run in runs if run.learning and run.learning.weights == "init" and not run.learning.rescaled)
-    ticket = pack_run(store, on_w_i.id)
+    run_on_w_init = next(
+        run for run in runs if run.learning and run.learning.weights == "init" and not run.learning.rescaled
+    )
+    ticket = pack_run(store, run_on_w_init.id)
     assert ticket.weights == {}
     assert ticket.others is None
     assert ticket.seed == 0
 
 
-def test_counts_after_a_learned_mask_are_not_those_of_prune_rates(stored: tuple[Store, list[Run]]) -> None:
+def test_counts_after_a_learned_mask_are_not_checked(stored: tuple[Store, list[Run]]) -> None:
     store, runs = stored
     promise = "kept counts are what prune rates and level ask for"
     deepest = max(
         (run for run in runs if run.step and run.step.scope == "layer" and run.level == 3), key=lambda r: r.id
     )
-    told = {check.promise: check for check in checks(pack_run(store, deepest.id))}
-    assert (told[promise].status, told[promise].why) == ("not checked", "its chain begins with a learned mask")
+    checks_by_promise = {check.promise: check for check in checks(pack_run(store, deepest.id))}
+    assert (checks_by_promise[promise].status, checks_by_promise[promise].why) == (
+        "not checked",
+        "its chain begins with a learned mask",
+    )
 
 
-def test_a_learned_mask_has_no_start_to_pack(stored: tuple[Store, list[Run]]) -> None:
+def test_start_of_a_learned_mask_cannot_be_packed(stored: tuple[Store, list[Run]]) -> None:
     store, runs = stored
     learned = next(run for run in runs if run.learning)
     with pytest.raises(UserError, match="learned a supermask"):
         pack_run(store, learned.id, "start")
 
 
-def test_in_a_fresh_process_in_a_network_of_ones_own(stored: tuple[Store, list[Run]], tmp_path: Path) -> None:
-    """To the last digit."""
+def test_foreign_network_in_another_process_has_the_stored_accuracy(
+    stored: tuple[Store, list[Run]], tmp_path: Path
+) -> None:
+    """The accuracy is equal to the last digit."""
     store, runs = stored
     learned = next(run for run in runs if run.learning and run.learning.rescaled)
     save_ticket(pack_run(store, learned.id), tmp_path / "mask.safetensors")
@@ -106,6 +111,6 @@ found = network(torch.from_numpy(images.scaled(images.test_images))).argmax(1)
 print(json.dumps(float((found == torch.from_numpy(images.test_labels.copy())).double().mean())))
 """
     command = [sys.executable, "-c", program, str(tmp_path / "mask.safetensors")]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert json.loads(said) == store.facts(learned.id)["metrics"]["thresholded_test_accuracy"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert json.loads(output) == store.facts(learned.id)["metrics"]["thresholded_test_accuracy"]
     assert isinstance(load_ticket(tmp_path / "mask.safetensors"), Ticket)

@@ -1,4 +1,4 @@
-"""Stored accuracies, measured again: what `verify` cannot see without the data, this does."""
+"""Recheck of stored accuracies with weights and data, which `verify` alone cannot do."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ KINDS: dict[str, Callable[[Run], bool]] = {
 
 
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("remeasure")
     carry_out(PLAN, folder)
     return folder
 
 
 @pytest.fixture
-def store(pristine: Path, tmp_path: Path) -> Path:
-    shutil.copytree(pristine, tmp_path / "store")
+def store(trained_store: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained_store, tmp_path / "store")
     return tmp_path / "store"
 
 
-def found(store: Path) -> dict[str, VerificationResult]:
+def verdicts_of(store: Path) -> dict[str, VerificationResult]:
     return {verdict.key: verdict for verdict in runs.recheck_accuracies(store)}
 
 
 def forge(store: Path, run_id: str, change: Callable[[RunFacts], Any]) -> None:
-    """As if the run had been committed so: every hash and seal is right."""
+    """Change a stored run and recompute every checksum."""
     entry = Store(store).read(run_id)
     change(entry.facts)
     parts = {"tensors": entry.tensors} | ({"weights": entry.weights} if entry.weights else {})
@@ -58,17 +58,17 @@ def forge(store: Path, run_id: str, change: Callable[[RunFacts], Any]) -> None:
         (store / "runs" / run_id[:2] / run_id / name).write_bytes(data)
 
 
-def test_every_kind_of_run_is_measured_again(store: Path) -> None:
-    assert {key: verdict.verdict for key, verdict in found(store).items()} == dict.fromkeys(PLAN.runs, "held")
+def test_every_kind_of_run_is_rechecked(store: Path) -> None:
+    assert {key: verdict.verdict for key, verdict in verdicts_of(store).items()} == dict.fromkeys(PLAN.runs, "held")
     status, out, _ = call("verify", "--accuracies", "--store", store)
     assert (status, out.splitlines()) == (0, ["4 held", "accuracies measured again: 4 held"])
 
 
 @pytest.mark.parametrize("kind", ["trained", "untrained"])
-def test_a_forged_accuracy_is_found(store: Path, kind: str) -> None:
+def test_forged_accuracy_is_detected(store: Path, kind: str) -> None:
     run = next(run for run in PLAN.runs.values() if KINDS[kind](run))
     forge(store, run.id, lambda facts: facts["metrics"].update({"final_test_accuracy": 0.9999}))
-    verdict = found(store)[run.id]
+    verdict = verdicts_of(store)[run.id]
     assert (verdict.verdict, "not 0.9999" in verdict.reason) == ("failed", True)
     status, out, _ = call("verify", "--accuracies", "--store", store)
     assert status == 1
@@ -76,19 +76,19 @@ def test_a_forged_accuracy_is_found(store: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["thresholded", "expected", "ones_in_all"])
-def test_every_number_of_a_learned_mask_is_found(store: Path, name: str) -> None:
+def test_forged_number_of_a_learned_mask_is_detected(store: Path, name: str) -> None:
     run = next(run for run in PLAN.runs.values() if run.learning is not None)
     forge(store, run.id, lambda facts: facts["supermask"].update({name: facts["supermask"][name] + 1e-9}))
-    verdict = found(store)[run.id]
+    verdict = verdicts_of(store)[run.id]
     assert (verdict.verdict, verdict.reason.startswith(f"{name} is")) == ("failed", True)
 
 
-def test_weights_that_were_dropped_and_other_data_are_no_fault(store: Path) -> None:
+def test_dropped_weights_and_other_data_are_reported_as_partly(store: Path) -> None:
     learned = next(run for run in PLAN.runs.values() if run.learning is not None)
     trained = next(run for run in PLAN.runs.values() if KINDS["trained"](run) and run.level == 1)
     Store(store).drop_weights(learned.id)
     forge(store, trained.id, lambda facts: facts["data"].update(fingerprint="another"))
-    verdicts = found(store)
+    verdicts = verdicts_of(store)
     assert verdicts[learned.id].verdict == verdicts[trained.id].verdict == "partly"
     assert "dropped" in verdicts[learned.id].reason
     assert "other digits" in verdicts[trained.id].reason

@@ -1,4 +1,4 @@
-"""Tickets in PyTorch modules: supermask's and anybody's, by name, by map, by order, and pruned in PyTorch's own way."""
+"""Tickets in PyTorch modules: matching by name, by map and by order, and torch.nn.utils.prune."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONV = architecture("conv2", (1, 8, 8), 10)
 
 
 def masks(shapes: dict[str, tuple[int, ...]]) -> Weights:
-    """A third of each."""
+    """Return masks that keep a third of each tensor."""
     rng = random_stream(0, "masks")
     return {name: torch.from_numpy(rng.random(shape) < 1 / 3) for name, shape in shapes.items()}
 
@@ -34,7 +34,7 @@ def from_seed() -> Ticket:
 
 
 def trained(frozen: bool = False) -> Ticket:
-    """As after a training: other weights, biases, and perhaps frozen values."""
+    """Return a ticket with weights, biases and optionally frozen values that differ from the initial ones."""
     found = masks(SHAPES)
     torch.manual_seed(0)
     weights = {name: torch.randn(mask.shape) * (mask | frozen) for name, mask in found.items()}
@@ -42,8 +42,8 @@ def trained(frozen: bool = False) -> Ticket:
     return Ticket(found, weights, others, "fc-8", "digits", 1, frozen=weights if frozen else {})
 
 
-class Mine(nn.Module):
-    """A user's network, with names and a structure of its own; FC-8 on digits, and a normalisation in between."""
+class UserNetwork(nn.Module):
+    """A user's network: FC-8 on digits with other names and a batch normalization."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ def state(module: nn.Module) -> Weights:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def same(one: Weights, other: Weights) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same(a: Weights, b: Weights) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 TICKETS: dict[str, Callable[[], Ticket]] = {
@@ -81,25 +81,25 @@ TICKETS: dict[str, Callable[[], Ticket]] = {
 
 
 @pytest.mark.parametrize("ticket", TICKETS.values(), ids=TICKETS)
-def test_a_network_of_supermasks_takes_it_by_name(ticket: Callable[[], Ticket]) -> None:
+def test_supermask_network_by_name(ticket: Callable[[], Ticket]) -> None:
     module = build_module(FC)
     assert ticket().apply_to(module) is module
     assert same(state(module), ticket().network_weights())
     assert all(parameter.requires_grad for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("how", [{"names": NAMES}, {"match": "order"}])
+@pytest.mark.parametrize("matching", [{"names": NAMES}, {"match": "order"}])
 @pytest.mark.parametrize("ticket", TICKETS.values(), ids=TICKETS)
-def test_a_module_of_ones_own_takes_it_and_keeps_the_rest(ticket: Callable[[], Ticket], how: dict[str, Any]) -> None:
-    module = Mine()
+def test_foreign_module_keeps_its_other_tensors(ticket: Callable[[], Ticket], matching: dict[str, Any]) -> None:
+    module = UserNetwork()
     before, network = state(module), ticket().network_weights()
-    ticket().apply_to(module, **how)
+    ticket().apply_to(module, **matching)
     expected = before | {NAMES[name]: tensor for name, tensor in network.items()}
     assert same(state(module), expected)
 
 
-def test_what_it_computes_is_the_masked_network() -> None:
-    """Against NumPy: the masks are multiplied here."""
+def test_module_computes_the_masked_network() -> None:
+    """Compare with the masked network in NumPy."""
     ticket, images = trained(), torch.rand(5, 64)
     network = {n: t.numpy() * (ticket.masks[n].numpy() if n in SHAPES else 1) for n, t in trained().weights.items()}
     others = {n: t.numpy() for n, t in (ticket.others or {}).items()}
@@ -110,14 +110,14 @@ def test_what_it_computes_is_the_masked_network() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_module_keeps_its_dtype(dtype: torch.dtype) -> None:
+def test_module_keeps_its_dtype(dtype: torch.dtype) -> None:
     module = trained().apply_to(build_module(FC).to(dtype))
     assert {p.dtype for p in module.parameters()} == {dtype}
     assert torch.equal(state(module)["fc1.weight"], trained().weights["fc1.weight"].to(dtype))
 
 
-def test_a_convolutional_network_takes_it(tmp_path: Path) -> None:
-    found = masks({name: maskable.shape for name, maskable in prunable_tensors(CONV).items()})
+def test_convolutional_network(tmp_path: Path) -> None:
+    found = masks({name: tensor.shape for name, tensor in prunable_tensors(CONV).items()})
     ticket = Ticket(found, {n: torch.rand(m.shape) * m for n, m in found.items()}, {})
     module = load_ticket(save_ticket(ticket, tmp_path / "ticket")).apply_to(build_module(CONV))
     assert all(torch.equal(state(module)[name], weights) for name, weights in ticket.weights.items())
@@ -134,26 +134,34 @@ def pruned_already() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("module", "how", "said"),
+    ("module", "matching", "message"),
     [
-        (Mine, {}, r"no tensor 'fc1.weight'.* of shape \(8, 64\).* 'body.1.weight', 'head.weight'.*match='order'"),
-        (Mine, {"names": {"fc1.weight": "body.1.weight"}}, "no tensor 'fc2.weight'"),
         (
-            Mine,
+            UserNetwork,
+            {},
+            r"no tensor 'fc1.weight'.* of shape \(8, 64\).* 'body.1.weight', 'head.weight'.*match='order'",
+        ),
+        (UserNetwork, {"names": {"fc1.weight": "body.1.weight"}}, "no tensor 'fc2.weight'"),
+        (
+            UserNetwork,
             {"names": NAMES | {"fc1.bias": "body.1.bia"}},
             "no tensor 'body.1.bia' for .*; did you mean 'body.1.bias'",
         ),
-        (Mine, {"names": NAMES | {"fc3.weight": "x"}}, "the ticket has no tensor 'fc3.weight'; did you mean"),
-        (Mine, {"names": NAMES | {"fc1.bias": "body.2.weight", "fc2.bias": "head.weight"}}, r"shape \(10,\)"),
-        (Mine, {"names": NAMES | {"fc1.bias": "body.2.num_batches_tracked"}}, r"has shape \(8,\)"),
+        (UserNetwork, {"names": NAMES | {"fc3.weight": "x"}}, "the ticket has no tensor 'fc3.weight'; did you mean"),
+        (UserNetwork, {"names": NAMES | {"fc1.bias": "body.2.weight", "fc2.bias": "head.weight"}}, r"shape \(10,\)"),
+        (UserNetwork, {"names": NAMES | {"fc1.bias": "body.2.num_batches_tracked"}}, r"has shape \(8,\)"),
         (
             not_in_order,
             {"match": "order"},
             r"'fc1.weight' of the ticket has shape \(8, 64\), and '0.weight' .* \(10, 8\)",
         ),
         (lambda: nn.Linear(64, 8), {"match": "order"}, "has 2 masks, and the module 1 Linear and Conv layers"),
-        (Mine, {"match": "luck"}, "match='luck': allowed are 'name' and 'order'"),
-        (pruned_already, {}, "'fc1.weight' of the module is pruned already: torch.nn.utils.prune.remove it first"),
+        (UserNetwork, {"match": "luck"}, "match='luck': allowed are 'name' and 'order'"),
+        (
+            pruned_already,
+            {},
+            "'fc1.weight' of the module is pruned already: call torch.nn.utils.prune.remove on it first",
+        ),
         (
             lambda: nn.Sequential(nn.Linear(64, 8, False), nn.Linear(8, 10, False)),
             {"match": "order"},
@@ -162,19 +170,19 @@ def pruned_already() -> nn.Module:
         (lambda: build_module(FC).to("meta"), {}, "on the meta device"),
     ],
 )
-def test_what_does_not_fit_is_said_and_nothing_is_changed(
-    module: Callable[[], nn.Module], how: dict[str, Any], said: str
+def test_mismatch_is_refused_and_nothing_is_changed(
+    module: Callable[[], nn.Module], matching: dict[str, Any], message: str
 ) -> None:
-    given = module()
-    before = state(given)
+    target = module()
+    before = state(target)
     for method in (trained().apply_to, trained().to_torch_prune):
-        with pytest.raises(UserError, match=said):
-            method(given, **how)
-        assert before.keys() == state(given).keys()
-        assert all(t.is_meta or torch.equal(before[name], t) for name, t in state(given).items())
+        with pytest.raises(UserError, match=message):
+            method(target, **matching)
+        assert before.keys() == state(target).keys()
+        assert all(t.is_meta or torch.equal(before[name], t) for name, t in state(target).items())
 
 
-def test_two_tensors_do_not_go_to_one_place() -> None:
+def test_two_tensors_cannot_go_to_one_target() -> None:
     module = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     mask = torch.ones(4, 4, dtype=torch.bool)
     ticket = Ticket({"a": mask, "b": mask}, {"a": torch.rand(4, 4), "b": torch.rand(4, 4)}, {})
@@ -185,10 +193,10 @@ def test_two_tensors_do_not_go_to_one_place() -> None:
 # --- torch.nn.utils.prune ---
 
 
-@pytest.mark.parametrize("how", [{"names": NAMES}, {"match": "order"}])
-def test_pruned_in_pytorchs_way_and_back(how: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("matching", [{"names": NAMES}, {"match": "order"}])
+def test_round_trip_through_torch_prune(matching: dict[str, Any], tmp_path: Path) -> None:
     ticket = trained()
-    module = ticket.to_torch_prune(Mine(), **how)
+    module = ticket.to_torch_prune(UserNetwork(), **matching)
     assert prune.is_pruned(module)
     assert torch.equal(module.head.weight_mask, ticket.masks["fc2.weight"].float())
     assert isinstance(module.head.weight_orig, nn.Parameter)
@@ -201,7 +209,7 @@ def test_pruned_in_pytorchs_way_and_back(how: dict[str, Any], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("ticket", [from_seed, trained])
-def test_a_network_of_supermasks_there_and_back(ticket: Callable[[], Ticket]) -> None:
+def test_round_trip_of_a_supermask_network_through_torch_prune(ticket: Callable[[], Ticket]) -> None:
     module = ticket().to_torch_prune(build_module(FC))
     again = Ticket.from_torch_prune(module, network="fc-8", dataset="digits", seed=1, facts={"mine": True})
     assert same(again.network_weights(), ticket().network_weights())
@@ -210,8 +218,8 @@ def test_a_network_of_supermasks_there_and_back(ticket: Callable[[], Ticket]) ->
     assert again.facts == {"mine": True}
 
 
-def test_a_mask_holds_while_a_module_trains_and_remove_makes_it_permanent() -> None:
-    module = trained().to_torch_prune(Mine(), NAMES)
+def test_mask_stays_during_training_and_remove_makes_it_permanent() -> None:
+    module = trained().to_torch_prune(UserNetwork(), NAMES)
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     for _ in range(3):
         optimizer.zero_grad()
@@ -226,18 +234,18 @@ def test_a_mask_holds_while_a_module_trains_and_remove_makes_it_permanent() -> N
     assert not module.head.weight[pruned].any()
 
 
-def test_pytorchs_own_pruning_becomes_a_ticket_with_ones_where_nothing_was_pruned(tmp_path: Path) -> None:
-    module = Mine()
+def test_unpruned_kernels_get_masks_of_ones(tmp_path: Path) -> None:
+    module = UserNetwork()
     prune.l1_unstructured(module.head, "weight", amount=0.5)
     before = state(module)
     ticket = load_ticket(save_ticket(Ticket.from_torch_prune(module), tmp_path / "ticket"))
     assert same(state(module), before)
     assert {name: int(mask.sum()) for name, mask in ticket.masks.items()} == {"body.1.weight": 512, "head.weight": 40}
     images = torch.rand(7, 64)
-    assert torch.equal(ticket.apply_to(Mine()).eval()(images), module.eval()(images))
+    assert torch.equal(ticket.apply_to(UserNetwork()).eval()(images), module.eval()(images))
 
 
-def test_half_precision_is_taken_exactly_and_double_is_refused() -> None:
+def test_half_precision_is_exact_and_double_is_refused() -> None:
     half = build_module(FC).half()
     prune.random_unstructured(half.get_submodule("fc1"), "weight", amount=0.5)
     ticket = Ticket.from_torch_prune(half)
@@ -250,21 +258,21 @@ def test_half_precision_is_taken_exactly_and_double_is_refused() -> None:
         Ticket.from_torch_prune(double)
 
 
-def test_what_pytorchs_convention_cannot_say_is_refused() -> None:
+def test_frozen_values_cannot_be_converted_to_torch_prune() -> None:
     with pytest.raises(UserError, match=r"pruned weights of 'fc1\.weight' are not 0"):
         trained(frozen=True).to_torch_prune(build_module(FC))
 
 
-def test_what_is_no_ticket_is_refused() -> None:
+def test_modules_that_are_not_tickets_are_refused() -> None:
     with pytest.raises(UserError, match="nothing in this module is pruned"):
-        Ticket.from_torch_prune(Mine())
-    module = Mine()
+        Ticket.from_torch_prune(UserNetwork())
+    module = UserNetwork()
     prune.random_unstructured(module.head, "bias", amount=0.5)
-    with pytest.raises(UserError, match=r"'head.bias' is pruned, but it is no kernel"):
+    with pytest.raises(UserError, match=r"'head.bias' is pruned, but it is not a kernel"):
         Ticket.from_torch_prune(module)
-    module = Mine()
+    module = UserNetwork()
     prune.custom_from_mask(module.head, "weight", torch.full((10, 8), 0.5))  # type: ignore[no-untyped-call]
-    with pytest.raises(UserError, match="holds other numbers than 0 and 1"):
+    with pytest.raises(UserError, match="has values other than 0 and 1"):
         Ticket.from_torch_prune(module)
     prune.remove(module.head, "weight")
     prune.identity(module.head, "weight")
@@ -274,7 +282,7 @@ def test_what_is_no_ticket_is_refused() -> None:
         Ticket.from_torch_prune(module, network="fc-8", dataset="digits", seed=0)
 
 
-def test_two_tensors_do_not_go_to_one_that_is_tied() -> None:
+def test_two_tensors_cannot_go_to_tied_weights() -> None:
     module = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
     module[2].weight = module[0].weight
     masks = {"a": torch.ones(4, 4, dtype=torch.bool), "b": torch.ones(4, 4, dtype=torch.bool)}

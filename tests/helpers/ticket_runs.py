@@ -1,4 +1,4 @@
-"""A store of tiny runs on digits to make tickets of, and a reader of ticket files that knows docs/tickets.md alone."""
+"""A store of tiny runs on digits for tickets, and an independent reader of ticket files after docs/tickets.md."""
 
 from __future__ import annotations
 
@@ -37,37 +37,37 @@ TREATMENTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Runs:
-    """A store in which one seed of every treatment was carried out: fc-20 on digits, levels 0 to 2."""
+    """A store with one seed of every treatment: fc-20 on digits, levels 0 to 2."""
 
     folder: Path
     plan: Plan
 
     @property
     def store(self) -> Store:
-        """It, opened."""
+        """The opened store."""
         return Store(self.folder)
 
     def id(self, treatment: str, level: int = 2) -> str:
-        """The id of one of its runs."""
+        """Return the id of the run of a treatment and level."""
         label = self.plan.study.treatments[list(TREATMENTS).index(treatment)].label
         return next(m.run_id for m in self.plan.treatment_runs if (m.treatment, m.level) == (label, level))
 
     @property
     def dense(self) -> str:
-        """The id of the dense run."""
+        """Id of the dense run."""
         return next(run.id for run in self.plan.runs.values() if run.parent is None)
 
 
 def ticket_runs(folder: Path) -> Runs:
-    """Carries them out: 83 iterations each."""
+    """Train every run for 83 iterations."""
     treatments = ({"criterion": "large_final", **changes} for changes in TREATMENTS.values())
     plan = small_plan(*treatments, epochs=4, lr=5e-3, evaluate_every=20)
     carry_out(plan, folder / "store")
     return Runs(folder / "store", plan)
 
 
-def by_the_book(path: Path) -> tuple[dict[str, Any], Arrays]:
-    """(document, tensors) of a ticket file, in plain NumPy; what the seed gives is drawn by `initial_start`."""
+def decode_independently(path: Path) -> tuple[dict[str, Any], Arrays]:
+    """Read (document, tensors) of a ticket file with plain NumPy, and the seed's initial state with the package."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -78,9 +78,9 @@ def by_the_book(path: Path) -> tuple[dict[str, Any], Arrays]:
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
         raw[name] = np.frombuffer(data[begin:end], kinds[entry["dtype"]]).reshape(entry["shape"])
     start = initial_state(architecture("fc-20", (1, 8, 8), 10), document["seed"])
-    found: Arrays = {name.removeprefix("other/"): array for name, array in raw.items() if name.startswith("other/")}
+    decoded: Arrays = {name.removeprefix("other/"): array for name, array in raw.items() if name.startswith("other/")}
     if document["others"] == "from_seed":
-        found |= {name: bias.numpy() for name, bias in start.unmasked.items()}
+        decoded |= {name: bias.numpy() for name, bias in start.unmasked.items()}
     for layer in document["layers"]:
         name, size = layer["name"], int(np.prod(layer["shape"]))
         mask = np.unpackbits(raw[f"mask/{name}"])[:size] == 1
@@ -93,27 +93,27 @@ def by_the_book(path: Path) -> tuple[dict[str, Any], Arrays]:
             weights[mask] = raw[f"kept/{name}"] if layer["weights"] == "values" else initial[mask]
         if layer["frozen"] != "zero":
             weights[~mask] = raw[f"frozen/{name}"] if layer["frozen"] == "values" else initial[~mask]
-        found[name] = weights.reshape(layer["shape"])
-    return document, found
+        decoded[name] = weights.reshape(layer["shape"])
+    return document, decoded
 
 
 def forged(data: bytes, change: Callable[[dict[str, Any], Arrays], None]) -> bytes:
-    """The file with another document or other tensors, and every hash made anew, as one would who knows how."""
+    """Change document or tensors of a ticket file and recompute every checksum."""
     file = BytesIO(data)
-    text, slots = read_header(file, len(data))
-    document, tensors = json.loads(text), {n: a.copy() for n, a in read_tensors(file, slots).items()}
+    text, specs = read_header(file, len(data))
+    document, tensors = json.loads(text), {n: a.copy() for n, a in read_tensors(file, specs).items()}
     change(document, tensors)
     return sealed(document, tensors)
 
 
 def sealed(document: dict[str, Any], tensors: Arrays) -> bytes:
-    """A file in which these stand, with the hashes that they need."""
-    total = hashlib.sha256()
+    """Encode a ticket file with correct checksums for any document and tensors."""
+    content_sum = hashlib.sha256()
     for name in sorted(tensors):
         head = json.dumps([name, tensors[name].dtype.str, list(tensors[name].shape)]).encode()
-        total.update(len(head).to_bytes(8, "little") + head + tensors[name].tobytes())
+        content_sum.update(len(head).to_bytes(8, "little") + head + tensors[name].tobytes())
     if "content" in document:
-        document["content"] = total.hexdigest()
+        document["content"] = content_sum.hexdigest()
     document.pop("seal", None)
     seal = hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     return to_bytes(canonical_json({**document, "seal": seal}), tensors)

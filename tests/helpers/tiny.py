@@ -1,4 +1,4 @@
-"""A layer of six weights, a network of a few hundred, and a trainer of two lines."""
+"""A layer of six weights, a network of 900 weights, and a random walk in place of training."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from supermask.networks.sequential import architecture, initial_state, prunable_
 W_INIT = [4, -5, 3, -2, 1, 6]
 W_FINAL = [7, -1, -4, -8, 3, -5]
 GRADIENT = [1, -2, 5, 7, -6, 0.5]
-"""In eighths, so that sums, products and halves of them are exact. Weights 1 and 5 shrink; 2 and 5 change sign."""
+"""In eighths, so that sums, products and halves are exact. Weights 1 and 5 shrink; weights 2 and 5 change sign."""
 STD = 0.5
 
 
 def eighths(values: Iterable[float]) -> Tensor:
-    """A kernel of two units with three inputs each."""
+    """Return a kernel of shape (2, 3) from values in eighths."""
     return torch.tensor([v / 8 for v in values], dtype=torch.float32).reshape(2, 3)
 
 
 def kept_at(places: Iterable[int]) -> Tensor:
-    """The mask that keeps these of the six weights."""
+    """Return a mask that keeps the weights with these indices."""
     return torch.tensor([i in set(places) for i in range(6)]).reshape(2, 3)
 
 
 def six() -> Layer:
-    """The six-weight layer, all alive."""
+    """Return the six-weight layer, all weights alive."""
     w_init = eighths(W_INIT)
     return Layer(STD, w_init, eighths(W_FINAL), kept_at(range(6)), w_init, eighths(GRADIENT))
 
@@ -79,25 +79,27 @@ def _noise(rng: np.random.Generator, like: Tensor) -> Tensor:
     return torch.from_numpy(0.3 * rng.standard_normal(tuple(like.shape), dtype=np.float32))
 
 
-def parent_of(start: InitialState, outcome: TrainingResult, found: dict[str, PrunableTensor] = MASKABLES) -> ParentRun:
-    """A finished training, as the next round sees it."""
-    return ParentRun(start, {**outcome.points, "end": outcome.end}, found)
+def parent_of(
+    start: InitialState, result: TrainingResult, prunable: dict[str, PrunableTensor] = MASKABLES
+) -> ParentRun:
+    """Return a finished training as the parent of a pruning step."""
+    return ParentRun(start, {**result.points, "end": result.end}, prunable)
 
 
 def dense(seed: int = 0) -> InitialState:
-    """The dense network of a seed."""
+    """Return the initial state of the dense network."""
     return initial_state(LAYERS, seed)
 
 
 def level_streams(level: int, seed: int = 0) -> Streams:
-    """The streams of one level."""
+    """Return the random streams of one level."""
     return child_streams(seed, "level", level)
 
 
 def chain(
     steps: list[PruneStep], seed: int = 0, points: Iterable[Snapshot] = ()
 ) -> list[tuple[InitialState, TrainingResult]]:
-    """The dense run, and one run a step, each from the one before."""
+    """Return the dense run and one run per step, each pruned from the one before."""
     runs = [(dense(seed), train(dense(seed), seed, points))]
     for level, step in enumerate(steps, start=1):
         start = prune_and_reset(parent_of(*runs[-1]), step, level_streams(level, seed))
@@ -106,5 +108,5 @@ def chain(
 
 
 def step_with(step: PruneStep, **changes: object) -> PruneStep:
-    """A step with some fields changed."""
+    """Return the step with changed fields."""
     return replace(step, **changes)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a tracker was sent, read back: run id -> params, metrics, curves, name. Each with the tracker's own reader."""
+"""Readers of exported trackers with the trackers' own libraries: run id -> name, params, metrics, curves."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Points = list[tuple[int, float]]
 
 
 @dataclass
-class Found:
-    """A run in a tracker."""
+class TrackedRun:
+    """A run as a tracker stores it."""
 
     name: str = ""
     params: dict[str, Any] = field(default_factory=dict)
@@ -24,8 +24,8 @@ class Found:
     curves: dict[str, Points] = field(default_factory=dict)
 
 
-def tensorboard(folder: Path) -> dict[str, Found]:
-    """By TensorBoard's EventAccumulator, as its pages read them."""
+def tensorboard(folder: Path) -> dict[str, TrackedRun]:
+    """Read event files with TensorBoard's EventAccumulator, as its pages do."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -40,59 +40,61 @@ def tensorboard(folder: Path) -> dict[str, Found]:
         metrics = {tag.removeprefix("metrics/"): v[0][1] for tag, v in scalars.items() if tag.startswith("metrics/")}
         curves = {tag: points for tag, points in scalars.items() if not tag.startswith("metrics/")}
         assert start.group_name not in runs
-        runs[start.group_name] = Found(str(path.parent.relative_to(folder)), params, metrics, curves)
+        runs[start.group_name] = TrackedRun(str(path.parent.relative_to(folder)), params, metrics, curves)
     return runs
 
 
-def wandb(folder: Path) -> dict[str, Found]:
-    """By W&B's record type; the package itself reads these files only in its compiled part."""
+def wandb(folder: Path) -> dict[str, TrackedRun]:
+    """Read run files with W&B's record type; W&B itself reads them only in compiled code."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    runs: dict[str, Found] = {}
+    runs: dict[str, TrackedRun] = {}
     for path in folder.glob("offline-run-*/run-*.wandb"):
-        found, kinds, run_id = Found(), [], ""
+        tracked, kinds, run_id = TrackedRun(), [], ""
         for data in records(path.read_bytes()):
             record = Record.FromString(data)
             kinds.append(record.WhichOneof("record_type"))
             if record.HasField("run"):
-                run_id, found.name = record.run.run_id, record.run.display_name
-                found.params = {u.key: json.loads(u.value_json) for u in record.run.config.update if u.key != "_wandb"}
+                run_id, tracked.name = record.run.run_id, record.run.display_name
+                tracked.params = {
+                    u.key: json.loads(u.value_json) for u in record.run.config.update if u.key != "_wandb"
+                }
             elif record.HasField("history"):
                 values = {(i.key or i.nested_key[0]): json.loads(i.value_json) for i in record.history.item}
                 for name in values.keys() & {"training_loss", "validation_loss", "validation_accuracy"}:
-                    found.curves.setdefault(name, []).append((record.history.step.num, values[name]))
+                    tracked.curves.setdefault(name, []).append((record.history.step.num, values[name]))
             elif record.HasField("summary"):
                 updates = {(u.key or u.nested_key[0]): json.loads(u.value_json) for u in record.summary.update}
-                found.metrics |= {k: v for k, v in updates.items() if k in METRICS}
+                tracked.metrics |= {k: v for k, v in updates.items() if k in METRICS}
         assert kinds[-1] in ("exit", "final", "footer"), kinds
         assert path.parent.name.endswith(f"-{run_id}") and path.stem == f"run-{run_id}"
-        runs[run_id] = found
+        runs[run_id] = tracked
     return runs
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """The records of a .wandb file: LevelDB's log format (blocks of 32 kB, checksum, length, kind) after 7 bytes."""
+    """Yield the records of a .wandb file: LevelDB log format (32 kB blocks, checksum, length, kind) after 7 bytes."""
     assert data[:4] == b":W&B"
-    at, whole = 7, b""
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
+    position, record = 7, b""
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
             continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
         if kind in (1, 4):
-            yield whole
-            whole = b""
+            yield record
+            record = b""
 
 
-def mlflow(folder: Path) -> dict[str, Found]:
-    """By MlflowClient."""
+def mlflow(folder: Path) -> dict[str, TrackedRun]:
+    """Read runs with MlflowClient."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
     runs = {}
-    for run in client.search_runs([each.experiment_id for each in client.search_experiments()], max_results=1000):
+    for run in client.search_runs([e.experiment_id for e in client.search_experiments()], max_results=1000):
         assert run.info.status == "FINISHED"
         curves = {}
         for name in ("training_loss", "validation_loss", "validation_accuracy"):
@@ -102,8 +104,12 @@ def mlflow(folder: Path) -> dict[str, Found]:
         run_id = run.data.tags["supermask.run_id"]
         assert run_id not in runs
         metrics = {name: value for name, value in run.data.metrics.items() if name not in curves}
-        runs[run_id] = Found(str(run.info.run_name), dict(run.data.params), metrics, curves)
+        runs[run_id] = TrackedRun(str(run.info.run_name), dict(run.data.params), metrics, curves)
     return runs
 
 
-READERS: dict[str, Callable[[Path], dict[str, Found]]] = {"tensorboard": tensorboard, "wandb": wandb, "mlflow": mlflow}
+READERS: dict[str, Callable[[Path], dict[str, TrackedRun]]] = {
+    "tensorboard": tensorboard,
+    "wandb": wandb,
+    "mlflow": mlflow,
+}

@@ -1,4 +1,4 @@
-"""networks: the paper's four, weight for weight; what can be masked; the modules they become."""
+"""Networks of the paper: number of weights, prunable tensors, initial weights and modules."""
 
 from __future__ import annotations
 
@@ -86,15 +86,15 @@ def test_kernels(
     assert all(m.name == name for name, m in found.items())
 
 
-EVERY_NETWORK = pytest.mark.parametrize(
+each_network = pytest.mark.parametrize(
     ("name", "images"),
     [(n, i) for i in (MNIST, CIFAR, DIGITS) for n in ("fc", "fc-20", "fc-9-8-7-6", "conv2", "conv4", "conv6")],
     ids=str,
 )
 
 
-@EVERY_NETWORK
-def test_module_and_initial_start_have_the_same_tensors(name: str, images: tuple[int, int, int]) -> None:
+@each_network
+def test_module_and_initial_state_have_the_same_tensors(name: str, images: tuple[int, int, int]) -> None:
     layers = architecture(name, images, 10)
     start = initial_state(layers, 0)
     module = build_module(layers)
@@ -113,9 +113,9 @@ def test_module_and_initial_start_have_the_same_tensors(name: str, images: tuple
     assert logits.shape == (2, 10)
 
 
-@EVERY_NETWORK
+@each_network
 def test_number_of_multiplications(name: str, images: tuple[int, int, int]) -> None:
-    """Counted by hooks on the module's own layers."""
+    """Counted by forward hooks on the module's layers."""
     layers = architecture(name, images, 7)
     module, counted = build_module(layers), 0
 
@@ -132,7 +132,7 @@ def test_number_of_multiplications(name: str, images: tuple[int, int, int]) -> N
 
 
 def test_order_of_layers() -> None:
-    """ReLU after every convolution and every fully connected layer but the last; pooling after each pair."""
+    """ReLU follows every convolution and every fully connected layer except the last; pooling follows each pair."""
 
     def order(name: str) -> list[str]:
         return [type(m).__name__ for m in build_module(architecture(name, CIFAR, 10))]
@@ -146,10 +146,10 @@ def test_order_of_layers() -> None:
     assert (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), "same")
 
 
-# ------------------------------------------------------------------------------------------------- initial weights
+# --- initial weights ---
 
 
-def test_std_is_glorots() -> None:
+def test_std_is_that_of_glorot() -> None:
     assert PrunableTensor("w", (300, 784), "hidden").std == pytest.approx((2 / 1084) ** 0.5)
     assert PrunableTensor("w", (64, 3, 3, 3), "conv").std == pytest.approx((2 / (27 + 576)) ** 0.5)
 
@@ -173,8 +173,8 @@ def test_initial_weights_are_truncated_glorot_normal(name: str, images: tuple[in
     assert stats.kstest(together[:100_000] * TRUNCATED_STD, stats.truncnorm(-2, 2).cdf).pvalue > 1e-4
 
 
-def test_initial_weights_are_these() -> None:
-    """Pinned: other values here are other numbers in every run, and need a new `runs.NUMERICS`."""
+def test_initial_weights_are_pinned() -> None:
+    """A change here changes the numbers of every run and needs a new `runs.NUMERICS`."""
     start = initial_state(architecture("fc", MNIST, 10), 0)
     assert start.weights["fc1.weight"][0, :3].tolist() == [
         0.007038631942123175,
@@ -184,7 +184,7 @@ def test_initial_weights_are_these() -> None:
     assert start.weights["fc3.weight"][9, -2:].tolist() == [0.10958559066057205, 0.12919852137565613]
 
 
-def test_same_seed_same_bits_and_another_seed_others() -> None:
+def test_initial_weights_depend_on_the_seed_only() -> None:
     layers = architecture("fc-20", DIGITS, 10)
     one, again, other = (initial_state(layers, seed) for seed in (0, 0, 1))
     for name in one.weights:
@@ -192,39 +192,39 @@ def test_same_seed_same_bits_and_another_seed_others() -> None:
         assert not (one.weights[name] == other.weights[name]).any()
 
 
-def test_each_tensor_has_a_stream_of_its_own() -> None:
-    """A wider first layer leaves the second layer's draws as they are; equal shapes get different values."""
+def test_each_tensor_has_its_own_stream() -> None:
+    """A wider first layer does not change the draws of later layers; equal shapes get different values."""
     narrow, wide = (initial_state(architecture(f"fc-{n}-10-10-10", DIGITS, 10), 0) for n in (10, 11))
     assert torch.equal(narrow.weights["fc3.weight"], wide.weights["fc3.weight"])
     assert not (narrow.weights["fc3.weight"] == narrow.weights["fc4.weight"]).any()
 
 
-def test_a_module_is_made_without_changing_what_is_drawn_next() -> None:
+def test_building_a_module_changes_no_draws() -> None:
     before = initial_state(architecture("fc-20", DIGITS, 10), 0)
     build_module(architecture("fc-20", DIGITS, 10))
     after = initial_state(architecture("fc-20", DIGITS, 10), 0)
     assert all(torch.equal(before.weights[n], after.weights[n]) for n in before.weights)
 
 
-# -------------------------------------------------------------------------------------------------------- bad names
+# --- bad names ---
 
 
 @pytest.mark.parametrize(
     "name", ["", "fcc", "FC", "fc-", "fc-0", "fc--3", "fc-3x", "fc-3-", "conv3", "resnet", "fc-1234567", "fc-३"]
 )
-def test_a_name_that_is_no_networks(name: str) -> None:
+def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="is not a network") as refused:
         architecture(name, MNIST, 10)
     assert all(allowed in str(refused.value) for allowed in NETWORK_NAMES)
 
 
-def test_a_near_name_is_named() -> None:
+def test_nearest_name_is_suggested() -> None:
     with pytest.raises(UserError, match="did you mean 'conv2'"):
         architecture("conv22", CIFAR, 10)
 
 
 @pytest.mark.parametrize(("name", "smallest"), [("conv2", 2), ("conv4", 4), ("conv6", 8)])
-def test_images_that_are_too_small(name: str, smallest: int) -> None:
+def test_images_that_are_too_small_are_refused(name: str, smallest: int) -> None:
     logits = build_module(architecture(name, (1, smallest, smallest), 10))(torch.rand(1, 1, smallest, smallest))
     assert logits.shape == (1, 10)
     for shape in ((1, smallest - 1, 64), (1, 64, smallest - 1)):

@@ -1,4 +1,4 @@
-"""Tickets as artefacts: one file that any PyTorch module can be given. The algorithm is in `supermask/ticket.py`."""
+"""Ticket files: masks and weights of one network in one file, for any PyTorch module."""
 
 from supermask.export.tickets.files import load_ticket, save_ticket
 from supermask.export.tickets.model import Ticket

@@ -1,4 +1,4 @@
-"""A ticket as one file, and back. Whatever is in a file, reading it executes nothing. The format: docs/tickets.md."""
+"""Reading and writing of ticket files. Nothing in a file is executed. Format: docs/tickets.md."""
 
 from __future__ import annotations
 
@@ -22,95 +22,101 @@ if TYPE_CHECKING:
 
 
 def save_ticket(ticket: Ticket, path: str | os.PathLike[str], force: bool = False) -> Path:
-    """Writes one file, whole or not at all; a file that is there is replaced only with `force`.
+    """Write a ticket to one file, atomically. An existing file is replaced only with `force`.
 
-    Raises UserError for a place where no file can be, MachineError where the machine refuses.
+    Raises UserError for a path that cannot be written to, SystemFailure if the system fails.
     """
     target, data = Path(path), encode_ticket(ticket)
     check_output_path(target, force)
     try:
         write_atomic(target, data, durable=True)
     except OSError as error:
-        raise SystemFailure(f"{_name(target)} cannot be written: {error.strerror or error}.") from error
+        raise SystemFailure(f"{_display_name(target)} cannot be written: {error.strerror or error}.") from error
     return target
 
 
 def check_output_path(target: Path, force: bool) -> None:
-    """Raises UserError for a place where `save_ticket` would not write."""
+    """Raise UserError for a path that `save_ticket` would not write to."""
     if target.exists() and not target.is_file():
-        raise UserError(f"{_name(target)} is a folder or a device: give the name of a file.")
+        raise UserError(f"{_display_name(target)} is a folder or a device: give the name of a file.")
     if os.path.lexists(target) and not force:
-        raise UserError(f"{_name(target)} is there already: give another name, or --force (force=True) to replace it.")
+        raise UserError(
+            f"{_display_name(target)} exists already: give another name, or --force (force=True) to replace it."
+        )
     if not target.absolute().parent.is_dir():
-        raise UserError(f"{_name(target)} cannot be written: its folder is not there. Make it first.")
+        raise UserError(f"{_display_name(target)} cannot be written: its folder does not exist. Create it first.")
 
 
 def load_ticket(path: str | os.PathLike[str]) -> Ticket:
-    """The ticket in a file. Raises UserError for anything that is not a whole, unchanged ticket of a known format.
+    """Read a ticket from a file.
 
-    What it may claim of memory is bounded by its own size until every bit of it is known to be what was written.
+    Until every hash is verified, memory use is bounded by the size of the file.
+    Raises UserError for anything but a complete, unchanged ticket of a known format.
     """
     source = Path(path)
     try:
         if not stat.S_ISREG(source.stat().st_mode):
-            raise UserError(f"{_name(source)} is not a file: give a ticket file, as `supermask pack` writes.")
+            raise UserError(f"{_display_name(source)} is not a file: give a ticket file, as `supermask pack` writes.")
         with source.open("rb") as file:
             return read_ticket(file, os.fstat(file.fileno()).st_size)
     except InvalidTicket as error:
-        raise UserError(f"{_name(source)} is not a ticket that can be used: {error}") from error
+        raise UserError(f"{_display_name(source)} is not a ticket that can be used: {error}") from error
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"{_name(source)} cannot be read: {error.strerror}. Give a ticket file.") from error
+        raise UserError(f"{_display_name(source)} cannot be read: {error.strerror}. Give a ticket file.") from error
     except OSError as error:
-        raise SystemFailure(f"{_name(source)} cannot be read: {error.strerror or error}.") from error
+        raise SystemFailure(f"{_display_name(source)} cannot be read: {error.strerror or error}.") from error
 
 
 def read_ticket(file: IO[bytes], size: int) -> Ticket:
-    """The ticket in a file of `size` bytes, from its beginning. Raises Refused."""
-    text, slots = read_header(file, size)
-    document = parse_header(text)
-    others = unmasked_names(document, slots)
-    tensors = read_tensors(file, slots)
-    if content_hash(tensors) != document.content:
-        raise InvalidTicket("its tensors are not those that were written: it is damaged. Get it again.")
+    """Read a ticket from the beginning of a file of `size` bytes. Raises InvalidTicket."""
+    text, specs = read_header(file, size)
+    header = parse_header(text)
+    stored_unmasked = unmasked_names(header, specs)
+    tensors = read_tensors(file, specs)
+    if content_hash(tensors) != header.content:
+        raise InvalidTicket("its tensors do not match their checksum: it is damaged. Get the file again.")
     masks: Masks = {}
     weights: Weights = {}
     frozen: dict[str, Tensor | None] = {}
-    for layer in document.layers:
+    for layer in header.layers:
         masks[layer.name] = mask = format.decode_mask(layer.name, tuple(layer.shape), layer.kept, tensors)
         if layer.weights != "from_seed":
             weights[layer.name] = format.decode_weights(layer.name, mask, tensors)
         if layer.frozen != "zero":
-            given = layer.frozen == "values"
-            frozen[layer.name] = format.decode_frozen(layer.name, mask, tensors) if given else None
+            is_stored = layer.frozen == "values"
+            frozen[layer.name] = format.decode_frozen(layer.name, mask, tensors) if is_stored else None
     try:
         return Ticket(
             masks,
             weights,
             frozen=frozen,
-            others=_as_tensors(others, tensors) if document.others_given else None,
-            network=document.network,
-            dataset=document.dataset,
-            seed=document.seed,
-            initial_content=document.initial_content,
-            facts=document.facts,
+            others=_decode_unmasked(stored_unmasked, tensors) if header.others_given else None,
+            network=header.network,
+            dataset=header.dataset,
+            seed=header.seed,
+            initial_content=header.initial_content,
+            facts=header.facts,
         )
     except UserError as error:
         raise InvalidTicket(str(error)) from error
 
 
 def encode_ticket(ticket: Ticket) -> bytes:
-    """The file of a ticket: the same bytes for the same ticket. Raises UserError for facts that are not plain JSON."""
+    """Encode a ticket as the bytes of its file; equal tickets give equal bytes.
+
+    Raises UserError for facts that are not plain JSON.
+    """
     tensors: Tensors = {}
     layers = []
     for name, mask in ticket.masks.items():
         tensors |= format.encode_layer(name, mask, ticket.weights, ticket.frozen)
-        how = (
+        encodings = (
             format.choose_weight_encoding(name, mask, ticket.weights),
             format.choose_frozen_encoding(name, mask, ticket.frozen),
         )
-        layers.append(LayerEntry(name, list(mask.shape), int(mask.sum()), *how))
+        layers.append(LayerEntry(name, list(mask.shape), int(mask.sum()), *encodings))
     tensors |= {f"other/{name}": tensor.numpy() for name, tensor in (ticket.others or {}).items()}
-    document = TicketHeader(
+    header = TicketHeader(
         network=ticket.network,
         dataset=ticket.dataset,
         seed=ticket.seed,
@@ -121,26 +127,27 @@ def encode_ticket(ticket: Ticket) -> bytes:
         content=content_hash(tensors),
     )
     try:
-        return to_bytes(document.text(), tensors)
+        return to_bytes(header.text(), tensors)
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"the ticket cannot be written: {error}.") from error
 
 
 def size_by_part(ticket: Ticket) -> dict[str, int]:
-    """Bytes that each part takes in the ticket's file: `masks`, `weights`, `others`, `header`."""
+    """Return the number of bytes of each part of the ticket's file: `masks`, `weights`, `others`, `header`."""
     sizes = dict.fromkeys(("masks", "weights", "others"), 0)
     data = encode_ticket(ticket)
-    _, slots = read_header(BytesIO(data), len(data))
-    for name, slot in slots.items():
-        sizes[{"mask": "masks", "other": "others"}.get(name.partition("/")[0], "weights")] += slot.bytes
+    _, specs = read_header(BytesIO(data), len(data))
+    for name, spec in specs.items():
+        sizes[{"mask": "masks", "other": "others"}.get(name.partition("/")[0], "weights")] += spec.num_bytes
     return sizes | {"header": len(data) - sum(sizes.values())}
 
 
-def _as_tensors(names: list[str], tensors: Tensors) -> Weights:
+def _decode_unmasked(names: list[str], tensors: Tensors) -> Weights:
     import torch
 
+    # Copies: arrays read from a file are read-only, and torch has no read-only tensors.
     return {name.removeprefix("other/"): torch.from_numpy(tensors[name].copy()) for name in names}
 
 
-def _name(path: Path) -> str:
+def _display_name(path: Path) -> str:
     return sanitize(str(path))

@@ -1,9 +1,8 @@
-"""What a ticket's header says beside the list of tensors: one JSON document under a seal. Pure: text in, text out.
+"""Ticket format: the JSON header with its checksum, and the encoding of one prunable tensor. Pure functions.
 
-One maskable tensor as what a ticket file holds of it, and back: its mask, and how its weights are had.
-
-Kept weights: `from_seed` (nothing is stored), `constant` (a sign bit each and one magnitude) or `values` (float32).
-Pruned ones: `zero` or `from_seed` (nothing is stored), or `values`. Values are kept bit for bit, NaNs too.
+Kept weights are encoded as `from_seed` (not stored), `constant` (one sign bit per weight, one magnitude) or `values`
+(float32). Pruned weights are encoded as `zero` or `from_seed` (not stored), or `values`. Values, including NaN, are
+bit-identical after reading.
 """
 
 from __future__ import annotations
@@ -38,23 +37,29 @@ Kept = Literal["from_seed", "constant", "values"]
 Frozen = Literal["zero", "from_seed", "values"]
 
 FrozenWeights = Mapping[str, "Tensor | None"]
-"""Tensor name -> values at pruned weights; None: the initial ones of the seed."""
+"""Tensor name -> values of the pruned weights; None means the initial values of the seed."""
 
-SIGN = np.uint32(1 << 31)
+FORMAT = 1
+"""Format version. It is raised when this release could no longer read new files correctly."""
+
+INITIALIZER = "truncated_normal"
+"""Name of the distribution of initial weights: `supermask.core.initializers.truncated_normal`."""
+
+SIGN_BIT = np.uint32(1 << 31)
 
 
 def choose_weight_encoding(name: str, mask: Tensor, weights: Weights) -> Kept:
-    """How a tensor's kept weights are best stored; those that are not in `weights` are the seed's."""
+    """Return the smallest encoding of a tensor's kept weights; a tensor missing in `weights` comes from the seed."""
     if name not in weights:
         return "from_seed"
-    magnitudes = weights[name][mask].numpy().view(np.uint32) & ~SIGN
+    magnitudes = weights[name][mask].numpy().view(np.uint32) & ~SIGN_BIT
     return "constant" if magnitudes.size and bool((magnitudes == magnitudes[0]).all()) else "values"
 
 
 def choose_frozen_encoding(name: str, mask: Tensor, frozen: FrozenWeights) -> Frozen:
-    """How a tensor's pruned weights are best stored; those that are not in `frozen` are 0, and None is the seed's.
+    """Return the smallest encoding of a tensor's pruned weights; missing in `frozen` means 0, None means the seed.
 
-    Where all of them are 0, their signs are not kept: w * mask makes -0 of a negative weight, and means 0.
+    If all are 0, their signs are dropped: w * mask turns a negative weight into -0.0, and 0 is meant.
     """
     if name not in frozen:
         return "zero"
@@ -65,9 +70,9 @@ def choose_frozen_encoding(name: str, mask: Tensor, frozen: FrozenWeights) -> Fr
 
 
 def encode_layer(name: str, mask: Tensor, weights: Weights, frozen: FrozenWeights) -> Tensors:
-    """What the file holds of one tensor: `mask/`, and as needed `constant/` and `signs/`, `kept/`, `frozen/`.
+    """Encode one tensor: `mask/`, and as needed `constant/` and `signs/`, `kept/`, `frozen/`.
 
-    `signs/` is packed as masks are, one bit a kept weight in C order: 1 = negative.
+    `signs/` is packed like a mask, with one bit per kept weight in C order: 1 = negative.
     """
     tensors: Tensors = {f"mask/{name}": pack(mask)}
     if name in weights:
@@ -84,74 +89,68 @@ def encode_layer(name: str, mask: Tensor, weights: Weights, frozen: FrozenWeight
 
 
 def layer_tensor_specs(name: str, shape: tuple[int, ...], kept: int, weights: Kept, frozen: Frozen) -> TensorSpecs:
-    """Which arrays, of which sizes, `stored` gives for such a tensor: known before any of them is read."""
+    """Return types and shapes of the arrays that `encode_layer` writes, computed before any of them is read."""
     size = prod(shape)
-    found = {f"mask/{name}": TensorSpec("U8", (_bytes(size),))}
+    specs = {f"mask/{name}": TensorSpec("U8", (_num_bytes(size),))}
     if weights == "constant":
-        found[f"constant/{name}"] = TensorSpec("F32", (1,))
-        found[f"signs/{name}"] = TensorSpec("U8", (_bytes(kept),))
+        specs[f"constant/{name}"] = TensorSpec("F32", (1,))
+        specs[f"signs/{name}"] = TensorSpec("U8", (_num_bytes(kept),))
     elif weights == "values":
-        found[f"kept/{name}"] = TensorSpec("F32", (kept,))
+        specs[f"kept/{name}"] = TensorSpec("F32", (kept,))
     if frozen == "values":
-        found[f"frozen/{name}"] = TensorSpec("F32", (size - kept,))
-    return found
+        specs[f"frozen/{name}"] = TensorSpec("F32", (size - kept,))
+    return specs
 
 
 def decode_mask(name: str, shape: tuple[int, ...], kept: int, tensors: Tensors) -> Tensor:
-    """The mask. Raises Refused if it does not keep as many weights as promised, or has bits beyond its size."""
+    """Decode a mask. Raises InvalidTicket if it does not keep `kept` weights, or has bits beyond its size."""
     import torch
 
     packed = tensors[f"mask/{name}"]
     if int(np.bitwise_count(packed).sum()) != kept:
         raise InvalidTicket("a mask does not keep as many weights as its header says.")
-    return torch.from_numpy(_unpacked(packed, shape))
+    return torch.from_numpy(_unpack_exactly(packed, shape))
 
 
 def decode_weights(name: str, mask: Tensor, tensors: Tensors) -> Tensor:
-    """The kept weights in their places, 0 elsewhere, from `constant/` and `signs/` or `kept/`. Raises Refused."""
+    """Decode kept weights from `constant/` and `signs/` or from `kept/`; 0 elsewhere. Raises InvalidTicket."""
     if f"kept/{name}" in tensors:
-        return _scattered(mask, tensors[f"kept/{name}"])
+        return _scatter(mask, tensors[f"kept/{name}"])
     constant = tensors[f"constant/{name}"]
     if np.signbit(constant).any():
         raise InvalidTicket("the constant of a layer is negative.")
-    negative = _unpacked(tensors[f"signs/{name}"], (int(mask.sum()),))
-    return _scattered(mask, np.where(negative, -constant, constant))
+    negative = _unpack_exactly(tensors[f"signs/{name}"], (int(mask.sum()),))
+    return _scatter(mask, np.where(negative, -constant, constant))
 
 
 def decode_frozen(name: str, mask: Tensor, tensors: Tensors) -> Tensor:
-    """The pruned weights in their places, 0 elsewhere, from `frozen/`."""
-    return _scattered(~mask, tensors[f"frozen/{name}"])
+    """Decode pruned weights from `frozen/`; 0 elsewhere."""
+    return _scatter(~mask, tensors[f"frozen/{name}"])
 
 
-def _scattered(places: Tensor, values: NDArray[np.float32]) -> Tensor:
+def _scatter(selected: Tensor, values: NDArray[np.float32]) -> Tensor:
     import torch
 
-    tensor = torch.zeros(places.shape)
-    tensor[places] = torch.from_numpy(values.copy())
+    tensor = torch.zeros(selected.shape)
+    tensor[selected] = torch.from_numpy(values.copy())
     return tensor
 
 
-def _unpacked(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def _unpack_exactly(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     bits = unpack(packed, shape)
+    # Set padding bits would make two files with one meaning.
     if not np.array_equal(np.packbits(bits), packed):
-        raise InvalidTicket("packed bits go on beyond the number of weights.")
+        raise InvalidTicket("a packed mask has bits beyond its number of weights.")
     return bits
 
 
-def _bytes(bits: int) -> int:
+def _num_bytes(bits: int) -> int:
     return (bits + 7) // 8
-
-
-FORMAT = 1
-"""Raised when files begin to be written that this release could not read right."""
-
-INITIALISER = "truncated_normal"
-"""What draws the initial weights of a seed: `supermask.initialisers.truncated_normal`."""
 
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """One maskable tensor."""
+    """Header entry of one prunable tensor."""
 
     name: str
     shape: list[int]
@@ -160,14 +159,14 @@ class LayerEntry:
     frozen: Frozen
 
     @property
-    def slots(self) -> TensorSpecs:
-        """The arrays that it needs in the file."""
+    def specs(self) -> TensorSpecs:
+        """Types and shapes of its arrays in the file."""
         return layer_tensor_specs(self.name, tuple(self.shape), self.kept, self.weights, self.frozen)
 
 
 @dataclass(frozen=True)
 class TicketHeader:
-    """All that the header says of a ticket. The fields are those of `Ticket`, where they have one name."""
+    """Content of a ticket's header. Fields that `Ticket` has too mean the same."""
 
     network: str | None
     dataset: str | None
@@ -175,19 +174,22 @@ class TicketHeader:
     initial_content: str | None
     layers: list[LayerEntry]
     others_given: bool
-    """False: they are the seed's."""
+    """True if the unmasked tensors are stored; otherwise they come from the seed."""
     facts: dict[str, Any]
     content: str
-    """`store.entry.content_hash` of all tensors."""
+    """`content_hash` of all tensors in the file."""
 
     def text(self) -> str:
-        """Canonical JSON, sealed. Raises ValueError or TypeError for facts that JSON does not give back as they are."""
+        """Format canonical JSON with its checksum.
+
+        Raises ValueError or TypeError for facts that do not survive a round trip through JSON.
+        """
         document = {
             "format": FORMAT,
             "network": self.network,
             "dataset": self.dataset,
             "seed": self.seed,
-            "initialiser": None if self.seed is None else INITIALISER,
+            "initialiser": None if self.seed is None else INITIALIZER,
             "initial_content": self.initial_content,
             "layers": [asdict(layer) for layer in self.layers],
             "others": "values" if self.others_given else "from_seed",
@@ -195,38 +197,40 @@ class TicketHeader:
             "content": self.content,
         }
         if json.loads(canonical_json(document)) != document:
-            raise ValueError("its facts are not plain JSON (a tuple, or a key that is not text?)")
+            raise ValueError("its facts are not plain JSON (tuples and keys that are not strings are not)")
         return canonical_json({**document, "seal": _checksum(document)})
 
 
 def parse_header(text: str) -> TicketHeader:
-    """The document of which `text` is the text, its seal checked, every field of its kind. Raises Refused."""
+    """Parse a header and verify its checksum and the type of every field. Raises InvalidTicket."""
     document = parse_canonical_json(text)
     if not isinstance(document, dict):
-        raise InvalidTicket("its facts are not an object.")
+        raise InvalidTicket("its document is not a JSON object.")
     if document.get("format") != FORMAT:
         raise InvalidTicket(
-            f"it is of ticket format {quote(document.get('format'))}, and this supermask reads format {FORMAT}. "
+            f"it has ticket format {quote(document.get('format'))}, and this release reads format {FORMAT}. "
             "Use the release of supermask that wrote it."
         )
     if document.pop("seal", None) != _checksum(document):
-        raise InvalidTicket("its facts are not those that were written: it is damaged. Get it again.")
-    if document.keys() != _KEYS.keys() or not all(isinstance(document[key], kind) for key, kind in _KEYS.items()):
-        raise InvalidTicket("its facts lack something, or are of another kind than this format's.")
-    if document["initialiser"] not in (None, INITIALISER):
-        raise InvalidTicket(f"its initialiser {quote(document['initialiser'])} is not known; {INITIALISER} is.")
+        raise InvalidTicket("its document does not match its checksum: it is damaged. Get the file again.")
+    if document.keys() != _KEY_TYPES.keys() or not all(
+        isinstance(document[key], kind) for key, kind in _KEY_TYPES.items()
+    ):
+        raise InvalidTicket("its document has missing or unknown keys, or values of another type.")
+    if document["initialiser"] not in (None, INITIALIZER):
+        raise InvalidTicket(f"its initializer {quote(document['initialiser'])} is unknown; {INITIALIZER} is known.")
     if len({document[key] is None for key in ("seed", "initialiser", "initial_content")}) > 1:
-        raise InvalidTicket("a seed, its initialiser and the hash of its network come together.")
+        raise InvalidTicket("a seed, its initializer and the hash of its network are stored together or not at all.")
     if document["others"] not in ("values", "from_seed"):
-        raise InvalidTicket("it does not say where its other tensors are.")
-    layers = [_layer(entry) for entry in document["layers"]]
+        raise InvalidTicket("it does not say where its unmasked tensors come from.")
+    layers = [_parse_layer(entry) for entry in document["layers"]]
     if len({layer.name for layer in layers}) != len(layers):
-        raise InvalidTicket("two of its layers have one name.")
+        raise InvalidTicket("two of its layers have the same name.")
     fields = {key: document[key] for key in ("network", "dataset", "seed", "initial_content", "facts", "content")}
     return TicketHeader(layers=layers, others_given=document["others"] == "values", **fields)
 
 
-_KEYS: dict[str, Any] = {
+_KEY_TYPES: dict[str, Any] = {
     "format": int,
     "network": str | None,
     "dataset": str | None,
@@ -240,28 +244,28 @@ _KEYS: dict[str, Any] = {
 }
 
 
-def unmasked_names(document: TicketHeader, slots: TensorSpecs) -> list[str]:
-    """Names of the tensors in the file that are no layer's.
+def unmasked_names(header: TicketHeader, specs: TensorSpecs) -> list[str]:
+    """Return the names of the tensors in the file that belong to no layer.
 
-    Raises Refused if one is missing, of another size or of no use.
+    Raises InvalidTicket if a tensor is missing, has another size or is not used.
     """
     expected: TensorSpecs = {}
-    for layer in document.layers:
-        expected |= layer.slots
-    if any(slots.get(name) != slot for name, slot in expected.items()):
-        raise InvalidTicket("its tensors are not of the sizes that its layers need.")
-    left = [name for name in slots if name not in expected]
-    for name in left:
-        if not (document.others_given and name.startswith("other/") and slots[name].dtype != "U8"):
-            raise InvalidTicket(f"it holds a tensor that is of no use: {quote(name)}.")
-    return left
+    for layer in header.layers:
+        expected |= layer.specs
+    if any(specs.get(name) != spec for name, spec in expected.items()):
+        raise InvalidTicket("its tensors do not have the sizes that its layers need.")
+    unmasked = [name for name in specs if name not in expected]
+    for name in unmasked:
+        if not (header.others_given and name.startswith("other/") and specs[name].dtype != "U8"):
+            raise InvalidTicket(f"it holds a tensor that is not used: {quote(name)}.")
+    return unmasked
 
 
-def _layer(entry: object) -> LayerEntry:
+def _parse_layer(entry: object) -> LayerEntry:
     if not isinstance(entry, dict) or entry.keys() != LayerEntry.__annotations__.keys():
-        raise InvalidTicket("one of its layers lacks something.")
+        raise InvalidTicket("one of its layers has missing or unknown keys.")
     layer = LayerEntry(**entry)
-    possible = (
+    is_valid = (
         isinstance(layer.name, str)
         and is_shape(layer.shape)
         and type(layer.kept) is int
@@ -270,8 +274,8 @@ def _layer(entry: object) -> LayerEntry:
         and layer.weights in get_args(Kept)
         and layer.frozen in get_args(Frozen)
     )
-    if not possible:
-        raise InvalidTicket("one of its layers cannot be as it says.")
+    if not is_valid:
+        raise InvalidTicket("one of its layers has an impossible name, shape, count or encoding.")
     return layer
 
 

@@ -1,4 +1,4 @@
-"""A ticket: masks, and how the weights that they keep are had. Plain data, and what can be done with it."""
+"""A ticket: masks and the kept weights, stored or regenerated from the seed."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ Fact = TypeVar("Fact")
 
 @dataclass(frozen=True, eq=False)
 class Ticket:
-    """Masks, and the weights that they keep.
+    """Masks and the weights that they keep.
 
-    What is not given is the seed's: a ticket that was rewound to its initialisation is its masks and a seed.
-    Raises UserError for tensors that do not belong together, or not to the network that is named.
+    Tensors that are not given are the initial ones of the seed, so masks and a seed are a ticket that was rewound to
+    its initialization. All tensors have the shapes of the kernels, `(out, in)` or `(out, in, height, width)`.
+    Raises UserError for tensors that do not fit each other or the named network.
     """
 
     masks: Masks
-    """Tensor name -> bool tensor; in the order of the network's layers."""
+    """Prunable tensor name -> bool tensor, in the order of the network's layers: True = kept."""
     weights: Weights = field(default_factory=dict)
-    """Tensor name -> float32 values, of which those at kept weights count; not given: the initial ones of the seed."""
+    """Prunable tensor name -> float32 values, used at kept weights. A missing tensor has the seed's initial values."""
     others: Weights | None = None
-    """Everything else in the network (biases ...), float32 or int64; None: the initial ones of the seed."""
+    """All other tensors of the network (biases, buffers), float32 or int64. None means the seed's initial values."""
     network: str | None = None
-    """A network of supermask (`fc-300-100`); None: somebody's own module."""
+    """Name of a network that supermask can build (`fc-300-100`). None for any other module."""
     dataset: str | None = None
-    """The data set for whose images and classes the network is made; named exactly where the network is."""
+    """Data set that gives the network its input and output sizes. None exactly if `network` is None."""
     seed: int | None = None
-    """Of the initial weights, where they are known."""
+    """Seed of the initial weights, if known."""
     initial_content: str | None = None
-    """`records.start_content` of the seed's network, by which it is known again; computed where it is not given."""
+    """Checksum (`state_hash`) of the seed's initial network. Computed if it is not given."""
     frozen: FrozenWeights = field(default_factory=dict)
-    """Tensor name -> float32 values, of which those at pruned weights count; None: the initial ones of the seed; not
-    given: 0."""
+    """Prunable tensor name -> float32 values, used at pruned weights. None means the seed's initial values; a missing
+    tensor has zeros."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Plain JSON, such as `accuracy`: {"test": 0.9774, "of": "final weights"}. docs/tickets.md says which there are."""
+    """Plain JSON, such as `accuracy`: {"test": 0.9774, "of": "final weights"}. Keys: docs/tickets.md."""
 
     def __post_init__(self) -> None:
         for name in ("masks", "weights", "others", "frozen"):
@@ -58,33 +59,32 @@ class Ticket:
         _check_tensors(self)
         _check_names(self)
         if self.seed is not None and self.initial_content is None:
-            object.__setattr__(self, "initial_content", state_hash(self._initial()))
+            object.__setattr__(self, "initial_content", state_hash(self._initial_state()))
 
     @property
     def needs_seed(self) -> bool:
-        """Whether some of its tensors are the seed's."""
+        """True if some of its tensors come from the seed."""
         return self.others is None or self.masks.keys() != self.weights.keys() or None in self.frozen.values()
 
     def initial_weights(self) -> Weights:
-        """Every tensor of the seed's initial, dense network: float32, by name, in the kernels' shapes.
+        """Return every tensor of the seed's initial dense network by name, in float32.
 
-        Raises UserError where no seed is named, or where it gives another network here than where it was packed.
+        Raises UserError if the ticket has no seed, or if the seed gives a network with another checksum.
         """
         if self.seed is None:
-            raise UserError("this ticket names no seed: its initial weights are not known.")
-        start = self._initial()
+            raise UserError("this ticket names no seed, so its initial weights are unknown.")
+        start = self._initial_state()
         if state_hash(start) != self.initial_content:
             raise UserError(
-                f"seed {quote(self.seed)} gives another {self.network} here than the one that this ticket was made of: "
-                "use the release of supermask that wrote it, or a ticket that holds its weights."
+                f"seed {quote(self.seed)} gives another {self.network} here than the one this ticket was made from: "
+                "use the release of supermask that wrote it, or a ticket that stores its weights."
             )
         return {**start.weights, **start.unmasked}
 
     def network_weights(self) -> Weights:
-        """Every tensor of the network that the ticket is, by name: mask * w + (1 - mask) * frozen.
+        """Return every tensor of the ticket's network by name: mask * w + (1 - mask) * frozen.
 
-        float32 on the CPU, in the kernels' shapes; the tensors are the caller's own. Raises UserError as
-        `initial_weights` does, if any of them is the seed's.
+        New tensors on the CPU, prunable ones in float32. Raises UserError as `initial_weights` does if `needs_seed`.
         """
         import torch
 
@@ -100,28 +100,32 @@ class Ticket:
         return weights | {name: tensor.clone() for name, tensor in others.items()}
 
     def apply_to(self, module: Module, names: Mapping[str, str] | None = None, match: Match = "name") -> Module:
-        """Copies the network's tensors (`network_weights`) into a module, on its device and in its dtype.
+        """Copy the network's tensors (`network_weights`) into a module, on its device and in its dtype.
 
-        A tensor goes to the module's tensor of the same name, or of the name in `names` (ticket's -> module's); with
-        match="order" the i-th mask's goes to the i-th Linear or Conv layer in the order in which the module registers
-        them, biases too. What the module has and the ticket has not stays as it is. Returns the module.
-        Raises UserError for a tensor that finds no place of its shape; nothing is changed then.
+        `names` maps names of the ticket to names of the module; other tensors go to the tensor of the same name. With
+        match="order" the i-th mask belongs to the i-th Linear or Conv layer that the module registers, with its bias.
+        Tensors of the module that the ticket does not have are left unchanged. Returns the module.
+        Raises UserError, before anything is changed, if a tensor has no counterpart of its shape.
+
+            ticket.apply_to(network, match="order")
+            ticket.apply_to(network, names={"fc1.weight": "body.0.weight"})
         """
         tensors = self.network_weights()
         copy_into(module, tensors, match_tensors(module, tensors, self.masks, names, match))
         return module
 
     def to_torch_prune(self, module: Module, names: Mapping[str, str] | None = None, match: Match = "name") -> Module:
-        """`apply_to`, and every mask in the convention of torch.nn.utils.prune: `weight_orig` and `weight_mask`.
+        """Call `apply_to` and add every mask as torch.nn.utils.prune does: `weight_orig` and `weight_mask`.
 
-        Raises UserError as `apply_to` does, and for pruned weights that are not 0, which that convention cannot say.
+        Raises UserError as `apply_to` does, and if pruned weights are not 0, which torch.nn.utils.prune cannot
+        represent.
         """
         tensors = self.network_weights()
         for name, mask in self.masks.items():
             if bool(tensors[name][~mask].any()):
                 raise UserError(
-                    f"pruned weights of {quote(name)} are not 0, and torch.nn.utils.prune knows no other value for "
-                    "them: use Ticket.apply_to, and hold them there yourself."
+                    f"pruned weights of {quote(name)} are not 0, and torch.nn.utils.prune supports no other value: "
+                    "use Ticket.apply_to and keep them fixed yourself."
                 )
         apply_torch_prune(module, tensors, self.masks, match_tensors(module, tensors, self.masks, names, match))
         return module
@@ -137,16 +141,16 @@ class Ticket:
         seed: int | None = None,
         facts: dict[str, Any] | None = None,
     ) -> Ticket:
-        """The ticket that a module pruned by torch.nn.utils.prune is; the module is not changed.
+        """Return the ticket of a module that was pruned with torch.nn.utils.prune. The module is not changed.
 
-        Linear and Conv kernels that are not pruned have a mask of ones. `names` (ticket's -> module's) gives tensors
-        other names than the module's: those of a network of supermask's, say, if `network` and `dataset` name one.
-        Raises UserError if nothing is pruned, or something that is no kernel (a bias), or for float64.
+        Linear and Conv kernels that are not pruned get a mask of ones. `names` maps names of the ticket to names of
+        the module, such as the names of a network of supermask if `network` and `dataset` are given.
+        Raises UserError if nothing is pruned, if a bias is pruned, or for tensors in float64.
         """
         masks, weights, others = read_torch_prune(module, names or {})
         return cls(masks, weights, others, network, dataset, seed, facts=facts or {})
 
-    def _initial(self) -> InitialState:
+    def _initial_state(self) -> InitialState:
         assert self.network is not None
         assert self.dataset is not None
         assert self.seed is not None
@@ -154,35 +158,33 @@ class Ticket:
 
 
 def get_fact(ticket: Ticket, kind: type[Fact], *path: str) -> Fact | None:
-    """The fact at a path, `fact(ticket, str, "run", "id")`; None where none of that kind is there.
+    """Return the fact at a path, or None if there is none of that type: `get_fact(ticket, str, "run", "id")`.
 
-    A whole file may have been written by anybody: nothing about its facts is certain.
+    Facts are not trusted: a file with correct checksums may hold any JSON.
     """
-    found: object = ticket.facts
+    value: object = ticket.facts
     for key in path:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, kind) and (kind is bool or not isinstance(found, bool)) else None
+        value = value.get(key) if isinstance(value, dict) else None
+    # bool is a subclass of int.
+    return value if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) else None
 
 
 def network_layers(network: str, dataset: str) -> Architecture:
-    """A network for a data set's images. Raises UserError for a name that is not known."""
+    """Return the layers of a network for the images of a data set. Raises UserError for an unknown name."""
     if dataset not in DATASETS:
         allowed = f"allowed: {', '.join(DATASETS)}{did_you_mean(dataset, DATASETS)}"
-        raise UserError(f"dataset {quote(dataset)} is not known ({allowed}).")
+        raise UserError(f"dataset {quote(dataset)} is unknown ({allowed}).")
     facts = DATASETS[dataset]
     return architecture(network, facts.image_shape, facts.classes)
 
 
 def mask_mismatch(masks: Masks, network: str, dataset: str) -> str:
-    """Why masks are not those of a network on a data set; empty if they are.
-
-    Raises UserError for a name that is not known.
-    """
-    expected = {name: maskable.shape for name, maskable in prunable_tensors(network_layers(network, dataset)).items()}
-    given = {name: tuple(mask.shape) for name, mask in masks.items()}
-    for name in [*expected, *given]:
-        if expected.get(name) != given.get(name):
-            theirs, ours = (f"of shape {s[name]}" if name in s else "missing" for s in (given, expected))
+    """Return why masks do not fit a network on a data set, or an empty string. Raises UserError for an unknown name."""
+    expected = {name: tensor.shape for name, tensor in prunable_tensors(network_layers(network, dataset)).items()}
+    actual = {name: tuple(mask.shape) for name, mask in masks.items()}
+    for name in [*expected, *actual]:
+        if expected.get(name) != actual.get(name):
+            theirs, ours = (f"of shape {s[name]}" if name in s else "missing" for s in (actual, expected))
             facts = DATASETS[dataset]
             images = f"{'x'.join(map(str, facts.image_shape))} images, {facts.classes} classes"
             return f"{quote(name)} is {theirs}, and in {sanitize(network)} on {dataset} ({images}) it is {ours}"
@@ -194,7 +196,7 @@ def _check_tensors(ticket: Ticket) -> None:
 
     masks, others = ticket.masks, ticket.others or {}
     if not masks:
-        raise UserError("a ticket needs a mask.")
+        raise UserError("a ticket needs at least one mask.")
     for name, mask in masks.items():
         if mask.dtype != torch.bool or mask.ndim < 2 or not mask.numel():
             raise UserError(
@@ -203,25 +205,27 @@ def _check_tensors(ticket: Ticket) -> None:
     frozen = [(name, tensor) for name, tensor in ticket.frozen.items() if tensor is not None]
     for name, tensor in [*ticket.weights.items(), *frozen]:
         if name not in masks or tensor.dtype != torch.float32 or tensor.shape != masks[name].shape:
-            has = f"it is {tensor.dtype} of shape {tuple(tensor.shape)}"
-            raise UserError(f"the values of {quote(name)} are not float32 values of a mask's name and shape: {has}.")
+            raise UserError(
+                f"the values of {quote(name)} do not fit a mask: they are {tensor.dtype} of shape "
+                f"{tuple(tensor.shape)}; they need float32 and the name and shape of a mask."
+            )
     if unknown := ticket.frozen.keys() - masks.keys():
         raise UserError(f"{quote(min(unknown))} has frozen values, but no mask.")
     for name, tensor in others.items():
         if name in masks or tensor.dtype not in (torch.float32, torch.int64):
-            raise UserError(f"{quote(name)} is masked, or not of float32 or int64: it cannot be among the others.")
+            raise UserError(f"{quote(name)} cannot be in `others`: it is masked, or neither float32 nor int64.")
 
 
 def _check_names(ticket: Ticket) -> None:
     if (ticket.network is None) != (ticket.dataset is None):
-        raise UserError("a ticket names a network and the data set that it is made for, or neither.")
+        raise UserError("a ticket names both a network and the data set it is built for, or neither.")
     if ticket.network is not None and ticket.dataset is not None:
         object.__setattr__(ticket, "network", canonical_name(ticket.network))
-        if wrong := mask_mismatch(ticket.masks, ticket.network, ticket.dataset):
-            raise UserError(f"{wrong}.")
+        if mismatch := mask_mismatch(ticket.masks, ticket.network, ticket.dataset):
+            raise UserError(f"{mismatch}.")
     elif ticket.seed is not None:
-        raise UserError("a seed gives the weights of a network of supermask's: name it, and its data set.")
+        raise UserError("a seed needs a network that supermask can build: name the network and its data set.")
     if ticket.seed is None and ticket.needs_seed:
-        raise UserError("a ticket without a seed needs the weights of every mask, and the other tensors ({} for none).")
+        raise UserError("a ticket without a seed needs weights for every mask, and `others` ({} if there are none).")
     if ticket.seed is not None and (type(ticket.seed) is not int or ticket.seed < 0):
-        raise UserError(f"{quote(ticket.seed)} is not a seed: a whole number of at least 0.")
+        raise UserError(f"{quote(ticket.seed)} is not a seed: give an integer of at least 0.")

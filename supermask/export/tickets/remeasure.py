@@ -1,4 +1,4 @@
-"""Test accuracies of stored runs, measured again from what is stored: the part of a proof that needs the data."""
+"""Recheck of stored accuracies: the evaluations of a store's runs, repeated from their weights and the data."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from supermask.store.verify import VerificationResult
 from supermask.study.run import Run
 
 CROSS_ENGINE_TOLERANCE = 1e-3
-"""By which losses, spreads and shares of ones may differ on another machine."""
+"""Largest difference of losses (nats), spreads and shares of ones between two machines."""
 
 
 def recheck_store_accuracies(store: Store, data_dir: Path | None) -> Iterator[VerificationResult]:
-    """Every finished run whose network is still there; data sets are loaded as they are needed.
+    """Measure the accuracy of every finished run again, and compare it with the stored one.
 
-    Of a trained or an untrained network the test accuracy of its final weights, to within `IMAGES_APART` images where
-    another engine measured it; of a learned supermask every number of its report: exactly on the machine and with the
-    release of PyTorch that measured it, elsewhere to within as many images and `ELSEWHERE`.
-    Raises UserError for data that cannot be had. Source: paper.md section 11.
+    Trained and untrained networks: test accuracy of the final weights, to within `ACCURACY_TOLERANCE` images, by which
+    engines may differ. Learned supermasks: every number of the evaluation; equal on the same processor, device and
+    release of PyTorch, elsewhere to within `ACCURACY_TOLERANCE` images and `CROSS_ENGINE_TOLERANCE`.
+    A run whose weights were dropped is reported as `partly`. Data sets are loaded when a run needs them.
+    Raises UserError for data that cannot be read.
     """
-    lineage, images = StateReplayer(store), dict[str, ImageDataset]()
+    replayer, images = StateReplayer(store), dict[str, ImageDataset]()
     for run_id in sorted(store.run_ids()):
         try:
             facts = store.facts(run_id)
@@ -45,56 +46,62 @@ def recheck_store_accuracies(store: Store, data_dir: Path | None) -> Iterator[Ve
         if run.dataset not in images:
             images[run.dataset] = load(run.dataset, data_dir)
         try:
-            yield _remeasured(store, lineage, run, images[run.dataset])
+            yield _recheck_run(store, replayer, run, images[run.dataset])
         except (CorruptEntry, UserError) as error:
             yield VerificationResult(run_id, "partly", str(error))
 
 
-def _remeasured(store: Store, lineage: StateReplayer, run: Run, images: ImageDataset) -> VerificationResult:
+def _recheck_run(store: Store, replayer: StateReplayer, run: Run, images: ImageDataset) -> VerificationResult:
     facts = store.facts(run.id)
     if facts["data"]["fingerprint"] != images.fingerprint:
-        return VerificationResult(run.id, "partly", f"it was trained on other {run.dataset} than is there now")
+        return VerificationResult(run.id, "partly", f"it was trained on other {run.dataset} data than the data here")
     if run.learning is not None:
-        differ = _supermask_mismatch(store, lineage, run, images)
-        return VerificationResult(run.id, "failed" if differ else "held", ", ".join(differ))
-    measured, told = evaluate(pack_run(store, run.id), images), facts["metrics"]["final_test_accuracy"]
-    if abs(measured.accuracy - told) * measured.images > ACCURACY_TOLERANCE:
-        return VerificationResult(run.id, "failed", f"final_test_accuracy is {measured.accuracy}, not {told}")
+        differences = _supermask_mismatch(store, replayer, run, images)
+        return VerificationResult(run.id, "failed" if differences else "held", ", ".join(differences))
+    measured, stored = evaluate(pack_run(store, run.id), images), facts["metrics"]["final_test_accuracy"]
+    if abs(measured.accuracy - stored) * measured.images > ACCURACY_TOLERANCE:
+        return VerificationResult(run.id, "failed", f"final_test_accuracy is {measured.accuracy}, not {stored}")
     return VerificationResult(run.id, "held")
 
 
-def _supermask_mismatch(store: Store, lineage: StateReplayer, run: Run, images: ImageDataset) -> list[str]:
+def _supermask_mismatch(store: Store, replayer: StateReplayer, run: Run, images: ImageDataset) -> list[str]:
     from supermask.engines.mask_evaluation import evaluate_supermask
 
-    start, entry = lineage.parent_run(run.id).start, store.read(run.id)
+    start, entry = replayer.parent_run(run.id).start, store.read(run.id)
     if entry.weights is None:
         raise UserError("its logits were dropped")
     job = TrainingJob(run_architecture(run), start, run.recipe, run.seed, learning=run.learning)
     selected, final = (decode_logits(entry.weights, start, kind) for kind in ("logit", "final_logit"))
-    again = _numbers(evaluate_supermask(job, split_data(images, run.seed), selected, final))
-    told, here = _numbers(entry.facts["supermask"]), environment_info("reference", "cpu", 1)
-    alike = all(entry.facts["environment"].get(key) == here[key] for key in ("processor", "torch", "device"))
-    apart = 0.0 if alike else ACCURACY_TOLERANCE / len(images.test_labels)
+    measured = _flatten(evaluate_supermask(job, split_data(images, run.seed), selected, final))
+    stored, environment = _flatten(entry.facts["supermask"]), environment_info("reference", "cpu", 1)
+    is_same_machine = all(
+        entry.facts["environment"].get(key) == environment[key] for key in ("processor", "torch", "device")
+    )
+
+    def tolerance(name: str) -> float:
+        if is_same_machine:
+            return 0.0
+        return ACCURACY_TOLERANCE / len(images.test_labels) if _is_accuracy(name) else CROSS_ENGINE_TOLERANCE
+
     return [
-        f"{name} is {value}, not {told.get(name)}"
-        for name, value in again.items()
-        if name not in told
-        or abs(value - told[name]) > (apart if _is_accuracy(name) else 0.0 if alike else CROSS_ENGINE_TOLERANCE)
+        f"{name} is {value}, not {stored.get(name)}"
+        for name, value in measured.items()
+        if name not in stored or abs(value - stored[name]) > tolerance(name)
     ]
 
 
-def _numbers(report: Any, name: str = "") -> dict[str, float]:
-    """Every number of a report, by its path."""
+def _flatten(report: Any, name: str = "") -> dict[str, float]:
+    """Return every number of a nested report by its dotted path."""
     if isinstance(report, dict):
         items = list(report.items())
     elif isinstance(report, list):
         items = list(enumerate(report))
     else:
         return {name: float(report)}
-    inner = (_numbers(value, f"{name}.{key}" if name else str(key)) for key, value in items)
-    return {path: number for numbers in inner for path, number in numbers.items()}
+    parts = (_flatten(value, f"{name}.{key}" if name else str(key)) for key, value in items)
+    return {path: number for numbers in parts for path, number in numbers.items()}
 
 
 def _is_accuracy(name: str) -> bool:
-    """Losses, spreads and shares of ones are none."""
+    # All other numbers of a report are losses, spreads and shares of ones.
     return not name.endswith((".loss", ".std")) and not name.startswith("ones")

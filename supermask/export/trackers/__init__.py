@@ -1,4 +1,4 @@
-"""Finished runs for TensorBoard, Weights & Biases and MLflow: offline, into a folder. The store stays the source."""
+"""Offline export of finished runs to TensorBoard, Weights & Biases and MLflow. The store stays the source of truth."""
 
 from supermask.export.trackers.record import TrackerRun, to_tracker_run
 from supermask.export.trackers.send import TRACKERS, ExportSummary, send_runs, view_command

@@ -1,4 +1,4 @@
-"""MLflow: a local SQLite store, `mlflow.db`, without a server; one MLflow run a run, known by its tag."""
+"""MLflow: a local SQLite store, `mlflow.db`, without a server. Each run is one MLflow run, identified by a tag."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ REQUIRES = ("mlflow", "sqlalchemy", "alembic")
 EXPERIMENT = "supermask"
 DATABASE = "mlflow.db"
 RUN_ID = "supermask.run_id"
-"""The tag that holds a run's id: MLflow gives ids of its own."""
+"""Tag that holds a run's id; MLflow assigns its own ids."""
 
-LONGEST_VALUE = 5000
-"""Characters of a tag's or parameter's value."""
-BATCH = 900
-"""Metrics sent at once, the first time with all params; MLflow takes 1,000 of both."""
-PAGE = 5000
+MAX_VALUE = 5000
+"""Number of characters of a tag's or param's value."""
+
+BATCH_SIZE = 900
+"""Number of metrics per request; the first request has all params too. MLflow accepts 1,000 entries."""
+
+PAGE_SIZE = 5000
 
 
 @contextmanager
 def open_tracker(folder: Path) -> Iterator[LocalStore]:
-    """The store in `folder`. Raises MachineError."""
+    """Open the store in `folder`. Raises SystemFailure."""
     with _disable_telemetry():
         import sqlalchemy.exc
         from mlflow.exceptions import MlflowException
@@ -43,69 +45,73 @@ def open_tracker(folder: Path) -> Iterator[LocalStore]:
 
 
 def view_command(folder: Path) -> str:
-    """The command that shows what was sent (the `mlflow` package has it, `mlflow-skinny` has not)."""
-    return f"mlflow ui --backend-store-uri {quote(address(folder))}"
+    """Return the shell command that displays the runs. It needs `mlflow`; `mlflow-skinny` lacks it."""
+    return f"mlflow ui --backend-store-uri {quote(tracking_uri(folder))}"
 
 
-def address(folder: Path) -> str:
-    """The tracking URI of the store in `folder`."""
+def tracking_uri(folder: Path) -> str:
+    """Return the tracking URI of the store in `folder`."""
     return f"sqlite:///{folder / DATABASE}"
 
 
 class LocalStore:
-    """The experiment `supermask`. A run that is not FINISHED there was cut off: it is deleted, and sent again."""
+    """The experiment `supermask`. Runs that are not FINISHED were interrupted; they are deleted and sent again."""
 
     def __init__(self, folder: Path) -> None:
         import mlflow
 
-        if odd := sorted(set(str(folder)) & set("?#%")):
-            raise UserError(f"{folder}: MLflow cannot have its store in a folder with {odd[0]} in its name.")
-        self.client: MlflowClient = mlflow.MlflowClient(tracking_uri=address(folder))
-        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if forbidden := sorted(set(str(folder)) & set("?#%")):
+            raise UserError(
+                f"{folder}: MLflow cannot use a folder with {forbidden[0]} in its name: choose another with --out."
+            )
+        self.client: MlflowClient = mlflow.MlflowClient(tracking_uri=tracking_uri(folder))
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
         artifacts = (folder / "artifacts").as_uri()
         self.experiment: str = (
-            found.experiment_id if found else self.client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+            experiment.experiment_id
+            if experiment
+            else self.client.create_experiment(EXPERIMENT, artifact_location=artifacts)
         )
 
     def sent_run_ids(self) -> set[str]:
-        """Ids of the runs that are there whole. Others of ours are deleted."""
+        """Return the ids of the complete runs, and delete interrupted ones."""
         finished: set[str] = set()
-        cut_off: list[str] = []
+        interrupted: list[str] = []
         token: str | None = None
         while True:
-            page = self.client.search_runs([self.experiment], max_results=PAGE, page_token=token)
+            page = self.client.search_runs([self.experiment], max_results=PAGE_SIZE, page_token=token)
             ours = [run for run in page if RUN_ID in run.data.tags]
             finished |= {run.data.tags[RUN_ID] for run in ours if run.info.status == "FINISHED"}
-            cut_off += [run.info.run_id for run in ours if run.info.status != "FINISHED"]
+            interrupted += [run.info.run_id for run in ours if run.info.status != "FINISHED"]
             token = page.token
             if not token:
                 break
-        for each in cut_off:
-            self.client.delete_run(each)
+        for mlflow_id in interrupted:
+            self.client.delete_run(mlflow_id)
         return finished
 
     def send(self, run: TrackerRun) -> None:
-        """Raises MLflow's errors."""
+        """Add a run. Raises MLflow's errors."""
         from mlflow.entities import Metric, Param
 
         began, ended = round(1000 * run.began), round(1000 * run.ended)
-        params = [Param(name, str(value)[:LONGEST_VALUE]) for name, value in run.params.items()]
-        tags = {name: value[:LONGEST_VALUE] for name, value in run.tags.items()} | {RUN_ID: run.run_id}
+        params = [Param(name, str(value)[:MAX_VALUE]) for name, value in run.params.items()]
+        tags = {name: value[:MAX_VALUE] for name, value in run.tags.items()} | {RUN_ID: run.run_id}
         last = int(run.params["iterations"])
         metrics = [Metric(name, value, ended, last) for name, value in run.metrics.items()]
         for name, points in run.curves.items():
-            # `iteration / last` of the way: curves over time are drawn as they went.
-            share = (ended - began) / max(last, 1)
-            metrics += [Metric(name, value, began + round(at * share), at) for at, value in points]
-        at_mlflow = self.client.create_run(self.experiment, began, tags, run.name).info.run_id
-        for first in range(0, len(metrics), BATCH):
-            self.client.log_batch(at_mlflow, metrics[first : first + BATCH], [] if first else params)
-        self.client.set_terminated(at_mlflow, "FINISHED", ended)
+            # Times of evaluations are not stored; they are interpolated, so that curves over time have the right shape.
+            milliseconds = (ended - began) / max(last, 1)
+            metrics += [Metric(name, value, began + round(i * milliseconds), i) for i, value in points]
+        mlflow_id = self.client.create_run(self.experiment, began, tags, run.name).info.run_id
+        for first in range(0, len(metrics), BATCH_SIZE):
+            self.client.log_batch(mlflow_id, metrics[first : first + BATCH_SIZE], [] if first else params)
+        self.client.set_terminated(mlflow_id, "FINISHED", ended)
 
 
 @contextmanager
 def _disable_telemetry() -> Iterator[None]:
-    """No usage data is sent, and nothing is said about tables being made."""
+    """Turn off usage data, and log messages about the creation of tables."""
     before = {name: os.environ.get(name) for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")}
     os.environ |= dict.fromkeys(before, "true")
     logger = logging.getLogger("mlflow")
@@ -113,12 +119,12 @@ def _disable_telemetry() -> Iterator[None]:
     try:
         import mlflow as _  # noqa: F401 (it sets its loggers up when it is imported)
 
-        levels = {each: each.level for each in (logger, alembic)}
-        for each in levels:
-            each.setLevel(logging.WARNING)
+        levels = {log: log.level for log in (logger, alembic)}
+        for log in levels:
+            log.setLevel(logging.WARNING)
         yield
-        for each, level in levels.items():
-            each.setLevel(level)
+        for log, level in levels.items():
+            log.setLevel(level)
     finally:
         for name, value in before.items():
             if value is None:

@@ -1,4 +1,4 @@
-"""What a tracker is sent of a run: plain data, the same for every tracker."""
+"""Plain data of one run, equal for every tracker: params, metrics, curves, tags."""
 
 from __future__ import annotations
 
@@ -31,42 +31,42 @@ METRICS = (
     "initial_validation_accuracy",
     "seconds",
 )
-"""Columns of the table of runs that are measured of a run; all others say what it is, and are its params."""
+"""Columns of the table of runs that hold measurements. All other columns describe the run and are its params."""
 
 TAGS: tuple[str, ...] = ("study", "treatment", "network", "dataset")
-"""Columns that runs are grouped and looked for by; the study is there where one was named."""
+"""Columns for grouping and search. The study is missing if the export named none."""
 
 MAX_NAME = 120
-"""Characters of a run's name: what W&B takes, the shortest of the trackers."""
+"""Number of characters of a run's name: the limit of W&B, the lowest of the three."""
 
 
 @dataclass(frozen=True)
 class TrackerRun:
-    """A finished run, as it is sent. Params and metrics are named as in `tables.COLUMNS`; what is null is left out."""
+    """A finished run for a tracker. Params and metrics are named as in `tables.COLUMNS`; null values are omitted."""
 
     run_id: str
     name: str
-    """For people: `large_final, level 3, seed 0`; one line."""
+    """Display name on one line: `large_final, level 3, seed 0`."""
     params: dict[str, int | float | str | bool]
     metrics: dict[str, float]
     curves: dict[str, list[tuple[int, float]]]
     """`training_loss`, `validation_loss` (nats) and `validation_accuracy` (in [0, 1]) -> (iteration, value)."""
     tags: dict[str, str]
-    """`TAGS`, as text."""
+    """Values of the columns `TAGS`, as text."""
     began: float
     ended: float
-    """Seconds since 1970; `ended` is when the run was stored."""
+    """Seconds since 1970. `ended` is the time at which the run was stored."""
 
 
 def to_tracker_run(row: Row, curve: LearningCurve, ended: float) -> TrackerRun:
-    """From a run's row and curve. Numbers that are not finite are left out, as in every table."""
-    there = {name: value for name in COLUMNS if (value := row.get(name)) is not None and not _is_unprintable(value)}
-    tags = {name: str(there[name]) for name in TAGS if name in there}
+    """Convert a run's row and learning curve. NaN and infinite numbers are omitted, as in every table."""
+    values = {name: value for name in COLUMNS if (value := row.get(name)) is not None and not _is_not_finite(value)}
+    tags = {name: str(values[name]) for name in TAGS if name in values}
     return TrackerRun(
         run_id=str(row["id"]),
-        name=_name(row),
-        params={name: value for name, value in there.items() if name not in METRICS},
-        metrics={name: float(value) for name, value in there.items() if name in METRICS},
+        name=_display_name(row),
+        params={name: value for name, value in values.items() if name not in METRICS},
+        metrics={name: float(value) for name, value in values.items() if name in METRICS},
         curves=_curves(curve),
         tags=tags,
         began=ended - float(row.get("seconds") or 0),
@@ -74,25 +74,25 @@ def to_tracker_run(row: Row, curve: LearningCurve, ended: float) -> TrackerRun:
     )
 
 
-def _name(row: Row) -> str:
-    """The treatment is cut where it is too long: level and seed are always there."""
-    rest = f", level {row['level']}, seed {row['seed']}" if row["level"] else f", seed {row['seed']}"
+def _display_name(row: Row) -> str:
+    # A long treatment is cut, level and seed never: they tell runs of one treatment apart.
+    suffix = f", level {row['level']}, seed {row['seed']}" if row["level"] else f", seed {row['seed']}"
     treatment = one_line(str(row.get("treatment") or DENSE))
-    room = MAX_NAME - len(rest)
-    return (treatment if len(treatment) <= room else treatment[: room - 4] + " ...") + rest
+    available = MAX_NAME - len(suffix)
+    return (treatment if len(treatment) <= available else treatment[: available - 4] + " ...") + suffix
 
 
 def one_line(text: str) -> str:
-    """Characters that cannot be shown, line ends among them, become `?`."""
+    """Replace unprintable characters, line ends included, by `?`."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _curves(curve: LearningCurve) -> dict[str, list[tuple[int, float]]]:
     columns = {name: values for name, values in vars(curve).items() if name != "iterations"}
     pairs = {name: list(zip(curve.iterations, values, strict=True)) for name, values in columns.items()}
-    finite = {name: [(at, value) for at, value in found if math.isfinite(value)] for name, found in pairs.items()}
-    return {name: found for name, found in finite.items() if found}
+    finite = {name: [(i, value) for i, value in points if math.isfinite(value)] for name, points in pairs.items()}
+    return {name: points for name, points in finite.items() if points}
 
 
-def _is_unprintable(value: Value) -> bool:
+def _is_not_finite(value: Value) -> bool:
     return isinstance(value, float) and not math.isfinite(value)

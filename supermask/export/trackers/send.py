@@ -1,4 +1,4 @@
-"""Which runs are sent, once each: store -> tracker."""
+"""Export of finished runs from a store to a tracker, each run once."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ from supermask.store import CorruptEntry, Store
 from supermask.store.records import decode_curve
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
-"""Each is a module of this package, and an extra of the same name: `pip install 'supermask[wandb]'`."""
+"""Names of modules of this package and of extras: `pip install 'supermask[wandb]'`."""
 
 LOCK = ".lock"
 
 
 class Tracker(Protocol):
-    """A tracker's folder. Only one process at a time has it open."""
+    """A tracker's open folder. Only one process at a time has it open."""
 
     def sent_run_ids(self) -> set[str]:
-        """Ids of the runs that are there whole."""
+        """Return the ids of the runs that the folder holds completely."""
 
     def send(self, run: TrackerRun) -> None:
-        """Adds a run: whole, or so that its id is not in `sent_run_ids`."""
+        """Add a run atomically: until it is complete, its id is not in `sent_run_ids`."""
 
 
 class TrackerModule(Protocol):
-    """What a tracker's module has."""
+    """Interface of a tracker's module."""
 
     REQUIRES: tuple[str, ...]
-    """Packages that have to be there."""
+    """Packages that have to be installed."""
 
     def open_tracker(self, folder: Path) -> AbstractContextManager[Tracker]:
-        """The tracker's folder, which is there."""
+        """Open the tracker's folder, which exists."""
 
     def view_command(self, folder: Path) -> str:
-        """The command to look at it."""
+        """Return the shell command that displays the folder."""
 
 
 @dataclass
 class ExportSummary:
-    """What an export did."""
+    """Counts of one export."""
 
     folder: Path
     sent: int = 0
     known: int = 0
-    """Runs that were there already."""
+    """Number of runs that the folder had already."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Status -> runs that have it and were not sent, because it is not `finished`."""
+    """Status other than `finished` -> number of runs with it, which are not sent."""
     damaged: list[str] = field(default_factory=list)
-    """A text for each damaged run; they are not sent."""
+    """One message per damaged run. Damaged runs are not sent."""
 
 
 def send_runs(
@@ -65,15 +65,15 @@ def send_runs(
     rows: Sequence[Row],
     store: Store,
     out: Path | None = None,
-    listening: Callable[[int, int], None] = lambda done, of: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ExportSummary:
-    """Sends the finished runs of `rows` to `tensorboard`, `wandb` or `mlflow`, offline, into a folder.
+    """Write the finished runs of `rows` to a folder of `tensorboard`, `wandb` or `mlflow`, offline.
 
-    `out`: the folder (default `trackers/<tracker>`). A run that the folder holds is skipped, whatever its label was.
-    `listening(done, of)` is called before each run.
-    Raises UserError, also where the tracker is not installed, and SystemFailure.
+    `out` is the folder (default `trackers/<tracker>`). A run that the folder has already, under any label, is skipped.
+    `on_progress(done, total)` is called before each run.
+    Raises UserError if the tracker is not installed or the folder cannot be used, SystemFailure if the system fails.
     """
-    module = _installed(tracker)
+    module = _load_installed(tracker)
     finished = [row for row in rows if row["status"] == "finished"]
     summary = ExportSummary((out or Path("trackers") / tracker).absolute())
     for row in rows:
@@ -84,9 +84,9 @@ def send_runs(
         new = [row for row in finished if row["id"] not in known]
         summary.known = len(finished) - len(new)
         for done, row in enumerate(new):
-            listening(done, len(new))
+            on_progress(done, len(new))
             try:
-                run = _exported(store, row)
+                run = _read_run(store, row)
             except CorruptEntry as damage:
                 summary.damaged.append(str(damage))
                 continue
@@ -96,26 +96,26 @@ def send_runs(
 
 
 def view_command(tracker: str, folder: Path) -> str:
-    """The command line that shows what a tracker was sent, or sends it on."""
-    return _module(tracker).view_command(folder)
+    """Return the shell command that displays the exported runs, or uploads them."""
+    return _load_module(tracker).view_command(folder)
 
 
-def _exported(store: Store, row: Row) -> TrackerRun:
+def _read_run(store: Store, row: Row) -> TrackerRun:
     run_id = str(row["id"])
     return to_tracker_run(row, decode_curve(store.read(run_id).tensors), store.committed_at(run_id))
 
 
-def _module(tracker: str) -> TrackerModule:
+def _load_module(tracker: str) -> TrackerModule:
     return cast(TrackerModule, import_module(f"supermask.export.trackers.{tracker}"))
 
 
 def check_installed(tracker: str) -> None:
-    """Raises UserError if the tracker's packages are not installed."""
-    _installed(tracker)
+    """Raise UserError if the tracker's packages are not installed."""
+    _load_installed(tracker)
 
 
-def _installed(tracker: str) -> TrackerModule:
-    module = _module(tracker)
+def _load_installed(tracker: str) -> TrackerModule:
+    module = _load_module(tracker)
     if missing := [name for name in module.REQUIRES if find_spec(name) is None]:
         raise UserError(f"{tracker} needs {missing[0]}, which is not installed: pip install 'supermask[{tracker}]'")
     return module
@@ -123,7 +123,7 @@ def _installed(tracker: str) -> TrackerModule:
 
 @contextmanager
 def _exclusive_lock(folder: Path) -> Iterator[None]:
-    """Makes the folder and keeps other exports out of it. Raises UserError, MachineError."""
+    """Create the folder and lock it against other exports. Raises UserError, SystemFailure."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOCK).open("w") as lock:
@@ -138,6 +138,6 @@ def _exclusive_lock(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} is not a folder: choose one to write to with --out.") from error
     except OSError as error:
         raise SystemFailure(
-            f"the runs cannot be written to {folder}: {error.strerror or error}. Put that right and run the same "
-            "command again: it goes on."
+            f"the runs cannot be written to {folder}: {error.strerror or error}. Fix the cause and run the same "
+            "command again: it resumes."
         ) from error

@@ -1,6 +1,6 @@
-"""TensorBoard: one event file a run, in a folder that TensorBoard takes for the run's name.
+"""TensorBoard: one event file per run, in a folder whose name TensorBoard displays as the run's name.
 
-The files are written record by record with TensorBoard's own classes: the same run gives the same bytes, and neither
+The files are written record by record with TensorBoard's own classes. The same run gives the same bytes, and neither
 torch nor TensorFlow is needed.
 """
 
@@ -16,44 +16,44 @@ from typing import Any
 from supermask.core.text import slugify
 from supermask.export.trackers.record import TrackerRun
 
-NEEDS = ("tensorboard",)
+REQUIRES = ("tensorboard",)
 FILE = "events.out.tfevents.{ended}.supermask"
 PARTIAL = "partial"
 RUN_FOLDER = re.compile(r"level-[0-9]+-seed-[0-9]+-([0-9a-f]{32})")
 
 METRIC = "metrics/"
-"""Before the tag of a metric; those of curves have none."""
+"""Prefix of the tags of metrics. Tags of curves have no prefix."""
 
 
 @contextmanager
 def open_tracker(folder: Path) -> Iterator[EventFiles]:
-    """The event files below `folder`."""
+    """Open the event files below `folder`."""
     yield EventFiles(folder)
 
 
 def view_command(folder: Path) -> str:
-    """The command that shows what was sent."""
+    """Return the shell command that displays the runs."""
     return f"tensorboard --logdir {quote(str(folder))}"
 
 
 class EventFiles:
-    """`<treatment>/level-03-seed-0-<run id>/events.out.tfevents...`: the file is there whole, or not at all."""
+    """Event files `<treatment>/level-03-seed-0-<run id>/events.out.tfevents...`. Each file is written atomically."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # What a killed export left behind.
+        # Remains of a killed export.
         for partial in folder.glob(f"*/*/{PARTIAL}"):
             partial.unlink()
             with suppress(OSError):
                 partial.parent.rmdir()
 
     def sent_run_ids(self) -> set[str]:
-        """Ids of the runs whose event file is there."""
-        found = (RUN_FOLDER.fullmatch(path.parent.name) for path in self.folder.glob("*/*/events.out.tfevents.*"))
-        return {match[1] for match in found if match}
+        """Return the ids of the runs that have an event file."""
+        matches = (RUN_FOLDER.fullmatch(path.parent.name) for path in self.folder.glob("*/*/events.out.tfevents.*"))
+        return {match[1] for match in matches if match}
 
     def send(self, run: TrackerRun) -> None:
-        """Raises OSError."""
+        """Add a run. Raises OSError."""
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         name = f"level-{run.params['level']:02}-seed-{run.params['seed']}-{run.run_id}"
@@ -75,16 +75,17 @@ def _events(run: TrackerRun) -> Iterator[Any]:
     last = int(run.params["iterations"])
     yield Event(wall_time=run.began, file_version="brain.Event:2")
     yield Event(wall_time=run.began, summary=Summary(value=[_session_start(run)]))
-    points = [(name, at, value) for name, found in run.curves.items() for at, value in found]
+    points = [(name, i, value) for name, curve in run.curves.items() for i, value in curve]
     points += [(METRIC + name, last, value) for name, value in run.metrics.items()]
-    for tag, at, value in points:
-        when = run.began + (at / last if last else 1.0) * (run.ended - run.began)
-        yield Event(wall_time=when, step=at, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
+    for tag, iteration, value in points:
+        # Times of evaluations are not stored; they are interpolated, so that curves over time have the right shape.
+        time = run.began + (iteration / last if last else 1.0) * (run.ended - run.began)
+        yield Event(wall_time=time, step=iteration, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
     yield Event(wall_time=run.ended, summary=Summary(value=[_session_end(run)]))
 
 
 def _session_start(run: TrackerRun) -> Any:
-    """The run's params, for the page HPARAMS."""
+    """Encode the run's params for the page HPARAMS."""
     from google.protobuf.struct_pb2 import Value
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 

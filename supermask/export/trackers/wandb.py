@@ -1,4 +1,4 @@
-"""Weights & Biases: one offline run folder a run, for `wandb sync`; nothing is sent, nobody is asked to log in."""
+"""Weights & Biases: one offline run folder per run, for `wandb sync`. Nothing is uploaded and no login is needed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from shlex import quote
 from supermask.core.errors import SystemFailure
 from supermask.export.trackers.record import TrackerRun, one_line
 
-NEEDS = ("wandb",)
+REQUIRES = ("wandb",)
 PROJECT = "supermask"
 STAGING = ".partial"
-"""Where a run's folder is written before it is moved to its place, whole."""
+"""Folder in which a run is written before it is renamed into place."""
 
 RUN_FOLDER = re.compile(r"offline-run-[0-9]{8}_[0-9]{6}-([0-9a-f]{32})")
-LONGEST_TAG = 64
+MAX_TAG = 64
 
 
 @contextmanager
 def open_tracker(folder: Path) -> Iterator[OfflineRuns]:
-    """The offline runs in `folder`. Raises MachineError."""
-    with _offline():
+    """Open the offline runs in `folder`. Raises SystemFailure."""
+    with _set_offline():
         import wandb
 
         try:
@@ -39,60 +39,61 @@ def open_tracker(folder: Path) -> Iterator[OfflineRuns]:
 
 
 def view_command(folder: Path) -> str:
-    """The command that sends what was written, for those who want that."""
+    """Return the shell command that uploads the runs."""
     return f"wandb sync {quote(str(folder))}/offline-run-*"
 
 
 class OfflineRuns:
-    """`offline-run-<when the run ended, UTC>-<run id>/run-<run id>.wandb`."""
+    """Offline runs `offline-run-<end of the run, UTC>-<run id>/run-<run id>.wandb`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # What a killed export left behind.
+        # Remains of a killed export.
         shutil.rmtree(folder / STAGING, ignore_errors=True)
 
     def sent_run_ids(self) -> set[str]:
-        """Ids of the runs whose folder is there."""
+        """Return the ids of the runs that have a folder."""
         return {match[1] for path in self.folder.iterdir() if (match := RUN_FOLDER.fullmatch(path.name))}
 
     def send(self, run: TrackerRun) -> None:
-        """Raises OSError and wandb's errors."""
+        """Add a run. Raises OSError and wandb's errors."""
         staging = self.folder / STAGING
         staging.mkdir(exist_ok=True)
         with _restore_exit_hooks():
-            made = self._written(run, staging)
+            staged = self._write(run, staging)
         for part in ("logs", "tmp"):
-            shutil.rmtree(made / part, ignore_errors=True)
+            shutil.rmtree(staged / part, ignore_errors=True)
         ended = time.strftime("%Y%m%d_%H%M%S", time.gmtime(run.ended))
-        made.rename(self.folder / f"offline-run-{ended}-{run.run_id}")
+        staged.rename(self.folder / f"offline-run-{ended}-{run.run_id}")
 
-    def _written(self, run: TrackerRun, staging: Path) -> Path:
+    def _write(self, run: TrackerRun, staging: Path) -> Path:
         import wandb
 
-        written = wandb.init(
+        wandb_run = wandb.init(
             project=PROJECT,
             id=run.run_id,
             name=run.name,
             config=dict(run.params),
-            tags=[one_line(tag)[:LONGEST_TAG] for tag in run.tags.values() if tag],
-            group=one_line(run.tags["treatment"])[:LONGEST_TAG],
+            tags=[one_line(tag)[:MAX_TAG] for tag in run.tags.values() if tag],
+            group=one_line(run.tags["treatment"])[:MAX_TAG],
             mode="offline",
             reinit="create_new",
             settings=_settings(staging),
         )
-        at: dict[int, dict[str, float]] = {}
+        # W&B accepts one log entry per step, with all its values.
+        values_by_step: dict[int, dict[str, float]] = {}
         for name, points in run.curves.items():
             for iteration, value in points:
-                at.setdefault(iteration, {})[name] = value
-        for iteration, values in sorted(at.items()):
-            written.log(values, step=iteration)
-        written.summary.update(run.metrics)
-        written.finish()
-        return Path(written.settings.sync_dir)
+                values_by_step.setdefault(iteration, {})[name] = value
+        for iteration, values in sorted(values_by_step.items()):
+            wandb_run.log(values, step=iteration)
+        wandb_run.summary.update(run.metrics)
+        wandb_run.finish()
+        return Path(wandb_run.settings.sync_dir)
 
 
 def _settings(staging: Path) -> object:
-    """Nothing of this machine, its repository or its packages goes in: the environment is in the run's params."""
+    """Return settings that record nothing about this machine; the run's params hold its environment."""
     import wandb
 
     return wandb.Settings(
@@ -113,7 +114,7 @@ def _settings(staging: Path) -> object:
 
 @contextmanager
 def _restore_exit_hooks() -> Iterator[None]:
-    """wandb puts hooks of its own around the end of the program, once more with every run, and leaves them there."""
+    """Restore `sys.exit` and `sys.excepthook`, which wandb wraps again with every run."""
     before = sys.exit, sys.excepthook
     try:
         yield
@@ -122,8 +123,8 @@ def _restore_exit_hooks() -> Iterator[None]:
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
-    """Without what the user's environment says to wandb: a run id, a sweep, a key, a mode."""
+def _set_offline() -> Iterator[None]:
+    """Hide the user's WANDB_* variables (run id, sweep, key, mode) and set the offline mode."""
     before = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     for name in before:
         del os.environ[name]
