@@ -151,6 +151,15 @@ def test_the_fingerprint_names_the_table() -> None:
     assert sparse.environment_facts(measured)["costs"]["table"] == "measured"
 
 
+@pytest.mark.parametrize("is_used", [False, True])
+def test_the_fingerprint_names_another_math_library(is_used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without SVML nothing is added, so fingerprints stay as they were."""
+    monkeypatch.setattr(sparse.numba.config, "USING_SVML", is_used)
+    facts = sparse.environment_facts(default_costs("avx512"))
+    assert facts.get("svml", False) == is_used
+    assert facts.keys() - {"svml"} == {"numba", "llvmlite", "libc", "kernels", "costs"}
+
+
 def test_recorded_costs_of_earlier_releases_are_unchanged() -> None:
     """Their fingerprint must stay as it was: a replay compares it."""
     table = CostTable.from_data(RECORDED)
