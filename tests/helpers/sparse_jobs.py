@@ -48,7 +48,7 @@ def cheap(*names: str) -> sparse.CostTable:
 EVERY_TRAVERSAL = {
     "over weights": cheap("weight", "inner"),
     "over all": cheap("pixel", "pixel_update", "dense"),
-    "over all, then weights": cheap("pixel_forward", "whole_forward", "sparse_grad"),
+    "over all, then weights": cheap("pixel_forward", "dense_forward", "sparse_grad"),
 }
 
 
@@ -101,7 +101,7 @@ def job_of(
 
 
 def distance(actual: NetworkState, expected: NetworkState) -> float:
-    """Largest distance between two tensors of one name, relative to the norm of `wanted`."""
+    """Largest distance between two tensors of one name, relative to the norm of `expected`."""
     pairs = [
         (tensor, {**actual.weights, **actual.unmasked}[name])
         for name, tensor in {**expected.weights, **expected.unmasked}.items()

@@ -82,14 +82,14 @@ def _cache_key() -> str:
 
 def _read(path: Path) -> CostTable | None:
     try:
-        # A file that names no table is of an older release; it was measured too.
+        # Files hold the costs only: every one of them was measured.
         return replace(CostTable.from_data(json.loads(path.read_text())), name=MEASURED)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _write(path: Path, costs: CostTable) -> None:
-    write_json_once(path, costs.to_data(), lambda existing: _read(existing) is not None)
+    write_json_once(path, replace(costs, name=None).to_data(), lambda existing: _read(existing) is not None)
 
 
 def _two_digits(nanoseconds: float) -> float:
@@ -215,7 +215,7 @@ def measure_traversal_costs() -> TraversalCosts:
         dense=_two_digits((times["all"] - times["base"]) / second + inner * sparse),
         sparse_grad=_two_digits(sparse_grad),
         pixel_forward=_two_digits(pixel_forward),
-        whole_forward=_two_digits(
+        dense_forward=_two_digits(
             (times["all then weights"] - times["base"]) / second + (inner - sparse_grad) * sparse
         ),
     )

@@ -62,8 +62,8 @@ def border(shape: conv.PlaneShape, array: Floats) -> Floats:
     return copy
 
 
-def gradients(wanted: Tensor, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(wanted, inputs, gradient)
+def gradients(output: Tensor, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(output, inputs, gradient)
 
 
 def close(actual: Tensor | Floats, expected: Tensor) -> None:

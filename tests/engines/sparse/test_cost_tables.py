@@ -192,7 +192,7 @@ def test_other_values_of_the_variable_are_an_error(value: str, monkeypatch: pyte
 def test_a_measurement_has_two_digits_and_is_cached(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = measured_costs()
     (file,) = (own_cache / "costs").iterdir()
-    assert CostTable.from_data(json.loads(file.read_text())) == table
+    assert CostTable.from_data(json.loads(file.read_text())) == replace(table, name=None)
     assert all(0 < n < 1000 and float(f"{n:.2g}") == n for n in numbers(table.to_data()))
     measured_costs.cache_clear()
     monkeypatch.setattr(autotune, "measure_costs", lambda: pytest.fail("measured again"))

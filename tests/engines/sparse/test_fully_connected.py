@@ -183,12 +183,12 @@ def test_a_diverged_run_reports_the_iteration() -> None:
 
 
 COSTS = TraversalCosts(
-    weight=4, inner=5, pixel=3, pixel_update=0.5, dense=4, sparse_grad=4, pixel_forward=1.5, whole_forward=2
+    weight=4, inner=5, pixel=3, pixel_update=0.5, dense=4, sparse_grad=4, pixel_forward=1.5, dense_forward=2
 )
 
 
 @pytest.mark.parametrize(
-    ("network", "density", "mask0", "wanted"),
+    ("network", "density", "mask0", "target"),
     [
         ("fc-70-64", 1, "zero", ["pixels", "all", "weights"]),
         ("fc-70-64", 0.1, "zero", ["weights", "weights", "weights"]),

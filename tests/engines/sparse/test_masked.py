@@ -56,7 +56,7 @@ def theirs(job: TrainingJob) -> TrainingResult:
 
 
 def distance(actual: Weights, expected: Weights) -> float:
-    """Largest distance between two tensors of one name, relative to the norm of `wanted`."""
+    """Largest distance between two tensors of one name, relative to the norm of `expected`."""
     return max(float((actual[n] - w).norm() / max(w.norm(), 1e-6)) for n, w in expected.items())
 
 
