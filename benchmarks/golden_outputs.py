@@ -289,7 +289,9 @@ class Program:
         here = Path(sys.executable).parent / "supermask"
         command = [str(here)] if here.exists() else [sys.executable, "-m", "supermask"]
         ours = ("SUPERMASK_STORE", "SUPERMASK_DATA", "PYTHONPATH")
-        around = {k: v for k, v in os.environ.items() if k not in ours} | {"SUPERMASK_CACHE": str(self.cache)}
+        around = {k: v for k, v in os.environ.items() if k not in ours}
+        # Measured costs are read from the cache folder, where `pin_costs` replaces them.
+        around |= {"SUPERMASK_CACHE": str(self.cache), "SUPERMASK_MEASURE_COSTS": "1"}
         done = subprocess.run(  # noqa: S603
             [*command, *arguments], cwd=self.work, env=around, capture_output=True, text=True, check=False
         )

@@ -32,7 +32,7 @@ class Checkpointer(Protocol):
         """Receive the learning curve so far, at every evaluation. Read it; do not keep it."""
 
     def save(self, facts: dict[str, Any], tensors: dict[str, Array]) -> None:
-        """Store a copy: the arrays belong to the run, which goes on changing them. May raise to end the run."""
+        """Store a copy: the arrays belong to the run, which keeps changing them. May raise to end the run."""
 
 
 class NullCheckpointer:

@@ -15,17 +15,17 @@ moment). `second`: Adam's 1 / sqrt(1 - 0.999^t) (bias correction of the second).
 decay."""
 
 
-def optimizer_step_table(recipe: Recipe, began: int, first: int, last: int) -> Array:
+def optimizer_step_table(recipe: Recipe, run_start: int, first: int, last: int) -> Array:
     """Return the hyperparameters of mini-batches `first` to `last - 1`, `OPTIMIZER` `(last - first,)`.
 
-    `began`: the iteration at which the run started; Adam counts its steps t from there.
+    `run_start`: the iteration at which the run started; Adam counts its steps t from there.
     Source: Zhou et al. 2019, Sec. 2 (Adam; 0.9, 0.999 and 1e-8 are its defaults).
     """
     steps = np.zeros(last - first, OPTIMIZER)
     steps["adam"] = recipe.optimizer == "adam"
     steps["momentum"], steps["decay"] = recipe.momentum, recipe.weight_decay
     rates = -np.array([recipe.learning_rate(i) for i in range(first, last)])
-    t = np.arange(first, last) - began + 1.0
+    t = np.arange(first, last) - run_start + 1.0
     # Computed in float64 and rounded to float32 once, on assignment: 1 - 0.999^t loses digits in float32.
     steps["rate"] = rates / (1 - 0.9**t) if recipe.optimizer == "adam" else rates
     steps["second"] = 1 / np.sqrt(1 - 0.999**t)

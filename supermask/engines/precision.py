@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from supermask.engines.selection import Precision
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextmanager
@@ -21,6 +22,8 @@ def matmul_precision(precision: Precision, device: torch.device) -> Iterator[Non
     if device.type != "cuda":
         yield
         return
+    import torch
+
     matmul: Any = torch.backends.cuda.matmul
     conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     cudnn: Any = torch.backends.cudnn

@@ -79,12 +79,12 @@ class _ModuleTrainer:
         self.optimizer = _optimizer(self.parameters, job)
 
     def load(self, state: NetworkState) -> None:
-        own = self.module.state_dict()
+        module_tensors = self.module.state_dict()
         tensors = {**state.weights, **state.unmasked}
-        assert own.keys() == tensors.keys(), own.keys() ^ tensors.keys()
+        assert module_tensors.keys() == tensors.keys(), module_tensors.keys() ^ tensors.keys()
         with torch.no_grad():
             for name, tensor in tensors.items():
-                own[name].copy_(tensor)
+                module_tensors[name].copy_(tensor)
 
     def state(self) -> NetworkState:
         tensors = {n: t.to("cpu", copy=True) for n, t in self.module.state_dict().items()}
@@ -158,10 +158,10 @@ class _ModuleTrainer:
     def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
         steps = torch.tensor(float(iteration - self.start.first_iteration))
         for name, values in state.items():
-            own: dict[str, Tensor] = {key: value.to(self.device) for key, value in values.items()}
+            moments: dict[str, Tensor] = {key: value.to(self.device) for key, value in values.items()}
             if self.recipe.optimizer == "adam":
-                own["step"] = steps.to(self.device, copy=True)
-            self.optimizer.state[self.named_parameters[name]] = own
+                moments["step"] = steps.to(self.device, copy=True)
+            self.optimizer.state[self.named_parameters[name]] = moments
 
 
 def evaluate_batches(network: Callable[[Tensor], Tensor], pixels: Tensor, targets: Tensor) -> tuple[float, float]:

@@ -148,11 +148,11 @@ class MaskTrainer:
 
     def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
         for name, values in state.items():
-            own: dict[str, Tensor] = {key: value.to(self.device) for key, value in values.items()}
+            moments: dict[str, Tensor] = {key: value.to(self.device) for key, value in values.items()}
             if self.recipe.optimizer == "adam":
                 # Mask learning has no late start: steps and iterations are counted from 0 alike.
-                own["step"] = torch.tensor(float(iteration), device=self.device)
-            self.optimizer.state[self.logits[name]] = own
+                moments["step"] = torch.tensor(float(iteration), device=self.device)
+            self.optimizer.state[self.logits[name]] = moments
 
 
 class StraightThrough(torch.autograd.Function):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.trainings import job, pruned_start
 from hypothesis import given, settings
-from hypothesis import strategies as some
+from hypothesis import strategies as st
 
 from supermask.core.recipe import Recipe
 from supermask.core.types import Snapshot
@@ -18,7 +18,7 @@ from supermask.engines.job import BatchSampler, Checkpointer, MetricTracker, Nul
 
 # --- order of batches ---
 
-sizes = given(n=some.integers(1, 40), batch_size=some.integers(1, 100), seed=some.integers(0, 3))
+sizes = given(n=st.integers(1, 40), batch_size=st.integers(1, 100), seed=st.integers(0, 3))
 
 
 @sizes
@@ -75,10 +75,10 @@ def test_the_sequence_does_not_depend_on_the_batch_size() -> None:
 
 
 @given(
-    iterations=some.integers(1, 60),
-    every=some.integers(1, 70),
-    first=some.integers(0, 60),
-    kept=some.frozensets(some.integers(0, 60)),
+    iterations=st.integers(1, 60),
+    every=st.integers(1, 70),
+    first=st.integers(0, 60),
+    kept=st.frozensets(st.integers(0, 60)),
 )
 @settings(max_examples=100, deadline=None)
 def test_stopping_points_equal_a_loop_over_all_iterations(

@@ -37,10 +37,10 @@ def test_one_step_agrees_with_plain_numpy(recipe: Recipe, frozen: float | None) 
     expected, _ = by_hand.train(
         parameters(small_job.start.state), masks_of(small_job.start), recipe, batches(small_job, DATA, 1)
     )
-    found = parameters(train([small_job], [DATA])[0].end)
-    assert found.keys() == expected.keys()
+    actual = parameters(train([small_job], [DATA])[0].end)
+    assert actual.keys() == expected.keys()
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(actual[name], values, rtol=1e-5, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("frozen", [0.0, None], ids=["frozen at zero", "frozen at initial values"])
@@ -181,10 +181,10 @@ def test_snapshots_change_nothing_else() -> None:
 
 def test_the_gradient_is_that_of_the_first_batch_and_includes_pruned_weights() -> None:
     small_job = job(RECIPES["sgd"], pruned_start(), points=frozenset({"gradient"}))
-    found = train([small_job], [DATA])[0].points["gradient"].weights
+    actual = train([small_job], [DATA])[0].points["gradient"].weights
     expected = by_hand.gradients(parameters(small_job.start.state), *batches(small_job, DATA, 1)[0])
-    assert found.keys() == small_job.start.masks.keys()
-    for name, values in found.items():
+    assert actual.keys() == small_job.start.masks.keys()
+    for name, values in actual.items():
         np.testing.assert_allclose(values.numpy(), expected[name], rtol=1e-4, atol=1e-7)
         assert values[~small_job.start.masks[name]].any()
 

@@ -53,12 +53,12 @@ def test_one_step_equals_numpy(method: str, recipe: str) -> None:
     for name in KERNELS:
         np.testing.assert_allclose(outcome.last_sampled_weights[name].numpy(), passed[name], rtol=1e-6)
         before = job.start.logits[name].numpy()
-        step, wanted = outcome.end.logits[name].numpy() - before, logits[name] - before
+        step, expected = outcome.end.logits[name].numpy() - before, logits[name] - before
         # Adam's first step is the sign of the gradient, which is random where the gradient is only rounding.
-        is_clear = np.abs(wanted) > (0.0499 if recipe == "adam" else -1)
+        is_clear = np.abs(expected) > (0.0499 if recipe == "adam" else -1)
         rounding = 2.0**-24 * np.linalg.norm(logits[name])
-        assert np.linalg.norm((step - wanted)[is_clear]) <= 1e-5 * np.linalg.norm(wanted) + rounding
-        assert np.linalg.norm(wanted) > 0
+        assert np.linalg.norm((step - expected)[is_clear]) <= 1e-5 * np.linalg.norm(expected) + rounding
+        assert np.linalg.norm(expected) > 0
 
 
 @pytest.mark.parametrize("recipe", ["sgd", "momentum", "momentum with weight decay", "adam"])

@@ -114,15 +114,15 @@ def test_batch_normalization_equals_a_plain_loop() -> None:
         slopes = torch.autograd.grad(loss, [*module.parameters()])
         for (name, parameter), slope in zip(module.named_parameters(), slopes, strict=True):
             parameter.data.sub_(0.1 * slope * masks.get(name, torch.tensor(1.0)))
-    found = {**outcome.end.weights, **outcome.end.unmasked}
+    actual = {**outcome.end.weights, **outcome.end.unmasked}
     expected = module.state_dict()
-    assert found.keys() == expected.keys()
-    assert int(found["norm.num_batches_tracked"]) == 20
+    assert actual.keys() == expected.keys()
+    assert int(actual["norm.num_batches_tracked"]) == 20
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(actual[name], values, rtol=1e-4, atol=1e-6)
     assert outcome.metrics["final_validation_loss"] == pytest.approx(loss_in(module.eval()), rel=1e-4)
     for name in KERNELS:
-        assert torch.equal(found[name][~masks[name]], start.weights[name][~masks[name]])
+        assert torch.equal(actual[name][~masks[name]], start.weights[name][~masks[name]])
 
 
 def without_dropout() -> nn.Sequential:

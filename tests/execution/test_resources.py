@@ -105,6 +105,18 @@ def other_costs() -> CostTable:
     return replace(costs, traversals=replace(costs.traversals, weight=1e6, inner=1e6))
 
 
+def test_a_replay_accepts_costs_that_name_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of releases that measured their costs on every machine."""
+    with monkeypatch.context() as patch:
+        patch.setattr("supermask.engines.sparse.current_costs", lambda: replace(other_costs(), name=None))
+        carry_out(small_plan(levels=1), tmp_path, engine="sparse")
+    before = contents(tmp_path)
+    assert all("table" not in Store(tmp_path).facts(run_id)["environment"]["costs"] for run_id in before)
+    carried = carry_out(small_plan({"rewind_to": 5}, levels=1), tmp_path, engine="sparse")
+    assert len(carried.retraced) == 1
+    assert {run_id: contents(tmp_path)[run_id] for run_id in before} == before
+
+
 def test_a_replay_of_the_sparse_engine_stays_on_the_cpu(tmp_path: Path) -> None:
     carry_out(small_plan(levels=1), tmp_path, engine="auto")
     engines = EngineSelector(WorkerConfig(tmp_path, engine="auto", device="cuda"), Store(tmp_path))

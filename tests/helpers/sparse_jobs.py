@@ -48,7 +48,7 @@ def cheap(*names: str) -> sparse.CostTable:
 EVERY_TRAVERSAL = {
     "over weights": cheap("weight", "inner"),
     "over all": cheap("pixel", "pixel_update", "dense"),
-    "over all, then weights": cheap("pixel_forward", "whole_forward", "sparse_grad"),
+    "over all, then weights": cheap("pixel_forward", "dense_forward", "sparse_grad"),
 }
 
 
@@ -100,10 +100,10 @@ def job_of(
     return TrainingJob(architecture(network, SHAPE, CLASSES), start_of(network, density, mask0), recipe, seed=0)
 
 
-def distance(found: NetworkState, wanted: NetworkState) -> float:
-    """Largest distance between two tensors of one name, relative to the norm of `wanted`."""
+def distance(actual: NetworkState, expected: NetworkState) -> float:
+    """Largest distance between two tensors of one name, relative to the norm of `expected`."""
     pairs = [
-        (tensor, {**found.weights, **found.unmasked}[name])
-        for name, tensor in {**wanted.weights, **wanted.unmasked}.items()
+        (tensor, {**actual.weights, **actual.unmasked}[name])
+        for name, tensor in {**expected.weights, **expected.unmasked}.items()
     ]
     return max(float((a - b).norm() / max(a.norm(), 1e-6)) for a, b in pairs)

@@ -13,6 +13,8 @@ from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
+import numba
+
 from supermask.core.types import SplitData, TrainingResult
 from supermask.engines.job import TrainingJob
 from supermask.engines.reference import flush_denormals
@@ -71,8 +73,10 @@ def compile_and_measure(convolutions: bool, masks: bool = False) -> None:
 def environment_facts(costs: CostTable) -> dict[str, Any]:
     """Return the facts on which the engine's bits depend besides the machine.
 
-    They are the compiler, the kernels' source, the C library (exp and log) and the costs.
+    They are the compiler, the kernels' source, the library of exp and log, and the costs.
     """
     compiler = {name: metadata.version(name) for name in ("numba", "llvmlite")}
     library = " ".join(platform.libc_ver())
-    return {**compiler, "libc": library, "kernels": SOURCE_HASH[:16], "costs": costs.to_data()}
+    # With Intel's icc_rt installed, numba may call its SVML for exp and log instead of the C library.
+    svml = {"svml": True} if numba.config.USING_SVML else {}
+    return {**compiler, "libc": library, **svml, "kernels": SOURCE_HASH[:16], "costs": costs.to_data()}

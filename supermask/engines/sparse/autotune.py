@@ -82,14 +82,14 @@ def _cache_key() -> str:
 
 def _read(path: Path) -> CostTable | None:
     try:
-        # A file that names no table is of an older release; it was measured too.
+        # Files hold the costs only: every one of them was measured.
         return replace(CostTable.from_data(json.loads(path.read_text())), name=MEASURED)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _write(path: Path, costs: CostTable) -> None:
-    write_json_once(path, costs.to_data(), lambda existing: _read(existing) is not None)
+    write_json_once(path, replace(costs, name=None).to_data(), lambda existing: _read(existing) is not None)
 
 
 def _two_digits(nanoseconds: float) -> float:
@@ -154,10 +154,10 @@ def _time_kernels(kernels: list[Callable[[], None]], products: int) -> KernelCos
     fastest = [np.inf, np.inf]
     for turn in range(REPEATS + 1):
         for i, kernel in enumerate(kernels):
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             kernel()
             if turn > 0:  # the first call compiles
-                fastest[i] = min(fastest[i], time.perf_counter() - began)
+                fastest[i] = min(fastest[i], time.perf_counter() - start_time)
     sparse, dense = fastest[0] * 1e9 / (products * DENSITY), fastest[1] * 1e9 / products
     return KernelCost(float(f"{sparse:.2g}"), float(f"{dense:.2g}"))
 
@@ -192,9 +192,9 @@ def measure_traversal_costs() -> TraversalCosts:
     times = dict.fromkeys(networks, float("inf"))
     for turn in range(_TURNS):
         for name, network in networks.items():
-            began = time.perf_counter_ns()
+            start_time = time.perf_counter_ns()
             network.train(turn * _STEPS, (turn + 1) * _STEPS)
-            times[name] = min(times[name], (time.perf_counter_ns() - began) / _STEPS)
+            times[name] = min(times[name], (time.perf_counter_ns() - start_time) / _STEPS)
     first, second = (layer.inputs * layer.outputs for layer in _LAYERS[:2] if isinstance(layer, Dense))
     added = denser - sparse
     weight = (times["denser first"] - times["base"]) / (first * added)
@@ -215,7 +215,7 @@ def measure_traversal_costs() -> TraversalCosts:
         dense=_two_digits((times["all"] - times["base"]) / second + inner * sparse),
         sparse_grad=_two_digits(sparse_grad),
         pixel_forward=_two_digits(pixel_forward),
-        whole_forward=_two_digits(
+        dense_forward=_two_digits(
             (times["all then weights"] - times["base"]) / second + (inner - sparse_grad) * sparse
         ),
     )

@@ -28,10 +28,10 @@ CHANNELS_IN_CACHE = 16
 
 @dataclass
 class PixelLayout:
-    """Positions of pixels in an array: (channel, y, x) is at `at` + (channel, y, x) * `strides`, in floats."""
+    """Positions of pixels in an array: (channel, y, x) is at `offset` + (channel, y, x) * `strides`, in floats."""
 
     array: Floats
-    at: int
+    offset: int
     strides: tuple[int, int, int]
 
 
@@ -142,7 +142,7 @@ class Conv3x3Layer(SparseLayer):
             index = self.forward_index
             inputs = (index.first, index.offset, self.forward_weight, bias, x, self.outer)
             if out:
-                maxima = (out.array, out.at, out.strides, self.codes[slot])
+                maxima = (out.array, out.offset, out.strides, self.codes[slot])
                 conv.sparse_conv_max_pool(*inputs, self.band_starts, self.band, *maxima)
             else:
                 conv.sparse_conv(*inputs, self.starts, self.next_x[slot], self.next_x[slot])
@@ -151,7 +151,7 @@ class Conv3x3Layer(SparseLayer):
             self._transform()
         scratch = (self.v, self.m, self.pixels)
         if out:
-            maxima = (out.array, out.at, out.strides, self.codes[slot])
+            maxima = (out.array, out.offset, out.strides, self.codes[slot])
             winograd.dense_conv_max_pool(self.u, bias, x, self.outer, self.windows, *scratch, *maxima)
         else:
             planes = self.next_x[slot]
@@ -173,7 +173,7 @@ class Conv3x3Layer(SparseLayer):
         """
         if self.pooled:
             source = self.d_out[slot]
-            conv.max_unpool(self.outer, self.codes[slot], source.array, source.at, *source.strides, self.d)
+            conv.max_unpool(self.outer, self.codes[slot], source.array, source.offset, *source.strides, self.d)
         self.accumulate_grad(slot)
         if first:
             return

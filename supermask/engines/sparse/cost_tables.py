@@ -51,6 +51,7 @@ _STORED_KEYS = {
     "pixel_update": "held",
     "sparse_grad": "learnt",
     "dense": "whole",
+    "dense_forward": "whole_forward",
     "conv_forward": "filter_sums",
     "conv_weight_grad": "filter_products",
     "linear_forward": "unit_sums",

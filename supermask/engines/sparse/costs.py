@@ -106,7 +106,7 @@ class TraversalCosts:
     """Surviving weight whose gradient alone is computed over the surviving weights, per 64 images."""
     pixel_forward: float
     """Nonzero pixel of one image in the forward pass only, per 64 outputs."""
-    whole_forward: float
+    dense_forward: float
     """Weight of another layer with traversal "all then weights", without the gradient of the weights, per 64 images."""
 
 
@@ -135,7 +135,7 @@ def choose_traversals(job: TrainingJob, data: SplitData, costs: TraversalCosts) 
         else:
             weight_products = image_blocks * layer.inputs * outputs
             prices["all"] = weight_products * costs.dense
-            prices["all then weights"] = weight_products * costs.whole_forward + surviving * costs.sparse_grad
+            prices["all then weights"] = weight_products * costs.dense_forward + surviving * costs.sparse_grad
         traversals[layer.name] = min(prices, key=lambda traversal: prices[traversal])
     return traversals
 

@@ -52,7 +52,7 @@ def pixels(lines: PixelLayout, shape: conv.PlaneShape) -> Floats:
     """Return the pixels `(channels, height, width, VEC16_WIDTH)` as a view."""
     steps = (*(4 * stride for stride in lines.strides), 4)
     sizes = (shape.channels, shape.height, shape.width, VEC16_WIDTH)
-    return np.lib.stride_tricks.as_strided(lines.array[lines.at :], sizes, steps)
+    return np.lib.stride_tricks.as_strided(lines.array[lines.offset :], sizes, steps)
 
 
 def border(shape: conv.PlaneShape, array: Floats) -> Floats:
@@ -62,13 +62,13 @@ def border(shape: conv.PlaneShape, array: Floats) -> Floats:
     return copy
 
 
-def gradients(wanted: Tensor, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(wanted, inputs, gradient)
+def gradients(output: Tensor, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(output, inputs, gradient)
 
 
-def close(found: Tensor | Floats, expected: Tensor) -> None:
+def close(actual: Tensor | Floats, expected: Tensor) -> None:
     scale = float(expected.abs().max())
-    np.testing.assert_allclose(np.asarray(found), expected.numpy(), rtol=1e-5, atol=2e-6 * scale)
+    np.testing.assert_allclose(np.asarray(actual), expected.numpy(), rtol=1e-5, atol=2e-6 * scale)
 
 
 # --- convolutions ---
@@ -162,9 +162,9 @@ def test_nan_passes_relu_and_pooling() -> None:
         small = conv.shape_of(8, 2, 2)
         tested.out = [plane_layout(small, aligned_zeros(small.size))]
         tested.forward(0)
-        found = take(small, tested.out[0].array)
-        assert found[5].isnan().all()
-        assert not found[[i for i in range(VEC16_WIDTH) if i != 5]].isnan().any()
+        actual = take(small, tested.out[0].array)
+        assert actual[5].isnan().all()
+        assert not actual[[i for i in range(VEC16_WIDTH) if i != 5]].isnan().any()
 
 
 def test_images_are_scaled_and_packed_side_by_side() -> None:
@@ -174,9 +174,9 @@ def test_images_are_scaled_and_packed_side_by_side() -> None:
     batch, out = np.array([7, 0, 7, 29, 3]), aligned_zeros(shape.size)
     out[:] = put(shape, normal(VEC16_WIDTH, 3, 5, 4))
     conv.pack_images(images.reshape(-1), batch, 2, shade, shape, out)
-    found = take(shape, out)
-    assert torch.equal(found[:3], torch.from_numpy(images[batch[2:]]).float() / 255)
-    assert not found[3:].any()
+    actual = take(shape, out)
+    assert torch.equal(actual[:3], torch.from_numpy(images[batch[2:]]).float() / 255)
+    assert not actual[3:].any()
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -214,12 +214,12 @@ def test_a_fully_connected_layer_takes_one_step(last: bool, choice: KernelChoice
     d[:, 100:] = 0
     expected = weight @ images + bias[:, None]
     for block in range(2):
-        some = slice(block * VECTOR_WIDTH, (block + 1) * VECTOR_WIDTH)
-        tested.x[:], tested.d[:] = images[:, some].numpy().ravel(), d[:, some].numpy().ravel()
+        block_images = slice(block * VECTOR_WIDTH, (block + 1) * VECTOR_WIDTH)
+        tested.x[:], tested.d[:] = images[:, block_images].numpy().ravel(), d[:, block_images].numpy().ravel()
         tested.forward()
-        close(tested.y.reshape(20, -1), expected[:, some] if last else expected[:, some].relu())
+        close(tested.y.reshape(20, -1), expected[:, block_images] if last else expected[:, block_images].relu())
         tested.backward(block)
-        close(tested.dx.reshape(320, -1), (weight.t() @ d[:, some]) * (images[:, some] > 0))
+        close(tested.dx.reshape(320, -1), (weight.t() @ d[:, block_images]) * (images[:, block_images] > 0))
     steps = np.zeros(1, OPTIMIZER)
     steps["rate"] = -0.5
     tested.optimizer_step(steps, 0)
@@ -243,10 +243,10 @@ def test_cross_entropy_and_its_gradient() -> None:
     logits, labels = normal(7, VECTOR_WIDTH), rng().integers(0, 7, 50)
     d = aligned_zeros(7 * VECTOR_WIDTH)
     loss, correct = matmul.cross_entropy_and_grad(7, labels, logits.numpy().ravel(), d, 0.25)
-    some = logits[:, :50].t().clone().requires_grad_()
-    expected = torch.nn.functional.cross_entropy(some, torch.from_numpy(labels), reduction="sum")
+    first_logits = logits[:, :50].t().clone().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(first_logits, torch.from_numpy(labels), reduction="sum")
     assert loss == pytest.approx(expected.item(), rel=1e-6)
-    assert correct == int((some.argmax(1).numpy() == labels).sum())
-    found = d.reshape(7, VECTOR_WIDTH)
-    close(found[:, :50].T, 0.25 * torch.autograd.grad(expected, some)[0])
-    assert not found[:, 50:].any()
+    assert correct == int((first_logits.argmax(1).numpy() == labels).sum())
+    actual = d.reshape(7, VECTOR_WIDTH)
+    close(actual[:, :50].T, 0.25 * torch.autograd.grad(expected, first_logits)[0])
+    assert not actual[:, 50:].any()

@@ -80,13 +80,13 @@ def tensors(state: NetworkState) -> dict[str, Tensor]:
     return {**state.weights, **state.unmasked}
 
 
-def assert_moved_alike(found: NetworkState, expected: NetworkState, start: NetworkState) -> None:
+def assert_moved_alike(actual: NetworkState, expected: NetworkState, start: NetworkState) -> None:
     """Weights agree to 1e-5 of their norm, and steps to 1e-4 of theirs, up to rounding of small steps."""
-    for name, wanted in tensors(expected).items():
-        ours, before = tensors(found)[name], tensors(start)[name]
-        step = wanted - before
-        assert (ours - wanted).norm() <= 1e-5 * wanted.norm(), name
-        assert (ours - wanted).norm() <= 1e-4 * step.norm() + 1e-7 * wanted.norm(), name
+    for name, target in tensors(expected).items():
+        ours, before = tensors(actual)[name], tensors(start)[name]
+        step = target - before
+        assert (ours - target).norm() <= 1e-5 * target.norm(), name
+        assert (ours - target).norm() <= 1e-4 * step.norm() + 1e-7 * target.norm(), name
 
 
 NETWORKS = [("conv2", (2, 8, 8)), ("conv2", (1, 7, 5)), ("conv4", (3, 9, 6)), ("conv6", (1, 16, 8))]
@@ -115,10 +115,10 @@ def test_one_step_of_adam(density: float, costs: LayerKernelCosts) -> None:
     ours = loaded(job, costs)
     ours.train(0, 1)
     moments = ours.optimizer_state()
-    for name, wanted in expected.optimizer_state.items():
-        for key, values in wanted.items():
+    for name, target in expected.optimizer_state.items():
+        for key, values in target.items():
             assert (moments[name][key] - values).norm() <= 1e-5 * values.norm(), (name, key)
-        clear = wanted["exp_avg"].abs() > 1e-4 * wanted["exp_avg"].abs().max()
+        clear = target["exp_avg"].abs() > 1e-4 * target["exp_avg"].abs().max()
         gone = (ours.state().weights[name] - expected.end.weights[name]).abs()
         assert gone[clear].max() <= 1e-5 * ADAM.lr + 1e-7
         assert gone.max() <= 2.001 * ADAM.lr
@@ -138,8 +138,8 @@ def test_two_hundred_steps(recipe: Recipe, density: float, frozen: float | None)
     ours = loaded(job)
     losses = ours.train(0, 200)
     assert losses.mean(dtype=np.float64) == pytest.approx(expected.curve.training_loss[1], rel=1e-3)
-    some = data((1, 6, 7), CLASSES)
-    loss, accuracy = ours.evaluate(some.validation_images, some.validation_labels)
+    images = data((1, 6, 7), CLASSES)
+    loss, accuracy = ours.evaluate(images.validation_images, images.validation_labels)
     assert loss == pytest.approx(expected.curve.validation_loss[1], rel=1e-3, abs=1e-6)
     assert accuracy == pytest.approx(expected.curve.validation_accuracy[1])
 
@@ -157,12 +157,15 @@ def test_batches_of_any_size(batch: int) -> None:
 def test_a_run_has_the_result_of_the_reference() -> None:
     job = job_of(MOMENTUM, "conv4")
     job = replace(job, points=frozenset({7, "gradient"}))
-    some = data((2, 8, 8), CLASSES)
-    ours, expected = run_training(ConvNetTrainer(job, some, AS_MEASURED), job, some), reference.train([job], [some])[0]
+    images = data((2, 8, 8), CLASSES)
+    ours, expected = (
+        run_training(ConvNetTrainer(job, images, AS_MEASURED), job, images),
+        reference.train([job], [images])[0],
+    )
     assert ours.points.keys() == expected.points.keys()
     assert_moved_alike(ours.points[7], expected.points[7], job.start.state)
-    for name, wanted in expected.points["gradient"].weights.items():
-        torch.testing.assert_close(ours.points["gradient"].weights[name], wanted, rtol=1e-5, atol=1e-6)
+    for name, target in expected.points["gradient"].weights.items():
+        torch.testing.assert_close(ours.points["gradient"].weights[name], target, rtol=1e-5, atol=1e-6)
     for key, number in expected.metrics.items():
         assert ours.metrics[key] == (number if number is None else pytest.approx(number, rel=1e-3))
     assert ours.optimizer_state.keys() == expected.optimizer_state.keys()
@@ -197,8 +200,8 @@ def test_training_in_parts_through_a_checkpoint_is_bit_identical(costs: LayerKer
     whole, first, second = (loaded(job, costs) for _ in range(3))
     losses = whole.train(0, 6)
     parts = [first.train(0, 2)]
-    some = data((2, 8, 8), CLASSES)
-    first.evaluate(some.test_images, some.test_labels)  # must not change the state
+    images = data((2, 8, 8), CLASSES)
+    first.evaluate(images.test_images, images.test_labels)  # must not change the state
     second.load(first.state())
     second.load_optimizer_state(first.optimizer_state(), 2)
     parts.append(second.train(2, 6))

@@ -84,15 +84,15 @@ def test_every_mask0_action(mask0: str, density: float) -> None:
 def agree(network: str, recipe: Recipe, density: float, mask0: str) -> None:
     """Losses agree to 1e-3; the certificate passes; frozen values are bit-identical."""
     job = TrainingJob(architecture(network, SHAPE, CLASSES), start_of(network, density, mask0), recipe, seed=0)
-    found = sparse.train([job], [images()], COSTS)[0]
-    wanted = reference.train([job], [images()])[0]
-    assert found.curve.iterations == wanted.curve.iterations
+    actual = sparse.train([job], [images()], COSTS)[0]
+    expected = reference.train([job], [images()])[0]
+    assert actual.curve.iterations == expected.curve.iterations
     for column in ("training_loss", "validation_loss"):
-        np.testing.assert_allclose(getattr(found.curve, column), getattr(wanted.curve, column), atol=1e-3)
-    checks = certify(prunable_tensors(job.layers), job.start, found, None, None, recipe.weight_decay).checks
+        np.testing.assert_allclose(getattr(actual.curve, column), getattr(expected.curve, column), atol=1e-3)
+    checks = certify(prunable_tensors(job.layers), job.start, actual, None, None, recipe.weight_decay).checks
     assert {name for name, layers in checks.items() if layers} <= {"dense"}  # it has no parent
     for name, mask in job.start.masks.items():
-        before, after = job.start.weights[name].view(torch.int32), found.end.weights[name].view(torch.int32)
+        before, after = job.start.weights[name].view(torch.int32), actual.end.weights[name].view(torch.int32)
         assert torch.equal(before[~mask], after[~mask])
 
 

@@ -73,9 +73,9 @@ def agree(network: str, density: float, recipe: str, mask0: str, costs: sparse.C
     assert distance(one.end, first.end) < 1e-5
     np.testing.assert_allclose(one.curve.training_loss[1:], first.curve.training_loss[1:], rtol=1e-5)
     for name, state in first.optimizer_state.items():
-        for key, wanted in state.items():
-            found = one.optimizer_state[name][key]
-            assert float((found - wanted).norm()) <= 1e-5 * float(wanted.norm())
+        for key, target in state.items():
+            actual = one.optimizer_state[name][key]
+            assert float((actual - target).norm()) <= 1e-5 * float(target.norm())
 
     many, whole = expected(network, density, recipe, mask0, 200), ours(job, costs)
     assert whole.curve.iterations == many.curve.iterations
@@ -95,11 +95,11 @@ def agree(network: str, density: float, recipe: str, mask0: str, costs: sparse.C
 @pytest.mark.parametrize("batch", [1, 20, 63, 64, 65, 150])
 def test_any_batch_size(batch: int, way: str) -> None:
     job = job_of(recipe=replace(RECIPES["adam"], batch_size=batch, iterations=5, evaluate_every=1))
-    wanted = reference.train([job], [images()])[0]
-    found = ours(job, EVERY_TRAVERSAL[way])
-    np.testing.assert_allclose(found.curve.training_loss, wanted.curve.training_loss, rtol=1e-4)
-    np.testing.assert_allclose(found.curve.validation_loss, wanted.curve.validation_loss, rtol=1e-4)
-    assert found.curve.validation_accuracy == pytest.approx(wanted.curve.validation_accuracy, abs=0.06)
+    target = reference.train([job], [images()])[0]
+    actual = ours(job, EVERY_TRAVERSAL[way])
+    np.testing.assert_allclose(actual.curve.training_loss, target.curve.training_loss, rtol=1e-4)
+    np.testing.assert_allclose(actual.curve.validation_loss, target.curve.validation_loss, rtol=1e-4)
+    assert actual.curve.validation_accuracy == pytest.approx(target.curve.validation_accuracy, abs=0.06)
 
 
 # --- bit-identity ---
@@ -137,9 +137,9 @@ def test_a_killed_run_resumes_bit_identically(recipe: str, way: str) -> None:
 
 def test_the_initial_gradient_equals_the_reference() -> None:
     job = replace(job_of(density=0.3), points=frozenset({"gradient"}))
-    found = ours(job, EVERY_TRAVERSAL["over weights"]).points["gradient"]
-    wanted = reference.train([job], [images()])[0].points["gradient"]
-    assert all(torch.equal(found.weights[name], tensor) for name, tensor in wanted.weights.items())
+    actual = ours(job, EVERY_TRAVERSAL["over weights"]).points["gradient"]
+    target = reference.train([job], [images()])[0].points["gradient"]
+    assert all(torch.equal(actual.weights[name], tensor) for name, tensor in target.weights.items())
 
 
 @pytest.mark.parametrize("way", EVERY_TRAVERSAL)
@@ -147,9 +147,9 @@ def test_a_late_start_counts_steps_from_its_start(way: str) -> None:
     """Adam's bias correction begins with the run; batches and learning rate continue from its first iteration."""
     job = job_of(recipe=replace(RECIPES["adam"], iterations=40, evaluate_every=10))
     job = replace(job, start=replace(job.start, first_iteration=30))
-    found, wanted = ours(job, EVERY_TRAVERSAL[way]), reference.train([job], [images()])[0]
-    np.testing.assert_allclose(found.curve.training_loss[1:], wanted.curve.training_loss[1:], rtol=1e-4)
-    assert distance(found.end, wanted.end) < 1e-4
+    actual, target = ours(job, EVERY_TRAVERSAL[way]), reference.train([job], [images()])[0]
+    np.testing.assert_allclose(actual.curve.training_loss[1:], target.curve.training_loss[1:], rtol=1e-4)
+    assert distance(actual.end, target.end) < 1e-4
 
 
 # --- frozen weights ---
@@ -173,22 +173,22 @@ def test_frozen_values_stay_bit_identical_under_any_gradient(frozen: float, way:
 
 def test_a_diverged_run_reports_the_iteration() -> None:
     job = job_of(recipe=Recipe("sgd", 1e30, 60, 30, 10))
-    wanted = reference.train([job], [images()])[0]
+    target = reference.train([job], [images()])[0]
     for costs in EVERY_TRAVERSAL.values():
-        found = ours(job, costs)
-        assert (found.status, found.metrics["diverged_at"]) == ("diverged", wanted.metrics["diverged_at"])
+        actual = ours(job, costs)
+        assert (actual.status, actual.metrics["diverged_at"]) == ("diverged", target.metrics["diverged_at"])
 
 
 # --- traversals ---
 
 
 COSTS = TraversalCosts(
-    weight=4, inner=5, pixel=3, pixel_update=0.5, dense=4, sparse_grad=4, pixel_forward=1.5, whole_forward=2
+    weight=4, inner=5, pixel=3, pixel_update=0.5, dense=4, sparse_grad=4, pixel_forward=1.5, dense_forward=2
 )
 
 
 @pytest.mark.parametrize(
-    ("network", "density", "mask0", "wanted"),
+    ("network", "density", "mask0", "target"),
     [
         ("fc-70-64", 1, "zero", ["pixels", "all", "weights"]),
         ("fc-70-64", 0.1, "zero", ["weights", "weights", "weights"]),
@@ -196,9 +196,9 @@ COSTS = TraversalCosts(
         ("fc-70-64", 0.9, "freeze_init", ["pixels", "all", "all then weights"]),
     ],
 )
-def test_the_traversal_of_a_layer(network: str, density: float, mask0: str, wanted: list[Traversal]) -> None:
+def test_the_traversal_of_a_layer(network: str, density: float, mask0: str, target: list[Traversal]) -> None:
     """Surviving weights, or all; with weights frozen at values other than 0, the outputs need all."""
-    assert list(choose_traversals(job_of(network, density, mask0=mask0), images(), COSTS).values()) == wanted
+    assert list(choose_traversals(job_of(network, density, mask0=mask0), images(), COSTS).values()) == target
 
 
 def test_the_traversal_changes_where_the_costs_cross() -> None:
@@ -209,22 +209,22 @@ def test_the_traversal_changes_where_the_costs_cross() -> None:
     second = (70 * 64 * 4) / (70 * 64 * 5)
     assert first < 0.95 and second == 0.8
     for layer, crossing, other in (("fc1", first, "pixels"), ("fc2", second, "all")):
-        for side, wanted in ((0.97, "weights"), (1.03, other)):
-            assert choose_traversals(job_of("fc-70-64", crossing * side), images(), costs)[layer] == wanted
+        for side, target in ((0.97, "weights"), (1.03, other)):
+            assert choose_traversals(job_of("fc-70-64", crossing * side), images(), costs)[layer] == target
     # Frozen at other values, from gradients over the surviving weights to gradients over all.
     first = 128 * 63 * (60 * nonzero * (3 - 1.5) / 64 + 0.5) / (63 * 70 * 4)
     second = (70 * 64 * (4 - 2)) / (70 * 64 * 4)
     for layer, crossing, other in (("fc1", first, "pixels"), ("fc2", second, "all")):
-        for side, wanted in ((0.97, f"{other} then weights"), (1.03, other)):
+        for side, target in ((0.97, f"{other} then weights"), (1.03, other)):
             assert (
                 choose_traversals(job_of("fc-70-64", crossing * side, mask0="freeze_init"), images(), COSTS)[layer]
-                == wanted
+                == target
             )
 
 
 def test_every_combination_of_traversals_agrees() -> None:
     job = job_of("fc-40-20-12", 0.3, replace(RECIPES["adam"], iterations=20))
-    wanted = reference.train([job], [images()])[0]
+    target = reference.train([job], [images()])[0]
     assert all(isinstance(layer, Dense) for layer in job.layers)
     firsts: list[Traversal] = ["weights", "pixels", "pixels then weights"]
     others: list[Traversal] = ["weights", "all", "all then weights"]
@@ -232,4 +232,4 @@ def test_every_combination_of_traversals_agrees() -> None:
         network = MLPTrainer(job, images(), dict(zip(("fc1", "fc2", "fc3", "fc4"), (first, *rest), strict=True)))
         network.load(job.start.state)
         network.train(0, 20)
-        assert distance(network.state(), wanted.end) < 1e-4
+        assert distance(network.state(), target.end) < 1e-4

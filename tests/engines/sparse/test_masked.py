@@ -55,9 +55,9 @@ def theirs(job: TrainingJob) -> TrainingResult:
     return reference.train([job], [images()])[0]
 
 
-def distance(found: Weights, wanted: Weights) -> float:
-    """Largest distance between two tensors of one name, relative to the norm of `wanted`."""
-    return max(float((found[n] - w).norm() / max(w.norm(), 1e-6)) for n, w in wanted.items())
+def distance(actual: Weights, expected: Weights) -> float:
+    """Largest distance between two tensors of one name, relative to the norm of `expected`."""
+    return max(float((actual[n] - w).norm() / max(w.norm(), 1e-6)) for n, w in expected.items())
 
 
 # --- agreement with the reference engine ---
@@ -82,21 +82,21 @@ def test_agreement_with_the_reference(method: str, recipe: str, network: str) ->
     lr = RECIPES[recipe].lr / (10 if method.startswith("rounded") and recipe != "adam" else 1)
     job = job_of(FAST[method], replace(RECIPES[recipe], lr=lr), network)
     one = replace(job, recipe=replace(job.recipe, iterations=1))
-    found, wanted = ours(one), theirs(one)
-    assert distance(found.end.logits, wanted.end.logits) < 1e-5
-    assert distance(found.last_sampled_weights, wanted.last_sampled_weights) < 1e-6
-    np.testing.assert_allclose(found.curve.training_loss[1:], wanted.curve.training_loss[1:], rtol=1e-5)
-    np.testing.assert_allclose(found.curve.validation_loss[0], wanted.curve.validation_loss[0], rtol=1e-5)
+    actual, expected = ours(one), theirs(one)
+    assert distance(actual.end.logits, expected.end.logits) < 1e-5
+    assert distance(actual.last_sampled_weights, expected.last_sampled_weights) < 1e-6
+    np.testing.assert_allclose(actual.curve.training_loss[1:], expected.curve.training_loss[1:], rtol=1e-5)
+    np.testing.assert_allclose(actual.curve.validation_loss[0], expected.curve.validation_loss[0], rtol=1e-5)
 
-    found, wanted = ours(job), theirs(job)
-    assert found.curve.iterations == wanted.curve.iterations == [0, 100, 200]
+    actual, expected = ours(job), theirs(job)
+    assert actual.curve.iterations == expected.curve.iterations == [0, 100, 200]
     for column in ("training_loss", "validation_loss"):
-        np.testing.assert_allclose(getattr(found.curve, column), getattr(wanted.curve, column), atol=1e-3)
+        np.testing.assert_allclose(getattr(actual.curve, column), getattr(expected.curve, column), atol=1e-3)
     for name in ("early_stop_test_loss", "final_test_loss"):
-        assert found.metrics[name] == pytest.approx(wanted.metrics[name], abs=1e-3)
-    assert found.curve.validation_loss[-1] != found.curve.validation_loss[0]
-    for name in found.end.logits:
-        same = ((found.last_sampled_weights[name] != 0) == (wanted.last_sampled_weights[name] != 0)).float().mean()
+        assert actual.metrics[name] == pytest.approx(expected.metrics[name], abs=1e-3)
+    assert actual.curve.validation_loss[-1] != actual.curve.validation_loss[0]
+    for name in actual.end.logits:
+        same = ((actual.last_sampled_weights[name] != 0) == (expected.last_sampled_weights[name] != 0)).float().mean()
         assert same > 0.99, "the mask differs from the reference engine's"
 
 
@@ -104,17 +104,17 @@ def test_agreement_with_the_reference(method: str, recipe: str, network: str) ->
 def test_on_constants_the_losses_of_the_first_step_agree(weights: str) -> None:
     """In one forward pass a ReLU at 0 makes no difference."""
     job = job_of(MaskLearning(weights=weights, rescaled=True), Recipe("sgd", 5.0, 60, 1, 1))  # type: ignore[arg-type]
-    found, wanted = ours(job), theirs(job)
-    np.testing.assert_allclose(found.curve.training_loss[1:], wanted.curve.training_loss[1:], rtol=1e-5)
-    assert distance(found.last_sampled_weights, wanted.last_sampled_weights) < 1e-6
+    actual, expected = ours(job), theirs(job)
+    np.testing.assert_allclose(actual.curve.training_loss[1:], expected.curve.training_loss[1:], rtol=1e-5)
+    assert distance(actual.last_sampled_weights, expected.last_sampled_weights) < 1e-6
 
 
 @pytest.mark.parametrize("batch", [1, 63, 64, 65, 150])
 def test_any_batch_size(batch: int) -> None:
     job = job_of(METHODS["bernoulli, rescaled"], Recipe("sgd", 5.0, batch, 5, 1, momentum=0.9))
-    found, wanted = ours(job), theirs(job)
-    np.testing.assert_allclose(found.curve.training_loss, wanted.curve.training_loss, rtol=1e-4)
-    np.testing.assert_allclose(found.curve.validation_loss, wanted.curve.validation_loss, rtol=1e-4)
+    actual, expected = ours(job), theirs(job)
+    np.testing.assert_allclose(actual.curve.training_loss, expected.curve.training_loss, rtol=1e-4)
+    np.testing.assert_allclose(actual.curve.validation_loss, expected.curve.validation_loss, rtol=1e-4)
 
 
 @pytest.mark.parametrize("learning", [MaskLearning(), MaskLearning(rescaled=True), METHODS["rounded, rescaled"]])
@@ -135,12 +135,12 @@ def test_the_evaluated_samples_are_those_of_the_reference() -> None:
     job = job_of(METHODS["bernoulli"], replace(RECIPES["sgd"], iterations=1))
     network, data = MLPMaskTrainer(job, images()), images()
     network.load(job.start.state)
-    found = network.evaluate(data.test_images, data.test_labels)
+    actual = network.evaluate(data.test_images, data.test_labels)
     other = reference.MaskTrainer(job, data)
     other.load(job.start.state)
     single = [other.evaluate_network(used, data.test_images, data.test_labels) for used in other.samples()]
     assert len(single) == 3
-    assert found == pytest.approx(np.mean(single, axis=0), rel=1e-5)
+    assert actual == pytest.approx(np.mean(single, axis=0), rel=1e-5)
 
 
 # --- tensors that never change, and the last forward pass ---
@@ -163,11 +163,11 @@ def test_weights_and_biases_are_bit_identical(method: str) -> None:
 def test_evaluations_do_not_change_the_last_pass(lr: float, best: int) -> None:
     """Also where the state of lowest validation loss, which is not the last, is loaded for the test."""
     job = job_of(METHODS["bernoulli"], Recipe("sgd", lr, 60, 20, 5, momentum=0.9))
-    found, wanted = ours(job), theirs(job)
-    assert found.metrics["early_stop_iteration"] == best
-    for name, used in found.last_sampled_weights.items():
+    actual, expected = ours(job), theirs(job)
+    assert actual.metrics["early_stop_iteration"] == best
+    for name, used in actual.last_sampled_weights.items():
         assert 0.4 < float((used != 0).float().mean()) < 0.7
-        assert ((used != 0) == (wanted.last_sampled_weights[name] != 0)).float().mean() > 0.95
+        assert ((used != 0) == (expected.last_sampled_weights[name] != 0)).float().mean() > 0.95
 
 
 # --- bit-identity ---

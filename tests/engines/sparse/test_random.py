@@ -30,9 +30,9 @@ def some_keys(count: int = 4) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("keys", [*EXTREMES, *some_keys()])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (300, 784), (4, 3, 3, 3)])
 def test_pytorch_equals_numpy(keys: tuple[int, int], shape: tuple[int, ...]) -> None:
-    found = uniform_samples(np.array(keys, np.uint32), torch.zeros(shape))
-    assert found.dtype == torch.float32
-    assert np.array_equal(found.numpy(), numpy_uniform_samples(keys, shape))
+    actual = uniform_samples(np.array(keys, np.uint32), torch.zeros(shape))
+    assert actual.dtype == torch.float32
+    assert np.array_equal(actual.numpy(), numpy_uniform_samples(keys, shape))
 
 
 @njit(**OPTIONS)
@@ -58,16 +58,16 @@ def sigmoids(values: Any, out: Any) -> None:
 
 def test_the_kernels_sigmoid() -> None:
     """Relative error of 2e-7 where it is not tiny; exactly 0.5 at 0, so that half of a mask is ones; NaN stays."""
-    values, found = aligned_zeros(64 * VECTOR_WIDTH), aligned_zeros(64 * VECTOR_WIDTH)
+    values, actual = aligned_zeros(64 * VECTOR_WIDTH), aligned_zeros(64 * VECTOR_WIDTH)
     values[:] = np.linspace(-87, 87, values.size)
     values[:8] = [0, -0.0, np.inf, -np.inf, np.nan, 1e-30, 500, -500]
-    sigmoids(values, found)
-    assert found[0] == found[1] == found[5] == 0.5
-    assert np.isnan(found[4])
-    assert found[2] == found[6] == 1
-    assert 0 <= found[3] == found[7] < 1e-37
+    sigmoids(values, actual)
+    assert actual[0] == actual[1] == actual[5] == 0.5
+    assert np.isnan(actual[4])
+    assert actual[2] == actual[6] == 1
+    assert 0 <= actual[3] == actual[7] < 1e-37
     exact = 1 / (1 + np.exp(-values[8:].astype(np.float64)))
-    np.testing.assert_allclose(found[8:], exact, rtol=3e-7)
+    np.testing.assert_allclose(actual[8:], exact, rtol=3e-7)
 
 
 # --- keys ---
@@ -96,8 +96,8 @@ def test_no_two_passes_share_their_keys() -> None:
 
 def test_keys_are_pinned() -> None:
     """Stored runs depend on them."""
-    wanted = [[545068362, 783288985], [4149181412, 3706587608]]
-    assert sampling_keys(0, "training", "fc1.weight", 0, 2).tolist() == wanted
+    expected = [[545068362, 783288985], [4149181412, 3706587608]]
+    assert sampling_keys(0, "training", "fc1.weight", 0, 2).tolist() == expected
 
 
 # --- statistics ---

@@ -52,8 +52,8 @@ def test_arithmetic_is_ieee_and_fma_rounds_once() -> None:
     x = a[3:67]
     exact = (x.astype(np.float64) * b + c).astype(np.float32)  # a product of two float32 is exact in float64
     scaled = (a[0].astype(np.float64) * b + c).astype(np.float32)
-    wanted = [x + b, x - b, x * b, x / c, exact, scaled, np.where(b > 0, x, 0), np.full(64, a[1])]
-    assert np.array_equal(out, np.concatenate(wanted).astype(np.float32))
+    expected = [x + b, x - b, x * b, x / c, exact, scaled, np.where(b > 0, x, 0), np.full(64, a[1])]
+    assert np.array_equal(out, np.concatenate(expected).astype(np.float32))
 
 
 @njit(**OPTIONS)
@@ -86,8 +86,8 @@ def test_bit_i_is_lane_i(word: int) -> None:
     values[5], values[7], values[9] = np.nan, np.inf, -0.0
     positive = bits(values, np.uint64(word), out)
     assert [int(positive) >> i & 1 for i in range(64)] == [int(v > 0) for v in values]
-    wanted = np.where([word >> i & 1 for i in range(64)], values, np.float32(0))
-    assert np.array_equal(out.view(np.int32), wanted.astype(np.float32).view(np.int32))
+    expected = np.where([word >> i & 1 for i in range(64)], values, np.float32(0))
+    assert np.array_equal(out.view(np.int32), expected.astype(np.float32).view(np.int32))
 
 
 @njit(**OPTIONS)
@@ -118,9 +118,9 @@ def test_pixels_are_divided_as_a_division_rounds(count: int, maximum: int) -> No
     chosen[0] = 0
     x, needed = aligned_zeros(count * VECTOR_WIDTH), np.ones(-(-count // 8), np.uint8)
     read_into(images.reshape(-1), count, chosen, np.float32(maximum), needed, np.zeros(64, np.uint64), x)
-    wanted = np.zeros((count, VECTOR_WIDTH), np.float32)
-    wanted[:, :60] = (images[chosen] / np.float32(maximum)).astype(np.float32).T
-    assert np.array_equal(x.reshape(count, VECTOR_WIDTH), wanted)
+    expected = np.zeros((count, VECTOR_WIDTH), np.float32)
+    expected[:, :60] = (images[chosen] / np.float32(maximum)).astype(np.float32).T
+    assert np.array_equal(x.reshape(count, VECTOR_WIDTH), expected)
 
 
 def test_pixels_without_weights_are_not_read() -> None:
@@ -164,6 +164,6 @@ def test_a_tile_is_four_rows_of_a_product() -> None:
     a, b, out = numbers(5, 64), numbers(6, 5 * VECTOR_WIDTH), numbers(7, 4 * VECTOR_WIDTH)
     tiles(a, b, out)
     rows = np.stack([a[2 + 7 * r : 7 + 7 * r] for r in range(4)]).astype(np.float64)
-    wanted = 2 * rows @ b.reshape(5, VECTOR_WIDTH)
+    expected = 2 * rows @ b.reshape(5, VECTOR_WIDTH)
     scale = 2 * np.abs(rows) @ np.abs(b.reshape(5, VECTOR_WIDTH))
-    assert (np.abs(out.reshape(4, VECTOR_WIDTH) - wanted) <= 1e-6 * scale).all()
+    assert (np.abs(out.reshape(4, VECTOR_WIDTH) - expected) <= 1e-6 * scale).all()

@@ -7,6 +7,8 @@ Shape letters:
     K   surviving taps of a list, by block of channels, then by filter
     Q   blocks of channels
 
+Positions `at`, `x_at`, `out_at`, ... count floats from the beginning of a flat array; `to` is where a result goes.
+
 Layout: one channel of N images is a plane, `(positions, N)` floats, flat. Rows of pixels are `pitch` = W + 1 positions
 apart: the column between them is zero and serves as right border of one row and left border of the next. So are the row
 above the first and the positions after the last. Pixel (y, x) is position (y + 1) * pitch + x + 1. The next channel's

@@ -9,6 +9,8 @@ Shape letters used in the kernels of fully connected networks:
     U   units of all layers, inputs included, padded per layer to a multiple of ROWS
     K   surviving weights of a layer
 
+Positions `at`, `w_at`, `x_at`, ... count floats from the beginning of a flat array.
+
 A layer's products traverse its surviving weights (`WEIGHTS`), the nonzero pixels of the images (`PIXELS`, the first
 layer only), or all weights (`ALL`); docs/performance.md compares the costs.
 """

@@ -8,6 +8,8 @@ Shape letters (as in `layout`):
     Q   blocks of columns
     P   panels of 64 columns: I / 64
 
+Positions `at`, `to`, `a_at`, ... count floats from the beginning of a flat array.
+
 Arrays are flat. x `(I, B)` is a layer's input, y `(O, B)` its output, d `(O, B)` the gradient of the loss at the
 output, dx `(I, B)` that at the input. Each function is one product of a training step.
 

@@ -5,6 +5,8 @@ Shape letters and planes as in `conv`: N = 16 images, C input channels, O output
     T   TILES = 4 tiles of 2x2 output pixels, computed together: T * N = 64 floats, one vec64
     S   PARTS = 16 numbers of a transformed patch or filter
 
+Positions `at`, `to`, `x_at`, ... count floats from the beginning of a flat array.
+
 Forward, with ' for the transpose: V = B' x B of each 4x4 patch of the input (additions only), U = G g G' of each 3x3
 filter; M[s, o] = sum over channels c of U[s, o, c] * V[s, c]; A' M A are the 2x2 output pixels.
 
