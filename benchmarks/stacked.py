@@ -36,10 +36,11 @@ from supermask.core.recipe import Recipe
 from supermask.core.types import LearningCurve, SplitData
 from supermask.engines import reference, stacked
 from supermask.engines.job import NullCheckpointer, TrainingJob
+from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision, validate_precision
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
-from supermask.engines.stacked.device import autocast_factory, matmul_precision
+from supermask.engines.stacked.device import autocast_factory
 from supermask.engines.stacked.forward import forward, group_batches
 from supermask.engines.stacked.optimizer import make_optimizer_step, mask_bits
 from supermask.engines.stacked.stack import Stack

@@ -15,11 +15,12 @@ from supermask.core.recipe import Recipe
 from supermask.core.rng import child_streams, random_stream
 from supermask.core.types import InitialState, SplitData
 from supermask.engines.job import Array, TrainingJob
+from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision
 from supermask.engines.stacked.convolutions import NUM_SEEDS, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS
-from supermask.engines.stacked.device import cached_measurement, empty_cache, is_out_of_memory, matmul_precision
+from supermask.engines.stacked.device import cached_measurement, empty_cache, is_out_of_memory
 from supermask.engines.stacked.optimizer import make_optimizer_step
 from supermask.engines.stacked.stack import Stack
 from supermask.networks.sequential import Architecture, Conv, Dense, initial_state, prunable_tensors

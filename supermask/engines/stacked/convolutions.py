@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d, unfold
 
+from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
@@ -27,7 +28,6 @@ from supermask.engines.stacked.device import (
     cached_measurement,
     empty_cache,
     is_out_of_memory,
-    matmul_precision,
 )
 from supermask.networks.sequential import Architecture, Conv
 

@@ -1,7 +1,10 @@
 """Precision of matrix products and convolutions, and measurements that are cached per machine.
 
-Weights, optimizer state, losses and sums over a batch are float32 at every precision. A measurement is kept in the
-cache folder, so that a repeated command decides as it did the first time.
+Weights, optimizer state, losses and logits are float32 at every precision. At bfloat16 a product's inputs and its
+result are rounded to bfloat16; it is summed in float32. So gradients of weights and biases, which are results of
+products and sums over a batch, have 8 significant bits when the optimizer, in float32, gets them.
+
+A measurement is kept in the cache folder, so that a repeated command decides as it did the first time.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import torch
 
 from supermask.core.environment import cache_folder, cpu_name, gpu_software
 from supermask.core.files import write_json_once
-from supermask.engines.precision import matmul_precision as matmul_precision
 from supermask.engines.selection import Precision
 
 

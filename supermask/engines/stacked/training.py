@@ -12,10 +12,10 @@ import torch
 
 from supermask.core.types import SplitData, TrainingResult
 from supermask.engines.job import TrainingJob
+from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision, validate_precision
 from supermask.engines.stacked.convolutions import fastest_algorithms
-from supermask.engines.stacked.device import matmul_precision
 from supermask.engines.stacked.optimizer import make_optimizer_step
 from supermask.engines.stacked.replica import Replica, ReplicaGroup, result_to_cpu
 from supermask.engines.stacked.stack import Stack

@@ -33,10 +33,10 @@ from supermask.core.types import Snapshot, SplitData, TrainingResult
 from supermask.engines import reference, reference_masks, stacked
 from supermask.engines.job import TrainingJob
 from supermask.engines.optimizer_steps import optimizer_state_names
+from supermask.engines.precision import matmul_precision
 from supermask.engines.stacked import autotune, device, optimizer
 from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithm, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
-from supermask.engines.stacked.device import matmul_precision
 from supermask.engines.stacked.optimizer import OptimizerStep, make_optimizer_step, mask_bits
 from supermask.engines.stacked.optimizer import compile_step as compiled_update
 from supermask.engines.stacked.stack import Stack
@@ -433,12 +433,18 @@ def test_out_of_memory_during_a_recording_is_raised(gpu: PretendGpu) -> None:
 def test_precision_settings_are_restored(precision: str) -> None:
     def settings() -> tuple[object, ...]:
         products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        return products.fp32_precision, cudnn.conv.fp32_precision, cudnn.deterministic, cudnn.benchmark  # type: ignore[attr-defined]
+        return (
+            products.fp32_precision,
+            cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+            cudnn.deterministic,
+            cudnn.benchmark,
+            products.allow_bf16_reduced_precision_reduction,
+        )
 
     before = settings()
     wanted = "tf32" if precision == "tf32" else "ieee"
     with pytest.raises(ZeroDivisionError), matmul_precision(precision, CUDA):  # type: ignore[arg-type]
-        assert settings() == (wanted, wanted, True, False)
+        assert settings() == (wanted, wanted, True, False, False)
         raise ZeroDivisionError
     assert settings() == before
     with matmul_precision(precision, torch.device("cpu")):  # type: ignore[arg-type]

@@ -27,7 +27,8 @@ from supermask.core.types import Snapshot, TrainingResult
 from supermask.engines import reference_masks, stacked
 from supermask.engines.job import TrainingJob
 from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, conv3x3
-from supermask.engines.stacked.forward import BatchGroup, group_batches, masked_weights
+from supermask.engines.stacked.device import autocast_factory
+from supermask.engines.stacked.forward import BatchGroup, forward, group_batches, masked_weights
 from supermask.engines.stacked.stack import Stack
 from supermask.networks.sequential import architecture, initial_state, prunable_tensors
 
@@ -329,6 +330,27 @@ def test_a_learned_mask_of_convolutions() -> None:
     found, wanted = stacked.train([job], [of])[0], reference_masks.train([job], [of])[0]
     np.testing.assert_allclose(found.curve.training_loss, wanted.curve.training_loss, rtol=1e-4)
     np.testing.assert_allclose(found.curve.validation_loss, wanted.curve.validation_loss, rtol=1e-4)
+
+
+# --- precision ---
+
+
+@pytest.mark.parametrize(("network", "algorithm"), [("fc-24", ""), *(("conv2", name) for name in CONV_ALGORITHMS)])
+def test_gradients_are_results_of_products_at_every_precision(network: str, algorithm: str) -> None:
+    """As the docstring of `device` says: float32 tensors, at bfloat16 with values that bfloat16 has."""
+    layers, of = architecture(network, (1, 8, 8), 10), data((1, 8, 8), 10, train=20)
+    start = initial_state(layers, 0)
+    tensors = {n: torch.stack([t, t]).requires_grad_() for n, t in {**start.weights, **start.unmasked}.items()}
+    pixels = torch.from_numpy(of.train_images).float()[None] / 255
+    algorithms = dict.fromkeys(("conv1", "conv2"), algorithm)
+    for precision, is_rounded in (("float32", False), ("bfloat16", True)):
+        with autocast_factory(precision, torch.device("cpu"))():  # type: ignore[arg-type]
+            logits = forward(layers, tensors, pixels, group_batches("aa"), algorithms)
+        loss = logits.float().logsumexp(2).sum()
+        for name, gradient in zip(tensors, torch.autograd.grad(loss, list(tensors.values())), strict=True):
+            assert gradient.dtype == torch.float32
+            assert gradient.any()
+            assert torch.equal(gradient, gradient.bfloat16().float()) is is_rounded, name
 
 
 # --- shared mini-batches ---
