@@ -91,7 +91,10 @@ class WorkerProcess:
             other_end.close()
 
     def close(self) -> None:
-        """Let an idle worker end, and wait for it."""
+        """Let an idle worker end, and wait for it; or wait for a dead one."""
+        # Said, and not only closed: workers that were forked later hold copies of our end.
+        with suppress(OSError):
+            self.connection.send(None)
         self.connection.close()
         self.process.join()
 
@@ -155,9 +158,12 @@ def serve_assignments(connection: Connection) -> None:
     _init_worker()
     while True:
         try:
-            config, chains = connection.recv()
+            request = connection.recv()
         except (EOFError, OSError):
             return
+        if request is None:
+            return
+        config, chains = request
         answer: tuple[list[TaskResult] | None, object]
         try:
             answer = run_chains(config, chains), None
