@@ -40,6 +40,7 @@ from supermask.study.plan import Plan
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyRelation
+    from matplotlib.figure import Figure as MatplotlibFigure
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,11 @@ class Figure:
         self.rendered = rendered
         self.stem = stem
         """File name without suffix."""
+
+    @property
+    def figure(self) -> MatplotlibFigure:
+        """The matplotlib figure, to change and save as you like."""
+        return self.rendered.figure
 
     @property
     def caption(self) -> str:

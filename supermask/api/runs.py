@@ -19,8 +19,8 @@ from supermask.execution.estimate import Estimate, estimate
 from supermask.execution.run import ListenerFactory, RunOptions, data_dir, run_plans
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.export.run_folder import export_run
-from supermask.reporting.figures import RenderedFigure
-from supermask.reporting.figures.catalog import study_figures
+from supermask.reporting.figures import FigureOptions, RenderedFigure
+from supermask.reporting.figures.catalog import split_labels, study_figures
 from supermask.reporting.status import format_counts
 from supermask.store import Store
 from supermask.store.rows import plan_rows, resolve_run_id, store_rows
@@ -167,13 +167,25 @@ def treatment_labels(plan: Plan) -> list[str]:
 
 
 def figures(
-    study: StudyLike, overrides: Sequence[str], out: str | Path, store: str | Path | None = None
+    study: StudyLike,
+    overrides: Sequence[str],
+    out: str | Path,
+    store: str | Path | None = None,
+    only: Sequence[str] = (),
+    treatments: str = "",
+    formats: Sequence[str] = (),
+    options: FigureOptions | None = None,
 ) -> tuple[list[tuple[RenderedFigure, list[Path]]], list[str]]:
     """Draw and save the figures of a study; return them with their files, and one message per damaged run.
 
-    Figures without data are left out. Raises UserError if no run of the study has finished.
+    `only`, `treatments` (labels separated by commas) and `formats` select figures, treatments and file formats, by
+    default all figures and treatments as PDF, SVG and PNG. Figures without data are left out. Raises UserError if no
+    run of the study has finished, or for unknown names.
     """
     from supermask.reporting.figures import save_figure
+    from supermask.reporting.figures.save import DEFAULT_FORMATS, check_formats
+
+    check_formats(formats)
 
     study_plan, rows, damaged = study_rows(study, overrides, store)
     statuses = [str(row["status"]) for row in rows]
@@ -185,11 +197,12 @@ def figures(
             f"no run of study {name} with these settings is in {store_path(store)} yet: "
             "`supermask run` it first, with the same settings and the same --store."
         )
-    figures = study_figures(study_plan, rows, Store(store_path(store)))
-    saved = [
-        (figure, save_figure(figure, expand_path(out), f"{study_plan.study.name}-{name}"))
-        for name, figure in figures.items()
-    ]
+    labels = split_labels(treatments, [treatment.label for treatment in study_plan.study.treatments])
+    source = Store(store_path(store))
+    drawn = study_figures(study_plan, rows, source, options or FigureOptions(), only, labels)
+    stem, formats = study_plan.study.name, formats or DEFAULT_FORMATS
+    folder = expand_path(out)
+    saved = [(figure, save_figure(figure, folder, f"{stem}-{name}", formats)) for name, figure in drawn.items()]
     return saved, damaged
 
 

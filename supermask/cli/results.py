@@ -36,12 +36,27 @@ def status(study: StudyArg, overrides: OverridesArg = None, store: StoreOption =
     print_warnings(damaged)
 
 
+TEXT_COLUMNS = (
+    "treatment",
+    "level",
+    "seed",
+    "status",
+    "density",
+    "early_stop_iteration",
+    "early_stop_test_accuracy",
+    "final_test_accuracy",
+)
+"""Columns of `table --format latex` and `markdown`: all 60 would not fit on a page."""
+
+
 @app.command()
 def table(
     study: StudyArg,
     overrides: OverridesArg = None,
     store: StoreOption = None,
-    format: Annotated[Literal["csv", "json", "parquet"], typer.Option(help="Output format.")] = "csv",
+    format: Annotated[
+        Literal["csv", "json", "parquet", "latex", "markdown"], typer.Option(help="Output format.")
+    ] = "csv",
 ) -> None:
     """Write one row per run, with every fact and metric, to standard output.
 
@@ -55,6 +70,11 @@ def table(
     _, rows, damaged = runs.study_rows(study, overrides or [], store)
     if format == "parquet":
         sys.stdout.buffer.write(tables.to_parquet(rows))
+    elif format in ("latex", "markdown"):
+        from supermask.reporting.tables import format_latex, format_markdown, table_of_rows
+
+        write = format_latex if format == "latex" else format_markdown
+        sys.stdout.write(write(*table_of_rows(rows, TEXT_COLUMNS)))
     else:
         sys.stdout.write(tables.to_csv(rows) if format == "csv" else tables.to_json(rows))
     print_warnings(damaged)
@@ -66,18 +86,52 @@ def figure(
     overrides: OverridesArg = None,
     store: StoreOption = None,
     out: Annotated[Path, typer.Option(help="Output folder, created if it is missing.")] = Path("figures"),
+    only: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Figures to draw, such as accuracy; all if it is not given.")
+    ] = None,
+    treatments: Annotated[
+        str | None,
+        typer.Option(metavar="LABEL,...", help="Treatments to draw beside the reference; all if it is not given."),
+    ] = None,
+    format: Annotated[
+        str, typer.Option(metavar="FORMAT,...", help="File formats: pdf, svg, png, and tex or md for a table.")
+    ] = "pdf,svg,png",
+    width: Annotated[
+        str, typer.Option(metavar="LENGTH", help="Width of the files, such as 5.5in, 14cm or 397pt.")
+    ] = "6.9in",
+    no_title: Annotated[bool, typer.Option("--no-title", help="Omit the title.")] = False,
+    no_caption: Annotated[
+        bool, typer.Option("--no-caption", help="Omit the caption, which is written as a text file in any case.")
+    ] = False,
+    axis: Annotated[
+        Literal["auto", "linear", "log", "log-error"],
+        typer.Option(
+            help="Scale of accuracies, differences and iterations; log-error: logarithmic in 100% - accuracy."
+        ),
+    ] = "auto",
+    style: Annotated[
+        Literal["paper", "slides"], typer.Option(help="slides: larger fonts, lines and markers.")
+    ] = "paper",
 ) -> None:
-    """Draw the figures of a study as PDF, SVG and PNG, each with its data as CSV.
+    """Draw the figures of a study as PDF, SVG and PNG, each with its data as CSV and its caption as text.
 
-    Example: `supermask figure mask-criteria scale=digits --out figures`
+    Example: `supermask figure mask-criteria scale=digits --only accuracy --format pdf --width 5.5in --no-title`
     """
     from supermask.api import runs
+    from supermask.reporting.figures import FigureOptions
+    from supermask.reporting.figures.style import parse_width
 
-    saved, damaged = runs.figures(study, overrides or [], out, store)
+    options = FigureOptions(parse_width(width), not no_title, not no_caption, axis, style)
+    formats, names = _split(format), _split(only or "")
+    saved, damaged = runs.figures(study, overrides or [], out, store, names, treatments or "", formats, options)
     for rendered, paths in saved:
         suffixes = ",".join(path.suffix[1:] for path in paths)
         echo(f"{paths[0].with_suffix('')}.{{{suffixes}}}\n  {rendered.caption}\n")
     print_warnings(damaged)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 @app.command()

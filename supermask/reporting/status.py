@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from supermask.core.text import Row, format_table, pluralize
+from supermask.reporting.figures.labels import escape_invisible
 from supermask.store.rows import STATUSES
 from supermask.store.tables import treatment_labels
 
@@ -92,7 +93,11 @@ def format_status(labels: Iterable[str], rows: Sequence[Row]) -> str:
         if status in ALWAYS_SHOWN or any(progress.counts.get(status) for progress in treatments)
     }
     table = [
-        [progress.label, *(progress.counts[status] for status in columns), *_level_cells(progress.last)]
+        [
+            escape_invisible(progress.label),
+            *(progress.counts[status] for status in columns),
+            *_level_cells(progress.last),
+        ]
         for progress in treatments
     ]
     titles = ["treatment", *columns.values(), "last level", "remaining", "test accuracy", "seeds"]

@@ -244,7 +244,7 @@ def test_several_runs_have_table_pairs_and_every_figure(carried: Carried, tmp_pa
     assert stems == {f"masks-{name}" for name in [*figures, "layers"]}
     assert all(path.stat().st_size for path in (tmp_path / "out").iterdir())
     for name in figures:
-        assert f"{tmp_path / 'out' / f'masks-{name}'}.{{pdf,svg,png,csv}}" in lines
+        assert f"{tmp_path / 'out' / f'masks-{name}'}.{{pdf,svg,png,csv,txt}}" in lines
     rows = list(csv.DictReader((tmp_path / "out" / "masks-layers.csv").read_text().splitlines()))
     assert [(row["layer"], row["kept"]) for row in rows[:3]] == [("fc1", "256"), ("fc2", "56"), ("all layers", "312")]
     assert {row["units"] for row in rows} == {"8", "10", ""}

@@ -139,7 +139,9 @@ def test_figure_is_displayed_and_saved(carried: Carried, tmp_path: Path) -> None
     html = shown._repr_html_()
     assert html.startswith("<img ") and "data:image/png;base64," in html and "n = 2 seeds" in html
     paths = shown.save(tmp_path / "figures")
-    assert [path.name for path in paths] == [f"small-accuracy.{suffix}" for suffix in ("pdf", "svg", "png", "csv")]
+    assert [path.name for path in paths] == [
+        f"small-accuracy.{suffix}" for suffix in ("pdf", "svg", "png", "csv", "txt")
+    ]
     assert paths[2].read_bytes() == shown._repr_png_()
     assert {row["treatment"] for row in shown.data} >= {"large_final + zero", "random + freeze_init"}
     assert repr(shown).startswith("small-accuracy: Network fc-8 on digits")

@@ -132,9 +132,10 @@ def test_a_study_from_file_to_figure(tmp_path: Path) -> None:
     drawn = supermask("figure", study, "--store", store, "--out", tmp_path / "figures")
     assert drawn.status == 0, drawn.err
     for figure in ("small-accuracy", "small-early-stop"):
-        assert f"{tmp_path / 'figures' / figure}.{{pdf,svg,png,csv}}" in drawn.out.splitlines()
+        assert f"{tmp_path / 'figures' / figure}.{{pdf,svg,png,csv,txt}}" in drawn.out.splitlines()
         assert all(
-            (tmp_path / "figures" / f"{figure}.{suffix}").stat().st_size for suffix in ("pdf", "svg", "png", "csv")
+            (tmp_path / "figures" / f"{figure}.{suffix}").stat().st_size
+            for suffix in ("pdf", "svg", "png", "csv", "txt")
         )
 
 

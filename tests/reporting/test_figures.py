@@ -303,10 +303,13 @@ def test_saved_files_are_byte_identical(tmp_path: Path) -> None:
     contents = []
     for folder in ("a", "b/c"):
         paths = save_figure(draw(study()), tmp_path / folder, "mask-criteria accuracy")
-        assert [path.name for path in paths] == [f"mask-criteria-accuracy.{s}" for s in ("pdf", "svg", "png", "csv")]
+        assert [path.name for path in paths] == [
+            f"mask-criteria-accuracy.{s}" for s in ("pdf", "svg", "png", "csv", "txt")
+        ]
         contents.append([path.read_bytes() for path in paths])
     assert contents[0] == contents[1]
-    pdf, svg, png, table = contents[0]
+    pdf, svg, png, table, caption = contents[0]
+    assert caption.decode() == draw(study()).caption + "\n"
     assert (pdf[:4], png[:4], b"<svg" in svg) == (b"%PDF", b"\x89PNG", True)
     lines = list(csv.DictReader(table.decode().splitlines()))
     assert [(line["treatment"], line["level"]) for line in lines] == [

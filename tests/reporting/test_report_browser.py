@@ -17,6 +17,7 @@ from helpers.mask_studies import TABLE_ONE, done
 from helpers.stored_study import RUNS, Carried, carried_out
 
 from supermask.api import reports
+from supermask.reporting.figures.labels import escape_invisible
 from supermask.reporting.figures.table_one import COLUMNS, PAPER_VALUES
 from supermask.reporting.html import build_report, render_report
 from supermask.store import Store
@@ -229,3 +230,17 @@ def test_hostile_names_are_displayed_literally(browser: Browser, tmp_path: Path)
         assert ticks[:6] == NAMES[:6]
         cells = opened.locator("[data-table$=summary] tbody td:first-child").all_text_contents()
         assert set(cells) == {*NAMES, "dense"}
+
+
+def test_shortened_and_escaped_names_stay_distinct(opened: Page) -> None:
+    """Narrow windows shorten axis labels in the middle; invisible characters are written as escapes."""
+    names = [f"{'x' * 20}{letter}{'y' * 20}" for letter in "abc"] + ["a &lt;b&gt;", "&amp;".join("abcdefghijkl")]
+    assert opened.evaluate("names => shortened(names)", names) == [
+        "xxxxxxxxx…yyyyyyyy",
+        "xxxxxxx…yyyyyy (2)",
+        "xxxxxxx…yyyyyy (3)",
+        "a &lt;b&gt;",
+        "a&amp;b&amp;c&amp;d&amp;e…&amp;i&amp;j&amp;k&amp;l",
+    ]
+    for text in ("a\u200b", "\u202eabc", "x\u00a0y", "\U000e0001", "plain \u05d0 \u7814"):
+        assert opened.evaluate("text => visibleText(text)", text) == escape_invisible(text)

@@ -15,6 +15,7 @@ from supermask.reporting.figures.overview import compute_overview, overview_figu
 from supermask.reporting.figures.pixel_maps import pixel_map_figure
 from supermask.reporting.figures.ranking import compute_ranking, ranking_figure
 from supermask.reporting.figures.save import RenderedFigure, save_figure, save_table, to_png
+from supermask.reporting.figures.style import FigureOptions
 from supermask.reporting.figures.table_one import has_table_one, table_one_figure, table_one_rows
 from supermask.reporting.figures.untrained import is_heuristic, untrained_figure
 from supermask.reporting.figures.weight_distribution import distribution_figure
@@ -23,6 +24,7 @@ from supermask.reporting.figures.weight_plane import weight_plane_figure
 __all__ = [
     "ACCURACY",
     "EARLY_STOP",
+    "FigureOptions",
     "RenderedFigure",
     "Summary",
     "accuracy_figure",

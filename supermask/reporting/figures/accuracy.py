@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from supermask.analysis.summary import Metric, Summary, TreatmentPoint, data_rows, summarize
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures.caption import summary_caption, wrap_to_width
+from supermask.reporting.figures.labels import distinct_labels, escape_missing_glyphs
 from supermask.reporting.figures.layout import MARGIN, FigurePage, empty_figure, set_legend_labels, text_measure
 from supermask.reporting.figures.save import RenderedFigure
 from supermask.reporting.figures.style import (
+    DEFAULT_OPTIONS,
     GRAY,
     INK,
     RC,
-    WIDTH,
+    AxisScale,
+    FigureOptions,
     LineStyle,
     assign_styles,
     style_context,
@@ -41,13 +44,20 @@ BAND_ALPHA, MANY_LINES = 0.13, 7
 """Opacity of a band; with this many lines or more it is halved for all lines but the reference's."""
 DENSE_LINE: dict[str, Any] = {"color": INK, "linestyle": (0, (1, 1.6)), "linewidth": 0.9}
 
-ERROR_NOTE = "The accuracy axis is logarithmic in the test error (100% - accuracy)."
+SCALE_NOTES = {
+    "linear": "",
+    "log": "The y axis is logarithmic.",
+    "log-error": "The accuracy axis is logarithmic in the test error (100% - accuracy).",
+}
+"""Scale of the y axis -> sentence of the caption."""
 
 ACCURACY = Metric("early_stop_test_accuracy", 100.0, "percent", "Test accuracy at early stopping (%)")
 EARLY_STOP = Metric("early_stop_iteration", 1.0, "iterations", "Early-stopping iteration")
 
 
-def accuracy_figure(rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str) -> RenderedFigure:
+def accuracy_figure(
+    rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str, options: FigureOptions = DEFAULT_OPTIONS
+) -> RenderedFigure:
     """Draw test accuracy at the iteration of lowest validation loss against weights remaining.
 
     One line per treatment: mean over seeds with its 95% t-interval, in percent. A star marks a significant difference
@@ -55,15 +65,17 @@ def accuracy_figure(rows: Sequence[Row], treatments: Sequence[str], reference: s
     Raises UserError for unknown labels, runs of several studies, or no finished run.
     Source: Zhou et al. 2019, Figs. 3 to 5; statistics: authors' response, items 2 and 4.
     """
-    return draw_summary(summarize(rows, treatments, reference, ACCURACY), title)
+    return draw_summary(summarize(rows, treatments, reference, ACCURACY), title, options=options)
 
 
-def convergence_figure(rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str) -> RenderedFigure:
+def convergence_figure(
+    rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str, options: FigureOptions = DEFAULT_OPTIONS
+) -> RenderedFigure:
     """Draw the iteration of lowest validation loss against weights remaining, tested as in `accuracy_figure`.
 
     Source: Zhou et al. 2019, Figs. S1, S4 and S5.
     """
-    return draw_summary(summarize(rows, treatments, reference, EARLY_STOP), title, [unconverged_note(rows)])
+    return draw_summary(summarize(rows, treatments, reference, EARLY_STOP), title, [unconverged_note(rows)], options)
 
 
 def unconverged_note(rows: Sequence[Row]) -> str:
@@ -76,28 +88,31 @@ def unconverged_note(rows: Sequence[Row]) -> str:
     return f"In {unconverged} of {len(finished)} runs the loss was lowest at the last iteration, {lengths.pop():,}."
 
 
-def draw_summary(summary: Summary, title: str, remarks: Sequence[str] = ()) -> RenderedFigure:
+def draw_summary(
+    summary: Summary, title: str, remarks: Sequence[str] = (), options: FigureOptions = DEFAULT_OPTIONS
+) -> RenderedFigure:
     """Draw a summary; `remarks` are sentences that are added to the caption."""
     styles = assign_styles(list(summary.series))
-    logarithmic = _needs_log_axis(summary)
-    caption = summary_caption(summary, [*remarks, *([ERROR_NOTE] if logarithmic else [])])
+    scale = _choose_scale(summary, options.axis)
+    caption = summary_caption(summary, [*remarks, SCALE_NOTES[scale]])
     with style_context():
         # The legend decides the size of the axes, so it is measured on a figure of its own first.
         legend_width, legend_height = _size(_add_legend(empty_figure(), summary, styles))
+    with style_context(options):
         height = max(AXES_HEIGHT, legend_height + 0.05)
-        page = FigurePage(title, caption, height + X_AXIS_HEIGHT)
-        right = WIDTH - MARGIN - LEGEND_GAP - legend_width
+        page = FigurePage(title, caption, height + X_AXIS_HEIGHT, options, summary.series)
+        right = page.width - MARGIN - LEGEND_GAP - legend_width
         axes = page.axes(MARGIN, 0.0, right - MARGIN, height, grid=True)
         axes.spines[["top", "right"]].set_visible(False)
-        _set_accuracy_axis(axes, summary, logarithmic)
+        _set_y_axis(axes, summary, scale)
         remaining_weights_axis(axes, [100.0, *(point.remaining for point in summary.points)])
         axes.set_xlabel("Weights remaining (%)")
         _draw_lines(axes, summary, styles)
-        left = MARGIN + _y_label_width(axes)
+        left = MARGIN + _y_label_width(axes) / page.scale
         axes.set_position(page.bounds(left, 0.0, right - left, height))
         legend = _add_legend(page.figure, summary, styles)
         legend.set_bbox_to_anchor(page.to_figure(right + LEGEND_GAP, 0.0), transform=page.figure.transFigure)
-    return RenderedFigure(page.figure, caption, data_rows(summary))
+    return RenderedFigure(page.finish(), page.caption, data_rows(summary))
 
 
 def _draw_lines(axes: Axes, summary: Summary, styles: dict[str, LineStyle]) -> None:
@@ -161,25 +176,32 @@ def _all_points(summary: Summary) -> list[TreatmentPoint]:
     return summary.points + ([summary.dense] if summary.dense else [])
 
 
-def _needs_log_axis(summary: Summary) -> bool:
-    """Return whether mean errors span more than a factor of 4 and no accuracy is 100%, which has no logarithm."""
+def _choose_scale(summary: Summary, requested: AxisScale) -> str:
+    """Return the scale of the y axis: the requested one if it can show the values, `log-error` for a wide range."""
     points = _all_points(summary)
-    if summary.measure.unit != "percent" or any(value >= 100.0 for p in points for value in p.values.values()):
-        return False
+    values = [value for point in points for value in point.values.values()]
+    # 100% accuracy has no place on an axis that is logarithmic in the error, nor has 0 on a logarithmic one.
+    has_log_error = summary.measure.unit == "percent" and max(values) < 100.0
+    if requested == "log":
+        return "log" if min(values) > 0 else "linear"
+    if requested == "log-error":
+        return "log-error" if has_log_error else "linear"
     errors = [100.0 - point.interval.mean for point in points]
-    return max(errors) > 4 * min(errors)
+    return "log-error" if requested == "auto" and has_log_error and max(errors) > 4 * min(errors) else "linear"
 
 
-def _set_accuracy_axis(axes: Axes, summary: Summary, logarithmic: bool) -> None:
-    """Set limits and ticks of the y axis; with `logarithmic` it is logarithmic in the error."""
+def _set_y_axis(axes: Axes, summary: Summary, scale: str) -> None:
+    """Set scale, limits and ticks of the y axis."""
     axes.set_ylabel(summary.measure.title)
     points = _all_points(summary)
     values = [value for point in points for value in point.values.values()]
     low, high = min(values), max(values)
-    if summary.measure.unit != "percent":
+    if scale == "log":
+        set_log_ticks(axes, "y", low / 1.06, high * 1.06)
+    elif summary.measure.unit != "percent":
         axes.set_ylim(0, high * 1.06 or 1)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    elif logarithmic:
+    elif scale == "log-error":
         min_error = (100.0 - high) / 1.12
         axes.set_yscale("function", functions=log_error_scale(min_error / 1e3))
         axes.set_ylim(100.0 - min(100.0, (100.0 - low) * 1.12), 100.0 - min_error)
@@ -195,6 +217,17 @@ def _set_accuracy_axis(axes: Axes, summary: Summary, logarithmic: bool) -> None:
         axes.set_ylim(max(0.0, bottom), top if top < 100 else 100.0 + 0.03 * span)
 
 
+def set_log_ticks(axes: Axes, which: Literal["x", "y"], low: float, high: float) -> None:
+    """Set a logarithmic axis from `low` to `high`, both above 0, with ticks at 1, 2, 5, ... and near the upper end."""
+    ticks = [times * 10.0**power for power in range(-3, 9) for times in (1, 2, 5) if low <= times * 10.0**power <= high]
+    if len(ticks) < 2:
+        ticks = [low + share * (high - low) for share in (0.1, 0.5, 0.9)]
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    axis.set_ticks(ticks, [f"{tick:,.0f}" if tick >= 100 else format_percent(tick) for tick in ticks])
+    axis.set_ticks([], minor=True)
+
+
 def log_error_scale(min_error: float) -> tuple[Callable[..., object], Callable[..., object]]:
     """Return the functions accuracy -> -log10(100 - accuracy) and back; smaller errors count as `min_error`."""
     import numpy as np
@@ -208,14 +241,17 @@ def log_error_scale(min_error: float) -> tuple[Callable[..., object], Callable[.
     return forward, backward
 
 
-def accuracy_ticks(low: float, high: float) -> list[float]:
-    """Return round accuracies between `low` and `high` percent that are at least 6% of a log-error axis apart."""
+def accuracy_ticks(low: float, high: float, min_distance: float = 0.06) -> list[float]:
+    """Return round accuracies between `low` and `high` percent for a log-error axis.
+
+    `min_distance`: the least distance of two ticks, as a share of the axis.
+    """
     # In the order of preference: the roundest first.
     candidates = [90, 99, 50, 80, 95, 98, 97, 70, 99.5, 99.9, 96, 60, 30, 0, 92, 94, 85, 98.5, 99.2, 99.8, 40, 20, 10]
     span = math.log10((100 - low) / (100 - high))
     kept: list[float] = []
     for tick in candidates:
-        too_near = [abs(math.log10((100 - tick) / (100 - other))) < 0.06 * span for other in kept]
+        too_near = [abs(math.log10((100 - tick) / (100 - other))) < min_distance * span for other in kept]
         if low <= tick <= high and not any(too_near):
             kept.append(tick)
     return sorted(kept)
@@ -240,14 +276,16 @@ def _size(legend: Legend) -> tuple[float, float]:
 def _add_legend(figure: Figure, summary: Summary, styles: dict[str, LineStyle]) -> Legend:
     from matplotlib.lines import Line2D
 
-    handles, labels = [], []
+    handles = []
+    suffixes: dict[str, str] = {}
     for label, series in summary.series.items():
         style, is_reference = styles[label], label == summary.reference
         line = {"linestyle": style.line, "linewidth": 1.5 if is_reference else 1.1}
         handles.append(Line2D([], [], color=style.color, marker=style.marker, **(MARKER | line)))
-        name = f"{label} (reference)" if is_reference else label
-        name += "" if series else " (no finished run)"
-        labels.append("\n".join(wrap_to_width(name, LABEL_WIDTH, _legend_text_width)))
+        suffixes[label] = " (reference)" if is_reference else "" if series else " (no finished run)"
+    labels = distinct_labels(
+        list(summary.series), lambda label, number: _wrap_legend_label(label + number + suffixes[label])
+    )
     if summary.dense:
         handles.append(Line2D([], [], marker="o", markersize=4, **DENSE_LINE))
         labels.append("dense network")
@@ -268,8 +306,11 @@ def _add_legend(figure: Figure, summary: Summary, styles: dict[str, LineStyle]) 
     return legend
 
 
-def _legend_text_width(text: str) -> float:
-    return text_measure()(text, RC["legend.fontsize"])
+def _wrap_legend_label(label: str) -> str:
+    def measure(text: str) -> float:
+        return text_measure()(text, RC["legend.fontsize"])
+
+    return "\n".join(wrap_to_width(escape_missing_glyphs(label), LABEL_WIDTH, measure))
 
 
 def _x(point: TreatmentPoint | None) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from supermask.analysis.summary import Summary, summarize
+from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.text import Row
 from supermask.datasets.specs import DATASETS
 from supermask.reporting.figures.accuracy import ACCURACY, EARLY_STOP, draw_summary, unconverged_note
@@ -13,13 +14,34 @@ from supermask.reporting.figures.differences import draw_differences
 from supermask.reporting.figures.overview import draw_overview
 from supermask.reporting.figures.ranking import draw_ranking
 from supermask.reporting.figures.save import RenderedFigure
+from supermask.reporting.figures.style import DEFAULT_OPTIONS, FigureOptions
 from supermask.store import Store
 from supermask.store.rows import learning_curve_rows
-from supermask.store.tables import treatment_labels
+from supermask.store.tables import DENSE, treatment_labels
 from supermask.study.plan import Plan
 
+FIGURES = (
+    "supermasks",
+    "table-one",
+    "learning",
+    "heuristic",
+    "accuracy",
+    "early-stop",
+    "differences",
+    "overview",
+    "ranking",
+)
+"""Names of the figures, the most important first."""
 
-def study_figures(plan: Plan, rows: Sequence[Row], store: Store) -> dict[str, RenderedFigure]:
+
+def study_figures(
+    plan: Plan,
+    rows: Sequence[Row],
+    store: Store,
+    options: FigureOptions = DEFAULT_OPTIONS,
+    only: Sequence[str] = (),
+    treatments: Sequence[str] = (),
+) -> dict[str, RenderedFigure]:
     """Return name -> figure for the finished runs of a study, the most important first.
 
     - Learned masks: `supermasks`, the networks that they define; `table-one`, if the study has the treatments of the
@@ -27,35 +49,79 @@ def study_figures(plan: Plan, rows: Sequence[Row], store: Store) -> dict[str, Re
     - Otherwise untrained networks: `heuristic`.
     - Trained levels: `accuracy`, `early-stop`; with several treatments `differences`, `overview`, `ranking`.
 
-    `rows` are those of the plan (`plan_rows`); the store is read for learning curves only. Raises UserError if no run
-    has finished.
+    `rows` are those of the plan (`plan_rows`); the store is read for learning curves only. `only`: names of the figures
+    to draw, by default all. `treatments`: labels of the treatments to draw, by default all; the reference is drawn in
+    any case, because the others are compared with it. Raises UserError if no run has finished, for unknown names, and
+    for a figure in `only` that the study does not have.
     """
     from supermask.reporting import figures
 
+    for name in only:
+        if name not in FIGURES:
+            near = did_you_mean(name, FIGURES) or "."
+            raise UserError(f"{quote(name)} is not a figure{near} Allowed: {', '.join(FIGURES)}.")
+    labels = _select_treatments(plan, treatments)
+    shown = {*labels, DENSE}
+    rows = [row for row in rows if row["level"] == 0 or shown.intersection(treatment_labels(row))]
     study, title = plan.study, plan.study.title or plan.study.name
-    drawn: dict[str, RenderedFigure] = {}
+    draw: dict[str, Callable[[], RenderedFigure]] = {}
     heuristic = [row for row in rows if figures.is_heuristic(row)]
     chance = 100.0 / DATASETS[study.dataset].classes
     if figures.has_learned_masks(rows):
-        labels = [treatment.label for treatment in study.treatments]
-        drawn["supermasks"] = figures.supermask_figure(rows, labels, study.reference, title, chance)
+        draw["supermasks"] = lambda: figures.supermask_figure(rows, labels, study.reference, title, chance, options)
         if figures.has_table_one(labels):
-            drawn["table-one"] = figures.table_one_figure(rows, title, chance)
-        points = learning_curve_rows(plan, store)
+            draw["table-one"] = lambda: figures.table_one_figure(rows, title, chance, options=options)
+        points = [point for point in learning_curve_rows(plan, store) if point["treatment"] in labels]
         if any(point["iteration"] for point in points):
-            drawn["learning"] = figures.learning_curves_figure(points, title)
+            draw["learning"] = lambda: figures.learning_curves_figure(points, title, options)
     elif any(row["status"] == "finished" and not row.get("rescaled") for row in heuristic):
-        drawn["heuristic"] = figures.untrained_figure(rows, title, chance)
-    summaries = summarize_trained(plan, rows, required=not drawn)
+        draw["heuristic"] = lambda: figures.untrained_figure(rows, title, chance, options)
+    summaries = summarize_trained(plan, rows, required=not draw, labels=labels)
     if summaries:
-        drawn["accuracy"] = draw_summary(summaries.accuracy, title)
-        drawn["early-stop"] = draw_summary(summaries.early_stop, title, [summaries.unconverged])
-        if any(figures.compute_differences(summaries.accuracy).values()):
-            drawn["differences"] = draw_differences(summaries.accuracy, title)
-            drawn["overview"] = draw_overview(summaries.accuracy, title)
-        if figures.compute_ranking(summaries.accuracy).levels:
-            drawn["ranking"] = draw_ranking(summaries.accuracy, title)
-    return drawn
+        accuracy, early_stop, remarks = summaries.accuracy, summaries.early_stop, [summaries.unconverged]
+        draw["accuracy"] = lambda: draw_summary(accuracy, title, options=options)
+        draw["early-stop"] = lambda: draw_summary(early_stop, title, remarks, options)
+        if any(figures.compute_differences(accuracy).values()):
+            draw["differences"] = lambda: draw_differences(accuracy, title, options)
+            draw["overview"] = lambda: draw_overview(accuracy, title, options)
+        if figures.compute_ranking(accuracy).levels:
+            draw["ranking"] = lambda: draw_ranking(accuracy, title, options)
+    missing = [name for name in only if name not in draw]
+    if missing:
+        raise UserError(
+            f"study {quote(study.name)} has no figure {missing[0]} with these treatments and finished runs; "
+            f"it has: {', '.join(draw) or 'none'}."
+        )
+    return {name: function() for name, function in draw.items() if not only or name in only}
+
+
+def split_labels(text: str, labels: Collection[str]) -> list[str]:
+    """Split a list of labels separated by commas; labels that contain commas are recognized.
+
+    Parts that are no label are returned as they are, for the caller to refuse.
+    """
+    parts = text.split(",")
+    found = []
+    while parts:
+        # The longest label first: of `a`, `b` and `a, b` the text `a, b` is the last one.
+        for count in range(len(parts), 0, -1):
+            label = ",".join(parts[:count]).strip()
+            if label in labels or count == 1:
+                found.append(label)
+                del parts[:count]
+                break
+    return [label for label in found if label]
+
+
+def _select_treatments(plan: Plan, treatments: Sequence[str]) -> list[str]:
+    """Return the labels to draw in the order of the study, with the reference. Raises UserError for unknown ones."""
+    labels = [treatment.label for treatment in plan.study.treatments]
+    for name in treatments:
+        if name not in labels:
+            near = did_you_mean(name, labels) or "."
+            listed = "; ".join(labels)
+            raise UserError(f"study {quote(plan.study.name)} has no treatment {quote(name)}{near} It has: {listed}.")
+    return [label for label in labels if not treatments or label in treatments or label == plan.study.reference]
 
 
 class TrainedSummaries(NamedTuple):
@@ -67,19 +133,23 @@ class TrainedSummaries(NamedTuple):
     """Sentence on runs that had not converged, possibly empty."""
 
 
-def summarize_trained(plan: Plan, rows: Sequence[Row], required: bool) -> TrainedSummaries | None:
+def summarize_trained(
+    plan: Plan, rows: Sequence[Row], required: bool, labels: Collection[str] | None = None
+) -> TrainedSummaries | None:
     """Summarize the treatments whose levels are trained; None if no run of them has finished, unless `required`.
 
-    They are compared with the study's reference, or with the first of them if the reference is not trained. Raises
+    `labels`: the treatments to summarize, by default all. They are compared with the study's reference, or with the
+    study's first trained treatment if the reference is not trained; this one is always in the summaries. Raises
     UserError if `required` and no run has finished.
     """
     study = plan.study
     # Learned masks are not levels of a chain: their networks are not trained.
     weights = [row for row in rows if not row.get("supermask")]
-    trained = [t.label for t in study.treatments if t.trained and t.num_levels(study.prune)]
+    all_trained = [t.label for t in study.treatments if t.trained and t.num_levels(study.prune)]
+    reference = study.reference if study.reference in all_trained else next(iter(all_trained), "")
+    trained = [label for label in all_trained if labels is None or label in labels or label == reference]
     finished = {label for row in weights if row["status"] == "finished" for label in treatment_labels(row)}
     if not trained or not (required or finished.intersection(trained)):
         return None
-    reference = study.reference if study.reference in trained else trained[0]
     accuracy, early_stop = (summarize(weights, trained, reference, metric) for metric in (ACCURACY, EARLY_STOP))
     return TrainedSummaries(accuracy, early_stop, unconverged_note(weights))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from supermask.analysis.summary import Summary, TreatmentPoint, summarize
 from supermask.core.errors import UserError
@@ -18,7 +18,15 @@ from supermask.reporting.figures.caption import (
 )
 from supermask.reporting.figures.layout import FigurePage, num_columns, panel_titles
 from supermask.reporting.figures.save import RenderedFigure
-from supermask.reporting.figures.style import INK, WIDTH, LineStyle, assign_styles, style_context
+from supermask.reporting.figures.style import (
+    DEFAULT_OPTIONS,
+    INK,
+    AxisScale,
+    FigureOptions,
+    LineStyle,
+    assign_styles,
+    style_context,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +101,9 @@ def _level_difference(point: TreatmentPoint) -> LevelDifference:
     )
 
 
-def difference_figure(rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str) -> RenderedFigure:
+def difference_figure(
+    rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str, options: FigureOptions = DEFAULT_OPTIONS
+) -> RenderedFigure:
     """Draw test accuracy at early stopping minus the reference's in percentage points: one panel per treatment.
 
     Mean difference over seeds with its 95% t-interval, against weights remaining; a star where it is significant at
@@ -101,10 +111,10 @@ def difference_figure(rows: Sequence[Row], treatments: Sequence[str], reference:
     level can be compared.
     Source: Zhou et al. 2019, authors' response, items 2 and 4 (tests per level, never over levels).
     """
-    return draw_differences(summarize(rows, treatments, reference, ACCURACY), title)
+    return draw_differences(summarize(rows, treatments, reference, ACCURACY), title, options)
 
 
-def draw_differences(summary: Summary, title: str) -> RenderedFigure:
+def draw_differences(summary: Summary, title: str, options: FigureOptions = DEFAULT_OPTIONS) -> RenderedFigure:
     """Draw the differences of a summary of accuracies; see `difference_figure`."""
     computed = compute_differences(summary)
     panels = {label: differences for label, differences in computed.items() if differences}
@@ -113,31 +123,33 @@ def draw_differences(summary: Summary, title: str) -> RenderedFigure:
             f"there is nothing to draw: no level has finished runs both of the reference {summary.reference!r} and of "
             "another treatment with as many weights remaining"
         )
-    caption = _caption(summary, computed, _needs_log_axis(panels))
+    caption = _caption(summary, computed, _needs_log_axis(panels, options.axis))
     common = {"reference": summary.reference, "measure": summary.measure.column, "unit": "points"}
     data: list[Row] = [
         {"treatment": label, **common, **asdict(difference)}
         for label, differences in panels.items()
         for difference in differences
     ]
-    with style_context():
-        return RenderedFigure(_draw(summary, panels, title, caption), caption, data)
+    with style_context(options):
+        page = _draw(summary, panels, title, caption, options)
+    return RenderedFigure(page.finish(), page.caption, data)
 
 
 Panels = dict[str, list[LevelDifference]]
 """Treatment -> differences by level, at least one."""
 
 
-def _draw(summary: Summary, panels: Panels, title: str, caption: str) -> Any:
+def _draw(summary: Summary, panels: Panels, title: str, caption: str, options: FigureOptions) -> FigurePage:
     styles = assign_styles(list(summary.series))
     columns = num_columns(len(panels), MAX_COLUMNS)
-    width = (WIDTH - LEFT - 0.08 - GAP * (columns - 1)) / columns
+    page_width = options.layout_width
+    width = (page_width - LEFT - 0.08 - GAP * (columns - 1)) / columns
     names, extra_height = panel_titles(list(panels), width)
     rows = -(-len(panels) // columns)
     height = PANEL_HEIGHT if rows > 1 else SINGLE_ROW_HEIGHT
     heading = HEADING_HEIGHT + extra_height
     row_height = heading + height
-    page = FigurePage(title, caption, rows * row_height + AXIS_HEIGHT)
+    page = FigurePage(title, caption, rows * row_height + AXIS_HEIGHT, options, panels)
     limits = _limits(panels)
     remaining = [d.weights_remaining_percent for differences in panels.values() for d in differences]
     for index, ((label, differences), name) in enumerate(zip(panels.items(), names, strict=True)):
@@ -146,13 +158,13 @@ def _draw(summary: Summary, panels: Panels, title: str, caption: str) -> Any:
         axes = page.axes(left, top, width, height, grid=True)
         page.text(left, top - 0.04, name, va="bottom")
         _draw_line(axes, differences, styles[label])
-        _set_axes(axes, limits, remaining, _needs_log_axis(panels))
+        _set_axes(axes, limits, remaining, _needs_log_axis(panels, options.axis))
         axes.tick_params(labelleft=column == 0, labelbottom=index + columns >= len(panels))
     bottom = rows * row_height
-    page.text(LEFT + (WIDTH - LEFT) / 2, bottom + 0.2, "Weights remaining (%)", 7.5, ha="center")
+    page.text(LEFT + (page_width - LEFT) / 2, bottom + 0.2, "Weights remaining (%)", 7.5, ha="center")
     middle = (heading + bottom) / 2
     page.text(0.08, middle, "Difference to the reference (points)", 7.5, rotation=90, va="center")
-    return page.figure
+    return page
 
 
 def _draw_line(axes: Axes, differences: Sequence[LevelDifference], style: LineStyle) -> None:
@@ -170,7 +182,9 @@ def _draw_line(axes: Axes, differences: Sequence[LevelDifference], style: LineSt
     draw_stars(axes, star_x, star_y, style.color, 4.0)
 
 
-def _needs_log_axis(panels: Panels) -> bool:
+def _needs_log_axis(panels: Panels, requested: AxisScale) -> bool:
+    if requested != "auto":
+        return requested != "linear"
     return max(abs(d.difference) for differences in panels.values() for d in differences) > SYMLOG_FROM
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from supermask.reporting.figures.caption import wrap_to_width
+from supermask.reporting.figures.labels import distinct_labels, escape_missing_glyphs, glyph_note, shorten_middle
 from supermask.reporting.figures.save import DPI
-from supermask.reporting.figures.style import INK, WIDTH, TextMeasure, make_text_measure
+from supermask.reporting.figures.style import (
+    DEFAULT_OPTIONS,
+    INK,
+    WIDTH,
+    FigureOptions,
+    TextMeasure,
+    make_text_measure,
+    scale_artists,
+    style_context,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +40,7 @@ def text_measure() -> TextMeasure:
 
 
 def empty_figure() -> Figure:
-    """Return a figure without content, `WIDTH` inches wide."""
+    """Return a figure without content."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -41,52 +51,78 @@ def empty_figure() -> Figure:
 
 def max_text_width(labels: Sequence[str], most: float, size: float = PANEL_SIZE) -> float:
     """Return the width of the widest label in inches, at most `most`."""
-    return min(most, max((text_measure()(label, size) for label in labels), default=0.0))
+    return min(most, max((text_measure()(escape_missing_glyphs(label), size) for label in labels), default=0.0))
 
 
-def fit_text(text: str, width: float, lines: int = 1, size: float = PANEL_SIZE) -> str:
-    """Wrap text into at most `lines` lines of `width` inches; text that does not fit ends in `...`."""
+def fit_text(text: str, width: float, lines: int = 1, size: float = PANEL_SIZE, suffix: str = "") -> str:
+    """Wrap text and suffix into at most `lines` lines of `width` inches; text that does not fit loses its middle."""
+
+    def wrap(part: str) -> list[str]:
+        return wrap_to_width(part + suffix, width, lambda line: text_measure()(line, size))
+
     # No letter is narrower than a fifth of the font size, so longer text cannot fit and need not be measured.
     max_letters = 1 + int(lines * width * 72 / (0.2 * size))
-    if len(text) > max_letters:
-        text = text[:max_letters] + " ..."
-    wrapped = wrap_to_width(text, width, lambda part: text_measure()(part, size))
-    if len(wrapped) <= lines:
-        return "\n".join(wrapped)
-    last = " ".join(wrapped[lines - 1 :])
-    while last and text_measure()(last + " ...", size) > width:
-        last = last[:-1]
-    return "\n".join([*wrapped[: lines - 1], last + " ..."])
+
+    def fits(part: str) -> bool:
+        return len(part) <= max_letters and len(wrap(part)) <= lines
+
+    return "\n".join(wrap(shorten_middle(escape_missing_glyphs(text), fits)))
+
+
+def fit_labels(
+    labels: Sequence[str], width: float, lines: int = 1, size: float = PANEL_SIZE, suffixes: Mapping[str, str] = {}
+) -> list[str]:
+    """Fit labels as `fit_text` does; labels that would look alike are numbered. `suffixes`: label -> text after it."""
+    return distinct_labels(
+        labels, lambda label, number: fit_text(label, width, lines, size, number + suffixes.get(label, ""))
+    )
 
 
 def panel_titles(labels: Sequence[str], width: float) -> tuple[list[str], float]:
     """Return panel names in up to three lines of `width` inches, and the extra height of the tallest in inches."""
-    texts = [fit_text(label, width, lines=3) for label in labels]
+    texts = fit_labels(labels, width, lines=3)
     return texts, 0.12 * max(text.count("\n") for text in texts)
 
 
 class FigurePage:
-    """A figure `WIDTH` inches wide with a title, a body `body` inches high and a caption.
+    """A figure with a title, a body `body` inches high and a caption.
 
-    Positions are in inches from the upper left corner of the body.
+    Positions are in inches at scale 1, from the upper left corner of the body; the page is `options.layout_width` wide.
+    `labels` are the names that the body shows: the caption gets a note if the font lacks one of their characters.
     """
 
-    def __init__(self, title: str, caption: str, body: float) -> None:
+    def __init__(
+        self,
+        title: str,
+        caption: str,
+        body: float,
+        options: FigureOptions = DEFAULT_OPTIONS,
+        labels: Iterable[str] = (),
+    ) -> None:
         self.figure = empty_figure()
-        text_width = WIDTH - 2 * MARGIN
-        title_lines = wrap_to_width(title, text_width, lambda part: text_measure()(part, TITLE_SIZE, bold=True))
-        caption_lines = wrap_to_width(caption, text_width, lambda part: text_measure()(part, CAPTION_SIZE))
+        self._options = options
+        self.scale, self.width = options.scale, options.layout_width
+        self.caption = f"{caption} {glyph_note([title, caption, *labels])}".strip()
+        text_width = self.width - 2 * MARGIN
+        title_lines, caption_lines = [], []
+        if options.title:
+            text = escape_missing_glyphs(title)
+            title_lines = wrap_to_width(text, text_width, lambda part: text_measure()(part, TITLE_SIZE, bold=True))
+        if options.caption:
+            text = escape_missing_glyphs(self.caption)
+            caption_lines = wrap_to_width(text, text_width, lambda part: text_measure()(part, CAPTION_SIZE))
         self._top = 0.14 + 0.145 * len(title_lines)
         caption_height = 0.10 + len(caption_lines) * CAPTION_SIZE * 1.3 / 72
         self.height = self._top + body + caption_height
-        self.figure.set_size_inches(WIDTH, self.height)
+        self.figure.set_size_inches(self.width * self.scale, self.height * self.scale)
         common: dict[str, Any] = {"parse_math": False, "va": "top", "color": INK}
-        left = MARGIN / WIDTH
-        bold: dict[str, Any] = {"fontsize": TITLE_SIZE, "fontweight": "bold", **common}
-        self.figure.text(left, 1 - 0.09 / self.height, "\n".join(title_lines), **bold)
-        self.caption = caption
-        small: dict[str, Any] = {"fontsize": CAPTION_SIZE, "linespacing": 1.3, **common}
-        self.figure.text(left, caption_height / self.height, "\n".join(caption_lines), **small)
+        left = MARGIN / self.width
+        bold: dict[str, Any] = {"fontsize": TITLE_SIZE * self.scale, "fontweight": "bold", **common}
+        small: dict[str, Any] = {"fontsize": CAPTION_SIZE * self.scale, "linespacing": 1.3, **common}
+        if title_lines:
+            self.figure.text(left, 1 - 0.09 / self.height, "\n".join(title_lines), **bold)
+        if caption_lines:
+            self.figure.text(left, caption_height / self.height, "\n".join(caption_lines), **small)
 
     def axes(self, left: float, top: float, width: float, height: float, grid: bool = False) -> Axes:
         """Add framed axes of this size, in inches, with their upper left corner at (left, top)."""
@@ -99,16 +135,25 @@ class FigurePage:
     def bounds(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
         """Convert a rectangle in inches to matplotlib's (left, bottom, width, height) in figure coordinates."""
         x, y = self.to_figure(left, top + height)
-        return x, y, width / WIDTH, height / self.height
+        return x, y, width / self.width, height / self.height
 
     def to_figure(self, left: float, top: float) -> tuple[float, float]:
         """Convert a position in inches to matplotlib's figure coordinates."""
-        return left / WIDTH, (self.height - self._top - top) / self.height
+        return left / self.width, (self.height - self._top - top) / self.height
 
     def text(self, left: float, top: float, text: str, size: float = PANEL_SIZE, **style: Any) -> None:
         """Add literal text with its upper left corner at (left, top), unless `style` sets another alignment."""
-        defaults: dict[str, Any] = {"fontsize": size, "va": "top", "color": INK, "parse_math": False}
-        self.figure.text(*self.to_figure(left, top), text, **(defaults | style))
+        defaults: dict[str, Any] = {"fontsize": size * self.scale, "va": "top", "color": INK, "parse_math": False}
+        self.figure.text(*self.to_figure(left, top), _escape_lines(text), **(defaults | style))
+
+    def finish(self) -> Figure:
+        """Enlarge lines and markers by the style and return the figure; call this after everything is drawn."""
+        if self.scale != 1:
+            scale_artists(self.figure, self.scale)
+            with style_context(self._options):
+                # Ticks get their sizes from the context when they are created, which is when they are first drawn.
+                self.figure.draw_without_rendering()
+        return self.figure
 
 
 def color_bar(page: FigurePage, left: float, top: float, height: float, colors: Any, low: float, high: float) -> Axes:
@@ -135,4 +180,8 @@ def set_legend_labels(legend: Legend, labels: Iterable[str]) -> None:
     """
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_parse_math(False)
-        text.set_text(label)
+        text.set_text(_escape_lines(label))
+
+
+def _escape_lines(text: str) -> str:
+    return "\n".join(map(escape_missing_glyphs, text.split("\n")))

@@ -14,11 +14,22 @@ from typing import TYPE_CHECKING, Any
 from supermask.analysis.stats import SIGNIFICANCE, Comparison, MeanInterval, compare, holm, mean_interval
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
-from supermask.reporting.figures.accuracy import accuracy_ticks, log_error_scale
+from supermask.reporting.figures.accuracy import accuracy_ticks, log_error_scale, set_log_ticks
 from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences
-from supermask.reporting.figures.layout import FigurePage, fit_text, max_text_width
+from supermask.reporting.figures.layout import FigurePage, fit_labels, max_text_width
 from supermask.reporting.figures.save import RenderedFigure, format_values, mean_columns
-from supermask.reporting.figures.style import BLUE, GREEN, INK, ORANGE, VERMILION, WIDTH, style_context
+from supermask.reporting.figures.style import (
+    BLUE,
+    DEFAULT_OPTIONS,
+    GREEN,
+    INK,
+    ORANGE,
+    VERMILION,
+    WIDTH,
+    AxisScale,
+    FigureOptions,
+    style_context,
+)
 from supermask.reporting.figures.untrained import is_heuristic
 from supermask.store.tables import DENSE, treatment_labels
 
@@ -43,8 +54,8 @@ KINDS = {
 }
 """Kinds of network that a mask defines. `p` is the probability that a weight is in the mask."""
 
-ROW_HEIGHT, LABEL_WIDTH, AXIS_HEIGHT = 0.23, 1.9, 0.62
-"""Inches: a treatment, its name at most, x axis and legend."""
+ROW_HEIGHT, LABEL_WIDTH, AXIS_HEIGHT, LEGEND_LINE = 0.23, 1.9, 0.62, 0.14
+"""Inches: a treatment, its name at most, x axis and legend, a further line of the legend."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,12 @@ def has_learned_masks(rows: Sequence[Row]) -> bool:
 
 
 def supermask_figure(
-    rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str, chance: float
+    rows: Sequence[Row],
+    treatments: Sequence[str],
+    reference: str,
+    title: str,
+    chance: float,
+    options: FigureOptions = DEFAULT_OPTIONS,
 ) -> RenderedFigure:
     """Draw the test accuracy of every supermask that is not trained further: mean over seeds, 95% t-interval, seeds.
 
@@ -88,8 +104,9 @@ def supermask_figure(
         raise UserError("there is nothing to draw: no supermask of this study has finished; run the study first")
     dense = {int(row["seed"] or 0): _percent(row, "early_stop_test_accuracy") for row in _finished(rows, DENSE)}
     caption = supermask_caption(rows, results, reference)
-    figure = _draw(results, treatments, dense, chance, title, caption)
-    return RenderedFigure(figure, caption, supermask_rows(results))
+    with style_context(options):
+        page = _draw(results, treatments, dense, chance, title, caption, options)
+    return RenderedFigure(page.finish(), page.caption, supermask_rows(results))
 
 
 def supermask_results(rows: Sequence[Row], treatments: Sequence[str], reference: str) -> list[MaskResult]:
@@ -190,23 +207,28 @@ def _draw(
     chance: float,
     title: str,
     caption: str,
-) -> Any:
-    with style_context():
-        labels = [label for label in treatments if any(result.treatment == label for result in results)]
-        height = ROW_HEIGHT * len(labels) + 0.15
-        page = FigurePage(title, caption, height + AXIS_HEIGHT)
-        left = 0.2 + max_text_width(labels, LABEL_WIDTH, 6.8)
-        axes = page.axes(left, 0.0, WIDTH - left - 0.12, height, grid=True)
-        axes.spines[["top", "right"]].set_visible(False)
-        _draw_results(axes, results, labels)
-        values = [value for result in results for value in result.values.values()]
-        accuracy_axis(axes, [*values, *dense.values()], chance)
-        if dense:
-            axes.axvline(fmean(dense.values()), color=INK, linestyle=(0, (1, 1.6)), linewidth=0.9, zorder=1.5)
-        row_labels(page, axes, labels, left - 0.08, height)
-        axes.set_xlabel("Test accuracy (%)")
-        _add_legend(page, results, height + AXIS_HEIGHT - 0.2)
-    return page.figure
+    options: FigureOptions,
+) -> FigurePage:
+    labels = [label for label in treatments if any(result.treatment == label for result in results)]
+    height = ROW_HEIGHT * len(labels) + 0.15
+    # The four names of the legend are 6.7 inches wide side by side.
+    legend_columns = 4 if options.layout_width >= WIDTH else 2
+    kinds = {result.kind for result in results}
+    axis_height = AXIS_HEIGHT + LEGEND_LINE * (-(-len(kinds) // legend_columns) - 1)
+    page = FigurePage(title, caption, height + axis_height, options, labels)
+    left = 0.2 + max_text_width(labels, LABEL_WIDTH, 6.8)
+    width = page.width - left - 0.12
+    axes = page.axes(left, 0.0, width, height, grid=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    _draw_results(axes, results, labels)
+    values = [value for result in results for value in result.values.values()]
+    accuracy_axis(axes, [*values, *dense.values()], chance, options.axis, width)
+    if dense:
+        axes.axvline(fmean(dense.values()), color=INK, linestyle=(0, (1, 1.6)), linewidth=0.9, zorder=1.5)
+    row_labels(page, axes, labels, left - 0.08, height)
+    axes.set_xlabel("Test accuracy (%)")
+    _add_legend(page, results, height + AXIS_HEIGHT - 0.2, legend_columns)
+    return page
 
 
 def row_labels(
@@ -214,9 +236,9 @@ def row_labels(
 ) -> None:
     """Write one label per row, right-aligned at `right`; `top` and `height` of the axes are in inches."""
     axes.set(ylim=(len(labels) - 0.4, -0.6), yticks=[])
-    for index, label in enumerate(labels):
+    for index, name in enumerate(fit_labels(labels, LABEL_WIDTH, lines=2, size=6.8)):
         middle = top + (index + 0.6) / (len(labels) + 0.2) * height
-        page.text(right, middle, fit_text(label, LABEL_WIDTH, lines=2), 6.8, ha="right", va="center")
+        page.text(right, middle, name, 6.8, ha="right", va="center")
 
 
 def _draw_results(axes: Axes, results: Sequence[MaskResult], labels: Sequence[str]) -> None:
@@ -234,19 +256,29 @@ def _draw_results(axes: Axes, results: Sequence[MaskResult], labels: Sequence[st
         axes.plot([result.interval.mean], [y], kind.marker, color=kind.color, **style)
 
 
-def accuracy_axis(axes: Axes, values: Sequence[float], chance: float) -> None:
-    """Set an x axis of test accuracy in percent, logarithmic in the error, with a dashed line at chance."""
+def accuracy_axis(axes: Axes, values: Sequence[float], chance: float, scale: AxisScale, width: float) -> None:
+    """Set an x axis of test accuracy in percent, by default logarithmic in the error, with a dashed line at chance.
+
+    `width` of the axes in inches at scale 1 decides how many ticks there are.
+    """
     low, high = max(min(*values, chance) - 4, 0.0), max(*values, chance)
+    axes.axvline(chance, color=INK, linestyle=(0, (4, 2)), linewidth=0.7, zorder=1.5)
+    if scale == "linear":
+        axes.set_xlim(low, min(high + 2, 100.0))
+        return
+    if scale == "log":
+        set_log_ticks(axes, "x", max(low, 1.0), min(high * 1.02, 100.0))
+        return
     min_error = max((100 - high) / 1.25, 0.02)
     axes.set_xscale("function", functions=log_error_scale(min_error / 1e3))
     axes.set_xlim(low, 100 - min_error)
-    ticks = sorted({chance, *(tick for tick in accuracy_ticks(low, 100 - min_error) if tick > chance + 15)})
+    ticks = accuracy_ticks(low, 100 - min_error, max(0.06, 0.25 / width))
+    ticks = sorted({chance, *(tick for tick in ticks if tick > chance + 15)})
     axes.set_xticks(ticks, [format_percent(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.axvline(chance, color=INK, linestyle=(0, (4, 2)), linewidth=0.7, zorder=1.5)
 
 
-def _add_legend(page: FigurePage, results: Sequence[MaskResult], top: float) -> None:
+def _add_legend(page: FigurePage, results: Sequence[MaskResult], top: float, columns: int) -> None:
     from matplotlib.lines import Line2D
 
     kinds = [KINDS[name] for name in KINDS if any(result.kind == name for result in results)]
@@ -256,12 +288,12 @@ def _add_legend(page: FigurePage, results: Sequence[MaskResult], top: float) -> 
         handles,
         [kind.description for kind in kinds],
         loc="upper center",
-        bbox_to_anchor=page.to_figure(WIDTH / 2, top),
-        ncols=4,
+        bbox_to_anchor=page.to_figure(page.width / 2, top),
+        ncols=columns,
         frameon=False,
         columnspacing=1.0,
         handletextpad=0.2,
-        fontsize=6.2,
+        fontsize=6.2 * page.scale,
         borderaxespad=0.0,
         borderpad=0.0,
     )

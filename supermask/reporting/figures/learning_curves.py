@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 from supermask.analysis.stats import MeanInterval, mean_interval
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
-from supermask.reporting.figures.accuracy import BAND_ALPHA, MANY_LINES, accuracy_ticks, log_error_scale
+from supermask.reporting.figures.accuracy import BAND_ALPHA, MANY_LINES, accuracy_ticks, log_error_scale, set_log_ticks
 from supermask.reporting.figures.caption import format_seeds
-from supermask.reporting.figures.layout import FigurePage, fit_text, set_legend_labels
+from supermask.reporting.figures.layout import FigurePage, fit_labels, set_legend_labels
 from supermask.reporting.figures.save import RenderedFigure, mean_columns
-from supermask.reporting.figures.style import WIDTH, LineStyle, assign_styles, style_context
+from supermask.reporting.figures.style import (
+    DEFAULT_OPTIONS,
+    AxisScale,
+    FigureOptions,
+    LineStyle,
+    assign_styles,
+    style_context,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +32,9 @@ Curves = dict[str, dict[int, MeanInterval]]
 """Treatment -> iteration -> mean over seeds with its interval, in percent."""
 
 
-def learning_curves_figure(points: Sequence[Row], title: str) -> RenderedFigure:
+def learning_curves_figure(
+    points: Sequence[Row], title: str, options: FigureOptions = DEFAULT_OPTIONS
+) -> RenderedFigure:
     """Draw the validation accuracy of masks while they are learned: mean over seeds with its 95% t-interval.
 
     `points`: rows with `treatment`, `seed`, `iteration` and `validation_accuracy` (share in [0, 1]), as
@@ -36,16 +45,16 @@ def learning_curves_figure(points: Sequence[Row], title: str) -> RenderedFigure:
     curves = _mean_curves(points)
     if not curves:
         raise UserError("there is nothing to draw: no mask of this study has been learned; run the study first")
-    styles, caption = assign_styles(list(curves)), _caption(curves)
-    with style_context():
-        names = {label: fit_text(label, LEGEND_WIDTH - 0.4, lines=3, size=6.4) for label in curves}
+    styles, caption = assign_styles(list(curves)), _caption(curves, options.axis)
+    with style_context(options):
+        names = dict(zip(curves, fit_labels(list(curves), LEGEND_WIDTH - 0.4, lines=3, size=6.4), strict=True))
         height = max(MIN_HEIGHT, 0.08 + sum(0.155 + 0.11 * name.count("\n") for name in names.values()))
-        page = FigurePage(title, caption, height + 0.42)
-        axes = page.axes(0.5, 0.0, WIDTH - 0.5 - LEGEND_WIDTH - 0.1, height, grid=True)
+        page = FigurePage(title, caption, height + 0.42, options, curves)
+        axes = page.axes(0.5, 0.0, page.width - 0.5 - LEGEND_WIDTH - 0.1, height, grid=True)
         axes.spines[["top", "right"]].set_visible(False)
-        _draw(axes, curves, styles)
+        _draw(axes, curves, styles, options.axis)
         _add_legend(page, names, styles)
-    return RenderedFigure(page.figure, caption, _data_rows(curves))
+    return RenderedFigure(page.finish(), page.caption, _data_rows(curves))
 
 
 def average_curves(points: Sequence[Row]) -> list[Row]:
@@ -55,7 +64,7 @@ def average_curves(points: Sequence[Row]) -> list[Row]:
 
 def curves_caption(points: Sequence[Row]) -> str:
     """Return the caption of the figure of these points, for which `average_curves` is not empty."""
-    return _caption(_mean_curves(points))
+    return _caption(_mean_curves(points), "auto")
 
 
 def _mean_curves(points: Sequence[Row]) -> Curves:
@@ -74,7 +83,7 @@ def _mean_curves(points: Sequence[Row]) -> Curves:
     return curves
 
 
-def _draw(axes: Axes, curves: Curves, styles: dict[str, LineStyle]) -> None:
+def _draw(axes: Axes, curves: Curves, styles: dict[str, LineStyle], scale: AxisScale) -> None:
     for label, curve in curves.items():
         style, iterations = styles[label], list(curve)
         low = [mean.mean if mean.low is None else mean.low for mean in curve.values()]
@@ -89,11 +98,16 @@ def _draw(axes: Axes, curves: Curves, styles: dict[str, LineStyle]) -> None:
     means = [mean.mean for curve in curves.values() for mean in curve.values()]
     min_error = max((100 - max(means)) / 1.15, 0.02)
     axes.set_xscale("log")
-    axes.set_yscale("function", functions=log_error_scale(min_error / 1e3))
-    axes.set_ylim(max(min(means) - 2, 0), 100 - min_error)
-    ticks = accuracy_ticks(*axes.get_ylim())
-    axes.set_yticks(ticks, [format_percent(tick) for tick in ticks])
-    axes.set_yticks([], minor=True)
+    if scale == "linear":
+        axes.set_ylim(max(min(means) - 2, 0), min(max(means) + 2, 100))
+    elif scale == "log":
+        set_log_ticks(axes, "y", max(min(means) - 2, 1), min(max(means) * 1.02, 100))
+    else:
+        axes.set_yscale("function", functions=log_error_scale(min_error / 1e3))
+        axes.set_ylim(max(min(means) - 2, 0), 100 - min_error)
+        ticks = accuracy_ticks(*axes.get_ylim())
+        axes.set_yticks(ticks, [format_percent(tick) for tick in ticks])
+        axes.set_yticks([], minor=True)
     first, last = min(min(curve) for curve in curves.values()), max(max(curve) for curve in curves.values())
     decades = [n for k in range(9) for n in (10**k, 2 * 10**k, 5 * 10**k) if first <= n <= last]
     axes.set_xticks(decades, [f"{n:,}" for n in decades])
@@ -112,11 +126,11 @@ def _add_legend(page: FigurePage, names: dict[str, str], styles: dict[str, LineS
         handles,
         [str(number) for number in range(len(handles))],
         loc="upper left",
-        bbox_to_anchor=page.to_figure(WIDTH - LEGEND_WIDTH, 0.0),
+        bbox_to_anchor=page.to_figure(page.width - LEGEND_WIDTH, 0.0),
         frameon=False,
         borderaxespad=0,
         handlelength=3.0,
-        fontsize=6.4,
+        fontsize=6.4 * page.scale,
     )
     set_legend_labels(legend, [names[label] for label in styles])
 
@@ -126,13 +140,15 @@ def _line_style(style: LineStyle) -> dict[str, Any]:
     return {**edge, "linewidth": 1.0, "linestyle": style.line}
 
 
-def _caption(curves: Curves) -> str:
+def _caption(curves: Curves, scale: AxisScale) -> str:
     counts = {mean.n for curve in curves.values() for mean in curve.values()}
+    notes = {"linear": "", "log": "The accuracy axis is logarithmic."}
+    notes |= dict.fromkeys(("auto", "log-error"), "The accuracy axis is logarithmic in the error.")
     band = "; band: 95% t-interval of the mean" if max(counts) > 1 else ""
     return (
         f"Validation accuracy of single samples of the mask while it is learned: mean over {format_seeds(counts)}"
-        f"{band}. Iteration 0, before learning, is not shown. The accuracy axis is logarithmic in the error."
-    )
+        f"{band}. Iteration 0, before learning, is not shown. {notes[scale]}"
+    ).strip()
 
 
 def _data_rows(curves: Curves) -> list[Row]:

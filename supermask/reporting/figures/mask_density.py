@@ -12,13 +12,11 @@ from supermask.analysis.masks.overlap import ALL_LAYERS
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures.layout import (
     MARGIN,
-    PANEL_SIZE,
     FigurePage,
-    fit_text,
+    fit_labels,
     max_text_width,
     num_columns,
     set_legend_labels,
-    text_measure,
 )
 from supermask.reporting.figures.save import RenderedFigure
 from supermask.reporting.figures.style import BLACK, DOTTED, FALLBACK_STYLES, WIDTH, LineStyle, style_context
@@ -44,7 +42,7 @@ def density_figure(masks: Sequence[Densities], labels: Sequence[str], title: str
     with style_context():
         left = MARGIN + 0.08 + max_text_width(labels, LABEL_WIDTH)
         height = ROW_HEIGHT * len(labels) + 0.1
-        page = FigurePage(title, f"{ALL_WEIGHTS_NOTE}.", LEGEND_HEIGHT + height + 0.42)
+        page = FigurePage(title, f"{ALL_WEIGHTS_NOTE}.", LEGEND_HEIGHT + height + 0.42, labels=labels)
         _add_legend(page, styles)
         axes = page.axes(left, LEGEND_HEIGHT, WIDTH - left - MARGIN - 0.1, height, grid=True)
         for index, (layer, style) in enumerate(styles.items()):
@@ -60,9 +58,9 @@ def density_figure(masks: Sequence[Densities], labels: Sequence[str], title: str
         axes.set_xlabel("Weights kept (%)")
         axes.set_ylim(len(labels) - 0.3, -0.7)
         axes.set_yticks([])
-        for row, label in enumerate(labels):
+        for row, name in enumerate(fit_labels(labels, LABEL_WIDTH)):
             middle = LEGEND_HEIGHT + height * (row + 0.7) / (len(labels) + 0.4)
-            page.text(left - 0.06, middle, fit_text(label, LABEL_WIDTH), ha="right", va="center_baseline")
+            page.text(left - 0.06, middle, name, ha="right", va="center_baseline")
     return RenderedFigure(page.figure, page.caption, _data_rows(masks, labels))
 
 
@@ -90,15 +88,15 @@ def density_by_level_figure(chains: Mapping[str, Mapping[int, Densities]], title
     columns = num_columns(len(panels), 3)
     row_height, column_width = PANEL_HEIGHT + 0.62, (WIDTH - 2 * MARGIN) / columns
     with style_context():
-        page = FigurePage(title, caption, LEGEND_HEIGHT + row_height * -(-len(panels) // columns))
+        page = FigurePage(title, caption, LEGEND_HEIGHT + row_height * -(-len(panels) // columns), labels=chains)
         _add_legend(page, styles)
-        for index, (names, levels) in enumerate(panels):
+        suffixes = {names[0]: f" and {len(names) - 1} more" for names, _ in panels if len(names) > 1}
+        titles = fit_labels([names[0] for names, _ in panels], column_width - 0.6, suffixes=suffixes)
+        for index, ((_, levels), panel_title) in enumerate(zip(panels, titles, strict=True)):
             row, column = divmod(index, columns)
             left, top = MARGIN + 0.42 + column * column_width, LEGEND_HEIGHT + 0.2 + row * row_height
             axes = page.axes(left, top, min(column_width - 0.52, 4.2), PANEL_HEIGHT, grid=True)
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            name_width = column_width - 0.6 - text_measure()(more, PANEL_SIZE)
-            page.text(left, top - 0.16, fit_text(names[0], name_width) + more)
+            page.text(left, top - 0.16, panel_title)
             for layer_index, (layer, style) in enumerate(styles.items()):
                 percents = [densities[layer].density * 100 for densities in levels.values()]
                 # Layers often have the same density: each line is narrower than the one that it covers.

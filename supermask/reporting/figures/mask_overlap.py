@@ -14,7 +14,7 @@ from supermask.reporting.figures.layout import (
     PANEL_SIZE,
     FigurePage,
     color_bar,
-    fit_text,
+    fit_labels,
     max_text_width,
     num_columns,
 )
@@ -49,13 +49,13 @@ def overlap_figure(pairs: Pairs, labels: Sequence[str], title: str) -> RenderedF
         left = MARGIN + 0.3 + max_text_width(labels, LABEL_WIDTH)
         side = min(MAX_CELL, (WIDTH - left - BAR_WIDTH) / len(labels))
         width = side * len(labels)
-        page = FigurePage(title, _caption(pairs, "all layers together"), HEADING_HEIGHT + width + 0.06)
+        page = FigurePage(title, _caption(pairs, "all layers together"), HEADING_HEIGHT + width + 0.06, labels=labels)
         axes = page.axes(left, HEADING_HEIGHT, width, width)
         _draw_heat_map(axes, matrix, color_max, side)
-        for index, label in enumerate(labels):
+        for index, name in enumerate(fit_labels(labels, LABEL_WIDTH)):
             middle, size = HEADING_HEIGHT + (index + 0.5) * side, min(PANEL_SIZE, side * 72 * 0.8)
             right: dict[str, Any] = {"ha": "right", "va": "center_baseline"}
-            page.text(left - 0.27, middle, fit_text(label, LABEL_WIDTH), size, **right)
+            page.text(left - 0.27, middle, name, size, **right)
             page.text(left - 0.05, middle, str(index + 1), size, **(right | {"color": GRAY}))
             if index % _tick_step(side) == 0:
                 size = min(PANEL_SIZE, side * 72 * 0.6 * _tick_step(side))

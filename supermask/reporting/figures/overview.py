@@ -17,15 +17,22 @@ from supermask.reporting.figures.caption import (
     join_sentences,
     significance_note,
 )
-from supermask.reporting.figures.layout import FRAME, FigurePage, fit_text, num_columns, text_measure
+from supermask.reporting.figures.layout import FRAME, FigurePage, fit_labels, num_columns, text_measure
 from supermask.reporting.figures.save import RenderedFigure
-from supermask.reporting.figures.style import DIVERGING_COLORS, INK, WIDTH, colormap, style_context
+from supermask.reporting.figures.style import (
+    DEFAULT_OPTIONS,
+    DIVERGING_COLORS,
+    INK,
+    FigureOptions,
+    colormap,
+    style_context,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CELL_HEIGHT, HEADING_HEIGHT, GAP, LABEL_WIDTH, MAX_COLUMNS = 0.205, 0.24, 0.12, 2.1, 13
-"""Inches: a cell, column titles, between blocks, a row label at most; and levels per block."""
+CELL_HEIGHT, MIN_CELL_WIDTH, HEADING_HEIGHT, GAP, LABEL_WIDTH, MAX_COLUMNS = 0.205, 0.3, 0.24, 0.12, 2.1, 13
+"""Inches: height and least width of a cell, column titles, between blocks, a row label at most; levels per block."""
 
 LINEAR_LIMIT, DARKEST = 0.1, 10.0
 """Percentage points: colors are nearly linear up to `LINEAR_LIMIT` and darkest from `DARKEST`."""
@@ -85,43 +92,47 @@ def _cell(point: TreatmentPoint | None) -> OverviewCell | None:
     return OverviewCell(point.interval.n, point.interval.mean, difference, point.p_holm, point.significant)
 
 
-def overview_figure(rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str) -> RenderedFigure:
+def overview_figure(
+    rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str, options: FigureOptions = DEFAULT_OPTIONS
+) -> RenderedFigure:
     """Draw a heat map of treatments x levels: test accuracy minus the reference's in percentage points.
 
     Every cell has its signed number, and a star if the difference is significant at that level after Holm's
     correction. Colors grow with the logarithm of the difference up to `DARKEST` points. Raises UserError as
     `summarize` does. Source: Zhou et al. 2019, authors' response, items 2 and 4.
     """
-    return draw_overview(summarize(rows, treatments, reference, ACCURACY), title)
+    return draw_overview(summarize(rows, treatments, reference, ACCURACY), title, options)
 
 
-def draw_overview(summary: Summary, title: str) -> RenderedFigure:
+def draw_overview(summary: Summary, title: str, options: FigureOptions = DEFAULT_OPTIONS) -> RenderedFigure:
     """Draw the overview of a summary of accuracies; see `overview_figure`."""
     overview = compute_overview(summary)
     caption = _caption(summary, overview)
-    with style_context():
-        return RenderedFigure(_draw(overview, title, caption), caption, _data_rows(overview))
+    with style_context(options):
+        page = _draw(overview, title, caption, options)
+    return RenderedFigure(page.finish(), page.caption, _data_rows(overview))
 
 
-def _draw(overview: Overview, title: str, caption: str) -> Any:
-    names = [fit_text(label, LABEL_WIDTH) for label in overview.treatments]
-    names[0] = fit_text(f"{overview.reference} (%)", LABEL_WIDTH)
-    left = 0.16 + max(text_measure()(name, 7.0) for name in names)
-    columns = num_columns(max(len(overview.levels), 1), MAX_COLUMNS)
+def _draw(overview: Overview, title: str, caption: str, options: FigureOptions) -> FigurePage:
+    names = fit_labels(overview.treatments, LABEL_WIDTH, suffixes={overview.reference: " (%)"})
+    heading = "Weights remaining (%)"
+    left = 0.16 + max(text_measure()(heading, 6.4), *(text_measure()(name, 7.0) for name in names))
+    max_columns = min(MAX_COLUMNS, max(1, int((options.layout_width - left - 0.08) / MIN_CELL_WIDTH)))
+    columns = num_columns(max(len(overview.levels), 1), max_columns)
     blocks = [range(first, len(overview.levels))[:columns] for first in range(0, len(overview.levels), columns)]
     block_height = HEADING_HEIGHT + CELL_HEIGHT * len(names)
-    page = FigurePage(title, caption, max(len(blocks), 1) * (block_height + GAP))
-    width = (WIDTH - left - 0.08) / columns
+    page = FigurePage(title, caption, max(len(blocks), 1) * (block_height + GAP), options, overview.treatments)
+    width = (page.width - left - 0.08) / columns
     for number, block in enumerate(blocks):
         top = number * (block_height + GAP) + HEADING_HEIGHT
-        page.text(left - 0.06, top - 0.05, "Weights remaining (%)", 6.4, ha="right", va="bottom")
+        page.text(left - 0.06, top - 0.05, heading, 6.4, ha="right", va="bottom")
         for row, name in enumerate(names):
             middle = top + (row + 0.5) * CELL_HEIGHT
             weight = "bold" if row == 0 else "normal"
             page.text(left - 0.06, middle, name, 7.0, ha="right", va="center_baseline", fontweight=weight)
         axes = page.axes(left, top, width * len(block), CELL_HEIGHT * len(names))
         _draw_block(axes, overview, block, width)
-    return page.figure
+    return page
 
 
 def _draw_block(axes: Axes, overview: Overview, block: range, width: float) -> None:

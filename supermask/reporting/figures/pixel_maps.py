@@ -32,7 +32,7 @@ def pixel_map_figure(maps: Sequence[NDArray[np.float64]], labels: Sequence[str],
     row_height = heading + max(heights) + 0.08
     color_max, colors = _color_max(maps), colormap(SEQUENTIAL_COLORS)
     with style_context():
-        page = FigurePage(title, _caption(maps, labels), row_height * -(-len(maps) // columns))
+        page = FigurePage(title, _caption(maps, labels), row_height * -(-len(maps) // columns), labels=labels)
         for index, (pixels, name) in enumerate(zip(maps, names, strict=True)):
             row, column = divmod(index, columns)
             left, top = MARGIN + column * (width + 0.1), row * row_height + heading

@@ -13,15 +13,25 @@ from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures.accuracy import ACCURACY, MARKER
 from supermask.reporting.figures.caption import data_notes, excluded_note, format_seeds, join_sentences
-from supermask.reporting.figures.layout import FigurePage, fit_text, text_measure
+from supermask.reporting.figures.layout import FigurePage, fit_labels, text_measure
 from supermask.reporting.figures.save import RenderedFigure
-from supermask.reporting.figures.style import INK, WIDTH, LineStyle, assign_styles, style_context
+from supermask.reporting.figures.style import (
+    DEFAULT_OPTIONS,
+    INK,
+    FigureOptions,
+    LineStyle,
+    assign_styles,
+    style_context,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_PANELS, ROW_HEIGHT, HEADING_HEIGHT, AXIS_HEIGHT, GAP, LABEL_WIDTH = 5, 0.175, 0.20, 0.40, 0.10, 2.1
-"""Levels shown at most; inches: a treatment's row, panel titles, the x axis, between panels, a row label at most."""
+MAX_PANELS = 5
+"""Levels drawn at most."""
+
+MIN_PANEL_WIDTH, ROW_HEIGHT, HEADING_HEIGHT, AXIS_HEIGHT, GAP, LABEL_WIDTH = 0.8, 0.175, 0.20, 0.40, 0.10, 2.1
+"""Inches: a panel at least, a treatment's row, panel titles, the x axis, between panels, a row label at most."""
 
 
 @dataclass(frozen=True)
@@ -117,45 +127,51 @@ def ranks(values: Sequence[float]) -> list[float]:
     return [1 + sum(v > value for v in values) + (sum(v == value for v in values) - 1) / 2 for value in values]
 
 
-def ranking_figure(rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str) -> RenderedFigure:
+def ranking_figure(
+    rows: Sequence[Row], treatments: Sequence[str], reference: str, title: str, options: FigureOptions = DEFAULT_OPTIONS
+) -> RenderedFigure:
     """Draw the mean rank of each treatment by test accuracy at early stopping, with its 95% t-interval.
 
     Up to `MAX_PANELS` levels are drawn, with the treatments in the order of their mean rank at the last one. The CSV
     has all levels. Raises UserError as `summarize` does, and if no level has two treatments to rank.
     Source: Zhou et al. 2019, authors' response, items 2 and 4.
     """
-    return draw_ranking(summarize(rows, treatments, reference, ACCURACY), title)
+    return draw_ranking(summarize(rows, treatments, reference, ACCURACY), title, options)
 
 
-def draw_ranking(summary: Summary, title: str) -> RenderedFigure:
+def draw_ranking(summary: Summary, title: str, options: FigureOptions = DEFAULT_OPTIONS) -> RenderedFigure:
     """Draw the ranking of a summary of accuracies; see `ranking_figure`."""
     ranking = compute_ranking(summary)
     if not ranking.levels:
         raise UserError("there is nothing to rank: no level has finished runs of two treatments in one seed")
-    levels = _select_levels(ranking.levels)
+    max_panels = min(MAX_PANELS, max(1, int((options.layout_width - LABEL_WIDTH) / MIN_PANEL_WIDTH)))
+    levels = _select_levels(ranking.levels, max_panels)
     panels = "one panel per level, by weights remaining"
     if len(levels) < len(ranking.levels):
         panels += f"; {len(levels)} of {len(ranking.levels)} levels"
     caption = ranking_caption(summary, ranking, panels, f"Bold: the reference, {summary.reference}.")
-    with style_context():
-        return RenderedFigure(_draw(summary, levels, title, caption), caption, _data_rows(ranking))
+    with style_context(options):
+        page = _draw(summary, levels, title, caption, options)
+    return RenderedFigure(page.finish(), page.caption, _data_rows(ranking))
 
 
-def _select_levels(levels: Sequence[RankedLevel]) -> list[RankedLevel]:
-    """Return at most `MAX_PANELS` levels at even steps, including the first and the last."""
-    count = min(len(levels), MAX_PANELS)
+def _select_levels(levels: Sequence[RankedLevel], max_panels: int) -> list[RankedLevel]:
+    """Return at most `max_panels` levels at even steps, including the first and, if there are two or more, the last."""
+    count = min(len(levels), max_panels)
     return [levels[round(index * (len(levels) - 1) / max(count - 1, 1))] for index in range(count)]
 
 
-def _draw(summary: Summary, levels: Sequence[RankedLevel], title: str, caption: str) -> Any:
+def _draw(
+    summary: Summary, levels: Sequence[RankedLevel], title: str, caption: str, options: FigureOptions
+) -> FigurePage:
     # Best first at the last level; treatments that are missing there follow in their order at earlier levels.
     order = list(dict.fromkeys(ranked.treatment for level in reversed(levels) for ranked in level.places))
     styles = assign_styles(list(summary.series))
-    names = [fit_text(label, LABEL_WIDTH) for label in order]
+    names = fit_labels(order, LABEL_WIDTH)
     left = 0.2 + max(text_measure()(name, 7.0) for name in names)
-    width = (WIDTH - left - 0.08 - GAP * (len(levels) - 1)) / len(levels)
+    width = (options.layout_width - left - 0.08 - GAP * (len(levels) - 1)) / len(levels)
     height = ROW_HEIGHT * len(order) + 0.06
-    page = FigurePage(title, caption, HEADING_HEIGHT + height + AXIS_HEIGHT)
+    page = FigurePage(title, caption, HEADING_HEIGHT + height + AXIS_HEIGHT, options, order)
     for row, (label, name) in enumerate(zip(order, names, strict=True)):
         weight = "bold" if label == summary.reference else "normal"
         middle = HEADING_HEIGHT + 0.03 + (row + 0.5) * ROW_HEIGHT
@@ -172,9 +188,9 @@ def _draw(summary: Summary, levels: Sequence[RankedLevel], title: str, caption: 
         axes.set_yticks([row + 0.5 for row in range(len(order))], [])
         axes.tick_params(axis="y", length=0)
         _draw_level(axes, level, order, styles)
-    middle, bottom = left + (WIDTH - left - 0.08) / 2, HEADING_HEIGHT + height
+    middle, bottom = left + (page.width - left - 0.08) / 2, HEADING_HEIGHT + height
     page.text(middle, bottom + 0.22, "Mean rank (1 is best)", 7.5, ha="center")
-    return page.figure
+    return page
 
 
 def _draw_level(axes: Axes, level: RankedLevel, order: Sequence[str], styles: dict[str, LineStyle]) -> None:

@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supermask.analysis.stats import MeanInterval
-from supermask.core.errors import SystemFailure, UserError
+from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.core.files import write_atomic
 from supermask.core.text import Row, slugify
 from supermask.reporting.figures.style import style_context
+from supermask.reporting.tables import TextTable, format_latex, format_markdown, table_of_rows
 from supermask.store.tables import to_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS: dict[str, dict[str, None]] = {
-    "pdf": {"CreationDate": None},
-    "svg": {"Date": None},
-    "png": {},
-}
-"""File format -> metadata to omit, so that files do not depend on the time of writing."""
+METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+"""Image format -> metadata to omit, so that files do not depend on the time of writing."""
+
+DEFAULT_FORMATS = tuple(METADATA)
+FORMATS = (*METADATA, "tex", "md")
+"""File formats of a figure: images, and its numbers as a LaTeX or Markdown table."""
 
 DPI = 200
 """Dots per inch of PNG files."""
@@ -37,6 +38,8 @@ class RenderedFigure:
     figure: Figure
     caption: str
     data_rows: list[Row]
+    table: TextTable | None = None
+    """Table for LaTeX and Markdown, if it is another one than `data_rows`."""
 
 
 def mean_columns(mean: MeanInterval) -> Row:
@@ -49,26 +52,45 @@ def format_values(values: Mapping[int, float]) -> str:
     return " ".join(f"{seed}={value:.6g}" for seed, value in sorted(values.items()))
 
 
-def save_figure(drawn: RenderedFigure, out_dir: Path, stem: str) -> list[Path]:
-    """Write STEM.pdf, .svg, .png and .csv into `out_dir`, which is created if missing; STEM is `slugify(stem)`.
+def save_figure(
+    drawn: RenderedFigure, out_dir: Path, stem: str, formats: Sequence[str] = DEFAULT_FORMATS
+) -> list[Path]:
+    """Write a figure as STEM.FORMAT for each of `formats`, its data rows as STEM.csv and its caption as STEM.txt.
 
-    Returns the paths. Raises UserError if `out_dir` is not a folder, SystemFailure if it cannot be written.
+    STEM is `slugify(stem)`; `out_dir` is created if missing. Returns the paths. Raises UserError for an unknown format
+    or if `out_dir` is not a folder, SystemFailure if it cannot be written.
     """
-    paths = [Path(out_dir) / f"{slugify(stem)}.{suffix}" for suffix in FORMATS]
+    check_formats(formats)
+    paths = [Path(out_dir) / f"{slugify(stem)}.{suffix}" for suffix in dict.fromkeys(formats)]
     with _output_dir(out_dir), style_context():
-        for path, (suffix, metadata) in zip(paths, FORMATS.items(), strict=True):
-            data = io.BytesIO()
-            drawn.figure.savefig(data, format=suffix, dpi=DPI, metadata=metadata)
-            write_atomic(path, data.getvalue())
-    return [*paths, save_table(drawn.data_rows, out_dir, stem)]
+        for path in paths:
+            write_atomic(path, _render(drawn, path.suffix[1:]))
+        caption_path = Path(out_dir) / f"{slugify(stem)}.txt"
+        write_atomic(caption_path, f"{drawn.caption}\n".encode("utf-8", "backslashreplace"))
+    return [*paths, save_table(drawn.data_rows, out_dir, stem), caption_path]
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raise UserError for a file format that figures do not have."""
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"{quote(name)} is not a format of figures; allowed: {', '.join(FORMATS)}.")
+
+
+def _render(drawn: RenderedFigure, suffix: str) -> bytes:
+    if suffix in METADATA:
+        buffer = io.BytesIO()
+        drawn.figure.savefig(buffer, format=suffix, dpi=DPI, metadata=METADATA[suffix])
+        return buffer.getvalue()
+    titles, rows = drawn.table or table_of_rows(drawn.data_rows)
+    write = format_latex if suffix == "tex" else format_markdown
+    return write(titles, rows, drawn.caption).encode()
 
 
 def to_png(drawn: RenderedFigure) -> bytes:
     """Return the PNG that `save_figure` writes."""
-    buffer = io.BytesIO()
     with style_context():
-        drawn.figure.savefig(buffer, format="png", dpi=DPI, metadata=FORMATS["png"])
-    return buffer.getvalue()
+        return _render(drawn, "png")
 
 
 def save_table(rows: Sequence[Row], out_dir: Path, stem: str) -> Path:

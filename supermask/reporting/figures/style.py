@@ -7,18 +7,84 @@ so figures are readable in grayscale. The color of a label depends on the label 
 from __future__ import annotations
 
 import re
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
+
+from supermask.core.errors import UserError, quote
 
 if TYPE_CHECKING:
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
 WIDTH = 6.9
-"""Width of a figure in inches: the text width of a two-column paper."""
+"""Default width of a figure in inches: the text width of a two-column paper."""
+
+MIN_LAYOUT_WIDTH, MAX_WIDTH = 4.5, 40.0
+"""Inches: narrower figures have no space for their labels, wider ones are no figures."""
+
+AxisScale = Literal["auto", "linear", "log", "log-error"]
+FigureStyle = Literal["paper", "slides"]
+
+STYLE_SCALES: dict[str, float] = {"paper": 1.0, "slides": 1.6}
+"""Style -> factor of fonts, lines and markers."""
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """Options of a figure. Numbers, captions and data rows do not depend on them."""
+
+    width: float = WIDTH
+    """Width of the file in inches."""
+    title: bool = True
+    """Draw the title."""
+    caption: bool = True
+    """Draw the caption; `RenderedFigure.caption` has it in any case."""
+    axis: AxisScale = "auto"
+    """Scale of the axis of accuracies, errors or iterations; each figure chooses if it is `auto`."""
+    style: FigureStyle = "paper"
+    """`slides`: larger fonts, lines and markers."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("axis", get_args(AxisScale)), ("style", get_args(FigureStyle))):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name}: {getattr(self, name)!r} is unknown; allowed: {', '.join(allowed)}.")
+        minimum = MIN_LAYOUT_WIDTH * self.scale
+        if not minimum <= self.width <= MAX_WIDTH:
+            raise UserError(
+                f"width: {self.width:g} inches is not possible; a figure in the style {self.style} is "
+                f"{minimum:g} to {MAX_WIDTH:g} inches wide."
+            )
+
+    @property
+    def scale(self) -> float:
+        """Factor of fonts, lines and markers."""
+        return STYLE_SCALES[self.style]
+
+    @property
+    def layout_width(self) -> float:
+        """Width at scale 1 in inches: figures are laid out at this width and enlarged by `scale`."""
+        return self.width / self.scale
+
+
+DEFAULT_OPTIONS = FigureOptions()
+
+UNITS = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27}
+"""Unit -> inches. `pt` is TeX's point, the unit of `\\the\\textwidth`."""
+
+
+def parse_width(text: str) -> float:
+    """Return inches of a length such as `5.5in`, `14cm` or `397pt`; a number alone is in inches. Raises UserError."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z]*)\s*", text)
+    unit = (found.group(2) or "in") if found else ""
+    if not found or unit not in UNITS:
+        raise UserError(
+            f"width: {quote(text)} is not a length; give a number and one of {', '.join(UNITS)}, as in 5.5in."
+        )
+    return float(found.group(1)) * UNITS[unit]
+
 
 # Any: matplotlib types its settings by name, and the names differ between releases.
 RC: Any = {
@@ -217,14 +283,44 @@ def _label_hash(label: str) -> int:
     return zlib.crc32(label.encode("utf-8", "replace"))
 
 
+SCALED = ("font.size", "axes.labelsize", "labelsize", "fontsize", "major.size", "grid.linewidth", "major.width")
+"""Ends of the parameters in points that grow with the style; `scale_artists` enlarges lines and markers."""
+
+
 @contextmanager
-def style_context() -> Iterator[None]:
-    """Set matplotlib's parameters to `RC` while a figure is drawn or saved."""
+def style_context(options: FigureOptions = DEFAULT_OPTIONS) -> Iterator[None]:
+    """Set matplotlib's parameters to `RC`, enlarged by the style, while a figure is drawn or saved."""
     import matplotlib
 
-    with matplotlib.rc_context(RC), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    scaled = {name: RC[name] * options.scale for name in RC if name.endswith(SCALED)}
+    pads = {f"{axis}tick.major.pad": 3.5 * options.scale for axis in "xy"}
+    with matplotlib.rc_context(RC | scaled | pads):
         yield
+
+
+def scale_artists(figure: Figure, scale: float) -> None:
+    """Enlarge lines, markers and edges of a figure, whose sizes are in points; fonts and ticks come from the context.
+
+    Positions are shares of the figure and need no change.
+    """
+    if scale == 1:
+        return
+    import numpy as np
+
+    lines = [line for axes in figure.axes for line in axes.lines]
+    lines += [handle for legend in figure.legends for handle in legend.get_lines()]
+    for line in lines:
+        line.set_linewidth(line.get_linewidth() * scale)
+        line.set_markersize(line.get_markersize() * scale)
+        line.set_markeredgewidth(line.get_markeredgewidth() * scale)
+    for axes in figure.axes:
+        for collection in axes.collections:
+            widths = np.atleast_1d(collection.get_linewidth()) * scale
+            collection.set_linewidth([float(width) for width in widths])
+        for patch in (*axes.patches, *axes.spines.values()):
+            patch.set_linewidth(patch.get_linewidth() * scale)
+        for text in axes.texts:
+            text.set_fontsize(float(text.get_fontsize()) * scale)
 
 
 def colormap(colors: Sequence[str]) -> LinearSegmentedColormap:

@@ -15,7 +15,16 @@ from supermask.reporting.figures.caption import describe_excluded, format_seeds,
 from supermask.reporting.figures.layout import FigurePage, text_measure
 from supermask.reporting.figures.learned import accuracy_axis, compute_mask_results, row_labels
 from supermask.reporting.figures.save import RenderedFigure, format_values
-from supermask.reporting.figures.style import GRAY, INK, WIDTH, LineStyle, assign_styles, style_context
+from supermask.reporting.figures.style import (
+    DEFAULT_OPTIONS,
+    GRAY,
+    INK,
+    FigureOptions,
+    LineStyle,
+    assign_styles,
+    style_context,
+)
+from supermask.reporting.tables import TextTable
 from supermask.store.tables import DENSE, treatment_labels
 
 if TYPE_CHECKING:
@@ -135,7 +144,11 @@ def _dense_accuracies(rows: Sequence[Row], label: str) -> dict[int, float]:
 
 
 def table_one_figure(
-    rows: Sequence[Row], title: str, chance: float, treatments: Mapping[str, str] = COLUMN_TITLES
+    rows: Sequence[Row],
+    title: str,
+    chance: float,
+    treatments: Mapping[str, str] = COLUMN_TITLES,
+    options: FigureOptions = DEFAULT_OPTIONS,
 ) -> RenderedFigure:
     """Draw the table: for each column the measured accuracy with its 95% t-interval, and the paper's value.
 
@@ -148,27 +161,44 @@ def table_one_figure(
     drawn = "; bar: its 95% t-interval; ticks: each seed"
     paper = "Open diamonds: the paper's values; black and bold: confirmed by its text; gray: from memory, unconfirmed."
     caption = _caption(rows, table, set(treatments.values()), drawn, paper, "Dashed: chance.")
-    with style_context():
-        return RenderedFigure(_draw(table, chance, title, caption), caption, table)
+    with style_context(options):
+        page = _draw(table, chance, title, caption, options)
+    return RenderedFigure(page.finish(), page.caption, table, text_table(table))
 
 
-def _draw(table: Sequence[Row], chance: float, title: str, caption: str) -> Any:
+def text_table(table: Sequence[Row]) -> TextTable:
+    """Return the table as it is printed: the measured mean with its interval, and the paper's value."""
+    titles = ["Mask and weights", "n", "Measured, % (95% interval)", "Paper, %"]
+    return titles, [[row["column"], row["n"], _measured_text(row), row["paper_text"]] for row in table]
+
+
+def _measured_text(row: Row) -> str:
+    interval = _interval(row)
+    if interval is None:
+        return "no finished run"
+    ends = "" if interval.low is None else f" ({interval.low:.1f} to {interval.high:.1f})"
+    return f"{interval.mean:.1f}{ends}"
+
+
+def _draw(table: Sequence[Row], chance: float, title: str, caption: str, options: FigureOptions) -> FigurePage:
     labels = [str(row["column"]) for row in table]
     height = ROW_HEIGHT * len(table)
-    page = FigurePage(title, caption, 0.2 + height + AXIS_HEIGHT)
+    page = FigurePage(title, caption, 0.2 + height + AXIS_HEIGHT, options, labels)
     left = 0.2 + max(text_measure()(label, 6.8) for label in labels)
-    right = WIDTH - NUMBERS_WIDTH
+    right = page.width - NUMBERS_WIDTH
     axes = page.axes(left, 0.2, right - left, height, grid=True)
     axes.spines[["top", "right"]].set_visible(False)
     styles = assign_styles(labels)
     values = [row[name] for row in table for name in ("mean", "mean_low95", "mean_high95", "paper_percent")]
-    accuracy_axis(axes, [min(float(value), 99.99) for value in values if value is not None], chance)
+    accuracy_axis(
+        axes, [min(float(value), 99.99) for value in values if value is not None], chance, options.axis, right - left
+    )
     for index, row in enumerate(table):
         _draw_row(axes, row, index, styles[str(row["column"])])
     row_labels(page, axes, labels, left - 0.08, height, 0.2)
     axes.set_xlabel("Test accuracy (%)")
     _print_numbers(page, table, right, height)
-    return page.figure
+    return page
 
 
 def _draw_row(axes: Axes, row: Row, index: int, style: LineStyle) -> None:
@@ -197,16 +227,12 @@ def _interval(row: Row) -> MeanInterval | None:
 
 def _print_numbers(page: FigurePage, table: Sequence[Row], left: float, height: float) -> None:
     """Write two columns of numbers beside the axes: measured, and the paper's."""
-    measured_left, paper_right = left + 0.12, WIDTH - 0.08
+    measured_left, paper_right = left + 0.12, page.width - 0.08
     page.text(measured_left, 0.16, "measured (95% interval)", 6.6, va="bottom", fontweight="bold")
     page.text(paper_right, 0.16, "paper", 6.6, va="bottom", ha="right", fontweight="bold")
     for index, row in enumerate(table):
-        interval, middle = _interval(row), 0.2 + (index + 0.6) / (len(table) + 0.2) * height
-        numbers = "no finished run"
-        if interval:
-            numbers = f"{interval.mean:.1f}"
-            numbers += "" if interval.low is None else f" ({interval.low:.1f} to {interval.high:.1f})"
-        page.text(measured_left, middle, numbers, 6.6, va="center")
+        middle = 0.2 + (index + 0.6) / (len(table) + 0.2) * height
+        page.text(measured_left, middle, _measured_text(row), 6.6, va="center")
         confirmed = bool(row["paper_confirmed"])
         style: dict[str, Any] = {"fontweight": "bold" if confirmed else "normal", "color": INK if confirmed else GRAY}
         page.text(paper_right, middle, str(row["paper_text"] or "-"), 6.6, va="center", ha="right", **style)

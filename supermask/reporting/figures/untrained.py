@@ -13,12 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 from supermask.analysis.stats import MeanInterval, mean_interval
 from supermask.core.errors import UserError
-from supermask.core.text import Row, Value
-from supermask.reporting.figures.accuracy import MARKER, remaining_weights_axis
+from supermask.core.text import Row, Value, format_percent
+from supermask.reporting.figures.accuracy import (
+    MARKER,
+    accuracy_ticks,
+    log_error_scale,
+    remaining_weights_axis,
+    set_log_ticks,
+)
 from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences
-from supermask.reporting.figures.layout import FigurePage, fit_text, set_legend_labels
+from supermask.reporting.figures.layout import FigurePage, fit_labels, fit_text, set_legend_labels
 from supermask.reporting.figures.save import RenderedFigure, format_values, mean_columns
-from supermask.reporting.figures.style import INK, WIDTH, LineStyle, assign_styles, style_context
+from supermask.reporting.figures.style import (
+    DEFAULT_OPTIONS,
+    INK,
+    AxisScale,
+    FigureOptions,
+    LineStyle,
+    assign_styles,
+    style_context,
+)
 from supermask.store.tables import treatment_labels
 
 if TYPE_CHECKING:
@@ -29,8 +43,8 @@ WEIGHTS = {"rewind": "w_i", "signed_constant": "signed constants", "constant": "
 
 SCHEDULES = {"one_shot": "one-shot", "iterative": "iterative"}
 
-PANEL_HEIGHT, HEADING_HEIGHT, LEFT, AXIS_HEIGHT, LEGEND_LINE, LEGEND_COLUMNS = 1.75, 0.2, 0.5, 0.42, 0.14, 5
-"""Inches: a panel, its name, the y axis, the x axis, a line of the legend; and criteria per line of the legend."""
+PANEL_HEIGHT, HEADING_HEIGHT, LEFT, AXIS_HEIGHT, LEGEND_LINE, LEGEND_COLUMN_WIDTH = 1.75, 0.2, 0.5, 0.42, 0.14, 1.35
+"""Inches: a panel, its name, the y axis, the x axis, a line of the legend, a column of the legend."""
 
 NEAR_CHANCE = 5.0
 """Percentage points: a criterion whose means all stay this near to chance is a thin line."""
@@ -64,7 +78,9 @@ def is_heuristic(row: Row) -> bool:
     return bool(row["level"]) and row.get("trained") is False and row.get("criterion") not in (None, "learned")
 
 
-def untrained_figure(rows: Sequence[Row], title: str, chance: float | None = None) -> RenderedFigure:
+def untrained_figure(
+    rows: Sequence[Row], title: str, chance: float | None = None, options: FigureOptions = DEFAULT_OPTIONS
+) -> RenderedFigure:
     """Draw test accuracy of untrained masked networks against weights remaining: one panel per weights and schedule.
 
     Mean over seeds with its 95% t-interval, in percent. A criterion that stays within `NEAR_CHANCE` points of `chance`
@@ -81,20 +97,22 @@ def untrained_figure(rows: Sequence[Row], title: str, chance: float | None = Non
     dense = _dense_accuracies(rows)
     caption = heuristic_caption(rows, chance)
     styles = assign_styles(criteria)
-    with style_context():
+    with style_context(options):
         others = sorted({key.mask1 for key in points} - set(WEIGHTS))
         columns = [mask1 for mask1 in (*WEIGHTS, *others) if any(key.mask1 == mask1 for key in points)]
         schedules = [schedule for schedule in SCHEDULES if any(key.schedule == schedule for key in points)]
         grid_height = len(schedules) * (HEADING_HEIGHT + PANEL_HEIGHT) + AXIS_HEIGHT
-        page = FigurePage(title, caption, grid_height + LEGEND_LINE * -(-len(criteria) // LEGEND_COLUMNS) + 0.08)
-        width = (WIDTH - LEFT - 0.04) / len(columns) - 0.12
+        legend_columns = max(1, int(options.layout_width / LEGEND_COLUMN_WIDTH))
+        legend_height = LEGEND_LINE * -(-len(criteria) // legend_columns) + 0.08
+        page = FigurePage(title, caption, grid_height + legend_height, options, criteria)
+        width = (page.width - LEFT - 0.04) / len(columns) - 0.12
         for row, schedule in enumerate(schedules):
             top = row * (HEADING_HEIGHT + PANEL_HEIGHT) + HEADING_HEIGHT
             for column, mask1 in enumerate(columns):
                 left = LEFT + column * (width + 0.12)
                 axes = page.axes(left, top, width, PANEL_HEIGHT, grid=True)
                 panel = {key: point for key, point in points.items() if (key.schedule, key.mask1) == (schedule, mask1)}
-                _draw(axes, panel, styles, _criteria_near_chance(panel, chance))
+                _draw(axes, panel, styles, _criteria_near_chance(panel, chance), options.axis)
                 name = fit_text(f"on {WEIGHTS.get(mask1, mask1)}, {SCHEDULES[schedule]}", width)
                 page.text(left + width / 2, top - 0.04, name, ha="center", va="bottom")
                 if dense:
@@ -102,9 +120,9 @@ def untrained_figure(rows: Sequence[Row], title: str, chance: float | None = Non
                 axes.tick_params(labelleft=column == 0, labelbottom=row == len(schedules) - 1)
             page.text(0.08, top + PANEL_HEIGHT / 2, "Test accuracy (%)", 7.5, rotation=90, va="center")
         below = grid_height - AXIS_HEIGHT + 0.19
-        page.text(LEFT + (WIDTH - LEFT) / 2, below, "Weights remaining (%)", 7.5, ha="center")
-        _add_legend(page, criteria, styles, grid_height)
-    return RenderedFigure(page.figure, caption, _data_rows(points))
+        page.text(LEFT + (page.width - LEFT) / 2, below, "Weights remaining (%)", 7.5, ha="center")
+        _add_legend(page, criteria, styles, grid_height, legend_columns)
+    return RenderedFigure(page.finish(), page.caption, _data_rows(points))
 
 
 def heuristic_points(rows: Sequence[Row]) -> list[Row]:
@@ -186,7 +204,7 @@ def _criteria_near_chance(points: Points, chance: float | None) -> set[str]:
     return {key.criterion for key in points} - far
 
 
-def _draw(axes: Axes, points: Points, styles: dict[str, LineStyle], thin: set[str]) -> None:
+def _draw(axes: Axes, points: Points, styles: dict[str, LineStyle], thin: set[str], scale: AxisScale) -> None:
     for criterion, style in styles.items():
         levels = {key.level: point for key, point in points.items() if key.criterion == criterion}
         line = [levels[level] for level in sorted(levels)]
@@ -201,12 +219,22 @@ def _draw(axes: Axes, points: Points, styles: dict[str, LineStyle], thin: set[st
         axes.fill_between(x, low, high, color=style.color, alpha=0.1, linewidth=0, zorder=1.5)
         axes.plot(x, mean, color=style.color, linestyle=style.line, linewidth=1.0, zorder=3)
         axes.plot(x, mean, color=style.color, marker=style.marker, zorder=3.5, **(MARKER | {"markersize": 3.2}))
-    axes.set_ylim(0, 100)
+    if scale == "log":
+        set_log_ticks(axes, "y", 1, 105)
+    elif scale == "log-error":
+        axes.set_yscale("function", functions=log_error_scale(1e-3))
+        axes.set_ylim(0, 99.9)
+        ticks = accuracy_ticks(0, 99.9)
+        axes.set_yticks(ticks, [format_percent(tick) for tick in ticks])
+    else:
+        axes.set_ylim(0, 100)
     if points:
         remaining_weights_axis(axes, [point.remaining for point in points.values()], min_distance=0.17)
 
 
-def _add_legend(page: FigurePage, criteria: Sequence[str], styles: dict[str, LineStyle], top: float) -> None:
+def _add_legend(
+    page: FigurePage, criteria: Sequence[str], styles: dict[str, LineStyle], top: float, columns: int
+) -> None:
     from matplotlib.lines import Line2D
 
     lines: list[dict[str, Any]] = [MARKER | {"linestyle": styles[name].line, "linewidth": 1.0} for name in criteria]
@@ -218,17 +246,17 @@ def _add_legend(page: FigurePage, criteria: Sequence[str], styles: dict[str, Lin
         handles,
         [str(number) for number in range(len(handles))],
         loc="upper center",
-        bbox_to_anchor=page.to_figure(WIDTH / 2, top),
-        ncols=LEGEND_COLUMNS,
+        bbox_to_anchor=page.to_figure(page.width / 2, top),
+        ncols=columns,
         frameon=False,
         borderpad=0,
         borderaxespad=0,
         handlelength=2.6,
         columnspacing=1.0,
         labelspacing=0.3,
-        fontsize=6.2,
+        fontsize=6.2 * page.scale,
     )
-    set_legend_labels(legend, [fit_text(name, 1.6, size=6.2) for name in criteria])
+    set_legend_labels(legend, fit_labels(criteria, LEGEND_COLUMN_WIDTH - 0.3, size=6.2))
 
 
 def _rescaling_note(rows: Sequence[Row], plain: Sequence[Row]) -> str:

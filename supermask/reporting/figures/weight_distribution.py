@@ -9,7 +9,7 @@ import numpy as np
 
 from supermask.analysis.masks.weights import Distribution
 from supermask.core.text import Row
-from supermask.reporting.figures.layout import MARGIN, PANEL_SIZE, FigurePage, fit_text, max_text_width
+from supermask.reporting.figures.layout import MARGIN, PANEL_SIZE, FigurePage, fit_labels, max_text_width
 from supermask.reporting.figures.save import RenderedFigure
 from supermask.reporting.figures.style import BLUE, INK, WIDTH, style_context
 
@@ -40,11 +40,12 @@ def distribution_figure(pairs: Pairs, labels: Sequence[str], title: str) -> Rend
         label_width = max_text_width(labels, LABEL_WIDTH / blocks) + 0.14
         block_width = (WIDTH - 2 * MARGIN) / blocks
         width = (block_width - label_width - 0.16) / 2
-        page = FigurePage(title, _caption(pairs), HEADING_HEIGHT + (rows - 1) * row_height + height + AXIS_HEIGHT)
-        for index, (pair, label) in enumerate(zip(pairs, labels, strict=True)):
+        body = HEADING_HEIGHT + (rows - 1) * row_height + height + AXIS_HEIGHT
+        page = FigurePage(title, _caption(pairs), body, labels=labels)
+        names = fit_labels(labels, LABEL_WIDTH / blocks, lines=2)
+        for index, (pair, name) in enumerate(zip(pairs, names, strict=True)):
             block, row = divmod(index, rows)
             left, top = MARGIN + block * block_width + label_width, HEADING_HEIGHT + row * row_height
-            name = fit_text(label, LABEL_WIDTH / blocks, lines=2)
             page.text(left - 0.08, top + height / 2, name, ha="right", va="center")
             is_last = row == rows - 1 or index == len(pairs) - 1
             for side, distribution in enumerate(pair):

@@ -52,7 +52,7 @@ def weight_plane_figure(
     ]
     with style_context():
         bottom = AXIS_HEIGHT if shared_axes else 0.05
-        page = FigurePage(title, _caption(planes, hexbins), rows * row_height + bottom)
+        page = FigurePage(title, _caption(planes, hexbins), rows * row_height + bottom, labels=labels)
         for index, (counts, name) in enumerate(zip(hexbins, names, strict=True)):
             row, column = divmod(index, columns)
             left, top = MARGIN + LEFT + column * column_width, row * row_height + heading

@@ -9,6 +9,7 @@ from supermask.analysis.claims.sentences import describe_tests
 from supermask.core.errors import sanitize
 from supermask.core.text import format_number, format_p_cell, pluralize
 from supermask.reporting.figures.caption import format_seeds
+from supermask.reporting.figures.labels import escape_invisible
 
 if TYPE_CHECKING:
     from supermask.reporting.html.content import Report
@@ -73,6 +74,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "format_p": format_p,
     "format_minutes": format_minutes,
     "sanitize": sanitize,
+    "escape_invisible": escape_invisible,
     "describe_tests": describe_tests,
     "icon": ICONS.__getitem__,
     "outcome_icon": OUTCOME_ICONS.__getitem__,

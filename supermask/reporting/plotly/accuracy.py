@@ -20,10 +20,12 @@ from supermask.reporting.plotly.traces import (
     as_errors,
     error,
     error_axis,
+    escape_labels,
     escape_text,
     format_comparison,
     format_mean,
     horizontal_line,
+    hover_name,
     layout,
     line_traces,
     remaining_weights_axis,
@@ -79,7 +81,7 @@ def overview_plot(summary: Summary, treatments: Sequence[str]) -> tuple[Figure, 
         "colorscale": [[0, VERMILION], [0.5, "#ffffff"], [1, BLUE]],
         "showscale": False,
     }
-    names = [escape_text(label, 26) for label in treatments]
+    names = escape_labels(treatments, 26)
     figure = {
         "data": [heat],
         "layout": layout(
@@ -136,7 +138,7 @@ def _hover(summary: Summary, point: TreatmentPoint) -> str:
     percent = summary.measure.unit == "percent"
     digits = _digits(summary)
     remaining = f"{format_number(point.remaining)}% of weights remaining"
-    text = f"<b>{escape_text(point.treatment)}</b><br>level {point.level}, {remaining}"
+    text = f"{hover_name(point.treatment)}<br>level {point.level}, {remaining}"
     text += "<br>" + format_mean(point.interval, digits, "%" if percent else " iterations")
     if point.comparison:
         unit = " points" if percent else " iterations"
@@ -305,9 +307,10 @@ def _level_view(
     for row, ranked in enumerate(level.places):
         data += _rank_traces(ranked, row, styles[ranked.treatment], _rank_hover(level, ranked))
     label = f"{format_percent(level.weights_remaining_percent)}%"
+    labels = [ranked.treatment for ranked in level.places]
     names = [
-        escape_text(ranked.treatment, 30) + (" (ref.)" if ranked.treatment == summary.reference else "")
-        for ranked in level.places
+        name + (" (ref.)" if label == summary.reference else "")
+        for name, label in zip(escape_labels(labels, 30), labels, strict=True)
     ]
     xaxis = {"title": {"text": f"Mean rank at {label} (1 is best)"}, "range": [0.6, last_rank + 0.4]}
     yaxis = {
@@ -355,7 +358,7 @@ def _rank_traces(ranked: RankedTreatment, row: int, style: LineStyle, hover: str
 
 def _rank_hover(level: RankedLevel, ranked: RankedTreatment) -> str:
     seeds = len(level.seeds)
-    text = f"<b>{escape_text(ranked.treatment)}</b><br>level {level.level}, "
+    text = f"{hover_name(ranked.treatment)}<br>level {level.level}, "
     text += f"{format_number(level.weights_remaining_percent)}% of weights remaining"
     interval = ""
     if ranked.low95 is not None and ranked.high95 is not None:

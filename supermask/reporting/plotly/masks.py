@@ -24,10 +24,11 @@ from supermask.reporting.plotly.traces import (
     as_errors,
     error,
     error_axis,
-    escape_text,
+    escape_labels,
     format_comparison,
     format_mean,
     horizontal_line,
+    hover_name,
     layout,
     line_traces,
     remaining_weights_axis,
@@ -67,7 +68,7 @@ def _heuristic_point(point: Row) -> PlotPoint:
     interval = _interval(point)
     remaining = _float(point, "weights_remaining_percent")
     level = f"level {point['level']}, {format_number(remaining)}% of weights remaining"
-    hover = f"<b>{escape_text(str(point['criterion']))}</b><br>{level}<br>{format_mean(interval, 2, '%')}"
+    hover = f"{hover_name(str(point['criterion']))}<br>{level}<br>{format_mean(interval, 2, '%')}"
     return PlotPoint(remaining, interval.mean, interval.low, interval.high, hover)
 
 
@@ -92,7 +93,7 @@ def learned_masks_plot(results: Sequence[MaskResult], reference: str, dense: Seq
             x = error(value) if in_errors else value
             line = horizontal_line(name, 0.0, ends, dash, f"{name}: {format_number(value)}%")
             data.append({**line, "x": [x, x], "y": list(ends)})
-        names = [escape_text(name, 34) for name in labels]
+        names = escape_labels(labels, 34)
         xaxis: dict[str, Any] = {"title": {"text": "Test accuracy (%)"}}
         if in_errors:
             values = [value for result in results for value in (*result.values.values(), result.interval.low)]
@@ -156,7 +157,7 @@ def _row_position(result: MaskResult, results: Sequence[MaskResult], labels: Seq
 
 def _result_hover(result: MaskResult, reference: str) -> str:
     density = f"{format_number(result.density, 1)}% of the weights"
-    text = f"<b>{escape_text(result.treatment)}</b><br>{KINDS[result.kind].description}, {density}"
+    text = f"{hover_name(result.treatment)}<br>{KINDS[result.kind].description}, {density}"
     text += "<br>" + format_mean(result.interval, 2, "%")
     if result.comparison:
         text += "<br>" + format_comparison(result.comparison, result.p_holm, reference, 2, " points")
@@ -193,7 +194,7 @@ def learning_plot(points: Sequence[Row]) -> Figure:
 
 def _curve_point(name: str, point: Row) -> PlotPoint:
     interval = _interval(point)
-    hover = f"<b>{escape_text(name)}</b><br>iteration {point['iteration']:,}<br>{format_mean(interval, 2, '%')}"
+    hover = f"{hover_name(name)}<br>iteration {point['iteration']:,}<br>{format_mean(interval, 2, '%')}"
     return PlotPoint(_float(point, "iteration"), interval.mean, interval.low, interval.high, hover)
 
 

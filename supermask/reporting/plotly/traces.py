@@ -13,6 +13,7 @@ from typing import Any
 
 from supermask.analysis.stats import Comparison, MeanInterval
 from supermask.core.text import format_number, format_p, format_percent
+from supermask.reporting.figures.labels import escape_invisible, short_labels, shorten_middle
 from supermask.reporting.figures.style import LineStyle, thin_ticks
 
 Trace = dict[str, Any]
@@ -200,10 +201,25 @@ def error_axis(title: str, accuracies: Sequence[float | None]) -> dict[str, Any]
 
 
 def escape_text(text: str, max_length: int = MAX_NAME_LENGTH) -> str:
-    """Escape text for Plotly, which reads HTML tags and math, and shorten it to `max_length` letters."""
-    short = text if len(text) <= max_length else text[: max_length - 1] + "…"
+    """Escape text for Plotly, which reads HTML tags and math, and shorten it in the middle to `max_length` letters."""
+    return _escape_html(shorten_middle(escape_invisible(text), lambda part: len(part) <= max_length))
+
+
+def escape_labels(labels: Sequence[str], max_length: int) -> list[str]:
+    """Escape and shorten labels of an axis; labels that would look alike are numbered."""
+    return [_escape_html(label) for label in short_labels(labels, max_length)]
+
+
+def hover_name(label: str) -> str:
+    """Return a whole label in bold for a hover text, with a line break after every `MAX_NAME_LENGTH` letters."""
+    text = escape_invisible(label)
+    lines = [text[start : start + MAX_NAME_LENGTH] for start in range(0, len(text), MAX_NAME_LENGTH)]
+    return f"<b>{'<br>'.join(map(_escape_html, lines))}</b>"
+
+
+def _escape_html(text: str) -> str:
     # Plotly would pass text between two `$` to MathJax, which the page does not load.
-    return html.escape(short, quote=False).replace("$", "&#36;")
+    return html.escape(text, quote=False).replace("$", "&#36;")
 
 
 def format_mean(interval: MeanInterval, digits: int, unit: str) -> str:

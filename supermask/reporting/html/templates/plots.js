@@ -86,7 +86,7 @@ function showLegend(place, id, state) {
     const button = element("button");
     button.type = "button";
     button.setAttribute("aria-pressed", String(!state.hidden.has(trace.legendgroup)));
-    const name = element("bdi", "", trace.name);
+    const name = element("bdi", "", visibleText(trace.name));
     button.append(swatch(trace), name);
     button.addEventListener("click", () => {
       const group = trace.legendgroup;
@@ -131,7 +131,7 @@ function showCanvas(place, state) {
   layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
   for (const axis of [layout.xaxis, layout.yaxis]) {
     Object.assign(axis, { gridcolor: look.grid, linecolor: look.rule, tickfont: { size: 12 }, zerolinecolor: look.rule });
-    if (narrow && axis === layout.yaxis && axis.ticktext) axis.ticktext = axis.ticktext.map(shortened);
+    if (narrow && axis === layout.yaxis && axis.ticktext) axis.ticktext = shortened(axis.ticktext);
     if (narrow && axis === layout.xaxis && layout.width < 560 && (axis.tickvals || []).length > 7) thin(axis);
     axis.title = Object.assign({ standoff: 8 }, axis.title, { font: { size: 13 } });
   }
@@ -139,11 +139,21 @@ function showCanvas(place, state) {
   Plotly.react(canvas, view.data, layout, config);
 }
 
-/* Shorten a name that is escaped for Plotly, counting the letters that are displayed. */
-function shortened(text) {
-  const plain = text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&#36;", "$").replaceAll("&amp;", "&");
-  const cut = plain.length > 18 ? plain.slice(0, 17) + "…" : plain;
-  return cut.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("$", "&#36;");
+/* Shorten names that are escaped for Plotly to 18 displayed letters, in the middle; number those that become equal. */
+function shortened(texts) {
+  const used = new Set();
+  return texts.map((text) => {
+    const plain = [...text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&#36;", "$").replaceAll("&amp;", "&")];
+    let cut, number = 1, suffix = "";
+    do {
+      const kept = 17 - suffix.length;
+      const short = plain.length > kept + 1 ? [...plain.slice(0, Math.ceil(kept / 2)), "…", ...plain.slice(plain.length - Math.floor(kept / 2))] : plain;
+      cut = short.join("") + suffix;
+      suffix = ` (${++number})`;
+    } while (used.has(cut));
+    used.add(cut);
+    return cut.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("$", "&#36;");
+  });
 }
 
 function thin(axis) {
@@ -215,6 +225,16 @@ function svg(name, attributes) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   return made;
+}
+
+/* Text with control and invisible characters written as escapes, as labels.escape_invisible in Python does. */
+function visibleText(text) {
+  return text.replace(/[\p{C}\p{Z}]/gu, (character) => {
+    if (character === " ") return character;
+    const code = character.codePointAt(0);
+    const [prefix, digits] = code < 0x100 ? ["\\x", 2] : code < 0x10000 ? ["\\u", 4] : ["\\U", 8];
+    return prefix + code.toString(16).padStart(digits, "0");
+  });
 }
 
 function element(name, className, text) {

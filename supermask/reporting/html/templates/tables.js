@@ -133,7 +133,7 @@ function cell(shown, columns, row) {
   const made = document.createElement("td");
   if (shown.kind === "text") {
     const name = document.createElement("bdi");
-    name.textContent = value === null || value === undefined ? NOTHING : String(value);
+    name.textContent = value === null || value === undefined ? NOTHING : visibleText(String(value));
     if (shown.bold && columns[shown.bold](row) === true) name.className = "bold";
     made.append(name);
     return made;
