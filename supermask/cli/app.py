@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from supermask.core.errors import SystemFailure, UserError, did_you_mean
 
 app = typer.Typer(
     name="supermask",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,13 +42,56 @@ def supermask(
     """Lottery tickets and supermasks: run a study, test its claims, and verify every run from its stored tensors."""
 
 
-StudyArg = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a shipped study, or path to a .yaml file.")]
+def complete_studies() -> list[str]:
+    """Return the shipped studies and the study files of the current folder."""
+    from supermask.study.loading import builtin_study_names
+
+    return [*builtin_study_names(), *sorted(file.name for file in Path().glob("*.yaml"))]
+
+
+def complete_scales() -> list[str]:
+    """Return the scales of all shipped studies."""
+    from supermask.study import builtin_studies
+
+    return list(dict.fromkeys(scale for study in builtin_studies() for scale in study.scales))
+
+
+def complete_overrides(incomplete: str) -> list[str]:
+    """Return the keys of a study, each with `=`; after `scale=` also the scales."""
+    from supermask.study.schema import Settings
+    from supermask.study.yaml import nested_keys
+
+    scales = [f"scale={name}" for name in complete_scales()] if incomplete.startswith("scale=") else ["scale="]
+    return [f"{key}=" for key in nested_keys(Settings)] + scales
+
+
+def complete_studies_and_overrides(incomplete: str) -> list[str]:
+    """Return the completions of an argument that is a study or an override."""
+    return complete_studies() + complete_overrides(incomplete)
+
+
+StudyArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="Name of a shipped study, or path to a .yaml file.", autocompletion=complete_studies
+    ),
+]
 OverridesArg = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
         help="Settings that override the study file, such as scale=digits 'seeds=[0,1]' train.lr=1e-3.",
         show_default=False,
+        autocompletion=complete_overrides,
+    ),
+]
+ScaleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scale",
+        help="Scale of the study, such as digits; the same as scale=NAME.",
+        show_default=False,
+        autocompletion=complete_scales,
     ),
 ]
 StoreOption = Annotated[
@@ -75,11 +118,25 @@ def split_studies_and_overrides(arguments: Sequence[str] | None) -> tuple[list[s
     return [text for text in arguments or [] if text not in overrides], overrides
 
 
+def add_scale(overrides: Sequence[str] | None, scale: str | None) -> list[str]:
+    """Return the overrides with the option `--scale` as `scale=NAME`. Raises UserError if they name two scales."""
+    overrides = list(overrides or [])
+    settings = [text.partition("=")[2] for text in overrides if text.startswith("scale=")]
+    if scale is None or settings[-1:] == [scale]:
+        return overrides
+    if settings:
+        raise UserError(f"--scale {scale} and scale={settings[-1]} differ: give one of them.")
+    return [*overrides, f"scale={scale}"]
+
+
 def print_warnings(texts: Sequence[str]) -> None:
     """Print warnings to standard error, one per line, so that standard output holds the result alone."""
     for text in texts:
         echo(f"supermask: {text}", err=True)
 
+
+COMPLETION_VARIABLE = "_SUPERMASK_COMPLETE"
+"""Variable by which the completion script of a shell asks for completions."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells report it."""
@@ -114,6 +171,8 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
 
 def _invoke(app: typer.Typer, arguments: list[str]) -> int:
     command = get_command(app)
+    if os.environ.get(COMPLETION_VARIABLE):
+        command.main(arguments, "supermask", complete_var=COMPLETION_VARIABLE)
     try:
         with command.make_context("supermask", arguments) as context:
             command.invoke(context)
@@ -132,19 +191,24 @@ def _usage_message(error: Exception) -> str:
     unknown = getattr(error, "option_name", None)
     if context is not None and unknown and message.startswith("No such option"):
         options = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
-        message = f"No such option {unknown}{_override_hint(unknown) or did_you_mean(unknown, options)}"
+        takes_overrides = any("KEY=VALUE" in (parameter.metavar or "") for parameter in context.command.params)
+        hint = _override_hint(unknown) if takes_overrides else ""
+        message = f"No such option {unknown}{hint or did_you_mean(unknown, options)}"
     path = context.command_path if context is not None else "supermask"
     return f"{message}{'' if message.endswith('?') else '.'} See `{path} --help`."
 
 
 def _override_hint(option: str) -> str:
-    """Return a hint for options such as `--scale`: keys of a study are written without dashes."""
+    """Return a hint for options such as `--seeds` and `--lr`: keys of a study are written without dashes."""
     from supermask.study.loading import STUDY_KEYS
+    from supermask.study.schema import KEY_ALIASES, Settings
+    from supermask.study.yaml import nested_keys
 
-    key = option.lstrip("-").partition(".")[0]
-    if key in ("scale", *STUDY_KEYS):
-        return f"; settings of a study are written without dashes: {option.lstrip('-')}=VALUE"
-    return ""
+    key = option.lstrip("-")
+    nested = {dotted.rpartition(".")[2]: dotted for dotted in reversed(list(nested_keys(Settings)))}
+    if key.partition(".")[0] not in STUDY_KEYS:
+        key = nested.get(key) or KEY_ALIASES.get(key) or ""
+    return f"; settings of a study are written without dashes: {key}=VALUE" if key else ""
 
 
 def _print_error(message: str) -> None:

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from supermask.cli.app import OverridesArg, StoreOption, StudyArg, app, print_warnings, split_studies_and_overrides
+from supermask.cli.app import (
+    OverridesArg,
+    ScaleOption,
+    StoreOption,
+    StudyArg,
+    add_scale,
+    app,
+    complete_studies_and_overrides,
+    print_warnings,
+    split_studies_and_overrides,
+)
 from supermask.cli.output import echo
 from supermask.core.errors import UserError
 
@@ -22,7 +32,9 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def status(study: StudyArg, overrides: OverridesArg = None, store: StoreOption = None) -> None:
+def status(
+    study: StudyArg, overrides: OverridesArg = None, scale: ScaleOption = None, store: StoreOption = None
+) -> None:
     """Print the progress of a study: runs by status for each treatment, and the accuracy at its last level.
 
     Example: `supermask status mask-criteria scale=digits`
@@ -30,7 +42,7 @@ def status(study: StudyArg, overrides: OverridesArg = None, store: StoreOption =
     from supermask.api import runs
     from supermask.reporting.status import format_status
 
-    plan, rows, damaged = runs.study_rows(study, overrides or [], store)
+    plan, rows, damaged = runs.study_rows(study, add_scale(overrides, scale), store)
     echo(f"{plan.study.name}: {plan.study.network} on {plan.study.dataset}\n")
     echo(format_status(runs.treatment_labels(plan), rows), nl=False)
     print_warnings(damaged)
@@ -53,6 +65,7 @@ TEXT_COLUMNS = (
 def table(
     study: StudyArg,
     overrides: OverridesArg = None,
+    scale: ScaleOption = None,
     store: StoreOption = None,
     format: Annotated[
         Literal["csv", "json", "parquet", "latex", "markdown"], typer.Option(help="Output format.")
@@ -67,7 +80,7 @@ def table(
 
     if format == "parquet" and sys.stdout.isatty():
         raise UserError("a Parquet table is binary: send it to a file, as in `supermask table ... > runs.parquet`.")
-    _, rows, damaged = runs.study_rows(study, overrides or [], store)
+    _, rows, damaged = runs.study_rows(study, add_scale(overrides, scale), store)
     if format == "parquet":
         sys.stdout.buffer.write(tables.to_parquet(rows))
     elif format in ("latex", "markdown"):
@@ -84,6 +97,7 @@ def table(
 def figure(
     study: StudyArg,
     overrides: OverridesArg = None,
+    scale: ScaleOption = None,
     store: StoreOption = None,
     out: Annotated[Path, typer.Option(help="Output folder, created if it is missing.")] = Path("figures"),
     only: Annotated[
@@ -123,7 +137,9 @@ def figure(
 
     options = FigureOptions(parse_width(width), not no_title, not no_caption, axis, style)
     formats, names = _split(format), _split(only or "")
-    saved, damaged = runs.figures(study, overrides or [], out, store, names, treatments or "", formats, options)
+    saved, damaged = runs.figures(
+        study, add_scale(overrides, scale), out, store, names, treatments or "", formats, options
+    )
     for rendered, paths in saved:
         suffixes = ",".join(path.suffix[1:] for path in paths)
         echo(f"{paths[0].with_suffix('')}.{{{suffixes}}}\n  {rendered.caption}\n")
@@ -223,6 +239,7 @@ StudiesAndOverrides = Annotated[
         metavar="[STUDY|KEY=VALUE]...",
         help="Studies (shipped names or .yaml files; default: all shipped studies), and settings for all of them.",
         show_default=False,
+        autocompletion=complete_studies_and_overrides,
     ),
 ]
 
@@ -230,6 +247,7 @@ StudiesAndOverrides = Annotated[
 @app.command()
 def claims(
     arguments: StudiesAndOverrides = None,
+    scale: ScaleOption = None,
     store: StoreOption = None,
     format: Annotated[Literal["text", "markdown", "csv", "json"], typer.Option(help="Output format.")] = "text",
 ) -> None:
@@ -243,6 +261,7 @@ def claims(
     from supermask.api import reports, runs
 
     studies, overrides = split_studies_and_overrides(arguments)
+    overrides = add_scale(overrides, scale)
     findings, damaged = reports.claims(studies, overrides, runs.open_store(store).root)
     write = {"text": format_text, "markdown": format_markdown, "csv": format_csv, "json": format_json}[format]
     notices = claim_notices(findings)
@@ -262,8 +281,10 @@ def report(
             metavar="STUDY... KEY=VALUE",
             help="Shipped names or paths to .yaml files, and settings that override all of these studies.",
             show_default=False,
+            autocompletion=complete_studies_and_overrides,
         ),
     ] = None,
+    scale: ScaleOption = None,
     store: StoreOption = None,
     out: Annotated[Path, typer.Option(help="Output file.")] = Path("report.html"),
 ) -> None:
@@ -275,6 +296,7 @@ def report(
     from supermask.reporting.html.filters import headline
 
     studies, overrides = split_studies_and_overrides(arguments)
+    overrides = add_scale(overrides, scale)
     content = reports.collect_report(studies, overrides, store, out)
     path = reports.write_report(content, out)
     echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB: {headline(content)}")

@@ -10,7 +10,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from supermask.cli.app import StoreOption, app, print_warnings, split_studies_and_overrides
+from supermask.cli.app import (
+    ScaleOption,
+    StoreOption,
+    add_scale,
+    app,
+    complete_studies_and_overrides,
+    print_warnings,
+    split_studies_and_overrides,
+)
 from supermask.cli.output import echo, survive_lost_output
 
 PROGRESS_INTERVAL = 10.0
@@ -27,11 +35,13 @@ def export_tracker(
     studies: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="STUDY",
+            metavar="[STUDY|KEY=VALUE]...",
             help="Studies to export, and KEY=VALUE settings for all of them [default: every run of the store].",
             show_default=False,
+            autocompletion=complete_studies_and_overrides,
         ),
     ] = None,
+    scale: ScaleOption = None,
     store: StoreOption = None,
     out: Annotated[
         Path | None,
@@ -46,6 +56,7 @@ def export_tracker(
     from supermask.export.trackers import view_command
 
     names, overrides = split_studies_and_overrides(studies)
+    overrides = add_scale(overrides, scale)
     with _progress() as show_progress:
         summary = export_tracker(tracker, names, overrides, store, out, show_progress)
     skipped = f", {summary.known:,} skipped because the folder has them" if summary.known else ""

@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from supermask.cli.app import OverridesArg, StoreOption, StudyArg, WorkersOption, app, print_warnings
+from supermask.cli.app import (
+    OverridesArg,
+    ScaleOption,
+    StoreOption,
+    StudyArg,
+    WorkersOption,
+    add_scale,
+    app,
+    complete_scales,
+    print_warnings,
+)
 from supermask.cli.output import echo, survive_lost_output
-from supermask.core.errors import SystemFailure
+from supermask.core.errors import SystemFailure, UserError, quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +37,8 @@ EngineOption = Annotated[
     str,
     typer.Option(
         help="Training engine: auto, sparse (CPU, its cost falls with the mask), stacked (many runs at once) or "
-        "reference."
+        "reference.",
+        autocompletion=lambda: ["auto", "sparse", "stacked", "reference"],
     ),
 ]
 PrecisionOption = Annotated[
@@ -41,7 +52,7 @@ StackOption = Annotated[
         show_default=False,
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, or cuda for one GPU.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, or cuda for one GPU.", autocompletion=lambda: ["cpu", "cuda"])]
 KeepOption = Annotated[
     Literal["all", "needed", "masks"],
     typer.Option(help="Weights to keep: all; only those needed to extend the study; none, only masks."),
@@ -77,6 +88,7 @@ def studies() -> None:
 def plan(
     study: StudyArg,
     overrides: OverridesArg = None,
+    scale: ScaleOption = None,
     store: StoreOption = None,
     workers: WorkersOption = None,
     estimate: Annotated[
@@ -109,7 +121,7 @@ def plan(
     local_workers = workers or default_workers()
     if estimate and cores is None and gpus is None:
         cores = local_workers
-    summary = runs.plan(study, overrides or [], store, cores, gpus)
+    summary = runs.plan(study, add_scale(overrides, scale), store, cores, gpus)
     planned, recipe, local = summary.plan.study, summary.recipe, summary.estimate
     size = f"{len(planned.treatments)} treatments x {len(planned.seeds)} seeds x {planned.prune.levels} levels"
     batches = f"{recipe.iterations:,} iterations of {recipe.batch_size} images, {recipe.optimizer}"
@@ -147,6 +159,7 @@ def plan(
 def run(
     study: StudyArg,
     overrides: OverridesArg = None,
+    scale: ScaleOption = None,
     store: StoreOption = None,
     workers: WorkersOption = None,
     engine: EngineOption = "auto",
@@ -169,7 +182,17 @@ def run(
     listener = _progress_listener(console, engine, device)
     with _report_interruption():
         schedule = runs.run(
-            study, overrides or [], store, workers, engine, device, keep, listener, precision, stack, cluster
+            study,
+            add_scale(overrides, scale),
+            store,
+            workers,
+            engine,
+            device,
+            keep,
+            listener,
+            precision,
+            stack,
+            cluster,
         )
     _print_outcome(sanitize(Path(study).stem), schedule)
     _raise_on_failed_certificates(schedule)
@@ -180,10 +203,19 @@ def run(
 @app.command()
 @survive_lost_output()
 def reproduce(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="scale=NAME", help="The same as --scale NAME.", show_default=False),
+    ] = None,
     scale: Annotated[
-        str,
-        typer.Option(help="Scale of the studies: digits (about a minute), laptop (MNIST, hours on two cores), paper."),
-    ] = "digits",
+        str | None,
+        typer.Option(
+            help="Scale of the studies: digits (about a minute), laptop (MNIST, hours on two cores) or paper "
+            "[default: digits].",
+            show_default=False,
+            autocompletion=complete_scales,
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Run only this shipped study; repeat for more.", show_default=False)
     ] = None,
@@ -210,10 +242,13 @@ def reproduce(
     from supermask.execution.run import RunOptions
     from supermask.reporting.html.filters import headline
 
+    *others, setting = add_scale(overrides, scale) or ["scale=digits"]
+    if others or not setting.startswith("scale="):
+        raise UserError(f"{quote(others[0] if others else setting)}: reproduce has the setting scale only.")
     options = RunOptions(runs.store_path(store), workers, engine, device, keep, precision, stack, cluster)
     listener = _progress_listener(Console(soft_wrap=True), engine, device)
     with _report_interruption():
-        result = reports.reproduce(scale, only or [], options, out, listener)
+        result = reports.reproduce(setting.partition("=")[2], only or [], options, out, listener)
     _print_outcome("reproduce", result.schedule)
     report = result.report
     for text in report.notices:

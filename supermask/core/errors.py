@@ -18,9 +18,15 @@ class SystemFailure(Exception):
     exit_status = 1
 
 
+ALIASES = {"gpu": "cuda", "magnitude": "large_final", "l1": "large_final"}
+"""Usual names elsewhere -> names here; suggested if they are allowed."""
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest allowed name, or an empty string if none is near."""
-    near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    names = list(allowed)
+    alias = ALIASES.get(given)
+    near = [alias] if alias in names else difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -101,9 +101,12 @@ def _read_tree(study: str | Path) -> Node:
     path = expand_path(study)
     if isinstance(study, Path) or len(path.parts) > 1 or path.suffix in (".yaml", ".yml") or _exists(study):
         return read_study_file(path)
+    # Files of the current folder, whose suffix is easily left out.
+    files = sorted(file.name for file in Path().glob("*.y*ml"))
+    missing_suffix = [file for file in files if Path(file).stem == study]
+    near = f"; did you mean {missing_suffix[0]!r}?" if missing_suffix else did_you_mean(study, [*names, *files])
     raise UserError(
-        f"study {quote(study)} is not known{did_you_mean(study, names) or ';'} "
-        f"shipped: {', '.join(names)}; or give a path to a .yaml file."
+        f"study {quote(study)} is not known{near or ';'} shipped: {', '.join(names)}; or give a path to a .yaml file."
     )
 
 

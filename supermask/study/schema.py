@@ -6,8 +6,8 @@ and overrides, with errors that name file and line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -282,8 +282,32 @@ class Treatment(StrictModel):
         return tuple((key, (type(value).__name__, value)) for key, value in self if key != "name")
 
 
+KEY_ALIASES = {
+    "learning_rate": "train.lr",
+    "batch": "train.batch_size",
+    "batchsize": "train.batch_size",
+    "optim": "train.optimizer",
+    "wd": "train.weight_decay",
+    "warmup": "train.warmup_epochs",
+    "iterations": "train.epochs",
+    "prune_rate": "prune.rates.hidden",
+    "rate": "prune.rates.hidden",
+    "rounds": "prune.levels",
+    "model": "network",
+    "arch": "network",
+    "data": "dataset",
+    "seed": "seeds",
+    "criterion": "treatments",
+    "mask0": "treatments",
+    "mask1": "treatments",
+}
+"""Usual names of settings, and keys of treatments -> the keys of a study that are suggested for them."""
+
+
 class Settings(StrictModel):
     """The keys of a study except `treatments`, `reference`, `claims` and `scales`."""
+
+    key_aliases: ClassVar[Mapping[str, str]] = KEY_ALIASES
 
     title: Title = ""
     network: Network = "fc"

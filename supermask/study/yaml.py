@@ -7,8 +7,9 @@ The tree is built from parser events, because nesting and expansion must be boun
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, get_args
 
@@ -240,13 +241,58 @@ def unknown_key_message(
     """Return the error for the unknown key at the end of `path`, which runs through the fields of `model`."""
     outermost = model
     for part in path[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        types = (annotation, *get_args(annotation))
-        model = next(t for t in types if isinstance(t, type) and issubclass(t, BaseModel))
-    known = [field.alias or name for name, field in model.model_fields.items()]
-    if allowed and model is outermost:
-        known = list(allowed)
+        model = _submodel(model, str(part)) or model
+    known = list(allowed) if allowed and model is outermost else list(_keys(model))
     key = str(path[-1])
-    near = did_you_mean(key, known) or "."
+    near = _elsewhere(outermost, key, known) or did_you_mean(key, known) or _nearest_nested(outermost, key) or "."
     owner = _format_path(prefix, path[:-1]) or "a study"
     return f"{owner} has no key {quote(key)}{near} Allowed: {', '.join(known)}."
+
+
+def nested_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a model and of the models in it, dotted, such as `train.lr`."""
+    for name, key in _keys(model).items():
+        yield prefix + name
+        if (inner := _submodel(model, key)) is not None:
+            yield from nested_keys(inner, f"{prefix}{name}.")
+
+
+def nearest_nested_key(model: type[BaseModel], key: str) -> str | None:
+    """Return the dotted key that is probably meant by `key`, or None.
+
+    An alias of the model (`key_aliases`) or the equal last part of a nested key wins over similar ones; of equal ones
+    the first, in the order of the fields: `train.lr` before `learn.lr`.
+    """
+    aliases: Mapping[str, str] = getattr(model, "key_aliases", {})
+    if key in aliases:
+        return aliases[key]
+    by_last_part: dict[str, str] = {}
+    for dotted in nested_keys(model):
+        by_last_part.setdefault(dotted.rpartition(".")[2], dotted)
+    if key in by_last_part:
+        return by_last_part[key]
+    similar = difflib.get_close_matches(key, by_last_part, n=1, cutoff=0.7)
+    return by_last_part[similar[0]] if similar else None
+
+
+def _elsewhere(model: type[BaseModel], key: str, known: Sequence[str]) -> str:
+    """Return the hint for an alias, or for a key that exists at another place of the model."""
+    last_parts = {dotted.rpartition(".")[2] for dotted in nested_keys(model)} | set(getattr(model, "key_aliases", {}))
+    return _nearest_nested(model, key) if key in last_parts and key not in known else ""
+
+
+def _nearest_nested(model: type[BaseModel], key: str) -> str:
+    nearest = nearest_nested_key(model, key)
+    return "" if nearest is None else f"; did you mean {nearest!r}?"
+
+
+def _keys(model: type[BaseModel]) -> dict[str, str]:
+    """Return key in a study file -> name of the field."""
+    return {field.alias or name: name for name, field in model.model_fields.items()}
+
+
+def _submodel(model: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """Return the model that is the type of a field, or None."""
+    annotation = model.model_fields[field].annotation
+    types = (annotation, *get_args(annotation))
+    return next((t for t in types if isinstance(t, type) and issubclass(t, BaseModel)), None)

@@ -41,7 +41,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["pla", "mask-criteria"], "No such command 'pla'"),
         (["run", "mask-criteria", "--stor", "x"], "No such option --stor; did you mean '--store'?"),
-        (["run", "mask-criteria", "--scale", "digits"], "settings of a study are written without dashes: scale=VALUE"),
+        (["run", "mask-criteria", "--scale", "digit"], "did you mean 'digits'?"),
         (["run", "mask-criteria", "--train.lr=1e-3"], "written without dashes: train.lr=VALUE"),
         (["plan"], "Missing argument 'STUDY'"),
         (["table", "mask-criteria", "--format", "xml"], "'xml' is not one of 'csv', 'json', 'parquet'"),
@@ -59,7 +59,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "mask-criteria", "scale=digits", "--engine", "warp"], "'warp' is not an engine"),
         (["run", "mask-criteria", "scale=laptop"], "dataset 'mnist' was not found"),
         *(
-            (["run", "mask-criteria", "scale=digits", "--cluster", address], "is no address of a Ray cluster")
+            (["run", "mask-criteria", "scale=digits", "--cluster", address], "is not an address of a Ray cluster")
             for address in (":", "ray://", "ray://host", "host:port", "host:99999", "http://host:6379", "[::1]:")
         ),
         (["verify"], "there is no store at supermask-store"),

@@ -19,8 +19,8 @@ HEAD = """# Command line
 Generated from the command table by `make cli-reference`; a test compares the two.
 
 `STUDY` is the name of a shipped study (`supermask studies` lists them) or a path to a `.yaml` file. `KEY=VALUE` are
-settings that override the study file: `scale=digits` selects one of its scales, and any key of `docs/studies.md`
-overrides the value of the scale and of the file.
+settings that override the study file: `scale=digits` (or `--scale digits`) selects one of its scales, and any key of
+`docs/studies.md` overrides the value of the scale and of the file.
 
 Exit status: 0 on success; 1 if the system fails (disk full, read-only, ...), a check fails or no run of a study has
 finished; 2 if the input cannot be used; 130 after Ctrl-C. An error is one message on standard error, and finished runs
@@ -29,6 +29,11 @@ are kept.
 Characters that the encoding of a stream lacks are escaped as `\\uXXXX`; `PYTHONUTF8=1` selects UTF-8. If standard
 output can no longer be written while a study trains (closed pipe, full disk, lost terminal), the training continues,
 and the command ends with status 1.
+
+Shell completion of commands, options, studies and settings: run `supermask --install-completion` (bash, zsh, fish,
+PowerShell) and open a new terminal; `supermask --show-completion` prints the script instead.
+
+A leading `~` is the home folder in every path, also in the variables below.
 
 Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the folder of the datasets,
 `SUPERMASK_CACHE` the folder of decoded datasets and measured costs. `SUPERMASK_MEASURE_COSTS=1` lets the sparse engine

@@ -255,7 +255,7 @@ def test_an_index_counts_the_items_as_written(study: Path, key: str) -> None:
 
 WRONG_OVERRIDES = {
     "train.epoch=3": "train has no key 'epoch'; did you mean 'epochs'? Allowed: optimizer, lr, ",
-    "epochs=3": "a study has no key 'epochs'. Allowed: title, network, ",
+    "epochs=3": "a study has no key 'epochs'; did you mean 'train.epochs'? Allowed: title, network, ",
     "prune.rates.hidden=1.2": "prune.rates.hidden: 1.2 is not a prune rate: it is the share of the surviving weights "
     "removed per level, above 0 and below 1.",
     "prune.rates.global=0": "prune.rates.global: 0 is not a prune rate",
