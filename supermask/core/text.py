@@ -100,16 +100,18 @@ def format_number(value: float, digits: int = 2, signed: bool = False) -> str:
 
 
 def format_p(p: float, significance: float = 0.05) -> str:
-    """A p-value in a sentence: `p = 0.021`, `p < 0.001`. A p below `significance` is not rounded up to it."""
-    rounded = f"{p:.2g}"
-    if p < significance <= float(rounded):
-        rounded = f"{significance - 0.001:.3f}"
-    return "p < 0.001" if p < 0.001 else f"p = {rounded}"
+    """Write a p-value in a sentence: `p = 0.021`, `p < 0.001`. A p below `significance` is not rounded up to it."""
+    return "p < 0.001" if p < 0.001 else f"p = {_round_p(p, f'{p:.2g}', significance)}"
 
 
-def format_p_cell(p: float) -> str:
-    """A p-value in a column of a table: `0.021`, `0.34`, `< 0.001`."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+def format_p_cell(p: float, significance: float = 0.05) -> str:
+    """Write a p-value in a column of a table: `0.021`, `0.34`, `< 0.001`; rounded as in `format_p`."""
+    return "< 0.001" if p < 0.001 else _round_p(p, f"{p:.3f}" if p < 0.1 else f"{p:.2f}", significance)
+
+
+def _round_p(p: float, rounded: str, significance: float) -> str:
+    """Return the rounded p-value, or the next lower thousandth if it would look not significant and p is."""
+    return f"{significance - 0.001:.3f}" if p < significance <= float(rounded) else rounded
 
 
 def format_range(counts: Collection[int]) -> str:

@@ -30,13 +30,13 @@ from supermask.core.errors import SystemFailure
 from supermask.execution.checkpoints import TaskInterrupted
 from supermask.execution.coordinator import MAX_WORKER_CRASHES as MAX_WORKER_CRASHES
 from supermask.execution.coordinator import (
-    SHUTDOWN_GRACE_SECONDS,
     STORE_POLL_SECONDS,
     Assignment,
     ExecutionRequest,
     WorkerAnswer,
     WorkerDied,
     open_coordinator,
+    shutdown_grace_seconds,
 )
 from supermask.execution.coordinator import StudyInterrupted as StudyInterrupted
 from supermask.execution.coordinator import TaskListener as TaskListener
@@ -66,7 +66,8 @@ def run_plan(request: ExecutionRequest, start_method: str = "forkserver") -> Sch
     with open_coordinator(request) as coordinator:
         if coordinator.scheduler.tasks_left:
             preload = _modules_to_preload(request.config, request.plan)
-            with _worker_factory(start_method, preload) as start_worker:
+            grace = shutdown_grace_seconds(request.config)
+            with _worker_factory(start_method, preload, grace) as start_worker:
                 coordinator.run(ProcessPool(request.config, request.workers, start_worker))
     return coordinator.scheduler
 
@@ -204,9 +205,11 @@ def run_chains(config: WorkerConfig, chains: Sequence[Chain]) -> list[TaskResult
 
 
 @contextmanager
-def _worker_factory(start_method: str, preload: list[str]) -> Iterator[Callable[[], WorkerProcess]]:
+def _worker_factory(
+    start_method: str, preload: list[str], grace_seconds: float
+) -> Iterator[Callable[[], WorkerProcess]]:
     """Yield a function that starts a worker. At the end all workers are gone: after an exception within
-    SHUTDOWN_GRACE_SECONDS.
+    `grace_seconds`.
     """
     context = multiprocessing.get_context(start_method)
     first = _start_fork_server(context, preload) if start_method == "forkserver" else None
@@ -231,7 +234,8 @@ def _worker_factory(start_method: str, preload: list[str]) -> Iterator[Callable[
             first.join()
     except BaseException:
         with block_stop_signals():
-            _stop_processes([worker.process for worker in workers] + ([first] if first is not None else []))
+            processes = [worker.process for worker in workers] + ([first] if first is not None else [])
+            _stop_processes(processes, grace_seconds)
         raise
 
 
@@ -327,11 +331,11 @@ def _exit_with_parent(main: BaseProcess) -> None:
     os._exit(1)
 
 
-def _stop_processes(processes: list[BaseProcess]) -> None:
-    """Ask processes to save checkpoints and end; kill those that do not within SHUTDOWN_GRACE_SECONDS."""
+def _stop_processes(processes: list[BaseProcess], grace_seconds: float) -> None:
+    """Ask processes to save checkpoints and end; kill those that do not within `grace_seconds`."""
     for process in processes:
         process.terminate()
-    deadline = time.monotonic() + SHUTDOWN_GRACE_SECONDS
+    deadline = time.monotonic() + grace_seconds
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():

@@ -13,12 +13,12 @@ from typing import Any
 
 from supermask.core.errors import SystemFailure, UserError, quote, sanitize
 from supermask.execution.coordinator import (
-    SHUTDOWN_GRACE_SECONDS,
     Assignment,
     ExecutionRequest,
     WorkerAnswer,
     WorkerDied,
     open_coordinator,
+    shutdown_grace_seconds,
 )
 from supermask.execution.remote import RemoteError, RemoteResult, RemoteSession, remote_session, run_remote_job
 from supermask.execution.scheduler import Scheduler
@@ -127,7 +127,7 @@ class RayPool:
         import ray
 
         may_stack = config.stack != 1
-        self._session, self._workers = session, workers
+        self._session, self._workers, self._grace_seconds = session, workers, shutdown_grace_seconds(config)
         self._resource, self._share_per_task = (
             ("CPU", 1.0) if config.device == "cpu" else ("GPU", GPU_FRACTION_PER_STACK if may_stack else 1.0)
         )
@@ -182,7 +182,7 @@ class RayPool:
         return answer or ()
 
     def stop(self) -> None:
-        """Let the tasks in flight save checkpoints; kill those that do not within SHUTDOWN_GRACE_SECONDS.
+        """Let the tasks in flight save checkpoints; kill those that do not within `shutdown_grace_seconds`.
 
         At the end of a plan there may be some too: tasks whose runs another process has finished meanwhile.
         """
@@ -194,7 +194,7 @@ class RayPool:
         # The connection may be lost; then there is nothing more to stop.
         with suppress(Exception):
             references = [*self._in_flight]
-            _, busy = ray.wait(references, num_returns=len(references), timeout=SHUTDOWN_GRACE_SECONDS)
+            _, busy = ray.wait(references, num_returns=len(references), timeout=self._grace_seconds)
             for reference in busy:
                 ray.cancel(reference, force=True)
 

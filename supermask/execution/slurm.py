@@ -15,12 +15,12 @@ from typing import Any
 
 from supermask.core.errors import SystemFailure, UserError, did_you_mean, quote, sanitize
 from supermask.execution.coordinator import (
-    SHUTDOWN_GRACE_SECONDS,
     Assignment,
     ExecutionRequest,
     WorkerAnswer,
     WorkerDied,
     open_coordinator,
+    shutdown_grace_seconds,
 )
 from supermask.execution.remote import (
     RemoteError,
@@ -116,7 +116,7 @@ def run_plan(request: ExecutionRequest, create_submitter: SubmitterFactory) -> S
             with remote_session(request.config) as session:
                 needs_gpu = request.config.device == "cuda"
                 submitter = create_submitter(session.folder / "%j", request.workers, needs_gpu)
-                pool = SlurmPool(session, submitter, request.workers)
+                pool = SlurmPool(session, submitter, request.workers, shutdown_grace_seconds(request.config))
                 try:
                     coordinator.run(pool)
                 except SystemFailure as error:
@@ -172,8 +172,9 @@ class SlurmPool:
 
     prefers_whole_chains = True
 
-    def __init__(self, session: RemoteSession, submitter: Any, workers: int) -> None:
+    def __init__(self, session: RemoteSession, submitter: Any, workers: int, grace_seconds: float) -> None:
         self._session, self._submitter, self._workers = session, submitter, workers
+        self._grace_seconds = grace_seconds
         self._in_flight: dict[Any, Assignment] = {}
         self._over_since: dict[Any, float] = {}
         """Jobs that are over but show no result yet -> monotonic time at which that was first seen."""
@@ -225,12 +226,12 @@ class SlurmPool:
         return answer or ()
 
     def stop(self) -> None:
-        """Let jobs save checkpoints; cancel those that are left after SHUTDOWN_GRACE_SECONDS.
+        """Let jobs save checkpoints; cancel those that are left after `shutdown_grace_seconds`.
 
         At the end of a plan there may be some too: jobs whose runs another process has finished meanwhile.
         """
         self._session.cancel()
-        deadline = time.monotonic() + SHUTDOWN_GRACE_SECONDS
+        deadline = time.monotonic() + self._grace_seconds
         # Slurm's commands may fail; then the removed marker still ends the jobs.
         with suppress(Exception):
             while time.monotonic() < deadline and not all(job.done() for job in self._in_flight):

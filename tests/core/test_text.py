@@ -97,7 +97,15 @@ def test_numbers_in_sentences() -> None:
         "p = 0.05",
         "p = 1",
     ]
-    assert [format_p_cell(p) for p in (0.0004, 0.021, 0.335, 1.0)] == ["< 0.001", "0.021", "0.34", "1.00"]
+    assert [format_p_cell(p) for p in (0.0004, 0.021, 0.0496, 0.05, 0.0994, 0.335, 1.0)] == [
+        "< 0.001",
+        "0.021",
+        "0.049",
+        "0.050",
+        "0.099",
+        "0.34",
+        "1.00",
+    ]
     assert [format_range(counts) for counts in ([], [5], [5, 5], [5, 3, 4])] == ["0", "5", "5", "3 to 5"]
     assert [pluralize(1, "run"), pluralize(1205, "run"), pluralize(2, "study", "studies")] == [
         "1 run",

@@ -21,8 +21,8 @@ from helpers.faulty_disk import quick_folder
 from helpers.small_studies import carry_out, contents, facts, leftovers, same_table, small_plan
 
 from supermask.core.errors import SystemFailure, UserError
-from supermask.execution.coordinator import ExecutionRequest
-from supermask.execution.local import MAX_WORKER_CRASHES, StudyInterrupted, run_plan
+from supermask.execution.coordinator import ExecutionRequest, shutdown_grace_seconds
+from supermask.execution.local import MAX_WORKER_CRASHES, StudyInterrupted, _stop_processes, run_plan
 from supermask.execution.scheduler import Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
@@ -376,7 +376,7 @@ def start_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 SCRIPT = """
 import sys
 from pathlib import Path
-from supermask.execution.coordinator import ExecutionRequest
+from supermask.execution.coordinator import ExecutionRequest, shutdown_grace_seconds
 from supermask.execution.local import run_plan
 from supermask.execution.tasks import WorkerConfig
 from supermask.study.plan import make_plan
@@ -508,3 +508,33 @@ def test_finished_runs_of_a_stack_whose_worker_dies_are_not_repeated(folder: Pat
     assert (folder / "killed").exists()
     assert sorted(recorder.ids()) == sorted(plan.runs)
     assert not leftovers(folder / "store")
+
+
+def _save_for_two_seconds(is_ready: Any) -> None:
+    """A worker whose checkpoints take longer than the time of a single run."""
+
+    def save(*_: object) -> None:
+        time.sleep(2.0)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, save)
+    is_ready.set()
+    time.sleep(60.0)
+
+
+@pytest.mark.parametrize(("stack", "exit_code"), [(1, -signal.SIGKILL), (64, 0)])
+def test_workers_with_a_stack_have_more_time_to_save(stack: int, exit_code: int) -> None:
+    context = multiprocessing.get_context("fork")
+    is_ready = context.Event()
+    process = context.Process(target=_save_for_two_seconds, args=(is_ready,))
+    process.start()
+    assert is_ready.wait(30.0)
+    _stop_processes([process], shutdown_grace_seconds(WorkerConfig(Path("store"), stack=stack)))
+    assert process.exitcode == exit_code
+
+
+def test_the_time_to_save_grows_with_the_stack() -> None:
+    """A worker that chooses the size of its stack may choose the largest."""
+    seconds = [shutdown_grace_seconds(WorkerConfig(Path("store"), stack=stack)) for stack in (1, 8, 512, None)]
+    assert seconds == sorted(seconds)
+    assert seconds[0] == 1.2 and seconds[2] == seconds[3] > 50
