@@ -11,7 +11,7 @@ import typer
 from typer import echo
 
 from supermask.cli.app import OverridesArg, StoreOption, StudyArg, WorkersOption, app, print_warnings
-from supermask.core.errors import SystemFailure
+from supermask.core.errors import RunsRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -241,9 +241,17 @@ def _print_outcome(title: str, schedule: Scheduler) -> None:
 
 
 def _raise_on_failed_certificates(schedule: Scheduler) -> None:
-    """Raise SystemFailure if the certificate of a run failed."""
-    if "certificate_failed" in schedule.status.values():
-        raise SystemFailure("runs whose certificate failed are not results: `supermask verify` prints the reason.")
+    """Raise RunsRefused, which has an exit status of its own, if the certificate of a run failed."""
+    refused = [run_id for run_id, status in schedule.status.items() if status == "certificate_failed"]
+    blocked = sum(status == "ancestor_certificate_failed" for status in schedule.status.values())
+    if refused:
+        names = ", ".join(refused[:3]) + (", ..." if len(refused) > 3 else "")
+        below = f", and {blocked:,} below {'it' if len(refused) == 1 else 'them'} cannot be trained" if blocked else ""
+        raise RunsRefused(
+            f"{len(refused):,} run{' was' if len(refused) == 1 else 's were'} refused, in two trainings: the "
+            f"certificate failed, so {'it is not a result' if len(refused) == 1 else 'they are not results'} ({names})"
+            f"{below}. `supermask verify` prints the reasons."
+        )
 
 
 def _progress_listener(

@@ -18,6 +18,12 @@ class SystemFailure(Exception):
     exit_status = 1
 
 
+class RunsRefused(SystemFailure):
+    """Runs were trained, but their certificates failed: they are not results. Exit status 3."""
+
+    exit_status = 3
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest allowed name, or an empty string if none is near."""
     near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)

@@ -23,7 +23,8 @@ settings that override the study file: `scale=digits` selects one of its scales,
 overrides the value of the scale and of the file.
 
 Exit status: 0 on success; 1 if the system fails (disk full, read-only, ...) or a check fails; 2 if the input cannot be
-used; 130 after Ctrl-C. An error is one message on standard error, and finished runs are kept.
+used; 3 if the certificate of a run failed; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP. An error is one message on
+standard error, and finished runs are kept.
 
 Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the folder of the datasets,
 `SUPERMASK_CACHE` the folder of decoded datasets and measured costs. `SUPERMASK_MEASURE_COSTS=1` lets the sparse engine
