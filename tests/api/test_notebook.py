@@ -154,7 +154,7 @@ def test_all_figures_are_displayed(carried: Carried, tmp_path: Path) -> None:
     assert {"accuracy", "early-stop"} <= shown.keys()
     assert shown._repr_html_().count("<img ") == len(shown)
     assert all(figure.caption in repr(shown) for figure in shown.values())
-    assert len({path.name for path in shown.save(tmp_path / "figures")}) == 4 * len(shown)
+    assert len({path.name for path in shown.save(tmp_path / "figures")}) == 5 * len(shown)
 
 
 def test_captions_are_escaped(carried: Carried) -> None:
