@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, overload
 from supermask.api import runs
 from supermask.core.environment import expand_path
 from supermask.core.errors import RunsRefused, UserError, did_you_mean, quote
+from supermask.core.streams import survive_lost_output
 from supermask.core.text import Row
 from supermask.execution.local import StudyInterrupted, TaskListener
 from supermask.execution.progress import inline_progress_listener, progress_listener, run_labels
@@ -73,7 +74,7 @@ def run(
     """
     loaded = load_study(study, settings_to_overrides(settings))
     try:
-        with _limit_threads():
+        with _limit_threads(), survive_lost_output(raise_at_end=False):
             schedule = runs.run(loaded, (), _path(store), workers, engine, device, keep, _progress_listener)
     except StudyInterrupted as interruption:
         raise KeyboardInterrupt(f"{interruption.remaining:,} runs are left; the same call resumes.") from None

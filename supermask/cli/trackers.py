@@ -19,7 +19,8 @@ from supermask.cli.app import (
     print_warnings,
     split_studies_and_overrides,
 )
-from supermask.cli.output import echo, survive_lost_output
+from supermask.cli.output import echo
+from supermask.core.streams import survive_lost_output
 
 PROGRESS_INTERVAL = 10.0
 """Seconds between two lines of progress if standard error is not a terminal."""

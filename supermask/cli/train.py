@@ -20,8 +20,9 @@ from supermask.cli.app import (
     complete_scales,
     print_warnings,
 )
-from supermask.cli.output import echo, survive_lost_output
+from supermask.cli.output import echo
 from supermask.core.errors import RunsRefused, SystemFailure, UserError, quote
+from supermask.core.streams import survive_lost_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,7 +16,7 @@ from helpers.stored_study import TEXT, Carried, carried_out, written
 
 from supermask import cli
 from supermask.cli.app import run_command
-from supermask.cli.output import escape_unencodable
+from supermask.core.streams import escape_unencodable, survive_lost_output
 from supermask.store import Store
 
 ENCODINGS = ["latin-1", "cp1252", "ascii"]
@@ -171,4 +171,35 @@ def test_training_continues_when_its_terminal_is_gone(tmp_path: Path) -> None:
     os.close(leader)
     _, err = process.communicate()
     assert b"Traceback" not in err
+    assert len(Store(tmp_path / "store").run_ids()) == 2
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_streams_of_the_caller_are_escaped_and_restored(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside a Python program the error handler of its streams is not changed."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding, errors="strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with survive_lost_output():
+        sys.stdout.write("日é")
+    assert sys.stdout is stream and stream.errors == "strict"
+    stream.flush()
+    expected = "\\u65e5" + ("\\u00e9" if encoding == "ascii" else "é")
+    assert stream.buffer.getvalue().decode(encoding) == expected  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("target", ["latin-1", "closed pipe"])
+def test_python_functions_train_on_any_stream(target: str, tmp_path: Path) -> None:
+    study = written(tmp_path, text=SMALL)
+    program = f"import supermask as sm; sm.run({str(study)!r}, store='store', workers=1)"
+    read_end, write_end = os.pipe()
+    encoding = "utf-8" if target == "closed pipe" else target
+    if target == "closed pipe":
+        os.close(read_end)
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, env=environment(encoding), check=False)
+    os.close(write_end)
+    if target == "latin-1":
+        with os.fdopen(read_end, encoding=encoding) as reader:
+            assert "\\u65e5\\u672c" in reader.read()
+        assert (ended.returncode, ended.stderr) == (0, b"")
     assert len(Store(tmp_path / "store").run_ids()) == 2
