@@ -192,7 +192,7 @@ def fastest_algorithm(
     """
     seconds: dict[str, float] = {}
     errors: dict[str, RuntimeError] = {}
-    """Errors of the candidates that fail on this device."""
+    """Candidate that does not work on this machine -> its error."""
     while not seconds:
         working = [name for name in candidates if name not in errors]
         if not working:
