@@ -113,7 +113,7 @@ def magnitude_increase_diff_sign(layer: Layer, rng: Stream) -> Tensor:
 def snip(layer: Layer, rng: Stream) -> Tensor:
     """Score abs(dL/dw * w_i) at the start of the level, on its first batch; needs no training.
 
-    Source: Zhou et al. 2019, supplement; Lee et al. 2019.
+    Source: Zhou et al. 2019, Sec. 2; Lee et al. 2019.
     Differs from the paper: the authors store the gradient of the dense network only and so prune one-shot only. Here
     the gradient is taken at the start of each level.
     """
@@ -124,7 +124,7 @@ def snip(layer: Layer, rng: Stream) -> Tensor:
 def grad(layer: Layer, rng: Stream) -> Tensor:
     """Score abs(dL/dw) at the start of the level, on its first batch; needs no training.
 
-    Source: Zhou et al. 2019, supplement. Differs from the paper: as `snip`.
+    Source: Zhou et al. 2019, Sec. 2. Differs from the paper: as `snip`.
     """
     assert layer.gradient is not None
     return layer.gradient.abs()
