@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from supermask.api import runs
 from supermask.core.environment import expand_path
-from supermask.core.errors import SystemFailure, UserError, did_you_mean, quote
+from supermask.core.errors import RunsRefused, UserError, did_you_mean, quote
 from supermask.core.text import Row
 from supermask.execution.local import StudyInterrupted, TaskListener
 from supermask.execution.progress import inline_progress_listener, progress_listener, run_labels
@@ -49,7 +49,7 @@ class StudyStatus:
 
     study: str
     status: Mapping[str, str]
-    """Run id -> status: finished, diverged, ancestor_diverged or certificate_failed."""
+    """Run id -> status: finished, diverged, certificate_failed, ancestor_diverged or ancestor_certificate_failed."""
     store: Path
 
     def __repr__(self) -> str:
@@ -79,7 +79,7 @@ def run(
         raise KeyboardInterrupt(f"{interruption.remaining:,} runs are left; the same call resumes.") from None
     result = StudyStatus(loaded.name, dict(schedule.status), schedule.store.root)
     if "certificate_failed" in result.status.values():
-        raise SystemFailure(
+        raise RunsRefused(
             f"{result}. Runs whose certificate failed are not results: `supermask verify` prints the reason."
         )
     if message := runs.missing_result(list(result.status.values()), "this study"):

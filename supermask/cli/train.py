@@ -21,7 +21,7 @@ from supermask.cli.app import (
     print_warnings,
 )
 from supermask.cli.output import echo, survive_lost_output
-from supermask.core.errors import SystemFailure, UserError, quote
+from supermask.core.errors import RunsRefused, SystemFailure, UserError, quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -282,9 +282,17 @@ def _print_outcome(title: str, schedule: Scheduler) -> None:
 
 
 def _raise_on_failed_certificates(schedule: Scheduler) -> None:
-    """Raise SystemFailure if the certificate of a run failed."""
-    if "certificate_failed" in schedule.status.values():
-        raise SystemFailure("runs whose certificate failed are not results: `supermask verify` prints the reason.")
+    """Raise RunsRefused, which has an exit status of its own, if the certificate of a run failed."""
+    refused = [run_id for run_id, status in schedule.status.items() if status == "certificate_failed"]
+    blocked = sum(status == "ancestor_certificate_failed" for status in schedule.status.values())
+    if refused:
+        names = ", ".join(refused[:3]) + (", ..." if len(refused) > 3 else "")
+        below = f", and {blocked:,} below {'it' if len(refused) == 1 else 'them'} cannot be trained" if blocked else ""
+        raise RunsRefused(
+            f"{len(refused):,} run{' was' if len(refused) == 1 else 's were'} refused, in two trainings: the "
+            f"certificate failed, so {'it is not a result' if len(refused) == 1 else 'they are not results'} ({names})"
+            f"{below}. `supermask verify` prints the reasons."
+        )
 
 
 def _progress_listener(

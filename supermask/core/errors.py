@@ -18,6 +18,12 @@ class SystemFailure(Exception):
     exit_status = 1
 
 
+class RunsRefused(SystemFailure):
+    """Runs were trained, but their certificates failed: they are not results. Exit status 3."""
+
+    exit_status = 3
+
+
 ALIASES = {"gpu": "cuda", "magnitude": "large_final", "l1": "large_final"}
 """Usual names elsewhere -> names here; suggested if they are allowed."""
 

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
@@ -317,9 +317,11 @@ class Coordinator:
         if result.status == "not_started":
             self.needs_reschedule = True
             self._record_missing_input(result)
-        else:
-            self.scheduler.finish(task, result)
+        elif self.scheduler.finish(task, result):
             self.scheduler.drop_unneeded(self._keep, task.run)
+        else:
+            result = replace(result, message=f"{result.message}; it is set aside and trained once more")
+            self._announced.discard(task.run.id)
         self._listener(self.scheduler, task, result)
 
     def _record_missing_input(self, result: TaskResult) -> None:

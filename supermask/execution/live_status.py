@@ -71,7 +71,9 @@ class LiveStatusWriter:
             if result.status == "claimed":
                 return
             self._in_flight.pop(task.run.id, None)
-            if result.status != "finished" and len(self._failures) < MAX_FAILURES:
+            # A refused run that is trained once more has no status yet.
+            is_final = result.status != "certificate_failed" or task.run.id in scheduler.status
+            if result.status != "finished" and is_final and len(self._failures) < MAX_FAILURES:
                 message = result.message or f"at iteration {result.metrics.get('diverged_at')}"
                 self._failures.append({"run": task.run.id, "status": result.status, "message": message})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,9 @@ GPU_FRACTION_PER_STACK = 0.5
 
 POLL_SECONDS = 5.0
 """Seconds between two checks of the cluster's size, and of the store for new results."""
+
+MAX_RAY_FOLDER = 30
+"""Longest name of the temporary folder, in bytes, under which the paths of Ray's sockets stay within 107."""
 
 OBJECT_STORE_BYTES = 100_000_000
 """Memory that a Ray of our own reserves for data between tasks. Ours exchange next to nothing."""
@@ -68,10 +72,12 @@ def ray_session(address: str, workers: int) -> Iterator[int]:
     new_ray = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     if address not in ("local", "auto"):
         _check_reachable(address)
+    elif address == "local" and len(os.fsencode(tempfile.gettempdir())) > MAX_RAY_FOLDER:
+        os.environ.setdefault("RAY_TMPDIR", "/tmp")  # noqa: S108 (Ray makes a folder of its own in it)
     try:
         with _exit_on_sigint():
             ray.init(address=address, **quiet, **(new_ray if address == "local" else {}))
-    except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
+    except (OSError, RuntimeError, ValueError, SystemExit) as error:
         raise _unreachable(address, error) from None
     try:
         yield int(ray.cluster_resources().get("CPU", 0))

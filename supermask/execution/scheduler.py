@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 from supermask.core.types import Snapshot
-from supermask.execution.tasks import Task, TaskResult, has_snapshot, stack_key
+from supermask.execution.tasks import (
+    MAX_ATTEMPTS,
+    Task,
+    TaskResult,
+    certificate_message,
+    has_snapshot,
+    is_final,
+    stack_key,
+)
 from supermask.store import CorruptEntry, Store
 from supermask.store.records import snapshot_name
+from supermask.store.rows import BLOCKED_STATUS
 from supermask.study.plan import RunGraph
 from supermask.study.run import Run
 
@@ -51,8 +61,10 @@ class Scheduler:
         self.plan = plan
         self.store = store
         self.status: dict[str, str] = {}
-        """Run id -> `finished`, `diverged`, `certificate_failed`, or `ancestor_diverged` for descendants of the latter
-        two, which cannot be trained."""
+        """Run id -> `finished`, `diverged` or `certificate_failed`; `ancestor_diverged` and
+        `ancestor_certificate_failed` for the descendants of the latter two, which cannot be trained."""
+        self._refused_once: set[str] = set()
+        """Ids of runs whose certificate failed in an earlier command, and that are trained once more."""
         self.damaged = list(damaged)
         """One message per entry that was found damaged and set aside."""
         self._load_status()
@@ -104,8 +116,11 @@ class Scheduler:
         return None
 
     def is_pending(self, task: Task) -> bool:
-        """Return True if the task has no result yet."""
-        return task.run.id in self._tasks
+        """Return True if the task has no result yet.
+
+        By identity: a run that is trained again has a new task, and a late result of the old one does not count.
+        """
+        return self._tasks.get(task.run.id) is task
 
     def take_chain(self, task: Task) -> list[Task]:
         """Return a ready task and the tasks below it, down to the first branch, for one worker to train in order.
@@ -158,9 +173,18 @@ class Scheduler:
             if self.is_pending(task) and all(ancestor.id not in self._tasks for ancestor in self._ancestors(task.run)):
                 self.requeue(task)
 
-    def finish(self, task: Task, result: TaskResult) -> None:
-        """Record a result: tasks that waited for it become ready, or are cancelled if it is not `finished`."""
+    def finish(self, task: Task, result: TaskResult) -> bool:
+        """Record a result: tasks that waited for it become ready, or are cancelled if it is not `finished`.
+
+        Return False if the run was refused for the first time: it is set aside and becomes ready again.
+        """
         assert result.status not in ("not_started", "claimed"), "not the end of the task"
+        if result.status == "certificate_failed" and result.attempts < MAX_ATTEMPTS:
+            self._set_aside_refused(task.run.id)
+            self._tasks[task.run.id] = second = replace(task, attempt=MAX_ATTEMPTS)
+            self.postponed.pop(task.run.id, None)
+            self.requeue(second)
+            return False
         del self._tasks[task.run.id]
         self.postponed.pop(task.run.id, None)
         self._work_left -= estimated_work(task.run)
@@ -172,6 +196,7 @@ class Scheduler:
         for waiting in self._waiting.pop(task.run.id, []):
             if waiting.run.id in self._tasks and waiting.run.id not in self._reserved:
                 self.requeue(waiting)
+        return True
 
     def droppable(self, keep: KeepPolicy, ended: Run | None = None) -> Iterator[tuple[Run, Snapshot]]:
         """Yield snapshots (`end`: the final weights) that no run of the plan will read and the policy does not keep.
@@ -218,22 +243,32 @@ class Scheduler:
         for run in self.plan.runs.values():
             if run.id in stored_ids:
                 try:
-                    self.status[run.id] = self.store.facts(run.id)["status"]
+                    facts = self.store.facts(run.id)
+                    if is_final(facts):
+                        self.status[run.id] = facts["status"]
+                    else:
+                        self._set_aside_refused(run.id)
+                        self._refused_once.add(run.id)
                 except CorruptEntry as damage:
                     self.store.quarantine(run.id, damage.what)
                     self.damaged.append(str(damage))
         # Parents come before children in a plan, so one pass reaches all descendants.
         for run in self.plan.runs.values():
             if run.parent is not None and self._has_failed(run.parent):
-                self.status[run.id] = "ancestor_diverged"
+                self.status[run.id] = BLOCKED_STATUS[self.status[run.parent]]
 
     def _make_tasks(self) -> Iterator[Task]:
         needed = self.plan.required_snapshots(lambda run_id: run_id in self.status)
         for run in self.plan.runs.values():
             if run.id not in self.status:
-                yield Task(run, needed[run.id])
+                yield Task(run, needed[run.id], attempt=MAX_ATTEMPTS if run.id in self._refused_once else 1)
             elif missing := frozenset(p for p in needed[run.id] if not has_snapshot(self.store, run, p)):
                 yield Task(run, missing, replay=True)
+
+    def _set_aside_refused(self, run_id: str) -> None:
+        """Quarantine a run that was refused once, unless another command has done so and trained it again."""
+        if self.store.has(run_id) and not is_final(facts := self.store.facts(run_id)):
+            self.store.quarantine(run_id, f"{certificate_message(facts)}. The run is trained once more.")
 
     def _has_failed(self, run_id: str) -> bool:
         return self.status.get(run_id, "finished") != "finished"
@@ -243,7 +278,7 @@ class Scheduler:
         while descendants:
             descendant = descendants.pop()
             if descendant.id not in self.status:
-                self.status[descendant.id] = "ancestor_diverged"
+                self.status[descendant.id] = BLOCKED_STATUS[self.status[run.id]]
                 self._count_in_ancestors(descendant, -1)
             self.postponed.pop(descendant.id, None)
             if self._tasks.pop(descendant.id, None) is not None:

@@ -40,6 +40,12 @@ class Task:
     snapshots: frozenset[Snapshot] = frozenset()
     """Snapshots of the run's trajectory that later runs will read."""
     replay: bool = False
+    attempt: int = 1
+    """2 if the certificate of the first training failed."""
+
+
+MAX_ATTEMPTS = 2
+"""Trainings of a run whose certificate fails, before it ends its chain."""
 
 
 def stack_key(task: Task) -> tuple[object, ...] | None:
@@ -70,6 +76,8 @@ class TaskResult:
     """Store key of the damaged or missing input of a task that was `not_started`."""
     is_damage: bool = False
     """With `not_started`: the input is damaged; False if it was dropped."""
+    attempts: int = 1
+    """Trainings of the run so far, with `certificate_failed`."""
 
 
 REPLAYED = "missing snapshots replayed"
@@ -101,10 +109,22 @@ def stored_result(store: Store, task: Task) -> TaskResult | None:
 
 def result_from_facts(facts: RunFacts) -> TaskResult:
     """Return the result of a stored run."""
-    return TaskResult(facts["id"], facts["status"], facts["seconds"], facts["metrics"], _certificate_message(facts))
+    return TaskResult(
+        facts["id"],
+        facts["status"],
+        facts["seconds"],
+        facts["metrics"],
+        certificate_message(facts),
+        attempts=facts.get("attempts", 1),
+    )
 
 
-def _certificate_message(facts: RunFacts) -> str:
+def is_final(facts: RunFacts) -> bool:
+    """Return False for a refused run that has to be trained once more."""
+    return bool(facts["status"] != "certificate_failed" or facts.get("attempts", 1) >= MAX_ATTEMPTS)
+
+
+def certificate_message(facts: RunFacts) -> str:
     """Return the failed checks of a refused run's certificate as text, or an empty string."""
     failed_checks = {name: layers for name, layers in facts["certificate"]["checks"].items() if layers}
     return f"certificate refused: {failed_checks}" if facts["status"] == "certificate_failed" else ""

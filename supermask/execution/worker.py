@@ -161,6 +161,8 @@ class Worker:
                 "seconds": round(seconds(), 3),
                 "data": {"fingerprint": images.fingerprint, "note": images.note},
             }
+            if task.attempt > 1:
+                provenance["attempts"] = task.attempt
             result = self._committer.commit(run, start, outcome, certificate, provenance)
         # Only after the commit: a kill in between leaves a checkpoint too many, never one too few.
         prepared.checkpoints.remove()

@@ -12,6 +12,7 @@ from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, quote
 from supermask.core.text import Row
 from supermask.store.files.notes import Note
+from supermask.store.rows import BLOCKED_STATUS
 from supermask.store.tables import AUXILIARY, DENSE, TREATMENT_SEPARATOR
 from supermask.study import builtin_studies, load_study, study_from_dict
 from supermask.study.plan import Plan, make_plan
@@ -162,8 +163,8 @@ def study_progress(plan: Plan, rows: Mapping[str, Row]) -> StudyProgress:
     for run in plan.runs.values():
         status = str(rows[run.id]["status"]) if run.id in rows else "to_do"
         # Parents come before children in a plan, so a failure reaches all descendants.
-        if status == "to_do" and run.parent and statuses.get(run.parent, "finished") not in ("finished", "to_do"):
-            status = "ancestor_diverged"
+        if status == "to_do" and run.parent:
+            status = BLOCKED_STATUS.get(statuses.get(run.parent, ""), status)
         statuses[run.id] = status
     counts = Counter(statuses.values())
     return StudyProgress(len(statuses), len(statuses) - counts["to_do"], dict(counts))

@@ -17,8 +17,23 @@ from supermask.store.tables import AUXILIARY, DENSE, TREATMENT_SEPARATOR
 from supermask.study.plan import Plan
 from supermask.study.run import Run
 
-STATUSES = ("finished", "diverged", "certificate_failed", "ancestor_diverged", "to_do")
+STATUSES = (
+    "finished",
+    "diverged",
+    "certificate_failed",
+    "ancestor_diverged",
+    "ancestor_certificate_failed",
+    "to_do",
+)
 """Status of a run in a plan. `to_do`: not in the store, or damaged there."""
+
+BLOCKED_STATUS = {
+    "diverged": "ancestor_diverged",
+    "ancestor_diverged": "ancestor_diverged",
+    "certificate_failed": "ancestor_certificate_failed",
+    "ancestor_certificate_failed": "ancestor_certificate_failed",
+}
+"""Status of a run -> status of its descendants, for the statuses that make these impossible."""
 
 
 def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
@@ -31,7 +46,8 @@ def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     damaged: list[str] = []
     # Plans list parents before children, so one pass passes both properties down the chains.
-    unusable: set[str] = set()
+    blocked: dict[str | None, str] = {}
+    """Id of a run that did not finish -> status of its descendants."""
     learned: set[str | None] = set()
     for run in plan.runs.values():
         if run.learning is not None or run.parent in learned:
@@ -51,9 +67,9 @@ def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
             row["schedule"] = TREATMENT_SEPARATOR.join(dict.fromkeys(schedules[label] for label in run_labels))
         if facts is None:
             row |= _planned_columns(run, plan.layers, run.id in learned)
-            row["status"] = "ancestor_diverged" if run.parent in unusable else "to_do"
-        if row["status"] not in ("finished", "to_do"):
-            unusable.add(run.id)
+            row["status"] = blocked.get(run.parent, "to_do")
+        if (status := str(row["status"])) in BLOCKED_STATUS:
+            blocked[run.id] = BLOCKED_STATUS[status]
         rows.append(row)
     return rows, damaged
 

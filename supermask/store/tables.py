@@ -74,7 +74,9 @@ COLUMNS: dict[str, Column] = {
     "weights": Column("BIGINT", "prunable weights in total"),
     "kept": Column("BIGINT", "prunable weights that are kept (mask-1)"),
     "density": Column("DOUBLE", "kept / weights, in [0, 1]"),
-    "status": Column("VARCHAR", "finished, diverged, ancestor_diverged, certificate_failed or to_do"),
+    "status": Column(
+        "VARCHAR", "finished, diverged, certificate_failed, ancestor_diverged, ancestor_certificate_failed or to_do"
+    ),
     "diverged_at": Column("BIGINT", "iteration of the first loss that was not finite; null if none"),
     "iterations": Column("BIGINT", "iterations from initialisation to the end"),
     "first_iteration": Column("BIGINT", "iteration at which this run's training began: k after late rewinding, else 0"),

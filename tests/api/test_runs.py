@@ -162,7 +162,8 @@ def test_status_counts_runs_and_describes_the_last_level(carried: Carried) -> No
     plan, rows, _ = runs.study_rows(str(carried.study), ["scale=more"], carried.store)
     progress = treatment_progress("large_final + zero", rows)
     assert progress.counts == {
-        "finished": 4, "diverged": 0, "certificate_failed": 0, "ancestor_diverged": 0, "to_do": 2,
+        "finished": 4, "diverged": 0, "certificate_failed": 0,
+        "ancestor_diverged": 0, "ancestor_certificate_failed": 0, "to_do": 2,
     }  # fmt: skip
     assert progress.last is not None
     assert (progress.last.level, progress.last.seeds) == (2, 2)

@@ -245,11 +245,13 @@ def test_interruption_of_other_commands_exits_with_130(carried: Carried, monkeyp
     assert "interrupted" in refused(call("status", *carried.args), status=130)
 
 
-def test_failed_certificates_exit_with_1(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_certificates_exit_with_3(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = runs.run(str(carried.study), store=carried.store)
-    schedule.status[carried.run_id(2)] = "certificate_failed"
+    schedule.status[carried.run_id(1)] = "certificate_failed"
+    schedule.status[carried.run_id(2)] = "ancestor_certificate_failed"
     monkeypatch.setattr(runs, "run", lambda *arguments: schedule)
     status, out, err = call("run", *carried.args)
-    assert status == 1
-    assert f"{RUNS - 1} finished, 1 with a certificate that does not hold" in out
-    assert "`supermask verify` prints the reason" in err
+    assert status == 3
+    assert f"{RUNS - 2} finished, 1 with a certificate that does not hold, 1 not possible" in out
+    assert "1 run was refused, in two trainings" in err and carried.run_id(1) in err
+    assert "1 below it cannot be trained. `supermask verify` prints the reasons." in err and err.count("\n") == 1

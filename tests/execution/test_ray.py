@@ -360,6 +360,26 @@ def test_an_address_that_does_not_answer_is_refused_within_seconds(folder: Path)
     assert "is not an address of a Ray cluster" in refused(folder, "host:\x1b[31mport")
 
 
+def test_a_temporary_folder_with_a_long_name_is_not_used_for_sockets(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[str | None] = []
+    monkeypatch.setattr("tempfile.tempdir", "/" + "x" * 60)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr("ray.init", lambda **_: folders.append(os.environ.get("RAY_TMPDIR")))
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 3.0})
+    with ray_executor.ray_session("local", 3) as cores:
+        assert (cores, folders) == (3, ["/tmp"])  # noqa: S108
+
+
+def test_sockets_that_cannot_be_made_are_one_message(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes: /a/b")
+
+    monkeypatch.setattr("ray.init", fail)
+    assert "Ray did not start on this machine: AF_UNIX path length" in refused(folder, "local")
+
+
 def test_a_missing_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'supermask[ray]'" in refused(folder, "local")

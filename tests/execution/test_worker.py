@@ -14,6 +14,7 @@ import torch
 from helpers.faulty_disk import quick_folder
 from helpers.small_studies import Carried, carry_out, contents, facts, leftovers, small_plan
 
+from supermask.core.certificate import Certificate
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.recipe import Recipe
 from supermask.core.types import SplitData, TrainingResult
@@ -21,6 +22,7 @@ from supermask.datasets import load
 from supermask.engines import reference
 from supermask.engines.job import BatchSampler, TrainingJob
 from supermask.execution.checkpoints import StoreCheckpointer, TaskInterrupted
+from supermask.execution.commit import RunCommitter
 from supermask.execution.scheduler import Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.execution.worker import PreparedTask, ShouldStop, Worker, get_worker
@@ -29,6 +31,7 @@ from supermask.store import Store
 from supermask.store.files.disk import Disk
 from supermask.store.files.entry import CorruptEntry
 from supermask.study.plan import Plan
+from supermask.study.run import Run
 
 WILD = Recipe("sgd", 1e30, 60, 12, 4)
 
@@ -171,6 +174,55 @@ def test_a_study_in_which_every_run_diverges_ends(folder: Path) -> None:
     assert statuses(carried, plan) == ["diverged", "ancestor_diverged", "ancestor_diverged"] * 2
 
 
+def refuse(monkeypatch: pytest.MonkeyPatch, level: int, times: int) -> None:
+    """Let the certificates of the first `times` trainings of a level fail."""
+    certificate = RunCommitter.certificate
+    failures = [Certificate({"frozen_is_frozen": ["fc1"]})] * times
+
+    def fail_at_first(committer: RunCommitter, run: Run, *arguments: Any) -> Certificate:
+        correct = certificate(committer, run, *arguments)
+        return failures.pop() if failures and run.level == level else correct
+
+    monkeypatch.setattr(RunCommitter, "certificate", fail_at_first)
+
+
+def test_a_run_that_is_refused_once_is_trained_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a bit error in memory: the second training is right, and the chain continues."""
+    plan = small_plan(levels=3)
+    carry_out(plan, folder / "whole")
+    refuse(monkeypatch, level=1, times=1)
+    carried = carry_out(plan, folder / "store")
+    assert statuses(carried, plan) == ["finished"] * 4
+    refused = list(plan.runs)[1]
+    assert [result.run_id for _, result in carried.ended].count(refused) == 2
+    assert contents(folder / "store") == contents(folder / "whole")
+    assert {**facts(folder / "store", plan)[refused], "attempts": None} == {
+        **facts(folder / "whole", plan)[refused],
+        "attempts": None,
+    }
+    (aside,) = (folder / "store" / "quarantine").iterdir()
+    assert "certificate refused: {'frozen_is_frozen': ['fc1']}" in (aside / "why.txt").read_text()
+
+
+def test_a_run_that_an_earlier_release_refused_is_trained_once_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan(levels=3)
+    with monkeypatch.context() as patch:
+        refuse(patch, level=1, times=2)
+        carry_out(plan, folder)
+    store = Store(folder)
+    refused = list(plan.runs)[1]
+    entry = store.read(refused)
+    store.quarantine(refused, "a test")
+    earlier = {name: value for name, value in entry.facts.items() if name != "attempts"}
+    store.commit(refused, earlier, entry.tensors, entry.weights or {})
+    carried = carry_out(plan, folder)
+    assert statuses(carried, plan) == ["finished"] * 4
+    assert Store(folder).facts(refused)["attempts"] == 2
+    assert carry_out(plan, folder).ended == []
+
+
 def test_a_run_whose_certificate_fails_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With an engine that trains pruned weights."""
     train = reference.train
@@ -185,7 +237,9 @@ def test_a_run_whose_certificate_fails_is_refused(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(reference, "train", train_without_masks)
     plan = small_plan({"criterion": ["large_final", "random"]}, levels=2)
     carried = carry_out(plan, folder)
-    assert statuses(carried, plan) == ["finished", *["certificate_failed", "ancestor_diverged"] * 2]
+    assert statuses(carried, plan) == ["finished", *["certificate_failed", "ancestor_certificate_failed"] * 2]
+    assert [result.attempts for _, result in carried.ended[1:]] == [1, 2, 1, 2]
+    assert len(list((folder / "quarantine").iterdir())) == 2
     for _, result in carried.ended[1:]:
         assert "certificate refused" in result.message and "frozen_is_frozen" in result.message
         stored = Store(folder).facts(result.run_id)

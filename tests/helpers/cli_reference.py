@@ -23,8 +23,8 @@ settings that override the study file: `scale=digits` (or `--scale digits`) sele
 `docs/studies.md` overrides the value of the scale and of the file.
 
 Exit status: 0 on success; 1 if the system fails (disk full, read-only, ...), a check fails or no run of a study has
-finished; 2 if the input cannot be used; 130 after Ctrl-C. An error is one message on standard error, and finished runs
-are kept.
+finished; 2 if the input cannot be used; 3 if the certificate of a run failed; 130, 143 or 129 after Ctrl-C, SIGTERM or
+SIGHUP. An error is one message on standard error, and finished runs are kept.
 
 Characters that the encoding of a stream lacks are escaped as `\\uXXXX`; `PYTHONUTF8=1` selects UTF-8. If standard
 output can no longer be written while a study trains (closed pipe, full disk, lost terminal), the training continues,

@@ -78,6 +78,20 @@ def test_below_a_diverged_run_nothing_is_to_do(tmp_path: Path) -> None:
     assert all(row["status"] in STATUSES for row in rows)
 
 
+def test_below_a_refused_run_the_status_names_the_certificate(tmp_path: Path) -> None:
+    plan = small_plan(network="fc-8", levels=3)
+    carry_out(plan, tmp_path)
+    store = Store(tmp_path)
+    _, refused, *below = plan.runs
+    entry = store.read(refused)
+    for run_id in (refused, *below):
+        store.quarantine(run_id, "a test")
+    store.commit(refused, {**entry.facts, "status": "certificate_failed"}, entry.tensors, entry.weights or {})
+    rows, _ = plan_rows(plan, store)
+    expected = ["finished", "certificate_failed", "ancestor_certificate_failed", "ancestor_certificate_failed"]
+    assert [row["status"] for row in rows] == expected
+
+
 def test_a_damaged_run_is_reported_and_counts_as_to_do(carried: Carried, tmp_path: Path) -> None:
     shutil.copytree(carried.store, tmp_path / "store")
     run_id = carried.run_id(1)
