@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.patches import Rectangle, StepPatch
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from supermask.analysis.masks import (
@@ -228,3 +229,22 @@ def test_names_are_wrapped_and_shortened_to_fit() -> None:
 
 def test_panels_are_in_even_rows() -> None:
     assert [num_columns(n, 3) for n in (1, 2, 3, 4, 5, 7)] == [1, 2, 3, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [f"lab {'x' * 90}{letter}{'y' * 90}" for letter in "abc"],
+        ["lab a", "lab a\u200b", "lab  a"],
+        ["lab 研究", "lab 研究室", "lab \u202ea"],
+    ],
+    ids=["equal ends", "invisible", "scripts"],
+)
+def test_no_two_labels_of_a_mask_figure_are_equal(labels: list[str]) -> None:
+    for name, drawn in every_figure(labels).items():
+        if name in ("by layer", "levels"):  # names are in the caption, and equal chains share a panel
+            continue
+        drawn.figure.draw_without_rendering()
+        texts = ["".join(text.get_text().split()) for text in drawn.figure.findobj(Text)]  # type: ignore[attr-defined]
+        shown = [text for text in texts if text.startswith("lab")]
+        assert len(shown) == len(set(shown)) == len(labels), (name, shown)

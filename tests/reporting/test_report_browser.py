@@ -14,6 +14,7 @@ import pytest
 from helpers.command_line import call
 from helpers.hostile_names import NAMES, SCRIPT, carried_out_hostile
 from helpers.mask_studies import TABLE_ONE, done
+from helpers.small_studies import carry_out, small_plan
 from helpers.stored_study import RUNS, Carried, carried_out
 
 from supermask.api import reports
@@ -244,3 +245,21 @@ def test_shortened_and_escaped_names_stay_distinct(opened: Page) -> None:
     ]
     for text in ("a\u200b", "\u202eabc", "x\u00a0y", "\U000e0001", "plain \u05d0 \u7814"):
         assert opened.evaluate("text => visibleText(text)", text) == escape_invisible(text)
+
+
+def test_no_two_labels_of_a_narrow_page_are_equal(browser: Browser, tmp_path: Path) -> None:
+    names = [f"lab {'x' * 60}{letter}{'y' * 60}" for letter in "ab"] + ["lab a  b", "lab a b"]
+    criteria = ("large_final", "random", "small_final", "movement")
+    treatments = [{"name": name, "criterion": each} for name, each in zip(names, criteria, strict=True)]
+    plan = small_plan(*treatments, network="fc-8", levels=1, seeds=2)
+    carry_out(plan, tmp_path / "store")
+    found = (plan, *plan_rows(plan, Store(tmp_path / "store")))
+    file = tmp_path / "r.html"
+    file.write_text(render_report(build_report([found], [], Store(tmp_path / "store"), "")), encoding="utf-8")
+    with visit(browser, file, 390, "light") as opened:
+        opened.evaluate("drawEmbedded()")
+        ticks = opened.locator("[data-plot$=overview] .ytick text").all_text_contents()
+        assert len(set(ticks)) == len(ticks) == len(names)
+        for selector in ("[data-plot$=accuracy] .legend bdi", "[data-table$=summary] tbody td:first-child bdi"):
+            shown = opened.locator(selector).all_inner_texts()
+            assert {text for text in shown if text.startswith("lab")} == set(names)

@@ -62,7 +62,7 @@ function redrawPlots() {
 }
 
 function plotPlace(id) {
-  return [...document.querySelectorAll("[data-plot]")].find((each) => each.dataset.plot === id);
+  return [...document.querySelectorAll("[data-plot]")].find((place) => place.dataset.plot === id);
 }
 
 function showViews(place, id, state) {
@@ -119,7 +119,7 @@ function showCanvas(place, state) {
   const look = pageLook();
   for (const trace of view.data) {
     trace.visible = !state.hidden.has(trace.legendgroup);
-    dress(trace, look);
+    applyTheme(trace, look);
   }
   const layout = view.layout;
   layout.height = meta.height || (narrow ? 380 : 470);
@@ -163,7 +163,7 @@ function thin(axis) {
   axis.tickangle = 0;
 }
 
-function dress(trace, look) {
+function applyTheme(trace, look) {
   if (trace.meta && trace.meta.ink) trace.line.color = look.ink;
   if (!look.dark) return;
   if (trace.type === "heatmap") trace.colorscale[1][1] = look.raised;
@@ -175,21 +175,21 @@ function dress(trace, look) {
 
 /* Lighten a color for a dark page, to a luminance of at least 0.5. */
 function lightened(color, opacity) {
-  const found = color.match(/^#(..)(..)(..)$/);
-  const rgb = found ? found.slice(1).map((each) => parseInt(each, 16)) : (color.match(/[\d.]+/g) || []).slice(0, 3).map(Number);
+  const hex = color.match(/^#(..)(..)(..)$/);
+  const rgb = hex ? hex.slice(1).map((digits) => parseInt(digits, 16)) : (color.match(/[\d.]+/g) || []).slice(0, 3).map(Number);
   if (rgb.length < 3) return color;
   const light = (0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2]) / 255;
   const share = light < 0.5 ? (0.5 - light) / (1 - light) : 0;
-  const mixed = rgb.map((each) => Math.round(each + (255 - each) * share));
+  const mixed = rgb.map((channel) => Math.round(channel + (255 - channel) * share));
   return opacity === undefined ? `rgb(${mixed})` : `rgba(${mixed},${opacity})`;
 }
 
 function pageLook() {
   const probe = element("span");
   document.body.append(probe);
-  const of = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
-  const look = { ink: of("ink"), grid: of("grid"), rule: of("rule"), raised: of("raised"), quiet: of("quiet"), family: getComputedStyle(document.body).fontFamily };
-  const paper = of("paper").match(/[\d.]+/g).map(Number);
+  const colorOf = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
+  const look = { ink: colorOf("ink"), grid: colorOf("grid"), rule: colorOf("rule"), raised: colorOf("raised"), quiet: colorOf("quiet"), family: getComputedStyle(document.body).fontFamily };
+  const paper = colorOf("paper").match(/[\d.]+/g).map(Number);
   look.dark = paper[0] + paper[1] + paper[2] < 380;
   probe.remove();
   return look;
@@ -212,7 +212,7 @@ const PATTERNS = { solid: "", dash: "6 3", dot: "2 3", dashdot: "7 2.5 2 2.5" };
 function swatch(trace) {
   const look = pageLook();
   const copy = structuredClone({ line: trace.line, marker: trace.marker, meta: trace.meta, type: trace.type });
-  dress(copy, look);
+  applyTheme(copy, look);
   const drawing = svg("svg", { width: 40, height: 14, viewBox: "0 0 40 14", "aria-hidden": "true" });
   const line = trace.mode.includes("lines");
   const color = (copy.line && copy.line.color) || (copy.marker && copy.marker.color) || look.ink;
@@ -222,9 +222,9 @@ function swatch(trace) {
 }
 
 function svg(name, attributes) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  return node;
 }
 
 /* Text with control and invisible characters written as escapes, as labels.escape_invisible in Python does. */
@@ -238,8 +238,8 @@ function visibleText(text) {
 }
 
 function element(name, className, text) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
 }

@@ -26,12 +26,12 @@ function unpacked(data) {
   for (const [name, packed] of Object.entries(data.columns)) {
     if ("like" in packed) {
       const like = columns[packed.like];
-      const apart = new Map(packed.rows.map((row, place) => [row, packed.values[place]]));
-      columns[name] = (row) => (apart.has(row) ? apart.get(row) : like(row));
+      const exceptions = new Map(packed.rows.map((row, index) => [row, packed.values[index]]));
+      columns[name] = (row) => (exceptions.has(row) ? exceptions.get(row) : like(row));
     }
     else if ("of" in packed) {
-      const at = packed.at || data.columns[packed.as].at;
-      columns[name] = (row) => packed.of[at[row]];
+      const indices = packed.at || data.columns[packed.as].at;
+      columns[name] = (row) => packed.of[indices[row]];
     }
     else if ("values" in packed) columns[name] = (row) => packed.values[row];
     else columns[name] = () => packed.all;
@@ -68,28 +68,28 @@ class DataTable {
     if (this.sorted !== index) [this.sorted, this.descending] = [index, false];
     else if (!this.descending) this.descending = true;
     else [this.sorted, this.descending] = [null, false];
-    this.heads.forEach((head, at) => {
-      const way = this.descending ? "descending" : "ascending";
-      head.setAttribute("aria-sort", at === this.sorted ? way : "none");
+    this.heads.forEach((head, column) => {
+      const direction = this.descending ? "descending" : "ascending";
+      head.setAttribute("aria-sort", column === this.sorted ? direction : "none");
     });
     this.arrange();
   }
 
   filter(text) {
-    this.wanted = text.trim().toLowerCase();
+    this.query = text.trim().toLowerCase();
     this.arrange();
   }
 
   arrange() {
     const { columns, shown } = this.data;
-    const words = shown.filter((each) => each.kind === "text" || each.kind === "id").map((each) => columns[each.column]);
-    const wanted = this.wanted;
+    const texts = shown.filter(({ kind }) => kind === "text" || kind === "id").map(({ column }) => columns[column]);
+    const query = this.query;
     let rows = this.order;
-    if (wanted) rows = rows.filter((row) => words.some((of) => String(of(row) ?? "").toLowerCase().includes(wanted)));
+    if (query) rows = rows.filter((row) => texts.some((value) => String(value(row) ?? "").toLowerCase().includes(query)));
     if (this.sorted !== null) {
-      const of = columns[shown[this.sorted].column];
+      const value = columns[shown[this.sorted].column];
       const sign = this.descending ? -1 : 1;
-      rows = [...rows].sort((a, b) => inOrder(of(a), of(b), sign) || a - b);
+      rows = [...rows].sort((a, b) => compareValues(value(a), value(b), sign) || a - b);
     }
     this.rows = rows;
     this.page = 0;
@@ -106,7 +106,7 @@ class DataTable {
     const from = this.page * PAGE_ROWS;
     const body = this.rows.slice(from, from + PAGE_ROWS).map((row) => {
       const line = document.createElement("tr");
-      for (const each of shown) line.append(cell(each, columns, row));
+      for (const column of shown) line.append(cell(column, columns, row));
       return line;
     });
     this.place.querySelector("tbody").replaceChildren(...body);
@@ -122,7 +122,7 @@ class DataTable {
 }
 
 /* Order of two values: numbers by size, others as text, missing values last in both directions. */
-function inOrder(a, b, sign) {
+function compareValues(a, b, sign) {
   if (a === null || a === undefined || b === null || b === undefined) return ((a ?? null) === null) - ((b ?? null) === null);
   if (typeof a === "number" && typeof b === "number") return sign * (a - b);
   return sign * String(a).localeCompare(String(b), "en", { numeric: true });
@@ -130,36 +130,36 @@ function inOrder(a, b, sign) {
 
 function cell(shown, columns, row) {
   const value = columns[shown.column] ? columns[shown.column](row) : null;
-  const made = document.createElement("td");
+  const td = document.createElement("td");
   if (shown.kind === "text") {
     const name = document.createElement("bdi");
     name.textContent = value === null || value === undefined ? NOTHING : visibleText(String(value));
     if (shown.bold && columns[shown.bold](row) === true) name.className = "bold";
-    made.append(name);
-    return made;
+    td.append(name);
+    return td;
   }
   if (shown.kind === "flag") {
-    made.textContent = value === true ? "yes" : value === false ? "no" : NOTHING;
-    return made;
+    td.textContent = value === true ? "yes" : value === false ? "no" : NOTHING;
+    return td;
   }
   if (shown.kind === "id") {
     const code = document.createElement("code");
     code.textContent = String(value ?? NOTHING).slice(0, 8);
     code.title = String(value ?? "");
-    made.append(code);
-    return made;
+    td.append(code);
+    return td;
   }
-  made.className = "num";
-  const there = (each) => each !== null && each !== undefined;
-  made.textContent = there(value) ? numberText(shown, value) : NOTHING;
+  td.className = "num";
+  const isPresent = (number) => number !== null && number !== undefined;
+  td.textContent = isPresent(value) ? numberText(shown, value) : NOTHING;
   if (shown.interval) {
     const [low, high] = shown.interval.map((name) => columns[name](row));
     const ends = document.createElement("span");
     ends.className = "ends";
-    if (there(low)) ends.textContent = `[${numberText(shown, low)}, ${numberText(shown, high)}]`;
-    made.append(" ", ends);
+    if (isPresent(low)) ends.textContent = `[${numberText(shown, low)}, ${numberText(shown, high)}]`;
+    td.append(" ", ends);
   }
-  return made;
+  return td;
 }
 
 function numberText(shown, value) {
