@@ -298,6 +298,24 @@ def test_diverged_and_refused_runs_are_counted_and_listed(carried: Carried) -> N
     assert damaged[0] in text
 
 
+def test_descendants_of_a_refused_run_are_counted_apart(carried: Carried) -> None:
+    plan, rows, _ = api_runs.study_rows(str(carried.study), (), carried.store)
+    status = {1: "certificate_failed", 2: "ancestor_certificate_failed"}
+    changed = [
+        not_finished(row, status[int(row["level"] or 0)]) | {"certificate": "failed" if row["level"] == 1 else None}
+        if (row["treatment"], row["seed"]) == ("random + zero", 1)
+        else row
+        for row in rows
+    ]
+    report = build_report([(plan, changed, [])], [], Store(carried.store), "")
+    assert (report.provenance.blocked, report.provenance.blocked_by_failed) == (0, 1)
+    text = read(sections(report)["provenance"]).text
+    assert "1 run could not start because the certificate of an ancestor does not hold." in text
+    assert "0 runs diverged." in text and "None: no run diverged" not in text
+    caption = report.studies[0].plots[0].caption
+    assert "1 not started because an ancestor failed the certificate (random + zero 1)" in caption
+
+
 def test_failed_checks_are_listed(carried: Carried) -> None:
     _, rows, _ = api_runs.study_rows(str(carried.study), (), carried.store)
 

@@ -67,8 +67,8 @@ def short_labels(labels: Sequence[str], max_length: int) -> list[str]:
     """Return distinct labels of at most `max_length` letters, with invisible characters escaped."""
 
     def shorten(label: str, suffix: str) -> str:
-        room = max_length - len(suffix)
-        return shorten_middle(escape_invisible(label), lambda text: len(text) <= room) + suffix
+        limit = max_length - len(suffix)
+        return shorten_middle(escape_invisible(label), lambda text: len(text) <= limit) + suffix
 
     return distinct_labels(labels, shorten)
 

@@ -1,6 +1,6 @@
 """Citations of the package and of the paper, and the points where this project differs from the paper.
 
-CITATION.cff and docs/paper.md have the same content; an installed package has neither file.
+CITATION.cff and the page on the paper in the docs have the same content; an installed package has neither file.
 """
 
 from __future__ import annotations

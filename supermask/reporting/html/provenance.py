@@ -59,7 +59,9 @@ class Provenance:
     """Runs whose certificate does not hold; `why` lists the failed checks."""
     diverged: tuple[FlaggedRun, ...]
     blocked: int
-    """Runs that cannot start because an ancestor diverged or failed its certificate."""
+    """Runs that cannot start because an ancestor diverged."""
+    blocked_by_failed: int
+    """Runs that cannot start because the certificate of an ancestor does not hold."""
     to_do: tuple[tuple[str, int], ...]
     """(study, runs to do) of studies that are not complete."""
     damaged: tuple[str, ...]
@@ -91,6 +93,7 @@ def collect_provenance(
         failed=tuple(_flag(row, _failed_checks(row, store)) for row in ended if row["certificate"] != "held"),
         diverged=diverged_runs(rows),
         blocked=count_blocked(rows),
+        blocked_by_failed=sum(row["status"] == "ancestor_certificate_failed" for row in rows),
         to_do=tuple(to_do.items()),
         damaged=tuple(dict.fromkeys(damaged)),
         environments=environments,
@@ -105,8 +108,8 @@ def diverged_runs(rows: Sequence[Row]) -> tuple[FlaggedRun, ...]:
 
 
 def count_blocked(rows: Sequence[Row]) -> int:
-    """Count the runs that cannot start because an ancestor diverged or failed its certificate."""
-    return sum(str(row["status"]).startswith("ancestor_") for row in rows)
+    """Count the runs that cannot start because an ancestor diverged."""
+    return sum(row["status"] == "ancestor_diverged" for row in rows)
 
 
 def _flag(row: Row, why: str) -> FlaggedRun:

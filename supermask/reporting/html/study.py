@@ -75,7 +75,7 @@ class StudySection:
     """Status -> number of runs, for statuses that occur."""
     diverged: tuple[FlaggedRun, ...]
     blocked: int
-    """Runs that cannot start because an ancestor diverged or failed its certificate."""
+    """Runs that cannot start because an ancestor diverged."""
     plots: tuple[Plot, ...]
     tables: tuple[Table, ...]
     environment_note: str
