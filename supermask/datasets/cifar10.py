@@ -10,6 +10,7 @@ import gzip
 import math
 import tarfile
 import zlib
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +47,8 @@ JPEG_NOTE = "CIFAR-10 decoded from JPEG (lossy): accuracies may differ slightly 
 _TRAINING_FILES = 5
 _MAX_MEMBERS = 100
 """Members read from an archive; the original one has 9."""
+_MAX_FOLDER_DEPTH = 12
+"""Depth to which Parquet files are searched; Hugging Face's cache has 6."""
 _CHUNK = 1 << 20
 _MAX_TAIL = 1 << 24
 """Uncompressed bytes read after the end of the tar archive to get to the checksum of gzip."""
@@ -65,7 +68,7 @@ def find(spec: DatasetSpec, folder: DataFolder) -> DatasetFiles:
     if shards := _find_shards(tops[0]):
         train, test = shards
         decode = partial(decode_parquet, spec, train, test)
-        return DatasetFiles((*train, *test), decode, decoder=f"pillow {version('pillow')}")
+        return DatasetFiles((*train, *test), decode, decoder=f"pillow {version('pillow')}", is_original=False)
     raise _not_found(spec, folder, tops, places)
 
 
@@ -173,15 +176,22 @@ def _missing_files(place: Path) -> list[str]:
 
 def _find_shards(top: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]] | None:
     """Return the (train, test) files of the folder nearest to `top` that has both, by name: the order of the shards."""
-    by_folder: dict[Path, list[Path]] = {}
-    for path in sorted(top.rglob("*.parquet")):
-        by_folder.setdefault(path.parent, []).append(path)
-    for folder in sorted(by_folder, key=lambda path: (len(path.parts), path)):
-        train, test = (
-            tuple(path for path in by_folder[folder] if path.name.startswith(prefix)) for prefix in ("train-", "test-")
-        )
-        if train and test:
-            return train, test
+    level, visited = [top], set()
+    for _ in range(_MAX_FOLDER_DEPTH):
+        folders: list[Path] = []
+        for folder in level:
+            # Symbolic links are followed; a folder that was seen before would make an endless path of them.
+            with suppress(OSError):
+                if (resolved := folder.resolve()) not in visited and folder.is_dir():
+                    visited.add(resolved)
+                    entries = sorted(folder.iterdir())
+                    folders += [path for path in entries if path.is_dir()]
+                    shards = [path for path in entries if path.suffix == ".parquet" and path.is_file()]
+                    train = tuple(path for path in shards if path.name.startswith("train-"))
+                    test = tuple(path for path in shards if path.name.startswith("test-"))
+                    if train and test:
+                        return train, test
+        level = sorted(folders)
     return None
 
 

@@ -21,6 +21,8 @@ MAX_DEPTH = 20
 MAX_VALUES = 20_000
 """Values in a file after its aliases are expanded."""
 
+MAX_TAG_LENGTH = 200
+
 Scalar = str | int | float | bool | None
 
 
@@ -84,12 +86,11 @@ def parse_yaml(text: str, name: str, *, lines: bool = True) -> Node:
     Raises UserError: not YAML, several documents, a key twice in a map, keys that are not text, any tag, an alias to
     itself, nesting deeper than `MAX_DEPTH`, or more than `MAX_VALUES` values after the aliases are expanded.
     """
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     builder = _TreeBuilder(name, lines)
     try:
-        for event in YAML(typ="safe", pure=True).parse(text):
+        for event in _create_parser().parse(text):
             builder.handle(event)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -100,7 +101,27 @@ def parse_yaml(text: str, name: str, *, lines: bool = True) -> Node:
         problem = f"the character U+{character:04X} is not allowed" if isinstance(character, int) else "unreadable"
         line = text.count("\n", 0, getattr(error, "position", 0))
         raise UserError(f"{builder.location(line)}: not YAML: {problem}.") from None
+    except ValueError:  # From int(): a version of thousands of digits in a %YAML line.
+        raise UserError(f"{builder.location(0)}: not YAML: unreadable numbers in the first lines.") from None
     return builder.root
+
+
+def _create_parser() -> Any:
+    """Return ruamel's pure-Python YAML with a scanner that refuses long tags; it scans them in quadratic time."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.scanner import Scanner, ScannerError
+
+    class BoundedScanner(Scanner):
+        def scan_tag(self) -> Any:
+            prefix = self.reader.prefix(MAX_TAG_LENGTH)
+            if not set(prefix) & set("\0 \t\r\n\x85\u2028\u2029"):
+                problem = f"a tag of more than {MAX_TAG_LENGTH} characters, and study files hold plain values only"
+                raise ScannerError(problem=problem, problem_mark=self.reader.get_mark())
+            return super().scan_tag()
+
+    parser = YAML(typ="safe", pure=True)
+    parser.Scanner = BoundedScanner
+    return parser
 
 
 class _TreeBuilder:

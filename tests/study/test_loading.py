@@ -159,12 +159,36 @@ def test_aliases_are_expanded_up_to_a_limit() -> None:
         parse_yaml(bomb, "x")
 
 
+LONG = 290_000
+SLOW_TEXTS = {
+    "!": "!" * LONG,
+    "key": "a: " + "!" * LONG,
+    "named": "!" + "a" * LONG,
+    "verbatim": "!<" + "a" * LONG,
+    "escaped": "!" + "%41" * (LONG // 3),
+    "handles": "!a" * (LONG // 2),
+}
+
+
+@pytest.mark.parametrize("text", SLOW_TEXTS.values(), ids=SLOW_TEXTS)
+def test_long_tags_are_refused_without_being_scanned(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time to scan a tag is quadratic in its length: 24 s for 1 MB."""
+    monkeypatch.setattr("ruamel.yaml.scanner.Scanner.scan_tag", None)
+    with pytest.raises(UserError, match=r"^x, line 1: not YAML: a tag of more than 200 characters, and study files"):
+        parse_yaml(text, "x")
+
+
+def test_a_version_of_many_digits_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^x, line 1: not YAML: unreadable numbers in the first lines"):
+        parse_yaml("%YAML " + "1" * 5000 + ".1\n---\na: 1\n", "x")
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
         (b"title: \xff\n", "mine.yaml, line 1: not UTF-8 text; save the file in UTF-8."),
         ("seeds: 1\n".encode("utf-16"), "not UTF-8 text"),
-        (b"#" * (MAX_FILE_BYTES + 1), "mine.yaml: larger than 1,000,000 bytes"),
+        (b"#" * (MAX_FILE_BYTES + 1), "mine.yaml: larger than 300,000 bytes"),
     ],
 )
 def test_files_that_are_not_utf8_text_are_refused(raw: bytes, message: str, tmp_path: Path) -> None:
