@@ -20,6 +20,7 @@ from supermask.analysis.stats import (
 )
 from supermask.core.errors import UserError, did_you_mean
 from supermask.core.text import Row, Value
+from supermask.store.rows import check_same_data
 from supermask.store.tables import DENSE, treatment_labels
 
 DENSITY_TOLERANCE = 0.02
@@ -248,8 +249,10 @@ def _check_labels(rows: Sequence[Row], treatments: Sequence[str], reference: str
 def check_one_experiment(rows: Sequence[Row]) -> str:
     """Network and data set of these rows: `fc on mnist`.
 
-    Raises UserError for rows of several networks or data sets, which must not be averaged.
+    Raises UserError for rows of several networks or data sets, or of different data under one name, which must not be
+    averaged.
     """
+    check_same_data(rows)
     pairs = sorted({(str(row.get("network") or ""), str(row.get("dataset") or "")) for row in rows})
     names = [" on ".join(name for name in pair if name) for pair in pairs]
     if len(names) > 1:

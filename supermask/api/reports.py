@@ -18,7 +18,8 @@ from supermask.execution.run import ListenerFactory, RunOptions, run_plans
 from supermask.execution.scheduler import Scheduler
 from supermask.reporting.html import Report, build_report, render_report
 from supermask.store import Store
-from supermask.store.rows import plan_rows
+from supermask.store.planning import plan_study
+from supermask.store.rows import check_same_data, plan_rows
 from supermask.study import builtin_studies, load_study
 from supermask.study.plan import Plan, make_plan
 
@@ -60,6 +61,8 @@ def build_report_for(
     studies: Sequence[StudyRows], store: Store, command: str, scale: str = "", whole_paper: bool = False
 ) -> Report:
     """Build the report of studies from their rows. `whole_paper`: include claims that no study can decide."""
+    for _, rows, _ in studies:
+        check_same_data(rows)
     return build_report(studies, evaluate_claims_for(studies, whole_paper), store, command, scale)
 
 
@@ -105,7 +108,7 @@ def claims(studies: Sequence[str], overrides: Sequence[str], store: Path) -> tup
     Also returns one message per damaged run. Raises UserError as `load_study` does, and if no study has a claim.
     """
     names = dict.fromkeys(studies or [study.name for study in builtin_studies()])
-    plans = [_load_plan(name, overrides) for name in names]
+    plans = [_load_plan(name, overrides, Store(store)) for name in names]
     collected = [(plan, *plan_rows(plan, Store(store))) for plan in plans]
     findings = evaluate_claims_for(collected, whole_paper=not studies)
     if not findings:
@@ -114,7 +117,7 @@ def claims(studies: Sequence[str], overrides: Sequence[str], store: Path) -> tup
             f"there is no claim about {given}: give a study of {', '.join(studies_with_claims())}, or add claims to "
             "the study file."
         )
-    return findings, list(dict.fromkeys(message for _, _, damaged in collected for message in damaged))
+    return findings, list(dict.fromkeys(message for plan, _, bad in collected for message in (*plan.notices, *bad)))
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def reproduce(
     Raises UserError, SystemFailure, and `execution.local.StudyInterrupted` on Ctrl-C; the same call resumes.
     """
     options.validate()
-    plans = builtin_plans(scale, only)
+    plans = builtin_plans(scale, only, Store(options.store))
     ensure_writable(out)
     schedule = run_plans(plans, options, listener)
     collected = [(plan, *plan_rows(plan, schedule.store)) for plan in plans]
@@ -154,8 +157,10 @@ def reproduce(
     return ReproductionResult(schedule, content, write_report(content, out), without_result)
 
 
-def builtin_plans(scale: str, only: Sequence[str] = ()) -> list[Plan]:
+def builtin_plans(scale: str, only: Sequence[str] = (), store: Store | None = None) -> list[Plan]:
     """Plan the shipped studies (or those in `only`) at one scale, in the order of the paper's claims.
+
+    `store` tells the data of finished runs if no data is found; by default, the plans are for the published data.
 
     Raises UserError for an unknown study or scale.
     """
@@ -167,8 +172,9 @@ def builtin_plans(scale: str, only: Sequence[str] = ()) -> list[Plan]:
         check_one_of("a shipped study", name, [study.name for study in shipped])
     selected = [study for study in shipped if not only or study.name in only]
     check_one_of("a scale", scale, list(dict.fromkeys(name for study in selected for name in study.scales)))
-    return [_load_plan(study.name, [f"scale={scale}"]) for study in selected if scale in study.scales]
+    return [_load_plan(study.name, [f"scale={scale}"], store) for study in selected if scale in study.scales]
 
 
-def _load_plan(study: str, overrides: Sequence[str]) -> Plan:
-    return make_plan(load_study(study, overrides))
+def _load_plan(study: str, overrides: Sequence[str], store: Store | None) -> Plan:
+    loaded = load_study(study, overrides)
+    return make_plan(loaded) if store is None else plan_study(loaded, store)

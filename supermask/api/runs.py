@@ -19,15 +19,18 @@ from supermask.execution.estimate import Estimate, estimate
 from supermask.execution.run import ListenerFactory, RunOptions, data_dir, run_plans
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.export.run_folder import export_run
+from supermask.networks.sequential import prunable_tensors
 from supermask.reporting.figures import FigureOptions, RenderedFigure
 from supermask.reporting.figures.catalog import split_labels, study_figures
 from supermask.reporting.status import format_counts
 from supermask.store import Store
+from supermask.store.planning import plan_study
 from supermask.store.rows import plan_rows, resolve_run_id, store_rows
 from supermask.store.tables import DENSE, QueryResult
 from supermask.store.verify import VerificationResult
 from supermask.study import StudyLike, load_study
-from supermask.study.plan import Plan, make_plan
+from supermask.study.plan import Plan
+from supermask.study.plan_checks import ineffective_settings
 from supermask.study.run import Run
 
 
@@ -66,6 +69,8 @@ class PlanSummary:
     estimate: Estimate
     resource_estimates: tuple[ResourceEstimate, ...] = ()
     """One per resource that was given: cores, GPUs."""
+    warnings: tuple[str, ...] = ()
+    """Assumptions about inputs that were not found, and settings without effect."""
 
     @property
     def network(self) -> str:
@@ -97,8 +102,8 @@ def plan(
     for units, count in (("cores", cores), ("GPUs", gpus)):
         if count is not None and count < 1:
             raise UserError(f"{count} {units} cannot train anything: give 1 or more.")
-    study_plan = make_plan(load_study(study, overrides))
     source = Store(store_path(store))
+    study_plan = plan_study(load_study(study, overrides), source)
     stored = source.run_ids()
     to_do = [run for run in study_plan.runs.values() if run.id not in stored]
     engine = select_engine("auto", study_plan.layers, "cpu").engine
@@ -116,7 +121,13 @@ def plan(
         to_do=len(to_do),
         estimate=local,
         resource_estimates=tuple(resources),
+        warnings=(*study_plan.notices, *_ineffective_settings(study_plan)),
     )
+
+
+def _ineffective_settings(study_plan: Plan) -> list[str]:
+    dense = next(iter(study_plan.runs.values()))
+    return ineffective_settings(study_plan.study, dense.recipe, prunable_tensors(study_plan.layers))
 
 
 def run(
@@ -139,15 +150,19 @@ def run(
     """
     options = RunOptions(store_path(store), workers, engine, device, keep, precision, stack, cluster)
     options.validate()
-    return run_plans([make_plan(load_study(study, overrides))], options, listener)
+    return run_plans([plan_study(load_study(study, overrides), Store(options.store))], options, listener)
 
 
 def study_rows(
     study: StudyLike, overrides: Sequence[str] = (), store: str | Path | None = None
 ) -> tuple[Plan, list[Row], list[str]]:
-    """Return the plan of a study, one row per run (finished or not), and one message per damaged run."""
-    study_plan = make_plan(load_study(study, overrides))
-    return study_plan, *plan_rows(study_plan, Store(store_path(store)))
+    """Return the plan of a study, one row per run (finished or not), and one message per damaged run.
+
+    Neither data nor user code is needed; `Plan.notices` says what was assumed.
+    """
+    source = Store(store_path(store))
+    study_plan = plan_study(load_study(study, overrides), source)
+    return study_plan, *plan_rows(study_plan, source)
 
 
 def missing_result(statuses: Sequence[str], subject: str) -> str | None:
@@ -203,7 +218,7 @@ def figures(
     stem, formats = study_plan.study.name, formats or DEFAULT_FORMATS
     folder = expand_path(out)
     saved = [(figure, save_figure(figure, folder, f"{stem}-{name}", formats)) for name, figure in drawn.items()]
-    return saved, damaged
+    return saved, [*study_plan.notices, *damaged]
 
 
 def export(run_id: str, folder: str | Path, store: str | Path | None = None) -> list[Path]:

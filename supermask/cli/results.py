@@ -45,7 +45,7 @@ def status(
     plan, rows, damaged = runs.study_rows(study, add_scale(overrides, scale), store)
     echo(f"{plan.study.name}: {plan.study.network} on {plan.study.dataset}\n")
     echo(format_status(runs.treatment_labels(plan), rows), nl=False)
-    print_warnings(damaged)
+    print_warnings([*plan.notices, *damaged])
 
 
 TEXT_COLUMNS = (
@@ -80,7 +80,7 @@ def table(
 
     if format == "parquet" and sys.stdout.isatty():
         raise UserError("a Parquet table is binary: send it to a file, as in `supermask table ... > runs.parquet`.")
-    _, rows, damaged = runs.study_rows(study, add_scale(overrides, scale), store)
+    plan, rows, damaged = runs.study_rows(study, add_scale(overrides, scale), store)
     if format == "parquet":
         sys.stdout.buffer.write(tables.to_parquet(rows))
     elif format in ("latex", "markdown"):
@@ -90,7 +90,7 @@ def table(
         sys.stdout.write(write(*table_of_rows(rows, TEXT_COLUMNS)))
     else:
         sys.stdout.write(tables.to_csv(rows) if format == "csv" else tables.to_json(rows))
-    print_warnings(damaged)
+    print_warnings([*plan.notices, *damaged])
 
 
 @app.command()

@@ -111,6 +111,8 @@ def plan(
 ) -> None:
     """Print what would run: the number of runs, finished runs, and the time for the rest. Nothing is trained.
 
+    A study file may name a criterion of your own by import path. Its code is run by `run`, never by `plan`.
+
     With `--estimate` also print the cost on the local workers, or on the given cores and GPUs.
 
     Example: `supermask plan mask-criteria scale=laptop --estimate --cores 64`
@@ -153,6 +155,7 @@ def plan(
         lines.append(("storage", f"{local.stored_bytes / 1e9:,.2f} GB, all weights kept"))
     for name, text in lines:
         echo(f"{name:10} {text}")
+    print_warnings(summary.warnings)
 
 
 @app.command()

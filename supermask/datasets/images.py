@@ -65,6 +65,12 @@ class ImageDataset:
     """SHA-256 (hex) of the decoded pixels, the labels and their shapes; independent of how the files are packed."""
     note: str
     """Difference from the published dataset, to be shown with every result; empty if there is none."""
+    is_published: bool = True
+
+    @property
+    def run_fingerprint(self) -> str | None:
+        """The fingerprint as a run's id contains it: None for the published dataset, so that its ids stay."""
+        return None if self.is_published else self.fingerprint
 
     def scaled(self, pixels: Pixels) -> NDArray[np.float32]:
         """Return pixels / max_pixel as float32, in the same shape.
@@ -136,6 +142,8 @@ class DatasetFiles:
     decode: Callable[[], RawDataset]
     decoder: str = ""
     """Name and version of a library of which another release may decode other pixels; empty if there is none."""
+    is_original: bool = True
+    """False for a form in which others redistribute the dataset, with possibly other images or another order."""
 
 
 def data_folder(path: Path | None = None) -> DataFolder:

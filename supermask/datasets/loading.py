@@ -54,15 +54,43 @@ def load(name: str, data_dir: Path | None = None) -> ImageDataset:
 def load_with_spec(spec: DatasetSpec, data_dir: Path | None = None) -> ImageDataset:
     """Return the dataset `spec.name` from files that must match `spec`. Raises as `load` does."""
     if spec.name in LOADERS:
-        data, data_fingerprint = load_cached(spec, LOADERS[spec.name](spec, data_folder(data_dir)))
+        files = LOADERS[spec.name](spec, data_folder(data_dir))
+        data, data_fingerprint = load_cached(spec, files)
+        is_published = files.is_original
     else:
         data = digits.decode(spec)
         data_fingerprint = fingerprint(data.train, data.test)
+        is_published = True
+    if spec.published_fingerprint is not None:
+        is_published = data_fingerprint == spec.published_fingerprint
     note = data.note
-    if not note and spec.known_fingerprint not in (None, data_fingerprint):
+    if not note and spec.published_fingerprint not in (None, data_fingerprint):
         note = f"not the usual {spec.name}: the images or labels differ from it"
     train, test = data.train, data.test
-    return ImageDataset(spec, train.images, train.labels, test.images, test.labels, data_fingerprint, note)
+    return ImageDataset(
+        spec, train.images, train.labels, test.images, test.labels, data_fingerprint, note, is_published
+    )
+
+
+def run_fingerprint(name: str, data_dir: Path | None = None) -> str | None:
+    """Return the `ImageDataset.run_fingerprint` of the dataset that `load` would return: None for the published one.
+
+    The files are decoded only if their paths, sizes and times have changed since the last call. Training does not rely
+    on that: it compares with the decoded arrays. Raises as `load` does.
+    """
+    spec, folder = DATASETS[name], cache_folder()
+    if name not in LOADERS or folder is None:
+        return load(name, data_dir).run_fingerprint
+    path = folder / "datasets" / f"{name}-{_stat_key(spec, LOADERS[name](spec, data_folder(data_dir)))}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        stored = json.loads(path.read_bytes())["run_fingerprint"]
+        if stored is None or isinstance(stored, str):
+            return stored
+    images = load(name, data_dir)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"run_fingerprint": images.run_fingerprint}).encode())
+    return images.run_fingerprint
 
 
 def load_cached(spec: DatasetSpec, files: DatasetFiles) -> tuple[RawDataset, str]:
@@ -130,10 +158,23 @@ def write_cache(path: Path, spec: DatasetSpec, data: RawDataset, data_fingerprin
 
 def _cache_key(spec: DatasetSpec, files: DatasetFiles) -> str:
     """Return the hash of all inputs of decoding: contents of the files (not their paths) and the decoder's release."""
-    key = hashlib.sha256(f"supermask cache 1\n{spec!r}\n{files.decoder}\n".encode())
+    expected = (spec.name, spec.image_shape, spec.classes, spec.training_images, spec.test_images)
+    key = hashlib.sha256(f"supermask cache 2\n{expected}\n{files.decoder}\n".encode())
     for path in files.files:
         with translate_os_errors(path), path.open("rb") as file:
             key.update(hashlib.file_digest(file, "sha256").digest())
+    return key.hexdigest()
+
+
+def _stat_key(spec: DatasetSpec, files: DatasetFiles) -> str:
+    """Return the hash of paths, sizes and times of the files, of the spec and of the decoder's release."""
+    key = hashlib.sha256(f"supermask files 1\n{spec!r}\n{files.decoder}\n".encode())
+    for path in files.files:
+        with translate_os_errors(path):
+            stat = path.stat()
+        # The time of the last status change cannot be set back, unlike that of the last modification.
+        facts = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        key.update(f"{path.absolute()!s} {facts}\n".encode(errors="surrogateescape"))
     return key.hexdigest()
 
 

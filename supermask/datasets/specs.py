@@ -21,8 +21,9 @@ class DatasetSpec:
     """Number of training images held out for validation. Source: Zhou et al. 2019, Table S1 (5,000)."""
     max_pixel: int
     """The stored pixel value that becomes 1.0."""
-    known_fingerprint: str | None = None
-    """`ImageDataset.fingerprint` of the published files; None if it is not pinned."""
+    published_fingerprint: str | None = None
+    """`ImageDataset.fingerprint` of the published files; None if it is not pinned, and the format of the files decides
+    (`DatasetFiles.is_original`)."""
     is_demo: bool = False
     """True for a dataset that is too small and too easy to say anything about the paper's networks."""
 
@@ -38,7 +39,7 @@ DATASETS: dict[str, DatasetSpec] = {
             test_images=360,
             validation_images=200,
             max_pixel=16,
-            known_fingerprint="467c691fbbaa232b1b09b00b8a9d547f59dedc1adb8bf9722963fd0eedb7d216",
+            published_fingerprint="467c691fbbaa232b1b09b00b8a9d547f59dedc1adb8bf9722963fd0eedb7d216",
             is_demo=True,
         ),
         DatasetSpec(
@@ -49,7 +50,7 @@ DATASETS: dict[str, DatasetSpec] = {
             test_images=10_000,
             validation_images=5_000,
             max_pixel=255,
-            known_fingerprint="43c37b1d5776b42b1cd65ad37a3b560fb000c585a652ddc12d9bf7b7f44b0e28",
+            published_fingerprint="43c37b1d5776b42b1cd65ad37a3b560fb000c585a652ddc12d9bf7b7f44b0e28",
         ),
         DatasetSpec(
             name="cifar10",

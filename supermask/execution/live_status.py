@@ -17,6 +17,7 @@ from supermask.execution.scheduler import Scheduler
 from supermask.execution.tasks import Task, TaskResult
 from supermask.store.files.notes import Note, StatusNotes, note_id
 from supermask.study import Study
+from supermask.study.plan import PlanInputs
 
 UPDATE_INTERVAL = 2.0
 """Seconds between two notes."""
@@ -35,7 +36,9 @@ class LiveStatusWriter:
     be written are skipped: they never end a training.
     """
 
-    def __init__(self, studies: Sequence[Study], scheduler: Scheduler, workers: int) -> None:
+    def __init__(
+        self, studies: Sequence[Study], scheduler: Scheduler, workers: int, inputs: Sequence[PlanInputs] = ()
+    ) -> None:
         self._notes = StatusNotes(scheduler.store.root)
         self._scheduler = scheduler
         self._eta = EtaEstimator()
@@ -48,6 +51,10 @@ class LiveStatusWriter:
         # Two locks: `_lock` guards the fields and is never held during a write; `_writing` orders the writes.
         self._lock, self._writing, self._over = threading.Lock(), threading.Lock(), threading.Event()
         study_notes = [{"name": study.name, "study": study.as_data()} for study in studies]
+        # Data and code that a study file does not contain: without them, a reader would plan other run ids.
+        for note, plan_inputs in zip(study_notes, inputs, strict=False):
+            if data := plan_inputs.to_data():
+                note["inputs"] = data
         self._studies = {note_id(note): note for note in study_notes}
         self._constant: Note = {
             "studies": list(self._studies),

@@ -171,6 +171,7 @@ class DatasetCache:
             self._images = load(run.dataset, self._dir)
             self._splits.clear()
             self._recent.clear()
+        check_planned_data(run, self._images)
         return self._images
 
     def split_for(self, run: Run) -> SplitData:
@@ -184,6 +185,19 @@ class DatasetCache:
         if len(self._recent) > CACHED_SPLITS:
             self._recent.popitem(last=False)
         return data
+
+
+def check_planned_data(run: Run, images: ImageDataset) -> None:
+    """Raise UserError if the run's id is for other data than `images`."""
+    if run.data_fingerprint != images.run_fingerprint:
+        planned, found = (
+            "the published files" if fingerprint is None else f"data with fingerprint {fingerprint[:12]}"
+            for fingerprint in (run.data_fingerprint, images.run_fingerprint)
+        )
+        raise UserError(
+            f"run {run.id} of {run.dataset} was planned for {planned}, but {found} is found now: run the command "
+            "again; on a cluster, give every machine the same data (SUPERMASK_DATA)."
+        )
 
 
 def check_data_fingerprint(store: Store, run_id: str, images: ImageDataset) -> None:

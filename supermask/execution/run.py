@@ -18,12 +18,12 @@ from supermask.datasets.images import DATA_VARIABLE
 from supermask.engines.selection import ENGINES, is_measuring_costs, validate_precision
 from supermask.execution.coordinator import ExecutionRequest, TaskListener
 from supermask.execution.live_status import LiveStatusWriter
-from supermask.execution.resources import check_data_fingerprint, select_run_engine
+from supermask.execution.resources import check_data_fingerprint, check_planned_data, select_run_engine
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
 from supermask.store.files.disk import translate_os_errors
-from supermask.store.replay import run_architecture
+from supermask.store.replay import load_criterion, run_architecture
 from supermask.study.plan import Plan, RunGraph, merge_plans
 from supermask.study.run import Run
 
@@ -95,7 +95,14 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
             check_device(options.device)
         # Here rather than in the workers: one message instead of one per worker, and one decoding of the data set.
         for dataset in dict.fromkeys(plan.study.dataset for plan in plans):
-            _check_dataset_unchanged(scheduler, load(dataset, config.data_dir))
+            images = load(dataset, config.data_dir)
+            for plan in plans:
+                if plan.study.dataset == dataset:
+                    check_planned_data(next(iter(plan.runs.values())), images)
+            _check_dataset_unchanged(scheduler, images)
+        for run in graph.runs.values():
+            if run.step is not None and scheduler.status.get(run.id) != "finished":
+                load_criterion(run.step)  # Imports a user's criterion: raises UserError here rather than per worker.
         config = replace(config, stack=_choose_stack_size(options, graph))
     cluster = options.cluster if scheduler.tasks_left else None
     uses_gpu = cluster is None and config.stack != 1 and options.device != "cpu"
@@ -105,8 +112,8 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
             _check_writable(config.store)
         no_listener: AbstractContextManager[TaskListener] = nullcontext(lambda *_: None)
         listener = contexts.enter_context(create_listener(plans, scheduler) if create_listener else no_listener)
-        studies = [plan.study for plan in plans]
-        live_status = contexts.enter_context(LiveStatusWriter(studies, scheduler, workers))
+        studies, inputs = [plan.study for plan in plans], [plan.inputs for plan in plans]
+        live_status = contexts.enter_context(LiveStatusWriter(studies, scheduler, workers, inputs))
 
         def on_end(current: Scheduler, task: Task, result: TaskResult) -> None:
             live_status.on_end(current, task, result)

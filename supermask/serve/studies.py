@@ -15,7 +15,7 @@ from supermask.store.files.notes import Note
 from supermask.store.rows import BLOCKED_STATUS
 from supermask.store.tables import AUXILIARY, DENSE, TREATMENT_SEPARATOR
 from supermask.study import builtin_studies, load_study, study_from_dict
-from supermask.study.plan import Plan, make_plan
+from supermask.study.plan import Plan, PlanInputs, make_plan
 
 MAX_STUDIES = 12
 """Studies on the report page, the latest first to be kept; the explorer shows all runs."""
@@ -90,14 +90,16 @@ class Studies:
         data = note.get("study")
         if not isinstance(data, dict):
             return StoredStudy(key, name, None, "its note in the store is not a study.")
-        user_defined = sorted({criterion for criterion in _criteria(data) if criterion not in CRITERIA})
+        inputs = PlanInputs.from_data(note.get("inputs"))
+        named = {criterion for criterion in _criteria(data) if criterion not in CRITERIA}
+        user_defined = sorted(named - inputs.criterion_sources.keys())
         if user_defined and not self._import_criteria:
             names = ", ".join(map(quote, user_defined[:3]))
             reason = f"it names user-defined criteria ({names}), whose code is not run for a page"
             hint = "restart with --import-criteria if you trust the store"
             return StoredStudy(key, name, None, f"{reason}: {hint}.")
         try:
-            return StoredStudy(key, name, make_plan(study_from_dict(data, name=name)))
+            return StoredStudy(key, name, make_plan(study_from_dict(data, name=name), inputs))
         except UserError as error:
             return StoredStudy(key, name, None, str(error).splitlines()[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -118,6 +119,26 @@ def learning_curve_rows(plan: Plan, store: Store) -> list[Row]:
                 curve_rows.append(member | {"iteration": iteration, "validation_accuracy": accuracy})
     order = {treatment.label: index for index, treatment in enumerate(plan.study.treatments)}
     return sorted(curve_rows, key=lambda row: (order[str(row["treatment"])], row["seed"], row["iteration"]))
+
+
+def check_same_data(rows: Iterable[Row]) -> None:
+    """Raise UserError if finished runs of one dataset name were trained on different data: no mean may mix them."""
+    ids_by_data: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        if row.get("status") == "finished" and row.get("data_fingerprint"):
+            ids_by_fingerprint = ids_by_data.setdefault(str(row.get("dataset")), {})
+            ids_by_fingerprint.setdefault(str(row["data_fingerprint"]), []).append(str(row.get("id"))[:12])
+    for dataset, ids_by_fingerprint in ids_by_data.items():
+        if len(ids_by_fingerprint) > 1:
+            parts = [
+                f"{len(ids):,} on data {fingerprint[:12]} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+                for fingerprint, ids in ids_by_fingerprint.items()
+            ]
+            raise UserError(
+                f"these runs are on {len(parts)} different datasets called {quote(dataset)}, which no mean may mix: "
+                f"{'; '.join(parts)}. `supermask table STUDY` lists them (column data_fingerprint). Move the folders "
+                "runs/ID of all but one of them to another store, then use that with --store."
+            )
 
 
 def resolve_run_id(store: Store, prefix: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -24,10 +25,18 @@ from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.datasets.specs import DATASETS
 from supermask.networks import sequential
 from supermask.networks.sequential import canonical_name
-from supermask.study.user_code import UserFunction, import_function, is_import_path
+from supermask.study.user_code import (
+    UserFunction,
+    UserModuleNotFound,
+    check_function,
+    import_function,
+    is_import_path,
+)
 
 MAX_LABEL = 300
 """Characters. Generated labels must fit too, because a study that is written out has them as names."""
+
+CRITERION_PARAMETERS = ("layer", "rng")
 
 PRUNE_RATE = "a prune rate: it is the share of the surviving weights removed per level, above 0 and below 1"
 
@@ -79,13 +88,27 @@ def _is_network(name: str) -> bool:
 
 
 def resolve_criterion(name: str) -> UserFunction:
-    """Return the function of a criterion: a built-in one, or the user's by import path with its source's SHA-256.
+    """Return the function of a criterion: a built-in one, or the user's by import path, which is imported.
 
+    Only training needs the function of a user's criterion; planning and reading need `user_code.code_sha256`.
     Raises UserError as `user_code.import_function` does.
     """
     if name in CRITERIA:
         return UserFunction(name, CRITERIA[name])
-    return import_function(name, ("layer", "rng"))
+    return import_function(name, CRITERION_PARAMETERS)
+
+
+def _is_user_criterion(name: str) -> bool:
+    """Check the function at an import path without importing it. Raises UserError for one that cannot be used.
+
+    A module that is not found is accepted, because finished studies are read without their code; a plan that needs its
+    identity refuses it.
+    """
+    if not is_import_path(name):
+        return False
+    with suppress(UserModuleNotFound):
+        check_function(name, CRITERION_PARAMETERS)
+    return True
 
 
 def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -157,9 +180,7 @@ Network = Annotated[
 Dataset = Annotated[str, _choice("a dataset", DATASETS)]
 Criterion = Annotated[
     str,
-    _choice(
-        "a criterion", CRITERIA, _USER_FUNCTION, lambda name: is_import_path(name) and bool(resolve_criterion(name))
-    ),
+    _choice("a criterion", CRITERIA, _USER_FUNCTION, _is_user_criterion),
 ]
 Mask1 = Annotated[str, _choice("a mask-1 action", MASK1_ACTIONS)]
 Mask0 = Annotated[str, _choice("a mask-0 action", MASK0_ACTIONS)]

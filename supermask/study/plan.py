@@ -5,20 +5,22 @@ A plan is made before anything is trained, without data and without torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
-from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError
 from supermask.core.learned_masks import MaskLearning
-from supermask.core.masks import remaining_after
 from supermask.core.recipe import UNTRAINED, Recipe, epochs_to_iterations
 from supermask.core.types import PrunableTensor, Snapshot
 from supermask.datasets.specs import DATASETS
 from supermask.networks.sequential import Architecture, architecture, canonical_name, prunable_tensors
-from supermask.study import Study, Supermask, Train, Treatment, resolve_criterion
+from supermask.study import Study, Supermask, Train, Treatment
+from supermask.study.plan_checks import check_no_empty_layer, check_size, layer_rates
 from supermask.study.run import PruneStepSpec, Run
+from supermask.study.user_code import UserModuleNotFound, code_sha256
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,45 @@ class RunGraph:
 
 
 @dataclass(frozen=True)
+class PlanInputs:
+    """Inputs that determine results and are not in a study file: the data, and the source of user code."""
+
+    data_fingerprint: str | None = None
+    """`ImageDataset.run_fingerprint`: None for the published dataset."""
+    criterion_sources: Mapping[str, str] = field(default_factory=dict)
+    """Import path of a user's criterion -> `user_code.code_sha256`."""
+
+    def to_data(self) -> dict[str, Any]:
+        """Return a JSON-serializable dict without defaults."""
+        data = {"data_fingerprint": self.data_fingerprint, "criterion_sources": dict(self.criterion_sources)}
+        return {key: value for key, value in data.items() if value}
+
+    @classmethod
+    def from_data(cls, data: object) -> PlanInputs:
+        """Return the inputs of a `to_data` dict; anything that is not hexadecimal text is ignored."""
+        keys = data if isinstance(data, Mapping) else {}
+        fingerprint, sources = keys.get("data_fingerprint"), keys.get("criterion_sources")
+        sources = sources if isinstance(sources, Mapping) else {}
+        return cls(
+            fingerprint if _is_sha256(fingerprint) else None,
+            {str(name): source for name, source in sources.items() if _is_sha256(source)},
+        )
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
+@dataclass(frozen=True)
 class Plan(RunGraph):
     """The runs of a study, and the role of each in it."""
 
     study: Study
     layers: Architecture
     treatment_runs: list[TreatmentRun]
+    inputs: PlanInputs = PlanInputs()
+    notices: tuple[str, ...] = ()
+    """Assumptions about inputs that were not found, one sentence each."""
 
 
 def merge_plans(plans: Iterable[Plan]) -> RunGraph:
@@ -82,38 +117,63 @@ def merge_plans(plans: Iterable[Plan]) -> RunGraph:
     return RunGraph(runs)
 
 
-def make_plan(study: Study) -> Plan:
-    """Return the plan of a study. Raises UserError if a layer would be emptied or a snapshot does not exist.
+def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
+    """Return the plan of a study, by default on the published dataset and with the user code that is found now.
 
     Iterative pruning gives one chain of runs per treatment and seed; one-shot pruning starts every level from the
-    dense run.
+    dense run. Raises UserError if a layer would be emptied, a snapshot does not exist, user code is not found or the
+    study has more than `max_runs()` runs.
 
     Source: Zhou et al. 2019, Sec. 1 and 2; Frankle & Carbin 2019.
     """
+    check_size(study)
+    inputs = inputs or PlanInputs()
+    sources = dict(inputs.criterion_sources)
+    for name in study.user_criteria:
+        if name not in sources:
+            try:
+                sources[name] = code_sha256(name)
+            except UserModuleNotFound as error:
+                raise UserModuleNotFound(f"study {study.name!r}: criterion {name!r}: {error}") from None
+    inputs = replace(inputs, criterion_sources={name: sources[name] for name in study.user_criteria})
     spec = DATASETS[study.dataset]
     layers = architecture(study.network, spec.image_shape, spec.classes)
     network = canonical_name(study.network)
     images = spec.training_images - spec.validation_images
     recipe = resolve_recipe(study.train, images)
     study.check_points(recipe.iterations)
-    tensors = prunable_tensors(layers)
+    context = _Context(study, prunable_tensors(layers), recipe, images, inputs.criterion_sources)
     runs: dict[str, Run] = {}
     treatment_runs: list[TreatmentRun] = []
-    planned = {t.label: _treatment_runs(study, t, tensors, recipe, images) for t in study.treatments}
+    planned = {t.label: _treatment_runs(context, t) for t in study.treatments}
+    data = inputs.data_fingerprint
     for seed in study.seeds:
-        dense = Run(network, study.dataset, seed, 0, recipe)
+        dense = Run(network, study.dataset, seed, 0, recipe, data_fingerprint=data)
         runs[dense.id] = dense
         for label, planned_runs in planned.items():
             treatment_runs.append(TreatmentRun(label, seed, 0, dense.id))
             chain: list[Run] = [dense]
             for item in planned_runs:
                 parent = None if item.parent_index is None else chain[item.parent_index].id
-                run = Run(network, study.dataset, seed, item.level, item.recipe, parent, item.step, item.learning)
+                run = Run(network, study.dataset, seed, item.level, item.recipe, parent, item.step, item.learning, data)
                 # Treatments with equal first steps share runs: the id is the same.
                 chain.append(runs.setdefault(run.id, run))
                 if item.reported:
                     treatment_runs.append(TreatmentRun(label, seed, item.level, run.id))
-    return Plan(runs, study, layers, treatment_runs)
+    return Plan(runs, study, layers, treatment_runs, inputs)
+
+
+@dataclass(frozen=True)
+class _Context:
+    """Facts of a study that the plans of all its treatments need."""
+
+    study: Study
+    tensors: Mapping[str, PrunableTensor]
+    recipe: Recipe
+    """Recipe of the dense runs."""
+    images: int
+    """Training images without the validation images."""
+    criterion_sources: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -130,22 +190,20 @@ class _PlannedRun:
     """False for a run that only provides a mask."""
 
 
-def _treatment_runs(
-    study: Study, treatment: Treatment, tensors: Mapping[str, PrunableTensor], recipe: Recipe, images: int
-) -> list[_PlannedRun]:
+def _treatment_runs(context: _Context, treatment: Treatment) -> list[_PlannedRun]:
     """Return a treatment's runs, parents first."""
     if treatment.supermask is not None:
-        return _supermask_runs(study, treatment, treatment.supermask, tensors, recipe, images)
+        return _supermask_runs(context, treatment, treatment.supermask)
     is_iterative = treatment.schedule == "iterative"
-    steps = list(_steps(study, treatment, tensors))
-    level_recipe = _retraining_recipe(recipe, treatment) if treatment.trained else UNTRAINED
+    steps = list(_steps(context, treatment))
+    level_recipe = _retraining_recipe(context.recipe, treatment) if treatment.trained else UNTRAINED
     if treatment.trained or not is_iterative:
         return [_PlannedRun(n, level_recipe, step, n - 1 if is_iterative else 0) for n, step in enumerate(steps, 1)]
     # Iterative masks on untrained weights: the chain that the same criterion prunes with rewind and zero is trained
     # for its masks (shared with the study of criteria); each level then evaluates its own actions on that mask.
     plain = {"mask1": "rewind", "mask0": "zero", "rescaled": False, "trained": True, "rewind_to": "start"}
-    chain = list(_steps(study, treatment.model_copy(update=plain), tensors))[:-1]
-    planned_runs = [_PlannedRun(n, recipe, step, n - 1, reported=False) for n, step in enumerate(chain, 1)]
+    chain = list(_steps(context, treatment.model_copy(update=plain)))[:-1]
+    planned_runs = [_PlannedRun(n, context.recipe, step, n - 1, reported=False) for n, step in enumerate(chain, 1)]
     for n, step in enumerate(steps, start=1):
         # The chain itself is not rescaled, so weights of levels after the first carry no factor yet.
         is_unscaled_before = treatment.rescaled and n > 1
@@ -153,32 +211,26 @@ def _treatment_runs(
     return planned_runs
 
 
-def _supermask_runs(
-    study: Study,
-    treatment: Treatment,
-    supermask: Supermask,
-    tensors: Mapping[str, PrunableTensor],
-    recipe: Recipe,
-    images: int,
-) -> list[_PlannedRun]:
+def _supermask_runs(context: _Context, treatment: Treatment, supermask: Supermask) -> list[_PlannedRun]:
     """Return the run that learns a mask, then the levels that evaluate it or train with it and prune it further."""
+    study = context.study
     train = Train(**supermask.train_settings(study.learn))
     initial_step = None
     if supermask.start_from is not None:
         heuristic = Treatment(
             name=treatment.label, criterion=supermask.start_from, schedule="one_shot", scope=treatment.scope
         )
-        initial_step = list(_steps(study, heuristic, tensors, supermask.start_level))[-1]
+        initial_step = list(_steps(context, heuristic, supermask.start_level))[-1]
     learning = supermask.learning(study.learn)
     parent_index = None if initial_step is None else 0
-    planned_runs = [_PlannedRun(1, resolve_recipe(train, images), initial_step, parent_index, learning)]
+    planned_runs = [_PlannedRun(1, resolve_recipe(train, context.images), initial_step, parent_index, learning)]
     levels = treatment.num_levels(study.prune)
-    level_recipe = _retraining_recipe(recipe, treatment) if treatment.trained else UNTRAINED
+    level_recipe = _retraining_recipe(context.recipe, treatment) if treatment.trained else UNTRAINED
     apply_mask = PruneStepSpec("learned", treatment.mask1, treatment.mask0, "threshold", {}, 1)
     # A signed mask inverts weights; they are inverted in its last snapshot only.
     point: Snapshot = "end" if supermask.method == "signed" else "start"
     apply_mask = replace(apply_mask, w_init=point, rewind_to=point, rescaled=treatment.rescaled)
-    steps = list(_steps(study, treatment, tensors, max(levels - 1, 0)))
+    steps = list(_steps(context, treatment, max(levels - 1, 0)))
     for n, step in enumerate([apply_mask, *steps][:levels], start=2):
         planned_runs.append(_PlannedRun(n, level_recipe, step, n - 1))
     return planned_runs
@@ -212,19 +264,13 @@ def _retraining_recipe(recipe: Recipe, treatment: Treatment) -> Recipe:
     return recipe.at_final_learning_rate() if is_fine_tuned else recipe
 
 
-def _steps(
-    study: Study, treatment: Treatment, tensors: Mapping[str, PrunableTensor], levels: int | None = None
-) -> Iterator[PruneStepSpec]:
+def _steps(context: _Context, treatment: Treatment, levels: int | None = None) -> Iterator[PruneStepSpec]:
     """Yield one step per level."""
+    study, tensors = context.study, context.tensors
     levels = treatment.num_levels(study.prune) if levels is None else levels
-    prune = study.prune
-    kinds = sorted({tensor.kind for tensor in tensors.values()})
-    rates: dict[str, float] = {kind: prune.rates.for_kind(kind) for kind in kinds}
-    if treatment.scope == "global":
-        rates = {"global": prune.rates.global_}
-    _check_no_empty_layer(study, treatment, tensors, rates, levels)
-    is_user_criterion = treatment.criterion not in CRITERIA
-    source = resolve_criterion(treatment.criterion).module_sha256 if is_user_criterion else None
+    rates = layer_rates(study.prune, treatment.scope, tensors)
+    check_no_empty_layer(study, treatment, tensors, rates, levels)
+    source = context.criterion_sources.get(treatment.criterion)
     rewind_iteration = treatment.rewind_to if isinstance(treatment.rewind_to, int) else 0
     for level in range(1, levels + 1):
         # After late rewinding to iteration k, every later level of a chain begins at iteration k.
@@ -256,24 +302,3 @@ def _resolve_point(treatment: Treatment, key: str, first_iteration: int) -> Snap
             f"after the first begin (rewind_to: {first_iteration}); choose an iteration from {first_iteration} on."
         )
     return "start" if point == first_iteration else point
-
-
-def _check_no_empty_layer(
-    study: Study,
-    treatment: Treatment,
-    tensors: Mapping[str, PrunableTensor],
-    rates: Mapping[str, float],
-    levels: int,
-) -> None:
-    """Raise UserError if the prune rates would empty a layer at the last level or before."""
-    sizes = {name: (tensor.size, rates.get(tensor.kind, 0.0)) for name, tensor in tensors.items()}
-    if treatment.scope == "global":
-        sizes = {"the network": (sum(tensor.size for tensor in tensors.values()), rates["global"])}
-    for name, (size, rate) in sizes.items():
-        if remaining_after(size, rate, levels) > 0:
-            continue
-        level = next(n for n in range(1, levels + 1) if remaining_after(size, rate, n) == 0)
-        raise UserError(
-            f"study {study.name!r}: level {level} of {levels} would leave no weight in {name} "
-            f"(prune rate {rate:g}); use at most {level - 1} levels (prune.levels) or a lower rate (prune.rates)."
-        )

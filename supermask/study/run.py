@@ -34,7 +34,7 @@ class PruneStepSpec:
     rewind_to: Snapshot = "start"
     rescaled: bool = False
     criterion_source: str | None = None
-    """SHA-256 of the source file of a user's criterion; None for a built-in one."""
+    """`user_code.code_sha256` of a user's criterion; None for a built-in one."""
     rescaled_before: bool = True
     """False if this step rescales but the level before did not; its weights then carry no factor yet."""
 
@@ -79,6 +79,8 @@ class Run:
     step: PruneStepSpec | None = None
     learning: MaskLearning | None = None
     """Settings of a run that learns a mask over fixed weights; None for other runs."""
+    data_fingerprint: str | None = None
+    """`ImageDataset.fingerprint` of data that is not the published dataset of that name; None for the published one."""
     numerics: int = field(init=False, default=0)
     """The `NUMERICS_VERSION` that the run was planned with; a run from a store may have an older one."""
     id: str = field(init=False, default="")
@@ -119,6 +121,7 @@ class Run:
             "step": None if self.step is None else self.step.to_data(),
             "numerics": self.numerics,
             **({} if self.learning is None else {"learning": self.learning.to_data()}),
+            **({} if self.data_fingerprint is None else {"data_fingerprint": self.data_fingerprint}),
         }
 
     @classmethod
@@ -134,5 +137,6 @@ class Run:
             data["parent"],
             None if step is None else PruneStepSpec(**step),
             None if learning is None else MaskLearning.from_data(learning),
-            data.get("numerics", 1),
+            data.get("data_fingerprint"),
+            planned_with=data.get("numerics", 1),
         )

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, quote
 from supermask.core.learned_masks import METHODS, SIGMOID, MaskLearning
 from supermask.core.types import TensorKind
@@ -342,6 +343,13 @@ class Study(Settings):
         assert len(set(labels)) == len(labels)
         assert self.reference in labels
         return self
+
+    @property
+    def user_criteria(self) -> tuple[str, ...]:
+        """Import paths of the user's criteria that treatments name, each once."""
+        named = [t.criterion for t in self.treatments]
+        named += [t.supermask.start_from for t in self.treatments if t.supermask and t.supermask.start_from]
+        return tuple(name for name in dict.fromkeys(named) if name not in CRITERIA)
 
     @property
     def reference_treatment(self) -> Treatment:

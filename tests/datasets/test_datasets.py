@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supermask.core.errors import SystemFailure, UserError
-from supermask.datasets import DATASETS, ImageDataset, digits, load, loading, train_validation_split
+from supermask.datasets import DATASETS, ImageDataset, digits, load, loading, parquet, train_validation_split
 from supermask.datasets.images import LabeledImages, data_folder, fingerprint, translate_os_errors
 from supermask.datasets.loading import load_with_spec
 from supermask.datasets.specs import DatasetSpec
@@ -36,7 +36,7 @@ MNIST = replace(
     training_images=20,
     test_images=10,
     validation_images=5,
-    known_fingerprint=None,
+    published_fingerprint=None,
 )
 CIFAR = replace(DATASETS["cifar10"], image_shape=(3, 4, 5), training_images=20, test_images=4, validation_images=5)
 MNIST_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -481,6 +481,132 @@ def test_damaged_parquet_is_refused(data: Path) -> None:
             assert "Get it again" in str(refused)
 
 
+SHARED_BLOB = Path(__file__).parents[1] / "golden" / "shared-blob.parquet"
+"""1,816 bytes: 1,000 rows that share one value of 1,000,000 bytes."""
+
+PEAK_MEMORY = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from supermask.core.errors import UserError
+from supermask.datasets import DATASETS
+from supermask.datasets.loading import load_with_spec
+
+count = int(sys.argv[2])
+try:
+    load_with_spec(replace(DATASETS["cifar10"], training_images=count, test_images=count), Path(sys.argv[1]))
+except UserError as error:
+    print(error, file=sys.stderr)
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+"""Prints the peak memory in kB of a process that loads the Parquet files of a folder in vain."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_rows_that_share_one_value_take_little_memory(data: Path) -> None:
+    """Reading these 1,816 bytes took 2 GB."""
+    (data / "cifar10").mkdir()
+    for name in ("train-0", "test-0"):
+        (data / "cifar10" / f"{name}.parquet").write_bytes(SHARED_BLOB.read_bytes())
+    command = [sys.executable, "-c", PEAK_MEMORY, str(data), "1000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "the image in row 0 has more than 114,688 bytes: 1,000,000 is the largest of the file" in done.stderr
+    assert int(done.stdout) < 300_000
+
+
+def test_duckdb_has_a_memory_limit(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(data / "cifar10")
+    monkeypatch.setattr(parquet, "_MEMORY_LIMIT", "100KB")
+    load_error(CIFAR, data, "not a readable Parquet file (Out of Memory")
+
+
+def test_too_large_images_in_parquet_are_refused_with_their_row(data: Path) -> None:
+    limit = parquet.max_encoded_bytes(CIFAR)
+    large = image_bytes(random_images(CIFAR)[0].images[0]) + bytes(limit)
+    write_one_bad_row(data, large, row=7)
+    load_error(CIFAR, data, "train-00000-of-00001.parquet: the image in row 7 has more than 66,496 bytes")
+
+
+def test_slices_of_a_parquet_file_keep_the_order(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(data / "cifar10")
+    monkeypatch.setattr(parquet, "_FETCH_BYTES", 300)
+    assert_same(load_with_spec(CIFAR, data), *random_images(CIFAR))
+
+
+@pytest.mark.parametrize("link", ["data", "cifar10", "inner", "files"])
+def test_symbolic_links_are_followed(data: Path, tmp_path: Path, link: str) -> None:
+    real, top = tmp_path / "real", data
+    if link == "data":
+        write_shards(real / "cifar10" / "plain_text")
+        top = tmp_path / "link"
+        top.symlink_to(real)
+    elif link == "cifar10":
+        write_shards(real / "plain_text")
+        (data / "cifar10").symlink_to(real)
+    elif link == "inner":
+        write_shards(real)
+        (data / "cifar10").mkdir()
+        (data / "cifar10" / "plain_text").symlink_to(real)
+    else:
+        write_shards(real)
+        (data / "cifar10").mkdir()
+        for path in real.iterdir():
+            (data / "cifar10" / path.name).symlink_to(path)
+    assert_same(load_with_spec(CIFAR, top), *random_images(CIFAR))
+
+
+def test_a_cycle_of_symbolic_links_ends(data: Path) -> None:
+    (data / "cifar10" / "a").mkdir(parents=True)
+    (data / "cifar10" / "a" / "b").symlink_to(data / "cifar10")
+    load_error(CIFAR, data, "was not found")
+    write_shards(data / "cifar10" / "a" / "c")
+    assert_same(load_with_spec(CIFAR, data), *random_images(CIFAR))
+
+
+# --- identity of the data in run ids -------------------------------------------------------------------------------
+
+
+def test_only_published_data_has_no_fingerprint_in_run_ids(data: Path) -> None:
+    write_mnist(data)
+    published = fingerprint(*random_images(MNIST))
+    assert load_with_spec(replace(MNIST, published_fingerprint=published), data).run_fingerprint is None
+    assert load_with_spec(replace(MNIST, published_fingerprint="0" * 64), data).run_fingerprint == published
+    assert load("digits").run_fingerprint is None
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_cifar10_has_a_fingerprint_in_run_ids_unless_it_is_the_binary_version(data: Path, kind: str) -> None:
+    write_shards(data / "cifar10", kind)
+    images = load_with_spec(CIFAR, data)
+    assert images.run_fingerprint == images.fingerprint
+    write_binary(data / "cifar10")
+    assert load_with_spec(CIFAR, data).run_fingerprint is None
+
+
+def test_run_fingerprint_follows_the_files_and_decodes_them_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+
+    def counted(name: str, data_dir: Path | None = None) -> ImageDataset:
+        loads.append(name)
+        return load_with_spec(spec, data_dir)
+
+    spec = replace(MNIST, published_fingerprint="0" * 64)
+    monkeypatch.setitem(loading.DATASETS, "mnist", spec)
+    monkeypatch.setattr(loading, "load", counted)
+    write_mnist(data)
+    first = loading.run_fingerprint("mnist", data)
+    assert loading.run_fingerprint("mnist", data) == first
+    assert loads == ["mnist"]
+    write_mnist(data, train_labels=idx(np.zeros(20)))
+    assert loading.run_fingerprint("mnist", data) == load_with_spec(spec, data).run_fingerprint != first
+    assert len(loads) == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="was not found"):
+        loading.run_fingerprint("mnist", tmp_path / "empty")
+
+
 # --- missing data -------------------------------------------------------------------------------------------------
 
 
@@ -586,9 +712,9 @@ def test_fingerprint_is_the_documented_hash_of_all_arrays() -> None:
 
 def test_unpublished_data_has_a_note(data: Path) -> None:
     write_mnist(data)
-    strange = load_with_spec(replace(MNIST, known_fingerprint="0" * 64), data)
+    strange = load_with_spec(replace(MNIST, published_fingerprint="0" * 64), data)
     assert strange.note == "not the usual mnist: the images or labels differ from it"
-    assert load_with_spec(replace(MNIST, known_fingerprint=strange.fingerprint), data).note == ""
+    assert load_with_spec(replace(MNIST, published_fingerprint=strange.fingerprint), data).note == ""
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from supermask.core.errors import UserError
 from supermask.core.masks import prune_count, remaining_after
 from supermask.study import plan as plan_module
-from supermask.study import study_from_dict
+from supermask.study import plan_checks, study_from_dict
 from supermask.study.plan import make_plan
 from supermask.study.run import Run
 
@@ -304,7 +304,7 @@ def test_ten_thousand_runs_need_one_check_per_treatment_and_one_hash_per_run(
         return remaining_after(alive, rate, levels)
 
     monkeypatch.setattr(plan_module, "Run", Counted)
-    monkeypatch.setattr(plan_module, "remaining_after", counted)
+    monkeypatch.setattr(plan_checks, "remaining_after", counted)
     plan = small_plan({"criterion": ["large_final", "random"], "mask1": ["rewind", "reinit"]}, seeds=250, levels=10)
     assert len(plan.runs) == counts["runs"] == 250 * (1 + 4 * 10)
     assert counts["checks"] == 4 * 2  # treatments, layers

@@ -38,6 +38,7 @@ OTHER: dict[type, dict[str, Any]] = {
         "parent": LEVEL_1.id,
         "step": replace(STEP, mask1="reinit"),
         "learning": MaskLearning(),
+        "data_fingerprint": "0" * 64,
     },
     PruneStepSpec: {
         "criterion": "movement",

@@ -1,0 +1,143 @@
+"""Checks of a study before it is planned: its size, emptied layers, and settings without the expected effect."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from supermask.core.errors import UserError, quote
+from supermask.core.masks import prune_count, remaining_after
+from supermask.core.recipe import Recipe
+from supermask.core.types import PrunableTensor
+from supermask.datasets.specs import DATASETS
+from supermask.study.schema import Prune, Study, Treatment
+
+MAX_RUNS = 100_000
+"""Runs of a study, counted before shared runs are merged; each takes about 2 kB of memory and a folder in the store."""
+MAX_RUNS_VARIABLE = "SUPERMASK_MAX_RUNS"
+
+
+def max_runs() -> int:
+    """Return the limit in SUPERMASK_MAX_RUNS, else `MAX_RUNS`. Raises UserError for anything but a whole number."""
+    value = os.environ.get(MAX_RUNS_VARIABLE)
+    if not value:
+        return MAX_RUNS
+    if not re.fullmatch(r"[0-9]{1,18}", value, re.ASCII):
+        raise UserError(f"{MAX_RUNS_VARIABLE} is {quote(value)}, not a whole number, such as {MAX_RUNS}.")
+    return int(value)
+
+
+def count_requested_runs(study: Study) -> int:
+    """Return an upper bound of the number of a study's runs, without planning them."""
+    per_seed = 1
+    for treatment in study.treatments:
+        levels = treatment.num_levels(study.prune)
+        if treatment.supermask is not None:
+            per_seed += 1 + levels
+        else:
+            # Iterative masks on untrained weights need a trained chain that provides the masks.
+            has_mask_chain = treatment.schedule == "iterative" and not treatment.trained
+            per_seed += levels * (2 if has_mask_chain else 1)
+    return per_seed * len(study.seeds)
+
+
+def check_size(study: Study) -> None:
+    """Raise UserError if the study has more than `max_runs()` runs."""
+    runs, limit = count_requested_runs(study), max_runs()
+    if runs > limit:
+        size = f"{len(study.treatments):,} treatments, {len(study.seeds):,} seeds, {study.prune.levels:,} levels"
+        raise UserError(
+            f"study {study.name!r} has up to {runs:,} runs ({size}); at most {limit:,} are planned. Use fewer of them, "
+            f"or set {MAX_RUNS_VARIABLE}={runs}, which takes about {runs * 2 / 1e6:,.1f} GB of memory."
+        )
+
+
+def layer_rates(prune: Prune, scope: str, tensors: Mapping[str, PrunableTensor]) -> dict[str, float]:
+    """Return the prune rate per kind of tensor that the network has; under global ranking, the rate called `global`."""
+    if scope == "global":
+        return {"global": prune.rates.global_}
+    return {kind: prune.rates.for_kind(kind) for kind in sorted({tensor.kind for tensor in tensors.values()})}
+
+
+def check_no_empty_layer(
+    study: Study,
+    treatment: Treatment,
+    tensors: Mapping[str, PrunableTensor],
+    rates: Mapping[str, float],
+    levels: int,
+) -> None:
+    """Raise UserError if the prune rates would empty a layer at the last level or before."""
+    for name, (size, rate) in _ranked_groups(treatment.scope, tensors, rates).items():
+        if remaining_after(size, rate, levels) > 0:
+            continue
+        level = next(n for n in range(1, levels + 1) if remaining_after(size, rate, n) == 0)
+        raise UserError(
+            f"study {study.name!r}: level {level} of {levels} would leave no weight in {name} "
+            f"(prune rate {rate:g}); use at most {level - 1} levels (prune.levels) or a lower rate (prune.rates)."
+        )
+
+
+def ineffective_settings(study: Study, recipe: Recipe, tensors: Mapping[str, PrunableTensor]) -> list[str]:
+    """Return one sentence per setting that is allowed but has no effect, or not the one that it suggests.
+
+    `recipe` is that of the dense runs.
+    """
+    train, spec = study.train, DATASETS[study.dataset]
+    images = spec.training_images - spec.validation_images
+    learns = any(t.supermask is not None for t in study.treatments)
+    batch_sizes = {"train.batch_size": train.batch_size} | (
+        {"learn.batch_size": study.learn.batch_size} if learns else {}
+    )
+    warnings = [
+        f"{key}: {batch_size:,} is more than the {images:,} training images of {study.dataset}: images repeat within "
+        "every batch; use a smaller one."
+        for key, batch_size in batch_sizes.items()
+        if batch_size > images
+    ]
+    if recipe.evaluate_every > recipe.iterations:
+        warnings.append(
+            f"train.evaluate_every: {recipe.evaluate_every:,} is more than the {recipe.iterations:,} iterations of the "
+            "training: the validation loss is evaluated at its end only, so there is no early stopping."
+        )
+    if late := [epochs for epochs in train.lr_drops if epochs >= train.epochs]:
+        listed = ", ".join(f"{epochs:g}" for epochs in late)
+        warnings.append(f"train.lr_drops: {listed}: not before the end of the training ({train.epochs:g} epochs).")
+    if train.warmup_epochs >= train.epochs:
+        warnings.append(
+            f"train.warmup_epochs: {train.warmup_epochs:g} is not before the end of the training ({train.epochs:g} "
+            "epochs): the learning rate train.lr is never reached."
+        )
+    return warnings + _levels_without_pruning(study, tensors)
+
+
+def _levels_without_pruning(study: Study, tensors: Mapping[str, PrunableTensor]) -> list[str]:
+    """Return one sentence per scope and number of levels for the levels that prune no weight."""
+    warnings = []
+    # The first level after a learned mask applies the mask and prunes by no rate.
+    kinds = {(t.scope, t.num_levels(study.prune) - (t.supermask is not None)) for t in study.treatments}
+    for scope, levels in sorted(kinds):
+        rates = layer_rates(study.prune, scope, tensors)
+        groups = _ranked_groups(scope, tensors, rates)
+        for level in range(1, levels + 1):
+            pruned = {name: prune_count(alive, rate) for name, (alive, rate) in groups.items()}
+            if not any(pruned.values()):
+                left = sum(alive for alive, _ in groups.values())
+                rate_list = ", ".join(f"{kind} {rate:g}" for kind, rate in rates.items())
+                advice = f"at most {level - 1:,} levels or higher rates" if level > 1 else "higher rates"
+                warnings.append(
+                    f"prune.levels: levels {level:,} to {levels:,} prune no weight (scope: {scope}; prune rates: "
+                    f"{rate_list}; {left:,} weights left): use {advice}."
+                )
+                break
+            groups = {name: (alive - pruned[name], rate) for name, (alive, rate) in groups.items()}
+    return warnings
+
+
+def _ranked_groups(
+    scope: str, tensors: Mapping[str, PrunableTensor], rates: Mapping[str, float]
+) -> dict[str, tuple[int, float]]:
+    """Return name -> (weights, prune rate) of each group of weights that is ranked by itself."""
+    if scope == "global":
+        return {"the network": (sum(tensor.size for tensor in tensors.values()), rates["global"])}
+    return {name: (tensor.size, rates.get(tensor.kind, 0.0)) for name, tensor in tensors.items()}

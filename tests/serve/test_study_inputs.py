@@ -1,0 +1,38 @@
+"""Studies of notes: data and user code that a study file does not contain come from the note, without any import."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supermask.execution.live_status import LiveStatusWriter
+from supermask.execution.scheduler import Scheduler
+from supermask.serve.studies import Studies
+from supermask.store import Store
+from supermask.store.files.notes import StatusNotes
+from supermask.study import study_from_dict
+from supermask.study.plan import PlanInputs, make_plan
+
+DATA: dict[str, Any] = {"seeds": 1, "treatments": [{"criterion": "scores_of_a_note:score"}], "prune": {"levels": 1}}
+
+
+@pytest.mark.parametrize("fingerprint", [None, "d" * 64])
+def test_a_note_has_the_inputs_of_its_plan(tmp_path: Path, fingerprint: str | None) -> None:
+    inputs = PlanInputs(fingerprint, {"scores_of_a_note:score": "c" * 64})
+    plan = make_plan(study_from_dict(DATA, name="mine"), inputs)
+    store = Store(tmp_path)
+    with LiveStatusWriter([plan.study], Scheduler(plan, store), 1, [plan.inputs]):
+        pass
+    (note,) = StatusNotes(tmp_path).read("studies").values()
+    (study,) = Studies().list({"key": note}, set())
+    assert study.plan is not None and study.plan.runs.keys() == plan.runs.keys(), study.error
+    assert "scores_of_a_note" not in sys.modules
+
+
+def test_a_note_without_the_code_s_hash_is_not_planned() -> None:
+    for inputs in ({}, {"criterion_sources": {"scores_of_a_note:score": "not a hash"}}):
+        (study,) = Studies().list({"key": {"name": "mine", "study": DATA, "inputs": inputs}}, set())
+        assert study.plan is None and "user-defined criteria ('scores_of_a_note:score')" in study.error

@@ -1,0 +1,102 @@
+"""Checks before a plan: size limit, and warnings about settings without the expected effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from supermask.core.errors import UserError
+from supermask.networks.sequential import prunable_tensors
+from supermask.study import builtin_studies, load_study, plan, study_from_dict
+from supermask.study.plan import make_plan
+from supermask.study.plan_checks import MAX_RUNS, count_requested_runs, ineffective_settings
+
+HUGE: dict[str, Any] = {
+    "seeds": 10_000,
+    "prune": {"levels": 1000, "rates": {"hidden": 0.001, "output": 0.001}},
+    "treatments": [{"criterion": ["large_final", "random"]}],
+}
+"""20 million runs."""
+
+
+def test_a_huge_study_is_refused_before_it_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_steps", None)
+    monkeypatch.setattr(plan, "Run", None)
+    with pytest.raises(UserError) as caught:
+        make_plan(study_from_dict(HUGE, name="huge"))
+    assert str(caught.value) == (
+        "study 'huge' has up to 20,010,000 runs (2 treatments, 10,000 seeds, 1,000 levels); at most 100,000 are "
+        "planned. Use fewer of them, or set SUPERMASK_MAX_RUNS=20010000, which takes about 40.0 GB of memory."
+    )
+
+
+def test_the_limit_can_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_from_dict({"treatments": [{}], "prune": {"levels": 3}, "seeds": 2})
+    monkeypatch.setenv("SUPERMASK_MAX_RUNS", "7")
+    with pytest.raises(UserError, match="has up to 8 runs"):
+        make_plan(study)
+    monkeypatch.setenv("SUPERMASK_MAX_RUNS", "8")
+    assert len(make_plan(study).runs) == 8
+    for value in ("many", "-1", "1e9", " 8"):
+        monkeypatch.setenv("SUPERMASK_MAX_RUNS", value)
+        with pytest.raises(UserError, match="not a whole number, such as 100000"):
+            make_plan(study)
+
+
+@pytest.mark.parametrize("study", [s.name for s in builtin_studies()])
+@pytest.mark.parametrize("scale", ["digits", "laptop", "paper"])
+def test_the_count_is_an_upper_bound_of_the_runs(study: str, scale: str) -> None:
+    loaded = load_study(study, [f"scale={scale}"])
+    requested = count_requested_runs(loaded)
+    assert len(make_plan(loaded).runs) <= requested <= MAX_RUNS
+
+
+def find_ineffective(made: plan.Plan) -> list[str]:
+    dense = next(iter(made.runs.values()))
+    return ineffective_settings(made.study, dense.recipe, prunable_tensors(made.layers))
+
+
+def warnings(data: dict[str, Any]) -> list[str]:
+    return find_ineffective(make_plan(study_from_dict({"treatments": [{}], "prune": {"levels": 3}, **data})))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"train": {"batch_size": 100_000}},
+            "train.batch_size: 100,000 is more than the 1,237 training images of digits: images repeat within every",
+        ),
+        ({"learn": {"batch_size": 1_238}, "treatments": [{"supermask": {}}]}, "learn.batch_size: 1,238 is more than"),
+        (
+            {"train": {"epochs": 1}},
+            "train.evaluate_every: 100 is more than the 21 iterations of the training: the validation loss is",
+        ),
+        (
+            {"train": {"lr_drops": [10, 60, 70]}},
+            "train.lr_drops: 60, 70: not before the end of the training (55 epochs).",
+        ),
+        ({"train": {"warmup_epochs": 55}}, "train.warmup_epochs: 55 is not before the end of the training (55 epochs)"),
+        (
+            {"network": "fc-20", "prune": {"levels": 500, "rates": {"hidden": 0.2, "output": 0.2}}},
+            "prune.levels: levels 29 to 500 prune no weight (scope: layer; prune rates: hidden 0.2, output 0.2; "
+            "4 weights left): use at most 28 levels or higher rates.",
+        ),
+        (
+            {"network": "fc-20", "prune": {"levels": 2, "scope": "global", "rates": {"global": 0.0001}}},
+            "prune.levels: levels 1 to 2 prune no weight (scope: global; prune rates: global 0.0001; 1,480 weights "
+            "left): use higher rates.",
+        ),
+    ],
+)
+def test_settings_without_the_expected_effect_give_a_warning(data: dict[str, Any], message: str) -> None:
+    texts = warnings(data)
+    assert any(text.startswith(message) for text in texts), texts
+
+
+def test_sensible_settings_give_no_warning() -> None:
+    assert warnings({}) == []
+    for study in builtin_studies():
+        for scale in study.scales:
+            assert find_ineffective(make_plan(load_study(study.name, [f"scale={scale}", "seeds=1"]))) == []
