@@ -2,13 +2,14 @@
 
 `certify` checks trained and untrained runs; `certify_learned_mask` checks runs that learned a mask. Both use NumPy
 arrays and integers and share no code with pruning and training, so a fault there is seen here. A run whose
-certificate fails is not a result.
+certificate fails is not a result. A check fails only on evidence that neither arithmetic nor chance can produce in a
+correct run; weaker evidence is a note.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+SMALLEST_NORMAL = np.finfo(np.float32).tiny
+"""1.2e-38. Engines that run on one thread flush smaller values to 0."""
+
+
 @dataclass(frozen=True)
 class Certificate:
     """Checks of one run: name of the check -> short texts of what failed, usually layer names; empty if it passed."""
 
     checks: dict[str, list[str]]
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    """Name of the check -> observations that a fault may cause, but rounding or chance in a correct run too."""
 
     @property
     def passed(self) -> bool:
@@ -36,8 +43,9 @@ class Certificate:
         return not any(self.checks.values())
 
     def to_data(self) -> dict[str, Any]:
-        """JSON-serializable dict for `run.json`."""
-        return {"held": self.passed, "checks": self.checks}
+        """JSON-serializable dict for `run.json`. `notes` is omitted if there are none."""
+        notes = {name: items for name, items in self.notes.items() if items}
+        return {"held": self.passed, "checks": self.checks} | ({"notes": notes} if notes else {})
 
 
 def certify(
@@ -57,13 +65,15 @@ def certify(
     checks = {"only_kernels_are_masked": _check_masked_tensors(prunable, start, result)}
     if checks["only_kernels_are_masked"]:
         return Certificate(checks)
+    frozen_failed, frozen_notes = _check_frozen_weights(start, result)
     checks |= {
         "no_layer_is_emptied": [n for n, m in start.masks.items() if not bool(m.any())],
-        "frozen_is_frozen": _check_frozen_weights(start, result),
+        "frozen_is_frozen": frozen_failed,
         "optimizer_holds_nothing_frozen": _check_optimizer_state(start, result),
     }
+    notes = {"frozen_is_frozen": frozen_notes}
     if not weight_decay:
-        checks["biases_train"] = _check_biases_trainable(start, result)
+        checks["biases_train"], notes["biases_train"] = _check_biases_trainable(start, result)
     if parent is not None and step is not None:
         layers = parent.layers(step)
         checks |= {
@@ -75,7 +85,7 @@ def certify(
         }
     else:
         checks |= {"dense": [n for n, m in start.masks.items() if not bool(m.all())]}
-    return Certificate(checks)
+    return Certificate(checks, {name: items for name, items in notes.items() if items})
 
 
 # --- one check each; returns the layers that fail it ---
@@ -95,28 +105,85 @@ def _check_masked_tensors(
     return broken
 
 
-def _check_frozen_weights(start: InitialState, result: TrainingResult) -> list[str]:
-    broken = []
+def _check_frozen_weights(start: InitialState, result: TrainingResult) -> tuple[list[str], list[str]]:
+    """Return (tensors whose frozen weights changed, notes about frozen weights that an engine flushed to 0)."""
+    failed: list[str] = []
+    notes: list[str] = []
     for name, mask in start.masks.items():
         frozen = ~to_numpy(mask)
-        if not bitwise_equal(to_numpy(result.end.weights[name])[frozen], to_numpy(start.weights[name])[frozen]):
-            broken.append(name)
-    return broken
+        before, after = to_numpy(start.weights[name])[frozen], to_numpy(result.end.weights[name])[frozen]
+        if bitwise_equal(before, after):
+            continue
+        # On one thread PyTorch reads denormal numbers as 0 with their sign.
+        flushed = np.where(np.abs(before) < SMALLEST_NORMAL, np.copysign(np.float32(0), before), before)
+        same = (after.view(np.uint32) == before.view(np.uint32)) | (after.view(np.uint32) == flushed.view(np.uint32))
+        if same.all():
+            notes.append(f"{name}: {np.count_nonzero(flushed != before)} frozen weights below 1.2e-38 became 0")
+        else:
+            failed.append(name)
+    return failed, notes
 
 
-def _check_biases_trainable(start: InitialState, result: TrainingResult) -> list[str]:
-    """A bias that is zero after training although the weights of its unit moved was held at zero, as if pruned."""
-    broken = []
+MIN_HELD_UNITS = 3
+"""Number of units of a layer whose biases have to be unchanged before the layer fails `biases_train`."""
+
+MIN_MOVEMENT = 1e-25
+"""Movement of a weight that counts, per unit of its input. Engines flush values below 1.2e-38 to 0, so a smaller
+movement of the weights may belong to bias steps that were flushed."""
+
+MIN_RELATIVE_MOVEMENT = 2.0**-8
+"""Movement of a weight that counts, per unit of its input and of the bias. A smaller one may belong to 2**17 bias steps
+that were each below half a unit in the last place, 2**-25 of the bias."""
+
+
+def _check_biases_trainable(start: InitialState, result: TrainingResult) -> tuple[list[str], list[str]]:
+    """Return (biases that were held at their initial values, notes), from units whose weights moved.
+
+    One unchanged bias proves nothing: of a unit that dies early, the bias can return to its initial value by chance
+    (about once in 1e5 to 1e7 units). A layer fails if that happened at least `MIN_HELD_UNITS` times independently, or
+    in two intervals between snapshots for one unit. Units with equal weights behave alike and count once.
+    """
+    failed: list[str] = []
+    notes: list[str] = []
+    if result.status != "finished":
+        return failed, notes
+    # State 0 is the start, state 1 the end. The gradient's snapshot has no state of the network.
+    states = [start.state, result.end, *(state for point, state in result.points.items() if point != "gradient")]
+    input_bound = 1.0  # pixels are scaled to [0, 1]
     for name in start.masks:
         bias = name.removesuffix("weight") + "bias"
-        if name in start.weights and bias in start.unmasked and result.status == "finished":
-            moved = to_numpy(result.end.weights[name]) != to_numpy(start.weights[name])
-            unit_trained = moved.reshape(moved.shape[0], -1).any(axis=1)
-            begin, end = to_numpy(start.unmasked[bias]), to_numpy(result.end.unmasked[bias])
-            held_at_zero = unit_trained & (begin == 0) & (end == 0)
-            if held_at_zero.any() or (unit_trained.any() and bitwise_equal(begin, end)):
-                broken.append(bias)
-    return broken
+        if bias not in start.unmasked:
+            continue
+        biases = np.stack([to_numpy(state.unmasked[bias]) for state in states])
+        # (state, unit, input)
+        weights = np.stack([to_numpy(state.weights[name]) for state in states])
+        weights = weights.reshape(*weights.shape[:2], -1)
+        intervals = {}
+        for unit in np.flatnonzero(biases[0] == biases[1]):
+            # A weight moves by at most its input times the movement of the bias.
+            enough = max(input_bound, 1.0) * max(MIN_MOVEMENT, MIN_RELATIVE_MOVEMENT * abs(float(biases[0, unit])))
+            if count := _count_movements(weights[biases[:, unit] == biases[0, unit], unit], enough):
+                intervals[int(unit)] = count
+        with np.errstate(over="ignore", invalid="ignore"):
+            input_bound *= float(np.abs(weights).sum(axis=2, dtype=np.float64).max())
+            input_bound += float(np.abs(biases).max())
+        distinct = {weights[:2, unit].tobytes() for unit in intervals}
+        if len(distinct) >= MIN_HELD_UNITS or max(intervals.values(), default=0) > 1:
+            failed.append(bias)
+        elif intervals:
+            units = ", ".join(map(str, intervals))
+            notes.append(f"{bias}: unchanged in units whose weights moved ({units}), which chance can cause")
+    return failed, notes
+
+
+def _count_movements(weights: Array, enough: float) -> int:
+    """Count the intervals in which the weights `(state, input)` of a unit moved by `enough`; state 0 is the first."""
+    # Snapshots may coincide and are not in order: a state counts if it differs enough from every state counted before.
+    counted = [weights[0].astype(np.float64)]
+    for later in weights[1:].astype(np.float64):
+        if all(np.abs(later - earlier).max(initial=0.0) >= enough for earlier in counted):
+            counted.append(later)
+    return len(counted) - 1
 
 
 def _check_optimizer_state(start: InitialState, result: TrainingResult) -> list[str]:
@@ -137,8 +204,11 @@ def _check_kept_counts(
 ) -> list[str]:
     kept = {n: int(m.sum()) for n, m in start.masks.items()}
     if step.scope == "threshold":
-        scores = {n: layer.mask_scores for n, layer in layers.items() if layer.mask_scores is not None}
-        expected = {n: int(np.count_nonzero(to_numpy(s) > 0)) for n, s in scores.items()}
+        expected = {
+            n: int(np.count_nonzero((to_numpy(layer.mask_scores) > 0) & to_numpy(layer.alive)))
+            for n, layer in layers.items()
+            if layer.mask_scores is not None
+        }
         return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in expected.items() if kept.get(n) != count]
     alive = {n: int(m.sum()) for n, m in parent.start.masks.items()}
     if step.scope == "global":
@@ -205,10 +275,15 @@ def _factor(layer: Layer, mask: Array, step: PruneStep) -> float:
 ACCURACY_TOLERANCE = 2.0
 """Number of test images, averaged over samples, by which the learning and the reference engine may differ."""
 
+TIE_SHARE = 0.01
+"""Share of the test images whose two largest logits may be equal except for rounding if all weights are constants.
+Measured: up to 0.6% of the test images of digits."""
+
 
 MAX_TIED = 2
-"""Number of weights of a layer that `edge_popup` may keep too few, because ties at its cut are all pruned. With fresh
-scores two weights tie at 1 in 500 cuts in FC's first layer and at 1 in 30 in Conv2's largest; three at 1 in 1,000."""
+"""Number of weights of a layer that `edge_popup` may always keep too few, because ties at its cut are all pruned. With
+fresh scores two weights tie at 1 in 500 cuts in FC's first layer and at 1 in 30 in Conv2's largest; three at 1 in
+1,000. More are allowed if as many final logits of the layer are equal."""
 
 
 def certify_learned_mask(
@@ -239,16 +314,18 @@ def certify_learned_mask(
         "weights_are_frozen": _moved(start.weights, [state.weights for state in states]),
         "others_are_frozen": _moved(start.unmasked, [state.unmasked for state in states]),
     }
+    notes: dict[str, list[str]] = {}
     if result.status == "finished":
+        unequal, notes["accuracies_reproduced"] = _not_reproduced(result, learning, test_images)
         checks |= {
             "logits_are_finite": _not_finite([state.logits for state in states]),
             "masks_are_binary": [
                 n for n, w in start.weights.items() if not _check_binary_mask(w, used.get(n), learning)
             ],
             "kept_share": _kept_share(result, learning),
-            "accuracies_reproduced": _not_reproduced(result, test_images),
+            "accuracies_reproduced": unequal,
         }
-    return Certificate(checks)
+    return Certificate(checks, {name: items for name, items in notes.items() if items})
 
 
 def _check_base_weights(
@@ -288,8 +365,9 @@ def _check_binary_mask(weights: Tensor, used: Tensor | None, learning: MaskLearn
         own, seen = np.abs(own), np.abs(seen)
     if not learning.rescaled:
         return bitwise_equal(seen, own)
-    # A mask may keep a weight whose value is 0. Such a weight looks pruned, so the ratio has a range.
-    most, least = w.size / max(seen.size, 1), w.size / max(seen.size + np.count_nonzero(w == 0), 1)
+    # A mask may keep a weight whose value is 0, or flushed to 0. It looks pruned, so the ratio has a range.
+    zeros = np.count_nonzero(np.abs(w) < SMALLEST_NORMAL)
+    most, least = w.size / max(seen.size, 1), w.size / max(seen.size + zeros, 1)
     ratios = seen.astype(np.float64) / own
     one_ratio = np.ptp(ratios) < 1e-5 * most if ratios.size else True
     return bool(one_ratio and (ratios >= least * (1 - 1e-6)).all() and (ratios <= most * (1 + 1e-6)).all())
@@ -301,16 +379,28 @@ def _kept_share(result: TrainingResult, learning: MaskLearning) -> list[str]:
     broken = []
     for name, used in result.last_sampled_weights.items():
         kept, expected = int(np.count_nonzero(to_numpy(used))), round(learning.density * used.numel())
-        if not 0 <= min(max(expected, 1), used.numel() - 1) - kept <= MAX_TIED:
+        missing = min(max(expected, 1), used.numel() - 1) - kept
+        if missing < 0 or (missing > MAX_TIED and missing > _max_invisible(result, name)):
             broken.append(f"{name}: {kept} kept, {expected} asked")
     return broken
 
 
-def _not_reproduced(result: TrainingResult, test_images: int) -> list[str]:
-    """Compare accuracies measured from the stored logits with those measured during learning."""
-    broken = []
+def _max_invisible(result: TrainingResult, name: str) -> int:
+    """Return how many weights of a correct mask can be missing: all but one of the largest tie, and kept zeros."""
+    zeros = np.count_nonzero(np.abs(to_numpy(result.end.weights[name])) < SMALLEST_NORMAL)
+    _, counts = np.unique(to_numpy(result.end.logits[name]), return_counts=True)
+    return int(counts.max(initial=1)) - 1 + int(zeros)
+
+
+def _not_reproduced(result: TrainingResult, learning: MaskLearning, test_images: int) -> tuple[list[str], list[str]]:
+    """Compare accuracies measured from the stored logits with those measured during learning: (failed, notes)."""
+    failed, notes = [], []
+    ties = 0.0 if learning.weights == "init" else TIE_SHARE * test_images
     for name, part in (("early_stop", "selected"), ("final", "final")):
         measured, repeated = result.metrics[f"{name}_test_accuracy"], result.supermask[part]["mean"]
-        if measured is None or abs(measured - repeated) * test_images > ACCURACY_TOLERANCE:
-            broken.append(f"{name}_test_accuracy: {measured} during learning, {repeated} from the stored logits")
-    return broken
+        message = f"{name}_test_accuracy: {measured} during learning, {repeated} from the stored logits"
+        if measured is None or not abs(measured - repeated) * test_images <= max(ACCURACY_TOLERANCE, ties):
+            failed.append(message)
+        elif abs(measured - repeated) * test_images > ACCURACY_TOLERANCE:
+            notes.append(f"{message}; equal logits can cause this")
+    return failed, notes

@@ -24,6 +24,9 @@ Array = NDArray[Any]
 MIN_SAMPLE = 64
 """Number of distinct weights from which chance alone cannot make the values of one action look like another's."""
 
+MAX_SAMPLE = 2**20
+"""Number of draws that are compared with each other. Of 1e8 draws most are equal to another one in float32."""
+
 
 class LayerView:
     """Selected weights of one layer: their initial values, and the values they come from."""
@@ -60,14 +63,20 @@ class LayerView:
         From 1,000 draws on, also check the standard deviation and the shape: 3% of the draws are below half a standard
         deviation if there are two peaks, 36% if there is one.
         """
-        values = self.start[checked & (self.start != 0)]
-        earlier = [self.w_init, self.w_final, *([self.pruned] if values.size >= MIN_SAMPLE else [])]
-        repeated = np.isin(np.abs(values), np.abs(np.concatenate(earlier) * self.factor))
-        magnitude = np.abs(values) / (np.float32(self.std) * self.factor)
+        values = np.abs(self.start[checked & (self.start != 0)])
+        pools = [self.w_init, self.w_final, *([self.pruned] if values.size >= MIN_SAMPLE else [])]
+        earlier = np.abs(np.concatenate(pools) * self.factor)
+        repeated = np.isin(values, earlier).sum()
+        if 2 * repeated > values.size >= MIN_SAMPLE:
+            # A layer of 1e7 weights uses up most float32 values near its deviation, so draws repeat earlier values by
+            # chance. Neighbors of the values in float32 repeat by chance only.
+            by_chance = np.isin(np.nextafter(values, np.float32(np.inf)), earlier).sum()
+            repeated -= by_chance
+        magnitude = values / (np.float32(self.std) * self.factor)
         return bool(
             (two_peaks or (magnitude <= max_abs_draw(1.0) * 1.0001).all())
-            and 2 * np.unique(magnitude).size >= values.size
-            and 2 * repeated.sum() <= values.size
+            and 2 * np.unique(magnitude[:MAX_SAMPLE]).size >= magnitude[:MAX_SAMPLE].size
+            and 2 * repeated <= values.size
             and (values.size < 1000 or abs(np.sqrt((magnitude**2).mean()) - 1) < 0.2)
             and (values.size < 1000 or ((magnitude < 0.5).mean() < 0.2) == two_peaks)
         )

@@ -20,7 +20,7 @@ from supermask.core.initializers import truncated_normal
 from supermask.core.invariants import MASK0_INVARIANTS, MASK1_INVARIANTS
 from supermask.core.pruning import ParentRun, PruneStep, apply_masks, prune_and_reset
 from supermask.core.rng import random_stream
-from supermask.core.types import InitialState, NetworkState, PrunableTensor, TrainingResult
+from supermask.core.types import InitialState, LearningCurve, NetworkState, PrunableTensor, TrainingResult
 
 PLAIN = PruneStep(CRITERIA["large_final"], "rewind", "zero", RATES)
 ALWAYS = {"only_kernels_are_masked", "no_layer_is_emptied", "frozen_is_frozen", "biases_train"}
@@ -173,13 +173,61 @@ def with_bias(result: TrainingResult, name: str, values: Tensor) -> TrainingResu
 
 
 def test_bias_held_at_zero_is_detected() -> None:
-    """The bias of one unit, or of a whole layer, is held at zero as if it were masked."""
+    """The biases of a whole layer, or of three of its units, are held at zero as if they were masked."""
     case = Case()
-    one_held = case.result.end.unmasked["fc1.bias"].clone()
-    one_held[3] = 0
-    for held in (one_held, torch.zeros(30)):
+    three_held = case.result.end.unmasked["fc1.bias"].clone()
+    three_held[[3, 8, 9]] = 0
+    for held in (three_held, torch.zeros(30)):
         result = with_bias(case.result, "fc1.bias", held)
         assert failed_checks(case.certificate(result=result)) == {"biases_train": ["fc1.bias"]}
+
+
+def test_bias_of_one_unit_held_at_every_snapshot_is_detected() -> None:
+    """The unit's weights moved in both intervals between the three states."""
+    case = Case()
+    states = [case.result.end, *case.result.points.values()]
+    for state in states:
+        if "fc1.bias" in state.unmasked:
+            state.unmasked["fc1.bias"][3] = 0
+    assert failed_checks(case.certificate()) == {"biases_train": ["fc1.bias"]}
+
+
+def test_one_bias_that_returns_to_zero_is_noted() -> None:
+    """One bias, or the biases of units with equal weights, can return to their initial values by chance."""
+    case = Case()
+    returned = case.result.end.unmasked["fc1.bias"].clone()
+    returned[3] = 0
+    certificate = case.certificate(result=with_bias(case.result, "fc1.bias", returned))
+    assert certificate.passed
+    message = "fc1.bias: unchanged in units whose weights moved (3), which chance can cause"
+    assert certificate.notes == {"biases_train": [message]}
+    assert certificate.to_data()["notes"] == {"biases_train": [message]}
+    returned[[4, 5]] = 0
+    twins = with_bias(case.result, "fc1.bias", returned)
+    for weights in (case.start.weights, twins.end.weights):
+        weights["fc1.weight"][[4, 5]] = weights["fc1.weight"][3].clone()
+    assert certify_biases(case.start, twins) == {"biases_train": [message.replace("(3)", "(3, 4, 5)")]}
+
+
+def certify_biases(start: InitialState, result: TrainingResult) -> dict[str, list[str]]:
+    """Return the notes of a run without its parent, which has no failed check except `dense`."""
+    certificate = certify(MASKABLES, start, result, None, None)
+    assert failed_checks(certificate).keys() <= {"dense", "frozen_is_frozen"}
+    return certificate.notes
+
+
+@pytest.mark.parametrize(("start_bias", "movement"), [(0.5, 1e-3), (0.0, 1e-26)])
+def test_bias_steps_below_the_resolution_of_float32_pass(start_bias: float, movement: float) -> None:
+    """Steps below half a unit in the last place of a bias, or flushed to 0, leave the biases of a whole layer."""
+    start = dense()
+    start.unmasked["fc1.bias"].fill_(start_bias)
+    start.weights["fc1.weight"].zero_()
+    moved = {**start.weights, "fc1.weight": torch.full((30, 20), movement) * torch.rand(30, 20)}
+    result = TrainingResult("finished", NetworkState(moved, start.unmasked), {}, LearningCurve(), {})
+    certificate = certify(MASKABLES, start, result, None, None)
+    assert certificate.passed and not certificate.notes
+    moved["fc1.weight"] += 0.1 + 0.1 * torch.rand(30, 20)
+    assert failed_checks(certify(MASKABLES, start, result, None, None)) == {"biases_train": ["fc1.bias"]}
 
 
 def test_bias_held_after_late_rewinding_is_detected() -> None:
@@ -192,13 +240,13 @@ def test_bias_held_after_late_rewinding_is_detected() -> None:
     }
 
 
-def silent_unit(start: InitialState, result: TrainingResult, shrink: float) -> TrainingResult:
-    """Unit 0 of fc1 was never active: its bias is unchanged, and its weights are unchanged except for weight decay."""
+def silent_unit(start: InitialState, result: TrainingResult, shrink: float, unit: int = 0) -> TrainingResult:
+    """Replace a unit of fc1 by one that was never active: nothing of it changed, except by weight decay."""
     weights, others = dict(result.end.weights), dict(result.end.unmasked)
     weights["fc1.weight"] = weights["fc1.weight"].clone()
-    weights["fc1.weight"][0] = start.weights["fc1.weight"][0] * shrink
+    weights["fc1.weight"][unit] = start.weights["fc1.weight"][unit] * shrink
     others["fc1.bias"] = others["fc1.bias"].clone()
-    others["fc1.bias"][0] = start.unmasked["fc1.bias"][0]
+    others["fc1.bias"][unit] = start.unmasked["fc1.bias"][unit]
     return replace(result, end=NetworkState(weights, others))
 
 
@@ -208,9 +256,11 @@ def test_silent_unit_passes() -> None:
 
 
 def test_biases_are_not_checked_under_weight_decay() -> None:
-    """Weight decay moves the weights of a silent unit, whose bias stays."""
+    """Weight decay moves the weights of silent units, whose biases stay."""
     case = Case()
-    result = silent_unit(case.start, case.result, 0.9)
+    result = case.result
+    for unit in range(3):
+        result = silent_unit(case.start, result, 0.9, unit)
     assert failed_checks(case.certificate(result=result)) == {"biases_train": ["fc1.bias"]}
     found = certify(MASKABLES, case.start, result, case.parent, case.step, weight_decay=1e-4)
     assert found.passed and found.checks.keys() == OF_CHILDREN - {"biases_train"}

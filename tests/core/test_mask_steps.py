@@ -80,6 +80,10 @@ def test_certificate_of_a_learned_mask_step(method: Any) -> None:
     start = prune_and_reset(parent, step, level_streams(2))
     result = TrainingResult("finished", start.state, {}, LearningCurve(), {})
     assert certify(MASKABLES, start, result, parent, step).passed
+    alive = {n: torch.arange(m.numel()).reshape(m.shape) % 2 == 0 for n, m in parent.start.masks.items()}
+    half_pruned = replace(parent, start=replace(parent.start, masks=alive))
+    half = prune_and_reset(half_pruned, step, level_streams(2))
+    assert certify(MASKABLES, half, replace(result, end=half.state), half_pruned, step).passed
     name = "fc2.weight"
     kept, place = int(start.masks[name].sum()), tuple(start.masks[name].nonzero()[0].tolist())
     masks, weights = start.masks[name].clone(), start.weights[name].clone()
