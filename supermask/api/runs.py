@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from supermask.core.environment import expand_path
@@ -24,6 +24,7 @@ from supermask.reporting.figures import FigureOptions, RenderedFigure
 from supermask.reporting.figures.catalog import split_labels, study_figures
 from supermask.reporting.status import format_counts
 from supermask.store import Store
+from supermask.store.merge import MergeResult
 from supermask.store.planning import plan_study
 from supermask.store.rows import plan_rows, resolve_run_id, store_rows
 from supermask.store.tables import DENSE, QueryResult
@@ -239,6 +240,30 @@ def verify(store: str | Path | None = None) -> Iterator[VerificationResult]:
     from supermask.store.verify import verify_store
 
     return verify_store(open_store(store))
+
+
+def repair(store: str | Path | None = None) -> Iterator[VerificationResult]:
+    """Verify a store and set every entry at fault aside; the reason of its verdict says where it is now."""
+    from supermask.store.verify import repair_store
+
+    for verdict, folders in repair_store(open_store(store)):
+        moved = ", ".join(str(folder) for folder in folders)
+        how = f"{verdict.reason}. Set aside: {moved}; run its study again to recompute it"
+        yield replace(verdict, reason=how) if folders else verdict
+
+
+def merge(source: str | Path, store: str | Path | None = None) -> Iterator[MergeResult]:
+    """Copy every run of the store at `source` into `store`, which is created if it does not exist.
+
+    Raises UserError if there is no store at `source`, or if both are the same folder.
+    """
+    from supermask.store.merge import merge_stores
+
+    target = Store(store_path(store))
+    other = open_store(source)
+    if other.root.resolve() == target.root.resolve():
+        raise UserError(f"{source} is the store to merge into: give another one.")
+    return merge_stores(other, target)
 
 
 def query(sql: str, store: str | Path | None = None) -> tuple[QueryResult, list[str]]:

@@ -14,9 +14,10 @@ from supermask.cli import train  # isort: skip
 from supermask.cli import results  # isort: skip
 from supermask.cli import tickets  # isort: skip
 from supermask.cli import trackers  # isort: skip
+from supermask.cli import stores  # isort: skip
 from supermask.cli.app import app
 
-__all__ = ["app", "main", "results", "tickets", "trackers", "train"]
+__all__ = ["app", "main", "results", "stores", "tickets", "trackers", "train"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -172,6 +172,9 @@ def verify(
         bool,
         typer.Option("--accuracies", help="Also measure every test accuracy again, from the stored tensors."),
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set every damaged or forged entry aside, in quarantine/ of the store.")
+    ] = False,
 ) -> None:
     """Recompute the checksums and the certificate of every run from its tensors. Exit status 1 if one fails.
 
@@ -179,7 +182,7 @@ def verify(
     """
     from supermask.api import runs
 
-    failures = _print_verification("verifying", runs.verify(store), "")
+    failures = _print_verification("verifying", runs.repair(store) if repair else runs.verify(store), "")
     if accuracies:
         failures += _print_verification("measuring", runs.recheck_accuracies(store), "accuracies measured again: ")
     if failures:

@@ -1,4 +1,4 @@
-"""Atomic writes of single files, for everything outside the store's own entries.
+"""Atomic writes and bounded reads of single files.
 
 A reader sees the file as it was before or the new one whole, never a part. The store's entries are folders with
 stricter promises; `supermask/store/files/` writes them.
@@ -6,9 +6,11 @@ stricter promises; `supermask/store/files/` writes them.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +59,27 @@ def write_atomic(
     finally:
         with suppress(OSError):
             staged.unlink(missing_ok=True)
+
+
+def read_regular_file(path: Path, limit: int) -> bytes:
+    """Return all bytes of a regular file of at most `limit` bytes.
+
+    Raises OSError: EINVAL for a link, folder, pipe or device, EFBIG for a larger file. Never blocks: a pipe in a folder
+    that others can write to would otherwise stop the program for ever, and /dev/zero would fill the memory.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    # Before opening: merely opening some devices has an effect (a tape rewinds).
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        # And after: the name may denote another file by now.
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        # A sparse file of any size costs nothing to make, so the size is checked before memory is claimed.
+        if status.st_size > limit:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, more than the limit of {limit:,}", str(path))
+        return file.read(limit)
 
 
 def write_json_once(path: Path, data: Any, readable: Callable[[Path], bool]) -> None:

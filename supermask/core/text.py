@@ -57,7 +57,10 @@ def format_csv(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _csv_field(value: object) -> str:
-    text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = "" if value is None else str(value).lower() if isinstance(value, bool) else escape_controls(str(value))
+    # A spreadsheet runs text that begins so as a formula: CSV injection. Numbers keep their sign.
+    if isinstance(value, str) and text.startswith(("=", "+", "-", "@")):
+        text = "'" + text
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
 
 
@@ -70,8 +73,20 @@ def format_json(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     if len(set(heads)) < len(heads):
         duplicate = next(head for head in heads if heads.count(head) > 1)
         raise UserError(f"two columns are named {quote(duplicate)}, but keys of a JSON object are unique: use AS.")
-    lines = [json.dumps(dict(zip(heads, map(_plain, row), strict=True)), ensure_ascii=False) for row in rows]
+    lines = [json_line(dict(zip(heads, map(_plain, row), strict=True))) for row in rows]
     return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
+
+
+def json_line(value: object) -> str:
+    """Return JSON on one line, with every control character escaped; other Unicode text stays readable."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    # json escapes those below 0x20 only; terminals obey the ones from 0x7f to 0x9f too.
+    return re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def escape_controls(text: str) -> str:
+    """Return text with control characters as `\\x1b`: a terminal obeys them, a table breaks at line ends."""
+    return re.sub("[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _plain(value: object) -> object:

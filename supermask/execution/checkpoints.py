@@ -7,9 +7,11 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from supermask.core.recipe import Recipe
 from supermask.core.types import InitialState, LearningCurve
 from supermask.engines.job import Array
 from supermask.store import Store
+from supermask.store.documents import check_checkpoint
 from supermask.store.files.notes import StatusNotes
 from supermask.store.records import state_hash
 
@@ -39,18 +41,23 @@ class StoreCheckpointer:
         fingerprint: str,
         every: float,
         should_stop: Callable[[], bool],
-        iterations: int,
+        recipe: Recipe,
     ) -> None:
         """`every`: seconds between checkpoints; `iterations`: the run's total, for its progress note."""
         self._store, self._run_id, self._start, self._fingerprint = store, run_id, start, fingerprint
         self._every, self._should_stop, self._last_save = every, should_stop, time.monotonic()
         self._notes, self._last_note = StatusNotes(store.root), time.monotonic()
-        self._iterations = iterations
+        self._recipe = recipe
 
     def load(self) -> tuple[dict[str, Any], dict[str, Array]] | None:
         """Return the last checkpoint, or None if there is none of this very training."""
         entry = self._store.load_checkpoint(self._run_id)
         if entry is None or entry.facts["of"] != self._key:
+            return None
+        try:
+            check_checkpoint(entry.facts["engine"], entry.tensors, self._start, self._recipe)
+        except ValueError:
+            # Sealed, but not of this training: it is replaced at the next save.
             return None
         return entry.facts["engine"], entry.tensors
 
@@ -62,7 +69,7 @@ class StoreCheckpointer:
         """Write the learning curve so far as a note, for the dashboard."""
         if time.monotonic() - self._last_note >= NOTE_SECONDS:
             columns = ("iterations", "validation_loss", "validation_accuracy")
-            note = {"run": self._run_id, "of": self._iterations, "updated": time.time()}
+            note = {"run": self._run_id, "of": self._recipe.iterations, "updated": time.time()}
             self._notes.write("curves", self._run_id, note | {name: getattr(curve, name) for name in columns})
             self._last_note = time.monotonic()
 

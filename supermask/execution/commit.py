@@ -32,6 +32,9 @@ class RunCommitter:
 
         Raises SystemFailure.
         """
+        if run.parent is not None:
+            # Links the chain: a parent whose weights were changed later is not the one that this run was pruned from.
+            provenance = {**provenance, "parent_content": self.store.tensor_hashes(run.parent)}
         facts, tensors, weights = encode_result(run, start, outcome, certificate, provenance)
         if facts["status"] == "finished":
             # Before the run: so a committed run always has its snapshots, even after a kill between the two.

@@ -20,7 +20,7 @@ from supermask.execution.tasks import (
     is_final,
     stack_key,
 )
-from supermask.store import CorruptEntry, Store
+from supermask.store import Store
 from supermask.store.records import snapshot_name
 from supermask.store.rows import BLOCKED_STATUS
 from supermask.study.plan import RunGraph
@@ -240,18 +240,16 @@ class Scheduler:
 
     def _load_status(self) -> None:
         stored_ids = self.store.run_ids()
-        for run in self.plan.runs.values():
-            if run.id in stored_ids:
-                try:
-                    facts = self.store.facts(run.id)
-                    if is_final(facts):
-                        self.status[run.id] = facts["status"]
-                    else:
-                        self._set_aside_refused(run.id)
-                        self._refused_once.add(run.id)
-                except CorruptEntry as damage:
-                    self.store.quarantine(run.id, damage.what)
-                    self.damaged.append(str(damage))
+        stored, damaged = self.store.check_runs(run_id for run_id in self.plan.runs if run_id in stored_ids)
+        for run_id, facts in stored.items():
+            if is_final(facts):
+                self.status[run_id] = str(facts["status"])
+            else:
+                self._set_aside_refused(run_id)
+                self._refused_once.add(run_id)
+        for damage in damaged:
+            self.store.quarantine(damage.key, damage.what)
+            self.damaged.append(f"{damage.key} in the store is damaged: {damage.what}. It is set aside and recomputed.")
         # Parents come before children in a plan, so one pass reaches all descendants.
         for run in self.plan.runs.values():
             if run.parent is not None and self._has_failed(run.parent):

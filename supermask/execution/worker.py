@@ -131,7 +131,7 @@ class Worker:
             engine.environment["fingerprint"],
             self.config.checkpoint_seconds,
             should_stop,
-            run.recipe.iterations,
+            run.recipe,
         )
         job = _make_job(task, start, checkpoints)
         return PreparedTask(task, start, images, self._data.split_for(run), engine, checkpoints, job, claim)

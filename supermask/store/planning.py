@@ -13,7 +13,7 @@ from pathlib import Path
 from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.datasets.loading import run_fingerprint
 from supermask.store.files.entry import CorruptEntry
-from supermask.store.files.store import Store
+from supermask.store.run_store import Store
 from supermask.study import Study
 from supermask.study.plan import Plan, PlanInputs, make_plan
 from supermask.study.run import Run

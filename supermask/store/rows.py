@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-from supermask.core.errors import UserError, quote
+from supermask.core.criteria import ALL_CRITERIA
+from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.core.masks import remaining_after
 from supermask.core.text import Row
 from supermask.networks.sequential import Architecture, prunable_tensors
-from supermask.store import CorruptEntry, Store
+from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.files.entry import RunFacts
+from supermask.store.files.notes import StatusNotes
 from supermask.store.records import decode_curve
-from supermask.store.tables import AUXILIARY, DENSE, TREATMENT_SEPARATOR
-from supermask.study.plan import Plan
+from supermask.store.tables import AUXILIARY, COLUMNS, DENSE, TREATMENT_SEPARATOR
+from supermask.study import study_from_dict
+from supermask.study.plan import Plan, make_plan
 from supermask.study.run import Run
 
 STATUSES = (
@@ -57,7 +61,7 @@ def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
         if run.id in stored_ids:
             try:
                 facts = store.facts(run.id)
-            except CorruptEntry as damage:
+            except (CorruptEntry, NewerFormat) as damage:
                 # One bad entry concerns one run: the others of the study are reported.
                 damaged.append(str(damage))
         row = _row(run, facts) | {"study": plan.study.name}
@@ -79,14 +83,46 @@ def store_rows(store: Store) -> tuple[list[Row], list[str]]:
     """Return a row per run in the store, of any study, and a message per damaged run."""
     rows: list[Row] = []
     damaged: list[str] = []
+    studies = study_names(store)
     for run_id in sorted(store.run_ids()):
         try:
             facts = store.facts(run_id)
-        except CorruptEntry as damage:
+        except (CorruptEntry, NewerFormat) as damage:
             damaged.append(str(damage))
             continue
-        rows.append(run_row(facts))
+        rows.append(run_row(facts) | {"study": studies.get(run_id)})
     return rows, damaged
+
+
+def study_names(store: Store) -> dict[str, str]:
+    """Return run id -> names of the studies that were run in this store and contain the run, joined by ` | `.
+
+    A run does not know its studies; the notes of `supermask run` do. A run without a note has no name here.
+    """
+    names: dict[str, dict[str, None]] = {}
+    for note in list(StatusNotes(store.root).read("studies").values())[-MAX_STUDY_NOTES:]:
+        # A note may be of another version. And anybody can write one: code that it names is not imported.
+        with suppress(UserError, SystemFailure, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+            if isinstance(note["study"], dict) and not _names_user_code(note["study"]):
+                for run_id in make_plan(study_from_dict(note["study"])).runs:
+                    names.setdefault(run_id, {})[str(note["name"])] = None
+    return {run_id: TREATMENT_SEPARATOR.join(studies) for run_id, studies in names.items()}
+
+
+def _names_user_code(data: Any, is_criterion: bool = False) -> bool:
+    """Return whether a study's data names a criterion that is not one of the package's."""
+    if isinstance(data, dict):
+        return any(_names_user_code(value, is_criterion or key in _CODE_KEYS) for key, value in data.items())
+    if isinstance(data, list):
+        return any(_names_user_code(value, is_criterion) for value in data)
+    return is_criterion and isinstance(data, str) and data not in ALL_CRITERIA
+
+
+_CODE_KEYS = ("criterion", "start_from")
+"""Keys of a treatment that may name a user's function."""
+
+MAX_STUDY_NOTES = 100
+"""Notes that are planned for the column `study`; of more, the latest."""
 
 
 def run_row(facts: RunFacts) -> Row:
@@ -139,6 +175,22 @@ def check_same_data(rows: Iterable[Row]) -> None:
                 f"{'; '.join(parts)}. `supermask table STUDY` lists them (column data_fingerprint). Move the folders "
                 "runs/ID of all but one of them to another store, then use that with --store."
             )
+
+
+def describe_mixed_environments(rows: Iterable[Row]) -> str:
+    """Return a sentence if the rows' results come from several environments; empty if from one.
+
+    Results of one environment are bit-identical when computed again; between environments they are not.
+    """
+    counts = Counter(str(row["environment"]) for row in rows if row.get("environment"))
+    if len(counts) < 2:
+        return ""
+    parts = ", ".join(f"{number:,} of {fingerprint}" for fingerprint, number in counts.most_common(4))
+    rest = "" if len(counts) <= 4 else f", and {len(counts) - 4} more"
+    return (
+        f"{counts.total():,} runs come from {len(counts)} environments ({parts}{rest}): their results are comparable, "
+        "but not bit-identical to those of one machine."
+    )
 
 
 def resolve_run_id(store: Store, prefix: str) -> str:
@@ -200,7 +252,7 @@ def _row(run: Run, facts: RunFacts | None) -> Row:
             "w_init": str(step.w_init),
             "w_final": str(step.w_final),
             "rewind_to": str(step.rewind_to),
-            **{f"prune_rate_{kind}": rate for kind, rate in step.rates.items()},
+            **{f"prune_rate_{kind}": rate for kind, rate in step.rates.items() if f"prune_rate_{kind}" in COLUMNS},
         }
     return row if facts is None else row | _result_columns(facts)
 
@@ -214,7 +266,8 @@ def _result_columns(facts: RunFacts) -> Row:
         "density": kept / facts["weights"],
         "status": facts["status"],
         "first_iteration": facts["first_iteration"],
-        **facts["metrics"],
+        # Only known columns: a later version may have measured more.
+        **{name: value for name, value in facts["metrics"].items() if name in COLUMNS},
         "hardened": _format_hardened(facts),
         "seconds": facts["seconds"],
         "engine": facts["engine"],
@@ -228,7 +281,11 @@ def _result_columns(facts: RunFacts) -> Row:
 
 def _format_hardened(facts: RunFacts) -> str | None:
     pairs = facts.get("supermask", {}).get("hardened", [])
-    return " ".join(f"{density:g}:{accuracy:.6g}" for density, accuracy in pairs) or None
+    # Null: not finite, of a run whose certificate failed.
+    return (
+        " ".join(f"{density:g}:{accuracy:.6g}" for density, accuracy in pairs if None not in (density, accuracy))
+        or None
+    )
 
 
 def _planned_columns(run: Run, layers: Architecture, learned: bool) -> Row:

@@ -6,10 +6,8 @@ and no temporary file is needed.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from supermask.core.errors import SystemFailure, UserError
-from supermask.core.text import Row, Value
+from supermask.core.text import Row, Value, format_csv, json_line
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
@@ -130,22 +128,16 @@ def treatment_labels(row: Row) -> list[str]:
 
 
 def to_csv(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> str:
-    """Return CSV text with a header line. Null is an empty field; floats read back exactly."""
-    text = io.StringIO()
-    # "\n", not the module's default "\r\n": the same bytes as other Unix tools write.
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_csv_field(_clean(row.get(name))) for name in columns])
-    return text.getvalue()
+    """Return CSV text with a header line. Null is an empty field; floats read back exactly.
+
+    Text that a spreadsheet would run as a formula is preceded by `'`; control characters are escaped (`\\x1b`).
+    """
+    return format_csv(columns, [[_clean(row.get(name)) for name in columns] for row in rows])
 
 
 def to_json(rows: Sequence[Row]) -> str:
     """Return a JSON list of objects, one run per line. Non-finite numbers are null: JSON has no NaN."""
-    lines = [
-        json.dumps({name: _clean(row.get(name)) for name in COLUMNS}, ensure_ascii=False, allow_nan=False)
-        for row in rows
-    ]
+    lines = [json_line({name: _clean(row.get(name)) for name in COLUMNS}) for row in rows]
     return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
 
 
@@ -179,8 +171,8 @@ def to_relation(rows: Sequence[Row]) -> DuckDBPyRelation:
 def query(rows: Sequence[Row], sql: str) -> QueryResult:
     """Run SQL (DuckDB's dialect) over the table `runs` with the columns of `COLUMNS`.
 
-    The SQL is confined to that table: no files, no network, no extensions, no Python variables, and no way to undo
-    these settings. Raises UserError with DuckDB's message.
+    Only SELECT, DESCRIBE, SHOW and EXPLAIN are accepted, confined to that table: no files, no network, no extensions,
+    no Python variables, and no way to undo these settings. Raises UserError, with DuckDB's message if there is one.
     """
     import duckdb
 
@@ -192,6 +184,7 @@ def query(rows: Sequence[Row], sql: str) -> QueryResult:
         for setting in _SANDBOX_SETTINGS:
             connection.execute(setting)
         try:
+            _check_statements(connection, sql)
             connection.execute(sql)
             # No description: a statement without a result table.
             columns = [column[0] for column in connection.description or []]
@@ -200,6 +193,28 @@ def query(rows: Sequence[Row], sql: str) -> QueryResult:
         except (duckdb.Error, RuntimeError, ValueError) as error:
             raise UserError(f"the query cannot be answered: {_one_line(error)}") from error
 
+
+def _check_statements(connection: DuckDBPyConnection, sql: str) -> None:
+    """Raise UserError for a statement that is not SELECT, DESCRIBE, SHOW or EXPLAIN of one of them.
+
+    The table is a copy in memory, so nothing could be harmed; but "Success" after DROP TABLE says that something was.
+    """
+    from duckdb import StatementType
+
+    for statement in connection.extract_statements(sql):
+        kind, text = statement.type, statement.query
+        # EXPLAIN ANALYZE executes what it explains.
+        if kind == StatementType.EXPLAIN and (explained := _EXPLAIN.match(text)):
+            kind = connection.extract_statements(text[explained.end() :])[0].type
+        # DuckDB parses DESCRIBE, SHOW, SUMMARIZE, FROM and VALUES as SELECT.
+        if kind != StatementType.SELECT:
+            raise UserError(
+                f"a query reads the table `runs` and changes nothing: {kind.name} is not allowed. "
+                "Give SELECT, DESCRIBE, SHOW or EXPLAIN."
+            )
+
+
+_EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?(\([^)]*\)\s*)?", re.IGNORECASE)
 
 _SANDBOX_SETTINGS = (
     "SET python_enable_replacements = false",
@@ -225,17 +240,15 @@ def _load(connection: DuckDBPyConnection, rows: Sequence[Row]) -> None:
 def _cell(value: Value, sql_type: str) -> Value:
     value = _clean(value)
     # Snapshots are ints or names; a VARCHAR[] parameter must be homogeneous.
+    if sql_type == "DOUBLE" and isinstance(value, int):
+        # DuckDB's client takes Python integers of at most 128 bits.
+        return float(value)
     return str(value) if sql_type == "VARCHAR" and value is not None else value
 
 
 def _clean(value: Value) -> Value:
     """Return None for NaN and infinity; `status` and `diverged_at` record the divergence."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _csv_field(value: Value) -> Value:
-    # `true`, as JSON and DuckDB write it, not Python's `True`.
-    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _one_line(error: Exception) -> str:

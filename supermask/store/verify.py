@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from supermask.core.certificate import certify
 from supermask.core.criteria import ALL_CRITERIA
-from supermask.core.errors import UserError
+from supermask.core.errors import SystemFailure, UserError
 from supermask.core.learned_masks import MaskLearning, probabilities, threshold_masks
 from supermask.core.masks import count_kept
 from supermask.core.pruning import ParentRun, compute_masks
 from supermask.core.types import InitialState, LearningCurve, Snapshot, TrainingResult
 from supermask.networks.sequential import prunable_tensors
-from supermask.store import CorruptEntry, Store
-from supermask.store.files.entry import Entry
+from supermask.store import CorruptEntry, NewerFormat, Store
+from supermask.store.consistency import (
+    certificate_faults,
+    curve_faults,
+    evaluation_faults,
+    provenance_faults,
+    status_faults,
+)
+from supermask.store.files.entry import Entry, RunFacts
 from supermask.store.records import decode_curve, decode_logits, decode_masks, decode_state, supermask_metrics
 from supermask.store.replay import (
     SnapshotMissing,
@@ -48,59 +56,159 @@ class VerificationResult:
     """The run's id; `<id>-<point>` for a snapshot."""
     verdict: Literal["held", "partly", "failed", "damaged"]
     reason: str = ""
+    culprits: tuple[str, ...] = field(default=(), compare=False)
+    """Keys of the entries that `repair_store` sets aside. Empty for a run that is only affected by another's damage."""
 
 
 def verify_store(store: Store) -> Iterator[VerificationResult]:
-    """Verify every run and snapshot of the store. Raises UserError if a newer supermask wrote it."""
+    """Verify every run, snapshot and second result of the store.
+
+    Entries of a newer store format are left to the end: then NewerFormat is raised for the first of them.
+    """
     replayer = StateReplayer(store, REPLAY_CACHE, import_user_code=False)
-    for run_id in _parents_first(store):
-        yield verify_run(store, replayer, run_id)
-    # Snapshots have no facts that tables read: hashes suffice, and `verify_run` reads those a child was made from.
+    graph = _FamilyTree(store)
+    snapshots: dict[str, list[str]] = {}
     for key in sorted(store.snapshot_keys()):
-        run_id, _, point = key.partition("-")
+        snapshots.setdefault(key.partition("-")[0], []).append(key)
+    newer: NewerFormat | None = None
+    for run_id in graph.parents_first():
         try:
-            store.read_snapshot(run_id, point)
-            yield VerificationResult(key, "held")
-        except CorruptEntry as damage:
-            yield VerificationResult(key, "damaged", damage.what)
+            yield verify_run(store, replayer, run_id, run_id in graph.parents)
+        except NewerFormat as error:
+            newer = newer or error
+            continue
+        # Here, because the run's initial state is still in the cache.
+        for key in snapshots.pop(run_id, []):
+            yield _verify_snapshot(store, replayer, key)
+    for key in (key for keys in snapshots.values() for key in keys):
+        try:
+            yield _verify_snapshot(store, replayer, key)
+        except NewerFormat as error:
+            newer = newer or error
+    yield from _verify_conflicts(store)
+    if newer is not None:
+        raise newer
 
 
-def verify_run(store: Store, replayer: StateReplayer, run_id: str) -> VerificationResult:
-    """Verify one run from its tensors.
+def repair_store(store: Store) -> Iterator[tuple[VerificationResult, list[Path]]]:
+    """Verify a store and set aside every entry at fault. Yields each verdict with the quarantine folders it led to.
+
+    Runs that are only affected by another's damage stay: they hold again once that run is recomputed to the same bits.
+    A run whose certificate failed when it ended is a true result, with its own status, and stays too.
+    """
+    # Complete before the first move: a descendant is judged against ancestors that are still there.
+    for verdict in list(verify_store(store)):
+        moved = [store.quarantine(key, f"{verdict.verdict}: {verdict.reason}") for key in verdict.culprits]
+        yield verdict, [folder for folder in moved if folder is not None]
+
+
+def verify_run(store: Store, replayer: StateReplayer, run_id: str, has_children: bool = False) -> VerificationResult:
+    """Verify one run from its tensors. `has_children`: runs in the store were pruned from it.
 
     The optimizer's state is not stored; it was checked when the run ended. Test metrics cannot be checked without the
-    data (see `remeasure`). Raises UserError if a newer supermask wrote the entry.
+    data (see `remeasure`). Raises NewerFormat if a newer supermask wrote the entry.
     """
     try:
         entry = store.read(run_id)
     except CorruptEntry as damage:
-        return VerificationResult(run_id, "damaged", damage.what)
+        return VerificationResult(run_id, "damaged", damage.what, (run_id,))
+    except SystemFailure as error:
+        # Too large for this machine's memory, or unreadable here: other runs can still be verified.
+        return VerificationResult(run_id, "failed", f"it cannot be read on this machine: {error}")
     try:
-        return _verify_entry(replayer, entry, run_id)
+        return _verify_entry(store, replayer, entry, run_id, has_children)
     except (SnapshotMissing, UserCriterionNotLoaded) as missing:
         return VerificationResult(run_id, "partly", f"its initial state cannot be replayed: {missing}")
     except CorruptEntry as damage:
-        return VerificationResult(
-            run_id, "damaged", damage.what if damage.key == run_id else f"{damage.key}: {damage.what}"
-        )
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
+        if damage.key != run_id:
+            return VerificationResult(run_id, "damaged", f"{damage.key}: {damage.what}")
+        return VerificationResult(run_id, "damaged", damage.what, _culprits(store, entry.facts))
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError, UserError) as error:
         # The seal is right and the content is not a run: a forgery, or a fault of the program that wrote it.
-        return VerificationResult(run_id, "damaged", f"it cannot be read as a run ({type(error).__name__}: {error})")
+        reason = f"it cannot be read as a run ({type(error).__name__}: {error})"
+        return VerificationResult(run_id, "damaged", reason, (run_id,))
+    except MemoryError:
+        return VerificationResult(run_id, "failed", "this machine has not enough memory to replay it")
 
 
-def _verify_entry(replayer: StateReplayer, entry: Entry, run_id: str) -> VerificationResult:
+def _verify_snapshot(store: Store, replayer: StateReplayer, key: str) -> VerificationResult:
+    """Verify a snapshot: hashes, and that its tensors fit the run's masks."""
+    run_id, _, name = key.partition("-")
+    try:
+        store.read_snapshot(run_id, name)
+        if not store.has(run_id):
+            return VerificationResult(key, "partly", "its run is not in the store")
+        point: Snapshot = int(name.removeprefix("iteration_")) if name.startswith("iteration_") else name  # type: ignore[assignment]
+        replayer.parent_run(run_id).points[point]
+        return VerificationResult(key, "held")
+    except (SnapshotMissing, UserCriterionNotLoaded) as missing:
+        return VerificationResult(key, "partly", f"the initial state of its run cannot be replayed: {missing}")
+    except CorruptEntry as damage:
+        if damage.key != key:
+            return VerificationResult(key, "partly", f"its run cannot be replayed: {damage.key}: {damage.what}")
+        return VerificationResult(key, "damaged", damage.what, (key,))
+    except (LookupError, TypeError, ValueError, RuntimeError, AssertionError, UserError) as error:
+        if isinstance(error, NewerFormat):
+            raise
+        reason = f"it cannot be read as a snapshot ({type(error).__name__}: {error})"
+        return VerificationResult(key, "damaged", reason, (key,))
+
+
+def _verify_conflicts(store: Store) -> Iterator[VerificationResult]:
+    """Report second, different results. Which of two is right cannot be decided here."""
+    for run_id, folder in store.conflicts():
+        key = f"conflicts/{folder.name}"
+        try:
+            fingerprint = store.read_conflict(run_id, folder).facts["environment"]["fingerprint"]
+            stored = store.facts(run_id)["environment"]["fingerprint"] if store.has(run_id) else "none"
+        except (CorruptEntry, NewerFormat, LookupError, TypeError) as error:
+            yield VerificationResult(key, "damaged", str(getattr(error, "what", error)))
+            continue
+        reason = f"a second, different result of run {run_id} (environment {fingerprint}; the one in use: {stored}). "
+        yield VerificationResult(key, "failed", f"{reason}Remove that folder to accept the one in use.")
+
+
+def _culprits(store: Store, facts: RunFacts) -> tuple[str, ...]:
+    """Return the entries to set aside if a run does not follow from its parent: the run, its parent, or both.
+
+    The run records the content of the parent that it was pruned from, which decides. Runs of earlier versions do not.
+    """
+    run_id, parent = facts["id"], facts["parent"]
+    if parent is None:
+        return (run_id,)
+    recorded = facts.get("parent_content")
+    if recorded is None:
+        return (parent, run_id)
+    return (run_id,) if recorded == store.tensor_hashes(parent) else (parent,)
+
+
+def _verify_entry(
+    store: Store, replayer: StateReplayer, entry: Entry, run_id: str, has_children: bool
+) -> VerificationResult:
     facts = entry.facts
+    # The store has checked that the id is the hash of these facts: a changed seed or recipe gives another id.
     run = Run.from_data(facts)
-    # The id is a hash of the facts that determine the outcome: a changed seed or recipe gives another id.
-    if run.id != run_id or facts["id"] != run_id:
-        return VerificationResult(run_id, "damaged", f"its facts are those of run {run.id}")
+    curve = decode_curve(entry.tensors)
+    # First what needs no ancestor: a forged status must not hide behind a start that cannot be replayed.
+    own_faults = certificate_faults(run, facts) | status_faults(run, entry, curve, has_children)
+    own_faults |= curve_faults(run, facts, curve)
+    parent_facts = None if run.parent is None else store.facts(run.parent)
+    own_faults |= provenance_faults(facts, parent_facts, None)
+    if reason := _format_failures(own_faults):
+        return VerificationResult(run_id, "failed", reason, (run_id,))
+    parent_content = None if run.parent is None else store.tensor_hashes(run.parent)
+    if reason := _format_failures(provenance_faults(facts, None, parent_content)):
+        return VerificationResult(run_id, "failed", reason, _culprits(store, facts))
     start = replayer.parent_run(run_id).start
     parent = None if run.parent is None else replayer.parent_run(run.parent)
     # Recorded failures stay failures: the optimizer's state they may rest on is not stored.
     broken = {f"{name}, when it ended": layers for name, layers in facts["certificate"]["checks"].items()}
-    broken |= _fact_mismatches(entry, start) | _mask_mismatches(run, start, parent)
     if reason := _format_failures(broken):
         return VerificationResult(run_id, "failed", reason)
+    if reason := _format_failures(_fact_mismatches(entry, start)):
+        return VerificationResult(run_id, "failed", reason, (run_id,))
+    if reason := _format_failures(_mask_mismatches(run, start, parent)):
+        return VerificationResult(run_id, "failed", reason, _culprits(store, facts))
     if facts["status"] == "diverged":
         return VerificationResult(run_id, "held", f"diverged at iteration {facts['metrics']['diverged_at']}")
     if run.learning is not None:
@@ -125,7 +233,9 @@ def _verify_entry(replayer: StateReplayer, entry: Entry, run_id: str) -> Verific
     outcome = TrainingResult("finished", end, {}, LearningCurve(), {})
     prunable = prunable_tensors(run_architecture(run))
     certificate = certify(prunable, start, outcome, parent, step, weight_decay=run.recipe.weight_decay)
-    return VerificationResult(run_id, "held" if certificate.passed else "failed", _format_failures(certificate.checks))
+    if certificate.passed:
+        return VerificationResult(run_id, "held")
+    return VerificationResult(run_id, "failed", _format_failures(certificate.checks), _culprits(store, facts))
 
 
 def _verify_learned_mask(run: Run, learning: MaskLearning, start: InitialState, entry: Entry) -> VerificationResult:
@@ -146,13 +256,14 @@ def _verify_learned_mask(run: Run, learning: MaskLearning, start: InitialState, 
     differ += [] if math.isclose(ones_in_all, evaluation["ones_in_all"], rel_tol=1e-6) else ["ones_in_all"]
     differ += ["kept"] if count_kept(masks) != entry.facts["kept"] else []
     differ += [name for name, value in supermask_metrics(evaluation).items() if metrics[name] != value]
+    differ += evaluation_faults(learning, evaluation)
     reason = _format_failures(
         {
             "not the mask of its logits": [n for n in masks if not masks[n].equal(stored[n])],
             "facts do not match the tensors": differ,
         }
     )
-    return VerificationResult(run.id, "failed" if reason else "held", reason)
+    return VerificationResult(run.id, "failed" if reason else "held", reason, (run.id,) if reason else ())
 
 
 def _has_snapshots(parent: ParentRun, points: Iterable[Snapshot]) -> bool:
@@ -200,21 +311,25 @@ def _format_failures(checks: Mapping[str, list[str]]) -> str:
     return "; ".join(f"{name}: {', '.join(layers)}" for name, layers in checks.items() if layers)
 
 
-def _parents_first(store: Store) -> Iterator[str]:
-    """Yield every run id, parents before children: depth first, so that a parent's start is still cached."""
-    children: dict[str | None, list[str]] = {}
-    stored_ids = store.run_ids()
-    for run_id in sorted(stored_ids):
-        try:
-            parent = store.facts(run_id).get("parent")
-        except CorruptEntry:
-            parent = None
-        children.setdefault(parent if parent in stored_ids else None, []).append(run_id)
-    stack = list(reversed(children.pop(None, [])))
-    while stack:
-        run_id = stack.pop()
-        yield run_id
-        stack += reversed(children.pop(run_id, []))
-    # What is left has itself as an ancestor: impossible with true ids (hashes), possible in a forged file.
-    for cycle in children.values():
-        yield from cycle
+class _FamilyTree:
+    """Parents and children of all runs in a store."""
+
+    def __init__(self, store: Store) -> None:
+        stored_ids = store.run_ids()
+        self._children: dict[str | None, list[str]] = {}
+        for run_id in sorted(stored_ids):
+            try:
+                parent = store.facts(run_id)["parent"]
+            except (CorruptEntry, NewerFormat):
+                parent = None
+            self._children.setdefault(parent if parent in stored_ids else None, []).append(run_id)
+        self.parents = self._children.keys()
+
+    def parents_first(self) -> Iterator[str]:
+        """Yield every run id, parents before children: depth first, so that a parent's start is still cached."""
+        # No cycles: an id is the hash of facts that hold the parent's id.
+        stack = list(reversed(self._children.get(None, [])))
+        while stack:
+            run_id = stack.pop()
+            yield run_id
+            stack += reversed(self._children.get(run_id, []))

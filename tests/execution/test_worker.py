@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.checkpoints import SGD, checkpoint
 from helpers.faulty_disk import quick_folder
 from helpers.small_studies import Carried, carry_out, contents, facts, leftovers, small_plan
 
@@ -464,12 +465,13 @@ def test_a_checkpoint_from_another_initial_state_is_not_used(folder: Path) -> No
 
     def make_checkpointer(seed: int) -> StoreCheckpointer:
         start = initial_state(plan.layers, seed)
-        return StoreCheckpointer(store, dense.id, start, "here", every=60.0, should_stop=lambda: False, iterations=10)
+        return StoreCheckpointer(store, dense.id, start, "here", every=60.0, should_stop=lambda: False, recipe=SGD)
 
-    make_checkpointer(0).save({"iteration": 4}, {"a": np.zeros(3)})
+    facts, tensors = checkpoint(initial_state(plan.layers, 0), iteration=4)
+    make_checkpointer(0).save(facts, tensors)
     assert make_checkpointer(1).load() is None
     loaded = make_checkpointer(0).load()
-    assert loaded is not None and loaded[0] == {"iteration": 4}
+    assert loaded is not None and loaded[0] == facts
 
 
 def test_checkpoints_are_due_after_an_interval_or_when_stopping(folder: Path) -> None:
@@ -478,14 +480,14 @@ def test_checkpoints_are_due_after_an_interval_or_when_stopping(folder: Path) ->
 
     def make_checkpointer(every: float) -> StoreCheckpointer:
         dense, start = next(iter(plan.runs)), initial_state(plan.layers, 0)
-        return StoreCheckpointer(Store(folder), dense, start, "here", every, lambda: should_stop, 10)
+        return StoreCheckpointer(Store(folder), dense, start, "here", every, lambda: should_stop, SGD)
 
     rare, often = make_checkpointer(3600.0), make_checkpointer(0.0)
     assert (rare.should_save(), often.should_save()) == (False, True)
     should_stop = True
     assert rare.should_save()
     with pytest.raises(TaskInterrupted):
-        rare.save({}, {})
+        rare.save(*checkpoint(initial_state(plan.layers, 0), iteration=4))
 
 
 # ---------------------------------------------------------------------------------------------------------- disk faults

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from supermask.store import Store
 from supermask.store.files.entry import Entry, Tensors
+from supermask.store.files.store import EntryStore as Store
 
 A, B, C = ("ab" + "0" * 29 + last for last in "123")
 """Run ids of one shard."""

@@ -12,10 +12,11 @@ import pytest
 from helpers.entries import A, B, C, D, same, sample
 from helpers.faulty_disk import Crash, Fault, FaultyDisk, QuickDisk, materialise, snapshot
 from supermask.core.errors import SystemFailure
-from supermask.store import CorruptEntry, Store
+from supermask.store import CorruptEntry
 from supermask.store.files.disk import Disk
 from supermask.store.files.entry import Entry
 from supermask.store.files.folders import WEIGHTS
+from supermask.store.files.store import EntryStore as Store
 
 FAULTS: tuple[Fault, ...] = ("crash", "torn", "EIO", "ENOSPC", "short", "lying")
 ON_WRITES_ONLY = ("short", "lying")

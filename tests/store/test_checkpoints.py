@@ -13,8 +13,9 @@ import pytest
 from helpers.entries import A, B, names, put, same, sample
 from helpers.faulty_disk import QuickDisk, quick_folder
 
-from supermask.store import CorruptEntry, Store
+from supermask.store import CorruptEntry
 from supermask.store.files.disk import Disk, _process_start_time
+from supermask.store.files.store import EntryStore as Store
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supermask.core.errors import SystemFailure, UserError
-from supermask.store import CorruptEntry, Store
+from supermask.store import CorruptEntry
 from supermask.store.files.entry import Entry, RunFacts
+from supermask.store.files.store import EntryStore as Store
 
 
 @pytest.fixture

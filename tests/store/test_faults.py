@@ -18,10 +18,11 @@ from helpers.faulty_disk import Fault, FaultyDisk, QuickDisk, materialise, quick
 from helpers.store_scenarios import FAULTS, ON_WRITES_ONLY, SCENARIOS, OpenStore, commit, enumerate_faults, kinds
 
 from supermask.core.errors import SystemFailure
-from supermask.store import CorruptEntry, Store
+from supermask.store import CorruptEntry
 from supermask.store.files.disk import Disk, translate_os_errors
 from supermask.store.files.entry import RunFacts, Tensors
 from supermask.store.files.folders import DROPPED, WEIGHTS, EntryFolders
+from supermask.store.files.store import EntryStore as Store
 
 
 @pytest.fixture
@@ -217,7 +218,7 @@ class ReadFails(QuickDisk):
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def read_file(self, path: Path) -> bytes:
+    def read_file(self, path: Path, limit: int) -> bytes:
         raise OSError(self.number, "", str(path))
 
 

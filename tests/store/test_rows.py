@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from helpers.stored_study import RUNS, Carried, carried_out
 
 from supermask.core.errors import UserError
 from supermask.store import Store
+from supermask.store.files.notes import StatusNotes, note_id
 from supermask.store.rows import STATUSES, plan_rows, resolve_run_id, store_rows
 from supermask.store.tables import COLUMNS, to_csv, to_json, treatment_labels
 from supermask.study import load_study
@@ -147,3 +149,28 @@ def test_the_first_level_has_the_schedule_of_the_study(tmp_path: Path) -> None:
         rows, _ = plan_rows(plan, Store(tmp_path / "store"))
         assert {row["schedule"] for row in rows if row["level"] == 1} == {first}
         assert {row.get("schedule") for row in rows if row["level"] == 0} == {None}
+
+
+def test_runs_of_a_store_have_the_names_of_the_studies_that_were_run_there(carried: Carried, tmp_path: Path) -> None:
+    shutil.copytree(carried.store, tmp_path / "store", copy_function=shutil.copyfile)
+    notes, study = StatusNotes(tmp_path / "store"), load_study(carried.study)
+    for name, data in (("one", study.as_data()), ("two", study.as_data()), ("broken", {"network": 3}), ("none", None)):
+        note = {"name": name, "study": data}
+        notes.write("studies", note_id(note), note)
+    rows, _ = store_rows(Store(tmp_path / "store"))
+    assert {frozenset(str(row["study"]).split(" | ")) for row in rows} == {frozenset({"one", "two"})}
+
+
+def test_a_note_that_names_user_code_is_not_planned(
+    carried: Carried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil_note.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(carried.store, tmp_path / "store", copy_function=shutil.copyfile)
+    for key in ("criterion", "supermask"):
+        value = "evil_note:score" if key == "criterion" else {"start_from": ["evil_note:score"]}
+        note = {"name": "evil", "study": {"network": "fc-8", "treatments": [{key: value}]}}
+        StatusNotes(tmp_path / "store").write("studies", note_id(note), note)
+    rows, _ = store_rows(Store(tmp_path / "store"))
+    assert {row["study"] for row in rows} == {None}
+    assert "evil_note" not in sys.modules

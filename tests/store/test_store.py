@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from supermask.core.errors import UserError
-from supermask.store import CorruptEntry, Store
+from supermask.store import CorruptEntry
 from supermask.store.files.entry import RunFacts, Tensors, content_hash
+from supermask.store.files.store import EntryStore as Store
 
 
 @pytest.fixture
@@ -175,9 +176,21 @@ def test_malformed_keys_are_a_programming_error(store: Store, key: str) -> None:
 def test_the_first_committer_wins(store: Store) -> None:
     assert put(store, A, seed=1)
     before = snapshot(store.root)
-    assert not put(store, A, seed=2)
-    assert not put(Store(store.root), A, seed=2)
+    assert not put(store, A, seed=1)
+    assert not put(Store(store.root), A, seed=1)
     assert snapshot(store.root) == before
+    assert store.conflicts() == []
+
+
+def test_a_different_second_result_is_kept_aside_once(store: Store) -> None:
+    put(store, A, seed=1)
+    for _ in range(2):
+        assert not put(store, A, seed=2)
+    assert same(store.read(A), sample(1))
+    ((run_id, folder),) = store.conflicts()
+    assert run_id == A and same(store.read_conflict(A, folder), sample(2))
+    assert not put(store, A, seed=3)
+    assert len(store.conflicts()) == 2 and names(store.root / "staging") == set()
 
 
 def test_threads_that_commit_the_same_keys(store: Store) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supermask.core.errors import UserError
-from supermask.core.text import Row
+from supermask.core.text import Row, format_csv, format_json, format_table
 from supermask.store.tables import COLUMNS, query, to_csv, to_json, to_parquet, treatment_labels
 
 EXAMPLES: dict[str, st.SearchStrategy[int | float | str | bool]] = {
@@ -76,7 +76,33 @@ def test_csv_preserves_every_value_as_text(rows: list[Row]) -> None:
             elif isinstance(value, bool):
                 assert text == str(value).lower()
             else:
-                assert text == ("" if value is None else str(value))
+                assert text == (
+                    "" if value is None else str(value) if isinstance(value, int) else safe_text(str(value))
+                )
+
+
+def safe_text(text: str) -> str:
+    """Text of a CSV cell: control characters escaped, no formula."""
+    shown = "".join(f"\\x{ord(c):02x}" if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in text)
+    return "'" + shown if shown and shown[0] in "=+-@" else shown
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "=cmd|' /C calc'!A0", '=HYPERLINK("http://x")'])
+def test_text_that_a_spreadsheet_would_run_is_escaped_in_csv(text: str) -> None:
+    (line,) = csv.DictReader(io.StringIO(to_csv([run(0, treatment=text, final_test_loss=-1.5)])))
+    assert line["treatment"] == "'" + text and line["final_test_loss"] == "-1.5"
+    assert list(csv.reader(io.StringIO(format_csv(["a", "b"], [[text, -2]])))) == [["a", "b"], ["'" + text, "-2"]]
+
+
+@pytest.mark.parametrize("character", ["\x00", "\t", "\n", "\r", "\x1b", "\x7f", "\x9b"])
+def test_no_control_character_is_written_raw(character: str) -> None:
+    rows = [run(0, treatment=f"a{character}b")]
+    texts = [to_csv(rows), to_json(rows), format_csv(["a"], [[f"a{character}b"]])]
+    texts += [format_json(["a"], [[f"a{character}b"]]), format_table(["a"], [[f"a{character}b"]])]
+    for text in texts:
+        assert not [c for c in text if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160], text
+        assert len(text.splitlines()) <= 3
+    assert json.loads(to_json(rows))[0]["treatment"] == f"a{character}b"
 
 
 def test_a_snapshot_column_takes_numbers_and_names() -> None:
@@ -165,6 +191,7 @@ UNREADABLE = "nobody reads this"
         "SELECT 1; COPY runs TO '{folder}/written.csv'",
         "SELECT getenv('HOME')",
         "SELECT * FROM visible_to_python",
+        "SELECT 1; DROP TABLE runs",
     ],
 )
 def test_a_query_cannot_touch_the_machine(sql: str, tmp_path: Path) -> None:
@@ -179,5 +206,48 @@ def test_a_query_cannot_touch_the_machine(sql: str, tmp_path: Path) -> None:
 
 def test_a_query_does_not_change_the_rows() -> None:
     rows = [run(0), run(1)]
-    query(rows, "DROP TABLE runs")
+    query(rows, "SELECT 1; SELECT count(*) FROM runs")
     assert query(rows, "SELECT count(*) FROM runs").rows == [(2,)]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 1",
+        "  -- a comment\nselect 1;",
+        "WITH a AS (SELECT * FROM runs) SELECT count(*) FROM a",
+        "FROM runs",
+        "DESCRIBE runs",
+        "SHOW TABLES",
+        "SUMMARIZE runs",
+        "EXPLAIN SELECT * FROM runs",
+        "EXPLAIN ANALYZE SELECT * FROM runs",
+        "EXPLAIN (FORMAT json) SELECT 1",
+        "SELECT 1; SELECT 2",
+    ],
+)
+def test_statements_that_read_are_accepted(sql: str) -> None:
+    assert query([run()], sql).columns
+
+
+@pytest.mark.parametrize(
+    ("sql", "kind"),
+    [
+        ("DROP TABLE runs", "DROP"),
+        ("INSERT INTO runs (id) VALUES ('x')", "INSERT"),
+        ("UPDATE runs SET level = 1", "UPDATE"),
+        ("DELETE FROM runs", "DELETE"),
+        ("CREATE TABLE more AS SELECT 1", "CREATE"),
+        ("ALTER TABLE runs ADD COLUMN x INT", "ALTER"),
+        ("BEGIN", "TRANSACTION"),
+        ("SET threads = 1", "SET"),
+        ("PRAGMA show_tables", "PRAGMA"),
+        ("CALL pragma_version()", "CALL"),
+        ("SELECT 1; DROP TABLE runs", "DROP"),
+        ("EXPLAIN ANALYZE DELETE FROM runs", "DELETE"),
+        ("EXPLAIN DROP TABLE runs", "DROP"),
+    ],
+)
+def test_a_statement_that_changes_something_is_refused(sql: str, kind: str) -> None:
+    with pytest.raises(UserError, match=rf"{kind} is not allowed. Give SELECT, DESCRIBE, SHOW or EXPLAIN"):
+        query([run()], sql)

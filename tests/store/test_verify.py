@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.forgery import folder_of, forge, not_held, verdicts
+from helpers.forgery import Change, folder_of, forge, not_held, verdicts
 from helpers.small_studies import carry_out, small_plan
 from helpers.stored_study import RUNS, Carried, carried_out
 
@@ -210,10 +210,19 @@ def test_other_final_weights_do_not_match_the_childs_mask(carried: Carried) -> N
     def shuffle(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
         weights["kept/fc1.weight"] = weights["kept/fc1.weight"][::-1].copy()
 
-    forge(carried, run_id, shuffle)
-    assert not_held(carried.store) == {
-        child: VerificationResult(child, "failed", "not the criterion's mask: fc1.weight")
-    }
+    forge(carried, run_id, shuffle, relink=False)
+    reason = f"its parent is not the one it was pruned from: {run_id}"
+    assert not_held(carried.store) == {child: VerificationResult(child, "failed", reason)}
+    assert not_held(carried.store)[child].culprits == (run_id,)
+    expected = VerificationResult(child, "failed", "not the criterion's mask: fc1.weight")
+    # With a child that is forged to match:
+    hashes = carried.opened().tensor_hashes(run_id)
+    forge(carried, child, lambda facts, tensors, weights: facts.update(parent_content=hashes))
+    assert not_held(carried.store) == {child: expected}
+    # Of a version that did not record its parent's content:
+    forge(carried, child, lambda facts, tensors, weights: facts.pop("parent_content"))
+    assert not_held(carried.store) == {child: expected}
+    assert set(not_held(carried.store)[child].culprits) == {run_id, child}
 
 
 @pytest.mark.parametrize(("key", "value"), [("early_stop_validation_loss", 0.001), ("early_stop_iteration", 4000)])
@@ -258,7 +267,13 @@ def test_a_recorded_failure_stays_a_failure(carried: Carried) -> None:
     """The optimizer's state is available only when the run ends."""
     run_id = carried.run_id(2)
     check = {"optimizer_holds_nothing_frozen": ["fc1.weight: exp_avg"]}
-    forge(carried, run_id, lambda facts, tensors, weights: facts["certificate"]["checks"].update(check))
+
+    def fail(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+        facts["certificate"]["checks"].update(check)
+        facts["certificate"]["held"] = False
+        facts["status"] = "certificate_failed"
+
+    forge(carried, run_id, fail)
     found = not_held(carried.store)
     assert found[run_id].verdict == "failed"
     assert found[run_id].reason == "optimizer_holds_nothing_frozen, when it ended: fc1.weight: exp_avg"
@@ -271,12 +286,124 @@ def test_pruned_biases_fail_the_certificate(carried: Carried) -> None:
     assert not_held(carried.store)[run_id].reason == "biases_train: fc1.bias"
 
 
+# --- forgeries: facts ---
+
+
+def relabel_as_diverged(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    facts["status"] = "diverged"
+
+
+def relabel_with_metrics(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    facts["status"] = "diverged"
+    metrics = facts["metrics"]
+    metrics["diverged_at"] = 12
+    metrics.update({name: None for name in metrics if name.startswith(("early_stop_", "final_"))})
+
+
+def relabel_without_weights(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    relabel_with_metrics(facts, tensors, weights)
+    weights.clear()
+
+
+def relabel_as_refused(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    facts["status"] = "certificate_failed"
+
+
+def cut_curve(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    for name in [name for name in tensors if name.startswith("curve/")]:
+        tensors[name] = np.delete(tensors[name], 1)
+
+
+def set_fact(*path: str, value: object) -> Change:
+    def change(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+        parent = facts
+        for key in path[:-1]:
+            parent = parent[key]
+        parent[path[-1]] = value
+
+    return change
+
+
+FORGERIES: dict[str, tuple[Change, str, str]] = {
+    "a good run that diverged": (relabel_as_diverged, "failed", "status 'diverged' does not match: diverged_at"),
+    "with its metrics": (relabel_with_metrics, "failed", "it has final weights"),
+    "without its weights": (relabel_without_weights, "failed", "it has final weights"),
+    "a good run that was refused": (relabel_as_refused, "failed", "status 'certificate_failed' does not match"),
+    "an unknown status": (set_fact("status", value="great"), "damaged", "status: "),
+    "1700% accuracy": (set_fact("metrics", "early_stop_test_accuracy", value=17.0), "damaged", "less than or equal"),
+    "half an image": (
+        set_fact("metrics", "final_test_accuracy", value=0.5 + 0.5 / 360),
+        "failed",
+        "final_test_accuracy",
+    ),
+    "a negative loss": (set_fact("metrics", "final_test_loss", value=-0.1), "damaged", "final_test_loss"),
+    "no checks": (set_fact("certificate", "checks", value={}), "failed", "the certificate lacks checks: only_kernels"),
+    "one check less": (
+        lambda facts, tensors, weights: facts["certificate"]["checks"].pop("mask0_promise"),
+        "failed",
+        "the certificate lacks checks: mask0_promise",
+    ),
+    "a verdict of its own": (set_fact("certificate", "held", value=False), "failed", "contradicts itself"),
+    "negative seconds": (set_fact("seconds", value=-1.0), "damaged", "seconds"),
+    "another engine": (set_fact("engine", value="sparse"), "failed", "provenance does not match: engine"),
+    "another processor": (
+        set_fact("environment", "processor", value="better"),
+        "failed",
+        "does not match: environment",
+    ),
+    "another fingerprint": (set_fact("environment", "fingerprint", value="0" * 16), "failed", "match: environment"),
+    "other data": (set_fact("data", "fingerprint", value="0" * 64), "failed", "does not match: data"),
+    "a curve with a gap": (cut_curve, "failed", "curve"),
+    "another first loss": (
+        set_fact("metrics", "initial_validation_loss", value=0.1),
+        "failed",
+        "initial_validation_loss",
+    ),
+    "more kept than there are": (set_fact("weights", value=3), "damaged", "more weights than it has"),
+}
+"""Forgery -> (change, verdict, reason)."""
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forged_fact_is_detected(carried: Carried, name: str) -> None:
+    change, verdict, reason = FORGERIES[name]
+    run_id = carried.run_id(2)
+    forge(carried, run_id, change)
+    found = verdicts(carried.store)
+    assert (found[run_id].verdict, reason in found[run_id].reason) == (verdict, True), found[run_id]
+    assert {key for key, v in found.items() if v.verdict != "held"} == {run_id}
+
+
+@pytest.mark.parametrize("status", ["diverged", "certificate_failed"])
+def test_a_run_that_others_were_pruned_from_has_finished(carried: Carried, status: str) -> None:
+    run_id = carried.run_id(1)
+    forge(carried, run_id, set_fact("status", value=status))
+    assert "runs were pruned from it" in verdicts(carried.store)[run_id].reason
+
+
+def test_one_changed_weight_of_a_middle_level_is_detected(carried: Carried) -> None:
+    """So small that every mask and every start below stays as it was."""
+    run_id, child = carried.run_id(1), carried.run_id(2)
+
+    def nudge(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+        weights["kept/fc2.weight"][0] = np.nextafter(weights["kept/fc2.weight"][0], np.float32(0))
+
+    forge(carried, run_id, nudge, relink=False)
+    found = not_held(carried.store)
+    assert found.keys() == {child} and found[child].culprits == (run_id,)
+    assert found[child].reason == f"its parent is not the one it was pruned from: {run_id}"
+
+
 def test_changes_that_are_not_detected(carried: Carried) -> None:
-    """A test accuracy cannot be checked without the data, nor the kept weights of a last level."""
+    """The list of docs/store.md: facts that nothing else in the store depends on."""
     run_id = carried.run_id(2)
 
     def invent(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
-        facts["metrics"]["final_test_accuracy"] = 1.0
+        facts["metrics"].update(final_test_accuracy=1.0, final_test_loss=0.0, early_stop_test_loss=0.0)
+        facts["seconds"] = 0.001
+        facts["engine_reason"] = "invented"
+        tensors["curve/training_loss"][1:] = 0.0
+        tensors["other/fc1.bias"] = tensors["other/fc1.bias"] * 2
         weights["kept/fc2.weight"] = weights["kept/fc2.weight"] * 2
 
     forge(carried, run_id, invent)

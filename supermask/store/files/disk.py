@@ -18,12 +18,16 @@ from functools import lru_cache
 from pathlib import Path
 
 from supermask.core.errors import SystemFailure, UserError
+from supermask.core.files import read_regular_file
 
 UNKNOWN_START = "0"
 """Start time in a process tag when the system does not report one."""
 
 STALE_SECONDS = 24 * 3600.0
 """Age in seconds at which a staged folder of an unknown process (other machine, earlier boot) counts as stale."""
+
+MAX_COPY_BYTES = 2**30
+"""Bytes of a file that is copied into quarantine where a rename is impossible; larger ones are left out."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -109,6 +113,36 @@ class Disk:
         """Move atomically. A file replaces a file; a folder replaces only an empty folder, otherwise OSError."""
         source.rename(target)
 
+    def move_dir(self, source: Path, target: Path) -> None:
+        """Move a folder; copy and remove it if a rename is impossible (EXDEV).
+
+        EXDEV occurs within one mount too: overlayfs cannot rename a folder of a lower layer (a store in a container
+        image). The copy is durable before the first file of `source` is removed.
+        """
+        try:
+            self.rename(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self._copy_dir(source, target)
+            self.fsync_dir(target.parent)
+            self.remove_tree(source)
+
+    def _copy_dir(self, source: Path, target: Path) -> None:
+        """Copy the regular files of a folder, and folders in it; links and devices are left out."""
+        self.make_dir(target)
+        files: dict[str, bytes] = {}
+        for name in self.names(source):
+            mode = (source / name).lstat().st_mode
+            if stat.S_ISDIR(mode):
+                self._copy_dir(source / name, target / name)
+            elif stat.S_ISREG(mode):
+                # Bounded: a damaged entry may hold a sparse file of any size, of which nothing is worth keeping.
+                with suppress(OSError):
+                    files[name] = self.read_file(source / name, MAX_COPY_BYTES)
+        self.write_files(target, files)
+        self.fsync_dir(target)
+
     def remove_file(self, path: Path) -> None:
         """Remove one file or link."""
         path.unlink()
@@ -131,9 +165,9 @@ class Disk:
             raise IsADirectoryError(errno.EISDIR, "not a regular file", str(path))
         return status.st_size
 
-    def read_file(self, path: Path) -> bytes:
-        """Return all bytes of a file."""
-        return path.read_bytes()
+    def read_file(self, path: Path, limit: int) -> bytes:
+        """Return all bytes of a regular file of at most `limit` bytes; OSError with EFBIG for a larger one."""
+        return read_regular_file(path, limit)
 
     def process_tag(self) -> str:
         """Return a new name that identifies this process: `<pid>.<start time>.<host id>.<random>`.

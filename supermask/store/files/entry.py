@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -25,6 +26,11 @@ RUN_JSON = "run.json"
 LINE_WIDTH = 110
 """Characters per line of `run.json`. Layout only: the seal does not depend on it."""
 
+MAX_JSON_BYTES = 16 * 2**20
+"""Bytes of `run.json`. The largest real one, a learned mask with 4,400 evaluations, has 0.4 MB."""
+MAX_TENSOR_BYTES = 16 * 2**30
+"""Bytes of a tensor file. A checkpoint of ResNet-50 under Adam has 0.4 GB."""
+
 Kind = Literal["run", "point", "checkpoint"]
 Group = Literal["tensors", "weights"]
 Tensors = dict[str, "NDArray[Any]"]
@@ -40,7 +46,25 @@ class CorruptEntry(SystemFailure):
         self.what = what
 
     def __str__(self) -> str:
-        return f"{self.key} in the store is damaged: {self.what}. Run its study again: it is set aside and recomputed."
+        return (
+            f"{self.key} in the store is damaged: {self.what}. "
+            "`supermask verify --repair` sets it aside; run its study again to recompute it."
+        )
+
+
+class NewerFormat(UserError):
+    """An entry in a store format that this version does not read. It is intact and must not be set aside."""
+
+    def __init__(self, key: str, format: object) -> None:
+        super().__init__(key, format)
+        self.key = key
+        self.format = format
+
+    def __str__(self) -> str:
+        return (
+            f"{self.key} was written in store format {self.format}; this supermask reads format {FORMAT}. "
+            "Use the supermask that wrote it, or choose another folder with --store."
+        )
 
 
 @dataclass(frozen=True)
@@ -111,11 +135,16 @@ def encode_entry(kind: Kind, key: str, facts: RunFacts, groups: Mapping[Group, T
     if json.loads(canonical) != document:
         raise ValueError(f"the facts of {key} are not plain JSON (a tuple, or a key that is not a string?)")
     files[RUN_JSON] = (_pretty_json({**document, "seal": _sha256(canonical)}) + "\n").encode("ascii")
+    # What cannot be read back must not be committed.
+    if _has_lone_surrogate(document):
+        raise ValueError(f"the facts of {key} hold text that is not Unicode (a lone surrogate)")
+    if len(files[RUN_JSON]) > MAX_JSON_BYTES or any(len(data) > MAX_TENSOR_BYTES for data in files.values()):
+        raise ValueError(f"{key} is larger than a store entry may be")
     return files
 
 
 def read_verified_facts(kind: Kind, key: str, data: bytes) -> VerifiedFacts:
-    """Check `run.json` against its seal, kind and key. Raises CorruptEntry; UserError for a newer store format."""
+    """Check `run.json` against its seal, form, kind and key. Raises CorruptEntry, NewerFormat."""
     try:
         document = json.loads(data.decode(), parse_constant=_refuse_constant, object_pairs_hook=_no_duplicates)
         seal = document.pop("seal", None) if isinstance(document, dict) else None
@@ -125,16 +154,58 @@ def read_verified_facts(kind: Kind, key: str, data: bytes) -> VerifiedFacts:
         raise CorruptEntry(key, f"{RUN_JSON} is not JSON ({error})") from error
     if not intact:
         raise CorruptEntry(key, f"{RUN_JSON} does not match its seal")
-    if document.get("format") != FORMAT:
-        raise UserError(
-            f"{key} was written in store format {document.get('format')!r}; this supermask reads format {FORMAT}. "
-            "Use the supermask that wrote it, or choose another folder with --store."
-        )
+    written_format = document.get("format")
+    if type(written_format) is int and written_format > FORMAT:
+        raise NewerFormat(key, written_format)
+    # The seal is not a signature: a sealed document may still be any JSON, so its form is checked before it is used.
+    if type(written_format) is not int or written_format != FORMAT:
+        raise CorruptEntry(key, f"{RUN_JSON} has no valid format number")
+    if not (isinstance(document.get("kind"), str) and isinstance(document.get("key"), str)):
+        raise CorruptEntry(key, f"{RUN_JSON} lacks its kind or key")
     if (document["kind"], document["key"]) != (kind, key):
-        raise CorruptEntry(key, f"{RUN_JSON} belongs to {document['kind']} {document['key']}")
-    return VerifiedFacts(
-        document["facts"], {group: TensorFileInfo(**info) for group, info in document["files"].items()}
-    )
+        raise CorruptEntry(key, f"{RUN_JSON} belongs to {document['kind'][:20]} {document['key'][:80]}")
+    if not isinstance(document.get("facts"), dict):
+        raise CorruptEntry(key, f"{RUN_JSON} has no facts")
+    # A lone surrogate can only come from an escape, which is rare: most documents need no second look.
+    if b"\\ud" in data.lower() and _has_lone_surrogate(document):
+        raise CorruptEntry(key, f"{RUN_JSON} holds text that is not Unicode (a lone surrogate)")
+    return VerifiedFacts(document["facts"], _read_file_infos(key, document.get("files")))
+
+
+def _read_file_infos(key: str, recorded: object) -> dict[str, TensorFileInfo]:
+    """Return group -> size and hashes, after checking their form. Raises CorruptEntry."""
+    if not isinstance(recorded, dict) or "tensors" not in recorded or recorded.keys() - {"tensors", "weights"}:
+        raise CorruptEntry(key, f"{RUN_JSON} does not list its tensor files")
+    infos = {}
+    for group, info in recorded.items():
+        size, *hashes = [info.get(name) for name in _FILE_INFO_KEYS] if isinstance(info, dict) else [None]
+        is_valid = type(size) is int and 0 < size <= MAX_TENSOR_BYTES and len(info) == len(_FILE_INFO_KEYS)
+        if not (is_valid and all(isinstance(value, str) and _SHA256.fullmatch(value) for value in hashes)):
+            raise CorruptEntry(key, f"{RUN_JSON} records no valid size and hashes of {file_name(group)}")
+        infos[group] = TensorFileInfo(**info)
+    return infos
+
+
+_FILE_INFO_KEYS = ("bytes", "sha256", "content")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _has_lone_surrogate(value: object) -> bool:
+    """Return whether some text in plain data cannot be encoded, so that no file or terminal could take it."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def check_file(key: str, name: str, recorded: TensorFileInfo, data: bytes) -> None:
+    """Check the bytes of a tensor file against their recorded size and hash. Raises CorruptEntry."""
+    if len(data) != recorded.bytes:
+        raise CorruptEntry(key, f"{name} has {len(data)} bytes, not {recorded.bytes}")
+    if _sha256(data) != recorded.sha256:
+        raise CorruptEntry(key, f"{name} does not match its SHA-256")
 
 
 def decode_tensors(key: str, group: str, recorded: TensorFileInfo, data: bytes) -> Tensors:
@@ -143,10 +214,7 @@ def decode_tensors(key: str, group: str, recorded: TensorFileInfo, data: bytes) 
     from safetensors.numpy import load
 
     name = file_name(group)
-    if len(data) != recorded.bytes:
-        raise CorruptEntry(key, f"{name} has {len(data)} bytes, not {recorded.bytes}")
-    if _sha256(data) != recorded.sha256:
-        raise CorruptEntry(key, f"{name} does not match its SHA-256")
+    check_file(key, name, recorded, data)
     try:
         tensors: Tensors = load(data)
     except (SafetensorError, KeyError, ValueError) as error:

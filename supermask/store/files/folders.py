@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from supermask.core.errors import SystemFailure
 from supermask.store.files.disk import Disk, translate_os_errors
 from supermask.store.files.entry import (
+    MAX_JSON_BYTES,
+    MAX_TENSOR_BYTES,
     RUN_JSON,
     CorruptEntry,
     Entry,
     Kind,
+    TensorFileInfo,
     Tensors,
     VerifiedFacts,
+    check_file,
     decode_tensors,
     file_name,
     read_verified_facts,
@@ -141,7 +146,7 @@ class EntryFolders:
     def read_facts(self, kind: Kind, key: str, folder: Path) -> VerifiedFacts:
         """Read and check the `run.json` of an entry. Raises CorruptEntry."""
         with translate_os_errors(folder):
-            return read_verified_facts(kind, key, self._read_bytes(key, folder / RUN_JSON))
+            return read_verified_facts(kind, key, self._read_bytes(key, folder / RUN_JSON, MAX_JSON_BYTES))
 
     def read(self, kind: Kind, key: str, folder: Path) -> Entry:
         """Read an entry after checking every size and hash. Raises CorruptEntry."""
@@ -153,7 +158,9 @@ class EntryFolders:
                     continue
                 path = folder / file_name(group)
                 try:
-                    groups[group] = decode_tensors(key, group, recorded, self._read_bytes(key, path, recorded.bytes))
+                    groups[group] = decode_tensors(
+                        key, group, recorded, self._read_bytes(key, path, recorded.bytes, recorded.bytes)
+                    )
                 except CorruptEntry:
                     # Another process may have dropped the weights after the check above.
                     if group != "weights" or not os.path.lexists(folder / DROPPED):
@@ -161,19 +168,41 @@ class EntryFolders:
         without_weights: Tensors | None = None if "weights" in sealed.files else {}
         return Entry(sealed.facts, groups["tensors"], groups.get("weights", without_weights))
 
-    def _read_bytes(self, key: str, path: Path, expected: int | None = None) -> bytes:
+    def check_hash(self, key: str, path: Path, recorded: TensorFileInfo) -> None:
+        """Check a tensor file's size and SHA-256 without decoding it. Raises CorruptEntry."""
+        with translate_os_errors(path):
+            check_file(key, path.name, recorded, self._read_bytes(key, path, recorded.bytes, recorded.bytes))
+
+    def read_files(self, folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+        """Return name -> bytes of those of the files that exist, unchecked. Raises SystemFailure."""
+        files = {}
+        with translate_os_errors(folder):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    files[name] = self.disk.read_file(folder / name, MAX_TENSOR_BYTES)
+        return files
+
+    def _read_bytes(self, key: str, path: Path, limit: int, expected: int | None = None) -> bytes:
         """Read a file. Raises CorruptEntry if missing, not a regular file, of another size, or unreadable (EIO)."""
         try:
             size = self.disk.size(path)
             if expected is not None and size != expected:
                 raise CorruptEntry(key, f"{path.name} has {size} bytes, not {expected}")
-            return self.disk.read_file(path)
+            return self.disk.read_file(path, limit)
+        except MemoryError as error:
+            # No damage: another machine may read it.
+            raise SystemFailure(f"{path} ({size:,} bytes) does not fit into the memory that is left.") from error
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CorruptEntry(key, f"{path.name} is missing") from error
         except IsADirectoryError as error:
             raise CorruptEntry(key, f"{path.name} is not a file") from error
         except OSError as error:
             # A bad sector is damage of this entry. Other errors (permissions, too many open files) are not.
+            if error.errno == errno.EFBIG:
+                raise CorruptEntry(key, f"{path.name} is too large: {error.strerror}") from error
+            # The file was replaced by a link or pipe after its size was taken.
+            if error.errno in (errno.EINVAL, errno.ELOOP):
+                raise CorruptEntry(key, f"{path.name} is not a file") from error
             if error.errno == errno.EIO:
                 raise CorruptEntry(key, f"{path.name} cannot be read from the disk (input/output error)") from error
             raise

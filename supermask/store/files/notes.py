@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from supermask.core.files import write_atomic
+from supermask.core.files import read_regular_file, write_atomic
 
 Note = dict[str, Any]
+
+_log = logging.getLogger(__name__)
 
 KINDS = ("studies", "progress", "curves")
 NAME = re.compile(r"[0-9a-f]{32}")
@@ -34,6 +37,7 @@ class StatusNotes:
 
     def __init__(self, root: Path) -> None:
         self.root = root / "notes"
+        self._reported: set[Path] = set()
 
     def write(self, kind: str, name: str, note: Note) -> None:
         """Replace a note. Does nothing if the disk refuses."""
@@ -50,14 +54,26 @@ class StatusNotes:
             self._path(kind, name).unlink()
 
     def read(self, kind: str) -> dict[str, Note]:
-        """Return name -> note, oldest first. Damaged files and other files are ignored."""
+        """Return name -> note, oldest first. Files that are not notes are ignored, and logged once.
+
+        Only regular files of at most MAX_BYTES are opened: a pipe or device would block or never end.
+        """
         dated: list[tuple[float, str, Note]] = []
         for path in self._files(kind):
-            # Each note on its own: it may be replaced or removed meanwhile, or be no JSON at all.
-            with suppress(OSError, ValueError, RecursionError):
-                if path.stat().st_size <= MAX_BYTES and isinstance(note := json.loads(path.read_bytes()), dict):
-                    dated.append((path.stat().st_mtime, path.stem, note))
+            try:
+                dated.append((path.lstat().st_mtime, path.stem, _parse(read_regular_file(path, MAX_BYTES))))
+            except FileNotFoundError:
+                # Removed or being replaced: notes are not locked.
+                continue
+            except (OSError, ValueError, RecursionError) as error:
+                self._report(path, error)
         return {name: note for _, name, note in sorted(dated, key=lambda entry: entry[:2])}
+
+    def _report(self, path: Path, error: Exception) -> None:
+        """Log a file that is not a note, once: the live page reads all of them every second."""
+        if path not in self._reported:
+            self._reported.add(path)
+            _log.warning("ignored %r in the store's notes: %s", str(path), error)
 
     def _files(self, kind: str) -> Iterator[Path]:
         assert kind in KINDS, kind
@@ -67,6 +83,21 @@ class StatusNotes:
     def _path(self, kind: str, name: str) -> Path:
         assert kind in KINDS and NAME.fullmatch(name), (kind, name)
         return self.root / kind / f"{name}.json"
+
+
+def _parse(data: bytes) -> Note:
+    """Return a note. Raises ValueError if it is not a JSON object of valid text."""
+    note = json.loads(data, parse_constant=_refuse_constant)
+    if not isinstance(note, dict):
+        raise ValueError("not a JSON object")
+    # A lone surrogate, from an escape, could be shown by no page and printed by no terminal.
+    json.dumps(note, ensure_ascii=False).encode()
+    return note
+
+
+def _refuse_constant(literal: str) -> NoReturn:
+    # Python's json reads NaN, which the page's JavaScript does not.
+    raise ValueError(f"{literal} is not a JSON number")
 
 
 def note_id(note: Note) -> str:

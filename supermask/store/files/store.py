@@ -7,18 +7,37 @@ the operations that give them, are listed in docs/store.md.
 from __future__ import annotations
 
 import errno
+import hashlib
+import operator
 import os
 import re
 import secrets
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
+from supermask.store.files.checks import FileChecks
 from supermask.store.files.disk import Disk, translate_os_errors
-from supermask.store.files.entry import RUN_JSON, CorruptEntry, Entry, RunFacts, Tensors, decode_tensors, encode_entry
+from supermask.store.files.entry import (
+    RUN_JSON,
+    CorruptEntry,
+    Entry,
+    Group,
+    Kind,
+    NewerFormat,
+    RunFacts,
+    Tensors,
+    VerifiedFacts,
+    decode_tensors,
+    encode_entry,
+    file_name,
+    read_verified_facts,
+)
 from supermask.store.files.folders import DROPPED, WEIGHTS, EntryFolders
 
-__all__ = ["CorruptEntry", "Entry", "Store"]
+__all__ = ["CorruptEntry", "Entry", "EntryStore"]
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 POINT = re.compile(r"[a-z0-9_]+")
@@ -26,8 +45,11 @@ POINT_KEY = re.compile(rf"{RUN_ID.pattern}-{POINT.pattern}")
 SHARD = re.compile(r"[0-9a-f]{2}")
 CHECKPOINT_NUMBER = re.compile(r"[0-9]{8}")
 
+ENTRY_FILES = (file_name("tensors"), WEIGHTS, DROPPED, RUN_JSON)
+"""Files of an entry, in the order in which they are written: `run.json` last."""
 
-class Store:
+
+class EntryStore:
     """Store of entries under the folder `root`, which is created at the first write.
 
     Any number of processes and threads may use one root at once, without locks: the first of several that commit one
@@ -52,16 +74,162 @@ class Store:
     def commit(self, run_id: str, facts: RunFacts, tensors: Tensors, weights: Tensors) -> bool:
         """Store a run, whole and durable, or not at all. False: another process committed it first; its entry stays.
 
-        Raises ValueError for facts that are not plain JSON (NaN, tuples, keys that are not strings).
+        A different result than the one committed first is not dropped: it is kept in `conflicts/`.
+        Raises ValueError for facts that could not be read back: not plain JSON (NaN, tuples), or not of the right form.
         """
         target = self._run(run_id)
-        files = encode_entry("run", run_id, facts, {"tensors": tensors, "weights": weights})
+        files = self._encode("run", run_id, facts, {"tensors": tensors, "weights": weights})
         with translate_os_errors(target):
-            return self._folders.commit(target, files)
+            if self._folders.commit(target, files):
+                return True
+            self._keep_conflict(run_id, files)
+            return False
+
+    def _keep_conflict(self, run_id: str, files: Mapping[str, bytes]) -> Path | None:
+        """Keep a second result of a run in `conflicts/` if it differs from the stored one. Raises OSError.
+
+        Returns its folder; None if the stored result is equal, damaged (the caller finds that), or kept before.
+        """
+        own = read_verified_facts("run", run_id, files[RUN_JSON])
+        try:
+            stored = self._folders.read_facts("run", run_id, self._run(run_id))
+        except (CorruptEntry, NewerFormat):
+            return None
+        if not self._is_other_result(stored, own):
+            return None
+        # Named by content: the same second result, of a retry or a second merge, is kept once.
+        content = hashlib.sha256(files[RUN_JSON]).hexdigest()[:16]
+        target = self.root / "conflicts" / f"{run_id}-{content}"
+        return target if self._folders.commit(target, files) else None
+
+    def _is_other_result(self, stored: VerifiedFacts, other: VerifiedFacts) -> bool:
+        """Return whether two entries of one key hold different results. Tensors decide, by their content."""
+        return stored.files.keys() != other.files.keys() or any(
+            info.content != other.files[group].content for group, info in stored.files.items()
+        )
+
+    def conflicts(self) -> list[tuple[str, Path]]:
+        """Return (run id, folder) of every second, different result that was kept."""
+        found = []
+        with translate_os_errors(self.root):
+            for name in sorted(self._folders.names(self.root / "conflicts")):
+                if RUN_ID.fullmatch(name.partition("-")[0]):
+                    found.append((name.partition("-")[0], self.root / "conflicts" / name))
+        return found
+
+    def read_conflict(self, run_id: str, folder: Path) -> Entry:
+        """Read a second result of a run, every size and hash checked. Raises CorruptEntry."""
+        return self._folders.read("run", run_id, folder)
+
+    def import_run(self, run_id: str, source: EntryStore) -> Literal["copied", "equal", "different"]:
+        """Copy a run from another store, bit for bit. A different result than the one here goes to `conflicts/`.
+
+        Weights that were dropped there are dropped here. Raises CorruptEntry if the run is damaged in `source`.
+        """
+        source.read(run_id)
+        folder = source._run(run_id)
+        files = source._folders.read_files(folder, ENTRY_FILES)
+        with translate_os_errors(self._run(run_id)):
+            if self._folders.commit(self._run(run_id), files):
+                return "copied"
+            return "different" if self._keep_conflict(run_id, files) else "equal"
+
+    def import_conflicts(self, source: EntryStore) -> None:
+        """Copy the second results that were kept in another store, unless they equal the run here."""
+        for run_id, folder in source.conflicts():
+            files = source._folders.read_files(folder, ENTRY_FILES)
+            # A damaged one is worth nothing: it decides no question.
+            with suppress(CorruptEntry, KeyError), translate_os_errors(self.root):
+                source.read_conflict(run_id, folder)
+                self._keep_conflict(run_id, files)
+
+    def import_snapshot(self, key: str, source: EntryStore) -> bool:
+        """Copy a snapshot from another store. False: it exists here. Raises CorruptEntry if damaged in `source`."""
+        run_id, _, point = key.partition("-")
+        source.read_snapshot(run_id, point)
+        folder = source._point(run_id, point)
+        files = source._folders.read_files(folder, ENTRY_FILES)
+        with translate_os_errors(self._point(run_id, point)):
+            return self._folders.commit(self._point(run_id, point), files)
 
     def facts(self, run_id: str) -> RunFacts:
-        """Return the facts, their seal checked; tensor files are not read. Raises CorruptEntry."""
-        return self._folders.read_facts("run", run_id, self._run(run_id)).facts
+        """Return the facts, their seal and form checked; tensor files are not read. Raises CorruptEntry."""
+        facts = self._folders.read_facts("run", run_id, self._run(run_id)).facts
+        self._check_facts("run", run_id, facts)
+        return facts
+
+    def check_runs(self, run_ids: Iterable[str]) -> tuple[dict[str, RunFacts], list[CorruptEntry]]:
+        """Return the facts of undamaged runs, and the damage of the others and of their snapshots.
+
+        Every file's size is compared with the recorded one. A file that was modified after its entry was committed
+        is hashed: files that were copied are therefore hashed once, and remembered. A disk that loses bits without
+        changing a file's times is not noticed here; `verify` hashes everything.
+        """
+        facts: dict[str, RunFacts] = {}
+        damaged: list[CorruptEntry] = []
+        checked = FileChecks(self.root)
+        snapshots: dict[str, list[str]] = {}
+        for key in self.snapshot_keys():
+            snapshots.setdefault(key.partition("-")[0], []).append(key)
+        for run_id in run_ids:
+            try:
+                sealed = self._folders.read_facts("run", run_id, self._run(run_id))
+                self._check_facts("run", run_id, sealed.facts)
+                self._check_files(run_id, self._run(run_id), sealed, checked)
+                facts[run_id] = sealed.facts
+            except CorruptEntry as damage:
+                # Missing: another command has set it aside since it was listed.
+                if os.path.lexists(self._run(run_id)):
+                    damaged.append(damage)
+            for key in sorted(snapshots.get(run_id, ())):
+                folder = self._point(*key.split("-"))
+                try:
+                    sealed = self._folders.read_facts("point", key, folder)
+                    self._check_facts("point", key, sealed.facts)
+                    self._check_files(key, folder, sealed, checked)
+                except CorruptEntry as damage:
+                    # Missing: another command has dropped it.
+                    if os.path.lexists(folder):
+                        damaged.append(damage)
+        checked.save()
+        return facts, damaged
+
+    def _check_files(self, key: str, folder: Path, sealed: VerifiedFacts, checked: FileChecks) -> None:
+        """Check sizes, and the hash of files that may have been modified. Raises CorruptEntry."""
+        with translate_os_errors(folder):
+            seal_time = checked.times(folder / RUN_JSON)
+            for group, recorded in sealed.files.items():
+                path = folder / file_name(group)
+                if group == "weights" and os.path.lexists(folder / DROPPED):
+                    continue
+                try:
+                    times = checked.times(path)
+                except FileNotFoundError:
+                    if group == "weights" and os.path.lexists(folder / DROPPED):
+                        continue
+                    raise CorruptEntry(key, f"{path.name} is missing") from None
+                # `run.json` is written last, so an unmodified file is not newer in any of its times.
+                is_old = all(map(operator.le, times, seal_time))
+                if (is_old and self._disk.size(path) == recorded.bytes) or checked.has(path, times, recorded.sha256):
+                    continue
+                self._folders.check_hash(key, path, recorded)
+                checked.add(path, times, recorded.sha256)
+
+    def _check_facts(self, kind: Kind, key: str, facts: RunFacts) -> None:
+        """Check the form of an entry's facts. Raises CorruptEntry. Here any JSON object is allowed."""
+
+    def _encode(self, kind: Kind, key: str, facts: RunFacts, groups: Mapping[Group, Tensors]) -> dict[str, bytes]:
+        # An entry that no reader accepts would be set aside and computed again for ever.
+        try:
+            self._check_facts(kind, key, facts)
+        except CorruptEntry as error:
+            raise ValueError(f"{key} cannot be committed: {error.what}") from error
+        return encode_entry(kind, key, facts, groups)
+
+    def _read_checked(self, kind: Kind, key: str, folder: Path) -> Entry:
+        entry = self._folders.read(kind, key, folder)
+        self._check_facts(kind, key, entry.facts)
+        return entry
 
     def committed_at(self, run_id: str) -> float:
         """Return the modification time of `run.json`, seconds since 1970; a copy may differ. Raises CorruptEntry."""
@@ -79,7 +247,7 @@ class Store:
 
     def read(self, run_id: str) -> Entry:
         """Read a whole run after checking every size and hash. Raises CorruptEntry."""
-        return self._folders.read("run", run_id, self._run(run_id))
+        return self._read_checked("run", run_id, self._run(run_id))
 
     def has_weights(self, run_id: str) -> bool:
         """Return whether the run has weights: committed, and not dropped since."""
@@ -137,14 +305,14 @@ class Store:
     def commit_snapshot(self, run_id: str, point: str, facts: RunFacts, tensors: Tensors) -> bool:
         """Store a snapshot: a network at one point of a run's trajectory. Otherwise as `commit`."""
         target = self._point(run_id, point)
-        files = encode_entry("point", target.name, facts, {"tensors": tensors})
+        files = self._encode("point", target.name, facts, {"tensors": tensors})
         with translate_os_errors(target):
             return self._folders.commit(target, files)
 
     def read_snapshot(self, run_id: str, point: str) -> Entry:
         """Read a whole snapshot after checking every size and hash. Raises CorruptEntry."""
         folder = self._point(run_id, point)
-        return self._folders.read("point", folder.name, folder)
+        return self._read_checked("point", folder.name, folder)
 
     def drop_snapshot(self, run_id: str, point: str) -> None:
         """Remove a snapshot atomically. Does nothing if there is none."""
@@ -154,7 +322,7 @@ class Store:
         with translate_os_errors(folder):
             removed = self._folders.staging_path(folder.name)
             with suppress(FileNotFoundError):
-                self._disk.rename(folder, removed)
+                self._disk.move_dir(folder, removed)
             # The rename must be durable before files are removed: a power loss could otherwise restore half of it.
             self._disk.fsync_dir(folder.parent)
             self._disk.remove_tree(removed)
@@ -162,7 +330,7 @@ class Store:
     def save_checkpoint(self, run_id: str, facts: RunFacts, tensors: Tensors) -> None:
         """Replace the run's checkpoint. After a crash at any moment, the old or the new one is there, whole."""
         folder = self._checkpoints(run_id)
-        files = encode_entry("checkpoint", run_id, facts, {"tensors": tensors})
+        files = self._encode("checkpoint", run_id, facts, {"tensors": tensors})
         with translate_os_errors(folder):
             self._folders.prepare(folder)
             previous = self._checkpoint_numbers(folder)
@@ -187,7 +355,7 @@ class Store:
         with translate_os_errors(folder):
             for number in sorted(self._checkpoint_numbers(folder), reverse=True):
                 try:
-                    return self._folders.read("checkpoint", run_id, folder / f"{number:08d}")
+                    return self._read_checked("checkpoint", run_id, folder / f"{number:08d}")
                 except CorruptEntry:
                     self._disk.remove_tree(folder / f"{number:08d}")
         return None
@@ -218,7 +386,7 @@ class Store:
                 self._disk.make_dir(folder)
                 # The reason first: an entry in quarantine always has one.
                 self._disk.write_files(folder, {"why.txt": (why.rstrip() + "\n").encode()})
-                self._disk.rename(source, folder / key)
+                self._disk.move_dir(source, folder / key)
             except OSError:
                 self._folders.remove_staged(folder)
                 if not os.path.lexists(source):

@@ -1,0 +1,43 @@
+"""Stores on the command line: merging."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import echo
+
+from supermask.cli.app import StoreOption, app
+
+
+@app.command()
+def merge(
+    source: Annotated[Path, typer.Argument(metavar="OTHER", help="Store to copy from; it is not changed.")],
+    store: StoreOption = None,
+) -> None:
+    """Copy every run of another store into this one. Nothing is overwritten; exit status 1 if results differ.
+
+    A different result of a run that is here already goes to `conflicts/`, and `supermask verify` reports it.
+
+    Example: `supermask merge /mnt/cluster/supermask-store`
+    """
+    from supermask.api import runs
+
+    counts = {"copied": 0, "equal": 0, "different": 0, "damaged": 0}
+    for result in runs.merge(source, store):
+        counts[result.outcome] += 1
+        if result.reason:
+            echo(f"{result.key} {result.outcome}: {result.reason}")
+    shown = (f"{count:,} {_OUTCOMES[outcome]}" for outcome, count in counts.items() if count or outcome == "copied")
+    echo(", ".join(shown))
+    if counts["different"] or counts["damaged"]:
+        raise typer.Exit(1)
+
+
+_OUTCOMES = {
+    "copied": "copied",
+    "equal": "here already",
+    "different": "DIFFERENT",
+    "damaged": "DAMAGED and left out",
+}

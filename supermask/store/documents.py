@@ -1,0 +1,371 @@
+"""Form of every document in the store: types and ranges of the facts of runs, snapshots and checkpoints.
+
+A seal proves that a document was not damaged. It does not prove that the document is one of ours: another program, a
+future version or a person may have sealed it. Everything that reads the store relies on the form checked here. Unknown
+keys are allowed, because later versions add facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from supermask.core.errors import UserError, quote
+from supermask.core.recipe import Recipe
+from supermask.core.types import InitialState
+from supermask.datasets.specs import DATASETS
+from supermask.networks.sequential import architecture, prunable_tensors
+from supermask.store.files.entry import CorruptEntry, Kind, RunFacts, Tensors
+from supermask.study.run import Run
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+# Strict: `true` is no integer, "3" no number. Unknown keys are kept.
+_FORM = ConfigDict(strict=True, extra="allow")
+
+# 2**53: integers up to here are exact in every JSON reader and fit into every column type of `tables.COLUMNS`.
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Size = Annotated[int, Field(ge=1, le=2**53)]
+Share = Annotated[float, Field(ge=0, le=1)]
+"""An accuracy or a density."""
+Loss = Annotated[float, Field(ge=0, le=1e300)]
+"""Mean cross-entropy in nats."""
+Number = Annotated[float, Field(ge=-1e300, le=1e300)]
+# JSON has integers of any length, which a float field accepts and no table column holds.
+Positive = Annotated[float, Field(ge=0, le=1e300)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}\z")]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
+Text = Annotated[str, Field(max_length=10_000)]
+Point = Count | Text
+
+
+@with_config(_FORM)
+class RecipeForm(TypedDict):
+    """`recipe` of a run."""
+
+    optimizer: Literal["adam", "sgd", "none"]
+    lr: Positive
+    batch_size: Size
+    iterations: Count
+    evaluate_every: Size
+    momentum: Positive
+    weight_decay: Positive
+    drops: list[Count]
+    drop_factor: Positive
+    warmup: Count
+
+
+@with_config(_FORM)
+class StepForm(TypedDict):
+    """`step` of a run: the pruning step that leads to it."""
+
+    criterion: Text
+    mask1: Text
+    mask0: Text
+    scope: Literal["layer", "global", "threshold"]
+    rates: dict[str, Share]
+    levels: Count
+    w_init: NotRequired[Point]
+    w_final: NotRequired[Point]
+    rewind_to: NotRequired[Point]
+    rescaled: NotRequired[bool]
+    criterion_source: NotRequired[Text | None]
+    rescaled_before: NotRequired[bool]
+
+
+@with_config(_FORM)
+class LearningForm(TypedDict):
+    """`learning` of a run that learns a mask."""
+
+    method: Literal["bernoulli", "rounded", "edge_popup", "signed"]
+    weights: Literal["init", "signed_constant", "constant"]
+    multiplier: Number
+    rescaled: bool
+    start_logit: Number
+    confidence: Number
+    graded: bool
+    density: Share
+    threshold: Number
+    samples: Size
+    hardened_at: list[Share]
+
+
+@with_config(_FORM)
+class MetricsForm(TypedDict, total=False):
+    """`metrics` of a run; null if not measured or not finite."""
+
+    diverged_at: Count | None
+    early_stop_iteration: Count | None
+    initial_validation_loss: Loss | None
+    initial_validation_accuracy: Share | None
+    early_stop_validation_loss: Loss | None
+    early_stop_validation_accuracy: Share | None
+    final_validation_loss: Loss | None
+    final_validation_accuracy: Share | None
+    early_stop_test_loss: Loss | None
+    early_stop_test_accuracy: Share | None
+    final_test_loss: Loss | None
+    final_test_accuracy: Share | None
+    test_accuracy_std: Share | None
+    thresholded_test_accuracy: Share | None
+    expected_test_accuracy: Share | None
+    expected_density: Share | None
+
+
+@with_config(_FORM)
+class SampledForm(TypedDict):
+    """Accuracy of a learned mask over its samples; null if not finite (a run whose certificate failed)."""
+
+    accuracies: list[Share | None]
+    mean: Share | None
+    std: Share | None
+    loss: Loss | None
+
+
+@with_config(_FORM)
+class EvaluationForm(TypedDict):
+    """`supermask` of a run that learned a mask."""
+
+    selected: SampledForm
+    final: SampledForm
+    thresholded: Share | None
+    expected: Share | None
+    hardened: list[Annotated[list[Share | None], Field(min_length=2, max_length=2)]]
+    ones: dict[str, Share | None]
+    ones_in_all: Share | None
+
+
+@with_config(_FORM)
+class CertificateForm(TypedDict):
+    """`certificate` of a run: check -> layers that break it."""
+
+    held: bool
+    checks: dict[str, list[Text]]
+
+
+@with_config(_FORM)
+class EnvironmentForm(TypedDict):
+    """`environment` of a run. Engines add their own facts."""
+
+    fingerprint: Text
+    torch: Text
+    engine: NotRequired[Text]
+    device: NotRequired[Text]
+    threads: NotRequired[Size]
+
+
+@with_config(_FORM)
+class DataForm(TypedDict):
+    """`data` of a run: the data set it was trained and tested on."""
+
+    fingerprint: Text
+    note: Text
+
+
+@with_config(_FORM)
+class RunForm(TypedDict):
+    """Facts of a run: its identity (`Run.to_data`), its result, and its provenance."""
+
+    id: RunId
+    network: Text
+    dataset: Text
+    seed: Count
+    level: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    recipe: RecipeForm
+    parent: RunId | None
+    step: StepForm | None
+    numerics: NotRequired[Count]
+    learning: NotRequired[LearningForm]
+    data_fingerprint: NotRequired[Text]
+    status: Literal["finished", "diverged", "certificate_failed"]
+    metrics: MetricsForm
+    kept: dict[str, Count]
+    weights: Size
+    first_iteration: Count
+    start_content: Hash
+    certificate: CertificateForm
+    engine: Text
+    engine_reason: NotRequired[Text]
+    environment: EnvironmentForm
+    seconds: Seconds
+    data: DataForm
+    attempts: NotRequired[Size]
+    parent_content: NotRequired[dict[str, Hash]]
+    supermask: NotRequired[EvaluationForm]
+
+
+@with_config(_FORM)
+class SnapshotForm(TypedDict):
+    """Facts of a snapshot."""
+
+    run: RunId
+
+
+@with_config(_FORM)
+class TrainingKeyForm(TypedDict):
+    """The training that a checkpoint belongs to: bits depend on both."""
+
+    environment: Text
+    start: Hash
+
+
+@with_config(_FORM)
+class ProgressForm(TypedDict):
+    """`engine` of a checkpoint: how far its training is."""
+
+    layout: int
+    iteration: Count
+    best: Count | None
+
+
+@with_config(_FORM)
+class CheckpointForm(TypedDict):
+    """Facts of a checkpoint."""
+
+    of: TrainingKeyForm
+    engine: ProgressForm
+
+
+_FORMS: Mapping[Kind, TypeAdapter[Any]] = {
+    "run": TypeAdapter(RunForm),
+    "point": TypeAdapter(SnapshotForm),
+    "checkpoint": TypeAdapter(CheckpointForm),
+}
+
+
+def check_facts(kind: Kind, key: str, facts: RunFacts) -> None:
+    """Check the facts of an entry against the form of its kind. Raises CorruptEntry that names the first fault.
+
+    For a run also: its id is the hash of its facts, and its network and data set are known.
+    """
+    try:
+        _FORMS[kind].validate_python(facts)
+    except ValidationError as error:
+        raise CorruptEntry(key, f"its facts are not those of a {kind}: {_describe(error.errors()[0])}") from error
+    if kind == "run":
+        _check_identity(key, facts)
+    elif kind == "point" and facts["run"] != key.partition("-")[0]:
+        raise CorruptEntry(key, f"its facts are those of a snapshot of run {facts['run']}")
+
+
+def _check_identity(key: str, facts: RunFacts) -> None:
+    try:
+        run = Run.from_data(facts)
+    except (TypeError, ValueError, KeyError) as error:
+        # A field that this version does not know, for example one that a later version added.
+        raise CorruptEntry(key, f"its facts are not those of a run that this version knows: {error}") from error
+    if run.id != key or facts["id"] != key:
+        raise CorruptEntry(key, f"its facts are those of run {run.id}")
+    if reason := _unknown_network(run.network, run.dataset):
+        raise CorruptEntry(key, reason)
+    # Tables divide by the first and show both.
+    if sum(facts["kept"].values()) > facts["weights"]:
+        raise CorruptEntry(key, "it keeps more weights than it has")
+
+
+@lru_cache(maxsize=256)
+def _unknown_network(network: str, dataset: str) -> str:
+    """Return why this version cannot build a network for a data set; empty if it can."""
+    if dataset not in DATASETS:
+        return f"this version knows no data set {quote(dataset)}"
+    try:
+        layers = architecture(network, DATASETS[dataset].image_shape, DATASETS[dataset].classes)
+    except (UserError, ValueError, KeyError, IndexError) as error:
+        return f"this version knows no network {quote(network)} for {dataset} ({error})"
+    # A name may ask for any size; beyond this no machine could have trained it.
+    too_large = sum(tensor.size for tensor in prunable_tensors(layers).values()) > MAX_WEIGHTS
+    return f"network {quote(network)} is too large" if too_large else ""
+
+
+MAX_WEIGHTS = 10**10
+"""Weights of a network in the store."""
+
+
+def _describe(error: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "the whole"
+    return f"{where[:120]}: {error['msg'][:200]}"
+
+
+# --- tensors of a checkpoint ---
+
+
+def check_checkpoint(facts: Mapping[str, Any], tensors: Tensors, start: InitialState, recipe: Recipe) -> None:
+    """Check that a checkpoint's tensors fit a training: names, shapes, types and counts. Raises ValueError.
+
+    Checked before the engine loads any of it: a training that failed in the middle of loading could not restart from
+    its initial state.
+
+    `facts`: the checkpoint's facts `engine`. `start`, `recipe`: of the training to be resumed.
+    """
+    trained = {f"logits.{name}": t for name, t in start.logits.items()}
+    state = {**start.weights, **start.unmasked, **trained}
+    expected = {name: (tuple(t.shape), t.numpy().dtype) for name, t in state.items()}
+    parts: dict[str, dict[str, Any]] = {"state": {}, "optimizer": {}, "point": {}, "curve": {}}
+    for key, array in tensors.items():
+        part, _, name = key.partition("/")
+        if part not in parts:
+            raise ValueError(f"it holds an unknown tensor {quote(key)}")
+        parts[part][name] = array
+    _check_tensors("state", parts["state"], expected, expected.keys())
+    points: dict[str, dict[str, Any]] = {}
+    for key, array in parts["point"].items():
+        point, _, name = key.partition("/")
+        points.setdefault(point, {})[name] = array
+    for point, arrays in points.items():
+        # A gradient has only the prunable tensors; every other snapshot is a whole network.
+        names = start.weights.keys() if point == "gradient" else expected.keys()
+        _check_tensors(f"snapshot {quote(point)}", arrays, expected, names)
+        if not (point.isdecimal() or point in ("gradient", "lowest_validation_loss")):
+            raise ValueError(f"it holds an unknown snapshot {quote(point)}")
+    _check_optimizer(parts["optimizer"], expected, start, recipe)
+    _check_progress(facts, parts["curve"], points, start, recipe)
+
+
+def _check_tensors(what: str, arrays: Mapping[str, Any], expected: Mapping[str, Any], names: Any) -> None:
+    if arrays.keys() != set(names):
+        raise ValueError(f"its {what} does not hold the tensors of the network")
+    for name, array in arrays.items():
+        if (array.shape, array.dtype) != expected[name]:
+            raise ValueError(f"its {what} holds {quote(name)} with another shape or type")
+
+
+def _check_optimizer(
+    arrays: Mapping[str, Any], expected: Mapping[str, Any], start: InitialState, recipe: Recipe
+) -> None:
+    keys: set[str] = {"exp_avg", "exp_avg_sq"} if recipe.optimizer == "adam" else set()
+    if recipe.optimizer == "sgd" and recipe.momentum:
+        keys = {"momentum_buffer"}
+    states: dict[str, set[str]] = {}
+    for key, array in arrays.items():
+        name, _, moment = key.partition("/")
+        if name not in expected or array.shape != expected[name][0] or moment not in keys:
+            raise ValueError(f"its optimizer state {quote(key)} does not fit the network")
+        states.setdefault(name, set()).add(moment)
+    # Of a learned mask only logits train. Buffers such as running means have no optimizer state.
+    biases = [] if start.logits else [name for name in start.unmasked if name.endswith(".bias")]
+    if any(states.get(name, set()) != keys for name in [*start.weights, *biases, *states]):
+        raise ValueError("its optimizer state is incomplete")
+
+
+def _check_progress(
+    facts: Mapping[str, Any], curve: Mapping[str, Any], points: Mapping[str, Any], start: InitialState, recipe: Recipe
+) -> None:
+    columns = {"iterations", "training_loss", "validation_loss", "validation_accuracy"}
+    lengths = {array.shape for array in curve.values()}
+    if curve.keys() != columns or len(lengths) != 1 or len(next(iter(lengths))) != 1:
+        raise ValueError("its curve is incomplete")
+    iterations = curve["iterations"]
+    is_ordered = iterations.dtype.kind == "i" and iterations.size > 0 and bool((iterations[1:] > iterations[:-1]).all())
+    if not is_ordered or iterations[0] != start.first_iteration or iterations[-1] != facts["iteration"]:
+        raise ValueError("its curve does not end where it was saved")
+    if not facts["iteration"] <= recipe.iterations:
+        raise ValueError("it was saved after the end of the training")
+    best = facts["best"]
+    if best is None or best >= iterations.size or "lowest_validation_loss" not in points:
+        raise ValueError("its best iteration is missing")
