@@ -20,7 +20,7 @@ PACKAGE = Path(supermask.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 SOURCE = re.compile(
-    r"Source:\s+Zhou\s+et\s+al\.\s+2019,\s+(Sec\.\s+\d|Figs?\.\s+S?\d|Table\s+S?\d|authors'\s+response,\s+items?\s+\d)"
+    r"Source:\s+Zhou\s+et\s+al\.\s+2019,\s+(Sec\.\s+\d|Figs?\.\s+S?\d|Table\s+S?\d|supplement|authors'\s+response,\s+items?\s+\d)"
 )
 
 FORBIDDEN_OPENING = re.compile(r"(What|Who|Whose|Where|Whether|How|Which|When|Of)\b")
