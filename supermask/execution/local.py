@@ -53,6 +53,10 @@ from supermask.study.plan import RunGraph
 MAX_SOCKET_FOLDER = 60
 """Longest name of a folder for multiprocessing's sockets, in bytes: the kernel allows 107 for a socket's path."""
 
+START_DELAYS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds before each attempt to start a process. A killed fork server refuses connections until it is gone entirely,
+which takes a moment, and only then is it replaced."""
+
 SHORT_TEMP_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (only folders of their own are made in them)
 """Folders to try for sockets if TMPDIR is too long."""
 
@@ -216,8 +220,9 @@ def _worker_factory(
     workers: list[WorkerProcess] = []
 
     def start_worker() -> WorkerProcess:
-        # Several attempts: the first may find that the fork server was killed, and the next one starts another.
-        for _ in range(MAX_WORKER_CRASHES):
+        # The first attempt may find that the fork server was killed; a later one starts another.
+        for delay in START_DELAYS:
+            time.sleep(delay)
             try:
                 workers.append(WorkerProcess(context))
             except (EOFError, OSError) as error:
@@ -264,7 +269,8 @@ def _start_fork_server(context: BaseContext, preload: list[str]) -> BaseProcess:
     """
     context.set_forkserver_preload(preload)
     first: BaseProcess = context.Process(target=_noop, daemon=True)  # type: ignore[attr-defined]
-    for _ in range(MAX_WORKER_CRASHES):
+    for delay in START_DELAYS:
+        time.sleep(delay)
         try:
             with _short_socket_folder(), _hide_main_module(), _hide_tracker_warning():
                 # The resource tracker is started first, because its own start unblocks signals.
@@ -290,7 +296,7 @@ def _start_failure(reason: Exception) -> SystemFailure:
         )
     return SystemFailure(
         f"worker processes cannot be started ({type(reason).__name__}: {reason}): the server that they are forked from "
-        f"was killed {MAX_WORKER_CRASHES} times. Is the memory full? Finished runs are kept; the same command resumes."
+        "is killed again and again. Is the memory full? Finished runs are kept; the same command resumes."
     )
 
 
