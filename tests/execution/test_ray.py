@@ -32,6 +32,7 @@ from supermask.study import load_study
 from supermask.study.plan import Plan, make_plan
 
 pytestmark = [
+    pytest.mark.cluster,
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc"),
     # Ray leaves files and sockets of its processes open.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

@@ -20,7 +20,10 @@ from supermask.store import Store
 from supermask.study import load_study
 from supermask.study.plan import Plan, make_plan
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc"),
+]
 
 STUDY = """
 network: fc-20

@@ -28,7 +28,10 @@ from supermask.execution.tasks import WorkerConfig
 from supermask.store import Store
 from supermask.study.plan import Plan
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # From submitit's processes.
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # From submitit's processes.
+]
 
 
 @pytest.fixture

@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 
 CHROMIUM = os.environ.get("SUPERMASK_CHROMIUM") or shutil.which("chromium")
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and not os.environ.get("CI"), reason="no chromium here: install it, or set SUPERMASK_CHROMIUM"
-)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None and not os.environ.get("CI"), reason="no chromium here: install it, or set SUPERMASK_CHROMIUM"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,9 @@ def chromium() -> str:
     pytest.skip("no chromium: install it (apt-get install chromium), or set SUPERMASK_CHROMIUM to one")
 
 
+pytestmark = pytest.mark.browser
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = chromium()
