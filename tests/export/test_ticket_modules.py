@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from supermask import Ticket, UserError, load_ticket, save_ticket
+from supermask.analysis.masks.sample import with_labels
+from supermask.api.mask_loading import mask_from_ticket
 from supermask.core.rng import random_stream
 from supermask.core.types import Weights
 from supermask.networks.sequential import architecture, build_module, prunable_tensors
@@ -160,7 +162,7 @@ def pruned_already() -> nn.Module:
         (
             pruned_already,
             {},
-            "'fc1.weight' of the module is pruned already: call torch.nn.utils.prune.remove on it first",
+            r"'fc1.weight' of the module is pruned already: .*prune.remove\(module.get_submodule\('fc1'\), 'weight'\)",
         ),
         (
             lambda: nn.Sequential(nn.Linear(64, 8, False), nn.Linear(8, 10, False)),
@@ -291,3 +293,210 @@ def test_two_tensors_cannot_go_to_tied_weights() -> None:
     with pytest.raises(UserError, match="would both go to"):
         Ticket(masks, weights, {}).apply_to(module, match="order")
     assert torch.equal(module[0].weight, before)
+
+
+# --- modules with computed, shared and missing tensors ---
+
+
+def half_pruned(index: int = 0) -> nn.Sequential:
+    """Return two linear layers, one of them pruned by half."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    prune.l1_unstructured(module[index], "weight", amount=0.5)
+    return module
+
+
+def plain_ticket() -> Ticket:
+    """Return the ticket of `half_pruned`."""
+    return Ticket.from_torch_prune(half_pruned())
+
+
+NORMS: dict[str, Callable[[nn.Module], object]] = {
+    "WeightNorm": nn.utils.parametrizations.weight_norm,
+    "SpectralNorm": nn.utils.parametrizations.spectral_norm,
+    "Orthogonal": nn.utils.parametrizations.orthogonal,
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", NORMS)
+def test_computed_weights_are_refused_with_a_hint_that_works(norm: str) -> None:
+    """Weight norm and spectral norm, old and new, are named in both directions."""
+    module = half_pruned()
+    NORMS[norm](module[1])
+    with pytest.raises(
+        UserError, match=f"'1.weight' of the module is computed by .*{norm}.*: call .* first"
+    ) as reading:
+        Ticket.from_torch_prune(module)
+    prune.remove(module[0], "weight")
+    before = state(module)
+    for method in (plain_ticket().apply_to, plain_ticket().to_torch_prune):
+        with pytest.raises(UserError, match=f"'1.weight' of the module is computed by .*{norm}"):
+            method(module)
+        assert same(state(module), before)
+    follow_hint(reading.value, module)
+    plain_ticket().to_torch_prune(module)
+    assert same(Ticket.from_torch_prune(module).network_weights(), plain_ticket().network_weights())
+
+
+def follow_hint(error: BaseException, module: nn.Module) -> None:
+    """Execute the call that a message names."""
+    call = str(error).partition(": call ")[2].rpartition(" first")[0]
+    eval(call, {"torch": torch, "module": module})  # noqa: S307
+
+
+def test_pruned_target_is_refused_with_a_hint_that_works() -> None:
+    module = half_pruned()
+    with pytest.raises(UserError, match="is pruned already") as refused:
+        plain_ticket().apply_to(module)
+    follow_hint(refused.value, module)
+    plain_ticket().apply_to(module)
+    assert same(state(module), plain_ticket().network_weights())
+
+
+def test_double_precision_hint_works() -> None:
+    module = half_pruned().double()
+    with pytest.raises(UserError, match=r"convert the module first, with module.float\(\)"):
+        Ticket.from_torch_prune(module)
+    assert same(Ticket.from_torch_prune(module.float()).network_weights(), plain_ticket().network_weights())
+
+
+def test_masks_of_a_sparsifier_are_read_and_its_modules_are_not_written() -> None:
+    from torch.ao.pruning import WeightNormSparsifier
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    sparsifier = WeightNormSparsifier(sparsity_level=0.5, sparse_block_shape=(1, 1), zeros_per_block=1)
+    sparsifier.prepare(module, [{"tensor_fqn": "0.weight"}])
+    sparsifier.step()
+    ticket = Ticket.from_torch_prune(module)
+    assert {name: int(mask.sum()) for name, mask in ticket.masks.items()} == {"0.weight": 32, "2.weight": 16}
+    assert torch.equal(ticket.network_weights()["0.weight"], module[0].weight)
+    with pytest.raises(
+        UserError, match=r"'0.weight' of the module is computed by a parametrization \(FakeSparsity\)"
+    ) as error:
+        ticket.apply_to(module)
+    follow_hint(error.value, module)
+    images = torch.rand(3, 8)
+    expected = module(images)
+    assert torch.equal(ticket.apply_to(module)(images), expected)
+
+
+class WithExtraState(nn.Linear):
+    """A linear layer that stores an object in its state_dict."""
+
+    def get_extra_state(self) -> object:
+        return {"version": 3}
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+
+def test_extra_state_is_ignored() -> None:
+    module = nn.Sequential(WithExtraState(6, 5), WithExtraState(5, 3))
+    plain_ticket().to_torch_prune(module)
+    assert same(Ticket.from_torch_prune(module).network_weights(), plain_ticket().network_weights())
+
+
+def test_lazy_and_meta_modules_are_refused_by_name() -> None:
+    lazy = half_pruned()
+    lazy[1] = nn.LazyLinear(3)
+    with pytest.raises(UserError, match=r"'1.weight' of the module has no shape yet \(lazy module\): pass one batch"):
+        Ticket.from_torch_prune(lazy)
+    prune.remove(lazy[0], "weight")
+    with pytest.raises(UserError, match=r"'1\.weight' of the module has no shape yet"):
+        plain_ticket().apply_to(lazy)
+    lazy(torch.rand(2, 6))
+    plain_ticket().apply_to(lazy)
+    assert same(state(lazy), plain_ticket().network_weights())
+    meta = half_pruned().to("meta")
+    with pytest.raises(UserError, match=r"on the meta device .* call module.to_empty\(device='cpu'\)"):
+        Ticket.from_torch_prune(meta)
+    bare = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)).to("meta")
+    with pytest.raises(UserError, match="on the meta device"):
+        plain_ticket().apply_to(bare)
+    plain_ticket().apply_to(bare.to_empty(device="cpu"))
+    assert same(state(bare), plain_ticket().network_weights())
+
+
+def shared_layer() -> nn.Sequential:
+    torch.manual_seed(1)
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.ReLU(), layer)
+
+
+@pytest.mark.parametrize("matching", [{}, {"match": "order"}, {"names": {"0.weight": "2.weight", "0.bias": "2.bias"}}])
+def test_shared_layers_count_once_and_come_back(matching: dict[str, Any]) -> None:
+    module = shared_layer()
+    prune.l1_unstructured(module[0], "weight", amount=0.5)
+    ticket = Ticket.from_torch_prune(module)
+    assert list(ticket.masks) == ["0.weight"] and (ticket.others or {}).keys() == {"0.bias"}
+    assert int(ticket.masks["0.weight"].sum()) == 8
+    images = torch.rand(3, 4)
+    assert torch.equal(ticket.apply_to(shared_layer(), **matching)(images), module(images))
+    assert torch.equal(ticket.to_torch_prune(shared_layer(), **matching)(images), module(images))
+    named = Ticket.from_torch_prune(module, {"layer.weight": "2.weight"})
+    assert list(named.masks) == ["layer.weight"]
+
+
+def test_tied_weights_count_once_and_come_back() -> None:
+    def tied() -> nn.Sequential:
+        torch.manual_seed(2)
+        module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4, bias=False), nn.Linear(4, 2))
+        module[2].weight = module[0].weight
+        return module
+
+    module = tied()
+    prune.l1_unstructured(module[3], "weight", amount=0.5)
+    ticket = Ticket.from_torch_prune(module)
+    assert list(ticket.masks) == ["0.weight", "3.weight"]
+    images = torch.rand(3, 4)
+    for matching in ({}, {"match": "order"}):
+        assert torch.equal(ticket.apply_to(tied(), **matching)(images), module(images))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(torch.float16, 1e-8), (torch.float16, 1e5), (torch.bfloat16, 3.4e38), (torch.float16, -1e-9)]
+)
+def test_kept_weights_that_a_cast_would_destroy_are_refused(dtype: torch.dtype, value: float) -> None:
+    mask = torch.tensor([[True, True], [False, True]])
+    ticket = Ticket({"weight": mask}, {"weight": torch.tensor([[0.5, value], [0.0, value]])}, {})
+    module = nn.Linear(2, 2, bias=False).to(dtype)
+    before = state(module)
+    for method in (ticket.apply_to, ticket.to_torch_prune):
+        with pytest.raises(UserError, match=rf"2 kept weights of 'weight' would become 0 or infinite in {dtype}"):
+            method(module)
+        assert same(state(module), before)
+    assert torch.equal(ticket.apply_to(module.float()).weight, ticket.network_weights()["weight"])
+    pruned_only = Ticket(
+        {"weight": mask}, {"weight": torch.full((2, 2), 0.5)}, {}, frozen={"weight": torch.full((2, 2), 1e-9)}
+    )
+    pruned_only.apply_to(nn.Linear(2, 2, bias=False).half())
+
+
+def test_integer_buffers_are_kept() -> None:
+    module = half_pruned()
+    for dtype in (torch.bool, torch.int32, torch.uint8):
+        module.register_buffer(str(dtype).partition(".")[2], torch.tensor([1, 0]).to(dtype))
+    ticket = Ticket.from_torch_prune(module)
+    target = half_pruned()
+    prune.remove(target[0], "weight")
+    for dtype in (torch.bool, torch.int32, torch.uint8):
+        target.register_buffer(str(dtype).partition(".")[2], torch.tensor([0, 1]).to(dtype))
+    prune.remove(module[0], "weight")
+    assert same(state(ticket.apply_to(target)), state(module))
+
+
+def test_repr_is_one_line() -> None:
+    assert repr(from_seed()) == "Ticket(fc-8 on digits, seed 1, 187 of 592 weights kept)"
+    assert repr(plain_ticket()) == "Ticket(2 tensors, 30 of 45 weights kept)"
+
+
+def test_ticket_of_a_foreign_network_is_not_called_dense(tmp_path: Path) -> None:
+    path = save_ticket(plain_ticket(), tmp_path / "ticket")
+    assert with_labels([mask_from_ticket(path)])[0].label.startswith("mask")
+    ones = {"w": torch.ones(2, 2, dtype=torch.bool)}
+    dense = save_ticket(Ticket(ones, {"w": torch.rand(2, 2)}, {}), tmp_path / "dense")
+    assert with_labels([mask_from_ticket(dense)])[0].label.startswith("dense")

@@ -36,7 +36,7 @@ class MaskInfo:
     image_shape: tuple[int, int, int] | None = None
     """Channels, height, width."""
     criterion: str | None = None
-    """None: dense."""
+    """None for a dense network, and for masks of unknown origin."""
     level: int | None = None
     seed: int | None = None
     details: Mapping[str, str] = field(default_factory=dict)
@@ -90,7 +90,8 @@ def common_and_short_labels(infos: Sequence[MaskInfo]) -> tuple[str, list[str]]:
 
 def _label_parts(info: MaskInfo) -> tuple[str, str, str]:
     """Criterion, level and seed as text; empty if unknown, and for the level of a dense network, always 0."""
-    is_dense = info.criterion is None and not info.level
+    # A ticket of a foreign network has no criterion and no level either, but its mask prunes.
+    is_dense = info.criterion is None and not info.level and all(mask.all() for mask in info.masks.values())
     level = "" if info.level is None or is_dense else f"level {info.level}"
     seed = "" if info.seed is None else f"seed {info.seed}"
     return info.criterion or ("dense" if is_dense else "mask"), level, seed

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
+from supermask.core.masks import count_kept
 from supermask.core.types import InitialState, Masks, Weights
 from supermask.datasets.specs import DATASETS
 from supermask.export.tickets.format import FrozenWeights
@@ -50,6 +51,12 @@ class Ticket:
     tensor has zeros."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Plain JSON, such as `accuracy`: {"test": 0.9774, "of": "final weights"}. Keys: docs/tickets.md."""
+
+    def __repr__(self) -> str:
+        kept, size = sum(count_kept(self.masks).values()), sum(mask.numel() for mask in self.masks.values())
+        network = f"{self.network} on {self.dataset}" if self.network else f"{len(self.masks)} tensors"
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        return f"Ticket({network}{seed}, {kept:,} of {size:,} weights kept)"
 
     def __post_init__(self) -> None:
         for name in ("masks", "weights", "others", "frozen"):
@@ -105,7 +112,9 @@ class Ticket:
         `names` maps names of the ticket to names of the module; other tensors go to the tensor of the same name. With
         match="order" the i-th mask belongs to the i-th Linear or Conv layer that the module registers, with its bias.
         Tensors of the module that the ticket does not have are left unchanged. Returns the module.
-        Raises UserError, before anything is changed, if a tensor has no counterpart of its shape.
+        Raises UserError, before anything is changed, if a tensor has no counterpart of its shape, if the counterpart is
+        computed from other tensors (weight norm, parametrizations) or has no values (lazy and meta modules), or if a
+        kept weight would become 0 or infinite in the module's dtype.
 
             ticket.apply_to(network, match="order")
             ticket.apply_to(network, names={"fc1.weight": "body.0.weight"})
@@ -143,9 +152,11 @@ class Ticket:
     ) -> Ticket:
         """Return the ticket of a module that was pruned with torch.nn.utils.prune. The module is not changed.
 
-        Linear and Conv kernels that are not pruned get a mask of ones. `names` maps names of the ticket to names of
-        the module, such as the names of a network of supermask if `network` and `dataset` are given.
-        Raises UserError if nothing is pruned, if a bias is pruned, or for tensors in float64.
+        Masks of sparsifiers of torch.ao.pruning are read too. Linear and Conv kernels that are not pruned get a mask of
+        ones. A layer that the module uses several times counts once, under its first name. `names` maps names of the
+        ticket to names of the module, such as the names of a network of supermask if `network` and `dataset` are given.
+        Raises UserError if nothing is pruned, if a bias is pruned, for tensors in float64, and for tensors that are
+        computed from others (weight norm, other parametrizations) or have no values (lazy and meta modules).
         """
         masks, weights, others = read_torch_prune(module, names or {})
         return cls(masks, weights, others, network, dataset, seed, facts=facts or {})

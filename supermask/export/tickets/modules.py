@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.types import Masks, Weights
@@ -23,7 +23,8 @@ def match_tensors(
 ) -> TensorMap:
     """Return the module's name of each tensor. `names` (ticket -> module) takes precedence over `match`.
 
-    Raises UserError if a tensor has no counterpart, one of another shape, or shares it with another tensor.
+    Raises UserError if a tensor has no counterpart, one of another shape, shares it with another tensor, or would lose
+    kept weights in the module's dtype.
     """
     if match not in get_args(Match):
         raise UserError(f"match={quote(match)}: allowed are {' and '.join(map(repr, get_args(Match)))}.")
@@ -33,9 +34,9 @@ def match_tensors(
         raise UserError(f"names: the ticket has no tensor {quote(unknown[0])}{near} It has {_list(list(tensors))}.")
     by_order = _match_by_order(module, masks) if match == "order" else {}
     tensor_map = {name: names.get(name, by_order.get(name, name)) for name in tensors}
-    state = module.state_dict()
+    state = _read_state(module)
     for name, target in tensor_map.items():
-        _check_target(state, name, target, tensors[name], kernels=_kernel_names(module))
+        _check_target(module, state, name, target, tensors[name], masks.get(name))
     for name, target in tensor_map.items():
         # Tied weights have two names and one storage.
         other = next(n for n, t in tensor_map.items() if t == target or state[t].data_ptr() == state[target].data_ptr())
@@ -48,7 +49,7 @@ def copy_into(module: nn.Module, tensors: Weights, tensor_map: TensorMap) -> Non
     """Copy every tensor to its counterpart, on the module's device and in its dtype."""
     import torch
 
-    state = module.state_dict()
+    state = _read_state(module)
     with torch.no_grad():
         for name, tensor in tensors.items():
             state[tensor_map[name]].copy_(tensor)
@@ -68,48 +69,174 @@ def apply_torch_prune(module: nn.Module, tensors: Weights, masks: Masks, tensor_
 def read_torch_prune(module: nn.Module, names: Mapping[str, str]) -> tuple[Masks, Weights, Weights]:
     """Return (masks, weights, others) of a module pruned with torch.nn.utils.prune. `names`: ticket -> module.
 
-    Linear and Conv kernels that are not pruned get a mask of ones. Weights are orig * mask.
-    Raises UserError if nothing is pruned, if a bias is pruned, or for masks with values other than 0 and 1.
+    Linear and Conv kernels that are not pruned get a mask of ones. Weights are original * mask. Masks of sparsifiers of
+    torch.ao.pruning count as pruning. A layer that is used several times has one entry, under its first name. What
+    `get_extra_state` returns is not read.
+    Raises UserError if nothing is pruned, if a bias is pruned, for masks with values other than 0 and 1, and for
+    tensors that are computed from others (weight norm, spectral norm) or have no values (lazy and meta modules).
     """
     import torch
 
-    state = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
-    pruned = [name.removesuffix("_orig") for name in state if name.endswith("_orig")]
-    pruned = [name for name in pruned if f"{name}_mask" in state]
+    state = _read_state(module)
+    pruned = {
+        name.removesuffix("_orig"): (original, state[f"{name.removesuffix('_orig')}_mask"])
+        for name, original in state.items()
+        if name.endswith("_orig") and f"{name.removesuffix('_orig')}_mask" in state
+    } | _read_sparsifier_masks(module)
     if not pruned:
         raise UserError("nothing in this module is pruned by torch.nn.utils.prune, so there is no mask for a ticket.")
+    computed = {f"{name}{suffix}" for name in pruned for suffix in ("_orig", "_mask")}
+    computed |= {f"{_parametrization_name(name)}.original" for name in pruned}
+    plain = {name: tensor for name, tensor in state.items() if name not in computed}
+    for name in [*_kernel_names(module), *plain]:
+        if name not in pruned and (reason := _refusal(module, state, name)):
+            raise UserError(reason)
+    aliases = _find_aliases(plain, pruned)
     masks: Masks = {}
     weights: Weights = {}
     for name in dict.fromkeys([*_kernel_names(module), *pruned]):
+        if name in aliases:
+            continue
         if name not in pruned:
-            weights[name] = state.pop(name)
+            weights[name] = plain.pop(name).detach().cpu().clone()
             masks[name] = torch.ones_like(weights[name], dtype=torch.bool)
             continue
-        original, mask = state.pop(f"{name}_orig"), state.pop(f"{name}_mask")
+        original, mask = (tensor.detach().cpu() for tensor in pruned[name])
         if mask.ndim < 2:
             raise UserError(f"{quote(name)} is pruned, but it is not a kernel: a ticket masks kernels, never biases.")
+        if reason := _value_refusal(pruned[name][0], name):
+            raise UserError(reason)
         masks[name] = mask != 0
         if not bool((mask == masks[name]).all()):
             raise UserError(f"the mask of {quote(name)} has values other than 0 and 1.")
         weights[name] = original.masked_fill(~masks[name], 0.0)
-    ticket_names = _invert_names(names, {*weights, *state})
-    return tuple(  # type: ignore[return-value]
-        {ticket_names.get(name, name): _lossless_cast(name, tensor) for name, tensor in part.items()}
-        for part in (masks, weights, state)
+    others = {name: tensor.detach().cpu().clone() for name, tensor in plain.items() if name not in aliases}
+    names = {ticket_name: aliases.get(module_name, module_name) for ticket_name, module_name in names.items()}
+    ticket_names = _invert_names(names, {*weights, *others})
+    return (
+        {ticket_names.get(name, name): mask for name, mask in masks.items()},
+        {ticket_names.get(name, name): _lossless_cast(name, tensor) for name, tensor in weights.items()},
+        {ticket_names.get(name, name): _lossless_cast(name, tensor) for name, tensor in others.items()},
     )
+
+
+def _read_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the `state_dict` themselves. Values of `get_extra_state` are left out."""
+    state = module.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] != "_extra_state"}
+
+
+def _find_aliases(plain: Weights, pruned: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, str]:
+    """Return the names of tensors that the module has under an earlier name too: alias -> first name."""
+    first_names: dict[tuple[int, ...], str] = {}
+    aliases = {}
+    parts: list[tuple[str, tuple[Tensor, ...]]] = [
+        *pruned.items(),
+        *((name, (tensor,)) for name, tensor in plain.items()),
+    ]
+    for name, tensors in parts:
+        first = first_names.setdefault(tuple(map(id, tensors)), name)
+        if first != name:
+            aliases[name] = first
+    return aliases
+
+
+def _read_sparsifier_masks(module: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return (original weights, mask) of every tensor that a sparsifier of torch.ao.pruning masks."""
+    from torch.ao.pruning.sparsifier.utils import FakeSparsity
+    from torch.nn.utils.parametrize import is_parametrized
+
+    masked: dict[str, tuple[Tensor, Tensor]] = {}
+    for layer_name, layer in module.named_modules(remove_duplicate=False):
+        if not is_parametrized(layer):
+            continue
+        parametrizations: Any = layer.parametrizations
+        for parameter, parts in parametrizations.items():
+            chain: Any = parts
+            if len(chain) == 1 and isinstance(chain[0], FakeSparsity):
+                masked[f"{layer_name}.{parameter}".lstrip(".")] = chain.original, cast(Any, chain[0]).mask
+    return masked
+
+
+def _parametrization_name(name: str) -> str:
+    owner, _, parameter = name.rpartition(".")
+    return f"{owner}.parametrizations.{parameter}".lstrip(".")
+
+
+def _refusal(module: nn.Module, state: Mapping[str, Tensor], name: str) -> str:
+    """Return why a tensor of the module cannot be read or written, and what to do; empty if it can."""
+    from torch.nn.utils.parametrize import is_parametrized
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    # Tensors of a parametrization have names of their own: `1.parametrizations.weight.original0`.
+    owner, _, parameter = name.partition("parametrizations.") if "parametrizations." in name else name.rpartition(".")
+    owner, parameter = owner.rstrip("."), parameter.partition(".")[0]
+    try:
+        layer = module.get_submodule(owner)
+    except AttributeError:
+        return ""
+    layer_code = f"module.get_submodule({owner!r})" if owner else "module"
+
+    def full_name(parameter: str) -> str:
+        return f"{owner}.{parameter}".lstrip(".")
+
+    if is_parametrized(layer, parameter):
+        parametrizations: Any = layer.parametrizations[parameter]  # type: ignore[index]
+        kinds = ", ".join(type(p).__name__.lstrip("_") for p in parametrizations)
+        return (
+            f"{quote(full_name(parameter))} of the module is computed by a parametrization ({kinds}): call "
+            f"torch.nn.utils.parametrize.remove_parametrizations({layer_code}, {parameter!r}) first."
+        )
+    for hook in layer._forward_pre_hooks.values():
+        # Weight norm keeps `weight_g` and `weight_v`; spectral norm `weight_orig`, `weight_u` and `weight_v`.
+        if isinstance(hook, WeightNorm | SpectralNorm) and hook.name in (parameter, parameter.rpartition("_")[0]):
+            kind = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
+            return (
+                f"{quote(full_name(hook.name))} of the module is computed by torch.nn.utils.{kind}: call "
+                f"torch.nn.utils.remove_{kind}({layer_code}, {hook.name!r}) first."
+            )
+    if name not in state:
+        if f"{name}_orig" in state and f"{name}_mask" in state:
+            return (
+                f"{quote(name)} of the module is pruned already: call "
+                f"torch.nn.utils.prune.remove({layer_code}, {parameter!r}) first."
+            )
+        if getattr(layer, parameter, None) is None:
+            return ""
+        return f"{quote(name)} of the module is missing from its state_dict: the layer does not store it."
+    return _value_refusal(state[name], name)
+
+
+def _value_refusal(tensor: object, name: str) -> str:
+    """Return why a tensor has no values that can be read or written, and what to do; empty if it has."""
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    if not isinstance(tensor, torch.Tensor):
+        return f"{quote(name)} of the module is a {type(tensor).__name__}, not a tensor: a ticket cannot hold it."
+    if is_lazy(tensor):
+        return f"{quote(name)} of the module has no shape yet (lazy module): pass one batch through the module first."
+    if tensor.is_meta:
+        return (
+            f"{quote(name)} of the module is on the meta device and has no values: call module.to_empty(device='cpu') "
+            "and load its values first."
+        )
+    return ""
 
 
 def _lossless_cast(name: str, tensor: Tensor) -> Tensor:
     """Return the tensor in a type that tickets have. Raises UserError if that would lose precision."""
     import torch
 
-    if tensor.dtype in (torch.bool, torch.float32, torch.int64):
+    if tensor.dtype in (torch.float32, torch.int64):
         return tensor
     if tensor.dtype in (torch.float16, torch.bfloat16):
         return tensor.float()
-    raise UserError(
-        f"{quote(name)} is {tensor.dtype}, and a ticket holds float32: convert the module first, with module.float()."
-    )
+    if tensor.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32):
+        return tensor.long()
+    hint = ": convert the module first, with module.float()" if tensor.dtype == torch.float64 else " and int64"
+    raise UserError(f"{quote(name)} is {tensor.dtype}, and a ticket holds float32{hint}.")
 
 
 def _invert_names(names: Mapping[str, str], module_names: set[str]) -> dict[str, str]:
@@ -123,7 +250,7 @@ def _invert_names(names: Mapping[str, str], module_names: set[str]) -> dict[str,
 
 
 def _kernel_names(module: nn.Module) -> list[str]:
-    """Return the names of the kernels of Linear and Conv layers, in the order of registration."""
+    """Return the names of the kernels of Linear and Conv layers, in the order of registration, each layer once."""
     from torch import nn
 
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -133,6 +260,11 @@ def _kernel_names(module: nn.Module) -> list[str]:
 def _match_by_order(module: nn.Module, masks: Masks) -> TensorMap:
     """Match each mask and the bias beside it to the layer of the same position."""
     kernels = _kernel_names(module)
+    state = _read_state(module)
+    # Layers with tied weights are one kernel, if the ticket has one mask for them.
+    distinct = list({id(state.get(name, name)): name for name in reversed(kernels)}.values())[::-1]
+    if len(distinct) == len(masks):
+        kernels = distinct
     if len(kernels) != len(masks):
         raise UserError(
             f"match='order': the ticket has {len(masks)} masks, and the module {len(kernels)} Linear and Conv layers "
@@ -146,15 +278,18 @@ def _bias_name(kernel: str) -> str:
     return kernel.removesuffix("weight") + "bias"
 
 
-def _check_target(state: Mapping[str, Tensor], name: str, target: str, tensor: Tensor, kernels: list[str]) -> None:
+def _check_target(
+    module: nn.Module, state: Mapping[str, Tensor], name: str, target: str, tensor: Tensor, mask: Tensor | None
+) -> None:
+    import torch
+
+    if reason := _refusal(module, state, target):
+        raise UserError(reason)
     if target not in state:
-        if f"{target}_orig" in state:
-            raise UserError(
-                f"{quote(target)} of the module is pruned already: call torch.nn.utils.prune.remove on it first."
-            )
         raise UserError(
             f"the module has no tensor {quote(target)} for {quote(name)} of the ticket, of shape "
-            f"{tuple(tensor.shape)}{did_you_mean(str(target), state) or '.'} Its kernels are {_list(kernels)}. "
+            f"{tuple(tensor.shape)}{did_you_mean(str(target), state) or '.'} Its kernels are "
+            f"{_list(_kernel_names(module))}. "
             "Give the pairs with names={ticket's: module's}, or use match='order' if the layers are in the same order."
         )
     values = state[target]
@@ -163,9 +298,18 @@ def _check_target(state: Mapping[str, Tensor], name: str, target: str, tensor: T
             f"{quote(name)} of the ticket has shape {tuple(tensor.shape)}, and {quote(target)} of the module has "
             f"{tuple(values.shape)}."
         )
-    if values.is_meta or values.is_floating_point() != tensor.is_floating_point():
-        reason = "has no storage (it is on the meta device)" if values.is_meta else f"is {values.dtype}"
-        raise UserError(f"{quote(target)} of the module {reason}, and cannot hold {quote(name)} of the ticket.")
+    if values.is_floating_point() != tensor.is_floating_point():
+        raise UserError(
+            f"{quote(target)} of the module is {values.dtype}, and cannot hold {quote(name)} of the ticket."
+        )
+    # Casting a kept weight to 0 would prune it, and to infinity would destroy the network.
+    converted, kept = tensor.to(values.dtype), mask if mask is not None else torch.tensor(False)
+    lost = int((((converted == 0) & (tensor != 0) & kept) | (converted.isinf() & tensor.isfinite())).sum())
+    if lost:
+        raise UserError(
+            f"{lost:,} kept weights of {quote(name)} would become 0 or infinite in {values.dtype}, the dtype of "
+            f"{quote(target)}: convert the module first, with module.float()."
+        )
 
 
 def _list(names: list[str]) -> str:
