@@ -146,7 +146,7 @@ def test_claims_describe_their_tests_and_the_limit_of_exact_tests(trained: Shown
         each for each in read(render_report(trained.report)).all("section") if each.attributes["id"] == "claims"
     )
     introduction = " ".join(each.text for each in claims.inside if each.tag == "p")
-    assert "n = 4 seeds. Tests, with how many comparisons" in introduction
+    assert "n = 4 seeds. Tests, with the number of comparisons: paired t" in introduction
     assert "paired t, where both sides have the same seeds (6); one-sample t, against chance (2)." in introduction
     assert "“above” two-sided, “at most” one-sided against the margin, “matches” by two one-sided tests" in introduction
     assert introduction.count("With 4 paired seeds an exact sign-flip test cannot give p below 0.125") == 1
