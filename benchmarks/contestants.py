@@ -1,7 +1,7 @@
-"""Trainings that take turns: each is an iterator, and its next value is how long its next block of steps took.
+"""Training loops to time in alternation: iterators that yield the milliseconds per step of their next block of steps.
 
-The first blocks are for getting there (compiling, warm caches, an optimiser state with its tiny numbers); which ones
-count is up to who asks. An engine is stopped between its evaluations (of one image), so only steps are timed.
+The first blocks are warm-up (compilation, caches, optimizer moments that become denormal); the caller discards them. An
+engine pauses at its evaluations (of one image), so only steps are timed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Train = Callable[[Sequence[TrainingJob], Sequence[SplitData]], list[TrainingResu
 
 @dataclass(frozen=True)
 class Case:
-    """What all of them train, by Adam. Validation and test set should be tiny: engines evaluate them."""
+    """Network, initial state and data that all loops train with Adam. Keep evaluation sets tiny."""
 
     layers: Architecture
     start: InitialState
@@ -43,57 +43,55 @@ class Case:
 
     @property
     def block(self) -> int:
-        """Steps to time at once, of an engine whose cost falls with the density."""
+        """Steps per timed block of an engine whose cost falls with the density."""
         return min(1600, round(100 / self.density))
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """As float32; none for a dense network, whose masks nobody would multiply by."""
+        """Masks in float32, without those that keep every weight: a dense network needs no product with its mask."""
         return {n: m.float() for n, m in self.start.masks.items() if not bool(m.all())}
 
 
 def engine(train: Train, case: Case, block: int, blocks: int) -> Iterator[float]:
-    """One call of an engine, in a thread of its own that waits between its blocks. Milliseconds a step."""
+    """Yield milliseconds per step of one call of an engine. It runs in a thread that waits between blocks."""
     turn, done = threading.Semaphore(0), threading.Semaphore(0)
-    over: list[BaseException] = []
+    errors: list[BaseException] = []
 
-    class Turns(NullCheckpointer):
-        def saw(self, curve: object) -> None: ...
-
+    class PauseAtEvaluation(NullCheckpointer):
         def should_save(self) -> bool:
             done.release()
             turn.acquire()
-            if over:
-                raise over[0]
+            if errors:
+                raise errors[0]
             return False
 
-    def training() -> None:
+    def run_training() -> None:
         turn.acquire()
         try:
-            train([TrainingJob(case.layers, case.start, recipe, seed=0, checkpoints=Turns())], [case.data])
+            train([TrainingJob(case.layers, case.start, recipe, seed=0, checkpoints=PauseAtEvaluation())], [case.data])
         except BaseException as error:
-            over.append(error)
+            errors.append(error)
         done.release()
 
     recipe = Recipe("adam", case.lr, case.batch, block * blocks, evaluate_every=block)
-    thread = threading.Thread(target=training, daemon=True)
+    thread = threading.Thread(target=run_training, daemon=True)
     thread.start()
     try:
         for _ in range(blocks):
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             turn.release()
             done.acquire()
-            if over:
-                raise over[0]
-            yield (time.perf_counter() - began) / block * 1e3
+            if errors:
+                raise errors[0]
+            yield (time.perf_counter() - start_time) / block * 1e3
     finally:
-        over.append(GeneratorExit())
+        errors.append(GeneratorExit())
         turn.release()
         thread.join()
 
 
 def eager(case: Case, block: int, blocks: int) -> Iterator[float]:
-    """A careful researcher's own loop: float32 images in memory, gradients times the mask. Milliseconds a step."""
+    """Yield milliseconds per step of a hand-written PyTorch loop: float32 images in memory, masked gradients."""
     module = build_module(case.layers)
     module.load_state_dict({**case.start.weights, **case.start.unmasked})
     floats = case.masks
@@ -102,7 +100,7 @@ def eager(case: Case, block: int, blocks: int) -> Iterator[float]:
     images, labels = torch.from_numpy(_pixels(case.data)), torch.from_numpy(case.data.train_labels)
     order = BatchSampler(0, case.data.train_indices, case.batch)
     for first in range(0, block * blocks, block):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         for i in range(first, first + block):
             batch = torch.from_numpy(order.batch(i))
             loss = cross_entropy(module(images.index_select(0, batch)), labels.index_select(0, batch))
@@ -112,11 +110,11 @@ def eager(case: Case, block: int, blocks: int) -> Iterator[float]:
                 if parameter.grad is not None:
                     parameter.grad.mul_(mask)
             optimizer.step()
-        yield (time.perf_counter() - began) / block * 1e3
+        yield (time.perf_counter() - start_time) / block * 1e3
 
 
 def jax_scan(case: Case, block: int, blocks: int) -> Iterator[float]:
-    """The same in JAX: a block is one jitted scan; of a convolutional network, jitted steps. Milliseconds a step."""
+    """Yield milliseconds per step in JAX: one jitted scan per block, or jitted steps for a convolutional network."""
     epoch, put = _jax_epoch(case.layers, case.lr)
     weights = {n: put(_jax_layout(t)) for n, t in {**case.start.weights, **case.start.unmasked}.items()}
     masks = {n: put(_jax_layout(m)) for n, m in case.masks.items()}
@@ -125,15 +123,15 @@ def jax_scan(case: Case, block: int, blocks: int) -> Iterator[float]:
     order = BatchSampler(0, case.data.train_indices, case.batch)
     state: Any = (weights, *zeros, put(np.float32(0)))
     for first in range(0, block * blocks, block):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         batches = put(np.stack([order.batch(i) for i in range(first, first + block)]).astype(np.int32))
         state, losses = epoch(state, masks, images, labels, batches)
         losses.block_until_ready()
-        yield (time.perf_counter() - began) / block * 1e3
+        yield (time.perf_counter() - start_time) / block * 1e3
 
 
 def _jax_layout(tensor: torch.Tensor) -> Array:
-    """Kernels as JAX has them: (in, out), and (height, width, in, out)."""
+    """Return a tensor in the layout of JAX: weights (in, out), kernels (height, width, in, out)."""
     values: Array = tensor.numpy()
     return np.ascontiguousarray(
         values.T if values.ndim == 2 else values.transpose(2, 3, 1, 0) if values.ndim == 4 else values
@@ -142,16 +140,16 @@ def _jax_layout(tensor: torch.Tensor) -> Array:
 
 @cache
 def _jax_epoch(layers: Architecture, lr: float) -> tuple[Any, Any]:
-    """The jitted scan over a block of batches, compiled once for all cases of the same shapes; and `jnp.asarray`.
+    """Return the jitted scan over a block of batches, compiled once per set of shapes, and `jnp.asarray`.
 
-    On one thread, if nobody has used JAX in this process before.
+    JAX uses one thread, if it was not imported in this process before.
     """
-    # The flags once known for this (xla_cpu_multi_thread_eigen, intra_op_parallelism_threads) leave 1.7 threads busy.
+    # The documented flags (xla_cpu_multi_thread_eigen, intra_op_parallelism_threads) leave 1.7 threads busy.
     os.environ |= {"NPROC": "1", "PJRT_NPROC": "1", "JAX_PLATFORMS": "cpu"}
     import jax
     import jax.numpy as jnp
 
-    def loss_of(weights: Any, values: Any, labels: Any) -> Any:
+    def compute_loss(weights: Any, values: Any, labels: Any) -> Any:
         for layer in layers:
             if isinstance(layer, Pool):
                 values = jax.lax.reduce_window(values, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
@@ -169,7 +167,7 @@ def _jax_epoch(layers: Architecture, lr: float) -> tuple[Any, Any]:
 
     def step(state: Any, masks: Any, images: Any, labels: Any, batch: Any) -> Any:
         weights, means, squares, i = state
-        loss, gradients = jax.value_and_grad(loss_of)(weights, images[batch], labels[batch])
+        loss, gradients = jax.value_and_grad(compute_loss)(weights, images[batch], labels[batch])
         gradients = {n: g * masks[n] if n in masks else g for n, g in gradients.items()}
         means = {n: 0.9 * means[n] + 0.1 * g for n, g in gradients.items()}
         squares = {n: 0.999 * squares[n] + 0.001 * g * g for n, g in gradients.items()}
@@ -181,11 +179,11 @@ def _jax_epoch(layers: Architecture, lr: float) -> tuple[Any, Any]:
     def scan(state: Any, masks: Any, images: Any, labels: Any, batches: Any) -> Any:
         return jax.lax.scan(lambda state, batch: step(state, masks, images, labels, batch), state, batches)
 
-    one = jax.jit(step, donate_argnums=0)
+    jitted_step = jax.jit(step, donate_argnums=0)
 
     def loop(state: Any, masks: Any, images: Any, labels: Any, batches: Any) -> Any:
         for batch in batches:
-            state, loss = one(state, masks, images, labels, batch)
+            state, loss = jitted_step(state, masks, images, labels, batch)
         return state, loss
 
     # Inside a scan XLA computes convolutions a hundred times slower than outside (jax 0.10.2 on a CPU).
@@ -197,7 +195,7 @@ _FLOATS: dict[int, Array] = {}
 
 
 def _pixels(data: SplitData) -> Array:
-    """The training images in float32, converted once for all cases."""
+    """Return the training images in float32; they are converted once for all cases."""
     if id(data) not in _FLOATS:
         _FLOATS.clear()
         _FLOATS[id(data)] = np.divide(data.train_images, np.float32(data.pixel_maximum), dtype=np.float32)

@@ -1,8 +1,9 @@
-"""Milliseconds a training step of Conv2 at several densities: what a ticket of a convolutional network costs.
+"""Milliseconds per training step of Conv2 at several densities, by engine.
 
 The sparse engine, the reference engine, a hand-written eager PyTorch loop and (extra `[bench]`) jitted JAX steps train
-the same randomly masked network on the same synthetic CIFAR-shaped images, one thread each, taking turns. The limit is
-the needed products at the best product rate of the same sitting. No files are needed. Use the ratios.
+the same randomly masked network on the same synthetic CIFAR-shaped images, one thread each, in alternation. The limit
+is the time of the necessary products at the best product rate of the same sitting. No files are needed. Only the ratios
+are comparable between machines.
 
 python benchmarks/conv_chain.py --out conv_chain.json
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 from contestants import Case, eager, engine, jax_scan
-from cpu_chain import about, divided, product_rate, spread, table
+from cpu_chain import describe_run, product_rate, ratios_by_turn, spread, table
 from step import Case as Synthetic
 from step import pruned, synthetic
 
@@ -33,35 +34,35 @@ DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 SHAPE = (3, 32, 32)
 LR = 2e-4
 WARM = 1
-"""Blocks before any is timed."""
+"""Warm-up blocks, not timed."""
 
 Contestant = Callable[[Case, int, int], Iterator[float]]
 
 
 def main() -> None:
-    """Measures every density, prints, writes JSON."""
+    """Measure every density, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the numbers here, as JSON")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     parser.add_argument("--network", default="conv2", help="conv2, conv4 or conv6")
-    parser.add_argument("--repeats", type=int, default=5, help="turns that each of them takes at a density")
-    parser.add_argument("--steps", type=int, default=3, help="steps of a turn")
+    parser.add_argument("--repeats", type=int, default=5, help="timed blocks per loop and density")
+    parser.add_argument("--steps", type=int, default=3, help="steps per block")
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    taking_part: dict[str, Contestant] = {
+    loops: dict[str, Contestant] = {
         "sparse": partial(engine, sparse.train),
         "reference": partial(engine, reference.train),
         "eager": eager,
     }
     if importlib.util.find_spec("jax"):
-        taking_part["jax"] = jax_scan
+        loops["jax"] = jax_scan
     rows: list[dict[str, Any]] = []
     rates: list[float] = []
-    for level, density in enumerate(given.densities):
+    for level, density in enumerate(options.densities):
         print(f"density {density} ...", file=sys.stderr, flush=True)
-        case = case_of(given.network, density)
+        case = make_case(options.network, density)
         rates.append(product_rate())
-        milliseconds = measure(case, taking_part, given.steps, given.repeats)
+        milliseconds = measure(case, loops, options.steps, options.repeats)
         rows.append(
             {
                 "level": level,
@@ -73,42 +74,42 @@ def main() -> None:
         rows[-1]["flops"] = needed_flops(case)
     for row in rows:
         row["limit"] = row["flops"] / max(rates) / 1e6
-    print(table(rows, list(taking_part)))
+    print(table(rows, list(loops)))
     for row in rows:
         times = row["milliseconds"]
-        row["ratios"] = {name: divided(times[name], times["sparse"]) for name in taking_part if name != "sparse"}
-        found = "  ".join(f"{name} / sparse {spread(ratio)}" for name, ratio in row["ratios"].items())
-        print(f"density {row['density']:.2f}: {found}")
-    if given.out:
-        facts = {**about(given.repeats), "network": given.network, "product_rate_gflops": rates}
-        given.out.write_text(json.dumps({"about": facts, "densities": rows}, indent=2) + "\n")
+        row["ratios"] = {name: ratios_by_turn(times[name], times["sparse"]) for name in loops if name != "sparse"}
+        ratio_text = "  ".join(f"{name} / sparse {spread(ratio)}" for name, ratio in row["ratios"].items())
+        print(f"density {row['density']:.2f}: {ratio_text}")
+    if options.out:
+        facts = {**describe_run(options.repeats), "network": options.network, "product_rate_gflops": rates}
+        options.out.write_text(json.dumps({"about": facts, "densities": rows}, indent=2) + "\n")
 
 
-def case_of(network: str, density: float) -> Case:
-    """A network of which this share of every layer is left, on noise of CIFAR's shape."""
+def make_case(network: str, density: float) -> Case:
+    """Return a network with this density in every layer, and noise images with the shape of CIFAR-10."""
     shape = Synthetic(network, network, SHAPE, 2000, density, 1)
     layers = architecture(network, SHAPE, 10)
     return Case(layers, pruned(layers, density), synthetic(shape), lr=LR)
 
 
-def measure(case: Case, taking_part: dict[str, Contestant], steps: int, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds a step of each, turn by turn."""
-    times: dict[str, list[float]] = {name: [] for name in taking_part}
+def measure(case: Case, loops: dict[str, Contestant], steps: int, repeats: int) -> dict[str, list[float]]:
+    """Return milliseconds per step of each loop, one value per turn."""
+    times: dict[str, list[float]] = {name: [] for name in loops}
     with ExitStack() as stack:
         running = {
             name: stack.enter_context(closing(contestant(case, steps, WARM + repeats)))
-            for name, contestant in taking_part.items()
+            for name, contestant in loops.items()
         }
         for turn in range(WARM + repeats):
             for name, blocks in running.items():
-                taken = next(blocks)
+                milliseconds = next(blocks)
                 if turn >= WARM:
-                    times[name].append(taken)
+                    times[name].append(milliseconds)
     return times
 
 
 def needed_flops(case: Case, batch: int = 60) -> float:
-    """Of a step: every kept weight's products forward and of both gradients; none of the images' gradient."""
+    """Return FLOPs per step: forward, weight and input gradient of every kept weight; no gradient of the images."""
     counts, total = count_kept(case.start.masks), 0.0
     for number, layer in enumerate(layer for layer in case.layers if not isinstance(layer, Pool)):
         pixels = layer.side[0] * layer.side[1] if isinstance(layer, Conv) else 1

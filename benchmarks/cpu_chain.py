@@ -1,9 +1,10 @@
-"""A whole chain of tickets, FC-300-100 on MNIST, 25 levels of large_final: what a training step costs at each.
+"""Milliseconds per training step at each level of a chain: FC-300-100 on MNIST, 25 levels of large_final.
 
-Claim: with the sparse engine a chain costs what its surviving weights need, while every loop that multiplies by masks
-pays for the dense network 25 times. Timed in turns, so that a slow minute of the machine is everyone's: the sparse
-engine, the reference engine, a hand-written eager PyTorch loop, and (with the extra `[bench]`) a jitted JAX scan; one
-thread each. The limit is the chain's needed products at the best product rate of the same sitting. Use the ratios.
+Claim: with the sparse engine the cost falls with the surviving weights, while a loop that multiplies by masks costs as
+much as the dense network at every level. The sparse engine, the reference engine, a hand-written eager PyTorch loop and
+(extra `[bench]`) a jitted JAX scan alternate, one thread each, so that other load affects all of them. The limit is the
+time of the chain's necessary products at the best product rate of the same sitting. Only the ratios are comparable
+between machines.
 
 SUPERMASK_DATA=data python benchmarks/cpu_chain.py --out cpu_chain.json
 """
@@ -43,11 +44,11 @@ from supermask.store import Store
 from supermask.store.replay import StateReplayer
 
 WARM = 1000
-"""Steps before any is timed: by then what Adam remembers of a pixel that is rarely lit has become denormal."""
+"""Warm-up steps, not timed. After them Adam's moments of rarely nonzero pixels have become denormal."""
 BLOCK = 100
-"""Steps timed at once, of a contestant whose cost does not fall with the mask; else `Case.block`."""
+"""Steps per timed block of a loop whose cost does not fall with the density; for the others see `Case.block`."""
 PRODUCTS = ((1024, 1024, 1024), (512, 512, 512), (60, 784, 300), (300, 60, 784))
-"""(rows, inner, columns) of the products whose best rate counts; the last two are the network's own first layer."""
+"""(rows, inner, columns) of the products that give the best rate; the last two are the first layer of the network."""
 
 LAYERS = architecture("fc", DATASETS["mnist"].image_shape, DATASETS["mnist"].classes)
 NAMES = ("sparse", "reference", "eager", "jax")
@@ -56,80 +57,84 @@ Contestant = Callable[[Case, int, int], Iterator[float]]
 
 
 def main() -> None:
-    """Makes the chain, measures, prints, writes JSON."""
-    given = arguments()
+    """Train or load the chain, measure, print the table, write JSON."""
+    options = parse_arguments()
     torch.set_num_threads(1)
     try:
-        data = mnist()
-        starts = chain(given.store, given.levels, given.chain_iterations)
+        data = load_mnist()
+        starts = train_chain(options.store, options.levels, options.chain_iterations)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from error
     cases = [Case(LAYERS, start, data) for start in starts]
-    taking_part = contestants(given.contestants)
+    loops = contestants(options.contestants)
     rates, levels = [], []
     for level, case in enumerate(cases):
-        if given.only is None or level in given.only:
+        if options.only is None or level in options.only:
             print(f"level {level} of {len(cases)} ...", file=sys.stderr, flush=True)
             rates.append(product_rate())
-            levels.append({"level": level, **measure(case, taking_part, given.repeats)})
+            levels.append({"level": level, **measure(case, loops, options.repeats)})
     for row in levels:
         row["limit"] = needed_flops(cases[row["level"]].start) / max(rates) / 1e6
-    names = list(taking_part)
+    names = list(loops)
     print(table(levels, names))
-    facts = {**about(given.repeats), "chain_iterations": given.chain_iterations}
+    facts = {**describe_run(options.repeats), "chain_iterations": options.chain_iterations}
     results: dict[str, Any] = {"about": facts, "product_rate_gflops": rates, "levels": levels}
-    results["chain"] = summary(levels, names, given.repeats)
-    if "sparse" in taking_part and given.workers:
-        some = cases[:: max(1, len(cases) // 4)]
-        results["two_workers"] = two_workers(some, given.repeats)
+    results["chain"] = summary(levels, names, options.repeats)
+    if "sparse" in loops and options.workers:
+        sampled_cases = cases[:: max(1, len(cases) // 4)]
+        results["two_workers"] = two_workers(sampled_cases, options.repeats)
         print(f"{'two workers / one worker':36} {spread(results['two_workers']['ratio'])}")
-        results["first_step_milliseconds"] = taken = {c.density: first_steps(c) for c in some[:3:2]}
-        for share, times in taken.items():
+        results["first_step_milliseconds"] = first_step_times = {c.density: first_steps(c) for c in sampled_cases[:3:2]}
+        for share, times in first_step_times.items():
             print(f"{f'first step, density {share:.4f}':36} {spread(times)} ms")
-    if given.out:
-        given.out.write_text(json.dumps(results, indent=2) + "\n")
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the numbers here, as JSON")
-    parser.add_argument("--repeats", type=int, default=5, help="turns that each of them takes at a level")
-    parser.add_argument("--levels", type=int, default=25, help="levels of the chain, the dense one included")
-    parser.add_argument("--only", type=int, nargs="+", metavar="LEVEL", help="measure at these levels alone")
-    parser.add_argument("--contestants", nargs="+", choices=NAMES, default=NAMES, help="measure these alone")
-    parser.add_argument("--chain-iterations", type=int, default=1000, help="length of the chain's own trainings")
-    parser.add_argument("--workers", action=argparse.BooleanOptionalAction, default=True, help="measure two at once")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    parser.add_argument("--repeats", type=int, default=5, help="timed blocks per loop and level")
+    parser.add_argument("--levels", type=int, default=25, help="levels of the chain, including the dense level")
+    parser.add_argument("--only", type=int, nargs="+", metavar="LEVEL", help="measure only these levels")
+    parser.add_argument("--contestants", nargs="+", choices=NAMES, default=NAMES, help="measure only these loops")
+    parser.add_argument(
+        "--chain-iterations", type=int, default=1000, help="iterations of each training run of the chain"
+    )
+    parser.add_argument(
+        "--workers", action=argparse.BooleanOptionalAction, default=True, help="measure two workers at once"
+    )
     store = Path(tempfile.gettempdir()) / "supermask-cpu-chain"
-    parser.add_argument("--store", type=Path, default=store, help="where the chain is kept for the next time")
+    parser.add_argument("--store", type=Path, default=store, help="store of the chain, reused by the next call")
     return parser.parse_args()
 
 
 def contestants(names: list[str]) -> dict[str, Contestant]:
-    """Those of these names that can be had here."""
-    found: dict[str, Contestant] = {}
+    """Return the loops of these names; JAX only if it is installed."""
+    loops: dict[str, Contestant] = {}
     for name in names:
         if name in ("sparse", "reference"):
-            found[name] = partial(engine, importlib.import_module(f"supermask.engines.{name}").train)
+            loops[name] = partial(engine, importlib.import_module(f"supermask.engines.{name}").train)
         elif name == "eager":
-            found[name] = eager
+            loops[name] = eager
         elif importlib.util.find_spec("jax"):
-            found[name] = jax_scan
+            loops[name] = jax_scan
         else:
-            print("JAX is not installed (pip install 'supermask[bench]'): it is left out.", file=sys.stderr)
-    return found
+            print("JAX is not installed (pip install 'supermask[bench]'): it is not measured.", file=sys.stderr)
+    return loops
 
 
-def mnist() -> SplitData:
-    """The training images of seed 0, and one image to evaluate."""
+def load_mnist() -> SplitData:
+    """Return the training images of seed 0, and one image for validation and test."""
     images = load("mnist")
     training, _ = train_validation_split(images, 0)
-    one = images.test_images[:1], images.test_labels[:1]
-    return SplitData(images.train_images, images.train_labels, training, *one, *one, images.facts.max_pixel)
+    evaluated = images.test_images[:1], images.test_labels[:1]
+    return SplitData(images.train_images, images.train_labels, training, *evaluated, *evaluated, images.facts.max_pixel)
 
 
-def chain(store: Path, levels: int, iterations: int) -> list[InitialState]:
-    """The ends of a chain's trainings, with their masks: what is timed goes on from there."""
+def train_chain(store: Path, levels: int, iterations: int) -> list[InitialState]:
+    """Return the final weights and masks of each training run of the chain; the timed steps start from them."""
     facts = DATASETS["mnist"]
     epochs = iterations * 60 / (facts.training_images - facts.validation_images)
     settings = [
@@ -140,18 +145,18 @@ def chain(store: Path, levels: int, iterations: int) -> list[InitialState]:
         f"train.evaluate_every={iterations}",
     ]
     plan = runs.run("mask-criteria", settings, store=store, workers=1, engine="reference").plan
-    lineage = StateReplayer(Store(store))
-    parents = [lineage.parent_run(run) for run in plan.runs]
+    replayer = StateReplayer(Store(store))
+    parents = [replayer.parent_run(run) for run in plan.runs]
     return [InitialState(p.state_at("end").weights, p.start.masks, p.state_at("end").unmasked) for p in parents]
 
 
-def measure(case: Case, taking_part: dict[str, Contestant], repeats: int) -> dict[str, Any]:
-    """Milliseconds a step of each at one level, turn by turn, and how many threads were busy meanwhile."""
-    times: dict[str, list[float]] = {name: [] for name in taking_part}
-    threads = dict.fromkeys(taking_part, 0.0)
+def measure(case: Case, loops: dict[str, Contestant], repeats: int) -> dict[str, Any]:
+    """Return milliseconds per step of each loop at one level, one value per turn, and the busy threads meanwhile."""
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    threads = dict.fromkeys(loops, 0.0)
     with ExitStack() as stack:
         running = {}
-        for name, contestant in taking_part.items():
+        for name, contestant in loops.items():
             block = case.block if name == "sparse" else BLOCK
             warm = math.ceil(WARM / block)
             running[name] = stack.enter_context(closing(contestant(case, block, warm + repeats)))
@@ -159,9 +164,9 @@ def measure(case: Case, taking_part: dict[str, Contestant], repeats: int) -> dic
                 next(running[name])
         for _ in range(repeats):
             for name, blocks in running.items():
-                began, used = time.perf_counter(), time.process_time()
+                start_time, used = time.perf_counter(), time.process_time()
                 times[name].append(next(blocks))
-                busy = (time.process_time() - used) / (time.perf_counter() - began)
+                busy = (time.process_time() - used) / (time.perf_counter() - start_time)
                 threads[name] = max(threads[name], busy)
     return {
         "density": case.density,
@@ -172,57 +177,57 @@ def measure(case: Case, taking_part: dict[str, Contestant], repeats: int) -> dic
 
 
 def product_rate() -> float:
-    """GFLOP/s: the best of some shapes, one thread."""
+    """Return the best GFLOP/s over the shapes in `PRODUCTS`, with one thread."""
     best = 0.0
     for rows, inner, columns in PRODUCTS:
         left, right = torch.rand(rows, inner), torch.rand(inner, columns)
         out = torch.empty(rows, columns)
         until = time.perf_counter() + 0.05
-        while (began := time.perf_counter()) < until:
+        while (start_time := time.perf_counter()) < until:
             torch.mm(left, right, out=out)
-            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - began) / 1e9)
+            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - start_time) / 1e9)
     return best
 
 
 def needed_flops(start: InitialState, batch: int = 60) -> float:
-    """Of a step: forward, weight gradient and input gradient of every kept weight; no gradient of the images."""
+    """Return FLOPs per step: forward, weight and input gradient of every kept weight; no gradient of the images."""
     counts = list(count_kept(start.masks).values())
     return 2.0 * batch * (3 * sum(counts) - counts[0])
 
 
 def summary(levels: list[dict[str, Any]], names: list[str], repeats: int) -> dict[str, Any]:
-    """Sums over the levels turn by turn, and ratios to the sparse engine: of the sums, and at single levels."""
+    """Print and return sums over the levels per turn, and ratios to the sparse engine, of sums and single levels."""
     sums = {n: [sum(row["milliseconds"][n][turn] for row in levels) for turn in range(repeats)] for n in names}
     limit = sum(row["limit"] for row in levels)
     for name, taken in sums.items():
         print(f"sum, {name:9} {spread(taken)} ms")
     print(f"sum, limit     {limit:.3f} ms")
-    found: dict[str, Any] = {"sums": sums, "limit": limit, "ratios": {}}
+    results: dict[str, Any] = {"sums": sums, "limit": limit, "ratios": {}}
     if "sparse" not in names:
-        return found
+        return results
     nearest = min(levels, key=lambda row: abs(row["density"] - 0.01))
-    wanted = {f"{n} / sparse, sum": divided(sums[n], sums["sparse"]) for n in names if n != "sparse"}
-    wanted["sparse / limit, sum"] = [taken / limit for taken in sums["sparse"]]
+    ratios_by_name = {f"{n} / sparse, sum": ratios_by_turn(sums[n], sums["sparse"]) for n in names if n != "sparse"}
+    ratios_by_name["sparse / limit, sum"] = [taken / limit for taken in sums["sparse"]]
     for row in (levels[0], nearest):
         for n in (n for n in names if n != "sparse"):
             times = row["milliseconds"]
-            wanted[f"{n} / sparse, density {row['density']:.4f}"] = divided(times[n], times["sparse"])
-    for name, ratios in wanted.items():
+            ratios_by_name[f"{n} / sparse, density {row['density']:.4f}"] = ratios_by_turn(times[n], times["sparse"])
+    for name, ratios in ratios_by_name.items():
         print(f"{name:36} {spread(ratios)}")
-    return found | {"ratios": wanted}
+    return results | {"ratios": ratios_by_name}
 
 
-def divided(left: list[float], right: list[float]) -> list[float]:
+def ratios_by_turn(left: list[float], right: list[float]) -> list[float]:
     return [a / b for a, b in zip(left, right, strict=True)]
 
 
 def spread(values: list[float]) -> str:
-    """Median and, in brackets, least and greatest."""
+    """Format the median and, in parentheses, minimum and maximum."""
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def table(levels: list[dict[str, Any]], names: list[str]) -> str:
-    """Markdown: milliseconds a step, medians (least to greatest)."""
+    """Return a Markdown table of milliseconds per step: medians (minimum to maximum)."""
     lines = [["level", "density", *names, "limit"], ["---"] * (3 + len(names))]
     for row in levels:
         cells = [spread(row["milliseconds"][n]) for n in names]
@@ -230,8 +235,8 @@ def table(levels: list[dict[str, Any]], names: list[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def about(repeats: int) -> dict[str, Any]:
-    """The machine, the versions, the date and the settings."""
+def describe_run(repeats: int) -> dict[str, Any]:
+    """Return machine, versions, date and settings."""
     versions = {d.name: d.version for d in importlib.metadata.distributions()}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,7 @@
-"""What a run costs beside its training, for FC on MNIST: plan, start, certificate, store. Milliseconds, medians.
+"""Median milliseconds of a run without training, FC on MNIST: plan, initial state, certificate, store.
 
-Claim: the store and the plan cost at most 10 ms a run. Outcomes are made up (every kept weight moves a little), so no
-data is needed. Usage: python benchmarks/overhead.py [--levels N] [--folder DIR]
+Claim: store and plan cost at most 10 ms per run. Results are synthetic (every kept weight moves a little), so no data
+is needed. Usage: python benchmarks/overhead.py [--levels N] [--folder DIR]
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from supermask.study.run import Run
 T = TypeVar("T")
 
 
-def moved(start: InitialState) -> TrainingResult:
-    """A made-up training: every kept weight and every bias a little further."""
+def synthetic_result(start: InitialState) -> TrainingResult:
+    """Return the result of a synthetic training run: every kept weight and every bias moves a little."""
     weights = {n: w.where(~start.masks[n], w + 0.01 * torch.randn_like(w)) for n, w in start.weights.items()}
     end = NetworkState(weights, {n: b + 0.1 for n, b in start.unmasked.items()})
     curve = LearningCurve([0, 100], [float("nan"), 1.0], [2.0, 1.0], [0.1, 0.9])
@@ -41,15 +41,15 @@ def moved(start: InitialState) -> TrainingResult:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--levels", type=int, default=12)
-    parser.add_argument("--folder", type=Path, default=None, help="where the store is made [default: temporary]")
+    parser.add_argument("--folder", type=Path, default=None, help="folder of the store [default: temporary]")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    took: dict[str, list[float]] = defaultdict(list)
+    milliseconds: dict[str, list[float]] = defaultdict(list)
 
-    def timed(what: str, work: Callable[[], T]) -> T:
-        began = time.perf_counter()
-        result = work()
-        took[what].append(1e3 * (time.perf_counter() - began))
+    def measure(part: str, function: Callable[[], T]) -> T:
+        start_time = time.perf_counter()
+        result = function()
+        milliseconds[part].append(1e3 * (time.perf_counter() - start_time))
         return result
 
     study = study_from_dict(
@@ -59,34 +59,36 @@ def main() -> None:
             "treatments": [{"criterion": ["large_final", "random"]}],
         }
     )
-    plan = timed("plan", lambda: make_plan(study))
-    took["plan"] = [took["plan"][0] / len(plan.runs)]
+    plan = measure("plan", lambda: make_plan(study))
+    milliseconds["plan"] = [milliseconds["plan"][0] / len(plan.runs)]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         store = Store(Path(folder))
-        lineage = StateReplayer(store)
+        replayer = StateReplayer(store)
         for run in plan.runs.values():
-            one_run(run, store, lineage, timed)
+            process_run(run, store, replayer, measure)
         cold = list(plan.runs)[options.levels]
-        timed("a last level's parents, all made again", lambda: StateReplayer(store).parent_run(cold))
-    for what, times in took.items():
-        print(f"{what:40} {median(times):8.2f} ms   ({min(times):.2f} to {max(times):.2f}, n={len(times)})")
-    print(f"{'plan and store, a run':40} {sum(median(took[what]) for what in ('plan', 'store: commit')):8.2f} ms")
+        measure("all ancestors of a last level, replayed", lambda: StateReplayer(store).parent_run(cold))
+    for part, times in milliseconds.items():
+        print(f"{part:40} {median(times):8.2f} ms   ({min(times):.2f} to {max(times):.2f}, n={len(times)})")
+    print(
+        f"{'plan and store, per run':40} {median(milliseconds['plan']) + median(milliseconds['store: commit']):8.2f} ms"
+    )
 
 
-def one_run(run: Run, store: Store, lineage: StateReplayer, timed: Callable[[str, Callable[[], T]], T]) -> None:
-    """The work of `execute.worker.Worker` without the training."""
-    start = timed("start: score, keep the top, set", lambda: lineage.initial_state(run))
-    outcome = moved(start)
-    parent = None if run.parent is None else lineage.parent_run(run.parent)
+def process_run(run: Run, store: Store, replayer: StateReplayer, measure: Callable[[str, Callable[[], T]], T]) -> None:
+    """Measure the work of `supermask.execution.worker` for one run, without the training."""
+    start = measure("initial state: score, keep the highest, set", lambda: replayer.initial_state(run))
+    result = synthetic_result(start)
+    parent = None if run.parent is None else replayer.parent_run(run.parent)
     step = None if run.step is None else build_step(run.step)
-    found = prunable_tensors(run_architecture(run))
-    certificate = timed("certificate", lambda: certify(found, start, outcome, parent, step))
+    prunable = prunable_tensors(run_architecture(run))
+    certificate = measure("certificate", lambda: certify(prunable, start, result, parent, step))
     if not certificate.held:
         raise SystemExit(f"the certificate does not hold: {certificate.checks}")
-    about = {"seconds": 0.0, "engine": "none", "environment": {}, "data": {"fingerprint": "", "note": ""}}
-    packed = encode_result(run, start, outcome, certificate, about)
-    timed("store: commit", lambda: store.commit(run.id, *packed))
-    lineage.cache(run, start)
+    facts = {"seconds": 0.0, "engine": "none", "environment": {}, "data": {"fingerprint": "", "note": ""}}
+    packed = encode_result(run, start, result, certificate, facts)
+    measure("store: commit", lambda: store.commit(run.id, *packed))
+    replayer.cache(run, start)
 
 
 if __name__ == "__main__":

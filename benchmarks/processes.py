@@ -1,4 +1,4 @@
-"""The sparse engine in processes of its own: two at once on two cores, and the first step of a fresh one."""
+"""Timing of the sparse engine in separate processes: two at once on two cores, and the first step of a fresh one."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from supermask.engines.job import TrainingJob
 
 
 def two_workers(cases: Sequence[Case], turns: int) -> dict[str, list[float]]:
-    """Steps a second of two processes over those of one, by turns: each alone, then both on as much work each."""
+    """Return steps per second of two processes relative to one, per turn: each alone, then both with equal work."""
     context = get_context("spawn")
     pipes = []
     for _ in range(2):
-        ours, theirs = context.Pipe()
-        context.Process(target=_worker, args=(theirs, cases, turns), daemon=True).start()
-        theirs.close()
-        pipes.append(ours)
+        parent_end, worker_end = context.Pipe()
+        context.Process(target=_worker, args=(worker_end, cases, turns), daemon=True).start()
+        worker_end.close()
+        pipes.append(parent_end)
     for pipe in pipes:
-        pipe.recv()  # it is ready
-    found: dict[str, list[float]] = {"alone_seconds": [], "together_seconds": [], "ratio": []}
+        pipe.recv()  # The worker has compiled and warmed up.
+    results: dict[str, list[float]] = {"alone_seconds": [], "together_seconds": [], "ratio": []}
     for _ in range(turns):
         alone, together = statistics.mean(_seconds(pipe) for pipe in pipes), _seconds(*pipes)
-        for name, value in zip(found, (alone, together, 2 * alone / together), strict=True):
-            found[name].append(value)
-    return found
+        for name, value in zip(results, (alone, together, 2 * alone / together), strict=True):
+            results[name].append(value)
+    return results
 
 
 def first_steps(case: Case, processes: int = 3) -> list[float]:
-    """Milliseconds from importing the engine to the end of a training of one step, each in a fresh process."""
-    taken = []
+    """Return milliseconds from the import of the engine to the end of a one-step run, each in a fresh process."""
+    milliseconds = []
     for _ in range(processes):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            taken.append(fresh.submit(_first_step, case).result())
-    return taken
+            milliseconds.append(fresh.submit(_first_step, case).result())
+    return milliseconds
 
 
 def _seconds(*pipes: Connection) -> float:
-    """What the slowest of the workers at these pipes takes for a round, begun at once."""
+    """Start one round on all workers at once; return the seconds of the slowest."""
     for pipe in pipes:
         pipe.send("begin")
     return max(pipe.recv() for pipe in pipes)
 
 
 def _worker(pipe: Connection, cases: Sequence[Case], turns: int) -> None:
-    """Trains a block of each case whenever it is told to, and says how many seconds that took."""
+    """Worker process: train a block of each case per message, and send the seconds that it took."""
     from supermask.engines import sparse
 
     torch.set_num_threads(1)
@@ -65,18 +65,18 @@ def _worker(pipe: Connection, cases: Sequence[Case], turns: int) -> None:
         pipe.send("ready")
         for _ in range(2 * turns):
             pipe.recv()
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             for blocks in running:
                 next(blocks)
-            pipe.send(time.perf_counter() - began)
+            pipe.send(time.perf_counter() - start_time)
 
 
 def _first_step(case: Case) -> float:
-    """Torch and the data are there before the clock starts."""
+    """Return the milliseconds of the first step; torch and the data are loaded before the clock starts."""
     torch.set_num_threads(1)
     job = TrainingJob(case.layers, case.start, Recipe("adam", case.lr, case.batch, 1, evaluate_every=1), seed=0)
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     from supermask.engines import sparse
 
     sparse.train([job], [case.data])
-    return (time.perf_counter() - began) * 1e3
+    return (time.perf_counter() - start_time) * 1e3

@@ -1,10 +1,10 @@
-"""A report over 10,000 runs: seconds of each stage, and bytes.
+"""Seconds of each stage and bytes of a report over 10,000 runs.
 
-    python benchmarks/report.py                                   # made-up numbers for the plan of a shipped study
+    python benchmarks/report.py                                   # synthetic results for the plan of a shipped study
     python benchmarks/report.py --store DIR heuristic-supermasks scale=laptop
 
-With a store, the runs in it are read; without one, every run of the plan gets numbers that look like those of a real
-one (four decimals of an accuracy, all of a loss), so that what is measured is the report alone.
+With a store, its runs are read. Without one, every run of the plan gets synthetic results with the digits of real ones
+(four decimals of an accuracy, all of a loss), so that only the report is measured.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from supermask.store.rows import plan_rows
 from supermask.study import load_study
 from supermask.study.plan import Plan, make_plan
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 
-def timed(what: str, make: Callable[[], Made]) -> Made:
-    """Says how long it took."""
-    began = time.perf_counter()
-    made = make()
-    print(f"{what:24} {time.perf_counter() - began:6.2f} s")
-    return made
+def measure(stage: str, function: Callable[[], T]) -> T:
+    """Call `function`, print its seconds and return its result."""
+    start_time = time.perf_counter()
+    result = function()
+    print(f"{stage:24} {time.perf_counter() - start_time:6.2f} s")
+    return result
 
 
-def made_up(rows: list[Row]) -> list[Row]:
-    """Every run finished, with numbers."""
+def add_synthetic_results(rows: list[Row]) -> list[Row]:
+    """Return the rows as finished runs with random results."""
     draw = random.Random(0)  # noqa: S311 (no secret)
-    found: list[Row] = []
+    finished_rows: list[Row] = []
     for row in rows:
         names = [f"{point}_{part}" for point in ("initial", "early_stop", "final") for part in ("validation", "test")]
-        ended: Row = {
+        results: Row = {
             "status": "finished",
             "certificate": "held",
             "early_stop_iteration": 100 * draw.randrange(200),
@@ -54,29 +54,29 @@ def made_up(rows: list[Row]) -> list[Row]:
             **{f"{name}_accuracy": round(draw.random(), 4) for name in names if name != "initial_test"},
             **{f"{name}_loss": draw.expovariate(1) for name in names if name != "initial_test"},
         }
-        found.append(row | ended)
-    return found
+        finished_rows.append(row | results)
+    return finished_rows
 
 
 def main() -> None:
-    """Plan, rows, report, page."""
+    """Measure plan, rows, report and page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path)
-    parser.add_argument("words", nargs="*", help="studies and KEY=VALUE")
-    given = parser.parse_args()
-    words = given.words or ["heuristic-supermasks", "scale=laptop", "seeds=6"]
-    studies, settings = [w for w in words if "=" not in w], [w for w in words if "=" in w]
-    store = Store(given.store or Path("no-store"))
-    began = time.perf_counter()
-    plans: list[Plan] = timed("plan", lambda: [make_plan(load_study(study, settings)) for study in studies])
-    found = timed("rows", lambda: [(plan, *plan_rows(plan, store)) for plan in plans])
-    if given.store is None:
-        found = [(plan, made_up(rows), damaged) for plan, rows, damaged in found]
-    report = timed("figures and tables", lambda: build_report(found, [], store, "supermask report"))
-    text = timed("page", lambda: render_report(report).encode())
-    runs = sum(len(rows) for _, rows, _ in found)
-    print(f"{'in all':24} {time.perf_counter() - began:6.2f} s, {len(text) / 1e6:.2f} MB, {runs:,} runs")
-    if time.perf_counter() - began > 10 or len(text) > 10e6:
+    parser.add_argument("arguments", nargs="*", help="studies and KEY=VALUE")
+    options = parser.parse_args()
+    arguments = options.arguments or ["heuristic-supermasks", "scale=laptop", "seeds=6"]
+    studies, settings = [w for w in arguments if "=" not in w], [w for w in arguments if "=" in w]
+    store = Store(options.store or Path("no-store"))
+    start_time = time.perf_counter()
+    plans: list[Plan] = measure("plan", lambda: [make_plan(load_study(study, settings)) for study in studies])
+    tables = measure("rows", lambda: [(plan, *plan_rows(plan, store)) for plan in plans])
+    if options.store is None:
+        tables = [(plan, add_synthetic_results(rows), damaged) for plan, rows, damaged in tables]
+    report = measure("figures and tables", lambda: build_report(tables, [], store, "supermask report"))
+    text = measure("page", lambda: render_report(report).encode())
+    runs = sum(len(rows) for _, rows, _ in tables)
+    print(f"{'total':24} {time.perf_counter() - start_time:6.2f} s, {len(text) / 1e6:.2f} MB, {runs:,} runs")
+    if time.perf_counter() - start_time > 10 or len(text) > 10e6:
         sys.exit("more than 10 s or 10 MB")
 
 

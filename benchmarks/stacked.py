@@ -1,12 +1,12 @@
-"""Networks trained a second: stacked, against one at a time by the reference engine, on the same device.
+"""Networks trained per second by the stacked engine, relative to the reference engine, one at a time, on one device.
 
-Synthetic data of MNIST's and CIFAR-10's shape, half of the weights pruned, Adam. A stack and the reference take turns;
-a time is the median of `--turns`, after one that is not counted, and covers training steps alone (the reference's, one
-evaluation of one image too). Then, of each stack: achieved FLOP/s (multiplications and additions of the dense network,
-three passes a step) as a share of what the fastest of a few products of matrices reaches on this device in the same
-precision; memory (of a GPU); and how long forward pass, backward pass, optimiser and an evaluation of 1,000 images
-take, each by itself, on a GPU recorded as the step is. The reference has TF32 where the stack has, and float32 where
-that has bfloat16. No files are needed.
+Synthetic data with the shapes of MNIST and CIFAR-10, half of the weights pruned, Adam. The stack and the reference
+engine alternate. A time is the median over `--turns`, after one warm-up turn, and covers training steps (for the
+reference also one evaluation of one image). In addition, for each stack: FLOP/s (multiplications and additions of the
+dense network, three passes per step) as a share of the fastest of a few matrix products on this device in the same
+precision; GPU memory; and the time of forward pass, backward pass, optimizer and an evaluation of 1,000 images, each
+separately, on a GPU as recorded steps. The reference uses TF32 if the stack does, and float32 if the stack uses
+bfloat16. No files are needed.
 
     python benchmarks/stacked.py --out stacked.json                      # on a CPU: a small table
     python benchmarks/stacked.py --device cuda --precision tf32 --out stacked.json
@@ -48,46 +48,49 @@ from supermask.networks.sequential import architecture, count_multiplications, i
 
 SHAPES = {"fc": (1, 28, 28), "conv2": (3, 32, 32), "conv4": (3, 32, 32), "conv6": (3, 32, 32)}
 SEEDS = 5
-"""Replicas are of five seeds, as those of a study are; those of one seed share their batches."""
+"""Number of seeds of the replicas, as in a study; replicas of one seed share their batches."""
 SMALL = {"fc": (1, 8, 32), "conv2": (1, 4)}
-"""What a CPU measures unless told else."""
+"""Replicas per network, default on a CPU."""
 LARGE = dict.fromkeys(SHAPES, (1, 8, 32, 128, 512))
+"""Replicas per network, default on a GPU."""
 BATCH = 60
 PRODUCTS = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16384)}
-"""Sizes of the square matrices whose products are tried."""
+"""Sizes of the square matrices of the products, per device."""
 
 
 @dataclass
-class Measured:
-    """One line of the table."""
+class Measurement:
+    """One row of the table."""
 
     network: str
     replicas: int
     ways: dict[str, str]
     step_ms: float
-    """Of the whole stack."""
+    """Milliseconds per step of the whole stack."""
     reference_step_ms: float
-    """Of one network."""
+    """Milliseconds per step of one network."""
     times_as_many: float
-    """Networks trained a second, against one at a time."""
+    """Networks trained per second, relative to the reference engine."""
     flops: float
     share_of_peak: float
     bytes: int | None
     forward_ms: float
     backward_ms: float
-    optimiser_ms: float
+    optimizer_ms: float
     evaluation_ms: float
 
 
-def images(shape: tuple[int, int, int]) -> SplitData:
+def synthetic_data(shape: tuple[int, int, int]) -> SplitData:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (6000, *shape), dtype=np.uint8)
     labels = rng.integers(0, 10, 6000)
-    some = slice(0, 1000)
-    return SplitData(pixels, labels, np.arange(6000), pixels[some], labels[some], pixels[some], labels[some], 255)
+    evaluated = slice(0, 1000)
+    return SplitData(
+        pixels, labels, np.arange(6000), pixels[evaluated], labels[evaluated], pixels[evaluated], labels[evaluated], 255
+    )
 
 
-def job(network: str, seed: int) -> TrainingJob:
+def make_job(network: str, seed: int) -> TrainingJob:
     layers = architecture(network, SHAPES[network], 10)
     start = initial_state(layers, seed)
     rng = np.random.default_rng(seed)
@@ -97,31 +100,31 @@ def job(network: str, seed: int) -> TrainingJob:
     return TrainingJob(layers, start, Recipe("adam", 1.2e-3, BATCH, 10**6, 100), seed)
 
 
-def seconds(do: Callable[[], object], turns: int, device: torch.device) -> list[float]:
-    found = []
+def measure_seconds(function: Callable[[], object], turns: int, device: torch.device) -> list[float]:
+    seconds = []
     for _ in range(turns):
         if device.type == "cuda":
             torch.cuda.synchronize()
-        began = time.perf_counter()
-        do()
+        start_time = time.perf_counter()
+        function()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - began)
-    return found
+        seconds.append(time.perf_counter() - start_time)
+    return seconds
 
 
-def peak(device: torch.device, precision: Precision) -> float:
-    """FLOP/s of the fastest product that is tried, in the precision that the engine computes in."""
-    dtype, found = torch.bfloat16 if precision == "bfloat16" else torch.float32, []
+def peak_flops(device: torch.device, precision: Precision) -> float:
+    """Return the FLOP/s of the fastest product in `PRODUCTS`, in the precision of the engine."""
+    dtype, rates = torch.bfloat16 if precision == "bfloat16" else torch.float32, []
     for size in PRODUCTS[device.type]:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        found.append(2 * size**3 / min(seconds(partial(torch.mm, a, b), 6, device)[1:]))
-    return max(found)
+        rates.append(2 * size**3 / min(measure_seconds(partial(torch.mm, a, b), 6, device)[1:]))
+    return max(rates)
 
 
 @dataclass
 class Clock(NullCheckpointer):
-    """Times of the evaluations of a run; an evaluation waits for all device work before it."""
+    """Recorder of evaluation times; an evaluation waits for all device work before it."""
 
     seen: list[float] = field(default_factory=list)
 
@@ -129,56 +132,56 @@ class Clock(NullCheckpointer):
         self.seen.append(time.perf_counter())
 
 
-def reference_step(of: TrainingJob, data: SplitData, steps: int, device: str) -> float:
-    """Seconds of one of `steps` steps of the reference, after as many that are not counted."""
+def reference_step(job: TrainingJob, data: SplitData, steps: int, device: str) -> float:
+    """Return seconds per step of the reference engine, over `steps` steps after as many warm-up steps."""
     clock = Clock()
-    recipe = replace(of.recipe, iterations=2 * steps, evaluate_every=steps)
-    reference.train([replace(of, recipe=recipe, checkpoints=clock)], [data], device)
+    recipe = replace(job.recipe, iterations=2 * steps, evaluate_every=steps)
+    reference.train([replace(job, recipe=recipe, checkpoints=clock)], [data], device)
     return (clock.seen[2] - clock.seen[1]) / steps
 
 
-def measure(network: str, replicas: int, args: argparse.Namespace, at_most: float) -> Measured:
+def measure(network: str, replicas: int, args: argparse.Namespace, max_flops: float) -> Measurement:
     device, precision = torch.device(args.device), validate_precision(args.precision, args.device)
-    data = images(SHAPES[network])
+    data = synthetic_data(SHAPES[network])
     few = replace(data, validation_images=data.validation_images[:1], validation_labels=data.validation_labels[:1])
-    jobs = [job(network, seed) for seed in sorted(i % SEEDS for i in range(replicas))]
+    jobs = [make_job(network, seed) for seed in sorted(i % SEEDS for i in range(replicas))]
     layers = jobs[0].layers
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
-    ways = stacked.fastest_algorithms(layers, BATCH, replicas, args.device, precision)
+    algorithms = stacked.fastest_algorithms(layers, BATCH, replicas, args.device, precision)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    stack = Stack(jobs, [data] * replicas, device, precision, ways)
-    # More than are done before one is recorded, so that what is not counted takes in the recording.
+    stack = Stack(jobs, [data] * replicas, device, precision, algorithms)
+    # More than the eager warm-up steps, so that the untimed turn includes the recording of the CUDA graph.
     stack_steps = max(WARMUP_STEPS + 1, args.steps // replicas)
     times, alone = [], []
     for turn in range(args.turns + 1):
         firsts = [turn * stack_steps] * replicas
-        times += [s / stack_steps for s in seconds(partial(stack.train, firsts, stack_steps), 1, device)]
+        times += [s / stack_steps for s in measure_seconds(partial(stack.train, firsts, stack_steps), 1, device)]
         if turn == 0 and device.type == "cuda":
             used: int | None = torch.cuda.max_memory_allocated()
         alone.append(reference_step(jobs[0], few, args.steps, args.device))
-    step, one = median(times[1:]), median(alone[1:])
+    step, reference_seconds = median(times[1:]), median(alone[1:])
     flops = 6 * count_multiplications(layers) * BATCH * replicas / step
-    return Measured(
+    return Measurement(
         network,
         replicas,
-        dict(ways),
+        dict(algorithms),
         step * 1e3,
-        one * 1e3,
-        replicas * one / step,
+        reference_seconds * 1e3,
+        replicas * reference_seconds / step,
         flops,
-        flops / at_most,
+        flops / max_flops,
         used if device.type == "cuda" else None,
-        *parts(stack, data, stack_steps, args.turns, device, precision),
+        *measure_parts(stack, data, stack_steps, args.turns, device, precision),
     )
 
 
-def parts(
+def measure_parts(
     stack: Stack, data: SplitData, steps: int, turns: int, device: torch.device, precision: Precision
 ) -> tuple[float, float, float, float]:
-    """Milliseconds of a forward pass, a backward pass, the optimiser, and an evaluation of the whole stack."""
+    """Return milliseconds of a forward pass, a backward pass, the optimizer and an evaluation of the whole stack."""
     tensors = {**stack.weights, **stack.unmasked}
     blocks = group_batches([(j.seed,) for j in stack.jobs])
     batches = sum(block.num_batches for block in blocks)
@@ -191,29 +194,35 @@ def parts(
             logits = forward(stack.layers, tensors, stack.images.scaled(pixels), blocks, stack.algorithms)
         return cross_entropy(logits.float().flatten(0, 1), labels)
 
-    def both() -> tuple[torch.Tensor, ...]:
+    def compute_gradients() -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(compute_loss(), list(tensors.values()))
 
-    gradients = both()
+    gradients = compute_gradients()
     masks = {n: torch.stack([j.start.masks[n] for j in stack.jobs]).to(device) for n in stack.weights}
     bits = {n: mask_bits(mask.flatten(1)) for n, mask in masks.items()}
     rate, second = torch.tensor([-1e-6, 30.0], device=device)[:, None, None].repeat(1, len(stack.jobs), 1)
 
-    def optimiser() -> None:
+    def step_optimizer() -> None:
         with torch.no_grad():
             for (name, tensor), gradient in zip(tensors.items(), gradients, strict=True):
                 kept = [moment.flatten(1) for moment in stack.optimizer_state[name]]
                 move(tensor.detach().flatten(1), gradient.flatten(1), bits.get(name), kept, rate, second)
 
-    def look() -> object:
+    def evaluate() -> object:
         return stack.evaluate(range(len(stack.jobs)), data.validation_images, data.validation_labels)
 
-    def each(do: Callable[[], object]) -> float:
-        repeated = CudaGraphStep(lambda: (do(), None)[1], device)
-        return 1e3 / steps * median(seconds(partial(repeated, steps), turns + 1, device)[1:])
+    def milliseconds(function: Callable[[], object]) -> float:
+        repeated = CudaGraphStep(lambda: (function(), None)[1], device)
+        return 1e3 / steps * median(measure_seconds(partial(repeated, steps), turns + 1, device)[1:])
 
-    ahead, whole, moving = each(compute_loss), each(both), each(optimiser)
-    return ahead, whole - ahead, moving, 1e3 * median(seconds(look, turns + 1, device)[1:])
+    forward_ms, both_ms = milliseconds(compute_loss), milliseconds(compute_gradients)
+    optimizer_ms = milliseconds(step_optimizer)
+    return (
+        forward_ms,
+        both_ms - forward_ms,
+        optimizer_ms,
+        1e3 * median(measure_seconds(evaluate, turns + 1, device)[1:]),
+    )
 
 
 def main() -> None:
@@ -223,10 +232,13 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=SHAPES, default=None)
     parser.add_argument("--replicas", nargs="+", type=int, default=None)
     parser.add_argument(
-        "--steps", type=int, default=None, help="of the reference in a turn; a stack does a share of it"
+        "--steps",
+        type=int,
+        default=None,
+        help="steps of the reference per turn; a stack of n replicas does 1/n of them",
     )
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="on a CPU")
+    parser.add_argument("--threads", type=int, default=1, help="threads, on a CPU")
     parser.add_argument("--out", type=Path, default=Path("stacked.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -244,21 +256,21 @@ def main() -> None:
         "measured": [],
     }
     with flush_denormals(), matmul_precision(precision, device):
-        report["peak_flops"] = at_most = peak(device, precision)
-        print(f"{report['device']}, {precision}: largest product {at_most / 1e9:,.0f} GFLOP/s")
+        report["peak_flops"] = max_flops = peak_flops(device, precision)
+        print(f"{report['device']}, {precision}: largest product {max_flops / 1e9:,.0f} GFLOP/s")
         for network in networks:
             for replicas in args.replicas or table.get(network, (1,)):
                 try:
-                    line = measure(network, replicas, args, at_most)
+                    line = measure(network, replicas, args, max_flops)
                 except torch.OutOfMemoryError:
-                    print(f"{network:6}{replicas:5}  does not fit into the memory")
+                    print(f"{network:6}{replicas:5}  does not fit into memory")
                     continue
                 report["measured"].append(asdict(line))
                 args.out.write_text(json.dumps(report, indent=1))
                 print(
-                    f"{network:6}{replicas:5}  {line.step_ms:9.2f} ms a step, one {line.reference_step_ms:7.2f} ms: "
+                    f"{network:6}{replicas:5}  {line.step_ms:9.2f} ms per step, one {line.reference_step_ms:7.2f} ms: "
                     f"{line.times_as_many:6.2f} times as many; {100 * line.share_of_peak:5.1f}% of the peak; forward "
-                    f"{line.forward_ms:.2f}, backward {line.backward_ms:.2f}, optimiser {line.optimiser_ms:.2f}, "
+                    f"{line.forward_ms:.2f}, backward {line.backward_ms:.2f}, optimizer {line.optimizer_ms:.2f}, "
                     f"evaluation {line.evaluation_ms:.1f} ms"
                 )
 

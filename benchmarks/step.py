@@ -1,9 +1,9 @@
-"""Milliseconds a training step: the reference engine against the eager loop that a good researcher writes by hand.
+"""Milliseconds per training step: the reference engine and a hand-written eager loop.
 
 The hand-written loop has float32 images in memory, gathers a batch with `index_select`, and masks the gradients before
 `torch.optim.Adam`, once with its defaults and once with `fused=True`. All three train the same masked network on the
-same data with one thread, taking turns; the engine's time includes everything it does a step (order of batches,
-learning rate, watching the loss). Synthetic data of the right shape: no files are needed.
+same data with one thread, in alternation. The engine's time includes all work of a step (batch order, learning rate,
+check of the loss). The data are synthetic: no files are needed.
 
     python benchmarks/step.py --out step.json
 """
@@ -36,7 +36,7 @@ LR = 1.2e-3
 
 @dataclass(frozen=True)
 class Case:
-    """A network on data of one shape. A step's time is the mean over a block of steps, after some blocks untimed."""
+    """A network and the shape of its data. A step's time is the mean over one block, after warm-up blocks."""
 
     name: str
     network: str
@@ -46,7 +46,7 @@ class Case:
     block: int
     blocks_before: int = 1
     rare_pixels: float = 0.0
-    """Share of the pixels that are lit in one single image, as many at the edge of MNIST's are."""
+    """Share of the pixels that are nonzero in exactly one image, as are many at the edge of MNIST images."""
 
 
 CASES = (
@@ -62,68 +62,69 @@ Clock = Callable[[], float]
 
 
 def main() -> None:
-    """Runs every case (or those whose name contains `--only`), prints the table, writes JSON."""
+    """Measure every case (or those whose name contains `--only`), print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the numbers here, as JSON")
-    parser.add_argument("--repeats", type=int, default=5, help="turns that each of the three takes")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    parser.add_argument("--repeats", type=int, default=5, help="timed blocks per loop")
     parser.add_argument("--only", default="", help="only the cases whose name contains this")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    results = [measure(case, given.repeats) for case in CASES if given.only in case.name]
-    about = {"torch": torch.__version__, "processor": processor(), "threads": 1, "repeats": given.repeats}
-    if given.out:
-        given.out.write_text(json.dumps({"about": about, "cases": results}, indent=2) + "\n")
+    results = [measure(case, options.repeats) for case in CASES if options.only in case.name]
+    about = {"torch": torch.__version__, "processor": processor(), "threads": 1, "repeats": options.repeats}
+    if options.out:
+        options.out.write_text(json.dumps({"about": about, "cases": results}, indent=2) + "\n")
 
 
 def measure(case: Case, repeats: int) -> dict[str, object]:
-    """One case: the three take turns, so that a slow minute of the machine is everyone's."""
+    """Measure one case. The three loops alternate, so that other load on the machine affects all of them."""
     data, layers = synthetic(case), architecture(case.network, case.shape, 10)
     start = pruned(layers, case.density)
     images = torch.from_numpy(data.train_images).float().div_(data.pixel_maximum)
     labels = torch.from_numpy(data.train_labels)
-    contenders: dict[str, Clock] = {
+    loops: dict[str, Clock] = {
         "engine": lambda: engine(case, layers, start, data),
-        "eager": lambda: by_hand(case, layers, start, images, labels, fused=False),
-        "eager_fused": lambda: by_hand(case, layers, start, images, labels, fused=True),
+        "eager": lambda: eager(case, layers, start, images, labels, fused=False),
+        "eager_fused": lambda: eager(case, layers, start, images, labels, fused=True),
     }
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(repeats):
-        for name, contender in contenders.items():
-            times[name].append(contender())
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
-    ratios = {n: statistics.median(ratios_of(times, n)) for n in ("eager", "eager_fused")}
+        for name, time_block in loops.items():
+            times[name].append(time_block())
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratios = {n: statistics.median(ratios_by_turn(times, n)) for n in ("eager", "eager_fused")}
     print(f"{case.name}  ({repeats} turns of {case.block} steps)")
-    for name, taken in times.items():
+    for name, values in times.items():
         ratio = f"   engine / {name} = {ratios[name]:.2f}" if name in ratios else ""
-        print(f"  {name:12} {medians[name]:8.3f} ms a step  ({min(taken):.3f} to {max(taken):.3f}){ratio}", flush=True)
+        print(
+            f"  {name:12} {medians[name]:8.3f} ms per step  ({min(values):.3f} to {max(values):.3f}){ratio}",
+            flush=True,
+        )
     return {"case": asdict(case), "milliseconds": times, "median": medians, "engine_divided_by": ratios}
 
 
-def ratios_of(times: dict[str, list[float]], other: str) -> list[float]:
-    """Engine / other, turn by turn."""
-    return [ours / theirs for ours, theirs in zip(times["engine"], times[other], strict=True)]
+def ratios_by_turn(times: dict[str, list[float]], other: str) -> list[float]:
+    """Return engine / other, one value per turn."""
+    return [a / b for a, b in zip(times["engine"], times[other], strict=True)]
 
 
 def engine(case: Case, layers: Architecture, start: InitialState, data: SplitData) -> float:
-    """Milliseconds a step of the engine, read at its evaluations, of one image each."""
+    """Return milliseconds per step of the engine, read at its evaluations of one image each."""
     recipe = Recipe("adam", LR, BATCH, case.block * (case.blocks_before + 1), evaluate_every=case.block)
     ticks: list[float] = []
 
-    class Ticking(NullCheckpointer):
-        def saw(self, curve: object) -> None: ...
-
+    class RecordTime(NullCheckpointer):
         def should_save(self) -> bool:
             ticks.append(time.perf_counter())
             return False
 
-    train([TrainingJob(layers, start, recipe, seed=0, checkpoints=Ticking())], [data])
+    train([TrainingJob(layers, start, recipe, seed=0, checkpoints=RecordTime())], [data])
     return (ticks[-1] - ticks[-2]) / case.block * 1e3
 
 
-def by_hand(
+def eager(
     case: Case, layers: Architecture, start: InitialState, images: torch.Tensor, labels: torch.Tensor, fused: bool
 ) -> float:
-    """Milliseconds a step of the hand-written loop."""
+    """Return milliseconds per step of the hand-written loop."""
     module = build_module(layers)
     module.load_state_dict({**start.weights, **start.unmasked})
     masks = [(p, start.masks[n].float()) for n, p in module.named_parameters() if n in start.masks and case.density < 1]
@@ -131,7 +132,7 @@ def by_hand(
     order = torch.empty(0, dtype=torch.int64)
     for i in range(case.block * (case.blocks_before + 1)):
         if i == case.block * case.blocks_before:
-            began = time.perf_counter()
+            start_time = time.perf_counter()
         if len(order) < BATCH:
             order = torch.randperm(len(labels))
         batch, order = order[:BATCH], order[BATCH:]
@@ -142,11 +143,11 @@ def by_hand(
             if parameter.grad is not None:
                 parameter.grad.mul_(mask)
         optimizer.step()
-    return (time.perf_counter() - began) / case.block * 1e3
+    return (time.perf_counter() - start_time) / case.block * 1e3
 
 
 def synthetic(case: Case) -> SplitData:
-    """Random pixels, four of five dark; one image of validation and one of test."""
+    """Return random images, 80% of their pixels 0, and one image each for validation and test."""
     rng = random_stream("benchmark", case.name)
     images = rng.integers(0, 256, (case.images, *case.shape), dtype=np.uint8)
     images[rng.random(images.shape, dtype=np.float32) < 0.8] = 0
@@ -159,7 +160,7 @@ def synthetic(case: Case) -> SplitData:
 
 
 def pruned(layers: Architecture, density: float) -> InitialState:
-    """The dense start with random masks and zeros where pruned."""
+    """Return the initial state with random masks and zeros for pruned weights."""
     start = initial_state(layers, 0)
     if density == 1:
         return start
@@ -169,7 +170,7 @@ def pruned(layers: Architecture, density: float) -> InitialState:
 
 
 def processor() -> str:
-    """Its name, where the system tells."""
+    """Return the name of the processor, if the system gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
