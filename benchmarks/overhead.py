@@ -83,7 +83,7 @@ def process_run(run: Run, store: Store, replayer: StateReplayer, measure: Callab
     step = None if run.step is None else build_step(run.step)
     prunable = prunable_tensors(run_architecture(run))
     certificate = measure("certificate", lambda: certify(prunable, start, result, parent, step))
-    if not certificate.held:
+    if not certificate.passed:
         raise SystemExit(f"the certificate does not hold: {certificate.checks}")
     facts = {"seconds": 0.0, "engine": "none", "environment": {}, "data": {"fingerprint": "", "note": ""}}
     packed = encode_result(run, start, result, certificate, facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from helpers.command_line import call
@@ -16,6 +17,10 @@ from supermask.core.rng import random_stream
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+FOLDERS = {"supermask", "tests", "docs", "benchmarks", "examples"}
+PACKAGES = {path.parent.name for path in (ROOT / "supermask").glob("*/__init__.py")}
+STORED_KEYS = {"supermask.ones", "supermask.run_id", "supermask.ticket", "supermask.source"}
+"""Keys of records, ticket files, MLflow runs and page scripts that look like names of the package."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -55,6 +60,40 @@ def test_every_file_that_is_linked_is_there(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+def is_code_path(text: str) -> bool:
+    """Return whether a backticked text names a file or folder of this repository, not of a store or of the reader."""
+    if text.endswith(("/", ".yaml", ".json", ".md")):
+        return text.split("/")[0] in {*FOLDERS, *PACKAGES} and "/" in text
+    return text.endswith((".py", ".pyi")) and ("/" in text or text.startswith("test_"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_named_exists(page: Path) -> None:
+    """Paths are relative to the repository or to the package; a test file may be named without its folder."""
+    paths = {text for text in re.findall(r"`([\w./-]+)`", page.read_text()) if is_code_path(text)}
+    tests = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    missing = {path for path in paths if not ((ROOT / path).exists() or (ROOT / "supermask" / path).exists())}
+    assert not missing - tests
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_dotted_name_exists(page: Path) -> None:
+    """Names such as `supermask.api.report` or, below the package, `analysis.summary.summarize`."""
+    names = set(re.findall(r"`([a-z_]\w*(?:\.\w+)+)(?:\([^`]*\))?`", page.read_text())) - STORED_KEYS
+    roots = {"supermask": "", **dict.fromkeys(PACKAGES, "supermask.")}
+    code = {roots[name.split(".")[0]] + name for name in names if name.split(".")[0] in roots}
+    for name in sorted(code - {name for name in code if name.endswith((".py", ".yaml", ".md", ".html"))}):
+        resolve_name(name)  # Raises ImportError or AttributeError if there is no such module or attribute.
+
+
+def test_missing_paths_and_names_are_found() -> None:
+    assert is_code_path("core/no_such_file.py")
+    assert is_code_path("supermask/no_such_folder/")
+    assert not is_code_path("runs/ab/")
+    with pytest.raises((ImportError, AttributeError)):
+        resolve_name("supermask.core.no_such_name")
 
 
 def test_readme_is_short() -> None:
