@@ -13,7 +13,7 @@ from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.core.masks import remaining_after
 from supermask.core.text import Row
 from supermask.networks.sequential import Architecture, prunable_tensors
-from supermask.store import CorruptEntry, NewerFormat, Store
+from supermask.store import CorruptEntry, Store
 from supermask.store.files.entry import RunFacts
 from supermask.store.files.notes import StatusNotes
 from supermask.store.records import decode_curve
@@ -61,7 +61,7 @@ def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
         if run.id in stored_ids:
             try:
                 facts = store.facts(run.id)
-            except (CorruptEntry, NewerFormat) as damage:
+            except CorruptEntry as damage:
                 # One bad entry concerns one run: the others of the study are reported.
                 damaged.append(str(damage))
         row = _row(run, facts) | {"study": plan.study.name}
@@ -87,7 +87,7 @@ def store_rows(store: Store) -> tuple[list[Row], list[str]]:
     for run_id in sorted(store.run_ids()):
         try:
             facts = store.facts(run_id)
-        except (CorruptEntry, NewerFormat) as damage:
+        except CorruptEntry as damage:
             damaged.append(str(damage))
             continue
         rows.append(run_row(facts) | {"study": studies.get(run_id)})

@@ -16,7 +16,7 @@ from supermask.core.errors import SystemFailure, UserError
 from supermask.core.text import Row
 from supermask.execution import run
 from supermask.reporting.status import format_status, treatment_progress
-from supermask.store import Store
+from supermask.store.files.folders import EntryFolders
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,8 @@ def test_query_reads_every_run_and_changes_nothing(carried: Carried) -> None:
     answer, _ = runs.query(sql, carried.store)
     assert answer.columns == ["criterion", "n"]
     assert answer.rows == [("large_final", 8), ("random", 8), (None, 2)]
-    runs.query("DELETE FROM runs", carried.store)
+    with pytest.raises(UserError, match="DELETE is not allowed"):
+        runs.query("DELETE FROM runs", carried.store)
     assert runs.query(sql, carried.store)[0] == answer
 
 
@@ -204,7 +205,11 @@ def test_new_seed_is_not_trained_on_other_data(tmp_path: Path, monkeypatch: pyte
 def test_run_reads_finished_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     carried = carried_out(tmp_path)
     reads: list[str] = []
-    facts = Store.facts
-    monkeypatch.setattr(Store, "facts", lambda store, run_id: reads.append(run_id) or facts(store, run_id))
+    read_facts = EntryFolders.read_facts
+    monkeypatch.setattr(
+        EntryFolders,
+        "read_facts",
+        lambda folders, kind, key, folder: reads.append(key) or read_facts(folders, kind, key, folder),
+    )
     schedule = runs.run(str(carried.study), store=carried.store)
     assert sorted(reads) == sorted(schedule.plan.runs)

@@ -19,7 +19,7 @@ def store_runs(folder: Path, plan: Plan, run_ids: list[str], seconds: float, **c
     for run_id in run_ids:
         run = plan.runs[run_id]
         facts = {"id": run_id, **run.to_data(), "status": "finished", "seconds": seconds, "first_iteration": 0}
-        facts |= {"engine": "reference", "kept": {"all": 1}, "weights": 1, "metrics": {}, "start_content": "0" * 64}
+        facts |= {"engine": "reference", "kept": {"all": 1}, "weights": 10**9, "metrics": {}, "start_content": "0" * 64}
         facts |= {"certificate": {"held": True, "checks": {}}, "data": {"fingerprint": "", "note": ""}}
         environment = {"fingerprint": "", "torch": "", **changes.get("environment", {})}
         facts |= {**changes, "environment": environment}
