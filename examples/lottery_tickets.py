@@ -1,9 +1,9 @@
 # %% [markdown]
-# # Lottery tickets, in five minutes
+# # Lottery tickets in five minutes
 #
-# Train a network, prune it, and rewind what is left to where it started: often it trains as well as before. Zhou et al.
-# (2019) ask why. Which weights does it matter to keep? Here the question is put to a small network and scikit-learn's
-# digits, so all of it takes seconds. With MNIST at hand, `scale="laptop"` asks it in earnest.
+# Train a network, prune it, and rewind the remaining weights to their initial values: the pruned network often trains as
+# well as the full one. Zhou et al. (2019) ask why, and which weights to keep. This notebook trains a small network on
+# scikit-learn's digits, so everything takes seconds. With MNIST available, `scale="laptop"` is a serious experiment.
 #
 # This file is a notebook: Jupyter (with jupytext), VS Code and Spyder open it as cells, and
 # `python examples/lottery_tickets.py` runs it from top to bottom.
@@ -16,17 +16,18 @@ import supermask as sm
 # %% [markdown]
 # ## Run a study
 #
-# `mask-criteria` ships with the package: nine ways to choose the weights that stay, five seeds each. What is stored is
-# never trained again: run this cell twice, and the second time takes no time.
+# `mask-criteria` is a study of the package: nine criteria for the weights to keep, five seeds each. Stored runs are never
+# trained again: a second run of this cell takes no time.
 
 # %%
-ran = sm.run("mask-criteria", scale="digits", seeds=3)
-print(ran)
+result = sm.run("mask-criteria", scale="digits", seeds=3)
+print(result)
 
 # %% [markdown]
-# ## Its table
+# ## Table of runs
 #
-# One row a run, as a DuckDB relation: SQL at once, and `.df()`, `.pl()` or `.arrow()` for pandas, Polars or Arrow.
+# One row per run, as a DuckDB relation: query it with SQL, or convert it with `.df()`, `.pl()` or `.arrow()` to pandas,
+# Polars or Arrow.
 
 # %%
 runs = sm.table("mask-criteria", scale="digits", seeds=3)
@@ -37,34 +38,35 @@ deepest = runs.filter("level = 4").aggregate(
 print(deepest.order("accuracy DESC"))
 
 # %% [markdown]
-# Weights that end large are worth keeping, those that end small are worth less than random ones. That is the paper's
-# first finding, on a network that trains in a tenth of a second.
+# Keeping the weights with large final values works; keeping those with small final values is worse than a random choice.
+# That is the first finding of the paper, on a network that trains in a tenth of a second.
 #
-# ## Its figure
+# ## Figure
 
 # %%
 accuracy = sm.figure("mask-criteria", "accuracy", scale="digits", seeds=3)
 accuracy.save("figures")
-accuracy  # in a notebook this shows it
+accuracy  # A notebook displays the figure.
 
 # %% [markdown]
-# ## What a mask looks like
+# ## Masks
 #
-# A run can be named by its id. `sm.look` draws masks: where they are, what they share, which pixels they look at.
+# Runs are identified by their ids. `sm.analyze_masks` draws masks: their density, their overlap, and the pixels that they
+# keep.
 
 # %%
 chosen = [
     runs.filter(f"treatment = '{treatment}' AND level = 4 AND seed = 0").project("id").fetchall()[0][0]
     for treatment in ("large_final", "magnitude_increase", "random")
 ]
-looked = sm.analyze_masks(chosen, store=Path("supermask-store"), out=Path("figures"), only="overlap,pixels")
-print(looked.text)
+analysis = sm.analyze_masks(chosen, store=Path("supermask-store"), out=Path("figures"), only="overlap,pixels")
+print(analysis.text)
 
 # %% [markdown]
 # ## A criterion of your own
 #
-# It is a function in a file, `score(layer, rng)`: one score for each weight, the highest stay. Its text is part of a
-# run's identity: change it, and it is another run.
+# A criterion is a function in a file, `score(layer, rng)`: it returns one score per weight, and the weights with the
+# highest scores are kept. The file's hash is part of a run's identity: a changed criterion gives new runs.
 
 # %%
 Path("my_criterion.py").write_text('''
@@ -90,8 +92,8 @@ print(
 )
 
 # %% [markdown]
-# With half or a quarter of the weights left it does as well as `large_final`; with a sixteenth it does not. Is that
-# more than chance? The stars below say so, level by level.
+# With half or a quarter of the weights remaining it is as good as `large_final`; with a sixteenth it is not. Stars in the
+# figure mark significant differences, level by level.
 
 # %%
 sm.figure(mine, "accuracy")
