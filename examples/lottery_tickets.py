@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Lottery tickets in five minutes
 #
-# Train a network, prune it, and rewind the remaining weights to their initial values: the pruned network often trains as
-# well as the full one. Zhou et al. (2019) ask why, and which weights to keep. This notebook trains a small network on
-# scikit-learn's digits, so everything takes seconds. With MNIST available, `scale="laptop"` is a serious experiment.
+# Train a network, prune it, and rewind the remaining weights to their initial values: the pruned network often trains
+# as well as the full one. Zhou et al. (2019) ask why, and which weights to keep. This notebook trains a small network
+# on scikit-learn's digits, so everything takes seconds. With MNIST available, `scale="laptop"` is a serious experiment.
 #
 # This file is a notebook: Jupyter (with jupytext), VS Code and Spyder open it as cells, and
 # `python examples/lottery_tickets.py` runs it from top to bottom.
@@ -16,8 +16,8 @@ import supermask as sm
 # %% [markdown]
 # ## Run a study
 #
-# `mask-criteria` is a study of the package: nine criteria for the weights to keep, five seeds each. Stored runs are never
-# trained again: a second run of this cell takes no time.
+# `mask-criteria` is a study of the package: nine criteria for the weights to keep, five seeds each. Stored runs are
+# never trained again: a second run of this cell takes no time.
 
 # %%
 result = sm.run("mask-criteria", scale="digits", seeds=3)
@@ -38,8 +38,8 @@ deepest = runs.filter("level = 4").aggregate(
 print(deepest.order("accuracy DESC"))
 
 # %% [markdown]
-# Keeping the weights with large final values works; keeping those with small final values is worse than a random choice.
-# That is the first finding of the paper, on a network that trains in a tenth of a second.
+# Keeping the weights with large final values works; keeping those with small final values is worse than a random
+# choice. That is the first finding of the paper, on a network that trains in a tenth of a second.
 #
 # ## Figure
 
@@ -51,8 +51,8 @@ accuracy  # A notebook displays the figure.
 # %% [markdown]
 # ## Masks
 #
-# Runs are identified by their ids. `sm.analyze_masks` draws masks: their density, their overlap, and the pixels that they
-# keep.
+# Runs are identified by their ids. `sm.analyze_masks` draws masks: their density, their overlap, and the pixels that
+# they keep.
 
 # %%
 chosen = [
@@ -92,8 +92,8 @@ print(
 )
 
 # %% [markdown]
-# With half or a quarter of the weights remaining it is as good as `large_final`; with a sixteenth it is not. Stars in the
-# figure mark significant differences, level by level.
+# With half or a quarter of the weights remaining it is as good as `large_final`; with a sixteenth it is not. Stars in
+# the figure mark significant differences, level by level.
 
 # %%
 sm.figure(mine, "accuracy")
