@@ -1,14 +1,14 @@
-"""Proof that a refactoring changed no number: a SHA-256 of everything that the command line says and stores.
+"""Golden outputs: a SHA-256 of everything that the command line prints and stores, to show that no number changed.
 
     python benchmarks/golden_outputs.py record before.json --keep raw-before
     python benchmarks/golden_outputs.py compare before.json after.json
 
-Only the command is called, never a module of the package, because names of modules change. The program under test is
-the one that is installed beside the Python that runs this file: run it with the other checkout's `.venv/bin/python`.
+Only the command is called, no module of the package, because module names change. The program under test is the one
+installed for the Python that runs this file: run it with the `.venv/bin/python` of the checkout to test.
 
 An item is `ENGINE/KIND/NAME/PART`. Its parts: `numbers` (numbers, headers, stored keys, ids, enumerations), `tensors`
 (names, dtypes, shapes, bytes), `labels` (names of treatments) and `words` (sentences, titles, texts of figures).
-Words may change: `compare` counts them, and fails for all else.
+Words may change: `compare` counts them, and fails if any other part differs.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from typing import Any
 ENGINES = {
     "reference": ("--engine", "reference", "--workers", "2"),
     "sparse": ("--engine", "sparse", "--workers", "2"),
-    # A fixed size, because by default it is measured, and bits of a stack may depend on how many runs are in it.
+    # A fixed size: the default is measured, and the bits of a stacked run may depend on the stack size.
     "stacked": ("--engine", "stacked", "--workers", "2", "--stack", "8"),
 }
-"""Engine -> how a study is run by it."""
+"""Engine -> its options of `supermask run`."""
 
 SCALE = "scale=digits"
 
 CONVOLUTIONAL = ("network=conv2", "seeds=[0]", "prune.levels=1", "train.epochs=1", "learn.epochs=1", "learn.samples=2")
-"""Settings of two short studies more: digits' own scale has fully connected networks alone."""
+"""Settings of two short additional studies with convolutions: `scale=digits` has only fully connected networks."""
 
 EXCLUDED = {
     "seconds": "how long it took",
@@ -55,7 +55,7 @@ EXCLUDED = {
     "sha256": "of a file's bytes; the tensors in it are hashed by themselves",
     "bytes": "of a file; its header may be written differently",
 }
-"""Keys and columns that are in no hash, and why."""
+"""Keys and columns that are excluded from all hashes, with the reason."""
 
 WORDS = {
     "engine_reason": "a run's facts: why this engine",
@@ -76,7 +76,7 @@ WORDS = {
     "uirevision": "figures of the report",
     "head": "tables of the report: the header that is shown; the column's name is in the numbers",
 }
-"""Keys and columns whose text may be worded otherwise, and where they are. Numbers under them are still numbers."""
+"""Keys and columns whose text may change, with their place. Numbers under these keys are still compared."""
 
 LABELS = {
     "treatment": "tables and claims",
@@ -105,8 +105,8 @@ COSTS: dict[str, dict[str, Any]] = {
         "unit_products": {"sparse": 0.045, "dense": 0.024},
     },
 }
-"""What the sparse engine measures once a machine and set of kernel sources, and chooses kernels by, so the last bits
-depend on it. A moved kernel is measured anew: without these numbers in place of its own it may come to other bits."""
+"""Fixed costs in place of those that the sparse engine measures per machine and set of kernel sources. Costs choose the
+kernels and so change the last bits; a moved kernel would be measured again and could give other bits."""
 
 CASES = {
     "dense": ("mask-criteria", {"level": "0"}),
@@ -121,35 +121,35 @@ CASES = {
     "signed": ("learned-supermasks", {"supermask": "signed"}),
     "conv2": ("mask-criteria", {"network": "conv2", "criterion": "large_final"}),
 }
-"""Ticket -> its study, and facts of its run: of seed 0, the last level that has them."""
+"""Ticket -> its study, and column values of its run; seed 0, the last level with these values."""
 
 UNTRAINED = ("large-final", "signed-constant", "freeze-init")
-"""Tickets that are packed as the start of their training too."""
+"""Tickets that are packed with their initial weights in addition."""
 
 
 def main() -> int:
-    """Exit status: 0; 1 if `compare` found a difference; 2 where something has to be done first."""
+    """Return the exit status: 0; 1 if `compare` found a difference; 2 if the reader has to fix something first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    recording = commands.add_parser("record", help="run everything, and write a hash an item")
+    recording = commands.add_parser("record", help="run everything and write one hash per item")
     recording.add_argument("out", type=Path, help="JSON file to write")
     recording.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     recording.add_argument("--work", type=Path, help="folder for stores and outputs [default: a temporary one]")
-    recording.add_argument("--keep", type=Path, help="folder for what was hashed, as text that can be diffed")
-    comparing = commands.add_parser("compare", help="two recordings; exit status 1 if a number differs")
+    recording.add_argument("--keep", type=Path, help="folder for the hashed text, for `diff -r`")
+    comparing = commands.add_parser("compare", help="compare two recordings; exit status 1 if a number differs")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
-    comparing.add_argument("--engines", nargs="+", choices=list(ENGINES), help="these alone")
+    comparing.add_argument("--engines", nargs="+", choices=list(ENGINES), help="compare only these engines")
     comparing.add_argument("--labels-may-change", action="store_true", help="count names of treatments as words")
-    given = parser.parse_args()
+    options = parser.parse_args()
     try:
-        if given.command == "compare":
-            return compare(given.before, given.after, given.engines or list(ENGINES), given.labels_may_change)
-        if given.work is not None:
-            record(given.out, given.engines, given.work.resolve(), given.keep)
+        if options.command == "compare":
+            return compare(options.before, options.after, options.engines or list(ENGINES), options.labels_may_change)
+        if options.work is not None:
+            record(options.out, options.engines, options.work.resolve(), options.keep)
         else:
             with tempfile.TemporaryDirectory(prefix="golden-") as folder:
-                record(given.out, given.engines, Path(folder), given.keep)
+                record(options.out, options.engines, Path(folder), options.keep)
     except ToDoError as error:
         print(f"golden_outputs: {error}", file=sys.stderr)
         return 2
@@ -157,7 +157,7 @@ def main() -> int:
 
 
 class ToDoError(Exception):
-    """Something that keeps the recording from being made or compared; its text says what to do."""
+    """A reason why a recording cannot be made or compared; the message says what to do."""
 
 
 # --- Text into parts ---
@@ -165,19 +165,19 @@ class ToDoError(Exception):
 
 @dataclass
 class Parts:
-    """Text that is hashed, a part each."""
+    """Lines of text to hash, by part."""
 
     numbers: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
 
     def texts(self) -> dict[str, str]:
-        """Part -> its text; without those that have nothing in them."""
+        """Return part -> text, without empty parts."""
         return {part: "".join(f"{line}\n" for line in lines) for part, lines in vars(self).items() if lines}
 
 
 def json_parts(data: Any, figure: bool = False) -> Parts:
-    """Plain data with sorted keys; text that is worded leaves a gap in the numbers. A `figure` has words alone."""
+    """Return the parts of JSON data; placeholders replace texts in `numbers`. `figure`: labels count as words."""
     parts = Parts()
     worded, labeled = ({**WORDS, **LABELS}, {}) if figure else (WORDS, LABELS)
 
@@ -199,7 +199,7 @@ def json_parts(data: Any, figure: bool = False) -> Parts:
 
 
 def table_parts(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Parts:
-    """One line a row, the header first."""
+    """Return one line per row, the header first."""
     here = [(i, name) for i, name in enumerate(columns) if name not in EXCLUDED]
 
     def lines(names: dict[str, str] | None) -> list[str]:
@@ -214,18 +214,18 @@ def table_parts(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Parts:
 
 
 def csv_parts(text: str) -> Parts:
-    """Those of a CSV."""
+    """Return the parts of a CSV text."""
     columns, *rows = list(csv.reader(io.StringIO(text)))
     return table_parts(columns, rows)
 
 
 def _excluded(key: str, value: Any) -> bool:
-    """`supermask` is a version in a ticket, and in a run what was measured of a learned mask."""
+    """Return whether a key is excluded. `supermask` is a version in a ticket, a dict in a run."""
     return key in EXCLUDED or (key == "supermask" and isinstance(value, str))
 
 
 def tensors_of(path: Path) -> tuple[list[str], dict[str, str]]:
-    """A line a tensor of a safetensors file (name, dtype, shape, hash of its bytes), and the file's metadata."""
+    """Return one line per tensor of a safetensors file (name, dtype, shape, hash of its bytes), and its metadata."""
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
@@ -239,7 +239,7 @@ def tensors_of(path: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def report_parts(html: str) -> Iterator[tuple[str, Parts]]:
-    """Name -> parts of every figure, table and study file in a report. Tables are hashed as rows, however packed."""
+    """Yield name and parts of every figure, table and study file in a report. Tables are hashed as unpacked rows."""
     blocks = re.findall(r'<script type="application/json" id="([^"]*)">(.*?)</script>', html, re.DOTALL)
     if not blocks:
         raise ToDoError("the report has no <script type=application/json id=...> blocks: adapt `report_parts` to it.")
@@ -255,7 +255,7 @@ def report_parts(html: str) -> Iterator[tuple[str, Parts]]:
 
 
 def _unpacked(name: str, packed: dict[str, dict[str, Any]], count: int) -> list[Any]:
-    """A column of a report's table, a value a row; how it may be packed: docs/report.md, its module on columns."""
+    """Return a column of a report's table, one value per row, from any of its packed forms."""
     column = packed[name]
     if "all" in column:
         return [column["all"]] * count
@@ -275,17 +275,17 @@ def _unpacked(name: str, packed: dict[str, dict[str, Any]], count: int) -> list[
 
 @dataclass(frozen=True)
 class Program:
-    """The command under test, in a folder with a cache of its own."""
+    """The command under test, in a folder with its own cache."""
 
     work: Path
 
     @property
     def cache(self) -> Path:
-        """Where it keeps what it measured."""
+        """Folder of its cached measurements."""
         return self.work / "cache"
 
     def ask(self, *arguments: str, refusal: bool = False) -> tuple[int, str]:
-        """Exit status and output. `refusal`: 2 is an answer as well, the message its output."""
+        """Run the command; return exit status and output. `refusal`: exit status 2 is accepted, with its message."""
         here = Path(sys.executable).parent / "supermask"
         command = [str(here)] if here.exists() else [sys.executable, "-m", "supermask"]
         ours = ("SUPERMASK_STORE", "SUPERMASK_DATA", "PYTHONPATH")
@@ -303,11 +303,11 @@ class Program:
         return 0, done.stdout
 
     def studies(self) -> list[str]:
-        """All that ship."""
+        """Return the names of all shipped studies."""
         return [line.split()[0] for line in self.ask("studies")[1].splitlines() if line.strip()]
 
     def pin_costs(self) -> None:
-        """Lets the sparse engine measure its costs in a short training, and puts `COSTS` in their place."""
+        """Let the sparse engine measure its costs in a short run, then replace them by `COSTS`."""
         short = ("seeds=[0]", "prune.levels=1", "train.epochs=1")
         self.ask("run", "mask-criteria", SCALE, *short, "--engine", "sparse", "--store", str(self.work / "warm-up"))
         files = self._costs()
@@ -319,7 +319,7 @@ class Program:
             path.write_text(json.dumps(COSTS))
 
     def check_costs(self) -> None:
-        """Raises ToDoError if the sparse engine measured again, so that its bits may rest on other numbers."""
+        """Raise ToDoError if the sparse engine measured its costs again: its bits may then depend on other costs."""
         if any(json.loads(path.read_text()) != COSTS for path in self._costs()):
             raise ToDoError("the sparse engine did not go by the pinned `COSTS`: adapt `pin_costs`, and record again.")
 
@@ -336,14 +336,14 @@ def _shape(data: Any) -> Any:
 
 @dataclass
 class Recording:
-    """Items' hashes, and their text where it is kept: entries of a store as lines of one file a part, else a file."""
+    """Hashes of items and, with `keep`, their text: one file per part for store entries, one file per other item."""
 
     keep: Path | None
     hashes: dict[str, str] = field(default_factory=dict)
     _lines: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, engine: str, kind: str, name: str, texts: dict[str, str]) -> None:
-        """Hashes each part."""
+        """Hash each part."""
         for part, text in texts.items():
             key = f"{engine}/{kind}/{name}/{part}"
             if key in self.hashes:
@@ -357,7 +357,7 @@ class Recording:
                 self._write(f"{engine}/{kind}/{name}.{part}.txt", text)
 
     def finish(self, out: Path) -> None:
-        """Writes the hashes, and the lines that were collected."""
+        """Write the hashes and the collected lines."""
         for name, lines in self._lines.items():
             self._write(name, "".join(f"{line}\n" for line in lines))
         out.write_text(json.dumps(self.hashes, indent=0, sort_keys=True) + "\n")
@@ -370,7 +370,7 @@ class Recording:
 
 
 def record(out: Path, engines: Sequence[str], work: Path, keep: Path | None) -> None:
-    """Everything of these engines into `out`. Fresh stores are made in `work`."""
+    """Record all outputs of these engines to `out`, with new stores in `work`."""
     for folder in (work, keep):
         if folder is not None and folder.exists() and any(folder.iterdir()):
             raise ToDoError(f"{folder} is not empty: name another folder, or remove it.")
@@ -397,7 +397,7 @@ def record(out: Path, engines: Sequence[str], work: Path, keep: Path | None) -> 
 
 
 def _train(program: Program, engine: str, store: Path, recording: Recording) -> None:
-    """All shipped studies, then two of them with convolutions. What an engine refuses `auto` does, as it says."""
+    """Train all shipped studies, then two of them with convolutions; if an engine refuses a study, `auto` trains it."""
     shipped = [(study, study, ()) for study in program.studies()]
     more = [(f"{study}-conv2", study, CONVOLUTIONAL) for study in ("mask-criteria", "learned-supermasks")]
     for name, study, settings in (*shipped, *more):
@@ -412,13 +412,13 @@ def _train(program: Program, engine: str, store: Path, recording: Recording) -> 
 
 
 def _store_items(engine: str, store: Path, recording: Recording) -> None:
-    """Every entry of the store: facts, and the tensors of all of its files."""
+    """Record every entry of the store: its record and the tensors of all its files."""
     for kind, folder in (("run", "runs"), ("point", "points")):
         entries = sorted((store / folder).glob("*/*/run.json"), key=lambda path: path.parent.name)
         recording.add(engine, "ids", folder, {"numbers": "".join(f"{path.parent.name}\n" for path in entries)})
         for path in entries:
             texts = json_parts(json.loads(path.read_text())).texts()
-            # One line each, beside the others'.
+            # One line per entry: the file holds the lines of all entries.
             compact = {part: re.sub(r"\n\s*", " ", text).strip() + "\n" for part, text in texts.items()}
             lines = [
                 f"{file.stem} {line}"
@@ -430,7 +430,7 @@ def _store_items(engine: str, store: Path, recording: Recording) -> None:
 
 
 def _outputs(program: Program, engine: str, store: Path, recording: Recording) -> None:
-    """What the commands say of the store; two at once, because most of the time is each one's start."""
+    """Record the output of the commands; two run at once, because start-up takes most of the time."""
     at = ("--store", str(store))
     studies = program.studies()
     page, figures, masks = store / "report.html", store / "figures", store / "mask-figures"
@@ -455,7 +455,7 @@ def _outputs(program: Program, engine: str, store: Path, recording: Recording) -
             )
             for (case, which), path in tickets.items()
         ]
-        # One network for all of them, as the command asks for.
+        # `supermask masks` compares runs of one network only.
         alike = [chosen[case] for case in CASES if case not in ("dense", "conv2")]
         looked = pool.submit(program.ask, "masks", *alike, "--out", str(masks), *at)
         for waited in (*drawn.values(), report, looked, *packed):
@@ -478,7 +478,7 @@ def _outputs(program: Program, engine: str, store: Path, recording: Recording) -
 
 
 def _chosen(case: str, tables: dict[str, str]) -> str:
-    """The id of a case's run."""
+    """Return the run id of a case."""
     study, facts = CASES[case]
     name = f"{study}-conv2" if facts.get("network") == "conv2" else study
     rows = [
@@ -495,15 +495,15 @@ def _chosen(case: str, tables: dict[str, str]) -> str:
 
 
 def compare(before: Path, after: Path, engines: Sequence[str], labels_may_change: bool) -> int:
-    """Counts, a line a kind of item; names of up to 20 that differ. 1 if anything but words does, or is missing."""
-    one, other = (_read(path, engines) for path in (before, after))
+    """Print counts per kind and up to 20 names that differ; return 1 if anything but words differs or is missing."""
+    old, new = (_read(path, engines) for path in (before, after))
     free = ("words", "labels") if labels_may_change else ("words",)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     apart: dict[bool, list[str]] = {True: [], False: []}
-    for key in sorted(one.keys() | other.keys()):
+    for key in sorted(old.keys() | new.keys()):
         _, kind, *_, part = key.split("/")
-        found = "missing" if key not in other else "new" if key not in one else "differ"
-        if one.get(key) == other.get(key):
+        found = "missing" if key not in new else "new" if key not in old else "differ"
+        if old.get(key) == new.get(key):
             found = "equal"
         else:
             apart[part in free].append(f"{key} ({found})")
