@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import echo
 
 from supermask.cli.app import StoreOption, app
+from supermask.cli.output import echo
 
 
 @app.command()

@@ -361,6 +361,9 @@ def _installed_folders() -> tuple[Path, ...]:
 
 def _is_installed(path: Path) -> bool:
     resolved = path.resolve()
+    # Folders of other interpreters, of Debian's packages and of `pip install --target` keep these names.
+    if {"site-packages", "dist-packages"} & set(resolved.parts):
+        return True
     return any(resolved.is_relative_to(folder) for folder in _installed_folders())
 
 

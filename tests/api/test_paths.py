@@ -48,6 +48,7 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "figure": [("~/small.yaml", STORE, "--out=~/new/figures")],
     "export": [("RUN", "~/new/run", STORE)],
     "verify": [(STORE,)],
+    "merge": [("~/store", "--store=~/new/merged")],
     "query": [("SELECT 1", STORE)],
     "claims": [(STORE, "scale=digits")],
     "report": [("~/small.yaml", STORE, "--out=~/new/r.html")],

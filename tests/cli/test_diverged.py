@@ -41,7 +41,9 @@ def test_notebook_warns_if_every_run_diverges(tmp_path: Path) -> None:
 def test_reproduce_names_the_studies_without_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = reports._load_plan
     monkeypatch.setattr(
-        reports, "_load_plan", lambda name, overrides: real(name, [*overrides, "train.lr=1e30", "train.optimizer=sgd"])
+        reports,
+        "_load_plan",
+        lambda name, overrides, *rest: real(name, [*overrides, "train.lr=1e30", "train.optimizer=sgd"], *rest),
     )
     options = RunOptions(tmp_path / "store", 1, "reference")
     result = reports.reproduce("digits", ["mask-points"], options, tmp_path / "report.html")

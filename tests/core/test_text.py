@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from decimal import Decimal
 
 import pytest
@@ -73,6 +74,9 @@ def test_csv_and_json_read_back(rows: list[tuple[object, ...]]) -> None:
         for value, cell in zip(row, cells, strict=True):
             if isinstance(value, float):
                 assert float(cell) == value
+            elif isinstance(value, str):
+                text = re.sub("[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", value)
+                assert cell == ("'" + text if text[:1] in ("=", "+", "-", "@") and text else text)
             else:
                 assert cell == ("" if value is None else str(value).lower() if isinstance(value, bool) else str(value))
 
