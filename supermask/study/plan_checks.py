@@ -13,7 +13,7 @@ from supermask.core.types import PrunableTensor
 from supermask.datasets.specs import DATASETS
 from supermask.study.schema import Prune, Study, Treatment
 
-MAX_RUNS = 100_000
+MAX_RUNS = 200_000
 """Runs of a study, counted before shared runs are merged; each takes about 2 kB of memory and a folder in the store."""
 MAX_RUNS_VARIABLE = "SUPERMASK_MAX_RUNS"
 

@@ -186,7 +186,7 @@ def test_tickets_with_missing_or_hostile_facts(tmp_path: Path) -> None:
     for name, facts in (("plain", {}), ("odd", hostile)):
         save_ticket(Ticket(masks, weights, {}, facts=facts), tmp_path / f"{name}.safetensors")
     first, second = load_masks([tmp_path / "plain.safetensors", tmp_path / "odd.safetensors"])
-    assert (first.label, first.subject, first.image_shape) == ("dense", "a network without a name", None)
+    assert (first.label, first.subject, first.image_shape) == ("mask", "a network without a name", None)
     assert first.w_i is None
     assert second.label.isprintable()
     assert len(second.label) < 120

@@ -26,7 +26,7 @@ def test_a_huge_study_is_refused_before_it_is_planned(monkeypatch: pytest.Monkey
     with pytest.raises(UserError) as caught:
         make_plan(study_from_dict(HUGE, name="huge"))
     assert str(caught.value) == (
-        "study 'huge' has up to 20,010,000 runs (2 treatments, 10,000 seeds, 1,000 levels); at most 100,000 are "
+        "study 'huge' has up to 20,010,000 runs (2 treatments, 10,000 seeds, 1,000 levels); at most 200,000 are "
         "planned. Use fewer of them, or set SUPERMASK_MAX_RUNS=20010000, which takes about 40.0 GB of memory."
     )
 
@@ -40,7 +40,7 @@ def test_the_limit_can_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(make_plan(study).runs) == 8
     for value in ("many", "-1", "1e9", " 8"):
         monkeypatch.setenv("SUPERMASK_MAX_RUNS", value)
-        with pytest.raises(UserError, match="not a whole number, such as 100000"):
+        with pytest.raises(UserError, match="not a whole number, such as 200000"):
             make_plan(study)
 
 
