@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,10 @@ from hypothesis import settings
 
 # Read by torch when it is first imported, here and in every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell that starts the tests in the background ignores Ctrl-C for them, and for every command that they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("supermask", deadline=None)
 settings.load_profile("supermask")
