@@ -90,6 +90,9 @@ def test_plan_adds_the_resources_of_a_cluster_to_its_output(tmp_path: Path) -> N
     assert report.estimate.chain_seconds <= store.wall_seconds < report.estimate.core_seconds
     again = call(*arguments, "--cores", 64, "--estimate")
     assert (again.status, again.out) == (status, out)
+    # Nothing but the notice that the data is not there: MNIST is no part of the tests.
+    assert again.err == "" or again.err.startswith("supermask: dataset 'mnist' was not found")
+    assert again.err.count("\n") <= 1
 
 
 def test_estimate_without_cores_uses_the_workers_of_this_machine(
