@@ -22,7 +22,7 @@ from supermask.core.types import InitialState, LearningCurve, NetworkState, Trai
 from supermask.networks.sequential import prunable_tensors
 from supermask.store import Store
 from supermask.store.records import encode_result
-from supermask.store.replay import StateReplayer, build_step, run_architecture
+from supermask.store.replay import StateReplayer, run_architecture
 from supermask.study import study_from_dict
 from supermask.study.plan import make_plan
 from supermask.study.run import Run
@@ -80,9 +80,8 @@ def process_run(run: Run, store: Store, replayer: StateReplayer, measure: Callab
     start = measure("initial state: score, keep the highest, set", lambda: replayer.initial_state(run))
     result = synthetic_result(start)
     parent = None if run.parent is None else replayer.parent_run(run.parent)
-    step = None if run.step is None else build_step(run.step)
     prunable = prunable_tensors(run_architecture(run))
-    certificate = measure("certificate", lambda: certify(prunable, start, result, parent, step))
+    certificate = measure("certificate", lambda: certify(prunable, start, result, parent, run.step))
     if not certificate.passed:
         raise SystemExit(f"the certificate does not hold: {certificate.checks}")
     facts = {"seconds": 0.0, "engine": "none", "environment": {}, "data": {"fingerprint": "", "note": ""}}

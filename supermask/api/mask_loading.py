@@ -94,7 +94,7 @@ def mask_from_run(store: Store, replayer: StateReplayer, run_id: str, weights: b
         network=run.network,
         dataset=run.dataset,
         image_shape=DATASETS[run.dataset].image_shape,
-        criterion="supermask" if run.learning else step.criterion if step else None,
+        criterion="supermask" if run.learning else step.criterion_name if step else None,
         level=run.level,
         seed=run.seed,
         details={**details, "network": run.network, "dataset": run.dataset},

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS, rescale_factor
-from supermask.core.criteria import Criterion
+from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS, USES_W_FINAL, rescale_factor
+from supermask.core.criteria import ALL_CRITERIA, NEEDS_GRADIENT, Criterion
 from supermask.core.masks import keep_top, remaining_after
 from supermask.core.rng import Stream, Streams
 from supermask.core.types import InitialState, Layer, Masks, NetworkState, PrunableTensor, Snapshot, Weights
@@ -32,7 +32,9 @@ Scope = Literal["layer", "global", "threshold"]
 class PruneStep:
     """One pruning round of a treatment: mask criterion, mask-1 action, mask-0 action, and how much to prune."""
 
-    criterion: Criterion
+    criterion: str | Criterion
+    """A name in `ALL_CRITERIA`, the import path of a user's criterion, or a function. Only a step without functions is
+    plain data, and only one without import paths can score weights."""
     mask1: str
     mask0: str
     rates: Mapping[str, float]
@@ -45,13 +47,37 @@ class PruneStep:
     w_final: Snapshot = "end"
     rewind_to: Snapshot = "start"
     rescaled: bool = False
+    criterion_source: str | None = None
+    """Hash of the source code of a user's criterion; None for a built-in one and for a function."""
     rescaled_before: bool = True
     """True if the previous level was rescaled too, so that its weights contain the factor already."""
 
     @property
-    def points(self) -> set[Snapshot]:
-        """Snapshots of the parent's trajectory that this step reads."""
-        return {self.w_init, self.w_final, self.rewind_to}
+    def criterion_name(self) -> str:
+        """Name in `ALL_CRITERIA`, import path, or the function's own name."""
+        return self.criterion if isinstance(self.criterion, str) else getattr(self.criterion, "__name__", "function")
+
+    @property
+    def initial_state_snapshots(self) -> frozenset[Snapshot]:
+        """Snapshots of the parent that the child's initial state is computed from, once its masks are known."""
+        w_final = {self.w_final} if self.mask0 in USES_W_FINAL else set()
+        return frozenset({self.w_init, self.rewind_to} | w_final) - {"start"}
+
+    @property
+    def required_snapshots(self) -> frozenset[Snapshot]:
+        """Snapshots of the parent needed to score its weights and to compute the child's initial state."""
+        scoring: set[Snapshot] = {"gradient"} if self.criterion in NEEDS_GRADIENT else set()
+        # The logits of a learned mask are part of the parent's last snapshot.
+        scoring |= {"end"} if self.criterion == "learned" else set()
+        return self.initial_state_snapshots | ({self.w_final} - {"start"}) | scoring
+
+    def to_data(self) -> dict[str, Any]:
+        """Return a JSON-serializable dict. Fields added later are omitted at their default, so existing ids stay."""
+        assert isinstance(self.criterion, str), "a step with a function is not plain data"
+        data = {**vars(self), "rates": dict(self.rates)}
+        if self.rescaled_before:
+            del data["rescaled_before"]
+        return data
 
 
 @dataclass(frozen=True)
@@ -107,9 +133,8 @@ def compute_scores(parent: ParentRun, step: PruneStep, rng: Streams) -> Weights:
 
     Raises ValueError if the criterion does not return one number per weight. Source: Zhou et al. 2019, Sec. 2.
     """
-    return {
-        name: _score(step.criterion, layer, rng("score", name), name) for name, layer in parent.layers(step).items()
-    }
+    criterion = ALL_CRITERIA[step.criterion] if isinstance(step.criterion, str) else step.criterion
+    return {name: _score(criterion, layer, rng("score", name), name) for name, layer in parent.layers(step).items()}
 
 
 def apply_masks(masks: Masks, parent: ParentRun, step: PruneStep, rng: Streams) -> InitialState:

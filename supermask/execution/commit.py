@@ -14,7 +14,7 @@ from supermask.networks.sequential import initial_state, prunable_tensors
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts, content_hash
 from supermask.store.records import decode_logits, encode_result, encode_snapshot, snapshot_name, weights_to_store
-from supermask.store.replay import StateReplayer, build_step, run_architecture
+from supermask.store.replay import StateReplayer, run_architecture
 from supermask.study.run import Run
 
 
@@ -70,8 +70,7 @@ class RunCommitter:
             dense, tests = initial_state(layers, run.seed), len(images.test_labels)
             return certify_learned_mask(prunable, dense, start, outcome, run.learning, tests)
         parent = None if run.parent is None else self.replayer.parent_run(run.parent)
-        step = None if run.step is None else build_step(run.step)
-        return certify(prunable, start, outcome, parent, step, run.recipe.weight_decay)
+        return certify(prunable, start, outcome, parent, run.step, run.recipe.weight_decay)
 
     def _commit_snapshots(self, run: Run, start: InitialState, outcome: TrainingResult) -> None:
         if run.learning is not None:

@@ -23,7 +23,7 @@ from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
 from supermask.store.files.disk import translate_os_errors
-from supermask.store.replay import load_criterion, run_architecture
+from supermask.store.replay import load_step, run_architecture
 from supermask.study.plan import Plan, RunGraph, merge_plans
 from supermask.study.run import Run
 
@@ -102,7 +102,7 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
             _check_dataset_unchanged(scheduler, images)
         for run in graph.runs.values():
             if run.step is not None and scheduler.status.get(run.id) != "finished":
-                load_criterion(run.step)  # Imports a user's criterion: raises UserError here rather than per worker.
+                load_step(run.step)  # Imports a user's criterion: raises UserError here rather than per worker.
         config = replace(config, stack=_choose_stack_size(options, graph))
     cluster = options.cluster if scheduler.tasks_left else None
     uses_gpu = cluster is None and config.stack != 1 and options.device != "cpu"

@@ -33,7 +33,7 @@ from supermask.store.records import (
     zero_weights,
 )
 from supermask.study import resolve_criterion
-from supermask.study.run import PruneStepSpec, Run
+from supermask.study.run import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,31 +65,14 @@ def run_architecture(run: Run) -> Architecture:
     return architecture(run.network, dataset.image_shape, dataset.classes)
 
 
-def load_criterion(spec: PruneStepSpec) -> Criterion:
-    """Return the mask criterion of a step.
+def load_step(step: PruneStep) -> PruneStep:
+    """Return a step that can score weights: the import path of a user's criterion is replaced by its function.
 
     Raises UserError if a user's criterion cannot be imported, or if its file was changed after the plan was made.
     """
-    if spec.criterion in ALL_CRITERIA:
-        return ALL_CRITERIA[spec.criterion]
-    return _load_user_criterion(spec.criterion, spec.criterion_source)
-
-
-def build_step(spec: PruneStepSpec, criterion: Criterion | None = None) -> PruneStep:
-    """Return a step with functions instead of names; `criterion` is needed if it is a user's own and has to score."""
-    return PruneStep(
-        criterion=criterion or ALL_CRITERIA.get(spec.criterion, _unavailable_criterion),
-        mask1=spec.mask1,
-        mask0=spec.mask0,
-        rates=spec.rates,
-        scope=spec.scope,
-        levels=spec.levels,
-        w_init=spec.w_init,
-        w_final=spec.w_final,
-        rewind_to=spec.rewind_to,
-        rescaled=spec.rescaled,
-        rescaled_before=spec.rescaled_before,
-    )
+    if not isinstance(step.criterion, str) or step.criterion in ALL_CRITERIA:
+        return step
+    return replace(step, criterion=_load_user_criterion(step.criterion, step.criterion_source))
 
 
 def step_streams(run: Run) -> Streams:
@@ -182,15 +165,13 @@ class StateReplayer:
     def initial_state(self, run: Run) -> InitialState:
         """Return the initial state of a run to be trained: score the parent's weights, prune and reset.
 
-        Raises as `parent_run` and `load_criterion` do, and UserError or ValueError if the criterion fails.
+        Raises as `parent_run` and `load_step` do, and UserError or ValueError if the criterion fails.
         """
         if run.learning is not None:
             return self._mask_learning_start(run, run.learning)
         if run.parent is None or run.step is None:
             return initial_state(run_architecture(run), run.seed)
-        return prune_and_reset(
-            self.parent_run(run.parent), build_step(run.step, load_criterion(run.step)), step_streams(run)
-        )
+        return prune_and_reset(self.parent_run(run.parent), load_step(run.step), step_streams(run))
 
     def _mask_learning_start(self, run: Run, learning: MaskLearning) -> InitialState:
         if run.step is not None and run.step.criterion not in ALL_CRITERIA and not self._import_user_code:
@@ -198,7 +179,7 @@ class StateReplayer:
                 f"its initial logits come from criterion {run.step.criterion!r}, which is not imported here."
             )
         parent = None if run.parent is None else self.parent_run(run.parent)
-        step = None if run.step is None else build_step(run.step, load_criterion(run.step))
+        step = None if run.step is None else load_step(run.step)
         return initial_mask_state(
             learning,
             prunable_tensors(run_architecture(run)),
@@ -219,7 +200,7 @@ class StateReplayer:
             start = initial_state(run_architecture(run), run.seed)
         else:
             parent = self._parents[run.parent]
-            step = build_step(run.step)
+            step = run.step
             if run.step.w_final not in run.step.initial_state_snapshots:
                 # Only the criterion read w_final. The masks are stored, so the snapshot may have been dropped.
                 step = replace(step, w_final="start")
@@ -244,10 +225,6 @@ class StateReplayer:
 
 def _layer_mask_scores(learning: MaskLearning, logits: Weights) -> Weights:
     return {name: mask_scores(learning, m) for name, m in logits.items()}
-
-
-def _unavailable_criterion(layer: Layer, rng: Stream) -> Tensor:
-    raise AssertionError("a user's criterion comes from load_criterion")
 
 
 @lru_cache

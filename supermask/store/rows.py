@@ -240,10 +240,11 @@ def _row(run: Run, facts: RunFacts | None) -> Row:
             "graded": learning.graded,
         }
         # A mask that is learned uses only the criterion of its step: for the initial logits.
-        return row | ({"criterion": step.criterion} if step else {}) | ({} if facts is None else _result_columns(facts))
+        row |= {"criterion": step.criterion_name} if step else {}
+        return row if facts is None else row | _result_columns(facts)
     if step is not None:
         row |= {
-            "criterion": step.criterion,
+            "criterion": step.criterion_name,
             "mask1": step.mask1,
             "mask0": step.mask0,
             "rescaled": step.rescaled,

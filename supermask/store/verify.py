@@ -33,7 +33,6 @@ from supermask.store.replay import (
     SnapshotMissing,
     StateReplayer,
     UserCriterionNotLoaded,
-    build_step,
     run_architecture,
     step_streams,
 )
@@ -223,7 +222,6 @@ def _verify_entry(
         return VerificationResult(
             run_id, "partly", "its initial state and masks are right; its parent's weights were dropped"
         )
-    step = None if run.step is None else build_step(run.step)
     # Frozen weights are not stored: `decode_state` takes them from the start, so "frozen" holds by construction here.
     end = (
         decode_state(entry.tensors | entry.weights, start)
@@ -232,7 +230,7 @@ def _verify_entry(
     )
     outcome = TrainingResult("finished", end, {}, LearningCurve(), {})
     prunable = prunable_tensors(run_architecture(run))
-    certificate = certify(prunable, start, outcome, parent, step, weight_decay=run.recipe.weight_decay)
+    certificate = certify(prunable, start, outcome, parent, run.step, weight_decay=run.recipe.weight_decay)
     if certificate.passed:
         return VerificationResult(run_id, "held")
     return VerificationResult(run_id, "failed", _format_failures(certificate.checks), _culprits(store, facts))
@@ -303,7 +301,7 @@ def _mask_mismatches(run: Run, start: InitialState, parent: ParentRun | None) ->
     ):
         return {}
     # Exact: scores come from stored bits, and ties are broken by the run's own random stream.
-    masks = compute_masks(parent, build_step(step), step_streams(run))
+    masks = compute_masks(parent, step, step_streams(run))
     return {"not the criterion's mask": [name for name in masks if not masks[name].equal(start.masks[name])]}
 
 

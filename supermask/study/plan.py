@@ -13,13 +13,14 @@ from typing import Any
 
 from supermask.core.errors import UserError
 from supermask.core.learned_masks import MaskLearning
+from supermask.core.pruning import PruneStep
 from supermask.core.recipe import UNTRAINED, Recipe, epochs_to_iterations
 from supermask.core.types import PrunableTensor, Snapshot
 from supermask.datasets.specs import DATASETS
 from supermask.networks.sequential import Architecture, architecture, canonical_name, prunable_tensors
 from supermask.study import Study, Supermask, Train, Treatment
 from supermask.study.plan_checks import check_no_empty_layer, check_size, layer_rates
-from supermask.study.run import PruneStepSpec, Run
+from supermask.study.run import Run
 from supermask.study.user_code import UserModuleNotFound, code_sha256
 
 
@@ -182,7 +183,7 @@ class _PlannedRun:
 
     level: int
     recipe: Recipe
-    step: PruneStepSpec | None
+    step: PruneStep | None
     parent_index: int | None
     """Index of its parent among the treatment's runs, where 0 is the dense run; None for a run without parent."""
     learning: MaskLearning | None = None
@@ -226,7 +227,7 @@ def _supermask_runs(context: _Context, treatment: Treatment, supermask: Supermas
     planned_runs = [_PlannedRun(1, resolve_recipe(train, context.images), initial_step, parent_index, learning)]
     levels = treatment.num_levels(study.prune)
     level_recipe = _retraining_recipe(context.recipe, treatment) if treatment.trained else UNTRAINED
-    apply_mask = PruneStepSpec("learned", treatment.mask1, treatment.mask0, "threshold", {}, 1)
+    apply_mask = PruneStep("learned", treatment.mask1, treatment.mask0, {}, "threshold")
     # A signed mask inverts weights; they are inverted in its last snapshot only.
     point: Snapshot = "end" if supermask.method == "signed" else "start"
     apply_mask = replace(apply_mask, w_init=point, rewind_to=point, rescaled=treatment.rescaled)
@@ -264,7 +265,7 @@ def _retraining_recipe(recipe: Recipe, treatment: Treatment) -> Recipe:
     return recipe.at_final_learning_rate() if is_fine_tuned else recipe
 
 
-def _steps(context: _Context, treatment: Treatment, levels: int | None = None) -> Iterator[PruneStepSpec]:
+def _steps(context: _Context, treatment: Treatment, levels: int | None = None) -> Iterator[PruneStep]:
     """Yield one step per level."""
     study, tensors = context.study, context.tensors
     levels = treatment.num_levels(study.prune) if levels is None else levels
@@ -275,7 +276,7 @@ def _steps(context: _Context, treatment: Treatment, levels: int | None = None) -
     for level in range(1, levels + 1):
         # After late rewinding to iteration k, every later level of a chain begins at iteration k.
         first_iteration = rewind_iteration if level > 1 and treatment.schedule == "iterative" else 0
-        yield PruneStepSpec(
+        yield PruneStep(
             criterion=treatment.criterion,
             mask1=treatment.mask1,
             mask0=treatment.mask0,

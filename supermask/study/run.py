@@ -8,56 +8,13 @@ from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
-from supermask.core.actions import USES_W_FINAL
-from supermask.core.criteria import NEEDS_GRADIENT
 from supermask.core.learned_masks import MaskLearning
-from supermask.core.pruning import Scope
+from supermask.core.pruning import PruneStep
 from supermask.core.recipe import Recipe
 from supermask.core.types import Snapshot
 
 NUMERICS_VERSION = 1
 """Increased when a change to the program changes numbers, so that new runs get other ids than old ones."""
-
-
-@dataclass(frozen=True)
-class PruneStepSpec:
-    """`pruning.PruneStep` as plain data: names instead of functions."""
-
-    criterion: str
-    mask1: str
-    mask0: str
-    scope: Scope
-    rates: Mapping[str, float]
-    levels: int
-    w_init: Snapshot = "start"
-    w_final: Snapshot = "end"
-    rewind_to: Snapshot = "start"
-    rescaled: bool = False
-    criterion_source: str | None = None
-    """`user_code.code_sha256` of a user's criterion; None for a built-in one."""
-    rescaled_before: bool = True
-    """False if this step rescales but the level before did not; its weights then carry no factor yet."""
-
-    @property
-    def initial_state_snapshots(self) -> frozenset[Snapshot]:
-        """Snapshots of the parent that the child's initial state is computed from, once its masks are known."""
-        w_final = {self.w_final} if self.mask0 in USES_W_FINAL else set()
-        return frozenset({self.w_init, self.rewind_to} | w_final) - {"start"}
-
-    @property
-    def required_snapshots(self) -> frozenset[Snapshot]:
-        """Snapshots of the parent needed to score its weights and to compute the child's initial state."""
-        scoring: set[Snapshot] = {"gradient"} if self.criterion in NEEDS_GRADIENT else set()
-        # The logits of a learned mask are part of the parent's last snapshot.
-        scoring |= {"end"} if self.criterion == "learned" else set()
-        return self.initial_state_snapshots | ({self.w_final} - {"start"}) | scoring
-
-    def to_data(self) -> dict[str, Any]:
-        """Return a JSON-serializable dict. Fields added later are omitted at their default, so existing ids stay."""
-        data = {**vars(self), "rates": dict(self.rates)}
-        if self.rescaled_before:
-            del data["rescaled_before"]
-        return data
 
 
 @dataclass(frozen=True)
@@ -76,7 +33,7 @@ class Run:
     recipe: Recipe
     parent: str | None = None
     """Id of the run that this one is pruned from; None for a dense run and for a mask learned from scratch."""
-    step: PruneStepSpec | None = None
+    step: PruneStep | None = None
     learning: MaskLearning | None = None
     """Settings of a run that learns a mask over fixed weights; None for other runs."""
     data_fingerprint: str | None = None
@@ -135,7 +92,7 @@ class Run:
             data["level"],
             Recipe.from_data(data["recipe"]),
             data["parent"],
-            None if step is None else PruneStepSpec(**step),
+            None if step is None else PruneStep(**step),
             None if learning is None else MaskLearning.from_data(learning),
             data.get("data_fingerprint"),
             planned_with=data.get("numerics", 1),

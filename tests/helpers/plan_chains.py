@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from supermask.core.pruning import PruneStep
 from supermask.study.plan import Plan
-from supermask.study.run import PruneStepSpec, Run
+from supermask.study.run import Run
 
 
 def chain(plan: Plan, treatment: str, seed: int = 0) -> list[Run]:
@@ -13,6 +14,6 @@ def chain(plan: Plan, treatment: str, seed: int = 0) -> list[Run]:
     return [plan.runs[m.run_id] for m in members]
 
 
-def steps(plan: Plan, treatment: str) -> list[PruneStepSpec]:
+def steps(plan: Plan, treatment: str) -> list[PruneStep]:
     """Return a treatment's prune steps, from level 1 on."""
     return [run.step for run in chain(plan, treatment) if run.step is not None]

@@ -18,8 +18,8 @@ from helpers.small_studies import carry_out, same_start, same_state, small_plan
 
 from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.core.certificate import Certificate
-from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError
+from supermask.core.pruning import compute_masks
 from supermask.core.types import InitialState, LearningCurve, NetworkState, PrunableTensor, Snapshot, TrainingResult
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.execution.worker import PreparedTask, Worker
@@ -35,7 +35,7 @@ from supermask.store.records import (
     encode_snapshot,
     snapshot_name,
 )
-from supermask.store.replay import SnapshotMissing, StateReplayer, StoredSnapshots, build_step, load_criterion
+from supermask.store.replay import SnapshotMissing, StateReplayer, StoredSnapshots, load_step, step_streams
 from supermask.study.plan import Plan
 from supermask.study.run import Run
 
@@ -477,14 +477,13 @@ def test_a_stored_run_is_replayed_without_its_user_criterion(folder: Path, monke
     plan = small_plan({"criterion": name})
     store = carry_out(plan, folder / "store").schedule.store
     path.unlink()
-    assert StateReplayer(store).parent_run(last_run(plan).id)
-    step = last_run(plan).step
+    parent, step = StateReplayer(store).parent_run(last_run(plan).id), last_run(plan).step
     assert step is not None
-    with pytest.raises(AssertionError):
-        build_step(step).criterion(None, None)  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match=name):
+        compute_masks(parent, step, step_streams(last_run(plan)))
 
 
 def test_builtin_criteria_need_no_file() -> None:
     step = last_run(small_plan({"criterion": "movement"})).step
     assert step is not None
-    assert load_criterion(step) is build_step(step).criterion is CRITERIA["movement"]
+    assert load_step(step) is step and step.criterion == "movement"

@@ -23,8 +23,7 @@ from supermask.store.records import state_hash
 from supermask.store.replay import (
     StateReplayer,
     _load_user_criterion,
-    build_step,
-    load_criterion,
+    load_step,
     run_architecture,
     step_streams,
 )
@@ -81,7 +80,7 @@ def test_an_initial_state_is_replayed(pristine: Done, treatment: str) -> None:
     parent = step = None
     if run.parent is not None and run.step is not None:
         parent = StateReplayer(Store(pristine.store)).parent_run(run.parent)
-        step = build_step(run.step, load_criterion(run.step))
+        step = load_step(run.step)
     wanted = initial_mask_state(
         run.learning,
         prunable_tensors(run_architecture(run)),

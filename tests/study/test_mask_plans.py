@@ -12,11 +12,12 @@ from helpers.small_studies import small_plan
 
 from supermask.core.errors import UserError
 from supermask.core.learned_masks import MaskLearning
+from supermask.core.pruning import PruneStep
 from supermask.core.recipe import UNTRAINED, Recipe
 from supermask.store import Store
 from supermask.store.rows import plan_rows
 from supermask.study.plan import Plan
-from supermask.study.run import PruneStepSpec, Run
+from supermask.study.run import Run
 
 LEARN = {"lr": 5, "batch_size": 50, "epochs": 1, "evaluate_every": 10, "samples": 2, "hardened_at": [0.5]}
 RECIPE = Recipe("sgd", 5.0, 50, 25, 10, momentum=0.9, drop_factor=1.0)
@@ -129,7 +130,7 @@ def test_levels_after_a_learned_mask() -> None:
     plan = mask_plan({"name": "a", "supermask": {}, "levels": 3, "criterion": "movement"}, levels=9)
     dense, learned, taken, second, third = (runs_by_level(plan, "a")[n] for n in range(5))
     assert [run.parent for run in (learned, taken, second, third)] == [None, learned.id, taken.id, second.id]
-    assert taken.step == PruneStepSpec("learned", "rewind", "zero", "threshold", {}, 1)
+    assert taken.step == PruneStep("learned", "rewind", "zero", {}, "threshold")
     assert {run.recipe for run in (taken, second, third)} == {dense.recipe}
     assert [run.step.criterion for run in (second, third) if run.step] == ["movement"] * 2
     assert [run.step.scope for run in (second, third) if run.step] == ["layer"] * 2

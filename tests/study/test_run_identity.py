@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from supermask.core.learned_masks import MaskLearning
+from supermask.core.pruning import PruneStep
 from supermask.core.recipe import Recipe
 from supermask.core.types import Snapshot
-from supermask.study.run import NUMERICS_VERSION, PruneStepSpec, Run
+from supermask.study.run import NUMERICS_VERSION, Run
 
 RECIPE = Recipe("adam", 1.2e-3, 60, 50_417, 100, drop_factor=1.0)
-STEP = PruneStepSpec("large_final", "rewind", "zero", "layer", {"conv": 0.1, "hidden": 0.2, "output": 0.1}, 1)
+STEP = PruneStep("large_final", "rewind", "zero", {"conv": 0.1, "hidden": 0.2, "output": 0.1})
 DENSE = Run("fc-300-100", "mnist", 0, 0, RECIPE)
 LEVEL_1 = Run("fc-300-100", "mnist", 0, 1, RECIPE, DENSE.id, STEP)
 
@@ -40,12 +41,12 @@ OTHER: dict[type, dict[str, Any]] = {
         "learning": MaskLearning(),
         "data_fingerprint": "0" * 64,
     },
-    PruneStepSpec: {
+    PruneStep: {
         "criterion": "movement",
         "mask1": "reinit",
         "mask0": "freeze_init",
-        "scope": "global",
         "rates": {"conv": 0.1, "hidden": 0.21, "output": 0.1},
+        "scope": "global",
         "levels": 2,
         "w_init": 100,
         "w_final": "lowest_validation_loss",
@@ -79,7 +80,7 @@ def test_each_field_that_matters_changes_the_id(kind: type, name: str) -> None:
     change = {name: OTHER[kind][name]}
     if kind is Run:
         changed = replace(LEVEL_1, **change)
-    elif kind is PruneStepSpec:
+    elif kind is PruneStep:
         changed = replace(LEVEL_1, step=replace(STEP, **change))
     else:
         changed = replace(LEVEL_1, recipe=replace(RECIPE, **change))
@@ -89,7 +90,7 @@ def test_each_field_that_matters_changes_the_id(kind: type, name: str) -> None:
 
 def test_all_those_ids_differ_from_each_other() -> None:
     ids = {replace(LEVEL_1, **{name: value}).id for name, value in OTHER[Run].items()}
-    ids |= {replace(LEVEL_1, step=replace(STEP, **{n: v})).id for n, v in OTHER[PruneStepSpec].items()}
+    ids |= {replace(LEVEL_1, step=replace(STEP, **{n: v})).id for n, v in OTHER[PruneStep].items()}
     ids |= {replace(LEVEL_1, recipe=replace(RECIPE, **{n: v})).id for n, v in OTHER[Recipe].items()}
     assert len(ids) == sum(map(len, OTHER.values())) - 1  # the step with reinit occurs twice
 
