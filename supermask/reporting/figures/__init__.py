@@ -6,6 +6,7 @@ Importing this package loads neither torch nor matplotlib.
 from supermask.analysis.summary import Summary, summarize
 from supermask.core.text import slugify
 from supermask.reporting.figures.accuracy import ACCURACY, EARLY_STOP, accuracy_figure, convergence_figure
+from supermask.reporting.figures.beside import comparison_figure
 from supermask.reporting.figures.differences import compute_differences, difference_figure
 from supermask.reporting.figures.learned import has_learned_masks, supermask_figure
 from supermask.reporting.figures.learning_curves import learning_curves_figure
@@ -28,6 +29,7 @@ __all__ = [
     "RenderedFigure",
     "Summary",
     "accuracy_figure",
+    "comparison_figure",
     "compute_differences",
     "compute_overview",
     "compute_ranking",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from supermask.analysis.comparisons import ResultComparison, published_rows
 from supermask.analysis.summary import Summary, data_rows, summarize
 from supermask.core.errors import sanitize
 from supermask.core.text import Row
 from supermask.datasets.specs import DATASETS
 from supermask.reporting.figures import has_learned_masks, is_heuristic
 from supermask.reporting.figures.accuracy import ACCURACY
+from supermask.reporting.figures.beside import comparison_caption
 from supermask.reporting.figures.caption import data_notes, excluded_note, format_seeds, join_sentences, summary_caption
 from supermask.reporting.figures.catalog import TrainedSummaries, summarize_trained
 from supermask.reporting.figures.learned import supermask_caption, supermask_results, supermask_rows
@@ -22,7 +24,9 @@ from supermask.reporting.figures.untrained import heuristic_caption, heuristic_p
 from supermask.reporting.html.provenance import FlaggedRun, count_blocked, diverged_runs
 from supermask.reporting.html.tables import (
     Table,
+    comparison_table,
     learned_masks_table,
+    published_table,
     runs_table,
     summary_table,
     table_one,
@@ -35,6 +39,7 @@ from supermask.reporting.plotly.accuracy import (
     overview_plot,
     ranking_plot,
 )
+from supermask.reporting.plotly.beside import comparison_plot
 from supermask.reporting.plotly.masks import learned_masks_plot, learning_plot, untrained_plot
 from supermask.reporting.status import environment_note
 from supermask.store import Store
@@ -127,6 +132,15 @@ def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store)
     )
 
 
+def with_comparison(section: StudySection, comparison: ResultComparison) -> StudySection:
+    """Return the section with the figure and the table of a comparison with results of others."""
+    title = f"Beside the numbers of {sanitize(comparison.source)}"
+    caption = comparison_caption(comparison)
+    plot = Plot(f"{section.id}-compared", "compared", title, caption, comparison_plot(comparison))
+    table = comparison_table(section.id, section.name, comparison)
+    return replace(section, plots=(*section.plots, plot), tables=(table, *section.tables))
+
+
 def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[list[Plot], list[Table]]:
     """Return figures and the tables of their numbers: supermasks first, then trained levels."""
     study, labels = plan.study, [treatment.label for treatment in plan.study.treatments]
@@ -164,6 +178,8 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[l
         compared = {(row["treatment"], row["level"]): row for row in data_rows(summaries.accuracy)}
         means = [compared.get((row["treatment"], row["level"]), row) for row in means]
     tables.append(summary_table(part_id, study.name, means))
+    if published := published_rows(rows):
+        tables.append(published_table(part_id, study.name, published))
     return plots, tables
 
 
