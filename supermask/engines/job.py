@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,13 @@ from supermask.core.rng import random_stream
 from supermask.core.types import InitialState, LearningCurve, Snapshot
 from supermask.networks.sequential import Architecture
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Array = NDArray[Any]
+
+LossFunction = Callable[["Tensor", "Tensor"], "Tensor"]
+"""(logits `(B, classes)`, labels `(B,)`) -> loss of a mini-batch, a scalar."""
 
 
 class Checkpointer(Protocol):
@@ -62,6 +68,8 @@ class TrainingJob:
     checkpoints: Checkpointer = field(default_factory=NullCheckpointer)
     learning: MaskLearning | None = None
     """Settings of mask learning; None if the weights are trained."""
+    loss: LossFunction | None = None
+    """The function that `recipe.loss` names; None for cross-entropy, and where nothing is trained."""
 
     def __post_init__(self) -> None:
         iterations = range(self.start.first_iteration, self.recipe.iterations + 1)
@@ -77,7 +85,7 @@ def stack_settings(recipe: Recipe, learning: MaskLearning | None) -> tuple[Recip
     initial values of weights and logits do not occur in it.
     """
     constant = Recipe(recipe.optimizer, 0.0, recipe.batch_size, 0, recipe.evaluate_every)
-    data_of_a_step = ("lr", "iterations", "lr_milestones", "drop_factor", "warmup_iterations")
+    data_of_a_step = ("lr", "iterations", "lr_milestones", "drop_factor", "warmup_iterations", "schedule")
     common = replace(recipe, **{name: getattr(constant, name) for name in data_of_a_step})
     if learning is None:
         return common, None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def select_run_engine(run: Run, requested: str, device: str) -> EngineChoice:
     """Return the engine that trains a run on a device. Raises UserError if the requested one cannot."""
-    return select_engine(requested, run_architecture(run), device, run.learning)
+    return select_engine(requested, run_architecture(run), device, run.learning, run.recipe)
 
 
 @dataclass(frozen=True)
