@@ -60,6 +60,9 @@ TEXT_COLUMNS = (
 )
 """Columns of `table --format latex` and `markdown`: all 60 would not fit on a page."""
 
+LAYER_TEXT_COLUMNS = ("treatment", "level", "seed", "layer", "kept", "ties_drawn", "sign_changed", "shrunk")
+"""Columns of `table --layers --format latex` and `markdown`."""
+
 
 @app.command()
 def table(
@@ -70,6 +73,9 @@ def table(
     format: Annotated[
         Literal["csv", "json", "parquet", "latex", "markdown"], typer.Option(help="Output format.")
     ] = "csv",
+    layers: Annotated[
+        bool, typer.Option("--layers", help="One row per run and layer: kept weights, ties, sign changes, shrinkage.")
+    ] = False,
 ) -> None:
     """Write one row per run, with every fact and metric, to standard output.
 
@@ -81,15 +87,19 @@ def table(
     if format == "parquet" and sys.stdout.isatty():
         raise UserError("a Parquet table is binary: send it to a file, as in `supermask table ... > runs.parquet`.")
     plan, rows, damaged = runs.study_rows(study, add_scale(overrides, scale), store)
+    columns, text_columns = tables.COLUMNS, TEXT_COLUMNS
+    if layers:
+        columns, text_columns = tables.LAYER_COLUMNS, LAYER_TEXT_COLUMNS
+        rows = runs.layer_rows(rows, store)
     if format == "parquet":
-        sys.stdout.buffer.write(tables.to_parquet(rows))
+        sys.stdout.buffer.write(tables.to_parquet(rows, columns))
     elif format in ("latex", "markdown"):
         from supermask.reporting.tables import format_latex, format_markdown, table_of_rows
 
         write = format_latex if format == "latex" else format_markdown
-        sys.stdout.write(write(*table_of_rows(rows, TEXT_COLUMNS)))
+        sys.stdout.write(write(*table_of_rows(rows, text_columns)))
     else:
-        sys.stdout.write(tables.to_csv(rows) if format == "csv" else tables.to_json(rows))
+        sys.stdout.write(tables.to_csv(rows, list(columns)) if format == "csv" else tables.to_json(rows, list(columns)))
     print_warnings([*plan.notices, *damaged])
 
 

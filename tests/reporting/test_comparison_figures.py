@@ -422,7 +422,7 @@ def test_a_study_with_the_treatments_of_table_one_has_its_figure(tmp_path: Path)
     assert carry_out(plan, tmp_path).schedule.tasks_left == 0
     rows, _ = plan_rows(plan, store)
     drawn = study_figures(plan, rows, store)
-    trained = ["accuracy", "early-stop", "differences", "overview", "ranking"]
+    trained = ["accuracy", "early-stop", "differences", "overview", "ranking", "weight-changes"]
     assert list(drawn) == ["supermasks", "table-one", "learning", *trained]
     assert {row["n"] for row in drawn["table-one"].data_rows} == {1}
     assert all(each.caption.endswith(".") and each.data_rows for each in drawn.values())

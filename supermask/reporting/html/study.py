@@ -21,6 +21,12 @@ from supermask.reporting.figures.learning_curves import average_curves, curves_c
 from supermask.reporting.figures.ranking import compute_ranking, ranking_caption
 from supermask.reporting.figures.table_one import has_table_one, table_one_caption, table_one_rows
 from supermask.reporting.figures.untrained import heuristic_caption, heuristic_points
+from supermask.reporting.figures.weight_changes import (
+    fact_points,
+    fact_rows,
+    has_weight_changes,
+    weight_changes_caption,
+)
 from supermask.reporting.html.provenance import FlaggedRun, count_blocked, diverged_runs
 from supermask.reporting.html.tables import (
     Table,
@@ -31,6 +37,7 @@ from supermask.reporting.html.tables import (
     summary_table,
     table_one,
     untrained_table,
+    weight_changes_table,
 )
 from supermask.reporting.plotly.accuracy import (
     MAX_TREATMENTS,
@@ -41,6 +48,7 @@ from supermask.reporting.plotly.accuracy import (
 )
 from supermask.reporting.plotly.beside import comparison_plot
 from supermask.reporting.plotly.masks import learned_masks_plot, learning_plot, untrained_plot
+from supermask.reporting.plotly.weight_changes import weight_changes_plot
 from supermask.reporting.status import environment_note
 from supermask.store import Store
 from supermask.store.rows import STATUSES, learning_curve_rows
@@ -178,6 +186,11 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[l
         compared = {(row["treatment"], row["level"]): row for row in data_rows(summaries.accuracy)}
         means = [compared.get((row["treatment"], row["level"]), row) for row in means]
     tables.append(summary_table(part_id, study.name, means))
+    if summaries and has_weight_changes(rows):
+        facts = fact_points(rows, labels)
+        caption = weight_changes_caption(rows, facts)
+        add_plot("weight-changes", "Ties, sign changes and shrinkage", caption, weight_changes_plot(facts))
+        tables.append(weight_changes_table(part_id, study.name, fact_rows(facts)))
     if published := published_rows(rows):
         tables.append(published_table(part_id, study.name, published))
     return plots, tables

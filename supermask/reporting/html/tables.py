@@ -259,6 +259,20 @@ def comparison_table(study_id: str, stem: str, comparison: ResultComparison) -> 
     return _make_table(study_id, "compared", stem, title, shown, comparison.data_rows(), caption)
 
 
+def weight_changes_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
+    """Return the facts of training; `rows` are those of `figures.weight_changes.fact_rows`."""
+    shown = (
+        TableColumn("Fact", "fact"),
+        TableColumn("Treatment", "treatment"),
+        TableColumn("Level", "level", "number"),
+        TableColumn("Remaining, %", "weights_remaining_percent", "number", 2, about="weights remaining"),
+        TableColumn("n", "n", "number", about="seeds"),
+        TableColumn("Mean [95% interval]", "mean", "number", 2, "mean over seeds", MEAN),
+        TableColumn("Unit", "unit"),
+    )
+    return _make_table(study_id, "weight-changes", stem, "Ties, sign changes and shrinkage by level", shown, rows)
+
+
 def untrained_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
     """Return the table of heuristic supermasks; `rows` are those of `figures.untrained.heuristic_points`."""
     shown = (
