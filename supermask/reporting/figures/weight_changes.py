@@ -12,11 +12,11 @@ from supermask.analysis.summary import check_one_experiment
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures.accuracy import MARKER, remaining_weights_axis
-from supermask.reporting.figures.caption import format_seeds, join_sentences
+from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences
 from supermask.reporting.figures.layout import FigurePage, fit_labels, set_legend_labels
 from supermask.reporting.figures.save import RenderedFigure, format_values, mean_columns
 from supermask.reporting.figures.style import DEFAULT_OPTIONS, FigureOptions, assign_styles, style_context
-from supermask.store.tables import treatment_labels
+from supermask.store.tables import DENSE, treatment_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,13 +142,17 @@ def weight_changes_caption(rows: Sequence[Row], points: Sequence[FactPoint]) -> 
     """Return the caption; its last sentence is the finding: the treatment with most ties, and the range of signs."""
     subject = check_one_experiment(rows)
     counts = {point.interval.n for point in points}
+    labels = {DENSE, *(point.treatment for point in points)}
+    shown = [row for row in rows if not row.get("supermask") and labels.intersection(treatment_labels(row))]
+    unfinished = [row for row in shown if row["status"] != "finished"]
     band = "; band: 95% t-interval" if max(counts) > 1 else ""
     return join_sentences(
         [
-            f"Network {subject}: mean over {format_seeds(counts)}{band}. All layers together; `supermask table "
-            "--layers` has each layer.",
+            f"Network {subject}: mean over {format_seeds(counts)}{band}. All layers together; supermask table "
+            "--layers has each layer.",
             "A tie is drawn where weights of equal score are on both sides of the cut. Sign and magnitude: at the end "
             "of a level's training against its start.",
+            describe_excluded(unfinished, labels, len(shown)),
             _takeaway(points),
         ]
     )
@@ -156,7 +160,9 @@ def weight_changes_caption(rows: Sequence[Row], points: Sequence[FactPoint]) -> 
 
 def _takeaway(points: Sequence[FactPoint]) -> str:
     def most(fact: str) -> FactPoint | None:
-        return max((p for p in points if p.fact == fact), key=lambda p: p.interval.mean, default=None)
+        # Where chance draws everything, as under the criterion random, that is no finding.
+        found = (p for p in points if p.fact == fact and (fact != "ties_drawn" or p.interval.mean < 100))
+        return max(found, key=lambda p: p.interval.mean, default=None)
 
     def describe(point: FactPoint) -> str:
         return f"{point.treatment} at {format_percent(point.remaining)}% of the weights"
