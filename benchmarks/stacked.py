@@ -44,6 +44,7 @@ from supermask.engines.stacked.device import autocast_factory
 from supermask.engines.stacked.forward import forward, group_batches
 from supermask.engines.stacked.optimizer import make_optimizer_step, mask_bits
 from supermask.engines.stacked.stack import Stack
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, count_multiplications, initial_state
 
 SHAPES = {"fc": (1, 28, 28), "conv2": (3, 32, 32), "conv4": (3, 32, 32), "conv6": (3, 32, 32)}
@@ -97,7 +98,7 @@ def make_job(network: str, seed: int) -> TrainingJob:
     masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < 0.5) for n, w in start.weights.items()}
     weights = {n: w * masks[n] for n, w in start.weights.items()}
     start = type(start)(weights, masks, start.unmasked)
-    return TrainingJob(layers, start, Recipe("adam", 1.2e-3, BATCH, 10**6, 100), seed)
+    return TrainingJob(sequential_network(layers), start, Recipe("adam", 1.2e-3, BATCH, 10**6, 100), seed)
 
 
 def measure_seconds(function: Callable[[], object], turns: int, device: torch.device) -> list[float]:

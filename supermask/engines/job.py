@@ -14,6 +14,7 @@ from supermask.core.learned_masks import MaskLearning
 from supermask.core.recipe import Recipe
 from supermask.core.rng import random_stream
 from supermask.core.types import InitialState, LearningCurve, Snapshot
+from supermask.networks.network import Network
 from supermask.networks.sequential import Architecture
 
 Array = NDArray[Any]
@@ -53,7 +54,7 @@ class NullCheckpointer:
 class TrainingJob:
     """One training run to perform."""
 
-    layers: Architecture
+    network: Network
     start: InitialState
     recipe: Recipe
     seed: int
@@ -62,6 +63,12 @@ class TrainingJob:
     checkpoints: Checkpointer = field(default_factory=NullCheckpointer)
     learning: MaskLearning | None = None
     """Settings of mask learning; None if the weights are trained."""
+
+    @property
+    def layers(self) -> Architecture:
+        """Layers of one of the paper's networks, for the engines that train these alone."""
+        assert self.network.layers is not None, self.network.name
+        return self.network.layers
 
     def __post_init__(self) -> None:
         iterations = range(self.start.first_iteration, self.recipe.iterations + 1)

@@ -18,7 +18,8 @@ from supermask.core.types import NetworkState, SplitData, TrainingResult, Weight
 from supermask.engines.job import Array, BatchSampler, TrainingJob
 from supermask.engines.precision import matmul_precision
 from supermask.engines.training import OptimizerState, run_training
-from supermask.networks.sequential import build_module
+from supermask.networks.examination import extract_logits
+from supermask.networks.network import shared_names
 
 EVALUATION_PIXELS = {"cpu": 2**18, "cuda": 2**22}
 """Pixels evaluated per forward pass. On a CPU a convolution's activations should stay near its cache: Conv2 takes 1.4
@@ -27,7 +28,7 @@ times as long with 500 images per pass as with 50; FC is as fast from 250 on."""
 
 def train(jobs: Sequence[TrainingJob], data: Sequence[SplitData], device: str = "cpu") -> list[TrainingResult]:
     """Train each job to its result, one after another; `data[i]` is the data of `jobs[i]`."""
-    return [train_module(build_module(job.layers), job, d, device) for job, d in zip(jobs, data, strict=True)]
+    return [train_module(job.network.build(), job, d, device) for job, d in zip(jobs, data, strict=True)]
 
 
 def train_module(module: nn.Module, job: TrainingJob, data: SplitData, device: str = "cpu") -> TrainingResult:
@@ -52,7 +53,7 @@ def gradient(job: TrainingJob, data: SplitData, state: NetworkState, iteration: 
     """
     cpu = torch.device("cpu")
     with _preserve_rng_state(_default_generator(cpu)), flush_denormals():
-        trainer = _ModuleTrainer(build_module(job.layers), job, data, cpu)
+        trainer = _ModuleTrainer(job.network.build(), job, data, cpu)
         trainer.load(state)
         return trainer.gradient(iteration)
 
@@ -71,6 +72,8 @@ class _ModuleTrainer:
         self.generator = _default_generator(device)
         self.module_seed = int(random_stream(job.seed, "module").integers(2**31))
         """Added to the iteration, the seed of the module's own draws (dropout)."""
+        self.aliases = shared_names(module)
+        """Further names of tensors that several modules share; a state has each tensor once."""
         self.named_parameters = dict(module.named_parameters())
         self.parameters = list(self.named_parameters.values())
         self.masked_parameters = [
@@ -79,7 +82,7 @@ class _ModuleTrainer:
         self.optimizer = _optimizer(self.parameters, job)
 
     def load(self, state: NetworkState) -> None:
-        module_tensors = self.module.state_dict()
+        module_tensors = {n: t for n, t in self.module.state_dict().items() if n not in self.aliases}
         tensors = {**state.weights, **state.unmasked}
         assert module_tensors.keys() == tensors.keys(), module_tensors.keys() ^ tensors.keys()
         with torch.no_grad():
@@ -87,7 +90,8 @@ class _ModuleTrainer:
                 module_tensors[name].copy_(tensor)
 
     def state(self) -> NetworkState:
-        tensors = {n: t.to("cpu", copy=True) for n, t in self.module.state_dict().items()}
+        module_tensors = self.module.state_dict()
+        tensors = {n: t.to("cpu", copy=True) for n, t in module_tensors.items() if n not in self.aliases}
         masks = self.start.masks
         weights = {n: t for n, t in tensors.items() if n in masks}
         return NetworkState(weights, {n: t for n, t in tensors.items() if n not in masks})
@@ -108,7 +112,7 @@ class _ModuleTrainer:
         """Set the gradients of one mini-batch; return its mean loss, on the device."""
         self.generator.manual_seed(self.module_seed + iteration)
         batch = torch.from_numpy(self.sampler.batch(iteration)).to(self.device)
-        logits = self.module(self._scale(self.images.index_select(0, batch)))
+        logits = extract_logits(self.module(self._scale(self.images.index_select(0, batch))))
         loss = cross_entropy(logits, self.labels.index_select(0, batch))
         for parameter in self.parameters:
             parameter.grad = None
@@ -143,7 +147,9 @@ class _ModuleTrainer:
             self.device_cache[id(a)] if id(a) in self.device_cache else on_device(a, self.device)
             for a in (images, labels)
         )
-        loss_and_accuracy = evaluate_batches(lambda chunk: self.module(self._scale(chunk)), pixels, targets)
+        loss_and_accuracy = evaluate_batches(
+            lambda chunk: extract_logits(self.module(self._scale(chunk))), pixels, targets
+        )
         self.module.train()
         return loss_and_accuracy
 
