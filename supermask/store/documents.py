@@ -18,7 +18,7 @@ from supermask.core.errors import UserError, quote
 from supermask.core.recipe import Recipe
 from supermask.core.types import InitialState
 from supermask.datasets.specs import DATASETS
-from supermask.networks.sequential import architecture, prunable_tensors
+from supermask.networks.registry import named_network
 from supermask.store.files.entry import CorruptEntry, Kind, RunFacts, Tensors
 from supermask.study.run import Run
 
@@ -304,12 +304,11 @@ def _unknown_network(network: str, dataset: str) -> str:
     if dataset not in DATASETS:
         return f"this version knows no data set {quote(dataset)}"
     try:
-        layers = architecture(network, DATASETS[dataset].image_shape, DATASETS[dataset].classes)
+        size = named_network(network, DATASETS[dataset].image_shape, DATASETS[dataset].classes).size
     except (UserError, ValueError, KeyError, IndexError) as error:
         return f"this version knows no network {quote(network)} for {dataset} ({error})"
     # A name may ask for any size; beyond this no machine could have trained it.
-    too_large = sum(tensor.size for tensor in prunable_tensors(layers).values()) > MAX_WEIGHTS
-    return f"network {quote(network)} is too large" if too_large else ""
+    return f"network {quote(network)} is too large" if size > MAX_WEIGHTS else ""
 
 
 MAX_WEIGHTS = 10**10

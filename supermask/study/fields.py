@@ -23,8 +23,7 @@ from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.datasets.specs import DATASETS
-from supermask.networks import sequential
-from supermask.networks.sequential import canonical_name
+from supermask.networks.registry import NETWORK_FORMS, NETWORK_NAMES, canonical_name
 from supermask.study.user_code import (
     UserFunction,
     UserModuleNotFound,
@@ -173,9 +172,7 @@ Label = Annotated[
 _USER_FUNCTION = ", or module:function of your own"
 Network = Annotated[
     str,
-    _choice(
-        "a network", sequential.NETWORK_NAMES, ", or fc with the widths of its hidden layers (fc-300-100)", _is_network
-    ),
+    _choice("a network", NETWORK_NAMES, f", or {NETWORK_FORMS}", _is_network),
 ]
 Dataset = Annotated[str, _choice("a dataset", DATASETS)]
 Criterion = Annotated[

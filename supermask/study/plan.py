@@ -15,9 +15,10 @@ from supermask.core.errors import UserError
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.pruning import PruneStep
 from supermask.core.recipe import UNTRAINED, Recipe, epochs_to_iterations
-from supermask.core.types import PrunableTensor, Snapshot
+from supermask.core.types import Snapshot
 from supermask.datasets.specs import DATASETS
-from supermask.networks.sequential import Architecture, architecture, canonical_name, prunable_tensors
+from supermask.networks.network import Network
+from supermask.networks.registry import named_network
 from supermask.study import Study, Supermask, Train, Treatment
 from supermask.study.plan_checks import check_no_empty_layer, check_size, layer_rates
 from supermask.study.run import Run
@@ -102,7 +103,7 @@ class Plan(RunGraph):
     """The runs of a study, and the role of each in it."""
 
     study: Study
-    layers: Architecture
+    network: Network
     treatment_runs: list[TreatmentRun]
     inputs: PlanInputs = PlanInputs()
     notices: tuple[str, ...] = ()
@@ -138,30 +139,31 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
                 raise UserModuleNotFound(f"study {study.name!r}: criterion {name!r}: {error}") from None
     inputs = replace(inputs, criterion_sources={name: sources[name] for name in study.user_criteria})
     spec = DATASETS[study.dataset]
-    layers = architecture(study.network, spec.image_shape, spec.classes)
-    network = canonical_name(study.network)
+    network = named_network(study.network, spec.image_shape, spec.classes)
     images = spec.training_images - spec.validation_images
     recipe = resolve_recipe(study.train, images)
     study.check_points(recipe.iterations)
-    context = _Context(study, prunable_tensors(layers), recipe, images, inputs.criterion_sources)
+    context = _Context(study, network, recipe, images, inputs.criterion_sources)
     runs: dict[str, Run] = {}
     treatment_runs: list[TreatmentRun] = []
     planned = {t.label: _treatment_runs(context, t) for t in study.treatments}
     data = inputs.data_fingerprint
     for seed in study.seeds:
-        dense = Run(network, study.dataset, seed, 0, recipe, data_fingerprint=data)
+        dense = Run(network.name, study.dataset, seed, 0, recipe, data_fingerprint=data)
         runs[dense.id] = dense
         for label, planned_runs in planned.items():
             treatment_runs.append(TreatmentRun(label, seed, 0, dense.id))
             chain: list[Run] = [dense]
             for item in planned_runs:
                 parent = None if item.parent_index is None else chain[item.parent_index].id
-                run = Run(network, study.dataset, seed, item.level, item.recipe, parent, item.step, item.learning, data)
+                run = Run(
+                    network.name, study.dataset, seed, item.level, item.recipe, parent, item.step, item.learning, data
+                )
                 # Treatments with equal first steps share runs: the id is the same.
                 chain.append(runs.setdefault(run.id, run))
                 if item.reported:
                     treatment_runs.append(TreatmentRun(label, seed, item.level, run.id))
-    return Plan(runs, study, layers, treatment_runs, inputs)
+    return Plan(runs, study, network, treatment_runs, inputs)
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class _Context:
     """Facts of a study that the plans of all its treatments need."""
 
     study: Study
-    tensors: Mapping[str, PrunableTensor]
+    network: Network
     recipe: Recipe
     """Recipe of the dense runs."""
     images: int
@@ -267,10 +269,11 @@ def _retraining_recipe(recipe: Recipe, treatment: Treatment) -> Recipe:
 
 def _steps(context: _Context, treatment: Treatment, levels: int | None = None) -> Iterator[PruneStep]:
     """Yield one step per level."""
-    study, tensors = context.study, context.tensors
+    study, network = context.study, context.network
     levels = treatment.num_levels(study.prune) if levels is None else levels
-    rates = layer_rates(study.prune, treatment.scope, tensors)
-    check_no_empty_layer(study, treatment, tensors, rates, levels)
+    rates = layer_rates(study.prune, treatment.scope, network)
+    if network.tensors:
+        check_no_empty_layer(study, treatment, network.tensors, rates, levels)
     source = context.criterion_sources.get(treatment.criterion)
     rewind_iteration = treatment.rewind_to if isinstance(treatment.rewind_to, int) else 0
     for level in range(1, levels + 1):

@@ -10,8 +10,8 @@ from supermask.core.errors import UserError, quote
 from supermask.core.masks import ALL_TENSORS, count_kept, ranked_groups
 from supermask.core.types import InitialState
 from supermask.datasets import ImageDataset
-from supermask.export.tickets.model import Ticket, get_fact, mask_mismatch, network_layers
-from supermask.networks.sequential import architecture, build_module, prunable_tensors
+from supermask.export.tickets.model import Ticket, get_fact, mask_mismatch, ticket_network
+from supermask.networks.registry import named_network
 from supermask.store.records import state_hash
 
 MAX_LEVELS = 10_000
@@ -86,7 +86,7 @@ def _check_counts(ticket: Ticket) -> Check:
         type(rate) in (int, float) and 0 <= rate <= 1 for rate in rates.values()
     ):
         return Check(promise, "BROKEN", "its level or its prune rates are out of range")
-    prunable = prunable_tensors(network_layers(ticket.network, ticket.dataset))
+    prunable = ticket_network(ticket.network, ticket.dataset).tensors
     counts, sizes = count_kept(ticket.masks), {name: tensor.size for name, tensor in prunable.items()}
     kinds = {name: tensor.kind for name, tensor in prunable.items()}
     scope = get_fact(ticket, str, "run", "step", "scope")
@@ -190,7 +190,7 @@ def _count_correct(ticket: Ticket, images: ImageDataset, device: str) -> int:
     import torch
 
     assert ticket.network is not None
-    module = build_module(architecture(ticket.network, images.facts.image_shape, images.facts.classes))
+    module = named_network(ticket.network, images.facts.image_shape, images.facts.classes).build()
     missing = module.state_dict().keys() - ticket.network_weights().keys()
     if missing:
         raise UserError(f"the ticket has no tensor {quote(min(missing))}, which {ticket.network} needs.")
