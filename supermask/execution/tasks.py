@@ -54,7 +54,7 @@ def stack_key(task: Task) -> tuple[object, ...] | None:
     A replay has the key None and is trained alone, because it has to repeat the run's first training bit for bit.
     """
     run = task.run
-    return None if task.replay else (run.network, run.dataset, run.recipe, run.learning)
+    return None if task.replay else (run.network, run.dataset, run.data_options, run.recipe, run.learning)
 
 
 Chain = Sequence[Task]

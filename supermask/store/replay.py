@@ -19,7 +19,6 @@ from supermask.core.learned_masks import MaskLearning, initial_mask_state, mask_
 from supermask.core.pruning import ParentRun, PruneStep, apply_masks, prune_and_reset
 from supermask.core.rng import Stream, Streams, child_streams
 from supermask.core.types import InitialState, Layer, NetworkState, Snapshot, Weights
-from supermask.datasets.specs import DATASETS
 from supermask.networks.sequential import Architecture, architecture, initial_state, prunable_tensors
 from supermask.store import CorruptEntry, Store
 from supermask.store.files.entry import RunFacts
@@ -61,8 +60,7 @@ class UserCriterionNotLoaded(UserError):
 
 def run_architecture(run: Run) -> Architecture:
     """Return the network of a run as plain data."""
-    dataset = DATASETS[run.dataset]
-    return architecture(run.network, dataset.image_shape, dataset.classes)
+    return architecture(run.network, run.spec.image_shape, run.spec.classes)
 
 
 def load_step(step: PruneStep) -> PruneStep:
