@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,35 @@ def remaining_after(alive: int, prune_rate: float | str, levels: int) -> int:
     for _ in range(levels):
         alive -= prune_count(alive, prune_rate)
     return alive
+
+
+@dataclass(frozen=True)
+class RankedGroup:
+    """Weights that are ranked together: those of one tensor, or of all tensors under global scope."""
+
+    alive: int
+    prune_rate: float
+
+    def remaining(self, levels: int) -> int:
+        """Number of weights left after `levels` levels."""
+        return remaining_after(self.alive, self.prune_rate, levels)
+
+
+ALL_TENSORS = "all"
+"""Name of the only group under global scope."""
+
+
+def ranked_groups(
+    alive: Mapping[str, int], kinds: Mapping[str, str], scope: str, rates: Mapping[str, float]
+) -> dict[str, RankedGroup]:
+    """Return the groups of weights that are ranked together, by tensor name, or one called `ALL_TENSORS`.
+
+    `alive` is the number of weights by tensor, `kinds` its kind, which selects its rate. The only place where a prune
+    rate is assigned to weights, except for the certificate, which assigns it independently.
+    """
+    if scope == "global":
+        return {ALL_TENSORS: RankedGroup(sum(alive.values()), rates["global"])}
+    return {name: RankedGroup(count, rates[kinds[name]]) for name, count in alive.items()}
 
 
 def keep_top(scores: Weights, alive: Masks, keep: Mapping[str, int] | int, rng: Streams) -> Masks:

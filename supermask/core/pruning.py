@@ -16,7 +16,7 @@ import numpy as np
 
 from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS, USES_W_FINAL, rescale_factor
 from supermask.core.criteria import ALL_CRITERIA, NEEDS_GRADIENT, Criterion
-from supermask.core.masks import keep_top, remaining_after
+from supermask.core.masks import ALL_TENSORS, keep_top, ranked_groups
 from supermask.core.rng import Stream, Streams
 from supermask.core.types import InitialState, Layer, Masks, NetworkState, PrunableTensor, Snapshot, Weights
 
@@ -160,9 +160,10 @@ def keep_counts(parent: ParentRun, step: PruneStep) -> dict[str, int] | int:
     """
     assert step.scope != "threshold", "a threshold has no count"
     alive = {name: int(mask.sum()) for name, mask in parent.start.masks.items()}
-    if step.scope == "global":
-        return remaining_after(sum(alive.values()), step.rates["global"], step.levels)
-    return {n: remaining_after(alive[n], step.rates[m.kind], step.levels) for n, m in parent.prunable.items()}
+    kinds = {name: tensor.kind for name, tensor in parent.prunable.items()}
+    groups = ranked_groups(alive, kinds, step.scope, step.rates)
+    kept = {name: group.remaining(step.levels) for name, group in groups.items()}
+    return kept[ALL_TENSORS] if step.scope == "global" else kept
 
 
 def first_iteration(parent: ParentRun, step: PruneStep) -> int:

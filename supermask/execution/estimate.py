@@ -17,7 +17,8 @@ from functools import cache
 from itertools import accumulate
 
 from supermask.core.learned_masks import MaskLearning
-from supermask.core.masks import remaining_after
+from supermask.core.masks import RankedGroup, ranked_groups
+from supermask.engines.job import stack_settings
 from supermask.engines.selection import select_engine
 from supermask.networks.sequential import Conv, count_multiplications, prunable_tensors
 from supermask.store import CorruptEntry, Store
@@ -325,30 +326,30 @@ def _stack_size(runs: int, gpus: int, limit: int) -> int:
 
 
 def _stackable_runs(runs: list[Run]) -> int:
-    """Return the largest number of runs of one recipe and level: the candidates for one stack.
+    """Return the largest number of runs of one level that can share a stack.
 
     Untrained runs count only if there are no others: they take no time, so a stack of them saves none.
     """
     trained = [run for run in runs if run.is_trained]
-    return max(Counter((run.recipe, run.learning, run.level) for run in trained or runs).values())
+    settings = ((*stack_settings(run.recipe, run.learning), run.level) for run in trained or runs)
+    return max(Counter(settings).values())
 
 
 def _densities(plan: Plan) -> dict[str, float]:
     """Return run id -> share of all weights that are kept. With global ranking every layer is taken to lose equally."""
     # The same counts for all seeds and criteria, so they are computed once.
-    remaining = cache(remaining_after)
-    sizes = {name: (m.kind, m.size) for name, m in prunable_tensors(plan.layers).items()}
-    weights = sum(size for _, size in sizes.values())
+    remaining = cache(RankedGroup.remaining)
+    tensors = prunable_tensors(plan.layers)
+    sizes = {name: tensor.size for name, tensor in tensors.items()}
+    kinds: dict[str, str] = {name: tensor.kind for name, tensor in tensors.items()}
+    weights = sum(sizes.values())
     kept: dict[str, dict[str, int]] = {}
     for run in plan.runs.values():
-        parent_kept = {name: size for name, (_, size) in sizes.items()} if run.parent is None else kept[run.parent]
-        step = run.step
-        rates = {
-            name: 0.0 if step is None else step.rates.get("global", step.rates.get(kind, 0.0))
-            for name, (kind, _) in sizes.items()
-        }
-        levels = step.levels if step else 0
-        kept[run.id] = {name: remaining(parent_kept[name], rates[name], levels) for name in sizes}
+        parent_kept = sizes if run.parent is None else kept[run.parent]
+        step_rates, levels = (run.step.rates, run.step.levels) if run.step else ({}, 0)
+        rates = {kind: step_rates.get("global", step_rates.get(kind, 0.0)) for kind in kinds.values()}
+        groups = ranked_groups(parent_kept, kinds, "layer", rates)
+        kept[run.id] = {name: remaining(group, levels) for name, group in groups.items()}
     return {run_id: sum(counts.values()) / weights for run_id, counts in kept.items()}
 
 

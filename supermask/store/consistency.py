@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from supermask.core.learned_masks import MaskLearning
+from supermask.core.recipe import CROSS_ENTROPY
 from supermask.core.types import LearningCurve
 from supermask.datasets.specs import DATASETS
 from supermask.store.files.entry import Entry, RunFacts
@@ -107,7 +108,9 @@ def curve_faults(run: Run, facts: RunFacts, curve: LearningCurve) -> Faults:
     if not all(math.isfinite(loss) and loss >= 0 for loss in curve.validation_loss):
         faults.append("validation_loss")
     # NaN: nothing was trained before the first entry.
-    if not all(loss >= 0 for loss in curve.training_loss[1:]) and facts["status"] == "finished":
+    is_cross_entropy = run.recipe.loss == CROSS_ENTROPY
+    is_possible = (lambda loss: loss >= 0) if is_cross_entropy else math.isfinite
+    if not all(map(is_possible, curve.training_loss[1:])) and facts["status"] == "finished":
         faults.append("training_loss")
     spec, samples = run.spec, 1 if run.learning is None else run.learning.num_samples
     if not _are_image_shares(curve.validation_accuracy, spec.validation_images * samples):

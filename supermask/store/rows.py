@@ -10,7 +10,7 @@ from typing import Any
 
 from supermask.core.criteria import ALL_CRITERIA
 from supermask.core.errors import SystemFailure, UserError, quote
-from supermask.core.masks import remaining_after
+from supermask.core.masks import ranked_groups
 from supermask.core.text import Row
 from supermask.networks.sequential import Architecture, prunable_tensors
 from supermask.store import CorruptEntry, Store
@@ -306,11 +306,11 @@ def _planned_counts(
     layers: Architecture, scope: str, rates: tuple[tuple[str, float], ...], level: int
 ) -> tuple[int, int]:
     """Return (weights, weights kept at a level). Cached: a plan has few distinct arguments and thousands of runs."""
-    tensors, rate = prunable_tensors(layers).values(), dict(rates)
-    weights = sum(tensor.size for tensor in tensors)
+    tensors = prunable_tensors(layers)
+    sizes = {name: tensor.size for name, tensor in tensors.items()}
+    weights = sum(sizes.values())
     if level == 0:
         return weights, weights
     # Each level rounds its own count, so `weights * (1 - rate) ** level` would be wrong by some weights.
-    if scope == "global":
-        return weights, remaining_after(weights, rate["global"], level)
-    return weights, sum(remaining_after(tensor.size, rate[tensor.kind], level) for tensor in tensors)
+    groups = ranked_groups(sizes, {name: tensor.kind for name, tensor in tensors.items()}, scope, dict(rates))
+    return weights, sum(group.remaining(level) for group in groups.values())

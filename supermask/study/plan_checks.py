@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from supermask.core.errors import UserError, quote
-from supermask.core.masks import prune_count, remaining_after
+from supermask.core.masks import ALL_TENSORS, RankedGroup, ranked_groups
 from supermask.core.recipe import Recipe
 from supermask.core.types import PrunableTensor
 from supermask.study.schema import Prune, Study, Treatment
@@ -67,13 +68,15 @@ def check_no_empty_layer(
     levels: int,
 ) -> None:
     """Raise UserError if the prune rates would empty a layer at the last level or before."""
-    for name, (size, rate) in _ranked_groups(treatment.scope, tensors, rates).items():
-        if remaining_after(size, rate, levels) > 0:
+    for name, group in _groups(treatment.scope, tensors, rates).items():
+        if group.remaining(levels) > 0:
             continue
-        level = next(n for n in range(1, levels + 1) if remaining_after(size, rate, n) == 0)
+        level = next(n for n in range(1, levels + 1) if group.remaining(n) == 0)
+        emptied = "the network" if name == ALL_TENSORS else name
         raise UserError(
-            f"study {study.name!r}: level {level} of {levels} would leave no weight in {name} "
-            f"(prune rate {rate:g}); use at most {level - 1} levels (prune.levels) or a lower rate (prune.rates)."
+            f"study {study.name!r}: level {level} of {levels} would leave no weight in {emptied} "
+            f"(prune rate {group.prune_rate:g}); use at most {level - 1} levels (prune.levels) or a lower rate "
+            "(prune.rates)."
         )
 
 
@@ -116,26 +119,21 @@ def _levels_without_pruning(study: Study, tensors: Mapping[str, PrunableTensor])
     kinds = {(t.scope, t.num_levels(study.prune) - (t.supermask is not None)) for t in study.treatments}
     for scope, levels in sorted(kinds):
         rates = layer_rates(study.prune, scope, tensors)
-        groups = _ranked_groups(scope, tensors, rates)
+        groups = _groups(scope, tensors, rates)
         for level in range(1, levels + 1):
-            pruned = {name: prune_count(alive, rate) for name, (alive, rate) in groups.items()}
-            if not any(pruned.values()):
-                left = sum(alive for alive, _ in groups.values())
+            left = {name: group.remaining(1) for name, group in groups.items()}
+            if all(left[name] == group.alive for name, group in groups.items()):
                 rate_list = ", ".join(f"{kind} {rate:g}" for kind, rate in rates.items())
                 advice = f"at most {level - 1:,} levels or higher rates" if level > 1 else "higher rates"
                 warnings.append(
                     f"prune.levels: levels {level:,} to {levels:,} prune no weight (scope: {scope}; prune rates: "
-                    f"{rate_list}; {left:,} weights left): use {advice}."
+                    f"{rate_list}; {sum(left.values()):,} weights left): use {advice}."
                 )
                 break
-            groups = {name: (alive - pruned[name], rate) for name, (alive, rate) in groups.items()}
+            groups = {name: replace(group, alive=left[name]) for name, group in groups.items()}
     return warnings
 
 
-def _ranked_groups(
-    scope: str, tensors: Mapping[str, PrunableTensor], rates: Mapping[str, float]
-) -> dict[str, tuple[int, float]]:
-    """Return name -> (weights, prune rate) of each group of weights that is ranked by itself."""
-    if scope == "global":
-        return {"the network": (sum(tensor.size for tensor in tensors.values()), rates["global"])}
-    return {name: (tensor.size, rates.get(tensor.kind, 0.0)) for name, tensor in tensors.items()}
+def _groups(scope: str, tensors: Mapping[str, PrunableTensor], rates: Mapping[str, float]) -> dict[str, RankedGroup]:
+    sizes = {name: tensor.size for name, tensor in tensors.items()}
+    return ranked_groups(sizes, {name: tensor.kind for name, tensor in tensors.items()}, scope, rates)

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supermask.core.errors import UserError
-from supermask.core.masks import prune_count, remaining_after
+from supermask.core.masks import RankedGroup, prune_count
 from supermask.study import plan as plan_module
-from supermask.study import plan_checks, study_from_dict
+from supermask.study import study_from_dict
 from supermask.study.plan import make_plan
 from supermask.study.run import Run
 
@@ -299,12 +299,14 @@ def test_ten_thousand_runs_need_one_check_per_treatment_and_one_hash_per_run(
             counts["runs"] += 1
             super().__post_init__(planned_with)
 
-    def counted(alive: int, rate: float, levels: int) -> int:
+    remaining = RankedGroup.remaining
+
+    def counted(group: RankedGroup, levels: int) -> int:
         counts["checks"] += 1
-        return remaining_after(alive, rate, levels)
+        return remaining(group, levels)
 
     monkeypatch.setattr(plan_module, "Run", Counted)
-    monkeypatch.setattr(plan_checks, "remaining_after", counted)
+    monkeypatch.setattr(RankedGroup, "remaining", counted)
     plan = small_plan({"criterion": ["large_final", "random"], "mask1": ["rewind", "reinit"]}, seeds=250, levels=10)
     assert len(plan.runs) == counts["runs"] == 250 * (1 + 4 * 10)
     assert counts["checks"] == 4 * 2  # treatments, layers

@@ -7,7 +7,7 @@ from math import prod
 from typing import Literal
 
 from supermask.core.errors import UserError, quote
-from supermask.core.masks import count_kept, remaining_after
+from supermask.core.masks import ALL_TENSORS, count_kept, ranked_groups
 from supermask.core.types import InitialState
 from supermask.datasets import ImageDataset
 from supermask.datasets.specs import DatasetSpec
@@ -89,11 +89,14 @@ def _check_counts(ticket: Ticket) -> Check:
         return Check(promise, "BROKEN", "its level or its prune rates are out of range")
     prunable = prunable_tensors(network_layers(ticket.network, ticket.spec))
     counts, sizes = count_kept(ticket.masks), {name: tensor.size for name, tensor in prunable.items()}
-    rate_by_name = {name: rates.get(tensor.kind, 0) for name, tensor in prunable.items()}
-    if get_fact(ticket, str, "run", "step", "scope") == "global":
-        counts, sizes = {"all": sum(counts.values())}, {"all": sum(sizes.values())}
-        rate_by_name = {"all": rates.get("global", 0)}
-    expected = {name: remaining_after(size, rate_by_name[name], level) for name, size in sizes.items()}
+    kinds = {name: tensor.kind for name, tensor in prunable.items()}
+    scope = get_fact(ticket, str, "run", "step", "scope")
+    # A rate that the ticket does not name prunes nothing: it is not trusted to name all of them.
+    rates = dict.fromkeys({*kinds.values(), "global"}, 0.0) | rates
+    if scope == "global":
+        counts = {ALL_TENSORS: sum(counts.values())}
+    groups = ranked_groups(sizes, kinds, scope or "layer", rates)
+    expected = {name: group.remaining(level) for name, group in groups.items()}
     return _to_check(
         promise,
         [f"{name}: {counts[name]} kept, {count} asked" for name, count in expected.items() if counts[name] != count],
