@@ -14,7 +14,6 @@ from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, quote, sanitize
 from supermask.core.pruning import ParentRun
 from supermask.core.types import Snapshot
-from supermask.datasets.specs import DATASETS
 from supermask.export.tickets import load_ticket
 from supermask.export.tickets.model import get_fact
 from supermask.store import CorruptEntry, Store
@@ -93,7 +92,7 @@ def mask_from_run(store: Store, replayer: StateReplayer, run_id: str, weights: b
         alive=alive,
         network=run.network,
         dataset=run.dataset,
-        image_shape=DATASETS[run.dataset].image_shape,
+        image_shape=run.spec.image_shape,
         criterion="supermask" if run.learning else step.criterion_name if step else None,
         level=run.level,
         seed=run.seed,
@@ -114,7 +113,6 @@ def mask_from_ticket(path: Path, weights: bool = True) -> MaskInfo:
     """
     ticket = load_ticket(path)
     masks = _arrays(ticket.masks)
-    dataset = DATASETS.get(ticket.dataset or "")
     facts = {key: get_fact(ticket, str, "run", key) for key in ("mask1", "mask0", "criterion")}
     details = {key: sanitize(value) for key, value in facts.items() if value is not None and key != "criterion"}
     network, criterion = ticket.network, facts["criterion"]
@@ -126,7 +124,7 @@ def mask_from_ticket(path: Path, weights: bool = True) -> MaskInfo:
         alive={name: np.ones_like(mask) for name, mask in masks.items()},
         network=network,
         dataset=ticket.dataset,
-        image_shape=dataset.image_shape if dataset else None,
+        image_shape=ticket.spec.image_shape if ticket.dataset else None,
         criterion=None if criterion is None else sanitize(criterion),
         level=get_fact(ticket, int, "run", "level"),
         seed=ticket.seed,

@@ -127,7 +127,8 @@ def plan(
 
 def _ineffective_settings(study_plan: Plan) -> list[str]:
     dense = next(iter(study_plan.runs.values()))
-    return ineffective_settings(study_plan.study, dense.recipe, study_plan.network)
+    images = dense.data_options.num_training(dense.spec)
+    return ineffective_settings(study_plan.study, dense.recipe, study_plan.network, images)
 
 
 def run(
@@ -150,7 +151,8 @@ def run(
     """
     options = RunOptions(store_path(store), workers, engine, device, keep, precision, stack, cluster)
     options.validate()
-    return run_plans([plan_study(load_study(study, overrides), Store(options.store))], options, listener)
+    study_plan = plan_study(load_study(study, overrides), Store(options.store), call_user_code=True)
+    return run_plans([study_plan], options, listener)
 
 
 def study_rows(

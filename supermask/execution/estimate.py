@@ -18,7 +18,6 @@ from itertools import accumulate
 
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.masks import RankedGroup, ranked_groups
-from supermask.datasets.specs import DATASETS
 from supermask.engines.job import stack_settings
 from supermask.engines.selection import select_engine
 from supermask.store import CorruptEntry, Store
@@ -191,7 +190,7 @@ class CostModel:
     """Model of the seconds and bytes of runs of one network and data set."""
 
     def __init__(self, plan: Plan) -> None:
-        facts = DATASETS[plan.study.dataset]
+        facts = plan.spec
         self.network = plan.network
         self.dataset = plan.study.dataset
         self.madds = plan.network.multiplications

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from supermask.analysis.masks import Masks, layer_densities, pixel_map, unit_connectivity
 from supermask.core.masks import unpack
 from supermask.core.text import Row, Value, format_duration
-from supermask.datasets.specs import DATASETS
 from supermask.serve.store_cache import CachedStore
 from supermask.store import CorruptEntry
 from supermask.store.files.entry import Entry
@@ -155,7 +154,7 @@ def run_page(store: CachedStore, run_id: str, studies: list[tuple[str, str]]) ->
         entry = store.read(run_id)
         masks = load_masks(entry)
         layers = list(_layers(masks))
-        pixels = has_pixel_weights(masks, DATASETS[facts["dataset"]].image_shape)
+        pixels = has_pixel_weights(masks, Run.from_data(facts).spec.image_shape)
         has_curve = len(decode_curve(entry.tensors).iterations) > 1
     except CorruptEntry as damage:
         damaged = str(damage)

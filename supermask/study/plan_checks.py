@@ -12,7 +12,6 @@ from supermask.core.errors import UserError, quote
 from supermask.core.masks import ALL_TENSORS, RankedGroup, ranked_groups
 from supermask.core.recipe import Recipe
 from supermask.core.types import PrunableTensor, TensorKind
-from supermask.datasets.specs import DATASETS
 from supermask.networks.network import Network
 from supermask.study.schema import Prune, Study, Treatment
 
@@ -88,13 +87,12 @@ def check_no_empty_layer(
         )
 
 
-def ineffective_settings(study: Study, recipe: Recipe, network: Network) -> list[str]:
+def ineffective_settings(study: Study, recipe: Recipe, network: Network, images: int) -> list[str]:
     """Return one sentence per setting that is allowed but has no effect, or not the one that it suggests.
 
-    `recipe` is that of the dense runs.
+    `recipe` is that of the dense runs; `images`: the number of images that they are trained on.
     """
-    train, spec = study.train, DATASETS[study.dataset]
-    images = spec.training_images - spec.validation_images
+    train = study.train
     learns = any(t.supermask is not None for t in study.treatments)
     batch_sizes = {"train.batch_size": train.batch_size} | (
         {"learn.batch_size": study.learn.batch_size} if learns else {}
