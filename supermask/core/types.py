@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import sqrt
 from typing import TYPE_CHECKING, Any, Literal
+
+from supermask.core.recipe import ChannelStatistics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,7 +187,7 @@ class TrainingResult:
 class SplitData:
     """Data of one seed. Images are uint8 `(n, channels, height, width)`; labels are int64 `(n,)`.
 
-    Networks get images / pixel_maximum in float32, without further preprocessing.
+    Networks get images / pixel_maximum in float32, and normalized if the recipe says so.
     """
 
     train_images: Array
@@ -195,3 +199,29 @@ class SplitData:
     test_images: Array
     test_labels: Array
     pixel_maximum: int
+
+    @cached_property
+    def channel_statistics(self) -> ChannelStatistics:
+        """Mean and standard deviation of pixels / pixel_maximum over the images to train on, per channel.
+
+        Computed once, from counts of pixel values, and exact before the last rounding. The standard deviation has the
+        divisor n; for a channel with one value it is given as 1, so that it can be divided by.
+        """
+        import numpy as np
+
+        channels = self.train_images.shape[1]
+        counts = np.zeros((channels, 256), np.int64)
+        # A thousand images at once: they are gathered from a memory map.
+        for first in range(0, len(self.train_indices), 1000):
+            images = self.train_images[self.train_indices[first : first + 1000]]
+            for channel in range(channels):
+                counts[channel] += np.bincount(images[:, channel].ravel(), minlength=256)
+        mean, std = [], []
+        for histogram in counts.tolist():
+            n = sum(histogram)
+            total = sum(value * count for value, count in enumerate(histogram))
+            squares = sum(value**2 * count for value, count in enumerate(histogram))
+            mean.append(total / (n * self.pixel_maximum))
+            # Integers: n sum(x^2) - sum(x)^2 cancels digits.
+            std.append(sqrt(n * squares - total**2) / (n * self.pixel_maximum) or 1.0)
+        return ChannelStatistics(tuple(mean), tuple(std))

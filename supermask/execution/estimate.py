@@ -19,6 +19,7 @@ from itertools import accumulate
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.masks import RankedGroup, ranked_groups
 from supermask.datasets.specs import DATASETS
+from supermask.engines.job import stack_settings
 from supermask.engines.selection import select_engine
 from supermask.store import CorruptEntry, Store
 from supermask.store.files.entry import RunFacts
@@ -326,12 +327,13 @@ def _stack_size(runs: int, gpus: int, limit: int) -> int:
 
 
 def _stackable_runs(runs: list[Run]) -> int:
-    """Return the largest number of runs of one recipe and level: the candidates for one stack.
+    """Return the largest number of runs of one level that can share a stack.
 
     Untrained runs count only if there are no others: they take no time, so a stack of them saves none.
     """
     trained = [run for run in runs if run.is_trained]
-    return max(Counter((run.recipe, run.learning, run.level) for run in trained or runs).values())
+    settings = ((*stack_settings(run.recipe, run.learning), run.level) for run in trained or runs)
+    return max(Counter(settings).values())
 
 
 def _densities(plan: Plan) -> dict[str, float]:

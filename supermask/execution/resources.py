@@ -13,7 +13,7 @@ from supermask.core.errors import SystemFailure, UserError
 from supermask.core.types import SplitData, TrainingResult
 from supermask.datasets import ImageDataset, load
 from supermask.datasets.images import split_data
-from supermask.engines.job import TrainingJob
+from supermask.engines.job import TrainingJob, stack_settings
 from supermask.engines.selection import EngineChoice, select_engine
 from supermask.execution.tasks import Task, WorkerConfig
 from supermask.store import Store
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def select_run_engine(run: Run, requested: str, device: str) -> EngineChoice:
     """Return the engine that trains a run on a device. Raises UserError if the requested one cannot."""
-    return select_engine(requested, run_network(run), device, run.learning)
+    return select_engine(requested, run_network(run), device, run.learning, run.recipe)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ class EngineSelector:
             return SelectedEngine(choice, environment, device)
         choice = self._choice(run)
         # The stacked engine's algorithms are measured per kind of run; other engines have one environment per process.
-        key = (run.network, run.dataset, run.recipe, run.learning) if choice.engine == "stacked" else choice.engine
+        settings = (run.network, run.dataset, *stack_settings(run.recipe, run.learning))
+        key = settings if choice.engine == "stacked" else choice.engine
         if key not in self._environments:
             self._environments[key] = self._measured_environment(run, choice.engine)
         return SelectedEngine(choice, self._environments[key], config.device)

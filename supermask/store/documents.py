@@ -45,11 +45,28 @@ Text = Annotated[str, Field(max_length=10_000)]
 Point = Count | Text
 
 
+@with_config(ConfigDict(strict=True, extra="forbid"))
+class AugmentForm(TypedDict, total=False):
+    """`augment` of a recipe."""
+
+    crop: Annotated[int, Field(ge=1, le=2**16)]
+    flip: bool
+    cutout: Annotated[int, Field(ge=1, le=2**16)]
+
+
+@with_config(ConfigDict(strict=True, extra="forbid"))
+class ChannelStatisticsForm(TypedDict):
+    """`normalize` of a recipe with given statistics."""
+
+    mean: Annotated[list[Number], Field(min_length=1, max_length=1000)]
+    std: Annotated[list[Annotated[float, Field(gt=0, le=1e300)]], Field(min_length=1, max_length=1000)]
+
+
 @with_config(_FORM)
 class RecipeForm(TypedDict):
     """`recipe` of a run."""
 
-    optimizer: Literal["adam", "sgd", "none"]
+    optimizer: Literal["adam", "adamw", "sgd", "none"]
     lr: Positive
     batch_size: Size
     iterations: Count
@@ -59,6 +76,18 @@ class RecipeForm(TypedDict):
     drops: list[Count]
     drop_factor: Positive
     warmup: Count
+    schedule: NotRequired[Literal["step", "cosine", "linear"]]
+    nesterov: NotRequired[bool]
+    betas: NotRequired[Annotated[list[Share], Field(min_length=2, max_length=2)]]
+    eps: NotRequired[Positive]
+    label_smoothing: NotRequired[Share]
+    loss: NotRequired[Text]
+    loss_source: NotRequired[Hash | None]
+    augment: NotRequired[AugmentForm]
+    normalize: NotRequired[Literal["none", "per_channel"] | ChannelStatisticsForm]
+    precision: NotRequired[Literal["float32", "bfloat16"]]
+    channels_last: NotRequired[bool]
+    compile: NotRequired[bool]
 
 
 @with_config(_FORM)
@@ -337,7 +366,7 @@ def _check_tensors(what: str, arrays: Mapping[str, Any], expected: Mapping[str, 
 def _check_optimizer(
     arrays: Mapping[str, Any], expected: Mapping[str, Any], start: InitialState, recipe: Recipe
 ) -> None:
-    keys: set[str] = {"exp_avg", "exp_avg_sq"} if recipe.optimizer == "adam" else set()
+    keys: set[str] = {"exp_avg", "exp_avg_sq"} if recipe.optimizer in ("adam", "adamw") else set()
     if recipe.optimizer == "sgd" and recipe.momentum:
         keys = {"momentum_buffer"}
     states: dict[str, set[str]] = {}

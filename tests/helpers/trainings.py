@@ -31,7 +31,19 @@ RECIPES = {
     "schedule": Recipe(
         "sgd", 0.4, 5, 50, 10, momentum=0.5, lr_milestones=(20, 40), drop_factor=0.5, warmup_iterations=8
     ),
+    "cosine": Recipe("adam", 0.03, 5, 50, 10, warmup_iterations=8, schedule="cosine"),
+    "linear": Recipe("sgd", 0.2, 5, 50, 10, momentum=0.5, schedule="linear"),
 }
+"""Recipes that every engine trains."""
+
+REFERENCE_RECIPES = {
+    "adamw": Recipe("adamw", 0.03, 5, 50, 10, weight_decay=0.5),
+    "adamw without decay": Recipe("adamw", 0.03, 5, 50, 10),
+    "adam with other betas": Recipe("adam", 0.03, 5, 50, 10, betas=(0.5, 0.9), eps=1e-3),
+    "nesterov": Recipe("sgd", 0.1, 5, 50, 10, momentum=0.9, weight_decay=0.01, nesterov=True),
+    "label smoothing": Recipe("sgd", 0.3, 5, 50, 10, label_smoothing=0.2),
+}
+"""Recipes that only the reference engine trains, with optimizers and losses that the NumPy oracle has."""
 
 
 def data(shape: tuple[int, int, int] = SHAPE, classes: int = CLASSES, train: int = 63, seed: int = 0) -> SplitData:

@@ -10,7 +10,7 @@ import pytest
 
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.pruning import PruneStep
-from supermask.core.recipe import Recipe
+from supermask.core.recipe import Augmentation, Recipe
 from supermask.core.types import Snapshot
 from supermask.study.run import NUMERICS_VERSION, Run
 
@@ -66,6 +66,18 @@ OTHER: dict[type, dict[str, Any]] = {
         "lr_milestones": (100,),
         "drop_factor": 0.1,
         "warmup_iterations": 5,
+        "schedule": "cosine",
+        "nesterov": True,
+        "betas": (0.9, 0.99),
+        "eps": 1e-7,
+        "label_smoothing": 0.1,
+        "loss": "mine:loss",
+        "loss_source": "0" * 64,
+        "augment": Augmentation(crop=4),
+        "normalize": "per_channel",
+        "precision": "bfloat16",
+        "channels_last": True,
+        "compile": True,
     },
 }
 
