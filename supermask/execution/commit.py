@@ -70,7 +70,16 @@ class RunCommitter:
             dense, tests = network.initial_state(run.seed), len(images.test_labels)
             return certify_learned_mask(prunable, dense, start, outcome, run.learning, tests)
         parent = None if run.parent is None else self.replayer.parent_run(run.parent)
-        return certify(prunable, start, outcome, parent, run.step, run.recipe.weight_decay)
+        return certify(
+            prunable,
+            start,
+            outcome,
+            parent,
+            run.step,
+            run.recipe.weight_decay,
+            network.trained_others,
+            network.aliases,
+        )
 
     def _commit_snapshots(self, run: Run, start: InitialState, outcome: TrainingResult) -> None:
         if run.learning is not None:

@@ -228,8 +228,17 @@ def _verify_entry(
         else start.state
     )
     outcome = TrainingResult("finished", end, {}, LearningCurve(), {})
-    prunable = run_network(run).tensors
-    certificate = certify(prunable, start, outcome, parent, run.step, weight_decay=run.recipe.weight_decay)
+    network = run_network(run)
+    certificate = certify(
+        network.tensors,
+        start,
+        outcome,
+        parent,
+        run.step,
+        run.recipe.weight_decay,
+        network.trained_others,
+        network.aliases,
+    )
     if certificate.passed:
         return VerificationResult(run_id, "held")
     return VerificationResult(run_id, "failed", _format_failures(certificate.checks), _culprits(store, facts))
