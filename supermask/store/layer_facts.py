@@ -9,10 +9,10 @@ from supermask.core.errors import UserError
 from supermask.core.layer_facts import LayerFacts, count_ties_drawn, count_weight_changes
 from supermask.core.text import Row
 from supermask.core.types import InitialState, LearningCurve, TrainingResult
-from supermask.networks.sequential import prunable_tensors
 from supermask.store import CorruptEntry, Store
 from supermask.store.records import decode_state
-from supermask.store.replay import StateReplayer, load_step, run_architecture, step_streams
+from supermask.store.replay import StateReplayer, load_step, step_streams
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 
@@ -74,7 +74,7 @@ def layer_rows(store: Store, rows: list[Row]) -> Iterator[Row]:
             if not layers and facts["status"] == "finished":
                 with suppress(CorruptEntry, UserError, ValueError):
                     layers = recompute_layer_facts(store, replayer, run_id)
-            sizes = {n: t.size for n, t in prunable_tensors(run_architecture(Run.from_data(facts))).items()}
+            sizes = {n: t.size for n, t in run_network(Run.from_data(facts)).tensors.items()}
             for layer, kept in facts["kept"].items():
                 counts = layers.get(layer, {})
                 yield {

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from supermask.analysis.summary import Summary, summarize
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.text import Row
-from supermask.datasets.specs import DATASETS
 from supermask.reporting.figures.accuracy import ACCURACY, EARLY_STOP, draw_summary, unconverged_note
 from supermask.reporting.figures.differences import draw_differences
 from supermask.reporting.figures.network_panels import PAPER_DATASETS, PAPER_FIGURES, is_shipped
@@ -82,7 +81,7 @@ def study_figures(
             figures.collect_panels(plan, rows, store), title, options
         )
     heuristic = [row for row in rows if figures.is_heuristic(row)]
-    chance = 100.0 / DATASETS[study.dataset].classes
+    chance = 100.0 / plan.spec.classes
     if figures.has_untrained_masks(heuristic + [row for row in rows if row["level"] == 0]):
         draw["figure-6"] = lambda: figures.untrained_masks_figure(rows, title, chance, options)
     if any(point.level for point in figures.curve_points(heuristic)):
