@@ -17,7 +17,7 @@ from supermask.core.errors import SystemFailure, UserError
 from supermask.core.learned_masks import MaskLearning, probabilities, threshold_masks
 from supermask.core.masks import count_kept
 from supermask.core.pruning import ParentRun, compute_masks
-from supermask.core.types import InitialState, LearningCurve, Snapshot, TrainingResult
+from supermask.core.types import InitialState, Snapshot, TrainingResult
 from supermask.networks.sequential import prunable_tensors
 from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.consistency import (
@@ -228,7 +228,7 @@ def _verify_entry(
         if entry.weights is not None and run.is_trained
         else start.state
     )
-    outcome = TrainingResult("finished", end, {}, LearningCurve(), {})
+    outcome = TrainingResult("finished", end, {}, decode_curve(entry.tensors), {})
     prunable = prunable_tensors(run_architecture(run))
     certificate = certify(prunable, start, outcome, parent, run.step, weight_decay=run.recipe.weight_decay)
     if certificate.passed:
