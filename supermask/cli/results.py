@@ -199,10 +199,13 @@ def _print_verification(activity: str, verdicts: Iterable[VerificationResult], p
 
     counts = dict.fromkeys(_VERDICT_LABELS, 0)
     missing: dict[str, None] = {}
+    noted: dict[str, tuple[str, ...]] = {}
     with Console(stderr=True).status(activity) as spinner:
         for verdict in verdicts:
             counts[verdict.verdict] += 1
             spinner.update(f"{activity}: {sum(counts.values()):,}")
+            if verdict.notes:
+                noted[verdict.key] = verdict.notes
             if verdict.verdict in ("failed", "damaged"):
                 echo(f"{verdict.key} {verdict.verdict}: {verdict.reason}")
             elif verdict.verdict == "partly":
@@ -212,6 +215,10 @@ def _print_verification(activity: str, verdicts: Iterable[VerificationResult], p
     echo(prefix + ", ".join(shown))
     for reason in list(missing)[:5]:
         echo(f"  as far as kept: {reason}")
+    for key, notes in list(noted.items())[:5]:
+        echo(f"  noted, not counted as a failure: {key} {'; '.join(notes)}")
+    if len(noted) > 5:
+        echo(f"  and notes on {len(noted) - 5:,} more runs")
     return counts["failed"] + counts["damaged"]
 
 

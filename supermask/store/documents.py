@@ -173,10 +173,11 @@ class EvaluationForm(TypedDict):
 
 @with_config(_FORM)
 class CertificateForm(TypedDict):
-    """`certificate` of a run: check -> layers that break it."""
+    """`certificate` of a run: check -> layers that break it, and check -> observations that break nothing."""
 
     held: bool
     checks: dict[str, list[Text]]
+    notes: NotRequired[dict[str, list[Text]]]
 
 
 @with_config(_FORM)

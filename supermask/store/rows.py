@@ -13,7 +13,7 @@ from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.core.masks import ranked_groups
 from supermask.core.text import Row
 from supermask.networks.network import Network
-from supermask.store import CorruptEntry, Store
+from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.files.entry import RunFacts
 from supermask.store.files.notes import StatusNotes
 from supermask.store.records import decode_curve
@@ -31,7 +31,7 @@ STATUSES = (
     "ancestor_certificate_failed",
     "to_do",
 )
-"""Status of a run in a plan. `to_do`: not in the store, or damaged there."""
+"""Status of a run in a plan. `to_do`: not in the store, or unreadable there."""
 
 BLOCKED_STATUS = {
     "diverged": "ancestor_diverged",
@@ -43,7 +43,10 @@ BLOCKED_STATUS = {
 
 
 def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
-    """Return a row per run of the plan, stored or not, and a message per damaged run (its status is `to_do`)."""
+    """Return a row per run of the plan, stored or not, and a message per run that is damaged or of a newer format.
+
+    The status of these is `to_do`.
+    """
     stored_ids = store.run_ids()
     labels: dict[str, dict[str, None]] = {}
     for member in plan.treatment_runs:
@@ -62,7 +65,7 @@ def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
         if run.id in stored_ids:
             try:
                 facts = store.facts(run.id)
-            except CorruptEntry as damage:
+            except (CorruptEntry, NewerFormat) as damage:
                 # One bad entry concerns one run: the others of the study are reported.
                 damaged.append(str(damage))
         row = _row(run, facts) | {"study": plan.study.name}
@@ -81,14 +84,14 @@ def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
 
 
 def store_rows(store: Store) -> tuple[list[Row], list[str]]:
-    """Return a row per run in the store, of any study, and a message per damaged run."""
+    """Return a row per run in the store, of any study, and a message per run that is damaged or of a newer format."""
     rows: list[Row] = []
     damaged: list[str] = []
     studies = study_names(store)
     for run_id in sorted(store.run_ids()):
         try:
             facts = store.facts(run_id)
-        except CorruptEntry as damage:
+        except (CorruptEntry, NewerFormat) as damage:
             damaged.append(str(damage))
             continue
         rows.append(run_row(facts) | {"study": studies.get(run_id)})
@@ -149,7 +152,7 @@ def learning_curve_rows(plan: Plan, store: Store) -> list[Row]:
         if run.learning is None:
             continue
         # A damaged run has no curve here; `plan_rows` reports it.
-        with suppress(CorruptEntry):
+        with suppress(CorruptEntry, NewerFormat):
             curve = decode_curve(store.read(run_id).tensors)
             member: Row = {"treatment": labels[run_id], "seed": run.seed}
             for iteration, accuracy in zip(curve.iterations, curve.validation_accuracy, strict=True):
