@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from supermask.analysis.claims import ClaimFinding, evaluate_claims
 from supermask.analysis.claims.paper import studies_with_claims
+from supermask.api.comparisons import compare_study, default_columns
 from supermask.api.runs import missing_result, store_path, study_rows
 from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError, check_one_of, quote
@@ -17,6 +18,7 @@ from supermask.core.text import Row
 from supermask.execution.run import ListenerFactory, RunOptions, run_plans
 from supermask.execution.scheduler import Scheduler
 from supermask.reporting.html import Report, build_report, render_report
+from supermask.reporting.html.study import with_comparison
 from supermask.store import Store
 from supermask.store.planning import plan_study
 from supermask.store.rows import check_same_data, plan_rows
@@ -39,9 +41,16 @@ def report(
 
 
 def collect_report(
-    studies: Sequence[str], overrides: Sequence[str] = (), store: Path | None = None, out: Path = Path("report.html")
+    studies: Sequence[str],
+    overrides: Sequence[str] = (),
+    store: Path | None = None,
+    out: Path = Path("report.html"),
+    beside: Path | None = None,
 ) -> Report:
-    """Collect the content of the report. `out` only enters the command line that the report quotes."""
+    """Collect the content of the report. `out` only enters the command line that the report quotes.
+
+    `beside`: a table of runs that somebody else made, with the columns that `supermask compare` reads by default.
+    """
     if not studies:
         shipped = ", ".join(study.name for study in builtin_studies())
         raise UserError(f"no study was given: give one or more of {shipped}, or paths to .yaml files.")
@@ -52,9 +61,16 @@ def collect_report(
             f"no run of {names} with these settings is in {store_path(store)} yet: `supermask run` "
             f"{'it' if len(collected) == 1 else 'them'} first, with the same settings and the same --store."
         )
+    if beside is not None and len(collected) != 1:
+        raise UserError(f"--with is for a report on one study; {len(collected)} were given: report on one of them.")
     scales = [text.partition("=")[2] for text in overrides if text.startswith("scale=")]
     source = Store(store_path(store))
-    return build_report_for(collected, source, _command(studies, overrides, out), scales[-1] if scales else "")
+    command = _command(studies, overrides, out, beside)
+    content = build_report_for(collected, source, command, scales[-1] if scales else "")
+    if beside is None:
+        return content
+    compared = compare_study(studies[0], overrides, beside, columns=default_columns(beside), store=store)
+    return replace(content, studies=(with_comparison(content.studies[0], compared),))
 
 
 def build_report_for(
@@ -100,9 +116,9 @@ def ensure_writable(out: str | Path) -> None:
         raise SystemFailure(f"the report cannot be written to {out}: {error.strerror or error}") from error
 
 
-def _command(studies: Sequence[str], overrides: Sequence[str], out: Path) -> str:
+def _command(studies: Sequence[str], overrides: Sequence[str], out: Path, beside: Path | None = None) -> str:
     """Return the command line of the report, without the folder of the store, which depends on the machine."""
-    arguments = ["supermask", "report", *studies, *overrides]
+    arguments = ["supermask", "report", *studies, *overrides, *(["--with", beside.name] if beside else [])]
     return shlex.join(arguments if out == Path("report.html") else [*arguments, "--out", out.name])
 
 

@@ -274,6 +274,7 @@ def _result_columns(facts: RunFacts) -> Row:
         # Only known columns: a later version may have measured more.
         **{name: value for name, value in facts["metrics"].items() if name in COLUMNS},
         "hardened": _format_hardened(facts),
+        **_layer_columns(facts, kept),
         "seconds": facts["seconds"],
         "engine": facts["engine"],
         "certificate": "held" if facts["certificate"]["held"] else "failed",
@@ -281,6 +282,22 @@ def _result_columns(facts: RunFacts) -> Row:
         "data_note": facts["data"]["note"] or None,
         "torch": environment["torch"],
         "environment": environment["fingerprint"],
+    }
+
+
+def _layer_columns(facts: RunFacts, kept: int) -> Row:
+    """Return the facts of the layers added up; null where they were not recorded, by this run or by its version."""
+    layers = facts.get("layers", {}).values()
+
+    def total(name: str) -> int | None:
+        counts = [layer.get(name) for layer in layers]
+        return None if not counts or None in counts else sum(counts)
+
+    changed, shrunk = total("sign_changed"), total("shrunk")
+    return {
+        "ties_drawn": total("ties_drawn"),
+        "sign_changed": None if changed is None or not kept else changed / kept,
+        "shrunk": None if shrunk is None or not kept else shrunk / kept,
     }
 
 
