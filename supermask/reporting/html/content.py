@@ -16,6 +16,7 @@ from supermask.store import Store
 from supermask.study.plan import Plan
 
 VERDICTS = ("supported", "not supported", "contradicted", "not enough data")
+"""Verdicts that are counted; a claim on a demonstration has none of them."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Report:
     def verdicts(self) -> dict[str, int]:
         """Verdict -> number of claims, in the order of `VERDICTS`."""
         return {verdict: sum(claim.verdict == verdict for claim in self.claims) for verdict in VERDICTS}
+
+    @property
+    def is_demonstration(self) -> bool:
+        """True if no claim has a verdict, because all data is a demonstration."""
+        return bool(self.claims) and not any(self.verdicts.values())
 
     def claim_target(self, claim: ClaimFinding) -> tuple[str, str] | None:
         """Return (element id, link text) of the figure of a claim, or of its study; None if the page has neither."""
