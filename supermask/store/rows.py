@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
+from statistics import linear_regression
 from typing import Any
 
 from supermask.core.criteria import ALL_CRITERIA
 from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.core.masks import ranked_groups
 from supermask.core.text import Row
+from supermask.core.types import LearningCurve
 from supermask.networks.sequential import Architecture, prunable_tensors
 from supermask.store import CorruptEntry, Store
 from supermask.store.files.entry import RunFacts
@@ -65,6 +68,8 @@ def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
                 # One bad entry concerns one run: the others of the study are reported.
                 damaged.append(str(damage))
         row = _row(run, facts) | {"study": plan.study.name}
+        if facts is not None and run.learning is not None:
+            row["validation_rise"] = _stored_rise(store, run.id)
         run_labels = labels.get(run.id, {})
         row["treatment"] = TREATMENT_SEPARATOR.join(run_labels) or AUXILIARY if run.level else DENSE
         if run.level and run_labels:
@@ -90,7 +95,8 @@ def store_rows(store: Store) -> tuple[list[Row], list[str]]:
         except CorruptEntry as damage:
             damaged.append(str(damage))
             continue
-        rows.append(run_row(facts) | {"study": studies.get(run_id)})
+        row = run_row(facts) | {"study": studies.get(run_id)}
+        rows.append(row | {"validation_rise": _stored_rise(store, run_id)} if row.get("supermask") else row)
     return rows, damaged
 
 
@@ -155,6 +161,31 @@ def learning_curve_rows(plan: Plan, store: Store) -> list[Row]:
                 curve_rows.append(member | {"iteration": iteration, "validation_accuracy": accuracy})
     order = {treatment.label: index for index, treatment in enumerate(plan.study.treatments)}
     return sorted(curve_rows, key=lambda row: (order[str(row["treatment"])], row["seed"], row["iteration"]))
+
+
+def validation_rise(curve: LearningCurve) -> float | None:
+    """Rise of the validation accuracy per doubling of iterations: least-squares slope over the last doubling.
+
+    Accuracy in [0, 1] against log2(iteration), for iterations from half of the last one on. None with fewer than two.
+    """
+    if not curve.iterations:
+        return None
+    half = max(1.0, curve.iterations[-1] / 2)
+    points = [
+        (math.log2(iteration), accuracy)
+        for iteration, accuracy in zip(curve.iterations, curve.validation_accuracy, strict=True)
+        if iteration >= half and math.isfinite(accuracy)
+    ]
+    if len(points) < 2:
+        return None
+    return linear_regression(*zip(*points, strict=True)).slope
+
+
+def _stored_rise(store: Store, run_id: str) -> float | None:
+    """`validation_rise` of a stored run; None if its tensors are damaged."""
+    with suppress(CorruptEntry):
+        return validation_rise(decode_curve(store.read(run_id).tensors))
+    return None
 
 
 def check_same_data(rows: Iterable[Row]) -> None:

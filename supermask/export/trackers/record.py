@@ -27,6 +27,7 @@ METRICS = (
     "thresholded_test_accuracy",
     "expected_test_accuracy",
     "expected_density",
+    "validation_rise",
     "initial_validation_loss",
     "initial_validation_accuracy",
     "seconds",
