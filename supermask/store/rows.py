@@ -44,9 +44,12 @@ BLOCKED_STATUS = {
 """Status of a run -> status of its descendants, for the statuses that make these impossible."""
 
 
-def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
-    """Return a row per run of the plan, stored or not, and a message per damaged run (its status is `to_do`)."""
-    stored_ids = store.run_ids()
+def plan_rows(plan: Plan, store: Store | None) -> tuple[list[Row], list[str]]:
+    """Return a row per run of the plan, stored or not, and a message per damaged run (its status is `to_do`).
+
+    Without a store, every run is to do.
+    """
+    stored_ids = set() if store is None else store.run_ids()
     labels: dict[str, dict[str, None]] = {}
     for member in plan.treatment_runs:
         labels.setdefault(member.run_id, {})[member.treatment] = None
@@ -61,14 +64,14 @@ def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
         if run.learning is not None or run.parent in learned:
             learned.add(run.id)
         facts = None
-        if run.id in stored_ids:
+        if store is not None and run.id in stored_ids:
             try:
                 facts = store.facts(run.id)
             except CorruptEntry as damage:
                 # One bad entry concerns one run: the others of the study are reported.
                 damaged.append(str(damage))
         row = _row(run, facts) | {"study": plan.study.name}
-        if facts is not None and run.learning is not None:
+        if store is not None and facts is not None and run.learning is not None:
             row["validation_rise"] = _stored_rise(store, run.id)
         run_labels = labels.get(run.id, {})
         row["treatment"] = TREATMENT_SEPARATOR.join(run_labels) or AUXILIARY if run.level else DENSE
@@ -141,11 +144,13 @@ def run_row(facts: RunFacts) -> Row:
     return _row(run, facts) | {"treatment": treatment}
 
 
-def learning_curve_rows(plan: Plan, store: Store) -> list[Row]:
+def learning_curve_rows(plan: Plan, store: Store | None) -> list[Row]:
     """Return validation accuracies of the plan's runs that learned a mask: one row per run and evaluation.
 
-    A run of several treatments has the label of the first.
+    A run of several treatments has the label of the first. None without a store, because tables have no curves.
     """
+    if store is None:
+        return []
     # Reversed, so that the first of several labels is the one that stays.
     labels = {member.run_id: member.treatment for member in reversed(plan.treatment_runs)}
     curve_rows: list[Row] = []

@@ -99,7 +99,7 @@ def _value(kind: Any) -> str:
     # An optional Literal: its words are one level deeper.
     if words := [word for k in kinds for word in get_args(k) if isinstance(word, str)]:
         return "|".join(words)
-    return {Path: "PATH", int: "N", str: "NAME", list[str]: "NAME ...", bool: ""}[kinds[0]]
+    return {Path: "PATH", int: "N", str: "NAME", list[str]: "NAME ...", list[Path]: "PATH ...", bool: ""}[kinds[0]]
 
 
 def _cell(text: str) -> str:

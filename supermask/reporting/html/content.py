@@ -62,15 +62,16 @@ class Report:
 def build_report(
     studies: Sequence[tuple[Plan, list[Row], list[str]]],
     claims: Sequence[ClaimFinding],
-    store: Store,
+    store: Store | None,
     made_by: str,
     scale: str = "",
-    part_of: Callable[[str, Plan, list[Row], Store], StudySection] = build_study_section,
+    part_of: Callable[[str, Plan, list[Row], Store | None], StudySection] = build_study_section,
 ) -> Report:
     """Build the report on studies: for each its plan, its rows and the messages on its damaged runs (`plan_rows`).
 
     `made_by` is the command that builds the report; `part_of` builds the section of a study, or returns a cached one.
-    The store is read for the curves of learned masks, one run per environment, and runs whose certificate failed.
+    The store is read for the curves of learned masks, one run per environment, and runs whose certificate failed;
+    without one, the report lacks these.
     """
     ids = _section_ids([plan.study.name for plan, _, _ in studies])
     parts = [part_of(part_id, plan, rows, store) for part_id, (plan, rows, _) in zip(ids, studies, strict=True)]
