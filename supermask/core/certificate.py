@@ -8,7 +8,7 @@ correct run; weaker evidence is a note.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -55,14 +55,20 @@ def certify(
     parent: ParentRun | None,
     step: PruneStep | None,
     weight_decay: float = 0.0,
+    trained: Collection[str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Certificate:
     """Check a run from its initial state and its result, and against its parent if it has one.
+
+    `trained`: unmasked parameters that training changes, of a network whose layers are not known to be in sequence:
+    `others_train` is then checked in the place of `biases_train`. None for the paper's networks.
+    `aliases`: further names of tensors that several layers share; each tensor may be masked once.
 
     `biases_train` is not checked with `weight_decay`: weights of a silent unit then move although its bias cannot.
     If masks and kernels do not match, nothing else is checked.
     Source: Zhou et al. 2019, Sec. 1: kept counts, frozen weights, rewinding and signs as the algorithm defines them.
     """
-    checks = {"only_kernels_are_masked": _check_masked_tensors(prunable, start, result)}
+    checks = {"only_kernels_are_masked": _check_masked_tensors(prunable, start, result, aliases or {})}
     if checks["only_kernels_are_masked"]:
         return Certificate(checks)
     frozen_failed, frozen_notes = _check_frozen_weights(start, result)
@@ -72,7 +78,9 @@ def certify(
         "optimizer_holds_nothing_frozen": _check_optimizer_state(start, result),
     }
     notes = {"frozen_is_frozen": frozen_notes}
-    if not weight_decay:
+    if trained is not None:
+        checks["others_train"] = _check_others_trained(start, result, trained)
+    elif not weight_decay:
         checks["biases_train"], notes["biases_train"] = _check_biases_trainable(start, result)
     if parent is not None and step is not None:
         layers = parent.layers(step)
@@ -92,9 +100,12 @@ def certify(
 
 
 def _check_masked_tensors(
-    prunable: dict[str, PrunableTensor], start: InitialState, result: TrainingResult
+    prunable: dict[str, PrunableTensor], start: InitialState, result: TrainingResult, aliases: Mapping[str, str]
 ) -> list[str]:
     broken = [f"{n} is masked, but is not a kernel" for n in sorted(set(start.masks) - set(prunable))]
+    broken += [
+        f"{n} is masked, but is the same tensor as {aliases[n]}" for n in sorted(set(start.masks) & set(aliases))
+    ]
     groups = {"mask": start.masks, "start": start.weights, "end": result.end.weights}
     for name, tensor in prunable.items():
         for part, group in groups.items():
@@ -184,6 +195,34 @@ def _count_movements(weights: Array, enough: float) -> int:
         if all(np.abs(later - earlier).max(initial=0.0) >= enough for earlier in counted):
             counted.append(later)
     return len(counted) - 1
+
+
+MIN_RELATIVE_TRAINING = 0.01
+"""Change of every prunable tensor, relative to its norm, from which a training is long enough to judge the others."""
+
+
+def _check_others_trained(start: InitialState, result: TrainingResult, trained: Collection[str]) -> list[str]:
+    """Return the unmasked parameters that never changed in any entry although every kernel was trained.
+
+    Batch normalization divides by the variance of its inputs, so nothing bounds these, and a single unchanged entry
+    proves nothing. At least `MIN_HELD_UNITS` entries are needed.
+    """
+    if result.status != "finished" or not all(
+        _relative_change(start.weights[n], result.end.weights[n]) > MIN_RELATIVE_TRAINING for n in start.masks
+    ):
+        return []
+    states = [result.end, *(state for point, state in result.points.items() if point != "gradient")]
+    return [
+        name
+        for name in sorted(trained)
+        if start.unmasked[name].numel() >= MIN_HELD_UNITS
+        and all(bitwise_equal(to_numpy(start.unmasked[name]), to_numpy(state.unmasked[name])) for state in states)
+    ]
+
+
+def _relative_change(before: Tensor, after: Tensor) -> float:
+    first, last = to_numpy(before).astype(np.float64), to_numpy(after).astype(np.float64)
+    return float(np.linalg.norm(last - first) / max(np.linalg.norm(first), 1e-30))
 
 
 def _check_optimizer_state(start: InitialState, result: TrainingResult) -> list[str]:

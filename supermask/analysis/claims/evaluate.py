@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from supermask.analysis.claims.evidence import ClaimData, LevelValues
@@ -41,7 +42,7 @@ from supermask.analysis.stats import (
 )
 from supermask.analysis.summary import DENSITY_TOLERANCE
 from supermask.core.text import Row
-from supermask.datasets.specs import is_demonstration
+from supermask.datasets.specs import DatasetSpec, dataset_spec, is_demonstration
 from supermask.study import Study
 from supermask.study.claims import CHANCE, DENSE, LEARNED_MASK_MEASURES, Clause
 
@@ -370,15 +371,24 @@ VERDICTS: tuple[Verdict, ...] = ("no verdict", "contradicted", "not supported", 
 """A claim has the first of these verdicts that one of its clauses has."""
 
 
-def evaluate_claims(studies: Sequence[tuple[Study, Sequence[Row]]], whole_paper: bool = False) -> list[ClaimFinding]:
+def evaluate_claims(
+    studies: Sequence[tuple[Study, Sequence[Row]]],
+    whole_paper: bool = False,
+    own_data: Mapping[str, DatasetSpec] = MappingProxyType({}),
+) -> list[ClaimFinding]:
     """Evaluate every claim about these studies: the paper's by number, then the studies' own.
 
     `studies`: each with one row per planned run, finished or not; a study may occur several times, with other settings.
     `whole_paper`: include the paper's claims about other studies, and those that no shipped study can decide.
     A claim on networks that none of the studies trained has no verdict, but the command that would give it.
+    `own_data`: specifications of datasets that are not in `DATASETS`, by name.
+
     Source: Zhou et al. 2019, Sec. 2 to 5; statistics: authors' response, items 2 and 4.
     """
-    evidence = [ClaimData(study, rows) for study, rows in studies]
+    evidence = [
+        ClaimData(study, rows, dataset_spec(study.dataset, own_data.get(study.dataset)).classes)
+        for study, rows in studies
+    ]
     # With a demonstration alone, other networks are not asked for.
     is_demo = bool(evidence) and all(is_demonstration(data.study.dataset) for data in evidence)
     findings: list[ClaimFinding] = []
