@@ -39,7 +39,20 @@ StudyLike = str | Path | Mapping[str, Any] | Study
 """Anything that stands for a study: a built-in name, a file, a dict with a study file's keys, or the study itself."""
 
 STUDY_KEYS = (*Settings.model_fields, "treatments", "reference", "scales", "claims")
-CLAUSE_KEYS = ("treatment", *RELATIONS, "margin", "remaining", "at", "where", "measure")
+CLAUSE_KEYS = (
+    "treatment",
+    *RELATIONS,
+    "margin",
+    "share",
+    "control",
+    "band",
+    "levels",
+    "remaining",
+    "at",
+    "where",
+    "measure",
+)
+"""`remaining` is the former name of `band`."""
 TREATMENTS_EXAMPLE = "such as treatments: [{criterion: [large_final, random]}]"
 CLAIM_EXAMPLE = (
     "such as claims: [{id: a-short-name, statement: ..., clauses: [{treatment: large_final, above: random}]}]"
@@ -366,6 +379,12 @@ def _load_clauses(node: Node, treatments: Sequence[Treatment], path: str, errors
         errors.append(f"{treatment_node.location}: {path}.treatment: an empty list claims nothing, {CLAUSE_EXAMPLE}.")
     if len(errors) == errors_before and reference in labels:
         errors.append(f"{node.location}: {path}: {quote(reference)} cannot be compared with itself.")
+    control = node.value.get("control")
+    control_label = None if control is None else find_treatment_label(control, treatments, f"{path}.control", errors)
+    if len(errors) == errors_before and control_label in (reference, *labels):
+        errors.append(f"{node.location}: {path}.control: {quote(control_label)} is a side of the comparison.")
+    if "band" in node.value and "remaining" in node.value:
+        errors.append(f"{node.location}: {path}: remaining is the former name of band; leave it out.")
     errors += [
         f"{node.value[key].location}: {unknown_key_message(Clause, [key], path, CLAUSE_KEYS)}"
         for key in node.value
@@ -373,7 +392,13 @@ def _load_clauses(node: Node, treatments: Sequence[Treatment], path: str, errors
     ]
     if len(errors) > errors_before:
         return []
-    other_keys = {key: value for key, value in node.value.items() if key not in ("treatment", relation)}
+    other_keys = {
+        "band" if key == "remaining" else key: value
+        for key, value in node.value.items()
+        if key not in ("treatment", relation, "control")
+    }
+    if control is not None:
+        other_keys["control"] = Node(control_label, control.location)
     clauses: list[Clause] = []
     for label in labels:
         fields = {"treatment": label, "relation": relation, "reference": reference}

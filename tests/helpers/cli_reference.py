@@ -101,7 +101,7 @@ def _value(kind: Any) -> str:
     # An optional Literal: its words are one level deeper.
     if words := [word for k in kinds for word in get_args(k) if isinstance(word, str)]:
         return "|".join(words)
-    names = {Path: "PATH", int: "N", float: "X", str: "NAME", list[str]: "NAME ...", list[Path]: "PATH", bool: ""}
+    names = {Path: "PATH", int: "N", float: "X", str: "NAME", list[str]: "NAME ...", list[Path]: "PATH ...", bool: ""}
     return names[kinds[0]]
 
 
