@@ -34,6 +34,7 @@ class Certificate:
     """Checks of one run: name of the check -> short texts of what failed, usually layer names; empty if it passed."""
 
     checks: dict[str, list[str]]
+    """Name of the check -> short texts of what failed."""
     notes: dict[str, list[str]] = field(default_factory=dict)
     """Name of the check -> observations that a fault may cause, but rounding or chance in a correct run too."""
 
