@@ -209,10 +209,13 @@ def _print_verification(activity: str, verdicts: Iterable[VerificationResult], p
 
     counts = dict.fromkeys(_VERDICT_LABELS, 0)
     missing: dict[str, None] = {}
+    noted: dict[str, tuple[str, ...]] = {}
     with Console(stderr=True).status(activity) as spinner:
         for verdict in verdicts:
             counts[verdict.verdict] += 1
             spinner.update(f"{activity}: {sum(counts.values()):,}")
+            if verdict.notes:
+                noted[verdict.key] = verdict.notes
             if verdict.verdict in ("failed", "damaged"):
                 echo(f"{verdict.key} {verdict.verdict}: {verdict.reason}")
             elif verdict.verdict == "partly":
@@ -222,6 +225,10 @@ def _print_verification(activity: str, verdicts: Iterable[VerificationResult], p
     echo(prefix + ", ".join(shown))
     for reason in list(missing)[:5]:
         echo(f"  as far as kept: {reason}")
+    for key, notes in list(noted.items())[:5]:
+        echo(f"  noted, not counted as a failure: {key} {'; '.join(notes)}")
+    if len(noted) > 5:
+        echo(f"  and notes on {len(noted) - 5:,} more runs")
     return counts["failed"] + counts["damaged"]
 
 
@@ -257,25 +264,48 @@ StudiesAndOverrides = Annotated[
 ]
 
 
+RowsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--rows",
+        metavar="FILE.parquet",
+        help="Table of runs (`supermask table --format parquet`) to read in place of a store; several can be given.",
+        show_default=False,
+    ),
+]
+
+
+def _split_row_files(arguments: list[str] | None, rows: list[Path] | None) -> tuple[list[str], list[Path]]:
+    """Move Parquet files among the arguments to the tables: `--rows *.parquet` gives the option the first one alone."""
+    if not rows:
+        return list(arguments or []), []
+    moved = [text for text in arguments or [] if text.endswith(".parquet")]
+    return [text for text in arguments or [] if text not in moved], [*rows, *map(Path, moved)]
+
+
 @app.command()
 def claims(
     arguments: StudiesAndOverrides = None,
     scale: ScaleOption = None,
     store: StoreOption = None,
+    rows: RowsOption = None,
     format: Annotated[Literal["text", "markdown", "csv", "json"], typer.Option(help="Output format.")] = "text",
 ) -> None:
-    """Test the claims of the paper, and those of your own study files, on the runs of the store.
+    """Test the claims of the paper, and those of your own study files, on the runs of the store or of tables of runs.
 
-    The verdict is supported, not supported, contradicted or not enough data, with n, effect, interval and corrected p.
+    The verdict is supported, not supported, contradicted or not enough data, with n, effect, interval and p. Digits
+    are a demonstration and have no verdict.
 
-    Example: `supermask claims scale=digits`
+    Example: `supermask claims scale=laptop` or `supermask claims --rows results/mask-criteria-paper.parquet`
     """
     from supermask.analysis.claims.formats import claim_notices, format_csv, format_json, format_markdown, format_text
     from supermask.api import reports, runs
 
+    arguments, files = _split_row_files(arguments, rows)
     studies, overrides = split_studies_and_overrides(arguments)
     overrides = add_scale(overrides, scale)
-    findings, damaged = reports.claims(studies, overrides, runs.open_store(store).root)
+    root = store if files else runs.open_store(store).root
+    findings, damaged = reports.claims(studies, overrides, root, files)
     write = {"text": format_text, "markdown": format_markdown, "csv": format_csv, "json": format_json}[format]
     notices = claim_notices(findings)
     if format in ("text", "markdown"):
@@ -413,6 +443,7 @@ def report(
     ] = None,
     scale: ScaleOption = None,
     store: StoreOption = None,
+    rows: RowsOption = None,
     out: Annotated[Path, typer.Option(help="Output file.")] = Path("report.html"),
     beside: Annotated[
         Path | None,
@@ -431,9 +462,10 @@ def report(
     from supermask.api import reports
     from supermask.reporting.html.filters import headline
 
+    arguments, files = _split_row_files(arguments, rows)
     studies, overrides = split_studies_and_overrides(arguments)
     overrides = add_scale(overrides, scale)
-    content = reports.collect_report(studies, overrides, store, out, beside)
+    content = reports.collect_report(studies, overrides, store, out, files, beside)
     path = reports.write_report(content, out)
     echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB: {headline(content)}")
     for text in content.notices:

@@ -173,10 +173,11 @@ class EvaluationForm(TypedDict):
 
 @with_config(_FORM)
 class CertificateForm(TypedDict):
-    """`certificate` of a run: check -> layers that break it."""
+    """`certificate` of a run: check -> layers that break it, and check -> observations that break nothing."""
 
     held: bool
     checks: dict[str, list[Text]]
+    notes: NotRequired[dict[str, list[Text]]]
 
 
 @with_config(_FORM)
@@ -199,15 +200,6 @@ class DataForm(TypedDict):
 
 
 @with_config(_FORM)
-class LayerForm(TypedDict, total=False):
-    """Facts of one prunable tensor of a run, as counts of weights. Runs of earlier versions have none."""
-
-    ties_drawn: Count
-    sign_changed: Count
-    shrunk: Count
-
-
-@with_config(_FORM)
 class DataSpecForm(TypedDict):
     """`data_spec` of a run on a user's own data. `DatasetSpec.from_data` checks the ranges."""
 
@@ -226,6 +218,15 @@ class DataOptionsForm(TypedDict, total=False):
     train_images: Size
     label_noise: Share
     validation: Size
+
+
+@with_config(_FORM)
+class LayerForm(TypedDict, total=False):
+    """Facts of one prunable tensor of a run, as counts of weights. Runs of earlier versions have none."""
+
+    ties_drawn: Count
+    sign_changed: Count
+    shrunk: Count
 
 
 @with_config(_FORM)

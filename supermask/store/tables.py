@@ -92,6 +92,9 @@ COLUMNS: dict[str, Column] = {
     "thresholded_test_accuracy": Column("DOUBLE", "test accuracy of a learned supermask's weights with p > 0.5"),
     "expected_test_accuracy": Column("DOUBLE", "test accuracy of its expected network: weights times p"),
     "expected_density": Column("DOUBLE", "expected share of ones in its mask, in [0, 1]"),
+    "validation_rise": Column(
+        "DOUBLE", "rise of a learned mask's validation accuracy per doubling of iterations, over the last doubling"
+    ),
     "hardened": Column("VARCHAR", "density:accuracy of its weights of highest logit, separated by spaces"),
     "ties_drawn": Column("BIGINT", "kept weights that were drawn at random among equal scores; null if not recorded"),
     "sign_changed": Column("DOUBLE", "share of the kept weights whose sign changed in training, in [0, 1]"),

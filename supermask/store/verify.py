@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from supermask.core.layer_facts import LayerFacts, count_ties_drawn, count_weigh
 from supermask.core.learned_masks import MaskLearning, probabilities, threshold_masks
 from supermask.core.masks import count_kept
 from supermask.core.pruning import ParentRun, compute_masks
-from supermask.core.types import InitialState, LearningCurve, NetworkState, Snapshot, TrainingResult
+from supermask.core.types import InitialState, NetworkState, Snapshot, TrainingResult
 from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.consistency import (
     certificate_faults,
@@ -57,6 +57,8 @@ class VerificationResult:
     reason: str = ""
     culprits: tuple[str, ...] = field(default=(), compare=False)
     """Keys of the entries that `repair_store` sets aside. Empty for a run that is only affected by another's damage."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """Notes of the recorded certificate: observations that a fault may cause, but rounding or chance too."""
 
 
 def verify_store(store: Store) -> Iterator[VerificationResult]:
@@ -115,7 +117,8 @@ def verify_run(store: Store, replayer: StateReplayer, run_id: str, has_children:
         # Too large for this machine's memory, or unreadable here: other runs can still be verified.
         return VerificationResult(run_id, "failed", f"it cannot be read on this machine: {error}")
     try:
-        return _verify_entry(store, replayer, entry, run_id, has_children)
+        result = _verify_entry(store, replayer, entry, run_id, has_children)
+        return replace(result, notes=certificate_notes(entry.facts))
     except (SnapshotMissing, UserCriterionNotLoaded) as missing:
         return VerificationResult(run_id, "partly", f"its initial state cannot be replayed: {missing}")
     except CorruptEntry as damage:
@@ -128,6 +131,12 @@ def verify_run(store: Store, replayer: StateReplayer, run_id: str, has_children:
         return VerificationResult(run_id, "damaged", reason, (run_id,))
     except MemoryError:
         return VerificationResult(run_id, "failed", "this machine has not enough memory to replay it")
+
+
+def certificate_notes(facts: RunFacts) -> tuple[str, ...]:
+    """Return the notes of a recorded certificate, each as `check: note`."""
+    notes: dict[str, list[str]] = facts["certificate"].get("notes", {})
+    return tuple(f"{check}: {note}" for check, items in notes.items() for note in items)
 
 
 def _verify_snapshot(store: Store, replayer: StateReplayer, key: str) -> VerificationResult:
@@ -228,7 +237,7 @@ def _verify_entry(
         return VerificationResult(
             run_id, "partly", "its initial state and masks are right; its parent's weights were dropped"
         )
-    outcome = TrainingResult("finished", end or start.state, {}, LearningCurve(), {})
+    outcome = TrainingResult("finished", end or start.state, {}, decode_curve(entry.tensors), {})
     network = run_network(run)
     certificate = certify(
         network.tensors,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.command_line import call
 from helpers.forgery import Change, folder_of, forge, not_held, verdicts
 from helpers.small_studies import carry_out, small_plan
 from helpers.stored_study import RUNS, Carried, carried_out
@@ -142,6 +143,35 @@ def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
     tensors.write_bytes(tensors.read_bytes()[:-1])
     found = not_held(tmp_path)
     assert found[tensors.parent.name].verdict == "damaged"
+
+
+NOTE = "fc1.bias: unchanged in units whose weights moved (3), which chance can cause"
+
+
+def note_certificate(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    facts["certificate"]["notes"] = {"biases_train": [NOTE]}
+
+
+def test_notes_of_a_certificate_are_printed_and_are_no_failure(carried: Carried, tmp_path: Path) -> None:
+    run_id = carried.run_id(2)
+    forge(carried, run_id, note_certificate)
+    assert {key: v.notes for key, v in verdicts(carried.store).items() if v.notes} == {
+        run_id: (f"biases_train: {NOTE}",)
+    }
+    verified = call("verify", "--store", carried.store)
+    assert verified.status == 0
+    assert f"noted, not counted as a failure: {run_id} biases_train: {NOTE}" in verified.out
+    assert call("pack", run_id, tmp_path / "ticket.safetensors", "--store", carried.store).status == 0
+    inspected = call("inspect", tmp_path / "ticket.safetensors")
+    assert inspected.status == 0
+    assert "held         the run's certificate held when it ended: noted: 'biases_train'" in inspected.out
+
+
+@pytest.mark.parametrize("notes", [[NOTE], {"biases_train": NOTE}, {"biases_train": [3]}])
+def test_notes_of_another_form_are_damage(notes: object, carried: Carried) -> None:
+    run_id = carried.run_id(2)
+    forge(carried, run_id, lambda facts, tensors, weights: facts["certificate"].update(notes=notes))
+    assert not_held(carried.store)[run_id].verdict == "damaged"
 
 
 def test_a_store_of_a_newer_version_is_not_damage(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ METRICS = (
     "ties_drawn",
     "sign_changed",
     "shrunk",
+    "validation_rise",
     "initial_validation_loss",
     "initial_validation_accuracy",
     "seconds",

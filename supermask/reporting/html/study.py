@@ -120,7 +120,7 @@ class StudySection:
         return f"{self.network} on {self.dataset}"
 
 
-def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store) -> StudySection:
+def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store | None) -> StudySection:
     """Build the section of a study from its rows; it has no figures and means if no run has finished."""
     study = plan.study
     counts = Counter(str(row["status"]) for row in rows)
@@ -155,7 +155,7 @@ def with_comparison(section: StudySection, comparison: ResultComparison) -> Stud
     return replace(section, plots=(*section.plots, plot), tables=(table, *section.tables))
 
 
-def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[list[Plot], list[Table]]:
+def _results(part_id: str, plan: Plan, rows: list[Row], store: Store | None) -> tuple[list[Plot], list[Table]]:
     """Return figures and the tables of their numbers: supermasks first, then trained levels."""
     study, labels = plan.study, [treatment.label for treatment in plan.study.treatments]
     plots: list[Plot] = []
