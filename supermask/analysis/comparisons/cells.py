@@ -83,18 +83,23 @@ class ResultComparison:
     """Our results beside those of others."""
 
     study: str
+    """Name of the study."""
     subject: str
     """Network and dataset."""
     source: str
     """File or store of the others' results."""
     metric: Metric
+    """The quantity that is compared, with its unit."""
     margin: float | None
+    """Margin of equivalence in the metric's unit; None if equivalence is not tested."""
     cells: tuple[CellComparison, ...]
+    """One per treatment and level with runs on both sides, in the order of the study."""
     shared_runs: int
     """Runs of the same treatment, level and seed on both sides."""
     equal_runs: int
     """Of these, runs with exactly the same value."""
     notes: tuple[str, ...]
+    """Sentences on how the others' results were read, and on what is left out."""
 
     @property
     def total(self) -> TreatmentCounts:
