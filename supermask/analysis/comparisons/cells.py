@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from supermask.analysis.comparisons.other_results import OtherResult, OtherResults
+from supermask.analysis.comparisons.other_results import OtherResult, OtherResults, check_distinct_runs
 from supermask.analysis.stats import Comparison, Equivalence, compare, equivalence, holm
 from supermask.analysis.summary import DENSITY_TOLERANCE, Metric, check_one_experiment
 from supermask.core.errors import UserError, did_you_mean, quote
@@ -192,6 +192,7 @@ def _our_groups(rows: Sequence[Row], metric: Metric) -> dict[tuple[str, int], _G
             for label in [DENSE] if row["level"] == 0 else treatment_labels(row):
                 if label != AUXILIARY:
                     grouped[label, int(row["level"] or 0)].append(row)
+    check_distinct_runs((label, level, row["seed"]) for (label, level), group in grouped.items() for row in group)
     return {
         (label, level): _Group(
             label,
