@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -141,19 +141,19 @@ def to_json(rows: Sequence[Row]) -> str:
     return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
 
 
-def to_parquet(rows: Sequence[Row]) -> bytes:
-    """Return a Parquet file with the types of `COLUMNS`. Raises SystemFailure if no temporary file can be written."""
+def to_parquet(rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) -> bytes:
+    """Return a Parquet file with the types of `columns`. Raises SystemFailure if no temporary file can be written."""
     import duckdb
 
     # DuckDB writes Parquet to files only.
     with tempfile.TemporaryDirectory() as folder, duckdb.connect(":memory:") as connection:
         path = Path(folder) / "runs.parquet"
-        _load(connection, rows)
+        load_rows(connection, rows, columns)
         try:
             connection.table("runs").write_parquet(str(path), compression="zstd")
             return path.read_bytes()
         except (OSError, duckdb.IOException) as error:
-            raise SystemFailure(f"the Parquet file could not be written: {_one_line(error)}") from error
+            raise SystemFailure(f"the Parquet file could not be written: {one_line(error)}") from error
 
 
 def to_relation(rows: Sequence[Row]) -> DuckDBPyRelation:
@@ -164,7 +164,7 @@ def to_relation(rows: Sequence[Row]) -> DuckDBPyRelation:
     import duckdb
 
     connection = duckdb.connect(":memory:")
-    _load(connection, rows)
+    load_rows(connection, rows)
     return connection.table("runs")
 
 
@@ -179,10 +179,9 @@ def query(rows: Sequence[Row], sql: str) -> QueryResult:
     if not sql.strip(" \t\r\n;"):
         raise UserError('the query is empty; give SQL over the table `runs`, for example "SELECT count(*) FROM runs"')
     with duckdb.connect(":memory:") as connection:
-        _load(connection, rows)
+        load_rows(connection, rows)
         # After the load: the sandbox forbids everything that could still be needed to fill the table.
-        for setting in _SANDBOX_SETTINGS:
-            connection.execute(setting)
+        confine(connection)
         try:
             _check_statements(connection, sql)
             connection.execute(sql)
@@ -191,7 +190,13 @@ def query(rows: Sequence[Row], sql: str) -> QueryResult:
             return QueryResult(columns, connection.fetchall() if columns else [])
         # RuntimeError and ValueError: values that the Python client cannot convert, such as dates before year 1.
         except (duckdb.Error, RuntimeError, ValueError) as error:
-            raise UserError(f"the query cannot be answered: {_one_line(error)}") from error
+            raise UserError(f"the query cannot be answered: {one_line(error)}") from error
+
+
+def confine(connection: DuckDBPyConnection) -> None:
+    """Forbid a connection files, network, extensions and Python variables, and any way to undo that."""
+    for setting in _SANDBOX_SETTINGS:
+        connection.execute(setting)
 
 
 def _check_statements(connection: DuckDBPyConnection, sql: str) -> None:
@@ -227,13 +232,13 @@ _SANDBOX_SETTINGS = (
 """Executed in this order: the last one forbids every later SET."""
 
 
-def _load(connection: DuckDBPyConnection, rows: Sequence[Row]) -> None:
+def load_rows(connection: DuckDBPyConnection, rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) -> None:
     """Create the table `runs`: one typed list per column, unnested into rows."""
     for row in rows:
-        unknown = row.keys() - COLUMNS.keys()
-        assert not unknown, f"a row has columns that COLUMNS does not list: {sorted(unknown)}"
-    lists = ", ".join(f'unnest(CAST(? AS {column.type}[])) AS "{name}"' for name, column in COLUMNS.items())
-    values = [[_cell(row.get(name), column.type) for row in rows] for name, column in COLUMNS.items()]
+        unknown = row.keys() - columns.keys()
+        assert not unknown, f"a row has columns that are not listed: {sorted(unknown)}"
+    lists = ", ".join(f'unnest(CAST(? AS {column.type}[])) AS "{name}"' for name, column in columns.items())
+    values = [[_cell(row.get(name), column.type) for row in rows] for name, column in columns.items()]
     connection.execute(f"CREATE TABLE runs AS SELECT {lists}", values)
 
 
@@ -251,7 +256,7 @@ def _clean(value: Value) -> Value:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Return DuckDB's message on one line, without the excerpt that points at the error."""
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith("LINE ") and set(line) != {"^"}]

@@ -45,11 +45,14 @@ Python: `supermask.api` has one function per command, with the same arguments; i
 
 
 def commands() -> dict[str, Callable[..., None]]:
-    """Return the live command table: name -> function of the command."""
+    """Return the live command table: name -> function of the command. Commands of a group are named `group command`."""
     table = {}
-    for command in app.registered_commands:
-        assert command.callback is not None
-        table[command.name or command.callback.__name__] = command.callback
+    groups = [(f"{group.name} ", group.typer_instance) for group in app.registered_groups]
+    for prefix, part in [("", app), *groups]:
+        assert part is not None
+        for command in part.registered_commands:
+            assert command.callback is not None
+            table[prefix + (command.name or command.callback.__name__)] = command.callback
     return table
 
 
@@ -75,12 +78,15 @@ def _section(name: str, command: Callable[..., None]) -> Iterator[str]:
         default = defaults[parameter].default
         if isinstance(info, ArgumentInfo):
             metavar = info.metavar or parameter.upper()
-            arguments.append(metavar if default is inspect.Parameter.empty else f"[{metavar}]...")
+            many = "..." if "list" in str(kind) else ""
+            arguments.append(metavar if default is inspect.Parameter.empty else f"[{metavar}]{many}")
             table.append((metavar, info.help or ""))
         else:
             assert isinstance(info, OptionInfo)
-            shown = info.show_default and kind is not bool and default is not None
-            flag = (info.param_decls or [f"--{parameter.replace('_', '-')}"])[0]
+            shown = info.show_default and kind is not bool and default not in (None, inspect.Parameter.empty)
+            # In `Annotated`, typer takes the first name of an option for its default.
+            flags = [text for text in (info.default, *(info.param_decls or ())) if str(text).startswith("--")]
+            flag = flags[0] if flags else f"--{parameter.replace('_', '-')}"
             table.append((f"{flag} {_value(kind)}".rstrip(), f"{info.help}{f' [default: {default}]' if shown else ''}"))
     yield f"## supermask {' '.join([name, *arguments])}\n"
     yield inspect.cleandoc(command.__doc__ or "").partition("Example:")[0].strip() + "\n"
