@@ -1,5 +1,6 @@
 """The functions of the Python API, with the modules that define them."""
 
+from .comparisons import compare
 from .mask_loading import load_masks
 from .masks import analyze_masks
 from .reports import claims, report, reproduce
@@ -11,6 +12,7 @@ __all__ = [
     "analyze_masks",
     "build_tickets",
     "claims",
+    "compare",
     "evaluate_ticket",
     "export",
     "export_tracker",

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-from supermask.core.errors import UserError
+from supermask.core.errors import UserError, quote
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.pruning import PruneStep
 from supermask.core.recipe import UNTRAINED, Recipe, epochs_to_iterations
-from supermask.core.types import PrunableTensor, Snapshot
-from supermask.datasets.specs import DATASETS
-from supermask.networks.sequential import Architecture, architecture, canonical_name, prunable_tensors
+from supermask.core.types import Snapshot
+from supermask.datasets.locators import is_module_locator
+from supermask.datasets.specs import DATASETS, DatasetSpec
+from supermask.networks.network import Network
+from supermask.networks.registry import named_network
 from supermask.study import Study, Supermask, Train, Treatment
 from supermask.study.plan_checks import check_no_empty_layer, check_size, layer_rates
 from supermask.study.run import Run
@@ -75,21 +78,37 @@ class PlanInputs:
     """`ImageDataset.run_fingerprint`: None for the published dataset."""
     criterion_sources: Mapping[str, str] = field(default_factory=dict)
     """Import path of a user's criterion -> `user_code.code_sha256`."""
+    data_source: str | None = None
+    """`user_code.code_sha256` of the user's function that returns the data; None for other data."""
+    data_spec: DatasetSpec | None = None
+    """Specification of a user's own data; None for a dataset of `DATASETS`."""
 
     def to_data(self) -> dict[str, Any]:
         """Return a JSON-serializable dict without defaults."""
-        data = {"data_fingerprint": self.data_fingerprint, "criterion_sources": dict(self.criterion_sources)}
+        data = {
+            "data_fingerprint": self.data_fingerprint,
+            "criterion_sources": dict(self.criterion_sources),
+            "data_source": self.data_source,
+            "data_spec": self.data_spec and {"name": self.data_spec.name, **self.data_spec.to_data()},
+        }
         return {key: value for key, value in data.items() if value}
 
     @classmethod
     def from_data(cls, data: object) -> PlanInputs:
-        """Return the inputs of a `to_data` dict; anything that is not hexadecimal text is ignored."""
+        """Return the inputs of a `to_data` dict; what is not of its form is ignored."""
         keys = data if isinstance(data, Mapping) else {}
         fingerprint, sources = keys.get("data_fingerprint"), keys.get("criterion_sources")
         sources = sources if isinstance(sources, Mapping) else {}
+        spec, data_source = keys.get("data_spec"), keys.get("data_source")
+        own = None
+        if isinstance(spec, Mapping):
+            with suppress(ValueError):
+                own = DatasetSpec.from_data(str(spec.get("name")), spec)
         return cls(
             fingerprint if _is_sha256(fingerprint) else None,
             {str(name): source for name, source in sources.items() if _is_sha256(source)},
+            data_source if _is_sha256(data_source) else None,
+            own,
         )
 
 
@@ -102,11 +121,20 @@ class Plan(RunGraph):
     """The runs of a study, and the role of each in it."""
 
     study: Study
-    layers: Architecture
+    """The study that was planned."""
+    network: Network
+    """The study's network, with its tensors."""
     treatment_runs: list[TreatmentRun]
+    """Roles: which run is which level of which treatment and seed."""
     inputs: PlanInputs = PlanInputs()
+    """Data and user code that enter the ids of the runs."""
     notices: tuple[str, ...] = ()
     """Assumptions about inputs that were not found, one sentence each."""
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Specification of the study's dataset, with the number of validation images of its runs."""
+        return next(iter(self.runs.values())).spec
 
 
 def merge_plans(plans: Iterable[Plan]) -> RunGraph:
@@ -137,31 +165,53 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
             except UserModuleNotFound as error:
                 raise UserModuleNotFound(f"study {study.name!r}: criterion {name!r}: {error}") from None
     inputs = replace(inputs, criterion_sources={name: sources[name] for name in study.user_criteria})
-    spec = DATASETS[study.dataset]
-    layers = architecture(study.network, spec.image_shape, spec.classes)
-    network = canonical_name(study.network)
-    images = spec.training_images - spec.validation_images
+    spec = _study_spec(study, inputs)
+    network = named_network(study.network, spec.image_shape, spec.classes)
+    options = study.data_options.resolve(spec)
+    images = options.num_training(spec)
     recipe = resolve_recipe(study.train, images)
     study.check_points(recipe.iterations)
-    context = _Context(study, prunable_tensors(layers), recipe, images, inputs.criterion_sources)
+    context = _Context(study, network, recipe, images, inputs.criterion_sources)
     runs: dict[str, Run] = {}
     treatment_runs: list[TreatmentRun] = []
     planned = {t.label: _treatment_runs(context, t) for t in study.treatments}
-    data = inputs.data_fingerprint
+    new_run = partial(
+        Run,
+        network.name,
+        study.dataset,
+        data_fingerprint=inputs.data_fingerprint,
+        data_source=inputs.data_source,
+        data_options=options,
+        data_spec=inputs.data_spec,
+    )
     for seed in study.seeds:
-        dense = Run(network, study.dataset, seed, 0, recipe, data_fingerprint=data)
+        dense = new_run(seed, 0, recipe)
         runs[dense.id] = dense
         for label, planned_runs in planned.items():
             treatment_runs.append(TreatmentRun(label, seed, 0, dense.id))
             chain: list[Run] = [dense]
             for item in planned_runs:
                 parent = None if item.parent_index is None else chain[item.parent_index].id
-                run = Run(network, study.dataset, seed, item.level, item.recipe, parent, item.step, item.learning, data)
+                run = new_run(seed, item.level, item.recipe, parent, item.step, item.learning)
                 # Treatments with equal first steps share runs: the id is the same.
                 chain.append(runs.setdefault(run.id, run))
                 if item.reported:
                     treatment_runs.append(TreatmentRun(label, seed, item.level, run.id))
-    return Plan(runs, study, layers, treatment_runs, inputs)
+    return Plan(runs, study, network, treatment_runs, inputs)
+
+
+def _study_spec(study: Study, inputs: PlanInputs) -> DatasetSpec:
+    """Return the specification of the study's dataset. Raises UserError for own data that nobody has read yet."""
+    if study.dataset in DATASETS:
+        return DATASETS[study.dataset]
+    if inputs.data_spec is None or inputs.data_spec.name != study.dataset:
+        hint = (
+            "its function is called by `supermask run` and `supermask data inspect` only: give one of these commands"
+            if is_module_locator(study.dataset)
+            else "plan the study with `supermask plan` or `supermask.api.runs.plan`, which read them"
+        )
+        raise UserError(f"study {study.name!r}: the data {quote(study.dataset)} have not been read yet; {hint}.")
+    return inputs.data_spec
 
 
 @dataclass(frozen=True)
@@ -169,7 +219,7 @@ class _Context:
     """Facts of a study that the plans of all its treatments need."""
 
     study: Study
-    tensors: Mapping[str, PrunableTensor]
+    network: Network
     recipe: Recipe
     """Recipe of the dense runs."""
     images: int
@@ -267,10 +317,11 @@ def _retraining_recipe(recipe: Recipe, treatment: Treatment) -> Recipe:
 
 def _steps(context: _Context, treatment: Treatment, levels: int | None = None) -> Iterator[PruneStep]:
     """Yield one step per level."""
-    study, tensors = context.study, context.tensors
+    study, network = context.study, context.network
     levels = treatment.num_levels(study.prune) if levels is None else levels
-    rates = layer_rates(study.prune, treatment.scope, tensors)
-    check_no_empty_layer(study, treatment, tensors, rates, levels)
+    rates = layer_rates(study.prune, treatment.scope, network)
+    if network.tensors:
+        check_no_empty_layer(study, treatment, network.tensors, rates, levels)
     source = context.criterion_sources.get(treatment.criterion)
     rewind_iteration = treatment.rewind_to if isinstance(treatment.rewind_to, int) else 0
     for level in range(1, levels + 1):

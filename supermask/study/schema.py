@@ -15,6 +15,7 @@ from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, quote
 from supermask.core.learned_masks import METHODS, SIGMOID, MaskLearning
 from supermask.core.types import TensorKind
+from supermask.datasets.specs import DataOptions
 from supermask.study.claims import Claim
 from supermask.study.fields import (
     Bool,
@@ -27,6 +28,7 @@ from supermask.study.fields import (
     Epochs,
     Factor,
     Fraction,
+    ImageCount,
     Label,
     Level,
     Levels,
@@ -34,6 +36,7 @@ from supermask.study.fields import (
     Mask0,
     Mask1,
     Network,
+    NoiseShare,
     NotNegative,
     OptimizerName,
     Positive,
@@ -199,16 +202,27 @@ class Treatment(StrictModel):
     """A way from one training run to the next: criterion, actions and points; one line in a figure."""
 
     name: Label
+    """Label in figures and tables; by default made of the keys that differ."""
     criterion: Criterion = "large_final"
+    """A key of `CRITERIA`, or the import path of your own."""
     mask1: Mask1 = "rewind"
+    """A key of `MASK1_ACTIONS`."""
     mask0: Mask0 = "zero"
+    """A key of `MASK0_ACTIONS`."""
     rescaled: Bool = False
+    """True: multiply the kept weights of a layer by (weights / kept weights)."""
     w_init: ReadPoint = "start"
+    """Snapshot that the criterion reads as w_i."""
     w_final: ReadPoint = "end"
+    """Snapshot that the criterion reads as w_f."""
     rewind_to: RewindPoint = "start"
+    """Snapshot to which `mask1: rewind` sets kept weights."""
     learning_rate_rewinding: Bool = True
+    """With `rewind_to: end`: True restarts the learning-rate schedule; False keeps its final rate."""
     schedule: Schedule = "iterative"
+    """`iterative`: each level prunes the one before; `one_shot`: each level prunes the dense network."""
     scope: Scope = "layer"
+    """`layer`: weights are ranked in each layer; `global`: across all layers."""
     trained: Bool = True
     """False: each level's network is evaluated untrained (a heuristic supermask). Under `iterative` its masks are those
     of the chain that the same criterion prunes with rewind and zero."""
@@ -313,10 +327,21 @@ class Settings(StrictModel):
     title: Title = ""
     network: Network = "fc"
     dataset: Dataset = "digits"
+    train_images: ImageCount | None = None
+    """Train on a random subset of that many images, drawn per seed."""
+    label_noise: NoiseShare = 0.0
+    """Share of the training labels that are replaced by another class, drawn per seed."""
+    validation: ImageCount | None = None
+    """Images held out for validation; by default 5,000, or a tenth where there are fewer than 50,000."""
     seeds: Seeds = (0, 1, 2, 3, 4)
     train: Train = Train()
     prune: Prune = Prune()
     learn: LearnSettings = LearnSettings()
+
+    @property
+    def data_options(self) -> DataOptions:
+        """Settings that change the data of the study's runs."""
+        return DataOptions(self.train_images, self.label_noise, self.validation)
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -332,6 +357,7 @@ class Study(Settings):
     name: str
     """Stem of the file; only shown."""
     treatments: tuple[Treatment, ...] = Field(min_length=1)
+    """The lines of a figure, in the order of the file."""
     reference: str
     """Label of the treatment that all others are compared with."""
     claims: tuple[Claim, ...] = ()

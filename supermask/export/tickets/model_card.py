@@ -56,7 +56,8 @@ def model_card(ticket: Ticket, ticket_checks: list[Check], config: dict[str, Any
 def card_title(ticket: Ticket) -> str:
     """Return a title such as `fc-300-100 on mnist, 3.24% of weights`."""
     subject = f"{ticket.network} on {ticket.dataset}" if ticket.network else "PyTorch module"
-    return f"{subject}, {density(ticket.masks):.2%} of weights"
+    plain = "".join("?" if c in "`<>[]|*#" else c for c in sanitize(subject))
+    return f"{plain}, {density(ticket.masks):.2%} of weights"
 
 
 def _front_matter(ticket: Ticket) -> str:
