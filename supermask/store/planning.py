@@ -30,19 +30,22 @@ def plan_study(study: Study, store: Store, data_dir: Path | None = None) -> Plan
     """
     notices: list[str] = []
     stored: list[Run] | None = None
-    sources: dict[str, str] = {}
-    for name in study.user_criteria:
+    criteria: dict[str, str] = {}
+    losses: dict[str, str] = {}
+    named = [("criterion", name, criteria) for name in study.user_criteria]
+    for kind, name, sources in [*named, *(("loss", name, losses) for name in study.user_losses)]:
         try:
             sources[name] = code_sha256(name)
         except UserModuleNotFound as error:
             stored = _stored_runs(study, store) if stored is None else stored
-            sources[name] = _stored_source(study, name, stored, error)
-            notices.append(f"criterion {name!r}: {error} Shown as the runs in the store were made.")
+            sources[name] = _stored_source(study, kind, name, stored, error)
+            notices.append(f"{kind} {name!r}: {error} Shown as the runs in the store were made.")
+    sources_known = PlanInputs(None, criteria, losses)
     try:
-        inputs = PlanInputs(run_fingerprint(study.dataset, data_dir), sources)
+        inputs = replace(sources_known, data_fingerprint=run_fingerprint(study.dataset, data_dir))
     except (UserError, SystemFailure) as error:
         stored = _stored_runs(study, store) if stored is None else stored
-        plan = _plan_for_stored_data(study, stored, sources)
+        plan = _plan_for_stored_data(study, stored, sources_known)
         problem = str(error).splitlines()[0].rstrip(".:")
         fingerprint = plan.inputs.data_fingerprint
         if fingerprint is not None:
@@ -55,7 +58,7 @@ def plan_study(study: Study, store: Store, data_dir: Path | None = None) -> Plan
     plan = make_plan(study, inputs)
     if not plan.runs.keys() & store.run_ids():
         stored = _stored_runs(study, store) if stored is None else stored
-        for fingerprint, count in _stored_data(study, stored, sources).items():
+        for fingerprint, count in _stored_data(study, stored, sources_known).items():
             notices.append(
                 f"{count:,} runs of this study in the store are on other data ({_describe_data(fingerprint)}) than is "
                 f"found here ({_describe_data(inputs.data_fingerprint)}), and are not shown: set SUPERMASK_DATA to the "
@@ -77,32 +80,35 @@ def _stored_runs(study: Study, store: Store) -> list[Run]:
     return runs
 
 
-def _stored_source(study: Study, name: str, stored: Iterable[Run], error: UserModuleNotFound) -> str:
-    sources = {run.step.criterion_source for run in stored if run.step and run.step.criterion == name} - {None}
+def _stored_source(study: Study, kind: str, name: str, stored: Iterable[Run], error: UserModuleNotFound) -> str:
+    if kind == "criterion":
+        sources = {run.step.criterion_source for run in stored if run.step and run.step.criterion == name} - {None}
+    else:
+        sources = {run.recipe.loss_source for run in stored if run.recipe.loss == name} - {None}
     if len(sources) > 1:
         versions = ", ".join(sorted(str(source)[:12] for source in sources))
         raise UserError(
-            f"criterion {name!r}: {error} The store has runs of {len(sources)} versions of it ({versions}): run the "
+            f"{kind} {name!r}: {error} The store has runs of {len(sources)} versions of it ({versions}): run the "
             "command in the folder with the version that you mean."
         )
     if not sources:
-        raise UserModuleNotFound(f"study {study.name!r}: criterion {name!r}: {error}")
+        raise UserModuleNotFound(f"study {study.name!r}: {kind} {name!r}: {error}")
     return str(sources.pop())
 
 
-def _stored_data(study: Study, stored: Iterable[Run], sources: dict[str, str]) -> dict[str | None, int]:
+def _stored_data(study: Study, stored: Iterable[Run], inputs: PlanInputs) -> dict[str | None, int]:
     """Return fingerprint -> number of the store's runs that belong to this study on that data."""
     ids = {run.id for run in stored}
     counts = {}
     for fingerprint in sorted({run.data_fingerprint for run in stored}, key=lambda value: value or ""):
-        runs = make_plan(study, PlanInputs(fingerprint, sources)).runs
+        runs = make_plan(study, replace(inputs, data_fingerprint=fingerprint)).runs
         if count := len(runs.keys() & ids):
             counts[fingerprint] = count
     return counts
 
 
-def _plan_for_stored_data(study: Study, stored: Iterable[Run], sources: dict[str, str]) -> Plan:
-    counts = _stored_data(study, stored, sources)
+def _plan_for_stored_data(study: Study, stored: Iterable[Run], inputs: PlanInputs) -> Plan:
+    counts = _stored_data(study, stored, inputs)
     if len(counts) > 1:
         parts = "; ".join(f"{count:,} on {_describe_data(fingerprint)}" for fingerprint, count in counts.items())
         raise UserError(
@@ -110,7 +116,7 @@ def _plan_for_stored_data(study: Study, stored: Iterable[Run], sources: dict[str
             f"{quote(study.dataset)} ({parts}), which no mean may mix: set SUPERMASK_DATA to the folder with the data "
             "that you mean."
         )
-    return make_plan(study, PlanInputs(next(iter(counts), None), sources))
+    return make_plan(study, replace(inputs, data_fingerprint=next(iter(counts), None)))
 
 
 def _describe_data(fingerprint: str | None) -> str:

@@ -53,8 +53,7 @@ def test_the_count_is_an_upper_bound_of_the_runs(study: str, scale: str) -> None
 
 
 def find_ineffective(made: plan.Plan) -> list[str]:
-    dense = next(iter(made.runs.values()))
-    return ineffective_settings(made.study, dense.recipe, prunable_tensors(made.layers))
+    return ineffective_settings(made.study, prunable_tensors(made.layers))
 
 
 def warnings(data: dict[str, Any]) -> list[str]:

@@ -46,7 +46,9 @@ def evaluate_clause(clause: Clause, evidence: ClaimData, detect: float) -> Claus
     levels = _levels(clause, pairs, comparisons, evidence)
     missing = evidence.describe_missing(clause.treatment, {ours.level for ours, _ in pairs})
     if clause.reference != CHANCE:
-        missing += evidence.describe_missing(clause.reference, {theirs.level for _, theirs in pairs if theirs})
+        missing += evidence.describe_missing(
+            _reference_label(clause, evidence), {theirs.level for _, theirs in pairs if theirs}
+        )
     decisive = deciding_level(clause, levels)
     finding = ClauseFinding(
         treatment=clause.treatment,
@@ -91,7 +93,9 @@ def _pairs(clause: Clause, evidence: ClaimData) -> list[tuple[LevelValues, Level
         return [(cell, None) for cell in ours.values()]
     # The dense network has no measure of learned masks: its accuracy at early stopping takes part instead.
     is_mask_measure = clause.reference == DENSE and clause.measure in LEARNED_MASK_MEASURES
-    theirs = cells(clause.reference, "early_stop_test_accuracy" if is_mask_measure else clause.measure)
+    theirs = cells(
+        _reference_label(clause, evidence), "early_stop_test_accuracy" if is_mask_measure else clause.measure
+    )
     if clause.at == "best" or clause.reference == DENSE:
         return [(cell, reference) for cell in ours.values() for reference in theirs.values()]
     return [
@@ -99,6 +103,10 @@ def _pairs(clause: Clause, evidence: ClaimData) -> list[tuple[LevelValues, Level
         for level, cell in ours.items()
         if level in theirs and math.isclose(cell.remaining, theirs[level].remaining, rel_tol=DENSITY_TOLERANCE)
     ]
+
+
+def _reference_label(clause: Clause, evidence: ClaimData) -> str:
+    return evidence.dense_label(clause.treatment) if clause.reference == DENSE else clause.reference
 
 
 def _comparison(ours: LevelValues, theirs: LevelValues | None, chance: float) -> Comparison | None:

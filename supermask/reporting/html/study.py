@@ -39,6 +39,7 @@ from supermask.reporting.plotly.masks import learned_masks_plot, learning_plot, 
 from supermask.reporting.status import environment_note
 from supermask.store import Store
 from supermask.store.rows import STATUSES, learning_curve_rows
+from supermask.store.tables import DENSE, treatment_labels
 from supermask.study.plan import Plan
 
 
@@ -139,7 +140,7 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[l
     dense = [
         100.0 * float(row["early_stop_test_accuracy"] or 0)
         for row in rows
-        if row["level"] == 0 and row["status"] == "finished"
+        if DENSE in treatment_labels(row) and row["status"] == "finished"
     ]
     heuristic = heuristic_points(rows) if any(is_heuristic(row) for row in rows) else []
     results = supermask_results(rows, labels, study.reference) if has_learned_masks(rows) else []
