@@ -14,14 +14,13 @@ from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, quote, sanitize
 from supermask.core.pruning import ParentRun
 from supermask.core.types import Snapshot
-from supermask.datasets.specs import DATASETS
 from supermask.export.tickets import load_ticket
 from supermask.export.tickets.model import get_fact
-from supermask.networks.sequential import prunable_tensors
 from supermask.store import CorruptEntry, Store
 from supermask.store.records import decode_masks
-from supermask.store.replay import SnapshotMissing, StateReplayer, run_architecture
+from supermask.store.replay import SnapshotMissing, StateReplayer
 from supermask.store.rows import resolve_run_id
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def mask_from_run(store: Store, replayer: StateReplayer, run_id: str, weights: b
         alive=alive,
         network=run.network,
         dataset=run.dataset,
-        image_shape=DATASETS[run.dataset].image_shape,
+        image_shape=run.spec.image_shape,
         criterion="supermask" if run.learning else step.criterion_name if step else None,
         level=run.level,
         seed=run.seed,
@@ -114,7 +113,6 @@ def mask_from_ticket(path: Path, weights: bool = True) -> MaskInfo:
     """
     ticket = load_ticket(path)
     masks = _arrays(ticket.masks)
-    dataset = DATASETS.get(ticket.dataset or "")
     facts = {key: get_fact(ticket, str, "run", key) for key in ("mask1", "mask0", "criterion")}
     details = {key: sanitize(value) for key, value in facts.items() if value is not None and key != "criterion"}
     network, criterion = ticket.network, facts["criterion"]
@@ -126,7 +124,7 @@ def mask_from_ticket(path: Path, weights: bool = True) -> MaskInfo:
         alive={name: np.ones_like(mask) for name, mask in masks.items()},
         network=network,
         dataset=ticket.dataset,
-        image_shape=dataset.image_shape if dataset else None,
+        image_shape=ticket.spec.image_shape if ticket.dataset else None,
         criterion=None if criterion is None else sanitize(criterion),
         level=get_fact(ticket, int, "run", "level"),
         seed=ticket.seed,
@@ -165,7 +163,7 @@ def _stored_masks(store: Store, run_id: str) -> Masks:
     """Return the masks of a run; all ones for a dense run, which stores none. Raises CorruptEntry."""
     entry = store.read(run_id)
     run = Run.from_data(entry.facts)
-    layers = prunable_tensors(run_architecture(run))
+    layers = run_network(run).tensors
     if run.parent is None and run.learning is None:
         return {name: np.ones(layer.shape, dtype=bool) for name, layer in layers.items()}
     try:

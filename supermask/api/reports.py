@@ -68,7 +68,11 @@ def build_report_for(
 
 def evaluate_claims_for(studies: Sequence[StudyRows], whole_paper: bool = False) -> list[ClaimFinding]:
     """Evaluate the claims about these studies on their rows."""
-    return evaluate_claims([(plan.study, rows) for plan, rows, _ in studies], whole_paper)
+    return evaluate_claims(
+        [(plan.study, rows) for plan, rows, _ in studies],
+        whole_paper,
+        {plan.study.dataset: plan.spec for plan, _, _ in studies},
+    )
 
 
 def write_report(content: Report, out: str | Path) -> Path:

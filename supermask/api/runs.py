@@ -19,7 +19,6 @@ from supermask.execution.estimate import Estimate, estimate
 from supermask.execution.run import ListenerFactory, RunOptions, data_dir, run_plans
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.export.run_folder import export_run
-from supermask.networks.sequential import prunable_tensors
 from supermask.reporting.figures import FigureOptions, RenderedFigure
 from supermask.reporting.figures.catalog import split_labels, study_figures
 from supermask.reporting.status import format_counts
@@ -107,7 +106,7 @@ def plan(
     study_plan = plan_study(load_study(study, overrides), source)
     stored = source.run_ids()
     to_do = [run for run in study_plan.runs.values() if run.id not in stored]
-    engine = select_engine("auto", study_plan.layers, "cpu").engine
+    engine = select_engine("auto", study_plan.network, "cpu").engine
     local = estimate(study_plan, source, to_do, engine)
     resources = []
     for unit, count in (("core", cores), ("GPU", gpus)):
@@ -127,7 +126,9 @@ def plan(
 
 
 def _ineffective_settings(study_plan: Plan) -> list[str]:
-    return ineffective_settings(study_plan.study, prunable_tensors(study_plan.layers))
+    dense = next(iter(study_plan.runs.values()))
+    images = dense.data_options.num_training(dense.spec)
+    return ineffective_settings(study_plan.study, study_plan.network, images)
 
 
 def run(
@@ -150,7 +151,8 @@ def run(
     """
     options = RunOptions(store_path(store), workers, engine, device, keep, precision, stack, cluster)
     options.validate()
-    return run_plans([plan_study(load_study(study, overrides), Store(options.store))], options, listener)
+    study_plan = plan_study(load_study(study, overrides), Store(options.store), call_user_code=True)
+    return run_plans([study_plan], options, listener)
 
 
 def study_rows(

@@ -8,12 +8,14 @@ from pathlib import Path
 from supermask.api.runs import open_store
 from supermask.core.environment import expand_path
 from supermask.core.errors import check_one_of
-from supermask.datasets import DATASETS, load
+from supermask.datasets import DATASETS
+from supermask.datasets.locators import is_locator
 from supermask.execution.run import DEVICES, check_device
 from supermask.export.tickets.checks import Check, Evaluation, check_fit, checks, evaluate
 from supermask.export.tickets.files import check_output_path, load_ticket, save_ticket, size_by_part
-from supermask.export.tickets.model import Ticket
+from supermask.export.tickets.model import Ticket, get_fact
 from supermask.export.tickets.packing import WeightsToPack, pack_run
+from supermask.study.user_data import check_source, load_data
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,14 @@ def inspect_ticket(file: str | Path) -> TicketInspection:
 def evaluate_ticket(file: str | Path, dataset: str | None = None, device: str = "cpu") -> tuple[Ticket, Evaluation]:
     """Measure the test accuracy of a ticket on a dataset (default: the dataset of its run)."""
     check_one_of("a device", device, DEVICES)
-    if dataset is not None:
-        check_one_of("a dataset", dataset, tuple(DATASETS))
     ticket = load_ticket(expand_path(file))
-    name = dataset or ticket.dataset or ""
-    check_fit(ticket, name)  # first: reading the data takes seconds
+    if dataset is not None and not is_locator(dataset):
+        check_one_of("a dataset", dataset, tuple(DATASETS))
+    if dataset in DATASETS or dataset is None:
+        # First: reading the data takes seconds.
+        check_fit(ticket, DATASETS[dataset] if dataset else ticket.spec if ticket.dataset else None)
     check_device(device)
-    return ticket, evaluate(ticket, load(name), device)
+    if dataset is None:
+        # A ticket may come from anybody: a function that it names is called only if its source is the run's.
+        check_source(str(ticket.dataset), get_fact(ticket, str, "run", "data_source"))
+    return ticket, evaluate(ticket, load_data(dataset or str(ticket.dataset)), device)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS, USES_W_FINAL, rescale_factor
 from supermask.core.criteria import ALL_CRITERIA, NEEDS_GRADIENT, Criterion
+from supermask.core.initializers import draw_weights
 from supermask.core.masks import ALL_TENSORS, keep_top, ranked_groups
 from supermask.core.rng import Stream, Streams
 from supermask.core.types import InitialState, Layer, Masks, NetworkState, PrunableTensor, Snapshot, Weights
@@ -102,7 +104,17 @@ class ParentRun:
         if self.learned is not None and "end" in self.points:
             mask_scores = self.learned(self.state_at("end").logits)
         return {
-            n: Layer(m.std, w_init[n], w_final[n], alive[n], w_rewind[n], gradient.get(n), mask_scores.get(n))
+            n: Layer(
+                m.std,
+                w_init[n],
+                w_final[n],
+                alive[n],
+                w_rewind[n],
+                gradient.get(n),
+                mask_scores.get(n),
+                m.initializer,
+                partial(draw_weights, m),
+            )
             for n, m in self.prunable.items()
         }
 

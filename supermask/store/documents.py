@@ -17,8 +17,9 @@ from typing_extensions import TypedDict
 from supermask.core.errors import UserError, quote
 from supermask.core.recipe import Recipe
 from supermask.core.types import InitialState
-from supermask.datasets.specs import DATASETS
-from supermask.networks.sequential import architecture, prunable_tensors
+from supermask.datasets.locators import is_locator
+from supermask.datasets.specs import DATASETS, dataset_spec
+from supermask.networks.registry import named_network
 from supermask.store.files.entry import CorruptEntry, Kind, RunFacts, Tensors
 from supermask.study.run import Run
 
@@ -198,6 +199,27 @@ class DataForm(TypedDict):
 
 
 @with_config(_FORM)
+class DataSpecForm(TypedDict):
+    """`data_spec` of a run on a user's own data. `DatasetSpec.from_data` checks the ranges."""
+
+    image_shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
+    classes: Size
+    training_images: Size
+    test_images: Size
+    validation_images: Size
+    max_pixel: Size
+
+
+@with_config(_FORM)
+class DataOptionsForm(TypedDict, total=False):
+    """`data_options` of a run: those that are not the defaults."""
+
+    train_images: Size
+    label_noise: Share
+    validation: Size
+
+
+@with_config(_FORM)
 class RunForm(TypedDict):
     """Facts of a run: its identity (`Run.to_data`), its result, and its provenance."""
 
@@ -212,6 +234,9 @@ class RunForm(TypedDict):
     numerics: NotRequired[Count]
     learning: NotRequired[LearningForm]
     data_fingerprint: NotRequired[Text]
+    data_source: NotRequired[Hash]
+    data_options: NotRequired[DataOptionsForm]
+    data_spec: NotRequired[DataSpecForm]
     status: Literal["finished", "diverged", "certificate_failed"]
     metrics: MetricsForm
     kept: dict[str, Count]
@@ -291,25 +316,35 @@ def _check_identity(key: str, facts: RunFacts) -> None:
         raise CorruptEntry(key, f"its facts are not those of a run that this version knows: {error}") from error
     if run.id != key or facts["id"] != key:
         raise CorruptEntry(key, f"its facts are those of run {run.id}")
-    if reason := _unknown_network(run.network, run.dataset):
+    if reason := _unknown_data(run):
+        raise CorruptEntry(key, reason)
+    if reason := _unknown_network(run.network, run.dataset, run.spec.image_shape, run.spec.classes):
         raise CorruptEntry(key, reason)
     # Tables divide by the first and show both.
     if sum(facts["kept"].values()) > facts["weights"]:
         raise CorruptEntry(key, "it keeps more weights than it has")
 
 
-@lru_cache(maxsize=256)
-def _unknown_network(network: str, dataset: str) -> str:
-    """Return why this version cannot build a network for a data set; empty if it can."""
-    if dataset not in DATASETS:
-        return f"this version knows no data set {quote(dataset)}"
+def _unknown_data(run: Run) -> str:
+    """Return why the shapes and counts of a run's data are not known; empty if they are."""
+    if run.dataset not in DATASETS and (run.data_spec is None or not is_locator(run.dataset)):
+        return f"this version knows no data set {quote(run.dataset)}"
     try:
-        layers = architecture(network, DATASETS[dataset].image_shape, DATASETS[dataset].classes)
+        run.data_options.resolve(dataset_spec(run.dataset, run.data_spec))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@lru_cache(maxsize=256)
+def _unknown_network(network: str, dataset: str, image_shape: tuple[int, int, int], classes: int) -> str:
+    """Return why this version cannot build a network for images of this shape; empty if it can."""
+    try:
+        size = named_network(network, image_shape, classes).size
     except (UserError, ValueError, KeyError, IndexError) as error:
         return f"this version knows no network {quote(network)} for {dataset} ({error})"
     # A name may ask for any size; beyond this no machine could have trained it.
-    too_large = sum(tensor.size for tensor in prunable_tensors(layers).values()) > MAX_WEIGHTS
-    return f"network {quote(network)} is too large" if too_large else ""
+    return f"network {quote(network)} is too large" if size > MAX_WEIGHTS else ""
 
 
 MAX_WEIGHTS = 10**10

@@ -13,14 +13,15 @@ from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.core.masks import ranked_groups
 from supermask.core.recipe import CROSS_ENTROPY, ChannelStatistics, Recipe
 from supermask.core.text import Row
-from supermask.networks.sequential import Architecture, prunable_tensors
+from supermask.networks.network import Network
 from supermask.store import CorruptEntry, Store
 from supermask.store.files.entry import RunFacts
 from supermask.store.files.notes import StatusNotes
 from supermask.store.records import decode_curve
 from supermask.store.tables import AUXILIARY, COLUMNS, DENSE, TREATMENT_SEPARATOR
 from supermask.study import study_from_dict
-from supermask.study.plan import Plan, make_plan
+from supermask.study.networks import run_network
+from supermask.study.plan import Plan, PlanInputs, make_plan
 from supermask.study.run import Run
 
 STATUSES = (
@@ -73,7 +74,7 @@ def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
             # Level 1 is the same run under both schedules; only the study says under which one it was requested.
             row["schedule"] = TREATMENT_SEPARATOR.join(dict.fromkeys(schedules[label] for label in run_labels))
         if facts is None:
-            row |= _planned_columns(run, plan.layers, run.id in learned)
+            row |= _planned_columns(run, run_network(run), run.id in learned)
             row["status"] = blocked.get(run.parent, "to_do")
         if (status := str(row["status"])) in BLOCKED_STATUS:
             blocked[run.id] = BLOCKED_STATUS[status]
@@ -106,7 +107,7 @@ def study_names(store: Store) -> dict[str, str]:
         # A note may be of another version. And anybody can write one: code that it names is not imported.
         with suppress(UserError, SystemFailure, LookupError, TypeError, ValueError, AttributeError, RecursionError):
             if isinstance(note["study"], dict) and not _names_user_code(note["study"]):
-                for run_id in make_plan(study_from_dict(note["study"])).runs:
+                for run_id in make_plan(study_from_dict(note["study"]), PlanInputs.from_data(note.get("inputs"))).runs:
                     names.setdefault(run_id, {})[str(note["name"])] = None
     return {run_id: TREATMENT_SEPARATOR.join(studies) for run_id, studies in names.items()}
 
@@ -317,24 +318,22 @@ def _format_hardened(facts: RunFacts) -> str | None:
     )
 
 
-def _planned_columns(run: Run, layers: Architecture, learned: bool) -> Row:
+def _planned_columns(run: Run, network: Network, learned: bool) -> Row:
     """Return the columns known before training: the weights it will keep, unless an ancestor or itself learns a mask.
 
     A learned mask keeps as many weights as training decides, and so do the levels pruned from it.
     """
     if learned:
-        return {"weights": sum(tensor.size for tensor in prunable_tensors(layers).values()), "certificate": None}
+        return {"weights": network.size, "certificate": None}
     rates = tuple(sorted(run.step.rates.items())) if run.step else ()
-    weights, kept = _planned_counts(layers, run.step.scope if run.step else "layer", rates, run.level)
+    weights, kept = _planned_counts(network, run.step.scope if run.step else "layer", rates, run.level)
     return {"weights": weights, "kept": kept, "density": kept / weights, "certificate": None}
 
 
 @lru_cache(maxsize=1024)
-def _planned_counts(
-    layers: Architecture, scope: str, rates: tuple[tuple[str, float], ...], level: int
-) -> tuple[int, int]:
+def _planned_counts(network: Network, scope: str, rates: tuple[tuple[str, float], ...], level: int) -> tuple[int, int]:
     """Return (weights, weights kept at a level). Cached: a plan has few distinct arguments and thousands of runs."""
-    tensors = prunable_tensors(layers)
+    tensors = network.tensors
     sizes = {name: tensor.size for name, tensor in tensors.items()}
     weights = sum(sizes.values())
     if level == 0:

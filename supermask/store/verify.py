@@ -18,7 +18,6 @@ from supermask.core.learned_masks import MaskLearning, probabilities, threshold_
 from supermask.core.masks import count_kept
 from supermask.core.pruning import ParentRun, compute_masks
 from supermask.core.types import InitialState, LearningCurve, Snapshot, TrainingResult
-from supermask.networks.sequential import prunable_tensors
 from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.consistency import (
     certificate_faults,
@@ -33,9 +32,9 @@ from supermask.store.replay import (
     SnapshotMissing,
     StateReplayer,
     UserCriterionNotLoaded,
-    run_architecture,
     step_streams,
 )
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 REPLAY_CACHE = 64
@@ -229,7 +228,7 @@ def _verify_entry(
         else start.state
     )
     outcome = TrainingResult("finished", end, {}, LearningCurve(), {})
-    prunable = prunable_tensors(run_architecture(run))
+    prunable = run_network(run).tensors
     certificate = certify(prunable, start, outcome, parent, run.step, weight_decay=run.recipe.weight_decay)
     if certificate.passed:
         return VerificationResult(run_id, "held")
@@ -244,7 +243,7 @@ def _verify_learned_mask(run: Run, learning: MaskLearning, start: InitialState, 
     decode_logits(entry.weights, start, "final_logit")
     masks, stored = (
         threshold_masks(learning, logits),
-        decode_masks(entry.tensors, prunable_tensors(run_architecture(run))),
+        decode_masks(entry.tensors, run_network(run).tensors),
     )
     ones = {n: float(probabilities(learning, m).double().mean()) for n, m in logits.items()}
     evaluation, metrics = entry.facts["supermask"], entry.facts["metrics"]

@@ -23,9 +23,9 @@ from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.recipe import CROSS_ENTROPY
-from supermask.datasets.specs import DATASETS
-from supermask.networks import sequential
-from supermask.networks.sequential import canonical_name
+from supermask.datasets.locators import LOCATOR_FORMS, is_locator, is_module_locator, parse_locator
+from supermask.datasets.specs import DATASETS, MAX_IMAGES
+from supermask.networks.registry import NETWORK_FORMS, NETWORK_NAMES, canonical_name
 from supermask.study.user_code import (
     UserFunction,
     UserModuleNotFound,
@@ -125,6 +125,19 @@ def _is_user_function(parameters: tuple[str, ...]) -> Callable[[str], bool]:
     return check
 
 
+def _is_own_data(name: str) -> bool:
+    """Check the form of a locator; the function that it names is checked without importing it. Raises UserError."""
+    if not is_locator(name):
+        if name.endswith(".npz"):
+            raise UserError(f"{quote(name)} is not a dataset; did you mean npz:{name}?")
+        return False
+    parse_locator(name)
+    if is_module_locator(name):
+        with suppress(UserModuleNotFound):
+            check_function(name, ())
+    return True
+
+
 def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
     if any(b <= a for a, b in pairwise(values)):
         raise ValueError
@@ -187,11 +200,13 @@ Label = Annotated[
 _USER_FUNCTION = ", or module:function of your own"
 Network = Annotated[
     str,
-    _choice(
-        "a network", sequential.NETWORK_NAMES, ", or fc with the widths of its hidden layers (fc-300-100)", _is_network
-    ),
+    _choice("a network", NETWORK_NAMES, f", or {NETWORK_FORMS}", _is_network),
 ]
-Dataset = Annotated[str, _choice("a dataset", DATASETS)]
+Dataset = Annotated[str, _choice("a dataset", DATASETS, f"; or your own data: {LOCATOR_FORMS}", _is_own_data)]
+ImageCount = Annotated[int, Field(ge=1, le=MAX_IMAGES), with_message("a number of images: a whole number from 1 on")]
+NoiseShare = Annotated[
+    float, Field(ge=0, lt=1), with_message("a share of the training labels: a number of at least 0 and below 1")
+]
 Criterion = Annotated[
     str,
     _choice("a criterion", CRITERIA, _USER_FUNCTION, _is_user_function(CRITERION_PARAMETERS)),

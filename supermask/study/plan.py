@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-from supermask.core.errors import UserError
+from supermask.core.errors import UserError, quote
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.pruning import PruneStep
 from supermask.core.recipe import UNTRAINED, Augmentation, ChannelStatistics, Recipe, epochs_to_iterations
-from supermask.core.types import PrunableTensor, Snapshot
-from supermask.datasets.specs import DATASETS
-from supermask.networks.sequential import Architecture, architecture, canonical_name, prunable_tensors
+from supermask.core.types import Snapshot
+from supermask.datasets.locators import is_module_locator
+from supermask.datasets.specs import DATASETS, DatasetSpec
+from supermask.networks.network import Network
+from supermask.networks.registry import named_network
 from supermask.study import Study, Supermask, Train, Treatment
 from supermask.study.plan_checks import check_image_settings, check_no_empty_layer, check_size, layer_rates
 from supermask.study.run import Run
@@ -78,23 +81,39 @@ class PlanInputs:
     """`ImageDataset.run_fingerprint`: None for the published dataset."""
     criterion_sources: Mapping[str, str] = field(default_factory=dict)
     """Import path of a user's criterion -> `user_code.code_sha256`."""
+    data_source: str | None = None
+    """`user_code.code_sha256` of the user's function that returns the data; None for other data."""
+    data_spec: DatasetSpec | None = None
+    """Specification of a user's own data; None for a dataset of `DATASETS`."""
     loss_sources: Mapping[str, str] = field(default_factory=dict)
-    """The same for the user's losses."""
+    """Import path of a user's loss -> `user_code.code_sha256`."""
 
     def to_data(self) -> dict[str, Any]:
         """Return a JSON-serializable dict without defaults."""
-        sources = {"criterion_sources": dict(self.criterion_sources), "loss_sources": dict(self.loss_sources)}
-        data = {"data_fingerprint": self.data_fingerprint, **sources}
+        data = {
+            "data_fingerprint": self.data_fingerprint,
+            "criterion_sources": dict(self.criterion_sources),
+            "data_source": self.data_source,
+            "data_spec": self.data_spec and {"name": self.data_spec.name, **self.data_spec.to_data()},
+            "loss_sources": dict(self.loss_sources),
+        }
         return {key: value for key, value in data.items() if value}
 
     @classmethod
     def from_data(cls, data: object) -> PlanInputs:
-        """Return the inputs of a `to_data` dict; anything that is not hexadecimal text is ignored."""
+        """Return the inputs of a `to_data` dict; what is not of its form is ignored."""
         keys = data if isinstance(data, Mapping) else {}
         fingerprint = keys.get("data_fingerprint")
+        spec, data_source = keys.get("data_spec"), keys.get("data_source")
+        own = None
+        if isinstance(spec, Mapping):
+            with suppress(ValueError):
+                own = DatasetSpec.from_data(str(spec.get("name")), spec)
         return cls(
             fingerprint if _is_sha256(fingerprint) else None,
             _read_sources(keys.get("criterion_sources")),
+            data_source if _is_sha256(data_source) else None,
+            own,
             _read_sources(keys.get("loss_sources")),
         )
 
@@ -113,7 +132,7 @@ class Plan(RunGraph):
     """The runs of a study, and the role of each in it."""
 
     study: Study
-    layers: Architecture
+    network: Network
     treatment_runs: list[TreatmentRun]
     inputs: PlanInputs = PlanInputs()
     notices: tuple[str, ...] = ()
@@ -123,6 +142,11 @@ class Plan(RunGraph):
     def has_one_dense_network(self) -> bool:
         """False if treatments have training settings of their own, and so a dense network of their own, per seed."""
         return len({role.run_id for role in self.treatment_runs if role.level == 0}) <= len(self.study.seeds)
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Specification of the study's dataset, with the number of validation images of its runs."""
+        return next(iter(self.runs.values())).spec
 
 
 def merge_plans(plans: Iterable[Plan]) -> RunGraph:
@@ -150,19 +174,28 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
         criterion_sources=_identify("criterion", study.user_criteria, inputs.criterion_sources, study),
         loss_sources=_identify("loss", study.user_losses, inputs.loss_sources, study),
     )
-    spec = DATASETS[study.dataset]
-    layers = architecture(study.network, spec.image_shape, spec.classes)
-    network = canonical_name(study.network)
-    contexts = {train: _make_context(study, train, layers, inputs) for train in map(study.train_of, study.treatments)}
+    spec = _study_spec(study, inputs)
+    network = named_network(study.network, spec.image_shape, spec.classes)
+    options = study.data_options.resolve(spec)
+    images = options.num_training(spec)
+    contexts = {
+        train: _make_context(study, train, network, spec, images, inputs)
+        for train in map(study.train_of, study.treatments)
+    }
     runs: dict[str, Run] = {}
     treatment_runs: list[TreatmentRun] = []
     planned = {t.label: (study.train_of(t), _treatment_runs(contexts[study.train_of(t)], t)) for t in study.treatments}
-    data = inputs.data_fingerprint
+    new_run = partial(
+        Run,
+        network.name,
+        study.dataset,
+        data_fingerprint=inputs.data_fingerprint,
+        data_source=inputs.data_source,
+        data_options=options,
+        data_spec=inputs.data_spec,
+    )
     for seed in study.seeds:
-        dense_runs = {
-            train: Run(network, study.dataset, seed, 0, context.recipe, data_fingerprint=data)
-            for train, context in contexts.items()
-        }
+        dense_runs = {train: new_run(seed, 0, context.recipe) for train, context in contexts.items()}
         for label, (train, planned_runs) in planned.items():
             # Settings that resolve to one recipe share the dense network.
             dense = runs.setdefault(dense_runs[train].id, dense_runs[train])
@@ -170,12 +203,26 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
             chain: list[Run] = [dense]
             for item in planned_runs:
                 parent = None if item.parent_index is None else chain[item.parent_index].id
-                run = Run(network, study.dataset, seed, item.level, item.recipe, parent, item.step, item.learning, data)
+                run = new_run(seed, item.level, item.recipe, parent, item.step, item.learning)
                 # Treatments with equal first steps share runs: the id is the same.
                 chain.append(runs.setdefault(run.id, run))
                 if item.reported:
                     treatment_runs.append(TreatmentRun(label, seed, item.level, run.id))
-    return Plan(runs, study, layers, treatment_runs, inputs)
+    return Plan(runs, study, network, treatment_runs, inputs)
+
+
+def _study_spec(study: Study, inputs: PlanInputs) -> DatasetSpec:
+    """Return the specification of the study's dataset. Raises UserError for own data that nobody has read yet."""
+    if study.dataset in DATASETS:
+        return DATASETS[study.dataset]
+    if inputs.data_spec is None or inputs.data_spec.name != study.dataset:
+        hint = (
+            "its function is called by `supermask run` and `supermask data inspect` only: give one of these commands"
+            if is_module_locator(study.dataset)
+            else "plan the study with `supermask plan` or `supermask.api.runs.plan`, which read them"
+        )
+        raise UserError(f"study {study.name!r}: the data {quote(study.dataset)} have not been read yet; {hint}.")
+    return inputs.data_spec
 
 
 def _identify(kind: str, names: Iterable[str], known: Mapping[str, str], study: Study) -> dict[str, str]:
@@ -194,7 +241,7 @@ class _Context:
     """Facts of a study that the plans of all treatments with the same training settings need."""
 
     study: Study
-    tensors: Mapping[str, PrunableTensor]
+    network: Network
     recipe: Recipe
     """Recipe of the dense runs."""
     images: int
@@ -207,14 +254,14 @@ class _Context:
         return replace(UNTRAINED, normalize=self.recipe.normalize)
 
 
-def _make_context(study: Study, train: Train, layers: Architecture, inputs: PlanInputs) -> _Context:
+def _make_context(
+    study: Study, train: Train, network: Network, spec: DatasetSpec, images: int, inputs: PlanInputs
+) -> _Context:
     """Return the facts for the treatments with these training settings. Raises UserError for unsuitable settings."""
-    spec = DATASETS[study.dataset]
-    check_image_settings(study, train)
-    images = spec.training_images - spec.validation_images
+    check_image_settings(study, train, spec.image_shape)
     recipe = resolve_recipe(train, images, inputs.loss_sources)
     study.check_points(recipe.iterations, train)
-    return _Context(study, prunable_tensors(layers), recipe, images, inputs.criterion_sources)
+    return _Context(study, network, recipe, images, inputs.criterion_sources)
 
 
 @dataclass(frozen=True)
@@ -326,10 +373,11 @@ def _retraining_recipe(recipe: Recipe, treatment: Treatment) -> Recipe:
 
 def _steps(context: _Context, treatment: Treatment, levels: int | None = None) -> Iterator[PruneStep]:
     """Yield one step per level."""
-    study, tensors = context.study, context.tensors
+    study, network = context.study, context.network
     levels = treatment.num_levels(study.prune) if levels is None else levels
-    rates = layer_rates(study.prune, treatment.scope, tensors)
-    check_no_empty_layer(study, treatment, tensors, rates, levels)
+    rates = layer_rates(study.prune, treatment.scope, network)
+    if network.tensors:
+        check_no_empty_layer(study, treatment, network.tensors, rates, levels)
     source = context.criterion_sources.get(treatment.criterion)
     rewind_iteration = treatment.rewind_to if isinstance(treatment.rewind_to, int) else 0
     for level in range(1, levels + 1):

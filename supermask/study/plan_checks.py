@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import get_args
 
 from supermask.core.errors import UserError, quote
 from supermask.core.masks import ALL_TENSORS, RankedGroup, ranked_groups
 from supermask.core.recipe import epochs_to_iterations
-from supermask.core.types import PrunableTensor
-from supermask.datasets.specs import DATASETS
+from supermask.core.types import PrunableTensor, TensorKind
+from supermask.networks.network import Network
 from supermask.study.schema import Prune, Statistics, Study, Train, Treatment
 
 MAX_RUNS = 200_000
@@ -54,11 +55,16 @@ def check_size(study: Study) -> None:
         )
 
 
-def layer_rates(prune: Prune, scope: str, tensors: Mapping[str, PrunableTensor]) -> dict[str, float]:
-    """Return the prune rate per kind of tensor that the network has; under global ranking, the rate called `global`."""
+def layer_rates(prune: Prune, scope: str, network: Network) -> dict[str, float]:
+    """Return the prune rate per kind of tensor; under global ranking, the rate called `global`.
+
+    Of the paper's networks only the kinds that they have. Other networks have all three, because ids must not depend
+    on whether the tensors of a user's module are known already.
+    """
     if scope == "global":
         return {"global": prune.rates.global_}
-    return {kind: prune.rates.for_kind(kind) for kind in sorted({tensor.kind for tensor in tensors.values()})}
+    kinds = set(get_args(TensorKind)) if network.layers is None else {t.kind for t in network.tensors.values()}
+    return {kind: prune.rates.for_kind(kind) for kind in sorted(kinds)}
 
 
 def check_no_empty_layer(
@@ -81,9 +87,12 @@ def check_no_empty_layer(
         )
 
 
-def check_image_settings(study: Study, train: Train) -> None:
-    """Raise UserError if augmentation or normalization do not fit the images of the study's dataset."""
-    channels, height, width = DATASETS[study.dataset].image_shape
+def check_image_settings(study: Study, train: Train, image_shape: tuple[int, int, int]) -> None:
+    """Raise UserError if augmentation or normalization do not fit the images of the study's dataset.
+
+    `image_shape`: (channels, height, width).
+    """
+    channels, height, width = image_shape
     side, images = min(height, width), f"the images of {study.dataset}, {width} x {height} pixels"
     for key, most in (("crop", side - 1), ("cutout", side)):
         if getattr(train.augment, key) > most:
@@ -98,18 +107,20 @@ def check_image_settings(study: Study, train: Train) -> None:
         )
 
 
-def ineffective_settings(study: Study, tensors: Mapping[str, PrunableTensor]) -> list[str]:
-    """Return one sentence per setting that is allowed but has no effect, or not the one that it suggests."""
+def ineffective_settings(study: Study, network: Network, images: int) -> list[str]:
+    """Return one sentence per setting that is allowed but has no effect, or not the one that it suggests.
+
+    `images`: the number of images that the dense networks are trained on.
+    """
     warnings = []
     for train in dict.fromkeys(map(study.train_of, study.treatments)):
-        warnings += _ineffective_train_settings(study, train)
+        warnings += _ineffective_train_settings(study, train, images)
     if any(t.supermask is not None for t in study.treatments):
-        warnings += _warn_of_large_batches("learn.batch_size", study.learn.batch_size, study.dataset)
-    return list(dict.fromkeys(warnings)) + _levels_without_pruning(study, tensors)
+        warnings += _warn_of_large_batches("learn.batch_size", study.learn.batch_size, study.dataset, images)
+    return list(dict.fromkeys(warnings)) + _levels_without_pruning(study, network)
 
 
-def _warn_of_large_batches(key: str, batch_size: int, dataset: str) -> list[str]:
-    images = DATASETS[dataset].training_images - DATASETS[dataset].validation_images
+def _warn_of_large_batches(key: str, batch_size: int, dataset: str, images: int) -> list[str]:
     if batch_size <= images:
         return []
     return [
@@ -118,10 +129,8 @@ def _warn_of_large_batches(key: str, batch_size: int, dataset: str) -> list[str]
     ]
 
 
-def _ineffective_train_settings(study: Study, train: Train) -> list[str]:
-    spec = DATASETS[study.dataset]
-    warnings = _warn_of_large_batches("train.batch_size", train.batch_size, study.dataset)
-    images = spec.training_images - spec.validation_images
+def _ineffective_train_settings(study: Study, train: Train, images: int) -> list[str]:
+    warnings = _warn_of_large_batches("train.batch_size", train.batch_size, study.dataset, images)
     iterations = epochs_to_iterations(train.epochs, images, train.batch_size)
     if train.evaluate_every > iterations:
         warnings.append(
@@ -145,14 +154,16 @@ def _ineffective_train_settings(study: Study, train: Train) -> list[str]:
     return warnings
 
 
-def _levels_without_pruning(study: Study, tensors: Mapping[str, PrunableTensor]) -> list[str]:
+def _levels_without_pruning(study: Study, network: Network) -> list[str]:
     """Return one sentence per scope and number of levels for the levels that prune no weight."""
-    warnings = []
+    warnings: list[str] = []
+    if not network.tensors:
+        return warnings
     # The first level after a learned mask applies the mask and prunes by no rate.
     kinds = {(t.scope, t.num_levels(study.prune) - (t.supermask is not None)) for t in study.treatments}
     for scope, levels in sorted(kinds):
-        rates = layer_rates(study.prune, scope, tensors)
-        groups = _groups(scope, tensors, rates)
+        rates = layer_rates(study.prune, scope, network)
+        groups = _groups(scope, network.tensors, rates)
         for level in range(1, levels + 1):
             left = {name: group.remaining(1) for name, group in groups.items()}
             if all(left[name] == group.alive for name, group in groups.items()):

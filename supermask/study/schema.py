@@ -16,6 +16,7 @@ from supermask.core.errors import UserError, quote
 from supermask.core.learned_masks import METHODS, SIGMOID, MaskLearning
 from supermask.core.recipe import CROSS_ENTROPY
 from supermask.core.types import TensorKind
+from supermask.datasets.specs import DataOptions
 from supermask.study.claims import Claim
 from supermask.study.fields import (
     Betas,
@@ -29,6 +30,7 @@ from supermask.study.fields import (
     Epochs,
     Factor,
     Fraction,
+    ImageCount,
     Label,
     LearningRateSchedule,
     Level,
@@ -39,6 +41,7 @@ from supermask.study.fields import (
     Mask1,
     MaskOptimizerName,
     Network,
+    NoiseShare,
     NotNegative,
     NumberFormat,
     OptimizerName,
@@ -448,10 +451,21 @@ class Settings(StrictModel):
     title: Title = ""
     network: Network = "fc"
     dataset: Dataset = "digits"
+    train_images: ImageCount | None = None
+    """Train on a random subset of that many images, drawn per seed."""
+    label_noise: NoiseShare = 0.0
+    """Share of the training labels that are replaced by another class, drawn per seed."""
+    validation: ImageCount | None = None
+    """Images held out for validation; by default 5,000, or a tenth where there are fewer than 50,000."""
     seeds: Seeds = (0, 1, 2, 3, 4)
     train: Train = Train()
     prune: Prune = Prune()
     learn: LearnSettings = LearnSettings()
+
+    @property
+    def data_options(self) -> DataOptions:
+        """Settings that change the data of the study's runs."""
+        return DataOptions(self.train_images, self.label_noise, self.validation)
 
     @field_validator("seeds", mode="before")
     @classmethod

@@ -125,7 +125,7 @@ def test_level_0_of_each_treatment_is_its_own_dense_network(trained: tuple[Path,
 
 def test_a_claim_about_dense_means_the_treatments_own(trained: tuple[Path, Plan, list[Row]]) -> None:
     _, plan, rows = trained
-    data, clause = ClaimData(plan.study, rows), plan.study.claims[0].clauses[1]
+    data, clause = ClaimData(plan.study, rows, 10), plan.study.claims[0].clauses[1]
     finding = evaluate_clause(clause, data, 0.5)
     own = [row for row in rows if row["level"] == 0 and row["treatment"] == "other"]
     mean = sum(100 * float(row["early_stop_test_accuracy"] or 0) for row in own) / 3

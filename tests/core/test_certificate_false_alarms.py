@@ -23,6 +23,7 @@ from supermask.core.rng import child_streams, random_stream
 from supermask.core.types import InitialState, Layer, TrainingResult
 from supermask.engines import reference, sparse
 from supermask.engines.job import TrainingJob
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import initial_state, prunable_tensors
 
 DATA = data()
@@ -84,7 +85,7 @@ def certified_runs(engine: str, seeds: range) -> Iterator[tuple[str, TrainingRes
         recipe = RECIPES[seed % len(RECIPES)]
         start = dense_start(seed, rng)
         points: frozenset[Any] = frozenset({12, "lowest_validation_loss"} if rng.random() < 0.7 else {12})
-        parent_result = train([TrainingJob(LAYERS, start, recipe, seed, points)], [DATA])[0]
+        parent_result = train([TrainingJob(sequential_network(LAYERS), start, recipe, seed, points)], [DATA])[0]
         yield f"{seed} dense", parent_result, certify(PRUNABLE, start, parent_result, None, None, recipe.weight_decay)
         if parent_result.status == "diverged":
             continue
@@ -94,7 +95,7 @@ def certified_runs(engine: str, seeds: range) -> Iterator[tuple[str, TrainingRes
         child = prune_and_reset(parent, step, child_streams(seed, "level", 1))
         if not all(bool(mask.any()) for mask in child.masks.values()):
             continue
-        child_result = train([TrainingJob(LAYERS, child, recipe, seed)], [DATA])[0]
+        child_result = train([TrainingJob(sequential_network(LAYERS), child, recipe, seed)], [DATA])[0]
         certificate = certify(PRUNABLE, child, child_result, parent, step, recipe.weight_decay)
         yield f"{seed} pruned", child_result, certificate
 
@@ -118,7 +119,7 @@ def test_flushed_frozen_weights_are_noted(engine: str, frozen: float) -> None:
     torch.set_num_threads(1)
     try:
         start = pruned_start(frozen)
-        result = ENGINES[engine]([TrainingJob(LAYERS, start, RECIPES[0], 0)], [DATA])[0]
+        result = ENGINES[engine]([TrainingJob(sequential_network(LAYERS), start, RECIPES[0], 0)], [DATA])[0]
     finally:
         torch.set_num_threads(threads)
     certificate = certify(PRUNABLE, start, result, None, None)

@@ -133,8 +133,8 @@ def test_settings_that_do_not_fit_the_images_are_refused() -> None:
 def test_fine_tuning_at_the_end_of_an_annealed_schedule_is_warned_of() -> None:
     tuned = {"rewind_to": "end", "learning_rate_rewinding": False}
     for schedule, warned in (("cosine", True), ("linear", True), ("constant", False)):
-        study = study_from_dict({"train": {"schedule": schedule}, "treatments": [tuned], "prune": {"levels": 1}})
-        warnings = ineffective_settings(study, {})
+        plan = planned({"schedule": schedule}, tuned)
+        warnings = ineffective_settings(plan.study, plan.network, 1_257)
         assert any("close to 0" in text for text in warnings) == warned
 
 
@@ -328,7 +328,7 @@ def test_a_loss_that_is_not_found_is_refused_by_plans_and_known_to_readers() -> 
     study = study_from_dict({"train": {"loss": "no_such_module:f"}, "treatments": [{}], "prune": {"levels": 1}})
     with pytest.raises(UserModuleNotFound, match="loss 'no_such_module:f': there is no module"):
         make_plan(study)
-    inputs = PlanInputs(None, {}, {"no_such_module:f": "0" * 64})
+    inputs = PlanInputs(loss_sources={"no_such_module:f": "0" * 64})
     assert PlanInputs.from_data(inputs.to_data()) == inputs
     assert make_plan(study, inputs).runs
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
+from types import MappingProxyType
 
 from supermask.analysis.claims.evidence import ClaimData, LevelValues
 from supermask.analysis.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict
@@ -26,6 +27,7 @@ from supermask.analysis.stats import (
 )
 from supermask.analysis.summary import DENSITY_TOLERANCE
 from supermask.core.text import Row
+from supermask.datasets.specs import DatasetSpec, dataset_spec
 from supermask.study import Study
 from supermask.study.claims import CHANCE, DENSE, LEARNED_MASK_MEASURES, Clause
 
@@ -243,15 +245,21 @@ VERDICTS: tuple[Verdict, ...] = ("contradicted", "not supported", "not enough da
 """A claim has the first of these verdicts that one of its clauses has."""
 
 
-def evaluate_claims(studies: Sequence[tuple[Study, Sequence[Row]]], whole_paper: bool = False) -> list[ClaimFinding]:
+def evaluate_claims(
+    studies: Sequence[tuple[Study, Sequence[Row]]],
+    whole_paper: bool = False,
+    own_data: Mapping[str, DatasetSpec] = MappingProxyType({}),
+) -> list[ClaimFinding]:
     """Evaluate every claim about these studies: the paper's by number, then the studies' own.
 
     `studies`: each with one row per planned run, finished or not. `whole_paper`: include the paper's claims that no
-    shipped study can decide. Source: Zhou et al. 2019, Sec. 2 to 5; statistics: authors' response, items 2 and 4.
+    shipped study can decide. `own_data`: specifications of datasets that are not in `DATASETS`, by name.
+
+    Source: Zhou et al. 2019, Sec. 2 to 5; statistics: authors' response, items 2 and 4.
     """
     findings: list[ClaimFinding] = []
     for study, rows in studies:
-        evidence = ClaimData(study, rows)
+        evidence = ClaimData(study, rows, dataset_spec(study.dataset, own_data.get(study.dataset)).classes)
         findings += [_evaluate_task(task, evidence) for task in claims_for_study(study)]
     if whole_paper:
         findings += [_not_evaluable(task) for task in claims_without_study()]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from supermask.core.text import Row
-from supermask.datasets.specs import DATASETS
 from supermask.store.rows import check_same_data
 from supermask.store.tables import DENSE, TREATMENT_SEPARATOR, treatment_labels
 from supermask.study import Study
@@ -34,10 +33,10 @@ class LevelValues:
 class ClaimData:
     """The rows of one study, grouped for the evaluation of clauses."""
 
-    def __init__(self, study: Study, rows: Sequence[Row]) -> None:
+    def __init__(self, study: Study, rows: Sequence[Row], classes: int) -> None:
         check_same_data(rows)
         self.study = study
-        self.chance = 100.0 / DATASETS[study.dataset].classes
+        self.chance = 100.0 / classes
         self.data_notes = tuple(sorted({str(row["data_note"]) for row in rows if row.get("data_note")}))
         self._rows: dict[str, list[Row]] = defaultdict(list)
         # A learned mask that is trained further is the initial state of its treatment and not a result of it.

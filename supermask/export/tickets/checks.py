@@ -11,8 +11,9 @@ from supermask.core.masks import ALL_TENSORS, count_kept, ranked_groups
 from supermask.core.types import InitialState
 from supermask.datasets import ImageDataset
 from supermask.datasets.images import split_data
-from supermask.export.tickets.model import Ticket, get_fact, mask_mismatch, network_layers
-from supermask.networks.sequential import architecture, build_module, prunable_tensors
+from supermask.datasets.specs import DataOptions, DatasetSpec
+from supermask.export.tickets.model import Ticket, get_fact, mask_mismatch, ticket_network
+from supermask.networks.registry import named_network
 from supermask.store.records import state_hash
 
 MAX_LEVELS = 10_000
@@ -87,7 +88,7 @@ def _check_counts(ticket: Ticket) -> Check:
         type(rate) in (int, float) and 0 <= rate <= 1 for rate in rates.values()
     ):
         return Check(promise, "BROKEN", "its level or its prune rates are out of range")
-    prunable = prunable_tensors(network_layers(ticket.network, ticket.dataset))
+    prunable = ticket_network(ticket.network, ticket.spec).tensors
     counts, sizes = count_kept(ticket.masks), {name: tensor.size for name, tensor in prunable.items()}
     kinds = {name: tensor.kind for name, tensor in prunable.items()}
     scope = get_fact(ticket, str, "run", "step", "scope")
@@ -158,7 +159,7 @@ def evaluate(ticket: Ticket, images: ImageDataset, device: str = "cpu") -> Evalu
     Pixels are scaled, and normalized as its run's were, and of equal logits the first counts, as in the evaluation of
     runs. Raises UserError for a module without a known network, for data that does not fit, and if a tensor is missing.
     """
-    check_fit(ticket, images.facts.name)
+    check_fit(ticket, images.facts)
     stored, source = stored_accuracy(ticket) or (None, None)
     trained_on = get_fact(ticket, str, "run", "data", "fingerprint")
     return Evaluation(
@@ -176,28 +177,32 @@ def stored_accuracy(ticket: Ticket) -> tuple[float, str] | None:
     return None if test is None or source is None or not 0 <= test <= 1 else (test, source)
 
 
-def check_fit(ticket: Ticket, dataset: str) -> None:
+def check_fit(ticket: Ticket, spec: DatasetSpec | None) -> None:
     """Raise UserError if the ticket names no network, or if its network does not fit the images or classes."""
-    if ticket.network is None:
+    if ticket.network is None or spec is None:
         raise UserError(
             "this ticket names no network that supermask can build: copy it into your module with Ticket.apply_to and "
             "evaluate that."
         )
-    if mismatch := mask_mismatch(ticket.masks, ticket.network, dataset):
-        raise UserError(f"the ticket does not fit {dataset}: {mismatch}. It was made for {ticket.dataset}.")
+    if mismatch := mask_mismatch(ticket.masks, ticket.network, spec):
+        raise UserError(f"the ticket does not fit {spec.name}: {mismatch}. It was made for {ticket.dataset}.")
 
 
 def input_statistics(ticket: Ticket, images: ImageDataset) -> tuple[list[float], list[float]] | None:
     """Return mean and standard deviation per channel by which the ticket's run normalized its inputs; None if by none.
 
-    Raises UserError if the ticket's facts do not say which.
+    Raises UserError if the ticket's facts do not say which, or if its run was trained on more images than there are.
     """
     recipe = get_fact(ticket, dict, "run", "recipe") or {}
     normalize = recipe.get("normalize", "none")
     if normalize == "none":
         return None
     if normalize == "per_channel" and ticket.seed is not None:
-        statistics = split_data(images, ticket.seed).channel_statistics
+        # Label noise changes no pixel; the other options say which images were trained on.
+        stored = get_fact(ticket, dict, "run", "data_options") or {}
+        counts = {key: stored[key] for key in ("train_images", "validation") if _is_count(stored.get(key))}
+        options = DataOptions(**counts).resolve(images.facts)
+        statistics = split_data(images, ticket.seed, options).channel_statistics
         return list(statistics.mean), list(statistics.std)
     mean, std = (normalize.get(key) for key in ("mean", "std")) if isinstance(normalize, dict) else (None, None)
     channels = images.facts.image_shape[0]
@@ -206,6 +211,10 @@ def input_statistics(ticket: Ticket, images: ImageDataset) -> tuple[list[float],
     raise UserError(
         f"the ticket's run normalized its inputs in a way that this version does not know: {quote(normalize)}."
     )
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value > 0
 
 
 def _is_per_channel(column: object, channels: int) -> TypeGuard[list[float]]:
@@ -220,7 +229,7 @@ def _count_correct(ticket: Ticket, images: ImageDataset, device: str) -> int:
     import torch
 
     assert ticket.network is not None
-    module = build_module(architecture(ticket.network, images.facts.image_shape, images.facts.classes))
+    module = named_network(ticket.network, images.facts.image_shape, images.facts.classes).build()
     missing = module.state_dict().keys() - ticket.network_weights().keys()
     if missing:
         raise UserError(f"the ticket has no tensor {quote(min(missing))}, which {ticket.network} needs.")

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from supermask.analysis.summary import Summary, summarize
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.text import Row
-from supermask.datasets.specs import DATASETS
 from supermask.reporting.figures.accuracy import ACCURACY, EARLY_STOP, draw_summary, unconverged_note
 from supermask.reporting.figures.differences import draw_differences
 from supermask.reporting.figures.overview import draw_overview
@@ -66,7 +65,7 @@ def study_figures(
     study, title = plan.study, plan.study.title or plan.study.name
     draw: dict[str, Callable[[], RenderedFigure]] = {}
     heuristic = [row for row in rows if figures.is_heuristic(row)]
-    chance = 100.0 / DATASETS[study.dataset].classes
+    chance = 100.0 / plan.spec.classes
     if figures.has_learned_masks(rows):
         draw["supermasks"] = lambda: figures.supermask_figure(rows, labels, study.reference, title, chance, options)
         if figures.has_table_one(labels):

@@ -9,7 +9,6 @@ from typing import Any
 from supermask.analysis.summary import Summary, data_rows, summarize
 from supermask.core.errors import sanitize
 from supermask.core.text import Row
-from supermask.datasets.specs import DATASETS
 from supermask.reporting.figures import has_learned_masks, is_heuristic
 from supermask.reporting.figures.accuracy import ACCURACY
 from supermask.reporting.figures.caption import data_notes, excluded_note, format_seeds, join_sentences, summary_caption
@@ -145,7 +144,7 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[l
     heuristic = heuristic_points(rows) if any(is_heuristic(row) for row in rows) else []
     results = supermask_results(rows, labels, study.reference) if has_learned_masks(rows) else []
     if results:
-        figure = learned_masks_plot(results, study.reference, dense, 100.0 / DATASETS[study.dataset].classes)
+        figure = learned_masks_plot(results, study.reference, dense, 100.0 / plan.spec.classes)
         add_plot("supermasks", "Supermasks", supermask_caption(rows, results, study.reference), figure)
         if has_table_one(labels):
             table = table_one_rows(rows)
