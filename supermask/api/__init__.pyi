@@ -1,5 +1,6 @@
 """The functions of the Python API, with the modules that define them."""
 
+from .comparisons import compare
 from .mask_loading import load_masks
 from .masks import analyze_masks
 from .reports import claims, report, reproduce
@@ -10,6 +11,7 @@ from .trackers import export_tracker
 __all__ = [
     "analyze_masks",
     "claims",
+    "compare",
     "evaluate_ticket",
     "export",
     "export_tracker",

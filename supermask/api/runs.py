@@ -167,6 +167,13 @@ def study_rows(
     return study_plan, *plan_rows(study_plan, source)
 
 
+def layer_rows(rows: list[Row], store: str | Path | None = None) -> list[Row]:
+    """Return one row per layer of each stored run among the rows of `study_rows`; columns: `tables.LAYER_COLUMNS`."""
+    from supermask.store import layer_facts
+
+    return list(layer_facts.layer_rows(Store(store_path(store)), rows))
+
+
 def missing_result(statuses: Sequence[str], subject: str) -> str | None:
     """Return a message if runs were trained and none of them finished, else None.
 

@@ -176,7 +176,7 @@ class TrainingResult:
     """`early_stop_iteration`, `early_stop_validation_loss`, `early_stop_test_accuracy`, `final_validation_loss`,
     `final_test_accuracy`, `diverged_at` ... Accuracies are shares in [0, 1]."""
     optimizer_state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """Prunable tensor name -> per-weight optimizer state, for the certificate. Not stored."""
+    """Trained tensor name -> optimizer state, of the tensor's shape, for the certificate. Not stored."""
     last_sampled_weights: Weights = field(default_factory=dict)
     """Masked weights of the last forward pass of a training that learned a mask, for the certificate."""
     supermask: dict[str, Any] = field(default_factory=dict)

@@ -116,7 +116,9 @@ def _unsupported_reason(
     if engine == "sparse" and device != "cpu":
         return f"trains on the CPU alone, not on {device}"
     layers = network.layers
-    if layers is None or not all(isinstance(layer, Conv | Pool | Dense) for layer in layers):
+    if layers is None:
+        return f"does not train {network.name}, only fully connected networks and conv2 to conv8"
+    if not all(isinstance(layer, Conv | Pool | Dense) for layer in layers):
         return "trains networks of convolutions, poolings and fully connected layers alone"
     if engine == "sparse" and learning is not None and not all(isinstance(layer, Dense) for layer in layers):
         return "learns masks of fully connected layers alone"

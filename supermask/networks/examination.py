@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from supermask.core.errors import UserError, quote
+from supermask.core.invariants import bitwise_equal
 from supermask.core.types import PrunableTensor, TensorKind
 from supermask.networks.network import (
     NetworkFacts,
@@ -150,7 +151,7 @@ def _check_same_values(first: dict[str, Tensor], second: dict[str, Tensor], name
     if first.keys() != second.keys() or any(first[n].shape != second[n].shape for n in first):
         raise UserError(f"network {quote(name)} has other tensors each time it is constructed.")
     for tensor_name, tensor in first.items():
-        if not torch.equal(tensor.view(torch.uint8), second[tensor_name].view(torch.uint8)):
+        if not bitwise_equal(tensor.numpy(), second[tensor_name].numpy()):
             raise UserError(
                 f"network {quote(name)}: {quote(tensor_name)} has other values each time it is constructed under one "
                 "seed: draw from the generators of torch, numpy.random or random, and do not seed them."

@@ -130,6 +130,18 @@ class Network:
         return sum(tensor.size for tensor in self.tensors.values())
 
     @property
+    def trained_others(self) -> frozenset[str] | None:
+        """Unmasked parameters that training changes; None for the paper's networks, whose layers are in sequence."""
+        if self.layers is not None or self.facts is None:
+            return None
+        return frozenset(tensor.name for tensor in self.facts.unmasked if tensor.trained)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Further name of a shared tensor in the module's `state_dict` -> its name here."""
+        return {} if self.facts is None else dict(self.facts.aliases)
+
+    @property
     def multiplications(self) -> int:
         """Multiplications in the forward pass of one image; a training step needs about three times as many."""
         return 0 if self.facts is None else self.facts.multiplications

@@ -140,6 +140,8 @@ class RunPage:
     more_children: int
     certificate: dict[str, list[str]]
     """Promise -> violations; empty if it holds."""
+    notes: dict[str, list[str]]
+    """Promise -> observations that break nothing."""
     layers: list[LayerSummary]
     pixels: bool
     """True if the first layer has a pixel map."""
@@ -170,6 +172,7 @@ def run_page(store: CachedStore, run_id: str, studies: list[tuple[str, str]]) ->
         children=[RunLink(str(child["id"]), run_label(child)) for child in children[:MAX_CHILDREN]],
         more_children=max(0, len(children) - MAX_CHILDREN),
         certificate=facts["certificate"]["checks"],
+        notes=facts["certificate"].get("notes", {}),
         layers=layers,
         pixels=pixels,
         has_curve=has_curve,

@@ -173,10 +173,11 @@ class EvaluationForm(TypedDict):
 
 @with_config(_FORM)
 class CertificateForm(TypedDict):
-    """`certificate` of a run: check -> layers that break it."""
+    """`certificate` of a run: check -> layers that break it, and check -> observations that break nothing."""
 
     held: bool
     checks: dict[str, list[Text]]
+    notes: NotRequired[dict[str, list[Text]]]
 
 
 @with_config(_FORM)
@@ -220,6 +221,15 @@ class DataOptionsForm(TypedDict, total=False):
 
 
 @with_config(_FORM)
+class LayerForm(TypedDict, total=False):
+    """Facts of one prunable tensor of a run, as counts of weights. Runs of earlier versions have none."""
+
+    ties_drawn: Count
+    sign_changed: Count
+    shrunk: Count
+
+
+@with_config(_FORM)
 class RunForm(TypedDict):
     """Facts of a run: its identity (`Run.to_data`), its result, and its provenance."""
 
@@ -252,6 +262,7 @@ class RunForm(TypedDict):
     attempts: NotRequired[Size]
     parent_content: NotRequired[dict[str, Hash]]
     supermask: NotRequired[EvaluationForm]
+    layers: NotRequired[dict[str, LayerForm]]
 
 
 @with_config(_FORM)

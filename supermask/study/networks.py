@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from supermask.datasets.specs import DATASETS
 from supermask.networks.network import Network
 from supermask.networks.registry import named_network
 from supermask.networks.sequential import Architecture
@@ -13,13 +12,12 @@ from supermask.study.run import Run
 
 def run_network(run: Run) -> Network:
     """Return the network of a run. Raises UserError for an unknown name."""
-    return _network(run.network, run.dataset)
+    return _network(run.network, run.spec.image_shape, run.spec.classes)
 
 
 @lru_cache(maxsize=256)
-def _network(name: str, dataset: str) -> Network:
-    spec = DATASETS[dataset]
-    return named_network(name, spec.image_shape, spec.classes)
+def _network(name: str, image_shape: tuple[int, int, int], classes: int) -> Network:
+    return named_network(name, image_shape, classes)
 
 
 def sequential_layers(run: Run) -> Architecture:

@@ -80,7 +80,9 @@ def _section(name: str, command: Callable[..., None]) -> Iterator[str]:
         else:
             assert isinstance(info, OptionInfo)
             shown = info.show_default and kind is not bool and default is not None
-            flag = (info.param_decls or [f"--{parameter.replace('_', '-')}"])[0]
+            # In `Annotated`, typer takes the first name of an option for its default.
+            named = [text for text in (info.default, *(info.param_decls or ())) if str(text).startswith("--")]
+            flag = (named or [f"--{parameter.replace('_', '-')}"])[0]
             table.append((f"{flag} {_value(kind)}".rstrip(), f"{info.help}{f' [default: {default}]' if shown else ''}"))
     yield f"## supermask {' '.join([name, *arguments])}\n"
     yield inspect.cleandoc(command.__doc__ or "").partition("Example:")[0].strip() + "\n"
@@ -99,7 +101,8 @@ def _value(kind: Any) -> str:
     # An optional Literal: its words are one level deeper.
     if words := [word for k in kinds for word in get_args(k) if isinstance(word, str)]:
         return "|".join(words)
-    return {Path: "PATH", int: "N", str: "NAME", list[str]: "NAME ...", bool: ""}[kinds[0]]
+    names = {Path: "PATH", int: "N", float: "X", str: "NAME", list[str]: "NAME ...", list[Path]: "PATH ...", bool: ""}
+    return names[kinds[0]]
 
 
 def _cell(text: str) -> str:

@@ -29,6 +29,7 @@ from supermask.reporting.figures import (
     supermask_figure,
     table_one_figure,
     untrained_figure,
+    weight_changes_figure,
 )
 from supermask.reporting.figures.catalog import FIGURES as FIGURE_NAMES
 from supermask.reporting.figures.catalog import split_labels, study_figures
@@ -91,6 +92,8 @@ def curve_points() -> list[Row]:
     ]
 
 
+CHANGES = {"trained": True, "kept": 1000, "ties_drawn": 150, "sign_changed": 0.03, "shrunk": 0.2}
+
 FIGURES: dict[str, Callable[[FigureOptions], RenderedFigure]] = {
     "accuracy": lambda o: accuracy_figure(rows_of(), LABELS, "large_final", "Title", o),
     "early-stop": lambda o: convergence_figure(rows_of(), LABELS, "large_final", "Title", o),
@@ -100,6 +103,7 @@ FIGURES: dict[str, Callable[[FigureOptions], RenderedFigure]] = {
     "heuristic": lambda o: untrained_figure(heuristic_rows(), "Title", 10.0, o),
     "supermasks": lambda o: supermask_figure(table_rows(), list(COLUMNS[:-1]), COLUMNS[0], "Title", 10.0, o),
     "table-one": lambda o: table_one_figure(table_rows(), "Title", 10.0, options=o),
+    "weight-changes": lambda o: weight_changes_figure(rows_of(**CHANGES), LABELS, "Title", o),
     "learning": lambda o: learning_curves_figure(curve_points(), "Title", o),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, prod
 from typing import Literal, TypeGuard
 
@@ -30,7 +30,7 @@ class Check:
     promise: str
     status: Literal["held", "BROKEN", "not checked"]
     why: str = ""
-    """Items that failed, or the reason why nothing was checked. Empty if the check passed."""
+    """Items that failed, what was noted of a check that passed, or the reason why nothing was checked."""
 
 
 def checks(ticket: Ticket) -> list[Check]:
@@ -57,7 +57,11 @@ def _check_recorded_certificate(ticket: Ticket) -> Check:
     if held is None or recorded is None:
         return Check(promise, "not checked", "the ticket names no run")
     broken = [str(name) for name, layers in recorded.items() if layers]
-    return _to_check(promise, broken or ([] if held else ["held: false"]))
+    check = _to_check(promise, broken or ([] if held else ["held: false"]))
+    notes = get_fact(ticket, dict, "run", "certificate", "notes")
+    if not notes or check.status != "held":
+        return check
+    return replace(check, why=f"noted: {', '.join(quote(name) for name in notes)}")
 
 
 def _check_run_facts(ticket: Ticket) -> Check:

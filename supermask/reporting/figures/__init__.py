@@ -6,6 +6,7 @@ Importing this package loads neither torch nor matplotlib.
 from supermask.analysis.summary import Summary, summarize
 from supermask.core.text import slugify
 from supermask.reporting.figures.accuracy import ACCURACY, EARLY_STOP, accuracy_figure, convergence_figure
+from supermask.reporting.figures.beside import comparison_figure
 from supermask.reporting.figures.differences import compute_differences, difference_figure
 from supermask.reporting.figures.learned import has_learned_masks, supermask_figure
 from supermask.reporting.figures.learning_curves import learning_curves_figure
@@ -18,6 +19,7 @@ from supermask.reporting.figures.save import RenderedFigure, save_figure, save_t
 from supermask.reporting.figures.style import FigureOptions
 from supermask.reporting.figures.table_one import has_table_one, table_one_figure, table_one_rows
 from supermask.reporting.figures.untrained import is_heuristic, untrained_figure
+from supermask.reporting.figures.weight_changes import has_weight_changes, weight_changes_figure
 from supermask.reporting.figures.weight_distribution import distribution_figure
 from supermask.reporting.figures.weight_plane import weight_plane_figure
 
@@ -28,6 +30,7 @@ __all__ = [
     "RenderedFigure",
     "Summary",
     "accuracy_figure",
+    "comparison_figure",
     "compute_differences",
     "compute_overview",
     "compute_ranking",
@@ -38,6 +41,7 @@ __all__ = [
     "distribution_figure",
     "has_learned_masks",
     "has_table_one",
+    "has_weight_changes",
     "is_heuristic",
     "learning_curves_figure",
     "overlap_by_layer_figure",
@@ -54,5 +58,6 @@ __all__ = [
     "table_one_rows",
     "to_png",
     "untrained_figure",
+    "weight_changes_figure",
     "weight_plane_figure",
 ]

@@ -29,6 +29,7 @@ FIGURES = (
     "differences",
     "overview",
     "ranking",
+    "weight-changes",
 )
 """Names of the figures, the most important first."""
 
@@ -46,7 +47,8 @@ def study_figures(
     - Learned masks: `supermasks`, the networks that they define; `table-one`, if the study has the treatments of the
       paper's Table 1; `learning`, the learning curves.
     - Otherwise untrained networks: `heuristic`.
-    - Trained levels: `accuracy`, `early-stop`; with several treatments `differences`, `overview`, `ranking`.
+    - Trained levels: `accuracy`, `early-stop`; with several treatments `differences`, `overview`, `ranking`;
+      and `weight-changes`, if the runs recorded facts of their layers.
 
     `rows` are those of the plan (`plan_rows`); the store is read for learning curves only. `only`: names of the figures
     to draw, by default all. `treatments`: labels of the treatments to draw, by default all; the reference is drawn in
@@ -85,6 +87,8 @@ def study_figures(
             draw["overview"] = lambda: draw_overview(accuracy, title, options)
         if figures.compute_ranking(accuracy).levels:
             draw["ranking"] = lambda: draw_ranking(accuracy, title, options)
+        if figures.has_weight_changes(rows):
+            draw["weight-changes"] = lambda: figures.weight_changes_figure(rows, labels, title, options)
     missing = [name for name in only if name not in draw]
     if missing:
         raise UserError(
