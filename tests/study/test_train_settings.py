@@ -318,6 +318,11 @@ def test_a_loss_that_is_no_function_is_refused(loss_file: Path, name: str, said:
     assert said in message
 
 
+def test_many_losses_are_refused_before_any_file_is_looked_for() -> None:
+    treatments = [{"train": {"loss": [f"no_such_module:loss{i}" for i in range(101)]}}]
+    assert "treatments[0].train.loss: more than 100 functions by import path." in refusal({"treatments": treatments})
+
+
 def test_a_loss_with_other_parameters_is_refused(loss_file: Path) -> None:
     loss_file.write_text("def focal(logits):\n    return logits.mean()\n")
     message = refusal({"train": {"loss": "t14losses:focal"}, "treatments": [{}]})
