@@ -25,7 +25,7 @@ from supermask.networks.sequential import NETWORK_NAMES, canonical_name
 from supermask.study.fields import resolve_criterion
 from supermask.study.loading import builtin_studies, builtin_study_names, load_study, study_from_dict
 from supermask.study.plan import make_plan
-from supermask.study.schema import LearnSettings, Rates, Study, Supermask, Train, Treatment
+from supermask.study.schema import Augment, LearnSettings, Rates, Study, Supermask, Train, Treatment
 
 DEFAULTS = {
     "title": "",
@@ -46,6 +46,17 @@ DEFAULTS = {
         "lr_drops": [],
         "lr_drop_factor": 0.1,
         "warmup_epochs": 0.0,
+        "schedule": "constant",
+        "nesterov": False,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "label_smoothing": 0.0,
+        "loss": "cross_entropy",
+        "augment": {"crop": 0, "flip": False, "cutout": 0},
+        "normalize": "none",
+        "precision": "float32",
+        "channels_last": False,
+        "compile": False,
     },
     "prune": {
         "schedule": "iterative",
@@ -144,6 +155,29 @@ WRONG: dict[str, list[Any]] = {
     "train.lr_drops": [[3, 2], [2, 2], [0], ["1"], 3, [True], None],
     "train.lr_drop_factor": [0, 1],
     "train.warmup_epochs": [-1],
+    "train.schedule": ["cosin", "Step", None, True],
+    "train.nesterov": [1, "yes", None],
+    "train.betas": [0.9, [0.9], [0.9, 1], [0.9, 0.99, 0.999], ["0.9", 0.99], [True, 0.9], None],
+    "train.eps": [0, -1e-8, "1e-8", float("nan"), None],
+    "train.label_smoothing": [1, -0.1, "0.1", True, None],
+    "train.loss": ["crossentropy", "mse", 3, None, ["cross_entropy"], "my loss"],
+    "train.augment": ["crop", 4, [], True],
+    "train.augment.crop": [-1, 4.0, True, "4", 5000, None],
+    "train.augment.flip": [1, "yes"],
+    "train.augment.cutout": [-1, 0.5],
+    "train.normalize": [
+        "channel",
+        True,
+        0.5,
+        None,
+        {},
+        {"mean": [0.5]},
+        {"mean": [], "std": []},
+        {"mean": 0, "std": 1},
+    ],
+    "train.precision": ["float16", "bf16", None],
+    "train.channels_last": [1, "true"],
+    "train.compile": [0, None],
     "prune.schedule": ["oneshot", True, "one-shot"],
     "prune.scope": ["layers", None],
     "prune.levels": [0, 1001, 2.0, True],
@@ -163,6 +197,7 @@ WRONG: dict[str, list[Any]] = {
     "treatments[0].schedule": ["iterativ"],
     "treatments[0].scope": ["Layer"],
     "treatments[0].trained": [0, "no", None],
+    "treatments[0].train": ["adam", 3, True, [[{}]]],
     "treatments[0].levels": [-1, 1001, 1.0, True, "2"],
     "treatments[0].supermask": ["bernoulli", 3, True, [[{}]]],
     "learn.optimizer": ["SGD", None],
@@ -209,6 +244,7 @@ def test_the_wrong_values_cover_every_key() -> None:
     models: dict[str, type[BaseModel]] = {
         "": Study,
         "train.": Train,
+        "train.augment.": Augment,
         "prune.rates.": Rates,
         "treatments[0].": Treatment,
         "learn.": LearnSettings,
