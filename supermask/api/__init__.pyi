@@ -1,5 +1,6 @@
 """The functions of the Python API, with the modules that define them."""
 
+from .data import get_dataset, inspect_dataset, list_datasets
 from .mask_loading import load_masks
 from .masks import analyze_masks
 from .reports import claims, report, reproduce
@@ -14,7 +15,10 @@ __all__ = [
     "export",
     "export_tracker",
     "figures",
+    "get_dataset",
+    "inspect_dataset",
     "inspect_ticket",
+    "list_datasets",
     "load_masks",
     "pack",
     "plan",

@@ -36,6 +36,7 @@ PowerShell) and open a new terminal; `supermask --show-completion` prints the sc
 A leading `~` is the home folder in every path, also in the variables below.
 
 Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the folder of the datasets,
+`SUPERMASK_MIRROR` an address that replaces the mirrors of `supermask data get`,
 `SUPERMASK_CACHE` the folder of decoded datasets and measured costs. `SUPERMASK_MEASURE_COSTS=1` lets the sparse engine
 measure its costs on this machine (`docs/performance.md`).
 
@@ -45,11 +46,16 @@ Python: `supermask.api` has one function per command, with the same arguments; i
 
 
 def commands() -> dict[str, Callable[..., None]]:
-    """Return the live command table: name -> function of the command."""
+    """Return the live command table: name -> function of the command. A group and its command are two words."""
     table = {}
     for command in app.registered_commands:
         assert command.callback is not None
         table[command.name or command.callback.__name__] = command.callback
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        for command in group.typer_instance.registered_commands:
+            assert command.callback is not None
+            table[f"{group.name} {command.name or command.callback.__name__}"] = command.callback
     return table
 
 
