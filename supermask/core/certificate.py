@@ -222,7 +222,7 @@ def _check_others_trained(start: InitialState, result: TrainingResult, trained: 
 
 def _relative_change(before: Tensor, after: Tensor) -> float:
     first, last = to_numpy(before).astype(np.float64), to_numpy(after).astype(np.float64)
-    return float(np.linalg.norm(last - first) / max(np.linalg.norm(first), 1e-30))
+    return float(np.linalg.norm(last - first)) / max(float(np.linalg.norm(first)), 1e-30)
 
 
 def _check_optimizer_state(start: InitialState, result: TrainingResult) -> list[str]:

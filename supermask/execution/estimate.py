@@ -351,7 +351,7 @@ def _densities(plan: Plan) -> dict[str, float]:
         rates = {kind: step_rates.get("global", step_rates.get(kind, 0.0)) for kind in kinds.values()}
         groups = ranked_groups(parent_kept, kinds, "layer", rates)
         kept[run.id] = {name: remaining(group, levels) for name, group in groups.items()}
-    return {run_id: sum(counts.values()) / weights for run_id, counts in kept.items()}
+    return {run_id: sum(counts.values()) / max(weights, 1) for run_id, counts in kept.items()}
 
 
 def _first_iterations(plan: Plan) -> dict[str, int]:

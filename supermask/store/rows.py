@@ -20,7 +20,7 @@ from supermask.store.records import decode_curve
 from supermask.store.tables import AUXILIARY, COLUMNS, DENSE, TREATMENT_SEPARATOR
 from supermask.study import study_from_dict
 from supermask.study.networks import run_network
-from supermask.study.plan import Plan, make_plan
+from supermask.study.plan import Plan, PlanInputs, make_plan
 from supermask.study.run import Run
 
 STATUSES = (
@@ -105,7 +105,7 @@ def study_names(store: Store) -> dict[str, str]:
         # A note may be of another version. And anybody can write one: code that it names is not imported.
         with suppress(UserError, SystemFailure, LookupError, TypeError, ValueError, AttributeError, RecursionError):
             if isinstance(note["study"], dict) and not _names_user_code(note["study"]):
-                for run_id in make_plan(study_from_dict(note["study"])).runs:
+                for run_id in make_plan(study_from_dict(note["study"]), PlanInputs.from_data(note.get("inputs"))).runs:
                     names.setdefault(run_id, {})[str(note["name"])] = None
     return {run_id: TREATMENT_SEPARATOR.join(studies) for run_id, studies in names.items()}
 
@@ -296,9 +296,11 @@ def _planned_columns(run: Run, network: Network, learned: bool) -> Row:
     A learned mask keeps as many weights as training decides, and so do the levels pruned from it.
     """
     if learned:
-        return {"weights": network.size, "certificate": None}
+        return {"weights": network.size or None, "certificate": None}
     rates = tuple(sorted(run.step.rates.items())) if run.step else ()
     weights, kept = _planned_counts(network, run.step.scope if run.step else "layer", rates, run.level)
+    if not weights:
+        return {"certificate": None}  # A user's network that was not examined yet.
     return {"weights": weights, "kept": kept, "density": kept / weights, "certificate": None}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -22,8 +22,11 @@ from pydantic_core import PydanticCustomError
 from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, did_you_mean, quote
+from supermask.core.initializers import INITIALIZERS, OWN
 from supermask.datasets.specs import DATASETS
+from supermask.networks.network import is_user_network
 from supermask.networks.registry import NETWORK_FORMS, NETWORK_NAMES, canonical_name
+from supermask.study.networks import canonical_network, network_from_callable
 from supermask.study.user_code import (
     UserFunction,
     UserModuleNotFound,
@@ -170,10 +173,22 @@ Label = Annotated[
     ),
 ]
 _USER_FUNCTION = ", or module:function of your own"
-Network = Annotated[
-    str,
-    _choice("a network", NETWORK_NAMES, f", or {NETWORK_FORMS}", _is_network),
-]
+_named_network = _choice("a network", NETWORK_NAMES, f", {NETWORK_FORMS}, or module:function of your own", _is_network)
+
+
+def _check_network(value: Any) -> str:
+    """Return a network's name as it was given, or the canonical text of an import path and its arguments."""
+    is_user_code = isinstance(value, Mapping) or callable(value) or (isinstance(value, str) and is_user_network(value))
+    if is_user_code:
+        try:
+            return canonical_network(network_from_callable(value) if callable(value) else value)
+        except UserError as error:
+            raise validation_error(str(error)) from error
+    return _named_network.func(value)  # type: ignore[call-arg,no-any-return]
+
+
+Network = Annotated[str, PlainValidator(_check_network)]
+Initializer = Annotated[str, _choice("an initializer", (*INITIALIZERS, OWN))]
 Dataset = Annotated[str, _choice("a dataset", DATASETS)]
 Criterion = Annotated[
     str,

@@ -17,9 +17,10 @@ from supermask.core.pruning import PruneStep
 from supermask.core.recipe import UNTRAINED, Recipe, epochs_to_iterations
 from supermask.core.types import Snapshot
 from supermask.datasets.specs import DATASETS
-from supermask.networks.network import Network
-from supermask.networks.registry import named_network
+from supermask.networks.network import Network, NetworkFacts, is_user_network
+from supermask.networks.registry import canonical_name
 from supermask.study import Study, Supermask, Train, Treatment
+from supermask.study.networks import default_initializer, network_source, read_network_facts, run_network
 from supermask.study.plan_checks import check_no_empty_layer, check_size, layer_rates
 from supermask.study.run import Run
 from supermask.study.user_code import UserModuleNotFound, code_sha256
@@ -76,21 +77,33 @@ class PlanInputs:
     """`ImageDataset.run_fingerprint`: None for the published dataset."""
     criterion_sources: Mapping[str, str] = field(default_factory=dict)
     """Import path of a user's criterion -> `user_code.code_sha256`."""
+    network_source: str | None = None
+    """`user_code.source_identity` of a network named by import path."""
+    network_facts: NetworkFacts | None = None
+    """Facts of a network named by import path; None before `supermask run` examined it."""
 
     def to_data(self) -> dict[str, Any]:
         """Return a JSON-serializable dict without defaults."""
-        data = {"data_fingerprint": self.data_fingerprint, "criterion_sources": dict(self.criterion_sources)}
+        data = {
+            "data_fingerprint": self.data_fingerprint,
+            "criterion_sources": dict(self.criterion_sources),
+            "network_source": self.network_source,
+            "network_facts": None if self.network_facts is None else self.network_facts.to_data(),
+        }
         return {key: value for key, value in data.items() if value}
 
     @classmethod
     def from_data(cls, data: object) -> PlanInputs:
-        """Return the inputs of a `to_data` dict; anything that is not hexadecimal text is ignored."""
+        """Return the inputs of a `to_data` dict; anything of another form is ignored."""
         keys = data if isinstance(data, Mapping) else {}
         fingerprint, sources = keys.get("data_fingerprint"), keys.get("criterion_sources")
         sources = sources if isinstance(sources, Mapping) else {}
+        network_source = keys.get("network_source")
         return cls(
             fingerprint if _is_sha256(fingerprint) else None,
             {str(name): source for name, source in sources.items() if _is_sha256(source)},
+            network_source if _is_sha256(network_source) else None,
+            read_network_facts(keys.get("network_facts")),
         )
 
 
@@ -137,27 +150,45 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
                 sources[name] = code_sha256(name)
             except UserModuleNotFound as error:
                 raise UserModuleNotFound(f"study {study.name!r}: criterion {name!r}: {error}") from None
-    inputs = replace(inputs, criterion_sources={name: sources[name] for name in study.user_criteria})
+    is_user_code = is_user_network(study.network)
+    inputs = replace(
+        inputs,
+        criterion_sources={name: sources[name] for name in study.user_criteria},
+        network_source=(inputs.network_source or network_source(study.network)) if is_user_code else None,
+        network_facts=inputs.network_facts if is_user_code else None,
+    )
     spec = DATASETS[study.dataset]
-    network = named_network(study.network, spec.image_shape, spec.classes)
+    network_name = study.network if is_user_code else canonical_name(study.network)
+    initializer = None if study.initializer == default_initializer(network_name) else study.initializer
     images = spec.training_images - spec.validation_images
     recipe = resolve_recipe(study.train, images)
+    first = Run(
+        network_name,
+        study.dataset,
+        study.seeds[0],
+        0,
+        recipe,
+        data_fingerprint=inputs.data_fingerprint,
+        initializer=initializer,
+        network_source=inputs.network_source,
+        network_facts=inputs.network_facts,
+    )
+    network = run_network(first)
     study.check_points(recipe.iterations)
     context = _Context(study, network, recipe, images, inputs.criterion_sources)
     runs: dict[str, Run] = {}
     treatment_runs: list[TreatmentRun] = []
     planned = {t.label: _treatment_runs(context, t) for t in study.treatments}
-    data = inputs.data_fingerprint
     for seed in study.seeds:
-        dense = Run(network.name, study.dataset, seed, 0, recipe, data_fingerprint=data)
+        dense = replace(first, seed=seed)
         runs[dense.id] = dense
         for label, planned_runs in planned.items():
             treatment_runs.append(TreatmentRun(label, seed, 0, dense.id))
             chain: list[Run] = [dense]
             for item in planned_runs:
                 parent = None if item.parent_index is None else chain[item.parent_index].id
-                run = Run(
-                    network.name, study.dataset, seed, item.level, item.recipe, parent, item.step, item.learning, data
+                run = replace(
+                    dense, level=item.level, recipe=item.recipe, parent=parent, step=item.step, learning=item.learning
                 )
                 # Treatments with equal first steps share runs: the id is the same.
                 chain.append(runs.setdefault(run.id, run))

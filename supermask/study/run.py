@@ -12,6 +12,7 @@ from supermask.core.learned_masks import MaskLearning
 from supermask.core.pruning import PruneStep
 from supermask.core.recipe import Recipe
 from supermask.core.types import Snapshot
+from supermask.networks.network import NetworkFacts
 
 NUMERICS_VERSION = 1
 """Increased when a change to the program changes numbers, so that new runs get other ids than old ones."""
@@ -38,6 +39,12 @@ class Run:
     """Settings of a run that learns a mask over fixed weights; None for other runs."""
     data_fingerprint: str | None = None
     """`ImageDataset.fingerprint` of data that is not the published dataset of that name; None for the published one."""
+    initializer: str | None = None
+    """Name of the initializer; None for the network's default (`networks.default_initializer`)."""
+    network_source: str | None = None
+    """`user_code.source_identity` of a network named by import path; None for a network of this package."""
+    network_facts: NetworkFacts | None = field(default=None, compare=False, repr=False)
+    """Facts of a network named by import path, once it was examined. They follow from its source: not in the id."""
     numerics: int = field(init=False, default=0)
     """The `NUMERICS_VERSION` that the run was planned with; a run from a store may have an older one."""
     id: str = field(init=False, default="")
@@ -79,12 +86,14 @@ class Run:
             "numerics": self.numerics,
             **({} if self.learning is None else {"learning": self.learning.to_data()}),
             **({} if self.data_fingerprint is None else {"data_fingerprint": self.data_fingerprint}),
+            **({} if self.initializer is None else {"initializer": self.initializer}),
+            **({} if self.network_source is None else {"network_source": self.network_source}),
         }
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Run:
         """Return the run of a `to_data` dict; other keys are ignored."""
-        step, learning = data["step"], data.get("learning")
+        step, learning, facts = data["step"], data.get("learning"), data.get("network_facts")
         return cls(
             data["network"],
             data["dataset"],
@@ -95,5 +104,8 @@ class Run:
             None if step is None else PruneStep(**step),
             None if learning is None else MaskLearning.from_data(learning),
             data.get("data_fingerprint"),
+            data.get("initializer"),
+            data.get("network_source"),
+            None if facts is None else NetworkFacts.from_data(facts),
             planned_with=data.get("numerics", 1),
         )

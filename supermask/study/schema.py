@@ -27,6 +27,7 @@ from supermask.study.fields import (
     Epochs,
     Factor,
     Fraction,
+    Initializer,
     Label,
     Level,
     Levels,
@@ -312,6 +313,8 @@ class Settings(StrictModel):
 
     title: Title = ""
     network: Network = "fc"
+    initializer: Initializer | None = None
+    """None: `own` for a network named by import path, `glorot_normal` for every other."""
     dataset: Dataset = "digits"
     seeds: Seeds = (0, 1, 2, 3, 4)
     train: Train = Train()
@@ -359,6 +362,8 @@ class Study(Settings):
     def as_data(self) -> dict[str, Any]:
         """Return the study as a dict for JSON or YAML, without its name; `study_from_dict` gives an equal study."""
         data = self.model_dump(mode="json", by_alias=True, exclude={"name", "claims"})
+        if self.initializer is None:
+            del data["initializer"]
         claims = {"claims": [claim.as_data() for claim in self.claims]} if self.claims else {}
         return {**data, "reference": {"name": self.reference}, **claims}
 

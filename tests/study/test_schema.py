@@ -114,6 +114,7 @@ def test_a_number_of_seeds_counts_from_zero_and_a_list_is_kept(given_seeds: Any,
 WRONG: dict[str, list[Any]] = {
     "seeds": [0, -1, True, 2.0, "3", [], [1, 1], [-1], [True], [1.0], [2**63], 10_001, None, {}],
     "title": [3, "a\nb", "\x1b[1m", "x" * 201, None],
+    "initializer": ["glorot", "", 3],
     "network": ["fc-", "fc-0", "fc-30-", "resnet21", "FC", 3, ["fc"], "fc-٣", "conv2 "],
     "dataset": ["MNIST", "", "../mnist", None, ["mnist"]],
     "train.optimizer": ["Adam", None, 1],
