@@ -109,6 +109,8 @@ class StepForm(TypedDict):
     rescaled: NotRequired[bool]
     criterion_source: NotRequired[Text | None]
     rescaled_before: NotRequired[bool]
+    only: NotRequired[list[Text]]
+    exclude: NotRequired[list[Text]]
 
 
 @with_config(_FORM)

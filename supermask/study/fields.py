@@ -147,6 +147,16 @@ NotNegative = Annotated[float, Field(ge=0), Finite, with_message("a number of at
 Fraction = Annotated[float, Field(ge=0, lt=1), with_message("a number of at least 0 and below 1")]
 Factor = Annotated[float, Field(gt=0, lt=1), with_message("a factor above 0 and below 1")]
 Rate = Annotated[float, Field(gt=0, lt=1), with_message(PRUNE_RATE)]
+ZeroRate = Annotated[
+    float,
+    Field(ge=0, lt=1),
+    with_message(f"{PRUNE_RATE.removesuffix('above 0 and below 1')}at least 0 (never pruned) and below 1"),
+]
+Patterns = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=200)], ...],
+    Field(max_length=1000),
+    with_message("a list of names or patterns of layers, such as [fc, stage1.*]"),
+]
 Bool = Annotated[bool, with_message("true or false")]
 Epochs = Annotated[
     tuple[Annotated[float, Field(gt=0), Finite], ...],

@@ -21,7 +21,7 @@ from supermask.networks.network import Network, NetworkFacts, is_user_network
 from supermask.networks.registry import canonical_name
 from supermask.study import Study, Supermask, Train, Treatment
 from supermask.study.networks import default_initializer, network_source, read_network_facts, run_network
-from supermask.study.plan_checks import check_no_empty_layer, check_size, layer_rates
+from supermask.study.plan_checks import check_no_empty_layer, check_patterns, check_size, layer_rates
 from supermask.study.run import Run
 from supermask.study.user_code import UserModuleNotFound, code_sha256
 
@@ -174,13 +174,15 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
         network_facts=inputs.network_facts,
     )
     network = run_network(first)
+    if network.tensors:
+        check_patterns(study, network)
     study.check_points(recipe.iterations)
     context = _Context(study, network, recipe, images, inputs.criterion_sources)
     runs: dict[str, Run] = {}
     treatment_runs: list[TreatmentRun] = []
     planned = {t.label: _treatment_runs(context, t) for t in study.treatments}
     for seed in study.seeds:
-        dense = replace(first, seed=seed)
+        dense = first if seed == first.seed else replace(first, seed=seed)
         runs[dense.id] = dense
         for label, planned_runs in planned.items():
             treatment_runs.append(TreatmentRun(label, seed, 0, dense.id))
@@ -322,6 +324,8 @@ def _steps(context: _Context, treatment: Treatment, levels: int | None = None) -
             rewind_to=_resolve_point(treatment, "rewind_to", first_iteration),
             rescaled=treatment.rescaled,
             criterion_source=source,
+            only=study.prune.only,
+            exclude=study.prune.exclude,
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, quote
@@ -37,6 +37,7 @@ from supermask.study.fields import (
     Network,
     NotNegative,
     OptimizerName,
+    Patterns,
     Positive,
     PositiveFloat,
     Rate,
@@ -47,6 +48,7 @@ from supermask.study.fields import (
     Seeds,
     StrictModel,
     Title,
+    ZeroRate,
     validation_error,
     with_message,
 )
@@ -170,17 +172,29 @@ class Train(StrictModel):
 
 
 class Rates(StrictModel):
-    """Share of the surviving weights removed per level, by kind of tensor. Source: Zhou et al. 2019, Table S1."""
+    """Share of the surviving weights removed per level, by kind of tensor. Source: Zhou et al. 2019, Table S1.
 
-    conv: Rate = 0.1
-    hidden: Rate = 0.2
-    output: Rate = 0.1
+    Further keys are names of tensors or layers, or patterns of these with `*` and `?`; the longest that matches a
+    tensor replaces the rate of its kind. A rate of 0 spares the tensor, under `scope: global` too.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, ZeroRate]
+
+    conv: ZeroRate = 0.1
+    hidden: ZeroRate = 0.2
+    output: ZeroRate = 0.1
     global_: Rate = Field(default=0.2, alias="global")
     """The only rate used under `scope: global`; not used otherwise."""
 
     def for_kind(self, kind: TensorKind) -> float:
         """Return the rate of a kind of tensor under `scope: layer`."""
         return {"conv": self.conv, "hidden": self.hidden, "output": self.output}[kind]
+
+    @property
+    def by_name(self) -> dict[str, float]:
+        """Rates of names and patterns."""
+        return dict(self.__pydantic_extra__)
 
 
 class Prune(StrictModel):
@@ -190,6 +204,10 @@ class Prune(StrictModel):
     scope: Scope = "layer"
     levels: Level = 24
     rates: Rates = Rates()
+    only: Patterns = ()
+    """Names or patterns of the only tensors or layers that are pruned; empty: all."""
+    exclude: Patterns = ()
+    """Names or patterns of tensors or layers that are never pruned."""
 
 
 CRITERION_KEYS = ("criterion", "w_init", "w_final", "rewind_to", "learning_rate_rewinding")
@@ -360,10 +378,16 @@ class Study(Settings):
         return next(t for t in self.treatments if t.label == self.reference)
 
     def as_data(self) -> dict[str, Any]:
-        """Return the study as a dict for JSON or YAML, without its name; `study_from_dict` gives an equal study."""
+        """Return the study as a dict for JSON or YAML, without its name; `study_from_dict` gives an equal study.
+
+        Keys added later are omitted at their default.
+        """
         data = self.model_dump(mode="json", by_alias=True, exclude={"name", "claims"})
         if self.initializer is None:
             del data["initializer"]
+        for key in ("only", "exclude"):
+            if not data["prune"][key]:
+                del data["prune"][key]
         claims = {"claims": [claim.as_data() for claim in self.claims]} if self.claims else {}
         return {**data, "reference": {"name": self.reference}, **claims}
 
