@@ -22,7 +22,7 @@ from supermask.datasets.specs import DATASETS, DatasetSpec
 from supermask.networks.network import Network, NetworkFacts, is_user_network
 from supermask.networks.registry import canonical_name
 from supermask.study import Study, Supermask, Train, Treatment
-from supermask.study.networks import default_initializer, network_source, read_network_facts, run_network
+from supermask.study.networks import default_initializer, make_network, network_source, read_network_facts
 from supermask.study.plan_checks import (
     check_image_settings,
     check_no_empty_layer,
@@ -199,6 +199,7 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
     )
     spec = _study_spec(study, inputs)
     network_name = study.network if is_user_code else canonical_name(study.network)
+    initializer = None if study.initializer == default_initializer(network_name) else study.initializer
     options = study.data_options.resolve(spec)
     images = options.num_training(spec)
     new_run = partial(
@@ -209,11 +210,13 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
         data_source=inputs.data_source,
         data_options=options,
         data_spec=inputs.data_spec,
-        initializer=None if study.initializer == default_initializer(network_name) else study.initializer,
+        initializer=initializer,
         network_source=inputs.network_source,
         network_facts=inputs.network_facts,
     )
-    network = run_network(new_run(study.seeds[0], 0, UNTRAINED))
+    network = make_network(
+        network_name, spec.image_shape, spec.classes, initializer, inputs.network_facts, inputs.network_source
+    )
     if network.tensors:
         check_patterns(study, network)
     contexts = {
