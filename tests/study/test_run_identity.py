@@ -59,6 +59,8 @@ OTHER: dict[type, dict[str, Any]] = {
         "rescaled": True,
         "criterion_source": "0" * 64,
         "rescaled_before": False,
+        "only": ("fc1",),
+        "exclude": ("fc1",),
     },
     Recipe: {
         "optimizer": "sgd",
