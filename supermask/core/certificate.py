@@ -8,7 +8,8 @@ correct run; weaker evidence is a note.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ class Certificate:
     """Checks of one run: name of the check -> short texts of what failed, usually layer names; empty if it passed."""
 
     checks: dict[str, list[str]]
+    """Name of the check -> short texts of what failed."""
     notes: dict[str, list[str]] = field(default_factory=dict)
     """Name of the check -> observations that a fault may cause, but rounding or chance in a correct run too."""
 
@@ -55,14 +57,20 @@ def certify(
     parent: ParentRun | None,
     step: PruneStep | None,
     weight_decay: float = 0.0,
+    trained: Collection[str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Certificate:
     """Check a run from its initial state and its result, and against its parent if it has one.
+
+    `trained`: unmasked parameters that training changes, of a network whose layers are not known to be in sequence:
+    `others_train` is then checked in the place of `biases_train`. None for the paper's networks.
+    `aliases`: further names of tensors that several layers share; each tensor may be masked once.
 
     `biases_train` is not checked with `weight_decay`: weights of a silent unit then move although its bias cannot.
     If masks and kernels do not match, nothing else is checked.
     Source: Zhou et al. 2019, Sec. 1: kept counts, frozen weights, rewinding and signs as the algorithm defines them.
     """
-    checks = {"only_kernels_are_masked": _check_masked_tensors(prunable, start, result)}
+    checks = {"only_kernels_are_masked": _check_masked_tensors(prunable, start, result, aliases or {})}
     if checks["only_kernels_are_masked"]:
         return Certificate(checks)
     frozen_failed, frozen_notes = _check_frozen_weights(start, result)
@@ -72,7 +80,9 @@ def certify(
         "optimizer_holds_nothing_frozen": _check_optimizer_state(start, result),
     }
     notes = {"frozen_is_frozen": frozen_notes}
-    if not weight_decay:
+    if trained is not None:
+        checks["others_train"] = _check_others_trained(start, result, trained)
+    elif not weight_decay:
         checks["biases_train"], notes["biases_train"] = _check_biases_trainable(start, result)
     if parent is not None and step is not None:
         layers = parent.layers(step)
@@ -92,9 +102,12 @@ def certify(
 
 
 def _check_masked_tensors(
-    prunable: dict[str, PrunableTensor], start: InitialState, result: TrainingResult
+    prunable: dict[str, PrunableTensor], start: InitialState, result: TrainingResult, aliases: Mapping[str, str]
 ) -> list[str]:
     broken = [f"{n} is masked, but is not a kernel" for n in sorted(set(start.masks) - set(prunable))]
+    broken += [
+        f"{n} is masked, but is the same tensor as {aliases[n]}" for n in sorted(set(start.masks) & set(aliases))
+    ]
     groups = {"mask": start.masks, "start": start.weights, "end": result.end.weights}
     for name, tensor in prunable.items():
         for part, group in groups.items():
@@ -238,6 +251,34 @@ def _count_movements(weights: Array, enough: float) -> int:
     return len(counted) - 1
 
 
+MIN_RELATIVE_TRAINING = 0.01
+"""Change of every prunable tensor, relative to its norm, from which a training is long enough to judge the others."""
+
+
+def _check_others_trained(start: InitialState, result: TrainingResult, trained: Collection[str]) -> list[str]:
+    """Return the unmasked parameters that never changed in any entry although every kernel was trained.
+
+    Batch normalization divides by the variance of its inputs, so nothing bounds these, and a single unchanged entry
+    proves nothing. At least `MIN_HELD_UNITS` entries are needed.
+    """
+    if result.status != "finished" or not all(
+        _relative_change(start.weights[n], result.end.weights[n]) > MIN_RELATIVE_TRAINING for n in start.masks
+    ):
+        return []
+    states = [result.end, *(state for point, state in result.points.items() if point != "gradient")]
+    return [
+        name
+        for name in sorted(trained)
+        if start.unmasked[name].numel() >= MIN_HELD_UNITS
+        and all(bitwise_equal(to_numpy(start.unmasked[name]), to_numpy(state.unmasked[name])) for state in states)
+    ]
+
+
+def _relative_change(before: Tensor, after: Tensor) -> float:
+    first, last = to_numpy(before).astype(np.float64), to_numpy(after).astype(np.float64)
+    return float(np.linalg.norm(last - first)) / max(float(np.linalg.norm(first)), 1e-30)
+
+
 def _check_optimizer_state(start: InitialState, result: TrainingResult) -> list[str]:
     return [
         f"{name}: {key}"
@@ -263,15 +304,31 @@ def _check_kept_counts(
         }
         return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in expected.items() if kept.get(n) != count]
     alive = {n: int(m.sum()) for n, m in parent.start.masks.items()}
+    rates = {n: _expected_rate(n, m.kind, step) for n, m in prunable.items()}
     if step.scope == "global":
-        kept, alive, rates = {"all": sum(kept.values())}, {"all": sum(alive.values())}, {"all": step.rates["global"]}
-    else:
-        rates = {n: step.rates[m.kind] for n, m in prunable.items()}
+        ranked = [n for n, rate in rates.items() if rate]
+        kept["all"], alive["all"] = sum(kept.pop(n) for n in ranked), sum(alive.pop(n) for n in ranked)
+        rates["all"] = step.rates["global"]
     expected = dict(alive)
     for name in expected:
         for _ in range(step.levels):
             expected[name] -= int((expected[name] * Decimal(str(rates[name]))).to_integral_value("ROUND_HALF_EVEN"))
     return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in expected.items() if kept.get(n) != count]
+
+
+def _expected_rate(name: str, kind: str, step: PruneStep) -> float:
+    """Return the rate of a tensor; 0 if the step spares it. Shares no code with `core.masks`, which assigns rates."""
+
+    def is_named(pattern: str) -> bool:
+        expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+        return any(re.fullmatch(expression, text, re.DOTALL) for text in (name, ".".join(name.split(".")[:-1])))
+
+    if any(map(is_named, step.exclude)) or (step.only and not any(map(is_named, step.only))):
+        return 0.0
+    rates = {key: rate for key, rate in step.rates.items() if key not in ("conv", "hidden", "output", "global")}
+    for pattern in sorted(sorted(filter(is_named, rates)), key=len, reverse=True):
+        return rates[pattern]
+    return step.rates["global" if step.scope == "global" else kind]
 
 
 def _check_pruned_stay_pruned(start: InitialState, parent: ParentRun) -> list[str]:

@@ -17,11 +17,11 @@ from torch.nn.functional import cross_entropy
 
 from supermask.core.learned_masks import SIGMOID, MaskLearning, edge_popup_threshold, sampling_keys, uniform_samples
 from supermask.core.types import NetworkState, SplitData, TrainingResult, Weights
+from supermask.engines.augmentation import InputPipeline
 from supermask.engines.job import Array, BatchSampler, TrainingJob
 from supermask.engines.precision import matmul_precision
-from supermask.engines.reference import evaluate_batches, flush_denormals, on_device
+from supermask.engines.reference import evaluate_batches, flush_denormals, make_optimizer, on_device
 from supermask.engines.training import OptimizerState, run_training
-from supermask.networks.sequential import build_module
 
 
 def train(jobs: Sequence[TrainingJob], data: Sequence[SplitData], device: str = "cpu") -> list[TrainingResult]:
@@ -47,12 +47,12 @@ class MaskTrainer:
         self.learning, self.recipe, self.seed = job.learning, job.recipe, job.seed
         self.device = torch.device(device)
         # The module gives the architecture only: `functional_call` replaces all of its tensors.
-        self.module = build_module(job.layers).to(self.device).eval()
+        self.module = job.network.build().to(self.device).eval()
         self.images, self.labels = on_device(data.train_images, self.device), on_device(data.train_labels, self.device)
         validation = (data.validation_images, data.validation_labels)
         self.device_cache = {id(array): on_device(array, self.device) for array in validation}
         """Arrays that are evaluated many times, on the device, by `id`."""
-        self.max_pixel = torch.tensor(float(data.pixel_maximum), device=self.device)
+        self.inputs = InputPipeline(job.recipe, data, job.seed, self.device)
         self.sampler = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
         self.logits = {n: torch.zeros(w.shape, device=self.device) for n, w in job.start.weights.items()}
         for logits in self.logits.values():
@@ -61,12 +61,7 @@ class MaskTrainer:
         self.unmasked: Weights = {}
         self.last_pass: Weights = {}
         """Masked weights of the last training step of the last call of `train`; empty before the first call."""
-        parameters = list(self.logits.values())
-        self.optimizer: torch.optim.Optimizer
-        if job.recipe.optimizer == "adam":
-            self.optimizer = torch.optim.Adam(parameters, lr=job.recipe.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
-        else:
-            self.optimizer = torch.optim.SGD(parameters, lr=job.recipe.lr, momentum=job.recipe.momentum, fused=True)
+        self.optimizer = make_optimizer(list(self.logits.values()), job.recipe)
 
     def load(self, state: NetworkState) -> None:
         self.weights = {n: w.to(self.device, copy=True) for n, w in state.weights.items()}
@@ -92,7 +87,7 @@ class MaskTrainer:
                 n: masked_weights(self.learning, m, self.weights[n], keys[n][iteration - first])
                 for n, m in self.logits.items()
             }
-            pixels = self.images.index_select(0, batch).float().div_(self.max_pixel)
+            pixels = self.inputs.training_batch(self.images.index_select(0, batch), iteration)
             loss = cross_entropy(self._forward(masked, pixels), self.labels.index_select(0, batch))
             for logits in self.logits.values():
                 logits.grad = None
@@ -123,9 +118,7 @@ class MaskTrainer:
             self.device_cache[id(a)] if id(a) in self.device_cache else on_device(a, self.device)
             for a in (images, labels)
         )
-        return evaluate_batches(
-            lambda chunk: self._forward(weights, chunk.float().div_(self.max_pixel)), pixels, targets
-        )
+        return evaluate_batches(lambda chunk: self._forward(weights, self.inputs.scale(chunk)), pixels, targets)
 
     def samples(self) -> Iterator[Weights]:
         """Yield the masked weights of each single sample; the same uniform numbers at every call."""

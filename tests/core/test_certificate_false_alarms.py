@@ -29,6 +29,7 @@ from supermask.core.types import InitialState, Layer, NetworkState, TrainingResu
 from supermask.engines import reference, reference_masks, sparse, stacked
 from supermask.engines.job import TrainingJob
 from supermask.engines.mask_evaluation import evaluate_supermask
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import initial_state, prunable_tensors
 
 DATA = data()
@@ -97,7 +98,7 @@ def certified_runs(engine: str, seeds: range) -> Iterator[tuple[str, TrainingRes
         start = dense_start(seed, rng)
         late = min(12, recipe.iterations)
         points: frozenset[Any] = frozenset({late, "lowest_validation_loss"} if rng.random() < 0.7 else {late})
-        parent_result = train([TrainingJob(LAYERS, start, recipe, seed, points)], [DATA])[0]
+        parent_result = train([TrainingJob(sequential_network(LAYERS), start, recipe, seed, points)], [DATA])[0]
         yield f"{seed} dense", parent_result, certify(PRUNABLE, start, parent_result, None, None, recipe.weight_decay)
         if parent_result.status == "diverged":
             continue
@@ -109,7 +110,7 @@ def certified_runs(engine: str, seeds: range) -> Iterator[tuple[str, TrainingRes
         child = prune_and_reset(parent, step, child_streams(seed, "level", 1))
         if not all(bool(mask.any()) for mask in child.masks.values()):
             continue
-        child_result = train([TrainingJob(LAYERS, child, recipe, seed)], [DATA])[0]
+        child_result = train([TrainingJob(sequential_network(LAYERS), child, recipe, seed)], [DATA])[0]
         certificate = certify(PRUNABLE, child, child_result, parent, step, recipe.weight_decay)
         yield f"{seed} pruned", child_result, certificate
 
@@ -164,7 +165,7 @@ def run_with_bias(
 ) -> tuple[InitialState, TrainingResult]:
     """Train a network; one bias ends at exactly 0.0, where it started, with or without ever having had a gradient."""
     start = initial_state(LAYERS, 3)
-    result = ENGINES[engine]([TrainingJob(LAYERS, start, recipe, 3)], [DATA])[0]
+    result = ENGINES[engine]([TrainingJob(sequential_network(LAYERS), start, recipe, 3)], [DATA])[0]
     values = result.end.unmasked[bias].clone()
     assert start.unmasked[bias][unit] == 0 != values[unit]
     values[unit] = 0.0
@@ -205,7 +206,7 @@ def test_bias_of_a_unit_that_died_early_and_returned_to_zero_passes(engine: str)
     recipe = replace(RECIPES[0], iterations=400, evaluate_every=400)
     for seed in range(40):
         start = initial_state(LAYERS, seed)
-        (result,) = ENGINES[engine]([TrainingJob(LAYERS, start, recipe, seed)], [DATA])
+        (result,) = ENGINES[engine]([TrainingJob(sequential_network(LAYERS), start, recipe, seed)], [DATA])
         moved = (result.end.weights["fc2.weight"] != start.weights["fc2.weight"]).any(1)
         moments = result.optimizer_state["fc2.bias"]
         # Adam's first moment shrinks by 0.9 per step: after 100 steps without a gradient it is below a ten thousandth.
@@ -237,7 +238,7 @@ def test_bias_gradients_of_a_saturated_network_that_cancel_exactly_are_noted(eng
     start = initial_state(LAYERS, 33)
     start = replace(start, weights={n: w * 100 for n, w in start.weights.items()})
     recipe = Recipe(optimizer, 1e-3, 2, 1, 1)
-    (result,) = ENGINES[engine]([TrainingJob(LAYERS, start, recipe, 33)], [DATA])
+    (result,) = ENGINES[engine]([TrainingJob(sequential_network(LAYERS), start, recipe, 33)], [DATA])
     certificate = certify(PRUNABLE, start, result, None, None)
     assert certificate.passed
     assert any("saturation can cause" in note for note in certificate.notes["biases_train"])
@@ -251,7 +252,7 @@ def test_flushed_frozen_weights_are_noted(engine: str, frozen: float) -> None:
     torch.set_num_threads(1)
     try:
         start = pruned_start(frozen)
-        result = ENGINES[engine]([TrainingJob(LAYERS, start, RECIPES[0], 0)], [DATA])[0]
+        result = ENGINES[engine]([TrainingJob(sequential_network(LAYERS), start, RECIPES[0], 0)], [DATA])[0]
     finally:
         torch.set_num_threads(threads)
     certificate = certify(PRUNABLE, start, result, None, None)

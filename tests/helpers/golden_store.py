@@ -30,12 +30,8 @@ def golden_entries(root: Path) -> dict[str, tuple[Kind, str, Path, Entry]]:
         facts = entry.facts
         learned = facts["learning"]["method"] if facts.get("learning") else ""
         is_user = facts["step"] is not None and ":" in str(facts["step"]["criterion"])
-        kind = (
-            "user"
-            if is_user
-            else learned
-            or ("untrained" if not facts["recipe"]["iterations"] else "pruned" if facts["step"] else "dense")
-        )
+        trained = "pruned" if facts["step"] else "dense"
+        kind = "user" if is_user else learned or (trained if facts["recipe"]["iterations"] else "untrained")
         folder = root / "runs" / run_id[:2] / run_id
         found.setdefault(f"{facts['status']} {kind}", ("run", run_id, folder, entry))
     for key in sorted(store.snapshot_keys()):

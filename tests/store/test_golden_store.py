@@ -27,8 +27,8 @@ def test_it_is_small_and_has_every_kind_of_entry() -> None:
     assert sum(path.stat().st_size for path in GOLDEN.rglob("*")) < 700_000
     assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 300_000
     assert golden_entries(GOLDEN).keys() == {
-        "finished dense", "finished pruned", "finished user", "finished untrained", "finished bernoulli", "finished rounded",
-        "finished edge_popup", "finished signed", "certificate_failed signed", "diverged dense",
+        "finished dense", "finished pruned", "finished user", "finished untrained", "finished bernoulli",
+        "finished rounded", "finished edge_popup", "finished signed", "certificate_failed signed", "diverged dense",
         "snapshot iteration_4", "snapshot gradient", "snapshot lowest_validation_loss", "checkpoint",
     }  # fmt: skip
     assert any(path.name == "weights.dropped" for path in GOLDEN.rglob("*"))
