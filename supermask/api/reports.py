@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from supermask.analysis.claims import ClaimFinding, evaluate_claims
 from supermask.analysis.claims.paper import studies_with_claims
+from supermask.api.comparisons import compare_study, default_columns
 from supermask.api.row_files import read_published_studies
 from supermask.api.runs import missing_result, store_path, study_rows
 from supermask.core.environment import expand_path
@@ -18,6 +19,7 @@ from supermask.core.text import Row
 from supermask.execution.run import ListenerFactory, RunOptions, run_plans
 from supermask.execution.scheduler import Scheduler
 from supermask.reporting.html import Report, build_report, render_report
+from supermask.reporting.html.study import with_comparison
 from supermask.store import Store
 from supermask.store.planning import plan_study
 from supermask.store.rows import check_same_data, plan_rows
@@ -50,10 +52,17 @@ def collect_report(
     store: Path | None = None,
     out: Path = Path("report.html"),
     rows: Sequence[Path] = (),
+    beside: Path | None = None,
 ) -> Report:
-    """Collect the content of the report. `out` only enters the command line that the report quotes."""
+    """Collect the content of the report. `out` only enters the command line that the report quotes.
+
+    `rows`: tables of runs to read in place of a store. `beside`: a table of runs that somebody else made, with the
+    columns that `supermask compare` reads by default.
+    """
     if rows:
         _refuse_store_with_rows(store)
+        if beside is not None:
+            raise UserError("--with compares the runs of a store: leave out --rows or --with.")
         published = read_published_studies(rows, studies, overrides)
         tables: list[StudyRows] = [(part.plan, part.rows, []) for part in published]
         scales = list(dict.fromkeys(part.scale for part in published))
@@ -69,9 +78,16 @@ def collect_report(
             f"no run of {names} with these settings is in {store_path(store)} yet: `supermask run` "
             f"{'it' if len(collected) == 1 else 'them'} first, with the same settings and the same --store."
         )
+    if beside is not None and len(collected) != 1:
+        raise UserError(f"--with is for a report on one study; {len(collected)} were given: report on one of them.")
     scales = [text.partition("=")[2] for text in overrides if text.startswith("scale=")]
     source = Store(store_path(store))
-    return build_report_for(collected, source, _command(studies, overrides, out), scales[-1] if scales else "")
+    command = _command(studies, overrides, out, beside=beside)
+    content = build_report_for(collected, source, command, scales[-1] if scales else "")
+    if beside is None:
+        return content
+    compared = compare_study(studies[0], overrides, beside, columns=default_columns(beside), store=store)
+    return replace(content, studies=(with_comparison(content.studies[0], compared),))
 
 
 def build_report_for(
@@ -117,7 +133,13 @@ def ensure_writable(out: str | Path) -> None:
         raise SystemFailure(f"the report cannot be written to {out}: {error.strerror or error}") from error
 
 
-def _command(studies: Sequence[str], overrides: Sequence[str], out: Path, rows: Sequence[Path] = ()) -> str:
+def _command(
+    studies: Sequence[str],
+    overrides: Sequence[str],
+    out: Path,
+    rows: Sequence[Path] = (),
+    beside: Path | None = None,
+) -> str:
     """Return the command line of the report, without folders of the store and of tables: they depend on the machine."""
     arguments = [
         "supermask",
@@ -125,6 +147,7 @@ def _command(studies: Sequence[str], overrides: Sequence[str], out: Path, rows: 
         *studies,
         *overrides,
         *(text for path in rows for text in ("--rows", path.name)),
+        *(["--with", beside.name] if beside else []),
     ]
     return shlex.join(arguments if out == Path("report.html") else [*arguments, "--out", out.name])
 

@@ -91,6 +91,7 @@ RESULTS = (
 TRAINING = (
     *("iterations", "first_iteration", "optimizer", "lr", "batch_size", "evaluate_every"),
     *("momentum", "weight_decay", "lr_drops", "lr_drop_factor", "warmup"),
+    *("lr_schedule", "nesterov", "betas", "eps", "label_smoothing", "loss", "augment", "normalize", "precision"),
 )
 PROVENANCE_COLUMNS = ("seconds", "engine", "torch", "environment", "data_fingerprint", "data_note")
 HIDDEN_COLUMNS = ("id", "parent", "study", "treatment", "certificate", "status", "network", "dataset", "seed", "level")
@@ -139,6 +140,8 @@ class RunPage:
     more_children: int
     certificate: dict[str, list[str]]
     """Promise -> violations; empty if it holds."""
+    notes: dict[str, list[str]]
+    """Promise -> observations that break nothing."""
     layers: list[LayerSummary]
     pixels: bool
     """True if the first layer has a pixel map."""
@@ -169,6 +172,7 @@ def run_page(store: CachedStore, run_id: str, studies: list[tuple[str, str]]) ->
         children=[RunLink(str(child["id"]), run_label(child)) for child in children[:MAX_CHILDREN]],
         more_children=max(0, len(children) - MAX_CHILDREN),
         certificate=facts["certificate"]["checks"],
+        notes=facts["certificate"].get("notes", {}),
         layers=layers,
         pixels=pixels,
         has_curve=has_curve,

@@ -184,7 +184,7 @@ def test_a_diverged_run_is_listed_above_its_study_and_in_the_provenance(some_div
 
 def test_a_diverged_run_is_counted_in_every_caption(some_diverged: Report) -> None:
     plots = some_diverged.studies[0].plots
-    assert [plot.name for plot in plots] == ["accuracy", "overview", "ranking", "early-stop"]
+    assert [plot.name for plot in plots] == ["accuracy", "overview", "ranking", "early-stop", "weight-changes"]
     for plot in plots:
         assert "1 diverged (random + zero 1)" in plot.caption
         assert "1 not started because an ancestor diverged (random + zero 1)" in plot.caption
