@@ -119,8 +119,8 @@ def _resize(image: Any, side: int) -> Any:
     width, height = image.size
     square = min(width, height)
     left, top = (width - square) // 2, (height - square) // 2
-    box = (left, top, left + square, top + square)
-    return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    cropped = image.crop((left, top, left + square, top + square))
+    return cropped.resize((side, side), Image.Resampling.BILINEAR)
 
 
 def _check_mode(mode: str) -> None:

@@ -40,6 +40,8 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 _CHUNK = 1 << 20
+_OTHER_TYPES = {0x09: "int8", 0x0B: "16-bit", 0x0C: "32-bit", 0x0D: "float32", 0x0E: "float64"}
+"""Third byte of the magic number -> type of the values."""
 _MAX_BYTES = 1 << 36
 
 
@@ -163,7 +165,9 @@ def read_idx(path: Path, shape: tuple[int, ...], download_hint: str) -> NDArray[
 def _check_magic(path: Path, found: bytes, dimensions: int, download_hint: str) -> None:
     magic = bytes((0, 0, 8, dimensions))
     if found != magic:
+        kind = _OTHER_TYPES.get(found[2]) if len(found) == 4 and found[:2] == magic[:2] else None
         reason = f"not the IDX file that its name says: it begins with {found.hex()}, not {magic.hex()}"
+        reason += f" ({kind} values; uint8 expected)" if kind else ""
         raise corrupt_file_error(path, reason, download_hint)
 
 

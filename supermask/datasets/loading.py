@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from supermask.core.environment import cache_folder
@@ -71,7 +72,7 @@ def load_locator(locator: Locator, data_dir: Path | None = None) -> ImageDataset
     """Return a user's own data from files. Raises UserError as `load` does."""
     assert not is_module_locator(locator.text), "functions are called by study.user_data"
     files = find_files(locator, data_dir)
-    data, data_fingerprint = load_cached(f"own-{locator.kind}", files)
+    data, data_fingerprint = load_cached(f"own-{locator.kind}", files, check=partial(_describe, locator.text))
     return own_dataset(locator.text, data, data_fingerprint)
 
 
@@ -84,11 +85,14 @@ def find_files(locator: Locator, data_dir: Path | None = None) -> DatasetFiles:
 
 def own_dataset(name: str, data: RawDataset, data_fingerprint: str) -> ImageDataset:
     """Return a user's own data as a dataset. Raises UserError for labels that cannot be learned."""
-    spec = describe_dataset(name, data.train, data.test, lambda reason: locator_error(name, reason))
-    train, test = data.train, data.test
+    spec, train, test = _describe(name, data), data.train, data.test
     return ImageDataset(
         spec, train.images, train.labels, test.images, test.labels, data_fingerprint, data.note, is_published=False
     )
+
+
+def _describe(name: str, data: RawDataset) -> DatasetSpec:
+    return describe_dataset(name, data.train, data.test, lambda reason: locator_error(name, reason))
 
 
 def load_with_spec(spec: DatasetSpec, data_dir: Path | None = None) -> ImageDataset:
@@ -153,21 +157,26 @@ def _identity(images: ImageDataset) -> DataIdentity:
     return DataIdentity(images.run_fingerprint, None if images.facts.name in DATASETS else images.facts)
 
 
-def load_cached(name: str, files: DatasetFiles, spec: DatasetSpec | None = None) -> tuple[RawDataset, str]:
+def load_cached(
+    name: str, files: DatasetFiles, spec: DatasetSpec | None = None, check: Callable[[RawDataset], object] = id
+) -> tuple[RawDataset, str]:
     """Return the arrays and their fingerprint, from the cache if an intact copy is there, else decoded and cached.
 
-    `name` begins the file's name; `spec`: the specification that the arrays must match, if it is known before.
+    `name` begins the file's name; `spec`: the specification that the arrays must match, if it is known before;
+    `check`: raises UserError for decoded arrays that are not to be cached.
     If the cache cannot be written (read-only, full disk), the arrays are returned from memory.
     """
     folder = cache_folder()
     if folder is None:
         decoded = files.decode(allocate_in_memory)
+        check(decoded)
         return decoded, fingerprint(decoded.train, decoded.test)
     path = folder / "datasets" / f"{name}-{_cache_key(name, spec, files)}"
     if (cached := read_cache(path, spec)) is not None:
         return cached
     with StagedCache(path) as staged:
         decoded = files.decode(staged.allocate)
+        check(decoded)
         data_fingerprint = fingerprint(decoded.train, decoded.test)
         is_cached = staged.commit(decoded, data_fingerprint) or write_cache(path, decoded, data_fingerprint)
     # Read back from the file just written: then all processes, this one included, share its pages.

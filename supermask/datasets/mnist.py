@@ -112,6 +112,8 @@ def find(spec: DatasetSpec, folder: DataFolder) -> DatasetFiles:
 
 def _is_file_of(form: IdxForm) -> Callable[[Path], bool]:
     """Return a predicate that leaves out the files of other datasets: those in a folder of another dataset's name."""
+    if form.prefix:
+        return Path.is_file
     others = {name for other in FORMS.values() if other is not form for name in other.folder_names}
     others -= set(form.folder_names)
     return lambda path: path.is_file() and not any(normalize(part) in others for part in path.parts[-4:-1])

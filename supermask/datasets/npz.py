@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -148,5 +150,10 @@ def _open_archive(path: Path, refuse: Refuse) -> Iterator[zipfile.ZipFile]:
         try:
             with zipfile.ZipFile(file) as archive:
                 yield archive
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError) as error:
+            # RuntimeError, of which NotImplementedError is one: encrypted, or packed in an unknown way.
             raise refuse(f"a damaged or truncated archive ({error})") from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise refuse("a damaged or truncated archive (it points to a place outside itself)") from error

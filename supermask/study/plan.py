@@ -132,9 +132,13 @@ class Plan(RunGraph):
     """The runs of a study, and the role of each in it."""
 
     study: Study
+    """The study that was planned."""
     network: Network
+    """The study's network, with its tensors."""
     treatment_runs: list[TreatmentRun]
+    """Roles: which run is which level of which treatment and seed."""
     inputs: PlanInputs = PlanInputs()
+    """Data and user code that enter the ids of the runs."""
     notices: tuple[str, ...] = ()
     """Assumptions about inputs that were not found, one sentence each."""
 

@@ -165,7 +165,7 @@ def complete(line: str) -> list[str]:
         ("supermask pl", {"plan"}),
         (
             "supermask plan mask-",
-            {"mask-criteria", "mask-points", "mask-trajectory", "mask-0-actions", "mask-1-actions"},
+            {f"mask-{name}" for name in ("criteria", "points", "trajectory", "0-actions", "1-actions", "1-rescaled")},
         ),
         ("supermask plan sig", {"signs.yaml"}),
         ("supermask plan mask-criteria train.l", {"train.lr=", "train.lr_drops=", "train.lr_drop_factor="}),

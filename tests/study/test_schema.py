@@ -106,7 +106,7 @@ def test_only_treatments_is_required_and_defaults_are_explicit() -> None:
 
 def test_as_data_gives_an_equal_study() -> None:
     for name in builtin_study_names():
-        named = not name.startswith(("mask-0", "mask-1", "mask-criteria", "heuristic"))
+        named = name not in ("mask-0-actions", "mask-1-actions", "mask-criteria", "heuristic-supermasks")
         study = load_study(name, [] if named else ["treatments.0.w_final=[end, 300]", "reference.w_final=end"])
         assert study_from_dict(study.as_data(), name=name) == study
 
@@ -562,7 +562,7 @@ def test_builtin_studies_compare_the_papers_treatments(
 
 def test_builtin_study_names_and_scales() -> None:
     wanted = ["heuristic-supermasks", "learned-curve", "learned-supermasks", "mask-0-actions", "mask-1-actions"]
-    wanted += ["mask-criteria", "mask-points", "mask-trajectory", "supermask-questions", "table-one"]
+    wanted += ["mask-1-rescaled", "mask-criteria", "mask-points", "mask-trajectory", "supermask-questions", "table-one"]
     wanted += ["trained-supermasks"]
     assert [s.name for s in builtin_studies()] == builtin_study_names() == wanted
     for study in builtin_studies():

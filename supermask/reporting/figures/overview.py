@@ -17,6 +17,7 @@ from supermask.reporting.figures.caption import (
     format_seeds,
     join_sentences,
     significance_note,
+    takeaway,
 )
 from supermask.reporting.figures.layout import FRAME, FigurePage, fit_labels, num_columns, text_measure
 from supermask.reporting.figures.save import RenderedFigure
@@ -220,5 +221,6 @@ def _caption(summary: Summary, overview: Overview) -> str:
             ),
             excluded_note(summary),
             *data_notes(summary),
+            takeaway(summary),
         ]
     )

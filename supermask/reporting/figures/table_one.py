@@ -9,7 +9,7 @@ from supermask.analysis.comparisons.published import PublishedValue, published_v
 from supermask.analysis.stats import MeanInterval, mean_interval
 from supermask.analysis.summary import check_one_experiment
 from supermask.core.errors import UserError
-from supermask.core.text import Row
+from supermask.core.text import Row, format_number
 from supermask.reporting.figures.accuracy import MARKER
 from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences
 from supermask.reporting.figures.layout import FigurePage, text_measure
@@ -242,5 +242,23 @@ def _caption(
             else f"The paper's table does not have {subject}.",
             chance,
             describe_excluded(unfinished, labels, len(shown)),
+            _takeaway(table),
         ]
     )
+
+
+def _takeaway(table: Sequence[Row]) -> str:
+    """State the best mask, and the cell that is farthest from the paper's."""
+    measured = [row for row in table if row["n"] and row["column"] != DENSE_ROW]
+    if not measured:
+        return ""
+    best = max(measured, key=lambda row: float(row["mean"] or 0))
+    text = f"Takeaway: the best mask is {best['column']} with {float(best['mean'] or 0):.1f}%"
+    differing = [row for row in table if row["difference_to_paper"] is not None]
+    if differing:
+        far = max(differing, key=lambda row: abs(float(row["difference_to_paper"] or 0)))
+        text += (
+            f"; farthest from the paper is {far['column']}, by "
+            f"{format_number(float(far['difference_to_paper'] or 0), 1, signed=True)} points"
+        )
+    return f"{text}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from supermask.analysis.stats import MeanInterval, mean_interval
 from supermask.analysis.summary import check_one_experiment
@@ -13,24 +13,17 @@ from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures.accuracy import MARKER, remaining_weights_axis
 from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences
-from supermask.reporting.figures.layout import FigurePage, fit_labels, set_legend_labels
+from supermask.reporting.figures.layout import FigurePage
+from supermask.reporting.figures.legends import add_legend_below, legend_height
 from supermask.reporting.figures.save import RenderedFigure, format_values, mean_columns
-from supermask.reporting.figures.style import DEFAULT_OPTIONS, FigureOptions, assign_styles, style_context
+from supermask.reporting.figures.style import DEFAULT_OPTIONS, FigureOptions, LineStyle, assign_styles, style_context
 from supermask.store.tables import DENSE, treatment_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LEFT, GAP, PANEL_HEIGHT, HEADING_HEIGHT, AXIS_HEIGHT, LEGEND_LINE, LEGEND_COLUMN_WIDTH = (
-    0.45,
-    0.55,
-    1.45,
-    0.22,
-    0.38,
-    0.14,
-    1.6,
-)
-"""Inches: the y axis, between panels, a panel, its name, the x axis, a line and a column of the legend."""
+LEFT, GAP, PANEL_HEIGHT, HEADING_HEIGHT, AXIS_HEIGHT = 0.45, 0.55, 1.45, 0.22, 0.38
+"""Inches: the y axis, between panels, a panel, its name, the x axis."""
 
 
 def _share(column: str) -> Callable[[Row], float | None]:
@@ -186,10 +179,10 @@ def _draw(
     styles = assign_styles(labels)
     facts = [name for name in FACTS if any(point.fact == name for point in points)]
     rows = -(-len(facts) // 2)
-    legend_columns = max(1, int(options.layout_width / LEGEND_COLUMN_WIDTH))
-    legend_height = LEGEND_LINE * -(-len(labels) // legend_columns) + 0.08
     row_height = HEADING_HEIGHT + PANEL_HEIGHT
-    page = FigurePage(title, caption, rows * row_height + AXIS_HEIGHT + legend_height, options, labels)
+    page = FigurePage(
+        title, caption, rows * row_height + AXIS_HEIGHT + legend_height(labels, options.layout_width), options, labels
+    )
     width = (page.width - LEFT - 0.1 - GAP) / 2
     remaining = [point.remaining for point in points]
     for index, name in enumerate(facts):
@@ -206,39 +199,14 @@ def _draw(
         axes.tick_params(labelbottom=index + 2 >= len(facts))
     bottom = rows * row_height
     page.text(LEFT + (page.width - LEFT) / 2, bottom + 0.19, "Weights remaining (%)", 7.5, ha="center")
-    _add_legend(page, labels, bottom + AXIS_HEIGHT, legend_columns)
+    add_legend_below(page, labels, styles, bottom + AXIS_HEIGHT)
     return page
 
 
-def _draw_line(axes: Axes, line: Sequence[FactPoint], style: Any) -> None:
+def _draw_line(axes: Axes, line: Sequence[FactPoint], style: LineStyle) -> None:
     x, mean = [point.remaining for point in line], [point.interval.mean for point in line]
     low = [point.interval.mean if point.interval.low is None else max(point.interval.low, 0.0) for point in line]
     high = [point.interval.mean if point.interval.high is None else point.interval.high for point in line]
     axes.fill_between(x, low, high, color=style.color, alpha=0.1, linewidth=0, zorder=1.5)
     axes.plot(x, mean, color=style.color, linestyle=style.line, linewidth=1.0, zorder=3)
     axes.plot(x, mean, color=style.color, marker=style.marker, zorder=3.5, **(MARKER | {"markersize": 3.2}))
-
-
-def _add_legend(page: FigurePage, labels: Sequence[str], top: float, columns: int) -> None:
-    from matplotlib.lines import Line2D
-
-    styles = assign_styles(labels)
-    handles = []
-    for label in labels:
-        line: dict[str, Any] = MARKER | {"linestyle": styles[label].line, "linewidth": 1.0}
-        handles.append(Line2D([], [], color=styles[label].color, marker=styles[label].marker, **line))
-    legend = page.figure.legend(
-        handles,
-        [str(number) for number in range(len(handles))],
-        loc="upper center",
-        bbox_to_anchor=page.to_figure(page.width / 2, top),
-        ncols=columns,
-        frameon=False,
-        borderpad=0,
-        borderaxespad=0,
-        handlelength=2.6,
-        columnspacing=1.0,
-        labelspacing=0.3,
-        fontsize=6.2 * page.scale,
-    )
-    set_legend_labels(legend, fit_labels(labels, LEGEND_COLUMN_WIDTH - 0.35, size=6.2))

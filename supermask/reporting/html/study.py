@@ -13,7 +13,14 @@ from supermask.core.text import Row
 from supermask.reporting.figures import has_learned_masks, is_heuristic
 from supermask.reporting.figures.accuracy import ACCURACY
 from supermask.reporting.figures.beside import comparison_caption
-from supermask.reporting.figures.caption import data_notes, excluded_note, format_seeds, join_sentences, summary_caption
+from supermask.reporting.figures.caption import (
+    data_notes,
+    excluded_note,
+    format_seeds,
+    join_sentences,
+    summary_caption,
+    takeaway,
+)
 from supermask.reporting.figures.catalog import TrainedSummaries, summarize_trained
 from supermask.reporting.figures.learned import supermask_caption, supermask_results, supermask_rows
 from supermask.reporting.figures.learning_curves import average_curves, curves_caption
@@ -225,7 +232,7 @@ def _overview_caption(summary: Summary, limit: float) -> str:
     )
     not_compared = any(point.comparison is None and point.treatment != summary.reference for point in summary.points)
     dash = f"–: not compared, {summary.reference} has no run with as many weights remaining." if not_compared else ""
-    return join_sentences([cells, dash, excluded_note(summary), *data_notes(summary)])
+    return join_sentences([cells, dash, excluded_note(summary), *data_notes(summary), takeaway(summary)])
 
 
 def _flatten_settings(data: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
