@@ -17,7 +17,7 @@ from .core.masks import keep_top
 from .core.pruning import ParentRun, PruneStep, prune_and_reset
 from .core.types import InitialState, Layer, TrainingResult
 from .datasets import DATASETS
-from .export.tickets import Ticket, load_ticket, pack_run, save_ticket
+from .export.tickets import Ticket, hold, load_ticket, pack_run, save_ticket, save_ticket_folder
 from .store import CorruptEntry, Store
 from .store.replay import StateReplayer
 from .study import Study, Treatment, load_study, study_from_dict
@@ -58,6 +58,7 @@ __all__ = [
     "compare",
     "export_tracker",
     "figure",
+    "hold",
     "keep_top",
     "load_masks",
     "load_study",
@@ -67,6 +68,7 @@ __all__ = [
     "prune_and_reset",
     "run",
     "save_ticket",
+    "save_ticket_folder",
     "study_from_dict",
     "table",
 ]

@@ -17,7 +17,7 @@ from functools import cache
 from itertools import accumulate
 
 from supermask.core.learned_masks import MaskLearning
-from supermask.core.masks import RankedGroup, ranked_groups
+from supermask.core.masks import RATE_KINDS, RankedGroup, ranked_groups
 from supermask.core.recipe import Recipe
 from supermask.engines.job import stack_settings
 from supermask.engines.selection import select_engine
@@ -352,9 +352,11 @@ def _densities(plan: Plan) -> dict[str, float]:
         parent_kept = sizes if run.parent is None else kept[run.parent]
         step_rates, levels = (run.step.rates, run.step.levels) if run.step else ({}, 0)
         rates = {kind: step_rates.get("global", step_rates.get(kind, 0.0)) for kind in kinds.values()}
-        groups = ranked_groups(parent_kept, kinds, "layer", rates)
+        by_name = {name: rate for name, rate in step_rates.items() if name not in RATE_KINDS}
+        only, exclude = (run.step.only, run.step.exclude) if run.step else ((), ())
+        groups = ranked_groups(parent_kept, kinds, "layer", rates | by_name, only, exclude)
         kept[run.id] = {name: remaining(group, levels) for name, group in groups.items()}
-    return {run_id: sum(counts.values()) / weights for run_id, counts in kept.items()}
+    return {run_id: sum(counts.values()) / max(weights, 1) for run_id, counts in kept.items()}
 
 
 def _first_iterations(plan: Plan) -> dict[str, int]:

@@ -13,9 +13,11 @@ from pathlib import Path
 from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.datasets.loading import DataIdentity, identify
 from supermask.datasets.specs import DATASETS, DatasetSpec
+from supermask.networks.network import is_user_network
 from supermask.store.files.entry import CorruptEntry
 from supermask.store.run_store import Store
 from supermask.study import Study
+from supermask.study.networks import network_source
 from supermask.study.plan import Plan, PlanInputs, make_plan
 from supermask.study.run import Run
 from supermask.study.user_code import UserModuleNotFound, code_sha256
@@ -62,6 +64,10 @@ def plan_study(study: Study, store: Store, data_dir: Path | None = None, call_us
             sources[name] = _stored_source(study, kind, name, stored, error)
             notices.append(f"{kind} {name!r}: {error} Shown as the runs in the store were made.")
     code = PlanInputs(criterion_sources=criteria, loss_sources=losses)
+    if is_user_network(study.network):
+        stored = _stored_runs(study, store) if stored is None else stored
+        code, notice = _with_network(code, study, stored)
+        notices += [notice] if notice else []
     try:
         source = data_source(study.dataset)
         identity = _identify(study, source, data_dir, call_user_code)
@@ -125,6 +131,35 @@ def _stored_runs(study: Study, store: Store) -> list[Run]:
         except (CorruptEntry, KeyError, TypeError):
             continue
     return runs
+
+
+def _with_network(code: PlanInputs, study: Study, stored: Iterable[Run]) -> tuple[PlanInputs, str]:
+    """Return the inputs with the source and the facts of the user's network, and a notice or an empty string.
+
+    The code is not imported: the facts are those of the store's runs, and `supermask run` finds those of a new network.
+    """
+    runs = [run for run in stored if run.network == study.network and run.network_source is not None]
+    notice = ""
+    try:
+        source = network_source(study.network)
+    except UserModuleNotFound as error:
+        versions = sorted({str(run.network_source) for run in runs})
+        if len(versions) > 1:
+            listed = ", ".join(version[:12] for version in versions)
+            raise UserError(
+                f"{error} The store has runs of {len(versions)} versions of it ({listed}): run the command in the "
+                "folder with the version that you mean."
+            ) from None
+        if not versions:
+            raise
+        source, notice = versions[0], f"{error} Shown as the runs in the store were made."
+    facts = next((run.network_facts for run in runs if run.network_source == source), None)
+    if facts is None:
+        notice = (
+            f"network {quote(study.network)} is not imported for a plan: `supermask run` examines it first, and its "
+            "tensors, weights and costs are known then."
+        )
+    return replace(code, network_source=source, network_facts=facts), notice
 
 
 def _stored_source(study: Study, kind: str, name: str, stored: Iterable[Run], error: UserModuleNotFound) -> str:

@@ -377,14 +377,25 @@ def _planned_columns(run: Run, network: Network, learned: bool) -> Row:
     A learned mask keeps as many weights as training decides, and so do the levels pruned from it.
     """
     if learned:
-        return {"weights": network.size, "certificate": None}
-    rates = tuple(sorted(run.step.rates.items())) if run.step else ()
-    weights, kept = _planned_counts(network, run.step.scope if run.step else "layer", rates, run.level)
+        return {"weights": network.size or None, "certificate": None}
+    step = run.step
+    rates = tuple(sorted(step.rates.items())) if step else ()
+    scope, only, exclude = (step.scope, step.only, step.exclude) if step else ("layer", (), ())
+    weights, kept = _planned_counts(network, scope, rates, only, exclude, run.level)
+    if not weights:
+        return {"certificate": None}  # A user's network that was not examined yet.
     return {"weights": weights, "kept": kept, "density": kept / weights, "certificate": None}
 
 
 @lru_cache(maxsize=1024)
-def _planned_counts(network: Network, scope: str, rates: tuple[tuple[str, float], ...], level: int) -> tuple[int, int]:
+def _planned_counts(
+    network: Network,
+    scope: str,
+    rates: tuple[tuple[str, float], ...],
+    only: tuple[str, ...],
+    exclude: tuple[str, ...],
+    level: int,
+) -> tuple[int, int]:
     """Return (weights, weights kept at a level). Cached: a plan has few distinct arguments and thousands of runs."""
     tensors = network.tensors
     sizes = {name: tensor.size for name, tensor in tensors.items()}
@@ -392,5 +403,6 @@ def _planned_counts(network: Network, scope: str, rates: tuple[tuple[str, float]
     if level == 0:
         return weights, weights
     # Each level rounds its own count, so `weights * (1 - rate) ** level` would be wrong by some weights.
-    groups = ranked_groups(sizes, {name: tensor.kind for name, tensor in tensors.items()}, scope, dict(rates))
+    kinds = {name: tensor.kind for name, tensor in tensors.items()}
+    groups = ranked_groups(sizes, kinds, scope, dict(rates), only, exclude)
     return weights, sum(group.remaining(level) for group in groups.values())

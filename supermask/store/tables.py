@@ -182,12 +182,12 @@ def to_parquet(rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) -> 
     # DuckDB writes Parquet to files only.
     with tempfile.TemporaryDirectory() as folder, duckdb.connect(":memory:") as connection:
         path = Path(folder) / "runs.parquet"
-        _load(connection, rows, columns)
+        load_rows(connection, rows, columns)
         try:
             connection.table("runs").write_parquet(str(path), compression="zstd")
             return path.read_bytes()
         except (OSError, duckdb.IOException) as error:
-            raise SystemFailure(f"the Parquet file could not be written: {_one_line(error)}") from error
+            raise SystemFailure(f"the Parquet file could not be written: {one_line(error)}") from error
 
 
 def from_parquet(path: str | Path) -> list[Row]:
@@ -218,7 +218,7 @@ def from_parquet(path: str | Path) -> list[Row]:
             casts = ", ".join(f'CAST("{name}" AS {COLUMNS[name].type}) AS "{name}"' for name in names)
             return [dict(zip(names, values, strict=True)) for values in relation.project(casts).fetchall()]
         except duckdb.Error as error:
-            raise UserError(f"{path} is not a Parquet file of runs: {_one_line(error)}") from None
+            raise UserError(f"{path} is not a Parquet file of runs: {one_line(error)}") from None
 
 
 _REQUIRED_COLUMNS = ("treatment", "level", "seed", "status", "density", "network", "dataset")
@@ -232,7 +232,7 @@ def to_relation(rows: Sequence[Row]) -> DuckDBPyRelation:
     import duckdb
 
     connection = duckdb.connect(":memory:")
-    _load(connection, rows)
+    load_rows(connection, rows)
     return connection.table("runs")
 
 
@@ -247,10 +247,9 @@ def query(rows: Sequence[Row], sql: str) -> QueryResult:
     if not sql.strip(" \t\r\n;"):
         raise UserError('the query is empty; give SQL over the table `runs`, for example "SELECT count(*) FROM runs"')
     with duckdb.connect(":memory:") as connection:
-        _load(connection, rows)
+        load_rows(connection, rows)
         # After the load: the sandbox forbids everything that could still be needed to fill the table.
-        for setting in _SANDBOX_SETTINGS:
-            connection.execute(setting)
+        confine(connection)
         try:
             _check_statements(connection, sql)
             connection.execute(sql)
@@ -259,7 +258,13 @@ def query(rows: Sequence[Row], sql: str) -> QueryResult:
             return QueryResult(columns, connection.fetchall() if columns else [])
         # RuntimeError and ValueError: values that the Python client cannot convert, such as dates before year 1.
         except (duckdb.Error, RuntimeError, ValueError) as error:
-            raise UserError(f"the query cannot be answered: {_one_line(error)}") from error
+            raise UserError(f"the query cannot be answered: {one_line(error)}") from error
+
+
+def confine(connection: DuckDBPyConnection) -> None:
+    """Forbid a connection files, network, extensions and Python variables, and any way to undo that."""
+    for setting in _SANDBOX_SETTINGS:
+        connection.execute(setting)
 
 
 def _check_statements(connection: DuckDBPyConnection, sql: str) -> None:
@@ -295,7 +300,7 @@ _SANDBOX_SETTINGS = (
 """Executed in this order: the last one forbids every later SET."""
 
 
-def _load(connection: DuckDBPyConnection, rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) -> None:
+def load_rows(connection: DuckDBPyConnection, rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) -> None:
     """Create the table `runs`: one typed list per column, unnested into rows."""
     for row in rows:
         unknown = row.keys() - columns.keys()
@@ -319,7 +324,7 @@ def _clean(value: Value) -> Value:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Return DuckDB's message on one line, without the excerpt that points at the error."""
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith("LINE ") and set(line) != {"^"}]

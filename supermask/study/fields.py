@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -22,10 +22,13 @@ from pydantic_core import PydanticCustomError
 from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, did_you_mean, quote
+from supermask.core.initializers import INITIALIZERS, OWN
 from supermask.core.recipe import CROSS_ENTROPY
 from supermask.datasets.locators import LOCATOR_FORMS, is_locator, is_module_locator, parse_locator
 from supermask.datasets.specs import DATASETS, MAX_IMAGES
+from supermask.networks.network import is_user_network
 from supermask.networks.registry import NETWORK_FORMS, NETWORK_NAMES, canonical_name
+from supermask.study.networks import canonical_network, network_from_callable
 from supermask.study.user_code import (
     UserFunction,
     UserModuleNotFound,
@@ -172,6 +175,16 @@ NotNegative = Annotated[float, Field(ge=0), Finite, with_message("a number of at
 Fraction = Annotated[float, Field(ge=0, lt=1), with_message("a number of at least 0 and below 1")]
 Factor = Annotated[float, Field(gt=0, lt=1), with_message("a factor above 0 and below 1")]
 Rate = Annotated[float, Field(gt=0, lt=1), with_message(PRUNE_RATE)]
+ZeroRate = Annotated[
+    float,
+    Field(ge=0, lt=1),
+    with_message(f"{PRUNE_RATE.removesuffix('above 0 and below 1')}at least 0 (never pruned) and below 1"),
+]
+Patterns = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=200)], ...],
+    Field(max_length=1000),
+    with_message("a list of names or patterns of layers, such as [fc, stage1.*]"),
+]
 Bool = Annotated[bool, with_message("true or false")]
 Epochs = Annotated[
     tuple[Annotated[float, Field(gt=0), Finite], ...],
@@ -198,10 +211,22 @@ Label = Annotated[
     ),
 ]
 _USER_FUNCTION = ", or module:function of your own"
-Network = Annotated[
-    str,
-    _choice("a network", NETWORK_NAMES, f", or {NETWORK_FORMS}", _is_network),
-]
+_named_network = _choice("a network", NETWORK_NAMES, f", {NETWORK_FORMS}, or module:function of your own", _is_network)
+
+
+def _check_network(value: Any) -> str:
+    """Return a network's name as it was given, or the canonical text of an import path and its arguments."""
+    is_user_code = isinstance(value, Mapping) or callable(value) or (isinstance(value, str) and is_user_network(value))
+    if is_user_code:
+        try:
+            return canonical_network(network_from_callable(value) if callable(value) else value)
+        except UserError as error:
+            raise validation_error(str(error)) from error
+    return _named_network.func(value)  # type: ignore[call-arg,no-any-return]
+
+
+Network = Annotated[str, PlainValidator(_check_network)]
+Initializer = Annotated[str, _choice("an initializer", (*INITIALIZERS, OWN))]
 Dataset = Annotated[str, _choice("a dataset", DATASETS, f"; or your own data: {LOCATOR_FORMS}", _is_own_data)]
 ImageCount = Annotated[int, Field(ge=1, le=MAX_IMAGES), with_message("a number of images: a whole number from 1 on")]
 NoiseShare = Annotated[

@@ -19,10 +19,17 @@ from supermask.core.recipe import UNTRAINED, Augmentation, ChannelStatistics, Re
 from supermask.core.types import Snapshot
 from supermask.datasets.locators import is_module_locator
 from supermask.datasets.specs import DATASETS, DatasetSpec
-from supermask.networks.network import Network
-from supermask.networks.registry import named_network
+from supermask.networks.network import Network, NetworkFacts, is_user_network
+from supermask.networks.registry import canonical_name
 from supermask.study import Study, Supermask, Train, Treatment
-from supermask.study.plan_checks import check_image_settings, check_no_empty_layer, check_size, layer_rates
+from supermask.study.networks import default_initializer, network_source, read_network_facts, run_network
+from supermask.study.plan_checks import (
+    check_image_settings,
+    check_no_empty_layer,
+    check_patterns,
+    check_size,
+    layer_rates,
+)
 from supermask.study.run import Run
 from supermask.study.schema import Statistics
 from supermask.study.user_code import UserModuleNotFound, code_sha256
@@ -87,6 +94,10 @@ class PlanInputs:
     """Specification of a user's own data; None for a dataset of `DATASETS`."""
     loss_sources: Mapping[str, str] = field(default_factory=dict)
     """Import path of a user's loss -> `user_code.code_sha256`."""
+    network_source: str | None = None
+    """`user_code.source_identity` of a network named by import path."""
+    network_facts: NetworkFacts | None = None
+    """Facts of a network named by import path; None before `supermask run` examined it."""
 
     def to_data(self) -> dict[str, Any]:
         """Return a JSON-serializable dict without defaults."""
@@ -96,6 +107,8 @@ class PlanInputs:
             "data_source": self.data_source,
             "data_spec": self.data_spec and {"name": self.data_spec.name, **self.data_spec.to_data()},
             "loss_sources": dict(self.loss_sources),
+            "network_source": self.network_source,
+            "network_facts": None if self.network_facts is None else self.network_facts.to_data(),
         }
         return {key: value for key, value in data.items() if value}
 
@@ -105,6 +118,7 @@ class PlanInputs:
         keys = data if isinstance(data, Mapping) else {}
         fingerprint = keys.get("data_fingerprint")
         spec, data_source = keys.get("data_spec"), keys.get("data_source")
+        network_source = keys.get("network_source")
         own = None
         if isinstance(spec, Mapping):
             with suppress(ValueError):
@@ -115,6 +129,8 @@ class PlanInputs:
             data_source if _is_sha256(data_source) else None,
             own,
             _read_sources(keys.get("loss_sources")),
+            network_source if _is_sha256(network_source) else None,
+            read_network_facts(keys.get("network_facts")),
         )
 
 
@@ -173,15 +189,33 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
     """
     check_size(study)
     inputs = inputs or PlanInputs()
+    is_user_code = is_user_network(study.network)
     inputs = replace(
         inputs,
         criterion_sources=_identify("criterion", study.user_criteria, inputs.criterion_sources, study),
         loss_sources=_identify("loss", study.user_losses, inputs.loss_sources, study),
+        network_source=(inputs.network_source or network_source(study.network)) if is_user_code else None,
+        network_facts=inputs.network_facts if is_user_code else None,
     )
     spec = _study_spec(study, inputs)
-    network = named_network(study.network, spec.image_shape, spec.classes)
+    network_name = study.network if is_user_code else canonical_name(study.network)
     options = study.data_options.resolve(spec)
     images = options.num_training(spec)
+    new_run = partial(
+        Run,
+        network_name,
+        study.dataset,
+        data_fingerprint=inputs.data_fingerprint,
+        data_source=inputs.data_source,
+        data_options=options,
+        data_spec=inputs.data_spec,
+        initializer=None if study.initializer == default_initializer(network_name) else study.initializer,
+        network_source=inputs.network_source,
+        network_facts=inputs.network_facts,
+    )
+    network = run_network(new_run(study.seeds[0], 0, UNTRAINED))
+    if network.tensors:
+        check_patterns(study, network)
     contexts = {
         train: _make_context(study, train, network, spec, images, inputs)
         for train in map(study.train_of, study.treatments)
@@ -189,15 +223,6 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
     runs: dict[str, Run] = {}
     treatment_runs: list[TreatmentRun] = []
     planned = {t.label: (study.train_of(t), _treatment_runs(contexts[study.train_of(t)], t)) for t in study.treatments}
-    new_run = partial(
-        Run,
-        network.name,
-        study.dataset,
-        data_fingerprint=inputs.data_fingerprint,
-        data_source=inputs.data_source,
-        data_options=options,
-        data_spec=inputs.data_spec,
-    )
     for seed in study.seeds:
         dense_runs = {train: new_run(seed, 0, context.recipe) for train, context in contexts.items()}
         for label, (train, planned_runs) in planned.items():
@@ -399,6 +424,8 @@ def _steps(context: _Context, treatment: Treatment, levels: int | None = None) -
             rewind_to=_resolve_point(treatment, "rewind_to", first_iteration),
             rescaled=treatment.rescaled,
             criterion_source=source,
+            only=study.prune.only,
+            exclude=study.prune.exclude,
         )
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
-from supermask.core.errors import UserError, quote
-from supermask.core.masks import ALL_TENSORS, RankedGroup, ranked_groups
+from supermask.core.errors import UserError, did_you_mean, quote
+from supermask.core.masks import ALL_TENSORS, RATE_KINDS, RankedGroup, matches_pattern, ranked_groups
 from supermask.core.recipe import epochs_to_iterations
 from supermask.core.types import PrunableTensor, TensorKind
 from supermask.networks.network import Network
@@ -61,10 +61,27 @@ def layer_rates(prune: Prune, scope: str, network: Network) -> dict[str, float]:
     Of the paper's networks only the kinds that they have. Other networks have all three, because ids must not depend
     on whether the tensors of a user's module are known already.
     """
+    by_name = prune.rates.by_name
     if scope == "global":
-        return {"global": prune.rates.global_}
+        return {"global": prune.rates.global_} | {name: rate for name, rate in by_name.items() if rate == 0}
     kinds = set(get_args(TensorKind)) if network.layers is None else {t.kind for t in network.tensors.values()}
-    return {kind: prune.rates.for_kind(kind) for kind in sorted(kinds)}
+    return {kind: prune.rates.for_kind(kind) for kind in sorted(kinds)} | by_name
+
+
+def check_patterns(study: Study, network: Network) -> None:
+    """Raise UserError if a name or pattern of the `prune` section matches no prunable tensor of the network."""
+    prune = study.prune
+    named = {"only": prune.only, "exclude": prune.exclude, "rates": tuple(prune.rates.by_name)}
+    for key, patterns in named.items():
+        for pattern in patterns:
+            if any(matches_pattern(name, pattern) for name in network.tensors):
+                continue
+            names = [*RATE_KINDS, *network.tensors] if key == "rates" else list(network.tensors)
+            listed = ", ".join(list(network.tensors)[:12]) + (" ..." if len(network.tensors) > 12 else "")
+            raise UserError(
+                f"study {quote(study.name)}: prune.{key}: {quote(pattern)} matches no prunable tensor of "
+                f"{network.name}{did_you_mean(pattern, names) or ';'} its prunable tensors: {listed}."
+            )
 
 
 def check_no_empty_layer(
@@ -75,7 +92,7 @@ def check_no_empty_layer(
     levels: int,
 ) -> None:
     """Raise UserError if the prune rates would empty a layer at the last level or before."""
-    for name, group in _groups(treatment.scope, tensors, rates).items():
+    for name, group in _groups(study.prune, treatment.scope, tensors, rates).items():
         if group.remaining(levels) > 0:
             continue
         level = next(n for n in range(1, levels + 1) if group.remaining(n) == 0)
@@ -163,7 +180,7 @@ def _levels_without_pruning(study: Study, network: Network) -> list[str]:
     kinds = {(t.scope, t.num_levels(study.prune) - (t.supermask is not None)) for t in study.treatments}
     for scope, levels in sorted(kinds):
         rates = layer_rates(study.prune, scope, network)
-        groups = _groups(scope, network.tensors, rates)
+        groups = _groups(study.prune, scope, network.tensors, rates)
         for level in range(1, levels + 1):
             left = {name: group.remaining(1) for name, group in groups.items()}
             if all(left[name] == group.alive for name, group in groups.items()):
@@ -178,6 +195,9 @@ def _levels_without_pruning(study: Study, network: Network) -> list[str]:
     return warnings
 
 
-def _groups(scope: str, tensors: Mapping[str, PrunableTensor], rates: Mapping[str, float]) -> dict[str, RankedGroup]:
+def _groups(
+    prune: Prune, scope: str, tensors: Mapping[str, PrunableTensor], rates: Mapping[str, float]
+) -> dict[str, RankedGroup]:
     sizes = {name: tensor.size for name, tensor in tensors.items()}
-    return ranked_groups(sizes, {name: tensor.kind for name, tensor in tensors.items()}, scope, rates)
+    kinds = {name: tensor.kind for name, tensor in tensors.items()}
+    return ranked_groups(sizes, kinds, scope, rates, prune.only, prune.exclude)

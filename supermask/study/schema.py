@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, quote
@@ -31,6 +31,7 @@ from supermask.study.fields import (
     Factor,
     Fraction,
     ImageCount,
+    Initializer,
     Label,
     LearningRateSchedule,
     Level,
@@ -45,6 +46,7 @@ from supermask.study.fields import (
     NotNegative,
     NumberFormat,
     OptimizerName,
+    Patterns,
     Pixels,
     Positive,
     PositiveFloat,
@@ -57,6 +59,7 @@ from supermask.study.fields import (
     Smoothing,
     StrictModel,
     Title,
+    ZeroRate,
     validation_error,
     with_message,
 )
@@ -285,17 +288,29 @@ def inherited_train_keys(train: Train, changes: Collection[str], values: Mapping
 
 
 class Rates(StrictModel):
-    """Share of the surviving weights removed per level, by kind of tensor. Source: Zhou et al. 2019, Table S1."""
+    """Share of the surviving weights removed per level, by kind of tensor. Source: Zhou et al. 2019, Table S1.
 
-    conv: Rate = 0.1
-    hidden: Rate = 0.2
-    output: Rate = 0.1
+    Further keys are names of tensors or layers, or patterns of these with `*` and `?`; the longest that matches a
+    tensor replaces the rate of its kind. A rate of 0 spares the tensor, under `scope: global` too.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, ZeroRate] = Field(init=False)
+
+    conv: ZeroRate = 0.1
+    hidden: ZeroRate = 0.2
+    output: ZeroRate = 0.1
     global_: Rate = Field(default=0.2, alias="global")
     """The only rate used under `scope: global`; not used otherwise."""
 
     def for_kind(self, kind: TensorKind) -> float:
         """Return the rate of a kind of tensor under `scope: layer`."""
         return {"conv": self.conv, "hidden": self.hidden, "output": self.output}[kind]
+
+    @property
+    def by_name(self) -> dict[str, float]:
+        """Rates of names and patterns."""
+        return dict(self.__pydantic_extra__)
 
 
 class Prune(StrictModel):
@@ -305,6 +320,10 @@ class Prune(StrictModel):
     scope: Scope = "layer"
     levels: Level = 24
     rates: Rates = Rates()
+    only: Patterns = ()
+    """Names or patterns of the only tensors or layers that are pruned; empty: all."""
+    exclude: Patterns = ()
+    """Names or patterns of tensors or layers that are never pruned."""
 
 
 CRITERION_KEYS = ("criterion", "w_init", "w_final", "rewind_to", "learning_rate_rewinding")
@@ -461,6 +480,8 @@ class Settings(StrictModel):
 
     title: Title = ""
     network: Network = "fc"
+    initializer: Initializer | None = None
+    """None: `own` for a network named by import path, `glorot_normal` for every other."""
     dataset: Dataset = "digits"
     train_images: ImageCount | None = None
     """Train on a random subset of that many images, drawn per seed."""
@@ -528,12 +549,20 @@ class Study(Settings):
         return next(t for t in self.treatments if t.label == self.reference)
 
     def as_data(self) -> dict[str, Any]:
-        """Return the study as a dict for JSON or YAML, without its name; `study_from_dict` gives an equal study."""
+        """Return the study as a dict for JSON or YAML, without its name; `study_from_dict` gives an equal study.
+
+        Keys added later are omitted at their default.
+        """
         data = self.model_dump(mode="json", by_alias=True, exclude={"name", "claims"})
         for treatment in data["treatments"]:
             # Left out rather than null: a study without own settings is written as before there were any.
             if treatment["train"] is None:
                 del treatment["train"]
+        if self.initializer is None:
+            del data["initializer"]
+        for key in ("only", "exclude"):
+            if not data["prune"][key]:
+                del data["prune"][key]
         claims = {"claims": [claim.as_data() for claim in self.claims]} if self.claims else {}
         return {**data, "reference": {"name": self.reference}, **claims}
 

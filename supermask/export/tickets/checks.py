@@ -98,9 +98,11 @@ def _check_counts(ticket: Ticket) -> Check:
     scope = get_fact(ticket, str, "run", "step", "scope")
     # A rate that the ticket does not name prunes nothing: it is not trusted to name all of them.
     rates = dict.fromkeys({*kinds.values(), "global"}, 0.0) | rates
+    patterns = [get_fact(ticket, list, "run", "step", key) or [] for key in ("only", "exclude")]
+    only, exclude = ([str(pattern) for pattern in part] for part in patterns)
+    groups = ranked_groups(sizes, kinds, scope or "layer", rates, only, exclude)
     if scope == "global":
-        counts = {ALL_TENSORS: sum(counts.values())}
-    groups = ranked_groups(sizes, kinds, scope or "layer", rates)
+        counts[ALL_TENSORS] = sum(counts[name] for name in sizes if name not in groups)
     expected = {name: group.remaining(level) for name, group in groups.items()}
     return _to_check(
         promise,
