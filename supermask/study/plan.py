@@ -131,6 +131,9 @@ class Plan(RunGraph):
     notices: tuple[str, ...] = ()
     """Assumptions about inputs that were not found, one sentence each."""
 
+    def __repr__(self) -> str:
+        return f"Plan({self.study!r}, {len(self.runs):,} runs)"
+
     @property
     def spec(self) -> DatasetSpec:
         """Specification of the study's dataset, with the number of validation images of its runs."""
