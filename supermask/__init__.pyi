@@ -5,6 +5,7 @@ from .analysis.comparisons import ResultComparison
 from .analysis.masks import MaskInfo
 from .api.commands import claims, export_run, merge, plan, query, report, reproduce, status, studies, verify
 from .api.comparisons import compare
+from .api.data import get_dataset, inspect_dataset, list_datasets
 from .api.mask_loading import load_masks
 from .api.masks import analyze_masks
 from .api.notebook import figure, run, table
@@ -65,9 +66,12 @@ __all__ = [
     "export_tracker",
     "figure",
     "find_tickets",
+    "get_dataset",
     "hold",
+    "inspect_dataset",
     "inspect_ticket",
     "keep_top",
+    "list_datasets",
     "load_masks",
     "load_study",
     "load_ticket",

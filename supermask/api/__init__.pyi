@@ -1,6 +1,7 @@
 """The functions of the Python API, with the modules that define them."""
 
 from .comparisons import compare
+from .data import get_dataset, inspect_dataset, list_datasets
 from .mask_loading import load_masks
 from .masks import analyze_masks
 from .reports import claims, report, reproduce
@@ -18,7 +19,10 @@ __all__ = [
     "export_tracker",
     "figures",
     "find_tickets",
+    "get_dataset",
+    "inspect_dataset",
     "inspect_ticket",
+    "list_datasets",
     "load_masks",
     "pack",
     "plan",

@@ -21,7 +21,7 @@ from supermask.export.tickets.model import get_fact
 from supermask.export.tickets.sources import is_repository, is_ticket_source
 from supermask.store import CorruptEntry, Store
 from supermask.store.records import decode_masks
-from supermask.store.replay import SnapshotMissing, StateReplayer
+from supermask.store.replay import SnapshotMissing, StateReplayer, UserCodeNotLoaded
 from supermask.store.rows import resolve_run_id
 from supermask.study.networks import run_network
 from supermask.study.run import Run
@@ -50,7 +50,7 @@ def load_masks(names: Sequence[str | Path], store: Store | None = None, weights:
     """
     if not 1 <= len(names) <= MAX_MASKS:
         raise UserError(f"{len(names)} masks were given: give 1 to {MAX_MASKS} run ids or tickets.")
-    replayer = None if store is None else StateReplayer(store)
+    replayer = None if store is None else StateReplayer(store, import_user_code=False)
     loaded: dict[str, MaskInfo] = {}
     for name in map(str, names):
         if is_ticket_source(name):
@@ -160,7 +160,7 @@ def _snapshots(replayer: StateReplayer, run_id: str, *points: Snapshot) -> list[
     """Return the weights of a run at points of its trajectory; None for points that the store has dropped."""
     try:
         parent = replayer.parent_run(run_id)
-    except SnapshotMissing:
+    except (SnapshotMissing, UserCodeNotLoaded):
         return [None for _ in points]
     return [_snapshot(parent, point) for point in points]
 

@@ -133,7 +133,7 @@ def plan(
 def _ineffective_settings(study_plan: Plan) -> list[str]:
     dense = next(iter(study_plan.runs.values()))
     images = dense.data_options.num_training(dense.spec)
-    return ineffective_settings(study_plan.study, dense.recipe, study_plan.network, images)
+    return ineffective_settings(study_plan.study, study_plan.network, images)
 
 
 def run(
@@ -196,8 +196,12 @@ def missing_result(statuses: Sequence[str], subject: str) -> str | None:
 
 
 def treatment_labels(plan: Plan) -> list[str]:
-    """Return the row labels of a study's tables: `dense`, then its treatments, in the order of the study file."""
-    return [DENSE, *(treatment.label for treatment in plan.study.treatments)]
+    """Return the row labels of a study's tables: `dense`, then its treatments, in the order of the study file.
+
+    A dense network of a treatment's own belongs to the treatment.
+    """
+    dense = [DENSE] if plan.has_one_dense_network else []
+    return [*dense, *(treatment.label for treatment in plan.study.treatments)]
 
 
 def figures(

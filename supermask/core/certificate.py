@@ -8,6 +8,7 @@ correct run; weaker evidence is a note.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -303,15 +304,31 @@ def _check_kept_counts(
         }
         return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in expected.items() if kept.get(n) != count]
     alive = {n: int(m.sum()) for n, m in parent.start.masks.items()}
+    rates = {n: _expected_rate(n, m.kind, step) for n, m in prunable.items()}
     if step.scope == "global":
-        kept, alive, rates = {"all": sum(kept.values())}, {"all": sum(alive.values())}, {"all": step.rates["global"]}
-    else:
-        rates = {n: step.rates[m.kind] for n, m in prunable.items()}
+        ranked = [n for n, rate in rates.items() if rate]
+        kept["all"], alive["all"] = sum(kept.pop(n) for n in ranked), sum(alive.pop(n) for n in ranked)
+        rates["all"] = step.rates["global"]
     expected = dict(alive)
     for name in expected:
         for _ in range(step.levels):
             expected[name] -= int((expected[name] * Decimal(str(rates[name]))).to_integral_value("ROUND_HALF_EVEN"))
     return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in expected.items() if kept.get(n) != count]
+
+
+def _expected_rate(name: str, kind: str, step: PruneStep) -> float:
+    """Return the rate of a tensor; 0 if the step spares it. Shares no code with `core.masks`, which assigns rates."""
+
+    def is_named(pattern: str) -> bool:
+        expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+        return any(re.fullmatch(expression, text, re.DOTALL) for text in (name, ".".join(name.split(".")[:-1])))
+
+    if any(map(is_named, step.exclude)) or (step.only and not any(map(is_named, step.only))):
+        return 0.0
+    rates = {key: rate for key, rate in step.rates.items() if key not in ("conv", "hidden", "output", "global")}
+    for pattern in sorted(sorted(filter(is_named, rates)), key=len, reverse=True):
+        return rates[pattern]
+    return step.rates["global" if step.scope == "global" else kind]
 
 
 def _check_pruned_stay_pruned(start: InitialState, parent: ParentRun) -> list[str]:

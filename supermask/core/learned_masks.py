@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from supermask.core.initializers import truncated_normal
-from supermask.core.masks import keep_top, rank
-from supermask.core.pruning import ParentRun, PruneStep, compute_scores, keep_counts
+from supermask.core.masks import rank
+from supermask.core.pruning import ParentRun, PruneStep, compute_scores, select_masks
 from supermask.core.rng import Streams, child_streams, random_stream
 from supermask.core.types import InitialState, Masks, PrunableTensor, Weights
 
@@ -142,8 +142,8 @@ def heuristic_logits(learning: MaskLearning, parent: ParentRun, step: PruneStep,
     Graded logits are above 0 exactly where the criterion keeps. Of weights that tie at the cut, the kept ones share one
     rank and the pruned ones another. Source: Zhou et al. 2019, authors' response, item 8 (open).
     """
-    scores, alive = compute_scores(parent, step, rng), parent.start.masks
-    masks = keep_top(scores, alive, keep_counts(parent, step), rng)
+    scores = compute_scores(parent, step, rng)
+    masks = select_masks(scores, parent, step, rng)
     c, logits = learning.confidence, {}
     for name, mask in masks.items():
         logits[name] = mask.float() * (2 * c) - c

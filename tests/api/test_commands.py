@@ -52,6 +52,9 @@ FUNCTIONS = {
     "export-tracker": sm.export_tracker,
     "merge": sm.merge,
     "studies": sm.studies,
+    "data list": sm.list_datasets,
+    "data get": sm.get_dataset,
+    "data inspect": sm.inspect_dataset,
 }
 
 

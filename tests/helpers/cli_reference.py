@@ -36,6 +36,7 @@ PowerShell) and open a new terminal; `supermask --show-completion` prints the sc
 A leading `~` is the home folder in every path, also in the variables below.
 
 Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the folder of the datasets,
+`SUPERMASK_MIRROR` an address that replaces the mirrors of `supermask data get`,
 `SUPERMASK_CACHE` the folder of decoded datasets and measured costs. `SUPERMASK_MEASURE_COSTS=1` lets the sparse engine
 measure its costs on this machine (`docs/performance.md`).
 

@@ -31,7 +31,7 @@ def summary_caption(summary: Summary, remarks: Sequence[str] = ()) -> str:
     sentences = [
         mean_note(summary),
         significance_note(summary),
-        "Dotted line: mean of the dense network." if summary.dense else "No dense network has finished.",
+        dense_note(summary, "Dotted line: mean of the dense network.", "first point of its line"),
         *remarks,
         excluded_note(summary),
         *data_notes(summary),
@@ -85,6 +85,15 @@ def data_notes(summary: Summary) -> list[str]:
     return data_notices(summary.data_notes)
 
 
+def dense_note(summary: Summary, common: str, own_place: str) -> str:
+    """Describe the dense network: the sentence `common`, or where each treatment's own one is."""
+    if summary.dense:
+        return common
+    if summary.has_own_dense_networks:
+        return f"Each treatment has its own training settings and its own dense network: {own_place}."
+    return "No dense network has finished."
+
+
 def mean_note(summary: Summary) -> str:
     """Describe the points: network, n, band."""
     points = summary.points or [point for point in [summary.dense] if point]
@@ -94,7 +103,8 @@ def mean_note(summary: Summary) -> str:
         return f"{start}n = 1 seed, so no band and no test."
     fewer = " (fewer where runs are in no mean)" if len(set(counts)) > 1 else ""
     seeds = f"n = {format_range(counts)} seeds{fewer}"
-    return f"{start}mean over {seeds}; band (dense network: bar): 95% t-interval of the mean."
+    bar = "" if summary.has_own_dense_networks else " (dense network: bar)"
+    return f"{start}mean over {seeds}; band{bar}: 95% t-interval of the mean."
 
 
 def significance_note(summary: Summary) -> str:
