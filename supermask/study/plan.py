@@ -158,6 +158,9 @@ class Plan(RunGraph):
     notices: tuple[str, ...] = ()
     """Assumptions about inputs that were not found, one sentence each."""
 
+    def __repr__(self) -> str:
+        return f"Plan({self.study!r}, {len(self.runs):,} runs)"
+
     @cached_property
     def has_one_dense_network(self) -> bool:
         """False if treatments have training settings of their own, and so a dense network of their own, per seed."""
