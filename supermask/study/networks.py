@@ -234,6 +234,7 @@ class UnmaskedForm(TypedDict):
     shape: _Shape
     dtype: Literal["float32", "int64"]
     trained: bool
+    is_buffer: bool
 
 
 @with_config(_FORM)

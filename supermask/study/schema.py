@@ -103,6 +103,8 @@ class Supermask(StrictModel):
     """True: logits start at 2 c (rank of the score - share pruned), with ranks in [0, 1]."""
     density: Density = 0.5
     threshold: PositiveFloat = 0.01
+    others_lr: NotNegative = 0.0
+    """Learning rate of biases and normalization parameters; 0 leaves them at their initial values."""
     optimizer: OptimizerName | None = None
     """Replaces `learn.optimizer` if given; `lr` and `weight_decay` likewise."""
     lr: Positive | None = None
@@ -141,6 +143,7 @@ class Supermask(StrictModel):
             graded=self.graded,
             density=self.density,
             threshold=self.threshold,
+            others_lr=self.others_lr,
             samples=learn.samples,
             hardened_at=learn.hardened_at,
         )
@@ -179,7 +182,7 @@ class Rates(StrictModel):
     """
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, ZeroRate]
+    __pydantic_extra__: dict[str, ZeroRate] = Field(init=False)
 
     conv: ZeroRate = 0.1
     hidden: ZeroRate = 0.2
@@ -385,6 +388,9 @@ class Study(Settings):
         data = self.model_dump(mode="json", by_alias=True, exclude={"name", "claims"})
         if self.initializer is None:
             del data["initializer"]
+        for treatment in data["treatments"]:
+            if treatment["supermask"] and not treatment["supermask"]["others_lr"]:
+                del treatment["supermask"]["others_lr"]
         for key in ("only", "exclude"):
             if not data["prune"][key]:
                 del data["prune"][key]
