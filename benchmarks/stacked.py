@@ -154,7 +154,7 @@ def measure(network: str, replicas: int, args: argparse.Namespace, max_flops: fl
     data = synthetic_data(SHAPES[network])
     few = replace(data, validation_images=data.validation_images[:1], validation_labels=data.validation_labels[:1])
     jobs = [make_job(network, seed) for seed in sorted(i % SEEDS for i in range(replicas))]
-    layers = jobs[0].layers
+    layers = jobs[0].network.layers
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()

@@ -1,7 +1,9 @@
 """Public names of the package and the modules that define them, for type checkers and for `__init__.py`."""
 
 from . import analysis, api
+from .analysis.comparisons import ResultComparison
 from .analysis.masks import MaskInfo
+from .api.comparisons import compare
 from .api.mask_loading import load_masks
 from .api.masks import analyze_masks
 from .api.notebook import figure, run, table
@@ -15,7 +17,7 @@ from .core.masks import keep_top
 from .core.pruning import ParentRun, PruneStep, prune_and_reset
 from .core.types import InitialState, Layer, TrainingResult
 from .datasets import DATASETS
-from .export.tickets import Ticket, load_ticket, pack_run, save_ticket
+from .export.tickets import Ticket, hold, load_ticket, pack_run, save_ticket, save_ticket_folder
 from .store import CorruptEntry, Store
 from .store.replay import StateReplayer
 from .study import Study, Treatment, load_study, study_from_dict
@@ -39,6 +41,7 @@ __all__ = [
     "ParentRun",
     "Plan",
     "PruneStep",
+    "ResultComparison",
     "Run",
     "StateReplayer",
     "Store",
@@ -52,8 +55,10 @@ __all__ = [
     "analyze_masks",
     "api",
     "certify",
+    "compare",
     "export_tracker",
     "figure",
+    "hold",
     "keep_top",
     "load_masks",
     "load_study",
@@ -63,6 +68,7 @@ __all__ = [
     "prune_and_reset",
     "run",
     "save_ticket",
+    "save_ticket_folder",
     "study_from_dict",
     "table",
 ]

@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -258,9 +259,7 @@ def _in_notebook() -> bool:
 
 def _notebook_line() -> Any:
     """Display a line of text in the current cell; return the function that replaces it."""
-    from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
-
-    handle = display({"text/plain": "starting"}, raw=True, display_id=True)
+    handle = import_module("IPython.display").display({"text/plain": "starting"}, raw=True, display_id=True)
     return lambda line: handle.update({"text/plain": line}, raw=True)
 
 

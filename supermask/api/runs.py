@@ -127,7 +127,8 @@ def plan(
 
 def _ineffective_settings(study_plan: Plan) -> list[str]:
     dense = next(iter(study_plan.runs.values()))
-    return ineffective_settings(study_plan.study, dense.recipe, study_plan.network)
+    images = dense.data_options.num_training(dense.spec)
+    return ineffective_settings(study_plan.study, study_plan.network, images)
 
 
 def run(
@@ -150,7 +151,8 @@ def run(
     """
     options = RunOptions(store_path(store), workers, engine, device, keep, precision, stack, cluster)
     options.validate()
-    return run_plans([plan_study(load_study(study, overrides), Store(options.store))], options, listener)
+    study_plan = plan_study(load_study(study, overrides), Store(options.store), call_user_code=True)
+    return run_plans([study_plan], options, listener)
 
 
 def study_rows(
@@ -165,6 +167,13 @@ def study_rows(
     return study_plan, *plan_rows(study_plan, source)
 
 
+def layer_rows(rows: list[Row], store: str | Path | None = None) -> list[Row]:
+    """Return one row per layer of each stored run among the rows of `study_rows`; columns: `tables.LAYER_COLUMNS`."""
+    from supermask.store import layer_facts
+
+    return list(layer_facts.layer_rows(Store(store_path(store)), rows))
+
+
 def missing_result(statuses: Sequence[str], subject: str) -> str | None:
     """Return a message if runs were trained and none of them finished, else None.
 
@@ -177,8 +186,12 @@ def missing_result(statuses: Sequence[str], subject: str) -> str | None:
 
 
 def treatment_labels(plan: Plan) -> list[str]:
-    """Return the row labels of a study's tables: `dense`, then its treatments, in the order of the study file."""
-    return [DENSE, *(treatment.label for treatment in plan.study.treatments)]
+    """Return the row labels of a study's tables: `dense`, then its treatments, in the order of the study file.
+
+    A dense network of a treatment's own belongs to the treatment.
+    """
+    dense = [DENSE] if plan.has_one_dense_network else []
+    return [*dense, *(treatment.label for treatment in plan.study.treatments)]
 
 
 def figures(

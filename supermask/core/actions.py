@@ -137,6 +137,7 @@ MASK1_ACTIONS: dict[str, Mask1Action] = {
     "permute": permute,
     "randomise_signs": randomise_signs,
 }
+"""Mask-1 actions that a study file can name."""
 
 KEEPS_W_INIT_VALUES = {"rewind", "reshuffle", "signed_reshuffle", "permute", "randomise_signs"}
 """Actions whose values come from the previous level, so they already contain its rescaling factor."""
@@ -229,6 +230,7 @@ MASK0_ACTIONS: dict[str, Mask0Action] = {
     "zero_random": zero_random,
     "zero_if_grown": zero_if_grown,
 }
+"""Mask-0 actions that a study file can name."""
 
 USES_W_FINAL = {"freeze_final", "zero_if_shrunk", "zero_if_shrunk_everywhere", "zero_random", "zero_if_grown"}
 """Mask-0 actions whose values depend on w_f; without w_f their initial states cannot be replayed."""

@@ -43,6 +43,7 @@ class MaskLearning:
     """Settings of mask learning; with the recipe (optimizer, learning rate, batch, length) part of a run's identity."""
 
     method: Method = "bernoulli"
+    """A key of `METHODS`, which has the formulas."""
     weights: Base = "init"
     """Fixed weights under the mask: w_i, sign(w_i) * s, or s with a random sign; s is the layer's initial deviation."""
     multiplier: float = 1.0

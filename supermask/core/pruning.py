@@ -38,17 +38,24 @@ class PruneStep:
     """A name in `ALL_CRITERIA`, the import path of a user's criterion, or a function. Only a step without functions is
     plain data, and only one without import paths can score weights."""
     mask1: str
+    """A name in `MASK1_ACTIONS`."""
     mask0: str
+    """A name in `MASK0_ACTIONS`."""
     rates: Mapping[str, float]
     """Prune rate by kind of tensor (`conv`, `hidden`, `output`) and by name or pattern of a tensor or layer; for global
     ranking the rate `global`, and names with the rate 0; empty for a threshold."""
     scope: Scope = "layer"
+    """`layer`: ranked in each layer; `global`: across all layers; `threshold`: learned scores above 0."""
     levels: int = 1
     """Number of levels to prune at once: 1 in a chain, n for one-shot pruning to level n."""
     w_init: Snapshot = "start"
+    """Snapshot that criteria and actions read as w_i."""
     w_final: Snapshot = "end"
+    """Snapshot that criteria and actions read as w_f."""
     rewind_to: Snapshot = "start"
+    """Snapshot to which the mask-1 action `rewind` sets kept weights."""
     rescaled: bool = False
+    """True: multiply the kept weights of a layer by (weights / kept weights)."""
     criterion_source: str | None = None
     """Hash of the source code of a user's criterion; None for a built-in one and for a function."""
     rescaled_before: bool = True
@@ -100,8 +107,11 @@ class ParentRun:
     """A finished training as the next pruning round reads it."""
 
     start: InitialState
+    """State from which the parent started training."""
     points: Mapping[Snapshot, NetworkState]
+    """Snapshots of the parent's training."""
     prunable: Mapping[str, PrunableTensor]
+    """Prunable tensors by name, in the order of the layers."""
     learned: Callable[[Weights], Weights] | None = None
     """Maps logits to mask scores, above 0 = keep. None unless the parent learned a mask."""
 

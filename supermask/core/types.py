@@ -140,6 +140,7 @@ class InitialState:
     weights: Weights
     """Prunable tensors, with the frozen values of pruned weights."""
     masks: Masks
+    """Prunable tensor name -> bool tensor, True = kept."""
     unmasked: Weights
     """Biases, normalization parameters and buffers; trained as usual, never masked."""
     first_iteration: int = 0
@@ -169,14 +170,18 @@ class TrainingResult:
     """Result of one training."""
 
     status: Literal["finished", "diverged"]
+    """Outcome of the training; a diverged one has no snapshots."""
     end: NetworkState
+    """Network after the last iteration."""
     points: dict[Snapshot, NetworkState]
+    """Snapshots that were asked for, beside the start."""
     curve: LearningCurve
+    """Losses and accuracies during training."""
     metrics: dict[str, int | float | None]
     """`early_stop_iteration`, `early_stop_validation_loss`, `early_stop_test_accuracy`, `final_validation_loss`,
     `final_test_accuracy`, `diverged_at` ... Accuracies are shares in [0, 1]."""
     optimizer_state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """Prunable tensor name -> per-weight optimizer state, for the certificate. Not stored."""
+    """Trained tensor name -> optimizer state, of the tensor's shape, for the certificate. Not stored."""
     last_sampled_weights: Weights = field(default_factory=dict)
     """Masked weights of the last forward pass of a training that learned a mask, for the certificate."""
     supermask: dict[str, Any] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from supermask.engines.job import TrainingJob
 from supermask.execution.tasks import Task, TaskResult, result_from_facts
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts, content_hash
+from supermask.store.layer_facts import collect_layer_facts
 from supermask.store.records import decode_logits, encode_result, encode_snapshot, snapshot_name, weights_to_store
 from supermask.store.replay import StateReplayer
 from supermask.study.networks import run_network
@@ -35,6 +36,8 @@ class RunCommitter:
         if run.parent is not None:
             # Links the chain: a parent whose weights were changed later is not the one that this run was pruned from.
             provenance = {**provenance, "parent_content": self.store.tensor_hashes(run.parent)}
+        if layers := collect_layer_facts(run, start, outcome, self.replayer):
+            provenance = {**provenance, "layers": layers}
         network = run_network(run)
         dense = network.initial_state(run.seed) if network.is_user_code and run.parent is None else None
         facts, tensors, weights = encode_result(run, start, outcome, certificate, provenance, dense)

@@ -18,7 +18,7 @@ from itertools import accumulate
 
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.masks import RATE_KINDS, RankedGroup, ranked_groups
-from supermask.datasets.specs import DATASETS
+from supermask.core.recipe import Recipe
 from supermask.engines.job import stack_settings
 from supermask.engines.selection import select_engine
 from supermask.store import CorruptEntry, Store
@@ -191,7 +191,7 @@ class CostModel:
     """Model of the seconds and bytes of runs of one network and data set."""
 
     def __init__(self, plan: Plan) -> None:
-        facts = DATASETS[plan.study.dataset]
+        facts = plan.spec
         self.network = plan.network
         self.dataset = plan.study.dataset
         self.madds = plan.network.multiplications
@@ -200,12 +200,15 @@ class CostModel:
         self.weights = plan.network.size
         self.validation_images, self.test_images = facts.validation_images, facts.test_images
         self.seconds_per_madd = SECONDS_PER_MADD
+        self._auto_engine = cache(
+            lambda learning, recipe: select_engine("auto", plan.network, "cpu", learning, recipe).engine
+        )
 
     def core_seconds(self, run: Run, first: int, density: float, engine: str) -> float:
         """Return the seconds of one core for a run from iteration `first` on, with a share `density` of the weights."""
-        if run.learning is not None and engine == "sparse":
-            # The sparse engine learns masks by some methods only.
-            engine = select_engine("auto", self.network, "cpu", run.learning).engine
+        if engine == "sparse":
+            # The sparse engine learns masks by some methods only, and has some settings only.
+            engine = self._auto_engine(run.learning, run.recipe)
         iterations = run.recipe.iterations - first
         madds = self.madds * (CONV_FACTOR if self.has_convolutions else 1.0)
         arithmetic = self._forward_passes(run, first) * madds * self.seconds_per_madd
@@ -308,11 +311,11 @@ def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus
         )
 
     @cache
-    def engine_for(learning: MaskLearning | None) -> str:
-        return select_engine("auto", plan.network, "cuda", learning).engine
+    def engine_for(learning: MaskLearning | None, recipe: Recipe) -> str:
+        return select_engine("auto", plan.network, "cuda", learning, recipe).engine
 
     def run_seconds(run: Run, first: int, density: float) -> tuple[float, int]:
-        engine = engine_for(run.learning)
+        engine = engine_for(run.learning, run.recipe)
         runs_at_once = stack if engine == "stacked" else 1
         seconds = _calibration(factors, run) * model.gpu_seconds(run, first, engine, runs_at_once)
         return seconds + COMMIT_SECONDS, runs_at_once

@@ -11,8 +11,9 @@ from weakref import WeakValueDictionary
 from supermask.core.environment import environment_info
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.types import SplitData, TrainingResult
-from supermask.datasets import ImageDataset, load
+from supermask.datasets import ImageDataset
 from supermask.datasets.images import split_data
+from supermask.datasets.specs import DataOptions
 from supermask.engines.job import TrainingJob, stack_settings
 from supermask.engines.selection import EngineChoice, select_engine
 from supermask.execution.tasks import Task, WorkerConfig
@@ -20,6 +21,7 @@ from supermask.store import Store
 from supermask.store.files.entry import RunFacts
 from supermask.study.networks import run_network, sequential_layers
 from supermask.study.run import Run
+from supermask.study.user_data import check_source, load_data
 
 if TYPE_CHECKING:
     from supermask.engines.stacked import JobSource
@@ -161,15 +163,16 @@ class DatasetCache:
     def __init__(self, data_dir: Path | None) -> None:
         self._dir = data_dir
         self._images: ImageDataset | None = None
-        self._splits: WeakValueDictionary[int, SplitData] = WeakValueDictionary()
-        """Seed -> every split that is in use anywhere, so that a stack with more seeds than `_recent` shares too."""
-        self._recent: OrderedDict[int, SplitData] = OrderedDict()
-        """Seed -> the splits used last, kept alive up to CACHED_SPLITS."""
+        self._splits: WeakValueDictionary[tuple[int, DataOptions], SplitData] = WeakValueDictionary()
+        """(seed, options) -> every split in use anywhere, so that a stack with more seeds than `_recent` shares too."""
+        self._recent: OrderedDict[tuple[int, DataOptions], SplitData] = OrderedDict()
+        """(seed, options) -> the splits used last, kept alive up to CACHED_SPLITS."""
 
     def images(self, run: Run) -> ImageDataset:
         """Return the run's data set."""
         if self._images is None or self._images.facts.name != run.dataset:
-            self._images = load(run.dataset, self._dir)
+            check_source(run.dataset, run.data_source)
+            self._images = load_data(run.dataset, self._dir, run.data_fingerprint)
             self._splits.clear()
             self._recent.clear()
         check_planned_data(run, self._images)
@@ -178,11 +181,12 @@ class DatasetCache:
     def split_for(self, run: Run) -> SplitData:
         """Return the split of the run's seed."""
         images = self.images(run)
-        data = self._splits.get(run.seed)
+        key = (run.seed, run.data_options)
+        data = self._splits.get(key)
         if data is None:
-            data = self._splits[run.seed] = split_data(images, run.seed)
-        self._recent[run.seed] = data
-        self._recent.move_to_end(run.seed)
+            data = self._splits[key] = split_data(images, run.seed, run.data_options)
+        self._recent[key] = data
+        self._recent.move_to_end(key)
         if len(self._recent) > CACHED_SPLITS:
             self._recent.popitem(last=False)
         return data

@@ -13,9 +13,8 @@ from typing import get_args
 
 from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, check_one_of, did_you_mean, quote
-from supermask.datasets import ImageDataset, load
+from supermask.datasets import ImageDataset
 from supermask.datasets.images import DATA_VARIABLE
-from supermask.datasets.specs import DATASETS
 from supermask.engines.selection import ENGINES, is_measuring_costs, validate_precision
 from supermask.execution.coordinator import ExecutionRequest, TaskListener
 from supermask.execution.live_status import LiveStatusWriter
@@ -28,6 +27,7 @@ from supermask.store.replay import load_step
 from supermask.study.networks import examine_network, sequential_layers
 from supermask.study.plan import Plan, RunGraph, make_plan, merge_plans
 from supermask.study.run import Run
+from supermask.study.user_data import load_data
 
 DEVICES = ("cpu", "cuda")
 
@@ -97,8 +97,8 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
         if options.cluster is None:
             check_device(options.device)
         # Here rather than in the workers: one message instead of one per worker, and one decoding of the data set.
-        for dataset in dict.fromkeys(plan.study.dataset for plan in plans):
-            images = load(dataset, config.data_dir)
+        for dataset, fingerprint in dict.fromkeys((plan.study.dataset, plan.inputs.data_fingerprint) for plan in plans):
+            images = load_data(dataset, config.data_dir, fingerprint)
             for plan in plans:
                 if plan.study.dataset == dataset:
                     check_planned_data(next(iter(plan.runs.values())), images)
@@ -132,8 +132,7 @@ def _with_examined_network(plan: Plan) -> Plan:
     """
     if plan.network.facts is not None:
         return plan
-    spec = DATASETS[plan.study.dataset]
-    facts = examine_network(plan.network, spec.image_shape, spec.classes)
+    facts = examine_network(plan.network, plan.spec.image_shape, plan.spec.classes)
     return replace(make_plan(plan.study, replace(plan.inputs, network_facts=facts)), notices=plan.notices)
 
 

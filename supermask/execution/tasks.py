@@ -55,7 +55,9 @@ def stack_key(task: Task) -> tuple[object, ...] | None:
     A replay has the key None and is trained alone, because it has to repeat the run's first training bit for bit.
     """
     run = task.run
-    return None if task.replay else (run.network, run.dataset, *stack_settings(run.recipe, run.learning))
+    if task.replay:
+        return None
+    return (run.network, run.dataset, run.data_options, *stack_settings(run.recipe, run.learning))
 
 
 Chain = Sequence[Task]

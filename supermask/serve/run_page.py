@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from supermask.analysis.masks import Masks, layer_densities, pixel_map, unit_connectivity
 from supermask.core.masks import unpack
 from supermask.core.text import Row, Value, format_duration
-from supermask.datasets.specs import DATASETS
 from supermask.serve.store_cache import CachedStore
 from supermask.store import CorruptEntry
 from supermask.store.files.entry import Entry
@@ -92,6 +91,7 @@ RESULTS = (
 TRAINING = (
     *("iterations", "first_iteration", "optimizer", "lr", "batch_size", "evaluate_every"),
     *("momentum", "weight_decay", "lr_drops", "lr_drop_factor", "warmup"),
+    *("lr_schedule", "nesterov", "betas", "eps", "label_smoothing", "loss", "augment", "normalize", "precision"),
 )
 PROVENANCE_COLUMNS = ("seconds", "engine", "torch", "environment", "data_fingerprint", "data_note")
 HIDDEN_COLUMNS = ("id", "parent", "study", "treatment", "certificate", "status", "network", "dataset", "seed", "level")
@@ -140,6 +140,8 @@ class RunPage:
     more_children: int
     certificate: dict[str, list[str]]
     """Promise -> violations; empty if it holds."""
+    notes: dict[str, list[str]]
+    """Promise -> observations that break nothing."""
     layers: list[LayerSummary]
     pixels: bool
     """True if the first layer has a pixel map."""
@@ -155,7 +157,7 @@ def run_page(store: CachedStore, run_id: str, studies: list[tuple[str, str]]) ->
         entry = store.read(run_id)
         masks = load_masks(entry)
         layers = list(_layers(masks))
-        pixels = has_pixel_weights(masks, DATASETS[facts["dataset"]].image_shape)
+        pixels = has_pixel_weights(masks, Run.from_data(facts).spec.image_shape)
         has_curve = len(decode_curve(entry.tensors).iterations) > 1
     except CorruptEntry as damage:
         damaged = str(damage)
@@ -170,6 +172,7 @@ def run_page(store: CachedStore, run_id: str, studies: list[tuple[str, str]]) ->
         children=[RunLink(str(child["id"]), run_label(child)) for child in children[:MAX_CHILDREN]],
         more_children=max(0, len(children) - MAX_CHILDREN),
         certificate=facts["certificate"]["checks"],
+        notes=facts["certificate"].get("notes", {}),
         layers=layers,
         pixels=pixels,
         has_curve=has_curve,

@@ -115,7 +115,7 @@ def curve_faults(run: Run, facts: RunFacts, curve: LearningCurve) -> Faults:
     is_possible = (lambda loss: loss >= 0) if is_cross_entropy else math.isfinite
     if not all(map(is_possible, curve.training_loss[1:])) and facts["status"] == "finished":
         faults.append("training_loss")
-    spec, samples = DATASETS[run.dataset], 1 if run.learning is None else run.learning.num_samples
+    spec, samples = run.spec, 1 if run.learning is None else run.learning.num_samples
     if not _are_image_shares(curve.validation_accuracy, spec.validation_images * samples):
         faults.append("validation_accuracy")
     metrics = facts["metrics"]
@@ -174,7 +174,8 @@ def provenance_faults(
         faults.append("environment")
     if facts["environment"].get("engine", facts["engine"]) != facts["engine"]:
         faults.append("engine")
-    published = DATASETS[facts["dataset"]].published_fingerprint
+    known = DATASETS.get(facts["dataset"])
+    published = None if known is None else known.published_fingerprint
     # Other data than the published ones are in the run's id; runs of earlier versions carry a note instead.
     expected = facts.get("data_fingerprint") or (None if facts["data"]["note"] else published)
     if expected not in (None, facts["data"]["fingerprint"]):

@@ -18,7 +18,8 @@ from supermask.core.errors import UserError, quote
 from supermask.core.initializers import INITIALIZERS, OWN
 from supermask.core.recipe import Recipe
 from supermask.core.types import InitialState
-from supermask.datasets.specs import DATASETS
+from supermask.datasets.locators import is_locator
+from supermask.datasets.specs import DATASETS, dataset_spec
 from supermask.networks.network import is_user_network
 from supermask.networks.registry import named_network
 from supermask.store.files.entry import CorruptEntry, Kind, RunFacts, Tensors
@@ -178,10 +179,11 @@ class EvaluationForm(TypedDict):
 
 @with_config(_FORM)
 class CertificateForm(TypedDict):
-    """`certificate` of a run: check -> layers that break it."""
+    """`certificate` of a run: check -> layers that break it, and check -> observations that break nothing."""
 
     held: bool
     checks: dict[str, list[Text]]
+    notes: NotRequired[dict[str, list[Text]]]
 
 
 @with_config(_FORM)
@@ -204,6 +206,36 @@ class DataForm(TypedDict):
 
 
 @with_config(_FORM)
+class DataSpecForm(TypedDict):
+    """`data_spec` of a run on a user's own data. `DatasetSpec.from_data` checks the ranges."""
+
+    image_shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
+    classes: Size
+    training_images: Size
+    test_images: Size
+    validation_images: Size
+    max_pixel: Size
+
+
+@with_config(_FORM)
+class DataOptionsForm(TypedDict, total=False):
+    """`data_options` of a run: those that are not the defaults."""
+
+    train_images: Size
+    label_noise: Share
+    validation: Size
+
+
+@with_config(_FORM)
+class LayerForm(TypedDict, total=False):
+    """Facts of one prunable tensor of a run, as counts of weights. Runs of earlier versions have none."""
+
+    ties_drawn: Count
+    sign_changed: Count
+    shrunk: Count
+
+
+@with_config(_FORM)
 class RunForm(TypedDict):
     """Facts of a run: its identity (`Run.to_data`), its result, and its provenance."""
 
@@ -218,6 +250,9 @@ class RunForm(TypedDict):
     numerics: NotRequired[Count]
     learning: NotRequired[LearningForm]
     data_fingerprint: NotRequired[Text]
+    data_source: NotRequired[Hash]
+    data_options: NotRequired[DataOptionsForm]
+    data_spec: NotRequired[DataSpecForm]
     initializer: NotRequired[Text]
     network_source: NotRequired[Hash]
     network_facts: NotRequired[NetworkFactsForm]
@@ -236,6 +271,7 @@ class RunForm(TypedDict):
     attempts: NotRequired[Size]
     parent_content: NotRequired[dict[str, Hash]]
     supermask: NotRequired[EvaluationForm]
+    layers: NotRequired[dict[str, LayerForm]]
 
 
 @with_config(_FORM)
@@ -300,7 +336,7 @@ def _check_identity(key: str, facts: RunFacts) -> None:
         raise CorruptEntry(key, f"its facts are not those of a run that this version knows: {error}") from error
     if run.id != key or facts["id"] != key:
         raise CorruptEntry(key, f"its facts are those of run {run.id}")
-    if reason := _unusable_network(run):
+    if reason := _unknown_data(run) or _unusable_network(run):
         raise CorruptEntry(key, reason)
     # Tables divide by the first and show both.
     if sum(facts["kept"].values()) > facts["weights"]:
@@ -312,7 +348,7 @@ def _unusable_network(run: Run) -> str:
     if run.initializer is not None and run.initializer not in (*INITIALIZERS, OWN):
         return f"this version knows no initializer {quote(run.initializer)}"
     if not is_user_network(run.network):
-        return _unknown_network(run.network, run.dataset)
+        return _unknown_network(run.network, run.dataset, run.spec.image_shape, run.spec.classes)
     if run.network_facts is None or read_network_facts(run.network_facts.to_data()) is None:
         return f"the facts of network {quote(run.network)} are missing or contradict themselves"
     # Facts may claim any size; beyond this no machine could have trained it.
@@ -320,13 +356,22 @@ def _unusable_network(run: Run) -> str:
     return f"network {quote(run.network)} is too large" if size > MAX_WEIGHTS else ""
 
 
-@lru_cache(maxsize=256)
-def _unknown_network(network: str, dataset: str) -> str:
-    """Return why this version cannot build a network for a data set; empty if it can."""
-    if dataset not in DATASETS:
-        return f"this version knows no data set {quote(dataset)}"
+def _unknown_data(run: Run) -> str:
+    """Return why the shapes and counts of a run's data are not known; empty if they are."""
+    if run.dataset not in DATASETS and (run.data_spec is None or not is_locator(run.dataset)):
+        return f"this version knows no data set {quote(run.dataset)}"
     try:
-        size = named_network(network, DATASETS[dataset].image_shape, DATASETS[dataset].classes).size
+        run.data_options.resolve(dataset_spec(run.dataset, run.data_spec))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@lru_cache(maxsize=256)
+def _unknown_network(network: str, dataset: str, image_shape: tuple[int, int, int], classes: int) -> str:
+    """Return why this version cannot build a network for images of this shape; empty if it can."""
+    try:
+        size = named_network(network, image_shape, classes).size
     except (UserError, ValueError, KeyError, IndexError) as error:
         return f"this version knows no network {quote(network)} for {dataset} ({error})"
     # A name may ask for any size; beyond this no machine could have trained it.

@@ -59,6 +59,7 @@ def encode_result(
     facts = {
         "id": run.id,
         **run.to_data(),
+        **({} if run.data_spec is None else {"data_spec": run.data_spec.to_data()}),
         "status": status,
         "metrics": _replace_non_finite(_metrics(outcome)),
         "kept": count_kept(masks),

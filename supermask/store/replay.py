@@ -6,7 +6,6 @@ start of level 1 -> ... Every replayed start is compared with the hash recorded 
 
 from __future__ import annotations
 
-import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -35,6 +34,7 @@ from supermask.store.records import (
 from supermask.study import resolve_criterion
 from supermask.study.networks import run_network
 from supermask.study.run import Run
+from supermask.study.user_code import error_location
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -264,16 +264,8 @@ def _load_user_criterion(name: str, source: str | None) -> Criterion:
             return criterion.function(replace(layer, gradient=None), rng)  # type: ignore[no-any-return]
         except (Exception, SystemExit) as error:
             raise UserError(
-                f"criterion {name!r} failed {_error_location(error)}: {type(error).__name__}: {error}"
+                f"criterion {name!r} failed {error_location(error)}: {type(error).__name__}: {error}"
             ) from error
 
     score.__name__ = name
     return score
-
-
-def _error_location(error: BaseException) -> str:
-    """Return the place of an error in the user's code: its innermost frame outside installed packages."""
-    # The first frame is the call in `score` above.
-    frames = traceback.extract_tb(error.__traceback__)[1:]
-    user_frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
-    return f"at line {user_frames[-1].lineno} of {user_frames[-1].filename}" if user_frames else "when it was called"

@@ -23,7 +23,9 @@ from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.initializers import INITIALIZERS, OWN
-from supermask.datasets.specs import DATASETS
+from supermask.core.recipe import CROSS_ENTROPY
+from supermask.datasets.locators import LOCATOR_FORMS, is_locator, is_module_locator, parse_locator
+from supermask.datasets.specs import DATASETS, MAX_IMAGES
 from supermask.networks.network import is_user_network
 from supermask.networks.registry import NETWORK_FORMS, NETWORK_NAMES, canonical_name
 from supermask.study.networks import canonical_network, network_from_callable
@@ -39,6 +41,7 @@ MAX_LABEL = 300
 """Characters. Generated labels must fit too, because a study that is written out has them as names."""
 
 CRITERION_PARAMETERS = ("layer", "rng")
+LOSS_PARAMETERS = ("logits", "labels")
 
 PRUNE_RATE = "a prune rate: it is the share of the surviving weights removed per level, above 0 and below 1"
 
@@ -100,16 +103,41 @@ def resolve_criterion(name: str) -> UserFunction:
     return import_function(name, CRITERION_PARAMETERS)
 
 
-def _is_user_criterion(name: str) -> bool:
-    """Check the function at an import path without importing it. Raises UserError for one that cannot be used.
+def resolve_loss(name: str) -> UserFunction:
+    """Return the user's loss function at an import path, which is imported. Only training needs it.
+
+    Raises UserError as `user_code.import_function` does.
+    """
+    return import_function(name, LOSS_PARAMETERS)
+
+
+def _is_user_function(parameters: tuple[str, ...]) -> Callable[[str], bool]:
+    """Return a check of the function at an import path, without import. It raises UserError for an unusable one.
 
     A module that is not found is accepted, because finished studies are read without their code; a plan that needs its
     identity refuses it.
     """
-    if not is_import_path(name):
+
+    def check(name: str) -> bool:
+        if not is_import_path(name):
+            return False
+        with suppress(UserModuleNotFound):
+            check_function(name, parameters)
+        return True
+
+    return check
+
+
+def _is_own_data(name: str) -> bool:
+    """Check the form of a locator; the function that it names is checked without importing it. Raises UserError."""
+    if not is_locator(name):
+        if name.endswith(".npz"):
+            raise UserError(f"{quote(name)} is not a dataset; did you mean npz:{name}?")
         return False
-    with suppress(UserModuleNotFound):
-        check_function(name, CRITERION_PARAMETERS)
+    parse_locator(name)
+    if is_module_locator(name):
+        with suppress(UserModuleNotFound):
+            check_function(name, ())
     return True
 
 
@@ -199,10 +227,14 @@ def _check_network(value: Any) -> str:
 
 Network = Annotated[str, PlainValidator(_check_network)]
 Initializer = Annotated[str, _choice("an initializer", (*INITIALIZERS, OWN))]
-Dataset = Annotated[str, _choice("a dataset", DATASETS)]
+Dataset = Annotated[str, _choice("a dataset", DATASETS, f"; or your own data: {LOCATOR_FORMS}", _is_own_data)]
+ImageCount = Annotated[int, Field(ge=1, le=MAX_IMAGES), with_message("a number of images: a whole number from 1 on")]
+NoiseShare = Annotated[
+    float, Field(ge=0, lt=1), with_message("a share of the training labels: a number of at least 0 and below 1")
+]
 Criterion = Annotated[
     str,
-    _choice("a criterion", CRITERIA, _USER_FUNCTION, _is_user_criterion),
+    _choice("a criterion", CRITERIA, _USER_FUNCTION, _is_user_function(CRITERION_PARAMETERS)),
 ]
 Mask1 = Annotated[str, _choice("a mask-1 action", MASK1_ACTIONS)]
 Mask0 = Annotated[str, _choice("a mask-0 action", MASK0_ACTIONS)]
@@ -219,7 +251,26 @@ RewindPoint = Annotated[
     Iteration | Literal["start", "end"],
     with_message("a point to rewind to. Allowed: start, end, or an iteration (0, 1, 2, ...)"),
 ]
-OptimizerName = Annotated[Literal["adam", "sgd"], with_message("an optimizer. Allowed: adam, sgd")]
+OptimizerName = Annotated[Literal["adam", "adamw", "sgd"], with_message("an optimizer. Allowed: adam, adamw, sgd")]
+MaskOptimizerName = Annotated[
+    Literal["adam", "sgd"], with_message("an optimizer for the logits of a mask. Allowed: adam, sgd")
+]
+LearningRateSchedule = Annotated[
+    Literal["constant", "step", "cosine", "linear"],
+    with_message("a schedule of the learning rate. Allowed: constant, step, cosine, linear"),
+]
+Betas = Annotated[
+    tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
+    with_message("a pair of decay rates, such as [0.9, 0.999]: two numbers of at least 0 and below 1"),
+]
+Smoothing = Annotated[
+    float, Field(ge=0, lt=1), with_message("a share of the target distribution: a number of at least 0 and below 1")
+]
+Loss = Annotated[str, _choice("a loss", (CROSS_ENTROPY,), _USER_FUNCTION, _is_user_function(LOSS_PARAMETERS))]
+Pixels = Annotated[int, Field(ge=0, le=4096), with_message("a number of pixels: a whole number of at least 0")]
+NumberFormat = Annotated[
+    Literal["float32", "bfloat16"], with_message("a number format of training. Allowed: float32, bfloat16")
+]
 Density = Annotated[
     float, Field(gt=0, lt=1), with_message("a density: a share of a layer's weights, above 0 and below 1")
 ]

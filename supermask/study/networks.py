@@ -18,7 +18,6 @@ from typing_extensions import TypedDict
 
 from supermask.core.errors import UserError, quote
 from supermask.core.initializers import OWN
-from supermask.datasets.specs import DATASETS
 from supermask.networks.network import Network, NetworkFacts, is_user_network
 from supermask.networks.registry import canonical_name, named_network
 from supermask.networks.sequential import Architecture
@@ -144,18 +143,24 @@ def network_from_callable(make: Callable[..., Any]) -> Any:
 
 def run_network(run: Run) -> Network:
     """Return the network of a run. Raises UserError for an unknown name."""
-    return _network(run.network, run.dataset, run.initializer, run.network_facts, run.network_source)
+    image_shape, classes = run.spec.image_shape, run.spec.classes
+    return resolve_network(run.network, image_shape, classes, run.initializer, run.network_facts, run.network_source)
 
 
 @lru_cache(maxsize=256)
-def _network(
-    name: str, dataset: str, initializer: str | None, facts: NetworkFacts | None, source: str | None
+def resolve_network(
+    name: str,
+    image_shape: ImageShape,
+    classes: int,
+    initializer: str | None,
+    facts: NetworkFacts | None,
+    source: str | None,
 ) -> Network:
-    spec = DATASETS[dataset]
+    """Return a network by its canonical name and the facts that a plan knows. Raises UserError for an unknown name."""
     initializer = initializer or default_initializer(name)
     if not is_user_network(name):
-        return named_network(name, spec.image_shape, spec.classes, initializer)
-    make = partial(make_user_module, name, spec.image_shape, spec.classes, source)
+        return named_network(name, image_shape, classes, initializer)
+    make = partial(make_user_module, name, image_shape, classes, source)
     return Network(name, facts, None, initializer, make)
 
 

@@ -10,11 +10,10 @@ from typing import get_args
 
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.masks import ALL_TENSORS, RATE_KINDS, RankedGroup, matches_pattern, ranked_groups
-from supermask.core.recipe import Recipe
+from supermask.core.recipe import epochs_to_iterations
 from supermask.core.types import PrunableTensor, TensorKind
-from supermask.datasets.specs import DATASETS
 from supermask.networks.network import Network
-from supermask.study.schema import Prune, Study, Treatment
+from supermask.study.schema import Prune, Statistics, Study, Train, Treatment
 
 MAX_RUNS = 200_000
 """Runs of a study, counted before shared runs are merged; each takes about 2 kB of memory and a folder in the store."""
@@ -33,7 +32,7 @@ def max_runs() -> int:
 
 def count_requested_runs(study: Study) -> int:
     """Return an upper bound of the number of a study's runs, without planning them."""
-    per_seed = 1
+    per_seed = len(set(map(study.train_of, study.treatments)))
     for treatment in study.treatments:
         levels = treatment.num_levels(study.prune)
         if treatment.supermask is not None:
@@ -105,26 +104,54 @@ def check_no_empty_layer(
         )
 
 
-def ineffective_settings(study: Study, recipe: Recipe, network: Network) -> list[str]:
+def check_image_settings(study: Study, train: Train, image_shape: tuple[int, int, int]) -> None:
+    """Raise UserError if augmentation or normalization do not fit the images of the study's dataset.
+
+    `image_shape`: (channels, height, width).
+    """
+    channels, height, width = image_shape
+    side, images = min(height, width), f"the images of {study.dataset}, {width} x {height} pixels"
+    for key, most in (("crop", side - 1), ("cutout", side)):
+        if getattr(train.augment, key) > most:
+            raise UserError(
+                f"study {study.name!r}: train.augment.{key}: {getattr(train.augment, key)} is too large for {images}: "
+                f"use at most {most}."
+            )
+    if isinstance(train.normalize, Statistics) and len(train.normalize.mean) != channels:
+        raise UserError(
+            f"study {study.name!r}: train.normalize: {len(train.normalize.mean)} means and standard deviations do not "
+            f"fit {images} and {channels} channel{'s' if channels > 1 else ''}: give one per channel, or per_channel."
+        )
+
+
+def ineffective_settings(study: Study, network: Network, images: int) -> list[str]:
     """Return one sentence per setting that is allowed but has no effect, or not the one that it suggests.
 
-    `recipe` is that of the dense runs.
+    `images`: the number of images that the dense networks are trained on.
     """
-    train, spec = study.train, DATASETS[study.dataset]
-    images = spec.training_images - spec.validation_images
-    learns = any(t.supermask is not None for t in study.treatments)
-    batch_sizes = {"train.batch_size": train.batch_size} | (
-        {"learn.batch_size": study.learn.batch_size} if learns else {}
-    )
-    warnings = [
-        f"{key}: {batch_size:,} is more than the {images:,} training images of {study.dataset}: images repeat within "
+    warnings = []
+    for train in dict.fromkeys(map(study.train_of, study.treatments)):
+        warnings += _ineffective_train_settings(study, train, images)
+    if any(t.supermask is not None for t in study.treatments):
+        warnings += _warn_of_large_batches("learn.batch_size", study.learn.batch_size, study.dataset, images)
+    return list(dict.fromkeys(warnings)) + _levels_without_pruning(study, network)
+
+
+def _warn_of_large_batches(key: str, batch_size: int, dataset: str, images: int) -> list[str]:
+    if batch_size <= images:
+        return []
+    return [
+        f"{key}: {batch_size:,} is more than the {images:,} training images of {dataset}: images repeat within "
         "every batch; use a smaller one."
-        for key, batch_size in batch_sizes.items()
-        if batch_size > images
     ]
-    if recipe.evaluate_every > recipe.iterations:
+
+
+def _ineffective_train_settings(study: Study, train: Train, images: int) -> list[str]:
+    warnings = _warn_of_large_batches("train.batch_size", train.batch_size, study.dataset, images)
+    iterations = epochs_to_iterations(train.epochs, images, train.batch_size)
+    if train.evaluate_every > iterations:
         warnings.append(
-            f"train.evaluate_every: {recipe.evaluate_every:,} is more than the {recipe.iterations:,} iterations of the "
+            f"train.evaluate_every: {train.evaluate_every:,} is more than the {iterations:,} iterations of the "
             "training: the validation loss is evaluated at its end only, so there is no early stopping."
         )
     if late := [epochs for epochs in train.lr_drops if epochs >= train.epochs]:
@@ -135,7 +162,13 @@ def ineffective_settings(study: Study, recipe: Recipe, network: Network) -> list
             f"train.warmup_epochs: {train.warmup_epochs:g} is not before the end of the training ({train.epochs:g} "
             "epochs): the learning rate train.lr is never reached."
         )
-    return warnings + _levels_without_pruning(study, network)
+    fine_tuned = [t for t in study.treatments if study.train_of(t) == train and not t.learning_rate_rewinding]
+    if train.schedule in ("cosine", "linear") and any(t.rewind_to == "end" for t in fine_tuned):
+        warnings.append(
+            f"learning_rate_rewinding: false with train.schedule: {train.schedule}: fine-tuning uses the final "
+            "learning rate, which is close to 0, so weights hardly move after pruning."
+        )
+    return warnings
 
 
 def _levels_without_pruning(study: Study, network: Network) -> list[str]:

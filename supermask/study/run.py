@@ -12,6 +12,7 @@ from supermask.core.learned_masks import MaskLearning
 from supermask.core.pruning import PruneStep
 from supermask.core.recipe import Recipe
 from supermask.core.types import Snapshot
+from supermask.datasets.specs import DEFAULT_OPTIONS, DataOptions, DatasetSpec, dataset_spec, effective_spec
 from supermask.networks.network import NetworkFacts
 
 NUMERICS_VERSION = 1
@@ -29,16 +30,28 @@ class Run:
     network: str
     """Canonical name: `fc-300-100`, not `fc`."""
     dataset: str
+    """A key of `DATASETS`."""
     seed: int
+    """Number that determines every random draw."""
     level: int
+    """Number of pruning rounds; 0 is the dense network."""
     recipe: Recipe
+    """Optimizer, learning rate, batch size, length and evaluations."""
     parent: str | None = None
     """Id of the run that this one is pruned from; None for a dense run and for a mask learned from scratch."""
     step: PruneStep | None = None
+    """The pruning round that leads from the parent to this run; None without a parent."""
     learning: MaskLearning | None = None
     """Settings of a run that learns a mask over fixed weights; None for other runs."""
     data_fingerprint: str | None = None
     """`ImageDataset.fingerprint` of data that is not the published dataset of that name; None for the published one."""
+    data_source: str | None = None
+    """`user_code.code_sha256` of the user's function that returns the data; None for other data."""
+    data_options: DataOptions = DEFAULT_OPTIONS
+    """Settings that change the data: without those that change nothing (`DataOptions.resolve`)."""
+    data_spec: DatasetSpec | None = field(default=None, compare=False)
+    """Specification of a user's own data, so that results are read without them; None for a dataset of `DATASETS`.
+    Not in the id: fingerprint and options determine it."""
     initializer: str | None = None
     """Name of the initializer; None for the network's default (`networks.default_initializer`)."""
     network_source: str | None = None
@@ -48,12 +61,18 @@ class Run:
     numerics: int = field(init=False, default=0)
     """The `NUMERICS_VERSION` that the run was planned with; a run from a store may have an older one."""
     id: str = field(init=False, default="")
+    """32 hexadecimal digits."""
     planned_with: InitVar[int | None] = None
 
     def __post_init__(self, planned_with: int | None) -> None:
         object.__setattr__(self, "numerics", NUMERICS_VERSION if planned_with is None else planned_with)
         canonical = json.dumps(self.to_data(), sort_keys=True, separators=(",", ":"))
         object.__setattr__(self, "id", hashlib.sha256(canonical.encode()).hexdigest()[:32])
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Specification of the dataset, with the number of validation images of this run."""
+        return effective_spec(dataset_spec(self.dataset, self.data_spec), self.data_options)
 
     @property
     def is_trained(self) -> bool:
@@ -86,14 +105,17 @@ class Run:
             "numerics": self.numerics,
             **({} if self.learning is None else {"learning": self.learning.to_data()}),
             **({} if self.data_fingerprint is None else {"data_fingerprint": self.data_fingerprint}),
+            **({} if self.data_source is None else {"data_source": self.data_source}),
+            **({"data_options": options} if (options := self.data_options.to_data()) else {}),
             **({} if self.initializer is None else {"initializer": self.initializer}),
             **({} if self.network_source is None else {"network_source": self.network_source}),
         }
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Run:
-        """Return the run of a `to_data` dict; other keys are ignored."""
-        step, learning, facts = data["step"], data.get("learning"), data.get("network_facts")
+        """Return the run of a `to_data` dict, with the facts of data and network if it has them; ignore other keys."""
+        step, learning = data["step"], data.get("learning")
+        spec, facts = data.get("data_spec"), data.get("network_facts")
         return cls(
             data["network"],
             data["dataset"],
@@ -104,6 +126,9 @@ class Run:
             None if step is None else PruneStep(**step),
             None if learning is None else MaskLearning.from_data(learning),
             data.get("data_fingerprint"),
+            data.get("data_source"),
+            DataOptions.from_data(data.get("data_options", {})),
+            None if spec is None else DatasetSpec.from_data(data["dataset"], spec),
             data.get("initializer"),
             data.get("network_source"),
             None if facts is None else NetworkFacts.from_data(facts),

@@ -18,6 +18,7 @@ import re
 import site
 import sys
 import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -146,6 +147,14 @@ def import_function(name: str, parameters: Sequence[str] | None = None, allow_cl
     except (OSError, TypeError):
         raise UserError(f"{name!r} has no source text to tell its versions apart by: write it in a .py file.") from None
     return UserFunction(name, function, hashlib.sha256(source.encode()).hexdigest(), code_sha256(name))
+
+
+def error_location(error: BaseException) -> str:
+    """Return the place of an error in the user's code: its innermost frame outside installed packages."""
+    # The first frame is the call of the user's function.
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    user_frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    return f"at line {user_frames[-1].lineno} of {user_frames[-1].filename}" if user_frames else "when it was called"
 
 
 def _split(name: str) -> tuple[str, str]:

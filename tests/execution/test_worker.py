@@ -255,7 +255,7 @@ def test_data_other_than_the_parents_is_refused(folder: Path, monkeypatch: pytes
     carry_out(small_plan(levels=1), folder)
     digits = load("digits")
     late_worker = replace(digits, train_labels=digits.train_labels[::-1].copy(), fingerprint="f" * 64)
-    monkeypatch.setattr("supermask.execution.resources.load", lambda name, data_dir: late_worker)
+    monkeypatch.setattr("supermask.execution.resources.load_data", lambda *_: late_worker)
     with pytest.raises(UserError, match=f"other data .{digits.fingerprint[:12]}. than is there now .ffffffffffff"):
         carry_out(small_plan(levels=2), folder)
     with pytest.raises(UserError, match="other data"):

@@ -12,6 +12,7 @@ from supermask.core.learned_masks import MaskLearning
 from supermask.core.pruning import PruneStep
 from supermask.core.recipe import Augmentation, Recipe
 from supermask.core.types import Snapshot
+from supermask.datasets.specs import DataOptions
 from supermask.study.run import NUMERICS_VERSION, Run
 
 RECIPE = Recipe("adam", 1.2e-3, 60, 50_417, 100, drop_factor=1.0)
@@ -40,6 +41,8 @@ OTHER: dict[type, dict[str, Any]] = {
         "step": replace(STEP, mask1="reinit"),
         "learning": MaskLearning(),
         "data_fingerprint": "0" * 64,
+        "data_source": "0" * 64,
+        "data_options": DataOptions(train_images=100),
     },
     PruneStep: {
         "criterion": "movement",
@@ -84,7 +87,8 @@ OTHER: dict[type, dict[str, Any]] = {
 
 def test_every_field_has_a_changed_value() -> None:
     for kind, changes in OTHER.items():
-        assert [f.name for f in fields(kind) if f.name not in ("id", "numerics")] == list(changes)
+        # `data_spec` follows from the fingerprint, which is in the id.
+        assert [f.name for f in fields(kind) if f.name not in ("id", "numerics", "data_spec")] == list(changes)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, changes in OTHER.items() for name in changes])

@@ -39,12 +39,19 @@ def pack_run(store: Store, run_id: str, weights: WeightsToPack = "auto") -> Tick
     if weights not in get_args(WeightsToPack):
         allowed = f"allowed: {', '.join(get_args(WeightsToPack))}"
         raise UserError(f"weights={quote(weights)}{did_you_mean(str(weights), get_args(WeightsToPack))} ({allowed}).")
-    run_id = resolve_run_id(store, run_id)
+    return pack_known_run(StateReplayer(store), store, resolve_run_id(store, run_id), weights)
+
+
+def pack_known_run(replayer: StateReplayer, store: Store, run_id: str, weights: WeightsToPack = "auto") -> Ticket:
+    """Return the ticket of a run as `pack_run` does, given its whole id.
+
+    `replayer`: of this store; it keeps the states of runs packed before, which the next levels are made of.
+    """
     facts = store.facts(run_id)
     run = Run.from_data(facts)
     snapshot = ("final" if run.is_trained else "start") if weights == "auto" else weights
     _check_packable(store, run, facts, snapshot)
-    parent = StateReplayer(store).parent_run(run_id)
+    parent = replayer.parent_run(run_id)
     masks = parent.start.masks
     state = parent.start.state if snapshot == "start" else parent.state_at("end")
     ticket_facts: dict[str, Any] = {"weights": snapshot, "supermask": __version__, "run": run_record(facts)}

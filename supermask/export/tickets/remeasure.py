@@ -9,7 +9,7 @@ from typing import Any
 from supermask.core.certificate import ACCURACY_TOLERANCE
 from supermask.core.environment import environment_info
 from supermask.core.errors import UserError
-from supermask.datasets import ImageDataset, load
+from supermask.datasets import ImageDataset
 from supermask.datasets.images import split_data
 from supermask.engines.job import TrainingJob
 from supermask.export.tickets import pack_run
@@ -20,6 +20,7 @@ from supermask.store.replay import StateReplayer
 from supermask.store.verify import VerificationResult
 from supermask.study.networks import run_network
 from supermask.study.run import Run
+from supermask.study.user_data import check_source, load_data
 
 CROSS_ENGINE_TOLERANCE = 1e-3
 """Largest difference of losses (nats), spreads and shares of ones between two machines."""
@@ -45,11 +46,17 @@ def recheck_store_accuracies(store: Store, data_dir: Path | None) -> Iterator[Ve
         if facts["status"] != "finished":
             continue
         if run.dataset not in images:
-            images[run.dataset] = load(run.dataset, data_dir)
+            images[run.dataset] = _load(run, data_dir)
         try:
             yield _recheck_run(store, replayer, run, images[run.dataset])
         except (CorruptEntry, UserError) as error:
             yield VerificationResult(run_id, "partly", str(error))
+
+
+def _load(run: Run, data_dir: Path | None) -> ImageDataset:
+    # The store is not trusted to name code: a user's function is called only if its source is the run's.
+    check_source(run.dataset, run.data_source)
+    return load_data(run.dataset, data_dir, run.data_fingerprint)
 
 
 def _recheck_run(store: Store, replayer: StateReplayer, run: Run, images: ImageDataset) -> VerificationResult:
@@ -73,7 +80,7 @@ def _supermask_mismatch(store: Store, replayer: StateReplayer, run: Run, images:
         raise UserError("its logits were dropped")
     job = TrainingJob(run_network(run), start, run.recipe, run.seed, learning=run.learning)
     selected, final = (decode_logits(entry.weights, start, kind) for kind in ("logit", "final_logit"))
-    measured = _flatten(evaluate_supermask(job, split_data(images, run.seed), selected, final))
+    measured = _flatten(evaluate_supermask(job, split_data(images, run.seed, run.data_options), selected, final))
     stored, environment = _flatten(entry.facts["supermask"]), environment_info("reference", "cpu", 1)
     is_same_machine = all(
         entry.facts["environment"].get(key) == environment[key] for key in ("processor", "torch", "device")
