@@ -37,7 +37,9 @@ def import_path(function: object) -> str:
         return f"{function.__module__}:{name}"
     text = _module_text(function)
     module = f"cell_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    folder = cache_folder() / "cells"
+    folder = _cells_folder()
+    if folder is None:
+        raise UserError(f"there is no cache folder for the source of {name!r}: set SUPERMASK_CACHE to one.")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / f"{module}.py", text.encode(), replace=False)
     if str(folder) not in sys.path:
@@ -129,4 +131,10 @@ def _is_constant(value: object) -> bool:
 def is_cell(name: str) -> bool:
     """Return whether an import path names a function of a cell, which only workers on this machine can import."""
     module = name.partition(":")[0]
-    return module.startswith("cell_") and (Path(cache_folder()) / "cells" / f"{module}.py").is_file()
+    folder = _cells_folder()
+    return folder is not None and module.startswith("cell_") and (folder / f"{module}.py").is_file()
+
+
+def _cells_folder() -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / "cells"

@@ -161,6 +161,8 @@ class Supermask(StrictModel):
     """True: logits start at 2 c (rank of the score - share pruned), with ranks in [0, 1]."""
     density: Density = 0.5
     threshold: PositiveFloat = 0.01
+    others_lr: NotNegative = 0.0
+    """Learning rate of biases and normalization parameters; 0 leaves them at their initial values."""
     optimizer: MaskOptimizerName | None = None
     """Replaces `learn.optimizer` if given; `lr` and `weight_decay` likewise."""
     lr: Positive | None = None
@@ -199,6 +201,7 @@ class Supermask(StrictModel):
             graded=self.graded,
             density=self.density,
             threshold=self.threshold,
+            others_lr=self.others_lr,
             samples=learn.samples,
             hardened_at=learn.hardened_at,
         )
@@ -591,6 +594,8 @@ class Study(Settings):
             # Left out rather than null: a study without own settings is written as before there were any.
             if treatment["train"] is None:
                 del treatment["train"]
+            if treatment["supermask"] and not treatment["supermask"]["others_lr"]:
+                del treatment["supermask"]["others_lr"]
         if self.initializer is None:
             del data["initializer"]
         for key in ("only", "exclude"):
