@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 STORE ?= supermask-store
 FIGURES ?= figures
 REPORT ?= report.html
+# Build of torch: `cpu` is PyTorch's own CPU build (Linux), `default` what pip finds: on Linux usually the CUDA build.
+TORCH ?= $(if $(filter Linux,$(shell uname -s)),cpu,default)
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_FIGURES := mask-criteria learned-supermasks
 
 .PHONY: demo test quick harness lint format cli-reference clean
@@ -43,19 +46,41 @@ format: $(VENV)/installed-dev
 cli-reference: $(VENV)/installed-dev
 	PYTHONPATH=tests $(BIN)/python -m helpers.cli_reference
 
+# The documentation site in site/: strict, so a broken link or an undocumented public name fails. Runs the tutorials.
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Wheel and source distribution in dist/; the test builds its own, installs both and looks into them.
+package: $(VENV)/installed-dev
+	$(BIN)/hatchling build -t sdist -t wheel
+	$(BIN)/python -m pytest -q tests/test_package.py
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("supermask needs Python 3.11 or later: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
+ifeq ($(TORCH),cpu)
+# Few retries, so that a machine that does not reach the index goes on within seconds.
+define install-torch
+$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --retries 1 --timeout 10 --index-url $(TORCH_CPU_INDEX) torch \
+	  || { echo "PyTorch's CPU index is not reachable: installing the torch that pip finds (on Linux perhaps the CUDA build, 6 GB)."; \
+	  $(BIN)/pip install --quiet --constraint constraints.txt torch; }
+endef
+else ifeq ($(TORCH),default)
+install-torch = $(BIN)/pip install --quiet --constraint constraints.txt torch
+else
+$(error TORCH=$(TORCH) is not a build of torch: give TORCH=cpu or TORCH=default)
+endif
+
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(install-torch)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(install-torch)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

@@ -177,7 +177,7 @@ class Probe:
 
 
 def synthetic_jobs(
-    probe: Probe, network: str, replicas: int, image_shape: tuple[int, int, int], density: float = 0.5
+    probe: Probe, name: str, replicas: int, image_shape: tuple[int, int, int], density: float = 0.5
 ) -> tuple[list[TrainingJob], list[SplitData]]:
     """Replicas of five seeds with random masks and random images, sorted by seed."""
     import torch
@@ -185,22 +185,24 @@ def synthetic_jobs(
     from supermask.core.recipe import Recipe
     from supermask.core.types import SplitData
     from supermask.engines.job import TrainingJob
-    from supermask.networks.sequential import architecture, initial_state
+    from supermask.networks.network import sequential_network
+    from supermask.networks.sequential import architecture
 
     rng = np.random.default_rng(0)
     count, evaluated = (300, 50) if probe.tiny else (6_000, 5_000)
     pixels, labels = rng.integers(0, 256, (count, *image_shape), dtype=np.uint8), rng.integers(0, 10, count)
     head = pixels[:evaluated], labels[:evaluated]
     data = [SplitData(pixels, labels, np.arange(count), *head, *head, 255) for _ in range(SEEDS)]
-    layers, recipe = architecture(network, image_shape, 10), Recipe("adam", 1.2e-3, 60, 10**6, 100)
+    network = sequential_network(architecture(name, image_shape, 10))
+    recipe = Recipe("adam", 1.2e-3, 60, 10**6, 100)
     starts = []
     for seed in range(SEEDS):
-        start = initial_state(layers, seed)
+        start = network.initial_state(seed)
         masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < density) for n, w in start.weights.items()}
         weights = {n: w * masks[n] for n, w in start.weights.items()}
         starts.append(replace(start, masks=masks, weights=weights))
     seeds = sorted(i % SEEDS for i in range(replicas))
-    return [TrainingJob(layers, starts[s], recipe, s) for s in seeds], [data[s] for s in seeds]
+    return [TrainingJob(network, starts[s], recipe, s) for s in seeds], [data[s] for s in seeds]
 
 
 def make_stack(probe: Probe, jobs: list[TrainingJob], data: list[SplitData], precision: Precision) -> Stack:
@@ -418,17 +420,15 @@ def learned(probe: Probe) -> None:
     from supermask.core.recipe import Recipe
     from supermask.core.rng import child_streams
     from supermask.engines.precision import matmul_precision
-    from supermask.networks.sequential import initial_state, prunable_tensors
 
     learning, recipe = MaskLearning(), Recipe("sgd", 100.0, 250, 110_000, 880, momentum=0.9)
     precision: Precision = "tf32" if probe.is_gpu else "float32"
 
     def measure(replicas: int) -> None:
         jobs, data = synthetic_jobs(probe, "fc", replicas, (1, 28, 28))
-        layers = jobs[0].layers
-        start = initial_mask_state(
-            learning, prunable_tensors(layers), initial_state(layers, 0), 0, None, None, child_streams(0)
-        )
+        network = jobs[0].network
+        dense, streams = network.initial_state(0), child_streams(0)
+        start = initial_mask_state(learning, network.tensors, dense, 0, None, None, streams)
         jobs = [replace(job, start=start, recipe=recipe, learning=learning) for job in jobs]
         steps = 5 if probe.tiny else 100
         with matmul_precision(precision, probe.device):

@@ -44,6 +44,7 @@ from supermask.engines.stacked.device import autocast_factory
 from supermask.engines.stacked.forward import forward, group_batches
 from supermask.engines.stacked.optimizer import make_optimizer_step, mask_bits
 from supermask.engines.stacked.stack import Stack
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import Architecture, architecture, count_multiplications, initial_state
 
 SHAPES = {"fc": (1, 28, 28), "conv2": (3, 32, 32), "conv4": (3, 32, 32), "conv6": (3, 32, 32)}
@@ -99,7 +100,7 @@ def make_job(network: str, seed: int) -> TrainingJob:
     masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < 0.5) for n, w in start.weights.items()}
     weights = {n: w * masks[n] for n, w in start.weights.items()}
     start = type(start)(weights, masks, start.unmasked)
-    return TrainingJob(layers, start, Recipe("adam", 1.2e-3, BATCH, 10**6, 100), seed)
+    return TrainingJob(sequential_network(layers), start, Recipe("adam", 1.2e-3, BATCH, 10**6, 100), seed)
 
 
 def step_flops(layers: Architecture) -> int:
@@ -153,7 +154,7 @@ def measure(network: str, replicas: int, args: argparse.Namespace, max_flops: fl
     data = synthetic_data(SHAPES[network])
     few = replace(data, validation_images=data.validation_images[:1], validation_labels=data.validation_labels[:1])
     jobs = [make_job(network, seed) for seed in sorted(i % SEEDS for i in range(replicas))]
-    layers = jobs[0].layers
+    layers = jobs[0].network.layers
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()

@@ -1,7 +1,9 @@
 """Public names of the package and the modules that define them, for type checkers and for `__init__.py`."""
 
 from . import analysis, api
+from .analysis.comparisons import ResultComparison
 from .analysis.masks import MaskInfo
+from .api.comparisons import compare
 from .api.mask_loading import load_masks
 from .api.masks import analyze_masks
 from .api.notebook import figure, run, table
@@ -39,6 +41,7 @@ __all__ = [
     "ParentRun",
     "Plan",
     "PruneStep",
+    "ResultComparison",
     "Run",
     "StateReplayer",
     "Store",
@@ -52,6 +55,7 @@ __all__ = [
     "analyze_masks",
     "api",
     "certify",
+    "compare",
     "export_tracker",
     "figure",
     "keep_top",

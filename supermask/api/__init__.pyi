@@ -1,5 +1,6 @@
 """The functions of the Python API, with the modules that define them."""
 
+from .comparisons import compare
 from .data import get_dataset, inspect_dataset, list_datasets
 from .mask_loading import load_masks
 from .masks import analyze_masks
@@ -11,6 +12,7 @@ from .trackers import export_tracker
 __all__ = [
     "analyze_masks",
     "claims",
+    "compare",
     "evaluate_ticket",
     "export",
     "export_tracker",

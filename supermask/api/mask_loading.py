@@ -16,11 +16,11 @@ from supermask.core.pruning import ParentRun
 from supermask.core.types import Snapshot
 from supermask.export.tickets import load_ticket
 from supermask.export.tickets.model import get_fact
-from supermask.networks.sequential import prunable_tensors
 from supermask.store import CorruptEntry, Store
 from supermask.store.records import decode_masks
-from supermask.store.replay import SnapshotMissing, StateReplayer, run_architecture
+from supermask.store.replay import SnapshotMissing, StateReplayer
 from supermask.store.rows import resolve_run_id
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _stored_masks(store: Store, run_id: str) -> Masks:
     """Return the masks of a run; all ones for a dense run, which stores none. Raises CorruptEntry."""
     entry = store.read(run_id)
     run = Run.from_data(entry.facts)
-    layers = prunable_tensors(run_architecture(run))
+    layers = run_network(run).tensors
     if run.parent is None and run.learning is None:
         return {name: np.ones(layer.shape, dtype=bool) for name, layer in layers.items()}
     try:

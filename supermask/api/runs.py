@@ -19,7 +19,6 @@ from supermask.execution.estimate import Estimate, estimate
 from supermask.execution.run import ListenerFactory, RunOptions, data_dir, run_plans
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.export.run_folder import export_run
-from supermask.networks.sequential import prunable_tensors
 from supermask.reporting.figures import FigureOptions, RenderedFigure
 from supermask.reporting.figures.catalog import split_labels, study_figures
 from supermask.reporting.status import format_counts
@@ -107,7 +106,7 @@ def plan(
     study_plan = plan_study(load_study(study, overrides), source)
     stored = source.run_ids()
     to_do = [run for run in study_plan.runs.values() if run.id not in stored]
-    engine = select_engine("auto", study_plan.layers, "cpu").engine
+    engine = select_engine("auto", study_plan.network, "cpu").engine
     local = estimate(study_plan, source, to_do, engine)
     resources = []
     for unit, count in (("core", cores), ("GPU", gpus)):
@@ -129,7 +128,7 @@ def plan(
 def _ineffective_settings(study_plan: Plan) -> list[str]:
     dense = next(iter(study_plan.runs.values()))
     images = dense.data_options.num_training(dense.spec)
-    return ineffective_settings(study_plan.study, dense.recipe, prunable_tensors(study_plan.layers), images)
+    return ineffective_settings(study_plan.study, dense.recipe, study_plan.network, images)
 
 
 def run(
@@ -166,6 +165,13 @@ def study_rows(
     source = Store(store_path(store))
     study_plan = plan_study(load_study(study, overrides), source)
     return study_plan, *plan_rows(study_plan, source)
+
+
+def layer_rows(rows: list[Row], store: str | Path | None = None) -> list[Row]:
+    """Return one row per layer of each stored run among the rows of `study_rows`; columns: `tables.LAYER_COLUMNS`."""
+    from supermask.store import layer_facts
+
+    return list(layer_facts.layer_rows(Store(store_path(store)), rows))
 
 
 def missing_result(statuses: Sequence[str], subject: str) -> str | None:

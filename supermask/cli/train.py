@@ -313,7 +313,7 @@ def _progress_listener(
         for text in schedule.damaged:
             console.print(text, markup=False, highlight=False)
         if schedule.tasks_left:
-            choice = select_engine(engine, plans[0].layers, device)
+            choice = select_engine(engine, plans[0].network, device)
             console.print(f"{title}  {choice.engine} engine ({choice.reason})", markup=False, highlight=False)
         return progress_listener(title, console, run_labels(plans), schedule.tasks_left)
 

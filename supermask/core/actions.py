@@ -44,7 +44,8 @@ def reinit(layer: Layer, mask: Tensor, rng: Stream) -> Tensor:
     Source: Zhou et al. 2019, Sec. 3, Fig. 4.
     Differs from the paper: the authors' code permutes the layer's initial values; that is `permute` here.
     """
-    return layer.w_init.new_tensor(truncated_normal(tuple(layer.w_init.shape), layer.std, rng))
+    shape = tuple(layer.w_init.shape)
+    return layer.w_init.new_tensor(truncated_normal(shape, layer.std, rng) if layer.draw is None else layer.draw(rng))
 
 
 def reshuffle(layer: Layer, mask: Tensor, rng: Stream) -> Tensor:
@@ -136,6 +137,7 @@ MASK1_ACTIONS: dict[str, Mask1Action] = {
     "permute": permute,
     "randomise_signs": randomise_signs,
 }
+"""Mask-1 actions that a study file can name."""
 
 KEEPS_W_INIT_VALUES = {"rewind", "reshuffle", "signed_reshuffle", "permute", "randomise_signs"}
 """Actions whose values come from the previous level, so they already contain its rescaling factor."""
@@ -228,6 +230,7 @@ MASK0_ACTIONS: dict[str, Mask0Action] = {
     "zero_random": zero_random,
     "zero_if_grown": zero_if_grown,
 }
+"""Mask-0 actions that a study file can name."""
 
 USES_W_FINAL = {"freeze_final", "zero_if_shrunk", "zero_if_shrunk_everywhere", "zero_random", "zero_if_grown"}
 """Mask-0 actions whose values depend on w_f; without w_f their initial states cannot be replayed."""

@@ -10,12 +10,14 @@ class UserError(Exception):
     """An input cannot be used. The message says what was given, what is allowed and what to do. Exit status 2."""
 
     exit_status = 2
+    """Exit status of the command line."""
 
 
 class SystemFailure(Exception):
     """The system failed: disk full, read-only, worker killed. The message says what to do. Exit status 1."""
 
     exit_status = 1
+    """Exit status of the command line."""
 
 
 class RunsRefused(SystemFailure):

@@ -43,6 +43,7 @@ class MaskLearning:
     """Settings of mask learning; with the recipe (optimizer, learning rate, batch, length) part of a run's identity."""
 
     method: Method = "bernoulli"
+    """A key of `METHODS`, which has the formulas."""
     weights: Base = "init"
     """Fixed weights under the mask: w_i, sign(w_i) * s, or s with a random sign; s is the layer's initial deviation."""
     multiplier: float = 1.0
@@ -125,14 +126,14 @@ def base_weights(learning: MaskLearning, tensor: PrunableTensor, w_init: Tensor,
 
 
 def initial_logits(learning: MaskLearning, tensor: PrunableTensor, weights: Tensor, rng: Streams) -> Tensor:
-    """Return the logits before training: `start_logit` everywhere; draws from the initializer for later methods.
+    """Return the logits before training: `start_logit` everywhere; Glorot normal draws for later methods.
 
     Shape of the kernel. Equal logits would all tie under `edge_popup` and mask every weight under `signed`.
     Source: Zhou et al. 2019, Sec. 5 (logits start at 0).
     """
     if learning.method in SIGMOID:
         return weights.new_full(tensor.shape, learning.start_logit)
-    return weights.new_tensor(truncated_normal(tensor.shape, tensor.std, rng("scores", tensor.name)))
+    return weights.new_tensor(truncated_normal(tensor.shape, tensor.glorot_std, rng("scores", tensor.name)))
 
 
 def heuristic_logits(learning: MaskLearning, parent: ParentRun, step: PruneStep, rng: Streams) -> Weights:

@@ -102,6 +102,27 @@ def _select_top(scores: NDArray[Any], count: int, rng: Stream) -> NDArray[np.boo
     return is_top
 
 
+def count_random_ties(scores: Weights, alive: Masks, kept: Masks, scope: str = "layer") -> dict[str, int]:
+    """Number of kept weights per tensor that were drawn at random from equal scores at the cut.
+
+    A weight counts if its score is the lowest kept one and an alive weight of this score was pruned; 0 where the scores
+    decide. `alive`: before pruning, `kept`: after it. `scope`: `layer` or `global`; a threshold draws nothing.
+    """
+    if scope == "threshold":
+        return dict.fromkeys(scores, 0)
+    groups = [list(scores)] if scope == "global" else [[name] for name in scores]
+    ties: dict[str, int] = {}
+    for names in groups:
+        alive_scores = {name: scores[name].numpy()[alive[name].numpy()] for name in names}
+        is_kept = {name: kept[name].numpy()[alive[name].numpy()] for name in names}
+        kept_scores = np.concatenate([alive_scores[name][is_kept[name]] for name in names])
+        lowest = kept_scores.min() if kept_scores.size else np.inf
+        has_choice = any(bool((alive_scores[name][~is_kept[name]] == lowest).any()) for name in names)
+        for name in names:
+            ties[name] = int((alive_scores[name][is_kept[name]] == lowest).sum()) if has_choice else 0
+    return ties
+
+
 def _scatter(alive: Tensor, kept: NDArray[np.bool_]) -> Tensor:
     mask = alive.numpy().copy()
     mask[mask] = kept

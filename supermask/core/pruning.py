@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS, USES_W_FINAL, rescale_factor
 from supermask.core.criteria import ALL_CRITERIA, NEEDS_GRADIENT, Criterion
+from supermask.core.initializers import draw_weights
 from supermask.core.masks import ALL_TENSORS, keep_top, ranked_groups
 from supermask.core.rng import Stream, Streams
 from supermask.core.types import InitialState, Layer, Masks, NetworkState, PrunableTensor, Snapshot, Weights
@@ -36,17 +38,24 @@ class PruneStep:
     """A name in `ALL_CRITERIA`, the import path of a user's criterion, or a function. Only a step without functions is
     plain data, and only one without import paths can score weights."""
     mask1: str
+    """A name in `MASK1_ACTIONS`."""
     mask0: str
+    """A name in `MASK0_ACTIONS`."""
     rates: Mapping[str, float]
     """Prune rate by kind of tensor (`conv`, `hidden`, `output`); for global ranking the rate `global`; empty for a
     threshold."""
     scope: Scope = "layer"
+    """`layer`: ranked in each layer; `global`: across all layers; `threshold`: learned scores above 0."""
     levels: int = 1
     """Number of levels to prune at once: 1 in a chain, n for one-shot pruning to level n."""
     w_init: Snapshot = "start"
+    """Snapshot that criteria and actions read as w_i."""
     w_final: Snapshot = "end"
+    """Snapshot that criteria and actions read as w_f."""
     rewind_to: Snapshot = "start"
+    """Snapshot to which the mask-1 action `rewind` sets kept weights."""
     rescaled: bool = False
+    """True: multiply the kept weights of a layer by (weights / kept weights)."""
     criterion_source: str | None = None
     """Hash of the source code of a user's criterion; None for a built-in one and for a function."""
     rescaled_before: bool = True
@@ -85,8 +94,11 @@ class ParentRun:
     """A finished training as the next pruning round reads it."""
 
     start: InitialState
+    """State from which the parent started training."""
     points: Mapping[Snapshot, NetworkState]
+    """Snapshots of the parent's training."""
     prunable: Mapping[str, PrunableTensor]
+    """Prunable tensors by name, in the order of the layers."""
     learned: Callable[[Weights], Weights] | None = None
     """Maps logits to mask scores, above 0 = keep. None unless the parent learned a mask."""
 
@@ -102,7 +114,17 @@ class ParentRun:
         if self.learned is not None and "end" in self.points:
             mask_scores = self.learned(self.state_at("end").logits)
         return {
-            n: Layer(m.std, w_init[n], w_final[n], alive[n], w_rewind[n], gradient.get(n), mask_scores.get(n))
+            n: Layer(
+                m.std,
+                w_init[n],
+                w_final[n],
+                alive[n],
+                w_rewind[n],
+                gradient.get(n),
+                mask_scores.get(n),
+                m.initializer,
+                partial(draw_weights, m),
+            )
             for n, m in self.prunable.items()
         }
 

@@ -198,9 +198,14 @@ def effective_spec(spec: DatasetSpec, options: DataOptions) -> DatasetSpec:
     return spec if options.validation is None else replace(spec, validation_images=options.validation)
 
 
+def is_demonstration(dataset: str) -> bool:
+    """True for a demonstration dataset. No verdict is given on it anywhere: this is the one place that decides."""
+    return dataset in DATASETS and DATASETS[dataset].is_demo
+
+
 def demo_notice(datasets: Iterable[str]) -> str:
     """Return the notice for results of which some are on a demonstration dataset; empty if none is."""
-    demos = [DATASETS[name] for name in dict.fromkeys(datasets) if name in DATASETS and DATASETS[name].is_demo]
+    demos = [DATASETS[name] for name in dict.fromkeys(datasets) if is_demonstration(name)]
     if not demos:
         return ""
     descriptions = []
@@ -208,8 +213,8 @@ def demo_notice(datasets: Iterable[str]) -> str:
         images = spec.training_images + spec.test_images
         descriptions.append(f"{images:,} images of {spec.image_shape[1]}x{spec.image_shape[2]} pixels ({spec.name})")
     return (
-        f"A demonstration, on {' and '.join(descriptions)}: its verdicts say nothing about the paper's networks. "
-        "supermask reproduce --scale laptop, or --scale paper, does."
+        f"A demonstration, on {' and '.join(descriptions)}: it shows everything at work and gives no verdict, "
+        "because it says nothing about the paper's networks. supermask reproduce --scale laptop or --scale paper does."
     )
 
 

@@ -14,6 +14,7 @@ from supermask.core.learned_masks import MaskLearning
 from supermask.core.recipe import Recipe
 from supermask.core.rng import random_stream
 from supermask.core.types import InitialState, LearningCurve, Snapshot
+from supermask.networks.network import Network
 from supermask.networks.sequential import Architecture
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class NullCheckpointer:
 class TrainingJob:
     """One training run to perform."""
 
-    layers: Architecture
+    network: Network
     start: InitialState
     recipe: Recipe
     seed: int
@@ -70,6 +71,12 @@ class TrainingJob:
     """Settings of mask learning; None if the weights are trained."""
     loss: LossFunction | None = None
     """The function that `recipe.loss` names; None for cross-entropy, and where nothing is trained."""
+
+    @property
+    def layers(self) -> Architecture:
+        """Layers of one of the paper's networks, for the engines that train these alone."""
+        assert self.network.layers is not None, self.network.name
+        return self.network.layers
 
     def __post_init__(self) -> None:
         iterations = range(self.start.first_iteration, self.recipe.iterations + 1)

@@ -23,7 +23,8 @@ from supermask.engines.augmentation import InputPipeline
 from supermask.engines.job import Array, BatchSampler, TrainingJob
 from supermask.engines.precision import matmul_precision
 from supermask.engines.training import OptimizerState, run_training
-from supermask.networks.sequential import build_module
+from supermask.networks.examination import extract_logits
+from supermask.networks.network import shared_names
 
 EVALUATION_PIXELS = {"cpu": 2**18, "cuda": 2**22}
 """Pixels evaluated per forward pass. On a CPU a convolution's activations should stay near its cache: Conv2 takes 1.4
@@ -32,7 +33,7 @@ times as long with 500 images per pass as with 50; FC is as fast from 250 on."""
 
 def train(jobs: Sequence[TrainingJob], data: Sequence[SplitData], device: str = "cpu") -> list[TrainingResult]:
     """Train each job to its result, one after another; `data[i]` is the data of `jobs[i]`."""
-    return [train_module(build_module(job.layers), job, d, device) for job, d in zip(jobs, data, strict=True)]
+    return [train_module(job.network.build(), job, d, device) for job, d in zip(jobs, data, strict=True)]
 
 
 def train_module(module: nn.Module, job: TrainingJob, data: SplitData, device: str = "cpu") -> TrainingResult:
@@ -59,7 +60,7 @@ def gradient(job: TrainingJob, data: SplitData, state: NetworkState, iteration: 
     """
     cpu = torch.device("cpu")
     with _preserve_rng_state(_default_generator(cpu)), flush_denormals():
-        trainer = _ModuleTrainer(build_module(job.layers), job, data, cpu)
+        trainer = _ModuleTrainer(job.network.build(), job, data, cpu)
         trainer.load(state)
         return trainer.gradient(iteration)
 
@@ -80,6 +81,8 @@ class _ModuleTrainer:
         self.generator = _default_generator(device)
         self.module_seed = int(random_stream(job.seed, "module").integers(2**31))
         """Added to the iteration, the seed of the module's own draws (dropout)."""
+        self.aliases = shared_names(module)
+        """Further names of tensors that several modules share; a state has each tensor once."""
         self.named_parameters = dict(module.named_parameters())
         self.parameters = list(self.named_parameters.values())
         masked = [(self.named_parameters[n], m.to(device)) for n, m in job.start.masks.items() if not bool(m.all())]
@@ -95,7 +98,7 @@ class _ModuleTrainer:
         self.forward: Callable[[Tensor], Tensor] = compile_module(module) if job.recipe.compile else module
 
     def load(self, state: NetworkState) -> None:
-        module_tensors = self.module.state_dict()
+        module_tensors = {n: t for n, t in self.module.state_dict().items() if n not in self.aliases}
         tensors = {**state.weights, **state.unmasked}
         assert module_tensors.keys() == tensors.keys(), module_tensors.keys() ^ tensors.keys()
         with torch.no_grad():
@@ -107,6 +110,7 @@ class _ModuleTrainer:
         tensors = {
             n: t.to("cpu", copy=True, memory_format=torch.contiguous_format)
             for n, t in self.module.state_dict().items()
+            if n not in self.aliases
         }
         masks = self.start.masks
         weights = {n: t for n, t in tensors.items() if n in masks}
@@ -131,7 +135,7 @@ class _ModuleTrainer:
         inputs = self.inputs.training_batch(self.images.index_select(0, batch), iteration)
         # Without autocast for float32: entering it costs time at every step.
         with torch.autocast(self.device.type, torch.bfloat16) if self.recipe.precision == "bfloat16" else nullcontext():
-            logits = self.forward(inputs)
+            logits = extract_logits(self.forward(inputs))
         loss = self.loss(logits.float(), self.labels.index_select(0, batch))
         if self.has_own_loss:
             check_loss(self.recipe.loss, loss)
@@ -166,7 +170,9 @@ class _ModuleTrainer:
             self.device_cache[id(a)] if id(a) in self.device_cache else on_device(a, self.device)
             for a in (images, labels)
         )
-        loss_and_accuracy = evaluate_batches(lambda chunk: self.module(self.inputs.scale(chunk)), pixels, targets)
+        loss_and_accuracy = evaluate_batches(
+            lambda chunk: extract_logits(self.module(self.inputs.scale(chunk))), pixels, targets
+        )
         self.module.train()
         return loss_and_accuracy
 

@@ -22,7 +22,6 @@ from supermask.engines.job import Array, BatchSampler, TrainingJob
 from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import evaluate_batches, flush_denormals, make_optimizer, on_device
 from supermask.engines.training import OptimizerState, run_training
-from supermask.networks.sequential import build_module
 
 
 def train(jobs: Sequence[TrainingJob], data: Sequence[SplitData], device: str = "cpu") -> list[TrainingResult]:
@@ -48,7 +47,7 @@ class MaskTrainer:
         self.learning, self.recipe, self.seed = job.learning, job.recipe, job.seed
         self.device = torch.device(device)
         # The module gives the architecture only: `functional_call` replaces all of its tensors.
-        self.module = build_module(job.layers).to(self.device).eval()
+        self.module = job.network.build().to(self.device).eval()
         self.images, self.labels = on_device(data.train_images, self.device), on_device(data.train_labels, self.device)
         validation = (data.validation_images, data.validation_labels)
         self.device_cache = {id(array): on_device(array, self.device) for array in validation}

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 from supermask.core.errors import UserError, quote
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.recipe import UNTRAINED, Recipe
-from supermask.networks.sequential import Architecture, Conv, Dense, Pool
+from supermask.networks.network import Network
+from supermask.networks.sequential import Conv, Dense, Pool
 
 ENGINES = ("auto", "sparse", "stacked", "reference")
 SPARSE_MASK_METHODS = ("bernoulli", "rounded")
@@ -33,7 +34,7 @@ class EngineChoice:
 
 def select_engine(
     requested: str,
-    layers: Architecture,
+    network: Network,
     device: str,
     learning: MaskLearning | None = None,
     recipe: Recipe | None = None,
@@ -48,7 +49,7 @@ def select_engine(
         return EngineChoice("reference", "it was asked for")
     engine = ("sparse" if device == "cpu" else "stacked") if requested == "auto" else requested
     assert engine in ("sparse", "stacked"), engine
-    obstacle = _unsupported_reason(engine, layers, device, learning, recipe)
+    obstacle = _unsupported_reason(engine, network, device, learning, recipe)
     if requested == engine:
         if obstacle:
             raise UserError(f"the {engine} engine {obstacle}: use --engine auto or --engine reference.")
@@ -108,12 +109,15 @@ REFERENCE_ONLY = (
 
 
 def _unsupported_reason(
-    engine: str, layers: Architecture, device: str, learning: MaskLearning | None, recipe: Recipe | None
+    engine: str, network: Network, device: str, learning: MaskLearning | None, recipe: Recipe | None
 ) -> str:
     """Reason for which the engine cannot train this, as the end of a sentence; empty if it can."""
     # The device comes first: it excludes an engine for every network, and the message should say so.
     if engine == "sparse" and device != "cpu":
         return f"trains on the CPU alone, not on {device}"
+    layers = network.layers
+    if layers is None:
+        return f"does not train {network.name}, only fully connected networks and conv2 to conv8"
     if not all(isinstance(layer, Conv | Pool | Dense) for layer in layers):
         return "trains networks of convolutions, poolings and fully connected layers alone"
     if engine == "sparse" and learning is not None and not all(isinstance(layer, Dense) for layer in layers):

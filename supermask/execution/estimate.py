@@ -20,7 +20,6 @@ from supermask.core.learned_masks import MaskLearning
 from supermask.core.masks import RankedGroup, ranked_groups
 from supermask.engines.job import stack_settings
 from supermask.engines.selection import select_engine
-from supermask.networks.sequential import Conv, count_multiplications, prunable_tensors
 from supermask.store import CorruptEntry, Store
 from supermask.store.files.entry import RunFacts
 from supermask.study.plan import Plan
@@ -192,13 +191,12 @@ class CostModel:
 
     def __init__(self, plan: Plan) -> None:
         facts = plan.spec
-        self.network = next(iter(plan.runs.values())).network
+        self.network = plan.network
         self.dataset = plan.study.dataset
-        self.layers = plan.layers
-        self.madds = count_multiplications(plan.layers)
+        self.madds = plan.network.multiplications
         """Multiply-adds of one forward pass of one image."""
-        self.has_convolutions = any(isinstance(layer, Conv) for layer in plan.layers)
-        self.weights = sum(m.size for m in prunable_tensors(plan.layers).values())
+        self.has_convolutions = plan.network.has_convolutions
+        self.weights = plan.network.size
         self.validation_images, self.test_images = facts.validation_images, facts.test_images
         self.seconds_per_madd = SECONDS_PER_MADD
 
@@ -206,7 +204,7 @@ class CostModel:
         """Return the seconds of one core for a run from iteration `first` on, with a share `density` of the weights."""
         if run.learning is not None and engine == "sparse":
             # The sparse engine learns masks by some methods only.
-            engine = select_engine("auto", self.layers, "cpu", run.learning).engine
+            engine = select_engine("auto", self.network, "cpu", run.learning).engine
         iterations = run.recipe.iterations - first
         madds = self.madds * (CONV_FACTOR if self.has_convolutions else 1.0)
         arithmetic = self._forward_passes(run, first) * madds * self.seconds_per_madd
@@ -291,7 +289,9 @@ def _core_costs(model: CostModel, store: Store, plan: Plan, engine: str) -> _Run
 def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus: int) -> _RunCosts:
     from supermask.engines.stacked.autotune import max_replicas
 
-    limit = max_replicas(plan.layers, next(iter(plan.runs.values())).recipe.batch_size, GPU_BYTES)
+    layers = plan.network.layers
+    # Networks without layers are trained one by one.
+    limit = 1 if layers is None else max_replicas(layers, next(iter(plan.runs.values())).recipe.batch_size, GPU_BYTES)
     stack = _stack_size(_stackable_runs(runs), gpus, limit)
 
     def modelled_seconds(facts: RunFacts, run: Run) -> float:
@@ -308,7 +308,7 @@ def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus
 
     @cache
     def engine_for(learning: MaskLearning | None) -> str:
-        return select_engine("auto", plan.layers, "cuda", learning).engine
+        return select_engine("auto", plan.network, "cuda", learning).engine
 
     def run_seconds(run: Run, first: int, density: float) -> tuple[float, int]:
         engine = engine_for(run.learning)
@@ -339,7 +339,7 @@ def _densities(plan: Plan) -> dict[str, float]:
     """Return run id -> share of all weights that are kept. With global ranking every layer is taken to lose equally."""
     # The same counts for all seeds and criteria, so they are computed once.
     remaining = cache(RankedGroup.remaining)
-    tensors = prunable_tensors(plan.layers)
+    tensors = plan.network.tensors
     sizes = {name: tensor.size for name, tensor in tensors.items()}
     kinds: dict[str, str] = {name: tensor.kind for name, tensor in tensors.items()}
     weights = sum(sizes.values())
@@ -411,7 +411,7 @@ def _finished_facts(model: CostModel, store: Store, run_ids: list[str], gpu: boo
             facts = store.facts(run_id)
         except CorruptEntry:
             continue
-        is_same = facts["network"] == model.network and facts["dataset"] == model.dataset
+        is_same = facts["network"] == model.network.name and facts["dataset"] == model.dataset
         on_gpu = facts.get("environment", {}).get("device", "cpu") != "cpu"
         if is_same and facts["status"] == "finished" and on_gpu == gpu:
             yield facts

@@ -46,8 +46,7 @@ from supermask.execution.scheduler import Scheduler
 from supermask.execution.signals import block_stop_signals, reset_stop_signals
 from supermask.execution.tasks import Chain, TaskResult, WorkerConfig
 from supermask.execution.worker import get_worker
-from supermask.networks.sequential import Conv
-from supermask.store.replay import run_architecture
+from supermask.study.networks import run_network
 from supermask.study.plan import RunGraph
 
 MAX_SOCKET_FOLDER = 60
@@ -251,7 +250,7 @@ def _modules_to_preload(config: WorkerConfig, plan: RunGraph) -> list[str]:
     sparse_runs = [r for r in kinds.values() if select_run_engine(r, config.engine, config.device).engine == "sparse"]
     if sparse_runs:
         kind = "sparse"
-        if any(isinstance(layer, Conv) for run in sparse_runs for layer in run_architecture(run)):
+        if any(run_network(run).has_convolutions for run in sparse_runs):
             kind = "sparse_convolutions"
         elif any(run.learning is not None for run in sparse_runs):
             kind = "sparse_masks"

@@ -19,7 +19,7 @@ from supermask.engines.selection import EngineChoice, select_engine
 from supermask.execution.tasks import Task, WorkerConfig
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts
-from supermask.store.replay import run_architecture
+from supermask.study.networks import run_network, sequential_layers
 from supermask.study.run import Run
 from supermask.study.user_data import check_source, load_data
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def select_run_engine(run: Run, requested: str, device: str) -> EngineChoice:
     """Return the engine that trains a run on a device. Raises UserError if the requested one cannot."""
-    return select_engine(requested, run_architecture(run), device, run.learning, run.recipe)
+    return select_engine(requested, run_network(run), device, run.learning, run.recipe)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class EngineSelector:
 
         size = config.stack or self._fastest_stack(run)
         algorithms = stacked.fastest_algorithms(
-            run_architecture(run), run.recipe.batch_size, size, config.device, config.precision
+            sequential_layers(run), run.recipe.batch_size, size, config.device, config.precision
         )
         facts = stacked.environment_facts(algorithms, config.precision, config.stack == 1, run.recipe, config.device)
         return environment_info(engine, config.device, config.threads, facts)
@@ -146,7 +146,7 @@ class EngineSelector:
 
         config = self.config
         return stacked.choose_stack_size(
-            run_architecture(run), run.recipe, config.device, config.precision, run.learning, config.threads
+            sequential_layers(run), run.recipe, config.device, config.precision, run.learning, config.threads
         )
 
 

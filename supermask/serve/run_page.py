@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from supermask.analysis.masks import Masks, layer_densities, pixel_map, unit_connectivity
 from supermask.core.masks import unpack
 from supermask.core.text import Row, Value, format_duration
-from supermask.networks.sequential import prunable_tensors
 from supermask.serve.store_cache import CachedStore
 from supermask.store import CorruptEntry
 from supermask.store.files.entry import Entry
 from supermask.store.records import decode_curve
-from supermask.store.replay import run_architecture
 from supermask.store.tables import COLUMNS
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 KEPT, PRUNED = (11, 60, 122), (240, 242, 246)
@@ -140,6 +139,8 @@ class RunPage:
     more_children: int
     certificate: dict[str, list[str]]
     """Promise -> violations; empty if it holds."""
+    notes: dict[str, list[str]]
+    """Promise -> observations that break nothing."""
     layers: list[LayerSummary]
     pixels: bool
     """True if the first layer has a pixel map."""
@@ -170,6 +171,7 @@ def run_page(store: CachedStore, run_id: str, studies: list[tuple[str, str]]) ->
         children=[RunLink(str(child["id"]), run_label(child)) for child in children[:MAX_CHILDREN]],
         more_children=max(0, len(children) - MAX_CHILDREN),
         certificate=facts["certificate"]["checks"],
+        notes=facts["certificate"].get("notes", {}),
         layers=layers,
         pixels=pixels,
         has_curve=has_curve,
@@ -189,7 +191,7 @@ def load_masks(entry: Entry) -> Masks:
     It uses NumPy rather than `api.mask_loading`, which imports torch: the server starts without torch.
     """
     run = Run.from_data(entry.facts)
-    layers = prunable_tensors(run_architecture(run))
+    layers = run_network(run).tensors
     if run.parent is None and run.learning is None:
         return {name: np.ones(layer.shape, dtype=bool) for name, layer in layers.items()}
     try:

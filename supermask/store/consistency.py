@@ -18,6 +18,7 @@ from supermask.core.recipe import CROSS_ENTROPY
 from supermask.core.types import LearningCurve
 from supermask.datasets.specs import DATASETS
 from supermask.store.files.entry import Entry, RunFacts
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 Faults = dict[str, list[str]]
@@ -40,8 +41,10 @@ def required_checks(run: Run, is_diverged: bool) -> tuple[str, ...]:
     if run.learning is not None:
         return LEARNING_CHECKS + (() if is_diverged else LEARNED_CHECKS)
     # Under weight decay the weights of a silent unit move although its bias cannot, so biases are not judged.
-    biases = () if run.recipe.weight_decay else ("biases_train",)
-    return TRAINING_CHECKS + biases + (("dense",) if run.step is None else STEP_CHECKS)
+    others: tuple[str, ...] = () if run.recipe.weight_decay else ("biases_train",)
+    if run_network(run).trained_others is not None:
+        others = ("others_train",)
+    return TRAINING_CHECKS + others + (("dense",) if run.step is None else STEP_CHECKS)
 
 
 def certificate_faults(run: Run, facts: RunFacts) -> Faults:

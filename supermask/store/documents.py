@@ -19,7 +19,7 @@ from supermask.core.recipe import Recipe
 from supermask.core.types import InitialState
 from supermask.datasets.locators import is_locator
 from supermask.datasets.specs import DATASETS, dataset_spec
-from supermask.networks.sequential import architecture, prunable_tensors
+from supermask.networks.registry import named_network
 from supermask.store.files.entry import CorruptEntry, Kind, RunFacts, Tensors
 from supermask.study.run import Run
 
@@ -173,10 +173,11 @@ class EvaluationForm(TypedDict):
 
 @with_config(_FORM)
 class CertificateForm(TypedDict):
-    """`certificate` of a run: check -> layers that break it."""
+    """`certificate` of a run: check -> layers that break it, and check -> observations that break nothing."""
 
     held: bool
     checks: dict[str, list[Text]]
+    notes: NotRequired[dict[str, list[Text]]]
 
 
 @with_config(_FORM)
@@ -220,6 +221,15 @@ class DataOptionsForm(TypedDict, total=False):
 
 
 @with_config(_FORM)
+class LayerForm(TypedDict, total=False):
+    """Facts of one prunable tensor of a run, as counts of weights. Runs of earlier versions have none."""
+
+    ties_drawn: Count
+    sign_changed: Count
+    shrunk: Count
+
+
+@with_config(_FORM)
 class RunForm(TypedDict):
     """Facts of a run: its identity (`Run.to_data`), its result, and its provenance."""
 
@@ -252,6 +262,7 @@ class RunForm(TypedDict):
     attempts: NotRequired[Size]
     parent_content: NotRequired[dict[str, Hash]]
     supermask: NotRequired[EvaluationForm]
+    layers: NotRequired[dict[str, LayerForm]]
 
 
 @with_config(_FORM)
@@ -340,12 +351,11 @@ def _unknown_data(run: Run) -> str:
 def _unknown_network(network: str, dataset: str, image_shape: tuple[int, int, int], classes: int) -> str:
     """Return why this version cannot build a network for images of this shape; empty if it can."""
     try:
-        layers = architecture(network, image_shape, classes)
+        size = named_network(network, image_shape, classes).size
     except (UserError, ValueError, KeyError, IndexError) as error:
         return f"this version knows no network {quote(network)} for {dataset} ({error})"
     # A name may ask for any size; beyond this no machine could have trained it.
-    too_large = sum(tensor.size for tensor in prunable_tensors(layers).values()) > MAX_WEIGHTS
-    return f"network {quote(network)} is too large" if too_large else ""
+    return f"network {quote(network)} is too large" if size > MAX_WEIGHTS else ""
 
 
 MAX_WEIGHTS = 10**10

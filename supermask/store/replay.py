@@ -19,7 +19,6 @@ from supermask.core.learned_masks import MaskLearning, initial_mask_state, mask_
 from supermask.core.pruning import ParentRun, PruneStep, apply_masks, prune_and_reset
 from supermask.core.rng import Stream, Streams, child_streams
 from supermask.core.types import InitialState, Layer, NetworkState, Snapshot, Weights
-from supermask.networks.sequential import Architecture, architecture, initial_state, prunable_tensors
 from supermask.store import CorruptEntry, Store
 from supermask.store.files.entry import RunFacts
 from supermask.store.records import (
@@ -32,6 +31,7 @@ from supermask.store.records import (
     zero_weights,
 )
 from supermask.study import resolve_criterion
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 if TYPE_CHECKING:
@@ -56,11 +56,6 @@ class SnapshotMissing(CorruptEntry):
 
 class UserCriterionNotLoaded(UserError):
     """An initial state that needs a user's criterion, where user code must not be imported."""
-
-
-def run_architecture(run: Run) -> Architecture:
-    """Return the network of a run as plain data."""
-    return architecture(run.network, run.spec.image_shape, run.spec.classes)
 
 
 def load_step(step: PruneStep) -> PruneStep:
@@ -153,7 +148,7 @@ class StateReplayer:
 
     def cache(self, run: Run, start: InitialState) -> None:
         """Cache an initial state that was just made, so that the next level does not replay it."""
-        prunable = prunable_tensors(run_architecture(run))
+        prunable = run_network(run).tensors
         score_learned = None if run.learning is None else partial(_layer_mask_scores, run.learning)
         self._parents[run.id] = ParentRun(start, StoredSnapshots(self._store, run, start), prunable, score_learned)
         self._parents.move_to_end(run.id)
@@ -168,7 +163,7 @@ class StateReplayer:
         if run.learning is not None:
             return self._mask_learning_start(run, run.learning)
         if run.parent is None or run.step is None:
-            return initial_state(run_architecture(run), run.seed)
+            return run_network(run).initial_state(run.seed)
         return prune_and_reset(self.parent_run(run.parent), load_step(run.step), step_streams(run))
 
     def _mask_learning_start(self, run: Run, learning: MaskLearning) -> InitialState:
@@ -180,8 +175,8 @@ class StateReplayer:
         step = None if run.step is None else load_step(run.step)
         return initial_mask_state(
             learning,
-            prunable_tensors(run_architecture(run)),
-            initial_state(run_architecture(run), run.seed),
+            run_network(run).tensors,
+            run_network(run).initial_state(run.seed),
             run.seed,
             parent,
             step,
@@ -195,7 +190,7 @@ class StateReplayer:
         if run.learning is not None:
             start = self._mask_learning_start(run, run.learning)
         elif run.parent is None or run.step is None:
-            start = initial_state(run_architecture(run), run.seed)
+            start = run_network(run).initial_state(run.seed)
         else:
             parent = self._parents[run.parent]
             step = run.step

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.text import Row, Value, format_csv, json_line
 
@@ -91,7 +92,13 @@ COLUMNS: dict[str, Column] = {
     "thresholded_test_accuracy": Column("DOUBLE", "test accuracy of a learned supermask's weights with p > 0.5"),
     "expected_test_accuracy": Column("DOUBLE", "test accuracy of its expected network: weights times p"),
     "expected_density": Column("DOUBLE", "expected share of ones in its mask, in [0, 1]"),
+    "validation_rise": Column(
+        "DOUBLE", "rise of a learned mask's validation accuracy per doubling of iterations, over the last doubling"
+    ),
     "hardened": Column("VARCHAR", "density:accuracy of its weights of highest logit, separated by spaces"),
+    "ties_drawn": Column("BIGINT", "kept weights that were drawn at random among equal scores; null if not recorded"),
+    "sign_changed": Column("DOUBLE", "share of the kept weights whose sign changed in training, in [0, 1]"),
+    "shrunk": Column("DOUBLE", "share of the kept weights whose magnitude shrank in training, in [0, 1]"),
     "initial_validation_loss": Column("DOUBLE", "validation loss before training, nats"),
     "initial_validation_accuracy": Column("DOUBLE", "validation accuracy before training, in [0, 1]"),
     "optimizer": Column("VARCHAR", "adam or sgd"),
@@ -122,6 +129,20 @@ class QueryResult:
     rows: list[tuple[Any, ...]]
 
 
+LAYER_COLUMNS: dict[str, Column] = {
+    **{name: COLUMNS[name] for name in ("id", "study", "network", "dataset", "seed", "level", "treatment", "status")},
+    "layer": Column("VARCHAR", "prunable tensor, e.g. fc1.weight"),
+    "weights": Column("BIGINT", "weights of the layer"),
+    "kept": Column("BIGINT", "weights of the layer that are kept (mask-1)"),
+    "density": Column("DOUBLE", "kept / weights, in [0, 1]"),
+    "ties_drawn": Column("BIGINT", "kept weights that were drawn at random among equal scores"),
+    "sign_changed": Column("DOUBLE", "share of the kept weights whose sign changed in training, in [0, 1]"),
+    "shrunk": Column("DOUBLE", "share of the kept weights whose magnitude shrank in training, in [0, 1]"),
+    "early_stop_iteration": COLUMNS["early_stop_iteration"],
+}
+"""Columns of `supermask table --layers`, one row per run and layer."""
+
+
 def treatment_labels(row: Row) -> list[str]:
     """Return the labels of the treatments that a run belongs to."""
     return str(row["treatment"]).split(TREATMENT_SEPARATOR)
@@ -135,25 +156,59 @@ def to_csv(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> str:
     return format_csv(columns, [[_clean(row.get(name)) for name in columns] for row in rows])
 
 
-def to_json(rows: Sequence[Row]) -> str:
-    """Return a JSON list of objects, one run per line. Non-finite numbers are null: JSON has no NaN."""
-    lines = [json_line({name: _clean(row.get(name)) for name in COLUMNS}) for row in rows]
+def to_json(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> str:
+    """Return a JSON list of objects, one row per line. Non-finite numbers are null: JSON has no NaN."""
+    lines = [json_line({name: _clean(row.get(name)) for name in columns}) for row in rows]
     return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
 
 
-def to_parquet(rows: Sequence[Row]) -> bytes:
-    """Return a Parquet file with the types of `COLUMNS`. Raises SystemFailure if no temporary file can be written."""
+def to_parquet(rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) -> bytes:
+    """Return a Parquet file with the types of `columns`. Raises SystemFailure if no temporary file can be written."""
     import duckdb
 
     # DuckDB writes Parquet to files only.
     with tempfile.TemporaryDirectory() as folder, duckdb.connect(":memory:") as connection:
         path = Path(folder) / "runs.parquet"
-        _load(connection, rows)
+        _load(connection, rows, columns)
         try:
             connection.table("runs").write_parquet(str(path), compression="zstd")
             return path.read_bytes()
         except (OSError, duckdb.IOException) as error:
             raise SystemFailure(f"the Parquet file could not be written: {_one_line(error)}") from error
+
+
+def from_parquet(path: str | Path) -> list[Row]:
+    """Return the rows of a Parquet file that `supermask table --format parquet` wrote.
+
+    Columns that are not in `COLUMNS` are ignored; columns of it that the file lacks are null. Raises UserError if the
+    file cannot be read, lacks a column that identifies runs, or has a column of another type.
+    """
+    import duckdb
+
+    path = expand_path(path)
+    with tempfile.TemporaryDirectory() as folder, duckdb.connect(":memory:") as connection:
+        # A copy under a fixed name: DuckDB would read `*` in a name as a pattern.
+        copy = Path(folder) / "runs.parquet"
+        try:
+            copy.write_bytes(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+        try:
+            relation = connection.read_parquet(str(copy))
+            missing = [name for name in _REQUIRED_COLUMNS if name not in relation.columns]
+            if missing:
+                raise UserError(
+                    f"{path} is not a table of runs: it has no column {missing[0]}. `supermask table STUDY --format "
+                    "parquet` writes one."
+                )
+            names = [name for name in COLUMNS if name in relation.columns]
+            casts = ", ".join(f'CAST("{name}" AS {COLUMNS[name].type}) AS "{name}"' for name in names)
+            return [dict(zip(names, values, strict=True)) for values in relation.project(casts).fetchall()]
+        except duckdb.Error as error:
+            raise UserError(f"{path} is not a Parquet file of runs: {_one_line(error)}") from None
+
+
+_REQUIRED_COLUMNS = ("treatment", "level", "seed", "status", "density", "network", "dataset")
 
 
 def to_relation(rows: Sequence[Row]) -> DuckDBPyRelation:
@@ -227,13 +282,13 @@ _SANDBOX_SETTINGS = (
 """Executed in this order: the last one forbids every later SET."""
 
 
-def _load(connection: DuckDBPyConnection, rows: Sequence[Row]) -> None:
+def _load(connection: DuckDBPyConnection, rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) -> None:
     """Create the table `runs`: one typed list per column, unnested into rows."""
     for row in rows:
-        unknown = row.keys() - COLUMNS.keys()
-        assert not unknown, f"a row has columns that COLUMNS does not list: {sorted(unknown)}"
-    lists = ", ".join(f'unnest(CAST(? AS {column.type}[])) AS "{name}"' for name, column in COLUMNS.items())
-    values = [[_cell(row.get(name), column.type) for row in rows] for name, column in COLUMNS.items()]
+        unknown = row.keys() - columns.keys()
+        assert not unknown, f"a row has columns that are not listed: {sorted(unknown)}"
+    lists = ", ".join(f'unnest(CAST(? AS {column.type}[])) AS "{name}"' for name, column in columns.items())
+    values = [[_cell(row.get(name), column.type) for row in rows] for name, column in columns.items()]
     connection.execute(f"CREATE TABLE runs AS SELECT {lists}", values)
 
 

@@ -24,8 +24,7 @@ from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.datasets.locators import LOCATOR_FORMS, is_locator, is_module_locator, parse_locator
 from supermask.datasets.specs import DATASETS, MAX_IMAGES
-from supermask.networks import sequential
-from supermask.networks.sequential import canonical_name
+from supermask.networks.registry import NETWORK_FORMS, NETWORK_NAMES, canonical_name
 from supermask.study.user_code import (
     UserFunction,
     UserModuleNotFound,
@@ -187,9 +186,7 @@ Label = Annotated[
 _USER_FUNCTION = ", or module:function of your own"
 Network = Annotated[
     str,
-    _choice(
-        "a network", sequential.NETWORK_NAMES, ", or fc with the widths of its hidden layers (fc-300-100)", _is_network
-    ),
+    _choice("a network", NETWORK_NAMES, f", or {NETWORK_FORMS}", _is_network),
 ]
 Dataset = Annotated[str, _choice("a dataset", DATASETS, f"; or your own data: {LOCATOR_FORMS}", _is_own_data)]
 ImageCount = Annotated[int, Field(ge=1, le=MAX_IMAGES), with_message("a number of images: a whole number from 1 on")]

@@ -28,8 +28,10 @@ from supermask.study.yaml import (
 )
 
 MAX_FILE_BYTES = 300_000
-"""Parsing takes up to 3 s per MB. The built-in studies have about 5,000 bytes."""
+"""Parsing takes up to 2.5 s per MB and is bounded by `MAX_VALUES`. The built-in studies have about 5,000 bytes."""
 MAX_TREATMENTS = 10_000
+MAX_USER_FUNCTIONS = 100
+"""Criteria by import path in a study. Finding the file of one takes up to 1 ms."""
 MAX_CLAUSES = 1_000
 """Clauses of all claims of a study file, lists multiplied out."""
 
@@ -37,7 +39,20 @@ StudyLike = str | Path | Mapping[str, Any] | Study
 """Anything that stands for a study: a built-in name, a file, a dict with a study file's keys, or the study itself."""
 
 STUDY_KEYS = (*Settings.model_fields, "treatments", "reference", "scales", "claims")
-CLAUSE_KEYS = ("treatment", *RELATIONS, "margin", "remaining", "at", "where", "measure")
+CLAUSE_KEYS = (
+    "treatment",
+    *RELATIONS,
+    "margin",
+    "share",
+    "control",
+    "band",
+    "levels",
+    "remaining",
+    "at",
+    "where",
+    "measure",
+)
+"""`remaining` is the former name of `band`."""
 TREATMENTS_EXAMPLE = "such as treatments: [{criterion: [large_final, random]}]"
 CLAIM_EXAMPLE = (
     "such as claims: [{id: a-short-name, statement: ..., clauses: [{treatment: large_final, above: random}]}]"
@@ -233,6 +248,9 @@ def _build_treatments(entries: Sequence[_ExpandedTreatment], settings: Settings,
     treatments: list[Treatment] = []
     unnamed: list[bool] = []
     entry_by_identity: dict[object, _ExpandedTreatment] = {}
+    if error := _too_many_user_functions(entries):
+        errors.append(error)
+        return []
     for entry in entries:
         keys, location = entry.fields.value, entry.fields.location
         assert isinstance(keys, dict)
@@ -261,6 +279,20 @@ def _build_treatments(entries: Sequence[_ExpandedTreatment], settings: Settings,
             problem = f"two treatments are called {quote(label)}; a name goes with one treatment, without lists"
             errors.append(f"{location}: {problem}.")
     return [t.model_copy(update={"name": label}) for t, label in zip(treatments, labels, strict=True)]
+
+
+def _too_many_user_functions(entries: Sequence[_ExpandedTreatment]) -> str:
+    """Return an error, or an empty string, before the files of any functions are looked for."""
+    functions: set[str] = set()
+    for entry in entries:
+        assert isinstance(entry.fields.value, dict)
+        node = entry.fields.value.get("criterion")
+        if node is not None and isinstance(node.value, str) and ":" in node.value:
+            functions.add(node.value)
+        if len(functions) > MAX_USER_FUNCTIONS:
+            path = f"treatments[{entry.index}].criterion"
+            return f"{entry.fields.location}: {path}: more than {MAX_USER_FUNCTIONS} functions by import path."
+    return ""
 
 
 def _check_scales(node: Node | None, errors: list[str]) -> None:
@@ -347,6 +379,12 @@ def _load_clauses(node: Node, treatments: Sequence[Treatment], path: str, errors
         errors.append(f"{treatment_node.location}: {path}.treatment: an empty list claims nothing, {CLAUSE_EXAMPLE}.")
     if len(errors) == errors_before and reference in labels:
         errors.append(f"{node.location}: {path}: {quote(reference)} cannot be compared with itself.")
+    control = node.value.get("control")
+    control_label = None if control is None else find_treatment_label(control, treatments, f"{path}.control", errors)
+    if len(errors) == errors_before and control_label in (reference, *labels):
+        errors.append(f"{node.location}: {path}.control: {quote(control_label)} is a side of the comparison.")
+    if "band" in node.value and "remaining" in node.value:
+        errors.append(f"{node.location}: {path}: remaining is the former name of band; leave it out.")
     errors += [
         f"{node.value[key].location}: {unknown_key_message(Clause, [key], path, CLAUSE_KEYS)}"
         for key in node.value
@@ -354,7 +392,13 @@ def _load_clauses(node: Node, treatments: Sequence[Treatment], path: str, errors
     ]
     if len(errors) > errors_before:
         return []
-    other_keys = {key: value for key, value in node.value.items() if key not in ("treatment", relation)}
+    other_keys = {
+        "band" if key == "remaining" else key: value
+        for key, value in node.value.items()
+        if key not in ("treatment", relation, "control")
+    }
+    if control is not None:
+        other_keys["control"] = Node(control_label, control.location)
     clauses: list[Clause] = []
     for label in labels:
         fields = {"treatment": label, "relation": relation, "reference": reference}

@@ -16,10 +16,11 @@ from supermask.core.errors import UserError, quote
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.pruning import PruneStep
 from supermask.core.recipe import UNTRAINED, Recipe, epochs_to_iterations
-from supermask.core.types import PrunableTensor, Snapshot
+from supermask.core.types import Snapshot
 from supermask.datasets.locators import is_module_locator
 from supermask.datasets.specs import DATASETS, DatasetSpec
-from supermask.networks.sequential import Architecture, architecture, canonical_name, prunable_tensors
+from supermask.networks.network import Network
+from supermask.networks.registry import named_network
 from supermask.study import Study, Supermask, Train, Treatment
 from supermask.study.plan_checks import check_no_empty_layer, check_size, layer_rates
 from supermask.study.run import Run
@@ -120,9 +121,13 @@ class Plan(RunGraph):
     """The runs of a study, and the role of each in it."""
 
     study: Study
-    layers: Architecture
+    """The study that was planned."""
+    network: Network
+    """The study's network, with its tensors."""
     treatment_runs: list[TreatmentRun]
+    """Roles: which run is which level of which treatment and seed."""
     inputs: PlanInputs = PlanInputs()
+    """Data and user code that enter the ids of the runs."""
     notices: tuple[str, ...] = ()
     """Assumptions about inputs that were not found, one sentence each."""
 
@@ -161,19 +166,18 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
                 raise UserModuleNotFound(f"study {study.name!r}: criterion {name!r}: {error}") from None
     inputs = replace(inputs, criterion_sources={name: sources[name] for name in study.user_criteria})
     spec = _study_spec(study, inputs)
-    layers = architecture(study.network, spec.image_shape, spec.classes)
-    network = canonical_name(study.network)
+    network = named_network(study.network, spec.image_shape, spec.classes)
     options = study.data_options.resolve(spec)
     images = options.num_training(spec)
     recipe = resolve_recipe(study.train, images)
     study.check_points(recipe.iterations)
-    context = _Context(study, prunable_tensors(layers), recipe, images, inputs.criterion_sources)
+    context = _Context(study, network, recipe, images, inputs.criterion_sources)
     runs: dict[str, Run] = {}
     treatment_runs: list[TreatmentRun] = []
     planned = {t.label: _treatment_runs(context, t) for t in study.treatments}
     new_run = partial(
         Run,
-        network,
+        network.name,
         study.dataset,
         data_fingerprint=inputs.data_fingerprint,
         data_source=inputs.data_source,
@@ -193,7 +197,7 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
                 chain.append(runs.setdefault(run.id, run))
                 if item.reported:
                     treatment_runs.append(TreatmentRun(label, seed, item.level, run.id))
-    return Plan(runs, study, layers, treatment_runs, inputs)
+    return Plan(runs, study, network, treatment_runs, inputs)
 
 
 def _study_spec(study: Study, inputs: PlanInputs) -> DatasetSpec:
@@ -215,7 +219,7 @@ class _Context:
     """Facts of a study that the plans of all its treatments need."""
 
     study: Study
-    tensors: Mapping[str, PrunableTensor]
+    network: Network
     recipe: Recipe
     """Recipe of the dense runs."""
     images: int
@@ -313,10 +317,11 @@ def _retraining_recipe(recipe: Recipe, treatment: Treatment) -> Recipe:
 
 def _steps(context: _Context, treatment: Treatment, levels: int | None = None) -> Iterator[PruneStep]:
     """Yield one step per level."""
-    study, tensors = context.study, context.tensors
+    study, network = context.study, context.network
     levels = treatment.num_levels(study.prune) if levels is None else levels
-    rates = layer_rates(study.prune, treatment.scope, tensors)
-    check_no_empty_layer(study, treatment, tensors, rates, levels)
+    rates = layer_rates(study.prune, treatment.scope, network)
+    if network.tensors:
+        check_no_empty_layer(study, treatment, network.tensors, rates, levels)
     source = context.criterion_sources.get(treatment.criterion)
     rewind_iteration = treatment.rewind_to if isinstance(treatment.rewind_to, int) else 0
     for level in range(1, levels + 1):

@@ -6,11 +6,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import get_args
 
 from supermask.core.errors import UserError, quote
 from supermask.core.masks import ALL_TENSORS, RankedGroup, ranked_groups
 from supermask.core.recipe import Recipe
-from supermask.core.types import PrunableTensor
+from supermask.core.types import PrunableTensor, TensorKind
+from supermask.networks.network import Network
 from supermask.study.schema import Prune, Study, Treatment
 
 MAX_RUNS = 200_000
@@ -53,11 +55,16 @@ def check_size(study: Study) -> None:
         )
 
 
-def layer_rates(prune: Prune, scope: str, tensors: Mapping[str, PrunableTensor]) -> dict[str, float]:
-    """Return the prune rate per kind of tensor that the network has; under global ranking, the rate called `global`."""
+def layer_rates(prune: Prune, scope: str, network: Network) -> dict[str, float]:
+    """Return the prune rate per kind of tensor; under global ranking, the rate called `global`.
+
+    Of the paper's networks only the kinds that they have. Other networks have all three, because ids must not depend
+    on whether the tensors of a user's module are known already.
+    """
     if scope == "global":
         return {"global": prune.rates.global_}
-    return {kind: prune.rates.for_kind(kind) for kind in sorted({tensor.kind for tensor in tensors.values()})}
+    kinds = set(get_args(TensorKind)) if network.layers is None else {t.kind for t in network.tensors.values()}
+    return {kind: prune.rates.for_kind(kind) for kind in sorted(kinds)}
 
 
 def check_no_empty_layer(
@@ -80,7 +87,7 @@ def check_no_empty_layer(
         )
 
 
-def ineffective_settings(study: Study, recipe: Recipe, tensors: Mapping[str, PrunableTensor], images: int) -> list[str]:
+def ineffective_settings(study: Study, recipe: Recipe, network: Network, images: int) -> list[str]:
     """Return one sentence per setting that is allowed but has no effect, or not the one that it suggests.
 
     `recipe` is that of the dense runs; `images`: the number of images that they are trained on.
@@ -109,17 +116,19 @@ def ineffective_settings(study: Study, recipe: Recipe, tensors: Mapping[str, Pru
             f"train.warmup_epochs: {train.warmup_epochs:g} is not before the end of the training ({train.epochs:g} "
             "epochs): the learning rate train.lr is never reached."
         )
-    return warnings + _levels_without_pruning(study, tensors)
+    return warnings + _levels_without_pruning(study, network)
 
 
-def _levels_without_pruning(study: Study, tensors: Mapping[str, PrunableTensor]) -> list[str]:
+def _levels_without_pruning(study: Study, network: Network) -> list[str]:
     """Return one sentence per scope and number of levels for the levels that prune no weight."""
-    warnings = []
+    warnings: list[str] = []
+    if not network.tensors:
+        return warnings
     # The first level after a learned mask applies the mask and prunes by no rate.
     kinds = {(t.scope, t.num_levels(study.prune) - (t.supermask is not None)) for t in study.treatments}
     for scope, levels in sorted(kinds):
-        rates = layer_rates(study.prune, scope, tensors)
-        groups = _groups(scope, tensors, rates)
+        rates = layer_rates(study.prune, scope, network)
+        groups = _groups(scope, network.tensors, rates)
         for level in range(1, levels + 1):
             left = {name: group.remaining(1) for name, group in groups.items()}
             if all(left[name] == group.alive for name, group in groups.items()):

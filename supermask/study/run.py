@@ -29,12 +29,17 @@ class Run:
     network: str
     """Canonical name: `fc-300-100`, not `fc`."""
     dataset: str
+    """A key of `DATASETS`."""
     seed: int
+    """Number that determines every random draw."""
     level: int
+    """Number of pruning rounds; 0 is the dense network."""
     recipe: Recipe
+    """Optimizer, learning rate, batch size, length and evaluations."""
     parent: str | None = None
     """Id of the run that this one is pruned from; None for a dense run and for a mask learned from scratch."""
     step: PruneStep | None = None
+    """The pruning round that leads from the parent to this run; None without a parent."""
     learning: MaskLearning | None = None
     """Settings of a run that learns a mask over fixed weights; None for other runs."""
     data_fingerprint: str | None = None
@@ -49,6 +54,7 @@ class Run:
     numerics: int = field(init=False, default=0)
     """The `NUMERICS_VERSION` that the run was planned with; a run from a store may have an older one."""
     id: str = field(init=False, default="")
+    """32 hexadecimal digits."""
     planned_with: InitVar[int | None] = None
 
     def __post_init__(self, planned_with: int | None) -> None:

@@ -202,16 +202,27 @@ class Treatment(StrictModel):
     """A way from one training run to the next: criterion, actions and points; one line in a figure."""
 
     name: Label
+    """Label in figures and tables; by default made of the keys that differ."""
     criterion: Criterion = "large_final"
+    """A key of `CRITERIA`, or the import path of your own."""
     mask1: Mask1 = "rewind"
+    """A key of `MASK1_ACTIONS`."""
     mask0: Mask0 = "zero"
+    """A key of `MASK0_ACTIONS`."""
     rescaled: Bool = False
+    """True: multiply the kept weights of a layer by (weights / kept weights)."""
     w_init: ReadPoint = "start"
+    """Snapshot that the criterion reads as w_i."""
     w_final: ReadPoint = "end"
+    """Snapshot that the criterion reads as w_f."""
     rewind_to: RewindPoint = "start"
+    """Snapshot to which `mask1: rewind` sets kept weights."""
     learning_rate_rewinding: Bool = True
+    """With `rewind_to: end`: True restarts the learning-rate schedule; False keeps its final rate."""
     schedule: Schedule = "iterative"
+    """`iterative`: each level prunes the one before; `one_shot`: each level prunes the dense network."""
     scope: Scope = "layer"
+    """`layer`: weights are ranked in each layer; `global`: across all layers."""
     trained: Bool = True
     """False: each level's network is evaluated untrained (a heuristic supermask). Under `iterative` its masks are those
     of the chain that the same criterion prunes with rewind and zero."""
@@ -346,6 +357,7 @@ class Study(Settings):
     name: str
     """Stem of the file; only shown."""
     treatments: tuple[Treatment, ...] = Field(min_length=1)
+    """The lines of a figure, in the order of the file."""
     reference: str
     """Label of the treatment that all others are compared with."""
     claims: tuple[Claim, ...] = ()

@@ -23,6 +23,9 @@ MAX_VALUES = 20_000
 
 MAX_TAG_LENGTH = 200
 
+MAX_ERRORS = 50
+"""Errors after which validation stops. Each may take 1 ms to find the key that was probably meant."""
+
 Scalar = str | int | float | bool | None
 
 
@@ -227,12 +230,17 @@ Model = TypeVar("Model", bound=BaseModel)
 def validate(model: type[Model], node: Node, path: str, errors: list[str], allowed: Sequence[str] = ()) -> Model | None:
     """Return the model of the map at `path`, or None and append its errors.
 
-    `allowed` lists the keys of the map if they are more than the model's.
+    `allowed` lists the keys of the map if they are more than the model's. Raises UserError if there are more than
+    `MAX_ERRORS` errors.
     """
     try:
         return model.model_validate(to_python(node))
     except ValidationError as validation:
         for error in validation.errors(include_url=False):
+            if len(errors) >= MAX_ERRORS:
+                raise UserError(
+                    "\n".join([*dict.fromkeys(errors), "There are more errors; mend these first."])
+                ) from None
             inner_path = list(error["loc"])
             location = locate(node, inner_path)
             if error["type"] == "extra_forbidden":

@@ -125,7 +125,7 @@ def test_figures_are_saved_with_their_data(carried: Carried, tmp_path: Path) -> 
     assert not damaged
     assert [path.name for _, paths in saved for path in paths] == [
         f"small-{figure}.{suffix}"
-        for figure in ("accuracy", "early-stop", "differences", "overview", "ranking")
+        for figure in ("accuracy", "early-stop", "differences", "overview", "ranking", "weight-changes")
         for suffix in ("pdf", "svg", "png", "csv", "txt")
     ]
     assert all(path.stat().st_size for _, paths in saved for path in paths)

@@ -163,7 +163,10 @@ def complete(line: str) -> list[str]:
     ("line", "expected"),
     [
         ("supermask pl", {"plan"}),
-        ("supermask plan mask-", {"mask-criteria", "mask-points", "mask-0-actions", "mask-1-actions"}),
+        (
+            "supermask plan mask-",
+            {f"mask-{name}" for name in ("criteria", "points", "trajectory", "0-actions", "1-actions", "1-rescaled")},
+        ),
         ("supermask plan sig", {"signs.yaml"}),
         ("supermask plan mask-criteria train.l", {"train.lr=", "train.lr_drops=", "train.lr_drop_factor="}),
         ("supermask plan mask-criteria --st", {"--store"}),

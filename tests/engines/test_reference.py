@@ -27,6 +27,7 @@ from supermask.core.recipe import Recipe
 from supermask.core.types import InitialState, SplitData
 from supermask.engines.job import TrainingJob
 from supermask.engines.reference import train, train_module
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, build_module, initial_state
 
 DATA = data()
@@ -298,7 +299,9 @@ def test_read_only_data_is_accepted() -> None:
 def test_conv2_learns_images_of_eight_by_eight() -> None:
     images = data((1, 8, 8), 10, train=300)
     layers = architecture("conv2", (1, 8, 8), 10)
-    small_job = TrainingJob(layers, initial_state(layers, 0), Recipe("adam", 1e-3, 30, 30, 15), seed=0)
+    small_job = TrainingJob(
+        sequential_network(layers), initial_state(layers, 0), Recipe("adam", 1e-3, 30, 30, 15), seed=0
+    )
     outcome = train([small_job], [images])[0]
     assert outcome.status == "finished"
     before, after = outcome.metrics["initial_validation_accuracy"], outcome.metrics["early_stop_test_accuracy"]

@@ -6,9 +6,9 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
-from typer.models import ArgumentInfo, OptionInfo
+from typer.main import get_command
 
 from supermask.cli import app
 
@@ -72,29 +72,40 @@ def page() -> str:
 
 
 def _section(name: str, command: Callable[..., None]) -> Iterator[str]:
-    defaults = inspect.signature(command).parameters
-    table, arguments = [], []
-    for parameter, annotation in get_type_hints(command, include_extras=True).items():
-        if parameter == "return":
-            continue
-        kind, info = get_args(annotation)
-        default = defaults[parameter].default
-        if isinstance(info, ArgumentInfo):
-            metavar = info.metavar or parameter.upper()
-            arguments.append(metavar if default is inspect.Parameter.empty else f"[{metavar}]...")
-            table.append((metavar, info.help or ""))
-        else:
-            assert isinstance(info, OptionInfo)
-            shown = info.show_default and kind is not bool and default is not None
-            flag = (info.param_decls or [f"--{parameter.replace('_', '-')}"])[0]
-            table.append((f"{flag} {_value(kind)}".rstrip(), f"{info.help}{f' [default: {default}]' if shown else ''}"))
+    found: Any = get_command(app)
+    for word in name.split():
+        found = found.commands[word]
+    parameters = found.params
+    arguments = [_argument(p) for p in parameters if p.param_type_name == "argument"]
     yield f"## supermask {' '.join([name, *arguments])}\n"
     yield inspect.cleandoc(command.__doc__ or "").partition("Example:")[0].strip() + "\n"
     yield f"    {example(command)}\n"
-    if table:
+    if parameters:
         yield "| | |\n|---|---|"
-        yield from (f"| `{_cell(usage)}` | {_cell(text)} |" for usage, text in table)
+        yield from (f"| `{_cell(_usage(parameter))}` | {_cell(_help(parameter))} |" for parameter in parameters)
         yield ""
+
+
+def _argument(parameter: Any) -> str:
+    return _metavar(parameter) if parameter.required else f"[{_metavar(parameter)}]..."
+
+
+def _metavar(parameter: Any) -> str:
+    return parameter.metavar or parameter.name.upper()
+
+
+def _usage(parameter: Any) -> str:
+    """Return an argument as its metavar; an option as all its names and its value."""
+    if parameter.param_type_name == "argument":
+        return _metavar(parameter)
+    value = "" if parameter.is_flag else parameter.metavar or _value(parameter.type_descriptor.annotation)
+    return f"{', '.join([*parameter.opts, *parameter.secondary_opts])} {value}".rstrip()
+
+
+def _help(parameter: Any) -> str:
+    """Return the help of a parameter, with the default that the parser fills in; None and unset flags are none."""
+    shown = parameter.param_type_name == "option" and parameter.show_default and not parameter.is_flag
+    return f"{parameter.help}{f' [default: {parameter.default}]' if shown and parameter.default is not None else ''}"
 
 
 def _value(kind: Any) -> str:
@@ -105,7 +116,8 @@ def _value(kind: Any) -> str:
     # An optional Literal: its words are one level deeper.
     if words := [word for k in kinds for word in get_args(k) if isinstance(word, str)]:
         return "|".join(words)
-    return {Path: "PATH", int: "N", str: "NAME", list[str]: "NAME ...", bool: ""}[kinds[0]]
+    names = {Path: "PATH", int: "N", float: "X", str: "NAME", list[str]: "NAME ...", list[Path]: "PATH ..."}
+    return names[kinds[0]]
 
 
 def _cell(text: str) -> str:

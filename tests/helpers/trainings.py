@@ -15,6 +15,7 @@ from helpers import numpy_training as by_hand
 from supermask.core.recipe import Recipe
 from supermask.core.types import InitialState, NetworkState, SplitData, TrainingResult
 from supermask.engines.job import Array, BatchSampler, TrainingJob
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state
 
 SHAPE = (1, 3, 4)
@@ -73,7 +74,7 @@ def pruned_start(frozen: float | None = None, seed: int = 0) -> InitialState:
 
 def job(recipe: Recipe, start: InitialState | None = None, **others: Any) -> TrainingJob:
     """A job of the small network; dense unless an initial state is given."""
-    return TrainingJob(LAYERS, start or initial_state(LAYERS, 0), recipe, seed=0, **others)
+    return TrainingJob(sequential_network(LAYERS), start or initial_state(LAYERS, 0), recipe, seed=0, **others)
 
 
 def batches(job: TrainingJob, data: SplitData, number: int) -> list[tuple[by_hand.Values, NDArray[np.int64]]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.command_line import call
 from helpers.forgery import Change, folder_of, forge, not_held, verdicts
 from helpers.small_studies import carry_out, small_plan
 from helpers.stored_study import RUNS, Carried, carried_out
@@ -144,6 +145,35 @@ def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
     assert found[tensors.parent.name].verdict == "damaged"
 
 
+NOTE = "fc1.bias: unchanged in units whose weights moved (3), which chance can cause"
+
+
+def note_certificate(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    facts["certificate"]["notes"] = {"biases_train": [NOTE]}
+
+
+def test_notes_of_a_certificate_are_printed_and_are_no_failure(carried: Carried, tmp_path: Path) -> None:
+    run_id = carried.run_id(2)
+    forge(carried, run_id, note_certificate)
+    assert {key: v.notes for key, v in verdicts(carried.store).items() if v.notes} == {
+        run_id: (f"biases_train: {NOTE}",)
+    }
+    verified = call("verify", "--store", carried.store)
+    assert verified.status == 0
+    assert f"noted, not counted as a failure: {run_id} biases_train: {NOTE}" in verified.out
+    assert call("pack", run_id, tmp_path / "ticket.safetensors", "--store", carried.store).status == 0
+    inspected = call("inspect", tmp_path / "ticket.safetensors")
+    assert inspected.status == 0
+    assert "held         the run's certificate held when it ended: noted: 'biases_train'" in inspected.out
+
+
+@pytest.mark.parametrize("notes", [[NOTE], {"biases_train": NOTE}, {"biases_train": [3]}])
+def test_notes_of_another_form_are_damage(notes: object, carried: Carried) -> None:
+    run_id = carried.run_id(2)
+    forge(carried, run_id, lambda facts, tensors, weights: facts["certificate"].update(notes=notes))
+    assert not_held(carried.store)[run_id].verdict == "damaged"
+
+
 def test_a_store_of_a_newer_version_is_not_damage(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
         newer.setattr("supermask.store.files.entry.FORMAT", FORMAT + 1)
@@ -212,16 +242,17 @@ def test_other_final_weights_do_not_match_the_childs_mask(carried: Carried) -> N
 
     forge(carried, run_id, shuffle, relink=False)
     reason = f"its parent is not the one it was pruned from: {run_id}"
-    assert not_held(carried.store) == {child: VerificationResult(child, "failed", reason)}
+    own = VerificationResult(run_id, "failed", "facts of layers do not match the tensors: fc1.weight")
+    assert not_held(carried.store) == {run_id: own, child: VerificationResult(child, "failed", reason)}
     assert not_held(carried.store)[child].culprits == (run_id,)
     expected = VerificationResult(child, "failed", "not the criterion's mask: fc1.weight")
     # With a child that is forged to match:
     hashes = carried.opened().tensor_hashes(run_id)
     forge(carried, child, lambda facts, tensors, weights: facts.update(parent_content=hashes))
-    assert not_held(carried.store) == {child: expected}
+    assert not_held(carried.store) == {run_id: own, child: expected}
     # Of a version that did not record its parent's content:
     forge(carried, child, lambda facts, tensors, weights: facts.pop("parent_content"))
-    assert not_held(carried.store) == {child: expected}
+    assert not_held(carried.store) == {run_id: own, child: expected}
     assert set(not_held(carried.store)[child].culprits) == {run_id, child}
 
 
@@ -404,7 +435,8 @@ def test_changes_that_are_not_detected(carried: Carried) -> None:
         facts["engine_reason"] = "invented"
         tensors["curve/training_loss"][1:] = 0.0
         tensors["other/fc1.bias"] = tensors["other/fc1.bias"] * 2
-        weights["kept/fc2.weight"] = weights["kept/fc2.weight"] * 2
+        # Every sign stays, and every weight that shrank is still the smaller one.
+        weights["kept/fc2.weight"] = weights["kept/fc2.weight"] * np.float32(1.000001)
 
     forge(carried, run_id, invent)
     assert not_held(carried.store) == {}

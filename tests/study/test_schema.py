@@ -95,7 +95,7 @@ def test_only_treatments_is_required_and_defaults_are_explicit() -> None:
 
 def test_as_data_gives_an_equal_study() -> None:
     for name in builtin_study_names():
-        named = name in ("learned-supermasks", "mask-points", "supermask-questions")
+        named = name not in ("mask-0-actions", "mask-1-actions", "mask-criteria", "heuristic-supermasks")
         study = load_study(name, [] if named else ["treatments.0.w_final=[end, 300]", "reference.w_final=end"])
         assert study_from_dict(study.as_data(), name=name) == study
 
@@ -117,7 +117,7 @@ def test_a_number_of_seeds_counts_from_zero_and_a_list_is_kept(given_seeds: Any,
 WRONG: dict[str, list[Any]] = {
     "seeds": [0, -1, True, 2.0, "3", [], [1, 1], [-1], [True], [1.0], [2**63], 10_001, None, {}],
     "title": [3, "a\nb", "\x1b[1m", "x" * 201, None],
-    "network": ["fc-", "fc-0", "fc-30-", "resnet20", "FC", 3, ["fc"], "fc-٣", "conv2 "],
+    "network": ["fc-", "fc-0", "fc-30-", "resnet21", "FC", 3, ["fc"], "fc-٣", "conv2 "],
     "dataset": [
         "MNIST",
         "",
@@ -525,10 +525,10 @@ def test_builtin_studies_compare_the_papers_treatments(
 
 
 def test_builtin_study_names_and_scales() -> None:
-    wanted = ["heuristic-supermasks", "learned-supermasks", "mask-0-actions", "mask-1-actions", "mask-criteria"]
-    assert (
-        [s.name for s in builtin_studies()] == builtin_study_names() == [*wanted, "mask-points", "supermask-questions"]
-    )
+    wanted = ["heuristic-supermasks", "learned-curve", "learned-supermasks", "mask-0-actions", "mask-1-actions"]
+    wanted += ["mask-1-rescaled", "mask-criteria", "mask-points", "mask-trajectory", "supermask-questions", "table-one"]
+    wanted += ["trained-supermasks"]
+    assert [s.name for s in builtin_studies()] == builtin_study_names() == wanted
     for study in builtin_studies():
         assert study.title
         assert {"digits", "laptop", *PAPER} <= set(study.scales)

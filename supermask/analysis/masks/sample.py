@@ -29,22 +29,31 @@ class MaskInfo:
     name: str
     """Run id or file name; unique."""
     masks: Masks
+    """Prunable tensor name -> bool array, True = kept."""
     alive: Masks
     """The weights that the criterion chose from: the parent's mask. All True for a dense run and a ticket file."""
     network: str | None = None
+    """Name of the network, if known."""
     dataset: str | None = None
+    """Name of the data set, if known."""
     image_shape: tuple[int, int, int] | None = None
     """Channels, height, width."""
     criterion: str | None = None
     """None for a dense network, and for masks of unknown origin."""
     level: int | None = None
+    """Number of pruning rounds, if known."""
     seed: int | None = None
+    """Seed of the run, if known."""
     details: Mapping[str, str] = field(default_factory=dict)
     """Other settings of the run, such as mask1 -> rewind; part of a label only if labels would be equal without."""
     w_i: WeightArrays | None = None
+    """First input of the criterion: by default the weights at the start of the parent's training."""
     w_f: WeightArrays | None = None
+    """Second input of the criterion: by default the weights at the end of the parent's training."""
     initial_weights: WeightArrays | None = None
+    """Weights before the training with this mask."""
     final_weights: WeightArrays | None = None
+    """Weights after the training with this mask."""
     note: str = ""
     """A remark for the reader, such as that the run diverged."""
     label: str = ""

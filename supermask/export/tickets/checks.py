@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -11,8 +11,8 @@ from supermask.core.masks import ALL_TENSORS, count_kept, ranked_groups
 from supermask.core.types import InitialState
 from supermask.datasets import ImageDataset
 from supermask.datasets.specs import DatasetSpec
-from supermask.export.tickets.model import Ticket, get_fact, mask_mismatch, network_layers
-from supermask.networks.sequential import architecture, build_module, prunable_tensors
+from supermask.export.tickets.model import Ticket, get_fact, mask_mismatch, ticket_network
+from supermask.networks.registry import named_network
 from supermask.store.records import state_hash
 
 MAX_LEVELS = 10_000
@@ -29,7 +29,7 @@ class Check:
     promise: str
     status: Literal["held", "BROKEN", "not checked"]
     why: str = ""
-    """Items that failed, or the reason why nothing was checked. Empty if the check passed."""
+    """Items that failed, what was noted of a check that passed, or the reason why nothing was checked."""
 
 
 def checks(ticket: Ticket) -> list[Check]:
@@ -56,7 +56,11 @@ def _check_recorded_certificate(ticket: Ticket) -> Check:
     if held is None or recorded is None:
         return Check(promise, "not checked", "the ticket names no run")
     broken = [str(name) for name, layers in recorded.items() if layers]
-    return _to_check(promise, broken or ([] if held else ["held: false"]))
+    check = _to_check(promise, broken or ([] if held else ["held: false"]))
+    notes = get_fact(ticket, dict, "run", "certificate", "notes")
+    if not notes or check.status != "held":
+        return check
+    return replace(check, why=f"noted: {', '.join(quote(name) for name in notes)}")
 
 
 def _check_run_facts(ticket: Ticket) -> Check:
@@ -87,7 +91,7 @@ def _check_counts(ticket: Ticket) -> Check:
         type(rate) in (int, float) and 0 <= rate <= 1 for rate in rates.values()
     ):
         return Check(promise, "BROKEN", "its level or its prune rates are out of range")
-    prunable = prunable_tensors(network_layers(ticket.network, ticket.spec))
+    prunable = ticket_network(ticket.network, ticket.spec).tensors
     counts, sizes = count_kept(ticket.masks), {name: tensor.size for name, tensor in prunable.items()}
     kinds = {name: tensor.kind for name, tensor in prunable.items()}
     scope = get_fact(ticket, str, "run", "step", "scope")
@@ -191,7 +195,7 @@ def _count_correct(ticket: Ticket, images: ImageDataset, device: str) -> int:
     import torch
 
     assert ticket.network is not None
-    module = build_module(architecture(ticket.network, images.facts.image_shape, images.facts.classes))
+    module = named_network(ticket.network, images.facts.image_shape, images.facts.classes).build()
     missing = module.state_dict().keys() - ticket.network_weights().keys()
     if missing:
         raise UserError(f"the ticket has no tensor {quote(min(missing))}, which {ticket.network} needs.")

@@ -13,7 +13,8 @@ from supermask.core.types import InitialState, Masks, Weights
 from supermask.datasets.specs import DATASETS, DatasetSpec, dataset_spec
 from supermask.export.tickets.format import FrozenWeights
 from supermask.export.tickets.modules import Match, apply_torch_prune, copy_into, match_tensors, read_torch_prune
-from supermask.networks.sequential import Architecture, architecture, canonical_name, initial_state, prunable_tensors
+from supermask.networks.network import Network
+from supermask.networks.registry import canonical_name, named_network
 from supermask.store.records import state_hash
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class Ticket:
         assert self.network is not None
         assert self.dataset is not None
         assert self.seed is not None
-        return initial_state(network_layers(self.network, self.spec), self.seed)
+        return ticket_network(self.network, self.spec).initial_state(self.seed)
 
 
 def get_fact(ticket: Ticket, kind: type[Fact], *path: str) -> Fact | None:
@@ -197,14 +198,14 @@ def get_fact(ticket: Ticket, kind: type[Fact], *path: str) -> Fact | None:
     return value if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) else None
 
 
-def network_layers(network: str, spec: DatasetSpec) -> Architecture:
-    """Return the layers of a network for the images of a data set. Raises UserError for an unknown name."""
-    return architecture(network, spec.image_shape, spec.classes)
+def ticket_network(network: str, spec: DatasetSpec) -> Network:
+    """Return a network for the images of a data set. Raises UserError for an unknown name."""
+    return named_network(network, spec.image_shape, spec.classes)
 
 
 def mask_mismatch(masks: Masks, network: str, spec: DatasetSpec) -> str:
     """Return why masks do not fit a network on a data set, or an empty string. Raises UserError for an unknown name."""
-    expected = {name: tensor.shape for name, tensor in prunable_tensors(network_layers(network, spec)).items()}
+    expected = {name: tensor.shape for name, tensor in ticket_network(network, spec).tensors.items()}
     actual = {name: tuple(mask.shape) for name, mask in masks.items()}
     for name in [*expected, *actual]:
         if expected.get(name) != actual.get(name):

@@ -11,12 +11,12 @@ from supermask.core.learned_masks import MaskLearning, threshold_masks
 from supermask.core.types import InitialState, Masks, NetworkState, Weights
 from supermask.export.run_folder import run_record
 from supermask.export.tickets.model import Ticket
-from supermask.networks.sequential import initial_state
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts
 from supermask.store.records import state_hash
-from supermask.store.replay import StateReplayer, run_architecture
+from supermask.store.replay import StateReplayer
 from supermask.store.rows import resolve_run_id
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def pack_run(store: Store, run_id: str, weights: WeightsToPack = "auto") -> Tick
     parent = StateReplayer(store).parent_run(run_id)
     masks = parent.start.masks
     state = parent.start.state if snapshot == "start" else parent.state_at("end")
-    initial = initial_state(run_architecture(run), run.seed)
+    initial = run_network(run).initial_state(run.seed)
     ticket_facts: dict[str, Any] = {"weights": snapshot, "supermask": __version__, "run": run_record(facts)}
     accuracy = facts["metrics"].get("final_test_accuracy")
     source = "final weights" if run.is_trained else "untrained weights"

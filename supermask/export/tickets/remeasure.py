@@ -16,8 +16,9 @@ from supermask.export.tickets import pack_run
 from supermask.export.tickets.checks import evaluate
 from supermask.store import CorruptEntry, Store
 from supermask.store.records import decode_logits
-from supermask.store.replay import StateReplayer, run_architecture
+from supermask.store.replay import StateReplayer
 from supermask.store.verify import VerificationResult
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 from supermask.study.user_data import check_source, load_data
 
@@ -77,7 +78,7 @@ def _supermask_mismatch(store: Store, replayer: StateReplayer, run: Run, images:
     start, entry = replayer.parent_run(run.id).start, store.read(run.id)
     if entry.weights is None:
         raise UserError("its logits were dropped")
-    job = TrainingJob(run_architecture(run), start, run.recipe, run.seed, learning=run.learning)
+    job = TrainingJob(run_network(run), start, run.recipe, run.seed, learning=run.learning)
     selected, final = (decode_logits(entry.weights, start, kind) for kind in ("logit", "final_logit"))
     measured = _flatten(evaluate_supermask(job, split_data(images, run.seed, run.data_options), selected, final))
     stored, environment = _flatten(entry.facts["supermask"]), environment_info("reference", "cpu", 1)

@@ -35,8 +35,44 @@ def summary_caption(summary: Summary, remarks: Sequence[str] = ()) -> str:
         *remarks,
         excluded_note(summary),
         *data_notes(summary),
+        takeaway(summary),
     ]
     return join_sentences(sentences)
+
+
+def takeaway(summary: Summary) -> str:
+    """State in one sentence which treatments differ from the reference at some level: those with stars, by direction.
+
+    A treatment that differs both ways is named with both. Empty if there is nothing to compare.
+    """
+    higher, lower = ("better", "worse") if summary.measure.unit == "percent" else ("later", "earlier")
+    groups: dict[str, list[str]] = {higher: [], lower: [], f"{higher} at one level and {lower} at another": []}
+    same: list[str] = []
+    tested = 0
+    for label, points in summary.series.items():
+        compared = [point for point in points if point.comparison is not None and point.p_holm is not None]
+        if label == summary.reference or not compared:
+            continue
+        tested += 1
+        signs = {p.comparison.difference > 0 for p in compared if p.significant and p.comparison is not None}
+        if not signs:
+            same.append(label)
+        else:
+            groups[list(groups)[2 if len(signs) == 2 else 0 if True in signs else 1]].append(label)
+    if not tested:
+        return ""
+    parts = [f"{_list_names(labels)} {word} at some level" for word, labels in groups.items() if labels]
+    parts = [text.replace("another at some level", "another") for text in parts]
+    parts += [f"{_list_names(same)} different at no level"] if same else []
+    return f"Takeaway: against {summary.reference}, {'; '.join(parts)}."
+
+
+def _list_names(labels: Sequence[str]) -> str:
+    """Join names: `a is`, `a and b are`; of more than eight the rest is counted."""
+    shown, more = list(labels[:8]), len(labels) - 8
+    names = [*shown, f"{more} more"] if more > 0 else shown
+    text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{text} {'is' if len(labels) == 1 else 'are'}"
 
 
 def join_sentences(sentences: Sequence[str]) -> str:

@@ -313,7 +313,12 @@ def _caption(rows: Sequence[Row], results: Sequence[MaskResult], reference: str,
     sentences += _test_notes(results, reference)
     unfinished = [row for row in rows if row["status"] != "finished"]
     labels = {label for row in rows for label in treatment_labels(row)}
-    return join_sentences([*sentences, describe_excluded(unfinished, labels, len(rows))])
+    best = max((result for result in results), key=lambda result: result.interval.mean)
+    takeaway = (
+        f"Takeaway: the best network without trained weights is {best.treatment} with {best.interval.mean:.1f}% "
+        f"({KINDS[best.kind].description})."
+    )
+    return join_sentences([*sentences, describe_excluded(unfinished, labels, len(rows)), takeaway])
 
 
 def _test_notes(results: Sequence[MaskResult], reference: str) -> list[str]:

@@ -16,6 +16,7 @@ from supermask.reporting.figures.caption import (
     format_seeds,
     join_sentences,
     significance_note,
+    takeaway,
 )
 from supermask.reporting.figures.layout import FRAME, FigurePage, fit_labels, num_columns, text_measure
 from supermask.reporting.figures.save import RenderedFigure
@@ -217,5 +218,6 @@ def _caption(summary: Summary, overview: Overview) -> str:
             else "No dense network has finished.",
             excluded_note(summary),
             *data_notes(summary),
+            takeaway(summary),
         ]
     )

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from supermask.analysis.comparisons import ResultComparison, published_rows
 from supermask.analysis.summary import Summary, data_rows, summarize
 from supermask.core.errors import sanitize
 from supermask.core.text import Row
 from supermask.reporting.figures import has_learned_masks, is_heuristic
 from supermask.reporting.figures.accuracy import ACCURACY
-from supermask.reporting.figures.caption import data_notes, excluded_note, format_seeds, join_sentences, summary_caption
+from supermask.reporting.figures.beside import comparison_caption
+from supermask.reporting.figures.caption import (
+    data_notes,
+    excluded_note,
+    format_seeds,
+    join_sentences,
+    summary_caption,
+    takeaway,
+)
 from supermask.reporting.figures.catalog import TrainedSummaries, summarize_trained
 from supermask.reporting.figures.learned import supermask_caption, supermask_results, supermask_rows
 from supermask.reporting.figures.learning_curves import average_curves, curves_caption
 from supermask.reporting.figures.ranking import compute_ranking, ranking_caption
 from supermask.reporting.figures.table_one import has_table_one, table_one_caption, table_one_rows
 from supermask.reporting.figures.untrained import heuristic_caption, heuristic_points
+from supermask.reporting.figures.weight_changes import (
+    fact_points,
+    fact_rows,
+    has_weight_changes,
+    weight_changes_caption,
+)
 from supermask.reporting.html.provenance import FlaggedRun, count_blocked, diverged_runs
 from supermask.reporting.html.tables import (
     Table,
+    comparison_table,
     learned_masks_table,
+    published_table,
     runs_table,
     summary_table,
     table_one,
     untrained_table,
+    weight_changes_table,
 )
 from supermask.reporting.plotly.accuracy import (
     MAX_TREATMENTS,
@@ -34,7 +52,9 @@ from supermask.reporting.plotly.accuracy import (
     overview_plot,
     ranking_plot,
 )
+from supermask.reporting.plotly.beside import comparison_plot
 from supermask.reporting.plotly.masks import learned_masks_plot, learning_plot, untrained_plot
+from supermask.reporting.plotly.weight_changes import weight_changes_plot
 from supermask.reporting.status import environment_note
 from supermask.store import Store
 from supermask.store.rows import STATUSES, learning_curve_rows
@@ -100,7 +120,7 @@ class StudySection:
         return f"{self.network} on {self.dataset}"
 
 
-def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store) -> StudySection:
+def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store | None) -> StudySection:
     """Build the section of a study from its rows; it has no figures and means if no run has finished."""
     study = plan.study
     counts = Counter(str(row["status"]) for row in rows)
@@ -126,7 +146,16 @@ def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store)
     )
 
 
-def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[list[Plot], list[Table]]:
+def with_comparison(section: StudySection, comparison: ResultComparison) -> StudySection:
+    """Return the section with the figure and the table of a comparison with results of others."""
+    title = f"Beside the numbers of {sanitize(comparison.source)}"
+    caption = comparison_caption(comparison)
+    plot = Plot(f"{section.id}-compared", "compared", title, caption, comparison_plot(comparison))
+    table = comparison_table(section.id, section.name, comparison)
+    return replace(section, plots=(*section.plots, plot), tables=(table, *section.tables))
+
+
+def _results(part_id: str, plan: Plan, rows: list[Row], store: Store | None) -> tuple[list[Plot], list[Table]]:
     """Return figures and the tables of their numbers: supermasks first, then trained levels."""
     study, labels = plan.study, [treatment.label for treatment in plan.study.treatments]
     plots: list[Plot] = []
@@ -163,6 +192,13 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[l
         compared = {(row["treatment"], row["level"]): row for row in data_rows(summaries.accuracy)}
         means = [compared.get((row["treatment"], row["level"]), row) for row in means]
     tables.append(summary_table(part_id, study.name, means))
+    if summaries and has_weight_changes(rows):
+        facts = fact_points(rows, labels)
+        caption = weight_changes_caption(rows, facts)
+        add_plot("weight-changes", "Ties, sign changes and shrinkage", caption, weight_changes_plot(facts))
+        tables.append(weight_changes_table(part_id, study.name, fact_rows(facts)))
+    if published := published_rows(rows):
+        tables.append(published_table(part_id, study.name, published))
     return plots, tables
 
 
@@ -195,7 +231,7 @@ def _overview_caption(summary: Summary, limit: float) -> str:
     )
     not_compared = any(point.comparison is None and point.treatment != summary.reference for point in summary.points)
     dash = f"–: not compared, {summary.reference} has no run with as many weights remaining." if not_compared else ""
-    return join_sentences([cells, dash, excluded_note(summary), *data_notes(summary)])
+    return join_sentences([cells, dash, excluded_note(summary), *data_notes(summary), takeaway(summary)])
 
 
 def _flatten_settings(data: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -43,7 +43,9 @@ class CorruptEntry(SystemFailure):
     def __init__(self, key: str, what: str) -> None:
         super().__init__(key, what)
         self.key = key
+        """Id of the entry."""
         self.what = what
+        """Reason, such as the file that differs."""
 
     def __str__(self) -> str:
         return (

@@ -38,6 +38,7 @@ from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, conv3x3
 from supermask.engines.stacked.device import autocast_factory
 from supermask.engines.stacked.forward import BatchGroup, forward, group_batches, masked_weights
 from supermask.engines.stacked.stack import Stack
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state, prunable_tensors
 
 DATA = data()
@@ -379,7 +380,10 @@ def test_conv2_agrees_with_the_reference(way: str) -> None:
     of = data((2, 8, 8), 10, train=60)
     layers = architecture("conv2", (2, 8, 8), 10)
     recipe = Recipe("sgd", 0.02, 10, 8, 4, momentum=0.9)
-    jobs = [TrainingJob(layers, initial_state(layers, seed), recipe, seed=min(seed, 1)) for seed in range(3)]
+    jobs = [
+        TrainingJob(sequential_network(layers), initial_state(layers, seed), recipe, seed=min(seed, 1))
+        for seed in range(3)
+    ]
     found = stacked.train(jobs, [of] * 3, algorithms=dict.fromkeys(("conv1", "conv2"), way))
     for job, outcome in zip(jobs, found, strict=True):
         wanted = theirs(job, of)
@@ -474,7 +478,13 @@ def test_a_gpu_gives_nearly_the_same_numbers_and_holds_what_is_pruned(network: s
     layers = architecture(network, (1, 8, 8), 10)
     recipe = Recipe("sgd", 0.02, 20, 40, 10, momentum=0.9)
     jobs = [
-        TrainingJob(layers, initial_state(layers, s), recipe, seed=s // 2, points=frozenset({"gradient", 23}))
+        TrainingJob(
+            sequential_network(layers),
+            initial_state(layers, s),
+            recipe,
+            seed=s // 2,
+            points=frozenset({"gradient", 23}),
+        )
         for s in range(5)
     ]
     rng = np.random.default_rng(0)

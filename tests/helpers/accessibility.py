@@ -1,0 +1,21 @@
+"""Accessibility of a page in a browser, checked by axe-core, which comes with axe-playwright-python."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+
+def serious_violations(page: Page) -> list[str]:
+    """Return one line per element with a serious or critical violation: rule, selector, reason."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    violations = Axe().run(page).response["violations"]
+    return [
+        f"{violation['id']}: {node['target']}: {node['failureSummary'].splitlines()[-1].strip()}"
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+    ]

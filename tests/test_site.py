@@ -1,0 +1,178 @@
+"""Documentation site: no network, every public name, every option, tutorials with their outputs, accessibility."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from helpers import cli_reference
+from helpers.accessibility import serious_violations
+from helpers.command_line import call
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+ROOT = Path(__file__).parent.parent
+TUTORIALS = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+CHROMIUM = os.environ.get("SUPERMASK_CHROMIUM") or shutil.which("chromium")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("CI"), reason="no chromium here: install it, or set SUPERMASK_CHROMIUM"
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site that SUPERMASK_SITE names, as `make docs` left it, or one that is built now."""
+    if "SUPERMASK_SITE" in os.environ:
+        return Path(os.environ["SUPERMASK_SITE"])
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def load_docs_module(name: str) -> Any:
+    """Import a module of the docs folder, which is not on the path."""
+    spec = spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_option_of_help_is_in_the_reference() -> None:
+    for name in cli_reference.commands():
+        status, out, _ = call(name, "--help")
+        assert status == 0
+        shown = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*", out.split("Options")[1])) - {"--help"}
+        section = cli_reference.page().split(f"## supermask {name}")[1].partition("\n## ")[0]
+        flags = {
+            flag
+            for cell in re.findall(r"^\| `(--[^`]+)`", section, flags=re.M)
+            for flag in re.findall(r"--[\w-]+", cell)
+        }
+        assert flags == {flag for flag in shown if re.search(rf"^[^a-z]*{flag}\b", out, flags=re.M)}, name
+
+
+def test_the_reference_shows_no_python_names_and_no_default_that_is_none() -> None:
+    page = cli_reference.page()
+    assert "--import-criteria" in page
+    assert not re.search(r"--\w+_\w+", page)
+    assert "None" not in page
+
+
+def test_every_public_name_is_documented() -> None:
+    hooks = load_docs_module("site_hooks")
+    entries = re.findall(r"^::: supermask\.(\S+)", (ROOT / "docs" / "api.md").read_text(), flags=re.MULTILINE)
+    assert sorted(entries) == sorted({*hooks.public_names()} | {"api"})
+    assert hooks.undocumented_names() == []
+
+
+def test_a_name_without_a_docstring_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks = load_docs_module("site_hooks")
+    monkeypatch.setattr(hooks, "public_names", lambda: {"core.types.PrunableTensor"})
+    assert hooks.undocumented_names() == [f"core.types.PrunableTensor.{name}" for name in ("name", "shape", "kind")]
+
+
+def test_cells_of_a_tutorial_are_run_as_a_notebook_runs_them() -> None:
+    cells = load_docs_module("tutorial_cells")
+    parsed = cells.parse_cells(
+        "# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\nx = 2\nprint(x)\nx + 1\n\n# %%\nx = 3\n"
+    )
+    assert parsed == [("markdown", "# Title\n\nText."), ("code", "x = 2\nprint(x)\nx + 1"), ("code", "x = 3")]
+    names: dict[str, Any] = {}
+    assert cells.run_cell(parsed[1][1], names) == {"text": "2\n3\n"}
+    assert cells.run_cell(parsed[2][1], names) == {"text": ""}
+    assert names["x"] == 3
+    assert cells.shorten("\n".join(map(str, range(100)))).splitlines()[7:10] == ["7", "... 85 lines ...", "93"]
+
+
+@pytest.mark.slow
+def test_tutorials_show_their_outputs(site: Path) -> None:
+    assert len(TUTORIALS) == 3
+    cells = load_docs_module("tutorial_cells")
+    for name in TUTORIALS:
+        kinds = [kind for kind, _ in cells.parse_cells((ROOT / "examples" / f"{name}.py").read_text())]
+        blocks = (site / "tutorials" / f"{name}.html").read_text().count('<div class="highlight">')
+        assert blocks >= kinds.count("code") + 3, name
+    assert (site / "tutorials" / "own_study-1.png").stat().st_size > 10_000
+    assert "0 pruned weights moved" in (site / "tutorials" / "ticket_elsewhere.html").read_text()
+
+
+@pytest.mark.slow
+def test_no_page_refers_to_a_network(site: Path) -> None:
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 25
+    for page in pages:
+        tags = re.findall(r"<(?:script|link|img|iframe|source|video)\b[^>]*>", page.read_text())
+        assert not [tag for tag in tags if re.search(r"(?:src|srcset|href)=[\"']?(?:https?:)?//", tag)], page
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", sheet.read_text()), sheet
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_open_from_disk_without_requests_and_serious_violations(
+    site: Path, browser: Browser, scheme: Any
+) -> None:
+    """All pages but the longest of one kind: each kind of content is on one of these."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme=scheme, reduced_motion="reduce")
+    requests: list[str] = []
+    messages: list[str] = []
+    page = context.new_page()
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: messages.append(message.text) if message.type == "error" else None)
+    for name in ("index", "concepts", "tutorials/own_study", "studies", "cli", "api", "findings", "contributing"):
+        page.goto((site / f"{name}.html").as_uri())
+        page.wait_for_timeout(300)
+        assert messages == [], name
+        assert serious_violations(page) == [], name
+        messages.clear()  # axe-core fetches the style sheets, which a page from disk may not.
+    context.close()
+    assert not [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_browser
+def test_search_works_from_disk(site: Path, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto((site / "index.html").as_uri())
+    page.locator("[data-md-component=search-query]").fill("certificate")
+    page.locator(".md-search-result__link").first.wait_for(timeout=20_000)
+    assert "certificate" in page.locator(".md-search-result__list").inner_text().lower()
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_no_page_is_wider_than_the_window(site: Path, browser: Browser, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    for path in sorted(site.rglob("*.html")):
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path.name
+    page.close()
