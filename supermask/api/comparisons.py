@@ -25,7 +25,8 @@ from supermask.core.text import Row
 from supermask.reporting.figures import FigureOptions, RenderedFigure, comparison_figure, save_figure
 from supermask.reporting.figures.style import DEFAULT_OPTIONS
 from supermask.store.tables import TREATMENT_SEPARATOR, from_parquet
-from supermask.study import StudyLike, load_study
+from supermask.study import Study, StudyLike, load_study
+from supermask.study.plan import make_plan
 
 DEFAULT_METRIC = "early_stop_test_accuracy"
 
@@ -88,8 +89,8 @@ def compare_study(
     if rows is not None and store is not None:
         raise UserError("our runs come from --rows or from --store: give one of them.")
     loaded = load_study(study, overrides)
-    ours, notices = _our_rows(study, overrides, store, rows, loaded.name)
-    others = _others(study, overrides, table, other_store, columns or TableColumns(), measure, loaded.name)
+    ours, notices = _our_rows(study, overrides, store, rows, loaded)
+    others = _others(study, overrides, table, other_store, columns or TableColumns(), measure, loaded)
     labels = [treatment.label for treatment in loaded.treatments]
     compared = compare_results(
         ours, others, measure, labels, loaded.name, margin, names, by_density=bool(columns and columns.density)
@@ -117,10 +118,10 @@ def save_comparison_figure(
 
 
 def _our_rows(
-    study: StudyLike, overrides: Sequence[str], store: str | Path | None, rows: str | Path | None, name: str
+    study: StudyLike, overrides: Sequence[str], store: str | Path | None, rows: str | Path | None, loaded: Study
 ) -> tuple[list[Row], list[str]]:
     if rows is not None:
-        return _rows_of_study(rows, name), []
+        return _rows_of_study(rows, loaded), []
     plan, plan_rows, damaged = study_rows(study, overrides, open_store(store).root)
     return plan_rows, [*plan.notices, *damaged]
 
@@ -132,22 +133,26 @@ def _others(
     other_store: str | Path | None,
     columns: TableColumns,
     metric: Metric,
-    name: str,
+    loaded: Study,
 ) -> OtherResults:
     if other_store is not None:
         _, rows, _ = study_rows(study, overrides, open_store(other_store).root)
         return row_results(rows, metric, f"the store {expand_path(other_store)}")
     assert table is not None
     if Path(table).suffix == ".parquet":
-        return row_results(_rows_of_study(table, name), metric, Path(table).name)
+        return row_results(_rows_of_study(table, loaded), metric, Path(table).name)
     return read_csv_results(table, columns, metric)
 
 
-def _rows_of_study(path: str | Path, name: str) -> list[Row]:
-    """Return the rows of a study in a Parquet file; all of them if the file does not name studies."""
-    rows = from_parquet(path)
-    selected = [row for row in rows if name in str(row.get("study") or name).split(TREATMENT_SEPARATOR)]
-    if not selected:
+def _rows_of_study(path: str | Path, loaded: Study) -> list[Row]:
+    """Return the rows of a study in a Parquet file: those of its plan, or all of its name if the plan has none of them.
+
+    The second are rows on other data than the published, or of other settings.
+    """
+    rows, name = from_parquet(path), loaded.name
+    named = [row for row in rows if name in str(row.get("study") or name).split(TREATMENT_SEPARATOR)]
+    if not named:
         known = sorted({label for row in rows for label in str(row.get("study")).split(TREATMENT_SEPARATOR)})
         raise UserError(f"{path} has no run of study {quote(name)}; it has runs of {', '.join(known) or 'none'}.")
-    return selected
+    planned = make_plan(loaded).runs
+    return [row for row in named if row.get("id") in planned] or named

@@ -29,6 +29,7 @@ from supermask.store.rows import plan_rows, resolve_run_id, store_rows
 from supermask.store.tables import DENSE, QueryResult
 from supermask.store.verify import VerificationResult
 from supermask.study import StudyLike, load_study
+from supermask.study.cell_code import is_cell
 from supermask.study.plan import Plan
 from supermask.study.plan_checks import ineffective_settings
 from supermask.study.run import Run
@@ -71,6 +72,10 @@ class PlanSummary:
     """One per resource that was given: cores, GPUs."""
     warnings: tuple[str, ...] = ()
     """Assumptions about inputs that were not found, and settings without effect."""
+
+    def __repr__(self) -> str:
+        counts = f"{self.unique:,} runs, {self.done:,} done, {self.to_do:,} to do"
+        return f"{self.plan.study.name}: {self.requested:,} trainings, {counts}"
 
     @property
     def network(self) -> str:
@@ -128,7 +133,7 @@ def plan(
 def _ineffective_settings(study_plan: Plan) -> list[str]:
     dense = next(iter(study_plan.runs.values()))
     images = dense.data_options.num_training(dense.spec)
-    return ineffective_settings(study_plan.study, dense.recipe, study_plan.network, images)
+    return ineffective_settings(study_plan.study, study_plan.network, images)
 
 
 def run(
@@ -152,6 +157,11 @@ def run(
     options = RunOptions(store_path(store), workers, engine, device, keep, precision, stack, cluster)
     options.validate()
     study_plan = plan_study(load_study(study, overrides), Store(options.store), call_user_code=True)
+    if cluster is not None and (cells := [name for name in study_plan.study.user_criteria if is_cell(name)]):
+        raise UserError(
+            f"the criterion {cells[0].partition(':')[2]!r} was given as a function of this session, which other "
+            "machines cannot import: write it in a .py file and name it as module:function."
+        )
     return run_plans([study_plan], options, listener)
 
 
@@ -186,8 +196,12 @@ def missing_result(statuses: Sequence[str], subject: str) -> str | None:
 
 
 def treatment_labels(plan: Plan) -> list[str]:
-    """Return the row labels of a study's tables: `dense`, then its treatments, in the order of the study file."""
-    return [DENSE, *(treatment.label for treatment in plan.study.treatments)]
+    """Return the row labels of a study's tables: `dense`, then its treatments, in the order of the study file.
+
+    A dense network of a treatment's own belongs to the treatment.
+    """
+    dense = [DENSE] if plan.has_one_dense_network else []
+    return [*dense, *(treatment.label for treatment in plan.study.treatments)]
 
 
 def figures(

@@ -313,8 +313,10 @@ def _progress_listener(
         for text in schedule.damaged:
             console.print(text, markup=False, highlight=False)
         if schedule.tasks_left:
-            choice = select_engine(engine, plans[0].network, device)
-            console.print(f"{title}  {choice.engine} engine ({choice.reason})", markup=False, highlight=False)
+            recipes = dict.fromkeys(run.recipe for run in plans[0].runs.values() if run.learning is None)
+            choices = [select_engine(engine, plans[0].network, device, recipe=recipe) for recipe in recipes]
+            for choice in dict.fromkeys(choices):
+                console.print(f"{title}  {choice.engine} engine ({choice.reason})", markup=False, highlight=False)
         return progress_listener(title, console, run_labels(plans), schedule.tasks_left)
 
     return listen

@@ -8,6 +8,7 @@ correct run; weaker evidence is a note.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -303,15 +304,31 @@ def _check_kept_counts(
         }
         return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in expected.items() if kept.get(n) != count]
     alive = {n: int(m.sum()) for n, m in parent.start.masks.items()}
+    rates = {n: _expected_rate(n, m.kind, step) for n, m in prunable.items()}
     if step.scope == "global":
-        kept, alive, rates = {"all": sum(kept.values())}, {"all": sum(alive.values())}, {"all": step.rates["global"]}
-    else:
-        rates = {n: step.rates[m.kind] for n, m in prunable.items()}
+        ranked = [n for n, rate in rates.items() if rate]
+        kept["all"], alive["all"] = sum(kept.pop(n) for n in ranked), sum(alive.pop(n) for n in ranked)
+        rates["all"] = step.rates["global"]
     expected = dict(alive)
     for name in expected:
         for _ in range(step.levels):
             expected[name] -= int((expected[name] * Decimal(str(rates[name]))).to_integral_value("ROUND_HALF_EVEN"))
     return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in expected.items() if kept.get(n) != count]
+
+
+def _expected_rate(name: str, kind: str, step: PruneStep) -> float:
+    """Return the rate of a tensor; 0 if the step spares it. Shares no code with `core.masks`, which assigns rates."""
+
+    def is_named(pattern: str) -> bool:
+        expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+        return any(re.fullmatch(expression, text, re.DOTALL) for text in (name, ".".join(name.split(".")[:-1])))
+
+    if any(map(is_named, step.exclude)) or (step.only and not any(map(is_named, step.only))):
+        return 0.0
+    rates = {key: rate for key, rate in step.rates.items() if key not in ("conv", "hidden", "output", "global")}
+    for pattern in sorted(sorted(filter(is_named, rates)), key=len, reverse=True):
+        return rates[pattern]
+    return step.rates["global" if step.scope == "global" else kind]
 
 
 def _check_pruned_stay_pruned(start: InitialState, parent: ParentRun) -> list[str]:
@@ -388,11 +405,15 @@ def certify_learned_mask(
     result: TrainingResult,
     learning: MaskLearning,
     test_images: int,
+    free: Collection[str] = (),
 ) -> Certificate:
     """Check a run that learned a mask. `dense`: the untrained network of its seed.
 
+    `free`: unmasked tensors that may change: running statistics, and biases if they are trained beside the mask.
+
     weights_as_promised: w_i, or s times the multiplier, with the sign of w_i where that is promised.
-    weights_are_frozen, others_are_frozen: bit-equal to the initial state at the end.
+    weights_are_frozen, others_are_frozen: bit-equal to the initial state at the end, and the initial state to `dense`.
+    others_are_finite: those that may change are finite numbers.
     masks_are_binary: the last pass used 0 or the weight itself, times (size / ones) with rescaling.
     kept_share: `edge_popup` kept the requested count, except for ties.
     logits_are_finite: no NaN and no infinity.
@@ -407,8 +428,14 @@ def certify_learned_mask(
         "every_kernel_has_logits": [],
         "weights_as_promised": [n for n, m in prunable.items() if not _check_base_weights(learning, m, dense, start)],
         "weights_are_frozen": _moved(start.weights, [state.weights for state in states]),
-        "others_are_frozen": _moved(start.unmasked, [state.unmasked for state in states]),
+        "others_are_frozen": sorted(
+            {*_moved(start.unmasked, [dense.unmasked])}
+            | ({*_moved(start.unmasked, [state.unmasked for state in states])} - set(free))
+        ),
     }
+    if free:
+        kept = [{name: state.unmasked[name] for name in free} for state in states]
+        checks["others_are_finite"] = [] if result.status == "diverged" else _not_finite(kept)
     notes: dict[str, list[str]] = {}
     if result.status == "finished":
         classes = len(next(reversed(start.weights.values())))

@@ -48,7 +48,7 @@ def train_module(module: nn.Module, job: TrainingJob, data: SplitData, device: s
     torch_device = torch.device(device)
     # No TF32, no kernels that vary from call to call: this engine defines the correct numbers.
     precision = matmul_precision("float32", torch_device)
-    with _preserve_rng_state(_default_generator(torch_device)), flush_denormals(), precision:
+    with preserve_rng_state(default_generator(torch_device)), flush_denormals(), precision:
         return run_training(_ModuleTrainer(module.to(torch_device), job, data, torch_device), job, data)
 
 
@@ -59,7 +59,7 @@ def gradient(job: TrainingJob, data: SplitData, state: NetworkState, iteration: 
     Source: Zhou et al. 2019, Sec. 2 (mask criteria that use the gradient: `snip`, `grad`).
     """
     cpu = torch.device("cpu")
-    with _preserve_rng_state(_default_generator(cpu)), flush_denormals():
+    with preserve_rng_state(default_generator(cpu)), flush_denormals():
         trainer = _ModuleTrainer(job.network.build(), job, data, cpu)
         trainer.load(state)
         return trainer.gradient(iteration)
@@ -78,7 +78,7 @@ class _ModuleTrainer:
         """Arrays that are evaluated many times, on the device, by `id`."""
         self.inputs = InputPipeline(job.recipe, data, job.seed, device)
         self.sampler = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
-        self.generator = _default_generator(device)
+        self.generator = default_generator(device)
         self.module_seed = int(random_stream(job.seed, "module").integers(2**31))
         """Added to the iteration, the seed of the module's own draws (dropout)."""
         self.aliases = shared_names(module)
@@ -287,7 +287,7 @@ def on_device(array: Array, device: torch.device) -> Tensor:
     return torch.from_dlpack(array).to(device)  # type: ignore[attr-defined]
 
 
-def _default_generator(device: torch.device) -> torch.Generator:
+def default_generator(device: torch.device) -> torch.Generator:
     """Return the generator that modules on this device draw from."""
     if device.type == "cpu":
         return torch.default_generator
@@ -297,7 +297,7 @@ def _default_generator(device: torch.device) -> torch.Generator:
 
 
 @contextmanager
-def _preserve_rng_state(generator: torch.Generator) -> Iterator[None]:
+def preserve_rng_state(generator: torch.Generator) -> Iterator[None]:
     """Restore the generator's state at the end."""
     state = generator.get_state()
     try:

@@ -38,7 +38,9 @@ class RunCommitter:
             provenance = {**provenance, "parent_content": self.store.tensor_hashes(run.parent)}
         if layers := collect_layer_facts(run, start, outcome, self.replayer):
             provenance = {**provenance, "layers": layers}
-        facts, tensors, weights = encode_result(run, start, outcome, certificate, provenance)
+        network = run_network(run)
+        dense = network.initial_state(run.seed) if network.is_user_code and run.parent is None else None
+        facts, tensors, weights = encode_result(run, start, outcome, certificate, provenance, dense)
         if facts["status"] == "finished":
             # Before the run: so a committed run always has its snapshots, even after a kill between the two.
             self._commit_snapshots(run, start, outcome)
@@ -71,7 +73,8 @@ class RunCommitter:
         prunable = network.tensors
         if run.learning is not None:
             dense, tests = network.initial_state(run.seed), len(images.test_labels)
-            return certify_learned_mask(prunable, dense, start, outcome, run.learning, tests)
+            free = network.buffers | (network.trained_names if run.learning.others_lr else frozenset())
+            return certify_learned_mask(prunable, dense, start, outcome, run.learning, tests, free)
         parent = None if run.parent is None else self.replayer.parent_run(run.parent)
         return certify(
             prunable,

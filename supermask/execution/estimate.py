@@ -17,7 +17,8 @@ from functools import cache
 from itertools import accumulate
 
 from supermask.core.learned_masks import MaskLearning
-from supermask.core.masks import RankedGroup, ranked_groups
+from supermask.core.masks import RATE_KINDS, RankedGroup, ranked_groups
+from supermask.core.recipe import Recipe
 from supermask.engines.job import stack_settings
 from supermask.engines.selection import select_engine
 from supermask.store import CorruptEntry, Store
@@ -199,12 +200,15 @@ class CostModel:
         self.weights = plan.network.size
         self.validation_images, self.test_images = facts.validation_images, facts.test_images
         self.seconds_per_madd = SECONDS_PER_MADD
+        self._auto_engine = cache(
+            lambda learning, recipe: select_engine("auto", plan.network, "cpu", learning, recipe).engine
+        )
 
     def core_seconds(self, run: Run, first: int, density: float, engine: str) -> float:
         """Return the seconds of one core for a run from iteration `first` on, with a share `density` of the weights."""
-        if run.learning is not None and engine == "sparse":
-            # The sparse engine learns masks by some methods only.
-            engine = select_engine("auto", self.network, "cpu", run.learning).engine
+        if engine == "sparse":
+            # The sparse engine learns masks by some methods only, and has some settings only.
+            engine = self._auto_engine(run.learning, run.recipe)
         iterations = run.recipe.iterations - first
         madds = self.madds * (CONV_FACTOR if self.has_convolutions else 1.0)
         arithmetic = self._forward_passes(run, first) * madds * self.seconds_per_madd
@@ -307,11 +311,11 @@ def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus
         )
 
     @cache
-    def engine_for(learning: MaskLearning | None) -> str:
-        return select_engine("auto", plan.network, "cuda", learning).engine
+    def engine_for(learning: MaskLearning | None, recipe: Recipe) -> str:
+        return select_engine("auto", plan.network, "cuda", learning, recipe).engine
 
     def run_seconds(run: Run, first: int, density: float) -> tuple[float, int]:
-        engine = engine_for(run.learning)
+        engine = engine_for(run.learning, run.recipe)
         runs_at_once = stack if engine == "stacked" else 1
         seconds = _calibration(factors, run) * model.gpu_seconds(run, first, engine, runs_at_once)
         return seconds + COMMIT_SECONDS, runs_at_once
@@ -348,9 +352,11 @@ def _densities(plan: Plan) -> dict[str, float]:
         parent_kept = sizes if run.parent is None else kept[run.parent]
         step_rates, levels = (run.step.rates, run.step.levels) if run.step else ({}, 0)
         rates = {kind: step_rates.get("global", step_rates.get(kind, 0.0)) for kind in kinds.values()}
-        groups = ranked_groups(parent_kept, kinds, "layer", rates)
+        by_name = {name: rate for name, rate in step_rates.items() if name not in RATE_KINDS}
+        only, exclude = (run.step.only, run.step.exclude) if run.step else ((), ())
+        groups = ranked_groups(parent_kept, kinds, "layer", rates | by_name, only, exclude)
         kept[run.id] = {name: remaining(group, levels) for name, group in groups.items()}
-    return {run_id: sum(counts.values()) / weights for run_id, counts in kept.items()}
+    return {run_id: sum(counts.values()) / max(weights, 1) for run_id, counts in kept.items()}
 
 
 def _first_iterations(plan: Plan) -> dict[str, int]:

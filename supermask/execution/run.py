@@ -24,8 +24,8 @@ from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
 from supermask.store.files.disk import translate_os_errors
 from supermask.store.replay import load_step
-from supermask.study.networks import sequential_layers
-from supermask.study.plan import Plan, RunGraph, merge_plans
+from supermask.study.networks import examine_network, sequential_layers
+from supermask.study.plan import Plan, RunGraph, make_plan, merge_plans
 from supermask.study.run import Run
 from supermask.study.user_data import load_data
 
@@ -86,6 +86,7 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
     Raises UserError, SystemFailure, and StudyInterrupted on Ctrl-C: the same call resumes the study.
     """
     options.validate()
+    plans = [_with_examined_network(plan) for plan in plans]
     graph = merge_plans(plans)
     precision = validate_precision(options.precision, options.device)
     config = WorkerConfig(options.store.absolute(), data_dir(), options.engine, options.device, precision=precision)
@@ -122,6 +123,17 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
             listener(current, task, result)
 
         return execute(ExecutionRequest(graph, config, workers, on_end, options.keep, scheduler, live_status.on_start))
+
+
+def _with_examined_network(plan: Plan) -> Plan:
+    """Return the plan with the facts of its network. Imports a user's module that no run in the store has facts of.
+
+    Raises UserError for a module that cannot be used, before anything is trained.
+    """
+    if plan.network.facts is not None:
+        return plan
+    facts = examine_network(plan.network, plan.spec.image_shape, plan.spec.classes)
+    return replace(make_plan(plan.study, replace(plan.inputs, network_facts=facts)), notices=plan.notices)
 
 
 @contextmanager

@@ -91,6 +91,7 @@ RESULTS = (
 TRAINING = (
     *("iterations", "first_iteration", "optimizer", "lr", "batch_size", "evaluate_every"),
     *("momentum", "weight_decay", "lr_drops", "lr_drop_factor", "warmup"),
+    *("lr_schedule", "nesterov", "betas", "eps", "label_smoothing", "loss", "augment", "normalize", "precision"),
 )
 PROVENANCE_COLUMNS = ("seconds", "engine", "torch", "environment", "data_fingerprint", "data_note")
 HIDDEN_COLUMNS = ("id", "parent", "study", "treatment", "certificate", "status", "network", "dataset", "seed", "level")

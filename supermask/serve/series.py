@@ -45,6 +45,7 @@ DISTINGUISHING_COLUMNS = (
 
 RECIPE_COLUMNS = (
     *("optimizer", "lr", "iterations", "batch_size", "weight_decay", "momentum", "warmup", "lr_drops"),
+    *("lr_schedule", "nesterov", "betas", "eps", "label_smoothing", "loss", "augment", "normalize", "precision"),
     "evaluate_every",
 )
 """Further such columns; they do not apply to untrained networks."""

@@ -15,12 +15,15 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict
 
 from supermask.core.errors import UserError, quote
+from supermask.core.initializers import INITIALIZERS, OWN
 from supermask.core.recipe import Recipe
 from supermask.core.types import InitialState
 from supermask.datasets.locators import is_locator
 from supermask.datasets.specs import DATASETS, dataset_spec
+from supermask.networks.network import is_user_network
 from supermask.networks.registry import named_network
 from supermask.store.files.entry import CorruptEntry, Kind, RunFacts, Tensors
+from supermask.study.networks import NetworkFactsForm, read_network_facts
 from supermask.study.run import Run
 
 if TYPE_CHECKING:
@@ -107,6 +110,8 @@ class StepForm(TypedDict):
     rescaled: NotRequired[bool]
     criterion_source: NotRequired[Text | None]
     rescaled_before: NotRequired[bool]
+    only: NotRequired[list[Text]]
+    exclude: NotRequired[list[Text]]
 
 
 @with_config(_FORM)
@@ -124,6 +129,7 @@ class LearningForm(TypedDict):
     threshold: Number
     samples: Size
     hardened_at: list[Share]
+    others_lr: NotRequired[Positive]
 
 
 @with_config(_FORM)
@@ -247,6 +253,9 @@ class RunForm(TypedDict):
     data_source: NotRequired[Hash]
     data_options: NotRequired[DataOptionsForm]
     data_spec: NotRequired[DataSpecForm]
+    initializer: NotRequired[Text]
+    network_source: NotRequired[Hash]
+    network_facts: NotRequired[NetworkFactsForm]
     status: Literal["finished", "diverged", "certificate_failed"]
     metrics: MetricsForm
     kept: dict[str, Count]
@@ -327,13 +336,24 @@ def _check_identity(key: str, facts: RunFacts) -> None:
         raise CorruptEntry(key, f"its facts are not those of a run that this version knows: {error}") from error
     if run.id != key or facts["id"] != key:
         raise CorruptEntry(key, f"its facts are those of run {run.id}")
-    if reason := _unknown_data(run):
-        raise CorruptEntry(key, reason)
-    if reason := _unknown_network(run.network, run.dataset, run.spec.image_shape, run.spec.classes):
+    if reason := _unknown_data(run) or _unusable_network(run):
         raise CorruptEntry(key, reason)
     # Tables divide by the first and show both.
     if sum(facts["kept"].values()) > facts["weights"]:
         raise CorruptEntry(key, "it keeps more weights than it has")
+
+
+def _unusable_network(run: Run) -> str:
+    """Return why this version cannot read a run's network; empty if it can."""
+    if run.initializer is not None and run.initializer not in (*INITIALIZERS, OWN):
+        return f"this version knows no initializer {quote(run.initializer)}"
+    if not is_user_network(run.network):
+        return _unknown_network(run.network, run.dataset, run.spec.image_shape, run.spec.classes)
+    if run.network_facts is None or read_network_facts(run.network_facts.to_data()) is None:
+        return f"the facts of network {quote(run.network)} are missing or contradict themselves"
+    # Facts may claim any size; beyond this no machine could have trained it.
+    size = sum(tensor.size for tensor in run.network_facts.tensors)
+    return f"network {quote(run.network)} is too large" if size > MAX_WEIGHTS else ""
 
 
 def _unknown_data(run: Run) -> str:

@@ -6,16 +6,18 @@ results does not: from any folder, without the data and without the code, the st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.datasets.loading import DataIdentity, identify
 from supermask.datasets.specs import DATASETS, DatasetSpec
+from supermask.networks.network import is_user_network
 from supermask.store.files.entry import CorruptEntry
 from supermask.store.run_store import Store
 from supermask.study import Study
+from supermask.study.networks import network_source
 from supermask.study.plan import Plan, PlanInputs, make_plan
 from supermask.study.run import Run
 from supermask.study.user_code import UserModuleNotFound, code_sha256
@@ -33,9 +35,10 @@ class _StoredData:
     def __str__(self) -> str:
         return _describe_data(self.fingerprint)
 
-    def plan(self, study: Study, criterion_sources: Mapping[str, str]) -> Plan:
-        """Return the plan of a study on these data."""
-        return make_plan(study, PlanInputs(self.fingerprint, criterion_sources, self.source, self.spec))
+    def plan(self, study: Study, code: PlanInputs) -> Plan:
+        """Return the plan of a study on these data; `code`: the sources of user code."""
+        inputs = replace(code, data_fingerprint=self.fingerprint, data_source=self.source, data_spec=self.spec)
+        return make_plan(study, inputs)
 
 
 def plan_study(study: Study, store: Store, data_dir: Path | None = None, call_user_code: bool = False) -> Plan:
@@ -49,26 +52,33 @@ def plan_study(study: Study, store: Store, data_dir: Path | None = None, call_us
     """
     notices: list[str] = []
     stored: list[Run] | None = None
-    sources: dict[str, str] = {}
+    criteria: dict[str, str] = {}
+    losses: dict[str, str] = {}
     source: str | None = None
-    for name in study.user_criteria:
+    named = [("criterion", name, criteria) for name in study.user_criteria]
+    for kind, name, sources in [*named, *(("loss", name, losses) for name in study.user_losses)]:
         try:
             sources[name] = code_sha256(name)
         except UserModuleNotFound as error:
             stored = _stored_runs(study, store) if stored is None else stored
-            sources[name] = _stored_source(study, name, stored, error)
-            notices.append(f"criterion {name!r}: {error} Shown as the runs in the store were made.")
+            sources[name] = _stored_source(study, kind, name, stored, error)
+            notices.append(f"{kind} {name!r}: {error} Shown as the runs in the store were made.")
+    code = PlanInputs(criterion_sources=criteria, loss_sources=losses)
+    if is_user_network(study.network):
+        stored = _stored_runs(study, store) if stored is None else stored
+        code, notice = _with_network(code, study, stored)
+        notices += [notice] if notice else []
     try:
         source = data_source(study.dataset)
         identity = _identify(study, source, data_dir, call_user_code)
-        inputs = PlanInputs(identity.fingerprint, sources, source, identity.spec)
+        inputs = replace(code, data_fingerprint=identity.fingerprint, data_source=source, data_spec=identity.spec)
     except (UserError, SystemFailure) as error:
         stored = _stored_runs(study, store) if stored is None else stored
         if source is not None:
             stored = [run for run in stored if run.data_source == source]
-        if study.dataset not in DATASETS and (call_user_code or not _stored_data(study, stored, sources)):
+        if study.dataset not in DATASETS and (call_user_code or not _stored_data(study, stored, code)):
             raise  # Nobody knows the shapes of these data, or they are wanted for training.
-        plan = _plan_for_stored_data(study, stored, sources)
+        plan = _plan_for_stored_data(study, stored, code)
         if source is not None:
             return replace(plan, notices=tuple(notices))  # The function was called for these runs: nothing is missing.
         problem = str(error).splitlines()[0].rstrip(".:")
@@ -85,7 +95,7 @@ def plan_study(study: Study, store: Store, data_dir: Path | None = None, call_us
     plan = make_plan(study, inputs)
     if not plan.runs.keys() & store.run_ids():
         stored = _stored_runs(study, store) if stored is None else stored
-        for data, count in _stored_data(study, stored, sources).items():
+        for data, count in _stored_data(study, stored, code).items():
             notices.append(
                 f"{count:,} runs of this study in the store are on other data ({data}) than is "
                 f"found here ({_describe_data(inputs.data_fingerprint)}), and are not shown: set SUPERMASK_DATA to the "
@@ -123,28 +133,63 @@ def _stored_runs(study: Study, store: Store) -> list[Run]:
     return runs
 
 
-def _stored_source(study: Study, name: str, stored: Iterable[Run], error: UserModuleNotFound) -> str:
-    sources = {run.step.criterion_source for run in stored if run.step and run.step.criterion == name} - {None}
+def _with_network(code: PlanInputs, study: Study, stored: Iterable[Run]) -> tuple[PlanInputs, str]:
+    """Return the inputs with the source and the facts of the user's network, and a notice or an empty string.
+
+    The code is not imported: the facts are those of the store's runs, and `supermask run` finds those of a new network.
+    """
+    runs = [run for run in stored if run.network == study.network and run.network_source is not None]
+    notice = ""
+    try:
+        source = network_source(study.network)
+    except UserModuleNotFound as error:
+        versions = sorted({str(run.network_source) for run in runs})
+        if len(versions) > 1:
+            listed = ", ".join(version[:12] for version in versions)
+            raise UserError(
+                f"{error} The store has runs of {len(versions)} versions of it ({listed}): run the command in the "
+                "folder with the version that you mean."
+            ) from None
+        if not versions:
+            raise
+        source, notice = versions[0], f"{error} Shown as the runs in the store were made."
+    facts = next((run.network_facts for run in runs if run.network_source == source), None)
+    if facts is None:
+        notice = (
+            f"network {quote(study.network)} is not imported for a plan: `supermask run` examines it first, and its "
+            "tensors, weights and costs are known then."
+        )
+    return replace(code, network_source=source, network_facts=facts), notice
+
+
+def _stored_source(study: Study, kind: str, name: str, stored: Iterable[Run], error: UserModuleNotFound) -> str:
+    if kind == "criterion":
+        sources = {run.step.criterion_source for run in stored if run.step and run.step.criterion == name} - {None}
+    else:
+        sources = {run.recipe.loss_source for run in stored if run.recipe.loss == name} - {None}
     if len(sources) > 1:
         versions = ", ".join(sorted(str(source)[:12] for source in sources))
         raise UserError(
-            f"criterion {name!r}: {error} The store has runs of {len(sources)} versions of it ({versions}): run the "
+            f"{kind} {name!r}: {error} The store has runs of {len(sources)} versions of it ({versions}): run the "
             "command in the folder with the version that you mean."
         )
     if not sources:
-        raise UserModuleNotFound(f"study {study.name!r}: criterion {name!r}: {error}")
+        raise UserModuleNotFound(f"study {study.name!r}: {kind} {name!r}: {error}")
     return str(sources.pop())
 
 
-def _stored_data(study: Study, stored: Iterable[Run], sources: dict[str, str]) -> dict[_StoredData, int]:
-    """Return data -> number of the store's runs that belong to this study on those data."""
+def _stored_data(study: Study, stored: Iterable[Run], code: PlanInputs) -> dict[_StoredData, int]:
+    """Return data -> number of the store's runs that belong to this study on those data.
+
+    `code`: the sources of user code.
+    """
     stored = list(stored)
     ids = {run.id for run in stored}
     distinct = {_StoredData(run.data_fingerprint, run.data_source, run.data_spec) for run in stored}
     counts = {}
     for data in sorted(distinct, key=lambda item: (item.fingerprint or "", item.source or "")):
         try:
-            runs = data.plan(study, sources).runs
+            runs = data.plan(study, code).runs
         except UserError:
             continue  # Data with fewer images than the study asks for.
         if count := len(runs.keys() & ids):
@@ -152,8 +197,8 @@ def _stored_data(study: Study, stored: Iterable[Run], sources: dict[str, str]) -
     return counts
 
 
-def _plan_for_stored_data(study: Study, stored: Iterable[Run], sources: dict[str, str]) -> Plan:
-    counts = _stored_data(study, stored, sources)
+def _plan_for_stored_data(study: Study, stored: Iterable[Run], code: PlanInputs) -> Plan:
+    counts = _stored_data(study, stored, code)
     if len(counts) > 1:
         parts = "; ".join(f"{count:,} on {data}" for data, count in counts.items())
         raise UserError(
@@ -161,7 +206,7 @@ def _plan_for_stored_data(study: Study, stored: Iterable[Run], sources: dict[str
             f"{quote(study.dataset)} ({parts}), which no mean may mix: set SUPERMASK_DATA to the folder with the data "
             "that you mean."
         )
-    return next(iter(counts), _StoredData(None, None, None)).plan(study, sources)
+    return next(iter(counts), _StoredData(None, None, None)).plan(study, code)
 
 
 def _describe_data(fingerprint: str | None) -> str:

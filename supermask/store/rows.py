@@ -13,6 +13,7 @@ from typing import Any
 from supermask.core.criteria import ALL_CRITERIA
 from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.core.masks import ranked_groups
+from supermask.core.recipe import CROSS_ENTROPY, ChannelStatistics, Recipe
 from supermask.core.text import Row
 from supermask.core.types import LearningCurve
 from supermask.networks.network import Network
@@ -75,7 +76,8 @@ def plan_rows(plan: Plan, store: Store | None) -> tuple[list[Row], list[str]]:
         if store is not None and facts is not None and run.learning is not None:
             row["validation_rise"] = _stored_rise(store, run.id)
         run_labels = labels.get(run.id, {})
-        row["treatment"] = TREATMENT_SEPARATOR.join(run_labels) or AUXILIARY if run.level else DENSE
+        is_common_dense = run.level == 0 and plan.has_one_dense_network
+        row["treatment"] = DENSE if is_common_dense else TREATMENT_SEPARATOR.join(run_labels) or AUXILIARY
         if run.level and run_labels:
             # Level 1 is the same run under both schedules; only the study says under which one it was requested.
             row["schedule"] = TREATMENT_SEPARATOR.join(dict.fromkeys(schedules[label] for label in run_labels))
@@ -119,17 +121,17 @@ def study_names(store: Store) -> dict[str, str]:
     return {run_id: TREATMENT_SEPARATOR.join(studies) for run_id, studies in names.items()}
 
 
-def _names_user_code(data: Any, is_criterion: bool = False) -> bool:
-    """Return whether a study's data names a criterion that is not one of the package's."""
+def _names_user_code(data: Any, is_function: bool = False) -> bool:
+    """Return whether a study's data names a criterion or a loss that is not one of the package's."""
     if isinstance(data, dict):
-        return any(_names_user_code(value, is_criterion or key in _CODE_KEYS) for key, value in data.items())
+        return any(_names_user_code(value, is_function or key in _CODE_KEYS) for key, value in data.items())
     if isinstance(data, list):
-        return any(_names_user_code(value, is_criterion) for value in data)
-    return is_criterion and isinstance(data, str) and data not in ALL_CRITERIA
+        return any(_names_user_code(value, is_function) for value in data)
+    return is_function and isinstance(data, str) and data not in (*ALL_CRITERIA, CROSS_ENTROPY)
 
 
-_CODE_KEYS = ("criterion", "start_from")
-"""Keys of a treatment that may name a user's function."""
+_CODE_KEYS = ("criterion", "start_from", "loss")
+"""Keys that may name a user's function."""
 
 MAX_STUDY_NOTES = 100
 """Notes that are planned for the column `study`; of more, the latest."""
@@ -266,6 +268,7 @@ def _row(run: Run, facts: RunFacts | None) -> Row:
         "train_images": run.data_options.train_images,
         "label_noise": run.data_options.label_noise or None,
         "validation_images": run.data_options.validation,
+        **_training_options(recipe),
         "trained": run.is_trained,
     }
     learning = run.learning
@@ -296,6 +299,31 @@ def _row(run: Run, facts: RunFacts | None) -> Row:
             **{f"prune_rate_{kind}": rate for kind, rate in step.rates.items() if f"prune_rate_{kind}" in COLUMNS},
         }
     return row if facts is None else row | _result_columns(facts)
+
+
+def _training_options(recipe: Recipe) -> Row:
+    """Return the columns of settings that most recipes have at their default."""
+    is_adam = recipe.optimizer in ("adam", "adamw")
+    augment, normalize = recipe.augment, recipe.normalize
+    parts = [f"crop={augment.crop}"] if augment.crop else []
+    parts += ["flip"] if augment.flip else []
+    parts += [f"cutout={augment.cutout}"] if augment.cutout else []
+    if isinstance(normalize, ChannelStatistics):
+        mean, std = (",".join(f"{value:g}" for value in values) for values in (normalize.mean, normalize.std))
+        normalize_text = f"mean={mean} std={std}"
+    else:
+        normalize_text = normalize
+    return {
+        "lr_schedule": recipe.schedule,
+        "nesterov": recipe.nesterov,
+        "betas": " ".join(f"{beta:g}" for beta in recipe.betas) if is_adam else None,
+        "eps": recipe.eps if is_adam else None,
+        "label_smoothing": recipe.label_smoothing,
+        "loss": recipe.loss,
+        "augment": " ".join(parts) or None,
+        "normalize": normalize_text,
+        "precision": recipe.precision,
+    }
 
 
 def _result_columns(facts: RunFacts) -> Row:
@@ -352,14 +380,25 @@ def _planned_columns(run: Run, network: Network, learned: bool) -> Row:
     A learned mask keeps as many weights as training decides, and so do the levels pruned from it.
     """
     if learned:
-        return {"weights": network.size, "certificate": None}
-    rates = tuple(sorted(run.step.rates.items())) if run.step else ()
-    weights, kept = _planned_counts(network, run.step.scope if run.step else "layer", rates, run.level)
+        return {"weights": network.size or None, "certificate": None}
+    step = run.step
+    rates = tuple(sorted(step.rates.items())) if step else ()
+    scope, only, exclude = (step.scope, step.only, step.exclude) if step else ("layer", (), ())
+    weights, kept = _planned_counts(network, scope, rates, only, exclude, run.level)
+    if not weights:
+        return {"certificate": None}  # A user's network that was not examined yet.
     return {"weights": weights, "kept": kept, "density": kept / weights, "certificate": None}
 
 
 @lru_cache(maxsize=1024)
-def _planned_counts(network: Network, scope: str, rates: tuple[tuple[str, float], ...], level: int) -> tuple[int, int]:
+def _planned_counts(
+    network: Network,
+    scope: str,
+    rates: tuple[tuple[str, float], ...],
+    only: tuple[str, ...],
+    exclude: tuple[str, ...],
+    level: int,
+) -> tuple[int, int]:
     """Return (weights, weights kept at a level). Cached: a plan has few distinct arguments and thousands of runs."""
     tensors = network.tensors
     sizes = {name: tensor.size for name, tensor in tensors.items()}
@@ -367,5 +406,6 @@ def _planned_counts(network: Network, scope: str, rates: tuple[tuple[str, float]
     if level == 0:
         return weights, weights
     # Each level rounds its own count, so `weights * (1 - rate) ** level` would be wrong by some weights.
-    groups = ranked_groups(sizes, {name: tensor.kind for name, tensor in tensors.items()}, scope, dict(rates))
+    kinds = {name: tensor.kind for name, tensor in tensors.items()}
+    groups = ranked_groups(sizes, kinds, scope, dict(rates), only, exclude)
     return weights, sum(group.remaining(level) for group in groups.values())

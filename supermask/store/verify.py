@@ -32,7 +32,7 @@ from supermask.store.records import decode_curve, decode_logits, decode_masks, d
 from supermask.store.replay import (
     SnapshotMissing,
     StateReplayer,
-    UserCriterionNotLoaded,
+    UserCodeNotLoaded,
     step_streams,
 )
 from supermask.study.networks import run_network
@@ -119,7 +119,7 @@ def verify_run(store: Store, replayer: StateReplayer, run_id: str, has_children:
     try:
         result = _verify_entry(store, replayer, entry, run_id, has_children)
         return replace(result, notes=certificate_notes(entry.facts))
-    except (SnapshotMissing, UserCriterionNotLoaded) as missing:
+    except (SnapshotMissing, UserCodeNotLoaded) as missing:
         return VerificationResult(run_id, "partly", f"its initial state cannot be replayed: {missing}")
     except CorruptEntry as damage:
         if damage.key != run_id:
@@ -149,7 +149,7 @@ def _verify_snapshot(store: Store, replayer: StateReplayer, key: str) -> Verific
         point: Snapshot = int(name.removeprefix("iteration_")) if name.startswith("iteration_") else name  # type: ignore[assignment]
         replayer.parent_run(run_id).points[point]
         return VerificationResult(key, "held")
-    except (SnapshotMissing, UserCriterionNotLoaded) as missing:
+    except (SnapshotMissing, UserCodeNotLoaded) as missing:
         return VerificationResult(key, "partly", f"the initial state of its run cannot be replayed: {missing}")
     except CorruptEntry as damage:
         if damage.key != key:

@@ -22,6 +22,7 @@ from supermask.analysis.comparisons import (
     published_rows,
     published_values,
     read_csv_results,
+    row_results,
 )
 from supermask.analysis.comparisons.formats import format_csv, format_json, format_text
 from supermask.analysis.comparisons.other_results import OtherResults
@@ -239,6 +240,14 @@ def test_unknown_treatments_are_refused_with_the_nearest_name(
     with pytest.raises(UserError) as error:
         compare_results(our_rows(), others, ACCURACY, LABELS, "study", names=names)
     assert message in str(error.value)
+
+
+def test_rows_of_several_settings_are_refused() -> None:
+    rows = our_rows()
+    with pytest.raises(UserError, match=r"several runs of treatment 'dense' at level 0 with seed 0: rows of several"):
+        compare_results([*rows, *our_rows(seed=3)], theirs(rows), ACCURACY, LABELS, "study")
+    with pytest.raises(UserError, match="rows of several settings"):
+        row_results([*rows, *rows], ACCURACY, "rows.parquet")
 
 
 def test_no_common_level_is_refused() -> None:

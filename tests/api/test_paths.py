@@ -54,9 +54,11 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "claims": [(STORE, "scale=digits")],
     "report": [("~/small.yaml", STORE, "--out=~/new/r.html")],
     "serve": [],
-    "pack": [("RUN", "~/ticket", STORE)],
+    "pack": [("RUN", "~/ticket", STORE), ("RUN", "--to-folder=~/new/folder", STORE)],
     "inspect": [("~/packed",)],
     "eval": [("~/packed",)],
+    "tickets build": [("--out=~/new/registry", STORE)],
+    "tickets find": [("~/registry",)],
     "masks": [("~/packed", "RUN", STORE, "--only=density", "--out=~/new/masks")],
     "data inspect": [("npz:~/own.npz", "--out=~/new/sheet.png")],
     "data get": [("mnist", "--out=~/data")],
@@ -66,7 +68,11 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
 
 
 def test_every_command_with_a_path_is_tested() -> None:
-    assert set(COMMANDS) == set(cli_reference.commands()) - {"studies", "data list"}
+    assert set(COMMANDS) == set(cli_reference.commands()) - {"studies", "push", "data list"}
+
+
+def test_tilde_in_push(home: Path) -> None:
+    assert f"{home}/new has no ticket.safetensors" in refused(call("push", "~/new", "me/ticket"))
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "reproduce"])
@@ -74,6 +80,8 @@ def test_tilde_in_options_and_arguments(
     command: str, stored: Carried, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call("pack", stored.run_id(1), home / "packed", "--store", home / "store").status == 0
+    if command == "tickets find":
+        assert call("tickets", "build", "--out", home / "registry", "--store", home / "store").status == 0
     write_npz(home / "own.npz")
     downloaded = {home / "data": [home / "own.npz"]}
     monkeypatch.setattr("supermask.api.data.download", lambda name, folder, mirror: downloaded[folder])

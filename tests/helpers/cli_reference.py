@@ -46,16 +46,14 @@ Python: `supermask.api` has one function per command, with the same arguments; i
 
 
 def commands() -> dict[str, Callable[..., None]]:
-    """Return the live command table: name -> function of the command. A group and its command are two words."""
+    """Return the live command table: name -> function of the command. Commands of a group are named `group command`."""
     table = {}
-    for command in app.registered_commands:
-        assert command.callback is not None
-        table[command.name or command.callback.__name__] = command.callback
-    for group in app.registered_groups:
-        assert group.typer_instance is not None
-        for command in group.typer_instance.registered_commands:
+    groups = [(f"{group.name} ", group.typer_instance) for group in app.registered_groups]
+    for prefix, part in [("", app), *groups]:
+        assert part is not None
+        for command in part.registered_commands:
             assert command.callback is not None
-            table[f"{group.name} {command.name or command.callback.__name__}"] = command.callback
+            table[prefix + (command.name or command.callback.__name__)] = command.callback
     return table
 
 
@@ -72,10 +70,10 @@ def page() -> str:
 
 
 def _section(name: str, command: Callable[..., None]) -> Iterator[str]:
-    found: Any = get_command(app)
+    parsed: Any = get_command(app)
     for word in name.split():
-        found = found.commands[word]
-    parameters = found.params
+        parsed = parsed.commands[word]
+    parameters = parsed.params
     arguments = [_argument(p) for p in parameters if p.param_type_name == "argument"]
     yield f"## supermask {' '.join([name, *arguments])}\n"
     yield inspect.cleandoc(command.__doc__ or "").partition("Example:")[0].strip() + "\n"
@@ -87,7 +85,8 @@ def _section(name: str, command: Callable[..., None]) -> Iterator[str]:
 
 
 def _argument(parameter: Any) -> str:
-    return _metavar(parameter) if parameter.required else f"[{_metavar(parameter)}]..."
+    many = "..." if parameter.nargs == -1 else ""
+    return _metavar(parameter) if parameter.required else f"[{_metavar(parameter)}]{many}"
 
 
 def _metavar(parameter: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def rows_for(plan: Plan, factor: float = 1.0) -> list[Row]:
     for run in plan.runs.values():
         label = labels.get(run.id, "dense") if run.level else "dense"
         loss = {"small_final": 0.1, "random": 0.05}.get(label, 0.0) * run.level
-        noise = 0.001 * ((run.seed + 1) * (sum(map(ord, label)) + run.level) % 7)
+        noise = 1e-6 * (zlib.crc32(f"{label} {run.seed} {run.level}".encode()) % 4000)
         rows.append(
             {
                 "id": run.id,
@@ -112,6 +113,10 @@ def test_the_takeaway_names_those_that_differ_and_those_that_do_not() -> None:
         "Takeaway: against large_final, random and small_final are worse at some level; movement is different at no "
         "level."
     )
+    names = {"random": "random, again", "small_final": "small"}
+    renamed = [row | {"treatment": names.get(str(row["treatment"]), row["treatment"])} for row in rows_for(plan)]
+    text = takeaway(summarize(renamed, ["large_final", "random, again", "small"], "large_final", ACCURACY))
+    assert text == 'Takeaway: against large_final, "random, again" and small are worse at some level.'
     one = [row for row in rows_for(plan) if row["seed"] == 0]
     assert takeaway(summarize(one, labels, "large_final", ACCURACY)) == ""
 

@@ -317,7 +317,7 @@ WRONG_OVERRIDES = {
     "train.epoch=3": "train has no key 'epoch'; did you mean 'epochs'? Allowed: optimizer, lr, ",
     "epochs=3": "a study has no key 'epochs'; did you mean 'train.epochs'? Allowed: title, network, ",
     "prune.rates.hidden=1.2": "prune.rates.hidden: 1.2 is not a prune rate: it is the share of the surviving weights "
-    "removed per level, above 0 and below 1.",
+    "removed per level, at least 0 (never pruned) and below 1.",
     "prune.rates.global=0": "prune.rates.global: 0 is not a prune rate",
     "seeds=0": "seeds: 0 is not a number of seeds",
     "scale=labtop": "scale 'labtop' is not known; did you mean 'laptop'? this study has: small, laptop, wrong.",

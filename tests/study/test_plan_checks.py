@@ -53,7 +53,7 @@ def test_the_count_is_an_upper_bound_of_the_runs(study: str, scale: str) -> None
 
 def find_ineffective(made: plan.Plan) -> list[str]:
     dense = next(iter(made.runs.values()))
-    return ineffective_settings(made.study, dense.recipe, made.network, dense.data_options.num_training(dense.spec))
+    return ineffective_settings(made.study, made.network, dense.data_options.num_training(dense.spec))
 
 
 def warnings(data: dict[str, Any]) -> list[str]:

@@ -194,12 +194,19 @@ def _opposite_cell(clause: Clause, label: str, cell: LevelValues, evidence: Clai
     # The dense network has no measure of learned masks: its accuracy at early stopping takes part instead.
     is_mask_measure = label == DENSE and clause.measure in LEARNED_MASK_MEASURES
     measure = "early_stop_test_accuracy" if is_mask_measure else clause.measure
-    cells = (evidence.best_level if clause.at == "best" else evidence.levels)(label, measure)
+    cells = (evidence.best_level if clause.at == "best" else evidence.levels)(
+        _row_label(clause, label, evidence), measure
+    )
     if clause.at == "best" or label == DENSE:
         return next(iter(cells.values()), None)
     other = cells.get(cell.level)
     is_as_dense = other is not None and math.isclose(cell.remaining, other.remaining, rel_tol=DENSITY_TOLERANCE)
     return other if is_as_dense else None
+
+
+def _row_label(clause: Clause, label: str, evidence: ClaimData) -> str:
+    """The label of a side's rows: `dense` is the dense network that the clause's treatment is pruned from."""
+    return evidence.dense_label(clause.treatment) if label == DENSE else label
 
 
 def _cell(sides: Sides) -> _Cell:
@@ -349,8 +356,9 @@ def _missing(clause: Clause, evidence: ClaimData, places: Sequence[tuple[LevelVa
     numbers = {cell.level for cell, _ in places}
     missing: list[str] = []
     for label in _treatments(clause):
-        levels = evidence.level_numbers(label) if clause.at == "best" else {0} if label == DENSE else numbers
-        missing += evidence.describe_missing(label, levels)
+        rows = _row_label(clause, label, evidence)
+        levels = evidence.level_numbers(rows) if clause.at == "best" else {0} if label == DENSE else numbers
+        missing += evidence.describe_missing(rows, levels)
     return missing
 
 

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from supermask.core.text import Row, Value
 from supermask.store.rows import check_same_data
-from supermask.store.tables import DENSE, treatment_labels
+from supermask.store.tables import DENSE, TREATMENT_SEPARATOR, treatment_labels
 from supermask.study import Study
 from supermask.study.claims import ITERATION_MEASURE
 
@@ -52,9 +52,16 @@ class ClaimData:
             t.label for t in study.treatments if t.supermask is not None and t.num_levels(study.prune) > 0
         }
         for row in rows:
-            for label in [DENSE] if row["level"] == 0 else treatment_labels(row):
-                if not (row.get("supermask") and label in trained_further):
+            for label in treatment_labels(row):
+                if row["level"] == 0:
+                    self._rows[label if label == DENSE else _own_dense_label(label)].append(row)
+                elif not (row.get("supermask") and label in trained_further):
                     self._rows[label].append(row)
+
+    def dense_label(self, treatment: str) -> str:
+        """Label of the dense network that a treatment is pruned from: `dense`, unless it has one of its own."""
+        own = _own_dense_label(treatment)
+        return own if own in self._rows else DENSE
 
     @property
     def setting(self) -> str:
@@ -68,7 +75,7 @@ class ClaimData:
         return {int(row["level"] or 0) for row in self._rows[label]}
 
     def levels(self, label: str, measure: str) -> dict[int, LevelValues]:
-        """Level -> values of a treatment, or of the dense network (label `dense`, level 0)."""
+        """Level -> values of a treatment, or of a dense network (label from `dense_label`, level 0)."""
         levels: dict[int, list[Row]] = defaultdict(list)
         for row in self._rows[label]:
             levels[int(row["level"] or 0)].append(row)
@@ -131,6 +138,11 @@ class ClaimData:
             more = f" and {len(rows) - MAX_LISTED_RUNS} more" if len(rows) > MAX_LISTED_RUNS else ""
             sentences.append(f"{label}: {len(rows)} {status.replace('_', ' ')} ({', '.join(names)}{more})")
         return sentences
+
+
+def _own_dense_label(treatment: str) -> str:
+    # No label of a treatment contains the separator of labels.
+    return f"dense network{TREATMENT_SEPARATOR}{treatment}"
 
 
 def _cell(level: int, rows: Sequence[Row], measure: str) -> LevelValues:

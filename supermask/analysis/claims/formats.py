@@ -57,11 +57,12 @@ def count_line(findings: Sequence[ClaimFinding]) -> str:
 
 def format_markdown(findings: Sequence[ClaimFinding]) -> str:
     """A table with one row per claim, then a section per claim with its clauses."""
-    lines = ["| | claim | verdict | what it comes down to |", "|---|---|---|---|"]
+    lines = ["| | claim | runs | verdict | what it comes down to |", "|---|---|---|---|---|"]
     for claim in findings:
         cells = (
             _escape_markdown(claim.name),
             _escape_markdown(claim.statement),
+            _escape_markdown(claim.setting or "none"),
             f"**{claim.verdict}**",
             _escape_markdown(claim.sentence),
         )

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from supermask.analysis.comparisons.other_results import OtherResult, OtherResults
+from supermask.analysis.comparisons.other_results import OtherResult, OtherResults, check_distinct_runs
 from supermask.analysis.stats import Comparison, Equivalence, compare, equivalence, holm
 from supermask.analysis.summary import DENSITY_TOLERANCE, Metric, check_one_experiment
 from supermask.core.errors import UserError, did_you_mean, quote
@@ -83,18 +83,23 @@ class ResultComparison:
     """Our results beside those of others."""
 
     study: str
+    """Name of the study."""
     subject: str
     """Network and dataset."""
     source: str
     """File or store of the others' results."""
     metric: Metric
+    """The quantity that is compared, with its unit."""
     margin: float | None
+    """Margin of equivalence in the metric's unit; None if equivalence is not tested."""
     cells: tuple[CellComparison, ...]
+    """One per treatment and level with runs on both sides, in the order of the study."""
     shared_runs: int
     """Runs of the same treatment, level and seed on both sides."""
     equal_runs: int
     """Of these, runs with exactly the same value."""
     notes: tuple[str, ...]
+    """Sentences on how the others' results were read, and on what is left out."""
 
     @property
     def total(self) -> TreatmentCounts:
@@ -184,9 +189,10 @@ def _our_groups(rows: Sequence[Row], metric: Metric) -> dict[tuple[str, int], _G
     for row in rows:
         value = row.get(metric.column)
         if row.get("status") == "finished" and isinstance(value, int | float) and math.isfinite(value):
-            for label in [DENSE] if row["level"] == 0 else treatment_labels(row):
+            for label in treatment_labels(row):
                 if label != AUXILIARY:
                     grouped[label, int(row["level"] or 0)].append(row)
+    check_distinct_runs((label, level, row["seed"]) for (label, level), group in grouped.items() for row in group)
     return {
         (label, level): _Group(
             label,

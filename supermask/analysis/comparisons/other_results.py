@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -148,9 +148,23 @@ def row_results(rows: Sequence[Row], metric: Metric, source: str) -> OtherResult
             for label in treatment_labels(row)
             if label != AUXILIARY
         ]
+    check_distinct_runs((result.treatment, result.level, result.seed) for result in results)
     if not results:
         raise UserError(f"{source} has no finished run of this study with {metric.column}.")
     return OtherResults(source, tuple(results))
+
+
+def check_distinct_runs(runs: Iterable[tuple[str, object, object]]) -> None:
+    """Raise UserError if two runs have the same treatment, level and seed: rows of several settings, such as scales."""
+    seen: set[tuple[str, object, object]] = set()
+    for run in runs:
+        if run in seen:
+            treatment, level, seed = run
+            raise UserError(
+                f"there are several runs of treatment {quote(treatment)} at level {level} with seed {seed}: rows of "
+                "several settings. Select one with scale=NAME or KEY=VALUE."
+            )
+        seen.add(run)
 
 
 def _read_lines(path: Path, columns: TableColumns) -> Iterator[tuple[int, Mapping[str, str]]]:

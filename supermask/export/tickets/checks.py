@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import prod
-from typing import Literal
+from math import isfinite, prod
+from typing import Literal, TypeGuard
 
 from supermask.core.errors import UserError, quote
 from supermask.core.masks import ALL_TENSORS, count_kept, ranked_groups
 from supermask.core.types import InitialState
 from supermask.datasets import ImageDataset
-from supermask.datasets.specs import DatasetSpec
+from supermask.datasets.images import split_data
+from supermask.datasets.specs import DataOptions, DatasetSpec
 from supermask.export.tickets.model import Ticket, get_fact, mask_mismatch, ticket_network
 from supermask.networks.registry import named_network
 from supermask.store.records import state_hash
@@ -97,9 +98,11 @@ def _check_counts(ticket: Ticket) -> Check:
     scope = get_fact(ticket, str, "run", "step", "scope")
     # A rate that the ticket does not name prunes nothing: it is not trusted to name all of them.
     rates = dict.fromkeys({*kinds.values(), "global"}, 0.0) | rates
+    patterns = [get_fact(ticket, list, "run", "step", key) or [] for key in ("only", "exclude")]
+    only, exclude = ([str(pattern) for pattern in part] for part in patterns)
+    groups = ranked_groups(sizes, kinds, scope or "layer", rates, only, exclude)
     if scope == "global":
-        counts = {ALL_TENSORS: sum(counts.values())}
-    groups = ranked_groups(sizes, kinds, scope or "layer", rates)
+        counts[ALL_TENSORS] = sum(counts[name] for name in sizes if name not in groups)
     expected = {name: group.remaining(level) for name, group in groups.items()}
     return _to_check(
         promise,
@@ -159,8 +162,8 @@ class Evaluation:
 def evaluate(ticket: Ticket, images: ImageDataset, device: str = "cpu") -> Evaluation:
     """Measure the accuracy of a ticket's network on the test images of a data set.
 
-    Pixels are scaled, and of equal logits the first counts, as in the evaluation of runs.
-    Raises UserError for a module without a known network, for data that does not fit, and if a tensor is missing.
+    Pixels are scaled, and normalized as its run's were, and of equal logits the first counts, as in the evaluation of
+    runs. Raises UserError for a module without a known network, for data that does not fit, and if a tensor is missing.
     """
     check_fit(ticket, images.facts)
     stored, source = stored_accuracy(ticket) or (None, None)
@@ -191,6 +194,43 @@ def check_fit(ticket: Ticket, spec: DatasetSpec | None) -> None:
         raise UserError(f"the ticket does not fit {spec.name}: {mismatch}. It was made for {ticket.dataset}.")
 
 
+def input_statistics(ticket: Ticket, images: ImageDataset) -> tuple[list[float], list[float]] | None:
+    """Return mean and standard deviation per channel by which the ticket's run normalized its inputs; None if by none.
+
+    Raises UserError if the ticket's facts do not say which, or if its run was trained on more images than there are.
+    """
+    recipe = get_fact(ticket, dict, "run", "recipe") or {}
+    normalize = recipe.get("normalize", "none")
+    if normalize == "none":
+        return None
+    if normalize == "per_channel" and ticket.seed is not None:
+        # Label noise changes no pixel; the other options say which images were trained on.
+        stored = get_fact(ticket, dict, "run", "data_options") or {}
+        counts = {key: stored[key] for key in ("train_images", "validation") if _is_count(stored.get(key))}
+        options = DataOptions(**counts).resolve(images.facts)
+        statistics = split_data(images, ticket.seed, options).channel_statistics
+        return list(statistics.mean), list(statistics.std)
+    mean, std = (normalize.get(key) for key in ("mean", "std")) if isinstance(normalize, dict) else (None, None)
+    channels = images.facts.image_shape[0]
+    if _is_per_channel(mean, channels) and _is_per_channel(std, channels):
+        return mean, std
+    raise UserError(
+        f"the ticket's run normalized its inputs in a way that this version does not know: {quote(normalize)}."
+    )
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value > 0
+
+
+def _is_per_channel(column: object, channels: int) -> TypeGuard[list[float]]:
+    return (
+        isinstance(column, list)
+        and len(column) == channels
+        and all(type(value) in (int, float) and isfinite(value) for value in column)
+    )
+
+
 def _count_correct(ticket: Ticket, images: ImageDataset, device: str) -> int:
     import torch
 
@@ -201,10 +241,14 @@ def _count_correct(ticket: Ticket, images: ImageDataset, device: str) -> int:
         raise UserError(f"the ticket has no tensor {quote(min(missing))}, which {ticket.network} needs.")
     ticket.apply_to(module.eval()).to(device)
     batch_size = max(1, MAX_BATCH_PIXELS // prod(images.facts.image_shape))
+    statistics = input_statistics(ticket, images)
     correct = 0
     with torch.inference_mode():
         for first in range(0, len(images.test_labels), batch_size):
             pixels = torch.from_numpy(images.scaled(images.test_images[first : first + batch_size])).to(device)
+            if statistics is not None:
+                mean, std = (torch.tensor(values, device=device)[:, None, None] for values in statistics)
+                pixels.sub_(mean).div_(std)
             labels = torch.from_numpy(images.test_labels[first : first + batch_size].copy()).to(device)
             correct += int((module(pixels).argmax(1) == labels).sum())
     return correct

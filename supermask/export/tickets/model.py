@@ -129,6 +129,7 @@ class Ticket:
 
         `names` maps names of the ticket to names of the module; other tensors go to the tensor of the same name. With
         match="order" the i-th mask belongs to the i-th Linear or Conv layer that the module registers, with its bias.
+        Prefixes that torch.compile (`_orig_mod.`) and DataParallel (`module.`) add to names are left out.
         Tensors of the module that the ticket does not have are left unchanged. Returns the module.
         Raises UserError, before anything is changed, if a tensor has no counterpart of its shape, if the counterpart is
         computed from other tensors (weight norm, parametrizations) or has no values (lazy and meta modules), or if a

@@ -72,7 +72,7 @@ def study_figures(
             raise UserError(f"{quote(name)} is not a figure{near} Allowed: {', '.join(FIGURES)}.")
     labels = _select_treatments(plan, treatments)
     shown = {*labels, DENSE}
-    rows = [row for row in rows if row["level"] == 0 or shown.intersection(treatment_labels(row))]
+    rows = [row for row in rows if shown.intersection(treatment_labels(row))]
     study, title = plan.study, plan.study.title or plan.study.name
     draw: dict[str, Callable[[], RenderedFigure]] = {}
     paper = PAPER_FIGURES.get(study.name)

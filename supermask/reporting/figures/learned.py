@@ -154,7 +154,8 @@ def _finished(rows: Sequence[Row], label: str) -> list[Row]:
 
 
 def _with_label(rows: Sequence[Row], label: str) -> list[Row]:
-    return [row for row in rows if label in treatment_labels(row)]
+    """Return the rows of a treatment without a dense network of its own, or those of the common one."""
+    return [row for row in rows if label in treatment_labels(row) and (row["level"] or label == DENSE)]
 
 
 def _best_level(rows: Sequence[Row]) -> list[Row]:

@@ -12,6 +12,7 @@ from supermask.core.text import Row, format_percent
 from supermask.reporting.figures.accuracy import ACCURACY
 from supermask.reporting.figures.caption import (
     data_notes,
+    dense_note,
     excluded_note,
     format_seeds,
     join_sentences,
@@ -213,9 +214,11 @@ def _caption(summary: Summary, overview: Overview) -> str:
             if any(cell is not None and cell.difference is None for cell in others)
             else "",
             "Hatched: no finished run." if any(cell is None for row in overview.cells for cell in row) else "",
-            f"Dense network: {summary.dense.interval.mean:.2f}%."
-            if summary.dense
-            else "No dense network has finished.",
+            dense_note(
+                summary,
+                f"Dense network: {summary.dense.interval.mean:.2f}%." if summary.dense else "",
+                "column of 100% of the weights",
+            ),
             excluded_note(summary),
             *data_notes(summary),
             takeaway(summary),

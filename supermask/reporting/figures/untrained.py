@@ -6,7 +6,7 @@ One panel per kind of weights (w_i, signed constants, random-sign constants) and
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from supermask.reporting.figures.style import (
     assign_styles,
     style_context,
 )
-from supermask.store.tables import treatment_labels
+from supermask.store.tables import DENSE, treatment_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -174,14 +174,15 @@ def _unscaled_rows(rows: Sequence[Row]) -> list[Row]:
 
 def _dense_accuracies(rows: Sequence[Row]) -> list[float]:
     """Return the test accuracies of the trained dense networks in percent."""
-    return [_percent(row) for row in rows if row["level"] == 0 and row["status"] == "finished"]
+    # Only of the dense network that is common to all treatments.
+    return [_percent(row) for row in rows if DENSE in treatment_labels(row) and row["status"] == "finished"]
 
 
 def _average(rows: Sequence[Row]) -> Points:
-    groups: dict[_PanelKey, list[Row]] = defaultdict(list)
-    for row in rows:
-        for schedule in str(row["schedule"]).split(" | "):
-            groups[_PanelKey(schedule, str(row["mask1"]), line_name(row), int(row["level"] or 0))].append(row)
+    groups = _group(rows, line_name)
+    if any(len({row["seed"] for row in group}) < len(group) for group in groups.values()):
+        # Treatments that differ in the training settings of their dense networks.
+        groups = _group(rows, lambda row: str(row["treatment"]))
     points = {}
     for key, group in groups.items():
         if len({row["seed"] for row in group}) < len(group):
@@ -193,6 +194,14 @@ def _average(rows: Sequence[Row]) -> Points:
         remaining = fmean(100 * float(row["density"] or 0) for row in group)
         points[key] = _PanelPoint(remaining, mean_interval([values[seed] for seed in sorted(values)]), values)
     return points
+
+
+def _group(rows: Sequence[Row], name: Callable[[Row], str]) -> dict[_PanelKey, list[Row]]:
+    groups: dict[_PanelKey, list[Row]] = defaultdict(list)
+    for row in rows:
+        for schedule in str(row["schedule"]).split(" | "):
+            groups[_PanelKey(schedule, str(row["mask1"]), name(row), int(row["level"] or 0))].append(row)
+    return groups
 
 
 def line_name(row: Row) -> str:

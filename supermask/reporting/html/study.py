@@ -58,6 +58,7 @@ from supermask.reporting.plotly.weight_changes import weight_changes_plot
 from supermask.reporting.status import environment_note
 from supermask.store import Store
 from supermask.store.rows import STATUSES, learning_curve_rows
+from supermask.store.tables import DENSE, treatment_labels
 from supermask.study.plan import Plan
 
 
@@ -167,7 +168,7 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store | None) -> 
     dense = [
         100.0 * float(row["early_stop_test_accuracy"] or 0)
         for row in rows
-        if row["level"] == 0 and row["status"] == "finished"
+        if DENSE in treatment_labels(row) and row["status"] == "finished"
     ]
     heuristic = heuristic_points(rows) if any(is_heuristic(row) for row in rows) else []
     results = supermask_results(rows, labels, study.reference) if has_learned_masks(rows) else []
