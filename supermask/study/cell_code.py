@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 
 from supermask.core.environment import cache_folder
-from supermask.core.errors import UserError, quote
+from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.core.files import write_atomic
 
 ELSEWHERE = "Write it in a .py file and name it as module:function."
@@ -39,9 +39,12 @@ def import_path(function: object) -> str:
     module = f"cell_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     folder = _cells_folder()
     if folder is None:
-        raise UserError(f"there is no cache folder for the source of {name!r}: set SUPERMASK_CACHE to one.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / f"{module}.py", text.encode(), replace=False)
+        raise UserError(f"the criterion {name!r} needs a cache folder: set SUPERMASK_CACHE to one. {ELSEWHERE}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / f"{module}.py", text.encode(), replace=False)
+    except OSError as error:
+        raise SystemFailure(f"the criterion cannot be written to {folder}: {error.strerror or error}.") from error
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     return f"{module}:{name}"
@@ -130,11 +133,10 @@ def _is_constant(value: object) -> bool:
 
 def is_cell(name: str) -> bool:
     """Return whether an import path names a function of a cell, which only workers on this machine can import."""
-    module = name.partition(":")[0]
-    folder = _cells_folder()
+    module, folder = name.partition(":")[0], _cells_folder()
     return folder is not None and module.startswith("cell_") and (folder / f"{module}.py").is_file()
 
 
 def _cells_folder() -> Path | None:
-    folder = cache_folder()
-    return None if folder is None else folder / "cells"
+    cache = cache_folder()
+    return None if cache is None else cache / "cells"
