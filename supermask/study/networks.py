@@ -144,11 +144,11 @@ def network_from_callable(make: Callable[..., Any]) -> Any:
 def run_network(run: Run) -> Network:
     """Return the network of a run. Raises UserError for an unknown name."""
     image_shape, classes = run.spec.image_shape, run.spec.classes
-    return make_network(run.network, image_shape, classes, run.initializer, run.network_facts, run.network_source)
+    return resolve_network(run.network, image_shape, classes, run.initializer, run.network_facts, run.network_source)
 
 
 @lru_cache(maxsize=256)
-def make_network(
+def resolve_network(
     name: str,
     image_shape: ImageShape,
     classes: int,
@@ -243,6 +243,7 @@ class UnmaskedForm(TypedDict):
     shape: _Shape
     dtype: Literal["float32", "int64"]
     trained: bool
+    is_buffer: bool
 
 
 @with_config(_FORM)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from supermask.analysis.stats import SIGNIFICANCE, Comparison
 from supermask.analysis.summary import Summary
 from supermask.core.text import Row, format_range, pluralize
-from supermask.datasets.specs import data_notices
+from supermask.datasets.specs import data_notices, is_demonstration
 from supermask.store.tables import DENSE, treatment_labels
 
 STATUS_WORDING = {
@@ -82,8 +82,19 @@ def join_sentences(sentences: Sequence[str]) -> str:
 
 
 def data_notes(summary: Summary) -> list[str]:
-    """Return the notes on the data, one sentence each."""
-    return data_notices(summary.data_notes)
+    """Return the notes on the data, one sentence each: first that it is a demonstration, if it is."""
+    return [*demonstration_note(summary.subject), *data_notices(summary.data_notes)]
+
+
+def demonstration_note(subject: str) -> list[str]:
+    """Return the sentence for captions of figures on demonstration data; none for other data.
+
+    `subject`: network and dataset, as in `Summary.subject`.
+    """
+    dataset = subject.rpartition(" on ")[2]
+    if not is_demonstration(dataset):
+        return []
+    return [f"A demonstration on {dataset}: marks and intervals say nothing about the paper's networks."]
 
 
 def dense_note(summary: Summary, common: str, own_place: str) -> str:
