@@ -6,7 +6,7 @@ were normalized and padded before, crops them by one gather per batch, and masks
 alternate in one sitting; the engine's time includes all work of a step (batch order, draws, learning rate, losses).
 Times are CPU time of the process: other load on the machine lengthens the wall-clock time of either loop at random.
 
-    python benchmarks/module_step.py --turns 7 --out module_step.json
+    python benchmarks/module_step.py --turns 9 --steps 1 --out module_step.json
 
 Claim: the engine takes at most 1.1 times as long as the hand-written loop (median of the ratios by turn).
 """
@@ -30,52 +30,18 @@ sys.path = [folder for folder in sys.path if Path(folder).resolve() != Path(__fi
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from supermask.core.recipe import Augmentation, Recipe
 from supermask.core.rng import random_stream
 from supermask.core.types import InitialState, SplitData
 from supermask.engines.job import NullCheckpointer, TrainingJob
-from supermask.engines.reference import train_module
-from supermask.networks.sequential import architecture
+from supermask.engines.reference import train
+from supermask.networks.registry import named_network
 
 BATCH, SIDE, PADDING, CLASSES = 128, 32, 4, 10
 LR, MOMENTUM, DECAY = 0.1, 0.9, 1e-4
-
-
-class Block(nn.Module):
-    """Two convolutions with an identity shortcut: strided and padded with zero channels where the width grows."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.stride, self.growth = stride, outputs - inputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
-        shortcut = x[:, :, :: self.stride, :: self.stride]
-        before = self.growth // 2
-        return (y + pad(shortcut, (0, 0, 0, 0, before, self.growth - before))).relu()
-
-
-class ResNet20(nn.Module):
-    """ResNet-20 for CIFAR: 269,722 parameters. Source: He et al. 2016, Sec. 4.2."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.norm = nn.BatchNorm2d(16)
-        widths = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)] + [(64, 64, 1)] * 2
-        self.blocks = nn.Sequential(*(Block(*width) for width in widths))
-        self.fc = nn.Linear(64, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc(self.blocks(self.norm(self.conv(x)).relu()).mean((2, 3)))
-        return y
+NETWORK = named_network("resnet20", (3, SIDE, SIDE), CLASSES)
 
 
 def main() -> None:
@@ -89,7 +55,7 @@ def main() -> None:
     data = synthetic_data()
     results = {}
     for name, density in (("dense", 1.0), ("density 0.2", 0.2)):
-        start = initial_state(density)
+        start = pruned(density)
         times: dict[str, list[float]] = {"engine": [], "hand-written": []}
         for _ in range(options.turns):
             times["engine"].append(time_engine(start, data, options.steps))
@@ -112,19 +78,11 @@ def synthetic_data(images: int = 2_000) -> SplitData:
     return SplitData(pixels, labels, np.arange(images), pixels[:1], labels[:1], pixels[:1], labels[:1], 255)
 
 
-def initial_state(density: float) -> InitialState:
-    """Return He's initial weights with random masks of this density; pruned weights are 0."""
-    torch.manual_seed(0)
-    module = ResNet20()
-    kernels = [n for n, p in module.named_parameters() if p.dim() > 1]
-    for name, parameter in module.named_parameters():
-        if name in kernels:
-            nn.init.kaiming_normal_(parameter)
-    state = module.state_dict()
-    rng = random_stream("benchmark", "masks")
-    masks = {n: torch.from_numpy(rng.random(tuple(state[n].shape)) < density) for n in kernels}
-    weights = {n: state[n] * masks[n] for n in kernels}
-    return InitialState(weights, masks, {n: t for n, t in state.items() if n not in kernels})
+def pruned(density: float) -> InitialState:
+    """Return the initial state with random masks of this density; pruned weights are 0."""
+    start, rng = NETWORK.initial_state(0), random_stream("benchmark", "masks")
+    masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < density) for n, w in start.weights.items()}
+    return InitialState({n: w * masks[n] for n, w in start.weights.items()}, masks, start.unmasked)
 
 
 def time_engine(start: InitialState, data: SplitData, steps: int) -> float:
@@ -148,15 +106,13 @@ def time_engine(start: InitialState, data: SplitData, steps: int) -> float:
             ticks.append(time.process_time())
             return False
 
-    # The job needs layers of some network; the engine trains the module that it is given.
-    layers = architecture("fc", (3, SIDE, SIDE), CLASSES)
-    train_module(ResNet20(), TrainingJob(layers, start, recipe, seed=0, checkpoints=RecordTime()), data)
+    train([TrainingJob(NETWORK, start, recipe, seed=0, checkpoints=RecordTime())], [data])
     return (ticks[-1] - ticks[-2]) / steps * 1e3
 
 
 def time_by_hand(start: InitialState, data: SplitData, steps: int) -> float:
     """Return milliseconds per step of the hand-written loop."""
-    module = ResNet20()
+    module = NETWORK.build()
     module.load_state_dict({**start.weights, **start.unmasked})
     parameters = dict(module.named_parameters())
     masks = {n: m.float() for n, m in start.masks.items() if not bool(m.all())}

@@ -3,10 +3,13 @@
 from . import analysis, api
 from .analysis.comparisons import ResultComparison
 from .analysis.masks import MaskInfo
+from .api.commands import claims, export_run, merge, plan, query, report, reproduce, status, studies, verify
 from .api.comparisons import compare
+from .api.data import get_dataset, inspect_dataset, list_datasets
 from .api.mask_loading import load_masks
 from .api.masks import analyze_masks
 from .api.notebook import figure, run, table
+from .api.tickets import build_tickets, evaluate_ticket, find_tickets, inspect_ticket, pack, push
 from .api.trackers import export_tracker
 from .core.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from .core.certificate import Certificate, certify
@@ -54,21 +57,40 @@ __all__ = [
     "analysis",
     "analyze_masks",
     "api",
+    "build_tickets",
     "certify",
+    "claims",
     "compare",
+    "evaluate_ticket",
+    "export_run",
     "export_tracker",
     "figure",
+    "find_tickets",
+    "get_dataset",
     "hold",
+    "inspect_dataset",
+    "inspect_ticket",
     "keep_top",
+    "list_datasets",
     "load_masks",
     "load_study",
     "load_ticket",
     "make_plan",
+    "merge",
+    "pack",
     "pack_run",
+    "plan",
     "prune_and_reset",
+    "push",
+    "query",
+    "report",
+    "reproduce",
     "run",
     "save_ticket",
     "save_ticket_folder",
+    "status",
+    "studies",
     "study_from_dict",
     "table",
+    "verify",
 ]

@@ -62,7 +62,7 @@ def load_docs_module(name: str) -> Any:
 
 def test_every_option_of_help_is_in_the_reference() -> None:
     for name in cli_reference.commands():
-        status, out, _ = call(name, "--help")
+        status, out, _ = call(*name.split(), "--help")
         assert status == 0
         shown = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*", out.split("Options")[1])) - {"--help"}
         section = cli_reference.page().split(f"## supermask {name}")[1].partition("\n## ")[0]

@@ -63,6 +63,9 @@ class MaskAnalysis:
     notes: list[str]
     """Warnings about the masks, and the reasons why some are missing from a figure."""
 
+    def __repr__(self) -> str:
+        return f"{self.text.rstrip()}\n\n{len(self.saved)} figures, table {self.table}"
+
 
 def analyze_masks(
     names: Sequence[str | Path],

@@ -29,6 +29,7 @@ from supermask.store.rows import plan_rows, resolve_run_id, store_rows
 from supermask.store.tables import DENSE, QueryResult
 from supermask.store.verify import VerificationResult
 from supermask.study import StudyLike, load_study
+from supermask.study.cell_code import is_cell
 from supermask.study.plan import Plan
 from supermask.study.plan_checks import ineffective_settings
 from supermask.study.run import Run
@@ -71,6 +72,10 @@ class PlanSummary:
     """One per resource that was given: cores, GPUs."""
     warnings: tuple[str, ...] = ()
     """Assumptions about inputs that were not found, and settings without effect."""
+
+    def __repr__(self) -> str:
+        counts = f"{self.unique:,} runs, {self.done:,} done, {self.to_do:,} to do"
+        return f"{self.plan.study.name}: {self.requested:,} trainings, {counts}"
 
     @property
     def network(self) -> str:
@@ -152,6 +157,11 @@ def run(
     options = RunOptions(store_path(store), workers, engine, device, keep, precision, stack, cluster)
     options.validate()
     study_plan = plan_study(load_study(study, overrides), Store(options.store), call_user_code=True)
+    if cluster is not None and (cells := [name for name in study_plan.study.user_criteria if is_cell(name)]):
+        raise UserError(
+            f"the criterion {cells[0].partition(':')[2]!r} was given as a function of this session, which other "
+            "machines cannot import: write it in a .py file and name it as module:function."
+        )
     return run_plans([study_plan], options, listener)
 
 

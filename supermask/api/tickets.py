@@ -38,6 +38,10 @@ class TicketInspection:
     """Part (`masks`, `weights`, `others`, `header`) -> bytes."""
     checks: list[Check]
 
+    def __repr__(self) -> str:
+        checks = "\n".join(f"{check.status}: {check.promise}" for check in self.checks)
+        return f"{self.ticket!r}, {sum(self.bytes.values()):,} bytes\n{checks}"
+
     @property
     def passed(self) -> bool:
         """True if no check failed."""

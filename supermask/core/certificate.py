@@ -405,11 +405,15 @@ def certify_learned_mask(
     result: TrainingResult,
     learning: MaskLearning,
     test_images: int,
+    free: Collection[str] = (),
 ) -> Certificate:
     """Check a run that learned a mask. `dense`: the untrained network of its seed.
 
+    `free`: unmasked tensors that may change: running statistics, and biases if they are trained beside the mask.
+
     weights_as_promised: w_i, or s times the multiplier, with the sign of w_i where that is promised.
-    weights_are_frozen, others_are_frozen: bit-equal to the initial state at the end.
+    weights_are_frozen, others_are_frozen: bit-equal to the initial state at the end, and the initial state to `dense`.
+    others_are_finite: those that may change are finite numbers.
     masks_are_binary: the last pass used 0 or the weight itself, times (size / ones) with rescaling.
     kept_share: `edge_popup` kept the requested count, except for ties.
     logits_are_finite: no NaN and no infinity.
@@ -424,8 +428,14 @@ def certify_learned_mask(
         "every_kernel_has_logits": [],
         "weights_as_promised": [n for n, m in prunable.items() if not _check_base_weights(learning, m, dense, start)],
         "weights_are_frozen": _moved(start.weights, [state.weights for state in states]),
-        "others_are_frozen": _moved(start.unmasked, [state.unmasked for state in states]),
+        "others_are_frozen": sorted(
+            {*_moved(start.unmasked, [dense.unmasked])}
+            | ({*_moved(start.unmasked, [state.unmasked for state in states])} - set(free))
+        ),
     }
+    if free:
+        kept = [{name: state.unmasked[name] for name in free} for state in states]
+        checks["others_are_finite"] = [] if result.status == "diverged" else _not_finite(kept)
     notes: dict[str, list[str]] = {}
     if result.status == "finished":
         classes = len(next(reversed(start.weights.values())))

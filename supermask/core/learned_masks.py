@@ -64,6 +64,8 @@ class MaskLearning:
     """Number of mask samples whose mean accuracy is the accuracy of a `bernoulli` supermask."""
     hardened_at: tuple[float, ...] = ()
     """Densities at which the mask of each layer's highest logits is evaluated too."""
+    others_lr: float = 0.0
+    """Learning rate of biases and normalization parameters, beside that of the logits; 0: they stay as they are."""
 
     @property
     def num_samples(self) -> int:
@@ -71,8 +73,11 @@ class MaskLearning:
         return self.samples if self.method == "bernoulli" else 1
 
     def to_data(self) -> dict[str, Any]:
-        """JSON-serializable dict."""
-        return {**asdict(self), "hardened_at": list(self.hardened_at)}
+        """JSON-serializable dict. Fields added later are omitted at their default, so existing ids stay."""
+        data = {**asdict(self), "hardened_at": list(self.hardened_at)}
+        if not self.others_lr:
+            del data["others_lr"]
+        return data
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> MaskLearning:

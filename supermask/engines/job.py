@@ -110,12 +110,12 @@ class BatchSampler:
     """
 
     def __init__(self, seed: int, indices: NDArray[np.int64], batch_size: int) -> None:
-        self._seed, self._indices, self._batch_size = seed, indices, batch_size
+        self.seed, self.indices, self._batch_size = seed, indices, batch_size
         self._epochs: dict[int, NDArray[np.int64]] = {}
 
     def batch(self, iteration: int) -> NDArray[np.int64]:
         """Return the indices into the training images of one mini-batch, int64 `(batch_size,)`."""
-        n, first = self._indices.size, iteration * self._batch_size
+        n, first = self.indices.size, iteration * self._batch_size
         last = first + self._batch_size
         # A batch larger than the data set spans several epochs.
         parts = [self._epoch(e)[max(first - e * n, 0) : last - e * n] for e in range(first // n, (last - 1) // n + 1)]
@@ -123,10 +123,10 @@ class BatchSampler:
 
     def batches(self, first: int, last: int) -> NDArray[np.int64]:
         """Return mini-batches `first` to `last - 1`, int64 `(last - first, batch_size)`."""
-        n, size = self._indices.size, self._batch_size
+        n, size = self.indices.size, self._batch_size
         epochs = range(first * size // n, (last * size - 1) // n + 1)
         # All batches of an interval in one array: the stacked engine sends them to the device at once.
-        sequence = np.concatenate([self._epoch(e) for e in epochs]) if first < last else self._indices[:0]
+        sequence = np.concatenate([self._epoch(e) for e in epochs]) if first < last else self.indices[:0]
         begin = first * size - epochs.start * n
         return sequence[begin : begin + (last - first) * size].reshape(last - first, size)
 
@@ -135,8 +135,8 @@ class BatchSampler:
         if number not in self._epochs:
             # Batches come in order, so only the epoch before may still be needed: memory stays at two permutations.
             self._epochs = {e: order for e, order in self._epochs.items() if e >= number - 1}
-            self._epochs[number] = self._indices[
-                random_stream(self._seed, "order", number).permutation(self._indices.size)
+            self._epochs[number] = self.indices[
+                random_stream(self.seed, "order", number).permutation(self.indices.size)
             ]
         return self._epochs[number]
 

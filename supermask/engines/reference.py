@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
+from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import torch
@@ -31,6 +33,10 @@ EVALUATION_PIXELS = {"cpu": 2**18, "cuda": 2**22}
 times as long with 500 images per pass as with 50; FC is as fast from 250 on."""
 
 
+STATISTICS_BATCH, STATISTICS_BATCHES = 250, 20
+"""Training images of a batch, and batches, from which running statistics of an untrained network are estimated."""
+
+
 def train(jobs: Sequence[TrainingJob], data: Sequence[SplitData], device: str = "cpu") -> list[TrainingResult]:
     """Train each job to its result, one after another; `data[i]` is the data of `jobs[i]`."""
     return [train_module(job.network.build(), job, d, device) for job, d in zip(jobs, data, strict=True)]
@@ -48,8 +54,12 @@ def train_module(module: nn.Module, job: TrainingJob, data: SplitData, device: s
     torch_device = torch.device(device)
     # No TF32, no kernels that vary from call to call: this engine defines the correct numbers.
     precision = matmul_precision("float32", torch_device)
-    with _preserve_rng_state(_default_generator(torch_device)), flush_denormals(), precision:
-        return run_training(_ModuleTrainer(module.to(torch_device), job, data, torch_device), job, data)
+    with preserve_rng_state(default_generator(torch_device)), flush_denormals(), precision:
+        trainer = _ModuleTrainer(module.to(torch_device), job, data, torch_device)
+        if job.recipe.iterations == 0 and trainer.normalization_layers:
+            statistics = trainer.estimate_statistics(job.start.state)
+            job = replace(job, start=replace(job.start, unmasked=statistics))
+        return run_training(trainer, job, data)
 
 
 def gradient(job: TrainingJob, data: SplitData, state: NetworkState, iteration: int) -> Weights:
@@ -59,7 +69,7 @@ def gradient(job: TrainingJob, data: SplitData, state: NetworkState, iteration: 
     Source: Zhou et al. 2019, Sec. 2 (mask criteria that use the gradient: `snip`, `grad`).
     """
     cpu = torch.device("cpu")
-    with _preserve_rng_state(_default_generator(cpu)), flush_denormals():
+    with preserve_rng_state(default_generator(cpu)), flush_denormals():
         trainer = _ModuleTrainer(job.network.build(), job, data, cpu)
         trainer.load(state)
         return trainer.gradient(iteration)
@@ -78,7 +88,7 @@ class _ModuleTrainer:
         """Arrays that are evaluated many times, on the device, by `id`."""
         self.inputs = InputPipeline(job.recipe, data, job.seed, device)
         self.sampler = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
-        self.generator = _default_generator(device)
+        self.generator = default_generator(device)
         self.module_seed = int(random_stream(job.seed, "module").integers(2**31))
         """Added to the iteration, the seed of the module's own draws (dropout)."""
         self.aliases = shared_names(module)
@@ -115,6 +125,35 @@ class _ModuleTrainer:
         masks = self.start.masks
         weights = {n: t for n, t in tensors.items() if n in masks}
         return NetworkState(weights, {n: t for n, t in tensors.items() if n not in masks})
+
+    @property
+    def normalization_layers(self) -> list[Any]:
+        """Batch and instance normalization layers with running statistics."""
+        kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+        return [m for m in self.module.modules() if isinstance(m, kinds) and m.running_mean is not None]
+
+    def estimate_statistics(self, state: NetworkState) -> Weights:
+        """Return the unmasked tensors of a network that is not trained, with running statistics of training images.
+
+        At their initial values (mean 0, variance 1) a network is evaluated without normalization. The statistics are
+        the means over up to 20 batches of 250 training images. No weight changes.
+        """
+        self.load(state)
+        layers = self.normalization_layers
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a mean over all batches
+        size = min(STATISTICS_BATCH, len(self.sampler.indices))
+        sampler = BatchSampler(self.sampler.seed, self.sampler.indices, size)
+        with torch.no_grad():
+            for number in range(min(STATISTICS_BATCHES, len(self.sampler.indices) // size)):
+                self.generator.manual_seed(self.module_seed + number)
+                batch = torch.from_numpy(sampler.batch(number)).to(self.device)
+                self.module(self.inputs.scale(self.images.index_select(0, batch)))
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        return self.state().unmasked
 
     def gradient(self, iteration: int) -> Weights:
         before = self.state()
@@ -287,7 +326,7 @@ def on_device(array: Array, device: torch.device) -> Tensor:
     return torch.from_dlpack(array).to(device)  # type: ignore[attr-defined]
 
 
-def _default_generator(device: torch.device) -> torch.Generator:
+def default_generator(device: torch.device) -> torch.Generator:
     """Return the generator that modules on this device draw from."""
     if device.type == "cpu":
         return torch.default_generator
@@ -297,7 +336,7 @@ def _default_generator(device: torch.device) -> torch.Generator:
 
 
 @contextmanager
-def _preserve_rng_state(generator: torch.Generator) -> Iterator[None]:
+def preserve_rng_state(generator: torch.Generator) -> Iterator[None]:
     """Restore the generator's state at the end."""
     state = generator.get_state()
     try:

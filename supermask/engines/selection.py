@@ -124,6 +124,8 @@ def _unsupported_reason(
         return "learns masks of fully connected layers alone"
     if engine == "sparse" and learning is not None and learning.method not in SPARSE_MASK_METHODS:
         return f"learns masks by {' and '.join(SPARSE_MASK_METHODS)} alone"
+    if learning is not None and learning.others_lr:
+        return "trains masks alone, not biases beside them (others_lr)"
     if recipe is not None and (settings := reference_only_settings(recipe)):
         return f"does not have {', '.join(settings)}"
     return ""

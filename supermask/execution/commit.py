@@ -73,7 +73,8 @@ class RunCommitter:
         prunable = network.tensors
         if run.learning is not None:
             dense, tests = network.initial_state(run.seed), len(images.test_labels)
-            return certify_learned_mask(prunable, dense, start, outcome, run.learning, tests)
+            free = network.buffers | (network.trained_names if run.learning.others_lr else frozenset())
+            return certify_learned_mask(prunable, dense, start, outcome, run.learning, tests, free)
         parent = None if run.parent is None else self.replayer.parent_run(run.parent)
         return certify(
             prunable,

@@ -262,7 +262,7 @@ def _facts(
         )
     names, aliases = {t.name for t in tensors}, shared_names(module)
     unmasked = [
-        UnmaskedTensor(n, tuple(t.shape), DTYPES[t.dtype], n in trained)
+        UnmaskedTensor(n, tuple(t.shape), DTYPES[t.dtype], n in trained, n not in parameters)
         for n, t in module.state_dict().items()
         if n not in names and n not in aliases
     ]

@@ -39,6 +39,8 @@ class UnmaskedTensor:
     """`float32` or `int64`."""
     trained: bool
     """True for a parameter that gets a gradient; False for a buffer and for a parameter that is held fixed."""
+    is_buffer: bool = False
+    """True for a buffer, such as a running mean, which a forward pass may change."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,7 @@ class NetworkFacts:
                 }
                 for t in self.tensors
             ],
-            "unmasked": [
-                {"name": t.name, "shape": list(t.shape), "dtype": t.dtype, "trained": t.trained} for t in self.unmasked
-            ],
+            "unmasked": [{**vars(t), "shape": list(t.shape)} for t in self.unmasked],
             "aliases": [list(pair) for pair in self.aliases],
             "multiplications": self.multiplications,
         }
@@ -89,9 +89,7 @@ class NetworkFacts:
                 PrunableTensor(t["name"], tuple(t["shape"]), t["kind"], t["fans"][0], t["fans"][1], OWN, t["own_std"])
                 for t in data["tensors"]
             ),
-            unmasked=tuple(
-                UnmaskedTensor(t["name"], tuple(t["shape"]), t["dtype"], t["trained"]) for t in data["unmasked"]
-            ),
+            unmasked=tuple(UnmaskedTensor(**{**t, "shape": tuple(t["shape"])}) for t in data["unmasked"]),
             aliases=tuple((alias, name) for alias, name in data["aliases"]),
             multiplications=data["multiplications"],
         )
@@ -130,11 +128,19 @@ class Network:
         return sum(tensor.size for tensor in self.tensors.values())
 
     @property
+    def trained_names(self) -> frozenset[str]:
+        """Unmasked parameters that training changes: biases and normalization parameters."""
+        return frozenset(t.name for t in self.facts.unmasked if t.trained) if self.facts is not None else frozenset()
+
+    @property
+    def buffers(self) -> frozenset[str]:
+        """Unmasked tensors that a forward pass may change, such as running statistics."""
+        return frozenset(t.name for t in self.facts.unmasked if t.is_buffer) if self.facts is not None else frozenset()
+
+    @property
     def trained_others(self) -> frozenset[str] | None:
         """Unmasked parameters that training changes; None for the paper's networks, whose layers are in sequence."""
-        if self.layers is not None or self.facts is None:
-            return None
-        return frozenset(tensor.name for tensor in self.facts.unmasked if tensor.trained)
+        return None if self.layers is not None or self.facts is None else self.trained_names
 
     @property
     def aliases(self) -> dict[str, str]:

@@ -129,6 +129,7 @@ class LearningForm(TypedDict):
     threshold: Number
     samples: Size
     hardened_at: list[Share]
+    others_lr: NotRequired[Positive]
 
 
 @with_config(_FORM)

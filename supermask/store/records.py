@@ -4,7 +4,8 @@ An initial state is never stored: it is replayed from its parent (`replay.py`). 
 stored, in C order of each tensor; masks take one bit per weight.
 
 Tensor keys: `mask/<tensor>` uint8, packed bits; `kept/<tensor>` float32 (kept,); `logit/<tensor>` and
-`final_logit/<tensor>` float32, the tensor's shape; `other/<tensor>` biases and buffers; `curve/<column>` (entries,);
+`final_logit/<tensor>` float32, the tensor's shape, with `logit_other/<tensor>` and `final_logit_other/<tensor>` if
+that tensor changed; `other/<tensor>` biases and buffers; `curve/<column>` (entries,);
 `initial/<tensor>` the dense network of the seed, in runs without a parent of a network that only user code can build.
 """
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from supermask.core.certificate import Certificate
+from supermask.core.invariants import bitwise_equal
 from supermask.core.learned_masks import MaskLearning, inversion_signs, threshold_masks
 from supermask.core.masks import count_kept, pack, unpack
 from supermask.core.types import (
@@ -109,7 +111,7 @@ def supermask_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
 def weights_to_store(run: Run, start: InitialState, outcome: TrainingResult) -> Tensors:
     """Return the result of training that cannot be replayed: kept weights, or the logits of a mask."""
     if run.learning is not None:
-        return _logits("logit", best_mask_state(outcome)) | _logits("final_logit", outcome.end)
+        return _logits("logit", best_mask_state(outcome), start) | _logits("final_logit", outcome.end, start)
     # An untrained network ends as it starts, and its start is replayed.
     return kept_weights(outcome.end, start.masks) if run.is_trained else {}
 
@@ -119,22 +121,34 @@ def best_mask_state(outcome: TrainingResult) -> NetworkState:
     return outcome.points["lowest_validation_loss"]
 
 
-def _logits(kind: str, state: NetworkState) -> Tensors:
-    return {f"{kind}/{name}": logits.numpy() for name, logits in state.logits.items()}
+def _logits(kind: str, state: NetworkState, start: InitialState) -> Tensors:
+    """Return the logits, and the unmasked tensors that changed: running statistics, trained biases."""
+    changed = {n: t for n, t in state.unmasked.items() if not bitwise_equal(t.numpy(), start.unmasked[n].numpy())}
+    others = {f"{kind}_other/{name}": tensor.numpy() for name, tensor in changed.items()}
+    return {f"{kind}/{name}": logits.numpy() for name, logits in state.logits.items()} | others
 
 
 def decode_logits(stored: Tensors, start: InitialState, kind: str = "logit") -> NetworkState:
     """Return the initial state with learned logits: `logit` for the supermask, `final_logit` for the end of training.
 
-    Raises ValueError if the stored logits do not fit the network.
+    Unmasked tensors are those of that point too. Raises ValueError if the stored tensors do not fit the network.
     """
+    import torch
+
     logits = {}
     for name, weight in start.weights.items():
         values = stored.get(f"{kind}/{name}")
         if values is None or values.shape != tuple(weight.shape) or values.dtype != np.float32:
             raise ValueError(f"it does not hold one float32 logit for each weight of {name}")
         logits[name] = weight.new_tensor(values)
-    return NetworkState(start.weights, start.unmasked, logits)
+    unmasked = dict(start.unmasked)
+    for name, tensor in start.unmasked.items():
+        values = stored.get(f"{kind}_other/{name}")
+        if values is not None:
+            if values.shape != tuple(tensor.shape) or values.dtype != tensor.numpy().dtype:
+                raise ValueError(f"its values of {name} do not fit the network")
+            unmasked[name] = torch.from_numpy(values.copy())
+    return NetworkState(start.weights, unmasked, logits)
 
 
 def apply_inversion(state: NetworkState, learning: MaskLearning) -> NetworkState:

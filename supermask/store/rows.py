@@ -265,6 +265,9 @@ def _row(run: Run, facts: RunFacts | None) -> Row:
         "lr_drops": " ".join(map(str, recipe.lr_milestones)) or None,
         "lr_drop_factor": recipe.drop_factor if recipe.lr_milestones else None,
         "warmup": recipe.warmup_iterations,
+        "train_images": run.data_options.train_images,
+        "label_noise": run.data_options.label_noise or None,
+        "validation_images": run.data_options.validation,
         **_training_options(recipe),
         "trained": run.is_trained,
     }

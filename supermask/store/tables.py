@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError
-from supermask.core.text import Row, Value, format_csv, json_line
+from supermask.core.text import Row, Value, format_csv, format_table, json_line
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 TREATMENT_SEPARATOR = " | "
 """Separator of labels in the column `treatment` if one run belongs to several treatments."""
+
+MAX_REPR_ROWS = 20
+"""Rows of a query's result that its repr shows."""
 
 AUXILIARY = "(chain)"
 """Label of runs that no treatment reports: trained because masks of untrained networks are taken from them."""
@@ -114,6 +117,9 @@ COLUMNS: dict[str, Column] = {
     "lr_drops": Column("VARCHAR", "iterations at which the learning rate drops, separated by spaces; null if none"),
     "lr_drop_factor": Column("DOUBLE", "factor of each drop; null if none"),
     "warmup": Column("BIGINT", "iterations of linear warm-up"),
+    "train_images": Column("BIGINT", "images of the random subset trained on; null: all that validation leaves"),
+    "label_noise": Column("DOUBLE", "share of the training labels replaced by another class; null if none"),
+    "validation_images": Column("BIGINT", "images held out for validation; null: the dataset's own number"),
     "lr_schedule": Column("VARCHAR", "step (constant where lr_drops is null), cosine or linear"),
     "nesterov": Column("BOOLEAN", "true for Nesterov's momentum"),
     "betas": Column("VARCHAR", "decay rates of Adam's two moments, separated by a space; null under SGD"),
@@ -140,6 +146,11 @@ class QueryResult:
 
     columns: list[str]
     rows: list[tuple[Any, ...]]
+
+    def __repr__(self) -> str:
+        shown = self.rows[:MAX_REPR_ROWS]
+        more = len(self.rows) - len(shown)
+        return format_table(self.columns, shown).rstrip() + (f"\n... and {more:,} more rows" if more else "")
 
 
 LAYER_COLUMNS: dict[str, Column] = {

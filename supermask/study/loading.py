@@ -189,7 +189,7 @@ def _build_study(root: Node, name: str) -> Study:
         claims = load_claims(keys.get("claims"), treatments, errors)
     if errors or settings is None:
         raise UserError("\n".join(dict.fromkeys(errors)))
-    return Study(
+    return Study.from_fields(
         **dict(settings), name=sanitize(name), treatments=tuple(treatments), reference=reference, claims=claims
     )
 

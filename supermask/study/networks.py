@@ -144,11 +144,11 @@ def network_from_callable(make: Callable[..., Any]) -> Any:
 def run_network(run: Run) -> Network:
     """Return the network of a run. Raises UserError for an unknown name."""
     image_shape, classes = run.spec.image_shape, run.spec.classes
-    return _network(run.network, image_shape, classes, run.initializer, run.network_facts, run.network_source)
+    return resolve_network(run.network, image_shape, classes, run.initializer, run.network_facts, run.network_source)
 
 
 @lru_cache(maxsize=256)
-def _network(
+def resolve_network(
     name: str,
     image_shape: ImageShape,
     classes: int,
@@ -156,6 +156,11 @@ def _network(
     facts: NetworkFacts | None,
     source: str | None,
 ) -> Network:
+    """Return a network from its canonical name. Raises UserError for an unknown name.
+
+    `initializer`: None for the network's default. `facts` and `source`: those of a user's network, whose code is not
+    imported before the module is built.
+    """
     initializer = initializer or default_initializer(name)
     if not is_user_network(name):
         return named_network(name, image_shape, classes, initializer)
@@ -238,6 +243,7 @@ class UnmaskedForm(TypedDict):
     shape: _Shape
     dtype: Literal["float32", "int64"]
     trained: bool
+    is_buffer: bool
 
 
 @with_config(_FORM)

@@ -22,7 +22,7 @@ from supermask.datasets.specs import DATASETS, DatasetSpec
 from supermask.networks.network import Network, NetworkFacts, is_user_network
 from supermask.networks.registry import canonical_name
 from supermask.study import Study, Supermask, Train, Treatment
-from supermask.study.networks import default_initializer, network_source, read_network_facts, run_network
+from supermask.study.networks import default_initializer, network_source, read_network_facts, resolve_network
 from supermask.study.plan_checks import (
     check_image_settings,
     check_no_empty_layer,
@@ -158,6 +158,9 @@ class Plan(RunGraph):
     notices: tuple[str, ...] = ()
     """Assumptions about inputs that were not found, one sentence each."""
 
+    def __repr__(self) -> str:
+        return f"Plan({self.study!r}, {len(self.runs):,} runs)"
+
     @cached_property
     def has_one_dense_network(self) -> bool:
         """False if treatments have training settings of their own, and so a dense network of their own, per seed."""
@@ -199,8 +202,10 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
     )
     spec = _study_spec(study, inputs)
     network_name = study.network if is_user_code else canonical_name(study.network)
+    initializer = None if study.initializer == default_initializer(network_name) else study.initializer
     options = study.data_options.resolve(spec)
     images = options.num_training(spec)
+    initializer = None if study.initializer == default_initializer(network_name) else study.initializer
     new_run = partial(
         Run,
         network_name,
@@ -209,11 +214,13 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
         data_source=inputs.data_source,
         data_options=options,
         data_spec=inputs.data_spec,
-        initializer=None if study.initializer == default_initializer(network_name) else study.initializer,
+        initializer=initializer,
         network_source=inputs.network_source,
         network_facts=inputs.network_facts,
     )
-    network = run_network(new_run(study.seeds[0], 0, UNTRAINED))
+    network = resolve_network(
+        network_name, spec.image_shape, spec.classes, initializer, inputs.network_facts, inputs.network_source
+    )
     if network.tensors:
         check_patterns(study, network)
     contexts = {

@@ -6,6 +6,7 @@ and overrides, with errors that name file and line.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -160,6 +161,8 @@ class Supermask(StrictModel):
     """True: logits start at 2 c (rank of the score - share pruned), with ranks in [0, 1]."""
     density: Density = 0.5
     threshold: PositiveFloat = 0.01
+    others_lr: NotNegative = 0.0
+    """Learning rate of biases and normalization parameters; 0 leaves them at their initial values."""
     optimizer: MaskOptimizerName | None = None
     """Replaces `learn.optimizer` if given; `lr` and `weight_decay` likewise."""
     lr: Positive | None = None
@@ -198,6 +201,7 @@ class Supermask(StrictModel):
             graded=self.graded,
             density=self.density,
             threshold=self.threshold,
+            others_lr=self.others_lr,
             samples=learn.samples,
             hardened_at=learn.hardened_at,
         )
@@ -508,7 +512,12 @@ class Settings(StrictModel):
 
 
 class Study(Settings):
-    """A complete study. `load_study` and `study_from_dict` create it."""
+    """A complete study: from keywords, from a dict (`study_from_dict`), or by its name or file (`load_study`).
+
+    Keywords are the keys of a study file, with the same defaults and errors; `scale` chooses one of `scales`.
+
+        Study("signs", dataset="digits", seeds=3, treatments=[{"criterion": ["large_final", "random"]}])
+    """
 
     name: str
     """Stem of the file; only shown."""
@@ -519,12 +528,39 @@ class Study(Settings):
     claims: tuple[Claim, ...] = ()
     """Claims about the treatments."""
 
+    def __init__(self, name: str = "study", *, scale: str | None = None, **keys: Any) -> None:
+        """Build a study from the keys of a study file. Raises UserError, one line per error."""
+        from supermask.study.loading import study_from_dict
+
+        study = study_from_dict(keys, [] if scale is None else [f"scale={scale}"], name)
+        # The state of a pydantic model, which is frozen.
+        for part in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
+            object.__setattr__(self, part, getattr(study, part))
+
+    # Validation makes a Study of fields that are complete already, as pydantic does where `__init__` is its own.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_fields(cls, **fields: Any) -> Study:
+        """Return the study of validated fields."""
+        return cls.model_validate(fields)
+
     @model_validator(mode="after")
     def _check_unique_labels(self) -> Study:
         labels = [t.label for t in self.treatments]
         assert len(set(labels)) == len(labels)
         assert self.reference in labels
         return self
+
+    def __repr__(self) -> str:
+        treatments, seeds = len(self.treatments), len(self.seeds)
+        return f"Study({self.name!r}, {self.network} on {self.dataset}, {treatments} treatments, {seeds} seeds)"
+
+    __str__ = __repr__
+
+    def __dir__(self) -> list[str]:
+        own = [name for name in vars(Study) if not name.startswith(("_", "model_"))]
+        return sorted({*Study.model_fields, *own, "model_copy"})
 
     @property
     def user_criteria(self) -> tuple[str, ...]:
@@ -558,6 +594,8 @@ class Study(Settings):
             # Left out rather than null: a study without own settings is written as before there were any.
             if treatment["train"] is None:
                 del treatment["train"]
+            if treatment["supermask"] and not treatment["supermask"]["others_lr"]:
+                del treatment["supermask"]["others_lr"]
         if self.initializer is None:
             del data["initializer"]
         for key in ("only", "exclude"):
@@ -587,3 +625,16 @@ class Study(Settings):
                 point = getattr(treatment, key)
                 if isinstance(point, int):
                     yield treatment, key, point
+
+
+def _study_signature() -> inspect.Signature:
+    """Return the keywords of `Study`: the keys of a study file, for `help` and tab completion."""
+    keys = [*Settings.model_fields, "treatments", "reference", "scales", "claims"]
+    name = inspect.Parameter("name", inspect.Parameter.POSITIONAL_OR_KEYWORD, default="study")
+    keywords = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=...) for key in keys]
+    return inspect.Signature(
+        [name, *keywords, inspect.Parameter("scale", inspect.Parameter.KEYWORD_ONLY, default=None)]
+    )
+
+
+Study.__signature__ = _study_signature()

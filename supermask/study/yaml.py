@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
+from supermask.study.cell_code import import_path
 
 MAX_DEPTH = 20
 MAX_VALUES = 20_000
@@ -52,16 +53,25 @@ def to_python(node: Node) -> Any:
 def from_python(data: Any, location: str) -> Node:
     """Return the tree of Python data (scalars, lists or tuples, mappings), every value with the same location.
 
-    Raises UserError for a key that is not text. Other objects are kept; the schema refuses them.
+    A function that is given as `criterion` becomes its import path (`cell_code`). Raises UserError for a key that is
+    not text. Other objects are kept; the schema refuses them.
     """
     if isinstance(data, Mapping):
         for key in data:
             if not isinstance(key, str):
                 raise UserError(f"{location}: the key {quote(key)} is not text, such as train or epochs.")
-        return Node({key: from_python(child, location) for key, child in data.items()}, location)
+        named = {key: _name_functions(child) if key == "criterion" else child for key, child in data.items()}
+        return Node({key: from_python(child, location) for key, child in named.items()}, location)
     if isinstance(data, list | tuple):
         return Node(tuple(from_python(child, location) for child in data), location)
     return Node(data, location)
+
+
+def _name_functions(data: Any) -> Any:
+    """Replace functions by their import paths, in a value or in a list of them. Raises UserError."""
+    if isinstance(data, list | tuple):
+        return [_name_functions(item) for item in data]
+    return import_path(data) if callable(data) else data
 
 
 def locate(node: Node, path: Sequence[str | int]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from supermask.api import masks, reports, runs, tickets
 from supermask.cli.app import app, run_command
 from supermask.core.errors import UserError
 from supermask.datasets import load
+from supermask.serve.series import group_series, series_keys
 from supermask.store import Store
 from supermask.store.files.notes import StatusNotes
 from supermask.store.planning import plan_study
@@ -185,6 +188,20 @@ def test_a_study_with_noise_and_a_subset_is_trained_and_verified(here: Path) -> 
     train({**STUDY, "dataset": "digits"}, train_images=100, label_noise=0.3, validation=50, claims=[])
     assert {result.verdict for result in runs.verify("store")} == {"held"}
     assert {result.verdict for result in runs.recheck_accuracies("store")} == {"held"}
+    columns = ("train_images", "label_noise", "validation_images")
+    rows, _ = store_rows(Store(here / "store"))
+    assert {tuple(row[name] for name in columns) for row in rows} == {(100, 0.3, 50)}
+
+
+def test_runs_on_changed_data_are_series_of_their_own(here: Path) -> None:
+    for changes in ({}, {"label_noise": 0.3}):
+        carry_out(make_plan(study_from_dict({**STUDY, "dataset": "digits", "claims": [], **changes})), here / "store")
+    store = Store(here / "store")
+    rows = {str(row["id"]): row for row in store_rows(store)[0]}
+    series = group_series(rows, series_keys({run_id: store.facts(run_id) for run_id in rows}))
+    assert sorted(len(one.run_ids) for one in series.values()) == [1] * 6
+    labels = [one.label for one in series.values()]
+    assert len(set(labels)) == 6 and sum("0.3" in label for label in labels) == 3, labels
 
 
 # ------------------------------------------------------------------------------------------------- module:function
@@ -310,3 +327,12 @@ def test_the_note_of_a_study_holds_what_a_page_needs(here: Path) -> None:
     assert inputs.data_spec is not None and inputs.data_spec.name == "npz:own.npz"
     plan = make_plan(study_from_dict(note["study"]), inputs)
     assert plan.runs.keys() == set(Store(here / "store").run_ids())
+
+
+@pytest.mark.slow
+def test_the_example_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "own_data.py"
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "SUPERMASK_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished. Store:") == 4 and "large_final" in done.stdout

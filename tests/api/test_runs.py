@@ -143,7 +143,7 @@ def test_damage_is_returned_beside_the_result(carried: Carried, tmp_path: Path) 
     (tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json").write_text("{}")
     saved, damaged = runs.figures(str(carried.study), [], tmp_path / "figures", tmp_path / "store")
     answer, also = runs.query("SELECT count(*) FROM runs", tmp_path / "store")
-    assert len(saved) == 5
+    assert len(saved) == 6
     assert answer.rows == [(RUNS - 1,)]
     assert damaged == also
     assert run_id in damaged[0]

@@ -102,7 +102,7 @@ def test_study_file_without_its_suffix(tmp_path: Path) -> None:
 
 # --- scale ---
 
-SCALE_COMMANDS = ["plan", "run", "status", "table", "figure", "claims", "report", "export-tracker"]
+SCALE_COMMANDS = ["plan", "run", "status", "table", "figure", "claims", "compare", "report", "export-tracker"]
 
 
 def test_every_command_with_a_study_has_the_option() -> None:

@@ -6,6 +6,7 @@ import gzip
 import os
 import pickle
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -562,7 +563,30 @@ def test_a_failure_in_the_middle_leaves_no_file(folder: Path, monkeypatch: pytes
     assert_arrays(load("images:own"), by_class(COLOR))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
+KILLED = """
+import os, signal
+from supermask.datasets import load
+from supermask.datasets.progress import progress_listener
+
+def stop(what, done, total):
+    if what.startswith("decoding training"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with progress_listener(stop):
+    load("images:own")
+"""
+
+
+def test_a_killed_command_leaves_nothing_half_decoded(folder: Path) -> None:
+    write_images(folder / "own", COLOR)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    assert subprocess.run([sys.executable, "-c", KILLED], env=environment, check=False).returncode == -9
+    (left,) = (path for path in Path(os.environ["SUPERMASK_CACHE"]).rglob("*") if path.is_file())
+    assert left.name.endswith(".partial"), "staged, never under the name of a cache file"
+    assert_arrays(load("images:own"), by_class(COLOR))
+
+
 def test_progress_of_decoding_is_reported(folder: Path) -> None:
     write_images(folder / "own", COLOR)
     seen: list[tuple[str, int, int]] = []

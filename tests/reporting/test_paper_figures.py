@@ -113,6 +113,10 @@ def test_the_takeaway_names_those_that_differ_and_those_that_do_not() -> None:
         "Takeaway: against large_final, random and small_final are worse at some level; movement is different at no "
         "level."
     )
+    names = {"random": "random, again", "small_final": "small"}
+    renamed = [row | {"treatment": names.get(str(row["treatment"]), row["treatment"])} for row in rows_for(plan)]
+    text = takeaway(summarize(renamed, ["large_final", "random, again", "small"], "large_final", ACCURACY))
+    assert text == 'Takeaway: against large_final, "random, again" and small are worse at some level.'
     one = [row for row in rows_for(plan) if row["seed"] == 0]
     assert takeaway(summarize(one, labels, "large_final", ACCURACY)) == ""
 

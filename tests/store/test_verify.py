@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -425,18 +427,82 @@ def test_one_changed_weight_of_a_middle_level_is_detected(carried: Carried) -> N
     assert found[child].reason == f"its parent is not the one it was pruned from: {run_id}"
 
 
-def test_changes_that_are_not_detected(carried: Carried) -> None:
-    """The list of docs/store.md: facts that nothing else in the store depends on."""
-    run_id = carried.run_id(2)
+# --- changes that are not detected: the list of docs/store.md ---
 
-    def invent(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
-        facts["metrics"].update(final_test_accuracy=1.0, final_test_loss=0.0, early_stop_test_loss=0.0)
-        facts["seconds"] = 0.001
-        facts["engine_reason"] = "invented"
-        tensors["curve/training_loss"][1:] = 0.0
-        tensors["other/fc1.bias"] = tensors["other/fc1.bias"] * 2
-        # Every sign stays, and every weight that shrank is still the smaller one.
-        weights["kept/fc2.weight"] = weights["kept/fc2.weight"] * np.float32(1.000001)
 
-    forge(carried, run_id, invent)
+def invent_test_metrics(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    facts["metrics"].update(final_test_accuracy=1.0, final_test_loss=0.0, early_stop_test_loss=0.0)
+
+
+def invent_training_loss(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    tensors["curve/training_loss"][1:] = 0.0
+
+
+def invent_curve(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    tensors["curve/validation_loss"] = tensors["curve/validation_loss"] * 0.5
+    for name in ("initial", "early_stop", "final"):
+        facts["metrics"][f"{name}_validation_loss"] *= 0.5
+
+
+def invent_cost(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    facts.update(seconds=0.001, engine_reason="invented")
+
+
+def invent_environment(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    environment = {name: value for name, value in facts["environment"].items() if name != "fingerprint"}
+    environment["processor"] = "better"
+    canonical = json.dumps(environment, sort_keys=True).encode()
+    facts["environment"] = {**environment, "fingerprint": hashlib.sha256(canonical).hexdigest()[:16]}
+
+
+def invent_notes(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    facts["certificate"]["notes"] = {"biases_train": ["invented"]}
+
+
+def change_end(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    tensors["other/fc1.bias"] = tensors["other/fc1.bias"] * 2
+    # Every sign stays, and every weight that shrank is still the smaller one.
+    weights["kept/fc2.weight"] = weights["kept/fc2.weight"] * np.float32(1.000001)
+
+
+def hold_one_bias(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    tensors["other/fc1.bias"][0] = 0.0
+
+
+def replace_by_diverged(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+    relabel_without_weights(facts, tensors, weights)
+    for name in [name for name in tensors if name.startswith("other/")]:
+        del tensors[name]
+    before = tensors["curve/iterations"] < facts["metrics"]["diverged_at"]
+    for name in [name for name in tensors if name.startswith("curve/")]:
+        tensors[name] = tensors[name][before]
+
+
+UNSEEN: dict[str, Change] = {
+    "test metrics": invent_test_metrics,
+    "training loss": invent_training_loss,
+    "curve": invent_curve,
+    "cost": invent_cost,
+    "environment": invent_environment,
+    "notes": invent_notes,
+    "weights and biases": change_end,
+    "one held bias": hold_one_bias,
+    "replaced by a diverged run": replace_by_diverged,
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_changes_that_are_not_detected(carried: Carried, name: str) -> None:
+    """Of a last level, on which nothing else in the store depends."""
+    forge(carried, carried.run_id(2), UNSEEN[name])
+    assert not_held(carried.store) == {}
+
+
+def test_a_chain_that_was_resealed_as_a_whole_is_not_detected(carried: Carried) -> None:
+    """A middle level's weight changes so little that its child's mask stays, and the child records the new hash."""
+
+    def nudge(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+        weights["kept/fc2.weight"][0] = np.nextafter(weights["kept/fc2.weight"][0], np.float32(0))
+
+    forge(carried, carried.run_id(1), nudge, relink=True)
     assert not_held(carried.store) == {}

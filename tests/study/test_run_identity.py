@@ -43,6 +43,8 @@ OTHER: dict[type, dict[str, Any]] = {
         "data_fingerprint": "0" * 64,
         "data_source": "0" * 64,
         "data_options": DataOptions(train_images=100),
+        "initializer": "bimodal",
+        "network_source": "0" * 64,
     },
     PruneStep: {
         "criterion": "movement",
@@ -57,6 +59,8 @@ OTHER: dict[type, dict[str, Any]] = {
         "rescaled": True,
         "criterion_source": "0" * 64,
         "rescaled_before": False,
+        "only": ("fc1",),
+        "exclude": ("fc1",),
     },
     Recipe: {
         "optimizer": "sgd",
@@ -87,8 +91,9 @@ OTHER: dict[type, dict[str, Any]] = {
 
 def test_every_field_has_a_changed_value() -> None:
     for kind, changes in OTHER.items():
-        # `data_spec` follows from the fingerprint, which is in the id.
-        assert [f.name for f in fields(kind) if f.name not in ("id", "numerics", "data_spec")] == list(changes)
+        # `data_spec` and `network_facts` follow from the fingerprint and the source, which are in the id.
+        derived = {"id", "numerics", "data_spec", "network_facts"}
+        assert [f.name for f in fields(kind) if f.name not in derived] == list(changes)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, changes in OTHER.items() for name in changes])

@@ -221,6 +221,7 @@ WRONG: dict[str, list[Any]] = {
     "treatments[0].supermask.graded": [0],
     "treatments[0].supermask.density": [0, 1, "0.5"],
     "treatments[0].supermask.threshold": [0, None],
+    "treatments[0].supermask.others_lr": [-0.1, "a"],
     "treatments[0].supermask.optimizer": ["rmsprop"],
     "treatments[0].supermask.lr": [0, "fast"],
     "treatments[0].supermask.weight_decay": [-1],

@@ -143,6 +143,9 @@ class ClaimFinding:
     setting: str = ""
     """Network, data and length of training of the evaluated runs: `fc-300-100 on mnist, 16,500 iterations`."""
 
+    def __repr__(self) -> str:
+        return f"claim {self.name}, {self.verdict}: {self.sentence or self.statement}"
+
     @property
     def name(self) -> str:
         """Number and part, or the id of a user's own claim."""

@@ -189,7 +189,7 @@ def _our_groups(rows: Sequence[Row], metric: Metric) -> dict[tuple[str, int], _G
     for row in rows:
         value = row.get(metric.column)
         if row.get("status") == "finished" and isinstance(value, int | float) and math.isfinite(value):
-            for label in [DENSE] if row["level"] == 0 else treatment_labels(row):
+            for label in treatment_labels(row):
                 if label != AUXILIARY:
                     grouped[label, int(row["level"] or 0)].append(row)
     check_distinct_runs((label, level, row["seed"]) for (label, level), group in grouped.items() for row in group)

@@ -61,6 +61,10 @@ class MaskInfo:
     label: str = ""
     """Name in tables and figures; set by `with_labels`."""
 
+    def __repr__(self) -> str:
+        kept, size = (sum(int(part(mask)) for mask in self.masks.values()) for part in (np.count_nonzero, np.size))
+        return f"MaskInfo({self.label or self.name!r}, {self.subject}, {kept:,} of {size:,} weights kept)"
+
     @property
     def subject(self) -> str:
         """`fc-300-100 on mnist`, as far as known."""

@@ -60,7 +60,9 @@ def pack_known_run(replayer: StateReplayer, store: Store, run_id: str, weights: 
     if run.learning is not None:
         masks, state = _threshold_supermask(run.learning, state)
         accuracy, source = facts["metrics"]["thresholded_test_accuracy"], "thresholded supermask"
-    if accuracy is not None and (snapshot == "final" or not run.is_trained):
+    # Of an untrained network with batch normalization, running statistics were estimated to measure it.
+    is_as_measured = snapshot == "final" or not (run.is_trained or run_network(run).buffers)
+    if accuracy is not None and is_as_measured:
         ticket_facts["accuracy"] = {"test": accuracy, "of": source}
     if _descends_from_learned_mask(store, run):
         ticket_facts["from_a_learned_mask"] = True

@@ -72,7 +72,8 @@ def takeaway(summary: Summary) -> str:
 
 def _list_names(labels: Sequence[str]) -> str:
     """Join names: `a is`, `a and b are`; of more than eight the rest is counted."""
-    shown, more = list(labels[:8]), len(labels) - 8
+    # A name with a comma of its own is quoted, so that the list can be read.
+    shown, more = [f'"{label}"' if "," in label else label for label in labels[:8]], len(labels) - 8
     names = [*shown, f"{more} more"] if more > 0 else shown
     text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return f"{text} {'is' if len(labels) == 1 else 'are'}"
