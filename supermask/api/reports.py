@@ -24,6 +24,7 @@ from supermask.store import Store
 from supermask.store.planning import plan_study
 from supermask.store.rows import check_same_data, plan_rows
 from supermask.study import builtin_studies, load_study
+from supermask.study.loading import NOT_IN_THE_PAPER, paper_studies
 from supermask.study.plan import Plan, make_plan
 
 StudyRows = tuple[Plan, list[Row], list[str]]
@@ -173,7 +174,7 @@ def claims(
         findings = evaluate_claims_for(parts, whole_paper=not studies)
         return _check_findings(findings, [part.plan for part in published]), list(dict.fromkeys(notices))
     store = store_path(store)
-    names = dict.fromkeys(studies or [study.name for study in builtin_studies()])
+    names = dict.fromkeys(studies or [study.name for study in paper_studies()])
     plans = [_load_plan(name, overrides, Store(store)) for name in names]
     collected = [(plan, *plan_rows(plan, Store(store))) for plan in plans]
     findings = evaluate_claims_for(collected, whole_paper=not studies)
@@ -242,7 +243,8 @@ def builtin_plans(scale: str, only: Sequence[str] = (), store: Store | None = No
     )
     for name in only:
         check_one_of("a shipped study", name, [study.name for study in shipped])
-    selected = [study for study in shipped if not only or study.name in only]
+    selected = [study for study in shipped if study.name in only] if only else []
+    selected = selected or [study for study in shipped if study.name not in NOT_IN_THE_PAPER]
     check_one_of("a scale", scale, list(dict.fromkeys(name for study in selected for name in study.scales)))
     return [_load_plan(study.name, [f"scale={scale}"], store) for study in selected if scale in study.scales]
 

@@ -12,6 +12,7 @@ from supermask.core.errors import UserError, did_you_mean
 from supermask.core.initializers import OWN
 from supermask.networks import sequential
 from supermask.networks.network import Network, NetworkFacts, sequential_network
+from supermask.networks.residual_facts import cifar_resnet_facts
 from supermask.networks.sequential import architecture
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ def named_network(name: str, image_shape: ImageShape, classes: int, initializer:
 
 @lru_cache(maxsize=64)
 def _module_facts(name: str, image_shape: ImageShape, classes: int, with_values: bool) -> NetworkFacts:
+    numbers = [int(number) for number in re.findall(r"\d+", name)]
+    if name.startswith("resnet") and numbers[0] in CIFAR_RESNETS and not with_values:
+        return cifar_resnet_facts(numbers[0], (*numbers, DEFAULT_WIDTH)[1], image_shape, classes)
     from supermask.networks.examination import examine_module, shipped_module_facts
 
     make = _module_factory(name, image_shape, classes)

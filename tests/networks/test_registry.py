@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from math import prod
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from supermask.core.errors import UserError
 from supermask.core.initializers import INITIALIZERS
+from supermask.networks.examination import shipped_module_facts
 from supermask.networks.network import Network, NetworkFacts, state_tensors
 from supermask.networks.registry import NETWORK_NAMES, canonical_name, named_network
 
@@ -139,3 +142,18 @@ def test_facts_survive_json() -> None:
     assert [(t.name, t.shape, t.kind, t.fans) for t in again.tensors] == [
         (t.name, t.shape, t.kind, t.fans) for t in facts.tensors
     ]
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet20-4", "resnet32-3"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 31, 17)])
+def test_facts_without_torch_are_those_of_the_module(name: str, shape: tuple[int, int, int]) -> None:
+    network = named_network(name, shape, 7)
+    assert network.make is not None
+    assert network.facts == shipped_module_facts(network.make, shape, 7, name)
+
+
+def test_planning_a_residual_network_needs_no_torch() -> None:
+    code = "import sys; from supermask.networks.registry import named_network as n; "
+    code += "print(n('resnet20-4', (1, 8, 8), 10).size, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["16900", "False"]

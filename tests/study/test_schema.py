@@ -23,7 +23,7 @@ from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError
 from supermask.networks.sequential import NETWORK_NAMES, canonical_name
 from supermask.study.fields import resolve_criterion
-from supermask.study.loading import builtin_studies, builtin_study_names, load_study, study_from_dict
+from supermask.study.loading import builtin_studies, builtin_study_names, load_study, paper_studies, study_from_dict
 from supermask.study.plan import make_plan
 from supermask.study.schema import Augment, LearnSettings, Rates, Study, Supermask, Train, Treatment
 
@@ -526,7 +526,7 @@ PAPER = {  # Zhou et al. 2019, Table S1: network, dataset, learning rate, epochs
 }
 
 
-@pytest.mark.parametrize("name", builtin_study_names())
+@pytest.mark.parametrize("name", [study.name for study in paper_studies()])
 @pytest.mark.parametrize("scale", PAPER)
 def test_builtin_studies_have_the_papers_settings(name: str, scale: str) -> None:
     study = load_study(name, [f"scale={scale}"])
@@ -572,12 +572,13 @@ def test_builtin_study_names_and_scales() -> None:
         "mask-0-actions",
         "mask-1-actions",
     ]
-    wanted += ["mask-1-rescaled", "mask-criteria", "mask-points", "mask-trajectory", "supermask-questions", "table-one"]
-    wanted += ["trained-supermasks"]
+    wanted += ["mask-1-rescaled", "mask-criteria", "mask-points", "mask-trajectory", "resnet20", "supermask-questions"]
+    wanted += ["table-one", "trained-supermasks"]
     assert [s.name for s in builtin_studies()] == builtin_study_names() == wanted
     for study in builtin_studies():
         assert study.title
-        assert {"digits", "laptop", *PAPER} <= set(study.scales)
+        papers = {"paper"} if study.name == "resnet20" else set(PAPER)
+        assert {"digits", "laptop", *papers} <= set(study.scales)
 
 
 def test_studies_need_no_torch() -> None:
