@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supermask.core.masks import count_random_ties
+from supermask.core.masks import count_random_ties, is_pruned
 from supermask.core.pruning import ParentRun, PruneStep, compute_scores
 from supermask.core.rng import Streams
 from supermask.core.types import InitialState, NetworkState
@@ -16,7 +16,11 @@ def count_ties_drawn(start: InitialState, parent: ParentRun, step: PruneStep, rn
 
     `rng`: the streams of the step, as for `prune_and_reset`. Source: Zhou et al. 2019, authors' response, item 3.
     """
-    return count_random_ties(compute_scores(parent, step, rng), parent.start.masks, start.masks, step.scope)
+    scores = compute_scores(parent, step, rng)
+    # Tensors that the step never prunes are not ranked: under global scope their scores are not at the cut.
+    ranked = {n: s for n, s in scores.items() if is_pruned(n, step.rates, step.only, step.exclude)}
+    ties = {} if step.scope == "threshold" else count_random_ties(ranked, parent.start.masks, start.masks, step.scope)
+    return {name: ties.get(name, 0) for name in scores}
 
 
 def count_weight_changes(start: InitialState, end: NetworkState) -> LayerFacts:

@@ -147,6 +147,8 @@ def count_random_ties(scores: Weights, alive: Masks, kept: Masks, scope: str = "
     """
     if scope == "threshold":
         return dict.fromkeys(scores, 0)
+    if not scores:
+        return {}
     groups = [list(scores)] if scope == "global" else [[name] for name in scores]
     ties: dict[str, int] = {}
     for names in groups:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ MAX_ENCODED_BYTES = 1 << 26
 """Bytes of one encoded image."""
 _BATCH = 256
 """Images that are decoded between two reports of progress; their encoded bytes are held in memory."""
+_CHUNK = 32
+"""Images that a thread decodes at once: handing over single small images takes longer than decoding them."""
 _EIGHT_BIT_MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "CMYK", "YCbCr")
 _GREY_MODES = ("1", "L", "LA")
 
@@ -50,10 +53,16 @@ def map_parallel(function: Callable[[Task], Result], tasks: Iterable[Task], tota
     with ThreadPoolExecutor(max_workers=_num_cores()) as pool:
         while batch := list(islice(iterator, _BATCH)):
             with _bombs_refused():
-                results = list(pool.map(function, batch))
-            yield from results
+                chunks = [batch[start : start + _CHUNK] for start in range(0, len(batch), _CHUNK)]
+                results = list(pool.map(partial(_map_chunk, function), chunks))
+            for chunk in results:
+                yield from chunk
             done += len(batch)
             report_progress(what, done, total)
+
+
+def _map_chunk(function: Callable[[Task], Result], tasks: list[Task]) -> list[Result]:
+    return [function(task) for task in tasks]
 
 
 def _num_cores() -> int:

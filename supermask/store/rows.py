@@ -23,7 +23,7 @@ from supermask.store.files.notes import StatusNotes
 from supermask.store.records import decode_curve
 from supermask.store.tables import AUXILIARY, COLUMNS, DENSE, TREATMENT_SEPARATOR
 from supermask.study import study_from_dict
-from supermask.study.networks import run_network
+from supermask.study.networks import default_initializer, run_network
 from supermask.study.plan import Plan, PlanInputs, make_plan
 from supermask.study.run import Run
 
@@ -252,6 +252,7 @@ def _row(run: Run, facts: RunFacts | None) -> Row:
         "parent": run.parent,
         "study": None,
         "network": run.network,
+        "initializer": run.initializer or default_initializer(run.network),
         "dataset": run.dataset,
         "seed": run.seed,
         "level": run.level,

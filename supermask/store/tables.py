@@ -47,6 +47,7 @@ COLUMNS: dict[str, Column] = {
     "parent": Column("VARCHAR", "id of the run that this one was pruned from; null for the dense run"),
     "study": Column("VARCHAR", "name of the study"),
     "network": Column("VARCHAR", "network, e.g. fc"),
+    "initializer": Column("VARCHAR", "distribution of the dense network's initial weights"),
     "dataset": Column("VARCHAR", "dataset, e.g. mnist"),
     "seed": Column("BIGINT", "seed: runs of one seed share initial weights and data order"),
     "level": Column("INTEGER", "pruning level; 0 = dense"),

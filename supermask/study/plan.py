@@ -202,10 +202,8 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
     )
     spec = _study_spec(study, inputs)
     network_name = study.network if is_user_code else canonical_name(study.network)
-    initializer = None if study.initializer == default_initializer(network_name) else study.initializer
     options = study.data_options.resolve(spec)
     images = options.num_training(spec)
-    initializer = None if study.initializer == default_initializer(network_name) else study.initializer
     new_run = partial(
         Run,
         network_name,
@@ -214,32 +212,39 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
         data_source=inputs.data_source,
         data_options=options,
         data_spec=inputs.data_spec,
-        initializer=initializer,
         network_source=inputs.network_source,
         network_facts=inputs.network_facts,
     )
-    network = resolve_network(
-        network_name, spec.image_shape, spec.classes, initializer, inputs.network_facts, inputs.network_source
-    )
+
+    def make_network(initializer: str | None) -> Network:
+        source, facts = inputs.network_source, inputs.network_facts
+        return resolve_network(network_name, spec.image_shape, spec.classes, initializer, facts, source)
+
+    def settings(treatment: Treatment) -> tuple[Train, str | None]:
+        """Return the settings of a treatment that determine its dense network, besides the seed."""
+        initializer = study.initializer_of(treatment)
+        return study.train_of(treatment), None if initializer == default_initializer(network_name) else initializer
+
+    network = make_network(study.initializer)
     if network.tensors:
         check_patterns(study, network)
     contexts = {
-        train: _make_context(study, train, network, spec, images, inputs)
-        for train in map(study.train_of, study.treatments)
+        key: _make_context(study, key[0], make_network(key[1]), spec, images, inputs)
+        for key in map(settings, study.treatments)
     }
     runs: dict[str, Run] = {}
     treatment_runs: list[TreatmentRun] = []
-    planned = {t.label: (study.train_of(t), _treatment_runs(contexts[study.train_of(t)], t)) for t in study.treatments}
+    planned = {t.label: (settings(t), _treatment_runs(contexts[settings(t)], t)) for t in study.treatments}
     for seed in study.seeds:
-        dense_runs = {train: new_run(seed, 0, context.recipe) for train, context in contexts.items()}
-        for label, (train, planned_runs) in planned.items():
+        dense_runs = {key: new_run(seed, 0, context.recipe, initializer=key[1]) for key, context in contexts.items()}
+        for label, (key, planned_runs) in planned.items():
             # Settings that resolve to one recipe share the dense network.
-            dense = runs.setdefault(dense_runs[train].id, dense_runs[train])
+            dense = runs.setdefault(dense_runs[key].id, dense_runs[key])
             treatment_runs.append(TreatmentRun(label, seed, 0, dense.id))
             chain: list[Run] = [dense]
             for item in planned_runs:
                 parent = None if item.parent_index is None else chain[item.parent_index].id
-                run = new_run(seed, item.level, item.recipe, parent, item.step, item.learning)
+                run = new_run(seed, item.level, item.recipe, parent, item.step, item.learning, initializer=key[1])
                 # Treatments with equal first steps share runs: the id is the same.
                 chain.append(runs.setdefault(run.id, run))
                 if item.reported:

@@ -365,6 +365,8 @@ class Treatment(StrictModel):
     train: Train | None = None
     """Training settings of this treatment and of its own dense network; None: those of the study. `study.loading`
     completes the keys of a study file with the study's."""
+    initializer: Initializer | None = None
+    """Initializer of this treatment's own dense network; None: that of the study."""
     supermask: Supermask | None = None
     """If given, level 1 learns this mask, and later levels start from it."""
     levels: Levels | None = None
@@ -579,6 +581,10 @@ class Study(Settings):
         """Return the training settings of a treatment: its own, else the study's."""
         return treatment.train or self.train
 
+    def initializer_of(self, treatment: Treatment) -> str | None:
+        """Return the initializer of a treatment: its own, else the study's; None: the network's default."""
+        return treatment.initializer or self.initializer
+
     @property
     def reference_treatment(self) -> Treatment:
         """The treatment that all others are compared with."""
@@ -592,8 +598,9 @@ class Study(Settings):
         data = self.model_dump(mode="json", by_alias=True, exclude={"name", "claims"})
         for treatment in data["treatments"]:
             # Left out rather than null: a study without own settings is written as before there were any.
-            if treatment["train"] is None:
-                del treatment["train"]
+            for key in ("train", "initializer"):
+                if treatment[key] is None:
+                    del treatment[key]
             if treatment["supermask"] and not treatment["supermask"]["others_lr"]:
                 del treatment["supermask"]["others_lr"]
         if self.initializer is None:

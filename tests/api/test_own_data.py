@@ -15,6 +15,7 @@ from helpers.own_data import own_arrays, write_images, write_npz
 from helpers.small_studies import carry_out
 
 from supermask.api import masks, reports, runs, tickets
+from supermask.api.data import inspect_dataset
 from supermask.cli.app import app, run_command
 from supermask.core.errors import UserError
 from supermask.datasets import load
@@ -239,6 +240,16 @@ def test_a_users_function_is_called_by_training_only(
     assert plan.runs.keys() == planned.plan.runs.keys() and {row["status"] for row in rows} == {"finished"}
     assert "there is no module 'mydata'" in plan.notices[0]
     assert {result.verdict for result in runs.verify(here / "store")} == {"held"}
+
+
+def test_a_function_can_be_planned_once_it_was_inspected(here: Path) -> None:
+    write_module(here)
+    study = {**STUDY, "dataset": "mydata:load"}
+    inspection = inspect_dataset("mydata:load")
+    assert (inspection.training_counts, inspection.test_counts) == ((16, 16, 16), (4, 4, 4))
+    planned = runs.plan(study, store="store")
+    assert planned.to_do == 3 and planned.plan.inputs.data_fingerprint == inspection.fingerprint
+    assert calls(here) == 1
 
 
 def test_the_closure_of_a_users_function_is_in_the_id(here: Path) -> None:

@@ -66,6 +66,15 @@ def test_weights_that_never_moved_are_drawn_at_random_under_movement(criterion: 
     assert set(ties) == set(dense().masks)
 
 
+def test_tensors_that_are_never_pruned_draw_no_ties() -> None:
+    parent = parent_of(dense(), train(dense(), 0))
+    for scope in ("layer", "global"):
+        step = PruneStep("random", "rewind", "zero", RATES, scope=scope, exclude=("fc1.weight",))
+        ties = count_ties_drawn(prune_and_reset(parent, step, level_streams(1)), parent, step, level_streams(1))
+        kept = int(prune_and_reset(parent, step, level_streams(1)).masks["fc2.weight"].sum())
+        assert ties == {"fc1.weight": 0, "fc2.weight": kept}
+
+
 def test_changes_are_those_counted_weight_by_weight() -> None:
     for start, result in chain([PruneStep("large_final", "rewind", "zero", RATES)] * 2):
         facts = count_weight_changes(start, result.end)

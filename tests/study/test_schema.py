@@ -195,6 +195,7 @@ WRONG: dict[str, list[Any]] = {
     "treatments[0].w_final": ["lowest validation loss", [[1]]],
     "treatments[0].rewind_to": ["lowest_validation_loss", -1],
     "treatments[0].learning_rate_rewinding": [0, "no"],
+    "treatments[0].initializer": ["glorot", "", 3],
     "treatments[0].schedule": ["iterativ"],
     "treatments[0].scope": ["Layer"],
     "treatments[0].trained": [0, "no", None],
@@ -563,7 +564,14 @@ def test_builtin_studies_compare_the_papers_treatments(
 
 
 def test_builtin_study_names_and_scales() -> None:
-    wanted = ["heuristic-supermasks", "learned-curve", "learned-supermasks", "mask-0-actions", "mask-1-actions"]
+    wanted = [
+        "bimodal-initialization",
+        "heuristic-supermasks",
+        "learned-curve",
+        "learned-supermasks",
+        "mask-0-actions",
+        "mask-1-actions",
+    ]
     wanted += ["mask-1-rescaled", "mask-criteria", "mask-points", "mask-trajectory", "supermask-questions", "table-one"]
     wanted += ["trained-supermasks"]
     assert [s.name for s in builtin_studies()] == builtin_study_names() == wanted

@@ -271,6 +271,26 @@ def test_mask_learning_and_untrained_networks_see_normalized_inputs() -> None:
     ] * 3
 
 
+def test_each_initializer_has_a_dense_network_of_its_own() -> None:
+    plan = planned({}, {"initializer": ["bimodal", "glorot_normal"]}, {"criterion": "random"})
+    first = {role.treatment: plan.runs[role.run_id] for role in plan.treatment_runs if role.level == 0}
+    assert list(first) == ["large_final + initializer=bimodal", "large_final + initializer=glorot_normal", "random"]
+    own, default, random = first.values()
+    # The default by name is the default: these treatments share the dense network of every other study.
+    assert own.initializer == "bimodal" and default is random and default.initializer is None
+    assert {run.initializer for run in plan.runs.values()} == {"bimodal", None} and len(plan.runs) == 2 + 3 * 2
+    at_the_top = planned({}, {}, initializer="bimodal")
+    assert own.id in at_the_top.runs and default.id not in at_the_top.runs
+    assert len(plan.runs) <= count_requested_runs(plan.study) == 3 + 3 * 2  # an upper bound
+    again = study_from_dict(plan.study.as_data(), name="mine")
+    assert make_plan(again).runs == plan.runs
+
+
+def test_an_unknown_initializer_of_a_treatment_is_refused() -> None:
+    with pytest.raises(UserError, match="'bimodl' is not an initializer"):
+        planned({}, {"initializer": "bimodl"})
+
+
 def test_overrides_set_the_new_keys() -> None:
     study = load_study(
         "mask-criteria",

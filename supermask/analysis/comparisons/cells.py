@@ -97,7 +97,7 @@ class ResultComparison:
     shared_runs: int
     """Runs of the same treatment, level and seed on both sides."""
     equal_runs: int
-    """Of these, runs with exactly the same value."""
+    """The shared runs with exactly the same value on both sides."""
     notes: tuple[str, ...]
     """Sentences on how the others' results were read, and on what is left out."""
 

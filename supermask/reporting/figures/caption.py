@@ -43,8 +43,11 @@ def summary_caption(summary: Summary, remarks: Sequence[str] = ()) -> str:
 def takeaway(summary: Summary) -> str:
     """State in one sentence which treatments differ from the reference at some level: those with stars, by direction.
 
-    A treatment that differs both ways is named with both. Empty if there is nothing to compare.
+    A treatment that differs both ways is named with both. Empty if there is nothing to compare, and on a demonstration,
+    from which nothing follows.
     """
+    if demonstration_note(summary.subject):
+        return ""
     higher, lower = ("better", "worse") if summary.measure.unit == "percent" else ("later", "earlier")
     groups: dict[str, list[str]] = {higher: [], lower: [], f"{higher} at one level and {lower} at another": []}
     same: list[str] = []
