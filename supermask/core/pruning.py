@@ -164,7 +164,10 @@ def compute_masks(parent: ParentRun, step: PruneStep, rng: Streams) -> Masks:
 
 
 def select_masks(scores: Weights, parent: ParentRun, step: PruneStep, rng: Streams) -> Masks:
-    """Return the masks of a step from its scores; tensors that the step never prunes keep all alive weights."""
+    """Return the masks of a step from its scores; tensors that the step never prunes keep all alive weights.
+
+    Source: Zhou et al. 2019, Sec. 1 and 2.
+    """
     alive = parent.start.masks
     pruned = [name for name in scores if is_pruned(name, step.rates, step.only, step.exclude)]
     if not pruned:

@@ -86,7 +86,7 @@ class Augment(StrictModel):
 
 
 class Statistics(StrictModel):
-    """What inputs are normalized by: one number per channel, as shares of the largest pixel value."""
+    """Statistics that normalize the inputs: one number per channel, as shares of the largest pixel value."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
