@@ -52,6 +52,7 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "merge": [("~/store", "--store=~/new/merged")],
     "query": [("SELECT 1", STORE)],
     "claims": [(STORE, "scale=digits")],
+    "compare": [("~/small.yaml", "--with=~/theirs.csv", "--value=accuracy", STORE)],
     "report": [("~/small.yaml", STORE, "--out=~/new/r.html")],
     "serve": [],
     "pack": [("RUN", "~/ticket", STORE), ("RUN", "--to-folder=~/new/folder", STORE)],
@@ -83,6 +84,9 @@ def test_tilde_in_options_and_arguments(
     if command == "tickets find":
         assert call("tickets", "build", "--out", home / "registry", "--store", home / "store").status == 0
     write_npz(home / "own.npz")
+    (home / "theirs.csv").write_text(
+        "treatment,level,seed,accuracy\nlarge_final + zero,1,0,90\nlarge_final + zero,1,1,91\n"
+    )
     downloaded = {home / "data": [home / "own.npz"]}
     monkeypatch.setattr("supermask.api.data.download", lambda name, folder, mirror: downloaded[folder])
     for arguments in COMMANDS[command]:
