@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.faulty_disk import quick_folder
-from helpers.small_studies import carry_out, facts, leftovers, small_plan
+from helpers.small_studies import facts, leftovers, small_plan, train_plan
 
 from supermask.core.errors import SystemFailure, UserError
 from supermask.datasets.images import split_data
@@ -69,7 +69,7 @@ def test_chains_in_a_stack_give_the_results_of_runs_trained_alone(folder: Path, 
             assert result.status == "finished"
             scheduler.finish(tasks.pop(result.run_id), result)
         assert not tasks
-    carry_out(plan, folder / "alone", engine="reference")
+    train_plan(plan, folder / "alone", engine="reference")
     stacked, alone = facts(folder / "stacks", plan), facts(folder / "alone", plan)
     for run_id in plan.runs:
         run_facts, expected = stacked[run_id], alone[run_id]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from helpers.command_line import call
-from helpers.hostile_names import NAMES, SCRIPT, carried_out_hostile
+from helpers.hostile_names import NAMES, SCRIPT, train_hostile_study
 from helpers.mask_studies import TABLE_ONE, done
-from helpers.small_studies import carry_out, small_plan
-from helpers.stored_study import RUNS, Carried, carried_out
+from helpers.small_studies import small_plan, train_plan
+from helpers.stored_study import RUNS, TrainedStudy, train_study
 
 from supermask.api import reports
 from supermask.reporting.figures.labels import escape_invisible
@@ -38,8 +38,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("report"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def file(carried: Carried) -> Path:
+def file(trained: TrainedStudy) -> Path:
     """The report of the small study."""
-    return reports.report([str(carried.study)], out=carried.store.parent / "r.html", store=carried.store)
+    return reports.report([str(trained.study)], out=trained.store.parent / "r.html", store=trained.store)
 
 
 @contextmanager
@@ -153,7 +153,7 @@ def test_tables_sort_by_click_and_by_keyboard(opened: Page) -> None:
     assert column() == as_made
 
 
-def test_the_table_of_runs_opens_and_downloads_as_the_printed_table(opened: Page, carried: Carried) -> None:
+def test_the_table_of_runs_opens_and_downloads_as_the_printed_table(opened: Page, trained: TrainedStudy) -> None:
     table = opened.locator("[data-table=study-small-runs]")
     assert table.locator("tbody tr").count() == 0
     opened.locator("details.lazy summary").click()
@@ -164,7 +164,7 @@ def test_the_table_of_runs_opens_and_downloads_as_the_printed_table(opened: Page
     assert download.value.suggested_filename == "small-runs.csv"
     with Path(download.value.path()).open(newline="") as file:
         found = list(csv.reader(file))
-    printed = list(csv.reader(call("table", *carried.args)[1].splitlines()))
+    printed = list(csv.reader(call("table", *trained.args)[1].splitlines()))
     assert found[0] == printed[0]
     assert [list(map(number, row)) for row in found] == [list(map(number, row)) for row in printed]
 
@@ -196,10 +196,10 @@ def test_printing_draws_every_figure(opened: Page) -> None:
 
 def test_the_papers_values_are_bold_where_they_are_confirmed(browser: Browser, tmp_path: Path) -> None:
     found = done(tmp_path / "store", *TABLE_ONE, levels=1)
-    rows, _ = plan_rows(found.plan, found.opened())
+    rows, _ = plan_rows(found.plan, found.open_store())
     rows = [{**row, "network": "fc-300-100", "dataset": "mnist"} for row in rows]
     file = tmp_path / "r.html"
-    file.write_text(render_report(build_report([(found.plan, rows, [])], [], found.opened(), "")), encoding="utf-8")
+    file.write_text(render_report(build_report([(found.plan, rows, [])], [], found.open_store(), "")), encoding="utf-8")
     with visit(browser, file, 1280, "light") as opened:
         lines = scroll_to(opened, "[data-table$=table-one]").locator("tbody tr")
         assert lines.count() == len(COLUMNS)
@@ -221,7 +221,7 @@ def test_the_ranking_has_one_view_per_level(opened: Page) -> None:
 
 
 def test_hostile_names_are_displayed_literally(browser: Browser, tmp_path: Path) -> None:
-    plan = carried_out_hostile(tmp_path / "store", SCRIPT, SCRIPT)
+    plan = train_hostile_study(tmp_path / "store", SCRIPT, SCRIPT)
     found = (plan, *plan_rows(plan, Store(tmp_path / "store")))
     file = tmp_path / "r.html"
     file.write_text(render_report(build_report([found], [], Store(tmp_path / "store"), SCRIPT)), encoding="utf-8")
@@ -255,7 +255,7 @@ def test_no_two_labels_of_a_narrow_page_are_equal(browser: Browser, tmp_path: Pa
     criteria = ("large_final", "random", "small_final", "movement")
     treatments = [{"name": name, "criterion": each} for name, each in zip(names, criteria, strict=True)]
     plan = small_plan(*treatments, network="fc-8", levels=1, seeds=2)
-    carry_out(plan, tmp_path / "store")
+    train_plan(plan, tmp_path / "store")
     found = (plan, *plan_rows(plan, Store(tmp_path / "store")))
     file = tmp_path / "r.html"
     file.write_text(render_report(build_report([found], [], Store(tmp_path / "store"), "")), encoding="utf-8")

@@ -16,7 +16,7 @@ import pytest
 from helpers.command_line import call
 from helpers.mask_studies import TABLE_ONE, mask_plan
 from helpers.report_page import blocks, read, rows_of
-from helpers.small_studies import carry_out, small_plan
+from helpers.small_studies import small_plan, train_plan
 from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
@@ -62,7 +62,7 @@ class Shown:
 
 
 def shown(folder: Path, plan: Plan, **more: Any) -> Shown:
-    carry_out(plan, folder / "store", engine="auto")
+    train_plan(plan, folder / "store", engine="auto")
     file = folder / "own.yaml"
     file.write_text(json.dumps(plan.study.as_data() | more))
     report = reports.collect_report([str(file)], store=folder / "store")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.serving import Page, client, note_study
-from helpers.small_studies import carry_out, small_plan
+from helpers.small_studies import small_plan, train_plan
 from PIL import Image
 from scipy import stats
 
@@ -42,8 +42,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every kind of run with two seeds and two levels, and one treatment also with another learning rate."""
     folder = tmp_path_factory.mktemp("series")
     learn = {"epochs": 0.6, "evaluate_every": 4}
-    carry_out(small_plan(*TREATMENTS, seeds=2, learn=learn), folder)
-    carry_out(small_plan({"name": "plain"}, {"name": "untrained", "trained": False}, seeds=3, lr=3e-3), folder)
+    train_plan(small_plan(*TREATMENTS, seeds=2, learn=learn), folder)
+    train_plan(small_plan({"name": "plain"}, {"name": "untrained", "trained": False}, seeds=3, lr=3e-3), folder)
     return folder
 
 
@@ -188,7 +188,7 @@ def test_every_kind_of_run_has_a_page(page: Page, cache: CachedStore) -> None:
 
 def test_diverged_runs_are_shown_but_not_averaged(tmp_path: Path) -> None:
     plan = small_plan({"name": "plain"}, seeds=2, lr=1e30)
-    carry_out(plan, tmp_path)
+    train_plan(plan, tmp_path)
     note_study(tmp_path, plan)
     page = client(tmp_path)
     (study,) = page.get("/live.json").json()["studies"]
