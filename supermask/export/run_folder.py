@@ -84,7 +84,8 @@ def _tensor_prune_rates(run: Run) -> dict[str, float]:
     if step is None or step.scope == "threshold":
         return {}
     kinds = {name: tensor.kind for name, tensor in tensors.items()}
-    groups = ranked_groups({name: tensor.size for name, tensor in tensors.items()}, kinds, step.scope, step.rates)
+    sizes = {name: tensor.size for name, tensor in tensors.items()}
+    groups = ranked_groups(sizes, kinds, step.scope, step.rates, step.only, step.exclude)
     return {name: groups[name if name in groups else ALL_TENSORS].prune_rate for name in tensors}
 
 

@@ -230,3 +230,17 @@ def test_points_rescaling_and_global_rates_are_in_run_json(tmp_path: Path) -> No
     facts = json.loads((tmp_path / "dense" / "run.json").read_text())
     assert (facts["scope"], facts["rewind_to"], facts["tensor_prune_rates"]) == (None, None, {})
     assert facts["initializer"] == "glorot_normal"
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("spared", [{"exclude": ["fc1"]}, {"only": ["fc2"]}])
+def test_the_prune_rate_of_a_spared_tensor_is_0(spared: dict[str, Any], scope: str, tmp_path: Path) -> None:
+    treatment = {"criterion": "random", "scope": scope}
+    rates = {"hidden": 0.5, "output": 0.3, "global": 0.3}
+    plan = small_plan(treatment, levels=1, rates=rates, **spared)
+    train_plan(plan, tmp_path / "store")
+    run = next(run for run in plan.runs.values() if run.level)
+    runs.export(run.id, tmp_path / "out", tmp_path / "store")
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["tensor_prune_rates"] == {"fc1.weight": 0.0, "fc2.weight": 0.3}
+    assert facts["kept"] == {"fc1.weight": 1280, "fc2.weight": 140}
