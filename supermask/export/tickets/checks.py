@@ -13,6 +13,7 @@ from supermask.datasets import ImageDataset
 from supermask.datasets.images import split_data
 from supermask.datasets.specs import DataOptions, DatasetSpec
 from supermask.export.tickets.model import Ticket, get_fact, mask_mismatch, ticket_network
+from supermask.networks.network import is_user_network
 from supermask.networks.registry import named_network
 from supermask.store.records import state_hash
 
@@ -70,14 +71,19 @@ def _check_run_facts(ticket: Ticket) -> Check:
     run = get_fact(ticket, dict, "run")
     if run is None:
         return Check(promise, "not checked", "the ticket names no run")
-    actual = {
-        "network": ticket.network,
-        "dataset": ticket.dataset,
-        "seed": ticket.seed,
+    actual: dict[str, object] = {
         "kept": count_kept(ticket.masks),
         "weights": sum(mask.numel() for mask in ticket.masks.values()),
     }
+    # A ticket of a user network names no network, data set and seed: only the user's code builds the network again.
+    if not (ticket.network is None and _is_of_user_network(ticket)):
+        actual |= {"network": ticket.network, "dataset": ticket.dataset, "seed": ticket.seed}
     return _to_check(promise, [name for name, value in actual.items() if run.get(name) != value])
+
+
+def _is_of_user_network(ticket: Ticket) -> bool:
+    """Return whether the run's facts name a network by import path."""
+    return is_user_network(get_fact(ticket, str, "run", "network") or "")
 
 
 def _check_counts(ticket: Ticket) -> Check:
@@ -85,6 +91,8 @@ def _check_counts(ticket: Ticket) -> Check:
     promise = "kept counts are what prune rates and level ask for"
     if get_fact(ticket, bool, "from_a_learned_mask"):
         return Check(promise, "not checked", "its chain begins with a learned mask")
+    if ticket.network is None and _is_of_user_network(ticket):
+        return Check(promise, "not checked", "the kinds of its layers are in the code of its network")
     level, rates = get_fact(ticket, int, "run", "level"), get_fact(ticket, dict, "run", "prune_rates")
     if level is None or rates is None or ticket.network is None or ticket.dataset is None or (level and not rates):
         return Check(promise, "not checked", "no prune rates are known")
