@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from supermask.core.errors import UserError, quote
+from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.initializers import OWN
 from supermask.networks.network import Network, NetworkFacts, is_user_network
 from supermask.networks.registry import canonical_name, named_network
@@ -191,7 +191,8 @@ def make_user_module(name: str, image_shape: ImageShape, classes: int, source: s
     """
     path, arguments = split_user_network(name)
     function = _import_network(path, source)
-    parameters = inspect.signature(function).parameters
+    signature = inspect.signature(function)
+    parameters = signature.parameters
     given = {"image_shape": image_shape, "classes": classes}
     for key, value in given.items():
         if key in parameters:
@@ -202,8 +203,25 @@ def make_user_module(name: str, image_shape: ImageShape, classes: int, source: s
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and key not in arguments
     ]
     positional = [image_shape, classes] if len(required) == 2 and not given.keys() & parameters.keys() else []
+    _check_arguments(name, signature, positional, arguments)
     module: nn.Module = function(*positional, **arguments)
     return module
+
+
+def _check_arguments(
+    name: str, signature: inspect.Signature, positional: list[Any], arguments: Mapping[str, Any]
+) -> None:
+    """Raise UserError, with the parameters of a user's network, if it cannot be called with these arguments."""
+    try:
+        signature.bind(*positional, **arguments)
+    except TypeError as error:
+        unknown = next((key for key in arguments if key not in signature.parameters), None)
+        hint = (did_you_mean(unknown, signature.parameters) if unknown else "") or "."
+        raise UserError(
+            f"network {quote(name)} cannot be called: {error}{hint} Its parameters: "
+            f"{', '.join(signature.parameters) or 'none'}. Passed are image_shape and classes, by name or as the only "
+            "two positional arguments, and the keys beside make."
+        ) from error
 
 
 @lru_cache

@@ -260,6 +260,24 @@ def test_two_positional_arguments_of_any_name(folder: Path) -> None:
     assert next(iter(examined(network="nets:narrow").network.tensors.values())).shape == (2, 1, 3, 3)
 
 
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            {"make": "nets:Net", "widht": 4},
+            "keyword argument 'widht'; did you mean 'width'? Its parameters: image_shape,",
+        ),
+        ({"make": "nets:narrow", "shape": [1, 8, 8]}, "missing a required argument: 'n'. Its parameters: shape, n. "),
+    ],
+)
+def test_arguments_that_a_network_does_not_take_are_refused(
+    folder: Path, network: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        examined(network=network)
+    assert message in str(error.value)
+
+
 def test_a_changed_file_is_refused_while_a_plan_runs(folder: Path) -> None:
     plan = examined()
     run_network.__globals__["_import_network"].cache_clear()
