@@ -11,7 +11,7 @@ TORCH ?= $(if $(filter Linux,$(shell uname -s)),cpu,default)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_FIGURES := mask-criteria learned-supermasks
 
-.PHONY: demo test quick lint format cli-reference clean
+.PHONY: demo test quick harness lint format cli-reference clean
 
 demo: $(VENV)/installed
 	@$(BIN)/supermask reproduce --scale digits --store $(STORE) --out $(REPORT)
@@ -27,6 +27,10 @@ test: $(VENV)/installed-dev
 # Without the slow tests, the clusters and the browser: under 90 s on two cores.
 quick: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n $${WORKERS:-2} --dist worksteal -m "not slow and not cluster and not browser"
+
+# The kill harness at full size: about four minutes. `make test` runs a share of it.
+harness: $(VENV)/installed-dev
+	SUPERMASK_FULL_HARNESS=1 $(BIN)/python -m pytest -q tests/execution/test_kill.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from supermask.core.masks import density
 from supermask.core.recipe import Recipe
 from supermask.core.types import InitialState, SplitData, TrainingResult
 from supermask.engines.job import Array, BatchSampler, NullCheckpointer, TrainingJob
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import Architecture, Conv, Dense, Pool, build_module
 
 Train = Callable[[Sequence[TrainingJob], Sequence[SplitData]], list[TrainingResult]]
@@ -68,7 +69,14 @@ def engine(train: Train, case: Case, block: int, blocks: int) -> Iterator[float]
     def run_training() -> None:
         turn.acquire()
         try:
-            train([TrainingJob(case.layers, case.start, recipe, seed=0, checkpoints=PauseAtEvaluation())], [case.data])
+            train(
+                [
+                    TrainingJob(
+                        sequential_network(case.layers), case.start, recipe, seed=0, checkpoints=PauseAtEvaluation()
+                    )
+                ],
+                [case.data],
+            )
         except BaseException as error:
             errors.append(error)
         done.release()

@@ -292,7 +292,7 @@ class Program:
         around = {k: v for k, v in os.environ.items() if k not in ours}
         # Measured costs are read from the cache folder, where `pin_costs` replaces them.
         around |= {"SUPERMASK_CACHE": str(self.cache), "SUPERMASK_MEASURE_COSTS": "1"}
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             [*command, *arguments], cwd=self.work, env=around, capture_output=True, text=True, check=False
         )
         if done.returncode == 2 and refusal:

@@ -38,6 +38,7 @@ from supermask.datasets.images import split_data
 from supermask.engines.job import TrainingJob
 from supermask.engines.reference_masks import MaskTrainer
 from supermask.engines.sparse.masked import MLPMaskTrainer
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state, prunable_tensors
 
 Steps = Callable[[int, int], Any]
@@ -100,7 +101,9 @@ def main() -> None:
     start = initial_mask_state(
         learning, prunable_tensors(layers), initial_state(layers, 0), 0, None, None, child_streams(0)
     )
-    job = TrainingJob(layers, start, Recipe("sgd", 100.0, 250, 10**6, 10**6, momentum=0.9), 0, learning=learning)
+    job = TrainingJob(
+        sequential_network(layers), start, Recipe("sgd", 100.0, 250, 10**6, 10**6, momentum=0.9), 0, learning=learning
+    )
     data = split_data(images, 0)
     loops: dict[str, Steps] = {"eager": eager(job, data)}
     for name, stepper in (("reference", MaskTrainer(job, data)), ("sparse", MLPMaskTrainer(job, data))):

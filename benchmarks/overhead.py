@@ -19,11 +19,11 @@ import torch
 
 from supermask.core.certificate import certify
 from supermask.core.types import InitialState, LearningCurve, NetworkState, TrainingResult
-from supermask.networks.sequential import prunable_tensors
 from supermask.store import Store
 from supermask.store.records import encode_result
-from supermask.store.replay import StateReplayer, run_architecture
+from supermask.store.replay import StateReplayer
 from supermask.study import study_from_dict
+from supermask.study.networks import run_network
 from supermask.study.plan import make_plan
 from supermask.study.run import Run
 
@@ -80,7 +80,7 @@ def process_run(run: Run, store: Store, replayer: StateReplayer, measure: Callab
     start = measure("initial state: score, keep the highest, set", lambda: replayer.initial_state(run))
     result = synthetic_result(start)
     parent = None if run.parent is None else replayer.parent_run(run.parent)
-    prunable = prunable_tensors(run_architecture(run))
+    prunable = run_network(run).tensors
     certificate = measure("certificate", lambda: certify(prunable, start, result, parent, run.step))
     if not certificate.passed:
         raise SystemExit(f"the certificate does not hold: {certificate.checks}")

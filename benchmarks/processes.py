@@ -15,6 +15,7 @@ from contestants import Case, engine
 
 from supermask.core.recipe import Recipe
 from supermask.engines.job import TrainingJob
+from supermask.networks.network import sequential_network
 
 
 def two_workers(cases: Sequence[Case], turns: int) -> dict[str, list[float]]:
@@ -74,7 +75,9 @@ def _worker(pipe: Connection, cases: Sequence[Case], turns: int) -> None:
 def _first_step(case: Case) -> float:
     """Return the milliseconds of the first step; torch and the data are loaded before the clock starts."""
     torch.set_num_threads(1)
-    job = TrainingJob(case.layers, case.start, Recipe("adam", case.lr, case.batch, 1, evaluate_every=1), seed=0)
+    job = TrainingJob(
+        sequential_network(case.layers), case.start, Recipe("adam", case.lr, case.batch, 1, evaluate_every=1), seed=0
+    )
     start_time = time.perf_counter()
     from supermask.engines import sparse
 

@@ -3,10 +3,10 @@
 Synthetic data with the shapes of MNIST and CIFAR-10, half of the weights pruned, Adam. The stack and the reference
 engine alternate. A time is the median over `--turns`, after one warm-up turn, and covers training steps (for the
 reference also one evaluation of one image). In addition, for each stack: FLOP/s (multiplications and additions of the
-dense network, three passes per step) as a share of the fastest of a few matrix products on this device in the same
-precision; GPU memory; and the time of forward pass, backward pass, optimizer and an evaluation of 1,000 images, each
-separately, on a GPU as recorded steps. The reference uses TF32 if the stack does, and float32 if the stack uses
-bfloat16. No files are needed.
+dense network: forward pass, gradient of the weights, and gradient of the inputs except of the images) as a share of the
+fastest of a few matrix products on this device in the same precision; GPU memory; and the time of forward
+pass, backward pass, optimizer and an evaluation of 1,000 images, each separately, on a GPU as recorded steps. The
+reference uses TF32 if the stack does, and float32 if the stack uses bfloat16. No files are needed.
 
     python benchmarks/stacked.py --out stacked.json                      # on a CPU: a small table
     python benchmarks/stacked.py --device cuda --precision tf32 --out stacked.json
@@ -44,7 +44,8 @@ from supermask.engines.stacked.device import autocast_factory
 from supermask.engines.stacked.forward import forward, group_batches
 from supermask.engines.stacked.optimizer import make_optimizer_step, mask_bits
 from supermask.engines.stacked.stack import Stack
-from supermask.networks.sequential import architecture, count_multiplications, initial_state
+from supermask.networks.network import sequential_network
+from supermask.networks.sequential import Architecture, architecture, count_multiplications, initial_state
 
 SHAPES = {"fc": (1, 28, 28), "conv2": (3, 32, 32), "conv4": (3, 32, 32), "conv6": (3, 32, 32)}
 SEEDS = 5
@@ -54,6 +55,8 @@ SMALL = {"fc": (1, 8, 32), "conv2": (1, 4)}
 LARGE = dict.fromkeys(SHAPES, (1, 8, 32, 128, 512))
 """Replicas per network, default on a GPU."""
 BATCH = 60
+MIN_STEPS = {"cpu": WARMUP_STEPS + 1, "cuda": 100}
+"""Steps of a stack per turn, at least, per device."""
 PRODUCTS = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16384)}
 """Sizes of the square matrices of the products, per device."""
 
@@ -97,7 +100,13 @@ def make_job(network: str, seed: int) -> TrainingJob:
     masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < 0.5) for n, w in start.weights.items()}
     weights = {n: w * masks[n] for n, w in start.weights.items()}
     start = type(start)(weights, masks, start.unmasked)
-    return TrainingJob(layers, start, Recipe("adam", 1.2e-3, BATCH, 10**6, 100), seed)
+    return TrainingJob(sequential_network(layers), start, Recipe("adam", 1.2e-3, BATCH, 10**6, 100), seed)
+
+
+def step_flops(layers: Architecture) -> int:
+    """Multiplications and additions of one training step of one network on a batch of `BATCH` images."""
+    # Nothing needs the gradient of the images: the first layer has two products, the others three.
+    return 2 * BATCH * (3 * count_multiplications(layers) - count_multiplications(layers[:1]))
 
 
 def measure_seconds(function: Callable[[], object], turns: int, device: torch.device) -> list[float]:
@@ -145,7 +154,7 @@ def measure(network: str, replicas: int, args: argparse.Namespace, max_flops: fl
     data = synthetic_data(SHAPES[network])
     few = replace(data, validation_images=data.validation_images[:1], validation_labels=data.validation_labels[:1])
     jobs = [make_job(network, seed) for seed in sorted(i % SEEDS for i in range(replicas))]
-    layers = jobs[0].layers
+    layers = jobs[0].network.layers
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
@@ -153,8 +162,9 @@ def measure(network: str, replicas: int, args: argparse.Namespace, max_flops: fl
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     stack = Stack(jobs, [data] * replicas, device, precision, algorithms)
-    # More than the eager warm-up steps, so that the untimed turn includes the recording of the CUDA graph.
-    stack_steps = max(WARMUP_STEPS + 1, args.steps // replicas)
+    # More than the eager warm-up steps, so that the untimed turn includes the recording of the CUDA graph. On a GPU a
+    # turn of few steps would be mostly its wait at the end.
+    stack_steps = max(MIN_STEPS[device.type], args.steps // replicas)
     times, alone = [], []
     for turn in range(args.turns + 1):
         firsts = [turn * stack_steps] * replicas
@@ -163,7 +173,7 @@ def measure(network: str, replicas: int, args: argparse.Namespace, max_flops: fl
             used: int | None = torch.cuda.max_memory_allocated()
         alone.append(reference_step(jobs[0], few, args.steps, args.device))
     step, reference_seconds = median(times[1:]), median(alone[1:])
-    flops = 6 * count_multiplications(layers) * BATCH * replicas / step
+    flops = step_flops(layers) * replicas / step
     return Measurement(
         network,
         replicas,

@@ -28,6 +28,7 @@ from supermask.core.rng import random_stream
 from supermask.core.types import InitialState, SplitData
 from supermask.engines.job import NullCheckpointer, TrainingJob
 from supermask.engines.reference import train
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import Architecture, architecture, build_module, initial_state
 
 BATCH = 60
@@ -117,7 +118,7 @@ def engine(case: Case, layers: Architecture, start: InitialState, data: SplitDat
             ticks.append(time.perf_counter())
             return False
 
-    train([TrainingJob(layers, start, recipe, seed=0, checkpoints=RecordTime())], [data])
+    train([TrainingJob(sequential_network(layers), start, recipe, seed=0, checkpoints=RecordTime())], [data])
     return (ticks[-1] - ticks[-2]) / case.block * 1e3
 
 

@@ -1,18 +1,22 @@
-"""Claims in docs/findings.md: all fifteen, each with a verdict."""
+"""Claims in docs/findings.md: all fifteen, with the verdicts of the tables in results/."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from helpers import findings
 
 from supermask.analysis.claims import ClaimFinding, ClauseFinding
 from supermask.analysis.claims.formats import format_markdown
+from supermask.analysis.claims.paper import paper_tasks
 
 ROOT = Path(__file__).parent.parent
 
 
 def claims_table(document: str) -> list[list[str]]:
     lines = (ROOT / document).read_text(encoding="utf-8").splitlines()
-    first = lines.index("| | claim | verdict | what it comes down to |") + 2
+    first = lines.index("| | claim | runs | verdict | what it comes down to |") + 2
     rows = []
     for line in lines[first:]:
         if not line.startswith("|"):
@@ -23,16 +27,44 @@ def claims_table(document: str) -> list[list[str]]:
 
 def test_findings_has_a_verdict_for_each_claim() -> None:
     table = claims_table("docs/findings.md")
-    assert [row[0] for row in table] == [str(number) for number in range(1, 16)]
+    assert list(dict.fromkeys(row[0] for row in table)) == [f"{task.number}{task.part}" for task in paper_tasks()]
     verdicts = {"**supported**", "**not supported**", "**contradicted**", "**not enough data**"}
-    assert {row[2] for row in table} <= verdicts
-    assert all(len(row) == 4 and all(row) for row in table)
+    assert {row[3] for row in table} <= verdicts
+    assert all(len(row) == 5 and all(row) for row in table)
+
+
+def test_findings_has_the_verdicts_of_the_published_tables() -> None:
+    """`PYTHONPATH=tests python -m helpers.findings` writes them."""
+    assert findings.page() == findings.PAGE.read_text(encoding="utf-8")
+
+
+def test_a_verdict_in_findings_has_five_seeds() -> None:
+    for row in claims_table("docs/findings.md"):
+        if row[3] != "**not enough data**":
+            assert re.search(r"n = (\d+) (pairs|seeds)", row[4])
+            assert all(int(n) >= 5 for n in re.findall(r"n = (\d+) (?:pairs|seeds)", row[4]))
+
+
+def test_readme_counts_the_decided_claims() -> None:
+    verdicts: dict[str, set[str]] = {}
+    for row in claims_table("docs/findings.md"):
+        verdicts.setdefault(row[0].rstrip("abc"), set()).add(row[3])
+    decided = [found - {"**not enough data**"} for found in verdicts.values() if found != {"**not enough data**"}]
+    words = dict(enumerate(["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]))
+    supported = sum(found == {"**supported**"} for found in decided)
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    expected = (
+        f"{words[len(decided)]} are decided so far, all on FC and MNIST with five seeds ({words[supported]} supported"
+    )
+    assert expected in text
 
 
 def test_markdown_escapes_what_markdown_would_read() -> None:
     clause = ClauseFinding("a|b", "above", "c", 0.0, "supported", "a|b <script> is *above* [c](x).", ())
     claim = ClaimFinding("own", None, "It_is | so.", "s", "the `file`", "", "supported", clause.sentence, (clause,))
     text = format_markdown([claim])
-    assert text.splitlines()[2] == (r"| own | It\_is \| so. | **supported** | a\|b \<script\> is \*above\* \[c\](x). |")
+    assert text.splitlines()[2] == (
+        r"| own | It\_is \| so. | none | **supported** | a\|b \<script\> is \*above\* \[c\](x). |"
+    )
     assert "1 claim: 1 supported, 0 not supported, 0 contradicted, 0 not enough data." in text
     assert r"- supported: a\|b \<script\> is \*above\* \[c\](x)." in text

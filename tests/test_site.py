@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parent.parent
-TUTORIALS = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+TUTORIALS = re.findall(r"tutorials/(\w+)\.md", (ROOT / "mkdocs.yml").read_text())
 CHROMIUM = os.environ.get("SUPERMASK_CHROMIUM") or shutil.which("chromium")
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None and not os.environ.get("CI"), reason="no chromium here: install it, or set SUPERMASK_CHROMIUM"
@@ -62,7 +62,7 @@ def load_docs_module(name: str) -> Any:
 
 def test_every_option_of_help_is_in_the_reference() -> None:
     for name in cli_reference.commands():
-        status, out, _ = call(name, "--help")
+        status, out, _ = call(*name.split(), "--help")
         assert status == 0
         shown = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*", out.split("Options")[1])) - {"--help"}
         section = cli_reference.page().split(f"## supermask {name}")[1].partition("\n## ")[0]

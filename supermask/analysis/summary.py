@@ -71,6 +71,8 @@ class Summary:
     measure: Metric
     reference: str
     dense: TreatmentPoint | None
+    """The dense network of all treatments; None if it has not finished, or if treatments have dense networks of their
+    own, which are then level 0 of their series."""
     series: dict[str, list[TreatmentPoint]]
     """Treatment -> points by level, in the requested order; a treatment without a finished run has no points."""
     excluded: list[Row]
@@ -80,6 +82,11 @@ class Summary:
     subject: str
     """Network and data set: `fc on mnist`."""
     data_notes: list[str]
+
+    @property
+    def has_own_dense_networks(self) -> bool:
+        """True if treatments have dense networks of their own, because they differ in training settings."""
+        return any(point.level == 0 for points in self.series.values() for point in points)
 
     @property
     def points(self) -> list[TreatmentPoint]:
@@ -95,7 +102,7 @@ def summarize(rows: Sequence[Row], treatments: Sequence[str], reference: str, me
     """
     _check_labels(rows, treatments, reference)
     labels = {DENSE, *treatments}
-    shown = [row for row in rows if row["level"] == 0 or labels.intersection(treatment_labels(row))]
+    shown = [row for row in rows if labels.intersection(treatment_labels(row))]
     subject = check_one_experiment(shown)
     finished = [row for row in shown if row["status"] == "finished" and _value(row, measure) is not None]
     finished_ids = {id(row) for row in finished}
@@ -171,15 +178,14 @@ def _data_row(summary: Summary, point: TreatmentPoint) -> Row:
 
 
 def _is_excluded_from(row: Row, point: TreatmentPoint) -> bool:
-    return row["level"] == point.level and (point.level == 0 or point.treatment in treatment_labels(row))
+    return row["level"] == point.level and point.treatment in treatment_labels(row)
 
 
 def _group(rows: Sequence[Row], wanted_labels: set[str]) -> dict[tuple[str, int], list[Row]]:
     """(label, level) -> rows, one per seed."""
     groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in rows:
-        labels = [DENSE] if row["level"] == 0 else wanted_labels.intersection(treatment_labels(row))
-        for label in labels:
+        for label in wanted_labels.intersection(treatment_labels(row)):
             groups[label, int(row["level"] or 0)].append(row)
     for (label, level), group in groups.items():
         seeds = [row["seed"] for row in group]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +16,14 @@ from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, quote, sanitize
 from supermask.core.pruning import ParentRun
 from supermask.core.types import Snapshot
-from supermask.datasets.specs import DATASETS
 from supermask.export.tickets import load_ticket
 from supermask.export.tickets.model import get_fact
-from supermask.networks.sequential import prunable_tensors
+from supermask.export.tickets.sources import is_repository, is_ticket_source
 from supermask.store import CorruptEntry, Store
 from supermask.store.records import decode_masks
-from supermask.store.replay import SnapshotMissing, StateReplayer, run_architecture
+from supermask.store.replay import SnapshotMissing, StateReplayer, UserCodeNotLoaded
 from supermask.store.rows import resolve_run_id
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 if TYPE_CHECKING:
@@ -38,27 +40,36 @@ STATUS_NOTES = {
 
 
 def load_masks(names: Sequence[str | Path], store: Store | None = None, weights: bool = True) -> list[MaskInfo]:
-    """Load masks by name, in the given order and with labels: runs of `store` (id or unique prefix) and ticket files.
+    """Load masks by name, in the given order and with labels: runs of `store` (id or unique prefix) and tickets.
 
-    A name that is an existing file is a ticket; any other name is a run. Duplicates are loaded once. Without `weights`
-    only masks are read. Weights that the store has dropped are None.
+    A ticket is a file, a folder or a repository of the Hub, as for `load_ticket`; any other name is a run. Duplicates
+    are loaded once. Without `weights` only masks are read. Weights that the store has dropped are None.
 
     Raises UserError for a name that is neither, for no name and for more than `MAX_MASKS`; CorruptEntry for a damaged
     run.
     """
     if not 1 <= len(names) <= MAX_MASKS:
-        raise UserError(f"{len(names)} masks were given: give 1 to {MAX_MASKS} run ids or ticket files.")
-    replayer = None if store is None else StateReplayer(store)
+        raise UserError(f"{len(names)} masks were given: give 1 to {MAX_MASKS} run ids or tickets.")
+    replayer = None if store is None else StateReplayer(store, import_user_code=False)
     loaded: dict[str, MaskInfo] = {}
     for name in map(str, names):
-        if (path := expand_path(name)).is_file():
-            loaded.setdefault(name, mask_from_ticket(path, weights))
+        if is_ticket_source(name):
+            if name not in loaded:
+                loaded[name] = mask_from_ticket(name, weights)
         elif store is None or replayer is None or not re.fullmatch("[0-9a-fA-F]{1,32}", name):
             hint = "" if store is not None else " (and no store was given)"
-            raise UserError(f"{quote(name)} is neither a file nor the beginning of a run's id{hint}.")
+            raise UserError(
+                f"{quote(name)} is neither a file nor a folder with a ticket, nor the beginning of a run's id{hint}."
+            )
         elif (run_id := resolve_run_id(store, name)) not in loaded:
             loaded[run_id] = mask_from_run(store, replayer, run_id, weights)
-    return with_labels(list(loaded.values()))
+    return with_labels(_with_unique_names(loaded))
+
+
+def _with_unique_names(loaded: Mapping[str, MaskInfo]) -> list[MaskInfo]:
+    """Replace names that several tickets share, such as `ticket.safetensors`, by the paths that were given."""
+    counts = Counter(info.name for info in loaded.values())
+    return [replace(info, name=sanitize(key)) if counts[info.name] > 1 else info for key, info in loaded.items()]
 
 
 def mask_from_run(store: Store, replayer: StateReplayer, run_id: str, weights: bool = True) -> MaskInfo:
@@ -93,7 +104,7 @@ def mask_from_run(store: Store, replayer: StateReplayer, run_id: str, weights: b
         alive=alive,
         network=run.network,
         dataset=run.dataset,
-        image_shape=DATASETS[run.dataset].image_shape,
+        image_shape=run.spec.image_shape,
         criterion="supermask" if run.learning else step.criterion_name if step else None,
         level=run.level,
         seed=run.seed,
@@ -106,31 +117,31 @@ def mask_from_run(store: Store, replayer: StateReplayer, run_id: str, weights: b
     )
 
 
-def mask_from_ticket(path: Path, weights: bool = True) -> MaskInfo:
-    """Load the masks of a ticket file; w_i is the initial network of its seed, the final weights are those in the file.
+def mask_from_ticket(source: str | Path, weights: bool = True) -> MaskInfo:
+    """Load the masks of a ticket; w_i is the initial network of its seed, the final weights are those in the file.
 
-    A ticket does not store the trained values of pruned weights, so w_f is None. Raises UserError if the file is not a
-    ticket.
+    A ticket does not store the trained values of pruned weights, so w_f is None. Raises UserError if the source is not
+    a ticket.
     """
-    ticket = load_ticket(path)
+    ticket = load_ticket(source)
     masks = _arrays(ticket.masks)
-    dataset = DATASETS.get(ticket.dataset or "")
     facts = {key: get_fact(ticket, str, "run", key) for key in ("mask1", "mask0", "criterion")}
     details = {key: sanitize(value) for key, value in facts.items() if value is not None and key != "criterion"}
     network, criterion = ticket.network, facts["criterion"]
     if get_fact(ticket, str, "run", "learning", "method") is not None:
         criterion = "supermask"
     return MaskInfo(
-        name=sanitize(path.name),
+        name=sanitize(str(source) if is_repository(source) else expand_path(source).resolve().name),
         masks=masks,
         alive={name: np.ones_like(mask) for name, mask in masks.items()},
         network=network,
         dataset=ticket.dataset,
-        image_shape=dataset.image_shape if dataset else None,
+        image_shape=ticket.spec.image_shape if ticket.dataset else None,
         criterion=None if criterion is None else sanitize(criterion),
         level=get_fact(ticket, int, "run", "level"),
         seed=ticket.seed,
         details=details | ({"network": network} if network else {}),
+        is_ticket=True,
         w_i=_network_arrays(ticket.initial_weights, masks) if weights else None,
         final_weights=_network_arrays(ticket.network_weights, masks) if weights else None,
     )
@@ -149,7 +160,7 @@ def _snapshots(replayer: StateReplayer, run_id: str, *points: Snapshot) -> list[
     """Return the weights of a run at points of its trajectory; None for points that the store has dropped."""
     try:
         parent = replayer.parent_run(run_id)
-    except SnapshotMissing:
+    except (SnapshotMissing, UserCodeNotLoaded):
         return [None for _ in points]
     return [_snapshot(parent, point) for point in points]
 
@@ -165,7 +176,7 @@ def _stored_masks(store: Store, run_id: str) -> Masks:
     """Return the masks of a run; all ones for a dense run, which stores none. Raises CorruptEntry."""
     entry = store.read(run_id)
     run = Run.from_data(entry.facts)
-    layers = prunable_tensors(run_architecture(run))
+    layers = run_network(run).tensors
     if run.parent is None and run.learning is None:
         return {name: np.ones(layer.shape, dtype=bool) for name, layer in layers.items()}
     try:

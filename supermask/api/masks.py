@@ -30,6 +30,7 @@ from supermask.api.mask_loading import load_masks
 from supermask.api.runs import open_store
 from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, did_you_mean, quote
+from supermask.export.tickets.sources import is_ticket_source
 from supermask.reporting.figures import (
     RenderedFigure,
     density_by_level_figure,
@@ -62,6 +63,9 @@ class MaskAnalysis:
     notes: list[str]
     """Warnings about the masks, and the reasons why some are missing from a figure."""
 
+    def __repr__(self) -> str:
+        return f"{self.text.rstrip()}\n\n{len(self.saved)} figures, table {self.table}"
+
 
 def analyze_masks(
     names: Sequence[str | Path],
@@ -75,7 +79,7 @@ def analyze_masks(
     and for the analysis `overlap` on masks of different networks.
     """
     selected, out = _select_analyses(only), expand_path(out)
-    source = None if all(expand_path(name).is_file() for name in names) else open_store(store)
+    source = None if all(is_ticket_source(name) for name in names) else open_store(store)
     masks = load_masks(names, source)
     pairs = compare_masks(masks) if "overlap" in selected else {}
     text = format_summary(masks) + (f"\n{format_pairs(pairs, masks)}" if pairs else "")
@@ -263,12 +267,36 @@ def _notes(masks: Sequence[MaskInfo], selected: Sequence[str]) -> Iterator[str]:
     for mask in masks:
         if mask.note:
             yield f"{mask.label}: {mask.note}"
-    without_weights = [mask.label for mask in masks if mask.w_i is None or mask.w_f is None]
-    if without_weights and {"plane", "distribution"} & set(selected):
-        yield (
-            "not in planes and distributions, because the weights that a criterion saw are missing (a learned mask, "
-            f"weights dropped by --keep, or a ticket file): {'; '.join(without_weights)}"
-        )
-    without_pixels = [mask.label for mask in masks if not has_pixels(mask)]
-    if without_pixels and "pixels" in selected:
-        yield f"no pixel map, because their first layer has no weights per pixel: {'; '.join(without_pixels)}"
+    if {"plane", "distribution"} & set(selected):
+        reasons = [(mask.label, _why_without_weights(mask)) for mask in masks]
+        yield from _group_notes("not in planes and distributions", reasons)
+    if "pixels" in selected:
+        reasons = [(mask.label, _why_without_pixels(mask)) for mask in masks]
+        yield from _group_notes("no pixel map", reasons)
+
+
+def _group_notes(subject: str, reasons: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Yield one note per reason with the labels that it holds for. `reasons`: (label, reason, or "" for none)."""
+    for reason in dict.fromkeys(reason for _, reason in reasons if reason):
+        labels = "; ".join(label for label, other in reasons if other == reason)
+        yield f"{subject}, because {reason}: {labels}"
+
+
+def _why_without_weights(mask: MaskInfo) -> str:
+    """Return why the weights that the criterion saw are missing; empty if they are there."""
+    if mask.w_i is not None and mask.w_f is not None:
+        return ""
+    if mask.criterion == "supermask":
+        return "a learned mask was made by no criterion"
+    if mask.is_ticket:
+        return "a ticket does not hold the weights that a criterion saw"
+    return "the store has dropped the weights that the criterion saw (--keep), or the run has none"
+
+
+def _why_without_pixels(mask: MaskInfo) -> str:
+    """Return why a mask has no pixel map; empty if it has one."""
+    if has_pixels(mask):
+        return ""
+    if mask.image_shape is None and _first_mask(mask).ndim == 2:
+        return "the shape of the network's images is not known"
+    return "the first layer has no weights per pixel"

@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -31,6 +32,7 @@ from supermask.core.streams import survive_lost_output
 from supermask.core.text import Row
 from supermask.execution.local import StudyInterrupted, TaskListener
 from supermask.execution.progress import inline_progress_listener, progress_listener, run_labels
+from supermask.execution.run import ListenerFactory
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.reporting.figures import RenderedFigure, save_figure, to_png
 from supermask.reporting.figures.catalog import study_figures
@@ -74,8 +76,8 @@ def run(
     """
     loaded = load_study(study, settings_to_overrides(settings))
     try:
-        with _limit_threads(), survive_lost_output(raise_at_end=False):
-            schedule = runs.run(loaded, (), _path(store), workers, engine, device, keep, _progress_listener)
+        with progress_display() as listener:
+            schedule = runs.run(loaded, (), _path(store), workers, engine, device, keep, listener)
     except StudyInterrupted as interruption:
         raise KeyboardInterrupt(f"{interruption.remaining:,} runs are left; the same call resumes.") from None
     result = StudyStatus(loaded.name, dict(schedule.status), schedule.store.root)
@@ -258,10 +260,15 @@ def _in_notebook() -> bool:
 
 def _notebook_line() -> Any:
     """Display a line of text in the current cell; return the function that replaces it."""
-    from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
-
-    handle = display({"text/plain": "starting"}, raw=True, display_id=True)
+    handle = import_module("IPython.display").display({"text/plain": "starting"}, raw=True, display_id=True)
     return lambda line: handle.update({"text/plain": line}, raw=True)
+
+
+@contextmanager
+def progress_display() -> Iterator[ListenerFactory]:
+    """Yield the display of progress for `runs.run`, with one thread per worker process while it is used."""
+    with _limit_threads(), survive_lost_output(raise_at_end=False):
+        yield _progress_listener
 
 
 @contextmanager

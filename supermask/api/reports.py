@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from supermask.analysis.claims import ClaimFinding, evaluate_claims
 from supermask.analysis.claims.paper import studies_with_claims
+from supermask.api.comparisons import compare_study, default_columns
+from supermask.api.row_files import read_published_studies
 from supermask.api.runs import missing_result, store_path, study_rows
 from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError, check_one_of, quote
@@ -17,6 +19,7 @@ from supermask.core.text import Row
 from supermask.execution.run import ListenerFactory, RunOptions, run_plans
 from supermask.execution.scheduler import Scheduler
 from supermask.reporting.html import Report, build_report, render_report
+from supermask.reporting.html.study import with_comparison
 from supermask.store import Store
 from supermask.store.planning import plan_study
 from supermask.store.rows import check_same_data, plan_rows
@@ -28,20 +31,43 @@ StudyRows = tuple[Plan, list[Row], list[str]]
 
 
 def report(
-    studies: Sequence[str], overrides: Sequence[str] = (), out: Path = Path("report.html"), store: Path | None = None
+    studies: Sequence[str],
+    overrides: Sequence[str] = (),
+    out: Path = Path("report.html"),
+    store: Path | None = None,
+    rows: Sequence[Path] = (),
 ) -> Path:
     """Write the report on shipped studies or study files as one self-contained HTML file; return its path.
 
-    Raises UserError if no study is given, if none of their runs has ended, or if `out` cannot be a file; SystemFailure
-    if it cannot be written.
+    `rows`: tables of runs (`supermask table --format parquet`) to read in place of a store; the studies are then
+    optional. Raises UserError if no study is given, if none of their runs has ended, or if `out` cannot be a file;
+    SystemFailure if it cannot be written.
     """
-    return write_report(collect_report(studies, overrides, store, out), out)
+    return write_report(collect_report(studies, overrides, store, out, rows), out)
 
 
 def collect_report(
-    studies: Sequence[str], overrides: Sequence[str] = (), store: Path | None = None, out: Path = Path("report.html")
+    studies: Sequence[str],
+    overrides: Sequence[str] = (),
+    store: Path | None = None,
+    out: Path = Path("report.html"),
+    rows: Sequence[Path] = (),
+    beside: Path | None = None,
 ) -> Report:
-    """Collect the content of the report. `out` only enters the command line that the report quotes."""
+    """Collect the content of the report. `out` only enters the command line that the report quotes.
+
+    `rows`: tables of runs to read in place of a store. `beside`: a table of runs that somebody else made, with the
+    columns that `supermask compare` reads by default.
+    """
+    if rows:
+        _refuse_store_with_rows(store)
+        if beside is not None:
+            raise UserError("--with compares the runs of a store: leave out --rows or --with.")
+        published = read_published_studies(rows, studies, overrides)
+        tables: list[StudyRows] = [(part.plan, part.rows, []) for part in published]
+        scales = list(dict.fromkeys(part.scale for part in published))
+        command = _command(studies, overrides, out, rows)
+        return build_report_for(tables, None, command, scales[0] if len(scales) == 1 else "")
     if not studies:
         shipped = ", ".join(study.name for study in builtin_studies())
         raise UserError(f"no study was given: give one or more of {shipped}, or paths to .yaml files.")
@@ -52,13 +78,20 @@ def collect_report(
             f"no run of {names} with these settings is in {store_path(store)} yet: `supermask run` "
             f"{'it' if len(collected) == 1 else 'them'} first, with the same settings and the same --store."
         )
+    if beside is not None and len(collected) != 1:
+        raise UserError(f"--with is for a report on one study; {len(collected)} were given: report on one of them.")
     scales = [text.partition("=")[2] for text in overrides if text.startswith("scale=")]
     source = Store(store_path(store))
-    return build_report_for(collected, source, _command(studies, overrides, out), scales[-1] if scales else "")
+    command = _command(studies, overrides, out, beside=beside)
+    content = build_report_for(collected, source, command, scales[-1] if scales else "")
+    if beside is None:
+        return content
+    compared = compare_study(studies[0], overrides, beside, columns=default_columns(beside), store=store)
+    return replace(content, studies=(with_comparison(content.studies[0], compared),))
 
 
 def build_report_for(
-    studies: Sequence[StudyRows], store: Store, command: str, scale: str = "", whole_paper: bool = False
+    studies: Sequence[StudyRows], store: Store | None, command: str, scale: str = "", whole_paper: bool = False
 ) -> Report:
     """Build the report of studies from their rows. `whole_paper`: include claims that no study can decide."""
     for _, rows, _ in studies:
@@ -68,7 +101,11 @@ def build_report_for(
 
 def evaluate_claims_for(studies: Sequence[StudyRows], whole_paper: bool = False) -> list[ClaimFinding]:
     """Evaluate the claims about these studies on their rows."""
-    return evaluate_claims([(plan.study, rows) for plan, rows, _ in studies], whole_paper)
+    return evaluate_claims(
+        [(plan.study, rows) for plan, rows, _ in studies],
+        whole_paper,
+        {plan.study.dataset: plan.spec for plan, _, _ in studies},
+    )
 
 
 def write_report(content: Report, out: str | Path) -> Path:
@@ -96,28 +133,63 @@ def ensure_writable(out: str | Path) -> None:
         raise SystemFailure(f"the report cannot be written to {out}: {error.strerror or error}") from error
 
 
-def _command(studies: Sequence[str], overrides: Sequence[str], out: Path) -> str:
-    """Return the command line of the report, without the folder of the store, which depends on the machine."""
-    arguments = ["supermask", "report", *studies, *overrides]
+def _command(
+    studies: Sequence[str],
+    overrides: Sequence[str],
+    out: Path,
+    rows: Sequence[Path] = (),
+    beside: Path | None = None,
+) -> str:
+    """Return the command line of the report, without folders of the store and of tables: they depend on the machine."""
+    arguments = [
+        "supermask",
+        "report",
+        *studies,
+        *overrides,
+        *(text for path in rows for text in ("--rows", path.name)),
+        *(["--with", beside.name] if beside else []),
+    ]
     return shlex.join(arguments if out == Path("report.html") else [*arguments, "--out", out.name])
 
 
-def claims(studies: Sequence[str], overrides: Sequence[str], store: Path) -> tuple[list[ClaimFinding], list[str]]:
-    """Evaluate the claims about studies (default: all shipped ones) on the runs of the store.
+def _refuse_store_with_rows(store: Path | None) -> None:
+    if store is not None:
+        raise UserError("give either a store or tables of runs: leave out --store or --rows.")
 
-    Also returns one message per damaged run. Raises UserError as `load_study` does, and if no study has a claim.
+
+def claims(
+    studies: Sequence[str], overrides: Sequence[str] = (), store: Path | None = None, rows: Sequence[Path] = ()
+) -> tuple[list[ClaimFinding], list[str]]:
+    """Evaluate the claims about studies (default: all shipped ones) on the runs of the store, or of tables of runs.
+
+    `rows`: Parquet files of `supermask table`. Also returns one message per damaged run. Raises UserError as
+    `load_study` and `read_published_studies` do, and if no study has a claim.
     """
+    if rows:
+        _refuse_store_with_rows(store)
+        published = read_published_studies(rows, studies, overrides)
+        notices = [text for part in published for text in part.notices]
+        parts: list[StudyRows] = [(part.plan, part.rows, []) for part in published]
+        findings = evaluate_claims_for(parts, whole_paper=not studies)
+        return _check_findings(findings, [part.plan for part in published]), list(dict.fromkeys(notices))
+    store = store_path(store)
     names = dict.fromkeys(studies or [study.name for study in builtin_studies()])
     plans = [_load_plan(name, overrides, Store(store)) for name in names]
     collected = [(plan, *plan_rows(plan, Store(store))) for plan in plans]
     findings = evaluate_claims_for(collected, whole_paper=not studies)
+    messages = dict.fromkeys(message for plan, _, bad in collected for message in (*plan.notices, *bad))
+    return _check_findings(findings, plans), list(messages)
+
+
+def _check_findings(findings: list[ClaimFinding], plans: Sequence[Plan]) -> list[ClaimFinding]:
+    """Return the findings. Raises UserError if there is none."""
     if not findings:
         given = ", ".join(quote(plan.study.name) for plan in plans)
         raise UserError(
             f"there is no claim about {given}: give a study of {', '.join(studies_with_claims())}, or add claims to "
             "the study file."
         )
-    return findings, list(dict.fromkeys(message for plan, _, bad in collected for message in (*plan.notices, *bad)))
+    return findings
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from supermask.execution.estimate import Estimate, estimate
 from supermask.execution.run import ListenerFactory, RunOptions, data_dir, run_plans
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.export.run_folder import export_run
-from supermask.networks.sequential import prunable_tensors
 from supermask.reporting.figures import FigureOptions, RenderedFigure
 from supermask.reporting.figures.catalog import split_labels, study_figures
 from supermask.reporting.status import format_counts
@@ -31,6 +30,7 @@ from supermask.store.rows import plan_rows, resolve_run_id, store_rows
 from supermask.store.tables import DENSE, QueryResult
 from supermask.store.verify import VerificationResult
 from supermask.study import StudyLike, load_study
+from supermask.study.cell_code import is_cell
 from supermask.study.plan import Plan
 from supermask.study.plan_checks import ineffective_settings
 from supermask.study.run import Run
@@ -76,6 +76,10 @@ class PlanSummary:
     compile_seconds: float = 0.0
     """Seconds that the first run on this machine takes to compile kernels; not in `estimate`."""
 
+    def __repr__(self) -> str:
+        counts = f"{self.unique:,} runs, {self.done:,} done, {self.to_do:,} to do"
+        return f"{self.plan.study.name}: {self.requested:,} trainings, {counts}"
+
     @property
     def network(self) -> str:
         """Canonical name of the network."""
@@ -110,7 +114,7 @@ def plan(
     study_plan = plan_study(load_study(study, overrides), source)
     stored = source.run_ids()
     to_do = [run for run in study_plan.runs.values() if run.id not in stored]
-    engine = select_engine("auto", study_plan.layers, "cpu").engine
+    engine = select_engine("auto", study_plan.network, "cpu").engine
     local = estimate(study_plan, source, to_do, engine)
     resources = []
     for unit, count in (("core", cores), ("GPU", gpus)):
@@ -132,7 +136,8 @@ def plan(
 
 def _ineffective_settings(study_plan: Plan) -> list[str]:
     dense = next(iter(study_plan.runs.values()))
-    return ineffective_settings(study_plan.study, dense.recipe, prunable_tensors(study_plan.layers))
+    images = dense.data_options.num_training(dense.spec)
+    return ineffective_settings(study_plan.study, study_plan.network, images)
 
 
 def run(
@@ -155,7 +160,13 @@ def run(
     """
     options = RunOptions(store_path(store), workers, engine, device, keep, precision, stack, cluster)
     options.validate()
-    return run_plans([plan_study(load_study(study, overrides), Store(options.store))], options, listener)
+    study_plan = plan_study(load_study(study, overrides), Store(options.store), call_user_code=True)
+    if cluster is not None and (cells := [name for name in study_plan.study.user_criteria if is_cell(name)]):
+        raise UserError(
+            f"the criterion {cells[0].partition(':')[2]!r} was given as a function of this session, which other "
+            "machines cannot import: write it in a .py file and name it as module:function."
+        )
+    return run_plans([study_plan], options, listener)
 
 
 def study_rows(
@@ -170,6 +181,13 @@ def study_rows(
     return study_plan, *plan_rows(study_plan, source)
 
 
+def layer_rows(rows: list[Row], store: str | Path | None = None) -> list[Row]:
+    """Return one row per layer of each stored run among the rows of `study_rows`; columns: `tables.LAYER_COLUMNS`."""
+    from supermask.store import layer_facts
+
+    return list(layer_facts.layer_rows(Store(store_path(store)), rows))
+
+
 def missing_result(statuses: Sequence[str], subject: str) -> str | None:
     """Return a message if runs were trained and none of them finished, else None.
 
@@ -182,8 +200,12 @@ def missing_result(statuses: Sequence[str], subject: str) -> str | None:
 
 
 def treatment_labels(plan: Plan) -> list[str]:
-    """Return the row labels of a study's tables: `dense`, then its treatments, in the order of the study file."""
-    return [DENSE, *(treatment.label for treatment in plan.study.treatments)]
+    """Return the row labels of a study's tables: `dense`, then its treatments, in the order of the study file.
+
+    A dense network of a treatment's own belongs to the treatment.
+    """
+    dense = [DENSE] if plan.has_one_dense_network else []
+    return [*dense, *(treatment.label for treatment in plan.study.treatments)]
 
 
 def figures(

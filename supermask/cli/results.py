@@ -1,4 +1,4 @@
-"""Commands that read finished runs: status, table, figure, export, verify, query, claims, report, serve.
+"""Commands that read finished runs: status, table, figure, export, verify, query, claims, compare, report, serve.
 
 Heavy modules are imported inside the commands that need them.
 """
@@ -26,7 +26,7 @@ from supermask.cli.output import echo
 from supermask.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from supermask.store.verify import VerificationResult
 
@@ -60,6 +60,9 @@ TEXT_COLUMNS = (
 )
 """Columns of `table --format latex` and `markdown`: all 60 would not fit on a page."""
 
+LAYER_TEXT_COLUMNS = ("treatment", "level", "seed", "layer", "kept", "ties_drawn", "sign_changed", "shrunk")
+"""Columns of `table --layers --format latex` and `markdown`."""
+
 
 @app.command()
 def table(
@@ -70,6 +73,9 @@ def table(
     format: Annotated[
         Literal["csv", "json", "parquet", "latex", "markdown"], typer.Option(help="Output format.")
     ] = "csv",
+    layers: Annotated[
+        bool, typer.Option("--layers", help="One row per run and layer: kept weights, ties, sign changes, shrinkage.")
+    ] = False,
 ) -> None:
     """Write one row per run, with every fact and metric, to standard output.
 
@@ -81,15 +87,19 @@ def table(
     if format == "parquet" and sys.stdout.isatty():
         raise UserError("a Parquet table is binary: send it to a file, as in `supermask table ... > runs.parquet`.")
     plan, rows, damaged = runs.study_rows(study, add_scale(overrides, scale), store)
+    columns, text_columns = tables.COLUMNS, TEXT_COLUMNS
+    if layers:
+        columns, text_columns = tables.LAYER_COLUMNS, LAYER_TEXT_COLUMNS
+        rows = runs.layer_rows(rows, store)
     if format == "parquet":
-        sys.stdout.buffer.write(tables.to_parquet(rows))
+        sys.stdout.buffer.write(tables.to_parquet(rows, columns))
     elif format in ("latex", "markdown"):
         from supermask.reporting.tables import format_latex, format_markdown, table_of_rows
 
         write = format_latex if format == "latex" else format_markdown
-        sys.stdout.write(write(*table_of_rows(rows, TEXT_COLUMNS)))
+        sys.stdout.write(write(*table_of_rows(rows, text_columns)))
     else:
-        sys.stdout.write(tables.to_csv(rows) if format == "csv" else tables.to_json(rows))
+        sys.stdout.write(tables.to_csv(rows, list(columns)) if format == "csv" else tables.to_json(rows, list(columns)))
     print_warnings([*plan.notices, *damaged])
 
 
@@ -199,10 +209,13 @@ def _print_verification(activity: str, verdicts: Iterable[VerificationResult], p
 
     counts = dict.fromkeys(_VERDICT_LABELS, 0)
     missing: dict[str, None] = {}
+    noted: dict[str, tuple[str, ...]] = {}
     with Console(stderr=True).status(activity) as spinner:
         for verdict in verdicts:
             counts[verdict.verdict] += 1
             spinner.update(f"{activity}: {sum(counts.values()):,}")
+            if verdict.notes:
+                noted[verdict.key] = verdict.notes
             if verdict.verdict in ("failed", "damaged"):
                 echo(f"{verdict.key} {verdict.verdict}: {verdict.reason}")
             elif verdict.verdict == "partly":
@@ -212,6 +225,10 @@ def _print_verification(activity: str, verdicts: Iterable[VerificationResult], p
     echo(prefix + ", ".join(shown))
     for reason in list(missing)[:5]:
         echo(f"  as far as kept: {reason}")
+    for key, notes in list(noted.items())[:5]:
+        echo(f"  noted, not counted as a failure: {key} {'; '.join(notes)}")
+    if len(noted) > 5:
+        echo(f"  and notes on {len(noted) - 5:,} more runs")
     return counts["failed"] + counts["damaged"]
 
 
@@ -247,25 +264,48 @@ StudiesAndOverrides = Annotated[
 ]
 
 
+RowsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--rows",
+        metavar="FILE.parquet",
+        help="Table of runs (`supermask table --format parquet`) to read in place of a store; several can be given.",
+        show_default=False,
+    ),
+]
+
+
+def _split_row_files(arguments: list[str] | None, rows: list[Path] | None) -> tuple[list[str], list[Path]]:
+    """Move Parquet files among the arguments to the tables: `--rows *.parquet` gives the option the first one alone."""
+    if not rows:
+        return list(arguments or []), []
+    moved = [text for text in arguments or [] if text.endswith(".parquet")]
+    return [text for text in arguments or [] if text not in moved], [*rows, *map(Path, moved)]
+
+
 @app.command()
 def claims(
     arguments: StudiesAndOverrides = None,
     scale: ScaleOption = None,
     store: StoreOption = None,
+    rows: RowsOption = None,
     format: Annotated[Literal["text", "markdown", "csv", "json"], typer.Option(help="Output format.")] = "text",
 ) -> None:
-    """Test the claims of the paper, and those of your own study files, on the runs of the store.
+    """Test the claims of the paper, and those of your own study files, on the runs of the store or of tables of runs.
 
-    The verdict is supported, not supported, contradicted or not enough data, with n, effect, interval and corrected p.
+    The verdict is supported, not supported, contradicted or not enough data, with n, effect, interval and p. Digits
+    are a demonstration and have no verdict.
 
-    Example: `supermask claims scale=digits`
+    Example: `supermask claims scale=laptop` or `supermask claims --rows results/mask-criteria-paper.parquet`
     """
     from supermask.analysis.claims.formats import claim_notices, format_csv, format_json, format_markdown, format_text
     from supermask.api import reports, runs
 
+    arguments, files = _split_row_files(arguments, rows)
     studies, overrides = split_studies_and_overrides(arguments)
     overrides = add_scale(overrides, scale)
-    findings, damaged = reports.claims(studies, overrides, runs.open_store(store).root)
+    root = store if files else runs.open_store(store).root
+    findings, damaged = reports.claims(studies, overrides, root, files)
     write = {"text": format_text, "markdown": format_markdown, "csv": format_csv, "json": format_json}[format]
     notices = claim_notices(findings)
     if format in ("text", "markdown"):
@@ -274,6 +314,120 @@ def claims(
     echo(write(findings), nl=False)
     # CSV and JSON are read by programs, so notices go to standard error.
     print_warnings([*(notices if format in ("csv", "json") else []), *damaged])
+
+
+@app.command()
+def compare(
+    study: StudyArg,
+    overrides: OverridesArg = None,
+    scale: ScaleOption = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--with",
+            help="Results to compare with: a CSV file, one run per line; or Parquet that `supermask table` wrote.",
+            show_default=False,
+        ),
+    ] = None,
+    treatment: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the treatments.")] = "treatment",
+    level: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the pruning levels.")] = "level",
+    value: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the values.")] = "value",
+    seed: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the seeds; it finds runs that occur twice.")
+    ] = None,
+    density: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Match levels by this column of weights remaining instead, to the nearest within 2%.",
+        ),
+    ] = None,
+    percent: Annotated[bool, typer.Option("--percent", help="The values are in percent.")] = False,
+    share: Annotated[bool, typer.Option("--share", help="The values are shares of 1.")] = False,
+    metric: Annotated[str, typer.Option(help="Our column to compare.")] = "early_stop_test_accuracy",
+    map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="THEIRS=OURS", help="Our name of a treatment; without OURS it is left out. Repeatable."),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Margin of equivalence, in points or the metric's unit [default: 0.2 points].", show_default=False
+        ),
+    ] = None,
+    store: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--store",
+            help="Folder of the store [default: $SUPERMASK_STORE or ./supermask-store]. Twice: compare the two.",
+            show_default=False,
+        ),
+    ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(help="Our runs from a Parquet file of `supermask table`, not from a store.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also draw the figure, into this folder.", show_default=False)
+    ] = None,
+    format: Annotated[Literal["text", "json", "csv"], typer.Option(help="Output format.")] = "text",
+) -> None:
+    """Compare the results of a study with those of others: a table of runs, or a second store.
+
+    For each treatment and level: n, mean and standard deviation of both, Welch's test, equivalence within a margin; and
+    how many cells differ at p < 0.01, beside the number that would by chance.
+
+    Example: `supermask compare mask-criteria scale=paper --with theirs.csv --value accuracy --density remaining`
+    """
+    from supermask.analysis.comparisons import TableColumns, formats
+    from supermask.api import comparisons
+
+    if percent and share:
+        raise UserError("--percent and --share contradict each other: give one of them.")
+    stores = store or []
+    if len(stores) > 2:
+        raise UserError(f"{len(stores)} stores were given; a comparison has two sides: give --store at most twice.")
+    columns = TableColumns(
+        treatment,
+        None if density else level,
+        value,
+        seed,
+        density,
+        "percent" if percent else "share" if share else "auto",
+    )
+    result = comparisons.compare_study(
+        study,
+        add_scale(overrides, scale),
+        table,
+        stores[1] if len(stores) == 2 else None,
+        columns,
+        metric,
+        _parse_map(map or []),
+        margin,
+        stores[0] if stores else None,
+        rows,
+    )
+    write = {"text": formats.format_text, "json": formats.format_json, "csv": formats.format_csv}[format]
+    sys.stdout.write(write(result))
+    if format == "csv":
+        print_warnings([*result.summary(), *result.notes])
+    if out is not None:
+        _, paths = comparisons.save_comparison_figure(result, out)
+        suffixes = ",".join(path.suffix[1:] for path in paths)
+        echo(f"{paths[0].with_suffix('')}.{{{suffixes}}}", err=True)
+
+
+def _parse_map(pairs: Sequence[str]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for pair in pairs:
+        # Labels may contain `=`, as in `lr=0.1`; the last one separates.
+        theirs, separator, ours = pair.rpartition("=")
+        if not separator or not theirs:
+            raise UserError(f"--map {pair}: give THEIRS=OURS, such as --map magnitude=large_final.")
+        if theirs in names:
+            raise UserError(f"--map names {theirs!r} twice: give each of their treatments once.")
+        names[theirs] = ours
+    return names
 
 
 @app.command()
@@ -289,7 +443,17 @@ def report(
     ] = None,
     scale: ScaleOption = None,
     store: StoreOption = None,
+    rows: RowsOption = None,
     out: Annotated[Path, typer.Option(help="Output file.")] = Path("report.html"),
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            "--with",
+            help="Also compare with these results: see `supermask compare`. One study; columns treatment, level or "
+            "density, value, seed.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write one self-contained HTML file: claims, figures, tables and provenance. It needs no network.
 
@@ -298,9 +462,10 @@ def report(
     from supermask.api import reports
     from supermask.reporting.html.filters import headline
 
+    arguments, files = _split_row_files(arguments, rows)
     studies, overrides = split_studies_and_overrides(arguments)
     overrides = add_scale(overrides, scale)
-    content = reports.collect_report(studies, overrides, store, out)
+    content = reports.collect_report(studies, overrides, store, out, files, beside)
     path = reports.write_report(content, out)
     echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB: {headline(content)}")
     for text in content.notices:

@@ -1,4 +1,4 @@
-"""Commands on tickets and masks: pack, inspect, eval, masks.
+"""Commands on tickets and masks: pack, push, inspect, eval, tickets build, tickets find, masks.
 
 Heavy modules are imported inside the commands that need them.
 """
@@ -17,30 +17,61 @@ if TYPE_CHECKING:
     from supermask.api.tickets import TicketInspection
     from supermask.export.tickets import Ticket
 
-TicketFile = Annotated[Path, typer.Argument(metavar="FILE", help="A ticket file.")]
+TicketFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="TICKET", help="A ticket file, a folder of `pack --to-folder`, or a repository of the Hub (owner/name)."
+    ),
+]
 
 
 @app.command()
 def pack(
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Id of a run, or a unique prefix of it.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Output file, such as ticket.safetensors.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="Output file, such as ticket.safetensors.", show_default=False),
+    ] = None,
+    to_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of FILE: a folder for ticket.safetensors, config.json and a model card.", show_default=False
+        ),
+    ] = None,
     weights: Annotated[
         Literal["auto", "final", "start"],
         typer.Option(
             help="Weights to store: final (trained) or start of training; auto: final if the run was trained."
         ),
     ] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     store: StoreOption = None,
 ) -> None:
     """Pack a run into one file: masks, weights (or the seed that generates them), facts, certificate, one checksum.
 
-    Example: `supermask pack 3f9c01ab ticket.safetensors`
+    Example: `supermask pack 3f9c01ab ticket.safetensors`, or with `--to-folder my-ticket` as a folder for the Hub
     """
     from supermask.api import tickets
 
-    ticket, path = tickets.pack(run_id, file, weights, force, store)
-    echo(f"{path}  {path.stat().st_size:,} bytes: {_ticket_line(ticket)}")
+    ticket, path = tickets.pack(run_id, file, weights, force, store, to_folder)
+    size = sum(part.stat().st_size for part in path.iterdir()) if path.is_dir() else path.stat().st_size
+    echo(f"{path}  {size:,} bytes: {_ticket_line(ticket)}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of `pack --to-folder`.")],
+    repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository of the Hub, created if missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Hide a repository that is created.")] = False,
+    message: Annotated[str | None, typer.Option(help="Commit message.", show_default=False)] = None,
+) -> None:
+    """Upload a ticket's folder to the Hugging Face Hub, after its checks. Needs the extra `hub` and a token.
+
+    Example: `supermask push my-ticket me/fc-mnist-ticket`
+    """
+    from supermask.api import tickets
+
+    echo(tickets.push(folder, repo_id, private, message))
 
 
 @app.command("inspect")
@@ -90,6 +121,92 @@ def evaluate(
     echo(f"stored    {evaluation.stored!r} ({sanitize(evaluation.stored_source)})")
     difference = abs(evaluation.correct - round(evaluation.stored * evaluation.images))
     echo("the same" if evaluation.accuracy == evaluation.stored else f"they DIFFER, by {difference:,} images")
+
+
+registry = typer.Typer(rich_markup_mode="markdown", context_settings={"help_option_names": ["-h", "--help"]})
+app.add_typer(registry, name="tickets", help="Folders of many tickets with an index: build one, search in it.")
+
+
+@registry.command("build")
+def build(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the tickets and their index, created if missing.")],
+    store: StoreOption = None,
+    weights: Annotated[
+        Literal["start", "final"],
+        typer.Option(help="Weights to store: start of training (mostly only masks and seed), or final (trained)."),
+    ] = "start",
+) -> None:
+    """Pack every finished run of a store into one folder with an index. Again: add the runs that are new.
+
+    Example: `supermask tickets build --store supermask-store --out tickets`
+    """
+    from supermask.api import tickets
+    from supermask.core.text import pluralize
+
+    summary = tickets.build_tickets(out, store, weights, _report_progress)
+    counts = f"{pluralize(summary.packed, 'ticket')} packed, {summary.known:,} here already"
+    echo(f"{summary.folder}  {counts}; in the index {summary.bytes:,} bytes")
+    left_out = [f"{pluralize(count, 'run')} without a ticket: {reason}" for reason, count in summary.left_out.items()]
+    print_warnings([*left_out, *summary.damaged])
+
+
+def _report_progress(done: int, total: int) -> None:
+    """Print one line on standard error for every thousand runs."""
+    if done and done % 1000 == 0:
+        echo(f"supermask: {done:,} of {total:,} runs", err=True)
+
+
+FIND_COLUMNS = ("id", "network", "dataset", "criterion", "mask1", "mask0", "seed", "level", "density", "accuracy")
+
+
+@registry.command("find")
+def find(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of `tickets build`.")],
+    where: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CONDITION",
+            help='A condition over the columns, such as "level = 4 and density < 0.05" [default: all tickets].',
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Literal["text", "csv", "json", "paths"], typer.Option("--format", help="Output format; paths: files only.")
+    ] = "text",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Print at most N tickets [default: all].", show_default=False)
+    ] = None,
+) -> None:
+    """Find tickets by a condition over the index, the most accurate first. `--format csv` prints all columns.
+
+    Example: `supermask tickets find tickets "criterion = 'large_final' and density < 0.05"`
+    """
+    from supermask.core.environment import expand_path
+    from supermask.core.text import format_csv, format_table, json_line, pluralize
+    from supermask.export.tickets.registry import INDEX_COLUMNS
+    from supermask.export.tickets.search import find_rows
+
+    rows = find_rows(expand_path(folder), where)
+    shown = rows if limit is None else rows[:limit]
+    if output == "paths":
+        echo("".join(f"{row['file']}\n" for row in shown), nl=False)
+    elif output == "csv":
+        echo(format_csv(list(INDEX_COLUMNS), [[row[name] for name in INDEX_COLUMNS] for row in shown]), nl=False)
+    elif output == "json":
+        echo("[" + ",\n".join(json_line(row) for row in shown) + "]")
+    else:
+        cells = [[_cell(name, row[name]) for name in FIND_COLUMNS] for row in shown]
+        echo(format_table(FIND_COLUMNS, cells) if cells else "")
+        count = pluralize(len(rows), "ticket")
+        echo(count if len(shown) == len(rows) else f"{len(shown):,} of {count}")
+
+
+def _cell(column: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if column == "id":
+        return str(value)[:12]
+    return f"{value:.2%}" if isinstance(value, float) else sanitize(value)
 
 
 def _ticket_line(ticket: Ticket) -> str:

@@ -21,6 +21,7 @@ from supermask.cli.app import (
     print_warnings,
 )
 from supermask.cli.output import echo
+from supermask.cli.progress import show_progress
 from supermask.core.errors import RunsRefused, SystemFailure, UserError, quote
 from supermask.core.streams import survive_lost_output
 
@@ -124,7 +125,8 @@ def plan(
     local_workers = workers or default_workers()
     if estimate and cores is None and gpus is None:
         cores = local_workers
-    summary = runs.plan(study, add_scale(overrides, scale), store, cores, gpus)
+    with show_progress():
+        summary = runs.plan(study, add_scale(overrides, scale), store, cores, gpus)
     planned, recipe, local = summary.plan.study, summary.recipe, summary.estimate
     size = f"{len(planned.treatments)} treatments x {len(planned.seeds)} seeds x {planned.prune.levels} levels"
     batches = f"{recipe.iterations:,} iterations of {recipe.batch_size} images, {recipe.optimizer}"
@@ -189,7 +191,7 @@ def run(
 
     console = Console(soft_wrap=True)
     listener = _progress_listener(console, engine, device, cluster)
-    with _report_interruption():
+    with _report_interruption(), show_progress():
         schedule = runs.run(
             study,
             add_scale(overrides, scale),
@@ -317,8 +319,10 @@ def _progress_listener(
         for text in schedule.damaged:
             console.print(text, markup=False, highlight=False)
         if schedule.tasks_left:
-            choice = select_engine(engine, plans[0].layers, device)
-            console.print(f"{title}  {choice.engine} engine ({choice.reason})", markup=False, highlight=False)
+            recipes = dict.fromkeys(run.recipe for run in plans[0].runs.values() if run.learning is None)
+            choices = [select_engine(engine, plans[0].network, device, recipe=recipe) for recipe in recipes]
+            for choice in dict.fromkeys(choices):
+                console.print(f"{title}  {choice.engine} engine ({choice.reason})", markup=False, highlight=False)
         runs = [run for plan in plans for run in plan.runs.values()]
         # The nodes of a cluster compile for themselves.
         note = "" if cluster or not schedule.tasks_left else compilation_note(runs, engine, device)

@@ -44,7 +44,8 @@ def reinit(layer: Layer, mask: Tensor, rng: Stream) -> Tensor:
     Source: Zhou et al. 2019, Sec. 3, Fig. 4.
     Differs from the paper: the authors' code permutes the layer's initial values; that is `permute` here.
     """
-    return layer.w_init.new_tensor(truncated_normal(tuple(layer.w_init.shape), layer.std, rng))
+    shape = tuple(layer.w_init.shape)
+    return layer.w_init.new_tensor(truncated_normal(shape, layer.std, rng) if layer.draw is None else layer.draw(rng))
 
 
 def reshuffle(layer: Layer, mask: Tensor, rng: Stream) -> Tensor:

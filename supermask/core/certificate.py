@@ -8,7 +8,8 @@ correct run; weaker evidence is a note.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from supermask.core.actions import KEEPS_W_INIT_VALUES
 from supermask.core.invariants import MASK0_INVARIANTS, MASK1_INVARIANTS, Array, LayerView, bitwise_equal, to_numpy
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.pruning import ParentRun, PruneStep
-from supermask.core.types import InitialState, Layer, PrunableTensor, TrainingResult, Weights
+from supermask.core.types import InitialState, Layer, LearningCurve, PrunableTensor, TrainingResult, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,14 +57,20 @@ def certify(
     parent: ParentRun | None,
     step: PruneStep | None,
     weight_decay: float = 0.0,
+    trained: Collection[str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Certificate:
     """Check a run from its initial state and its result, and against its parent if it has one.
+
+    `trained`: unmasked parameters that training changes, of a network whose layers are not known to be in sequence:
+    `others_train` is then checked in the place of `biases_train`. None for the paper's networks.
+    `aliases`: further names of tensors that several layers share; each tensor may be masked once.
 
     `biases_train` is not checked with `weight_decay`: weights of a silent unit then move although its bias cannot.
     If masks and kernels do not match, nothing else is checked.
     Source: Zhou et al. 2019, Sec. 1: kept counts, frozen weights, rewinding and signs as the algorithm defines them.
     """
-    checks = {"only_kernels_are_masked": _check_masked_tensors(prunable, start, result)}
+    checks = {"only_kernels_are_masked": _check_masked_tensors(prunable, start, result, aliases or {})}
     if checks["only_kernels_are_masked"]:
         return Certificate(checks)
     frozen_failed, frozen_notes = _check_frozen_weights(start, result)
@@ -73,7 +80,9 @@ def certify(
         "optimizer_holds_nothing_frozen": _check_optimizer_state(start, result),
     }
     notes = {"frozen_is_frozen": frozen_notes}
-    if not weight_decay:
+    if trained is not None:
+        checks["others_train"] = _check_others_trained(start, result, trained)
+    elif not weight_decay:
         checks["biases_train"], notes["biases_train"] = _check_biases_trainable(start, result)
     if parent is not None and step is not None:
         layers = parent.layers(step)
@@ -93,9 +102,12 @@ def certify(
 
 
 def _check_masked_tensors(
-    prunable: dict[str, PrunableTensor], start: InitialState, result: TrainingResult
+    prunable: dict[str, PrunableTensor], start: InitialState, result: TrainingResult, aliases: Mapping[str, str]
 ) -> list[str]:
     broken = [f"{n} is masked, but is not a kernel" for n in sorted(set(start.masks) - set(prunable))]
+    broken += [
+        f"{n} is masked, but is the same tensor as {aliases[n]}" for n in sorted(set(start.masks) & set(aliases))
+    ]
     groups = {"mask": start.masks, "start": start.weights, "end": result.end.weights}
     for name, tensor in prunable.items():
         for part, group in groups.items():
@@ -126,7 +138,8 @@ def _check_frozen_weights(start: InitialState, result: TrainingResult) -> tuple[
 
 
 MIN_HELD_UNITS = 3
-"""Number of units of a layer whose biases have to be unchanged before the layer fails `biases_train`."""
+"""Number of units of a layer whose biases have to be unchanged before the layer fails `biases_train`, if nothing else
+tells a held bias from one that returned to its initial value."""
 
 MIN_MOVEMENT = 1e-25
 """Movement of a weight that counts, per unit of its input. Engines flush values below 1.2e-38 to 0, so a smaller
@@ -136,13 +149,26 @@ MIN_RELATIVE_MOVEMENT = 2.0**-8
 """Movement of a weight that counts, per unit of its input and of the bias. A smaller one may belong to 2**17 bias steps
 that were each below half a unit in the last place, 2**-25 of the bias."""
 
+MIN_OPTIMIZER_STATE = 1e-18
+"""Optimizer state of a weight, per squared unit of its input, from which on the state of its unit's bias cannot have
+been flushed to 0. The sum that is the bias gradient is exact to about 2**-24, its square to 2**-48 = 4e-15, and
+4e-15 * 1e-18 is far above 1.2e-38. Adam's second moment shrinks by 1/e in 1,000 steps: from 1e-9 to 1e-18 in 20,000."""
+
+MAX_LOSS_OF_WRONG_IMAGES = 15.0
+"""Mean cross-entropy in nats of wrongly classified images from which on a network counts as saturated. Above ln 2**25 =
+17.3 probabilities are exactly 0 and 1 in float32: the gradients of two images that are each taken for the other's class
+then cancel exactly in every bias, although not in the weights."""
+
 
 def _check_biases_trainable(start: InitialState, result: TrainingResult) -> tuple[list[str], list[str]]:
     """Return (biases that were held at their initial values, notes), from units whose weights moved.
 
-    One unchanged bias proves nothing: of a unit that dies early, the bias can return to its initial value by chance
-    (about once in 1e5 to 1e7 units). A layer fails if that happened at least `MIN_HELD_UNITS` times independently, or
-    in two intervals between snapshots for one unit. Units with equal weights behave alike and count once.
+    One unchanged bias fails if its optimizer state is exactly 0 and that of the unit's weights is not: it never had a
+    gradient. Adam's second moment tells for about 20,000 steps after a unit died, a momentum buffer for about 400,
+    plain SGD has none. Without that evidence one unchanged bias proves nothing: of a unit that dies early, the bias can
+    return to its initial value by chance (about once in 1e5 to 1e7 units). A layer then fails if that happened at least
+    `MIN_HELD_UNITS` times independently, or in two intervals between snapshots for one unit. Units with equal weights
+    behave alike and count once. Of a saturated network nothing fails.
     """
     failed: list[str] = []
     notes: list[str] = []
@@ -160,6 +186,7 @@ def _check_biases_trainable(start: InitialState, result: TrainingResult) -> tupl
         weights = np.stack([to_numpy(state.weights[name]) for state in states])
         weights = weights.reshape(*weights.shape[:2], -1)
         intervals = {}
+        untouched = _units_without_bias_gradient(result, name, bias, max(input_bound, 1.0))
         for unit in np.flatnonzero(biases[0] == biases[1]):
             # A weight moves by at most its input times the movement of the bias.
             enough = max(input_bound, 1.0) * max(MIN_MOVEMENT, MIN_RELATIVE_MOVEMENT * abs(float(biases[0, unit])))
@@ -169,12 +196,49 @@ def _check_biases_trainable(start: InitialState, result: TrainingResult) -> tupl
             input_bound *= float(np.abs(weights).sum(axis=2, dtype=np.float64).max())
             input_bound += float(np.abs(biases).max())
         distinct = {weights[:2, unit].tobytes() for unit in intervals}
-        if len(distinct) >= MIN_HELD_UNITS or max(intervals.values(), default=0) > 1:
+        is_held = len(distinct) >= MIN_HELD_UNITS or any(
+            count > 1 or (unit in untouched and _moved_in_several_steps(*weights[:2, unit]))
+            for unit, count in intervals.items()
+        )
+        if is_held and not _is_saturated(result.curve):
             failed.append(bias)
         elif intervals:
             units = ", ".join(map(str, intervals))
-            notes.append(f"{bias}: unchanged in units whose weights moved ({units}), which chance can cause")
+            cause = "saturation" if is_held else "chance"
+            notes.append(f"{bias}: unchanged in units whose weights moved ({units}), which {cause} can cause")
     return failed, notes
+
+
+def _units_without_bias_gradient(result: TrainingResult, name: str, bias: str, input_bound: float) -> set[int]:
+    """Return the units whose bias has an optimizer state of exactly 0 that weights with gradients rule out."""
+    moments, weight_moments = result.optimizer_state.get(bias, {}), result.optimizer_state.get(name, {})
+    kept = moments.keys() & weight_moments.keys() & {"exp_avg_sq", "momentum_buffer"}
+    if not kept:
+        return set()
+    is_zero = np.all([to_numpy(values) == 0 for values in moments.values()], axis=0)
+    with np.errstate(over="ignore"):
+        enough = MIN_OPTIMIZER_STATE * np.square(np.float64(input_bound))
+    for key in kept:
+        values = np.abs(to_numpy(weight_moments[key]).astype(np.float64))
+        is_zero &= values.reshape(len(values), -1).max(axis=1) >= enough
+    return set(map(int, np.flatnonzero(is_zero)))
+
+
+def _moved_in_several_steps(before: Array, after: Array) -> bool:
+    """Return False if one gradient step may have moved the weights `(input,)` of a unit.
+
+    One step of Adam, and the momentum that follows it, moves all weights equally far. In one step, and in bfloat16, the
+    gradients of two images can cancel in the bias by chance.
+    """
+    distances = np.abs(after.astype(np.float64) - before)
+    distances = distances[distances > 0]
+    return bool(distances.max(initial=0.0) > 1.5 * distances.min(initial=np.inf))
+
+
+def _is_saturated(curve: LearningCurve) -> bool:
+    """Return True if the losses of wrong images at some evaluation may be those of probabilities of exactly 0 and 1."""
+    pairs = zip(curve.validation_loss, curve.validation_accuracy, strict=True)
+    return any(loss > MAX_LOSS_OF_WRONG_IMAGES * (1 - accuracy) for loss, accuracy in pairs if accuracy < 1)
 
 
 def _count_movements(weights: Array, enough: float) -> int:
@@ -187,12 +251,40 @@ def _count_movements(weights: Array, enough: float) -> int:
     return len(counted) - 1
 
 
+MIN_RELATIVE_TRAINING = 0.01
+"""Change of every prunable tensor, relative to its norm, from which a training is long enough to judge the others."""
+
+
+def _check_others_trained(start: InitialState, result: TrainingResult, trained: Collection[str]) -> list[str]:
+    """Return the unmasked parameters that never changed in any entry although every kernel was trained.
+
+    Batch normalization divides by the variance of its inputs, so nothing bounds these, and a single unchanged entry
+    proves nothing. At least `MIN_HELD_UNITS` entries are needed.
+    """
+    if result.status != "finished" or not all(
+        _relative_change(start.weights[n], result.end.weights[n]) > MIN_RELATIVE_TRAINING for n in start.masks
+    ):
+        return []
+    states = [result.end, *(state for point, state in result.points.items() if point != "gradient")]
+    return [
+        name
+        for name in sorted(trained)
+        if start.unmasked[name].numel() >= MIN_HELD_UNITS
+        and all(bitwise_equal(to_numpy(start.unmasked[name]), to_numpy(state.unmasked[name])) for state in states)
+    ]
+
+
+def _relative_change(before: Tensor, after: Tensor) -> float:
+    first, last = to_numpy(before).astype(np.float64), to_numpy(after).astype(np.float64)
+    return float(np.linalg.norm(last - first)) / max(float(np.linalg.norm(first)), 1e-30)
+
+
 def _check_optimizer_state(start: InitialState, result: TrainingResult) -> list[str]:
     return [
         f"{name}: {key}"
-        for name, state in result.optimizer_state.items()
-        for key, values in state.items()
-        if np.any(to_numpy(values)[~to_numpy(start.masks[name])])
+        for name, mask in start.masks.items()
+        for key, values in result.optimizer_state.get(name, {}).items()
+        if np.any(to_numpy(values)[~to_numpy(mask)])
     ]
 
 
@@ -212,15 +304,31 @@ def _check_kept_counts(
         }
         return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in expected.items() if kept.get(n) != count]
     alive = {n: int(m.sum()) for n, m in parent.start.masks.items()}
+    rates = {n: _expected_rate(n, m.kind, step) for n, m in prunable.items()}
     if step.scope == "global":
-        kept, alive, rates = {"all": sum(kept.values())}, {"all": sum(alive.values())}, {"all": step.rates["global"]}
-    else:
-        rates = {n: step.rates[m.kind] for n, m in prunable.items()}
+        ranked = [n for n, rate in rates.items() if rate]
+        kept["all"], alive["all"] = sum(kept.pop(n) for n in ranked), sum(alive.pop(n) for n in ranked)
+        rates["all"] = step.rates["global"]
     expected = dict(alive)
     for name in expected:
         for _ in range(step.levels):
             expected[name] -= int((expected[name] * Decimal(str(rates[name]))).to_integral_value("ROUND_HALF_EVEN"))
     return [f"{n}: {kept.get(n)} kept, {count} asked" for n, count in expected.items() if kept.get(n) != count]
+
+
+def _expected_rate(name: str, kind: str, step: PruneStep) -> float:
+    """Return the rate of a tensor; 0 if the step spares it. Shares no code with `core.masks`, which assigns rates."""
+
+    def is_named(pattern: str) -> bool:
+        expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+        return any(re.fullmatch(expression, text, re.DOTALL) for text in (name, ".".join(name.split(".")[:-1])))
+
+    if any(map(is_named, step.exclude)) or (step.only and not any(map(is_named, step.only))):
+        return 0.0
+    rates = {key: rate for key, rate in step.rates.items() if key not in ("conv", "hidden", "output", "global")}
+    for pattern in sorted(sorted(filter(is_named, rates)), key=len, reverse=True):
+        return rates[pattern]
+    return step.rates["global" if step.scope == "global" else kind]
 
 
 def _check_pruned_stay_pruned(start: InitialState, parent: ParentRun) -> list[str]:
@@ -276,6 +384,9 @@ def _factor(layer: Layer, mask: Array, step: PruneStep) -> float:
 ACCURACY_TOLERANCE = 2.0
 """Number of test images, averaged over samples, by which the learning and the reference engine may differ."""
 
+BLANK_LOSS_MARGIN = 1e-6
+"""Nats by which the loss of a network whose logits are all equal may differ from ln(classes): float32 rounding."""
+
 TIE_SHARE = 0.01
 """Share of the test images whose two largest logits may be equal except for rounding if all weights are constants.
 Measured: up to 0.6% of the test images of digits."""
@@ -294,11 +405,15 @@ def certify_learned_mask(
     result: TrainingResult,
     learning: MaskLearning,
     test_images: int,
+    free: Collection[str] = (),
 ) -> Certificate:
     """Check a run that learned a mask. `dense`: the untrained network of its seed.
 
+    `free`: unmasked tensors that may change: running statistics, and biases if they are trained beside the mask.
+
     weights_as_promised: w_i, or s times the multiplier, with the sign of w_i where that is promised.
-    weights_are_frozen, others_are_frozen: bit-equal to the initial state at the end.
+    weights_are_frozen, others_are_frozen: bit-equal to the initial state at the end, and the initial state to `dense`.
+    others_are_finite: those that may change are finite numbers.
     masks_are_binary: the last pass used 0 or the weight itself, times (size / ones) with rescaling.
     kept_share: `edge_popup` kept the requested count, except for ties.
     logits_are_finite: no NaN and no infinity.
@@ -313,11 +428,18 @@ def certify_learned_mask(
         "every_kernel_has_logits": [],
         "weights_as_promised": [n for n, m in prunable.items() if not _check_base_weights(learning, m, dense, start)],
         "weights_are_frozen": _moved(start.weights, [state.weights for state in states]),
-        "others_are_frozen": _moved(start.unmasked, [state.unmasked for state in states]),
+        "others_are_frozen": sorted(
+            {*_moved(start.unmasked, [dense.unmasked])}
+            | ({*_moved(start.unmasked, [state.unmasked for state in states])} - set(free))
+        ),
     }
+    if free:
+        kept = [{name: state.unmasked[name] for name in free} for state in states]
+        checks["others_are_finite"] = [] if result.status == "diverged" else _not_finite(kept)
     notes: dict[str, list[str]] = {}
     if result.status == "finished":
-        unequal, notes["accuracies_reproduced"] = _not_reproduced(result, learning, test_images)
+        classes = len(next(reversed(start.weights.values())))
+        unequal, notes["accuracies_reproduced"] = _not_reproduced(result, learning, test_images, classes)
         checks |= {
             "logits_are_finite": _not_finite([state.logits for state in states]),
             "masks_are_binary": [
@@ -393,15 +515,24 @@ def _max_invisible(result: TrainingResult, name: str) -> int:
     return int(counts.max(initial=1)) - 1 + int(zeros)
 
 
-def _not_reproduced(result: TrainingResult, learning: MaskLearning, test_images: int) -> tuple[list[str], list[str]]:
-    """Compare accuracies measured from the stored logits with those measured during learning: (failed, notes)."""
+def _not_reproduced(
+    result: TrainingResult, learning: MaskLearning, test_images: int, classes: int
+) -> tuple[list[str], list[str]]:
+    """Compare accuracies measured from the stored logits with those measured during learning: (failed, notes).
+
+    A loss of ln(classes) means that the network's logits are all equal, or so small that engines flush them to 0
+    differently: its accuracies are those of ties.
+    """
     failed, notes = [], []
     ties = 0.0 if learning.weights == "init" else TIE_SHARE * test_images
     for name, part in (("early_stop", "selected"), ("final", "final")):
         measured, repeated = result.metrics[f"{name}_test_accuracy"], result.supermask[part]["mean"]
         message = f"{name}_test_accuracy: {measured} during learning, {repeated} from the stored logits"
-        if measured is None or not abs(measured - repeated) * test_images <= max(ACCURACY_TOLERANCE, ties):
+        # Rounded, because 10 / 17 - 8 / 17 is more than 2 / 17.
+        images = np.inf if measured is None else round(abs(measured - repeated) * test_images, 6)
+        is_blank = measured is not None and abs(result.supermask[part]["loss"] - np.log(classes)) < BLANK_LOSS_MARGIN
+        if not images <= max(ACCURACY_TOLERANCE, ties) and not is_blank:
             failed.append(message)
-        elif abs(measured - repeated) * test_images > ACCURACY_TOLERANCE:
+        elif images > ACCURACY_TOLERANCE:
             notes.append(f"{message}; equal logits can cause this")
     return failed, notes

@@ -110,6 +110,15 @@ def magnitude_increase_diff_sign(layer: Layer, rng: Stream) -> Tensor:
     return magnitude_increase(layer, rng).masked_fill(_same_sign(layer), -float("inf"))
 
 
+def magnitude_increase_same_sign_literal(layer: Layer, rng: Stream) -> Tensor:
+    """Score abs(w_f) - abs(w_i) where sign(w_i) = sign(w_f), else 0: the variant of the authors' code.
+
+    Excluded weights score 0, so an included weight that shrank ranks below them, and they tie with each other. To be
+    compared with `magnitude_increase_same_sign`. Source: Zhou et al. 2019, Sec. 5, Fig. 7.
+    """
+    return magnitude_increase(layer, rng).masked_fill(~_same_sign(layer), 0.0)
+
+
 def snip(layer: Layer, rng: Stream) -> Tensor:
     """Score abs(dL/dw * w_i) at the start of the level, on its first batch; needs no training.
 
@@ -157,6 +166,7 @@ CRITERIA: dict[str, Criterion] = {
     "large_final_diff_sign": large_final_diff_sign,
     "magnitude_increase_same_sign": magnitude_increase_same_sign,
     "magnitude_increase_diff_sign": magnitude_increase_diff_sign,
+    "magnitude_increase_same_sign_literal": magnitude_increase_same_sign_literal,
     "snip": snip,
     "grad": grad,
 }

@@ -28,12 +28,21 @@ MAX_SAMPLE = 2**20
 """Number of draws that are compared with each other. Of 1e8 draws most are equal to another one in float32."""
 
 
+MAX_ABS_DRAWS = {
+    "glorot_normal": max_abs_draw(1.0),
+    "glorot_normal_wide": max_abs_draw(1.0),
+    "kaiming_uniform": 3**0.5,
+}
+"""Initializer -> largest magnitude of a draw, in its standard deviations; others have no bound."""
+
+
 class LayerView:
     """Selected weights of one layer: their initial values, and the values they come from."""
 
     def __init__(self, layer: Layer, where: Array, start: Array, factor: float) -> None:
         self._layer, self._where = layer, where
         self.std, self.factor = layer.std, np.float32(factor)
+        self.initializer = layer.initializer
         self.start = start[where]
 
     @cached_property
@@ -61,8 +70,13 @@ class LayerView:
         """Check for fresh draws: within the initializer's bound, of many magnitudes, not values from before.
 
         From 1,000 draws on, also check the standard deviation and the shape: 3% of the draws are below half a standard
-        deviation if there are two peaks, 36% if there is one.
+        deviation if there are two peaks, 29% to 38% if there is one. The initializer `own` may be any distribution,
+        with zeros and repeated values.
         """
+        two_peaks = two_peaks or self.initializer == "bimodal"
+        is_own = self.initializer == "own" and not two_peaks
+        if self.initializer == "constant" and not two_peaks:
+            return self.constant(checked)
         values = np.abs(self.start[checked & (self.start != 0)])
         pools = [self.w_init, self.w_final, *([self.pruned] if values.size >= MIN_SAMPLE else [])]
         earlier = np.abs(np.concatenate(pools) * self.factor)
@@ -72,9 +86,14 @@ class LayerView:
             # chance. Neighbors of the values in float32 repeat by chance only.
             by_chance = np.isin(np.nextafter(values, np.float32(np.inf)), earlier).sum()
             repeated -= by_chance
-        magnitude = values / (np.float32(self.std) * self.factor)
+        magnitude = values / np.float32(max(self.std, 1e-30) * self.factor)
+        bound = np.inf if two_peaks else MAX_ABS_DRAWS.get(self.initializer, np.inf)
+        if is_own:
+            return bool(
+                2 * np.unique(values[:MAX_SAMPLE]).size < values[:MAX_SAMPLE].size or 2 * repeated <= values.size
+            )
         return bool(
-            (two_peaks or (magnitude <= max_abs_draw(1.0) * 1.0001).all())
+            (magnitude <= bound * 1.0001).all()
             and 2 * np.unique(magnitude[:MAX_SAMPLE]).size >= magnitude[:MAX_SAMPLE].size
             and 2 * repeated <= values.size
             and (values.size < 1000 or abs(np.sqrt((magnitude**2).mean()) - 1) < 0.2)
@@ -82,8 +101,14 @@ class LayerView:
         )
 
     def signed(self, checked: Array) -> bool:
-        """Check that every weight has the sign of its own w_i."""
-        return bool((np.sign(self.start[checked]) == np.sign(self.w_init[checked])).all())
+        """Check that every weight has the sign of its own w_i; constructors of the user's may draw zeros."""
+        signs = np.sign(self.start[checked])
+        may_be_zero = (signs == 0) & (self.initializer == "own")
+        return bool((may_be_zero | (signs == np.sign(self.w_init[checked]))).all())
+
+    def nonzero(self, checked: Array) -> bool:
+        """Check that no weight is 0, unless the initializer draws zeros."""
+        return self.initializer == "own" or bool(self.start[checked].all())
 
     def signs_lost(self, checked: Array) -> bool:
         """Check that some weight lost the sign of its w_i, unless chance could keep all signs."""
@@ -120,9 +145,9 @@ class LayerView:
 
 MASK1_INVARIANTS: dict[str, Callable[[LayerView, Array], bool]] = {
     "rewind": lambda v, c: bitwise_equal(v.start[c], (v.rewound * v.factor)[c]),
-    "reinit": lambda v, c: v.drawn(c) and bool(v.start[c].all()) and v.signs_lost(c),
+    "reinit": lambda v, c: v.drawn(c) and v.nonzero(c) and v.signs_lost(c),
     "reshuffle": lambda v, c: v.permuted(v.w_init, c) and v.moved(c) and v.signs_lost(c),
-    "constant": lambda v, c: v.constant(c) and bool(v.start[c].all()) and v.signs_lost(c),
+    "constant": lambda v, c: v.constant(c) and v.nonzero(c) and v.signs_lost(c),
     "signed_reinit": lambda v, c: v.drawn(c) and v.signed(c),
     "signed_reshuffle": lambda v, c: v.permuted(v.w_init, c) and v.moved(c) and v.signed(c),
     "signed_constant": lambda v, c: v.constant(c) and v.signed(c),

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from supermask.core.initializers import truncated_normal
-from supermask.core.masks import keep_top, rank
-from supermask.core.pruning import ParentRun, PruneStep, compute_scores, keep_counts
+from supermask.core.masks import rank
+from supermask.core.pruning import ParentRun, PruneStep, compute_scores, select_masks
 from supermask.core.rng import Streams, child_streams, random_stream
 from supermask.core.types import InitialState, Masks, PrunableTensor, Weights
 
@@ -64,6 +64,8 @@ class MaskLearning:
     """Number of mask samples whose mean accuracy is the accuracy of a `bernoulli` supermask."""
     hardened_at: tuple[float, ...] = ()
     """Densities at which the mask of each layer's highest logits is evaluated too."""
+    others_lr: float = 0.0
+    """Learning rate of biases and normalization parameters, beside that of the logits; 0: they stay as they are."""
 
     @property
     def num_samples(self) -> int:
@@ -71,8 +73,11 @@ class MaskLearning:
         return self.samples if self.method == "bernoulli" else 1
 
     def to_data(self) -> dict[str, Any]:
-        """JSON-serializable dict."""
-        return {**asdict(self), "hardened_at": list(self.hardened_at)}
+        """JSON-serializable dict. Fields added later are omitted at their default, so existing ids stay."""
+        data = {**asdict(self), "hardened_at": list(self.hardened_at)}
+        if not self.others_lr:
+            del data["others_lr"]
+        return data
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> MaskLearning:
@@ -126,14 +131,14 @@ def base_weights(learning: MaskLearning, tensor: PrunableTensor, w_init: Tensor,
 
 
 def initial_logits(learning: MaskLearning, tensor: PrunableTensor, weights: Tensor, rng: Streams) -> Tensor:
-    """Return the logits before training: `start_logit` everywhere; draws from the initializer for later methods.
+    """Return the logits before training: `start_logit` everywhere; Glorot normal draws for later methods.
 
     Shape of the kernel. Equal logits would all tie under `edge_popup` and mask every weight under `signed`.
     Source: Zhou et al. 2019, Sec. 5 (logits start at 0).
     """
     if learning.method in SIGMOID:
         return weights.new_full(tensor.shape, learning.start_logit)
-    return weights.new_tensor(truncated_normal(tensor.shape, tensor.std, rng("scores", tensor.name)))
+    return weights.new_tensor(truncated_normal(tensor.shape, tensor.glorot_std, rng("scores", tensor.name)))
 
 
 def heuristic_logits(learning: MaskLearning, parent: ParentRun, step: PruneStep, rng: Streams) -> Weights:
@@ -142,8 +147,8 @@ def heuristic_logits(learning: MaskLearning, parent: ParentRun, step: PruneStep,
     Graded logits are above 0 exactly where the criterion keeps. Of weights that tie at the cut, the kept ones share one
     rank and the pruned ones another. Source: Zhou et al. 2019, authors' response, item 8 (open).
     """
-    scores, alive = compute_scores(parent, step, rng), parent.start.masks
-    masks = keep_top(scores, alive, keep_counts(parent, step), rng)
+    scores = compute_scores(parent, step, rng)
+    masks = select_masks(scores, parent, step, rng)
     c, logits = learning.confidence, {}
     for name, mask in masks.items():
         logits[name] = mask.float() * (2 * c) - c

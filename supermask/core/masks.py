@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -54,17 +55,53 @@ ALL_TENSORS = "all"
 """Name of the only group under global scope."""
 
 
-def ranked_groups(
-    alive: Mapping[str, int], kinds: Mapping[str, str], scope: str, rates: Mapping[str, float]
-) -> dict[str, RankedGroup]:
-    """Return the groups of weights that are ranked together, by tensor name, or one called `ALL_TENSORS`.
+def matches_pattern(tensor: str, pattern: str) -> bool:
+    """Return True if a pattern names a tensor: its name or its layer's, with `*` and `?` for any characters."""
+    return any(fnmatchcase(name, pattern) for name in (tensor, tensor.rpartition(".")[0]))
 
-    `alive` is the number of weights by tensor, `kinds` its kind, which selects its rate. The only place where a prune
-    rate is assigned to weights, except for the certificate, which assigns it independently.
+
+def prune_rate_for(tensor: str, kind: str, rates: Mapping[str, float]) -> float:
+    """Return the rate of a tensor: that of the longest name or pattern that matches it, else that of its kind.
+
+    Of patterns of equal length the first in alphabetical order counts.
     """
+    matching = [key for key in rates if key not in RATE_KINDS and matches_pattern(tensor, key)]
+    return rates[min(matching, key=lambda key: (-len(key), key))] if matching else rates[kind]
+
+
+RATE_KINDS = ("conv", "hidden", "output", "global")
+"""Keys of prune rates that are not names or patterns of tensors."""
+
+
+def is_pruned(tensor: str, rates: Mapping[str, float], only: Sequence[str] = (), exclude: Sequence[str] = ()) -> bool:
+    """Return False for a tensor that is never pruned: by `only`, by `exclude`, or by a rate of 0 for its name."""
+    is_included = not only or any(matches_pattern(tensor, pattern) for pattern in only)
+    is_excluded = any(matches_pattern(tensor, pattern) for pattern in exclude)
+    return is_included and not is_excluded and prune_rate_for(tensor, "any", {"any": 1.0, **rates}) > 0
+
+
+def ranked_groups(
+    alive: Mapping[str, int],
+    kinds: Mapping[str, str],
+    scope: str,
+    rates: Mapping[str, float],
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> dict[str, RankedGroup]:
+    """Return the groups of weights that are ranked together, by tensor name; under global scope one is `ALL_TENSORS`.
+
+    `alive` is the number of weights by tensor, `kinds` its kind, which selects its rate unless a name or pattern does.
+    A tensor that is never pruned is a group of rate 0. The only place where a prune rate is assigned to weights, except
+    for the certificate, which assigns it independently.
+    """
+    spared = {n: RankedGroup(count, 0.0) for n, count in alive.items() if not is_pruned(n, rates, only, exclude)}
     if scope == "global":
-        return {ALL_TENSORS: RankedGroup(sum(alive.values()), rates["global"])}
-    return {name: RankedGroup(count, rates[kinds[name]]) for name, count in alive.items()}
+        ranked = sum(count for name, count in alive.items() if name not in spared)
+        return {ALL_TENSORS: RankedGroup(ranked, rates["global"]), **spared}
+    return {
+        name: spared[name] if name in spared else RankedGroup(count, prune_rate_for(name, kinds[name], rates))
+        for name, count in alive.items()
+    }
 
 
 def keep_top(scores: Weights, alive: Masks, keep: Mapping[str, int] | int, rng: Streams) -> Masks:
@@ -100,6 +137,27 @@ def _select_top(scores: NDArray[Any], count: int, rng: Stream) -> NDArray[np.boo
     tied = np.flatnonzero(scores == lowest_kept)
     is_top[rng.choice(tied, size=count - int(is_top.sum()), replace=False)] = True
     return is_top
+
+
+def count_random_ties(scores: Weights, alive: Masks, kept: Masks, scope: str = "layer") -> dict[str, int]:
+    """Number of kept weights per tensor that were drawn at random from equal scores at the cut.
+
+    A weight counts if its score is the lowest kept one and an alive weight of this score was pruned; 0 where the scores
+    decide. `alive`: before pruning, `kept`: after it. `scope`: `layer` or `global`; a threshold draws nothing.
+    """
+    if scope == "threshold":
+        return dict.fromkeys(scores, 0)
+    groups = [list(scores)] if scope == "global" else [[name] for name in scores]
+    ties: dict[str, int] = {}
+    for names in groups:
+        alive_scores = {name: scores[name].numpy()[alive[name].numpy()] for name in names}
+        is_kept = {name: kept[name].numpy()[alive[name].numpy()] for name in names}
+        kept_scores = np.concatenate([alive_scores[name][is_kept[name]] for name in names])
+        lowest = kept_scores.min() if kept_scores.size else np.inf
+        has_choice = any(bool((alive_scores[name][~is_kept[name]] == lowest).any()) for name in names)
+        for name in names:
+            ties[name] = int((alive_scores[name][is_kept[name]] == lowest).sum()) if has_choice else 0
+    return ties
 
 
 def _scatter(alive: Tensor, kept: NDArray[np.bool_]) -> Tensor:

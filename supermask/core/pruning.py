@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS, USES_W_FINAL, rescale_factor
 from supermask.core.criteria import ALL_CRITERIA, NEEDS_GRADIENT, Criterion
-from supermask.core.masks import ALL_TENSORS, keep_top, ranked_groups
+from supermask.core.initializers import draw_weights
+from supermask.core.masks import ALL_TENSORS, is_pruned, keep_top, ranked_groups
 from supermask.core.rng import Stream, Streams
 from supermask.core.types import InitialState, Layer, Masks, NetworkState, PrunableTensor, Snapshot, Weights
 
@@ -40,8 +42,8 @@ class PruneStep:
     mask0: str
     """A name in `MASK0_ACTIONS`."""
     rates: Mapping[str, float]
-    """Prune rate by kind of tensor (`conv`, `hidden`, `output`); for global ranking the rate `global`; empty for a
-    threshold."""
+    """Prune rate by kind of tensor (`conv`, `hidden`, `output`) and by name or pattern of a tensor or layer; for global
+    ranking the rate `global`, and names with the rate 0; empty for a threshold."""
     scope: Scope = "layer"
     """`layer`: ranked in each layer; `global`: across all layers; `threshold`: learned scores above 0."""
     levels: int = 1
@@ -58,6 +60,15 @@ class PruneStep:
     """Hash of the source code of a user's criterion; None for a built-in one and for a function."""
     rescaled_before: bool = True
     """True if the previous level was rescaled too, so that its weights contain the factor already."""
+    only: tuple[str, ...] = ()
+    """Names and patterns of the only tensors that are pruned; empty: all."""
+    exclude: tuple[str, ...] = ()
+    """Names and patterns of tensors that are never pruned."""
+
+    def __post_init__(self) -> None:
+        # Lists, if the step was read from JSON.
+        object.__setattr__(self, "only", tuple(self.only))
+        object.__setattr__(self, "exclude", tuple(self.exclude))
 
     @property
     def criterion_name(self) -> str:
@@ -84,6 +95,10 @@ class PruneStep:
         data = {**vars(self), "rates": dict(self.rates)}
         if self.rescaled_before:
             del data["rescaled_before"]
+        for key in ("only", "exclude"):
+            data[key] = list(data[key])
+            if not data[key]:
+                del data[key]
         return data
 
 
@@ -112,7 +127,17 @@ class ParentRun:
         if self.learned is not None and "end" in self.points:
             mask_scores = self.learned(self.state_at("end").logits)
         return {
-            n: Layer(m.std, w_init[n], w_final[n], alive[n], w_rewind[n], gradient.get(n), mask_scores.get(n))
+            n: Layer(
+                m.std,
+                w_init[n],
+                w_final[n],
+                alive[n],
+                w_rewind[n],
+                gradient.get(n),
+                mask_scores.get(n),
+                m.initializer,
+                partial(draw_weights, m),
+            )
             for n, m in self.prunable.items()
         }
 
@@ -135,7 +160,17 @@ def compute_masks(parent: ParentRun, step: PruneStep, rng: Streams) -> Masks:
     scores, alive = compute_scores(parent, step, rng), parent.start.masks
     if step.scope == "threshold":
         return {name: alive[name] & (scores[name] > 0) for name in scores}
-    return keep_top(scores, alive, keep_counts(parent, step), rng)
+    return select_masks(scores, parent, step, rng)
+
+
+def select_masks(scores: Weights, parent: ParentRun, step: PruneStep, rng: Streams) -> Masks:
+    """Return the masks of a step from its scores; tensors that the step never prunes keep all alive weights."""
+    alive = parent.start.masks
+    pruned = [name for name in scores if is_pruned(name, step.rates, step.only, step.exclude)]
+    if not pruned:
+        return dict(alive)
+    kept = keep_top({n: scores[n] for n in pruned}, {n: alive[n] for n in pruned}, keep_counts(parent, step), rng)
+    return {name: kept.get(name, alive[name]) for name in scores}
 
 
 def compute_scores(parent: ParentRun, step: PruneStep, rng: Streams) -> Weights:
@@ -164,14 +199,15 @@ def apply_masks(masks: Masks, parent: ParentRun, step: PruneStep, rng: Streams) 
 
 
 def keep_counts(parent: ParentRun, step: PruneStep) -> dict[str, int] | int:
-    """Return the exact number of weights to keep: per layer, or in all layers together under global ranking.
+    """Return the exact number of weights to keep: per layer, or in all pruned layers together under
+    global ranking.
 
     One-shot pruning keeps as many as a chain of that many levels. Source: Zhou et al. 2019, Sec. 1.
     """
     assert step.scope != "threshold", "a threshold has no count"
     alive = {name: int(mask.sum()) for name, mask in parent.start.masks.items()}
     kinds = {name: tensor.kind for name, tensor in parent.prunable.items()}
-    groups = ranked_groups(alive, kinds, step.scope, step.rates)
+    groups = ranked_groups(alive, kinds, step.scope, step.rates, step.only, step.exclude)
     kept = {name: group.remaining(step.levels) for name, group in groups.items()}
     return kept[ALL_TENSORS] if step.scope == "global" else kept
 

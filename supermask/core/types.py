@@ -5,18 +5,25 @@ Nothing here imports torch at run time, so that planning and `--help` stay fast.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import sqrt
 from typing import TYPE_CHECKING, Any, Literal
+
+from supermask.core.recipe import ChannelStatistics
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from supermask.core.rng import Stream
+
     Array = NDArray[Any]
 
 TensorKind = Literal["conv", "hidden", "output"]
-"""Kind of a prunable tensor, which selects its prune rate: Conv kernel, hidden or output Linear kernel."""
+"""Kind of a prunable tensor, which selects its prune rate: Conv kernel, hidden Linear kernel, kernel of the logits."""
 
 Weights = dict[str, "Tensor"]
 """Tensor name (as in the module's `state_dict`) -> values."""
@@ -31,11 +38,24 @@ network's initialization (0 = untrained). `gradient` is dL/dw at the start, on t
 
 @dataclass(frozen=True)
 class PrunableTensor:
-    """One prunable tensor of a network: a Linear kernel `(out, in)` or a Conv kernel `(out, in, height, width)`."""
+    """One prunable tensor of a network: a Linear kernel `(out, in)` or a Conv kernel `(out, in / groups, *window)`.
+
+    Kernels of transposed convolutions are `(in, out / groups, *window)`; then both fans are given.
+    """
 
     name: str
     shape: tuple[int, ...]
     kind: TensorKind
+    fan_in: int = 0
+    """Inputs of one output value, counted in weights. 0 = those of the shape `(out, in, *window)`."""
+    fan_out: int = 0
+    """Outputs that one input value reaches, counted in weights. 0 = those of the shape."""
+    initializer: str = "glorot_normal"
+    """Name in `initializers.INITIALIZERS`, or `own`: the module's own constructor."""
+    own_std: float = 0.0
+    """Root mean square of the tensor as its module initializes it; the `std` of the initializer `own`."""
+    own_draw: Callable[[Stream], Array] | None = field(default=None, compare=False, repr=False)
+    """Draws the tensor as its module initializes it. None unless the initializer is `own` and the code was imported."""
 
     @property
     def size(self) -> int:
@@ -46,12 +66,32 @@ class PrunableTensor:
         return product
 
     @property
-    def std(self) -> float:
-        """Standard deviation of the initialization: sqrt(2 / (fan_in + fan_out)), fans counted in weights."""
+    def fans(self) -> tuple[int, int]:
+        """(fan_in, fan_out), counted in weights."""
         window = 1
         for length in self.shape[2:]:
             window *= length
-        return float((2.0 / ((self.shape[0] + self.shape[1]) * window)) ** 0.5)
+        return self.fan_in or self.shape[1] * window, self.fan_out or self.shape[0] * window
+
+    @property
+    def glorot_std(self) -> float:
+        """Glorot's standard deviation, sqrt(2 / (fan_in + fan_out)), fans counted in weights."""
+        return float((2.0 / sum(self.fans)) ** 0.5)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the initializer's draws."""
+        if self.initializer in ("kaiming_normal", "kaiming_uniform"):
+            return float((2.0 / self.fans[0]) ** 0.5)
+        if self.initializer == "orthogonal":
+            return float(max(self.shape[0], self.size // self.shape[0]) ** -0.5)
+        if self.initializer == "glorot_normal_wide":
+            return WIDE_FACTOR * self.glorot_std
+        return self.own_std if self.initializer == "own" else self.glorot_std
+
+
+WIDE_FACTOR = 1.18
+"""Factor of the initializer `glorot_normal_wide`, whose mean magnitude is then that of `bimodal`."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +115,10 @@ class Layer:
     """dL/dw at the start of the parent's training, on its first batch. None unless the criterion needs it."""
     mask_scores: Tensor | None = None
     """Score of each weight in the mask that the parent learned, above 0 = keep. None unless it learned a mask."""
+    initializer: str = "glorot_normal"
+    """Name of the layer's original initializer (`PrunableTensor.initializer`)."""
+    draw: Callable[[Stream], Array] | None = field(default=None, compare=False, repr=False)
+    """Fresh draws from the original initializer. None means truncated Glorot normal draws with deviation `std`."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +181,7 @@ class TrainingResult:
     """`early_stop_iteration`, `early_stop_validation_loss`, `early_stop_test_accuracy`, `final_validation_loss`,
     `final_test_accuracy`, `diverged_at` ... Accuracies are shares in [0, 1]."""
     optimizer_state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """Prunable tensor name -> per-weight optimizer state, for the certificate. Not stored."""
+    """Trained tensor name -> optimizer state, of the tensor's shape, for the certificate. Not stored."""
     last_sampled_weights: Weights = field(default_factory=dict)
     """Masked weights of the last forward pass of a training that learned a mask, for the certificate."""
     supermask: dict[str, Any] = field(default_factory=dict)
@@ -148,7 +192,7 @@ class TrainingResult:
 class SplitData:
     """Data of one seed. Images are uint8 `(n, channels, height, width)`; labels are int64 `(n,)`.
 
-    Networks get images / pixel_maximum in float32, without further preprocessing.
+    Networks get images / pixel_maximum in float32, and normalized if the recipe says so.
     """
 
     train_images: Array
@@ -160,3 +204,29 @@ class SplitData:
     test_images: Array
     test_labels: Array
     pixel_maximum: int
+
+    @cached_property
+    def channel_statistics(self) -> ChannelStatistics:
+        """Mean and standard deviation of pixels / pixel_maximum over the images to train on, per channel.
+
+        Computed once, from counts of pixel values, and exact before the last rounding. The standard deviation has the
+        divisor n; for a channel with one value it is given as 1, so that it can be divided by.
+        """
+        import numpy as np
+
+        channels = self.train_images.shape[1]
+        counts = np.zeros((channels, 256), np.int64)
+        # A thousand images at once: they are gathered from a memory map.
+        for first in range(0, len(self.train_indices), 1000):
+            images = self.train_images[self.train_indices[first : first + 1000]]
+            for channel in range(channels):
+                counts[channel] += np.bincount(images[:, channel].ravel(), minlength=256)
+        mean, std = [], []
+        for histogram in counts.tolist():
+            n = sum(histogram)
+            total = sum(value * count for value, count in enumerate(histogram))
+            squares = sum(value**2 * count for value, count in enumerate(histogram))
+            mean.append(total / (n * self.pixel_maximum))
+            # Integers: n sum(x^2) - sum(x)^2 cancels digits.
+            std.append(sqrt(n * squares - total**2) / (n * self.pixel_maximum) or 1.0)
+        return ChannelStatistics(tuple(mean), tuple(std))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.rng import random_stream
 from supermask.core.types import SplitData
-from supermask.datasets.specs import DatasetSpec
+from supermask.datasets.specs import DEFAULT_OPTIONS, DataOptions, DatasetSpec
 
 Pixels = NDArray[np.uint8]
 """(images, channels, height, width), C-contiguous, as stored: 0 to `DatasetSpec.max_pixel`."""
@@ -44,6 +46,45 @@ class RawDataset:
     test: LabeledImages
     note: str = ""
     """Difference from the published dataset; empty if there is none."""
+
+
+@dataclass(frozen=True)
+class ArrayShapes:
+    """Shapes of the arrays of a dataset."""
+
+    image_shape: tuple[int, int, int]
+    """(channels, height, width)."""
+    training_images: int
+    test_images: int
+
+    @classmethod
+    def from_spec(cls, spec: DatasetSpec) -> ArrayShapes:
+        """Return the shapes that a dataset's specification promises."""
+        return cls(spec.image_shape, spec.training_images, spec.test_images)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of training labels, test labels, training images, test images."""
+        pixels = int(np.prod(self.image_shape, dtype=np.int64))
+        counts = (self.training_images, self.test_images)
+        return [8 * count for count in counts] + [pixels * count for count in counts]
+
+    def views(self, buffer: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[LabeledImages, LabeledImages]:
+        """Return the arrays (train, test) in a buffer of at least `sum(sizes)` bytes: no copy, if little-endian."""
+        bounds = np.cumsum([0, *self.sizes])
+        parts = [np.asarray(buffer[start:end]) for start, end in itertools.pairwise(bounds)]
+        train_labels, test_labels = (part.view("<i8").astype(np.int64, copy=False) for part in parts[:2])
+        train_images, test_images = (part.reshape(-1, *self.image_shape) for part in parts[2:])
+        return LabeledImages(train_images, train_labels), LabeledImages(test_images, test_labels)
+
+
+Allocate = Callable[[ArrayShapes], tuple[LabeledImages, LabeledImages]]
+"""Function that returns arrays of these shapes (train, test) to decode into: in memory, or mapped from a file."""
+
+
+def allocate_in_memory(shapes: ArrayShapes) -> tuple[LabeledImages, LabeledImages]:
+    """Return arrays in the memory of this process."""
+    return shapes.views(np.zeros(sum(shapes.sizes), np.uint8))
 
 
 @dataclass(frozen=True)
@@ -94,26 +135,52 @@ def fingerprint(train: LabeledImages, test: LabeledImages) -> str:
     return digest.hexdigest()
 
 
-def train_validation_split(images: ImageDataset, seed: int) -> tuple[Indices, Indices]:
+def train_validation_split(
+    images: ImageDataset, seed: int, options: DataOptions = DEFAULT_OPTIONS
+) -> tuple[Indices, Indices]:
     """Return (training, validation) indices; `validation_images` random training images are held out per seed.
 
-    The split depends on the counts and on `seed` alone, not on the images.
+    The split depends on the counts and on `seed` alone, not on the images. With `train_images` N, the training indices
+    are the first N of a random order of the images that validation leaves: a subset of those for any larger N.
 
     Source: Zhou et al. 2019, Table S1 (validation set: 5,000 random images of the training set).
     Differs from the paper: the authors' code holds out the same 5,000 images for all seeds.
     """
-    total, held_out = images.facts.training_images, images.facts.validation_images
+    total, held_out = images.facts.training_images, options.num_validation(images.facts)
     validation = np.sort(random_stream(seed, "validation").choice(total, size=held_out, replace=False, shuffle=False))
     training = np.setdiff1d(np.arange(total), validation, assume_unique=True)
+    if options.train_images is not None:
+        training = np.sort(random_stream(seed, "training subset").permutation(training)[: options.train_images])
     return training.astype(np.int64), validation.astype(np.int64)
 
 
-def split_data(images: ImageDataset, seed: int) -> SplitData:
-    """Return a seed's training, validation and test data, as an engine takes them."""
-    training, validation = train_validation_split(images, seed)
+def noisy_labels(labels: Labels, training: Indices, classes: int, share: float, seed: int) -> Labels:
+    """Return a copy of the labels in which a share of those at `training` is replaced by another class at random.
+
+    The number of replaced labels is exactly round(share * len(training)). Which they are and by which class they are
+    replaced depends on the seed alone: those of a smaller share are among those of a larger one.
+    """
+    stream = random_stream(seed, "label noise")
+    order, offsets = stream.permutation(len(labels)), stream.integers(1, classes, len(labels))
+    affected = order[np.isin(order, training)][: round(share * len(training))]
+    noisy = labels.copy()
+    noisy[affected] = (labels[affected] + offsets[affected]) % classes
+    return noisy
+
+
+def split_data(images: ImageDataset, seed: int, options: DataOptions = DEFAULT_OPTIONS) -> SplitData:
+    """Return a seed's training, validation and test data, as an engine takes them.
+
+    Label noise concerns the images that are trained on. The labels of validation and test images stay as they are, so
+    that early stopping and all accuracies are measured against the true classes.
+    """
+    training, validation = train_validation_split(images, seed, options)
+    train_labels = images.train_labels
+    if options.label_noise:
+        train_labels = noisy_labels(train_labels, training, images.facts.classes, options.label_noise, seed)
     return SplitData(
         train_images=images.train_images,
-        train_labels=images.train_labels,
+        train_labels=train_labels,
         train_indices=training,
         validation_images=np.ascontiguousarray(images.train_images[validation]),
         validation_labels=images.train_labels[validation],
@@ -139,11 +206,14 @@ class DatasetFiles:
     """Files of a dataset, located but not yet read."""
 
     files: tuple[Path, ...]
-    decode: Callable[[], RawDataset]
+    decode: Callable[[Allocate], RawDataset]
+    """Returns the arrays; a large dataset is decoded into the arrays that its argument allocates."""
     decoder: str = ""
     """Name and version of a library of which another release may decode other pixels; empty if there is none."""
     is_original: bool = True
     """False for a form in which others redistribute the dataset, with possibly other images or another order."""
+    is_many: bool = False
+    """True for so many files that names, sizes and times stand for their content in the cache's key."""
 
 
 def data_folder(path: Path | None = None) -> DataFolder:

@@ -1,61 +1,105 @@
-"""Dataset loading by name, with a cache of decoded arrays on disk, so that all processes map the same pages.
-
-Format of a cache file: a header of 4,096 bytes (JSON, padded with spaces), then training labels, test labels (int64,
-little-endian), training images, test images (uint8). Every cache file can be deleted at any time.
-"""
+"""Loading of datasets by name or locator, with their decoded arrays in a cache that all processes map."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from supermask.core.environment import cache_folder
 from supermask.core.errors import UserError, did_you_mean
-from supermask.core.files import PARTIAL_SUFFIX, write_atomic
-from supermask.datasets import cifar10, digits, mnist
+from supermask.core.files import write_atomic
+from supermask.datasets import cifar, digits, idx, image_folder, mnist, npz, parquet, svhn
+from supermask.datasets.arrays import describe_dataset, locator_error
+from supermask.datasets.cache import StagedCache, read_cache, write_cache
 from supermask.datasets.images import (
     DataFolder,
     DatasetFiles,
     ImageDataset,
-    LabeledImages,
     RawDataset,
+    allocate_in_memory,
     data_folder,
     fingerprint,
     translate_os_errors,
 )
+from supermask.datasets.locators import LOCATOR_FORMS, Locator, find_path, is_locator, is_module_locator, parse_locator
 from supermask.datasets.specs import DATASETS, DatasetSpec
 
-LOADERS: dict[str, Callable[[DatasetSpec, DataFolder], DatasetFiles]] = {"mnist": mnist.find, "cifar10": cifar10.find}
+LOADERS: dict[str, Callable[[DatasetSpec, DataFolder], DatasetFiles]] = {
+    **dict.fromkeys(mnist.FORMS, mnist.find),
+    **dict.fromkeys(cifar.FORMS, cifar.find),
+    "svhn": svhn.find,
+}
 """Functions that locate the files of a dataset, for the datasets that come from files."""
 
-_HEADER_SIZE = 4096
-"""Bytes: one page, so that the arrays after it are aligned."""
-_STALE_SECONDS = 3600
+LOCATORS: dict[str, Callable[[Locator, Path], DatasetFiles]] = {
+    "npz": npz.find,
+    "idx": idx.find_in_folder,
+    "parquet": parquet.find_in_folder,
+    "images": image_folder.find,
+}
+"""Functions that locate the files of a user's own data, by the kind of the locator."""
+
+
+@dataclass(frozen=True)
+class DataIdentity:
+    """Facts of a dataset that a plan needs: read from the data once, then kept beside them in the cache."""
+
+    fingerprint: str | None
+    """`ImageDataset.run_fingerprint`: None for published data."""
+    spec: DatasetSpec | None
+    """Specification of a user's own data; None for a dataset of `DATASETS`."""
 
 
 def load(name: str, data_dir: Path | None = None) -> ImageDataset:
-    """Return the dataset of this name from `data_dir` (default: the folder in SUPERMASK_DATA, else ./data).
+    """Return the dataset of this name or locator; `data_dir` replaces the folder in SUPERMASK_DATA (else ./data).
 
-    Raises UserError for an unknown name and for missing or damaged files, SystemFailure if the disk fails.
+    Raises UserError for an unknown name and for missing, damaged or unsuitable files, SystemFailure if the disk fails.
     """
+    if is_locator(name):
+        return load_locator(parse_locator(name), data_dir)
     if name not in DATASETS:
-        raise UserError(f"dataset '{name}' is not known (allowed: {', '.join(DATASETS)}){did_you_mean(name, DATASETS)}")
+        near = did_you_mean(name, DATASETS)
+        raise UserError(f"dataset '{name}' is not known (allowed: {', '.join(DATASETS)}; or {LOCATOR_FORMS}){near}")
     return load_with_spec(DATASETS[name], data_dir)
+
+
+def load_locator(locator: Locator, data_dir: Path | None = None) -> ImageDataset:
+    """Return a user's own data from files. Raises UserError as `load` does."""
+    assert not is_module_locator(locator.text), "functions are called by study.user_data"
+    files = find_files(locator, data_dir)
+    data, data_fingerprint = load_cached(f"own-{locator.kind}", files, check=partial(_describe, locator.text))
+    return own_dataset(locator.text, data, data_fingerprint)
+
+
+def find_files(locator: Locator, data_dir: Path | None = None) -> DatasetFiles:
+    """Return the files that a locator names. Raises UserError if they are not there."""
+    path = find_path(locator, data_folder(data_dir))
+    with translate_os_errors(path):
+        return LOCATORS[locator.kind](locator, path)
+
+
+def own_dataset(name: str, data: RawDataset, data_fingerprint: str) -> ImageDataset:
+    """Return a user's own data as a dataset. Raises UserError for labels that cannot be learned."""
+    spec, train, test = _describe(name, data), data.train, data.test
+    return ImageDataset(
+        spec, train.images, train.labels, test.images, test.labels, data_fingerprint, data.note, is_published=False
+    )
+
+
+def _describe(name: str, data: RawDataset) -> DatasetSpec:
+    return describe_dataset(name, data.train, data.test, lambda reason: locator_error(name, reason))
 
 
 def load_with_spec(spec: DatasetSpec, data_dir: Path | None = None) -> ImageDataset:
     """Return the dataset `spec.name` from files that must match `spec`. Raises as `load` does."""
     if spec.name in LOADERS:
         files = LOADERS[spec.name](spec, data_folder(data_dir))
-        data, data_fingerprint = load_cached(spec, files)
+        data, data_fingerprint = load_cached(spec.name, files, spec)
         is_published = files.is_original
     else:
         data = digits.decode(spec)
@@ -75,100 +119,87 @@ def load_with_spec(spec: DatasetSpec, data_dir: Path | None = None) -> ImageData
 def run_fingerprint(name: str, data_dir: Path | None = None) -> str | None:
     """Return the `ImageDataset.run_fingerprint` of the dataset that `load` would return: None for the published one.
 
+    Raises as `load` does.
+    """
+    return identify(name, data_dir).fingerprint
+
+
+def identify(name: str, data_dir: Path | None = None) -> DataIdentity:
+    """Return the fingerprint of the dataset that `load` would return, and its specification if it is a user's own.
+
     The files are decoded only if their paths, sizes and times have changed since the last call. Training does not rely
     on that: it compares with the decoded arrays. Raises as `load` does.
     """
-    spec, folder = DATASETS[name], cache_folder()
-    if name not in LOADERS or folder is None:
-        return load(name, data_dir).run_fingerprint
-    path = folder / "datasets" / f"{name}-{_stat_key(spec, LOADERS[name](spec, data_folder(data_dir)))}.json"
+    folder, locator = cache_folder(), parse_locator(name) if is_locator(name) else None
+    if folder is None or (locator is None and name not in LOADERS):
+        return _identity(load(name, data_dir))
+    if locator is None:
+        spec = DATASETS[name]
+        key = f"{name}-{_stat_key(repr(spec), LOADERS[name](spec, data_folder(data_dir)))}"
+    else:
+        key = f"own-{locator.kind}-{_stat_key(name, find_files(locator, data_dir))}"
+    path = folder / "datasets" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        stored = json.loads(path.read_bytes())["run_fingerprint"]
-        if stored is None or isinstance(stored, str):
-            return stored
-    images = load(name, data_dir)
+        stored = json.loads(path.read_bytes())
+        stored_fingerprint = stored["run_fingerprint"]
+        own = None if locator is None else DatasetSpec.from_data(name, stored["spec"])
+        if stored_fingerprint is None or isinstance(stored_fingerprint, str):
+            return DataIdentity(stored_fingerprint, own)
+    identity = _identity(load(name, data_dir))
+    facts = {"run_fingerprint": identity.fingerprint} | ({"spec": identity.spec.to_data()} if identity.spec else {})
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"run_fingerprint": images.run_fingerprint}).encode())
-    return images.run_fingerprint
+        write_atomic(path, json.dumps(facts).encode())
+    return identity
 
 
-def load_cached(spec: DatasetSpec, files: DatasetFiles) -> tuple[RawDataset, str]:
+def _identity(images: ImageDataset) -> DataIdentity:
+    return DataIdentity(images.run_fingerprint, None if images.facts.name in DATASETS else images.facts)
+
+
+def load_cached(
+    name: str, files: DatasetFiles, spec: DatasetSpec | None = None, check: Callable[[RawDataset], object] = id
+) -> tuple[RawDataset, str]:
     """Return the arrays and their fingerprint, from the cache if an intact copy is there, else decoded and cached.
 
+    `name` begins the file's name; `spec`: the specification that the arrays must match, if it is known before;
+    `check`: raises UserError for decoded arrays that are not to be cached.
     If the cache cannot be written (read-only, full disk), the arrays are returned from memory.
     """
     folder = cache_folder()
-    path = None if folder is None else folder / "datasets" / f"{spec.name}-{_cache_key(spec, files)}"
-    if path is not None and (cached := read_cache(path, spec)) is not None:
+    if folder is None:
+        decoded = files.decode(allocate_in_memory)
+        check(decoded)
+        return decoded, fingerprint(decoded.train, decoded.test)
+    path = folder / "datasets" / f"{name}-{_cache_key(name, spec, files)}"
+    if (cached := read_cache(path, spec)) is not None:
         return cached
-    decoded = files.decode()
-    data_fingerprint = fingerprint(decoded.train, decoded.test)
+    with StagedCache(path) as staged:
+        decoded = files.decode(staged.allocate)
+        check(decoded)
+        data_fingerprint = fingerprint(decoded.train, decoded.test)
+        is_cached = staged.commit(decoded, data_fingerprint) or write_cache(path, decoded, data_fingerprint)
     # Read back from the file just written: then all processes, this one included, share its pages.
-    if path is not None and write_cache(path, spec, decoded, data_fingerprint):
-        cached = read_cache(path, spec)
-        if cached is not None:
-            return cached
+    if is_cached and (cached := read_cache(path, spec)) is not None:
+        return cached
     return decoded, data_fingerprint
 
 
-def read_cache(path: Path, spec: DatasetSpec) -> tuple[RawDataset, str] | None:
-    """Return the memory-mapped arrays and their fingerprint; None unless size and fingerprint of the file are right.
-
-    The file is mapped copy-on-write: processes share the pages, writes to the arrays do not reach the file, and torch
-    accepts the arrays without its warning about read-only memory.
-    """
-    try:
-        if path.stat().st_size != _HEADER_SIZE + sum(_array_sizes(spec)):
-            return None
-        mapped = np.memmap(path, dtype=np.uint8, mode="c")
-        header: Any = json.loads(bytes(mapped[:_HEADER_SIZE]))
-        stored_fingerprint, note = str(header["fingerprint"]), str(header["note"])
-        if header["seal"] != _header_checksum(stored_fingerprint, note):
-            return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    bounds = np.cumsum([_HEADER_SIZE, *_array_sizes(spec)])
-    parts = [np.asarray(mapped[start:end]) for start, end in itertools.pairwise(bounds)]
-    train_labels, test_labels = (part.view("<i8").astype(np.int64, copy=False) for part in parts[:2])
-    train_images, test_images = (part.reshape(-1, *spec.image_shape) for part in parts[2:])
-    train, test = LabeledImages(train_images, train_labels), LabeledImages(test_images, test_labels)
-    if fingerprint(train, test) != stored_fingerprint:
-        return None
-    return RawDataset(train, test, note), stored_fingerprint
-
-
-def write_cache(path: Path, spec: DatasetSpec, data: RawDataset, data_fingerprint: str) -> bool:
-    """Write the cache file atomically (staged beside it, synced, read back, renamed). Return False if that fails."""
-    checksum = _header_checksum(data_fingerprint, data.note)
-    header = json.dumps({"fingerprint": data_fingerprint, "note": data.note, "seal": checksum}).encode()
-    assert len(header) <= _HEADER_SIZE, "a note fits into the header"
-    content: list[bytes | memoryview] = [
-        header.ljust(_HEADER_SIZE),
-        *(labels.astype("<i8", copy=False).tobytes() for labels in (data.train.labels, data.test.labels)),
-        *(np.ascontiguousarray(images).data for images in (data.train.images, data.test.images)),
-    ]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path.parent)
-        return write_atomic(path, content, durable=True, check=lambda staged: read_cache(staged, spec) is not None)
-    except OSError:
-        return False
-
-
-def _cache_key(spec: DatasetSpec, files: DatasetFiles) -> str:
+def _cache_key(name: str, spec: DatasetSpec | None, files: DatasetFiles) -> str:
     """Return the hash of all inputs of decoding: contents of the files (not their paths) and the decoder's release."""
-    expected = (spec.name, spec.image_shape, spec.classes, spec.training_images, spec.test_images)
-    key = hashlib.sha256(f"supermask cache 2\n{expected}\n{files.decoder}\n".encode())
+    if files.is_many:
+        return _stat_key(name, files)
+    expected = None if spec is None else (spec.image_shape, spec.classes, spec.training_images, spec.test_images)
+    key = hashlib.sha256(f"supermask cache 3\n{(name, expected)}\n{files.decoder}\n".encode())
     for path in files.files:
         with translate_os_errors(path), path.open("rb") as file:
             key.update(hashlib.file_digest(file, "sha256").digest())
     return key.hexdigest()
 
 
-def _stat_key(spec: DatasetSpec, files: DatasetFiles) -> str:
-    """Return the hash of paths, sizes and times of the files, of the spec and of the decoder's release."""
-    key = hashlib.sha256(f"supermask files 1\n{spec!r}\n{files.decoder}\n".encode())
+def _stat_key(description: str, files: DatasetFiles) -> str:
+    """Return the hash of paths, sizes and times of the files, of `description` and of the decoder's release."""
+    key = hashlib.sha256(f"supermask files 2\n{description}\n{files.decoder}\n".encode())
     for path in files.files:
         with translate_os_errors(path):
             stat = path.stat()
@@ -176,22 +207,3 @@ def _stat_key(spec: DatasetSpec, files: DatasetFiles) -> str:
         facts = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         key.update(f"{path.absolute()!s} {facts}\n".encode(errors="surrogateescape"))
     return key.hexdigest()
-
-
-def _array_sizes(spec: DatasetSpec) -> list[int]:
-    """Return the bytes of training labels, test labels, training images, test images."""
-    pixels = int(np.prod(spec.image_shape))
-    counts = (spec.training_images, spec.test_images)
-    return [8 * count for count in counts] + [pixels * count for count in counts]
-
-
-def _header_checksum(data_fingerprint: str, note: str) -> str:
-    return hashlib.sha256(f"{data_fingerprint}\n{note}".encode()).hexdigest()
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove the staged files of killed processes; younger ones may still be being written."""
-    for staged in folder.glob(f"*{PARTIAL_SUFFIX}"):
-        with contextlib.suppress(OSError):
-            if time.time() - staged.stat().st_mtime > _STALE_SECONDS:
-                staged.unlink()

@@ -1,45 +1,96 @@
-"""`mnist`: the four original IDX files, gzip-compressed or not.
-
-IDX format: big-endian magic number (type 8 = uint8, number of dimensions), dimensions, then the bytes.
-"""
+"""`mnist` and the datasets made in its image: four IDX files, gzip-compressed or not, or Parquet files."""
 
 from __future__ import annotations
 
-import gzip
-import math
-import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from supermask.datasets.idx import normalize, read_idx, search_files
 from supermask.datasets.images import (
+    Allocate,
     DataFolder,
     DatasetFiles,
     LabeledImages,
+    Pixels,
     RawDataset,
+    allocate_in_memory,
     check_labels,
-    corrupt_file_error,
     not_found_error,
-    translate_os_errors,
 )
+from supermask.datasets.parquet import find_shards, published_shards
+from supermask.datasets.places import dataset_folders
 from supermask.datasets.specs import DatasetSpec
 
-DOWNLOAD_HINT = (
-    "the four original IDX files of MNIST, from any mirror of them: torchvision's MNIST download, "
-    "or https://ossci-datasets.s3.amazonaws.com/mnist/"
-)
 FILE_STEMS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class IdxForm:
+    """Names and peculiarities of a dataset in IDX files."""
+
+    hint: str
+    """Sources of the files."""
+    folder_names: tuple[str, ...]
+    """Names of folders with the dataset, as `places.dataset_folders` compares them."""
+    prefix: str = ""
+    """Letters and digits with which the names of its files begin."""
+    first_label: int = 0
+    is_transposed: bool = False
+    """True if the files hold the images with rows and columns exchanged."""
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """The four file names without `-ubyte`, for messages."""
+        if not self.prefix:
+            return FILE_STEMS
+        kind = self.prefix.removeprefix("emnist")
+        return tuple(f"emnist-{kind}-{stem.replace('t10k', 'test')}" for stem in FILE_STEMS)
+
+
+_EMNIST_HINT = "gzip.zip of EMNIST from https://www.nist.gov/itl/products-and-services/emnist-dataset"
+FORMS: dict[str, IdxForm] = {
+    "mnist": IdxForm(
+        "the four original IDX files of MNIST, from any mirror of them: `supermask data get mnist`, torchvision's "
+        "MNIST download, or https://ossci-datasets.s3.amazonaws.com/mnist/",
+        ("mnist", "mnistdataset"),
+    ),
+    "fashion-mnist": IdxForm(
+        "the four IDX files of Fashion-MNIST: `supermask data get fashion-mnist`, torchvision's FashionMNIST download, "
+        "or https://github.com/zalandoresearch/fashion-mnist",
+        ("fashionmnist", "mnistfashion"),
+    ),
+    "kmnist": IdxForm(
+        "the four IDX files of KMNIST: `supermask data get kmnist`, torchvision's KMNIST download, or "
+        "https://codh.rois.ac.jp/kmnist/",
+        ("kmnist", "kuzushijimnist"),
+    ),
+    "emnist-letters": IdxForm(
+        f"`supermask data get emnist-letters`, torchvision's EMNIST download, or {_EMNIST_HINT}",
+        ("emnistletters", "emnist", "gzip"),
+        "emnistletters",
+        first_label=1,
+        is_transposed=True,
+    ),
+    "emnist-balanced": IdxForm(
+        f"`supermask data get emnist-balanced`, torchvision's EMNIST download, or {_EMNIST_HINT}",
+        ("emnistbalanced", "emnist", "gzip"),
+        "emnistbalanced",
+        is_transposed=True,
+    ),
+}
 
 
 def find(spec: DatasetSpec, folder: DataFolder) -> DatasetFiles:
-    """Return the four files from the first place that has them all. Raises UserError if none has."""
-    places = [folder.path / inner for inner in ("mnist", "mnist/MNIST/raw", "", "MNIST/raw")]
+    """Return the four files from the first place that has them all, else Parquet files. Raises UserError."""
+    form = FORMS[spec.name]
+    usual = [folder.path / inner for inner in ("mnist", "mnist/MNIST/raw", "", "MNIST/raw")]
+    places = usual if spec.name == "mnist" else [folder.path / spec.name, folder.path]
     incomplete: list[str] = []
-    for place in places:
+    for place in usual if spec.name == "mnist" else ():
         paths = {stem: path for stem in FILE_STEMS if (path := _find_file(place, stem)) is not None}
         if len(paths) == len(FILE_STEMS):
             files = tuple(paths[stem] for stem in FILE_STEMS)
@@ -47,70 +98,34 @@ def find(spec: DatasetSpec, folder: DataFolder) -> DatasetFiles:
         if paths:
             missing = ", ".join(f"{stem}-ubyte" for stem in FILE_STEMS if stem not in paths)
             incomplete.append(f"{place} lacks {missing}")
-    needed = ", ".join(f"{stem}-ubyte" for stem in FILE_STEMS) + " (each plain or .gz; '.idx' may stand for '-idx')"
-    raise not_found_error(spec.name, "; ".join([needed, *incomplete]), places, folder, DOWNLOAD_HINT)
+    tops = dataset_folders(folder, form.folder_names)
+    # Their names say which dataset the files of EMNIST are, so these may lie anywhere.
+    for top in [*tops, folder.path] if form.prefix else tops:
+        if found := search_files(top, form.prefix, accepts=_is_file_of(form)):
+            return DatasetFiles(found, partial(decode, spec, found))
+    for top in [] if form.prefix else tops:
+        if shards := find_shards(top):
+            return published_shards(spec, shards, form.hint, f"{spec.name} decoded from JPEG (lossy)")
+    needed = ", ".join(f"{stem}-ubyte" for stem in form.stems) + " (each plain or .gz; '.idx' may stand for '-idx')"
+    raise not_found_error(spec.name, "; ".join([needed, *incomplete]), places, folder, form.hint)
 
 
-def decode(spec: DatasetSpec, files: tuple[Path, ...]) -> RawDataset:
-    """Return the arrays of the four files, in the order of `FILE_STEMS`. Raises UserError for a damaged file."""
+def _is_file_of(form: IdxForm) -> Callable[[Path], bool]:
+    """Return a predicate that leaves out the files of other datasets: those in a folder of another dataset's name."""
+    if form.prefix:
+        return Path.is_file
+    others = {name for other in FORMS.values() if other is not form for name in other.folder_names}
+    others -= set(form.folder_names)
+    return lambda path: path.is_file() and not any(normalize(part) in others for part in path.parts[-4:-1])
+
+
+def decode(spec: DatasetSpec, files: Sequence[Path], _: Allocate = allocate_in_memory) -> RawDataset:
+    """Return the arrays of the four files, in the order of `idx.ROLES`. Raises UserError for a damaged file."""
     train_images, train_labels, test_images, test_labels = files
     return RawDataset(
         _read_labeled_images(spec, train_images, train_labels, spec.training_images),
         _read_labeled_images(spec, test_images, test_labels, spec.test_images),
     )
-
-
-def read_idx(path: Path, shape: tuple[int, ...], download_hint: str) -> NDArray[np.uint8]:
-    """Return the uint8 array of exactly this `shape`; gzip is recognized by the first two bytes, not by the name.
-
-    Raises UserError for another magic number, other dimensions, missing or surplus bytes, and broken gzip.
-    """
-    header_size = 4 + 4 * len(shape)
-    expected_size = header_size + math.prod(shape)
-    content, compressed = _read_at_most(path, expected_size + 1, download_hint)
-    magic = bytes((0, 0, 8, len(shape)))
-    if content[:4] != magic:
-        reason = f"not the IDX file that its name says: it begins with {content[:4].hex()}, not {magic.hex()}"
-        raise corrupt_file_error(path, reason, download_hint)
-    if len(content) >= header_size:
-        stored_shape = tuple(int(n) for n in np.frombuffer(content, ">u4", count=len(shape), offset=4))
-        if stored_shape != shape:
-            reason = f"its header says {_format_shape(stored_shape)}; {_format_shape(shape)} expected"
-            raise corrupt_file_error(path, reason, download_hint)
-    if len(content) < expected_size:
-        reason = f"truncated: {expected_size:,} bytes expected, {len(content):,} found"
-        raise corrupt_file_error(path, reason, download_hint)
-    if len(content) > expected_size:
-        size = "more" if compressed else f"{path.stat().st_size:,}"
-        reason = f"bytes after its end: {expected_size:,} bytes expected, {size} found"
-        raise corrupt_file_error(path, reason, download_hint)
-    return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)
-
-
-def _read_at_most(path: Path, limit: int, download_hint: str) -> tuple[bytearray, bool]:
-    """Return at most `limit` uncompressed bytes, and whether the file is gzip.
-
-    The limit bounds the memory: a small gzip file may unpack to any size.
-    """
-    content = bytearray()
-    with translate_os_errors(path), path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
-        try:
-            while chunk := stream.read(min(_CHUNK, limit - len(content))):
-                content += chunk
-        except EOFError as error:
-            expected = limit - 1
-            reason = f"truncated gzip: {expected:,} bytes expected when unpacked, it ends after {len(content):,}"
-            raise corrupt_file_error(path, reason, download_hint) from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise corrupt_file_error(path, f"corrupt gzip ({error})", download_hint) from error
-    return content, compressed
-
-
-def _format_shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(f"{length:,}" for length in shape)
 
 
 def _find_file(place: Path, stem: str) -> Path | None:
@@ -120,8 +135,11 @@ def _find_file(place: Path, stem: str) -> Path | None:
 
 
 def _read_labeled_images(spec: DatasetSpec, images_file: Path, labels_file: Path, count: int) -> LabeledImages:
+    form = FORMS[spec.name]
     channels, height, width = spec.image_shape
-    images = read_idx(images_file, (count, height, width), DOWNLOAD_HINT)
-    labels = read_idx(labels_file, (count,), DOWNLOAD_HINT).astype(np.int64)
-    check_labels(labels_file, labels, spec.classes, DOWNLOAD_HINT)
+    images: Pixels = read_idx(images_file, (count, height, width), form.hint)
+    if form.is_transposed:
+        images = np.ascontiguousarray(images.transpose(0, 2, 1))
+    labels = read_idx(labels_file, (count,), form.hint).astype(np.int64) - form.first_label
+    check_labels(labels_file, labels, spec.classes, form.hint)
     return LabeledImages(images.reshape(count, channels, height, width), labels)

@@ -1,55 +1,112 @@
-"""Labeled images in Parquet files: the columns `img {bytes, path}` and `label`, as Hugging Face stores them."""
+"""Labeled images in Parquet files, as Hugging Face stores them: a column of encoded images and one of labels."""
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from supermask.core.errors import quote
+from supermask.datasets.arrays import locator_error
+from supermask.datasets.decoding import (
+    MAX_ENCODED_BYTES,
+    ImageFacts,
+    ImageRefused,
+    decode_image,
+    decode_published_image,
+    image_facts,
+    map_parallel,
+)
+from supermask.datasets.idx import walk_files
+from supermask.datasets.images import (
+    Allocate,
+    ArrayShapes,
+    DatasetFiles,
+    LabeledImages,
+    Labels,
+    RawDataset,
+    check_labels,
+    corrupt_file_error,
+)
+from supermask.datasets.locators import PATH_KINDS, Locator
+from supermask.datasets.specs import MAX_CLASSES, MAX_IMAGES, MAX_SIDE, DatasetSpec
 
-from supermask.datasets.images import LabeledImages, Pixels, check_labels, corrupt_file_error
-from supermask.datasets.specs import DatasetSpec
-
-_FORMATS = ("PNG", "JPEG")
+IMAGE_COLUMNS = ("img", "image", "images", "picture", "png", "jpg")
+LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "digit", "class", "cls")
+"""Usual names of columns, the first that a file has is used."""
+LOCATOR_HINT = "Parquet files with a column of PNG or JPEG images and a column of integer labels"
 _INTEGERS = {f"{sign}{kind}" for sign in ("", "U") for kind in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")}
 _FETCH_BYTES = 1 << 25
 """Bytes of encoded images held at once. Rows may share one value in the file, so its size bounds nothing."""
 _MEMORY_LIMIT = "1GB"
 """For DuckDB, which decompresses whole pages of a file; a row group of CIFAR-10 has 5 MB."""
 
+Shards = tuple[tuple[Path, ...], tuple[Path, ...]]
+"""(training, test) files, each in the order of their names."""
 
-def read_images(
-    files: tuple[Path, ...], spec: DatasetSpec, count: int, download_hint: str
-) -> tuple[LabeledImages, bool]:
-    """Return the images and labels of all `files`, in order, and whether any image is a JPEG (lossy).
+
+@dataclass(frozen=True)
+class _Table:
+    """A file whose columns, number of rows and encoded sizes were checked."""
+
+    path: Path
+    image: str
+    """SQL expression of the encoded image."""
+    label: str
+    rows: int
+    max_bytes: int
+
+
+# ------------------------------------------------------------------------------------------------- published datasets
+
+
+def read_images(files: tuple[Path, ...], spec: DatasetSpec, count: int, download_hint: str, out: LabeledImages) -> bool:
+    """Decode the images and labels of all `files`, in order, into `out`; return whether any image is a JPEG (lossy).
 
     Number and encoded sizes of the images are checked before any of them is read.
     Raises UserError for other columns, an image that is neither PNG nor JPEG or not of the dataset's size and colors,
     a label out of range, or another number of images than `count`.
     """
-    sizes = [_check_file(path, spec, download_hint) for path in files]
-    if (found := sum(rows for rows, _ in sizes)) != count:
+    limit = max_encoded_bytes(spec)
+    tables = [_check_file(path, None, limit, download_hint) for path in files]
+    if (rows := sum(table.rows for table in tables)) != count:
         names = ", ".join(path.name for path in files)
-        reason = f"{count:,} images expected in {names}, {found:,} found"
+        reason = f"{count:,} images expected in {names}, {rows:,} found"
         raise corrupt_file_error(files[0].parent, reason, download_hint)
-    images = np.empty((count, *spec.image_shape), np.uint8)
-    labels = np.empty(count, np.int64)
     is_lossy, first = False, 0
-    for path, (rows, max_bytes) in zip(files, sizes, strict=True):
-        for row, (content, label) in enumerate(_read_rows(path, rows, max_bytes, download_hint)):
-            images[first + row], is_jpeg = _decode_image(path, row, content, spec.image_shape, download_hint)
-            if label is None:
-                raise corrupt_file_error(path, f"row {row} has no label", download_hint)
-            labels[first + row] = label
+    for table in tables:
+        labels = out.labels[first : first + table.rows]
+        decode = partial(_decode_row, partial(decode_published_image, shape=spec.image_shape), table, download_hint)
+        numbered = enumerate(_read_rows(table, labels, download_hint))
+        decoded = map_parallel(decode, numbered, table.rows, f"decoding {table.path.name}")
+        for row, (pixels, is_jpeg) in enumerate(decoded):
+            out.images[first + row] = pixels
             is_lossy |= is_jpeg
-        check_labels(path, labels[first : first + rows], spec.classes, download_hint)
-        first += rows
-    return LabeledImages(images, labels), is_lossy
+        check_labels(table.path, labels, spec.classes, download_hint)
+        first += table.rows
+    return is_lossy
+
+
+def published_shards(spec: DatasetSpec, shards: Shards, download_hint: str, jpeg_note: str) -> DatasetFiles:
+    """Return the Parquet files of a published dataset. `jpeg_note`: its note if any image is a JPEG."""
+    decode = partial(decode_published, spec, shards, download_hint, jpeg_note)
+    return DatasetFiles((*shards[0], *shards[1]), decode, decoder=f"pillow {version('pillow')}", is_original=False)
+
+
+def decode_published(
+    spec: DatasetSpec, shards: Shards, download_hint: str, jpeg_note: str, allocate: Allocate
+) -> RawDataset:
+    """Return the images of the Parquet files of a published dataset."""
+    train, test = allocate(ArrayShapes.from_spec(spec))
+    is_lossy = read_images(shards[0], spec, spec.training_images, download_hint, train)
+    is_lossy |= read_images(shards[1], spec, spec.test_images, download_hint, test)
+    return RawDataset(train, test, jpeg_note if is_lossy else "")
 
 
 def max_encoded_bytes(spec: DatasetSpec) -> int:
@@ -57,39 +114,192 @@ def max_encoded_bytes(spec: DatasetSpec) -> int:
     return 16 * math.prod(spec.image_shape) + (1 << 16)
 
 
-def _check_file(path: Path, spec: DatasetSpec, download_hint: str) -> tuple[int, int]:
-    """Return the number of rows and the bytes of the largest encoded image. Raises UserError for too large ones."""
-    limit = max_encoded_bytes(spec)
+# ---------------------------------------------------------------------------------------------------- parquet:FOLDER
+
+
+def find_in_folder(locator: Locator, path: Path) -> DatasetFiles:
+    """Return the files of `parquet:FOLDER`. Raises UserError if there is no training or no test file."""
+    if not path.is_dir():
+        raise locator_error(locator.text, f"{path} is not a folder; the form is {PATH_KINDS['parquet']}")
+    shards = find_shards(path, test_words=("test", "validation", "valid", "val"))
+    if shards is None:
+        names = ", ".join(file.name for file in walk_files(path) if file.suffix == ".parquet")
+        problem = "has no test split" if "train" in names else "has no training and test split"
+        raise locator_error(
+            locator.text,
+            f"{path} {problem}: found {names[:300] or 'no .parquet file'}; expected train-*.parquet and test-*.parquet "
+            "(or validation-*.parquet)",
+        )
+    train, test = shards
+    decoder = f"pillow {version('pillow')} {locator.columns}"
+    return DatasetFiles((*train, *test), partial(decode_shards, locator, train, test), decoder=decoder)
+
+
+def decode_shards(locator: Locator, train: Sequence[Path], test: Sequence[Path], allocate: Allocate) -> RawDataset:
+    """Return the images of Parquet files, which must have one size. Raises UserError that names a damaged file."""
+    parts = [
+        [_check_file(f, locator.columns, MAX_ENCODED_BYTES, LOCATOR_HINT) for f in files] for files in (train, test)
+    ]
+    counts = [sum(table.rows for table in tables) for tables in parts]
+    for files, count in zip((train, test), counts, strict=True):
+        if not 0 < count <= MAX_IMAGES:
+            raise locator_error(locator.text, f"{', '.join(path.name for path in files)}: {count:,} images")
+    arrays = allocate(ArrayShapes(_image_shape(locator, [*parts[0], *parts[1]]), *counts))
+    channels = arrays[0].images.shape[1]
+    for tables, images in zip(parts, arrays, strict=True):
+        first = 0
+        for table in tables:
+            labels = images.labels[first : first + table.rows]
+            decode = partial(_decode_row, partial(decode_image, channels=channels), table, LOCATOR_HINT)
+            numbered = enumerate(_read_rows(table, labels, LOCATOR_HINT))
+            for row, pixels in enumerate(map_parallel(decode, numbered, table.rows, f"decoding {table.path.name}")):
+                images.images[first + row] = pixels
+            check_labels(table.path, labels, MAX_CLASSES, LOCATOR_HINT)
+            first += table.rows
+    return RawDataset(*arrays)
+
+
+def _image_shape(locator: Locator, tables: Sequence[_Table]) -> tuple[int, int, int]:
+    """Return (channels, height, width) from the headers of all images: color if any image is."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    channels = 1
+    for table in tables:
+        read = partial(_decode_row, _facts, table, LOCATOR_HINT)
+        numbered = enumerate(_read_rows(table, None, LOCATOR_HINT))
+        for facts in map_parallel(read, numbered, table.rows, f"reading headers of {table.path.name}"):
+            sizes[(facts.width, facts.height)] += 1
+            channels = max(channels, facts.channels)
+    if len(sizes) > 1:
+        listed = ", ".join(f"{w}x{h} ({count:,} images)" for (w, h), count in sizes.most_common(3))
+        raise locator_error(locator.text, f"its images have {len(sizes):,} sizes: {listed}; scale them to one size")
+    ((width, height),) = sizes
+    if max(width, height) > MAX_SIDE:
+        raise locator_error(locator.text, f"its images have {width}x{height} pixels; at most {MAX_SIDE:,} are allowed")
+    return channels, height, width
+
+
+def _facts(content: bytes) -> ImageFacts:
+    return image_facts(content)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def find_shards(top: Path, test_words: Sequence[str] = ("test",)) -> Shards | None:
+    """Return the files of the folder nearest to `top` that has training and test files, by name; None without.
+
+    A file belongs to a part by the beginning of its name (`train-00000-of-00002.parquet`, `test.parquet`), or of the
+    name of its folder (`train/0000.parquet`).
+    """
+    by_folder: dict[Path, dict[str, list[Path]]] = {}
+    words = ("train", *test_words)
+    for path in walk_files(top):
+        if path.suffix != ".parquet":
+            continue
+        named = _leading_word(path.name, words)
+        part = named or _leading_word(path.parent.name, words)
+        if part is not None:
+            folder = path.parent if named else path.parent.parent
+            by_folder.setdefault(folder, {}).setdefault(part, []).append(path)
+    for parts in by_folder.values():
+        test = next((parts[word] for word in test_words if word in parts), None)
+        if "train" in parts and test:
+            return tuple(parts["train"]), tuple(test)
+    return None
+
+
+def _leading_word(name: str, words: Sequence[str]) -> str | None:
+    stem = name.lower()
+    return next((word for word in words if stem.startswith(word) and not stem[len(word) :][:1].isalpha()), None)
+
+
+def _check_file(path: Path, columns: tuple[str, str] | None, limit: int, download_hint: str) -> _Table:
+    """Return a file's columns and sizes. Raises UserError for other columns, and for images above `limit` bytes."""
     with _open_parquet(path, download_hint) as query:
-        columns = query("DESCRIBE SELECT * FROM read_parquet(?, hive_partitioning = false)")
-        _check_columns(path, {str(row[0]): str(row[1]) for row in columns}, download_hint)
-        rows, max_bytes = query(
-            "SELECT count(*), coalesce(max(octet_length(img.bytes)), 0) FROM read_parquet(?, hive_partitioning = false)"
-        )[0]
+        types = {str(row[0]): str(row[1]) for row in query(_DESCRIBE)}
+        image, label = _find_columns(path, types, columns, download_hint)
+        sizes = f"SELECT count(*), coalesce(max(octet_length({image})), 0) FROM {_SOURCE}"  # noqa: S608 - quoted names
+        rows, max_bytes = query(sizes)[0]
         if max_bytes > limit:
-            row = query(_FIRST_LARGER, limit)[0][0]
+            larger = f"SELECT min(file_row_number) FROM {_NUMBERED} WHERE octet_length({image}) > ?"  # noqa: S608
+            row = query(larger, limit)[0][0]
             reason = f"the image in row {row} has more than {limit:,} bytes: {max_bytes:,} is the largest of the file"
             raise corrupt_file_error(path, reason, download_hint)
-    return rows, max_bytes
+    return _Table(path, image, label, rows, max_bytes)
 
 
-def _read_rows(path: Path, rows: int, max_bytes: int, download_hint: str) -> Iterator[tuple[bytes | None, int | None]]:
-    """Yield (encoded image, label) in the order of the file, in slices of at most `_FETCH_BYTES`."""
+def _find_columns(
+    path: Path, types: dict[str, str], columns: tuple[str, str] | None, download_hint: str
+) -> tuple[str, str]:
+    """Return the SQL of image and label: the named columns, the usual ones, or the only ones of their types."""
+    images = {name: sql for name, kind in types.items() if (sql := _image_sql(name, kind)) is not None}
+    labels = [name for name, kind in types.items() if kind in _INTEGERS]
+    image: str | None
+    label: str | None
+    if columns is not None:
+        image, label = columns
+    else:
+        image = next((name for name in IMAGE_COLUMNS if name in images), None)
+        label = next((name for name in LABEL_COLUMNS if name in types), None)
+        image = next(iter(images)) if image is None and len(images) == 1 and download_hint == LOCATOR_HINT else image
+        label = labels[0] if label is None and len(labels) == 1 and download_hint == LOCATOR_HINT else label
+    if image not in images or label not in labels:
+        names = ", ".join(f"{name} {kind}" for name, kind in types.items())[:1000]
+        wanted = (
+            f"{quote(columns[0])} (images) and {quote(columns[1])} (an integer) expected"
+            if columns
+            else "'img' or 'image' (a struct with 'bytes', or bytes) and 'label' (an integer) expected"
+        )
+        if download_hint == LOCATOR_HINT and columns is None:
+            wanted += "; name them: parquet:FOLDER#IMAGE_COLUMN,LABEL_COLUMN"
+        raise corrupt_file_error(path, f"its columns are {names}; {wanted}", download_hint)
+    assert image is not None
+    assert label is not None
+    return images[image], f"{_quote_name(label)}::BIGINT"
+
+
+def _image_sql(name: str, kind: str) -> str | None:
+    """Return the SQL of the encoded bytes in a column of this type; None if it holds none."""
+    plain = kind.lower().replace('"', "")
+    if plain == "blob":
+        return _quote_name(name)
+    return f"{_quote_name(name)}.bytes" if plain.startswith("struct(") and "bytes blob" in plain else None
+
+
+def _quote_name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _read_rows(table: _Table, labels: Labels | None, download_hint: str) -> Iterator[bytes]:
+    """Yield the encoded images in the order of the file, in slices of at most `_FETCH_BYTES`; write `labels`."""
     # DuckDB's result of a query is held as a whole, however few rows are fetched from it: hence one query per slice.
-    size = max(1, _FETCH_BYTES // max(1, max_bytes))
-    with _open_parquet(path, download_hint) as query:
-        for start in range(0, rows, size):
-            yield from query(_SLICE, start, start + size - 1)
+    size = max(1, _FETCH_BYTES // max(1, table.max_bytes))
+    label = table.label if labels is not None else "0"
+    slice_query = (
+        f"SELECT {table.image}, {label} FROM {_NUMBERED} "  # noqa: S608 - quoted names of columns
+        "WHERE file_row_number BETWEEN ? AND ? ORDER BY file_row_number"
+    )
+    with _open_parquet(table.path, download_hint) as query:
+        for start in range(0, table.rows, size):
+            for row, (content, value) in enumerate(query(slice_query, start, start + size - 1), start):
+                if value is None:
+                    raise corrupt_file_error(table.path, f"row {row} has no label", download_hint)
+                if labels is not None:
+                    labels[row] = value
+                yield content or b""
 
 
-_FIRST_LARGER = """
-SELECT min(file_row_number) FROM read_parquet(?, hive_partitioning = false, file_row_number = true)
-WHERE octet_length(img.bytes) > ?
-"""
-_SLICE = """
-SELECT img.bytes, label::BIGINT FROM read_parquet(?, hive_partitioning = false, file_row_number = true)
-WHERE file_row_number BETWEEN ? AND ? ORDER BY file_row_number
-"""
+def _decode_row(decode: Callable[[bytes], Any], table: _Table, download_hint: str, numbered: tuple[int, bytes]) -> Any:
+    row, content = numbered
+    try:
+        return decode(content)
+    except ImageRefused as refused:
+        raise corrupt_file_error(table.path, f"the image in row {row} {refused}", download_hint) from refused
+
+
+_SOURCE = "read_parquet(?, hive_partitioning = false)"
+_DESCRIBE = "DESCRIBE SELECT * FROM read_parquet(?, hive_partitioning = false)"
+_NUMBERED = "read_parquet(?, hive_partitioning = false, file_row_number = true)"
 
 
 @contextmanager
@@ -115,43 +325,3 @@ def _open_parquet(path: Path, download_hint: str) -> Iterator[Callable[..., list
     except duckdb.Error as error:
         first_line = str(error).strip().splitlines()[0]
         raise corrupt_file_error(path, f"not a readable Parquet file ({first_line})", download_hint) from error
-
-
-def _check_columns(path: Path, columns: dict[str, str], download_hint: str) -> None:
-    image_type = columns.get("img", "").lower().replace('"', "")
-    if not (image_type.startswith("struct(") and "bytes blob" in image_type and columns.get("label") in _INTEGERS):
-        names = ", ".join(f"{name} {kind}" for name, kind in columns.items())
-        reason = f"its columns are {names}; 'img' (a struct with 'bytes') and 'label' (an integer) expected"
-        raise corrupt_file_error(path, reason, download_hint)
-
-
-def _decode_image(
-    path: Path, row: int, content: bytes | None, shape: tuple[int, int, int], download_hint: str
-) -> tuple[Pixels, bool]:
-    """Return one image as (channels, height, width), and whether it is a JPEG.
-
-    Size and mode are checked before decoding, so that a small file cannot unpack to a huge image.
-    """
-    from PIL import Image
-
-    channels, height, width = shape
-    mode = {1: "L", 3: "RGB"}[channels]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content or b""), formats=_FORMATS) as image:
-                image.verify()  # Checks the checksums of a PNG, which decoding alone ignores; it uses up the image.
-            with Image.open(io.BytesIO(content or b""), formats=_FORMATS) as image:
-                image_mode, image_size = image.mode, image.size
-                pixels: np.ndarray[Any, np.dtype[np.uint8]] | None = None
-                if (image_mode, image_size) == (mode, (width, height)):
-                    pixels = np.asarray(image, dtype=np.uint8)
-                is_jpeg = image.format == "JPEG"
-    except Exception as error:  # Pillow's decoders raise a dozen unrelated types for damaged images.
-        reason = f"the image in row {row} is not a readable PNG or JPEG ({error})"
-        raise corrupt_file_error(path, reason, download_hint) from error
-    if pixels is None:
-        properties = f"{image_size[0]}x{image_size[1]} pixels in mode {image_mode}"
-        reason = f"the image in row {row} has {properties}; {width}x{height} in mode {mode} expected"
-        raise corrupt_file_error(path, reason, download_hint)
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1), is_jpeg

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,16 @@ from supermask.core.learned_masks import MaskLearning
 from supermask.core.recipe import Recipe
 from supermask.core.rng import random_stream
 from supermask.core.types import InitialState, LearningCurve, Snapshot
+from supermask.networks.network import Network
 from supermask.networks.sequential import Architecture
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Array = NDArray[Any]
+
+LossFunction = Callable[["Tensor", "Tensor"], "Tensor"]
+"""(logits `(B, classes)`, labels `(B,)`) -> loss of a mini-batch, a scalar."""
 
 
 class Checkpointer(Protocol):
@@ -53,7 +60,7 @@ class NullCheckpointer:
 class TrainingJob:
     """One training run to perform."""
 
-    layers: Architecture
+    network: Network
     start: InitialState
     recipe: Recipe
     seed: int
@@ -62,11 +69,35 @@ class TrainingJob:
     checkpoints: Checkpointer = field(default_factory=NullCheckpointer)
     learning: MaskLearning | None = None
     """Settings of mask learning; None if the weights are trained."""
+    loss: LossFunction | None = None
+    """The function that `recipe.loss` names; None for cross-entropy, and where nothing is trained."""
+
+    @property
+    def layers(self) -> Architecture:
+        """Layers of one of the paper's networks, for the engines that train these alone."""
+        assert self.network.layers is not None, self.network.name
+        return self.network.layers
 
     def __post_init__(self) -> None:
         iterations = range(self.start.first_iteration, self.recipe.iterations + 1)
         assert len(iterations) > 0, "the training would begin after its end"
         assert all(p in iterations for p in self.points if isinstance(p, int)), "a snapshot that is never reached"
+
+
+def stack_settings(recipe: Recipe, learning: MaskLearning | None) -> tuple[Recipe, MaskLearning | None]:
+    """Return the settings with those reset that may differ within one stack; equal results can share a stack.
+
+    A step of a stack has the optimizer, its momentum and decay, the batch size, the way to learn a mask and the
+    interval of evaluations in its code and shapes. Learning rates are its data, and the length of a training and the
+    initial values of weights and logits do not occur in it.
+    """
+    constant = Recipe(recipe.optimizer, 0.0, recipe.batch_size, 0, recipe.evaluate_every)
+    data_of_a_step = ("lr", "iterations", "lr_milestones", "drop_factor", "warmup_iterations", "schedule")
+    common = replace(recipe, **{name: getattr(constant, name) for name in data_of_a_step})
+    if learning is None:
+        return common, None
+    initial_values = ("weights", "multiplier", "start_logit", "confidence", "graded", "hardened_at")
+    return common, replace(learning, **{name: getattr(MaskLearning(), name) for name in initial_values})
 
 
 class BatchSampler:
@@ -79,12 +110,12 @@ class BatchSampler:
     """
 
     def __init__(self, seed: int, indices: NDArray[np.int64], batch_size: int) -> None:
-        self._seed, self._indices, self._batch_size = seed, indices, batch_size
+        self.seed, self.indices, self._batch_size = seed, indices, batch_size
         self._epochs: dict[int, NDArray[np.int64]] = {}
 
     def batch(self, iteration: int) -> NDArray[np.int64]:
         """Return the indices into the training images of one mini-batch, int64 `(batch_size,)`."""
-        n, first = self._indices.size, iteration * self._batch_size
+        n, first = self.indices.size, iteration * self._batch_size
         last = first + self._batch_size
         # A batch larger than the data set spans several epochs.
         parts = [self._epoch(e)[max(first - e * n, 0) : last - e * n] for e in range(first // n, (last - 1) // n + 1)]
@@ -92,10 +123,10 @@ class BatchSampler:
 
     def batches(self, first: int, last: int) -> NDArray[np.int64]:
         """Return mini-batches `first` to `last - 1`, int64 `(last - first, batch_size)`."""
-        n, size = self._indices.size, self._batch_size
+        n, size = self.indices.size, self._batch_size
         epochs = range(first * size // n, (last * size - 1) // n + 1)
         # All batches of an interval in one array: the stacked engine sends them to the device at once.
-        sequence = np.concatenate([self._epoch(e) for e in epochs]) if first < last else self._indices[:0]
+        sequence = np.concatenate([self._epoch(e) for e in epochs]) if first < last else self.indices[:0]
         begin = first * size - epochs.start * n
         return sequence[begin : begin + (last - first) * size].reshape(last - first, size)
 
@@ -104,8 +135,8 @@ class BatchSampler:
         if number not in self._epochs:
             # Batches come in order, so only the epoch before may still be needed: memory stays at two permutations.
             self._epochs = {e: order for e, order in self._epochs.items() if e >= number - 1}
-            self._epochs[number] = self._indices[
-                random_stream(self._seed, "order", number).permutation(self._indices.size)
+            self._epochs[number] = self.indices[
+                random_stream(self.seed, "order", number).permutation(self.indices.size)
             ]
         return self._epochs[number]
 

@@ -7,41 +7,59 @@ state stays zero, and they stay bit-identical to their frozen values.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from supermask.core.errors import UserError
+from supermask.core.recipe import Recipe
 from supermask.core.rng import random_stream
 from supermask.core.types import NetworkState, SplitData, TrainingResult, Weights
+from supermask.engines.augmentation import InputPipeline
 from supermask.engines.job import Array, BatchSampler, TrainingJob
 from supermask.engines.precision import matmul_precision
 from supermask.engines.training import OptimizerState, run_training
-from supermask.networks.sequential import build_module
+from supermask.networks.examination import extract_logits
+from supermask.networks.network import shared_names
 
 EVALUATION_PIXELS = {"cpu": 2**18, "cuda": 2**22}
 """Pixels evaluated per forward pass. On a CPU a convolution's activations should stay near its cache: Conv2 takes 1.4
 times as long with 500 images per pass as with 50; FC is as fast from 250 on."""
 
 
+STATISTICS_BATCH, STATISTICS_BATCHES = 250, 20
+"""Training images of a batch, and batches, from which running statistics of an untrained network are estimated."""
+
+
 def train(jobs: Sequence[TrainingJob], data: Sequence[SplitData], device: str = "cpu") -> list[TrainingResult]:
     """Train each job to its result, one after another; `data[i]` is the data of `jobs[i]`."""
-    return [train_module(build_module(job.layers), job, d, device) for job, d in zip(jobs, data, strict=True)]
+    return [train_module(job.network.build(), job, d, device) for job, d in zip(jobs, data, strict=True)]
 
 
 def train_module(module: nn.Module, job: TrainingJob, data: SplitData, device: str = "cpu") -> TrainingResult:
     """Train any module whose `state_dict` has the names of the job's initial state. Changes the module.
 
-    Loss: mean cross-entropy. Optimizer: Adam or SGD. Draws of a module from torch's generator (dropout) depend on the
-    seed and the iteration only; the generator's state is restored afterwards.
+    Loss, optimizer, augmentation and number format are the recipe's; evaluations are always plain cross-entropy and
+    accuracy of unchanged images in float32. Draws of a module from torch's generator (dropout) depend on seed and
+    iteration only; the generator's state is restored afterwards.
+    Raises UserError if the recipe's own loss does not return a scalar, or if the module cannot be compiled.
     Source: Zhou et al. 2019, Sec. 1 and 2.
     """
     torch_device = torch.device(device)
     # No TF32, no kernels that vary from call to call: this engine defines the correct numbers.
     precision = matmul_precision("float32", torch_device)
-    with _preserve_rng_state(_default_generator(torch_device)), flush_denormals(), precision:
-        return run_training(_ModuleTrainer(module.to(torch_device), job, data, torch_device), job, data)
+    with preserve_rng_state(default_generator(torch_device)), flush_denormals(), precision:
+        trainer = _ModuleTrainer(module.to(torch_device), job, data, torch_device)
+        if job.recipe.iterations == 0 and trainer.normalization_layers:
+            statistics = trainer.estimate_statistics(job.start.state)
+            job = replace(job, start=replace(job.start, unmasked=statistics))
+        return run_training(trainer, job, data)
 
 
 def gradient(job: TrainingJob, data: SplitData, state: NetworkState, iteration: int) -> Weights:
@@ -51,8 +69,8 @@ def gradient(job: TrainingJob, data: SplitData, state: NetworkState, iteration: 
     Source: Zhou et al. 2019, Sec. 2 (mask criteria that use the gradient: `snip`, `grad`).
     """
     cpu = torch.device("cpu")
-    with _preserve_rng_state(_default_generator(cpu)), flush_denormals():
-        trainer = _ModuleTrainer(build_module(job.layers), job, data, cpu)
+    with preserve_rng_state(default_generator(cpu)), flush_denormals():
+        trainer = _ModuleTrainer(job.network.build(), job, data, cpu)
         trainer.load(state)
         return trainer.gradient(iteration)
 
@@ -61,25 +79,36 @@ class _ModuleTrainer:
     """The reference engine's `Trainer`: one module in training."""
 
     def __init__(self, module: nn.Module, job: TrainingJob, data: SplitData, device: torch.device) -> None:
-        self.module, self.start, self.recipe, self.device = module.train(), job.start, job.recipe, device
+        self.recipe, self.start, self.device = job.recipe, job.start, device
+        layout = torch.channels_last if job.recipe.channels_last else torch.contiguous_format
+        self.module = module.train().to(memory_format=layout)  # type: ignore[call-overload]
         self.images, self.labels = on_device(data.train_images, device), on_device(data.train_labels, device)
         validation = (data.validation_images, data.validation_labels)
         self.device_cache = {id(array): on_device(array, device) for array in validation}
         """Arrays that are evaluated many times, on the device, by `id`."""
-        self.max_pixel = torch.tensor(float(data.pixel_maximum), device=device)
+        self.inputs = InputPipeline(job.recipe, data, job.seed, device)
         self.sampler = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
-        self.generator = _default_generator(device)
+        self.generator = default_generator(device)
         self.module_seed = int(random_stream(job.seed, "module").integers(2**31))
         """Added to the iteration, the seed of the module's own draws (dropout)."""
+        self.aliases = shared_names(module)
+        """Further names of tensors that several modules share; a state has each tensor once."""
         self.named_parameters = dict(module.named_parameters())
         self.parameters = list(self.named_parameters.values())
-        self.masked_parameters = [
-            (self.named_parameters[n], mask_bits(m).to(device)) for n, m in job.start.masks.items() if not bool(m.all())
-        ]
-        self.optimizer = _optimizer(self.parameters, job)
+        masked = [(self.named_parameters[n], m.to(device)) for n, m in job.start.masks.items() if not bool(m.all())]
+        self.masked_parameters = [(parameter, mask_bits(mask)) for parameter, mask in masked]
+        self.optimizer = make_optimizer(self.parameters, job.recipe)
+        self.decayed_parameters: list[tuple[nn.Parameter, Tensor | None]] = []
+        """Parameters with AdamW's decoupled decay, each with its mask if some of its weights are pruned."""
+        if job.recipe.optimizer == "adamw" and job.recipe.weight_decay:
+            masks = {id(parameter): mask for parameter, mask in masked}
+            self.decayed_parameters = [(parameter, masks.get(id(parameter))) for parameter in self.parameters]
+        self.has_own_loss = job.loss is not None
+        self.loss = job.loss or partial(cross_entropy, label_smoothing=job.recipe.label_smoothing)
+        self.forward: Callable[[Tensor], Tensor] = compile_module(module) if job.recipe.compile else module
 
     def load(self, state: NetworkState) -> None:
-        module_tensors = self.module.state_dict()
+        module_tensors = {n: t for n, t in self.module.state_dict().items() if n not in self.aliases}
         tensors = {**state.weights, **state.unmasked}
         assert module_tensors.keys() == tensors.keys(), module_tensors.keys() ^ tensors.keys()
         with torch.no_grad():
@@ -87,17 +116,51 @@ class _ModuleTrainer:
                 module_tensors[name].copy_(tensor)
 
     def state(self) -> NetworkState:
-        tensors = {n: t.to("cpu", copy=True) for n, t in self.module.state_dict().items()}
+        # Contiguous whatever the layout in training is: snapshots are compared, hashed and stored.
+        tensors = {
+            n: t.to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for n, t in self.module.state_dict().items()
+            if n not in self.aliases
+        }
         masks = self.start.masks
         weights = {n: t for n, t in tensors.items() if n in masks}
         return NetworkState(weights, {n: t for n, t in tensors.items() if n not in masks})
+
+    @property
+    def normalization_layers(self) -> list[Any]:
+        """Batch and instance normalization layers with running statistics."""
+        kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+        return [m for m in self.module.modules() if isinstance(m, kinds) and m.running_mean is not None]
+
+    def estimate_statistics(self, state: NetworkState) -> Weights:
+        """Return the unmasked tensors of a network that is not trained, with running statistics of training images.
+
+        At their initial values (mean 0, variance 1) a network is evaluated without normalization. The statistics are
+        the means over up to 20 batches of 250 training images. No weight changes.
+        """
+        self.load(state)
+        layers = self.normalization_layers
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a mean over all batches
+        size = min(STATISTICS_BATCH, len(self.sampler.indices))
+        sampler = BatchSampler(self.sampler.seed, self.sampler.indices, size)
+        with torch.no_grad():
+            for number in range(min(STATISTICS_BATCHES, len(self.sampler.indices) // size)):
+                self.generator.manual_seed(self.module_seed + number)
+                batch = torch.from_numpy(sampler.batch(number)).to(self.device)
+                self.module(self.inputs.scale(self.images.index_select(0, batch)))
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        return self.state().unmasked
 
     def gradient(self, iteration: int) -> Weights:
         before = self.state()
         self._backward(iteration)
         masks = self.start.masks
         gradients = {
-            n: p.grad.to("cpu", copy=True)
+            n: p.grad.to("cpu", copy=True, memory_format=torch.contiguous_format)
             for n, p in self.named_parameters.items()
             if p.grad is not None and n in masks
         }
@@ -108,23 +171,25 @@ class _ModuleTrainer:
         """Set the gradients of one mini-batch; return its mean loss, on the device."""
         self.generator.manual_seed(self.module_seed + iteration)
         batch = torch.from_numpy(self.sampler.batch(iteration)).to(self.device)
-        logits = self.module(self._scale(self.images.index_select(0, batch)))
-        loss = cross_entropy(logits, self.labels.index_select(0, batch))
+        inputs = self.inputs.training_batch(self.images.index_select(0, batch), iteration)
+        # Without autocast for float32: entering it costs time at every step.
+        with torch.autocast(self.device.type, torch.bfloat16) if self.recipe.precision == "bfloat16" else nullcontext():
+            logits = extract_logits(self.forward(inputs))
+        loss = self.loss(logits.float(), self.labels.index_select(0, batch))
+        if self.has_own_loss:
+            check_loss(self.recipe.loss, loss)
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
-
-    def _scale(self, pixels: Tensor) -> Tensor:
-        # Division by a tensor: a GPU may turn a division by a Python number into a product with its rounded reciprocal.
-        return pixels.float().div_(self.max_pixel)
 
     def train(self, first: int, last: int) -> Array:
         recipe, losses = self.recipe, []
         for iteration in range(first, last):
             # Losses stay on the device until the end: reading one would wait for the GPU at every step.
             losses.append(self._backward(iteration))
-            if recipe.weight_decay:
+            learning_rate = recipe.learning_rate(iteration)
+            if recipe.weight_decay and recipe.optimizer != "adamw":
                 # Added here and not by the optimizer, so that the mask below clears the decay of pruned weights too.
                 for parameter in self.parameters:
                     if parameter.grad is not None:
@@ -132,9 +197,10 @@ class _ModuleTrainer:
             for parameter, bits in self.masked_parameters:
                 if parameter.grad is not None:
                     parameter.grad.view(torch.int32).bitwise_and_(bits)
-            self.optimizer.param_groups[0]["lr"] = recipe.learning_rate(iteration)
+            decay_weights(self.decayed_parameters, learning_rate * recipe.weight_decay)
+            self.optimizer.param_groups[0]["lr"] = learning_rate
             self.optimizer.step()
-        return torch.stack(losses).cpu().numpy()
+        return torch.stack(losses).float().cpu().numpy()
 
     def evaluate(self, images: Array, labels: Array) -> tuple[float, float]:
         self.generator.manual_seed(self.module_seed)
@@ -143,7 +209,9 @@ class _ModuleTrainer:
             self.device_cache[id(a)] if id(a) in self.device_cache else on_device(a, self.device)
             for a in (images, labels)
         )
-        loss_and_accuracy = evaluate_batches(lambda chunk: self.module(self._scale(chunk)), pixels, targets)
+        loss_and_accuracy = evaluate_batches(
+            lambda chunk: extract_logits(self.module(self.inputs.scale(chunk))), pixels, targets
+        )
         self.module.train()
         return loss_and_accuracy
 
@@ -151,17 +219,23 @@ class _ModuleTrainer:
         states = {n: self.optimizer.state.get(p, {}) for n, p in self.named_parameters.items()}
         # Adam's step count has no entry per weight: it follows from the iteration.
         return {
-            n: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor) and v.shape == self.named_parameters[n].shape}
+            n: {
+                k: v.to("cpu", memory_format=torch.contiguous_format)
+                for k, v in s.items()
+                if isinstance(v, Tensor) and v.shape == self.named_parameters[n].shape
+            }
             for n, s in states.items()
         }
 
     def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
         steps = torch.tensor(float(iteration - self.start.first_iteration))
         for name, values in state.items():
-            moments: dict[str, Tensor] = {key: value.to(self.device) for key, value in values.items()}
-            if self.recipe.optimizer == "adam":
+            parameter = self.named_parameters[name]
+            # In the parameter's memory layout: the fused optimizers step through both in the order of memory.
+            moments = {key: torch.empty_like(parameter.detach()).copy_(value) for key, value in values.items()}
+            if self.recipe.optimizer in ("adam", "adamw"):
                 moments["step"] = steps.to(self.device, copy=True)
-            self.optimizer.state[self.named_parameters[name]] = moments
+            self.optimizer.state[parameter] = moments
 
 
 def evaluate_batches(network: Callable[[Tensor], Tensor], pixels: Tensor, targets: Tensor) -> tuple[float, float]:
@@ -181,12 +255,60 @@ def evaluate_batches(network: Callable[[Tensor], Tensor], pixels: Tensor, target
     return loss.item() / len(targets), int(hits) / len(targets)
 
 
-def _optimizer(parameters: list[nn.Parameter], job: TrainingJob) -> torch.optim.Optimizer:
-    """The optimizer without weight decay, which the trainer adds itself. Fused: one pass over the memory per tensor."""
-    recipe = job.recipe
+def make_optimizer(parameters: list[nn.Parameter] | list[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the optimizer without weight decay, which the caller adds. Fused: one pass over the memory per tensor."""
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, fused=True)
-    return torch.optim.Adam(parameters, lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
+    return torch.optim.Adam(parameters, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
+
+
+def decay_weights(parameters: Sequence[tuple[nn.Parameter, Tensor | None]], share: float) -> None:
+    """Multiply the kept weights of each parameter by 1 - share, in place; a mask of None keeps all weights.
+
+    Pruned weights are multiplied by 1 and keep their bits. Source: Loshchilov & Hutter 2019, Algorithm 2 (AdamW).
+    """
+    with torch.no_grad():
+        for parameter, mask in parameters:
+            parameter.mul_(1 - share if mask is None else torch.where(mask, 1 - share, 1.0).to(parameter.dtype))
+
+
+def check_loss(name: str, loss: object) -> None:
+    """Raise UserError unless a user's loss returned a scalar tensor that depends on the logits."""
+    expected = "return the loss of the mini-batch, a scalar tensor, such as its mean over the images."
+    if not isinstance(loss, Tensor):
+        raise UserError(f"loss {name!r} returned a {type(loss).__name__}: {expected}")
+    if loss.dim():
+        raise UserError(f"loss {name!r} returned a tensor of shape {tuple(loss.shape)}: {expected}")
+    if not loss.requires_grad:
+        raise UserError(f"loss {name!r} returned a tensor that does not depend on the logits: {expected}")
+
+
+def compile_module(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the module's forward pass, compiled on its first call.
+
+    Raises UserError at that call if it cannot be compiled.
+    """
+    with catch_warnings():
+        # PyTorch's compiler imports modules of its own that it declares deprecated.
+        simplefilter("ignore", DeprecationWarning)
+        import torch._inductor.config as inductor
+
+        # No pool of compiling processes: a worker is one process, which may be killed at any time.
+        inductor.compile_threads = 1
+        compiled = torch.compile(module)
+
+    def forward(inputs: Tensor) -> Tensor:
+        try:
+            logits: Tensor = compiled(inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"compile: true: the network cannot be compiled here ({type(error).__name__}: {reason}): leave it out, "
+                "or install a C++ compiler."
+            ) from error
+        return logits
+
+    return forward
 
 
 def mask_bits(mask: Tensor) -> Tensor:
@@ -204,7 +326,7 @@ def on_device(array: Array, device: torch.device) -> Tensor:
     return torch.from_dlpack(array).to(device)  # type: ignore[attr-defined]
 
 
-def _default_generator(device: torch.device) -> torch.Generator:
+def default_generator(device: torch.device) -> torch.Generator:
     """Return the generator that modules on this device draw from."""
     if device.type == "cpu":
         return torch.default_generator
@@ -214,7 +336,7 @@ def _default_generator(device: torch.device) -> torch.Generator:
 
 
 @contextmanager
-def _preserve_rng_state(generator: torch.Generator) -> Iterator[None]:
+def preserve_rng_state(generator: torch.Generator) -> Iterator[None]:
     """Restore the generator's state at the end."""
     state = generator.get_state()
     try:

@@ -16,12 +16,21 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from supermask.core.learned_masks import SIGMOID, MaskLearning, edge_popup_threshold, sampling_keys, uniform_samples
+from supermask.core.rng import random_stream
 from supermask.core.types import NetworkState, SplitData, TrainingResult, Weights
+from supermask.engines.augmentation import InputPipeline
 from supermask.engines.job import Array, BatchSampler, TrainingJob
 from supermask.engines.precision import matmul_precision
-from supermask.engines.reference import evaluate_batches, flush_denormals, on_device
+from supermask.engines.reference import (
+    default_generator,
+    evaluate_batches,
+    flush_denormals,
+    make_optimizer,
+    on_device,
+    preserve_rng_state,
+)
 from supermask.engines.training import OptimizerState, run_training
-from supermask.networks.sequential import build_module
+from supermask.networks.examination import extract_logits
 
 
 def train(jobs: Sequence[TrainingJob], data: Sequence[SplitData], device: str = "cpu") -> list[TrainingResult]:
@@ -29,7 +38,8 @@ def train(jobs: Sequence[TrainingJob], data: Sequence[SplitData], device: str = 
 
     Source: Zhou et al. 2019, Sec. 5.
     """
-    with flush_denormals(), matmul_precision("float32", torch.device(device)):
+    generator = default_generator(torch.device(device))
+    with preserve_rng_state(generator), flush_denormals(), matmul_precision("float32", torch.device(device)):
         return [_train_job(MaskTrainer(job, d, device), job, d) for job, d in zip(jobs, data, strict=True)]
 
 
@@ -47,30 +57,39 @@ class MaskTrainer:
         self.learning, self.recipe, self.seed = job.learning, job.recipe, job.seed
         self.device = torch.device(device)
         # The module gives the architecture only: `functional_call` replaces all of its tensors.
-        self.module = build_module(job.layers).to(self.device).eval()
+        self.module = job.network.build().to(self.device).eval()
+        self.generator = default_generator(self.device)
+        self.module_seed = int(random_stream(job.seed, "module").integers(2**31))
+        """Added to the iteration, the seed of the module's own draws (dropout)."""
         self.images, self.labels = on_device(data.train_images, self.device), on_device(data.train_labels, self.device)
         validation = (data.validation_images, data.validation_labels)
         self.device_cache = {id(array): on_device(array, self.device) for array in validation}
         """Arrays that are evaluated many times, on the device, by `id`."""
-        self.max_pixel = torch.tensor(float(data.pixel_maximum), device=self.device)
+        self.inputs = InputPipeline(job.recipe, data, job.seed, self.device)
         self.sampler = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
         self.logits = {n: torch.zeros(w.shape, device=self.device) for n, w in job.start.weights.items()}
         for logits in self.logits.values():
             logits.requires_grad_()
         self.weights: Weights = {}
-        self.unmasked: Weights = {}
         self.last_pass: Weights = {}
         """Masked weights of the last training step of the last call of `train`; empty before the first call."""
-        parameters = list(self.logits.values())
-        self.optimizer: torch.optim.Optimizer
-        if job.recipe.optimizer == "adam":
-            self.optimizer = torch.optim.Adam(parameters, lr=job.recipe.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
-        else:
-            self.optimizer = torch.optim.SGD(parameters, lr=job.recipe.lr, momentum=job.recipe.momentum, fused=True)
+        self.optimizer = make_optimizer(list(self.logits.values()), job.recipe)
+        self.trained_others = sorted(job.network.trained_names) if self.learning.others_lr else []
+        """Biases and normalization parameters that are trained beside the mask."""
+        self.unmasked = {n: job.start.unmasked[n].to(self.device, copy=True) for n in self.trained_others}
+        if self.trained_others:
+            for name in self.trained_others:
+                self.unmasked[name].requires_grad_()
+            self.optimizer.add_param_group({"params": [self.unmasked[name] for name in self.trained_others]})
 
     def load(self, state: NetworkState) -> None:
         self.weights = {n: w.to(self.device, copy=True) for n, w in state.weights.items()}
-        self.unmasked = {n: t.to(self.device, copy=True) for n, t in state.unmasked.items()}
+        for name, tensor in state.unmasked.items():
+            # The optimizer holds the trained ones, which therefore stay the same objects.
+            if name in self.trained_others:
+                self.unmasked[name].detach().copy_(tensor)
+            else:
+                self.unmasked[name] = tensor.to(self.device, copy=True)
         with torch.no_grad():
             for name, logits in state.logits.items():
                 self.logits[name].copy_(logits)
@@ -86,27 +105,35 @@ class MaskTrainer:
         # Keys depend on the iteration, not on the interval: a resumed run draws the same masks.
         keys = {n: sampling_keys(self.seed, "training", n, first, last) for n in self.logits}
         losses = []
+        self.module.train()
         for iteration in range(first, last):
+            self.generator.manual_seed(self.module_seed + iteration)
             batch = torch.from_numpy(self.sampler.batch(iteration)).to(self.device)
             masked = {
                 n: masked_weights(self.learning, m, self.weights[n], keys[n][iteration - first])
                 for n, m in self.logits.items()
             }
-            pixels = self.images.index_select(0, batch).float().div_(self.max_pixel)
+            pixels = self.inputs.training_batch(self.images.index_select(0, batch), iteration)
             loss = cross_entropy(self._forward(masked, pixels), self.labels.index_select(0, batch))
-            for logits in self.logits.values():
-                logits.grad = None
+            trained = [*self.logits.values(), *(self.unmasked[name] for name in self.trained_others)]
+            for tensor in trained:
+                tensor.grad = None
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             if self.recipe.weight_decay:
-                for logits in self.logits.values():
-                    assert logits.grad is not None
-                    logits.grad.add_(logits.detach(), alpha=self.recipe.weight_decay)
-            self.optimizer.param_groups[0]["lr"] = self.recipe.learning_rate(iteration)
+                for tensor in trained:
+                    assert tensor.grad is not None
+                    tensor.grad.add_(tensor.detach(), alpha=self.recipe.weight_decay)
+            rate = self.recipe.learning_rate(iteration)
+            self.optimizer.param_groups[0]["lr"] = rate
+            for group in self.optimizer.param_groups[1:]:
+                # The schedule of the recipe, with another peak.
+                group["lr"] = rate / self.recipe.lr * self.learning.others_lr
             self.optimizer.step()
             # Copied to the CPU once per interval, not at every step.
             if iteration == last - 1:
                 self.last_pass = {n: w.detach().cpu() for n, w in masked.items()}
+        self.module.eval()
         return torch.stack(losses).cpu().numpy()
 
     def evaluate(self, images: Array, labels: Array) -> tuple[float, float]:
@@ -123,9 +150,7 @@ class MaskTrainer:
             self.device_cache[id(a)] if id(a) in self.device_cache else on_device(a, self.device)
             for a in (images, labels)
         )
-        return evaluate_batches(
-            lambda chunk: self._forward(weights, chunk.float().div_(self.max_pixel)), pixels, targets
-        )
+        return evaluate_batches(lambda chunk: self._forward(weights, self.inputs.scale(chunk)), pixels, targets)
 
     def samples(self) -> Iterator[Weights]:
         """Yield the masked weights of each single sample; the same uniform numbers at every call."""
@@ -136,15 +161,19 @@ class MaskTrainer:
                 yield {n: masked_weights(self.learning, m, self.weights[n], keys[n][j]) for n, m in self.logits.items()}
 
     def _forward(self, weights: Weights, pixels: Tensor) -> Tensor:
-        logits: Tensor = functional_call(self.module, {**weights, **self.unmasked}, (pixels,))
-        return logits
+        return extract_logits(functional_call(self.module, {**weights, **self.unmasked}, (pixels,)))
 
     def optimizer_state(self) -> OptimizerState:
-        states = {n: self.optimizer.state.get(m, {}) for n, m in self.logits.items()}
+        trained = self._trained_tensors()
+        states = {n: self.optimizer.state.get(m, {}) for n, m in trained.items()}
         return {
-            n: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor) and v.shape == self.logits[n].shape}
+            n: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor) and v.shape == trained[n].shape}
             for n, s in states.items()
         }
+
+    def _trained_tensors(self) -> Weights:
+        """Return every trained tensor: logits by the name of their weights, and the trained biases."""
+        return self.logits | {name: self.unmasked[name] for name in self.trained_others}
 
     def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
         for name, values in state.items():
@@ -152,7 +181,7 @@ class MaskTrainer:
             if self.recipe.optimizer == "adam":
                 # Mask learning has no late start: steps and iterations are counted from 0 alike.
                 moments["step"] = torch.tensor(float(iteration), device=self.device)
-            self.optimizer.state[self.logits[name]] = moments
+            self.optimizer.state[self._trained_tensors()[name]] = moments
 
 
 class StraightThrough(torch.autograd.Function):

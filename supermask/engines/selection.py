@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from supermask.core.errors import UserError, quote
 from supermask.core.learned_masks import MaskLearning
-from supermask.networks.sequential import Architecture, Conv, Dense, Pool
+from supermask.core.recipe import UNTRAINED, Recipe
+from supermask.networks.network import Network
+from supermask.networks.sequential import Conv, Dense, Pool
 
 ENGINES = ("auto", "sparse", "stacked", "reference")
 SPARSE_MASK_METHODS = ("bernoulli", "rounded")
@@ -31,19 +33,23 @@ class EngineChoice:
 
 
 def select_engine(
-    requested: str, layers: Architecture, device: str, learning: MaskLearning | None = None
+    requested: str,
+    network: Network,
+    device: str,
+    learning: MaskLearning | None = None,
+    recipe: Recipe | None = None,
 ) -> EngineChoice:
     """Return the engine that trains a network, or learns its mask, on a device.
 
     `auto` is the sparse engine on a CPU and the stacked engine on a GPU; the reference engine where that one cannot
-    train this network or learn this mask.
+    train this network, learn this mask or follow this recipe (None: any that all engines have).
     Raises UserError if an engine is requested that cannot.
     """
     if requested == "reference":
         return EngineChoice("reference", "it was asked for")
     engine = ("sparse" if device == "cpu" else "stacked") if requested == "auto" else requested
     assert engine in ("sparse", "stacked"), engine
-    obstacle = _unsupported_reason(engine, layers, device, learning)
+    obstacle = _unsupported_reason(engine, network, device, learning, recipe)
     if requested == engine:
         if obstacle:
             raise UserError(f"the {engine} engine {obstacle}: use --engine auto or --engine reference.")
@@ -79,15 +85,47 @@ def is_measuring_costs() -> bool:
     )
 
 
-def _unsupported_reason(engine: str, layers: Architecture, device: str, learning: MaskLearning | None) -> str:
+def reference_only_settings(recipe: Recipe) -> list[str]:
+    """Return the settings of a recipe that only the reference engine has, as a study names them."""
+    stored, plain = recipe.to_data(), replace(recipe, **{name: getattr(UNTRAINED, name) for name in REFERENCE_ONLY})
+    settings = ["optimizer: adamw"] if recipe.optimizer == "adamw" else []
+    return settings + sorted(stored.keys() - plain.to_data().keys() - {"loss_source"})
+
+
+REFERENCE_ONLY = (
+    "nesterov",
+    "betas",
+    "eps",
+    "label_smoothing",
+    "loss",
+    "loss_source",
+    "augment",
+    "normalize",
+    "precision",
+    "channels_last",
+    "compile",
+)
+"""Fields of a recipe that only the reference engine has, unless they are at their default."""
+
+
+def _unsupported_reason(
+    engine: str, network: Network, device: str, learning: MaskLearning | None, recipe: Recipe | None
+) -> str:
     """Reason for which the engine cannot train this, as the end of a sentence; empty if it can."""
     # The device comes first: it excludes an engine for every network, and the message should say so.
     if engine == "sparse" and device != "cpu":
         return f"trains on the CPU alone, not on {device}"
+    layers = network.layers
+    if layers is None:
+        return f"does not train {network.name}, only fully connected networks and conv2 to conv8"
     if not all(isinstance(layer, Conv | Pool | Dense) for layer in layers):
         return "trains networks of convolutions, poolings and fully connected layers alone"
     if engine == "sparse" and learning is not None and not all(isinstance(layer, Dense) for layer in layers):
         return "learns masks of fully connected layers alone"
     if engine == "sparse" and learning is not None and learning.method not in SPARSE_MASK_METHODS:
         return f"learns masks by {' and '.join(SPARSE_MASK_METHODS)} alone"
+    if learning is not None and learning.others_lr:
+        return "trains masks alone, not biases beside them (others_lr)"
+    if recipe is not None and (settings := reference_only_settings(recipe)):
+        return f"does not have {', '.join(settings)}"
     return ""

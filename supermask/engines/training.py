@@ -128,7 +128,7 @@ class TrainingLoop:
         if self.tracker.diverged_at is not None:
             return TrainingResult("diverged", end, {}, self.tracker.curve, self.tracker.metrics(None, None))
         end_test = self.network.evaluate(*test)
-        optimizer_state = {n: s for n, s in self.network.optimizer_state().items() if n in self.job.start.masks}
+        optimizer_state = self.network.optimizer_state()
         # If the last evaluation was the best, best and final weights are the same: one test evaluation is enough.
         best_test = end_test
         if self.tracker.best != len(self.tracker.curve.iterations) - 1:

@@ -10,11 +10,12 @@ from supermask.core.types import InitialState, SplitData, TrainingResult
 from supermask.datasets import ImageDataset
 from supermask.engines.job import TrainingJob
 from supermask.execution.tasks import Task, TaskResult, result_from_facts
-from supermask.networks.sequential import initial_state, prunable_tensors
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts, content_hash
+from supermask.store.layer_facts import collect_layer_facts
 from supermask.store.records import decode_logits, encode_result, encode_snapshot, snapshot_name, weights_to_store
-from supermask.store.replay import StateReplayer, run_architecture
+from supermask.store.replay import StateReplayer
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 
@@ -35,7 +36,11 @@ class RunCommitter:
         if run.parent is not None:
             # Links the chain: a parent whose weights were changed later is not the one that this run was pruned from.
             provenance = {**provenance, "parent_content": self.store.tensor_hashes(run.parent)}
-        facts, tensors, weights = encode_result(run, start, outcome, certificate, provenance)
+        if layers := collect_layer_facts(run, start, outcome, self.replayer):
+            provenance = {**provenance, "layers": layers}
+        network = run_network(run)
+        dense = network.initial_state(run.seed) if network.is_user_code and run.parent is None else None
+        facts, tensors, weights = encode_result(run, start, outcome, certificate, provenance, dense)
         if facts["status"] == "finished":
             # Before the run: so a committed run always has its snapshots, even after a kill between the two.
             self._commit_snapshots(run, start, outcome)
@@ -64,13 +69,23 @@ class RunCommitter:
 
     def certificate(self, run: Run, start: InitialState, outcome: TrainingResult, images: ImageDataset) -> Certificate:
         """Return the certificate of an outcome, by `certify` or `certify_learned_mask`."""
-        layers = run_architecture(run)
-        prunable = prunable_tensors(layers)
+        network = run_network(run)
+        prunable = network.tensors
         if run.learning is not None:
-            dense, tests = initial_state(layers, run.seed), len(images.test_labels)
-            return certify_learned_mask(prunable, dense, start, outcome, run.learning, tests)
+            dense, tests = network.initial_state(run.seed), len(images.test_labels)
+            free = network.buffers | (network.trained_names if run.learning.others_lr else frozenset())
+            return certify_learned_mask(prunable, dense, start, outcome, run.learning, tests, free)
         parent = None if run.parent is None else self.replayer.parent_run(run.parent)
-        return certify(prunable, start, outcome, parent, run.step, run.recipe.weight_decay)
+        return certify(
+            prunable,
+            start,
+            outcome,
+            parent,
+            run.step,
+            run.recipe.weight_decay,
+            network.trained_others,
+            network.aliases,
+        )
 
     def _commit_snapshots(self, run: Run, start: InitialState, outcome: TrainingResult) -> None:
         if run.learning is not None:

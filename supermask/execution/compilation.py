@@ -17,8 +17,7 @@ from supermask import __version__
 from supermask.core.environment import cache_folder, cpu_name
 from supermask.core.files import write_atomic
 from supermask.execution.resources import select_run_engine
-from supermask.networks.sequential import Conv
-from supermask.store.replay import run_architecture
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 COMPILE_SECONDS = {"sparse": 16.0, "sparse_masks": 16.0, "sparse_convolutions": 22.0}
@@ -32,7 +31,7 @@ def kernel_kind(runs: Iterable[Run], engine: str, device: str) -> str | None:
     sparse_runs = [run for run in kinds.values() if select_run_engine(run, engine, device).engine == "sparse"]
     if not sparse_runs:
         return None
-    if any(isinstance(layer, Conv) for run in sparse_runs for layer in run_architecture(run)):
+    if any(run_network(run).has_convolutions for run in sparse_runs):
         return "sparse_convolutions"
     return "sparse_masks" if any(run.learning is not None for run in sparse_runs) else "sparse"
 

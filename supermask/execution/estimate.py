@@ -17,10 +17,10 @@ from functools import cache
 from itertools import accumulate
 
 from supermask.core.learned_masks import MaskLearning
-from supermask.core.masks import RankedGroup, ranked_groups
-from supermask.datasets.specs import DATASETS
+from supermask.core.masks import RATE_KINDS, RankedGroup, ranked_groups
+from supermask.core.recipe import Recipe
+from supermask.engines.job import stack_settings
 from supermask.engines.selection import select_engine
-from supermask.networks.sequential import Conv, count_multiplications, prunable_tensors
 from supermask.store import CorruptEntry, Store
 from supermask.store.files.entry import RunFacts
 from supermask.study.plan import Plan
@@ -191,22 +191,24 @@ class CostModel:
     """Model of the seconds and bytes of runs of one network and data set."""
 
     def __init__(self, plan: Plan) -> None:
-        facts = DATASETS[plan.study.dataset]
-        self.network = next(iter(plan.runs.values())).network
+        facts = plan.spec
+        self.network = plan.network
         self.dataset = plan.study.dataset
-        self.layers = plan.layers
-        self.madds = count_multiplications(plan.layers)
+        self.madds = plan.network.multiplications
         """Multiply-adds of one forward pass of one image."""
-        self.has_convolutions = any(isinstance(layer, Conv) for layer in plan.layers)
-        self.weights = sum(m.size for m in prunable_tensors(plan.layers).values())
+        self.has_convolutions = plan.network.has_convolutions
+        self.weights = plan.network.size
         self.validation_images, self.test_images = facts.validation_images, facts.test_images
         self.seconds_per_madd = SECONDS_PER_MADD
+        self._auto_engine = cache(
+            lambda learning, recipe: select_engine("auto", plan.network, "cpu", learning, recipe).engine
+        )
 
     def core_seconds(self, run: Run, first: int, density: float, engine: str) -> float:
         """Return the seconds of one core for a run from iteration `first` on, with a share `density` of the weights."""
-        if run.learning is not None and engine == "sparse":
-            # The sparse engine learns masks by some methods only.
-            engine = select_engine("auto", self.layers, "cpu", run.learning).engine
+        if engine == "sparse":
+            # The sparse engine learns masks by some methods only, and has some settings only.
+            engine = self._auto_engine(run.learning, run.recipe)
         iterations = run.recipe.iterations - first
         madds = self.madds * (CONV_FACTOR if self.has_convolutions else 1.0)
         arithmetic = self._forward_passes(run, first) * madds * self.seconds_per_madd
@@ -291,7 +293,9 @@ def _core_costs(model: CostModel, store: Store, plan: Plan, engine: str) -> _Run
 def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus: int) -> _RunCosts:
     from supermask.engines.stacked.autotune import max_replicas
 
-    limit = max_replicas(plan.layers, next(iter(plan.runs.values())).recipe.batch_size, GPU_BYTES)
+    layers = plan.network.layers
+    # Networks without layers are trained one by one.
+    limit = 1 if layers is None else max_replicas(layers, next(iter(plan.runs.values())).recipe.batch_size, GPU_BYTES)
     stack = _stack_size(_stackable_runs(runs), gpus, limit)
 
     def modelled_seconds(facts: RunFacts, run: Run) -> float:
@@ -307,11 +311,11 @@ def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus
         )
 
     @cache
-    def engine_for(learning: MaskLearning | None) -> str:
-        return select_engine("auto", plan.layers, "cuda", learning).engine
+    def engine_for(learning: MaskLearning | None, recipe: Recipe) -> str:
+        return select_engine("auto", plan.network, "cuda", learning, recipe).engine
 
     def run_seconds(run: Run, first: int, density: float) -> tuple[float, int]:
-        engine = engine_for(run.learning)
+        engine = engine_for(run.learning, run.recipe)
         runs_at_once = stack if engine == "stacked" else 1
         seconds = _calibration(factors, run) * model.gpu_seconds(run, first, engine, runs_at_once)
         return seconds + COMMIT_SECONDS, runs_at_once
@@ -326,19 +330,20 @@ def _stack_size(runs: int, gpus: int, limit: int) -> int:
 
 
 def _stackable_runs(runs: list[Run]) -> int:
-    """Return the largest number of runs of one recipe and level: the candidates for one stack.
+    """Return the largest number of runs of one level that can share a stack.
 
     Untrained runs count only if there are no others: they take no time, so a stack of them saves none.
     """
     trained = [run for run in runs if run.is_trained]
-    return max(Counter((run.recipe, run.learning, run.level) for run in trained or runs).values())
+    settings = ((*stack_settings(run.recipe, run.learning), run.level) for run in trained or runs)
+    return max(Counter(settings).values())
 
 
 def _densities(plan: Plan) -> dict[str, float]:
     """Return run id -> share of all weights that are kept. With global ranking every layer is taken to lose equally."""
     # The same counts for all seeds and criteria, so they are computed once.
     remaining = cache(RankedGroup.remaining)
-    tensors = prunable_tensors(plan.layers)
+    tensors = plan.network.tensors
     sizes = {name: tensor.size for name, tensor in tensors.items()}
     kinds: dict[str, str] = {name: tensor.kind for name, tensor in tensors.items()}
     weights = sum(sizes.values())
@@ -347,9 +352,11 @@ def _densities(plan: Plan) -> dict[str, float]:
         parent_kept = sizes if run.parent is None else kept[run.parent]
         step_rates, levels = (run.step.rates, run.step.levels) if run.step else ({}, 0)
         rates = {kind: step_rates.get("global", step_rates.get(kind, 0.0)) for kind in kinds.values()}
-        groups = ranked_groups(parent_kept, kinds, "layer", rates)
+        by_name = {name: rate for name, rate in step_rates.items() if name not in RATE_KINDS}
+        only, exclude = (run.step.only, run.step.exclude) if run.step else ((), ())
+        groups = ranked_groups(parent_kept, kinds, "layer", rates | by_name, only, exclude)
         kept[run.id] = {name: remaining(group, levels) for name, group in groups.items()}
-    return {run_id: sum(counts.values()) / weights for run_id, counts in kept.items()}
+    return {run_id: sum(counts.values()) / max(weights, 1) for run_id, counts in kept.items()}
 
 
 def _first_iterations(plan: Plan) -> dict[str, int]:
@@ -410,7 +417,7 @@ def _finished_facts(model: CostModel, store: Store, run_ids: list[str], gpu: boo
             facts = store.facts(run_id)
         except CorruptEntry:
             continue
-        is_same = facts["network"] == model.network and facts["dataset"] == model.dataset
+        is_same = facts["network"] == model.network.name and facts["dataset"] == model.dataset
         on_gpu = facts.get("environment", {}).get("device", "cpu") != "cpu"
         if is_same and facts["status"] == "finished" and on_gpu == gpu:
             yield facts

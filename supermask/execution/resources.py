@@ -11,15 +11,17 @@ from weakref import WeakValueDictionary
 from supermask.core.environment import environment_info
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.types import SplitData, TrainingResult
-from supermask.datasets import ImageDataset, load
+from supermask.datasets import ImageDataset
 from supermask.datasets.images import split_data
-from supermask.engines.job import TrainingJob
+from supermask.datasets.specs import DataOptions
+from supermask.engines.job import TrainingJob, stack_settings
 from supermask.engines.selection import EngineChoice, select_engine
 from supermask.execution.tasks import Task, WorkerConfig
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts
-from supermask.store.replay import run_architecture
+from supermask.study.networks import run_network, sequential_layers
 from supermask.study.run import Run
+from supermask.study.user_data import check_source, load_data
 
 if TYPE_CHECKING:
     from supermask.engines.stacked import JobSource
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 def select_run_engine(run: Run, requested: str, device: str) -> EngineChoice:
     """Return the engine that trains a run on a device. Raises UserError if the requested one cannot."""
-    return select_engine(requested, run_architecture(run), device, run.learning)
+    return select_engine(requested, run_network(run), device, run.learning, run.recipe)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class EngineSelector:
             return SelectedEngine(choice, environment, device)
         choice = self._choice(run)
         # The stacked engine's algorithms are measured per kind of run; other engines have one environment per process.
-        key = (run.network, run.dataset, run.recipe, run.learning) if choice.engine == "stacked" else choice.engine
+        settings = (run.network, run.dataset, *stack_settings(run.recipe, run.learning))
+        key = settings if choice.engine == "stacked" else choice.engine
         if key not in self._environments:
             self._environments[key] = self._measured_environment(run, choice.engine)
         return SelectedEngine(choice, self._environments[key], config.device)
@@ -111,7 +114,7 @@ class EngineSelector:
 
         size = config.stack or self._fastest_stack(run)
         algorithms = stacked.fastest_algorithms(
-            run_architecture(run), run.recipe.batch_size, size, config.device, config.precision
+            sequential_layers(run), run.recipe.batch_size, size, config.device, config.precision
         )
         facts = stacked.environment_facts(algorithms, config.precision, config.stack == 1, run.recipe, config.device)
         return environment_info(engine, config.device, config.threads, facts)
@@ -143,7 +146,7 @@ class EngineSelector:
 
         config = self.config
         return stacked.choose_stack_size(
-            run_architecture(run), run.recipe, config.device, config.precision, run.learning, config.threads
+            sequential_layers(run), run.recipe, config.device, config.precision, run.learning, config.threads
         )
 
 
@@ -160,15 +163,16 @@ class DatasetCache:
     def __init__(self, data_dir: Path | None) -> None:
         self._dir = data_dir
         self._images: ImageDataset | None = None
-        self._splits: WeakValueDictionary[int, SplitData] = WeakValueDictionary()
-        """Seed -> every split that is in use anywhere, so that a stack with more seeds than `_recent` shares too."""
-        self._recent: OrderedDict[int, SplitData] = OrderedDict()
-        """Seed -> the splits used last, kept alive up to CACHED_SPLITS."""
+        self._splits: WeakValueDictionary[tuple[int, DataOptions], SplitData] = WeakValueDictionary()
+        """(seed, options) -> every split in use anywhere, so that a stack with more seeds than `_recent` shares too."""
+        self._recent: OrderedDict[tuple[int, DataOptions], SplitData] = OrderedDict()
+        """(seed, options) -> the splits used last, kept alive up to CACHED_SPLITS."""
 
     def images(self, run: Run) -> ImageDataset:
         """Return the run's data set."""
         if self._images is None or self._images.facts.name != run.dataset:
-            self._images = load(run.dataset, self._dir)
+            check_source(run.dataset, run.data_source)
+            self._images = load_data(run.dataset, self._dir, run.data_fingerprint)
             self._splits.clear()
             self._recent.clear()
         check_planned_data(run, self._images)
@@ -177,11 +181,12 @@ class DatasetCache:
     def split_for(self, run: Run) -> SplitData:
         """Return the split of the run's seed."""
         images = self.images(run)
-        data = self._splits.get(run.seed)
+        key = (run.seed, run.data_options)
+        data = self._splits.get(key)
         if data is None:
-            data = self._splits[run.seed] = split_data(images, run.seed)
-        self._recent[run.seed] = data
-        self._recent.move_to_end(run.seed)
+            data = self._splits[key] = split_data(images, run.seed, run.data_options)
+        self._recent[key] = data
+        self._recent.move_to_end(key)
         if len(self._recent) > CACHED_SPLITS:
             self._recent.popitem(last=False)
         return data

@@ -13,7 +13,7 @@ from typing import get_args
 
 from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, check_one_of, did_you_mean, quote
-from supermask.datasets import ImageDataset, load
+from supermask.datasets import ImageDataset
 from supermask.datasets.images import DATA_VARIABLE
 from supermask.engines.selection import ENGINES, is_measuring_costs, validate_precision
 from supermask.execution.coordinator import ExecutionRequest, TaskListener
@@ -23,9 +23,11 @@ from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
 from supermask.store.files.disk import translate_os_errors
-from supermask.store.replay import load_step, run_architecture
-from supermask.study.plan import Plan, RunGraph, merge_plans
+from supermask.store.replay import load_step
+from supermask.study.networks import examine_network, sequential_layers
+from supermask.study.plan import Plan, RunGraph, make_plan, merge_plans
 from supermask.study.run import Run
+from supermask.study.user_data import load_data
 
 DEVICES = ("cpu", "cuda")
 
@@ -84,6 +86,7 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
     Raises UserError, SystemFailure, and StudyInterrupted on Ctrl-C: the same call resumes the study.
     """
     options.validate()
+    plans = [_with_examined_network(plan) for plan in plans]
     graph = merge_plans(plans)
     precision = validate_precision(options.precision, options.device)
     config = WorkerConfig(options.store.absolute(), data_dir(), options.engine, options.device, precision=precision)
@@ -94,8 +97,8 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
         if options.cluster is None:
             check_device(options.device)
         # Here rather than in the workers: one message instead of one per worker, and one decoding of the data set.
-        for dataset in dict.fromkeys(plan.study.dataset for plan in plans):
-            images = load(dataset, config.data_dir)
+        for dataset, fingerprint in dict.fromkeys((plan.study.dataset, plan.inputs.data_fingerprint) for plan in plans):
+            images = load_data(dataset, config.data_dir, fingerprint)
             for plan in plans:
                 if plan.study.dataset == dataset:
                     check_planned_data(next(iter(plan.runs.values())), images)
@@ -120,6 +123,17 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
             listener(current, task, result)
 
         return execute(ExecutionRequest(graph, config, workers, on_end, options.keep, scheduler, live_status.on_start))
+
+
+def _with_examined_network(plan: Plan) -> Plan:
+    """Return the plan with the facts of its network. Imports a user's module that no run in the store has facts of.
+
+    Raises UserError for a module that cannot be used, before anything is trained.
+    """
+    if plan.network.facts is not None:
+        return plan
+    facts = examine_network(plan.network, plan.spec.image_shape, plan.spec.classes)
+    return replace(make_plan(plan.study, replace(plan.inputs, network_facts=facts)), notices=plan.notices)
 
 
 @contextmanager
@@ -217,7 +231,7 @@ def _choose_stack_size(options: RunOptions, graph: RunGraph) -> int | None:
     precision = validate_precision(options.precision, options.device)
     # The smallest of the sizes: a stack of the largest network must fit into the GPU's memory.
     return min(
-        choose_stack_size(run_architecture(run), run.recipe, options.device, precision, run.learning)
+        choose_stack_size(sequential_layers(run), run.recipe, options.device, precision, run.learning)
         for run in stacked_runs
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from supermask.core.types import Snapshot
+from supermask.engines.job import stack_settings
 from supermask.engines.selection import Precision
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts
@@ -54,7 +55,9 @@ def stack_key(task: Task) -> tuple[object, ...] | None:
     A replay has the key None and is trained alone, because it has to repeat the run's first training bit for bit.
     """
     run = task.run
-    return None if task.replay else (run.network, run.dataset, run.recipe, run.learning)
+    if task.replay:
+        return None
+    return (run.network, run.dataset, run.data_options, *stack_settings(run.recipe, run.learning))
 
 
 Chain = Sequence[Task]

@@ -16,10 +16,12 @@ from supermask.engines.job import Checkpointer, TrainingJob
 from supermask.execution.checkpoints import StoreCheckpointer, TaskInterrupted
 from supermask.execution.claims import RunClaim, claim_holder, claim_run
 from supermask.execution.commit import RunCommitter, with_mask_evaluation
+from supermask.execution.losses import load_loss
 from supermask.execution.resources import DatasetCache, EngineSelector, SelectedEngine, check_data_fingerprint
 from supermask.execution.tasks import REPLAYED, Chain, Task, TaskResult, WorkerConfig, stack_key, stored_result
 from supermask.store import CorruptEntry, Store
-from supermask.store.replay import SnapshotMissing, StateReplayer, run_architecture
+from supermask.store.replay import SnapshotMissing, StateReplayer
+from supermask.study.networks import run_network
 
 T = TypeVar("T")
 
@@ -276,4 +278,5 @@ def _make_job(task: Task, start: InitialState, checkpoints: Checkpointer) -> Tra
     if run.learning is not None:
         # The mask itself is read from the logits at this point.
         points = frozenset({"lowest_validation_loss"})
-    return TrainingJob(run_architecture(run), start, run.recipe, run.seed, points, checkpoints, run.learning)
+    loss = load_loss(run)
+    return TrainingJob(run_network(run), start, run.recipe, run.seed, points, checkpoints, run.learning, loss)

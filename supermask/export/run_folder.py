@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.files import write_atomic
+from supermask.core.masks import ALL_TENSORS, ranked_groups
 from supermask.core.types import InitialState, NetworkState
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts
 from supermask.store.records import decode_masks
 from supermask.store.replay import StateReplayer
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 if TYPE_CHECKING:
@@ -23,8 +25,10 @@ def export_run(store: Store, run_id: str, folder: Path) -> list[Path]:
     """Write a run's facts and tensors into `folder`, which is created if needed. Return the two paths.
 
     `run.json`: id, parent, network, dataset, criterion, mask1, mask0, schedule, level, seed, prune_rates, metrics,
-    certificate, environment, and all other stored facts. A run at level 1 is the same under both schedules; it is
-    exported as `iterative`.
+    certificate, environment, and all other stored facts; also scope, w_init, w_final, rewind_to, rescaled, initializer
+    (of the weights), and tensor_prune_rates: the prune rate of every tensor by name (under global scope that of the
+    whole network; empty for a dense run and for a learned mask). A run at level 1 is the same under both schedules; it
+    is exported as `iterative`.
     `tensors.safetensors`: per prunable tensor `start.<name>` (with frozen values), `final.<name>` (float32) and
     `mask.<name>` (bool), in the kernel's shape; per other tensor `other_start.<name>` and `other_final.<name>`; if a
     mask was learned also `logit_start.<name>` and `logit_final.<name>`, and the mask is the one with p > 0.5.
@@ -74,6 +78,16 @@ def _named_tensors(start: InitialState, end: NetworkState) -> dict[str, Tensor]:
     return {f"{kind}.{name}": t.contiguous() for kind, group in groups.items() for name, t in group.items()}
 
 
+def _tensor_prune_rates(run: Run) -> dict[str, float]:
+    """Return the prune rate of every tensor by name; of tensors that are ranked together, that of their group."""
+    step, tensors = run.step, run_network(run).tensors
+    if step is None or step.scope == "threshold":
+        return {}
+    kinds = {name: tensor.kind for name, tensor in tensors.items()}
+    groups = ranked_groups({name: tensor.size for name, tensor in tensors.items()}, kinds, step.scope, step.rates)
+    return {name: groups[name if name in groups else ALL_TENSORS].prune_rate for name in tensors}
+
+
 def run_record(facts: RunFacts) -> dict[str, Any]:
     """Return the facts of a stored run as a flat dict, with the keys of `run.json`."""
     run = Run.from_data(facts)
@@ -90,6 +104,13 @@ def run_record(facts: RunFacts) -> dict[str, Any]:
         "level": run.level,
         "seed": run.seed,
         "prune_rates": dict(step.rates) if step else {},
+        "tensor_prune_rates": _tensor_prune_rates(run),
+        "scope": step.scope if step else None,
+        "w_init": step.w_init if step else None,
+        "w_final": step.w_final if step else None,
+        "rewind_to": step.rewind_to if step else None,
+        "rescaled": step.rescaled if step else None,
+        "initializer": run_network(run).initializer,
         "status": facts["status"],
         "metrics": facts["metrics"],
         "certificate": facts["certificate"],

@@ -6,11 +6,11 @@ Parameter counts and costs are known without importing torch; `build_module` mak
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from supermask.core.errors import UserError, did_you_mean
-from supermask.core.initializers import truncated_normal
+from supermask.core.initializers import draw_weights
 from supermask.core.rng import random_stream
 from supermask.core.types import InitialState, PrunableTensor, TensorKind
 
@@ -48,12 +48,20 @@ class Dense:
 
 Architecture = tuple[Conv | Pool | Dense, ...]
 
-CONV_CHANNELS = {"conv2": (64, 64), "conv4": (64, 64, 128, 128), "conv6": (64, 64, 128, 128, 256, 256)}
-"""Output channels; 2x2 max-pooling after each pair. Source: Zhou et al. 2019, supplement, Table S1."""
+CONV_CHANNELS: dict[str, tuple[int, ...]] = {
+    "conv2": (64, 64),
+    "conv4": (64, 64, 128, 128),
+    "conv6": (64, 64, 128, 128, 256, 256),
+    "conv8": (64, 64, 128, 128, 256, 256, 512, 512),
+}
+"""Output channels; 2x2 max-pooling after each pair.
+
+Source: Zhou et al. 2019, supplement, Table S1; `conv8`: Ramanujan et al. 2020.
+"""
 
 CONV_HEAD = (256, 256)
 FC_WIDTHS = (300, 100)
-NETWORK_NAMES = ("fc", "conv2", "conv4", "conv6")
+NETWORK_NAMES = ("fc", "conv2", "conv4", "conv6", "conv8")
 
 
 def canonical_name(name: str) -> str:
@@ -129,18 +137,15 @@ def count_multiplications(layers: Architecture) -> int:
     return total
 
 
-def initial_state(layers: Architecture, seed: int) -> InitialState:
-    """Return the dense network of a seed: truncated Glorot normal weights, zero biases, masks of all ones.
+def initial_state(layers: Architecture, seed: int, initializer: str = "glorot_normal") -> InitialState:
+    """Return the dense network of a seed: weights of the initializer, zero biases, masks of all ones.
 
     Every tensor is drawn from its own stream, (seed, "init", name). Source: Zhou et al. 2019, supplement.
     """
     import torch
 
-    tensors = prunable_tensors(layers)
-    weights = {
-        n: torch.from_numpy(truncated_normal(t.shape, t.std, random_stream(seed, "init", n)))
-        for n, t in tensors.items()
-    }
+    tensors = {n: replace(t, initializer=initializer) for n, t in prunable_tensors(layers).items()}
+    weights = {n: torch.from_numpy(draw_weights(t, random_stream(seed, "init", n))) for n, t in tensors.items()}
     masks = {n: torch.ones(t.shape, dtype=torch.bool) for n, t in tensors.items()}
     biases = {n.removesuffix("weight") + "bias": torch.zeros(t.shape[0]) for n, t in tensors.items()}
     return InitialState(weights, masks, biases)

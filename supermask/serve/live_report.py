@@ -99,7 +99,7 @@ class LiveReport:
         report = build_report(started, evaluate_claims_for(started), self._store, MADE_BY, part_of=self._section)
         return self._parts(report, [_signature(rows) for _, rows, _ in started])
 
-    def _section(self, section_id: str, plan: Plan, rows: list[Row], store: Store) -> StudySection:
+    def _section(self, section_id: str, plan: Plan, rows: list[Row], store: Store | None) -> StudySection:
         """Return the section of a study; the cached one if no run of the study has ended since."""
         signature, key = _signature(rows), (section_id, id(plan))
         if self._sections.get(key, (None,))[0] != signature:

@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 from supermask.analysis.masks import Masks, layer_densities, pixel_map, unit_connectivity
 from supermask.core.masks import unpack
 from supermask.core.text import Row, Value, format_duration
-from supermask.datasets.specs import DATASETS
-from supermask.networks.sequential import prunable_tensors
 from supermask.serve.store_cache import CachedStore
 from supermask.store import CorruptEntry
 from supermask.store.files.entry import Entry
 from supermask.store.records import decode_curve
-from supermask.store.replay import run_architecture
 from supermask.store.tables import COLUMNS
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 KEPT, PRUNED = (11, 60, 122), (240, 242, 246)
@@ -93,6 +91,7 @@ RESULTS = (
 TRAINING = (
     *("iterations", "first_iteration", "optimizer", "lr", "batch_size", "evaluate_every"),
     *("momentum", "weight_decay", "lr_drops", "lr_drop_factor", "warmup"),
+    *("lr_schedule", "nesterov", "betas", "eps", "label_smoothing", "loss", "augment", "normalize", "precision"),
 )
 PROVENANCE_COLUMNS = ("seconds", "engine", "torch", "environment", "data_fingerprint", "data_note")
 HIDDEN_COLUMNS = ("id", "parent", "study", "treatment", "certificate", "status", "network", "dataset", "seed", "level")
@@ -141,6 +140,8 @@ class RunPage:
     more_children: int
     certificate: dict[str, list[str]]
     """Promise -> violations; empty if it holds."""
+    notes: dict[str, list[str]]
+    """Promise -> observations that break nothing."""
     layers: list[LayerSummary]
     pixels: bool
     """True if the first layer has a pixel map."""
@@ -156,7 +157,7 @@ def run_page(store: CachedStore, run_id: str, studies: list[tuple[str, str]]) ->
         entry = store.read(run_id)
         masks = load_masks(entry)
         layers = list(_layers(masks))
-        pixels = has_pixel_weights(masks, DATASETS[facts["dataset"]].image_shape)
+        pixels = has_pixel_weights(masks, Run.from_data(facts).spec.image_shape)
         has_curve = len(decode_curve(entry.tensors).iterations) > 1
     except CorruptEntry as damage:
         damaged = str(damage)
@@ -171,6 +172,7 @@ def run_page(store: CachedStore, run_id: str, studies: list[tuple[str, str]]) ->
         children=[RunLink(str(child["id"]), run_label(child)) for child in children[:MAX_CHILDREN]],
         more_children=max(0, len(children) - MAX_CHILDREN),
         certificate=facts["certificate"]["checks"],
+        notes=facts["certificate"].get("notes", {}),
         layers=layers,
         pixels=pixels,
         has_curve=has_curve,
@@ -190,7 +192,7 @@ def load_masks(entry: Entry) -> Masks:
     It uses NumPy rather than `api.mask_loading`, which imports torch: the server starts without torch.
     """
     run = Run.from_data(entry.facts)
-    layers = prunable_tensors(run_architecture(run))
+    layers = run_network(run).tensors
     if run.parent is None and run.learning is None:
         return {name: np.ones(layer.shape, dtype=bool) for name, layer in layers.items()}
     try:

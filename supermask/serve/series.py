@@ -37,11 +37,15 @@ DISTINGUISHING_COLUMNS = (
     "prune_rate_hidden",
     "prune_rate_output",
     "prune_rate_global",
+    "train_images",
+    "label_noise",
+    "validation_images",
 )
 """Columns that may distinguish series of one treatment, the most informative first."""
 
 RECIPE_COLUMNS = (
     *("optimizer", "lr", "iterations", "batch_size", "weight_decay", "momentum", "warmup", "lr_drops"),
+    *("lr_schedule", "nesterov", "betas", "eps", "label_smoothing", "loss", "augment", "normalize", "precision"),
     "evaluate_every",
 )
 """Further such columns; they do not apply to untrained networks."""
@@ -95,6 +99,8 @@ def series_keys(facts: Mapping[str, RunFacts]) -> dict[str, SeriesKey]:
         learned = json.dumps([recipe, learning], sort_keys=True) if learning else parent.learned
         dense = recipe if run["level"] == 0 else parent.dense
         content = [run["network"], run["dataset"], recipe, _step(run), learning, dense, parent.learned]
+        # Other data of one name, or other options of the data: no curve may mix them.
+        content += [run[name] for name in ("data_fingerprint", "data_options") if name in run]
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
         keys[run_id] = SeriesKey(key, dense, learned)
     return keys

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from supermask.datasets.specs import DATASETS
 from supermask.serve import explorer
 from supermask.serve.live_report import LiveReport
 from supermask.serve.progress import live_curves, running_commands, status_payload
@@ -15,6 +14,7 @@ from supermask.serve.series import group_series
 from supermask.serve.store_cache import CachedStore
 from supermask.serve.studies import StoredStudy, Studies
 from supermask.store.files.notes import StatusNotes
+from supermask.study.run import Run
 
 REFRESH_SECONDS = 1.0
 """Minimum time between two scans of the store."""
@@ -106,4 +106,4 @@ class ServerState:
 
     def image_shape(self, run_id: str) -> tuple[int, int, int]:
         """Return (channels, height, width) of the images of a run's dataset."""
-        return DATASETS[str(self.store.rows[run_id]["dataset"])].image_shape
+        return Run.from_data(self.store.facts(run_id)).spec.image_shape

@@ -10,6 +10,7 @@ from typing import Any
 
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, quote
+from supermask.core.recipe import CROSS_ENTROPY
 from supermask.core.text import Row
 from supermask.store.files.notes import Note
 from supermask.store.rows import BLOCKED_STATUS
@@ -20,7 +21,7 @@ from supermask.study.plan import Plan, PlanInputs, make_plan
 MAX_STUDIES = 12
 """Studies on the report page, the latest first to be kept; the explorer shows all runs."""
 
-IMPORT_PATH_KEYS = ("criterion", "start_from")
+IMPORT_PATH_KEYS = ("criterion", "start_from", "loss")
 """Keys of a treatment whose value may be the import path of a user-defined function."""
 
 
@@ -44,7 +45,9 @@ class StoredStudy:
         for member in self.plan.treatment_runs:
             treatments.setdefault(member.run_id, {})[member.treatment] = None
         return {
-            run.id: DENSE if run.level == 0 else TREATMENT_SEPARATOR.join(treatments.get(run.id, {})) or AUXILIARY
+            run.id: DENSE
+            if run.level == 0 and self.plan.has_one_dense_network
+            else TREATMENT_SEPARATOR.join(treatments.get(run.id, {})) or AUXILIARY
             for run in self.plan.runs.values()
         }
 
@@ -91,8 +94,8 @@ class Studies:
         if not isinstance(data, dict):
             return StoredStudy(key, name, None, "its note in the store is not a study.")
         inputs = PlanInputs.from_data(note.get("inputs"))
-        named = {criterion for criterion in _criteria(data) if criterion not in CRITERIA}
-        user_defined = sorted(named - inputs.criterion_sources.keys())
+        named = {name for name in _criteria(data) if name not in (*CRITERIA, CROSS_ENTROPY)}
+        user_defined = sorted(named - inputs.criterion_sources.keys() - inputs.loss_sources.keys())
         if user_defined and not self._import_criteria:
             names = ", ".join(map(quote, user_defined[:3]))
             reason = f"it names user-defined criteria ({names}), whose code is not run for a page"

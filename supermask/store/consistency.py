@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from supermask.core.learned_masks import MaskLearning
+from supermask.core.recipe import CROSS_ENTROPY
 from supermask.core.types import LearningCurve
 from supermask.datasets.specs import DATASETS
 from supermask.store.files.entry import Entry, RunFacts
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 Faults = dict[str, list[str]]
@@ -39,8 +41,10 @@ def required_checks(run: Run, is_diverged: bool) -> tuple[str, ...]:
     if run.learning is not None:
         return LEARNING_CHECKS + (() if is_diverged else LEARNED_CHECKS)
     # Under weight decay the weights of a silent unit move although its bias cannot, so biases are not judged.
-    biases = () if run.recipe.weight_decay else ("biases_train",)
-    return TRAINING_CHECKS + biases + (("dense",) if run.step is None else STEP_CHECKS)
+    others: tuple[str, ...] = () if run.recipe.weight_decay else ("biases_train",)
+    if run_network(run).trained_others is not None:
+        others = ("others_train",)
+    return TRAINING_CHECKS + others + (("dense",) if run.step is None else STEP_CHECKS)
 
 
 def certificate_faults(run: Run, facts: RunFacts) -> Faults:
@@ -107,9 +111,11 @@ def curve_faults(run: Run, facts: RunFacts, curve: LearningCurve) -> Faults:
     if not all(math.isfinite(loss) and loss >= 0 for loss in curve.validation_loss):
         faults.append("validation_loss")
     # NaN: nothing was trained before the first entry.
-    if not all(loss >= 0 for loss in curve.training_loss[1:]) and facts["status"] == "finished":
+    is_cross_entropy = run.recipe.loss == CROSS_ENTROPY
+    is_possible = (lambda loss: loss >= 0) if is_cross_entropy else math.isfinite
+    if not all(map(is_possible, curve.training_loss[1:])) and facts["status"] == "finished":
         faults.append("training_loss")
-    spec, samples = DATASETS[run.dataset], 1 if run.learning is None else run.learning.num_samples
+    spec, samples = run.spec, 1 if run.learning is None else run.learning.num_samples
     if not _are_image_shares(curve.validation_accuracy, spec.validation_images * samples):
         faults.append("validation_accuracy")
     metrics = facts["metrics"]
@@ -168,7 +174,8 @@ def provenance_faults(
         faults.append("environment")
     if facts["environment"].get("engine", facts["engine"]) != facts["engine"]:
         faults.append("engine")
-    published = DATASETS[facts["dataset"]].published_fingerprint
+    known = DATASETS.get(facts["dataset"])
+    published = None if known is None else known.published_fingerprint
     # Other data than the published ones are in the run's id; runs of earlier versions carry a note instead.
     expected = facts.get("data_fingerprint") or (None if facts["data"]["note"] else published)
     if expected not in (None, facts["data"]["fingerprint"]):

@@ -15,11 +15,15 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict
 
 from supermask.core.errors import UserError, quote
+from supermask.core.initializers import INITIALIZERS, OWN
 from supermask.core.recipe import Recipe
 from supermask.core.types import InitialState
-from supermask.datasets.specs import DATASETS
-from supermask.networks.sequential import architecture, prunable_tensors
+from supermask.datasets.locators import is_locator
+from supermask.datasets.specs import DATASETS, dataset_spec
+from supermask.networks.network import is_user_network
+from supermask.networks.registry import named_network
 from supermask.store.files.entry import CorruptEntry, Kind, RunFacts, Tensors
+from supermask.study.networks import NetworkFactsForm, read_network_facts
 from supermask.study.run import Run
 
 if TYPE_CHECKING:
@@ -45,11 +49,28 @@ Text = Annotated[str, Field(max_length=10_000)]
 Point = Count | Text
 
 
+@with_config(ConfigDict(strict=True, extra="forbid"))
+class AugmentForm(TypedDict, total=False):
+    """`augment` of a recipe."""
+
+    crop: Annotated[int, Field(ge=1, le=2**16)]
+    flip: bool
+    cutout: Annotated[int, Field(ge=1, le=2**16)]
+
+
+@with_config(ConfigDict(strict=True, extra="forbid"))
+class ChannelStatisticsForm(TypedDict):
+    """`normalize` of a recipe with given statistics."""
+
+    mean: Annotated[list[Number], Field(min_length=1, max_length=1000)]
+    std: Annotated[list[Annotated[float, Field(gt=0, le=1e300)]], Field(min_length=1, max_length=1000)]
+
+
 @with_config(_FORM)
 class RecipeForm(TypedDict):
     """`recipe` of a run."""
 
-    optimizer: Literal["adam", "sgd", "none"]
+    optimizer: Literal["adam", "adamw", "sgd", "none"]
     lr: Positive
     batch_size: Size
     iterations: Count
@@ -59,6 +80,18 @@ class RecipeForm(TypedDict):
     drops: list[Count]
     drop_factor: Positive
     warmup: Count
+    schedule: NotRequired[Literal["step", "cosine", "linear"]]
+    nesterov: NotRequired[bool]
+    betas: NotRequired[Annotated[list[Share], Field(min_length=2, max_length=2)]]
+    eps: NotRequired[Positive]
+    label_smoothing: NotRequired[Share]
+    loss: NotRequired[Text]
+    loss_source: NotRequired[Hash | None]
+    augment: NotRequired[AugmentForm]
+    normalize: NotRequired[Literal["none", "per_channel"] | ChannelStatisticsForm]
+    precision: NotRequired[Literal["float32", "bfloat16"]]
+    channels_last: NotRequired[bool]
+    compile: NotRequired[bool]
 
 
 @with_config(_FORM)
@@ -77,6 +110,8 @@ class StepForm(TypedDict):
     rescaled: NotRequired[bool]
     criterion_source: NotRequired[Text | None]
     rescaled_before: NotRequired[bool]
+    only: NotRequired[list[Text]]
+    exclude: NotRequired[list[Text]]
 
 
 @with_config(_FORM)
@@ -94,6 +129,7 @@ class LearningForm(TypedDict):
     threshold: Number
     samples: Size
     hardened_at: list[Share]
+    others_lr: NotRequired[Positive]
 
 
 @with_config(_FORM)
@@ -143,10 +179,11 @@ class EvaluationForm(TypedDict):
 
 @with_config(_FORM)
 class CertificateForm(TypedDict):
-    """`certificate` of a run: check -> layers that break it."""
+    """`certificate` of a run: check -> layers that break it, and check -> observations that break nothing."""
 
     held: bool
     checks: dict[str, list[Text]]
+    notes: NotRequired[dict[str, list[Text]]]
 
 
 @with_config(_FORM)
@@ -169,6 +206,36 @@ class DataForm(TypedDict):
 
 
 @with_config(_FORM)
+class DataSpecForm(TypedDict):
+    """`data_spec` of a run on a user's own data. `DatasetSpec.from_data` checks the ranges."""
+
+    image_shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
+    classes: Size
+    training_images: Size
+    test_images: Size
+    validation_images: Size
+    max_pixel: Size
+
+
+@with_config(_FORM)
+class DataOptionsForm(TypedDict, total=False):
+    """`data_options` of a run: those that are not the defaults."""
+
+    train_images: Size
+    label_noise: Share
+    validation: Size
+
+
+@with_config(_FORM)
+class LayerForm(TypedDict, total=False):
+    """Facts of one prunable tensor of a run, as counts of weights. Runs of earlier versions have none."""
+
+    ties_drawn: Count
+    sign_changed: Count
+    shrunk: Count
+
+
+@with_config(_FORM)
 class RunForm(TypedDict):
     """Facts of a run: its identity (`Run.to_data`), its result, and its provenance."""
 
@@ -183,6 +250,12 @@ class RunForm(TypedDict):
     numerics: NotRequired[Count]
     learning: NotRequired[LearningForm]
     data_fingerprint: NotRequired[Text]
+    data_source: NotRequired[Hash]
+    data_options: NotRequired[DataOptionsForm]
+    data_spec: NotRequired[DataSpecForm]
+    initializer: NotRequired[Text]
+    network_source: NotRequired[Hash]
+    network_facts: NotRequired[NetworkFactsForm]
     status: Literal["finished", "diverged", "certificate_failed"]
     metrics: MetricsForm
     kept: dict[str, Count]
@@ -198,6 +271,7 @@ class RunForm(TypedDict):
     attempts: NotRequired[Size]
     parent_content: NotRequired[dict[str, Hash]]
     supermask: NotRequired[EvaluationForm]
+    layers: NotRequired[dict[str, LayerForm]]
 
 
 @with_config(_FORM)
@@ -262,25 +336,46 @@ def _check_identity(key: str, facts: RunFacts) -> None:
         raise CorruptEntry(key, f"its facts are not those of a run that this version knows: {error}") from error
     if run.id != key or facts["id"] != key:
         raise CorruptEntry(key, f"its facts are those of run {run.id}")
-    if reason := _unknown_network(run.network, run.dataset):
+    if reason := _unknown_data(run) or _unusable_network(run):
         raise CorruptEntry(key, reason)
     # Tables divide by the first and show both.
     if sum(facts["kept"].values()) > facts["weights"]:
         raise CorruptEntry(key, "it keeps more weights than it has")
 
 
-@lru_cache(maxsize=256)
-def _unknown_network(network: str, dataset: str) -> str:
-    """Return why this version cannot build a network for a data set; empty if it can."""
-    if dataset not in DATASETS:
-        return f"this version knows no data set {quote(dataset)}"
+def _unusable_network(run: Run) -> str:
+    """Return why this version cannot read a run's network; empty if it can."""
+    if run.initializer is not None and run.initializer not in (*INITIALIZERS, OWN):
+        return f"this version knows no initializer {quote(run.initializer)}"
+    if not is_user_network(run.network):
+        return _unknown_network(run.network, run.dataset, run.spec.image_shape, run.spec.classes)
+    if run.network_facts is None or read_network_facts(run.network_facts.to_data()) is None:
+        return f"the facts of network {quote(run.network)} are missing or contradict themselves"
+    # Facts may claim any size; beyond this no machine could have trained it.
+    size = sum(tensor.size for tensor in run.network_facts.tensors)
+    return f"network {quote(run.network)} is too large" if size > MAX_WEIGHTS else ""
+
+
+def _unknown_data(run: Run) -> str:
+    """Return why the shapes and counts of a run's data are not known; empty if they are."""
+    if run.dataset not in DATASETS and (run.data_spec is None or not is_locator(run.dataset)):
+        return f"this version knows no data set {quote(run.dataset)}"
     try:
-        layers = architecture(network, DATASETS[dataset].image_shape, DATASETS[dataset].classes)
+        run.data_options.resolve(dataset_spec(run.dataset, run.data_spec))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@lru_cache(maxsize=256)
+def _unknown_network(network: str, dataset: str, image_shape: tuple[int, int, int], classes: int) -> str:
+    """Return why this version cannot build a network for images of this shape; empty if it can."""
+    try:
+        size = named_network(network, image_shape, classes).size
     except (UserError, ValueError, KeyError, IndexError) as error:
         return f"this version knows no network {quote(network)} for {dataset} ({error})"
     # A name may ask for any size; beyond this no machine could have trained it.
-    too_large = sum(tensor.size for tensor in prunable_tensors(layers).values()) > MAX_WEIGHTS
-    return f"network {quote(network)} is too large" if too_large else ""
+    return f"network {quote(network)} is too large" if size > MAX_WEIGHTS else ""
 
 
 MAX_WEIGHTS = 10**10
@@ -338,7 +433,7 @@ def _check_tensors(what: str, arrays: Mapping[str, Any], expected: Mapping[str, 
 def _check_optimizer(
     arrays: Mapping[str, Any], expected: Mapping[str, Any], start: InitialState, recipe: Recipe
 ) -> None:
-    keys: set[str] = {"exp_avg", "exp_avg_sq"} if recipe.optimizer == "adam" else set()
+    keys: set[str] = {"exp_avg", "exp_avg_sq"} if recipe.optimizer in ("adam", "adamw") else set()
     if recipe.optimizer == "sgd" and recipe.momentum:
         keys = {"momentum_buffer"}
     states: dict[str, set[str]] = {}

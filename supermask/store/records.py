@@ -4,7 +4,9 @@ An initial state is never stored: it is replayed from its parent (`replay.py`). 
 stored, in C order of each tensor; masks take one bit per weight.
 
 Tensor keys: `mask/<tensor>` uint8, packed bits; `kept/<tensor>` float32 (kept,); `logit/<tensor>` and
-`final_logit/<tensor>` float32, the tensor's shape; `other/<tensor>` biases and buffers; `curve/<column>` (entries,).
+`final_logit/<tensor>` float32, the tensor's shape, with `logit_other/<tensor>` and `final_logit_other/<tensor>` if
+that tensor changed; `other/<tensor>` biases and buffers; `curve/<column>` (entries,);
+`initial/<tensor>` the dense network of the seed, in runs without a parent of a network that only user code can build.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from supermask.core.certificate import Certificate
+from supermask.core.invariants import bitwise_equal
 from supermask.core.learned_masks import MaskLearning, inversion_signs, threshold_masks
 from supermask.core.masks import count_kept, pack, unpack
 from supermask.core.types import (
@@ -28,6 +31,7 @@ from supermask.core.types import (
     Snapshot,
     TrainingResult,
 )
+from supermask.networks.network import Network
 from supermask.store.files.entry import RunFacts, Tensors, content_hash
 from supermask.study.run import Run
 
@@ -36,9 +40,17 @@ if TYPE_CHECKING:
 
 
 def encode_result(
-    run: Run, start: InitialState, outcome: TrainingResult, certificate: Certificate, provenance: dict[str, Any]
+    run: Run,
+    start: InitialState,
+    outcome: TrainingResult,
+    certificate: Certificate,
+    provenance: dict[str, Any],
+    dense: InitialState | None = None,
 ) -> tuple[RunFacts, Tensors, Tensors]:
-    """Return (facts, tensors, weights) for `Store.commit`. `provenance`: environment, engine, data, seconds."""
+    """Return (facts, tensors, weights) for `Store.commit`. `provenance`: environment, engine, data, seconds.
+
+    `dense`: the dense network of the seed, to be stored because only user code can make it again; None otherwise.
+    """
     # A diverged run may break its certificate: NaN weights are not bit-identical to frozen ones. Its status says so.
     status = outcome.status if certificate.passed or outcome.status == "diverged" else "certificate_failed"
     masks = start.masks
@@ -47,6 +59,7 @@ def encode_result(
     facts = {
         "id": run.id,
         **run.to_data(),
+        **({} if run.data_spec is None else {"data_spec": run.data_spec.to_data()}),
         "status": status,
         "metrics": _replace_non_finite(_metrics(outcome)),
         "kept": count_kept(masks),
@@ -56,8 +69,12 @@ def encode_result(
         "certificate": certificate.to_data(),
         **provenance,
     }
+    if run.network_facts is not None:
+        facts["network_facts"] = run.network_facts.to_data()
     # The mask of a dense network is all ones and is not stored.
     tensors = {f"mask/{name}": pack(mask) for name, mask in masks.items()} if run.parent or run.learning else {}
+    if dense is not None:
+        tensors |= {f"initial/{name}": t.numpy() for name, t in {**dense.weights, **dense.unmasked}.items()}
     for column, values in vars(outcome.curve).items():
         # float64 in tensors, not JSON: NaN and every last bit are preserved.
         tensors[f"curve/{column}"] = np.array(values, dtype=np.int64 if column == "iterations" else np.float64)
@@ -94,7 +111,7 @@ def supermask_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
 def weights_to_store(run: Run, start: InitialState, outcome: TrainingResult) -> Tensors:
     """Return the result of training that cannot be replayed: kept weights, or the logits of a mask."""
     if run.learning is not None:
-        return _logits("logit", best_mask_state(outcome)) | _logits("final_logit", outcome.end)
+        return _logits("logit", best_mask_state(outcome), start) | _logits("final_logit", outcome.end, start)
     # An untrained network ends as it starts, and its start is replayed.
     return kept_weights(outcome.end, start.masks) if run.is_trained else {}
 
@@ -104,22 +121,34 @@ def best_mask_state(outcome: TrainingResult) -> NetworkState:
     return outcome.points["lowest_validation_loss"]
 
 
-def _logits(kind: str, state: NetworkState) -> Tensors:
-    return {f"{kind}/{name}": logits.numpy() for name, logits in state.logits.items()}
+def _logits(kind: str, state: NetworkState, start: InitialState) -> Tensors:
+    """Return the logits, and the unmasked tensors that changed: running statistics, trained biases."""
+    changed = {n: t for n, t in state.unmasked.items() if not bitwise_equal(t.numpy(), start.unmasked[n].numpy())}
+    others = {f"{kind}_other/{name}": tensor.numpy() for name, tensor in changed.items()}
+    return {f"{kind}/{name}": logits.numpy() for name, logits in state.logits.items()} | others
 
 
 def decode_logits(stored: Tensors, start: InitialState, kind: str = "logit") -> NetworkState:
     """Return the initial state with learned logits: `logit` for the supermask, `final_logit` for the end of training.
 
-    Raises ValueError if the stored logits do not fit the network.
+    Unmasked tensors are those of that point too. Raises ValueError if the stored tensors do not fit the network.
     """
+    import torch
+
     logits = {}
     for name, weight in start.weights.items():
         values = stored.get(f"{kind}/{name}")
         if values is None or values.shape != tuple(weight.shape) or values.dtype != np.float32:
             raise ValueError(f"it does not hold one float32 logit for each weight of {name}")
         logits[name] = weight.new_tensor(values)
-    return NetworkState(start.weights, start.unmasked, logits)
+    unmasked = dict(start.unmasked)
+    for name, tensor in start.unmasked.items():
+        values = stored.get(f"{kind}_other/{name}")
+        if values is not None:
+            if values.shape != tuple(tensor.shape) or values.dtype != tensor.numpy().dtype:
+                raise ValueError(f"its values of {name} do not fit the network")
+            unmasked[name] = torch.from_numpy(values.copy())
+    return NetworkState(start.weights, unmasked, logits)
 
 
 def apply_inversion(state: NetworkState, learning: MaskLearning) -> NetworkState:
@@ -167,6 +196,23 @@ def decode_masks(stored: Tensors, prunable: Mapping[str, PrunableTensor]) -> Mas
     if missing:
         raise ValueError(f"it has no mask for {missing[0]}")
     return {name: torch.from_numpy(unpack(stored[f"mask/{name}"], m.shape)) for name, m in prunable.items()}
+
+
+def decode_dense(stored: Tensors, network: Network) -> InitialState:
+    """Return the stored dense network of a seed. Raises ValueError if it does not fit the network's facts."""
+    import torch
+
+    assert network.facts is not None
+    shapes = {name: (tensor.shape, "float32") for name, tensor in network.tensors.items()}
+    shapes |= {tensor.name: (tensor.shape, tensor.dtype) for tensor in network.facts.unmasked}
+    values = {}
+    for name, (shape, dtype) in shapes.items():
+        array = stored.get(f"initial/{name}")
+        if array is None or array.shape != shape or array.dtype != np.dtype(dtype):
+            raise ValueError(f"it does not hold the initial values of {name}")
+        values[name] = torch.from_numpy(array.copy())
+    weights = {name: values.pop(name) for name in network.tensors}
+    return InitialState(weights, {n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()}, values)
 
 
 def decode_curve(stored: Tensors) -> LearningCurve:

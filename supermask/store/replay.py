@@ -6,12 +6,11 @@ start of level 1 -> ... Every replayed start is compared with the hash recorded 
 
 from __future__ import annotations
 
-import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from supermask.core.criteria import ALL_CRITERIA, Criterion
 from supermask.core.errors import UserError
@@ -19,12 +18,12 @@ from supermask.core.learned_masks import MaskLearning, initial_mask_state, mask_
 from supermask.core.pruning import ParentRun, PruneStep, apply_masks, prune_and_reset
 from supermask.core.rng import Stream, Streams, child_streams
 from supermask.core.types import InitialState, Layer, NetworkState, Snapshot, Weights
-from supermask.datasets.specs import DATASETS
-from supermask.networks.sequential import Architecture, architecture, initial_state, prunable_tensors
+from supermask.networks.network import Network
 from supermask.store import CorruptEntry, Store
-from supermask.store.files.entry import RunFacts
+from supermask.store.files.entry import RunFacts, Tensors
 from supermask.store.records import (
     apply_inversion,
+    decode_dense,
     decode_logits,
     decode_masks,
     decode_state,
@@ -33,7 +32,9 @@ from supermask.store.records import (
     zero_weights,
 )
 from supermask.study import resolve_criterion
+from supermask.study.networks import run_network
 from supermask.study.run import Run
+from supermask.study.user_code import error_location
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,14 +56,8 @@ class SnapshotMissing(CorruptEntry):
         return f"run {self.run_id} has no {what} in the store: dropped (--keep), or never kept. Run its study again."
 
 
-class UserCriterionNotLoaded(UserError):
-    """An initial state that needs a user's criterion, where user code must not be imported."""
-
-
-def run_architecture(run: Run) -> Architecture:
-    """Return the network of a run as plain data."""
-    dataset = DATASETS[run.dataset]
-    return architecture(run.network, dataset.image_shape, dataset.classes)
+class UserCodeNotLoaded(UserError):
+    """An initial state that needs a user's criterion or network, where user code must not be imported."""
 
 
 def load_step(step: PruneStep) -> PruneStep:
@@ -129,7 +124,8 @@ class StateReplayer:
     """Replays initial states and caches the last few: the next level of a chain needs its parent's."""
 
     def __init__(self, store: Store, cache_size: int = 4, import_user_code: bool = True) -> None:
-        """`import_user_code`: import a user's criterion if the initial logits of a learned mask came from it."""
+        """`import_user_code`: import a user's criterion if the initial logits of a learned mask came from it, and a
+        user's network if weights were drawn by its constructors after the first level."""
         assert cache_size > 1, "a start is replayed from its parent's, which must stay in the cache meanwhile"
         self._store, self._cache_size, self._import_user_code = store, cache_size, import_user_code
         self._parents: OrderedDict[str, ParentRun] = OrderedDict()
@@ -138,7 +134,7 @@ class StateReplayer:
         """Return a stored run as the parent of the next pruning step.
 
         Raises CorruptEntry if the run or an ancestor is damaged, SnapshotMissing if a snapshot that one of their
-        initial states is made of is missing, UserCriterionNotLoaded.
+        initial states is made of is missing, UserCodeNotLoaded.
         """
         missing: list[str] = []
         ancestor: str | None = run_id
@@ -155,7 +151,7 @@ class StateReplayer:
 
     def cache(self, run: Run, start: InitialState) -> None:
         """Cache an initial state that was just made, so that the next level does not replay it."""
-        prunable = prunable_tensors(run_architecture(run))
+        prunable = self._network(run).tensors
         score_learned = None if run.learning is None else partial(_layer_mask_scores, run.learning)
         self._parents[run.id] = ParentRun(start, StoredSnapshots(self._store, run, start), prunable, score_learned)
         self._parents.move_to_end(run.id)
@@ -170,20 +166,43 @@ class StateReplayer:
         if run.learning is not None:
             return self._mask_learning_start(run, run.learning)
         if run.parent is None or run.step is None:
-            return initial_state(run_architecture(run), run.seed)
+            return run_network(run).initial_state(run.seed)
         return prune_and_reset(self.parent_run(run.parent), load_step(run.step), step_streams(run))
 
-    def _mask_learning_start(self, run: Run, learning: MaskLearning) -> InitialState:
+    def _network(self, run: Run) -> Network:
+        """Return the run's network; one of user code refuses to be built where that must not be imported."""
+        network = run_network(run)
+        if not network.is_user_code or self._import_user_code:
+            return network
+
+        def refuse() -> NoReturn:
+            raise UserCodeNotLoaded(f"its initial weights come from {run.network}, which is not imported here.")
+
+        return replace(network, make=refuse)
+
+    def _dense_state(self, run: Run, stored: Tensors | None, parent: ParentRun | None) -> InitialState:
+        """Return the dense network of the run's seed; of user code from the store, once the run is in it."""
+        network = self._network(run)
+        if not network.is_user_code or stored is None:
+            return network.initial_state(run.seed)
+        if parent is not None:
+            return parent.start
+        try:
+            return decode_dense(stored, network)
+        except ValueError as error:
+            raise CorruptEntry(run.id, str(error)) from error
+
+    def _mask_learning_start(self, run: Run, learning: MaskLearning, stored: Tensors | None = None) -> InitialState:
         if run.step is not None and run.step.criterion not in ALL_CRITERIA and not self._import_user_code:
-            raise UserCriterionNotLoaded(
+            raise UserCodeNotLoaded(
                 f"its initial logits come from criterion {run.step.criterion!r}, which is not imported here."
             )
         parent = None if run.parent is None else self.parent_run(run.parent)
         step = None if run.step is None else load_step(run.step)
         return initial_mask_state(
             learning,
-            prunable_tensors(run_architecture(run)),
-            initial_state(run_architecture(run), run.seed),
+            self._network(run).tensors,
+            self._dense_state(run, stored, parent),
             run.seed,
             parent,
             step,
@@ -195,9 +214,9 @@ class StateReplayer:
         entry = self._store.read(run_id)
         run = self._run(run_id, entry.facts)
         if run.learning is not None:
-            start = self._mask_learning_start(run, run.learning)
+            start = self._mask_learning_start(run, run.learning, entry.tensors)
         elif run.parent is None or run.step is None:
-            start = initial_state(run_architecture(run), run.seed)
+            start = self._dense_state(run, entry.tensors, None)
         else:
             parent = self._parents[run.parent]
             step = run.step
@@ -245,16 +264,8 @@ def _load_user_criterion(name: str, source: str | None) -> Criterion:
             return criterion.function(replace(layer, gradient=None), rng)  # type: ignore[no-any-return]
         except (Exception, SystemExit) as error:
             raise UserError(
-                f"criterion {name!r} failed {_error_location(error)}: {type(error).__name__}: {error}"
+                f"criterion {name!r} failed {error_location(error)}: {type(error).__name__}: {error}"
             ) from error
 
     score.__name__ = name
     return score
-
-
-def _error_location(error: BaseException) -> str:
-    """Return the place of an error in the user's code: its innermost frame outside installed packages."""
-    # The first frame is the call in `score` above.
-    frames = traceback.extract_tb(error.__traceback__)[1:]
-    user_frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
-    return f"at line {user_frames[-1].lineno} of {user_frames[-1].filename}" if user_frames else "when it was called"

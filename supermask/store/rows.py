@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
+from statistics import linear_regression
 from typing import Any
 
 from supermask.core.criteria import ALL_CRITERIA
 from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.core.masks import ranked_groups
+from supermask.core.recipe import CROSS_ENTROPY, ChannelStatistics, Recipe
 from supermask.core.text import Row
-from supermask.networks.sequential import Architecture, prunable_tensors
-from supermask.store import CorruptEntry, Store
+from supermask.core.types import LearningCurve
+from supermask.networks.network import Network
+from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.files.entry import RunFacts
 from supermask.store.files.notes import StatusNotes
 from supermask.store.records import decode_curve
 from supermask.store.tables import AUXILIARY, COLUMNS, DENSE, TREATMENT_SEPARATOR
 from supermask.study import study_from_dict
-from supermask.study.plan import Plan, make_plan
+from supermask.study.networks import run_network
+from supermask.study.plan import Plan, PlanInputs, make_plan
 from supermask.study.run import Run
 
 STATUSES = (
@@ -30,7 +35,7 @@ STATUSES = (
     "ancestor_certificate_failed",
     "to_do",
 )
-"""Status of a run in a plan. `to_do`: not in the store, or damaged there."""
+"""Status of a run in a plan. `to_do`: not in the store, or unreadable there."""
 
 BLOCKED_STATUS = {
     "diverged": "ancestor_diverged",
@@ -41,9 +46,12 @@ BLOCKED_STATUS = {
 """Status of a run -> status of its descendants, for the statuses that make these impossible."""
 
 
-def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
-    """Return a row per run of the plan, stored or not, and a message per damaged run (its status is `to_do`)."""
-    stored_ids = store.run_ids()
+def plan_rows(plan: Plan, store: Store | None) -> tuple[list[Row], list[str]]:
+    """Return a row per run of the plan, stored or not, and a message per run that is damaged or of a newer format.
+
+    The status of these is `to_do`. Without a store, every run is to do.
+    """
+    stored_ids = set() if store is None else store.run_ids()
     labels: dict[str, dict[str, None]] = {}
     for member in plan.treatment_runs:
         labels.setdefault(member.run_id, {})[member.treatment] = None
@@ -58,20 +66,23 @@ def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
         if run.learning is not None or run.parent in learned:
             learned.add(run.id)
         facts = None
-        if run.id in stored_ids:
+        if store is not None and run.id in stored_ids:
             try:
                 facts = store.facts(run.id)
-            except CorruptEntry as damage:
+            except (CorruptEntry, NewerFormat) as damage:
                 # One bad entry concerns one run: the others of the study are reported.
                 damaged.append(str(damage))
         row = _row(run, facts) | {"study": plan.study.name}
+        if store is not None and facts is not None and run.learning is not None:
+            row["validation_rise"] = _stored_rise(store, run.id)
         run_labels = labels.get(run.id, {})
-        row["treatment"] = TREATMENT_SEPARATOR.join(run_labels) or AUXILIARY if run.level else DENSE
+        is_common_dense = run.level == 0 and plan.has_one_dense_network
+        row["treatment"] = DENSE if is_common_dense else TREATMENT_SEPARATOR.join(run_labels) or AUXILIARY
         if run.level and run_labels:
             # Level 1 is the same run under both schedules; only the study says under which one it was requested.
             row["schedule"] = TREATMENT_SEPARATOR.join(dict.fromkeys(schedules[label] for label in run_labels))
         if facts is None:
-            row |= _planned_columns(run, plan.layers, run.id in learned)
+            row |= _planned_columns(run, run_network(run), run.id in learned)
             row["status"] = blocked.get(run.parent, "to_do")
         if (status := str(row["status"])) in BLOCKED_STATUS:
             blocked[run.id] = BLOCKED_STATUS[status]
@@ -80,17 +91,18 @@ def plan_rows(plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
 
 
 def store_rows(store: Store) -> tuple[list[Row], list[str]]:
-    """Return a row per run in the store, of any study, and a message per damaged run."""
+    """Return a row per run in the store, of any study, and a message per run that is damaged or of a newer format."""
     rows: list[Row] = []
     damaged: list[str] = []
     studies = study_names(store)
     for run_id in sorted(store.run_ids()):
         try:
             facts = store.facts(run_id)
-        except CorruptEntry as damage:
+        except (CorruptEntry, NewerFormat) as damage:
             damaged.append(str(damage))
             continue
-        rows.append(run_row(facts) | {"study": studies.get(run_id)})
+        row = run_row(facts) | {"study": studies.get(run_id)}
+        rows.append(row | {"validation_rise": _stored_rise(store, run_id)} if row.get("supermask") else row)
     return rows, damaged
 
 
@@ -104,22 +116,22 @@ def study_names(store: Store) -> dict[str, str]:
         # A note may be of another version. And anybody can write one: code that it names is not imported.
         with suppress(UserError, SystemFailure, LookupError, TypeError, ValueError, AttributeError, RecursionError):
             if isinstance(note["study"], dict) and not _names_user_code(note["study"]):
-                for run_id in make_plan(study_from_dict(note["study"])).runs:
+                for run_id in make_plan(study_from_dict(note["study"]), PlanInputs.from_data(note.get("inputs"))).runs:
                     names.setdefault(run_id, {})[str(note["name"])] = None
     return {run_id: TREATMENT_SEPARATOR.join(studies) for run_id, studies in names.items()}
 
 
-def _names_user_code(data: Any, is_criterion: bool = False) -> bool:
-    """Return whether a study's data names a criterion that is not one of the package's."""
+def _names_user_code(data: Any, is_function: bool = False) -> bool:
+    """Return whether a study's data names a criterion or a loss that is not one of the package's."""
     if isinstance(data, dict):
-        return any(_names_user_code(value, is_criterion or key in _CODE_KEYS) for key, value in data.items())
+        return any(_names_user_code(value, is_function or key in _CODE_KEYS) for key, value in data.items())
     if isinstance(data, list):
-        return any(_names_user_code(value, is_criterion) for value in data)
-    return is_criterion and isinstance(data, str) and data not in ALL_CRITERIA
+        return any(_names_user_code(value, is_function) for value in data)
+    return is_function and isinstance(data, str) and data not in (*ALL_CRITERIA, CROSS_ENTROPY)
 
 
-_CODE_KEYS = ("criterion", "start_from")
-"""Keys of a treatment that may name a user's function."""
+_CODE_KEYS = ("criterion", "start_from", "loss")
+"""Keys that may name a user's function."""
 
 MAX_STUDY_NOTES = 100
 """Notes that are planned for the column `study`; of more, the latest."""
@@ -135,11 +147,13 @@ def run_row(facts: RunFacts) -> Row:
     return _row(run, facts) | {"treatment": treatment}
 
 
-def learning_curve_rows(plan: Plan, store: Store) -> list[Row]:
+def learning_curve_rows(plan: Plan, store: Store | None) -> list[Row]:
     """Return validation accuracies of the plan's runs that learned a mask: one row per run and evaluation.
 
-    A run of several treatments has the label of the first.
+    A run of several treatments has the label of the first. None without a store, because tables have no curves.
     """
+    if store is None:
+        return []
     # Reversed, so that the first of several labels is the one that stays.
     labels = {member.run_id: member.treatment for member in reversed(plan.treatment_runs)}
     curve_rows: list[Row] = []
@@ -148,13 +162,38 @@ def learning_curve_rows(plan: Plan, store: Store) -> list[Row]:
         if run.learning is None:
             continue
         # A damaged run has no curve here; `plan_rows` reports it.
-        with suppress(CorruptEntry):
+        with suppress(CorruptEntry, NewerFormat):
             curve = decode_curve(store.read(run_id).tensors)
             member: Row = {"treatment": labels[run_id], "seed": run.seed}
             for iteration, accuracy in zip(curve.iterations, curve.validation_accuracy, strict=True):
                 curve_rows.append(member | {"iteration": iteration, "validation_accuracy": accuracy})
     order = {treatment.label: index for index, treatment in enumerate(plan.study.treatments)}
     return sorted(curve_rows, key=lambda row: (order[str(row["treatment"])], row["seed"], row["iteration"]))
+
+
+def validation_rise(curve: LearningCurve) -> float | None:
+    """Rise of the validation accuracy per doubling of iterations: least-squares slope over the last doubling.
+
+    Accuracy in [0, 1] against log2(iteration), for iterations from half of the last one on. None with fewer than two.
+    """
+    if not curve.iterations:
+        return None
+    half = max(1.0, curve.iterations[-1] / 2)
+    points = [
+        (math.log2(iteration), accuracy)
+        for iteration, accuracy in zip(curve.iterations, curve.validation_accuracy, strict=True)
+        if iteration >= half and math.isfinite(accuracy)
+    ]
+    if len(points) < 2:
+        return None
+    return linear_regression(*zip(*points, strict=True)).slope
+
+
+def _stored_rise(store: Store, run_id: str) -> float | None:
+    """`validation_rise` of a stored run; None if its tensors are damaged."""
+    with suppress(CorruptEntry):
+        return validation_rise(decode_curve(store.read(run_id).tensors))
+    return None
 
 
 def check_same_data(rows: Iterable[Row]) -> None:
@@ -226,6 +265,10 @@ def _row(run: Run, facts: RunFacts | None) -> Row:
         "lr_drops": " ".join(map(str, recipe.lr_milestones)) or None,
         "lr_drop_factor": recipe.drop_factor if recipe.lr_milestones else None,
         "warmup": recipe.warmup_iterations,
+        "train_images": run.data_options.train_images,
+        "label_noise": run.data_options.label_noise or None,
+        "validation_images": run.data_options.validation,
+        **_training_options(recipe),
         "trained": run.is_trained,
     }
     learning = run.learning
@@ -258,6 +301,31 @@ def _row(run: Run, facts: RunFacts | None) -> Row:
     return row if facts is None else row | _result_columns(facts)
 
 
+def _training_options(recipe: Recipe) -> Row:
+    """Return the columns of settings that most recipes have at their default."""
+    is_adam = recipe.optimizer in ("adam", "adamw")
+    augment, normalize = recipe.augment, recipe.normalize
+    parts = [f"crop={augment.crop}"] if augment.crop else []
+    parts += ["flip"] if augment.flip else []
+    parts += [f"cutout={augment.cutout}"] if augment.cutout else []
+    if isinstance(normalize, ChannelStatistics):
+        mean, std = (",".join(f"{value:g}" for value in values) for values in (normalize.mean, normalize.std))
+        normalize_text = f"mean={mean} std={std}"
+    else:
+        normalize_text = normalize
+    return {
+        "lr_schedule": recipe.schedule,
+        "nesterov": recipe.nesterov,
+        "betas": " ".join(f"{beta:g}" for beta in recipe.betas) if is_adam else None,
+        "eps": recipe.eps if is_adam else None,
+        "label_smoothing": recipe.label_smoothing,
+        "loss": recipe.loss,
+        "augment": " ".join(parts) or None,
+        "normalize": normalize_text,
+        "precision": recipe.precision,
+    }
+
+
 def _result_columns(facts: RunFacts) -> Row:
     kept = sum(facts["kept"].values())
     environment: dict[str, Any] = facts["environment"]
@@ -270,6 +338,7 @@ def _result_columns(facts: RunFacts) -> Row:
         # Only known columns: a later version may have measured more.
         **{name: value for name, value in facts["metrics"].items() if name in COLUMNS},
         "hardened": _format_hardened(facts),
+        **_layer_columns(facts, kept),
         "seconds": facts["seconds"],
         "engine": facts["engine"],
         "certificate": "held" if facts["certificate"]["held"] else "failed",
@@ -277,6 +346,22 @@ def _result_columns(facts: RunFacts) -> Row:
         "data_note": facts["data"]["note"] or None,
         "torch": environment["torch"],
         "environment": environment["fingerprint"],
+    }
+
+
+def _layer_columns(facts: RunFacts, kept: int) -> Row:
+    """Return the facts of the layers added up; null where they were not recorded, by this run or by its version."""
+    layers = facts.get("layers", {}).values()
+
+    def total(name: str) -> int | None:
+        counts = [layer.get(name) for layer in layers]
+        return None if not counts or None in counts else sum(counts)
+
+    changed, shrunk = total("sign_changed"), total("shrunk")
+    return {
+        "ties_drawn": total("ties_drawn"),
+        "sign_changed": None if changed is None or not kept else changed / kept,
+        "shrunk": None if shrunk is None or not kept else shrunk / kept,
     }
 
 
@@ -289,28 +374,38 @@ def _format_hardened(facts: RunFacts) -> str | None:
     )
 
 
-def _planned_columns(run: Run, layers: Architecture, learned: bool) -> Row:
+def _planned_columns(run: Run, network: Network, learned: bool) -> Row:
     """Return the columns known before training: the weights it will keep, unless an ancestor or itself learns a mask.
 
     A learned mask keeps as many weights as training decides, and so do the levels pruned from it.
     """
     if learned:
-        return {"weights": sum(tensor.size for tensor in prunable_tensors(layers).values()), "certificate": None}
-    rates = tuple(sorted(run.step.rates.items())) if run.step else ()
-    weights, kept = _planned_counts(layers, run.step.scope if run.step else "layer", rates, run.level)
+        return {"weights": network.size or None, "certificate": None}
+    step = run.step
+    rates = tuple(sorted(step.rates.items())) if step else ()
+    scope, only, exclude = (step.scope, step.only, step.exclude) if step else ("layer", (), ())
+    weights, kept = _planned_counts(network, scope, rates, only, exclude, run.level)
+    if not weights:
+        return {"certificate": None}  # A user's network that was not examined yet.
     return {"weights": weights, "kept": kept, "density": kept / weights, "certificate": None}
 
 
 @lru_cache(maxsize=1024)
 def _planned_counts(
-    layers: Architecture, scope: str, rates: tuple[tuple[str, float], ...], level: int
+    network: Network,
+    scope: str,
+    rates: tuple[tuple[str, float], ...],
+    only: tuple[str, ...],
+    exclude: tuple[str, ...],
+    level: int,
 ) -> tuple[int, int]:
     """Return (weights, weights kept at a level). Cached: a plan has few distinct arguments and thousands of runs."""
-    tensors = prunable_tensors(layers)
+    tensors = network.tensors
     sizes = {name: tensor.size for name, tensor in tensors.items()}
     weights = sum(sizes.values())
     if level == 0:
         return weights, weights
     # Each level rounds its own count, so `weights * (1 - rate) ** level` would be wrong by some weights.
-    groups = ranked_groups(sizes, {name: tensor.kind for name, tensor in tensors.items()}, scope, dict(rates))
+    kinds = {name: tensor.kind for name, tensor in tensors.items()}
+    groups = ranked_groups(sizes, kinds, scope, dict(rates), only, exclude)
     return weights, sum(group.remaining(level) for group in groups.values())

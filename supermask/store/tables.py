@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError
-from supermask.core.text import Row, Value, format_csv, json_line
+from supermask.core.text import Row, Value, format_csv, format_table, json_line
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 TREATMENT_SEPARATOR = " | "
 """Separator of labels in the column `treatment` if one run belongs to several treatments."""
+
+MAX_REPR_ROWS = 20
+"""Rows of a query's result that its repr shows."""
 
 AUXILIARY = "(chain)"
 """Label of runs that no treatment reports: trained because masks of untrained networks are taken from them."""
@@ -46,7 +50,11 @@ COLUMNS: dict[str, Column] = {
     "dataset": Column("VARCHAR", "dataset, e.g. mnist"),
     "seed": Column("BIGINT", "seed: runs of one seed share initial weights and data order"),
     "level": Column("INTEGER", "pruning level; 0 = dense"),
-    "treatment": Column("VARCHAR", "label of the treatment ('dense' at level 0); several are joined by ' | '"),
+    "treatment": Column(
+        "VARCHAR",
+        "label of the treatment ('dense' at level 0, if the study's treatments have one dense network); several are "
+        "joined by ' | '",
+    ),
     "criterion": Column("VARCHAR", "mask criterion that made the mask; null for the dense run"),
     "mask1": Column("VARCHAR", "mask-1 action: what the kept weights were set to"),
     "mask0": Column("VARCHAR", "mask-0 action: what the pruned weights were frozen at"),
@@ -91,18 +99,36 @@ COLUMNS: dict[str, Column] = {
     "thresholded_test_accuracy": Column("DOUBLE", "test accuracy of a learned supermask's weights with p > 0.5"),
     "expected_test_accuracy": Column("DOUBLE", "test accuracy of its expected network: weights times p"),
     "expected_density": Column("DOUBLE", "expected share of ones in its mask, in [0, 1]"),
+    "validation_rise": Column(
+        "DOUBLE", "rise of a learned mask's validation accuracy per doubling of iterations, over the last doubling"
+    ),
     "hardened": Column("VARCHAR", "density:accuracy of its weights of highest logit, separated by spaces"),
+    "ties_drawn": Column("BIGINT", "kept weights that were drawn at random among equal scores; null if not recorded"),
+    "sign_changed": Column("DOUBLE", "share of the kept weights whose sign changed in training, in [0, 1]"),
+    "shrunk": Column("DOUBLE", "share of the kept weights whose magnitude shrank in training, in [0, 1]"),
     "initial_validation_loss": Column("DOUBLE", "validation loss before training, nats"),
     "initial_validation_accuracy": Column("DOUBLE", "validation accuracy before training, in [0, 1]"),
-    "optimizer": Column("VARCHAR", "adam or sgd"),
+    "optimizer": Column("VARCHAR", "adam, adamw or sgd; none without training"),
     "lr": Column("DOUBLE", "learning rate"),
     "batch_size": Column("BIGINT", "images per batch"),
     "evaluate_every": Column("BIGINT", "iterations between two evaluations of the validation loss"),
     "momentum": Column("DOUBLE", "SGD's momentum; 0 under Adam"),
-    "weight_decay": Column("DOUBLE", "weight_decay * w is added to the gradient"),
+    "weight_decay": Column("DOUBLE", "weight_decay * w is added to the gradient; under adamw decoupled from it"),
     "lr_drops": Column("VARCHAR", "iterations at which the learning rate drops, separated by spaces; null if none"),
     "lr_drop_factor": Column("DOUBLE", "factor of each drop; null if none"),
     "warmup": Column("BIGINT", "iterations of linear warm-up"),
+    "train_images": Column("BIGINT", "images of the random subset trained on; null: all that validation leaves"),
+    "label_noise": Column("DOUBLE", "share of the training labels replaced by another class; null if none"),
+    "validation_images": Column("BIGINT", "images held out for validation; null: the dataset's own number"),
+    "lr_schedule": Column("VARCHAR", "step (constant where lr_drops is null), cosine or linear"),
+    "nesterov": Column("BOOLEAN", "true for Nesterov's momentum"),
+    "betas": Column("VARCHAR", "decay rates of Adam's two moments, separated by a space; null under SGD"),
+    "eps": Column("DOUBLE", "constant added to the root of Adam's second moment; null under SGD"),
+    "label_smoothing": Column("DOUBLE", "share of the target distribution that is spread over all classes"),
+    "loss": Column("VARCHAR", "loss of training: cross_entropy or an import path"),
+    "augment": Column("VARCHAR", "augmentation of training images, such as crop=4 flip cutout=8; null if none"),
+    "normalize": Column("VARCHAR", "normalization of inputs: none, per_channel, or mean=... std=... per channel"),
+    "precision": Column("VARCHAR", "number format of the forward and the backward pass"),
     "seconds": Column("DOUBLE", "wall-clock time of the run, s"),
     "engine": Column("VARCHAR", "engine that trained the run"),
     "certificate": Column("VARCHAR", "held or failed; null before the run has ended"),
@@ -121,6 +147,25 @@ class QueryResult:
     columns: list[str]
     rows: list[tuple[Any, ...]]
 
+    def __repr__(self) -> str:
+        shown = self.rows[:MAX_REPR_ROWS]
+        more = len(self.rows) - len(shown)
+        return format_table(self.columns, shown).rstrip() + (f"\n... and {more:,} more rows" if more else "")
+
+
+LAYER_COLUMNS: dict[str, Column] = {
+    **{name: COLUMNS[name] for name in ("id", "study", "network", "dataset", "seed", "level", "treatment", "status")},
+    "layer": Column("VARCHAR", "prunable tensor, e.g. fc1.weight"),
+    "weights": Column("BIGINT", "weights of the layer"),
+    "kept": Column("BIGINT", "weights of the layer that are kept (mask-1)"),
+    "density": Column("DOUBLE", "kept / weights, in [0, 1]"),
+    "ties_drawn": Column("BIGINT", "kept weights that were drawn at random among equal scores"),
+    "sign_changed": Column("DOUBLE", "share of the kept weights whose sign changed in training, in [0, 1]"),
+    "shrunk": Column("DOUBLE", "share of the kept weights whose magnitude shrank in training, in [0, 1]"),
+    "early_stop_iteration": COLUMNS["early_stop_iteration"],
+}
+"""Columns of `supermask table --layers`, one row per run and layer."""
+
 
 def treatment_labels(row: Row) -> list[str]:
     """Return the labels of the treatments that a run belongs to."""
@@ -135,25 +180,59 @@ def to_csv(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> str:
     return format_csv(columns, [[_clean(row.get(name)) for name in columns] for row in rows])
 
 
-def to_json(rows: Sequence[Row]) -> str:
-    """Return a JSON list of objects, one run per line. Non-finite numbers are null: JSON has no NaN."""
-    lines = [json_line({name: _clean(row.get(name)) for name in COLUMNS}) for row in rows]
+def to_json(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> str:
+    """Return a JSON list of objects, one row per line. Non-finite numbers are null: JSON has no NaN."""
+    lines = [json_line({name: _clean(row.get(name)) for name in columns}) for row in rows]
     return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
 
 
-def to_parquet(rows: Sequence[Row]) -> bytes:
-    """Return a Parquet file with the types of `COLUMNS`. Raises SystemFailure if no temporary file can be written."""
+def to_parquet(rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) -> bytes:
+    """Return a Parquet file with the types of `columns`. Raises SystemFailure if no temporary file can be written."""
     import duckdb
 
     # DuckDB writes Parquet to files only.
     with tempfile.TemporaryDirectory() as folder, duckdb.connect(":memory:") as connection:
         path = Path(folder) / "runs.parquet"
-        _load(connection, rows)
+        load_rows(connection, rows, columns)
         try:
             connection.table("runs").write_parquet(str(path), compression="zstd")
             return path.read_bytes()
         except (OSError, duckdb.IOException) as error:
-            raise SystemFailure(f"the Parquet file could not be written: {_one_line(error)}") from error
+            raise SystemFailure(f"the Parquet file could not be written: {one_line(error)}") from error
+
+
+def from_parquet(path: str | Path) -> list[Row]:
+    """Return the rows of a Parquet file that `supermask table --format parquet` wrote.
+
+    Columns that are not in `COLUMNS` are ignored; columns of it that the file lacks are null. Raises UserError if the
+    file cannot be read, lacks a column that identifies runs, or has a column of another type.
+    """
+    import duckdb
+
+    path = expand_path(path)
+    with tempfile.TemporaryDirectory() as folder, duckdb.connect(":memory:") as connection:
+        # A copy under a fixed name: DuckDB would read `*` in a name as a pattern.
+        copy = Path(folder) / "runs.parquet"
+        try:
+            copy.write_bytes(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+        try:
+            relation = connection.read_parquet(str(copy))
+            missing = [name for name in _REQUIRED_COLUMNS if name not in relation.columns]
+            if missing:
+                raise UserError(
+                    f"{path} is not a table of runs: it has no column {missing[0]}. `supermask table STUDY --format "
+                    "parquet` writes one."
+                )
+            names = [name for name in COLUMNS if name in relation.columns]
+            casts = ", ".join(f'CAST("{name}" AS {COLUMNS[name].type}) AS "{name}"' for name in names)
+            return [dict(zip(names, values, strict=True)) for values in relation.project(casts).fetchall()]
+        except duckdb.Error as error:
+            raise UserError(f"{path} is not a Parquet file of runs: {one_line(error)}") from None
+
+
+_REQUIRED_COLUMNS = ("treatment", "level", "seed", "status", "density", "network", "dataset")
 
 
 def to_relation(rows: Sequence[Row]) -> DuckDBPyRelation:
@@ -164,7 +243,7 @@ def to_relation(rows: Sequence[Row]) -> DuckDBPyRelation:
     import duckdb
 
     connection = duckdb.connect(":memory:")
-    _load(connection, rows)
+    load_rows(connection, rows)
     return connection.table("runs")
 
 
@@ -179,10 +258,9 @@ def query(rows: Sequence[Row], sql: str) -> QueryResult:
     if not sql.strip(" \t\r\n;"):
         raise UserError('the query is empty; give SQL over the table `runs`, for example "SELECT count(*) FROM runs"')
     with duckdb.connect(":memory:") as connection:
-        _load(connection, rows)
+        load_rows(connection, rows)
         # After the load: the sandbox forbids everything that could still be needed to fill the table.
-        for setting in _SANDBOX_SETTINGS:
-            connection.execute(setting)
+        confine(connection)
         try:
             _check_statements(connection, sql)
             connection.execute(sql)
@@ -191,7 +269,13 @@ def query(rows: Sequence[Row], sql: str) -> QueryResult:
             return QueryResult(columns, connection.fetchall() if columns else [])
         # RuntimeError and ValueError: values that the Python client cannot convert, such as dates before year 1.
         except (duckdb.Error, RuntimeError, ValueError) as error:
-            raise UserError(f"the query cannot be answered: {_one_line(error)}") from error
+            raise UserError(f"the query cannot be answered: {one_line(error)}") from error
+
+
+def confine(connection: DuckDBPyConnection) -> None:
+    """Forbid a connection files, network, extensions and Python variables, and any way to undo that."""
+    for setting in _SANDBOX_SETTINGS:
+        connection.execute(setting)
 
 
 def _check_statements(connection: DuckDBPyConnection, sql: str) -> None:
@@ -227,13 +311,13 @@ _SANDBOX_SETTINGS = (
 """Executed in this order: the last one forbids every later SET."""
 
 
-def _load(connection: DuckDBPyConnection, rows: Sequence[Row]) -> None:
+def load_rows(connection: DuckDBPyConnection, rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) -> None:
     """Create the table `runs`: one typed list per column, unnested into rows."""
     for row in rows:
-        unknown = row.keys() - COLUMNS.keys()
-        assert not unknown, f"a row has columns that COLUMNS does not list: {sorted(unknown)}"
-    lists = ", ".join(f'unnest(CAST(? AS {column.type}[])) AS "{name}"' for name, column in COLUMNS.items())
-    values = [[_cell(row.get(name), column.type) for row in rows] for name, column in COLUMNS.items()]
+        unknown = row.keys() - columns.keys()
+        assert not unknown, f"a row has columns that are not listed: {sorted(unknown)}"
+    lists = ", ".join(f'unnest(CAST(? AS {column.type}[])) AS "{name}"' for name, column in columns.items())
+    values = [[_cell(row.get(name), column.type) for row in rows] for name, column in columns.items()]
     connection.execute(f"CREATE TABLE runs AS SELECT {lists}", values)
 
 
@@ -251,7 +335,7 @@ def _clean(value: Value) -> Value:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Return DuckDB's message on one line, without the excerpt that points at the error."""
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith("LINE ") and set(line) != {"^"}]

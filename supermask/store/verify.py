@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from supermask.core.certificate import certify
 from supermask.core.criteria import ALL_CRITERIA
 from supermask.core.errors import SystemFailure, UserError
+from supermask.core.layer_facts import LayerFacts, count_ties_drawn, count_weight_changes
 from supermask.core.learned_masks import MaskLearning, probabilities, threshold_masks
 from supermask.core.masks import count_kept
 from supermask.core.pruning import ParentRun, compute_masks
-from supermask.core.types import InitialState, LearningCurve, Snapshot, TrainingResult
-from supermask.networks.sequential import prunable_tensors
+from supermask.core.types import InitialState, NetworkState, Snapshot, TrainingResult
 from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.consistency import (
     certificate_faults,
@@ -32,10 +32,10 @@ from supermask.store.records import decode_curve, decode_logits, decode_masks, d
 from supermask.store.replay import (
     SnapshotMissing,
     StateReplayer,
-    UserCriterionNotLoaded,
-    run_architecture,
+    UserCodeNotLoaded,
     step_streams,
 )
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 REPLAY_CACHE = 64
@@ -57,6 +57,8 @@ class VerificationResult:
     reason: str = ""
     culprits: tuple[str, ...] = field(default=(), compare=False)
     """Keys of the entries that `repair_store` sets aside. Empty for a run that is only affected by another's damage."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """Notes of the recorded certificate: observations that a fault may cause, but rounding or chance too."""
 
 
 def verify_store(store: Store) -> Iterator[VerificationResult]:
@@ -115,8 +117,9 @@ def verify_run(store: Store, replayer: StateReplayer, run_id: str, has_children:
         # Too large for this machine's memory, or unreadable here: other runs can still be verified.
         return VerificationResult(run_id, "failed", f"it cannot be read on this machine: {error}")
     try:
-        return _verify_entry(store, replayer, entry, run_id, has_children)
-    except (SnapshotMissing, UserCriterionNotLoaded) as missing:
+        result = _verify_entry(store, replayer, entry, run_id, has_children)
+        return replace(result, notes=certificate_notes(entry.facts))
+    except (SnapshotMissing, UserCodeNotLoaded) as missing:
         return VerificationResult(run_id, "partly", f"its initial state cannot be replayed: {missing}")
     except CorruptEntry as damage:
         if damage.key != run_id:
@@ -130,6 +133,12 @@ def verify_run(store: Store, replayer: StateReplayer, run_id: str, has_children:
         return VerificationResult(run_id, "failed", "this machine has not enough memory to replay it")
 
 
+def certificate_notes(facts: RunFacts) -> tuple[str, ...]:
+    """Return the notes of a recorded certificate, each as `check: note`."""
+    notes: dict[str, list[str]] = facts["certificate"].get("notes", {})
+    return tuple(f"{check}: {note}" for check, items in notes.items() for note in items)
+
+
 def _verify_snapshot(store: Store, replayer: StateReplayer, key: str) -> VerificationResult:
     """Verify a snapshot: hashes, and that its tensors fit the run's masks."""
     run_id, _, name = key.partition("-")
@@ -140,7 +149,7 @@ def _verify_snapshot(store: Store, replayer: StateReplayer, key: str) -> Verific
         point: Snapshot = int(name.removeprefix("iteration_")) if name.startswith("iteration_") else name  # type: ignore[assignment]
         replayer.parent_run(run_id).points[point]
         return VerificationResult(key, "held")
-    except (SnapshotMissing, UserCriterionNotLoaded) as missing:
+    except (SnapshotMissing, UserCodeNotLoaded) as missing:
         return VerificationResult(key, "partly", f"the initial state of its run cannot be replayed: {missing}")
     except CorruptEntry as damage:
         if damage.key != key:
@@ -212,7 +221,13 @@ def _verify_entry(
         return VerificationResult(run_id, "held", f"diverged at iteration {facts['metrics']['diverged_at']}")
     if run.learning is not None:
         return _verify_learned_mask(run, run.learning, start, entry)
-    if entry.weights is None and run.is_trained:
+    end = None
+    if entry.weights is not None and run.is_trained:
+        # Frozen weights are not stored: `decode_state` takes them from the start, so "frozen" holds by construction.
+        end = decode_state(entry.tensors | entry.weights, start)
+    if reason := _format_failures(_layer_mismatches(run, start, end, parent, facts)):
+        return VerificationResult(run_id, "failed", reason, (run_id,))
+    if end is None and run.is_trained:
         return VerificationResult(run_id, "partly", "its weights were dropped; its initial state and masks are right")
     if (
         parent is not None
@@ -222,15 +237,18 @@ def _verify_entry(
         return VerificationResult(
             run_id, "partly", "its initial state and masks are right; its parent's weights were dropped"
         )
-    # Frozen weights are not stored: `decode_state` takes them from the start, so "frozen" holds by construction here.
-    end = (
-        decode_state(entry.tensors | entry.weights, start)
-        if entry.weights is not None and run.is_trained
-        else start.state
+    outcome = TrainingResult("finished", end or start.state, {}, decode_curve(entry.tensors), {})
+    network = run_network(run)
+    certificate = certify(
+        network.tensors,
+        start,
+        outcome,
+        parent,
+        run.step,
+        run.recipe.weight_decay,
+        network.trained_others,
+        network.aliases,
     )
-    outcome = TrainingResult("finished", end, {}, LearningCurve(), {})
-    prunable = prunable_tensors(run_architecture(run))
-    certificate = certify(prunable, start, outcome, parent, run.step, weight_decay=run.recipe.weight_decay)
     if certificate.passed:
         return VerificationResult(run_id, "held")
     return VerificationResult(run_id, "failed", _format_failures(certificate.checks), _culprits(store, facts))
@@ -244,7 +262,7 @@ def _verify_learned_mask(run: Run, learning: MaskLearning, start: InitialState, 
     decode_logits(entry.weights, start, "final_logit")
     masks, stored = (
         threshold_masks(learning, logits),
-        decode_masks(entry.tensors, prunable_tensors(run_architecture(run))),
+        decode_masks(entry.tensors, run_network(run).tensors),
     )
     ones = {n: float(probabilities(learning, m).double().mean()) for n, m in logits.items()}
     evaluation, metrics = entry.facts["supermask"], entry.facts["metrics"]
@@ -287,6 +305,35 @@ def _fact_mismatches(entry: Entry, start: InitialState) -> dict[str, list[str]]:
         expected["early_stop_iteration"] = curve.iterations[best]
     differ = [name for name, value in expected.items() if value != recorded[name]]
     return {"facts do not match the tensors": differ}
+
+
+def _layer_mismatches(
+    run: Run, start: InitialState, end: NetworkState | None, parent: ParentRun | None, facts: RunFacts
+) -> dict[str, list[str]]:
+    """Return the layers whose recorded facts differ from the tensors; facts that cannot be recomputed are not judged.
+
+    `end`: the trained network, None if its weights were dropped.
+    """
+    recorded: LayerFacts = facts.get("layers", {})
+    expected: LayerFacts = {}
+    step = run.step
+    if (
+        parent is not None
+        and step is not None
+        and step.criterion in ALL_CRITERIA
+        and _has_snapshots(parent, step.required_snapshots)
+    ):
+        ties = count_ties_drawn(start, parent, step, step_streams(run))
+        expected = {name: {"ties_drawn": count} for name, count in ties.items()}
+    if end is not None and run.is_trained:
+        for name, counts in count_weight_changes(start, end).items():
+            expected.setdefault(name, {}).update(counts)
+    differ = [
+        name
+        for name, counts in recorded.items()
+        if any(name not in start.masks or expected.get(name, {}).get(key, n) != n for key, n in counts.items())
+    ]
+    return {"facts of layers do not match the tensors": differ}
 
 
 def _mask_mismatches(run: Run, start: InitialState, parent: ParentRun | None) -> dict[str, list[str]]:

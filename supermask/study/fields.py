@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -22,9 +22,13 @@ from pydantic_core import PydanticCustomError
 from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, did_you_mean, quote
-from supermask.datasets.specs import DATASETS
-from supermask.networks import sequential
-from supermask.networks.sequential import canonical_name
+from supermask.core.initializers import INITIALIZERS, OWN
+from supermask.core.recipe import CROSS_ENTROPY
+from supermask.datasets.locators import LOCATOR_FORMS, is_locator, is_module_locator, parse_locator
+from supermask.datasets.specs import DATASETS, MAX_IMAGES
+from supermask.networks.network import is_user_network
+from supermask.networks.registry import NETWORK_FORMS, NETWORK_NAMES, canonical_name
+from supermask.study.networks import canonical_network, network_from_callable
 from supermask.study.user_code import (
     UserFunction,
     UserModuleNotFound,
@@ -37,6 +41,7 @@ MAX_LABEL = 300
 """Characters. Generated labels must fit too, because a study that is written out has them as names."""
 
 CRITERION_PARAMETERS = ("layer", "rng")
+LOSS_PARAMETERS = ("logits", "labels")
 
 PRUNE_RATE = "a prune rate: it is the share of the surviving weights removed per level, above 0 and below 1"
 
@@ -98,16 +103,41 @@ def resolve_criterion(name: str) -> UserFunction:
     return import_function(name, CRITERION_PARAMETERS)
 
 
-def _is_user_criterion(name: str) -> bool:
-    """Check the function at an import path without importing it. Raises UserError for one that cannot be used.
+def resolve_loss(name: str) -> UserFunction:
+    """Return the user's loss function at an import path, which is imported. Only training needs it.
+
+    Raises UserError as `user_code.import_function` does.
+    """
+    return import_function(name, LOSS_PARAMETERS)
+
+
+def _is_user_function(parameters: tuple[str, ...]) -> Callable[[str], bool]:
+    """Return a check of the function at an import path, without import. It raises UserError for an unusable one.
 
     A module that is not found is accepted, because finished studies are read without their code; a plan that needs its
     identity refuses it.
     """
-    if not is_import_path(name):
+
+    def check(name: str) -> bool:
+        if not is_import_path(name):
+            return False
+        with suppress(UserModuleNotFound):
+            check_function(name, parameters)
+        return True
+
+    return check
+
+
+def _is_own_data(name: str) -> bool:
+    """Check the form of a locator; the function that it names is checked without importing it. Raises UserError."""
+    if not is_locator(name):
+        if name.endswith(".npz"):
+            raise UserError(f"{quote(name)} is not a dataset; did you mean npz:{name}?")
         return False
-    with suppress(UserModuleNotFound):
-        check_function(name, CRITERION_PARAMETERS)
+    parse_locator(name)
+    if is_module_locator(name):
+        with suppress(UserModuleNotFound):
+            check_function(name, ())
     return True
 
 
@@ -145,6 +175,16 @@ NotNegative = Annotated[float, Field(ge=0), Finite, with_message("a number of at
 Fraction = Annotated[float, Field(ge=0, lt=1), with_message("a number of at least 0 and below 1")]
 Factor = Annotated[float, Field(gt=0, lt=1), with_message("a factor above 0 and below 1")]
 Rate = Annotated[float, Field(gt=0, lt=1), with_message(PRUNE_RATE)]
+ZeroRate = Annotated[
+    float,
+    Field(ge=0, lt=1),
+    with_message(f"{PRUNE_RATE.removesuffix('above 0 and below 1')}at least 0 (never pruned) and below 1"),
+]
+Patterns = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=200)], ...],
+    Field(max_length=1000),
+    with_message("a list of names or patterns of layers, such as [fc, stage1.*]"),
+]
 Bool = Annotated[bool, with_message("true or false")]
 Epochs = Annotated[
     tuple[Annotated[float, Field(gt=0), Finite], ...],
@@ -171,16 +211,30 @@ Label = Annotated[
     ),
 ]
 _USER_FUNCTION = ", or module:function of your own"
-Network = Annotated[
-    str,
-    _choice(
-        "a network", sequential.NETWORK_NAMES, ", or fc with the widths of its hidden layers (fc-300-100)", _is_network
-    ),
+_named_network = _choice("a network", NETWORK_NAMES, f", {NETWORK_FORMS}, or module:function of your own", _is_network)
+
+
+def _check_network(value: Any) -> str:
+    """Return a network's name as it was given, or the canonical text of an import path and its arguments."""
+    is_user_code = isinstance(value, Mapping) or callable(value) or (isinstance(value, str) and is_user_network(value))
+    if is_user_code:
+        try:
+            return canonical_network(network_from_callable(value) if callable(value) else value)
+        except UserError as error:
+            raise validation_error(str(error)) from error
+    return _named_network.func(value)  # type: ignore[call-arg,no-any-return]
+
+
+Network = Annotated[str, PlainValidator(_check_network)]
+Initializer = Annotated[str, _choice("an initializer", (*INITIALIZERS, OWN))]
+Dataset = Annotated[str, _choice("a dataset", DATASETS, f"; or your own data: {LOCATOR_FORMS}", _is_own_data)]
+ImageCount = Annotated[int, Field(ge=1, le=MAX_IMAGES), with_message("a number of images: a whole number from 1 on")]
+NoiseShare = Annotated[
+    float, Field(ge=0, lt=1), with_message("a share of the training labels: a number of at least 0 and below 1")
 ]
-Dataset = Annotated[str, _choice("a dataset", DATASETS)]
 Criterion = Annotated[
     str,
-    _choice("a criterion", CRITERIA, _USER_FUNCTION, _is_user_criterion),
+    _choice("a criterion", CRITERIA, _USER_FUNCTION, _is_user_function(CRITERION_PARAMETERS)),
 ]
 Mask1 = Annotated[str, _choice("a mask-1 action", MASK1_ACTIONS)]
 Mask0 = Annotated[str, _choice("a mask-0 action", MASK0_ACTIONS)]
@@ -197,7 +251,26 @@ RewindPoint = Annotated[
     Iteration | Literal["start", "end"],
     with_message("a point to rewind to. Allowed: start, end, or an iteration (0, 1, 2, ...)"),
 ]
-OptimizerName = Annotated[Literal["adam", "sgd"], with_message("an optimizer. Allowed: adam, sgd")]
+OptimizerName = Annotated[Literal["adam", "adamw", "sgd"], with_message("an optimizer. Allowed: adam, adamw, sgd")]
+MaskOptimizerName = Annotated[
+    Literal["adam", "sgd"], with_message("an optimizer for the logits of a mask. Allowed: adam, sgd")
+]
+LearningRateSchedule = Annotated[
+    Literal["constant", "step", "cosine", "linear"],
+    with_message("a schedule of the learning rate. Allowed: constant, step, cosine, linear"),
+]
+Betas = Annotated[
+    tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
+    with_message("a pair of decay rates, such as [0.9, 0.999]: two numbers of at least 0 and below 1"),
+]
+Smoothing = Annotated[
+    float, Field(ge=0, lt=1), with_message("a share of the target distribution: a number of at least 0 and below 1")
+]
+Loss = Annotated[str, _choice("a loss", (CROSS_ENTROPY,), _USER_FUNCTION, _is_user_function(LOSS_PARAMETERS))]
+Pixels = Annotated[int, Field(ge=0, le=4096), with_message("a number of pixels: a whole number of at least 0")]
+NumberFormat = Annotated[
+    Literal["float32", "bfloat16"], with_message("a number format of training. Allowed: float32, bfloat16")
+]
 Density = Annotated[
     float, Field(gt=0, lt=1), with_message("a density: a share of a layer's weights, above 0 and below 1")
 ]

@@ -14,7 +14,7 @@ from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
 from supermask.study.claims import CHANCE, DENSE, RELATIONS, Claim, Clause
 from supermask.study.overrides import apply_overrides
-from supermask.study.schema import Settings, Study, Treatment
+from supermask.study.schema import Settings, Study, Train, Treatment, inherited_train_keys
 from supermask.study.treatments import assign_labels, find_treatment_label
 from supermask.study.yaml import (
     Node,
@@ -28,8 +28,10 @@ from supermask.study.yaml import (
 )
 
 MAX_FILE_BYTES = 300_000
-"""Parsing takes up to 3 s per MB. The built-in studies have about 5,000 bytes."""
+"""Parsing takes up to 2.5 s per MB and is bounded by `MAX_VALUES`. The built-in studies have about 5,000 bytes."""
 MAX_TREATMENTS = 10_000
+MAX_USER_FUNCTIONS = 100
+"""Criteria and losses by import path in a study. Finding the file of one takes up to 1 ms."""
 MAX_CLAUSES = 1_000
 """Clauses of all claims of a study file, lists multiplied out."""
 
@@ -37,7 +39,20 @@ StudyLike = str | Path | Mapping[str, Any] | Study
 """Anything that stands for a study: a built-in name, a file, a dict with a study file's keys, or the study itself."""
 
 STUDY_KEYS = (*Settings.model_fields, "treatments", "reference", "scales", "claims")
-CLAUSE_KEYS = ("treatment", *RELATIONS, "margin", "remaining", "at", "where", "measure")
+CLAUSE_KEYS = (
+    "treatment",
+    *RELATIONS,
+    "margin",
+    "share",
+    "control",
+    "band",
+    "levels",
+    "remaining",
+    "at",
+    "where",
+    "measure",
+)
+"""`remaining` is the former name of `band`."""
 TREATMENTS_EXAMPLE = "such as treatments: [{criterion: [large_final, random]}]"
 CLAIM_EXAMPLE = (
     "such as claims: [{id: a-short-name, statement: ..., clauses: [{treatment: large_final, above: random}]}]"
@@ -174,7 +189,7 @@ def _build_study(root: Node, name: str) -> Study:
         claims = load_claims(keys.get("claims"), treatments, errors)
     if errors or settings is None:
         raise UserError("\n".join(dict.fromkeys(errors)))
-    return Study(
+    return Study.from_fields(
         **dict(settings), name=sanitize(name), treatments=tuple(treatments), reference=reference, claims=claims
     )
 
@@ -196,7 +211,7 @@ def _expand_treatments(node: Node | None, file: str, errors: list[str]) -> list[
             problem = f"{describe_kind(item)} is not a map of keys and values, {TREATMENTS_EXAMPLE}"
             errors.append(f"{item.location}: treatments[{i}]: {problem}.")
             continue
-        choices = [_expand_value(v) if k != "name" else (v,) for k, v in item.value.items()]
+        choices = [_expand_value(v, k) if k != "name" else (v,) for k, v in item.value.items()]
         for key, values in zip(item.value, choices, strict=True):
             if not values:
                 errors.append(f"{item.value[key].location}: treatments[{i}].{key}: an empty list leaves nothing to do.")
@@ -211,17 +226,23 @@ def _expand_treatments(node: Node | None, file: str, errors: list[str]) -> list[
     return entries
 
 
-def _expand_value(node: Node) -> tuple[Node, ...]:
-    """Return the alternatives of a value: itself, the items of a list, or the product over the values of a map.
+LIST_KEYS = ("betas", "lr_drops", "mean", "std")
+"""Keys of a treatment whose value is a list: a list of lists has the alternatives."""
 
-    A list in a list is returned as it is; validation then refuses it.
+
+def _expand_value(node: Node, key: str) -> tuple[Node, ...]:
+    """Return the alternatives of a key's value: itself, the items of a list, or the product over the values of a map.
+
+    A list in a list is returned as it is; validation then refuses it, unless the key's value is a list.
     """
     if isinstance(node.value, tuple):
-        nested = ((item,) if isinstance(item.value, tuple) else _expand_value(item) for item in node.value)
+        if key in LIST_KEYS and not any(isinstance(item.value, tuple) for item in node.value):
+            return (node,)
+        nested = ((item,) if isinstance(item.value, tuple) else _expand_value(item, key) for item in node.value)
         return tuple(alternative for alternatives in nested for alternative in alternatives)
     if not isinstance(node.value, dict):
         return (node,)
-    alternatives = [_expand_value(value) for value in node.value.values()]
+    alternatives = [_expand_value(value, inner) for inner, value in node.value.items()]
     if prod(map(len, alternatives)) > MAX_TREATMENTS:
         # Too many to build; any tuple that is too long makes the caller refuse the item.
         return (node,) * (MAX_TREATMENTS + 1)
@@ -233,12 +254,16 @@ def _build_treatments(entries: Sequence[_ExpandedTreatment], settings: Settings,
     treatments: list[Treatment] = []
     unnamed: list[bool] = []
     entry_by_identity: dict[object, _ExpandedTreatment] = {}
+    if error := _too_many_user_functions(entries):
+        errors.append(error)
+        return []
     for entry in entries:
         keys, location = entry.fields.value, entry.fields.location
         assert isinstance(keys, dict)
         schedule = "iterative" if "supermask" in keys else settings.prune.schedule
         defaults = {"name": "-", "schedule": schedule, "scope": settings.prune.scope}
         node = replace(entry.fields, value={**{k: Node(v, location) for k, v in defaults.items()}, **keys})
+        node = _complete_train(node, settings)
         treatment = validate(Treatment, node, f"treatments[{entry.index}]", errors)
         if treatment is None:
             continue
@@ -253,6 +278,11 @@ def _build_treatments(entries: Sequence[_ExpandedTreatment], settings: Settings,
         unnamed.append("name" not in keys)
     if errors:
         return treatments
+    if any(treatment.train is not None for treatment in treatments):
+        # Explicit for all that use them, so that labels and references can name a treatment by its settings.
+        treatments = [
+            t.model_copy(update={"train": t.train or settings.train}) if t.uses_train else t for t in treatments
+        ]
     labels = assign_labels(treatments, unnamed)
     first_index = {label: k for k, label in reversed(list(enumerate(labels)))}
     for k, label in enumerate(labels):
@@ -261,6 +291,42 @@ def _build_treatments(entries: Sequence[_ExpandedTreatment], settings: Settings,
             problem = f"two treatments are called {quote(label)}; a name goes with one treatment, without lists"
             errors.append(f"{location}: {problem}.")
     return [t.model_copy(update={"name": label}) for t, label in zip(treatments, labels, strict=True)]
+
+
+def _complete_train(treatment: Node, settings: Settings) -> Node:
+    """Return the treatment with the study's values for all keys that its `train` does not give.
+
+    Settings equal to the study's are dropped, so that treatments with equal settings are equal.
+    """
+    assert isinstance(treatment.value, dict)
+    node = treatment.value.get("train")
+    if node is None or not isinstance(node.value, dict):
+        return treatment
+    inherited = from_python(inherited_train_keys(settings.train, node.value, to_python(node)), node.location)
+    assert isinstance(inherited.value, dict)
+    values = {key: replace(value, location=node.location) for key, value in inherited.value.items()}
+    completed = replace(node, value={**values, **node.value})
+    if validate(Train, completed, "", []) == settings.train:
+        return replace(treatment, value={key: value for key, value in treatment.value.items() if key != "train"})
+    return replace(treatment, value={**treatment.value, "train": completed})
+
+
+def _too_many_user_functions(entries: Sequence[_ExpandedTreatment]) -> str:
+    """Return an error, or an empty string, before the files of any functions are looked for."""
+    functions: set[str] = set()
+    for entry in entries:
+        assert isinstance(entry.fields.value, dict)
+        train = entry.fields.value.get("train")
+        named = {"criterion": entry.fields.value.get("criterion")}
+        if train is not None and isinstance(train.value, dict):
+            named["train.loss"] = train.value.get("loss")
+        for key, node in named.items():
+            if node is not None and isinstance(node.value, str) and ":" in node.value:
+                functions.add(node.value)
+            if len(functions) > MAX_USER_FUNCTIONS:
+                path = f"treatments[{entry.index}].{key}"
+                return f"{entry.fields.location}: {path}: more than {MAX_USER_FUNCTIONS} functions by import path."
+    return ""
 
 
 def _check_scales(node: Node | None, errors: list[str]) -> None:
@@ -347,6 +413,12 @@ def _load_clauses(node: Node, treatments: Sequence[Treatment], path: str, errors
         errors.append(f"{treatment_node.location}: {path}.treatment: an empty list claims nothing, {CLAUSE_EXAMPLE}.")
     if len(errors) == errors_before and reference in labels:
         errors.append(f"{node.location}: {path}: {quote(reference)} cannot be compared with itself.")
+    control = node.value.get("control")
+    control_label = None if control is None else find_treatment_label(control, treatments, f"{path}.control", errors)
+    if len(errors) == errors_before and control_label in (reference, *labels):
+        errors.append(f"{node.location}: {path}.control: {quote(control_label)} is a side of the comparison.")
+    if "band" in node.value and "remaining" in node.value:
+        errors.append(f"{node.location}: {path}: remaining is the former name of band; leave it out.")
     errors += [
         f"{node.value[key].location}: {unknown_key_message(Clause, [key], path, CLAUSE_KEYS)}"
         for key in node.value
@@ -354,7 +426,13 @@ def _load_clauses(node: Node, treatments: Sequence[Treatment], path: str, errors
     ]
     if len(errors) > errors_before:
         return []
-    other_keys = {key: value for key, value in node.value.items() if key not in ("treatment", relation)}
+    other_keys = {
+        "band" if key == "remaining" else key: value
+        for key, value in node.value.items()
+        if key not in ("treatment", relation, "control")
+    }
+    if control is not None:
+        other_keys["control"] = Node(control_label, control.location)
     clauses: list[Clause] = []
     for label in labels:
         fields = {"treatment": label, "relation": relation, "reference": reference}

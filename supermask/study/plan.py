@@ -7,21 +7,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-from supermask.core.errors import UserError
+from supermask.core.errors import UserError, quote
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.pruning import PruneStep
-from supermask.core.recipe import UNTRAINED, Recipe, epochs_to_iterations
-from supermask.core.types import PrunableTensor, Snapshot
-from supermask.datasets.specs import DATASETS
-from supermask.networks.sequential import Architecture, architecture, canonical_name, prunable_tensors
+from supermask.core.recipe import UNTRAINED, Augmentation, ChannelStatistics, Recipe, epochs_to_iterations
+from supermask.core.types import Snapshot
+from supermask.datasets.locators import is_module_locator
+from supermask.datasets.specs import DATASETS, DatasetSpec
+from supermask.networks.network import Network, NetworkFacts, is_user_network
+from supermask.networks.registry import canonical_name
 from supermask.study import Study, Supermask, Train, Treatment
-from supermask.study.plan_checks import check_no_empty_layer, check_size, layer_rates
+from supermask.study.networks import default_initializer, network_source, read_network_facts, resolve_network
+from supermask.study.plan_checks import (
+    check_image_settings,
+    check_no_empty_layer,
+    check_patterns,
+    check_size,
+    layer_rates,
+)
 from supermask.study.run import Run
+from supermask.study.schema import Statistics
 from supermask.study.user_code import UserModuleNotFound, code_sha256
+
+NO_SOURCES: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -75,22 +88,55 @@ class PlanInputs:
     """`ImageDataset.run_fingerprint`: None for the published dataset."""
     criterion_sources: Mapping[str, str] = field(default_factory=dict)
     """Import path of a user's criterion -> `user_code.code_sha256`."""
+    data_source: str | None = None
+    """`user_code.code_sha256` of the user's function that returns the data; None for other data."""
+    data_spec: DatasetSpec | None = None
+    """Specification of a user's own data; None for a dataset of `DATASETS`."""
+    loss_sources: Mapping[str, str] = field(default_factory=dict)
+    """Import path of a user's loss -> `user_code.code_sha256`."""
+    network_source: str | None = None
+    """`user_code.source_identity` of a network named by import path."""
+    network_facts: NetworkFacts | None = None
+    """Facts of a network named by import path; None before `supermask run` examined it."""
 
     def to_data(self) -> dict[str, Any]:
         """Return a JSON-serializable dict without defaults."""
-        data = {"data_fingerprint": self.data_fingerprint, "criterion_sources": dict(self.criterion_sources)}
+        data = {
+            "data_fingerprint": self.data_fingerprint,
+            "criterion_sources": dict(self.criterion_sources),
+            "data_source": self.data_source,
+            "data_spec": self.data_spec and {"name": self.data_spec.name, **self.data_spec.to_data()},
+            "loss_sources": dict(self.loss_sources),
+            "network_source": self.network_source,
+            "network_facts": None if self.network_facts is None else self.network_facts.to_data(),
+        }
         return {key: value for key, value in data.items() if value}
 
     @classmethod
     def from_data(cls, data: object) -> PlanInputs:
-        """Return the inputs of a `to_data` dict; anything that is not hexadecimal text is ignored."""
+        """Return the inputs of a `to_data` dict; what is not of its form is ignored."""
         keys = data if isinstance(data, Mapping) else {}
-        fingerprint, sources = keys.get("data_fingerprint"), keys.get("criterion_sources")
-        sources = sources if isinstance(sources, Mapping) else {}
+        fingerprint = keys.get("data_fingerprint")
+        spec, data_source = keys.get("data_spec"), keys.get("data_source")
+        network_source = keys.get("network_source")
+        own = None
+        if isinstance(spec, Mapping):
+            with suppress(ValueError):
+                own = DatasetSpec.from_data(str(spec.get("name")), spec)
         return cls(
             fingerprint if _is_sha256(fingerprint) else None,
-            {str(name): source for name, source in sources.items() if _is_sha256(source)},
+            _read_sources(keys.get("criterion_sources")),
+            data_source if _is_sha256(data_source) else None,
+            own,
+            _read_sources(keys.get("loss_sources")),
+            network_source if _is_sha256(network_source) else None,
+            read_network_facts(keys.get("network_facts")),
         )
+
+
+def _read_sources(data: object) -> dict[str, str]:
+    sources = data if isinstance(data, Mapping) else {}
+    return {str(name): source for name, source in sources.items() if _is_sha256(source)}
 
 
 def _is_sha256(value: object) -> bool:
@@ -103,14 +149,27 @@ class Plan(RunGraph):
 
     study: Study
     """The study that was planned."""
-    layers: Architecture
-    """Layers of the network, in order."""
+    network: Network
+    """The study's network, with its tensors."""
     treatment_runs: list[TreatmentRun]
     """Roles: which run is which level of which treatment and seed."""
     inputs: PlanInputs = PlanInputs()
     """Data and user code that enter the ids of the runs."""
     notices: tuple[str, ...] = ()
     """Assumptions about inputs that were not found, one sentence each."""
+
+    def __repr__(self) -> str:
+        return f"Plan({self.study!r}, {len(self.runs):,} runs)"
+
+    @cached_property
+    def has_one_dense_network(self) -> bool:
+        """False if treatments have training settings of their own, and so a dense network of their own, per seed."""
+        return len({role.run_id for role in self.treatment_runs if role.level == 0}) <= len(self.study.seeds)
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Specification of the study's dataset, with the number of validation images of its runs."""
+        return next(iter(self.runs.values())).spec
 
 
 def merge_plans(plans: Iterable[Plan]) -> RunGraph:
@@ -133,52 +192,112 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
     """
     check_size(study)
     inputs = inputs or PlanInputs()
-    sources = dict(inputs.criterion_sources)
-    for name in study.user_criteria:
-        if name not in sources:
-            try:
-                sources[name] = code_sha256(name)
-            except UserModuleNotFound as error:
-                raise UserModuleNotFound(f"study {study.name!r}: criterion {name!r}: {error}") from None
-    inputs = replace(inputs, criterion_sources={name: sources[name] for name in study.user_criteria})
-    spec = DATASETS[study.dataset]
-    layers = architecture(study.network, spec.image_shape, spec.classes)
-    network = canonical_name(study.network)
-    images = spec.training_images - spec.validation_images
-    recipe = resolve_recipe(study.train, images)
-    study.check_points(recipe.iterations)
-    context = _Context(study, prunable_tensors(layers), recipe, images, inputs.criterion_sources)
+    is_user_code = is_user_network(study.network)
+    inputs = replace(
+        inputs,
+        criterion_sources=_identify("criterion", study.user_criteria, inputs.criterion_sources, study),
+        loss_sources=_identify("loss", study.user_losses, inputs.loss_sources, study),
+        network_source=(inputs.network_source or network_source(study.network)) if is_user_code else None,
+        network_facts=inputs.network_facts if is_user_code else None,
+    )
+    spec = _study_spec(study, inputs)
+    network_name = study.network if is_user_code else canonical_name(study.network)
+    initializer = None if study.initializer == default_initializer(network_name) else study.initializer
+    options = study.data_options.resolve(spec)
+    images = options.num_training(spec)
+    initializer = None if study.initializer == default_initializer(network_name) else study.initializer
+    new_run = partial(
+        Run,
+        network_name,
+        study.dataset,
+        data_fingerprint=inputs.data_fingerprint,
+        data_source=inputs.data_source,
+        data_options=options,
+        data_spec=inputs.data_spec,
+        initializer=initializer,
+        network_source=inputs.network_source,
+        network_facts=inputs.network_facts,
+    )
+    network = resolve_network(
+        network_name, spec.image_shape, spec.classes, initializer, inputs.network_facts, inputs.network_source
+    )
+    if network.tensors:
+        check_patterns(study, network)
+    contexts = {
+        train: _make_context(study, train, network, spec, images, inputs)
+        for train in map(study.train_of, study.treatments)
+    }
     runs: dict[str, Run] = {}
     treatment_runs: list[TreatmentRun] = []
-    planned = {t.label: _treatment_runs(context, t) for t in study.treatments}
-    data = inputs.data_fingerprint
+    planned = {t.label: (study.train_of(t), _treatment_runs(contexts[study.train_of(t)], t)) for t in study.treatments}
     for seed in study.seeds:
-        dense = Run(network, study.dataset, seed, 0, recipe, data_fingerprint=data)
-        runs[dense.id] = dense
-        for label, planned_runs in planned.items():
+        dense_runs = {train: new_run(seed, 0, context.recipe) for train, context in contexts.items()}
+        for label, (train, planned_runs) in planned.items():
+            # Settings that resolve to one recipe share the dense network.
+            dense = runs.setdefault(dense_runs[train].id, dense_runs[train])
             treatment_runs.append(TreatmentRun(label, seed, 0, dense.id))
             chain: list[Run] = [dense]
             for item in planned_runs:
                 parent = None if item.parent_index is None else chain[item.parent_index].id
-                run = Run(network, study.dataset, seed, item.level, item.recipe, parent, item.step, item.learning, data)
+                run = new_run(seed, item.level, item.recipe, parent, item.step, item.learning)
                 # Treatments with equal first steps share runs: the id is the same.
                 chain.append(runs.setdefault(run.id, run))
                 if item.reported:
                     treatment_runs.append(TreatmentRun(label, seed, item.level, run.id))
-    return Plan(runs, study, layers, treatment_runs, inputs)
+    return Plan(runs, study, network, treatment_runs, inputs)
+
+
+def _study_spec(study: Study, inputs: PlanInputs) -> DatasetSpec:
+    """Return the specification of the study's dataset. Raises UserError for own data that nobody has read yet."""
+    if study.dataset in DATASETS:
+        return DATASETS[study.dataset]
+    if inputs.data_spec is None or inputs.data_spec.name != study.dataset:
+        hint = (
+            "its function is called by `supermask run` and `supermask data inspect` only: give one of these commands"
+            if is_module_locator(study.dataset)
+            else "plan the study with `supermask plan` or `supermask.api.runs.plan`, which read them"
+        )
+        raise UserError(f"study {study.name!r}: the data {quote(study.dataset)} have not been read yet; {hint}.")
+    return inputs.data_spec
+
+
+def _identify(kind: str, names: Iterable[str], known: Mapping[str, str], study: Study) -> dict[str, str]:
+    """Return the identity of the code of each user function. Raises UserModuleNotFound for one that is not known."""
+    sources = {}
+    for name in names:
+        try:
+            sources[name] = known[name] if name in known else code_sha256(name)
+        except UserModuleNotFound as error:
+            raise UserModuleNotFound(f"study {study.name!r}: {kind} {name!r}: {error}") from None
+    return sources
 
 
 @dataclass(frozen=True)
 class _Context:
-    """Facts of a study that the plans of all its treatments need."""
+    """Facts of a study that the plans of all treatments with the same training settings need."""
 
     study: Study
-    tensors: Mapping[str, PrunableTensor]
+    network: Network
     recipe: Recipe
     """Recipe of the dense runs."""
     images: int
     """Training images without the validation images."""
     criterion_sources: Mapping[str, str]
+
+    @property
+    def untrained(self) -> Recipe:
+        """Recipe of an untrained network, on the inputs of the trained ones."""
+        return replace(UNTRAINED, normalize=self.recipe.normalize)
+
+
+def _make_context(
+    study: Study, train: Train, network: Network, spec: DatasetSpec, images: int, inputs: PlanInputs
+) -> _Context:
+    """Return the facts for the treatments with these training settings. Raises UserError for unsuitable settings."""
+    check_image_settings(study, train, spec.image_shape)
+    recipe = resolve_recipe(train, images, inputs.loss_sources)
+    study.check_points(recipe.iterations, train)
+    return _Context(study, network, recipe, images, inputs.criterion_sources)
 
 
 @dataclass(frozen=True)
@@ -201,7 +320,7 @@ def _treatment_runs(context: _Context, treatment: Treatment) -> list[_PlannedRun
         return _supermask_runs(context, treatment, treatment.supermask)
     is_iterative = treatment.schedule == "iterative"
     steps = list(_steps(context, treatment))
-    level_recipe = _retraining_recipe(context.recipe, treatment) if treatment.trained else UNTRAINED
+    level_recipe = _retraining_recipe(context.recipe, treatment) if treatment.trained else context.untrained
     if treatment.trained or not is_iterative:
         return [_PlannedRun(n, level_recipe, step, n - 1 if is_iterative else 0) for n, step in enumerate(steps, 1)]
     # Iterative masks on untrained weights: the chain that the same criterion prunes with rewind and zero is trained
@@ -212,14 +331,17 @@ def _treatment_runs(context: _Context, treatment: Treatment) -> list[_PlannedRun
     for n, step in enumerate(steps, start=1):
         # The chain itself is not rescaled, so weights of levels after the first carry no factor yet.
         is_unscaled_before = treatment.rescaled and n > 1
-        planned_runs.append(_PlannedRun(n, UNTRAINED, replace(step, rescaled_before=not is_unscaled_before), n - 1))
+        planned_runs.append(
+            _PlannedRun(n, context.untrained, replace(step, rescaled_before=not is_unscaled_before), n - 1)
+        )
     return planned_runs
 
 
 def _supermask_runs(context: _Context, treatment: Treatment, supermask: Supermask) -> list[_PlannedRun]:
     """Return the run that learns a mask, then the levels that evaluate it or train with it and prune it further."""
     study = context.study
-    train = Train(**supermask.train_settings(study.learn))
+    recipe = resolve_recipe(Train(**supermask.train_settings(study.learn)), context.images)
+    recipe = replace(recipe, normalize=context.recipe.normalize)
     initial_step = None
     if supermask.start_from is not None:
         heuristic = Treatment(
@@ -228,9 +350,9 @@ def _supermask_runs(context: _Context, treatment: Treatment, supermask: Supermas
         initial_step = list(_steps(context, heuristic, supermask.start_level))[-1]
     learning = supermask.learning(study.learn)
     parent_index = None if initial_step is None else 0
-    planned_runs = [_PlannedRun(1, resolve_recipe(train, context.images), initial_step, parent_index, learning)]
+    planned_runs = [_PlannedRun(1, recipe, initial_step, parent_index, learning)]
     levels = treatment.num_levels(study.prune)
-    level_recipe = _retraining_recipe(context.recipe, treatment) if treatment.trained else UNTRAINED
+    level_recipe = _retraining_recipe(context.recipe, treatment) if treatment.trained else context.untrained
     apply_mask = PruneStep("learned", treatment.mask1, treatment.mask0, {}, "threshold")
     # A signed mask inverts weights; they are inverted in its last snapshot only.
     point: Snapshot = "end" if supermask.method == "signed" else "start"
@@ -241,16 +363,18 @@ def _supermask_runs(context: _Context, treatment: Treatment, supermask: Supermas
     return planned_runs
 
 
-def resolve_recipe(train: Train, training_images: int) -> Recipe:
-    """Return the study's `train` section with epochs converted to iterations, without settings that have no effect."""
+def resolve_recipe(train: Train, training_images: int, loss_sources: Mapping[str, str] = NO_SOURCES) -> Recipe:
+    """Return a `train` section with epochs converted to iterations, without settings that have no effect."""
 
     def iterations(epochs: float) -> int:
         return epochs_to_iterations(epochs, training_images, train.batch_size)
 
     total = iterations(train.epochs)
     drops = tuple(drop for drop in map(iterations, train.lr_drops) if drop < total)
+    statistics = train.normalize
     return Recipe(
-        optimizer=train.optimizer,
+        # Without decay both are the same optimizer.
+        optimizer="adam" if train.optimizer == "adamw" and not train.weight_decay else train.optimizer,
         lr=train.lr,
         batch_size=train.batch_size,
         iterations=total,
@@ -260,6 +384,20 @@ def resolve_recipe(train: Train, training_images: int) -> Recipe:
         lr_milestones=drops,
         drop_factor=train.lr_drop_factor if drops else 1.0,
         warmup_iterations=iterations(train.warmup_epochs) if train.warmup_epochs else 0,
+        schedule=train.schedule if train.schedule in ("cosine", "linear") else "step",
+        nesterov=train.nesterov,
+        betas=train.betas,
+        eps=train.eps,
+        label_smoothing=train.label_smoothing,
+        loss=train.loss,
+        loss_source=loss_sources.get(train.loss),
+        augment=Augmentation(train.augment.crop, train.augment.flip, train.augment.cutout),
+        normalize=ChannelStatistics(statistics.mean, statistics.std)
+        if isinstance(statistics, Statistics)
+        else statistics,
+        precision=train.precision,
+        channels_last=train.channels_last,
+        compile=train.compile,
     )
 
 
@@ -271,10 +409,11 @@ def _retraining_recipe(recipe: Recipe, treatment: Treatment) -> Recipe:
 
 def _steps(context: _Context, treatment: Treatment, levels: int | None = None) -> Iterator[PruneStep]:
     """Yield one step per level."""
-    study, tensors = context.study, context.tensors
+    study, network = context.study, context.network
     levels = treatment.num_levels(study.prune) if levels is None else levels
-    rates = layer_rates(study.prune, treatment.scope, tensors)
-    check_no_empty_layer(study, treatment, tensors, rates, levels)
+    rates = layer_rates(study.prune, treatment.scope, network)
+    if network.tensors:
+        check_no_empty_layer(study, treatment, network.tensors, rates, levels)
     source = context.criterion_sources.get(treatment.criterion)
     rewind_iteration = treatment.rewind_to if isinstance(treatment.rewind_to, int) else 0
     for level in range(1, levels + 1):
@@ -292,6 +431,8 @@ def _steps(context: _Context, treatment: Treatment, levels: int | None = None) -
             rewind_to=_resolve_point(treatment, "rewind_to", first_iteration),
             rescaled=treatment.rescaled,
             criterion_source=source,
+            only=study.prune.only,
+            exclude=study.prune.exclude,
         )
 
 

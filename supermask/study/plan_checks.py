@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import get_args
 
-from supermask.core.errors import UserError, quote
-from supermask.core.masks import ALL_TENSORS, RankedGroup, ranked_groups
-from supermask.core.recipe import Recipe
-from supermask.core.types import PrunableTensor
-from supermask.datasets.specs import DATASETS
-from supermask.study.schema import Prune, Study, Treatment
+from supermask.core.errors import UserError, did_you_mean, quote
+from supermask.core.masks import ALL_TENSORS, RATE_KINDS, RankedGroup, matches_pattern, ranked_groups
+from supermask.core.recipe import epochs_to_iterations
+from supermask.core.types import PrunableTensor, TensorKind
+from supermask.networks.network import Network
+from supermask.study.schema import Prune, Statistics, Study, Train, Treatment
 
 MAX_RUNS = 200_000
 """Runs of a study, counted before shared runs are merged; each takes about 2 kB of memory and a folder in the store."""
@@ -31,7 +32,7 @@ def max_runs() -> int:
 
 def count_requested_runs(study: Study) -> int:
     """Return an upper bound of the number of a study's runs, without planning them."""
-    per_seed = 1
+    per_seed = len(set(map(study.train_of, study.treatments)))
     for treatment in study.treatments:
         levels = treatment.num_levels(study.prune)
         if treatment.supermask is not None:
@@ -54,11 +55,33 @@ def check_size(study: Study) -> None:
         )
 
 
-def layer_rates(prune: Prune, scope: str, tensors: Mapping[str, PrunableTensor]) -> dict[str, float]:
-    """Return the prune rate per kind of tensor that the network has; under global ranking, the rate called `global`."""
+def layer_rates(prune: Prune, scope: str, network: Network) -> dict[str, float]:
+    """Return the prune rate per kind of tensor; under global ranking, the rate called `global`.
+
+    Of the paper's networks only the kinds that they have. Other networks have all three, because ids must not depend
+    on whether the tensors of a user's module are known already.
+    """
+    by_name = prune.rates.by_name
     if scope == "global":
-        return {"global": prune.rates.global_}
-    return {kind: prune.rates.for_kind(kind) for kind in sorted({tensor.kind for tensor in tensors.values()})}
+        return {"global": prune.rates.global_} | {name: rate for name, rate in by_name.items() if rate == 0}
+    kinds = set(get_args(TensorKind)) if network.layers is None else {t.kind for t in network.tensors.values()}
+    return {kind: prune.rates.for_kind(kind) for kind in sorted(kinds)} | by_name
+
+
+def check_patterns(study: Study, network: Network) -> None:
+    """Raise UserError if a name or pattern of the `prune` section matches no prunable tensor of the network."""
+    prune = study.prune
+    named = {"only": prune.only, "exclude": prune.exclude, "rates": tuple(prune.rates.by_name)}
+    for key, patterns in named.items():
+        for pattern in patterns:
+            if any(matches_pattern(name, pattern) for name in network.tensors):
+                continue
+            names = [*RATE_KINDS, *network.tensors] if key == "rates" else list(network.tensors)
+            listed = ", ".join(list(network.tensors)[:12]) + (" ..." if len(network.tensors) > 12 else "")
+            raise UserError(
+                f"study {quote(study.name)}: prune.{key}: {quote(pattern)} matches no prunable tensor of "
+                f"{network.name}{did_you_mean(pattern, names) or ';'} its prunable tensors: {listed}."
+            )
 
 
 def check_no_empty_layer(
@@ -69,7 +92,7 @@ def check_no_empty_layer(
     levels: int,
 ) -> None:
     """Raise UserError if the prune rates would empty a layer at the last level or before."""
-    for name, group in _groups(treatment.scope, tensors, rates).items():
+    for name, group in _groups(study.prune, treatment.scope, tensors, rates).items():
         if group.remaining(levels) > 0:
             continue
         level = next(n for n in range(1, levels + 1) if group.remaining(n) == 0)
@@ -81,26 +104,54 @@ def check_no_empty_layer(
         )
 
 
-def ineffective_settings(study: Study, recipe: Recipe, tensors: Mapping[str, PrunableTensor]) -> list[str]:
+def check_image_settings(study: Study, train: Train, image_shape: tuple[int, int, int]) -> None:
+    """Raise UserError if augmentation or normalization do not fit the images of the study's dataset.
+
+    `image_shape`: (channels, height, width).
+    """
+    channels, height, width = image_shape
+    side, images = min(height, width), f"the images of {study.dataset}, {width} x {height} pixels"
+    for key, most in (("crop", side - 1), ("cutout", side)):
+        if getattr(train.augment, key) > most:
+            raise UserError(
+                f"study {study.name!r}: train.augment.{key}: {getattr(train.augment, key)} is too large for {images}: "
+                f"use at most {most}."
+            )
+    if isinstance(train.normalize, Statistics) and len(train.normalize.mean) != channels:
+        raise UserError(
+            f"study {study.name!r}: train.normalize: {len(train.normalize.mean)} means and standard deviations do not "
+            f"fit {images} and {channels} channel{'s' if channels > 1 else ''}: give one per channel, or per_channel."
+        )
+
+
+def ineffective_settings(study: Study, network: Network, images: int) -> list[str]:
     """Return one sentence per setting that is allowed but has no effect, or not the one that it suggests.
 
-    `recipe` is that of the dense runs.
+    `images`: the number of images that the dense networks are trained on.
     """
-    train, spec = study.train, DATASETS[study.dataset]
-    images = spec.training_images - spec.validation_images
-    learns = any(t.supermask is not None for t in study.treatments)
-    batch_sizes = {"train.batch_size": train.batch_size} | (
-        {"learn.batch_size": study.learn.batch_size} if learns else {}
-    )
-    warnings = [
-        f"{key}: {batch_size:,} is more than the {images:,} training images of {study.dataset}: images repeat within "
+    warnings = []
+    for train in dict.fromkeys(map(study.train_of, study.treatments)):
+        warnings += _ineffective_train_settings(study, train, images)
+    if any(t.supermask is not None for t in study.treatments):
+        warnings += _warn_of_large_batches("learn.batch_size", study.learn.batch_size, study.dataset, images)
+    return list(dict.fromkeys(warnings)) + _levels_without_pruning(study, network)
+
+
+def _warn_of_large_batches(key: str, batch_size: int, dataset: str, images: int) -> list[str]:
+    if batch_size <= images:
+        return []
+    return [
+        f"{key}: {batch_size:,} is more than the {images:,} training images of {dataset}: images repeat within "
         "every batch; use a smaller one."
-        for key, batch_size in batch_sizes.items()
-        if batch_size > images
     ]
-    if recipe.evaluate_every > recipe.iterations:
+
+
+def _ineffective_train_settings(study: Study, train: Train, images: int) -> list[str]:
+    warnings = _warn_of_large_batches("train.batch_size", train.batch_size, study.dataset, images)
+    iterations = epochs_to_iterations(train.epochs, images, train.batch_size)
+    if train.evaluate_every > iterations:
         warnings.append(
-            f"train.evaluate_every: {recipe.evaluate_every:,} is more than the {recipe.iterations:,} iterations of the "
+            f"train.evaluate_every: {train.evaluate_every:,} is more than the {iterations:,} iterations of the "
             "training: the validation loss is evaluated at its end only, so there is no early stopping."
         )
     if late := [epochs for epochs in train.lr_drops if epochs >= train.epochs]:
@@ -111,17 +162,25 @@ def ineffective_settings(study: Study, recipe: Recipe, tensors: Mapping[str, Pru
             f"train.warmup_epochs: {train.warmup_epochs:g} is not before the end of the training ({train.epochs:g} "
             "epochs): the learning rate train.lr is never reached."
         )
-    return warnings + _levels_without_pruning(study, tensors)
+    fine_tuned = [t for t in study.treatments if study.train_of(t) == train and not t.learning_rate_rewinding]
+    if train.schedule in ("cosine", "linear") and any(t.rewind_to == "end" for t in fine_tuned):
+        warnings.append(
+            f"learning_rate_rewinding: false with train.schedule: {train.schedule}: fine-tuning uses the final "
+            "learning rate, which is close to 0, so weights hardly move after pruning."
+        )
+    return warnings
 
 
-def _levels_without_pruning(study: Study, tensors: Mapping[str, PrunableTensor]) -> list[str]:
+def _levels_without_pruning(study: Study, network: Network) -> list[str]:
     """Return one sentence per scope and number of levels for the levels that prune no weight."""
-    warnings = []
+    warnings: list[str] = []
+    if not network.tensors:
+        return warnings
     # The first level after a learned mask applies the mask and prunes by no rate.
     kinds = {(t.scope, t.num_levels(study.prune) - (t.supermask is not None)) for t in study.treatments}
     for scope, levels in sorted(kinds):
-        rates = layer_rates(study.prune, scope, tensors)
-        groups = _groups(scope, tensors, rates)
+        rates = layer_rates(study.prune, scope, network)
+        groups = _groups(study.prune, scope, network.tensors, rates)
         for level in range(1, levels + 1):
             left = {name: group.remaining(1) for name, group in groups.items()}
             if all(left[name] == group.alive for name, group in groups.items()):
@@ -136,6 +195,9 @@ def _levels_without_pruning(study: Study, tensors: Mapping[str, PrunableTensor])
     return warnings
 
 
-def _groups(scope: str, tensors: Mapping[str, PrunableTensor], rates: Mapping[str, float]) -> dict[str, RankedGroup]:
+def _groups(
+    prune: Prune, scope: str, tensors: Mapping[str, PrunableTensor], rates: Mapping[str, float]
+) -> dict[str, RankedGroup]:
     sizes = {name: tensor.size for name, tensor in tensors.items()}
-    return ranked_groups(sizes, {name: tensor.kind for name, tensor in tensors.items()}, scope, rates)
+    kinds = {name: tensor.kind for name, tensor in tensors.items()}
+    return ranked_groups(sizes, kinds, scope, rates, prune.only, prune.exclude)

@@ -12,6 +12,8 @@ from supermask.core.learned_masks import MaskLearning
 from supermask.core.pruning import PruneStep
 from supermask.core.recipe import Recipe
 from supermask.core.types import Snapshot
+from supermask.datasets.specs import DEFAULT_OPTIONS, DataOptions, DatasetSpec, dataset_spec, effective_spec
+from supermask.networks.network import NetworkFacts
 
 NUMERICS_VERSION = 1
 """Increased when a change to the program changes numbers, so that new runs get other ids than old ones."""
@@ -43,6 +45,19 @@ class Run:
     """Settings of a run that learns a mask over fixed weights; None for other runs."""
     data_fingerprint: str | None = None
     """`ImageDataset.fingerprint` of data that is not the published dataset of that name; None for the published one."""
+    data_source: str | None = None
+    """`user_code.code_sha256` of the user's function that returns the data; None for other data."""
+    data_options: DataOptions = DEFAULT_OPTIONS
+    """Settings that change the data: without those that change nothing (`DataOptions.resolve`)."""
+    data_spec: DatasetSpec | None = field(default=None, compare=False)
+    """Specification of a user's own data, so that results are read without them; None for a dataset of `DATASETS`.
+    Not in the id: fingerprint and options determine it."""
+    initializer: str | None = None
+    """Name of the initializer; None for the network's default (`networks.default_initializer`)."""
+    network_source: str | None = None
+    """`user_code.source_identity` of a network named by import path; None for a network of this package."""
+    network_facts: NetworkFacts | None = field(default=None, compare=False, repr=False)
+    """Facts of a network named by import path, once it was examined. They follow from its source: not in the id."""
     numerics: int = field(init=False, default=0)
     """The `NUMERICS_VERSION` that the run was planned with; a run from a store may have an older one."""
     id: str = field(init=False, default="")
@@ -53,6 +68,11 @@ class Run:
         object.__setattr__(self, "numerics", NUMERICS_VERSION if planned_with is None else planned_with)
         canonical = json.dumps(self.to_data(), sort_keys=True, separators=(",", ":"))
         object.__setattr__(self, "id", hashlib.sha256(canonical.encode()).hexdigest()[:32])
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Specification of the dataset, with the number of validation images of this run."""
+        return effective_spec(dataset_spec(self.dataset, self.data_spec), self.data_options)
 
     @property
     def is_trained(self) -> bool:
@@ -85,12 +105,17 @@ class Run:
             "numerics": self.numerics,
             **({} if self.learning is None else {"learning": self.learning.to_data()}),
             **({} if self.data_fingerprint is None else {"data_fingerprint": self.data_fingerprint}),
+            **({} if self.data_source is None else {"data_source": self.data_source}),
+            **({"data_options": options} if (options := self.data_options.to_data()) else {}),
+            **({} if self.initializer is None else {"initializer": self.initializer}),
+            **({} if self.network_source is None else {"network_source": self.network_source}),
         }
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Run:
-        """Return the run of a `to_data` dict; other keys are ignored."""
+        """Return the run of a `to_data` dict, with the facts of data and network if it has them; ignore other keys."""
         step, learning = data["step"], data.get("learning")
+        spec, facts = data.get("data_spec"), data.get("network_facts")
         return cls(
             data["network"],
             data["dataset"],
@@ -101,5 +126,11 @@ class Run:
             None if step is None else PruneStep(**step),
             None if learning is None else MaskLearning.from_data(learning),
             data.get("data_fingerprint"),
+            data.get("data_source"),
+            DataOptions.from_data(data.get("data_options", {})),
+            None if spec is None else DatasetSpec.from_data(data["dataset"], spec),
+            data.get("initializer"),
+            data.get("network_source"),
+            None if facts is None else NetworkFacts.from_data(facts),
             planned_with=data.get("numerics", 1),
         )

@@ -6,17 +6,21 @@ and overrides, with errors that name file and line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, quote
 from supermask.core.learned_masks import METHODS, SIGMOID, MaskLearning
+from supermask.core.recipe import CROSS_ENTROPY
 from supermask.core.types import TensorKind
+from supermask.datasets.specs import DataOptions
 from supermask.study.claims import Claim
 from supermask.study.fields import (
+    Betas,
     Bool,
     Confidence,
     Count,
@@ -27,15 +31,24 @@ from supermask.study.fields import (
     Epochs,
     Factor,
     Fraction,
+    ImageCount,
+    Initializer,
     Label,
+    LearningRateSchedule,
     Level,
     Levels,
     Logit,
+    Loss,
     Mask0,
     Mask1,
+    MaskOptimizerName,
     Network,
+    NoiseShare,
     NotNegative,
+    NumberFormat,
     OptimizerName,
+    Patterns,
+    Pixels,
     Positive,
     PositiveFloat,
     Rate,
@@ -44,8 +57,10 @@ from supermask.study.fields import (
     Schedule,
     Scope,
     Seeds,
+    Smoothing,
     StrictModel,
     Title,
+    ZeroRate,
     validation_error,
     with_message,
 )
@@ -60,6 +75,52 @@ Base = Annotated[
 ]
 
 
+class Augment(StrictModel):
+    """Random changes of training images; 0 and false change nothing. Sources: He et al. 2016; DeVries & Taylor 2017."""
+
+    crop: Pixels = 0
+    """Zero padding on every side of the image, out of which a window of its size is cut."""
+    flip: Bool = False
+    cutout: Pixels = 0
+    """Side of a square that is set to 0."""
+
+
+class Statistics(StrictModel):
+    """What inputs are normalized by: one number per channel, as shares of the largest pixel value."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+NORMALIZATION = "a normalization. Allowed: none, per_channel, or {mean: [...], std: [...]} with a number per channel"
+
+
+def _check_normalization(value: Any) -> Any:
+    """Return none, per_channel or the statistics of a map."""
+    if isinstance(value, Statistics) or value in ("none", "per_channel"):
+        return value
+    if isinstance(value, Mapping):
+        columns = {key: value.get(key) for key in ("mean", "std")}
+        if all(_is_list_of_numbers(column) for column in columns.values()) and len(value) == 2:
+            statistics = Statistics(**{key: tuple(map(float, column or ())) for key, column in columns.items()})
+            if len(statistics.mean) == len(statistics.std) and min(statistics.std) > 0:
+                return statistics
+            raise validation_error("mean and std need as many numbers as each other, and those of std are above 0.")
+    raise validation_error(f"{quote(value)} is not {NORMALIZATION}.")
+
+
+def _is_list_of_numbers(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) <= MAX_STATISTIC for n in value)
+    )
+
+
+MAX_STATISTIC = 1e6
+"""Bound on a channel's mean and standard deviation; pixels are shares in [0, 1]."""
+
+
 class LearnSettings(StrictModel):
     """Settings for learning masks; the defaults are the paper's for FC on MNIST, except `epochs`.
 
@@ -68,7 +129,7 @@ class LearnSettings(StrictModel):
     authors' code uses the test set.
     """
 
-    optimizer: OptimizerName = "sgd"
+    optimizer: MaskOptimizerName = "sgd"
     lr: Positive = 100.0
     batch_size: Count = 250
     epochs: Positive = 100.0
@@ -100,7 +161,9 @@ class Supermask(StrictModel):
     """True: logits start at 2 c (rank of the score - share pruned), with ranks in [0, 1]."""
     density: Density = 0.5
     threshold: PositiveFloat = 0.01
-    optimizer: OptimizerName | None = None
+    others_lr: NotNegative = 0.0
+    """Learning rate of biases and normalization parameters; 0 leaves them at their initial values."""
+    optimizer: MaskOptimizerName | None = None
     """Replaces `learn.optimizer` if given; `lr` and `weight_decay` likewise."""
     lr: Positive | None = None
     weight_decay: NotNegative | None = None
@@ -138,6 +201,7 @@ class Supermask(StrictModel):
             graded=self.graded,
             density=self.density,
             threshold=self.threshold,
+            others_lr=self.others_lr,
             samples=learn.samples,
             hardened_at=learn.hardened_at,
         )
@@ -160,26 +224,97 @@ class Train(StrictModel):
     evaluate_every: Count = 100
     """Iterations between two evaluations of the validation loss."""
     momentum: Fraction = 0.9
-    """Used by SGD; Adam has its own two (0.9, 0.999) and ignores it."""
+    """Used by SGD; Adam has `betas` and ignores it."""
     weight_decay: NotNegative = 0.0
     lr_drops: Epochs = ()
     """Epochs at which the learning rate is multiplied by `lr_drop_factor`; those after the end are ignored."""
     lr_drop_factor: Factor = 0.1
     warmup_epochs: NotNegative = 0.0
+    schedule: LearningRateSchedule = "constant"
+    """The default is `step` where `lr_drops` are given. `cosine` and `linear` fall to 0 after the warm-up."""
+    nesterov: Bool = False
+    betas: Betas = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    label_smoothing: Smoothing = 0.0
+    loss: Loss = CROSS_ENTROPY
+    """Loss of training; evaluations are always plain cross-entropy."""
+    augment: Annotated[Augment, BeforeValidator(lambda value: {} if value == "none" else value)] = Augment()
+    normalize: Annotated[Literal["none", "per_channel"] | Statistics, BeforeValidator(_check_normalization)] = "none"
+    precision: NumberFormat = "float32"
+    channels_last: Bool = False
+    compile: Bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_schedule(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "schedule" not in data:
+            return {**data, "schedule": "step" if data.get("lr_drops") else "constant"}
+        return data
+
+    @model_validator(mode="after")
+    def _check_no_unused_keys(self) -> Train:
+        for key, reason in unused_train_keys(dict(self)).items():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise validation_error(f"{key} has no effect {reason}; leave it out.")
+        if self.schedule == "step" and not self.lr_drops:
+            raise validation_error("schedule: step needs lr_drops, the epochs at which the learning rate drops.")
+        return self
+
+
+def unused_train_keys(train: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys of a `train` section that have no effect beside its other values, each with the reason."""
+    is_sgd = train.get("optimizer") == "sgd"
+    schedule, loss = train.get("schedule", "constant"), train.get("loss", CROSS_ENTROPY)
+    unused = {}
+    if not is_sgd:
+        unused["nesterov"] = f"with optimizer: {train.get('optimizer', 'adam')}"
+    elif train.get("momentum") == 0:
+        unused["nesterov"] = "with momentum: 0"
+    if is_sgd:
+        unused |= dict.fromkeys(("betas", "eps"), "with optimizer: sgd")
+    if schedule != "step":
+        unused["lr_drops"] = f"with schedule: {schedule}"
+    if loss != CROSS_ENTROPY:
+        unused["label_smoothing"] = f"with loss: {loss}"
+    return unused
+
+
+def inherited_train_keys(train: Train, changes: Collection[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that a treatment's `train` takes over from the study's.
+
+    Those that have no effect beside the treatment's own `values` (of the keys `changes`) are left out, as is a schedule
+    that follows from the study's `lr_drops` where the treatment gives others.
+    """
+    inherited = {key: value for key, value in train.model_dump(mode="json").items() if key not in changes}
+    if "lr_drops" in changes and inherited.get("schedule") in ("constant", "step"):
+        del inherited["schedule"]
+    return {key: value for key, value in inherited.items() if key not in unused_train_keys({**inherited, **values})}
 
 
 class Rates(StrictModel):
-    """Share of the surviving weights removed per level, by kind of tensor. Source: Zhou et al. 2019, Table S1."""
+    """Share of the surviving weights removed per level, by kind of tensor. Source: Zhou et al. 2019, Table S1.
 
-    conv: Rate = 0.1
-    hidden: Rate = 0.2
-    output: Rate = 0.1
+    Further keys are names of tensors or layers, or patterns of these with `*` and `?`; the longest that matches a
+    tensor replaces the rate of its kind. A rate of 0 spares the tensor, under `scope: global` too.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, ZeroRate] = Field(init=False)
+
+    conv: ZeroRate = 0.1
+    hidden: ZeroRate = 0.2
+    output: ZeroRate = 0.1
     global_: Rate = Field(default=0.2, alias="global")
     """The only rate used under `scope: global`; not used otherwise."""
 
     def for_kind(self, kind: TensorKind) -> float:
         """Return the rate of a kind of tensor under `scope: layer`."""
         return {"conv": self.conv, "hidden": self.hidden, "output": self.output}[kind]
+
+    @property
+    def by_name(self) -> dict[str, float]:
+        """Rates of names and patterns."""
+        return dict(self.__pydantic_extra__)
 
 
 class Prune(StrictModel):
@@ -189,6 +324,10 @@ class Prune(StrictModel):
     scope: Scope = "layer"
     levels: Level = 24
     rates: Rates = Rates()
+    only: Patterns = ()
+    """Names or patterns of the only tensors or layers that are pruned; empty: all."""
+    exclude: Patterns = ()
+    """Names or patterns of tensors or layers that are never pruned."""
 
 
 CRITERION_KEYS = ("criterion", "w_init", "w_final", "rewind_to", "learning_rate_rewinding")
@@ -223,6 +362,9 @@ class Treatment(StrictModel):
     trained: Bool = True
     """False: each level's network is evaluated untrained (a heuristic supermask). Under `iterative` its masks are those
     of the chain that the same criterion prunes with rewind and zero."""
+    train: Train | None = None
+    """Training settings of this treatment and of its own dense network; None: those of the study. `study.loading`
+    completes the keys of a study file with the study's."""
     supermask: Supermask | None = None
     """If given, level 1 learns this mask, and later levels start from it."""
     levels: Levels | None = None
@@ -267,6 +409,11 @@ class Treatment(StrictModel):
         unused = {2: (), 1: CRITERION_KEYS, 0: (*CRITERION_KEYS, "mask1", "mask0", "rescaled", "trained")}[
             min(levels, 2)
         ]
+        if self.train is not None and not self.uses_train:
+            raise validation_error(
+                "train is not used by any level: level 1 learns the mask as learn and supermask say, and no level "
+                "follows; give levels: 1 or leave it out."
+            )
         for key in unused:
             value = getattr(self, key)
             if value != type(self).model_fields[key].default:
@@ -276,6 +423,11 @@ class Treatment(StrictModel):
                     f"{'level 2 applies it' if levels else 'and no level follows'}; give levels: {levels + 1} or leave "
                     f"it out.{hint}"
                 )
+
+    @property
+    def uses_train(self) -> bool:
+        """False if the treatment only learns a mask, without a level that trains and without a trained network."""
+        return self.supermask is None or bool(self.levels) or self.supermask.start_from is not None
 
     def num_levels(self, prune: Prune) -> int:
         """Return the number of pruning levels; with a supermask, the number after it."""
@@ -301,6 +453,15 @@ KEY_ALIASES = {
     "optim": "train.optimizer",
     "wd": "train.weight_decay",
     "warmup": "train.warmup_epochs",
+    "scheduler": "train.schedule",
+    "lr_schedule": "train.schedule",
+    "augmentation": "train.augment",
+    "normalization": "train.normalize",
+    "smoothing": "train.label_smoothing",
+    "epsilon": "train.eps",
+    "milestones": "train.lr_drops",
+    "memory_format": "train.channels_last",
+    "amp": "train.precision",
     "iterations": "train.epochs",
     "prune_rate": "prune.rates.hidden",
     "rate": "prune.rates.hidden",
@@ -323,11 +484,24 @@ class Settings(StrictModel):
 
     title: Title = ""
     network: Network = "fc"
+    initializer: Initializer | None = None
+    """None: `own` for a network named by import path, `glorot_normal` for every other."""
     dataset: Dataset = "digits"
+    train_images: ImageCount | None = None
+    """Train on a random subset of that many images, drawn per seed."""
+    label_noise: NoiseShare = 0.0
+    """Share of the training labels that are replaced by another class, drawn per seed."""
+    validation: ImageCount | None = None
+    """Images held out for validation; by default 5,000, or a tenth where there are fewer than 50,000."""
     seeds: Seeds = (0, 1, 2, 3, 4)
     train: Train = Train()
     prune: Prune = Prune()
     learn: LearnSettings = LearnSettings()
+
+    @property
+    def data_options(self) -> DataOptions:
+        """Settings that change the data of the study's runs."""
+        return DataOptions(self.train_images, self.label_noise, self.validation)
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -338,7 +512,12 @@ class Settings(StrictModel):
 
 
 class Study(Settings):
-    """A complete study. `load_study` and `study_from_dict` create it."""
+    """A complete study: from keywords, from a dict (`study_from_dict`), or by its name or file (`load_study`).
+
+    Keywords are the keys of a study file, with the same defaults and errors; `scale` chooses one of `scales`.
+
+        Study("signs", dataset="digits", seeds=3, treatments=[{"criterion": ["large_final", "random"]}])
+    """
 
     name: str
     """Stem of the file; only shown."""
@@ -349,12 +528,39 @@ class Study(Settings):
     claims: tuple[Claim, ...] = ()
     """Claims about the treatments."""
 
+    def __init__(self, name: str = "study", *, scale: str | None = None, **keys: Any) -> None:
+        """Build a study from the keys of a study file. Raises UserError, one line per error."""
+        from supermask.study.loading import study_from_dict
+
+        study = study_from_dict(keys, [] if scale is None else [f"scale={scale}"], name)
+        # The state of a pydantic model, which is frozen.
+        for part in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
+            object.__setattr__(self, part, getattr(study, part))
+
+    # Validation makes a Study of fields that are complete already, as pydantic does where `__init__` is its own.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_fields(cls, **fields: Any) -> Study:
+        """Return the study of validated fields."""
+        return cls.model_validate(fields)
+
     @model_validator(mode="after")
     def _check_unique_labels(self) -> Study:
         labels = [t.label for t in self.treatments]
         assert len(set(labels)) == len(labels)
         assert self.reference in labels
         return self
+
+    def __repr__(self) -> str:
+        treatments, seeds = len(self.treatments), len(self.seeds)
+        return f"Study({self.name!r}, {self.network} on {self.dataset}, {treatments} treatments, {seeds} seeds)"
+
+    __str__ = __repr__
+
+    def __dir__(self) -> list[str]:
+        own = [name for name in vars(Study) if not name.startswith(("_", "model_"))]
+        return sorted({*Study.model_fields, *own, "model_copy"})
 
     @property
     def user_criteria(self) -> tuple[str, ...]:
@@ -364,23 +570,51 @@ class Study(Settings):
         return tuple(name for name in dict.fromkeys(named) if name not in CRITERIA)
 
     @property
+    def user_losses(self) -> tuple[str, ...]:
+        """Import paths of the user's losses that the study or its treatments name, each once."""
+        named = [self.train_of(treatment).loss for treatment in self.treatments]
+        return tuple(name for name in dict.fromkeys(named) if name != CROSS_ENTROPY)
+
+    def train_of(self, treatment: Treatment) -> Train:
+        """Return the training settings of a treatment: its own, else the study's."""
+        return treatment.train or self.train
+
+    @property
     def reference_treatment(self) -> Treatment:
         """The treatment that all others are compared with."""
         return next(t for t in self.treatments if t.label == self.reference)
 
     def as_data(self) -> dict[str, Any]:
-        """Return the study as a dict for JSON or YAML, without its name; `study_from_dict` gives an equal study."""
+        """Return the study as a dict for JSON or YAML, without its name; `study_from_dict` gives an equal study.
+
+        Keys added later are omitted at their default.
+        """
         data = self.model_dump(mode="json", by_alias=True, exclude={"name", "claims"})
+        for treatment in data["treatments"]:
+            # Left out rather than null: a study without own settings is written as before there were any.
+            if treatment["train"] is None:
+                del treatment["train"]
+            if treatment["supermask"] and not treatment["supermask"]["others_lr"]:
+                del treatment["supermask"]["others_lr"]
+        if self.initializer is None:
+            del data["initializer"]
+        for key in ("only", "exclude"):
+            if not data["prune"][key]:
+                del data["prune"][key]
         claims = {"claims": [claim.as_data() for claim in self.claims]} if self.claims else {}
         return {**data, "reference": {"name": self.reference}, **claims}
 
-    def check_points(self, iterations: int) -> None:
-        """Raise UserError if a treatment reads or rewinds to an iteration at or after the end of training."""
+    def check_points(self, iterations: int, train: Train | None = None) -> None:
+        """Raise UserError if a treatment reads or rewinds to an iteration at or after the end of training.
+
+        `iterations`: those of the treatments with the settings `train`, by default the study's.
+        """
+        train = train or self.train
         late = [
             f"treatment {t.label!r}: {key}: {point} is not before the end of the training, which has {iterations:,} "
-            f"iterations ({self.train.epochs:g} epochs); choose an earlier iteration, or end."
+            f"iterations ({train.epochs:g} epochs); choose an earlier iteration, or end."
             for t, key, point in self._points()
-            if point >= iterations
+            if self.train_of(t) == train and point >= iterations
         ]
         if late:
             raise UserError("\n".join(f"study {quote(self.name)}: {line}" for line in late))
@@ -391,3 +625,16 @@ class Study(Settings):
                 point = getattr(treatment, key)
                 if isinstance(point, int):
                     yield treatment, key, point
+
+
+def _study_signature() -> inspect.Signature:
+    """Return the keywords of `Study`: the keys of a study file, for `help` and tab completion."""
+    keys = [*Settings.model_fields, "treatments", "reference", "scales", "claims"]
+    name = inspect.Parameter("name", inspect.Parameter.POSITIONAL_OR_KEYWORD, default="study")
+    keywords = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=...) for key in keys]
+    return inspect.Signature(
+        [name, *keywords, inspect.Parameter("scale", inspect.Parameter.KEYWORD_ONLY, default=None)]
+    )
+
+
+Study.__signature__ = _study_signature()

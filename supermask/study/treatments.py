@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from supermask.core.errors import quote
-from supermask.study.schema import Supermask, Treatment
+from supermask.study.schema import Supermask, Train, Treatment, unused_train_keys
 from supermask.study.yaml import Node, describe_kind, to_python, unknown_key_message
 
 KEYS_SHOWN_ALONE = ("criterion", "mask1", "mask0", "schedule", "scope")
@@ -17,16 +17,19 @@ KEYS_SHOWN_ALONE = ("criterion", "mask1", "mask0", "schedule", "scope")
 
 def assign_labels(treatments: Sequence[Treatment], unnamed: Sequence[bool]) -> list[str]:
     """Return each treatment's name, else the values of the fields in which treatments differ, else its criterion."""
-    fields = [f for f in Treatment.model_fields if f not in ("name", "supermask")]
+    fields = [f for f in Treatment.model_fields if f not in ("name", "supermask", "train")]
     pruned = [t for t in treatments if t.supermask is None]
     varying = [f for f in fields if len({dict(t.identity)[f] for t in pruned}) > 1]
+    trains = [t.train for t, is_unnamed in zip(treatments, unnamed, strict=True) if t.train is not None and is_unnamed]
+    varying_train = [f for f in Train.model_fields if len({getattr(train, f) for train in trains}) > 1]
 
     def label(treatment: Treatment) -> str:
+        train_parts = _train_parts(treatment.train, varying_train) if treatment.train else []
         if treatment.supermask is not None:
-            return _supermask_label(treatment, treatment.supermask)
+            return " + ".join([_supermask_label(treatment, treatment.supermask), *train_parts])
         values = {f: getattr(treatment, f) for f in varying}
         parts = [str(v) if f in KEYS_SHOWN_ALONE else f"{f}={str(v).lower()}" for f, v in values.items()]
-        return " + ".join(parts) or treatment.criterion
+        return " + ".join([*parts, *train_parts]) or treatment.criterion
 
     return [label(t) if is_unnamed else t.name for t, is_unnamed in zip(treatments, unnamed, strict=True)]
 
@@ -39,9 +42,25 @@ def _supermask_label(treatment: Treatment, supermask: Supermask) -> str:
         for name, value in supermask
         if name != "method" and value != Supermask.model_fields[name].default
     ]
-    changed = {f: v for f, v in treatment if f not in ("name", "supermask") and v != defaults[f]}
+    changed = {f: v for f, v in treatment if f not in ("name", "supermask", "train") and v != defaults[f]}
     treatment_parts = [str(v) if f in KEYS_SHOWN_ALONE else f"{f}={str(v).lower()}" for f, v in changed.items()]
     return " + ".join([supermask.method, *mask_parts, *treatment_parts])
+
+
+def _train_parts(train: Train, fields: Sequence[str]) -> list[str]:
+    """Return these fields, without those that have no effect beside the others."""
+    unused = unused_train_keys(dict(train))
+    return [f"{f}={_short(getattr(train, f))}" for f in fields if f not in unused]
+
+
+def _short(value: Any) -> str:
+    """Return a training setting for a label: `0.1`, `0.9,0.95`, `crop 4 flip`, `none`."""
+    if isinstance(value, BaseModel):
+        shown = {name: setting for name, setting in value if setting}
+        return " ".join(name if v is True else f"{name} {_short(v)}" for name, v in shown.items()) or "none"
+    if isinstance(value, tuple):
+        return ",".join(map(_short, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def find_treatment_label(node: Node, treatments: Sequence[Treatment], key_path: str, errors: list[str]) -> str:

@@ -18,6 +18,7 @@ import re
 import site
 import sys
 import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -68,7 +69,24 @@ def code_sha256(name: str) -> str:
     return hashlib.sha256(json.dumps(hashes, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def check_function(name: str, parameters: Sequence[str] | None = None) -> None:
+def source_identity(name: str) -> str:
+    """Return `code_sha256` of a function; for one of an installed package, hashed with the package's version.
+
+    Of an installed package only the function's own module is read, and its version stands for the rest.
+    Raises as `code_sha256` does.
+    """
+    identity = code_sha256(name)
+    module_name, _ = _split(name)
+    if not _is_installed(_find_source(module_name).path):
+        return identity
+    from importlib.metadata import packages_distributions, version
+
+    distributions = sorted(set(packages_distributions().get(module_name.partition(".")[0], [])))
+    versions = {distribution: version(distribution) for distribution in distributions}
+    return hashlib.sha256(json.dumps([identity, versions], sort_keys=True).encode()).hexdigest()
+
+
+def check_function(name: str, parameters: Sequence[str] | None = None, allow_class: bool = False) -> None:
     """Check the function at an import path as far as its source tells, without importing it.
 
     Raises UserModuleNotFound, and UserError: a module that cannot be a user's, no source file, invalid syntax, no such
@@ -86,11 +104,12 @@ def check_function(name: str, parameters: Sequence[str] | None = None) -> None:
     if function_name not in bindings:
         if "*" in bindings or "__getattr__" in bindings:
             return  # It may come from there; import will tell.
-        functions = [n for n, node in bindings.items() if isinstance(node, ast.FunctionDef)]
+        kinds = (ast.FunctionDef, ast.ClassDef) if allow_class else (ast.FunctionDef,)
+        functions = [n for n, node in bindings.items() if isinstance(node, kinds)]
         raise UserError(_no_function_message(name, module_name, function_name, functions))
     node = bindings[function_name]
     signature = f"({', '.join(parameters)})" if parameters is not None else ""
-    if isinstance(node, ast.ClassDef | ast.Constant):
+    if isinstance(node, ast.Constant) or (isinstance(node, ast.ClassDef) and not allow_class):
         kind = "type" if isinstance(node, ast.ClassDef) else type(node.value).__name__
         raise UserError(f"{name!r} is of type {kind}, not a function {function_name}{signature}.")
     if parameters is not None and isinstance(node, ast.FunctionDef) and not node.decorator_list:
@@ -100,10 +119,11 @@ def check_function(name: str, parameters: Sequence[str] | None = None) -> None:
             raise UserError(f"{name!r} takes ({ast.unparse(args)}): it must take {signature}.")
 
 
-def import_function(name: str, parameters: Sequence[str] | None = None) -> UserFunction:
+def import_function(name: str, parameters: Sequence[str] | None = None, allow_class: bool = False) -> UserFunction:
     """Import the Python function at an import path; the current directory is searched first, as `python -m` does.
 
-    With `parameters`, it must take exactly that many positional arguments. Importing runs the module's code.
+    With `parameters`, it must take exactly that many positional arguments; with `allow_class` it may be a class.
+    Importing runs the module's code.
     Raises UserError: no such module or function, failing import, not a function, wrong parameters, no source text, and
     source that is not the one that this process imported before.
     """
@@ -113,11 +133,12 @@ def import_function(name: str, parameters: Sequence[str] | None = None) -> UserF
     module = _import_module(module_name)
     _check_imported_sources(sources, imported_before)
     if not hasattr(module, function_name):
-        functions = [n for n, value in vars(module).items() if isinstance(value, FunctionType)]
+        kinds = (FunctionType, type) if allow_class else (FunctionType,)
+        functions = [n for n, value in vars(module).items() if isinstance(value, kinds)]
         raise UserError(_no_function_message(name, module_name, function_name, functions))
     function = getattr(module, function_name)
     signature = f"({', '.join(parameters)})" if parameters is not None else ""
-    if not inspect.isfunction(function):
+    if not inspect.isfunction(function) and not (allow_class and inspect.isclass(function)):
         raise UserError(f"{name!r} is of type {type(function).__name__}, not a function {function_name}{signature}.")
     if parameters is not None:
         _check_parameters(name, function, parameters)
@@ -126,6 +147,14 @@ def import_function(name: str, parameters: Sequence[str] | None = None) -> UserF
     except (OSError, TypeError):
         raise UserError(f"{name!r} has no source text to tell its versions apart by: write it in a .py file.") from None
     return UserFunction(name, function, hashlib.sha256(source.encode()).hexdigest(), code_sha256(name))
+
+
+def error_location(error: BaseException) -> str:
+    """Return the place of an error in the user's code: its innermost frame outside installed packages."""
+    # The first frame is the call of the user's function.
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    user_frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    return f"at line {user_frames[-1].lineno} of {user_frames[-1].filename}" if user_frames else "when it was called"
 
 
 def _split(name: str) -> tuple[str, str]:

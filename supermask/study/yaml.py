@@ -16,12 +16,16 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
+from supermask.study.cell_code import import_path
 
 MAX_DEPTH = 20
 MAX_VALUES = 20_000
 """Values in a file after its aliases are expanded."""
 
 MAX_TAG_LENGTH = 200
+
+MAX_ERRORS = 50
+"""Errors after which validation stops. Each may take 1 ms to find the key that was probably meant."""
 
 Scalar = str | int | float | bool | None
 
@@ -49,16 +53,25 @@ def to_python(node: Node) -> Any:
 def from_python(data: Any, location: str) -> Node:
     """Return the tree of Python data (scalars, lists or tuples, mappings), every value with the same location.
 
-    Raises UserError for a key that is not text. Other objects are kept; the schema refuses them.
+    A function that is given as `criterion` becomes its import path (`cell_code`). Raises UserError for a key that is
+    not text. Other objects are kept; the schema refuses them.
     """
     if isinstance(data, Mapping):
         for key in data:
             if not isinstance(key, str):
                 raise UserError(f"{location}: the key {quote(key)} is not text, such as train or epochs.")
-        return Node({key: from_python(child, location) for key, child in data.items()}, location)
+        named = {key: _name_functions(child) if key == "criterion" else child for key, child in data.items()}
+        return Node({key: from_python(child, location) for key, child in named.items()}, location)
     if isinstance(data, list | tuple):
         return Node(tuple(from_python(child, location) for child in data), location)
     return Node(data, location)
+
+
+def _name_functions(data: Any) -> Any:
+    """Replace functions by their import paths, in a value or in a list of them. Raises UserError."""
+    if isinstance(data, list | tuple):
+        return [_name_functions(item) for item in data]
+    return import_path(data) if callable(data) else data
 
 
 def locate(node: Node, path: Sequence[str | int]) -> str:
@@ -227,12 +240,17 @@ Model = TypeVar("Model", bound=BaseModel)
 def validate(model: type[Model], node: Node, path: str, errors: list[str], allowed: Sequence[str] = ()) -> Model | None:
     """Return the model of the map at `path`, or None and append its errors.
 
-    `allowed` lists the keys of the map if they are more than the model's.
+    `allowed` lists the keys of the map if they are more than the model's. Raises UserError if there are more than
+    `MAX_ERRORS` errors.
     """
     try:
         return model.model_validate(to_python(node))
     except ValidationError as validation:
         for error in validation.errors(include_url=False):
+            if len(errors) >= MAX_ERRORS:
+                raise UserError(
+                    "\n".join([*dict.fromkeys(errors), "There are more errors; mend these first."])
+                ) from None
             inner_path = list(error["loc"])
             location = locate(node, inner_path)
             if error["type"] == "extra_forbidden":

@@ -186,11 +186,35 @@ def test_tickets_with_missing_or_hostile_facts(tmp_path: Path) -> None:
     for name, facts in (("plain", {}), ("odd", hostile)):
         save_ticket(Ticket(masks, weights, {}, facts=facts), tmp_path / f"{name}.safetensors")
     first, second = load_masks([tmp_path / "plain.safetensors", tmp_path / "odd.safetensors"])
-    assert (first.label, first.subject, first.image_shape) == ("mask", "a network without a name", None)
+    assert (first.label, first.subject, first.image_shape) == ("plain", "a network without a name", None)
     assert first.w_i is None
     assert second.label.isprintable()
     assert len(second.label) < 120
     assert (second.level, second.seed, second.image_shape) == (None, None, None)
+
+
+def test_ticket_of_a_foreign_network_has_its_own_name_and_true_reasons(tmp_path: Path) -> None:
+    """The first layer reads pixels, but of how many channels and rows the ticket does not say."""
+    masks = {"body.0.weight": mask_of(4, 6), "body.2.weight": mask_of(2, 4)}
+    weights = {name: mask.float() for name, mask in masks.items()}
+    (tmp_path / "folder").mkdir()
+    paths = [tmp_path / "lenet-pruned.safetensors", tmp_path / "folder" / "lenet-pruned.safetensors"]
+    for path in paths:
+        save_ticket(Ticket(masks, weights, {}), path)
+    conv = {"c.weight": mask_of(4, 3, 2, 2)}
+    save_ticket(Ticket(conv, {"c.weight": conv["c.weight"].float()}, {}), tmp_path / "conv.safetensors")
+    assert [mask.label for mask in load_masks([*paths[:1], tmp_path / "conv.safetensors"])] == ["lenet-pruned", "conv"]
+    # Equal names of files in two folders are told apart by their paths.
+    assert [mask.label for mask in load_masks(paths)] == [str(path).removesuffix(".safetensors") for path in paths]
+    ended = call("masks", paths[0], tmp_path / "conv.safetensors", "--only", "plane,pixels", "--out", tmp_path / "out")
+    assert ended.status == 0
+    assert ended.err.splitlines() == [
+        "supermask: not in planes and distributions, because a ticket does not hold the weights that a criterion saw: "
+        "lenet-pruned; conv",
+        "supermask: no pixel map, because the shape of the network's images is not known: lenet-pruned",
+        "supermask: no pixel map, because the first layer has no weights per pixel: conv",
+    ]
+    assert "mask," not in ended.out
 
 
 def test_masks_of_different_networks_are_not_compared(carried: Carried, tmp_path: Path) -> None:
@@ -280,7 +304,7 @@ def test_masks_without_weights_can_be_analyzed(masks_only: Carried, tmp_path: Pa
     runs = [masks_only.run_id(1, criterion) for criterion in ("large_final", "random")]
     status, out, err = call("masks", *runs, "--store", masks_only.store, "--out", tmp_path / "out")
     assert status == 0
-    assert "weights dropped by --keep" in err
+    assert "the store has dropped the weights that the criterion saw (--keep)" in err
     assert not list((tmp_path / "out").glob("masks-plane*"))
     assert (tmp_path / "out" / "masks-overlap.png").exists()
     assert " - " in out.splitlines()[4]
@@ -304,7 +328,7 @@ def test_chain_is_drawn_over_levels_from_the_dense_network(carried: Carried, tmp
     [
         ([], "Missing argument 'RUN_OR_FILE...'"),
         (["--only", "plans"], "Missing argument"),
-        (["zz"], "'zz' is neither a file nor the beginning of a run's id."),
+        (["zz"], "'zz' is neither a file nor a folder with a ticket, nor the beginning of a run's id."),
         (["abc"], "there is no store at"),
         (["abc", "--only", "plain"], "'plain' is not an analysis of masks; did you mean 'plane'?"),
         (["abc", "--only", ""], "'' is not an analysis of masks. Allowed: overlap, density"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import cli_reference
 from helpers.command_line import call, refused
+from helpers.own_data import write_npz
 from helpers.stored_study import Carried, carried_out, written
 
 from supermask.api import notebook, runs
@@ -53,24 +54,39 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "claims": [(STORE, "scale=digits")],
     "report": [("~/small.yaml", STORE, "--out=~/new/r.html")],
     "serve": [],
-    "pack": [("RUN", "~/ticket", STORE)],
+    "pack": [("RUN", "~/ticket", STORE), ("RUN", "--to-folder=~/new/folder", STORE)],
     "inspect": [("~/packed",)],
     "eval": [("~/packed",)],
+    "tickets build": [("--out=~/new/registry", STORE)],
+    "tickets find": [("~/registry",)],
     "masks": [("~/packed", "RUN", STORE, "--only=density", "--out=~/new/masks")],
+    "data inspect": [("npz:~/own.npz", "--out=~/new/sheet.png")],
+    "data get": [("mnist", "--out=~/data")],
     "export-tracker": [("tensorboard", "~/small.yaml", STORE, "--out=~/new/tracker")],
 }
 """Command -> command lines; RUN is the id of a run. `serve` is tested below."""
 
 
 def test_every_command_with_a_path_is_tested() -> None:
-    assert set(COMMANDS) == set(cli_reference.commands()) - {"studies"}
+    assert set(COMMANDS) == set(cli_reference.commands()) - {"studies", "push", "data list"}
+
+
+def test_tilde_in_push(home: Path) -> None:
+    assert f"{home}/new has no ticket.safetensors" in refused(call("push", "~/new", "me/ticket"))
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "reproduce"])
-def test_tilde_in_options_and_arguments(command: str, stored: Carried, home: Path) -> None:
+def test_tilde_in_options_and_arguments(
+    command: str, stored: Carried, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert call("pack", stored.run_id(1), home / "packed", "--store", home / "store").status == 0
+    if command == "tickets find":
+        assert call("tickets", "build", "--out", home / "registry", "--store", home / "store").status == 0
+    write_npz(home / "own.npz")
+    downloaded = {home / "data": [home / "own.npz"]}
+    monkeypatch.setattr("supermask.api.data.download", lambda name, folder, mirror: downloaded[folder])
     for arguments in COMMANDS[command]:
-        ended = call(command, *(stored.run_id(1) if text == "RUN" else text for text in arguments))
+        ended = call(*command.split(), *(stored.run_id(1) if text == "RUN" else text for text in arguments))
         assert (ended.status, ended.err) == (0, ""), ended.err
     assert not list(Path.cwd().iterdir())
 

@@ -29,7 +29,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_report_quotes_its_command(reproduced: Path) -> None:
     page = (reproduced / "report.html").read_text(encoding="utf-8")
     assert "supermask reproduce --scale digits --only mask-points" in page
-    assert "Masks from the weights of lowest validation loss are not better" in page
+    assert "masks from the weights of lowest validation loss are not better" in page
 
 
 def test_second_call_trains_nothing_and_writes_the_same_bytes(reproduced: Path) -> None:
@@ -46,7 +46,7 @@ def test_command_prints_claims_and_the_report_file(reproduced: Path) -> None:
     done = call(*command)
     assert done.status == 0, done.err
     assert "reproduce: 51 runs: 51 finished." in done.out
-    assert " 14. Masks from the weights of lowest validation loss" in done.out
+    assert " 14. FC on MNIST: masks from the weights of lowest validation loss" in done.out
     assert f"{out}  " in done.out
     assert out.is_file()
 
@@ -54,9 +54,10 @@ def test_command_prints_claims_and_the_report_file(reproduced: Path) -> None:
 def test_claims_of_one_study_and_of_all_studies(reproduced: Path) -> None:
     single, _ = claims(["mask-points"], ["scale=digits"], reproduced / "store")
     every, _ = claims([], ["scale=digits"], reproduced / "store")
-    assert [claim.number for claim in every] == list(range(1, 16))
+    # FC's parts of each claim; of other networks, a demonstration says nothing.
+    assert list(dict.fromkeys(claim.number for claim in every)) == list(range(1, 16))
     assert [claim for claim in every if claim.number == 14] == single
-    assert all(claim.verdict == "not enough data" for claim in every if claim.number != 14)
+    assert {claim.verdict for claim in every} == {"no verdict"}
     done = call("claims", "mask-points", "scale=digits", "--format", "json", "--store", str(reproduced / "store"))
     assert json.loads(done.out)[0]["sentence"] == single[0].sentence
 

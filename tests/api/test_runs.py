@@ -125,7 +125,7 @@ def test_figures_are_saved_with_their_data(carried: Carried, tmp_path: Path) -> 
     assert not damaged
     assert [path.name for _, paths in saved for path in paths] == [
         f"small-{figure}.{suffix}"
-        for figure in ("accuracy", "early-stop", "differences", "overview", "ranking")
+        for figure in ("accuracy", "early-stop", "differences", "overview", "ranking", "weight-changes")
         for suffix in ("pdf", "svg", "png", "csv", "txt")
     ]
     assert all(path.stat().st_size for _, paths in saved for path in paths)
@@ -143,7 +143,7 @@ def test_damage_is_returned_beside_the_result(carried: Carried, tmp_path: Path) 
     (tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json").write_text("{}")
     saved, damaged = runs.figures(str(carried.study), [], tmp_path / "figures", tmp_path / "store")
     answer, also = runs.query("SELECT count(*) FROM runs", tmp_path / "store")
-    assert len(saved) == 5
+    assert len(saved) == 6
     assert answer.rows == [(RUNS - 1,)]
     assert damaged == also
     assert run_id in damaged[0]

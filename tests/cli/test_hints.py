@@ -102,7 +102,7 @@ def test_study_file_without_its_suffix(tmp_path: Path) -> None:
 
 # --- scale ---
 
-SCALE_COMMANDS = ["plan", "run", "status", "table", "figure", "claims", "report", "export-tracker"]
+SCALE_COMMANDS = ["plan", "run", "status", "table", "figure", "claims", "compare", "report", "export-tracker"]
 
 
 def test_every_command_with_a_study_has_the_option() -> None:
@@ -163,7 +163,10 @@ def complete(line: str) -> list[str]:
     ("line", "expected"),
     [
         ("supermask pl", {"plan"}),
-        ("supermask plan mask-", {"mask-criteria", "mask-points", "mask-0-actions", "mask-1-actions"}),
+        (
+            "supermask plan mask-",
+            {f"mask-{name}" for name in ("criteria", "points", "trajectory", "0-actions", "1-actions", "1-rescaled")},
+        ),
         ("supermask plan sig", {"signs.yaml"}),
         ("supermask plan mask-criteria train.l", {"train.lr=", "train.lr_drops=", "train.lr_drop_factor="}),
         ("supermask plan mask-criteria --st", {"--store"}),

@@ -212,6 +212,7 @@ def test_mask_learning_round_trips_through_json() -> None:
     other: dict[str, Any] = {
         "method": "signed", "weights": "constant", "multiplier": 2.0, "rescaled": True, "start_logit": 1.0,
         "confidence": 3.0, "graded": True, "density": 0.3, "threshold": 0.2, "samples": 3, "hardened_at": (0.5, 0.1),
+        "others_lr": 0.1,
     }  # fmt: skip
     assert list(other) == [field.name for field in fields(MaskLearning)]
     learning = MaskLearning(**other)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 from math import ceil
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supermask.core.recipe import Recipe, epochs_to_iterations
+from supermask.core.recipe import Augmentation, ChannelStatistics, Recipe, epochs_to_iterations
 
 PLAIN = Recipe("adam", 1.2e-3, 60, 100, 100)
 FULL = Recipe(
@@ -24,6 +26,27 @@ FULL = Recipe(
     lr_milestones=(500, 750),
     drop_factor=0.1,
     warmup_iterations=10,
+)
+
+EVERYTHING = Recipe(
+    "sgd",
+    0.1,
+    128,
+    1000,
+    50,
+    momentum=0.9,
+    schedule="linear",
+    nesterov=True,
+    betas=(0.9, 0.95),
+    eps=1e-6,
+    label_smoothing=0.1,
+    loss="mine:loss",
+    loss_source="0" * 64,
+    augment=Augmentation(crop=4, cutout=8),
+    normalize=ChannelStatistics((0.5,), (0.25,)),
+    precision="bfloat16",
+    channels_last=True,
+    compile=True,
 )
 
 
@@ -77,6 +100,35 @@ def test_final_learning_rate_of_a_constant_rate_is_the_same_recipe() -> None:
     assert constant.at_final_learning_rate() == constant
 
 
-@pytest.mark.parametrize("recipe", [PLAIN, FULL])
+@pytest.mark.parametrize("warmup", [0, 10])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_annealed_learning_rates(schedule: str, warmup: int) -> None:
+    recipe = replace(PLAIN, schedule=schedule, warmup_iterations=warmup)  # type: ignore[arg-type]
+    rates = [recipe.learning_rate(i) for i in range(100)]
+    assert rates[:warmup] == pytest.approx([1.2e-3 * n / 10 for n in range(1, warmup + 1)])
+    left = np.linspace(1, 0, 101 - warmup)[:-1]
+    expected = 1.2e-3 * (left if schedule == "linear" else np.sin(np.pi / 2 * left) ** 2)
+    assert rates[warmup:] == pytest.approx(expected.tolist())
+    tuned = recipe.at_final_learning_rate()
+    assert {tuned.learning_rate(i) for i in range(100)} == {rates[-1]}
+
+
+def test_a_warmup_as_long_as_the_training_leaves_nothing_to_anneal() -> None:
+    recipe = replace(PLAIN, schedule="cosine", warmup_iterations=200)
+    assert [recipe.learning_rate(i) for i in (0, 99)] == pytest.approx([1.2e-3 / 200, 1.2e-3 / 2])
+
+
+def test_later_fields_are_stored_only_where_they_differ() -> None:
+    """Ids of earlier runs are hashes of exactly these keys."""
+    earlier = ["optimizer", "lr", "batch_size", "iterations", "evaluate_every", "momentum", "weight_decay"]
+    assert list(FULL.to_data()) == [*earlier, "drops", "drop_factor", "warmup"]
+    assert EVERYTHING.to_data().keys() - FULL.to_data().keys() == {
+        *("schedule", "nesterov", "betas", "eps", "label_smoothing", "loss", "loss_source", "augment", "normalize"),
+        *("precision", "channels_last", "compile"),
+    }
+    assert EVERYTHING.to_data()["augment"] == {"crop": 4, "cutout": 8}
+
+
+@pytest.mark.parametrize("recipe", [PLAIN, FULL, EVERYTHING, replace(EVERYTHING, normalize="per_channel")])
 def test_recipe_round_trips_through_json(recipe: Recipe) -> None:
     assert Recipe.from_data(json.loads(json.dumps(recipe.to_data()))) == recipe

@@ -17,12 +17,11 @@ from supermask.api import runs
 from supermask.core.criteria import CRITERIA
 from supermask.core.pruning import ParentRun, PruneStep, compute_masks
 from supermask.core.types import InitialState
-from supermask.networks.sequential import build_module, initial_state
 from supermask.store import Store
-from supermask.store.replay import run_architecture
 from supermask.store.rows import plan_rows
 from supermask.store.tables import AUXILIARY, DENSE
 from supermask.study import study_from_dict
+from supermask.study.networks import run_network
 from supermask.study.plan import make_plan
 
 MASK1 = ("rewind", "signed_constant", "constant", "randomise_signs")
@@ -70,7 +69,7 @@ def test_accuracy_equals_that_of_a_plain_module(study: Done, mask1: str, schedul
     """A plain PyTorch module with mask * weights gives the same numbers on test and validation images."""
     run = study.run(treatment_name(mask1, schedule, False), 2)
     start = study.start(treatment_name(mask1, schedule, False), 2)
-    module, data = build_module(run_architecture(run)), digits()[2]
+    module, data = run_network(run).build(), digits()[2]
     values = {n: start.masks[n] * start.weights[n] for n in start.masks} | start.unmasked
     module.load_state_dict(values)
     assert not any(bool(bias.any()) for bias in start.unmasked.values())
@@ -88,7 +87,7 @@ def test_accuracy_equals_that_of_a_plain_module(study: Done, mask1: str, schedul
 
 def test_kept_weights_are_w_init(study: Done) -> None:
     """Kept weights are the initial ones, not those that the chain trained."""
-    dense = initial_state(study.plan.layers, 0)
+    dense = study.plan.network.initial_state(0)
     for schedule in SCHEDULES:
         start = study.start(treatment_name("rewind", schedule, False), 3)
         for name, mask in start.masks.items():

@@ -19,11 +19,12 @@ from supermask.core.recipe import Recipe
 from supermask.core.types import SplitData
 from supermask.engines import {module} as engine
 from supermask.engines.job import TrainingJob
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state
 layers = architecture("fc-8", (1, 3, 4), 4)
 images, labels = np.zeros((6, 1, 3, 4), np.uint8), np.arange(6) % 4
 data = SplitData(images, labels, np.arange(6), images, labels, images, labels, 16)
-job = TrainingJob(layers, initial_state(layers, 0), Recipe("sgd", 0.1, 3, 2, 2), seed=0)
+job = TrainingJob(sequential_network(layers), initial_state(layers, 0), Recipe("sgd", 0.1, 3, 2, 2), seed=0)
 print(engine.train([job], [data])[0].status)
 """
 

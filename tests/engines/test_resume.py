@@ -10,10 +10,21 @@ import numpy as np
 import pytest
 import torch
 from helpers.killed_training import Killed, Memory
-from helpers.trainings import KERNELS, RECIPES, batches, bits, data, job, normed_module, normed_start, pruned_start
+from helpers.trainings import (
+    KERNELS,
+    RECIPES,
+    REFERENCE_RECIPES,
+    batches,
+    bits,
+    data,
+    job,
+    normed_module,
+    normed_start,
+    pruned_start,
+)
 from torch import Tensor, nn
 
-from supermask.core.recipe import Recipe
+from supermask.core.recipe import Augmentation, Recipe
 from supermask.core.types import InitialState, NetworkState, Snapshot, TrainingResult
 from supermask.engines.job import NullCheckpointer, TrainingJob
 from supermask.engines.reference import train, train_module
@@ -30,8 +41,15 @@ def normed(small_job: TrainingJob) -> TrainingResult:
     return train_module(normed_module(), small_job, DATA)
 
 
+AUGMENTED = replace(
+    RECIPES["momentum"], augment=Augmentation(crop=1, flip=True, cutout=2), normalize="per_channel", schedule="cosine"
+)
+
 CASES: dict[str, tuple[Callable[[TrainingJob], TrainingResult], Recipe, InitialState]] = {
-    **{name: (network, recipe, pruned_start()) for name, recipe in RECIPES.items()},
+    **{name: (network, recipe, pruned_start()) for name, recipe in (RECIPES | REFERENCE_RECIPES).items()},
+    "augmentation": (network, AUGMENTED, pruned_start()),
+    "batch normalization, dropout and augmentation": (normed, AUGMENTED, normed_start()),
+    "bfloat16": (network, replace(RECIPES["adam"], precision="bfloat16"), pruned_start()),
     "batch normalization and dropout, adam": (normed, RECIPES["adam"], normed_start()),
     "batch normalization and dropout, momentum": (normed, RECIPES["momentum with weight decay"], normed_start()),
 }

@@ -1,8 +1,12 @@
-"""Hundreds of SIGKILLs at random moments of studies: no run is lost, no bit changes, nothing is left over."""
+"""SIGKILLs at random moments of studies: no run is lost, no bit changes, nothing is left over.
+
+`make harness` runs all of it at full size (hundreds of kills), which takes about four minutes; the tests run a share.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +17,7 @@ from helpers.faulty_disk import quick_folder
 
 TESTS = Path(__file__).parents[1]
 
+IS_FULL = os.environ.get("SUPERMASK_FULL_HARNESS") == "1"
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds worker processes in /proc"),
@@ -33,13 +38,15 @@ def run_harness(*arguments: object) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize(("engine", "kills"), [("reference", 200), ("sparse", 50)])
+@pytest.mark.parametrize(
+    ("engine", "kills"), [("reference", 200 if IS_FULL else 48), ("sparse", 50 if IS_FULL else 24)]
+)
 def test_kills_lose_nothing_and_change_nothing(engine: str, kills: int) -> None:
     report = run_harness(kills, 1, engine)
     assert report["kills"] >= kills
     # Eight chains of three levels and two dense runs; kills of every kind, and many of them during training.
-    assert report["runs"] == 26 and report["studies"] >= 3
-    assert min(report[f"{target}_kills"] for target in ("group", "main", "worker", "stop")) >= kills // 12
+    assert report["runs"] == 26 and report["studies"] >= (3 if IS_FULL else 1)
+    assert min(report[f"{target}_kills"] for target in ("group", "main", "worker", "stop")) >= kills // 16
     assert report["quit_kills"] >= kills // 25
     assert report["checkpoints"] >= kills // 10
 
@@ -54,5 +61,6 @@ def test_four_commands_on_one_store_share_its_runs() -> None:
 
     Every command that is not killed ends with status 0 (the harness checks that), and no run is trained twice.
     """
-    report = run_harness(50, 3, "commands")
-    assert report["studies"] == 50 and report["kills"] >= 20
+    rounds = 50 if IS_FULL else 12
+    report = run_harness(rounds, 3, "commands")
+    assert report["studies"] == rounds and report["kills"] >= rounds // 3

@@ -12,10 +12,11 @@ from helpers.faulty_disk import quick_folder
 from helpers.small_studies import carry_out, contents, facts, leftovers, small_plan
 
 from supermask.execution.scheduler import KeepPolicy, Scheduler
-from supermask.execution.tasks import Task, TaskResult, TaskStatus
+from supermask.execution.tasks import Task, TaskResult, TaskStatus, stack_key
 from supermask.store import Store
 from supermask.store.records import snapshot_name
-from supermask.study.plan import Plan
+from supermask.study import load_study
+from supermask.study.plan import Plan, make_plan
 from supermask.study.run import Run
 
 TWO_SCHEDULES = {"criterion": ["large_final", "random"], "schedule": ["iterative", "one_shot"]}
@@ -37,6 +38,15 @@ def ids(tasks: Iterable[Task]) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------------------------- order
+
+
+@pytest.mark.parametrize(("study", "recipes", "stacks"), [("learned-supermasks", 11, 6), ("supermask-questions", 5, 2)])
+def test_learned_masks_that_differ_in_rates_and_initial_values_share_a_stack(
+    study: str, recipes: int, stacks: int
+) -> None:
+    runs = [run for run in make_plan(load_study(study, ["scale=paper"])).runs.values() if run.learning]
+    assert len({(run.recipe, run.learning) for run in runs}) == recipes
+    assert len({stack_key(Task(run)) for run in runs}) == stacks
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -27,7 +27,6 @@ from supermask.execution.commit import RunCommitter
 from supermask.execution.scheduler import Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.execution.worker import PreparedTask, ShouldStop, Worker, get_worker
-from supermask.networks.sequential import initial_state
 from supermask.store import Store
 from supermask.store.files.disk import Disk
 from supermask.store.files.entry import CorruptEntry
@@ -256,7 +255,7 @@ def test_data_other_than_the_parents_is_refused(folder: Path, monkeypatch: pytes
     carry_out(small_plan(levels=1), folder)
     digits = load("digits")
     late_worker = replace(digits, train_labels=digits.train_labels[::-1].copy(), fingerprint="f" * 64)
-    monkeypatch.setattr("supermask.execution.resources.load", lambda name, data_dir: late_worker)
+    monkeypatch.setattr("supermask.execution.resources.load_data", lambda *_: late_worker)
     with pytest.raises(UserError, match=f"other data .{digits.fingerprint[:12]}. than is there now .ffffffffffff"):
         carry_out(small_plan(levels=2), folder)
     with pytest.raises(UserError, match="other data"):
@@ -464,10 +463,10 @@ def test_a_checkpoint_from_another_initial_state_is_not_used(folder: Path) -> No
     store, (dense, _) = Store(folder), plan.runs.values()
 
     def make_checkpointer(seed: int) -> StoreCheckpointer:
-        start = initial_state(plan.layers, seed)
+        start = plan.network.initial_state(seed)
         return StoreCheckpointer(store, dense.id, start, "here", every=60.0, should_stop=lambda: False, recipe=SGD)
 
-    facts, tensors = checkpoint(initial_state(plan.layers, 0), iteration=4)
+    facts, tensors = checkpoint(plan.network.initial_state(0), iteration=4)
     make_checkpointer(0).save(facts, tensors)
     assert make_checkpointer(1).load() is None
     loaded = make_checkpointer(0).load()
@@ -479,7 +478,7 @@ def test_checkpoints_are_due_after_an_interval_or_when_stopping(folder: Path) ->
     should_stop = False
 
     def make_checkpointer(every: float) -> StoreCheckpointer:
-        dense, start = next(iter(plan.runs)), initial_state(plan.layers, 0)
+        dense, start = next(iter(plan.runs)), plan.network.initial_state(0)
         return StoreCheckpointer(Store(folder), dense, start, "here", every, lambda: should_stop, SGD)
 
     rare, often = make_checkpointer(3600.0), make_checkpointer(0.0)
@@ -487,7 +486,7 @@ def test_checkpoints_are_due_after_an_interval_or_when_stopping(folder: Path) ->
     should_stop = True
     assert rare.should_save()
     with pytest.raises(TaskInterrupted):
-        rare.save(*checkpoint(initial_state(plan.layers, 0), iteration=4))
+        rare.save(*checkpoint(plan.network.initial_state(0), iteration=4))
 
 
 # ---------------------------------------------------------------------------------------------------------- disk faults

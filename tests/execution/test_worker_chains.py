@@ -187,7 +187,8 @@ def test_runs_of_a_seed_share_its_split_with_any_number_of_seeds(monkeypatch: py
     split_seeds: list[int] = []
     monkeypatch.setattr("supermask.execution.resources.CACHED_SPLITS", 2)
     monkeypatch.setattr(
-        "supermask.execution.resources.split_data", lambda _, seed: split_seeds.append(seed) or split_data(_, seed)
+        "supermask.execution.resources.split_data",
+        lambda _, seed, more: split_seeds.append(seed) or split_data(_, seed),
     )
     runs = [run for run in small_plan(seeds=4, levels=1).runs.values() if run.level == 0]
     cache = DatasetCache(None)

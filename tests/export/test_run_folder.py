@@ -19,7 +19,8 @@ from supermask.core.errors import SystemFailure, UserError
 
 LAYERS = {"fc1.weight": (8, 64), "fc2.weight": (10, 8)}
 KEYS = {"id", "parent", "network", "dataset", "criterion", "mask1", "mask0", "schedule", "level", "seed"}
-KEYS |= {"prune_rates", "metrics", "certificate", "environment", "status"}
+KEYS |= {"prune_rates", "metrics", "certificate", "environment", "status", "tensor_prune_rates", "scope", "w_init"}
+KEYS |= {"w_final", "rewind_to", "rescaled", "initializer"}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,13 @@ def test_run_json_has_the_documented_keys(stored_study: Carried, tmp_path: Path)
         "level": 2,
         "seed": 1,
         "prune_rates": {"hidden": 0.5, "output": 0.3},
+        "tensor_prune_rates": {"fc1.weight": 0.5, "fc2.weight": 0.3},
+        "scope": "layer",
+        "w_init": "start",
+        "w_final": "end",
+        "rewind_to": "start",
+        "rescaled": False,
+        "initializer": "glorot_normal",
         "status": "finished",
     }
     assert {key: facts[key] for key in expected} == expected
@@ -204,3 +212,19 @@ def test_damage_is_detected_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(SystemFailure, match="damaged"):
         runs.export(run_id, tmp_path / "out", damaged.store)
     assert not (tmp_path / "out").exists()
+
+
+def test_points_rescaling_and_global_rates_are_in_run_json(tmp_path: Path) -> None:
+    treatment = {"rewind_to": 3, "w_final": "lowest_validation_loss", "rescaled": True, "scope": "global"}
+    plan = small_plan(treatment, levels=1)
+    carry_out(plan, tmp_path / "store")
+    run = next(run for run in plan.runs.values() if run.level)
+    runs.export(run.id, tmp_path / "out", tmp_path / "store")
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert {key: facts[key] for key in treatment} == treatment
+    assert facts["tensor_prune_rates"] == {"fc1.weight": 0.5, "fc2.weight": 0.5}
+    dense = next(run for run in plan.runs.values() if not run.level)
+    runs.export(dense.id, tmp_path / "dense", tmp_path / "store")
+    facts = json.loads((tmp_path / "dense" / "run.json").read_text())
+    assert (facts["scope"], facts["rewind_to"], facts["tensor_prune_rates"]) == (None, None, {})
+    assert facts["initializer"] == "glorot_normal"

@@ -38,6 +38,9 @@ TREATMENTS: list[dict[str, Any]] = [
     {"name": "edge", "supermask": {"method": "edge_popup", "lr": 5}, "levels": 1},
     {"name": "signed", "supermask": {"method": "signed", "lr": 5}, "levels": 1, "trained": False},
 ]
+USER_TREATMENTS: list[dict[str, Any]] = [{"name": "user", "criterion": "golden.criterion:closest_to_one", "levels": 1}]
+"""In a study of its own: the column `study` has no studies that name code."""
+
 STUDY: dict[str, Any] = {
     "network": "fc-8",
     "seeds": 1,
@@ -66,6 +69,7 @@ def make_store(folder: Path) -> None:
     store = Store(folder)
     note = {"name": "golden", "study": study.as_data()}
     StatusNotes(folder).write("studies", note_id(note), note)
+    carry_out(make_plan(golden_study(treatments=USER_TREATMENTS)), folder, engine="auto")
     lost = {"method": "signed", "lr": 1e38, "multiplier": 1000.0, "weight_decay": 0.1}
     refused = golden_study(treatments=[{"name": "lost", "supermask": lost, "levels": 1, "trained": False}])
     carry_out(make_plan(refused), folder, engine="auto")

@@ -36,6 +36,7 @@ PowerShell) and open a new terminal; `supermask --show-completion` prints the sc
 A leading `~` is the home folder in every path, also in the variables below.
 
 Environment: `SUPERMASK_STORE` is the default of `--store`, `SUPERMASK_DATA` the folder of the datasets,
+`SUPERMASK_MIRROR` an address that replaces the mirrors of `supermask data get`,
 `SUPERMASK_CACHE` the folder of decoded datasets and measured costs. `SUPERMASK_MEASURE_COSTS=1` lets the sparse engine
 measure its costs on this machine (`docs/performance.md`).
 
@@ -45,11 +46,14 @@ Python: `supermask.api` has one function per command, with the same arguments; i
 
 
 def commands() -> dict[str, Callable[..., None]]:
-    """Return the live command table: name -> function of the command."""
+    """Return the live command table: name -> function of the command. Commands of a group are named `group command`."""
     table = {}
-    for command in app.registered_commands:
-        assert command.callback is not None
-        table[command.name or command.callback.__name__] = command.callback
+    groups = [(f"{group.name} ", group.typer_instance) for group in app.registered_groups]
+    for prefix, part in [("", app), *groups]:
+        assert part is not None
+        for command in part.registered_commands:
+            assert command.callback is not None
+            table[prefix + (command.name or command.callback.__name__)] = command.callback
     return table
 
 
@@ -66,7 +70,10 @@ def page() -> str:
 
 
 def _section(name: str, command: Callable[..., None]) -> Iterator[str]:
-    parameters = get_command(app).commands[name].params  # type: ignore[attr-defined]
+    parsed: Any = get_command(app)
+    for word in name.split():
+        parsed = parsed.commands[word]
+    parameters = parsed.params
     arguments = [_argument(p) for p in parameters if p.param_type_name == "argument"]
     yield f"## supermask {' '.join([name, *arguments])}\n"
     yield inspect.cleandoc(command.__doc__ or "").partition("Example:")[0].strip() + "\n"
@@ -78,7 +85,8 @@ def _section(name: str, command: Callable[..., None]) -> Iterator[str]:
 
 
 def _argument(parameter: Any) -> str:
-    return _metavar(parameter) if parameter.required else f"[{_metavar(parameter)}]..."
+    many = "..." if parameter.nargs == -1 else ""
+    return _metavar(parameter) if parameter.required else f"[{_metavar(parameter)}]{many}"
 
 
 def _metavar(parameter: Any) -> str:
@@ -107,7 +115,8 @@ def _value(kind: Any) -> str:
     # An optional Literal: its words are one level deeper.
     if words := [word for k in kinds for word in get_args(k) if isinstance(word, str)]:
         return "|".join(words)
-    return {Path: "PATH", int: "N", str: "NAME", list[str]: "NAME ..."}[kinds[0]]
+    names = {Path: "PATH", int: "N", float: "X", str: "NAME", list[str]: "NAME ...", list[Path]: "PATH ..."}
+    return names[kinds[0]]
 
 
 def _cell(text: str) -> str:

@@ -29,7 +29,9 @@ def golden_entries(root: Path) -> dict[str, tuple[Kind, str, Path, Entry]]:
         entry = store.read(run_id)
         facts = entry.facts
         learned = facts["learning"]["method"] if facts.get("learning") else ""
-        kind = learned or ("untrained" if not facts["recipe"]["iterations"] else "pruned" if facts["step"] else "dense")
+        is_user = facts["step"] is not None and ":" in str(facts["step"]["criterion"])
+        trained = "pruned" if facts["step"] else "dense"
+        kind = "user" if is_user else learned or (trained if facts["recipe"]["iterations"] else "untrained")
         folder = root / "runs" / run_id[:2] / run_id
         found.setdefault(f"{facts['status']} {kind}", ("run", run_id, folder, entry))
     for key in sorted(store.snapshot_keys()):

@@ -11,6 +11,7 @@ from supermask.core.recipe import Recipe
 from supermask.core.rng import child_streams
 from supermask.core.types import TrainingResult
 from supermask.engines.job import TrainingJob
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import Architecture, initial_state, prunable_tensors
 
 METHODS = {
@@ -50,7 +51,7 @@ def mask_job(
         learning, prunable_tensors(layers), initial_state(layers, seed), seed, None, None, child_streams(seed)
     )
     points: frozenset[Any] = frozenset({"lowest_validation_loss"})
-    return TrainingJob(layers, start, recipe, seed, points, learning=learning, **others)
+    return TrainingJob(sequential_network(layers), start, recipe, seed, points, learning=learning, **others)
 
 
 def mask_bits(outcome: TrainingResult) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from supermask.core.types import InitialState, Layer, NetworkState, SplitData
 from supermask.engines import sparse
 from supermask.engines.job import BatchSampler, TrainingJob
 from supermask.engines.sparse.costs import KernelCost, LayerKernelCosts, TraversalCosts
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state
 
 SHAPE, CLASSES = (1, 9, 7), 10
@@ -97,7 +98,9 @@ def start_of(network: str, density: float, mask0: str = "zero") -> InitialState:
 def job_of(
     network: str = "fc-70-30", density: float = 0.3, recipe: Recipe = RECIPES["adam"], mask0: str = "zero"
 ) -> TrainingJob:
-    return TrainingJob(architecture(network, SHAPE, CLASSES), start_of(network, density, mask0), recipe, seed=0)
+    return TrainingJob(
+        sequential_network(architecture(network, SHAPE, CLASSES)), start_of(network, density, mask0), recipe, seed=0
+    )
 
 
 def distance(actual: NetworkState, expected: NetworkState) -> float:

@@ -15,6 +15,7 @@ from helpers import numpy_training as by_hand
 from supermask.core.recipe import Recipe
 from supermask.core.types import InitialState, NetworkState, SplitData, TrainingResult
 from supermask.engines.job import Array, BatchSampler, TrainingJob
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state
 
 SHAPE = (1, 3, 4)
@@ -30,7 +31,19 @@ RECIPES = {
     "schedule": Recipe(
         "sgd", 0.4, 5, 50, 10, momentum=0.5, lr_milestones=(20, 40), drop_factor=0.5, warmup_iterations=8
     ),
+    "cosine": Recipe("adam", 0.03, 5, 50, 10, warmup_iterations=8, schedule="cosine"),
+    "linear": Recipe("sgd", 0.2, 5, 50, 10, momentum=0.5, schedule="linear"),
 }
+"""Recipes that every engine trains."""
+
+REFERENCE_RECIPES = {
+    "adamw": Recipe("adamw", 0.03, 5, 50, 10, weight_decay=0.5),
+    "adamw without decay": Recipe("adamw", 0.03, 5, 50, 10),
+    "adam with other betas": Recipe("adam", 0.03, 5, 50, 10, betas=(0.5, 0.9), eps=1e-3),
+    "nesterov": Recipe("sgd", 0.1, 5, 50, 10, momentum=0.9, weight_decay=0.01, nesterov=True),
+    "label smoothing": Recipe("sgd", 0.3, 5, 50, 10, label_smoothing=0.2),
+}
+"""Recipes that only the reference engine trains, with optimizers and losses that the NumPy oracle has."""
 
 
 def data(shape: tuple[int, int, int] = SHAPE, classes: int = CLASSES, train: int = 63, seed: int = 0) -> SplitData:
@@ -61,7 +74,7 @@ def pruned_start(frozen: float | None = None, seed: int = 0) -> InitialState:
 
 def job(recipe: Recipe, start: InitialState | None = None, **others: Any) -> TrainingJob:
     """A job of the small network; dense unless an initial state is given."""
-    return TrainingJob(LAYERS, start or initial_state(LAYERS, 0), recipe, seed=0, **others)
+    return TrainingJob(sequential_network(LAYERS), start or initial_state(LAYERS, 0), recipe, seed=0, **others)
 
 
 def batches(job: TrainingJob, data: SplitData, number: int) -> list[tuple[by_hand.Values, NDArray[np.int64]]]:

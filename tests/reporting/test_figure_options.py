@@ -17,21 +17,29 @@ from supermask.api import runs
 from supermask.core.errors import UserError
 from supermask.core.text import Row
 from supermask.reporting.figures import (
+    ACCURACY,
     FigureOptions,
     RenderedFigure,
     accuracy_figure,
     convergence_figure,
+    criteria_table_figure,
     difference_figure,
     learning_curves_figure,
+    network_panels_figure,
     overview_figure,
     ranking_figure,
     save_figure,
+    summarize,
+    supermask_curves_figure,
     supermask_figure,
     table_one_figure,
     untrained_figure,
+    untrained_masks_figure,
+    weight_changes_figure,
 )
 from supermask.reporting.figures.catalog import FIGURES as FIGURE_NAMES
 from supermask.reporting.figures.catalog import split_labels, study_figures
+from supermask.reporting.figures.network_panels import PAPER_NETWORKS, NetworkPanel
 from supermask.reporting.figures.style import parse_width
 from supermask.reporting.figures.table_one import COLUMNS
 from supermask.reporting.tables import format_latex, format_markdown, table_of_rows
@@ -91,6 +99,34 @@ def curve_points() -> list[Row]:
     ]
 
 
+def panels(missing: int = 3) -> list[NetworkPanel]:
+    summary = summarize(rows_of(), LABELS, "large_final", ACCURACY)
+    return [
+        NetworkPanel(network, title, None if place + missing > 3 else summary, "not run: supermask run x scale=y")
+        for place, (network, title) in enumerate(PAPER_NETWORKS.items())
+    ]
+
+
+def figure_6_rows() -> list[Row]:
+    masks = [
+        row | {"criterion": criterion, "treatment": criterion}
+        for criterion in ("random", "large_final")
+        for row in heuristic_rows()
+        if row["level"] and row["treatment"] == LABELS[0]
+    ]
+    return masks + [row | {"initial_validation_accuracy": 0.09} for row in rows_of(LABELS[:1]) if not row["level"]]
+
+
+def figure_7_rows() -> list[Row]:
+    learned = rows_of(
+        ["learned", "learned, start logit 1"], supermask="bernoulli", trained=True, base="init", expected_density=0.4
+    )
+    constants = [row | {"mask1": "signed_constant"} for row in heuristic_rows() if row["level"]]
+    return [row for row in learned if row["level"] == 1] + constants + heuristic_rows()
+
+
+CHANGES = {"trained": True, "kept": 1000, "ties_drawn": 150, "sign_changed": 0.03, "shrunk": 0.2}
+
 FIGURES: dict[str, Callable[[FigureOptions], RenderedFigure]] = {
     "accuracy": lambda o: accuracy_figure(rows_of(), LABELS, "large_final", "Title", o),
     "early-stop": lambda o: convergence_figure(rows_of(), LABELS, "large_final", "Title", o),
@@ -100,6 +136,13 @@ FIGURES: dict[str, Callable[[FigureOptions], RenderedFigure]] = {
     "heuristic": lambda o: untrained_figure(heuristic_rows(), "Title", 10.0, o),
     "supermasks": lambda o: supermask_figure(table_rows(), list(COLUMNS[:-1]), COLUMNS[0], "Title", 10.0, o),
     "table-one": lambda o: table_one_figure(table_rows(), "Title", 10.0, options=o),
+    "figure-3": lambda o: network_panels_figure(panels(), "Title", o),
+    "figure-4": lambda o: network_panels_figure(panels(missing=2), "Title", o),
+    "figure-5": lambda o: network_panels_figure(panels(missing=0), "Title", o),
+    "figure-6": lambda o: untrained_masks_figure(figure_6_rows(), "Title", 10.0, o),
+    "figure-7": lambda o: supermask_curves_figure(figure_7_rows(), "Title", 10.0, o),
+    "criteria": lambda o: criteria_table_figure(["large_final"], "Title", o),
+    "weight-changes": lambda o: weight_changes_figure(rows_of(**CHANGES), LABELS, "Title", o),
     "learning": lambda o: learning_curves_figure(curve_points(), "Title", o),
 }
 

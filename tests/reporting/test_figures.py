@@ -227,7 +227,7 @@ def test_a_treatment_with_one_finished_run_is_drawn_and_not_tested() -> None:
 
 
 def test_the_note_on_the_data_is_in_the_caption() -> None:
-    assert draw(study(data_note="CIFAR-10 as JPEG.")).caption.endswith("Data: CIFAR-10 as JPEG.")
+    assert "Data: CIFAR-10 as JPEG. Takeaway: " in draw(study(data_note="CIFAR-10 as JPEG.")).caption
 
 
 @pytest.mark.parametrize(

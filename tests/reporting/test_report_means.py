@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from supermask.api import reports
+from supermask.core.text import format_p_cell
 from supermask.reporting.figures.table_one import COLUMNS
 from supermask.reporting.html import Report, plot_data, render_report
 from supermask.store import Store
@@ -71,9 +72,11 @@ def shown(folder: Path, plan: Plan, **more: Any) -> Shown:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Shown:
-    """Three treatments, two levels, four seeds, and claims about them."""
+    """Three treatments, two levels, five seeds, and claims about them; digits stand for data with verdicts."""
     treatments = [{"criterion": each} for each in ("large_final", "random", "small_final")]
-    return shown(tmp_path_factory.mktemp("trained"), small_plan(*treatments, seeds=4), claims=CLAIMS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("supermask.analysis.claims.evaluate.is_demonstration", lambda _: False)
+        return shown(tmp_path_factory.mktemp("trained"), small_plan(*treatments, seeds=5), claims=CLAIMS)
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +132,35 @@ def test_the_level_tables_of_claims(trained: Shown) -> None:
         for level, line in enumerate(body, start=1):
             ours = trained.percent(treatment=clause["treatment"], level=level)
             chance = reference == "chance"
-            theirs = np.full(4, 10.0) if chance else trained.percent(treatment=reference, level=level)
+            theirs = np.full(5, 10.0) if chance else trained.percent(treatment=reference, level=level)
             apart = ours - theirs
             outcome, *others = (cell.text for cell in line.all("td"))
             assert outcome.endswith(("holds", "opposite", "undecided", "untested")) or ": " in outcome
             cells = [line.all("th")[0].text, *others]
             low, high = (decimals(each, True) for each in interval(apart))
             remaining = trained.percent("density", treatment=clause["treatment"], level=level).mean()
-            means = [decimals(remaining), "4", decimals(ours.mean()), decimals(theirs.mean())]
+            means = [decimals(remaining), "5", decimals(ours.mean()), decimals(theirs.mean())]
             assert cells[:5] == [*means, decimals(apart.mean(), True)]
             assert cells[5] == f"[{low}, {high}]"
             flips = two_sided_flips(apart)
-            assert cells[9] == ("–" if chance else f"{flips:.2f}")
+            assert cells[9] == ("–" if chance else format_p_cell(flips))
+
+
+def test_the_mean_over_the_band_of_claims(trained: Shown) -> None:
+    (article,) = read(render_report(trained.report)).all("article")
+    texts = [each.text for each in article.all("p") if "error rate" in each.text and each.text[0] in "+−0"]
+    for clause, text in zip(CLAIMS[0]["clauses"], texts, strict=True):
+        assert isinstance(clause, dict)
+        reference = next(str(clause[key]) for key in ("above", "at_most", "matches") if key in clause)
+        sides = []
+        for name in (clause["treatment"], reference):
+            levels = [trained.percent(treatment=name, level=level) for level in (1, 2) if name != "chance"]
+            sides.append(np.mean(levels, axis=0) if levels else np.full(5, 10.0))
+        apart = sides[0] - sides[1]
+        low, high = (decimals(each, True) for each in interval(apart))
+        assert text.startswith(f"{decimals(apart.mean(), True)} points [{low}, {high}], n = 5; error rate × ")
+        if reference != "chance":
+            assert f"p, flips {format_p_cell(two_sided_flips(apart))}" in text
 
 
 def test_claims_describe_their_tests_and_the_limit_of_exact_tests(trained: Shown) -> None:
@@ -148,10 +168,10 @@ def test_claims_describe_their_tests_and_the_limit_of_exact_tests(trained: Shown
         each for each in read(render_report(trained.report)).all("section") if each.attributes["id"] == "claims"
     )
     introduction = " ".join(each.text for each in claims.inside if each.tag == "p")
-    assert "n = 4 seeds. Tests, with the number of comparisons: paired t" in introduction
-    assert "paired t, where both sides have the same seeds (6); one-sample t, against chance (2)." in introduction
+    assert "n = 5 seeds. The tested value of a seed is the mean over levels of its difference" in introduction
+    assert "paired t, over the seeds that both sides have (3); one-sample t, against chance (1)." in introduction
     assert "“above” two-sided, “at most” one-sided against the margin, “matches” by two one-sided tests" in introduction
-    assert introduction.count("With 4 paired seeds an exact sign-flip test cannot give p below 0.125") == 1
+    assert introduction.count("With 5 paired seeds an exact sign-flip test cannot give p below 0.0625") == 1
 
 
 def test_the_summary_has_medians_and_exact_p(trained: Shown) -> None:
@@ -180,7 +200,7 @@ def test_the_ranking_shows_mean_ranks_and_their_intervals(trained: Shown) -> Non
         for name, own in zip(names, ranks, strict=True):
             (dot,) = (trace for trace in view["data"] if trace.get("name") == name)
             assert dot["x"] == [pytest.approx(own.mean())]
-            assert f"of 3, n = 4<br>rank {own.min():g} to {own.max():g}" in dot["hovertext"][0]
+            assert f"of 3, n = 5<br>rank {own.min():g} to {own.max():g}" in dot["hovertext"][0]
             if own.std() > 0:
                 low, high = np.clip(interval(own), 1, 3)
                 up, down = dot["error_x"]["array"][0], dot["error_x"]["arrayminus"][0]

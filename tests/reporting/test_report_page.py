@@ -15,7 +15,7 @@ from helpers.report_page import Element, blocks, read, rows_of
 from helpers.small_studies import carry_out, small_plan
 from helpers.stored_study import Carried, carried_out
 
-from supermask.analysis.claims import ClaimFinding, ClauseFinding, LevelFinding, Verdict
+from supermask.analysis.claims import ClaimFinding, ClauseFinding, Effect, LevelFinding, Verdict
 from supermask.api import runs as api_runs
 from supermask.core.errors import sanitize
 from supermask.core.text import Row
@@ -58,7 +58,6 @@ def level_finding(**changes: Any) -> LevelFinding:
         "level": 1,
         "remaining": 50.0,
         "n": 2,
-        "n_reference": 2,
         "test": "paired t",
         "mean": 90.0,
         "reference_mean": 91.5,
@@ -86,6 +85,7 @@ def claim(verdict: Verdict = "supported", study: str = "small", figure: str = "a
         levels,
         ("3 runs",),
         9,
+        effect=Effect(2, "paired t", 90.0, 91.5, -1.5, (-2.0, -1.0), 0.5, 0.7, 0.0009, "opposite", error_ratio=1.18),
     )
     usual: dict[str, Any] = {"id": "c", "number": 3, "statement": "A statement.", "source": "Zhou et al. 2019"}
     return ClaimFinding(
@@ -145,6 +145,7 @@ def test_verdicts_are_words_and_numbers_and_not_only_colors(carried: Carried) ->
     assert cells[0][:7] == ["✕ opposite", "50.00", "2", "90.00", "91.50", "−1.50", "[−2.00, −1.00]"]
     assert cells[0][7:] == ["−1.25", "< 0.001", "< 0.001", "0.50"]
     assert cells[1][0] == "? untested: no variance"
+    assert "−1.50 points [−2.00, −1.00], n = 2; error rate × 1.18; p 0.70, p, flips –" in first.text
     assert "Missing: 3 runs." in first.text and "9 seeds would be needed" in first.text
 
 

@@ -248,7 +248,8 @@ treatments:
     saved, damaged = runs.figures(str(study), [], tmp_path / "figures", store)
     assert not damaged
     names = [paths[0].stem for _, paths in saved]
-    assert names == ["masks-supermasks", "masks-learning", "masks-accuracy", "masks-early-stop"]
+    drawn = ["figure-7", "supermasks", "learning", "accuracy", "early-stop", "weight-changes"]
+    assert names == [f"masks-{name}" for name in drawn]
     assert all(path.stat().st_size for _, paths in saved for path in paths)
     rows, _ = plan_rows(plan, Store(store))
     points = learning_curve_rows(plan, Store(store))

@@ -10,11 +10,13 @@ import shutil
 import socket
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.forgery import forge
 from helpers.serving import Page, client, files, note_curve, note_progress, note_study
 from helpers.stored_study import RUNS, TEXT, Carried, carried_out
 from PIL import Image
@@ -24,6 +26,7 @@ from supermask.serve import server
 from supermask.serve.http import POLICY
 from supermask.serve.studies import Studies
 from supermask.store import Store
+from supermask.store.files.entry import RunFacts, Tensors
 from supermask.store.files.notes import StatusNotes, note_id
 from supermask.store.records import decode_curve
 from supermask.store.tables import COLUMNS
@@ -245,6 +248,17 @@ def test_choices_table_and_csv_have_every_run(page: Page, carried: Carried) -> N
     assert list(table[0]) == list(COLUMNS)
     assert {row["id"] for row in table} == carried.opened().run_ids()
     assert {float(row["early_stop_test_accuracy"]) for row in table} == set(accuracies)
+
+
+def test_page_of_a_run_shows_the_notes_of_its_certificate(store_copy: Path, carried: Carried) -> None:
+    run_id = carried.run_id(2)
+
+    def add_note(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+        facts["certificate"]["notes"] = {"biases_train": ["fc1.bias: unchanged <b>"]}
+
+    forge(replace(carried, store=store_copy), run_id, add_note)
+    html = client(store_copy).get(f"/run/{run_id}").text
+    assert "noted: fc1.bias: unchanged &lt;b&gt;" in html
 
 
 def test_page_of_a_run_shows_the_stored_facts(page: Page, carried: Carried) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from golden.make_store import TREATMENTS, golden_study
+from golden.make_store import TREATMENTS, USER_TREATMENTS, golden_study
 from helpers.faulty_disk import quick_folder
 from helpers.golden_store import EXPECTED, GOLDEN, copy_golden, golden_entries
 from helpers.small_studies import carry_out
@@ -27,8 +27,8 @@ def test_it_is_small_and_has_every_kind_of_entry() -> None:
     assert sum(path.stat().st_size for path in GOLDEN.rglob("*")) < 700_000
     assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 300_000
     assert golden_entries(GOLDEN).keys() == {
-        "finished dense", "finished pruned", "finished untrained", "finished bernoulli", "finished rounded",
-        "finished edge_popup", "finished signed", "certificate_failed signed", "diverged dense",
+        "finished dense", "finished pruned", "finished user", "finished untrained", "finished bernoulli",
+        "finished rounded", "finished edge_popup", "finished signed", "certificate_failed signed", "diverged dense",
         "snapshot iteration_4", "snapshot gradient", "snapshot lowest_validation_loss", "checkpoint",
     }  # fmt: skip
     assert any(path.name == "weights.dropped" for path in GOLDEN.rglob("*"))
@@ -56,6 +56,7 @@ def test_reading_changes_nothing(folder: Path) -> None:
 def test_its_study_is_done_and_a_further_level_is_trained_from_it(folder: Path) -> None:
     store = copy_golden(folder)
     assert carry_out(make_plan(golden_study()), store.root, engine="auto").ended == []
+    assert carry_out(make_plan(golden_study(treatments=USER_TREATMENTS)), store.root, engine="auto").ended == []
     # Treatments of which no snapshot is needed that was not kept: another machine could not train it to equal bits.
     names = ("iterative", "at once", "untrained", "learned")
     more = make_plan(golden_study(levels=3, treatments=[t for t in TREATMENTS if t["name"] in names]))

@@ -23,7 +23,6 @@ from supermask.core.pruning import compute_masks
 from supermask.core.types import InitialState, LearningCurve, NetworkState, PrunableTensor, Snapshot, TrainingResult
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.execution.worker import PreparedTask, Worker
-from supermask.networks.sequential import initial_state
 from supermask.store import CorruptEntry, Store
 from supermask.store.files.entry import RunFacts, Tensors
 from supermask.store.files.store import EntryStore
@@ -64,7 +63,7 @@ def artificial_run(parent: str | None = "0" * 32) -> tuple[Run, InitialState, Tr
     """Return a run of odd values, frozen ones included, with a third of its weights kept."""
     plan = small_plan()
     run = replace(last_run(plan), parent=parent, step=None if parent is None else last_run(plan).step)
-    dense = initial_state(plan.layers, 0)
+    dense = plan.network.initial_state(0)
     weights = {name: odd_values(tuple(w.shape)) for name, w in dense.weights.items()}
     masks = {
         n: torch.arange(w.numel()).reshape(w.shape) % 3 == 0 if parent else m
@@ -278,7 +277,7 @@ def test_dropped_tensors_are_reported_as_missing(folder: Path) -> None:
         StateReplayer(store).parent_run(first)
     assert missing.value.key == f"{dense}-iteration_5"
     store.drop_weights(first)
-    points = StoredSnapshots(store, plan.runs[first], initial_state(plan.layers, 0))
+    points = StoredSnapshots(store, plan.runs[first], plan.network.initial_state(0))
     assert "end" not in points
     with pytest.raises(SnapshotMissing, match=f"run {first} has no weights in the store"):
         points["end"]

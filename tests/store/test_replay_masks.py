@@ -16,10 +16,9 @@ from supermask.core.masks import unpack
 from supermask.core.rng import child_streams
 from supermask.engines.job import TrainingJob
 from supermask.engines.mask_evaluation import evaluate_supermask
-from supermask.networks.sequential import initial_state, prunable_tensors
 from supermask.store import Store
 from supermask.store.records import decode_logits
-from supermask.store.replay import run_architecture
+from supermask.study.networks import run_network
 
 KINDS = {
     "bernoulli": {},
@@ -67,8 +66,8 @@ def base_of(study: Done, kind: str) -> dict[str, np.ndarray]:
     """Fixed weights under the mask, from the seed alone."""
     run = study.run(kind, 1)
     assert run.learning is not None
-    dense, rng = initial_state(run_architecture(run), 0), child_streams(0, "supermask")
-    found = prunable_tensors(run_architecture(run))
+    dense, rng = run_network(run).initial_state(0), child_streams(0, "supermask")
+    found = run_network(run).tensors
     return {n: base_weights(run.learning, m, dense.weights[n], rng).numpy() for n, m in found.items()}
 
 
@@ -188,7 +187,7 @@ def test_trained_further_it_is_pruned_like_any_ticket(study: Done, kind: str) ->
 def test_the_evaluation_is_reproduced_from_the_stored_logits(study: Done, kind: str) -> None:
     """Every number, to the last bit."""
     run, facts, start = study.run(kind, 1), study.facts(kind, 1), study.start(kind, 1)
-    job = TrainingJob(run_architecture(run), start, run.recipe, run.seed, learning=run.learning)
+    job = TrainingJob(run_network(run), start, run.recipe, run.seed, learning=run.learning)
     states = [decode_logits(study.tensors(kind, 1), start, which) for which in ("logit", "final_logit")]
     assert evaluate_supermask(job, digits()[2], *states) == facts["supermask"]
     metrics, told = facts["metrics"], facts["supermask"]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers.mask_studies import mask_plan
 from helpers.small_studies import carry_out, small_plan
 from helpers.stored_study import RUNS, Carried, carried_out
 
 from supermask.core.errors import UserError
+from supermask.core.types import LearningCurve
 from supermask.store import Store
 from supermask.store.files.notes import StatusNotes, note_id
-from supermask.store.rows import STATUSES, plan_rows, resolve_run_id, store_rows
+from supermask.store.records import decode_curve
+from supermask.store.rows import STATUSES, plan_rows, resolve_run_id, store_rows, validation_rise
 from supermask.store.tables import COLUMNS, to_csv, to_json, treatment_labels
 from supermask.study import load_study
 from supermask.study.plan import make_plan
@@ -174,3 +180,29 @@ def test_a_note_that_names_user_code_is_not_planned(
     rows, _ = store_rows(Store(tmp_path / "store"))
     assert {row["study"] for row in rows} == {None}
     assert "evil_note" not in sys.modules
+
+
+def test_the_rise_of_the_validation_accuracy_is_the_slope_over_the_last_doubling() -> None:
+    iterations = [0, 100, 200, 300, 400, 500, 600, 700, 800]
+    accuracies = [0.1, 0.5, 0.6, 0.66, 0.7, 0.72, 0.735, 0.75, 0.76]
+    curve = LearningCurve(iterations, [math.nan] * 9, [1.0] * 9, accuracies)
+    slope, _ = np.polyfit(np.log2(iterations[4:]), accuracies[4:], 1)
+    assert validation_rise(curve) == pytest.approx(slope, rel=1e-12)
+    exact = [0.9 + 0.002 * math.log2(max(1, iteration)) for iteration in iterations]
+    assert validation_rise(replace(curve, validation_accuracy=exact)) == pytest.approx(0.002, rel=1e-9)
+    for few in ([], [0], [0, 100]):
+        assert validation_rise(LearningCurve(few, [1.0] * len(few), [1.0] * len(few), [0.5] * len(few))) is None
+
+
+def test_only_runs_that_learned_a_mask_have_a_rise(tmp_path: Path) -> None:
+    plan = mask_plan({"supermask": {}}, {"criterion": "random", "trained": False}, seeds=1)
+    carry_out(plan, tmp_path, engine="auto")
+    store = Store(tmp_path)
+    for rows in (plan_rows(plan, store)[0], store_rows(store)[0]):
+        for row in rows:
+            rise = row.get("validation_rise")
+            if row.get("supermask"):
+                curve = decode_curve(store.read(str(row["id"])).tensors)
+                assert rise == validation_rise(curve) is not None
+            else:
+                assert rise is None

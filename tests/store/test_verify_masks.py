@@ -16,7 +16,6 @@ from helpers.mask_studies import Done, done, mask_plan
 from helpers.small_studies import carry_out, contents, same_start
 
 from supermask.core.learned_masks import initial_mask_state
-from supermask.networks.sequential import initial_state, prunable_tensors
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts, Tensors
 from supermask.store.records import state_hash
@@ -24,10 +23,10 @@ from supermask.store.replay import (
     StateReplayer,
     _load_user_criterion,
     load_step,
-    run_architecture,
     step_streams,
 )
 from supermask.store.verify import VerificationResult
+from supermask.study.networks import run_network
 
 GRADED = {"start_from": "large_final_same_sign", "start_level": 2, "graded": True}
 UNTRAINED = {"levels": 1, "trained": False}
@@ -83,8 +82,8 @@ def test_an_initial_state_is_replayed(pristine: Done, treatment: str) -> None:
         step = load_step(run.step)
     wanted = initial_mask_state(
         run.learning,
-        prunable_tensors(run_architecture(run)),
-        initial_state(run_architecture(run), run.seed),
+        run_network(run).tensors,
+        run_network(run).initial_state(run.seed),
         run.seed,
         parent,
         step,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from supermask.core.errors import UserError, quote
 from supermask.study.loading import MAX_FILE_BYTES, builtin_study_names, load_study, read_study_file
 from supermask.study.overrides import apply_overrides, set_key
-from supermask.study.yaml import MAX_VALUES, from_python, locate, parse_yaml, to_python
+from supermask.study.yaml import MAX_ERRORS, MAX_VALUES, from_python, locate, parse_yaml, to_python
 
 STUDY = """\
 title: mine
@@ -178,6 +178,42 @@ def test_long_tags_are_refused_without_being_scanned(text: str, monkeypatch: pyt
         parse_yaml(text, "x")
 
 
+MANY_VALUES = "more than 20,000 values, aliases expanded."
+HOSTILE_FILES = {
+    "open lists": ("[" * LONG, "nested deeper than 20 levels"),
+    "open maps": ("{a: " * (LONG // 4), "nested deeper than 20 levels"),
+    "list in one line": ("a: [" + "1," * (LONG // 2), MANY_VALUES),
+    "dashes": ("- - - - - 1\n" * (LONG // 12), MANY_VALUES),
+    "keys": ("".join(f"k{i}: 1\n" for i in range(LONG // 10)), MANY_VALUES),
+    "anchors": ("".join(f"- &a{i} 1\n" for i in range(LONG // 12)), MANY_VALUES),
+    "aliases": ("a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\nb: [" + "*a," * (LONG // 4), MANY_VALUES),
+    "a long scalar": ("title: " + "x" * LONG, "there are none; a study needs at least one"),
+    "a long number": ("seeds: " + "1" * LONG, "seeds: inf is not a number of seeds"),
+    "a folded scalar": ("title: >\n" + " x\n" * (LONG // 3), "there are none; a study needs at least one"),
+    "blank lines": ("\n" * LONG, "the file is empty"),
+    "products": ("treatments: [{" + ", ".join(f"k{i}: [1, 2, 3]" for i in range(3000)) + "}]", "more than 10,000"),
+    "unknown keys": ("".join(f"key{i}: 1\n" for i in range(9000)), "There are more errors; mend these first."),
+    "unknown keys of treatments": (
+        "treatments:\n" + "".join(f"- {{bad{i}: 1}}\n" for i in range(5000)),
+        "There are more errors; mend these first.",
+    ),
+    "functions": (
+        "treatments: [{criterion: [" + ",".join(f"m{i}:f" for i in range(9000)) + "]}]",
+        "mine.yaml, line 1: treatments[0].criterion: more than 100 functions by import path.",
+    ),
+}
+"""Shape -> a file of at most 300,000 bytes, each read in under 1 s of CPU time, and a part of the message."""
+
+
+@pytest.mark.parametrize("shape", HOSTILE_FILES)
+def test_hostile_files_are_refused_within_bounds(shape: str, tmp_path: Path) -> None:
+    text, message = HOSTILE_FILES[shape]
+    assert len(text) <= MAX_FILE_BYTES
+    found = refusal(text, tmp_path)
+    assert message in found
+    assert found.count("\n") <= MAX_ERRORS
+
+
 def test_a_version_of_many_digits_is_refused() -> None:
     with pytest.raises(UserError, match=r"^x, line 1: not YAML: unreadable numbers in the first lines"):
         parse_yaml("%YAML " + "1" * 5000 + ".1\n---\na: 1\n", "x")
@@ -281,7 +317,7 @@ WRONG_OVERRIDES = {
     "train.epoch=3": "train has no key 'epoch'; did you mean 'epochs'? Allowed: optimizer, lr, ",
     "epochs=3": "a study has no key 'epochs'; did you mean 'train.epochs'? Allowed: title, network, ",
     "prune.rates.hidden=1.2": "prune.rates.hidden: 1.2 is not a prune rate: it is the share of the surviving weights "
-    "removed per level, above 0 and below 1.",
+    "removed per level, at least 0 (never pruned) and below 1.",
     "prune.rates.global=0": "prune.rates.global: 0 is not a prune rate",
     "seeds=0": "seeds: 0 is not a number of seeds",
     "scale=labtop": "scale 'labtop' is not known; did you mean 'laptop'? this study has: small, laptop, wrong.",

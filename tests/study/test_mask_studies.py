@@ -160,7 +160,9 @@ def test_the_longest_generated_label_is_a_valid_name() -> None:
     assert study_from_dict(study.as_data()) == study
 
 
-@pytest.mark.parametrize("name", ["heuristic-supermasks", "learned-supermasks", "supermask-questions"])
+@pytest.mark.parametrize(
+    "name", ["heuristic-supermasks", "learned-curve", "learned-supermasks", "supermask-questions", "table-one"]
+)
 @pytest.mark.parametrize("scale", ["digits", "laptop", "paper"])
 def test_builtin_studies_can_be_planned_and_dumped(name: str, scale: str) -> None:
     study = load_study(name, [f"scale={scale}", "seeds=1"])

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from supermask.core.errors import UserError
-from supermask.networks.sequential import prunable_tensors
 from supermask.study import builtin_studies, load_study, plan, study_from_dict
 from supermask.study.plan import make_plan
 from supermask.study.plan_checks import MAX_RUNS, count_requested_runs, ineffective_settings
@@ -54,7 +53,7 @@ def test_the_count_is_an_upper_bound_of_the_runs(study: str, scale: str) -> None
 
 def find_ineffective(made: plan.Plan) -> list[str]:
     dense = next(iter(made.runs.values()))
-    return ineffective_settings(made.study, dense.recipe, prunable_tensors(made.layers))
+    return ineffective_settings(made.study, made.network, dense.data_options.num_training(dense.spec))
 
 
 def warnings(data: dict[str, Any]) -> list[str]:

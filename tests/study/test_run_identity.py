@@ -10,8 +10,9 @@ import pytest
 
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.pruning import PruneStep
-from supermask.core.recipe import Recipe
+from supermask.core.recipe import Augmentation, Recipe
 from supermask.core.types import Snapshot
+from supermask.datasets.specs import DataOptions
 from supermask.study.run import NUMERICS_VERSION, Run
 
 RECIPE = Recipe("adam", 1.2e-3, 60, 50_417, 100, drop_factor=1.0)
@@ -40,6 +41,10 @@ OTHER: dict[type, dict[str, Any]] = {
         "step": replace(STEP, mask1="reinit"),
         "learning": MaskLearning(),
         "data_fingerprint": "0" * 64,
+        "data_source": "0" * 64,
+        "data_options": DataOptions(train_images=100),
+        "initializer": "bimodal",
+        "network_source": "0" * 64,
     },
     PruneStep: {
         "criterion": "movement",
@@ -54,6 +59,8 @@ OTHER: dict[type, dict[str, Any]] = {
         "rescaled": True,
         "criterion_source": "0" * 64,
         "rescaled_before": False,
+        "only": ("fc1",),
+        "exclude": ("fc1",),
     },
     Recipe: {
         "optimizer": "sgd",
@@ -66,13 +73,27 @@ OTHER: dict[type, dict[str, Any]] = {
         "lr_milestones": (100,),
         "drop_factor": 0.1,
         "warmup_iterations": 5,
+        "schedule": "cosine",
+        "nesterov": True,
+        "betas": (0.9, 0.99),
+        "eps": 1e-7,
+        "label_smoothing": 0.1,
+        "loss": "mine:loss",
+        "loss_source": "0" * 64,
+        "augment": Augmentation(crop=4),
+        "normalize": "per_channel",
+        "precision": "bfloat16",
+        "channels_last": True,
+        "compile": True,
     },
 }
 
 
 def test_every_field_has_a_changed_value() -> None:
     for kind, changes in OTHER.items():
-        assert [f.name for f in fields(kind) if f.name not in ("id", "numerics")] == list(changes)
+        # `data_spec` and `network_facts` follow from the fingerprint and the source, which are in the id.
+        derived = {"id", "numerics", "data_spec", "network_facts"}
+        assert [f.name for f in fields(kind) if f.name not in derived] == list(changes)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, changes in OTHER.items() for name in changes])

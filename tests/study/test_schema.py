@@ -25,12 +25,15 @@ from supermask.networks.sequential import NETWORK_NAMES, canonical_name
 from supermask.study.fields import resolve_criterion
 from supermask.study.loading import builtin_studies, builtin_study_names, load_study, study_from_dict
 from supermask.study.plan import make_plan
-from supermask.study.schema import LearnSettings, Rates, Study, Supermask, Train, Treatment
+from supermask.study.schema import Augment, LearnSettings, Rates, Study, Supermask, Train, Treatment
 
 DEFAULTS = {
     "title": "",
     "network": "fc",
     "dataset": "digits",
+    "train_images": None,
+    "label_noise": 0.0,
+    "validation": None,
     "seeds": [0, 1, 2, 3, 4],
     "train": {
         "optimizer": "adam",
@@ -43,6 +46,17 @@ DEFAULTS = {
         "lr_drops": [],
         "lr_drop_factor": 0.1,
         "warmup_epochs": 0.0,
+        "schedule": "constant",
+        "nesterov": False,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "label_smoothing": 0.0,
+        "loss": "cross_entropy",
+        "augment": {"crop": 0, "flip": False, "cutout": 0},
+        "normalize": "none",
+        "precision": "float32",
+        "channels_last": False,
+        "compile": False,
     },
     "prune": {
         "schedule": "iterative",
@@ -92,7 +106,7 @@ def test_only_treatments_is_required_and_defaults_are_explicit() -> None:
 
 def test_as_data_gives_an_equal_study() -> None:
     for name in builtin_study_names():
-        named = name in ("learned-supermasks", "mask-points", "supermask-questions")
+        named = name not in ("mask-0-actions", "mask-1-actions", "mask-criteria", "heuristic-supermasks")
         study = load_study(name, [] if named else ["treatments.0.w_final=[end, 300]", "reference.w_final=end"])
         assert study_from_dict(study.as_data(), name=name) == study
 
@@ -114,8 +128,24 @@ def test_a_number_of_seeds_counts_from_zero_and_a_list_is_kept(given_seeds: Any,
 WRONG: dict[str, list[Any]] = {
     "seeds": [0, -1, True, 2.0, "3", [], [1, 1], [-1], [True], [1.0], [2**63], 10_001, None, {}],
     "title": [3, "a\nb", "\x1b[1m", "x" * 201, None],
-    "network": ["fc-", "fc-0", "fc-30-", "resnet20", "FC", 3, ["fc"], "fc-٣", "conv2 "],
-    "dataset": ["MNIST", "", "../mnist", None, ["mnist"]],
+    "initializer": ["glorot", "", 3],
+    "network": ["fc-", "fc-0", "fc-30-", "resnet21", "FC", 3, ["fc"], "fc-٣", "conv2 "],
+    "dataset": [
+        "MNIST",
+        "",
+        "../mnist",
+        None,
+        ["mnist"],
+        "npz:",
+        "a b:c",
+        "own.npz",
+        "idx:a#b",
+        "images:a#side=0",
+        ":",
+    ],
+    "train_images": [0, -1, 10.0, "10", True, [10]],
+    "label_noise": [-0.1, 1, "0.2", True, float("nan")],
+    "validation": [0, 0.1, "10", True],
     "train.optimizer": ["Adam", None, 1],
     "train.lr": [0, -1, "fast", "1e-3", True, None, float("nan"), float("inf"), [1]],
     "train.batch_size": [0, 60.0, "60", True],
@@ -126,10 +156,33 @@ WRONG: dict[str, list[Any]] = {
     "train.lr_drops": [[3, 2], [2, 2], [0], ["1"], 3, [True], None],
     "train.lr_drop_factor": [0, 1],
     "train.warmup_epochs": [-1],
+    "train.schedule": ["cosin", "Step", None, True],
+    "train.nesterov": [1, "yes", None],
+    "train.betas": [0.9, [0.9], [0.9, 1], [0.9, 0.99, 0.999], ["0.9", 0.99], [True, 0.9], None],
+    "train.eps": [0, -1e-8, "1e-8", float("nan"), None],
+    "train.label_smoothing": [1, -0.1, "0.1", True, None],
+    "train.loss": ["crossentropy", "mse", 3, None, ["cross_entropy"], "my loss"],
+    "train.augment": ["crop", 4, [], True],
+    "train.augment.crop": [-1, 4.0, True, "4", 5000, None],
+    "train.augment.flip": [1, "yes"],
+    "train.augment.cutout": [-1, 0.5],
+    "train.normalize": [
+        "channel",
+        True,
+        0.5,
+        None,
+        {},
+        {"mean": [0.5]},
+        {"mean": [], "std": []},
+        {"mean": 0, "std": 1},
+    ],
+    "train.precision": ["float16", "bf16", None],
+    "train.channels_last": [1, "true"],
+    "train.compile": [0, None],
     "prune.schedule": ["oneshot", True, "one-shot"],
     "prune.scope": ["layers", None],
     "prune.levels": [0, 1001, 2.0, True],
-    "prune.rates.conv": [0, 1],
+    "prune.rates.conv": [-0.1, 1],
     "prune.rates.hidden": [1.2, 20, -0.2, float("nan"), "20%", True],
     "prune.rates.output": [None],
     "prune.rates.global": [[0.2]],
@@ -145,6 +198,7 @@ WRONG: dict[str, list[Any]] = {
     "treatments[0].schedule": ["iterativ"],
     "treatments[0].scope": ["Layer"],
     "treatments[0].trained": [0, "no", None],
+    "treatments[0].train": ["adam", 3, True, [[{}]]],
     "treatments[0].levels": [-1, 1001, 1.0, True, "2"],
     "treatments[0].supermask": ["bernoulli", 3, True, [[{}]]],
     "learn.optimizer": ["SGD", None],
@@ -167,6 +221,7 @@ WRONG: dict[str, list[Any]] = {
     "treatments[0].supermask.graded": [0],
     "treatments[0].supermask.density": [0, 1, "0.5"],
     "treatments[0].supermask.threshold": [0, None],
+    "treatments[0].supermask.others_lr": [-0.1, "a"],
     "treatments[0].supermask.optimizer": ["rmsprop"],
     "treatments[0].supermask.lr": [0, "fast"],
     "treatments[0].supermask.weight_decay": [-1],
@@ -191,6 +246,7 @@ def test_the_wrong_values_cover_every_key() -> None:
     models: dict[str, type[BaseModel]] = {
         "": Study,
         "train.": Train,
+        "train.augment.": Augment,
         "prune.rates.": Rates,
         "treatments[0].": Treatment,
         "learn.": LearnSettings,
@@ -216,7 +272,7 @@ def test_the_wrong_values_cover_every_key() -> None:
         ),
         ({"treatments": [{"critrion": "random"}]}, "treatments[0] has no key 'critrion'; did you mean 'criterion'? Al"),
         ({"treatments": [{}], "treatment": []}, "a study has no key 'treatment'; did you mean 'treatments'? Allowed:"),
-        ({"treatments": [{}], "prune": {"rates": {"global_": 0.1}}}, "prune.rates has no key 'global_'; did you mean"),
+        ({"treatments": [{}], "prune": {"rates": {"convs": "a"}}}, "prune.rates.convs: 'a' is not a prune rate"),
         ({"treatments": [{}], "name": "x"}, "a study has no key 'name'"),
         ({"treatments": [{}], "train": [1]}, "train: [1] is not a map of keys and values."),
         ({"treatments": [{}], 3: 4}, "the key 3 is not text"),
@@ -507,10 +563,10 @@ def test_builtin_studies_compare_the_papers_treatments(
 
 
 def test_builtin_study_names_and_scales() -> None:
-    wanted = ["heuristic-supermasks", "learned-supermasks", "mask-0-actions", "mask-1-actions", "mask-criteria"]
-    assert (
-        [s.name for s in builtin_studies()] == builtin_study_names() == [*wanted, "mask-points", "supermask-questions"]
-    )
+    wanted = ["heuristic-supermasks", "learned-curve", "learned-supermasks", "mask-0-actions", "mask-1-actions"]
+    wanted += ["mask-1-rescaled", "mask-criteria", "mask-points", "mask-trajectory", "supermask-questions", "table-one"]
+    wanted += ["trained-supermasks"]
+    assert [s.name for s in builtin_studies()] == builtin_study_names() == wanted
     for study in builtin_studies():
         assert study.title
         assert {"digits", "laptop", *PAPER} <= set(study.scales)

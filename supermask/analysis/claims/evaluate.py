@@ -1,70 +1,147 @@
-"""Evaluation of claims: per clause a test at each level, Holm's correction over the levels, and a verdict."""
+"""Evaluation of claims: per clause one test over seeds of the mean over a band of levels, and a verdict.
+
+docs/statistics.md has the rules, and how often they are wrong in simulated studies.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
+from types import MappingProxyType
+from typing import Any
 
 from supermask.analysis.claims.evidence import ClaimData, LevelValues
-from supermask.analysis.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict
-from supermask.analysis.claims.paper import ClaimTask, claims_for_study, claims_without_study
+from supermask.analysis.claims.findings import (
+    MIN_SEEDS,
+    ClaimFinding,
+    ClauseFinding,
+    Effect,
+    LevelFinding,
+    Outcome,
+    Verdict,
+)
+from supermask.analysis.claims.paper import ClaimTask, paper_tasks, study_tasks
 from supermask.analysis.claims.sentences import describe_claim, describe_clause
 from supermask.analysis.stats import (
     SIGNIFICANCE,
     Comparison,
+    Margin,
+    RelationTest,
+    check_relation,
     compare,
     compare_to_constant,
     effect_interval,
-    equivalence,
+    error_ratio,
     holm,
-    one_sided_p,
     paired_sign_flip_p,
     paired_spread,
+    seed_means,
     seeds_needed,
 )
 from supermask.analysis.summary import DENSITY_TOLERANCE
 from supermask.core.text import Row
+from supermask.datasets.specs import DatasetSpec, dataset_spec, is_demonstration
 from supermask.study import Study
 from supermask.study.claims import CHANCE, DENSE, LEARNED_MASK_MEASURES, Clause
 
-MIN_SEEDS = 3
-"""Seeds needed on each side; with fewer a level is untested."""
+
+@dataclass(frozen=True)
+class _Cell:
+    """Both sides of a clause at one level, or means over levels: seed -> value, for the seeds that all sides have."""
+
+    ours: Mapping[int, float]
+    theirs: Mapping[int, float]
+    control: Mapping[int, float] | None = None
+    """Values of the control that the margin refers to."""
+
+    @property
+    def differences(self) -> dict[int, float]:
+        """Seed -> treatment - reference."""
+        return {seed: value - self.theirs[seed] for seed, value in self.ours.items()}
+
+    def margin(self, clause: Clause) -> Margin:
+        """The clause's margin: constant, or per seed a share of what the control loses against the reference."""
+        if self.control is None or clause.share is None:
+            return clause.margin
+        # Of iterations, a control loses what it takes more.
+        sign = -1.0 if clause.is_iterations else 1.0
+        share = sign * clause.share / 100.0
+        return {seed: share * (value - self.control[seed]) for seed, value in self.theirs.items()}
+
+    def compare(self, clause: Clause) -> Comparison | None:
+        """The comparison of both sides; None without two seeds."""
+        if len(self.ours) < 2:
+            return None
+        if clause.reference == CHANCE:
+            return compare_to_constant(self.ours, next(iter(self.theirs.values())))
+        return compare(self.ours, self.theirs)
 
 
-def evaluate_clause(clause: Clause, evidence: ClaimData, detect: float) -> ClauseFinding:
+@dataclass(frozen=True)
+class _Tested:
+    """A cell with its comparison and, from `MIN_SEEDS` seeds on, the test of the clause's relation."""
+
+    cell: _Cell
+    comparison: Comparison | None
+    test: RelationTest | None
+
+    @property
+    def p(self) -> float | None:
+        return self.test.p if self.test else None
+
+    @property
+    def p_opposite(self) -> float | None:
+        return self.test.p_opposite if self.test else None
+
+
+def evaluate_clause(clause: Clause, evidence: ClaimData, detect: float = 0.0) -> ClauseFinding:
     """Test one clause on the rows of its study and return the verdict.
 
-    One test per level, across seeds, and Holm's correction over the levels that the clause names. Two-sided t-tests for
-    `above` and `below`, a one-sided test for `at_least` and `at_most`, two one-sided tests (TOST) for `matches`.
-    `detect`: the smallest difference of practical interest, in percentage points.
+    The tested value of a seed is the mean over the band's levels of its difference at equal levels; there is one test
+    over seeds. With `where: every` each level is tested at 0.05 (intersection-union); with `some` after Holm's
+    correction. The levels are described in any case. `detect`: a difference of interest, 0 for the one that is found.
     Source: Zhou et al. 2019, authors' response, items 2 and 4.
     """
-    pairs = _pairs(clause, evidence)
-    comparisons = [_comparison(ours, theirs, evidence.chance) for ours, theirs in pairs]
-    levels = _levels(clause, pairs, comparisons, evidence)
-    missing = evidence.describe_missing(clause.treatment, {ours.level for ours, _ in pairs})
-    if clause.reference != CHANCE:
-        missing += evidence.describe_missing(clause.reference, {theirs.level for _, theirs in pairs if theirs})
+    places = _places(clause, evidence)
+    by_level = [_test_cell(clause, _cell(sides)) for _, sides in places]
+    levels = tuple(
+        _level_findings(clause, [(ours.level, ours.remaining) for ours, _ in places], by_level) if places else ()
+    )
+    pooled = _test_cell(clause, _mean_cell([sides for _, sides in places])) if places else None
+    effect = None if pooled is None else _effect(clause, pooled, [tested.cell for tested in by_level])
+    note = " ".join(filter(None, (evidence.unconverged(name) for name in _treatments(clause))))
+    verdict: Verdict = "not enough data" if note or effect is None else _verdict(clause, effect, levels)
     decisive = deciding_level(clause, levels)
+    deciding = pooled if clause.where == "mean" else None if decisive is None else by_level[decisive]
     finding = ClauseFinding(
         treatment=clause.treatment,
         relation=clause.relation,
         reference=clause.reference,
         margin=clause.margin,
-        verdict=_verdict(clause, levels),
+        verdict=verdict,
         sentence="",
-        levels=tuple(levels),
-        missing=tuple(missing),
+        levels=levels,
+        missing=tuple(_missing(clause, evidence, places)),
+        seeds_needed=_seeds_needed(deciding, detect) if verdict == "not supported" else None,
         where=clause.where,
-        seeds_needed=None if decisive is None else _seeds_needed(clause, comparisons[decisive], len(levels), detect),
+        effect=effect,
+        unit="iterations" if clause.is_iterations else "points",
+        note=note,
+        at=clause.at,
+        band=clause.band,
+        share=clause.share,
+        control=clause.control,
+        deciding=decisive,
+        detect=detect,
+        censored=_censored(places) if clause.is_iterations else None,
     )
-    return replace(finding, sentence=describe_clause(finding, clause, decisive, detect))
+    return replace(finding, sentence=describe_clause(finding))
 
 
 def deciding_level(clause: Clause, levels: Sequence[LevelFinding]) -> int | None:
-    """Index of the level that decides the verdict; None without levels.
+    """Index of the level that decides the verdict where levels do; None without levels.
 
     The level of largest p if all levels have to hold, of smallest p if one has to. Where the opposite is significant,
     the level of largest opposite difference.
@@ -73,200 +150,281 @@ def deciding_level(clause: Clause, levels: Sequence[LevelFinding]) -> int | None
     if not tested:
         return None
     opposite = [index for index in tested if levels[index].outcome == "opposite"]
-    if opposite:
+    if opposite and clause.where == "every":
         return max(opposite, key=lambda index: abs(levels[index].difference or 0.0))
     by_p = [(1.0 if (p := levels[index].p) is None else p, index) for index in tested]
-    return (min(by_p) if clause.where == "some" else max(by_p))[1]
+    return (max(by_p) if clause.where == "every" else min(by_p))[1]
 
 
-def _pairs(clause: Clause, evidence: ClaimData) -> list[tuple[LevelValues, LevelValues | None]]:
-    """(treatment, reference) at each level of the clause; the reference is None for chance."""
+def _treatments(clause: Clause) -> list[str]:
+    """Labels that the clause compares, without `chance`."""
+    labels = (clause.treatment, clause.reference, clause.control)
+    return [label for label in labels if label is not None and label != CHANCE]
+
+
+Sides = tuple[Mapping[int, float], Mapping[int, float] | float, Mapping[int, float] | None]
+"""Values of the treatment, of the reference (a number for chance), and of the control."""
+
+
+def _places(clause: Clause, evidence: ClaimData) -> list[tuple[LevelValues, Sides]]:
+    """The levels of the clause, with the values of both sides and of the control."""
     cells = evidence.best_level if clause.at == "best" else evidence.levels
     ours = cells(clause.treatment, clause.measure)
-    if clause.remaining is not None:
-        most, least = clause.remaining
+    if clause.band is not None:
+        most, least = clause.band
         low, high = least * (1 - DENSITY_TOLERANCE), most * (1 + DENSITY_TOLERANCE)
         ours = {level: cell for level, cell in ours.items() if low <= cell.remaining <= high}
-    if clause.reference == CHANCE:
-        return [(cell, None) for cell in ours.values()]
+    if clause.levels is not None:
+        ours = {level: cell for level, cell in ours.items() if clause.levels[0] <= level <= clause.levels[1]}
+    places: list[tuple[LevelValues, Sides]] = []
+    for cell in ours.values():
+        reference = _opposite_cell(clause, clause.reference, cell, evidence)
+        control = None if clause.control is None else _opposite_cell(clause, clause.control, cell, evidence)
+        if reference is not None and (control is not None) == (clause.control is not None):
+            values = reference if isinstance(reference, float) else reference.values
+            control_values = control.values if isinstance(control, LevelValues) else None
+            places.append((cell, (cell.values, values, control_values)))
+    return places
+
+
+def _opposite_cell(clause: Clause, label: str, cell: LevelValues, evidence: ClaimData) -> LevelValues | float | None:
+    """The cell of another treatment to compare `cell` with, at the same level and density; None if there is none."""
+    if label == CHANCE:
+        return evidence.chance
     # The dense network has no measure of learned masks: its accuracy at early stopping takes part instead.
-    is_mask_measure = clause.reference == DENSE and clause.measure in LEARNED_MASK_MEASURES
-    theirs = cells(clause.reference, "early_stop_test_accuracy" if is_mask_measure else clause.measure)
-    if clause.at == "best" or clause.reference == DENSE:
-        return [(cell, reference) for cell in ours.values() for reference in theirs.values()]
-    return [
-        (cell, theirs[level])
-        for level, cell in ours.items()
-        if level in theirs and math.isclose(cell.remaining, theirs[level].remaining, rel_tol=DENSITY_TOLERANCE)
-    ]
+    is_mask_measure = label == DENSE and clause.measure in LEARNED_MASK_MEASURES
+    measure = "early_stop_test_accuracy" if is_mask_measure else clause.measure
+    cells = (evidence.best_level if clause.at == "best" else evidence.levels)(
+        _row_label(clause, label, evidence), measure
+    )
+    if clause.at == "best" or label == DENSE:
+        return next(iter(cells.values()), None)
+    other = cells.get(cell.level)
+    is_as_dense = other is not None and math.isclose(cell.remaining, other.remaining, rel_tol=DENSITY_TOLERANCE)
+    return other if is_as_dense else None
 
 
-def _comparison(ours: LevelValues, theirs: LevelValues | None, chance: float) -> Comparison | None:
-    """The comparison, or None if a side has fewer than `MIN_SEEDS` seeds."""
-    if len(ours.values) < MIN_SEEDS or (theirs is not None and len(theirs.values) < MIN_SEEDS):
-        return None
-    return compare_to_constant(ours.values, chance) if theirs is None else compare(ours.values, theirs.values)
+def _row_label(clause: Clause, label: str, evidence: ClaimData) -> str:
+    """The label of a side's rows: `dense` is the dense network that the clause's treatment is pruned from."""
+    return evidence.dense_label(clause.treatment) if label == DENSE else label
 
 
-def _levels(
-    clause: Clause,
-    pairs: Sequence[tuple[LevelValues, LevelValues | None]],
-    comparisons: Sequence[Comparison | None],
-    evidence: ClaimData,
-) -> list[LevelFinding]:
-    claimed_ps = [None if c is None else _p_claimed(clause, c) for c in comparisons]
-    opposite_ps = [None if c is None else _p_opposite(clause, c) for c in comparisons]
-    findings = []
-    for (ours, theirs), c, p, p_holm, p_opposite in zip(
-        pairs, comparisons, claimed_ps, holm(claimed_ps), holm(opposite_ps), strict=True
-    ):
-        outcome: str = "undecided"
-        if c is None or (p is None and p_opposite is None):
-            outcome = "untested"
-        elif p_holm is not None and p_holm < SIGNIFICANCE and _has_claimed_sign(clause, c):
-            outcome = "holds"
-        elif p_opposite is not None and p_opposite < SIGNIFICANCE and not _has_claimed_sign(clause, c):
-            outcome = "opposite"
-        findings.append(_level(ours, theirs, c, (p, p_holm, p_opposite), outcome, evidence.chance))
-    return findings
-
-
-def _level(
-    ours: LevelValues,
-    theirs: LevelValues | None,
-    c: Comparison | None,
-    ps: tuple[float | None, float | None, float | None],
-    outcome: str,
-    chance: float,
-) -> LevelFinding:
-    """`ps`: p of the clause, the same after Holm's correction, and p of its opposite after Holm's correction."""
-    mean = fmean(ours.values.values()) if ours.values else None
-    reference_mean = chance if theirs is None else fmean(theirs.values.values()) if theirs.values else None
-    difference = None if mean is None or reference_mean is None else mean - reference_mean
-    return LevelFinding(
-        level=ours.level,
-        remaining=ours.remaining,
-        n=len(ours.values),
-        n_reference=None if theirs is None else len(theirs.values),
-        test=c.test if c else "none",
-        mean=mean,
-        reference_mean=reference_mean,
-        difference=c.difference if c else difference,
-        interval95=c.interval95 if c else None,
-        hedges_g=c.hedges_g if c else None,
-        p=ps[0],
-        p_holm=ps[1],
-        outcome=outcome,  # type: ignore[arg-type]
-        note=c.note if c else f"fewer than {MIN_SEEDS} seeds on a side",
-        hedges_g_interval95=effect_interval(c) if c else None,
-        p_opposite_holm=ps[2],
-        p_sign_flip=None if c is None or theirs is None else paired_sign_flip_p(ours.values, theirs.values),
+def _cell(sides: Sides) -> _Cell:
+    """The sides at one level, for the seeds that all of them have."""
+    ours, theirs, control = sides
+    by_seed = dict.fromkeys(ours, theirs) if isinstance(theirs, float) else theirs
+    seeds = sorted(ours.keys() & by_seed.keys() & (ours.keys() if control is None else control.keys()))
+    return _Cell(
+        {seed: ours[seed] for seed in seeds},
+        {seed: by_seed[seed] for seed in seeds},
+        None if control is None else {seed: control[seed] for seed in seeds},
     )
 
 
-def _signed_margin(clause: Clause) -> float:
-    """The bound on the difference (treatment - reference) that the clause claims, in percentage points."""
-    return {"above": 1.0, "below": -1.0, "at_least": -1.0, "at_most": 1.0, "matches": 0.0}[
-        clause.relation
-    ] * clause.margin
+def _mean_cell(levels: Sequence[Sides]) -> _Cell:
+    """Means over the levels, for the seeds that all sides have at every level."""
+    cells = [_cell(sides) for sides in levels]
+    controls = [cell.control for cell in cells if cell.control is not None]
+    return _Cell(
+        seed_means([cell.ours for cell in cells]),
+        seed_means([cell.theirs for cell in cells]),
+        seed_means(controls) if controls else None,
+    )
 
 
-def _has_claimed_sign(clause: Clause, c: Comparison) -> bool:
-    if clause.relation == "matches":
-        return abs(c.difference) < clause.margin
-    beyond = c.difference - _signed_margin(clause)
-    return beyond > 0 if clause.relation in ("above", "at_least") else beyond < 0
+def _test_cell(clause: Clause, cell: _Cell) -> _Tested:
+    comparison = cell.compare(clause)
+    if comparison is None or len(cell.ours) < MIN_SEEDS:
+        return _Tested(cell, comparison, None)
+    test = check_relation(clause.relation, comparison, cell.differences, cell.margin(clause))
+    return _Tested(cell, comparison, test)
 
 
-def _p_claimed(clause: Clause, c: Comparison) -> float | None:
-    """p of the null hypothesis that the clause does not hold at this level."""
-    if clause.relation == "matches":
-        return equivalence(c, clause.margin).p
-    if clause.relation in ("at_least", "at_most"):
-        return one_sided_p(c, _signed_margin(clause), "greater" if clause.relation == "at_least" else "less")
-    return c.p if clause.margin == 0 else _two_sided(c, _signed_margin(clause))
+def _level_findings(
+    clause: Clause, places: Sequence[tuple[int, float]], by_level: Sequence[_Tested]
+) -> list[LevelFinding]:
+    """`places`: (level, percent of weights remaining)."""
+    adjusted = holm([tested.p for tested in by_level])
+    adjusted_opposite = holm([tested.p_opposite for tested in by_level])
+    findings = []
+    for (level, remaining), tested, p_holm, p_opposite_holm in zip(
+        places, by_level, adjusted, adjusted_opposite, strict=True
+    ):
+        c, p_opposite = tested.comparison, tested.p_opposite
+        # Claimed of every level: each at 0.05, and the opposite at some level after Holm's correction. Claimed of some
+        # level: the other way round.
+        claimed, opposite = {
+            "every": (tested.p, p_opposite_holm),
+            "some": (p_holm, p_opposite),
+            "mean": (p_holm, p_opposite_holm),
+        }[clause.where]
+        findings.append(
+            LevelFinding(
+                level=level,
+                remaining=remaining,
+                n=len(tested.cell.ours),
+                test=c.test if c else "none",
+                mean=_mean(tested.cell.ours),
+                reference_mean=_mean(tested.cell.theirs),
+                difference=c.difference if c else _mean(tested.cell.differences),
+                interval95=c.interval95 if c else None,
+                hedges_g=c.hedges_g if c else None,
+                p=tested.p,
+                p_holm=p_holm,
+                outcome=_outcome(tested, claimed, opposite),
+                note=_note(tested),
+                hedges_g_interval95=effect_interval(c) if c else None,
+                p_opposite=p_opposite,
+                p_opposite_holm=p_opposite_holm,
+                p_sign_flip=_sign_flip_p(clause, tested),
+            )
+        )
+    return findings
 
 
-def _p_opposite(clause: Clause, c: Comparison) -> float | None:
-    """p of the null hypothesis that the opposite of the clause does not hold at this level."""
-    if clause.relation == "matches":
-        # The opposite of "within the margin" is "beyond it", tested on the side of the difference.
-        is_positive = c.difference > 0
-        return one_sided_p(c, clause.margin if is_positive else -clause.margin, "greater" if is_positive else "less")
-    if clause.relation in ("at_least", "at_most"):
-        return one_sided_p(c, _signed_margin(clause), "less" if clause.relation == "at_least" else "greater")
-    return _p_claimed(clause, c)
+def _effect(clause: Clause, pooled: _Tested, cells: Sequence[_Cell]) -> Effect:
+    """The primary endpoint. `cells`: both sides level by level, for the ratio of error rates."""
+    c, cell = pooled.comparison, pooled.cell
+    margin = cell.margin(clause)
+    ratio = None if clause.is_iterations else error_ratio([(part.ours, part.theirs) for part in cells])
+    return Effect(
+        n=len(cell.ours),
+        test=c.test if c else "none",
+        mean=_mean(cell.ours),
+        reference_mean=_mean(cell.theirs),
+        difference=c.difference if c else _mean(cell.differences),
+        interval95=c.interval95 if c else None,
+        margin=margin if isinstance(margin, float) else _mean(margin) or 0.0,
+        p=pooled.p,
+        p_opposite=pooled.p_opposite,
+        outcome=_outcome(pooled, pooled.p, pooled.p_opposite),
+        note=_note(pooled),
+        hedges_g=c.hedges_g if c else None,
+        hedges_g_interval95=effect_interval(c) if c else None,
+        p_sign_flip=_sign_flip_p(clause, pooled),
+        error_ratio=ratio.ratio if ratio else None,
+        error_ratio_interval95=(ratio.low, ratio.high) if ratio and ratio.low and ratio.high else None,
+    )
 
 
-def _two_sided(c: Comparison, shift: float) -> float | None:
-    p = one_sided_p(c, shift, "greater" if c.difference > shift else "less")
-    return None if p is None else min(1.0, 2.0 * p)
+def _outcome(tested: _Tested, p_claimed: float | None, p_opposite: float | None) -> Outcome:
+    test = tested.test
+    if test is None or (p_claimed is None and p_opposite is None):
+        return "untested"
+    if test.has_claimed_sign:
+        return "holds" if p_claimed is not None and p_claimed < SIGNIFICANCE else "undecided"
+    return "opposite" if p_opposite is not None and p_opposite < SIGNIFICANCE else "undecided"
 
 
-def _verdict(clause: Clause, levels: Sequence[LevelFinding]) -> Verdict:
-    outcomes = [level.outcome for level in levels]
+def _note(tested: _Tested) -> str:
+    if tested.test is None:
+        return f"fewer than {MIN_SEEDS} seeds on a side"
+    return tested.comparison.note if tested.comparison else ""
+
+
+def _mean(values: Mapping[int, float]) -> float | None:
+    return fmean(values.values()) if values else None
+
+
+def _sign_flip_p(clause: Clause, tested: _Tested) -> float | None:
+    if tested.test is None or clause.reference == CHANCE:
+        return None
+    return paired_sign_flip_p(tested.cell.ours, tested.cell.theirs)
+
+
+def _verdict(clause: Clause, effect: Effect, levels: Sequence[LevelFinding]) -> Verdict:
+    if clause.where == "mean":
+        outcomes: list[Outcome] = [effect.outcome]
+    else:
+        outcomes = [level.outcome for level in levels]
     holds, opposite, untested = (outcomes.count(outcome) for outcome in ("holds", "opposite", "untested"))
     if clause.where == "some":
         if holds:
-            return "not supported" if opposite else "supported"
-        if opposite:
-            return "contradicted"
-        return "not enough data" if untested or not outcomes else "not supported"
+            return "supported"
+        if untested:
+            return "not enough data"
+        return "contradicted" if opposite == len(outcomes) else "not supported"
     if opposite:
         return "contradicted"
-    if untested or not outcomes:
+    if untested:
         return "not enough data"
     return "supported" if holds == len(outcomes) else "not supported"
 
 
-def _seeds_needed(clause: Clause, comparison: Comparison | None, num_levels: int, detect: float) -> int | None:
-    """Seeds for a power of 80% at the margin, or at `detect` without one, with the spread of this level.
+def _missing(clause: Clause, evidence: ClaimData, places: Sequence[tuple[LevelValues, Sides]]) -> list[str]:
+    """Unfinished runs at the levels of the clause, all levels for `at: best`."""
+    numbers = {cell.level for cell, _ in places}
+    missing: list[str] = []
+    for label in _treatments(clause):
+        rows = _row_label(clause, label, evidence)
+        levels = evidence.level_numbers(rows) if clause.at == "best" else {0} if label == DENSE else numbers
+        missing += evidence.describe_missing(rows, levels)
+    return missing
 
-    Conservative: at the significance of the first step of Holm's correction over `num_levels` levels.
-    """
-    spread = None if comparison is None else paired_spread(comparison)
-    difference = clause.margin or detect
-    if comparison is None or not spread or not difference:
+
+def _censored(places: Sequence[tuple[LevelValues, Sides]]) -> tuple[int, int]:
+    return sum(cell.censored for cell, _ in places), sum(len(cell.values) for cell, _ in places)
+
+
+def _seeds_needed(tested: _Tested | None, detect: float) -> int | None:
+    if tested is None or tested.test is None or tested.comparison is None:
         return None
-    return seeds_needed(difference, spread, alpha=SIGNIFICANCE / num_levels, paired=comparison.test != "Welch t")
+    spread = paired_spread(tested.comparison)
+    if detect:
+        return seeds_needed(detect, spread) if spread else None
+    return tested.test.seeds_needed
 
 
-VERDICTS: tuple[Verdict, ...] = ("contradicted", "not supported", "not enough data", "supported")
+VERDICTS: tuple[Verdict, ...] = ("no verdict", "contradicted", "not supported", "not enough data", "supported")
 """A claim has the first of these verdicts that one of its clauses has."""
 
 
-def evaluate_claims(studies: Sequence[tuple[Study, Sequence[Row]]], whole_paper: bool = False) -> list[ClaimFinding]:
+def evaluate_claims(
+    studies: Sequence[tuple[Study, Sequence[Row]]],
+    whole_paper: bool = False,
+    own_data: Mapping[str, DatasetSpec] = MappingProxyType({}),
+) -> list[ClaimFinding]:
     """Evaluate every claim about these studies: the paper's by number, then the studies' own.
 
-    `studies`: each with one row per planned run, finished or not. `whole_paper`: include the paper's claims that no
-    shipped study can decide. Source: Zhou et al. 2019, Sec. 2 to 5; statistics: authors' response, items 2 and 4.
+    `studies`: each with one row per planned run, finished or not; a study may occur several times, with other settings.
+    `whole_paper`: include the paper's claims about other studies, and those that no shipped study can decide.
+    A claim on networks that none of the studies trained has no verdict, but the command that would give it.
+    `own_data`: specifications of datasets that are not in `DATASETS`, by name.
+
+    Source: Zhou et al. 2019, Sec. 2 to 5; statistics: authors' response, items 2 and 4.
     """
+    evidence = [
+        ClaimData(study, rows, dataset_spec(study.dataset, own_data.get(study.dataset)).classes)
+        for study, rows in studies
+    ]
+    # With a demonstration alone, other networks are not asked for.
+    is_demo = bool(evidence) and all(is_demonstration(data.study.dataset) for data in evidence)
     findings: list[ClaimFinding] = []
-    for study, rows in studies:
-        evidence = ClaimData(study, rows)
-        findings += [_evaluate_task(task, evidence) for task in claims_for_study(study)]
-    if whole_paper:
-        findings += [_not_evaluable(task) for task in claims_without_study()]
-    return sorted(findings, key=lambda claim: (claim.number is None, claim.number or 0))
+    for task in paper_tasks():
+        named = [data for data in evidence if data.study.name == task.study]
+        about = [data for data in named if task.is_about(data.network, data.study)]
+        findings += [_evaluate_task(task.with_claim_for(data.study), data) for data in about]
+        if not about and (named or whole_paper) and not (is_demo and task.study):
+            finding = _not_evaluable(task)
+            findings.append(replace(finding, verdict="no verdict") if is_demo else finding)
+    for data in evidence:
+        findings += [_evaluate_task(task, data) for task in study_tasks(data.study)]
+    return findings
 
 
 def _evaluate_task(task: ClaimTask, evidence: ClaimData) -> ClaimFinding:
     if task.claim is None:
-        return _not_evaluable(task)
+        return _as_demonstration(_not_evaluable(task, evidence))
     clauses = tuple(evaluate_clause(clause, evidence, task.claim.detect) for clause in task.claim.clauses)
     verdict = combine_verdicts(clauses)
-    return ClaimFinding(
-        id=task.id,
-        number=task.number,
-        statement=task.statement,
-        study=task.study,
-        source=task.source,
-        figure=task.figure,
-        verdict=verdict,
-        sentence=describe_claim(verdict, clauses),
-        clauses=clauses,
-        dataset=evidence.study.dataset,
-        data_notes=evidence.data_notes,
+    return _as_demonstration(
+        replace(
+            _not_evaluable(task, evidence),
+            verdict=verdict,
+            sentence=describe_claim(verdict, clauses, evidence.study.name),
+            clauses=clauses,
+            data_notes=evidence.data_notes,
+        )
     )
 
 
@@ -275,8 +433,41 @@ def combine_verdicts(clauses: Sequence[ClauseFinding]) -> Verdict:
     return next(verdict for verdict in VERDICTS if any(clause.verdict == verdict for clause in clauses))
 
 
-def _not_evaluable(task: ClaimTask) -> ClaimFinding:
-    reason = task.reason_not_evaluable if task.study else f"It needs {task.reason_not_evaluable}."
+def _not_evaluable(task: ClaimTask, evidence: ClaimData | None = None) -> ClaimFinding:
     return ClaimFinding(
-        task.id, task.number, task.statement, task.study, task.source, task.figure, "not enough data", reason, ()
+        task.id,
+        task.number,
+        task.statement,
+        task.study,
+        task.source,
+        task.figure,
+        "not enough data",
+        task.reason_not_evaluable,
+        (),
+        dataset=evidence.study.dataset if evidence else "",
+        part=task.part,
+        setting=evidence.setting if evidence else "",
     )
+
+
+def _as_demonstration(finding: ClaimFinding) -> ClaimFinding:
+    """The finding without verdicts, outcomes and p-values if its data is a demonstration; else the finding itself."""
+    if not is_demonstration(finding.dataset):
+        return finding
+    clauses = tuple(_clause_as_demonstration(clause) for clause in finding.clauses)
+    sentence = describe_claim("no verdict", clauses, finding.study) if clauses else finding.sentence
+    return replace(finding, verdict="no verdict", sentence=sentence, clauses=clauses)
+
+
+def _clause_as_demonstration(clause: ClauseFinding) -> ClauseFinding:
+    untested: dict[str, Any] = {"p": None, "p_opposite": None, "p_sign_flip": None, "outcome": "untested"}
+    untested["note"] = "a demonstration"
+    shown = replace(
+        clause,
+        verdict="no verdict",
+        levels=tuple(replace(level, p_holm=None, p_opposite_holm=None, **untested) for level in clause.levels),
+        effect=None if clause.effect is None else replace(clause.effect, **untested),
+        seeds_needed=None,
+        note="",
+    )
+    return replace(shown, sentence=describe_clause(shown))

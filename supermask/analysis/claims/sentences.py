@@ -6,10 +6,18 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from supermask.analysis.claims.findings import ClaimFinding, ClauseFinding, LevelFinding, Verdict
+from supermask.analysis.claims.findings import (
+    MIN_SEEDS,
+    ClaimFinding,
+    ClauseFinding,
+    Effect,
+    Interval,
+    LevelFinding,
+    Verdict,
+)
 from supermask.analysis.stats import exact_test_limit
-from supermask.core.text import format_p, format_percent, format_range
-from supermask.study.claims import CHANCE, Clause
+from supermask.core.text import format_p, format_percent, format_range, pluralize
+from supermask.study.claims import CHANCE
 
 _RELATIONS = {
     "above": "is above",
@@ -19,65 +27,131 @@ _RELATIONS = {
     "matches": "matches",
 }
 
-_SINGLE_LEVEL_WORDING = {
+_ANSWERS = {
     "holds": "yes",
     "opposite": "no, the opposite",
     "undecided": "not significant",
-    "untested": "untested",
+    "untested": "not tested",
 }
-"""Outcome -> wording for a clause with a single level."""
+"""Outcome of the deciding test -> the first words on it."""
 
 
-def describe_clause(finding: ClauseFinding, clause: Clause, decisive: int | None, detect: float) -> str:
-    """The clause, the number of levels at which it holds, and the numbers of the decisive level.
-
-    `decisive`: index of that level, None if there is no level to compare at.
-    """
-    claim = f"{clause.treatment} {_RELATIONS[clause.relation]} {clause.reference}{_margin(clause)}"
-    if decisive is None:
-        band = clause.remaining
+def describe_clause(finding: ClauseFinding) -> str:
+    """The clause, the answer of its test, and the numbers behind it."""
+    if finding.effect is None:
+        band = finding.band
         where = f" between {band[0]:g}% and {band[1]:g}% of the weights" if band else ""
-        return f"{claim}: no level{where} to compare at."
-    parts = [f"{claim}: {_count_levels(finding.levels)}", _describe_numbers(finding.levels, clause, decisive)]
-    if finding.verdict != "supported":
-        parts += _describe_shortfall(finding, clause, detect)
-    parts += [f"missing: {text}" for text in finding.missing]
-    return "; ".join(part for part in parts if part) + "."
+        return f"{_claim(finding)}: no level{where} to compare at."
+    if finding.verdict == "no verdict":
+        subject = f"{finding.treatment} against {finding.reference}"
+        return f"{subject}: {_describe_effect(finding, finding.effect)}."
+    if finding.where == "mean":
+        parts = [f"{_ANSWERS[finding.effect.outcome]}; {_describe_effect(finding, finding.effect)}"]
+    else:
+        parts = [_count_levels(finding.levels, finding.where), _describe_level(finding)]
+    parts += [_describe_censoring(finding), *_describe_shortfall(finding)]
+    return "; ".join(part for part in [f"{_claim(finding)}: {parts[0]}", *parts[1:]] if part) + "."
 
 
-def describe_claim(verdict: Verdict, clauses: Sequence[ClauseFinding]) -> str:
-    """The sentence of a single clause; else the count of each verdict, and the sentence of the deciding clause."""
+def describe_claim(verdict: Verdict, clauses: Sequence[ClauseFinding], study: str = "") -> str:
+    """The sentence of a single clause; else the count of each verdict, and the sentence of the deciding clause.
+
+    Without enough data, also the command that trains what is missing.
+    """
+    hint = _describe_command(clauses, study) if verdict == "not enough data" else ""
     if len(clauses) == 1:
-        return clauses[0].sentence
+        return clauses[0].sentence + hint
+    if verdict == "no verdict":
+        return " ".join(clause.sentence for clause in clauses)
     if verdict == "supported":
         return f"All {len(clauses)} parts are supported. The weakest: {max(clauses, key=_weakness).sentence}"
     counts = ", ".join(
         f"{count} {clause_verdict}" for clause_verdict, count in Counter(clause.verdict for clause in clauses).items()
     )
     deciding = next(clause for clause in clauses if clause.verdict == verdict)
-    return f"Of {len(clauses)} parts: {counts}. {deciding.sentence}"
+    return f"Of {len(clauses)} parts: {counts}. {deciding.sentence}{hint}"
+
+
+def _describe_command(clauses: Sequence[ClauseFinding], study: str) -> str:
+    """Sentence on what would give the data that is missing."""
+    lacking = [clause for clause in clauses if clause.verdict == "not enough data" and not clause.note]
+    if any(" to do" in text for clause in lacking for text in clause.missing):
+        return f" `supermask run {study}`, with the same settings, trains what is missing." if study else ""
+    if any(clause.effect is not None for clause in lacking):
+        return f" A verdict takes {MIN_SEEDS} seeds on both sides: run it with more seeds, such as seeds={MIN_SEEDS}."
+    return ""
 
 
 def _weakness(clause: ClauseFinding) -> float:
-    """p of the deciding level of a supported clause: the larger, the weaker."""
-    ps = [level.p_holm for level in clause.levels if level.outcome == "holds" and level.p_holm is not None]
-    return (min if clause.where == "some" else max)(ps, default=0.0)
+    """p of the deciding test of a supported clause: the larger, the weaker."""
+    if clause.where == "mean":
+        return clause.effect.p or 0.0 if clause.effect else 0.0
+    if clause.where == "every":
+        return max((level.p for level in clause.levels if level.p is not None), default=0.0)
+    return min((level.p_holm for level in clause.levels if level.p_holm is not None), default=0.0)
 
 
-def _margin(clause: Clause) -> str:
-    if not clause.margin:
-        return ""
-    by = "by more than" if clause.relation in ("above", "below") else "within"
-    return f" ({by} {clause.margin:g} points)"
+def _claim(finding: ClauseFinding) -> str:
+    """`zero is above freeze_init`, with its margin and the kind of its levels."""
+    kind = {"mean": "", "every": " at every level", "some": " at some level"}[finding.where]
+    margin = ""
+    size = f"{finding.margin:g} {finding.unit}" if finding.margin else ""
+    if finding.share is not None:
+        size = f"{finding.share:g}% of what {finding.control} loses"
+    if size:
+        margin = f" ({'by more than' if finding.relation in ('above', 'below') else 'within'} {size})"
+    return f"{finding.treatment} {_RELATIONS[finding.relation]} {finding.reference}{margin}{kind}"
 
 
-def _count_levels(levels: Sequence[LevelFinding]) -> str:
+def _describe_effect(finding: ClauseFinding, effect: Effect) -> str:
+    """`+0.13 [+0.02, +0.24] points, mean over 4 levels from 17.9% to 5% of the weights, n = 5 pairs, p = 0.03; ...`."""
+    n = f"n = {effect.n} {'seeds' if finding.reference == CHANCE else 'pairs'}"
+    if effect.difference is None:
+        return n
+    p_value = effect.p_opposite if effect.outcome == "opposite" else effect.p
+    parts = [
+        _describe_difference(finding, effect.difference, effect.interval95, effect.reference_mean),
+        _describe_levels(finding),
+        n,
+        "" if p_value is None else format_p(p_value),
+    ]
+    texts = [", ".join(part for part in parts if part)]
+    if finding.share is not None:
+        texts.append(f"the margin is {effect.margin:.2f} {finding.unit}")
+    if effect.error_ratio is not None and finding.reference != CHANCE:
+        interval = effect.error_ratio_interval95
+        ends = "" if interval is None else " [{:.2f}, {:.2f}]".format(*interval)
+        texts.append(f"error rate x {effect.error_ratio:.2f}{ends}")
+    return "; ".join(texts)
+
+
+def _describe_difference(
+    finding: ClauseFinding, difference: float, interval95: Interval, reference_mean: float | None
+) -> str:
+    digits = 0 if finding.unit == "iterations" else 2
+    interval = "" if interval95 is None else " [{:+,.{d}f}, {:+,.{d}f}]".format(*interval95, d=digits)
+    versus = f" over chance, {reference_mean:g}%" if finding.reference == CHANCE else ""
+    return f"{difference:+,.{digits}f}{interval} {finding.unit}{versus}"
+
+
+def _describe_levels(finding: ClauseFinding) -> str:
+    shares = [level.remaining for level in finding.levels if math.isfinite(level.remaining)]
+    if finding.at == "best":
+        return "each seed at its best level"
+    if len(finding.levels) == 1:
+        return f"at {format_percent(shares[0])}% of the weights" if shares else ""
+    span = f" from {format_percent(max(shares))}% to {format_percent(min(shares))}% of the weights" if shares else ""
+    return f"mean over {len(finding.levels)} levels{span}"
+
+
+def _count_levels(levels: Sequence[LevelFinding], where: str) -> str:
     if len(levels) == 1:
-        return _SINGLE_LEVEL_WORDING[levels[0].outcome]
+        return _ANSWERS[levels[0].outcome]
     outcomes = Counter(level.outcome for level in levels)
     shares = [level.remaining for level in levels if math.isfinite(level.remaining)]
     span = f" from {format_percent(max(shares))}% to {format_percent(min(shares))}% of the weights" if shares else ""
-    parts = [f"at {outcomes['holds']} of {len(levels)} levels{span}"]
+    correction = ", after Holm's correction" if where == "some" else ""
+    parts = [f"at {outcomes['holds']} of {len(levels)} levels{span}{correction}"]
     if outcomes["opposite"]:
         parts.append(f"the opposite at {outcomes['opposite']}")
     if outcomes["untested"]:
@@ -85,39 +159,53 @@ def _count_levels(levels: Sequence[LevelFinding]) -> str:
     return ", ".join(parts)
 
 
-def _describe_numbers(levels: Sequence[LevelFinding], clause: Clause, decisive: int) -> str:
-    level = levels[decisive]
+def _describe_level(finding: ClauseFinding) -> str:
+    """The numbers of the level that decides."""
+    if finding.deciding is None:
+        return ""
+    level = finding.levels[finding.deciding]
     if level.difference is None:
         return ""
     place = f"at {format_percent(level.remaining)}%" if math.isfinite(level.remaining) else "there"
-    if len(levels) > 1:
-        rank = "weakest" if clause.where == "every" else "clearest"
+    if len(finding.levels) > 1:
+        rank = "weakest" if finding.where == "every" else "clearest"
         place = f"{'the opposite clearest' if level.outcome == 'opposite' else rank} {place}"
-    interval = "" if level.interval95 is None else " [{:+.2f}, {:+.2f}]".format(*level.interval95)
-    seeds = f"{level.n} and {level.n_reference}" if level.test == "Welch t" else f"{level.n}"
-    n = f"n = {seeds} {'pairs' if level.test == 'paired t' else 'seeds'}"
-    p_value = level.p_opposite_holm if level.outcome == "opposite" else level.p_holm
-    p = "" if p_value is None else f", {format_p(p_value)}"
-    versus = f" over chance, {level.reference_mean:g}%" if clause.reference == CHANCE else ""
-    return f"{place}: {level.difference:+.2f}{interval} points{versus}, {n}{p}"
-
-
-def _describe_shortfall(finding: ClauseFinding, clause: Clause, detect: float) -> list[str]:
-    sentences = list(
-        dict.fromkeys(level.note for level in finding.levels if level.outcome == "untested" and level.note)
+    p_claimed, p_opposite = (
+        (level.p, level.p_opposite_holm) if finding.where == "every" else (level.p_holm, level.p_opposite)
     )
-    has_opposite = any(level.outcome == "opposite" for level in finding.levels)
-    if finding.verdict == "not supported" and not has_opposite and finding.seeds_needed is not None:
-        points = f"{clause.margin or detect:g} points"
-        sentences.append(f"to see {points} takes {finding.seeds_needed:,} seeds (power 80%)")
-    return sentences
+    p_value = p_opposite if level.outcome == "opposite" else p_claimed
+    n = f"n = {level.n} {'seeds' if finding.reference == CHANCE else 'pairs'}"
+    difference = _describe_difference(finding, level.difference, level.interval95, level.reference_mean)
+    return f"{place}: {difference}, {n}" + ("" if p_value is None else f", {format_p(p_value)}")
 
 
-_TESTS = {
-    "paired t": "paired t, where both sides have the same seeds",
-    "Welch t": "Welch's t, where they differ",
-    "one-sample t": "one-sample t, against chance",
-}
+def _describe_censoring(finding: ClauseFinding) -> str:
+    if not finding.censored or not finding.censored[0]:
+        return ""
+    count, runs = finding.censored
+    return (
+        f"censored: in {count} of {pluralize(runs, 'run')} of {finding.treatment} the loss was lowest at the last "
+        "iteration, so their true iteration is later"
+    )
+
+
+def _describe_shortfall(finding: ClauseFinding) -> list[str]:
+    """Why there is no better verdict."""
+    if finding.verdict == "supported":
+        return [f"missing: {text}" for text in finding.missing]
+    sentences = [finding.note] if finding.note else []
+    notes = [finding.effect.note] if finding.where == "mean" and finding.effect else []
+    if finding.where != "mean":
+        notes = [level.note for level in finding.levels if level.outcome == "untested"]
+    if finding.verdict == "not enough data":
+        sentences += [note for note in dict.fromkeys(notes) if note]
+    if finding.seeds_needed is not None:
+        what = f"{finding.detect:g} {finding.unit}" if finding.detect else "the difference found"
+        sentences.append(f"to see {what} takes {finding.seeds_needed:,} seeds (power 80%)")
+    return sentences + [f"missing: {text}" for text in finding.missing]
+
+
+_TESTS = {"paired t": "paired t, over the seeds that both sides have", "one-sample t": "one-sample t, against chance"}
 
 
 def _quote_relation(relation: str) -> str:
@@ -133,11 +221,15 @@ _TEST_SIDES = {
 
 def describe_tests(findings: Sequence[ClaimFinding]) -> list[str]:
     """Sentences on the tests behind these claims, and on the limit of exact tests; none if nothing was tested."""
-    clauses = [clause for claim in findings for clause in claim.clauses]
-    tested = [(clause, level) for clause in clauses for level in clause.levels if level.test in _TESTS]
+    tested = [
+        (clause, clause.effect)
+        for claim in findings
+        for clause in claim.clauses
+        if clause.effect is not None and clause.effect.outcome != "untested"
+    ]
     if not tested:
         return []
-    used = Counter(level.test for _, level in tested)
+    used = Counter(effect.test for _, effect in tested)
     tests = "; ".join(f"{description} ({used[test]:,})" for test, description in _TESTS.items() if used[test])
     relations = {clause.relation for clause, _ in tested}
     sides = [
@@ -145,15 +237,16 @@ def describe_tests(findings: Sequence[ClaimFinding]) -> list[str]:
         for names, side in _TEST_SIDES.items()
         if relations.intersection(names)
     ]
-    seeds = sorted({level.n for _, level in tested})
+    seeds = sorted({effect.n for _, effect in tested})
     sentences = [
-        f"n = {format_range(seeds)} seeds. Tests, with the number of comparisons: {tests}. Relations are tested "
-        f"{', '.join(sides)}. p is of a level alone; p, Holm is corrected over the levels of its part, not over parts "
-        "or claims."
+        f"n = {format_range(seeds)} seeds. The tested value of a seed is the mean over levels of its difference at "
+        f"equal levels; one test per part, with the number of parts: {tests}. Relations are tested {', '.join(sides)}. "
+        "No correction is made over parts or claims. Levels by themselves are a description: p is of a level alone; p, "
+        "Holm is corrected over the levels of its part."
     ]
-    pairs = [level.n for _, level in tested if level.p_sign_flip is not None]
+    pairs = [effect.n for _, effect in tested if effect.p_sign_flip is not None]
     if pairs:
         too_few = max((n for n in pairs if exact_test_limit(n)), default=0)
-        flips = "p, flips: the exact sign-flip test of no difference at that level alone, two-sided, not corrected."
+        flips = "p, flips: the exact sign-flip test of no difference, two-sided, not corrected."
         sentences.append(f"{flips} {exact_test_limit(too_few)}".strip())
     return sentences

@@ -27,7 +27,7 @@ class MaskInfo:
     """
 
     name: str
-    """Run id or file name; unique."""
+    """Run id or name of a ticket; unique."""
     masks: Masks
     """Prunable tensor name -> bool array, True = kept."""
     alive: Masks
@@ -54,10 +54,16 @@ class MaskInfo:
     """Weights before the training with this mask."""
     final_weights: WeightArrays | None = None
     """Weights after the training with this mask."""
+    is_ticket: bool = False
+    """True for a ticket, which does not hold the weights that its criterion saw."""
     note: str = ""
     """A remark for the reader, such as that the run diverged."""
     label: str = ""
     """Name in tables and figures; set by `with_labels`."""
+
+    def __repr__(self) -> str:
+        kept, size = (sum(int(part(mask)) for mask in self.masks.values()) for part in (np.count_nonzero, np.size))
+        return f"MaskInfo({self.label or self.name!r}, {self.subject}, {kept:,} of {size:,} weights kept)"
 
     @property
     def subject(self) -> str:
@@ -98,8 +104,13 @@ def common_and_short_labels(infos: Sequence[MaskInfo]) -> tuple[str, list[str]]:
 
 
 def _label_parts(info: MaskInfo) -> tuple[str, str, str]:
-    """Criterion, level and seed as text; empty if unknown, and for the level of a dense network, always 0."""
-    # A ticket of a foreign network has no criterion and no level either, but its mask prunes.
+    """Criterion, level and seed as text; empty if unknown, and for the level of a dense network, always 0.
+
+    A ticket of a network and a criterion that are not known here has its own name in place of the criterion.
+    """
+    if info.is_ticket and info.network is None and info.criterion is None:
+        return info.name.removesuffix(".safetensors"), "", ""
+    # A ticket without facts has no criterion and no level either, but its mask prunes.
     is_dense = info.criterion is None and not info.level and all(mask.all() for mask in info.masks.values())
     level = "" if info.level is None or is_dense else f"level {info.level}"
     seed = "" if info.seed is None else f"seed {info.seed}"
@@ -116,7 +127,7 @@ def _distinguishing_details(infos: Sequence[MaskInfo], texts: Sequence[str]) -> 
         values = [info.details.get(key) for key in differing]
         extra = [value for value in values if value]
         same_details = [other for other in same_text if [other.details.get(key) for key in differing] == values]
-        if len(same_details) > 1:
+        if len(same_details) > 1 and info.name != text:
             extra.append(_shorten_name(info.name, [other.name for other in same_details]))
         extras.append(extra)
     return extras

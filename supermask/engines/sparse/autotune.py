@@ -38,6 +38,7 @@ from supermask.engines.sparse.kernels.simd16 import VEC16_WIDTH
 from supermask.engines.sparse.layers import LinearLayer
 from supermask.engines.sparse.masked import MLPMaskTrainer
 from supermask.engines.training import Trainer
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import Architecture, Conv, Dense, architecture, initial_state, prunable_tensors
 
 # --- the table ---
@@ -233,7 +234,7 @@ def _network(
     densities = {"fc1.weight": first_density, "fc2.weight": second_density, "fc3.weight": 1.0}
     masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < densities[n]) for n, w in dense.weights.items()}
     start = InitialState({n: w * masks[n] for n, w in dense.weights.items()}, masks, dense.unmasked)
-    job = TrainingJob(_LAYERS, start, Recipe("adam", 1e-3, _BATCH, _STEPS * _TURNS, _STEPS), seed=0)
+    job = TrainingJob(sequential_network(_LAYERS), start, Recipe("adam", 1e-3, _BATCH, _STEPS * _TURNS, _STEPS), seed=0)
     # The output layer is too small to matter, and is the same in all networks.
     network = MLPTrainer(job, data, {"fc1": first, "fc2": second, "fc3": "weights"})
     network.load(start.state)
@@ -266,7 +267,9 @@ def compile_mask_kernels() -> None:
         MaskLearning(), prunable_tensors(_LAYERS), initial_state(_LAYERS, 0), 0, None, None, child_streams(0)
     )
     recipe = Recipe("sgd", 1.0, 1, 1, 1, momentum=0.9)
-    network = MLPMaskTrainer(TrainingJob(_LAYERS, start, recipe, seed=0, learning=MaskLearning()), data)
+    network = MLPMaskTrainer(
+        TrainingJob(sequential_network(_LAYERS), start, recipe, seed=0, learning=MaskLearning()), data
+    )
     with flush_denormals(threads=1):
         network.load(start.state)
         network.train(0, 1)
@@ -277,4 +280,6 @@ def _convolutional_job() -> tuple[TrainingJob, SplitData]:
     layers = architecture("conv2", (1, 28, 28), 10)
     images, labels = np.zeros((16, 1, 28, 28), np.uint8), np.zeros(16, np.int64)
     data = SplitData(images, labels, np.arange(16), images, labels, images, labels, 1)
-    return TrainingJob(layers, initial_state(layers, 0), Recipe("adam", 1e-3, 16, 1, 1), seed=0), data
+    return TrainingJob(
+        sequential_network(layers), initial_state(layers, 0), Recipe("adam", 1e-3, 16, 1, 1), seed=0
+    ), data

@@ -23,6 +23,7 @@ from supermask.engines.stacked.cuda_graph import WARMUP_STEPS
 from supermask.engines.stacked.device import cached_measurement, empty_cache, is_out_of_memory
 from supermask.engines.stacked.optimizer import make_optimizer_step
 from supermask.engines.stacked.stack import Stack
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import Architecture, Conv, Dense, initial_state, prunable_tensors
 
 CANDIDATES = {"cpu": (1, 4, 16), "cuda": (1, 8, 32, 128, 512)}
@@ -174,7 +175,7 @@ def _synthetic_stack(
         )
     )
     seeds = sorted(i % NUM_SEEDS for i in range(replicas))
-    jobs = [TrainingJob(layers, start, recipe, seed, learning=learning) for seed in seeds]
+    jobs = [TrainingJob(sequential_network(layers), start, recipe, seed, learning=learning) for seed in seeds]
     return Stack(jobs, [data] * replicas, device, precision, algorithms)
 
 

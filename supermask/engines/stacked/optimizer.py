@@ -156,13 +156,13 @@ def mask_bits(mask: Tensor) -> Tensor:
     return mask.to(torch.int32).neg()
 
 
-def step_scalars(recipe: Recipe, began: Sequence[int], firsts: Sequence[int], steps: int) -> Array:
+def step_scalars(recipes: Sequence[Recipe], began: Sequence[int], firsts: Sequence[int], steps: int) -> Array:
     """`rate` and `second` of the next S steps of each replica, float32 (S, 2, R).
 
     Adam: rate = -lr / (1 - 0.9^t), second = 1 / sqrt(1 - 0.999^t), t = steps since `began`; SGD: rate = -lr.
     `began`: the mini-batch at which each replica's optimizer was new; `firsts`: each replica's next mini-batch.
     """
-    # Cached: most replicas are at the same iteration.
-    scalars = cache(lambda start, first: optimizer_step_table(recipe, start, first, first + steps))
-    tables = [scalars(start, first) for start, first in zip(began, firsts, strict=True)]
+    # Cached: most replicas have one of few recipes and are at the same iteration.
+    scalars = cache(lambda recipe, start, first: optimizer_step_table(recipe, start, first, first + steps))
+    tables = [scalars(*settings) for settings in zip(recipes, began, firsts, strict=True)]
     return np.stack([np.stack([t[name] for t in tables], axis=1) for name in ("rate", "second")], axis=1)

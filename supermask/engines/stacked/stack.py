@@ -1,4 +1,4 @@
-"""Many networks of one architecture and recipe as tensors with a leading axis of replicas; one step trains them all.
+"""Many networks of one architecture as tensors with a leading axis of replicas; one step trains them all.
 
 Shapes: R replicas, N distinct mini-batches of a step (N <= R), B images of a batch, S training steps, C channels, H and
 W height and width in pixels, K classes, P numbers of one tensor of one replica (its elements, flattened).
@@ -36,7 +36,7 @@ COLUMN_COPIES = 9
 
 
 class Stack:
-    """Networks of one architecture and recipe; replica r trains `jobs[r]` on `data[r]`.
+    """Networks of one architecture and equal `stack_settings`; replica r trains `jobs[r]` on `data[r]`.
 
     Each replica has its own iteration and its own order of batches. It can be replaced by another run (`replace`), and
     the stack can shrink (`select`) and grow (`append`). Neighbors with the same seed, data and iteration share their
@@ -142,7 +142,8 @@ class Stack:
         # start. A learned mask's optimizer is new at iteration 0.
         is_learned = self.learning is not None
         began = [0 if is_learned else job.start.first_iteration for job in self.jobs]
-        self._scalars[:steps] = self.images.to_device(step_scalars(self.recipe, began, firsts, steps))
+        recipes = [job.recipe for job in self.jobs]
+        self._scalars[:steps] = self.images.to_device(step_scalars(recipes, began, firsts, steps))
         for name, buffer in self._keys.items():
             # Cached: most replicas have one of a few seeds and the same iteration.
             keys_of = cache(partial(_training_keys, name, steps))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from supermask.core.types import SplitData, TrainingResult
-from supermask.engines.job import TrainingJob
+from supermask.engines.job import TrainingJob, stack_settings
 from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision, validate_precision
@@ -31,7 +31,7 @@ class JobSource(Protocol):
     def next_jobs(self, room: int) -> Sequence[tuple[TrainingJob, SplitData]]:
         """At most `room` jobs that join now; an empty sequence if there are none now.
 
-        All jobs of a source have the same network, recipe and learning settings. Called after runs have finished, and,
+        All jobs of a source have the same network and equal `stack_settings`. Called after runs have finished, and,
         while slots are free, after every evaluation.
         """
 
@@ -76,7 +76,7 @@ def train(
     precision: str = "float32",
     algorithms: ConvAlgorithms | None = None,
 ) -> list[TrainingResult]:
-    """Train all jobs, those of one network and recipe in one stack; `data[i]` is the data of `jobs[i]`.
+    """Train all jobs, those with equal `stack_settings` in one stack; `data[i]` is the data of `jobs[i]`.
 
     Results are in the order of the jobs. Other arguments and errors: as for `train_stream`.
     Source: Zhou et al. 2019, Sec. 1 and Table S1.
@@ -116,7 +116,7 @@ def _group_by_stack(jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> l
 
 def _stack_key(job: TrainingJob, data: SplitData) -> Any:
     """The settings that all replicas of a stack have in common."""
-    return job.layers, job.recipe, job.learning, data.pixel_maximum
+    return job.layers, stack_settings(job.recipe, job.learning), data.pixel_maximum
 
 
 class _StackRunner:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import prod
-from typing import Literal
+from dataclasses import dataclass, replace
+from math import isfinite, prod
+from typing import Literal, TypeGuard
 
 from supermask.core.errors import UserError, quote
 from supermask.core.masks import ALL_TENSORS, count_kept, ranked_groups
 from supermask.core.types import InitialState
 from supermask.datasets import ImageDataset
-from supermask.export.tickets.model import Ticket, get_fact, mask_mismatch, network_layers
-from supermask.networks.sequential import architecture, build_module, prunable_tensors
+from supermask.datasets.images import split_data
+from supermask.datasets.specs import DataOptions, DatasetSpec
+from supermask.export.tickets.model import Ticket, get_fact, mask_mismatch, ticket_network
+from supermask.networks.registry import named_network
 from supermask.store.records import state_hash
 
 MAX_LEVELS = 10_000
@@ -28,7 +30,7 @@ class Check:
     promise: str
     status: Literal["held", "BROKEN", "not checked"]
     why: str = ""
-    """Items that failed, or the reason why nothing was checked. Empty if the check passed."""
+    """Items that failed, what was noted of a check that passed, or the reason why nothing was checked."""
 
 
 def checks(ticket: Ticket) -> list[Check]:
@@ -55,7 +57,11 @@ def _check_recorded_certificate(ticket: Ticket) -> Check:
     if held is None or recorded is None:
         return Check(promise, "not checked", "the ticket names no run")
     broken = [str(name) for name, layers in recorded.items() if layers]
-    return _to_check(promise, broken or ([] if held else ["held: false"]))
+    check = _to_check(promise, broken or ([] if held else ["held: false"]))
+    notes = get_fact(ticket, dict, "run", "certificate", "notes")
+    if not notes or check.status != "held":
+        return check
+    return replace(check, why=f"noted: {', '.join(quote(name) for name in notes)}")
 
 
 def _check_run_facts(ticket: Ticket) -> Check:
@@ -86,15 +92,17 @@ def _check_counts(ticket: Ticket) -> Check:
         type(rate) in (int, float) and 0 <= rate <= 1 for rate in rates.values()
     ):
         return Check(promise, "BROKEN", "its level or its prune rates are out of range")
-    prunable = prunable_tensors(network_layers(ticket.network, ticket.dataset))
+    prunable = ticket_network(ticket.network, ticket.spec).tensors
     counts, sizes = count_kept(ticket.masks), {name: tensor.size for name, tensor in prunable.items()}
     kinds = {name: tensor.kind for name, tensor in prunable.items()}
     scope = get_fact(ticket, str, "run", "step", "scope")
     # A rate that the ticket does not name prunes nothing: it is not trusted to name all of them.
     rates = dict.fromkeys({*kinds.values(), "global"}, 0.0) | rates
+    patterns = [get_fact(ticket, list, "run", "step", key) or [] for key in ("only", "exclude")]
+    only, exclude = ([str(pattern) for pattern in part] for part in patterns)
+    groups = ranked_groups(sizes, kinds, scope or "layer", rates, only, exclude)
     if scope == "global":
-        counts = {ALL_TENSORS: sum(counts.values())}
-    groups = ranked_groups(sizes, kinds, scope or "layer", rates)
+        counts[ALL_TENSORS] = sum(counts[name] for name in sizes if name not in groups)
     expected = {name: group.remaining(level) for name, group in groups.items()}
     return _to_check(
         promise,
@@ -154,10 +162,10 @@ class Evaluation:
 def evaluate(ticket: Ticket, images: ImageDataset, device: str = "cpu") -> Evaluation:
     """Measure the accuracy of a ticket's network on the test images of a data set.
 
-    Pixels are scaled, and of equal logits the first counts, as in the evaluation of runs.
-    Raises UserError for a module without a known network, for data that does not fit, and if a tensor is missing.
+    Pixels are scaled, and normalized as its run's were, and of equal logits the first counts, as in the evaluation of
+    runs. Raises UserError for a module without a known network, for data that does not fit, and if a tensor is missing.
     """
-    check_fit(ticket, images.facts.name)
+    check_fit(ticket, images.facts)
     stored, source = stored_accuracy(ticket) or (None, None)
     trained_on = get_fact(ticket, str, "run", "data", "fingerprint")
     return Evaluation(
@@ -175,31 +183,72 @@ def stored_accuracy(ticket: Ticket) -> tuple[float, str] | None:
     return None if test is None or source is None or not 0 <= test <= 1 else (test, source)
 
 
-def check_fit(ticket: Ticket, dataset: str) -> None:
+def check_fit(ticket: Ticket, spec: DatasetSpec | None) -> None:
     """Raise UserError if the ticket names no network, or if its network does not fit the images or classes."""
-    if ticket.network is None:
+    if ticket.network is None or spec is None:
         raise UserError(
             "this ticket names no network that supermask can build: copy it into your module with Ticket.apply_to and "
             "evaluate that."
         )
-    if mismatch := mask_mismatch(ticket.masks, ticket.network, dataset):
-        raise UserError(f"the ticket does not fit {dataset}: {mismatch}. It was made for {ticket.dataset}.")
+    if mismatch := mask_mismatch(ticket.masks, ticket.network, spec):
+        raise UserError(f"the ticket does not fit {spec.name}: {mismatch}. It was made for {ticket.dataset}.")
+
+
+def input_statistics(ticket: Ticket, images: ImageDataset) -> tuple[list[float], list[float]] | None:
+    """Return mean and standard deviation per channel by which the ticket's run normalized its inputs; None if by none.
+
+    Raises UserError if the ticket's facts do not say which, or if its run was trained on more images than there are.
+    """
+    recipe = get_fact(ticket, dict, "run", "recipe") or {}
+    normalize = recipe.get("normalize", "none")
+    if normalize == "none":
+        return None
+    if normalize == "per_channel" and ticket.seed is not None:
+        # Label noise changes no pixel; the other options say which images were trained on.
+        stored = get_fact(ticket, dict, "run", "data_options") or {}
+        counts = {key: stored[key] for key in ("train_images", "validation") if _is_count(stored.get(key))}
+        options = DataOptions(**counts).resolve(images.facts)
+        statistics = split_data(images, ticket.seed, options).channel_statistics
+        return list(statistics.mean), list(statistics.std)
+    mean, std = (normalize.get(key) for key in ("mean", "std")) if isinstance(normalize, dict) else (None, None)
+    channels = images.facts.image_shape[0]
+    if _is_per_channel(mean, channels) and _is_per_channel(std, channels):
+        return mean, std
+    raise UserError(
+        f"the ticket's run normalized its inputs in a way that this version does not know: {quote(normalize)}."
+    )
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value > 0
+
+
+def _is_per_channel(column: object, channels: int) -> TypeGuard[list[float]]:
+    return (
+        isinstance(column, list)
+        and len(column) == channels
+        and all(type(value) in (int, float) and isfinite(value) for value in column)
+    )
 
 
 def _count_correct(ticket: Ticket, images: ImageDataset, device: str) -> int:
     import torch
 
     assert ticket.network is not None
-    module = build_module(architecture(ticket.network, images.facts.image_shape, images.facts.classes))
+    module = named_network(ticket.network, images.facts.image_shape, images.facts.classes).build()
     missing = module.state_dict().keys() - ticket.network_weights().keys()
     if missing:
         raise UserError(f"the ticket has no tensor {quote(min(missing))}, which {ticket.network} needs.")
     ticket.apply_to(module.eval()).to(device)
     batch_size = max(1, MAX_BATCH_PIXELS // prod(images.facts.image_shape))
+    statistics = input_statistics(ticket, images)
     correct = 0
     with torch.inference_mode():
         for first in range(0, len(images.test_labels), batch_size):
             pixels = torch.from_numpy(images.scaled(images.test_images[first : first + batch_size])).to(device)
+            if statistics is not None:
+                mean, std = (torch.tensor(values, device=device)[:, None, None] for values in statistics)
+                pixels.sub_(mean).div_(std)
             labels = torch.from_numpy(images.test_labels[first : first + batch_size].copy()).to(device)
             correct += int((module(pixels).argmax(1) == labels).sum())
     return correct

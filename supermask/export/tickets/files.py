@@ -15,6 +15,7 @@ from supermask.export.tickets import format
 from supermask.export.tickets.container import InvalidTicket, read_header, read_tensors, to_bytes
 from supermask.export.tickets.format import LayerEntry, TicketHeader, parse_header, unmasked_names
 from supermask.export.tickets.model import Ticket
+from supermask.export.tickets.sources import locate_ticket
 from supermask.store.files.entry import Tensors, content_hash
 
 if TYPE_CHECKING:
@@ -47,13 +48,19 @@ def check_output_path(target: Path, force: bool) -> None:
         raise UserError(f"{_display_name(target)} cannot be written: its folder does not exist. Create it first.")
 
 
-def load_ticket(path: str | os.PathLike[str]) -> Ticket:
-    """Read a ticket from a file.
+def load_ticket(source: str | os.PathLike[str]) -> Ticket:
+    """Read a ticket from a file, from a folder of `supermask pack --to-folder`, or from a repository of the Hub.
 
+    A string `owner/name` or `owner/name@revision` that names no path is a repository; it needs the extra `hub`.
     Until every hash is verified, memory use is bounded by the size of the file.
-    Raises UserError for anything but a complete, unchanged ticket of a known format.
+    Raises UserError for anything but a complete, unchanged ticket of a known format; SystemFailure if the system or the
+    network fails.
     """
-    source = Path(path)
+    return read_ticket_file(locate_ticket(source))
+
+
+def read_ticket_file(source: Path) -> Ticket:
+    """Read a ticket from a file. Raises as `load_ticket` does."""
     try:
         if not stat.S_ISREG(source.stat().st_mode):
             raise UserError(f"{_display_name(source)} is not a file: give a ticket file, as `supermask pack` writes.")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
 from supermask.core.masks import count_kept
 from supermask.core.types import InitialState, Masks, Weights
-from supermask.datasets.specs import DATASETS
+from supermask.datasets.specs import DATASETS, DatasetSpec, dataset_spec
 from supermask.export.tickets.format import FrozenWeights
 from supermask.export.tickets.modules import Match, apply_torch_prune, copy_into, match_tensors, read_torch_prune
-from supermask.networks.sequential import Architecture, architecture, canonical_name, initial_state, prunable_tensors
+from supermask.networks.network import Network
+from supermask.networks.registry import canonical_name, named_network
 from supermask.store.records import state_hash
 
 if TYPE_CHECKING:
@@ -69,6 +71,22 @@ class Ticket:
             object.__setattr__(self, "initial_content", state_hash(self._initial_state()))
 
     @property
+    def spec(self) -> DatasetSpec:
+        """Specification of the data that the network is built for: of a known dataset, or from the run's facts.
+
+        Raises UserError if it is not known.
+        """
+        assert self.dataset is not None
+        own = None
+        if self.dataset not in DATASETS and (data := get_fact(self, dict, "run", "data_spec")) is not None:
+            with suppress(ValueError):
+                own = DatasetSpec.from_data(self.dataset, data)
+        if self.dataset not in DATASETS and own is None:
+            allowed = f"allowed: {', '.join(DATASETS)}{did_you_mean(self.dataset, DATASETS)}"
+            raise UserError(f"dataset {quote(self.dataset)} is unknown ({allowed}).")
+        return dataset_spec(self.dataset, own)
+
+    @property
     def needs_seed(self) -> bool:
         """True if some of its tensors come from the seed."""
         return self.others is None or self.masks.keys() != self.weights.keys() or None in self.frozen.values()
@@ -111,6 +129,7 @@ class Ticket:
 
         `names` maps names of the ticket to names of the module; other tensors go to the tensor of the same name. With
         match="order" the i-th mask belongs to the i-th Linear or Conv layer that the module registers, with its bias.
+        Prefixes that torch.compile (`_orig_mod.`) and DataParallel (`module.`) add to names are left out.
         Tensors of the module that the ticket does not have are left unchanged. Returns the module.
         Raises UserError, before anything is changed, if a tensor has no counterpart of its shape, if the counterpart is
         computed from other tensors (weight norm, parametrizations) or has no values (lazy and meta modules), or if a
@@ -165,7 +184,7 @@ class Ticket:
         assert self.network is not None
         assert self.dataset is not None
         assert self.seed is not None
-        return initial_state(network_layers(self.network, self.dataset), self.seed)
+        return ticket_network(self.network, self.spec).initial_state(self.seed)
 
 
 def get_fact(ticket: Ticket, kind: type[Fact], *path: str) -> Fact | None:
@@ -180,24 +199,20 @@ def get_fact(ticket: Ticket, kind: type[Fact], *path: str) -> Fact | None:
     return value if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) else None
 
 
-def network_layers(network: str, dataset: str) -> Architecture:
-    """Return the layers of a network for the images of a data set. Raises UserError for an unknown name."""
-    if dataset not in DATASETS:
-        allowed = f"allowed: {', '.join(DATASETS)}{did_you_mean(dataset, DATASETS)}"
-        raise UserError(f"dataset {quote(dataset)} is unknown ({allowed}).")
-    facts = DATASETS[dataset]
-    return architecture(network, facts.image_shape, facts.classes)
+def ticket_network(network: str, spec: DatasetSpec) -> Network:
+    """Return a network for the images of a data set. Raises UserError for an unknown name."""
+    return named_network(network, spec.image_shape, spec.classes)
 
 
-def mask_mismatch(masks: Masks, network: str, dataset: str) -> str:
+def mask_mismatch(masks: Masks, network: str, spec: DatasetSpec) -> str:
     """Return why masks do not fit a network on a data set, or an empty string. Raises UserError for an unknown name."""
-    expected = {name: tensor.shape for name, tensor in prunable_tensors(network_layers(network, dataset)).items()}
+    expected = {name: tensor.shape for name, tensor in ticket_network(network, spec).tensors.items()}
     actual = {name: tuple(mask.shape) for name, mask in masks.items()}
     for name in [*expected, *actual]:
         if expected.get(name) != actual.get(name):
             theirs, ours = (f"of shape {s[name]}" if name in s else "missing" for s in (actual, expected))
-            facts = DATASETS[dataset]
-            images = f"{'x'.join(map(str, facts.image_shape))} images, {facts.classes} classes"
+            images = f"{'x'.join(map(str, spec.image_shape))} images, {spec.classes} classes"
+            dataset = sanitize(spec.name)
             return f"{quote(name)} is {theirs}, and in {sanitize(network)} on {dataset} ({images}) it is {ours}"
     return ""
 
@@ -232,7 +247,7 @@ def _check_names(ticket: Ticket) -> None:
         raise UserError("a ticket names both a network and the data set it is built for, or neither.")
     if ticket.network is not None and ticket.dataset is not None:
         object.__setattr__(ticket, "network", canonical_name(ticket.network))
-        if mismatch := mask_mismatch(ticket.masks, ticket.network, ticket.dataset):
+        if mismatch := mask_mismatch(ticket.masks, ticket.network, ticket.spec):
             raise UserError(f"{mismatch}.")
     elif ticket.seed is not None:
         raise UserError("a seed needs a network that supermask can build: name the network and its data set.")

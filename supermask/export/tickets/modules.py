@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from supermask.core.errors import UserError, did_you_mean, quote
-from supermask.core.types import Masks, Weights
+from supermask.core.types import Masks, TensorKind, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,7 +34,10 @@ def match_tensors(
         raise UserError(f"names: the ticket has no tensor {quote(unknown[0])}{near} It has {_list(list(tensors))}.")
     by_order = _match_by_order(module, masks) if match == "order" else {}
     tensor_map = {name: names.get(name, by_order.get(name, name)) for name in tensors}
-    state = _read_state(module)
+    state = module_tensors(module)
+    strip = name_stripper(module)
+    plain = {strip(name): name for name in state}
+    tensor_map = {name: target if target in state else plain.get(target, target) for name, target in tensor_map.items()}
     for name, target in tensor_map.items():
         _check_target(module, state, name, target, tensors[name], masks.get(name))
     for name, target in tensor_map.items():
@@ -49,7 +52,7 @@ def copy_into(module: nn.Module, tensors: Weights, tensor_map: TensorMap) -> Non
     """Copy every tensor to its counterpart, on the module's device and in its dtype."""
     import torch
 
-    state = _read_state(module)
+    state = module_tensors(module)
     with torch.no_grad():
         for name, tensor in tensors.items():
             state[tensor_map[name]].copy_(tensor)
@@ -77,7 +80,7 @@ def read_torch_prune(module: nn.Module, names: Mapping[str, str]) -> tuple[Masks
     """
     import torch
 
-    state = _read_state(module)
+    state = module_tensors(module)
     pruned = {
         name.removesuffix("_orig"): (original, state[f"{name.removesuffix('_orig')}_mask"])
         for name, original in state.items()
@@ -112,18 +115,44 @@ def read_torch_prune(module: nn.Module, names: Mapping[str, str]) -> tuple[Masks
         weights[name] = original.masked_fill(~masks[name], 0.0)
     others = {name: tensor.detach().cpu().clone() for name, tensor in plain.items() if name not in aliases}
     names = {ticket_name: aliases.get(module_name, module_name) for ticket_name, module_name in names.items()}
+    strip = name_stripper(module)
+    plain_names = {strip(name): name for name in [*weights, *others]}
+    names = {ticket_name: plain_names.get(name, name) for ticket_name, name in names.items()}
     ticket_names = _invert_names(names, {*weights, *others})
     return (
-        {ticket_names.get(name, name): mask for name, mask in masks.items()},
-        {ticket_names.get(name, name): _lossless_cast(name, tensor) for name, tensor in weights.items()},
-        {ticket_names.get(name, name): _lossless_cast(name, tensor) for name, tensor in others.items()},
+        {ticket_names.get(name, strip(name)): mask for name, mask in masks.items()},
+        {ticket_names.get(name, strip(name)): _lossless_cast(name, tensor) for name, tensor in weights.items()},
+        {ticket_names.get(name, strip(name)): _lossless_cast(name, tensor) for name, tensor in others.items()},
     )
 
 
-def _read_state(module: nn.Module) -> dict[str, Tensor]:
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of the `state_dict` themselves. Values of `get_extra_state` are left out."""
     state = module.state_dict(keep_vars=True)
     return {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] != "_extra_state"}
+
+
+def name_stripper(module: nn.Module) -> Callable[[str], str]:
+    """Return a function from a tensor's name in the module to its name without the prefixes of wrappers.
+
+    torch.compile adds `_orig_mod.`, DataParallel and DistributedDataParallel add `module.`; modules inside may be
+    wrapped too.
+    """
+    from torch import nn
+
+    wrappers: dict[str, str] = {}
+    for name, layer in module.named_modules(remove_duplicate=False):
+        # By name: torch._dynamo, which defines the wrapper of torch.compile, takes a second to import.
+        if type(layer).__name__ == "OptimizedModule" and "_orig_mod" in layer._modules:
+            wrappers[name] = "_orig_mod"
+        elif isinstance(layer, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            wrappers[name] = "module"
+
+    def strip(name: str) -> str:
+        parts = name.split(".")
+        return ".".join(part for i, part in enumerate(parts) if wrappers.get(".".join(parts[:i])) != part)
+
+    return strip
 
 
 def _find_aliases(plain: Weights, pruned: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, str]:
@@ -257,10 +286,33 @@ def _kernel_names(module: nn.Module) -> list[str]:
     return [f"{name}.weight".lstrip(".") for name, layer in module.named_modules() if isinstance(layer, kinds)]
 
 
+def kernel_kinds(module: nn.Module) -> dict[str, TensorKind]:
+    """Return the kind of every Linear and Conv kernel that trains, by tensor name, tied kernels once.
+
+    The last Linear layer is the output. Raises UserError for kernels that are computed from others or have no values.
+    """
+    from torch import nn
+
+    state = module_tensors(module)
+    names: dict[int, str] = {}
+    for name in _kernel_names(module):
+        if reason := _refusal(module, state, name):
+            raise UserError(reason)
+        if state[name].requires_grad:
+            names.setdefault(id(state[name]), name)
+    kinds: dict[str, TensorKind] = {}
+    for name in names.values():
+        is_linear = isinstance(module.get_submodule(name.rpartition(".")[0]), nn.Linear)
+        kinds[name] = "hidden" if is_linear else "conv"
+    if linear := [name for name, kind in kinds.items() if kind == "hidden"]:
+        kinds[linear[-1]] = "output"
+    return kinds
+
+
 def _match_by_order(module: nn.Module, masks: Masks) -> TensorMap:
     """Match each mask and the bias beside it to the layer of the same position."""
     kernels = _kernel_names(module)
-    state = _read_state(module)
+    state = module_tensors(module)
     # Layers with tied weights are one kernel, if the ticket has one mask for them.
     distinct = list({id(state.get(name, name)): name for name in reversed(kernels)}.values())[::-1]
     if len(distinct) == len(masks):

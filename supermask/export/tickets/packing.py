@@ -11,12 +11,12 @@ from supermask.core.learned_masks import MaskLearning, threshold_masks
 from supermask.core.types import InitialState, Masks, NetworkState, Weights
 from supermask.export.run_folder import run_record
 from supermask.export.tickets.model import Ticket
-from supermask.networks.sequential import initial_state
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts
 from supermask.store.records import state_hash
-from supermask.store.replay import StateReplayer, run_architecture
+from supermask.store.replay import StateReplayer
 from supermask.store.rows import resolve_run_id
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 if TYPE_CHECKING:
@@ -32,31 +32,46 @@ def pack_run(store: Store, run_id: str, weights: WeightsToPack = "auto") -> Tick
 
     `final`: masks, kept final weights and biases, with the run's `final_test_accuracy`. `start`: the untrained
     ticket. A learned supermask is packed as its thresholded mask on its fixed weights, inverted and rescaled as its
-    method says. Weights that equal the initial ones of the seed are not stored.
+    method says. Weights that equal the initial ones of the seed are not stored. A network named by import path is
+    packed with all of its tensors, for `Ticket.apply_to`.
     Raises UserError for a run without a valid result or without weights, CorruptEntry for a damaged one.
     """
     if weights not in get_args(WeightsToPack):
         allowed = f"allowed: {', '.join(get_args(WeightsToPack))}"
         raise UserError(f"weights={quote(weights)}{did_you_mean(str(weights), get_args(WeightsToPack))} ({allowed}).")
-    run_id = resolve_run_id(store, run_id)
+    return pack_known_run(StateReplayer(store), store, resolve_run_id(store, run_id), weights)
+
+
+def pack_known_run(replayer: StateReplayer, store: Store, run_id: str, weights: WeightsToPack = "auto") -> Ticket:
+    """Return the ticket of a run as `pack_run` does, given its whole id.
+
+    `replayer`: of this store; it keeps the states of runs packed before, which the next levels are made of.
+    """
     facts = store.facts(run_id)
     run = Run.from_data(facts)
     snapshot = ("final" if run.is_trained else "start") if weights == "auto" else weights
     _check_packable(store, run, facts, snapshot)
-    parent = StateReplayer(store).parent_run(run_id)
+    parent = replayer.parent_run(run_id)
     masks = parent.start.masks
     state = parent.start.state if snapshot == "start" else parent.state_at("end")
-    initial = initial_state(run_architecture(run), run.seed)
     ticket_facts: dict[str, Any] = {"weights": snapshot, "supermask": __version__, "run": run_record(facts)}
     accuracy = facts["metrics"].get("final_test_accuracy")
     source = "final weights" if run.is_trained else "untrained weights"
     if run.learning is not None:
         masks, state = _threshold_supermask(run.learning, state)
         accuracy, source = facts["metrics"]["thresholded_test_accuracy"], "thresholded supermask"
-    if accuracy is not None and (snapshot == "final" or not run.is_trained):
+    # Of an untrained network with batch normalization, running statistics were estimated to measure it.
+    is_as_measured = snapshot == "final" or not (run.is_trained or run_network(run).buffers)
+    if accuracy is not None and is_as_measured:
         ticket_facts["accuracy"] = {"test": accuracy, "of": source}
     if _descends_from_learned_mask(store, run):
         ticket_facts["from_a_learned_mask"] = True
+    network = run_network(run)
+    if network.is_user_code:
+        # Only user code makes the seed's network again, so the ticket has every value and names no network.
+        nonzero = {n: state.weights[n] for n, m in masks.items() if bool((state.weights[n][~m] != 0).any())}
+        return Ticket(masks, state.weights, state.unmasked, frozen=dict(nonzero), facts=ticket_facts)
+    initial = network.initial_state(run.seed)
     return Ticket(
         masks=masks,
         weights=_changed_kept_tensors(state, masks, initial),

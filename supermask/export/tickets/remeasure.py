@@ -9,16 +9,18 @@ from typing import Any
 from supermask.core.certificate import ACCURACY_TOLERANCE
 from supermask.core.environment import environment_info
 from supermask.core.errors import UserError
-from supermask.datasets import ImageDataset, load
+from supermask.datasets import ImageDataset
 from supermask.datasets.images import split_data
 from supermask.engines.job import TrainingJob
 from supermask.export.tickets import pack_run
 from supermask.export.tickets.checks import evaluate
 from supermask.store import CorruptEntry, Store
 from supermask.store.records import decode_logits
-from supermask.store.replay import StateReplayer, run_architecture
+from supermask.store.replay import StateReplayer
 from supermask.store.verify import VerificationResult
+from supermask.study.networks import run_network
 from supermask.study.run import Run
+from supermask.study.user_data import check_source, load_data
 
 CROSS_ENGINE_TOLERANCE = 1e-3
 """Largest difference of losses (nats), spreads and shares of ones between two machines."""
@@ -44,11 +46,17 @@ def recheck_store_accuracies(store: Store, data_dir: Path | None) -> Iterator[Ve
         if facts["status"] != "finished":
             continue
         if run.dataset not in images:
-            images[run.dataset] = load(run.dataset, data_dir)
+            images[run.dataset] = _load(run, data_dir)
         try:
             yield _recheck_run(store, replayer, run, images[run.dataset])
         except (CorruptEntry, UserError) as error:
             yield VerificationResult(run_id, "partly", str(error))
+
+
+def _load(run: Run, data_dir: Path | None) -> ImageDataset:
+    # The store is not trusted to name code: a user's function is called only if its source is the run's.
+    check_source(run.dataset, run.data_source)
+    return load_data(run.dataset, data_dir, run.data_fingerprint)
 
 
 def _recheck_run(store: Store, replayer: StateReplayer, run: Run, images: ImageDataset) -> VerificationResult:
@@ -58,6 +66,9 @@ def _recheck_run(store: Store, replayer: StateReplayer, run: Run, images: ImageD
     if run.learning is not None:
         differences = _supermask_mismatch(store, replayer, run, images)
         return VerificationResult(run.id, "failed" if differences else "held", ", ".join(differences))
+    if not run.is_trained and run_network(run).buffers:
+        reason = "its running statistics were estimated for its evaluation and are not those of its initial state"
+        return VerificationResult(run.id, "partly", reason)
     measured, stored = evaluate(pack_run(store, run.id), images), facts["metrics"]["final_test_accuracy"]
     if abs(measured.accuracy - stored) * measured.images > ACCURACY_TOLERANCE:
         return VerificationResult(run.id, "failed", f"final_test_accuracy is {measured.accuracy}, not {stored}")
@@ -70,9 +81,9 @@ def _supermask_mismatch(store: Store, replayer: StateReplayer, run: Run, images:
     start, entry = replayer.parent_run(run.id).start, store.read(run.id)
     if entry.weights is None:
         raise UserError("its logits were dropped")
-    job = TrainingJob(run_architecture(run), start, run.recipe, run.seed, learning=run.learning)
+    job = TrainingJob(run_network(run), start, run.recipe, run.seed, learning=run.learning)
     selected, final = (decode_logits(entry.weights, start, kind) for kind in ("logit", "final_logit"))
-    measured = _flatten(evaluate_supermask(job, split_data(images, run.seed), selected, final))
+    measured = _flatten(evaluate_supermask(job, split_data(images, run.seed, run.data_options), selected, final))
     stored, environment = _flatten(entry.facts["supermask"]), environment_info("reference", "cpu", 1)
     is_same_machine = all(
         entry.facts["environment"].get(key) == environment[key] for key in ("processor", "torch", "device")

@@ -93,7 +93,7 @@ def draw_summary(
 ) -> RenderedFigure:
     """Draw a summary; `remarks` are sentences that are added to the caption."""
     styles = assign_styles(list(summary.series))
-    scale = _choose_scale(summary, options.axis)
+    scale = choose_scale(summary, options.axis)
     caption = summary_caption(summary, [*remarks, SCALE_NOTES[scale]])
     with style_context():
         # The legend decides the size of the axes, so it is measured on a figure of its own first.
@@ -104,10 +104,10 @@ def draw_summary(
         right = page.width - MARGIN - LEGEND_GAP - legend_width
         axes = page.axes(MARGIN, 0.0, right - MARGIN, height, grid=True)
         axes.spines[["top", "right"]].set_visible(False)
-        _set_y_axis(axes, summary, scale)
+        set_y_axis(axes, summary, scale)
         remaining_weights_axis(axes, [100.0, *(point.remaining for point in summary.points)])
         axes.set_xlabel("Weights remaining (%)")
-        _draw_lines(axes, summary, styles)
+        draw_lines(axes, summary, styles)
         left = MARGIN + _y_label_width(axes) / page.scale
         axes.set_position(page.bounds(left, 0.0, right - left, height))
         legend = _add_legend(page.figure, summary, styles)
@@ -115,7 +115,8 @@ def draw_summary(
     return RenderedFigure(page.finish(), page.caption, data_rows(summary))
 
 
-def _draw_lines(axes: Axes, summary: Summary, styles: dict[str, LineStyle]) -> None:
+def draw_lines(axes: Axes, summary: Summary, styles: dict[str, LineStyle]) -> None:
+    """Draw the means, bands and stars of a summary; every line starts at the dense network."""
     levels = sorted({point.level for point in summary.points})
     if summary.dense:
         axes.axhline(summary.dense.interval.mean, zorder=2.5, **DENSE_LINE)
@@ -176,7 +177,7 @@ def _all_points(summary: Summary) -> list[TreatmentPoint]:
     return summary.points + ([summary.dense] if summary.dense else [])
 
 
-def _choose_scale(summary: Summary, requested: AxisScale) -> str:
+def choose_scale(summary: Summary, requested: AxisScale) -> str:
     """Return the scale of the y axis: the requested one if it can show the values, `log-error` for a wide range."""
     points = _all_points(summary)
     values = [value for point in points for value in point.values.values()]
@@ -190,7 +191,7 @@ def _choose_scale(summary: Summary, requested: AxisScale) -> str:
     return "log-error" if requested == "auto" and has_log_error and max(errors) > 4 * min(errors) else "linear"
 
 
-def _set_y_axis(axes: Axes, summary: Summary, scale: str) -> None:
+def set_y_axis(axes: Axes, summary: Summary, scale: str) -> None:
     """Set scale, limits and ticks of the y axis."""
     axes.set_ylabel(summary.measure.title)
     points = _all_points(summary)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from supermask.analysis.stats import SIGNIFICANCE, Comparison
 from supermask.analysis.summary import Summary
 from supermask.core.text import Row, format_range, pluralize
-from supermask.datasets.specs import data_notices
+from supermask.datasets.specs import data_notices, is_demonstration
 from supermask.store.tables import DENSE, treatment_labels
 
 STATUS_WORDING = {
@@ -31,12 +31,49 @@ def summary_caption(summary: Summary, remarks: Sequence[str] = ()) -> str:
     sentences = [
         mean_note(summary),
         significance_note(summary),
-        "Dotted line: mean of the dense network." if summary.dense else "No dense network has finished.",
+        dense_note(summary, "Dotted line: mean of the dense network.", "first point of its line"),
         *remarks,
         excluded_note(summary),
         *data_notes(summary),
+        takeaway(summary),
     ]
     return join_sentences(sentences)
+
+
+def takeaway(summary: Summary) -> str:
+    """State in one sentence which treatments differ from the reference at some level: those with stars, by direction.
+
+    A treatment that differs both ways is named with both. Empty if there is nothing to compare.
+    """
+    higher, lower = ("better", "worse") if summary.measure.unit == "percent" else ("later", "earlier")
+    groups: dict[str, list[str]] = {higher: [], lower: [], f"{higher} at one level and {lower} at another": []}
+    same: list[str] = []
+    tested = 0
+    for label, points in summary.series.items():
+        compared = [point for point in points if point.comparison is not None and point.p_holm is not None]
+        if label == summary.reference or not compared:
+            continue
+        tested += 1
+        signs = {p.comparison.difference > 0 for p in compared if p.significant and p.comparison is not None}
+        if not signs:
+            same.append(label)
+        else:
+            groups[list(groups)[2 if len(signs) == 2 else 0 if True in signs else 1]].append(label)
+    if not tested:
+        return ""
+    parts = [f"{_list_names(labels)} {word} at some level" for word, labels in groups.items() if labels]
+    parts = [text.replace("another at some level", "another") for text in parts]
+    parts += [f"{_list_names(same)} different at no level"] if same else []
+    return f"Takeaway: against {summary.reference}, {'; '.join(parts)}."
+
+
+def _list_names(labels: Sequence[str]) -> str:
+    """Join names: `a is`, `a and b are`; of more than eight the rest is counted."""
+    # A name with a comma of its own is quoted, so that the list can be read.
+    shown, more = [f'"{label}"' if "," in label else label for label in labels[:8]], len(labels) - 8
+    names = [*shown, f"{more} more"] if more > 0 else shown
+    text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{text} {'is' if len(labels) == 1 else 'are'}"
 
 
 def join_sentences(sentences: Sequence[str]) -> str:
@@ -45,8 +82,28 @@ def join_sentences(sentences: Sequence[str]) -> str:
 
 
 def data_notes(summary: Summary) -> list[str]:
-    """Return the notes on the data, one sentence each."""
-    return data_notices(summary.data_notes)
+    """Return the notes on the data, one sentence each: first that it is a demonstration, if it is."""
+    return [*demonstration_note(summary.subject), *data_notices(summary.data_notes)]
+
+
+def demonstration_note(subject: str) -> list[str]:
+    """Return the sentence for captions of figures on demonstration data; none for other data.
+
+    `subject`: network and dataset, as in `Summary.subject`.
+    """
+    dataset = subject.rpartition(" on ")[2]
+    if not is_demonstration(dataset):
+        return []
+    return [f"A demonstration on {dataset}: marks and intervals say nothing about the paper's networks."]
+
+
+def dense_note(summary: Summary, common: str, own_place: str) -> str:
+    """Describe the dense network: the sentence `common`, or where each treatment's own one is."""
+    if summary.dense:
+        return common
+    if summary.has_own_dense_networks:
+        return f"Each treatment has its own training settings and its own dense network: {own_place}."
+    return "No dense network has finished."
 
 
 def mean_note(summary: Summary) -> str:
@@ -58,7 +115,8 @@ def mean_note(summary: Summary) -> str:
         return f"{start}n = 1 seed, so no band and no test."
     fewer = " (fewer where runs are in no mean)" if len(set(counts)) > 1 else ""
     seeds = f"n = {format_range(counts)} seeds{fewer}"
-    return f"{start}mean over {seeds}; band (dense network: bar): 95% t-interval of the mean."
+    bar = "" if summary.has_own_dense_networks else " (dense network: bar)"
+    return f"{start}mean over {seeds}; band{bar}: 95% t-interval of the mean."
 
 
 def significance_note(summary: Summary) -> str:

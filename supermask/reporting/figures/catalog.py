@@ -8,9 +8,9 @@ from typing import NamedTuple
 from supermask.analysis.summary import Summary, summarize
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.text import Row
-from supermask.datasets.specs import DATASETS
 from supermask.reporting.figures.accuracy import ACCURACY, EARLY_STOP, draw_summary, unconverged_note
 from supermask.reporting.figures.differences import draw_differences
+from supermask.reporting.figures.network_panels import PAPER_DATASETS, PAPER_FIGURES, is_shipped
 from supermask.reporting.figures.overview import draw_overview
 from supermask.reporting.figures.ranking import draw_ranking
 from supermask.reporting.figures.save import RenderedFigure
@@ -21,6 +21,11 @@ from supermask.store.tables import DENSE, treatment_labels
 from supermask.study.plan import Plan
 
 FIGURES = (
+    "figure-3",
+    "figure-4",
+    "figure-5",
+    "figure-6",
+    "figure-7",
     "supermasks",
     "table-one",
     "learning",
@@ -30,6 +35,8 @@ FIGURES = (
     "differences",
     "overview",
     "ranking",
+    "weight-changes",
+    "criteria",
 )
 """Names of the figures, the most important first."""
 
@@ -47,7 +54,10 @@ def study_figures(
     - Learned masks: `supermasks`, the networks that they define; `table-one`, if the study has the treatments of the
       paper's Table 1; `learning`, the learning curves.
     - Otherwise untrained networks: `heuristic`.
-    - Trained levels: `accuracy`, `early-stop`; with several treatments `differences`, `overview`, `ranking`.
+    - Trained levels: `accuracy`, `early-stop`; with several treatments `differences`, `overview`, `ranking`;
+      and `weight-changes`, if the runs recorded facts of their layers.
+    - As in the paper: `figure-6` and `figure-7` with heuristic masks; of the shipped studies on MNIST and CIFAR-10
+      `figure-3`, `figure-4`, `figure-5`, one panel per network, and with `mask-criteria` the table `criteria`.
 
     `rows` are those of the plan (`plan_rows`); the store is read for learning curves only. `only`: names of the figures
     to draw, by default all. `treatments`: labels of the treatments to draw, by default all; the reference is drawn in
@@ -62,11 +72,20 @@ def study_figures(
             raise UserError(f"{quote(name)} is not a figure{near} Allowed: {', '.join(FIGURES)}.")
     labels = _select_treatments(plan, treatments)
     shown = {*labels, DENSE}
-    rows = [row for row in rows if row["level"] == 0 or shown.intersection(treatment_labels(row))]
+    rows = [row for row in rows if shown.intersection(treatment_labels(row))]
     study, title = plan.study, plan.study.title or plan.study.name
     draw: dict[str, Callable[[], RenderedFigure]] = {}
+    paper = PAPER_FIGURES.get(study.name)
+    if paper and not treatments and study.dataset in PAPER_DATASETS and is_shipped(plan):
+        draw[paper.name] = lambda: figures.network_panels_figure(
+            figures.collect_panels(plan, rows, store), title, options
+        )
     heuristic = [row for row in rows if figures.is_heuristic(row)]
-    chance = 100.0 / DATASETS[study.dataset].classes
+    chance = 100.0 / plan.spec.classes
+    if figures.has_untrained_masks(heuristic + [row for row in rows if row["level"] == 0]):
+        draw["figure-6"] = lambda: figures.untrained_masks_figure(rows, title, chance, options)
+    if any(point.level for point in figures.curve_points(heuristic)):
+        draw["figure-7"] = lambda: figures.supermask_curves_figure(rows, title, chance, options)
     if figures.has_learned_masks(rows):
         draw["supermasks"] = lambda: figures.supermask_figure(rows, labels, study.reference, title, chance, options)
         if figures.has_table_one(labels):
@@ -86,6 +105,11 @@ def study_figures(
             draw["overview"] = lambda: draw_overview(accuracy, title, options)
         if figures.compute_ranking(accuracy).levels:
             draw["ranking"] = lambda: draw_ranking(accuracy, title, options)
+        if figures.has_weight_changes(rows):
+            draw["weight-changes"] = lambda: figures.weight_changes_figure(rows, labels, title, options)
+    if paper and paper.name == "figure-3":
+        criteria = [t.criterion for t in study.treatments]
+        draw["criteria"] = lambda: figures.criteria_table_figure(criteria, f"Criteria of {study.name}", options)
     missing = [name for name in only if name not in draw]
     if missing:
         raise UserError(

@@ -15,6 +15,7 @@ from supermask.reporting.figures.caption import (
     excluded_note,
     join_sentences,
     significance_note,
+    takeaway,
 )
 from supermask.reporting.figures.layout import FigurePage, num_columns, panel_titles
 from supermask.reporting.figures.save import RenderedFigure
@@ -234,5 +235,6 @@ def _caption(summary: Summary, computed: Panels, logarithmic: bool) -> str:
             f"No level to compare: {'; '.join(not_compared)}." if not_compared else "",
             excluded_note(summary),
             *data_notes(summary),
+            takeaway(summary),
         ]
     )

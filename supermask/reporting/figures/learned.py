@@ -154,7 +154,8 @@ def _finished(rows: Sequence[Row], label: str) -> list[Row]:
 
 
 def _with_label(rows: Sequence[Row], label: str) -> list[Row]:
-    return [row for row in rows if label in treatment_labels(row)]
+    """Return the rows of a treatment without a dense network of its own, or those of the common one."""
+    return [row for row in rows if label in treatment_labels(row) and (row["level"] or label == DENSE)]
 
 
 def _best_level(rows: Sequence[Row]) -> list[Row]:
@@ -313,7 +314,12 @@ def _caption(rows: Sequence[Row], results: Sequence[MaskResult], reference: str,
     sentences += _test_notes(results, reference)
     unfinished = [row for row in rows if row["status"] != "finished"]
     labels = {label for row in rows for label in treatment_labels(row)}
-    return join_sentences([*sentences, describe_excluded(unfinished, labels, len(rows))])
+    best = max((result for result in results), key=lambda result: result.interval.mean)
+    takeaway = (
+        f"Takeaway: the best network without trained weights is {best.treatment} with {best.interval.mean:.1f}% "
+        f"({KINDS[best.kind].description})."
+    )
+    return join_sentences([*sentences, describe_excluded(unfinished, labels, len(rows)), takeaway])
 
 
 def _test_notes(results: Sequence[MaskResult], reference: str) -> list[str]:

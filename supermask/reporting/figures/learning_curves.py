@@ -150,7 +150,16 @@ def _caption(curves: Curves, scale: AxisScale) -> str:
     return (
         f"Validation accuracy of single samples of the mask while it is learned: mean over {format_seeds(counts)}"
         f"{band}. Iteration 0, before learning, is not shown. {notes[scale]}"
-    ).strip()
+    ).strip() + _takeaway(curves)
+
+
+def _takeaway(curves: Curves) -> str:
+    """State the best mask at its last evaluation, and how much it gained in the last doubling of iterations."""
+    label, curve = max(curves.items(), key=lambda item: list(item[1].values())[-1].mean)
+    last = max(curve)
+    half = max((iteration for iteration in curve if 2 * iteration <= last), default=None)
+    gain = f", {curve[last].mean - curve[half].mean:+.2f} points over the last doubling" if half else ""
+    return f" Takeaway: {label} ends highest, at {curve[last].mean:.1f}% after {last:,} iterations{gain}."
 
 
 def _data_rows(curves: Curves) -> list[Row]:

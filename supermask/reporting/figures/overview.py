@@ -12,10 +12,12 @@ from supermask.core.text import Row, format_percent
 from supermask.reporting.figures.accuracy import ACCURACY
 from supermask.reporting.figures.caption import (
     data_notes,
+    dense_note,
     excluded_note,
     format_seeds,
     join_sentences,
     significance_note,
+    takeaway,
 )
 from supermask.reporting.figures.layout import FRAME, FigurePage, fit_labels, num_columns, text_measure
 from supermask.reporting.figures.save import RenderedFigure
@@ -212,10 +214,13 @@ def _caption(summary: Summary, overview: Overview) -> str:
             if any(cell is not None and cell.difference is None for cell in others)
             else "",
             "Hatched: no finished run." if any(cell is None for row in overview.cells for cell in row) else "",
-            f"Dense network: {summary.dense.interval.mean:.2f}%."
-            if summary.dense
-            else "No dense network has finished.",
+            dense_note(
+                summary,
+                f"Dense network: {summary.dense.interval.mean:.2f}%." if summary.dense else "",
+                "column of 100% of the weights",
+            ),
             excluded_note(summary),
             *data_notes(summary),
+            takeaway(summary),
         ]
     )

@@ -240,5 +240,19 @@ def ranking_caption(summary: Summary, ranking: Ranking, layout: str, reference: 
             f"Not ranked, because the density differs or runs are missing: {'; '.join(unranked)}." if unranked else "",
             excluded_note(summary),
             *data_notes(summary),
+            _takeaway(ranking),
         ]
     )
+
+
+def _takeaway(ranking: Ranking) -> str:
+    """State the best treatment at the first and at the last level that are ranked."""
+    if not ranking.levels:
+        return ""
+    parts = []
+    for level in dict.fromkeys((ranking.levels[0].level, ranking.levels[-1].level)):
+        ranked = next(item for item in ranking.levels if item.level == level)
+        best = min(ranked.places, key=lambda place: place.mean_rank)
+        share = format_percent(ranked.weights_remaining_percent)
+        parts.append(f"at {share}% of the weights {best.treatment} (mean rank {best.mean_rank:.2g})")
+    return f"Takeaway: ranked first is {' and '.join(parts)}."

@@ -164,6 +164,7 @@ STYLES: dict[str, LineStyle] = {
     "large_final_diff_sign": LineStyle(INDIGO, "P", DASHED),
     "magnitude_increase_same_sign": LineStyle(WINE, "p", SOLID),
     "magnitude_increase_diff_sign": LineStyle(WINE, "p", DASHED),
+    "magnitude_increase_same_sign_literal": LineStyle(WINE, "p", DOTTED),
     "snip": LineStyle(SKY, "<", SOLID),
     "grad": LineStyle(OLIVE, ">", SOLID),
     # Mask-1 actions: solid where the weights keep their signs, dashed where they do not.

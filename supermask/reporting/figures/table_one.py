@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from supermask.analysis.comparisons.published import PublishedValue, published_values
 from supermask.analysis.stats import PERCENT, MeanInterval, mean_interval
 from supermask.analysis.summary import check_one_experiment
 from supermask.core.errors import UserError
-from supermask.core.text import Row
+from supermask.core.text import Row, format_number
 from supermask.reporting.figures.accuracy import MARKER
 from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences
 from supermask.reporting.figures.layout import FigurePage, text_measure
@@ -50,43 +50,20 @@ ROW_HEIGHT, AXIS_HEIGHT, NUMBERS_WIDTH = 0.26, 0.42, 2.05
 """Inches: a row, the x axis, the columns of numbers beside the axes."""
 
 
-@dataclass(frozen=True)
-class PaperValue:
-    """A cell of the paper's table in percent; unless `confirmed`, it is from memory."""
-
-    percent: float
-    confirmed: bool = False
-    text: str = ""
-    """Text to show if it is more than the number."""
-
-    @property
-    def shown(self) -> str:
-        """The value as text: `95.3`."""
-        return self.text or f"{self.percent:.1f}"
+def _paper_values() -> dict[tuple[str, str], dict[str, PublishedValue]]:
+    table: dict[tuple[str, str], dict[str, PublishedValue]] = {}
+    for value in published_values():
+        if value.in_table_one:
+            column = DENSE_ROW if value.treatment == DENSE else value.treatment
+            table.setdefault((value.network, value.dataset), {})[column] = value
+    return table
 
 
-def _row(*cells: float | PaperValue) -> dict[str, PaperValue]:
-    values = [cell if isinstance(cell, PaperValue) else PaperValue(cell) for cell in cells]
-    return dict(zip(COLUMNS, values, strict=True))
-
-
-def _confirmed(percent: float, text: str = "") -> PaperValue:
-    return PaperValue(percent, True, text)
-
-
-PAPER_VALUES: dict[tuple[str, str], dict[str, PaperValue]] = {
-    ("fc-300-100", "mnist"): _row(
-        _confirmed(80.0, "about 80 (79.3)"), _confirmed(86.0, "86 (86.3)"), _confirmed(95.3), 96.4, 97.8, 98.0, 97.7
-    ),
-    ("conv2", "cifar10"): _row(22.3, 37.4, 64.4, 66.3, 65.0, 66.0, 69.2),
-    ("conv4", "cifar10"): _row(23.7, 39.7, 65.4, 66.2, 71.7, 72.5, 75.4),
-    ("conv6", "cifar10"): _row(
-        _confirmed(24.0, "24"), _confirmed(41.0, "41"), _confirmed(65.3, "65.3 or 65.4"), 65.4, 76.3, 76.5, 78.3
-    ),
-}
+PAPER_VALUES = _paper_values()
 """(network, dataset) -> column -> value that the paper reports. Source: Zhou et al. 2019, Table 1.
 
-Confirmed values are in the paper's abstract or quoted from its text; the others are from memory.
+Confirmed values are in the paper's abstract, quoted from its text, or in a later paper's table; the others are from
+memory.
 """
 
 
@@ -159,7 +136,10 @@ def table_one_figure(
     if not any(row["n"] for row in table):
         raise UserError("there is nothing to draw: no supermask of this study has finished; run the study first")
     drawn = "; bar: its 95% t-interval; ticks: each seed"
-    paper = "Open diamonds: the paper's values; black and bold: confirmed by its text; gray: from memory, unconfirmed."
+    paper = (
+        "Open diamonds: the paper's values; black and bold: confirmed by its text or a later paper; gray: from memory, "
+        "unconfirmed."
+    )
     caption = _caption(rows, table, set(treatments.values()), drawn, paper, "Dashed: chance.")
     with style_context(options):
         page = _draw(table, chance, title, caption, options)
@@ -240,7 +220,7 @@ def _print_numbers(page: FigurePage, table: Sequence[Row], left: float, height: 
 
 def table_one_caption(rows: Sequence[Row], table: Sequence[Row], treatments: Mapping[str, str] = COLUMN_TITLES) -> str:
     """Return the caption of `table`, the result of `table_one_rows(rows, treatments)`, shown as a table of numbers."""
-    paper = "The paper's values in bold are confirmed by its text; the others are from memory, unconfirmed."
+    paper = "Bold values of the paper are confirmed by its text or a later paper; others are from memory, unconfirmed."
     return _caption(rows, table, set(treatments.values()), "; in brackets its 95% t-interval", paper, "")
 
 
@@ -262,5 +242,23 @@ def _caption(
             else f"The paper's table does not have {subject}.",
             chance,
             describe_excluded(unfinished, labels, len(shown)),
+            _takeaway(table),
         ]
     )
+
+
+def _takeaway(table: Sequence[Row]) -> str:
+    """State the best mask, and the cell that is farthest from the paper's."""
+    measured = [row for row in table if row["n"] and row["column"] != DENSE_ROW]
+    if not measured:
+        return ""
+    best = max(measured, key=lambda row: float(row["mean"] or 0))
+    text = f"Takeaway: the best mask is {best['column']} with {float(best['mean'] or 0):.1f}%"
+    differing = [row for row in table if row["difference_to_paper"] is not None]
+    if differing:
+        far = max(differing, key=lambda row: abs(float(row["difference_to_paper"] or 0)))
+        text += (
+            f"; farthest from the paper is {far['column']}, by "
+            f"{format_number(float(far['difference_to_paper'] or 0), 1, signed=True)} points"
+        )
+    return f"{text}."

@@ -6,7 +6,7 @@ One panel per kind of weights (w_i, signed constants, random-sign constants) and
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from supermask.reporting.figures.style import (
     assign_styles,
     style_context,
 )
-from supermask.store.tables import treatment_labels
+from supermask.store.tables import DENSE, treatment_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,8 +152,20 @@ def heuristic_caption(rows: Sequence[Row], chance: float | None = None) -> str:
             near,
             "Dotted line: the trained dense network." if _dense_accuracies(rows) else "",
             describe_excluded(unfinished, labels, len(requested)),
+            _takeaway(_average(plain)),
         ]
     )
+
+
+def _takeaway(points: Points) -> str:
+    """State the best criterion on each kind of weights."""
+    parts = []
+    for mask1, weights in WEIGHTS.items():
+        group = {key: point for key, point in points.items() if key.mask1 == mask1}
+        if group:
+            key, best = max(group.items(), key=lambda item: item[1].interval.mean)
+            parts.append(f"{key.criterion} on {weights} ({best.interval.mean:.1f}%)")
+    return f"Takeaway: the best masks are those of {', '.join(parts)}." if parts else ""
 
 
 def _unscaled_rows(rows: Sequence[Row]) -> list[Row]:
@@ -162,14 +174,15 @@ def _unscaled_rows(rows: Sequence[Row]) -> list[Row]:
 
 def _dense_accuracies(rows: Sequence[Row]) -> list[float]:
     """Return the test accuracies of the trained dense networks in percent."""
-    return [_percent(row) for row in rows if row["level"] == 0 and row["status"] == "finished"]
+    # Only of the dense network that is common to all treatments.
+    return [_percent(row) for row in rows if DENSE in treatment_labels(row) and row["status"] == "finished"]
 
 
 def _average(rows: Sequence[Row]) -> Points:
-    groups: dict[_PanelKey, list[Row]] = defaultdict(list)
-    for row in rows:
-        for schedule in str(row["schedule"]).split(" | "):
-            groups[_PanelKey(schedule, str(row["mask1"]), _line_name(row), int(row["level"] or 0))].append(row)
+    groups = _group(rows, line_name)
+    if any(len({row["seed"] for row in group}) < len(group) for group in groups.values()):
+        # Treatments that differ in the training settings of their dense networks.
+        groups = _group(rows, lambda row: str(row["treatment"]))
     points = {}
     for key, group in groups.items():
         if len({row["seed"] for row in group}) < len(group):
@@ -183,7 +196,15 @@ def _average(rows: Sequence[Row]) -> Points:
     return points
 
 
-def _line_name(row: Row) -> str:
+def _group(rows: Sequence[Row], name: Callable[[Row], str]) -> dict[_PanelKey, list[Row]]:
+    groups: dict[_PanelKey, list[Row]] = defaultdict(list)
+    for row in rows:
+        for schedule in str(row["schedule"]).split(" | "):
+            groups[_PanelKey(schedule, str(row["mask1"]), name(row), int(row["level"] or 0))].append(row)
+    return groups
+
+
+def line_name(row: Row) -> str:
     """Return the criterion, followed by every setting of the mask that is not the default."""
     defaults = {"mask0": "zero", "scope": "layer", "w_init": "start", "w_final": "end"}
     details = [f"{key} {row[key]}" for key, value in defaults.items() if row.get(key) not in (None, value)]
@@ -263,7 +284,7 @@ def _rescaling_note(rows: Sequence[Row], plain: Sequence[Row]) -> str:
     """Describe by how much rescaled networks differ from those that are drawn."""
 
     def key(row: Row) -> tuple[Value, ...]:
-        return _line_name(row), *(row.get(name) for name in ("mask1", "schedule", "level", "seed"))
+        return line_name(row), *(row.get(name) for name in ("mask1", "schedule", "level", "seed"))
 
     drawn = {key(row): _percent(row) for row in plain}
     rescaled = [row for row in rows if is_heuristic(row) and row.get("rescaled") and row["status"] == "finished"]

@@ -16,6 +16,7 @@ from supermask.store import Store
 from supermask.study.plan import Plan
 
 VERDICTS = ("supported", "not supported", "contradicted", "not enough data")
+"""Verdicts that are counted; a claim on a demonstration has none of them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Report:
         """The figure at the top of the page: the first of the first study that has one."""
         return next((plot for part in self.studies for plot in part.plots), None)
 
+    @property
+    def is_demonstration(self) -> bool:
+        """True if no claim has a verdict, because all data is a demonstration."""
+        return bool(self.claims) and not any(self.verdicts.values())
+
     def claim_target(self, claim: ClaimFinding) -> tuple[str, str] | None:
         """Return (element id, link text) of the figure of a claim, or of its study; None if the page has neither."""
         part = next((part for part in self.studies if part.name == claim.study), None)
@@ -61,15 +67,16 @@ class Report:
 def build_report(
     studies: Sequence[tuple[Plan, list[Row], list[str]]],
     claims: Sequence[ClaimFinding],
-    store: Store,
+    store: Store | None,
     made_by: str,
     scale: str = "",
-    part_of: Callable[[str, Plan, list[Row], Store], StudySection] = build_study_section,
+    part_of: Callable[[str, Plan, list[Row], Store | None], StudySection] = build_study_section,
 ) -> Report:
     """Build the report on studies: for each its plan, its rows and the messages on its damaged runs (`plan_rows`).
 
     `made_by` is the command that builds the report; `part_of` builds the section of a study, or returns a cached one.
-    The store is read for the curves of learned masks, one run per environment, and runs whose certificate failed.
+    The store is read for the curves of learned masks, one run per environment, and runs whose certificate failed;
+    without one, the report lacks these.
     """
     ids = _section_ids([plan.study.name for plan, _, _ in studies])
     parts = [part_of(part_id, plan, rows, store) for part_id, (plan, rows, _) in zip(ids, studies, strict=True)]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from supermask.reporting.html.content import Report
 
 MISSING = "–"
-ICONS = {"supported": "✓", "not supported": "○", "contradicted": "✕", "not enough data": "?"}
+ICONS = {"supported": "✓", "not supported": "○", "contradicted": "✕", "not enough data": "?", "no verdict": "·"}
 OUTCOME_ICONS = {"holds": "✓", "opposite": "✕", "undecided": "○", "untested": "?"}
 RELATIONS = {"above": "above", "below": "below", "at_least": "at least", "at_most": "at most", "matches": "matches"}
 
@@ -33,9 +33,11 @@ def headline(report: Report) -> str:
 def _count_verdicts(report: Report) -> str:
     if not report.claims:
         return "No claim was evaluated."
+    if report.is_demonstration:
+        return "A demonstration: no verdicts."
     counts = [f"{n} {verdict}" for verdict, n in report.verdicts.items() if n]
     listed = counts[0] if len(counts) == 1 else f"{', '.join(counts[:-1])} and {counts[-1]}"
-    return f"Of {pluralize(len(report.claims), 'claim')}, {listed}."
+    return f"Of {pluralize(sum(report.verdicts.values()), 'claim')}, {listed}."
 
 
 def format_fixed(value: float | None, digits: int = 2) -> str:

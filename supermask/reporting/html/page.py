@@ -103,11 +103,16 @@ def page_script() -> str:
 def sections(report: Report) -> dict[str, Escaped]:
     """Return section id -> `section` element in the order of the page: `summary`, `claims`, study ids, `provenance`.
 
+    On a demonstration the claims come after the studies.
+
     The elements contain no data: figures and tables are filled from `plot_data` and `table_data`.
     """
     common = {"report": report, "verdicts": VERDICTS}
-    rendered = {name: _render(f"{name}.html", **common) for name in ("summary", "claims")}
-    rendered |= {part.id: _render("study.html", part=part, **common) for part in report.studies}
+    claims = {"claims": _render("claims.html", **common)}
+    figures = {part.id: _render("study.html", part=part, **common) for part in report.studies}
+    # A demonstration gives no verdict, so its figures come first.
+    rendered = {"summary": _render("summary.html", **common)}
+    rendered |= figures | claims if report.is_demonstration else claims | figures
     rendered["provenance"] = _render(
         "provenance.html", deviations=PAPER_DEVIATIONS, citations=CITATIONS, version=__version__, **common
     )

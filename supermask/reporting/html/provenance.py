@@ -41,7 +41,7 @@ class ComputeTime:
     """Compute time of runs; a run that several studies share counts once."""
 
     unit: str
-    """`core-minutes` or `GPU-minutes`."""
+    """`core-minutes` or `GPU-minutes`; `minutes` if the device is not known."""
     minutes: float
     runs: int
 
@@ -77,9 +77,12 @@ class Provenance:
 
 
 def collect_provenance(
-    studies: Sequence[Sequence[Row]], damaged: Iterable[str], store: Store, made_by: str
+    studies: Sequence[Sequence[Row]], damaged: Iterable[str], store: Store | None, made_by: str
 ) -> Provenance:
-    """Collect the provenance of the runs of these studies; `damaged` are messages on damaged entries of the store."""
+    """Collect the provenance of the runs of these studies; `damaged` are messages on damaged entries of the store.
+
+    Without a store, the rows come from tables: the facts of the environments and the failed checks are not known.
+    """
     rows = list({str(row["id"]): row for rows in studies for row in rows}.values())
     ended = [row for row in rows if row.get("certificate")]
     environments = _environments(ended, store)
@@ -97,7 +100,7 @@ def collect_provenance(
         to_do=tuple(to_do.items()),
         damaged=tuple(dict.fromkeys(damaged)),
         environments=environments,
-        costs=_compute_times(ended, environments),
+        costs=_compute_times(ended, environments, is_stored=store is not None),
         data=tuple(data),
     )
 
@@ -128,19 +131,21 @@ def _divergence_text(row: Row) -> str:
     return f"loss not finite at iteration {iteration:,}" if isinstance(iteration, int) else "loss not finite"
 
 
-def _failed_checks(row: Row, store: Store) -> str:
+def _failed_checks(row: Row, store: Store | None) -> str:
     facts = _read_facts(store, row)
     checks = facts["certificate"]["checks"] if facts else {}
     return ", ".join(str(name) for name, faults in checks.items() if faults) or "no check is recorded"
 
 
-def _read_facts(store: Store, row: Row) -> RunFacts | None:
+def _read_facts(store: Store | None, row: Row) -> RunFacts | None:
+    if store is None:
+        return None
     with suppress(CorruptEntry):
         return store.facts(str(row["id"]))
     return None
 
 
-def _environments(ended: Sequence[Row], store: Store) -> tuple[EnvironmentUse, ...]:
+def _environments(ended: Sequence[Row], store: Store | None) -> tuple[EnvironmentUse, ...]:
     """Return the environments, the one with the most runs first."""
     groups: dict[str, list[Row]] = {}
     for row in ended:
@@ -157,8 +162,13 @@ def _environments(ended: Sequence[Row], store: Store) -> tuple[EnvironmentUse, .
     return tuple(sorted(environments, key=lambda environment: (-environment.runs, environment.fingerprint)))
 
 
-def _compute_times(ended: Sequence[Row], environments: Sequence[EnvironmentUse]) -> tuple[ComputeTime, ...]:
-    """Sum wall-clock times by unit; on a CPU the time of a run is multiplied by its threads."""
+def _compute_times(
+    ended: Sequence[Row], environments: Sequence[EnvironmentUse], is_stored: bool
+) -> tuple[ComputeTime, ...]:
+    """Sum wall-clock times by unit; on a CPU the time of a run is multiplied by its threads.
+
+    Tables have neither the device nor the threads, so their unit is the minute.
+    """
     by_fingerprint = {environment.fingerprint: environment for environment in environments}
     minutes: dict[str, float] = {}
     runs: Counter[str] = Counter()
@@ -166,6 +176,8 @@ def _compute_times(ended: Sequence[Row], environments: Sequence[EnvironmentUse])
         environment = by_fingerprint[str(row["environment"])]
         is_cpu = environment.device == "cpu"
         unit, cores = ("core-minutes", environment.threads) if is_cpu else ("GPU-minutes", 1)
+        if not is_stored:
+            unit, cores = "minutes", 1
         minutes[unit] = minutes.get(unit, 0.0) + float(row.get("seconds") or 0) * cores / 60
         runs[unit] += 1
     return tuple(ComputeTime(unit, minutes[unit], runs[unit]) for unit in minutes)

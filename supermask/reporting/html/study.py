@@ -4,30 +4,48 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from supermask.analysis.comparisons import ResultComparison, published_rows
 from supermask.analysis.summary import Summary, data_rows, summarize
 from supermask.core.errors import sanitize
 from supermask.core.text import Row
-from supermask.datasets.specs import DATASETS
 from supermask.reporting.figures import has_learned_masks, is_heuristic
 from supermask.reporting.figures.accuracy import ACCURACY
-from supermask.reporting.figures.caption import data_notes, excluded_note, format_seeds, join_sentences, summary_caption
+from supermask.reporting.figures.beside import comparison_caption
+from supermask.reporting.figures.caption import (
+    data_notes,
+    excluded_note,
+    format_seeds,
+    join_sentences,
+    summary_caption,
+    takeaway,
+)
 from supermask.reporting.figures.catalog import TrainedSummaries, summarize_trained
 from supermask.reporting.figures.learned import supermask_caption, supermask_results, supermask_rows
 from supermask.reporting.figures.learning_curves import average_curves, curves_caption
 from supermask.reporting.figures.ranking import compute_ranking, ranking_caption
 from supermask.reporting.figures.table_one import has_table_one, table_one_caption, table_one_rows
 from supermask.reporting.figures.untrained import heuristic_caption, heuristic_points
+from supermask.reporting.figures.weight_changes import (
+    fact_points,
+    fact_rows,
+    has_weight_changes,
+    weight_changes_caption,
+    weight_changes_takeaway,
+)
 from supermask.reporting.html.provenance import FlaggedRun, count_blocked, diverged_runs
 from supermask.reporting.html.tables import (
     Table,
+    comparison_table,
     learned_masks_table,
+    published_table,
     runs_table,
     summary_table,
     table_one,
     untrained_table,
+    weight_changes_table,
 )
 from supermask.reporting.html.takeaways import (
     accuracy_takeaway,
@@ -45,10 +63,13 @@ from supermask.reporting.plotly.accuracy import (
     overview_plot,
     ranking_plot,
 )
+from supermask.reporting.plotly.beside import comparison_plot
 from supermask.reporting.plotly.masks import learned_masks_plot, learning_plot, untrained_plot
+from supermask.reporting.plotly.weight_changes import weight_changes_plot
 from supermask.reporting.status import environment_note
 from supermask.store import Store
 from supermask.store.rows import STATUSES, learning_curve_rows
+from supermask.store.tables import DENSE, treatment_labels
 from supermask.study import Study
 from supermask.study.plan import Plan
 
@@ -123,7 +144,7 @@ class StudySection:
         return f"{self.network} on {self.dataset}"
 
 
-def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store) -> StudySection:
+def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store | None) -> StudySection:
     """Build the section of a study from its rows; it has no figures and means if no run has finished."""
     study = plan.study
     counts = Counter(str(row["status"]) for row in rows)
@@ -152,7 +173,23 @@ def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store)
     )
 
 
-def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[list[Plot], list[Table]]:
+def with_comparison(section: StudySection, comparison: ResultComparison) -> StudySection:
+    """Return the section with the figure and the table of a comparison with results of others."""
+    title = f"Beside the numbers of {sanitize(comparison.source)}"
+    caption = comparison_caption(comparison)
+    plot = Plot(
+        f"{section.id}-compared",
+        "compared",
+        title,
+        caption,
+        comparison_plot(comparison),
+        " ".join(comparison.summary()),
+    )
+    table = comparison_table(section.id, section.name, comparison)
+    return replace(section, plots=(*section.plots, plot), tables=(table, *section.tables))
+
+
+def _results(part_id: str, plan: Plan, rows: list[Row], store: Store | None) -> tuple[list[Plot], list[Table]]:
     """Return figures and the tables of their numbers: supermasks first, then trained levels."""
     study, labels = plan.study, [treatment.label for treatment in plan.study.treatments]
     plots: list[Plot] = []
@@ -164,12 +201,12 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[l
     dense = [
         100.0 * float(row["early_stop_test_accuracy"] or 0)
         for row in rows
-        if row["level"] == 0 and row["status"] == "finished"
+        if DENSE in treatment_labels(row) and row["status"] == "finished"
     ]
     heuristic = heuristic_points(rows) if any(is_heuristic(row) for row in rows) else []
     results = supermask_results(rows, labels, study.reference) if has_learned_masks(rows) else []
     if results:
-        figure = learned_masks_plot(results, study.reference, dense, 100.0 / DATASETS[study.dataset].classes)
+        figure = learned_masks_plot(results, study.reference, dense, 100.0 / plan.spec.classes)
         caption = supermask_caption(rows, results, study.reference)
         add_plot("supermasks", "Supermasks", caption, figure, supermasks_takeaway(results))
         if has_table_one(labels):
@@ -192,6 +229,15 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store) -> tuple[l
         compared = {(row["treatment"], row["level"]): row for row in data_rows(summaries.accuracy)}
         means = [compared.get((row["treatment"], row["level"]), row) for row in means]
     tables.append(summary_table(part_id, study.name, means))
+    if summaries and has_weight_changes(rows):
+        facts = fact_points(rows, labels)
+        caption = weight_changes_caption(rows, facts)
+        takeaway = weight_changes_takeaway(facts).removeprefix("Takeaway: ")
+        title = "Ties, sign changes and shrinkage"
+        add_plot("weight-changes", title, caption, weight_changes_plot(facts), takeaway[:1].upper() + takeaway[1:])
+        tables.append(weight_changes_table(part_id, study.name, fact_rows(facts)))
+    if published := published_rows(rows):
+        tables.append(published_table(part_id, study.name, published))
     return plots, tables
 
 
@@ -230,7 +276,7 @@ def _overview_caption(summary: Summary, limit: float) -> str:
     )
     not_compared = any(point.comparison is None and point.treatment != summary.reference for point in summary.points)
     dash = f"–: not compared, {summary.reference} has no run with as many weights remaining." if not_compared else ""
-    return join_sentences([cells, dash, excluded_note(summary), *data_notes(summary)])
+    return join_sentences([cells, dash, excluded_note(summary), *data_notes(summary), takeaway(summary)])
 
 
 MAX_DIFFERENCES = 3

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from supermask.analysis.comparisons import ResultComparison
 from supermask.analysis.stats import min_sign_flip_p
+from supermask.core.errors import sanitize
 from supermask.core.text import Row, Value
 from supermask.reporting.figures import slugify
 from supermask.store.tables import COLUMNS
@@ -208,11 +210,71 @@ def table_one(study_id: str, stem: str, rows: Sequence[Row], caption: str) -> Ta
         TableColumn("Mask and weights", "column"),
         TableColumn("n", "n", "number", about="seeds"),
         TableColumn("Measured, % [95% interval]", "mean", "number", 2, "mean over seeds", MEAN),
-        TableColumn("Paper, %", "paper_text", about="bold: confirmed by its text", bold="paper_confirmed"),
-        TableColumn("Confirmed", "paper_confirmed", "flag", about="the paper's text has this value"),
+        TableColumn(
+            "Paper, %", "paper_text", about="bold: confirmed by its text or a later paper", bold="paper_confirmed"
+        ),
+        TableColumn("Confirmed", "paper_confirmed", "flag", about="its text or a later paper has this value"),
         TableColumn("In the mask, %", "density_percent", "number", 1, about="share of the weights"),
     )
     return _make_table(study_id, "table-one", stem, "Table 1 of the paper, and as measured here", shown, rows, caption)
+
+
+def published_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
+    """Return published values and what was measured; `rows` are those of `analysis.comparisons.published_rows`."""
+    shown = (
+        TableColumn("Treatment", "treatment"),
+        TableColumn("Level", "level", "number", about="of several levels the one of best validation accuracy"),
+        TableColumn("Remaining, %", "density_percent", "number", 1, about="share of the weights"),
+        TableColumn("n", "n", "number", about="seeds"),
+        TableColumn("Measured, % [95% interval]", "mean", "number", 2, "mean over seeds", MEAN),
+        TableColumn("Published, %", "published_text", about="bold: the source's text has it", bold="confirmed"),
+        TableColumn("Difference", "difference", "signed", 2, "measured minus published, percentage points"),
+        TableColumn("Confirmed", "confirmed", "flag", about="the source's text has this value; else it is from memory"),
+        TableColumn("Note", "note"),
+        TableColumn("Source", "source"),
+    )
+    caption = (
+        "Values of publications for this network and dataset, as they were published. They are shown and not tested "
+        "against: their spread over seeds is not published, and the settings may differ. `supermask compare` tests "
+        "against a table of runs."
+    )
+    return _make_table(study_id, "published", stem, "Beside published numbers", shown, rows, caption)
+
+
+def comparison_table(study_id: str, stem: str, comparison: ResultComparison) -> Table:
+    """Return the cells of a comparison with a table of runs that somebody else made."""
+    shown = (
+        TableColumn("Treatment", "treatment"),
+        TableColumn("Level", "level", "number"),
+        TableColumn("Remaining, %", "weights_remaining_percent", "number", 2),
+        TableColumn("n", "n", "number", about="runs here"),
+        TableColumn("Mean here", "mean", "number", 2),
+        TableColumn("SD here", "std", "number", 2),
+        TableColumn("n there", "other_n", "number", about="runs there"),
+        TableColumn("Mean there", "other_mean", "number", 2),
+        TableColumn("SD there", "other_std", "number", 2),
+        TableColumn("Difference [95% interval]", "difference", "signed", 2, "here minus there", DIFFERENCE),
+        TableColumn("p", "p", "p", about="Welch's test of this cell alone"),
+        TableColumn("p, Holm", "p_holm", "p", about="corrected over all cells"),
+        TableColumn("Equivalent", "equivalent", "flag", about="two one-sided tests within the margin, 5%"),
+    )
+    caption = " ".join([f"{comparison.metric.title}.", *comparison.summary(), *comparison.notes])
+    title = f"Beside the numbers of {sanitize(comparison.source)}"
+    return _make_table(study_id, "compared", stem, title, shown, comparison.data_rows(), caption)
+
+
+def weight_changes_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
+    """Return the facts of training; `rows` are those of `figures.weight_changes.fact_rows`."""
+    shown = (
+        TableColumn("Fact", "fact"),
+        TableColumn("Treatment", "treatment"),
+        TableColumn("Level", "level", "number"),
+        TableColumn("Remaining, %", "weights_remaining_percent", "number", 2, about="weights remaining"),
+        TableColumn("n", "n", "number", about="seeds"),
+        TableColumn("Mean [95% interval]", "mean", "number", 2, "mean over seeds", MEAN),
+        TableColumn("Unit", "unit"),
+    )
+    return _make_table(study_id, "weight-changes", stem, "Ties, sign changes and shrinkage by level", shown, rows)
 
 
 def untrained_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:

@@ -20,6 +20,7 @@ from supermask.engines.reference import flush_denormals
 from supermask.engines.sparse.convolutional import ConvNetTrainer
 from supermask.engines.sparse.costs import KernelChoice, KernelCost, LayerKernelCosts, choose_kernels
 from supermask.engines.training import run_training
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import Conv, Dense, architecture, initial_state
 
 CLASSES = 3
@@ -58,7 +59,7 @@ def job_of(
     frozen: float | None = 0.0,
 ) -> TrainingJob:
     layers = architecture(network, shape, CLASSES)
-    return TrainingJob(layers, start_of(network, shape, density, frozen), recipe, seed=0)
+    return TrainingJob(sequential_network(layers), start_of(network, shape, density, frozen), recipe, seed=0)
 
 
 def loaded(job: TrainingJob, costs: LayerKernelCosts = AS_MEASURED) -> ConvNetTrainer:

@@ -20,6 +20,7 @@ from supermask.core.types import InitialState, Layer, SplitData
 from supermask.engines import reference, sparse
 from supermask.engines.job import TrainingJob
 from supermask.engines.sparse.costs import KernelCost, LayerKernelCosts, TraversalCosts
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state, prunable_tensors
 from supermask.store import Store
 
@@ -83,7 +84,9 @@ def test_every_mask0_action(mask0: str, density: float) -> None:
 
 def agree(network: str, recipe: Recipe, density: float, mask0: str) -> None:
     """Losses agree to 1e-3; the certificate passes; frozen values are bit-identical."""
-    job = TrainingJob(architecture(network, SHAPE, CLASSES), start_of(network, density, mask0), recipe, seed=0)
+    job = TrainingJob(
+        sequential_network(architecture(network, SHAPE, CLASSES)), start_of(network, density, mask0), recipe, seed=0
+    )
     actual = sparse.train([job], [images()], COSTS)[0]
     expected = reference.train([job], [images()])[0]
     assert actual.curve.iterations == expected.curve.iterations

@@ -22,12 +22,14 @@ from supermask.core.recipe import Recipe
 from supermask.core.types import SplitData
 from supermask.engines import stacked
 from supermask.engines.job import TrainingJob
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state
 
 images, labels = np.zeros((20, 1, 4, 4), np.uint8), np.arange(20) % 2
 data = SplitData(images, labels, np.arange(20), images, labels, images, labels, 255)
 layers = architecture("fc-4", (1, 4, 4), 2)
-jobs = [TrainingJob(layers, initial_state(layers, seed), Recipe("adam", 1e-3, 5, 4, 2), seed) for seed in (0, 1)]
+network, recipe = sequential_network(layers), Recipe("adam", 1e-3, 5, 4, 2)
+jobs = [TrainingJob(network, initial_state(layers, seed), recipe, seed) for seed in (0, 1)]
 print([result.status for result in stacked.train(jobs, [data] * 2)])
 assert not [name for name in sys.modules if name.partition(".")[0] in {BLOCKED!r}]
 """

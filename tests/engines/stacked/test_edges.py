@@ -15,6 +15,7 @@ from supermask.engines import reference, stacked
 from supermask.engines.job import TrainingJob
 from supermask.engines.reference import flush_denormals
 from supermask.engines.stacked import stack
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state
 
 DATA, OTHER = data(), data(seed=1)
@@ -71,7 +72,10 @@ def test_a_batch_as_large_as_the_data_or_larger(batch: int) -> None:
 
 def test_a_hundred_classes() -> None:
     layers, of = architecture("fc-8-6", SHAPE, 100), data(SHAPE, 100)
-    check([TrainingJob(layers, initial_state(layers, s), RECIPES["adam"], seed=s) for s in range(3)], [of] * 3)
+    check(
+        [TrainingJob(sequential_network(layers), initial_state(layers, s), RECIPES["adam"], seed=s) for s in range(3)],
+        [of] * 3,
+    )
 
 
 @pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay", "schedule"])

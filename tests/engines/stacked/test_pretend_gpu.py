@@ -40,6 +40,7 @@ from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
 from supermask.engines.stacked.optimizer import OptimizerStep, make_optimizer_step, mask_bits
 from supermask.engines.stacked.optimizer import compile_step as compiled_update
 from supermask.engines.stacked.stack import Stack
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import Architecture, Conv, architecture, initial_state
 
 DATA, OTHER = data(), data(seed=1)
@@ -151,14 +152,17 @@ def test_every_method_of_learned_masks(method: str, recipe: str) -> None:
 def test_every_algorithm_of_convolutions(way: str, seeds: tuple[int, ...]) -> None:
     of, layers = data((2, 8, 8), 10, train=40), architecture("conv2", (2, 8, 8), 10)
     recipe = Recipe("sgd", 0.02, 4, 8, 4, momentum=0.9)
-    jobs = [TrainingJob(layers, initial_state(layers, 2 * i), recipe, seed=seed) for i, seed in enumerate(seeds)]
+    jobs = [
+        TrainingJob(sequential_network(layers), initial_state(layers, 2 * i), recipe, seed=seed)
+        for i, seed in enumerate(seeds)
+    ]
     check_same(jobs, [of] * len(seeds), algorithms=dict.fromkeys(("conv1", "conv2"), way))
 
 
 def test_bfloat16() -> None:
     of, layers = data((1, 8, 8), 10, train=40), architecture("conv2", (1, 8, 8), 10)
     recipe = Recipe("adam", 1e-3, 4, 8, 4)
-    jobs = [TrainingJob(layers, initial_state(layers, seed), recipe, seed=seed) for seed in (0, 1)]
+    jobs = [TrainingJob(sequential_network(layers), initial_state(layers, seed), recipe, seed=seed) for seed in (0, 1)]
     for way in CONV_ALGORITHMS:
         here, there, _ = on_both(
             jobs, [of] * 2, algorithms=dict.fromkeys(("conv1", "conv2"), way), precision="bfloat16"
@@ -275,7 +279,9 @@ def test_one_synchronization_per_interval(gpu: PretendGpu, made: str) -> None:
     if made == "conv2":
         of, layers = data((1, 8, 8), 10, train=40), architecture("conv2", (1, 8, 8), 10)
         jobs = [
-            TrainingJob(layers, initial_state(layers, seed), Recipe("sgd", 0.02, 4, 50, 10), seed=seed)
+            TrainingJob(
+                sequential_network(layers), initial_state(layers, seed), Recipe("sgd", 0.02, 4, 50, 10), seed=seed
+            )
             for seed in (0, 1)
         ]
         ways = {"conv1": "grouped", "conv2": "columns"}

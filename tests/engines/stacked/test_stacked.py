@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,13 @@ from torch.nn.functional import conv2d
 from supermask.core.actions import MASK0_ACTIONS
 from supermask.core.certificate import certify
 from supermask.core.errors import UserError
-from supermask.core.learned_masks import batched_uniform_samples, keys_as_int32, sampling_keys, uniform_samples
+from supermask.core.learned_masks import (
+    MaskLearning,
+    batched_uniform_samples,
+    keys_as_int32,
+    sampling_keys,
+    uniform_samples,
+)
 from supermask.core.recipe import Recipe
 from supermask.core.types import Snapshot, TrainingResult
 from supermask.engines import reference_masks, stacked
@@ -30,6 +38,7 @@ from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, conv3x3
 from supermask.engines.stacked.device import autocast_factory
 from supermask.engines.stacked.forward import BatchGroup, forward, group_batches, masked_weights
 from supermask.engines.stacked.stack import Stack
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state, prunable_tensors
 
 DATA = data()
@@ -106,12 +115,68 @@ def test_different_seeds_data_late_starts_and_snapshots() -> None:
     assert all(torch.equal(gradient.weights[n], g) for n, g in wanted_gradient.weights.items())
 
 
-def test_jobs_of_different_networks_and_recipes_are_trained_in_several_stacks() -> None:
-    recipe = replace(RECIPES["adam"], iterations=20, evaluate_every=10)
-    jobs = [job_of("fc-24", 0.3, recipe), job_of("fc-70-30", 0.3, recipe), job_of("fc-24", 1, replace(recipe, lr=1e-2))]
+def count_stacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the number of replicas of every stack that is made."""
+    sizes, make = [], Stack.__init__
+
+    def record(stack: Stack, jobs: Sequence[TrainingJob], *others: Any) -> None:
+        sizes.append(len(jobs))
+        make(stack, jobs, *others)
+
+    monkeypatch.setattr(Stack, "__init__", record)
+    return sizes
+
+
+def test_jobs_of_different_networks_and_optimizers_are_trained_in_several_stacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe, sizes = replace(RECIPES["adam"], iterations=20, evaluate_every=10), count_stacks(monkeypatch)
+    others = [replace(recipe, optimizer="sgd"), replace(recipe, batch_size=30), replace(recipe, evaluate_every=20)]
+    jobs = [job_of("fc-24", 0.3, recipe), job_of("fc-70-30", 0.3, recipe), *(job_of("fc-24", 1, r) for r in others)]
     for job, found in zip(jobs, ours(*jobs), strict=True):
         check_same_numbers(found, theirs(job))
+    assert sizes == [1] * 5
     assert stacked.train([], []) == []
+
+
+def test_rates_schedules_and_lengths_may_differ_within_a_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning rates are data of a step, so runs of one study that differ in them train together."""
+    recipe, sizes = replace(RECIPES["adam"], iterations=60, evaluate_every=20), count_stacks(monkeypatch)
+    recipes = [
+        recipe,
+        replace(recipe, lr=recipe.lr / 3),
+        replace(recipe, lr_milestones=(20, 40), drop_factor=0.2),
+        replace(recipe, warmup_iterations=30, iterations=40),
+        replace(recipe, iterations=90),
+    ]
+    jobs = [job_of("fc-24", 0.3, r) for r in recipes]
+    together = ours(*jobs)
+    assert sizes == [len(jobs)]
+    for job, found in zip(jobs, together, strict=True):
+        check_same_numbers(found, theirs(job))
+        alone = ours(job)[0]
+        np.testing.assert_allclose(found.curve.training_loss, alone.curve.training_loss, rtol=1e-5)
+    assert len({tuple(found.curve.training_loss) for found in together[:4]}) == 4
+
+
+def test_masks_with_other_initial_values_are_learned_in_one_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, layers = count_stacks(monkeypatch), architecture("fc-24", SHAPE, CLASSES)
+    settings = [
+        MaskLearning(samples=3),
+        MaskLearning(samples=3, weights="signed_constant", multiplier=1.5),
+        MaskLearning(samples=3, weights="constant", start_logit=0.5, hardened_at=(0.5,)),
+    ]
+    recipes = [Recipe("sgd", rate, 60, 40, 20, momentum=0.9) for rate in (5.0, 2.0, 5.0)]
+    jobs = [mask_job(learning, recipe, layers) for learning, recipe in zip(settings, recipes, strict=True)]
+    together = ours(*jobs)
+    assert sizes == [3]
+    for job, found in zip(jobs, together, strict=True):
+        wanted = reference_masks.train([job], [images()])[0]
+        np.testing.assert_allclose(found.curve.training_loss, wanted.curve.training_loss, atol=1e-3)
+    sizes.clear()
+    different = [MaskLearning(rescaled=True), MaskLearning(samples=4), MaskLearning("edge_popup")]
+    ours(*(mask_job(learning, replace(recipes[0], iterations=1), layers) for learning in different))
+    assert sizes == [1, 1, 1]
 
 
 @pytest.mark.parametrize("batch", [1, 63, 150])
@@ -315,7 +380,10 @@ def test_conv2_agrees_with_the_reference(way: str) -> None:
     of = data((2, 8, 8), 10, train=60)
     layers = architecture("conv2", (2, 8, 8), 10)
     recipe = Recipe("sgd", 0.02, 10, 8, 4, momentum=0.9)
-    jobs = [TrainingJob(layers, initial_state(layers, seed), recipe, seed=min(seed, 1)) for seed in range(3)]
+    jobs = [
+        TrainingJob(sequential_network(layers), initial_state(layers, seed), recipe, seed=min(seed, 1))
+        for seed in range(3)
+    ]
     found = stacked.train(jobs, [of] * 3, algorithms=dict.fromkeys(("conv1", "conv2"), way))
     for job, outcome in zip(jobs, found, strict=True):
         wanted = theirs(job, of)
@@ -410,7 +478,13 @@ def test_a_gpu_gives_nearly_the_same_numbers_and_holds_what_is_pruned(network: s
     layers = architecture(network, (1, 8, 8), 10)
     recipe = Recipe("sgd", 0.02, 20, 40, 10, momentum=0.9)
     jobs = [
-        TrainingJob(layers, initial_state(layers, s), recipe, seed=s // 2, points=frozenset({"gradient", 23}))
+        TrainingJob(
+            sequential_network(layers),
+            initial_state(layers, s),
+            recipe,
+            seed=s // 2,
+            points=frozenset({"gradient", 23}),
+        )
         for s in range(5)
     ]
     rng = np.random.default_rng(0)

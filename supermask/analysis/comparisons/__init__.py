@@ -1,0 +1,33 @@
+"""Results of others beside ours: tables of other programs, other stores, and values that were published."""
+
+from supermask.analysis.comparisons.cells import (
+    DEFAULT_MARGIN,
+    CellComparison,
+    ResultComparison,
+    TreatmentCounts,
+    compare_results,
+)
+from supermask.analysis.comparisons.other_results import (
+    OtherResult,
+    TableColumns,
+    metric_named,
+    read_csv_results,
+    row_results,
+)
+from supermask.analysis.comparisons.published import PublishedValue, published_rows, published_values
+
+__all__ = [
+    "DEFAULT_MARGIN",
+    "CellComparison",
+    "OtherResult",
+    "PublishedValue",
+    "ResultComparison",
+    "TableColumns",
+    "TreatmentCounts",
+    "compare_results",
+    "metric_named",
+    "published_rows",
+    "published_values",
+    "read_csv_results",
+    "row_results",
+]

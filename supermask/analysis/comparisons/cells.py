@@ -1,0 +1,412 @@
+"""Cell by cell comparison of two sets of independent runs: one treatment at one level of each."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from supermask.analysis.comparisons.other_results import OtherResult, OtherResults, check_distinct_runs
+from supermask.analysis.stats import Comparison, Equivalence, compare, equivalence, holm
+from supermask.analysis.summary import DENSITY_TOLERANCE, Metric, check_one_experiment
+from supermask.core.errors import UserError, did_you_mean, quote
+from supermask.core.text import Row, format_number, format_percent, pluralize
+from supermask.store.tables import AUXILIARY, DENSE, TREATMENT_SEPARATOR, treatment_labels
+
+CELL_SIGNIFICANCE = 0.01
+"""A cell differs by itself if its p is below this; one cell in a hundred does so by chance."""
+
+DEFAULT_MARGIN = 0.2
+"""Percentage points within which two accuracies near 98% count as equivalent."""
+
+
+@dataclass(frozen=True)
+class CellComparison:
+    """One treatment at one level: our runs, those of others, and Welch's test of the difference."""
+
+    treatment: str
+    level: int
+    remaining: float
+    """Weights remaining here, in percent."""
+    other_remaining: float | None
+    """Weights remaining there, in percent; None if it is not known."""
+    n: int
+    mean: float
+    std: float | None
+    """Sample standard deviation; None for a single run."""
+    other_n: int
+    other_mean: float
+    other_std: float | None
+    comparison: Comparison
+    """Ours minus theirs, in the metric's unit."""
+    equivalence: Equivalence | None
+    """None if no margin was given."""
+    p_holm: float | None = None
+    """p after Holm's correction over all cells, valid under any dependence between them."""
+
+    @property
+    def differs(self) -> bool:
+        """True if p of this cell alone is below `CELL_SIGNIFICANCE`."""
+        return self.comparison.p is not None and self.comparison.p < CELL_SIGNIFICANCE
+
+    @property
+    def equivalent(self) -> bool:
+        """True if the difference is shown to lie within the margin (two one-sided tests, 5%)."""
+        return self.equivalence is not None and self.equivalence.equivalent
+
+
+@dataclass(frozen=True)
+class TreatmentCounts:
+    """Counts of cells of one treatment, or of all."""
+
+    treatment: str
+    cells: int
+    tested: int
+    """Cells with at least two runs on each side and some spread."""
+    differing: int
+    """Cells with p < `CELL_SIGNIFICANCE`."""
+    differing_after_holm: int
+    """Cells with p < `CELL_SIGNIFICANCE` after Holm's correction over all cells of the comparison."""
+    equivalent: int
+    mean_difference: float
+    """Mean over the cells, in the metric's unit; a description, not tested: levels of a chain are correlated."""
+
+    @property
+    def expected_by_chance(self) -> float:
+        """Mean number of differing cells if nothing differs."""
+        return CELL_SIGNIFICANCE * self.tested
+
+
+@dataclass(frozen=True)
+class ResultComparison:
+    """Our results beside those of others."""
+
+    study: str
+    """Name of the study."""
+    subject: str
+    """Network and dataset."""
+    source: str
+    """File or store of the others' results."""
+    metric: Metric
+    """The quantity that is compared, with its unit."""
+    margin: float | None
+    """Margin of equivalence in the metric's unit; None if equivalence is not tested."""
+    cells: tuple[CellComparison, ...]
+    """One per treatment and level with runs on both sides, in the order of the study."""
+    shared_runs: int
+    """Runs of the same treatment, level and seed on both sides."""
+    equal_runs: int
+    """Of these, runs with exactly the same value."""
+    notes: tuple[str, ...]
+    """Sentences on how the others' results were read, and on what is left out."""
+
+    @property
+    def total(self) -> TreatmentCounts:
+        """Counts over all cells."""
+        return _count("all", self.cells)
+
+    @property
+    def by_treatment(self) -> list[TreatmentCounts]:
+        """Counts of each treatment, in the order of the study."""
+        labels = dict.fromkeys(cell.treatment for cell in self.cells)
+        return [_count(label, [cell for cell in self.cells if cell.treatment == label]) for label in labels]
+
+    def data_rows(self) -> list[Row]:
+        """Return one row per cell, for tables, figures and files."""
+        return [_data_row(self, cell) for cell in self.cells]
+
+    def summary(self) -> list[str]:
+        """Return the conclusions as sentences."""
+        return _summary(self)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Runs of one treatment and level."""
+
+    label: str
+    level: int
+    remaining: float
+    values: dict[str, float]
+
+
+def compare_results(
+    rows: Sequence[Row],
+    others: OtherResults,
+    metric: Metric,
+    treatments: Sequence[str],
+    study: str,
+    margin: float | None = None,
+    names: Mapping[str, str] | None = None,
+    by_density: bool = False,
+) -> ResultComparison:
+    """Compare finished runs with those of others: Welch's test for each treatment and level.
+
+    `treatments`: labels of the study, in their order. `names`: their name of a treatment -> our label, or an empty
+    text to leave it out; other names have to be equal to ours. Level 0 is the dense network, whatever its treatment.
+    `by_density`: match each of their results with our level of the nearest density, at most `DENSITY_TOLERANCE`
+    (relative) apart; otherwise levels match by number. `margin` is in the metric's unit.
+
+    The seeds of two programs have nothing in common, so cells are never paired, and the test is conservative where
+    they do. Raises UserError for unknown names, and if no cell has runs on both sides.
+    """
+    ours = _our_groups(rows, metric)
+    if not ours:
+        raise UserError(
+            f"no run of study {quote(study)} with these settings has finished with {metric.column}: `supermask run` it "
+            "first, with the same settings and the same --store."
+        )
+    labels = _translate(others, names or {}, [DENSE, *treatments])
+    grouped, unmatched = _their_groups(others, labels, ours, by_density)
+    cells: list[CellComparison] = []
+    dense_values: set[tuple[float, ...]] = set()
+    shared = equal = 0
+    for key in sorted(grouped, key=lambda key: ([DENSE, *treatments].index(key[0]), key[1])):
+        theirs, mine = grouped[key], ours[DENSE if key[1] == 0 else key[0], key[1]]
+        if key[1] == 0:
+            # Tables often repeat the dense network in front of each treatment: it is one cell.
+            values = tuple(sorted(result.value for result in theirs))
+            if values in dense_values:
+                continue
+            dense_values.add(values)
+        pairs = [(mine.values[result.seed], result.value) for result in theirs if result.seed in mine.values]
+        shared += len(pairs)
+        equal += sum(a == b for a, b in pairs)
+        cells.append(_compare_cell(mine, theirs, margin))
+    if not cells:
+        raise UserError(_no_overlap(others, ours, unmatched, by_density))
+    adjusted = holm([cell.comparison.p for cell in cells])
+    cells = [replace(cell, p_holm=p) for cell, p in zip(cells, adjusted, strict=True)]
+    notes = [*others.notes, *_unmatched_note(others.source, unmatched)]
+    subject = check_one_experiment(rows)
+    return ResultComparison(study, subject, others.source, metric, margin, tuple(cells), shared, equal, tuple(notes))
+
+
+def _our_groups(rows: Sequence[Row], metric: Metric) -> dict[tuple[str, int], _Group]:
+    """Return (label, level) -> finished runs."""
+    grouped: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        value = row.get(metric.column)
+        if row.get("status") == "finished" and isinstance(value, int | float) and math.isfinite(value):
+            for label in treatment_labels(row):
+                if label != AUXILIARY:
+                    grouped[label, int(row["level"] or 0)].append(row)
+    check_distinct_runs((label, level, row["seed"]) for (label, level), group in grouped.items() for row in group)
+    return {
+        (label, level): _Group(
+            label,
+            level,
+            100 * math.fsum(float(row["density"] or 0) for row in group) / len(group),
+            {str(row["seed"]): float(row[metric.column] or 0) * metric.scale for row in group},
+        )
+        for (label, level), group in grouped.items()
+    }
+
+
+def _translate(others: OtherResults, names: Mapping[str, str], ours: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return their name of a treatment -> our labels. Raises UserError for names that are unknown on either side."""
+    theirs = list(dict.fromkeys(result.treatment for result in others.results))
+    for name, label in names.items():
+        if name not in theirs:
+            near = did_you_mean(name, theirs) or "."
+            raise UserError(f"--map {name}={label}: {others.source} has no treatment {quote(name)}{near}")
+        if label and label not in ours:
+            near = did_you_mean(label, ours) or "."
+            raise UserError(f"--map {name}={label}: {quote(label)} is not a treatment of this study{near}")
+    translated: dict[str, tuple[str, ...]] = {}
+    unknown: list[str] = []
+    for name in theirs:
+        if name in names:
+            translated[name] = (names[name],) if names[name] else ()
+        elif name in ours:
+            translated[name] = (name,)
+        else:
+            # A table of `supermask table` joins the labels of a run that belongs to several treatments.
+            parts = [part for part in name.split(TREATMENT_SEPARATOR) if part != AUXILIARY]
+            translated[name] = tuple(part for part in parts if part in ours)
+            if any(part not in ours for part in parts):
+                unknown.append(name)
+    if unknown:
+        first = unknown[0]
+        near = did_you_mean(first, ours) or "."
+        more = f" So are {', '.join(map(quote, unknown[1:5]))}{', ...' if len(unknown) > 5 else ''}." * (
+            len(unknown) > 1
+        )
+        raise UserError(
+            f"{others.source}: treatment {quote(first)} is unknown in this study{near}{more} Map it to one of ours "
+            f"with --map '{first}=OURS', or leave it out with --map '{first}='. Ours: {'; '.join(ours)}."
+        )
+    return translated
+
+
+def _their_groups(
+    others: OtherResults,
+    labels: Mapping[str, tuple[str, ...]],
+    ours: Mapping[tuple[str, int], _Group],
+    by_density: bool,
+) -> tuple[dict[tuple[str, int], list[OtherResult]], dict[tuple[str, str], int]]:
+    """Return (our label, our level) -> their results, and (label, place) -> number of results without a counterpart."""
+    grouped: dict[tuple[str, int], list[OtherResult]] = defaultdict(list)
+    unmatched: dict[tuple[str, str], int] = defaultdict(int)
+    for result in others.results:
+        for label in labels[result.treatment]:
+            level = _matching_level(result, label, ours, by_density)
+            if level is None:
+                place = f"level {result.level}" if not by_density else f"{format_percent(100 * (result.density or 0))}%"
+                unmatched[label, place] += 1
+            else:
+                grouped[label, level].append(result)
+    return grouped, unmatched
+
+
+def _matching_level(
+    result: OtherResult, label: str, ours: Mapping[tuple[str, int], _Group], by_density: bool
+) -> int | None:
+    """Return our level with finished runs that a result belongs to; None if there is none."""
+    if not by_density:
+        assert result.level is not None
+        key = (DENSE if result.level == 0 else label, result.level)
+        return result.level if key in ours else None
+    density = result.density
+    assert density is not None
+    candidates = [group for (name, level), group in ours.items() if name == label or level == 0]
+    nearest = min(candidates, key=lambda group: abs(math.log(group.remaining / 100 / density)), default=None)
+    if nearest is None or not math.isclose(nearest.remaining / 100, density, rel_tol=DENSITY_TOLERANCE):
+        return None
+    return nearest.level
+
+
+def _compare_cell(mine: _Group, theirs: Sequence[OtherResult], margin: float | None) -> CellComparison:
+    values, others = list(mine.values.values()), [result.value for result in theirs]
+    # Distinct keys on the two sides: the runs are not paired, so the test is Welch's.
+    comparison = compare(dict(enumerate(values)), {-1 - place: value for place, value in enumerate(others)})
+    densities = [result.density for result in theirs if result.density is not None]
+    # The label of the study, except for the dense network, which belongs to every treatment.
+    return CellComparison(
+        mine.label,
+        mine.level,
+        mine.remaining,
+        100 * math.fsum(densities) / len(densities) if densities else None,
+        len(values),
+        math.fsum(values) / len(values),
+        _std(values),
+        len(others),
+        math.fsum(others) / len(others),
+        _std(others),
+        comparison,
+        None if margin is None else equivalence(comparison, margin),
+    )
+
+
+def _std(values: Sequence[float]) -> float | None:
+    if len(values) < 2:
+        return None
+    middle = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1))
+
+
+def _no_overlap(
+    others: OtherResults,
+    ours: Mapping[tuple[str, int], _Group],
+    unmatched: Mapping[tuple[str, str], int],
+    by_density: bool,
+) -> str:
+    if not unmatched:
+        return f"--map leaves out every treatment of {others.source}: there is nothing to compare with."
+    places = list(dict.fromkeys(place for _, place in unmatched))
+    theirs = ", ".join(places[:8]) + (", ..." if len(places) > 8 else "")
+    groups = sorted(ours.values(), key=lambda group: group.level)
+    if by_density:
+        shown = list(dict.fromkeys(f"{format_percent(group.remaining)}%" for group in groups))
+        rule = f"densities match within {DENSITY_TOLERANCE:.0%}; numbers of levels match without --density"
+    else:
+        shown = list(dict.fromkeys(f"level {group.level}" for group in groups))
+        rule = "if the levels of the two have other prune rates, match them with --density COLUMN"
+    here = ", ".join(shown[:30])
+    return (
+        f"no treatment and level of {others.source} has finished runs here. There: {theirs}. Here: {here} of "
+        f"{'; '.join(dict.fromkeys(group.label for group in groups))}. Note: {rule}."
+    )
+
+
+def _unmatched_note(source: str, unmatched: Mapping[tuple[str, str], int]) -> list[str]:
+    if not unmatched:
+        return []
+    places = [f"{label} at {place}" for label, place in unmatched]
+    listed = "; ".join(places[:6]) + ("; ..." if len(places) > 6 else "")
+    return [f"{len(places)} cells of {source} have no finished run here and are left out: {listed}."]
+
+
+def _count(treatment: str, cells: Sequence[CellComparison]) -> TreatmentCounts:
+    return TreatmentCounts(
+        treatment,
+        len(cells),
+        sum(cell.comparison.p is not None for cell in cells),
+        sum(cell.differs for cell in cells),
+        sum(cell.p_holm is not None and cell.p_holm < CELL_SIGNIFICANCE for cell in cells),
+        sum(cell.equivalent for cell in cells),
+        math.fsum(cell.comparison.difference for cell in cells) / len(cells),
+    )
+
+
+def _data_row(result: ResultComparison, cell: CellComparison) -> Row:
+    low, high = cell.comparison.interval95 or (None, None)
+    low90, high90 = (cell.equivalence.interval90 or (None, None)) if cell.equivalence else (None, None)
+    return {
+        "treatment": cell.treatment,
+        "level": cell.level,
+        "weights_remaining_percent": cell.remaining,
+        "other_weights_remaining_percent": cell.other_remaining,
+        "measure": result.metric.column,
+        "unit": result.metric.unit,
+        "n": cell.n,
+        "mean": cell.mean,
+        "std": cell.std,
+        "other_n": cell.other_n,
+        "other_mean": cell.other_mean,
+        "other_std": cell.other_std,
+        "difference": cell.comparison.difference,
+        "difference_low95": low,
+        "difference_high95": high,
+        "test": cell.comparison.test,
+        "t": cell.comparison.t,
+        "degrees_of_freedom": cell.comparison.degrees_of_freedom,
+        "p": cell.comparison.p,
+        "p_holm": cell.p_holm,
+        "differs": cell.differs if cell.comparison.p is not None else None,
+        "margin": result.margin,
+        "difference_low90": low90,
+        "difference_high90": high90,
+        "p_equivalence": cell.equivalence.p if cell.equivalence else None,
+        "equivalent": cell.equivalent if cell.equivalence and cell.equivalence.p is not None else None,
+        "note": cell.comparison.note or None,
+    }
+
+
+def _summary(result: ResultComparison) -> list[str]:
+    total = result.total
+    unit = "points" if result.metric.unit == "percent" else result.metric.unit
+    differ = "differs" if total.differing == 1 else "differ"
+    sentences = [
+        f"{total.differing} of {pluralize(total.tested, 'tested cell')} {differ} at p < {CELL_SIGNIFICANCE:g}; "
+        f"{format_number(total.expected_by_chance)} would by chance. Levels of one chain are correlated, so the number "
+        "is a description and no test.",
+        f"{total.differing_after_holm} of them {'differs' if total.differing_after_holm == 1 else 'differ'} "
+        f"after Holm's correction over all cells; by chance, any does in at most {CELL_SIGNIFICANCE:.0%} of tables.",
+    ]
+    if total.tested < total.cells:
+        sentences.append(
+            f"{pluralize(total.cells - total.tested, 'cell')} not tested: fewer than two runs, or no spread."
+        )
+    if result.margin is not None:
+        sentences.append(
+            f"{total.equivalent} of {total.tested} are equivalent within {result.margin:g} {unit} (two one-sided "
+            "tests, 5%); a cell that neither differs nor is equivalent has too few runs to tell."
+        )
+    if result.shared_runs:
+        sentences.append(
+            f"{result.equal_runs} of {result.shared_runs} runs with the same treatment, level and seed have exactly "
+            "the same value."
+        )
+    return sentences

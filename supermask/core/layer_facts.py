@@ -1,0 +1,35 @@
+"""Facts of each layer of a run: ties drawn at random, and kept weights that changed sign or shrank in training."""
+
+from __future__ import annotations
+
+from supermask.core.masks import count_random_ties
+from supermask.core.pruning import ParentRun, PruneStep, compute_scores
+from supermask.core.rng import Streams
+from supermask.core.types import InitialState, NetworkState
+
+LayerFacts = dict[str, dict[str, int]]
+"""Tensor -> counts of weights: `ties_drawn` of a pruned run; `sign_changed` and `shrunk` of a trained one."""
+
+
+def count_ties_drawn(start: InitialState, parent: ParentRun, step: PruneStep, rng: Streams) -> dict[str, int]:
+    """Return the number of kept weights per tensor that the step drew at random among equal scores.
+
+    `rng`: the streams of the step, as for `prune_and_reset`. Source: Zhou et al. 2019, authors' response, item 3.
+    """
+    return count_random_ties(compute_scores(parent, step, rng), parent.start.masks, start.masks, step.scope)
+
+
+def count_weight_changes(start: InitialState, end: NetworkState) -> LayerFacts:
+    """Return for each tensor the kept weights that changed sign in training, and those that shrank.
+
+    `sign_changed`: w_start and w_end have opposite signs; a weight that starts or ends at 0 has none. `shrunk`:
+    abs(w_end) < abs(w_start). Source: Zhou et al. 2019, Sec. 4 and 5.
+    """
+    facts: LayerFacts = {}
+    for name, mask in start.masks.items():
+        before, after = start.weights[name][mask], end.weights[name][mask]
+        facts[name] = {
+            "sign_changed": int((before.sign() * after.sign() < 0).sum()),
+            "shrunk": int((after.abs() < before.abs()).sum()),
+        }
+    return facts

@@ -1,0 +1,109 @@
+"""Data that a user's function returns: arrays, or a pair of PyTorch datasets, which are read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from supermask.datasets.arrays import Refuse, find_arrays, image_layout, to_labels, to_pixels
+from supermask.datasets.images import LabeledImages, RawDataset
+from supermask.datasets.progress import report_progress
+
+EXPECTED = (
+    "expected (x_train, y_train, x_test, y_test), ((x_train, y_train), (x_test, y_test)), a dict of these four arrays, "
+    "or a pair of datasets (train, test) whose items are (image, label)"
+)
+_PROGRESS_ITEMS = 256
+
+
+def dataset_from_objects(value: Any, refuse: Refuse) -> RawDataset:
+    """Return the arrays of what the function returned. Raises UserError for anything else."""
+    if isinstance(value, Mapping):
+        roles = find_arrays({str(name).lower(): str(name) for name in value}, refuse)
+        arrays = {str(name): array for name, array in value.items()}
+        items = [arrays[roles[role]] for role in ("train_images", "train_labels", "test_images", "test_labels")]
+    elif isinstance(value, tuple | list) and len(value) == 4:
+        items = list(value)
+    elif isinstance(value, tuple | list) and len(value) == 2 and all(_is_pair(part) for part in value):
+        items = [array for part in value for array in part]
+    elif isinstance(value, tuple | list) and len(value) == 2 and all(_is_dataset(part) for part in value):
+        items = [
+            array for part, what in zip(value, ("training", "test"), strict=True) for array in _read(part, what, refuse)
+        ]
+    else:
+        kinds = [type(part).__name__ for part in value] if isinstance(value, tuple | list) else type(value).__name__
+        raise refuse(f"the function returned {kinds}; {EXPECTED}")
+    train, test = _labeled(items[0], items[1], "training", refuse), _labeled(items[2], items[3], "test", refuse)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        shapes = " and ".join(str(part.images.shape[1:]) for part in (train, test))
+        raise refuse(f"training and test images differ in (channels, height, width): {shapes}")
+    return RawDataset(train, test)
+
+
+def _labeled(images: Any, labels: Any, what: str, refuse: Refuse) -> LabeledImages:
+    array = _to_array(images)
+    *_, channels_last = image_layout(array.shape, array.dtype, f"the {what} images", refuse)
+    pixels = np.ascontiguousarray(to_pixels(array, channels_last))
+    return LabeledImages(pixels, to_labels(_to_array(labels), len(pixels), f"the {what} labels", refuse))
+
+
+def _to_array(value: Any) -> NDArray[Any]:
+    """Return an array, a PyTorch tensor or a list as an array."""
+    return np.asarray(value.numpy(force=True) if hasattr(value, "numpy") else value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2
+
+
+def _is_dataset(value: Any) -> bool:
+    return hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, str | bytes)
+
+
+def _read(dataset: Any, what: str, refuse: Refuse) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return all images and labels of a map-style PyTorch dataset. Raises UserError that names a bad item."""
+    count = len(dataset)
+    if count == 0:
+        raise refuse(f"the {what} dataset has 0 images")
+    images: NDArray[Any] | None = None
+    labels = np.empty(count, np.int64)
+    for index in range(count):
+        try:
+            image, label = dataset[index]
+        except Exception as error:
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            raise refuse(f"item {index} of the {what} dataset is not (image, label): {message}") from error
+        array = _pixel_array(image, index, what, refuse)
+        if images is None:
+            images = np.empty((count, *array.shape), array.dtype)
+        if array.shape != images.shape[1:] or array.dtype != images.dtype:
+            raise refuse(
+                f"item {index} of the {what} dataset has shape {array.shape}, item 0 has {images.shape[1:]}: all "
+                "images need one size"
+            )
+        images[index] = array
+        number = _to_array(label)
+        if number.size != 1 or number.dtype.kind not in "iu":
+            raise refuse(f"the label of item {index} of the {what} dataset is not an integer")
+        labels[index] = int(number.reshape(()))
+        if index % _PROGRESS_ITEMS == _PROGRESS_ITEMS - 1 or index == count - 1:
+            report_progress(f"reading {what} images", index + 1, count)
+    assert images is not None
+    return images, labels
+
+
+def _pixel_array(image: Any, index: int, what: str, refuse: Refuse) -> NDArray[Any]:
+    """Return an image of uint8 as it is; one of floats in [0, 1] that were pixels / 255 is multiplied back exactly."""
+    array: NDArray[Any] = _to_array(image)
+    if array.dtype.kind == "f":
+        pixels = np.rint(array * 255)
+        if not (((pixels >= 0) & (pixels <= 255)).all() and np.abs(array * 255 - pixels).max(initial=0) < 1e-3):
+            raise refuse(
+                f"item {index} of the {what} dataset has float values that are not pixels / 255: leave out "
+                "normalization (train.normalize does it) and augmentation, and return uint8 images"
+            )
+        array = pixels.astype(np.uint8)
+    return array

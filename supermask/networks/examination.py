@@ -1,0 +1,316 @@
+"""Examination of a module: its prunable and unmasked tensors as plain data, and refusal of modules that cannot be used.
+
+A module is used if a certificate can be given for its runs: its state is its `state_dict`, a forward pass changes
+buffers only, and its logits have the shape `(batch, classes)`.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from supermask.core.errors import UserError, quote
+from supermask.core.invariants import bitwise_equal
+from supermask.core.types import PrunableTensor, TensorKind
+from supermask.networks.network import (
+    NetworkFacts,
+    UnmaskedTensor,
+    materialize,
+    seeded_draws,
+    shared_names,
+    state_tensors,
+)
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+PROBE_IMAGES = 4
+"""Images of the forward passes of an examination; batch normalization needs more than one."""
+DTYPES = {torch.float32: "float32", torch.int64: "int64"}
+
+
+def examine_module(
+    make: Callable[[], nn.Module], image_shape: tuple[int, int, int], classes: int, name: str
+) -> NetworkFacts:
+    """Return the facts of a user's module. `name` is the network in messages.
+
+    Raises UserError for a module that cannot be used: wrong shape of the logits, logits that are not finite, a forward
+    pass that changes parameters or plain attributes, weights computed from other tensors, tensors that are neither
+    float32 nor int64, values that differ between two constructions under one seed, and errors in the module's code.
+    """
+    with _explained(name, "constructing it"), seeded_draws(0):
+        module = make()
+        if not isinstance(module, nn.Module):
+            raise UserError(f"network {quote(name)} gives {type(module).__name__}, not a torch.nn.Module.")
+        materialize(module, image_shape)
+    with _explained(name, "constructing it"), seeded_draws(0):
+        again = materialize(make(), image_shape)
+    _check_tensors(module, name)
+    _check_same_values(state_tensors(module), state_tensors(again), name)
+    images = _probe_images(image_shape)
+    _check_logits(module, images, classes, name)
+    return _facts(module, images, image_shape, classes, name)
+
+
+def shipped_module_facts(
+    make: Callable[[], nn.Module], image_shape: tuple[int, int, int], classes: int, name: str
+) -> NetworkFacts:
+    """Return the facts of a module of this package, computed without values on PyTorch's `meta` device.
+
+    Raises UserError for images that are too small for it.
+    """
+    with torch.device("meta"):
+        module, images = make(), torch.zeros(PROBE_IMAGES, *image_shape)
+    return _facts(module, images, image_shape, classes, name)
+
+
+def extract_logits(output: Any, name: str = "") -> Tensor:
+    """Return the logits of a module's output: the output itself, or its entry or attribute `logits`.
+
+    Raises UserError for other outputs.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    kind = type(output).__name__
+    if isinstance(output, (tuple, list)):
+        parts = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in output)
+        kind = f"{kind} of {len(output)} ({parts})"
+    raise UserError(
+        f"network {quote(name)}: its forward pass returns a {kind}: return the logits alone, or name them 'logits' in "
+        "a dict."
+    )
+
+
+def prunable_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, TensorKind, tuple[int, int]]]:
+    """Return name -> (module, kind, fans) of the weights of Linear, Conv, attention and recurrent layers.
+
+    A weight that several layers share is listed once, under its first name. Linear layers have the kind `hidden`.
+    """
+    found: dict[str, tuple[nn.Module, TensorKind, tuple[int, int]]] = {}
+    for prefix, layer in module.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        if isinstance(layer, nn.Linear):
+            found[f"{dot}weight"] = (layer, "hidden", (layer.in_features, layer.out_features))
+        elif isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)):
+            window = prod(layer.kernel_size)
+            fans = (layer.in_channels // layer.groups * window, layer.out_channels // layer.groups * window)
+            found[f"{dot}weight"] = (layer, "conv", fans)
+        elif isinstance(layer, nn.MultiheadAttention):
+            for key in ATTENTION_WEIGHTS:
+                weight = getattr(layer, key, None)
+                if weight is not None:
+                    found[f"{dot}{key}"] = (layer, "hidden", (weight.shape[1], weight.shape[0]))
+        elif isinstance(layer, nn.RNNBase):
+            for key, weight in layer.named_parameters(recurse=False):
+                if key.startswith("weight_"):
+                    found[f"{dot}{key}"] = (layer, "hidden", (weight.shape[1], weight.shape[0]))
+    aliases = shared_names(module)
+    return {name: entry for name, entry in found.items() if name not in aliases}
+
+
+# --- checks ---
+
+
+def _check_tensors(module: nn.Module, name: str) -> None:
+    """Refuse modules whose state is not plain float32 and int64 tensors of the `state_dict`."""
+    for prefix, layer in module.named_modules():
+        where = f"its module {quote(prefix or type(layer).__name__)}"
+        if is_parametrized(layer) or (
+            isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)) and "weight" not in layer._parameters
+        ):
+            raise UserError(
+                f"network {quote(name)}: {where} computes its weight from other tensors (weight norm, spectral norm or "
+                "another parametrization), so no weight can be masked: use it without."
+            )
+    for tensor_name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise UserError(
+                f"network {quote(name)}: {quote(tensor_name)} in its state_dict is no tensor (extra state), which no "
+                "run can store."
+            )
+        if tensor.dtype not in DTYPES:
+            raise UserError(
+                f"network {quote(name)}: {quote(tensor_name)} is {tensor.dtype}; allowed are float32 (parameters) and "
+                "int64 (buffers)."
+            )
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise UserError(f"network {quote(name)} has no parameter that can be trained.")
+
+
+def _check_same_values(first: dict[str, Tensor], second: dict[str, Tensor], name: str) -> None:
+    if first.keys() != second.keys() or any(first[n].shape != second[n].shape for n in first):
+        raise UserError(f"network {quote(name)} has other tensors each time it is constructed.")
+    for tensor_name, tensor in first.items():
+        if not bitwise_equal(tensor.numpy(), second[tensor_name].numpy()):
+            raise UserError(
+                f"network {quote(name)}: {quote(tensor_name)} has other values each time it is constructed under one "
+                "seed: draw from the generators of torch, numpy.random or random, and do not seed them."
+            )
+
+
+def _check_logits(module: nn.Module, images: Tensor, classes: int, name: str) -> None:
+    """Run a step's forward and backward pass; refuse wrong logits and a pass that changes more than buffers."""
+    parameters = {n: p.detach().clone() for n, p in module.named_parameters()}
+    attributes = _plain_state(module)
+    for training in (True, False):
+        with _explained(name, f"its forward pass of {len(images)} images of shape {tuple(images.shape[1:])}"):
+            module.train(training)
+            with seeded_draws(0):
+                logits = extract_logits(module(images), name)
+        if tuple(logits.shape) != (len(images), classes):
+            raise UserError(
+                f"network {quote(name)} gives an output of shape {tuple(logits.shape)} for images of shape "
+                f"{tuple(images.shape)}; it needs (batch, classes) = ({len(images)}, {classes})."
+            )
+        if not logits.is_floating_point() or not logits.isfinite().all():
+            raise UserError(
+                f"network {quote(name)} gives logits that are not finite numbers for random images in [0, 1]"
+                f"{'' if training else ' in evaluation mode'}."
+            )
+        if not logits.requires_grad:
+            raise UserError(f"network {quote(name)}: its logits do not depend on its parameters (no gradient).")
+    for parameter_name, parameter in module.named_parameters():
+        if not torch.equal(parameter.detach(), parameters[parameter_name]):
+            raise UserError(
+                f"network {quote(name)}: its forward pass changes its parameter {quote(parameter_name)}: only the "
+                "optimizer may, or no certificate could hold."
+            )
+    for attribute, value in _plain_state(module).items():
+        if attribute in attributes and not _is_equal(value, attributes[attribute]):
+            raise UserError(
+                f"network {quote(name)}: its forward pass changes its attribute {quote(attribute)}, which is not in "
+                "its state_dict, so it could be neither stored nor rewound: register it with register_buffer."
+            )
+
+
+def _plain_state(module: nn.Module) -> dict[str, Any]:
+    """Return every number, tensor and list of these that modules hold outside their `state_dict`."""
+    stored = {id(t) for t in module.state_dict(keep_vars=True).values()}
+    state = {}
+    for prefix, layer in module.named_modules():
+        values = {k: v for k, v in vars(layer).items() if not k.startswith("_") and k != "training"}
+        values |= {k: v for k, v in layer._buffers.items() if v is not None}
+        for key, value in values.items():
+            if id(value) not in stored and isinstance(value, (int, float, Tensor, list)):
+                copied = value.detach().clone() if isinstance(value, Tensor) else value
+                state[f"{prefix}.{key}" if prefix else key] = list(copied) if isinstance(copied, list) else copied
+    return state
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_is_equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b) and type(a) is type(b)
+
+
+# --- facts ---
+
+
+def _facts(
+    module: nn.Module, images: Tensor, image_shape: tuple[int, int, int], classes: int, name: str
+) -> NetworkFacts:
+    prunable = prunable_parameters(module)
+    calls: list[tuple[nn.Module, Tensor]] = []
+    handles = [
+        layer.register_forward_hook(lambda layer, _, output: calls.append((layer, output)))
+        for layer in {id(entry[0]): entry[0] for entry in prunable.values()}.values()
+    ]
+    module.train()
+    for parameter in module.parameters():
+        parameter.grad = None
+    try:
+        with seeded_draws(0):
+            logits = extract_logits(module(images), name)
+            # A loss in which every logit has its own weight: a constant one has no gradient through a softmax.
+            torch.nn.functional.cross_entropy(logits, torch.zeros_like(logits).softmax(1)).backward()  # type: ignore[no-untyped-call]
+    finally:
+        for handle in handles:
+            handle.remove()
+    trained = {n for n, p in module.named_parameters() if p.requires_grad and p.grad is not None}
+    output_layer = next((layer for layer, output in reversed(calls) if _gives_logits(output, logits)), None)
+    tensors = []
+    parameters = dict(module.named_parameters())
+    for tensor_name, (layer, kind, fans) in prunable.items():
+        if tensor_name not in trained:
+            continue
+        parameter = parameters[tensor_name]
+        tensors.append(
+            PrunableTensor(
+                tensor_name,
+                tuple(parameter.shape),
+                "output" if layer is output_layer else kind,
+                *fans,
+                own_std=0.0 if parameter.is_meta else _root_mean_square(parameter),
+            )
+        )
+    if not tensors:
+        raise UserError(
+            f"network {quote(name)} has no prunable weight: none of its Linear, Conv, attention and recurrent layers "
+            "gets a gradient."
+        )
+    names, aliases = {t.name for t in tensors}, shared_names(module)
+    unmasked = [
+        UnmaskedTensor(n, tuple(t.shape), DTYPES[t.dtype], n in trained, n not in parameters)
+        for n, t in module.state_dict().items()
+        if n not in names and n not in aliases
+    ]
+    multiplications = sum(_multiplications(layer, output) for layer, output in calls) // len(images)
+    return NetworkFacts(
+        image_shape, classes, tuple(tensors), tuple(unmasked), tuple(sorted(aliases.items())), multiplications
+    )
+
+
+def _gives_logits(output: Any, logits: Tensor) -> bool:
+    return isinstance(output, Tensor) and output.shape[:2] == logits.shape
+
+
+def _root_mean_square(tensor: Tensor) -> float:
+    return float(tensor.detach().double().square().mean().sqrt())
+
+
+def _multiplications(layer: nn.Module, output: Any) -> int:
+    """Return the multiplications of one call of a layer with its weight, for the whole batch."""
+    values = output[0] if isinstance(output, tuple) else output
+    if not isinstance(values, Tensor):
+        return 0
+    if isinstance(layer, TRANSPOSED):
+        # Every input value meets the whole kernel of its channel; strides leave this many input positions.
+        return values.numel() * layer.weight.numel() // layer.out_channels // prod(layer.stride)
+    if isinstance(layer, CONVOLUTIONS):
+        return values.numel() * layer.weight.numel() // layer.out_channels
+    if isinstance(layer, nn.Linear):
+        return values.numel() * layer.in_features
+    weights = sum(p.numel() for p in layer.parameters(recurse=False) if p.ndim > 1)
+    return weights * values.numel() // values.shape[-1]
+
+
+def _probe_images(image_shape: tuple[int, int, int]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(PROBE_IMAGES, *image_shape, generator=generator)
+
+
+@contextmanager
+def _explained(name: str, action: str) -> Iterator[None]:
+    """Turn an error of the user's code into a UserError that names its line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if "site-packages" not in f.filename]
+        frames = [f for f in frames if "/supermask/networks/" not in f.filename] or frames
+        where = f" at line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"network {quote(name)}: {action} failed{where}: {message}") from error

@@ -1,0 +1,117 @@
+"""Networks by name: the paper's, residual networks, VGG and wide residual networks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+from supermask.core.errors import UserError, did_you_mean
+from supermask.core.initializers import OWN
+from supermask.networks import sequential
+from supermask.networks.network import Network, NetworkFacts, sequential_network
+from supermask.networks.sequential import architecture
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ImageShape = tuple[int, int, int]
+
+CIFAR_RESNETS = (20, 32, 44, 56, 110)
+DEFAULT_WIDTH = 16
+"""Channels of the first stage of a residual network for CIFAR. Source: He et al. 2015, Sec. 4.2."""
+
+NETWORK_NAMES = (
+    *sequential.NETWORK_NAMES,
+    *(f"resnet{depth}" for depth in CIFAR_RESNETS),
+    "resnet18",
+    "resnet50",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
+    "wrn-28-10",
+)
+NETWORK_FORMS = (
+    "fc with the widths of its hidden layers (fc-300-100), a residual network with the width of its first stage "
+    "(resnet20-8), or a wide residual network (wrn-DEPTH-FACTOR)"
+)
+"""Names with numbers that are networks too, as part of a message."""
+
+
+def canonical_name(name: str) -> str:
+    """Return the canonical name of a network: `fc` is `fc-300-100`. Raises UserError for an unknown name."""
+    if match := re.fullmatch(r"resnet(\d+)(?:-([1-9]\d{0,3}))?", name, re.ASCII):
+        depth, width = int(match[1]), match[2]
+        if depth in CIFAR_RESNETS:
+            return f"resnet{depth}" if int(width or DEFAULT_WIDTH) == DEFAULT_WIDTH else name
+        if depth in (18, 50) and width is None:
+            return name
+    if re.fullmatch(r"vgg(11|13|16|19)", name, re.ASCII):
+        return name
+    if match := re.fullmatch(r"wrn-([1-9]\d{0,3})-([1-9]\d{0,2})", name, re.ASCII):
+        if int(match[1]) >= 10 and int(match[1]) % 6 == 4:
+            return name
+        raise UserError(f"{name!r}: the depth of a wide residual network is 6n + 4: 10, 16, 22, 28, 34, 40 ...")
+    try:
+        return sequential.canonical_name(name)
+    except UserError:
+        raise UserError(
+            f"{name!r} is not a network{did_you_mean(name, NETWORK_NAMES)} "
+            f"Allowed: {', '.join(NETWORK_NAMES)}, {NETWORK_FORMS}."
+        ) from None
+
+
+def named_network(name: str, image_shape: ImageShape, classes: int, initializer: str = "glorot_normal") -> Network:
+    """Return a network by its name, for images of `image_shape` (channels, height, width).
+
+    Raises UserError for an unknown name, or for images that are too small.
+    """
+    name = canonical_name(name)
+    make = _module_factory(name, image_shape, classes)
+    if make is not None:
+        facts = _module_facts(name, image_shape, classes, initializer == OWN)
+        return Network(name, facts, None, initializer, make)
+    network = sequential_network(architecture(name, image_shape, classes), name, initializer)
+    assert network.facts is not None
+    return replace(network, facts=replace(network.facts, image_shape=image_shape))
+
+
+@lru_cache(maxsize=64)
+def _module_facts(name: str, image_shape: ImageShape, classes: int, with_values: bool) -> NetworkFacts:
+    from supermask.networks.examination import examine_module, shipped_module_facts
+
+    make = _module_factory(name, image_shape, classes)
+    assert make is not None
+    examine = examine_module if with_values else shipped_module_facts
+    return examine(make, image_shape, classes, name)
+
+
+def _module_factory(name: str, image_shape: ImageShape, classes: int) -> Callable[[], nn.Module] | None:
+    """Return a function that makes the module of a canonical name; None for the paper's networks."""
+    numbers = [int(number) for number in re.findall(r"\d+", name)]
+    if name.startswith(("resnet", "wrn")):
+        return partial(_residual_network, name.partition("-")[0], tuple(numbers), image_shape, classes)
+    if name.startswith("vgg"):
+        return partial(_vgg, numbers[0], image_shape, classes)
+    return None
+
+
+def _residual_network(kind: str, numbers: tuple[int, ...], image_shape: ImageShape, classes: int) -> nn.Module:
+    from supermask.networks.residual import CifarResNet, ImageNetResNet, WideResNet
+
+    if kind == "wrn":
+        return WideResNet(numbers[0], numbers[1], image_shape[0], classes)
+    if numbers[0] in CIFAR_RESNETS:
+        width = numbers[1] if len(numbers) > 1 else DEFAULT_WIDTH
+        return CifarResNet(numbers[0], width, image_shape[0], classes)
+    blocks, bottleneck = ((2, 2, 2, 2), False) if numbers[0] == 18 else ((3, 4, 6, 3), True)
+    return ImageNetResNet(blocks, bottleneck, image_shape, classes)
+
+
+def _vgg(depth: int, image_shape: ImageShape, classes: int) -> nn.Module:
+    from supermask.networks.vgg import VGG
+
+    return VGG(depth, image_shape, classes)

@@ -1,0 +1,356 @@
+"""Results of others beside ours: reading their tables, Welch's test cell by cell, and messages on unusable tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.command_line import call
+from helpers.stored_study import carried_out
+from scipy import stats as scipy_stats
+
+import supermask as sm
+from supermask.analysis.comparisons import (
+    OtherResult,
+    TableColumns,
+    compare_results,
+    metric_named,
+    published_rows,
+    published_values,
+    read_csv_results,
+    row_results,
+)
+from supermask.analysis.comparisons.formats import format_csv, format_json, format_text
+from supermask.analysis.comparisons.other_results import OtherResults
+from supermask.core.errors import UserError
+from supermask.core.text import Row
+from supermask.store import tables
+from supermask.store.rows import plan_rows
+
+ACCURACY = metric_named("early_stop_test_accuracy")
+LABELS = ["large_final", "random"]
+
+
+def our_rows(seeds: int = 5, shift: float = 0.0, seed: int = 0) -> list[Row]:
+    """Rows of two treatments at levels 1 to 3 and of the dense network; accuracies near 95% with sd 0.1 points."""
+    rng = np.random.default_rng(seed)
+    rows: list[Row] = []
+    for label, level in [("dense", 0), *((label, level) for label in LABELS for level in (1, 2, 3))]:
+        for number in range(seeds):
+            accuracy = 0.95 + 0.001 * rng.standard_normal() + (shift / 100 if label == "random" else 0)
+            rows.append(
+                {
+                    "id": f"{label}-{level}-{number}",
+                    "treatment": label,
+                    "level": level,
+                    "seed": number,
+                    "status": "finished",
+                    "network": "fc",
+                    "dataset": "mnist",
+                    "density": 0.6**level,
+                    "early_stop_test_accuracy": accuracy,
+                    "early_stop_validation_accuracy": accuracy,
+                }
+            )
+    return rows
+
+
+def theirs(rows: list[Row]) -> OtherResults:
+    """The same rows as results of somebody else."""
+    return OtherResults(
+        "theirs.csv",
+        tuple(
+            OtherResult(
+                str(row["treatment"]),
+                int(row["level"] or 0),
+                float(row["density"] or 0),
+                str(row["seed"]),
+                100 * float(row["early_stop_test_accuracy"] or 0),
+            )
+            for row in rows
+        ),
+    )
+
+
+def written(folder: Path, text: str, name: str = "theirs.csv") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_cells_are_welchs_test_of_scipy() -> None:
+    ours, others = our_rows(5), our_rows(7, shift=0.4, seed=1)
+    result = compare_results(ours, theirs(others), ACCURACY, LABELS, "study", margin=0.2)
+    assert [(cell.treatment, cell.level) for cell in result.cells] == [
+        ("dense", 0),
+        *((label, level) for label in LABELS for level in (1, 2, 3)),
+    ]
+    for cell in result.cells:
+        a, b = (
+            [100 * float(r["early_stop_test_accuracy"] or 0) for r in rows if (r["treatment"], r["level"]) == place]
+            for rows in (ours, others)
+            for place in [(cell.treatment, cell.level)]
+        )
+        expected = scipy_stats.ttest_ind(a, b, equal_var=False)
+        assert cell.comparison.test == "Welch t"
+        assert (cell.n, cell.other_n) == (5, 7)
+        assert cell.comparison.p == pytest.approx(expected.pvalue)
+        assert (cell.mean, cell.std) == pytest.approx((np.mean(a), np.std(a, ddof=1)))
+        assert (cell.other_mean, cell.other_std) == pytest.approx((np.mean(b), np.std(b, ddof=1)))
+        assert cell.differs == (expected.pvalue < 0.01)
+        interval = expected.confidence_interval(0.90)
+        assert cell.equivalent == (interval.low > -0.2 and interval.high < 0.2)
+    by_label = {count.treatment: count for count in result.by_treatment}
+    assert by_label["random"].differing == 3
+    assert by_label["dense"].differing == by_label["large_final"].differing == 0
+    assert result.total.expected_by_chance == pytest.approx(0.07)
+
+
+def test_equal_implementations_differ_in_one_cell_of_a_hundred() -> None:
+    differing = tested = 0
+    for number in range(60):
+        result = compare_results(
+            our_rows(5, seed=1000 + number), theirs(our_rows(5, seed=number)), ACCURACY, LABELS, "study"
+        )
+        differing += result.total.differing
+        tested += result.total.tested
+        assert result.total.expected_by_chance == pytest.approx(0.01 * result.total.tested)
+    assert tested == 420
+    # Binomial with p = 0.01 or a little less (Welch's test is conservative): 0 to 12 in all but 1 case of 5,000.
+    assert differing <= 12
+
+
+def test_levels_match_by_density_to_the_nearest_within_two_percent() -> None:
+    others = OtherResults(
+        "theirs.csv",
+        tuple(
+            OtherResult("random", None, density, None, 95.0 + 0.1 * number)
+            for density in (1.0, 0.61, 0.365, 0.30)
+            for number in range(3)
+        ),
+    )
+    result = compare_results(our_rows(), others, ACCURACY, LABELS, "study", by_density=True)
+    # 0.61 is within 2% of 0.6, 0.365 of 0.36; 0.30 is next to nothing.
+    assert [(cell.treatment, cell.level) for cell in result.cells] == [("dense", 0), ("random", 1), ("random", 2)]
+    assert any("random at 30%" in note for note in result.notes)
+
+
+def test_the_dense_network_repeated_in_front_of_each_treatment_is_one_cell() -> None:
+    dense = [OtherResult(label, 0, None, None, value) for label in LABELS for value in (95.0, 95.2)]
+    first = [OtherResult("random", 1, None, None, value) for value in (95.0, 95.2)]
+    result = compare_results(our_rows(), OtherResults("t", (*dense, *first)), ACCURACY, LABELS, "study")
+    assert [(cell.treatment, cell.level) for cell in result.cells] == [("dense", 0), ("random", 1)]
+
+
+def test_treatments_are_mapped_and_left_out() -> None:
+    others = OtherResults(
+        "t", tuple(OtherResult(name, 1, None, None, 95.0) for name in ("magnitude", "random", "extra"))
+    )
+    names = {"magnitude": "large_final", "extra": ""}
+    result = compare_results(our_rows(), others, ACCURACY, LABELS, "study", names=names)
+    assert [cell.treatment for cell in result.cells] == ["large_final", "random"]
+    # One run on their side: shown, not tested.
+    assert result.total.tested == 0
+    assert "not tested" in format_text(result)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "message"),
+    [
+        ("", {}, "is empty: give a CSV file"),
+        ("treatment,level,value\n", {}, "has a header and no line below it"),
+        ("treatment,level,accuracy\nrandom,1,0.9\n", {}, "no column 'value'"),
+        ("treatment,level,values\nrandom,1,0.9\n", {}, "did you mean 'values'?"),
+        ("treatment,level,value,value\nrandom,1,0.9,0.8\n", {}, "2 columns are called 'value'"),
+        ("treatment,level,value\nrandom,1,high\n", {}, "line 2: column 'value' has 'high', which is no number"),
+        ("treatment,level,value\nrandom,one,0.9\n", {}, "column 'level' has 'one', which is no number"),
+        ("treatment,level,value\nrandom,0.64,0.9\n", {}, "which is not a level (0, 1, 2 ...). Shares of weights"),
+        ("treatment,level,value\nrandom,-1,0.9\n", {}, "which is not a level"),
+        ("treatment,level,value\nrandom,,0.9\n", {}, "column 'level' is empty"),
+        ("treatment,level,value\nrandom,inf,0.9\n", {}, "it has to be a finite number"),
+        ("treatment,level,value\n,1,0.9\n", {}, "column 'treatment' is empty"),
+        ("treatment,level,value\nrandom,1,\n", {}, "column 'value' has no value in 1 lines"),
+        ("treatment,level,value\nrandom,1\n", {}, "line 2: 2 fields where the header has 3"),
+        ('treatment,level,value\n"random,1,0.9\n', {}, "not CSV"),
+        ("treatment,level,value\nrandom,1,95\n", {"unit": "share"}, "give --percent instead of --share"),
+        ("treatment,level,value\nrandom,1,0.95\n", {"unit": "percent"}, "give --share instead of --percent"),
+        ("treatment,level,value\nrandom,1,0.95\nrandom,1,95\n", {}, "has both 0.95 and 95"),
+        ("treatment,level,value\nrandom,1,950\n", {}, "950, which is no accuracy"),
+        ("treatment,level,value\nrandom,1,-3\n", {}, "-3, which is no accuracy"),
+        (
+            "treatment,level,value,seed\nrandom,1,95,0\nrandom,1,96,0\n",
+            {"seed": "seed"},
+            "lines 2 and 3 are the same run: treatment 'random', level 1, seed '0'",
+        ),
+        ("treatment,left,value\nrandom,120,95\n", {"level": None, "density": "left"}, "weights remaining are a share"),
+    ],
+)
+def test_unusable_tables_are_refused(tmp_path: Path, text: str, columns: dict[str, str], message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(UserError) as error:
+        read_csv_results(path, TableColumns(**columns), ACCURACY)  # type: ignore[arg-type]
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary.csv").write_bytes(b"PAR1\xff\xfe")
+    for path, message in (
+        (tmp_path / "missing.csv", "No such file"),
+        (tmp_path, "cannot be read"),
+        (tmp_path / "binary.csv", "not a CSV file in UTF-8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_csv_results(path, TableColumns(), ACCURACY)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("treatment,level,value\nrandom,1,0.95\nrandom,1,0.5\n", [95.0, 50.0]),
+        ("treatment;level;value\r\nrandom;1.0;95\r\n\r\nrandom;1;50\r\n", [95.0, 50.0]),
+        ("\ufefftreatment\tlevel\tvalue\nrandom\t1\t95\nrandom\t1\tnan\nrandom\t1\t50\n", [95.0, 50.0]),
+    ],
+)
+def test_separators_units_and_missing_values(tmp_path: Path, text: str, values: list[float]) -> None:
+    read = read_csv_results(written(tmp_path, text), TableColumns(), ACCURACY)
+    assert [result.value for result in read.results] == pytest.approx(values)
+    assert any("is read as" in note for note in read.notes)
+    assert any("have no value" in note for note in read.notes) == ("nan" in text)
+
+
+@pytest.mark.parametrize(
+    ("names", "treatment", "message"),
+    [
+        ({}, "randon", "treatment 'randon' is unknown in this study; did you mean 'random'?"),
+        ({}, "magnitude", "did you mean 'large_final'?"),
+        ({"randon": "random"}, "random", "has no treatment 'randon'; did you mean 'random'?"),
+        ({"random": "randon"}, "random", "'randon' is not a treatment of this study; did you mean 'random'?"),
+        ({"random": ""}, "random", "leaves out every treatment"),
+    ],
+)
+def test_unknown_treatments_are_refused_with_the_nearest_name(
+    names: dict[str, str], treatment: str, message: str
+) -> None:
+    others = OtherResults("theirs.csv", (OtherResult(treatment, 1, None, None, 95.0),))
+    with pytest.raises(UserError) as error:
+        compare_results(our_rows(), others, ACCURACY, LABELS, "study", names=names)
+    assert message in str(error.value)
+
+
+def test_rows_of_several_settings_are_refused() -> None:
+    rows = our_rows()
+    with pytest.raises(UserError, match=r"several runs of treatment 'dense' at level 0 with seed 0: rows of several"):
+        compare_results([*rows, *our_rows(seed=3)], theirs(rows), ACCURACY, LABELS, "study")
+    with pytest.raises(UserError, match="rows of several settings"):
+        row_results([*rows, *rows], ACCURACY, "rows.parquet")
+
+
+def test_no_common_level_is_refused() -> None:
+    others = OtherResults("theirs.csv", (OtherResult("random", 9, None, None, 95.0),))
+    with pytest.raises(UserError, match=r"There: level 9\. Here: level 0, level 1, level 2, level 3"):
+        compare_results(our_rows(), others, ACCURACY, LABELS, "study")
+
+
+def test_formats_agree() -> None:
+    result = compare_results(our_rows(), theirs(our_rows(seed=2, shift=1)), ACCURACY, LABELS, "study", margin=0.2)
+    lines = list(csv.DictReader(io.StringIO(format_csv(result))))
+    data = json.loads(format_json(result))
+    assert len(lines) == len(data["cells"]) == 7
+    for line, cell, computed in zip(lines, data["cells"], result.cells, strict=True):
+        assert float(line["p"]) == cell["p"] == computed.comparison.p
+        assert line["treatment"] == cell["treatment"] == computed.treatment
+    assert data["total"]["differing"] == result.total.differing == 3
+    assert data["total"]["expected_by_chance"] == pytest.approx(0.07)
+    assert "3 of 7 tested cells differ at p < 0.01; 0.07 would by chance" in format_text(result)
+
+
+def test_published_values_are_shown_beside_ours() -> None:
+    values = published_values()
+    assert {value.network for value in values} == {"fc-300-100", "conv2", "conv4", "conv6"}
+    assert all(value.source and 0 < value.percent < 100 for value in values)
+    rows = [row | {"network": "fc-300-100"} for row in our_rows()]
+    shown = published_rows(rows)
+    assert [(row["treatment"], row["published_text"], row["confirmed"]) for row in shown] == [
+        ("dense", "97.7", False),
+        ("dense", "97.43", True),
+    ]
+    measured = [100 * float(row["early_stop_test_accuracy"] or 0) for row in rows if row["level"] == 0]
+    assert shown[0]["mean"] == pytest.approx(np.mean(measured))
+    assert "p" not in shown[0]
+    assert published_rows(our_rows()) == []
+
+
+def test_the_command_reads_stores_tables_and_rows(tmp_path: Path) -> None:
+    made = carried_out(tmp_path)
+    rows, _ = plan_rows(made.plan, made.opened())
+    table = written(tmp_path, tables.to_csv(rows))
+    (tmp_path / "rows.parquet").write_bytes(tables.to_parquet(rows))
+    columns = ["--value", "early_stop_test_accuracy", "--seed", "seed", "--format", "json"]
+    answers = []
+    for source in (
+        ["--store", made.store, "--with", table, *columns],
+        ["--store", made.store, "--store", made.store, "--format", "json"],
+        ["--rows", tmp_path / "rows.parquet", "--with", table, *columns],
+        ["--rows", tmp_path / "rows.parquet", "--with", tmp_path / "rows.parquet", "--format", "json"],
+    ):
+        status, out, err = call("compare", made.study, *source)
+        assert (status, err) == (0, "")
+        answers.append(json.loads(out))
+    for answer in answers:
+        assert (answer["shared_runs"], answer["equal_runs"]) == (18, 18)
+        assert [cell | {"other_weights_remaining_percent": None} for cell in answer["cells"]] == [
+            cell | {"other_weights_remaining_percent": None} for cell in answers[0]["cells"]
+        ]
+        assert all(cell["difference"] == 0 for cell in answer["cells"])
+    result = sm.compare(made.study, table, value="early_stop_test_accuracy", seed="seed", store=made.store)
+    assert result.data_rows() == answers[0]["cells"]
+
+
+def test_the_command_draws_a_figure_and_the_report_has_a_section(tmp_path: Path) -> None:
+    made = carried_out(tmp_path)
+    rows, _ = plan_rows(made.plan, made.opened())
+    lines = ["treatment,level,seed,value"]
+    lines += [f"{r['treatment']},{r['level']},{r['seed']},{r['final_test_accuracy']}" for r in rows]
+    table = written(tmp_path, "\n".join(lines))
+    at = [made.study, "--store", made.store, "--with", table]
+    status, out, err = call("compare", *at, "--out", tmp_path / "figures")
+    assert status == 0
+    assert "theirs" in err
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".pdf", ".svg", ".png", ".csv", ".txt"}
+    assert "0 of 9 tested cells" in out
+    status, _, err = call("report", *at, "--out", tmp_path / "report.html")
+    assert (status, err) == (0, "")
+    page = (tmp_path / "report.html").read_text()
+    assert "Beside the numbers of theirs.csv" in page
+    assert "--with theirs.csv" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give one thing to compare with"),
+        (["--with", "t.csv", "--percent", "--share"], "--percent and --share contradict each other"),
+        (["--with", "t.csv", "--map", "random"], "give THEIRS=OURS"),
+        (["--with", "t.csv", "--metric", "accuracy"], "'accuracy' is not a metric that can be compared"),
+        (["--with", "t.csv", "--margin", "0"], "a margin of 0 is not possible"),
+        (["--with", "missing.csv"], "missing.csv cannot be read"),
+        (["--with", "t.csv", "--metric", "early_stop_iteration", "--share"], "--share is for accuracies"),
+        (["--with", "t.parquet"], "t.parquet is not a Parquet file of runs"),
+    ],
+)
+def test_unusable_arguments_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    made = carried_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, "treatment,level,value\nrandom + zero,1,0.5\n", "t.csv")
+    written(tmp_path, "no parquet", "t.parquet")
+    status, out, err = call("compare", *made.args, *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,282 @@
+"""Networks named by import path: their names, their identity, and where their code is imported."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.small_studies import carry_out
+from torch import nn
+
+from supermask.core.errors import UserError
+from supermask.execution.run import RunOptions, run_plans
+from supermask.export.tickets.packing import pack_run
+from supermask.store import Store
+from supermask.store.planning import plan_study
+from supermask.store.rows import plan_rows
+from supermask.store.verify import verify_store
+from supermask.study import study_from_dict
+from supermask.study.networks import canonical_network, examine_network, run_network, split_user_network
+from supermask.study.plan import Plan, PlanInputs, make_plan
+from supermask.study.run import Run
+from supermask.study.user_code import UserModuleNotFound
+
+NETS = '''
+"""Networks of a user."""
+import torch
+from torch import nn
+
+import layers
+
+
+class Net(nn.Module):
+    """A residual network whose last two blocks are one."""
+
+    def __init__(self, image_shape, classes, width=3):
+        super().__init__()
+        shared = layers.Block(width)
+        self.stem = nn.Conv2d(image_shape[0], width, 3, padding=1)
+        self.blocks = nn.Sequential(layers.Block(width), shared, shared)
+        self.drop = nn.Dropout(0.1)
+        self.head = nn.LazyLinear(classes)
+
+    def forward(self, images):
+        return self.head(self.drop(self.blocks(self.stem(images)).mean((2, 3))))
+
+
+def make(image_shape, classes):
+    return Net(image_shape, classes)
+
+
+def narrow(shape, n):
+    return Net(shape, n, 2)
+'''
+
+LAYERS = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return torch.relu(x + self.norm(self.conv(x)))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with two modules of the user, which no other test has imported."""
+    (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "layers.py").write_text(LAYERS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("nets", "layers"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    run_network.__globals__["_import_network"].cache_clear()
+    monkeypatch.setattr("supermask.study.user_code._imported_hashes", {})
+    return tmp_path
+
+
+def study(network: Any = "nets:Net", **keys: Any) -> Any:
+    data: dict[str, Any] = {
+        "network": network,
+        "seeds": 1,
+        "train": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "epochs": 0.6, "evaluate_every": 4},
+        "prune": {"levels": 2, "rates": {"conv": 0.4, "output": 0.2, "global": 0.3}},
+        "treatments": [{"name": "base"}, {"name": "late", "rewind_to": 5, "scope": "global"}],
+    }
+    return study_from_dict(data | keys)
+
+
+def examined(**keys: Any) -> Plan:
+    plan = make_plan(study(**keys))
+    facts = examine_network(plan.network, (1, 8, 8), 10)
+    return make_plan(plan.study, PlanInputs(network_facts=facts))
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("nets:Net", "nets:Net"),
+        ("nets.make", "nets:make"),
+        ({"make": "nets:Net"}, "nets:Net"),
+        ({"width": 5, "make": "nets:Net"}, 'nets:Net {"width":5}'),
+        ('nets:Net {"width": 5, "p": 0.1}', 'nets:Net {"p":0.1,"width":5}'),
+        ("not_there:Net", "not_there:Net"),
+        ("fc", "fc-300-100"),
+    ],
+)
+def test_canonical_texts(folder: Path, value: Any, expected: str) -> None:
+    assert canonical_network(value) == expected
+    assert canonical_network(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("nets:Nett", "has no function 'Nett'; did you mean 'Net'?"),
+        ({"width": 5}, "needs make: module:function"),
+        ({"make": "resnet20"}, "needs make: module:function"),
+        ({"make": "nets:Net", "width": {"a": 1}}, "width is dict; allowed are"),
+        ({"make": "nets:Net", "a-b": 1}, "'a-b' is not a keyword argument"),
+        ({"make": "nets:Net", "p": float("nan")}, "p is float"),
+        ("nets:Net {5}", "are not keyword arguments as JSON"),
+        ("os:getcwd", "standard library"),
+        (3, "3 is not a network"),
+    ],
+)
+def test_refused_names(folder: Path, value: Any, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        study(value)
+    assert message in str(refused.value)
+
+
+def test_a_study_survives_its_plain_data(folder: Path) -> None:
+    original = study({"make": "nets:Net", "width": 2}, initializer="kaiming_normal")
+    assert study_from_dict(original.as_data(), name=original.name) == original
+
+
+def test_functions_classes_and_partials_in_python(folder: Path) -> None:
+    import nets  # type: ignore[import-not-found]
+
+    assert study(nets.Net).network == "nets:Net"
+    assert study(functools.partial(nets.Net, width=2)).network == 'nets:Net {"width":2}'
+    assert split_user_network('nets:Net {"width":2}') == ("nets:Net", {"width": 2})
+    with pytest.raises(UserError, match="cannot be imported by worker processes"):
+        study(lambda image_shape, classes: nets.Net(image_shape, classes))
+    with pytest.raises(UserError, match="keyword arguments, not positional"):
+        study(functools.partial(nets.Net, (1, 8, 8)))
+
+
+# --- identity ---
+
+
+def test_the_id_contains_the_arguments_the_source_and_the_initializer(folder: Path) -> None:
+    def dense_id(*args: Any, **keys: Any) -> str:
+        return next(iter(make_plan(study(*args, **keys)).runs))
+
+    first = dense_id()
+    assert dense_id() == dense_id(initializer="own") == first
+    others = [dense_id({"make": "nets:Net", "width": 4}), dense_id(initializer="glorot_normal"), dense_id("nets:make")]
+    (folder / "layers.py").write_text(LAYERS + "\n# changed\n")
+    others.append(dense_id())
+    assert len({first, *others}) == 5
+
+
+def test_facts_are_not_part_of_the_id(folder: Path) -> None:
+    assert list(examined().runs) == list(make_plan(study()).runs)
+
+
+def test_initializers_of_named_networks_are_part_of_the_id() -> None:
+    def dense(**keys: Any) -> Run:
+        return next(iter(make_plan(study("resnet20-2", **keys)).runs.values()))
+
+    assert dense().to_data().keys() == dense(initializer="glorot_normal").to_data().keys()
+    assert dense().id == dense(initializer="glorot_normal").id
+    assert dense(initializer="own").id != dense(initializer="kaiming_normal").id != dense().id
+    assert Run.from_data(dense(initializer="own").to_data()).id == dense(initializer="own").id
+
+
+# --- running and reading ---
+
+
+def test_a_network_of_the_user_from_plan_to_ticket(folder: Path) -> None:
+    plan = examined(treatments=[{"name": "base"}, {"name": "late", "rewind_to": 5}, {"name": "new", "mask1": "reinit"}])
+    assert dict(plan.network.facts.aliases)["blocks.2.conv.weight"] == "blocks.1.conv.weight"  # type: ignore[union-attr]
+    assert list(plan.network.tensors) == ["stem.weight", "blocks.0.conv.weight", "blocks.1.conv.weight", "head.weight"]
+    store = Store(folder / "store")
+    carry_out(plan, folder / "store")
+    assert {row["status"] for row in plan_rows(plan, store)[0]} == {"finished"}
+
+    # From here on the user's code is gone: everything is read from the store.
+    (folder / "nets.py").unlink()
+    (folder / "layers.py").unlink()
+    for name in ("nets", "layers"):
+        sys.modules.pop(name, None)
+    read = plan_study(study(treatments=plan.study.as_data()["treatments"]), store)
+    assert "Shown as the runs in the store were made" in read.notices[0]
+    rows = plan_rows(read, store)[0]
+    assert {row["status"] for row in rows} == {"finished"}
+    assert {row["weights"] for row in rows} == {plan.network.size}
+    results = list(verify_store(store))
+    # The weights that level 1 drew anew come from the module's constructors.
+    needing_code = {r.key for r in results if r.verdict == "partly"}
+    assert needing_code == {run.id for run in plan.runs.values() if run.step and run.step.mask1 == "reinit"}
+    assert {r.verdict for r in results} == {"held", "partly"}
+    late = next(run for run in plan.runs.values() if run.step is not None and run.step.rewind_to == 5)
+    ticket = pack_run(store, late.id)
+    sys.modules.pop("nets", None)
+    assert "nets" not in sys.modules
+
+    (folder / "nets.py").write_text(NETS)
+    (folder / "layers.py").write_text(LAYERS)
+    import nets
+
+    module = nets.Net((1, 8, 8), 10)
+    module(torch.zeros(2, 1, 8, 8))
+    ticket.apply_to(module)
+    for name, mask in ticket.masks.items():
+        assert not module.get_parameter(name)[~mask].any()
+    assert module.blocks[1].conv.weight is module.blocks[2].conv.weight
+
+
+def test_plans_and_tables_import_nothing(folder: Path) -> None:
+    (folder / "study.yaml").write_text("network: nets:Net\ntreatments:\n- {criterion: large_final}\n")
+    (folder / "nets.py").write_text(NETS + "\nraise RuntimeError('this code was run')\n")
+    for command in ("plan", "table"):
+        done = subprocess.run(
+            [sys.executable, "-m", "supermask", command, "study.yaml", "--store", "store"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "this code was run" not in done.stdout + done.stderr
+        assert done.returncode == 0, done.stderr
+
+
+def test_two_positional_arguments_of_any_name(folder: Path) -> None:
+    assert next(iter(examined(network="nets:narrow").network.tensors.values())).shape == (2, 1, 3, 3)
+
+
+def test_a_changed_file_is_refused_while_a_plan_runs(folder: Path) -> None:
+    plan = examined()
+    run_network.__globals__["_import_network"].cache_clear()
+    (folder / "layers.py").write_text(LAYERS + "\n# changed\n")
+    with pytest.raises(UserError, match="changed"):
+        plan.network.initial_state(0)
+
+
+def test_missing_code_is_named(folder: Path) -> None:
+    (folder / "nets.py").unlink()
+    with pytest.raises(UserModuleNotFound, match="network 'nets:Net': there is no module 'nets'"):
+        make_plan(study())
+    with pytest.raises(UserModuleNotFound, match="there is no module 'nets'"):
+        plan_study(study(), Store(folder / "store"))
+
+
+def test_run_refuses_a_bad_network_before_training(folder: Path) -> None:
+    (folder / "bad.py").write_text("from torch import nn\ndef make(image_shape, classes):\n    return nn.Flatten()\n")
+    plan = plan_study(study("bad:make"), Store(folder / "store"))
+    assert "`supermask run` examines it first" in plan.notices[0]
+    with pytest.raises(UserError, match="no parameter that can be trained"):
+        run_plans([plan], RunOptions(folder / "store", 1))
+    assert not (folder / "store").exists()
+
+
+def test_a_module_of_an_installed_package() -> None:
+    name = canonical_network({"make": "torch.nn:Sequential"})
+    assert name == "torch.nn:Sequential"
+    assert nn.Sequential is not None
