@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parent.parent
-TUTORIALS = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+TUTORIALS = re.findall(r"tutorials/(\w+)\.md", (ROOT / "mkdocs.yml").read_text())
 CHROMIUM = os.environ.get("SUPERMASK_CHROMIUM") or shutil.which("chromium")
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None and not os.environ.get("CI"), reason="no chromium here: install it, or set SUPERMASK_CHROMIUM"
