@@ -75,8 +75,8 @@ class Recipe:
     """`user_code.code_sha256` of a loss that is named by import path."""
     augment: Augmentation = field(default_factory=Augmentation)
     normalize: Literal["none", "per_channel"] | ChannelStatistics = "none"
-    """Mean that is subtracted from the network's inputs, and standard deviation that divides them, in training and
-    evaluation. `per_channel`: the statistics of the training images of the seed's split."""
+    """Mean that is subtracted from the network's inputs, and standard deviation that they are divided by, in training
+    and evaluation. `per_channel`: the statistics of the training images of the seed's split."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number format of the forward and the backward pass; weights, optimizer and evaluations stay in float32."""
     channels_last: bool = False

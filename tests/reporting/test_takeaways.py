@@ -106,7 +106,7 @@ def test_every_figure_says_what_it_shows(report: Report) -> None:
         assert place.attributes["data-label"] == f"{plot.title}. {plot.takeaway}"
 
 
-def trained(iterations: int, changed: int) -> TrainedSummaries:
+def summaries_of(iterations: int, changed: int) -> TrainedSummaries:
     rows = [{**each, "early_stop_iteration": 40} for each in ROWS]
     rows[0]["early_stop_iteration"] = changed
     early_stop = summarize(rows, ["a", "b"], "a", EARLY_STOP)
@@ -114,9 +114,9 @@ def trained(iterations: int, changed: int) -> TrainedSummaries:
 
 
 def test_a_figure_of_early_stopping_needs_a_run_that_stopped_early() -> None:
-    assert not trained(40, changed=40).converged
-    assert trained(40, changed=20).converged
-    assert trained(60, changed=40).converged
+    assert not summaries_of(40, changed=40).converged
+    assert summaries_of(40, changed=20).converged
+    assert summaries_of(60, changed=40).converged
 
 
 def test_a_sentence_replaces_the_empty_figure(trained: TrainedStudy, report: Report) -> None:
