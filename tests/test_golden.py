@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small_studies import carry_out
+from helpers.small_studies import train_plan
 
 from supermask.store import Store
 from supermask.store.files.entry import content_hash
@@ -44,10 +44,10 @@ PINNED_METRICS = ("early_stop_validation_loss", "final_validation_loss", "final_
 
 
 def tiny() -> dict[str, Any]:
-    """The study carried out now, as the file has it."""
+    """The study plan_run out now, as the file has it."""
     plan = make_plan(study_from_dict(STUDY))
     with tempfile.TemporaryDirectory() as folder:
-        carry_out(plan, Path(folder))
+        train_plan(plan, Path(folder))
         store = Store(Path(folder))
         entries = {run_id: store.read(run_id) for run_id in plan.runs}
     labels = {m.run_id: f"{m.treatment}, seed {m.seed}, level {m.level}" for m in reversed(plan.treatment_runs)}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from supermask.analysis.stats import (
+    PERCENT,
     SIGNIFICANCE,
     Comparison,
     MeanInterval,
@@ -199,7 +200,10 @@ def _group(rows: Sequence[Row], wanted_labels: set[str]) -> dict[tuple[str, int]
 def _point(label: str, level: int, rows: Sequence[Row], measure: Metric) -> TreatmentPoint:
     values = _values(rows, measure)
     remaining = math.fsum(_number(row, "density") for row in rows) / len(rows) * 100
-    return TreatmentPoint(label, level, remaining, values, mean_interval([values[seed] for seed in sorted(values)]))
+    # A t-interval of few seeds may exceed what the metric can be.
+    bounds = PERCENT if measure.unit == "percent" else (0.0, math.inf)
+    interval = mean_interval([values[seed] for seed in sorted(values)], bounds)
+    return TreatmentPoint(label, level, remaining, values, interval)
 
 
 def _values(rows: Sequence[Row], measure: Metric) -> dict[int, float]:

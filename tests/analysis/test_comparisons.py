@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command_line import call
-from helpers.stored_study import carried_out
+from helpers.stored_study import train_study
 from scipy import stats as scipy_stats
 
 import supermask as sm
@@ -76,7 +76,7 @@ def theirs(rows: list[Row]) -> OtherResults:
     )
 
 
-def written(folder: Path, text: str, name: str = "theirs.csv") -> Path:
+def write_study(folder: Path, text: str, name: str = "theirs.csv") -> Path:
     path = folder / name
     path.write_text(text)
     return path
@@ -190,7 +190,7 @@ def test_treatments_are_mapped_and_left_out() -> None:
     ],
 )
 def test_unusable_tables_are_refused(tmp_path: Path, text: str, columns: dict[str, str], message: str) -> None:
-    path = written(tmp_path, text)
+    path = write_study(tmp_path, text)
     with pytest.raises(UserError) as error:
         read_csv_results(path, TableColumns(**columns), ACCURACY)  # type: ignore[arg-type]
     assert message in str(error.value)
@@ -217,7 +217,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_separators_units_and_missing_values(tmp_path: Path, text: str, values: list[float]) -> None:
-    read = read_csv_results(written(tmp_path, text), TableColumns(), ACCURACY)
+    read = read_csv_results(write_study(tmp_path, text), TableColumns(), ACCURACY)
     assert [result.value for result in read.results] == pytest.approx(values)
     assert any("is read as" in note for note in read.notes)
     assert any("have no value" in note for note in read.notes) == ("nan" in text)
@@ -286,9 +286,9 @@ def test_published_values_are_shown_beside_ours() -> None:
 
 
 def test_the_command_reads_stores_tables_and_rows(tmp_path: Path) -> None:
-    made = carried_out(tmp_path)
-    rows, _ = plan_rows(made.plan, made.opened())
-    table = written(tmp_path, tables.to_csv(rows))
+    made = train_study(tmp_path)
+    rows, _ = plan_rows(made.plan, made.open_store())
+    table = write_study(tmp_path, tables.to_csv(rows))
     (tmp_path / "rows.parquet").write_bytes(tables.to_parquet(rows))
     columns = ["--value", "early_stop_test_accuracy", "--seed", "seed", "--format", "json"]
     answers = []
@@ -312,11 +312,11 @@ def test_the_command_reads_stores_tables_and_rows(tmp_path: Path) -> None:
 
 
 def test_the_command_draws_a_figure_and_the_report_has_a_section(tmp_path: Path) -> None:
-    made = carried_out(tmp_path)
-    rows, _ = plan_rows(made.plan, made.opened())
+    made = train_study(tmp_path)
+    rows, _ = plan_rows(made.plan, made.open_store())
     lines = ["treatment,level,seed,value"]
     lines += [f"{r['treatment']},{r['level']},{r['seed']},{r['final_test_accuracy']}" for r in rows]
-    table = written(tmp_path, "\n".join(lines))
+    table = write_study(tmp_path, "\n".join(lines))
     at = [made.study, "--store", made.store, "--with", table]
     status, out, err = call("compare", *at, "--out", tmp_path / "figures")
     assert status == 0
@@ -346,10 +346,10 @@ def test_the_command_draws_a_figure_and_the_report_has_a_section(tmp_path: Path)
 def test_unusable_arguments_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    made = carried_out(tmp_path)
+    made = train_study(tmp_path)
     monkeypatch.chdir(tmp_path)
-    written(tmp_path, "treatment,level,value\nrandom + zero,1,0.5\n", "t.csv")
-    written(tmp_path, "no parquet", "t.parquet")
+    write_study(tmp_path, "treatment,level,value\nrandom + zero,1,0.5\n", "t.csv")
+    write_study(tmp_path, "no parquet", "t.parquet")
     status, out, err = call("compare", *made.args, *arguments)
     assert (status, out) == (2, "")
     assert message in err

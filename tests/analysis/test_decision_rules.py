@@ -125,7 +125,11 @@ def test_a_margin_that_is_a_share_of_a_loss_keeps_the_level() -> None:
     assert abs(found / (2 * STUDIES) - 0.05) < 3 * (0.05 * 0.95 / (2 * STUDIES)) ** 0.5
 
 
-@pytest.mark.parametrize("scenario", [each for each in BENCHMARK.SCENARIOS if each.right == "supported"], ids=str)
+@pytest.mark.parametrize(
+    "scenario",
+    [scenario for scenario in BENCHMARK.SCENARIOS if scenario.right == "supported"],
+    ids=lambda scenario: f"{scenario.claim}: {scenario.name}",
+)
 def test_the_chance_of_a_right_verdict_grows_with_the_seeds(scenario: Any) -> None:
     shares = [BENCHMARK.rates(scenario, scenario.rule, seeds, STUDIES)[0] for seeds in BENCHMARK.SEEDS]
     assert shares == sorted(shares) and shares[-1] > 0.99

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_studies import carry_out, small_plan
+from helpers.small_studies import small_plan, train_plan
 
 from supermask.analysis.comparisons import ResultComparison, TableColumns, compare_results, metric_named
 from supermask.analysis.comparisons.other_results import read_csv_results
@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {"network": "fc-24", "epochs": 1.5, "lr": 0.1, "level
 def trained(folder: Path, first_seed: int, **changes: Any) -> list[dict[str, Any]]:
     seeds = list(range(first_seed, first_seed + SEEDS))
     plan = small_plan(TREATMENT | changes, seeds=seeds, **SETTINGS)
-    carry_out(plan, folder)
+    train_plan(plan, folder)
     return plan_rows(plan, Store(folder))[0]
 
 

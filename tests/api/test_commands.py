@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import cli_reference
 from helpers.command_line import call
-from helpers.stored_study import RUNS, TEXT, Carried, carried_out
+from helpers.stored_study import RUNS, TEXT, TrainedStudy, train_study
 
 import supermask as sm
 from supermask.study.loading import STUDY_KEYS
@@ -19,8 +19,8 @@ from supermask.study.yaml import parse_yaml, to_python
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("commands"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("commands"))
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +75,8 @@ def test_dir_lists_public_names_alone() -> None:
     assert not [name for name in dir(sm.load_study("mask-criteria")) if name.startswith("_") or "schema" in name]
 
 
-def test_results_are_those_of_the_commands(carried: Carried, tmp_path: Path) -> None:
-    study, store = str(carried.study), str(carried.store)
+def test_results_are_those_of_the_commands(trained: TrainedStudy, tmp_path: Path) -> None:
+    study, store = str(trained.study), str(trained.store)
     planned = sm.plan(study, store=store, cores=2)
     assert (planned.unique, planned.done, planned.to_do) == (RUNS, RUNS, 0)
     assert repr(planned).startswith("small: ") and repr(planned).endswith(f"{RUNS} runs, {RUNS} done, 0 to do")
@@ -89,7 +89,7 @@ def test_results_are_those_of_the_commands(carried: Carried, tmp_path: Path) -> 
     assert repr(verified) == f"{RUNS} held"
     answer = sm.query("SELECT level, count(*) AS n FROM runs GROUP BY ALL ORDER BY ALL", store=store)
     assert repr(answer).split() == ["level", "n", "-----", "-", "0", "2", "1", "8", "2", "8"]
-    run_id = carried.run_id(1)
+    run_id = trained.run_id(1)
     assert [path.name for path in sm.export_run(run_id[:10], "out", store=store)] == ["run.json", "tensors.safetensors"]
     assert repr(sm.merge(store, tmp_path / "merged")) == f"{RUNS} copied, 0 equal, 0 different"
     ticket, path = sm.pack(run_id, "t.safetensors", store=store)
@@ -98,10 +98,10 @@ def test_results_are_those_of_the_commands(carried: Carried, tmp_path: Path) -> 
     assert path == Path("r.html") and path.read_text().startswith("<!doctype html>")
 
 
-def test_claims_of_a_study(carried: Carried) -> None:
+def test_claims_of_a_study(trained: TrainedStudy) -> None:
     data = dict(to_python(parse_yaml(TEXT, "text")))
     with pytest.raises(sm.UserError, match="there is no claim about 'small'"):
-        sm.claims(carried.study, store=carried.store)
+        sm.claims(trained.study, store=trained.store)
     assert data["dataset"] == "digits"
     shipped = sm.studies()
     assert "mask-criteria" in {study.name for study in shipped}
@@ -115,19 +115,19 @@ def test_long_results_are_cut() -> None:
     assert (results[5], len(results), list(results[1:3])) == (5, 100, [1, 2])
 
 
-def test_warnings_name_the_line_of_the_user(carried: Carried) -> None:
+def test_warnings_name_the_line_of_the_user(trained: TrainedStudy) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        sm.plan(carried.study, store=carried.store, **{"learn.lr": 1.0})
+        sm.plan(trained.study, store=trained.store, **{"learn.lr": 1.0})
     assert all(warning.filename == __file__ for warning in caught)
 
 
-def test_reprs_are_short(carried: Carried) -> None:
-    study = sm.load_study(carried.study)
+def test_reprs_are_short(trained: TrainedStudy) -> None:
+    study = sm.load_study(trained.study)
     plan = sm.make_plan(study)
-    masks = sm.load_masks([carried.run_id(1)], sm.Store(carried.store))
-    analysis = sm.analyze_masks([carried.run_id(1)], carried.store, "figures", "density")
-    for value in (study, plan, *masks, sm.plan(carried.study, store=carried.store)):
+    masks = sm.load_masks([trained.run_id(1)], sm.Store(trained.store))
+    analysis = sm.analyze_masks([trained.run_id(1)], trained.store, "figures", "density")
+    for value in (study, plan, *masks, sm.plan(trained.study, store=trained.store)):
         assert len(repr(value)) < 160 and "\n" not in repr(value)
     assert len(repr(analysis).splitlines()) < 12
     assert repr(plan) == f"Plan({study!r}, {RUNS} runs)"
@@ -169,7 +169,7 @@ def test_keys_are_completed() -> None:
     assert set(inspect.signature(sm.Study).parameters) == {"name", "scale", *STUDY_KEYS}
 
 
-def test_functions_and_commands_agree(carried: Carried) -> None:
-    status, out, _ = call("query", "SELECT count(*) FROM runs", "--store", carried.store, "--format", "csv")
+def test_functions_and_commands_agree(trained: TrainedStudy) -> None:
+    status, out, _ = call("query", "SELECT count(*) FROM runs", "--store", trained.store, "--format", "csv")
     assert status == 0
-    assert int(out.splitlines()[1]) == sm.query("SELECT count(*) FROM runs", store=carried.store).rows[0][0]
+    assert int(out.splitlines()[1]) == sm.query("SELECT count(*) FROM runs", store=trained.store).rows[0][0]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.command_line import call, refused
-from helpers.small_studies import carry_out, small_plan
-from helpers.stored_study import Carried, carried_out
+from helpers.small_studies import small_plan, train_plan
+from helpers.stored_study import TrainedStudy, train_study
 from safetensors.numpy import load_file
 from torch import Tensor
 
@@ -29,14 +29,14 @@ LAYERS = {"fc1.weight": (8, 64), "fc2.weight": (10, 8)}
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("looking"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("looking"))
 
 
 @pytest.fixture(scope="module")
-def masks_only(tmp_path_factory: pytest.TempPathFactory) -> Carried:
+def masks_only(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
     """The same runs without weights."""
-    return carried_out(tmp_path_factory.mktemp("dropped"), keep="masks")
+    return train_study(tmp_path_factory.mktemp("dropped"), keep="masks")
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +55,11 @@ def same(arrays: WeightArrays | None, exported: dict[str, Any], kind: str) -> bo
 # --- runs of a store ---
 
 
-def test_mask_of_a_run_has_the_exported_arrays_run_mask_and_parent(carried: Carried, tmp_path: Path) -> None:
-    parent, run = carried.run_id(1, mask0="freeze_init"), carried.run_id(2, mask0="freeze_init")
-    (mask,) = load_masks([run[:12]], carried.opened())
+def test_mask_of_a_run_has_the_exported_arrays_run_mask_and_parent(trained: TrainedStudy, tmp_path: Path) -> None:
+    parent, run = trained.run_id(1, mask0="freeze_init"), trained.run_id(2, mask0="freeze_init")
+    (mask,) = load_masks([run[:12]], trained.open_store())
     exported, parent_exported = (
-        load_file(api_runs.export(run_id, tmp_path / run_id, carried.store)[1]) for run_id in (run, parent)
+        load_file(api_runs.export(run_id, tmp_path / run_id, trained.store)[1]) for run_id in (run, parent)
     )
     assert same(mask.masks, exported, "mask")
     assert same(mask.alive, parent_exported, "mask")
@@ -72,9 +72,9 @@ def test_mask_of_a_run_has_the_exported_arrays_run_mask_and_parent(carried: Carr
     assert mask.label == "large_final, level 2, seed 0"
 
 
-def test_criterion_on_the_loaded_weights_gives_the_mask(carried: Carried) -> None:
+def test_criterion_on_the_loaded_weights_gives_the_mask(trained: TrainedStudy) -> None:
     """No pruned weight that was alive scores higher than a kept one."""
-    (mask,) = load_masks([carried.run_id(2)], carried.opened())
+    (mask,) = load_masks([trained.run_id(2)], trained.open_store())
     assert mask.w_i is not None
     assert mask.w_f is not None
     for name in LAYERS:
@@ -88,7 +88,7 @@ def test_criterion_on_the_loaded_weights_gives_the_mask(carried: Carried) -> Non
 
 def test_w_i_and_w_f_are_the_snapshots_that_the_step_reads(tmp_path: Path) -> None:
     plan = small_plan({"criterion": "movement", "w_init": 4, "w_final": 8}, levels=1)
-    carry_out(plan, tmp_path / "store")
+    train_plan(plan, tmp_path / "store")
     dense, pruned = plan.runs
     store = Store(tmp_path / "store")
     (mask,) = load_masks([pruned], store)
@@ -102,17 +102,17 @@ def test_w_i_and_w_f_are_the_snapshots_that_the_step_reads(tmp_path: Path) -> No
         assert moved[kept].min() >= moved[~kept].max()
 
 
-def test_dense_run_has_its_own_start_and_end(carried: Carried) -> None:
-    run = next(run.id for run in carried.plan.runs.values() if run.level == 0)
-    (mask,) = load_masks([run], carried.opened())
+def test_dense_run_has_its_own_start_and_end(trained: TrainedStudy) -> None:
+    run = next(run.id for run in trained.plan.runs.values() if run.level == 0)
+    (mask,) = load_masks([run], trained.open_store())
     assert all(kept.all() for kept in mask.masks.values())
     assert (mask.w_i, mask.w_f) == (mask.initial_weights, mask.final_weights)
     assert mask.criterion is None
 
 
-def test_dropped_weights_are_none(carried: Carried, masks_only: Carried) -> None:
-    run = carried.run_id(2)
-    (whole,), (mask,) = (load_masks([run], study.opened()) for study in (carried, masks_only))
+def test_dropped_weights_are_none(trained: TrainedStudy, masks_only: TrainedStudy) -> None:
+    run = trained.run_id(2)
+    (whole,), (mask,) = (load_masks([run], study.open_store()) for study in (trained, masks_only))
     assert mask.w_f is None
     assert mask.final_weights is None
     assert mask.w_i is not None
@@ -123,32 +123,32 @@ def test_dropped_weights_are_none(carried: Carried, masks_only: Carried) -> None
         assert np.array_equal(mask.w_i[name], whole.w_i[name])
 
 
-def test_without_weights_only_masks_are_read(carried: Carried) -> None:
-    (mask,) = load_masks([carried.run_id(1)], carried.opened(), weights=False)
+def test_without_weights_only_masks_are_read(trained: TrainedStudy) -> None:
+    (mask,) = load_masks([trained.run_id(1)], trained.open_store(), weights=False)
     assert mask.w_i is mask.w_f is mask.initial_weights is mask.final_weights is None
     assert mask.masks["fc1.weight"].shape == LAYERS["fc1.weight"]
 
 
-def test_duplicates_are_loaded_once(carried: Carried) -> None:
-    run = carried.run_id(1)
-    assert len(load_masks([run, run[:20]], carried.opened())) == 1
+def test_duplicates_are_loaded_once(trained: TrainedStudy) -> None:
+    run = trained.run_id(1)
+    assert len(load_masks([run, run[:20]], trained.open_store())) == 1
 
 
-def test_unknown_names_are_refused(carried: Carried) -> None:
+def test_unknown_names_are_refused(trained: TrainedStudy) -> None:
     with pytest.raises(UserError, match=r"'ticket.safetensors' is neither a file nor"):
-        load_masks(["ticket.safetensors"], carried.opened())
+        load_masks(["ticket.safetensors"], trained.open_store())
     with pytest.raises(UserError, match="no store was given"):
         load_masks(["abc"])
     with pytest.raises(UserError, match="0 masks were given: give 1 to 64"):
-        load_masks([], carried.opened())
+        load_masks([], trained.open_store())
     with pytest.raises(UserError, match="65 masks"):
-        load_masks(["a"] * 65, carried.opened())
+        load_masks(["a"] * 65, trained.open_store())
 
 
-def test_failed_certificate_is_a_warning(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_certificate_is_a_warning(trained: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     true = Store.facts
     monkeypatch.setattr(Store, "facts", lambda store, run: {**true(store, run), "status": "certificate_failed"})
-    status, _, err = call("masks", carried.run_id(1), "--store", carried.store, "--only", "density")
+    status, _, err = call("masks", trained.run_id(1), "--store", trained.store, "--only", "density")
     assert status == 0
     assert "supermask: large_final, level 1, seed 0: its certificate failed" in err
 
@@ -160,11 +160,11 @@ def mask_of(*shape: int, every: int = 2) -> Tensor:
     return torch.arange(int(np.prod(shape))).reshape(shape) % every == 0
 
 
-def test_ticket_has_masks_initial_network_and_stored_weights(carried: Carried, tmp_path: Path) -> None:
-    run_id = carried.run_id(2)
-    ticket = pack_run(Store(carried.store), run_id)
+def test_ticket_has_masks_initial_network_and_stored_weights(trained: TrainedStudy, tmp_path: Path) -> None:
+    run_id = trained.run_id(2)
+    ticket = pack_run(Store(trained.store), run_id)
     save_ticket(ticket, tmp_path / "one.safetensors")
-    run_mask, ticket_mask = load_masks([run_id, tmp_path / "one.safetensors"], Store(carried.store))
+    run_mask, ticket_mask = load_masks([run_id, tmp_path / "one.safetensors"], Store(trained.store))
     assert (ticket_mask.criterion, ticket_mask.level, ticket_mask.seed) == ("large_final", 2, 0)
     assert (ticket_mask.image_shape, ticket_mask.subject) == ((1, 8, 8), "fc-8 on digits")
     for name, mask in run_mask.masks.items():
@@ -217,15 +217,15 @@ def test_ticket_of_a_foreign_network_has_its_own_name_and_true_reasons(tmp_path:
     assert "mask," not in ended.out
 
 
-def test_masks_of_different_networks_are_not_compared(carried: Carried, tmp_path: Path) -> None:
+def test_masks_of_different_networks_are_not_compared(trained: TrainedStudy, tmp_path: Path) -> None:
     masks = {"fc1.weight": mask_of(2, 64), "fc2.weight": mask_of(10, 2)}
     ticket = Ticket(masks, network="fc-2", dataset="digits", seed=0)
     save_ticket(ticket, tmp_path / "other.safetensors")
-    names = (carried.run_id(1), tmp_path / "other.safetensors")
-    message = refused(call("masks", *names, "--store", carried.store))
+    names = (trained.run_id(1), tmp_path / "other.safetensors")
+    message = refused(call("masks", *names, "--store", trained.store))
     assert "fc-8 on digits" in message
     assert "--only density,plane,distribution,pixels" in message
-    status, out, err = call("masks", *names, "--store", carried.store, "--only", "density,plane,pixels")
+    status, out, err = call("masks", *names, "--store", trained.store, "--only", "density,plane,pixels")
     assert status == 0
     assert "fc-8 on digits, fc-2" in out
     assert "not in planes and distributions" in err
@@ -235,7 +235,7 @@ def test_learned_mask_as_run_and_as_ticket(tmp_path: Path) -> None:
     store = tmp_path / "masks"
     learn = {"lr": 20, "batch_size": 30, "epochs": 1, "evaluate_every": 20, "samples": 2, "hardened_at": []}
     plan = small_plan({"supermask": {"rescaled": True}}, network="fc-8", learn=learn)
-    carry_out(plan, store)
+    train_plan(plan, store)
     run_id = next(run.id for run in plan.runs.values() if run.learning is not None)
     save_ticket(pack_run(Store(store), run_id), tmp_path / "learned.safetensors")
     run_mask, ticket_mask = load_masks([run_id, tmp_path / "learned.safetensors"], Store(store))
@@ -252,9 +252,9 @@ def test_learned_mask_as_run_and_as_ticket(tmp_path: Path) -> None:
 # --- the command ---
 
 
-def test_several_runs_have_table_pairs_and_every_figure(carried: Carried, tmp_path: Path) -> None:
-    runs = [carried.run_id(level, criterion) for criterion in ("large_final", "random") for level in (1, 2)]
-    status, out, err = call("masks", *runs, "--store", carried.store, "--out", tmp_path / "out")
+def test_several_runs_have_table_pairs_and_every_figure(trained: TrainedStudy, tmp_path: Path) -> None:
+    runs = [trained.run_id(level, criterion) for criterion in ("large_final", "random") for level in (1, 2)]
+    status, out, err = call("masks", *runs, "--store", trained.store, "--out", tmp_path / "out")
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "fc-8 on digits, seed 0"
@@ -274,8 +274,8 @@ def test_several_runs_have_table_pairs_and_every_figure(carried: Carried, tmp_pa
     assert {row["units"] for row in rows} == {"8", "10", ""}
 
 
-def test_one_run_has_no_overlap_and_one_panel_per_layer(carried: Carried, tmp_path: Path) -> None:
-    analysis = analyze_masks([carried.run_id(1)], carried.store, tmp_path / "out")
+def test_one_run_has_no_overlap_and_one_panel_per_layer(trained: TrainedStudy, tmp_path: Path) -> None:
+    analysis = analyze_masks([trained.run_id(1)], trained.store, tmp_path / "out")
     assert [paths[0].stem for _, paths in analysis.saved] == [
         f"masks-{name}" for name in ("density", "plane", "distribution", "pixels")
     ]
@@ -285,10 +285,10 @@ def test_one_run_has_no_overlap_and_one_panel_per_layer(carried: Carried, tmp_pa
     assert by_layer == {"fc1", "fc2"}
 
 
-def test_hexagons_and_bins_count_every_weight(carried: Carried, tmp_path: Path) -> None:
+def test_hexagons_and_bins_count_every_weight(trained: TrainedStudy, tmp_path: Path) -> None:
     """All alive weights except those that the captions count as outside."""
-    runs = [carried.run_id(2, criterion) for criterion in ("large_final", "random")]
-    analysis = analyze_masks(runs, carried.store, tmp_path, only="distribution,plane")
+    runs = [trained.run_id(2, criterion) for criterion in ("large_final", "random")]
+    analysis = analyze_masks(runs, trained.store, tmp_path, only="distribution,plane")
     planes, others = analysis.saved[:2], analysis.saved[2:]
     alive = {"fc1": 256, "fc2": 56}
     for (plane, paths), (distribution, _) in zip(planes, others, strict=True):
@@ -300,7 +300,7 @@ def test_hexagons_and_bins_count_every_weight(carried: Carried, tmp_path: Path) 
         assert drawn > 0.97 * 2 * alive[layer]
 
 
-def test_masks_without_weights_can_be_analyzed(masks_only: Carried, tmp_path: Path) -> None:
+def test_masks_without_weights_can_be_analyzed(masks_only: TrainedStudy, tmp_path: Path) -> None:
     runs = [masks_only.run_id(1, criterion) for criterion in ("large_final", "random")]
     status, out, err = call("masks", *runs, "--store", masks_only.store, "--out", tmp_path / "out")
     assert status == 0
@@ -310,10 +310,10 @@ def test_masks_without_weights_can_be_analyzed(masks_only: Carried, tmp_path: Pa
     assert " - " in out.splitlines()[4]
 
 
-def test_chain_is_drawn_over_levels_from_the_dense_network(carried: Carried, tmp_path: Path) -> None:
-    dense = next(run.id for run in carried.plan.runs.values() if run.level == 0 and run.seed == 0)
-    runs = [dense, *(carried.run_id(level, criterion) for criterion in ("large_final", "random") for level in (2, 1))]
-    (figure, _), *_ = analyze_masks(runs, carried.store, tmp_path, only="density").saved
+def test_chain_is_drawn_over_levels_from_the_dense_network(trained: TrainedStudy, tmp_path: Path) -> None:
+    dense = next(run.id for run in trained.plan.runs.values() if run.level == 0 and run.seed == 0)
+    runs = [dense, *(trained.run_id(level, criterion) for criterion in ("large_final", "random") for level in (2, 1))]
+    (figure, _), *_ = analyze_masks(runs, trained.store, tmp_path, only="density").saved
     assert [(row["specimen"], row["kept"]) for row in figure.data_rows if row["layer"] == "fc1"] == [
         (f"{criterion}, level {level}", kept)
         for criterion in ("large_final", "random")
@@ -335,17 +335,17 @@ def test_chain_is_drawn_over_levels_from_the_dense_network(carried: Carried, tmp
     ],
 )
 def test_invalid_input_is_one_message(
-    arguments: list[str], message: str, carried: Carried, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, trained: TrainedStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if arguments[:1] == ["zz"]:
-        monkeypatch.setenv("SUPERMASK_STORE", str(carried.store))
+        monkeypatch.setenv("SUPERMASK_STORE", str(trained.store))
     assert message in refused(call("masks", *arguments))
 
 
-def test_file_in_place_of_a_folder(carried: Carried, tmp_path: Path) -> None:
+def test_file_in_place_of_a_folder(trained: TrainedStudy, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    store = ("--store", carried.store, "--only", "density")
-    assert "is not a folder" in refused(call("masks", carried.run_id(1), "--out", tmp_path / "file", *store))
+    store = ("--store", trained.store, "--only", "density")
+    assert "is not a folder" in refused(call("masks", trained.run_id(1), "--out", tmp_path / "file", *store))
 
 
 def test_the_help_names_every_analysis() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.command_line import call
-from helpers.stored_study import RUNS, TEXT, Carried, carried_out
+from helpers.stored_study import RUNS, TEXT, TrainedStudy, train_study
 
 from supermask.api import notebook
 from supermask.api import runs as api_runs
@@ -41,8 +41,8 @@ TINY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("notebook"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("notebook"))
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SUPERMASK_STORE", raising=False)
 
 
-def study(carried: Carried) -> dict[str, Any]:
+def study(trained: TrainedStudy) -> dict[str, Any]:
     """The study as a dict; its name is then `study`."""
     return dict(to_python(parse_yaml(TEXT, "text")))
 
@@ -67,14 +67,14 @@ def study(carried: Carried) -> dict[str, Any]:
         {"train.lr": np.float64(1e-3), "train": {"epochs": 2}, "seeds": range(3, 6, 2), "prune": {"levels": 3}},
     ],
 )
-def test_settings_equal_overrides_of_the_command_line(carried: Carried, settings: dict[str, Any]) -> None:
-    expected = load_study(carried.study, ["train.lr=1e-3", "train.epochs=2", "seeds=[3,5]", "prune.levels=3"])
-    assert load_study(carried.study, notebook.settings_to_overrides(settings)) == expected
+def test_settings_equal_overrides_of_the_command_line(trained: TrainedStudy, settings: dict[str, Any]) -> None:
+    expected = load_study(trained.study, ["train.lr=1e-3", "train.epochs=2", "seeds=[3,5]", "prune.levels=3"])
+    assert load_study(trained.study, notebook.settings_to_overrides(settings)) == expected
 
 
 @pytest.mark.parametrize("title", ["a: b, {c}", 'quo"te \\ #', "yes", "1e-3", "null", "ünïcode 🎟️", "<b>", " x"])
-def test_strings_stay_strings(carried: Carried, title: str) -> None:
-    assert load_study(carried.study, notebook.settings_to_overrides({"title": title})).title == title
+def test_strings_stay_strings(trained: TrainedStudy, title: str) -> None:
+    assert load_study(trained.study, notebook.settings_to_overrides({"title": title})).title == title
 
 
 @pytest.mark.parametrize("value", [{1, 2}, object(), float("nan"), date(2020, 1, 1), b"x", [lambda: 0]])
@@ -83,15 +83,15 @@ def test_values_that_are_not_plain_data_are_refused(value: object) -> None:
         notebook.table("mask-criteria", seeds=value)
 
 
-def test_study_as_name_path_dict_or_object(carried: Carried) -> None:
-    loaded = load_study(carried.study)
-    named = study_from_dict(study(carried), name="small")
+def test_study_as_name_path_dict_or_object(trained: TrainedStudy) -> None:
+    loaded = load_study(trained.study)
+    named = study_from_dict(study(trained), name="small")
     assert (
-        len({str(notebook.table(given, store=carried.store).fetchall()) for given in (str(carried.study), loaded)}) == 1
+        len({str(notebook.table(given, store=trained.store).fetchall()) for given in (str(trained.study), loaded)}) == 1
     )
-    assert make_plan(named).runs == carried.plan.runs
-    assert notebook.table(carried.study, store=str(carried.store)).shape == (RUNS, len(COLUMNS))
-    assert notebook.table(study(carried), store=carried.store, scale="more").shape == (26, len(COLUMNS))
+    assert make_plan(named).runs == trained.plan.runs
+    assert notebook.table(trained.study, store=str(trained.store)).shape == (RUNS, len(COLUMNS))
+    assert notebook.table(study(trained), store=trained.store, scale="more").shape == (26, len(COLUMNS))
     with pytest.raises(UserError, match="'seeds=1' cannot be set: a Study is complete"):
         notebook.table(loaded, seeds=1)
     with pytest.raises(UserError, match="did you mean 'mask-criteria'"):
@@ -101,19 +101,19 @@ def test_study_as_name_path_dict_or_object(carried: Carried) -> None:
 # --- tables ---
 
 
-def test_table_is_a_typed_relation_with_the_rows_of_the_command(carried: Carried) -> None:
-    runs = notebook.table(carried.study, store=carried.store)
+def test_table_is_a_typed_relation_with_the_rows_of_the_command(trained: TrainedStudy) -> None:
+    runs = notebook.table(trained.study, store=trained.store)
     assert runs.columns == list(COLUMNS)
     assert [str(kind) for kind in runs.types] == [column.type for column in COLUMNS.values()]
-    _, rows, _ = api_runs.study_rows(str(carried.study), (), carried.store)
+    _, rows, _ = api_runs.study_rows(str(trained.study), (), trained.store)
     assert runs.fetchall() == [tuple(row.get(name) for name in COLUMNS) for row in rows]
     frame = runs.df()
     assert frame["early_stop_test_accuracy"].dtype == np.float64 and len(frame) == RUNS
 
 
-def test_relations_outlive_their_table(carried: Carried) -> None:
-    first = notebook.table(carried.study, store=carried.store)
-    second = notebook.table(carried.study, store=carried.store, scale="more")
+def test_relations_outlive_their_table(trained: TrainedStudy) -> None:
+    first = notebook.table(trained.study, store=trained.store)
+    second = notebook.table(trained.study, store=trained.store, scale="more")
     deep = first.filter("level = 2").project("id, level")
     counts = first.query("runs", "SELECT level, count(*) FROM runs GROUP BY ALL ORDER BY ALL")
     del first
@@ -121,20 +121,20 @@ def test_relations_outlive_their_table(carried: Carried) -> None:
     assert (deep.shape, second.shape[0], counts.fetchall()) == ((8, 2), 26, [(0, 2), (1, 8), (2, 8)])
 
 
-def test_damage_is_a_warning(carried: Carried, tmp_path: Path) -> None:
-    shutil.copytree(carried.store, tmp_path / "store")
-    run_id = carried.run_id(1)
+def test_damage_is_a_warning(trained: TrainedStudy, tmp_path: Path) -> None:
+    shutil.copytree(trained.store, tmp_path / "store")
+    run_id = trained.run_id(1)
     (tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json").write_text("{}")
     with pytest.warns(UserWarning, match=f"{run_id} in the store is damaged"):
-        runs = notebook.table(carried.study, store=tmp_path / "store")
+        runs = notebook.table(trained.study, store=tmp_path / "store")
     assert runs.filter("status = 'finished'").shape[0] == RUNS - 1
 
 
 # --- figures ---
 
 
-def test_figure_is_displayed_and_saved(carried: Carried, tmp_path: Path) -> None:
-    shown = notebook.figure(carried.study, "accuracy", store=carried.store)
+def test_figure_is_displayed_and_saved(trained: TrainedStudy, tmp_path: Path) -> None:
+    shown = notebook.figure(trained.study, "accuracy", store=trained.store)
     assert shown._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
     html = shown._repr_html_()
     assert html.startswith("<img ") and "data:image/png;base64," in html and "n = 2 seeds" in html
@@ -147,30 +147,30 @@ def test_figure_is_displayed_and_saved(carried: Carried, tmp_path: Path) -> None
     assert repr(shown).startswith("small-accuracy: Network fc-8 on digits")
 
 
-def test_all_figures_are_displayed(carried: Carried, tmp_path: Path) -> None:
-    shown = notebook.figure(carried.study, store=carried.store)
-    plan, rows, _ = api_runs.study_rows(carried.study, (), carried.store)
-    assert list(shown) == list(study_figures(plan, rows, carried.opened()))
+def test_all_figures_are_displayed(trained: TrainedStudy, tmp_path: Path) -> None:
+    shown = notebook.figure(trained.study, store=trained.store)
+    plan, rows, _ = api_runs.study_rows(trained.study, (), trained.store)
+    assert list(shown) == list(study_figures(plan, rows, trained.open_store()))
     assert {"accuracy", "early-stop"} <= shown.keys()
     assert shown._repr_html_().count("<img ") == len(shown)
     assert all(figure.caption in repr(shown) for figure in shown.values())
     assert len({path.name for path in shown.save(tmp_path / "figures")}) == 5 * len(shown)
 
 
-def test_captions_are_escaped(carried: Carried) -> None:
-    hostile = study(carried) | {
+def test_captions_are_escaped(trained: TrainedStudy) -> None:
+    hostile = study(trained) | {
         "treatments": [{"name": '"><script>alert(1)</script>', "criterion": "large_final"}],
         "reference": {"criterion": "large_final"},
     }
-    html = notebook.figure(hostile, "accuracy", store=carried.store)._repr_html_()
+    html = notebook.figure(hostile, "accuracy", store=trained.store)._repr_html_()
     assert "<script" not in html and html.count("<") == 1
 
 
-def test_unknown_figure_and_missing_runs_are_errors(carried: Carried, tmp_path: Path) -> None:
+def test_unknown_figure_and_missing_runs_are_errors(trained: TrainedStudy, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'acuracy' is not a figure of this study; did you mean 'accuracy'"):
-        notebook.figure(carried.study, "acuracy", store=carried.store)
+        notebook.figure(trained.study, "acuracy", store=trained.store)
     with pytest.raises(UserError, match=r"no run of study 'small' with these settings is in .*: `run` it first"):
-        notebook.figure(carried.study, "accuracy", store=tmp_path / "nowhere")
+        notebook.figure(trained.study, "accuracy", store=tmp_path / "nowhere")
 
 
 # --- runs ---

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.own_data import own_arrays, write_images, write_npz
-from helpers.small_studies import carry_out
+from helpers.small_studies import train_plan
 
 from supermask.api import masks, reports, runs, tickets
 from supermask.api.data import inspect_dataset
@@ -196,7 +196,7 @@ def test_a_study_with_noise_and_a_subset_is_trained_and_verified(here: Path) -> 
 
 def test_runs_on_changed_data_are_series_of_their_own(here: Path) -> None:
     for changes in ({}, {"label_noise": 0.3}):
-        carry_out(make_plan(study_from_dict({**STUDY, "dataset": "digits", "claims": [], **changes})), here / "store")
+        train_plan(make_plan(study_from_dict({**STUDY, "dataset": "digits", "claims": [], **changes})), here / "store")
     store = Store(here / "store")
     rows = {str(row["id"]): row for row in store_rows(store)[0]}
     series = group_series(rows, series_keys({run_id: store.facts(run_id) for run_id in rows}))
@@ -222,7 +222,7 @@ def test_a_users_function_is_called_by_training_only(
             command(study, store="store")
     assert calls(here) == 0
     # One worker in this process: those of `run` may have been forked with the cache folder of another test.
-    carry_out(plan_study(study_from_dict(study), Store(here / "store"), call_user_code=True), here / "store")
+    train_plan(plan_study(study_from_dict(study), Store(here / "store"), call_user_code=True), here / "store")
     assert calls(here) == 1, "workers map the arrays that were read once"
     assert "mydata" in sys.modules
     sys.modules.pop("mydata")

@@ -9,7 +9,7 @@ import pytest
 from helpers import cli_reference
 from helpers.command_line import call, refused
 from helpers.own_data import write_npz
-from helpers.stored_study import Carried, carried_out, written
+from helpers.stored_study import TrainedStudy, train_study, write_study
 
 from supermask.api import notebook, runs
 from supermask.core.environment import cache_folder, expand_path
@@ -19,17 +19,17 @@ from supermask.execution.run import data_dir
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("paths"))
+def stored(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("paths"))
 
 
 @pytest.fixture(autouse=True)
-def home(stored: Carried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(stored: TrainedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home folder with the store and the study file; the current folder is another one and stays empty."""
     folder = tmp_path / "home"
     folder.mkdir()
     shutil.copytree(stored.store, folder / "store")
-    written(folder)
+    write_study(folder)
     (tmp_path / "current").mkdir()
     monkeypatch.chdir(tmp_path / "current")
     monkeypatch.setenv("HOME", str(folder))
@@ -52,6 +52,7 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "merge": [("~/store", "--store=~/new/merged")],
     "query": [("SELECT 1", STORE)],
     "claims": [(STORE, "scale=digits")],
+    "compare": [("~/small.yaml", "--with=~/theirs.csv", "--value=accuracy", STORE)],
     "report": [("~/small.yaml", STORE, "--out=~/new/r.html")],
     "serve": [],
     "pack": [("RUN", "~/ticket", STORE), ("RUN", "--to-folder=~/new/folder", STORE)],
@@ -77,12 +78,15 @@ def test_tilde_in_push(home: Path) -> None:
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "reproduce"])
 def test_tilde_in_options_and_arguments(
-    command: str, stored: Carried, home: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, stored: TrainedStudy, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call("pack", stored.run_id(1), home / "packed", "--store", home / "store").status == 0
     if command == "tickets find":
         assert call("tickets", "build", "--out", home / "registry", "--store", home / "store").status == 0
     write_npz(home / "own.npz")
+    (home / "theirs.csv").write_text(
+        "treatment,level,seed,accuracy\nlarge_final + zero,1,0,90\nlarge_final + zero,1,1,91\n"
+    )
     downloaded = {home / "data": [home / "own.npz"]}
     monkeypatch.setattr("supermask.api.data.download", lambda name, folder, mirror: downloaded[folder])
     for arguments in COMMANDS[command]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.command_line import call
 from helpers.report_page import read
-from helpers.stored_study import TEXT, Carried, carried_out
+from helpers.stored_study import TEXT, TrainedStudy, train_study
 from scipy import stats as scipy_stats
 
 from supermask.api import reports
@@ -33,18 +33,18 @@ claims:
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
     """Five seeds, and a claim."""
-    return carried_out(tmp_path_factory.mktemp("row-files"), text=TEXT.replace("seeds: 2", "seeds: 5") + CLAIM)
+    return train_study(tmp_path_factory.mktemp("row-files"), text=TEXT.replace("seeds: 2", "seeds: 5") + CLAIM)
 
 
 @pytest.fixture(scope="module")
-def table(carried: Carried) -> Path:
-    return written(carried, carried.store.parent / "small.parquet")
+def table(trained: TrainedStudy) -> Path:
+    return write_rows(trained, trained.store.parent / "small.parquet")
 
 
-def written(carried: Carried, path: Path, change: Callable[[list[Row]], list[Row]] = list) -> Path:
-    path.write_bytes(to_parquet(change(plan_rows(carried.plan, carried.opened())[0])))
+def write_rows(trained: TrainedStudy, path: Path, change: Callable[[list[Row]], list[Row]] = list) -> Path:
+    path.write_bytes(to_parquet(change(plan_rows(trained.plan, trained.open_store())[0])))
     return path
 
 
@@ -53,35 +53,37 @@ def written(carried: Carried, path: Path, change: Callable[[list[Row]], list[Row
 
 @pytest.mark.parametrize("is_demo", [True, False])
 def test_claims_from_a_table_equal_those_from_the_store(
-    carried: Carried, table: Path, is_demo: bool, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedStudy, table: Path, is_demo: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("supermask.analysis.claims.evaluate.is_demonstration", lambda _: is_demo)
-    from_store, _ = reports.claims([str(carried.study)], store=carried.store)
-    from_rows, notices = reports.claims([str(carried.study)], rows=[table])
+    from_store, _ = reports.claims([str(trained.study)], store=trained.store)
+    from_rows, notices = reports.claims([str(trained.study)], rows=[table])
     assert from_rows == from_store and notices == []
     assert (from_rows[0].verdict == "no verdict") == is_demo
 
 
-def test_rows_are_those_of_the_store(carried: Carried, table: Path) -> None:
-    (published,) = read_published_studies([table], [str(carried.study)])
-    expected, _ = plan_rows(carried.plan, carried.opened())
+def test_rows_are_those_of_the_store(trained: TrainedStudy, table: Path) -> None:
+    (published,) = read_published_studies([table], [str(trained.study)])
+    expected, _ = plan_rows(trained.plan, trained.open_store())
     assert [{name: row.get(name) for name in COLUMNS} for row in published.rows] == [
         {name: row.get(name) for name in COLUMNS} for row in expected
     ]
-    assert published.plan.runs.keys() == carried.plan.runs.keys()
+    assert published.plan.runs.keys() == trained.plan.runs.keys()
 
 
-def test_several_files_count_as_one_table(carried: Carried, table: Path, tmp_path: Path) -> None:
-    first = written(carried, tmp_path / "a.parquet", lambda rows: [row for row in rows if int(row["seed"] or 0) < 3])
+def test_several_files_count_as_one_table(trained: TrainedStudy, table: Path, tmp_path: Path) -> None:
+    first = write_rows(trained, tmp_path / "a.parquet", lambda rows: [row for row in rows if int(row["seed"] or 0) < 3])
     # A run that is to do in one file and finished in the other is finished.
-    second = written(carried, tmp_path / "b[*].parquet", lambda rows: [to_do(row) for row in rows])
-    whole = call("claims", str(carried.study), "--rows", str(table), "--format", "json")
-    third = written(carried, tmp_path / "c.parquet", lambda rows: [row for row in rows if int(row["seed"] or 0) >= 3])
+    second = write_rows(trained, tmp_path / "b[*].parquet", lambda rows: [to_do(row) for row in rows])
+    whole = call("claims", str(trained.study), "--rows", str(table), "--format", "json")
+    third = write_rows(
+        trained, tmp_path / "c.parquet", lambda rows: [row for row in rows if int(row["seed"] or 0) >= 3]
+    )
     for command in (
         ["--rows", str(first), "--rows", str(second), "--rows", str(third)],
         ["--rows", str(first), str(second), str(third)],  # as the shell expands --rows *.parquet
     ):
-        parts = call("claims", str(carried.study), *command, "--format", "json")
+        parts = call("claims", str(trained.study), *command, "--format", "json")
         assert (parts.status, parts.out) == (0, whole.out)
 
 
@@ -90,22 +92,22 @@ def to_do(row: Row) -> Row:
     return {**kept, "iterations": row["iterations"], "density": row["density"], "status": "to_do"}
 
 
-def test_only_the_seeds_of_the_table_are_planned(carried: Carried, tmp_path: Path) -> None:
-    path = written(carried, tmp_path / "a.parquet", lambda rows: [row for row in rows if row["seed"] in (2, 4)])
-    (published,) = read_published_studies([path], [str(carried.study)])
+def test_only_the_seeds_of_the_table_are_planned(trained: TrainedStudy, tmp_path: Path) -> None:
+    path = write_rows(trained, tmp_path / "a.parquet", lambda rows: [row for row in rows if row["seed"] in (2, 4)])
+    (published,) = read_published_studies([path], [str(trained.study)])
     assert published.plan.study.seeds == (2, 4)
-    (published,) = read_published_studies([path], [str(carried.study)], ["seeds=5"])
+    (published,) = read_published_studies([path], [str(trained.study)], ["seeds=5"])
     assert published.plan.study.seeds == (0, 1, 2, 3, 4)
     assert {row["status"] for row in published.rows if row["seed"] == 0} == {"to_do"}
 
 
-def test_the_report_from_a_table_has_its_figures_and_claims(carried: Carried, table: Path, tmp_path: Path) -> None:
+def test_the_report_from_a_table_has_its_figures_and_claims(trained: TrainedStudy, table: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.html"
-    done = call("report", str(carried.study), "--rows", str(table), "--out", str(out))
+    done = call("report", str(trained.study), "--rows", str(table), "--out", str(out))
     assert (done.status, done.err) == (0, "")
     page = read(out.read_text(encoding="utf-8")).all("main")[0]
     from_store = tmp_path / "s.html"
-    assert call("report", *carried.args, "--out", str(from_store)).status == 0
+    assert call("report", *trained.args, "--out", str(from_store)).status == 0
     stored = read(from_store.read_text(encoding="utf-8")).all("main")[0]
     sections = {each.attributes["id"]: each.text for each in page.all("section")}
     expected = {each.attributes["id"]: each.text for each in stored.all("section")}
@@ -142,15 +144,15 @@ def test_a_published_table_decides_the_paper_s_claims() -> None:
     assert effect.p == pytest.approx(scipy_stats.ttest_1samp(apart, -0.2, alternative="greater").pvalue, rel=1e-9)
 
 
-def test_rows_of_a_run_are_taken_for_what_their_id_says(carried: Carried, tmp_path: Path) -> None:
+def test_rows_of_a_run_are_taken_for_what_their_id_says(trained: TrainedStudy, tmp_path: Path) -> None:
     """Labels are the study's: a table cannot move a run to another treatment."""
 
     def swap(rows: list[Row]) -> list[Row]:
         names = {"random + zero": "large_final + zero", "large_final + zero": "random + zero"}
         return [{**row, "treatment": names.get(str(row["treatment"]), row["treatment"])} for row in rows]
 
-    swapped, _ = reports.claims([str(carried.study)], rows=[written(carried, tmp_path / "a.parquet", swap)])
-    assert swapped == reports.claims([str(carried.study)], store=carried.store)[0]
+    swapped, _ = reports.claims([str(trained.study)], rows=[write_rows(trained, tmp_path / "a.parquet", swap)])
+    assert swapped == reports.claims([str(trained.study)], store=trained.store)[0]
 
 
 # --- files that are refused ---
@@ -180,10 +182,10 @@ def changed(**values: object) -> Callable[[list[Row]], list[Row]]:
     ],
 )
 def test_values_that_no_run_has_are_refused(
-    carried: Carried, tmp_path: Path, change: Callable[[list[Row]], list[Row]], message: str
+    trained: TrainedStudy, tmp_path: Path, change: Callable[[list[Row]], list[Row]], message: str
 ) -> None:
-    path = written(carried, tmp_path / "t.parquet", change)
-    arguments = [] if "study 'other" in message else [str(carried.study)]
+    path = write_rows(trained, tmp_path / "t.parquet", change)
+    arguments = [] if "study 'other" in message else [str(trained.study)]
     if not arguments:
         path.write_bytes(to_parquet([{**row, "study": "other\x1b[31m"} for row in read_row_files([path])]))
     for command in ("claims", "report"):
@@ -223,55 +225,55 @@ def parquet_of(sql: str) -> Callable[[Path, Path], None]:
     ],
 )
 def test_files_that_are_no_tables_of_runs_are_refused(
-    carried: Carried, table: Path, tmp_path: Path, write: Callable[[Path, Path], None], message: str
+    trained: TrainedStudy, table: Path, tmp_path: Path, write: Callable[[Path, Path], None], message: str
 ) -> None:
     out = tmp_path / "t.parquet"
     write(table, out)
-    check_refused(["claims", str(carried.study), "--rows", str(out)], message)
+    check_refused(["claims", str(trained.study), "--rows", str(out)], message)
 
 
-def test_further_and_empty_columns_are_accepted(carried: Carried, table: Path, tmp_path: Path) -> None:
+def test_further_and_empty_columns_are_accepted(trained: TrainedStudy, table: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.parquet"
     parquet_of("SELECT * REPLACE (NULL::INTEGER AS hardened), 1 AS further FROM '{table}'")(table, out)
     assert read_row_files([out]) == read_row_files([table])
     rest = ", ".join(name for name in COLUMNS if name not in REQUIRED)
     parquet_of("SELECT * EXCLUDE (" + rest + ") FROM '{table}'")(table, out)  # noqa: S608
-    ours, _ = reports.claims([str(carried.study)], rows=[out])
-    assert ours == reports.claims([str(carried.study)], rows=[table])[0]
+    ours, _ = reports.claims([str(trained.study)], rows=[out])
+    assert ours == reports.claims([str(trained.study)], rows=[table])[0]
 
 
-def test_two_results_of_one_run_are_refused(carried: Carried, table: Path, tmp_path: Path) -> None:
-    other = written(carried, tmp_path / "other.parquet", changed(early_stop_test_accuracy=0.5))
+def test_two_results_of_one_run_are_refused(trained: TrainedStudy, table: Path, tmp_path: Path) -> None:
+    other = write_rows(trained, tmp_path / "other.parquet", changed(early_stop_test_accuracy=0.5))
     check_refused(
-        ["claims", str(carried.study), "--rows", str(table), "--rows", str(other)], "have different results of run "
+        ["claims", str(trained.study), "--rows", str(table), "--rows", str(other)], "have different results of run "
     )
 
 
-def test_tables_and_settings_that_do_not_match_are_refused(carried: Carried, table: Path, tmp_path: Path) -> None:
+def test_tables_and_settings_that_do_not_match_are_refused(trained: TrainedStudy, table: Path, tmp_path: Path) -> None:
     for arguments, message in [
         (["claims", "mask-criteria", "--rows", str(table)], "small.parquet: there is no row of study 'mask-criteria'"),
         (["claims", "--rows", str(table)], "study 'small' is not shipped; give its file"),
-        (["claims", str(carried.study), "train.lr=0.5", "--rows", str(table)], "are not of train.lr=0.5. Give the"),
-        (["claims", *carried.args, "--rows", str(table)], "give either a store or tables of runs"),
-        (["report", *carried.args, "--rows", str(table)], "give either a store or tables of runs"),
+        (["claims", str(trained.study), "train.lr=0.5", "--rows", str(table)], "are not of train.lr=0.5. Give the"),
+        (["claims", *trained.args, "--rows", str(table)], "give either a store or tables of runs"),
+        (["report", *trained.args, "--rows", str(table)], "give either a store or tables of runs"),
         (["claims", "scale=laptop", "--rows", str(PUBLISHED)], "are not of scale=laptop."),
     ]:
         check_refused(arguments, message)
 
 
-def test_settings_select_among_the_rows(carried: Carried, tmp_path: Path) -> None:
+def test_settings_select_among_the_rows(trained: TrainedStudy, tmp_path: Path) -> None:
     """A table of two settings of one study: without a scale both are read, with one that one, and the rest is named."""
     (tmp_path / "more").mkdir()
-    more = carried_out(tmp_path / "more", text=TEXT.replace("seeds: 2", "seeds: 1").replace("levels: 2", "levels: 3"))
-    rows = [*plan_rows(carried.plan, carried.opened())[0], *plan_rows(more.plan, more.opened())[0]]
+    more = train_study(tmp_path / "more", text=TEXT.replace("seeds: 2", "seeds: 1").replace("levels: 2", "levels: 3"))
+    rows = [*plan_rows(trained.plan, trained.open_store())[0], *plan_rows(more.plan, more.open_store())[0]]
     distinct = list({str(row["id"]): row for row in rows}.values())
     path = tmp_path / "t.parquet"
     path.write_bytes(to_parquet(distinct))
-    (published,) = read_published_studies([path], [str(carried.study)], ["prune.levels=2"])
-    assert len(published.rows) == len(carried.plan.runs)
+    (published,) = read_published_studies([path], [str(trained.study)], ["prune.levels=2"])
+    assert len(published.rows) == len(trained.plan.runs)
     assert "rows of study 'small' (run " in published.notices[0] and "of other settings" in published.notices[0]
     with pytest.raises(UserError, match="are not of its scales"):
-        read_published_studies([path], [str(carried.study)])
+        read_published_studies([path], [str(trained.study)])
 
 
 def test_every_required_column_is_one_of_the_table() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.stored_study import RUNS, Carried, carried_out, written
+from helpers.stored_study import RUNS, TrainedStudy, train_study, write_study
 
 import supermask
 from supermask.api import runs
@@ -20,36 +20,36 @@ from supermask.store.files.folders import EntryFolders
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("commands"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("commands"))
 
 
-def test_plan_counts_requested_unique_done_and_missing_runs(carried: Carried, tmp_path: Path) -> None:
-    nothing_done = runs.plan(str(carried.study), store=tmp_path)
+def test_plan_counts_requested_unique_done_and_missing_runs(trained: TrainedStudy, tmp_path: Path) -> None:
+    nothing_done = runs.plan(str(trained.study), store=tmp_path)
     assert (nothing_done.requested, nothing_done.unique, nothing_done.done, nothing_done.to_do) == (24, RUNS, 0, RUNS)
-    done = runs.plan(str(carried.study), store=carried.store)
+    done = runs.plan(str(trained.study), store=trained.store)
     assert (done.requested, done.unique, done.done, done.to_do) == (24, RUNS, RUNS, 0)
     assert done.estimate.wall_seconds(1) == 0
-    more = runs.plan(str(carried.study), ["scale=more", "seeds=3"], carried.store)
+    more = runs.plan(str(trained.study), ["scale=more", "seeds=3"], trained.store)
     assert (more.requested, more.unique, more.done, more.to_do) == (3 * 4 * 4, 3 * 13, RUNS, 3 * 13 - RUNS)
     assert more.estimate.source == "from runs in the store"
     assert (more.network, more.recipe.iterations) == ("fc-8", 13)
 
 
-def test_plan_creates_no_folder(carried: Carried, tmp_path: Path) -> None:
-    runs.plan(str(carried.study), store=tmp_path / "absent")
+def test_plan_creates_no_folder(trained: TrainedStudy, tmp_path: Path) -> None:
+    runs.plan(str(trained.study), store=tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
 
 
 def test_finished_study_needs_no_data_no_workers_and_no_disk_space(
-    carried: Carried, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forbidden(*args: Any) -> None:
         raise AssertionError
 
     monkeypatch.setattr(run, "load", forbidden)
     monkeypatch.setattr(run, "_check_writable", forbidden)
-    schedule = runs.run(str(carried.study), store=carried.store)
+    schedule = runs.run(str(trained.study), store=trained.store)
     assert set(schedule.status.values()) == {"finished"}
     assert schedule.tasks_left == 0
 
@@ -67,17 +67,17 @@ def test_finished_study_needs_no_data_no_workers_and_no_disk_space(
     ],
 )
 def test_run_refuses_invalid_arguments(
-    carried: Carried, tmp_path: Path, arguments: dict[str, Any], message: str
+    trained: TrainedStudy, tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        runs.run(str(carried.study), store=tmp_path / "store", **arguments)
+        runs.run(str(trained.study), store=tmp_path / "store", **arguments)
     assert not (tmp_path / "store").exists()
 
 
 def test_missing_data_is_reported_before_the_store_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUPERMASK_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="dataset 'mnist' was not found"):
-        runs.run(str(written(tmp_path)), ["dataset=mnist"], tmp_path / "store")
+        runs.run(str(write_study(tmp_path)), ["dataset=mnist"], tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
@@ -88,7 +88,7 @@ def test_unwritable_store_is_reported_before_training(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Path, "mkdir", refused)
     monkeypatch.setattr("supermask.execution.local.run_plan", None)
     with pytest.raises(SystemFailure, match="the filesystem is read-only"):
-        runs.run(str(written(tmp_path)), store=tmp_path / "store")
+        runs.run(str(write_study(tmp_path)), store=tmp_path / "store")
 
 
 def test_missing_gpu_is_refused(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_missing_gpu_is_refused(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match="no GPU"):
-        runs.run(str(written(tmp_path)), store=tmp_path / "store", device="cuda")
+        runs.run(str(write_study(tmp_path)), store=tmp_path / "store", device="cuda")
 
 
 def test_default_store_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +120,8 @@ def test_reading_commands_need_a_store(tmp_path: Path) -> None:
             command(absent)
 
 
-def test_figures_are_saved_with_their_data(carried: Carried, tmp_path: Path) -> None:
-    saved, damaged = runs.figures(str(carried.study), [], tmp_path / "new" / "figures", carried.store)
+def test_figures_are_saved_with_their_data(trained: TrainedStudy, tmp_path: Path) -> None:
+    saved, damaged = runs.figures(str(trained.study), [], tmp_path / "new" / "figures", trained.store)
     assert not damaged
     assert [path.name for _, paths in saved for path in paths] == [
         f"small-{figure}.{suffix}"
@@ -131,17 +131,17 @@ def test_figures_are_saved_with_their_data(carried: Carried, tmp_path: Path) -> 
     assert all(path.stat().st_size for _, paths in saved for path in paths)
 
 
-def test_figures_of_a_study_without_runs_are_refused(carried: Carried, tmp_path: Path) -> None:
+def test_figures_of_a_study_without_runs_are_refused(trained: TrainedStudy, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run of study 'small' with these settings is in"):
-        runs.figures(str(carried.study), ["train.lr=0.5"], tmp_path / "figures", carried.store)
+        runs.figures(str(trained.study), ["train.lr=0.5"], tmp_path / "figures", trained.store)
     assert not (tmp_path / "figures").exists()
 
 
-def test_damage_is_returned_beside_the_result(carried: Carried, tmp_path: Path) -> None:
-    shutil.copytree(carried.store, tmp_path / "store")
-    run_id = carried.run_id(1)
+def test_damage_is_returned_beside_the_result(trained: TrainedStudy, tmp_path: Path) -> None:
+    shutil.copytree(trained.store, tmp_path / "store")
+    run_id = trained.run_id(1)
     (tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json").write_text("{}")
-    saved, damaged = runs.figures(str(carried.study), [], tmp_path / "figures", tmp_path / "store")
+    saved, damaged = runs.figures(str(trained.study), [], tmp_path / "figures", tmp_path / "store")
     answer, also = runs.query("SELECT count(*) FROM runs", tmp_path / "store")
     assert len(saved) == 6
     assert answer.rows == [(RUNS - 1,)]
@@ -149,18 +149,18 @@ def test_damage_is_returned_beside_the_result(carried: Carried, tmp_path: Path) 
     assert run_id in damaged[0]
 
 
-def test_query_reads_every_run_and_changes_nothing(carried: Carried) -> None:
+def test_query_reads_every_run_and_changes_nothing(trained: TrainedStudy) -> None:
     sql = "SELECT criterion, count(*) AS n FROM runs GROUP BY ALL ORDER BY ALL"
-    answer, _ = runs.query(sql, carried.store)
+    answer, _ = runs.query(sql, trained.store)
     assert answer.columns == ["criterion", "n"]
     assert answer.rows == [("large_final", 8), ("random", 8), (None, 2)]
     with pytest.raises(UserError, match="DELETE is not allowed"):
-        runs.query("DELETE FROM runs", carried.store)
-    assert runs.query(sql, carried.store)[0] == answer
+        runs.query("DELETE FROM runs", trained.store)
+    assert runs.query(sql, trained.store)[0] == answer
 
 
-def test_status_counts_runs_and_describes_the_last_level(carried: Carried) -> None:
-    plan, rows, _ = runs.study_rows(str(carried.study), ["scale=more"], carried.store)
+def test_status_counts_runs_and_describes_the_last_level(trained: TrainedStudy) -> None:
+    plan, rows, _ = runs.study_rows(str(trained.study), ["scale=more"], trained.store)
     progress = treatment_progress("large_final + zero", rows)
     assert progress.counts == {
         "finished": 4, "diverged": 0, "certificate_failed": 0,
@@ -195,15 +195,15 @@ def test_public_names() -> None:
 
 
 def test_new_seed_is_not_trained_on_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    carried = carried_out(tmp_path)
+    trained = train_study(tmp_path)
     digits = run.load("digits")
     monkeypatch.setattr(run, "load", lambda *_: replace(digits, fingerprint="f" * 64))
     with pytest.raises(UserError, match="were trained on other data"):
-        runs.run(str(carried.study), ["seeds=3"], carried.store)
+        runs.run(str(trained.study), ["seeds=3"], trained.store)
 
 
 def test_run_reads_finished_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    carried = carried_out(tmp_path)
+    trained = train_study(tmp_path)
     reads: list[str] = []
     read_facts = EntryFolders.read_facts
     monkeypatch.setattr(
@@ -211,5 +211,5 @@ def test_run_reads_finished_runs_once(tmp_path: Path, monkeypatch: pytest.Monkey
         "read_facts",
         lambda folders, kind, key, folder: reads.append(key) or read_facts(folders, kind, key, folder),
     )
-    schedule = runs.run(str(carried.study), store=carried.store)
+    schedule = runs.run(str(trained.study), store=trained.store)
     assert sorted(reads) == sorted(schedule.plan.runs)

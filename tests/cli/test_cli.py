@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import cli_reference
 from helpers.command_line import call, supermask
-from helpers.stored_study import RUNS, TEXT, Carried, carried_out, written
+from helpers.stored_study import RUNS, TEXT, TrainedStudy, train_study, write_study
 from safetensors.numpy import load_file
 
 from supermask import cli
@@ -24,8 +24,8 @@ COMMANDS = cli_reference.commands()
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("cli"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("cli"))
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +59,9 @@ def test_every_example_is_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         load_study(arguments[index], [text for text in arguments[index + 1 :] if "=" in text])
 
 
-def test_example_of_query_runs(carried: Carried) -> None:
+def test_example_of_query_runs(trained: TrainedStudy) -> None:
     arguments = shlex.split(cli_reference.example(COMMANDS["query"]))
-    assert call(*arguments[1:], "--store", carried.store)[0] == 0
+    assert call(*arguments[1:], "--store", trained.store)[0] == 0
 
 
 def test_docs_cli_md_is_current() -> None:
@@ -83,7 +83,7 @@ def test_no_arguments_prints_help_and_version_prints_one_line() -> None:
     assert call("--version")[1] == "supermask 0.1.0\n"
 
 
-def test_help_and_reading_commands_do_not_import_torch(carried: Carried) -> None:
+def test_help_and_reading_commands_do_not_import_torch(trained: TrainedStudy) -> None:
     """Help and plan import no other heavy library either."""
     program = """
 import sys
@@ -104,7 +104,7 @@ run("status", study, "--store", store); run("table", study, "--store", store)
 run("query", "SELECT 1", "--store", store)
 assert not loaded("torch", "matplotlib", "scipy", "sklearn")
 """
-    command = [sys.executable, "-c", program, str(carried.study), str(carried.store)]
+    command = [sys.executable, "-c", program, str(trained.study), str(trained.store)]
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
@@ -113,7 +113,7 @@ assert not loaded("torch", "matplotlib", "scipy", "sklearn")
 
 def test_a_study_from_file_to_figure(tmp_path: Path) -> None:
     text = TEXT.replace("seeds: 2", "seeds: 1").replace("[zero, freeze_init]", "zero")
-    study, store = written(tmp_path, text=text), tmp_path / "store"
+    study, store = write_study(tmp_path, text=text), tmp_path / "store"
     first = supermask("run", study, "--store", store, "--workers", 1)
     assert first.status == 0, first.err
     lines = first.out.splitlines()
@@ -143,8 +143,8 @@ def test_a_study_from_file_to_figure(tmp_path: Path) -> None:
 # --- output of the commands ---
 
 
-def test_plan_prints_the_counts(carried: Carried) -> None:
-    status, out, err = call("plan", *carried.args, "scale=more", "--workers", 1)
+def test_plan_prints_the_counts(trained: TrainedStudy) -> None:
+    status, out, err = call("plan", *trained.args, "scale=more", "--workers", 1)
     assert (status, err) == (0, "")
     fields = dict(
         line.split(maxsplit=1) for line in out.replace("in total", "total").replace("to do", "left").splitlines()
@@ -157,17 +157,17 @@ def test_plan_prints_the_counts(carried: Carried) -> None:
     assert fields["estimated"].endswith("on 1 worker (from runs in the store)")
 
 
-def test_status_is_not_truncated_on_narrow_terminals(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_is_not_truncated_on_narrow_terminals(trained: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
-    _, out, _ = call("status", *carried.args)
-    for label in runs.treatment_labels(carried.plan):
+    _, out, _ = call("status", *trained.args)
+    for label in runs.treatment_labels(trained.plan):
         assert any(line.startswith(f"{label}  ") for line in out.splitlines())
     assert "diverged" not in out
 
 
 @pytest.mark.parametrize("format", ["csv", "json", "parquet"])
-def test_table_of_an_unfinished_study_has_every_run(carried: Carried, format: str) -> None:
-    command = [sys.executable, "-m", "supermask", "table", *carried.args, "scale=more", "--format", format]
+def test_table_of_an_unfinished_study_has_every_run(trained: TrainedStudy, format: str) -> None:
+    command = [sys.executable, "-m", "supermask", "table", *trained.args, "scale=more", "--format", format]
     out = subprocess.run(command, check=True, capture_output=True).stdout
     if format == "csv":
         assert out.count(b"\n") == 1 + 26
@@ -186,14 +186,14 @@ def test_table_of_an_unfinished_study_has_every_run(carried: Carried, format: st
         ("json", '[\n{"level": 0, "n": 2},\n{"level": 1, "n": 8},\n{"level": 2, "n": 8}\n]\n'),
     ],
 )
-def test_query(carried: Carried, format: str, printed: str) -> None:
+def test_query(trained: TrainedStudy, format: str, printed: str) -> None:
     sql = "SELECT level, count(*) AS n FROM runs GROUP BY level ORDER BY level"
-    assert call("query", sql, "--store", carried.store, "--format", format) == (0, printed, "")
+    assert call("query", sql, "--store", trained.store, "--format", format) == (0, printed, "")
 
 
-def test_damage_is_reported_and_verify_fails(carried: Carried, tmp_path: Path) -> None:
-    shutil.copytree(carried.store, tmp_path / "store")
-    run_id = carried.run_id(2)
+def test_damage_is_reported_and_verify_fails(trained: TrainedStudy, tmp_path: Path) -> None:
+    shutil.copytree(trained.store, tmp_path / "store")
+    run_id = trained.run_id(2)
     path = tmp_path / "store" / "runs" / run_id[:2] / run_id / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     status, out, err = call("verify", "--store", tmp_path / "store")
@@ -201,7 +201,7 @@ def test_damage_is_reported_and_verify_fails(carried: Carried, tmp_path: Path) -
     assert out.splitlines()[0].startswith(f"{run_id} damaged: weights.safetensors has ")
     assert out.splitlines()[1] == f"{RUNS - 1} held, 1 DAMAGED"
     (path.parent / "run.json").write_text("{}")
-    for command in (("status", carried.study), ("figure", carried.study), ("query", "SELECT 1")):
+    for command in (("status", trained.study), ("figure", trained.study), ("query", "SELECT 1")):
         status, out, err = call(*command, "--store", tmp_path / "store")
         assert status == 0
         assert out
@@ -221,8 +221,8 @@ def test_names_are_printed_literally_and_never_become_paths(tmp_path: Path, name
         "  - {criterion: [large_final, random], mask0: [zero, freeze_init]}", f"  - {{name: {label!r}}}"
     )
     text = text.replace("reference: {criterion: large_final, mask0: zero}", "").replace("A small study", name)
-    study = written(folder, f"{name.replace('/', '')}.yaml", text)
-    stored = carried_out(folder, text=text)
+    study = write_study(folder, f"{name.replace('/', '')}.yaml", text)
+    stored = train_study(folder, text=text)
     status, out, err = call("status", study, "--store", stored.store)
     assert (status, err) == (0, "")
     assert f"\n{label}  " in out

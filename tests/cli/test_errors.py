@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import call, refused, supermask
-from helpers.stored_study import RUNS, TEXT, Carried, carried_out, written
+from helpers.stored_study import RUNS, TEXT, TrainedStudy, train_study, write_study
 
 from supermask.api import runs
 from supermask.execution.local import StudyInterrupted
@@ -21,8 +21,8 @@ from supermask.store.files.entry import FORMAT, encode_entry
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("errors"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("errors"))
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_invalid_input_is_one_message(arguments: list[str], message: str, tmp_pa
     ],
 )
 def test_invalid_study_file(text: str, message: str, tmp_path: Path) -> None:
-    assert message in refused(call("run", written(tmp_path, text=text), "--store", tmp_path / "store"))
+    assert message in refused(call("run", write_study(tmp_path, text=text), "--store", tmp_path / "store"))
     assert not (tmp_path / "store").exists()
 
 
@@ -101,36 +101,36 @@ def test_truncated_idx_file(compressed: bool, tmp_path: Path, monkeypatch: pytes
             packed = gzip.compress(data, 1)[: -20 if "images" in name else None] if compressed else data
             (folder / f"{name}{'.gz' if compressed else ''}").write_bytes(packed)
     monkeypatch.setenv("SUPERMASK_DATA", str(tmp_path / "data"))
-    message = refused(call("run", written(tmp_path), "dataset=mnist", "--store", tmp_path / "store"))
+    message = refused(call("run", write_study(tmp_path), "dataset=mnist", "--store", tmp_path / "store"))
     assert "train-images-idx3-ubyte" in message
     assert not (tmp_path / "store").exists()
 
 
-def test_sql_error_is_one_line(carried: Carried) -> None:
-    message = refused(call("query", "SELECT nothing FROM runs", "--store", carried.store))
+def test_sql_error_is_one_line(trained: TrainedStudy) -> None:
+    message = refused(call("query", "SELECT nothing FROM runs", "--store", trained.store))
     assert "nothing" in message
     assert message.count("\n") == 1
-    assert "is empty" in refused(call("query", " ; ", "--store", carried.store))
+    assert "is empty" in refused(call("query", " ; ", "--store", trained.store))
 
 
-def test_unknown_run_ambiguous_run_and_file_in_place_of_a_folder(carried: Carried, tmp_path: Path) -> None:
-    store = ("--store", carried.store)
+def test_unknown_run_ambiguous_run_and_file_in_place_of_a_folder(trained: TrainedStudy, tmp_path: Path) -> None:
+    store = ("--store", trained.store)
     assert "begins with 'zz'" in refused(call("export", "zz", tmp_path / "out", *store))
-    ids = sorted(carried.plan.runs)
+    ids = sorted(trained.plan.runs)
     first = next(a[0] for a, b in pairwise(ids) if a[0] == b[0])
     assert "Give more of the id" in refused(call("export", first, tmp_path / "out", *store))
     (tmp_path / "file").write_text("mine")
     assert "is not a folder" in refused(call("export", ids[0], tmp_path / "file", *store))
-    assert "is not a folder" in refused(call("figure", carried.study, "--out", tmp_path / "file", *store))
-    assert "not a folder" in refused(call("run", carried.study, "--store", tmp_path / "file"))
+    assert "is not a folder" in refused(call("figure", trained.study, "--out", tmp_path / "file", *store))
+    assert "not a folder" in refused(call("run", trained.study, "--store", tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.fixture
-def newer_store(carried: Carried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def newer_store(trained: TrainedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The session's store, with one run in a newer store format."""
-    shutil.copytree(carried.store, tmp_path / "store")
-    run_id = carried.run_id(2)
+    shutil.copytree(trained.store, tmp_path / "store")
+    run_id = trained.run_id(2)
     with monkeypatch.context() as newer:
         newer.setattr("supermask.store.files.entry.FORMAT", FORMAT + 1)
         data = encode_entry("run", run_id, {}, {"tensors": {}})["run.json"]
@@ -142,23 +142,23 @@ NEWER = f"was written in store format {FORMAT + 1}; this supermask reads format 
 
 
 @pytest.mark.parametrize("command", ["verify", "run"])
-def test_a_run_of_a_newer_version_is_not_touched(command: str, carried: Carried, newer_store: Path) -> None:
-    arguments = [] if command == "verify" else [carried.study]
+def test_a_run_of_a_newer_version_is_not_touched(command: str, trained: TrainedStudy, newer_store: Path) -> None:
+    arguments = [] if command == "verify" else [trained.study]
     assert NEWER in refused(call(command, *arguments, "--store", newer_store))
 
 
 @pytest.mark.parametrize("command", ["status", "table", "query", "figure", "report"])
 def test_reading_leaves_a_run_of_a_newer_version_out(
-    command: str, carried: Carried, newer_store: Path, tmp_path: Path
+    command: str, trained: TrainedStudy, newer_store: Path, tmp_path: Path
 ) -> None:
     arguments = {
         "query": ["SELECT count(*) AS n FROM runs"],
-        "figure": [carried.study, "--out", tmp_path / "figures"],
-        "report": [carried.study, "--out", tmp_path / "report.html"],
-    }.get(command, [carried.study])
+        "figure": [trained.study, "--out", tmp_path / "figures"],
+        "report": [trained.study, "--out", tmp_path / "report.html"],
+    }.get(command, [trained.study])
     result = call(command, *arguments, "--store", newer_store)
     assert result.status == 0
-    assert f"{carried.run_id(2)} {NEWER}" in " ".join(result.err.split())
+    assert f"{trained.run_id(2)} {NEWER}" in " ".join(result.err.split())
     if command == "query":
         assert "17" in result.out
     if command == "status":
@@ -171,7 +171,7 @@ def test_reading_leaves_a_run_of_a_newer_version_out(
 def test_unwritable_store_folder(tmp_path: Path) -> None:
     if not Path("/proc/self").exists():
         pytest.skip("needs a /proc, where nobody can make a folder")
-    message = refused(call("run", written(tmp_path), "--store", "/proc/no-store"), status=1)
+    message = refused(call("run", write_study(tmp_path), "--store", "/proc/no-store"), status=1)
     assert "the store cannot use /proc/no-store" in message
     assert "--store" in message
 
@@ -190,7 +190,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_full_disk_loses_no_run(small_disk: Path, tmp_path: Path) -> None:
-    study, store = written(tmp_path), small_disk / "store"
+    study, store = write_study(tmp_path), small_disk / "store"
     full = supermask("run", study, "--store", store, "--workers", 1)
     assert full.status == 1
     assert full.err.startswith("supermask: the store cannot use ")
@@ -209,7 +209,7 @@ def test_full_disk_loses_no_run(small_disk: Path, tmp_path: Path) -> None:
 def test_file_size_limit_loses_no_run(tmp_path: Path) -> None:
     """Like a full disk, but without root: the system limits the size of files."""
     resource = pytest.importorskip("resource")
-    study, store = written(tmp_path), tmp_path / "store"
+    study, store = write_study(tmp_path), tmp_path / "store"
     result = subprocess.run(
         [sys.executable, "-m", "supermask", "run", str(study), "--store", str(store), "--workers", "1"],
         capture_output=True,
@@ -223,18 +223,18 @@ def test_file_size_limit_loses_no_run(tmp_path: Path) -> None:
     assert not list((store / "staging").glob("*"))
 
 
-def test_full_standard_output_is_a_system_failure(carried: Carried) -> None:
+def test_full_standard_output_is_a_system_failure(trained: TrainedStudy) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "supermask", "table", *carried.args]
+        command = [sys.executable, "-m", "supermask", "table", *trained.args]
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr == "supermask: system error: No space left on device.\n"
 
 
-def test_closed_pipe_prints_no_error(carried: Carried) -> None:
-    command = [sys.executable, "-m", "supermask", "table", *carried.args]
+def test_closed_pipe_prints_no_error(trained: TrainedStudy) -> None:
+    command = [sys.executable, "-m", "supermask", "table", *trained.args]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -248,31 +248,31 @@ def test_closed_pipe_prints_no_error(carried: Carried) -> None:
 # --- Ctrl-C ---
 
 
-def test_interrupted_run_prints_how_to_resume(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_prints_how_to_resume(trained: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*arguments: object) -> None:
         raise StudyInterrupted(7)
 
     monkeypatch.setattr(runs, "run", stopped)
-    status, _, err = call("run", *carried.args)
+    status, _, err = call("run", *trained.args)
     assert status == 130
     assert err == "Stopped. 7 runs are left; the same command resumes. Finished runs are kept.\n"
 
 
-def test_interruption_of_other_commands_exits_with_130(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_of_other_commands_exits_with_130(trained: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "study_rows", interrupted)
-    assert "interrupted" in refused(call("status", *carried.args), status=130)
+    assert "interrupted" in refused(call("status", *trained.args), status=130)
 
 
-def test_failed_certificates_exit_with_3(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule = runs.run(str(carried.study), store=carried.store)
-    schedule.status[carried.run_id(1)] = "certificate_failed"
-    schedule.status[carried.run_id(2)] = "ancestor_certificate_failed"
+def test_failed_certificates_exit_with_3(trained: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = runs.run(str(trained.study), store=trained.store)
+    schedule.status[trained.run_id(1)] = "certificate_failed"
+    schedule.status[trained.run_id(2)] = "ancestor_certificate_failed"
     monkeypatch.setattr(runs, "run", lambda *arguments: schedule)
-    status, out, err = call("run", *carried.args)
+    status, out, err = call("run", *trained.args)
     assert status == 3
     assert f"{RUNS - 2} finished, 1 with a certificate that does not hold, 1 not possible" in out
-    assert "1 run was refused, in two trainings" in err and carried.run_id(1) in err
+    assert "1 run was refused, in two trainings" in err and trained.run_id(1) in err
     assert "1 below it cannot be trained. `supermask verify` prints the reasons." in err and err.count("\n") == 1

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from helpers import cli_reference
 from helpers.command_line import call, refused
-from helpers.stored_study import Carried, carried_out, written
+from helpers.stored_study import TrainedStudy, train_study, write_study
 
 from supermask.study.schema import KEY_ALIASES, Settings
 from supermask.study.yaml import nested_keys
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("hints"))
+def stored(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("hints"))
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_nearest_key_of_an_override(override: str, key: str) -> None:
 
 
 def test_nearest_key_in_a_study_file(tmp_path: Path) -> None:
-    study = written(tmp_path, text="lr: 3\ntreatments: [{start_logit: 1}]\n")
+    study = write_study(tmp_path, text="lr: 3\ntreatments: [{start_logit: 1}]\n")
     message = refused(call("plan", study))
     assert "small.yaml, line 1: a study has no key 'lr'; did you mean 'train.lr'?" in message
     assert (
@@ -93,7 +93,7 @@ def test_gpu_is_cuda(command: str) -> None:
 
 
 def test_study_file_without_its_suffix(tmp_path: Path) -> None:
-    written(tmp_path, "signs.yaml")
+    write_study(tmp_path, "signs.yaml")
     for command in ("table", "plan", "run", "report"):
         assert "study 'signs' is not known; did you mean 'signs.yaml'?" in refused(call(command, "signs"))
     assert "did you mean 'signs.yaml'?" in refused(call("plan", "sings"))
@@ -115,7 +115,7 @@ def test_every_command_with_a_study_has_the_option() -> None:
 
 
 @pytest.mark.parametrize("command", ["plan", "run", "status", "table", "figure", "report"])
-def test_scale_as_option_and_as_setting(command: str, stored: Carried, tmp_path: Path) -> None:
+def test_scale_as_option_and_as_setting(command: str, stored: TrainedStudy, tmp_path: Path) -> None:
     out = {"figure": ("--out", tmp_path / "out"), "report": ("--out", tmp_path / "report.html")}.get(command, ())
     store = ("--store", tmp_path / "store") if command == "run" else ("--store", stored.store)
     results = [
@@ -138,7 +138,7 @@ def test_scale_as_setting_of_reproduce(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["claims", "export-tracker"])
-def test_scale_as_option_of_the_other_commands(command: str, stored: Carried) -> None:
+def test_scale_as_option_of_the_other_commands(command: str, stored: TrainedStudy) -> None:
     tracker = ["tensorboard"] if command == "export-tracker" else []
     message = refused(call(command, *tracker, "mask-criteria", "--scale", "digit", "--store", stored.store))
     assert "scale 'digit' is not known; did you mean 'digits'?" in message
@@ -178,7 +178,7 @@ def complete(line: str) -> list[str]:
     ],
 )
 def test_completion(line: str, expected: set[str], tmp_path: Path) -> None:
-    written(tmp_path, "signs.yaml")
+    write_study(tmp_path, "signs.yaml")
     assert set(complete(line)) == expected
 
 

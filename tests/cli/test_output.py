@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from helpers.stored_study import TEXT, Carried, carried_out, written
+from helpers.stored_study import TEXT, TrainedStudy, train_study, write_study
 
 from supermask import cli
 from supermask.cli.app import run_command
@@ -35,8 +35,8 @@ SMALL = HOSTILE.replace("seeds: 2", "seeds: 1").replace("levels: 2,", "levels: 1
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("output"), text=HOSTILE)
+def stored(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("output"), text=HOSTILE)
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def call_encoded(encoding: str, arguments: Sequence[object], monkeypatch: pytest
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_training_and_every_stream(encoding: str, tmp_path: Path) -> None:
-    study = written(tmp_path, text=SMALL)
+    study = write_study(tmp_path, text=SMALL)
     command = [sys.executable, "-m", "supermask", "run", str(study), "--store", "store", "--workers", "1"]
     ended = subprocess.run(command, capture_output=True, env=environment(encoding), check=False)
     assert (ended.returncode, ended.stderr) == (0, b"")
@@ -78,11 +78,11 @@ def test_training_and_every_stream(encoding: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_command_escapes_names(
-    encoding: str, stored: Carried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoding: str, stored: TrainedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = treatment_run(stored)
     store = ("--store", stored.store)
-    note = written(tmp_path, "日本.yaml", HOSTILE)
+    note = write_study(tmp_path, "日本.yaml", HOSTILE)
     commands: list[tuple[object, ...]] = [
         ("status", *stored.args),
         ("table", *stored.args),
@@ -112,13 +112,13 @@ def test_every_command_escapes_names(
         assert err.startswith("supermask: ") and "\\u65e5\\u672c" in err
 
 
-def treatment_run(stored: Carried) -> str:
+def treatment_run(stored: TrainedStudy) -> str:
     """Id of the run of the named treatment at level 1 with seed 0."""
     return next(run.run_id for run in stored.plan.treatment_runs if (run.seed, run.level) == (0, 1))
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_json_stays_valid(encoding: str, stored: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_stays_valid(encoding: str, stored: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     _, out, _ = call_encoded(encoding, ("table", *stored.args, "--format", "json"), monkeypatch)
     assert NAME in {row["treatment"] for row in json.loads(out)}
 
@@ -130,7 +130,7 @@ def test_escapes_are_utf_16_units() -> None:
 
 def test_unencodable_file_names_are_printed_in_utf_8_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file name that is not valid UTF-8 has lone surrogates, which UTF-8 cannot encode."""
-    study = written(tmp_path, os.fsdecode(b"\xff.yaml"), SMALL)
+    study = write_study(tmp_path, os.fsdecode(b"\xff.yaml"), SMALL)
     status, _, err = call_encoded("utf-8", ("plan", study, "--store", os.fsdecode(b"\xff")), monkeypatch)
     assert (status, err) == (0, "")
     status, _, err = call_encoded("utf-8", ("verify", "--store", os.fsdecode(b"\xff")), monkeypatch)
@@ -140,7 +140,7 @@ def test_unencodable_file_names_are_printed_in_utf_8_too(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("target", ["closed pipe", "full disk", "closed descriptor"])
 def test_training_continues_without_its_output(target: str, tmp_path: Path) -> None:
-    study = written(tmp_path, text=SMALL)
+    study = write_study(tmp_path, text=SMALL)
     command = [sys.executable, "-m", "supermask", "run", str(study), "--store", "store", "--workers", "1"]
     if target == "closed pipe":
         read_end, write_end = os.pipe()
@@ -162,7 +162,7 @@ def test_training_continues_without_its_output(target: str, tmp_path: Path) -> N
 
 
 def test_training_continues_when_its_terminal_is_gone(tmp_path: Path) -> None:
-    study = written(tmp_path, text=SMALL)
+    study = write_study(tmp_path, text=SMALL)
     command = [sys.executable, "-m", "supermask", "run", str(study), "--store", "store", "--workers", "1"]
     leader, follower = pty.openpty()
     process = subprocess.Popen(command, stdout=follower, stderr=subprocess.PIPE, env=environment("ascii"))
@@ -189,7 +189,7 @@ def test_streams_of_the_caller_are_escaped_and_restored(encoding: str, monkeypat
 
 @pytest.mark.parametrize("target", ["latin-1", "closed pipe"])
 def test_python_functions_train_on_any_stream(target: str, tmp_path: Path) -> None:
-    study = written(tmp_path, text=SMALL)
+    study = write_study(tmp_path, text=SMALL)
     program = f"import supermask as sm; sm.run({str(study)!r}, store='store', workers=1)"
     read_end, write_end = os.pipe()
     encoding = "utf-8" if target == "closed pipe" else target

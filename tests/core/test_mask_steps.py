@@ -116,8 +116,8 @@ def test_rescale_factor_of_a_second_level(mask1: str, before: bool) -> None:
     wrong = certify(MASKABLES, other, result, parent, replace(rescaled, rescaled_before=not before))
     assert wrong.passed == (mask1 not in KEEPS_W_INIT_VALUES)
     for name, mask in one.masks.items():
-        carried = int(level_1.masks[name].sum()) if mask1 in KEEPS_W_INIT_VALUES and before else mask.numel()
-        factor = np.float32(carried / int(mask.sum()))
+        plan_run = int(level_1.masks[name].sum()) if mask1 in KEEPS_W_INIT_VALUES and before else mask.numel()
+        factor = np.float32(plan_run / int(mask.sum()))
         np.testing.assert_allclose(other.weights[name].numpy(), one.weights[name].numpy() * factor, rtol=1e-6)
         if mask1 == "rewind":
             whole = dense().weights[name].numpy() * mask.numpy() * np.float32(mask.numel() / int(mask.sum()))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.mask_studies import Done, digits, mask_plan
-from helpers.small_studies import carry_out
+from helpers.small_studies import train_plan
 from helpers.tiny import MASKABLES, RATES, dense, level_streams, train
 
 from supermask.api import runs
@@ -42,7 +42,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Done:
         epochs=4,
     )
     store = tmp_path_factory.mktemp("untrained")
-    carry_out(plan, store, engine="auto")
+    train_plan(plan, store, engine="auto")
     return Done(plan, store)
 
 
@@ -176,14 +176,14 @@ def test_iterative_pruning_without_retraining_equals_one_shot(criterion: str) ->
 def test_untrained_run_replays_a_chain_whose_weights_were_dropped(tmp_path: Path) -> None:
     """The runs that the criterion reads are replayed, and their weights are dropped again."""
     ticket = {"name": "t", "criterion": "movement"}
-    carry_out(mask_plan(ticket, network="fc-8"), tmp_path, keep="masks")
+    train_plan(mask_plan(ticket, network="fc-8"), tmp_path, keep="masks")
     plan = mask_plan(ticket, {"name": "u", "criterion": "movement", "trained": False}, network="fc-8")
-    carried = carry_out(plan, tmp_path, keep="masks")
+    plan_run = train_plan(plan, tmp_path, keep="masks")
     assert {v.verdict for v in runs.verify(tmp_path)} <= {"held", "partly"}
     level_1 = next(m.run_id for m in plan.treatment_runs if (m.treatment, m.level) == ("t", 1))
-    assert level_1 in carried.retraced
+    assert level_1 in plan_run.replayed
     assert not Store(tmp_path).has_weights(level_1)
     fresh = tmp_path / "fresh"
-    carry_out(plan, fresh)
+    train_plan(plan, fresh)
     for run_id in plan.runs:
         assert Store(fresh).tensor_hashes(run_id)["tensors"] == Store(tmp_path).tensor_hashes(run_id)["tensors"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from helpers.small_studies import carry_out
+from helpers.small_studies import train_plan
 from helpers.worker_pools import NOWHERE, InstantPool, make_chain_plan, make_coordinator, move_run
 
 from supermask.core.errors import SystemFailure
@@ -76,7 +76,7 @@ def test_results_are_read_from_the_store_before_the_worker_answers(
     monkeypatch.setattr("supermask.execution.coordinator.STORE_POLL_SECONDS", 0.0)
     plan = make_chain_plan(1, 1)
     complete = tmp_path / "whole"
-    carry_out(plan, complete)
+    train_plan(plan, complete)
 
     class SilentPool(InstantPool):
         def poll(self) -> list[tuple[Assignment, Sequence[TaskResult] | WorkerDied]]:

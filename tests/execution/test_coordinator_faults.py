@@ -10,7 +10,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from helpers.small_studies import carry_out, contents, small_plan
+from helpers.small_studies import contents, small_plan, train_plan
 from helpers.worker_pools import NOWHERE, InProcessPool, InstantPool, make_chain_plan, make_coordinator, move_run
 
 from supermask.execution.coordinator import (
@@ -53,7 +53,7 @@ def test_every_start_is_reported_once_and_before_its_result(stack: int, prefers_
 def test_a_dead_worker_has_not_started_the_next_task_of_its_chain(tmp_path: Path) -> None:
     """It commits the first task of its chain and dies."""
     plan, crashes = make_chain_plan(1, 1), list[int]()
-    carry_out(plan, tmp_path / "whole")
+    train_plan(plan, tmp_path / "whole")
 
     class CrashingPool(InstantPool):
         def answer(self, assignment: Assignment) -> Sequence[TaskResult] | WorkerDied:
@@ -73,7 +73,7 @@ def test_a_dead_worker_has_not_started_the_next_task_of_its_chain(tmp_path: Path
 def test_one_damaged_parent_of_a_whole_stack_is_recomputed(tmp_path: Path) -> None:
     """Five chains that cannot start for one reason count as one fault of the disk."""
     store = tmp_path / "store"
-    carry_out(make_chain_plan(5, 1, levels=1), store)
+    train_plan(make_chain_plan(5, 1, levels=1), store)
     plan = make_chain_plan(5, 1, levels=2)
     dense = next(iter(plan.runs))
     (weights,) = (store / "runs" / dense[:2] / dense).glob("weights*")
@@ -113,15 +113,15 @@ def test_a_stored_run_without_its_snapshots_has_no_result(tmp_path: Path) -> Non
     scheduler = Scheduler(plan, Store(tmp_path))
     task = scheduler.take()
     assert task is not None and task.snapshots == {5, "end"}
-    carry_out(small_plan(levels=1), tmp_path)
+    train_plan(small_plan(levels=1), tmp_path)
     assert stored_result(scheduler.store, task) is None
-    carry_out(plan, tmp_path)
+    train_plan(plan, tmp_path)
     assert stored_result(scheduler.store, task) == result_from_facts(scheduler.store.facts(task.run.id))
 
 
 def test_replays_are_read_from_the_store_too(tmp_path: Path) -> None:
     """Replayed once, also if its worker dies right after that."""
-    carry_out(small_plan(levels=1), tmp_path, keep="masks")
+    train_plan(small_plan(levels=1), tmp_path, keep="masks")
     plan, replayed = small_plan(levels=2), list[str]()
 
     class CrashingPool(InProcessPool):
@@ -144,7 +144,7 @@ def test_runs_left_after_ctrl_c_are_those_not_in_the_store(tmp_path: Path) -> No
     """A worker has finished two tasks of its assignment, and has not reported them yet."""
     plan = make_chain_plan(1, 1)
     complete = tmp_path / "whole"
-    carry_out(plan, complete)
+    train_plan(plan, complete)
     config = WorkerConfig(tmp_path / "store", stack=4)
 
     class InterruptedPool(InstantPool):
@@ -233,7 +233,7 @@ def test_with_random_crashes_each_run_is_trained_and_reported_once(
         assert {*coordinator.scheduler.status.values()} == {"finished"}
         assert not coordinator.scheduler.damaged
         assert len({*pool.trained}) == len(pool.trained)
-        carry_out(plan, tmp_path / "here", keep=keep)
+        train_plan(plan, tmp_path / "here", keep=keep)
     assert len({*events}) == len(events)
     assert {run_id for run_id, replay in events if not replay} == {*plans[1].runs}
     assert {*started} == {*plans[1].runs}

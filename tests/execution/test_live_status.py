@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small_studies import carry_out, small_plan
+from helpers.small_studies import small_plan, train_plan
 
 from supermask.core.errors import UserError
 from supermask.execution import checkpoints, live_status
@@ -227,7 +227,7 @@ def test_a_curve_is_noted_while_its_run_is_in_flight(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(StatusNotes, "write", writer)
     plan = small_plan(levels=1)
-    carry_out(plan, tmp_path)
+    train_plan(plan, tmp_path)
     assert {note["run"] for note in seen} == set(plan.runs)
     assert [note["iterations"] for note in seen[:4]] == [[0], [0, 4], [0, 4, 8], [0, 4, 8, 12]]
     (iterations,) = {run.recipe.iterations for run in plan.runs.values()}
@@ -246,9 +246,9 @@ def test_notes_of_a_read_only_store_can_be_read(tmp_path: Path) -> None:
 
 def test_notes_change_no_bit_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(levels=1)
-    carry_out(plan, tmp_path / "without")
+    train_plan(plan, tmp_path / "without")
     monkeypatch.setattr(checkpoints, "NOTE_SECONDS", 0.0)
-    carry_out(plan, tmp_path / "with", checkpoint_seconds=0.0)
+    train_plan(plan, tmp_path / "with", checkpoint_seconds=0.0)
     for run_id in plan.runs:
         assert Store(tmp_path / "with").tensor_hashes(run_id) == Store(tmp_path / "without").tensor_hashes(run_id)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from helpers.faulty_disk import quick_folder
-from helpers.small_studies import carry_out, contents, facts, leftovers, same_table, small_plan
+from helpers.small_studies import contents, facts, leftovers, same_table, small_plan, train_plan
 
 from supermask.core.errors import SystemFailure, UserError
 from supermask.execution.coordinator import ExecutionRequest, shutdown_grace_seconds
@@ -89,7 +89,7 @@ def children() -> set[int | None]:
 
 def test_one_two_and_three_workers_make_the_same_store(folder: Path) -> None:
     plan = small_plan(TWO_CHAINS, {"name": "late", "rewind_to": 5, "criterion": "snip"}, seeds=2, levels=2)
-    carry_out(plan, folder / "0")
+    train_plan(plan, folder / "0")
     for workers in (1, 2, 3):
         recorder = Recorder()
         scheduler = execute(plan, WorkerConfig(folder / str(workers)), workers, recorder)
@@ -103,7 +103,7 @@ def test_one_two_and_three_workers_make_the_same_store(folder: Path) -> None:
 
 def test_nothing_to_do_starts_no_worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(levels=1)
-    carry_out(plan, folder / "store")
+    train_plan(plan, folder / "store")
     monkeypatch.setattr("supermask.execution.local.WorkerProcess", None)
     recorder = Recorder()
     execute(plan, WorkerConfig(folder / "store"), 2, recorder, keep="masks")
@@ -117,7 +117,7 @@ def test_a_users_own_criterion_works_in_worker_processes(folder: Path) -> None:
     assert not (folder / f"asked-{os.getpid()}").exists()
     assert list(folder.glob("asked-*"))
     twin = small_plan({"criterion": "large_final"}, seeds=2)
-    carry_out(twin, folder / "twin")
+    train_plan(twin, folder / "twin")
     assert sorted(map(str, contents(folder / "store").values())) == sorted(map(str, contents(folder / "twin").values()))
 
 
@@ -138,7 +138,7 @@ def test_a_criterion_that_fails_ends_the_study_with_one_message(folder: Path, bo
     good_plan = small_plan({"criterion": "large_final"}, levels=2)
     kept = Store(folder / "store").run_ids()
     assert next(iter(plan.runs)) in kept and kept <= good_plan.runs.keys()
-    carry_out(good_plan, folder / "good")
+    train_plan(good_plan, folder / "good")
     execute(good_plan, WorkerConfig(folder / "store"), 2, Recorder())
     assert contents(folder / "store") == contents(folder / "good")
     assert not leftovers(folder / "store")
@@ -150,7 +150,7 @@ def test_a_criterion_that_fails_ends_the_study_with_one_message(folder: Path, bo
 def test_killed_workers_are_replaced_and_their_runs_retried(folder: Path) -> None:
     """After a result all workers are killed: one is in training, the other is idle."""
     plan = small_plan(TWO_CHAINS, seeds=2, levels=2, epochs=10)
-    carry_out(plan, folder / "whole")
+    train_plan(plan, folder / "whole")
     worker_pids: set[int | None] = set()
 
     def kill(number: int, task: Task) -> None:
@@ -181,7 +181,7 @@ def test_a_run_whose_worker_is_killed_once_is_retried(folder: Path, name: str) -
     plan = small_plan({"criterion": criterion(folder, body)}, {"criterion": "random"}, levels=2)
     scheduler = execute(plan, WorkerConfig(folder / "killed"), 2, Recorder())
     assert {*scheduler.status.values()} == {"finished"}
-    carry_out(plan, folder / "whole")
+    train_plan(plan, folder / "whole")
     assert contents(folder / "killed") == contents(folder / "whole")
 
 
@@ -224,7 +224,7 @@ def test_a_run_that_always_kills_its_worker_ends_the_study_and_is_named(folder: 
     good_plan = small_plan(harmless, levels=1)
     assert {dense} <= Store(folder / "store").run_ids() <= good_plan.runs.keys()
     execute(good_plan, WorkerConfig(folder / "store"), 2, Recorder())
-    carry_out(good_plan, folder / "whole")
+    train_plan(good_plan, folder / "whole")
     assert contents(folder / "store") == contents(folder / "whole")
     assert not leftovers(folder / "store")
 
@@ -240,7 +240,7 @@ def test_a_full_disk_stops_the_study_and_loses_nothing(folder: Path) -> None:
             supermask.store.files.disk.Disk.write = full
     """
     plan = small_plan({"criterion": criterion(folder, body)}, levels=3)
-    carry_out(plan, folder / "whole")
+    train_plan(plan, folder / "whole")
     (folder / "full").touch()
     with pytest.raises(SystemFailure, match=r"the disk is full. Free some space"):
         execute(plan, WorkerConfig(folder / "store"), 2, Recorder())
@@ -267,8 +267,8 @@ def flip(store: Path, run_id: str) -> None:
 
 def test_a_damaged_parent_is_set_aside_reported_and_recomputed(folder: Path) -> None:
     small, plan = (small_plan(TWO_CHAINS, seeds=2, levels=levels) for levels in (2, 3))
-    carry_out(plan, folder / "whole")
-    carry_out(small, folder / "store")
+    train_plan(plan, folder / "whole")
+    train_plan(small, folder / "store")
     damaged = next(run for run in plan.runs.values() if run.level == 2)
     flip(folder / "store", damaged.id)
     recorder = Recorder()
@@ -297,7 +297,7 @@ def test_a_disk_that_damages_one_run_repeatedly_ends_the_study(folder: Path) -> 
 def test_ctrl_c_stops_and_the_same_call_resumes(folder: Path) -> None:
     """Only the study's own workers are ended."""
     plan = small_plan(TWO_CHAINS, seeds=2, levels=2, epochs=10)
-    carry_out(plan, folder / "whole")
+    train_plan(plan, folder / "whole")
 
     def interrupt(number: int, task: Task) -> None:
         if number == 2:
@@ -444,7 +444,7 @@ def test_ctrl_c_ends_the_command_within_two_seconds_and_it_can_be_resumed(folder
     recorder = Recorder()
     execute(plan, WorkerConfig(folder / "store"), 2, recorder)
     assert sorted(recorder.ids()) == sorted(plan.runs.keys() - kept)
-    carry_out(plan, folder / "whole")
+    train_plan(plan, folder / "whole")
     assert contents(folder / "store") == contents(folder / "whole")
     assert not leftovers(folder / "store")
 
@@ -488,9 +488,9 @@ def test_stacks_in_worker_processes_give_the_reference_results(folder: Path) -> 
     assert sorted(recorder.ids()) == sorted(plan.runs)
     assert set(start_process.values()) == {1}
     assert {facts_of_run["engine"] for facts_of_run in facts(folder / "store", plan).values()} == {"stacked"}
-    carry_out(plan, folder / "alone", engine="reference")
+    train_plan(plan, folder / "alone", engine="reference")
     same_table(plan, folder / "store", folder / "alone")
-    carry_out(plan, folder / "sparse", engine="sparse")
+    train_plan(plan, folder / "sparse", engine="sparse")
     same_table(plan, folder / "sparse", folder / "alone")
     assert not leftovers(folder / "store")
 

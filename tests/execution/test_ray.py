@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from helpers.command_line import call
 from helpers.faulty_disk import quick_folder
-from helpers.small_studies import carry_out, contents, facts, leftovers, same_table, small_plan
+from helpers.small_studies import contents, facts, leftovers, same_table, small_plan, train_plan
 
 from supermask.core.errors import SystemFailure, UserError
 from supermask.execution import ray as ray_executor
@@ -129,7 +129,7 @@ def execute(
 def assert_same_as_local(plan: Plan, store: Path, **config: Any) -> None:
     """Check that the store is bit-identical to one of a worker in this process, without leftovers."""
     local_store = store.with_name(f"{store.name}-here")
-    carry_out(plan, local_store, **config)
+    train_plan(plan, local_store, **config)
     assert contents(store) == contents(local_store)
     assert facts(store, plan) == facts(local_store, plan)
     assert not leftovers(store)
@@ -271,7 +271,7 @@ def test_ctrl_c_stops_the_command_and_another_executor_resumes_it(folder: Path) 
     assert len(kept) == 1
     assert [*(folder / "store" / "checkpoints").iterdir()]
     plan = make_plan(load_study(folder / "study.yaml", ["train.epochs=400", "seeds=1"]))
-    assert sorted(carry_out(plan, folder / "store").trained) == sorted(plan.runs.keys() - kept)
+    assert sorted(train_plan(plan, folder / "store").trained) == sorted(plan.runs.keys() - kept)
     assert_same_as_local(plan, folder / "store")
 
 

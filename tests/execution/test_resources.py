@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from helpers.small_studies import carry_out, contents, small_plan
+from helpers.small_studies import contents, small_plan, train_plan
 
 from supermask.core.errors import UserError
 from supermask.core.learned_masks import MaskLearning, Method
@@ -64,7 +64,7 @@ def test_auto_falls_back_to_the_reference_engine_with_a_reason() -> None:
 )
 def test_facts_record_the_engine_and_the_reason(tmp_path: Path, requested: str, engine: str, reason: str) -> None:
     plan = small_plan(levels=1)
-    carry_out(plan, tmp_path, engine=requested)
+    train_plan(plan, tmp_path, engine=requested)
     own_keys = {
         "sparse": {"costs", "kernels", "llvmlite", "numba", "libc"},
         "stacked": {"precision", "convolutions", "optimizer_compiled", "stack"},
@@ -78,7 +78,7 @@ def test_facts_record_the_engine_and_the_reason(tmp_path: Path, requested: str, 
 def test_the_engine_is_in_the_environment_and_not_in_the_id(tmp_path: Path) -> None:
     plan = small_plan(levels=1)
     for engine in ("sparse", "reference"):
-        carry_out(plan, tmp_path / engine, engine=engine)
+        train_plan(plan, tmp_path / engine, engine=engine)
     (dense, *_) = plan.runs
     prints = {Store(tmp_path / e).facts(dense)["environment"]["fingerprint"] for e in ("sparse", "reference")}
     assert len(prints) == 2
@@ -90,12 +90,12 @@ def test_a_replay_uses_the_engine_and_costs_of_the_first_training(
     """Whatever engine is requested and whatever costs are measured since."""
     for first, later in (("reference", "auto"), ("sparse", "reference"), ("stacked", "auto")):
         folder = tmp_path / first
-        carry_out(small_plan(levels=1), folder, engine=first)
+        train_plan(small_plan(levels=1), folder, engine=first)
         before = contents(folder)
         with monkeypatch.context() as patch:
             patch.setattr("supermask.engines.sparse.current_costs", other_costs)
-            carried = carry_out(small_plan({"rewind_to": 5}, levels=1), folder, engine=later)
-        assert len(carried.retraced) == 1
+            plan_run = train_plan(small_plan({"rewind_to": 5}, levels=1), folder, engine=later)
+        assert len(plan_run.replayed) == 1
         assert {run_id: contents(folder)[run_id] for run_id in before} == before
 
 
@@ -109,16 +109,16 @@ def test_a_replay_accepts_costs_that_name_no_table(tmp_path: Path, monkeypatch: 
     """Records of releases that measured their costs on every machine."""
     with monkeypatch.context() as patch:
         patch.setattr("supermask.engines.sparse.current_costs", lambda: replace(other_costs(), name=None))
-        carry_out(small_plan(levels=1), tmp_path, engine="sparse")
+        train_plan(small_plan(levels=1), tmp_path, engine="sparse")
     before = contents(tmp_path)
     assert all("table" not in Store(tmp_path).facts(run_id)["environment"]["costs"] for run_id in before)
-    carried = carry_out(small_plan({"rewind_to": 5}, levels=1), tmp_path, engine="sparse")
-    assert len(carried.retraced) == 1
+    plan_run = train_plan(small_plan({"rewind_to": 5}, levels=1), tmp_path, engine="sparse")
+    assert len(plan_run.replayed) == 1
     assert {run_id: contents(tmp_path)[run_id] for run_id in before} == before
 
 
 def test_a_replay_of_the_sparse_engine_stays_on_the_cpu(tmp_path: Path) -> None:
-    carry_out(small_plan(levels=1), tmp_path, engine="auto")
+    train_plan(small_plan(levels=1), tmp_path, engine="auto")
     engines = EngineSelector(WorkerConfig(tmp_path, engine="auto", device="cuda"), Store(tmp_path))
     run = next(iter(small_plan(levels=1).runs.values()))
     engine = engines.engine(Task(run, frozenset({5}), replay=True))

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from helpers.faulty_disk import quick_folder
-from helpers.small_studies import carry_out, contents, facts, leftovers, small_plan
+from helpers.small_studies import contents, facts, leftovers, small_plan, train_plan
 
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import Task, TaskResult, TaskStatus, stack_key
@@ -135,15 +135,15 @@ def test_a_diverged_dense_run_cancels_its_own_seed_only(folder: Path) -> None:
 
 def test_stored_runs_are_not_trained_again(folder: Path) -> None:
     small, large = small_plan(levels=2), small_plan(TWO_SCHEDULES, levels=3)
-    first, second = carry_out(small, folder), carry_out(large, folder)
+    first, second = train_plan(small, folder), train_plan(large, folder)
     assert sorted(first.trained + second.trained) == sorted(large.runs)
-    assert not second.retraced
-    assert carry_out(large, folder).ended == []
+    assert not second.replayed
+    assert train_plan(large, folder).ended == []
 
 
 def test_a_stored_failure_is_not_trained_again(folder: Path) -> None:
     plan = small_plan({"criterion": ["large_final", "random"]}, levels=3)
-    store = carry_out(plan, folder).schedule.store
+    store = train_plan(plan, folder).schedule.store
     failed_run = next(
         run for run in plan.runs.values() if run.step and run.level == 1 and run.step.criterion == "random"
     )
@@ -159,17 +159,17 @@ def test_a_stored_failure_is_not_trained_again(folder: Path) -> None:
 
 def test_damaged_facts_are_set_aside_reported_and_recomputed(folder: Path) -> None:
     plan = small_plan(levels=2)
-    store = carry_out(plan, folder).schedule.store
+    store = train_plan(plan, folder).schedule.store
     expected = contents(store)
     _, first, last = plan.runs
     path = store.root / "runs" / first[:2] / first / "run.json"
     path.write_bytes(path.read_bytes()[:-20])
-    carried = carry_out(plan, folder)
-    assert carried.trained == [first]
-    assert len(carried.schedule.damaged) == 1 and first in carried.schedule.damaged[0]
+    plan_run = train_plan(plan, folder)
+    assert plan_run.trained == [first]
+    assert len(plan_run.schedule.damaged) == 1 and first in plan_run.schedule.damaged[0]
     assert contents(store) == expected
     assert [path.name.partition(".")[0] for path in (folder / "quarantine").iterdir()] == [first]
-    assert carried.schedule.status == dict.fromkeys((*plan.runs,), "finished") and last in expected
+    assert plan_run.schedule.status == dict.fromkeys((*plan.runs,), "finished") and last in expected
 
 
 # ------------------------------------------------------------------------------------------------------------- dropping
@@ -228,11 +228,11 @@ def test_exactly_the_unneeded_weights_are_dropped(folder: Path, keep: KeepPolicy
         else:
             assert droppable_keys(scheduler.store) <= will_be_read | kept
 
-    carried = carry_out(plan, folder, keep=keep, before=check)
-    assert checked == len(plan.runs) and not carried.retraced
-    assert {*carried.schedule.status.values()} == {"finished"}
+    plan_run = train_plan(plan, folder, keep=keep, before=check)
+    assert checked == len(plan.runs) and not plan_run.replayed
+    assert {*plan_run.schedule.status.values()} == {"finished"}
     if keep == "masks":
-        assert droppable_keys(carried.schedule.store) == set()
+        assert droppable_keys(plan_run.schedule.store) == set()
     assert not leftovers(folder)
 
 
@@ -250,28 +250,28 @@ def keys_kept_by_needed(plan: Plan, run: Run, keep: KeepPolicy) -> set[str]:
 
 def test_needed_keeps_the_dense_run_and_the_last_levels(folder: Path) -> None:
     plan = small_plan({"criterion": ["large_final", "random"]}, levels=3)
-    carry_out(plan, folder, keep="needed")
+    train_plan(plan, folder, keep="needed")
     assert droppable_keys(Store(folder)) == {f"{run.id}-end" for run in plan.runs.values() if run.level in (0, 3)}
 
 
 def test_dropping_changes_nothing_else(folder: Path) -> None:
     plan = small_plan(*MIXED, levels=2)
-    carry_out(plan, folder / "all", keep="all")
-    carry_out(plan, folder / "masks", keep="masks")
+    train_plan(plan, folder / "all", keep="all")
+    train_plan(plan, folder / "masks", keep="masks")
     assert contents(folder / "masks") == contents(folder / "all")
     assert facts(folder / "masks", plan) == facts(folder / "all", plan)
 
 
 def test_weights_of_a_finished_study_can_be_dropped_later(folder: Path) -> None:
     plan = small_plan(*MIXED, levels=2)
-    carry_out(plan, folder, keep="all")
-    assert carry_out(plan, folder, keep="masks").ended == []
+    train_plan(plan, folder, keep="all")
+    assert train_plan(plan, folder, keep="masks").ended == []
     assert droppable_keys(Store(folder)) == set()
 
 
 def test_nothing_is_dropped_that_a_pending_run_reads(folder: Path) -> None:
     """The run is finished and belongs to an earlier study; its child is new."""
-    carry_out(small_plan(levels=2), folder)
+    train_plan(small_plan(levels=2), folder)
     plan = small_plan({"name": "a"}, {"name": "b", "mask1": "reinit"}, levels=2)
     scheduler = Scheduler(plan, Store(folder))
     dense = next(iter(plan.runs))
@@ -294,15 +294,15 @@ BIGGER: dict[str, tuple[tuple[dict[str, Any], ...], int]] = {
 def test_an_extended_study_is_bit_identical_to_a_fresh_one(folder: Path, extension: str, keep: KeepPolicy) -> None:
     treatments, levels = BIGGER[extension]
     small, bigger = small_plan(*MIXED, levels=2), small_plan(*treatments, levels=levels)
-    fresh_result = carry_out(bigger, folder / "fresh")
-    first = carry_out(small, folder / "extended", keep=keep)
-    second = carry_out(bigger, folder / "extended", keep=keep)
+    fresh_result = train_plan(bigger, folder / "fresh")
+    first = train_plan(small, folder / "extended", keep=keep)
+    second = train_plan(bigger, folder / "extended", keep=keep)
     expected = contents(folder / "fresh")
     extended_contents = contents(folder / "extended")
     assert {run_id: extended_contents[run_id] for run_id in bigger.runs} == expected
     assert facts(folder / "extended", bigger) == facts(folder / "fresh", bigger)
     assert sorted(first.trained + second.trained) == sorted(small.runs.keys() | bigger.runs.keys())
-    assert second.retraced.keys() <= small.runs.keys()
+    assert second.replayed.keys() <= small.runs.keys()
     assert {*fresh_result.schedule.status.values()} == {*second.schedule.status.values()} == {"finished"}
     assert not leftovers(folder / "extended")
 
@@ -310,23 +310,23 @@ def test_an_extended_study_is_bit_identical_to_a_fresh_one(folder: Path, extensi
 @pytest.mark.parametrize(("keep", "expected"), [("all", 0), ("needed", 0), ("masks", 1)])
 def test_more_levels_need_replays_only_after_keeping_masks(folder: Path, keep: KeepPolicy, expected: int) -> None:
     treatment = {"mask0": "freeze_final"}
-    carry_out(small_plan(treatment, levels=2), folder, keep=keep)
-    retraced = carry_out(small_plan(treatment, levels=4), folder, keep=keep).retraced
-    assert len(retraced) == 3 * expected  # Frozen values are made of the final weights of every ancestor.
+    train_plan(small_plan(treatment, levels=2), folder, keep=keep)
+    replayed = train_plan(small_plan(treatment, levels=4), folder, keep=keep).replayed
+    assert len(replayed) == 3 * expected  # Frozen values are made of the final weights of every ancestor.
 
 
 def test_only_snapshots_that_are_read_are_replayed(folder: Path) -> None:
     """In a chain that rewinds, only the last weights are missing: the other starts follow from the masks."""
-    carry_out(small_plan(levels=4), folder, keep="masks")
+    train_plan(small_plan(levels=4), folder, keep="masks")
     plan = small_plan(levels=5)
-    carried = carry_out(plan, folder)
+    plan_run = train_plan(plan, folder)
     *_, last, new = plan.runs
-    assert carried.retraced == {last: {"end"}}
-    assert carried.trained == [new]
+    assert plan_run.replayed == {last: {"end"}}
+    assert plan_run.trained == [new]
 
 
 def test_snapshots_for_another_study_are_replayed(folder: Path) -> None:
-    carry_out(small_plan(levels=2), folder)
+    train_plan(small_plan(levels=2), folder)
     new = {
         "criterion": "snip",
         "w_init": 3,
@@ -336,18 +336,18 @@ def test_snapshots_for_another_study_are_replayed(folder: Path) -> None:
     }
     plan = small_plan(new, levels=2)
     dense = next(iter(plan.runs))
-    carried = carry_out(plan, folder)
-    assert carried.retraced == {dense: {3, 7, "gradient", "lowest_validation_loss"}}
-    carry_out(plan, folder / "fresh")
+    plan_run = train_plan(plan, folder)
+    assert plan_run.replayed == {dense: {3, 7, "gradient", "lowest_validation_loss"}}
+    train_plan(plan, folder / "fresh")
     for point in ("iteration_3", "iteration_7", "gradient", "lowest_validation_loss"):
         replayed, fresh = (Store(at).read_snapshot(dense, point).tensors for at in (folder, folder / "fresh"))
         assert {name: a.tobytes() for name, a in replayed.items()} == {name: a.tobytes() for name, a in fresh.items()}
-    assert {*carried.schedule.status.values()} == {"finished"}
+    assert {*plan_run.schedule.status.values()} == {"finished"}
 
 
 def test_a_dropped_ancestor_is_replayed_before_its_descendants(folder: Path) -> None:
     plan = small_plan({"mask0": "freeze_final"}, levels=3)
-    store = carry_out(plan, folder).schedule.store
+    store = train_plan(plan, folder).schedule.store
     *above, last = plan.runs
     for run_id in above:
         store.drop_weights(run_id)

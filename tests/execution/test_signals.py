@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.faulty_disk import quick_folder
 from helpers.processes import command_lines, group_members, wait_until, wait_until_gone
-from helpers.small_studies import carry_out, contents, leftovers
+from helpers.small_studies import contents, leftovers, train_plan
 
 from supermask.store import Store
 from supermask.study import load_study
@@ -71,7 +71,7 @@ def find_process(group: int, text: str) -> int | None:
 def assert_complete(folder: Path, plan: Plan | None = None) -> None:
     """Check that the store is bit-identical to one of a worker in this process, without leftovers."""
     plan = plan or make_plan(load_study(folder / "study.yaml"))
-    carry_out(plan, folder / "local")
+    train_plan(plan, folder / "local")
     assert contents(folder / "store") == contents(folder / "local")
     assert not leftovers(folder / "store")
 
@@ -94,7 +94,7 @@ def test_a_stop_signal_saves_checkpoints_and_ends_the_command(
     assert 1 <= len(kept) < 4
     assert list((folder / "store" / "checkpoints").iterdir())
     plan = make_plan(load_study(folder / "study.yaml"))
-    carry_out(plan, folder / "store")
+    train_plan(plan, folder / "store")
     assert_complete(folder)
 
 

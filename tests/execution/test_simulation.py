@@ -185,11 +185,11 @@ def test_a_finished_plan_costs_nothing_on_gpus(tmp_path: Path) -> None:
 
 
 def test_the_estimated_storage_is_within_ten_percent_of_a_store(tmp_path: Path) -> None:
-    from helpers.small_studies import carry_out
+    from helpers.small_studies import train_plan
 
     plan = small_plan(MANY, {"w_final": 3}, levels=2, network="fc-300-100", evaluate_every=1)
     expected = estimate(plan, Store(tmp_path / "nothing"), plan.runs.values(), "reference").stored_bytes
-    carry_out(plan, tmp_path / "store")
+    train_plan(plan, tmp_path / "store")
     files = [path.stat() for kind in ("runs", "points") for path in (tmp_path / "store" / kind).rglob("*")]
     files = [file for file in files if S_ISREG(file.st_mode)]
     assert expected == pytest.approx(sum(4096 * -(-file.st_size // 4096) for file in files), rel=0.1)

@@ -17,7 +17,7 @@ import pytest
 import submitit
 from helpers.command_line import call
 from helpers.faulty_disk import quick_folder
-from helpers.small_studies import carry_out, contents, facts, leftovers, same_table, small_plan
+from helpers.small_studies import contents, facts, leftovers, same_table, small_plan, train_plan
 
 from supermask.core.errors import SystemFailure, UserError
 from supermask.execution import slurm
@@ -78,7 +78,7 @@ def criterion(folder: Path, body: str) -> str:
 def assert_same_as_local(plan: Plan, store: Path) -> None:
     """Check that the store is bit-identical to one of a worker in this process, without leftovers."""
     complete = store.with_name(f"{store.name}-here")
-    carry_out(plan, complete)
+    train_plan(plan, complete)
     assert contents(store) == contents(complete)
     assert facts(store, plan) == facts(complete, plan)
     assert not leftovers(store)
@@ -104,7 +104,7 @@ def test_a_job_trains_its_chains_as_a_stack(folder: Path) -> None:
     execute(plan, config, 1, lambda _, task, __: listener.append(task.run.id))
     assert sorted(listener) == sorted(plan.runs)
     assert len(RecordingExecutor.jobs) == 2
-    carry_out(plan, folder / "alone")
+    train_plan(plan, folder / "alone")
     same_table(plan, folder / "store", folder / "alone")
 
 
@@ -201,7 +201,7 @@ def test_no_job_outlives_a_study_that_another_process_finished(folder: Path, mon
         time.sleep(600)
 """
     plan = small_plan({"criterion": criterion(folder, body)}, levels=2)
-    carry_out(plan, folder / "whole")
+    train_plan(plan, folder / "whole")
     (folder / "meanwhile").touch()
 
     def finish() -> None:

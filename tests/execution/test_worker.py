@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.checkpoints import SGD, checkpoint
 from helpers.faulty_disk import quick_folder
-from helpers.small_studies import Carried, carry_out, contents, facts, leftovers, small_plan
+from helpers.small_studies import PlanRun, contents, facts, leftovers, small_plan, train_plan
 
 from supermask.core.certificate import Certificate
 from supermask.core.errors import SystemFailure, UserError
@@ -47,8 +47,8 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-def statuses(carried: Carried, plan: Plan) -> list[str]:
-    return [carried.schedule.status[run_id] for run_id in plan.runs]
+def statuses(plan_run: PlanRun, plan: Plan) -> list[str]:
+    return [plan_run.schedule.status[run_id] for run_id in plan.runs]
 
 
 # ----------------------------------------------------------------------------------------------------- reproducibility
@@ -58,7 +58,7 @@ def statuses(carried: Carried, plan: Plan) -> list[str]:
 def test_results_are_independent_of_worker_and_order(folder: Path, seed: int) -> None:
     """Three workers with different caches in random order, against one worker in planned order."""
     plan = small_plan(*TREATMENTS, seeds=2, levels=3)
-    carry_out(plan, folder / "one")
+    train_plan(plan, folder / "one")
     rng = np.random.default_rng(seed)
     workers = [Worker(WorkerConfig(folder / "three")) for _ in range(3)]
     scheduler = Scheduler(plan, workers[0].store)
@@ -74,8 +74,8 @@ def test_results_are_independent_of_worker_and_order(folder: Path, seed: int) ->
 
 def test_facts_record_the_provenance_of_a_run(folder: Path) -> None:
     plan = small_plan(levels=1)
-    carried = carry_out(plan, folder)
-    for task, result in carried.ended:
+    plan_run = train_plan(plan, folder)
+    for task, result in plan_run.ended:
         stored = Store(folder).facts(task.run.id)
         assert result == TaskResult(task.run.id, "finished", stored["seconds"], stored["metrics"])
         assert stored["data"] == {"fingerprint": load("digits").fingerprint, "note": ""}
@@ -93,7 +93,7 @@ def test_a_process_has_one_worker_per_config(folder: Path) -> None:
 def test_a_second_commit_of_a_run_is_harmless(folder: Path) -> None:
     """As when two processes train the same runs at the same time."""
     plan = small_plan(*TREATMENTS, levels=2)
-    carry_out(plan, folder)
+    train_plan(plan, folder)
     expected, before = contents(folder), facts(folder, plan)
 
     class Late(Worker):
@@ -116,20 +116,20 @@ def test_runs_that_another_process_finished_are_taken_from_the_store(
 ) -> None:
     plan = small_plan(*TREATMENTS, levels=2)
     scheduler = Scheduler(plan, Store(folder))
-    carried = carry_out(plan, folder)
+    plan_run = train_plan(plan, folder)
     monkeypatch.setattr(reference, "train", None)
     worker = Worker(WorkerConfig(folder))
     results = []
     while (task := scheduler.take()) is not None:
         results.append(worker.run_task(task))
         scheduler.finish(task, results[-1])
-    assert results == [result for _, result in carried.ended]
+    assert results == [result for _, result in plan_run.ended]
 
 
 def test_a_stored_run_without_a_snapshot_is_replayed_for_it(folder: Path) -> None:
     plain, late = small_plan(levels=1), small_plan({"rewind_to": 5}, levels=1)
     scheduler = Scheduler(late, Store(folder))
-    carry_out(plain, folder)
+    train_plan(plain, folder)
     expected = contents(folder)
     worker = Worker(WorkerConfig(folder))
     while (task := scheduler.take()) is not None:
@@ -153,25 +153,25 @@ def test_a_diverged_run_ends_its_own_chain_only(folder: Path) -> None:
                 return replace(prepared, job=replace(prepared.job, recipe=WILD))
             return prepared
 
-    carried = carry_out(plan, folder, worker=Diverging(WorkerConfig(folder)))
+    plan_run = train_plan(plan, folder, worker=Diverging(WorkerConfig(folder)))
     statuses_by_level = {
-        (criterion[run_id], plan.runs[run_id].level): carried.schedule.status[run_id] for run_id in plan.runs
+        (criterion[run_id], plan.runs[run_id].level): plan_run.schedule.status[run_id] for run_id in plan.runs
     }
     assert statuses_by_level.pop(("random", 2)) == "diverged"
     assert statuses_by_level.pop(("random", 3)) == "ancestor_diverged"
     assert {*statuses_by_level.values()} == {"finished"}
-    (result,) = (result for _, result in carried.ended if result.status == "diverged")
+    (result,) = (result for _, result in plan_run.ended if result.status == "diverged")
     assert result.metrics["diverged_at"] >= 1 and result.metrics["final_test_accuracy"] is None
     assert result.message == ""
     stored = Store(folder).read(result.run_id)
     assert stored.weights == {} and stored.facts["metrics"] == result.metrics
-    assert carry_out(plan, folder).ended == []
+    assert train_plan(plan, folder).ended == []
 
 
 def test_a_study_in_which_every_run_diverges_ends(folder: Path) -> None:
     plan = small_plan(levels=2, lr=1e30, optimizer="sgd", seeds=2)
-    carried = carry_out(plan, folder)
-    assert statuses(carried, plan) == ["diverged", "ancestor_diverged", "ancestor_diverged"] * 2
+    plan_run = train_plan(plan, folder)
+    assert statuses(plan_run, plan) == ["diverged", "ancestor_diverged", "ancestor_diverged"] * 2
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, level: int, times: int) -> None:
@@ -189,12 +189,12 @@ def refuse(monkeypatch: pytest.MonkeyPatch, level: int, times: int) -> None:
 def test_a_run_that_is_refused_once_is_trained_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a bit error in memory: the second training is right, and the chain continues."""
     plan = small_plan(levels=3)
-    carry_out(plan, folder / "whole")
+    train_plan(plan, folder / "whole")
     refuse(monkeypatch, level=1, times=1)
-    carried = carry_out(plan, folder / "store")
-    assert statuses(carried, plan) == ["finished"] * 4
+    plan_run = train_plan(plan, folder / "store")
+    assert statuses(plan_run, plan) == ["finished"] * 4
     refused = list(plan.runs)[1]
-    assert [result.run_id for _, result in carried.ended].count(refused) == 2
+    assert [result.run_id for _, result in plan_run.ended].count(refused) == 2
     assert contents(folder / "store") == contents(folder / "whole")
     assert {**facts(folder / "store", plan)[refused], "attempts": None} == {
         **facts(folder / "whole", plan)[refused],
@@ -210,17 +210,17 @@ def test_a_run_that_an_earlier_release_refused_is_trained_once_more(
     plan = small_plan(levels=3)
     with monkeypatch.context() as patch:
         refuse(patch, level=1, times=2)
-        carry_out(plan, folder)
+        train_plan(plan, folder)
     store = Store(folder)
     refused = list(plan.runs)[1]
     entry = store.read(refused)
     store.quarantine(refused, "a test")
     earlier = {name: value for name, value in entry.facts.items() if name != "attempts"}
     store.commit(refused, earlier, entry.tensors, entry.weights or {})
-    carried = carry_out(plan, folder)
-    assert statuses(carried, plan) == ["finished"] * 4
+    plan_run = train_plan(plan, folder)
+    assert statuses(plan_run, plan) == ["finished"] * 4
     assert Store(folder).facts(refused)["attempts"] == 2
-    assert carry_out(plan, folder).ended == []
+    assert train_plan(plan, folder).ended == []
 
 
 def test_a_run_whose_certificate_fails_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,30 +236,30 @@ def test_a_run_whose_certificate_fails_is_refused(folder: Path, monkeypatch: pyt
 
     monkeypatch.setattr(reference, "train", train_without_masks)
     plan = small_plan({"criterion": ["large_final", "random"]}, levels=2)
-    carried = carry_out(plan, folder)
-    assert statuses(carried, plan) == ["finished", *["certificate_failed", "ancestor_certificate_failed"] * 2]
-    assert [result.attempts for _, result in carried.ended[1:]] == [1, 2, 1, 2]
+    plan_run = train_plan(plan, folder)
+    assert statuses(plan_run, plan) == ["finished", *["certificate_failed", "ancestor_certificate_failed"] * 2]
+    assert [result.attempts for _, result in plan_run.ended[1:]] == [1, 2, 1, 2]
     assert len(list((folder / "quarantine").iterdir())) == 2
-    for _, result in carried.ended[1:]:
+    for _, result in plan_run.ended[1:]:
         assert "certificate refused" in result.message and "frozen_is_frozen" in result.message
         stored = Store(folder).facts(result.run_id)
         assert stored["status"] == "certificate_failed" and not stored["certificate"]["held"]
     monkeypatch.undo()
-    assert carry_out(plan, folder).ended == []
+    assert train_plan(plan, folder).ended == []
 
 
 # ------------------------------------------------------------------------------------------------------ inputs of runs
 
 
 def test_data_other_than_the_parents_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    carry_out(small_plan(levels=1), folder)
+    train_plan(small_plan(levels=1), folder)
     digits = load("digits")
     late_worker = replace(digits, train_labels=digits.train_labels[::-1].copy(), fingerprint="f" * 64)
     monkeypatch.setattr("supermask.execution.resources.load_data", lambda *_: late_worker)
     with pytest.raises(UserError, match=f"other data .{digits.fingerprint[:12]}. than is there now .ffffffffffff"):
-        carry_out(small_plan(levels=2), folder)
+        train_plan(small_plan(levels=2), folder)
     with pytest.raises(UserError, match="other data"):
-        carry_out(small_plan({"rewind_to": 5}, levels=1), folder)  # The dense run is replayed.
+        train_plan(small_plan({"rewind_to": 5}, levels=1), folder)  # The dense run is replayed.
     assert len(Store(folder).run_ids()) == 2
 
 
@@ -276,34 +276,34 @@ def flip_bit(folder: Path, key: str, name: str = "weights.safetensors") -> None:
 def test_a_damaged_ancestor_is_set_aside_and_recomputed(folder: Path, level: int, name: str) -> None:
     """The damage is found when the initial state is made; the study ends bit-identical to one without damage."""
     small, plan = small_plan({"mask0": "freeze_final"}, levels=2), small_plan({"mask0": "freeze_final"}, levels=3)
-    carry_out(plan, folder / "whole")
-    carry_out(small, folder / "damaged")
+    train_plan(plan, folder / "whole")
+    train_plan(small, folder / "damaged")
     damaged = list(plan.runs)[level]
     flip_bit(folder / "damaged", damaged, name)
-    carried = carry_out(plan, folder / "damaged")
-    assert sorted(carried.trained) == sorted([damaged, list(plan.runs)[3]])
-    (message,) = carried.schedule.damaged
+    plan_run = train_plan(plan, folder / "damaged")
+    assert sorted(plan_run.trained) == sorted([damaged, list(plan.runs)[3]])
+    (message,) = plan_run.schedule.damaged
     assert damaged in message and "set aside" in message
     assert contents(folder / "damaged") == contents(folder / "whole")
     assert [path.name[:32] for path in (folder / "damaged" / "quarantine").iterdir()] == [damaged]
-    assert {*carried.schedule.status.values()} == {"finished"}
+    assert {*plan_run.schedule.status.values()} == {"finished"}
 
 
 def test_a_damaged_snapshot_is_set_aside_and_replayed(folder: Path) -> None:
     late = {"rewind_to": 5}
     plan = small_plan(late, levels=2)
-    carry_out(plan, folder / "whole")
-    carry_out(small_plan(late, levels=1), folder / "damaged")
+    train_plan(plan, folder / "whole")
+    train_plan(small_plan(late, levels=1), folder / "damaged")
     dense = next(iter(plan.runs))
     flip_bit(folder / "damaged", f"{dense}-iteration_5", "tensors.safetensors")
-    carried = carry_out(plan, folder / "damaged")
-    assert carried.retraced == {dense: {5}}
+    plan_run = train_plan(plan, folder / "damaged")
+    assert plan_run.replayed == {dense: {5}}
     assert contents(folder / "damaged") == contents(folder / "whole")
 
 
 def test_snapshots_that_another_study_drops_are_replayed(folder: Path) -> None:
     plan = small_plan({"rewind_to": 5}, levels=3)
-    carry_out(plan, folder / "whole")
+    train_plan(plan, folder / "whole")
 
     def drop_all(scheduler: Scheduler, task: Task) -> None:
         if dropping and task.run.level == 2:
@@ -315,10 +315,10 @@ def test_snapshots_that_another_study_drops_are_replayed(folder: Path) -> None:
 
     dropping = [True]
     worker = Worker(WorkerConfig(folder / "dropped"))
-    carried = carry_out(plan, folder / "dropped", worker=worker, before=drop_all)
+    plan_run = train_plan(plan, folder / "dropped", worker=worker, before=drop_all)
     dense, first, *_ = plan.runs
-    assert carried.retraced == {dense: {5}, first: {"end"}}
-    (message,) = carried.schedule.damaged
+    assert plan_run.replayed == {dense: {5}, first: {"end"}}
+    (message,) = plan_run.schedule.damaged
     assert "is not in the store any more" in message
     assert contents(folder / "dropped") == contents(folder / "whole")
     assert not (folder / "dropped" / "quarantine").exists()
@@ -327,7 +327,7 @@ def test_snapshots_that_another_study_drops_are_replayed(folder: Path) -> None:
 def test_a_replay_that_is_not_bit_identical_is_refused(folder: Path) -> None:
     """As on another machine: the snapshot would not lie on the stored run's trajectory."""
     plan = small_plan(levels=1)
-    store = carry_out(plan, folder).schedule.store
+    store = train_plan(plan, folder).schedule.store
     dense = next(iter(plan.runs))
     entry = store.read(dense)
     assert entry.weights is not None
@@ -335,18 +335,18 @@ def test_a_replay_that_is_not_bit_identical_is_refused(folder: Path) -> None:
     late_worker = {name: np.nextafter(values, np.float32(9)) for name, values in entry.weights.items()}
     store.commit(dense, entry.facts, entry.tensors, late_worker)
     with pytest.raises(SystemFailure, match=f"{dense} was trained again .* gave other bits"):
-        carry_out(small_plan({"rewind_to": 5}, levels=1), folder)
+        train_plan(small_plan({"rewind_to": 5}, levels=1), folder)
     assert not store.snapshot_keys()
 
 
 def test_a_snapshot_of_an_unfinished_run_in_another_environment_is_replaced(folder: Path) -> None:
     plan = small_plan({"rewind_to": 5}, levels=1)
-    carry_out(plan, folder / "whole")
+    train_plan(plan, folder / "whole")
     dense = next(iter(plan.runs))
     entry = Store(folder / "whole").read_snapshot(dense, "iteration_5")
     stale_tensors = {name: values + 1 for name, values in entry.tensors.items()}
     Store(folder / "stale").commit_snapshot(dense, "iteration_5", entry.facts, stale_tensors)
-    carry_out(plan, folder / "stale")
+    train_plan(plan, folder / "stale")
     assert contents(folder / "stale") == contents(folder / "whole")
     statuses_by_level = Store(folder / "stale").read_snapshot(dense, "iteration_5").tensors
     assert {n: a.tobytes() for n, a in statuses_by_level.items()} == {n: a.tobytes() for n, a in entry.tensors.items()}
@@ -390,10 +390,10 @@ def test_a_resumed_run_is_bit_identical(
     folder: Path, monkeypatch: pytest.MonkeyPatch, evaluation: int, optimizer: str
 ) -> None:
     plan = small_plan(POINTS, levels=1, optimizer=optimizer)
-    carry_out(plan, folder / "whole")
+    train_plan(plan, folder / "whole")
     interrupt_first_run(plan, folder / "cut", evaluation)
     trained = record_first_iterations(monkeypatch)
-    carry_out(plan, folder / "cut")
+    train_plan(plan, folder / "cut")
     assert trained[0] == 4 * (evaluation + 1)
     assert contents(folder / "cut") == contents(folder / "whole")
     assert facts(folder / "cut", plan) == facts(folder / "whole", plan)
@@ -411,7 +411,7 @@ def test_a_resumed_run_is_bit_identical(
 
 def test_a_run_that_is_interrupted_at_every_evaluation_is_bit_identical(folder: Path) -> None:
     plan = small_plan(POINTS, levels=2)
-    carry_out(plan, folder / "whole")
+    train_plan(plan, folder / "whole")
     worker = Worker(WorkerConfig(folder / "cut"))
     interruptions = 0
     while tasks := (scheduler := Scheduler(plan, worker.store)).tasks_left:
@@ -428,12 +428,12 @@ def test_a_run_that_is_interrupted_at_every_evaluation_is_bit_identical(folder: 
 
 def test_a_checkpoint_of_another_environment_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(levels=1)
-    carry_out(plan, folder / "whole")
+    train_plan(plan, folder / "whole")
     with monkeypatch.context() as patch:
         patch.setattr("supermask.execution.resources.environment_info", lambda *_: {"fingerprint": "another"})
         interrupt_first_run(plan, folder / "cut", 1)
     trained = record_first_iterations(monkeypatch)
-    carry_out(plan, folder / "cut")
+    train_plan(plan, folder / "cut")
     assert trained[0] == 0
     assert contents(folder / "cut") == contents(folder / "whole")
     assert not leftovers(folder / "cut")
@@ -442,18 +442,18 @@ def test_a_checkpoint_of_another_environment_is_not_used(folder: Path, monkeypat
 def test_a_checkpoint_beyond_a_required_snapshot_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The study was changed after the interruption: now another treatment rewinds to iteration 2."""
     late = small_plan({"name": "a"}, {"name": "b", "rewind_to": 2, "criterion": "grad"}, levels=1)
-    carry_out(late, folder / "whole")
+    train_plan(late, folder / "whole")
     interrupt_first_run(small_plan(levels=1), folder / "cut", 1)
     trained = record_first_iterations(monkeypatch)
-    carried = carry_out(late, folder / "cut")
-    assert trained[0] == 0 and not carried.retraced
+    plan_run = train_plan(late, folder / "cut")
+    assert trained[0] == 0 and not plan_run.replayed
     assert contents(folder / "cut") == contents(folder / "whole")
 
 
 def test_a_checkpoint_with_additional_snapshots_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_first_run(small_plan({"rewind_to": 2}, levels=1), folder, 1)
     trained = record_first_iterations(monkeypatch)
-    carry_out(small_plan(levels=2), folder)
+    train_plan(small_plan(levels=2), folder)
     assert trained[0] == 8
     assert not Store(folder).snapshot_keys()
 
@@ -498,7 +498,7 @@ def test_a_full_disk_is_a_system_failure_and_loses_nothing(
 ) -> None:
     """The disk is full from the n-th write on, then has space again."""
     plan = small_plan(POINTS, levels=2)
-    carry_out(plan, folder / "whole")
+    train_plan(plan, folder / "whole")
     writes = 0
     write = Disk.write
 
@@ -512,15 +512,15 @@ def test_a_full_disk_is_a_system_failure_and_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Disk, "write", full)
         try:
-            carry_out(plan, folder / "full")
+            train_plan(plan, folder / "full")
         except SystemFailure as error:
             assert "the disk is full" in str(error) and "finished runs are kept" in str(error)
         else:
             assert writes <= failing
     before = contents(folder / "full") if (folder / "full").exists() else {}
     Store(folder / "full").remove_stale()
-    carried = carry_out(plan, folder / "full")
-    assert not before.keys() & set(carried.trained)
+    plan_run = train_plan(plan, folder / "full")
+    assert not before.keys() & set(plan_run.trained)
     assert contents(folder / "full") == contents(folder / "whole")
     assert not leftovers(folder / "full")
 
@@ -528,7 +528,7 @@ def test_a_full_disk_is_a_system_failure_and_loses_nothing(
 def test_damage_becomes_a_result(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that every executor can continue."""
     plan = small_plan(levels=1)
-    carry_out(plan, folder)
+    train_plan(plan, folder)
     dense, last = plan.runs.values()
     Store(folder).quarantine(last.id, "a test")
 
@@ -544,7 +544,7 @@ def test_damage_becomes_a_result(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_replay_with_costs_of_another_release_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(levels=1)
-    carry_out(plan, folder, engine="sparse")
+    train_plan(plan, folder, engine="sparse")
     worker, run = Worker(WorkerConfig(folder, engine="sparse")), next(iter(plan.runs.values()))
     before = worker.store.facts(run.id)
     before["environment"]["costs"] = {"walks": {"weight": 1.0}}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.faulty_disk import quick_folder
-from helpers.small_studies import carry_out, facts, leftovers, small_plan
+from helpers.small_studies import facts, leftovers, small_plan, train_plan
 
 from supermask.core.errors import SystemFailure, UserError
 from supermask.datasets.images import split_data
@@ -69,7 +69,7 @@ def test_chains_in_a_stack_give_the_results_of_runs_trained_alone(folder: Path, 
             assert result.status == "finished"
             scheduler.finish(tasks.pop(result.run_id), result)
         assert not tasks
-    carry_out(plan, folder / "alone", engine="reference")
+    train_plan(plan, folder / "alone", engine="reference")
     stacked, alone = facts(folder / "stacks", plan), facts(folder / "alone", plan)
     for run_id in plan.runs:
         run_facts, expected = stacked[run_id], alone[run_id]
@@ -201,19 +201,19 @@ def test_runs_of_a_seed_share_its_split_with_any_number_of_seeds(monkeypatch: py
     assert split_seeds == [0, 1, 2, 3, 0, 3]
 
 
-def test_only_tasks_of_one_recipe_are_stacked(folder: Path) -> None:
-    """A treatment with another recipe waits for the next stack."""
-    plan = small_plan(
-        {"rewind_to": ["start", "end"], "learning_rate_rewinding": False}, seeds=[0, 1], levels=1, lr_drops=[0.3]
-    )
+def test_only_tasks_with_equal_stack_settings_are_stacked(folder: Path) -> None:
+    """A treatment with another optimizer waits for the next stack; one with other learning rates does not."""
+    plan = small_plan({"train": {"optimizer": ["adam", "sgd"]}}, {"train": {"lr": 1e-3}}, seeds=[0, 1], levels=1)
     scheduler = Scheduler(plan, Store(folder))
     worker = Worker(WorkerConfig(folder, engine="stacked", stack=9))
-    for task in scheduler.take_stack(9):
-        scheduler.finish(task, worker.run_task(task))
-    assert scheduler.ready_count == 4
     stacks = [scheduler.take_stack(9), scheduler.take_stack(9)]
-    assert [len({task.run.recipe for task in stack}) for stack in stacks] == [1, 1]
-    assert sum(map(len, stacks)) == 4
+    assert [[task.run.level for task in stack] for stack in stacks] == [[0] * 4, [0] * 2]
+    for task in [task for stack in stacks for task in stack]:
+        scheduler.finish(task, worker.run_task(task))
+    assert scheduler.ready_count == 6
+    stacks = [scheduler.take_stack(9), scheduler.take_stack(9)]
+    assert sorted(len({task.run.recipe for task in stack}) for stack in stacks) == [1, 2]
+    assert sum(map(len, stacks)) == 6
     assert scheduler.ready_count == 0
     mixed_chains = [[task] for task in (stacks[0][0], stacks[1][0], stacks[0][1], stacks[1][1])]
     assert [result.status for result in worker.run_chains(mixed_chains)] == ["finished"] * 4

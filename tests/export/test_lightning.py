@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from supermask.integrations.lightning import TicketCallback
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "training_loops"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:lightning"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small_studies import carry_out, small_plan
+from helpers.small_studies import small_plan, train_plan
 
 from supermask import Ticket, load_ticket, pack_run, save_ticket
 from supermask.core.errors import UserError
@@ -37,8 +37,8 @@ TREATMENTS: list[dict[str, Any]] = [
 def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Run]]:
     folder = tmp_path_factory.mktemp("packed")
     plan = small_plan(*TREATMENTS, learn=LEARN)
-    carried = carry_out(plan, folder)
-    assert set(carried.schedule.status.values()) == {"finished"}
+    plan_run = train_plan(plan, folder)
+    assert set(plan_run.schedule.status.values()) == {"finished"}
     return Store(folder), list(plan.runs.values())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers.command_line import call
-from helpers.small_studies import carry_out, small_plan
+from helpers.small_studies import small_plan, train_plan
 
 from supermask.api import runs
 from supermask.store import Store
@@ -35,7 +35,7 @@ KINDS: dict[str, Callable[[Run], bool]] = {
 @pytest.fixture(scope="module")
 def trained_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("remeasure")
-    carry_out(PLAN, folder)
+    train_plan(PLAN, folder)
     return folder
 
 

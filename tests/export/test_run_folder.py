@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_studies import carry_out, small_plan
-from helpers.stored_study import Carried, carried_out
+from helpers.small_studies import small_plan, train_plan
+from helpers.stored_study import TrainedStudy, train_study
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
@@ -24,16 +24,18 @@ KEYS |= {"w_final", "rewind_to", "rescaled", "initializer"}
 
 
 @pytest.fixture(scope="module")
-def stored_study(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("export"))
+def stored_study(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("export"))
 
 
-def export_and_read(stored_study: Carried, run_id: str, folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def export_and_read(
+    stored_study: TrainedStudy, run_id: str, folder: Path
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     assert runs.export(run_id, folder, stored_study.store) == [folder / "run.json", folder / "tensors.safetensors"]
     return json.loads((folder / "run.json").read_text()), load_file(folder / "tensors.safetensors")
 
 
-def test_run_json_has_the_documented_keys(stored_study: Carried, tmp_path: Path) -> None:
+def test_run_json_has_the_documented_keys(stored_study: TrainedStudy, tmp_path: Path) -> None:
     run_id = stored_study.run_id(2, "random", "freeze_init", seed=1)
     facts, _ = export_and_read(stored_study, run_id, tmp_path)
     assert facts.keys() >= KEYS
@@ -64,14 +66,14 @@ def test_run_json_has_the_documented_keys(stored_study: Carried, tmp_path: Path)
     assert 0 <= facts["metrics"]["early_stop_test_accuracy"] <= 1
 
 
-def test_dense_run_has_no_step(stored_study: Carried, tmp_path: Path) -> None:
+def test_dense_run_has_no_step(stored_study: TrainedStudy, tmp_path: Path) -> None:
     facts, tensors = export_and_read(stored_study, stored_study.run_id(0), tmp_path)
     assert [facts[key] for key in ("parent", "criterion", "mask1", "mask0", "schedule")] == [None] * 5
     assert facts["prune_rates"] == {}
     assert all(tensors[f"mask.{name}"].all() for name in LAYERS)
 
 
-def test_every_prunable_tensor_has_start_final_and_mask(stored_study: Carried, tmp_path: Path) -> None:
+def test_every_prunable_tensor_has_start_final_and_mask(stored_study: TrainedStudy, tmp_path: Path) -> None:
     _, tensors = export_and_read(stored_study, stored_study.run_id(1), tmp_path)
     for name, shape in LAYERS.items():
         for kind, dtype in (("start", np.float32), ("final", np.float32), ("mask", np.bool_)):
@@ -83,13 +85,13 @@ def test_every_prunable_tensor_has_start_final_and_mask(stored_study: Carried, t
     ]
 
 
-def test_masks_have_the_exact_counts(stored_study: Carried, tmp_path: Path) -> None:
+def test_masks_have_the_exact_counts(stored_study: TrainedStudy, tmp_path: Path) -> None:
     for level, counts in ((1, {"fc1.weight": 256, "fc2.weight": 56}), (2, {"fc1.weight": 128, "fc2.weight": 39})):
         _, tensors = export_and_read(stored_study, stored_study.run_id(level), tmp_path)
         assert {name: int(tensors[f"mask.{name}"].sum()) for name in LAYERS} == counts
 
 
-def test_rewound_ticket_starts_from_the_dense_start_times_its_mask(stored_study: Carried, tmp_path: Path) -> None:
+def test_rewound_ticket_starts_from_the_dense_start_times_its_mask(stored_study: TrainedStudy, tmp_path: Path) -> None:
     _, dense = export_and_read(stored_study, stored_study.run_id(0), tmp_path)
     for level in (1, 2):
         _, ticket = export_and_read(stored_study, stored_study.run_id(level), tmp_path)
@@ -100,7 +102,7 @@ def test_rewound_ticket_starts_from_the_dense_start_times_its_mask(stored_study:
             assert (ticket[f"final.{name}"][mask] != ticket[f"start.{name}"][mask]).any()
 
 
-def test_frozen_values_are_exported(stored_study: Carried, tmp_path: Path) -> None:
+def test_frozen_values_are_exported(stored_study: TrainedStudy, tmp_path: Path) -> None:
     _, dense = export_and_read(stored_study, stored_study.run_id(0), tmp_path)
     _, ticket = export_and_read(stored_study, stored_study.run_id(2, mask0="freeze_init"), tmp_path)
     for name in LAYERS:
@@ -109,7 +111,7 @@ def test_frozen_values_are_exported(stored_study: Carried, tmp_path: Path) -> No
         assert np.array_equal(ticket[f"final.{name}"][~mask], dense[f"start.{name}"][~mask])
 
 
-def test_mask_keeps_the_largest_final_weights(stored_study: Carried, tmp_path: Path) -> None:
+def test_mask_keeps_the_largest_final_weights(stored_study: TrainedStudy, tmp_path: Path) -> None:
     _, dense = export_and_read(stored_study, stored_study.run_id(0), tmp_path)
     _, ticket = export_and_read(stored_study, stored_study.run_id(1), tmp_path)
     for name in LAYERS:
@@ -119,7 +121,7 @@ def test_mask_keeps_the_largest_final_weights(stored_study: Carried, tmp_path: P
 
 def test_schedule_is_one_shot_from_level_2_on(tmp_path: Path) -> None:
     plan = small_plan({"schedule": "one_shot"}, network="fc-8")
-    carry_out(plan, tmp_path / "store")
+    train_plan(plan, tmp_path / "store")
     schedules = []
     for run in plan.runs.values():
         runs.export(run.id, tmp_path / "out", tmp_path / "store")
@@ -127,7 +129,7 @@ def test_schedule_is_one_shot_from_level_2_on(tmp_path: Path) -> None:
     assert schedules == [None, "iterative", "one_shot"]
 
 
-def test_second_export_replaces_its_two_files_only(stored_study: Carried, tmp_path: Path) -> None:
+def test_second_export_replaces_its_two_files_only(stored_study: TrainedStudy, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     export_and_read(stored_study, stored_study.run_id(0), tmp_path)
     facts, _ = export_and_read(stored_study, stored_study.run_id(1), tmp_path)
@@ -135,7 +137,7 @@ def test_second_export_replaces_its_two_files_only(stored_study: Carried, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "run.json", "tensors.safetensors"]
 
 
-def test_id_may_be_a_prefix_in_upper_case(stored_study: Carried, tmp_path: Path) -> None:
+def test_id_may_be_a_prefix_in_upper_case(stored_study: TrainedStudy, tmp_path: Path) -> None:
     run_id = stored_study.run_id(1)
     facts, _ = export_and_read(stored_study, run_id[:12].upper(), tmp_path)
     assert facts["id"] == run_id
@@ -145,13 +147,13 @@ def test_id_may_be_a_prefix_in_upper_case(stored_study: Carried, tmp_path: Path)
     ("prefix", "message"),
     [("zzzz", "no run in"), ("", "no run in"), ("../../etc", "no run in"), ("0123456789abcdef" * 2, "no run in")],
 )
-def test_unknown_run_is_refused(stored_study: Carried, tmp_path: Path, prefix: str, message: str) -> None:
+def test_unknown_run_is_refused(stored_study: TrainedStudy, tmp_path: Path, prefix: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         runs.export(prefix, tmp_path / "out", stored_study.store)
     assert not (tmp_path / "out").exists()
 
 
-def test_ambiguous_prefix_lists_the_matching_runs(stored_study: Carried, tmp_path: Path) -> None:
+def test_ambiguous_prefix_lists_the_matching_runs(stored_study: TrainedStudy, tmp_path: Path) -> None:
     ids = sorted(stored_study.plan.runs)
     first = next(a[0] for a, b in pairwise(ids) if a[0] == b[0])
     meant = [run_id for run_id in ids if run_id.startswith(first)]
@@ -159,7 +161,7 @@ def test_ambiguous_prefix_lists_the_matching_runs(stored_study: Carried, tmp_pat
         runs.export(first, tmp_path, stored_study.store)
 
 
-def test_file_in_place_of_the_folder_is_refused_and_kept(stored_study: Carried, tmp_path: Path) -> None:
+def test_file_in_place_of_the_folder_is_refused_and_kept(stored_study: TrainedStudy, tmp_path: Path) -> None:
     file = tmp_path / "notes"
     file.write_text("mine")
     for folder in (file, file / "below"):
@@ -169,7 +171,7 @@ def test_file_in_place_of_the_folder_is_refused_and_kept(stored_study: Carried, 
 
 
 def test_full_disk_is_a_system_failure_and_keeps_the_files(
-    stored_study: Carried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stored_study: TrainedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_and_read(stored_study, stored_study.run_id(0), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -194,18 +196,18 @@ def test_full_disk_is_a_system_failure_and_keeps_the_files(
 
 
 def test_dropped_weights_and_diverged_runs_cannot_be_exported(tmp_path: Path) -> None:
-    masks = carried_out(tmp_path, keep="masks")
+    masks = train_study(tmp_path, keep="masks")
     with pytest.raises(UserError, match=r"weights of run .* were dropped \(--keep\)"):
         runs.export(masks.run_id(2), tmp_path / "out", masks.store)
     diverging = small_plan(network="fc-8", lr=1e30)
-    carry_out(diverging, tmp_path / "diverged")
+    train_plan(diverging, tmp_path / "diverged")
     with pytest.raises(UserError, match="diverged at iteration"):
         runs.export(next(iter(diverging.runs)), tmp_path / "out", tmp_path / "diverged")
     assert not (tmp_path / "out").exists()
 
 
 def test_damage_is_detected_before_anything_is_written(tmp_path: Path) -> None:
-    damaged = carried_out(tmp_path)
+    damaged = train_study(tmp_path)
     run_id = damaged.run_id(1)
     weights = damaged.store / "runs" / run_id[:2] / run_id / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
@@ -217,7 +219,7 @@ def test_damage_is_detected_before_anything_is_written(tmp_path: Path) -> None:
 def test_points_rescaling_and_global_rates_are_in_run_json(tmp_path: Path) -> None:
     treatment = {"rewind_to": 3, "w_final": "lowest_validation_loss", "rescaled": True, "scope": "global"}
     plan = small_plan(treatment, levels=1)
-    carry_out(plan, tmp_path / "store")
+    train_plan(plan, tmp_path / "store")
     run = next(run for run in plan.runs.values() if run.level)
     runs.export(run.id, tmp_path / "out", tmp_path / "store")
     facts = json.loads((tmp_path / "out" / "run.json").read_text())

@@ -315,7 +315,7 @@ def test_names_that_look_like_prefixes_are_names() -> None:
 
 
 def test_the_example_runs(tmp_path: Path) -> None:
-    example = Path(__file__).parents[2] / "examples" / "hold_pruned_weights.py"
+    example = Path(__file__).parents[2] / "examples" / "training_loops" / "hold_pruned_weights.py"
     ended = subprocess.run([sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     dense, sparse, moved = ended.stdout.splitlines()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.small_studies import carry_out, small_plan
+from helpers.small_studies import small_plan, train_plan
 from helpers.ticket_runs import TREATMENTS, Runs, decode_independently, ticket_runs
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -190,7 +190,7 @@ def test_foreign_module_in_another_process_has_the_stored_accuracy(
 
 def test_untrained_ticket_can_be_packed_after_weights_were_dropped(tmp_path: Path) -> None:
     plan = small_plan({"criterion": "large_final"}, network="fc-8")
-    carry_out(plan, tmp_path, keep="masks")
+    train_plan(plan, tmp_path, keep="masks")
     store, run_id = Store(tmp_path), list(plan.runs)[-1]
     with pytest.raises(UserError, match=r"were dropped \(--keep\).*--weights start"):
         pack_run(store, run_id)
@@ -199,7 +199,7 @@ def test_untrained_ticket_can_be_packed_after_weights_were_dropped(tmp_path: Pat
 
 def test_final_weights_of_a_diverged_run_cannot_be_packed(tmp_path: Path) -> None:
     plan = small_plan(network="fc-8", lr=1e30)
-    carry_out(plan, tmp_path)
+    train_plan(plan, tmp_path)
     run_id = next(iter(plan.runs))
     with pytest.raises(UserError, match="diverged at iteration"):
         pack_run(Store(tmp_path), run_id)

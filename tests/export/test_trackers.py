@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import sqlalchemy.event
 from helpers.command_line import call, refused
-from helpers.small_studies import carry_out, small_plan
-from helpers.stored_study import RUNS, TEXT, Carried, carried_out, written
+from helpers.small_studies import small_plan, train_plan
+from helpers.stored_study import RUNS, TEXT, TrainedStudy, train_study, write_study
 from helpers.tracker_readers import READERS, TrackedRun
 
 import supermask
@@ -52,8 +52,8 @@ NUMERIC_PARAMS |= {f"prune_rate_{kind}" for kind in ("conv", "hidden", "output",
 
 
 @pytest.fixture(scope="module")
-def stored_study(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("trackers"))
+def stored_study(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("trackers"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,7 +69,7 @@ def disable_sqlite_sync() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def sent(stored_study: Carried, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def sent(stored_study: TrainedStudy, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Export the study to every tracker: tracker -> folder."""
     out = tmp_path_factory.mktemp("sent")
     for tracker in TRACKERS:
@@ -92,9 +92,11 @@ def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", connect_locally)
 
 
-def expected(stored_study: Carried) -> dict[str, tuple[Row, LearningCurve]]:
-    tracked, _ = plan_rows(stored_study.plan, stored_study.opened())
-    return {str(row["id"]): (row, decode_curve(stored_study.opened().read(str(row["id"])).tensors)) for row in tracked}
+def expected(stored_study: TrainedStudy) -> dict[str, tuple[Row, LearningCurve]]:
+    tracked, _ = plan_rows(stored_study.plan, stored_study.open_store())
+    return {
+        str(row["id"]): (row, decode_curve(stored_study.open_store().read(str(row["id"])).tensors)) for row in tracked
+    }
 
 
 def check_tracked(tracker: str, tracked: TrackedRun, run: TrackerRun) -> None:
@@ -116,7 +118,7 @@ def test_every_number_is_a_param_or_a_metric() -> None:
     assert numbers - set(METRICS) == NUMERIC_PARAMS
 
 
-def test_conversion_of_a_run(stored_study: Carried) -> None:
+def test_conversion_of_a_run(stored_study: TrainedStudy) -> None:
     row, curve = expected(stored_study)[stored_study.run_id(2)]
     run = to_tracker_run(row, curve, 1_000.0)
     assert run.name == "large_final + zero, level 2, seed 0"
@@ -130,15 +132,17 @@ def test_conversion_of_a_run(stored_study: Carried) -> None:
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)
-def test_every_run_is_read_back(tracker: str, stored_study: Carried, sent: dict[str, Path]) -> None:
+def test_every_run_is_read_back(tracker: str, stored_study: TrainedStudy, sent: dict[str, Path]) -> None:
     tracked = READERS[tracker](sent[tracker])
     wanted = expected(stored_study)
     assert tracked.keys() == wanted.keys()
     for run_id, (row, curve) in wanted.items():
-        check_tracked(tracker, tracked[run_id], to_tracker_run(row, curve, stored_study.opened().committed_at(run_id)))
+        check_tracked(
+            tracker, tracked[run_id], to_tracker_run(row, curve, stored_study.open_store().committed_at(run_id))
+        )
 
 
-def test_every_run_of_the_store_is_sent_without_a_study(stored_study: Carried, tmp_path: Path) -> None:
+def test_every_run_of_the_store_is_sent_without_a_study(stored_study: TrainedStudy, tmp_path: Path) -> None:
     summary = export_tracker("tensorboard", (), (), stored_study.store, tmp_path / "out")
     assert summary.sent == RUNS
     tracked = READERS["tensorboard"](tmp_path / "out")[stored_study.run_id(1)]
@@ -146,8 +150,8 @@ def test_every_run_of_the_store_is_sent_without_a_study(stored_study: Carried, t
     assert "study" not in tracked.params
 
 
-def test_run_of_two_studies_is_sent_once_with_both_names(stored_study: Carried, tmp_path: Path) -> None:
-    other = written(tmp_path, "other.yaml", TEXT.replace("[zero, freeze_init]", "zero"))
+def test_run_of_two_studies_is_sent_once_with_both_names(stored_study: TrainedStudy, tmp_path: Path) -> None:
+    other = write_study(tmp_path, "other.yaml", TEXT.replace("[zero, freeze_init]", "zero"))
     studies = [str(stored_study.study), str(other), str(stored_study.study)]
     assert export_tracker("tensorboard", studies, (), stored_study.store, tmp_path / "out").sent == RUNS
     tracked = READERS["tensorboard"](tmp_path / "out")
@@ -158,13 +162,13 @@ def test_run_of_two_studies_is_sent_once_with_both_names(stored_study: Carried, 
 
 def test_only_finished_runs_are_sent(tmp_path: Path) -> None:
     plan = small_plan({"criterion": "large_final"}, levels=1, lr=1e30)
-    carry_out(plan, tmp_path / "store")
+    train_plan(plan, tmp_path / "store")
     summary = export_tracker("tensorboard", (), (), tmp_path / "store", tmp_path / "out")
     assert summary.sent == 0
     assert summary.left_out == {"diverged": 1}
 
 
-def test_damaged_run_is_reported_and_not_sent(stored_study: Carried, tmp_path: Path) -> None:
+def test_damaged_run_is_reported_and_not_sent(stored_study: TrainedStudy, tmp_path: Path) -> None:
     shutil.copytree(stored_study.store, tmp_path / "store")
     ids = [stored_study.run_id(1), stored_study.run_id(2)]
     for run_id, name in zip(ids, ("run.json", "tensors.safetensors"), strict=True):
@@ -185,7 +189,7 @@ def files(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)
-def test_second_export_changes_nothing(tracker: str, stored_study: Carried, sent: dict[str, Path]) -> None:
+def test_second_export_changes_nothing(tracker: str, stored_study: TrainedStudy, sent: dict[str, Path]) -> None:
     before = files(sent[tracker])
     summary = export_tracker(tracker, [str(stored_study.study)], (), stored_study.store, sent[tracker])
     # The second export has other labels for the same runs.
@@ -221,7 +225,9 @@ export_tracker(tracker, (), (), Path(store), Path(out))
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)
-def test_killed_export_is_completed(tracker: str, stored_study: Carried, sent: dict[str, Path], tmp_path: Path) -> None:
+def test_killed_export_is_completed(
+    tracker: str, stored_study: TrainedStudy, sent: dict[str, Path], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-c", PROGRAM, tracker, *LAST_CALLS[tracker], str(stored_study.store), str(out)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == -9
@@ -234,7 +240,7 @@ def test_killed_export_is_completed(tracker: str, stored_study: Carried, sent: d
     assert not [path for path in out.rglob("*") if "partial" in path.name]
 
 
-def test_concurrent_export_is_refused(stored_study: Carried, tmp_path: Path) -> None:
+def test_concurrent_export_is_refused(stored_study: TrainedStudy, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with (tmp_path / "out" / send.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -248,7 +254,9 @@ HOSTILE = ["<script>alert(1)</script>", "../../up", "\u202eevil", "a\nb\x00\x1b[
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)
-def test_hostile_names_are_kept_and_never_become_paths(tracker: str, stored_study: Carried, tmp_path: Path) -> None:
+def test_hostile_names_are_kept_and_never_become_paths(
+    tracker: str, stored_study: TrainedStudy, tmp_path: Path
+) -> None:
     row, curve = expected(stored_study)[stored_study.run_id(1)]
     runs = [
         to_tracker_run({**row, "id": f"{place:032x}", "treatment": name, "study": name}, curve, 1e9)
@@ -269,7 +277,9 @@ def test_hostile_names_are_kept_and_never_become_paths(tracker: str, stored_stud
         assert run.name.endswith(", level 1, seed 0") and len(run.name) <= MAX_NAME and run.name.isprintable()
 
 
-def test_wandb_ignores_the_environment(stored_study: Carried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_ignores_the_environment(
+    stored_study: TrainedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = {"WANDB_MODE": "online", "WANDB_RUN_ID": "x", "WANDB_PROJECT": "y", "WANDB_DIR": str(tmp_path / "z")}
     for name, value in arguments.items():
         monkeypatch.setenv(name, value)
@@ -281,7 +291,7 @@ def test_wandb_ignores_the_environment(stored_study: Carried, tmp_path: Path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_mlflow_refuses_folders_with_special_characters(stored_study: Carried, tmp_path: Path) -> None:
+def test_mlflow_refuses_folders_with_special_characters(stored_study: TrainedStudy, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot use a folder with # in its name"):
         export_tracker("mlflow", (), (), stored_study.store, tmp_path / "a#b")
 
@@ -290,7 +300,7 @@ def test_mlflow_refuses_folders_with_special_characters(stored_study: Carried, t
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)
-def test_missing_extra_is_reported(tracker: str, stored_study: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_reported(tracker: str, stored_study: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(send, "find_spec", lambda name: None)
     message = refused(call("export-tracker", tracker, "--store", stored_study.store))
     assert f"pip install 'supermask[{tracker}]'" in message
@@ -298,7 +308,7 @@ def test_missing_extra_is_reported(tracker: str, stored_study: Carried, monkeypa
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)
-def test_command_prints_a_summary(tracker: str, stored_study: Carried, sent: dict[str, Path]) -> None:
+def test_command_prints_a_summary(tracker: str, stored_study: TrainedStudy, sent: dict[str, Path]) -> None:
     arguments = ["export-tracker", tracker, *stored_study.args, "scale=more", "--out", sent[tracker]]
     status, out, err = call(*arguments)
     assert (status, err) == (0, "")
@@ -308,7 +318,7 @@ def test_command_prints_a_summary(tracker: str, stored_study: Carried, sent: dic
     assert lines[2] == f"  {trackers.view_command(tracker, sent[tracker])}"
 
 
-def test_invalid_arguments_are_refused(stored_study: Carried, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(stored_study: TrainedStudy, tmp_path: Path) -> None:
     arguments = ["export-tracker", "tensorboard", "--store", stored_study.store]
     assert "'seeds=1' is a setting of a study: name the study too" in refused(call(*arguments, "seeds=1"))
     assert "did you mean 'mask-criteria'?" in refused(call(*arguments, "mask-criteri"))
@@ -318,7 +328,7 @@ def test_invalid_arguments_are_refused(stored_study: Carried, tmp_path: Path) ->
         supermask.export_tracker("tensorbord")
 
 
-def test_long_export_prints_progress(stored_study: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_export_prints_progress(stored_study: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("supermask.cli.trackers.PROGRESS_INTERVAL", 0.0)
     _, _, err = call("export-tracker", "tensorboard", *stored_study.args, "--out", "out")
     lines = err.splitlines()

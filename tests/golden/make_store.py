@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from helpers.small_studies import carry_out
+from helpers.small_studies import train_plan
 
 from supermask.execution.checkpoints import TaskInterrupted
 from supermask.execution.tasks import Task, WorkerConfig
@@ -65,15 +65,15 @@ def make_store(folder: Path) -> None:
     """Train and store every kind of run, a snapshot of every kind, a checkpoint, a conflict and a note."""
     study = golden_study()
     plan = make_plan(study)
-    carry_out(plan, folder, engine="auto")
+    train_plan(plan, folder, engine="auto")
     store = Store(folder)
     note = {"name": "golden", "study": study.as_data()}
     StatusNotes(folder).write("studies", note_id(note), note)
-    carry_out(make_plan(golden_study(treatments=USER_TREATMENTS)), folder, engine="auto")
+    train_plan(make_plan(golden_study(treatments=USER_TREATMENTS)), folder, engine="auto")
     lost = {"method": "signed", "lr": 1e38, "multiplier": 1000.0, "weight_decay": 0.1}
     refused = golden_study(treatments=[{"name": "lost", "supermask": lost, "levels": 1, "trained": False}])
-    carry_out(make_plan(refused), folder, engine="auto")
-    carry_out(make_plan(golden_study(treatments=TREATMENTS[:1], lr=1e30)), folder)
+    train_plan(make_plan(refused), folder, engine="auto")
+    train_plan(make_plan(golden_study(treatments=TREATMENTS[:1], lr=1e30)), folder)
     last = [m.run_id for m in plan.treatment_runs if m.treatment == "at once"][-1]
     store.drop_weights(last)
     unfinished = make_plan(golden_study(treatments=TREATMENTS[:1], seeds=[1]))

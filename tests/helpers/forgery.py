@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers.stored_study import Carried
+from helpers.stored_study import TrainedStudy
 from supermask.api import runs
 from supermask.store.files.entry import Entry, RunFacts, Tensors, encode_entry
 from supermask.store.files.store import EntryStore
@@ -26,27 +26,27 @@ def folder_of(store: Path, run_id: str) -> Path:
     return store / "runs" / run_id[:2] / run_id
 
 
-def forge(carried: Carried, run_id: str, change: Change, relink: bool = True) -> None:
+def forge(trained: TrainedStudy, run_id: str, change: Change, relink: bool = True) -> None:
     """Change a stored run and reseal it: every hash is right. `relink`: also in what its children record of it."""
-    store = carried.opened()
+    store = trained.open_store()
     entry = store.read(run_id)
     assert entry.weights is not None
     facts, tensors, weights = entry.facts, dict(entry.tensors), dict(entry.weights)
     change(facts, tensors, weights)
-    _write(carried, run_id, Entry(facts, tensors, weights))
+    _write(trained, run_id, Entry(facts, tensors, weights))
     if not relink:
         return
-    sealed = EntryStore(carried.store)
+    sealed = EntryStore(trained.store)
     for child in store.run_ids() - {run_id}:
         stored = sealed.facts(child)
         if stored["parent"] == run_id:
             child_entry = sealed.read(child)
             if "parent_content" in stored and child_entry.weights is not None:
                 stored["parent_content"] = sealed.tensor_hashes(run_id)
-                _write(carried, child, Entry(stored, child_entry.tensors, child_entry.weights))
+                _write(trained, child, Entry(stored, child_entry.tensors, child_entry.weights))
 
 
-def _write(carried: Carried, run_id: str, entry: Entry) -> None:
+def _write(trained: TrainedStudy, run_id: str, entry: Entry) -> None:
     files = encode_entry("run", run_id, entry.facts, {"tensors": entry.tensors, "weights": entry.weights or {}})
     for name, data in files.items():
-        (folder_of(carried.store, run_id) / name).write_bytes(data)
+        (folder_of(trained.store, run_id) / name).write_bytes(data)

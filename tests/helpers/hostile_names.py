@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from helpers.small_studies import carry_out
+from helpers.small_studies import train_plan
 from supermask.study import study_from_dict
 from supermask.study.plan import Plan, make_plan
 
@@ -23,7 +23,7 @@ TREATMENTS: dict[str, dict[str, Any]] = {
 NAMES = list(TREATMENTS)
 
 
-def carried_out_hostile(store: Path, name: str, title: str) -> Plan:
+def train_hostile_study(store: Path, name: str, title: str) -> Plan:
     """Train one pruned level of each treatment with two seeds into the store and return the plan."""
     data = {
         "title": title,
@@ -35,5 +35,5 @@ def carried_out_hostile(store: Path, name: str, title: str) -> Plan:
         "reference": {"name": SCRIPT},
     }
     plan = make_plan(study_from_dict(data, name=name))
-    carry_out(plan, store)
+    train_plan(plan, store)
     return plan

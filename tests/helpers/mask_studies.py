@@ -1,4 +1,4 @@
-"""Studies of masks that are learned in no time, carried out in this process."""
+"""Studies of masks that are learned in no time, plan_run out in this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from helpers.small_studies import carry_out, small_plan
+from helpers.small_studies import small_plan, train_plan
 from supermask.core.types import InitialState
 from supermask.datasets import load
 from supermask.datasets.images import split_data
@@ -72,9 +72,9 @@ def mask_plan(*treatments: dict[str, Any], **changes: Any) -> Plan:
 
 
 def done(store: Path, *treatments: dict[str, Any], **changes: Any) -> Done:
-    """Carried out by the engines that `auto` takes."""
+    """PlanRun out by the engines that `auto` takes."""
     plan = mask_plan(*treatments, **changes)
-    carry_out(plan, store, engine="auto")
+    train_plan(plan, store, engine="auto")
     return Done(plan, store)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from helpers.stored_study import Carried
+from helpers.stored_study import TrainedStudy
 from supermask.serve.app import make_app
 from supermask.store.files.notes import StatusNotes, note_id
 from supermask.study.plan import Plan
@@ -89,6 +89,6 @@ def note_curve(store: Path, run_id: str, points: int = 4, of: int = 12) -> None:
     StatusNotes(store).write("curves", run_id, note)
 
 
-def files(carried: Carried) -> set[str]:
+def files(trained: TrainedStudy) -> set[str]:
     """Return every file of a store with its modification time, to check that nothing was written."""
-    return {f"{path} {path.stat().st_mtime_ns}" for path in carried.store.rglob("*")}
+    return {f"{path} {path.stat().st_mtime_ns}" for path in trained.store.rglob("*")}

@@ -44,7 +44,7 @@ PLACES = {"prune": Prune.model_fields, "train": Train.model_fields}
 
 
 @dataclass
-class Carried:
+class PlanRun:
     """A plan that was executed in this process: its last scheduler, and every task with its result."""
 
     schedule: Scheduler
@@ -56,35 +56,35 @@ class Carried:
         return [task.run.id for task, result in self.ended if not task.replay and result.status != "not_started"]
 
     @property
-    def retraced(self) -> dict[str, frozenset[Snapshot]]:
+    def replayed(self) -> dict[str, frozenset[Snapshot]]:
         """Ids of the replayed runs, and the snapshots they were replayed for."""
         return {task.run.id: task.snapshots for task, _ in self.ended if task.replay}
 
 
-def carry_out(
+def train_plan(
     plan: Plan,
     store: Path,
     keep: KeepPolicy = "all",
     worker: Worker | None = None,
     before: Callable[[Scheduler, Task], None] = lambda schedule, task: None,
     **site: Any,
-) -> Carried:
+) -> PlanRun:
     """Execute every task in sequence, as a worker process would."""
     worker = worker or Worker(WorkerConfig(store, **site))
-    carried = Carried(Scheduler(plan, worker.store))
-    carried.schedule.drop_unneeded(keep)
-    while carried.schedule.tasks_left:
-        task = carried.schedule.take()
+    plan_run = PlanRun(Scheduler(plan, worker.store))
+    plan_run.schedule.drop_unneeded(keep)
+    while plan_run.schedule.tasks_left:
+        task = plan_run.schedule.take()
         assert task is not None
-        before(carried.schedule, task)
+        before(plan_run.schedule, task)
         result = worker.run_task(task)
-        carried.ended.append((task, result))
+        plan_run.ended.append((task, result))
         if result.status == "not_started":
-            carried.schedule = Scheduler(plan, worker.store, [*carried.schedule.damaged, result.message])
+            plan_run.schedule = Scheduler(plan, worker.store, [*plan_run.schedule.damaged, result.message])
         else:
-            carried.schedule.finish(task, result)
-            carried.schedule.drop_unneeded(keep, task.run)
-    return carried
+            plan_run.schedule.finish(task, result)
+            plan_run.schedule.drop_unneeded(keep, task.run)
+    return plan_run
 
 
 def contents(store: Path | Store) -> dict[str, dict[str, str]]:

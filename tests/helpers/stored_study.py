@@ -1,4 +1,4 @@
-"""A small study file, and a store in which it was carried out: what the tests of the command line read."""
+"""A small study file, and a store in which it was trained out: what the tests of the command line read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from helpers.small_studies import carry_out
+from helpers.small_studies import train_plan
 from supermask.execution.scheduler import KeepPolicy
 from supermask.store import Store
 from supermask.study import load_study
@@ -33,7 +33,7 @@ RUNS = 18
 
 
 @dataclass(frozen=True)
-class Carried:
+class TrainedStudy:
     """Where the study is, and where its runs are."""
 
     study: Path
@@ -52,27 +52,27 @@ class Carried:
             m.run_id for m in self.plan.treatment_runs if (m.treatment, m.seed, m.level) == (label, seed, level)
         )
 
-    def opened(self) -> Store:
+    def open_store(self) -> Store:
         """The store."""
         return Store(self.store)
 
 
-def written(folder: Path, name: str = "small.yaml", text: str = TEXT) -> Path:
+def write_study(folder: Path, name: str = "small.yaml", text: str = TEXT) -> Path:
     """The study's file."""
     path = folder / name
     path.write_text(text)
     return path
 
 
-def carried_out(folder: Path, keep: KeepPolicy = "all", text: str = TEXT) -> Carried:
+def train_study(folder: Path, keep: KeepPolicy = "all", text: str = TEXT) -> TrainedStudy:
     """The study with every run in a store of its own; of the usual study a copy of `trained_store`."""
-    study = written(folder, text=text)
+    study = write_study(folder, text=text)
     plan = make_plan(load_study(study))
     if (keep, text) == ("all", TEXT):
         shutil.copytree(trained_store(), folder / "store", copy_function=shutil.copyfile)
     else:
-        carry_out(plan, folder / "store", keep)
-    return Carried(study, folder / "store", plan)
+        train_plan(plan, folder / "store", keep)
+    return TrainedStudy(study, folder / "store", plan)
 
 
 @cache
@@ -80,7 +80,7 @@ def trained_store() -> Path:
     """Read-only store of the study's 18 runs, trained once per test process."""
     folder = Path(os.environ["SUPERMASK_CACHE"]) / "stored-study"
     folder.mkdir(parents=True)
-    carry_out(make_plan(load_study(written(folder))), folder / "store")
+    train_plan(make_plan(load_study(write_study(folder))), folder / "store")
     for path in folder.rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
     return folder / "store"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from helpers.small_studies import carry_out, small_plan
+from helpers.small_studies import small_plan, train_plan
 from supermask.export.tickets.container import canonical_json, read_header, read_tensors, to_bytes
 from supermask.networks.sequential import architecture, initial_state
 from supermask.store import Store
@@ -62,7 +62,7 @@ def ticket_runs(folder: Path) -> Runs:
     """Train every run for 83 iterations."""
     treatments = ({"criterion": "large_final", **changes} for changes in TREATMENTS.values())
     plan = small_plan(*treatments, epochs=4, lr=5e-3, evaluate_every=20)
-    carry_out(plan, folder / "store")
+    train_plan(plan, folder / "store")
     return Runs(folder / "store", plan)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_studies import carry_out, small_plan
+from helpers.small_studies import small_plan, train_plan
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
@@ -419,7 +419,7 @@ def test_a_study_with_the_treatments_of_table_one_has_its_figure(tmp_path: Path)
     rows, _ = plan_rows(plan, store)
     with pytest.raises(UserError, match="run the study first"):
         study_figures(plan, rows, store)
-    assert carry_out(plan, tmp_path).schedule.tasks_left == 0
+    assert train_plan(plan, tmp_path).schedule.tasks_left == 0
     rows, _ = plan_rows(plan, store)
     drawn = study_figures(plan, rows, store)
     trained = ["accuracy", "early-stop", "differences", "overview", "ranking", "weight-changes"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers.command_line import call
-from helpers.stored_study import Carried, carried_out
+from helpers.stored_study import TrainedStudy, train_study
 from matplotlib.figure import Figure
 
 from supermask.api import runs
@@ -277,13 +277,13 @@ def test_latex_compiles_where_latex_is_installed(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("options"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("options"))
 
 
-def test_only_the_requested_figures_and_treatments_are_drawn(carried: Carried) -> None:
-    plan, rows, _ = runs.study_rows(str(carried.study), store=carried.store)
-    store = carried.opened()
+def test_only_the_requested_figures_and_treatments_are_drawn(trained: TrainedStudy) -> None:
+    plan, rows, _ = runs.study_rows(str(trained.study), store=trained.store)
+    store = trained.open_store()
     whole = study_figures(plan, rows, store)
     assert list(study_figures(plan, rows, store, only=["overview", "accuracy"])) == ["accuracy", "overview"]
     drawn = study_figures(plan, rows, store, treatments=["random + zero"])["accuracy"]
@@ -306,8 +306,8 @@ def test_labels_with_commas_are_split() -> None:
     assert split_labels("", labels) == split_labels(" , ", labels) == []
 
 
-def test_the_command_takes_the_options(carried: Carried, tmp_path: Path) -> None:
-    args = [*carried.args, "--out", str(tmp_path), "--only", "accuracy", "--format", "pdf,tex", "--width", "5.5in"]
+def test_the_command_takes_the_options(trained: TrainedStudy, tmp_path: Path) -> None:
+    args = [*trained.args, "--out", str(tmp_path), "--only", "accuracy", "--format", "pdf,tex", "--width", "5.5in"]
     printed = call("figure", *args, "--no-title", "--no-caption", "--axis", "linear", "--style", "paper")
     assert printed.status == 0, printed.err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -320,12 +320,12 @@ def test_the_command_takes_the_options(carried: Carried, tmp_path: Path) -> None
         (["--only", "x"], "is not a figure"),
         (["--treatments", "x"], "has no treatment"),
     ):
-        refused = call("figure", *carried.args, "--out", str(tmp_path), *option)
+        refused = call("figure", *trained.args, "--out", str(tmp_path), *option)
         assert refused.status == 2 and message in " ".join(refused.err.split())
 
 
-def test_the_table_command_writes_latex_and_markdown(carried: Carried) -> None:
-    latex = call("table", *carried.args, "--format", "latex").out
+def test_the_table_command_writes_latex_and_markdown(trained: TrainedStudy) -> None:
+    latex = call("table", *trained.args, "--format", "latex").out
     assert latex.count(r"\\") == 1 + 18 and "large\\_final + zero & 1 & 0 & finished" in latex
-    markdown = call("table", *carried.args, "--format", "markdown").out
+    markdown = call("table", *trained.args, "--format", "markdown").out
     assert len(markdown.splitlines()) == 2 + 18

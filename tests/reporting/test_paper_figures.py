@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from helpers.stored_study import carried_out
+from helpers.stored_study import train_study
 from scipy import stats as scipy_stats
 
 from supermask.analysis.summary import summarize
@@ -220,6 +220,6 @@ def test_a_study_of_ones_own_has_no_figure_of_the_paper(tmp_path: Path) -> None:
     from supermask.reporting.figures.catalog import study_figures
     from supermask.store.rows import plan_rows
 
-    made = carried_out(tmp_path)
-    drawn = study_figures(made.plan, plan_rows(made.plan, made.opened())[0], made.opened())
+    made = train_study(tmp_path)
+    drawn = study_figures(made.plan, plan_rows(made.plan, made.open_store())[0], made.open_store())
     assert not [name for name in drawn if name.startswith("figure-") or name == "criteria"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from helpers.command_line import call
 from helpers.report_page import Element, read, rows_of
-from helpers.small_studies import carry_out, small_plan
-from helpers.stored_study import TEXT, Carried, carried_out, written
+from helpers.small_studies import small_plan, train_plan
+from helpers.stored_study import TEXT, TrainedStudy, train_study, write_study
 
 from supermask.analysis.claims import evaluate_claims
 from supermask.analysis.claims.formats import claim_notices
@@ -34,18 +34,18 @@ claims:
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
     """Four seeds, and a claim."""
-    return carried_out(tmp_path_factory.mktemp("notices"), text=TEXT.replace("seeds: 2", "seeds: 4") + CLAIM)
+    return train_study(tmp_path_factory.mktemp("notices"), text=TEXT.replace("seeds: 2", "seeds: 4") + CLAIM)
 
 
-def make_report(carried: Carried, rows: list[Row]) -> Report:
-    claims = evaluate_claims([(carried.plan.study, rows)])
-    return build_report([(carried.plan, rows, [])], claims, carried.opened(), "")
+def make_report(trained: TrainedStudy, rows: list[Row]) -> Report:
+    claims = evaluate_claims([(trained.plan.study, rows)])
+    return build_report([(trained.plan, rows, [])], claims, trained.open_store(), "")
 
 
-def rows_in(carried: Carried) -> list[Row]:
-    return runs.study_rows(str(carried.study), store=carried.store)[1]
+def rows_in(trained: TrainedStudy) -> list[Row]:
+    return runs.study_rows(str(trained.study), store=trained.store)[1]
 
 
 def section(report: Report, name: str) -> Element:
@@ -63,21 +63,21 @@ def test_only_digits_are_a_demonstration() -> None:
     assert facts.training_images + facts.test_images == 1797 and facts.image_shape == (1, 8, 8)
 
 
-def test_the_demonstration_notice_is_on_top_of_report_and_command_output(carried: Carried, tmp_path: Path) -> None:
-    top = section(make_report(carried, rows_in(carried)), "summary")
+def test_the_demonstration_notice_is_on_top_of_report_and_command_output(trained: TrainedStudy, tmp_path: Path) -> None:
+    top = section(make_report(trained, rows_in(trained)), "summary")
     assert [each.text for each in top.all("p")][:1] == [
         "A demonstration: no verdicts. 1 study of fc-8 on digits; n = 4 seeds; 36 runs."
     ]
     assert [each.text for each in top.all("p")][1].startswith(DEMONSTRATION)
     assert top.all("li") == []
-    text = call("claims", *carried.args)
+    text = call("claims", *trained.args)
     assert text.out.startswith(DEMONSTRATION) and text.err == ""
-    printed = call("claims", *carried.args, "--format", "json")
+    printed = call("claims", *trained.args, "--format", "json")
     assert DEMONSTRATION in printed.err
     assert json.loads(printed.out)[0]["dataset"] == "digits"
     for given in ("text", "markdown", "csv", "json"):
-        check_no_verdict(call("claims", *carried.args, "--format", given).out)
-    result = call("report", *carried.args, "--out", str(tmp_path / "r.html"))
+        check_no_verdict(call("claims", *trained.args, "--format", given).out)
+    result = call("report", *trained.args, "--out", str(tmp_path / "r.html"))
     assert result.out.count(DEMONSTRATION) == 1
 
 
@@ -92,8 +92,8 @@ def test_reproduce_prints_the_demonstration_notice(tmp_path: Path) -> None:
     check_no_verdict(page.text)
 
 
-def test_a_demonstration_shows_its_figures_first_and_no_verdict(carried: Carried) -> None:
-    report = make_report(carried, rows_in(carried))
+def test_a_demonstration_shows_its_figures_first_and_no_verdict(trained: TrainedStudy) -> None:
+    report = make_report(trained, rows_in(trained))
     assert list(sections(report)) == ["summary", "study-small", "claims", "provenance"]
     assert report.is_demonstration and set(report.verdicts.values()) == {0}
     page = read(render_report(report))
@@ -102,7 +102,7 @@ def test_a_demonstration_shows_its_figures_first_and_no_verdict(carried: Carried
     assert article.all("h3")[0].text == "· no verdict It is so."
     links = [each.attributes["href"] for each in page.all("nav")[0].all("a")]
     assert links == ["#summary", "#study-small", "#claims", "#provenance"]
-    drawn = call("figure", *carried.args, "--only", "accuracy", "--format", "md", "--out", str(carried.store.parent))
+    drawn = call("figure", *trained.args, "--only", "accuracy", "--format", "md", "--out", str(trained.store.parent))
     check_no_verdict(drawn.out)
     for plot in report.studies[0].plots:
         if plot.name not in ("accuracy", "overview", "ranking", "early-stop"):
@@ -115,10 +115,10 @@ def check_no_verdict(text: str) -> None:
     assert not re.search(r"(?<!un)supported|contradicted|not enough data|holds", text)
 
 
-def test_the_note_on_the_data_is_on_top_once(carried: Carried) -> None:
+def test_the_note_on_the_data_is_on_top_once(trained: TrainedStudy) -> None:
     note = "images decoded from JPEG: pixels differ from the original's."
-    rows = [{**row, "dataset": "cifar10", "data_note": note} for row in rows_in(carried)]
-    report = make_report(carried, rows)
+    rows = [{**row, "dataset": "cifar10", "data_note": note} for row in rows_in(trained)]
+    report = make_report(trained, rows)
     said = [each.text for each in section(report, "summary").all("p")]
     assert said.count(f"Data: {note}") == 1
     assert f"Data: {note}" in claim_notices(report.claims)
@@ -131,7 +131,7 @@ def test_the_note_on_the_data_is_on_top_once(carried: Carried) -> None:
 def test_a_study_whose_dense_runs_all_diverge(tmp_path: Path) -> None:
     """The learning rate is too high: every dense run diverges, and no other run can start."""
     plan = small_plan({"criterion": "large_final"}, {"criterion": "random"}, lr=3e37, optimizer="sgd", seeds=3)
-    carry_out(plan, tmp_path)
+    train_plan(plan, tmp_path)
     rows, _ = plan_rows(plan, Store(tmp_path))
     assert Counter(row["status"] for row in rows) == {"diverged": 3, "ancestor_diverged": 12}
     report = build_report([(plan, rows, [])], [], Store(tmp_path), "")
@@ -148,25 +148,25 @@ def test_a_study_whose_dense_runs_all_diverge(tmp_path: Path) -> None:
 
 
 def test_a_study_whose_runs_all_diverged_is_reported(tmp_path: Path) -> None:
-    study = written(tmp_path, text=TEXT.replace("train: {", "train: {lr: 3e37, optimizer: sgd, "))
-    carry_out(make_plan(load_study(study)), tmp_path / "store")
+    study = write_study(tmp_path, text=TEXT.replace("train: {", "train: {lr: 3e37, optimizer: sgd, "))
+    train_plan(make_plan(load_study(study)), tmp_path / "store")
     result = call("report", study, "--store", tmp_path / "store", "--out", tmp_path / "r.html")
     assert (result.status, result.err) == (0, "")
     assert "2 runs diverged, and 16 runs could not start after them" in (tmp_path / "r.html").read_text()
 
 
 @pytest.fixture(scope="module")
-def some_diverged(carried: Carried) -> Report:
+def some_diverged(trained: TrainedStudy) -> Report:
     """One run diverged, so its child could not start; all others finished."""
     status = {1: "diverged", 2: "ancestor_diverged"}
     rows: list[Row] = []
-    for row in rows_in(carried):
+    for row in rows_in(trained):
         if (row["treatment"], row["seed"]) == ("random + zero", 3):
             gone: Row = {name: None for name in row if name.startswith(("early_stop", "final", "initial"))}
             row = {**row, **gone, "status": status[int(row["level"] or 0)], "certificate": None}
             row["diverged_at"] = 7 if row["level"] == 1 else None
         rows.append(row)
-    return make_report(carried, rows)
+    return make_report(trained, rows)
 
 
 def test_a_diverged_run_is_listed_above_its_study_and_in_the_provenance(some_diverged: Report) -> None:
@@ -187,7 +187,7 @@ def test_a_diverged_run_is_listed_above_its_study_and_in_the_provenance(some_div
 
 def test_a_diverged_run_is_counted_in_every_caption(some_diverged: Report) -> None:
     plots = some_diverged.studies[0].plots
-    assert [plot.name for plot in plots] == ["accuracy", "overview", "ranking", "early-stop", "weight-changes"]
+    assert [plot.name for plot in plots] == ["accuracy", "overview", "ranking", "weight-changes"]
     for plot in plots:
         assert "1 diverged (random + zero 1)" in plot.caption
         assert "1 not started because an ancestor diverged (random + zero 1)" in plot.caption
@@ -214,4 +214,4 @@ def test_claims_list_lost_seeds_and_leave_them_out(some_diverged: Report) -> Non
     claims = section(some_diverged, "claims")
     assert all(text in claims.text for text in lost)
     assert "sign-flip" not in claims.text
-    assert [line.all("td")[0].text for line in claims.all("tbody")[0].all("tr")] == ["3", "3"]
+    assert [line.all("td")[1].text for line in claims.all("tbody")[0].all("tr")] == ["3", "3"]

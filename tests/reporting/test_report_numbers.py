@@ -14,7 +14,7 @@ import pytest
 from helpers.command_line import call
 from helpers.mask_studies import done
 from helpers.report_page import blocks, read, rows_of
-from helpers.stored_study import RUNS, Carried, carried_out
+from helpers.stored_study import RUNS, TrainedStudy, train_study
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
@@ -29,31 +29,31 @@ from supermask.store.tables import COLUMNS
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("report"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
-def report(carried: Carried) -> Report:
-    found = api_runs.study_rows(str(carried.study), store=carried.store)
-    return build_report([found], [], Store(carried.store), "supermask report small.yaml")
+def report(trained: TrainedStudy) -> Report:
+    found = api_runs.study_rows(str(trained.study), store=trained.store)
+    return build_report([found], [], Store(trained.store), "supermask report small.yaml")
 
 
-def table_of(carried: Carried) -> list[dict[str, str]]:
+def table_of(trained: TrainedStudy) -> list[dict[str, str]]:
     """Rows that `supermask table` prints."""
-    return list(csv.DictReader(io.StringIO(call("table", *carried.args)[1])))
+    return list(csv.DictReader(io.StringIO(call("table", *trained.args)[1])))
 
 
-def accuracies(carried: Carried, treatment: str, level: int) -> list[float]:
+def accuracies(trained: TrainedStudy, treatment: str, level: int) -> list[float]:
     """Percent, by seed, of the CSV."""
-    rows = [row for row in table_of(carried) if (row["treatment"], int(row["level"])) == (treatment, level)]
+    rows = [row for row in table_of(trained) if (row["treatment"], int(row["level"])) == (treatment, level)]
     return [100 * float(row["early_stop_test_accuracy"]) for row in sorted(rows, key=lambda row: int(row["seed"]))]
 
 
-def test_the_table_of_runs_has_every_run_and_every_number(carried: Carried, report: Report) -> None:
+def test_the_table_of_runs_has_every_run_and_every_number(trained: TrainedStudy, report: Report) -> None:
     """The values of the CSV are parsed with the types of the JSON values."""
     runs = rows_of(blocks(read(render_report(report)))["study-small-runs"])
-    printed = table_of(carried)
+    printed = table_of(trained)
     assert len(runs) == len(printed) == RUNS
     for run, line in zip(runs, printed, strict=True):
         assert list(run) == list(line) == list(COLUMNS)
@@ -68,32 +68,33 @@ def test_the_table_of_runs_has_every_run_and_every_number(carried: Carried, repo
                 assert line[name] == value
 
 
-def test_means_intervals_and_differences_are_those_of_numpy_over_the_csv(carried: Carried, report: Report) -> None:
+def test_means_intervals_and_differences_are_those_of_numpy_over_the_csv(trained: TrainedStudy, report: Report) -> None:
     summary = rows_of(blocks(read(render_report(report)))["study-small-summary"])
     assert len(summary) == 1 + 4 * 2
     for row in summary:
-        values = np.array(accuracies(carried, row["treatment"], row["level"]))
+        values = np.array(accuracies(trained, row["treatment"], row["level"]))
         assert row["n"] == len(values) == 2
         assert math.isclose(row["mean"], values.mean(), rel_tol=1e-12)
         half = scipy_stats.t.ppf(0.975, 1) * values.std(ddof=1) / math.sqrt(2)
-        assert math.isclose(row["mean_high95"], values.mean() + half, rel_tol=1e-9)
+        assert math.isclose(row["mean_high95"], min(values.mean() + half, 100), rel_tol=1e-9)
+        assert math.isclose(row["mean_low95"], max(values.mean() - half, 0), rel_tol=1e-9)
         if row["difference"] is not None:
-            reference = np.array(accuracies(carried, "large_final + zero", row["level"]))
+            reference = np.array(accuracies(trained, "large_final + zero", row["level"]))
             assert math.isclose(row["difference"], (values - reference).mean(), rel_tol=1e-9, abs_tol=1e-9)
 
 
-def test_lines_are_drawn_through_the_means(carried: Carried, report: Report) -> None:
+def test_lines_are_drawn_through_the_means(trained: TrainedStudy, report: Report) -> None:
     figure = plot_data(report)["study-small-accuracy"]
     views = {view["label"]: view for view in (figure, *figure["views"])}
     assert set(views) == {"Accuracy", "Accuracy, log axis of the error", "Difference to the reference"}
     for treatment in ("large_final + zero", "random + freeze_init"):
-        means = [np.mean(accuracies(carried, *at)) for at in (("dense", 0), (treatment, 1), (treatment, 2))]
+        means = [np.mean(accuracies(trained, *at)) for at in (("dense", 0), (treatment, 1), (treatment, 2))]
         plain, in_errors = (named(views[label], treatment) for label in sorted(views)[:2])
         assert np.allclose(plain["y"], means, rtol=1e-12)
         assert np.allclose(in_errors["y"], 100 - np.array(means), rtol=1e-12)
         assert f"{means[1]:.2f}%" in plain["hovertext"][1]
         assert "n = 2" in plain["hovertext"][1]
-    ours, theirs = (np.array(accuracies(carried, label, 2)) for label in ("random + zero", "large_final + zero"))
+    ours, theirs = (np.array(accuracies(trained, label, 2)) for label in ("random + zero", "large_final + zero"))
     drawn = named(views["Difference to the reference"], "random + zero")["y"][-1]
     assert math.isclose(drawn, (ours - theirs).mean(), rel_tol=1e-9, abs_tol=1e-9)
 
@@ -104,23 +105,23 @@ def named(view: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def test_the_overview_has_the_differences(carried: Carried, report: Report) -> None:
+def test_the_overview_has_the_differences(trained: TrainedStudy, report: Report) -> None:
     (heat,) = plot_data(report)["study-small-overview"]["data"]
-    ours, theirs = (np.array(accuracies(carried, label, 2)) for label in ("random + zero", "large_final + zero"))
+    ours, theirs = (np.array(accuracies(trained, label, 2)) for label in ("random + zero", "large_final + zero"))
     row = list(plot_data(report)["study-small-overview"]["layout"]["yaxis"]["ticktext"]).index("random + zero")
     assert math.isclose(heat["z"][row][1], (ours - theirs).mean(), rel_tol=1e-9, abs_tol=1e-9)
     assert heat["z"][0] == [0.0, 0.0] and heat["text"][0] == ["ref.", "ref."]
 
 
-def test_a_missing_level_is_a_gap_and_the_band_follows_the_line(carried: Carried) -> None:
-    plan, rows, _ = api_runs.study_rows(str(carried.study), store=carried.store)
+def test_a_missing_level_is_a_gap_and_the_band_follows_the_line(trained: TrainedStudy) -> None:
+    plan, rows, _ = api_runs.study_rows(str(trained.study), store=trained.store)
     gone = [
         {**row, "status": "to_do", "early_stop_test_accuracy": None, "early_stop_iteration": None}
         if (row["treatment"], row["level"]) == ("random + zero", 1)
         else row
         for row in rows
     ]
-    figure = plot_data(build_report([(plan, gone, [])], [], Store(carried.store), ""))["study-small-accuracy"]
+    figure = plot_data(build_report([(plan, gone, [])], [], Store(trained.store), ""))["study-small-accuracy"]
     traces = [trace for trace in figure["data"] if trace["legendgroup"] == "random + zero"]
     assert [None if y is None else "there" for y in traces[-1]["y"]] == ["there", None, "there"]
     whole = [trace for trace in figure["data"] if trace["legendgroup"] == "large_final + zero"]
@@ -136,8 +137,8 @@ def test_supermasks_and_their_curves(tmp_path: Path) -> None:
         {"name": "heuristic", "trained": False, "schedule": "one_shot"},
         seeds=2,
     )
-    rows, _ = plan_rows(found.plan, found.opened())
-    report = build_report([(found.plan, rows, [])], [], found.opened(), "")
+    rows, _ = plan_rows(found.plan, found.open_store())
+    report = build_report([(found.plan, rows, [])], [], found.open_store(), "")
     figures, tables = plot_data(report), {name: rows_of(table) for name, table in table_data(report).items()}
     linear = next(v for v in figures["study-study-supermasks"]["views"] if v["label"] == "Linear axis")
     learned = [row for row in rows if row["treatment"] == "learned"]
@@ -146,10 +147,11 @@ def test_supermasks_and_their_curves(tmp_path: Path) -> None:
     (network,) = (r for r in tables["study-study-networks"] if (r["treatment"], r["network"]) == ("learned", "samples"))
     assert math.isclose(network["mean"], samples)
     curve = named(figures["study-study-learning"]["views"][0], "learned")
-    entry = found.opened().read(str(learned[0]["id"])).tensors
+    entry = found.open_store().read(str(learned[0]["id"])).tensors
     assert set(curve["x"]) <= set(entry["curve/iterations"].tolist())
     last = [
-        100 * found.opened().read(str(row["id"])).tensors["curve/validation_accuracy"].tolist()[-1] for row in learned
+        100 * found.open_store().read(str(row["id"])).tensors["curve/validation_accuracy"].tolist()[-1]
+        for row in learned
     ]
     assert math.isclose(curve["y"][-1], np.mean(last))
 
@@ -185,8 +187,8 @@ def test_the_table_compares_as_the_figure_does(tmp_path: Path) -> None:
         {"name": "on", "supermask": {}, "levels": 2},
     ]
     found = done(tmp_path / "store", *treatments, seeds=2, reference={"name": "learned"}, levels=1)
-    rows, _ = plan_rows(found.plan, found.opened())
-    report = build_report([(found.plan, rows, [])], [], found.opened(), "")
+    rows, _ = plan_rows(found.plan, found.open_store())
+    report = build_report([(found.plan, rows, [])], [], found.open_store(), "")
     (figure,) = (plot.figure for plot in report.studies[0].plots if plot.name == "accuracy")
     view = next(view for view in figure["views"] if view["label"] == "Difference to the reference")
     summary = rows_of(table_data(report)["study-study-summary"])

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.hostile_names import NAMES, SCRIPT, carried_out_hostile
+from helpers.hostile_names import NAMES, SCRIPT, train_hostile_study
 from helpers.report_page import Element, blocks, read, rows_of
-from helpers.small_studies import carry_out, small_plan
-from helpers.stored_study import Carried, carried_out
+from helpers.small_studies import small_plan, train_plan
+from helpers.stored_study import TrainedStudy, train_study
 
 from supermask.analysis.claims import ClaimFinding, ClauseFinding, Effect, LevelFinding, Verdict
 from supermask.api import runs as api_runs
@@ -39,18 +39,18 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("report"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
-def report(carried: Carried) -> Report:
-    return make_report(carried)
+def report(trained: TrainedStudy) -> Report:
+    return make_report(trained)
 
 
-def make_report(carried: Carried, *overrides: str, claims: list[ClaimFinding] | None = None) -> Report:
-    found = api_runs.study_rows(str(carried.study), overrides, carried.store)
-    return build_report([found], claims or [], Store(carried.store), "supermask report small.yaml")
+def make_report(trained: TrainedStudy, *overrides: str, claims: list[ClaimFinding] | None = None) -> Report:
+    found = api_runs.study_rows(str(trained.study), overrides, trained.store)
+    return build_report([found], claims or [], Store(trained.store), "supermask report small.yaml")
 
 
 def level_finding(**changes: Any) -> LevelFinding:
@@ -117,9 +117,9 @@ def elements(tree: Element) -> list[Element]:
     return [each for child in tree.inside for each in (child, *elements(child))]
 
 
-def test_verdicts_are_words_and_numbers_and_not_only_colors(carried: Carried) -> None:
+def test_verdicts_are_words_and_numbers_and_not_only_colors(trained: TrainedStudy) -> None:
     report = make_report(
-        carried, claims=[claim("supported"), claim("contradicted", number=None), claim("not supported")]
+        trained, claims=[claim("supported"), claim("contradicted", number=None), claim("not supported")]
     )
     tree = read(render_report(report))
     (summary, claims) = tree.all("section")[:2]
@@ -142,9 +142,9 @@ def test_verdicts_are_words_and_numbers_and_not_only_colors(carried: Carried) ->
     assert first.all("a")[0].attributes["href"] == "#study-small-accuracy"
     assert "random + zero at least large_final + zero (margin 0.5 points)" in first.all("h4")[0].text
     cells = [[cell.text for cell in elements(row) if cell.tag in ("th", "td")] for row in first.all("tr")[1:]]
-    assert cells[0][:6] == ["50.00", "2", "90.00", "91.50", "−1.50", "[−2.00, −1.00]"]
-    assert cells[0][6:] == ["−1.25", "< 0.001", "< 0.001", "0.50", "✕ opposite"]
-    assert cells[1][-1] == "? untested: no variance"
+    assert cells[0][:7] == ["✕ opposite", "50.00", "2", "90.00", "91.50", "−1.50", "[−2.00, −1.00]"]
+    assert cells[0][7:] == ["−1.25", "< 0.001", "< 0.001", "0.50"]
+    assert cells[1][0] == "? untested: no variance"
     assert "−1.50 points [−2.00, −1.00], n = 2; error rate × 1.18; p 0.70, p, flips –" in first.text
     assert "Missing: 3 runs." in first.text and "9 seeds would be needed" in first.text
 
@@ -153,8 +153,8 @@ def test_verdicts_are_words_and_numbers_and_not_only_colors(carried: Carried) ->
     ("study", "figure", "href"),
     [("small", "", "#study-small"), ("small", "heuristic", "#study-small"), ("other", "accuracy", None)],
 )
-def test_a_claim_links_to_its_figure_or_study(carried: Carried, study: str, figure: str, href: str | None) -> None:
-    report = make_report(carried, claims=[claim(study=study, figure=figure)])
+def test_a_claim_links_to_its_figure_or_study(trained: TrainedStudy, study: str, figure: str, href: str | None) -> None:
+    report = make_report(trained, claims=[claim(study=study, figure=figure)])
     (article,) = read(sections(report)["claims"]).all("article")
     assert [each.attributes["href"] for each in article.all("a")] == ([] if href is None else [href])
 
@@ -176,20 +176,20 @@ def test_sections_have_the_figures_and_tables_of_the_data(report: Report) -> Non
         assert each.all("caption")[0].text == each.all("h3")[0].text
 
 
-def test_provenance(carried: Carried, report: Report) -> None:
+def test_provenance(trained: TrainedStudy, report: Report) -> None:
     text = read(sections(report)["provenance"]).text
-    seconds = sum(Store(carried.store).facts(run)["seconds"] for run in carried.plan.runs)
+    seconds = sum(Store(trained.store).facts(run)["seconds"] for run in trained.plan.runs)
     assert report.provenance.costs[0].minutes == pytest.approx(seconds / 60)
     assert "supermask report small.yaml" in text
     assert "18 certificates checked: 18 held, 0 failed" in text
     assert "None: no run diverged, none is to do, no entry of the store is damaged." in text
-    for fact in Store(carried.store).facts(carried.run_id(1))["environment"].values():
+    for fact in Store(trained.store).facts(trained.run_id(1))["environment"].values():
         assert isinstance(fact, dict) or str(fact) in text
     assert all(each.supermask in text for each in PAPER_DEVIATIONS)
     assert PAPER.title in text and SUPERMASK.title in text
 
 
-def test_runs_of_shared_stacks_are_not_called_bit_identical(carried: Carried, report: Report) -> None:
+def test_runs_of_shared_stacks_are_not_called_bit_identical(trained: TrainedStudy, report: Report) -> None:
     shared = replace(report.provenance.environments[0], facts=(("engine", "stacked"), ("stack", "shared")))
     stacked = replace(report, provenance=replace(report.provenance, environments=(shared,)))
     assert "except runs with a shared stack" in read(sections(stacked)["provenance"]).text
@@ -202,9 +202,9 @@ def test_the_settings_are_a_study_file(report: Report) -> None:
     assert ("train.evaluate_every", "4") in part.settings
 
 
-def test_a_run_that_two_studies_share_counts_once(carried: Carried) -> None:
-    found = api_runs.study_rows(str(carried.study), (), carried.store)
-    once, twice = (build_report([found] * n, [], Store(carried.store), "") for n in (1, 2))
+def test_a_run_that_two_studies_share_counts_once(trained: TrainedStudy) -> None:
+    found = api_runs.study_rows(str(trained.study), (), trained.store)
+    once, twice = (build_report([found] * n, [], Store(trained.store), "") for n in (1, 2))
     assert once.provenance == twice.provenance
     assert [part.id for part in twice.studies] == ["study-small", "study-small-2"]
 
@@ -238,8 +238,8 @@ def test_citations_equal_those_of_citation_cff() -> None:
 # --- missing runs ---
 
 
-def test_an_unfinished_study_lists_its_runs_to_do(carried: Carried) -> None:
-    report = make_report(carried, "scale=more")
+def test_an_unfinished_study_lists_its_runs_to_do(trained: TrainedStudy) -> None:
+    report = make_report(trained, "scale=more")
     assert report.provenance.to_do == (("small", 8),)
     text = read(render_report(report)).text
     assert "18 runs finished, 8 to do" in text
@@ -259,18 +259,19 @@ def test_a_study_without_a_finished_run_has_a_note(tmp_path: Path) -> None:
 
 def test_one_seed_has_no_test_and_no_band(tmp_path: Path) -> None:
     plan = small_plan({"criterion": "large_final"}, {"criterion": "random"})
-    carry_out(plan, tmp_path)
+    train_plan(plan, tmp_path)
     report = build_report([(plan, plan_rows(plan, Store(tmp_path))[0], [])], [], Store(tmp_path), "")
     assert "n = 1 seed, so no test and no interval" in read(render_report(report)).text
     figure = plot_data(report)["study-study-accuracy"]
     assert not [trace for trace in figure["data"] if trace.get("fill")]
 
 
-def test_only_dense_runs(carried: Carried) -> None:
-    plan, rows, _ = api_runs.study_rows(str(carried.study), (), carried.store)
+def test_only_dense_runs(trained: TrainedStudy) -> None:
+    plan, rows, _ = api_runs.study_rows(str(trained.study), (), trained.store)
     undone = [row if row["level"] == 0 else not_finished(row, "to_do") for row in rows]
-    report = build_report([(plan, undone, [])], [], Store(carried.store), "")
-    assert [plot.name for plot in report.studies[0].plots] == ["accuracy", "early-stop"]
+    report = build_report([(plan, undone, [])], [], Store(trained.store), "")
+    assert [plot.name for plot in report.studies[0].plots] == ["accuracy"]
+    assert "the length of the training and not a speed" in report.studies[0].no_early_stop
     assert render_report(report)
 
 
@@ -279,8 +280,8 @@ def not_finished(row: Row, status: str) -> Row:
     return {**row, **gone, "status": status}
 
 
-def test_diverged_and_refused_runs_are_counted_and_listed(carried: Carried) -> None:
-    plan, rows, _ = api_runs.study_rows(str(carried.study), (), carried.store)
+def test_diverged_and_refused_runs_are_counted_and_listed(trained: TrainedStudy) -> None:
+    plan, rows, _ = api_runs.study_rows(str(trained.study), (), trained.store)
     bad = {"random + zero": "diverged", "random + freeze_init": "certificate_failed"}
     changed = [
         not_finished(row, bad[str(row["treatment"])]) | {"diverged_at": 7}
@@ -290,7 +291,7 @@ def test_diverged_and_refused_runs_are_counted_and_listed(carried: Carried) -> N
     ]
     changed = [{**r, "certificate": "failed"} if r["status"] == "certificate_failed" else r for r in changed]
     damaged = ["abc in the store is damaged: run.json is missing."]
-    report = build_report([(plan, changed, damaged)], [], Store(carried.store), "")
+    report = build_report([(plan, changed, damaged)], [], Store(trained.store), "")
     (diverged,), (failed,) = report.provenance.diverged, report.provenance.failed
     assert (diverged.treatment, diverged.level, diverged.seed) == ("random + zero", 2, 1)
     assert failed.treatment == "random + freeze_init"
@@ -299,8 +300,8 @@ def test_diverged_and_refused_runs_are_counted_and_listed(carried: Carried) -> N
     assert damaged[0] in text
 
 
-def test_descendants_of_a_refused_run_are_counted_apart(carried: Carried) -> None:
-    plan, rows, _ = api_runs.study_rows(str(carried.study), (), carried.store)
+def test_descendants_of_a_refused_run_are_counted_apart(trained: TrainedStudy) -> None:
+    plan, rows, _ = api_runs.study_rows(str(trained.study), (), trained.store)
     status = {1: "certificate_failed", 2: "ancestor_certificate_failed"}
     changed = [
         not_finished(row, status[int(row["level"] or 0)]) | {"certificate": "failed" if row["level"] == 1 else None}
@@ -308,7 +309,7 @@ def test_descendants_of_a_refused_run_are_counted_apart(carried: Carried) -> Non
         else row
         for row in rows
     ]
-    report = build_report([(plan, changed, [])], [], Store(carried.store), "")
+    report = build_report([(plan, changed, [])], [], Store(trained.store), "")
     assert (report.provenance.blocked, report.provenance.blocked_by_failed) == (0, 1)
     text = read(sections(report)["provenance"]).text
     assert "1 run could not start because the certificate of an ancestor does not hold." in text
@@ -317,8 +318,8 @@ def test_descendants_of_a_refused_run_are_counted_apart(carried: Carried) -> Non
     assert "1 not started because an ancestor failed the certificate (random + zero 1)" in caption
 
 
-def test_failed_checks_are_listed(carried: Carried) -> None:
-    _, rows, _ = api_runs.study_rows(str(carried.study), (), carried.store)
+def test_failed_checks_are_listed(trained: TrainedStudy) -> None:
+    _, rows, _ = api_runs.study_rows(str(trained.study), (), trained.store)
 
     class Failing(Store):
         def facts(self, run_id: str) -> dict[str, Any]:
@@ -326,7 +327,7 @@ def test_failed_checks_are_listed(carried: Carried) -> None:
             return {**facts, "certificate": {"held": False, "checks": {"kept_count": ["fc1"], "biases_train": []}}}
 
     changed = [{**row, "certificate": "failed"} for row in rows]
-    assert {each.why for each in collect_provenance([changed], [], Failing(carried.store), "").failed} == {"kept_count"}
+    assert {each.why for each in collect_provenance([changed], [], Failing(trained.store), "").failed} == {"kept_count"}
 
 
 # --- hostile names ---
@@ -335,9 +336,9 @@ def test_failed_checks_are_listed(carried: Carried) -> None:
 @pytest.mark.parametrize(
     "name", [SCRIPT, "../x", "y" * 10_000, "\u202e\u05d0\x00\udcff"], ids=["script", "up", "10 kB", "rtl"]
 )
-def test_hostile_names_do_not_change_the_page(tmp_path: Path, carried: Carried, name: str) -> None:
+def test_hostile_names_do_not_change_the_page(tmp_path: Path, trained: TrainedStudy, name: str) -> None:
     title = "</title><script>alert(2)</script>"[:200]
-    plan = carried_out_hostile(tmp_path, name, title)
+    plan = train_hostile_study(tmp_path, name, title)
     rows, _ = plan_rows(plan, Store(tmp_path))
     claims = [claim("supported", study=plan.study.name, statement=SCRIPT, source=SCRIPT, id=SCRIPT)]
     report = build_report([(plan, rows, [f"{name} is damaged"])], claims, Store(tmp_path), f"supermask report {name}")
@@ -346,7 +347,7 @@ def test_hostile_names_do_not_change_the_page(tmp_path: Path, carried: Carried, 
     scripts = [each for each in tree.all("script") if each.attributes.get("type") != "application/json"]
     assert len(scripts) == 2 and not any("src" in each.attributes for each in scripts)
     assert not [key for each in elements(tree) for key in each.attributes if key.startswith("on")]
-    harmless = read(render_report(make_report(carried, "scale=more", claims=[claim()])))
+    harmless = read(render_report(make_report(trained, "scale=more", claims=[claim()])))
     assert {each.tag for each in elements(tree)} <= {each.tag for each in elements(harmless)}
     assert tree.all("h1")[0].text == tree.all("title")[0].text == title
     data = blocks(tree)
@@ -377,8 +378,8 @@ def hover_texts(figure: dict[str, Any]) -> list[str]:
 # --- no requests ---
 
 
-def test_the_page_makes_no_request(carried: Carried) -> None:
-    tree = read(render_report(make_report(carried, claims=[claim()])))
+def test_the_page_makes_no_request(trained: TrainedStudy) -> None:
+    tree = read(render_report(make_report(trained, claims=[claim()])))
     addresses = [
         each.attributes[key] for each in elements(tree) for key in ("src", "href", "action") if key in each.attributes
     ]
@@ -417,8 +418,8 @@ def test_scripts_cannot_end_their_element() -> None:
     assert len(plotly_script()) > 3_000_000
 
 
-def test_the_same_store_gives_byte_identical_pages_without_a_date(carried: Carried, report: Report) -> None:
-    assert render_report(report) == render_report(make_report(carried))
+def test_the_same_store_gives_byte_identical_pages_without_a_date(trained: TrainedStudy, report: Report) -> None:
+    assert render_report(report) == render_report(make_report(trained))
     text = "".join(sections(report).values())
     assert not re.search(r"20\d\d-\d\d-\d\d", text)
     assert len(render_report(report)) < 6_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.command_line import call
 from helpers.report_page import read
-from helpers.stored_study import Carried, carried_out
+from helpers.stored_study import TrainedStudy, train_study
 
 from supermask.api import runs
 from supermask.core.text import Row
@@ -15,8 +15,8 @@ from supermask.store.rows import STATUSES
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("status"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("status"))
 
 
 def run(seed: int, environment: str | None = "e1" * 32, data: str = "d1" * 32, **facts: str) -> Row:
@@ -61,17 +61,17 @@ def test_accuracies_of_different_data_are_not_averaged() -> None:
     assert "(--store)" in text
 
 
-def test_report_and_command_name_the_environments(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, rows, _ = runs.study_rows(str(carried.study), store=carried.store)
+def test_report_and_command_name_the_environments(trained: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, rows, _ = runs.study_rows(str(trained.study), store=trained.store)
     mixed = [{**row, "environment": "f2" * 32} if row["seed"] == 1 else row for row in rows]
     monkeypatch.setattr(runs, "study_rows", lambda *_: (plan, mixed, []))
-    printed = call("status", *carried.args).out
+    printed = call("status", *trained.args).out
     assert "These runs mix 2 environments: 9 runs in " in printed
-    report = build_report([(plan, mixed, [])], [], carried.opened(), "")
+    report = build_report([(plan, mixed, [])], [], trained.open_store(), "")
     page = sections(report)
     assert "These runs mix 2 environments: 9 runs in " in read(page["study-small"]).text
     assert "These runs come from 2 environments. One study mixes environments" in read(page["provenance"]).text
-    report = build_report([(plan, rows, [])], [], carried.opened(), "")
+    report = build_report([(plan, rows, [])], [], trained.open_store(), "")
     page = sections(report)
     assert "mix" not in read(page["provenance"]).text + read(page["study-small"]).text
 

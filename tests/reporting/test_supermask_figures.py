@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small_studies import carry_out, small_plan
+from helpers.small_studies import small_plan, train_plan
 from scipy import stats as scipy_stats
 
 from supermask.api import runs
@@ -244,7 +244,7 @@ treatments:
     )
     store = tmp_path / "store"
     plan = runs.plan(str(study), store=store).plan
-    assert carry_out(plan, store).schedule.tasks_left == 0
+    assert train_plan(plan, store).schedule.tasks_left == 0
     saved, damaged = runs.figures(str(study), [], tmp_path / "figures", store)
     assert not damaged
     names = [paths[0].stem for _, paths in saved]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.stored_study import RUNS, Carried, carried_out
+from helpers.stored_study import RUNS, TrainedStudy, train_study
 
 from supermask.core.errors import UserError
 from supermask.reporting.html import build_report, plot_data, sections, table_data
@@ -24,14 +24,14 @@ from supermask.study.plan import make_plan
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("live"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("live"))
 
 
 @pytest.fixture
-def store(carried: Carried, tmp_path: Path) -> Path:
+def store(trained: TrainedStudy, tmp_path: Path) -> Path:
     """A copy of the store that the test may change."""
-    shutil.copytree(carried.store, tmp_path / "store")
+    shutil.copytree(trained.store, tmp_path / "store")
     return tmp_path / "store"
 
 
@@ -41,10 +41,10 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def studies_of(carried: Carried) -> list[StoredStudy]:
+def studies_of(trained: TrainedStudy) -> list[StoredStudy]:
     """The study, and a second one with another level that has no run."""
-    more = make_plan(load_study(carried.study, ["scale=more", "seeds=1"]))
-    return [StoredStudy("a", "small", carried.plan), StoredStudy("b", "small, more", more)]
+    more = make_plan(load_study(trained.study, ["scale=more", "seeds=1"]))
+    return [StoredStudy("a", "small", trained.plan), StoredStudy("b", "small, more", more)]
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
@@ -62,13 +62,13 @@ def build(report: LiveReport, studies: list[StoredStudy]) -> None:
     wait_until(lambda: report.parts is not before)
 
 
-def test_parts_equal_the_static_report(carried: Carried, store: Path) -> None:
+def test_parts_equal_the_static_report(trained: TrainedStudy, store: Path) -> None:
     cache = CachedStore(store)
     cache.refresh()
     live = LiveReport(cache)
-    build(live, studies_of(carried)[:1])
-    rows = plan_rows(carried.plan, carried.opened())
-    report = build_report([(carried.plan, *rows)], [], carried.opened(), live_report.MADE_BY)
+    build(live, studies_of(trained)[:1])
+    rows = plan_rows(trained.plan, trained.open_store())
+    report = build_report([(trained.plan, *rows)], [], trained.open_store(), live_report.MADE_BY)
     assert dict(live.parts.sections) == sections(report)
     for name, value in {**plot_data(report), **table_data(report)}.items():
         assert json.loads(live.data(name) or "") == json.loads(json.dumps(value))
@@ -77,8 +77,8 @@ def test_parts_equal_the_static_report(carried: Carried, store: Path) -> None:
     assert live.data("../x") is None
 
 
-def test_new_runs_rebuild_only_their_study(carried: Carried, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_id = carried.run_id(2, "random", seed=1)
+def test_new_runs_rebuild_only_their_study(trained: TrainedStudy, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = trained.run_id(2, "random", seed=1)
     away = store.parent / "away"
     (store / "runs" / run_id[:2] / run_id).rename(away)
     parts: list[str] = []
@@ -86,7 +86,7 @@ def test_new_runs_rebuild_only_their_study(carried: Carried, store: Path, monkey
     monkeypatch.setattr(live_report, "build_study_section", lambda name, *more: parts.append(name) or real(name, *more))
     cache = CachedStore(store)
     cache.refresh()
-    live, studies = LiveReport(cache), studies_of(carried)
+    live, studies = LiveReport(cache), studies_of(trained)
     build(live, studies)
     assert parts == ["study-small", "study-small-2"]
     first = live.parts
@@ -106,7 +106,7 @@ def test_new_runs_rebuild_only_their_study(carried: Carried, store: Path, monkey
 
 
 def test_failed_build_is_reported_and_not_repeated(
-    carried: Carried, store: Path, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedStudy, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[int] = []
 
@@ -119,32 +119,32 @@ def test_failed_build_is_reported_and_not_repeated(
     cache.refresh()
     live = LiveReport(cache)
     for _ in range(3):
-        live.update(studies_of(carried))
+        live.update(studies_of(trained))
         wait_until(lambda: live.error)
         wait_until(lambda: not live._building.locked())
     assert live.error == "The report cannot be made: no such thing."
     assert len(tries) == 1
 
 
-def test_builds_have_pauses_between_them(carried: Carried, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_builds_have_pauses_between_them(trained: TrainedStudy, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_report, "REST_FACTOR", 1e6)
     cache = CachedStore(store)
     cache.refresh()
     live = LiveReport(cache)
-    build(live, studies_of(carried))
+    build(live, studies_of(trained))
     wait_until(lambda: not live._building.locked())
     first = live.parts
     cache.revision += 1
-    live.update(studies_of(carried))
+    live.update(studies_of(trained))
     assert not live._building.locked()
     assert live.parts is first
 
 
-def test_studies_without_finished_runs_are_left_out(carried: Carried, tmp_path: Path) -> None:
+def test_studies_without_finished_runs_are_left_out(trained: TrainedStudy, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     cache = CachedStore(tmp_path / "empty")
     cache.refresh()
     live = LiveReport(cache)
-    build(live, [*studies_of(carried), StoredStudy("c", "unplanned", None, "why not")])
+    build(live, [*studies_of(trained), StoredStudy("c", "unplanned", None, "why not")])
     assert live.parts.sections == {}
     assert live.parts.revisions["data"] == {}

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from helpers.forgery import forge
 from helpers.serving import Page, client, files, note_curve, note_progress, note_study
-from helpers.stored_study import RUNS, TEXT, Carried, carried_out
+from helpers.stored_study import RUNS, TEXT, TrainedStudy, train_study
 from PIL import Image
 
 from supermask.core.errors import UserError
@@ -35,21 +35,21 @@ from supermask.study.plan import make_plan
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    stored = carried_out(tmp_path_factory.mktemp("serve"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    stored = train_study(tmp_path_factory.mktemp("serve"))
     note_study(stored.store, stored.plan)
     return stored
 
 
 @pytest.fixture(scope="module")
-def page(carried: Carried) -> Page:
-    return client(carried.store)
+def page(trained: TrainedStudy) -> Page:
+    return client(trained.store)
 
 
 @pytest.fixture
-def store_copy(carried: Carried, tmp_path: Path) -> Path:
+def store_copy(trained: TrainedStudy, tmp_path: Path) -> Path:
     """A copy of the store that the test may change."""
-    shutil.copytree(carried.store, tmp_path / "store")
+    shutil.copytree(trained.store, tmp_path / "store")
     return tmp_path / "store"
 
 
@@ -120,8 +120,8 @@ def test_websockets_are_refused(page: Page) -> None:
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
-def test_every_response_has_the_headers_and_head_has_no_body(page: Page, carried: Carried) -> None:
-    for path in [*every_address(carried.run_id(1)), "/nothing", "/run/0", "/static/../app.py", "/explore/runs.json"]:
+def test_every_response_has_the_headers_and_head_has_no_body(page: Page, trained: TrainedStudy) -> None:
+    for path in [*every_address(trained.run_id(1)), "/nothing", "/run/0", "/static/../app.py", "/explore/runs.json"]:
         answer = page.get(path)
         assert answer.headers["content-security-policy"] == POLICY, path
         assert answer.headers["x-content-type-options"] == "nosniff"
@@ -142,8 +142,8 @@ def test_policy_allows_only_scripts_of_the_server() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/explore", "/run/{}", "/run/0"])
-def test_no_page_has_an_inline_script_or_an_external_address(page: Page, carried: Carried, path: str) -> None:
-    html = page.get(path.format(carried.run_id(2))).text
+def test_no_page_has_an_inline_script_or_an_external_address(page: Page, trained: TrainedStudy, path: str) -> None:
+    html = page.get(path.format(trained.run_id(2))).text
     assert html.count("<script") == html.count('<script defer src="/static/')
     assert "://" not in html
     assert " on" + "click" not in html
@@ -174,8 +174,8 @@ def test_no_page_has_an_inline_script_or_an_external_address(page: Page, carried
         "/report/data/__class__.json",
     ],
 )
-def test_unknown_addresses_are_404(page: Page, carried: Carried, path: str) -> None:
-    answer = page.get(path.format(carried.run_id(1)))
+def test_unknown_addresses_are_404(page: Page, trained: TrainedStudy, path: str) -> None:
+    answer = page.get(path.format(trained.run_id(1)))
     assert answer.status_code == 404
     assert "Traceback" not in answer.text
 
@@ -220,7 +220,7 @@ def test_invalid_queries_are_400_with_a_message(page: Page, name: str, query: di
 # --- content ---
 
 
-def test_status_of_a_finished_study(page: Page, carried: Carried) -> None:
+def test_status_of_a_finished_study(page: Page, trained: TrainedStudy) -> None:
     status = page.get("/live.json").json()
     (study,) = status["studies"]
     assert (study["name"], study["title"], study["subject"]) == ("small", "A small study", "fc-8 on digits")
@@ -228,7 +228,7 @@ def test_status_of_a_finished_study(page: Page, carried: Carried) -> None:
     assert (status["commands"], status["damaged"], status["trouble"], status["reading"]) == ([], [], "", None)
 
 
-def test_choices_table_and_csv_have_every_run(page: Page, carried: Carried) -> None:
+def test_choices_table_and_csv_have_every_run(page: Page, trained: TrainedStudy) -> None:
     (subject,) = page.get("/explore/choices.json").json()["subjects"]
     assert {name: subject[name] for name in SUBJECT} == SUBJECT
     assert subject["runs"] == RUNS
@@ -246,32 +246,32 @@ def test_choices_table_and_csv_have_every_run(page: Page, carried: Carried) -> N
     assert accuracies == sorted(accuracies)
     table = list(csv.DictReader(io.StringIO(page.get("/explore/runs.csv", params=SUBJECT).text)))
     assert list(table[0]) == list(COLUMNS)
-    assert {row["id"] for row in table} == carried.opened().run_ids()
+    assert {row["id"] for row in table} == trained.open_store().run_ids()
     assert {float(row["early_stop_test_accuracy"]) for row in table} == set(accuracies)
 
 
-def test_page_of_a_run_shows_the_notes_of_its_certificate(store_copy: Path, carried: Carried) -> None:
-    run_id = carried.run_id(2)
+def test_page_of_a_run_shows_the_notes_of_its_certificate(store_copy: Path, trained: TrainedStudy) -> None:
+    run_id = trained.run_id(2)
 
     def add_note(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
         facts["certificate"]["notes"] = {"biases_train": ["fc1.bias: unchanged <b>"]}
 
-    forge(replace(carried, store=store_copy), run_id, add_note)
+    forge(replace(trained, store=store_copy), run_id, add_note)
     html = client(store_copy).get(f"/run/{run_id}").text
     assert "noted: fc1.bias: unchanged &lt;b&gt;" in html
 
 
-def test_page_of_a_run_shows_the_stored_facts(page: Page, carried: Carried) -> None:
-    run_id = carried.run_id(2)
-    entry = carried.opened().read(run_id)
+def test_page_of_a_run_shows_the_stored_facts(page: Page, trained: TrainedStudy) -> None:
+    run_id = trained.run_id(2)
+    entry = trained.open_store().read(run_id)
     html = page.get(f"/run/{run_id}").text
     assert "<h1>large_final, rewind, zero, level 2, seed 0</h1>" in html
     assert "In study small: large_final + zero" in html
     assert html.count("✓ holds") == len(entry.facts["certificate"]["checks"])
     assert f"supermask pack {run_id[:8]} ticket.safetensors" in html
-    for ancestor in (entry.facts["parent"], carried.run_id(0)):
+    for ancestor in (entry.facts["parent"], trained.run_id(0)):
         assert f'href="/run/{ancestor}"' in html
-    assert f'href="/run/{run_id}"' in page.get(f"/run/{carried.run_id(1)}").text
+    assert f'href="/run/{run_id}"' in page.get(f"/run/{trained.run_id(1)}").text
     curve = decode_curve(entry.tensors)
     figure = page.get(f"/run/{run_id}/curve.json").json()
     (loss,), (accuracy,) = figure["data"], figure["views"][0]["data"]
@@ -280,9 +280,9 @@ def test_page_of_a_run_shows_the_stored_facts(page: Page, carried: Carried) -> N
     assert np.allclose(accuracy["y"], [100 * value for value in curve.validation_accuracy], rtol=1e-15)
 
 
-def test_mask_images_show_the_stored_bits(page: Page, carried: Carried) -> None:
-    run_id = carried.run_id(2)
-    tensors = carried.opened().read(run_id).tensors
+def test_mask_images_show_the_stored_bits(page: Page, trained: TrainedStudy) -> None:
+    run_id = trained.run_id(2)
+    tensors = trained.open_store().read(run_id).tensors
     mask = np.unpackbits(tensors["mask/fc1.weight"], count=8 * 64).reshape(8, 64).astype(bool)
     picture = np.asarray(Image.open(io.BytesIO(page.get(f"/run/{run_id}/mask/0.png").content)))
     assert np.array_equal(picture.sum(axis=2) < 300, mask)
@@ -292,26 +292,26 @@ def test_mask_images_show_the_stored_bits(page: Page, carried: Carried) -> None:
     assert np.allclose(darkness / darkness.max(), share / share.max(), atol=0.5 / 245 + 1e-9)
 
 
-def test_nothing_is_written(carried: Carried, page: Page) -> None:
-    before = files(carried)
-    for path in every_address(carried.run_id(2)):
+def test_nothing_is_written(trained: TrainedStudy, page: Page) -> None:
+    before = files(trained)
+    for path in every_address(trained.run_id(2)):
         assert page.get(path).status_code == 200, path
-    assert files(carried) == before
+    assert files(trained) == before
 
 
-def test_pages_of_a_read_only_store(store_copy: Path, carried: Carried) -> None:
+def test_pages_of_a_read_only_store(store_copy: Path, trained: TrainedStudy) -> None:
     for path in [store_copy, *store_copy.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     page = client(store_copy)
-    for path in every_address(carried.run_id(2)):
+    for path in every_address(trained.run_id(2)):
         assert page.get(path).status_code == 200, path
 
 
 # --- changes of the store ---
 
 
-def test_new_run_appears_without_a_restart(store_copy: Path, carried: Carried, no_wait: None) -> None:
-    run_id = carried.run_id(2, "random")
+def test_new_run_appears_without_a_restart(store_copy: Path, trained: TrainedStudy, no_wait: None) -> None:
+    run_id = trained.run_id(2, "random")
     away = store_copy.parent / "away"
     shutil.move(store_copy / "runs" / run_id[:2] / run_id, away)
     page = client(store_copy)
@@ -325,17 +325,17 @@ def test_new_run_appears_without_a_restart(store_copy: Path, carried: Carried, n
     assert page.get(f"/run/{run_id}").status_code == 200
 
 
-def test_removed_runs_disappear(store_copy: Path, carried: Carried, no_wait: None) -> None:
+def test_removed_runs_disappear(store_copy: Path, trained: TrainedStudy, no_wait: None) -> None:
     page = client(store_copy)
     assert page.get("/live.json").json()["runs"] == RUNS
     shutil.rmtree(store_copy / "runs")
     assert page.get("/live.json").json()["runs"] == 0
     assert page.get("/explore/choices.json").json()["subjects"] == []
-    assert page.get(f"/run/{carried.run_id(1)}").status_code == 404
+    assert page.get(f"/run/{trained.run_id(1)}").status_code == 404
 
 
-def test_damage_is_reported_and_the_rest_is_shown(store_copy: Path, carried: Carried, no_wait: None) -> None:
-    sealed, tensors = carried.run_id(1), carried.run_id(1, "random")
+def test_damage_is_reported_and_the_rest_is_shown(store_copy: Path, trained: TrainedStudy, no_wait: None) -> None:
+    sealed, tensors = trained.run_id(1), trained.run_id(1, "random")
     (store_copy / "runs" / sealed[:2] / sealed / "run.json").write_text("{}")
     path = store_copy / "runs" / tensors[:2] / tensors / "tensors.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -378,11 +378,11 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- running commands ---
 
 
-def test_running_command(store_copy: Path, carried: Carried, no_wait: None) -> None:
-    key = note_study(store_copy, carried.plan)
-    run_id = carried.run_id(2)
+def test_running_command(store_copy: Path, trained: TrainedStudy, no_wait: None) -> None:
+    key = note_study(store_copy, trained.plan)
+    run_id = trained.run_id(2)
     flight = [{"run": run_id, "since": 0.0}, {"run": "f" * 32, "since": 0.0}]
-    failures = [{"run": carried.run_id(1), "status": "diverged", "message": "<b>loss</b> is not finite"}]
+    failures = [{"run": trained.run_id(1), "status": "diverged", "message": "<b>loss</b> is not finite"}]
     note_progress(store_copy, key, in_flight=flight, failures=failures)
     note_curve(store_copy, run_id)
     page = client(store_copy)
@@ -412,9 +412,11 @@ def test_running_command(store_copy: Path, carried: Carried, no_wait: None) -> N
         ({"state": "no such state"}, "failed"),
     ],
 )
-def test_state_of_a_command(store_copy: Path, carried: Carried, changes: dict[str, Any], state: str | None) -> None:
+def test_state_of_a_command(
+    store_copy: Path, trained: TrainedStudy, changes: dict[str, Any], state: str | None
+) -> None:
     note_progress(
-        store_copy, note_study(store_copy, carried.plan), in_flight=[{"run": "0" * 32, "since": 0.0}], **changes
+        store_copy, note_study(store_copy, trained.plan), in_flight=[{"run": "0" * 32, "since": 0.0}], **changes
     )
     commands = client(store_copy).get("/live.json").json()["commands"]
     assert [command["state"] for command in commands] == ([] if state is None else [state])
@@ -423,8 +425,8 @@ def test_state_of_a_command(store_copy: Path, carried: Carried, changes: dict[st
         assert commands[0]["time_left"] == ""
 
 
-def test_only_the_latest_command_of_a_study_is_shown(store_copy: Path, carried: Carried) -> None:
-    key = note_study(store_copy, carried.plan)
+def test_only_the_latest_command_of_a_study_is_shown(store_copy: Path, trained: TrainedStudy) -> None:
+    key = note_study(store_copy, trained.plan)
     note_progress(store_copy, key, "1" * 32, state="stopped", updated=1000.0)
     note_progress(store_copy, key, "2" * 32, left=3)
     (command,) = client(store_copy).get("/live.json").json()["commands"]
@@ -443,8 +445,8 @@ HOSTILE: list[Any] = [
 
 
 @pytest.mark.parametrize("changes", HOSTILE[1:])
-def test_malformed_notes_are_ignored(store_copy: Path, carried: Carried, changes: dict[str, Any]) -> None:
-    note_progress(store_copy, note_study(store_copy, carried.plan), **changes)
+def test_malformed_notes_are_ignored(store_copy: Path, trained: TrainedStudy, changes: dict[str, Any]) -> None:
+    note_progress(store_copy, note_study(store_copy, trained.plan), **changes)
     answer = client(store_copy).get("/live.json")
     assert answer.status_code == 200
     assert answer.json()["commands"] == []
@@ -462,9 +464,9 @@ def test_malformed_note_files_are_ignored(store_copy: Path) -> None:
     assert [study["name"] for study in shown] == ["small"]
 
 
-def test_curve_with_nan_is_ignored(store_copy: Path, carried: Carried) -> None:
-    run_id = carried.run_id(2)
-    note_progress(store_copy, note_study(store_copy, carried.plan), in_flight=[{"run": run_id, "since": 0.0}])
+def test_curve_with_nan_is_ignored(store_copy: Path, trained: TrainedStudy) -> None:
+    run_id = trained.run_id(2)
+    note_progress(store_copy, note_study(store_copy, trained.plan), in_flight=[{"run": run_id, "since": 0.0}])
     path = store_copy / "notes" / "curves" / f"{run_id}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(
@@ -474,9 +476,9 @@ def test_curve_with_nan_is_ignored(store_copy: Path, carried: Carried) -> None:
     assert command["in_flight"][0]["curve"] is None
 
 
-def test_long_curves_are_thinned_and_keep_their_last_point(store_copy: Path, carried: Carried) -> None:
-    run_id = carried.run_id(2)
-    note_progress(store_copy, note_study(store_copy, carried.plan), in_flight=[{"run": run_id, "since": 0.0}])
+def test_long_curves_are_thinned_and_keep_their_last_point(store_copy: Path, trained: TrainedStudy) -> None:
+    run_id = trained.run_id(2)
+    note_progress(store_copy, note_study(store_copy, trained.plan), in_flight=[{"run": run_id, "since": 0.0}])
     note_curve(store_copy, run_id, points=5001, of=20_000)
     (command,) = client(store_copy).get("/live.json").json()["commands"]
     curve = command["in_flight"][0]["curve"]
@@ -485,8 +487,8 @@ def test_long_curves_are_thinned_and_keep_their_last_point(store_copy: Path, car
     assert len(curve["validation_loss"]) == len(curve["validation_accuracy"]) == len(curve["iterations"])
 
 
-def test_interrupted_study_without_runs(tmp_path: Path, carried: Carried) -> None:
-    key = note_study(tmp_path, carried.plan)
+def test_interrupted_study_without_runs(tmp_path: Path, trained: TrainedStudy) -> None:
+    key = note_study(tmp_path, trained.plan)
     note_progress(tmp_path, key, pid=2**22 + 7)
     status = client(tmp_path).get("/live.json").json()
     assert (status["studies"][0]["done"], status["studies"][0]["total"]) == (0, RUNS)
@@ -507,7 +509,7 @@ def test_hostile_names_are_shown_as_text(tmp_path: Path, name: str) -> None:
         "  - {criterion: [large_final, random], mask0: [zero, freeze_init]}",
         f"  - {{name: {json.dumps(name, ensure_ascii=False)}}}",
     ).replace("reference: {criterion: large_final, mask0: zero}", "")
-    stored = carried_out(tmp_path, text=text.replace("A small study", name[:100].replace('"', "'")))
+    stored = train_study(tmp_path, text=text.replace("A small study", name[:100].replace('"', "'")))
     note = {"name": name * 40, "study": stored.plan.study.as_data()}
     StatusNotes(stored.store).write("studies", note_id(note), note)
     page = client(stored.store)
@@ -522,12 +524,12 @@ def test_hostile_names_are_shown_as_text(tmp_path: Path, name: str) -> None:
 
 
 def test_code_named_by_a_store_is_not_run(
-    tmp_path: Path, carried: Carried, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, trained: TrainedStudy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "never_run.py").write_text("print('RUN')\ndef score(layer, rng):\n    return layer.w_final\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    data = carried.plan.study.as_data()
+    data = trained.plan.study.as_data()
     data["treatments"][0]["criterion"] = "never_run:score"
     note = {"name": "mine", "study": data}
     store = tmp_path / "store"
@@ -543,8 +545,8 @@ def test_code_named_by_a_store_is_not_run(
     assert "never_run" not in sys.modules
 
 
-def test_invalid_study_has_a_reason(store_copy: Path, carried: Carried) -> None:
-    data = carried.plan.study.as_data() | {"network": "no-such-network"}
+def test_invalid_study_has_a_reason(store_copy: Path, trained: TrainedStudy) -> None:
+    data = trained.plan.study.as_data() | {"network": "no-such-network"}
     note = {"name": "broken", "study": data}
     StatusNotes(store_copy).write("studies", note_id(note), note)
     studies = {study["name"]: study for study in client(store_copy).get("/live.json").json()["studies"]}

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.hostile_names import NAMES, SCRIPT, carried_out_hostile
+from helpers.accessibility import serious_violations
+from helpers.hostile_names import NAMES, SCRIPT, train_hostile_study
 from helpers.serving import note_curve, note_progress, note_study
-from helpers.stored_study import RUNS, Carried, carried_out
+from helpers.stored_study import RUNS, TrainedStudy, train_study
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 WAIT = 20_000
@@ -51,7 +52,7 @@ class Site:
 
     url: str
     store: Path
-    carried: Carried
+    trained: TrainedStudy
     missing: str
     process: subprocess.Popen[str]
 
@@ -62,18 +63,18 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    carried = carried_out(tmp_path)
-    note_study(carried.store, carried.plan)
-    missing = carried.run_id(2, "random", "freeze_init", seed=1)
-    (carried.store / "runs" / missing[:2] / missing).rename(tmp_path / "away")
-    command = [sys.executable, "-m", "supermask", "serve", "--store", str(carried.store), "--port", "0"]
+    trained = train_study(tmp_path)
+    note_study(trained.store, trained.plan)
+    missing = trained.run_id(2, "random", "freeze_init", seed=1)
+    (trained.store / "runs" / missing[:2] / missing).rename(tmp_path / "away")
+    command = [sys.executable, "-m", "supermask", "serve", "--store", str(trained.store), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
         found = re.match(r"(http://127\.0\.0\.1:\d+/)  ", line)
         assert found, line + process.stdout.read()
-        yield Site(found[1], carried.store, carried, missing, process)
+        yield Site(found[1], trained.store, trained, missing, process)
     finally:
         process.kill()
         process.wait()
@@ -157,9 +158,9 @@ def test_report_follows_a_growing_study(site: Site, log: PageLog) -> None:
 
 
 def test_running_command_that_is_killed(site: Site, log: PageLog) -> None:
-    key = note_study(site.store, site.carried.plan)
+    key = note_study(site.store, site.trained.plan)
     flight = [{"run": site.missing, "since": time.time() - 5}]
-    failures = [{"run": site.carried.run_id(1), "status": "diverged", "message": "<img src=x onerror=alert(1)>"}]
+    failures = [{"run": site.trained.run_id(1), "status": "diverged", "message": "<img src=x onerror=alert(1)>"}]
     note_progress(site.store, key, in_flight=flight, failures=failures)
     note_curve(site.store, site.missing, points=2)
     page = log.page
@@ -216,7 +217,7 @@ def test_explorer_and_page_of_a_run(site: Site, log: PageLog) -> None:
 
 
 def test_hostile_names_are_shown_as_text(site: Site, log: PageLog) -> None:
-    plan = carried_out_hostile(site.store, SCRIPT, "</script><img src=x onerror=alert(1)>")
+    plan = train_hostile_study(site.store, SCRIPT, "</script><img src=x onerror=alert(1)>")
     key = note_study(site.store, plan)
     note_progress(site.store, key, message=SCRIPT, in_flight=[{"run": plan.treatment_runs[-1].run_id, "since": 0.0}])
     page = log.page
@@ -243,8 +244,8 @@ def test_hostile_names_are_shown_as_text(site: Site, log: PageLog) -> None:
 @pytest.mark.parametrize("width", [390, 1280, 1920])
 def test_no_page_is_wider_than_the_window(site: Site, browser: Browser, width: int, scheme: Any) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    note_progress(site.store, note_study(site.store, site.carried.plan), message="x" * 500)
-    for path in ("", "explore", f"run/{site.carried.run_id(2)}", "run/0"):
+    note_progress(site.store, note_study(site.store, site.trained.plan), message="x" * 500)
+    for path in ("", "explore", f"run/{site.trained.run_id(2)}", "run/0"):
         page.goto(site.url + path)
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
@@ -258,3 +259,14 @@ def test_ctrl_c_ends_the_server_without_output(site: Site, log: PageLog) -> None
     assert site.process.stdout is not None
     assert site.process.stdout.read() == ""
     expect(log.page.locator("#notice")).to_contain_text("The server does not answer", timeout=WAIT)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("address", ["", "explore", "run"])
+def test_pages_have_no_serious_violation(site: Site, browser: Browser, address: str, scheme: Any) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    page.goto(f"{site.url}{f'run/{site.trained.run_id(2)}' if address == 'run' else address}")
+    waited = {"": "[data-plot] .main-svg", "explore": "#runs tbody tr", "run": "h1"}[address]
+    page.locator(waited).first.wait_for(state="attached", timeout=WAIT)
+    assert serious_violations(page) == []
+    page.close()

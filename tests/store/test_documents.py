@@ -17,7 +17,7 @@ from golden.make_store import TREATMENTS, golden_study
 from helpers.entries import same
 from helpers.faulty_disk import quick_folder
 from helpers.golden_store import GOLDEN, copy_golden, golden_entries, write_entry
-from helpers.small_studies import carry_out
+from helpers.small_studies import train_plan
 
 from supermask.core.types import InitialState
 from supermask.execution.scheduler import Scheduler
@@ -131,8 +131,8 @@ def test_a_malformed_run_of_a_plan_is_set_aside_and_trained_again(folder: Path) 
     assert [row["status"] for row in rows] == ["finished", "to_do", "finished"] and "status" in damaged[0]
     schedule = Scheduler(plan, store)
     assert schedule.tasks_left == 1 and first in schedule.damaged[0]
-    carried = carry_out(plan, store.root, engine="auto")
-    assert carried.trained == [first] and store.facts(first)["status"] == "finished"
+    plan_run = train_plan(plan, store.root, engine="auto")
+    assert plan_run.trained == [first] and store.facts(first)["status"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -287,6 +287,6 @@ def test_a_resealed_checkpoint_is_not_resumed_and_its_run_is_trained(folder: Pat
         tensors = {"state/x": np.zeros(3, np.float32)}
     write_entry(kind, key, path, Entry(facts, tensors, {}))
     plan = make_plan(golden_study(treatments=TREATMENTS[:1], seeds=[1]))
-    carried = carry_out(plan, store.root)
-    assert {*carried.schedule.status.values()} == {"finished"}
+    plan_run = train_plan(plan, store.root)
+    assert {*plan_run.schedule.status.values()} == {"finished"}
     assert not list((store.root / "checkpoints").iterdir())

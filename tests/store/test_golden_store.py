@@ -9,7 +9,7 @@ import pytest
 from golden.make_store import TREATMENTS, USER_TREATMENTS, golden_study
 from helpers.faulty_disk import quick_folder
 from helpers.golden_store import EXPECTED, GOLDEN, copy_golden, golden_entries
-from helpers.small_studies import carry_out
+from helpers.small_studies import train_plan
 
 from supermask.store import Store
 from supermask.store.rows import store_rows
@@ -55,14 +55,14 @@ def test_reading_changes_nothing(folder: Path) -> None:
 
 def test_its_study_is_done_and_a_further_level_is_trained_from_it(folder: Path) -> None:
     store = copy_golden(folder)
-    assert carry_out(make_plan(golden_study()), store.root, engine="auto").ended == []
-    assert carry_out(make_plan(golden_study(treatments=USER_TREATMENTS)), store.root, engine="auto").ended == []
+    assert train_plan(make_plan(golden_study()), store.root, engine="auto").ended == []
+    assert train_plan(make_plan(golden_study(treatments=USER_TREATMENTS)), store.root, engine="auto").ended == []
     # Treatments of which no snapshot is needed that was not kept: another machine could not train it to equal bits.
     names = ("iterative", "at once", "untrained", "learned")
     more = make_plan(golden_study(levels=3, treatments=[t for t in TREATMENTS if t["name"] in names]))
-    carried = carry_out(more, store.root, engine="auto")
-    assert carried.trained and not set(carried.trained) & Store(GOLDEN).run_ids() and not carried.retraced
-    assert {*carried.schedule.status.values()} == {"finished"}
+    plan_run = train_plan(more, store.root, engine="auto")
+    assert plan_run.trained and not set(plan_run.trained) & Store(GOLDEN).run_ids() and not plan_run.replayed
+    assert {*plan_run.schedule.status.values()} == {"finished"}
     assert not (store.root / "quarantine").exists()
 
 
@@ -72,5 +72,5 @@ def test_its_checkpoint_is_whole_and_its_run_is_finished(folder: Path) -> None:
     assert store.load_checkpoint(checkpoint) is not None
     plan = make_plan(golden_study(treatments=TREATMENTS[:1], seeds=[1]))
     assert checkpoint in plan.runs
-    carry_out(plan, store.root)
+    train_plan(plan, store.root)
     assert store.has(checkpoint) and not (store.root / "checkpoints" / checkpoint).exists()

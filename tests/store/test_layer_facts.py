@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from helpers.command_line import call
 from helpers.forgery import forge, verdicts
-from helpers.golden_store import GOLDEN
-from helpers.small_studies import carry_out, small_plan
-from helpers.stored_study import carried_out
+from helpers.small_studies import small_plan, train_plan
+from helpers.stored_study import train_study
 
 from supermask.store import Store
 from supermask.store.layer_facts import layer_rows, recompute_layer_facts
@@ -23,8 +22,8 @@ from supermask.store.verify import verify_store
 
 
 def test_recorded_facts_are_those_of_the_stored_tensors(tmp_path: Path) -> None:
-    made = carried_out(tmp_path)
-    store, replayer = made.opened(), StateReplayer(made.opened())
+    made = train_study(tmp_path)
+    store, replayer = made.open_store(), StateReplayer(made.open_store())
     rows = {row["id"]: row for row in plan_rows(made.plan, store)[0]}
     for run in made.plan.runs.values():
         recorded = store.facts(run.id)["layers"]
@@ -40,7 +39,7 @@ def test_recorded_facts_are_those_of_the_stored_tensors(tmp_path: Path) -> None:
 
 
 def test_the_table_of_layers(tmp_path: Path) -> None:
-    made = carried_out(tmp_path)
+    made = train_study(tmp_path)
     status, out, err = call("table", *made.args, "--layers")
     assert (status, err) == (0, "")
     lines = list(csv.DictReader(io.StringIO(out)))
@@ -60,17 +59,23 @@ def test_the_table_of_layers(tmp_path: Path) -> None:
     assert status == 0 and "true" in out
 
 
-def test_runs_of_earlier_versions_have_none_and_are_recomputed_where_their_weights_are_kept() -> None:
-    store = Store(GOLDEN)
-    rows, damaged = store_rows(store)
+def test_runs_of_earlier_versions_have_none_and_are_recomputed(tmp_path: Path) -> None:
+    made = train_study(tmp_path)
+    store = made.open_store()
+    recorded = list(layer_rows(store, plan_rows(made.plan, store)[0]))
+    for run_id in made.plan.runs:
+        forge(made, run_id, lambda facts, tensors, weights: facts.pop("layers"))
+    rows, damaged = store_rows(made.open_store())
     assert not damaged
     assert all(row["ties_drawn"] is row["sign_changed"] is row["shrunk"] is None for row in rows)
     assert {"ties_drawn", "sign_changed", "shrunk"} <= COLUMNS.keys()
-    layers = list(layer_rows(store, rows))
-    finished = {str(row["id"]) for row in rows if row["status"] == "finished" and row["trained"]}
-    recomputed = {str(row["id"]) for row in layers if row["sign_changed"] is not None}
-    assert recomputed <= finished and len(recomputed) >= 5
-    assert all(store.has_weights(run_id) for run_id in recomputed)
+    assert list(layer_rows(made.open_store(), plan_rows(made.plan, made.open_store())[0])) == recorded
+    assert {verdict.verdict for verdict in verify_store(made.open_store())} == {"held"}
+    # Without weights there is nothing to count from.
+    run_id = made.run_id(2)
+    made.open_store().drop_weights(run_id)
+    left = [row for row in layer_rows(made.open_store(), rows) if row["id"] == run_id]
+    assert left and all(row["sign_changed"] is None for row in left)
 
 
 def test_a_learned_mask_and_an_untrained_network(tmp_path: Path) -> None:
@@ -80,7 +85,7 @@ def test_a_learned_mask_and_an_untrained_network(tmp_path: Path) -> None:
         learn={"epochs": 0.6, "batch_size": 60, "evaluate_every": 6, "lr": 10},
         levels=1,
     )
-    carry_out(plan, tmp_path)
+    train_plan(plan, tmp_path)
     by_label: dict[str, list[dict[str, Any]]] = {}
     for row in plan_rows(plan, Store(tmp_path))[0]:
         by_label.setdefault(str(row["treatment"]), []).append(row)
@@ -94,7 +99,7 @@ def test_a_learned_mask_and_an_untrained_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fact", ["ties_drawn", "sign_changed", "shrunk"])
 def test_forged_facts_of_layers_are_found(tmp_path: Path, fact: str) -> None:
-    made = carried_out(tmp_path)
+    made = train_study(tmp_path)
     run_id = made.run_id(1)
 
     def change(facts: dict[str, Any], tensors: object, weights: object) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small_studies import carry_out
+from helpers.small_studies import train_plan
 
 from supermask.analysis.claims import evaluate_claims
 from supermask.analysis.summary import check_one_experiment
@@ -94,11 +94,11 @@ def test_runs_on_other_data_have_other_ids(tmp_path: Path) -> None:
 def test_two_datasets_of_one_name_are_never_averaged(tmp_path: Path) -> None:
     """The case that was reported: seed 0 on one dataset, seed 1 on another one of the same name, one store."""
     store = tmp_path / "store"
-    carry_out(plan_study(study_from_dict({**STUDY, "seeds": [0]}), Store(store)), store)
+    train_plan(plan_study(study_from_dict({**STUDY, "seeds": [0]}), Store(store)), store)
     both = study_from_dict(STUDY)
     with pytest.MonkeyPatch.context() as patch:
         use_other_digits(patch)
-        carry_out(plan_study(study_from_dict({**STUDY, "seeds": [1]}), Store(store)), store)
+        train_plan(plan_study(study_from_dict({**STUDY, "seeds": [1]}), Store(store)), store)
         other = plan_study(both, Store(store))
         assert finished(other, store) == 3
         check_same_data(rows(other, store))
@@ -118,7 +118,7 @@ def test_results_on_other_data_are_readable_without_it(tmp_path: Path) -> None:
     store, study = tmp_path / "store", study_from_dict(STUDY)
     with pytest.MonkeyPatch.context() as patch:
         fingerprint = use_other_digits(patch)
-        carry_out(plan_study(study, Store(store)), store)
+        train_plan(plan_study(study, Store(store)), store)
     with pytest.MonkeyPatch.context() as patch:
         lose_digits(patch)
         plan = plan_study(study, Store(store))
@@ -138,7 +138,7 @@ def test_results_on_other_data_are_readable_without_it(tmp_path: Path) -> None:
 
 def test_no_notice_if_the_store_has_the_published_runs(tmp_path: Path) -> None:
     store, study = tmp_path / "store", study_from_dict(STUDY)
-    carry_out(plan_study(study, Store(store)), store)
+    train_plan(plan_study(study, Store(store)), store)
     with pytest.MonkeyPatch.context() as patch:
         lose_digits(patch)
         assert plan_study(study, Store(store)).notices == ()
@@ -147,7 +147,7 @@ def test_no_notice_if_the_store_has_the_published_runs(tmp_path: Path) -> None:
 def mixed_rows(tmp_path: Path) -> tuple[Plan, list[Any]]:
     """Return finished rows of one plan of which seed 1 has other data, as a merged store of an old release has them."""
     store, plan = tmp_path / "store", make_plan(study_from_dict(STUDY))
-    carry_out(plan, store)
+    train_plan(plan, store)
     return plan, [row | ({"data_fingerprint": "f" * 64} if row["seed"] == 1 else {}) for row in rows(plan, store)]
 
 
@@ -172,7 +172,7 @@ def test_everything_that_averages_refuses_mixed_data(tmp_path: Path) -> None:
 def test_a_worker_refuses_data_that_the_plan_is_not_for(tmp_path: Path) -> None:
     plan = make_plan(study_from_dict(STUDY), PlanInputs("e" * 64))
     with pytest.raises(UserError, match="was planned for data with fingerprint eeeeeeeeeeee, but the published files"):
-        carry_out(plan, tmp_path / "store")
+        train_plan(plan, tmp_path / "store")
 
 
 # --- user code -----------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_reading_never_imports_user_code_and_works_without_it(
     monkeypatch.chdir(tmp_path / "code")
     plan = plan_study(study_from_dict(user_study), Store(store))
     assert "scores_of_mine" not in sys.modules
-    carry_out(plan, store)
+    train_plan(plan, store)
     assert "scores_of_mine" in sys.modules, "training imports it"
     del sys.modules["scores_of_mine"]
     for name in ("code", "."):
@@ -229,16 +229,16 @@ def test_a_changed_helper_makes_other_runs(
     store = tmp_path / "store"
     monkeypatch.chdir(tmp_path / "code")
     first = plan_study(study_from_dict(user_study), Store(store))
-    carry_out(first, store)
+    train_plan(first, store)
     write_module(tmp_path / "code", power=-1.0)
     changed = plan_study(study_from_dict(user_study), Store(store))
     assert len(changed.runs.keys() & first.runs.keys()) == 1, "only the dense run is shared"
     with pytest.raises(UserError, match="'helper_of_score' was changed after this process imported it"):
-        carry_out(changed, store)
+        train_plan(changed, store)
     for name in ("scores_of_mine", "helper_of_score"):
         del sys.modules[name]
     monkeypatch.setattr("supermask.study.user_code._imported_hashes", {})
-    carry_out(changed, store)
+    train_plan(changed, store)
     # From another folder, the two versions cannot be told apart.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if not p.startswith(str(tmp_path))])

@@ -13,7 +13,7 @@ from golden.make_store import TREATMENTS, golden_study
 from helpers.entries import A, B, folder_of, put, same, sample
 from helpers.faulty_disk import QuickDisk, quick_folder
 from helpers.golden_store import copy_golden, golden_entries, write_entry
-from helpers.small_studies import carry_out, contents
+from helpers.small_studies import contents, train_plan
 
 from supermask.execution.scheduler import Scheduler
 from supermask.store import CorruptEntry, Store
@@ -47,19 +47,19 @@ def flip_byte(path: Path, keep_times: bool = False) -> None:
 @pytest.mark.parametrize("name", ["run.json", "tensors.safetensors", "weights.safetensors"])
 def test_run_notices_a_changed_file_of_a_finished_run_and_recomputes_it(folder: Path, name: str) -> None:
     plan = make_plan(golden_study(treatments=TREATMENTS[:1]))
-    carry_out(plan, folder / "store")
+    train_plan(plan, folder / "store")
     before = contents(folder / "store")
     store, last = Store(folder / "store"), list(plan.runs)[-1]
     flip_byte(store.root / "runs" / last[:2] / last / name)
-    carried = carry_out(plan, store.root)
-    assert carried.trained == [last]
+    plan_run = train_plan(plan, store.root)
+    assert plan_run.trained == [last]
     assert contents(store) == before
     assert all(verdict.verdict == "held" for verdict in verify_store(store))
 
 
 def test_run_notices_a_damaged_snapshot(folder: Path) -> None:
     plan = make_plan(golden_study(treatments=TREATMENTS[1:2]))
-    carry_out(plan, folder / "store")
+    train_plan(plan, folder / "store")
     store = Store(folder / "store")
     key = min(key for key in store.snapshot_keys() if key.endswith("iteration_4"))
     flip_byte(store.root / "points" / key[:2] / key / "tensors.safetensors")
@@ -70,7 +70,7 @@ def test_run_notices_a_damaged_snapshot(folder: Path) -> None:
 
 def test_unmodified_files_are_not_hashed_and_copied_ones_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(golden_study(treatments=TREATMENTS[:1]))
-    carry_out(plan, folder / "store")
+    train_plan(plan, folder / "store")
     hashed: list[str] = []
     real = Store(folder).__class__._check_files
 
@@ -111,7 +111,7 @@ def test_checking_a_read_only_store_works(folder: Path) -> None:
 
 def test_repair_sets_damaged_entries_aside_and_spares_their_descendants(folder: Path) -> None:
     plan = make_plan(golden_study(treatments=TREATMENTS[:2]))
-    carry_out(plan, folder / "store")
+    train_plan(plan, folder / "store")
     store, before = Store(folder / "store"), contents(folder / "store")
     dense, *_ = plan.runs
     # The times are as before, so only `verify` can notice.
@@ -124,7 +124,7 @@ def test_repair_sets_damaged_entries_aside_and_spares_their_descendants(folder: 
     assert moved.keys() == {dense, key}
     assert "weights.safetensors" in (moved[dense][0] / "why.txt").read_text()
     assert store.run_ids() == before.keys() - {dense}
-    carry_out(plan, store.root)
+    train_plan(plan, store.root)
     assert contents(store) == before
     assert all(verdict.verdict == "held" for verdict in verify_store(store))
     assert [folders for _, folders in repair_store(store) if folders] == []

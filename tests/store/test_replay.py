@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.faulty_disk import quick_folder
-from helpers.small_studies import carry_out, same_start, same_state, small_plan
+from helpers.small_studies import same_start, same_state, small_plan, train_plan
 
 from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.core.certificate import Certificate
@@ -215,9 +215,9 @@ def test_replayed_initial_states_are_those_trained_from(
     named = [{"name": str(i), **treatment} for i, treatment in enumerate(treatments)]
     plan = small_plan(*named, levels=levels, epochs=0.45, evaluate_every=5)
     worker = Watched(WorkerConfig(folder / "store"))
-    carried = carry_out(plan, folder / "store", worker=worker)
-    assert {*carried.schedule.status.values()} == {"finished"}
-    assert not carried.retraced
+    plan_run = train_plan(plan, folder / "store", worker=worker)
+    assert {*plan_run.schedule.status.values()} == {"finished"}
+    assert not plan_run.replayed
     for run_id in (run_id for run_id, children in plan.children.items() if not children):
         # The smallest cache: every ancestor is read and replayed.
         assert same_start(StateReplayer(worker.store, cache_size=2).parent_run(run_id).start, worker.starts[run_id])
@@ -225,7 +225,7 @@ def test_replayed_initial_states_are_those_trained_from(
 
 def test_a_long_chain_needs_no_deep_recursion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(levels=60, rates={"hidden": 0.01, "output": 0.01}, epochs=0.05)
-    carried = carry_out(plan, folder / "store")
+    plan_run = train_plan(plan, folder / "store")
     depth = 0
     real = Store.read
 
@@ -235,10 +235,10 @@ def test_a_long_chain_needs_no_deep_recursion(folder: Path, monkeypatch: pytest.
         return real(store, run_id)
 
     monkeypatch.setattr(Store, "read", read)
-    lineage = StateReplayer(carried.schedule.store)
+    lineage = StateReplayer(plan_run.schedule.store)
     lineage.parent_run(last_run(plan).parent or "")
     shallow, depth = depth, 0
-    StateReplayer(carried.schedule.store).parent_run(list(plan.runs)[1])
+    StateReplayer(plan_run.schedule.store).parent_run(list(plan.runs)[1])
     assert shallow == depth
 
 
@@ -253,7 +253,7 @@ def test_snapshots_are_read_back_as_the_engine_returned_them(folder: Path) -> No
             return super().commit(begun, outcome, seconds)
 
     worker = Kept(WorkerConfig(folder / "store"))
-    carry_out(plan, folder / "store", worker=worker)
+    train_plan(plan, folder / "store", worker=worker)
     for run_id, outcome in given.items():
         points = StoredSnapshots(worker.store, plan.runs[run_id], worker.starts[run_id])
         assert same_state(points["end"], outcome.end)
@@ -270,7 +270,7 @@ def test_snapshots_are_read_back_as_the_engine_returned_them(folder: Path) -> No
 
 def test_dropped_tensors_are_reported_as_missing(folder: Path) -> None:
     plan = small_plan({"rewind_to": 5, "mask0": "freeze_final"}, levels=2)
-    store = carry_out(plan, folder / "store").schedule.store
+    store = train_plan(plan, folder / "store").schedule.store
     dense, first, _ = plan.runs
     store.drop_snapshot(dense, "iteration_5")
     with pytest.raises(SnapshotMissing, match=f"run {dense} has no point iteration_5 in the store") as missing:
@@ -323,7 +323,7 @@ def other_facts(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
 @pytest.mark.parametrize("change", [other_mask, no_mask, short_mask, other_facts])
 def test_a_resealed_forgery_of_an_ancestor_is_detected(folder: Path, change: Any) -> None:
     plan = small_plan(levels=3)
-    store = carry_out(plan, folder / "store").schedule.store
+    store = train_plan(plan, folder / "store").schedule.store
     _, first, _, third = plan.runs
     reseal(store, first, change)
     with pytest.raises(CorruptEntry) as damage:
@@ -343,7 +343,7 @@ def test_a_forgery_is_detected_at_the_first_start_that_depends_on_it(
     folder: Path, treatment: dict[str, Any], change: Any
 ) -> None:
     plan = small_plan(treatment, levels=3)
-    store = carry_out(plan, folder / "store").schedule.store
+    store = train_plan(plan, folder / "store").schedule.store
     _, first, second, third = plan.runs
     reseal(store, first, change)
     with pytest.raises(CorruptEntry, match="not the one it was trained from") as damage:
@@ -353,7 +353,7 @@ def test_a_forgery_is_detected_at_the_first_start_that_depends_on_it(
 
 def test_flipped_bits_of_an_ancestor_are_detected(folder: Path) -> None:
     plan = small_plan(levels=2)
-    store = carry_out(plan, folder / "store").schedule.store
+    store = train_plan(plan, folder / "store").schedule.store
     _, first, second = plan.runs
     for path in (store.root / "runs" / first[:2] / first).iterdir():
         before = path.read_bytes()
@@ -367,7 +367,7 @@ def test_flipped_bits_of_an_ancestor_are_detected(folder: Path) -> None:
 
 def test_kept_values_that_do_not_fit_the_mask_are_damage(folder: Path) -> None:
     plan = small_plan(levels=1)
-    store = carry_out(plan, folder / "store").schedule.store
+    store = train_plan(plan, folder / "store").schedule.store
     dense = next(iter(plan.runs))
 
     def cut(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
@@ -380,7 +380,7 @@ def test_kept_values_that_do_not_fit_the_mask_are_damage(folder: Path) -> None:
 
 def test_runs_of_earlier_numerics_can_still_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(levels=1)
-    store = carry_out(plan, folder / "store").schedule.store
+    store = train_plan(plan, folder / "store").schedule.store
     monkeypatch.setattr("supermask.study.run.NUMERICS_VERSION", 99)
     for run_id in plan.runs:
         assert Run.from_data(store.facts(run_id)).id == run_id
@@ -407,8 +407,8 @@ def test_a_user_criterion_scores_like_a_builtin_one(folder: Path, monkeypatch: p
     name, _ = own(folder, monkeypatch, "return layer.w_final.abs()")
     plan, twin = small_plan({"criterion": name}), small_plan({"criterion": "large_final"})
     worker = Watched(WorkerConfig(folder / "store"))
-    carry_out(plan, folder / "store", worker=worker)
-    carry_out(twin, folder / "store", worker=worker)
+    train_plan(plan, folder / "store", worker=worker)
+    train_plan(twin, folder / "store", worker=worker)
     mine, theirs = (worker.starts[last_run(p).id] for p in (plan, twin))
     assert same_start(mine, theirs)
     assert last_run(plan).id != last_run(twin).id
@@ -431,7 +431,7 @@ def test_a_user_criterion_that_changed_since_the_plan_is_not_called(
     plan = small_plan({"criterion": name})
     path.write_text(path.read_text().replace("return", "return -"))
     with pytest.raises(UserError, match=f"{name}'.*was changed since the plan was made"):
-        carry_out(plan, folder / "store")
+        train_plan(plan, folder / "store")
     assert Store(folder / "store").run_ids() == {next(iter(plan.runs))}
 
 
@@ -455,7 +455,7 @@ def test_a_failing_user_criterion_is_a_user_error(
     name, _ = own(folder, monkeypatch, body)
     plan = small_plan({"criterion": name}, {"criterion": "large_final"})
     with pytest.raises(UserError, match=says) as error:
-        carry_out(plan, folder / "store")
+        train_plan(plan, folder / "store")
     assert "level 1, seed 0" in str(error.value)
 
 
@@ -466,7 +466,7 @@ def test_a_user_criterion_cannot_change_the_initial_state(folder: Path, monkeypa
     for name in (vandal, quiet):
         worker = Watched(WorkerConfig(folder / "store"))
         plan = small_plan({"criterion": name, "rewind_to": "end", "mask0": "freeze_final"}, levels=2)
-        assert {*carry_out(plan, folder / "store", worker=worker).schedule.status.values()} == {"finished"}
+        assert {*train_plan(plan, folder / "store", worker=worker).schedule.status.values()} == {"finished"}
         last.append(worker.starts[last_run(plan).id])
     assert same_start(*last)
 
@@ -474,7 +474,7 @@ def test_a_user_criterion_cannot_change_the_initial_state(folder: Path, monkeypa
 def test_a_stored_run_is_replayed_without_its_user_criterion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, path = own(folder, monkeypatch, "return layer.w_final.abs()")
     plan = small_plan({"criterion": name})
-    store = carry_out(plan, folder / "store").schedule.store
+    store = train_plan(plan, folder / "store").schedule.store
     path.unlink()
     parent, step = StateReplayer(store).parent_run(last_run(plan).id), last_run(plan).step
     assert step is not None

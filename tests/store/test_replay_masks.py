@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import numpy_training as by_hand
 from helpers.mask_studies import Done, digits, done
-from helpers.small_studies import carry_out, contents
+from helpers.small_studies import contents, train_plan
 
 from supermask.core.learned_masks import base_weights
 from supermask.core.masks import unpack
@@ -203,4 +203,4 @@ def test_the_same_study_again_is_bit_identical(study: Done, tmp_path: Path) -> N
     again = done(tmp_path, {"supermask": [KINDS["DWR"], KINDS["signed"]]})
     once, found = contents(study.store), contents(tmp_path)
     assert {run_id: once[run_id] for run_id in found} == found
-    assert not carry_out(again.plan, tmp_path, engine="auto").ended
+    assert not train_plan(again.plan, tmp_path, engine="auto").ended

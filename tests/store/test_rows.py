@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.mask_studies import mask_plan
-from helpers.small_studies import carry_out, small_plan
-from helpers.stored_study import RUNS, Carried, carried_out
+from helpers.small_studies import small_plan, train_plan
+from helpers.stored_study import RUNS, TrainedStudy, train_study
 
 from supermask.core.errors import UserError
 from supermask.core.types import LearningCurve
@@ -26,13 +26,13 @@ from supermask.study.plan import make_plan
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("rows"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("rows"))
 
 
-def test_every_run_has_one_row_with_known_columns(carried: Carried) -> None:
-    rows, damaged = plan_rows(carried.plan, carried.opened())
-    assert [row["id"] for row in rows] == list(carried.plan.runs)
+def test_every_run_has_one_row_with_known_columns(trained: TrainedStudy) -> None:
+    rows, damaged = plan_rows(trained.plan, trained.open_store())
+    assert [row["id"] for row in rows] == list(trained.plan.runs)
     assert not damaged
     for row in rows:
         assert row.keys() <= COLUMNS.keys()
@@ -41,8 +41,8 @@ def test_every_run_has_one_row_with_known_columns(carried: Carried) -> None:
         assert row["study"] == "small"
 
 
-def test_a_dense_run_is_called_dense_and_has_no_criterion(carried: Carried) -> None:
-    rows, _ = plan_rows(carried.plan, carried.opened())
+def test_a_dense_run_is_called_dense_and_has_no_criterion(trained: TrainedStudy) -> None:
+    rows, _ = plan_rows(trained.plan, trained.open_store())
     dense = [row for row in rows if row["level"] == 0]
     assert [(row["treatment"], row["density"], row.get("criterion")) for row in dense] == [("dense", 1.0, None)] * 2
 
@@ -55,7 +55,7 @@ def test_planned_counts_equal_stored_counts(tmp_path: Path, treatment: dict[str,
     plan = small_plan(treatment, network="fc-8", levels=3)
     planned, _ = plan_rows(plan, Store(tmp_path))
     assert {row["status"] for row in planned} == {"to_do"}
-    carry_out(plan, tmp_path)
+    train_plan(plan, tmp_path)
     ended, _ = plan_rows(plan, Store(tmp_path))
     assert {row["status"] for row in ended} == {"finished"}
     for before, after in zip(planned, ended, strict=True):
@@ -70,15 +70,15 @@ def test_a_run_of_several_treatments_has_all_their_labels(tmp_path: Path) -> Non
     assert labels == {(0, "dense"), (1, "a chain", "at once"), (2, "a chain"), (2, "at once")}
 
 
-def test_an_extended_study_is_partly_to_do(carried: Carried) -> None:
-    more = make_plan(load_study(carried.study, ["scale=more"]))
-    rows, _ = plan_rows(more, carried.opened())
+def test_an_extended_study_is_partly_to_do(trained: TrainedStudy) -> None:
+    more = make_plan(load_study(trained.study, ["scale=more"]))
+    rows, _ = plan_rows(more, trained.open_store())
     assert {row["level"]: row["status"] for row in rows} == {0: "finished", 1: "finished", 2: "finished", 3: "to_do"}
 
 
 def test_below_a_diverged_run_nothing_is_to_do(tmp_path: Path) -> None:
     plan = small_plan(network="fc-8", lr=1e30)
-    carry_out(plan, tmp_path)
+    train_plan(plan, tmp_path)
     rows, _ = plan_rows(plan, Store(tmp_path))
     assert [row["status"] for row in rows] == ["diverged", "ancestor_diverged", "ancestor_diverged"]
     assert rows[0]["diverged_at"]
@@ -88,7 +88,7 @@ def test_below_a_diverged_run_nothing_is_to_do(tmp_path: Path) -> None:
 
 def test_below_a_refused_run_the_status_names_the_certificate(tmp_path: Path) -> None:
     plan = small_plan(network="fc-8", levels=3)
-    carry_out(plan, tmp_path)
+    train_plan(plan, tmp_path)
     store = Store(tmp_path)
     _, refused, *below = plan.runs
     entry = store.read(refused)
@@ -100,12 +100,12 @@ def test_below_a_refused_run_the_status_names_the_certificate(tmp_path: Path) ->
     assert [row["status"] for row in rows] == expected
 
 
-def test_a_damaged_run_is_reported_and_counts_as_to_do(carried: Carried, tmp_path: Path) -> None:
-    shutil.copytree(carried.store, tmp_path / "store")
-    run_id = carried.run_id(1)
+def test_a_damaged_run_is_reported_and_counts_as_to_do(trained: TrainedStudy, tmp_path: Path) -> None:
+    shutil.copytree(trained.store, tmp_path / "store")
+    run_id = trained.run_id(1)
     path = tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json"
     path.write_bytes(path.read_bytes().replace(b'"seed": 0', b'"seed": 9'))
-    rows, damaged = plan_rows(carried.plan, Store(tmp_path / "store"))
+    rows, damaged = plan_rows(trained.plan, Store(tmp_path / "store"))
     assert {row["id"] for row in rows if row["status"] == "to_do"} == {run_id}
     everything, also = store_rows(Store(tmp_path / "store"))
     assert len(everything) == RUNS - 1
@@ -114,9 +114,9 @@ def test_a_damaged_run_is_reported_and_counts_as_to_do(carried: Carried, tmp_pat
     assert run_id in text
 
 
-def test_rows_of_a_store_belong_to_no_study(carried: Carried) -> None:
-    rows, damaged = store_rows(carried.opened())
-    assert [row["id"] for row in rows] == sorted(carried.plan.runs)
+def test_rows_of_a_store_belong_to_no_study(trained: TrainedStudy) -> None:
+    rows, damaged = store_rows(trained.open_store())
+    assert [row["id"] for row in rows] == sorted(trained.plan.runs)
     assert not damaged
     assert {row["study"] for row in rows} == {None}
     assert {row["treatment"] for row in rows} == {
@@ -128,8 +128,8 @@ def test_rows_of_a_store_belong_to_no_study(carried: Carried) -> None:
     }
 
 
-def test_reading_an_absent_store_makes_nothing(carried: Carried, tmp_path: Path) -> None:
-    rows, _ = plan_rows(carried.plan, Store(tmp_path / "absent"))
+def test_reading_an_absent_store_makes_nothing(trained: TrainedStudy, tmp_path: Path) -> None:
+    rows, _ = plan_rows(trained.plan, Store(tmp_path / "absent"))
     assert {row["status"] for row in rows} == {"to_do"}
     assert store_rows(Store(tmp_path / "absent")) == ([], [])
     assert not (tmp_path / "absent").exists()
@@ -137,9 +137,9 @@ def test_reading_an_absent_store_makes_nothing(carried: Carried, tmp_path: Path)
     assert to_json(rows).count("\n") == RUNS + 2
 
 
-def test_a_run_id_is_resolved_from_its_prefix(carried: Carried) -> None:
-    store = carried.opened()
-    for run_id in carried.plan.runs:
+def test_a_run_id_is_resolved_from_its_prefix(trained: TrainedStudy) -> None:
+    store = trained.open_store()
+    for run_id in trained.plan.runs:
         assert resolve_run_id(store, run_id) == run_id
         assert resolve_run_id(store, run_id[:20].upper()) == run_id
     for unknown in ("", "g", run_id + "0", "runs/../", "*"):
@@ -157,9 +157,11 @@ def test_the_first_level_has_the_schedule_of_the_study(tmp_path: Path) -> None:
         assert {row.get("schedule") for row in rows if row["level"] == 0} == {None}
 
 
-def test_runs_of_a_store_have_the_names_of_the_studies_that_were_run_there(carried: Carried, tmp_path: Path) -> None:
-    shutil.copytree(carried.store, tmp_path / "store", copy_function=shutil.copyfile)
-    notes, study = StatusNotes(tmp_path / "store"), load_study(carried.study)
+def test_runs_of_a_store_have_the_names_of_the_studies_that_were_run_there(
+    trained: TrainedStudy, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.store, tmp_path / "store", copy_function=shutil.copyfile)
+    notes, study = StatusNotes(tmp_path / "store"), load_study(trained.study)
     for name, data in (("one", study.as_data()), ("two", study.as_data()), ("broken", {"network": 3}), ("none", None)):
         note = {"name": name, "study": data}
         notes.write("studies", note_id(note), note)
@@ -168,11 +170,11 @@ def test_runs_of_a_store_have_the_names_of_the_studies_that_were_run_there(carri
 
 
 def test_a_note_that_names_user_code_is_not_planned(
-    carried: Carried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "evil_note.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    shutil.copytree(carried.store, tmp_path / "store", copy_function=shutil.copyfile)
+    shutil.copytree(trained.store, tmp_path / "store", copy_function=shutil.copyfile)
     for key in ("criterion", "supermask"):
         value = "evil_note:score" if key == "criterion" else {"start_from": ["evil_note:score"]}
         note = {"name": "evil", "study": {"network": "fc-8", "treatments": [{key: value}]}}
@@ -196,7 +198,7 @@ def test_the_rise_of_the_validation_accuracy_is_the_slope_over_the_last_doubling
 
 def test_only_runs_that_learned_a_mask_have_a_rise(tmp_path: Path) -> None:
     plan = mask_plan({"supermask": {}}, {"criterion": "random", "trained": False}, seeds=1)
-    carry_out(plan, tmp_path, engine="auto")
+    train_plan(plan, tmp_path, engine="auto")
     store = Store(tmp_path)
     for rows in (plan_rows(plan, store)[0], store_rows(store)[0]):
         for row in rows:

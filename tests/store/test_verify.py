@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from helpers.command_line import call
 from helpers.forgery import Change, folder_of, forge, not_held, verdicts
-from helpers.small_studies import carry_out, small_plan
-from helpers.stored_study import RUNS, Carried, carried_out
+from helpers.small_studies import small_plan, train_plan
+from helpers.stored_study import RUNS, TrainedStudy, train_study
 
 from supermask.api import runs
 from supermask.core.errors import UserError
@@ -27,21 +27,21 @@ from supermask.store.verify import VerificationResult
 
 
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Carried:
-    return carried_out(tmp_path_factory.mktemp("verify"))
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
+    return train_study(tmp_path_factory.mktemp("verify"))
 
 
 @pytest.fixture
-def carried(pristine: Carried, tmp_path: Path) -> Carried:
+def trained(pristine: TrainedStudy, tmp_path: Path) -> TrainedStudy:
     """Copy of the store for a test that changes it."""
     shutil.copytree(pristine.store, tmp_path / "store")
-    return Carried(pristine.study, tmp_path / "store", pristine.plan)
+    return TrainedStudy(pristine.study, tmp_path / "store", pristine.plan)
 
 
 # --- valid stores ---
 
 
-def test_every_run_of_a_valid_store_holds_once_and_parents_first(pristine: Carried) -> None:
+def test_every_run_of_a_valid_store_holds_once_and_parents_first(pristine: TrainedStudy) -> None:
     found = list(runs.verify(pristine.store))
     assert {v.verdict for v in found} == {"held"}
     seen = [v.key for v in found]
@@ -51,7 +51,7 @@ def test_every_run_of_a_valid_store_holds_once_and_parents_first(pristine: Carri
         assert run.parent is None or seen.index(run.parent) < seen.index(run.id)
 
 
-def test_each_run_is_read_a_few_times_at_most(pristine: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_run_is_read_a_few_times_at_most(pristine: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
     read = Store.read
 
@@ -77,13 +77,13 @@ def test_each_run_is_read_a_few_times_at_most(pristine: Carried, monkeypatch: py
 )
 def test_other_treatments_and_their_snapshots_hold(tmp_path: Path, treatment: dict[str, str]) -> None:
     plan = small_plan(treatment, network="fc-8")
-    carry_out(plan, tmp_path)
+    train_plan(plan, tmp_path)
     assert {v.verdict for v in verdicts(tmp_path).values()} == {"held"}
     assert plan.runs.keys() <= verdicts(tmp_path).keys()
 
 
 def test_a_diverged_run_holds_as_diverged(tmp_path: Path) -> None:
-    carry_out(small_plan(network="fc-8", lr=1e30), tmp_path)
+    train_plan(small_plan(network="fc-8", lr=1e30), tmp_path)
     (verdict,) = verdicts(tmp_path).values()
     assert verdict.verdict == "held"
     assert verdict.reason.startswith("diverged at iteration")
@@ -92,7 +92,7 @@ def test_a_diverged_run_holds_as_diverged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", ["needed", "masks"])
 def test_runs_with_dropped_weights_hold_partly(tmp_path: Path, keep: str) -> None:
     plan = small_plan({"criterion": "large_final"}, {"criterion": "snip"}, {"mask0": "freeze_final"}, network="fc-8")
-    carry_out(plan, tmp_path, keep)  # type: ignore[arg-type]
+    train_plan(plan, tmp_path, keep)  # type: ignore[arg-type]
     found = verdicts(tmp_path)
     assert {v.verdict for v in found.values()} <= {"held", "partly"}
     partly = [run_id for run_id in plan.runs if found[run_id].verdict == "partly"]
@@ -104,7 +104,7 @@ def test_a_user_criterion_is_not_imported(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "own_scores.py").write_text("def score(layer, rng):\n    return layer.w_final.abs()\n")
     with monkeypatch.context() as patch:
         patch.syspath_prepend(tmp_path)
-        carry_out(small_plan({"criterion": "own_scores:score"}, network="fc-8"), tmp_path / "store")
+        train_plan(small_plan({"criterion": "own_scores:score"}, network="fc-8"), tmp_path / "store")
     monkeypatch.delitem(sys.modules, "own_scores", raising=False)
     (tmp_path / "own_scores.py").unlink()
     assert {v.verdict for v in verdicts(tmp_path / "store").values()} == {"held"}
@@ -114,33 +114,33 @@ def test_a_user_criterion_is_not_imported(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", ["run.json", "tensors.safetensors", "weights.safetensors"])
-def test_a_flipped_bit_is_damage_and_descendants_name_the_damaged_run(carried: Carried, name: str) -> None:
-    run_id, child = carried.run_id(1), carried.run_id(2)
-    path = folder_of(carried.store, run_id) / name
+def test_a_flipped_bit_is_damage_and_descendants_name_the_damaged_run(trained: TrainedStudy, name: str) -> None:
+    run_id, child = trained.run_id(1), trained.run_id(2)
+    path = folder_of(trained.store, run_id) / name
     whole = path.read_bytes()
     for at in (len(whole) // 3, len(whole) - 2):
         flipped = bytearray(whole)
         flipped[at] ^= 1
         path.write_bytes(bytes(flipped))
-        found = not_held(carried.store)
+        found = not_held(trained.store)
         assert found.keys() == {run_id, child}
         assert found[run_id].verdict == found[child].verdict == "damaged"
         assert name in found[run_id].reason
         assert run_id in found[child].reason
 
 
-def test_a_missing_file_and_a_misplaced_run_are_damage(carried: Carried) -> None:
-    missing, other, misplaced = (carried.run_id(2), carried.run_id(2, "random"), carried.run_id(2, "random", seed=1))
-    (folder_of(carried.store, missing) / "weights.safetensors").unlink()
-    shutil.rmtree(folder_of(carried.store, misplaced))
-    shutil.copytree(folder_of(carried.store, other), folder_of(carried.store, misplaced))
-    found = not_held(carried.store)
+def test_a_missing_file_and_a_misplaced_run_are_damage(trained: TrainedStudy) -> None:
+    missing, other, misplaced = (trained.run_id(2), trained.run_id(2, "random"), trained.run_id(2, "random", seed=1))
+    (folder_of(trained.store, missing) / "weights.safetensors").unlink()
+    shutil.rmtree(folder_of(trained.store, misplaced))
+    shutil.copytree(folder_of(trained.store, other), folder_of(trained.store, misplaced))
+    found = not_held(trained.store)
     assert {key: v.verdict for key, v in found.items()} == {missing: "damaged", misplaced: "damaged"}
     assert "belongs to run" in found[misplaced].reason
 
 
 def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
-    carry_out(small_plan({"w_final": "lowest_validation_loss"}, network="fc-8"), tmp_path)
+    train_plan(small_plan({"w_final": "lowest_validation_loss"}, network="fc-8"), tmp_path)
     tensors = next((tmp_path / "points").rglob("tensors.safetensors"))
     tensors.write_bytes(tensors.read_bytes()[:-1])
     found = not_held(tmp_path)
@@ -154,36 +154,36 @@ def note_certificate(facts: RunFacts, tensors: Tensors, weights: Tensors) -> Non
     facts["certificate"]["notes"] = {"biases_train": [NOTE]}
 
 
-def test_notes_of_a_certificate_are_printed_and_are_no_failure(carried: Carried, tmp_path: Path) -> None:
-    run_id = carried.run_id(2)
-    forge(carried, run_id, note_certificate)
-    assert {key: v.notes for key, v in verdicts(carried.store).items() if v.notes} == {
+def test_notes_of_a_certificate_are_printed_and_are_no_failure(trained: TrainedStudy, tmp_path: Path) -> None:
+    run_id = trained.run_id(2)
+    forge(trained, run_id, note_certificate)
+    assert {key: v.notes for key, v in verdicts(trained.store).items() if v.notes} == {
         run_id: (f"biases_train: {NOTE}",)
     }
-    verified = call("verify", "--store", carried.store)
+    verified = call("verify", "--store", trained.store)
     assert verified.status == 0
     assert f"noted, not counted as a failure: {run_id} biases_train: {NOTE}" in verified.out
-    assert call("pack", run_id, tmp_path / "ticket.safetensors", "--store", carried.store).status == 0
+    assert call("pack", run_id, tmp_path / "ticket.safetensors", "--store", trained.store).status == 0
     inspected = call("inspect", tmp_path / "ticket.safetensors")
     assert inspected.status == 0
     assert "held         the run's certificate held when it ended: noted: 'biases_train'" in inspected.out
 
 
 @pytest.mark.parametrize("notes", [[NOTE], {"biases_train": NOTE}, {"biases_train": [3]}])
-def test_notes_of_another_form_are_damage(notes: object, carried: Carried) -> None:
-    run_id = carried.run_id(2)
-    forge(carried, run_id, lambda facts, tensors, weights: facts["certificate"].update(notes=notes))
-    assert not_held(carried.store)[run_id].verdict == "damaged"
+def test_notes_of_another_form_are_damage(notes: object, trained: TrainedStudy) -> None:
+    run_id = trained.run_id(2)
+    forge(trained, run_id, lambda facts, tensors, weights: facts["certificate"].update(notes=notes))
+    assert not_held(trained.store)[run_id].verdict == "damaged"
 
 
-def test_a_store_of_a_newer_version_is_not_damage(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_of_a_newer_version_is_not_damage(trained: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
         newer.setattr("supermask.store.files.entry.FORMAT", FORMAT + 1)
-        run_id = carried.run_id(2)
+        run_id = trained.run_id(2)
         files = encode_entry("run", run_id, {}, {"tensors": {}})
-    (folder_of(carried.store, run_id) / "run.json").write_bytes(files["run.json"])
+    (folder_of(trained.store, run_id) / "run.json").write_bytes(files["run.json"])
     with pytest.raises(UserError, match=f"was written in store format {FORMAT + 1}"):
-        verdicts(carried.store)
+        verdicts(trained.store)
 
 
 # --- forgeries: every hash is right ---
@@ -201,33 +201,33 @@ def another_mask(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
     tensors["mask/fc1.weight"] = swapped(tensors["mask/fc1.weight"])
 
 
-def test_another_mask_does_not_match_the_recorded_start(carried: Carried) -> None:
-    run_id = carried.run_id(2, "random")
-    forge(carried, run_id, another_mask)
-    found = not_held(carried.store)
+def test_another_mask_does_not_match_the_recorded_start(trained: TrainedStudy) -> None:
+    run_id = trained.run_id(2, "random")
+    forge(trained, run_id, another_mask)
+    found = not_held(trained.store)
     assert found.keys() == {run_id}
     assert "not the one it was trained from" in found[run_id].reason
 
 
-def test_another_mask_with_a_matching_start_is_not_the_criterions_mask(carried: Carried) -> None:
-    run_id = carried.run_id(2, "random")
-    forge(carried, run_id, another_mask)
+def test_another_mask_with_a_matching_start_is_not_the_criterions_mask(trained: TrainedStudy) -> None:
+    run_id = trained.run_id(2, "random")
+    forge(trained, run_id, another_mask)
     forge(
-        carried,
+        trained,
         run_id,
-        lambda facts, tensors, weights: facts.update(start_content=start_with_its_masks(carried, run_id)),
+        lambda facts, tensors, weights: facts.update(start_content=start_with_its_masks(trained, run_id)),
     )
-    assert not_held(carried.store) == {
+    assert not_held(trained.store) == {
         run_id: VerificationResult(run_id, "failed", "not the criterion's mask: fc1.weight")
     }
 
 
-def start_with_its_masks(carried: Carried, run_id: str) -> str:
+def start_with_its_masks(trained: TrainedStudy, run_id: str) -> str:
     """Return the hash of a rewound, zeroed start with the run's present masks."""
-    run = carried.plan.runs[run_id]
+    run = trained.plan.runs[run_id]
     assert run.parent is not None
-    parent = StateReplayer(carried.opened()).parent_run(run.parent)
-    tensors = carried.opened().read(run_id).tensors
+    parent = StateReplayer(trained.open_store()).parent_run(run.parent)
+    tensors = trained.open_store().read(run_id).tensors
     masks = {
         name: mask.new_tensor(unpack_mask(tensors[f"mask/{name}"], tuple(mask.shape)))
         for name, mask in parent.start.masks.items()
@@ -236,69 +236,69 @@ def start_with_its_masks(carried: Carried, run_id: str) -> str:
     return state_hash(InitialState(weights, masks, parent.start.unmasked))
 
 
-def test_other_final_weights_do_not_match_the_childs_mask(carried: Carried) -> None:
-    run_id, child = carried.run_id(1), carried.run_id(2)
+def test_other_final_weights_do_not_match_the_childs_mask(trained: TrainedStudy) -> None:
+    run_id, child = trained.run_id(1), trained.run_id(2)
 
     def shuffle(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
         weights["kept/fc1.weight"] = weights["kept/fc1.weight"][::-1].copy()
 
-    forge(carried, run_id, shuffle, relink=False)
+    forge(trained, run_id, shuffle, relink=False)
     reason = f"its parent is not the one it was pruned from: {run_id}"
     own = VerificationResult(run_id, "failed", "facts of layers do not match the tensors: fc1.weight")
-    assert not_held(carried.store) == {run_id: own, child: VerificationResult(child, "failed", reason)}
-    assert not_held(carried.store)[child].culprits == (run_id,)
+    assert not_held(trained.store) == {run_id: own, child: VerificationResult(child, "failed", reason)}
+    assert not_held(trained.store)[child].culprits == (run_id,)
     expected = VerificationResult(child, "failed", "not the criterion's mask: fc1.weight")
     # With a child that is forged to match:
-    hashes = carried.opened().tensor_hashes(run_id)
-    forge(carried, child, lambda facts, tensors, weights: facts.update(parent_content=hashes))
-    assert not_held(carried.store) == {run_id: own, child: expected}
+    hashes = trained.open_store().tensor_hashes(run_id)
+    forge(trained, child, lambda facts, tensors, weights: facts.update(parent_content=hashes))
+    assert not_held(trained.store) == {run_id: own, child: expected}
     # Of a version that did not record its parent's content:
-    forge(carried, child, lambda facts, tensors, weights: facts.pop("parent_content"))
-    assert not_held(carried.store) == {run_id: own, child: expected}
-    assert set(not_held(carried.store)[child].culprits) == {run_id, child}
+    forge(trained, child, lambda facts, tensors, weights: facts.pop("parent_content"))
+    assert not_held(trained.store) == {run_id: own, child: expected}
+    assert set(not_held(trained.store)[child].culprits) == {run_id, child}
 
 
 @pytest.mark.parametrize(("key", "value"), [("early_stop_validation_loss", 0.001), ("early_stop_iteration", 4000)])
-def test_better_numbers_do_not_match_the_curve(carried: Carried, key: str, value: float) -> None:
-    run_id = carried.run_id(2)
-    forge(carried, run_id, lambda facts, tensors, weights: facts["metrics"].update({key: value}))
-    found = not_held(carried.store)
+def test_better_numbers_do_not_match_the_curve(trained: TrainedStudy, key: str, value: float) -> None:
+    run_id = trained.run_id(2)
+    forge(trained, run_id, lambda facts, tensors, weights: facts["metrics"].update({key: value}))
+    found = not_held(trained.store)
     assert found == {run_id: VerificationResult(run_id, "failed", f"facts do not match the tensors: {key}")}
 
 
-def test_other_counts_do_not_match_the_masks(carried: Carried) -> None:
-    run_id = carried.run_id(2)
-    forge(carried, run_id, lambda facts, tensors, weights: facts["kept"].update({"fc1.weight": 1}))
-    assert not_held(carried.store)[run_id].reason == "facts do not match the tensors: kept"
+def test_other_counts_do_not_match_the_masks(trained: TrainedStudy) -> None:
+    run_id = trained.run_id(2)
+    forge(trained, run_id, lambda facts, tensors, weights: facts["kept"].update({"fc1.weight": 1}))
+    assert not_held(trained.store)[run_id].reason == "facts do not match the tensors: kept"
 
 
 @pytest.mark.parametrize(("key", "value"), [("seed", 7), ("level", 9), ("network", "fc-9")])
-def test_facts_of_another_run_are_damage(carried: Carried, key: str, value: int | str) -> None:
-    run_id = carried.run_id(2)
-    forge(carried, run_id, lambda facts, tensors, weights: facts.update({key: value}))
-    found = not_held(carried.store)
+def test_facts_of_another_run_are_damage(trained: TrainedStudy, key: str, value: int | str) -> None:
+    run_id = trained.run_id(2)
+    forge(trained, run_id, lambda facts, tensors, weights: facts.update({key: value}))
+    found = not_held(trained.store)
     assert found[run_id].verdict == "damaged"
     assert "its facts are those of run" in found[run_id].reason
 
 
 @pytest.mark.parametrize("key", ["metrics", "certificate", "kept", "recipe", "start_content"])
-def test_incomplete_facts_are_damage(carried: Carried, key: str) -> None:
-    run_id = carried.run_id(2)
-    forge(carried, run_id, lambda facts, tensors, weights: facts.pop(key))
-    found = not_held(carried.store)
+def test_incomplete_facts_are_damage(trained: TrainedStudy, key: str) -> None:
+    run_id = trained.run_id(2)
+    forge(trained, run_id, lambda facts, tensors, weights: facts.pop(key))
+    found = not_held(trained.store)
     assert found[run_id].verdict == "damaged"
     assert key in found[run_id].reason
 
 
-def test_tensors_of_another_shape_are_damage(carried: Carried) -> None:
-    run_id = carried.run_id(2)
-    forge(carried, run_id, lambda facts, tensors, weights: weights.update({"kept/fc1.weight": np.zeros(3, np.float32)}))
-    assert not_held(carried.store)[run_id].verdict == "damaged"
+def test_tensors_of_another_shape_are_damage(trained: TrainedStudy) -> None:
+    run_id = trained.run_id(2)
+    forge(trained, run_id, lambda facts, tensors, weights: weights.update({"kept/fc1.weight": np.zeros(3, np.float32)}))
+    assert not_held(trained.store)[run_id].verdict == "damaged"
 
 
-def test_a_recorded_failure_stays_a_failure(carried: Carried) -> None:
+def test_a_recorded_failure_stays_a_failure(trained: TrainedStudy) -> None:
     """The optimizer's state is available only when the run ends."""
-    run_id = carried.run_id(2)
+    run_id = trained.run_id(2)
     check = {"optimizer_holds_nothing_frozen": ["fc1.weight: exp_avg"]}
 
     def fail(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
@@ -306,17 +306,17 @@ def test_a_recorded_failure_stays_a_failure(carried: Carried) -> None:
         facts["certificate"]["held"] = False
         facts["status"] = "certificate_failed"
 
-    forge(carried, run_id, fail)
-    found = not_held(carried.store)
+    forge(trained, run_id, fail)
+    found = not_held(trained.store)
     assert found[run_id].verdict == "failed"
     assert found[run_id].reason == "optimizer_holds_nothing_frozen, when it ended: fc1.weight: exp_avg"
 
 
-def test_pruned_biases_fail_the_certificate(carried: Carried) -> None:
-    run_id = carried.run_id(2)
+def test_pruned_biases_fail_the_certificate(trained: TrainedStudy) -> None:
+    run_id = trained.run_id(2)
     held = {"other/fc1.bias": np.zeros(8, np.float32)}
-    forge(carried, run_id, lambda facts, tensors, weights: tensors.update(held))
-    assert not_held(carried.store)[run_id].reason == "biases_train: fc1.bias"
+    forge(trained, run_id, lambda facts, tensors, weights: tensors.update(held))
+    assert not_held(trained.store)[run_id].reason == "biases_train: fc1.bias"
 
 
 # --- forgeries: facts ---
@@ -398,31 +398,31 @@ FORGERIES: dict[str, tuple[Change, str, str]] = {
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_forged_fact_is_detected(carried: Carried, name: str) -> None:
+def test_a_forged_fact_is_detected(trained: TrainedStudy, name: str) -> None:
     change, verdict, reason = FORGERIES[name]
-    run_id = carried.run_id(2)
-    forge(carried, run_id, change)
-    found = verdicts(carried.store)
+    run_id = trained.run_id(2)
+    forge(trained, run_id, change)
+    found = verdicts(trained.store)
     assert (found[run_id].verdict, reason in found[run_id].reason) == (verdict, True), found[run_id]
     assert {key for key, v in found.items() if v.verdict != "held"} == {run_id}
 
 
 @pytest.mark.parametrize("status", ["diverged", "certificate_failed"])
-def test_a_run_that_others_were_pruned_from_has_finished(carried: Carried, status: str) -> None:
-    run_id = carried.run_id(1)
-    forge(carried, run_id, set_fact("status", value=status))
-    assert "runs were pruned from it" in verdicts(carried.store)[run_id].reason
+def test_a_run_that_others_were_pruned_from_has_finished(trained: TrainedStudy, status: str) -> None:
+    run_id = trained.run_id(1)
+    forge(trained, run_id, set_fact("status", value=status))
+    assert "runs were pruned from it" in verdicts(trained.store)[run_id].reason
 
 
-def test_one_changed_weight_of_a_middle_level_is_detected(carried: Carried) -> None:
+def test_one_changed_weight_of_a_middle_level_is_detected(trained: TrainedStudy) -> None:
     """So small that every mask and every start below stays as it was."""
-    run_id, child = carried.run_id(1), carried.run_id(2)
+    run_id, child = trained.run_id(1), trained.run_id(2)
 
     def nudge(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
         weights["kept/fc2.weight"][0] = np.nextafter(weights["kept/fc2.weight"][0], np.float32(0))
 
-    forge(carried, run_id, nudge, relink=False)
-    found = not_held(carried.store)
+    forge(trained, run_id, nudge, relink=False)
+    found = not_held(trained.store)
     assert found.keys() == {child} and found[child].culprits == (run_id,)
     assert found[child].reason == f"its parent is not the one it was pruned from: {run_id}"
 
@@ -492,17 +492,17 @@ UNSEEN: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("name", UNSEEN)
-def test_changes_that_are_not_detected(carried: Carried, name: str) -> None:
+def test_changes_that_are_not_detected(trained: TrainedStudy, name: str) -> None:
     """Of a last level, on which nothing else in the store depends."""
-    forge(carried, carried.run_id(2), UNSEEN[name])
-    assert not_held(carried.store) == {}
+    forge(trained, trained.run_id(2), UNSEEN[name])
+    assert not_held(trained.store) == {}
 
 
-def test_a_chain_that_was_resealed_as_a_whole_is_not_detected(carried: Carried) -> None:
+def test_a_chain_that_was_resealed_as_a_whole_is_not_detected(trained: TrainedStudy) -> None:
     """A middle level's weight changes so little that its child's mask stays, and the child records the new hash."""
 
     def nudge(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
         weights["kept/fc2.weight"][0] = np.nextafter(weights["kept/fc2.weight"][0], np.float32(0))
 
-    forge(carried, carried.run_id(1), nudge, relink=True)
-    assert not_held(carried.store) == {}
+    forge(trained, trained.run_id(1), nudge, relink=True)
+    assert not_held(trained.store) == {}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.forgery import forge, not_held, verdicts
 from helpers.mask_studies import Done, done, mask_plan
-from helpers.small_studies import carry_out, contents, same_start
+from helpers.small_studies import contents, same_start, train_plan
 
 from supermask.core.learned_masks import initial_mask_state
 from supermask.store import Store
@@ -222,23 +222,23 @@ def test_dropped_logits_hold_partly(study: Done) -> None:
 def test_a_mask_is_learned_again_for_a_treatment_added_later(tmp_path: Path) -> None:
     """To the same logits; no snapshot is stored that was not requested."""
     first = mask_plan(TREATMENTS[0], **SMALL)
-    carry_out(first, tmp_path, keep="masks")
+    train_plan(first, tmp_path, keep="masks")
     assert not Store(tmp_path).has_weights(Done(first, tmp_path).run("learned", 1).id)
     more = mask_plan(TREATMENTS[0], {**TREATMENTS[0], "name": "robbed", "mask1": "randomise_signs"}, **SMALL)
-    carried = carry_out(more, tmp_path, keep="all")
+    plan_run = train_plan(more, tmp_path, keep="all")
     learned = Done(more, tmp_path).run("learned", 1).id
-    assert carried.retraced == {learned: frozenset({"end"})}
+    assert plan_run.replayed == {learned: frozenset({"end"})}
     assert not list(Store(tmp_path).snapshot_keys())
     # The dense run's weights were dropped, and nobody asked for them again.
     assert [v.verdict for run_id, v in verdicts(tmp_path).items() if more.runs[run_id].level] == ["held"] * 3
-    carry_out(more, tmp_path / "fresh")
+    train_plan(more, tmp_path / "fresh")
     assert contents(tmp_path) == contents(tmp_path / "fresh")
 
 
 def test_learned_logits_are_kept_for_treatments_added_later(tmp_path: Path) -> None:
     """`needed` keeps the weights that a treatment added later reads."""
     plan = mask_plan(*TREATMENTS[:3], **SMALL)
-    carry_out(plan, tmp_path, keep="needed")
+    train_plan(plan, tmp_path, keep="needed")
     for run in plan.runs.values():
         if run.learning is not None:
             assert Store(tmp_path).has_weights(run.id)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.small_studies import carry_out
+from helpers.small_studies import train_plan
 from torch import nn
 
 from supermask.core.errors import UserError
@@ -199,7 +199,7 @@ def test_a_network_of_the_user_from_plan_to_ticket(folder: Path) -> None:
     assert dict(plan.network.facts.aliases)["blocks.2.conv.weight"] == "blocks.1.conv.weight"  # type: ignore[union-attr]
     assert list(plan.network.tensors) == ["stem.weight", "blocks.0.conv.weight", "blocks.1.conv.weight", "head.weight"]
     store = Store(folder / "store")
-    carry_out(plan, folder / "store")
+    train_plan(plan, folder / "store")
     assert {row["status"] for row in plan_rows(plan, store)[0]} == {"finished"}
 
     # From here on the user's code is gone: everything is read from the store.

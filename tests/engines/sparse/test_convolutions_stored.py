@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.small_studies import carry_out, small_plan
+from helpers.small_studies import small_plan, train_plan
 from helpers.trainings import data
 
 from supermask.core.actions import MASK0_ACTIONS
@@ -105,8 +105,8 @@ def test_a_study_of_a_convolutional_network(tmp_path: Path) -> None:
         {"mask0": ["zero", "freeze_init"]}, network="conv2", levels=2, epochs=0.1,
         rates={"conv": 0.3, "hidden": 0.5, "output": 0.3},
     )  # fmt: skip
-    carried = carry_out(plan, tmp_path, engine="auto")
-    assert set(carried.schedule.status.values()) == {"finished"}
+    plan_run = train_plan(plan, tmp_path, engine="auto")
+    assert set(plan_run.schedule.status.values()) == {"finished"}
     for run_id in plan.runs:
         facts = Store(tmp_path).facts(run_id)
         assert facts["engine"] == "sparse" and facts["certificate"]["held"]
