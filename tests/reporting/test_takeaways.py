@@ -98,6 +98,12 @@ def test_the_first_figure_comes_before_verdicts_and_is_drawn_once(report: Report
     assert f"#{report.lead.id}" in links
 
 
+def test_figures_tables_and_files_have_ids_of_their_own(report: Report) -> None:
+    """The data of the page is one mapping: an equal id would give a figure the rows of a table."""
+    ids = [part.id for part in report.studies for part in (*part.plots, *part.tables)]
+    assert len(ids) == len(set(ids))
+
+
 def test_every_figure_says_what_it_shows(report: Report) -> None:
     html = "".join(sections(report).values())
     for plot in report.studies[0].plots:

@@ -274,7 +274,7 @@ def weight_changes_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table
         TableColumn("Mean [95% interval]", "mean", "number", 2, "mean over seeds", MEAN),
         TableColumn("Unit", "unit"),
     )
-    return _make_table(study_id, "weight-changes", stem, "Ties, sign changes and shrinkage by level", shown, rows)
+    return _make_table(study_id, "changes", stem, "Ties, sign changes and shrinkage by level", shown, rows)
 
 
 def untrained_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:

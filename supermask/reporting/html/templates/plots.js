@@ -41,10 +41,10 @@ function drawPlot(id, figure) {
 function firstHidden(all) {
   const groups = new Set();
   for (const view of all) {
-    if (!view.layout.meta || !view.layout.meta.few_at_first) continue;
+    if (!view.layout?.meta?.few_at_first) continue;
     for (const trace of view.data) if (trace.name && !(trace.meta && trace.meta.ink)) groups.add(trace.legendgroup);
   }
-  const rest = [...groups].filter((group) => group !== all[0].layout.meta.reference);
+  const rest = [...groups].filter((group) => group !== all[0].layout?.meta?.reference);
   return new Set(rest.slice(MOST_LINES - (rest.length < groups.size ? 1 : 0)));
 }
 
