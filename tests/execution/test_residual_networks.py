@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small_studies import carry_out, contents, small_plan
+from helpers.small_studies import contents, small_plan, train_plan
 
 from supermask.datasets import load
 from supermask.execution.checkpoints import TaskInterrupted
@@ -49,7 +49,7 @@ def plan(*treatments: dict[str, Any]) -> Plan:
 
 def test_every_kind_of_treatment_is_trained_verified_and_packed(tmp_path: Path) -> None:
     made = plan()
-    carry_out(made, tmp_path)
+    train_plan(made, tmp_path)
     store, images = Store(tmp_path), load("digits")
     rows, damaged = plan_rows(made, store)
     assert damaged == []
@@ -70,7 +70,7 @@ def test_every_kind_of_treatment_is_trained_verified_and_packed(tmp_path: Path) 
 
 def test_a_killed_study_resumes_bit_identically(tmp_path: Path) -> None:
     made = plan({"name": "late", "rewind_to": 5}, {"name": "supermask", "supermask": {"others_lr": 0.05}})
-    carry_out(made, tmp_path / "whole")
+    train_plan(made, tmp_path / "whole")
     worker = Worker(WorkerConfig(tmp_path / "cut"))
     interruptions = 0
     while (scheduler := Scheduler(made, worker.store)).tasks_left:
