@@ -42,7 +42,7 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
     for source, page in COPIED_PAGES.items():
         text = (ROOT / source).read_text("utf-8").replace("](docs/", "](")
         files.append(File.generated(config, page, content=text))
-    for path in sorted((ROOT / "examples").glob("*.py")):
+    for path in tutorials(config):
         for name, content in tutorial_files(path).items():
             files.append(File.generated(config, f"tutorials/{name}", content=content))
     return files
@@ -53,12 +53,21 @@ def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:
     for source, page in COPIED_PAGES.items():
         markdown = markdown.replace(f"](../{source}", f"]({page}")
     titles = {page: title for section in config.nav for title, page in _pages(section)}
-    markdown = re.sub(
-        r"\[[\w/.]+\]\(\.\./examples/(\w+)\.py",
-        lambda link: f"[{titles[f'tutorials/{link[1]}.md']}](tutorials/{link[1]}.md",
-        markdown,
-    )
+    markdown = re.sub(r"\[[\w/.]+\]\(\.\./examples/(\w+)\.py\)", lambda link: _example(link[1], titles), markdown)
+    markdown = re.sub(r"(\[[^\]]+\])\(\.\./examples\)", r"\1(tutorials/lottery_tickets.md)", markdown)
     return re.sub(r"\[(\w+\.md)\]\(\1", lambda link: f"[{titles.get(link[1], link[1])}]({link[1]}", markdown)
+
+
+def tutorials(config: Any) -> list[Path]:
+    """Return the examples that the navigation shows as tutorials."""
+    pages = [page for section in config.nav for _, page in _pages(section)]
+    return [ROOT / "examples" / f"{Path(page).stem}.py" for page in pages if page.startswith("tutorials/")]
+
+
+def _example(name: str, titles: dict[str, str]) -> str:
+    """Return a link to a tutorial; an example that is no page is named."""
+    page = f"tutorials/{name}.md"
+    return f"[{titles[page]}]({page})" if page in titles else f"`examples/{name}.py`"
 
 
 def _pages(item: dict[str, Any]) -> Iterator[tuple[str, str]]:

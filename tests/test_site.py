@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parent.parent
-TUTORIALS = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+TUTORIALS = re.findall(r"tutorials/(\w+)\.md", (ROOT / "mkdocs.yml").read_text())
 CHROMIUM = os.environ.get("SUPERMASK_CHROMIUM") or shutil.which("chromium")
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None and not os.environ.get("CI"), reason="no chromium here: install it, or set SUPERMASK_CHROMIUM"
@@ -109,7 +109,7 @@ def test_cells_of_a_tutorial_are_run_as_a_notebook_runs_them() -> None:
 
 @pytest.mark.slow
 def test_tutorials_show_their_outputs(site: Path) -> None:
-    assert len(TUTORIALS) == 3
+    assert len(TUTORIALS) >= 3
     cells = load_docs_module("tutorial_cells")
     for name in TUTORIALS:
         kinds = [kind for kind, _ in cells.parse_cells((ROOT / "examples" / f"{name}.py").read_text())]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from supermask.analysis.stats import (
+    PERCENT,
     SIGNIFICANCE,
     Comparison,
     MeanInterval,
@@ -199,7 +200,10 @@ def _group(rows: Sequence[Row], wanted_labels: set[str]) -> dict[tuple[str, int]
 def _point(label: str, level: int, rows: Sequence[Row], measure: Metric) -> TreatmentPoint:
     values = _values(rows, measure)
     remaining = math.fsum(_number(row, "density") for row in rows) / len(rows) * 100
-    return TreatmentPoint(label, level, remaining, values, mean_interval([values[seed] for seed in sorted(values)]))
+    # A t-interval of few seeds may exceed what the metric can be.
+    bounds = PERCENT if measure.unit == "percent" else (0.0, math.inf)
+    interval = mean_interval([values[seed] for seed in sorted(values)], bounds)
+    return TreatmentPoint(label, level, remaining, values, interval)
 
 
 def _values(rows: Sequence[Row], measure: Metric) -> dict[int, float]:
@@ -255,10 +259,19 @@ def _check_labels(rows: Sequence[Row], treatments: Sequence[str], reference: str
 def check_one_experiment(rows: Sequence[Row]) -> str:
     """Network and data set of these rows: `fc on mnist`.
 
+    Several networks are named if each treatment has one of its own: `fc-20 and resnet20-2 on digits`.
     Raises UserError for rows of several networks or data sets, or of different data under one name, which must not be
     averaged.
     """
     check_same_data(rows)
+    networks: dict[str, set[str]] = {}
+    for row in rows:
+        for label in treatment_labels(row):
+            networks.setdefault(label, set()).add(str(row.get("network") or ""))
+    datasets = {str(row.get("dataset") or "") for row in rows}
+    if len(datasets) == 1 and networks and all(len(names) == 1 for names in networks.values()):
+        listed = " and ".join(dict.fromkeys(name for names in networks.values() for name in names if name))
+        return " on ".join(name for name in (listed, *datasets) if name)
     pairs = sorted({(str(row.get("network") or ""), str(row.get("dataset") or "")) for row in rows})
     names = [" on ".join(name for name in pair if name) for pair in pairs]
     if len(names) > 1:

@@ -15,6 +15,7 @@ from supermask.core.errors import UserError, quote
 from supermask.core.recipe import Recipe
 from supermask.core.text import Row
 from supermask.engines.selection import select_engine
+from supermask.execution.compilation import compile_seconds
 from supermask.execution.estimate import Estimate, estimate
 from supermask.execution.run import ListenerFactory, RunOptions, data_dir, run_plans
 from supermask.execution.scheduler import KeepPolicy, Scheduler
@@ -72,6 +73,8 @@ class PlanSummary:
     """One per resource that was given: cores, GPUs."""
     warnings: tuple[str, ...] = ()
     """Assumptions about inputs that were not found, and settings without effect."""
+    compile_seconds: float = 0.0
+    """Seconds that the first run on this machine takes to compile kernels; not in `estimate`."""
 
     def __repr__(self) -> str:
         counts = f"{self.unique:,} runs, {self.done:,} done, {self.to_do:,} to do"
@@ -127,6 +130,7 @@ def plan(
         estimate=local,
         resource_estimates=tuple(resources),
         warnings=(*study_plan.notices, *_ineffective_settings(study_plan)),
+        compile_seconds=compile_seconds(study_plan.runs.values(), "auto") if to_do else 0.0,
     )
 
 

@@ -139,8 +139,13 @@ def plan(
         ("to do", f"{summary.to_do:,}"),
         (
             "estimated",
-            f"{format_duration(local.wall_seconds(local_workers))} on {local_workers} "
-            f"worker{'s' if local_workers > 1 else ''} ({local.source})",
+            f"{format_duration(local.wall_seconds(local_workers) + summary.compile_seconds)} on {local_workers} "
+            f"worker{'s' if local_workers > 1 else ''} ({local.source}"
+            + (
+                f"; {summary.compile_seconds:.0f} s of it to compile kernels, once on this machine)"
+                if summary.compile_seconds
+                else ")"
+            ),
         ),
     ]
     for resource in summary.resource_estimates:
@@ -185,7 +190,7 @@ def run(
     from supermask.core.errors import sanitize
 
     console = Console(soft_wrap=True)
-    listener = _progress_listener(console, engine, device)
+    listener = _progress_listener(console, engine, device, cluster)
     with _report_interruption(), show_progress():
         schedule = runs.run(
             study,
@@ -252,7 +257,7 @@ def reproduce(
     if others or not setting.startswith("scale="):
         raise UserError(f"{quote(others[0] if others else setting)}: reproduce has the setting scale only.")
     options = RunOptions(runs.store_path(store), workers, engine, device, keep, precision, stack, cluster)
-    listener = _progress_listener(Console(soft_wrap=True), engine, device)
+    listener = _progress_listener(Console(soft_wrap=True), engine, device, cluster)
     with _report_interruption():
         result = reports.reproduce(setting.partition("=")[2], only or [], options, out, listener)
     _print_outcome("reproduce", result.schedule)
@@ -302,10 +307,11 @@ def _raise_on_failed_certificates(schedule: Scheduler) -> None:
 
 
 def _progress_listener(
-    console: Console, engine: str, device: str
+    console: Console, engine: str, device: str, cluster: str | None
 ) -> Callable[[Sequence[Plan], Scheduler], AbstractContextManager[TaskListener]]:
     """Return a factory of progress displays, which first prints damaged runs and the engine with its reason."""
     from supermask.engines.selection import select_engine
+    from supermask.execution.compilation import compilation_note
     from supermask.execution.progress import progress_listener, run_labels
 
     def listen(plans: Sequence[Plan], schedule: Scheduler) -> AbstractContextManager[TaskListener]:
@@ -317,6 +323,9 @@ def _progress_listener(
             choices = [select_engine(engine, plans[0].network, device, recipe=recipe) for recipe in recipes]
             for choice in dict.fromkeys(choices):
                 console.print(f"{title}  {choice.engine} engine ({choice.reason})", markup=False, highlight=False)
-        return progress_listener(title, console, run_labels(plans), schedule.tasks_left)
+        runs = [run for plan in plans for run in plan.runs.values()]
+        # The nodes of a cluster compile for themselves.
+        note = "" if cluster or not schedule.tasks_left else compilation_note(runs, engine, device)
+        return progress_listener(title, console, run_labels(plans), schedule.tasks_left, note)
 
     return listen

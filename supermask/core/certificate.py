@@ -59,12 +59,14 @@ def certify(
     weight_decay: float = 0.0,
     trained: Collection[str] | None = None,
     aliases: Mapping[str, str] | None = None,
+    max_input: float = 1.0,
 ) -> Certificate:
     """Check a run from its initial state and its result, and against its parent if it has one.
 
     `trained`: unmasked parameters that training changes, of a network whose layers are not known to be in sequence:
     `others_train` is then checked in the place of `biases_train`. None for the paper's networks.
     `aliases`: further names of tensors that several layers share; each tensor may be masked once.
+    `max_input`: largest magnitude of the network's inputs (`Recipe.max_input`); 1 for pixels scaled to [0, 1].
 
     `biases_train` is not checked with `weight_decay`: weights of a silent unit then move although its bias cannot.
     If masks and kernels do not match, nothing else is checked.
@@ -83,7 +85,7 @@ def certify(
     if trained is not None:
         checks["others_train"] = _check_others_trained(start, result, trained)
     elif not weight_decay:
-        checks["biases_train"], notes["biases_train"] = _check_biases_trainable(start, result)
+        checks["biases_train"], notes["biases_train"] = _check_biases_trainable(start, result, max_input)
     if parent is not None and step is not None:
         layers = parent.layers(step)
         checks |= {
@@ -160,7 +162,9 @@ MAX_LOSS_OF_WRONG_IMAGES = 15.0
 then cancel exactly in every bias, although not in the weights."""
 
 
-def _check_biases_trainable(start: InitialState, result: TrainingResult) -> tuple[list[str], list[str]]:
+def _check_biases_trainable(
+    start: InitialState, result: TrainingResult, max_input: float
+) -> tuple[list[str], list[str]]:
     """Return (biases that were held at their initial values, notes), from units whose weights moved.
 
     One unchanged bias fails if its optimizer state is exactly 0 and that of the unit's weights is not: it never had a
@@ -176,7 +180,7 @@ def _check_biases_trainable(start: InitialState, result: TrainingResult) -> tupl
         return failed, notes
     # State 0 is the start, state 1 the end. The gradient's snapshot has no state of the network.
     states = [start.state, result.end, *(state for point, state in result.points.items() if point != "gradient")]
-    input_bound = 1.0  # pixels are scaled to [0, 1]
+    input_bound = max_input
     for name in start.masks:
         bias = name.removesuffix("weight") + "bias"
         if bias not in start.unmasked:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from math import ceil, cos, pi
+from math import ceil, cos, inf, pi
 from typing import Any, Literal
 
 CROSS_ENTROPY = "cross_entropy"
@@ -75,14 +75,24 @@ class Recipe:
     """`user_code.code_sha256` of a loss that is named by import path."""
     augment: Augmentation = field(default_factory=Augmentation)
     normalize: Literal["none", "per_channel"] | ChannelStatistics = "none"
-    """Mean that is subtracted from the network's inputs, and standard deviation that divides them, in training and
-    evaluation. `per_channel`: the statistics of the training images of the seed's split."""
+    """Mean that is subtracted from the network's inputs, and standard deviation that they are divided by, in training
+    and evaluation. `per_channel`: the statistics of the training images of the seed's split."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number format of the forward and the backward pass; weights, optimizer and evaluations stay in float32."""
     channels_last: bool = False
     """Memory layout of images and kernels."""
     compile: bool = False
     """Compile the training's forward and backward pass with `torch.compile`."""
+
+    @property
+    def max_input(self) -> float:
+        """Largest magnitude that an input of the network can have; infinite where the data decide (`per_channel`)."""
+        if self.normalize == "none":
+            return 1.0
+        if self.normalize == "per_channel":
+            return inf
+        channels = zip(self.normalize.mean, self.normalize.std, strict=True)
+        return max(max(abs(mean), abs(1 - mean)) / std for mean, std in channels)
 
     def learning_rate(self, iteration: int) -> float:
         """Learning rate of mini-batch number `iteration`; the first is 0.

@@ -85,6 +85,7 @@ class RunCommitter:
             run.recipe.weight_decay,
             network.trained_others,
             network.aliases,
+            run.recipe.max_input,
         )
 
     def _commit_snapshots(self, run: Run, start: InitialState, outcome: TrainingResult) -> None:

@@ -28,6 +28,7 @@ from types import ModuleType
 
 from supermask.core.errors import SystemFailure
 from supermask.execution.checkpoints import TaskInterrupted
+from supermask.execution.compilation import kernel_kind
 from supermask.execution.coordinator import MAX_WORKER_CRASHES as MAX_WORKER_CRASHES
 from supermask.execution.coordinator import (
     STORE_POLL_SECONDS,
@@ -41,12 +42,10 @@ from supermask.execution.coordinator import (
 from supermask.execution.coordinator import StudyInterrupted as StudyInterrupted
 from supermask.execution.coordinator import TaskListener as TaskListener
 from supermask.execution.orphans import kill_with_parent
-from supermask.execution.resources import select_run_engine
 from supermask.execution.scheduler import Scheduler
 from supermask.execution.signals import block_stop_signals, reset_stop_signals
 from supermask.execution.tasks import Chain, TaskResult, WorkerConfig
 from supermask.execution.worker import get_worker
-from supermask.study.networks import run_network
 from supermask.study.plan import RunGraph
 
 MAX_SOCKET_FOLDER = 60
@@ -246,14 +245,7 @@ def _worker_factory(
 def _modules_to_preload(config: WorkerConfig, plan: RunGraph) -> list[str]:
     """Return the modules that the fork server imports, so that forked workers start with them loaded."""
     modules = ["supermask.execution.preload.first", "supermask.execution.preload.base"]
-    kinds = {(run.network, run.dataset, run.learning): run for run in plan.runs.values()}
-    sparse_runs = [r for r in kinds.values() if select_run_engine(r, config.engine, config.device).engine == "sparse"]
-    if sparse_runs:
-        kind = "sparse"
-        if any(run_network(run).has_convolutions for run in sparse_runs):
-            kind = "sparse_convolutions"
-        elif any(run.learning is not None for run in sparse_runs):
-            kind = "sparse_masks"
+    if kind := kernel_kind(plan.runs.values(), config.engine, config.device):
         modules.append(f"supermask.execution.preload.{kind}")
     elif config.stack != 1:
         modules.append("supermask.execution.preload.stacked")

@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn
+from rich.progress import Task as ProgressTask
+from rich.table import Column
+from rich.text import Text
 
 from supermask.core.text import format_duration
 from supermask.execution.coordinator import TaskListener
@@ -52,27 +55,57 @@ class EtaEstimator:
         return (time.monotonic() - began) / (work_then - work_left) * work_left
 
 
+class _TitleColumn(ProgressColumn):
+    """Title, the only column that a narrow terminal shortens."""
+
+    def render(self, task: ProgressTask) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
+class _NotedProgress(Progress):
+    """Title, bar, count and time left in one line; a note below it that wraps at words.
+
+    Until the first result the note has the seconds since the start.
+    """
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            waited = "" if task.completed or task.elapsed is None else f", {task.elapsed:.0f} s"
+            # The console does not wrap, so that lines for files stay whole; the display does.
+            yield Text(f"{task.fields['note']}{waited}", no_wrap=False, overflow="fold")
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
+        _TitleColumn(),
+        BarColumn(bar_width=20, table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[left]}", markup=False, table_column=Column(no_wrap=True)),
+    )
+
+
 UPDATE_EVERY = 0.2
 """Seconds between two updates of a line that is replaced in place."""
 
 
 @contextmanager
-def progress_listener(title: str, console: Console, labels: dict[str, str], tasks: int) -> Iterator[TaskListener]:
+def progress_listener(
+    title: str, console: Console, labels: dict[str, str], tasks: int, note: str = ""
+) -> Iterator[TaskListener]:
     """Yield a listener for `run_plan` that prints progress; `labels`: run id -> name of its treatment.
 
-    Names are never interpreted as markup.
+    `note` says what happens before the first result, such as the compilation of kernels. Names are never interpreted as
+    markup.
     """
     if console.is_terminal and tasks:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-        )
-        with Progress(*columns, console=console) as bar:
-            yield _BarProgress(bar, bar.add_task(title, total=tasks, note="starting"), labels, tasks)
+        with _NotedProgress(*_columns(), console=console) as bar:
+            yield _BarProgress(bar, bar.add_task(title, total=tasks, left="", note=note or "starting"), labels, tasks)
     else:
-        yield _LineProgress(console, title, labels, tasks)
+        listener = _LineProgress(console, title, labels, tasks)
+        if note and tasks:
+            listener.print(f"{title}  {note}")
+        yield listener
 
 
 @contextmanager
@@ -141,9 +174,8 @@ class _BarProgress(_LineProgress):
     def __call__(self, scheduler: Scheduler, task: Task, result: TaskResult) -> None:
         if result.message or result.status != "finished":
             self.print(self.describe(task, result))
-        # The time left comes first, because a narrow terminal cuts off the end.
-        note = "  ".join(part for part in (self.time_left(scheduler), self.describe(task, result)) if part)
-        self.bar.update(self.bar_task, completed=self.tasks - scheduler.tasks_left, note=note)
+        left, note = self.time_left(scheduler), self.describe(task, result)
+        self.bar.update(self.bar_task, completed=self.tasks - scheduler.tasks_left, left=left, note=note)
 
 
 class _InlineProgress(_LineProgress):

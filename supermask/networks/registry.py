@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from supermask.core.errors import UserError, did_you_mean
 from supermask.core.initializers import OWN
 from supermask.networks import sequential
+from supermask.networks.cifar_resnet import cifar_resnet_facts
 from supermask.networks.network import Network, NetworkFacts, sequential_network
-from supermask.networks.residual_facts import cifar_resnet_facts
 from supermask.networks.sequential import architecture
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from supermask.analysis.stats import mean_interval
+from supermask.analysis.stats import PERCENT, mean_interval
 from supermask.core.errors import UserError
 from supermask.core.text import Row, Value, format_percent
 from supermask.reporting.figures.style import STYLES, LineStyle, assign_styles
@@ -210,7 +210,8 @@ def _points(rows: Sequence[Row], metric: Metric) -> list[_Point]:
             levels[int(row["level"] or 0)].append(row)
     points = []
     for level, group in sorted(levels.items()):
-        interval = mean_interval([float(row[column] or 0) * factor for row in group])
+        bounds = PERCENT if factor == 100 else None
+        interval = mean_interval([float(row[column] or 0) * factor for row in group], bounds)
         remaining = math.fsum(float(row["density"] or 0) for row in group) / len(group) * 100
         points.append(_Point(remaining, interval.n, interval.mean, interval.low, interval.high, level))
     return points

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from supermask.core.text import format_duration
+from supermask.reporting.html.study import tell_apart
 from supermask.reporting.status import COLUMN_TITLES
 from supermask.serve.store_cache import CachedStore
 from supermask.serve.studies import StoredStudy, study_progress
@@ -164,18 +165,34 @@ def status_payload(
     """Return the payload of `/live.json`. Strings are not escaped: the page inserts them as text, never as HTML."""
     labels = {run_id: label for study in studies for run_id, label in study.labels.items()}
     reading = store.load_progress
+    differences = study_differences(studies)
     return {
         "reading": None if reading is None else {"read": reading[0], "of": reading[1]},
         "trouble": store.error,
         "runs": len(store.rows),
         "damaged": list(store.damaged.values())[:MAX_FAILURES],
-        "studies": [_study_status(study, store) for study in studies],
-        "commands": [_command_status(command, store, studies, labels, curves, now) for command in commands],
+        "studies": [_study_status(study, store, differences.get(study.key, "")) for study in studies],
+        "commands": [
+            _command_status(command, store, studies, differences, labels, curves, now) for command in commands
+        ],
     }
 
 
-def _study_status(study: StoredStudy, store: CachedStore) -> Payload:
+def study_differences(studies: Sequence[StoredStudy]) -> dict[str, str]:
+    """Return study key -> settings that tell it from the other studies of its name; empty if there is no other."""
+    planned = [study for study in studies if study.plan is not None]
+    return dict(
+        zip(
+            (study.key for study in planned),
+            tell_apart([study.plan.study for study in planned if study.plan is not None]),
+            strict=True,
+        )
+    )
+
+
+def _study_status(study: StoredStudy, store: CachedStore, difference: str) -> Payload:
     payload: Payload = {"key": study.key, "name": study.name, "title": "", "why_not": study.error}
+    payload["difference"] = difference
     if study.plan is None:
         return payload | {"total": 0, "done": 0, "counts": ""}
     progress = study_progress(study.plan, store.rows)
@@ -198,6 +215,7 @@ def _command_status(
     command: RunningCommand,
     store: CachedStore,
     studies: Sequence[StoredStudy],
+    differences: Mapping[str, str],
     labels: Mapping[str, str],
     curves: Mapping[str, LiveCurve],
     now: float,
@@ -207,7 +225,11 @@ def _command_status(
     left = progress.seconds_left
     return {
         "studies": progress.studies,
-        "names": [study.name for study in studies if study.key in progress.studies],
+        "names": [
+            f"{study.name} ({differences[study.key]})" if differences.get(study.key) else study.name
+            for study in studies
+            if study.key in progress.studies
+        ],
         "state": command.state,
         "message": progress.message[:MAX_MESSAGE_CHARS],
         "tasks": progress.tasks,

@@ -443,7 +443,9 @@ def _check_optimizer(
             raise ValueError(f"its optimizer state {quote(key)} does not fit the network")
         states.setdefault(name, set()).add(moment)
     # Of a learned mask only logits train. Buffers such as running means have no optimizer state.
-    biases = [] if start.logits else [name for name in start.unmasked if name.endswith(".bias")]
+    # Neither have parameters that a module holds fixed, or that no logit depends on.
+    biases = [name.removesuffix("weight") + "bias" for name in start.weights]
+    biases = [] if start.logits else [name for name in biases if name in start.unmasked]
     if any(states.get(name, set()) != keys for name in [*start.weights, *biases, *states]):
         raise ValueError("its optimizer state is incomplete")
 

@@ -248,6 +248,7 @@ def _verify_entry(
         run.recipe.weight_decay,
         network.trained_others,
         network.aliases,
+        run.recipe.max_input,
     )
     if certificate.passed:
         return VerificationResult(run_id, "held")

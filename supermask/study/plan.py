@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from supermask.core.errors import UserError, quote
@@ -204,39 +204,60 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
     network_name = study.network if is_user_code else canonical_name(study.network)
     options = study.data_options.resolve(spec)
     images = options.num_training(spec)
-    new_run = partial(
-        Run,
-        network_name,
-        study.dataset,
-        data_fingerprint=inputs.data_fingerprint,
-        data_source=inputs.data_source,
-        data_options=options,
-        data_spec=inputs.data_spec,
-        network_source=inputs.network_source,
-        network_facts=inputs.network_facts,
-    )
 
-    def make_network(initializer: str | None) -> Network:
-        source, facts = inputs.network_source, inputs.network_facts
-        return resolve_network(network_name, spec.image_shape, spec.classes, initializer, facts, source)
+    def make_network(name: str, initializer: str | None) -> Network:
+        source, facts = (inputs.network_source, inputs.network_facts) if is_user_network(name) else (None, None)
+        network = resolve_network(name, spec.image_shape, spec.classes, initializer, facts, source)
+        if network.tensors:
+            check_patterns(study, network)
+        return network
 
-    def settings(treatment: Treatment) -> tuple[Train, str | None]:
+    def settings(treatment: Treatment) -> tuple[Train, str, str | None]:
         """Return the settings of a treatment that determine its dense network, besides the seed."""
+        name = network_name if treatment.network is None else canonical_name(treatment.network)
         initializer = study.initializer_of(treatment)
-        return study.train_of(treatment), None if initializer == default_initializer(network_name) else initializer
+        return study.train_of(treatment), name, None if initializer == default_initializer(name) else initializer
 
-    network = make_network(study.initializer)
-    if network.tensors:
-        check_patterns(study, network)
+    network = make_network(network_name, study.initializer)
     contexts = {
-        key: _make_context(study, key[0], make_network(key[1]), spec, images, inputs)
+        key: _make_context(study, key[0], make_network(*key[1:]), spec, images, inputs)
         for key in map(settings, study.treatments)
     }
+
+    def new_run(
+        key: tuple[Train, str, str | None],
+        seed: int,
+        level: int,
+        recipe: Recipe,
+        parent: str | None = None,
+        step: PruneStep | None = None,
+        learning: MaskLearning | None = None,
+    ) -> Run:
+        _, name, initializer = key
+        own = (inputs.network_source, inputs.network_facts) if is_user_network(name) else (None, None)
+        return Run(
+            name,
+            study.dataset,
+            seed,
+            level,
+            recipe,
+            parent,
+            step,
+            learning,
+            data_fingerprint=inputs.data_fingerprint,
+            data_source=inputs.data_source,
+            data_options=options,
+            data_spec=inputs.data_spec,
+            initializer=initializer,
+            network_source=own[0],
+            network_facts=own[1],
+        )
+
     runs: dict[str, Run] = {}
     treatment_runs: list[TreatmentRun] = []
     planned = {t.label: (settings(t), _treatment_runs(contexts[settings(t)], t)) for t in study.treatments}
     for seed in study.seeds:
-        dense_runs = {key: new_run(seed, 0, context.recipe, initializer=key[1]) for key, context in contexts.items()}
+        dense_runs = {key: new_run(key, seed, 0, context.recipe) for key, context in contexts.items()}
         for label, (key, planned_runs) in planned.items():
             # Settings that resolve to one recipe share the dense network.
             dense = runs.setdefault(dense_runs[key].id, dense_runs[key])
@@ -244,7 +265,7 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
             chain: list[Run] = [dense]
             for item in planned_runs:
                 parent = None if item.parent_index is None else chain[item.parent_index].id
-                run = new_run(seed, item.level, item.recipe, parent, item.step, item.learning, initializer=key[1])
+                run = new_run(key, seed, item.level, item.recipe, parent, item.step, item.learning)
                 # Treatments with equal first steps share runs: the id is the same.
                 chain.append(runs.setdefault(run.id, run))
                 if item.reported:

@@ -18,6 +18,7 @@ from supermask.core.learned_masks import METHODS, SIGMOID, MaskLearning
 from supermask.core.recipe import CROSS_ENTROPY
 from supermask.core.types import TensorKind
 from supermask.datasets.specs import DataOptions
+from supermask.networks.network import is_user_network
 from supermask.study.claims import Claim
 from supermask.study.fields import (
     Betas,
@@ -365,12 +366,24 @@ class Treatment(StrictModel):
     train: Train | None = None
     """Training settings of this treatment and of its own dense network; None: those of the study. `study.loading`
     completes the keys of a study file with the study's."""
+    network: Network | None = None
+    """Name of this treatment's own network; None: that of the study. An import path can be the study's only."""
     initializer: Initializer | None = None
     """Initializer of this treatment's own dense network; None: that of the study."""
     supermask: Supermask | None = None
     """If given, level 1 learns this mask, and later levels start from it."""
     levels: Levels | None = None
     """Replaces `prune.levels`. With a supermask: the number of levels after it, 0 by default."""
+
+    @field_validator("network")
+    @classmethod
+    def _no_import_path(cls, network: str | None) -> str | None:
+        if network is not None and is_user_network(network):
+            raise validation_error(
+                f"{quote(network)} is not a network's name, which a treatment takes: an import path can be the study's "
+                "network only."
+            )
+        return network
 
     @field_validator("rewind_to")
     @classmethod
@@ -585,6 +598,10 @@ class Study(Settings):
         """Return the initializer of a treatment: its own, else the study's; None: the network's default."""
         return treatment.initializer or self.initializer
 
+    def network_of(self, treatment: Treatment) -> str:
+        """Return the network of a treatment: its own, else the study's."""
+        return treatment.network or self.network
+
     @property
     def reference_treatment(self) -> Treatment:
         """The treatment that all others are compared with."""
@@ -598,7 +615,7 @@ class Study(Settings):
         data = self.model_dump(mode="json", by_alias=True, exclude={"name", "claims"})
         for treatment in data["treatments"]:
             # Left out rather than null: a study without own settings is written as before there were any.
-            for key in ("train", "initializer"):
+            for key in ("train", "network", "initializer"):
                 if treatment[key] is None:
                     del treatment[key]
             if treatment["supermask"] and not treatment["supermask"]["others_lr"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from helpers.tiny import MASKABLES, RATES, chain, dense, level_streams, parent_o
 from torch import Tensor
 
 from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
-from supermask.core.certificate import Certificate, certify
+from supermask.core.certificate import MIN_MOVEMENT, Certificate, certify
 from supermask.core.criteria import CRITERIA
 from supermask.core.initializers import truncated_normal
 from supermask.core.invariants import MASK0_INVARIANTS, MASK1_INVARIANTS
@@ -180,6 +181,21 @@ def test_bias_held_at_zero_is_detected() -> None:
     for held in (three_held, torch.zeros(30)):
         result = with_bias(case.result, "fc1.bias", held)
         assert failed_checks(case.certificate(result=result)) == {"biases_train": ["fc1.bias"]}
+
+
+def test_movements_that_large_inputs_can_make_prove_nothing_about_biases() -> None:
+    """A weight moves by at most its input times the movement of the bias, which rounding can hide."""
+    case = Case()
+    result = with_bias(case.result, "fc1.bias", torch.zeros(30))
+    moved = result.end.weights["fc1.weight"] - case.start.weights["fc1.weight"]
+    # Four times as far as rounding hides for inputs up to 1: too little for inputs up to 10.
+    scale = 4 * MIN_MOVEMENT / moved.abs().amax(1, keepdim=True).clamp(min=1e-30)
+    weights = {**result.end.weights, "fc1.weight": moved * scale}
+    start = replace(case.start, weights={**case.start.weights, "fc1.weight": torch.zeros_like(moved)})
+    start = replace(start, masks={**start.masks, "fc1.weight": torch.ones_like(moved, dtype=torch.bool)})
+    slight = replace(result, end=NetworkState(weights, result.end.unmasked), points={})
+    found = {bound: certify(MASKABLES, start, slight, None, None, max_input=bound) for bound in (1.0, 10.0, math.inf)}
+    assert ["fc1.bias" in certificate.checks["biases_train"] for certificate in found.values()] == [True, False, False]
 
 
 def test_bias_of_one_unit_held_at_every_snapshot_is_detected() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from decimal import Decimal
-from math import ceil
+from math import ceil, inf
 
 import numpy as np
 import pytest
@@ -132,3 +132,9 @@ def test_later_fields_are_stored_only_where_they_differ() -> None:
 @pytest.mark.parametrize("recipe", [PLAIN, FULL, EVERYTHING, replace(EVERYTHING, normalize="per_channel")])
 def test_recipe_round_trips_through_json(recipe: Recipe) -> None:
     assert Recipe.from_data(json.loads(json.dumps(recipe.to_data()))) == recipe
+
+
+def test_the_largest_input_follows_from_the_normalization() -> None:
+    assert PLAIN.max_input == 1.0 and replace(PLAIN, normalize="per_channel").max_input == inf
+    statistics = ChannelStatistics((0.5, 0.1), (0.25, 0.1))
+    assert replace(PLAIN, normalize=statistics).max_input == pytest.approx(9.0)  # (1 - 0.1) / 0.1

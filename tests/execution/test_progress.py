@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,6 +17,9 @@ from supermask.core.text import format_duration
 from supermask.execution.progress import _LineProgress, progress_listener
 from supermask.execution.scheduler import Scheduler
 from supermask.execution.tasks import Task, TaskResult
+
+CONTROL = re.compile(r"\x1b\[[?\d]*[A-Za-z]")
+"""Control sequences of a terminal."""
 
 PLAN = small_plan(network="fc-8", levels=1)
 DENSE, PRUNED = PLAN.runs.values()
@@ -82,9 +86,27 @@ def test_names_are_not_interpreted_as_markup(terminal: bool, text: str) -> None:
 
 def test_failures_stay_on_the_terminal() -> None:
     events = (event(DENSE, 2, "not_started", "a parent was damaged"), event(DENSE, 1, "diverged", diverged_at=7))
-    lines = render(True, "study", "large_final", *events).replace("\x1b[2K", "").splitlines()
+    lines = CONTROL.sub("", render(True, "study", "large_final", *events)).splitlines()
     assert "dense, level 0, seed 0: not_started: a parent was damaged" in lines
     assert "dense, level 0, seed 0: diverged at iteration 7" in lines
+
+
+@pytest.mark.parametrize("title", ["study", "a-study-with-a-name-that-is-longer-than-a-narrow-terminal-can-show-" * 2])
+def test_80_columns_keep_count_bar_and_time_left_and_wrap_at_words(monkeypatch: pytest.MonkeyPatch, title: str) -> None:
+    """The console is one that does not wrap, as the command line uses it."""
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80, color_system=None, soft_wrap=True)
+    label = "large_final, a label of many words that goes on and on until it needs a second line"
+    with progress_listener(title, console, {DENSE.id: "dense", PRUNED.id: label}, 1200) as listener:
+        for end, left in ((1.0, 1199), (10.0, 1198), (20.0, 1100)):
+            monkeypatch.setattr("supermask.execution.progress.time.monotonic", lambda now=end: now)
+            listener(fake_scheduler(left), Task(PRUNED), TaskResult(PRUNED.id, "finished", 1.26, FINISHED))
+    shown = [line.split("\r")[-1] for line in CONTROL.sub("", text.getvalue()).splitlines()]
+    lines = [line for line in shown if " 100/1200 " in line]
+    assert lines and all(re.search(r"━+.* 100/1200 .*\d+ (?:s|min) left", line) for line in lines)
+    assert all(len(line) <= 80 for line in shown)
+    words = " ".join(" ".join(shown).split())
+    assert f"{label}, level 1, seed 0: 98.77% in 1.3 s" in words
 
 
 def test_the_count_is_not_negative_if_tasks_are_added() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+from helpers.accessibility import serious_violations
 from helpers.command_line import call
 from helpers.hostile_names import NAMES, SCRIPT, train_hostile_study
 from helpers.mask_studies import TABLE_ONE, done
@@ -23,6 +25,8 @@ from supermask.reporting.figures.table_one import COLUMNS, PAPER_VALUES
 from supermask.reporting.html import build_report, render_report
 from supermask.store import Store
 from supermask.store.rows import plan_rows
+from supermask.study import load_study
+from supermask.study.plan import make_plan
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -266,3 +270,98 @@ def test_no_two_labels_of_a_narrow_page_are_equal(browser: Browser, tmp_path: Pa
         for selector in ("[data-plot$=accuracy] .legend bdi", "[data-table$=summary] tbody td:first-child bdi"):
             shown = opened.locator(selector).all_inner_texts()
             assert {text for text in shown if text.startswith("lab")} == set(names)
+
+
+MANY = """
+title: Nine criteria
+network: fc-8
+seeds: 3
+train: {epochs: 0.6, evaluate_every: 4}
+prune: {levels: 1, rates: {hidden: 0.5, output: 0.3}}
+treatments:
+  - criterion: [random, small_final, large_init, small_init, movement, large_init_large_final, large_final, snip, grad]
+reference: {criterion: large_final}
+claims:
+  - id: small
+    statement: Small weights are worse.
+    clauses: [{treatment: {criterion: small_final}, below: {criterion: large_final}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a study with nine treatments."""
+    folder = tmp_path_factory.mktemp("many")
+    study = folder / "many.yaml"
+    study.write_text(MANY)
+    train_plan(make_plan(load_study(study)), folder / "store")
+    return reports.report([str(study)], out=folder / "r.html", store=folder / "store")
+
+
+def shown_lines(page: Page) -> list[str]:
+    script = """() => document.querySelector('#study-many-accuracy .canvas').data
+        .filter(each => each.visible && each.name && !(each.meta && each.meta.ink)).map(each => each.name)"""
+    names: list[str] = page.evaluate(script)
+    return names
+
+
+def test_six_treatments_are_drawn_at_first_and_the_rest_with_one_click(browser: Browser, many: Path) -> None:
+    with visit(browser, many, 1280, "light") as page:
+        scroll_to(page, "#study-many-accuracy .plot")
+        page.wait_for_selector("#study-many-accuracy .scatterlayer .trace")
+        first = shown_lines(page)
+        assert len(first) == 6 and "large_final" in first
+        button = page.locator("#study-many-accuracy .legend .all", has_text="All (3 more)")
+        button.focus()
+        page.keyboard.press("Enter")
+        assert len(shown_lines(page)) == 9
+        assert page.evaluate("document.activeElement.textContent") == "All"
+
+
+CONTRASTS = """() => [...document.querySelectorAll('.canvas')].flatMap(canvas => canvas.data
+    .filter(trace => trace.line && trace.line.color && trace.mode && trace.mode.includes('lines') && !trace.opacity)
+    .map(trace => contrast(trace.line.color.match(/[\\d.]+/g).map(Number).slice(0, 3), pageLook().paper)))"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_have_a_contrast_of_three_to_one(browser: Browser, many: Path, scheme: Literal["light", "dark"]) -> None:
+    with visit(browser, many, 1280, scheme) as page:
+        page.evaluate("drawEmbedded()")
+        contrasts = page.evaluate(CONTRASTS)
+        assert len(contrasts) > 9
+        assert min(contrasts) >= 3
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_has_no_serious_violation(browser: Browser, many: Path, scheme: Literal["light", "dark"]) -> None:
+    with visit(browser, many, 1280, scheme) as page:
+        page.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
+        page.evaluate("drawEmbedded()")
+        assert serious_violations(page) == []
+
+
+def test_every_drawing_is_an_image_with_its_takeaway(browser: Browser, many: Path) -> None:
+    with visit(browser, many, 1280, "light") as page:
+        page.evaluate("drawEmbedded()")
+        labels = page.locator(".canvas svg[role=img]").evaluate_all("all => all.map(each => each.ariaLabel)")
+        assert len(labels) == page.locator("[data-plot]").count() > 2
+        assert any(re.match(r"Test accuracy\. With \d+.*% of the weights, ", label) for label in labels)
+
+
+def test_outcomes_are_first_and_no_table_is_cut_off_at_1280_pixels(browser: Browser, many: Path) -> None:
+    with visit(browser, many, 1280, "light") as page:
+        page.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
+        table = page.locator(".clause table").first
+        assert table.locator("thead th").first.inner_text() == "Outcome"
+        page.locator("[data-table] tbody tr").first.wait_for()
+        wide = page.locator(".scroll").evaluate_all(
+            "all => all.filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.ariaLabel)"
+        )
+        assert wide == []
+        folded = table.locator("thead th.rare").first
+        assert not folded.is_visible()
+        button = page.locator(".clause .unfold").first
+        button.focus()
+        page.keyboard.press("Enter")
+        assert folded.is_visible()
+        assert button.get_attribute("aria-pressed") == "true"

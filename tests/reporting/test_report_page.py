@@ -142,9 +142,9 @@ def test_verdicts_are_words_and_numbers_and_not_only_colors(trained: TrainedStud
     assert first.all("a")[0].attributes["href"] == "#study-small-accuracy"
     assert "random + zero at least large_final + zero (margin 0.5 points)" in first.all("h4")[0].text
     cells = [[cell.text for cell in elements(row) if cell.tag in ("th", "td")] for row in first.all("tr")[1:]]
-    assert cells[0][:6] == ["50.00", "2", "90.00", "91.50", "−1.50", "[−2.00, −1.00]"]
-    assert cells[0][6:] == ["−1.25", "< 0.001", "< 0.001", "0.50", "✕ opposite"]
-    assert cells[1][-1] == "? untested: no variance"
+    assert cells[0][:7] == ["✕ opposite", "50.00", "2", "90.00", "91.50", "−1.50", "[−2.00, −1.00]"]
+    assert cells[0][7:] == ["−1.25", "< 0.001", "< 0.001", "0.50"]
+    assert cells[1][0] == "? untested: no variance"
     assert "−1.50 points [−2.00, −1.00], n = 2; error rate × 1.18; p 0.70, p, flips –" in first.text
     assert "Missing: 3 runs." in first.text and "9 seeds would be needed" in first.text
 
@@ -270,7 +270,8 @@ def test_only_dense_runs(trained: TrainedStudy) -> None:
     plan, rows, _ = api_runs.study_rows(str(trained.study), (), trained.store)
     undone = [row if row["level"] == 0 else not_finished(row, "to_do") for row in rows]
     report = build_report([(plan, undone, [])], [], Store(trained.store), "")
-    assert [plot.name for plot in report.studies[0].plots] == ["accuracy", "early-stop"]
+    assert [plot.name for plot in report.studies[0].plots] == ["accuracy"]
+    assert "the length of the training and not a speed" in report.studies[0].no_early_stop
     assert render_report(report)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.accessibility import serious_violations
 from helpers.hostile_names import NAMES, SCRIPT, train_hostile_study
 from helpers.serving import note_curve, note_progress, note_study
 from helpers.stored_study import RUNS, TrainedStudy, train_study
@@ -258,3 +259,14 @@ def test_ctrl_c_ends_the_server_without_output(site: Site, log: PageLog) -> None
     assert site.process.stdout is not None
     assert site.process.stdout.read() == ""
     expect(log.page.locator("#notice")).to_contain_text("The server does not answer", timeout=WAIT)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("address", ["", "explore", "run"])
+def test_pages_have_no_serious_violation(site: Site, browser: Browser, address: str, scheme: Any) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    page.goto(f"{site.url}{f'run/{site.trained.run_id(2)}' if address == 'run' else address}")
+    waited = {"": "[data-plot] .main-svg", "explore": "#runs tbody tr", "run": "h1"}[address]
+    page.locator(waited).first.wait_for(state="attached", timeout=WAIT)
+    assert serious_violations(page) == []
+    page.close()

@@ -18,10 +18,26 @@ from supermask.study.yaml import Node, parse_yaml, to_python
 
 FC = "fc-300-100"
 
-PAPER_DATA = {FC: "mnist", "conv2": "cifar10", "conv4": "cifar10", "conv6": "cifar10"}
+PAPER_DATA = {
+    FC: "mnist",
+    "conv2": "cifar10",
+    "conv4": "cifar10",
+    "conv6": "cifar10",
+    "resnet20": "cifar10",
+    "resnet20-8": "cifar10",
+}
 """Network of the paper -> its data. Source: Zhou et al. 2019, Table S1."""
 
-_TITLES = {FC: "FC", "conv2": "Conv2", "conv4": "Conv4", "conv6": "Conv6", "mnist": "MNIST", "cifar10": "CIFAR-10"}
+_TITLES = {
+    FC: "FC",
+    "conv2": "Conv2",
+    "conv4": "Conv4",
+    "conv6": "Conv6",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "resnet20": "ResNet-20",
+    "resnet20-8": "ResNet-20 of width 8",
+}
 
 
 @dataclass(frozen=True)

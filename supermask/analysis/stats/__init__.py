@@ -9,6 +9,7 @@ Source: Zhou et al. 2019, authors' response, items 2 and 4.
 
 from supermask.analysis.stats.comparison import (
     CONFIDENCE,
+    PERCENT,
     SIGNIFICANCE,
     Comparison,
     MeanInterval,
@@ -41,6 +42,7 @@ from supermask.analysis.stats.power import paired_spread, power, seeds_needed
 
 __all__ = [
     "CONFIDENCE",
+    "PERCENT",
     "SIGNIFICANCE",
     "Comparison",
     "Equivalence",

@@ -140,8 +140,12 @@ class _TTestInputs:
     """Differences and errors no larger than this count as zero."""
 
 
-def mean_interval(values: Sequence[float]) -> MeanInterval:
-    """Mean and its interval mean -+ t(0.975, n - 1) s / sqrt(n).
+PERCENT = (0.0, 100.0)
+"""Bounds of accuracies in percent."""
+
+
+def mean_interval(values: Sequence[float], bounds: tuple[float, float] | None = None) -> MeanInterval:
+    """Mean and its interval mean -+ t(0.975, n - 1) s / sqrt(n), cut off at `bounds`, which no mean can exceed.
 
     Raises ValueError without values, or if one is not finite.
     """
@@ -153,7 +157,8 @@ def mean_interval(values: Sequence[float]) -> MeanInterval:
     if n < 2:
         return MeanInterval(n, middle, None, None)
     half = t_ppf(0.5 + CONFIDENCE / 2, n - 1) * math.sqrt(variance(values) / n)
-    return MeanInterval(n, middle, middle - half, middle + half)
+    least, most = bounds or (-math.inf, math.inf)
+    return MeanInterval(n, middle, max(least, middle - half), min(most, middle + half))
 
 
 def compare(treatment: Mapping[int, float], reference: Mapping[int, float], margin: float = 0.0) -> Comparison:

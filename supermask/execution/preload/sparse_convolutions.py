@@ -3,9 +3,11 @@
 import contextlib
 
 from supermask.engines import sparse
+from supermask.execution.compilation import mark_compiled
 
 __all__ = ["sparse"]
 
 # An error here occurs again in a worker, which can report it.
 with contextlib.suppress(Exception):
     sparse.compile_and_measure(convolutions=True)
+    mark_compiled("sparse_convolutions")

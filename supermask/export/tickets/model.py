@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from supermask.core.errors import UserError, did_you_mean, quote, sanitize
+from supermask.core.errors import UserError, check_one_of, did_you_mean, quote, sanitize
+from supermask.core.initializers import INITIALIZERS, OWN
 from supermask.core.masks import count_kept
 from supermask.core.types import InitialState, Masks, Weights
 from supermask.datasets.specs import DATASETS, DatasetSpec, dataset_spec
@@ -16,6 +17,7 @@ from supermask.export.tickets.modules import Match, apply_torch_prune, copy_into
 from supermask.networks.network import Network
 from supermask.networks.registry import canonical_name, named_network
 from supermask.store.records import state_hash
+from supermask.study.networks import default_initializer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -184,7 +186,9 @@ class Ticket:
         assert self.network is not None
         assert self.dataset is not None
         assert self.seed is not None
-        return ticket_network(self.network, self.spec).initial_state(self.seed)
+        initializer = get_fact(self, str, "run", "initializer") or default_initializer(self.network)
+        check_one_of("an initializer", initializer, (*INITIALIZERS, OWN))
+        return ticket_network(self.network, self.spec, initializer).initial_state(self.seed)
 
 
 def get_fact(ticket: Ticket, kind: type[Fact], *path: str) -> Fact | None:
@@ -199,9 +203,9 @@ def get_fact(ticket: Ticket, kind: type[Fact], *path: str) -> Fact | None:
     return value if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) else None
 
 
-def ticket_network(network: str, spec: DatasetSpec) -> Network:
+def ticket_network(network: str, spec: DatasetSpec, initializer: str = "glorot_normal") -> Network:
     """Return a network for the images of a data set. Raises UserError for an unknown name."""
-    return named_network(network, spec.image_shape, spec.classes)
+    return named_network(network, spec.image_shape, spec.classes, initializer)
 
 
 def mask_mismatch(masks: Masks, network: str, spec: DatasetSpec) -> str:

@@ -156,6 +156,13 @@ class TrainedSummaries(NamedTuple):
     unconverged: str
     """Sentence on runs that had not converged, possibly empty."""
 
+    @property
+    def converged(self) -> bool:
+        """False if the loss of every run was lowest at its last iteration, the same for all."""
+        points = [*self.early_stop.points, *([self.early_stop.dense] if self.early_stop.dense else [])]
+        values = {value for point in points for value in point.values.values()}
+        return not self.unconverged or len(values) > 1
+
 
 def summarize_trained(
     plan: Plan, rows: Sequence[Row], required: bool, labels: Collection[str] | None = None

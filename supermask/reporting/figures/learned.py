@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from supermask.analysis.stats import SIGNIFICANCE, Comparison, MeanInterval, compare, holm, mean_interval
+from supermask.analysis.stats import PERCENT, SIGNIFICANCE, Comparison, MeanInterval, compare, holm, mean_interval
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures.accuracy import accuracy_ticks, log_error_scale, set_log_ticks
@@ -174,7 +174,7 @@ def _mask_result(label: str, kind: str, rows: Sequence[Row]) -> MaskResult:
     values = {int(row["seed"] or 0): _percent(row, KINDS[kind].column) for row in rows}
     column = "expected_density" if kind in ("samples", "expected") else "density"
     density = fmean(_percent(row, column) for row in rows)
-    interval = mean_interval([values[seed] for seed in sorted(values)])
+    interval = mean_interval([values[seed] for seed in sorted(values)], PERCENT)
     return MaskResult(label, kind, int(rows[0]["level"] or 0), density, values, interval)
 
 

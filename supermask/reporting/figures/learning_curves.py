@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from supermask.analysis.stats import MeanInterval, mean_interval
+from supermask.analysis.stats import PERCENT, MeanInterval, mean_interval
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures.accuracy import BAND_ALPHA, MANY_LINES, accuracy_ticks, log_error_scale, set_log_ticks
@@ -79,7 +79,9 @@ def _mean_curves(points: Sequence[Row]) -> Curves:
         seeds = max(map(len, by_iteration.values()))
         complete = {i: by_seed for i, by_seed in sorted(by_iteration.items()) if len(by_seed) == seeds and i > 0}
         if complete:
-            curves[label] = {i: mean_interval([by_seed[s] for s in sorted(by_seed)]) for i, by_seed in complete.items()}
+            curves[label] = {
+                i: mean_interval([by_seed[s] for s in sorted(by_seed)], PERCENT) for i, by_seed in complete.items()
+            }
     return curves
 
 

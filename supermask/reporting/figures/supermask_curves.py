@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from supermask.analysis.stats import MeanInterval, mean_interval
+from supermask.analysis.stats import PERCENT, MeanInterval, mean_interval
 from supermask.analysis.summary import check_one_experiment
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_number, format_percent
@@ -100,7 +100,7 @@ def _is_plain_learned(row: Row) -> bool:
 def _point(side: str, series: str, label: str, rows: Sequence[Row], density: str = "density") -> CurvePoint:
     values = {int(row["seed"] or 0): 100 * float(row["early_stop_test_accuracy"] or 0) for row in rows}
     remaining = fmean(100 * float(row[density] or 0) for row in rows)
-    interval = mean_interval([values[seed] for seed in sorted(values)])
+    interval = mean_interval([values[seed] for seed in sorted(values)], PERCENT)
     return CurvePoint(side, series, label, int(rows[0]["level"] or 0), remaining, values, interval)
 
 
@@ -239,7 +239,7 @@ def untrained_masks_figure(
     labels = list(values)
     table: list[Row] = []
     for label, (by_seed, remaining) in values.items():
-        interval = mean_interval([by_seed[seed] for seed in sorted(by_seed)])
+        interval = mean_interval([by_seed[seed] for seed in sorted(by_seed)], PERCENT)
         row: Row = {"network": label, "weights_remaining_percent": remaining, **mean_columns(interval)}
         table.append(row | {"values_by_seed": format_values(by_seed)})
     caption = _untrained_caption(rows, table)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from supermask.analysis.comparisons.published import PublishedValue, published_values
-from supermask.analysis.stats import MeanInterval, mean_interval
+from supermask.analysis.stats import PERCENT, MeanInterval, mean_interval
 from supermask.analysis.summary import check_one_experiment
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_number
@@ -91,7 +91,7 @@ def table_one_rows(rows: Sequence[Row], treatments: Mapping[str, str] = COLUMN_T
         label, value = treatments.get(column, column), paper.get(column)
         result = first.get(label)
         values = result.values if result else _dense_accuracies(rows, label)
-        interval = mean_interval([values[seed] for seed in sorted(values)]) if values else None
+        interval = mean_interval([values[seed] for seed in sorted(values)], PERCENT) if values else None
         table.append(
             {
                 "column": column,

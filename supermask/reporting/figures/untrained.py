@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from supermask.analysis.stats import MeanInterval, mean_interval
+from supermask.analysis.stats import PERCENT, MeanInterval, mean_interval
 from supermask.core.errors import UserError
 from supermask.core.text import Row, Value, format_percent
 from supermask.reporting.figures.accuracy import (
@@ -192,7 +192,7 @@ def _average(rows: Sequence[Row]) -> Points:
             )
         values = {int(row["seed"] or 0): _percent(row) for row in group}
         remaining = fmean(100 * float(row["density"] or 0) for row in group)
-        points[key] = _PanelPoint(remaining, mean_interval([values[seed] for seed in sorted(values)]), values)
+        points[key] = _PanelPoint(remaining, mean_interval([values[seed] for seed in sorted(values)], PERCENT), values)
     return points
 
 

@@ -12,7 +12,7 @@ from supermask.analysis.summary import check_one_experiment
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures.accuracy import MARKER, remaining_weights_axis
-from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences
+from supermask.reporting.figures.caption import demonstration_note, describe_excluded, format_seeds, join_sentences
 from supermask.reporting.figures.layout import FigurePage
 from supermask.reporting.figures.legends import add_legend_below, legend_height
 from supermask.reporting.figures.save import RenderedFigure, format_values, mean_columns
@@ -146,12 +146,15 @@ def weight_changes_caption(rows: Sequence[Row], points: Sequence[FactPoint]) -> 
             "A tie is drawn where weights of equal score are on both sides of the cut. Sign and magnitude: at the end "
             "of a level's training against its start.",
             describe_excluded(unfinished, labels, len(shown)),
-            _takeaway(points),
+            *demonstration_note(subject),
+            weight_changes_takeaway(points),
         ]
     )
 
 
-def _takeaway(points: Sequence[FactPoint]) -> str:
+def weight_changes_takeaway(points: Sequence[FactPoint]) -> str:
+    """State the treatments with the most ties and the most changed signs in one sentence; empty without facts."""
+
     def most(fact: str) -> FactPoint | None:
         # Where chance draws everything, as under the criterion random, that is no finding.
         found = (p for p in points if p.fact == fact and (fact != "ties_drawn" or p.interval.mean < 100))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from supermask.analysis.claims import ClaimFinding
@@ -11,7 +11,7 @@ from supermask.core.text import Row
 from supermask.datasets.specs import data_notices, demo_notice
 from supermask.reporting.figures import slugify
 from supermask.reporting.html.provenance import Provenance, collect_provenance
-from supermask.reporting.html.study import StudySection, build_study_section
+from supermask.reporting.html.study import Plot, StudySection, build_study_section, tell_apart
 from supermask.store import Store
 from supermask.study.plan import Plan
 
@@ -46,6 +46,11 @@ class Report:
         return {verdict: sum(claim.verdict == verdict for claim in self.claims) for verdict in VERDICTS}
 
     @property
+    def lead(self) -> Plot | None:
+        """The figure at the top of the page: the first of the first study that has one."""
+        return next((plot for part in self.studies for plot in part.plots), None)
+
+    @property
     def is_demonstration(self) -> bool:
         """True if no claim has a verdict, because all data is a demonstration."""
         return bool(self.claims) and not any(self.verdicts.values())
@@ -75,6 +80,8 @@ def build_report(
     """
     ids = _section_ids([plan.study.name for plan, _, _ in studies])
     parts = [part_of(part_id, plan, rows, store) for part_id, (plan, rows, _) in zip(ids, studies, strict=True)]
+    differences = tell_apart([plan.study for plan, _, _ in studies])
+    parts = [replace(part, difference=difference) for part, difference in zip(parts, differences, strict=True)]
     damaged = [text for _, _, texts in studies for text in texts]
     provenance = collect_provenance([rows for _, rows, _ in studies], damaged, store, made_by)
     return Report(tuple(claims), tuple(parts), provenance, scale)

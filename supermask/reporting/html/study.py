@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from supermask.reporting.figures.weight_changes import (
     fact_rows,
     has_weight_changes,
     weight_changes_caption,
+    weight_changes_takeaway,
 )
 from supermask.reporting.html.provenance import FlaggedRun, count_blocked, diverged_runs
 from supermask.reporting.html.tables import (
@@ -44,6 +46,15 @@ from supermask.reporting.html.tables import (
     table_one,
     untrained_table,
     weight_changes_table,
+)
+from supermask.reporting.html.takeaways import (
+    accuracy_takeaway,
+    heuristic_takeaway,
+    iterations_takeaway,
+    learning_takeaway,
+    overview_takeaway,
+    ranking_takeaway,
+    supermasks_takeaway,
 )
 from supermask.reporting.plotly.accuracy import (
     MAX_TREATMENTS,
@@ -59,7 +70,13 @@ from supermask.reporting.status import environment_note
 from supermask.store import Store
 from supermask.store.rows import STATUSES, learning_curve_rows
 from supermask.store.tables import DENSE, treatment_labels
+from supermask.study import Study
 from supermask.study.plan import Plan
+
+NO_EARLY_STOP = (
+    "Early-stopping iteration: {} There is no figure: these runs end before their validation loss rises, so the "
+    "iteration is the length of the training and not a speed. More epochs show it."
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +89,8 @@ class Plot:
     title: str
     caption: str
     figure: dict[str, Any]
+    takeaway: str = ""
+    """Sentence on what the figure shows."""
 
     @property
     def height(self) -> int:
@@ -97,6 +116,8 @@ class StudySection:
     blocked: int
     """Runs that cannot start because an ancestor diverged."""
     plots: tuple[Plot, ...]
+    no_early_stop: str
+    """Sentence that replaces the figure of early-stopping iterations if no run stopped early, else empty."""
     tables: tuple[Table, ...]
     environment_note: str
     """Sentence on the environments if the runs come from several, else empty."""
@@ -104,6 +125,8 @@ class StudySection:
     """(key, value) as in overrides, without the treatments."""
     file: dict[str, Any]
     """The study with every key set; a valid study file."""
+    difference: str = ""
+    """Settings that tell it from the other studies of its name on the page, such as `dataset=mnist`; else empty."""
 
     @property
     def finished(self) -> int:
@@ -127,6 +150,8 @@ def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store 
     counts = Counter(str(row["status"]) for row in rows)
     name = sanitize(study.name)
     plots, tables = _results(part_id, plan, rows, store) if counts["finished"] else ([], [])
+    has_trained_figures = any(plot.name == "accuracy" for plot in plots)
+    trained = summarize_trained(plan, rows, required=True) if has_trained_figures else None
     data = study.as_data()
     return StudySection(
         id=part_id,
@@ -140,6 +165,7 @@ def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store 
         diverged=diverged_runs(rows),
         blocked=count_blocked(rows),
         plots=tuple(plots),
+        no_early_stop="" if trained is None or trained.converged else NO_EARLY_STOP.format(trained.unconverged),
         tables=(*tables, runs_table(part_id, study.name, rows)),
         environment_note=environment_note(rows),
         settings=tuple(_flatten_settings({key: value for key, value in data.items() if key != "treatments"})),
@@ -151,7 +177,14 @@ def with_comparison(section: StudySection, comparison: ResultComparison) -> Stud
     """Return the section with the figure and the table of a comparison with results of others."""
     title = f"Beside the numbers of {sanitize(comparison.source)}"
     caption = comparison_caption(comparison)
-    plot = Plot(f"{section.id}-compared", "compared", title, caption, comparison_plot(comparison))
+    plot = Plot(
+        f"{section.id}-compared",
+        "compared",
+        title,
+        caption,
+        comparison_plot(comparison),
+        " ".join(comparison.summary()),
+    )
     table = comparison_table(section.id, section.name, comparison)
     return replace(section, plots=(*section.plots, plot), tables=(table, *section.tables))
 
@@ -162,8 +195,8 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store | None) -> 
     plots: list[Plot] = []
     tables: list[Table] = []
 
-    def add_plot(name: str, title: str, caption: str, figure: dict[str, Any]) -> None:
-        plots.append(Plot(f"{part_id}-{name}", name, title, caption, figure))
+    def add_plot(name: str, title: str, caption: str, figure: dict[str, Any], takeaway: str) -> None:
+        plots.append(Plot(f"{part_id}-{name}", name, title, caption, figure, takeaway))
 
     dense = [
         100.0 * float(row["early_stop_test_accuracy"] or 0)
@@ -174,16 +207,19 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store | None) -> 
     results = supermask_results(rows, labels, study.reference) if has_learned_masks(rows) else []
     if results:
         figure = learned_masks_plot(results, study.reference, dense, 100.0 / plan.spec.classes)
-        add_plot("supermasks", "Supermasks", supermask_caption(rows, results, study.reference), figure)
+        caption = supermask_caption(rows, results, study.reference)
+        add_plot("supermasks", "Supermasks", caption, figure, supermasks_takeaway(results))
         if has_table_one(labels):
             table = table_one_rows(rows)
             tables.append(table_one(part_id, study.name, table, table_one_caption(rows, table)))
         tables.append(learned_masks_table(part_id, study.name, study.reference, supermask_rows(results)))
         points = learning_curve_rows(plan, store)
         if curves := average_curves(points):
-            add_plot("learning", "Learning curves of the masks", curves_caption(points), learning_plot(curves))
+            title, takeaway = "Learning curves of the masks", learning_takeaway(curves)
+            add_plot("learning", title, curves_caption(points), learning_plot(curves), takeaway)
     elif heuristic:
-        add_plot("heuristic", "Heuristic supermasks", heuristic_caption(rows), untrained_plot(heuristic, dense))
+        figure, takeaway = untrained_plot(heuristic, dense), heuristic_takeaway(heuristic)
+        add_plot("heuristic", "Heuristic supermasks", heuristic_caption(rows), figure, takeaway)
         tables.append(untrained_table(part_id, study.name, heuristic))
     summaries = summarize_trained(plan, rows, required=not plots)
     means = data_rows(summarize(rows, labels, study.reference, ACCURACY))
@@ -196,7 +232,9 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store | None) -> 
     if summaries and has_weight_changes(rows):
         facts = fact_points(rows, labels)
         caption = weight_changes_caption(rows, facts)
-        add_plot("weight-changes", "Ties, sign changes and shrinkage", caption, weight_changes_plot(facts))
+        takeaway = weight_changes_takeaway(facts).removeprefix("Takeaway: ")
+        title = "Ties, sign changes and shrinkage"
+        add_plot("weight-changes", title, caption, weight_changes_plot(facts), takeaway[:1].upper() + takeaway[1:])
         tables.append(weight_changes_table(part_id, study.name, fact_rows(facts)))
     if published := published_rows(rows):
         tables.append(published_table(part_id, study.name, published))
@@ -207,20 +245,26 @@ def _trained_plots(part_id: str, summaries: TrainedSummaries) -> list[Plot]:
     """Return the figures of treatments whose levels are trained."""
     summary, early_stop = summaries.accuracy, summaries.early_stop
     caption = summary_caption(summary)
-    plots = [Plot(f"{part_id}-accuracy", "accuracy", "Test accuracy", caption, accuracy_plot(summary))]
+    takeaway = accuracy_takeaway(summary)
+    plots = [Plot(f"{part_id}-accuracy", "accuracy", "Test accuracy", caption, accuracy_plot(summary), takeaway)]
     labels = [label for label, series in summary.series.items() if series]
     if any(point.comparison for point in summary.points) and len(labels) <= MAX_TREATMENTS:
         figure, limit = overview_plot(summary, labels)
         caption = _overview_caption(summary, limit)
-        plots.append(Plot(f"{part_id}-overview", "overview", "All treatments at all levels", caption, figure))
+        title, takeaway = "All treatments at all levels", overview_takeaway(summary)
+        plots.append(Plot(f"{part_id}-overview", "overview", title, caption, figure, takeaway))
     ranking = compute_ranking(summary)
     if ranking.levels and 2 < len(labels) <= MAX_TREATMENTS:
         caption = ranking_caption(summary, ranking, RANKING_LAYOUT, f"(ref.): the reference, {summary.reference}.")
         figure = ranking_plot(summary, ranking)
-        plots.append(Plot(f"{part_id}-ranking", "ranking", "Ranking of the treatments", caption, figure))
+        title, takeaway = "Ranking of the treatments", ranking_takeaway(ranking)
+        plots.append(Plot(f"{part_id}-ranking", "ranking", title, caption, figure, takeaway))
+    if not summaries.converged:
+        return plots
     caption = summary_caption(early_stop, [summaries.unconverged])
-    figure = accuracy_plot(early_stop)
-    return [*plots, Plot(f"{part_id}-early-stop", "early-stop", "Early-stopping iteration", caption, figure)]
+    figure, takeaway = accuracy_plot(early_stop), iterations_takeaway(early_stop)
+    title = "Early-stopping iteration"
+    return [*plots, Plot(f"{part_id}-early-stop", "early-stop", title, caption, figure, takeaway)]
 
 
 def _overview_caption(summary: Summary, limit: float) -> str:
@@ -233,6 +277,32 @@ def _overview_caption(summary: Summary, limit: float) -> str:
     not_compared = any(point.comparison is None and point.treatment != summary.reference for point in summary.points)
     dash = f"–: not compared, {summary.reference} has no run with as many weights remaining." if not_compared else ""
     return join_sentences([cells, dash, excluded_note(summary), *data_notes(summary), takeaway(summary)])
+
+
+MAX_DIFFERENCES = 3
+"""Settings that are named to tell two studies of one name apart."""
+
+
+def tell_apart(studies: Sequence[Study]) -> list[str]:
+    """Return per study the settings that differ among the studies of its name; empty for a name that occurs once.
+
+    The first `MAX_DIFFERENCES` settings are named, and the treatments if nothing else differs.
+    """
+    names = Counter(study.name for study in studies)
+    settings = {
+        index: dict(_flatten_settings({**study.as_data(), "title": "", "reference": {}}))
+        for index, study in enumerate(studies)
+        if names[study.name] > 1
+    }
+    texts = []
+    for index, study in enumerate(studies):
+        others = [settings[i] for i in settings if i != index and studies[i].name == study.name]
+        own = settings.get(index, {})
+        differing = [key for key in own if any(other.get(key) != own[key] for other in others)]
+        # The list of treatments is too long to be named; it counts if nothing else differs.
+        named = [f"{key}={own[key]}" for key in differing if key != "treatments"]
+        texts.append(", ".join((named or [f"{len(study.treatments)} treatments" for _ in differing])[:MAX_DIFFERENCES]))
+    return texts
 
 
 def _flatten_settings(data: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

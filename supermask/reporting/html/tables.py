@@ -115,6 +115,8 @@ class TableColumn:
     """Columns with the ends of the interval that is shown after the value."""
     bold: str | None = None
     """Column with a flag for values in bold."""
+    rare: bool = False
+    """True if the column is folded until all columns are asked for."""
 
     @property
     def numeric(self) -> bool:
@@ -165,7 +167,9 @@ def summary_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
         ),
         TableColumn("Difference [95% interval]", "difference", "signed", 2, difference, DIFFERENCE),
         TableColumn("p, Holm", "p_holm", "p", about="corrected over the levels of the treatment"),
-        TableColumn("p, flips", "p_sign_flip", "p", 0, "exact sign-flip test of this level alone, not corrected"),
+        TableColumn(
+            "p, flips", "p_sign_flip", "p", 0, "exact sign-flip test of this level alone, not corrected", rare=True
+        ),
     )
     title = "Test accuracy by treatment and level"
     return _make_table(study_id, "summary", stem, title, shown, rows, _describe_p_values(rows))
@@ -270,7 +274,7 @@ def weight_changes_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table
         TableColumn("Mean [95% interval]", "mean", "number", 2, "mean over seeds", MEAN),
         TableColumn("Unit", "unit"),
     )
-    return _make_table(study_id, "weight-changes", stem, "Ties, sign changes and shrinkage by level", shown, rows)
+    return _make_table(study_id, "changes", stem, "Ties, sign changes and shrinkage by level", shown, rows)
 
 
 def untrained_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
@@ -299,8 +303,10 @@ def runs_table(study_id: str, stem: str, rows: Sequence[Row]) -> Table:
         TableColumn("Status", "status"),
         TableColumn("Remaining, %", "density", "share", 2, about="kept / weights"),
         TableColumn("Accuracy, %", "early_stop_test_accuracy", "share", 2, about="at the lowest validation loss"),
-        TableColumn("Stopped at", "early_stop_iteration", "number", about="iteration of the lowest validation loss"),
-        TableColumn("Seconds", "seconds", "number", 1),
+        TableColumn(
+            "Stopped at", "early_stop_iteration", "number", about="iteration of the lowest validation loss", rare=True
+        ),
+        TableColumn("Seconds", "seconds", "number", 1, rare=True),
         TableColumn("Certificate", "certificate"),
         TableColumn("Run", "id", "id"),
     )

@@ -52,6 +52,8 @@ def accuracy_plot(summary: Summary) -> Figure:
             views.reverse()
     if any(point.comparison for point in summary.points):
         views.append(_difference_view(summary))
+    for view in views:
+        view["layout"]["meta"] = {"few_at_first": True, "reference": summary.reference}
     return {**views[0], "views": views[1:]}
 
 

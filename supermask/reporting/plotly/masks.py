@@ -188,7 +188,7 @@ def learning_plot(points: Sequence[Row]) -> Figure:
         yaxis: dict[str, Any] = {"title": {"text": "Validation accuracy (%)"}}
         if in_errors:
             yaxis = error_axis("Validation accuracy", [_float(point, "mean") for point in points])
-        views.append({"data": data, "layout": layout(iterations, yaxis), "label": label})
+        views.append({"data": data, "layout": layout(iterations, yaxis, meta={"few_at_first": True}), "label": label})
     return {**views[0], "views": views[1:]}
 
 

@@ -94,7 +94,7 @@ function command(progress) {
 }
 
 function studyRow(study) {
-  const name = make("th", { scope: "row" }, study.name, study.title ? make("span", { class: "quiet" }, ` ${study.title}`) : "");
+  const name = make("th", { scope: "row" }, study.name, study.difference ? make("span", { class: "difference" }, ` ${study.difference}`) : "", study.title ? make("span", { class: "quiet" }, ` ${study.title}`) : "");
   if (study.why_not) return make("tr", {}, name, make("td", { colspan: 3 }, `cannot be shown: ${study.why_not}`));
   return make("tr", {}, name, make("td", {}, study.subject),
     make("td", { class: "number" }, `${formatCount(study.done)} of ${formatCount(study.total)}`),

@@ -4,6 +4,7 @@
 
 function wirePage(root) {
   wireTables(root);
+  wireStaticTables(root);
   wirePlots(root);
   for (const button of root.querySelectorAll("[data-file]")) {
     button.addEventListener("click", () => supermask.source(button.dataset.file).then((file) =>

@@ -12,13 +12,16 @@ supermask.source = supermask.source || ((id) => {
 
 const plotStates = new Map();
 const PAPER_WIDTH = 680;
+const MOST_LINES = 6;
+const LEAST_CONTRAST = 3;
 
 function drawPlot(id, figure) {
   const place = plotPlace(id);
   if (!place || !figure) return;
-  const state = plotStates.get(id) || { view: 0, hidden: new Set() };
+  const all = [figure, ...(figure.views || [])];
+  const state = plotStates.get(id) || { view: 0, hidden: firstHidden(all) };
   state.figure = figure;
-  state.all = [figure, ...(figure.views || [])];
+  state.all = all;
   state.view = Math.min(state.view, state.all.length - 1);
   plotStates.set(id, state);
   if (!place.querySelector(".canvas")) {
@@ -32,6 +35,17 @@ function drawPlot(id, figure) {
   showLegend(place, id, state);
   showCanvas(place, state);
   place.style.minHeight = "";
+}
+
+/* Treatments that are switched off at first: all after the first MOST_LINES of a figure whose layout asks for it. */
+function firstHidden(all) {
+  const groups = new Set();
+  for (const view of all) {
+    if (!view.layout?.meta?.few_at_first) continue;
+    for (const trace of view.data) if (trace.name && !(trace.meta && trace.meta.ink)) groups.add(trace.legendgroup);
+  }
+  const rest = [...groups].filter((group) => group !== all[0].layout?.meta?.reference);
+  return new Set(rest.slice(MOST_LINES - (rest.length < groups.size ? 1 : 0)));
 }
 
 function wirePlots(root) {
@@ -91,18 +105,22 @@ function showLegend(place, id, state) {
     button.addEventListener("click", () => {
       const group = trace.legendgroup;
       if (!state.hidden.delete(group)) state.hidden.add(group);
-      button.setAttribute("aria-pressed", String(!state.hidden.has(group)));
+      showLegend(place, id, state);
+      place.querySelectorAll(".legend button:not(.all)")[traces.indexOf(trace)].focus();
       showCanvas(place, state);
     });
     return button;
   });
   if (traces.length > 3) {
-    for (const [word, hidden] of [["None", traces.map((trace) => trace.legendgroup)], ["All", []]]) {
+    const off = traces.filter((trace) => state.hidden.has(trace.legendgroup)).length;
+    const all = off ? `All (${off} more)` : "All";
+    for (const [word, hidden] of [["None", traces.map((trace) => trace.legendgroup)], [all, []]]) {
       const button = element("button", "all", word);
       button.type = "button";
       button.addEventListener("click", () => {
         state.hidden = new Set(hidden);
         showLegend(place, id, state);
+        place.querySelector(".legend .all").focus();
         showCanvas(place, state);
       });
       buttons.unshift(button);
@@ -135,8 +153,23 @@ function showCanvas(place, state) {
     if (narrow && axis === layout.xaxis && layout.width < 560 && (axis.tickvals || []).length > 7) thin(axis);
     axis.title = Object.assign({ standoff: 8 }, axis.title, { font: { size: 13 } });
   }
+  /* A figure that is wider than its place scrolls, which needs the focus where there is no mouse. */
+  if (layout.width > place.clientWidth) canvas.tabIndex = 0;
+  else canvas.removeAttribute("tabindex");
   const config = { displaylogo: false, responsive: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]] };
   Plotly.react(canvas, view.data, layout, config);
+  describe(canvas, place.dataset.label || "Figure");
+}
+
+/* The drawing is one image with a label; the other layers of Plotly are hidden from screen readers. */
+function describe(canvas, label) {
+  for (const [index, layer] of [...canvas.querySelectorAll("svg.main-svg")].entries()) {
+    if (index) layer.setAttribute("aria-hidden", "true");
+    else {
+      layer.setAttribute("role", "img");
+      layer.setAttribute("aria-label", label);
+    }
+  }
 }
 
 /* Shorten names that are escaped for Plotly to 18 displayed letters, in the middle; number those that become equal. */
@@ -165,23 +198,33 @@ function thin(axis) {
 
 function applyTheme(trace, look) {
   if (trace.meta && trace.meta.ink) trace.line.color = look.ink;
-  if (!look.dark) return;
-  if (trace.type === "heatmap") trace.colorscale[1][1] = look.raised;
+  if (look.dark && trace.type === "heatmap") trace.colorscale[1][1] = look.raised;
   for (const part of [trace.line, trace.marker, trace.textfont, trace.error_x]) {
-    if (part && part.color) part.color = lightened(part.color);
+    if (part && part.color) part.color = readable(part.color, look);
   }
-  if (trace.fillcolor) trace.fillcolor = lightened(trace.fillcolor, 0.16);
+  if (look.dark && trace.fillcolor) trace.fillcolor = readable(trace.fillcolor, look).replace("rgb(", "rgba(").replace(")", ",0.16)");
 }
 
-/* Lighten a color for a dark page, to a luminance of at least 0.5. */
-function lightened(color, opacity) {
+/* Mix a color with black or white until its contrast to the page is at least LEAST_CONTRAST (WCAG 2, 1.4.11). */
+function readable(color, look) {
   const hex = color.match(/^#(..)(..)(..)$/);
   const rgb = hex ? hex.slice(1).map((digits) => parseInt(digits, 16)) : (color.match(/[\d.]+/g) || []).slice(0, 3).map(Number);
   if (rgb.length < 3) return color;
-  const light = (0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2]) / 255;
-  const share = light < 0.5 ? (0.5 - light) / (1 - light) : 0;
-  const mixed = rgb.map((channel) => Math.round(channel + (255 - channel) * share));
-  return opacity === undefined ? `rgb(${mixed})` : `rgba(${mixed},${opacity})`;
+  const end = look.dark ? 255 : 0;
+  for (let share = 0; share <= 1; share += 0.02) {
+    const mixed = rgb.map((channel) => Math.round(channel + (end - channel) * share));
+    if (contrast(mixed, look.paper) >= LEAST_CONTRAST) return `rgb(${mixed})`;
+  }
+  return `rgb(${[end, end, end]})`;
+}
+
+function contrast(a, b) {
+  const luminance = (rgb) => rgb.reduce((sum, channel, index) => {
+    const share = channel / 255;
+    return sum + [0.2126, 0.7152, 0.0722][index] * (share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  const [light, dark] = [luminance(a), luminance(b)].sort((one, other) => other - one);
+  return (light + 0.05) / (dark + 0.05);
 }
 
 function pageLook() {
@@ -190,6 +233,7 @@ function pageLook() {
   const colorOf = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
   const look = { ink: colorOf("ink"), grid: colorOf("grid"), rule: colorOf("rule"), raised: colorOf("raised"), quiet: colorOf("quiet"), family: getComputedStyle(document.body).fontFamily };
   const paper = colorOf("paper").match(/[\d.]+/g).map(Number);
+  look.paper = paper.slice(0, 3);
   look.dark = paper[0] + paper[1] + paper[2] < 380;
   probe.remove();
   return look;

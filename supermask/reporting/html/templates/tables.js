@@ -13,6 +13,27 @@ function wireTables(root) {
   }
 }
 
+/* Fold the rare columns of the tables in a place; the button shows and folds them. */
+function wireUnfold(button, place) {
+  place.classList.add("folded");
+  button.addEventListener("click", () => {
+    const folded = place.classList.toggle("folded");
+    button.setAttribute("aria-pressed", String(!folded));
+  });
+}
+
+/* Rare columns of tables that are part of the page: a button for each. */
+function wireStaticTables(root) {
+  for (const place of root.querySelectorAll(".clause > .scroll")) {
+    if (!place.querySelector(".rare")) continue;
+    const button = element("button", "unfold", "All columns");
+    button.type = "button";
+    button.setAttribute("aria-pressed", "false");
+    place.after(button);
+    wireUnfold(button, place);
+  }
+}
+
 function fillTable(place) {
   return supermask.source(place.dataset.table).then((data) => {
     if (data && place.table) place.table.update(unpacked(data));
@@ -48,6 +69,8 @@ class DataTable {
     tools.hidden = false;
     tools.querySelector("input").addEventListener("input", (event) => this.filter(event.target.value));
     tools.querySelector(".csv").addEventListener("click", () => download(this.data.file, csvOf(this.data), "text/csv"));
+    const unfold = tools.querySelector(".unfold");
+    if (unfold) wireUnfold(unfold, place);
     place.querySelector(".before").addEventListener("click", () => this.turn(-1));
     place.querySelector(".after").addEventListener("click", () => this.turn(1));
     this.update(data);
@@ -106,7 +129,10 @@ class DataTable {
     const from = this.page * PAGE_ROWS;
     const body = this.rows.slice(from, from + PAGE_ROWS).map((row) => {
       const line = document.createElement("tr");
-      for (const column of shown) line.append(cell(column, columns, row));
+      for (const column of shown) {
+        line.append(cell(column, columns, row));
+        line.lastChild.classList.toggle("rare", column.rare);
+      }
       return line;
     });
     this.place.querySelector("tbody").replaceChildren(...body);
