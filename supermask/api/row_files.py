@@ -9,6 +9,7 @@ from pathlib import Path
 
 from supermask.core.errors import UserError, quote
 from supermask.core.text import Row
+from supermask.datasets.specs import DATASETS
 from supermask.store.row_files import read_row_files, rows_on_plan
 from supermask.study import builtin_studies, load_study
 from supermask.study.plan import Plan, PlanInputs, make_plan
@@ -75,7 +76,14 @@ def _match(
         if not left:
             break
         seeds = [] if fixed_seeds else [_seeds_override(left)]
-        plan = make_plan(load_study(study, [*settings, *seeds]), PlanInputs(fingerprint))
+        loaded = load_study(study, [*settings, *seeds])
+        if loaded.dataset not in DATASETS:
+            # A table has neither the shapes nor the counts of the images, which a plan needs.
+            raise UserError(
+                f"study {quote(loaded.name)} is on data of your own ({quote(loaded.dataset)}), and tables of runs do "
+                "not hold its shapes: leave out --rows and give the store with --store."
+            )
+        plan = make_plan(loaded, PlanInputs(fingerprint))
         matched = {run_id: left[run_id] for run_id in plan.runs.keys() & left.keys()}
         if not matched:
             continue

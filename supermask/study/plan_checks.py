@@ -186,6 +186,8 @@ def _levels_without_pruning(study: Study, network: Network) -> list[str]:
             if all(left[name] == group.alive for name, group in groups.items()):
                 rate_list = ", ".join(f"{kind} {rate:g}" for kind, rate in rates.items())
                 advice = f"at most {level - 1:,} levels or higher rates" if level > 1 else "higher rates"
+                if study.prune.only or study.prune.exclude:
+                    advice += ", or change prune.only and prune.exclude"
                 warnings.append(
                     f"prune.levels: levels {level:,} to {levels:,} prune no weight (scope: {scope}; prune rates: "
                     f"{rate_list}; {sum(left.values()):,} weights left): use {advice}."

@@ -278,3 +278,10 @@ def test_settings_select_among_the_rows(trained: TrainedStudy, tmp_path: Path) -
 
 def test_every_required_column_is_one_of_the_table() -> None:
     assert set(REQUIRED) <= set(COLUMNS)
+
+
+def test_a_study_on_own_data_is_sent_to_its_store(table: Path, tmp_path: Path) -> None:
+    study = tmp_path / "small.yaml"  # the name of the study in the table
+    study.write_text("dataset: npz:own.npz\ntreatments: [{}]\n")
+    ended = call("claims", str(study), "--rows", str(table))
+    assert ended.status == 2 and "'npz:own.npz'" in ended.err and "--store" in ended.err
