@@ -67,9 +67,12 @@ def load_masks(names: Sequence[str | Path], store: Store | None = None, weights:
 
 
 def _with_unique_names(loaded: Mapping[str, MaskInfo]) -> list[MaskInfo]:
-    """Replace names that several tickets share, such as `ticket.safetensors`, by the paths that were given."""
+    """Replace names that several tickets share, such as `ticket.safetensors`, by the paths that were given.
+
+    Of a long path the end is kept, in which paths differ.
+    """
     counts = Counter(info.name for info in loaded.values())
-    return [replace(info, name=sanitize(key)) if counts[info.name] > 1 else info for key, info in loaded.items()]
+    return [replace(info, name=sanitize(key[-100:])) if counts[info.name] > 1 else info for key, info in loaded.items()]
 
 
 def mask_from_run(store: Store, replayer: StateReplayer, run_id: str, weights: bool = True) -> MaskInfo:

@@ -47,7 +47,7 @@ def test_finished_study_needs_no_data_no_workers_and_no_disk_space(
     def forbidden(*args: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(run, "load", forbidden)
+    monkeypatch.setattr(run, "load_data", forbidden)
     monkeypatch.setattr(run, "_check_writable", forbidden)
     schedule = runs.run(str(trained.study), store=trained.store)
     assert set(schedule.status.values()) == {"finished"}
@@ -196,8 +196,8 @@ def test_public_names() -> None:
 
 def test_new_seed_is_not_trained_on_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = train_study(tmp_path)
-    digits = run.load("digits")
-    monkeypatch.setattr(run, "load", lambda *_: replace(digits, fingerprint="f" * 64))
+    digits = run.load_data("digits", None, None)
+    monkeypatch.setattr(run, "load_data", lambda *_: replace(digits, fingerprint="f" * 64))
     with pytest.raises(UserError, match="were trained on other data"):
         runs.run(str(trained.study), ["seeds=3"], trained.store)
 

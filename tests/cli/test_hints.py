@@ -168,7 +168,10 @@ def complete(line: str) -> list[str]:
             {f"mask-{name}" for name in ("criteria", "points", "trajectory", "0-actions", "1-actions", "1-rescaled")},
         ),
         ("supermask plan sig", {"signs.yaml"}),
-        ("supermask plan mask-criteria train.l", {"train.lr=", "train.lr_drops=", "train.lr_drop_factor="}),
+        (
+            "supermask plan mask-criteria train.l",
+            {f"train.{key}=" for key in ("lr", "lr_drops", "lr_drop_factor", "label_smoothing", "loss")},
+        ),
         ("supermask plan mask-criteria --st", {"--store"}),
         ("supermask plan mask-criteria --scale di", {"digits"}),
         ("supermask table mask-criteria --format pa", {"parquet"}),

@@ -20,6 +20,7 @@ from supermask.core.pruning import ParentRun, PruneStep, compute_masks, keep_cou
 from supermask.core.rng import child_streams
 from supermask.core.types import LearningCurve, NetworkState, TrainingResult
 from supermask.engines.selection import EngineChoice, select_engine
+from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state, prunable_tensors
 from supermask.store.records import apply_inversion
 
@@ -136,7 +137,10 @@ def test_signed_mask_inverts_the_final_weights() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_sparse_engine_learns_the_masks_it_supports(method: Any) -> None:
-    fc, conv = architecture("fc-20", (1, 8, 8), 10), architecture("conv2", (3, 32, 32), 10)
+    fc, conv = (
+        sequential_network(architecture(name, shape, 10))
+        for name, shape in (("fc-20", (1, 8, 8)), ("conv2", (3, 32, 32)))
+    )
     learning = MaskLearning(method)
     assert select_engine("reference", fc, "cpu", learning) == EngineChoice("reference", "it was asked for")
     found = select_engine("auto", fc, "cpu", learning)

@@ -16,25 +16,28 @@ from supermask.engines.sparse import CostTable, current_costs
 from supermask.execution.resources import EngineSelector
 from supermask.execution.run import RunOptions
 from supermask.execution.tasks import Task, WorkerConfig
+from supermask.networks.network import Network, sequential_network
 from supermask.networks.sequential import Architecture, architecture
 from supermask.store import Store
 
-FC = architecture("fc-20", (1, 8, 8), 10)
+LAYERS = architecture("fc-20", (1, 8, 8), 10)
+FC = sequential_network(LAYERS)
+CONV2, CONV6 = (sequential_network(architecture(name, (3, 32, 32), 10)) for name in ("conv2", "conv6"))
 
 
-@pytest.mark.parametrize("layers", [FC, architecture("conv2", (3, 32, 32), 10)], ids=["fc", "conv"])
-def test_auto_selects_the_sparse_engine_on_a_cpu(layers: Architecture) -> None:
-    assert select_engine("auto", layers, "cpu").engine == "sparse"
-    assert select_engine("sparse", layers, "cpu") == EngineChoice("sparse", "it was asked for")
-    assert select_engine("reference", layers, "cpu") == EngineChoice("reference", "it was asked for")
+@pytest.mark.parametrize("network", [FC, CONV2], ids=["fc", "conv"])
+def test_auto_selects_the_sparse_engine_on_a_cpu(network: Network) -> None:
+    assert select_engine("auto", network, "cpu").engine == "sparse"
+    assert select_engine("sparse", network, "cpu") == EngineChoice("sparse", "it was asked for")
+    assert select_engine("reference", network, "cpu") == EngineChoice("reference", "it was asked for")
 
 
 def test_auto_selects_the_stacked_engine_on_a_gpu() -> None:
-    for layers in (FC, architecture("conv6", (3, 32, 32), 10)):
-        assert select_engine("auto", layers, "cuda") == EngineChoice("stacked", "auto: a GPU trains many runs at once")
+    for network in (FC, CONV6):
+        assert select_engine("auto", network, "cuda") == EngineChoice("stacked", "auto: a GPU trains many runs at once")
         for device in ("cpu", "cuda"):
             for method in get_args(Method):
-                assert select_engine("stacked", layers, device, MaskLearning(method)) == EngineChoice(
+                assert select_engine("stacked", network, device, MaskLearning(method)) == EngineChoice(
                     "stacked", "it was asked for"
                 )
     with pytest.raises(UserError, match="the sparse engine trains on the CPU alone, not on cuda: use --engine auto"):
@@ -42,7 +45,8 @@ def test_auto_selects_the_stacked_engine_on_a_gpu() -> None:
 
 
 def test_auto_falls_back_to_the_reference_engine_with_a_reason() -> None:
-    unknown: Architecture = (*FC, object())  # type: ignore[assignment]
+    layers: Architecture = (*LAYERS, object())  # type: ignore[assignment]
+    unknown = replace(FC, layers=layers)
     for device in ("cpu", "cuda"):
         choice = select_engine("auto", unknown, device)
         assert choice.engine == "reference"

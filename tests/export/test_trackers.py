@@ -47,6 +47,7 @@ NUMERIC_PARAMS = {
     "momentum",
 }
 NUMERIC_PARAMS |= {"weight_decay", "lr_drop_factor", "warmup", "iterations", "first_iteration"}
+NUMERIC_PARAMS |= {"eps", "label_smoothing", "train_images", "label_noise", "validation_images"}
 NUMERIC_PARAMS |= {f"prune_rate_{kind}" for kind in ("conv", "hidden", "output", "global")}
 """Numeric columns that describe a run; all other numbers are measurements."""
 

@@ -41,7 +41,7 @@ class Done:
     plan: Plan
     store: Path
 
-    def opened(self) -> Store:
+    def open_store(self) -> Store:
         return Store(self.store)
 
     def run(self, treatment: str, level: int = -1) -> Run:

@@ -53,7 +53,8 @@ def is_repository(source: str | os.PathLike[str]) -> bool:
 def is_ticket_source(source: str | os.PathLike[str]) -> bool:
     """Return whether a source is an existing file, a folder with a ticket, or has the form of a repository."""
     path = expand_path(os.fspath(source))
-    return path.is_file() or (path / TICKET_FILE).is_file() or is_repository(source)
+    # Unlike Path.is_file, this is False for a name that is too long for the file system.
+    return os.path.isfile(path) or os.path.isfile(path / TICKET_FILE) or is_repository(source)  # noqa: PTH113
 
 
 def locate_ticket(source: str | os.PathLike[str]) -> Path:
@@ -66,4 +67,4 @@ def locate_ticket(source: str | os.PathLike[str]) -> Path:
 
         return download_ticket(parse_repository(source))
     path = expand_path(os.fspath(source))
-    return path / TICKET_FILE if path.is_dir() and (path / TICKET_FILE).is_file() else path
+    return path / TICKET_FILE if os.path.isfile(path / TICKET_FILE) else path  # noqa: PTH113
