@@ -12,9 +12,12 @@ from hypothesis import settings
 # Read by torch when it is first imported, here and in every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# A shell that starts the tests in the background ignores Ctrl-C for them, and for every command that they start.
+# A shell that starts the tests in the background ignores Ctrl-C for them, and for every command that they start; nohup
+# does so with SIGHUP.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile("supermask", deadline=None)
 settings.load_profile("supermask")

@@ -52,6 +52,7 @@ class LiveReport:
         """Store revision and study keys of the latest build."""
         self._next_build = float("-inf")
         """Monotonic time before which no build starts."""
+        self._has_built = False
         self._building = threading.Lock()
         self._sections: dict[tuple[str, int], tuple[int, StudySection]] = {}
         """(section id, id of the plan) -> (signature of its rows, section)."""
@@ -87,7 +88,9 @@ class LiveReport:
         finally:
             # Also after an unexpected exception: a build that failed is repeated only when its inputs change.
             self._inputs = inputs
-            self._next_build = time.monotonic() + REST_FACTOR * (time.monotonic() - start)
+            # The first build also imports libraries, for seconds, and says nothing of the cost of the next.
+            rest = REST_FACTOR * (time.monotonic() - start) if self._has_built else 0.0
+            self._has_built, self._next_build = True, time.monotonic() + rest
             self._building.release()
 
     def _build_parts(self, studies: Sequence[StoredStudy]) -> ReportParts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -35,11 +37,23 @@ def test_every_step_runs_and_records_what_it_measured(tmp_path: Path) -> None:
     assert (tmp_path / "store-digits" / "runs").is_dir() and (tmp_path / "store-paper" / "runs").is_dir()
 
 
-def test_a_step_is_ended_at_its_limit_and_the_next_is_not_started_without_time(tmp_path: Path) -> None:
-    ended = rehearse(tmp_path, "--minutes", "0.11", "--only", "study,vmapped")
+def test_a_step_is_ended_at_its_limit(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    sleeps = ("-c", "import time; time.sleep(600)")
+    args = argparse.Namespace(out=tmp_path, device="cpu", tiny=False)
+    line = module.run_step(module.Step("slow", 600, sleeps), args, 0.5)
+    assert line["status"] == "ended at its limit" and line["seconds"] < 60
+
+
+def test_a_step_is_not_started_without_time(tmp_path: Path) -> None:
+    ended = rehearse(tmp_path, "--minutes", "0.05", "--only", "study,vmapped")
     assert ended.returncode == 1
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert [line["status"] for line in lines] == ["ended at its limit", "no time left"]
+    assert [line["status"] for line in lines] == ["no time left"] * 2
 
 
 def test_an_unknown_step_is_named(tmp_path: Path) -> None:

@@ -227,11 +227,11 @@ def test_hostile_names_are_shown_as_text(site: Site, log: PageLog) -> None:
     expect(page.locator(".going-on .message")).to_have_text(SCRIPT)
     part = page.locator(".study", has=page.locator("h2", has_text="<img src=x"))
     expect(part).to_be_visible(timeout=WAIT)
-    part.locator("[data-plot]").first.scroll_into_view_if_needed()
+    # The study's first figure is at the top of the page.
+    plot = page.locator("[data-plot='study-script-alert-1-script-accuracy']")
+    plot.scroll_into_view_if_needed()
     for name in NAMES[:6]:
-        expect(part.locator("[data-plot]").first.get_by_role("button", name=name, exact=True)).to_be_visible(
-            timeout=WAIT
-        )
+        expect(plot.get_by_role("button", name=name, exact=True)).to_be_visible(timeout=WAIT)
     run = next(member for member in plan.treatment_runs if member.treatment == NAMES[2] and member.level == 1)
     page.goto(f"{site.url}run/{run.run_id}")
     expect(page.locator("main")).to_contain_text(f"In study {SCRIPT}: {NAMES[2]}")
