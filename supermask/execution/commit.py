@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from supermask.core.certificate import Certificate, certify, certify_learned_mask
+from supermask.core.certificate import Certificate, certify_learned_mask
 from supermask.core.errors import SystemFailure
 from supermask.core.types import InitialState, SplitData, TrainingResult
 from supermask.datasets import ImageDataset
@@ -14,7 +14,7 @@ from supermask.store import Store
 from supermask.store.files.entry import RunFacts, content_hash
 from supermask.store.layer_facts import collect_layer_facts
 from supermask.store.records import decode_logits, encode_result, encode_snapshot, snapshot_name, weights_to_store
-from supermask.store.replay import StateReplayer
+from supermask.store.replay import StateReplayer, certify_run
 from supermask.study.networks import run_network
 from supermask.study.run import Run
 
@@ -68,7 +68,7 @@ class RunCommitter:
             )
 
     def certificate(self, run: Run, start: InitialState, outcome: TrainingResult, images: ImageDataset) -> Certificate:
-        """Return the certificate of an outcome, by `certify` or `certify_learned_mask`."""
+        """Return the certificate of an outcome, by `certify_run` or `certify_learned_mask`."""
         network = run_network(run)
         prunable = network.tensors
         if run.learning is not None:
@@ -76,17 +76,7 @@ class RunCommitter:
             free = network.buffers | (network.trained_names if run.learning.others_lr else frozenset())
             return certify_learned_mask(prunable, dense, start, outcome, run.learning, tests, free)
         parent = None if run.parent is None else self.replayer.parent_run(run.parent)
-        return certify(
-            prunable,
-            start,
-            outcome,
-            parent,
-            run.step,
-            run.recipe.weight_decay,
-            network.trained_others,
-            network.aliases,
-            run.recipe.max_input,
-        )
+        return certify_run(run, start, outcome, parent)
 
     def _commit_snapshots(self, run: Run, start: InitialState, outcome: TrainingResult) -> None:
         if run.learning is not None:

@@ -12,12 +12,13 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
+from supermask.core.certificate import Certificate, certify
 from supermask.core.criteria import ALL_CRITERIA, Criterion
 from supermask.core.errors import UserError
 from supermask.core.learned_masks import MaskLearning, initial_mask_state, mask_scores
 from supermask.core.pruning import ParentRun, PruneStep, apply_masks, prune_and_reset
 from supermask.core.rng import Stream, Streams, child_streams
-from supermask.core.types import InitialState, Layer, NetworkState, Snapshot, Weights
+from supermask.core.types import InitialState, Layer, NetworkState, Snapshot, TrainingResult, Weights
 from supermask.networks.network import Network
 from supermask.store import CorruptEntry, Store
 from supermask.store.files.entry import RunFacts, Tensors
@@ -68,6 +69,22 @@ def load_step(step: PruneStep) -> PruneStep:
     if not isinstance(step.criterion, str) or step.criterion in ALL_CRITERIA:
         return step
     return replace(step, criterion=_load_user_criterion(step.criterion, step.criterion_source))
+
+
+def certify_run(run: Run, start: InitialState, result: TrainingResult, parent: ParentRun | None) -> Certificate:
+    """Return the certificate of a run that trained weights, or evaluated them untrained, with the run's settings."""
+    network = run_network(run)
+    return certify(
+        network.tensors,
+        start,
+        result,
+        parent,
+        run.step,
+        run.recipe.weight_decay,
+        network.trained_others,
+        network.aliases,
+        run.recipe.max_input,
+    )
 
 
 def step_streams(run: Run) -> Streams:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from supermask.core.certificate import certify
 from supermask.core.criteria import ALL_CRITERIA
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.layer_facts import LayerFacts, count_ties_drawn, count_weight_changes
@@ -33,6 +32,7 @@ from supermask.store.replay import (
     SnapshotMissing,
     StateReplayer,
     UserCodeNotLoaded,
+    certify_run,
     step_streams,
 )
 from supermask.study.networks import run_network
@@ -238,18 +238,7 @@ def _verify_entry(
             run_id, "partly", "its initial state and masks are right; its parent's weights were dropped"
         )
     outcome = TrainingResult("finished", end or start.state, {}, decode_curve(entry.tensors), {})
-    network = run_network(run)
-    certificate = certify(
-        network.tensors,
-        start,
-        outcome,
-        parent,
-        run.step,
-        run.recipe.weight_decay,
-        network.trained_others,
-        network.aliases,
-        run.recipe.max_input,
-    )
+    certificate = certify_run(run, start, outcome, parent)
     if certificate.passed:
         return VerificationResult(run_id, "held")
     return VerificationResult(run_id, "failed", _format_failures(certificate.checks), _culprits(store, facts))
