@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from supermask.core.masks import count_random_ties, is_pruned
-from supermask.core.pruning import ParentRun, PruneStep, compute_scores
-from supermask.core.rng import Streams
-from supermask.core.types import InitialState, NetworkState
+from supermask.core.pruning import ParentRun, PruneStep
+from supermask.core.types import InitialState, Masks, NetworkState, Weights
 
 LayerFacts = dict[str, dict[str, int]]
 """Tensor -> counts of weights: `ties_drawn` of a pruned run; `sign_changed` and `shrunk` of a trained one."""
 
 
-def count_ties_drawn(start: InitialState, parent: ParentRun, step: PruneStep, rng: Streams) -> dict[str, int]:
+def count_ties_drawn(scores: Weights, masks: Masks, parent: ParentRun, step: PruneStep) -> dict[str, int]:
     """Return the number of kept weights per tensor that the step drew at random among equal scores.
 
-    `rng`: the streams of the step, as for `prune_and_reset`. Source: Zhou et al. 2019, authors' response, item 3.
+    `scores` and `masks`: those of the step, from `compute_scores` and `select_masks`.
+    Source: Zhou et al. 2019, authors' response, item 3.
     """
-    scores = compute_scores(parent, step, rng)
     # Tensors that the step never prunes are not ranked: under global scope their scores are not at the cut.
     ranked = {n: s for n, s in scores.items() if is_pruned(n, step.rates, step.only, step.exclude)}
-    ties = {} if step.scope == "threshold" else count_random_ties(ranked, parent.start.masks, start.masks, step.scope)
+    ties = {} if step.scope == "threshold" else count_random_ties(ranked, parent.start.masks, masks, step.scope)
     return {name: ties.get(name, 0) for name in scores}
 
 

@@ -157,10 +157,7 @@ def compute_masks(parent: ParentRun, step: PruneStep, rng: Streams) -> Masks:
 
     Raises ValueError if the criterion does not return one number per weight. Source: Zhou et al. 2019, Sec. 2.
     """
-    scores, alive = compute_scores(parent, step, rng), parent.start.masks
-    if step.scope == "threshold":
-        return {name: alive[name] & (scores[name] > 0) for name in scores}
-    return select_masks(scores, parent, step, rng)
+    return select_masks(compute_scores(parent, step, rng), parent, step, rng)
 
 
 def select_masks(scores: Weights, parent: ParentRun, step: PruneStep, rng: Streams) -> Masks:
@@ -169,6 +166,8 @@ def select_masks(scores: Weights, parent: ParentRun, step: PruneStep, rng: Strea
     Source: Zhou et al. 2019, Sec. 1 and 2.
     """
     alive = parent.start.masks
+    if step.scope == "threshold":
+        return {name: alive[name] & (scores[name] > 0) for name in scores}
     pruned = [name for name in scores if is_pruned(name, step.rates, step.only, step.exclude)]
     if not pruned:
         return dict(alive)

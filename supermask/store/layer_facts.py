@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from supermask.core.errors import UserError
 from supermask.core.layer_facts import LayerFacts, count_ties_drawn, count_weight_changes
+from supermask.core.pruning import compute_scores
 from supermask.core.text import Row
 from supermask.core.types import InitialState, LearningCurve, TrainingResult
 from supermask.store import CorruptEntry, Store
@@ -26,8 +27,11 @@ def collect_layer_facts(run: Run, start: InitialState, outcome: TrainingResult, 
         return {}
     facts: LayerFacts = {name: {} for name in start.masks}
     if run.parent is not None and run.step is not None:
-        parent = replayer.parent_run(run.parent)
-        for name, count in count_ties_drawn(start, parent, load_step(run.step), step_streams(run)).items():
+        ties = replayer.ties_drawn.pop(run.id, None)
+        if ties is None:  # a run that was not pruned here
+            parent, step = replayer.parent_run(run.parent), load_step(run.step)
+            ties = count_ties_drawn(compute_scores(parent, step, step_streams(run)), start.masks, parent, step)
+        for name, count in ties.items():
             facts[name]["ties_drawn"] = count
     if run.is_trained and outcome.status == "finished":
         for name, counts in count_weight_changes(start, outcome.end).items():

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NoReturn
 from supermask.core.certificate import Certificate, certify
 from supermask.core.criteria import ALL_CRITERIA, Criterion
 from supermask.core.errors import UserError
+from supermask.core.layer_facts import count_ties_drawn
 from supermask.core.learned_masks import MaskLearning, initial_mask_state, mask_scores
-from supermask.core.pruning import ParentRun, PruneStep, apply_masks, prune_and_reset
+from supermask.core.pruning import ParentRun, PruneStep, apply_masks, compute_scores, select_masks
 from supermask.core.rng import Stream, Streams, child_streams
 from supermask.core.types import InitialState, Layer, NetworkState, Snapshot, TrainingResult, Weights
 from supermask.networks.network import Network
@@ -146,6 +147,8 @@ class StateReplayer:
         assert cache_size > 1, "a start is replayed from its parent's, which must stay in the cache meanwhile"
         self._store, self._cache_size, self._import_user_code = store, cache_size, import_user_code
         self._parents: OrderedDict[str, ParentRun] = OrderedDict()
+        self.ties_drawn: dict[str, dict[str, int]] = {}
+        """Run id -> `count_ties_drawn` of the initial states made here, until the run's facts are collected."""
 
     def parent_run(self, run_id: str) -> ParentRun:
         """Return a stored run as the parent of the next pruning step.
@@ -184,7 +187,12 @@ class StateReplayer:
             return self._mask_learning_start(run, run.learning)
         if run.parent is None or run.step is None:
             return run_network(run).initial_state(run.seed)
-        return prune_and_reset(self.parent_run(run.parent), load_step(run.step), step_streams(run))
+        parent, step, rng = self.parent_run(run.parent), load_step(run.step), step_streams(run)
+        # `prune_and_reset` in steps: the scores are needed twice, and a user's criterion may take long.
+        scores = compute_scores(parent, step, rng)
+        masks = select_masks(scores, parent, step, rng)
+        self.ties_drawn[run.id] = count_ties_drawn(scores, masks, parent, step)
+        return apply_masks(masks, parent, step, rng)
 
     def _network(self, run: Run) -> Network:
         """Return the run's network; one of user code refuses to be built where that must not be imported."""

@@ -16,7 +16,7 @@ from supermask.core.errors import SystemFailure, UserError
 from supermask.core.layer_facts import LayerFacts, count_ties_drawn, count_weight_changes
 from supermask.core.learned_masks import MaskLearning, probabilities, threshold_masks
 from supermask.core.masks import count_kept
-from supermask.core.pruning import ParentRun, compute_masks
+from supermask.core.pruning import ParentRun, compute_masks, compute_scores
 from supermask.core.types import InitialState, NetworkState, Snapshot, TrainingResult
 from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.consistency import (
@@ -313,7 +313,8 @@ def _layer_mismatches(
         and step.criterion in ALL_CRITERIA
         and _has_snapshots(parent, step.required_snapshots)
     ):
-        ties = count_ties_drawn(start, parent, step, step_streams(run))
+        scores = compute_scores(parent, step, step_streams(run))
+        ties = count_ties_drawn(scores, start.masks, parent, step)
         expected = {name: {"ties_drawn": count} for name, count in ties.items()}
     if end is not None and run.is_trained:
         for name, counts in count_weight_changes(start, end).items():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from supermask.core.layer_facts import count_ties_drawn, count_weight_changes
 from supermask.core.masks import count_random_ties, keep_top
-from supermask.core.pruning import PruneStep, prune_and_reset
+from supermask.core.pruning import ParentRun, PruneStep, compute_scores, prune_and_reset
 from supermask.core.rng import child_streams
 from supermask.core.types import InitialState, NetworkState
 
@@ -55,13 +55,18 @@ def test_the_random_criterion_draws_all_and_the_last_of_a_plateau_draws_nothing(
     assert count_random_ties(random, alive, alive, "threshold") == {"a": 0}
 
 
+def ties_of(parent: ParentRun, step: PruneStep) -> dict[str, int]:
+    scores, start = compute_scores(parent, step, level_streams(1)), prune_and_reset(parent, step, level_streams(1))
+    return count_ties_drawn(scores, start.masks, parent, step)
+
+
 @pytest.mark.parametrize(
     ("criterion", "still", "drawn"), [("large_final", 0, False), ("movement", 15, True), ("random", 0, True)]
 )
 def test_weights_that_never_moved_are_drawn_at_random_under_movement(criterion: str, still: int, drawn: bool) -> None:
     parent = parent_of(dense(), train(dense(), 0, still=still))
     step = PruneStep(criterion, "rewind", "zero", RATES)
-    ties = count_ties_drawn(prune_and_reset(parent, step, level_streams(1)), parent, step, level_streams(1))
+    ties = ties_of(parent, step)
     assert (ties["fc1.weight"] > 0) == drawn
     assert set(ties) == set(dense().masks)
 
@@ -70,7 +75,7 @@ def test_tensors_that_are_never_pruned_draw_no_ties() -> None:
     parent = parent_of(dense(), train(dense(), 0))
     for scope in ("layer", "global"):
         step = PruneStep("random", "rewind", "zero", RATES, scope=scope, exclude=("fc1.weight",))
-        ties = count_ties_drawn(prune_and_reset(parent, step, level_streams(1)), parent, step, level_streams(1))
+        ties = ties_of(parent, step)
         kept = int(prune_and_reset(parent, step, level_streams(1)).masks["fc2.weight"].sum())
         assert ties == {"fc1.weight": 0, "fc2.weight": kept}
 

@@ -205,7 +205,7 @@ def test_a_crash_does_not_disturb_other_workers(folder: Path) -> None:
     plan = small_plan({"criterion": busy}, {"criterion": criterion(folder, deadly_body)}, levels=1)
     scheduler = execute(plan, WorkerConfig(folder / "store"), 2, Recorder())
     assert {*scheduler.status.values()} == {"finished"}
-    assert (folder / "busy").read_text() == "x" * 4  # Two layers: for the initial state, and for the number of ties.
+    assert (folder / "busy").read_text() == "x" * 2  # Once per layer.
 
 
 def test_a_run_that_always_kills_its_worker_ends_the_study_and_is_named(folder: Path) -> None:
