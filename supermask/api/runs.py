@@ -6,7 +6,7 @@ They return data and print nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -152,10 +152,12 @@ def run(
     precision: str = "float32",
     stack: int | None = None,
     cluster: str | None = None,
+    warn: Callable[[list[str]], None] | None = None,
 ) -> Scheduler:
     """Train the missing runs of a study on `workers` processes (default: one per core); return the final schedule.
 
-    `cluster`: train on Ray (`local`, `auto`, an address) or Slurm (`slurm`, `slurm:key=value,...`) instead.
+    `cluster`: train on Ray (`local`, `auto`, an address) or Slurm (`slurm`, `slurm:key=value,...`) instead. `warn` gets
+    one sentence per setting without the expected effect, before anything is trained.
     Raises UserError, SystemFailure, and `execution.local.StudyInterrupted` on Ctrl-C; the same call resumes.
     """
     options = RunOptions(store_path(store), workers, engine, device, keep, precision, stack, cluster)
@@ -166,6 +168,8 @@ def run(
             f"the criterion {cells[0].partition(':')[2]!r} was given as a function of this session, which other "
             "machines cannot import: write it in a .py file and name it as module:function."
         )
+    if warn is not None:
+        warn(_ineffective_settings(study_plan))
     return run_plans([study_plan], options, listener)
 
 

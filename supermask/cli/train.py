@@ -204,6 +204,7 @@ def run(
             precision,
             stack,
             cluster,
+            print_warnings,
         )
     _print_outcome(sanitize(Path(study).stem), schedule)
     _raise_on_failed_certificates(schedule)

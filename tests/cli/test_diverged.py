@@ -28,8 +28,18 @@ def test_run_of_a_study_in_which_every_run_diverges(tmp_path: Path) -> None:
         status, out, err = call("run", study, "--store", tmp_path / "store", "--workers", "1")
         assert status == 1
         assert out.splitlines()[-1].startswith(f"diverging: {COUNTS}")
-        assert err.startswith(f"supermask: no run of this study has finished: {COUNTS}")
+        assert f"\nsupermask: no run of this study has finished: {COUNTS}" in err  # after the warnings of the plan
         assert err.endswith("Lower train.lr, or look for values that are not finite.\n")
+
+
+def test_run_warns_of_settings_without_effect_before_it_trains(tmp_path: Path) -> None:
+    study = tmp_path / "spared.yaml"
+    text = {"network": "fc-8", "seeds": 1, "train": {"epochs": 0.1}, "prune": {"levels": 1, "exclude": ["*"]}}
+    study.write_text(json.dumps({**text, "treatments": [{}]}), encoding="utf-8")
+    ended = call("run", study, "--store", tmp_path / "store", "--workers", "1")
+    assert ended.status == 0
+    planned = call("plan", study, "--store", tmp_path / "store")
+    assert ended.err == planned.err and "or change prune.only and prune.exclude" in ended.err
 
 
 def test_notebook_warns_if_every_run_diverges(tmp_path: Path) -> None:
