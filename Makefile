@@ -11,6 +11,9 @@ TORCH ?= $(if $(filter Linux,$(shell uname -s)),cpu,default)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_FIGURES := mask-criteria learned-supermasks
 
+# Tests start hundreds of processes: each would compile the package's sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test quick harness lint format cli-reference clean
 
 demo: $(VENV)/installed
