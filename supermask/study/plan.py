@@ -25,6 +25,7 @@ from supermask.study import Study, Supermask, Train, Treatment
 from supermask.study.networks import default_initializer, network_source, read_network_facts, resolve_network
 from supermask.study.plan_checks import (
     check_image_settings,
+    check_masks_a_tensor,
     check_no_empty_layer,
     check_patterns,
     check_size,
@@ -374,7 +375,9 @@ def _supermask_runs(context: _Context, treatment: Treatment, supermask: Supermas
             name=treatment.label, criterion=supermask.start_from, schedule="one_shot", scope=treatment.scope
         )
         initial_step = list(_steps(context, heuristic, supermask.start_level))[-1]
-    learning = supermask.learning(study.learn)
+    learning = supermask.learning(study.learn, study.prune)
+    if context.network.tensors:
+        check_masks_a_tensor(study, treatment, learning, context.network)
     parent_index = None if initial_step is None else 0
     planned_runs = [_PlannedRun(1, recipe, initial_step, parent_index, learning)]
     levels = treatment.num_levels(study.prune)

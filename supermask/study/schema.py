@@ -190,7 +190,7 @@ class Supermask(StrictModel):
             )
         return self
 
-    def learning(self, learn: LearnSettings) -> MaskLearning:
+    def learning(self, learn: LearnSettings, prune: Prune) -> MaskLearning:
         """Return the settings as a run has them; unused ones are at their defaults, so that equal runs have one id."""
         return MaskLearning(
             method=self.method,
@@ -203,6 +203,8 @@ class Supermask(StrictModel):
             density=self.density,
             threshold=self.threshold,
             others_lr=self.others_lr,
+            only=prune.only,
+            exclude=prune.exclude,
             samples=learn.samples,
             hardened_at=learn.hardened_at,
         )
