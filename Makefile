@@ -9,7 +9,7 @@ REPORT ?= report.html
 # Build of torch: `cpu` is PyTorch's own CPU build (Linux), `default` what pip finds: on Linux usually the CUDA build.
 TORCH ?= $(if $(filter Linux,$(shell uname -s)),cpu,default)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
-DEMO_FIGURES := mask-criteria learned-supermasks
+DEMO_FIGURES := mask-criteria learned-supermasks resnet20
 
 .PHONY: demo test quick harness lint format cli-reference clean
 

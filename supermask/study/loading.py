@@ -86,7 +86,8 @@ def builtin_studies() -> list[BuiltinStudy]:
 
 
 NOT_IN_THE_PAPER = ("resnet20",)
-"""Shipped studies of what the authors left open; `reproduce` runs them only if they are named, as they take hours."""
+"""Shipped studies of what the authors left open; they take hours except at the scale `digits`, so `reproduce` runs them
+at other scales only if they are named."""
 
 
 def paper_studies() -> list[BuiltinStudy]:
