@@ -57,7 +57,11 @@ def canonical_network(value: Any) -> str:
         arguments = {str(key): item for key, item in value.items()}
         path = arguments.pop("make", None)
         if not isinstance(path, str) or not is_import_path(path):
-            raise UserError(f"a network as a map needs make: module:function, and got {quote(str(path))}.")
+            problem = f"has make: {quote(path)}" if "make" in value else f"has only {', '.join(arguments) or 'no key'}"
+            raise UserError(
+                f"a network as a map needs make: module:function, and this one {problem}; give the function and its "
+                "arguments, such as {make: mynets:net, width: 3}."
+            )
         return _with_arguments(_check_path(path), arguments)
     if not isinstance(value, str):
         raise UserError(f"{quote(value)} is not a network: give a name, module:function, or {{make: ...}}.")

@@ -32,8 +32,9 @@ def assign_labels(treatments: Sequence[Treatment], unnamed: Sequence[bool]) -> l
         if treatment.supermask is not None:
             return " + ".join([_supermask_label(treatment, treatment.supermask), *train_parts])
         values = {f: getattr(treatment, f) for f in varying}
-        # None: that of the study.
+        # None: that of the study. Untrained networks are named; a network is trained unless its label says otherwise.
         values = {f: v for f, v in values.items() if f not in ("network", "initializer") or v is not None}
+        values = {f: v for f, v in values.items() if f != "trained" or not v}
         parts = [_part(f, v) for f, v in values.items()]
         return " + ".join([*parts, *train_parts]) or treatment.criterion
 

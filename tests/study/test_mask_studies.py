@@ -142,8 +142,12 @@ def test_a_name_may_not_stand_for_two_masks() -> None:
         ),
         ([{"criterion": "movement"}, {"supermask": {}}], ["movement", "bernoulli"]),
         (
+            [{"criterion": ["movement", "random"]}, {"trained": False}],
+            ["movement", "random", "large_final + trained=false"],
+        ),
+        (
             [{"trained": [True, False], "criterion": "movement"}, {"supermask": {}}],
-            ["trained=true", "trained=false", "bernoulli"],
+            ["movement", "trained=false", "bernoulli"],
         ),
     ],
 )

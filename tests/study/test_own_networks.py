@@ -131,8 +131,14 @@ def test_canonical_texts(folder: Path, value: Any, expected: str) -> None:
     ("value", "message"),
     [
         ("nets:Nett", "has no function 'Nett'; did you mean 'Net'?"),
-        ({"width": 5}, "needs make: module:function"),
-        ({"make": "resnet20"}, "needs make: module:function"),
+        ({"width": 5}, "needs make: module:function, and this one has only width; give the function"),
+        ({"make": "resnet20"}, "needs make: module:function, and this one has make: 'resnet20'"),
+        ("resnet21-4", "'resnet21-4' is not a network; did you mean 'resnet20-4'?"),
+        ("resnet35", "did you mean 'resnet32'?"),
+        ("resnet19", "did you mean 'resnet18'?"),
+        ("resnet20-0", "did you mean 'resnet20'?"),
+        ("vgg12", "did you mean 'vgg11'?"),
+        ("conv5", "did you mean 'conv4'?"),
         ({"make": "nets:Net", "width": {"a": 1}}, "width is dict; allowed are"),
         ({"make": "nets:Net", "a-b": 1}, "'a-b' is not a keyword argument"),
         ({"make": "nets:Net", "p": float("nan")}, "p is float"),
@@ -332,7 +338,7 @@ def test_a_changed_file_is_refused_while_a_plan_runs(folder: Path) -> None:
 
 def test_missing_code_is_named(folder: Path) -> None:
     (folder / "nets.py").unlink()
-    with pytest.raises(UserModuleNotFound, match="network 'nets:Net': there is no module 'nets'"):
+    with pytest.raises(UserModuleNotFound, match=r"network 'nets:Net': there is no module 'nets'.*Put nets.py there"):
         make_plan(study())
     with pytest.raises(UserModuleNotFound, match="there is no module 'nets'"):
         plan_study(study(), Store(folder / "store"))
