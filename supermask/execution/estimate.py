@@ -293,9 +293,7 @@ def _core_costs(model: CostModel, store: Store, plan: Plan, engine: str) -> _Run
 def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus: int) -> _RunCosts:
     from supermask.engines.stacked.autotune import max_replicas
 
-    layers = plan.network.layers
-    # Networks without layers are trained one by one.
-    limit = 1 if layers is None else max_replicas(layers, next(iter(plan.runs.values())).recipe.batch_size, GPU_BYTES)
+    limit = max_replicas(plan.network, next(iter(plan.runs.values())).recipe.batch_size, GPU_BYTES)
     stack = _stack_size(_stackable_runs(runs), gpus, limit)
 
     def modelled_seconds(facts: RunFacts, run: Run) -> float:

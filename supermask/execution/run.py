@@ -24,7 +24,7 @@ from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
 from supermask.store.files.disk import translate_os_errors
 from supermask.store.replay import load_step
-from supermask.study.networks import examine_network, sequential_layers
+from supermask.study.networks import examine_network, run_network
 from supermask.study.plan import Plan, RunGraph, make_plan, merge_plans
 from supermask.study.run import Run
 from supermask.study.user_data import load_data
@@ -231,8 +231,7 @@ def _choose_stack_size(options: RunOptions, graph: RunGraph) -> int | None:
     precision = validate_precision(options.precision, options.device)
     # The smallest of the sizes: a stack of the largest network must fit into the GPU's memory.
     return min(
-        choose_stack_size(sequential_layers(run), run.recipe, options.device, precision, run.learning)
-        for run in stacked_runs
+        choose_stack_size(run_network(run), run.recipe, options.device, precision, run.learning) for run in stacked_runs
     )
 
 
