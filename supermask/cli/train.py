@@ -313,16 +313,19 @@ def _progress_listener(
     """Return a factory of progress displays, which first prints damaged runs and the engine with its reason."""
     from supermask.execution.compilation import compilation_note
     from supermask.execution.progress import progress_listener, run_labels
-    from supermask.execution.resources import select_run_engine
+    from supermask.execution.resources import MEASURED_BESIDE_GPU, measures_beside_gpu, select_run_engine
 
     def listen(plans: Sequence[Plan], schedule: Scheduler) -> AbstractContextManager[TaskListener]:
         title = plans[0].study.name if len(plans) == 1 else f"{len(plans)} studies"
         for text in schedule.damaged:
             console.print(text, markup=False, highlight=False)
         if schedule.tasks_left:
-            runs = plans[0].runs.values()
-            kinds = {(run.network, run.recipe): run for run in runs if run.learning is None}
-            choices = [select_run_engine(run, engine, device) for run in kinds.values()]
+            kinds = {(r.network, r.recipe): r for r in plans[0].runs.values() if r.learning is None}
+            is_separate = measures_beside_gpu(engine, device, cluster)
+            choices = [
+                MEASURED_BESIDE_GPU if is_separate and not run.is_trained else select_run_engine(run, engine, device)
+                for run in kinds.values()
+            ]
             for choice in dict.fromkeys(choices):
                 console.print(f"{title}  {choice.engine} engine ({choice.reason})", markup=False, highlight=False)
         runs = [run for plan in plans for run in plan.runs.values()]

@@ -18,7 +18,12 @@ from supermask.datasets.images import DATA_VARIABLE
 from supermask.engines.selection import ENGINES, is_measuring_costs, validate_precision
 from supermask.execution.coordinator import ExecutionRequest, TaskListener
 from supermask.execution.live_status import LiveStatusWriter
-from supermask.execution.resources import check_data_fingerprint, check_planned_data, select_run_engine
+from supermask.execution.resources import (
+    check_data_fingerprint,
+    check_planned_data,
+    measures_beside_gpu,
+    select_run_engine,
+)
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
@@ -122,7 +127,11 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
             live_status.on_end(current, task, result)
             listener(current, task, result)
 
-        return execute(ExecutionRequest(graph, config, workers, on_end, options.keep, scheduler, live_status.on_start))
+        is_separate = measures_beside_gpu(options.engine, options.device, options.cluster)
+        measuring = max(1, default_workers() - workers) if is_separate else 0
+        return execute(
+            ExecutionRequest(graph, config, workers, on_end, options.keep, scheduler, live_status.on_start, measuring)
+        )
 
 
 def _with_examined_network(plan: Plan) -> Plan:

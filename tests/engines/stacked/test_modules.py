@@ -323,6 +323,7 @@ def test_modules_that_pass_are_selected() -> None:
 # --- whole runs ---
 
 
+@pytest.mark.slow
 def test_a_study_of_a_residual_network(tmp_path: Path) -> None:
     """Two levels and an untrained network: engines and reasons in the records, certificates, buffers in the store."""
     plan = small_plan(
