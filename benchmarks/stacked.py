@@ -184,12 +184,18 @@ def measure(network: str, replicas: int, args: argparse.Namespace, max_flops: fl
         flops,
         flops / max_flops,
         used if device.type == "cuda" else None,
-        *measure_parts(stack, data, stack_steps, args.turns, device, precision),
+        *measure_parts(stack, data, algorithms, stack_steps, args.turns, device, precision),
     )
 
 
 def measure_parts(
-    stack: Stack, data: SplitData, steps: int, turns: int, device: torch.device, precision: Precision
+    stack: Stack,
+    data: SplitData,
+    algorithms: dict[str, str],
+    steps: int,
+    turns: int,
+    device: torch.device,
+    precision: Precision,
 ) -> tuple[float, float, float, float]:
     """Return milliseconds of a forward pass, a backward pass, the optimizer and an evaluation of the whole stack."""
     tensors = {**stack.weights, **stack.unmasked}
@@ -201,7 +207,7 @@ def measure_parts(
 
     def compute_loss() -> torch.Tensor:
         with computing():
-            logits = forward(stack.layers, tensors, stack.images.scaled(pixels), blocks, stack.algorithms)
+            logits = forward(stack.jobs[0].layers, tensors, stack.images.scaled(pixels), blocks, algorithms)
         return cross_entropy(logits.float().flatten(0, 1), labels)
 
     def compute_gradients() -> tuple[torch.Tensor, ...]:

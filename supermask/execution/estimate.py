@@ -300,9 +300,7 @@ def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus
     from supermask.engines.stacked.autotune import max_replicas
 
     batch = next(iter(plan.runs.values())).recipe.batch_size
-    # Networks without layers are trained one by one.
-    stacked = [network.layers for network in model.networks.values() if network.layers is not None]
-    limit = min((max_replicas(layers, batch, GPU_BYTES) for layers in stacked), default=1)
+    limit = min(max_replicas(network, batch, GPU_BYTES) for network in model.networks.values())
     stack = _stack_size(_stackable_runs(runs), gpus, limit)
 
     def modelled_seconds(facts: RunFacts, run: Run) -> float:

@@ -18,13 +18,18 @@ from supermask.datasets.images import DATA_VARIABLE
 from supermask.engines.selection import ENGINES, is_measuring_costs, validate_precision
 from supermask.execution.coordinator import ExecutionRequest, TaskListener
 from supermask.execution.live_status import LiveStatusWriter
-from supermask.execution.resources import check_data_fingerprint, check_planned_data, select_run_engine
+from supermask.execution.resources import (
+    check_data_fingerprint,
+    check_planned_data,
+    measures_beside_gpu,
+    select_run_engine,
+)
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
 from supermask.store.files.disk import translate_os_errors
 from supermask.store.replay import load_step
-from supermask.study.networks import examine_network, resolve_network, sequential_layers
+from supermask.study.networks import examine_network, resolve_network, run_network
 from supermask.study.plan import Plan, RunGraph, make_plan, merge_plans
 from supermask.study.run import Run
 from supermask.study.user_data import load_data
@@ -122,7 +127,11 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
             live_status.on_end(current, task, result)
             listener(current, task, result)
 
-        return execute(ExecutionRequest(graph, config, workers, on_end, options.keep, scheduler, live_status.on_start))
+        is_separate = measures_beside_gpu(options.engine, options.device, options.cluster)
+        measuring = max(1, default_workers() - workers) if is_separate else 0
+        return execute(
+            ExecutionRequest(graph, config, workers, on_end, options.keep, scheduler, live_status.on_start, measuring)
+        )
 
 
 def _with_examined_networks(plan: Plan) -> Plan:
@@ -235,8 +244,7 @@ def _choose_stack_size(options: RunOptions, graph: RunGraph) -> int | None:
     precision = validate_precision(options.precision, options.device)
     # The smallest of the sizes: a stack of the largest network must fit into the GPU's memory.
     return min(
-        choose_stack_size(sequential_layers(run), run.recipe, options.device, precision, run.learning)
-        for run in stacked_runs
+        choose_stack_size(run_network(run), run.recipe, options.device, precision, run.learning) for run in stacked_runs
     )
 
 

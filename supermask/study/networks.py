@@ -20,7 +20,6 @@ from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.initializers import OWN
 from supermask.networks.network import Network, NetworkFacts, is_user_network
 from supermask.networks.registry import canonical_name, named_network
-from supermask.networks.sequential import Architecture
 from supermask.study.run import Run
 from supermask.study.user_code import (
     UserModuleNotFound,
@@ -170,13 +169,6 @@ def resolve_network(
         return named_network(name, image_shape, classes, initializer)
     make = partial(make_user_module, name, image_shape, classes, source)
     return Network(name, facts, None, initializer, make)
-
-
-def sequential_layers(run: Run) -> Architecture:
-    """Return the layers of a run's network, for the stacked engine, which trains the paper's networks alone."""
-    layers = run_network(run).layers
-    assert layers is not None, run.network
-    return layers
 
 
 def examine_network(network: Network, image_shape: ImageShape, classes: int) -> NetworkFacts:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from supermask.engines.job import Array
 from supermask.engines.reference import on_device
 from supermask.engines.reference_masks import StraightThrough
 from supermask.engines.stacked.convolutions import conv3x3, max_pool2x2
-from supermask.networks.sequential import Architecture, Conv, Pool
+from supermask.networks.sequential import Architecture, Conv, Dense, Pool
 
 LayerFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x, w, b) -> outputs before the ReLU, all with a leading axis of replicas."""
@@ -51,6 +52,58 @@ def group_batches(batch_keys: Sequence[Hashable]) -> list[BatchGroup]:
         groups.append(BatchGroup(batch, num_batches, replica, replicas_per_batch))
         batch, replica = batch + num_batches, replica + num_batches * replicas_per_batch
     return groups
+
+
+class NetworkForward(Protocol):
+    """Forward pass of a stack of networks."""
+
+    widest_layer: int
+    """Most values per image and replica that an evaluation holds at once; 0 if it is not known."""
+
+    def __call__(
+        self,
+        tensors: Weights,
+        inputs: Tensor,
+        groups: Sequence[BatchGroup],
+        batch_of_replica: Tensor,
+        *,
+        is_training: bool,
+    ) -> Tensor:
+        """Logits (R, B, K) of every replica on its own mini-batch.
+
+        `tensors`: all tensors of the networks, with a leading axis R. `inputs`: the distinct mini-batches, (N, B, C, H,
+        W). `groups`: which replicas use which of them; `batch_of_replica`, (R,): the same as indices.
+        """
+
+
+COLUMN_COPIES = 9
+"""Copies of each input of a 3x3 convolution in the columns of the "columns" algorithm."""
+
+
+class LayersForward:
+    """Forward pass of the paper's networks, from their layers. `algorithms`: as in `forward`."""
+
+    def __init__(self, layers: Architecture, algorithms: Mapping[str, str]) -> None:
+        self._layers, self._algorithms = layers, algorithms
+        self.widest_layer = max(
+            (x.outputs + COLUMN_COPIES * x.inputs * (algorithms[x.name] == "columns")) * x.side[0] * x.side[1]
+            if isinstance(x, Conv)
+            else x.outputs
+            for x in layers
+            if isinstance(x, Conv | Dense)
+        )
+
+    def __call__(
+        self,
+        tensors: Weights,
+        inputs: Tensor,
+        groups: Sequence[BatchGroup],
+        batch_of_replica: Tensor,
+        *,
+        is_training: bool,
+    ) -> Tensor:
+        """As `NetworkForward`; these networks compute the same in training and evaluation."""
+        return forward(self._layers, tensors, inputs, groups, self._algorithms)
 
 
 def forward(

@@ -116,7 +116,7 @@ def _group_by_stack(jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> l
 
 def _stack_key(job: TrainingJob, data: SplitData) -> Any:
     """The settings that all replicas of a stack have in common."""
-    return job.layers, stack_settings(job.recipe, job.learning), data.pixel_maximum
+    return job.network.layers or job.network, stack_settings(job.recipe, job.learning), data.pixel_maximum
 
 
 class _StackRunner:
@@ -181,8 +181,7 @@ class _StackRunner:
 
     def _make_stack(self, joining: Sequence[tuple[TrainingJob, SplitData]]) -> Stack:
         jobs, data = [job for job, _ in joining], [d for _, d in joining]
-        layers, batch_size = jobs[0].layers, jobs[0].recipe.batch_size
-        algorithms = self._algorithms
+        layers, batch_size, algorithms = jobs[0].network.layers or (), jobs[0].recipe.batch_size, self._algorithms
         if algorithms is None:
             algorithms = fastest_algorithms(layers, batch_size, self._size, str(self._device), self._precision)
         return Stack(jobs, data, self._device, self._precision, algorithms)

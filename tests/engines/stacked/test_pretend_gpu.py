@@ -203,7 +203,7 @@ def test_algorithm_and_stack_size_are_measured(
     monkeypatch.setitem(autotune.CANDIDATES, "cuda", (1, 3))
     layers = architecture("conv2", (1, 8, 8), 10)
     assert set(fastest_algorithms(layers, 3, 2, "cuda:0", "tf32").values()) <= CONV_ALGORITHMS.keys()
-    assert autotune.choose_stack_size(layers, Recipe("adam", 1e-3, 10, 50, 5), "cuda") in (1, 3)
+    assert autotune.choose_stack_size(sequential_network(layers), Recipe("adam", 1e-3, 10, 50, 5), "cuda") in (1, 3)
     assert "synchronize" in gpu.waited
 
 
