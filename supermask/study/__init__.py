@@ -2,7 +2,9 @@
 
 from supermask.study.fields import resolve_criterion
 from supermask.study.loading import StudyLike, builtin_studies, load_study, study_from_dict
-from supermask.study.schema import Study, Supermask, Train, Treatment
+from supermask.study.mask_settings import Supermask
+from supermask.study.schema import Study, Treatment
+from supermask.study.train_settings import Train
 
 __all__ = [
     "Study",

@@ -14,7 +14,8 @@ from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
 from supermask.study.claims import CHANCE, DENSE, RELATIONS, Claim, Clause
 from supermask.study.overrides import apply_overrides
-from supermask.study.schema import Settings, Study, Train, Treatment, inherited_train_keys
+from supermask.study.schema import Settings, Study, Treatment
+from supermask.study.train_settings import Train, inherited_train_keys
 from supermask.study.treatments import assign_labels, find_treatment_label
 from supermask.study.yaml import (
     Node,

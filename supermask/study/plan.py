@@ -32,7 +32,7 @@ from supermask.study.plan_checks import (
     layer_rates,
 )
 from supermask.study.run import Run
-from supermask.study.schema import Statistics
+from supermask.study.train_settings import Statistics
 from supermask.study.user_code import UserModuleNotFound, code_sha256
 
 NO_SOURCES: Mapping[str, str] = {}

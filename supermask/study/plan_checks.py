@@ -22,7 +22,9 @@ from supermask.core.masks import (
 from supermask.core.recipe import epochs_to_iterations
 from supermask.core.types import PrunableTensor, TensorKind
 from supermask.networks.network import Network
-from supermask.study.schema import Prune, Statistics, Study, Train, Treatment
+from supermask.study.prune_settings import Prune
+from supermask.study.schema import Study, Treatment
+from supermask.study.train_settings import Statistics, Train
 
 MAX_RUNS = 200_000
 """Runs of a study, counted before shared runs are merged; each takes about 2 kB of memory and a folder in the store."""

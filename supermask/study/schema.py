@@ -7,331 +7,41 @@ and overrides, with errors that name file and line.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, quote
-from supermask.core.learned_masks import METHODS, SIGMOID, MaskLearning
 from supermask.core.recipe import CROSS_ENTROPY
-from supermask.core.types import TensorKind
 from supermask.datasets.specs import DataOptions
 from supermask.networks.network import is_user_network
 from supermask.study.claims import Claim
 from supermask.study.fields import (
-    Betas,
     Bool,
-    Confidence,
-    Count,
     Criterion,
     Dataset,
-    Densities,
-    Density,
-    Epochs,
-    Factor,
-    Fraction,
     ImageCount,
     Initializer,
     Label,
-    LearningRateSchedule,
-    Level,
     Levels,
-    Logit,
-    Loss,
     Mask0,
     Mask1,
-    MaskOptimizerName,
     Network,
     NoiseShare,
-    NotNegative,
-    NumberFormat,
-    OptimizerName,
-    Patterns,
-    Pixels,
-    Positive,
-    PositiveFloat,
-    Rate,
     ReadPoint,
     RewindPoint,
     Schedule,
     Scope,
     Seeds,
-    Smoothing,
     StrictModel,
     Title,
-    ZeroRate,
     validation_error,
-    with_message,
 )
-
-Method = Annotated[
-    Literal["bernoulli", "rounded", "edge_popup", "signed"],
-    with_message(f"a way to learn a mask. Allowed: {', '.join(METHODS)}"),
-]
-Base = Annotated[
-    Literal["init", "signed_constant", "constant"],
-    with_message("a set of weights for a mask. Allowed: init, signed_constant, constant"),
-]
-
-
-class Augment(StrictModel):
-    """Random changes of training images; 0 and false change nothing. Sources: He et al. 2016; DeVries & Taylor 2017."""
-
-    crop: Pixels = 0
-    """Zero padding on every side of the image, out of which a window of its size is cut."""
-    flip: Bool = False
-    cutout: Pixels = 0
-    """Side of a square that is set to 0."""
-
-
-class Statistics(StrictModel):
-    """Statistics that normalize the inputs: one number per channel, as shares of the largest pixel value."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-NORMALIZATION = "a normalization. Allowed: none, per_channel, or {mean: [...], std: [...]} with a number per channel"
-
-
-def _check_normalization(value: Any) -> Any:
-    """Return none, per_channel or the statistics of a map."""
-    if isinstance(value, Statistics) or value in ("none", "per_channel"):
-        return value
-    if isinstance(value, Mapping):
-        columns = {key: value.get(key) for key in ("mean", "std")}
-        if all(_is_list_of_numbers(column) for column in columns.values()) and len(value) == 2:
-            statistics = Statistics(**{key: tuple(map(float, column or ())) for key, column in columns.items()})
-            if len(statistics.mean) == len(statistics.std) and min(statistics.std) > 0:
-                return statistics
-            raise validation_error("mean and std need as many numbers as each other, and those of std are above 0.")
-    raise validation_error(f"{quote(value)} is not {NORMALIZATION}.")
-
-
-def _is_list_of_numbers(value: object) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) > 0
-        and all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) <= MAX_STATISTIC for n in value)
-    )
-
-
-MAX_STATISTIC = 1e6
-"""Bound on a channel's mean and standard deviation; pixels are shares in [0, 1]."""
-
-
-class LearnSettings(StrictModel):
-    """Settings for learning masks; the defaults are the paper's for FC on MNIST, except `epochs`.
-
-    Source: Zhou et al. 2019, Sec. 5 (SGD, momentum 0.9, batch 250, learning rate 100; mean of 10 single samples).
-    Differs from the paper: 100 epochs by default, not 2,000; model selection is on the validation set, where the
-    authors' code uses the test set.
-    """
-
-    optimizer: MaskOptimizerName = "sgd"
-    lr: Positive = 100.0
-    batch_size: Count = 250
-    epochs: Positive = 100.0
-    evaluate_every: Count = 220
-    """Iterations between two evaluations of the validation loss, on `samples` masks each."""
-    momentum: Fraction = 0.9
-    weight_decay: NotNegative = 0.0
-    samples: Count = 10
-    hardened_at: Densities = (0.5, 0.2, 0.1)
-    """Densities at which the mask of each layer's highest logits is evaluated."""
-
-
-class Supermask(StrictModel):
-    """Settings of a learned mask over weights that are not trained. Source: Zhou et al. 2019, Sec. 5."""
-
-    method: Method = "bernoulli"
-    weights: Base = "init"
-    multiplier: PositiveFloat = 1.0
-    rescaled: Bool = False
-    """Dynamic weight rescaling: weights are multiplied by (weights in layer / ones in the sampled mask)."""
-    start_logit: Logit = 0.0
-    start_from: Criterion | None = None
-    """A criterion. Logits start from its mask on the trained dense network, instead of at `start_logit`."""
-    start_level: Level = 1
-    """Number of levels that this mask is pruned by, in one shot."""
-    confidence: Confidence = 2.0
-    """c: logits start at +c for kept weights, at -c for the others."""
-    graded: Bool = False
-    """True: logits start at 2 c (rank of the score - share pruned), with ranks in [0, 1]."""
-    density: Density = 0.5
-    threshold: PositiveFloat = 0.01
-    others_lr: NotNegative = 0.0
-    """Learning rate of biases and normalization parameters; 0 leaves them at their initial values."""
-    optimizer: MaskOptimizerName | None = None
-    """Replaces `learn.optimizer` if given; `lr` and `weight_decay` likewise."""
-    lr: Positive | None = None
-    weight_decay: NotNegative | None = None
-
-    @model_validator(mode="after")
-    def _check_no_unused_keys(self) -> Supermask:
-        """Refuse keys that the method does not use, and a start of `rounded` at which it cannot learn."""
-        unused = {
-            "start_from": self.method not in SIGMOID,
-            "start_logit": self.method not in SIGMOID or self.start_from is not None,
-            **dict.fromkeys(("start_level", "confidence", "graded"), self.start_from is None),
-            "density": self.method != "edge_popup",
-            "threshold": self.method != "signed",
-        }
-        for key, is_unused in unused.items():
-            if is_unused and getattr(self, key) != type(self).model_fields[key].default:
-                start = f"start_from: {self.start_from}" if self.start_from else "no start_from"
-                raise validation_error(f"{key} has no meaning with method {self.method} and {start}; leave it out.")
-        if self.method == "rounded" and self.start_logit <= 0 and self.start_from is None:
-            raise validation_error(
-                f"start_logit: {self.start_logit:g} with method rounded prunes every weight at once, and nothing "
-                "learns; give one above 0."
-            )
-        return self
-
-    def learning(self, learn: LearnSettings, prune: Prune) -> MaskLearning:
-        """Return the settings as a run has them; unused ones are at their defaults, so that equal runs have one id."""
-        return MaskLearning(
-            method=self.method,
-            weights=self.weights,
-            multiplier=self.multiplier,
-            rescaled=self.rescaled,
-            start_logit=self.start_logit,
-            confidence=self.confidence if self.start_from else 0.0,
-            graded=self.graded,
-            density=self.density,
-            threshold=self.threshold,
-            others_lr=self.others_lr,
-            only=prune.only,
-            exclude=prune.exclude,
-            samples=learn.samples,
-            hardened_at=learn.hardened_at,
-        )
-
-    def train_settings(self, learn: LearnSettings) -> dict[str, Any]:
-        """Return the keys of a `train` section: those of `learn`, replaced by this mask's own where given."""
-        keys = ("optimizer", "lr", "batch_size", "epochs", "evaluate_every", "momentum", "weight_decay")
-        replaced = {key: getattr(self, key) for key in ("optimizer", "lr", "weight_decay")}
-        replaced = {key: value for key, value in replaced.items() if value is not None}
-        return {key: getattr(learn, key) for key in keys} | replaced
-
-
-class Train(StrictModel):
-    """The training recipe. The defaults are the paper's for FC on MNIST. Source: Zhou et al. 2019, Table S1."""
-
-    optimizer: OptimizerName = "adam"
-    lr: Positive = 1.2e-3
-    batch_size: Count = 60
-    epochs: Positive = 55.0
-    evaluate_every: Count = 100
-    """Iterations between two evaluations of the validation loss."""
-    momentum: Fraction = 0.9
-    """Used by SGD; Adam has `betas` and ignores it."""
-    weight_decay: NotNegative = 0.0
-    lr_drops: Epochs = ()
-    """Epochs at which the learning rate is multiplied by `lr_drop_factor`; those after the end are ignored."""
-    lr_drop_factor: Factor = 0.1
-    warmup_epochs: NotNegative = 0.0
-    schedule: LearningRateSchedule = "constant"
-    """The default is `step` where `lr_drops` are given. `cosine` and `linear` fall to 0 after the warm-up."""
-    nesterov: Bool = False
-    betas: Betas = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-    label_smoothing: Smoothing = 0.0
-    loss: Loss = CROSS_ENTROPY
-    """Loss of training; evaluations are always plain cross-entropy."""
-    augment: Annotated[Augment, BeforeValidator(lambda value: {} if value == "none" else value)] = Augment()
-    normalize: Annotated[Literal["none", "per_channel"] | Statistics, BeforeValidator(_check_normalization)] = "none"
-    precision: NumberFormat = "float32"
-    channels_last: Bool = False
-    compile: Bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_schedule(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "schedule" not in data:
-            return {**data, "schedule": "step" if data.get("lr_drops") else "constant"}
-        return data
-
-    @model_validator(mode="after")
-    def _check_no_unused_keys(self) -> Train:
-        for key, reason in unused_train_keys(dict(self)).items():
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise validation_error(f"{key} has no effect {reason}; leave it out.")
-        if self.schedule == "step" and not self.lr_drops:
-            raise validation_error("schedule: step needs lr_drops, the epochs at which the learning rate drops.")
-        return self
-
-
-def unused_train_keys(train: Mapping[str, Any]) -> dict[str, str]:
-    """Return the keys of a `train` section that have no effect beside its other values, each with the reason."""
-    is_sgd = train.get("optimizer") == "sgd"
-    schedule, loss = train.get("schedule", "constant"), train.get("loss", CROSS_ENTROPY)
-    unused = {}
-    if not is_sgd:
-        unused["nesterov"] = f"with optimizer: {train.get('optimizer', 'adam')}"
-    elif train.get("momentum") == 0:
-        unused["nesterov"] = "with momentum: 0"
-    if is_sgd:
-        unused |= dict.fromkeys(("betas", "eps"), "with optimizer: sgd")
-    if schedule != "step":
-        unused["lr_drops"] = f"with schedule: {schedule}"
-    if loss != CROSS_ENTROPY:
-        unused["label_smoothing"] = f"with loss: {loss}"
-    return unused
-
-
-def inherited_train_keys(train: Train, changes: Collection[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys that a treatment's `train` takes over from the study's.
-
-    Those that have no effect beside the treatment's own `values` (of the keys `changes`) are left out, as is a schedule
-    that follows from the study's `lr_drops` where the treatment gives others.
-    """
-    inherited = {key: value for key, value in train.model_dump(mode="json").items() if key not in changes}
-    if "lr_drops" in changes and inherited.get("schedule") in ("constant", "step"):
-        del inherited["schedule"]
-    return {key: value for key, value in inherited.items() if key not in unused_train_keys({**inherited, **values})}
-
-
-class Rates(StrictModel):
-    """Share of the surviving weights removed per level, by kind of tensor. Source: Zhou et al. 2019, Table S1.
-
-    Further keys are names of tensors or layers, or patterns of these with `*` and `?`; the longest that matches a
-    tensor replaces the rate of its kind. A rate of 0 spares the tensor, under `scope: global` too.
-    """
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, ZeroRate] = Field(init=False)
-
-    conv: ZeroRate = 0.1
-    hidden: ZeroRate = 0.2
-    output: ZeroRate = 0.1
-    global_: Rate = Field(default=0.2, alias="global")
-    """The only rate used under `scope: global`; not used otherwise."""
-
-    def for_kind(self, kind: TensorKind) -> float:
-        """Return the rate of a kind of tensor under `scope: layer`."""
-        return {"conv": self.conv, "hidden": self.hidden, "output": self.output}[kind]
-
-    @property
-    def by_name(self) -> dict[str, float]:
-        """Rates of names and patterns."""
-        return dict(self.__pydantic_extra__)
-
-
-class Prune(StrictModel):
-    """The pruning schedule. Source: Zhou et al. 2019, Table S1."""
-
-    schedule: Schedule = "iterative"
-    scope: Scope = "layer"
-    levels: Level = 24
-    rates: Rates = Rates()
-    only: Patterns = ()
-    """Names or patterns of the only tensors or layers that are pruned; empty: all."""
-    exclude: Patterns = ()
-    """Names or patterns of tensors or layers that are never pruned."""
-
+from supermask.study.mask_settings import LearnSettings, Supermask
+from supermask.study.prune_settings import Prune
+from supermask.study.train_settings import Train
 
 CRITERION_KEYS = ("criterion", "w_init", "w_final", "rewind_to", "learning_rate_rewinding")
 """Keys that a level uses only if it prunes by a criterion."""

@@ -11,8 +11,10 @@ from pydantic import BaseModel
 
 from supermask.core.errors import UserError, quote
 from supermask.networks.network import is_user_network
+from supermask.study.mask_settings import Supermask
 from supermask.study.networks import canonical_network, split_user_network
-from supermask.study.schema import Supermask, Train, Treatment, unused_train_keys
+from supermask.study.schema import Treatment
+from supermask.study.train_settings import Train, unused_train_keys
 from supermask.study.yaml import Node, describe_kind, to_python, unknown_key_message
 
 KEYS_SHOWN_ALONE = ("criterion", "mask1", "mask0", "schedule", "scope")

@@ -19,7 +19,8 @@ from supermask.store import Store
 from supermask.store.rows import plan_rows
 from supermask.study import study_from_dict
 from supermask.study.plan import Plan, make_plan
-from supermask.study.schema import Prune, Train
+from supermask.study.prune_settings import Prune
+from supermask.study.train_settings import Train
 
 TRAIN = {"epochs": 0.6, "evaluate_every": 4, "batch_size": 60}
 """12 iterations of 60 images."""

@@ -11,8 +11,9 @@ from helpers.study_refusals import labels, refusal
 
 from supermask.core.learned_masks import METHODS, MaskLearning
 from supermask.study import load_study, study_from_dict
+from supermask.study.mask_settings import LearnSettings, Supermask
 from supermask.study.plan import make_plan
-from supermask.study.schema import LearnSettings, Prune, Supermask
+from supermask.study.prune_settings import Prune
 
 
 def load_supermasks(*values: Any) -> list[Supermask]:

@@ -24,8 +24,11 @@ from supermask.core.errors import UserError
 from supermask.networks.sequential import NETWORK_NAMES, canonical_name
 from supermask.study.fields import resolve_criterion
 from supermask.study.loading import builtin_studies, builtin_study_names, load_study, paper_studies, study_from_dict
+from supermask.study.mask_settings import LearnSettings, Supermask
 from supermask.study.plan import make_plan
-from supermask.study.schema import Augment, LearnSettings, Rates, Study, Supermask, Train, Treatment
+from supermask.study.prune_settings import Rates
+from supermask.study.schema import Study, Treatment
+from supermask.study.train_settings import Augment, Train
 
 DEFAULTS = {
     "title": "",

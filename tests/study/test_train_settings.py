@@ -15,7 +15,7 @@ from supermask.store.planning import plan_study
 from supermask.study.loading import load_study, study_from_dict
 from supermask.study.plan import Plan, PlanInputs, make_plan
 from supermask.study.plan_checks import count_requested_runs, ineffective_settings
-from supermask.study.schema import Train
+from supermask.study.train_settings import Train
 from supermask.study.user_code import UserModuleNotFound, code_sha256
 
 
