@@ -84,12 +84,12 @@ def _evaluate_deterministic(trainer: MaskTrainer, data: SplitData, learning: Mas
             weights[name] = trainer.weights[name] * mask * inversion_signs(learning, logits) * ratio
         return trainer.evaluate_network(weights, data.test_images, data.test_labels)[1]
 
-    def hardened(density: float) -> float:
+    def hardened_accuracy(density: float) -> float:
         # By score and not by logit: `signed` keeps weights whose logit is large in magnitude.
         return accuracy(lambda logits: top_k_mask(mask_scores(learning, logits), density))
 
     return {
         "thresholded": accuracy(lambda logits: (mask_scores(learning, logits) > 0).float()),
         "expected": accuracy(lambda logits: probabilities(learning, logits)),
-        "hardened": [[density, hardened(density)] for density in learning.hardened_at],
+        "hardened": [[density, hardened_accuracy(density)] for density in learning.hardened_at],
     }
