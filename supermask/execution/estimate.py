@@ -300,7 +300,9 @@ def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus
     from supermask.engines.stacked.autotune import max_replicas
 
     batch = next(iter(plan.runs.values())).recipe.batch_size
-    limit = min(max_replicas(network, batch, GPU_BYTES) for network in model.networks.values())
+    # A network that was not examined yet has no known size.
+    known = [network for network in model.networks.values() if network.size]
+    limit = min((max_replicas(network, batch, GPU_BYTES) for network in known), default=1)
     stack = _stack_size(_stackable_runs(runs), gpus, limit)
 
     def modelled_seconds(facts: RunFacts, run: Run) -> float:

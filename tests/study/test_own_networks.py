@@ -297,9 +297,9 @@ def test_a_network_of_the_user_from_plan_to_ticket(folder: Path) -> None:
 def test_plans_and_tables_import_nothing(folder: Path) -> None:
     (folder / "study.yaml").write_text("network: nets:Net\ntreatments:\n- {criterion: large_final}\n")
     (folder / "nets.py").write_text(NETS + "\nraise RuntimeError('this code was run')\n")
-    for command in ("plan", "table"):
+    for command in (["plan"], ["plan", "--estimate", "--gpus", "2"], ["table"]):
         done = subprocess.run(
-            [sys.executable, "-m", "supermask", command, "study.yaml", "--store", "store"],
+            [sys.executable, "-m", "supermask", *command, "study.yaml", "--store", "store"],
             capture_output=True,
             text=True,
             check=False,
