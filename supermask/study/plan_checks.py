@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import get_args
 
 from supermask.core.errors import UserError, did_you_mean, quote
+from supermask.core.learned_masks import MaskLearning
 from supermask.core.masks import (
     ALL_TENSORS,
     RATE_KINDS,
@@ -90,6 +91,15 @@ def check_patterns(study: Study, network: Network) -> None:
                 f"study {quote(study.name)}: prune.{key}: {quote(pattern)} matches no prunable tensor of "
                 f"{network.name}{did_you_mean(pattern, names) or ';'} its prunable tensors: {listed}."
             )
+
+
+def check_masks_a_tensor(study: Study, treatment: Treatment, learning: MaskLearning, network: Network) -> None:
+    """Raise UserError if `prune.only` and `prune.exclude` leave a supermask no tensor."""
+    if not any(map(learning.masks_tensor, network.tensors)):
+        raise UserError(
+            f"study {quote(study.name)}: treatment {treatment.label!r} learns a mask, but prune.only and prune.exclude "
+            f"leave no tensor of {network.name} to mask; its prunable tensors: {', '.join(network.tensors)}."
+        )
 
 
 def check_no_empty_layer(

@@ -86,7 +86,7 @@ def every_figure(labels: list[str]) -> dict[str, RenderedFigure]:
     return figures
 
 
-MANY = [f"large_init_large_final, level {number}" for number in range(64)]
+MANY = [f"large_init_large_final, level {number}" for number in range(33)]
 
 
 @pytest.mark.parametrize("labels", [["one"], ["a", "b"], HOSTILE, MANY], ids=["one", "two", "hostile", "many"])
