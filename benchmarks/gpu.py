@@ -296,7 +296,7 @@ def update(probe: Probe) -> None:
     import torch
 
     from supermask.core.recipe import Recipe
-    from supermask.engines.stacked.optimizer import is_optimizer_compiled, make_optimizer_step, mask_bits
+    from supermask.engines.stacked.optimizer import is_optimizer_compiled, make_optimizer_step, update_mask
 
     recipe, device = Recipe("adam", 1.2e-3, 60, 10, 10), probe.device
     start = time.perf_counter()
@@ -306,7 +306,7 @@ def update(probe: Probe) -> None:
 
     def measure(replicas: int, weights: int, fused: bool) -> None:
         w, g, m, v = (torch.rand(replicas, weights, device=device) for _ in range(4))
-        bits = mask_bits(torch.rand(replicas, weights, device=device) < 0.5)
+        mask = update_mask(torch.rand(replicas, weights, device=device) < 0.5, device.type)
         rate = torch.full((replicas, 1), -1e-6, device=device)
         second = torch.full((replicas, 1), 30.0, device=device)
         count = torch.tensor(1.0, device=device)
@@ -317,11 +317,11 @@ def update(probe: Probe) -> None:
                 if fused:
                     torch._fused_adam_([w], [g], [m], [v], [], [count], **settings, amsgrad=False, maximize=False)
                 else:
-                    step(w, g, bits, [m, v], rate, second)
+                    step(w, g, mask, [m, v], rate, second)
 
         ms = probe.milliseconds(probe.as_graph(move), 20)
-        # Bytes moved per weight: read w, g, m, v (and bits), write w, m, v (and the masked gradient).
-        tb_per_s = (28 if fused else 36) * replicas * weights / ms / 1e9
+        # Bytes moved per weight: read w, g, m, v (and the mask), write w, m, v.
+        tb_per_s = (28 if fused else 29) * replicas * weights / ms / 1e9
         name = "PyTorch, fused, unmasked" if fused else "engine"
         probe.record(what=name, replicas=replicas, weights=weights, ms=ms, tb_per_s=tb_per_s)
 
