@@ -9,7 +9,12 @@ REPORT ?= report.html
 # Build of torch: `cpu` is PyTorch's own CPU build (Linux), `default` what pip finds: on Linux usually the CUDA build.
 TORCH ?= $(if $(filter Linux,$(shell uname -s)),cpu,default)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
-DEMO_FIGURES := mask-criteria learned-supermasks
+# Workers of pytest: many tests wait for processes, so more of them than two cores.
+WORKERS ?= 4
+DEMO_FIGURES := mask-criteria learned-supermasks resnet20
+
+# Tests start hundreds of processes: each would compile the package's sources again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test quick harness lint format cli-reference clean
 
@@ -22,11 +27,11 @@ demo: $(VENV)/installed
 	@echo "Figures for papers are in $(FIGURES)/. Results on MNIST: docs/findings.md."
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -n $${WORKERS:-2} --dist worksteal
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 # Without the slow tests, the clusters and the browser: under 90 s on two cores.
 quick: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -n $${WORKERS:-2} --dist worksteal -m "not slow and not cluster and not browser"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not cluster and not browser"
 
 # The kill harness at full size: about four minutes. `make test` runs a share of it.
 harness: $(VENV)/installed-dev

@@ -1,4 +1,4 @@
-"""For every test: one thread, a cache of its own, and no clock."""
+"""For every test: one thread, no cache of the user, and no clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ settings.load_profile("supermask")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Decoded data sets go to a folder that is thrown away."""
+    """Decoded data sets and compiled kernels go to a folder that is thrown away, one for all workers of xdist."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SUPERMASK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("SUPERMASK_CACHE", str(folder / "cache"))
         yield

@@ -61,11 +61,12 @@ def load_docs_module(name: str) -> Any:
 
 
 def test_every_option_of_help_is_in_the_reference() -> None:
+    page = cli_reference.page()
     for name in cli_reference.commands():
         status, out, _ = call(*name.split(), "--help")
         assert status == 0
         shown = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*", out.split("Options")[1])) - {"--help"}
-        section = cli_reference.page().split(f"## supermask {name}")[1].partition("\n## ")[0]
+        section = page.split(f"## supermask {name}")[1].partition("\n## ")[0]
         flags = {
             flag
             for cell in re.findall(r"^\| `(--[^`]+)`", section, flags=re.M)
@@ -149,8 +150,8 @@ def test_pages_open_from_disk_without_requests_and_serious_violations(
         page.wait_for_timeout(300)
         assert messages == [], name
         assert serious_violations(page) == [], name
-        messages.clear()  # axe-core fetches the style sheets, which a page from disk may not.
     context.close()
+    assert messages == []
     assert not [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
 
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from supermask.cli.app import (
+    OutputFolderOption,
     OverridesArg,
+    RunIdArg,
     ScaleOption,
     StoreOption,
     StudyArg,
@@ -83,6 +85,7 @@ def table(
     """
     from supermask.api import runs
     from supermask.store import tables
+    from supermask.store.row_files import plan_to_parquet
 
     if format == "parquet" and sys.stdout.isatty():
         raise UserError("a Parquet table is binary: send it to a file, as in `supermask table ... > runs.parquet`.")
@@ -92,7 +95,7 @@ def table(
         columns, text_columns = tables.LAYER_COLUMNS, LAYER_TEXT_COLUMNS
         rows = runs.layer_rows(rows, store)
     if format == "parquet":
-        sys.stdout.buffer.write(tables.to_parquet(rows, columns))
+        sys.stdout.buffer.write(tables.to_parquet(rows, columns) if layers else plan_to_parquet(plan, rows))
     elif format in ("latex", "markdown"):
         from supermask.reporting.tables import format_latex, format_markdown, table_of_rows
 
@@ -109,7 +112,7 @@ def figure(
     overrides: OverridesArg = None,
     scale: ScaleOption = None,
     store: StoreOption = None,
-    out: Annotated[Path, typer.Option(help="Output folder, created if it is missing.")] = Path("figures"),
+    out: OutputFolderOption = Path("figures"),
     only: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Figures to draw, such as accuracy; all if it is not given.")
     ] = None,
@@ -162,7 +165,7 @@ def _split(text: str) -> list[str]:
 
 @app.command()
 def export(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Id of a run, or a unique prefix of it.")],
+    run_id: RunIdArg,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder.")],
     store: StoreOption = None,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from supermask.cli.app import StoreOption, app, print_warnings
+from supermask.cli.app import OutputFolderOption, RunIdArg, StoreOption, app, print_warnings
 from supermask.cli.output import echo
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ TicketFile = Annotated[
 
 @app.command()
 def pack(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Id of a run, or a unique prefix of it.")],
+    run_id: RunIdArg,
     file: Annotated[
         Path | None,
         typer.Argument(metavar="FILE", help="Output file, such as ticket.safetensors.", show_default=False),
@@ -214,7 +214,13 @@ def _ticket_line(ticket: Ticket) -> str:
     from supermask.core.masks import count_kept, density
     from supermask.export.tickets.model import get_fact
 
-    subject = f"{ticket.network} on {ticket.dataset}" if ticket.network else "a network without a known name"
+    # The ticket of a user's network names none that supermask can build; the facts of its run have the import path.
+    network, dataset = (
+        (ticket.network, ticket.dataset)
+        if ticket.network
+        else (get_fact(ticket, str, "run", key) for key in ("network", "dataset"))
+    )
+    subject = sanitize(f"{network} on {dataset}" if network else "a network without a known name")
     seed = "" if ticket.seed is None else f", seed {sanitize(ticket.seed)}"
     level = get_fact(ticket, int, "run", "level")
     level_text = "" if level is None else f", level {sanitize(level)}"
@@ -282,7 +288,7 @@ def masks(
         ),
     ],
     store: StoreOption = None,
-    out: Annotated[Path, typer.Option(help="Output folder, created if it is missing.")] = Path("figures"),
+    out: OutputFolderOption = Path("figures"),
     only: Annotated[
         str | None,
         typer.Option(

@@ -66,7 +66,7 @@ class LayerView:
     def shrunk(self) -> Array:
         return np.abs(self.w_final) < np.abs(self.w_init)
 
-    def drawn(self, checked: Array, two_peaks: bool = False) -> bool:
+    def is_drawn(self, checked: Array, two_peaks: bool = False) -> bool:
         """Check for fresh draws: within the initializer's bound, of many magnitudes, not values from before.
 
         From 1,000 draws on, also check the standard deviation and the shape: 3% of the draws are below half a standard
@@ -76,7 +76,7 @@ class LayerView:
         two_peaks = two_peaks or self.initializer == "bimodal"
         is_own = self.initializer == "own" and not two_peaks
         if self.initializer == "constant" and not two_peaks:
-            return self.constant(checked)
+            return self.is_constant(checked)
         values = np.abs(self.start[checked & (self.start != 0)])
         pools = [self.w_init, self.w_final, *([self.pruned] if values.size >= MIN_SAMPLE else [])]
         earlier = np.abs(np.concatenate(pools) * self.factor)
@@ -100,23 +100,23 @@ class LayerView:
             and (values.size < 1000 or ((magnitude < 0.5).mean() < 0.2) == two_peaks)
         )
 
-    def signed(self, checked: Array) -> bool:
+    def has_own_signs(self, checked: Array) -> bool:
         """Check that every weight has the sign of its own w_i; constructors of the user's may draw zeros."""
         signs = np.sign(self.start[checked])
         may_be_zero = (signs == 0) & (self.initializer == "own")
         return bool((may_be_zero | (signs == np.sign(self.w_init[checked]))).all())
 
-    def nonzero(self, checked: Array) -> bool:
+    def is_nonzero(self, checked: Array) -> bool:
         """Check that no weight is 0, unless the initializer draws zeros."""
         return self.initializer == "own" or bool(self.start[checked].all())
 
-    def signs_lost(self, checked: Array) -> bool:
+    def has_lost_signs(self, checked: Array) -> bool:
         """Check that some weight lost the sign of its w_i, unless chance could keep all signs."""
         before = self.w_init[checked]
         rarer = min(int((before > 0).sum()), int((before < 0).sum()))
-        return 2 * rarer < MIN_SAMPLE or not self.signed(checked)
+        return 2 * rarer < MIN_SAMPLE or not self.has_own_signs(checked)
 
-    def moved(self, checked: Array) -> bool:
+    def is_moved(self, checked: Array) -> bool:
         """Check that some value changed its place, unless chance could leave all in place."""
         before = (self.w_init * self.factor)[checked]
         return np.unique(before).size < MIN_SAMPLE or not bitwise_equal(self.start[checked], before)
@@ -127,7 +127,7 @@ class LayerView:
         few = min(np.unique(before).size, np.unique(self.pruned).size) < MIN_SAMPLE
         return few or not bitwise_equal(_sorted(self.start[checked]), _sorted(before))
 
-    def permuted(self, pool: Array, checked: Array) -> bool:
+    def is_permutation_of(self, pool: Array, checked: Array) -> bool:
         """Check that the values are those of `pool` in any order; all of them if as many are checked."""
         values, source = _sorted(self.start[checked]), _sorted(pool * self.factor)
         if values.size == source.size:
@@ -137,7 +137,7 @@ class LayerView:
         repeats = np.arange(values.size) - np.searchsorted(values, values, "left")
         return bool((repeats < last - first).all())
 
-    def constant(self, checked: Array) -> bool:
+    def is_constant(self, checked: Array) -> bool:
         """Check that every magnitude is the layer's s, or 0."""
         magnitude = np.abs(np.float32(self.std)) * self.factor
         return bool(((np.abs(self.start[checked]) == magnitude) | (self.start[checked] == 0)).all())
@@ -145,17 +145,17 @@ class LayerView:
 
 MASK1_INVARIANTS: dict[str, Callable[[LayerView, Array], bool]] = {
     "rewind": lambda v, c: bitwise_equal(v.start[c], (v.rewound * v.factor)[c]),
-    "reinit": lambda v, c: v.drawn(c) and v.nonzero(c) and v.signs_lost(c),
-    "reshuffle": lambda v, c: v.permuted(v.w_init, c) and v.moved(c) and v.signs_lost(c),
-    "constant": lambda v, c: v.constant(c) and v.nonzero(c) and v.signs_lost(c),
-    "signed_reinit": lambda v, c: v.drawn(c) and v.signed(c),
-    "signed_reshuffle": lambda v, c: v.permuted(v.w_init, c) and v.moved(c) and v.signed(c),
-    "signed_constant": lambda v, c: v.constant(c) and v.signed(c),
-    "bimodal_reinit": lambda v, c: v.drawn(c, two_peaks=True) and bool(v.start[c].all()) and v.signs_lost(c),
-    "signed_bimodal_reinit": lambda v, c: v.drawn(c, two_peaks=True) and v.signed(c),
-    "permute": lambda v, c: v.permuted(np.concatenate([v.w_init, v.pruned]), c) and v.has_both_signs(c),
+    "reinit": lambda v, c: v.is_drawn(c) and v.is_nonzero(c) and v.has_lost_signs(c),
+    "reshuffle": lambda v, c: v.is_permutation_of(v.w_init, c) and v.is_moved(c) and v.has_lost_signs(c),
+    "constant": lambda v, c: v.is_constant(c) and v.is_nonzero(c) and v.has_lost_signs(c),
+    "signed_reinit": lambda v, c: v.is_drawn(c) and v.has_own_signs(c),
+    "signed_reshuffle": lambda v, c: v.is_permutation_of(v.w_init, c) and v.is_moved(c) and v.has_own_signs(c),
+    "signed_constant": lambda v, c: v.is_constant(c) and v.has_own_signs(c),
+    "bimodal_reinit": lambda v, c: v.is_drawn(c, two_peaks=True) and bool(v.start[c].all()) and v.has_lost_signs(c),
+    "signed_bimodal_reinit": lambda v, c: v.is_drawn(c, two_peaks=True) and v.has_own_signs(c),
+    "permute": lambda v, c: v.is_permutation_of(np.concatenate([v.w_init, v.pruned]), c) and v.has_both_signs(c),
     "randomise_signs": lambda v, c: (
-        bitwise_equal(np.abs(v.start[c]), np.abs(v.w_init * v.factor)[c]) and v.signs_lost(c)
+        bitwise_equal(np.abs(v.start[c]), np.abs(v.w_init * v.factor)[c]) and v.has_lost_signs(c)
     ),
 }
 """Mask-1 action -> check of kept weights. The second argument is False where `zero_if_shrunk_everywhere` set 0."""

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supermask.core.learned_masks import MaskLearning, inversion_signs, mask_scores, probabilities
+from supermask.core.learned_masks import (
+    MaskLearning,
+    expected_kept_shares,
+    inversion_signs,
+    mask_scores,
+    probabilities,
+)
 from supermask.core.types import NetworkState, SplitData
 from supermask.engines.job import TrainingJob
 from supermask.engines.precision import matmul_precision
@@ -40,9 +46,7 @@ def evaluate_supermask(
             "selected": _evaluate_samples(trainer, selected, data),
         }
         report |= _evaluate_deterministic(trainer, data, job.learning)
-    ones = {n: float(probabilities(job.learning, m).double().mean()) for n, m in selected.logits.items()}
-    sizes = {n: m.numel() for n, m in selected.logits.items()}
-    ones_in_all = sum(ones[n] * size for n, size in sizes.items()) / sum(sizes.values())
+    ones, ones_in_all = expected_kept_shares(job.learning, selected.logits, job.start.masks)
     return report | {"ones": ones, "ones_in_all": ones_in_all}
 
 
@@ -75,7 +79,7 @@ def _evaluate_deterministic(trainer: MaskTrainer, data: SplitData, learning: Mas
     """Test accuracies of the networks without random draws, from the logits that `trainer` holds."""
 
     def accuracy(mask_from: Callable[[Tensor], Tensor]) -> float:
-        weights = {}
+        weights = dict(trainer.weights)
         for name, parameter in trainer.logits.items():
             logits = parameter.detach()
             mask = mask_from(logits)
@@ -84,12 +88,12 @@ def _evaluate_deterministic(trainer: MaskTrainer, data: SplitData, learning: Mas
             weights[name] = trainer.weights[name] * mask * inversion_signs(learning, logits) * ratio
         return trainer.evaluate_network(weights, data.test_images, data.test_labels)[1]
 
-    def hardened(density: float) -> float:
+    def hardened_accuracy(density: float) -> float:
         # By score and not by logit: `signed` keeps weights whose logit is large in magnitude.
         return accuracy(lambda logits: top_k_mask(mask_scores(learning, logits), density))
 
     return {
         "thresholded": accuracy(lambda logits: (mask_scores(learning, logits) > 0).float()),
         "expected": accuracy(lambda logits: probabilities(learning, logits)),
-        "hardened": [[density, hardened(density)] for density in learning.hardened_at],
+        "hardened": [[density, hardened_accuracy(density)] for density in learning.hardened_at],
     }

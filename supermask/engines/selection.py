@@ -137,6 +137,8 @@ def _unsupported_reason(
         return f"learns masks by {' and '.join(SPARSE_MASK_METHODS)} alone"
     if learning is not None and learning.others_lr:
         return "trains masks alone, not biases beside them (others_lr)"
+    if learning is not None and (learning.only or learning.exclude):
+        return "learns masks of all tensors alone, without prune.only and prune.exclude"
     if recipe is not None and (settings := unsupported_settings(engine, recipe)):
         return f"does not have {', '.join(settings)}"
     return ""

@@ -72,7 +72,7 @@ def make_app(store: Path, import_criteria: bool = False) -> ASGIApp:
     handlers: Any = {
         HTTPException: pages.http_error,
         UserError: pages.user_error,
-        SystemFailure: pages.damaged,
+        SystemFailure: pages.damaged_entry,
         Exception: pages.internal_error,
     }
     return LocalhostMiddleware(Starlette(routes=routes, lifespan=start_reading, exception_handlers=handlers))
@@ -188,7 +188,7 @@ class Routes:
         """Answer 400: the query is not valid."""
         return self._failed(request, 400, str(error))
 
-    def damaged(self, request: Request, error: Exception) -> Response:
+    def damaged_entry(self, request: Request, error: Exception) -> Response:
         """Answer 500: an entry of the store is damaged or cannot be read."""
         return self._failed(request, 500, str(error))
 

@@ -24,6 +24,7 @@ from supermask.study.run import Run
 from supermask.study.user_code import (
     UserModuleNotFound,
     check_function,
+    check_planned_source,
     import_function,
     is_import_path,
     source_identity,
@@ -56,7 +57,11 @@ def canonical_network(value: Any) -> str:
         arguments = {str(key): item for key, item in value.items()}
         path = arguments.pop("make", None)
         if not isinstance(path, str) or not is_import_path(path):
-            raise UserError(f"a network as a map needs make: module:function, and got {quote(str(path))}.")
+            problem = f"has make: {quote(path)}" if "make" in value else f"has only {', '.join(arguments) or 'no key'}"
+            raise UserError(
+                f"a network as a map needs make: module:function, and this one {problem}; give the function and its "
+                "arguments, such as {make: mynets:net, width: 3}."
+            )
         return _with_arguments(_check_path(path), arguments)
     if not isinstance(value, str):
         raise UserError(f"{quote(value)} is not a network: give a name, module:function, or {{make: ...}}.")
@@ -219,11 +224,8 @@ def _check_arguments(
 @lru_cache
 def _import_network(path: str, source: str | None) -> Callable[..., Any]:
     function = import_function(path, allow_class=True).function
-    if source is not None and source_identity(path) != source:
-        raise UserError(
-            f"network {quote(path)}: its file was changed since the plan was made. Run the same command again: runs "
-            "trained with the former source are kept, and the new source defines new runs."
-        )
+    if source is not None:
+        check_planned_source("network", path, source_identity(path), source)
     return function
 
 

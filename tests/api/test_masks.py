@@ -315,7 +315,7 @@ def test_chain_is_drawn_over_levels_from_the_dense_network(trained: TrainedStudy
     dense = next(run.id for run in trained.plan.runs.values() if run.level == 0 and run.seed == 0)
     runs = [dense, *(trained.run_id(level, criterion) for criterion in ("large_final", "random") for level in (2, 1))]
     (figure, _), *_ = analyze_masks(runs, trained.store, tmp_path, only="density").saved
-    assert [(row["specimen"], row["kept"]) for row in figure.data_rows if row["layer"] == "fc1"] == [
+    assert [(row["mask"], row["kept"]) for row in figure.data_rows if row["layer"] == "fc1"] == [
         (f"{criterion}, level {level}", kept)
         for criterion in ("large_final", "random")
         for level, kept in ((0, 512), (1, 256), (2, 128))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.forgery import forge
 from helpers.stored_study import RUNS, TrainedStudy, train_study, write_study
 
 import supermask
@@ -16,6 +17,7 @@ from supermask.core.errors import SystemFailure, UserError
 from supermask.core.text import Row
 from supermask.execution import run
 from supermask.reporting.status import format_status, treatment_progress
+from supermask.store.files.entry import RunFacts
 from supermask.store.files.folders import EntryFolders
 
 
@@ -200,6 +202,20 @@ def test_new_seed_is_not_trained_on_other_data(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(run, "load_data", lambda *_: replace(digits, fingerprint="f" * 64))
     with pytest.raises(UserError, match="were trained on other data"):
         runs.run(str(trained.study), ["seeds=3"], trained.store)
+
+
+def test_finished_runs_on_other_data_under_a_published_id_are_refused(tmp_path: Path) -> None:
+    """Ids of version 0.1 did not name the data; such a plan looks complete, and two datasets would share a mean."""
+    trained = train_study(tmp_path)
+    dense = next(run for run in trained.plan.runs.values() if run.seed == 1 and run.level == 0)
+
+    def use_other_data(facts: RunFacts, *_: object) -> None:
+        facts["data"] = {"fingerprint": "e" * 64, "note": "not the usual digits"}
+
+    forge(trained, dense.id, use_other_data)
+    with pytest.raises(UserError, match=rf"\(eeeeeeeeeeee\) than .*\(467c691fbbaa\): 1 run \({dense.id[:12]}\)"):
+        runs.run(str(trained.study), store=trained.store)
+    assert runs.run(str(trained.study), ["seeds=[0]"], trained.store).tasks_left == 0
 
 
 def test_run_reads_finished_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

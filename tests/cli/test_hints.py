@@ -106,17 +106,19 @@ SCALE_COMMANDS = ["plan", "run", "status", "table", "figure", "claims", "compare
 
 
 def test_every_command_with_a_study_has_the_option() -> None:
+    page = cli_reference.page()
     with_settings = {
         name
         for name in cli_reference.commands()
-        if "KEY=VALUE" in cli_reference.page().split(f"## supermask {name}")[1].partition("\n## ")[0]
+        if "KEY=VALUE" in page.split(f"## supermask {name}")[1].partition("\n## ")[0]
     }
     assert with_settings == set(SCALE_COMMANDS)
 
 
 @pytest.mark.parametrize("command", ["plan", "run", "status", "table", "figure", "report"])
 def test_scale_as_option_and_as_setting(command: str, stored: TrainedStudy, tmp_path: Path) -> None:
-    out = {"figure": ("--out", tmp_path / "out"), "report": ("--out", tmp_path / "report.html")}.get(command, ())
+    figure = ("--out", tmp_path / "out", "--format", "svg", "--only", "accuracy")
+    out = {"figure": figure, "report": ("--out", tmp_path / "report.html")}.get(command, ())
     store = ("--store", tmp_path / "store") if command == "run" else ("--store", stored.store)
     results = [
         call(command, stored.study, *setting, *store, *out)[:2] for setting in (("scale=more",), ("--scale", "more"))

@@ -53,7 +53,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield path
     # Collected now, while ResourceWarnings are ignored, and not at the end of the session.
     gc.collect()
-    assert gone_within(10.0, token), processes_with(token)
+    assert gone_within(30.0, token), processes_with(token)
 
 
 def processes_with(token: str) -> list[str]:
@@ -96,7 +96,7 @@ def criterion(folder: Path, body: str) -> str:
     return f"{name}:score"
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 180.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

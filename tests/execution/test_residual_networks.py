@@ -59,8 +59,7 @@ def test_every_kind_of_treatment_is_trained_verified_and_packed(tmp_path: Path) 
         run = made.runs[str(row["id"])]
         ticket = pack_run(store, run.id)
         assert not any(check.status == "BROKEN" for check in checks(ticket)), run
-        if "from_a_learned_mask" not in ticket.facts:
-            assert bool(ticket.masks["conv.weight"].all())
+        assert bool(ticket.masks["conv.weight"].all())
         measured = evaluate(ticket, images)
         if measured.stored is not None:
             assert measured.accuracy == pytest.approx(measured.stored, abs=1e-12), run

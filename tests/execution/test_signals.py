@@ -18,7 +18,7 @@ from helpers.small_studies import contents, leftovers, train_plan
 
 from supermask.store import Store
 from supermask.study import load_study
-from supermask.study.plan import Plan, make_plan
+from supermask.study.plan import make_plan
 
 pytestmark = [
     pytest.mark.slow,
@@ -68,18 +68,25 @@ def find_process(group: int, text: str) -> int | None:
     return next((pid for pid, command in command_lines(group).items() if text in command), None)
 
 
-def assert_complete(folder: Path, plan: Plan | None = None) -> None:
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """The contents of a store of a worker in this process."""
+    folder = tmp_path_factory.mktemp("expected")
+    (folder / "study.yaml").write_text(STUDY)
+    train_plan(make_plan(load_study(folder / "study.yaml")), folder / "store")
+    return contents(folder / "store")
+
+
+def assert_complete(folder: Path, expected: dict[str, dict[str, str]]) -> None:
     """Check that the store is bit-identical to one of a worker in this process, without leftovers."""
-    plan = plan or make_plan(load_study(folder / "study.yaml"))
-    train_plan(plan, folder / "local")
-    assert contents(folder / "store") == contents(folder / "local")
+    assert contents(folder / "store") == expected
     assert not leftovers(folder / "store")
 
 
 @pytest.mark.parametrize("to_group", [False, True], ids=["main", "group"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
 def test_a_stop_signal_saves_checkpoints_and_ends_the_command(
-    folder: Path, number: signal.Signals, to_group: bool
+    folder: Path, expected: dict[str, dict[str, str]], number: signal.Signals, to_group: bool
 ) -> None:
     """To the main process, as `kill` sends it, or to the whole group, as a terminal and most supervisors do."""
     with start_command("--engine", "reference") as process:
@@ -95,11 +102,13 @@ def test_a_stop_signal_saves_checkpoints_and_ends_the_command(
     assert list((folder / "store" / "checkpoints").iterdir())
     plan = make_plan(load_study(folder / "study.yaml"))
     train_plan(plan, folder / "store")
-    assert_complete(folder)
+    assert_complete(folder, expected)
 
 
 @pytest.mark.parametrize("target", ["multiprocessing.forkserver", "multiprocessing.resource_tracker"])
-def test_a_killed_helper_process_of_multiprocessing_is_replaced(folder: Path, target: str) -> None:
+def test_a_killed_helper_process_of_multiprocessing_is_replaced(
+    folder: Path, expected: dict[str, dict[str, str]], target: str
+) -> None:
     with start_command("--engine", "reference") as process:
         wait_until(lambda: has_result(folder), process)
         pid = find_process(process.pid, target)
@@ -109,10 +118,12 @@ def test_a_killed_helper_process_of_multiprocessing_is_replaced(folder: Path, ta
         assert process.returncode == 0, out + err
         assert err == ""
         assert wait_until_gone(process.pid, 2.0), command_lines(process.pid)
-    assert_complete(folder)
+    assert_complete(folder, expected)
 
 
-def test_a_fork_server_that_is_always_killed_ends_the_command_with_one_message(folder: Path) -> None:
+def test_a_fork_server_that_is_always_killed_ends_the_command_with_one_message(
+    folder: Path, expected: dict[str, dict[str, str]]
+) -> None:
     """The same command resumes the study afterwards."""
     with start_command("--engine", "reference") as process:
         wait_until(lambda: find_process(process.pid, "multiprocessing.forkserver"), process)
@@ -125,7 +136,7 @@ def test_a_fork_server_that_is_always_killed_ends_the_command_with_one_message(f
     assert err.count("\n") == 1 and "worker processes cannot be started" in err
     with start_command("--engine", "reference") as process:
         assert process.wait(timeout=120) == 0
-    assert_complete(folder)
+    assert_complete(folder, expected)
 
 
 @pytest.mark.parametrize("moment", ["while the fork server imports", "while workers train"])

@@ -217,6 +217,13 @@ class Harness:
         self.report.quarantined += sum(1 for _ in (store.root / "quarantine").glob("*"))
         self.report.studies += 1
 
+    def choose_target(self) -> str:
+        """Draw a target; those that were never killed come first, so that a few kills have every kind."""
+        missing = [target for target in self.targets if not getattr(self.report, f"{target}_kills")]
+        if missing:
+            return str(self.rng.choice(missing))
+        return str(self.rng.choice([*self.targets], p=[*self.targets.values()]))
+
     def run_once(self, store: Store, spare: bool) -> None:
         """Run the study until its main process ends or is killed; up to two helper processes are killed before."""
         self.report.starts += 1
@@ -228,7 +235,7 @@ class Harness:
                 break
             if spare:
                 continue
-            target = str(self.rng.choice([*self.targets], p=[*self.targets.values()]))
+            target = self.choose_target()
             # A killed server takes all workers with it, each of which counts as a crash of its run.
             if target in ("worker", "server") and crashes == MAX_WORKER_CRASHES - 1:
                 target = "main"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,10 +79,16 @@ def train_study(folder: Path, keep: KeepPolicy = "all", text: str = TEXT) -> Tra
 
 @cache
 def trained_store() -> Path:
-    """Read-only store of the study's 18 runs, trained once per test process."""
-    folder = Path(os.environ["SUPERMASK_CACHE"]) / "stored-study"
-    folder.mkdir(parents=True)
-    train_plan(make_plan(load_study(write_study(folder))), folder / "store")
-    for path in folder.rglob("*"):
-        path.chmod(0o555 if path.is_dir() else 0o444)
+    """Read-only store of the study's 18 runs, trained once for all workers of xdist."""
+    shared = Path(os.environ["SUPERMASK_CACHE"])
+    folder = shared / "stored-study"
+    if not folder.exists():
+        shared.mkdir(exist_ok=True)
+        own = Path(tempfile.mkdtemp(dir=shared))
+        train_plan(make_plan(load_study(write_study(own))), own / "store")
+        for path in own.rglob("*"):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        # Another worker may have been faster.
+        with suppress(OSError):
+            own.rename(folder)
     return folder / "store"

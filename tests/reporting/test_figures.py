@@ -127,6 +127,18 @@ def test_stars_mark_significant_paired_tests_after_holm() -> None:
     assert legend(figure) == ["large_final (reference)", "random", "dense network", "significant difference"]
 
 
+def test_a_demonstration_has_intervals_and_no_marks() -> None:
+    figure = draw(study(dataset="digits"))
+    assert stars(figure) == []
+    assert legend(figure) == ["large_final (reference)", "random", "dense network"]
+    rows = [r for r in figure.data_rows if r["treatment"] == "random"]
+    assert [(r["p"], r["p_holm"], r["p_sign_flip"], r["significant"]) for r in rows] == [(None,) * 4] * 2
+    assert {r["note"] for r in rows} == {"a demonstration"}
+    assert all(r["difference_low95"] is not None for r in rows)
+    assert "p <" not in figure.caption
+    assert figure.caption.endswith("nothing is tested; intervals say nothing about the paper's networks.")
+
+
 def test_dense_mean_is_a_dotted_line() -> None:
     figure = draw(study())
     (line,) = [line for line in figure.figure.axes[0].lines if list(np.asarray(line.get_xdata())) == [0, 1]]

@@ -66,7 +66,7 @@ def test_networks_that_were_not_run_have_empty_panels_with_their_names(tmp_path:
     assert [panel.title for panel in panels] == ["FC on MNIST", *(f"Conv{n} on CIFAR-10" for n in (2, 4, 6))]
     assert [panel.summary is None for panel in panels] == [False, True, True, True]
     drawn = network_panels_figure(panels, "Figure 3")
-    assert "not run: supermask run mask-criteria scale=paper-conv2" in texts(drawn)
+    assert "not run: supermask run mask-criteria scale=conv2" in texts(drawn)
     assert "Not run: Conv2 on CIFAR-10, Conv4 on CIFAR-10, Conv6 on CIFAR-10." in drawn.caption
     assert {row["network"] for row in drawn.data_rows} == {"fc-300-100"}
     means = {(row["treatment"], row["level"]): row["mean"] for row in drawn.data_rows}

@@ -61,8 +61,8 @@ ROWS = [
 ]
 
 
-def summary(metric: Metric = ACCURACY) -> Any:
-    return summarize(ROWS, ["a", "b"], "a", metric)
+def summary(metric: Metric = ACCURACY, dataset: str = "digits") -> Any:
+    return summarize([row | {"dataset": dataset} for row in ROWS], ["a", "b"], "a", metric)
 
 
 def test_takeaways_name_measured_means_at_the_last_common_level() -> None:
@@ -74,7 +74,11 @@ def test_takeaways_name_measured_means_at_the_last_common_level() -> None:
     assert iterations_takeaway(summary(EARLY_STOP)) == (
         "With 25% of the weights, the validation loss is lowest at iteration 10 on average for a and 40 for b."
     )
-    assert overview_takeaway(summary()).startswith("Of 2 cells, 0 are significantly above a and ")
+    assert overview_takeaway(summary()) == (
+        "Mean differences to a go from −55.00 points (b with 25% of the weights) to −6.00 points (b with 50% of the "
+        "weights)."
+    )
+    assert overview_takeaway(summary(dataset="mnist")).startswith("Of 2 cells, 0 are significantly above a and ")
 
 
 def test_intervals_are_cut_off_at_their_bounds() -> None:

@@ -542,6 +542,17 @@ def test_builtin_studies_have_the_papers_settings(name: str, scale: str) -> None
         assert load_study(name) == study, "the keys at the top are the paper's settings"
 
 
+@pytest.mark.parametrize("name", ["mask-criteria", "mask-1-actions", "mask-0-actions"])
+def test_conv2_scale_is_the_papers_recipe_with_fewer_levels_and_iterations(name: str) -> None:
+    short, paper = (load_study(name, [f"scale={scale}"]) for scale in ("conv2", "paper-conv2"))
+    assert (short.train.epochs, short.prune.levels, short.seeds) == (4, 4, paper.seeds)
+    assert short.train.model_copy(update={"epochs": paper.train.epochs}) == paper.train
+    for kind, rate in {"conv": 0.1, "hidden": 0.2, "output": 0.1}.items():
+        # Each level prunes about as much as four of the paper's.
+        assert 1 - getattr(short.prune.rates, kind) == pytest.approx((1 - rate) ** 4, abs=0.015)
+    assert short.prune.model_copy(update={"levels": 24, "rates": paper.prune.rates}) == paper.prune
+
+
 MASK1 = [action for action in MASK1_ACTIONS if action not in ("permute", "randomise_signs")]
 
 

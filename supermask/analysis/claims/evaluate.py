@@ -40,7 +40,7 @@ from supermask.analysis.stats import (
     seed_means,
     seeds_needed,
 )
-from supermask.analysis.summary import DENSITY_TOLERANCE
+from supermask.analysis.summary import DEMONSTRATION_NOTE, DENSITY_TOLERANCE
 from supermask.core.text import Row
 from supermask.datasets.specs import DatasetSpec, dataset_spec, is_demonstration
 from supermask.study import Study
@@ -111,7 +111,7 @@ def evaluate_clause(clause: Clause, evidence: ClaimData, detect: float = 0.0) ->
     )
     pooled = _test_cell(clause, _mean_cell([sides for _, sides in places])) if places else None
     effect = None if pooled is None else _effect(clause, pooled, [tested.cell for tested in by_level])
-    note = " ".join(filter(None, (evidence.unconverged(name) for name in _treatments(clause))))
+    note = " ".join(filter(None, (evidence.describe_nonconvergence(name) for name in _treatments(clause))))
     verdict: Verdict = "not enough data" if note or effect is None else _verdict(clause, effect, levels)
     decisive = deciding_level(clause, levels)
     deciding = pooled if clause.where == "mean" else None if decisive is None else by_level[decisive]
@@ -461,7 +461,7 @@ def _as_demonstration(finding: ClaimFinding) -> ClaimFinding:
 
 def _clause_as_demonstration(clause: ClauseFinding) -> ClauseFinding:
     untested: dict[str, Any] = {"p": None, "p_opposite": None, "p_sign_flip": None, "outcome": "untested"}
-    untested["note"] = "a demonstration"
+    untested["note"] = DEMONSTRATION_NOTE
     shown = replace(
         clause,
         verdict="no verdict",

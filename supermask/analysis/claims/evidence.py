@@ -103,7 +103,7 @@ class ClaimData:
         level = min(levels, key=lambda level: (-levels[level], level)) if levels else min(planned)
         return {level: _cell(level, best, measure)}
 
-    def unconverged(self, label: str) -> str:
+    def describe_nonconvergence(self, label: str) -> str:
         """Reason why the learned masks of a treatment have not converged; empty if they have, or if none is learned.
 
         The rise of the validation accuracy per doubling of iterations, mean over seeds, may be 0.1 points.

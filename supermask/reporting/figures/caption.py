@@ -97,7 +97,7 @@ def demonstration_note(subject: str) -> list[str]:
     dataset = subject.rpartition(" on ")[2]
     if not is_demonstration(dataset):
         return []
-    return [f"A demonstration on {dataset}: marks and intervals say nothing about the paper's networks."]
+    return [f"A demonstration on {dataset}: nothing is tested; intervals say nothing about the paper's networks."]
 
 
 def dense_note(summary: Summary, common: str, own_place: str) -> str:
@@ -125,8 +125,12 @@ def mean_note(summary: Summary) -> str:
 def significance_note(summary: Summary) -> str:
     """Describe the stars: test, pairing, correction; and count the comparisons that were not tested.
 
+    Empty on a demonstration, which has no stars.
+
     Source: Zhou et al. 2019, authors' response, items 2 and 4: each level is tested by itself.
     """
+    if demonstration_note(summary.subject):
+        return ""
     compared = [(point, point.comparison) for point in summary.points if point.comparison]
     tested = [(point, comparison) for point, comparison in compared if comparison.p is not None]
     untested = _untested_note([comparison for _, comparison in compared])
