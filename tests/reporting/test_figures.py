@@ -311,6 +311,7 @@ def test_names_are_literal_and_inside_the_page() -> None:
     assert not any(axes.overlaps(box) for box in boxes)
 
 
+@pytest.mark.slow
 def test_saved_files_are_byte_identical(tmp_path: Path) -> None:
     contents = []
     for folder in ("a", "b/c"):

@@ -81,6 +81,7 @@ def test_the_demonstration_notice_is_on_top_of_report_and_command_output(trained
     assert result.out.count(DEMONSTRATION) == 1
 
 
+@pytest.mark.slow
 def test_reproduce_prints_the_demonstration_notice(tmp_path: Path) -> None:
     at = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "r.html"), "--workers", "2"]
     result = call("reproduce", "--scale", "digits", "--only", "mask-points", *at)

@@ -195,6 +195,7 @@ def test_a_chain_whose_next_level_joins_after_the_previous_one() -> None:
     )
 
 
+@pytest.mark.slow
 def test_learned_masks_that_join_later() -> None:
     """One of them joins at its last iteration: it has no pass of its own, and must not report that of its slot."""
     recipe = Recipe("adam", 0.05, 20, 50, 10)
