@@ -37,7 +37,7 @@ from supermask.engines.precision import matmul_precision
 from supermask.engines.stacked import autotune, device, optimizer
 from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithm, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
-from supermask.engines.stacked.optimizer import OptimizerStep, make_optimizer_step, mask_bits
+from supermask.engines.stacked.optimizer import OptimizerStep, make_optimizer_step, update_mask
 from supermask.engines.stacked.optimizer import compile_step as compiled_update
 from supermask.engines.stacked.stack import Stack
 from supermask.networks.network import sequential_network
@@ -502,7 +502,7 @@ def check_moves_the_same(
     for update in (plain, compiled):
         own, g, state = w.clone(), gradient.clone(), [k.clone() for k in kept]
         with torch.no_grad():
-            update(own, g, mask_bits(mask) if pruned else None, state, rate, second)
+            update(own, g, update_mask(mask, "cuda") if pruned else None, state, rate, second)
         moved.append([own, *state])
         if pruned:
             assert torch.equal(own.view(torch.int32)[~mask], w.view(torch.int32)[~mask])
@@ -547,7 +547,7 @@ def test_the_plain_optimizer_is_used_and_recorded_without_a_working_compiler(
     monkeypatch.setattr(torch, "compile", compile_)
     monkeypatch.setattr(torch, "__version__", release)
     monkeypatch.setattr(optimizer, "_make_step", lru_cache(optimizer._make_step.__wrapped__))
-    monkeypatch.setattr(optimizer, "_warn_of_obstacle", cache(optimizer._warn_of_obstacle.__wrapped__))
+    monkeypatch.setattr(optimizer, "warn_of_obstacle", cache(optimizer.warn_of_obstacle.__wrapped__))
     before = torch.backends.cuda.matmul.fp32_precision
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
