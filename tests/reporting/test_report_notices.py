@@ -108,7 +108,7 @@ def test_a_demonstration_shows_its_figures_first_and_no_verdict(trained: Trained
     for plot in report.studies[0].plots:
         if plot.name not in ("accuracy", "overview", "ranking", "early-stop"):
             continue
-        assert "A demonstration on digits: marks and intervals say nothing about the paper's networks." in plot.caption
+        assert "A demonstration on digits: nothing is tested; intervals say nothing" in plot.caption
         assert "Takeaway: against" not in plot.caption
 
 

@@ -91,7 +91,7 @@ def choose_stack_size(
 
 
 def _describe(network: Network) -> list[str]:
-    """What the time of a step depends on, as plain text."""
+    """Return the facts that the time of a step depends on, as plain text."""
     if network.layers is not None:
         return [repr(layer) for layer in network.layers]
     facts = json.dumps(network.facts.to_data() if network.facts else None)
