@@ -40,12 +40,14 @@ def compare_over_band(summary: Summary) -> dict[str, Comparison]:
     references = {point.level: point.values for point in summary.series.get(summary.reference, [])}
     comparisons = {}
     for label, points in summary.series.items():
-        inside = [point for point in points if point.comparison is not None and low <= point.remaining <= high]
-        sides = [(point.values, references[point.level]) for point in inside]
-        common = [(ours.keys() & theirs.keys(), ours, theirs) for ours, theirs in sides]
-        ours, theirs = (
-            seed_means([{seed: parts[side][seed] for seed in parts[0]} for parts in common]) for side in (1, 2)
-        )
-        if len(ours) >= MIN_SEEDS:
-            comparisons[label] = compare(ours, theirs)
+        ours, theirs = [], []
+        for point in points:
+            if point.comparison is not None and low <= point.remaining <= high:
+                other = references[point.level]
+                seeds = point.values.keys() & other.keys()
+                ours.append({seed: point.values[seed] for seed in seeds})
+                theirs.append({seed: other[seed] for seed in seeds})
+        means = seed_means(ours), seed_means(theirs)
+        if len(means[0]) >= MIN_SEEDS:
+            comparisons[label] = compare(*means)
     return comparisons

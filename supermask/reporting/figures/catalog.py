@@ -188,5 +188,5 @@ def summarize_trained(
         )
         for metric in (ACCURACY, EARLY_STOP)
     )
-    unconverged, finished = count_unconverged(weights)
-    return TrainedSummaries(accuracy, early_stop, unconverged_note(weights), 2 * unconverged < finished)
+    unconverged, trained_runs = count_unconverged(weights)
+    return TrainedSummaries(accuracy, early_stop, unconverged_note(weights), 2 * unconverged < trained_runs)
