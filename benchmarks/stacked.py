@@ -42,7 +42,7 @@ from supermask.engines.selection import Precision, validate_precision
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
 from supermask.engines.stacked.device import autocast_factory
 from supermask.engines.stacked.forward import forward, group_batches
-from supermask.engines.stacked.optimizer import make_optimizer_step, mask_bits
+from supermask.engines.stacked.optimizer import make_optimizer_step, update_mask
 from supermask.engines.stacked.stack import Stack
 from supermask.networks.network import sequential_network
 from supermask.networks.sequential import Architecture, architecture, count_multiplications, initial_state
@@ -215,7 +215,7 @@ def measure_parts(
 
     gradients = compute_gradients()
     masks = {n: torch.stack([j.start.masks[n] for j in stack.jobs]).to(device) for n in stack.weights}
-    bits = {n: mask_bits(mask.flatten(1)) for n, mask in masks.items()}
+    bits = {n: update_mask(mask.flatten(1), device.type) for n, mask in masks.items()}
     rate, second = torch.tensor([-1e-6, 30.0], device=device)[:, None, None].repeat(1, len(stack.jobs), 1)
 
     def step_optimizer() -> None:

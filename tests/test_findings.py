@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from helpers import findings
 
 from supermask.analysis.claims import ClaimFinding, ClauseFinding
@@ -33,6 +34,7 @@ def test_findings_has_a_verdict_for_each_claim() -> None:
     assert all(len(row) == 5 and all(row) for row in table)
 
 
+@pytest.mark.slow
 def test_findings_has_the_verdicts_of_the_published_tables() -> None:
     """`PYTHONPATH=tests python -m helpers.findings` writes them."""
     assert findings.page() == findings.PAGE.read_text(encoding="utf-8")

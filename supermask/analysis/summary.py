@@ -87,6 +87,8 @@ class Summary:
     subject: str
     """Network and data set: `fc on mnist`."""
     data_notes: list[str]
+    band: tuple[float, float] | None = None
+    """Largest and smallest percent of weights left of the study's primary endpoint; None if it has none."""
 
     @property
     def has_own_dense_networks(self) -> bool:

@@ -100,6 +100,8 @@ StoreOption = Annotated[
         "--store", help="Folder of the store [default: $SUPERMASK_STORE or ./supermask-store].", show_default=False
     ),
 ]
+RunIdArg = Annotated[str, typer.Argument(metavar="RUN_ID", help="Id of a run, or a unique prefix of it.")]
+OutputFolderOption = Annotated[Path, typer.Option("--out", help="Output folder, created if it is missing.")]
 WorkersOption = Annotated[
     int | None,
     typer.Option(

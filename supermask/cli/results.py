@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from supermask.cli.app import (
+    OutputFolderOption,
     OverridesArg,
+    RunIdArg,
     ScaleOption,
     StoreOption,
     StudyArg,
@@ -110,7 +112,7 @@ def figure(
     overrides: OverridesArg = None,
     scale: ScaleOption = None,
     store: StoreOption = None,
-    out: Annotated[Path, typer.Option(help="Output folder, created if it is missing.")] = Path("figures"),
+    out: OutputFolderOption = Path("figures"),
     only: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Figures to draw, such as accuracy; all if it is not given.")
     ] = None,
@@ -163,7 +165,7 @@ def _split(text: str) -> list[str]:
 
 @app.command()
 def export(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Id of a run, or a unique prefix of it.")],
+    run_id: RunIdArg,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder.")],
     store: StoreOption = None,
 ) -> None:

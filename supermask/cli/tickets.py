@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from supermask.cli.app import StoreOption, app, print_warnings
+from supermask.cli.app import OutputFolderOption, RunIdArg, StoreOption, app, print_warnings
 from supermask.cli.output import echo
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ TicketFile = Annotated[
 
 @app.command()
 def pack(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Id of a run, or a unique prefix of it.")],
+    run_id: RunIdArg,
     file: Annotated[
         Path | None,
         typer.Argument(metavar="FILE", help="Output file, such as ticket.safetensors.", show_default=False),
@@ -288,7 +288,7 @@ def masks(
         ),
     ],
     store: StoreOption = None,
-    out: Annotated[Path, typer.Option(help="Output folder, created if it is missing.")] = Path("figures"),
+    out: OutputFolderOption = Path("figures"),
     only: Annotated[
         str | None,
         typer.Option(

@@ -221,7 +221,7 @@ class Coordinator:
 
     def _take_measured(self) -> list[Assignment]:
         """Take runs that are only measured for the idle workers that measure, one for each."""
-        assignments = []
+        assignments: list[Assignment] = []
         free = self._measuring_workers - sum(assignment.measures for assignment in self.in_flight)
         while free > len(assignments) and (task := self.scheduler.take(is_trained=False)):
             assignments.append(Assignment([[task]], measures=True))

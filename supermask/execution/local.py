@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import tempfile
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,12 +21,11 @@ from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_connections
 from multiprocessing.context import BaseContext
-from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
-from supermask.core.errors import SystemFailure
+from supermask.core.errors import SystemFailure, UserError
 from supermask.execution.checkpoints import TaskInterrupted
 from supermask.execution.compilation import kernel_kind
 from supermask.execution.coordinator import MAX_WORKER_CRASHES as MAX_WORKER_CRASHES
@@ -44,7 +43,7 @@ from supermask.execution.coordinator import TaskListener as TaskListener
 from supermask.execution.orphans import kill_with_parent
 from supermask.execution.scheduler import Scheduler
 from supermask.execution.signals import block_stop_signals, reset_stop_signals
-from supermask.execution.tasks import Chain, TaskResult, WorkerConfig
+from supermask.execution.tasks import Chain, TaskResult, WorkerConfig, WorkerError
 from supermask.execution.worker import get_worker
 from supermask.study.plan import RunGraph
 
@@ -131,14 +130,14 @@ class ProcessPool:
             assert isinstance(connection, Connection)
             worker, assignment = self._in_flight.pop(connection)
             try:
-                results, error = connection.recv()
+                answer = connection.recv()
             except (EOFError, OSError):
                 worker.close()
                 answers.append((assignment, WorkerDied()))
                 continue
-            if error is not None:
-                raise error
-            answers.append((assignment, results))
+            if isinstance(answer, WorkerError):
+                raise answer.error()
+            answers.append((assignment, answer))
             self._idle[assignment.measures].append(worker)
         return answers
 
@@ -159,7 +158,7 @@ class ProcessPool:
 def serve_assignments(connection: Connection) -> None:
     """Train the assignments that arrive, until the connection is closed: the main function of a worker process.
 
-    An answer is a pair of results and exception, one of which is None.
+    An answer is the results, or what went wrong.
     """
     _init_worker()
     while True:
@@ -170,27 +169,24 @@ def serve_assignments(connection: Connection) -> None:
         if request is None:
             return
         config, chains = request
-        answer: tuple[list[TaskResult] | None, object]
+        answer: list[TaskResult] | WorkerError
         try:
-            answer = run_chains(config, chains), None
+            answer = run_chains(config, chains)
         except Exception as error:
-            answer = None, _to_picklable(error)
+            answer = _describe_error(error)
         # An OSError means that the main process is gone; what was finished is in the store.
         with suppress(OSError):
             connection.send(answer)
 
 
-def _to_picklable(error: Exception) -> object:
-    """Return an object that arrives as the exception, with the worker's traceback as its cause.
-
-    A user's exception may not survive pickling; then a SystemFailure with its text arrives.
-    """
-    portable = ExceptionWithTraceback(error, error.__traceback__)
-    try:
-        pickle.loads(pickle.dumps(portable))  # noqa: S301 (our own bytes)
-    except Exception:
-        return SystemFailure(f"a worker process failed: {type(error).__name__}: {error}")
-    return portable
+def _describe_error(error: Exception) -> WorkerError:
+    if isinstance(error, UserError | SystemFailure):
+        return WorkerError(str(error), isinstance(error, UserError))
+    if isinstance(error, OSError):
+        file = f" ({error.filename})" if error.filename else ""
+        return WorkerError(f"system error: {error.strerror or error}{file}.", is_user_error=False)
+    text = "".join(traceback.format_exception_only(error)).strip()
+    return WorkerError(text, is_user_error=False, traceback="".join(traceback.format_exception(error)))
 
 
 def run_chains(config: WorkerConfig, chains: Sequence[Chain]) -> list[TaskResult]:

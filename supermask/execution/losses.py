@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
-from supermask.core.errors import UserError
 from supermask.core.recipe import CROSS_ENTROPY
 from supermask.engines.job import LossFunction
 from supermask.study.fields import resolve_loss
 from supermask.study.run import Run
-from supermask.study.user_code import error_location
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from supermask.study.user_code import guard_function
 
 
 def load_loss(run: Run) -> LossFunction | None:
@@ -28,17 +23,4 @@ def load_loss(run: Run) -> LossFunction | None:
 
 @lru_cache
 def _load_user_loss(name: str, source: str | None) -> LossFunction:
-    loss = resolve_loss(name)
-    if loss.module_sha256 != source:
-        raise UserError(
-            f"loss {name!r}: its file was changed since the plan was made. Run the same command again: runs trained "
-            "with the former source are kept, and the new source defines new runs."
-        )
-
-    def call(logits: Tensor, labels: Tensor) -> Tensor:
-        try:
-            return loss.function(logits, labels)  # type: ignore[no-any-return]
-        except (Exception, SystemExit) as error:
-            raise UserError(f"loss {name!r} failed {error_location(error)}: {type(error).__name__}: {error}") from error
-
-    return call
+    return guard_function("loss", resolve_loss(name), source)

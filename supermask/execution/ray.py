@@ -21,9 +21,9 @@ from supermask.execution.coordinator import (
     open_coordinator,
     shutdown_grace_seconds,
 )
-from supermask.execution.remote import RemoteError, RemoteResult, RemoteSession, remote_session, run_remote_job
+from supermask.execution.remote import RemoteResult, RemoteSession, remote_session, run_remote_job
 from supermask.execution.scheduler import Scheduler
-from supermask.execution.tasks import WorkerConfig
+from supermask.execution.tasks import WorkerConfig, WorkerError
 
 CONNECT_TIMEOUT = 3.0
 """Seconds that an address has to answer."""
@@ -182,7 +182,7 @@ class RayPool:
             return WorkerDied(node_lost=True)
         except ray.exceptions.RayError:
             return WorkerDied()
-        if isinstance(answer, RemoteError):
+        if isinstance(answer, WorkerError):
             raise answer.error()
         # None: a fault of the shared file system looked like a cancelled session. No results; the tasks are sent again.
         return answer or ()

@@ -16,7 +16,7 @@ from pathlib import Path
 from supermask import __version__
 from supermask.core.errors import SystemFailure, UserError
 from supermask.execution.checkpoints import TaskInterrupted
-from supermask.execution.tasks import Chain, TaskResult, WorkerConfig
+from supermask.execution.tasks import Chain, TaskResult, WorkerConfig, WorkerError
 from supermask.execution.worker import get_worker
 from supermask.store import Store
 from supermask.store.files.disk import translate_os_errors
@@ -53,19 +53,7 @@ class RemoteJob:
     environment: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
-class RemoteError:
-    """A UserError or SystemFailure that was raised on a node."""
-
-    text: str
-    is_user_error: bool
-
-    def error(self) -> UserError | SystemFailure:
-        """Return the exception to raise here."""
-        return (UserError if self.is_user_error else SystemFailure)(self.text)
-
-
-RemoteResult = Sequence[TaskResult] | RemoteError | None
+RemoteResult = Sequence[TaskResult] | WorkerError | None
 """None: the job was stopped. Finished runs and checkpoints are in the store."""
 
 
@@ -121,24 +109,24 @@ def run_remote_job(job: RemoteJob, should_stop: Callable[[], bool] = lambda: Fal
     except TaskInterrupted:
         return None
     except UserError as error:
-        return RemoteError(f"{error} (On node {platform.node()}.)", is_user_error=True)
+        return WorkerError(f"{error} (On node {platform.node()}.)", is_user_error=True)
     except SystemFailure as error:
-        return RemoteError(f"{error} (On node {platform.node()}.)", is_user_error=False)
+        return WorkerError(f"{error} (On node {platform.node()}.)", is_user_error=False)
 
 
-def _check_node(job: RemoteJob) -> RemoteError | None:
+def _check_node(job: RemoteJob) -> WorkerError | None:
     node = platform.node()
     if __version__ != job.version:
         message = (
             f"node {node} has supermask {__version__}, and {job.version} is needed: install the same on all nodes."
         )
-        return RemoteError(message, is_user_error=True)
+        return WorkerError(message, is_user_error=True)
     if not (job.session_dir / ACTIVE_MARKER).exists():
         message = (
             f"node {node} does not see the store {job.config.store}: put it into a folder that all nodes share "
             "under the same path (--store)."
         )
-        return RemoteError(message, is_user_error=True)
+        return WorkerError(message, is_user_error=True)
     return None
 
 

@@ -142,7 +142,9 @@ class EngineSelector:
         algorithms = stacked.fastest_algorithms(
             run_network(run).layers or (), run.recipe.batch_size, size, config.device, config.precision
         )
-        facts = stacked.environment_facts(algorithms, config.precision, config.stack == 1, run.recipe, config.device)
+        facts = stacked.environment_facts(
+            algorithms, config.precision, config.stack == 1, run.recipe, config.device, run.learning
+        )
         return environment_info(engine, config.device, config.threads, facts)
 
     def _recorded_environment(self, run: Run, engine: str, device: str, recorded: RunFacts) -> RunFacts:
@@ -153,6 +155,8 @@ class EngineSelector:
             choices = {key: recorded.get(key) for key in ("precision", "convolutions", "stack")}
             # Not a choice: it depends on the compilers of this machine.
             choices["optimizer_compiled"] = stacked.is_optimizer_compiled(run.recipe, device)
+            if stacked.is_masked_pass_compiled(run.learning, device):
+                choices["masked_pass_compiled"] = True
             return environment_info(engine, device, self.config.threads, choices)
         if engine != "sparse":
             return environment_info(engine, device, self.config.threads)

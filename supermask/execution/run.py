@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,17 +13,14 @@ from typing import get_args
 
 from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, check_one_of, did_you_mean, quote
+from supermask.core.text import pluralize
 from supermask.datasets import ImageDataset
 from supermask.datasets.images import DATA_VARIABLE
+from supermask.datasets.specs import DATASETS
 from supermask.engines.selection import ENGINES, is_measuring_costs, validate_precision
 from supermask.execution.coordinator import ExecutionRequest, TaskListener
 from supermask.execution.live_status import LiveStatusWriter
-from supermask.execution.resources import (
-    check_data_fingerprint,
-    check_planned_data,
-    measures_beside_gpu,
-    select_run_engine,
-)
+from supermask.execution.resources import check_planned_data, measures_beside_gpu, select_run_engine
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
@@ -98,20 +95,22 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
     for run in _distinct_runs(graph):
         _selected_engine(run, options)  # Raises UserError for an engine that cannot train one of them.
     scheduler = Scheduler(graph, Store(config.store))
+    loaded: list[ImageDataset] = []
     if scheduler.tasks_left:
         if options.cluster is None:
             check_device(options.device)
         # Here rather than in the workers: one message instead of one per worker, and one decoding of the data set.
         for dataset, fingerprint in dict.fromkeys((plan.study.dataset, plan.inputs.data_fingerprint) for plan in plans):
             images = load_data(dataset, config.data_dir, fingerprint)
+            loaded.append(images)
             for plan in plans:
                 if plan.study.dataset == dataset:
                     check_planned_data(next(iter(plan.runs.values())), images)
-            _check_dataset_unchanged(scheduler, images)
         for run in graph.runs.values():
             if run.step is not None and scheduler.status.get(run.id) != "finished":
                 load_step(run.step)  # Imports a user's criterion: raises UserError here rather than per worker.
         config = replace(config, stack=_choose_stack_size(options, graph))
+    _check_data_of_stored_runs(scheduler, loaded)
     cluster = options.cluster if scheduler.tasks_left else None
     uses_gpu = cluster is None and config.stack != 1 and options.device != "cpu"
     local_slots = WORKERS_PER_GPU if uses_gpu else default_workers()
@@ -248,15 +247,30 @@ def _choose_stack_size(options: RunOptions, graph: RunGraph) -> int | None:
     )
 
 
-def _check_dataset_unchanged(scheduler: Scheduler, images: ImageDataset) -> None:
-    """Raise UserError if finished dense runs of the plan were trained on other data than `images`.
+def _check_data_of_stored_runs(scheduler: Scheduler, loaded: Iterable[ImageDataset]) -> None:
+    """Raise UserError if finished runs of the plan were trained on other data than the plan is for.
 
-    Without this check a new seed could be trained on other data than the seeds before it.
+    Run ids of earlier versions did not name the data, so other data may be behind the ids of the published ones.
     """
-    for run in scheduler.plan.runs.values():
-        is_dense = run.level == 0 and run.dataset == images.facts.name
-        if is_dense and scheduler.status.get(run.id) == "finished":
-            check_data_fingerprint(scheduler.store, run.id, images)
+    expected = {name: spec.published_fingerprint for name, spec in DATASETS.items()}
+    expected |= {images.facts.name: images.fingerprint for images in loaded}
+    others: dict[tuple[str, str, str], list[str]] = {}
+    for run_id, fingerprint in scheduler.trained_on.items():
+        run = scheduler.plan.runs[run_id]
+        if run.data_fingerprint is None:
+            # Of data without a published fingerprint and without files here, the first run decides.
+            expected[run.dataset] = expected.get(run.dataset) or fingerprint
+        planned = run.data_fingerprint or str(expected[run.dataset])
+        if fingerprint != planned:
+            others.setdefault((run.dataset, planned, fingerprint), []).append(run_id[:12])
+    if others:
+        (dataset, planned, fingerprint), ids = next(iter(others.items()))
+        listed = f"{', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}"
+        raise UserError(
+            f"runs of {dataset} in {scheduler.store.root} were trained on other data ({fingerprint[:12]}) than this "
+            f"plan is for ({planned[:12]}): {pluralize(len(ids), 'run')} ({listed}). Use another --store, or move the "
+            "folders runs/ID of these runs to another store."
+        )
 
 
 def _check_writable(store: Path) -> None:

@@ -63,6 +63,8 @@ class Scheduler:
         self.status: dict[str, str] = {}
         """Run id -> `finished`, `diverged` or `certificate_failed`; `ancestor_diverged` and
         `ancestor_certificate_failed` for the descendants of the latter two, which cannot be trained."""
+        self.trained_on: dict[str, str] = {}
+        """Run id -> fingerprint of the data that the stored run was trained on."""
         self._refused_once: set[str] = set()
         """Ids of runs whose certificate failed in an earlier command, and that are trained once more."""
         self.damaged = list(damaged)
@@ -251,6 +253,7 @@ class Scheduler:
         for run_id, facts in stored.items():
             if is_final(facts):
                 self.status[run_id] = str(facts["status"])
+                self.trained_on[run_id] = str(facts["data"]["fingerprint"])
             else:
                 self._set_aside_refused(run_id)
                 self._refused_once.add(run_id)

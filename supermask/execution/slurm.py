@@ -23,7 +23,6 @@ from supermask.execution.coordinator import (
     shutdown_grace_seconds,
 )
 from supermask.execution.remote import (
-    RemoteError,
     RemoteJob,
     RemoteResult,
     RemoteSession,
@@ -31,6 +30,7 @@ from supermask.execution.remote import (
     run_remote_job,
 )
 from supermask.execution.scheduler import Scheduler
+from supermask.execution.tasks import WorkerError
 
 DEFAULT_WORKERS = 64
 """Jobs at once, without --workers."""
@@ -221,7 +221,7 @@ class SlurmPool:
             answer: RemoteResult = job.result()
         except Exception:  # submitit raises several types for a failed job.
             return WorkerDied()
-        if isinstance(answer, RemoteError):
+        if isinstance(answer, WorkerError):
             raise answer.error()
         return answer or ()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from supermask.core.errors import SystemFailure, UserError
 from supermask.core.types import Snapshot
 from supermask.engines.job import stack_settings
 from supermask.engines.selection import Precision
@@ -37,6 +38,27 @@ class WorkerConfig:
     def for_measuring(self) -> WorkerConfig:
         """Return the configuration of a worker on the CPU, beside those of a GPU, for runs that are not trained."""
         return replace(self, engine="reference", device="cpu", precision="float32", stack=1, measures=True)
+
+
+@dataclass(frozen=True)
+class WorkerError:
+    """An exception that ended a worker's assignment, as plain data.
+
+    The exception itself is not sent: an object of a user's class may not survive pickling, and unpickling runs code.
+    """
+
+    text: str
+    is_user_error: bool
+    traceback: str = ""
+    """Traceback in the worker of an exception that is neither UserError nor SystemFailure; empty for these."""
+
+    def error(self) -> Exception:
+        """Return the exception to raise here."""
+        if not self.traceback:
+            return (UserError if self.is_user_error else SystemFailure)(self.text)
+        error = RuntimeError(f"a worker process failed: {self.text}")
+        error.add_note(self.traceback)
+        return error
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from supermask.store.records import (
 from supermask.study import resolve_criterion
 from supermask.study.networks import run_network
 from supermask.study.run import Run
-from supermask.study.user_code import error_location
+from supermask.study.user_code import guard_function
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -277,20 +277,10 @@ def _load_user_criterion(name: str, source: str | None) -> Criterion:
 
     It gets no gradient: whether the parent stored one depends on the other treatments of the study.
     """
-    criterion = resolve_criterion(name)
-    if criterion.module_sha256 != source:
-        raise UserError(
-            f"criterion {name!r}: its file was changed since the plan was made. Run the same command again: "
-            "runs trained with the former source are kept, and the new source defines new runs."
-        )
+    function = guard_function("criterion", resolve_criterion(name), source)
 
     def score(layer: Layer, rng: Stream) -> Tensor:
-        try:
-            return criterion.function(replace(layer, gradient=None), rng)  # type: ignore[no-any-return]
-        except (Exception, SystemExit) as error:
-            raise UserError(
-                f"criterion {name!r} failed {error_location(error)}: {type(error).__name__}: {error}"
-            ) from error
+        return function(replace(layer, gradient=None), rng)  # type: ignore[no-any-return]
 
     score.__name__ = name
     return score

@@ -24,6 +24,7 @@ from supermask.study.run import Run
 from supermask.study.user_code import (
     UserModuleNotFound,
     check_function,
+    check_planned_source,
     import_function,
     is_import_path,
     source_identity,
@@ -223,11 +224,8 @@ def _check_arguments(
 @lru_cache
 def _import_network(path: str, source: str | None) -> Callable[..., Any]:
     function = import_function(path, allow_class=True).function
-    if source is not None and source_identity(path) != source:
-        raise UserError(
-            f"network {quote(path)}: its file was changed since the plan was made. Run the same command again: runs "
-            "trained with the former source are kept, and the new source defines new runs."
-        )
+    if source is not None:
+        check_planned_source("network", path, source_identity(path), source)
     return function
 
 

@@ -149,6 +149,34 @@ def import_function(name: str, parameters: Sequence[str] | None = None, allow_cl
     return UserFunction(name, function, hashlib.sha256(source.encode()).hexdigest(), code_sha256(name))
 
 
+def check_planned_source(kind: str, name: str, source: str | None, planned: str | None) -> None:
+    """Raise UserError if the source of the user's code is not the one that a run was planned with."""
+    if source != planned:
+        raise UserError(
+            f"{kind} {quote(name)}: its file was changed since the plan was made. Run the same command again: runs "
+            "trained with the former source are kept, and the new source defines new runs."
+        )
+
+
+def guard_function(kind: str, user: UserFunction, planned: str | None) -> Callable[..., Any]:
+    """Return the user's function with a UserError, which names the place, for each of its own exceptions.
+
+    `kind`: what it is to the study, such as `loss`; `planned`: its `module_sha256` when the run was planned.
+    Raises UserError if its source was changed since.
+    """
+    check_planned_source(kind, user.name, user.module_sha256, planned)
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return user.function(*arguments)
+        except (Exception, SystemExit) as error:
+            raise UserError(
+                f"{kind} {quote(user.name)} failed {error_location(error)}: {type(error).__name__}: {error}"
+            ) from error
+
+    return call
+
+
 def error_location(error: BaseException) -> str:
     """Return the place of an error in the user's code: its innermost frame outside installed packages."""
     # The first frame is the call of the user's function.

@@ -96,6 +96,7 @@ def test_a_table_that_does_not_record_own_data_is_refused_with_the_way_to_get_on
     assert plan.inputs.data_spec is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["npz", "images"])
 def test_a_study_on_own_data_is_read_verified_and_packed_without_them(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
@@ -216,6 +217,7 @@ def test_a_study_with_noise_and_a_subset_is_trained_and_verified(here: Path) -> 
     assert {tuple(row[name] for name in columns) for row in rows} == {(100, 0.3, 50)}
 
 
+@pytest.mark.slow
 def test_runs_on_changed_data_are_series_of_their_own(here: Path) -> None:
     for changes in ({}, {"label_noise": 0.3}):
         train_plan(make_plan(study_from_dict({**STUDY, "dataset": "digits", "claims": [], **changes})), here / "store")

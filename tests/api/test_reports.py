@@ -51,6 +51,7 @@ def test_command_prints_claims_and_the_report_file(reproduced: Path) -> None:
     assert out.is_file()
 
 
+@pytest.mark.slow
 def test_claims_of_one_study_and_of_all_studies(reproduced: Path) -> None:
     single, _ = claims(["mask-points"], ["scale=digits"], reproduced / "store")
     every, _ = claims([], ["scale=digits"], reproduced / "store")
@@ -62,6 +63,7 @@ def test_claims_of_one_study_and_of_all_studies(reproduced: Path) -> None:
     assert json.loads(done.out)[0]["sentence"] == single[0].sentence
 
 
+@pytest.mark.slow
 def test_invalid_input_is_refused_before_training(tmp_path: Path) -> None:
     store = ["--store", str(tmp_path / "store")]
     for command, message in [
@@ -84,6 +86,7 @@ def test_study_without_claims_is_refused(tmp_path: Path) -> None:
         claims([str(study)], [], tmp_path)
 
 
+@pytest.mark.slow
 def test_shipped_studies_share_runs_in_one_plan() -> None:
     for scale in ("digits", "laptop"):
         plans = builtin_plans(scale)

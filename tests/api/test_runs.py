@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.forgery import forge
 from helpers.stored_study import RUNS, TrainedStudy, train_study, write_study
 
 import supermask
@@ -16,6 +17,7 @@ from supermask.core.errors import SystemFailure, UserError
 from supermask.core.text import Row
 from supermask.execution import run
 from supermask.reporting.status import format_status, treatment_progress
+from supermask.store.files.entry import RunFacts
 from supermask.store.files.folders import EntryFolders
 
 
@@ -120,6 +122,7 @@ def test_reading_commands_need_a_store(tmp_path: Path) -> None:
             command(absent)
 
 
+@pytest.mark.slow
 def test_figures_are_saved_with_their_data(trained: TrainedStudy, tmp_path: Path) -> None:
     saved, damaged = runs.figures(str(trained.study), [], tmp_path / "new" / "figures", trained.store)
     assert not damaged
@@ -137,6 +140,7 @@ def test_figures_of_a_study_without_runs_are_refused(trained: TrainedStudy, tmp_
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.slow
 def test_damage_is_returned_beside_the_result(trained: TrainedStudy, tmp_path: Path) -> None:
     shutil.copytree(trained.store, tmp_path / "store")
     run_id = trained.run_id(1)
@@ -200,6 +204,20 @@ def test_new_seed_is_not_trained_on_other_data(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(run, "load_data", lambda *_: replace(digits, fingerprint="f" * 64))
     with pytest.raises(UserError, match="were trained on other data"):
         runs.run(str(trained.study), ["seeds=3"], trained.store)
+
+
+def test_finished_runs_on_other_data_under_a_published_id_are_refused(tmp_path: Path) -> None:
+    """Ids of version 0.1 did not name the data; such a plan looks complete, and two datasets would share a mean."""
+    trained = train_study(tmp_path)
+    dense = next(run for run in trained.plan.runs.values() if run.seed == 1 and run.level == 0)
+
+    def use_other_data(facts: RunFacts, *_: object) -> None:
+        facts["data"] = {"fingerprint": "e" * 64, "note": "not the usual digits"}
+
+    forge(trained, dense.id, use_other_data)
+    with pytest.raises(UserError, match=rf"\(eeeeeeeeeeee\) than .*\(467c691fbbaa\): 1 run \({dense.id[:12]}\)"):
+        runs.run(str(trained.study), store=trained.store)
+    assert runs.run(str(trained.study), ["seeds=[0]"], trained.store).tasks_left == 0
 
 
 def test_run_reads_finished_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

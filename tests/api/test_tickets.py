@@ -54,6 +54,7 @@ def promises(out: str) -> dict[str, str]:
 # --- pack, inspect, eval ---
 
 
+@pytest.mark.slow
 def test_run_is_packed_inspected_and_evaluated_in_separate_processes(runs: Runs, tmp_path: Path) -> None:
     run_id = runs.id("rewound")
     ended = supermask("pack", run_id[:12], "t.safetensors", SUPERMASK_STORE=str(runs.folder))

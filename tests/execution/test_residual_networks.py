@@ -47,6 +47,7 @@ def plan(*treatments: dict[str, Any]) -> Plan:
     )
 
 
+@pytest.mark.slow
 def test_every_kind_of_treatment_is_trained_verified_and_packed(tmp_path: Path) -> None:
     made = plan()
     train_plan(made, tmp_path)
@@ -67,6 +68,7 @@ def test_every_kind_of_treatment_is_trained_verified_and_packed(tmp_path: Path) 
             assert not run.is_trained
 
 
+@pytest.mark.slow
 def test_a_killed_study_resumes_bit_identically(tmp_path: Path) -> None:
     made = plan({"name": "late", "rewind_to": 5}, {"name": "supermask", "supermask": {"others_lr": 0.05}})
     train_plan(made, tmp_path / "whole")

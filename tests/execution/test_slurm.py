@@ -22,9 +22,9 @@ from helpers.small_studies import contents, facts, leftovers, same_table, small_
 from supermask.core.errors import SystemFailure, UserError
 from supermask.execution import slurm
 from supermask.execution.coordinator import ExecutionRequest, StudyInterrupted
-from supermask.execution.remote import SESSIONS_DIR, RemoteError, RemoteSession, run_remote_job
+from supermask.execution.remote import SESSIONS_DIR, RemoteSession, run_remote_job
 from supermask.execution.scheduler import Scheduler
-from supermask.execution.tasks import WorkerConfig
+from supermask.execution.tasks import WorkerConfig, WorkerError
 from supermask.store import Store
 from supermask.study.plan import Plan
 
@@ -232,7 +232,7 @@ def test_a_node_that_does_not_see_the_store_reports_it(folder: Path) -> None:
     job = session_dir.job([[task]])
     session_dir.cancel()
     answer = run_remote_job(job)
-    assert isinstance(answer, RemoteError) and answer.is_user_error
+    assert isinstance(answer, WorkerError) and answer.is_user_error
     assert "does not see the store" in answer.text and str(folder / "store") in answer.text
 
 

@@ -89,6 +89,7 @@ def every_figure(labels: list[str]) -> dict[str, RenderedFigure]:
 MANY = [f"large_init_large_final, level {number}" for number in range(33)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [["one"], ["a", "b"], HOSTILE, MANY], ids=["one", "two", "hostile", "many"])
 def test_every_text_is_inside_the_page_and_literal(labels: list[str]) -> None:
     for name, drawn in every_figure(labels).items():
@@ -109,6 +110,7 @@ def test_every_text_is_inside_the_page_and_literal(labels: list[str]) -> None:
         assert drawn.caption.rstrip(".").rpartition(". ")[2].startswith("Takeaway: "), drawn.caption
 
 
+@pytest.mark.slow
 def test_no_panel_is_empty_and_none_covers_another() -> None:
     for name, drawn in every_figure([f"mask {n}" for n in range(7)]).items():
         drawn.figure.draw_without_rendering()
@@ -141,6 +143,7 @@ def test_the_heat_map_is_measured_below_and_expected_above_the_diagonal() -> Non
     assert "of 3 pairs: 1 above" in drawn.caption
 
 
+@pytest.mark.slow
 def test_many_masks_are_numbered_and_not_listed() -> None:
     labels = [f"mask {n}" for n in range(30)]
     figures = every_figure(labels)
@@ -285,6 +288,7 @@ def test_panels_are_in_even_rows() -> None:
     assert [num_columns(n, 3) for n in (1, 2, 3, 4, 5, 7)] == [1, 2, 3, 2, 3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "labels",
     [

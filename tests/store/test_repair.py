@@ -181,6 +181,64 @@ def test_a_snapshot_is_dropped_on_overlayfs(folder: Path) -> None:
     assert not store.has_snapshot(A, "end") and list((folder / "store" / "staging").iterdir()) == []
 
 
+class Mounts(QuickDisk):
+    """Every top folder of the store is on a filesystem of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def rename(self, source: Path, target: Path) -> None:
+        if source.relative_to(self.root).parts[0] != target.relative_to(self.root).parts[0]:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        super().rename(source, target)
+
+
+def test_folders_of_the_store_may_be_mounts(folder: Path) -> None:
+    root = folder / "store"
+    store = EntryStore(root, Mounts(root))
+    assert put(store, A) and not put(store, A), "a taken name"
+    assert not put(store, A, seed=2)
+    [(run_id, conflict)] = store.conflicts()
+    assert run_id == A and same(store.read_conflict(A, conflict), sample(2))
+    for _ in range(2):
+        store.save_checkpoint(B, {}, sample(1).tensors)
+    assert store.load_checkpoint(B) is not None
+    store.commit_snapshot(A, "end", {}, sample(1).tensors)
+    store.drop_snapshot(A, "end")
+    store.drop_weights(A)
+    assert store.restore_weights(A, sample(1).weights or {}) and same(store.read(A), sample(1))
+    assert store.quarantine(A, "a test") is not None and not store.has(A)
+    assert put(store, B) and store.run_ids() == {B}
+    assert not list(root.rglob("*.*.*.*.*")), "no copy is left"
+
+
+class CrashAfterCopy(Mounts):
+    """The process ends between the copy and its rename."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        if source.parent == target.parent:
+            raise KeyboardInterrupt
+        super().rename(source, target)
+
+    def remove_tree(self, path: Path) -> None:
+        """Leave everything, as a killed process does."""
+
+
+def test_a_copy_that_was_left_by_a_killed_process_is_no_entry_and_is_removed(folder: Path) -> None:
+    root = folder / "store"
+    put(EntryStore(root, Mounts(root)), A)
+    for seed, key in ((1, B), (2, A)):
+        with pytest.raises(KeyboardInterrupt):
+            put(EntryStore(root, CrashAfterCopy(root)), key, seed=seed)
+    store = EntryStore(root, Mounts(root))
+    left = [*root.glob(f"runs/*/{B}.*"), *root.glob(f"conflicts/{A}-*.*")]
+    assert len(left) == 2 and store.run_ids() == {A} and store.conflicts() == []
+    assert store.remove_stale() == 0, "this process may still rename them"
+    store._disk.is_stale = lambda *_: True  # type: ignore[method-assign]
+    store.remove_stale()
+    assert not any(path.exists() for path in left) and same(store.read(A), sample(1))
+
+
 class FailingCopy(Overlay):
     """An overlay on a full disk."""
 

@@ -167,6 +167,7 @@ def test_the_longest_generated_label_is_a_valid_name() -> None:
     assert study_from_dict(study.as_data()) == study
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["heuristic-supermasks", "learned-curve", "learned-supermasks", "supermask-questions", "table-one"]
 )

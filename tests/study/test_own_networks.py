@@ -246,6 +246,7 @@ def test_initializers_of_named_networks_are_part_of_the_id() -> None:
 # --- running and reading ---
 
 
+@pytest.mark.slow
 def test_a_network_of_the_user_from_plan_to_ticket(folder: Path) -> None:
     plan = examined(treatments=[{"name": "base"}, {"name": "late", "rewind_to": 5}, {"name": "new", "mask1": "reinit"}])
     assert dict(plan.network.facts.aliases)["blocks.2.conv.weight"] == "blocks.1.conv.weight"  # type: ignore[union-attr]
@@ -292,6 +293,7 @@ def test_a_network_of_the_user_from_plan_to_ticket(folder: Path) -> None:
     assert module.blocks[1].conv.weight is module.blocks[2].conv.weight
 
 
+@pytest.mark.slow
 def test_plans_and_tables_import_nothing(folder: Path) -> None:
     (folder / "study.yaml").write_text("network: nets:Net\ntreatments:\n- {criterion: large_final}\n")
     (folder / "nets.py").write_text(NETS + "\nraise RuntimeError('this code was run')\n")

@@ -43,6 +43,7 @@ def test_the_limit_can_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
             make_plan(study)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", [s.name for s in builtin_studies()])
 @pytest.mark.parametrize("scale", ["digits", "laptop", "paper"])
 def test_the_count_is_an_upper_bound_of_the_runs(study: str, scale: str) -> None:
@@ -123,6 +124,7 @@ def test_rates_that_no_tensor_is_pruned_at_give_a_warning(prune: dict[str, Any],
     assert warnings({"prune": {"levels": 1, **prune}}) == expected
 
 
+@pytest.mark.slow
 def test_sensible_settings_give_no_warning() -> None:
     assert warnings({}) == []
     for study in builtin_studies():

@@ -23,6 +23,7 @@ from supermask.engines.selection import Precision
 from supermask.engines.stacked.convolutions import NUM_SEEDS, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS
 from supermask.engines.stacked.device import cached_measurement, empty_cache, is_out_of_memory
+from supermask.engines.stacked.masked_pass import make_masked_pass
 from supermask.engines.stacked.optimizer import make_optimizer_step
 from supermask.engines.stacked.stack import Stack
 from supermask.networks.network import Network
@@ -90,7 +91,7 @@ def choose_stack_size(
 
 
 def _describe(network: Network) -> list[str]:
-    """What the time of a step depends on, as plain text."""
+    """Return the facts that the time of a step depends on, as plain text."""
     if network.layers is not None:
         return [repr(layer) for layer in network.layers]
     facts = json.dumps(network.facts.to_data() if network.facts else None)
@@ -142,6 +143,8 @@ def throughput(
     try:
         algorithms = fastest_algorithms(network.layers or (), recipe.batch_size, replicas, str(device), precision)
         make_optimizer_step(recipe, device)
+        if learning is not None:
+            make_masked_pass(learning, device)
         with flush_denormals(), matmul_precision(precision, device):
             stack = _synthetic_stack(replicas, network, recipe, device, precision, learning, algorithms)
             return replicas / _step_seconds(stack, replicas)

@@ -30,10 +30,10 @@ from supermask.engines.stacked.forward import (
     LayersForward,
     NetworkForward,
     group_batches,
-    masked_weights,
 )
+from supermask.engines.stacked.masked_pass import make_masked_pass
 from supermask.engines.stacked.modules import ModuleForward
-from supermask.engines.stacked.optimizer import make_optimizer_step, mask_bits, step_scalars
+from supermask.engines.stacked.optimizer import make_optimizer_step, step_scalars, update_mask
 
 EVALUATION_BYTES = {"cpu": 2**23, "cuda": 2**30}
 """Bytes of the widest layer's outputs (and columns) that an evaluation computes at once. On a CPU about a cache; on a
@@ -91,9 +91,10 @@ class Stack:
             name: [torch.zeros_like(t) for _ in self.moment_names] for name, t in self._trainable().items()
         }
         """Tensor name -> one tensor per moment, in the order of `moment_names`, with the tensor's own shape."""
-        self._mask_bits: Weights = {}
-        """`mask_bits`, (R, P), of the tensors in which any replica has pruned weights."""
+        self._update_masks: Weights = {}
+        """`update_mask`, (R, P), of the tensors in which any replica has pruned weights."""
         self._optimizer_step = make_optimizer_step(self.recipe, device)
+        self._masked_pass = None if self.learning is None else make_masked_pass(self.learning, device)
         self._step: CudaGraphStep | None = None
         self._groups: list[BatchGroup] = []
         self._capacity = 0
@@ -238,9 +239,9 @@ class Stack:
             for (name, tensor), gradient in zip(trainable.items(), gradients, strict=True):
                 replicas = len(tensor)
                 moments = [moment.view(replicas, -1) for moment in self.optimizer_state[name]]
-                bits = None if self.learning is not None else self._mask_bits.get(name)
+                mask = None if self.learning is not None else self._update_masks.get(name)
                 flat, flat_gradient = tensor.detach().view(replicas, -1), gradient.reshape(replicas, -1)
-                self._optimizer_step(flat, flat_gradient, bits, moments, rate, second)
+                self._optimizer_step(flat, flat_gradient, mask, moments, rate, second)
             self._losses.index_copy_(0, step, losses.detach()[None])
             step += 1
         if self.learning is not None:
@@ -267,9 +268,9 @@ class Stack:
 
     def _effective_weights(self, keys: Weights) -> Weights:
         """The weights of a forward pass: as they are, or multiplied by a sampled mask."""
-        if self.learning is None:
+        if self._masked_pass is None:
             return {**self.weights, **self.unmasked}
-        used = {n: masked_weights(self.learning, m, self.weights[n], keys[n]) for n, m in self.logits.items()}
+        used = {n: self._masked_pass(m, self.weights[n], keys[n]) for n, m in self.logits.items()}
         return {**used, **self.unmasked}
 
     # --- evaluation ---
@@ -369,13 +370,14 @@ class Stack:
 
     def _set_mask(self, slot: int, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
-            if name not in self._mask_bits:
-                # A stack of dense networks has no bits: the update then moves 4 bytes less per weight.
+            if name not in self._update_masks:
+                # A stack of dense networks has no masks: the update then reads less per weight.
                 if bool(mask.all()):
                     continue
                 ones = torch.ones(len(self.jobs), mask.numel(), dtype=torch.bool, device=self.device)
-                self._mask_bits[name], self._step = mask_bits(ones), None
-            self._mask_bits[name][slot].copy_(mask_bits(mask.flatten().to(self.device)))
+                self._update_masks[name], self._step = update_mask(ones, self.device.type), None
+            flat = mask.flatten().to(self.device)
+            self._update_masks[name][slot].copy_(update_mask(flat, self.device.type))
 
     def append(self, jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> None:
         """Add new runs in new slots, behind the others."""
@@ -394,7 +396,7 @@ class Stack:
         # First, so that the memory of the recorded step is free for the new tensors.
         self._step, self.last_sampled_weights = None, {}
         self.weights, self.unmasked, self.logits = map(resize_all, (self.weights, self.unmasked, self.logits))
-        self._mask_bits = resize_all(self._mask_bits)
+        self._update_masks = resize_all(self._update_masks)
         self.optimizer_state = {n: [change(t) for t in moments] for n, moments in self.optimizer_state.items()}
 
 

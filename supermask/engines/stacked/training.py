@@ -16,6 +16,7 @@ from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision, validate_precision
 from supermask.engines.stacked.convolutions import fastest_algorithms
+from supermask.engines.stacked.masked_pass import make_masked_pass
 from supermask.engines.stacked.optimizer import make_optimizer_step
 from supermask.engines.stacked.replica import Replica, ReplicaGroup, result_to_cpu
 from supermask.engines.stacked.stack import Stack
@@ -62,6 +63,8 @@ def train_stream(
     if joining:
         # Compiled here, before a stack needs it: not with the floating-point settings of training.
         make_optimizer_step(joining[0][0].recipe, torch_device)
+        if joining[0][0].learning is not None:
+            make_masked_pass(joining[0][0].learning, torch_device)
     while joining or runner.loops:
         assert len(joining) <= size - len(runner.loops), "the source returned more jobs than there are free slots"
         for job, result, seconds in runner.run_to_next_stop(joining):

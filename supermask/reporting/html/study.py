@@ -74,8 +74,8 @@ from supermask.study import Study
 from supermask.study.plan import Plan
 
 NO_EARLY_STOP = (
-    "Early-stopping iteration: {} There is no figure: these runs end before their validation loss rises, so the "
-    "iteration is the length of the training and not a speed. More epochs show it."
+    "Early-stopping iteration: {} There is no figure: most of these runs end before their validation loss rises, so "
+    "their iteration is the length of the training and not a speed. More epochs show it."
 )
 
 

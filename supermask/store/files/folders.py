@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from supermask.core.errors import SystemFailure
@@ -126,10 +126,39 @@ class EntryFolders:
         try:
             self.disk.rename(staged, target)
         except OSError as error:
+            if error.errno == errno.EXDEV and staged.parent != target.parent:
+                with self.copied_beside(staged, target) as copy:
+                    return self._rename(copy, target)
             if error.errno in _ALREADY_EXISTS and os.path.lexists(target):
                 return False
             raise
         return True
+
+    def move_into(self, staged: Path, name: str, entry: Path) -> None:
+        """Move a file of a staged folder into the folder of an entry, whole; the caller syncs it."""
+        try:
+            self.disk.rename(staged / name, entry / name)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with self.copied_beside(staged, entry) as copy:
+                self.disk.rename(copy / name, entry / name)
+
+    @contextmanager
+    def copied_beside(self, staged: Path, target: Path) -> Iterator[Path]:
+        """Yield a durable copy of a staged folder beside `target`, which is on another filesystem than `staging/`.
+
+        A folder of the store may be a mount of its own. Only a rename within it lets an entry appear whole.
+        """
+        copy = target.parent / staged.name
+        try:
+            self.disk.make_dir(copy)
+            names = self.disk.names(staged)
+            self.disk.write_files(copy, {name: self.disk.read_file(staged / name, MAX_TENSOR_BYTES) for name in names})
+            self.disk.fsync_dir(copy)
+            yield copy
+        finally:
+            self.remove_staged(copy)
 
     def remove_staged(self, path: Path) -> None:
         """Remove a staged folder if it exists. Errors are ignored: `Store.remove_stale` removes it later."""

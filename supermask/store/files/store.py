@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -43,6 +43,7 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 POINT = re.compile(r"[a-z0-9_]+")
 POINT_KEY = re.compile(rf"{RUN_ID.pattern}-{POINT.pattern}")
 SHARD = re.compile(r"[0-9a-f]{2}")
+STAGED_COPY = re.compile(rf"{RUN_ID.pattern}[^.]*\..+")
 CHECKPOINT_NUMBER = re.compile(r"[0-9]{8}")
 
 ENTRY_FILES = (file_name("tensors"), WEIGHTS, DROPPED, RUN_JSON)
@@ -113,8 +114,9 @@ class EntryStore:
         found = []
         with translate_os_errors(self.root):
             for name in sorted(self._folders.names(self.root / "conflicts")):
-                if RUN_ID.fullmatch(name.partition("-")[0]):
-                    found.append((name.partition("-")[0], self.root / "conflicts" / name))
+                run_id, _, content = name.partition("-")
+                if RUN_ID.fullmatch(run_id) and "." not in content:
+                    found.append((run_id, self.root / "conflicts" / name))
         return found
 
     def read_conflict(self, run_id: str, folder: Path) -> Entry:
@@ -284,7 +286,7 @@ class EntryStore:
         with translate_os_errors(folder):
             staged = self._folders.stage(run_id, {WEIGHTS: data})
             try:
-                self._disk.rename(staged / WEIGHTS, folder / WEIGHTS)
+                self._folders.move_into(staged, WEIGHTS, folder)
                 # The weights must be durable before the marker goes, in the order opposite to `drop_weights`.
                 self._disk.fsync_dir(folder)
                 with suppress(FileNotFoundError):
@@ -402,10 +404,9 @@ class EntryStore:
         """
         removed = 0
         with translate_os_errors(self.root):
-            for name in self._folders.names(self.root / "staging"):
-                path = self.root / "staging" / name
+            for path in self._staged_folders():
                 with suppress(FileNotFoundError):
-                    if self._disk.is_stale(path, name.partition(".")[2]):
+                    if self._disk.is_stale(path, path.name.partition(".")[2]):
                         self._disk.remove_tree(path)
                         removed += 1
             for name in self._folders.names(self.root / "checkpoints"):
@@ -414,6 +415,19 @@ class EntryStore:
                     self.remove_checkpoint(name)
                     removed += 1
         return removed
+
+    def _staged_folders(self) -> Iterator[Path]:
+        """Yield everything in `staging/`, and staged copies beside entries (`EntryFolders.copied_beside`)."""
+        shards = [
+            self.root / kind / shard
+            for kind in ("runs", "points")
+            for shard in self._folders.names(self.root / kind)
+            if SHARD.fullmatch(shard)
+        ]
+        for folder in (self.root / "staging", self.root / "conflicts", *shards):
+            for name in self._folders.names(folder):
+                if folder.name == "staging" or STAGED_COPY.fullmatch(name):
+                    yield folder / name
 
     def _run(self, run_id: str) -> Path:
         assert RUN_ID.fullmatch(run_id), run_id

@@ -315,6 +315,7 @@ def test_the_size_is_measured_once_per_machine(monkeypatch: pytest.MonkeyPatch) 
     assert len(asked) == 18, "there is no step to be measured"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learning", [None, MaskLearning()], ids=["trained", "learned"])
 @pytest.mark.parametrize("network", [FC_NETWORK, CONV2_NETWORK, RESNET], ids=["fc", "conv2", "resnet"])
 def test_throughput_of_synthetic_replicas(learning: MaskLearning | None, network: Network) -> None:

@@ -187,6 +187,17 @@ def test_modules_on_the_pretended_gpu() -> None:
             torch.testing.assert_close({**b.end.weights, **b.end.unmasked}[name], wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_bfloat16_is_for_the_products_of_a_module() -> None:
+    """Weights, moments and running statistics stay float32; losses are near those of float32."""
+    made = TrainingJob(residual(), half_pruned(residual()), RECIPES["adam"], 0)
+    exact, rounded = (stacked.train([made], [DATA], precision=p)[0] for p in ("float32", "bfloat16"))
+    np.testing.assert_allclose(exact.curve.validation_loss, rounded.curve.validation_loss, rtol=2e-2)
+    assert exact.curve.training_loss[1:] != rounded.curve.training_loss[1:]
+    assert all(
+        t.dtype in (torch.float32, torch.int64) for t in {**rounded.end.weights, **rounded.end.unmasked}.values()
+    )
+
+
 # --- inputs ---
 
 
