@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from supermask.core.errors import UserError
+from supermask.core.learned_masks import MaskLearning
 from supermask.core.recipe import Augmentation, Recipe
 from supermask.engines.selection import NOT_SPARSE, REFERENCE_ONLY, EngineChoice, select_engine
 from supermask.networks.registry import named_network
@@ -43,6 +44,15 @@ def test_every_setting_of_a_recipe_says_which_engines_have_it() -> None:
     assert not set(REFERENCE_ONLY) & set(NOT_SPARSE)
     for settings, names in ((ONLY_IN_REFERENCE, REFERENCE_ONLY), (NOT_IN_SPARSE, NOT_SPARSE)):
         assert {key for changes in settings.values() for key in changes} - needed - {"momentum"} == set(names)
+
+
+@pytest.mark.parametrize("rules", [{"exclude": ("fc1",)}, {"only": ("fc1",)}])
+def test_masks_that_leave_out_tensors_are_learned_by_the_reference_engine(rules: dict[str, tuple[str]]) -> None:
+    for device, engine in (("cpu", "sparse"), ("cuda", "stacked")):
+        assert select_engine("auto", FC, device, MaskLearning(), PLAIN).engine == engine
+        assert select_engine("auto", FC, device, MaskLearning(**rules), PLAIN).engine == "reference"  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"without prune.only and prune.exclude: use --engine auto"):
+            select_engine(engine, FC, device, MaskLearning(**rules), PLAIN)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

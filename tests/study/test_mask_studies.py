@@ -9,6 +9,7 @@ import pytest
 from helpers.file_refusals import refusal as file_refusal
 from helpers.study_refusals import labels, refusal
 
+from supermask.core.errors import UserError
 from supermask.core.learned_masks import METHODS, MaskLearning
 from supermask.study import load_study, study_from_dict
 from supermask.study.mask_settings import LearnSettings, Supermask
@@ -38,6 +39,18 @@ def test_defaults_are_the_papers_settings() -> None:
     assert (MaskLearning().start_logit, MaskLearning().samples, MaskLearning().rescaled) == (0.0, 10, False)
     (kind,) = load_supermasks({})
     assert kind == Supermask()
+
+
+def test_masks_leave_out_what_prune_does_and_mask_something() -> None:
+    def plan(prune: dict[str, Any]) -> Any:
+        return make_plan(study_from_dict({"seeds": 1, "treatments": [{"supermask": {}}], "prune": prune}))
+
+    plain, spared = (plan(prune).runs.values() for prune in ({}, {"exclude": ["fc1"]}))
+    assert [run.learning.exclude for run in plain if run.learning] == [()]
+    assert [run.to_data()["learning"]["exclude"] for run in spared if run.learning] == [["fc1"]]
+    assert not any("exclude" in run.to_data()["learning"] for run in plain if run.learning)
+    with pytest.raises(UserError, match=r"'bernoulli' learns a mask, but prune.only and prune.exclude leave no"):
+        plan({"only": ["fc1"], "exclude": ["fc*"]})
 
 
 def test_a_masks_own_keys_override_learn() -> None:
