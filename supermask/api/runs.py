@@ -14,7 +14,6 @@ from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, quote
 from supermask.core.recipe import Recipe
 from supermask.core.text import Row
-from supermask.engines.selection import select_engine
 from supermask.execution.compilation import compile_seconds
 from supermask.execution.estimate import Estimate, estimate
 from supermask.execution.run import ListenerFactory, RunOptions, data_dir, run_plans
@@ -86,6 +85,11 @@ class PlanSummary:
         return self._dense.network
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """Canonical names of all networks: the study's, and those that treatments have of their own."""
+        return tuple(dict.fromkeys(run.network for run in self.plan.runs.values()))
+
+    @property
     def recipe(self) -> Recipe:
         """Training recipe of the dense networks."""
         return self._dense.recipe
@@ -114,12 +118,11 @@ def plan(
     study_plan = plan_study(load_study(study, overrides), source)
     stored = source.run_ids()
     to_do = [run for run in study_plan.runs.values() if run.id not in stored]
-    engine = select_engine("auto", study_plan.network, "cpu").engine
-    local = estimate(study_plan, source, to_do, engine)
+    local = estimate(study_plan, source, to_do, "auto")
     resources = []
     for unit, count in (("core", cores), ("GPU", gpus)):
         if count is not None:
-            simulated = local if unit == "core" else estimate(study_plan, source, to_do, engine, gpus=count)
+            simulated = local if unit == "core" else estimate(study_plan, source, to_do, "auto", gpus=count)
             resources.append(ResourceEstimate(count, unit, simulated, simulated.simulate(to_do, count)))
     return PlanSummary(
         plan=study_plan,

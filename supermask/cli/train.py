@@ -132,7 +132,7 @@ def plan(
     batches = f"{recipe.iterations:,} iterations of {recipe.batch_size} images, {recipe.optimizer}"
     lines = [
         ("study", f"{planned.name}: {size}"),
-        ("training", f"{summary.network} on {planned.dataset}, {batches}"),
+        ("training", f"{', '.join(summary.networks)} on {planned.dataset}, {batches}"),
         ("in total", f"{summary.requested:,} trainings"),
         ("unique", f"{summary.unique:,} runs (treatments that share a history share its runs)"),
         ("done", f"{summary.done:,}"),

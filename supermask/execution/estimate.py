@@ -131,6 +131,7 @@ class Estimate:
 def estimate(plan: Plan, store: Store, to_do: Iterable[Run], engine: str, gpus: int = 0) -> Estimate:
     """Estimate the cost of the runs to do (parents before children) with `engine` on cores of this machine.
 
+    `auto`: each run with the engine that trains it there.
     `gpus`: on that many GPUs instead, with the engine that `auto` selects there, in stacks as large as the GPU's memory
     and the plan's runs allow.
     """
@@ -206,8 +207,8 @@ class CostModel:
 
     def core_seconds(self, run: Run, first: int, density: float, engine: str) -> float:
         """Return the seconds of one core for a run from iteration `first` on, with a share `density` of the weights."""
-        if engine == "sparse":
-            # The sparse engine learns masks by some methods only, and has some settings only.
+        if engine in ("auto", "sparse"):
+            # The sparse engine has some networks, settings and methods of learning masks only.
             engine = self._auto_engine(run.network, run.learning, run.recipe)
         network, weights = self.networks[run.network], self.weights(run)
         iterations = run.recipe.iterations - first

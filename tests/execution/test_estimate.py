@@ -39,7 +39,9 @@ def test_core_seconds_are_arithmetic_plus_overheads(tmp_path: Path) -> None:
 
 
 def test_each_treatment_costs_what_its_own_network_does(tmp_path: Path) -> None:
-    both = estimate_missing(small_plan({"network": ["fc", "conv2"]}, levels=2, **MNIST), Store(tmp_path))
+    own = small_plan({"network": ["fc", "conv2"]}, levels=2, **MNIST)
+    both = estimate_missing(own, Store(tmp_path))
+    assert estimate_missing(own, Store(tmp_path), "auto").core_seconds < both.core_seconds, "the sparse engine"
     alone = [
         estimate_missing(small_plan(levels=2, **{**MNIST, "network": n}), Store(tmp_path)) for n in ("fc", "conv2")
     ]
