@@ -207,7 +207,7 @@ def measure_parts(
 
     def compute_loss() -> torch.Tensor:
         with computing():
-            logits = forward(stack.jobs[0].layers, tensors, stack.images.scaled(pixels), blocks, algorithms)
+            logits = forward(stack.jobs[0].layers, tensors, stack.images.scale(pixels), blocks, algorithms)
         return cross_entropy(logits.float().flatten(0, 1), labels)
 
     def compute_gradients() -> tuple[torch.Tensor, ...]:

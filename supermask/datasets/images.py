@@ -113,7 +113,7 @@ class ImageDataset:
         """The fingerprint as a run's id contains it: None for the published dataset, so that its ids stay."""
         return None if self.is_published else self.fingerprint
 
-    def scaled(self, pixels: Pixels) -> NDArray[np.float32]:
+    def scale(self, pixels: Pixels) -> NDArray[np.float32]:
         """Return pixels / max_pixel as float32, in the same shape.
 
         On a GPU, divide by a *tensor*: a division by a Python number may multiply by its rounded reciprocal.

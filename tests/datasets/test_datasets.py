@@ -148,7 +148,7 @@ def nearest_float32(value: Fraction) -> np.float32:
 def test_scaled_pixels_are_the_correctly_rounded_quotients(spec: DatasetSpec) -> None:
     images = replace(load("digits"), facts=spec)
     values = np.arange(spec.max_pixel + 1, dtype=np.uint8)
-    scaled = images.scaled(values)
+    scaled = images.scale(values)
     assert scaled.dtype == np.float32
     assert scaled.tolist() == [float(nearest_float32(Fraction(int(v), spec.max_pixel))) for v in values]
 

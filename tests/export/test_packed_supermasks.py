@@ -108,7 +108,7 @@ network = Mine()
 names = {"fc1.weight": "body.weight", "fc1.bias": "body.bias", "fc2.weight": "head.weight", "fc2.bias": "head.bias"}
 load_ticket(sys.argv[1]).apply_to(network, names=names)
 images = load("digits", None)
-found = network(torch.from_numpy(images.scaled(images.test_images))).argmax(1)
+found = network(torch.from_numpy(images.scale(images.test_images))).argmax(1)
 print(json.dumps(float((found == torch.from_numpy(images.test_labels.copy())).double().mean())))
 """
     command = [sys.executable, "-c", program, str(tmp_path / "mask.safetensors")]

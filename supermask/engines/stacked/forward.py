@@ -285,7 +285,7 @@ class DeviceImages:
         """Index of the first training image of this data in `pixels`."""
         return self._offsets[_data_key(data)]
 
-    def scaled(self, pixels: Tensor) -> Tensor:
+    def scale(self, pixels: Tensor) -> Tensor:
         """Pixels as networks see them: float32 in [0, 1]."""
         # Division by a tensor: a GPU may turn division by a Python number into a product with a rounded reciprocal.
         return pixels.float().div_(self._maximum)

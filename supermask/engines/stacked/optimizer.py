@@ -144,7 +144,7 @@ def compile_step(step: OptimizerStep, backend: str | Callable[..., Any] = "induc
 def _in_chunks(step: OptimizerStep) -> OptimizerStep:
     """The step on `CHUNK` numbers at a time."""
 
-    def chunked(
+    def step_in_chunks(
         w: Tensor, g: Tensor, mask: Tensor | None, moments: Sequence[Tensor], rate: Tensor, second: Tensor
     ) -> None:
         replicas, numbers = w.shape
@@ -156,7 +156,7 @@ def _in_chunks(step: OptimizerStep) -> OptimizerStep:
                 mask_part = None if mask is None else mask[part]
                 step(w[part], g[part], mask_part, [m[part] for m in moments], rate[rows], second[rows])
 
-    return chunked
+    return step_in_chunks
 
 
 def update_mask(mask: Tensor, device_type: str) -> Tensor:

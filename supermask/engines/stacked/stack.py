@@ -258,7 +258,7 @@ class Stack:
             kind: buffer.index_select(0, step)[0].movedim(0, -2).flatten(-2) for kind, buffer in self._draws.items()
         }
         pixels = crop_and_mirror(pixels, draws.get("corner"), draws.get("mirrored"), augment.crop)
-        inputs = self.images.scaled(pixels).view(-1, self.recipe.batch_size, *pixels.shape[1:])
+        inputs = self.images.scale(pixels).view(-1, self.recipe.batch_size, *pixels.shape[1:])
         if self._statistics is not None:
             mean, std = self._statistics
             inputs.sub_(mean).div_(std)
@@ -299,7 +299,7 @@ class Stack:
                 selected = tensors if is_everyone else {n: t.index_select(0, index) for n, t in tensors.items()}
                 for first in range(0, len(labels), batch_size):
                     part = slice(first, first + batch_size)
-                    inputs = self.images.scaled(pixels[part])[None]
+                    inputs = self.images.scale(pixels[part])[None]
                     if statistics is not None:
                         inputs = inputs.sub(statistics[0]).div_(statistics[1])
                     with self.autocast():

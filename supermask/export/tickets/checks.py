@@ -254,7 +254,7 @@ def _count_correct(ticket: Ticket, images: ImageDataset, device: str) -> int:
     correct = 0
     with torch.inference_mode():
         for first in range(0, len(images.test_labels), batch_size):
-            pixels = torch.from_numpy(images.scaled(images.test_images[first : first + batch_size])).to(device)
+            pixels = torch.from_numpy(images.scale(images.test_images[first : first + batch_size])).to(device)
             if statistics is not None:
                 mean, std = (torch.tensor(values, device=device)[:, None, None] for values in statistics)
                 pixels.sub_(mean).div_(std)
