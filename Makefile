@@ -11,7 +11,7 @@ TORCH ?= $(if $(filter Linux,$(shell uname -s)),cpu,default)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Workers of pytest: many tests wait for processes, so more of them than two cores.
 WORKERS ?= 4
-DEMO_FIGURES := mask-criteria learned-supermasks
+DEMO_FIGURES := mask-criteria learned-supermasks resnet20
 
 # Tests start hundreds of processes: each would compile the package's sources again.
 unexport PYTHONDONTWRITEBYTECODE

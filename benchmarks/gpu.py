@@ -185,15 +185,14 @@ def synthetic_jobs(
     from supermask.core.recipe import Recipe
     from supermask.core.types import SplitData
     from supermask.engines.job import TrainingJob
-    from supermask.networks.network import sequential_network
-    from supermask.networks.sequential import architecture
+    from supermask.networks.registry import named_network
 
     rng = np.random.default_rng(0)
     count, evaluated = (300, 50) if probe.tiny else (6_000, 5_000)
     pixels, labels = rng.integers(0, 256, (count, *image_shape), dtype=np.uint8), rng.integers(0, 10, count)
     head = pixels[:evaluated], labels[:evaluated]
     data = [SplitData(pixels, labels, np.arange(count), *head, *head, 255) for _ in range(SEEDS)]
-    network = sequential_network(architecture(name, image_shape, 10))
+    network = named_network(name, image_shape, 10)
     recipe = Recipe("adam", 1.2e-3, 60, 10**6, 100)
     starts = []
     for seed in range(SEEDS):
@@ -296,7 +295,7 @@ def update(probe: Probe) -> None:
     import torch
 
     from supermask.core.recipe import Recipe
-    from supermask.engines.stacked.optimizer import is_optimizer_compiled, make_optimizer_step, mask_bits
+    from supermask.engines.stacked.optimizer import is_optimizer_compiled, make_optimizer_step, update_mask
 
     recipe, device = Recipe("adam", 1.2e-3, 60, 10, 10), probe.device
     start = time.perf_counter()
@@ -306,7 +305,7 @@ def update(probe: Probe) -> None:
 
     def measure(replicas: int, weights: int, fused: bool) -> None:
         w, g, m, v = (torch.rand(replicas, weights, device=device) for _ in range(4))
-        bits = mask_bits(torch.rand(replicas, weights, device=device) < 0.5)
+        mask = update_mask(torch.rand(replicas, weights, device=device) < 0.5, device.type)
         rate = torch.full((replicas, 1), -1e-6, device=device)
         second = torch.full((replicas, 1), 30.0, device=device)
         count = torch.tensor(1.0, device=device)
@@ -317,11 +316,11 @@ def update(probe: Probe) -> None:
                 if fused:
                     torch._fused_adam_([w], [g], [m], [v], [], [count], **settings, amsgrad=False, maximize=False)
                 else:
-                    step(w, g, bits, [m, v], rate, second)
+                    step(w, g, mask, [m, v], rate, second)
 
         ms = probe.milliseconds(probe.as_graph(move), 20)
-        # Bytes moved per weight: read w, g, m, v (and bits), write w, m, v (and the masked gradient).
-        tb_per_s = (28 if fused else 36) * replicas * weights / ms / 1e9
+        # Bytes moved per weight: read w, g, m, v (and the mask), write w, m, v.
+        tb_per_s = (28 if fused else 29) * replicas * weights / ms / 1e9
         name = "PyTorch, fused, unmasked" if fused else "engine"
         probe.record(what=name, replicas=replicas, weights=weights, ms=ms, tb_per_s=tb_per_s)
 
@@ -494,53 +493,41 @@ def failed_capture(probe: Probe) -> None:
 
 
 def vmapped(probe: Probe) -> None:
-    """ResNet-20 by `torch.func.vmap` over replicas with stacked parameters and buffers: milliseconds per step."""
-    import copy
+    """ResNet-20 in stacks: the check of the module, agreement with the reference engine, milliseconds per step."""
+    from supermask.engines import reference, stacked
+    from supermask.engines.precision import matmul_precision
+    from supermask.engines.stacked.modules import module_obstacle
 
-    import torch
-    from torch import nn
-    from torch.func import functional_call, stack_module_state, vmap
-    from torch.nn.functional import cross_entropy, relu
+    name, image_shape = ("resnet20-2", (1, 8, 8)) if probe.tiny else ("resnet20", (3, 32, 32))
+    steps, sizes = (3, (2,)) if probe.tiny else (20, (8, 32, 128))
 
-    class Block(nn.Module):
-        def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-            super().__init__()
-            self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-            self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-            self.norm1, self.norm2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
-            self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+    def check() -> None:
+        jobs, data = synthetic_jobs(probe, name, 2, image_shape)
+        start = time.perf_counter()
+        obstacle = module_obstacle(jobs[0].network, probe.device.type)
+        probe.record(what="check of the module", right=not obstacle, obstacle=obstacle, s=time.perf_counter() - start)
+        short = [replace(job, recipe=replace(job.recipe, iterations=4, evaluate_every=4)) for job in jobs]
+        found, expected = (
+            [r.curve.training_loss[-1] for r in engine.train(short, data, probe.device.type)]
+            for engine in (stacked, reference)
+        )
+        difference = max(abs(a - b) / b for a, b in zip(found, expected, strict=True))
+        probe.record(what="losses of 4 steps against the reference engine", largest_difference=difference)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return relu(self.norm2(self.conv2(relu(self.norm1(self.conv1(x))))) + self.shortcut(x))
+    def measure(replicas: int, precision: Precision) -> None:
+        jobs, data = synthetic_jobs(probe, name, replicas, image_shape)
+        with matmul_precision(precision, probe.device):
+            stack = make_stack(probe, jobs, data, precision)
+            stack.train([0] * replicas, steps)
+            start = time.perf_counter()
+            stack.train([steps] * replicas, steps)
+            seconds = (time.perf_counter() - start) / steps
+        probe.record(what="ResNet-20", replicas=replicas, precision=precision, ms=seconds * 1e3)
 
-    def resnet20() -> nn.Sequential:
-        sizes = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)] + [(64, 64, 1)] * 2
-        blocks = [Block(*size) for size in sizes]
-        stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-        return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-
-    batch_size, side = (8, 8) if probe.tiny else (128, 32)
-
-    def measure(replicas: int) -> None:
-        modules = [resnet20().to(probe.device) for _ in range(replicas)]
-        parameters, buffers = stack_module_state(modules)  # type: ignore[arg-type]
-        base = copy.deepcopy(modules[0]).to("meta").train()
-        images = torch.randn(replicas, batch_size, 3, side, side, device=probe.device)
-        labels = torch.randint(0, 10, (replicas * batch_size,), device=probe.device)
-        values = list(parameters.values())
-
-        def step() -> None:
-            with torch.autocast(probe.device.type, torch.bfloat16, cache_enabled=False):
-                logits = vmap(lambda p, b, x: functional_call(base, (p, b), (x,)))(parameters, buffers, images)
-            losses = cross_entropy(logits.float().flatten(0, 1), labels, reduction="none")
-            gradients = torch.autograd.grad(losses.view(replicas, batch_size).mean(1).sum(), values)
-            with torch.no_grad():
-                torch._foreach_add_(values, gradients, alpha=-0.01)
-
-        probe.record(what="ResNet-20", replicas=replicas, ms=probe.milliseconds(probe.as_graph(step), 5))
-
-    for replicas in (2,) if probe.tiny else (8, 32):
-        probe.attempt(f"ResNet-20, {replicas} replicas", partial(measure, replicas))
+    probe.attempt("ResNet-20, check", check)
+    for precision in probe.precisions:
+        for replicas in sizes:
+            probe.attempt(f"ResNet-20, {replicas} replicas, {precision}", partial(measure, replicas, precision))
 
 
 FUNCTIONS: dict[str, Callable[[Probe], None]] = {

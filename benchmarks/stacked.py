@@ -42,7 +42,7 @@ from supermask.engines.selection import Precision, validate_precision
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
 from supermask.engines.stacked.device import autocast_factory
 from supermask.engines.stacked.forward import forward, group_batches
-from supermask.engines.stacked.optimizer import make_optimizer_step, mask_bits
+from supermask.engines.stacked.optimizer import make_optimizer_step, update_mask
 from supermask.engines.stacked.stack import Stack
 from supermask.networks.network import sequential_network
 from supermask.networks.sequential import Architecture, architecture, count_multiplications, initial_state
@@ -184,12 +184,18 @@ def measure(network: str, replicas: int, args: argparse.Namespace, max_flops: fl
         flops,
         flops / max_flops,
         used if device.type == "cuda" else None,
-        *measure_parts(stack, data, stack_steps, args.turns, device, precision),
+        *measure_parts(stack, data, algorithms, stack_steps, args.turns, device, precision),
     )
 
 
 def measure_parts(
-    stack: Stack, data: SplitData, steps: int, turns: int, device: torch.device, precision: Precision
+    stack: Stack,
+    data: SplitData,
+    algorithms: dict[str, str],
+    steps: int,
+    turns: int,
+    device: torch.device,
+    precision: Precision,
 ) -> tuple[float, float, float, float]:
     """Return milliseconds of a forward pass, a backward pass, the optimizer and an evaluation of the whole stack."""
     tensors = {**stack.weights, **stack.unmasked}
@@ -201,7 +207,7 @@ def measure_parts(
 
     def compute_loss() -> torch.Tensor:
         with computing():
-            logits = forward(stack.layers, tensors, stack.images.scaled(pixels), blocks, stack.algorithms)
+            logits = forward(stack.jobs[0].layers, tensors, stack.images.scaled(pixels), blocks, algorithms)
         return cross_entropy(logits.float().flatten(0, 1), labels)
 
     def compute_gradients() -> tuple[torch.Tensor, ...]:
@@ -209,7 +215,7 @@ def measure_parts(
 
     gradients = compute_gradients()
     masks = {n: torch.stack([j.start.masks[n] for j in stack.jobs]).to(device) for n in stack.weights}
-    bits = {n: mask_bits(mask.flatten(1)) for n, mask in masks.items()}
+    bits = {n: update_mask(mask.flatten(1), device.type) for n, mask in masks.items()}
     rate, second = torch.tensor([-1e-6, 30.0], device=device)[:, None, None].repeat(1, len(stack.jobs), 1)
 
     def step_optimizer() -> None:

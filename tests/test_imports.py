@@ -121,6 +121,7 @@ def test_planning_needs_no_torch(module: str) -> None:
     assert not loaded_by(f"import supermask.{module}") & HEAVY
 
 
+@pytest.mark.slow
 def test_figures_need_no_torch() -> None:
     code = "import supermask.reporting.figures, supermask.analysis.stats, supermask.store.tables"
     assert "torch" not in loaded_by(code)

@@ -60,6 +60,7 @@ def load_docs_module(name: str) -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_every_option_of_help_is_in_the_reference() -> None:
     page = cli_reference.page()
     for name in cli_reference.commands():
@@ -75,6 +76,7 @@ def test_every_option_of_help_is_in_the_reference() -> None:
         assert flags == {flag for flag in shown if re.search(rf"^[^a-z]*{flag}\b", out, flags=re.M)}, name
 
 
+@pytest.mark.slow
 def test_the_reference_shows_no_python_names_and_no_default_that_is_none() -> None:
     page = cli_reference.page()
     assert "--import-criteria" in page
@@ -82,6 +84,7 @@ def test_the_reference_shows_no_python_names_and_no_default_that_is_none() -> No
     assert "None" not in page
 
 
+@pytest.mark.slow
 def test_every_public_name_is_documented() -> None:
     hooks = load_docs_module("site_hooks")
     entries = re.findall(r"^::: supermask\.(\S+)", (ROOT / "docs" / "api.md").read_text(), flags=re.MULTILINE)
@@ -89,6 +92,7 @@ def test_every_public_name_is_documented() -> None:
     assert hooks.undocumented_names() == []
 
 
+@pytest.mark.slow
 def test_a_name_without_a_docstring_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     hooks = load_docs_module("site_hooks")
     monkeypatch.setattr(hooks, "public_names", lambda: {"core.types.PrunableTensor"})

@@ -21,11 +21,16 @@ from supermask.analysis.stats import (
 )
 from supermask.core.errors import UserError, did_you_mean
 from supermask.core.text import Row, Value
+from supermask.datasets.specs import is_demonstration
 from supermask.store.rows import check_same_data
 from supermask.store.tables import DENSE, treatment_labels
 
 DENSITY_TOLERANCE = 0.02
 """Largest relative difference of the weights remaining at which the results of two treatments are compared."""
+
+
+DEMONSTRATION_NOTE = "a demonstration"
+"""Note of a comparison that is not tested because its data is a demonstration."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ class Summary:
     subject: str
     """Network and data set: `fc on mnist`."""
     data_notes: list[str]
+    band: tuple[float, float] | None = None
+    """Largest and smallest percent of weights left of the study's primary endpoint; None if it has none."""
 
     @property
     def has_own_dense_networks(self) -> bool:
@@ -98,7 +105,7 @@ def summarize(rows: Sequence[Row], treatments: Sequence[str], reference: str, me
     """Group the rows by treatment and level, average over seeds, and compare with the reference.
 
     Raises UserError for unknown labels, rows of several networks or data sets, two runs of one treatment, level and
-    seed, and if no run has finished.
+    seed, and if no run has finished. On a demonstration dataset differences have their intervals and are not tested.
     """
     _check_labels(rows, treatments, reference)
     labels = {DENSE, *treatments}
@@ -111,13 +118,14 @@ def summarize(rows: Sequence[Row], treatments: Sequence[str], reference: str, me
     groups = _group(finished, labels)
     dense = _point(DENSE, 0, groups[DENSE, 0], measure) if (DENSE, 0) in groups else None
     references = {level: group for (label, level), group in groups.items() if label == reference}
+    is_tested = not any(is_demonstration(str(row.get("dataset"))) for row in shown)
     series = {}
     for label in treatments:
         levels = sorted(level for name, level in groups if name == label)
         points = [_point(label, level, groups[label, level], measure) for level in levels]
         if label != reference:
             points = _with_comparisons(
-                points, {n: _point(reference, n, group, measure) for n, group in references.items()}
+                points, {n: _point(reference, n, group, measure) for n, group in references.items()}, is_tested
             )
         series[label] = points
     return Summary(
@@ -170,7 +178,7 @@ def _data_row(summary: Summary, point: TreatmentPoint) -> Row:
         "p": c.p if c else None,
         "p_holm": point.p_holm,
         "p_sign_flip": point.p_sign_flip,
-        "significant": point.significant if c else None,
+        "significant": point.significant if c and c.note != DEMONSTRATION_NOTE else None,
         "note": (c.note or None) if c else None,
         "left_out": len(excluded),
         "values_by_seed": " ".join(f"{seed}={value:.6g}" for seed, value in sorted(point.values.items())),
@@ -210,10 +218,13 @@ def _values(rows: Sequence[Row], measure: Metric) -> dict[int, float]:
     return {int(row["seed"] or 0): _number(row, measure.column) * measure.scale for row in rows}
 
 
-def _with_comparisons(points: list[TreatmentPoint], references: dict[int, TreatmentPoint]) -> list[TreatmentPoint]:
+def _with_comparisons(
+    points: list[TreatmentPoint], references: dict[int, TreatmentPoint], is_tested: bool
+) -> list[TreatmentPoint]:
     """The points with their comparisons; Holm's correction over the levels of this one treatment.
 
-    Levels whose densities differ (learned masks) are not compared.
+    `is_tested`: false for a demonstration, whose comparisons have no p. Levels whose densities differ (learned masks)
+    are not compared.
     Source: Zhou et al. 2019, authors' response, items 2 and 4.
     """
     comparisons: list[Comparison | None] = []
@@ -224,13 +235,19 @@ def _with_comparisons(points: list[TreatmentPoint], references: dict[int, Treatm
             comparisons.append(None)
             sign_flip_ps.append(None)
         else:
-            comparisons.append(compare(point.values, reference.values))
-            sign_flip_ps.append(paired_sign_flip_p(point.values, reference.values))
+            comparison = compare(point.values, reference.values)
+            comparisons.append(comparison if is_tested else without_test(comparison))
+            sign_flip_ps.append(paired_sign_flip_p(point.values, reference.values) if is_tested else None)
     adjusted = holm([c.p if c else None for c in comparisons])
     return [
         replace(point, comparison=comparison, p_holm=p_holm, p_sign_flip=p_sign_flip)
         for point, comparison, p_holm, p_sign_flip in zip(points, comparisons, adjusted, sign_flip_ps, strict=True)
     ]
+
+
+def without_test(comparison: Comparison) -> Comparison:
+    """Return a comparison on demonstration data: difference, interval and effect size, without t and p."""
+    return replace(comparison, t=None, degrees_of_freedom=None, p=None, note=DEMONSTRATION_NOTE)
 
 
 def _value(row: Row, measure: Metric) -> float | None:

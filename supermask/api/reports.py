@@ -233,6 +233,7 @@ def reproduce(
 def builtin_plans(scale: str, only: Sequence[str] = (), store: Store | None = None) -> list[Plan]:
     """Plan the shipped studies (or those in `only`) at one scale, in the order of the paper's claims.
 
+    Without `only`, studies that are not in the paper are planned at the scale `digits`, where they take seconds.
     `store` tells the data of finished runs if no data is found; by default, the plans are for the published data.
 
     Raises UserError for an unknown study or scale.
@@ -244,7 +245,7 @@ def builtin_plans(scale: str, only: Sequence[str] = (), store: Store | None = No
     for name in only:
         check_one_of("a shipped study", name, [study.name for study in shipped])
     selected = [study for study in shipped if study.name in only] if only else []
-    selected = selected or [study for study in shipped if study.name not in NOT_IN_THE_PAPER]
+    selected = selected or [study for study in shipped if scale == "digits" or study.name not in NOT_IN_THE_PAPER]
     check_one_of("a scale", scale, list(dict.fromkeys(name for study in selected for name in study.scales)))
     return [_load_plan(study.name, [f"scale={scale}"], store) for study in selected if scale in study.scales]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from supermask.core.errors import UserError, quote
 from supermask.core.text import Row
 from supermask.datasets.specs import DATASETS
-from supermask.store.row_files import read_row_files, rows_on_plan
+from supermask.store.row_files import read_plan_inputs, read_row_files, rows_on_plan
 from supermask.study import builtin_studies, load_study
 from supermask.study.plan import Plan, PlanInputs, make_plan
 
@@ -71,25 +71,29 @@ def _match(
     left = dict(rows)
     found: list[PublishedStudy] = []
     fixed_seeds = any(text.partition("=")[0].strip() == "seeds" for text in overrides)
-    attempts = itertools.product(_candidates(overrides, scales), _fingerprints(rows))
-    for (scale, settings), fingerprint in attempts:
+    recorded = read_plan_inputs(files, load_study(study, overrides).name)
+    attempts = itertools.product(_candidates(overrides, scales), [*recorded, *_named_inputs(rows)])
+    for (scale, settings), inputs in attempts:
         if not left:
             break
         seeds = [] if fixed_seeds else [_seeds_override(left)]
         loaded = load_study(study, [*settings, *seeds])
-        if loaded.dataset not in DATASETS:
-            # A table has neither the shapes nor the counts of the images, which a plan needs.
+        if loaded.dataset not in DATASETS and not _knows_data(loaded.dataset, inputs):
+            if any(_knows_data(loaded.dataset, other) for other in recorded):
+                continue
+            # A plan needs the shapes and counts of the images; rows alone do not have them.
             raise UserError(
-                f"study {quote(loaded.name)} is on data of your own ({quote(loaded.dataset)}), and tables of runs do "
-                "not hold its shapes: leave out --rows and give the store with --store."
+                f"{_names(files)}: study {quote(loaded.name)} is on data of your own ({quote(loaded.dataset)}), whose "
+                "shapes these files do not record: write them with `supermask table STUDY --format parquet`, or leave "
+                "out --rows and give the store with --store."
             )
-        plan = make_plan(loaded, PlanInputs(fingerprint))
+        plan = make_plan(loaded, inputs)
         matched = {run_id: left[run_id] for run_id in plan.runs.keys() & left.keys()}
         if not matched:
             continue
         if not fixed_seeds and _seeds_override(matched) != _seeds_override(left):
             # Other rows, such as those of another scale, have more seeds.
-            plan = make_plan(load_study(study, [*settings, _seeds_override(matched)]), PlanInputs(fingerprint))
+            plan = make_plan(load_study(study, [*settings, _seeds_override(matched)]), inputs)
         found.append(PublishedStudy(plan, rows_on_plan(plan, matched), scale))
         left = {run_id: row for run_id, row in left.items() if run_id not in matched}
     example = next(iter(left.values()), None)
@@ -121,9 +125,14 @@ def _candidates(overrides: Sequence[str], scales: Sequence[str]) -> Iterator[tup
     yield "", list(overrides)
 
 
-def _fingerprints(rows: dict[str, Row]) -> list[str | None]:
-    """Data that the ids can be of: the published data first, then what the rows name."""
-    return [None, *sorted({str(row["data_fingerprint"]) for row in rows.values() if row.get("data_fingerprint")})]
+def _named_inputs(rows: dict[str, Row]) -> list[PlanInputs]:
+    """Return inputs that the ids can be of: the published data first, then the fingerprints of the rows."""
+    named = sorted({str(row["data_fingerprint"]) for row in rows.values() if row.get("data_fingerprint")})
+    return [PlanInputs(), *map(PlanInputs, named)]
+
+
+def _knows_data(dataset: str, inputs: PlanInputs) -> bool:
+    return inputs.data_spec is not None and inputs.data_spec.name == dataset
 
 
 def _seeds_override(rows: dict[str, Row]) -> str:

@@ -85,6 +85,7 @@ def table(
     """
     from supermask.api import runs
     from supermask.store import tables
+    from supermask.store.row_files import plan_to_parquet
 
     if format == "parquet" and sys.stdout.isatty():
         raise UserError("a Parquet table is binary: send it to a file, as in `supermask table ... > runs.parquet`.")
@@ -94,7 +95,7 @@ def table(
         columns, text_columns = tables.LAYER_COLUMNS, LAYER_TEXT_COLUMNS
         rows = runs.layer_rows(rows, store)
     if format == "parquet":
-        sys.stdout.buffer.write(tables.to_parquet(rows, columns))
+        sys.stdout.buffer.write(tables.to_parquet(rows, columns) if layers else plan_to_parquet(plan, rows))
     elif format in ("latex", "markdown"):
         from supermask.reporting.tables import format_latex, format_markdown, table_of_rows
 

@@ -214,7 +214,13 @@ def _ticket_line(ticket: Ticket) -> str:
     from supermask.core.masks import count_kept, density
     from supermask.export.tickets.model import get_fact
 
-    subject = f"{ticket.network} on {ticket.dataset}" if ticket.network else "a network without a known name"
+    # The ticket of a user's network names none that supermask can build; the facts of its run have the import path.
+    network, dataset = (
+        (ticket.network, ticket.dataset)
+        if ticket.network
+        else (get_fact(ticket, str, "run", key) for key in ("network", "dataset"))
+    )
+    subject = sanitize(f"{network} on {dataset}" if network else "a network without a known name")
     seed = "" if ticket.seed is None else f", seed {sanitize(ticket.seed)}"
     level = get_fact(ticket, int, "run", "level")
     level_text = "" if level is None else f", level {sanitize(level)}"

@@ -311,17 +311,21 @@ def _progress_listener(
     console: Console, engine: str, device: str, cluster: str | None
 ) -> Callable[[Sequence[Plan], Scheduler], AbstractContextManager[TaskListener]]:
     """Return a factory of progress displays, which first prints damaged runs and the engine with its reason."""
-    from supermask.engines.selection import select_engine
     from supermask.execution.compilation import compilation_note
     from supermask.execution.progress import progress_listener, run_labels
+    from supermask.execution.resources import MEASURED_BESIDE_GPU, measures_beside_gpu, select_run_engine
 
     def listen(plans: Sequence[Plan], schedule: Scheduler) -> AbstractContextManager[TaskListener]:
         title = plans[0].study.name if len(plans) == 1 else f"{len(plans)} studies"
         for text in schedule.damaged:
             console.print(text, markup=False, highlight=False)
         if schedule.tasks_left:
-            recipes = dict.fromkeys(run.recipe for run in plans[0].runs.values() if run.learning is None)
-            choices = [select_engine(engine, plans[0].network, device, recipe=recipe) for recipe in recipes]
+            kinds = {(r.network, r.recipe): r for r in plans[0].runs.values() if r.learning is None}
+            is_separate = measures_beside_gpu(engine, device, cluster)
+            choices = [
+                MEASURED_BESIDE_GPU if is_separate and not run.is_trained else select_run_engine(run, engine, device)
+                for run in kinds.values()
+            ]
             for choice in dict.fromkeys(choices):
                 console.print(f"{title}  {choice.engine} engine ({choice.reason})", markup=False, highlight=False)
         runs = [run for plan in plans for run in plan.runs.values()]

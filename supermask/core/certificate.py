@@ -322,17 +322,23 @@ def _check_kept_counts(
 
 def _expected_rate(name: str, kind: str, step: PruneStep) -> float:
     """Return the rate of a tensor; 0 if the step spares it. Shares no code with `core.masks`, which assigns rates."""
-
-    def is_named(pattern: str) -> bool:
-        expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
-        return any(re.fullmatch(expression, text, re.DOTALL) for text in (name, ".".join(name.split(".")[:-1])))
-
-    if any(map(is_named, step.exclude)) or (step.only and not any(map(is_named, step.only))):
+    if not _is_included(name, step.only, step.exclude):
         return 0.0
     rates = {key: rate for key, rate in step.rates.items() if key not in ("conv", "hidden", "output", "global")}
-    for pattern in sorted(sorted(filter(is_named, rates)), key=len, reverse=True):
+    for pattern in sorted(sorted(key for key in rates if _is_named(name, key)), key=len, reverse=True):
         return rates[pattern]
     return step.rates["global" if step.scope == "global" else kind]
+
+
+def _is_included(name: str, only: Sequence[str], exclude: Sequence[str]) -> bool:
+    is_excluded = any(_is_named(name, pattern) for pattern in exclude)
+    return not is_excluded and (not only or any(_is_named(name, pattern) for pattern in only))
+
+
+def _is_named(name: str, pattern: str) -> bool:
+    """Return True if a pattern names the tensor or its layer."""
+    expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+    return any(re.fullmatch(expression, text, re.DOTALL) for text in (name, ".".join(name.split(".")[:-1])))
 
 
 def _check_pruned_stay_pruned(start: InitialState, parent: ParentRun) -> list[str]:
@@ -415,16 +421,19 @@ def certify_learned_mask(
 
     `free`: unmasked tensors that may change: running statistics, and biases if they are trained beside the mask.
 
+    every_kernel_has_logits: the tensors that are masked, and no others.
     weights_as_promised: w_i, or s times the multiplier, with the sign of w_i where that is promised.
     weights_are_frozen, others_are_frozen: bit-equal to the initial state at the end, and the initial state to `dense`.
     others_are_finite: those that may change are finite numbers.
-    masks_are_binary: the last pass used 0 or the weight itself, times (size / ones) with rescaling.
+    masks_are_binary: the last pass used 0 or the weight itself, times (size / ones) with rescaling; without a mask the
+    weights themselves.
     kept_share: `edge_popup` kept the requested count, except for ties.
     logits_are_finite: no NaN and no infinity.
     accuracies_reproduced: accuracies during learning equal those measured from the stored logits and the seed.
     Source: Zhou et al. 2019, Sec. 5.
     """
-    unmatched = sorted(set(prunable) ^ (set(start.weights) & set(start.logits)))
+    masked = {name for name in prunable if _is_included(name, learning.only, learning.exclude)}
+    unmatched = sorted((set(prunable) ^ set(start.weights)) | (masked ^ set(start.logits)))
     if unmatched:
         return Certificate({"every_kernel_has_logits": unmatched})
     states, used = [result.end, *result.points.values()], result.last_sampled_weights
@@ -447,7 +456,9 @@ def certify_learned_mask(
         checks |= {
             "logits_are_finite": _not_finite([state.logits for state in states]),
             "masks_are_binary": [
-                n for n, w in start.weights.items() if not _check_binary_mask(w, used.get(n), learning)
+                n
+                for n, w in start.weights.items()
+                if not (_check_binary_mask(w, used.get(n), learning) if n in masked else _same(w, used.get(n)))
             ],
             "kept_share": _kept_share(result, learning),
             "accuracies_reproduced": unequal,
@@ -505,6 +516,8 @@ def _kept_share(result: TrainingResult, learning: MaskLearning) -> list[str]:
         return []
     broken = []
     for name, used in result.last_sampled_weights.items():
+        if name not in result.end.logits:
+            continue
         kept, expected = int(np.count_nonzero(to_numpy(used))), round(learning.density * used.numel())
         missing = min(max(expected, 1), used.numel() - 1) - kept
         if missing < 0 or (missing > MAX_TIED and missing > _max_invisible(result, name)):

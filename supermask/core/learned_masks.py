@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from supermask.core.initializers import truncated_normal
-from supermask.core.masks import rank
+from supermask.core.masks import is_pruned, rank
 from supermask.core.pruning import ParentRun, PruneStep, compute_scores, select_masks
 from supermask.core.rng import Streams, child_streams, random_stream
 from supermask.core.types import InitialState, Masks, PrunableTensor, Weights
@@ -66,6 +66,10 @@ class MaskLearning:
     """Densities at which the mask of each layer's highest logits is evaluated too."""
     others_lr: float = 0.0
     """Learning rate of biases and normalization parameters, beside that of the logits; 0: they stay as they are."""
+    only: tuple[str, ...] = ()
+    """Names and patterns of the only tensors that are masked; empty: all."""
+    exclude: tuple[str, ...] = ()
+    """Names and patterns of tensors that are never masked: all their weights are kept, and they have no logits."""
 
     @property
     def num_samples(self) -> int:
@@ -77,12 +81,21 @@ class MaskLearning:
         data = {**asdict(self), "hardened_at": list(self.hardened_at)}
         if not self.others_lr:
             del data["others_lr"]
+        for key in ("only", "exclude"):
+            data[key] = list(data[key])
+            if not data[key]:
+                del data[key]
         return data
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> MaskLearning:
         """Inverse of `to_data`."""
-        return cls(**{**data, "hardened_at": tuple(data["hardened_at"])})
+        lists = {key: tuple(data[key]) for key in ("hardened_at", "only", "exclude") if key in data}
+        return cls(**{**data, **lists})
+
+    def masks_tensor(self, name: str) -> bool:
+        """Return False for a tensor that is never masked, by `only` or `exclude`."""
+        return is_pruned(name, {}, self.only, self.exclude)
 
 
 # --- initial state ---
@@ -97,7 +110,7 @@ def initial_mask_state(
     step: PruneStep | None,
     rng: Streams,
 ) -> InitialState:
-    """Return the initial state of a run that learns a mask: fixed weights, masks of all ones, logits.
+    """Return the initial state of a run that learns a mask: fixed weights, masks of all ones, logits of masked tensors.
 
     `tensors` and `dense`: the network's prunable tensors and its initial state. With a parent and a step, the logits
     come from the mask of the step's criterion; `rng` has the step's streams.
@@ -111,7 +124,9 @@ def initial_mask_state(
         logits = heuristic_logits(learning, parent, step, rng)
     else:
         logits = {
-            n: initial_logits(learning, m, weights[n], child_streams(seed, "supermask")) for n, m in tensors.items()
+            n: initial_logits(learning, m, weights[n], child_streams(seed, "supermask"))
+            for n, m in tensors.items()
+            if learning.masks_tensor(n)
         }
     return InitialState(weights, dense.masks, dense.unmasked, 0, logits)
 
@@ -151,6 +166,8 @@ def heuristic_logits(learning: MaskLearning, parent: ParentRun, step: PruneStep,
     masks = select_masks(scores, parent, step, rng)
     c, logits = learning.confidence, {}
     for name, mask in masks.items():
+        if not learning.masks_tensor(name):
+            continue
         logits[name] = mask.float() * (2 * c) - c
         if learning.graded:
             share = int(mask.sum()) / mask.numel()
@@ -192,12 +209,19 @@ def edge_popup_count(size: int, density: float) -> int:
     return max(1, min(size - 1, round(density * size)))
 
 
-def threshold_masks(learning: MaskLearning, logits: Weights) -> Masks:
+def threshold_masks(learning: MaskLearning, logits: Weights, start: Masks) -> Masks:
     """Return the deterministic mask: True where p > 0.5, or where the method keeps or inverts a weight.
 
-    Source: Zhou et al. 2019, Sec. 5.
+    `start`: the masks before learning, which tensors without logits keep. Source: Zhou et al. 2019, Sec. 5.
     """
-    return {name: mask_scores(learning, m) > 0 for name, m in logits.items()}
+    return {name: mask_scores(learning, logits[name]) > 0 if name in logits else mask for name, mask in start.items()}
+
+
+def expected_kept_shares(learning: MaskLearning, logits: Weights, start: Masks) -> tuple[dict[str, float], float]:
+    """Return the expected share of ones in the mask, per tensor and over all; 1 for a tensor without logits."""
+    shares = {n: float(probabilities(learning, logits[n]).double().mean()) if n in logits else 1.0 for n in start}
+    sizes = {name: mask.numel() for name, mask in start.items()}
+    return shares, sum(shares[n] * size for n, size in sizes.items()) / sum(sizes.values())
 
 
 def inversion_signs(learning: MaskLearning, logits: Tensor) -> Tensor | float:

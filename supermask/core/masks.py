@@ -61,12 +61,17 @@ def matches_pattern(tensor: str, pattern: str) -> bool:
 
 
 def prune_rate_for(tensor: str, kind: str, rates: Mapping[str, float]) -> float:
-    """Return the rate of a tensor: that of the longest name or pattern that matches it, else that of its kind.
+    """Return the rate of a tensor: that of the longest name or pattern that matches it, else that of its kind."""
+    return rates[rate_key(tensor, rates) or kind]
+
+
+def rate_key(tensor: str, rates: Mapping[str, float]) -> str | None:
+    """Return the longest name or pattern that matches a tensor; None if its kind decides.
 
     Of patterns of equal length the first in alphabetical order counts.
     """
     matching = [key for key in rates if key not in RATE_KINDS and matches_pattern(tensor, key)]
-    return rates[min(matching, key=lambda key: (-len(key), key))] if matching else rates[kind]
+    return min(matching, key=lambda key: (-len(key), key), default=None)
 
 
 RATE_KINDS = ("conv", "hidden", "output", "global")

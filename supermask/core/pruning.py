@@ -126,6 +126,8 @@ class ParentRun:
         alive, mask_scores = self.start.masks, dict[str, "Tensor"]()
         if self.learned is not None and "end" in self.points:
             mask_scores = self.learned(self.state_at("end").logits)
+            # Tensors that the learned mask leaves out have no logits, and keep every weight.
+            mask_scores |= {name: mask.float() for name, mask in alive.items() if name not in mask_scores}
         return {
             n: Layer(
                 m.std,

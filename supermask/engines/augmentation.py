@@ -49,6 +49,12 @@ def draw_augmentation(
     )
 
 
+def input_statistics(recipe: Recipe, data: SplitData) -> ChannelStatistics | None:
+    """Return the statistics by which a recipe normalizes the inputs of a network; None if it does not."""
+    statistics = data.channel_statistics if recipe.normalize == "per_channel" else recipe.normalize
+    return statistics if isinstance(statistics, ChannelStatistics) else None
+
+
 class InputPipeline:
     """Inputs of a network from stored pixels, on one device, as a recipe says."""
 
@@ -56,9 +62,9 @@ class InputPipeline:
         self._augment, self._seed, self._device = recipe.augment, seed, device
         # Division by a tensor: a GPU may turn a division by a Python number into a product with its rounded reciprocal.
         self._max_pixel = torch.tensor(float(data.pixel_maximum), device=device)
-        statistics = data.channel_statistics if recipe.normalize == "per_channel" else recipe.normalize
+        statistics = input_statistics(recipe, data)
         self._mean_and_std: tuple[Tensor, Tensor] | None = None
-        if isinstance(statistics, ChannelStatistics):
+        if statistics is not None:
             mean, std = (
                 torch.tensor(values, device=device)[:, None, None] for values in (statistics.mean, statistics.std)
             )
@@ -79,40 +85,44 @@ class InputPipeline:
             return self.scale(pixels)
         batch_size, _, height, width = pixels.shape
         draws = draw_augmentation(self._augment, self._seed, iteration, batch_size, (height, width))
-        inputs = self.scale(self._crop_and_mirror(pixels, draws))
-        if draws.hole is not None:
-            inputs.masked_fill_(self._holes(draws.hole, height, width), 0.0)
-        return inputs
+        corner, mirrored, hole = (
+            None if kind is None else torch.from_numpy(kind).to(self._device)
+            for kind in (draws.corner, draws.mirrored, draws.hole)
+        )
+        inputs = self.scale(crop_and_mirror(pixels, corner, mirrored, self._augment.crop))
+        return inputs if hole is None else erase_squares(inputs, hole, self._augment.cutout)
 
-    def _crop_and_mirror(self, pixels: Tensor, draws: AugmentationDraws) -> Tensor:
-        """Return windows of the zero-padded images, mirrored where drawn, in the shape and type of `pixels`."""
-        if draws.corner is None and draws.mirrored is None:
-            return pixels
-        batch_size, channels, height, width = pixels.shape
-        rows = torch.arange(height, device=self._device).expand(batch_size, height)
-        columns = torch.arange(width, device=self._device).expand(batch_size, width)
-        if draws.mirrored is not None:
-            is_mirrored = self._to_device(draws.mirrored)[:, None].bool()
-            columns = torch.where(is_mirrored, columns.flip(1), columns)
-        padding = self._augment.crop
-        if draws.corner is not None:
-            first_row, first_column = self._to_device(draws.corner)
-            rows, columns = rows + first_row[:, None], columns + first_column[:, None]
-            pixels = pad(pixels, (padding, padding, padding, padding))
-        # One gather of whole images: index of every window pixel in its flattened padded image, (B, H W).
-        places = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).flatten(1)
-        gathered = pixels.flatten(2).gather(2, places[:, None, :].expand(batch_size, channels, height * width))
-        return gathered.view(batch_size, channels, height, width)
 
-    def _holes(self, middle: Array, height: int, width: int) -> Tensor:
-        """Return True at the erased inputs, `(B, 1, H, W)`: `side` rows and columns, from middle - side // 2 on."""
-        side = self._augment.cutout
-        first_row, first_column = self._to_device(middle - side // 2)[:, :, None]
-        rows, columns = (torch.arange(length, device=self._device) for length in (height, width))
-        in_rows = (rows >= first_row) & (rows < first_row + side)
-        in_columns = (columns >= first_column) & (columns < first_column + side)
-        holes: Tensor = in_rows[:, None, :, None] & in_columns[:, None, None, :]
-        return holes
+def crop_and_mirror(pixels: Tensor, corner: Tensor | None, mirrored: Tensor | None, padding: int) -> Tensor:
+    """Return windows of the zero-padded images, mirrored where drawn, in the shape `(B, C, H, W)` and type of `pixels`.
 
-    def _to_device(self, draws: Array) -> Tensor:
-        return torch.from_numpy(draws).to(self._device)
+    `corner` and `mirrored` as in `AugmentationDraws`, on the device.
+    """
+    if corner is None and mirrored is None:
+        return pixels
+    batch_size, channels, height, width = pixels.shape
+    rows = torch.arange(height, device=pixels.device).expand(batch_size, height)
+    columns = torch.arange(width, device=pixels.device).expand(batch_size, width)
+    if mirrored is not None:
+        columns = torch.where(mirrored[:, None].bool(), columns.flip(1), columns)
+    if corner is not None:
+        first_row, first_column = corner
+        rows, columns = rows + first_row[:, None], columns + first_column[:, None]
+        pixels = pad(pixels, (padding, padding, padding, padding))
+    # One gather of whole images: index of every window pixel in its flattened padded image, (B, H W).
+    places = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).flatten(1)
+    gathered = pixels.flatten(2).gather(2, places[:, None, :].expand(batch_size, channels, height * width))
+    return gathered.view(batch_size, channels, height, width)
+
+
+def erase_squares(inputs: Tensor, hole: Tensor, side: int) -> Tensor:
+    """Set the inputs of a square of `side` pixels to 0, in place: rows and columns from hole - side // 2 on.
+
+    `inputs`: `(B, C, H, W)`; `hole` as in `AugmentationDraws`, on the device.
+    """
+    height, width = inputs.shape[2:]
+    first_row, first_column = (hole - side // 2)[:, :, None]
+    rows, columns = (torch.arange(length, device=inputs.device) for length in (height, width))
+    in_rows = (rows >= first_row) & (rows < first_row + side)
+    in_columns = (columns >= first_column) & (columns < first_column + side)
+    return inputs.masked_fill_(in_rows[:, None, :, None] & in_columns[:, None, None, :], 0.0)

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supermask.core.learned_masks import MaskLearning, inversion_signs, mask_scores, probabilities
+from supermask.core.learned_masks import (
+    MaskLearning,
+    expected_kept_shares,
+    inversion_signs,
+    mask_scores,
+    probabilities,
+)
 from supermask.core.types import NetworkState, SplitData
 from supermask.engines.job import TrainingJob
 from supermask.engines.precision import matmul_precision
@@ -40,9 +46,7 @@ def evaluate_supermask(
             "selected": _evaluate_samples(trainer, selected, data),
         }
         report |= _evaluate_deterministic(trainer, data, job.learning)
-    ones = {n: float(probabilities(job.learning, m).double().mean()) for n, m in selected.logits.items()}
-    sizes = {n: m.numel() for n, m in selected.logits.items()}
-    ones_in_all = sum(ones[n] * size for n, size in sizes.items()) / sum(sizes.values())
+    ones, ones_in_all = expected_kept_shares(job.learning, selected.logits, job.start.masks)
     return report | {"ones": ones, "ones_in_all": ones_in_all}
 
 
@@ -75,7 +79,7 @@ def _evaluate_deterministic(trainer: MaskTrainer, data: SplitData, learning: Mas
     """Test accuracies of the networks without random draws, from the logits that `trainer` holds."""
 
     def accuracy(mask_from: Callable[[Tensor], Tensor]) -> float:
-        weights = {}
+        weights = dict(trainer.weights)
         for name, parameter in trainer.logits.items():
             logits = parameter.detach()
             mask = mask_from(logits)

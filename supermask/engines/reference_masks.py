@@ -67,7 +67,8 @@ class MaskTrainer:
         """Arrays that are evaluated many times, on the device, by `id`."""
         self.inputs = InputPipeline(job.recipe, data, job.seed, self.device)
         self.sampler = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
-        self.logits = {n: torch.zeros(w.shape, device=self.device) for n, w in job.start.weights.items()}
+        self.logits = {n: torch.zeros(m.shape, device=self.device) for n, m in job.start.logits.items()}
+        """Logits of the masked tensors; the network uses every other tensor as it is."""
         for logits in self.logits.values():
             logits.requires_grad_()
         self.weights: Weights = {}
@@ -109,10 +110,7 @@ class MaskTrainer:
         for iteration in range(first, last):
             self.generator.manual_seed(self.module_seed + iteration)
             batch = torch.from_numpy(self.sampler.batch(iteration)).to(self.device)
-            masked = {
-                n: masked_weights(self.learning, m, self.weights[n], keys[n][iteration - first])
-                for n, m in self.logits.items()
-            }
+            masked = self._masked_weights({n: key[iteration - first] for n, key in keys.items()})
             pixels = self.inputs.training_batch(self.images.index_select(0, batch), iteration)
             loss = cross_entropy(self._forward(masked, pixels), self.labels.index_select(0, batch))
             trained = [*self.logits.values(), *(self.unmasked[name] for name in self.trained_others)]
@@ -158,7 +156,12 @@ class MaskTrainer:
         keys = {n: sampling_keys(self.seed, "samples", n, 0, count) for n in self.logits}
         with torch.inference_mode():
             for j in range(count):
-                yield {n: masked_weights(self.learning, m, self.weights[n], keys[n][j]) for n, m in self.logits.items()}
+                yield self._masked_weights({n: key[j] for n, key in keys.items()})
+
+    def _masked_weights(self, keys: dict[str, Array]) -> Weights:
+        """Return the weights of one forward pass by tensor; `keys`: those of the pass, of each masked tensor."""
+        masked = {n: masked_weights(self.learning, m, self.weights[n], keys[n]) for n, m in self.logits.items()}
+        return {**self.weights, **masked}
 
     def _forward(self, weights: Weights, pixels: Tensor) -> Tensor:
         return extract_logits(functional_call(self.module, {**weights, **self.unmasked}, (pixels,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -38,18 +39,27 @@ def select_engine(
     device: str,
     learning: MaskLearning | None = None,
     recipe: Recipe | None = None,
+    check_module: Callable[[Network, str], str] | None = None,
 ) -> EngineChoice:
     """Return the engine that trains a network, or learns its mask, on a device.
 
     `auto` is the sparse engine on a CPU and the stacked engine on a GPU; the reference engine where that one cannot
-    train this network, learn this mask or follow this recipe (None: any that all engines have).
+    train this network, learn this mask or follow this recipe (None: any that all engines have). `check_module(network,
+    device)`: the check that the stacked engine makes of a module (`stacked.modules.module_obstacle`); the reference
+    engine takes a module that fails it. Without it, as in planning, a module is assumed to pass.
     Raises UserError if an engine is requested that cannot.
     """
     if requested == "reference":
         return EngineChoice("reference", "it was asked for")
     engine = ("sparse" if device == "cpu" else "stacked") if requested == "auto" else requested
     assert engine in ("sparse", "stacked"), engine
+    if engine == "stacked" and network.layers is None and recipe is not None and not recipe.iterations:
+        return EngineChoice("reference", "nothing is trained: the reference engine measures modules")
     obstacle = _unsupported_reason(engine, network, device, learning, recipe)
+    if not obstacle and engine == "stacked" and network.layers is None and check_module is not None:
+        module_obstacle = check_module(network, device)
+        if module_obstacle:
+            return EngineChoice("reference", f"the stacked engine cannot train {network.name}: it {module_obstacle}")
     if requested == engine:
         if obstacle:
             raise UserError(f"the {engine} engine {obstacle}: use --engine auto or --engine reference.")
@@ -85,22 +95,23 @@ def is_measuring_costs() -> bool:
     )
 
 
-def reference_only_settings(recipe: Recipe) -> list[str]:
-    """Return the settings of a recipe that only the reference engine has, as a study names them."""
-    stored, plain = recipe.to_data(), replace(recipe, **{name: getattr(UNTRAINED, name) for name in REFERENCE_ONLY})
+def unsupported_settings(engine: str, recipe: Recipe) -> list[str]:
+    """Return the settings of a recipe that the sparse or the stacked engine does not have, as a study names them."""
+    names = REFERENCE_ONLY if engine == "stacked" else REFERENCE_ONLY + NOT_SPARSE
+    stored, plain = recipe.to_data(), replace(recipe, **{name: getattr(UNTRAINED, name) for name in names})
     settings = ["optimizer: adamw"] if recipe.optimizer == "adamw" else []
     return settings + sorted(stored.keys() - plain.to_data().keys() - {"loss_source"})
 
+
+NOT_SPARSE = ("label_smoothing", "augment", "normalize")
+"""Fields of a recipe that the sparse engine does not have, unless they are at their default; the others have them."""
 
 REFERENCE_ONLY = (
     "nesterov",
     "betas",
     "eps",
-    "label_smoothing",
     "loss",
     "loss_source",
-    "augment",
-    "normalize",
     "precision",
     "channels_last",
     "compile",
@@ -116,16 +127,18 @@ def _unsupported_reason(
     if engine == "sparse" and device != "cpu":
         return f"trains on the CPU alone, not on {device}"
     layers = network.layers
-    if layers is None:
+    if layers is None and engine == "sparse":
         return f"does not train {network.name}, only fully connected networks and conv2 to conv8"
-    if not all(isinstance(layer, Conv | Pool | Dense) for layer in layers):
+    if layers is not None and not all(isinstance(layer, Conv | Pool | Dense) for layer in layers):
         return "trains networks of convolutions, poolings and fully connected layers alone"
-    if engine == "sparse" and learning is not None and not all(isinstance(layer, Dense) for layer in layers):
+    if engine == "sparse" and learning is not None and not all(isinstance(layer, Dense) for layer in layers or ()):
         return "learns masks of fully connected layers alone"
     if engine == "sparse" and learning is not None and learning.method not in SPARSE_MASK_METHODS:
         return f"learns masks by {' and '.join(SPARSE_MASK_METHODS)} alone"
     if learning is not None and learning.others_lr:
         return "trains masks alone, not biases beside them (others_lr)"
-    if recipe is not None and (settings := reference_only_settings(recipe)):
+    if learning is not None and (learning.only or learning.exclude):
+        return "learns masks of all tensors alone, without prune.only and prune.exclude"
+    if recipe is not None and (settings := unsupported_settings(engine, recipe)):
         return f"does not have {', '.join(settings)}"
     return ""

@@ -75,6 +75,8 @@ class ExecutionRequest:
     scheduler: Scheduler | None = None
     """The plan's scheduler, if it exists already: to build one reads the facts of every finished run."""
     on_start: StartListener = ignore_start
+    measuring_workers: int = 0
+    """Workers beside those of a GPU, for runs that are only measured; 0: the same workers measure and train."""
 
 
 def shutdown_grace_seconds(config: WorkerConfig) -> float:
@@ -97,6 +99,8 @@ class Assignment:
     """Chains of tasks that are sent to one worker together. Compared by identity."""
 
     chains: Sequence[Chain]
+    measures: bool = False
+    """True for runs that are only measured, sent to one of the `measuring_workers`."""
 
     @property
     def tasks(self) -> list[Task]:
@@ -148,8 +152,12 @@ class Coordinator:
         listener: TaskListener,
         keep: KeepPolicy,
         on_start: StartListener,
+        measuring_workers: int = 0,
     ) -> None:
         self.scheduler = scheduler
+        self._measuring_workers = measuring_workers
+        self._trained_only = True if measuring_workers else None
+        """Filter of the tasks that are not sent to `measuring_workers`: None for all tasks."""
         self.needs_reschedule = False
         """True if the scheduler must be rebuilt from the store as soon as nothing is in flight."""
         self.in_flight: dict[Assignment, None] = {}
@@ -197,16 +205,28 @@ class Coordinator:
         return self.scheduler.tasks_left - sum(self._stored_result(task) is not None for task in pending)
 
     def _dispatch(self, pool: WorkerPool) -> None:
-        capacity, assignments = pool.capacity(), []
+        capacity, assignments = pool.capacity(), self._take_measured()
+        measuring = sum(assignment.measures for assignment in self.in_flight)
         # With more ready chains than workers, several chains share a worker: a queued job is worth its waiting time.
-        chains_per_worker = -(-self.scheduler.ready_count // capacity) if pool.prefers_whole_chains else 0
-        while (free := capacity - len(self.in_flight)) > 0 and (chains := self._take_chains(free, chains_per_worker)):
+        chains_per_worker = -(-self.scheduler.ready_count() // capacity) if pool.prefers_whole_chains else 0
+        while (free := capacity - len(self.in_flight) + measuring) > 0 and (
+            chains := self._take_chains(free, chains_per_worker)
+        ):
             assignments.append(Assignment(chains))
             self.in_flight[assignments[-1]] = None
         if assignments:
             pool.submit(assignments)
         for assignment in assignments:
             self._notify_started(self._running_tasks(assignment))
+
+    def _take_measured(self) -> list[Assignment]:
+        """Take runs that are only measured for the idle workers that measure, one for each."""
+        assignments: list[Assignment] = []
+        free = self._measuring_workers - sum(assignment.measures for assignment in self.in_flight)
+        while free > len(assignments) and (task := self.scheduler.take(is_trained=False)):
+            assignments.append(Assignment([[task]], measures=True))
+        self.in_flight |= dict.fromkeys(assignments)
+        return assignments
 
     def _check_claims(self) -> None:
         """Record results of runs that other commands train; make those ready that are not claimed any more."""
@@ -233,12 +253,14 @@ class Coordinator:
         With stacks: enough chains to fill a stack and to refill it once, but at most an equal share of the ready ones,
         so that no idle worker goes without. Without stacks: `chains_per_worker` whole chains, or one task if it is 0.
         """
-        scheduler = self.scheduler
+        scheduler, kind = self.scheduler, self._trained_only
         if self._stack > 1:
-            share = max(self._min_stack, -(-scheduler.ready_count // free))
-            return [scheduler.take_chain(task) for task in scheduler.take_stack(min(2 * self._stack, share))]
-        tasks = [task for _ in range(chains_per_worker or 1) if (task := scheduler.take())]
-        return [scheduler.take_chain(task) if chains_per_worker else [task] for task in tasks]
+            share = max(self._min_stack, -(-scheduler.ready_count(kind) // free))
+            return [
+                scheduler.take_chain(task, kind) for task in scheduler.take_stack(min(2 * self._stack, share), kind)
+            ]
+        tasks = [task for _ in range(chains_per_worker or 1) if (task := scheduler.take(kind))]
+        return [scheduler.take_chain(task, kind) if chains_per_worker else [task] for task in tasks]
 
     def _pending_heads(self, assignment: Assignment) -> Iterator[Task]:
         """Yield the first task without a result of each chain."""
@@ -354,7 +376,9 @@ def open_coordinator(request: ExecutionRequest) -> Iterator[Coordinator]:
     store.remove_stale()
     remove_stale_claims(store.root)
     scheduler = request.scheduler or Scheduler(request.plan, store)
-    coordinator = Coordinator(scheduler, request.config, request.listener, request.keep, request.on_start)
+    coordinator = Coordinator(
+        scheduler, request.config, request.listener, request.keep, request.on_start, request.measuring_workers
+    )
     try:
         with raise_on_stop_signals():
             coordinator.scheduler.drop_unneeded(request.keep)

@@ -21,8 +21,10 @@ from supermask.core.masks import RATE_KINDS, RankedGroup, ranked_groups
 from supermask.core.recipe import Recipe
 from supermask.engines.job import stack_settings
 from supermask.engines.selection import select_engine
+from supermask.networks.network import Network
 from supermask.store import CorruptEntry, Store
 from supermask.store.files.entry import RunFacts
+from supermask.study.networks import run_network
 from supermask.study.plan import Plan
 from supermask.study.run import Run
 
@@ -135,7 +137,8 @@ def estimate(plan: Plan, store: Store, to_do: Iterable[Run], engine: str, gpus: 
     runs = list(to_do)
     if not runs:
         return Estimate(0.0, 0.0, "nothing is left to do")
-    model, first_iterations, densities = CostModel(plan), _first_iterations(plan), _densities(plan)
+    model, first_iterations = CostModel(plan), _first_iterations(plan)
+    densities = _densities(plan, model.networks)
     costs = _gpu_costs(model, store, plan, runs, gpus) if gpus else _core_costs(model, store, plan, engine)
     pending_ids = {run.id for run in runs}
     snapshots = plan.required_snapshots(lambda run_id: run_id not in pending_ids)
@@ -188,33 +191,31 @@ def simulate_makespan(runs: Iterable[Run], seconds: Mapping[str, float], workers
 
 
 class CostModel:
-    """Model of the seconds and bytes of runs of one network and data set."""
+    """Model of the seconds and bytes of runs of a plan's networks and data set."""
 
     def __init__(self, plan: Plan) -> None:
         facts = plan.spec
-        self.network = plan.network
+        self.networks = {name: run_network(run) for name, run in {r.network: r for r in plan.runs.values()}.items()}
+        """Canonical name -> network, of the study and of treatments with a network of their own."""
         self.dataset = plan.study.dataset
-        self.madds = plan.network.multiplications
-        """Multiply-adds of one forward pass of one image."""
-        self.has_convolutions = plan.network.has_convolutions
-        self.weights = plan.network.size
         self.validation_images, self.test_images = facts.validation_images, facts.test_images
         self.seconds_per_madd = SECONDS_PER_MADD
         self._auto_engine = cache(
-            lambda learning, recipe: select_engine("auto", plan.network, "cpu", learning, recipe).engine
+            lambda name, learning, recipe: select_engine("auto", self.networks[name], "cpu", learning, recipe).engine
         )
 
     def core_seconds(self, run: Run, first: int, density: float, engine: str) -> float:
         """Return the seconds of one core for a run from iteration `first` on, with a share `density` of the weights."""
         if engine == "sparse":
             # The sparse engine learns masks by some methods only, and has some settings only.
-            engine = self._auto_engine(run.learning, run.recipe)
+            engine = self._auto_engine(run.network, run.learning, run.recipe)
+        network, weights = self.networks[run.network], self.weights(run)
         iterations = run.recipe.iterations - first
-        madds = self.madds * (CONV_FACTOR if self.has_convolutions else 1.0)
+        madds = network.multiplications * (CONV_FACTOR if network.has_convolutions else 1.0)
         arithmetic = self._forward_passes(run, first) * madds * self.seconds_per_madd
-        overhead = iterations * (STEP_SECONDS + WEIGHT_SECONDS * self.weights)
+        overhead = iterations * (STEP_SECONDS + WEIGHT_SECONDS * weights)
         if run.learning is not None:
-            overhead += iterations * MASK_SECONDS[engine] * self.weights
+            overhead += iterations * MASK_SECONDS[engine] * weights
             arithmetic *= SPARSE_ARITHMETIC_FACTOR if engine == "sparse" else 1.0
         elif engine == "sparse":
             overhead = iterations * SPARSE_STEP_SECONDS
@@ -225,31 +226,36 @@ class CostModel:
                 share = (1.0 + share) / 2
             arithmetic *= SPARSE_ARITHMETIC_FACTOR * share
         slowness = STACKED_SLOWNESS if engine == "stacked" else 1.0
-        return slowness * (arithmetic + overhead) + self._run_seconds
+        return slowness * (arithmetic + overhead) + self._run_seconds(run)
 
     def gpu_seconds(self, run: Run, first: int, engine: str, stack: int) -> float:
         """Return a run's share of a GPU, in seconds, that trains `stack` such runs at once.
 
         Pruned weights cost as much as kept ones there.
         """
-        arithmetic = self._forward_passes(run, first) * self.madds / GPU_MADDS_PER_SECOND
+        multiplications = self.networks[run.network].multiplications
+        arithmetic = self._forward_passes(run, first) * multiplications / GPU_MADDS_PER_SECOND
         step = GPU_STEP_SECONDS / stack if engine == "stacked" else STEP_SECONDS
-        return arithmetic + (run.recipe.iterations - first) * step + self._run_seconds
+        return arithmetic + (run.recipe.iterations - first) * step + self._run_seconds(run)
 
     def stored_bytes(self, run: Run, first: int, density: float, snapshots: int) -> int:
         """Return the storage of a run with `snapshots` snapshots besides its end.
 
         Masks of one bit per weight, kept weights (or two logits per weight), the learning curve, the facts.
         """
-        mask_bytes = self.weights / 8 if run.parent or run.learning else 0
-        values = 2 * self.weights if run.learning else density * self.weights if run.is_trained else 0
+        weights = self.weights(run)
+        mask_bytes = weights / 8 if run.parent or run.learning else 0
+        values = 2 * weights if run.learning else density * weights if run.is_trained else 0
         evaluations = (run.recipe.iterations - first) / run.recipe.evaluate_every + 1
-        snapshot_bytes = snapshots * 4 * density * self.weights
+        snapshot_bytes = snapshots * 4 * density * weights
         return int(RUN_BYTES + mask_bytes + 4 * values + CURVE_BYTES * evaluations + snapshot_bytes)
 
-    @property
-    def _run_seconds(self) -> float:
-        return RUN_SECONDS + SCORING_SECONDS * self.weights
+    def weights(self, run: Run) -> int:
+        """Return the number of prunable weights of a run's network; 0 while they are unknown."""
+        return self.networks[run.network].size
+
+    def _run_seconds(self, run: Run) -> float:
+        return RUN_SECONDS + SCORING_SECONDS * self.weights(run)
 
     def _forward_passes(self, run: Run, first: int) -> float:
         """Return a run's arithmetic in forward passes of one image."""
@@ -275,7 +281,7 @@ class _RunCosts:
 
 def _core_costs(model: CostModel, store: Store, plan: Plan, engine: str) -> _RunCosts:
     def modelled_seconds(facts: RunFacts, run: Run) -> float:
-        density = sum(facts["kept"].values()) / model.weights
+        density = sum(facts["kept"].values()) / max(model.weights(run), 1)
         return model.core_seconds(run, facts["first_iteration"], density, facts["engine"])
 
     factors, source = _calibrations(model, store, plan, modelled_seconds, gpu=False), "from runs in the store"
@@ -293,9 +299,10 @@ def _core_costs(model: CostModel, store: Store, plan: Plan, engine: str) -> _Run
 def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus: int) -> _RunCosts:
     from supermask.engines.stacked.autotune import max_replicas
 
-    layers = plan.network.layers
-    # Networks without layers are trained one by one.
-    limit = 1 if layers is None else max_replicas(layers, next(iter(plan.runs.values())).recipe.batch_size, GPU_BYTES)
+    batch = next(iter(plan.runs.values())).recipe.batch_size
+    # A network that was not examined yet has no known size.
+    known = [network for network in model.networks.values() if network.size]
+    limit = min((max_replicas(network, batch, GPU_BYTES) for network in known), default=1)
     stack = _stack_size(_stackable_runs(runs), gpus, limit)
 
     def modelled_seconds(facts: RunFacts, run: Run) -> float:
@@ -311,11 +318,11 @@ def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus
         )
 
     @cache
-    def engine_for(learning: MaskLearning | None, recipe: Recipe) -> str:
-        return select_engine("auto", plan.network, "cuda", learning, recipe).engine
+    def engine_for(name: str, learning: MaskLearning | None, recipe: Recipe) -> str:
+        return select_engine("auto", model.networks[name], "cuda", learning, recipe).engine
 
     def run_seconds(run: Run, first: int, density: float) -> tuple[float, int]:
-        engine = engine_for(run.learning, run.recipe)
+        engine = engine_for(run.network, run.learning, run.recipe)
         runs_at_once = stack if engine == "stacked" else 1
         seconds = _calibration(factors, run) * model.gpu_seconds(run, first, engine, runs_at_once)
         return seconds + COMMIT_SECONDS, runs_at_once
@@ -335,20 +342,19 @@ def _stackable_runs(runs: list[Run]) -> int:
     Untrained runs count only if there are no others: they take no time, so a stack of them saves none.
     """
     trained = [run for run in runs if run.is_trained]
-    settings = ((*stack_settings(run.recipe, run.learning), run.level) for run in trained or runs)
+    settings = ((run.network, *stack_settings(run.recipe, run.learning), run.level) for run in trained or runs)
     return max(Counter(settings).values())
 
 
-def _densities(plan: Plan) -> dict[str, float]:
+def _densities(plan: Plan, networks: Mapping[str, Network]) -> dict[str, float]:
     """Return run id -> share of all weights that are kept. With global ranking every layer is taken to lose equally."""
     # The same counts for all seeds and criteria, so they are computed once.
     remaining = cache(RankedGroup.remaining)
-    tensors = plan.network.tensors
-    sizes = {name: tensor.size for name, tensor in tensors.items()}
-    kinds: dict[str, str] = {name: tensor.kind for name, tensor in tensors.items()}
-    weights = sum(sizes.values())
     kept: dict[str, dict[str, int]] = {}
     for run in plan.runs.values():
+        tensors = networks[run.network].tensors
+        sizes = {name: tensor.size for name, tensor in tensors.items()}
+        kinds: dict[str, str] = {name: tensor.kind for name, tensor in tensors.items()}
         parent_kept = sizes if run.parent is None else kept[run.parent]
         step_rates, levels = (run.step.rates, run.step.levels) if run.step else ({}, 0)
         rates = {kind: step_rates.get("global", step_rates.get(kind, 0.0)) for kind in kinds.values()}
@@ -356,7 +362,10 @@ def _densities(plan: Plan) -> dict[str, float]:
         only, exclude = (run.step.only, run.step.exclude) if run.step else ((), ())
         groups = ranked_groups(parent_kept, kinds, "layer", rates | by_name, only, exclude)
         kept[run.id] = {name: remaining(group, levels) for name, group in groups.items()}
-    return {run_id: sum(counts.values()) / max(weights, 1) for run_id, counts in kept.items()}
+    return {
+        run_id: sum(counts.values()) / max(networks[plan.runs[run_id].network].size, 1)
+        for run_id, counts in kept.items()
+    }
 
 
 def _first_iterations(plan: Plan) -> dict[str, int]:
@@ -384,7 +393,7 @@ def _calibration(factors: Mapping[str, float], run: Run) -> float:
 def _calibrations(
     model: CostModel, store: Store, plan: Plan, modelled_seconds: Callable[[RunFacts, Run], float], gpu: bool
 ) -> dict[str, float]:
-    """Return kind -> measured over modelled seconds of stored runs of the same network and data; empty without any.
+    """Return kind -> measured over modelled seconds of stored runs of the same networks and data; empty without any.
 
     Runs of the plan are preferred to others, as they have its recipe.
     """
@@ -411,13 +420,13 @@ def _sample_evenly(run_ids: list[str], limit: int) -> list[str]:
 
 
 def _finished_facts(model: CostModel, store: Store, run_ids: list[str], gpu: bool) -> Iterator[RunFacts]:
-    """Yield the facts of runs of the model's network that finished on a GPU, or on a CPU."""
+    """Yield the facts of runs of the model's networks that finished on a GPU, or on a CPU."""
     for run_id in run_ids:
         try:
             facts = store.facts(run_id)
         except CorruptEntry:
             continue
-        is_same = facts["network"] == model.network.name and facts["dataset"] == model.dataset
+        is_same = facts["network"] in model.networks and facts["dataset"] == model.dataset
         on_gpu = facts.get("environment", {}).get("device", "cpu") != "cpu"
         if is_same and facts["status"] == "finished" and on_gpu == gpu:
             yield facts

@@ -108,11 +108,12 @@ class ProcessPool:
 
     def __init__(self, config: WorkerConfig, workers: int, start_worker: Callable[[], WorkerProcess]) -> None:
         self._config, self._workers, self._start_worker = config, workers, start_worker
-        self._idle: list[WorkerProcess] = []
+        self._idle: dict[bool, list[WorkerProcess]] = {False: [], True: []}
+        """`Assignment.measures` -> workers without an assignment."""
         self._in_flight: dict[Connection, tuple[WorkerProcess, Assignment]] = {}
 
     def capacity(self) -> int:
-        """Return the number of workers: one assignment each."""
+        """Return the number of workers, without those that measure: one assignment each."""
         return self._workers
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
@@ -137,14 +138,16 @@ class ProcessPool:
             if isinstance(answer, WorkerError):
                 raise answer.error()
             answers.append((assignment, answer))
-            self._idle.append(worker)
+            self._idle[assignment.measures].append(worker)
         return answers
 
     def _try_submit(self, assignment: Assignment) -> bool:
         # The worker that was busy last: it has the initial state of the task's parent in memory.
-        worker = self._idle.pop() if self._idle else self._start_worker()
+        idle = self._idle[assignment.measures]
+        worker = idle.pop() if idle else self._start_worker()
+        config = self._config.for_measuring() if assignment.measures else self._config
         try:
-            worker.connection.send((self._config, assignment.chains))
+            worker.connection.send((config, assignment.chains))
         except OSError:
             worker.close()
             return False  # It died while idle. It was removed from the idle ones above, so the next try takes another.

@@ -17,9 +17,10 @@ from supermask.datasets.specs import DataOptions
 from supermask.engines.job import TrainingJob, stack_settings
 from supermask.engines.selection import EngineChoice, select_engine
 from supermask.execution.tasks import Task, WorkerConfig
+from supermask.networks.network import Network
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts
-from supermask.study.networks import run_network, sequential_layers
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 from supermask.study.user_data import check_source, load_data
 
@@ -28,8 +29,31 @@ if TYPE_CHECKING:
 
 
 def select_run_engine(run: Run, requested: str, device: str) -> EngineChoice:
-    """Return the engine that trains a run on a device. Raises UserError if the requested one cannot."""
-    return select_engine(requested, run_network(run), device, run.learning, run.recipe)
+    """Return the engine that trains a run on a device. Raises UserError if the requested one cannot.
+
+    A module is built and checked, once per process, if the stacked engine is to train it.
+    """
+    return select_engine(requested, run_network(run), device, run.learning, run.recipe, _check_module)
+
+
+MEASURED_BESIDE_GPU = EngineChoice("reference", "nothing is trained: measured on the CPU, beside the GPU")
+"""The engine of runs that are only measured while a GPU trains the others."""
+
+
+def measures_beside_gpu(engine: str, device: str, cluster: str | None) -> bool:
+    """Return True if runs that are only measured get workers of their own: with stacks on a GPU of this machine.
+
+    Evaluating one network takes a CPU tens of milliseconds, most of which are scoring and the commit: a stack would
+    wait for them.
+    """
+    return cluster is None and device != "cpu" and engine in ("auto", "stacked")
+
+
+def _check_module(network: Network, device: str) -> str:
+    # Imported here: plans that do not select the stacked engine need no torch.
+    from supermask.engines.stacked.modules import module_obstacle
+
+    return module_obstacle(network, device)
 
 
 @dataclass(frozen=True)
@@ -100,6 +124,8 @@ class EngineSelector:
         return SelectedEngine(choice, self._environments[key], config.device)
 
     def _choice(self, run: Run) -> EngineChoice:
+        if self.config.measures:
+            return MEASURED_BESIDE_GPU
         return select_run_engine(run, self.config.engine, self.config.device)
 
     def _measured_environment(self, run: Run, engine: str) -> RunFacts:
@@ -114,9 +140,11 @@ class EngineSelector:
 
         size = config.stack or self._fastest_stack(run)
         algorithms = stacked.fastest_algorithms(
-            sequential_layers(run), run.recipe.batch_size, size, config.device, config.precision
+            run_network(run).layers or (), run.recipe.batch_size, size, config.device, config.precision
         )
-        facts = stacked.environment_facts(algorithms, config.precision, config.stack == 1, run.recipe, config.device)
+        facts = stacked.environment_facts(
+            algorithms, config.precision, config.stack == 1, run.recipe, config.device, run.learning
+        )
         return environment_info(engine, config.device, config.threads, facts)
 
     def _recorded_environment(self, run: Run, engine: str, device: str, recorded: RunFacts) -> RunFacts:
@@ -127,6 +155,8 @@ class EngineSelector:
             choices = {key: recorded.get(key) for key in ("precision", "convolutions", "stack")}
             # Not a choice: it depends on the compilers of this machine.
             choices["optimizer_compiled"] = stacked.is_optimizer_compiled(run.recipe, device)
+            if stacked.is_masked_pass_compiled(run.learning, device):
+                choices["masked_pass_compiled"] = True
             return environment_info(engine, device, self.config.threads, choices)
         if engine != "sparse":
             return environment_info(engine, device, self.config.threads)
@@ -146,7 +176,7 @@ class EngineSelector:
 
         config = self.config
         return stacked.choose_stack_size(
-            sequential_layers(run), run.recipe, config.device, config.precision, run.learning, config.threads
+            run_network(run), run.recipe, config.device, config.precision, run.learning, config.threads
         )
 
 

@@ -20,13 +20,13 @@ from supermask.datasets.specs import DATASETS
 from supermask.engines.selection import ENGINES, is_measuring_costs, validate_precision
 from supermask.execution.coordinator import ExecutionRequest, TaskListener
 from supermask.execution.live_status import LiveStatusWriter
-from supermask.execution.resources import check_planned_data, select_run_engine
+from supermask.execution.resources import check_planned_data, measures_beside_gpu, select_run_engine
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
 from supermask.store.files.disk import translate_os_errors
 from supermask.store.replay import load_step
-from supermask.study.networks import examine_network, sequential_layers
+from supermask.study.networks import examine_network, resolve_network, run_network
 from supermask.study.plan import Plan, RunGraph, make_plan, merge_plans
 from supermask.study.run import Run
 from supermask.study.user_data import load_data
@@ -88,7 +88,7 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
     Raises UserError, SystemFailure, and StudyInterrupted on Ctrl-C: the same call resumes the study.
     """
     options.validate()
-    plans = [_with_examined_network(plan) for plan in plans]
+    plans = [_with_examined_networks(plan) for plan in plans]
     graph = merge_plans(plans)
     precision = validate_precision(options.precision, options.device)
     config = WorkerConfig(options.store.absolute(), data_dir(), options.engine, options.device, precision=precision)
@@ -126,17 +126,25 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
             live_status.on_end(current, task, result)
             listener(current, task, result)
 
-        return execute(ExecutionRequest(graph, config, workers, on_end, options.keep, scheduler, live_status.on_start))
+        is_separate = measures_beside_gpu(options.engine, options.device, options.cluster)
+        measuring = max(1, default_workers() - workers) if is_separate else 0
+        return execute(
+            ExecutionRequest(graph, config, workers, on_end, options.keep, scheduler, live_status.on_start, measuring)
+        )
 
 
-def _with_examined_network(plan: Plan) -> Plan:
-    """Return the plan with the facts of its network. Imports a user's module that no run in the store has facts of.
+def _with_examined_networks(plan: Plan) -> Plan:
+    """Return the plan with the facts of its networks. Imports a user's modules that no run in the store has facts of.
 
     Raises UserError for a module that cannot be used, before anything is trained.
     """
-    if plan.network.facts is not None:
+    image_shape, classes, sources = plan.spec.image_shape, plan.spec.classes, plan.inputs.network_sources
+    unknown = [name for name in plan.study.user_networks if name not in plan.inputs.network_facts]
+    if not unknown:
         return plan
-    facts = examine_network(plan.network, plan.spec.image_shape, plan.spec.classes)
+    networks = {name: resolve_network(name, image_shape, classes, None, None, sources[name]) for name in unknown}
+    examined = {name: examine_network(network, image_shape, classes) for name, network in networks.items()}
+    facts = {**plan.inputs.network_facts, **examined}
     return replace(make_plan(plan.study, replace(plan.inputs, network_facts=facts)), notices=plan.notices)
 
 
@@ -235,8 +243,7 @@ def _choose_stack_size(options: RunOptions, graph: RunGraph) -> int | None:
     precision = validate_precision(options.precision, options.device)
     # The smallest of the sizes: a stack of the largest network must fit into the GPU's memory.
     return min(
-        choose_stack_size(sequential_layers(run), run.recipe, options.device, precision, run.learning)
-        for run in stacked_runs
+        choose_stack_size(run_network(run), run.recipe, options.device, precision, run.learning) for run in stacked_runs
     )
 
 

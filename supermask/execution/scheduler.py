@@ -108,9 +108,9 @@ class Scheduler:
         """Sum of `estimated_work` over the tasks without a result."""
         return self._work_left
 
-    def take(self) -> Task | None:
-        """Remove and return the next ready task, or None."""
-        while heaps := [heap for heap in self._ready.values() if heap]:
+    def take(self, is_trained: bool | None = None) -> Task | None:
+        """Remove and return the next ready task, or None; with `is_trained` only one that is trained, or is not."""
+        while heaps := self._heaps(is_trained):
             task = heapq.heappop(min(heaps, key=lambda heap: heap[0][:2]))[2]
             # A task in a heap may have ended since: its result was read from the store, or an ancestor failed.
             if self.is_pending(task):
@@ -124,20 +124,23 @@ class Scheduler:
         """
         return self._tasks.get(task.run.id) is task
 
-    def take_chain(self, task: Task) -> list[Task]:
+    def take_chain(self, task: Task, is_trained: bool | None = None) -> list[Task]:
         """Return a ready task and the tasks below it, down to the first branch, for one worker to train in order.
 
-        The tasks below are reserved for that worker until `release`.
+        With `is_trained`, down to the first that does not agree. The tasks below are reserved for that worker until
+        `release`.
         """
         chain = [task]
         while len(below := self._waiting.get(chain[-1].run.id, [])) == 1:
+            if is_trained not in (None, below[0].run.is_trained):
+                break
             chain += below
         self._reserved.update(task.run.id for task in chain[1:])
         return chain
 
-    def take_stack(self, limit: int) -> list[Task]:
+    def take_stack(self, limit: int, is_trained: bool | None = None) -> list[Task]:
         """Take the next task, and up to `limit - 1` ready ones that can be trained in one stack with it."""
-        first = self.take() if limit > 0 else None
+        first = self.take(is_trained) if limit > 0 else None
         stack = [] if first is None else [first]
         if first is not None and not first.replay:
             heap = self._ready[stack_key(first)]
@@ -147,10 +150,14 @@ class Scheduler:
                     stack.append(task)
         return stack
 
-    @property
-    def ready_count(self) -> int:
-        """Number of ready tasks that no worker has taken."""
-        return sum(map(len, self._ready.values()))
+    def ready_count(self, is_trained: bool | None = None) -> int:
+        """Return the number of ready tasks that no worker has taken; with `is_trained`, of that kind."""
+        return sum(map(len, self._heaps(is_trained)))
+
+    def _heaps(self, is_trained: bool | None) -> list[list[tuple[int, int, Task]]]:
+        # Tasks of one heap have one recipe, so the first stands for all. Replays share one: all of them were trained.
+        heaps = [heap for heap in self._ready.values() if heap]
+        return heaps if is_trained is None else [heap for heap in heaps if heap[0][2].run.is_trained is is_trained]
 
     def requeue(self, task: Task) -> None:
         """Add a task to the ready ones."""

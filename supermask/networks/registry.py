@@ -60,9 +60,24 @@ def canonical_name(name: str) -> str:
         return sequential.canonical_name(name)
     except UserError:
         raise UserError(
-            f"{name!r} is not a network{did_you_mean(name, NETWORK_NAMES)} "
-            f"Allowed: {', '.join(NETWORK_NAMES)}, {NETWORK_FORMS}."
+            f"{name!r} is not a network{suggest_network(name)} Allowed: {', '.join(NETWORK_NAMES)}, {NETWORK_FORMS}."
         ) from None
+
+
+def suggest_network(name: str) -> str:
+    """Return `; did you mean 'resnet20-4'?`: the nearest depth where the name has one, else the nearest name."""
+    match = re.fullmatch(r"(resnet|vgg|conv)(\d{1,4})(-[1-9]\d{0,3})?", name, re.ASCII)
+    if match is None:
+        return did_you_mean(name, NETWORK_NAMES)
+    kind, depth, width = match[1], int(match[2]), match[3] or ""
+    depths = CIFAR_RESNETS if width and kind == "resnet" else _depths(kind)
+    nearest = min(depths, key=lambda known: (abs(known - depth), known))
+    return f"; did you mean '{kind}{nearest}{width if kind == 'resnet' else ''}'?"
+
+
+def _depths(kind: str) -> list[int]:
+    """Return the depths of the networks named by a kind and a number."""
+    return [int(name.removeprefix(kind)) for name in NETWORK_NAMES if re.fullmatch(rf"{kind}\d+", name)]
 
 
 def named_network(name: str, image_shape: ImageShape, classes: int, initializer: str = "glorot_normal") -> Network:

@@ -130,6 +130,8 @@ class LearningForm(TypedDict):
     samples: Size
     hardened_at: list[Share]
     others_lr: NotRequired[Positive]
+    only: NotRequired[list[Text]]
+    exclude: NotRequired[list[Text]]
 
 
 @with_config(_FORM)
@@ -442,11 +444,11 @@ def _check_optimizer(
         if name not in expected or array.shape != expected[name][0] or moment not in keys:
             raise ValueError(f"its optimizer state {quote(key)} does not fit the network")
         states.setdefault(name, set()).add(moment)
-    # Of a learned mask only logits train. Buffers such as running means have no optimizer state.
-    # Neither have parameters that a module holds fixed, or that no logit depends on.
+    # Of a learned mask only logits train, under the names of their weights. Buffers such as running means have no
+    # optimizer state. Neither have parameters that a module holds fixed, or that no logit depends on.
     biases = [name.removesuffix("weight") + "bias" for name in start.weights]
     biases = [] if start.logits else [name for name in biases if name in start.unmasked]
-    if any(states.get(name, set()) != keys for name in [*start.weights, *biases, *states]):
+    if any(states.get(name, set()) != keys for name in [*(start.logits or start.weights), *biases, *states]):
         raise ValueError("its optimizer state is incomplete")
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.datasets.loading import DataIdentity, identify
 from supermask.datasets.specs import DATASETS, DatasetSpec
-from supermask.networks.network import is_user_network
 from supermask.store.files.entry import CorruptEntry
 from supermask.store.run_store import Store
 from supermask.study import Study
@@ -64,9 +63,9 @@ def plan_study(study: Study, store: Store, data_dir: Path | None = None, call_us
             sources[name] = _stored_source(study, kind, name, stored, error)
             notices.append(f"{kind} {name!r}: {error} Shown as the runs in the store were made.")
     code = PlanInputs(criterion_sources=criteria, loss_sources=losses)
-    if is_user_network(study.network):
+    for name in study.user_networks:
         stored = _stored_runs(study, store) if stored is None else stored
-        code, notice = _with_network(code, study, stored)
+        code, notice = _with_network(code, name, stored)
         notices += [notice] if notice else []
     try:
         source = data_source(study.dataset)
@@ -133,15 +132,15 @@ def _stored_runs(study: Study, store: Store) -> list[Run]:
     return runs
 
 
-def _with_network(code: PlanInputs, study: Study, stored: Iterable[Run]) -> tuple[PlanInputs, str]:
-    """Return the inputs with the source and the facts of the user's network, and a notice or an empty string.
+def _with_network(code: PlanInputs, name: str, stored: Iterable[Run]) -> tuple[PlanInputs, str]:
+    """Return the inputs with the source and the facts of a user's network, and a notice or an empty string.
 
     The code is not imported: the facts are those of the store's runs, and `supermask run` finds those of a new network.
     """
-    runs = [run for run in stored if run.network == study.network and run.network_source is not None]
+    runs = [run for run in stored if run.network == name and run.network_source is not None]
     notice = ""
     try:
-        source = network_source(study.network)
+        source = network_source(name)
     except UserModuleNotFound as error:
         versions = sorted({str(run.network_source) for run in runs})
         if len(versions) > 1:
@@ -156,10 +155,11 @@ def _with_network(code: PlanInputs, study: Study, stored: Iterable[Run]) -> tupl
     facts = next((run.network_facts for run in runs if run.network_source == source), None)
     if facts is None:
         notice = (
-            f"network {quote(study.network)} is not imported for a plan: `supermask run` examines it first, and its "
+            f"network {quote(name)} is not imported for a plan: `supermask run` examines it first, and its "
             "tensors, weights and costs are known then."
         )
-    return replace(code, network_source=source, network_facts=facts), notice
+    known = {**code.network_facts, **({} if facts is None else {name: facts})}
+    return replace(code, network_sources={**code.network_sources, name: source}, network_facts=known), notice
 
 
 def _stored_source(study: Study, kind: str, name: str, stored: Iterable[Run], error: UserModuleNotFound) -> str:

@@ -55,7 +55,7 @@ def encode_result(
     status = outcome.status if certificate.passed or outcome.status == "diverged" else "certificate_failed"
     masks = start.masks
     if run.learning is not None and outcome.status == "finished":
-        masks = threshold_masks(run.learning, best_mask_state(outcome).logits)
+        masks = threshold_masks(run.learning, best_mask_state(outcome).logits, start.masks)
     facts = {
         "id": run.id,
         **run.to_data(),
@@ -136,11 +136,11 @@ def decode_logits(stored: Tensors, start: InitialState, kind: str = "logit") -> 
     import torch
 
     logits = {}
-    for name, weight in start.weights.items():
+    for name, initial in start.logits.items():
         values = stored.get(f"{kind}/{name}")
-        if values is None or values.shape != tuple(weight.shape) or values.dtype != np.float32:
+        if values is None or values.shape != tuple(initial.shape) or values.dtype != np.float32:
             raise ValueError(f"it does not hold one float32 logit for each weight of {name}")
-        logits[name] = weight.new_tensor(values)
+        logits[name] = initial.new_tensor(values)
     unmasked = dict(start.unmasked)
     for name, tensor in start.unmasked.items():
         values = stored.get(f"{kind}_other/{name}")
@@ -153,7 +153,8 @@ def decode_logits(stored: Tensors, start: InitialState, kind: str = "logit") -> 
 
 def apply_inversion(state: NetworkState, learning: MaskLearning) -> NetworkState:
     """Return the state with inverted weights where a signed mask inverts them; otherwise unchanged."""
-    return replace(state, weights={n: w * inversion_signs(learning, state.logits[n]) for n, w in state.weights.items()})
+    inverted = {n: state.weights[n] * inversion_signs(learning, m) for n, m in state.logits.items()}
+    return replace(state, weights={**state.weights, **inverted})
 
 
 def kept_weights(state: NetworkState, masks: Masks) -> Tensors:

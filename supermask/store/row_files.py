@@ -6,10 +6,12 @@ store. The id of a run is a hash of its settings, so a row is taken for what its
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +19,8 @@ from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError, quote, sanitize
 from supermask.core.text import Row, escape_controls, pluralize
 from supermask.store.rows import BLOCKED_STATUS, STATUSES, plan_rows
-from supermask.store.tables import COLUMNS
-from supermask.study.plan import Plan
+from supermask.store.tables import COLUMNS, NOTE_KEY, to_parquet
+from supermask.study.plan import Plan, PlanInputs
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -62,6 +64,42 @@ _ACCEPTED = {
     "DOUBLE": {*_INTEGERS, "FLOAT", "DOUBLE"},
 }
 """Type in `COLUMNS` -> types in a file that are read as it."""
+
+
+def plan_to_parquet(plan: Plan, rows: Sequence[Row]) -> bytes:
+    """Return the table of a study's runs as a Parquet file, as `read_row_files` reads it.
+
+    Inputs that are not published (own data, user code) are recorded in its metadata: without them the plan, and so the
+    id of each run, could not be computed where data and code are not at hand. Raises SystemFailure.
+    """
+    inputs = plan.inputs.to_data()
+    note = json.dumps({"study": plan.study.name, "inputs": inputs}, sort_keys=True) if inputs else ""
+    return to_parquet(rows, note=note)
+
+
+def read_plan_inputs(paths: Sequence[Path], study: str) -> list[PlanInputs]:
+    """Return the inputs of a study that these tables record, each once; what is not of their form is ignored.
+
+    Raises as `read_row_files` does.
+    """
+    recorded: dict[str, PlanInputs] = {}
+    for path in paths:
+        with _open_copy(path) as (connection, copy):
+            sql = "SELECT value FROM parquet_kv_metadata(?) WHERE decode(key) = ?"
+            for (value,) in connection.execute(sql, [str(copy), NOTE_KEY]).fetchall():
+                note = _parse_note(value)
+                if note.get("study") == study:
+                    inputs = PlanInputs.from_data(note.get("inputs"))
+                    recorded[json.dumps(inputs.to_data(), sort_keys=True)] = inputs
+    return list(recorded.values())
+
+
+def _parse_note(value: bytes) -> dict[str, object]:
+    try:
+        note = json.loads(value)
+    except (ValueError, RecursionError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def read_row_files(paths: Sequence[Path]) -> list[Row]:
@@ -132,6 +170,18 @@ def _check_identity(planned: Row, row: Row) -> None:
 
 def _read_file(path: Path) -> list[Row]:
     """Return the rows of one file with the columns of `COLUMNS`."""
+    name = escape_controls(str(path))
+    with _open_copy(path) as (connection, copy):
+        rows = _query(connection, copy, name)
+    for number, row in enumerate(rows, start=1):
+        if fault := _find_fault(row):
+            raise UserError(f"{name}, row {number}: {fault}. Write the table again from the store. {_WRITE_HINT}")
+    return rows
+
+
+@contextmanager
+def _open_copy(path: Path) -> Iterator[tuple[DuckDBPyConnection, Path]]:
+    """Yield a connection and a copy of a Parquet file. Raises UserError if it cannot be read or is damaged."""
     import duckdb
 
     name, path = escape_controls(str(path)), expand_path(path)
@@ -152,14 +202,10 @@ def _read_file(path: Path) -> list[Row]:
         copy = Path(folder) / "rows.parquet"
         copy.write_bytes(content)
         try:
-            rows = _query(connection, copy, name)
+            yield connection, copy
         except (duckdb.Error, UnicodeDecodeError) as error:
             detail = sanitize(" ".join(str(error).replace(str(copy), "the file").split())).rstrip(".")
             raise UserError(f"{name} is damaged, or not a Parquet file: {detail}. {_WRITE_HINT}") from error
-    for number, row in enumerate(rows, start=1):
-        if fault := _find_fault(row):
-            raise UserError(f"{name}, row {number}: {fault}. Write the table again from the store. {_WRITE_HINT}")
-    return rows
 
 
 def _query(connection: DuckDBPyConnection, copy: Path, name: str) -> list[Row]:

@@ -187,8 +187,15 @@ def to_json(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> str
     return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
 
 
-def to_parquet(rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) -> bytes:
-    """Return a Parquet file with the types of `columns`. Raises SystemFailure if no temporary file can be written."""
+NOTE_KEY = "supermask"
+"""Key of the metadata of a Parquet file under which `to_parquet` writes its note."""
+
+
+def to_parquet(rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS, note: str = "") -> bytes:
+    """Return a Parquet file with the types of `columns`, and `note` in its metadata under `NOTE_KEY`.
+
+    Raises SystemFailure if no temporary file can be written.
+    """
     import duckdb
 
     # DuckDB writes Parquet to files only.
@@ -196,7 +203,12 @@ def to_parquet(rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) -> 
         path = Path(folder) / "runs.parquet"
         load_rows(connection, rows, columns)
         try:
-            connection.table("runs").write_parquet(str(path), compression="zstd")
+            if note:
+                target, text = (value.replace("'", "''") for value in (str(path), note))
+                metadata = f"KV_METADATA {{{NOTE_KEY}: '{text}'}}"
+                connection.execute(f"COPY runs TO '{target}' (FORMAT parquet, COMPRESSION zstd, {metadata})")
+            else:
+                connection.table("runs").write_parquet(str(path), compression="zstd")
             return path.read_bytes()
         except (OSError, duckdb.IOException) as error:
             raise SystemFailure(f"the Parquet file could not be written: {one_line(error)}") from error

@@ -27,7 +27,7 @@ from supermask.core.recipe import CROSS_ENTROPY
 from supermask.datasets.locators import LOCATOR_FORMS, is_locator, is_module_locator, parse_locator
 from supermask.datasets.specs import DATASETS, MAX_IMAGES
 from supermask.networks.network import is_user_network
-from supermask.networks.registry import NETWORK_FORMS, NETWORK_NAMES, canonical_name
+from supermask.networks.registry import NETWORK_FORMS, NETWORK_NAMES, canonical_name, suggest_network
 from supermask.study.networks import canonical_network, network_from_callable
 from supermask.study.user_code import (
     UserFunction,
@@ -64,11 +64,16 @@ def with_message(expected: str) -> WrapValidator:
 
 
 def _choice(
-    kind: str, allowed: Collection[str], allowed_suffix: str = "", accepts: Callable[[str], bool] = lambda name: False
+    kind: str,
+    allowed: Collection[str],
+    allowed_suffix: str = "",
+    accepts: Callable[[str], bool] = lambda name: False,
+    suggest: Callable[[str], str] | None = None,
 ) -> PlainValidator:
     """Accept one of `allowed`, or a name for which `accepts` is true; `accepts` may raise UserError.
 
-    `kind` and `allowed_suffix` (what is allowed besides the listed names) are parts of the error message.
+    `kind` and `allowed_suffix` (what is allowed besides the listed names) are parts of the error message, as is the
+    result of `suggest`, by default the nearest of `allowed`.
     """
 
     def check(value: Any) -> str:
@@ -78,7 +83,9 @@ def _choice(
                     return value
             except UserError as error:
                 raise validation_error(str(error)) from error
-        near = did_you_mean(value, allowed) if isinstance(value, str) else ""
+        near = ""
+        if isinstance(value, str):
+            near = suggest(value) if suggest else did_you_mean(value, allowed)
         message = f"{quote(value)} is not {kind}{near or '.'} Allowed: {', '.join(allowed)}{allowed_suffix}."
         raise validation_error(message)
 
@@ -211,7 +218,9 @@ Label = Annotated[
     ),
 ]
 _USER_FUNCTION = ", or module:function of your own"
-_named_network = _choice("a network", NETWORK_NAMES, f", {NETWORK_FORMS}, or module:function of your own", _is_network)
+_named_network = _choice(
+    "a network", NETWORK_NAMES, f", {NETWORK_FORMS}, or module:function of your own", _is_network, suggest_network
+)
 
 
 def _check_network(value: Any) -> str:

@@ -31,7 +31,7 @@ MAX_FILE_BYTES = 300_000
 """Parsing takes up to 2.5 s per MB and is bounded by `MAX_VALUES`. The built-in studies have about 5,000 bytes."""
 MAX_TREATMENTS = 10_000
 MAX_USER_FUNCTIONS = 100
-"""Criteria and losses by import path in a study. Finding the file of one takes up to 1 ms."""
+"""Criteria, losses and networks by import path in a study's treatments. Finding the file of one takes up to 1 ms."""
 MAX_CLAUSES = 1_000
 """Clauses of all claims of a study file, lists multiplied out."""
 
@@ -86,7 +86,8 @@ def builtin_studies() -> list[BuiltinStudy]:
 
 
 NOT_IN_THE_PAPER = ("resnet20",)
-"""Shipped studies of what the authors left open; `reproduce` runs them only if they are named, as they take hours."""
+"""Shipped studies of what the authors left open; they take hours except at the scale `digits`, so `reproduce` runs them
+at other scales only if they are named."""
 
 
 def paper_studies() -> list[BuiltinStudy]:
@@ -326,12 +327,14 @@ def _too_many_user_functions(entries: Sequence[_ExpandedTreatment]) -> str:
     for entry in entries:
         assert isinstance(entry.fields.value, dict)
         train = entry.fields.value.get("train")
-        named = {"criterion": entry.fields.value.get("criterion")}
+        named = {key: entry.fields.value.get(key) for key in ("criterion", "network")}
         if train is not None and isinstance(train.value, dict):
             named["train.loss"] = train.value.get("loss")
         for key, node in named.items():
             if node is not None and isinstance(node.value, str) and ":" in node.value:
                 functions.add(node.value)
+            elif node is not None and key == "network" and not isinstance(node.value, str):
+                functions.add(repr(to_python(node)))
             if len(functions) > MAX_USER_FUNCTIONS:
                 path = f"treatments[{entry.index}].{key}"
                 return f"{entry.fields.location}: {path}: more than {MAX_USER_FUNCTIONS} functions by import path."

@@ -20,7 +20,6 @@ from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.initializers import OWN
 from supermask.networks.network import Network, NetworkFacts, is_user_network
 from supermask.networks.registry import canonical_name, named_network
-from supermask.networks.sequential import Architecture
 from supermask.study.run import Run
 from supermask.study.user_code import (
     UserModuleNotFound,
@@ -58,7 +57,11 @@ def canonical_network(value: Any) -> str:
         arguments = {str(key): item for key, item in value.items()}
         path = arguments.pop("make", None)
         if not isinstance(path, str) or not is_import_path(path):
-            raise UserError(f"a network as a map needs make: module:function, and got {quote(str(path))}.")
+            problem = f"has make: {quote(path)}" if "make" in value else f"has only {', '.join(arguments) or 'no key'}"
+            raise UserError(
+                f"a network as a map needs make: module:function, and this one {problem}; give the function and its "
+                "arguments, such as {make: mynets:net, width: 3}."
+            )
         return _with_arguments(_check_path(path), arguments)
     if not isinstance(value, str):
         raise UserError(f"{quote(value)} is not a network: give a name, module:function, or {{make: ...}}.")
@@ -167,13 +170,6 @@ def resolve_network(
         return named_network(name, image_shape, classes, initializer)
     make = partial(make_user_module, name, image_shape, classes, source)
     return Network(name, facts, None, initializer, make)
-
-
-def sequential_layers(run: Run) -> Architecture:
-    """Return the layers of a run's network, for the stacked engine, which trains the paper's networks alone."""
-    layers = run_network(run).layers
-    assert layers is not None, run.network
-    return layers
 
 
 def examine_network(network: Network, image_shape: ImageShape, classes: int) -> NetworkFacts:

@@ -25,6 +25,7 @@ from supermask.study import Study, Supermask, Train, Treatment
 from supermask.study.networks import default_initializer, network_source, read_network_facts, resolve_network
 from supermask.study.plan_checks import (
     check_image_settings,
+    check_masks_a_tensor,
     check_no_empty_layer,
     check_patterns,
     check_size,
@@ -94,10 +95,10 @@ class PlanInputs:
     """Specification of a user's own data; None for a dataset of `DATASETS`."""
     loss_sources: Mapping[str, str] = field(default_factory=dict)
     """Import path of a user's loss -> `user_code.code_sha256`."""
-    network_source: str | None = None
-    """`user_code.source_identity` of a network named by import path."""
-    network_facts: NetworkFacts | None = None
-    """Facts of a network named by import path; None before `supermask run` examined it."""
+    network_sources: Mapping[str, str] = field(default_factory=dict)
+    """Network named by import path, with its arguments -> `user_code.source_identity`."""
+    network_facts: Mapping[str, NetworkFacts] = field(default_factory=dict)
+    """The same networks -> their facts, as far as `supermask run` has examined them."""
 
     def to_data(self) -> dict[str, Any]:
         """Return a JSON-serializable dict without defaults."""
@@ -107,8 +108,8 @@ class PlanInputs:
             "data_source": self.data_source,
             "data_spec": self.data_spec and {"name": self.data_spec.name, **self.data_spec.to_data()},
             "loss_sources": dict(self.loss_sources),
-            "network_source": self.network_source,
-            "network_facts": None if self.network_facts is None else self.network_facts.to_data(),
+            "network_sources": dict(self.network_sources),
+            "network_facts": {name: facts.to_data() for name, facts in self.network_facts.items()},
         }
         return {key: value for key, value in data.items() if value}
 
@@ -118,7 +119,6 @@ class PlanInputs:
         keys = data if isinstance(data, Mapping) else {}
         fingerprint = keys.get("data_fingerprint")
         spec, data_source = keys.get("data_spec"), keys.get("data_source")
-        network_source = keys.get("network_source")
         own = None
         if isinstance(spec, Mapping):
             with suppress(ValueError):
@@ -129,9 +129,15 @@ class PlanInputs:
             data_source if _is_sha256(data_source) else None,
             own,
             _read_sources(keys.get("loss_sources")),
-            network_source if _is_sha256(network_source) else None,
-            read_network_facts(keys.get("network_facts")),
+            _read_sources(keys.get("network_sources")),
+            _read_facts(keys.get("network_facts")),
         )
+
+
+def _read_facts(data: object) -> dict[str, NetworkFacts]:
+    networks = data if isinstance(data, Mapping) else {}
+    facts = {str(name): read_network_facts(item) for name, item in networks.items()}
+    return {name: item for name, item in facts.items() if item is not None}
 
 
 def _read_sources(data: object) -> dict[str, str]:
@@ -192,21 +198,20 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
     """
     check_size(study)
     inputs = inputs or PlanInputs()
-    is_user_code = is_user_network(study.network)
+    own_networks = study.user_networks
     inputs = replace(
         inputs,
         criterion_sources=_identify("criterion", study.user_criteria, inputs.criterion_sources, study),
         loss_sources=_identify("loss", study.user_losses, inputs.loss_sources, study),
-        network_source=(inputs.network_source or network_source(study.network)) if is_user_code else None,
-        network_facts=inputs.network_facts if is_user_code else None,
+        network_sources={name: inputs.network_sources.get(name) or network_source(name) for name in own_networks},
+        network_facts={name: facts for name, facts in inputs.network_facts.items() if name in own_networks},
     )
     spec = _study_spec(study, inputs)
-    network_name = study.network if is_user_code else canonical_name(study.network)
     options = study.data_options.resolve(spec)
     images = options.num_training(spec)
 
     def make_network(name: str, initializer: str | None) -> Network:
-        source, facts = (inputs.network_source, inputs.network_facts) if is_user_network(name) else (None, None)
+        source, facts = inputs.network_sources.get(name), inputs.network_facts.get(name)
         network = resolve_network(name, spec.image_shape, spec.classes, initializer, facts, source)
         if network.tensors:
             check_patterns(study, network)
@@ -214,11 +219,11 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
 
     def settings(treatment: Treatment) -> tuple[Train, str, str | None]:
         """Return the settings of a treatment that determine its dense network, besides the seed."""
-        name = network_name if treatment.network is None else canonical_name(treatment.network)
+        name = _canonical_name(study.network_of(treatment))
         initializer = study.initializer_of(treatment)
         return study.train_of(treatment), name, None if initializer == default_initializer(name) else initializer
 
-    network = make_network(network_name, study.initializer)
+    network = make_network(_canonical_name(study.network), study.initializer)
     contexts = {
         key: _make_context(study, key[0], make_network(*key[1:]), spec, images, inputs)
         for key in map(settings, study.treatments)
@@ -234,7 +239,6 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
         learning: MaskLearning | None = None,
     ) -> Run:
         _, name, initializer = key
-        own = (inputs.network_source, inputs.network_facts) if is_user_network(name) else (None, None)
         return Run(
             name,
             study.dataset,
@@ -249,8 +253,8 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
             data_options=options,
             data_spec=inputs.data_spec,
             initializer=initializer,
-            network_source=own[0],
-            network_facts=own[1],
+            network_source=inputs.network_sources.get(name),
+            network_facts=inputs.network_facts.get(name),
         )
 
     runs: dict[str, Run] = {}
@@ -271,6 +275,11 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
                 if item.reported:
                     treatment_runs.append(TreatmentRun(label, seed, item.level, run.id))
     return Plan(runs, study, network, treatment_runs, inputs)
+
+
+def _canonical_name(network: str) -> str:
+    """Return the name of a network as runs have it; an import path is canonical in a study already."""
+    return network if is_user_network(network) else canonical_name(network)
 
 
 def _study_spec(study: Study, inputs: PlanInputs) -> DatasetSpec:
@@ -374,7 +383,9 @@ def _supermask_runs(context: _Context, treatment: Treatment, supermask: Supermas
             name=treatment.label, criterion=supermask.start_from, schedule="one_shot", scope=treatment.scope
         )
         initial_step = list(_steps(context, heuristic, supermask.start_level))[-1]
-    learning = supermask.learning(study.learn)
+    learning = supermask.learning(study.learn, study.prune)
+    if context.network.tensors:
+        check_masks_a_tensor(study, treatment, learning, context.network)
     parent_index = None if initial_step is None else 0
     planned_runs = [_PlannedRun(1, recipe, initial_step, parent_index, learning)]
     levels = treatment.num_levels(study.prune)

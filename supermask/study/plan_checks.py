@@ -9,7 +9,16 @@ from dataclasses import replace
 from typing import get_args
 
 from supermask.core.errors import UserError, did_you_mean, quote
-from supermask.core.masks import ALL_TENSORS, RATE_KINDS, RankedGroup, matches_pattern, ranked_groups
+from supermask.core.learned_masks import MaskLearning
+from supermask.core.masks import (
+    ALL_TENSORS,
+    RATE_KINDS,
+    RankedGroup,
+    is_pruned,
+    matches_pattern,
+    ranked_groups,
+    rate_key,
+)
 from supermask.core.recipe import epochs_to_iterations
 from supermask.core.types import PrunableTensor, TensorKind
 from supermask.networks.network import Network
@@ -84,6 +93,15 @@ def check_patterns(study: Study, network: Network) -> None:
             )
 
 
+def check_masks_a_tensor(study: Study, treatment: Treatment, learning: MaskLearning, network: Network) -> None:
+    """Raise UserError if `prune.only` and `prune.exclude` leave a supermask no tensor."""
+    if not any(map(learning.masks_tensor, network.tensors)):
+        raise UserError(
+            f"study {quote(study.name)}: treatment {treatment.label!r} learns a mask, but prune.only and prune.exclude "
+            f"leave no tensor of {network.name} to mask; its prunable tensors: {', '.join(network.tensors)}."
+        )
+
+
 def check_no_empty_layer(
     study: Study,
     treatment: Treatment,
@@ -134,7 +152,7 @@ def ineffective_settings(study: Study, network: Network, images: int) -> list[st
         warnings += _ineffective_train_settings(study, train, images)
     if any(t.supermask is not None for t in study.treatments):
         warnings += _warn_of_large_batches("learn.batch_size", study.learn.batch_size, study.dataset, images)
-    return list(dict.fromkeys(warnings)) + _levels_without_pruning(study, network)
+    return list(dict.fromkeys(warnings)) + _unused_rates(study, network) + _levels_without_pruning(study, network)
 
 
 def _warn_of_large_batches(key: str, batch_size: int, dataset: str, images: int) -> list[str]:
@@ -168,6 +186,33 @@ def _ineffective_train_settings(study: Study, train: Train, images: int) -> list
             f"learning_rate_rewinding: false with train.schedule: {train.schedule}: fine-tuning uses the final "
             "learning rate, which is close to 0, so weights hardly move after pruning."
         )
+    return warnings
+
+
+def _unused_rates(study: Study, network: Network) -> list[str]:
+    """Return one sentence per name or pattern of `prune.rates` whose rate no tensor is pruned at.
+
+    A rate of 0 always counts: it spares the tensors that it matches.
+    """
+    prune, by_name = study.prune, study.prune.rates.by_name
+    is_global = all(treatment.scope == "global" for treatment in study.treatments)
+    warnings = []
+    for key, rate in by_name.items():
+        matching = [name for name in network.tensors if matches_pattern(name, key)]
+        if rate == 0 or not matching:
+            continue
+        pruned = [name for name in matching if is_pruned(name, {}, prune.only, prune.exclude)]
+        if not pruned:
+            listed = ", ".join(matching[:3]) + (" ..." if len(matching) > 3 else "")
+            reason = f"prune.only and prune.exclude keep {listed} from being pruned"
+        elif is_global:
+            reason = f"with scope: global all tensors have one rate, prune.rates.global: {prune.rates.global_:g}"
+        elif not any(rate_key(name, by_name) == key for name in pruned):
+            others = dict.fromkeys(quote(rate_key(name, by_name)) for name in pruned)
+            reason = f"of all names that match a tensor the longest counts, here {', '.join(others)}"
+        else:
+            continue
+        warnings.append(f"prune.rates: {quote(key)}: {rate:g} has no effect: {reason}.")
     return warnings
 
 

@@ -190,7 +190,7 @@ class Supermask(StrictModel):
             )
         return self
 
-    def learning(self, learn: LearnSettings) -> MaskLearning:
+    def learning(self, learn: LearnSettings, prune: Prune) -> MaskLearning:
         """Return the settings as a run has them; unused ones are at their defaults, so that equal runs have one id."""
         return MaskLearning(
             method=self.method,
@@ -203,6 +203,8 @@ class Supermask(StrictModel):
             density=self.density,
             threshold=self.threshold,
             others_lr=self.others_lr,
+            only=prune.only,
+            exclude=prune.exclude,
             samples=learn.samples,
             hardened_at=learn.hardened_at,
         )
@@ -367,23 +369,13 @@ class Treatment(StrictModel):
     """Training settings of this treatment and of its own dense network; None: those of the study. `study.loading`
     completes the keys of a study file with the study's."""
     network: Network | None = None
-    """Name of this treatment's own network; None: that of the study. An import path can be the study's only."""
+    """This treatment's own network: a name, or an import path with its arguments; None: that of the study."""
     initializer: Initializer | None = None
     """Initializer of this treatment's own dense network; None: that of the study."""
     supermask: Supermask | None = None
     """If given, level 1 learns this mask, and later levels start from it."""
     levels: Levels | None = None
     """Replaces `prune.levels`. With a supermask: the number of levels after it, 0 by default."""
-
-    @field_validator("network")
-    @classmethod
-    def _no_import_path(cls, network: str | None) -> str | None:
-        if network is not None and is_user_network(network):
-            raise validation_error(
-                f"{quote(network)} is not a network's name, which a treatment takes: an import path can be the study's "
-                "network only."
-            )
-        return network
 
     @field_validator("rewind_to")
     @classmethod
@@ -583,6 +575,12 @@ class Study(Settings):
         named = [t.criterion for t in self.treatments]
         named += [t.supermask.start_from for t in self.treatments if t.supermask and t.supermask.start_from]
         return tuple(name for name in dict.fromkeys(named) if name not in CRITERIA)
+
+    @property
+    def user_networks(self) -> tuple[str, ...]:
+        """Networks by import path, with their arguments, that the study or its treatments name, each once."""
+        named = [self.network, *map(self.network_of, self.treatments)]
+        return tuple(name for name in dict.fromkeys(named) if is_user_network(name))
 
     @property
     def user_losses(self) -> tuple[str, ...]:

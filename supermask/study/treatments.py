@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel
 
-from supermask.core.errors import quote
+from supermask.core.errors import UserError, quote
+from supermask.networks.network import is_user_network
+from supermask.study.networks import canonical_network, split_user_network
 from supermask.study.schema import Supermask, Train, Treatment, unused_train_keys
 from supermask.study.yaml import Node, describe_kind, to_python, unknown_key_message
 
@@ -28,9 +32,10 @@ def assign_labels(treatments: Sequence[Treatment], unnamed: Sequence[bool]) -> l
         if treatment.supermask is not None:
             return " + ".join([_supermask_label(treatment, treatment.supermask), *train_parts])
         values = {f: getattr(treatment, f) for f in varying}
-        # None: that of the study.
+        # None: that of the study. Untrained networks are named; a network is trained unless its label says otherwise.
         values = {f: v for f, v in values.items() if f not in ("network", "initializer") or v is not None}
-        parts = [str(v) if f in KEYS_SHOWN_ALONE else f"{f}={str(v).lower()}" for f, v in values.items()]
+        values = {f: v for f, v in values.items() if f != "trained" or not v}
+        parts = [_part(f, v) for f, v in values.items()]
         return " + ".join([*parts, *train_parts]) or treatment.criterion
 
     return [label(t) if is_unnamed else t.name for t, is_unnamed in zip(treatments, unnamed, strict=True)]
@@ -45,8 +50,19 @@ def _supermask_label(treatment: Treatment, supermask: Supermask) -> str:
         if name != "method" and value != Supermask.model_fields[name].default
     ]
     changed = {f: v for f, v in treatment if f not in ("name", "supermask", "train") and v != defaults[f]}
-    treatment_parts = [str(v) if f in KEYS_SHOWN_ALONE else f"{f}={str(v).lower()}" for f, v in changed.items()]
+    treatment_parts = [_part(f, v) for f, v in changed.items()]
     return " + ".join([supermask.method, *mask_parts, *treatment_parts])
+
+
+def _part(field: str, value: Any) -> str:
+    """Return a treatment's field for a label: `random`, `rewind_to=20`, `network=nets:Net(width=4)`."""
+    if field in KEYS_SHOWN_ALONE:
+        return str(value)
+    if field == "network" and is_user_network(value):
+        path, arguments = split_user_network(value)
+        listed = ", ".join(f"{key}={json.dumps(item)}" for key, item in arguments.items())
+        return f"{field}={path}({listed})" if listed else f"{field}={path}"
+    return f"{field}={str(value).lower()}"
 
 
 def _train_parts(train: Train, fields: Sequence[str]) -> list[str]:
@@ -103,6 +119,9 @@ def _has_fields(model: BaseModel, fields: Mapping[str, Any]) -> bool:
     """Return True if the model has these fields with these values; types count, so that 0 and false differ."""
     known = type(model).model_fields
     for key, value in fields.items():
+        if key == "network" and isinstance(value, dict):
+            with suppress(UserError):
+                value = canonical_network(value)
         field_value = getattr(model, key) if key in known else None
         if isinstance(value, dict) and isinstance(field_value, BaseModel):
             if not _has_fields(field_value, value):

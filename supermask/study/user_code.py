@@ -289,7 +289,7 @@ def _find_source(module_name: str) -> _Source:
     if location is None:
         raise UserModuleNotFound(
             f"there is no module {module_name!r}; looked in the current directory ({Path.cwd()}) and the installed "
-            "packages."
+            f"packages. Put {top}.py there, or install its package."
         )
     if location.path is None or location.path.suffix not in importlib.machinery.SOURCE_SUFFIXES:
         raise UserError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from supermask.core.environment import cache_folder
-from supermask.core.errors import UserError, quote
+from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.files import write_atomic
 from supermask.datasets import loading
 from supermask.datasets.arrays import locator_error
@@ -20,9 +20,9 @@ from supermask.datasets.cache import read_cache, write_cache
 from supermask.datasets.from_objects import dataset_from_objects
 from supermask.datasets.images import ImageDataset, fingerprint
 from supermask.datasets.loading import DataIdentity, own_dataset
-from supermask.datasets.locators import is_module_locator
+from supermask.datasets.locators import LOCATOR_FORMS, PATH_KINDS, is_module_locator
 from supermask.datasets.specs import DatasetSpec
-from supermask.study.user_code import code_sha256, import_function
+from supermask.study.user_code import UserModuleNotFound, code_sha256, import_function
 
 
 def load_data(name: str, data_dir: Path | None = None, expected: str | None = None) -> ImageDataset:
@@ -80,7 +80,14 @@ def data_source(name: str) -> str | None:
 
     Raises UserModuleNotFound, and UserError as `user_code.code_sha256` does.
     """
-    return code_sha256(name) if is_module_locator(name) else None
+    if not is_module_locator(name):
+        return None
+    try:
+        return code_sha256(name)
+    except UserModuleNotFound as error:
+        near = did_you_mean(name.partition(":")[0], PATH_KINDS)
+        files = f" For files{near} The forms are {LOCATOR_FORMS}." if near else ""
+        raise UserModuleNotFound(f"dataset {quote(name)}: {error}{files.replace('files;', 'files,')}") from None
 
 
 def check_source(name: str, expected: str | None) -> None:

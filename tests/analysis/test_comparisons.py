@@ -285,6 +285,7 @@ def test_published_values_are_shown_beside_ours() -> None:
     assert published_rows(our_rows()) == []
 
 
+@pytest.mark.slow
 def test_the_command_reads_stores_tables_and_rows(tmp_path: Path) -> None:
     made = train_study(tmp_path)
     rows, _ = plan_rows(made.plan, made.open_store())
@@ -311,6 +312,7 @@ def test_the_command_reads_stores_tables_and_rows(tmp_path: Path) -> None:
     assert result.data_rows() == answers[0]["cells"]
 
 
+@pytest.mark.slow
 def test_the_command_draws_a_figure_and_the_report_has_a_section(tmp_path: Path) -> None:
     made = train_study(tmp_path)
     rows, _ = plan_rows(made.plan, made.open_store())

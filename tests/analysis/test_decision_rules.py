@@ -78,6 +78,7 @@ def test_the_package_s_verdicts_are_those_of_the_simulation(scenario: Any) -> No
         assert finding.verdict == expected[bool(supported[index]), bool(contradicted[index])]
 
 
+@pytest.mark.slow
 def test_holm_s_correction_of_arrays_is_that_of_statsmodels() -> None:
     ps = np.random.default_rng(5).uniform(size=(50, 10)) ** 3
     for line, adjusted in zip(ps, BENCHMARK.holm(ps), strict=True):

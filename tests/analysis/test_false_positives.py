@@ -6,6 +6,7 @@ import math
 from functools import cache
 
 import numpy as np
+import pytest
 
 from supermask.analysis.stats import SIGNIFICANCE, compare, equivalence, holm, sign_flip_p
 from supermask.analysis.summary import Metric, Summary, TreatmentPoint, summarize
@@ -64,6 +65,7 @@ def below(point: TreatmentPoint) -> bool:
     return p is not None and p < SIGNIFICANCE
 
 
+@pytest.mark.slow
 def test_five_percent_of_single_tests_are_below_five_percent() -> None:
     lines = compared_lines()
     for level in range(LEVELS):

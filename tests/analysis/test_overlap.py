@@ -174,6 +174,7 @@ def test_chance_of_large_counts(weights: int, one: float, other: float) -> None:
     assert (common / (a + b - common) if a or b else 1) - 1e-9 <= found.expected <= 1 + 1e-9
 
 
+@pytest.mark.slow
 def test_chance_over_all_layers_agrees_with_random_masks() -> None:
     """20,000 pairs of random masks over three layers: mean within 4 standard errors, 95% within the range."""
     layers, draws = [(500, 100, 130), (80, 60, 20), (30, 3, 25)], 20_000

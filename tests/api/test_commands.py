@@ -122,6 +122,7 @@ def test_warnings_name_the_line_of_the_user(trained: TrainedStudy) -> None:
     assert all(warning.filename == __file__ for warning in caught)
 
 
+@pytest.mark.slow
 def test_reprs_are_short(trained: TrainedStudy) -> None:
     study = sm.load_study(trained.study)
     plan = sm.make_plan(study)

@@ -218,6 +218,7 @@ def test_ticket_of_a_foreign_network_has_its_own_name_and_true_reasons(tmp_path:
     assert "mask," not in ended.out
 
 
+@pytest.mark.slow
 def test_masks_of_different_networks_are_not_compared(trained: TrainedStudy, tmp_path: Path) -> None:
     masks = {"fc1.weight": mask_of(2, 64), "fc2.weight": mask_of(10, 2)}
     ticket = Ticket(masks, network="fc-2", dataset="digits", seed=0)
@@ -232,6 +233,7 @@ def test_masks_of_different_networks_are_not_compared(trained: TrainedStudy, tmp
     assert "not in planes and distributions" in err
 
 
+@pytest.mark.slow
 def test_learned_mask_as_run_and_as_ticket(tmp_path: Path) -> None:
     store = tmp_path / "masks"
     learn = {"lr": 20, "batch_size": 30, "epochs": 1, "evaluate_every": 20, "samples": 2, "hardened_at": []}
@@ -253,6 +255,7 @@ def test_learned_mask_as_run_and_as_ticket(tmp_path: Path) -> None:
 # --- the command ---
 
 
+@pytest.mark.slow
 def test_several_runs_have_table_pairs_and_every_figure(trained: TrainedStudy, tmp_path: Path) -> None:
     runs = [trained.run_id(level, criterion) for criterion in ("large_final", "random") for level in (1, 2)]
     status, out, err = call("masks", *runs, "--store", trained.store, "--out", tmp_path / "out")
@@ -275,6 +278,7 @@ def test_several_runs_have_table_pairs_and_every_figure(trained: TrainedStudy, t
     assert {row["units"] for row in rows} == {"8", "10", ""}
 
 
+@pytest.mark.slow
 def test_one_run_has_no_overlap_and_one_panel_per_layer(trained: TrainedStudy, tmp_path: Path) -> None:
     analysis = analyze_masks([trained.run_id(1)], trained.store, tmp_path / "out")
     assert [paths[0].stem for _, paths in analysis.saved] == [
@@ -286,6 +290,7 @@ def test_one_run_has_no_overlap_and_one_panel_per_layer(trained: TrainedStudy, t
     assert by_layer == {"fc1", "fc2"}
 
 
+@pytest.mark.slow
 def test_hexagons_and_bins_count_every_weight(trained: TrainedStudy, tmp_path: Path) -> None:
     """All alive weights except those that the captions count as outside."""
     runs = [trained.run_id(2, criterion) for criterion in ("large_final", "random")]
@@ -301,6 +306,7 @@ def test_hexagons_and_bins_count_every_weight(trained: TrainedStudy, tmp_path: P
         assert drawn > 0.97 * 2 * alive[layer]
 
 
+@pytest.mark.slow
 def test_masks_without_weights_can_be_analyzed(masks_only: TrainedStudy, tmp_path: Path) -> None:
     runs = [masks_only.run_id(1, criterion) for criterion in ("large_final", "random")]
     status, out, err = call("masks", *runs, "--store", masks_only.store, "--out", tmp_path / "out")
@@ -315,7 +321,7 @@ def test_chain_is_drawn_over_levels_from_the_dense_network(trained: TrainedStudy
     dense = next(run.id for run in trained.plan.runs.values() if run.level == 0 and run.seed == 0)
     runs = [dense, *(trained.run_id(level, criterion) for criterion in ("large_final", "random") for level in (2, 1))]
     (figure, _), *_ = analyze_masks(runs, trained.store, tmp_path, only="density").saved
-    assert [(row["specimen"], row["kept"]) for row in figure.data_rows if row["layer"] == "fc1"] == [
+    assert [(row["mask"], row["kept"]) for row in figure.data_rows if row["layer"] == "fc1"] == [
         (f"{criterion}, level {level}", kept)
         for criterion in ("large_final", "random")
         for level, kept in ((0, 512), (1, 256), (2, 128))

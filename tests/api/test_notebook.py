@@ -111,6 +111,7 @@ def test_table_is_a_typed_relation_with_the_rows_of_the_command(trained: Trained
     assert frame["early_stop_test_accuracy"].dtype == np.float64 and len(frame) == RUNS
 
 
+@pytest.mark.slow
 def test_relations_outlive_their_table(trained: TrainedStudy) -> None:
     first = notebook.table(trained.study, store=trained.store)
     second = notebook.table(trained.study, store=trained.store, scale="more")
@@ -133,6 +134,7 @@ def test_damage_is_a_warning(trained: TrainedStudy, tmp_path: Path) -> None:
 # --- figures ---
 
 
+@pytest.mark.slow
 def test_figure_is_displayed_and_saved(trained: TrainedStudy, tmp_path: Path) -> None:
     shown = notebook.figure(trained.study, "accuracy", store=trained.store)
     assert shown._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -147,6 +149,7 @@ def test_figure_is_displayed_and_saved(trained: TrainedStudy, tmp_path: Path) ->
     assert repr(shown).startswith("small-accuracy: Network fc-8 on digits")
 
 
+@pytest.mark.slow
 def test_all_figures_are_displayed(trained: TrainedStudy, tmp_path: Path) -> None:
     shown = notebook.figure(trained.study, store=trained.store)
     plan, rows, _ = api_runs.study_rows(trained.study, (), trained.store)
@@ -166,6 +169,7 @@ def test_captions_are_escaped(trained: TrainedStudy) -> None:
     assert "<script" not in html and html.count("<") == 1
 
 
+@pytest.mark.slow
 def test_unknown_figure_and_missing_runs_are_errors(trained: TrainedStudy, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'acuracy' is not a figure of this study; did you mean 'accuracy'"):
         notebook.figure(trained.study, "acuracy", store=trained.store)
@@ -176,6 +180,7 @@ def test_unknown_figure_and_missing_runs_are_errors(trained: TrainedStudy, tmp_p
 # --- runs ---
 
 
+@pytest.mark.slow
 def test_run_trains_missing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status = notebook.run(TINY, workers=1)
     assert repr(status) == f"study: 3 runs: 3 finished. Store: {tmp_path / 'supermask-store'}"
@@ -229,6 +234,7 @@ def test_pytest_is_not_a_notebook() -> None:
     assert not notebook._in_notebook()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before",
     [
@@ -258,6 +264,7 @@ print(notebook.table(study).shape)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["file", "stdin"])
 def test_script_without_main_guard_runs_once(tmp_path: Path, how: str) -> None:
     text = SCRIPT.format(tiny=TINY)
@@ -272,6 +279,7 @@ def test_script_without_main_guard_runs_once(tmp_path: Path, how: str) -> None:
     assert (tmp_path / "times").read_text() == "x"
 
 
+@pytest.mark.slow
 def test_example_runs(tmp_path: Path) -> None:
     """The example runs in its own process and folder, with warnings as errors."""
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.command_line import call, refused
 from helpers.own_data import own_arrays, write_images, write_npz
 from helpers.small_studies import train_plan
 
@@ -23,7 +25,9 @@ from supermask.serve.series import group_series, series_keys
 from supermask.store import Store
 from supermask.store.files.notes import StatusNotes
 from supermask.store.planning import plan_study
+from supermask.store.row_files import plan_to_parquet
 from supermask.store.rows import store_rows
+from supermask.store.tables import to_parquet
 from supermask.study import study_from_dict
 from supermask.study.plan import PlanInputs, make_plan
 
@@ -80,6 +84,19 @@ def train(study: dict[str, Any] = STUDY, **changes: Any) -> None:
     assert set(scheduler.status.values()) == {"finished"}
 
 
+def test_a_table_that_does_not_record_own_data_is_refused_with_the_way_to_get_one(here: Path) -> None:
+    write_npz(here / "own.npz")
+    plan, rows, _ = runs.study_rows(STUDY, store="store")
+    Path("study.yaml").write_text(json.dumps(STUDY))
+    for note in ("", "no JSON", '{"study": "other"}', '{"study": "study", "inputs": {"data_spec": {"classes": 0}}}'):
+        Path("rows.parquet").write_bytes(to_parquet(rows, note=note))
+        message = refused(call("claims", "study.yaml", "--rows", "rows.parquet"))
+        assert "rows.parquet: study 'study' is on data of your own" in message
+        assert "supermask table STUDY --format parquet" in message
+    assert plan.inputs.data_spec is not None
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["npz", "images"])
 def test_a_study_on_own_data_is_read_verified_and_packed_without_them(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
@@ -110,6 +127,12 @@ def test_a_study_on_own_data_is_read_verified_and_packed_without_them(
     assert runs.figures(study, [], "figures", store)[0]
     report = reports.build_report_for([(plan, rows, damaged)], Store(store), "command")
     assert report.claims[0].clauses[0].levels[0].reference_mean == pytest.approx(100 / 3)
+    # A table records the shapes, so that it is read without store, data and cache.
+    Path("study.yaml").write_text(json.dumps(study))
+    Path("rows.parquet").write_bytes(plan_to_parquet(plan, rows))
+    findings, notices = reports.claims(["study.yaml"], rows=[Path("rows.parquet")])
+    assert findings == reports.claims(["study.yaml"], store=store)[0] and notices == []
+    assert call("report", "study.yaml", "--rows", "rows.parquet").err == ""
     assert {result.verdict for result in runs.verify(store)} == {"held"}
     assert {row["study"] for row in store_rows(Store(store))[0]} == {"study"}
     run_id = next(row["id"] for row in rows if row["level"] == 1)
@@ -194,6 +217,7 @@ def test_a_study_with_noise_and_a_subset_is_trained_and_verified(here: Path) -> 
     assert {tuple(row[name] for name in columns) for row in rows} == {(100, 0.3, 50)}
 
 
+@pytest.mark.slow
 def test_runs_on_changed_data_are_series_of_their_own(here: Path) -> None:
     for changes in ({}, {"label_noise": 0.3}):
         train_plan(make_plan(study_from_dict({**STUDY, "dataset": "digits", "claims": [], **changes})), here / "store")

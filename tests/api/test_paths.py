@@ -76,6 +76,7 @@ def test_tilde_in_push(home: Path) -> None:
     assert f"{home}/new has no ticket.safetensors" in refused(call("push", "~/new", "me/ticket"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "reproduce"])
 def test_tilde_in_options_and_arguments(
     command: str, stored: TrainedStudy, home: Path, monkeypatch: pytest.MonkeyPatch
@@ -122,6 +123,7 @@ def test_tilde_in_environment_variables(home: Path, monkeypatch: pytest.MonkeyPa
     assert data_dir() == data_folder().path == cache_folder() == home / "folder"
 
 
+@pytest.mark.slow
 def test_tilde_in_python(home: Path) -> None:
     assert notebook.table("~/small.yaml", store="~/store").shape[0] == 18
     paths = notebook.figure("~/small.yaml", "accuracy", store="~/store").save("~/figures")

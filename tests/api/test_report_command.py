@@ -60,6 +60,7 @@ def test_missing_study_is_refused(arguments: tuple[str, ...]) -> None:
     assert "no study was given" in message and "mask-criteria" in message and ".yaml" in message
 
 
+@pytest.mark.slow
 def test_study_without_runs_is_refused(trained: TrainedStudy, tmp_path: Path) -> None:
     message = refused(call("report", trained.study, "--store", tmp_path / "none"))
     assert "no run of 'small'" in message and "supermask run" in message
@@ -92,6 +93,7 @@ def test_damage_is_a_warning(trained: TrainedStudy, tmp_path: Path) -> None:
     assert run_id in read(Path("report.html").read_text(encoding="utf-8")).text
 
 
+@pytest.mark.slow
 def test_report_imports_neither_torch_nor_plotly(trained: TrainedStudy, tmp_path: Path) -> None:
     program = """
 import sys

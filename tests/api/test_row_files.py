@@ -71,6 +71,7 @@ def test_rows_are_those_of_the_store(trained: TrainedStudy, table: Path) -> None
     assert published.plan.runs.keys() == trained.plan.runs.keys()
 
 
+@pytest.mark.slow
 def test_several_files_count_as_one_table(trained: TrainedStudy, table: Path, tmp_path: Path) -> None:
     first = write_rows(trained, tmp_path / "a.parquet", lambda rows: [row for row in rows if int(row["seed"] or 0) < 3])
     # A run that is to do in one file and finished in the other is finished.
@@ -117,6 +118,7 @@ def test_the_report_from_a_table_has_its_figures_and_claims(trained: TrainedStud
     assert "minutes for" in sections["provenance"] and "core-minutes" not in sections["provenance"]
 
 
+@pytest.mark.slow
 def test_a_published_table_decides_the_paper_s_claims() -> None:
     """Claim 1 from the file itself, with DuckDB, NumPy and scipy alone."""
     findings, _ = reports.claims([], rows=[PUBLISHED])
@@ -163,6 +165,7 @@ def changed(**values: object) -> Callable[[list[Row]], list[Row]]:
     return lambda rows: [*rows[:-1], {**rows[-1], **values}]  # type: ignore[dict-item]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -249,6 +252,7 @@ def test_two_results_of_one_run_are_refused(trained: TrainedStudy, table: Path, 
     )
 
 
+@pytest.mark.slow
 def test_tables_and_settings_that_do_not_match_are_refused(trained: TrainedStudy, table: Path, tmp_path: Path) -> None:
     for arguments, message in [
         (["claims", "mask-criteria", "--rows", str(table)], "small.parquet: there is no row of study 'mask-criteria'"),
@@ -261,6 +265,7 @@ def test_tables_and_settings_that_do_not_match_are_refused(trained: TrainedStudy
         check_refused(arguments, message)
 
 
+@pytest.mark.slow
 def test_settings_select_among_the_rows(trained: TrainedStudy, tmp_path: Path) -> None:
     """A table of two settings of one study: without a scale both are read, with one that one, and the rest is named."""
     (tmp_path / "more").mkdir()

@@ -122,6 +122,7 @@ def test_reading_commands_need_a_store(tmp_path: Path) -> None:
             command(absent)
 
 
+@pytest.mark.slow
 def test_figures_are_saved_with_their_data(trained: TrainedStudy, tmp_path: Path) -> None:
     saved, damaged = runs.figures(str(trained.study), [], tmp_path / "new" / "figures", trained.store)
     assert not damaged
@@ -139,6 +140,7 @@ def test_figures_of_a_study_without_runs_are_refused(trained: TrainedStudy, tmp_
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.slow
 def test_damage_is_returned_beside_the_result(trained: TrainedStudy, tmp_path: Path) -> None:
     shutil.copytree(trained.store, tmp_path / "store")
     run_id = trained.run_id(1)

@@ -54,6 +54,7 @@ def promises(out: str) -> dict[str, str]:
 # --- pack, inspect, eval ---
 
 
+@pytest.mark.slow
 def test_run_is_packed_inspected_and_evaluated_in_separate_processes(runs: Runs, tmp_path: Path) -> None:
     run_id = runs.id("rewound")
     ended = supermask("pack", run_id[:12], "t.safetensors", SUPERMASK_STORE=str(runs.folder))
@@ -131,6 +132,14 @@ def test_ticket_of_a_foreign_module_can_be_inspected_but_not_evaluated(tmp_path:
     assert list(promises(out).values()).count("not checked") == 4
     assert "Ticket.apply_to" in refused(call("eval", tmp_path / "mine"))
     assert "Ticket.apply_to" in refused(call("eval", tmp_path / "mine", "--dataset", "digits"))
+
+
+def test_ticket_of_an_own_network_is_called_by_its_import_path(tmp_path: Path) -> None:
+    facts = {"run": {"network": 'mynets:net {"width":3}', "dataset": "digits", "level": 2}}
+    save_ticket(Ticket({"w": torch.eye(3, dtype=torch.bool)}, {"w": torch.eye(3)}, {}, facts=facts), tmp_path / "own")
+    assert 'mynets:net {"width":3} on digits, level 2, 3 of 9 weights' in call("inspect", tmp_path / "own").out
+    message = refused(call("eval", tmp_path / "own", "--dataset", "digits"))
+    assert "is of your network" in message and "copy it into your module with Ticket.apply_to" in message
 
 
 # --- broken promises under correct checksums ---

@@ -47,6 +47,7 @@ def test_every_command_has_help_with_its_example(name: str) -> None:
     assert call(*name.split(), "-h")[1] == out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_example_is_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = shlex.split(cli_reference.example(COMMANDS[name]).split(" > ")[0])
@@ -64,11 +65,13 @@ def test_example_of_query_runs(trained: TrainedStudy) -> None:
     assert call(*arguments[1:], "--store", trained.store)[0] == 0
 
 
+@pytest.mark.slow
 def test_docs_cli_md_is_current() -> None:
     """If this fails, run `make cli-reference`."""
     assert cli_reference.PAGE.read_text() == cli_reference.page()
 
 
+@pytest.mark.slow
 def test_reference_has_every_command_and_option() -> None:
     page = cli_reference.page()
     sections = [line.removeprefix("## supermask ") for line in page.splitlines() if line.startswith("## ")]
@@ -83,6 +86,7 @@ def test_no_arguments_prints_help_and_version_prints_one_line() -> None:
     assert call("--version")[1] == "supermask 0.1.0\n"
 
 
+@pytest.mark.slow
 def test_help_and_reading_commands_do_not_import_torch(trained: TrainedStudy) -> None:
     """Help and plan import no other heavy library either."""
     program = """
@@ -111,6 +115,7 @@ assert not loaded("torch", "matplotlib", "scipy", "sklearn")
 # --- a study from file to figure, one process per command ---
 
 
+@pytest.mark.slow
 def test_a_study_from_file_to_figure(tmp_path: Path) -> None:
     text = TEXT.replace("seeds: 2", "seeds: 1").replace("[zero, freeze_init]", "zero")
     study, store = write_study(tmp_path, text=text), tmp_path / "store"
@@ -166,6 +171,7 @@ def test_status_is_not_truncated_on_narrow_terminals(trained: TrainedStudy, monk
     assert "diverged" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["csv", "json", "parquet"])
 def test_table_of_an_unfinished_study_has_every_run(trained: TrainedStudy, format: str) -> None:
     command = [sys.executable, "-m", "supermask", "table", *trained.args, "scale=more", "--format", format]
@@ -192,6 +198,7 @@ def test_query(trained: TrainedStudy, format: str, printed: str) -> None:
     assert call("query", sql, "--store", trained.store, "--format", format) == (0, printed, "")
 
 
+@pytest.mark.slow
 def test_damage_is_reported_and_verify_fails(trained: TrainedStudy, tmp_path: Path) -> None:
     shutil.copytree(trained.store, tmp_path / "store")
     run_id = trained.run_id(2)
@@ -213,6 +220,7 @@ def test_damage_is_reported_and_verify_fails(trained: TrainedStudy, tmp_path: Pa
 NAMES = ["[bold]x[/bold]", "<script>alert(1)</script>", "[/]", "..", "a b;rm -rf ~"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_printed_literally_and_never_become_paths(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "studies"

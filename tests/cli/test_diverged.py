@@ -48,6 +48,7 @@ def test_notebook_warns_if_every_run_diverges(tmp_path: Path) -> None:
     assert "finished" not in status.status.values()
 
 
+@pytest.mark.slow
 def test_reproduce_names_the_studies_without_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = reports._load_plan
     monkeypatch.setattr(

@@ -113,6 +113,7 @@ def test_sql_error_is_one_line(trained: TrainedStudy) -> None:
     assert "is empty" in refused(call("query", " ; ", "--store", trained.store))
 
 
+@pytest.mark.slow
 def test_unknown_run_ambiguous_run_and_file_in_place_of_a_folder(trained: TrainedStudy, tmp_path: Path) -> None:
     store = ("--store", trained.store)
     assert "begins with 'zz'" in refused(call("export", "zz", tmp_path / "out", *store))
@@ -147,6 +148,7 @@ def test_a_run_of_a_newer_version_is_not_touched(command: str, trained: TrainedS
     assert NEWER in refused(call(command, *arguments, "--store", newer_store))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["status", "table", "query", "figure", "report"])
 def test_reading_leaves_a_run_of_a_newer_version_out(
     command: str, trained: TrainedStudy, newer_store: Path, tmp_path: Path
@@ -189,6 +191,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk_loses_no_run(small_disk: Path, tmp_path: Path) -> None:
     study, store = write_study(tmp_path), small_disk / "store"
     full = supermask("run", study, "--store", store, "--workers", 1)
@@ -206,6 +209,7 @@ def test_full_disk_loses_no_run(small_disk: Path, tmp_path: Path) -> None:
     assert supermask("verify", "--store", store).out == f"{RUNS} held\n"
 
 
+@pytest.mark.slow
 def test_file_size_limit_loses_no_run(tmp_path: Path) -> None:
     """Like a full disk, but without root: the system limits the size of files."""
     resource = pytest.importorskip("resource")
@@ -223,6 +227,7 @@ def test_file_size_limit_loses_no_run(tmp_path: Path) -> None:
     assert not list((store / "staging").glob("*"))
 
 
+@pytest.mark.slow
 def test_full_standard_output_is_a_system_failure(trained: TrainedStudy) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
@@ -233,6 +238,7 @@ def test_full_standard_output_is_a_system_failure(trained: TrainedStudy) -> None
     assert result.stderr == "supermask: system error: No space left on device.\n"
 
 
+@pytest.mark.slow
 def test_closed_pipe_prints_no_error(trained: TrainedStudy) -> None:
     command = [sys.executable, "-m", "supermask", "table", *trained.args]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -105,6 +105,7 @@ def test_study_file_without_its_suffix(tmp_path: Path) -> None:
 SCALE_COMMANDS = ["plan", "run", "status", "table", "figure", "claims", "compare", "report", "export-tracker"]
 
 
+@pytest.mark.slow
 def test_every_command_with_a_study_has_the_option() -> None:
     page = cli_reference.page()
     with_settings = {
@@ -115,6 +116,7 @@ def test_every_command_with_a_study_has_the_option() -> None:
     assert with_settings == set(SCALE_COMMANDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["plan", "run", "status", "table", "figure", "report"])
 def test_scale_as_option_and_as_setting(command: str, stored: TrainedStudy, tmp_path: Path) -> None:
     figure = ("--out", tmp_path / "out", "--format", "svg", "--only", "accuracy")
@@ -131,6 +133,7 @@ def test_scale_as_option_and_as_setting(command: str, stored: TrainedStudy, tmp_
     assert "--scale other and scale=more differ: give one of them" in message
 
 
+@pytest.mark.slow
 def test_scale_as_setting_of_reproduce(tmp_path: Path) -> None:
     for arguments in (("scale=digit",), ("--scale", "digit")):
         message = refused(call("reproduce", *arguments, "--store", tmp_path / "store"))
@@ -161,6 +164,7 @@ def complete(line: str) -> list[str]:
     return ended.stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -187,6 +191,7 @@ def test_completion(line: str, expected: set[str], tmp_path: Path) -> None:
     assert set(complete(line)) == expected
 
 
+@pytest.mark.slow
 def test_completion_can_be_installed(tmp_path: Path) -> None:
     out = call("--help").out
     assert "--install-completion" in out

@@ -65,6 +65,7 @@ def call_encoded(encoding: str, arguments: Sequence[object], monkeypatch: pytest
     return status, texts[0], texts[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_training_and_every_stream(encoding: str, tmp_path: Path) -> None:
     study = write_study(tmp_path, text=SMALL)
@@ -76,6 +77,7 @@ def test_training_and_every_stream(encoding: str, tmp_path: Path) -> None:
     assert "\\u65e5\\u672c\\u8a9e" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_command_escapes_names(
     encoding: str, stored: TrainedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -138,6 +140,7 @@ def test_unencodable_file_names_are_printed_in_utf_8_too(tmp_path: Path, monkeyp
     assert "\\udcff" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["closed pipe", "full disk", "closed descriptor"])
 def test_training_continues_without_its_output(target: str, tmp_path: Path) -> None:
     study = write_study(tmp_path, text=SMALL)
@@ -161,6 +164,7 @@ def test_training_continues_without_its_output(target: str, tmp_path: Path) -> N
     assert len(Store(tmp_path / "store").run_ids()) == 2
 
 
+@pytest.mark.slow
 def test_training_continues_when_its_terminal_is_gone(tmp_path: Path) -> None:
     study = write_study(tmp_path, text=SMALL)
     command = [sys.executable, "-m", "supermask", "run", str(study), "--store", "store", "--workers", "1"]
@@ -187,6 +191,7 @@ def test_streams_of_the_caller_are_escaped_and_restored(encoding: str, monkeypat
     assert stream.buffer.getvalue().decode(encoding) == expected  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["latin-1", "closed pipe"])
 def test_python_functions_train_on_any_stream(target: str, tmp_path: Path) -> None:
     study = write_study(tmp_path, text=SMALL)

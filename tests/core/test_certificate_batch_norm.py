@@ -68,6 +68,7 @@ def test_certificates_of_correct_runs_hold(mask1: str, mask0: str) -> None:
     assert correct(mask1, mask0).broken() == {}
 
 
+@pytest.mark.slow
 def test_statistics_are_trained_and_rewound() -> None:
     case = correct()
     late = case.parent.points[LATE].unmasked

@@ -115,6 +115,7 @@ def certified_runs(engine: str, seeds: range) -> Iterator[tuple[str, TrainingRes
         yield f"{seed} pruned", child_result, certificate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_correct_runs_pass(engine: str) -> None:
     statuses: Counter[str] = Counter()
@@ -147,6 +148,7 @@ def learned_masks(engine: str, seeds: range) -> Iterator[tuple[str, TrainingResu
             yield f"{seed} {name}", result, certify_learned_mask(PRUNABLE, dense, job.start, result, learning, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", MASK_ENGINES)
 def test_correct_learned_masks_pass(engine: str) -> None:
     finished = 0
@@ -200,6 +202,7 @@ def test_bias_that_trained_and_returned_to_zero_is_noted(engine: str, recipe: Re
     assert certificate.passed and certificate.notes == {"biases_train": [message]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bias_of_a_unit_that_died_early_and_returned_to_zero_passes(engine: str) -> None:
     """The unit trains in the first steps, then is dead for 400: Adam's second moment still tells that it trained."""

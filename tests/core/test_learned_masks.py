@@ -21,6 +21,7 @@ from supermask.core.learned_masks import (
     MaskLearning,
     base_weights,
     edge_popup_threshold,
+    expected_kept_shares,
     heuristic_logits,
     initial_mask_state,
     inversion_signs,
@@ -173,7 +174,7 @@ def test_mask_keeps_scores_above_zero(m: Any, method: Any, density: float, thres
     """Mask, scores and probabilities of every method, against the method's definition."""
     learning = MaskLearning(method, density=density, threshold=threshold)
     logits = torch.from_numpy(m)
-    mask = threshold_masks(learning, {"a": logits})["a"].numpy()
+    mask = threshold_masks(learning, {"a": logits}, {"a": logits > -9})["a"].numpy()
     assert np.array_equal(mask, (mask_scores(learning, logits) > 0).numpy())
     p = probabilities(learning, logits).numpy()
     assert np.array_equal(mask, p > 0.5) or method == "bernoulli"
@@ -205,14 +206,26 @@ def test_edge_popup_count(density: float, kept: int) -> None:
 
 def test_logit_at_the_threshold_is_pruned() -> None:
     for method, logit in (("bernoulli", 0.0), ("rounded", 0.0), ("signed", 0.01), ("signed", -0.01)):
-        assert not threshold_masks(MaskLearning(method), {"a": torch.full((2, 2), logit)})["a"].any()  # type: ignore[arg-type]
+        logits, start = {"a": torch.full((2, 2), logit)}, {"a": torch.ones(2, 2, dtype=torch.bool)}
+        assert not threshold_masks(MaskLearning(method), logits, start)["a"].any()  # type: ignore[arg-type]
+
+
+def test_tensors_without_logits_keep_all_weights() -> None:
+    learning = MaskLearning(exclude=("stem", "fc?.bias"))
+    assert [learning.masks_tensor(name) for name in ("stem.weight", "fc1.bias", "fc1.weight")] == [False, False, True]
+    assert [MaskLearning(only=("fc*",)).masks_tensor(name) for name in ("stem.weight", "fc1.weight")] == [False, True]
+    start = {"stem.weight": torch.ones(3, dtype=torch.bool), "fc1.weight": torch.ones(1, dtype=torch.bool)}
+    logits = {"fc1.weight": torch.zeros(1)}
+    masks = threshold_masks(learning, logits, start)
+    assert masks["stem.weight"].all() and not masks["fc1.weight"].any()
+    assert expected_kept_shares(learning, logits, start) == ({"stem.weight": 1.0, "fc1.weight": 0.5}, 3.5 / 4)
 
 
 def test_mask_learning_round_trips_through_json() -> None:
     other: dict[str, Any] = {
         "method": "signed", "weights": "constant", "multiplier": 2.0, "rescaled": True, "start_logit": 1.0,
         "confidence": 3.0, "graded": True, "density": 0.3, "threshold": 0.2, "samples": 3, "hardened_at": (0.5, 0.1),
-        "others_lr": 0.1,
+        "others_lr": 0.1, "only": ("fc*",), "exclude": ("fc1", "fc2"),
     }  # fmt: skip
     assert list(other) == [field.name for field in fields(MaskLearning)]
     learning = MaskLearning(**other)

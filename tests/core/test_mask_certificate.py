@@ -75,6 +75,40 @@ def test_correct_run_passes(name: str, recipe: str) -> None:
     assert failed_checks(*correct_run(name, recipe)) == {}
 
 
+SPARED = {"exclude": ("fc1",), "only": ("fc?",)}
+
+
+@cache
+def spared_run(name: str) -> tuple[TrainingJob, TrainingResult]:
+    """Return a run whose mask leaves out the first layer."""
+    learning = replace(LEARNINGS[name], **SPARED)
+    job = mask_job(learning, recipes(learning)["momentum"])
+    result = train([job], [DATA])[0]
+    selected = result.points["lowest_validation_loss"]
+    return job, replace(result, supermask=evaluate_supermask(job, DATA, selected, result.end))
+
+
+@pytest.mark.parametrize("name", LEARNINGS)
+def test_correct_run_with_a_spared_tensor_passes(name: str) -> None:
+    job, result = spared_run(name)
+    assert set(result.end.logits) == {"fc2.weight", "fc3.weight"}
+    assert result.supermask["ones"]["fc1.weight"] == 1
+    assert torch.equal(result.last_sampled_weights["fc1.weight"], job.start.weights["fc1.weight"])
+    assert failed_checks(job, result) == {}
+
+
+def test_a_masked_weight_of_a_spared_tensor_is_detected() -> None:
+    job, result = spared_run("bernoulli")
+    used = with_one_changed(result.last_sampled_weights, "fc1.weight", lambda w: w * 0)
+    assert failed_checks(job, replace(result, last_sampled_weights=used)) == {"masks_are_binary": ["fc1.weight"]}
+    logits = {**job.start.logits, "fc1.weight": torch.zeros_like(job.start.weights["fc1.weight"])}
+    assert failed_checks(job, result, replace(job.start, logits=logits)) == {"every_kernel_has_logits": ["fc1.weight"]}
+    unmasked = {name: logits for name, logits in job.start.logits.items() if name != "fc2.weight"}
+    assert failed_checks(job, result, replace(job.start, logits=unmasked)) == {
+        "every_kernel_has_logits": ["fc2.weight"]
+    }
+
+
 def test_diverged_run_is_checked_by_its_fixed_tensors() -> None:
     job, result = correct_run("bernoulli")
     lost = {n: torch.full_like(m, torch.nan) for n, m in result.end.logits.items()}

@@ -93,6 +93,7 @@ def check_top(scores: np.ndarray, alive: np.ndarray, mask: np.ndarray, count: in
     assert sorted(scores[mask].tolist()) == sorted(scores[alive].tolist())[int(alive.sum()) - count :]
 
 
+@pytest.mark.slow
 @given(layers(), st.data())
 def test_keep_top_per_layer(
     given: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]], data: st.DataObject
@@ -106,6 +107,7 @@ def test_keep_top_per_layer(
     assert count_kept(masks) == counts
 
 
+@pytest.mark.slow
 @given(layers(), st.data())
 def test_keep_top_over_all_layers(
     given: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]], data: st.DataObject
@@ -121,6 +123,7 @@ def test_keep_top_over_all_layers(
     check_top(flat(scores), flat(alive), flat(masks), count)
 
 
+@pytest.mark.slow
 @given(layers(), st.integers(0, 3))
 def test_same_stream_gives_the_same_mask(
     given: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]], seed: int

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +34,7 @@ def test_streams_are_independent_of_earlier_draws() -> None:
     assert np.array_equal(random_stream(1, "b").random(5), alone)
 
 
+@pytest.mark.slow
 @given(st.lists(name, min_size=1, max_size=4), st.lists(name, min_size=1, max_size=4))
 def test_different_names_give_different_streams(first: list[int | str], second: list[int | str]) -> None:
     same = [(type(a), a) for a in first] == [(type(b), b) for b in second]

@@ -29,6 +29,7 @@ print(engine.train([job], [data])[0].status)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["sparse", "reference"])
 def test_an_engine_trains_without_the_packages_of_other_layers(module: str) -> None:
     command = [sys.executable, "-c", PROGRAM.format(blocked=BLOCKED, module=module)]
@@ -37,6 +38,7 @@ def test_an_engine_trains_without_the_packages_of_other_layers(module: str) -> N
     assert (result.stdout.strip(), result.returncode) == ("finished", 0), result.stderr
 
 
+@pytest.mark.slow
 def test_mask_learning_and_its_evaluation_are_imported_without_them() -> None:
     imports = "from supermask.engines import mask_evaluation, reference_masks, selection"
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in BLOCKED)

@@ -44,6 +44,7 @@ def test_a_batch_depends_on_seed_and_iteration_only(n: int, batch_size: int, see
     assert BatchSampler(seed, indices, batch_size).batch(7).tolist() == expected[7]
 
 
+@pytest.mark.slow
 @sizes
 @settings(max_examples=60, deadline=None)
 def test_batches_equals_batch_one_by_one(n: int, batch_size: int, seed: int) -> None:

@@ -44,6 +44,7 @@ def script_losses(start: InitialState) -> tuple[list[float], list[Tensor]]:
     return losses, list(net.state_dict().values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("rewind_to", ["start", LATE])
 def test_a_chain_of_resnet20_agrees_with_plain_pytorch(scope: str, rewind_to: str | int) -> None:

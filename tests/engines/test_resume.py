@@ -55,6 +55,7 @@ CASES: dict[str, tuple[Callable[[TrainingJob], TrainingResult], Recipe, InitialS
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kill_after", [1, 2, 3, 4, 5])
 def test_a_run_killed_after_any_checkpoint_resumes_bit_identically(case: str, kill_after: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from supermask.core.errors import UserError
 from supermask.core.recipe import Augmentation, Recipe
-from supermask.engines.selection import REFERENCE_ONLY, EngineChoice, select_engine
+from supermask.engines.selection import NOT_SPARSE, REFERENCE_ONLY, EngineChoice, select_engine
 from supermask.networks.registry import named_network
 
 FC = named_network("fc-20", (1, 8, 8), 10)
@@ -17,13 +17,15 @@ ONLY_IN_REFERENCE: dict[str, dict[str, object]] = {
     "nesterov": {"optimizer": "sgd", "momentum": 0.9, "nesterov": True},
     "betas": {"betas": (0.8, 0.9)},
     "eps": {"eps": 1e-6},
-    "label_smoothing": {"label_smoothing": 0.1},
     "loss": {"loss": "mine:loss", "loss_source": "0" * 64},
-    "augment": {"augment": Augmentation(flip=True)},
-    "normalize": {"normalize": "per_channel"},
     "precision": {"precision": "bfloat16"},
     "channels_last": {"channels_last": True},
     "compile": {"compile": True},
+}
+NOT_IN_SPARSE: dict[str, dict[str, object]] = {
+    "label_smoothing": {"label_smoothing": 0.1},
+    "augment": {"augment": Augmentation(flip=True)},
+    "normalize": {"normalize": "per_channel"},
 }
 SHARED: dict[str, object] = {
     "lr_milestones": (5,),
@@ -35,22 +37,34 @@ SHARED: dict[str, object] = {
 PLAIN = Recipe("adam", 1e-3, 60, 10, 10)
 
 
-def test_every_setting_of_a_recipe_is_in_all_engines_or_in_the_reference_engine_alone() -> None:
+def test_every_setting_of_a_recipe_says_which_engines_have_it() -> None:
     needed = {"optimizer", "lr", "batch_size", "iterations", "evaluate_every", "drop_factor"}
-    assert needed | SHARED.keys() | set(REFERENCE_ONLY) == {field.name for field in fields(Recipe)}
-    assert {key for changes in ONLY_IN_REFERENCE.values() for key in changes} - needed - {"momentum"} == set(
-        REFERENCE_ONLY
-    )
+    assert needed | SHARED.keys() | set(REFERENCE_ONLY) | set(NOT_SPARSE) == {field.name for field in fields(Recipe)}
+    assert not set(REFERENCE_ONLY) & set(NOT_SPARSE)
+    for settings, names in ((ONLY_IN_REFERENCE, REFERENCE_ONLY), (NOT_IN_SPARSE, NOT_SPARSE)):
+        assert {key for changes in settings.values() for key in changes} - needed - {"momentum"} == set(names)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("name", ONLY_IN_REFERENCE)
-def test_auto_selects_the_reference_engine_for_settings_of_its_own(name: str, device: str) -> None:
-    fast, recipe = ("sparse" if device == "cpu" else "stacked"), replace(PLAIN, **ONLY_IN_REFERENCE[name])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [("sparse", name) for name in (*ONLY_IN_REFERENCE, *NOT_IN_SPARSE)]
+    + [("stacked", name) for name in ONLY_IN_REFERENCE],
+)
+def test_auto_selects_the_reference_engine_for_settings_that_the_fast_one_lacks(engine: str, name: str) -> None:
+    device, recipe = (
+        ("cpu" if engine == "sparse" else "cuda"),
+        replace(PLAIN, **{**ONLY_IN_REFERENCE, **NOT_IN_SPARSE}[name]),
+    )  # type: ignore[arg-type]
     choice = select_engine("auto", FC, device, recipe=recipe)
-    assert choice == EngineChoice("reference", f"auto: the {fast} engine does not have {name}")
-    with pytest.raises(UserError, match=f"the {fast} engine does not have {name}: use --engine auto or"):
-        select_engine(fast, FC, device, recipe=recipe)
+    assert choice == EngineChoice("reference", f"auto: the {engine} engine does not have {name}")
+    with pytest.raises(UserError, match=f"the {engine} engine does not have {name}: use --engine auto or"):
+        select_engine(engine, FC, device, recipe=recipe)
+
+
+@pytest.mark.parametrize("name", NOT_IN_SPARSE)
+def test_the_stacked_engine_has_settings_of_inputs_and_loss(name: str) -> None:
+    recipe = replace(PLAIN, **NOT_IN_SPARSE[name])  # type: ignore[arg-type]
+    assert select_engine("stacked", FC, "cpu", recipe=recipe).engine == "stacked"
 
 
 @pytest.mark.parametrize("name", SHARED)

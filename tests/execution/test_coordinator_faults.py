@@ -206,6 +206,7 @@ class RandomPool(InstantPool):
         return [(assignment, WorkerDied(node_lost=True) if left else results)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", get_args(KeepPolicy))
 @pytest.mark.parametrize(("stack", "prefers_whole_chains"), [(1, False), (1, True), (2, False), (9, False)])
 def test_with_random_crashes_each_run_is_trained_and_reported_once(

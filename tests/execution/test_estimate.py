@@ -38,6 +38,16 @@ def test_core_seconds_are_arithmetic_plus_overheads(tmp_path: Path) -> None:
     assert result.source.startswith("roughly")
 
 
+def test_each_treatment_costs_what_its_own_network_does(tmp_path: Path) -> None:
+    both = estimate_missing(small_plan({"network": ["fc", "conv2"]}, levels=2, **MNIST), Store(tmp_path))
+    alone = [
+        estimate_missing(small_plan(levels=2, **{**MNIST, "network": n}), Store(tmp_path)) for n in ("fc", "conv2")
+    ]
+    assert both.core_seconds == pytest.approx(sum(part.core_seconds for part in alone))
+    assert both.stored_bytes == sum(part.stored_bytes for part in alone)
+    assert alone[1].chain_seconds == pytest.approx(both.chain_seconds) and alone[1].core_seconds > alone[0].core_seconds
+
+
 def test_the_median_of_stored_runs_calibrates_the_model(tmp_path: Path) -> None:
     plan = small_plan(seeds=5, levels=1, **MNIST)
     dense = [run.id for run in plan.runs.values() if run.level == 0]

@@ -147,6 +147,7 @@ def test_a_criterion_that_fails_ends_the_study_with_one_message(folder: Path, bo
 # ----------------------------------------------------------------------------------------------------- worker crashes
 
 
+@pytest.mark.slow
 def test_killed_workers_are_replaced_and_their_runs_retried(folder: Path) -> None:
     """After a result all workers are killed: one is in training, the other is idle."""
     plan = small_plan(TWO_CHAINS, seeds=2, levels=2, epochs=10)
@@ -294,6 +295,7 @@ def test_a_disk_that_damages_one_run_repeatedly_ends_the_study(folder: Path) -> 
 # ------------------------------------------------------------------------------------------------------------- stopping
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_and_the_same_call_resumes(folder: Path) -> None:
     """Only the study's own workers are ended."""
     plan = small_plan(TWO_CHAINS, seeds=2, levels=2, epochs=10)
@@ -387,6 +389,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @needs_proc
 def test_no_worker_outlives_a_killed_main_process(folder: Path) -> None:
     """Including workers that are busy for ten minutes."""
@@ -411,6 +414,7 @@ treatments: [{criterion: large_final}]
 """
 
 
+@pytest.mark.slow
 @needs_proc
 def test_ctrl_c_ends_the_command_within_two_seconds_and_it_can_be_resumed(folder: Path) -> None:
     (folder / "study.yaml").write_text(STUDY)
@@ -449,6 +453,7 @@ def test_ctrl_c_ends_the_command_within_two_seconds_and_it_can_be_resumed(folder
     assert not leftovers(folder / "store")
 
 
+@pytest.mark.slow
 @needs_proc
 def test_ctrl_c_during_the_start_of_workers_raises_study_interrupted(folder: Path) -> None:
     (folder / "study.yaml").write_text(STUDY)
@@ -476,6 +481,7 @@ def command_lines(group: int) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_stacks_in_worker_processes_give_the_reference_results(folder: Path) -> None:
     """Two workers with stacks of up to three chains; every result is reported once."""
     plan = small_plan(TWO_CHAINS, seeds=[0, 1, 2], levels=2)

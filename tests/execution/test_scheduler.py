@@ -254,6 +254,7 @@ def test_needed_keeps_the_dense_run_and_the_last_levels(folder: Path) -> None:
     assert droppable_keys(Store(folder)) == {f"{run.id}-end" for run in plan.runs.values() if run.level in (0, 3)}
 
 
+@pytest.mark.slow
 def test_dropping_changes_nothing_else(folder: Path) -> None:
     plan = small_plan(*MIXED, levels=2)
     train_plan(plan, folder / "all", keep="all")
@@ -289,6 +290,7 @@ BIGGER: dict[str, tuple[tuple[dict[str, Any], ...], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", get_args(KeepPolicy))
 @pytest.mark.parametrize("extension", BIGGER)
 def test_an_extended_study_is_bit_identical_to_a_fresh_one(folder: Path, extension: str, keep: KeepPolicy) -> None:

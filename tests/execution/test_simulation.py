@@ -104,6 +104,7 @@ def test_estimate_without_cores_uses_the_workers_of_this_machine(
     assert call(*arguments, "--estimate") == call(*arguments, "--cores", 5)
 
 
+@pytest.mark.slow
 def test_without_runs_of_a_gpu_plan_says_that_its_speed_is_assumed(tmp_path: Path) -> None:
     status, out, _ = call("plan", "mask-criteria", "scale=paper", "seeds=461", "--store", tmp_path, "--gpus", 8)
     assert status == 0
@@ -220,12 +221,14 @@ def operations(plan: RunGraph, monkeypatch: pytest.MonkeyPatch, stack: int = 1) 
     return calls
 
 
+@pytest.mark.slow
 def test_scheduling_cost_is_linear_in_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = (small_plan(MANY, seeds=seeds, levels=8) for seeds in (12, 120))
     assert len(large.runs) == 10 * len(small.runs) > 5_000
     assert operations(large, monkeypatch) == pytest.approx(10 * operations(small, monkeypatch), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", [16, 512])
 def test_scheduling_cost_is_linear_in_stacks_of_several_networks(monkeypatch: pytest.MonkeyPatch, stack: int) -> None:
     """Taking a stack does not touch the tasks that cannot join it."""

@@ -54,6 +54,7 @@ def statuses(plan_run: PlanRun, plan: Plan) -> list[str]:
 # ----------------------------------------------------------------------------------------------------- reproducibility
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_results_are_independent_of_worker_and_order(folder: Path, seed: int) -> None:
     """Three workers with different caches in random order, against one worker in planned order."""

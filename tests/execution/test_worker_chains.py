@@ -210,10 +210,10 @@ def test_only_tasks_with_equal_stack_settings_are_stacked(folder: Path) -> None:
     assert [[task.run.level for task in stack] for stack in stacks] == [[0] * 4, [0] * 2]
     for task in [task for stack in stacks for task in stack]:
         scheduler.finish(task, worker.run_task(task))
-    assert scheduler.ready_count == 6
+    assert scheduler.ready_count() == 6
     stacks = [scheduler.take_stack(9), scheduler.take_stack(9)]
     assert sorted(len({task.run.recipe for task in stack}) for stack in stacks) == [1, 2]
     assert sum(map(len, stacks)) == 6
-    assert scheduler.ready_count == 0
+    assert scheduler.ready_count() == 0
     mixed_chains = [[task] for task in (stacks[0][0], stacks[1][0], stacks[0][1], stacks[1][1])]
     assert [result.status for result in worker.run_chains(mixed_chains)] == ["finished"] * 4

@@ -258,6 +258,7 @@ def test_missing_library_is_named() -> None:
     assert ended.stderr.splitlines()[-1] == message
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "lightning_tickets.py")]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -85,6 +85,7 @@ def test_start_of_a_learned_mask_cannot_be_packed(stored: tuple[Store, list[Run]
         pack_run(store, learned.id, "start")
 
 
+@pytest.mark.slow
 def test_foreign_network_in_another_process_has_the_stored_accuracy(
     stored: tuple[Store, list[Run]], tmp_path: Path
 ) -> None:

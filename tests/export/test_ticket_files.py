@@ -74,6 +74,7 @@ def test_truncated_and_extended_files_are_refused() -> None:
             read(data + more)
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.data())
 def test_damage_of_a_packed_run_is_one_message(runs: Runs, data: st.DataObject) -> None:

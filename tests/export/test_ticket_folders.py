@@ -227,6 +227,7 @@ def test_ticket_is_pushed_and_loaded_again(runs: Runs, hub: FakeHub, tmp_path: P
     assert encode_ticket(again) == encode_ticket(ticket)
 
 
+@pytest.mark.slow
 def test_commands_use_the_address_and_token_of_huggingface_hub(runs: Runs, hub: FakeHub) -> None:
     hub.token = TOKEN
     save_ticket_folder(pack_run(runs.store, runs.id("rewound")), "packed")
@@ -254,6 +255,7 @@ def test_errors_of_the_hub_are_one_message(hub: FakeHub, tmp_path: Path) -> None
         push_ticket(folder, "me/other", endpoint=hub.address)
 
 
+@pytest.mark.slow
 def test_unreachable_hub_is_a_failure_of_the_system(hub: FakeHub) -> None:
     with pytest.raises(SystemFailure, match=r"the Hub cannot be reached for 'me/ticket'"):
         download_ticket(Repository("me/ticket"), "http://127.0.0.1:9")
@@ -280,6 +282,7 @@ def test_only_whole_and_valid_folders_are_pushed(hub: FakeHub, tmp_path: Path) -
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_loading_a_file_imports_no_hub_client(runs: Runs, tmp_path: Path) -> None:
     import subprocess
 

@@ -314,6 +314,7 @@ def test_names_that_look_like_prefixes_are_names() -> None:
         ticket.apply_to(nn.Linear(2, 2))
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path: Path) -> None:
     example = Path(__file__).parents[2] / "examples" / "training_loops" / "hold_pruned_weights.py"
     ended = subprocess.run([sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -111,6 +111,7 @@ def test_file_can_be_read_by_the_safetensors_library(runs: Runs, tmp_path: Path)
     assert load_file(path)["mask/fc2.weight"].shape == (25,)
 
 
+@pytest.mark.slow
 def test_equal_tickets_give_equal_bytes_in_every_process(runs: Runs, tmp_path: Path) -> None:
     ticket = pack_run(runs.store, runs.id("late"))
     data = encode_ticket(ticket)
@@ -169,6 +170,7 @@ print(repr(right / len(pixels)))
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("match", ["name", "order"])
 @pytest.mark.parametrize("treatment", ["rewound", "frozen", "zeros inside"])
 def test_foreign_module_in_another_process_has_the_stored_accuracy(

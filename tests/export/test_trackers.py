@@ -132,6 +132,7 @@ def test_conversion_of_a_run(stored_study: TrainedStudy) -> None:
     assert [at for at, _ in run.curves["training_loss"]] == curve.iterations[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tracker", TRACKERS)
 def test_every_run_is_read_back(tracker: str, stored_study: TrainedStudy, sent: dict[str, Path]) -> None:
     tracked = READERS[tracker](sent[tracker])
@@ -225,6 +226,7 @@ export_tracker(tracker, (), (), Path(store), Path(out))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tracker", TRACKERS)
 def test_killed_export_is_completed(
     tracker: str, stored_study: TrainedStudy, sent: dict[str, Path], tmp_path: Path
@@ -254,6 +256,7 @@ def test_concurrent_export_is_refused(stored_study: TrainedStudy, tmp_path: Path
 HOSTILE = ["<script>alert(1)</script>", "../../up", "\u202eevil", "a\nb\x00\x1b[31m", "x" * 10_000, "", "🎟️ " * 40]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tracker", TRACKERS)
 def test_hostile_names_are_kept_and_never_become_paths(
     tracker: str, stored_study: TrainedStudy, tmp_path: Path

@@ -153,7 +153,9 @@ class Graph:
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     given = func._schema.arguments
     values = [*args, *(kwargs.get(a.name) for a in given[len(args) :])]
-    return [v for a, v in zip(given, values, strict=True) if a.alias_info is not None and a.alias_info.is_write]
+    written = [v for a, v in zip(given, values, strict=True) if a.alias_info is not None and a.alias_info.is_write]
+    # Batch normalization changes its running statistics, which not all of its schemas say.
+    return written + [v for a, v in zip(given, values, strict=True) if a.name in ("running_mean", "running_var")]
 
 
 class _Operations(TorchDispatchMode):
@@ -315,7 +317,9 @@ def pretend_gpu() -> Iterator[PretendGpu]:
         patch.setattr(Tensor, "record_stream", lambda *_: None)
         with warnings.catch_warnings(), _Operations(gpu), _Calls(gpu):
             # It has no compiler either.
-            warnings.filterwarnings("ignore", message="the optimizer of the stacked engine is not compiled")
+            warnings.filterwarnings(
+                "ignore", message="the (optimizer|masked pass) of the stacked engine is not compiled"
+            )
             yield gpu
     finally:
         # The cached streams are pretended ones.

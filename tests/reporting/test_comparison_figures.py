@@ -132,6 +132,7 @@ def test_the_difference_figure_draws_these_numbers_in_one_panel_per_treatment() 
     assert "logarithmic beyond about 0.5 points" in drawn.caption, "random is seven points away"
 
 
+@pytest.mark.slow
 def test_unequal_seeds_are_compared_unpaired_and_the_diverged_run_is_counted() -> None:
     rows = study()
     unfinished(rows, "random", 2, 0, "diverged")
@@ -146,6 +147,7 @@ def test_unequal_seeds_are_compared_unpaired_and_the_diverged_run_is_counted() -
     ]
 
 
+@pytest.mark.slow
 def test_treatments_of_other_densities_are_not_compared_and_listed() -> None:
     rows = [r | {"density": 0.45} if r["treatment"] == "movement" else r for r in study(levels=1)]
     assert compute_differences(summary(rows))["movement"] == []
@@ -295,6 +297,7 @@ def test_no_finished_run_is_an_error(draw: Any) -> None:
         draw([run(label, level, 0, None) for label in LABELS for level in (1, 2, 3)], LABELS, "random", "x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", DRAW)
 def test_equal_rows_give_byte_identical_files(draw: Any, tmp_path: Path) -> None:
     files = [
@@ -304,6 +307,7 @@ def test_equal_rows_give_byte_identical_files(draw: Any, tmp_path: Path) -> None
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", DRAW)
 def test_hostile_names_are_literal_and_inside_the_page(draw: Any, tmp_path: Path) -> None:
     names = ["<script>$x_1$</script>", "\N{RIGHT-TO-LEFT OVERRIDE}abc \N{GRINNING FACE}", "../" * 100]
@@ -409,6 +413,7 @@ def test_the_study_of_learned_supermasks_has_table_one() -> None:
     assert not has_table_one(labels[1:])
 
 
+@pytest.mark.slow
 def test_a_study_with_the_treatments_of_table_one_has_its_figure(tmp_path: Path) -> None:
     kinds: list[dict[str, Any]] = [{"weights": w, "rescaled": r} for r in (False, True) for w in ("init", "constant")]
     learned = [{"name": name, "supermask": kind} for name, kind in zip(COLUMNS[2:6], kinds, strict=True)]

@@ -157,6 +157,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_every_figure_takes_every_option(name: str, options: FigureOptions) -> None:
@@ -281,6 +282,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
     return train_study(tmp_path_factory.mktemp("options"))
 
 
+@pytest.mark.slow
 def test_only_the_requested_figures_and_treatments_are_drawn(trained: TrainedStudy) -> None:
     plan, rows, _ = runs.study_rows(str(trained.study), store=trained.store)
     store = trained.open_store()
@@ -306,6 +308,7 @@ def test_labels_with_commas_are_split() -> None:
     assert split_labels("", labels) == split_labels(" , ", labels) == []
 
 
+@pytest.mark.slow
 def test_the_command_takes_the_options(trained: TrainedStudy, tmp_path: Path) -> None:
     args = [*trained.args, "--out", str(tmp_path), "--only", "accuracy", "--format", "pdf,tex", "--width", "5.5in"]
     printed = call("figure", *args, "--no-title", "--no-caption", "--axis", "linear", "--style", "paper")

@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures import RenderedFigure, accuracy_figure, convergence_figure, save_figure, slugify
-from supermask.reporting.figures.caption import wrap_to_width
+from supermask.reporting.figures.caption import describe_excluded, wrap_to_width
 from supermask.reporting.figures.style import FALLBACK_STYLES, STYLES, assign_styles, thin_ticks
 
 TREATMENTS = ["large_final", "random"]
@@ -125,6 +125,25 @@ def test_stars_mark_significant_paired_tests_after_holm() -> None:
     assert "paired t-test, pairs share a seed" in figure.caption
     assert "Holm's correction over 2 levels" in figure.caption
     assert legend(figure) == ["large_final (reference)", "random", "dense network", "significant difference"]
+
+
+def test_a_demonstration_has_intervals_and_no_marks() -> None:
+    figure = draw(study(dataset="digits"))
+    assert stars(figure) == []
+    assert legend(figure) == ["large_final (reference)", "random", "dense network"]
+    rows = [r for r in figure.data_rows if r["treatment"] == "random"]
+    assert [(r["p"], r["p_holm"], r["p_sign_flip"], r["significant"]) for r in rows] == [(None,) * 4] * 2
+    assert {r["note"] for r in rows} == {"a demonstration"}
+    assert all(r["difference_low95"] is not None for r in rows)
+    assert "p <" not in figure.caption
+    assert figure.caption.endswith("nothing is tested; intervals say nothing about the paper's networks.")
+
+
+def test_a_caption_names_some_of_many_unfinished_treatments() -> None:
+    names = [f"t{number}" for number in range(12)]
+    unfinished = [run(name, 1, seed, None) for name in names for seed in range(2)]
+    assert describe_excluded(unfinished[:4], names, 20) == "In no mean, of 20 runs: 4 still to do (t0 2, t1 2)."
+    assert describe_excluded(unfinished, names, 30).endswith("t6 2, t7 2, and 4 more treatments).")
 
 
 def test_dense_mean_is_a_dotted_line() -> None:
@@ -299,6 +318,7 @@ def test_names_are_literal_and_inside_the_page() -> None:
     assert not any(axes.overlaps(box) for box in boxes)
 
 
+@pytest.mark.slow
 def test_saved_files_are_byte_identical(tmp_path: Path) -> None:
     contents = []
     for folder in ("a", "b/c"):

@@ -112,6 +112,7 @@ def shown_labels(drawn: RenderedFigure) -> list[str]:
     return [text for text in texts if text.startswith("lab")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", LABELS.values(), ids=list(LABELS))
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_no_two_labels_of_a_figure_are_equal(name: str, labels: list[str]) -> None:
@@ -191,6 +192,7 @@ def test_names_lose_their_middle() -> None:
     assert short_labels(["x" * 30 + "a" + "x" * 30, "x" * 30 + "b" + "x" * 30], 9) == ["xxxx…xxxx", "xx…xx (2)"]
 
 
+@pytest.mark.slow
 @given(st.text(min_size=1, max_size=60), st.integers(3, 40))
 def test_shortened_text_fits_and_has_both_ends(text: str, length: int) -> None:
     short = shorten_middle(text, lambda part: len(part) <= length)
@@ -206,6 +208,7 @@ def test_short_labels_are_distinct(labels: list[str], length: int) -> None:
     assert len({"".join(text.split()) for text in short}) == len(labels)
 
 
+@pytest.mark.slow
 def test_fitted_labels_fit_and_are_distinct() -> None:
     labels = [f"{'w' * 80}{letter}{'w' * 80}" for letter in "abcdefghijkl"]
     fitted = fit_labels(labels, 1.0, lines=2)

@@ -30,6 +30,14 @@ from supermask.reporting.figures import (
     weight_plane_figure,
 )
 from supermask.reporting.figures.layout import fit_text, num_columns, panel_titles, text_measure
+from supermask.reporting.figures.mask_takeaways import (
+    density_takeaway,
+    distribution_takeaway,
+    overlap_by_layer_takeaway,
+    overlap_takeaway,
+    pixel_map_takeaway,
+    plane_takeaway,
+)
 from supermask.reporting.figures.style import PRUNED_KEPT_COLORS, SEQUENTIAL_COLORS, colormap
 
 Bools = NDArray[np.bool_]
@@ -41,7 +49,7 @@ def mask(seed: int, share: float = 0.5, shape: tuple[int, int] = (20, 16)) -> Bo
     return np.asarray(random_stream(seed, "mask").random(shape) < share)
 
 
-def specimens(n: int) -> list[dict[str, Bools]]:
+def random_masks(n: int) -> list[dict[str, Bools]]:
     return [{"fc1.weight": mask(seed), "fc2.weight": mask(seed, 0.3, (10, 20))} for seed in range(n)]
 
 
@@ -54,7 +62,7 @@ def weights(seed: int) -> NDArray[np.float32]:
 
 
 def every_figure(labels: list[str]) -> dict[str, RenderedFigure]:
-    masks = specimens(len(labels))
+    masks = random_masks(len(labels))
     found = [layer_densities(each) for each in masks]
     edges = np.linspace(-3, 3, 13)
     kept = [each["fc1.weight"] for each in masks]
@@ -81,6 +89,7 @@ def every_figure(labels: list[str]) -> dict[str, RenderedFigure]:
 MANY = [f"large_init_large_final, level {number}" for number in range(33)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [["one"], ["a", "b"], HOSTILE, MANY], ids=["one", "two", "hostile", "many"])
 def test_every_text_is_inside_the_page_and_literal(labels: list[str]) -> None:
     for name, drawn in every_figure(labels).items():
@@ -98,9 +107,10 @@ def test_every_text_is_inside_the_page_and_literal(labels: list[str]) -> None:
             assert page.x0 <= around.x0 <= around.x1 <= page.x1 + 1, name
             assert page.y0 <= around.y0 <= around.y1 <= page.y1 + 1, name
         assert drawn.data_rows
-        assert drawn.caption.endswith(".")
+        assert drawn.caption.rstrip(".").rpartition(". ")[2].startswith("Takeaway: "), drawn.caption
 
 
+@pytest.mark.slow
 def test_no_panel_is_empty_and_none_covers_another() -> None:
     for name, drawn in every_figure([f"mask {n}" for n in range(7)]).items():
         drawn.figure.draw_without_rendering()
@@ -114,13 +124,13 @@ def test_no_panel_is_empty_and_none_covers_another() -> None:
 
 
 def test_the_heat_map_is_measured_below_and_expected_above_the_diagonal() -> None:
-    masks = specimens(3)
+    masks = random_masks(3)
     masks[2] = masks[0]
     found = pairs(masks)
     drawn = overlap_figure(found, ["a", "b", "c"], "Overlap")
     (shown,) = drawn.figure.axes[0].images
     values = np.asarray(shown.get_array())
-    rows = {(row["one"], row["other"]): row for row in drawn.data_rows if row["layer"] == ALL_LAYERS}
+    rows = {(row["mask_a"], row["mask_b"]): row for row in drawn.data_rows if row["layer"] == ALL_LAYERS}
     for (one, other), (row, column) in zip([("a", "b"), ("a", "c"), ("b", "c")], [(0, 1), (0, 2), (1, 2)], strict=True):
         assert values[column, row] == rows[one, other]["jaccard"]
         assert values[row, column] == rows[one, other]["chance_expected"]
@@ -133,6 +143,7 @@ def test_the_heat_map_is_measured_below_and_expected_above_the_diagonal() -> Non
     assert "of 3 pairs: 1 above" in drawn.caption
 
 
+@pytest.mark.slow
 def test_many_masks_are_numbered_and_not_listed() -> None:
     labels = [f"mask {n}" for n in range(30)]
     figures = every_figure(labels)
@@ -184,7 +195,7 @@ def test_histograms_have_area_one() -> None:
 
 
 def test_chains_with_the_same_densities_share_a_panel() -> None:
-    one, other = layer_densities(specimens(1)[0]), layer_densities(specimens(2)[1])
+    one, other = layer_densities(random_masks(1)[0]), layer_densities(random_masks(2)[1])
     drawn = density_by_level_figure({"a": {1: one, 2: other}, "b": {1: one, 2: other}, "c": {1: other}}, "Density")
     assert len(drawn.figure.axes) == 2
     assert "a stands for 2 chains with the same densities: a, b." in drawn.caption
@@ -204,7 +215,53 @@ def test_pixel_maps_draw_the_shares_and_count_empty_pixels() -> None:
     for axes, pixels in zip(drawn.figure.axes, maps, strict=False):
         assert np.array_equal(np.asarray(axes.images[0].get_array()), pixels * 100)
     assert "of 4: 1 (b), 2 (a)." in drawn.caption
-    assert drawn.data_rows[2] == {"specimen": "a", "row": 1, "column": 0, "kept_share": 1.0}
+    assert drawn.data_rows[2] == {"mask": "a", "row": 1, "column": 0, "kept_share": 1.0}
+
+
+# --- takeaways ---
+
+
+def test_overlap_takeaways_name_the_extremes() -> None:
+    first = np.arange(100).reshape(10, 10) < 50
+    masks = [{"a.weight": first}, {"a.weight": first}, {"a.weight": ~first}]
+    # J = 1 and 0; by chance two halves of 100 overlap by about a third.
+    assert overlap_takeaway(pairs(masks), ["x", "y", "z"]) == (
+        "Takeaway: x and y overlap 3 times as much as by chance; x and z overlap 0 times as much as by chance."
+    )
+    masks = [m | {"b.weight": mask(seed, 0.5)} for seed, m in enumerate(masks)]
+    assert overlap_by_layer_takeaway(pairs(masks)) == (
+        "Takeaway: in a 1 of 3 pairs are above chance; in b 0 of 3 pairs are above chance."
+    )
+
+
+def test_density_takeaway_is_about_the_mask_whose_layers_differ_most() -> None:
+    even, uneven = ({"a": np.arange(10) < n, "b": np.arange(10) < m} for n, m in ((5, 5), (9, 2)))
+    layers = [layer_densities(even), layer_densities(uneven)]
+    assert density_takeaway(layers, ["even", "uneven"]) == "Takeaway: uneven keeps 90% of a and 20% of b."
+
+
+def test_weight_takeaways_compare_mean_magnitudes() -> None:
+    w = np.array([0.0, 1.0, -2.0, 3.0])
+    planes = [weight_plane(w, w, np.array(kept)) for kept in ([False, False, True, True], [True, True, False, False])]
+    # (2 + 3) / (0 + 1) and its inverse.
+    assert plane_takeaway(planes, ["large", "small"]) == (
+        "Takeaway: the kept weights' mean |w_f| is 5 times (large) and 0.2 times (small) that of the pruned ones."
+    )
+    edges = np.array([-3.5, -2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5])
+    rows = [(d, d) for d in (weight_distribution(w, plane.kept, None, edges) for plane in planes)]
+    # 2.5 and 0.5 beside the mean of all, 1.5.
+    assert distribution_takeaway(rows, ["large", "small"]) == (
+        "Takeaway: the kept weights' mean |w_f| is 1.7 times (large) and 0.33 times (small) that of all alive before."
+    )
+    assert plane_takeaway([weight_plane(w, w, np.ones(4, dtype=bool))], ["all"]) == ""
+
+
+def test_pixel_takeaway_is_the_share_of_the_fullest_tenth() -> None:
+    center = np.full(20, 0.1)
+    center[:2] = 0.6
+    assert pixel_map_takeaway([center.reshape(4, 5), np.full((4, 5), 0.5)], ["center", "even"]) == (
+        "Takeaway: the fullest tenth of the pixels has 40% (center) and 10% (even) of the kept weights."
+    )
 
 
 # --- the page ---
@@ -231,6 +288,7 @@ def test_panels_are_in_even_rows() -> None:
     assert [num_columns(n, 3) for n in (1, 2, 3, 4, 5, 7)] == [1, 2, 3, 2, 3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "labels",
     [

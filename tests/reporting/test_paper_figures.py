@@ -60,6 +60,7 @@ def rows_for(plan: Plan, factor: float = 1.0) -> list[Row]:
     return rows
 
 
+@pytest.mark.slow
 def test_networks_that_were_not_run_have_empty_panels_with_their_names(tmp_path: Path) -> None:
     plan = make_plan(load_study("mask-criteria", ["scale=laptop", "prune.levels=2"]))
     panels = collect_panels(plan, rows_for(plan), Store(tmp_path))
@@ -77,6 +78,7 @@ def test_networks_that_were_not_run_have_empty_panels_with_their_names(tmp_path:
         network_panels_figure(panels[1:], "Figure 3")
 
 
+@pytest.mark.slow
 def test_other_networks_come_from_the_other_scales_of_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +94,7 @@ def test_other_networks_come_from_the_other_scales_of_the_study(
     assert "; Conv4 on CIFAR-10: against large_final, " in caption
 
 
+@pytest.mark.slow
 def test_figure_4_has_the_random_line_and_the_rescaled_actions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     also = make_plan(load_study("mask-1-rescaled", ["scale=laptop"]))
     monkeypatch.setattr(Store, "run_ids", lambda store: set(also.runs))
@@ -216,6 +219,7 @@ def test_the_table_of_criteria_is_complete() -> None:
     assert drawn.table is not None and len(drawn.table[1]) == len(CRITERIA)
 
 
+@pytest.mark.slow
 def test_a_study_of_ones_own_has_no_figure_of_the_paper(tmp_path: Path) -> None:
     from supermask.reporting.figures.catalog import study_figures
     from supermask.store.rows import plan_rows

@@ -75,7 +75,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     """Three treatments, two levels, five seeds, and claims about them; digits stand for data with verdicts."""
     treatments = [{"criterion": each} for each in ("large_final", "random", "small_final")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("supermask.analysis.claims.evaluate.is_demonstration", lambda _: False)
+        for module in ("claims.evaluate", "summary"):
+            patch.setattr(f"supermask.analysis.{module}.is_demonstration", lambda _: False)
         return shown(tmp_path_factory.mktemp("trained"), small_plan(*treatments, seeds=5), claims=CLAIMS)
 
 

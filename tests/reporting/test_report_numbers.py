@@ -68,6 +68,7 @@ def test_the_table_of_runs_has_every_run_and_every_number(trained: TrainedStudy,
                 assert line[name] == value
 
 
+@pytest.mark.slow
 def test_means_intervals_and_differences_are_those_of_numpy_over_the_csv(trained: TrainedStudy, report: Report) -> None:
     summary = rows_of(blocks(read(render_report(report)))["study-small-summary"])
     assert len(summary) == 1 + 4 * 2

@@ -179,6 +179,7 @@ def test_masks_with_other_settings_are_separate_lines() -> None:
         untrained_figure([*rows, rows[0]], "Heuristic")
 
 
+@pytest.mark.slow
 def test_levels_of_other_densities_are_not_compared() -> None:
     rows = dense()
     for seed in SEEDS:
@@ -226,6 +227,7 @@ def _drawable(drawn: RenderedFigure, folder: Path) -> None:
 # --- from a study to its files ---
 
 
+@pytest.mark.slow
 def test_a_study_of_supermasks_has_figures_of_its_finished_runs(tmp_path: Path) -> None:
     study = tmp_path / "masks.yaml"
     study.write_text(

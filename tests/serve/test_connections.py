@@ -94,6 +94,7 @@ def errors(server: Server) -> str:
     return server.process.communicate()[1]
 
 
+@pytest.mark.slow
 def test_connections_without_progress_are_closed(tmp_path: Path) -> None:
     with serving(tmp_path / "store", "IDLE_SECONDS=0.3") as server:
         silent, partial, waiting = (server.connect() for _ in range(3))
@@ -116,6 +117,7 @@ def test_connections_without_progress_are_closed(tmp_path: Path) -> None:
         assert errors(server) == ""
 
 
+@pytest.mark.slow
 def test_client_that_does_not_read_is_closed(tmp_path: Path) -> None:
     with serving(tmp_path / "store", "IDLE_SECONDS=0.3") as server:
         connection = socket.socket()
@@ -131,6 +133,7 @@ def test_client_that_does_not_read_is_closed(tmp_path: Path) -> None:
         assert errors(server) == ""
 
 
+@pytest.mark.slow
 def test_connection_in_use_is_kept(tmp_path: Path) -> None:
     """A connection that sends a request now and then is used again, not replaced."""
     with serving(tmp_path / "store", "IDLE_SECONDS=3") as server:
@@ -146,6 +149,7 @@ def test_connection_in_use_is_kept(tmp_path: Path) -> None:
         connection.close()
 
 
+@pytest.mark.slow
 def test_too_many_connections(tmp_path: Path) -> None:
     """New connections replace idle ones."""
     with serving(tmp_path / "store", "MAX_CONNECTIONS=8") as server, ExitStack() as stack:
@@ -155,6 +159,7 @@ def test_too_many_connections(tmp_path: Path) -> None:
         assert errors(server) == ""
 
 
+@pytest.mark.slow
 def test_connections_leave_descriptors_for_files(tmp_path: Path) -> None:
     """The limit of connections is a quarter of the descriptors."""
     with serving(tmp_path / "store", descriptors=40) as server:
@@ -165,6 +170,7 @@ def test_connections_leave_descriptors_for_files(tmp_path: Path) -> None:
         assert errors(server) == ""
 
 
+@pytest.mark.slow
 def test_missing_descriptors_are_one_warning(tmp_path: Path) -> None:
     """Without the limit of connections: the server does not retry in a loop, and serves again afterwards."""
     setting = "max_connections=lambda: 1_000_000"
@@ -190,6 +196,7 @@ MALFORMED = [
 ]
 
 
+@pytest.mark.slow
 def test_malformed_requests_are_400_with_the_headers(tmp_path: Path) -> None:
     with serving(tmp_path / "store") as server:
         for data in MALFORMED:

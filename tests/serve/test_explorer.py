@@ -94,6 +94,7 @@ def test_runs_with_different_ancestors_are_different_series(cache: CachedStore, 
     assert {len(series.run_ids) for series in untrained} == {4, 6}
 
 
+@pytest.mark.slow
 def test_plotted_values_match_the_csv(page: Page) -> None:
     (subject,) = page.get("/explore/choices.json").json()["subjects"]
     keys = [treatment["key"] for treatment in subject["treatments"]]
@@ -179,6 +180,7 @@ def test_too_many_series_are_refused(page: Page, monkeypatch: pytest.MonkeyPatch
     assert answer.json()["error"] == "2 treatments are too many for one plot: choose up to 1."
 
 
+@pytest.mark.slow
 def test_every_kind_of_run_has_a_page(page: Page, cache: CachedStore) -> None:
     for run_id in cache.rows:
         html = page.get(f"/run/{run_id}")

@@ -66,6 +66,7 @@ def changed_documents(facts: RunFacts) -> Iterator[tuple[str, RunFacts]]:
             yield f"{path}: {wrong!r}", changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resealed_document_with_any_wrong_value_is_refused_or_harmless(folder: Path, kind: str) -> None:
     """Every reader either raises CorruptEntry or works; nothing else comes out of a sealed document."""
@@ -212,6 +213,7 @@ def test_what_could_not_be_read_back_is_not_committed(folder: Path) -> None:
 FLIPS = 10_000
 
 
+@pytest.mark.slow
 def test_ten_thousand_bit_flips_over_all_file_types_are_detected_or_harmless(folder: Path) -> None:
     """Each flip is read by the reader of its file; the entry is refused, or equal to what it was."""
     store = copy_golden(folder)

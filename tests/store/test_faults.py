@@ -31,6 +31,7 @@ def tmp_path() -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_fault_at_every_operation(name: str, tmp_path: Path) -> None:
     found = enumerate_faults(tmp_path, SCENARIOS[name])

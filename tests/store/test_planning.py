@@ -196,6 +196,7 @@ def user_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_reading_never_imports_user_code_and_works_without_it(
     tmp_path: Path, user_study: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

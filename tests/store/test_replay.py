@@ -207,6 +207,7 @@ EVERY_OTHER_SETTING: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("treatments", "levels"), [(EVERY_ACTION, 2), (EVERY_OTHER_SETTING, 3)])
 def test_replayed_initial_states_are_those_trained_from(
     folder: Path, treatments: list[dict[str, Any]], levels: int
@@ -223,6 +224,7 @@ def test_replayed_initial_states_are_those_trained_from(
         assert same_start(StateReplayer(worker.store, cache_size=2).parent_run(run_id).start, worker.starts[run_id])
 
 
+@pytest.mark.slow
 def test_a_long_chain_needs_no_deep_recursion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(levels=60, rates={"hidden": 0.01, "output": 0.01}, epochs=0.05)
     plan_run = train_plan(plan, folder / "store")

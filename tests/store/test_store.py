@@ -214,6 +214,7 @@ def test_threads_that_commit_the_same_keys(store: Store) -> None:
     assert names(store.root / "staging") == set()
 
 
+@pytest.mark.slow
 def test_processes_that_commit_the_same_keys(store: Store) -> None:
     keys = [f"{i:02x}" * 16 for i in range(20)]
     with multiprocessing.get_context("spawn").Pool(2) as pool:

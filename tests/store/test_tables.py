@@ -34,6 +34,7 @@ def run(number: int = 0, **facts: int | float | str | bool | None) -> Row:
     return {"id": f"r{number}", "level": number, "treatment": "random", "density": 0.8**number, **facts}
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(table)
 def test_parquet_preserves_every_value_type_and_column(rows: list[Row]) -> None:

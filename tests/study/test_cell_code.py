@@ -44,6 +44,7 @@ def run_script(folder: Path, eps: str = "1e-3", comment: str = "", trains: bool 
     return ended.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_function_of_a_script_is_trained_by_workers_and_its_source_is_in_the_id(tmp_path: Path) -> None:
     run_id, name, *_, result = run_script(tmp_path, trains=True)
     assert result.startswith("tiny: 2 runs: 2 finished")

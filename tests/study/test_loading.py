@@ -205,6 +205,7 @@ HOSTILE_FILES = {
 """Shape -> a file of at most 300,000 bytes, each read in under 1 s of CPU time, and a part of the message."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", HOSTILE_FILES)
 def test_hostile_files_are_refused_within_bounds(shape: str, tmp_path: Path) -> None:
     text, message = HOSTILE_FILES[shape]

@@ -12,7 +12,7 @@ from helpers.study_refusals import labels, refusal
 from supermask.core.learned_masks import METHODS, MaskLearning
 from supermask.study import load_study, study_from_dict
 from supermask.study.plan import make_plan
-from supermask.study.schema import LearnSettings, Supermask
+from supermask.study.schema import LearnSettings, Prune, Supermask
 
 
 def load_supermasks(*values: Any) -> list[Supermask]:
@@ -33,7 +33,7 @@ def test_defaults_are_the_papers_settings() -> None:
     """Zhou et al. 2019, Sec. 5: SGD, momentum 0.9, batch 250, learning rate 100, start at 0, 10 single samples."""
     learn = LearnSettings()
     assert (learn.optimizer, learn.momentum, learn.batch_size, learn.lr) == ("sgd", 0.9, 250, 100.0)
-    assert Supermask().learning(learn) == MaskLearning(hardened_at=(0.5, 0.2, 0.1))
+    assert Supermask().learning(learn, Prune()) == MaskLearning(hardened_at=(0.5, 0.2, 0.1))
     assert (MaskLearning().start_logit, MaskLearning().samples, MaskLearning().rescaled) == (0.0, 10, False)
     (kind,) = load_supermasks({})
     assert kind == Supermask()
@@ -50,15 +50,17 @@ def test_a_masks_own_keys_override_learn() -> None:
 
 
 def test_confidence_is_used_only_with_a_heuristic_start() -> None:
-    assert Supermask().learning(LearnSettings()).confidence == 0
-    assert Supermask(start_from="random").learning(LearnSettings()).confidence == 2
-    assert Supermask(start_from="random", confidence=0.5, graded=True).learning(LearnSettings()).confidence == 0.5
+    assert Supermask().learning(LearnSettings(), Prune()).confidence == 0
+    assert Supermask(start_from="random").learning(LearnSettings(), Prune()).confidence == 2
+    assert (
+        Supermask(start_from="random", confidence=0.5, graded=True).learning(LearnSettings(), Prune()).confidence == 0.5
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_allowed(method: str) -> None:
     (kind,) = load_supermasks({"method": method, **({"start_logit": 0.5} if method == "rounded" else {})})
-    assert kind.method == kind.learning(LearnSettings()).method == method
+    assert kind.method == kind.learning(LearnSettings(), Prune()).method == method
 
 
 # --- products and labels ---
@@ -140,8 +142,12 @@ def test_a_name_may_not_stand_for_two_masks() -> None:
         ),
         ([{"criterion": "movement"}, {"supermask": {}}], ["movement", "bernoulli"]),
         (
+            [{"criterion": ["movement", "random"]}, {"trained": False}],
+            ["movement", "random", "large_final + trained=false"],
+        ),
+        (
             [{"trained": [True, False], "criterion": "movement"}, {"supermask": {}}],
-            ["trained=true", "trained=false", "bernoulli"],
+            ["movement", "trained=false", "bernoulli"],
         ),
     ],
 )
@@ -160,6 +166,7 @@ def test_the_longest_generated_label_is_a_valid_name() -> None:
     assert study_from_dict(study.as_data()) == study
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["heuristic-supermasks", "learned-curve", "learned-supermasks", "supermask-questions", "table-one"]
 )

@@ -103,7 +103,7 @@ def study(network: Any = "nets:Net", **keys: Any) -> Any:
 
 def examined(**keys: Any) -> Plan:
     plan = make_plan(study(**keys))
-    facts = examine_network(plan.network, (1, 8, 8), 10)
+    facts = {plan.study.network: examine_network(plan.network, (1, 8, 8), 10)}
     return make_plan(plan.study, PlanInputs(network_facts=facts))
 
 
@@ -131,8 +131,14 @@ def test_canonical_texts(folder: Path, value: Any, expected: str) -> None:
     ("value", "message"),
     [
         ("nets:Nett", "has no function 'Nett'; did you mean 'Net'?"),
-        ({"width": 5}, "needs make: module:function"),
-        ({"make": "resnet20"}, "needs make: module:function"),
+        ({"width": 5}, "needs make: module:function, and this one has only width; give the function"),
+        ({"make": "resnet20"}, "needs make: module:function, and this one has make: 'resnet20'"),
+        ("resnet21-4", "'resnet21-4' is not a network; did you mean 'resnet20-4'?"),
+        ("resnet35", "did you mean 'resnet32'?"),
+        ("resnet19", "did you mean 'resnet18'?"),
+        ("resnet20-0", "did you mean 'resnet20'?"),
+        ("vgg12", "did you mean 'vgg11'?"),
+        ("conv5", "did you mean 'conv4'?"),
         ({"make": "nets:Net", "width": {"a": 1}}, "width is dict; allowed are"),
         ({"make": "nets:Net", "a-b": 1}, "'a-b' is not a keyword argument"),
         ({"make": "nets:Net", "p": float("nan")}, "p is float"),
@@ -192,6 +198,37 @@ def test_each_network_of_a_treatment_has_a_dense_network_of_its_own() -> None:
     assert make_plan(study_from_dict(plan.study.as_data())).runs.keys() == plan.runs.keys()
 
 
+def test_treatments_name_networks_by_import_path_with_the_study_s_ids(folder: Path) -> None:
+    treatments = [
+        {"network": {"make": "nets:Net", "width": [2, 4]}},
+        {"network": "nets:narrow"},
+        {"name": "same", "network": {"make": "nets:Net"}},
+    ]
+    reference = {"network": {"make": "nets:Net", "width": 4}}
+    made = study("fc-8", treatments=treatments, reference=reference)
+    labels = [treatment.label for treatment in made.treatments]
+    assert labels == ["network=nets:Net(width=2)", "network=nets:Net(width=4)", "network=nets:narrow", "same"]
+    assert made.reference == labels[1] and study_from_dict(made.as_data()) == made
+    assert made.user_networks == ('nets:Net {"width":2}', 'nets:Net {"width":4}', "nets:narrow", "nets:Net")
+    plan = make_plan(made)
+    for network in (made.user_networks[1], "nets:Net"):
+        alone = make_plan(study(network, treatments=[{}])).runs.keys()
+        assert alone == {run.id for run in plan.runs.values() if run.network == network}
+    assert set(plan.inputs.network_sources) == set(made.user_networks)
+
+
+def test_networks_of_treatments_are_examined_trained_and_read_without_their_code(folder: Path) -> None:
+    made = study("fc-8", treatments=[{"network": ["nets:make", "nets:narrow"]}], prune={"levels": 1})
+    run_plans([plan_study(made, Store(folder / "store"))], RunOptions(folder / "store", 1))
+    (folder / "nets.py").unlink()
+    sys.modules.pop("nets", None)
+    read = plan_study(made, Store(folder / "store"))
+    assert len(read.notices) == 2
+    rows = plan_rows(read, Store(folder / "store"))[0]
+    assert {row["status"] for row in rows} == {"finished"} and len({row["weights"] for row in rows}) == 2
+    assert PlanInputs.from_data(read.inputs.to_data()) == read.inputs
+
+
 def test_facts_are_not_part_of_the_id(folder: Path) -> None:
     assert list(examined().runs) == list(make_plan(study()).runs)
 
@@ -209,6 +246,7 @@ def test_initializers_of_named_networks_are_part_of_the_id() -> None:
 # --- running and reading ---
 
 
+@pytest.mark.slow
 def test_a_network_of_the_user_from_plan_to_ticket(folder: Path) -> None:
     plan = examined(treatments=[{"name": "base"}, {"name": "late", "rewind_to": 5}, {"name": "new", "mask1": "reinit"}])
     assert dict(plan.network.facts.aliases)["blocks.2.conv.weight"] == "blocks.1.conv.weight"  # type: ignore[union-attr]
@@ -255,12 +293,13 @@ def test_a_network_of_the_user_from_plan_to_ticket(folder: Path) -> None:
     assert module.blocks[1].conv.weight is module.blocks[2].conv.weight
 
 
+@pytest.mark.slow
 def test_plans_and_tables_import_nothing(folder: Path) -> None:
     (folder / "study.yaml").write_text("network: nets:Net\ntreatments:\n- {criterion: large_final}\n")
     (folder / "nets.py").write_text(NETS + "\nraise RuntimeError('this code was run')\n")
-    for command in ("plan", "table"):
+    for command in (["plan"], ["plan", "--estimate", "--gpus", "2"], ["table"]):
         done = subprocess.run(
-            [sys.executable, "-m", "supermask", command, "study.yaml", "--store", "store"],
+            [sys.executable, "-m", "supermask", *command, "study.yaml", "--store", "store"],
             capture_output=True,
             text=True,
             check=False,
@@ -301,7 +340,7 @@ def test_a_changed_file_is_refused_while_a_plan_runs(folder: Path) -> None:
 
 def test_missing_code_is_named(folder: Path) -> None:
     (folder / "nets.py").unlink()
-    with pytest.raises(UserModuleNotFound, match="network 'nets:Net': there is no module 'nets'"):
+    with pytest.raises(UserModuleNotFound, match=r"network 'nets:Net': there is no module 'nets'.*Put nets.py there"):
         make_plan(study())
     with pytest.raises(UserModuleNotFound, match="there is no module 'nets'"):
         plan_study(study(), Store(folder / "store"))

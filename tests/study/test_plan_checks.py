@@ -43,6 +43,7 @@ def test_the_limit_can_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
             make_plan(study)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", [s.name for s in builtin_studies()])
 @pytest.mark.parametrize("scale", ["digits", "laptop", "paper"])
 def test_the_count_is_an_upper_bound_of_the_runs(study: str, scale: str) -> None:
@@ -94,6 +95,36 @@ def test_settings_without_the_expected_effect_give_a_warning(data: dict[str, Any
     assert any(text.startswith(message) for text in texts), texts
 
 
+SPARED = "prune.only and prune.exclude keep fc1.weight from being pruned"
+
+
+@pytest.mark.parametrize(
+    ("prune", "reasons"),
+    [
+        (
+            {"rates": {"fc1": 0.3}, "exclude": ["fc1"]},
+            ["prune.only and prune.exclude keep fc1.weight from being pruned"],
+        ),
+        ({"rates": {"fc1": 0.3}, "only": ["fc2"]}, ["prune.only and prune.exclude keep fc1.weight from being pruned"]),
+        (
+            {"rates": {"fc1": 0.3}, "scope": "global"},
+            ["with scope: global all tensors have one rate, prune.rates.global: 0.2"],
+        ),
+        (
+            {"rates": {"fc1*": 0.3, "fc1.weight": 0.2}},
+            ["of all names that match a tensor the longest counts, here 'fc1.weight'"],
+        ),
+        ({"rates": {"fc1": 0.0}, "scope": "global"}, []),
+        ({"rates": {"f*": 0.3, "fc1": 0.2}, "exclude": ["fc2"]}, []),
+    ],
+)
+def test_rates_that_no_tensor_is_pruned_at_give_a_warning(prune: dict[str, Any], reasons: list[str]) -> None:
+    key = next(iter(prune["rates"]))
+    expected = [f"prune.rates: {key!r}: 0.3 has no effect: {reason}." for reason in reasons]
+    assert warnings({"prune": {"levels": 1, **prune}}) == expected
+
+
+@pytest.mark.slow
 def test_sensible_settings_give_no_warning() -> None:
     assert warnings({}) == []
     for study in builtin_studies():

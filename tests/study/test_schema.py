@@ -196,7 +196,7 @@ WRONG: dict[str, list[Any]] = {
     "treatments[0].rewind_to": ["lowest_validation_loss", -1],
     "treatments[0].learning_rate_rewinding": [0, "no"],
     "treatments[0].initializer": ["glorot", "", 3],
-    "treatments[0].network": ["resnet21", "mynets:make", 3],
+    "treatments[0].network": ["resnet21", "my nets:make", 3],
     "treatments[0].schedule": ["iterativ"],
     "treatments[0].scope": ["Layer"],
     "treatments[0].trained": [0, "no", None],

@@ -40,7 +40,7 @@ from supermask.analysis.stats import (
     seed_means,
     seeds_needed,
 )
-from supermask.analysis.summary import DENSITY_TOLERANCE
+from supermask.analysis.summary import DEMONSTRATION_NOTE, DENSITY_TOLERANCE
 from supermask.core.text import Row
 from supermask.datasets.specs import DatasetSpec, dataset_spec, is_demonstration
 from supermask.study import Study
@@ -461,7 +461,7 @@ def _as_demonstration(finding: ClaimFinding) -> ClaimFinding:
 
 def _clause_as_demonstration(clause: ClauseFinding) -> ClauseFinding:
     untested: dict[str, Any] = {"p": None, "p_opposite": None, "p_sign_flip": None, "outcome": "untested"}
-    untested["note"] = "a demonstration"
+    untested["note"] = DEMONSTRATION_NOTE
     shown = replace(
         clause,
         verdict="no verdict",

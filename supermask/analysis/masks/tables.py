@@ -39,7 +39,7 @@ COLUMN_TITLES = (
     "dead units",
     "dead inputs",
 )
-PAIR_COLUMN_TITLES = ("one", "other", "overlap", "chance", "95% range", "against chance", "same sign: start", "end")
+PAIR_COLUMN_TITLES = ("mask a", "mask b", "overlap", "chance", "95% range", "against chance", "same sign: start", "end")
 
 
 def format_summary(infos: Sequence[MaskInfo]) -> str:

@@ -4,18 +4,21 @@ It computes what the reference engine computes, up to the order of sums, on a GP
 docs/performance.md.
 
 Files: `training` (jobs to results), `replica` (one network of a stack, as the training loop sees it), `stack` (the
-tensors and one training step), `forward` (the forward pass), `convolutions`, `optimizer`, `cuda_graph`, `device`
-(precision, cached measurements), `autotune` (the size of a stack).
+tensors and one training step), `forward` (the forward pass), `modules` (that of any module), `masked_pass` (learned
+masks), `convolutions`, `optimizer`, `cuda_graph`, `device` (precision, cached measurements), `autotune` (the size of a
+stack).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from supermask.core.learned_masks import MaskLearning
 from supermask.core.recipe import Recipe
 from supermask.engines.selection import Precision
 from supermask.engines.stacked.autotune import choose_stack_size
 from supermask.engines.stacked.convolutions import fastest_algorithms
+from supermask.engines.stacked.masked_pass import is_masked_pass_compiled
 from supermask.engines.stacked.optimizer import is_optimizer_compiled
 from supermask.engines.stacked.training import ConvAlgorithms, JobSource, train, train_stream
 
@@ -25,6 +28,7 @@ __all__ = [
     "choose_stack_size",
     "environment_facts",
     "fastest_algorithms",
+    "is_masked_pass_compiled",
     "is_optimizer_compiled",
     "train",
     "train_stream",
@@ -32,17 +36,24 @@ __all__ = [
 
 
 def environment_facts(
-    algorithms: ConvAlgorithms, precision: Precision, alone: bool, recipe: Recipe, device: str = "cpu"
+    algorithms: ConvAlgorithms,
+    precision: Precision,
+    alone: bool,
+    recipe: Recipe,
+    device: str = "cpu",
+    learning: MaskLearning | None = None,
 ) -> dict[str, Any]:
     """Facts that bits depend on besides machine and PyTorch, for the run's record.
 
-    Precision of products, algorithm of each convolution, compiled or plain optimizer, stack of one or of several.
+    Precision of products, algorithm of each convolution, what is compiled, stack of one or of several.
     Bit-identical results are promised for runs that were alone in their stack. The number of neighbors is not part of
     the facts: a checkpoint may be resumed among other neighbors.
     """
-    return {
+    facts = {
         "precision": precision,
         "convolutions": dict(algorithms),
         "optimizer_compiled": is_optimizer_compiled(recipe, device),
         "stack": "alone" if alone else "shared",
     }
+    # Named only where it is: the fingerprints of all other environments stay as they are.
+    return facts | ({"masked_pass_compiled": True} if is_masked_pass_compiled(learning, device) else {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,10 +23,11 @@ from supermask.engines.selection import Precision
 from supermask.engines.stacked.convolutions import NUM_SEEDS, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS
 from supermask.engines.stacked.device import cached_measurement, empty_cache, is_out_of_memory
+from supermask.engines.stacked.masked_pass import make_masked_pass
 from supermask.engines.stacked.optimizer import make_optimizer_step
 from supermask.engines.stacked.stack import Stack
-from supermask.networks.network import sequential_network
-from supermask.networks.sequential import Architecture, Conv, Dense, initial_state, prunable_tensors
+from supermask.networks.network import Network
+from supermask.networks.sequential import Conv, Dense
 
 CANDIDATES = {"cpu": (1, 4, 16), "cuda": (1, 8, 32, 128, 512)}
 """Sizes that are measured, in this order."""
@@ -36,12 +39,15 @@ MAX_STEPS = 20
 """Steps that are timed at most."""
 NUMBERS_PER_WEIGHT = 10
 """float32 numbers per weight: itself, gradient, two moments, weights of lowest validation loss, mask, temporaries."""
+MULTIPLICATIONS_PER_VALUE = 32
+"""Multiplications of a module's forward pass per number kept for its backward pass: a guess from above. Counted: 26 in
+ResNet-20 of width 4 on 8x8 pixels, 107 at width 16 on 32x32 pixels, 413 in VGG-11."""
 MEMORY_FRACTION = 0.4
 """Part of a GPU's memory for one stack: two stacks share it, and measurements need some."""
 
 
 def choose_stack_size(
-    layers: Architecture,
+    network: Network,
     recipe: Recipe,
     device: str,
     precision: Precision = "float32",
@@ -58,7 +64,7 @@ def choose_stack_size(
     free = total = 0
     if torch_device.type == "cuda":
         free, total = torch.cuda.mem_get_info(torch_device)
-        limit = max_replicas(layers, recipe.batch_size, total)
+        limit = max_replicas(network, recipe.batch_size, total)
         # By total memory: what is cached must not depend on other programs that use the GPU at the moment.
         candidates = sorted({min(candidate, limit) for candidate in candidates})
     size = candidates[-1]
@@ -69,28 +75,40 @@ def choose_stack_size(
         )
         learning_settings = None if learning is None else (learning.method, learning.rescaled)
         optimizer = [recipe.optimizer, bool(recipe.momentum), bool(recipe.weight_decay), recipe.batch_size]
-        settings = [[repr(layer) for layer in layers], optimizer, precision, learning_settings, list(candidates)]
+        settings = [_describe(network), optimizer, precision, learning_settings, list(candidates)]
 
         def measure() -> int:
             try:
                 return smallest_near_best(
-                    candidates, lambda n: throughput(n, layers, measured, torch_device, precision, learning)
+                    candidates, lambda n: throughput(n, network, measured, torch_device, precision, learning)
                 )
             finally:
                 empty_cache(torch_device)
 
         with _num_threads(threads):
             size = cached_measurement("size", settings, torch_device, measure)
-    return size if torch_device.type == "cpu" else min(size, max_replicas(layers, recipe.batch_size, free))
+    return size if torch_device.type == "cpu" else min(size, max_replicas(network, recipe.batch_size, free))
 
 
-def max_replicas(layers: Architecture, batch_size: int, free_bytes: int) -> int:
+def _describe(network: Network) -> list[str]:
+    """Return the facts that the time of a step depends on, as plain text."""
+    if network.layers is not None:
+        return [repr(layer) for layer in network.layers]
+    facts = json.dumps(network.facts.to_data() if network.facts else None)
+    return [network.name, hashlib.sha256(facts.encode()).hexdigest()]
+
+
+def max_replicas(network: Network, batch_size: int, free_bytes: int) -> int:
     """Replicas that fit into `MEMORY_FRACTION` of this much GPU memory, at least 1."""
-    weights = sum(m.size for m in prunable_tensors(layers).values())
-    dense = sum(x.outputs for x in layers if isinstance(x, Dense))
-    # The "columns" algorithm copies each input of a 3x3 convolution nine times; outputs, ReLU and gradients: four.
-    pixels = sum((9 * x.inputs + 4 * x.outputs) * x.side[0] * x.side[1] for x in layers if isinstance(x, Conv))
-    numbers = NUMBERS_PER_WEIGHT * weights + batch_size * (4 * dense + pixels)
+    layers = network.layers
+    if layers is None:
+        values = network.multiplications // MULTIPLICATIONS_PER_VALUE
+    else:
+        # The "columns" algorithm copies each input of a 3x3 convolution nine times; outputs, ReLU and gradients: four.
+        dense = sum(x.outputs for x in layers if isinstance(x, Dense))
+        pixels = sum((9 * x.inputs + 4 * x.outputs) * x.side[0] * x.side[1] for x in layers if isinstance(x, Conv))
+        values = 4 * dense + pixels
+    numbers = NUMBERS_PER_WEIGHT * network.size + batch_size * values
     return max(1, min(CANDIDATES["cuda"][-1], int(MEMORY_FRACTION * free_bytes / (4 * numbers))))
 
 
@@ -115,7 +133,7 @@ def smallest_near_best(candidates: Sequence[int], rate: Callable[[int], float | 
 
 def throughput(
     replicas: int,
-    layers: Architecture,
+    network: Network,
     recipe: Recipe,
     device: torch.device,
     precision: Precision,
@@ -123,10 +141,12 @@ def throughput(
 ) -> float | None:
     """Replica steps per second of a stack of synthetic, half pruned replicas; None if it does not fit into memory."""
     try:
-        algorithms = fastest_algorithms(layers, recipe.batch_size, replicas, str(device), precision)
+        algorithms = fastest_algorithms(network.layers or (), recipe.batch_size, replicas, str(device), precision)
         make_optimizer_step(recipe, device)
+        if learning is not None:
+            make_masked_pass(learning, device)
         with flush_denormals(), matmul_precision(precision, device):
-            stack = _synthetic_stack(replicas, layers, recipe, device, precision, learning, algorithms)
+            stack = _synthetic_stack(replicas, network, recipe, device, precision, learning, algorithms)
             return replicas / _step_seconds(stack, replicas)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -149,38 +169,43 @@ def _step_seconds(stack: Stack, replicas: int) -> float:
 
 def _synthetic_stack(
     replicas: int,
-    layers: Architecture,
+    network: Network,
     recipe: Recipe,
     device: torch.device,
     precision: Precision,
     learning: MaskLearning | None,
     algorithms: dict[str, str],
 ) -> Stack:
-    first, rng = layers[0], random_stream("size")
-    shape = (
-        (first.inputs, *first.side)
-        if isinstance(first, Conv)
-        else (1, 1, prunable_tensors(layers)[f"{first.name}.weight"].shape[1])
-    )
-    classes = next(x.outputs for x in layers if isinstance(x, Dense) and x.last)
-    images = rng.integers(0, 256, (max(256, recipe.batch_size), *shape)).astype(np.uint8)
-    labels: Array = rng.integers(0, classes, len(images))
+    rng = random_stream("size")
+    images = rng.integers(0, 256, (max(256, recipe.batch_size), *_image_shape(network))).astype(np.uint8)
+    assert network.facts is not None
+    labels: Array = rng.integers(0, network.facts.classes, len(images))
     data = SplitData(images, labels, np.arange(len(images)), images, labels, images, labels, 255)
     # One initial state for all replicas: 512 of a large network would not fit into the host's memory.
+    dense = network.initial_state(0)
     start = (
-        _half_pruned_state(layers)
+        _half_pruned_state(dense)
         if learning is None
-        else initial_mask_state(
-            learning, prunable_tensors(layers), initial_state(layers, 0), 0, None, None, child_streams(0)
-        )
+        else initial_mask_state(learning, network.tensors, dense, 0, None, None, child_streams(0))
     )
     seeds = sorted(i % NUM_SEEDS for i in range(replicas))
-    jobs = [TrainingJob(sequential_network(layers), start, recipe, seed, learning=learning) for seed in seeds]
+    jobs = [TrainingJob(network, start, recipe, seed, learning=learning) for seed in seeds]
     return Stack(jobs, [data] * replicas, device, precision, algorithms)
 
 
-def _half_pruned_state(layers: Architecture) -> InitialState:
-    dense, rng = initial_state(layers, 0), random_stream("size", "masks")
+def _image_shape(network: Network) -> tuple[int, int, int]:
+    """(C, H, W) of the images; of fully connected networks any shape with as many pixels."""
+    if network.layers is None:
+        assert network.facts is not None
+        return network.facts.image_shape
+    first = network.layers[0]
+    if isinstance(first, Conv):
+        return (first.inputs, *first.side)
+    return (1, 1, network.tensors[f"{first.name}.weight"].shape[1])
+
+
+def _half_pruned_state(dense: InitialState) -> InitialState:
+    rng = random_stream("size", "masks")
     masks = {n: torch.from_numpy(rng.random(tuple(w.shape)) < 0.5) for n, w in dense.weights.items()}
     return replace(dense, masks=masks, weights={n: w * masks[n] for n, w in dense.weights.items()})
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from supermask.engines.job import Array
 from supermask.engines.reference import on_device
 from supermask.engines.reference_masks import StraightThrough
 from supermask.engines.stacked.convolutions import conv3x3, max_pool2x2
-from supermask.networks.sequential import Architecture, Conv, Pool
+from supermask.networks.sequential import Architecture, Conv, Dense, Pool
 
 LayerFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x, w, b) -> outputs before the ReLU, all with a leading axis of replicas."""
@@ -51,6 +52,58 @@ def group_batches(batch_keys: Sequence[Hashable]) -> list[BatchGroup]:
         groups.append(BatchGroup(batch, num_batches, replica, replicas_per_batch))
         batch, replica = batch + num_batches, replica + num_batches * replicas_per_batch
     return groups
+
+
+class NetworkForward(Protocol):
+    """Forward pass of a stack of networks."""
+
+    widest_layer: int
+    """Most values per image and replica that an evaluation holds at once; 0 if it is not known."""
+
+    def __call__(
+        self,
+        tensors: Weights,
+        inputs: Tensor,
+        groups: Sequence[BatchGroup],
+        batch_of_replica: Tensor,
+        *,
+        is_training: bool,
+    ) -> Tensor:
+        """Logits (R, B, K) of every replica on its own mini-batch.
+
+        `tensors`: all tensors of the networks, with a leading axis R. `inputs`: the distinct mini-batches, (N, B, C, H,
+        W). `groups`: which replicas use which of them; `batch_of_replica`, (R,): the same as indices.
+        """
+
+
+COLUMN_COPIES = 9
+"""Copies of each input of a 3x3 convolution in the columns of the "columns" algorithm."""
+
+
+class LayersForward:
+    """Forward pass of the paper's networks, from their layers. `algorithms`: as in `forward`."""
+
+    def __init__(self, layers: Architecture, algorithms: Mapping[str, str]) -> None:
+        self._layers, self._algorithms = layers, algorithms
+        self.widest_layer = max(
+            (x.outputs + COLUMN_COPIES * x.inputs * (algorithms[x.name] == "columns")) * x.side[0] * x.side[1]
+            if isinstance(x, Conv)
+            else x.outputs
+            for x in layers
+            if isinstance(x, Conv | Dense)
+        )
+
+    def __call__(
+        self,
+        tensors: Weights,
+        inputs: Tensor,
+        groups: Sequence[BatchGroup],
+        batch_of_replica: Tensor,
+        *,
+        is_training: bool,
+    ) -> Tensor:
+        """As `NetworkForward`; these networks compute the same in training and evaluation."""
+        return forward(self._layers, tensors, inputs, groups, self._algorithms)
 
 
 def forward(
@@ -94,6 +147,9 @@ def _first_layer(function: LayerFunction, x: Tensor, w: Tensor, b: Tensor, group
     x (N, ...), w (R, O, ...), b (R, O); result (R, ...). n replicas of one batch become one layer of n * O outputs: one
     large matrix product and one read of the images instead of n.
     """
+    if len(groups) > 1 and function is _dense and not _is_autocast_enabled():
+        dense: Tensor = _UnequalShares.apply(x, w, b, groups)  # type: ignore[no-untyped-call]
+        return dense
     results = []
     # Axis of the outputs: 1 after a fully connected layer, (N, O, B); 2 after a convolution, (N, B, O, H, W).
     output_axis = 1 if x.dim() == 3 else 2
@@ -109,6 +165,50 @@ def _first_layer(function: LayerFunction, x: Tensor, w: Tensor, b: Tensor, group
         y = y.reshape(*y.shape[:output_axis], group.replicas_per_batch, -1, *y.shape[output_axis + 1 :])
         results.append(y.movedim(output_axis, 1).flatten(0, 1))
     return results[0] if len(results) == 1 else torch.cat(results)
+
+
+def _is_autocast_enabled() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+class _UnequalShares(torch.autograd.Function):
+    """The first fully connected layer where seeds have unequal numbers of replicas: one product per group of batches.
+
+    Each product writes its rows of the result, and of the gradient of w. Split and concatenated by autograd, the
+    gradient of the largest tensor of the network would be written twice and read once more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, groups: Sequence[BatchGroup]) -> Tensor:
+        """x (N, I, B), w (R, O, I), b (R, O); result (R, O, B)."""
+        ctx.save_for_backward(x)
+        ctx.groups = groups
+        y = w.new_empty(*b.shape, x.shape[2])
+        for group in groups:
+            batches, wide_w, wide_b, wide_y = _of_group(group, x, w, b, y)
+            torch.baddbmm(wide_b[:, :, None], wide_w, batches, out=wide_y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor, None]:
+        """Gradient (R, O, B) to the gradients of w and b. The images need none."""
+        (x,) = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        w_gradient = gradient.new_empty(*gradient.shape[:2], x.shape[1])
+        for group in ctx.groups:
+            batches, wide_gradient, wide_w_gradient = _of_group(group, x, gradient, w_gradient)
+            torch.bmm(wide_gradient, batches.mT, out=wide_w_gradient)
+        return None, w_gradient, gradient.sum(2), None
+
+
+def _of_group(group: BatchGroup, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The mini-batches of a group, and views of its rows of other tensors: (R, O, ...) as (batches, n * O, ...)."""
+    last = group.first_replica + group.num_batches * group.replicas_per_batch
+    views = (
+        t[group.first_replica : last].view(group.num_batches, group.replicas_per_batch * t.shape[1], *t.shape[2:])
+        for t in tensors
+    )
+    return x[group.first_batch : group.first_batch + group.num_batches], *views
 
 
 def masked_weights(learning: MaskLearning, logits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:

@@ -18,21 +18,35 @@ from torch.nn.functional import cross_entropy
 
 from supermask.core.learned_masks import sampling_keys
 from supermask.core.types import NetworkState, SplitData, Weights
+from supermask.engines.augmentation import crop_and_mirror, draw_augmentation, erase_squares, input_statistics
 from supermask.engines.job import Array, BatchSampler, TrainingJob
 from supermask.engines.optimizer_steps import optimizer_state_names
 from supermask.engines.selection import Precision
 from supermask.engines.stacked.cuda_graph import CudaGraphStep
 from supermask.engines.stacked.device import autocast_factory
-from supermask.engines.stacked.forward import BatchGroup, DeviceImages, forward, group_batches, masked_weights
-from supermask.engines.stacked.optimizer import make_optimizer_step, mask_bits, step_scalars
-from supermask.networks.sequential import Conv, Dense
+from supermask.engines.stacked.forward import (
+    BatchGroup,
+    DeviceImages,
+    LayersForward,
+    NetworkForward,
+    group_batches,
+)
+from supermask.engines.stacked.masked_pass import make_masked_pass
+from supermask.engines.stacked.modules import ModuleForward
+from supermask.engines.stacked.optimizer import make_optimizer_step, step_scalars, update_mask
 
 EVALUATION_BYTES = {"cpu": 2**23, "cuda": 2**30}
 """Bytes of the widest layer's outputs (and columns) that an evaluation computes at once. On a CPU about a cache; on a
 GPU a small part of its memory."""
 
-COLUMN_COPIES = 9
-"""Copies of each input of a 3x3 convolution in the columns of the "columns" algorithm."""
+WIDEST_LAYER = 8
+"""Values of a module's widest layer per value of its image, assumed: 5.3 in ResNet-20 on CIFAR-10."""
+
+
+AUGMENTATION_SHAPES: dict[str, tuple[int, ...]] = {"corner": (2,), "mirrored": (), "hole": (2,)}
+"""Field of `AugmentationDraws` -> its shape without the axis of images."""
+AUGMENTATION_SETTINGS = {"corner": "crop", "mirrored": "flip", "hole": "cutout"}
+"""Field of `AugmentationDraws` -> the setting of `Augmentation` that needs it."""
 
 
 class Stack:
@@ -55,14 +69,19 @@ class Stack:
         algorithms: Mapping[str, str],
     ) -> None:
         first = jobs[0]
-        self.layers, self.recipe, self.learning = first.layers, first.recipe, first.learning
-        self.jobs, self.data, self.device, self.algorithms = list(jobs), list(data), device, algorithms
+        self.recipe, self.learning = first.recipe, first.learning
+        self.jobs, self.data, self.device = list(jobs), list(data), device
+        layers = first.network.layers
+        self._forward: NetworkForward = (
+            ModuleForward(first.network, device) if layers is None else LayersForward(layers, algorithms)
+        )
+        self._trained_unmasked = first.network.trained_names
         self.autocast: Callable[[], AbstractContextManager[None]] = autocast_factory(precision, device)
         self.images = DeviceImages(data, device)
         self.samplers = [_batch_sampler(job, d) for job, d in zip(jobs, data, strict=True)]
         start = first.start
         self.weights, self.unmasked, self.logits = (
-            {n: torch.zeros(len(jobs), *t.shape, device=device) for n, t in tensors.items()}
+            {n: torch.zeros(len(jobs), *t.shape, dtype=t.dtype, device=device) for n, t in tensors.items()}
             for tensors in (start.weights, start.unmasked, start.logits)
         )
         self.last_sampled_weights: Weights = {}
@@ -72,9 +91,10 @@ class Stack:
             name: [torch.zeros_like(t) for _ in self.moment_names] for name, t in self._trainable().items()
         }
         """Tensor name -> one tensor per moment, in the order of `moment_names`, with the tensor's own shape."""
-        self._mask_bits: Weights = {}
-        """`mask_bits`, (R, P), of the tensors in which any replica has pruned weights."""
+        self._update_masks: Weights = {}
+        """`update_mask`, (R, P), of the tensors in which any replica has pruned weights."""
         self._optimizer_step = make_optimizer_step(self.recipe, device)
+        self._masked_pass = None if self.learning is None else make_masked_pass(self.learning, device)
         self._step: CudaGraphStep | None = None
         self._groups: list[BatchGroup] = []
         self._capacity = 0
@@ -82,7 +102,9 @@ class Stack:
         self.replace(range(len(jobs)), jobs, data)
 
     def _trainable(self) -> Weights:
-        return self.logits if self.learning is not None else {**self.weights, **self.unmasked}
+        if self.learning is not None:
+            return self.logits
+        return self.weights | {n: t for n, t in self.unmasked.items() if n in self._trained_unmasked}
 
     # --- training ---
 
@@ -118,6 +140,16 @@ class Stack:
         """Rate and second of the optimizer, (S, 2, R)."""
         self._losses = torch.zeros(self._capacity, replicas, device=device)
         """(S, R)."""
+        self._draws = {
+            kind: torch.zeros(self._capacity, batches, *shape, batch_size, dtype=torch.int64, device=device)
+            for kind, shape in AUGMENTATION_SHAPES.items()
+            if getattr(self.recipe.augment, AUGMENTATION_SETTINGS[kind])
+        }
+        """Random draws of the augmentation, by field of `AugmentationDraws`: (S, N, 2, B), or (S, N, B) of mirrors."""
+        self._statistics: Tensor | None = None
+        """Mean and standard deviation of the inputs of each mini-batch, (2, N, 1, C, 1, 1), if they are normalized."""
+        if input_statistics(self.recipe, self.data[0]) is not None:
+            self._statistics = torch.ones(2, batches, 1, self.images.pixels.shape[1], 1, 1, device=device)
         self._keys = {
             n: torch.zeros(self._capacity, replicas, 2, dtype=torch.int32, device=device) for n in self.logits
         }
@@ -138,6 +170,9 @@ class Stack:
             indices = self.samplers[r].batches(firsts[r], firsts[r] + steps)
             batches[:, n] = indices + self.images.offset(self.data[r])
         self._batches[:steps] = self.images.to_device(batches)
+        self._upload_augmentation(batch_owners, firsts, steps)
+        if self._statistics is not None:
+            self._statistics.copy_(self._input_statistics(batch_owners))
         # Mini-batches are numbered from the dense network's initialization, but an optimizer is new at a run's own
         # start. A learned mask's optimizer is new at iteration 0.
         is_learned = self.learning is not None
@@ -152,6 +187,30 @@ class Stack:
             buffer[:steps] = self.images.to_device(keys.view(np.int32))
         self._step_index.zero_()
 
+    def _upload_augmentation(self, batch_owners: Sequence[int], firsts: Sequence[int], steps: int) -> None:
+        """Fill the buffers with the draws of the next steps: those of the reference engine."""
+        if not self._draws:
+            return
+        height, width = self.images.pixels.shape[2:]
+        draws = [
+            [
+                draw_augmentation(
+                    self.recipe.augment, self.jobs[r].seed, firsts[r] + i, self.recipe.batch_size, (height, width)
+                )
+                for r in batch_owners
+            ]
+            for i in range(steps)
+        ]
+        for kind, buffer in self._draws.items():
+            values = np.stack([np.stack([getattr(draw, kind) for draw in of_step]) for of_step in draws])
+            buffer[:steps] = self.images.to_device(values)
+
+    def _input_statistics(self, slots: Sequence[int]) -> Tensor:
+        """Mean and standard deviation of the inputs of these replicas, (2, number of slots, 1, C, 1, 1)."""
+        statistics = [input_statistics(self.recipe, self.data[r]) for r in slots]
+        pairs = [[s.mean for s in statistics if s is not None], [s.std for s in statistics if s is not None]]
+        return self.images.to_device(np.array(pairs, np.float32)[:, :, None, :, None, None])
+
     def _train_step(self) -> None:
         """One training step of all replicas.
 
@@ -160,15 +219,17 @@ class Stack:
         """
         step = self._step_index
         batches = self._batches.index_select(0, step)[0]  # (N, B)
-        pixels = self.images.pixels.index_select(0, batches.flatten())
-        pixels = pixels.reshape(*batches.shape, *pixels.shape[1:])  # (N, B, C, H, W)
+        inputs = self._training_inputs(batches.flatten(), step)
         labels = self.images.labels.index_select(0, batches.flatten()).view_as(batches)
         labels = labels.index_select(0, self._batch_of_replica)  # (R, B)
         keys = {n: buffer.index_select(0, step)[0] for n, buffer in self._keys.items()}
         tensors = self._effective_weights(keys)
         with self.autocast():
-            logits = forward(self.layers, tensors, self.images.scaled(pixels), self._groups, self.algorithms)
-        image_losses = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+            logits = self._forward(tensors, inputs, self._groups, self._batch_of_replica, is_training=True)
+        smoothing = self.recipe.label_smoothing
+        image_losses = cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=smoothing
+        )
         losses = image_losses.view_as(labels).mean(1)  # (R,)
         trainable = self._trainable()
         # The gradient of the sum is each replica's own gradient: no loss depends on another replica's weights.
@@ -176,19 +237,40 @@ class Stack:
         rate, second = self._scalars.index_select(0, step)[0][:, :, None]  # (R, 1) each
         with torch.no_grad():
             for (name, tensor), gradient in zip(trainable.items(), gradients, strict=True):
-                moments = [moment.flatten(1) for moment in self.optimizer_state[name]]
-                bits = None if self.learning is not None else self._mask_bits.get(name)
-                self._optimizer_step(tensor.detach().flatten(1), gradient.flatten(1), bits, moments, rate, second)
+                replicas = len(tensor)
+                moments = [moment.view(replicas, -1) for moment in self.optimizer_state[name]]
+                mask = None if self.learning is not None else self._update_masks.get(name)
+                flat, flat_gradient = tensor.detach().view(replicas, -1), gradient.reshape(replicas, -1)
+                self._optimizer_step(flat, flat_gradient, mask, moments, rate, second)
             self._losses.index_copy_(0, step, losses.detach()[None])
             step += 1
         if self.learning is not None:
             self.last_sampled_weights = {n: tensors[n].detach() for n in self.logits}
 
+    def _training_inputs(self, images: Tensor, step: Tensor) -> Tensor:
+        """Network inputs of all mini-batches of a step, float32 (N, B, C, H, W), as `InputPipeline` makes them.
+
+        `images`: indices of training images, (N * B,).
+        """
+        pixels, augment = self.images.pixels.index_select(0, images), self.recipe.augment
+        # (S, N, 2, B) -> (2, N * B), and (S, N, B) -> (N * B,)
+        draws = {
+            kind: buffer.index_select(0, step)[0].movedim(0, -2).flatten(-2) for kind, buffer in self._draws.items()
+        }
+        pixels = crop_and_mirror(pixels, draws.get("corner"), draws.get("mirrored"), augment.crop)
+        inputs = self.images.scaled(pixels).view(-1, self.recipe.batch_size, *pixels.shape[1:])
+        if self._statistics is not None:
+            mean, std = self._statistics
+            inputs.sub_(mean).div_(std)
+        if "hole" in draws:
+            erase_squares(inputs.flatten(0, 1), draws["hole"], augment.cutout)
+        return inputs
+
     def _effective_weights(self, keys: Weights) -> Weights:
         """The weights of a forward pass: as they are, or multiplied by a sampled mask."""
-        if self.learning is None:
+        if self._masked_pass is None:
             return {**self.weights, **self.unmasked}
-        used = {n: masked_weights(self.learning, m, self.weights[n], keys[n]) for n, m in self.logits.items()}
+        used = {n: self._masked_pass(m, self.weights[n], keys[n]) for n, m in self.logits.items()}
         return {**used, **self.unmasked}
 
     # --- evaluation ---
@@ -203,17 +285,25 @@ class Stack:
         pixels, targets = self.images.get(images), self.images.get(labels)
         loss = torch.zeros(len(slots), dtype=torch.float64, device=self.device)
         hits = torch.zeros(len(slots), dtype=torch.int64, device=self.device)
-        groups, passes = [BatchGroup(0, 1, 0, len(slots))], 0
-        batch_size = self._evaluation_batch_size(len(slots))
+        # Replicas of one seed share their inputs; other seeds normalize the same images by other statistics.
+        groups = group_batches([input_statistics(self.recipe, self.data[r]) for r in slots])
+        batch_of_replica = np.concatenate([_batch_indices(group) for group in groups])
+        statistics = None
+        if input_statistics(self.recipe, self.data[0]) is not None:
+            statistics = self._input_statistics([slots[i] for i in np.unique(batch_of_replica, return_index=True)[1]])
+        batch_index = self.images.to_device(batch_of_replica)
+        passes, batch_size = 0, self._evaluation_batch_size(len(slots))
         with torch.no_grad():
             for tensors in self._evaluated_weights():
                 passes += 1
                 selected = tensors if is_everyone else {n: t.index_select(0, index) for n, t in tensors.items()}
                 for first in range(0, len(labels), batch_size):
                     part = slice(first, first + batch_size)
-                    scaled = self.images.scaled(pixels[part])[None]
+                    inputs = self.images.scaled(pixels[part])[None]
+                    if statistics is not None:
+                        inputs = inputs.sub(statistics[0]).div_(statistics[1])
                     with self.autocast():
-                        logits = forward(self.layers, selected, scaled, groups, self.algorithms)
+                        logits = self._forward(selected, inputs, groups, batch_index, is_training=False)
                     logits = logits.float()
                     answers = targets[part].expand(len(slots), -1)
                     image_losses = cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none")
@@ -241,14 +331,8 @@ class Stack:
 
     def _evaluation_batch_size(self, replicas: int) -> int:
         """Images evaluated at once, so that the widest layer stays below `EVALUATION_BYTES`."""
-        floats_per_image = [
-            (x.outputs + COLUMN_COPIES * x.inputs * (self.algorithms[x.name] == "columns")) * x.side[0] * x.side[1]
-            if isinstance(x, Conv)
-            else x.outputs
-            for x in self.layers
-            if isinstance(x, Conv | Dense)
-        ]
-        return max(1, EVALUATION_BYTES[self.device.type] // (4 * replicas * max(floats_per_image)))
+        floats = self._forward.widest_layer or WIDEST_LAYER * self.images.pixels[0].numel()
+        return max(1, EVALUATION_BYTES[self.device.type] // (4 * replicas * floats))
 
     # --- joining and leaving ---
 
@@ -286,13 +370,14 @@ class Stack:
 
     def _set_mask(self, slot: int, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
-            if name not in self._mask_bits:
-                # A stack of dense networks has no bits: the update then moves 4 bytes less per weight.
+            if name not in self._update_masks:
+                # A stack of dense networks has no masks: the update then reads less per weight.
                 if bool(mask.all()):
                     continue
                 ones = torch.ones(len(self.jobs), mask.numel(), dtype=torch.bool, device=self.device)
-                self._mask_bits[name], self._step = mask_bits(ones), None
-            self._mask_bits[name][slot].copy_(mask_bits(mask.flatten().to(self.device)))
+                self._update_masks[name], self._step = update_mask(ones, self.device.type), None
+            flat = mask.flatten().to(self.device)
+            self._update_masks[name][slot].copy_(update_mask(flat, self.device.type))
 
     def append(self, jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> None:
         """Add new runs in new slots, behind the others."""
@@ -311,7 +396,7 @@ class Stack:
         # First, so that the memory of the recorded step is free for the new tensors.
         self._step, self.last_sampled_weights = None, {}
         self.weights, self.unmasked, self.logits = map(resize_all, (self.weights, self.unmasked, self.logits))
-        self._mask_bits = resize_all(self._mask_bits)
+        self._update_masks = resize_all(self._update_masks)
         self.optimizer_state = {n: [change(t) for t in moments] for n, moments in self.optimizer_state.items()}
 
 

@@ -16,6 +16,7 @@ from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision, validate_precision
 from supermask.engines.stacked.convolutions import fastest_algorithms
+from supermask.engines.stacked.masked_pass import make_masked_pass
 from supermask.engines.stacked.optimizer import make_optimizer_step
 from supermask.engines.stacked.replica import Replica, ReplicaGroup, result_to_cpu
 from supermask.engines.stacked.stack import Stack
@@ -62,6 +63,8 @@ def train_stream(
     if joining:
         # Compiled here, before a stack needs it: not with the floating-point settings of training.
         make_optimizer_step(joining[0][0].recipe, torch_device)
+        if joining[0][0].learning is not None:
+            make_masked_pass(joining[0][0].learning, torch_device)
     while joining or runner.loops:
         assert len(joining) <= size - len(runner.loops), "the source returned more jobs than there are free slots"
         for job, result, seconds in runner.run_to_next_stop(joining):
@@ -116,7 +119,7 @@ def _group_by_stack(jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> l
 
 def _stack_key(job: TrainingJob, data: SplitData) -> Any:
     """The settings that all replicas of a stack have in common."""
-    return job.layers, stack_settings(job.recipe, job.learning), data.pixel_maximum
+    return job.network.layers or job.network, stack_settings(job.recipe, job.learning), data.pixel_maximum
 
 
 class _StackRunner:
@@ -181,8 +184,7 @@ class _StackRunner:
 
     def _make_stack(self, joining: Sequence[tuple[TrainingJob, SplitData]]) -> Stack:
         jobs, data = [job for job, _ in joining], [d for _, d in joining]
-        layers, batch_size = jobs[0].layers, jobs[0].recipe.batch_size
-        algorithms = self._algorithms
+        layers, batch_size, algorithms = jobs[0].network.layers or (), jobs[0].recipe.batch_size, self._algorithms
         if algorithms is None:
             algorithms = fastest_algorithms(layers, batch_size, self._size, str(self._device), self._precision)
         return Stack(jobs, data, self._device, self._precision, algorithms)

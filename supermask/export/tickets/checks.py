@@ -194,9 +194,10 @@ def stored_accuracy(ticket: Ticket) -> tuple[float, str] | None:
 def check_fit(ticket: Ticket, spec: DatasetSpec | None) -> None:
     """Raise UserError if the ticket names no network, or if its network does not fit the images or classes."""
     if ticket.network is None or spec is None:
+        own = get_fact(ticket, str, "run", "network") if _is_of_user_network(ticket) else None
+        problem = "names no network that supermask can build" if own is None else f"is of your network {quote(own)}"
         raise UserError(
-            "this ticket names no network that supermask can build: copy it into your module with Ticket.apply_to and "
-            "evaluate that."
+            f"this ticket {problem}: copy it into your module with Ticket.apply_to and evaluate that (docs/tickets.md)."
         )
     if mismatch := mask_mismatch(ticket.masks, ticket.network, spec):
         raise UserError(f"the ticket does not fit {spec.name}: {mismatch}. It was made for {ticket.dataset}.")

@@ -58,7 +58,7 @@ def pack_known_run(replayer: StateReplayer, store: Store, run_id: str, weights: 
     accuracy = facts["metrics"].get("final_test_accuracy")
     source = "final weights" if run.is_trained else "untrained weights"
     if run.learning is not None:
-        masks, state = _threshold_supermask(run.learning, state)
+        masks, state = _threshold_supermask(run.learning, state, masks)
         accuracy, source = facts["metrics"]["thresholded_test_accuracy"], "thresholded supermask"
     # Of an untrained network with batch normalization, running statistics were estimated to measure it.
     is_as_measured = snapshot == "final" or not (run.is_trained or run_network(run).buffers)
@@ -85,9 +85,9 @@ def pack_known_run(replayer: StateReplayer, store: Store, run_id: str, weights: 
     )
 
 
-def _threshold_supermask(learning: MaskLearning, state: NetworkState) -> tuple[Masks, NetworkState]:
+def _threshold_supermask(learning: MaskLearning, state: NetworkState, start: Masks) -> tuple[Masks, NetworkState]:
     """Return the thresholded mask b and the state with weights b * w, times (size / ones) per layer if rescaled."""
-    masks = threshold_masks(learning, state.logits)
+    masks = threshold_masks(learning, state.logits, start)
     weights = {}
     for name, mask in masks.items():
         ratio = mask.numel() / max(float(mask.sum()), 1.0) if learning.rescaled else 1.0

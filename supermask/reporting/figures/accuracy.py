@@ -80,12 +80,17 @@ def convergence_figure(
 
 def unconverged_note(rows: Sequence[Row]) -> str:
     """Count the runs that had not converged; their early-stopping iteration is the length of the run, not a speed."""
-    finished = [row for row in rows if row["status"] == "finished"]
-    lengths = {row.get("iterations") for row in finished}
-    unconverged = sum(row["early_stop_iteration"] == row.get("iterations") for row in finished)
+    unconverged, finished = count_unconverged(rows)
+    lengths = {row.get("iterations") for row in rows if row["status"] == "finished"}
     if not unconverged or len(lengths) != 1:
         return ""
-    return f"In {unconverged} of {len(finished)} runs the loss was lowest at the last iteration, {lengths.pop():,}."
+    return f"In {unconverged} of {finished} runs the loss was lowest at the last iteration, {lengths.pop():,}."
+
+
+def count_unconverged(rows: Sequence[Row]) -> tuple[int, int]:
+    """Return the number of finished runs whose loss was lowest at their last iteration, and of all finished runs."""
+    finished = [row for row in rows if row["status"] == "finished"]
+    return sum(row["early_stop_iteration"] == row.get("iterations") for row in finished), len(finished)
 
 
 def draw_summary(

@@ -11,7 +11,7 @@ from supermask.core.errors import sanitize
 from supermask.core.text import format_range
 from supermask.reporting.figures.accuracy import MARKER, draw_stars, remaining_weights_axis
 from supermask.reporting.figures.caption import join_sentences
-from supermask.reporting.figures.layout import FigurePage, num_columns, panel_titles
+from supermask.reporting.figures.layout import FigurePage, PanelGrid, PanelSizes
 from supermask.reporting.figures.save import RenderedFigure
 from supermask.reporting.figures.style import (
     DEFAULT_OPTIONS,
@@ -25,8 +25,15 @@ from supermask.reporting.figures.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LEFT, GAP, AXIS_HEIGHT, PANEL_HEIGHT, SINGLE_ROW_HEIGHT, HEADING_HEIGHT, MAX_COLUMNS = 0.52, 0.2, 0.42, 1.1, 2.0, 0.2, 4
-"""Inches: the y axis, between panels, the x axis, a panel, a panel of a single row, its name; panels side by side."""
+SIZES = PanelSizes(
+    left=0.52,
+    gap=0.2,
+    panel_height=1.1,
+    single_row_height=2.0,
+    heading_height=0.2,
+    axis_height=0.42,
+    max_columns=4,
+)
 
 
 def comparison_figure(
@@ -55,31 +62,17 @@ def _draw(
     options: FigureOptions,
 ) -> FigurePage:
     styles = assign_styles(list(panels))
-    columns = num_columns(len(panels), MAX_COLUMNS)
-    width = (options.layout_width - LEFT - 0.08 - GAP * (columns - 1)) / columns
-    names, extra_height = panel_titles(list(panels), width)
-    rows = -(-len(panels) // columns)
-    height = PANEL_HEIGHT if rows > 1 else SINGLE_ROW_HEIGHT
-    heading = HEADING_HEIGHT + extra_height
-    row_height = heading + height
-    page = FigurePage(title, caption, rows * row_height + AXIS_HEIGHT, options, panels)
+    grid = PanelGrid(list(panels), SIZES, title, caption, options)
     limits = _limits(comparison)
     remaining = [cell.remaining for cells in panels.values() for cell in cells]
-    for index, ((label, cells), name) in enumerate(zip(panels.items(), names, strict=True)):
-        row, column = divmod(index, columns)
-        left, top = LEFT + column * (width + GAP), row * row_height + heading
-        axes = page.axes(left, top, width, height, grid=True)
-        page.text(left, top - 0.04, name, va="bottom")
+    for axes, (label, cells) in zip(grid.panels(), panels.items(), strict=True):
         _draw_cells(axes, cells, styles[label], comparison.margin)
         axes.set_ylim(*limits)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
         remaining_weights_axis(axes, remaining, min_distance=0.15)
-        axes.tick_params(labelleft=column == 0, labelbottom=index + columns >= len(panels))
-    bottom = rows * row_height
     unit = "points" if comparison.metric.unit == "percent" else comparison.metric.unit
-    page.text(LEFT + (page.width - LEFT) / 2, bottom + 0.2, "Weights remaining (%)", 7.5, ha="center")
-    page.text(0.08, (heading + bottom) / 2, f"Here minus there ({unit})", 7.5, rotation=90, va="center")
-    return page
+    grid.label_axes("Weights remaining (%)", f"Here minus there ({unit})")
+    return grid.page
 
 
 def _draw_cells(axes: Axes, cells: Sequence[CellComparison], style: LineStyle, margin: float | None) -> None:

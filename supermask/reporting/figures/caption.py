@@ -6,9 +6,10 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
+from supermask.analysis.claims.endpoint_band import compare_over_band
 from supermask.analysis.stats import SIGNIFICANCE, Comparison
 from supermask.analysis.summary import Summary
-from supermask.core.text import Row, format_range, pluralize
+from supermask.core.text import Row, format_percent, format_range, pluralize
 from supermask.datasets.specs import data_notices, is_demonstration
 from supermask.store.tables import DENSE, treatment_labels
 
@@ -21,6 +22,10 @@ STATUS_WORDING = {
     "finished": "finished without a value",
 }
 """Status -> wording in a caption, for runs that are in no mean."""
+
+
+MAX_NAMED = 8
+"""Treatments of excluded runs that a caption names; of more, the others are counted."""
 
 
 def summary_caption(summary: Summary, remarks: Sequence[str] = ()) -> str:
@@ -41,14 +46,17 @@ def summary_caption(summary: Summary, remarks: Sequence[str] = ()) -> str:
 
 
 def takeaway(summary: Summary) -> str:
-    """State in one sentence which treatments differ from the reference at some level: those with stars, by direction.
+    """State in one sentence which treatments differ from the reference, by direction.
 
-    A treatment that differs both ways is named with both. Empty if there is nothing to compare, and on a demonstration,
+    Where the study has a primary endpoint, by its one test per treatment; else at some level: those with stars. A
+    treatment that differs both ways is named with both. Empty if there is nothing to compare, and on a demonstration,
     from which nothing follows.
     """
     if demonstration_note(summary.subject):
         return ""
     higher, lower = ("better", "worse") if summary.measure.unit == "percent" else ("later", "earlier")
+    if text := _endpoint_takeaway(summary, higher, lower):
+        return text
     groups: dict[str, list[str]] = {higher: [], lower: [], f"{higher} at one level and {lower} at another": []}
     same: list[str] = []
     tested = 0
@@ -68,6 +76,24 @@ def takeaway(summary: Summary) -> str:
     parts = [text.replace("another at some level", "another") for text in parts]
     parts += [f"{_list_names(same)} different at no level"] if same else []
     return f"Takeaway: against {summary.reference}, {'; '.join(parts)}."
+
+
+def _endpoint_takeaway(summary: Summary, higher: str, lower: str) -> str:
+    """State by the primary endpoint which treatments differ from the reference; empty without one or its seeds."""
+    comparisons = compare_over_band(summary)
+    if not comparisons or summary.band is None:
+        return ""
+    groups: dict[str, list[str]] = {higher: [], lower: [], "not significantly different": []}
+    for label, comparison in comparisons.items():
+        significant = comparison.p is not None and comparison.p < SIGNIFICANCE
+        groups[list(groups)[2 if not significant else 0 if comparison.difference > 0 else 1]].append(label)
+    most, least = map(format_percent, summary.band)
+    n = format_range([comparison.n for comparison in comparisons.values()])
+    parts = [f"{_list_names(labels)} {word}" for word, labels in groups.items() if labels]
+    return (
+        f"Takeaway: in the mean from {most}% to {least}% of the weights, against {summary.reference}, "
+        f"{'; '.join(parts)} (one t-test per treatment over n = {n} seeds, p < {SIGNIFICANCE})."
+    )
 
 
 def _list_names(labels: Sequence[str]) -> str:
@@ -97,7 +123,7 @@ def demonstration_note(subject: str) -> list[str]:
     dataset = subject.rpartition(" on ")[2]
     if not is_demonstration(dataset):
         return []
-    return [f"A demonstration on {dataset}: marks and intervals say nothing about the paper's networks."]
+    return [f"A demonstration on {dataset}: nothing is tested; intervals say nothing about the paper's networks."]
 
 
 def dense_note(summary: Summary, common: str, own_place: str) -> str:
@@ -125,8 +151,12 @@ def mean_note(summary: Summary) -> str:
 def significance_note(summary: Summary) -> str:
     """Describe the stars: test, pairing, correction; and count the comparisons that were not tested.
 
+    Empty on a demonstration, which has no stars.
+
     Source: Zhou et al. 2019, authors' response, items 2 and 4: each level is tested by itself.
     """
+    if demonstration_note(summary.subject):
+        return ""
     compared = [(point, point.comparison) for point in summary.points if point.comparison]
     tested = [(point, comparison) for point, comparison in compared if comparison.p is not None]
     untested = _untested_note([comparison for _, comparison in compared])
@@ -165,14 +195,20 @@ def excluded_note(summary: Summary) -> str:
 
 
 def describe_excluded(rows: Sequence[Row], labels: Collection[str], runs: int) -> str:
-    """Describe the `rows` that are in no mean, by status and label; `runs` is the number of all runs."""
+    """Describe the `rows` that are in no mean, by status and label; `runs` is the number of all runs.
+
+    The first `MAX_NAMED` labels of each status are named.
+    """
     parts = []
     for status in dict.fromkeys([*STATUS_WORDING, *(str(row["status"]) for row in rows)]):
         matching = [row for row in rows if row["status"] == status]
         counts = Counter(
             label for row in matching for label in treatment_labels(row) if label == DENSE or label in labels
         )
-        names = ", ".join(f"{label} {count}" for label, count in counts.items())
+        named = [f"{label} {count}" for label, count in counts.items()]
+        if len(named) > MAX_NAMED + 1:
+            named[MAX_NAMED:] = [f"and {pluralize(len(named) - MAX_NAMED, 'more treatment')}"]
+        names = ", ".join(named)
         if matching:
             parts.append(f"{len(matching)} {STATUS_WORDING.get(status, status)} ({names})")
     return f"In no mean, of {pluralize(runs, 'run')}: {'; '.join(parts)}." if parts else ""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from supermask.analysis.claims.endpoint_band import endpoint_band
 from supermask.analysis.summary import Summary, summarize
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.text import Row
-from supermask.reporting.figures.accuracy import ACCURACY, EARLY_STOP, draw_summary, unconverged_note
+from supermask.reporting.figures.accuracy import ACCURACY, EARLY_STOP, count_unconverged, draw_summary, unconverged_note
 from supermask.reporting.figures.differences import draw_differences
 from supermask.reporting.figures.network_panels import PAPER_DATASETS, PAPER_FIGURES, is_shipped
 from supermask.reporting.figures.overview import draw_overview
@@ -156,12 +158,8 @@ class TrainedSummaries(NamedTuple):
     unconverged: str
     """Sentence on runs that had not converged, possibly empty."""
 
-    @property
-    def converged(self) -> bool:
-        """False if the loss of every run was lowest at its last iteration, the same for all."""
-        points = [*self.early_stop.points, *([self.early_stop.dense] if self.early_stop.dense else [])]
-        values = {value for point in points for value in point.values.values()}
-        return not self.unconverged or len(values) > 1
+    converged: bool
+    """False if the loss of at least half of the runs was lowest at the last iteration: the median is no speed."""
 
 
 def summarize_trained(
@@ -182,5 +180,13 @@ def summarize_trained(
     finished = {label for row in weights if row["status"] == "finished" for label in treatment_labels(row)}
     if not trained or not (required or finished.intersection(trained)):
         return None
-    accuracy, early_stop = (summarize(weights, trained, reference, metric) for metric in (ACCURACY, EARLY_STOP))
-    return TrainedSummaries(accuracy, early_stop, unconverged_note(weights))
+    network = next(iter(plan.runs.values())).network
+    accuracy, early_stop = (
+        replace(
+            summarize(weights, trained, reference, metric),
+            band=endpoint_band(study, network, reference, metric.column),
+        )
+        for metric in (ACCURACY, EARLY_STOP)
+    )
+    unconverged, trained_runs = count_unconverged(weights)
+    return TrainedSummaries(accuracy, early_stop, unconverged_note(weights), 2 * unconverged < trained_runs)

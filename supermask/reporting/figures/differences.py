@@ -17,7 +17,7 @@ from supermask.reporting.figures.caption import (
     significance_note,
     takeaway,
 )
-from supermask.reporting.figures.layout import FigurePage, num_columns, panel_titles
+from supermask.reporting.figures.layout import FigurePage, PanelGrid, PanelSizes
 from supermask.reporting.figures.save import RenderedFigure
 from supermask.reporting.figures.style import (
     DEFAULT_OPTIONS,
@@ -32,16 +32,15 @@ from supermask.reporting.figures.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_COLUMNS, PANEL_HEIGHT, SINGLE_ROW_HEIGHT, HEADING_HEIGHT, GAP, LEFT, AXIS_HEIGHT = (
-    3,
-    1.12,
-    1.9,
-    0.20,
-    0.10,
-    0.52,
-    0.36,
+SIZES = PanelSizes(
+    left=0.52,
+    gap=0.10,
+    panel_height=1.12,
+    single_row_height=1.9,
+    heading_height=0.20,
+    axis_height=0.36,
+    max_columns=3,
 )
-"""Panels per row; inches: a panel, a panel if there is one row, its name, between panels, the y axis, the x axis."""
 
 LINEAR_LIMIT = 0.5
 """Percentage points around 0 within which a logarithmic axis is nearly linear."""
@@ -142,30 +141,14 @@ Panels = dict[str, list[LevelDifference]]
 
 def _draw(summary: Summary, panels: Panels, title: str, caption: str, options: FigureOptions) -> FigurePage:
     styles = assign_styles(list(summary.series))
-    columns = num_columns(len(panels), MAX_COLUMNS)
-    page_width = options.layout_width
-    width = (page_width - LEFT - 0.08 - GAP * (columns - 1)) / columns
-    names, extra_height = panel_titles(list(panels), width)
-    rows = -(-len(panels) // columns)
-    height = PANEL_HEIGHT if rows > 1 else SINGLE_ROW_HEIGHT
-    heading = HEADING_HEIGHT + extra_height
-    row_height = heading + height
-    page = FigurePage(title, caption, rows * row_height + AXIS_HEIGHT, options, panels)
+    grid = PanelGrid(list(panels), SIZES, title, caption, options)
     limits = _limits(panels)
     remaining = [d.weights_remaining_percent for differences in panels.values() for d in differences]
-    for index, ((label, differences), name) in enumerate(zip(panels.items(), names, strict=True)):
-        row, column = divmod(index, columns)
-        left, top = LEFT + column * (width + GAP), row * row_height + heading
-        axes = page.axes(left, top, width, height, grid=True)
-        page.text(left, top - 0.04, name, va="bottom")
+    for axes, (label, differences) in zip(grid.panels(), panels.items(), strict=True):
         _draw_line(axes, differences, styles[label])
         _set_axes(axes, limits, remaining, _needs_log_axis(panels, options.axis))
-        axes.tick_params(labelleft=column == 0, labelbottom=index + columns >= len(panels))
-    bottom = rows * row_height
-    page.text(LEFT + (page_width - LEFT) / 2, bottom + 0.2, "Weights remaining (%)", 7.5, ha="center")
-    middle = (heading + bottom) / 2
-    page.text(0.08, middle, "Difference to the reference (points)", 7.5, rotation=90, va="center")
-    return page
+    grid.label_axes("Weights remaining (%)", "Difference to the reference (points)")
+    return grid.page
 
 
 def _draw_line(axes: Axes, differences: Sequence[LevelDifference], style: LineStyle) -> None:

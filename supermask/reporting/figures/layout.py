@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +172,59 @@ def color_bar(page: FigurePage, left: float, top: float, height: float, colors: 
 def num_columns(panels: int, most: int) -> int:
     """Return the number of columns, at most `most`, that makes the rows of a grid as even as possible."""
     return math.ceil(panels / math.ceil(panels / most))
+
+
+@dataclass(frozen=True)
+class PanelSizes:
+    """Sizes of a `PanelGrid` in inches."""
+
+    left: float
+    """The y axis with its label."""
+    gap: float
+    """Between panels side by side."""
+    panel_height: float
+    single_row_height: float
+    """A panel if there is one row."""
+    heading_height: float
+    """A panel's name of one line."""
+    axis_height: float
+    """The x axis with its label."""
+    max_columns: int
+    """Panels side by side at most."""
+
+
+class PanelGrid:
+    """A page of equal panels in rows, each with its name above it; the panels share the labels of both axes."""
+
+    def __init__(
+        self, names: Sequence[str], sizes: PanelSizes, title: str, caption: str, options: FigureOptions
+    ) -> None:
+        columns = num_columns(len(names), sizes.max_columns)
+        self._sizes, self._columns = sizes, columns
+        self._width = (options.layout_width - sizes.left - 0.08 - sizes.gap * (columns - 1)) / columns
+        self._names, extra_height = panel_titles(names, self._width)
+        self._rows = -(-len(names) // columns)
+        self._height = sizes.panel_height if self._rows > 1 else sizes.single_row_height
+        self._heading = sizes.heading_height + extra_height
+        body = self._rows * (self._heading + self._height)
+        self.page = FigurePage(title, caption, body + sizes.axis_height, options, names)
+
+    def panels(self) -> Iterator[Axes]:
+        """Yield the axes of each panel to draw in; tick labels remain at the left and lower edges of the grid only."""
+        for index, name in enumerate(self._names):
+            row, column = divmod(index, self._columns)
+            left = self._sizes.left + column * (self._width + self._sizes.gap)
+            top = row * (self._heading + self._height) + self._heading
+            axes = self.page.axes(left, top, self._width, self._height, grid=True)
+            self.page.text(left, top - 0.04, name, va="bottom")
+            yield axes
+            axes.tick_params(labelleft=column == 0, labelbottom=index + self._columns >= len(self._names))
+
+    def label_axes(self, x: str, y: str) -> None:
+        """Write the labels that all panels share."""
+        left, bottom = self._sizes.left, self._rows * (self._heading + self._height)
+        self.page.text(left + (self.page.width - left) / 2, bottom + 0.2, x, 7.5, ha="center")
+        self.page.text(0.08, (self._heading + bottom) / 2, y, 7.5, rotation=90, va="center")
 
 
 def set_legend_labels(legend: Legend, labels: Iterable[str]) -> None:

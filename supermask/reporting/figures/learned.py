@@ -12,10 +12,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from supermask.analysis.stats import PERCENT, SIGNIFICANCE, Comparison, MeanInterval, compare, holm, mean_interval
+from supermask.analysis.summary import without_test
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
+from supermask.datasets.specs import is_demonstration
 from supermask.reporting.figures.accuracy import accuracy_ticks, log_error_scale, set_log_ticks
-from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences
+from supermask.reporting.figures.caption import demonstration_note, describe_excluded, format_seeds, join_sentences
 from supermask.reporting.figures.layout import FigurePage, fit_labels, max_text_width
 from supermask.reporting.figures.save import RenderedFigure, format_values, mean_columns
 from supermask.reporting.figures.style import (
@@ -110,8 +112,9 @@ def supermask_figure(
 
 
 def supermask_results(rows: Sequence[Row], treatments: Sequence[str], reference: str) -> list[MaskResult]:
-    """Return the networks of the figure, compared with the reference."""
-    return _with_comparisons(compute_mask_results(rows, treatments), reference)
+    """Return the networks of the figure, compared with the reference; on a demonstration without tests."""
+    is_tested = not any(is_demonstration(str(row.get("dataset"))) for row in rows)
+    return _with_comparisons(compute_mask_results(rows, treatments), reference, is_tested)
 
 
 def supermask_rows(results: Sequence[MaskResult]) -> list[Row]:
@@ -178,13 +181,15 @@ def _mask_result(label: str, kind: str, rows: Sequence[Row]) -> MaskResult:
     return MaskResult(label, kind, int(rows[0]["level"] or 0), density, values, interval)
 
 
-def _with_comparisons(results: Sequence[MaskResult], reference: str) -> list[MaskResult]:
+def _with_comparisons(results: Sequence[MaskResult], reference: str, is_tested: bool) -> list[MaskResult]:
     """Compare the first network of every treatment with the reference's; Holm's correction over the treatments."""
     first = {result.treatment: result for result in reversed(results)}
     if reference not in first:
         return list(results)
     compared = [result for label, result in first.items() if label != reference]
     comparisons = [compare(result.values, first[reference].values) for result in compared]
+    if not is_tested:
+        comparisons = [without_test(comparison) for comparison in comparisons]
     adjusted = holm([comparison.p for comparison in comparisons])
     tests = {result.treatment: (c, p) for result, c, p in zip(compared, comparisons, adjusted, strict=True)}
     return [
@@ -311,7 +316,8 @@ def _caption(rows: Sequence[Row], results: Sequence[MaskResult], reference: str,
     if any(is_heuristic(row) and untrained.intersection(treatment_labels(row)) for row in rows):
         sentences.append("Heuristic masks: at the level of best validation accuracy.")
     sentences.append("Dashed: chance." + (" Dotted: the trained dense network." if has_dense else ""))
-    sentences += _test_notes(results, reference)
+    demo = demonstration_note(f"{first['network']} on {first['dataset']}")
+    sentences += demo or _test_notes(results, reference)
     unfinished = [row for row in rows if row["status"] != "finished"]
     labels = {label for row in rows for label in treatment_labels(row)}
     best = max((result for result in results), key=lambda result: result.interval.mean)

@@ -18,6 +18,7 @@ from supermask.reporting.figures.layout import (
     num_columns,
     set_legend_labels,
 )
+from supermask.reporting.figures.mask_takeaways import density_takeaway
 from supermask.reporting.figures.save import RenderedFigure
 from supermask.reporting.figures.style import BLACK, DOTTED, FALLBACK_STYLES, WIDTH, LineStyle, style_context
 
@@ -42,7 +43,8 @@ def density_figure(masks: Sequence[Densities], labels: Sequence[str], title: str
     with style_context():
         left = MARGIN + 0.08 + max_text_width(labels, LABEL_WIDTH)
         height = ROW_HEIGHT * len(labels) + 0.1
-        page = FigurePage(title, f"{ALL_WEIGHTS_NOTE}.", LEGEND_HEIGHT + height + 0.42, labels=labels)
+        caption = f"{ALL_WEIGHTS_NOTE}. {density_takeaway(masks, labels)}"
+        page = FigurePage(title, caption, LEGEND_HEIGHT + height + 0.42, labels=labels)
         _add_legend(page, styles)
         axes = page.axes(left, LEGEND_HEIGHT, WIDTH - left - MARGIN - 0.1, height, grid=True)
         for index, (layer, style) in enumerate(styles.items()):
@@ -85,6 +87,8 @@ def density_by_level_figure(chains: Mapping[str, Mapping[int, Densities]], title
         for names, _ in panels
         if len(names) > 1
     )
+    last_levels = {f"{names[0]}, level {max(levels)}": levels[max(levels)] for names, levels in panels}
+    caption += f" {density_takeaway(list(last_levels.values()), list(last_levels))}"
     columns = num_columns(len(panels), 3)
     row_height, column_width = PANEL_HEIGHT + 0.62, (WIDTH - 2 * MARGIN) / columns
     with style_context():
@@ -159,7 +163,7 @@ def _set_percent_axis(axes: Axes, masks: Sequence[Densities], vertical: bool = F
 def _data_rows(masks: Sequence[Densities], labels: Sequence[str]) -> list[Row]:
     return [
         {
-            "specimen": label,
+            "mask": label,
             "layer": layer.removesuffix(".weight"),
             "weights": density.weights,
             "kept": density.kept,

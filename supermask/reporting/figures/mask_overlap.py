@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from supermask.analysis.masks.overlap import ALL_LAYERS, Overlap, OverlapMatrix, overlap_matrix
+from supermask.analysis.masks.overlap import ALL_LAYERS, OverlapMatrix, overlap_matrix
 from supermask.core.text import Row, pluralize
+from supermask.reporting.figures.caption import join_sentences
 from supermask.reporting.figures.layout import (
     MARGIN,
     PANEL_SIZE,
@@ -18,14 +19,12 @@ from supermask.reporting.figures.layout import (
     max_text_width,
     num_columns,
 )
+from supermask.reporting.figures.mask_takeaways import Pairs, overlap_by_layer_takeaway, overlap_takeaway
 from supermask.reporting.figures.save import RenderedFigure
 from supermask.reporting.figures.style import GRAY, INK, SEQUENTIAL_COLORS, WIDTH, colormap, style_context
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Pairs = Mapping[tuple[int, int], Mapping[str, Overlap]]
-"""(row, column), indices of the labels with row < column -> layer -> overlap."""
 
 MAX_CELL, MIN_CELL_WITH_NUMBER = 0.46, 0.23
 """Inches: side of a cell at most; at least, if its number is written in it."""
@@ -49,7 +48,8 @@ def overlap_figure(pairs: Pairs, labels: Sequence[str], title: str) -> RenderedF
         left = MARGIN + 0.3 + max_text_width(labels, LABEL_WIDTH)
         side = min(MAX_CELL, (WIDTH - left - BAR_WIDTH) / len(labels))
         width = side * len(labels)
-        page = FigurePage(title, _caption(pairs, "all layers together"), HEADING_HEIGHT + width + 0.06, labels=labels)
+        caption = join_sentences([_caption(pairs, "all layers together"), overlap_takeaway(pairs, labels)])
+        page = FigurePage(title, caption, HEADING_HEIGHT + width + 0.06, labels=labels)
         axes = page.axes(left, HEADING_HEIGHT, width, width)
         _draw_heat_map(axes, matrix, color_max, side)
         for index, name in enumerate(fit_labels(labels, LABEL_WIDTH)):
@@ -83,7 +83,8 @@ def overlap_by_layer_figure(pairs: Pairs, labels: Sequence[str], title: str) -> 
     color_max = _color_max(list(matrices.values()))
     with style_context():
         rows = -(-len(matrices) // columns)
-        page = FigurePage(title, f"{_caption(pairs, 'each layer by itself')} {names}.", rows * row_height)
+        caption = [_caption(pairs, "each layer by itself"), f"{names}.", overlap_by_layer_takeaway(pairs)]
+        page = FigurePage(title, join_sentences(caption), rows * row_height)
         for index, (layer, matrix) in enumerate(matrices.items()):
             row, column = divmod(index, columns)
             left, top = MARGIN + 0.2 + column * column_width, row * row_height
@@ -103,12 +104,12 @@ def overlap_rows(pairs: Pairs, labels: Sequence[str]) -> list[Row]:
     """Return one data row per pair and layer."""
     return [
         {
-            "one": labels[row],
-            "other": labels[column],
+            "mask_a": labels[row],
+            "mask_b": labels[column],
             "layer": layer.removesuffix(".weight"),
             "weights": overlap.weights,
-            "kept_by_one": overlap.kept_a,
-            "kept_by_other": overlap.kept_b,
+            "kept_by_a": overlap.kept_a,
+            "kept_by_b": overlap.kept_b,
             "kept_by_both": overlap.kept_both,
             "jaccard": overlap.jaccard,
             "chance_expected": overlap.chance.expected,

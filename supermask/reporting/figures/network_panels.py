@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from supermask.analysis.claims.endpoint_band import endpoint_band
 from supermask.analysis.summary import Summary, data_rows, summarize
 from supermask.core.errors import UserError
 from supermask.core.text import Row
@@ -141,7 +142,8 @@ def _panel(network: str, title: str, plan: Plan, rows: Sequence[Row], store: Sto
     labels = [label for label in labels if label in finished]
     if plan.study.reference not in labels:
         return NetworkPanel(network, title, None, f"no finished run of {plan.study.reference}")
-    return NetworkPanel(network, title, summarize(rows, labels, plan.study.reference, ACCURACY))
+    band = endpoint_band(plan.study, network, plan.study.reference, ACCURACY.column)
+    return NetworkPanel(network, title, replace(summarize(rows, labels, plan.study.reference, ACCURACY), band=band))
 
 
 def _same_settings(name: str, plan: Plan, store: Store) -> tuple[list[Row], list[str]]:

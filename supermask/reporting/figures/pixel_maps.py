@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from supermask.core.text import Row
 from supermask.reporting.figures.layout import MARGIN, FigurePage, color_bar, num_columns, panel_titles
+from supermask.reporting.figures.mask_takeaways import pixel_map_takeaway
 from supermask.reporting.figures.save import RenderedFigure
 from supermask.reporting.figures.style import SEQUENTIAL_COLORS, WIDTH, colormap, style_context
 
@@ -67,13 +68,13 @@ def _caption(maps: Sequence[NDArray[np.float64]], labels: Sequence[str]) -> str:
     numbers = (" to " if len(maps) > MAX_NAMED else ", ").join(f"{count} ({label})" for count, label in empty)
     return (
         "Share of each pixel's weights in the first layer that the mask keeps; white: none. "
-        f"Pixels without a kept weight, of {maps[0].size:,}: {numbers}."
-    )
+        f"Pixels without a kept weight, of {maps[0].size:,}: {numbers}. {pixel_map_takeaway(maps, labels)}"
+    ).rstrip()
 
 
 def _data_rows(maps: Sequence[NDArray[np.float64]], labels: Sequence[str]) -> list[Row]:
     return [
-        {"specimen": label, "row": row, "column": column, "kept_share": float(share)}
+        {"mask": label, "row": row, "column": column, "kept_share": float(share)}
         for pixels, label in zip(maps, labels, strict=True)
         for (row, column), share in np.ndenumerate(pixels)
     ]

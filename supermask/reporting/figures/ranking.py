@@ -249,10 +249,11 @@ def _takeaway(ranking: Ranking) -> str:
     """State the best treatment at the first and at the last level that are ranked."""
     if not ranking.levels:
         return ""
-    parts = []
+    shares: dict[str, list[str]] = {}
     for level in dict.fromkeys((ranking.levels[0].level, ranking.levels[-1].level)):
         ranked = next(item for item in ranking.levels if item.level == level)
         best = min(ranked.places, key=lambda place: place.mean_rank)
         share = format_percent(ranked.weights_remaining_percent)
-        parts.append(f"at {share}% of the weights {best.treatment} (mean rank {best.mean_rank:.2g})")
-    return f"Takeaway: ranked first is {' and '.join(parts)}."
+        shares.setdefault(best.treatment, []).append(f"at {share}% of the weights (mean rank {best.mean_rank:.2g})")
+    parts = [f"{treatment} is ranked first {' and '.join(places)}" for treatment, places in shares.items()]
+    return f"Takeaway: {', '.join(parts)}."

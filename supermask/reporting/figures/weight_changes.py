@@ -167,7 +167,7 @@ def weight_changes_takeaway(points: Sequence[FactPoint]) -> str:
     parts = []
     if ties:
         parts.append(
-            f"chance draws at most {ties.interval.mean:.1f}% of the kept weights ({describe(ties)})"
+            f"chance draws at most {max(ties.interval.mean, 0.1):.1f}% of the kept weights ({describe(ties)})"
             if ties.interval.mean
             else "no kept weight was drawn by chance"
         )

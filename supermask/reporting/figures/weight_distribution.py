@@ -9,7 +9,9 @@ import numpy as np
 
 from supermask.analysis.masks.weights import Distribution
 from supermask.core.text import Row
+from supermask.reporting.figures.caption import join_sentences
 from supermask.reporting.figures.layout import MARGIN, PANEL_SIZE, FigurePage, fit_labels, max_text_width
+from supermask.reporting.figures.mask_takeaways import distribution_takeaway
 from supermask.reporting.figures.save import RenderedFigure
 from supermask.reporting.figures.style import BLUE, INK, WIDTH, style_context
 
@@ -41,7 +43,8 @@ def distribution_figure(pairs: Pairs, labels: Sequence[str], title: str) -> Rend
         block_width = (WIDTH - 2 * MARGIN) / blocks
         width = (block_width - label_width - 0.16) / 2
         body = HEADING_HEIGHT + (rows - 1) * row_height + height + AXIS_HEIGHT
-        page = FigurePage(title, _caption(pairs), body, labels=labels)
+        caption = join_sentences([_caption(pairs), distribution_takeaway(pairs, labels)])
+        page = FigurePage(title, caption, body, labels=labels)
         names = fit_labels(labels, LABEL_WIDTH / blocks, lines=2)
         for index, (pair, name) in enumerate(zip(pairs, names, strict=True)):
             block, row = divmod(index, rows)

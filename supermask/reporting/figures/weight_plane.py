@@ -9,7 +9,9 @@ import numpy as np
 
 from supermask.analysis.masks.weights import HexbinCounts, WeightPlane, hexbin, symmetric_limit
 from supermask.core.text import Row
+from supermask.reporting.figures.caption import join_sentences
 from supermask.reporting.figures.layout import MARGIN, FigurePage, color_bar, num_columns, panel_titles
+from supermask.reporting.figures.mask_takeaways import plane_takeaway
 from supermask.reporting.figures.save import RenderedFigure
 from supermask.reporting.figures.style import PRUNED_KEPT_COLORS, WIDTH, colormap, style_context
 
@@ -52,7 +54,8 @@ def weight_plane_figure(
     ]
     with style_context():
         bottom = AXIS_HEIGHT if shared_axes else 0.05
-        page = FigurePage(title, _caption(planes, hexbins), rows * row_height + bottom, labels=labels)
+        caption = join_sentences([_caption(planes, hexbins), plane_takeaway(planes, labels)])
+        page = FigurePage(title, caption, rows * row_height + bottom, labels=labels)
         for index, (counts, name) in enumerate(zip(hexbins, names, strict=True)):
             row, column = divmod(index, columns)
             left, top = MARGIN + LEFT + column * column_width, row * row_height + heading

@@ -74,8 +74,8 @@ from supermask.study import Study
 from supermask.study.plan import Plan
 
 NO_EARLY_STOP = (
-    "Early-stopping iteration: {} There is no figure: these runs end before their validation loss rises, so the "
-    "iteration is the length of the training and not a speed. More epochs show it."
+    "Early-stopping iteration: {} There is no figure: most of these runs end before their validation loss rises, so "
+    "their iteration is the length of the training and not a speed. More epochs show it."
 )
 
 
@@ -271,12 +271,13 @@ def _overview_caption(summary: Summary, limit: float) -> str:
     seeds = format_seeds([point.interval.n for point in summary.points])
     cells = (
         f"Each cell: test accuracy at that level minus that of {summary.reference}, in percentage points, mean over "
-        f"{seeds}. Blue: better; orange: worse; the colors end at ±{limit:g} points. ★: p < 0.05 after Holm's "
-        "correction over the levels of the treatment."
+        f"{seeds}. Blue: better; orange: worse; the colors end at ±{limit:g} points."
     )
+    is_tested = any(point.p_holm is not None for point in summary.points)
+    star = "★: p < 0.05 after Holm's correction over the levels of the treatment." if is_tested else ""
     not_compared = any(point.comparison is None and point.treatment != summary.reference for point in summary.points)
     dash = f"–: not compared, {summary.reference} has no run with as many weights remaining." if not_compared else ""
-    return join_sentences([cells, dash, excluded_note(summary), *data_notes(summary), takeaway(summary)])
+    return join_sentences([cells, star, dash, excluded_note(summary), *data_notes(summary), takeaway(summary)])
 
 
 MAX_DIFFERENCES = 3

@@ -323,6 +323,8 @@ def _make_table(
     rows: Sequence[Row],
     caption: str = "",
 ) -> Table:
+    # A demonstration is not tested: it has no p-values to show.
+    shown = tuple(c for c in shown if c.kind != "p" or any(row[c.column] is not None for row in rows))
     # The values by seed are in the table of runs.
     columns = tuple(name for name in (rows[0] if rows else ()) if name != "values_by_seed")
     return Table(f"{study_id}-{name}", name, title, _file(stem, name), columns, shown, rows, caption=caption)

@@ -42,14 +42,28 @@ def iterations_takeaway(summary: Summary) -> str:
 
 
 def overview_takeaway(summary: Summary) -> str:
-    """Count the cells that differ from the reference after Holm's correction."""
+    """Count the cells that differ from the reference after Holm's correction; without tests the extreme means."""
     compared = [point for point in summary.points if point.comparison]
+    if not any(point.comparison and point.comparison.p is not None for point in compared):
+        return _extreme_differences(summary, compared)
     marked = [point.comparison.difference for point in compared if point.significant and point.comparison]
     above = sum(difference > 0 for difference in marked)
     return (
         f"Of {len(compared)} cells, {above} are significantly above {escape_invisible(summary.reference)} and "
         f"{len(marked) - above} below."
     )
+
+
+def _extreme_differences(summary: Summary, points: Sequence[TreatmentPoint]) -> str:
+    """Return the highest and the lowest mean difference to the reference."""
+    ordered = sorted(points, key=lambda point: point.comparison.difference if point.comparison else 0.0)
+    names = [
+        f"{format_number(point.comparison.difference, signed=True)} points "
+        f"({escape_invisible(point.treatment)} with {format_percent(point.remaining)}% of the weights)"
+        for point in (ordered[-1], ordered[0])
+        if point.comparison
+    ]
+    return f"Mean differences to {escape_invisible(summary.reference)} go from {names[1]} to {names[0]}."
 
 
 def ranking_takeaway(ranking: Ranking) -> str:

@@ -75,15 +75,19 @@ function failure(run) {
 
 function command(progress) {
   const names = progress.names.length ? progress.names.join(", ") : "a study";
+  // `reproduce` runs a dozen studies: their names are too long for a heading.
+  const isLong = progress.names.length > 3;
+  const heading = isLong ? `${progress.names.length} studies` : names;
   const done = progress.tasks - progress.left;
   const facts = [`${formatCount(done)} of ${formatCount(progress.tasks)} trainings`];
   if (progress.state === "running") facts.push(progress.time_left ? `${progress.time_left} left` : "", `${progress.workers} workers`);
   else facts.push(`last update ${progress.since} ago`);
   const parts = [
-    make("h2", {}, names, " ", make("span", { class: `state ${progress.state}` }, STATES[progress.state])),
+    make("h2", {}, heading, " ", make("span", { class: `state ${progress.state}` }, STATES[progress.state])),
     bar(done, progress.tasks, names),
     make("p", {}, facts.filter(Boolean).join(" · ")),
   ];
+  if (isLong) parts.push(make("p", { class: "quiet" }, names));
   if (progress.message) parts.push(make("p", { class: "message" }, progress.message));
   if (progress.in_flight.length) parts.push(make("ul", { class: "flight" }, ...progress.in_flight.map(inFlight)));
   if (progress.failures.length) {

@@ -183,6 +183,7 @@ def test_effect_interval_changes_sign_with_the_difference() -> None:
     assert effect_interval(compare(THEIRS, OURS)) == pytest.approx((-high, -low))
 
 
+@pytest.mark.slow
 def test_effect_interval_covers_the_true_value_95_percent_of_the_time() -> None:
     """Pairs that share half of their variance; the true effect size is 1."""
     rng, effect, studies = np.random.default_rng(12), 1.0, 2000

@@ -68,6 +68,7 @@ def g_by_formula(difference: float, deviation: float, degrees: int) -> float:
     return correction * difference / deviation
 
 
+@pytest.mark.slow
 def test_paired_t() -> None:
     for ours, theirs in pairs(1):
         found, oracle = compare(seeded(ours), seeded(theirs)), scipy_stats.ttest_rel(ours, theirs)
@@ -81,6 +82,7 @@ def test_paired_t() -> None:
             assert found.hedges_g == close(g_by_formula(np.mean(ours - theirs), pooled, len(ours) - 1))
 
 
+@pytest.mark.slow
 def test_welch_t() -> None:
     for ours, theirs in samples(2):
         found = compare(seeded(ours), seeded(theirs, 100))
@@ -93,6 +95,7 @@ def test_welch_t() -> None:
         assert found.hedges_g == close(g_by_formula(ours.mean() - theirs.mean(), pooled, degrees))
 
 
+@pytest.mark.slow
 def test_one_sample_t_and_the_interval_of_a_mean() -> None:
     for ours, theirs in samples(3):
         constant = float(theirs[0])

@@ -84,6 +84,7 @@ def mask_of(outputs: int, inputs: int, density: float) -> Tensor:
     return torch.from_numpy(rng().random((outputs, inputs, 3, 3)) < density)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [1.0, 0.3, 0.02, 0.0])
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 @pytest.mark.parametrize("side", SIDES)
@@ -130,6 +131,7 @@ def test_only_the_first_layer_has_no_gradient_at_its_input(sparse: bool, first: 
     assert tested.dx.any() != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("side", SIDES)
 def test_pooling_and_its_gradient(side: tuple[int, int], sparse: bool) -> None:
@@ -199,6 +201,7 @@ def test_reduce_lines() -> None:
 # --- fully connected layers ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [1.0, 0.3, 0.02, 0.0])
 @pytest.mark.parametrize(
     "choice", [KernelChoice(True, True), KernelChoice(False, True), KernelChoice(False, False)], ids=str

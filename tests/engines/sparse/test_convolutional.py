@@ -93,6 +93,7 @@ def assert_moved_alike(actual: NetworkState, expected: NetworkState, start: Netw
 NETWORKS = [("conv2", (2, 8, 8)), ("conv2", (1, 7, 5)), ("conv4", (3, 9, 6)), ("conv6", (1, 16, 8))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [0.0, None], ids=["frozen at 0", "frozen at initial values"])
 @pytest.mark.parametrize("density", [1, 0.3, 0.05, 0.005])
 @pytest.mark.parametrize(("network", "shape"), NETWORKS)
@@ -133,6 +134,7 @@ LONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "density", "frozen"), LONG)
 def test_two_hundred_steps(recipe: Recipe, density: float, frozen: float | None) -> None:
     job = job_of(replace(recipe, iterations=200), "conv2", (1, 6, 7), density, frozen)
@@ -156,6 +158,7 @@ def test_batches_of_any_size(batch: int) -> None:
         assert_moved_alike(ours.state(), expected.end, job.start.state)
 
 
+@pytest.mark.slow
 def test_a_run_has_the_result_of_the_reference() -> None:
     job = job_of(MOMENTUM, "conv4")
     job = replace(job, points=frozenset({7, "gradient"}))

@@ -77,6 +77,7 @@ def test_losses_agree_after_many_steps(network: str, recipe: str, density: float
     agree(network, replace(RECIPES[recipe], iterations=iterations), density, "zero")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.3, 0.005])
 @pytest.mark.parametrize("mask0", sorted(set(MASK0_ACTIONS) - {"zero"}))
 def test_every_mask0_action(mask0: str, density: float) -> None:
@@ -100,6 +101,7 @@ def agree(network: str, recipe: Recipe, density: float, mask0: str) -> None:
         assert torch.equal(before[~mask], after[~mask])
 
 
+@pytest.mark.slow
 def test_a_study_of_a_convolutional_network(tmp_path: Path) -> None:
     """Runs are trained by a worker and stored, with the costs that chose their kernels."""
     plan = small_plan(

@@ -189,6 +189,7 @@ def test_other_values_of_the_variable_are_an_error(value: str, monkeypatch: pyte
         current_costs()
 
 
+@pytest.mark.slow
 def test_a_measurement_has_two_digits_and_is_cached(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = measured_costs()
     (file,) = (own_cache / "costs").iterdir()

@@ -49,6 +49,7 @@ def expected(network: str, density: float, recipe: str, mask0: str, iterations: 
 # --- agreement with the reference engine ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", EVERY_TRAVERSAL)
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("mask0", MASK0_ACTIONS)
@@ -57,6 +58,7 @@ def test_every_mask0_action(recipe: str, mask0: str, density: float, way: str) -
     agree("fc-70-30", density, recipe, mask0, EVERY_TRAVERSAL[way])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", EVERY_TRAVERSAL)
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -24,6 +24,7 @@ def test_kernels_work_if_their_code_cannot_be_cached(monkeypatch: pytest.MonkeyP
     assert jit.jit_entry(abs) is abs
 
 
+@pytest.mark.slow
 def test_kernels_are_recompiled_when_any_source_changes(tmp_path: Path) -> None:
     """In a copy of the kernels, a function is changed that is called from another file."""
     package = Path(jit.__file__).parent

@@ -65,6 +65,7 @@ def distance(actual: Weights, expected: Weights) -> float:
 # decides about its ReLU, and two correct engines differ within a few steps.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "recipe", "network"),
     [

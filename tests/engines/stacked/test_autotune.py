@@ -20,10 +20,14 @@ from supermask.engines.stacked.autotune import choose_stack_size, max_replicas, 
 from supermask.engines.stacked.convolutions import CONV_ALGORITHMS
 from supermask.engines.stacked.device import is_out_of_memory
 from supermask.execution.run import RunOptions, _choose_stack_size
+from supermask.networks.network import Network, sequential_network
+from supermask.networks.registry import named_network
 from supermask.networks.sequential import architecture
 
 CPU = torch.device("cpu")
 FC, CONV2 = architecture("fc-24", (1, 8, 8), 10), architecture("conv2", (1, 8, 8), 10)
+FC_NETWORK, CONV2_NETWORK = sequential_network(FC), sequential_network(CONV2)
+RESNET = named_network("resnet20-4", (1, 8, 8), 10)
 ADAM = Recipe("adam", 1e-3, 10, 50, 5)
 
 
@@ -297,33 +301,34 @@ def test_the_size_is_measured_once_per_machine(monkeypatch: pytest.MonkeyPatch) 
         return 1000.0 * replicas**0.5
 
     monkeypatch.setattr(autotune, "throughput", measured)
-    assert choose_stack_size(FC, ADAM, "cpu") == 16
+    assert choose_stack_size(FC_NETWORK, ADAM, "cpu") == 16
     assert asked == [1, 4, 16]
-    assert choose_stack_size(FC, Recipe("adam", 1e-4, 10, 99, 9), "cpu") == 16
+    assert choose_stack_size(FC_NETWORK, Recipe("adam", 1e-4, 10, 99, 9), "cpu") == 16
     assert asked == [1, 4, 16]
     for other in (Recipe("sgd", 1e-3, 10, 50, 5), Recipe("adam", 1e-3, 20, 50, 5)):
-        choose_stack_size(FC, other, "cpu")
-    choose_stack_size(FC, ADAM, "cpu", "bfloat16")
-    choose_stack_size(FC, ADAM, "cpu", learning=MaskLearning())
-    choose_stack_size(CONV2, ADAM, "cpu")
+        choose_stack_size(FC_NETWORK, other, "cpu")
+    choose_stack_size(FC_NETWORK, ADAM, "cpu", "bfloat16")
+    choose_stack_size(FC_NETWORK, ADAM, "cpu", learning=MaskLearning())
+    choose_stack_size(CONV2_NETWORK, ADAM, "cpu")
     assert len(asked) == 18
-    assert choose_stack_size(FC, UNTRAINED, "cpu") == 16
+    assert choose_stack_size(FC_NETWORK, UNTRAINED, "cpu") == 16
     assert len(asked) == 18, "there is no step to be measured"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learning", [None, MaskLearning()], ids=["trained", "learned"])
-@pytest.mark.parametrize("layers", [FC, CONV2], ids=["fc", "conv2"])
-def test_throughput_of_synthetic_replicas(learning: MaskLearning | None, layers: object) -> None:
-    rates = [throughput(n, layers, ADAM, CPU, "float32", learning) for n in (1, 3)]  # type: ignore[arg-type]
+@pytest.mark.parametrize("network", [FC_NETWORK, CONV2_NETWORK, RESNET], ids=["fc", "conv2", "resnet"])
+def test_throughput_of_synthetic_replicas(learning: MaskLearning | None, network: Network) -> None:
+    rates = [throughput(n, network, ADAM, CPU, "float32", learning) for n in (1, 3)]
     assert all(rate is not None and rate > 0 for rate in rates)
 
 
 def test_a_stack_that_does_not_fit_has_no_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "_step_seconds", full)
-    assert throughput(2, FC, ADAM, CPU, "float32", None) is None
+    assert throughput(2, FC_NETWORK, ADAM, CPU, "float32", None) is None
     monkeypatch.setattr(autotune, "_step_seconds", broken)
     with pytest.raises(RuntimeError, match="another fault"):
-        throughput(2, FC, ADAM, CPU, "float32", None)
+        throughput(2, FC_NETWORK, ADAM, CPU, "float32", None)
 
 
 def test_gpu_memory_limits_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,19 +344,19 @@ def test_gpu_memory_limits_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (memory["free"], memory["total"]))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    layers = architecture("conv6", (3, 32, 32), 10)
+    network = sequential_network(architecture("conv6", (3, 32, 32), 10))
     one = 4 / autotune.MEMORY_FRACTION * 60 * 1e6 * 1.2
     memory |= {"total": int(100 * one), "free": int(100 * one)}
-    most = max_replicas(layers, 60, memory["total"])
+    most = max_replicas(network, 60, memory["total"])
     assert 32 < most < 128
     recipe = Recipe("adam", 3e-4, 60, 1000, 100)
-    assert choose_stack_size(layers, recipe, "cuda") == most
+    assert choose_stack_size(network, recipe, "cuda") == most
     assert asked == [1, 8, 32, most]
     memory["free"] = int(10 * one)
-    assert choose_stack_size(layers, recipe, "cuda") == max_replicas(layers, 60, memory["free"]) < 32
+    assert choose_stack_size(network, recipe, "cuda") == max_replicas(network, 60, memory["free"]) < 32
     assert asked == [1, 8, 32, most]
-    assert max_replicas(layers, 60, 10**15) == 512
-    assert max_replicas(layers, 60, 1) == 1
+    assert max_replicas(network, 60, 10**15) == 512
+    assert max_replicas(network, 60, 1) == 1
 
 
 # --- recorded facts ---
@@ -370,7 +375,7 @@ def test_environment_facts_name_alone_or_shared() -> None:
 def test_a_study_is_measured_with_a_trained_run(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def measured(layers: object, recipe: Recipe, *how: object) -> int:
+    def measured(network: object, recipe: Recipe, *how: object) -> int:
         asked.append((recipe.iterations > 0, *how))
         return 8
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 BLOCKED = ("pydantic", "pydantic_core", "ruamel", "numba", "llvmlite", "scipy", "duckdb", "sklearn", "matplotlib")
 
 TRAIN = f"""
@@ -35,6 +37,7 @@ assert not [name for name in sys.modules if name.partition(".")[0] in {BLOCKED!r
 """
 
 
+@pytest.mark.slow
 def test_it_trains_without_pydantic_and_numba() -> None:
     result = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -37,7 +37,7 @@ from supermask.engines.precision import matmul_precision
 from supermask.engines.stacked import autotune, device, optimizer
 from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithm, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
-from supermask.engines.stacked.optimizer import OptimizerStep, make_optimizer_step, mask_bits
+from supermask.engines.stacked.optimizer import OptimizerStep, make_optimizer_step, update_mask
 from supermask.engines.stacked.optimizer import compile_step as compiled_update
 from supermask.engines.stacked.stack import Stack
 from supermask.networks.network import sequential_network
@@ -126,6 +126,7 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses(gpu: PretendGpu) -> None:
 # --- agreement with the CPU ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_every_recipe(recipe: Recipe) -> None:
     """Shared and unshared batches, dense and pruned, two data sets, a late start and snapshots."""
@@ -147,6 +148,7 @@ def test_every_method_of_learned_masks(method: str, recipe: str) -> None:
     check_same(jobs, [DATA] * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", CONV_ALGORITHMS)
 @pytest.mark.parametrize("seeds", [(0, 0, 1, 1), (0, 1, 1), (0,)])
 def test_every_algorithm_of_convolutions(way: str, seeds: tuple[int, ...]) -> None:
@@ -159,6 +161,7 @@ def test_every_algorithm_of_convolutions(way: str, seeds: tuple[int, ...]) -> No
     check_same(jobs, [of] * len(seeds), algorithms=dict.fromkeys(("conv1", "conv2"), way))
 
 
+@pytest.mark.slow
 def test_bfloat16() -> None:
     of, layers = data((1, 8, 8), 10, train=40), architecture("conv2", (1, 8, 8), 10)
     recipe = Recipe("adam", 1e-3, 4, 8, 4)
@@ -182,6 +185,7 @@ def test_other_replicas_continue_after_one_diverges() -> None:
     assert [outcome.status for outcome in here] == ["finished", "diverged", "finished"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learned", [False, True])
 def test_resumed_from_a_checkpoint(learned: bool) -> None:
     recipe = RECIPES["adam"]
@@ -196,6 +200,7 @@ def test_resumed_from_a_checkpoint(learned: bool) -> None:
     assert all(torch.equal(again.last_sampled_weights[n], w) for n, w in whole.last_sampled_weights.items())
 
 
+@pytest.mark.slow
 def test_algorithm_and_stack_size_are_measured(
     gpu: PretendGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +208,7 @@ def test_algorithm_and_stack_size_are_measured(
     monkeypatch.setitem(autotune.CANDIDATES, "cuda", (1, 3))
     layers = architecture("conv2", (1, 8, 8), 10)
     assert set(fastest_algorithms(layers, 3, 2, "cuda:0", "tf32").values()) <= CONV_ALGORITHMS.keys()
-    assert autotune.choose_stack_size(layers, Recipe("adam", 1e-3, 10, 50, 5), "cuda") in (1, 3)
+    assert autotune.choose_stack_size(sequential_network(layers), Recipe("adam", 1e-3, 10, 50, 5), "cuda") in (1, 3)
     assert "synchronize" in gpu.waited
 
 
@@ -308,6 +313,7 @@ def test_one_synchronization_per_interval(gpu: PretendGpu, made: str) -> None:
     assert gpu.waited == []
 
 
+@pytest.mark.slow
 def test_a_finished_stack_is_freed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a run of Python's cycle collector: the next stack needs the memory."""
     made: list[ref[Stack]] = []
@@ -460,6 +466,7 @@ def test_precision_settings_are_restored(precision: str) -> None:
 # --- compiled optimizer ---
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_the_compiled_optimizer_agrees_with_the_plain_one(backend: str) -> None:
@@ -495,7 +502,7 @@ def check_moves_the_same(
     for update in (plain, compiled):
         own, g, state = w.clone(), gradient.clone(), [k.clone() for k in kept]
         with torch.no_grad():
-            update(own, g, mask_bits(mask) if pruned else None, state, rate, second)
+            update(own, g, update_mask(mask, "cuda") if pruned else None, state, rate, second)
         moved.append([own, *state])
         if pruned:
             assert torch.equal(own.view(torch.int32)[~mask], w.view(torch.int32)[~mask])
@@ -540,7 +547,7 @@ def test_the_plain_optimizer_is_used_and_recorded_without_a_working_compiler(
     monkeypatch.setattr(torch, "compile", compile_)
     monkeypatch.setattr(torch, "__version__", release)
     monkeypatch.setattr(optimizer, "_make_step", lru_cache(optimizer._make_step.__wrapped__))
-    monkeypatch.setattr(optimizer, "_warn_of_obstacle", cache(optimizer._warn_of_obstacle.__wrapped__))
+    monkeypatch.setattr(optimizer, "warn_of_obstacle", cache(optimizer.warn_of_obstacle.__wrapped__))
     before = torch.backends.cuda.matmul.fp32_precision
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -563,6 +570,7 @@ def test_the_plain_optimizer_is_used_and_recorded_without_a_working_compiler(
 # --- reference engine ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, *METHODS])
 def test_the_reference_engine_on_the_pretended_gpu(method: str | None) -> None:
     recipe, engine = RECIPES["adam"], reference if method is None else reference_masks
@@ -584,9 +592,8 @@ def test_the_reference_engine_on_the_pretended_gpu(method: str | None) -> None:
 # --- benchmark ---
 
 
-@pytest.mark.parametrize(
-    ("device", "precision"), [("cpu", "float32"), ("cuda", "float32"), ("cuda", "tf32"), ("cuda", "bfloat16")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16")])
 def test_the_benchmark_runs_for_every_network(
     device: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_one_step_agrees_with_plain_numpy(recipe: Recipe, frozen: float | None) 
             np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["fc-70-30", "fc-24", "fc-40-20-12"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_at_many_densities(recipe: str, network: str) -> None:
@@ -77,6 +78,7 @@ def test_every_recipe_at_many_densities(recipe: str, network: str) -> None:
         check_same_numbers(found, theirs(job))
 
 
+@pytest.mark.slow
 def test_every_mask0_action_passes_its_certificate() -> None:
     jobs = [job_of(density=0.1, mask0=mask0) for mask0 in MASK0_ACTIONS]
     for job, found in zip(jobs, ours(*jobs), strict=True):
@@ -188,6 +190,7 @@ def test_any_batch_size(batch: int) -> None:
 # --- neighbors ---
 
 
+@pytest.mark.slow
 def test_a_replica_does_not_depend_on_its_neighbours() -> None:
     jobs = [job_of("fc-24", density) for density in (1, 0.3, 0.05)] + [replace(job_of("fc-24", 0.5), seed=1)]
     together = ours(*jobs)
@@ -292,6 +295,7 @@ MASK_RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "recipe"),
     [(m, r) for m in FAST for r in MASK_RECIPES if (FAST[m].method, r) != TOO_SHARP],

@@ -134,7 +134,7 @@ def test_new_runs_replace_finished_ones_in_place(monkeypatch: pytest.MonkeyPatch
 
     def noted(self, firsts, steps):  # type: ignore[no-untyped-def]
         found = step(self, firsts, steps)
-        tensors = [*self.weights.values(), *self.unmasked.values(), *self._mask_bits.values(), self.images.pixels]
+        tensors = [*self.weights.values(), *self.unmasked.values(), *self._update_masks.values(), self.images.pixels]
         tensors += [moment for moments in self.optimizer_state.values() for moment in moments]
         seen.append((self._step, {t.data_ptr() for t in tensors}))
         return found
@@ -195,6 +195,7 @@ def test_a_chain_whose_next_level_joins_after_the_previous_one() -> None:
     )
 
 
+@pytest.mark.slow
 def test_learned_masks_that_join_later() -> None:
     """One of them joins at its last iteration: it has no pass of its own, and must not report that of its slot."""
     recipe = Recipe("adam", 0.05, 20, 50, 10)
