@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.claims import row
 from statsmodels.stats.multitest import multipletests
 
 from supermask.analysis.claims import evaluate_claims
@@ -43,24 +44,11 @@ def rows_of(differences: Any) -> list[Row]:
     """Rows of b at 90% and of a at 90% + the differences (seed, level), at the levels of the benchmark."""
     rows: list[Row] = []
     for seed, levels in enumerate(differences):
-        rows.append(row(DENSE, 0, seed, 100.0, 90.0))
+        rows.append(row(DENSE, 0, seed, 90.0, 100.0))
         for level, (remaining, difference) in enumerate(zip(BENCHMARK.REMAINING, levels, strict=True), start=1):
-            rows.append(row("a", level, seed, remaining, 90.0 + difference))
-            rows.append(row("b", level, seed, remaining, 90.0))
+            rows.append(row("a", level, seed, 90.0 + difference, remaining))
+            rows.append(row("b", level, seed, 90.0, remaining))
     return rows
-
-
-def row(treatment: str, level: int, seed: int, remaining: float, accuracy: float) -> Row:
-    return {
-        "id": f"{treatment}-{level}-{seed}",
-        "treatment": treatment,
-        "level": level,
-        "seed": seed,
-        "status": "finished",
-        "density": remaining / 100,
-        "early_stop_test_accuracy": accuracy / 100,
-        "early_stop_validation_accuracy": accuracy / 100,
-    }
 
 
 CLAUSES = {

@@ -17,6 +17,29 @@ from supermask.serve.app import make_app
 from supermask.store.files.notes import StatusNotes, note_id
 from supermask.study.plan import Plan
 
+SUBJECT = {"network": "fc-8", "dataset": "digits"}
+"""Query of the stored study's network and dataset."""
+
+
+def every_address(run_id: str) -> list[str]:
+    """Return one address of every kind that the dashboard serves."""
+    return [
+        "/",
+        "/live.json",
+        "/explore",
+        "/explore/choices.json",
+        "/explore/runs.json?network=fc-8&dataset=digits",
+        "/explore/curves.json?network=fc-8&dataset=digits",
+        "/explore/runs.csv?network=fc-8&dataset=digits",
+        f"/run/{run_id}",
+        f"/run/{run_id}/curve.json",
+        f"/run/{run_id}/pixels.png",
+        f"/run/{run_id}/mask/0.png",
+        "/report/contents.json",
+        "/static/page.js",
+        "/static/serve.css",
+    ]
+
 
 @dataclass(frozen=True)
 class Page:

@@ -506,3 +506,19 @@ def test_a_chain_that_was_resealed_as_a_whole_is_not_detected(trained: TrainedSt
 
     forge(trained, trained.run_id(1), nudge, relink=True)
     assert not_held(trained.store) == {}
+
+
+def test_a_changed_parent_of_a_run_without_its_content_is_not_detected(trained: TrainedStudy) -> None:
+    """Runs of the first versions do not record `parent_content`."""
+
+    def forget(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+        del facts["parent_content"]
+
+    def nudge(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
+        weights["kept/fc2.weight"][0] = np.nextafter(weights["kept/fc2.weight"][0], np.float32(0))
+
+    for run_id in trained.plan.runs:
+        if trained.open_store().facts(run_id)["parent"] == trained.run_id(1):
+            forge(trained, run_id, forget)
+    forge(trained, trained.run_id(1), nudge, relink=False)
+    assert not_held(trained.store) == {}
