@@ -101,6 +101,7 @@ def test_reference_words_are_refused_as_treatment_names(name: str) -> None:
         study_from_dict({"treatments": [{"name": name}]})
 
 
+@pytest.mark.slow
 def test_many_treatments_and_claims_are_read_in_time() -> None:
     treatments = [{"name": f"t{k}", "rewind_to": k + 1} for k in range(1000)]
     clauses = [{"treatment": {"rewind_to": k + 1}, "above": "t999"} for k in range(900)]

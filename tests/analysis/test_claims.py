@@ -19,6 +19,7 @@ from supermask.store.tables import DENSE
 from supermask.study import study_from_dict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("clause", "differences", "verdict", "outcome"),
     [

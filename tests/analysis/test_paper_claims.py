@@ -9,6 +9,7 @@ from supermask.analysis.claims.paper import paper_tasks
 from supermask.study import builtin_studies, load_study
 
 
+@pytest.mark.slow
 def test_the_paper_s_fifteen_claims_can_all_be_decided_at_some_scale() -> None:
     shipped = {study.name: study for study in builtin_studies()}
     assert sorted({task.number or 0 for task in paper_tasks()}) == list(range(1, 16))

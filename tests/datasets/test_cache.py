@@ -67,6 +67,7 @@ def test_cache_key_depends_on_file_contents_only(data: Path, cache_dir: Path) ->
     load_error(MNIST, data, "not the IDX file")
 
 
+@pytest.mark.slow
 def test_every_changed_byte_of_the_cache_is_detected(data: Path, cache_dir: Path) -> None:
     write_mnist(data)
     load_with_spec(MNIST, data)

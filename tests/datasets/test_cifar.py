@@ -141,6 +141,7 @@ def test_hostile_member_names_write_no_file(data: Path) -> None:
     assert after == [path for path in before if "cache" not in path.parts]
 
 
+@pytest.mark.slow
 def test_truncated_and_changed_archives_are_refused(data: Path) -> None:
     path = data / "cifar-10-binary.tar.gz"
     write_archive(path, list(cifar_batches().items()))
@@ -233,6 +234,7 @@ def test_wrong_columns_and_counts_in_parquet_are_refused(data: Path) -> None:
     load_error(CIFAR, data, "20 images expected", "21 found")
 
 
+@pytest.mark.slow
 def test_damaged_parquet_is_refused(data: Path) -> None:
     write_shards(data / "cifar10")
     path = data / "cifar10" / "train-00001-of-00002.parquet"

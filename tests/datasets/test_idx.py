@@ -58,6 +58,7 @@ def test_an_incomplete_folder_is_skipped_for_a_complete_one(data: Path) -> None:
     assert_same(load_with_spec(MNIST, data), *random_images(MNIST))
 
 
+@pytest.mark.slow
 def test_every_truncation_of_an_idx_file_is_refused(data: Path) -> None:
     whole = mnist_contents()[MNIST_NAMES[0]]
     packed = gzip.compress(whole)

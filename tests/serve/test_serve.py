@@ -79,6 +79,7 @@ def test_invalid_study_has_a_reason(store_copy: Path, trained: TrainedStudy) -> 
     assert studies["small"]["total"] == RUNS
 
 
+@pytest.mark.slow
 def test_shipped_studies_are_recognized_without_notes(tmp_path: Path) -> None:
     """One seed of a shipped study that shares runs with other shipped studies."""
     plan = make_plan(load_study("mask-0-actions", ["scale=digits"]))

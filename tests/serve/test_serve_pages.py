@@ -91,6 +91,7 @@ def test_mask_images_show_the_stored_bits(page: Page, trained: TrainedStudy) -> 
     assert np.allclose(darkness / darkness.max(), share / share.max(), atol=0.5 / 245 + 1e-9)
 
 
+@pytest.mark.slow
 def test_nothing_is_written(trained: TrainedStudy, page: Page) -> None:
     before = files(trained)
     for path in every_address(trained.run_id(2)):
@@ -98,6 +99,7 @@ def test_nothing_is_written(trained: TrainedStudy, page: Page) -> None:
     assert files(trained) == before
 
 
+@pytest.mark.slow
 def test_pages_of_a_read_only_store(store_copy: Path, trained: TrainedStudy) -> None:
     for path in [store_copy, *store_copy.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -109,6 +111,7 @@ def test_pages_of_a_read_only_store(store_copy: Path, trained: TrainedStudy) -> 
 # --- changes of the store ---
 
 
+@pytest.mark.slow
 def test_new_run_appears_without_a_restart(store_copy: Path, trained: TrainedStudy, no_wait: None) -> None:
     run_id = trained.run_id(2, "random")
     away = store_copy.parent / "away"

@@ -53,6 +53,7 @@ def test_websockets_are_refused(page: Page) -> None:
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
+@pytest.mark.slow
 def test_every_response_has_the_headers_and_head_has_no_body(page: Page, trained: TrainedStudy) -> None:
     for path in [*every_address(trained.run_id(1)), "/nothing", "/run/0", "/static/../app.py", "/explore/runs.json"]:
         answer = page.get(path)
