@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from supermask.analysis.claims import evaluate_claims
 from supermask.analysis.claims.paper import paper_tasks
 from supermask.study import builtin_studies, load_study

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from helpers.forgery import forge
 from helpers.serving import SUBJECT, Page, client, every_address, files
 from helpers.stored_study import RUNS, TrainedStudy
