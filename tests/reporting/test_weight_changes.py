@@ -63,6 +63,17 @@ def test_the_caption_ends_with_the_finding() -> None:
     )
 
 
+def test_random_masks_are_no_finding_but_are_named() -> None:
+    random = [row | {"treatment": "random", "id": f"r{row['id']}", "ties_drawn": 1000} for row in rows()[:6]]
+    labels = [*LABELS, "random"]
+    prefix = "Takeaway: but for treatments whose masks are random, "
+    caption = weight_changes_figure([*rows(), *random], labels, "Title").caption
+    assert f"{prefix}chance draws at most 15.1% of the kept weights (large_final_same_sign at" in caption
+    without = [row | {"ties_drawn": 0} for row in rows()]
+    caption = weight_changes_figure([*without, *random], labels, "Title").caption
+    assert f"{prefix}no kept weight was drawn by chance and at most" in caption
+
+
 def test_runs_of_earlier_versions_have_their_iterations_only() -> None:
     assert has_weight_changes(rows())
     assert not has_weight_changes(rows(recorded=False))

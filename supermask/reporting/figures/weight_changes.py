@@ -166,10 +166,14 @@ def weight_changes_takeaway(points: Sequence[FactPoint]) -> str:
     ties, changed = most("ties_drawn"), most("sign_changed")
     parts = []
     if ties:
+        is_random = any(point.fact == "ties_drawn" and point.interval.mean == 100 for point in points)
         parts.append(
-            f"chance draws at most {max(ties.interval.mean, 0.1):.1f}% of the kept weights ({describe(ties)})"
-            if ties.interval.mean
-            else "no kept weight was drawn by chance"
+            ("but for treatments whose masks are random, " if is_random else "")
+            + (
+                f"chance draws at most {max(ties.interval.mean, 0.1):.1f}% of the kept weights ({describe(ties)})"
+                if ties.interval.mean
+                else "no kept weight was drawn by chance"
+            )
         )
     if changed:
         parts.append(f"at most {changed.interval.mean:.1f}% change sign in training ({describe(changed)})")
