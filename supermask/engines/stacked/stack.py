@@ -73,7 +73,7 @@ class Stack:
         self.jobs, self.data, self.device = list(jobs), list(data), device
         layers = first.network.layers
         self._forward: NetworkForward = (
-            ModuleForward(first.network, device) if layers is None else LayersForward(layers, algorithms)
+            ModuleForward(first.network, device) if layers is None else LayersForward(layers, algorithms, device)
         )
         self._trained_unmasked = first.network.trained_names
         self.autocast: Callable[[], AbstractContextManager[None]] = autocast_factory(precision, device)

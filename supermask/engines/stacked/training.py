@@ -15,6 +15,7 @@ from supermask.engines.job import TrainingJob, stack_settings
 from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision, validate_precision
+from supermask.engines.stacked.bias_relu import make_bias_relu
 from supermask.engines.stacked.convolutions import fastest_algorithms
 from supermask.engines.stacked.masked_pass import make_masked_pass
 from supermask.engines.stacked.optimizer import make_optimizer_step
@@ -62,6 +63,7 @@ def train_stream(
     if joining:
         # Compiled here, before a stack needs it: not with the floating-point settings of training.
         make_optimizer_step(joining[0][0].recipe, torch_device)
+        make_bias_relu(torch_device)
         if joining[0][0].learning is not None:
             make_masked_pass(joining[0][0].learning, torch_device)
     while joining or runner.loops:
