@@ -288,7 +288,7 @@ def test_wrapped_modules_are_held(wrap: Callable[[nn.Module], nn.Module]) -> Non
     ticket, wrapped = ticket_of(plain), wrap(copy.deepcopy(plain))
     ticket.apply_to(wrapped)
     ticket.apply_to(plain)
-    with hold(wrapped, ticket.masks), hold(plain, ticket.masks):
+    with hold(wrapped, ticket.masks), hold(plain, ticket):
         for module in (wrapped, plain):
             train(module, OPTIMIZERS["sgd, momentum, decay"](module.parameters()))
     values = [*wrapped.state_dict().values()]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from supermask.core.errors import UserError, quote
 from supermask.core.types import Masks, Weights
+from supermask.export.tickets.model import Ticket
 from supermask.export.tickets.modules import Match, match_tensors, module_tensors
 
 if TYPE_CHECKING:
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def hold(
-    module: Module, masks: Masks, names: Mapping[str, str] | None = None, match: Match = "name"
+    module: Module, masks: Masks | Ticket, names: Mapping[str, str] | None = None, match: Match = "name"
 ) -> Iterator[Module]:
     """Keep the pruned weights of a module (mask False) bit for bit at the values that they have on entry.
+
+    `masks`: name -> bool tensor, or a ticket.
 
     Their gradients become 0, so gradient norms and optimizer states do not see them. Momentum from earlier, weight
     decay, fused and foreach steps may still write to them: after every optimizer step, before every forward pass of
@@ -30,13 +33,14 @@ def hold(
     Raises UserError for a mask without a counterpart of its shape, before anything is changed.
 
         network = ticket.apply_to(network)
-        with hold(network, ticket.masks):
+        with hold(network, ticket):
             train(network)
     """
     import torch
     from torch.optim import Optimizer
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
+    masks = masks.masks if isinstance(masks, Ticket) else masks
     for name, mask in masks.items():
         if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
             raise UserError(f"the mask of {quote(name)} is not a bool tensor (True = kept).")
