@@ -39,6 +39,7 @@ from supermask.engines.job import NullCheckpointer, TrainingJob
 from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision, validate_precision
+from supermask.engines.stacked.bias_relu import make_bias_relu
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
 from supermask.engines.stacked.device import autocast_factory
 from supermask.engines.stacked.forward import forward, group_batches
@@ -207,7 +208,9 @@ def measure_parts(
 
     def compute_loss() -> torch.Tensor:
         with computing():
-            logits = forward(stack.jobs[0].layers, tensors, stack.images.scale(pixels), blocks, algorithms)
+            logits = forward(
+                stack.jobs[0].layers, tensors, stack.images.scale(pixels), blocks, algorithms, make_bias_relu(device)
+            )
         return cross_entropy(logits.float().flatten(0, 1), labels)
 
     def compute_gradients() -> tuple[torch.Tensor, ...]:

@@ -132,24 +132,32 @@ class TrainingLoop:
         # If the last evaluation was the best, best and final weights are the same: one test evaluation is enough.
         best_test = end_test
         if self.tracker.best != len(self.tracker.curve.iterations) - 1:
-            self.network.load(self.points["lowest_validation_loss"])
+            self.network.load(self._kept_points()["lowest_validation_loss"])
             best_test = self.network.evaluate(*test)
         metrics = self.tracker.metrics(best_test, end_test)
-        requested = {point: state for point, state in self.points.items() if point in self.job.points}
+        requested = {point: state for point, state in self._kept_points().items() if point in self.job.points}
         return TrainingResult("finished", end, requested, self.tracker.curve, metrics, optimizer_state)
 
     def _evaluate(self) -> None:
         loss, accuracy = self.network.evaluate(self.data.validation_images, self.data.validation_labels)
         if self.tracker.record_validation(self.iteration, loss, accuracy):
-            self.points["lowest_validation_loss"] = self.network.state()
+            self._keep_best()
         if self.tracker.diverged_at is None:
             self.job.checkpoints.on_evaluation(self.tracker.curve)
+
+    def _keep_best(self) -> None:
+        """Keep the present state as that of lowest validation loss."""
+        self.points["lowest_validation_loss"] = self.network.state()
+
+    def _kept_points(self) -> dict[Snapshot, NetworkState]:
+        """Return all snapshots so far, and the state of lowest validation loss."""
+        return self.points
 
     def _save(self) -> None:
         tensors = _flatten_state("state", self.network.state())
         for name, moments in self.network.optimizer_state().items():
             tensors |= {f"optimizer/{name}/{key}": value.numpy() for key, value in moments.items()}
-        for point, state in self.points.items():
+        for point, state in self._kept_points().items():
             tensors |= _flatten_state(f"point/{point}", state)
         for column, values in vars(self.tracker.curve).items():
             tensors[f"curve/{column}"] = np.array(values, dtype=np.int64 if column == "iterations" else np.float64)

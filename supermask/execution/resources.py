@@ -153,10 +153,8 @@ class EngineSelector:
             from supermask.engines import stacked
 
             choices = {key: recorded.get(key) for key in ("precision", "convolutions", "stack")}
-            # Not a choice: it depends on the compilers of this machine.
-            choices["optimizer_compiled"] = stacked.is_optimizer_compiled(run.recipe, device)
-            if stacked.is_masked_pass_compiled(run.learning, device):
-                choices["masked_pass_compiled"] = True
+            # Not choices: they depend on the compilers of this machine.
+            choices |= stacked.compiled_facts(run.recipe, device, run.learning)
             return environment_info(engine, device, self.config.threads, choices)
         if engine != "sparse":
             return environment_info(engine, device, self.config.threads)

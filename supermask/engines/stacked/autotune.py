@@ -20,6 +20,7 @@ from supermask.engines.job import Array, TrainingJob
 from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision
+from supermask.engines.stacked.bias_relu import make_bias_relu
 from supermask.engines.stacked.convolutions import NUM_SEEDS, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS
 from supermask.engines.stacked.device import cached_measurement, empty_cache, is_out_of_memory
@@ -143,6 +144,7 @@ def throughput(
     try:
         algorithms = fastest_algorithms(network.layers or (), recipe.batch_size, replicas, str(device), precision)
         make_optimizer_step(recipe, device)
+        make_bias_relu(device)
         if learning is not None:
             make_masked_pass(learning, device)
         with flush_denormals(), matmul_precision(precision, device):

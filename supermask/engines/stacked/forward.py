@@ -21,6 +21,7 @@ from supermask.core.types import SplitData, Weights
 from supermask.engines.job import Array
 from supermask.engines.reference import on_device
 from supermask.engines.reference_masks import StraightThrough
+from supermask.engines.stacked.bias_relu import BiasRelu, make_bias_relu
 from supermask.engines.stacked.convolutions import conv3x3, max_pool2x2
 from supermask.networks.sequential import Architecture, Conv, Dense, Pool
 
@@ -83,8 +84,9 @@ COLUMN_COPIES = 9
 class LayersForward:
     """Forward pass of the paper's networks, from their layers. `algorithms`: as in `forward`."""
 
-    def __init__(self, layers: Architecture, algorithms: Mapping[str, str]) -> None:
+    def __init__(self, layers: Architecture, algorithms: Mapping[str, str], device: torch.device) -> None:
         self._layers, self._algorithms = layers, algorithms
+        self._bias_relu = make_bias_relu(device)
         self.widest_layer = max(
             (x.outputs + COLUMN_COPIES * x.inputs * (algorithms[x.name] == "columns")) * x.side[0] * x.side[1]
             if isinstance(x, Conv)
@@ -103,16 +105,22 @@ class LayersForward:
         is_training: bool,
     ) -> Tensor:
         """As `NetworkForward`; these networks compute the same in training and evaluation."""
-        return forward(self._layers, tensors, inputs, groups, self._algorithms)
+        return forward(self._layers, tensors, inputs, groups, self._algorithms, self._bias_relu)
 
 
 def forward(
-    layers: Architecture, tensors: Weights, pixels: Tensor, groups: Sequence[BatchGroup], algorithms: Mapping[str, str]
+    layers: Architecture,
+    tensors: Weights,
+    pixels: Tensor,
+    groups: Sequence[BatchGroup],
+    algorithms: Mapping[str, str],
+    bias_relu: BiasRelu | None = None,
 ) -> Tensor:
     """Logits (R, B, K) of every replica on its own mini-batch.
 
     `tensors`: weights and biases with a leading axis R. `pixels`: the distinct mini-batches, (N, B, C, H, W).
     `groups`: which replicas use which of them. `algorithms`: layer name -> how a convolution is computed.
+    `bias_relu`: that of hidden fully connected layers, where it is compiled.
     """
     x, is_first = pixels, True
     for layer in layers:
@@ -126,9 +134,15 @@ def forward(
             function = _dense
             # (N or R, B, C, H, W) -> (N or R, I, B)
             x = x.flatten(2).mT if x.dim() == 5 else x
+            # In bfloat16 the sum of a product and a float32 bias would be float32.
+            if bias_relu is not None and not layer.last and not _is_autocast_enabled():
+                function = _dense_product
         x = _first_layer(function, x, w, b, groups) if is_first else function(x, w, b)
         is_first = False
-        if isinstance(layer, Conv) or not layer.last:
+        if function is _dense_product:
+            assert bias_relu is not None
+            x = bias_relu(x, b)
+        elif isinstance(layer, Conv) or not layer.last:
             x = x.relu()
     return x.mT
 
@@ -141,14 +155,20 @@ def _dense(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return torch.baddbmm(b[:, :, None], w, x)
 
 
+def _dense_product(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """As `_dense`, without the bias."""
+    return torch.bmm(w, x)
+
+
 def _first_layer(function: LayerFunction, x: Tensor, w: Tensor, b: Tensor, groups: Sequence[BatchGroup]) -> Tensor:
     """The first layer, in which replicas that share a mini-batch are computed as one wide layer.
 
     x (N, ...), w (R, O, ...), b (R, O); result (R, ...). n replicas of one batch become one layer of n * O outputs: one
     large matrix product and one read of the images instead of n.
     """
-    if len(groups) > 1 and function is _dense and not _is_autocast_enabled():
-        dense: Tensor = _UnequalShares.apply(x, w, b, groups)  # type: ignore[no-untyped-call]
+    if len(groups) > 1 and function in (_dense, _dense_product) and not _is_autocast_enabled():
+        adds_bias = function is _dense
+        dense: Tensor = _UnequalShares.apply(x, w, b, groups, adds_bias)  # type: ignore[no-untyped-call]
         return dense
     results = []
     # Axis of the outputs: 1 after a fully connected layer, (N, O, B); 2 after a convolution, (N, B, O, H, W).
@@ -179,18 +199,21 @@ class _UnequalShares(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, groups: Sequence[BatchGroup]) -> Tensor:
-        """x (N, I, B), w (R, O, I), b (R, O); result (R, O, B)."""
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, groups: Sequence[BatchGroup], adds_bias: bool) -> Tensor:
+        """x (N, I, B), w (R, O, I), b (R, O); result (R, O, B), without the biases if not `adds_bias`."""
         ctx.save_for_backward(x)
-        ctx.groups = groups
+        ctx.groups, ctx.adds_bias = groups, adds_bias
         y = w.new_empty(*b.shape, x.shape[2])
         for group in groups:
             batches, wide_w, wide_b, wide_y = _of_group(group, x, w, b, y)
-            torch.baddbmm(wide_b[:, :, None], wide_w, batches, out=wide_y)
+            if adds_bias:
+                torch.baddbmm(wide_b[:, :, None], wide_w, batches, out=wide_y)
+            else:
+                torch.bmm(wide_w, batches, out=wide_y)
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor | None, None, None]:
         """Gradient (R, O, B) to the gradients of w and b. The images need none."""
         (x,) = ctx.saved_tensors
         gradient = gradient.contiguous()
@@ -198,7 +221,7 @@ class _UnequalShares(torch.autograd.Function):
         for group in ctx.groups:
             batches, wide_gradient, wide_w_gradient = _of_group(group, x, gradient, w_gradient)
             torch.bmm(wide_gradient, batches.mT, out=wide_w_gradient)
-        return None, w_gradient, gradient.sum(2), None
+        return None, w_gradient, gradient.sum(2) if ctx.adds_bias else None, None, None
 
 
 def _of_group(group: BatchGroup, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -17,13 +17,16 @@ from supermask.core.learned_masks import MaskLearning
 from supermask.core.recipe import UNTRAINED
 from supermask.engines.job import stack_settings
 from supermask.engines.stacked.forward import masked_weights
-from supermask.engines.stacked.optimizer import compile_obstacle, first_line, warn_of_obstacle
+from supermask.engines.stacked.optimizer import compile_obstacle, copy_function, first_line, warn_of_obstacle
 
 MaskedPass = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits, weights, keys) -> the masked weights of one forward pass of each replica, as `forward.masked_weights`."""
 
-PROBE_REPLICAS = (3, 2, 1)
-"""Numbers of replicas in the trial. PyTorch compiles anew for 1, and for 2, which is also the length of a key."""
+PROBE_REPLICAS = (2, 1)
+"""Numbers of replicas in the trial. PyTorch compiles anew for 1."""
+
+MAX_KERNELS = 32
+"""Kernel shapes for which the pass is compiled, which takes seconds each; others are computed by the plain pass."""
 
 
 def make_masked_pass(learning: MaskLearning, device: torch.device) -> MaskedPass:
@@ -66,18 +69,30 @@ def _make_pass(learning: MaskLearning, device_type: str) -> tuple[MaskedPass, bo
 
 
 def compile_pass(masked_pass: MaskedPass, backend: str | Callable[..., Any] = "inductor") -> MaskedPass:
-    """The pass compiled, forward and backward, for any number of replicas and any kernel.
+    """The pass compiled per kernel shape, forward and backward, for any number of replicas.
 
-    Kernels are flattened: a compilation per pattern of their lengths would exceed PyTorch's limit of 8.
+    Dynamo compiles at most 8 times per code object and then raises. The shapes of all layers would exceed that, also
+    if the kernels were flattened: the shape of a view's base is part of what is compiled.
     """
-    # Dynamo counts compilations per code object; all functions of one `def` share a code object.
-    masked_pass.__code__ = masked_pass.__code__.replace()
-    compiled: MaskedPass = torch.compile(masked_pass, dynamic=True, fullgraph=True, backend=backend)
+    passes: dict[torch.Size, MaskedPass] = {}
 
-    def flattened(logits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
-        return compiled(logits.flatten(1), weights.flatten(1), keys).view_as(logits)
+    def compiled(logits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
+        kernel = logits.shape[1:]
+        if kernel not in passes:
+            is_limit_reached = len(passes) == MAX_KERNELS
+            passes[kernel] = (
+                masked_pass
+                if is_limit_reached
+                else torch.compile(copy_function(masked_pass), dynamic=True, fullgraph=True, backend=backend)
+            )
+        # The number of replicas is the only size that varies, so no other can happen to be equal to it.
+        arguments = logits.flatten(1), weights.flatten(1).data, keys.data
+        for tensor in (logits, *arguments):
+            for axis in range(1, tensor.dim()):
+                torch._dynamo.mark_static(tensor, axis)
+        return passes[kernel](*arguments).view_as(logits)
 
-    return flattened
+    return compiled
 
 
 def _try_pass(masked_pass: MaskedPass, device_type: str) -> None:

@@ -8,11 +8,11 @@ from weakref import proxy
 
 from torch import Tensor
 
-from supermask.core.types import NetworkState, SplitData, TrainingResult, Weights
+from supermask.core.types import NetworkState, Snapshot, SplitData, TrainingResult, Weights
 from supermask.engines.job import Array, TrainingJob
 from supermask.engines.reference import gradient
 from supermask.engines.stacked.stack import Stack
-from supermask.engines.training import OptimizerState
+from supermask.engines.training import OptimizerState, TrainingLoop
 
 
 class Replica:
@@ -36,12 +36,22 @@ class Replica:
         return self._group.stack
 
     def load(self, state: NetworkState) -> None:
+        self._group.copy_improved()
         self._stack.load(self.slot, state)
         self._group.forget_evaluations(self)
 
     def state(self) -> NetworkState:
         stack = self._stack
         return NetworkState(*(self._select(tensors) for tensors in (stack.weights, stack.unmasked, stack.logits)))
+
+    def keep_best(self) -> None:
+        """Keep the present state as that of lowest validation loss."""
+        self._group.improved.add(self)
+
+    def best_state(self) -> NetworkState:
+        """The state of the last `keep_best`: views, valid until the next one."""
+        self._group.copy_improved()
+        return self._stack.best_state(self.slot)
 
     def gradient(self, iteration: int) -> Weights:
         # Computed by the reference engine, once per run, so that `snip` and `grad` scores are bit-identical to its own.
@@ -93,6 +103,8 @@ class ReplicaGroup:
         """By slot."""
         self.pausing: list[Replica] = []
         """Replicas that are evaluated next."""
+        self.improved: set[Replica] = set()
+        """Replicas whose present state is that of lowest validation loss and is not yet copied."""
         self._evaluations: dict[tuple[Replica, int], tuple[float, float]] = {}
         """(replica, id of the images) -> (loss, accuracy) of its present weights."""
 
@@ -103,10 +115,17 @@ class ReplicaGroup:
 
     def train(self, firsts: list[int], steps: int) -> Array:
         """`Stack.train`. All cached evaluations become invalid."""
+        self.copy_improved()
         self._evaluations.clear()
         for replica in self.replicas:
             replica.has_trained = True
         return self.stack.train(firsts, steps)
+
+    def copy_improved(self) -> None:
+        """Copy the states of `improved`, all at once. Called before any weight or slot changes."""
+        if self.improved:
+            self.stack.keep_best(sorted(replica.slot for replica in self.improved))
+            self.improved.clear()
 
     def forget_evaluations(self, replica: Replica) -> None:
         """Forget the cached evaluations of one replica, whose weights have changed."""
@@ -124,6 +143,7 @@ class ReplicaGroup:
 
     def replace(self, leaving: Sequence[Replica], joining: Sequence[tuple[TrainingJob, SplitData]]) -> list[Replica]:
         """Replace finished replicas; grow the stack if there are more new ones, compact it if fewer."""
+        self.copy_improved()
         self._evaluations.clear()
         free = sorted(replica.slot for replica in leaving)
         reused, count = free[: len(joining)], len(self.replicas)
@@ -148,16 +168,40 @@ class ReplicaGroup:
             replica.slot = slot
 
 
+IN_STACK = NetworkState({}, {})
+"""Stands for a state of lowest validation loss that is a row of the stack's."""
+
+
+class ReplicaLoop(TrainingLoop):
+    """Training loop of a replica. The states of lowest validation loss of a stack are stacked too, and copied together.
+
+    Each loop decides for itself if a state is its best; the copies wait until all of them have decided.
+    """
+
+    network: Replica
+
+    def _keep_best(self) -> None:
+        self.network.keep_best()
+        # Replaces the state of a checkpoint, too, from which the run resumed.
+        self.points["lowest_validation_loss"] = IN_STACK
+
+    def _kept_points(self) -> dict[Snapshot, NetworkState]:
+        if self.points.get("lowest_validation_loss") is not IN_STACK:
+            return self.points
+        return self.points | {"lowest_validation_loss": self.network.best_state()}
+
+
 def state_to_cpu(state: NetworkState) -> NetworkState:
     """The state with all tensors on the CPU, where the rest of the program expects them."""
     return NetworkState(*(_to_cpu(tensors) for tensors in (state.weights, state.unmasked, state.logits)))
 
 
 def result_to_cpu(result: TrainingResult) -> TrainingResult:
-    """The result with all tensors on the CPU."""
+    """The result with copies of all tensors on the CPU."""
     points = {point: state_to_cpu(state) for point, state in result.points.items()}
     return replace(result, end=state_to_cpu(result.end), points=points)
 
 
 def _to_cpu(tensors: dict[str, Tensor]) -> Weights:
-    return {name: tensor.cpu() for name, tensor in tensors.items()}
+    # copy=True: on a CPU a state of lowest validation loss is a row of the stack, which the next run overwrites.
+    return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}

@@ -73,7 +73,7 @@ class Stack:
         self.jobs, self.data, self.device = list(jobs), list(data), device
         layers = first.network.layers
         self._forward: NetworkForward = (
-            ModuleForward(first.network, device) if layers is None else LayersForward(layers, algorithms)
+            ModuleForward(first.network, device) if layers is None else LayersForward(layers, algorithms, device)
         )
         self._trained_unmasked = first.network.trained_names
         self.autocast: Callable[[], AbstractContextManager[None]] = autocast_factory(precision, device)
@@ -91,6 +91,8 @@ class Stack:
             name: [torch.zeros_like(t) for _ in self.moment_names] for name, t in self._trainable().items()
         }
         """Tensor name -> one tensor per moment, in the order of `moment_names`, with the tensor's own shape."""
+        self._best: NetworkState | None = None
+        """The tensors of every replica at its lowest validation loss, stacked as the present ones; see `keep_best`."""
         self._update_masks: Weights = {}
         """`update_mask`, (R, P), of the tensors in which any replica has pruned weights."""
         self._optimizer_step = make_optimizer_step(self.recipe, device)
@@ -334,6 +336,34 @@ class Stack:
         floats = self._forward.widest_layer or WIDEST_LAYER * self.images.pixels[0].numel()
         return max(1, EVALUATION_BYTES[self.device.type] // (4 * replicas * floats))
 
+    def keep_best(self, slots: Sequence[int]) -> None:
+        """Copy every tensor of these replicas to their rows of the best states.
+
+        Per tensor one operation, or two if not all replicas improved: the time of a copy on a GPU is that of its
+        launch, and separate copies would be one per tensor and replica.
+        """
+        if self._best is None:
+            # The rows of all others are written when these improve, and not read before.
+            self._best = NetworkState(*({n: t.detach().clone() for n, t in part.items()} for part in self._parts()))
+            return
+        is_everyone = len(slots) == len(self.jobs)
+        index = None if is_everyone else self.images.to_device(np.array(slots, np.int64))
+        for best, present in zip(_parts(self._best), self._parts(), strict=True):
+            for name, tensor in present.items():
+                own = tensor.detach()
+                if index is None:
+                    best[name].copy_(own)
+                else:
+                    best[name].index_copy_(0, index, own.index_select(0, index))
+
+    def best_state(self, slot: int) -> NetworkState:
+        """The state that `keep_best` kept last for a replica: views, valid until the next call for this slot."""
+        assert self._best is not None, "no state was kept"
+        return NetworkState(*({n: t[slot] for n, t in part.items()} for part in _parts(self._best)))
+
+    def _parts(self) -> tuple[Weights, Weights, Weights]:
+        return self.weights, self.unmasked, self.logits
+
     # --- joining and leaving ---
 
     def select(self, slots: Sequence[int]) -> None:
@@ -362,9 +392,8 @@ class Stack:
 
     def load(self, slot: int, state: NetworkState) -> None:
         """Set every tensor of one replica."""
-        pairs = ((self.weights, state.weights), (self.unmasked, state.unmasked), (self.logits, state.logits))
         with torch.no_grad():
-            for stacked, own in pairs:
+            for stacked, own in zip(self._parts(), _parts(state), strict=True):
                 for name, tensor in own.items():
                     stacked[name][slot].copy_(tensor)
 
@@ -395,9 +424,15 @@ class Stack:
 
         # First, so that the memory of the recorded step is free for the new tensors.
         self._step, self.last_sampled_weights = None, {}
-        self.weights, self.unmasked, self.logits = map(resize_all, (self.weights, self.unmasked, self.logits))
+        self.weights, self.unmasked, self.logits = map(resize_all, self._parts())
+        if self._best is not None:
+            self._best = NetworkState(*map(resize_all, _parts(self._best)))
         self._update_masks = resize_all(self._update_masks)
         self.optimizer_state = {n: [change(t) for t in moments] for n, moments in self.optimizer_state.items()}
+
+
+def _parts(state: NetworkState) -> tuple[Weights, Weights, Weights]:
+    return state.weights, state.unmasked, state.logits
 
 
 def _training_keys(name: str, steps: int, seed: int, first: int) -> Array:

@@ -15,12 +15,12 @@ from supermask.engines.job import TrainingJob, stack_settings
 from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
 from supermask.engines.selection import Precision, validate_precision
+from supermask.engines.stacked.bias_relu import make_bias_relu
 from supermask.engines.stacked.convolutions import fastest_algorithms
 from supermask.engines.stacked.masked_pass import make_masked_pass
 from supermask.engines.stacked.optimizer import make_optimizer_step
-from supermask.engines.stacked.replica import Replica, ReplicaGroup, result_to_cpu
+from supermask.engines.stacked.replica import Replica, ReplicaGroup, ReplicaLoop, result_to_cpu
 from supermask.engines.stacked.stack import Stack
-from supermask.engines.training import TrainingLoop
 
 ConvAlgorithms = Mapping[str, str]
 """Layer name -> algorithm of the convolution, a key of `CONV_ALGORITHMS`."""
@@ -63,6 +63,7 @@ def train_stream(
     if joining:
         # Compiled here, before a stack needs it: not with the floating-point settings of training.
         make_optimizer_step(joining[0][0].recipe, torch_device)
+        make_bias_relu(torch_device)
         if joining[0][0].learning is not None:
             make_masked_pass(joining[0][0].learning, torch_device)
     while joining or runner.loops:
@@ -131,7 +132,7 @@ class _StackRunner:
         self._size, self._device, self._precision, self._algorithms = size, device, precision, algorithms
         self._key: Any = None
         self._group: ReplicaGroup | None = None
-        self.loops: dict[Replica, TrainingLoop] = {}
+        self.loops: dict[Replica, ReplicaLoop] = {}
         self._finished: list[Replica] = []
         """Replicas whose slots are free, as of the last stop."""
         self._seconds: dict[Replica, float] = {}
@@ -176,7 +177,7 @@ class _StackRunner:
         self._finished = []
         self._seconds |= dict.fromkeys(replicas, 0.0)
         with self._share_time(replicas):
-            loops = {r: TrainingLoop(r, job, d) for r, (job, d) in zip(replicas, joining, strict=True)}
+            loops = {r: ReplicaLoop(r, job, d) for r, (job, d) in zip(replicas, joining, strict=True)}
             self.loops |= loops
             self._group.pausing = replicas
             for loop in loops.values():
@@ -227,7 +228,7 @@ class _StackRunner:
             self._seconds[replica] += (time.perf_counter() - began) / len(replicas)
 
 
-def _training_result(loop: TrainingLoop, replica: Replica) -> TrainingResult:
+def _training_result(loop: ReplicaLoop, replica: Replica) -> TrainingResult:
     # Before result(), which loads the weights of the lowest validation loss.
     sampled_weights = replica.last_sampled_weights() if loop.job.learning is not None else {}
     return replace(result_to_cpu(loop.result()), last_sampled_weights=sampled_weights)

@@ -34,7 +34,7 @@ from supermask.engines import reference, reference_masks, stacked
 from supermask.engines.job import TrainingJob
 from supermask.engines.optimizer_steps import optimizer_state_names
 from supermask.engines.precision import matmul_precision
-from supermask.engines.stacked import autotune, device, optimizer
+from supermask.engines.stacked import autotune, bias_relu, device, optimizer
 from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithm, fastest_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
 from supermask.engines.stacked.optimizer import OptimizerStep, make_optimizer_step, update_mask
@@ -548,6 +548,7 @@ def test_the_plain_optimizer_is_used_and_recorded_without_a_working_compiler(
     monkeypatch.setattr(torch, "__version__", release)
     monkeypatch.setattr(optimizer, "_make_step", lru_cache(optimizer._make_step.__wrapped__))
     monkeypatch.setattr(optimizer, "warn_of_obstacle", cache(optimizer.warn_of_obstacle.__wrapped__))
+    monkeypatch.setattr(bias_relu, "_make", lambda _: None)
     before = torch.backends.cuda.matmul.fp32_precision
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
