@@ -501,6 +501,24 @@ def test_stacks_in_worker_processes_give_the_reference_results(folder: Path) -> 
     assert not leftovers(folder / "store")
 
 
+@pytest.mark.slow
+def test_one_pool_has_workers_that_train_and_workers_that_measure(folder: Path) -> None:
+    """As beside a GPU: stacks train in one process; another one, of the reference engine, measures the untrained runs."""
+    untrained = {"criterion": "large_final", "schedule": "one_shot", "trained": False}
+    plan = small_plan(TWO_CHAINS, untrained, seeds=[0, 1], levels=2)
+    recorder = Recorder()
+    config = WorkerConfig(folder / "store", engine="stacked", stack=2)
+    scheduler = execute(plan, config, 1, recorder, start_method="fork", measuring_workers=1)
+    assert scheduler.status == dict.fromkeys(plan.runs, "finished")
+    assert sorted(recorder.ids()) == sorted(plan.runs)
+    engines = {run_id: found["engine"] for run_id, found in facts(folder / "store", plan).items()}
+    expected = {run_id: "stacked" if run.is_trained else "reference" for run_id, run in plan.runs.items()}
+    assert engines == expected and set(expected.values()) == {"stacked", "reference"}
+    train_plan(plan, folder / "alone", engine="reference")
+    same_table(plan, folder / "store", folder / "alone")
+    assert not leftovers(folder / "store")
+
+
 def test_finished_runs_of_a_stack_whose_worker_dies_are_not_repeated(folder: Path) -> None:
     """The worker is killed once, at the second level."""
     body = """
