@@ -503,7 +503,7 @@ def test_stacks_in_worker_processes_give_the_reference_results(folder: Path) -> 
 
 @pytest.mark.slow
 def test_one_pool_has_workers_that_train_and_workers_that_measure(folder: Path) -> None:
-    """As beside a GPU: stacks train in one process; another one, of the reference engine, measures the untrained runs."""
+    """As beside a GPU: stacks train in one process; another, of the reference engine, measures untrained runs."""
     untrained = {"criterion": "large_final", "schedule": "one_shot", "trained": False}
     plan = small_plan(TWO_CHAINS, untrained, seeds=[0, 1], levels=2)
     recorder = Recorder()
