@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 from itertools import product
 from math import prod
@@ -76,14 +77,15 @@ def builtin_study_names() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
-def builtin_studies() -> list[BuiltinStudy]:
+@cache
+def builtin_studies() -> tuple[BuiltinStudy, ...]:
     """Return name, title and scales of every study that comes with the package."""
     studies = []
     for name in builtin_study_names():
-        root = _read_tree(name)
+        root = _read_builtin_tree(name)
         scales = to_python(root).get("scales", {})
         studies.append(BuiltinStudy(name, _build_study(root, name).title, tuple(scales)))
-    return studies
+    return tuple(studies)
 
 
 NOT_IN_THE_PAPER = ("resnet20",)
@@ -123,7 +125,7 @@ def study_from_dict(data: Mapping[str, Any], overrides: Sequence[str] = (), name
 def _read_tree(study: str | Path) -> Node:
     names = builtin_study_names()
     if str(study) in names:
-        return read_study_file(Path(str(resources.files("supermask").joinpath("study", "presets", f"{study}.yaml"))))
+        return _read_builtin_tree(str(study))
     path = expand_path(study)
     if isinstance(study, Path) or len(path.parts) > 1 or path.suffix in (".yaml", ".yml") or _exists(study):
         return read_study_file(path)
@@ -134,6 +136,12 @@ def _read_tree(study: str | Path) -> Node:
     raise UserError(
         f"study {quote(study)} is not known{near or ';'} shipped: {', '.join(names)}; or give a path to a .yaml file."
     )
+
+
+@cache
+def _read_builtin_tree(name: str) -> Node:
+    # Read once per process: describing the paper's claims loads every scale of every study. Trees are never changed.
+    return read_study_file(Path(str(resources.files("supermask").joinpath("study", "presets", f"{name}.yaml"))))
 
 
 def _exists(study: str) -> bool:

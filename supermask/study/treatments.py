@@ -24,8 +24,8 @@ KEYS_SHOWN_ALONE = ("criterion", "mask1", "mask0", "schedule", "scope")
 def assign_labels(treatments: Sequence[Treatment], unnamed: Sequence[bool]) -> list[str]:
     """Return each treatment's name, else the values of the fields in which treatments differ, else its criterion."""
     fields = [f for f in Treatment.model_fields if f not in ("name", "supermask", "train")]
-    pruned = [t for t in treatments if t.supermask is None]
-    varying = [f for f in fields if len({dict(t.identity)[f] for t in pruned}) > 1]
+    pruned = [dict(t.identity) for t in treatments if t.supermask is None]
+    varying = [f for f in fields if len({identity[f] for identity in pruned}) > 1]
     trains = [t.train for t, is_unnamed in zip(treatments, unnamed, strict=True) if t.train is not None and is_unnamed]
     varying_train = [f for f in Train.model_fields if len({getattr(train, f) for train in trains}) > 1]
 

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -393,6 +394,35 @@ def test_wrapped_text_is_complete_and_fits(text: str, width: int) -> None:
     lines = wrap_to_width(text, width, len)
     assert all(len(line) <= width for line in lines)
     assert "".join("".join(lines).split()) == "".join(text.split())
+
+
+def _wrap_word_by_word(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        if lines and measure(f"{lines[-1]} {word}") <= width:
+            lines[-1] = f"{lines[-1]} {word}"
+            continue
+        while measure(word) > width and len(word) > 1:
+            fits = max(end for end in range(1, len(word)) if end == 1 or measure(word[:end]) <= width)
+            lines.append(word[:fits])
+            word = word[fits:]
+        lines.append(word)
+    return lines
+
+
+@given(st.text("iiiiWm   ", max_size=120), st.floats(0.5, 12))
+def test_lines_are_those_of_wrapping_word_by_word(text: str, width: float) -> None:
+    def measure(part: str) -> float:
+        return sum({"i": 0.3, "W": 1.1}.get(letter, 0.8) for letter in part)
+
+    assert wrap_to_width(text, width, measure) == _wrap_word_by_word(text, width, measure)
+
+
+def test_a_caption_is_wrapped_with_few_measurements() -> None:
+    measured: list[str] = []
+    caption = " ".join(f"{'word' * (number % 3 + 1)}" for number in range(300))
+    lines = wrap_to_width(caption, 100, lambda part: measured.append(part) or len(part))  # type: ignore[func-returns-value]
+    assert len(measured) < 4 * len(lines)
 
 
 def test_a_long_word_is_wrapped_with_few_measurements() -> None:

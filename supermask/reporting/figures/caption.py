@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
+from itertools import accumulate
 
 from supermask.analysis.claims.endpoint_band import compare_over_band
 from supermask.analysis.stats import SIGNIFICANCE, Comparison
@@ -221,15 +223,40 @@ def format_seeds(counts: Collection[int]) -> str:
 
 def wrap_to_width(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
     """Wrap text greedily at spaces, and inside words wider than `width`; `measure` returns widths in its unit."""
+    words = text.split()
+    whole = " ".join(words)
+    whole_width = measure(whole)
+    if whole_width <= width:
+        return [whole] if words else []
     lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and measure(longer) <= width:
-            lines[-1] = longer
-            continue
-        while measure(word) > width and len(word) > 1:
+    # Measuring is the cost of wrapping, about 2 ms per line. The search for the end of a line starts at its share of
+    # the whole text, then at the length of the line before.
+    length = int(len(whole) * width / whole_width)
+    while words:
+        count = _count_fitting_words(words, width, measure, length)
+        if count > 0:
+            lines.append(" ".join(words[:count]))
+            del words[:count]
+        else:
+            word = words[0]
             fits = max(1, bisect_right(range(1, len(word)), width, key=lambda end: measure(word[:end])))
             lines.append(word[:fits])
-            word = word[fits:]
-        lines.append(word)
+            words[:1] = [word[fits:]] if fits < len(word) else []
+        length = len(lines[-1])
     return lines
+
+
+def _count_fitting_words(words: list[str], width: float, measure: Callable[[str], float], length: int) -> int:
+    """Return how many of the first words fit side by side; the search starts at those within `length` characters."""
+
+    @cache
+    def fits(count: int) -> bool:
+        return measure(" ".join(words[:count])) <= width
+
+    ends = list(accumulate(len(word) + 1 for word in words))
+    count = bisect_right(ends, length + 1)
+    while count > 0 and not fits(count):
+        count -= 1
+    while count < len(words) and fits(count + 1):
+        count += 1
+    return count
