@@ -80,13 +80,12 @@ class LayerView:
             return self.is_constant(checked)
         values = np.abs(self.start[checked & (self.start != 0)])
         pools = [self.w_init, self.w_final, *([self.pruned] if values.size >= MIN_SAMPLE else [])]
-        earlier = np.abs(np.concatenate(pools) * self.factor)
-        repeated = np.isin(values, earlier).sum()
+        earlier = np.sort(np.abs(np.concatenate(pools) * self.factor))
+        repeated = _count_members(values, earlier)
         if 2 * repeated > values.size >= MIN_SAMPLE:
             # A layer of 1e7 weights uses up most float32 values near its deviation, so draws repeat earlier values by
             # chance. Neighbors of the values in float32 repeat by chance only.
-            by_chance = np.isin(np.nextafter(values, np.float32(np.inf)), earlier).sum()
-            repeated -= by_chance
+            repeated -= _count_members(np.nextafter(values, np.float32(np.inf)), earlier)
         magnitude = values / np.float32(max(self.std, 1e-30) * self.factor)
         bound = np.inf if two_peaks else MAX_ABS_DRAWS.get(self.initializer, np.inf)
         if is_own:
@@ -184,6 +183,12 @@ def _zeros_at_random(view: LayerView) -> bool:
     judged = min(shrunk, view.shrunk.size - shrunk) >= MIN_SAMPLE
     counted = shrunk <= int(zeroed.sum()) <= shrunk + int((view.w_init == 0).sum())
     return counted and not (judged and np.array_equal(zeroed & (view.w_init != 0), view.shrunk))
+
+
+def _count_members(values: Array, pool: Array) -> int:
+    """Return how many of `values` are in `pool`, which is sorted. One sort serves two counts; `np.isin` sorts anew."""
+    places = np.searchsorted(pool, values)
+    return int((pool[np.minimum(places, pool.size - 1)] == values).sum()) if pool.size else 0
 
 
 def _sorted(values: Array) -> Array:

@@ -36,7 +36,7 @@ from supermask.networks.sequential import initial_state, prunable_tensors
 DATA = data()
 PRUNABLE = prunable_tensors(LAYERS)
 ITERATIONS = 24
-SEEDS = int(os.environ.get("SUPERMASK_CERTIFICATE_SEEDS", "110"))
+SEEDS = int(os.environ.get("SUPERMASK_CERTIFICATE_SEEDS", "55"))
 ENGINES: dict[str, Callable[..., list[TrainingResult]]] = {
     "reference": reference.train,
     "sparse": sparse.train,
@@ -270,16 +270,16 @@ def test_flushed_frozen_weights_are_noted(engine: str, frozen: float) -> None:
 
 @pytest.mark.slow
 def test_fresh_draws_that_repeat_values_of_a_very_large_layer_pass() -> None:
-    """A layer of 2.5e7 weights uses most float32 values near its deviation, so fresh draws repeat old values."""
-    # Every float32 value from 1/4 to 2 occurs among the pruned weights.
-    values = np.arange(np.float32(0.25).view(np.int32), np.float32(2).view(np.int32)).view(np.float32)
+    """A layer of 1.7e7 weights uses most float32 values near its deviation, so fresh draws repeat old values."""
+    # Every float32 value from 1/2 to 2 occurs among the pruned weights.
+    values = np.arange(np.float32(0.5).view(np.int32), np.float32(2).view(np.int32)).view(np.float32)
     w_init = torch.from_numpy(np.concatenate([truncated_normal((2000,), 1.0, random_stream(0)), values]))
     kept = torch.arange(len(w_init)) < 2000
     layer = Layer(1.0, w_init, w_init, torch.ones_like(kept), w_init)
     start = w_init.clone()
     checked = np.ones(2000, dtype=bool)
     start[:2000] = torch.from_numpy(truncated_normal((2000,), 1.0, random_stream(1)))
-    assert np.isin(start[:2000].abs().numpy(), values).mean() > 0.5
+    assert ((start[:2000].abs() >= 0.5) & (start[:2000].abs() < 2)).float().mean() > 0.5
     assert MASK1_INVARIANTS["reinit"](LayerView(layer, kept.numpy(), start.numpy(), 1.0), checked)
     small = Layer(1.0, w_init[:4000], w_init[:4000], torch.ones(4000, dtype=torch.bool), w_init[:4000])
     repeated = w_init[:4000].flip(0).abs().clamp(max=1.5)
