@@ -11,13 +11,14 @@ import heapq
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
 
 from supermask.core.learned_masks import MaskLearning
-from supermask.core.masks import RATE_KINDS, RankedGroup, ranked_groups
+from supermask.core.masks import RATE_KINDS, ranked_groups
+from supermask.core.pruning import PruneStep
 from supermask.core.recipe import Recipe
 from supermask.engines.job import stack_settings
 from supermask.engines.selection import select_engine
@@ -349,24 +350,34 @@ def _stackable_runs(runs: list[Run]) -> int:
 
 def _densities(plan: Plan, networks: Mapping[str, Network]) -> dict[str, float]:
     """Return run id -> share of all weights that are kept. With global ranking every layer is taken to lose equally."""
-    # The same counts for all seeds and criteria, so they are computed once.
-    remaining = cache(RankedGroup.remaining)
+    sizes = {
+        name: {tensor: shape.size for tensor, shape in network.tensors.items()} for name, network in networks.items()
+    }
+    # The same counts for all seeds and criteria, so they are computed once, and runs of equal counts share one dict.
+    computed: dict[Hashable, dict[str, int]] = {}
     kept: dict[str, dict[str, int]] = {}
     for run in plan.runs.values():
-        tensors = networks[run.network].tensors
-        sizes = {name: tensor.size for name, tensor in tensors.items()}
-        kinds: dict[str, str] = {name: tensor.kind for name, tensor in tensors.items()}
-        parent_kept = sizes if run.parent is None else kept[run.parent]
-        step_rates, levels = (run.step.rates, run.step.levels) if run.step else ({}, 0)
-        rates = {kind: step_rates.get("global", step_rates.get(kind, 0.0)) for kind in kinds.values()}
-        by_name = {name: rate for name, rate in step_rates.items() if name not in RATE_KINDS}
-        only, exclude = (run.step.only, run.step.exclude) if run.step else ((), ())
-        groups = ranked_groups(parent_kept, kinds, "layer", rates | by_name, only, exclude)
-        kept[run.id] = {name: remaining(group, levels) for name, group in groups.items()}
+        parent_kept = sizes[run.network] if run.parent is None else kept[run.parent]
+        step = run.step
+        key = (run.network, id(parent_kept), step and (*step.rates.items(), step.levels, *step.only, "", *step.exclude))
+        if key not in computed:
+            computed[key] = _kept_weights(networks[run.network], parent_kept, step)
+        kept[run.id] = computed[key]
     return {
         run_id: sum(counts.values()) / max(networks[plan.runs[run_id].network].size, 1)
         for run_id, counts in kept.items()
     }
+
+
+def _kept_weights(network: Network, alive: Mapping[str, int], step: PruneStep | None) -> dict[str, int]:
+    """Return tensor -> number of weights that a run keeps of those that its parent kept."""
+    kinds: dict[str, str] = {name: tensor.kind for name, tensor in network.tensors.items()}
+    step_rates, levels = (step.rates, step.levels) if step else ({}, 0)
+    rates = {kind: step_rates.get("global", step_rates.get(kind, 0.0)) for kind in kinds.values()}
+    by_name = {name: rate for name, rate in step_rates.items() if name not in RATE_KINDS}
+    only, exclude = (step.only, step.exclude) if step else ((), ())
+    groups = ranked_groups(alive, kinds, "layer", rates | by_name, only, exclude)
+    return {name: group.remaining(levels) for name, group in groups.items()}
 
 
 def _first_iterations(plan: Plan) -> dict[str, int]:

@@ -104,17 +104,19 @@ def test_estimate_without_cores_uses_the_workers_of_this_machine(
     assert call(*arguments, "--estimate") == call(*arguments, "--cores", 5)
 
 
-@pytest.mark.slow
-def test_without_runs_of_a_gpu_plan_says_that_its_speed_is_assumed(tmp_path: Path) -> None:
-    arguments = ("mask-criteria", "scale=paper", "seeds=461", "prune.levels=2")
+def test_without_runs_of_a_gpu_plan_says_that_its_speed_is_assumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supermask.engines.stacked.autotune.max_replicas", lambda *_: 32)
+    arguments = ("mask-criteria", "scale=paper", "seeds=29", "prune.levels=2")
     status, out, _ = call("plan", *arguments, "--store", tmp_path, "--gpus", 8)
     assert status == 0
     gpus, pace, chain, storage = out.splitlines()[7:]
     assert gpus.startswith("GPUs ") and gpus.endswith(" GPU-hours") and " on 8 GPUs, " in gpus
-    # 461 seeds of 9 criteria do not fit into eight stacks of 512, so they take two rounds.
+    # 29 seeds of 9 criteria do not fit into eight stacks of 32, so they take two rounds.
     assert pace == (
         "pace       assumed, as no such run was ever timed on a GPU: 5 million million multiply-adds and 5,000 steps "
-        "of a stack per second, 80 GB free; in stacks of 260"
+        "of a stack per second, 80 GB free; in stacks of 17"
     )
     assert chain.endswith("the critical path, 3 runs in a row") and storage.startswith("storage ")
 
