@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from functools import cache
 
@@ -24,13 +25,26 @@ SHAPE, CLASSES = (1, 9, 7), 10
 """63 pixels: a multiple neither of the eight that are read together nor of the 64 lanes."""
 
 
+STEPS = 200 if os.environ.get("SUPERMASK_FULL_HARNESS") == "1" else 80
+"""Steps over which losses of two engines are compared."""
+
+LENGTH = (STEPS, STEPS // 2)
+"""Iterations, and iterations between evaluations."""
+
 RECIPES = {
-    "adam": Recipe("adam", 2e-3, 60, 200, 100),
-    "adam with weight decay": Recipe("adam", 2e-3, 60, 200, 100, weight_decay=1e-3),
-    "sgd": Recipe("sgd", 0.05, 60, 200, 100),
-    "momentum with weight decay": Recipe("sgd", 0.01, 60, 200, 100, momentum=0.9, weight_decay=1e-3),
+    "adam": Recipe("adam", 2e-3, 60, *LENGTH),
+    "adam with weight decay": Recipe("adam", 2e-3, 60, *LENGTH, weight_decay=1e-3),
+    "sgd": Recipe("sgd", 0.05, 60, *LENGTH),
+    "momentum with weight decay": Recipe("sgd", 0.01, 60, *LENGTH, momentum=0.9, weight_decay=1e-3),
     "schedule": Recipe(
-        "sgd", 0.05, 60, 200, 100, momentum=0.5, lr_milestones=(50, 120), drop_factor=0.5, warmup_iterations=20
+        "sgd",
+        0.05,
+        60,
+        *LENGTH,
+        momentum=0.5,
+        lr_milestones=(STEPS // 4, STEPS * 3 // 5),
+        drop_factor=0.5,
+        warmup_iterations=STEPS // 10,
     ),
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.killed_training import Killed, Memory
-from helpers.sparse_jobs import EVERY_TRAVERSAL, RECIPES, distance, images, job_of, start_of
+from helpers.sparse_jobs import EVERY_TRAVERSAL, RECIPES, STEPS, distance, images, job_of, start_of
 from helpers.trainings import bits
 
 from supermask.core.actions import MASK0_ACTIONS
@@ -55,7 +55,7 @@ def expected(network: str, density: float, recipe: str, mask0: str, iterations: 
 @pytest.mark.parametrize("mask0", MASK0_ACTIONS)
 @pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay"])
 def test_every_mask0_action(recipe: str, mask0: str, density: float, way: str) -> None:
-    agree("fc-70-30", density, recipe, mask0, EVERY_TRAVERSAL[way])
+    check_agreement("fc-70-30", density, recipe, mask0, EVERY_TRAVERSAL[way])
 
 
 @pytest.mark.slow
@@ -64,11 +64,11 @@ def test_every_mask0_action(recipe: str, mask0: str, density: float, way: str) -
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_and_optimizer(network: str, recipe: str, density: float, way: str) -> None:
-    agree(network, density, recipe, "zero", EVERY_TRAVERSAL[way])
+    check_agreement(network, density, recipe, "zero", EVERY_TRAVERSAL[way])
 
 
-def agree(network: str, density: float, recipe: str, mask0: str, costs: sparse.CostTable) -> None:
-    """Agreement to 1e-5 after 1 step, to 1e-3 in every loss after 200; certificate passes; frozen values stay."""
+def check_agreement(network: str, density: float, recipe: str, mask0: str, costs: sparse.CostTable) -> None:
+    """Agreement to 1e-5 after 1 step, to 1e-3 in every loss after `STEPS`; certificate passes; frozen values stay."""
     job = job_of(network, density, RECIPES[recipe], mask0)
     first = expected(network, density, recipe, mask0, 1)
     one = ours(replace(job, recipe=replace(job.recipe, iterations=1)), costs)
@@ -79,7 +79,7 @@ def agree(network: str, density: float, recipe: str, mask0: str, costs: sparse.C
             actual = one.optimizer_state[name][key]
             assert float((actual - target).norm()) <= 1e-5 * float(target.norm())
 
-    many, whole = expected(network, density, recipe, mask0, 200), ours(job, costs)
+    many, whole = expected(network, density, recipe, mask0, STEPS), ours(job, costs)
     assert whole.curve.iterations == many.curve.iterations
     for column in ("training_loss", "validation_loss"):
         np.testing.assert_allclose(getattr(whole.curve, column), getattr(many.curve, column), atol=1e-3)
