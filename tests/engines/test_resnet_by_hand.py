@@ -16,10 +16,10 @@ from supermask.engines.job import BatchSampler, TrainingJob
 from supermask.engines.reference import train
 from supermask.networks.registry import named_network
 
-SHAPE, CLASSES, STEPS, LATE = (1, 8, 8), 4, 50, 10
+SHAPE, CLASSES, STEPS, LATE = (1, 8, 8), 4, 24, 6
 NETWORK = named_network("resnet20-4", SHAPE, CLASSES)
 DATA = data(SHAPE, CLASSES, train=200)
-RECIPE = Recipe("sgd", 0.05, 25, STEPS, 1, momentum=0.9, weight_decay=1e-4, lr_milestones=(30,), warmup_iterations=5)
+RECIPE = Recipe("sgd", 0.02, 25, STEPS, 1, momentum=0.9, weight_decay=1e-4, lr_milestones=(15,), warmup_iterations=4)
 RATES = {"conv": 0.2, "output": 0.1, "hidden": 0.2}
 
 
