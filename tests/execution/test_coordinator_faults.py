@@ -25,6 +25,7 @@ from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import TaskResult, WorkerConfig, result_from_facts, stored_result
 from supermask.execution.worker import Worker
 from supermask.store import Store
+from supermask.study.plan import Plan
 
 
 def sizes(assignments: Sequence[Assignment]) -> list[list[int]]:
@@ -206,16 +207,37 @@ class RandomPool(InstantPool):
         return [(assignment, WorkerDied(node_lost=True) if left else results)]
 
 
+@pytest.fixture(scope="module")
+def plans() -> list[Plan]:
+    """First one level, then more."""
+    treatments = ({"criterion": ["large_final", "random"]}, {"name": "late", "rewind_to": 5, "criterion": "snip"})
+    return [small_plan(*treatments, seeds=2, levels=levels) for levels in (1, 3)]
+
+
+@pytest.fixture(scope="module")
+def sequential_stores(tmp_path_factory: pytest.TempPathFactory, plans: list[Plan]) -> dict[KeepPolicy, Path]:
+    """The same plans, trained one run after the other. Tests only read these stores."""
+    stores: dict[KeepPolicy, Path] = {keep: tmp_path_factory.mktemp(keep) for keep in get_args(KeepPolicy)}
+    for keep, store in stores.items():
+        for plan in plans:
+            train_plan(plan, store, keep=keep)
+    return stores
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", get_args(KeepPolicy))
 @pytest.mark.parametrize(("stack", "prefers_whole_chains"), [(1, False), (1, True), (2, False), (9, False)])
 def test_with_random_crashes_each_run_is_trained_and_reported_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: KeepPolicy, stack: int, prefers_whole_chains: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plans: list[Plan],
+    sequential_stores: dict[KeepPolicy, Path],
+    keep: KeepPolicy,
+    stack: int,
+    prefers_whole_chains: bool,
 ) -> None:
     """First one level, whose weights are dropped; then more levels, for which some runs are replayed."""
     monkeypatch.setattr("supermask.execution.coordinator.STORE_POLL_SECONDS", 0.0)
-    treatments = ({"criterion": ["large_final", "random"]}, {"name": "late", "rewind_to": 5, "criterion": "snip"})
-    plans = [small_plan(*treatments, seeds=2, levels=levels) for levels in (1, 3)]
     config, rng = WorkerConfig(tmp_path / "store", stack=stack), np.random.default_rng(stack)
     events: list[tuple[str, bool]] = []
     started = Counter[str]()
@@ -234,12 +256,11 @@ def test_with_random_crashes_each_run_is_trained_and_reported_once(
         assert {*coordinator.scheduler.status.values()} == {"finished"}
         assert not coordinator.scheduler.damaged
         assert len({*pool.trained}) == len(pool.trained)
-        train_plan(plan, tmp_path / "here", keep=keep)
     assert len({*events}) == len(events)
     assert {run_id for run_id, replay in events if not replay} == {*plans[1].runs}
     assert {*started} == {*plans[1].runs}
-    assert contents(tmp_path / "store") == contents(tmp_path / "here")
-    coordinated, sequential = (Store(tmp_path / at) for at in ("store", "here"))
+    coordinated, sequential = Store(config.store), Store(sequential_stores[keep])
+    assert contents(coordinated) == contents(sequential)
     assert {r for r in plans[1].runs if coordinated.has_weights(r)} == {
         r for r in plans[1].runs if sequential.has_weights(r)
     }

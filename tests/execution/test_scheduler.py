@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -9,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from helpers.faulty_disk import quick_folder
-from helpers.small_studies import contents, facts, leftovers, small_plan, train_plan
+from helpers.small_studies import TrainedStore, contents, facts, leftovers, small_plan, train_plan
 
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import Task, TaskResult, TaskStatus, stack_key
@@ -254,20 +255,19 @@ def test_needed_keeps_the_dense_run_and_the_last_levels(folder: Path) -> None:
     assert droppable_keys(Store(folder)) == {f"{run.id}-end" for run in plan.runs.values() if run.level in (0, 3)}
 
 
-@pytest.mark.slow
-def test_dropping_changes_nothing_else(folder: Path) -> None:
+def test_dropping_changes_nothing_else(trained: TrainedStore) -> None:
     plan = small_plan(*MIXED, levels=2)
-    train_plan(plan, folder / "all", keep="all")
-    train_plan(plan, folder / "masks", keep="masks")
-    assert contents(folder / "masks") == contents(folder / "all")
-    assert facts(folder / "masks", plan) == facts(folder / "all", plan)
+    everything, masks = trained(plan), trained(plan, "masks")
+    assert contents(masks) == contents(everything)
+    assert facts(masks, plan) == facts(everything, plan)
 
 
-def test_weights_of_a_finished_study_can_be_dropped_later(folder: Path) -> None:
+def test_weights_of_a_finished_study_can_be_dropped_later(folder: Path, trained: TrainedStore) -> None:
     plan = small_plan(*MIXED, levels=2)
-    train_plan(plan, folder, keep="all")
-    assert train_plan(plan, folder, keep="masks").ended == []
-    assert droppable_keys(Store(folder)) == set()
+    store = folder / "store"
+    shutil.copytree(trained(plan), store)
+    assert train_plan(plan, store, keep="masks").ended == []
+    assert droppable_keys(Store(store)) == set()
 
 
 def test_nothing_is_dropped_that_a_pending_run_reads(folder: Path) -> None:
@@ -283,7 +283,7 @@ def test_nothing_is_dropped_that_a_pending_run_reads(folder: Path) -> None:
 
 
 BIGGER: dict[str, tuple[tuple[dict[str, Any], ...], int]] = {
-    "more levels": (MIXED, 4),
+    "more levels": (MIXED, 3),
     "another treatment": ((*MIXED, {"name": "new", "mask1": "reshuffle"}), 2),
     "another point": ((*MIXED, {"name": "new", "rewind_to": 7, "w_final": 9}), 2),
     "a gradient": (({"name": "plain"}, {"name": "new", "criterion": "grad", "rewind_to": "end"}), 3),
@@ -293,19 +293,20 @@ BIGGER: dict[str, tuple[tuple[dict[str, Any], ...], int]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", get_args(KeepPolicy))
 @pytest.mark.parametrize("extension", BIGGER)
-def test_an_extended_study_is_bit_identical_to_a_fresh_one(folder: Path, extension: str, keep: KeepPolicy) -> None:
+def test_an_extended_study_is_bit_identical_to_a_fresh_one(
+    folder: Path, trained: TrainedStore, extension: str, keep: KeepPolicy
+) -> None:
     treatments, levels = BIGGER[extension]
     small, bigger = small_plan(*MIXED, levels=2), small_plan(*treatments, levels=levels)
-    fresh_result = train_plan(bigger, folder / "fresh")
-    first = train_plan(small, folder / "extended", keep=keep)
+    fresh = trained(bigger)
+    shutil.copytree(trained(small, keep), folder / "extended")
     second = train_plan(bigger, folder / "extended", keep=keep)
-    expected = contents(folder / "fresh")
     extended_contents = contents(folder / "extended")
-    assert {run_id: extended_contents[run_id] for run_id in bigger.runs} == expected
-    assert facts(folder / "extended", bigger) == facts(folder / "fresh", bigger)
-    assert sorted(first.trained + second.trained) == sorted(small.runs.keys() | bigger.runs.keys())
+    assert {run_id: extended_contents[run_id] for run_id in bigger.runs} == contents(fresh)
+    assert facts(folder / "extended", bigger) == facts(fresh, bigger)
+    assert sorted(second.trained) == sorted(bigger.runs.keys() - small.runs.keys())
     assert second.replayed.keys() <= small.runs.keys()
-    assert {*fresh_result.schedule.status.values()} == {*second.schedule.status.values()} == {"finished"}
+    assert {*second.schedule.status.values()} == {"finished"}
     assert not leftovers(folder / "extended")
 
 

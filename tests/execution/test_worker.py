@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.checkpoints import SGD, checkpoint
 from helpers.faulty_disk import quick_folder
-from helpers.small_studies import PlanRun, contents, facts, leftovers, small_plan, train_plan
+from helpers.small_studies import PlanRun, TrainedStore, contents, facts, leftovers, small_plan, train_plan
 
 from supermask.core.certificate import Certificate
 from supermask.core.errors import SystemFailure, UserError
@@ -21,14 +19,12 @@ from supermask.core.recipe import Recipe
 from supermask.core.types import SplitData, TrainingResult
 from supermask.datasets import load
 from supermask.engines import reference
-from supermask.engines.job import BatchSampler, TrainingJob
-from supermask.execution.checkpoints import StoreCheckpointer, TaskInterrupted
+from supermask.engines.job import TrainingJob
 from supermask.execution.commit import RunCommitter
 from supermask.execution.scheduler import Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.execution.worker import PreparedTask, ShouldStop, Worker, get_worker
 from supermask.store import Store
-from supermask.store.files.disk import Disk
 from supermask.store.files.entry import CorruptEntry
 from supermask.study.plan import Plan
 from supermask.study.run import Run
@@ -55,11 +51,11 @@ def statuses(plan_run: PlanRun, plan: Plan) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_results_are_independent_of_worker_and_order(folder: Path, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_results_are_independent_of_worker_and_order(folder: Path, trained: TrainedStore, seed: int) -> None:
     """Three workers with different caches in random order, against one worker in planned order."""
     plan = small_plan(*TREATMENTS, seeds=2, levels=3)
-    train_plan(plan, folder / "one")
+    one = trained(plan)
     rng = np.random.default_rng(seed)
     workers = [Worker(WorkerConfig(folder / "three")) for _ in range(3)]
     scheduler = Scheduler(plan, workers[0].store)
@@ -69,8 +65,8 @@ def test_results_are_independent_of_worker_and_order(folder: Path, seed: int) ->
             ready.append(task)
         task = ready.pop(rng.integers(len(ready)))
         scheduler.finish(task, workers[rng.integers(3)].run_task(task))
-    assert contents(folder / "three") == contents(folder / "one")
-    assert facts(folder / "three", plan) == facts(folder / "one", plan)
+    assert contents(folder / "three") == contents(one)
+    assert facts(folder / "three", plan) == facts(one, plan)
 
 
 def test_facts_record_the_provenance_of_a_run(folder: Path) -> None:
@@ -187,18 +183,20 @@ def refuse(monkeypatch: pytest.MonkeyPatch, level: int, times: int) -> None:
     monkeypatch.setattr(RunCommitter, "certificate", fail_at_first)
 
 
-def test_a_run_that_is_refused_once_is_trained_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_refused_once_is_trained_again(
+    folder: Path, trained: TrainedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As after a bit error in memory: the second training is right, and the chain continues."""
     plan = small_plan(levels=3)
-    train_plan(plan, folder / "whole")
+    whole = trained(plan)
     refuse(monkeypatch, level=1, times=1)
     plan_run = train_plan(plan, folder / "store")
     assert statuses(plan_run, plan) == ["finished"] * 4
     refused = list(plan.runs)[1]
     assert [result.run_id for _, result in plan_run.ended].count(refused) == 2
-    assert contents(folder / "store") == contents(folder / "whole")
+    assert contents(folder / "store") == contents(whole)
     assert {**facts(folder / "store", plan)[refused], "attempts": None} == {
-        **facts(folder / "whole", plan)[refused],
+        **facts(whole, plan)[refused],
         "attempts": None,
     }
     (aside,) = (folder / "store" / "quarantine").iterdir()
@@ -274,10 +272,12 @@ def flip_bit(folder: Path, key: str, name: str = "weights.safetensors") -> None:
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("name", ["weights.safetensors", "tensors.safetensors", "run.json"])
-def test_a_damaged_ancestor_is_set_aside_and_recomputed(folder: Path, level: int, name: str) -> None:
+def test_a_damaged_ancestor_is_set_aside_and_recomputed(
+    folder: Path, trained: TrainedStore, level: int, name: str
+) -> None:
     """The damage is found when the initial state is made; the study ends bit-identical to one without damage."""
     small, plan = small_plan({"mask0": "freeze_final"}, levels=2), small_plan({"mask0": "freeze_final"}, levels=3)
-    train_plan(plan, folder / "whole")
+    whole = trained(plan)
     train_plan(small, folder / "damaged")
     damaged = list(plan.runs)[level]
     flip_bit(folder / "damaged", damaged, name)
@@ -285,26 +285,26 @@ def test_a_damaged_ancestor_is_set_aside_and_recomputed(folder: Path, level: int
     assert sorted(plan_run.trained) == sorted([damaged, list(plan.runs)[3]])
     (message,) = plan_run.schedule.damaged
     assert damaged in message and "set aside" in message
-    assert contents(folder / "damaged") == contents(folder / "whole")
+    assert contents(folder / "damaged") == contents(whole)
     assert [path.name[:32] for path in (folder / "damaged" / "quarantine").iterdir()] == [damaged]
     assert {*plan_run.schedule.status.values()} == {"finished"}
 
 
-def test_a_damaged_snapshot_is_set_aside_and_replayed(folder: Path) -> None:
+def test_a_damaged_snapshot_is_set_aside_and_replayed(folder: Path, trained: TrainedStore) -> None:
     late = {"rewind_to": 5}
     plan = small_plan(late, levels=2)
-    train_plan(plan, folder / "whole")
+    whole = trained(plan)
     train_plan(small_plan(late, levels=1), folder / "damaged")
     dense = next(iter(plan.runs))
     flip_bit(folder / "damaged", f"{dense}-iteration_5", "tensors.safetensors")
     plan_run = train_plan(plan, folder / "damaged")
     assert plan_run.replayed == {dense: {5}}
-    assert contents(folder / "damaged") == contents(folder / "whole")
+    assert contents(folder / "damaged") == contents(whole)
 
 
-def test_snapshots_that_another_study_drops_are_replayed(folder: Path) -> None:
+def test_snapshots_that_another_study_drops_are_replayed(folder: Path, trained: TrainedStore) -> None:
     plan = small_plan({"rewind_to": 5}, levels=3)
-    train_plan(plan, folder / "whole")
+    whole = trained(plan)
 
     def drop_all(scheduler: Scheduler, task: Task) -> None:
         if dropping and task.run.level == 2:
@@ -321,7 +321,7 @@ def test_snapshots_that_another_study_drops_are_replayed(folder: Path) -> None:
     assert plan_run.replayed == {dense: {5}, first: {"end"}}
     (message,) = plan_run.schedule.damaged
     assert "is not in the store any more" in message
-    assert contents(folder / "dropped") == contents(folder / "whole")
+    assert contents(folder / "dropped") == contents(whole)
     assert not (folder / "dropped" / "quarantine").exists()
 
 
@@ -340,190 +340,19 @@ def test_a_replay_that_is_not_bit_identical_is_refused(folder: Path) -> None:
     assert not store.snapshot_keys()
 
 
-def test_a_snapshot_of_an_unfinished_run_in_another_environment_is_replaced(folder: Path) -> None:
+def test_a_snapshot_of_an_unfinished_run_in_another_environment_is_replaced(
+    folder: Path, trained: TrainedStore
+) -> None:
     plan = small_plan({"rewind_to": 5}, levels=1)
-    train_plan(plan, folder / "whole")
+    whole = trained(plan)
     dense = next(iter(plan.runs))
-    entry = Store(folder / "whole").read_snapshot(dense, "iteration_5")
+    entry = Store(whole).read_snapshot(dense, "iteration_5")
     stale_tensors = {name: values + 1 for name, values in entry.tensors.items()}
     Store(folder / "stale").commit_snapshot(dense, "iteration_5", entry.facts, stale_tensors)
     train_plan(plan, folder / "stale")
-    assert contents(folder / "stale") == contents(folder / "whole")
+    assert contents(folder / "stale") == contents(whole)
     statuses_by_level = Store(folder / "stale").read_snapshot(dense, "iteration_5").tensors
     assert {n: a.tobytes() for n, a in statuses_by_level.items()} == {n: a.tobytes() for n, a in entry.tensors.items()}
-
-
-# ---------------------------------------------------------------------------------------------------------- checkpoints
-
-
-def interrupt_first_run(plan: Plan, folder: Path, evaluation: int, **config: Any) -> None:
-    """Train the plan's first run up to this evaluation, and save a checkpoint there."""
-    calls = iter(range(1_000))
-    worker = Worker(WorkerConfig(folder, **config))
-    task = Scheduler(plan, worker.store).take()
-    assert task is not None
-    # Called twice once it is True: before the save and after it.
-    with pytest.raises(TaskInterrupted):
-        worker.run_task(task, lambda: next(calls) >= evaluation)
-    assert worker.store.load_checkpoint(task.run.id)
-    assert not worker.store.has(task.run.id)
-
-
-def record_first_iterations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that collects the iterations trained from now on."""
-    first_iterations: list[int] = []
-    batch = BatchSampler.batch
-
-    def recording_batch(order: BatchSampler, iteration: int) -> Any:
-        first_iterations.append(iteration)
-        return batch(order, iteration)
-
-    monkeypatch.setattr(BatchSampler, "batch", recording_batch)
-    return first_iterations
-
-
-POINTS = {"rewind_to": 5, "w_final": "lowest_validation_loss", "criterion": "snip"}
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("evaluation", [0, 1, 2])
-def test_a_resumed_run_is_bit_identical(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, evaluation: int, optimizer: str
-) -> None:
-    plan = small_plan(POINTS, levels=1, optimizer=optimizer)
-    train_plan(plan, folder / "whole")
-    interrupt_first_run(plan, folder / "cut", evaluation)
-    trained = record_first_iterations(monkeypatch)
-    train_plan(plan, folder / "cut")
-    assert trained[0] == 4 * (evaluation + 1)
-    assert contents(folder / "cut") == contents(folder / "whole")
-    assert facts(folder / "cut", plan) == facts(folder / "whole", plan)
-    points = Store(folder / "whole").snapshot_keys()
-    assert len(points) == 3
-    for key in points:
-        resumed, late_worker = (
-            Store(folder / name).read_snapshot(*key.split("-")).tensors for name in ("cut", "whole")
-        )
-        assert {name: a.tobytes() for name, a in resumed.items()} == {
-            name: a.tobytes() for name, a in late_worker.items()
-        }
-    assert not leftovers(folder / "cut")
-
-
-def test_a_run_that_is_interrupted_at_every_evaluation_is_bit_identical(folder: Path) -> None:
-    plan = small_plan(POINTS, levels=2)
-    train_plan(plan, folder / "whole")
-    worker = Worker(WorkerConfig(folder / "cut"))
-    interruptions = 0
-    while tasks := (scheduler := Scheduler(plan, worker.store)).tasks_left:
-        task = scheduler.take()
-        assert task is not None and tasks < 10
-        try:
-            worker.run_task(task, lambda: True)
-        except TaskInterrupted:
-            interruptions += 1
-    # At every evaluation of every run: at 4, 8, 12 and the last of 13 iterations; from 5 on at 8, 12 and the last.
-    assert interruptions == 4 + 3 + 3
-    assert contents(folder / "cut") == contents(folder / "whole")
-
-
-def test_a_checkpoint_of_another_environment_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = small_plan(levels=1)
-    train_plan(plan, folder / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr("supermask.execution.resources.environment_info", lambda *_: {"fingerprint": "another"})
-        interrupt_first_run(plan, folder / "cut", 1)
-    trained = record_first_iterations(monkeypatch)
-    train_plan(plan, folder / "cut")
-    assert trained[0] == 0
-    assert contents(folder / "cut") == contents(folder / "whole")
-    assert not leftovers(folder / "cut")
-
-
-def test_a_checkpoint_beyond_a_required_snapshot_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The study was changed after the interruption: now another treatment rewinds to iteration 2."""
-    late = small_plan({"name": "a"}, {"name": "b", "rewind_to": 2, "criterion": "grad"}, levels=1)
-    train_plan(late, folder / "whole")
-    interrupt_first_run(small_plan(levels=1), folder / "cut", 1)
-    trained = record_first_iterations(monkeypatch)
-    plan_run = train_plan(late, folder / "cut")
-    assert trained[0] == 0 and not plan_run.replayed
-    assert contents(folder / "cut") == contents(folder / "whole")
-
-
-def test_a_checkpoint_with_additional_snapshots_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt_first_run(small_plan({"rewind_to": 2}, levels=1), folder, 1)
-    trained = record_first_iterations(monkeypatch)
-    train_plan(small_plan(levels=2), folder)
-    assert trained[0] == 8
-    assert not Store(folder).snapshot_keys()
-
-
-def test_a_checkpoint_from_another_initial_state_is_not_used(folder: Path) -> None:
-    plan = small_plan(levels=1)
-    store, (dense, _) = Store(folder), plan.runs.values()
-
-    def make_checkpointer(seed: int) -> StoreCheckpointer:
-        start = plan.network.initial_state(seed)
-        return StoreCheckpointer(store, dense.id, start, "here", every=60.0, should_stop=lambda: False, recipe=SGD)
-
-    facts, tensors = checkpoint(plan.network.initial_state(0), iteration=4)
-    make_checkpointer(0).save(facts, tensors)
-    assert make_checkpointer(1).load() is None
-    loaded = make_checkpointer(0).load()
-    assert loaded is not None and loaded[0] == facts
-
-
-def test_checkpoints_are_due_after_an_interval_or_when_stopping(folder: Path) -> None:
-    plan = small_plan(levels=1)
-    should_stop = False
-
-    def make_checkpointer(every: float) -> StoreCheckpointer:
-        dense, start = next(iter(plan.runs)), plan.network.initial_state(0)
-        return StoreCheckpointer(Store(folder), dense, start, "here", every, lambda: should_stop, SGD)
-
-    rare, often = make_checkpointer(3600.0), make_checkpointer(0.0)
-    assert (rare.should_save(), often.should_save()) == (False, True)
-    should_stop = True
-    assert rare.should_save()
-    with pytest.raises(TaskInterrupted):
-        rare.save(*checkpoint(plan.network.initial_state(0), iteration=4))
-
-
-# ---------------------------------------------------------------------------------------------------------- disk faults
-
-
-@pytest.mark.parametrize("failing", range(0, 60, 7))
-def test_a_full_disk_is_a_system_failure_and_loses_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int
-) -> None:
-    """The disk is full from the n-th write on, then has space again."""
-    plan = small_plan(POINTS, levels=2)
-    train_plan(plan, folder / "whole")
-    writes = 0
-    write = Disk.write
-
-    def full(disk: Disk, descriptor: int, data: memoryview) -> int:
-        nonlocal writes
-        writes += 1
-        if writes > failing:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(disk, descriptor, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Disk, "write", full)
-        try:
-            train_plan(plan, folder / "full")
-        except SystemFailure as error:
-            assert "the disk is full" in str(error) and "finished runs are kept" in str(error)
-        else:
-            assert writes <= failing
-    before = contents(folder / "full") if (folder / "full").exists() else {}
-    Store(folder / "full").remove_stale()
-    plan_run = train_plan(plan, folder / "full")
-    assert not before.keys() & set(plan_run.trained)
-    assert contents(folder / "full") == contents(folder / "whole")
-    assert not leftovers(folder / "full")
 
 
 def test_damage_becomes_a_result(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

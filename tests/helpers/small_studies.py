@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import torch
@@ -86,6 +86,12 @@ def train_plan(
             plan_run.schedule.finish(task, result)
             plan_run.schedule.drop_unneeded(keep, task.run)
     return plan_run
+
+
+class TrainedStore(Protocol):
+    """Function that returns the store of a plan, trained once for all tests that read it."""
+
+    def __call__(self, plan: Plan, keep: KeepPolicy = "all") -> Path: ...
 
 
 def contents(store: Path | Store) -> dict[str, dict[str, str]]:
