@@ -1,15 +1,9 @@
-"""The Study: defaults, rules, expansion of treatments, and the built-in studies."""
+"""The Study: defaults, rules, and expansion of treatments."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import itertools
 import json
-import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,10 +16,8 @@ from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError
 from supermask.networks.sequential import NETWORK_NAMES, canonical_name
-from supermask.study.fields import resolve_criterion
-from supermask.study.loading import builtin_studies, builtin_study_names, load_study, paper_studies, study_from_dict
+from supermask.study.loading import builtin_study_names, load_study, study_from_dict
 from supermask.study.mask_settings import LearnSettings, Supermask
-from supermask.study.plan import make_plan
 from supermask.study.prune_settings import Rates
 from supermask.study.schema import Study, Treatment
 from supermask.study.train_settings import Augment, Train
@@ -434,170 +426,3 @@ def test_points_must_be_before_the_end_of_training() -> None:
         "study 'mine': treatment 'w_final=300': w_final: 300 is not before the end of the training, which has 300 "
         "iterations (55 epochs); choose an earlier iteration, or end."
     )
-
-
-USER_MODULE = """\
-ALPHA = 2
-
-def score(layer, rng):
-    return layer.w_final.abs() ** ALPHA
-
-def one(layer): ...
-def three(layer, rng, alpha): ...
-def named(*, layer, rng): ...
-class Thing: ...
-"""
-
-
-@pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """Write a user module with a unique name to the current directory; return the name."""
-    name = "own_" + hashlib.sha256(request.node.name.encode()).hexdigest()[:12]
-    (tmp_path / f"{name}.py").write_text(USER_MODULE)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.chdir(tmp_path)
-    return name
-
-
-def test_a_user_criterion_is_imported_from_the_current_folder_with_its_hash(own: str) -> None:
-    study = study_from_dict({"treatments": [{"criterion": ["random", f"{own}:score", f"{own}.score"]}]})
-    assert labels(study) == ["random", f"{own}:score", f"{own}.score"]
-    criterion = resolve_criterion(f"{own}:score")
-    assert criterion.function is sys.modules[own].score
-    source = inspect.getsource(criterion.function)
-    assert criterion.source_sha256 == hashlib.sha256(source.encode()).hexdigest()
-    assert criterion.module_sha256 == hashlib.sha256(USER_MODULE.encode()).hexdigest()
-    assert resolve_criterion("random").function is CRITERIA["random"]
-    assert resolve_criterion("random").source_sha256 is None
-
-
-def test_unusable_user_criteria_are_refused(own: str) -> None:
-    (Path.cwd() / "typo_module_of_mine.py").write_text("def score(layer, rng) return 3\n")
-    messages = {
-        "typo_module_of_mine:score": "the module 'typo_module_of_mine' cannot be parsed: typo_module_of_mine.py, ",
-        f"{own}:scor": f"'{own}:scor': the module '{own}' has no function 'scor'; did you mean 'score'? Its ",
-        f"{own}:ALPHA": f"'{own}:ALPHA' is of type int, not a function ALPHA(layer, rng).",
-        f"{own}:Thing": f"'{own}:Thing' is of type type, not a function Thing(layer, rng).",
-        f"{own}:one": f"'{own}:one' takes (layer): it must take (layer, rng).",
-        f"{own}:three": f"'{own}:three' takes (layer, rng, alpha): it must take (layer, rng).",
-        f"{own}:named": f"'{own}:named' takes (*, layer, rng): it must take (layer, rng).",
-        "math:sqrt": "'math' is a module of Python's standard library, not one of yours: put the function into a file",
-        "antigravity:x": "'antigravity' is a module of Python's standard library, not one of yours",
-        "__main__:score": "'__main__' is the program that runs, which worker processes cannot import: put the function",
-    }
-    for name, message in messages.items():
-        assert refusal({"treatments": [{"criterion": name}]}).startswith(f"treatments[0].criterion: {message}")
-    assert own not in sys.modules, "the module is not imported"
-
-
-def test_a_module_that_is_not_found_is_refused_by_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("no_such_module_of_mine:score", "no_such_module_of_mine.deep:score"):
-        study = study_from_dict({"treatments": [{"criterion": name}]}, name="mine")
-        module = name.partition(":")[0]
-        message = f"study 'mine': criterion '{name}': there is no module '{module}'; looked in the current directory ("
-        with pytest.raises(UserError, match=re.escape(message)):
-            make_plan(study)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("import no_such_module_at_all\n", "failed: No module named 'no_such_module_at_all'."),
-        ("raise SystemExit(3)\n", "failed: SystemExit: 3."),
-        ("score = max\n", "is of type builtin_function_or_method, not a function score(layer, rng)."),
-        ("from math import *\n", "has no function 'score'."),
-    ],
-)
-def test_errors_that_only_an_import_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
-) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.chdir(tmp_path)
-    module = f"imported_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    body = text if "=" in text or "*" in text else f"{text}def score(layer, rng): ...\n"
-    (tmp_path / f"{module}.py").write_text(body)
-    study_from_dict({"treatments": [{"criterion": f"{module}:score"}]})
-    with pytest.raises(UserError, match=re.escape(message)):
-        resolve_criterion(f"{module}:score")
-
-
-PAPER = {  # Zhou et al. 2019, Table S1: network, dataset, learning rate, epochs, rates
-    "paper": ("fc-300-100", "mnist", 1.2e-3, 55, {"hidden": 0.2, "output": 0.1}),
-    "paper-conv2": ("conv2", "cifar10", 2e-4, 27, {"conv": 0.1, "hidden": 0.2, "output": 0.1}),
-    "paper-conv4": ("conv4", "cifar10", 3e-4, 34, {"conv": 0.1, "hidden": 0.2, "output": 0.1}),
-    "paper-conv6": ("conv6", "cifar10", 3e-4, 40, {"conv": 0.15, "hidden": 0.2, "output": 0.1}),
-}
-
-
-@pytest.mark.parametrize("name", [study.name for study in paper_studies()])
-@pytest.mark.parametrize("scale", PAPER)
-def test_builtin_studies_have_the_papers_settings(name: str, scale: str) -> None:
-    study = load_study(name, [f"scale={scale}"])
-    network, dataset, lr, epochs, rates = PAPER[scale]
-    assert (study.network, study.dataset, study.train.lr, study.train.epochs) == (network, dataset, lr, epochs)
-    assert study.prune.rates.model_dump(include=set(rates)) == rates
-    assert (study.train.optimizer, study.train.batch_size, study.train.evaluate_every) == ("adam", 60, 100)
-    assert (study.train.weight_decay, study.train.lr_drops, study.train.warmup_epochs) == (0, (), 0)
-    assert (study.prune.schedule, study.prune.scope, study.prune.levels) == ("iterative", "layer", 24)
-    assert study.seeds == (0, 1, 2, 3, 4)
-    if scale == "paper":
-        assert load_study(name) == study, "the keys at the top are the paper's settings"
-
-
-@pytest.mark.parametrize("name", ["mask-criteria", "mask-1-actions", "mask-0-actions"])
-def test_conv2_scale_is_the_papers_recipe_with_fewer_levels_and_iterations(name: str) -> None:
-    short, paper = (load_study(name, [f"scale={scale}"]) for scale in ("conv2", "paper-conv2"))
-    assert (short.train.epochs, short.prune.levels, short.seeds) == (4, 4, paper.seeds)
-    assert short.train.model_copy(update={"epochs": paper.train.epochs}) == paper.train
-    for kind, rate in {"conv": 0.1, "hidden": 0.2, "output": 0.1}.items():
-        # Each level prunes about as much as four of the paper's.
-        assert 1 - getattr(short.prune.rates, kind) == pytest.approx((1 - rate) ** 4, abs=0.015)
-    assert short.prune.model_copy(update={"levels": 24, "rates": paper.prune.rates}) == paper.prune
-
-
-MASK1 = [action for action in MASK1_ACTIONS if action not in ("permute", "randomise_signs")]
-
-
-@pytest.mark.parametrize(
-    ("name", "field", "others", "values", "reference"),
-    [
-        ("mask-criteria", "criterion", ("mask1", "mask0"), list(CRITERIA)[:9], "large_final"),
-        ("mask-1-actions", "mask1", ("criterion", "mask0"), MASK1, "rewind"),
-        ("mask-0-actions", "mask0", ("criterion", "mask1"), list(MASK0_ACTIONS), "zero"),
-    ],
-)
-def test_builtin_studies_compare_the_papers_treatments(
-    name: str, field: str, others: tuple[str, ...], values: list[str], reference: str
-) -> None:
-    default = study_from_dict({"treatments": [{}]}).treatments[0]
-    for scale in next(s.scales for s in builtin_studies() if s.name == name):
-        study = load_study(name, [f"scale={scale}"])
-        assert labels(study) == values == [getattr(t, field) for t in study.treatments]
-        assert study.reference == reference
-        assert all(getattr(t, other) == getattr(default, other) for t in study.treatments for other in others)
-
-
-def test_builtin_study_names_and_scales() -> None:
-    wanted = [
-        "bimodal-initialization",
-        "heuristic-supermasks",
-        "learned-curve",
-        "learned-supermasks",
-        "mask-0-actions",
-        "mask-1-actions",
-    ]
-    wanted += ["mask-1-rescaled", "mask-criteria", "mask-points", "mask-trajectory", "resnet20", "supermask-questions"]
-    wanted += ["table-one", "trained-supermasks"]
-    assert [s.name for s in builtin_studies()] == builtin_study_names() == wanted
-    for study in builtin_studies():
-        assert study.title
-        papers = {"paper"} if study.name == "resnet20" else set(PAPER)
-        assert {"digits", "laptop", *papers} <= set(study.scales)
-
-
-def test_studies_need_no_torch() -> None:
-    code = "import sys; from supermask.study import load_study as load; load('mask-1-actions'); "
-    code += "print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
