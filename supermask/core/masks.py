@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,8 +33,12 @@ def prune_count(alive: int, prune_rate: float | str) -> int:
     return round(alive * Fraction(str(prune_rate)))
 
 
+@lru_cache(maxsize=1024)
 def remaining_after(alive: int, prune_rate: float | str, levels: int) -> int:
-    """Number of weights left of `alive` after `levels` levels, rounding at each level as a chain does."""
+    """Number of weights left of `alive` after `levels` levels, rounding at each level as a chain does.
+
+    Cached: a plan asks for the same layers and rates once per treatment, and the arithmetic is exact and slow.
+    """
     for _ in range(levels):
         alive -= prune_count(alive, prune_rate)
     return alive
