@@ -124,7 +124,7 @@ def test_a_study_on_own_data_is_read_verified_and_packed_without_them(
     assert [row["status"] for row in rows] == ["finished"] * 3 and not damaged
     (notice,) = plan.notices
     assert "there is no such" in notice and "Shown as the runs in the store were made" in notice
-    assert runs.figures(study, [], "figures", store)[0]
+    assert runs.figures(study, [], "figures", store, formats=["svg"])[0]
     report = reports.build_report_for([(plan, rows, damaged)], Store(store), "command")
     assert report.claims[0].clauses[0].levels[0].reference_mean == pytest.approx(100 / 3)
     # A table records the shapes, so that it is read without store, data and cache.
