@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,16 @@ def verdicts(store: Path) -> dict[str, VerificationResult]:
 
 def not_held(store: Path) -> dict[str, VerificationResult]:
     return {key: verdict for key, verdict in verdicts(store).items() if verdict.verdict != "held"}
+
+
+def copy_without_frozen(trained: TrainedStudy, folder: Path) -> TrainedStudy:
+    """Copy the ten runs whose treatments set pruned weights to 0: what a test forges and what verify reads besides."""
+    run_ids = {member.run_id for member in trained.plan.treatment_runs if member.treatment.endswith("+ zero")}
+    for run_id in run_ids:
+        shutil.copytree(
+            folder_of(trained.store, run_id), folder_of(folder / "store", run_id), copy_function=shutil.copyfile
+        )
+    return TrainedStudy(trained.study, folder / "store", trained.plan)
 
 
 def folder_of(store: Path, run_id: str) -> Path:

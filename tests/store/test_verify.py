@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.command_line import call
-from helpers.forgery import folder_of, forge, not_held, verdicts
+from helpers.faulty_disk import quick_folder
+from helpers.forgery import copy_without_frozen, folder_of, forge, not_held, verdicts
 from helpers.small_studies import small_plan, train_plan
 from helpers.stored_study import RUNS, TrainedStudy, train_study
 
@@ -30,10 +32,10 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
 
 
 @pytest.fixture
-def trained(pristine: TrainedStudy, tmp_path: Path) -> TrainedStudy:
+def trained(pristine: TrainedStudy) -> Iterator[TrainedStudy]:
     """Copy of the store for a test that changes it."""
-    shutil.copytree(pristine.store, tmp_path / "store")
-    return TrainedStudy(pristine.study, tmp_path / "store", pristine.plan)
+    with quick_folder() as folder:
+        yield copy_without_frozen(pristine, folder)
 
 
 # --- valid stores ---

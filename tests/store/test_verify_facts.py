@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from helpers.forgery import Change, forge, not_held, verdicts
+from helpers.faulty_disk import quick_folder
+from helpers.forgery import Change, copy_without_frozen, forge, not_held, verdicts
 from helpers.stored_study import TrainedStudy, train_study
 
 from supermask.store.files.entry import RunFacts, Tensors
@@ -21,10 +21,10 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
 
 
 @pytest.fixture
-def trained(pristine: TrainedStudy, tmp_path: Path) -> TrainedStudy:
+def trained(pristine: TrainedStudy) -> Iterator[TrainedStudy]:
     """Copy of the store for a test that changes it."""
-    shutil.copytree(pristine.store, tmp_path / "store")
-    return TrainedStudy(pristine.study, tmp_path / "store", pristine.plan)
+    with quick_folder() as folder:
+        yield copy_without_frozen(pristine, folder)
 
 
 # --- forgeries: facts ---
@@ -225,7 +225,7 @@ def test_a_changed_parent_of_a_run_without_its_content_is_not_detected(trained: 
     def nudge(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
         weights["kept/fc2.weight"][0] = np.nextafter(weights["kept/fc2.weight"][0], np.float32(0))
 
-    for run_id in trained.plan.runs:
+    for run_id in trained.open_store().run_ids():
         if trained.open_store().facts(run_id)["parent"] == trained.run_id(1):
             forge(trained, run_id, forget)
     forge(trained, trained.run_id(1), nudge, relink=False)
