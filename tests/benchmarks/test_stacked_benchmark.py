@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from helpers.pretend_gpu import pretend_gpu
 
+from supermask.core.types import SplitData
 from supermask.engines import stacked
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS
 from supermask.networks.sequential import Architecture, Conv
@@ -28,6 +30,8 @@ def test_the_benchmark_runs_for_every_network(
     monkeypatch.setattr(benchmark, "BATCH", 2)
     # Enough that a step is recorded and replayed.
     monkeypatch.setattr(benchmark, "MIN_STEPS", dict.fromkeys(benchmark.MIN_STEPS, WARMUP_STEPS + 1))
+    synthetic_data = benchmark.synthetic_data
+    monkeypatch.setattr(benchmark, "synthetic_data", lambda shape: with_few_images(synthetic_data(shape)))
     monkeypatch.setattr(stacked, "fastest_algorithms", lambda layers, *_: dict.fromkeys(names(layers), "grouped"))
     every = (device, precision) == ("cuda", "float32")
     networks, replicas = (["fc", "conv2", "conv4", "conv6"], [3]) if every else (["conv2"], [1, 3])
@@ -46,6 +50,12 @@ def test_the_benchmark_runs_for_every_network(
         times = [line[name] for name in line if name.endswith("_ms") and name != "backward_ms"]
         assert len(times) == 5
         assert all(time > 0 for time in times)
+
+
+def with_few_images(data: SplitData) -> SplitData:
+    """Return the data with 20 images to evaluate on, not 1,000."""
+    images, labels = data.test_images[:20], data.test_labels[:20]
+    return replace(data, validation_images=images, validation_labels=labels, test_images=images, test_labels=labels)
 
 
 def names(layers: Architecture) -> list[str]:
