@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from supermask.core.types import SplitData, TrainingResult
 from supermask.engines import reference
 from supermask.engines.job import TrainingJob
 from supermask.engines.reference import flush_denormals
+from supermask.engines.stacked.stack import Stack
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +41,15 @@ def check_same_numbers(found: TrainingResult, wanted: TrainingResult) -> None:
     assert found.metrics["final_test_loss"] == pytest.approx(wanted.metrics["final_test_loss"], rel=1e-3)
     assert found.metrics["early_stop_test_loss"] == pytest.approx(wanted.metrics["early_stop_test_loss"], rel=1e-3)
     assert found.points.keys() == wanted.points.keys()
+
+
+def count_stacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the number of replicas of every stack that is made."""
+    sizes, make = [], Stack.__init__
+
+    def record(stack: Stack, jobs: Sequence[TrainingJob], *others: Any) -> None:
+        sizes.append(len(jobs))
+        make(stack, jobs, *others)
+
+    monkeypatch.setattr(Stack, "__init__", record)
+    return sizes

@@ -1,21 +1,17 @@
-"""The stacked engine against the reference engine: losses, weights, frozen weights, checkpoints, learned masks."""
+"""The stacked engine against the reference engine: losses, weights, frozen weights, checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import numpy_training as by_hand
 from helpers.killed_training import Killed, Memory
-from helpers.mask_trainings import FAST, METHODS, mask_bits, mask_job, recipes
-from helpers.sparse_jobs import CLASSES, LENGTH, RECIPES, SHAPE, distance, images, job_of, start_of
-from helpers.sparse_tolerances import TOO_SHARP
-from helpers.stacked_jobs import check_same_numbers, other_images, theirs
+from helpers.sparse_jobs import RECIPES, distance, images, job_of, start_of
+from helpers.stacked_jobs import check_same_numbers, count_stacks, other_images, theirs
 from helpers.trainings import RECIPES as SMALL
 from helpers.trainings import batches, bits, data, parameters, pruned_start
 from helpers.trainings import job as small_job
@@ -24,20 +20,13 @@ from torch.nn.functional import conv2d
 from supermask.core.actions import MASK0_ACTIONS
 from supermask.core.certificate import certify
 from supermask.core.errors import UserError
-from supermask.core.learned_masks import (
-    MaskLearning,
-    batched_uniform_samples,
-    keys_as_int32,
-    sampling_keys,
-    uniform_samples,
-)
 from supermask.core.recipe import Recipe
 from supermask.core.types import Snapshot, TrainingResult
-from supermask.engines import reference_masks, stacked
+from supermask.engines import stacked
 from supermask.engines.job import TrainingJob
 from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, conv3x3
 from supermask.engines.stacked.device import autocast_factory
-from supermask.engines.stacked.forward import BatchGroup, forward, group_batches, masked_weights
+from supermask.engines.stacked.forward import BatchGroup, forward, group_batches
 from supermask.engines.stacked.stack import Stack
 from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state, prunable_tensors
@@ -121,18 +110,6 @@ def test_different_seeds_data_late_starts_and_snapshots() -> None:
     assert all(torch.equal(gradient.weights[n], g) for n, g in wanted_gradient.weights.items())
 
 
-def count_stacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Record the number of replicas of every stack that is made."""
-    sizes, make = [], Stack.__init__
-
-    def record(stack: Stack, jobs: Sequence[TrainingJob], *others: Any) -> None:
-        sizes.append(len(jobs))
-        make(stack, jobs, *others)
-
-    monkeypatch.setattr(Stack, "__init__", record)
-    return sizes
-
-
 def test_jobs_of_different_networks_and_optimizers_are_trained_in_several_stacks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -163,26 +140,6 @@ def test_rates_schedules_and_lengths_may_differ_within_a_stack(monkeypatch: pyte
         alone = ours(job)[0]
         np.testing.assert_allclose(found.curve.training_loss, alone.curve.training_loss, rtol=1e-5)
     assert len({tuple(found.curve.training_loss) for found in together[:4]}) == 4
-
-
-def test_masks_with_other_initial_values_are_learned_in_one_stack(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, layers = count_stacks(monkeypatch), architecture("fc-24", SHAPE, CLASSES)
-    settings = [
-        MaskLearning(samples=3),
-        MaskLearning(samples=3, weights="signed_constant", multiplier=1.5),
-        MaskLearning(samples=3, weights="constant", start_logit=0.5, hardened_at=(0.5,)),
-    ]
-    recipes = [Recipe("sgd", rate, 60, 40, 20, momentum=0.9) for rate in (5.0, 2.0, 5.0)]
-    jobs = [mask_job(learning, recipe, layers) for learning, recipe in zip(settings, recipes, strict=True)]
-    together = ours(*jobs)
-    assert sizes == [3]
-    for job, found in zip(jobs, together, strict=True):
-        wanted = reference_masks.train([job], [images()])[0]
-        np.testing.assert_allclose(found.curve.training_loss, wanted.curve.training_loss, atol=1e-3)
-    sizes.clear()
-    different = [MaskLearning(rescaled=True), MaskLearning(samples=4), MaskLearning("edge_popup")]
-    ours(*(mask_job(learning, replace(recipes[0], iterations=1), layers) for learning in different))
-    assert sizes == [1, 1, 1]
 
 
 @pytest.mark.parametrize("batch", [1, 63, 150])
@@ -281,89 +238,6 @@ def test_all_replicas_save_before_one_ends_the_training() -> None:
         assert bits(outcome) == bits(whole)
 
 
-# --- learned masks ---
-
-
-def test_stacked_uniform_samples_equal_those_of_each_replica() -> None:
-    keys = np.stack([sampling_keys(seed, "training", "fc1.weight", 7, 8)[0] for seed in range(5)])
-    like = torch.zeros(5, 13, 11)
-    found = batched_uniform_samples(keys_as_int32(keys, like), like)
-    assert all(torch.equal(found[r], uniform_samples(keys[r], like[r])) for r in range(5))
-    assert len({float(some.sum()) for some in found}) == 5
-
-
-MASK_RECIPES = {
-    "sgd": Recipe("sgd", 5.0, 60, *LENGTH),
-    "momentum with weight decay": Recipe("sgd", 1.0, 60, *LENGTH, momentum=0.9, weight_decay=1e-4),
-    "adam": Recipe("adam", 0.02, 60, *LENGTH),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "recipe"),
-    [(m, r) for m in FAST for r in MASK_RECIPES if (FAST[m].method, r) != TOO_SHARP],
-)
-def test_learned_masks_agree_with_the_reference(method: str, recipe: str) -> None:
-    how, layers = replace(FAST[method], samples=3), architecture("fc-24", SHAPE, CLASSES)
-    scaled = replace(MASK_RECIPES[recipe], lr=MASK_RECIPES[recipe].lr / (2 if method.startswith("rounded") else 1))
-    jobs = [mask_job(how, scaled, layers, seed) for seed in (0, 1, 0)]
-    expected = {job.seed: reference_masks.train([job], [images()])[0] for job in jobs[:2]}
-    for job, found in zip(jobs, ours(*jobs), strict=True):
-        wanted = expected[job.seed]
-        np.testing.assert_allclose(found.curve.training_loss, wanted.curve.training_loss, atol=1e-3)
-        np.testing.assert_allclose(found.curve.validation_loss, wanted.curve.validation_loss, atol=1e-3)
-        for name, start in job.start.weights.items():
-            assert torch.equal(found.end.weights[name], start)
-            same = ((found.last_sampled_weights[name] != 0) == (wanted.last_sampled_weights[name] != 0)).float().mean()
-            assert same > 0.99
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_masked_weights_agree_with_the_reference(method: str) -> None:
-    """Bit-identical masked weights; gradients of the logits up to the order of sums."""
-    how, shape = METHODS[method], (4, 5, 7)
-    rng = torch.Generator().manual_seed(0)
-    logits, weights, upstream = (torch.randn(shape, generator=rng) for _ in range(3))
-    keys = np.stack([sampling_keys(seed, "training", "fc1.weight", 3, 4)[0] for seed in range(4)])
-    stack = logits.clone().requires_grad_()
-    found = masked_weights(how, stack, weights, torch.from_numpy(keys.view(np.int32)))
-    (gradient,) = torch.autograd.grad(found, stack, upstream)
-    for r in range(4):
-        one = logits[r].clone().requires_grad_()
-        wanted = reference_masks.masked_weights(how, one, weights[r], keys[r])
-        assert torch.equal(found[r], wanted)
-        (expected,) = torch.autograd.grad(wanted, one, upstream[r])
-        torch.testing.assert_close(gradient[r], expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in FAST])
-@pytest.mark.parametrize("recipe", ["sgd", "momentum with weight decay", "adam"])
-def test_deterministic_masks_agree_with_the_reference(method: str, recipe: str) -> None:
-    how = replace(METHODS[method], samples=1)
-    jobs = [mask_job(how, recipes(how)[recipe], architecture("fc-24", SHAPE, CLASSES), seed) for seed in (0, 1, 0)]
-    expected = {job.seed: reference_masks.train([job], [images()])[0] for job in jobs[:2]}
-    for job, found in zip(jobs, ours(*jobs), strict=True):
-        wanted = expected[job.seed]
-        np.testing.assert_allclose(found.curve.training_loss, wanted.curve.training_loss, atol=1e-3)
-        np.testing.assert_allclose(found.curve.validation_loss, wanted.curve.validation_loss, atol=1e-3)
-        for name, last in wanted.last_sampled_weights.items():
-            assert ((found.last_sampled_weights[name].sign() == last.sign()).float().mean()) > 0.99
-            assert torch.equal(found.end.weights[name], job.start.weights[name])
-
-
-def test_a_resumed_learned_mask_is_bit_identical() -> None:
-    recipe = Recipe("adam", 0.05, 20, 50, 10)
-    job = mask_job(FAST["bernoulli, rescaled"], recipe, architecture("fc-24", SHAPE, CLASSES))
-    whole = ours(job)[0]
-    killed = replace(job, checkpoints=Memory(2))
-    with pytest.raises(Killed):
-        ours(killed)
-    again = ours(killed)[0]
-    assert mask_bits(again) == mask_bits(whole)
-    assert all(torch.equal(again.last_sampled_weights[n], w) for n, w in whole.last_sampled_weights.items())
-
-
 # --- convolutions ---
 
 
@@ -399,15 +273,6 @@ def test_conv2_agrees_with_the_reference(way: str) -> None:
         wanted = theirs(job, of)
         check_same_numbers(outcome, wanted)
         assert distance(outcome.end, wanted.end) < 1e-5
-
-
-def test_a_learned_mask_of_convolutions() -> None:
-    of = data((1, 8, 8), 10, train=60)
-    layers = architecture("conv2", (1, 8, 8), 10)
-    job = mask_job(replace(FAST["bernoulli"], samples=2), Recipe("sgd", 2.0, 10, 6, 3), layers)
-    found, wanted = stacked.train([job], [of])[0], reference_masks.train([job], [of])[0]
-    np.testing.assert_allclose(found.curve.training_loss, wanted.curve.training_loss, rtol=1e-4)
-    np.testing.assert_allclose(found.curve.validation_loss, wanted.curve.validation_loss, rtol=1e-4)
 
 
 # --- precision ---
