@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import dropwhile
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
+from helpers.faulty_disk import quick_folder
 from helpers.small_studies import contents, small_plan, train_plan
 from helpers.worker_pools import NOWHERE, InProcessPool, InstantPool, make_chain_plan, make_coordinator, move_run
 
@@ -207,11 +208,17 @@ class RandomPool(InstantPool):
         return [(assignment, WorkerDied(node_lost=True) if left else results)]
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with quick_folder() as path:
+        yield path
+
+
 @pytest.fixture(scope="module")
 def plans() -> list[Plan]:
     """First one level, then more."""
     treatments = ({"criterion": ["large_final", "random"]}, {"name": "late", "rewind_to": 5, "criterion": "snip"})
-    return [small_plan(*treatments, seeds=2, levels=levels) for levels in (1, 3)]
+    return [small_plan(*treatments, seeds=2, levels=levels) for levels in (1, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +235,7 @@ def sequential_stores(tmp_path_factory: pytest.TempPathFactory, plans: list[Plan
 @pytest.mark.parametrize("keep", get_args(KeepPolicy))
 @pytest.mark.parametrize(("stack", "prefers_whole_chains"), [(1, False), (1, True), (2, False), (9, False)])
 def test_with_random_crashes_each_run_is_trained_and_reported_once(
-    tmp_path: Path,
+    folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     plans: list[Plan],
     sequential_stores: dict[KeepPolicy, Path],
@@ -238,7 +245,7 @@ def test_with_random_crashes_each_run_is_trained_and_reported_once(
 ) -> None:
     """First one level, whose weights are dropped; then more levels, for which some runs are replayed."""
     monkeypatch.setattr("supermask.execution.coordinator.STORE_POLL_SECONDS", 0.0)
-    config, rng = WorkerConfig(tmp_path / "store", stack=stack), np.random.default_rng(stack)
+    config, rng = WorkerConfig(folder / "store", stack=stack), np.random.default_rng(stack)
     events: list[tuple[str, bool]] = []
     started = Counter[str]()
     for plan in plans:
