@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from typer.main import get_command
-
 from supermask.cli import app
+from supermask.cli.app import parser
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -70,7 +69,7 @@ def page() -> str:
 
 
 def _section(name: str, command: Callable[..., None]) -> Iterator[str]:
-    parsed: Any = get_command(app)
+    parsed = parser(app)
     for word in name.split():
         parsed = parsed.commands[word]
     parameters = parsed.params
