@@ -14,7 +14,7 @@ import pytest
 
 import supermask
 from supermask.analysis.masks import layers, overlap, weights
-from supermask.core import actions, certificate, criteria, masks, pruning
+from supermask.core import actions, certificate, criteria, mask_certificate, masks, pruning
 
 PACKAGE = Path(supermask.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -34,7 +34,9 @@ def public_functions(module: ModuleType) -> list[Callable[..., Any]]:
     ]
 
 
-FUNCTIONS = [f for module in (criteria, actions, pruning, certificate) for f in public_functions(module)]
+FUNCTIONS = [
+    f for module in (criteria, actions, pruning, certificate, mask_certificate) for f in public_functions(module)
+]
 FUNCTIONS += [masks.keep_top, masks.prune_count, masks.rank]
 FUNCTIONS += [
     layers.layer_densities,
@@ -49,7 +51,7 @@ FUNCTIONS += [weights.weight_plane, layers.sign_agreement, layers.sign_agreement
 def test_every_criterion_and_action_is_checked() -> None:
     registered = {*criteria.CRITERIA.values(), *actions.MASK1_ACTIONS.values(), *actions.MASK0_ACTIONS.values()}
     assert registered <= set(FUNCTIONS)
-    assert {pruning.prune_and_reset, certificate.certify} <= set(FUNCTIONS)
+    assert {pruning.prune_and_reset, certificate.certify, mask_certificate.certify_learned_mask} <= set(FUNCTIONS)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f"{f.__module__.split('.')[-1]}.{f.__name__}")

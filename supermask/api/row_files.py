@@ -31,9 +31,9 @@ def read_published_studies(
 ) -> list[PublishedStudy]:
     """Return the studies of these tables, with one row per planned run.
 
-    A row belongs to a study and scale whose plan has its id. Without `scale=` among the overrides, each scale that the
-    tables have rows of is returned; without `studies`, all shipped studies that they name. The seeds are those of the
-    rows unless `seeds=` is given.
+    A row belongs to a study and scale whose plan has its id; where plans share a run, it counts in each. Without
+    `scale=` among the overrides, each scale that the tables have rows of is returned; without `studies`, all shipped
+    studies that they name. The seeds are those of the rows unless `seeds=` is given.
 
     Raises UserError for files that are no tables of runs, rows of studies that are not shipped, and rows that belong to
     none of the studies and settings.
@@ -41,6 +41,7 @@ def read_published_studies(
     rows = read_row_files(files)
     if not rows:
         raise UserError(f"{_names(files)}: there is no row.")
+    by_id = {str(row["id"]): row for row in rows}
     by_study: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_study.setdefault(str(row["study"]), {})[str(row["id"])] = row
@@ -60,14 +61,22 @@ def read_published_studies(
                 f"{_names(files)}: there is no row of study {quote(name)}; the tables have "
                 f"{', '.join(map(quote, by_study))}."
             )
-        published += _match(study, by_study[name], overrides, shipped.get(study, ()), files)
+        published += _match(study, by_study[name], by_id, overrides, shipped.get(study, ()), files)
     return published
 
 
 def _match(
-    study: str, rows: dict[str, Row], overrides: Sequence[str], scales: Sequence[str], files: Sequence[Path]
+    study: str,
+    rows: dict[str, Row],
+    by_id: dict[str, Row],
+    overrides: Sequence[str],
+    scales: Sequence[str],
+    files: Sequence[Path],
 ) -> list[PublishedStudy]:
-    """The study at each scale that has rows. Raises UserError if rows belong to none."""
+    """Return the study at each scale that has rows. Raises UserError if rows belong to none.
+
+    `rows`: those that name the study. `by_id`: those of all studies.
+    """
     left = dict(rows)
     found: list[PublishedStudy] = []
     fixed_seeds = any(text.partition("=")[0].strip() == "seeds" for text in overrides)
@@ -94,7 +103,8 @@ def _match(
         if not fixed_seeds and _seeds_override(matched) != _seeds_override(left):
             # Other rows, such as those of another scale, have more seeds.
             plan = make_plan(load_study(study, [*settings, _seeds_override(matched)]), inputs)
-        found.append(PublishedStudy(plan, rows_on_plan(plan, matched), scale))
+        # Of a run that two studies trained, each has its own result.
+        found.append(PublishedStudy(plan, rows_on_plan(plan, {**by_id, **rows}), scale))
         left = {run_id: row for run_id, row in left.items() if run_id not in matched}
     example = next(iter(left.values()), None)
     if example is None:

@@ -6,7 +6,8 @@ order, so small layers are not judged there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -199,3 +200,15 @@ def bitwise_equal(a: Array, b: Array) -> bool:
 def to_numpy(tensor: Tensor) -> Array:
     """Return the tensor's memory as an array, without a copy."""
     return np.asarray(tensor.numpy())
+
+
+def is_included(name: str, only: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Return True if these patterns of `prune.only` and `prune.exclude` include the tensor."""
+    is_excluded = any(is_named(name, pattern) for pattern in exclude)
+    return not is_excluded and (not only or any(is_named(name, pattern) for pattern in only))
+
+
+def is_named(name: str, pattern: str) -> bool:
+    """Return True if a pattern names the tensor or its layer."""
+    expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+    return any(re.fullmatch(expression, text, re.DOTALL) for text in (name, ".".join(name.split(".")[:-1])))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from supermask.core.certificate import Certificate, certify_learned_mask
+from supermask.core.certificate import Certificate
 from supermask.core.errors import SystemFailure
+from supermask.core.mask_certificate import certify_learned_mask
 from supermask.core.types import InitialState, SplitData, TrainingResult
 from supermask.datasets import ImageDataset
 from supermask.engines.job import TrainingJob

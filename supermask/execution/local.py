@@ -27,7 +27,7 @@ from types import ModuleType
 
 from supermask.core.errors import SystemFailure, UserError
 from supermask.execution.checkpoints import TaskInterrupted
-from supermask.execution.compilation import kernel_kind
+from supermask.execution.compilation import kernel_kind, trains_by_reference
 from supermask.execution.coordinator import MAX_WORKER_CRASHES as MAX_WORKER_CRASHES
 from supermask.execution.coordinator import (
     STORE_POLL_SECONDS,
@@ -243,12 +243,15 @@ def _worker_factory(
 
 def _modules_to_preload(config: WorkerConfig, plan: RunGraph) -> list[str]:
     """Return the modules that the fork server imports, so that forked workers start with them loaded."""
-    modules = ["supermask.execution.preload.first", "supermask.execution.preload.base"]
-    if kind := kernel_kind(plan.runs.values(), config.engine, config.device):
-        modules.append(f"supermask.execution.preload.{kind}")
+    runs = plan.runs.values()
+    names = ["first", "base"]
+    if trains_by_reference(runs, config.engine, config.device):
+        names.append("reference")
+    if kind := kernel_kind(runs, config.engine, config.device):
+        names.append(kind)
     elif config.stack != 1:
-        modules.append("supermask.execution.preload.stacked")
-    return [*modules, "supermask.execution.preload.last"]
+        names.append("stacked")
+    return [f"supermask.execution.preload.{name}" for name in [*names, "last"]]
 
 
 def _start_fork_server(context: BaseContext, preload: list[str]) -> BaseProcess:

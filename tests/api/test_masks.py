@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from torch import Tensor
 
 from supermask import Ticket, analyze_masks, load_masks, pack_run, save_ticket
 from supermask.analysis.masks import WeightArrays
+from supermask.api import masks as api_masks
 from supermask.api import runs as api_runs
 from supermask.api.masks import ANALYSES
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError
 from supermask.core.rng import random_stream
 from supermask.core.types import Layer
+from supermask.reporting.figures import save_figure
 from supermask.store import Store
 
 LAYERS = {"fc1.weight": (8, 64), "fc2.weight": (10, 8)}
@@ -37,6 +40,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
 def masks_only(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
     """The same runs without weights."""
     return train_study(tmp_path_factory.mktemp("dropped"), keep="masks")
+
+
+@pytest.fixture(autouse=True)
+def one_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save figures as SVG alone: embedding a PDF's fonts takes half a second. One test asks for all formats."""
+    monkeypatch.setattr(api_masks, "save_figure", partial(save_figure, formats=["svg"]))
 
 
 @pytest.fixture(autouse=True)
@@ -256,7 +265,10 @@ def test_learned_mask_as_run_and_as_ticket(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_several_runs_have_table_pairs_and_every_figure(trained: TrainedStudy, tmp_path: Path) -> None:
+def test_several_runs_have_table_pairs_and_every_figure(
+    trained: TrainedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_masks, "save_figure", save_figure)
     runs = [trained.run_id(level, criterion) for criterion in ("large_final", "random") for level in (1, 2)]
     status, out, err = call("masks", *runs, "--store", trained.store, "--out", tmp_path / "out")
     assert (status, err) == (0, "")
@@ -313,7 +325,7 @@ def test_masks_without_weights_can_be_analyzed(masks_only: TrainedStudy, tmp_pat
     assert status == 0
     assert "the store has dropped the weights that the criterion saw (--keep)" in err
     assert not list((tmp_path / "out").glob("masks-plane*"))
-    assert (tmp_path / "out" / "masks-overlap.png").exists()
+    assert (tmp_path / "out" / "masks-overlap.svg").exists()
     assert " - " in out.splitlines()[4]
 
 

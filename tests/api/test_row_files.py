@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 from helpers.command_line import call
 from helpers.report_page import read
-from helpers.stored_study import TEXT, TrainedStudy, train_study
+from helpers.small_studies import train_plan
+from helpers.stored_study import TEXT, TrainedStudy, train_study, write_study
 from scipy import stats as scipy_stats
 
 from supermask.api import reports
 from supermask.api.row_files import read_published_studies
 from supermask.core.errors import UserError
 from supermask.core.text import Row
+from supermask.store import Store
 from supermask.store.row_files import REQUIRED, read_row_files
 from supermask.store.rows import plan_rows
 from supermask.store.tables import COLUMNS, to_parquet
+from supermask.study import load_study
+from supermask.study.plan import make_plan
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "mask-criteria-paper.parquet"
 CLAIM = """
@@ -91,6 +95,24 @@ def test_several_files_count_as_one_table(trained: TrainedStudy, table: Path, tm
 def to_do(row: Row) -> Row:
     kept = {name: row[name] for name in ("id", "parent", "study", "network", "dataset", "seed", "level", "treatment")}
     return {**kept, "iterations": row["iterations"], "density": row["density"], "status": "to_do"}
+
+
+def test_a_run_that_two_studies_share_counts_in_both(table: Path, tmp_path: Path) -> None:
+    text = TEXT.replace("[large_final, random], mask0: [zero, freeze_init]", "[large_final, small_final], mask0: zero")
+    study = write_study(tmp_path, "other.yaml", text.replace("reference: {criterion: large_final, mask0: zero}", ""))
+    plan = make_plan(load_study(study))
+    train_plan(plan, tmp_path / "store")
+    rows, _ = plan_rows(plan, Store(tmp_path / "store"))
+    own = tmp_path / "own.parquet"
+    own.write_bytes(to_parquet([row for row in rows if row["treatment"] == "small_final"]))
+    (alone,) = read_published_studies([own], [str(study)])
+    (shared,) = read_published_studies([own, table], [str(study)])
+    assert {row["treatment"] for row in alone.rows if row["status"] == "to_do"} == {"dense", "large_final"}
+    assert [(row["study"], row["treatment"], row["status"]) for row in shared.rows] == [
+        (row["study"], row["treatment"], "finished") for row in rows
+    ]
+    accuracies = [(row["id"], row["early_stop_test_accuracy"]) for row in rows]
+    assert [(row["id"], row["early_stop_test_accuracy"]) for row in shared.rows] == accuracies
 
 
 def test_only_the_seeds_of_the_table_are_planned(trained: TrainedStudy, tmp_path: Path) -> None:

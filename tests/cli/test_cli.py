@@ -235,7 +235,7 @@ def test_names_are_printed_literally_and_never_become_paths(tmp_path: Path, name
     status, out, err = call("status", study, "--store", stored.store)
     assert (status, err) == (0, "")
     assert f"\n{label}  " in out
-    status, out, _ = call("figure", study, "--store", stored.store, "--out", tmp_path / "figures")
+    status, out, _ = call("figure", study, "--store", stored.store, "--out", tmp_path / "figures", "--format", "svg")
     assert status == 0
     assert {path.parent for path in (tmp_path / "figures").rglob("*")} == {tmp_path / "figures"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "studies"]

@@ -18,10 +18,11 @@ from helpers.mask_trainings import METHODS, mask_job, recipes
 from helpers.trainings import LAYERS, data, pruned_start
 
 from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
-from supermask.core.certificate import Certificate, certify, certify_learned_mask
+from supermask.core.certificate import Certificate, certify
 from supermask.core.criteria import CRITERIA
 from supermask.core.initializers import truncated_normal
 from supermask.core.invariants import MASK1_INVARIANTS, LayerView
+from supermask.core.mask_certificate import certify_learned_mask
 from supermask.core.pruning import ParentRun, PruneStep, prune_and_reset
 from supermask.core.recipe import Recipe
 from supermask.core.rng import child_streams, random_stream

@@ -12,8 +12,8 @@ from helpers.mask_trainings import METHODS, mask_job, recipes
 from helpers.trainings import LAYERS, data
 from torch import Tensor
 
-from supermask.core.certificate import certify_learned_mask
 from supermask.core.learned_masks import MaskLearning
+from supermask.core.mask_certificate import certify_learned_mask
 from supermask.core.types import InitialState, TrainingResult, Weights
 from supermask.engines.job import TrainingJob
 from supermask.engines.mask_evaluation import evaluate_supermask

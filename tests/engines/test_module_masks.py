@@ -13,8 +13,8 @@ from helpers.killed_training import Killed, Memory
 from helpers.trainings import bits, data
 from torch import Tensor, nn
 
-from supermask.core.certificate import certify_learned_mask
 from supermask.core.learned_masks import MaskLearning, initial_mask_state
+from supermask.core.mask_certificate import certify_learned_mask
 from supermask.core.recipe import Recipe
 from supermask.core.rng import child_streams
 from supermask.core.types import InitialState, NetworkState, TrainingResult

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -63,6 +64,7 @@ def example(command: Callable[..., None]) -> str:
     return match[1]
 
 
+@cache
 def page() -> str:
     """Return the content of docs/cli.md."""
     return HEAD + "".join("\n" + "\n".join(_section(name, command)) for name, command in commands().items())

@@ -203,10 +203,10 @@ def test_a_sentence_replaces_the_empty_figure(trained: TrainedStudy, report: Rep
 def test_studies_of_one_name_are_told_apart_by_what_differs() -> None:
     studies = [
         load_study("mask-criteria", ["scale=digits"]),
-        load_study("mask-criteria", ["scale=digits", "seeds=2", "train.lr=0.01"]),
+        load_study("mask-criteria", ["scale=digits", "seeds=2", "train.lr=0.02"]),
         load_study("mask-1-actions", ["scale=digits"]),
     ]
-    assert tell_apart(studies) == ["seeds=[0, 1, 2, 3, 4], train.lr=0.0012", "seeds=[0, 1], train.lr=0.01", ""]
+    assert tell_apart(studies) == ["seeds=[0, 1, 2, 3, 4], train.lr=0.01", "seeds=[0, 1], train.lr=0.02", ""]
 
 
 def test_the_page_names_the_difference(trained: TrainedStudy, tmp_path: Path) -> None:

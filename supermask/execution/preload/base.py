@@ -1,4 +1,4 @@
-"""Preloads what every worker needs: PyTorch, the reference engine and the worker."""
+"""Preloads what every worker needs: PyTorch, the reference engine, which evaluates every run, and the worker."""
 
 import torch
 
@@ -8,5 +8,3 @@ from supermask.execution import worker
 __all__ = ["reference", "worker"]
 
 torch.set_num_threads(1)
-# PyTorch delays about a second of its own imports until the first optimizer is created.
-torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], fused=True)

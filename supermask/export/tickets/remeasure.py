@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from supermask.core.certificate import ACCURACY_TOLERANCE
 from supermask.core.environment import environment_info
 from supermask.core.errors import UserError
+from supermask.core.mask_certificate import ACCURACY_TOLERANCE
 from supermask.datasets import ImageDataset
 from supermask.datasets.images import split_data
 from supermask.engines.job import TrainingJob

@@ -53,11 +53,16 @@ def distinct_labels(labels: Sequence[str], shorten: Callable[[str, str], str]) -
     """
     shown: list[str] = []
     used: set[str] = set()
+    # Short text -> last number after it: shortening is slow, and the numbers before it are taken.
+    numbers: dict[str, int] = {}
     for label in labels:
-        text, number = shorten(label, ""), 1
+        text = shorten(label, "")
+        start = "".join(text.split())
+        number = numbers.get(start, 1)
         while "".join(text.split()) in used:
             number += 1
             text = shorten(label, f" ({number})")
+        numbers[start] = number
         used.add("".join(text.split()))
         shown.append(text)
     return shown

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from supermask.core.errors import UserError, quote
@@ -353,6 +354,8 @@ def make_text_measure(figure: Figure) -> TextMeasure:
 
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
 
+    # Measuring takes 1 to 2 ms, and figures repeat their labels.
+    @lru_cache(maxsize=4096)
     def width(text: str, size: float, *, bold: bool = False) -> float:
         font = FontProperties(size=size, weight="bold" if bold else "normal")
         return float(renderer.get_text_width_height_descent(text, font, ismath=False)[0]) / figure.dpi
