@@ -65,6 +65,10 @@ class Step:
     """The command of a rehearsal."""
 
 
+REHEARSED = ("seeds=1", "prune.levels=1", "train.epochs=1", "--engine", "stacked")
+"""Arguments of a rehearsed study: a tiny one, with the engine of a GPU."""
+
+
 def run_command(store: str, *arguments: str) -> tuple[str, ...]:
     common = ("--device", "{device}", "--workers", "1", "--store", f"{{out}}/{store}")
     return ("-m", "supermask", "run", *arguments, *common)
@@ -86,7 +90,7 @@ STEPS = (
         "digits",
         45,
         run_command("store-digits", "mask-criteria", "scale=digits", "seeds=2", "prune.levels=2", "--stack", "16"),
-        run_command("store-digits", "mask-criteria", "scale=digits", "seeds=1", "prune.levels=1", "train.epochs=1"),
+        run_command("store-digits", "mask-criteria", "scale=digits", *REHEARSED),
     ),
     Step("ceilings", 40),
     Step(
@@ -97,7 +101,7 @@ STEPS = (
             *("mask-criteria", "scale=paper", "prune.levels=1", "train.epochs=18"),
             *("--precision", "tf32", "--stack", "64"),
         ),
-        run_command("store-paper", "mask-1-actions", "scale=digits", "seeds=1", "prune.levels=1", "train.epochs=1"),
+        run_command("store-paper", "mask-1-actions", "scale=digits", *REHEARSED),
     ),
     Step("learned", 30),
     Step("convolutions", 60),
@@ -555,8 +559,8 @@ def step_command(step: Step, args: argparse.Namespace, seconds: float) -> list[s
 def run_step(step: Step, args: argparse.Namespace, seconds: float) -> dict[str, object]:
     """Run one step's process, at most `seconds`, and return its line of the summary."""
     start = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    environment |= {"SUPERMASK_CACHE": str(args.out / "cache"), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {"SUPERMASK_CACHE": str(args.out / "cache"), **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     with (args.out / "log").open("ab") as log:
         log.write(f"=== {step.name}\n".encode())
         log.flush()

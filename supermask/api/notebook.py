@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from supermask.api import runs
 from supermask.core.environment import expand_path
-from supermask.core.errors import RunsRefused, UserError, did_you_mean, quote
+from supermask.core.errors import RunsRefused, UserError, quote
 from supermask.core.streams import survive_lost_output
 from supermask.core.text import Row
 from supermask.execution.local import StudyInterrupted, TaskListener
@@ -188,16 +188,10 @@ def figure(
             f"no run of study {quote(plan.study.name)} with these settings is in {root} yet: `run` it first, with the "
             "same settings and the same store."
         )
-    figures = {
-        key: Figure(rendered, f"{plan.study.name}-{key}")
-        for key, rendered in study_figures(plan, rows, Store(root)).items()
-    }
-    if name is None:
-        return Figures(figures)
-    if name not in figures:
-        near = did_you_mean(str(name), figures) or "."
-        raise UserError(f"{quote(name)} is not a figure of this study{near} Allowed: {', '.join(figures)}.")
-    return figures[name]
+    only = () if name is None else (name,)
+    drawn = study_figures(plan, rows, Store(root), only=only)
+    figures = {key: Figure(rendered, f"{plan.study.name}-{key}") for key, rendered in drawn.items()}
+    return Figures(figures) if name is None else figures[name]
 
 
 def settings_to_overrides(settings: Mapping[str, object]) -> list[str]:

@@ -8,8 +8,9 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
@@ -172,8 +173,14 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
         return SystemFailure.exit_status
 
 
+@cache
+def parser(app: typer.Typer) -> Any:
+    """Return the parser of a command table, built once per process: it reads the signatures of all commands."""
+    return get_command(app)
+
+
 def _invoke(app: typer.Typer, arguments: list[str]) -> int:
-    command = get_command(app)
+    command = parser(app)
     if os.environ.get(COMPLETION_VARIABLE):
         command.main(arguments, "supermask", complete_var=COMPLETION_VARIABLE)
     try:

@@ -38,7 +38,7 @@ def run_harness(*arguments: object) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize(("engine", "kills"), [("reference", 200 if IS_FULL else 24), ("sparse", 50 if IS_FULL else 8)])
+@pytest.mark.parametrize(("engine", "kills"), [("reference", 200 if IS_FULL else 10), ("sparse", 50 if IS_FULL else 7)])
 def test_kills_lose_nothing_and_change_nothing(engine: str, kills: int) -> None:
     report = run_harness(kills, 1, engine)
     assert report["kills"] >= kills
@@ -50,7 +50,7 @@ def test_kills_lose_nothing_and_change_nothing(engine: str, kills: int) -> None:
 
 
 def test_kills_of_fork_server_and_resource_tracker_lose_nothing() -> None:
-    report = run_harness(16 if IS_FULL else 8, 2, "reference", "forkserver")
+    report = run_harness(16 if IS_FULL else 6, 2, "reference", "forkserver")
     assert report["server_kills"] and report["tracker_kills"] and report["stop_kills"]
 
 
@@ -59,6 +59,6 @@ def test_four_commands_on_one_store_share_its_runs() -> None:
 
     Every command that is not killed ends with status 0 (the harness checks that), and no run is trained twice.
     """
-    rounds = 50 if IS_FULL else 6
+    rounds = 50 if IS_FULL else 3
     report = run_harness(rounds, 3, "commands")
     assert report["studies"] == rounds and report["kills"] >= rounds // 3

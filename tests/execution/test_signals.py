@@ -83,12 +83,18 @@ def assert_complete(folder: Path, expected: dict[str, dict[str, str]]) -> None:
     assert not leftovers(folder / "store")
 
 
-@pytest.mark.parametrize("to_group", [False, True], ids=["main", "group"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("number", "to_group"),
+    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, True), (signal.SIGINT, True)],
+    ids=["SIGTERM-main", "SIGTERM-group", "SIGHUP-group", "SIGINT-group"],
+)
 def test_a_stop_signal_saves_checkpoints_and_ends_the_command(
     folder: Path, expected: dict[str, dict[str, str]], number: signal.Signals, to_group: bool
 ) -> None:
-    """To the main process, as `kill` sends it, or to the whole group, as a terminal and most supervisors do."""
+    """To the main process, as `kill` sends it, or to the whole group, as a terminal and most supervisors do.
+
+    In a group the workers get the signal too, and must leave the end to the main process.
+    """
     with start_command("--engine", "reference") as process:
         wait_until(lambda: has_result(folder), process)
         time.sleep(0.2)
@@ -130,7 +136,7 @@ def test_a_fork_server_that_is_always_killed_ends_the_command_with_one_message(
         while process.poll() is None:
             if (pid := find_process(process.pid, "multiprocessing.forkserver")) is not None:
                 os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
+            time.sleep(0.03)
         _, err = process.communicate()
     assert process.returncode == 1
     assert err.count("\n") == 1 and "worker processes cannot be started" in err

@@ -44,7 +44,12 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         with monkeypatch.context() as patch:
             patch.chdir(path)
             yield path
-    # Collected now, while ResourceWarnings are ignored, and not at the end of the session.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collect_processes() -> Iterator[None]:
+    """Collect submitit's processes while ResourceWarnings are ignored, and not at the end of the session."""
+    yield
     gc.collect()
 
 
@@ -86,13 +91,13 @@ def assert_same_as_local(plan: Plan, store: Path) -> None:
 
 
 def test_jobs_hold_whole_chains_and_make_the_same_store(folder: Path) -> None:
-    """One job per dense run, then one job per chain of three levels; every run is reported once."""
-    plan = small_plan({"criterion": ["large_final", "random"]}, seeds=2, levels=3)
+    """One job per chain of three levels, with its dense run; every run is reported once."""
+    plan = small_plan(seeds=2, levels=3)
     listener: list[str] = []
     scheduler = execute(plan, WorkerConfig(folder / "store"), 4, lambda _, task, __: listener.append(task.run.id))
     assert scheduler.status == dict.fromkeys(plan.runs, "finished")
     assert sorted(listener) == sorted(plan.runs)
-    assert len(RecordingExecutor.jobs) == 2 + 4
+    assert len(RecordingExecutor.jobs) == 2
     assert_same_as_local(plan, folder / "store")
 
 
@@ -121,7 +126,7 @@ def test_a_preempted_job_resumes_from_its_checkpoint(folder: Path) -> None:
 
     def preempt() -> None:
         wait_for((folder / "scored").exists)
-        time.sleep(0.2)
+        time.sleep(0.1)
         for pid in trainers(RecordingExecutor.jobs[-1]):
             os.kill(pid, signal.SIGUSR2)  # As Slurm does.
         wait_for(lambda: saved.exists() or Store(folder / "store").has(ticket))
@@ -175,6 +180,7 @@ def test_a_job_that_always_dies_ends_the_study_and_its_logs_are_kept(
 
 
 def test_ctrl_c_ends_the_jobs_and_the_same_call_resumes(folder: Path) -> None:
+    """A dense run of two chains is a job of its own; then one job per chain."""
     plan = small_plan({"criterion": ["large_final", "random"]}, levels=2)
 
     def interrupt(*_: Any) -> None:
@@ -183,12 +189,14 @@ def test_ctrl_c_ends_the_jobs_and_the_same_call_resumes(folder: Path) -> None:
     with pytest.raises(StudyInterrupted) as interrupted:
         execute(plan, WorkerConfig(folder / "store"), 2, interrupt)
     assert interrupted.value.remaining == len(plan.runs) - 1
+    assert len(RecordingExecutor.jobs) == 1
     for job in RecordingExecutor.jobs:
         job._process.wait(10)
     kept = Store(folder / "store").run_ids()
     listener: list[str] = []
     execute(plan, WorkerConfig(folder / "store"), 2, lambda _, task, __: listener.append(task.run.id))
     assert sorted(listener) == sorted(plan.runs.keys() - kept)
+    assert len(RecordingExecutor.jobs) == 2
     assert_same_as_local(plan, folder / "store")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.command_line import call, refused, supermask
+from helpers.command_line import call, refused, supermask_each
 from helpers.fake_hub import FakeHub, fake_hub
 from helpers.ticket_runs import Runs, ticket_runs
 from ruamel.yaml import YAML
@@ -231,13 +231,14 @@ def test_ticket_is_pushed_and_loaded_again(runs: Runs, hub: FakeHub, tmp_path: P
 def test_commands_use_the_address_and_token_of_huggingface_hub(runs: Runs, hub: FakeHub) -> None:
     hub.token = TOKEN
     save_ticket_folder(pack_run(runs.store, runs.id("rewound")), "packed")
-    arguments = ("push", "packed", "me/ticket", "--message", "first")
-    assert "refused access to 'me/ticket' (status 401)" in refused(supermask(*arguments))
-    ended = supermask(*arguments, HF_TOKEN=TOKEN)
+    push = ("push", "packed", "me/ticket", "--message", "first")
+    (ended,) = supermask_each(push, HF_TOKEN=TOKEN)
     assert (ended.status, ended.out, hub.messages) == (0, f"{hub.address}/me/ticket\n", ["first"])
-    ended = supermask("inspect", "me/ticket@main")
-    assert ended.status == 0 and "fc-20 on digits" in ended.out
-    assert "there is no file, folder or repository 'me/other'" in refused(supermask("inspect", "me/other"))
+    pushed, found, missing = supermask_each(push, ("inspect", "me/ticket@main"), ("inspect", "me/other"))
+    assert "refused access to 'me/ticket' (status 401)" in refused(pushed)
+    assert found.status == 0 and "fc-20 on digits" in found.out
+    assert "there is no file, folder or repository 'me/other'" in refused(missing)
+    assert hub.messages == ["first"]
 
 
 def test_errors_of_the_hub_are_one_message(hub: FakeHub, tmp_path: Path) -> None:

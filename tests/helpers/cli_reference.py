@@ -9,9 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-from typer.main import get_command
-
 from supermask.cli import app
+from supermask.cli.app import parser
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -72,7 +71,7 @@ def page() -> str:
 
 
 def _section(name: str, command: Callable[..., None]) -> Iterator[str]:
-    parsed: Any = get_command(app)
+    parsed = parser(app)
     for word in name.split():
         parsed = parsed.commands[word]
     parameters = parsed.params

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import NamedTuple
@@ -34,6 +36,18 @@ def supermask(*arguments: object, **environment: str) -> Ended:
     command = [sys.executable, "-m", "supermask", *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
     return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def supermask_each(*commands: Sequence[object], **environment: str) -> list[Ended]:
+    """Run command lines one after the other in one new process, which imports everything once."""
+    program = (
+        "import json, sys; from helpers.command_line import call; "
+        "print(json.dumps([call(*words) for words in json.loads(sys.argv[1])]))"
+    )
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    command = [sys.executable, "-c", program, words]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=True)
+    return [Ended(*values) for values in json.loads(ended.stdout)]
 
 
 def refused(ended: Ended, status: int = 2) -> str:

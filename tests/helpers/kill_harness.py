@@ -44,7 +44,7 @@ STUDY: dict[str, Any] = {
 }
 
 
-EPOCHS = {"reference": 1.5, "sparse": 20}
+EPOCHS = {"reference": 1.5, "sparse": 8}
 """Epochs per engine: enough for kills to hit running trainings."""
 
 

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+POLL_SECONDS = 0.05
+"""Reading /proc takes milliseconds of CPU."""
+
 
 def group_members(group: int) -> dict[int, str]:
     """Return id -> name of the living processes of a process group."""
@@ -38,7 +41,7 @@ def wait_until_gone(group: int, seconds: float) -> bool:
     """Wait until no process of the group is left; return False after `seconds`."""
     end = time.monotonic() + seconds
     while group_members(group) and time.monotonic() < end:
-        time.sleep(0.02)
+        time.sleep(POLL_SECONDS)
     return not group_members(group)
 
 
@@ -48,4 +51,4 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], sec
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, f"nothing after {seconds} s"
-        time.sleep(0.01)
+        time.sleep(POLL_SECONDS)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from helpers.accessibility import serious_violations
+from helpers.browsers import LoggedPage, needs_browser, open_browser, open_page
 from helpers.command_line import call
 from helpers.hostile_names import NAMES, SCRIPT, train_hostile_study
 from helpers.mask_studies import TABLE_ONE, done
@@ -31,14 +30,7 @@ from supermask.study.plan import make_plan
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = os.environ.get("SUPERMASK_CHROMIUM") or shutil.which("chromium")
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        CHROMIUM is None and not os.environ.get("CI"), reason="no chromium here: install it, or set SUPERMASK_CHROMIUM"
-    ),
-]
+pytestmark = [pytest.mark.browser, needs_browser]
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +40,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +53,26 @@ def file(trained: TrainedStudy) -> Path:
 @contextmanager
 def visit(browser: Browser, file: Path, width: int, scheme: Literal["light", "dark"]) -> Iterator[Page]:
     """Open the page; at the end check that it logged nothing and requested nothing but itself."""
-    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    logged: list[str] = []
-    requested: list[str] = []
-    page.on("console", lambda message: logged.append(message.text))
-    page.on("pageerror", lambda error: logged.append(str(error)))
-    page.on("request", lambda wanted: requested.append(wanted.url))
-    page.goto(file.as_uri())
-    yield page
-    page.close()
-    assert logged == []
-    assert [url for url in requested if not url.startswith(("data:", "blob:"))] == [file.as_uri()]
+    with open_page(browser, width, scheme, height=800) as log:
+        log.page.goto(file.as_uri())
+        yield log.page
+    assert (log.messages, log.addresses) == ([], [file.as_uri()])
+
+
+@pytest.fixture(scope="module")
+def loaded(browser: Browser, file: Path) -> Iterator[LoggedPage]:
+    """The report at 1280 pixels in the light theme, loaded once."""
+    with open_page(browser, height=800) as log:
+        log.page.goto(file.as_uri())
+        yield log
 
 
 @pytest.fixture
-def opened(browser: Browser, file: Path) -> Iterator[Page]:
-    """The report at 1280 pixels in the light theme."""
-    with visit(browser, file, 1280, "light") as page:
-        yield page
+def opened(loaded: LoggedPage, file: Path) -> Iterator[Page]:
+    """The loaded report, scrolled to its top. Each test leaves other parts of it as they were."""
+    loaded.page.evaluate("scrollTo(0, 0)")
+    yield loaded.page
+    assert (loaded.messages, loaded.addresses) == ([], [file.as_uri()])
 
 
 def scroll_to(page: Page, selector: str) -> Any:
@@ -96,16 +86,21 @@ SMALL = """() => [...document.querySelectorAll('body *')].filter(each => each.ge
     && parseFloat(getComputedStyle(each).fontSize) < 12).map(each => each.tagName + ': ' + each.textContent)"""
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "dark"), (1920, "light")])
+def assert_fits(page: Page) -> None:
+    """Check a page at its current width, with everything unfolded and drawn."""
+    page.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
+    page.evaluate("drawEmbedded()")
+    assert page.locator("[data-plot] .main-svg").count() >= page.locator("[data-plot]").count() > 0
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert page.evaluate(SMALL) == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1920, "light")])
 def test_the_page_fits_every_window_with_readable_text(
     browser: Browser, file: Path, width: int, scheme: Literal["light", "dark"]
 ) -> None:
     with visit(browser, file, width, scheme) as page:
-        page.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
-        page.evaluate("drawEmbedded()")
-        assert page.locator("[data-plot] .main-svg").count() >= page.locator("[data-plot]").count() > 0
-        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-        assert page.evaluate(SMALL) == []
+        assert_fits(page)
 
 
 def test_a_hidden_treatment_stays_hidden_in_another_view(opened: Page) -> None:
@@ -126,6 +121,7 @@ def test_a_hidden_treatment_stays_hidden_in_another_view(opened: Page) -> None:
     assert set(opened.evaluate(visible)) == {False}
     opened.locator("#study-small-accuracy .legend button", has_text="All").click()
     assert set(opened.evaluate(visible)) == {True}
+    opened.locator("#study-small-accuracy .views button").first.click()
 
 
 def test_hover_text_describes_the_point(opened: Page) -> None:
@@ -190,12 +186,6 @@ def test_the_theme_button_switches_to_dark_and_back(opened: Page) -> None:
     assert shade() != before
     opened.locator("#theme").click()
     assert shade() == before
-
-
-def test_printing_draws_every_figure(opened: Page) -> None:
-    opened.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert opened.locator("[data-plot] .main-svg").count() >= opened.locator("[data-plot]").count() > 0
-    opened.evaluate("dispatchEvent(new Event('afterprint'))")
 
 
 def test_the_papers_values_are_bold_where_they_are_confirmed(browser: Browser, tmp_path: Path) -> None:
@@ -298,6 +288,21 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return reports.report([str(study)], out=folder / "r.html", store=folder / "store")
 
 
+@pytest.fixture(scope="module", params=["light", "dark"])
+def many_page(browser: Browser, many: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """That report at 1280 pixels, loaded once per theme."""
+    with visit(browser, many, 1280, request.param) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def drawn(many_page: Page) -> Page:
+    """The same page, with everything unfolded and drawn."""
+    many_page.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
+    many_page.evaluate("drawEmbedded()")
+    return many_page
+
+
 def shown_lines(page: Page) -> list[str]:
     script = """() => document.querySelector('#study-many-accuracy .canvas').data
         .filter(each => each.visible && each.name && !(each.meta && each.meta.ink)).map(each => each.name)"""
@@ -305,17 +310,28 @@ def shown_lines(page: Page) -> list[str]:
     return names
 
 
-def test_six_treatments_are_drawn_at_first_and_the_rest_with_one_click(browser: Browser, many: Path) -> None:
-    with visit(browser, many, 1280, "light") as page:
-        scroll_to(page, "#study-many-accuracy .plot")
-        page.wait_for_selector("#study-many-accuracy .scatterlayer .trace")
-        first = shown_lines(page)
-        assert len(first) == 6 and "large_final" in first
-        button = page.locator("#study-many-accuracy .legend .all", has_text="All (3 more)")
-        button.focus()
-        page.keyboard.press("Enter")
-        assert len(shown_lines(page)) == 9
-        assert page.evaluate("document.activeElement.textContent") == "All"
+def test_printing_draws_every_figure(many_page: Page) -> None:
+    drawn, plots = many_page.locator("[data-plot] .canvas:has(.main-svg)"), many_page.locator("[data-plot]")
+    assert drawn.count() < plots.count()
+    many_page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert drawn.count() == plots.count()
+    many_page.evaluate("dispatchEvent(new Event('afterprint'))")
+
+
+def test_six_treatments_are_drawn_at_first_and_the_rest_with_one_click(many_page: Page) -> None:
+    scroll_to(many_page, "#study-many-accuracy .plot")
+    many_page.wait_for_selector("#study-many-accuracy .scatterlayer .trace")
+    first = shown_lines(many_page)
+    assert len(first) == 6 and "large_final" in first
+    button = many_page.locator("#study-many-accuracy .legend .all", has_text="All (3 more)")
+    button.focus()
+    many_page.keyboard.press("Enter")
+    assert len(shown_lines(many_page)) == 9
+    assert many_page.evaluate("document.activeElement.textContent") == "All"
+
+
+def test_the_report_fits_1280_pixels(drawn: Page) -> None:
+    assert_fits(drawn)
 
 
 CONTRASTS = """() => [...document.querySelectorAll('.canvas')].flatMap(canvas => canvas.data
@@ -323,45 +339,34 @@ CONTRASTS = """() => [...document.querySelectorAll('.canvas')].flatMap(canvas =>
     .map(trace => contrast(trace.line.color.match(/[\\d.]+/g).map(Number).slice(0, 3), pageLook().paper)))"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_lines_have_a_contrast_of_three_to_one(browser: Browser, many: Path, scheme: Literal["light", "dark"]) -> None:
-    with visit(browser, many, 1280, scheme) as page:
-        page.evaluate("drawEmbedded()")
-        contrasts = page.evaluate(CONTRASTS)
-        assert len(contrasts) > 9
-        assert min(contrasts) >= 3
+def test_lines_have_a_contrast_of_three_to_one(drawn: Page) -> None:
+    contrasts = drawn.evaluate(CONTRASTS)
+    assert len(contrasts) > 9
+    assert min(contrasts) >= 3
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_report_has_no_serious_violation(browser: Browser, many: Path, scheme: Literal["light", "dark"]) -> None:
-    with visit(browser, many, 1280, scheme) as page:
-        page.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
-        page.evaluate("drawEmbedded()")
-        assert serious_violations(page) == []
+def test_the_report_has_no_serious_violation(drawn: Page) -> None:
+    assert serious_violations(drawn) == []
 
 
-def test_every_drawing_is_an_image_with_its_takeaway(browser: Browser, many: Path) -> None:
-    with visit(browser, many, 1280, "light") as page:
-        page.evaluate("drawEmbedded()")
-        labels = page.locator(".canvas svg[role=img]").evaluate_all("all => all.map(each => each.ariaLabel)")
-        assert len(labels) == page.locator("[data-plot]").count() > 2
-        assert any(re.match(r"Test accuracy\. With \d+.*% of the weights, ", label) for label in labels)
+def test_every_drawing_is_an_image_with_its_takeaway(drawn: Page) -> None:
+    labels = drawn.locator(".canvas svg[role=img]").evaluate_all("all => all.map(each => each.ariaLabel)")
+    assert len(labels) == drawn.locator("[data-plot]").count() > 2
+    assert any(re.match(r"Test accuracy\. With \d+.*% of the weights, ", label) for label in labels)
 
 
-def test_outcomes_are_first_and_no_table_is_cut_off_at_1280_pixels(browser: Browser, many: Path) -> None:
-    with visit(browser, many, 1280, "light") as page:
-        page.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
-        table = page.locator(".clause table").first
-        assert table.locator("thead th").first.inner_text() == "Outcome"
-        page.locator("[data-table] tbody tr").first.wait_for()
-        wide = page.locator(".scroll").evaluate_all(
-            "all => all.filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.ariaLabel)"
-        )
-        assert wide == []
-        folded = table.locator("thead th.rare").first
-        assert not folded.is_visible()
-        button = page.locator(".clause .unfold").first
-        button.focus()
-        page.keyboard.press("Enter")
-        assert folded.is_visible()
-        assert button.get_attribute("aria-pressed") == "true"
+def test_outcomes_are_first_and_no_table_is_cut_off_at_1280_pixels(drawn: Page) -> None:
+    table = drawn.locator(".clause table").first
+    assert table.locator("thead th").first.inner_text() == "Outcome"
+    drawn.locator("[data-table] tbody tr").first.wait_for()
+    wide = drawn.locator(".scroll").evaluate_all(
+        "all => all.filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.ariaLabel)"
+    )
+    assert wide == []
+    folded = table.locator("thead th.rare").first
+    assert not folded.is_visible()
+    button = drawn.locator(".clause .unfold").first
+    button.focus()
+    drawn.keyboard.press("Enter")
+    assert folded.is_visible()
+    assert button.get_attribute("aria-pressed") == "true"

@@ -1,114 +1,97 @@
-"""Dashboard in a real browser: Debian's Chromium, or the one that SUPERMASK_CHROMIUM names."""
+"""Dashboard in a real browser, which `helpers.browsers` finds."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+import uvicorn
 from helpers.accessibility import serious_violations
+from helpers.browsers import WAIT, LoggedPage, needs_browser, open_browser, open_page
 from helpers.hostile_names import NAMES, SCRIPT, train_hostile_study
 from helpers.serving import note_curve, note_progress, note_study
 from helpers.stored_study import RUNS, TrainedStudy, train_study
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-WAIT = 20_000
-"""Milliseconds. The page polls every two seconds; a busy machine needs a few more."""
+from supermask.serve.app import make_app
+from supermask.serve.connections import LimitedServer, limits
+from supermask.serve.server import bind_socket
 
-
-def chromium() -> str:
-    """Path of the browser. Without one the tests are skipped, except in CI, where they fail."""
-    found = os.environ.get("SUPERMASK_CHROMIUM") or shutil.which("chromium")
-    if found:
-        return found
-    assert not os.environ.get("CI"), "no chromium: install it (apt-get install chromium), or set SUPERMASK_CHROMIUM"
-    pytest.skip("no chromium: install it (apt-get install chromium), or set SUPERMASK_CHROMIUM to one")
-
-
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, needs_browser]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = chromium()
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    with open_browser() as browser:
+        yield browser
 
 
 @dataclass
 class Site:
-    """A server process on a finished study from which one run was removed."""
+    """A server on a finished study from which one run was removed."""
 
     url: str
     store: Path
     trained: TrainedStudy
     missing: str
-    process: subprocess.Popen[str]
 
     def restore_run(self) -> None:
         """Restore the removed run as a commit does: by one rename."""
         (self.store.parent / "away").rename(self.store / "runs" / self.missing[:2] / self.missing)
 
+    def check(self, log: LoggedPage) -> None:
+        """Assert that a page logged nothing and that all its requests went to the server."""
+        assert log.messages == []
+        assert log.addresses
+        assert [url for url in log.addresses if not url.startswith(self.url)] == []
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Site]:
+    """Serve such a study from a thread of this process."""
+    trained = train_study(folder)
+    note_study(trained.store, trained.plan)
+    missing = trained.run_id(2, "random", "freeze_init", seed=1)
+    (trained.store / "runs" / missing[:2] / missing).rename(folder / "away")
+    listening = bind_socket(0)
+    settings = uvicorn.Config(make_app(trained.store), ws="none", log_level="error", **limits())
+    server = LimitedServer(settings)
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    yield Site(f"http://127.0.0.1:{listening.getsockname()[1]}/", trained.store, trained, missing)
+    server.force_exit = server.should_exit = True
+    thread.join()
+    listening.close()
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    trained = train_study(tmp_path)
-    note_study(trained.store, trained.plan)
-    missing = trained.run_id(2, "random", "freeze_init", seed=1)
-    (trained.store / "runs" / missing[:2] / missing).rename(tmp_path / "away")
-    command = [sys.executable, "-m", "supermask", "serve", "--store", str(trained.store), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        found = re.match(r"(http://127\.0\.0\.1:\d+/)  ", line)
-        assert found, line + process.stdout.read()
-        yield Site(found[1], trained.store, trained, missing, process)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    """A server on a store that the test changes."""
+    with serving(tmp_path) as site:
+        yield site
 
 
-@dataclass
-class PageLog:
-    """A page with its requests and its console errors."""
-
-    page: Page
-    requests: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def check(self, site: Site) -> None:
-        """Assert that the console has no error and that all requests went to the server."""
-        assert self.errors == []
-        assert self.requests
-        outside = [url for url in self.requests if not url.startswith((site.url, "data:", f"blob:{site.url}"))]
-        assert outside == []
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server on a store that no test changes. A command with a message that is longer than a window runs on it."""
+    with serving(tmp_path_factory.mktemp("site")) as site:
+        note_progress(site.store, note_study(site.store, site.trained.plan), message="x" * 500)
+        yield site
 
 
 @pytest.fixture
-def log(browser: Browser) -> Iterator[PageLog]:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    log = PageLog(page)
-    page.on("request", lambda request: log.requests.append(request.url))
-    page.on("pageerror", lambda error: log.errors.append(str(error)))
-    page.on(
-        "console",
-        lambda message: log.errors.append(message.text) if message.type in ("error", "warning") else None,
-    )
-    yield log
-    page.close()
+def log(browser: Browser) -> Iterator[LoggedPage]:
+    with open_page(browser) as log:
+        yield log
 
 
 def visible_treatments(page: Page, plot: str) -> set[str]:
@@ -117,7 +100,7 @@ def visible_treatments(page: Page, plot: str) -> set[str]:
     return set(page.locator(f"[data-plot='{plot}'] .canvas").evaluate(script))
 
 
-def test_report_follows_a_growing_study(site: Site, log: PageLog) -> None:
+def test_report_follows_a_growing_study(site: Site, log: LoggedPage) -> None:
     page = log.page
     page.goto(site.url)
     expect(page.locator("#studies")).to_contain_text(f"{RUNS - 1} of {RUNS}", timeout=WAIT)
@@ -154,10 +137,10 @@ def test_report_follows_a_growing_study(site: Site, log: PageLog) -> None:
     expect(row.locator("td").nth(3)).to_have_text("2", timeout=WAIT)
     button.click()
     assert visible_treatments(page, "study-small-accuracy") == before
-    log.check(site)
+    site.check(log)
 
 
-def test_running_command_that_is_killed(site: Site, log: PageLog) -> None:
+def test_running_command_that_is_killed(site: Site, log: LoggedPage) -> None:
     key = note_study(site.store, site.trained.plan)
     flight = [{"run": site.missing, "since": time.time() - 5}]
     failures = [{"run": site.trained.run_id(1), "status": "diverged", "message": "<img src=x onerror=alert(1)>"}]
@@ -177,10 +160,10 @@ def test_running_command_that_is_killed(site: Site, log: PageLog) -> None:
     note_progress(site.store, key, pid=2**22 + 7, in_flight=flight)
     expect(command).to_contain_text("interrupted", timeout=WAIT)
     expect(command.locator("svg.sparkline")).to_have_count(0)
-    log.check(site)
+    site.check(log)
 
 
-def test_explorer_and_page_of_a_run(site: Site, log: PageLog) -> None:
+def test_explorer_and_page_of_a_run(site: Site, log: LoggedPage) -> None:
     page = log.page
     page.goto(site.url + "explore")
     expect(page.locator("#chosen")).to_have_text("5 of 5 selected", timeout=WAIT)
@@ -213,15 +196,15 @@ def test_explorer_and_page_of_a_run(site: Site, log: PageLog) -> None:
     page.goto(address)
     expect(page.locator("#chosen")).to_have_text("4 of 5 selected", timeout=WAIT)
     expect(page.locator("#metric")).to_have_value("early_stop_iteration")
-    log.check(site)
+    site.check(log)
 
 
-def test_hostile_names_are_shown_as_text(site: Site, log: PageLog) -> None:
+def test_hostile_names_are_shown_as_text(site: Site, log: LoggedPage) -> None:
     plan = train_hostile_study(site.store, SCRIPT, "</script><img src=x onerror=alert(1)>")
     key = note_study(site.store, plan)
     note_progress(site.store, key, message=SCRIPT, in_flight=[{"run": plan.treatment_runs[-1].run_id, "since": 0.0}])
     page = log.page
-    page.on("dialog", lambda dialog: log.errors.append(dialog.message))
+    page.on("dialog", lambda dialog: log.messages.append(dialog.message))
     page.goto(site.url)
     expect(page.locator("#studies")).to_contain_text(f"{SCRIPT} </script><img src=x onerror=alert(1)>", timeout=WAIT)
     expect(page.locator(".going-on .message")).to_have_text(SCRIPT)
@@ -237,36 +220,47 @@ def test_hostile_names_are_shown_as_text(site: Site, log: PageLog) -> None:
     expect(page.locator("main")).to_contain_text(f"In study {SCRIPT}: {NAMES[2]}")
     page.goto(f"{site.url}explore?network=%3Cscript%3E&treatment=%22%3E%3Cimg%20src=x%20onerror=alert(1)%3E")
     expect(page.locator("#chosen")).to_contain_text("selected", timeout=WAIT)
-    log.check(site)
+    site.check(log)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280, 1920])
-def test_no_page_is_wider_than_the_window(site: Site, browser: Browser, width: int, scheme: Any) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    note_progress(site.store, note_study(site.store, site.trained.plan), message="x" * 500)
-    for path in ("", "explore", f"run/{site.trained.run_id(2)}", "run/0"):
-        page.goto(site.url + path)
-        page.wait_for_timeout(500)
-        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
-    page.close()
+PAGES = {"": "[data-plot] .main-svg", "explore": "#runs tbody tr", "run": "h1", "run/0": "h1"}
+"""Address -> element that shows that the page is complete. `run` is a run of the study."""
 
 
-def test_ctrl_c_ends_the_server_without_output(site: Site, log: PageLog) -> None:
-    log.page.goto(site.url)
-    site.process.send_signal(signal.SIGINT)
-    assert site.process.wait(timeout=15) == 0
-    assert site.process.stdout is not None
-    assert site.process.stdout.read() == ""
+@pytest.mark.parametrize("address", PAGES)
+def test_every_page_fits_the_window_and_has_no_serious_violation(
+    unchanged: Site, browser: Browser, address: str
+) -> None:
+    """In the dark theme only colors differ."""
+    path = f"run/{unchanged.trained.run_id(2)}" if address == "run" else address
+    with open_page(browser) as log:
+        page = log.page
+        page.goto(unchanged.url + path)
+        page.locator(PAGES[address]).first.wait_for(state="attached", timeout=WAIT)
+        assert serious_violations(page) == []
+        page.emulate_media(color_scheme="dark")
+        assert serious_violations(page) == []
+        for width in (1280, 1920, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(500)
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, width
+
+
+def test_ctrl_c_ends_the_server_without_output(tmp_path: Path, log: LoggedPage) -> None:
+    """With a server process, whose pages then say that it does not answer."""
+    store = train_study(tmp_path).store
+    command = [sys.executable, "-m", "supermask", "serve", "--store", str(store), "--port", "0"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            url = re.match(r"(http://127\.0\.0\.1:\d+/)  ", line)
+            assert url, line
+            log.page.goto(url[1])
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=15) == 0
+            assert process.stdout.read() == ""
+        finally:
+            process.kill()
     expect(log.page.locator("#notice")).to_contain_text("The server does not answer", timeout=WAIT)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("address", ["", "explore", "run"])
-def test_pages_have_no_serious_violation(site: Site, browser: Browser, address: str, scheme: Any) -> None:
-    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
-    page.goto(f"{site.url}{f'run/{site.trained.run_id(2)}' if address == 'run' else address}")
-    waited = {"": "[data-plot] .main-svg", "explore": "#runs tbody tr", "run": "h1"}[address]
-    page.locator(waited).first.wait_for(state="attached", timeout=WAIT)
-    assert serious_violations(page) == []
-    page.close()
