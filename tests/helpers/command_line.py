@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from pathlib import Path
 from typing import NamedTuple
 
 from supermask import cli
@@ -41,11 +42,11 @@ def supermask(*arguments: object, **environment: str) -> Ended:
 def supermask_each(*commands: Sequence[object], **environment: str) -> list[Ended]:
     """Run command lines one after the other in one new process, which imports everything once."""
     program = (
-        "import json, sys; from helpers.command_line import call; "
+        "import json, sys; sys.path.insert(0, sys.argv[2]); from helpers.command_line import call; "
         "print(json.dumps([call(*words) for words in json.loads(sys.argv[1])]))"
     )
     words = json.dumps([[str(word) for word in command] for command in commands])
-    command = [sys.executable, "-c", program, words]
+    command = [sys.executable, "-c", program, words, str(Path(__file__).parents[1])]
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=True)
     return [Ended(*values) for values in json.loads(ended.stdout)]
 
