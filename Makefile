@@ -33,9 +33,10 @@ test: $(VENV)/installed-dev
 quick: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not cluster and not browser"
 
-# The kill harness at full size: about four minutes. `make test` runs a share of it.
+# At full size what `make test` runs a share of: hundreds of kills, 10,000 flipped bits, 200 steps of each engine.
 harness: $(VENV)/installed-dev
-	SUPERMASK_FULL_HARNESS=1 $(BIN)/python -m pytest -q tests/execution/test_kill.py
+	SUPERMASK_FULL_HARNESS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
+	  tests/execution/test_kill.py tests/store/test_documents.py tests/engines
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -173,7 +173,7 @@ def test_search_works_from_disk(site: Path, browser: Browser) -> None:
 @pytest.mark.browser
 @needs_browser
 def test_no_page_is_wider_than_a_narrow_window(site: Path, browser: Browser) -> None:
-    """What fits this one fits the others, but for what is drawn at other widths only."""
+    """Pages that fit this window fit wider ones, but for what is drawn at other widths only."""
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.set_default_timeout(120_000)
     for path in sorted(site.rglob("*.html")):

@@ -1,4 +1,4 @@
-"""Which engine trains a recipe: settings that all engines have, and those of the reference engine alone."""
+"""Engines that train a recipe: settings that all engines have, and those of the reference engine alone."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the tests share: oracles, small studies, stores, faulty disks, readers."""
+"""Shared by the tests: oracles, small studies, stores, faulty disks, readers."""

@@ -36,7 +36,7 @@ RUNS = 18
 
 @dataclass(frozen=True)
 class TrainedStudy:
-    """Where the study is, and where its runs are."""
+    """A trained study: its file, its store and its plan."""
 
     study: Path
     store: Path

@@ -201,7 +201,7 @@ UNSEEN: dict[str, Change] = {
 
 @pytest.mark.parametrize("name", UNSEEN)
 def test_changes_that_are_not_detected(trained: TrainedStudy, name: str) -> None:
-    """Of a last level, on which nothing else in the store depends."""
+    """Checked at a last level, on which nothing else in the store depends."""
     forge(trained, trained.run_id(2), UNSEEN[name])
     assert not_held(trained.store) == {}
 
