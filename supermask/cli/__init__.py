@@ -12,13 +12,14 @@ from collections.abc import Sequence
 # Importing a module registers its commands; the order here is the order of the help page.
 from supermask.cli import train  # isort: skip
 from supermask.cli import results  # isort: skip
+from supermask.cli import conclusions  # isort: skip
 from supermask.cli import data  # isort: skip
 from supermask.cli import tickets  # isort: skip
 from supermask.cli import trackers  # isort: skip
 from supermask.cli import stores  # isort: skip
 from supermask.cli.app import app
 
-__all__ = ["app", "data", "main", "results", "stores", "tickets", "trackers", "train"]
+__all__ = ["app", "conclusions", "data", "main", "results", "stores", "tickets", "trackers", "train"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

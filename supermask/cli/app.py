@@ -174,13 +174,13 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
 
 
 @cache
-def parser(app: typer.Typer) -> Any:
+def build_parser(app: typer.Typer) -> Any:
     """Return the parser of a command table, built once per process: it reads the signatures of all commands."""
     return get_command(app)
 
 
 def _invoke(app: typer.Typer, arguments: list[str]) -> int:
-    command = parser(app)
+    command = build_parser(app)
     if os.environ.get(COMPLETION_VARIABLE):
         command.main(arguments, "supermask", complete_var=COMPLETION_VARIABLE)
     try:

@@ -1,7 +1,8 @@
 """Invariants of the actions, as checks on NumPy arrays: what each action promises of the weights that it sets.
 
 A check fails only if chance cannot explain the values. For example, six weights may well be reshuffled into their old
-order, so small layers are not judged there.
+order, so small layers are not judged there. The patterns of `prune.only` and `prune.exclude` are read here once more,
+because certificates share no code with pruning.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""Stores that several tests compare with."""
+"""Stores that several tests compare with, and a folder of a user."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.faulty_disk import quick_folder
 from helpers.small_studies import TrainedStore, train_plan
 
 from supermask.execution.scheduler import KeepPolicy
@@ -27,3 +30,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStore:
         return stores[key]
 
     return train
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that is the current directory and can hold a user's modules."""
+    with quick_folder() as path:
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with monkeypatch.context() as patch:
+            patch.chdir(path)
+            yield path

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from supermask.cli import app
-from supermask.cli.app import parser
+from supermask.cli.app import build_parser
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -71,7 +71,7 @@ def page() -> str:
 
 
 def _section(name: str, command: Callable[..., None]) -> Iterator[str]:
-    parsed = parser(app)
+    parsed = build_parser(app)
     for word in name.split():
         parsed = parsed.commands[word]
     parameters = parsed.params

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.command_line import call
-from helpers.faulty_disk import quick_folder
-from helpers.forgery import copy_without_frozen, folder_of, forge, not_held, verdicts
+from helpers.forgery import folder_of, forge, not_held, verdicts
 from helpers.small_studies import small_plan, train_plan
-from helpers.stored_study import RUNS, TrainedStudy, train_study
+from helpers.stored_study import RUNS, TrainedStudy
 
 from supermask.api import runs
 from supermask.core.errors import UserError
@@ -24,19 +22,6 @@ from supermask.store.files.entry import FORMAT, Entry, RunFacts, Tensors, encode
 from supermask.store.records import state_hash
 from supermask.store.replay import StateReplayer
 from supermask.store.verify import VerificationResult
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
-    return train_study(tmp_path_factory.mktemp("verify"))
-
-
-@pytest.fixture
-def trained(pristine: TrainedStudy) -> Iterator[TrainedStudy]:
-    """Copy of the store for a test that changes it."""
-    with quick_folder() as folder:
-        yield copy_without_frozen(pristine, folder)
-
 
 # --- valid stores ---
 

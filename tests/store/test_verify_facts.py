@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from helpers.faulty_disk import quick_folder
-from helpers.forgery import Change, copy_without_frozen, forge, not_held, verdicts
-from helpers.stored_study import TrainedStudy, train_study
+from helpers.forgery import Change, forge, not_held, verdicts
+from helpers.stored_study import TrainedStudy
 
 from supermask.store.files.entry import RunFacts, Tensors
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
-    return train_study(tmp_path_factory.mktemp("verify"))
-
-
-@pytest.fixture
-def trained(pristine: TrainedStudy) -> Iterator[TrainedStudy]:
-    """Copy of the store for a test that changes it."""
-    with quick_folder() as folder:
-        yield copy_without_frozen(pristine, folder)
-
 
 # --- forgeries: facts ---
 
