@@ -16,7 +16,7 @@ DEMO_FIGURES := mask-criteria learned-supermasks resnet20
 # Tests start hundreds of processes: each would compile the package's sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick harness lint format cli-reference clean
+.PHONY: demo test quick harness lint format cli-reference docs package clean
 
 demo: $(VENV)/installed
 	@$(BIN)/supermask reproduce --scale digits --store $(STORE) --out $(REPORT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -75,3 +76,12 @@ def test_an_unknown_build_is_refused(tmp_path: Path) -> None:
 def test_another_index_can_be_named(tmp_path: Path) -> None:
     assert install(tmp_path, "TORCH=cpu", "TORCH_CPU_INDEX=https://mirror.example/cpu").returncode == 0
     assert "--index-url https://mirror.example/cpu torch" in told(tmp_path)[0]
+
+
+def test_no_file_of_the_project_keeps_a_target_from_running() -> None:
+    """A target such as `docs` has the name of a folder: make would call it up to date."""
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    phony = next(line for line in lines if line.startswith(".PHONY: ")).split()[1:]
+    targets = re.findall(r"^([a-z-]+):", "\n".join(lines), re.MULTILINE)
+    assert sorted(phony) == sorted(targets)
+    assert "docs" in phony
