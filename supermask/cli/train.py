@@ -24,6 +24,7 @@ from supermask.cli.output import echo
 from supermask.cli.progress import show_progress
 from supermask.core.errors import RunsRefused, SystemFailure, UserError, quote
 from supermask.core.streams import survive_lost_output
+from supermask.core.text import pluralize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -128,7 +129,8 @@ def plan(
     with show_progress():
         summary = runs.plan(study, add_scale(overrides, scale), store, cores, gpus)
     planned, recipe, local = summary.plan.study, summary.recipe, summary.estimate
-    size = f"{len(planned.treatments)} treatments x {len(planned.seeds)} seeds x {planned.prune.levels} levels"
+    treatments, seeds = pluralize(len(planned.treatments), "treatment"), pluralize(len(planned.seeds), "seed")
+    size = f"{treatments} x {seeds} x {pluralize(planned.prune.levels, 'level')}"
     batches = f"{recipe.iterations:,} iterations of {recipe.batch_size} images, {recipe.optimizer}"
     lines = [
         ("study", f"{planned.name}: {size}"),

@@ -149,6 +149,11 @@ def test_a_study_from_file_to_figure(tmp_path: Path) -> None:
 # --- output of the commands ---
 
 
+def test_plan_counts_one_as_one(trained: TrainedStudy) -> None:
+    out = call("plan", *trained.args, "seeds=[0]", "prune.levels=1").out
+    assert "small: 4 treatments x 1 seed x 1 level\n" in out
+
+
 def test_plan_prints_the_counts(trained: TrainedStudy) -> None:
     status, out, err = call("plan", *trained.args, "scale=more", "--workers", 1)
     assert (status, err) == (0, "")
