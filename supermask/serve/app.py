@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from supermask.core.errors import SystemFailure, UserError
+from supermask.core.text import pluralize
 from supermask.serve import explorer
 from supermask.serve.http import LocalhostMiddleware, StaticAssets
 from supermask.serve.run_page import load_masks, loss_curve_plot, mask_png, pixel_map_png, run_page
@@ -169,7 +170,7 @@ class Routes:
         layer = str(request.path_params["layer"])
         # At most six digits: Python refuses to convert thousands of them.
         if not LAYER.fullmatch(layer) or int(layer) >= len(masks):
-            raise HTTPException(404, f"This run has {len(masks)} layers with a mask.")
+            raise HTTPException(404, f"This run has {pluralize(len(masks), 'layer')} with a mask.")
         return Response(mask_png(masks[int(layer)]), media_type="image/png", headers=CACHE_HEADERS)
 
     def static(self, request: Request) -> Response:

@@ -165,7 +165,7 @@ def test_plan_prints_the_counts(trained: TrainedStudy) -> None:
     assert fields["total"] == "32 trainings"
     assert fields["unique"].startswith("26 runs")
     assert (fields["done"], fields["left"]) == (str(RUNS), str(26 - RUNS))
-    assert fields["estimated"].endswith("on 1 worker (from runs in the store)")
+    assert "on 1 worker (from runs in the store" in fields["estimated"]
 
 
 def test_status_is_not_truncated_on_narrow_terminals(trained: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:

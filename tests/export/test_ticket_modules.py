@@ -157,7 +157,7 @@ def pruned_already() -> nn.Module:
             {"match": "order"},
             r"'fc1.weight' of the ticket has shape \(8, 64\), and '0.weight' .* \(10, 8\)",
         ),
-        (lambda: nn.Linear(64, 8), {"match": "order"}, "has 2 masks, and the module 1 Linear and Conv layers"),
+        (lambda: nn.Linear(64, 8), {"match": "order"}, "has 2 masks, and the module 1 Linear or Conv layer "),
         (UserNetwork, {"match": "luck"}, "match='luck': allowed are 'name' and 'order'"),
         (
             pruned_already,

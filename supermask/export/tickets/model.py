@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from supermask.core.errors import UserError, check_one_of, did_you_mean, quote, sanitize
 from supermask.core.initializers import INITIALIZERS, OWN
 from supermask.core.masks import count_kept
+from supermask.core.text import pluralize
 from supermask.core.types import InitialState, Masks, Weights
 from supermask.datasets.specs import DATASETS, DatasetSpec, dataset_spec
 from supermask.export.tickets.format import FrozenWeights
@@ -58,7 +59,7 @@ class Ticket:
 
     def __repr__(self) -> str:
         kept, size = sum(count_kept(self.masks).values()), sum(mask.numel() for mask in self.masks.values())
-        network = f"{self.network} on {self.dataset}" if self.network else f"{len(self.masks)} tensors"
+        network = f"{self.network} on {self.dataset}" if self.network else pluralize(len(self.masks), "tensor")
         seed = "" if self.seed is None else f", seed {self.seed}"
         return f"Ticket({network}{seed}, {kept:,} of {size:,} weights kept)"
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from supermask.core.errors import UserError, did_you_mean, quote
+from supermask.core.text import pluralize
 from supermask.core.types import Masks, TensorKind, Weights
 
 if TYPE_CHECKING:
@@ -319,7 +320,8 @@ def _match_by_order(module: nn.Module, masks: Masks) -> TensorMap:
         kernels = distinct
     if len(kernels) != len(masks):
         raise UserError(
-            f"match='order': the ticket has {len(masks)} masks, and the module {len(kernels)} Linear and Conv layers "
+            f"match='order': the ticket has {pluralize(len(masks), 'mask')}, and the module "
+            f"{pluralize(len(kernels), 'Linear or Conv layer')} "
             f"({_list(kernels)}). Give the pairs with names={{ticket's: module's}}."
         )
     pairs = dict(zip(masks, kernels, strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 from supermask.analysis.comparisons import ResultComparison, published_rows
 from supermask.analysis.summary import Summary, data_rows, summarize
 from supermask.core.errors import sanitize
-from supermask.core.text import Row
+from supermask.core.text import Row, pluralize
 from supermask.reporting.figures import has_learned_masks, is_heuristic
 from supermask.reporting.figures.accuracy import ACCURACY
 from supermask.reporting.figures.beside import comparison_caption
@@ -302,7 +302,9 @@ def tell_apart(studies: Sequence[Study]) -> list[str]:
         differing = [key for key in own if any(other.get(key) != own[key] for other in others)]
         # The list of treatments is too long to be named; it counts if nothing else differs.
         named = [f"{key}={own[key]}" for key in differing if key != "treatments"]
-        texts.append(", ".join((named or [f"{len(study.treatments)} treatments" for _ in differing])[:MAX_DIFFERENCES]))
+        texts.append(
+            ", ".join((named or [pluralize(len(study.treatments), "treatment") for _ in differing])[:MAX_DIFFERENCES])
+        )
     return texts
 
 
