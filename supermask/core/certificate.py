@@ -186,7 +186,7 @@ def _check_biases_trainable(
     if result.status != "finished":
         return failed, notes
     # State 0 is the start, state 1 the end. The gradient's snapshot has no state of the network.
-    states = [start.state, result.end, *(state for point, state in result.points.items() if point != "gradient")]
+    states = [start.state, result.end, *(state for point, state in result.snapshots.items() if point != "gradient")]
     input_bound = max_input
     for name in start.masks:
         bias = name.removesuffix("weight") + "bias"
@@ -276,7 +276,7 @@ def _check_others_trained(start: InitialState, result: TrainingResult, trained: 
         _relative_change(start.weights[n], result.end.weights[n]) > MIN_RELATIVE_TRAINING for n in start.masks
     ):
         return []
-    states = [result.end, *(state for point, state in result.points.items() if point != "gradient")]
+    states = [result.end, *(state for point, state in result.snapshots.items() if point != "gradient")]
     return [
         name
         for name in sorted(trained)

@@ -65,7 +65,7 @@ def certify_learned_mask(
     unmatched = sorted((set(prunable) ^ set(start.weights)) | (masked ^ set(start.logits)))
     if unmatched:
         return Certificate({"every_kernel_has_logits": unmatched})
-    states, used = [result.end, *result.points.values()], result.last_sampled_weights
+    states, used = [result.end, *result.snapshots.values()], result.last_sampled_weights
     checks: dict[str, list[str]] = {
         "every_kernel_has_logits": [],
         "weights_as_promised": [n for n, m in prunable.items() if not _check_base_weights(learning, m, dense, start)],

@@ -108,7 +108,7 @@ class ParentRun:
 
     start: InitialState
     """State from which the parent started training."""
-    points: Mapping[Snapshot, NetworkState]
+    snapshots: Mapping[Snapshot, NetworkState]
     """Snapshots of the parent's training."""
     prunable: Mapping[str, PrunableTensor]
     """Prunable tensors by name, in the order of the layers."""
@@ -117,14 +117,14 @@ class ParentRun:
 
     def state_at(self, point: Snapshot) -> NetworkState:
         """Return the parent's state at a snapshot. `start` and its first iteration mean the initial state."""
-        return self.start.state if point in ("start", self.start.first_iteration) else self.points[point]
+        return self.start.state if point in ("start", self.start.first_iteration) else self.snapshots[point]
 
     def layers(self, step: PruneStep) -> dict[str, Layer]:
         """Return the input of criteria and actions: every prunable tensor at the step's snapshots."""
         w_init, w_final, w_rewind = (self.state_at(p).weights for p in (step.w_init, step.w_final, step.rewind_to))
-        gradient: Weights = self.state_at("gradient").weights if "gradient" in self.points else {}
+        gradient: Weights = self.state_at("gradient").weights if "gradient" in self.snapshots else {}
         alive, mask_scores = self.start.masks, dict[str, "Tensor"]()
-        if self.learned is not None and "end" in self.points:
+        if self.learned is not None and "end" in self.snapshots:
             mask_scores = self.learned(self.state_at("end").logits)
             # Tensors that the learned mask leaves out have no logits, and keep every weight.
             mask_scores |= {name: mask.float() for name, mask in alive.items() if name not in mask_scores}

@@ -173,7 +173,7 @@ class TrainingResult:
     """Outcome of the training; a diverged one has no snapshots."""
     end: NetworkState
     """Network after the last iteration."""
-    points: dict[Snapshot, NetworkState]
+    snapshots: dict[Snapshot, NetworkState]
     """Snapshots that were asked for, beside the start."""
     curve: LearningCurve
     """Losses and accuracies during training."""

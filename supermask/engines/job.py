@@ -64,7 +64,7 @@ class TrainingJob:
     start: InitialState
     recipe: Recipe
     seed: int
-    points: frozenset[Snapshot] = frozenset()
+    snapshots: frozenset[Snapshot] = frozenset()
     """Snapshots of the trajectory to keep besides the end."""
     checkpoints: Checkpointer = field(default_factory=NullCheckpointer)
     learning: MaskLearning | None = None
@@ -81,7 +81,7 @@ class TrainingJob:
     def __post_init__(self) -> None:
         iterations = range(self.start.first_iteration, self.recipe.iterations + 1)
         assert len(iterations) > 0, "the training would begin after its end"
-        assert all(p in iterations for p in self.points if isinstance(p, int)), "a snapshot that is never reached"
+        assert all(p in iterations for p in self.snapshots if isinstance(p, int)), "a snapshot that is never reached"
 
 
 def stack_settings(recipe: Recipe, learning: MaskLearning | None) -> tuple[Recipe, MaskLearning | None]:
@@ -141,14 +141,14 @@ class BatchSampler:
         return self._epochs[number]
 
 
-def stopping_points(recipe: Recipe, first: int, points: frozenset[Snapshot]) -> Iterator[tuple[int, bool]]:
+def stopping_points(recipe: Recipe, first: int, snapshots: frozenset[Snapshot]) -> Iterator[tuple[int, bool]]:
     """Yield the iterations after `first` at which an engine stops, with True where it evaluates.
 
     Evaluations are at multiples of `evaluate_every` and at the end; the other stops are snapshots.
     """
     evaluated = {*range(0, recipe.iterations, recipe.evaluate_every), recipe.iterations}
-    snapshots = {p for p in points if isinstance(p, int)}
-    for iteration in sorted(i for i in evaluated | snapshots if i > first):
+    reached = {p for p in snapshots if isinstance(p, int)}
+    for iteration in sorted(i for i in evaluated | reached if i > first):
         yield iteration, iteration in evaluated
 
 

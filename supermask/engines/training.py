@@ -79,22 +79,22 @@ class TrainingLoop:
         self.network, self.job, self.data = network, job, data
         self.iteration = job.start.first_iteration
         self.tracker = MetricTracker()
-        self.points: dict[Snapshot, NetworkState] = {}
+        self.snapshots: dict[Snapshot, NetworkState] = {}
         self._resumed = self._resume()
         if not self._resumed:
             network.load(job.start.state)
         # `iteration` is that of the checkpoint if the run resumed: earlier stops are not repeated.
-        self._stops = stopping_points(job.recipe, self.iteration, job.points)
+        self._stops = stopping_points(job.recipe, self.iteration, job.snapshots)
         self._next_stop = next(self._stops, None)
 
     def evaluate_initial(self) -> None:
         """Evaluate the initial state, once, before the first mini-batch. A resumed run has done so already."""
         if self._resumed:
             return
-        if self.iteration in self.job.points:
-            self.points[self.iteration] = self.network.state()
-        if "gradient" in self.job.points:
-            self.points["gradient"] = NetworkState(self.network.gradient(self.iteration), {})
+        if self.iteration in self.job.snapshots:
+            self.snapshots[self.iteration] = self.network.state()
+        if "gradient" in self.job.snapshots:
+            self.snapshots["gradient"] = NetworkState(self.network.gradient(self.iteration), {})
         self._evaluate()
 
     @property
@@ -114,8 +114,8 @@ class TrainingLoop:
         ):
             return
         (stop, is_evaluation), self._next_stop = self._next_stop, next(self._stops, None)
-        if stop in self.job.points:
-            self.points[stop] = self.network.state()
+        if stop in self.job.snapshots:
+            self.snapshots[stop] = self.network.state()
         if is_evaluation:
             self._evaluate()
             # No checkpoint of a diverged run: resuming from it would train on.
@@ -132,10 +132,10 @@ class TrainingLoop:
         # If the last evaluation was the best, best and final weights are the same: one test evaluation is enough.
         best_test = end_test
         if self.tracker.best != len(self.tracker.curve.iterations) - 1:
-            self.network.load(self._kept_points()["lowest_validation_loss"])
+            self.network.load(self._kept_snapshots()["lowest_validation_loss"])
             best_test = self.network.evaluate(*test)
         metrics = self.tracker.metrics(best_test, end_test)
-        requested = {point: state for point, state in self._kept_points().items() if point in self.job.points}
+        requested = {point: state for point, state in self._kept_snapshots().items() if point in self.job.snapshots}
         return TrainingResult("finished", end, requested, self.tracker.curve, metrics, optimizer_state)
 
     def _evaluate(self) -> None:
@@ -147,17 +147,17 @@ class TrainingLoop:
 
     def _keep_best(self) -> None:
         """Keep the present state as that of lowest validation loss."""
-        self.points["lowest_validation_loss"] = self.network.state()
+        self.snapshots["lowest_validation_loss"] = self.network.state()
 
-    def _kept_points(self) -> dict[Snapshot, NetworkState]:
+    def _kept_snapshots(self) -> dict[Snapshot, NetworkState]:
         """Return all snapshots so far, and the state of lowest validation loss."""
-        return self.points
+        return self.snapshots
 
     def _save(self) -> None:
         tensors = _flatten_state("state", self.network.state())
         for name, moments in self.network.optimizer_state().items():
             tensors |= {f"optimizer/{name}/{key}": value.numpy() for key, value in moments.items()}
-        for point, state in self._kept_points().items():
+        for point, state in self._kept_snapshots().items():
             tensors |= _flatten_state(f"point/{point}", state)
         for column, values in vars(self.tracker.curve).items():
             tensors[f"curve/{column}"] = np.array(values, dtype=np.int64 if column == "iterations" else np.float64)
@@ -174,12 +174,12 @@ class TrainingLoop:
         if facts.get("layout") != CHECKPOINT_FORMAT:
             return False
         parts = _split_by_part(arrays)
-        points = _nest(parts["point"])
+        snapshots = _nest(parts["point"])
         # A checkpoint written before a snapshot was requested lacks it, and its iteration has passed: start over.
-        due = {p for p in self.job.points if p == "gradient" or (isinstance(p, int) and p <= facts["iteration"])}
-        if not {str(p) for p in due} <= points.keys():
+        due = {p for p in self.job.snapshots if p == "gradient" or (isinstance(p, int) and p <= facts["iteration"])}
+        if not {str(p) for p in due} <= snapshots.keys():
             return False
-        self.points = {int(p) if p.isdigit() else p: self._to_state(t) for p, t in points.items()}  # type: ignore[misc]
+        self.snapshots = {int(p) if p.isdigit() else p: self._to_state(t) for p, t in snapshots.items()}  # type: ignore[misc]
         self.network.load(self._to_state(parts["state"]))
         self.network.load_optimizer_state(_nest(parts["optimizer"]), facts["iteration"])
         for column, values in parts["curve"].items():

@@ -82,7 +82,7 @@ class RunCommitter:
     def _commit_snapshots(self, run: Run, start: InitialState, outcome: TrainingResult) -> None:
         if run.learning is not None:
             return  # The run's own tensors are its logits at the lowest validation loss.
-        for point, state in outcome.points.items():
+        for point, state in outcome.snapshots.items():
             name, tensors = snapshot_name(point), encode_snapshot(state, start.masks)
             is_new = self.store.commit_snapshot(run.id, name, {"run": run.id}, tensors)
             # A snapshot of a committed run is final: it belongs to the trajectory that is in the store.

@@ -222,9 +222,9 @@ class Scheduler:
             if self.status.get(run.id) != "finished" or not run.is_trained or (keep == "needed" and extendable):
                 continue
             # Snapshots that only other studies read are not this plan's to drop.
-            points: set[Snapshot] = {"end"}
-            points.update(*(child.points for child in children))
-            for point in sorted(points - self._still_needed(children, keep), key=str):
+            snapshots: set[Snapshot] = {"end"}
+            snapshots.update(*(child.required_snapshots for child in children))
+            for point in sorted(snapshots - self._still_needed(children, keep), key=str):
                 if has_snapshot(self.store, run, point):
                     yield run, point
 
@@ -241,10 +241,10 @@ class Scheduler:
         needed: set[Snapshot] = set()
         for child in children:
             if child.id not in self.status:
-                needed |= child.points
+                needed |= child.required_snapshots
             elif keep == "needed" or self._pending_descendants[child.id]:
                 # The child's masks are in the store; its descendants need only what its initial weights came from.
-                needed |= child.start_points
+                needed |= child.initial_state_snapshots
         return needed
 
     def _load_status(self) -> None:

@@ -274,9 +274,9 @@ class ChainFeed:
 
 def _make_job(task: Task, start: InitialState, checkpoints: Checkpointer) -> TrainingJob:
     run = task.run
-    points = task.snapshots - {"end"} if run.is_trained else frozenset()
+    snapshots = task.snapshots - {"end"} if run.is_trained else frozenset()
     if run.learning is not None:
         # The mask itself is read from the logits at this point.
-        points = frozenset({"lowest_validation_loss"})
+        snapshots = frozenset({"lowest_validation_loss"})
     loss = load_loss(run)
-    return TrainingJob(run_network(run), start, run.recipe, run.seed, points, checkpoints, run.learning, loss)
+    return TrainingJob(run_network(run), start, run.recipe, run.seed, snapshots, checkpoints, run.learning, loss)

@@ -118,7 +118,7 @@ def weights_to_store(run: Run, start: InitialState, outcome: TrainingResult) -> 
 
 def best_mask_state(outcome: TrainingResult) -> NetworkState:
     """Return the network at the lowest validation loss of a run that learned a mask: its logits are the supermask."""
-    return outcome.points["lowest_validation_loss"]
+    return outcome.snapshots["lowest_validation_loss"]
 
 
 def _logits(kind: str, state: NetworkState, start: InitialState) -> Tensors:

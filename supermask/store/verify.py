@@ -147,7 +147,7 @@ def _verify_snapshot(store: Store, replayer: StateReplayer, key: str) -> Verific
         if not store.has(run_id):
             return VerificationResult(key, "partly", "its run is not in the store")
         point: Snapshot = int(name.removeprefix("iteration_")) if name.startswith("iteration_") else name  # type: ignore[assignment]
-        replayer.parent_run(run_id).points[point]
+        replayer.parent_run(run_id).snapshots[point]
         return VerificationResult(key, "held")
     except (SnapshotMissing, UserCodeNotLoaded) as missing:
         return VerificationResult(key, "partly", f"the initial state of its run cannot be replayed: {missing}")
@@ -271,8 +271,8 @@ def _verify_learned_mask(run: Run, learning: MaskLearning, start: InitialState, 
     return VerificationResult(run.id, "failed" if reason else "held", reason, (run.id,) if reason else ())
 
 
-def _has_snapshots(parent: ParentRun, points: Iterable[Snapshot]) -> bool:
-    return all(point == "start" or point in parent.points for point in points)
+def _has_snapshots(parent: ParentRun, snapshots: Iterable[Snapshot]) -> bool:
+    return all(point == "start" or point in parent.snapshots for point in snapshots)
 
 
 def _fact_mismatches(entry: Entry, start: InitialState) -> dict[str, list[str]]:

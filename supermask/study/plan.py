@@ -77,8 +77,8 @@ class RunGraph:
             if run.parent is None or not (is_unfinished or run.id in initial_state_needed):
                 continue
             initial_state_needed.add(run.parent)
-            required[run.parent] |= run.points if is_unfinished else run.start_points
-        return {run_id: frozenset(points) for run_id, points in required.items()}
+            required[run.parent] |= run.required_snapshots if is_unfinished else run.initial_state_snapshots
+        return {run_id: frozenset(snapshots) for run_id, snapshots in required.items()}
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,12 @@ class Run:
         return self.recipe.iterations > 0
 
     @property
-    def points(self) -> frozenset[Snapshot]:
+    def required_snapshots(self) -> frozenset[Snapshot]:
         """Snapshots of the parent needed to score its weights and to compute the initial state."""
         return frozenset() if self.step is None else self.step.required_snapshots
 
     @property
-    def start_points(self) -> frozenset[Snapshot]:
+    def initial_state_snapshots(self) -> frozenset[Snapshot]:
         """Snapshots of the parent that the initial state is computed from, once the run's masks are known."""
         if self.step is None:
             return frozenset()

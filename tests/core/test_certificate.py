@@ -14,8 +14,8 @@ from supermask.core.criteria import CRITERIA
 from supermask.core.pruning import PruneStep, prune_and_reset
 
 
-def check_chain(steps: list[PruneStep], points: tuple[int, ...] = ()) -> None:
-    runs = chain(steps, points=points)
+def check_chain(steps: list[PruneStep], snapshots: tuple[int, ...] = ()) -> None:
+    runs = chain(steps, snapshots=snapshots)
     assert failed_checks(certify(MASKABLES, *runs[0], None, None)) == {}
     for parent, run, step in zip(runs, runs[1:], steps, strict=False):
         found = certify(MASKABLES, *run, parent_of(*parent), step)
@@ -52,9 +52,9 @@ def test_certificate_passes_for_every_mask1_action_under_global_ranking(mask1: s
 @pytest.mark.parametrize("mask0", MASK0_ACTIONS)
 def test_certificate_passes_for_late_rewinding_and_other_snapshots(mask0: str, rescaled: bool) -> None:
     step = step_with(PLAIN, mask0=mask0, rescaled=rescaled)
-    check_chain([step_with(step, rewind_to=10), step, step], points=(10,))
+    check_chain([step_with(step, rewind_to=10), step, step], snapshots=(10,))
     check_chain([step_with(step, rewind_to="end")] * 3)
-    check_chain([step_with(step, w_init=10, w_final="lowest_validation_loss")] * 3, points=(10,))
+    check_chain([step_with(step, w_init=10, w_final="lowest_validation_loss")] * 3, snapshots=(10,))
 
 
 @pytest.mark.parametrize("mask1", MASK1_ACTIONS)

@@ -54,9 +54,9 @@ class Case:
 def correct(mask1: str = "rewind", mask0: str = "zero") -> Case:
     """Train the dense network and one level below it."""
     dense = NETWORK.initial_state(0)
-    points = frozenset({LATE})
-    parent_result = train([TrainingJob(NETWORK, dense, RECIPE, 0, points)], [DATA])[0]
-    parent = ParentRun(dense, {"end": parent_result.end, **parent_result.points}, NETWORK.tensors)
+    snapshots = frozenset({LATE})
+    parent_result = train([TrainingJob(NETWORK, dense, RECIPE, 0, snapshots)], [DATA])[0]
+    parent = ParentRun(dense, {"end": parent_result.end, **parent_result.snapshots}, NETWORK.tensors)
     step = replace(STEP, mask1=mask1, mask0=mask0, rewind_to=LATE if mask1 == "rewind" else "start")
     start = prune_and_reset(parent, step, child_streams(0, "level", 1))
     return Case(start, train([TrainingJob(NETWORK, start, RECIPE, 0)], [DATA])[0], parent, step)
@@ -71,7 +71,7 @@ def test_certificates_of_correct_runs_hold(mask1: str, mask0: str) -> None:
 @pytest.mark.slow
 def test_statistics_are_trained_and_rewound() -> None:
     case = correct()
-    late = case.parent.points[LATE].unmasked
+    late = case.parent.snapshots[LATE].unmasked
     assert int(late["bn.num_batches_tracked"]) == LATE
     assert torch.equal(case.start.unmasked["bn.running_mean"], late["bn.running_mean"])
     assert int(case.result.end.unmasked["bn.num_batches_tracked"]) == 20
@@ -93,7 +93,7 @@ def with_end(case: Case, weights: Weights | None = None, unmasked: Weights | Non
 
 
 def final(case: Case, name: str) -> torch.Tensor:
-    return case.parent.points["end"].unmasked[name]
+    return case.parent.snapshots["end"].unmasked[name]
 
 
 def initial(case: Case, name: str) -> torch.Tensor:

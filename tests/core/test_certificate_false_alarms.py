@@ -98,15 +98,15 @@ def certified_runs(engine: str, seeds: range) -> Iterator[tuple[str, TrainingRes
         recipe = RECIPES[seed % len(RECIPES)]
         start = dense_start(seed, rng)
         late = min(12, recipe.iterations)
-        points: frozenset[Any] = frozenset({late, "lowest_validation_loss"} if rng.random() < 0.7 else {late})
-        parent_result = train([TrainingJob(sequential_network(LAYERS), start, recipe, seed, points)], [DATA])[0]
+        snapshots: frozenset[Any] = frozenset({late, "lowest_validation_loss"} if rng.random() < 0.7 else {late})
+        parent_result = train([TrainingJob(sequential_network(LAYERS), start, recipe, seed, snapshots)], [DATA])[0]
         yield f"{seed} dense", parent_result, certify(PRUNABLE, start, parent_result, None, None, recipe.weight_decay)
         if parent_result.status == "diverged":
             continue
         step = random_step(seed, rng)
         if step.rewind_to == 12:
             step = replace(step, rewind_to=late if late < recipe.iterations else "end")
-        states = {**parent_result.points, "end": parent_result.end}
+        states = {**parent_result.snapshots, "end": parent_result.end}
         parent = ParentRun(start, states, PRUNABLE)
         child = prune_and_reset(parent, step, child_streams(seed, "level", 1))
         if not all(bool(mask.any()) for mask in child.masks.values()):
@@ -142,7 +142,7 @@ def learned_masks(engine: str, seeds: range) -> Iterator[tuple[str, TrainingResu
             job = replace(job, start=replace(job.start, logits={n: m * scale for n, m in job.start.logits.items()}))
             result = MASK_ENGINES[engine]([job], [DATA])[0]
             if result.status == "finished":
-                selected = result.points["lowest_validation_loss"]
+                selected = result.snapshots["lowest_validation_loss"]
                 result = replace(result, supermask=evaluate_supermask(job, DATA, selected, result.end))
             dense = initial_state(LAYERS, seed)
             images = len(DATA.test_labels)
@@ -177,7 +177,7 @@ def run_with_bias(
         state[unit] *= got_gradients
     end = NetworkState(result.end.weights, {**result.end.unmasked, bias: values})
     optimizer_state = {**result.optimizer_state, bias: moments}
-    return start, replace(result, end=end, points={}, optimizer_state=optimizer_state)
+    return start, replace(result, end=end, snapshots={}, optimizer_state=optimizer_state)
 
 
 @pytest.mark.parametrize("bias", ["fc1.bias", "fc2.bias", "fc3.bias"])

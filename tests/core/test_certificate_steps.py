@@ -210,7 +210,7 @@ def test_bias_that_was_not_rewound_is_detected(name: str) -> None:
 
 
 def test_rewinding_to_another_iteration_is_detected() -> None:
-    dense_run = chain([], points=(10,))[0]
+    dense_run = chain([], snapshots=(10,))[0]
     parent = parent_of(*dense_run)
     start = prune_and_reset(parent, PLAIN, level_streams(1))
     found = failed_checks(certify(MASKABLES, start, train(start, 1), parent, step_with(PLAIN, rewind_to=10)))

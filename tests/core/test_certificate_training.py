@@ -75,7 +75,7 @@ def test_movements_that_large_inputs_can_make_prove_nothing_about_biases() -> No
     weights = {**result.end.weights, "fc1.weight": moved * scale}
     start = replace(case.start, weights={**case.start.weights, "fc1.weight": torch.zeros_like(moved)})
     start = replace(start, masks={**start.masks, "fc1.weight": torch.ones_like(moved, dtype=torch.bool)})
-    slight = replace(result, end=NetworkState(weights, result.end.unmasked), points={})
+    slight = replace(result, end=NetworkState(weights, result.end.unmasked), snapshots={})
     found = {bound: certify(MASKABLES, start, slight, None, None, max_input=bound) for bound in (1.0, 10.0, math.inf)}
     assert ["fc1.bias" in certificate.checks["biases_train"] for certificate in found.values()] == [True, False, False]
 
@@ -83,7 +83,7 @@ def test_movements_that_large_inputs_can_make_prove_nothing_about_biases() -> No
 def test_bias_of_one_unit_held_at_every_snapshot_is_detected() -> None:
     """The unit's weights moved in both intervals between the three states."""
     case = Case()
-    states = [case.result.end, *case.result.points.values()]
+    states = [case.result.end, *case.result.snapshots.values()]
     for state in states:
         if "fc1.bias" in state.unmasked:
             state.unmasked["fc1.bias"][3] = 0
@@ -129,7 +129,7 @@ def test_bias_steps_below_the_resolution_of_float32_pass(start_bias: float, move
 
 
 def test_bias_held_after_late_rewinding_is_detected() -> None:
-    dense_run = chain([], points=(10,))[0]
+    dense_run = chain([], snapshots=(10,))[0]
     step = step_with(PLAIN, rewind_to=10)
     start = prune_and_reset(parent_of(*dense_run), step, level_streams(1))
     result = with_bias(train(start, 1), "fc2.bias", start.unmasked["fc2.bias"].clone())

@@ -39,7 +39,7 @@ def correct_run(name: str, recipe: str = "momentum") -> tuple[TrainingJob, Train
     learning = LEARNINGS[name]
     job = mask_job(learning, recipes(learning)[recipe])
     result = train([job], [DATA])[0]
-    selected = result.points["lowest_validation_loss"]
+    selected = result.snapshots["lowest_validation_loss"]
     return job, replace(result, supermask=evaluate_supermask(job, DATA, selected, result.end))
 
 
@@ -84,7 +84,7 @@ def spared_run(name: str) -> tuple[TrainingJob, TrainingResult]:
     learning = replace(LEARNINGS[name], **SPARED)
     job = mask_job(learning, recipes(learning)["momentum"])
     result = train([job], [DATA])[0]
-    selected = result.points["lowest_validation_loss"]
+    selected = result.snapshots["lowest_validation_loss"]
     return job, replace(result, supermask=evaluate_supermask(job, DATA, selected, result.end))
 
 
@@ -138,8 +138,8 @@ def test_one_wrong_base_weight_is_detected(base: str) -> None:
         weights = with_one_changed(
             job.start.weights, "fc1.weight", change, result.last_sampled_weights["fc1.weight"] == 0
         )
-        states = [replace(state, weights=weights) for state in (result.end, *result.points.values())]
-        forged = replace(result, end=states[0], points=dict(zip(result.points, states[1:], strict=True)))
+        states = [replace(state, weights=weights) for state in (result.end, *result.snapshots.values())]
+        forged = replace(result, end=states[0], snapshots=dict(zip(result.snapshots, states[1:], strict=True)))
         assert failed_checks(job, forged, replace(job.start, weights=weights)) == {
             "weights_as_promised": ["fc1.weight"]
         }
@@ -154,8 +154,8 @@ def test_moved_weight_or_bias_is_detected(part: str, change: Callable[[Tensor], 
     moved = with_one_changed(getattr(result.end, part), name, change if part == "weights" else lambda b: b - 1e-30)
     check = {{"weights": "weights_are_frozen", "unmasked": "others_are_frozen"}[part]: [name]}
     assert failed_checks(job, replace(result, end=replace(result.end, **{part: moved}))) == check
-    point = replace(result.points["lowest_validation_loss"], **{part: moved})
-    assert failed_checks(job, replace(result, points={"lowest_validation_loss": point})) == check
+    point = replace(result.snapshots["lowest_validation_loss"], **{part: moved})
+    assert failed_checks(job, replace(result, snapshots={"lowest_validation_loss": point})) == check
 
 
 def test_changed_bits_of_a_bias_are_detected() -> None:
@@ -222,7 +222,7 @@ def test_kept_weight_of_zero_counts_in_the_factor() -> None:
     start, seen = job.start.weights[name].clone(), used.clone()
     start[place] = seen[place] = 0.0
     states = replace(job.start.state, weights={**job.start.weights, name: start}, logits=result.end.logits)
-    forged = replace(result, end=states, points={}, last_sampled_weights={**result.last_sampled_weights, name: seen})
+    forged = replace(result, end=states, snapshots={}, last_sampled_weights={**result.last_sampled_weights, name: seen})
     # The only visible fault is that this weight differs from w_i.
     found = failed_checks(job, forged, replace(job.start, weights=states.weights))
     assert found == {"weights_as_promised": [name]}
@@ -262,8 +262,8 @@ def test_logits_that_are_not_finite_are_detected(name: str, value: float) -> Non
     lost = with_one_changed(result.end.logits, "fc3.weight", lambda m: torch.full_like(m, value))
     check = {"logits_are_finite": ["fc3.weight"]}
     assert failed_checks(job, replace(result, end=replace(result.end, logits=lost))) == check
-    point = replace(result.points["lowest_validation_loss"], logits=lost)
-    assert failed_checks(job, replace(result, points={"lowest_validation_loss": point})) == check
+    point = replace(result.snapshots["lowest_validation_loss"], logits=lost)
+    assert failed_checks(job, replace(result, snapshots={"lowest_validation_loss": point})) == check
 
 
 def test_logits_that_do_not_match_the_kernels_are_detected() -> None:

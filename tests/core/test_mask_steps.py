@@ -49,7 +49,7 @@ def test_threshold_keeps_the_learned_mask(method: Any) -> None:
     parent = parent_with_learned_mask(MaskLearning(method, density=0.3, threshold=0.5))
     masks, _ = masks_by_threshold(parent)
     for name, mask in masks.items():
-        m = parent.points["end"].logits[name]
+        m = parent.snapshots["end"].logits[name]
         wanted = {
             "bernoulli": m.sigmoid() > 0.5,
             "rounded": m > 0,
@@ -64,7 +64,7 @@ def test_pruned_weight_stays_pruned_above_the_threshold() -> None:
     masks = {n: torch.arange(m.numel()).reshape(m.shape) % 2 == 0 for n, m in parent.start.masks.items()}
     found, _ = masks_by_threshold(replace(parent, start=replace(parent.start, masks=masks)))
     for name, mask in found.items():
-        assert torch.equal(mask, masks[name] & (parent.points["end"].logits[name] > 0))
+        assert torch.equal(mask, masks[name] & (parent.snapshots["end"].logits[name] > 0))
 
 
 def test_threshold_has_no_count() -> None:

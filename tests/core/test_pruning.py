@@ -239,8 +239,8 @@ def test_streams_of_kept_and_pruned_weights() -> None:
 # --- snapshots ---
 
 
-def trained(points: tuple[Snapshot, ...] = (10, 40, 60)) -> tuple[InitialState, TrainingResult]:
-    return dense(), train(dense(), 0, points)
+def trained(snapshots: tuple[Snapshot, ...] = (10, 40, 60)) -> tuple[InitialState, TrainingResult]:
+    return dense(), train(dense(), 0, snapshots)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def trained(points: tuple[Snapshot, ...] = (10, 40, 60)) -> tuple[InitialState, 
 def test_criterion_reads_any_two_snapshots(w_init: Snapshot, w_final: Snapshot) -> None:
     """Criterion and actions read the snapshots that the step names; `rewind` still reads the start."""
     start, result = trained()
-    states = {**result.points, "end": result.end, "start": start.state, 0: start.state}
+    states = {**result.snapshots, "end": result.end, "start": start.state, 0: start.state}
     seen: list[Layer] = []
 
     def criterion(layer: Layer, rng: Stream) -> Tensor:
@@ -271,7 +271,7 @@ def test_criterion_reads_any_two_snapshots(w_init: Snapshot, w_final: Snapshot) 
 @pytest.mark.parametrize("rewind_to", ["start", 0, 10, 40, "end"])
 def test_rewinding_resets_weights_and_biases(rewind_to: Snapshot) -> None:
     start, result = trained()
-    states = {**result.points, "end": result.end, "start": start.state, 0: start.state}
+    states = {**result.snapshots, "end": result.end, "start": start.state, 0: start.state}
     child = prune_and_reset(parent_of(start, result), step_with(PLAIN, rewind_to=rewind_to), level_streams(1))
     for name, mask in child.masks.items():
         assert torch.equal(child.weights[name][mask], states[rewind_to].weights[name][mask])
@@ -285,8 +285,8 @@ def test_rewinding_resets_weights_and_biases(rewind_to: Snapshot) -> None:
 def test_late_rewinding_in_a_chain() -> None:
     """Level 1 rewinds to iteration 10 of the dense run, later levels to their own start, which is that iteration."""
     late = step_with(PLAIN, rewind_to=10)
-    runs = chain([late, PLAIN, step_with(PLAIN, rewind_to=10)], points=(10, 40))
-    at_10 = runs[0][1].points[10]
+    runs = chain([late, PLAIN, step_with(PLAIN, rewind_to=10)], snapshots=(10, 40))
+    at_10 = runs[0][1].snapshots[10]
     for start, _ in runs[1:]:
         assert start.first_iteration == 10
         for name, mask in start.masks.items():
@@ -307,7 +307,7 @@ def test_initial_state_is_recomputed_from_masks() -> None:
 
 def test_snip_and_grad_read_the_gradient() -> None:
     start, result = trained()
-    gradient = result.points["gradient"].weights
+    gradient = result.snapshots["gradient"].weights
     for criterion, times_weight in [("grad", False), ("snip", True)]:
         masks = compute_masks(
             parent_of(start, result), step_with(PLAIN, criterion=CRITERIA[criterion]), level_streams(1)

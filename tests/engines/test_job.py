@@ -72,7 +72,7 @@ def test_the_sequence_does_not_depend_on_the_batch_size() -> None:
     ).tolist()
 
 
-# --- stopping points ---
+# --- stopping snapshots ---
 
 
 @given(
@@ -86,20 +86,20 @@ def test_stopping_points_equal_a_loop_over_all_iterations(
     iterations: int, every: int, first: int, kept: frozenset[int]
 ) -> None:
     first = min(first, iterations)
-    points: frozenset[Snapshot] = frozenset({*(min(k, iterations) for k in kept), "gradient", "end"})
+    snapshots: frozenset[Snapshot] = frozenset({*(min(k, iterations) for k in kept), "gradient", "end"})
     expected = []
     for i in range(first + 1, iterations + 1):
         evaluated = i % every == 0 or i == iterations
-        if evaluated or i in points:
+        if evaluated or i in snapshots:
             expected.append((i, evaluated))
-    assert list(stopping_points(Recipe("adam", 1.0, 1, iterations, every), first, points)) == expected
+    assert list(stopping_points(Recipe("adam", 1.0, 1, iterations, every), first, snapshots)) == expected
 
 
 @pytest.mark.parametrize("point", [-1, 9, 51])
 def test_a_snapshot_that_is_never_reached_fails_an_assertion(point: Snapshot) -> None:
     late = replace(pruned_start(), first_iteration=10)
     with pytest.raises(AssertionError, match="never reached"):
-        job(Recipe("adam", 0.01, 5, 50, 10), late, points=frozenset({point}))
+        job(Recipe("adam", 0.01, 5, 50, 10), late, snapshots=frozenset({point}))
     with pytest.raises(AssertionError, match="begin after its end"):
         job(Recipe("adam", 0.01, 5, 9, 10), late)
 

@@ -70,13 +70,13 @@ def job(name: str, learning: MaskLearning, recipe: Recipe = RECIPE, **others: An
     of = network(name)
     streams = child_streams(0)
     start = initial_mask_state(learning, of.tensors, of.initial_state(0), 0, None, None, streams)
-    points = frozenset({"lowest_validation_loss"})
-    return TrainingJob(of, start, recipe, 0, points, learning=learning, **others)  # type: ignore[arg-type]
+    snapshots = frozenset({"lowest_validation_loss"})
+    return TrainingJob(of, start, recipe, 0, snapshots, learning=learning, **others)  # type: ignore[arg-type]
 
 
 def broken(of: TrainingJob, result: TrainingResult, start: InitialState | None = None) -> dict[str, list[str]]:
     assert of.learning is not None
-    evaluation = evaluate_supermask(of, DATA, result.points["lowest_validation_loss"], result.end)
+    evaluation = evaluate_supermask(of, DATA, result.snapshots["lowest_validation_loss"], result.end)
     free = of.network.buffers | (of.network.trained_names if of.learning.others_lr else frozenset())
     certificate = certify_learned_mask(
         of.network.tensors,

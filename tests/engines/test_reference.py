@@ -116,9 +116,9 @@ def test_evaluations_are_at_the_start_at_multiples_and_at_the_end() -> None:
 
 def test_early_stopping_equals_a_loop_over_the_trajectory() -> None:
     every = frozenset(range(7, 61, 7))
-    small_job = job(NOISY, pruned_start(0.0), points=every | {60, "lowest_validation_loss"})
+    small_job = job(NOISY, pruned_start(0.0), snapshots=every | {60, "lowest_validation_loss"})
     outcome = train([small_job], [DATA])[0]
-    at = {0: small_job.start.state, **{p: s for p, s in outcome.points.items() if isinstance(p, int)}}
+    at = {0: small_job.start.state, **{p: s for p, s in outcome.snapshots.items() if isinstance(p, int)}}
     validation = flat(DATA.validation_images, DATA), DATA.validation_labels
     test = flat(DATA.test_images, DATA), DATA.test_labels
 
@@ -141,7 +141,9 @@ def test_early_stopping_equals_a_loop_over_the_trajectory() -> None:
         assert metrics[f"{name}_test_loss"] == pytest.approx(loss, rel=1e-5)
         assert metrics[f"{name}_test_accuracy"] == pytest.approx(accuracy)
     assert metrics["initial_validation_loss"] == outcome.curve.validation_loss[0]
-    assert bits(replace(outcome, end=outcome.points["lowest_validation_loss"])) == bits(replace(outcome, end=at[best]))
+    assert bits(replace(outcome, end=outcome.snapshots["lowest_validation_loss"])) == bits(
+        replace(outcome, end=at[best])
+    )
 
 
 def test_of_equal_validation_losses_the_first_counts() -> None:
@@ -176,9 +178,9 @@ def test_evaluations_use_all_validation_images_and_test_images_only_after_traini
 
 @pytest.mark.parametrize("recipe", [RECIPES["adam"], RECIPES["schedule"]], ids=["adam", "schedule"])
 def test_a_snapshot_equals_the_end_of_a_shorter_run(recipe: Recipe) -> None:
-    outcome = train([job(recipe, pruned_start(), points=frozenset({1, 10, 23, 50}))], [DATA])[0]
-    assert outcome.points.keys() == {1, 10, 23, 50}
-    for k, state in outcome.points.items():
+    outcome = train([job(recipe, pruned_start(), snapshots=frozenset({1, 10, 23, 50}))], [DATA])[0]
+    assert outcome.snapshots.keys() == {1, 10, 23, 50}
+    for k, state in outcome.snapshots.items():
         assert isinstance(k, int)
         shorter = train([job(replace(recipe, iterations=k), pruned_start())], [DATA])[0]
         assert bits(replace(shorter, end=state)) == bits(shorter)
@@ -186,15 +188,15 @@ def test_a_snapshot_equals_the_end_of_a_shorter_run(recipe: Recipe) -> None:
 
 def test_snapshots_change_nothing_else() -> None:
     plain = train([job(NOISY)], [DATA])[0]
-    asked = train([job(NOISY, points=frozenset({3, 7, 33, 60, "gradient", "lowest_validation_loss"}))], [DATA])[0]
-    assert asked.points.keys() == {3, 7, 33, 60, "gradient", "lowest_validation_loss"}
-    assert bits(replace(asked, points={})) == bits(plain)
-    assert plain.points == {}
+    asked = train([job(NOISY, snapshots=frozenset({3, 7, 33, 60, "gradient", "lowest_validation_loss"}))], [DATA])[0]
+    assert asked.snapshots.keys() == {3, 7, 33, 60, "gradient", "lowest_validation_loss"}
+    assert bits(replace(asked, snapshots={})) == bits(plain)
+    assert plain.snapshots == {}
 
 
 def test_the_gradient_is_that_of_the_first_batch_and_includes_pruned_weights() -> None:
-    small_job = job(RECIPES["sgd"], pruned_start(), points=frozenset({"gradient"}))
-    actual = train([small_job], [DATA])[0].points["gradient"].weights
+    small_job = job(RECIPES["sgd"], pruned_start(), snapshots=frozenset({"gradient"}))
+    actual = train([small_job], [DATA])[0].snapshots["gradient"].weights
     expected = by_hand.gradients(parameters(small_job.start.state), *batches(small_job, DATA, 1)[0])
     assert actual.keys() == small_job.start.masks.keys()
     for name, values in actual.items():
@@ -207,10 +209,10 @@ def test_a_late_start_continues_data_order_and_learning_rate(k: int) -> None:
     recipe = Recipe(
         "sgd", 0.2, 5, 50, 10, weight_decay=0.01, lr_milestones=(20, 40), drop_factor=0.5, warmup_iterations=15
     )
-    first = train([job(recipe, pruned_start(), points=frozenset({k, 41}))], [DATA])[0]
-    at_k = first.points[k]
+    first = train([job(recipe, pruned_start(), snapshots=frozenset({k, 41}))], [DATA])[0]
+    at_k = first.snapshots[k]
     late = InitialState(at_k.weights, pruned_start().masks, at_k.unmasked, first_iteration=k)
-    again = train([job(recipe, late, points=frozenset({k, 41}))], [DATA])[0]
+    again = train([job(recipe, late, snapshots=frozenset({k, 41}))], [DATA])[0]
     assert bits(replace(first, curve=again.curve, metrics={})) == bits(replace(again, metrics={}))
     assert again.curve.iterations == [k, *range(k - k % 10 + 10, 51, 10)]
     assert again.curve.validation_loss[1:] == first.curve.validation_loss[-len(again.curve.iterations) + 1 :]
@@ -251,13 +253,13 @@ def first_broken_loss(small_job: TrainingJob, limit: int) -> int:
     ],
 )
 def test_a_run_ends_at_the_first_loss_that_is_not_finite(recipe: Recipe, evaluated: list[int]) -> None:
-    small_job = job(recipe, points=frozenset({1, 7, 60, "lowest_validation_loss", "gradient"}))
+    small_job = job(recipe, snapshots=frozenset({1, 7, 60, "lowest_validation_loss", "gradient"}))
     outcome = train([small_job], [DATA])[0]
     step = first_broken_loss(small_job, 60)
     assert step > 1
     assert (outcome.status, outcome.metrics["diverged_at"]) == ("diverged", step)
     assert outcome.curve.iterations == evaluated
-    assert outcome.points == {}
+    assert outcome.snapshots == {}
     known = {name for name, value in outcome.metrics.items() if value is not None}
     assert known == {"diverged_at", "initial_validation_loss", "initial_validation_accuracy"}
     json.dumps(outcome.metrics, allow_nan=False)
@@ -282,7 +284,7 @@ def test_an_initial_state_that_is_not_finite_is_not_trained() -> None:
 
 
 def test_a_job_is_bit_identical_alone_and_beside_others() -> None:
-    jobs = [job(RECIPES["adam"], pruned_start(0.0)), job(NOISY, points=frozenset({11}))]
+    jobs = [job(RECIPES["adam"], pruned_start(0.0)), job(NOISY, snapshots=frozenset({11}))]
     others = [DATA, data(seed=1)]
     alone = [bits(train([j], [d])[0]) for j, d in zip(jobs, others, strict=True)]
     assert [bits(outcome) for outcome in train(jobs, others)] == alone
@@ -313,10 +315,10 @@ def test_conv2_learns_images_of_eight_by_eight() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
 def test_a_gpu_agrees_with_the_cpu_and_keeps_pruned_weights() -> None:
-    small_job = job(replace(RECIPES["adam"], evaluate_every=1), pruned_start(), points=frozenset({"gradient", 25}))
+    small_job = job(replace(RECIPES["adam"], evaluate_every=1), pruned_start(), snapshots=frozenset({"gradient", 25}))
     here, there = train([small_job], [DATA])[0], train([small_job], [DATA], "cuda")[0]
     np.testing.assert_allclose(there.curve.training_loss, here.curve.training_loss, rtol=1e-3)
-    assert there.points.keys() == here.points.keys()
+    assert there.snapshots.keys() == here.snapshots.keys()
     for name, mask in small_job.start.masks.items():
         assert there.end.weights[name].device.type == "cpu"
         assert torch.equal(there.end.weights[name][~mask], small_job.start.weights[name][~mask])

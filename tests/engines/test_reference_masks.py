@@ -34,7 +34,7 @@ def learned_by_hand(job: TrainingJob) -> tuple[by_hand.Parameters, list[float], 
 
 
 def states(outcome: TrainingResult) -> list[NetworkState]:
-    return [outcome.end, *outcome.points.values()]
+    return [outcome.end, *outcome.snapshots.values()]
 
 
 # --- against NumPy ---

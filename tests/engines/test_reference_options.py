@@ -178,8 +178,8 @@ def test_bfloat16_trains_in_it_and_evaluates_in_float32() -> None:
 @pytest.mark.parametrize("name", ["adam", "momentum with weight decay"])
 def test_channels_last_gives_the_same_numbers_up_to_rounding(name: str) -> None:
     recipe = replace(RECIPES[name], iterations=10)
-    points = frozenset({5, "gradient"})
-    plain, other = (train_conv(r, points=points) for r in (recipe, replace(recipe, channels_last=True)))
+    snapshots = frozenset({5, "gradient"})
+    plain, other = (train_conv(r, snapshots=snapshots) for r in (recipe, replace(recipe, channels_last=True)))
     np.testing.assert_allclose(other.curve.training_loss[1:], plain.curve.training_loss[1:], rtol=1e-3)
     for part in ("weights", "unmasked"):
         for n, values in getattr(plain.end, part).items():

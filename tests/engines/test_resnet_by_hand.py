@@ -53,14 +53,14 @@ def test_a_chain_of_resnet20_agrees_with_plain_pytorch(scope: str, rewind_to: st
     start = NETWORK.initial_state(0)
     for level in (0, 1, 2):
         # After the first level the chain begins at the late iteration, which is then its start.
-        points = frozenset({LATE}) if level == 0 else frozenset()
-        result = train([TrainingJob(NETWORK, start, RECIPE, 0, points)], [DATA])[0]
+        snapshots = frozenset({LATE}) if level == 0 else frozenset()
+        result = train([TrainingJob(NETWORK, start, RECIPE, 0, snapshots)], [DATA])[0]
         losses, end = script_losses(start)
         assert len(losses) == STEPS - start.first_iteration
         assert max(abs(a - b) for a, b in zip(losses, result.curve.training_loss[1:], strict=True)) < 1e-4
         for ours, theirs in zip(tensors(result.end), end, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-3)
-        parent = ParentRun(start, {"end": result.end, **result.points}, NETWORK.tensors)
+        parent = ParentRun(start, {"end": result.end, **result.snapshots}, NETWORK.tensors)
         step_of_level = PruneStep(**{**step.to_data(), "rewind_to": rewind_to if level == 0 else "start"})
         child = prune_and_reset(parent, step_of_level, child_streams(0, "level", level + 1))
         named = {"all": 0.2} if scope == "global" else {n: RATES[t.kind] for n, t in NETWORK.tensors.items()}

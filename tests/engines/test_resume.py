@@ -60,8 +60,8 @@ CASES: dict[str, tuple[Callable[[TrainingJob], TrainingResult], Recipe, InitialS
 def whole_run(case: str) -> TrainingResult:
     """Return the run without a kill. Tests only read it."""
     training, recipe, start = CASES[case]
-    whole = training(job(recipe, start, points=POINTS))
-    assert whole.points.keys() == POINTS
+    whole = training(job(recipe, start, snapshots=POINTS))
+    assert whole.snapshots.keys() == POINTS
     return whole
 
 
@@ -71,7 +71,7 @@ def whole_run(case: str) -> TrainingResult:
 def test_a_run_killed_after_a_checkpoint_resumes_bit_identically(case: str, kill_after: int) -> None:
     training, recipe, start = CASES[case]
     memory = Memory(kill_after)
-    killed = job(recipe, start, points=POINTS, checkpoints=memory)
+    killed = job(recipe, start, snapshots=POINTS, checkpoints=memory)
     with pytest.raises(Killed):
         training(killed)
     assert bits(training(killed)) == bits(whole_run(case))
@@ -81,7 +81,7 @@ def test_a_run_killed_after_a_checkpoint_resumes_bit_identically(case: str, kill
 def test_a_run_killed_repeatedly_resumes_bit_identically(case: str) -> None:
     training, recipe, start = CASES[case]
     memory, kills = Memory(1), 0
-    chased = job(recipe, start, points=POINTS, checkpoints=memory)
+    chased = job(recipe, start, snapshots=POINTS, checkpoints=memory)
     while True:
         memory.count = 0
         try:
@@ -102,7 +102,7 @@ def test_checkpoints_do_not_change_the_result() -> None:
 
 def test_a_late_start_resumes() -> None:
     start = replace(pruned_start(), first_iteration=23)
-    late = job(RECIPES["schedule"], start, points=frozenset({23, 29, 47}), checkpoints=Memory(2))
+    late = job(RECIPES["schedule"], start, snapshots=frozenset({23, 29, 47}), checkpoints=Memory(2))
     with pytest.raises(Killed):
         network(late)
     assert bits(network(late)) == bits(network(replace(late, checkpoints=NullCheckpointer())))
@@ -113,10 +113,10 @@ def test_a_checkpoint_that_lacks_a_due_snapshot_is_not_resumed_from(point: Snaps
     memory = Memory(2)
     with pytest.raises(Killed):
         network(job(RECIPES["adam"], checkpoints=memory))
-    asked_later = job(RECIPES["adam"], points=frozenset({point}), checkpoints=memory)
+    asked_later = job(RECIPES["adam"], snapshots=frozenset({point}), checkpoints=memory)
     outcome = network(asked_later)
     assert memory.asked == 2 + (3 if resumes else 5)
-    assert outcome.points.keys() == {point}
+    assert outcome.snapshots.keys() == {point}
     assert bits(outcome) == bits(network(replace(asked_later, checkpoints=NullCheckpointer())))
 
 
@@ -132,7 +132,7 @@ def test_a_diverged_run_saves_no_checkpoint() -> None:
 
 def test_batch_normalization_equals_a_plain_loop() -> None:
     start, recipe = normed_start(), Recipe("sgd", 0.1, 5, 20, 5)
-    outcome = train_module(without_dropout(), job(recipe, start, points=frozenset({"gradient"})), DATA)
+    outcome = train_module(without_dropout(), job(recipe, start, snapshots=frozenset({"gradient"})), DATA)
     module, masks = without_dropout(), start.masks
     module.load_state_dict({**start.weights, **start.unmasked})
     for x, y in batches(job(recipe), DATA, 20):
@@ -164,13 +164,13 @@ def loss_in(module: nn.Module) -> float:
 
 
 def test_snapshots_change_neither_buffers_nor_draws() -> None:
-    asked = normed(job(RECIPES["adam"], normed_start(), points=POINTS))
+    asked = normed(job(RECIPES["adam"], normed_start(), snapshots=POINTS))
     plain = normed(job(RECIPES["adam"], normed_start()))
-    assert bits(replace(asked, points={})) == bits(plain)
+    assert bits(replace(asked, snapshots={})) == bits(plain)
 
 
 def test_a_module_in_eval_mode_is_trained_in_train_mode() -> None:
-    small_job = job(RECIPES["adam"], normed_start(), points=POINTS)
+    small_job = job(RECIPES["adam"], normed_start(), snapshots=POINTS)
     assert bits(train_module(normed_module().eval(), small_job, DATA)) == bits(normed(small_job))
 
 
@@ -203,11 +203,11 @@ def dropped(seed: int, start: InitialState | None = None) -> tuple[list[bytes], 
     module, dropout = normed_module(), RecordingDropout()
     module.dropout = dropout
     recipe = Recipe("sgd", 0.1, 5, 30, 10)
-    small_job = replace(job(recipe, start or normed_start(), points=frozenset({20})), seed=seed)
+    small_job = replace(job(recipe, start or normed_start(), snapshots=frozenset({20})), seed=seed)
     generator_before = torch.get_rng_state()
     outcome = train_module(module, small_job, DATA)
     assert torch.equal(torch.get_rng_state(), generator_before)
-    return dropout.seen, outcome.points[20]
+    return dropout.seen, outcome.snapshots[20]
 
 
 # --- denormal numbers ---

@@ -89,11 +89,11 @@ def test_the_deepest_level_goes_first() -> None:
 def test_a_task_lists_the_snapshots_that_will_be_read(folder: Path) -> None:
     plan = small_plan({"criterion": "snip", "rewind_to": 5}, levels=2)
     scheduler = Scheduler(plan, Store(folder))
-    points = []
+    snapshots = []
     while (task := scheduler.take()) is not None:
-        points.append(task.snapshots)
+        snapshots.append(task.snapshots)
         finish(scheduler, task)
-    assert points == [{"end", "gradient", 5}, {"end", "gradient"}, set()]
+    assert snapshots == [{"end", "gradient", 5}, {"end", "gradient"}, set()]
 
 
 @pytest.mark.parametrize("status", ["diverged", "certificate_failed"])
@@ -243,10 +243,12 @@ def keys_kept_by_needed(plan: Plan, run: Run, keep: KeepPolicy) -> set[str]:
     if keep != "needed":
         return set()
     if run.level == 0 or not children:
-        points = {"end"} | {snapshot_name(p) for child in children if child.step for p in child.step.required_snapshots}
+        snapshots = {"end"} | {
+            snapshot_name(p) for child in children if child.step for p in child.step.required_snapshots
+        }
     else:
-        points = {snapshot_name(p) for child in children if child.step for p in child.step.initial_state_snapshots}
-    return {f"{run.id}-{point}" for point in points}
+        snapshots = {snapshot_name(p) for child in children if child.step for p in child.step.initial_state_snapshots}
+    return {f"{run.id}-{point}" for point in snapshots}
 
 
 def test_needed_keeps_the_dense_run_and_the_last_levels(folder: Path) -> None:

@@ -50,13 +50,13 @@ def mask_job(
     start = initial_mask_state(
         learning, prunable_tensors(layers), initial_state(layers, seed), seed, None, None, child_streams(seed)
     )
-    points: frozenset[Any] = frozenset({"lowest_validation_loss"})
-    return TrainingJob(sequential_network(layers), start, recipe, seed, points, learning=learning, **others)
+    snapshots: frozenset[Any] = frozenset({"lowest_validation_loss"})
+    return TrainingJob(sequential_network(layers), start, recipe, seed, snapshots, learning=learning, **others)
 
 
 def mask_bits(outcome: TrainingResult) -> dict[str, Any]:
     """Return `trainings.bits` with every logit."""
-    states = {"end": outcome.end, **{str(point): state for point, state in outcome.points.items()}}
+    states = {"end": outcome.end, **{str(point): state for point, state in outcome.snapshots.items()}}
     logits = {(at, n): m.numpy().tobytes() for at, state in states.items() for n, m in state.logits.items()}
     assert logits
     return {**trainings.bits(outcome), "logits": logits}

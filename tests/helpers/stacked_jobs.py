@@ -40,7 +40,7 @@ def check_same_numbers(found: TrainingResult, wanted: TrainingResult) -> None:
     np.testing.assert_allclose(found.curve.validation_accuracy, wanted.curve.validation_accuracy, atol=0.05)
     assert found.metrics["final_test_loss"] == pytest.approx(wanted.metrics["final_test_loss"], rel=1e-3)
     assert found.metrics["early_stop_test_loss"] == pytest.approx(wanted.metrics["early_stop_test_loss"], rel=1e-3)
-    assert found.points.keys() == wanted.points.keys()
+    assert found.snapshots.keys() == wanted.snapshots.keys()
 
 
 def count_stacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:

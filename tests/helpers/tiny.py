@@ -52,7 +52,7 @@ MASKABLES = prunable_tensors(LAYERS)
 RATES = {"hidden": 0.3, "output": 0.2, "global": 0.25}
 
 
-def train(start: InitialState, seed: int, points: Iterable[Snapshot] = (), still: int = 0) -> TrainingResult:
+def train(start: InitialState, seed: int, snapshots: Iterable[Snapshot] = (), still: int = 0) -> TrainingResult:
     """Every weight that may move takes random steps, and so do biases; the first `still` inputs move nothing.
 
     The trajectory is a straight line of 100 iterations; the gradient is noise.
@@ -68,7 +68,7 @@ def train(start: InitialState, seed: int, points: Iterable[Snapshot] = (), still
         weights = {n: torch.where(steps[n] == 0, w, w + share * steps[n]) for n, w in start.weights.items()}
         return NetworkState(weights, {n: t + share * others[n] for n, t in start.unmasked.items()})
 
-    states: dict[Snapshot, NetworkState] = {p: at(p) for p in points if isinstance(p, int)}
+    states: dict[Snapshot, NetworkState] = {p: at(p) for p in snapshots if isinstance(p, int)}
     states["lowest_validation_loss"] = at(70)
     states["gradient"] = NetworkState({n: _noise(rng, w) for n, w in start.weights.items()}, {})
     moments = {n: {"exp_avg": step, "exp_avg_sq": step**2} for n, step in steps.items()}
@@ -83,7 +83,7 @@ def parent_of(
     start: InitialState, result: TrainingResult, prunable: dict[str, PrunableTensor] = MASKABLES
 ) -> ParentRun:
     """Return a finished training as the parent of a pruning step."""
-    return ParentRun(start, {**result.points, "end": result.end}, prunable)
+    return ParentRun(start, {**result.snapshots, "end": result.end}, prunable)
 
 
 def dense(seed: int = 0) -> InitialState:
@@ -97,13 +97,13 @@ def level_streams(level: int, seed: int = 0) -> Streams:
 
 
 def chain(
-    steps: list[PruneStep], seed: int = 0, points: Iterable[Snapshot] = ()
+    steps: list[PruneStep], seed: int = 0, snapshots: Iterable[Snapshot] = ()
 ) -> list[tuple[InitialState, TrainingResult]]:
     """Return the dense run and one run per step, each pruned from the one before."""
-    runs = [(dense(seed), train(dense(seed), seed, points))]
+    runs = [(dense(seed), train(dense(seed), seed, snapshots))]
     for level, step in enumerate(steps, start=1):
         start = prune_and_reset(parent_of(*runs[-1]), step, level_streams(level, seed))
-        runs.append((start, train(start, seed + level, (p for p in points if p != start.first_iteration))))
+        runs.append((start, train(start, seed + level, (p for p in snapshots if p != start.first_iteration))))
     return runs
 
 

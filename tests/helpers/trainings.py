@@ -123,7 +123,7 @@ KERNELS = ("fc1.weight", "fc2.weight")
 
 def bits(outcome: TrainingResult) -> dict[str, Any]:
     """Every number of a result, tensors as bytes: equal if and only if the results are bit-identical."""
-    states = {"end": outcome.end, **{str(point): state for point, state in outcome.points.items()}}
+    states = {"end": outcome.end, **{str(point): state for point, state in outcome.snapshots.items()}}
     tensors = {(at, n): t for at, s in states.items() for n, t in {**s.weights, **s.unmasked}.items()}
     tensors |= {(n, key): t for n, s in outcome.optimizer_state.items() for key, t in s.items()}
     return {

@@ -73,10 +73,10 @@ def artificial_run(parent: str | None = "0" * 32) -> tuple[Run, InitialState, Tr
     start = InitialState(weights, masks, others, first_iteration=5)
     moved = {name: torch.where(masks[name], -w, w) for name, w in weights.items()}
     end = NetworkState(moved, {name: t + 1 for name, t in others.items()})
-    points: dict[Snapshot, NetworkState] = {7: replace(end, unmasked=others), "gradient": NetworkState(moved, {})}
+    snapshots: dict[Snapshot, NetworkState] = {7: replace(end, unmasked=others), "gradient": NetworkState(moved, {})}
     curve = LearningCurve([0, 4], [float("nan"), 1 / 3], [2.3, float("inf")], [0.1, 0.2])
     metrics: dict[str, int | float | None] = {"diverged_at": None, "final_test_accuracy": 1 / 3, "odd": float("nan")}
-    return run, start, TrainingResult("finished", end, points, curve, metrics)
+    return run, start, TrainingResult("finished", end, snapshots, curve, metrics)
 
 
 HELD, BROKEN = Certificate({"a promise": []}), Certificate({"a promise": ["fc1.weight"]})
@@ -87,7 +87,7 @@ def commit_result(
 ) -> EntryStore:
     # An artificial run has odd facts, which only the raw store accepts.
     store = EntryStore(folder / "store")
-    for point, state in outcome.points.items():
+    for point, state in outcome.snapshots.items():
         store.commit_snapshot(run.id, snapshot_name(point), {}, encode_snapshot(state, start.masks))
     store.commit(run.id, *encode_result(run, start, outcome, certificate, {"seconds": 0.5}))
     return store
@@ -102,7 +102,7 @@ def test_a_training_result_is_read_back_bit_identical(folder: Path, parent: str 
     assert same_state(decode_state(entry.tensors | entry.weights, start), outcome.end)
     for point in (7, "gradient"):
         state = decode_state(store.read_snapshot(run.id, snapshot_name(point)).tensors, start)
-        assert same_state(state, outcome.points[point])
+        assert same_state(state, outcome.snapshots[point])
     curve = decode_curve(entry.tensors)
     np.testing.assert_array_equal(list(vars(curve).values()), list(vars(outcome.curve).values()))
     assert [type(v) for column in vars(curve).values() for v in column] == [int] * 2 + [float] * 6
@@ -141,7 +141,7 @@ def test_only_kept_weights_and_one_bit_per_mask_are_stored(folder: Path) -> None
 def test_a_diverged_run_keeps_its_curve_and_no_weights(folder: Path) -> None:
     run, start, outcome = artificial_run()
     # Also with a broken certificate: NaN weights differ from frozen ones.
-    store = commit_result(folder, run, start, replace(outcome, status="diverged", points={}), BROKEN)
+    store = commit_result(folder, run, start, replace(outcome, status="diverged", snapshots={}), BROKEN)
     entry = store.read(run.id)
     assert (entry.facts["status"], entry.weights, store.has_weights(run.id)) == ("diverged", {}, False)
     assert decode_curve(entry.tensors).iterations == [0, 4]
@@ -165,8 +165,8 @@ def test_stored_values_that_do_not_fit_are_refused(change: str) -> None:
 
 
 def test_snapshot_names_are_distinct() -> None:
-    points: list[Snapshot] = [0, 10, 100, "lowest_validation_loss", "gradient"]
-    assert [snapshot_name(p) for p in points] == [
+    snapshots: list[Snapshot] = [0, 10, 100, "lowest_validation_loss", "gradient"]
+    assert [snapshot_name(p) for p in snapshots] == [
         "iteration_0", "iteration_10", "iteration_100", "lowest_validation_loss", "gradient",
     ]  # fmt: skip
 
@@ -267,15 +267,15 @@ def test_snapshots_are_read_back_as_the_engine_returned_them(folder: Path) -> No
     worker = Kept(WorkerConfig(folder / "store"))
     train_plan(plan, folder / "store", worker=worker)
     for run_id, outcome in given.items():
-        points = StoredSnapshots(worker.store, plan.runs[run_id], worker.starts[run_id])
-        assert same_state(points["end"], outcome.end)
-        for point, state in outcome.points.items():
-            assert point in points
+        snapshots = StoredSnapshots(worker.store, plan.runs[run_id], worker.starts[run_id])
+        assert same_state(snapshots["end"], outcome.end)
+        for point, state in outcome.snapshots.items():
+            assert point in snapshots
             if point != "gradient":
-                assert same_state(points[point], state)
+                assert same_state(snapshots[point], state)
                 continue
             masks = worker.starts[run_id].masks
-            for name, gradient in points[point].weights.items():
+            for name, gradient in snapshots[point].weights.items():
                 assert torch.equal(gradient[masks[name]], state.weights[name][masks[name]])
                 assert not gradient[~masks[name]].any()
 
@@ -289,10 +289,10 @@ def test_dropped_tensors_are_reported_as_missing(folder: Path) -> None:
         StateReplayer(store).parent_run(first)
     assert missing.value.key == f"{dense}-iteration_5"
     store.drop_weights(first)
-    points = StoredSnapshots(store, plan.runs[first], plan.network.initial_state(0))
-    assert "end" not in points
+    snapshots = StoredSnapshots(store, plan.runs[first], plan.network.initial_state(0))
+    assert "end" not in snapshots
     with pytest.raises(SnapshotMissing, match=f"run {first} has no weights in the store"):
-        points["end"]
+        snapshots["end"]
 
 
 # ------------------------------------------------------------------------------------------------------------ tampering
@@ -387,7 +387,7 @@ def test_kept_values_that_do_not_fit_the_mask_are_damage(folder: Path) -> None:
 
     reseal(store, dense, cut)
     with pytest.raises(CorruptEntry, match=r"fc1\.weight"):
-        StateReplayer(store).parent_run(dense).points["end"]
+        StateReplayer(store).parent_run(dense).snapshots["end"]
 
 
 def test_runs_of_earlier_numerics_can_still_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

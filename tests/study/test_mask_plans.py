@@ -94,7 +94,7 @@ def test_a_learned_mask_has_no_parent() -> None:
     assert learned.learning == MaskLearning(samples=2, hardened_at=(0.5,))
     assert len(plan.runs) == 3
     assert [run.id for run in plan.children[dense.id]] == [chain(plan, "b")[1].id]
-    assert learned.points == learned.start_points == frozenset()
+    assert learned.required_snapshots == learned.initial_state_snapshots == frozenset()
 
 
 @pytest.mark.parametrize("graded", [False, True])
@@ -108,7 +108,7 @@ def test_a_learned_mask_from_a_heuristic_has_the_dense_run_as_parent(graded: boo
     assert (learned.step.criterion, learned.step.scope, learned.step.levels) == ("large_final_same_sign", "global", 2)
     assert set(learned.step.rates) == {"global"}
     # Replaying its initial logits needs the snapshots that the criterion reads.
-    assert learned.points == learned.start_points == frozenset({"end"})
+    assert learned.required_snapshots == learned.initial_state_snapshots == frozenset({"end"})
 
 
 def test_unused_keys_are_not_in_the_run_id() -> None:
@@ -134,7 +134,7 @@ def test_levels_after_a_learned_mask() -> None:
     assert {run.recipe for run in (taken, second, third)} == {dense.recipe}
     assert [run.step.criterion for run in (second, third) if run.step] == ["movement"] * 2
     assert [run.step.scope for run in (second, third) if run.step] == ["layer"] * 2
-    assert taken.points == frozenset({"end"}) and taken.start_points == frozenset()
+    assert taken.required_snapshots == frozenset({"end"}) and taken.initial_state_snapshots == frozenset()
 
 
 def test_a_signed_mask_is_applied_to_its_inverted_weights() -> None:

@@ -131,8 +131,8 @@ def test_rate_order_and_other_keys_do_not_change_the_id() -> None:
 
 
 def test_kinds_of_points_have_different_ids() -> None:
-    points: list[Snapshot] = ["start", 0, "end", 100]
-    assert len({replace(LEVEL_1, step=replace(STEP, rewind_to=p)).id for p in points}) == 4
+    snapshots: list[Snapshot] = ["start", 0, "end", 100]
+    assert len({replace(LEVEL_1, step=replace(STEP, rewind_to=p)).id for p in snapshots}) == 4
 
 
 @pytest.mark.parametrize("run", [DENSE, LEVEL_1])
@@ -145,7 +145,7 @@ def test_from_data_inverts_to_data(run: Run) -> None:
 # ------------------------------------------------------------------------------ snapshots of the parent
 
 
-def points(**changes: Any) -> tuple[set[Any], set[Any]]:
+def required_snapshots(**changes: Any) -> tuple[set[Any], set[Any]]:
     step = replace(STEP, **changes)
     return set(step.required_snapshots), set(step.initial_state_snapshots)
 
@@ -166,4 +166,4 @@ def points(**changes: Any) -> tuple[set[Any], set[Any]]:
     ],
 )
 def test_snapshots_of_the_parent(changes: dict[str, Any], to_score: set[Any], to_start: set[Any]) -> None:
-    assert points(**changes) == (to_score, to_start)
+    assert required_snapshots(**changes) == (to_score, to_start)

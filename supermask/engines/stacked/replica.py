@@ -183,12 +183,12 @@ class ReplicaLoop(TrainingLoop):
     def _keep_best(self) -> None:
         self.network.keep_best()
         # Replaces the state of a checkpoint, too, from which the run resumed.
-        self.points["lowest_validation_loss"] = IN_STACK
+        self.snapshots["lowest_validation_loss"] = IN_STACK
 
-    def _kept_points(self) -> dict[Snapshot, NetworkState]:
-        if self.points.get("lowest_validation_loss") is not IN_STACK:
-            return self.points
-        return self.points | {"lowest_validation_loss": self.network.best_state()}
+    def _kept_snapshots(self) -> dict[Snapshot, NetworkState]:
+        if self.snapshots.get("lowest_validation_loss") is not IN_STACK:
+            return self.snapshots
+        return self.snapshots | {"lowest_validation_loss": self.network.best_state()}
 
 
 def state_to_cpu(state: NetworkState) -> NetworkState:
@@ -198,8 +198,8 @@ def state_to_cpu(state: NetworkState) -> NetworkState:
 
 def result_to_cpu(result: TrainingResult) -> TrainingResult:
     """The result with copies of all tensors on the CPU."""
-    points = {point: state_to_cpu(state) for point, state in result.points.items()}
-    return replace(result, end=state_to_cpu(result.end), points=points)
+    snapshots = {point: state_to_cpu(state) for point, state in result.snapshots.items()}
+    return replace(result, end=state_to_cpu(result.end), snapshots=snapshots)
 
 
 def _to_cpu(tensors: dict[str, Tensor]) -> Weights:

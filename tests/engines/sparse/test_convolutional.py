@@ -167,16 +167,16 @@ def test_batches_of_any_size(batch: int) -> None:
 @pytest.mark.slow
 def test_a_run_has_the_result_of_the_reference() -> None:
     job = job_of(MOMENTUM, "conv4")
-    job = replace(job, points=frozenset({7, "gradient"}))
+    job = replace(job, snapshots=frozenset({7, "gradient"}))
     images = data((2, 8, 8), CLASSES)
     ours, expected = (
         run_training(ConvNetTrainer(job, images, AS_MEASURED), job, images),
         reference.train([job], [images])[0],
     )
-    assert ours.points.keys() == expected.points.keys()
-    assert_moved_alike(ours.points[7], expected.points[7], job.start.state)
-    for name, target in expected.points["gradient"].weights.items():
-        torch.testing.assert_close(ours.points["gradient"].weights[name], target, rtol=1e-5, atol=1e-6)
+    assert ours.snapshots.keys() == expected.snapshots.keys()
+    assert_moved_alike(ours.snapshots[7], expected.snapshots[7], job.start.state)
+    for name, target in expected.snapshots["gradient"].weights.items():
+        torch.testing.assert_close(ours.snapshots["gradient"].weights[name], target, rtol=1e-5, atol=1e-6)
     for key, number in expected.metrics.items():
         assert ours.metrics[key] == (number if number is None else pytest.approx(number, rel=1e-3))
     assert ours.optimizer_state.keys() == expected.optimizer_state.keys()

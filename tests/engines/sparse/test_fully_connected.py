@@ -128,8 +128,8 @@ def test_concurrent_runs_are_bit_identical() -> None:
 @pytest.mark.parametrize("way", EVERY_TRAVERSAL)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_killed_run_resumes_bit_identically(recipe: str, way: str) -> None:
-    points: frozenset[Snapshot] = frozenset({3, 20, 47, "gradient", "lowest_validation_loss"})
-    job = replace(job_of(recipe=replace(RECIPES[recipe], iterations=50, evaluate_every=10)), points=points)
+    snapshots: frozenset[Snapshot] = frozenset({3, 20, 47, "gradient", "lowest_validation_loss"})
+    job = replace(job_of(recipe=replace(RECIPES[recipe], iterations=50, evaluate_every=10)), snapshots=snapshots)
     whole = ours(job, EVERY_TRAVERSAL[way])
     for kill_after in (1, 4):
         killed = replace(job, checkpoints=Memory(kill_after))
@@ -139,9 +139,9 @@ def test_a_killed_run_resumes_bit_identically(recipe: str, way: str) -> None:
 
 
 def test_the_initial_gradient_equals_the_reference() -> None:
-    job = replace(job_of(density=0.3), points=frozenset({"gradient"}))
-    actual = ours(job, EVERY_TRAVERSAL["over weights"]).points["gradient"]
-    target = reference.train([job], [images()])[0].points["gradient"]
+    job = replace(job_of(density=0.3), snapshots=frozenset({"gradient"}))
+    actual = ours(job, EVERY_TRAVERSAL["over weights"]).snapshots["gradient"]
+    target = reference.train([job], [images()])[0].snapshots["gradient"]
     assert all(torch.equal(actual.weights[name], tensor) for name, tensor in target.weights.items())
 
 

@@ -154,7 +154,7 @@ def test_weights_and_biases_are_bit_identical(method: str) -> None:
         others = {n: torch.linspace(-0.3, 0.3, t.numel()) for n, t in job.start.unmasked.items()}
         job = replace(job, start=replace(job.start, unmasked=others))
         outcome = ours(job)
-        for state in (outcome.end, *outcome.points.values()):
+        for state in (outcome.end, *outcome.snapshots.values()):
             for name, tensor in {**job.start.weights, **others}.items():
                 now = {**state.weights, **state.unmasked}[name]
                 assert torch.equal(now.view(torch.int32), tensor.view(torch.int32))

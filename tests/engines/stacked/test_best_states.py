@@ -107,19 +107,19 @@ def test_results_are_those_of_copies_per_replica(monkeypatch: pytest.MonkeyPatch
     first = job_of("fc-24", 0.3, recipe)
     if learned:
         first = mask_job(METHODS["bernoulli"], recipe, first.layers)
-    points: frozenset[Any] = frozenset({"lowest_validation_loss"})
+    snapshots: frozenset[Any] = frozenset({"lowest_validation_loss"})
     jobs = [
-        replace(first, seed=seed, points=points, start=replace(first.start, first_iteration=5 * (seed % 2)))
+        replace(first, seed=seed, snapshots=snapshots, start=replace(first.start, first_iteration=5 * (seed % 2)))
         for seed in range(4)
     ]
     ours = train_line(jobs, 3)
     monkeypatch.setattr(ReplicaLoop, "_keep_best", TrainingLoop._keep_best)
-    monkeypatch.setattr(ReplicaLoop, "_kept_points", TrainingLoop._kept_points)
+    monkeypatch.setattr(ReplicaLoop, "_kept_snapshots", TrainingLoop._kept_snapshots)
     theirs = train_line(jobs, 3)
     assert any(r.metrics["early_stop_iteration"] != 10 for r in ours)
     for a, b in zip(ours, theirs, strict=True):
         assert bits(a) == bits(b)
-        kept, expected = a.points["lowest_validation_loss"], b.points["lowest_validation_loss"]
+        kept, expected = a.snapshots["lowest_validation_loss"], b.snapshots["lowest_validation_loss"]
         for own, other in ((kept.weights, expected.weights), (kept.unmasked, expected.unmasked)):
             assert all(torch.equal(own[n], other[n]) for n in other)
         assert all(torch.equal(kept.logits[n], t) for n, t in expected.logits.items())

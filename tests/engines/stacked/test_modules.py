@@ -98,7 +98,7 @@ def check_against_reference(
         engine = reference if made.learning is None else reference_masks
         theirs = engine.train([made], [d])[0]
         check_same_numbers(ours, theirs)
-        for a, b in [(ours.end, theirs.end), *((ours.points[p], theirs.points[p]) for p in theirs.points)]:
+        for a, b in [(ours.end, theirs.end), *((ours.snapshots[p], theirs.snapshots[p]) for p in theirs.snapshots)]:
             for name, wanted in {**b.weights, **b.unmasked, **b.logits}.items():
                 value = {**a.weights, **a.unmasked, **a.logits}[name]
                 assert (value.dtype, value.shape) == (wanted.dtype, wanted.shape)
@@ -155,8 +155,8 @@ def test_learned_masks_of_a_residual_network(method: str) -> None:
         start = initial_mask_state(
             learning, network.tensors, network.initial_state(seed), seed, None, None, child_streams(seed)
         )
-        points = frozenset({"lowest_validation_loss"})
-        jobs.append(TrainingJob(network, start, RECIPES["momentum"], seed, points, learning=learning))  # type: ignore[arg-type]
+        snapshots = frozenset({"lowest_validation_loss"})
+        jobs.append(TrainingJob(network, start, RECIPES["momentum"], seed, snapshots, learning=learning))  # type: ignore[arg-type]
     found = stacked.train(jobs, [DATA, DATA])
     check_against_reference(found, jobs, [DATA, DATA])
     for made, outcome in zip(jobs, found, strict=True):

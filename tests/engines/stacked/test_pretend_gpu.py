@@ -45,7 +45,7 @@ def on_both(
     with pretend_gpu() as gpu:
         there = stacked.train(jobs, of, "cuda", **how)  # type: ignore[arg-type]
         for outcome in there:
-            for state in (outcome.end, *outcome.points.values()):
+            for state in (outcome.end, *outcome.snapshots.values()):
                 tensors = {**state.weights, **state.unmasked, **state.logits, **outcome.last_sampled_weights}
                 assert all(t.device.type == "cpu" for t in tensors.values())
     return here, there, gpu
@@ -55,7 +55,7 @@ def check_same(jobs: list[TrainingJob], of: list[SplitData], **how: object) -> l
     """Training on the pretended GPU, by recorded steps, agrees with training on the CPU."""
     here, there, gpu = on_both(jobs, of, **how)
     for a, b in zip(here, there, strict=True):
-        assert (a.status, a.curve.iterations, a.points.keys()) == (b.status, b.curve.iterations, b.points.keys())
+        assert (a.status, a.curve.iterations, a.snapshots.keys()) == (b.status, b.curve.iterations, b.snapshots.keys())
         np.testing.assert_allclose(a.curve.training_loss, b.curve.training_loss, rtol=1e-5)
         np.testing.assert_allclose(a.curve.validation_loss, b.curve.validation_loss, rtol=1e-5)
         assert a.curve.validation_accuracy == b.curve.validation_accuracy
@@ -117,7 +117,7 @@ def test_every_recipe(recipe: Recipe) -> None:
     """Shared and unshared batches, dense and pruned, two data sets, a late start and snapshots."""
     jobs = [
         job(recipe),
-        job(recipe, pruned_start(), points=frozenset({"gradient", 33, "lowest_validation_loss"})),
+        job(recipe, pruned_start(), snapshots=frozenset({"gradient", 33, "lowest_validation_loss"})),
         job(recipe, pruned_start(0.0)),
         replace(job(recipe, pruned_start(seed=1)), seed=1),
         job(recipe, replace(pruned_start(seed=2), first_iteration=17)),
@@ -266,8 +266,8 @@ def test_the_version_of_the_driver(text: str | None, version: str | None, tmp_pa
 @pytest.mark.parametrize("method", [None, *METHODS])
 def test_the_reference_engine_on_the_pretended_gpu(method: str | None) -> None:
     recipe, engine = RECIPES["adam"], reference if method is None else reference_masks
-    points: frozenset[Snapshot] = frozenset({"gradient", 33, "lowest_validation_loss"})
-    made = job(recipe, pruned_start(), points=points)
+    snapshots: frozenset[Snapshot] = frozenset({"gradient", 33, "lowest_validation_loss"})
+    made = job(recipe, pruned_start(), snapshots=snapshots)
     if method is not None:
         made = mask_job(replace(METHODS[method], samples=2), recipe)
     killed = replace(made, checkpoints=Memory(2))

@@ -93,11 +93,11 @@ def test_different_seeds_data_late_starts_and_snapshots() -> None:
     late = start_of("fc-24", 0.5)
     first = job_of("fc-24", 0.3, recipe)
     jobs = [
-        replace(first, points=frozenset({"gradient", 33, "lowest_validation_loss"})),
+        replace(first, snapshots=frozenset({"gradient", 33, "lowest_validation_loss"})),
         replace(first, seed=3),
-        replace(first, start=replace(late, first_iteration=30), points=frozenset({30, 31})),
+        replace(first, start=replace(late, first_iteration=30), snapshots=frozenset({30, 31})),
         first,
-        replace(first, seed=3, start=late, points=frozenset({80})),
+        replace(first, seed=3, start=late, snapshots=frozenset({80})),
         replace(first, start=replace(late, first_iteration=80)),
     ]
     of = [images(), images(), other_images(), images(), images(), images()]
@@ -105,8 +105,10 @@ def test_different_seeds_data_late_starts_and_snapshots() -> None:
     for job, d, outcome in zip(jobs, of, found, strict=True):
         wanted = theirs(job, d)
         check_same_numbers(outcome, wanted)
-        assert all(distance(outcome.points[p], wanted.points[p]) < 1e-4 for p in wanted.points if p != "gradient")
-    gradient, wanted_gradient = found[0].points["gradient"], theirs(jobs[0]).points["gradient"]
+        assert all(
+            distance(outcome.snapshots[p], wanted.snapshots[p]) < 1e-4 for p in wanted.snapshots if p != "gradient"
+        )
+    gradient, wanted_gradient = found[0].snapshots["gradient"], theirs(jobs[0]).snapshots["gradient"]
     assert all(torch.equal(gradient.weights[n], g) for n, g in wanted_gradient.weights.items())
 
 
@@ -216,8 +218,10 @@ def test_replicas_are_evaluated_together(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_resumed_run_is_bit_identical(recipe: str) -> None:
-    points: frozenset[Snapshot] = frozenset({3, 20, 47, "gradient", "lowest_validation_loss"})
-    job = replace(job_of("fc-24", recipe=replace(RECIPES[recipe], iterations=50, evaluate_every=10)), points=points)
+    snapshots: frozenset[Snapshot] = frozenset({3, 20, 47, "gradient", "lowest_validation_loss"})
+    job = replace(
+        job_of("fc-24", recipe=replace(RECIPES[recipe], iterations=50, evaluate_every=10)), snapshots=snapshots
+    )
     whole = ours(job)[0]
     for kill_after in (1, 4):
         killed = replace(job, checkpoints=Memory(kill_after))
@@ -358,7 +362,7 @@ def test_a_gpu_gives_nearly_the_same_numbers_and_holds_what_is_pruned(network: s
             initial_state(layers, s),
             recipe,
             seed=s // 2,
-            points=frozenset({"gradient", 23}),
+            snapshots=frozenset({"gradient", 23}),
         )
         for s in range(5)
     ]

@@ -41,12 +41,12 @@ def check_as_alone(job: TrainingJob, of: SplitData, found: TrainingResult) -> No
     alone = stacked.train([job], [of])[0]
     assert (found.status, found.curve.iterations) == (alone.status, alone.curve.iterations)
     assert found.metrics["diverged_at"] == alone.metrics["diverged_at"]
-    assert found.points.keys() == alone.points.keys()
+    assert found.snapshots.keys() == alone.snapshots.keys()
     if alone.status == "finished":
         np.testing.assert_allclose(found.curve.training_loss, alone.curve.training_loss, rtol=1e-5)
         np.testing.assert_allclose(found.curve.validation_loss, alone.curve.validation_loss, rtol=1e-5)
         assert distance(found.end, alone.end) < 1e-4
-        assert all(distance(found.points[p], alone.points[p]) < 1e-4 for p in found.points if p != "gradient")
+        assert all(distance(found.snapshots[p], alone.snapshots[p]) < 1e-4 for p in found.snapshots if p != "gradient")
 
 
 def seven(recipe: Recipe) -> tuple[list[TrainingJob], list[SplitData]]:
@@ -58,9 +58,9 @@ def seven(recipe: Recipe) -> tuple[list[TrainingJob], list[SplitData]]:
     jobs = [
         dense,
         replace(dense, seed=3, start=replace(dense.start, first_iteration=20)),
-        replace(first, points=frozenset({"gradient", 33, "lowest_validation_loss"})),
+        replace(first, snapshots=frozenset({"gradient", 33, "lowest_validation_loss"})),
         replace(first, start=replace(start, weights=huge)),
-        replace(first, start=replace(start_of("fc-24", 0.5), first_iteration=30), points=frozenset({30, 31})),
+        replace(first, start=replace(start_of("fc-24", 0.5), first_iteration=30), snapshots=frozenset({30, 31})),
         replace(first, seed=3, start=start_of("fc-24", 0.05, mask0="freeze_init")),
         replace(first, start=replace(start, first_iteration=60)),
     ]
@@ -100,7 +100,7 @@ def test_results_are_delivered_before_more_jobs_are_requested() -> None:
     # With free slots jobs are requested at every evaluation: here in the middle of the first run.
     _, line = fed(jobs[:3], [images()] * 3, 2, give=1)
     assert line.calls == ["more 1", "more 1", "ended", "more 1", "ended", "more 0", "ended", "more 0"]
-    _, line = fed([replace(jobs[0], points=frozenset({5, 13}))], [images()], 2)
+    _, line = fed([replace(jobs[0], snapshots=frozenset({5, 13}))], [images()], 2)
     assert line.calls == ["more 1", "more 0", "ended", "more 0"], "requested at a stop that only records a snapshot"
 
 
