@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -21,6 +22,13 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 
 settings.register_profile("supermask", deadline=None)
 settings.load_profile("supermask")
+
+
+def pytest_collection_finish() -> None:
+    """Exempt modules and collected tests from garbage collection: scanning them took a tenth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 @pytest.fixture(scope="session", autouse=True)
