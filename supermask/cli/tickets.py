@@ -114,11 +114,11 @@ def evaluate(
         None: "not known to be the same data as the run's",
     }
     echo(f"data      {name}, {evaluation.images:,} test images; {data[evaluation.same_data]}")
-    echo(f"measured  {evaluation.accuracy!r} ({evaluation.correct:,} of {evaluation.images:,} correct)")
+    echo(f"measured  {evaluation.accuracy:.2%} ({evaluation.correct:,} of {evaluation.images:,} correct)")
     if evaluation.stored is None:
         echo("stored    none: the ticket stores no accuracy of this network")
         return
-    echo(f"stored    {evaluation.stored!r} ({sanitize(evaluation.stored_source)})")
+    echo(f"stored    {evaluation.stored:.2%} ({sanitize(evaluation.stored_source)})")
     difference = abs(evaluation.correct - round(evaluation.stored * evaluation.images))
     echo("the same" if evaluation.accuracy == evaluation.stored else f"they DIFFER, by {difference:,} images")
 
@@ -247,7 +247,7 @@ def _print_facts(inspection: TicketInspection) -> list[str]:
     if snapshot := get_fact(ticket, str, "weights"):
         lines["weights"] = sanitize({"start": "start of training"}.get(snapshot, snapshot))
     accuracy = stored_accuracy(ticket)
-    lines["accuracy"] = sanitize(f"{accuracy[0]!r} on the test set ({accuracy[1]})") if accuracy else "not known"
+    lines["accuracy"] = sanitize(f"{accuracy[0]:.2%} on the test set ({accuracy[1]})") if accuracy else "not known"
     parts = ", ".join(f"{part} {size:,}" for part, size in sizes.items())
     lines["bytes"] = f"{sum(sizes.values()):,}: {parts}"
     return [f"{name:9} {text}" for name, text in lines.items()]

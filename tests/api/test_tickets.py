@@ -74,8 +74,8 @@ def test_run_is_packed_inspected_and_evaluated_in_separate_processes(runs: Runs,
     ended = supermask("eval", "t.safetensors")
     assert ended.out.splitlines() == [
         "data      digits, 360 test images; the same data as the run's",
-        f"measured  {accuracy!r} ({round(accuracy * 360)} of 360 correct)",
-        f"stored    {accuracy!r} (final weights)",
+        f"measured  {accuracy:.2%} ({round(accuracy * 360)} of 360 correct)",
+        f"stored    {accuracy:.2%} (final weights)",
         "the same",
     ]
 

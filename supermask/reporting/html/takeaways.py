@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from supermask.analysis.summary import Summary, TreatmentPoint
-from supermask.core.text import Row, format_number, format_percent
+from supermask.core.text import Row, format_number, format_percent, pluralize
 from supermask.reporting.figures.labels import escape_invisible
 from supermask.reporting.figures.learned import MaskResult
 from supermask.reporting.figures.ranking import Ranking
@@ -49,8 +49,8 @@ def overview_takeaway(summary: Summary) -> str:
     marked = [point.comparison.difference for point in compared if point.significant and point.comparison]
     above = sum(difference > 0 for difference in marked)
     return (
-        f"Of {len(compared)} cells, {above} are significantly above {escape_invisible(summary.reference)} and "
-        f"{len(marked) - above} below."
+        f"Of {pluralize(len(compared), 'cell')}, {above} are significantly above "
+        f"{escape_invisible(summary.reference)} and {len(marked) - above} below."
     )
 
 
