@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.local_runs import TWO_CHAINS, Recorder, children, criterion, execute
+from helpers.executors import Recorder, criterion
+from helpers.local_runs import TWO_CHAINS, children, execute
 from helpers.processes import command_lines, group_members, wait_until, wait_until_gone
 from helpers.small_studies import contents, facts, leftovers, same_table, small_plan, train_plan
 

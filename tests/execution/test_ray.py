@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.command_line import call
+from helpers.executors import Recorder, criterion, wait_for
 from helpers.faulty_disk import quick_folder
 from helpers.small_studies import contents, facts, leftovers, same_table, small_plan, train_plan
 
@@ -26,7 +27,7 @@ from supermask.execution import ray as ray_executor
 from supermask.execution.coordinator import MAX_WORKER_CRASHES, Assignment, Coordinator, ExecutionRequest
 from supermask.execution.remote import SESSIONS_DIR, remote_session
 from supermask.execution.scheduler import Scheduler
-from supermask.execution.tasks import Task, TaskResult, WorkerConfig
+from supermask.execution.tasks import WorkerConfig
 from supermask.store import Store
 from supermask.study import load_study
 from supermask.study.plan import Plan, make_plan
@@ -78,34 +79,6 @@ def gone_within(seconds: float, token: str) -> bool:
     while processes_with(token) and time.monotonic() < end:
         time.sleep(0.05)
     return not processes_with(token)
-
-
-class Recorder:
-    """A listener that records results."""
-
-    def __init__(self) -> None:
-        self.results: list[TaskResult] = []
-
-    def __call__(self, scheduler: Scheduler, task: Task, result: TaskResult) -> None:
-        self.results.append(result)
-
-    def ids(self) -> list[str]:
-        return [result.run_id for result in self.results]
-
-
-def criterion(folder: Path, body: str) -> str:
-    """Write a user's criterion: these statements, then the score of `large_final`. Return its import path."""
-    name = f"ray_criterion_{secrets.token_hex(4)}"
-    text = f"import os, pathlib, signal, time\n\ndef score(layer, rng):\n{body}\n    return layer.w_final.abs()\n"
-    (folder / f"{name}.py").write_text(text)
-    return f"{name}:score"
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 180.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @contextmanager

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
-import secrets
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import submitit
 from helpers.command_line import call
+from helpers.executors import criterion, wait_for
 from helpers.faulty_disk import quick_folder
 from helpers.small_studies import contents, facts, leftovers, same_table, small_plan, train_plan
 
@@ -70,14 +70,6 @@ def create_submitter(logs: Path, jobs: int, gpu: bool) -> submitit.LocalExecutor
 
 def execute(plan: Plan, config: WorkerConfig, workers: int = 2, listener: Any = lambda *_: None) -> Scheduler:
     return slurm.run_plan(ExecutionRequest(plan, config, workers, listener), create_submitter)
-
-
-def criterion(folder: Path, body: str) -> str:
-    """Write a user's criterion: these statements, then the score of `large_final`. Return its import path."""
-    name = f"slurm_criterion_{secrets.token_hex(4)}"
-    text = f"import os, pathlib, signal, time\n\ndef score(layer, rng):\n{body}\n    return layer.w_final.abs()\n"
-    (folder / f"{name}.py").write_text(text)
-    return f"{name}:score"
 
 
 def assert_same_as_local(plan: Plan, store: Path) -> None:
@@ -139,13 +131,6 @@ def test_a_preempted_job_resumes_from_its_checkpoint(folder: Path) -> None:
     assert checkpoint_seen == [True]
     assert (folder / "scored").read_text() == "x" * 4  # Two layers, twice.
     assert_same_as_local(plan, folder / "store")
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def trainers(job: Any) -> list[int]:
