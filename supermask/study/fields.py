@@ -167,6 +167,20 @@ def check_one_line(text: str) -> str:
     return text
 
 
+def check_pattern(pattern: str) -> str:
+    """Return a name or pattern of layers. Raises the pydantic error for one with brackets, which are not wildcards."""
+    if "[" in pattern or "]" in pattern:
+        raise validation_error(
+            f"{quote(pattern)} has '[' or ']': in a name or pattern of layers only * (any characters) and ? (any one "
+            "character) have a meaning. Give one pattern per layer, or write ? in the place of a bracket."
+        )
+    return pattern
+
+
+def _check_pattern_list(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(check_pattern, patterns))
+
+
 def _check_reserved_label(text: str) -> str:
     if text in ("dense", "chance", "(chain)") or " | " in text or text != text.strip():
         raise ValueError
@@ -191,6 +205,8 @@ Patterns = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=200)], ...],
     Field(max_length=1000),
     with_message("a list of names or patterns of layers, such as [fc, stage1.*]"),
+    # After `with_message`, which would replace its message.
+    AfterValidator(_check_pattern_list),
 ]
 Bool = Annotated[bool, with_message("true or false")]
 Epochs = Annotated[
