@@ -21,6 +21,10 @@ from supermask.core.environment import cache_folder
 from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.core.files import write_atomic
 
+MISSING = object()
+MODULE_ATTRIBUTES = ("__builtins__", "__doc__", "__file__", "__loader__", "__name__", "__package__", "__spec__")
+"""Names that Python defines in every module, so that the generated one has its own."""
+
 ELSEWHERE = "Write it in a .py file and name it as module:function."
 
 
@@ -63,9 +67,10 @@ def _module_text(function: FunctionType) -> str:
         source, names = _parse(current)
         sources[current.__name__] = source
         for name in names:
-            if name not in current.__globals__:
-                continue  # A builtin, or a NameError when it runs.
-            value = current.__globals__[name]
+            value = current.__globals__.get(name, MISSING)
+            # A builtin that the session has not replaced, or a NameError when it runs.
+            if value is MISSING or value is getattr(builtins, name, MISSING):
+                continue
             if isinstance(value, FunctionType) and value.__module__ == current.__module__ and value.__name__ == name:
                 waiting.append(value)
             elif statement := _import_statement(name, value):
@@ -109,7 +114,7 @@ def _parse(function: FunctionType) -> tuple[str, list[str]]:
         elif isinstance(node, ast.arg):
             node.annotation = None
     used = [node.id for node in ast.walk(definition) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
-    own = {*function.__code__.co_varnames, *dir(builtins)}
+    own = {*function.__code__.co_varnames, *MODULE_ATTRIBUTES}
     return ast.unparse(definition), [used_name for used_name in dict.fromkeys(used) if used_name not in own]
 
 
