@@ -141,14 +141,18 @@ class _ModuleTrainer:
         self.load(state)
         layers = self.normalization_layers
         momenta = [layer.momentum for layer in layers]
+        # Momentum None is the mean over all batches to batch normalization; instance normalization reads it as 0.
+        instance_layers = [m for m in layers if isinstance(m, nn.modules.instancenorm._InstanceNorm)]
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum = None  # a mean over all batches
+            layer.momentum = None
         size = min(STATISTICS_BATCH, len(self.sampler.indices))
         sampler = BatchSampler(self.sampler.seed, self.sampler.indices, size)
         with torch.no_grad():
             for number in range(min(STATISTICS_BATCHES, len(self.sampler.indices) // size)):
                 self.generator.manual_seed(self.module_seed + number)
+                for layer in instance_layers:
+                    layer.momentum = 1 / (number + 1)
                 batch = torch.from_numpy(sampler.batch(number)).to(self.device)
                 self.module(self.inputs.scale(self.images.index_select(0, batch)))
         for layer, momentum in zip(layers, momenta, strict=True):
