@@ -43,7 +43,7 @@ def max_runs() -> int:
 
 def count_requested_runs(study: Study) -> int:
     """Return an upper bound of the number of a study's runs, without planning them."""
-    per_seed = len({(study.train_of(t), study.initializer_of(t)) for t in study.treatments})
+    per_seed = len({(study.train_of(t), study.initializer_of(t), study.network_of(t)) for t in study.treatments})
     for treatment in study.treatments:
         levels = treatment.num_levels(study.prune)
         if treatment.supermask is not None:
