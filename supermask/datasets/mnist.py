@@ -140,6 +140,6 @@ def _read_labeled_images(spec: DatasetSpec, images_file: Path, labels_file: Path
     images: Pixels = read_idx(images_file, (count, height, width), form.hint)
     if form.is_transposed:
         images = np.ascontiguousarray(images.transpose(0, 2, 1))
-    labels = read_idx(labels_file, (count,), form.hint).astype(np.int64) - form.first_label
-    check_labels(labels_file, labels, spec.classes, form.hint)
-    return LabeledImages(images.reshape(count, channels, height, width), labels)
+    labels = read_idx(labels_file, (count,), form.hint).astype(np.int64)
+    check_labels(labels_file, labels, spec.classes, form.hint, form.first_label)
+    return LabeledImages(images.reshape(count, channels, height, width), labels - form.first_label)

@@ -70,7 +70,7 @@ def _read_file(spec: DatasetSpec, path: Path, count: int) -> LabeledImages:
     expected = {"X": ((height, width, channels, count), "uint8"), "y": ((count, 1), "uint8")}
     variables = _load_variables(path, expected)
     labels = variables["y"].astype(np.int64).reshape(-1)
-    check_labels(path, labels - 1, spec.classes, DOWNLOAD_HINT)
+    check_labels(path, labels, spec.classes, DOWNLOAD_HINT, first_label=1)
     images = np.ascontiguousarray(variables["X"].transpose(3, 2, 0, 1))
     return LabeledImages(images, labels % 10)
 
