@@ -1,6 +1,6 @@
 """Masks: exact counts, selection of the top scores, ranks, packing.
 
-`keep_top` is the only place of the package that sorts scores.
+`keep_top` is the only place of the package that ranks weights by a criterion's scores.
 """
 
 from __future__ import annotations

@@ -158,14 +158,15 @@ def _identity(images: ImageDataset) -> DataIdentity:
 
 
 def load_cached(
-    name: str, files: DatasetFiles, spec: DatasetSpec | None = None, check: Callable[[RawDataset], object] = id
+    name: str, files: DatasetFiles, spec: DatasetSpec | None = None, check: Callable[[RawDataset], object] | None = None
 ) -> tuple[RawDataset, str]:
     """Return the arrays and their fingerprint, from the cache if an intact copy is there, else decoded and cached.
 
     `name` begins the file's name; `spec`: the specification that the arrays must match, if it is known before;
-    `check`: raises UserError for decoded arrays that are not to be cached.
+    `check`: raises UserError for decoded arrays that are not to be cached; None checks nothing.
     If the cache cannot be written (read-only, full disk), the arrays are returned from memory.
     """
+    check = check or (lambda decoded: None)
     folder = cache_folder()
     if folder is None:
         decoded = files.decode(allocate_in_memory)
