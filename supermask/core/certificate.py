@@ -82,8 +82,8 @@ def certify(
     only_kernels_are_masked: masks, initial and final weights exist for exactly the prunable tensors, each in its shape
     and once; if not, nothing else is checked.
     no_layer_is_emptied: every mask keeps a weight.
-    frozen_is_frozen: masked-out weights end bit-equal to their start, or as 0 if they were denormal (a note).
-    optimizer_holds_nothing_frozen: the optimizer state of masked-out weights is 0.
+    frozen_is_frozen: pruned weights end bit-equal to their start, or as 0 if they were denormal (a note).
+    optimizer_holds_nothing_frozen: the optimizer state of pruned weights is 0.
     biases_train: no bias stayed at its initial value while the weights of its unit moved. Not checked with
     `weight_decay`: weights of a silent unit then move although its bias cannot.
     others_train: no unmasked parameter stayed as it was in every entry while every prunable tensor changed.
