@@ -72,7 +72,7 @@ def engine(train: Train, case: Case, block: int, blocks: int) -> Iterator[float]
             train(
                 [
                     TrainingJob(
-                        sequential_network(case.layers), case.start, recipe, seed=0, checkpoints=PauseAtEvaluation()
+                        sequential_network(case.layers), case.start, recipe, seed=0, checkpointer=PauseAtEvaluation()
                     )
                 ],
                 [case.data],

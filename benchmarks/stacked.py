@@ -146,7 +146,7 @@ def reference_step(job: TrainingJob, data: SplitData, steps: int, device: str) -
     """Return seconds per step of the reference engine, over `steps` steps after as many warm-up steps."""
     clock = Clock()
     recipe = replace(job.recipe, iterations=2 * steps, evaluate_every=steps)
-    reference.train([replace(job, recipe=recipe, checkpoints=clock)], [data], device)
+    reference.train([replace(job, recipe=recipe, checkpointer=clock)], [data], device)
     return (clock.seen[2] - clock.seen[1]) / steps
 
 

@@ -118,7 +118,7 @@ def engine(case: Case, layers: Architecture, start: InitialState, data: SplitDat
             ticks.append(time.perf_counter())
             return False
 
-    train([TrainingJob(sequential_network(layers), start, recipe, seed=0, checkpoints=RecordTime())], [data])
+    train([TrainingJob(sequential_network(layers), start, recipe, seed=0, checkpointer=RecordTime())], [data])
     return (ticks[-1] - ticks[-2]) / case.block * 1e3
 
 

@@ -197,8 +197,8 @@ def test_these_runs_resume_bit_identically(options: dict[str, bool]) -> None:
     recipe = replace(RECIPES["adam"], iterations=30, **options)  # type: ignore[arg-type]
     memory = Memory(2)
     with pytest.raises(Killed):
-        train_conv(recipe, checkpoints=memory)
-    assert bits(train_conv(recipe, checkpoints=memory)) == bits(train_conv(recipe))
+        train_conv(recipe, checkpointer=memory)
+    assert bits(train_conv(recipe, checkpointer=memory)) == bits(train_conv(recipe))
 
 
 @pytest.mark.slow

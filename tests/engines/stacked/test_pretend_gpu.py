@@ -177,7 +177,7 @@ def test_resumed_from_a_checkpoint(learned: bool) -> None:
     made = mask_job(FAST["bernoulli, rescaled"], recipe) if learned else job(recipe, pruned_start())
     with pretend_gpu():
         whole = stacked.train([made], [DATA], "cuda")[0]
-        killed = replace(made, checkpoints=Memory(2))
+        killed = replace(made, checkpointer=Memory(2))
         with pytest.raises(Killed):
             stacked.train([killed], [DATA], "cuda")
         again = stacked.train([killed], [DATA], "cuda")[0]
@@ -270,7 +270,7 @@ def test_the_reference_engine_on_the_pretended_gpu(method: str | None) -> None:
     made = job(recipe, pruned_start(), snapshots=snapshots)
     if method is not None:
         made = mask_job(replace(METHODS[method], samples=2), recipe)
-    killed = replace(made, checkpoints=Memory(2))
+    killed = replace(made, checkpointer=Memory(2))
     here = engine.train([made], [DATA])[0]
     with pretend_gpu() as gpu:
         there = engine.train([made], [DATA], "cuda")[0]

@@ -219,7 +219,7 @@ def test_a_killed_stream_resumes() -> None:
         replace(job_of("fc-24", 0.3, recipe), seed=s, start=replace(start_of("fc-24", 0.3), first_iteration=first))
         for s, first in enumerate(starts)
     ]
-    jobs = [replace(job, checkpoints=memory) for job, memory in zip(plain, memories, strict=True)]
+    jobs = [replace(job, checkpointer=memory) for job, memory in zip(plain, memories, strict=True)]
     memories[2].kill_after = 2
     with pytest.raises(Killed):
         fed(jobs, [images()] * 4, 2)
