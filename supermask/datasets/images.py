@@ -186,7 +186,7 @@ def split_data(images: ImageDataset, seed: int, options: DataOptions = DEFAULT_O
         validation_labels=images.train_labels[validation],
         test_images=images.test_images,
         test_labels=images.test_labels,
-        pixel_maximum=images.facts.max_pixel,
+        max_pixel=images.facts.max_pixel,
     )
 
 

@@ -223,7 +223,7 @@ def test_data_of_other_trainings_is_untouched() -> None:
     arrays = {n: a for n, a in vars(data((3, 6, 6), CLASSES)).items() if isinstance(a, np.ndarray)}
     for array in arrays.values():
         array.flags.writeable = False
-    shared = SplitData(**arrays, pixel_maximum=16)
+    shared = SplitData(**arrays, max_pixel=16)
     recipe = replace(
         RECIPES["sgd"],
         augment=Augmentation(crop=1, flip=True, cutout=2),

@@ -159,7 +159,7 @@ def without_dropout() -> nn.Sequential:
 
 def loss_in(module: nn.Module) -> float:
     with torch.no_grad():
-        images = torch.from_numpy(DATA.validation_images).float() / DATA.pixel_maximum
+        images = torch.from_numpy(DATA.validation_images).float() / DATA.max_pixel
         return float(nn.functional.cross_entropy(module(images), torch.from_numpy(DATA.validation_labels)))
 
 

@@ -26,7 +26,7 @@ def test_statistics_are_means_over_batches_of_training_images() -> None:
     module = NETWORK.build()
     module.load_state_dict({**start.weights, **start.unmasked})
     stem, batches = module.conv, BatchSampler(0, DATA.train_indices, 250)
-    images = torch.from_numpy(DATA.train_images).float() / DATA.pixel_maximum
+    images = torch.from_numpy(DATA.train_images).float() / DATA.max_pixel
     means = [stem(images[batches.batch(i)]).mean((0, 2, 3)) for i in range(2)]  # type: ignore[operator]
     end = result.end
     assert torch.allclose(end.unmasked["bn.running_mean"], (means[0] + means[1]) / 2, atol=1e-6)
@@ -36,7 +36,7 @@ def test_statistics_are_means_over_batches_of_training_images() -> None:
     for name in NETWORK.trained_names:
         assert torch.equal(end.unmasked[name], start.unmasked[name])
     module.load_state_dict({**end.weights, **end.unmasked})
-    tests = torch.from_numpy(DATA.test_images).float() / DATA.pixel_maximum
+    tests = torch.from_numpy(DATA.test_images).float() / DATA.max_pixel
     with torch.no_grad():
         logits = module.eval()(tests)
     labels = torch.from_numpy(DATA.test_labels)
@@ -62,7 +62,7 @@ def test_statistics_of_every_kind_of_layer_are_means_over_batches(kind: Any) -> 
     start = InitialState(weights, masks, state)
     end = train_module(module, TrainingJob(NETWORK, start, UNTRAINED, 0), DATA).end
     batches = BatchSampler(0, DATA.train_indices, 250)
-    images = torch.from_numpy(DATA.train_images).float() / DATA.pixel_maximum
+    images = torch.from_numpy(DATA.train_images).float() / DATA.max_pixel
     shown = [images[batches.batch(i)] for i in range(2)]
     variances = [x.var((0, 2, 3)) if kind is nn.BatchNorm2d else x.var((2, 3)).mean(0) for x in shown]
     mean = torch.stack([x.mean((0, 2, 3)) for x in shown]).mean(0)

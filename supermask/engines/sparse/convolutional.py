@@ -32,7 +32,7 @@ class ConvNetTrainer:
         self.job, self.data, self.recipe = job, data, job.recipe
         self.sampler = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
         self.images, self.labels = flatten_images(data.train_images), data.train_labels
-        self.shade = np.arange(256, dtype=np.float32) / np.float32(data.pixel_maximum)
+        self.shade = np.arange(256, dtype=np.float32) / np.float32(data.max_pixel)
         """Value of each byte of an image, float32 `(256,)`."""
         self.conv_layers: list[Conv3x3Layer] = []
         self.linear_layers: list[LinearLayer] = []

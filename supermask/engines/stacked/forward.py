@@ -281,7 +281,7 @@ class DeviceImages:
         self._evaluation_tensors: dict[int, tuple[Array, Tensor]] = {}
         self._data: dict[tuple[int, int], SplitData] = {}
         self._offsets: dict[tuple[int, int], int] = {}
-        self._maximum = torch.tensor(float(data[0].pixel_maximum), device=device)
+        self._maximum = torch.tensor(float(data[0].max_pixel), device=device)
         self.update(data)
 
     def update(self, data: Sequence[SplitData]) -> bool:

@@ -120,7 +120,7 @@ def _group_by_stack(jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> l
 
 def _stack_key(job: TrainingJob, data: SplitData) -> Any:
     """The settings that all replicas of a stack have in common."""
-    return job.network.layers or job.network, stack_settings(job.recipe, job.learning), data.pixel_maximum
+    return job.network.layers or job.network, stack_settings(job.recipe, job.learning), data.max_pixel
 
 
 class _StackRunner:
