@@ -219,9 +219,9 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
 
     def dense_run_key(treatment: Treatment) -> tuple[Train, str, str | None]:
         """Return the settings of a treatment that determine its dense network, besides the seed."""
-        name = _canonical_name(study.network_of(treatment))
-        initializer = study.initializer_of(treatment)
-        return study.train_of(treatment), name, None if initializer == default_initializer(name) else initializer
+        name = _canonical_name(study.resolve_network_name(treatment))
+        initializer = study.resolve_initializer(treatment)
+        return study.resolve_train(treatment), name, None if initializer == default_initializer(name) else initializer
 
     network = make_network(_canonical_name(study.network), study.initializer)
     contexts = {

@@ -43,7 +43,7 @@ def max_runs() -> int:
 
 def count_requested_runs(study: Study) -> int:
     """Return an upper bound of the number of a study's runs, without planning them."""
-    per_seed = len({(study.train_of(t), study.initializer_of(t), study.network_of(t)) for t in study.treatments})
+    per_seed = len({(study.resolve_train(t), study.resolve_initializer(t), study.resolve_network_name(t)) for t in study.treatments})
     for treatment in study.treatments:
         levels = treatment.num_levels(study.prune)
         if treatment.supermask is not None:
@@ -150,7 +150,7 @@ def ineffective_settings(study: Study, network: Network, num_images: int) -> lis
     `num_images`: the number of images that the dense networks are trained on.
     """
     warnings = []
-    for train in dict.fromkeys(map(study.train_of, study.treatments)):
+    for train in dict.fromkeys(map(study.resolve_train, study.treatments)):
         warnings += _ineffective_train_settings(study, train, num_images)
     if any(t.supermask is not None for t in study.treatments):
         warnings += _warn_of_large_batches("learn.batch_size", study.learn.batch_size, study.dataset, num_images)
@@ -182,7 +182,7 @@ def _ineffective_train_settings(study: Study, train: Train, num_images: int) -> 
             f"train.warmup_epochs: {train.warmup_epochs:g} is not before the end of the training ({train.epochs:g} "
             "epochs): the learning rate train.lr is never reached."
         )
-    fine_tuned = [t for t in study.treatments if study.train_of(t) == train and not t.learning_rate_rewinding]
+    fine_tuned = [t for t in study.treatments if study.resolve_train(t) == train and not t.learning_rate_rewinding]
     if train.schedule in ("cosine", "linear") and any(t.rewind_to == "end" for t in fine_tuned):
         warnings.append(
             f"learning_rate_rewinding: false with train.schedule: {train.schedule}: fine-tuning uses the final "

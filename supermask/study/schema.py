@@ -289,24 +289,24 @@ class Study(Settings):
     @property
     def user_networks(self) -> tuple[str, ...]:
         """Networks by import path, with their arguments, that the study or its treatments name, each once."""
-        named = [self.network, *map(self.network_of, self.treatments)]
+        named = [self.network, *map(self.resolve_network_name, self.treatments)]
         return tuple(name for name in dict.fromkeys(named) if is_user_network(name))
 
     @property
     def user_losses(self) -> tuple[str, ...]:
         """Import paths of the user's losses that the study or its treatments name, each once."""
-        named = [self.train_of(treatment).loss for treatment in self.treatments]
+        named = [self.resolve_train(treatment).loss for treatment in self.treatments]
         return tuple(name for name in dict.fromkeys(named) if name != CROSS_ENTROPY)
 
-    def train_of(self, treatment: Treatment) -> Train:
+    def resolve_train(self, treatment: Treatment) -> Train:
         """Return the training settings of a treatment: its own, else the study's."""
         return treatment.train or self.train
 
-    def initializer_of(self, treatment: Treatment) -> str | None:
+    def resolve_initializer(self, treatment: Treatment) -> str | None:
         """Return the initializer of a treatment: its own, else the study's; None: the network's default."""
         return treatment.initializer or self.initializer
 
-    def network_of(self, treatment: Treatment) -> str:
+    def resolve_network_name(self, treatment: Treatment) -> str:
         """Return the network of a treatment: its own, else the study's."""
         return treatment.network or self.network
 
@@ -346,7 +346,7 @@ class Study(Settings):
             f"treatment {t.label!r}: {key}: {point} is not before the end of the training, which has {iterations:,} "
             f"iterations ({train.epochs:g} epochs); choose an earlier iteration, or end."
             for t, key, point in self._points()
-            if self.train_of(t) == train and point >= iterations
+            if self.resolve_train(t) == train and point >= iterations
         ]
         if late:
             raise UserError("\n".join(f"study {quote(self.name)}: {line}" for line in late))

@@ -205,7 +205,7 @@ class _UnequalShares(torch.autograd.Function):
         ctx.groups, ctx.adds_bias = groups, adds_bias
         y = w.new_empty(*b.shape, x.shape[2])
         for group in groups:
-            batches, wide_w, wide_b, wide_y = _of_group(group, x, w, b, y)
+            batches, wide_w, wide_b, wide_y = _select_group(group, x, w, b, y)
             if adds_bias:
                 torch.baddbmm(wide_b[:, :, None], wide_w, batches, out=wide_y)
             else:
@@ -219,12 +219,12 @@ class _UnequalShares(torch.autograd.Function):
         gradient = gradient.contiguous()
         w_gradient = gradient.new_empty(*gradient.shape[:2], x.shape[1])
         for group in ctx.groups:
-            batches, wide_gradient, wide_w_gradient = _of_group(group, x, gradient, w_gradient)
+            batches, wide_gradient, wide_w_gradient = _select_group(group, x, gradient, w_gradient)
             torch.bmm(wide_gradient, batches.mT, out=wide_w_gradient)
         return None, w_gradient, gradient.sum(2) if ctx.adds_bias else None, None, None
 
 
-def _of_group(group: BatchGroup, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+def _select_group(group: BatchGroup, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     """The mini-batches of a group, and views of its rows of other tensors: (R, O, ...) as (batches, n * O, ...)."""
     last = group.first_replica + group.num_batches * group.replicas_per_batch
     views = (
