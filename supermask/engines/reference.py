@@ -96,7 +96,7 @@ class _ModuleTrainer:
         self.named_parameters = dict(module.named_parameters())
         self.parameters = list(self.named_parameters.values())
         masked = [(self.named_parameters[n], m.to(device)) for n, m in job.start.masks.items() if not bool(m.all())]
-        self.masked_parameters = [(parameter, mask_bits(mask)) for parameter, mask in masked]
+        self.masked_parameters = [(parameter, encode_mask_bits(mask)) for parameter, mask in masked]
         self.optimizer = make_optimizer(self.parameters, job.recipe)
         self.decayed_parameters: list[tuple[nn.Parameter, Tensor | None]] = []
         """Parameters with AdamW's decoupled decay, each with its mask if some of its weights are pruned."""
@@ -315,7 +315,7 @@ def compile_module(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def mask_bits(mask: Tensor) -> Tensor:
+def encode_mask_bits(mask: Tensor) -> Tensor:
     """Return int32 words for AND with a gradient: all bits set where a weight is kept, none where it is pruned.
 
     AND leaves a gradient as it is or makes it +0. A product with the mask is not faster, and would leave NaN and -0: a

@@ -17,9 +17,9 @@ ENGINES = ("auto", "sparse", "stacked", "reference")
 SPARSE_MASK_METHODS = ("bernoulli", "rounded")
 """Methods of mask learning that the sparse engine has."""
 
-Precision = Literal["float32", "tf32", "bfloat16"]
+MatmulPrecision = Literal["float32", "tf32", "bfloat16"]
 """Number format of the stacked engine's matrix products."""
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PRECISIONS: tuple[MatmulPrecision, ...] = get_args(MatmulPrecision)
 
 MEASURE_VARIABLE = "SUPERMASK_MEASURE_COSTS"
 """Environment variable: 1 makes the sparse engine measure its costs on this machine; the default is a shipped table."""
@@ -73,7 +73,7 @@ def select_engine(
     return EngineChoice("sparse", "auto: its cost falls with the mask")
 
 
-def validate_precision(name: str, device: str) -> Precision:
+def validate_precision(name: str, device: str) -> MatmulPrecision:
     """Return the precision of this name. Raises UserError if there is none, or if the device does not have it."""
     for precision in PRECISIONS:
         if precision == name and (precision != "tf32" or device == "cuda"):

@@ -43,7 +43,12 @@ def max_runs() -> int:
 
 def count_requested_runs(study: Study) -> int:
     """Return an upper bound of the number of a study's runs, without planning them."""
-    per_seed = len({(study.resolve_train(t), study.resolve_initializer(t), study.resolve_network_name(t)) for t in study.treatments})
+    per_seed = len(
+        {
+            (study.resolve_train(t), study.resolve_initializer(t), study.resolve_network_name(t))
+            for t in study.treatments
+        }
+    )
     for treatment in study.treatments:
         levels = treatment.num_levels(study.prune)
         if treatment.supermask is not None:

@@ -168,7 +168,7 @@ def _first_layer(function: LayerFunction, x: Tensor, w: Tensor, b: Tensor, group
     """
     if len(groups) > 1 and function in (_dense, _dense_product) and not _is_autocast_enabled():
         adds_bias = function is _dense
-        dense: Tensor = _UnequalShares.apply(x, w, b, groups, adds_bias)  # type: ignore[no-untyped-call]
+        dense: Tensor = _GroupedFirstLayer.apply(x, w, b, groups, adds_bias)  # type: ignore[no-untyped-call]
         return dense
     results = []
     # Axis of the outputs: 1 after a fully connected layer, (N, O, B); 2 after a convolution, (N, B, O, H, W).
@@ -191,7 +191,7 @@ def _is_autocast_enabled() -> bool:
     return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
-class _UnequalShares(torch.autograd.Function):
+class _GroupedFirstLayer(torch.autograd.Function):
     """The first fully connected layer where seeds have unequal numbers of replicas: one product per group of batches.
 
     Each product writes its rows of the result, and of the gradient of w. Split and concatenated by autograd, the

@@ -23,7 +23,7 @@ from supermask.core.types import Snapshot, SplitData, TrainingResult
 from supermask.engines import reference, reference_masks, stacked
 from supermask.engines.job import TrainingJob
 from supermask.engines.stacked import autotune, device
-from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithms
+from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, choose_conv_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS
 from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state
@@ -192,7 +192,7 @@ def test_algorithm_and_stack_size_are_measured(
     monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path))
     monkeypatch.setitem(autotune.CANDIDATES, "cuda", (1, 3))
     layers = architecture("conv2", (1, 8, 8), 10)
-    assert set(fastest_algorithms(layers, 3, 2, "cuda:0", "tf32").values()) <= CONV_ALGORITHMS.keys()
+    assert set(choose_conv_algorithms(layers, 3, 2, "cuda:0", "tf32").values()) <= CONV_ALGORITHMS.keys()
     assert autotune.choose_stack_size(sequential_network(layers), Recipe("adam", 1e-3, 10, 50, 5), "cuda") in (1, 3)
     assert "synchronize" in gpu.waited
 

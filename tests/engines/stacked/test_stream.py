@@ -134,7 +134,7 @@ def test_new_runs_replace_finished_ones_in_place(monkeypatch: pytest.MonkeyPatch
 
     def noted(self, firsts, steps):  # type: ignore[no-untyped-def]
         found = step(self, firsts, steps)
-        tensors = [*self.weights.values(), *self.unmasked.values(), *self._update_masks.values(), self.images.pixels]
+        tensors = [*self.weights.values(), *self.unmasked.values(), *self._gradient_masks.values(), self.images.pixels]
         tensors += [moment for moments in self.optimizer_state.values() for moment in moments]
         seen.append((self._step, {t.data_ptr() for t in tensors}))
         return found
