@@ -79,7 +79,7 @@ class LayerView:
         with zeros and repeated values.
         """
         two_peaks = two_peaks or self.initializer == "bimodal"
-        is_own = self.initializer == "own" and not two_peaks
+        is_user_defined = self.initializer == "own" and not two_peaks
         if self.initializer == "constant" and not two_peaks:
             return self.is_constant(checked)
         values = np.abs(self.start[checked & (self.start != 0)])
@@ -92,7 +92,7 @@ class LayerView:
             repeated -= _count_members(np.nextafter(values, np.float32(np.inf)), earlier)
         magnitude = values / np.float32(max(self.std, 1e-30) * self.factor)
         bound = np.inf if two_peaks else MAX_ABS_DRAWS.get(self.initializer, np.inf)
-        if is_own:
+        if is_user_defined:
             return bool(
                 2 * np.unique(values[:MAX_SAMPLE]).size < values[:MAX_SAMPLE].size or 2 * repeated <= values.size
             )

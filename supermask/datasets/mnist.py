@@ -101,8 +101,8 @@ def find(spec: DatasetSpec, folder: DataFolder) -> DatasetFiles:
     tops = dataset_folders(folder, form.folder_names)
     # Their names say which dataset the files of EMNIST are, so these may lie anywhere.
     for top in [*tops, folder.path] if form.prefix else tops:
-        if found := search_files(top, form.prefix, accepts=_is_file_of(form)):
-            return DatasetFiles(found, partial(decode, spec, found))
+        if located := search_files(top, form.prefix, accepts=_make_file_filter(form)):
+            return DatasetFiles(located, partial(decode, spec, located))
     for top in [] if form.prefix else tops:
         if shards := find_shards(top):
             return published_shards(spec, shards, form.hint, f"{spec.name} decoded from JPEG (lossy)")
@@ -110,8 +110,8 @@ def find(spec: DatasetSpec, folder: DataFolder) -> DatasetFiles:
     raise not_found_error(spec.name, "; ".join([needed, *incomplete]), places, folder, form.hint)
 
 
-def _is_file_of(form: IdxForm) -> Callable[[Path], bool]:
-    """Return a predicate that leaves out the files of other datasets: those in a folder of another dataset's name."""
+def _make_file_filter(form: IdxForm) -> Callable[[Path], bool]:
+    """Return a predicate of files that is false for those of other datasets: in a folder of another dataset's name."""
     if form.prefix:
         return Path.is_file
     others = {name for other in FORMS.values() if other is not form for name in other.folder_names}

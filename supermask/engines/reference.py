@@ -103,7 +103,7 @@ class _ModuleTrainer:
         if job.recipe.optimizer == "adamw" and job.recipe.weight_decay:
             masks = {id(parameter): mask for parameter, mask in masked}
             self.decayed_parameters = [(parameter, masks.get(id(parameter))) for parameter in self.parameters]
-        self.has_own_loss = job.loss is not None
+        self.has_user_loss = job.loss is not None
         self.loss = job.loss or partial(cross_entropy, label_smoothing=job.recipe.label_smoothing)
         self.forward: Callable[[Tensor], Tensor] = compile_module(module) if job.recipe.compile else module
 
@@ -180,7 +180,7 @@ class _ModuleTrainer:
         with torch.autocast(self.device.type, torch.bfloat16) if self.recipe.precision == "bfloat16" else nullcontext():
             logits = extract_logits(self.forward(inputs))
         loss = self.loss(logits.float(), self.labels.index_select(0, batch))
-        if self.has_own_loss:
+        if self.has_user_loss:
             check_loss(self.recipe.loss, loss)
         for parameter in self.parameters:
             parameter.grad = None

@@ -115,7 +115,9 @@ class Network:
         tensors = () if self.facts is None else self.facts.tensors
         if self.initializer != OWN:
             return {t.name: replace(t, initializer=self.initializer) for t in tensors}
-        return {t.name: replace(t, initializer=OWN, own_draw=partial(self._draw_own, t.name)) for t in tensors}
+        return {
+            t.name: replace(t, initializer=OWN, own_draw=partial(self._draw_by_constructor, t.name)) for t in tensors
+        }
 
     @property
     def is_user_code(self) -> bool:
@@ -190,7 +192,7 @@ class Network:
         with seeded_draws(seed):
             return materialize(self.make(), self.facts.image_shape)
 
-    def _draw_own(self, name: str, rng: Stream) -> Array:
+    def _draw_by_constructor(self, name: str, rng: Stream) -> Array:
         values: Array = state_tensors(self._build(torch_seed(rng)))[name].numpy()
         return values
 

@@ -88,7 +88,7 @@ def _module_text(function: FunctionType) -> str:
 
 
 def _parse(function: FunctionType) -> tuple[str, list[str]]:
-    """Return (source, names that are not its own) of a function. Raises UserError."""
+    """Return (source, names that it uses and does not define) of a function. Raises UserError."""
     name = function.__name__
     if not name.isidentifier():
         raise UserError(f"a criterion is a function with a name, not {name!r}: define it with def.")
@@ -114,8 +114,8 @@ def _parse(function: FunctionType) -> tuple[str, list[str]]:
         elif isinstance(node, ast.arg):
             node.annotation = None
     used = [node.id for node in ast.walk(definition) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
-    own = {*function.__code__.co_varnames, *MODULE_ATTRIBUTES}
-    return ast.unparse(definition), [used_name for used_name in dict.fromkeys(used) if used_name not in own]
+    excluded = {*function.__code__.co_varnames, *MODULE_ATTRIBUTES}
+    return ast.unparse(definition), [used_name for used_name in dict.fromkeys(used) if used_name not in excluded]
 
 
 def _import_statement(name: str, value: object) -> str:

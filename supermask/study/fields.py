@@ -135,7 +135,7 @@ def _is_user_function(parameters: tuple[str, ...]) -> Callable[[str], bool]:
     return check
 
 
-def _is_own_data(name: str) -> bool:
+def _is_user_data(name: str) -> bool:
     """Check the form of a locator; the function that it names is checked without importing it. Raises UserError."""
     if not is_locator(name):
         if name.endswith(".npz"):
@@ -250,14 +250,14 @@ def _check_network(value: Any) -> str:
     return _named_network.func(value)  # type: ignore[call-arg,no-any-return]
 
 
-Network = Annotated[str, PlainValidator(_check_network)]
+NetworkName = Annotated[str, PlainValidator(_check_network)]
 Initializer = Annotated[str, _choice("an initializer", (*INITIALIZERS, OWN))]
-Dataset = Annotated[str, _choice("a dataset", DATASETS, f"; or your own data: {LOCATOR_FORMS}", _is_own_data)]
+Dataset = Annotated[str, _choice("a dataset", DATASETS, f"; or your own data: {LOCATOR_FORMS}", _is_user_data)]
 ImageCount = Annotated[int, Field(ge=1, le=MAX_IMAGES), with_message("a number of images: a whole number from 1 on")]
 NoiseShare = Annotated[
     float, Field(ge=0, lt=1), with_message("a share of the training labels: a number of at least 0 and below 1")
 ]
-Criterion = Annotated[
+CriterionName = Annotated[
     str,
     _choice("a criterion", CRITERIA, _USER_FUNCTION, _is_user_function(CRITERION_PARAMETERS)),
 ]
@@ -292,7 +292,7 @@ Smoothing = Annotated[
     float, Field(ge=0, lt=1), with_message("a share of the target distribution: a number of at least 0 and below 1")
 ]
 Loss = Annotated[str, _choice("a loss", (CROSS_ENTROPY,), _USER_FUNCTION, _is_user_function(LOSS_PARAMETERS))]
-Pixels = Annotated[int, Field(ge=0, le=4096), with_message("a number of pixels: a whole number of at least 0")]
+PixelCount = Annotated[int, Field(ge=0, le=4096), with_message("a number of pixels: a whole number of at least 0")]
 NumberFormat = Annotated[
     Literal["float32", "bfloat16"], with_message("a number format of training. Allowed: float32, bfloat16")
 ]

@@ -20,7 +20,7 @@ from supermask.networks.network import is_user_network
 from supermask.study.claims import Claim
 from supermask.study.fields import (
     Bool,
-    Criterion,
+    CriterionName,
     Dataset,
     ImageCount,
     Initializer,
@@ -28,7 +28,7 @@ from supermask.study.fields import (
     Levels,
     Mask0,
     Mask1,
-    Network,
+    NetworkName,
     NoiseShare,
     ReadPoint,
     RewindPoint,
@@ -52,7 +52,7 @@ class Treatment(StrictModel):
 
     name: Label
     """Label in figures and tables; by default made of the keys that differ."""
-    criterion: Criterion = "large_final"
+    criterion: CriterionName = "large_final"
     """A key of `CRITERIA`, or the import path of your own."""
     mask1: Mask1 = "rewind"
     """A key of `MASK1_ACTIONS`."""
@@ -78,7 +78,7 @@ class Treatment(StrictModel):
     train: Train | None = None
     """Training settings of this treatment and of its own dense network; None: those of the study. `study.loading`
     completes the keys of a study file with the study's."""
-    network: Network | None = None
+    network: NetworkName | None = None
     """This treatment's own network: a name, or an import path with its arguments; None: that of the study."""
     initializer: Initializer | None = None
     """Initializer of this treatment's own dense network; None: that of the study."""
@@ -200,7 +200,7 @@ class Settings(StrictModel):
     key_aliases: ClassVar[Mapping[str, str]] = KEY_ALIASES
 
     title: Title = ""
-    network: Network = "fc"
+    network: NetworkName = "fc"
     initializer: Initializer | None = None
     """None: `own` for a network named by import path, `glorot_normal` for every other."""
     dataset: Dataset = "digits"

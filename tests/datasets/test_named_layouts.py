@@ -16,7 +16,7 @@ from helpers.own_data import Arrays, idx_bytes, own_arrays, write_idx, write_par
 
 from supermask.core.errors import UserError
 from supermask.datasets import DATASETS, ImageDataset
-from supermask.datasets.loading import LOADERS, load_with_spec
+from supermask.datasets.loading import DATASET_FILE_FINDERS, load_with_spec
 from supermask.datasets.specs import DatasetSpec
 
 COUNTS = {"training_images": 20, "test_images": 8, "validation_images": 5, "published_fingerprint": None}
@@ -57,7 +57,7 @@ def refusal(spec: DatasetSpec, data: Path) -> str:
 
 
 def test_every_dataset_from_files_has_a_loader_and_published_counts() -> None:
-    assert set(LOADERS) == set(DATASETS) - {"digits"}
+    assert set(DATASET_FILE_FINDERS) == set(DATASETS) - {"digits"}
     counts = {name: (spec.classes, spec.training_images, spec.test_images) for name, spec in DATASETS.items()}
     assert counts == {
         "digits": (10, 1_437, 360),

@@ -358,11 +358,11 @@ class Stack:
         index = None if is_whole_stack else self.images.to_device(np.array(slots, np.int64))
         for best, present in zip(_parts(self._best), self._parts(), strict=True):
             for name, tensor in present.items():
-                own = tensor.detach()
+                current = tensor.detach()
                 if index is None:
-                    best[name].copy_(own)
+                    best[name].copy_(current)
                 else:
-                    best[name].index_copy_(0, index, own.index_select(0, index))
+                    best[name].index_copy_(0, index, current.index_select(0, index))
 
     def best_state(self, slot: int) -> NetworkState:
         """The state that `keep_best` kept last for a replica: views, valid until the next call for this slot."""
@@ -401,8 +401,8 @@ class Stack:
     def load(self, slot: int, state: NetworkState) -> None:
         """Set every tensor of one replica."""
         with torch.no_grad():
-            for stacked, own in zip(self._parts(), _parts(state), strict=True):
-                for name, tensor in own.items():
+            for stacked, tensors in zip(self._parts(), _parts(state), strict=True):
+                for name, tensor in tensors.items():
                     stacked[name][slot].copy_(tensor)
 
     def _set_mask(self, slot: int, masks: Mapping[str, Tensor]) -> None:

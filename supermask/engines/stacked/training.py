@@ -201,11 +201,11 @@ class _StackRunner:
             losses = group.train([loop.iteration for loop in loops], steps)
         first_error: BaseException | None = None
         with self._share_time(group.pausing):
-            for loop, own_losses in zip(loops, losses, strict=True):
+            for loop, replica_losses in zip(loops, losses, strict=True):
                 # A checkpointer raises to end the training after it has saved. The other replicas save theirs first,
                 # so that all can be resumed.
                 try:
-                    loop.advance(own_losses)
+                    loop.advance(replica_losses)
                 except BaseException as error:
                     first_error = first_error or error
         if first_error is not None:
