@@ -47,7 +47,8 @@ def select_engine(
     train this network, learn this mask or follow this recipe (None: any that all engines have). `check_module(network,
     device)`: the check that the stacked engine makes of a module (`stacked.modules.module_obstacle`); the reference
     engine takes a module that fails it. Without it, as in planning, a module is assumed to pass.
-    Raises UserError if an engine is requested that cannot.
+    Raises UserError if an engine is requested that cannot. The exception: the stacked engine that is requested for a
+    module becomes `reference`, with that reason, where nothing is trained or where `check_module` finds an obstacle.
     """
     if requested == "reference":
         return EngineChoice("reference", "it was asked for")

@@ -1,4 +1,4 @@
-"""A convolutional network in training on a CPU: the sparse engine's `Trainer` for Conv2, Conv4 and Conv6."""
+"""A convolutional network in training on a CPU: the sparse engine's `Trainer` for Conv2 to Conv8."""
 
 from __future__ import annotations
 
