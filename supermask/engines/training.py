@@ -188,10 +188,11 @@ class TrainingLoop:
         return True
 
     def _to_state(self, tensors: Weights) -> NetworkState:
-        masks = self.job.start.masks
-        weights = {n: t for n, t in tensors.items() if n in masks}
-        logits = {n.removeprefix(LOGITS): t for n, t in tensors.items() if n.startswith(LOGITS)}
-        unmasked = {n: t for n, t in tensors.items() if n not in masks and not n.startswith(LOGITS)}
+        start = self.job.start
+        weights = {n: t for n, t in tensors.items() if n in start.weights}
+        unmasked = {n: t for n, t in tensors.items() if n in start.unmasked}
+        # By the names of the job: a module may call its last layer `logits`.
+        logits = {n: tensors[f"{LOGITS}{n}"] for n in start.logits if f"{LOGITS}{n}" in tensors}
         return NetworkState(weights, unmasked, logits)
 
 

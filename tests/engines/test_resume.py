@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -12,6 +14,7 @@ import pytest
 import torch
 from helpers.killed_training import Killed, Memory
 from helpers.trainings import (
+    CLASSES,
     KERNELS,
     RECIPES,
     REFERENCE_RECIPES,
@@ -91,6 +94,18 @@ def test_a_run_killed_repeatedly_resumes_bit_identically(case: str) -> None:
             kills += 1
     assert kills == 5
     assert bits(outcome) == bits(whole_run(case))
+
+
+def test_a_layer_may_be_called_logits() -> None:
+    module = nn.Sequential(OrderedDict(flatten=nn.Flatten(), logits=nn.Linear(12, CLASSES)))
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    weights = {"logits.weight": state.pop("logits.weight")}
+    start = InitialState(weights, {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()}, state)
+    killed = job(RECIPES["adam"], start, checkpointer=Memory(2))
+    with pytest.raises(Killed):
+        train_module(copy.deepcopy(module), killed, DATA)
+    whole = train_module(copy.deepcopy(module), replace(killed, checkpointer=NullCheckpointer()), DATA)
+    assert bits(train_module(module, killed, DATA)) == bits(whole)
 
 
 def test_checkpoints_do_not_change_the_result() -> None:
