@@ -22,8 +22,8 @@ from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.core.files import write_atomic
 
 MISSING = object()
-MODULE_ATTRIBUTES = ("__builtins__", "__doc__", "__file__", "__loader__", "__name__", "__package__", "__spec__")
-"""Names that Python defines in every module, so that the generated one has its own."""
+MODULE_ATTRIBUTES = ("__doc__", "__loader__", "__name__", "__package__", "__spec__")
+"""Names that Python sets in every module: the generated one has its own."""
 
 ELSEWHERE = "Write it in a .py file and name it as module:function."
 
@@ -68,9 +68,8 @@ def _module_text(function: FunctionType) -> str:
         sources[current.__name__] = source
         for name in names:
             value = current.__globals__.get(name, MISSING)
-            # A builtin that the session has not replaced, or a NameError when it runs.
-            if value is MISSING or value is getattr(builtins, name, MISSING):
-                continue
+            if value is MISSING or _is_builtin(name, value):
+                continue  # As it is in every module, or a NameError when it runs.
             if isinstance(value, FunctionType) and value.__module__ == current.__module__ and value.__name__ == name:
                 waiting.append(value)
             elif statement := _import_statement(name, value):
@@ -128,6 +127,17 @@ def _import_statement(name: str, value: object) -> str:
     if not original.isidentifier() or getattr(sys.modules.get(module), original, None) is not value:
         return ""
     return f"from {module} import {original} as {name}"
+
+
+def _is_builtin(name: str, value: object) -> bool:
+    """Return False for a builtin's name under which the session has a value of its own.
+
+    IPython replaces `open`, `exit` and `quit` in every session; in a worker the builtins are meant.
+    """
+    if not hasattr(builtins, name):
+        return False
+    source = getattr(value, "__globals__", {}).get("__name__") or type(value).__module__
+    return value is getattr(builtins, name) or str(source).startswith("IPython.")
 
 
 def _is_constant(value: object) -> bool:

@@ -131,6 +131,17 @@ def test_a_replaced_builtin_is_that_of_the_cell(
     assert (tmp_path / "cells" / f"{name.partition(':')[0]}.py").read_text() == text + body
 
 
+def test_a_builtin_that_ipython_replaces_is_the_builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from IPython.core.interactiveshell import _modified_open
+
+    monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path))
+    body = "def score(layer, rng):\n    return open\n"
+    score = in_main(body)
+    score.__globals__["open"] = _modified_open
+    name = import_path(score)
+    assert (tmp_path / "cells" / f"{name.partition(':')[0]}.py").read_text() == body
+
+
 def test_clusters_are_refused(tmp_path: Path) -> None:
     from supermask.api import runs
 
