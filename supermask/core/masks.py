@@ -71,7 +71,8 @@ def matches_pattern(tensor: str, pattern: str) -> bool:
 
 def prune_rate_for(tensor: str, kind: str, rates: Mapping[str, float]) -> float:
     """Return the rate of a tensor: that of the longest name or pattern that matches it, else that of its kind."""
-    return rates[rate_key(tensor, rates) or kind]
+    key = rate_key(tensor, rates)
+    return rates[kind if key is None else key]
 
 
 def rate_key(tensor: str, rates: Mapping[str, float]) -> str | None:

@@ -87,7 +87,9 @@ class NetworkFacts:
             image_shape=(channels, height, width),
             classes=data["classes"],
             tensors=tuple(
-                PrunableTensor(t["name"], tuple(t["shape"]), t["kind"], *t["fans"], own_std=t["own_std"])
+                PrunableTensor(
+                    t["name"], tuple(t["shape"]), t["kind"], t["fans"][0], t["fans"][1], own_std=t["own_std"]
+                )
                 for t in data["tensors"]
             ),
             unmasked=tuple(UnmaskedTensor(**{**t, "shape": tuple(t["shape"])}) for t in data["unmasked"]),

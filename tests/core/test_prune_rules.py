@@ -70,6 +70,7 @@ def test_a_layer_may_have_any_name() -> None:
     assert is_pruned("a.weight", KINDS | {"any": 0.0})
     assert not is_pruned("any.weight", KINDS | {"any": 0.0})
     assert is_pruned("any.weight", KINDS | {"any": 0.3})
+    assert prune_rate_for("weight", "conv", KINDS | {"": 0.3}) == 0.3
     groups = ranked_groups({"a.weight": 10, "any.weight": 10}, {"a.weight": "hidden"}, "layer", KINDS | {"any": 0.0})
     assert {name: group.remaining(1) for name, group in groups.items()} == {"a.weight": 8, "any.weight": 10}
 
