@@ -59,7 +59,7 @@ def test_a_users_own_criterion_works_in_worker_processes(folder: Path) -> None:
     [
         ("return layer.w_final * float('nan')", "is NaN"),
         ("return layer.w_final.sum()", "one score per weight"),
-        ("raise KeyError('oops')", r"failed at line 4 of .*own_criterion_\d+\.py: KeyError: 'oops'"),
+        ("raise KeyError('oops')", r"failed at line 4 of .*own_criterion_\w+\.py: KeyError: 'oops'"),
     ],
 )
 def test_a_criterion_that_fails_ends_the_study_with_one_message(folder: Path, body: str, expected_text: str) -> None:
