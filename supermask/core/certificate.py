@@ -79,8 +79,8 @@ def certify(
     `aliases`: further names of tensors that several layers share; each tensor may be masked once.
     `max_input`: largest magnitude of the network's inputs (`Recipe.max_input`); 1 for pixels scaled to [0, 1].
 
-    only_kernels_are_masked: masks, initial and final weights exist for exactly the prunable tensors, each in its shape
-    and once; if not, nothing else is checked.
+    only_kernels_are_masked: exactly the prunable tensors have a mask, each under one name, and their masks, initial and
+    final weights have their shapes; if not, nothing else is checked.
     no_layer_is_emptied: every mask keeps a weight.
     frozen_is_frozen: pruned weights end bit-equal to their start, or as 0 if they were denormal (a note).
     optimizer_holds_nothing_frozen: the optimizer state of pruned weights is 0.
