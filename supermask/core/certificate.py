@@ -74,26 +74,22 @@ def certify(
 ) -> Certificate:
     """Check a run from its initial state and its result, and against its parent if it has one.
 
-    `trained`: unmasked parameters that training changes, of a network whose layers are not known to be in sequence:
-    `others_train` is then checked in the place of `biases_train`. None for the paper's networks.
-    `aliases`: further names of tensors that several layers share; each tensor may be masked once.
-    `max_input`: largest magnitude of the network's inputs (`Recipe.max_input`); 1 for pixels scaled to [0, 1].
+    `trained`: unmasked parameters that training changes, of a network whose layers may not be in sequence; None for the
+    paper's networks. `aliases`: further names of tensors that several layers share. `max_input`: largest
+    magnitude of the network's inputs (`Recipe.max_input`); 1 for pixels scaled to [0, 1].
 
-    only_kernels_are_masked: exactly the prunable tensors have a mask, each under one name, and their masks, initial and
-    final weights have their shapes; if not, nothing else is checked.
+    only_kernels_are_masked: exactly the prunable tensors have a mask, under one name, and the right shape; if not,
+    nothing else is checked.
     no_layer_is_emptied: every mask keeps a weight.
     frozen_is_frozen: pruned weights end bit-equal to their start, or as 0 if they were denormal (a note).
     optimizer_holds_nothing_frozen: the optimizer state of pruned weights is 0.
-    biases_train: no bias stayed at its initial value while the weights of its unit moved. Not checked with
-    `weight_decay`: weights of a silent unit then move although its bias cannot.
-    others_train: no unmasked parameter stayed as it was in every entry while every prunable tensor changed.
-    With a parent:
+    biases_train: no bias kept its value while weights of its unit moved; not checked with `trained` or `weight_decay`.
+    others_train: no tensor of `trained` stayed as it was in every entry while every prunable tensor changed.
+    dense: no weight is pruned. The next ones are checked instead if there is a parent.
     kept_count: as many weights are kept as the prune rates say, or as have a learned score above 0.
     dead_stays_dead: weights pruned before stay pruned, at the values that they were frozen at.
     mask1_promise, mask0_promise: kept and newly pruned weights start with what the actions promise of their values.
     others_rewound: all other tensors start bit-equal to the parent's state at `rewind_to`.
-    Without a parent:
-    dense: no weight is pruned.
     Source: Zhou et al. 2019, Sec. 1: kept counts, frozen weights, rewinding and signs as the algorithm defines them.
     """
     checks = {"only_kernels_are_masked": _check_masked_tensors(prunable, start, result, aliases or {})}
@@ -109,6 +105,7 @@ def certify(
     if trained is not None:
         checks["others_train"] = _check_others_trained(start, result, trained)
     elif not weight_decay:
+        # With decay, weights of a silent unit move although its bias cannot.
         checks["biases_train"], notes["biases_train"] = _check_biases_trainable(start, result, max_input)
     if parent is not None and step is not None:
         layers = parent.layers(step)
