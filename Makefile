@@ -9,8 +9,8 @@ REPORT ?= report.html
 # Build of torch: `cpu` is PyTorch's own CPU build (Linux), `default` what pip finds: on Linux usually the CUDA build.
 TORCH ?= $(if $(filter Linux,$(shell uname -s)),cpu,default)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
-# Workers of pytest: one per core of the smallest machine that is meant.
-WORKERS ?= 2
+# Workers of pytest: one more than the cores of the smallest machine that is meant, because tests wait for processes.
+WORKERS ?= 3
 DEMO_FIGURES := mask-criteria learned-supermasks resnet20
 
 # Tests start hundreds of processes: each would compile the package's sources again.
