@@ -17,8 +17,9 @@ from supermask.core.errors import UserError, quote, sanitize
 from supermask.core.pruning import ParentRun
 from supermask.core.types import Snapshot
 from supermask.export.tickets import load_ticket
-from supermask.export.tickets.model import get_fact
+from supermask.export.tickets.model import get_fact, ticket_network
 from supermask.export.tickets.sources import is_repository, is_ticket_source
+from supermask.networks.registry import is_layer_chain
 from supermask.store import CorruptEntry, Store
 from supermask.store.records import decode_masks
 from supermask.store.replay import SnapshotMissing, StateReplayer, UserCodeNotLoaded
@@ -106,6 +107,7 @@ def mask_from_run(store: Store, replayer: StateReplayer, run_id: str, weights: b
         masks=masks,
         alive=alive,
         network=run.network,
+        is_chain=is_layer_chain(run.network),
         dataset=run.dataset,
         image_shape=run.spec.image_shape,
         criterion="supermask" if run.learning else step.criterion_name if step else None,
@@ -128,6 +130,8 @@ def mask_from_ticket(source: str | Path, weights: bool = True) -> MaskInfo:
     """
     ticket = load_ticket(source)
     masks = _arrays(ticket.masks)
+    # The masks of a ticket made from a module of the user's own may be in another order than the network's layers.
+    is_in_order = ticket.network is not None and [*masks] == [*ticket_network(ticket.network, ticket.spec).tensors]
     facts = {key: get_fact(ticket, str, "run", key) for key in ("mask1", "mask0", "criterion")}
     details = {key: sanitize(value) for key, value in facts.items() if value is not None and key != "criterion"}
     network, criterion = ticket.network, facts["criterion"]
@@ -138,6 +142,7 @@ def mask_from_ticket(source: str | Path, weights: bool = True) -> MaskInfo:
         masks=masks,
         alive={name: np.ones_like(mask) for name, mask in masks.items()},
         network=network,
+        is_chain=is_in_order and is_layer_chain(network),
         dataset=ticket.dataset,
         image_shape=ticket.spec.image_shape if ticket.dataset else None,
         criterion=None if criterion is None else sanitize(criterion),

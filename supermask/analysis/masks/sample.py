@@ -56,6 +56,8 @@ class MaskInfo:
     """Weights after the training with this mask."""
     is_ticket: bool = False
     """True for a ticket, which does not hold the weights that its criterion saw."""
+    is_chain: bool = False
+    """True if each layer reads the previous one alone, without shortcuts: needed for connected and dead units."""
     note: str = ""
     """A remark for the reader, such as that the run diverged."""
     label: str = ""

@@ -129,11 +129,8 @@ def _pair_cells(overlap: Overlap, a: MaskInfo, b: MaskInfo) -> list[object]:
 
 
 def _unit_connectivity(info: MaskInfo) -> Mapping[str, UnitConnectivity]:
-    try:
-        return unit_connectivity(info.masks)
-    except ValueError:
-        # A user's network whose layers do not follow each other, such as one with residual connections.
-        return {}
+    # A unit without a kept weight may be reached through a shortcut, of which the masks say nothing.
+    return unit_connectivity(info.masks) if info.is_chain else {}
 
 
 def _sign_agreement(info: MaskInfo) -> Mapping[str, tuple[SignAgreement, SignAgreement]]:
