@@ -21,7 +21,7 @@ from supermask.export.tickets.files import check_output_path, load_ticket, save_
 from supermask.export.tickets.folders import check_output_folder, save_ticket_folder
 from supermask.export.tickets.model import Ticket, get_fact
 from supermask.export.tickets.packing import WeightsToPack, pack_run
-from supermask.export.tickets.registry import BuildSummary, Snapshot, build_registry
+from supermask.export.tickets.registry import BuildSummary, PackedWeights, build_registry
 from supermask.export.tickets.search import select_tickets
 from supermask.study.user_data import check_source, load_data
 
@@ -111,14 +111,15 @@ def evaluate_ticket(file: str | Path, dataset: str | None = None, device: str = 
 def build_tickets(
     out: str | Path,
     store: str | Path | None = None,
-    weights: Snapshot = "start",
+    weights: PackedWeights = "start",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BuildSummary:
     """Pack every finished run of a store into the folder `out`, with an index that `find_tickets` reads.
 
     `weights`: `start` (the ticket that training starts from; where the seed determines the values, only masks are
-    stored) or `final` (the trained network). Building again adds the runs that are new. `on_progress(done, total)` is
-    called before each run. Raises UserError, SystemFailure.
+    stored) or `final` (the trained network). Learned masks are always `final`, untrained networks `start`.
+    Building again adds the runs that are new. `on_progress(done, total)` is called before each run.
+    Raises UserError, SystemFailure.
     """
     return build_registry(open_store(store), expand_path(out), weights, on_progress)
 
