@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from supermask.core.errors import UserError
 from supermask.core.text import Row
 from supermask.core.types import LearningCurve
 from supermask.export import trackers
-from supermask.export.trackers import TRACKERS, TrackerRun, send, to_tracker_run
+from supermask.export.trackers import TRACKERS, TrackerRun, mlflow, send, to_tracker_run
 from supermask.export.trackers.record import MAX_NAME, METRICS
 from supermask.store import Store
 from supermask.store.records import decode_curve
@@ -298,6 +300,20 @@ def test_wandb_ignores_the_environment(
 def test_mlflow_refuses_folders_with_special_characters(stored_study: TrainedStudy, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot use a folder with # in its name"):
         export_tracker("mlflow", (), (), stored_study.store, tmp_path / "a#b")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_mlflow_restores_log_levels(fails: bool, tmp_path: Path) -> None:
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
+    with mlflow.open_tracker(tmp_path):  # Its import sets the levels.
+        pass
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+    with suppress(KeyError), mlflow.open_tracker(tmp_path):
+        assert [logger.level for logger in loggers] == [logging.WARNING] * 2
+        if fails:
+            raise KeyError
+    assert [logger.level for logger in loggers] == [logging.INFO] * 2
 
 
 # --- the command ---
