@@ -86,7 +86,11 @@ def verify_store(store: Store) -> Iterator[VerificationResult]:
             yield _verify_snapshot(store, replayer, key)
         except NewerFormat as error:
             newer = newer or error
-    yield from _verify_conflicts(store)
+    for run_id, folder in store.conflicts():
+        try:
+            yield _verify_conflict(store, run_id, folder)
+        except NewerFormat as error:
+            newer = newer or error
     if newer is not None:
         raise newer
 
@@ -107,7 +111,8 @@ def verify_run(store: Store, replayer: StateReplayer, run_id: str, has_children:
     """Verify one run from its tensors. `has_children`: runs in the store were pruned from it.
 
     The optimizer's state is not stored; it was checked when the run ended. Test metrics cannot be checked without the
-    data (see `remeasure`). Raises NewerFormat if a newer supermask wrote the entry.
+    data (see `remeasure`). Raises NewerFormat if a newer supermask wrote the entry or an
+    ancestor.
     """
     try:
         entry = store.read(run_id)
@@ -126,6 +131,8 @@ def verify_run(store: Store, replayer: StateReplayer, run_id: str, has_children:
             return VerificationResult(run_id, "damaged", f"{damage.key}: {damage.what}")
         return VerificationResult(run_id, "damaged", damage.what, _culprits(store, entry.facts))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError, UserError) as error:
+        if isinstance(error, NewerFormat):
+            raise  # It concerns an ancestor: this run is not judged.
         # The seal is right and the content is not a run: a forgery, or a fault of the program that wrote it.
         reason = f"it cannot be read as a run ({type(error).__name__}: {error})"
         return VerificationResult(run_id, "damaged", reason, (run_id,))
@@ -162,18 +169,16 @@ def _verify_snapshot(store: Store, replayer: StateReplayer, key: str) -> Verific
         return VerificationResult(key, "damaged", reason, (key,))
 
 
-def _verify_conflicts(store: Store) -> Iterator[VerificationResult]:
-    """Report second, different results. Which of two is right cannot be decided here."""
-    for run_id, folder in store.conflicts():
-        key = f"conflicts/{folder.name}"
-        try:
-            fingerprint = store.read_conflict(run_id, folder).facts["environment"]["fingerprint"]
-            stored = store.facts(run_id)["environment"]["fingerprint"] if store.has(run_id) else "none"
-        except (CorruptEntry, NewerFormat, LookupError, TypeError) as error:
-            yield VerificationResult(key, "damaged", str(getattr(error, "what", error)))
-            continue
-        reason = f"a second, different result of run {run_id} (environment {fingerprint}; the one in use: {stored}). "
-        yield VerificationResult(key, "failed", f"{reason}Remove that folder to accept the one in use.")
+def _verify_conflict(store: Store, run_id: str, folder: Path) -> VerificationResult:
+    """Report a second, different result of a run. Which of two is right cannot be decided here."""
+    key = f"conflicts/{folder.name}"
+    try:
+        fingerprint = store.read_conflict(run_id, folder).facts["environment"]["fingerprint"]
+        stored = store.facts(run_id)["environment"]["fingerprint"] if store.has(run_id) else "none"
+    except (CorruptEntry, LookupError, TypeError) as error:
+        return VerificationResult(key, "damaged", str(getattr(error, "what", error)))
+    reason = f"a second, different result of run {run_id} (environment {fingerprint}; the one in use: {stored}). "
+    return VerificationResult(key, "failed", f"{reason}Remove that folder to accept the one in use.")
 
 
 def _culprits(store: Store, facts: RunFacts) -> tuple[str, ...]:
