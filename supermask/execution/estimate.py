@@ -23,7 +23,7 @@ from supermask.core.recipe import Recipe
 from supermask.engines.job import stack_settings
 from supermask.engines.selection import select_engine
 from supermask.networks.network import Network
-from supermask.store import CorruptEntry, Store
+from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.files.entry import RunFacts
 from supermask.study.networks import run_network
 from supermask.study.plan import Plan
@@ -436,7 +436,7 @@ def _finished_facts(model: CostModel, store: Store, run_ids: list[str], gpu: boo
     for run_id in run_ids:
         try:
             facts = store.facts(run_id)
-        except CorruptEntry:
+        except (CorruptEntry, NewerFormat):
             continue
         is_same = facts["network"] in model.networks and facts["dataset"] == model.dataset
         on_gpu = facts.get("environment", {}).get("device", "cpu") != "cpu"

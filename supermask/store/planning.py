@@ -13,7 +13,7 @@ from pathlib import Path
 from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.datasets.loading import DataIdentity, identify
 from supermask.datasets.specs import DATASETS, DatasetSpec
-from supermask.store.files.entry import CorruptEntry
+from supermask.store.files.entry import CorruptEntry, NewerFormat
 from supermask.store.run_store import Store
 from supermask.study import Study
 from supermask.study.networks import network_source
@@ -120,14 +120,14 @@ def _identify(study: Study, source: str | None, data_dir: Path | None, call_user
 
 
 def _stored_runs(study: Study, store: Store) -> list[Run]:
-    """Return the store's runs on the study's dataset; damaged entries are skipped."""
+    """Return the store's runs on the study's dataset; entries that are damaged or of a newer format are skipped."""
     runs = []
     for run_id in sorted(store.run_ids()):
         try:
             facts = store.facts(run_id)
             if facts.get("dataset") == study.dataset:
                 runs.append(Run.from_data(facts))
-        except (CorruptEntry, KeyError, TypeError):
+        except (CorruptEntry, NewerFormat, KeyError, TypeError):
             continue
     return runs
 

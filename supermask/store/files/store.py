@@ -140,8 +140,8 @@ class EntryStore:
         """Copy the second results that were kept in another store, unless they equal the run here."""
         for run_id, folder in source.conflicts():
             files = source._folders.read_files(folder, ENTRY_FILES)
-            # A damaged one is worth nothing: it decides no question.
-            with suppress(CorruptEntry, KeyError), translate_os_errors(self.root):
+            # One that is damaged, or of a newer format, cannot be compared with the run here.
+            with suppress(CorruptEntry, NewerFormat, KeyError), translate_os_errors(self.root):
                 source.read_conflict(run_id, folder)
                 self._keep_conflict(run_id, files)
 
