@@ -48,11 +48,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """Status of a study after `run`; its repr is one line."""
+    """Status of the runs of a study, as `run` and `status` return it; its repr is one line."""
 
     study: str
     status: Mapping[str, str]
-    """Run id -> status: finished, diverged, certificate_failed, ancestor_diverged or ancestor_certificate_failed."""
+    """Run id -> status: finished, diverged, certificate_failed, ancestor_diverged or ancestor_certificate_failed; or
+    to_do, which `status` alone gives."""
     store: Path
 
     def __repr__(self) -> str:

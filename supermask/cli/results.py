@@ -58,7 +58,7 @@ TEXT_COLUMNS = (
     "early_stop_test_accuracy",
     "final_test_accuracy",
 )
-"""Columns of `table --format latex` and `markdown`: all 60 would not fit on a page."""
+"""Columns of `table --format latex` and `markdown`: all of `COLUMNS` would not fit on a page."""
 
 LAYER_TEXT_COLUMNS = ("treatment", "level", "seed", "layer", "kept", "ties_drawn", "sign_changed", "shrunk")
 """Columns of `table --layers --format latex` and `markdown`."""

@@ -1,7 +1,8 @@
 """Consistency of a stored run: its facts against its tensors, its certificate, its provenance and its parent.
 
-Each function returns check -> faults, empty lists where nothing is wrong. Everything here is recomputed from what is
-stored; no data set is read.
+Functions named `*_faults` return check -> faults, empty lists where nothing is wrong. They compare recorded facts with
+each other, with the learning curve and with the parent's facts. The values of weights and masks are not read, nor any
+data set.
 """
 
 from __future__ import annotations

@@ -388,7 +388,8 @@ def evaluate_claims(
 
     `studies`: each with one row per planned run, finished or not; a study may occur several times, with other settings.
     `whole_paper`: include the paper's claims about other studies, and those that no shipped study can decide.
-    A claim on networks that none of the studies trained has no verdict, but the command that would give it.
+    A claim about networks that none of the studies trained is `not enough data`; its sentence is the reason, with the
+    command that would test it. Claims about demonstration data have no verdict.
     `own_data`: specifications of datasets that are not in `DATASETS`, by name.
 
     Source: Zhou et al. 2019, Sec. 2 to 5; statistics: authors' response, items 2 and 4.

@@ -79,7 +79,7 @@ def metric_named(column: str) -> Metric:
 
 
 def column_names(path: str | Path) -> list[str]:
-    """Return the names in the header of a CSV file; empty for a file that is not text. Raises UserError."""
+    """Return the names in the header of a CSV file; none for a Parquet file. Raises UserError if it cannot be read."""
     path = expand_path(path)
     if path.suffix == ".parquet":
         return []

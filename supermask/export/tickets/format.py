@@ -43,7 +43,8 @@ FORMAT = 1
 """Format version. It is raised when this release could no longer read new files correctly."""
 
 INITIALIZER = "truncated_normal"
-"""Name of the distribution of initial weights: `supermask.core.initializers.truncated_normal`."""
+"""Value of the header's `initialiser` in every ticket with a seed. The initializer that is used is the run's fact
+`initializer`, by default that of the network."""
 
 SIGN_BIT = np.uint32(1 << 31)
 
