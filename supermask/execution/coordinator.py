@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Protocol
 
 from supermask.core.errors import SystemFailure
-from supermask.execution.claims import claim_holder, is_claimed, remove_stale_claims
+from supermask.execution.run_locks import is_locked, lock_holder, remove_stale_locks
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.signals import StopSignal, raise_on_stop_signals
 from supermask.execution.tasks import Chain, Task, TaskResult, WorkerConfig, stored_result
@@ -45,7 +45,7 @@ fully connected network, 40 MB for its convolutional ones. Chosen, not measured.
 MAX_MISSING_INPUTS = 20
 """Times that an input may be missing because another command dropped it, before the study is given up."""
 
-CLAIM_POLL_SECONDS = 0.5
+LOCK_POLL_SECONDS = 0.5
 """Time between two checks of the runs that other commands train."""
 
 STORE_POLL_SECONDS = 1.0
@@ -174,19 +174,19 @@ class Coordinator:
         self._worker_crashes: Counter[str] = Counter()
         self._node_losses: Counter[str] = Counter()
         self._missing_counts: Counter[str] = Counter()
-        self._last_claim_check = time.monotonic()
-        self._reported_claims: set[str] = set()
+        self._last_lock_check = time.monotonic()
+        self._reported_locks: set[str] = set()
 
     def run(self, pool: WorkerPool) -> None:
         """Send tasks to the pool and collect results until no task is left."""
         while self.scheduler.tasks_left:
             # A scheduler that is about to be rebuilt must not start tasks: their parents may have been set aside.
             if not self.needs_reschedule:
-                self._check_claims()
+                self._check_locks()
                 self._dispatch(pool)
             if not self.in_flight and not self.needs_reschedule and self.scheduler.tasks_left:
                 assert self.scheduler.postponed, "tasks that never become ready"
-                self._wait_for_claims()
+                self._wait_for_locks()
             for assignment, answer in pool.poll() if self.in_flight else ():
                 self._on_worker_answer(assignment, answer)
             self._poll_store()
@@ -198,7 +198,7 @@ class Coordinator:
     def remaining_tasks(self) -> int:
         """Count the tasks without a result in the store."""
         # Workers may have committed tasks of their assignments that they have not reported yet; other commands, tasks
-        # that they had claimed.
+        # that they had locked.
         in_flight = [task for assignment in self.in_flight for task in assignment.tasks]
         pending = [task for task in in_flight if self.scheduler.is_pending(task)]
         pending += [task for task in self.scheduler.postponed.values() if task not in pending]
@@ -228,24 +228,24 @@ class Coordinator:
         self.in_flight |= dict.fromkeys(assignments)
         return assignments
 
-    def _check_claims(self) -> None:
-        """Record results of runs that other commands train; make those ready that are not claimed any more."""
-        if time.monotonic() - self._last_claim_check < CLAIM_POLL_SECONDS:
+    def _check_locks(self) -> None:
+        """Record results of runs that other commands train; make those ready that are not locked any more."""
+        if time.monotonic() - self._last_lock_check < LOCK_POLL_SECONDS:
             return
         for task in list(self.scheduler.postponed.values()):
-            if not self._collect_stored([task]) and not is_claimed(self.scheduler.store.root, task.run.id):
+            if not self._collect_stored([task]) and not is_locked(self.scheduler.store.root, task.run.id):
                 # The other command was interrupted or killed: one of our workers resumes from its checkpoint.
                 self.scheduler.resume(task)
-        self._last_claim_check = time.monotonic()
+        self._last_lock_check = time.monotonic()
 
-    def _wait_for_claims(self) -> None:
+    def _wait_for_locks(self) -> None:
         """Wait a moment for other commands, which train every run that could be started."""
         for task in self.scheduler.postponed.values():
-            if task.run.id not in self._reported_claims:
-                self._reported_claims.add(task.run.id)
-                message = f"waiting for {claim_holder(self.scheduler.store.root, task.run.id)}, which trains it"
-                self._listener(self.scheduler, task, TaskResult(task.run.id, "claimed", message=message))
-        time.sleep(CLAIM_POLL_SECONDS)
+            if task.run.id not in self._reported_locks:
+                self._reported_locks.add(task.run.id)
+                message = f"waiting for {lock_holder(self.scheduler.store.root, task.run.id)}, which trains it"
+                self._listener(self.scheduler, task, TaskResult(task.run.id, "locked", message=message))
+        time.sleep(LOCK_POLL_SECONDS)
 
     def _take_chains(self, free: int, chains_per_worker: int) -> list[Chain]:
         """Take the chains of the next of `free` idle workers.
@@ -310,7 +310,7 @@ class Coordinator:
             # Results that were read from the store before are not recorded twice.
             if not self.scheduler.is_pending(tasks[result.run_id]):
                 continue
-            if result.status == "claimed":
+            if result.status == "locked":
                 self.scheduler.postpone(tasks[result.run_id])
             else:
                 self._on_task_end(tasks[result.run_id], result)
@@ -374,7 +374,7 @@ def open_coordinator(request: ExecutionRequest) -> Iterator[Coordinator]:
     """Prepare the store and yield the request's coordinator. A stop signal within raises StudyInterrupted."""
     store = Store(request.config.store)
     store.remove_stale()
-    remove_stale_claims(store.root)
+    remove_stale_locks(store.root)
     scheduler = request.scheduler or Scheduler(request.plan, store)
     coordinator = Coordinator(
         scheduler, request.config, request.listener, request.keep, request.on_start, request.measuring_workers

@@ -75,7 +75,7 @@ class LiveStatusWriter:
         with self._lock:
             self._scheduler = scheduler
             self._eta.update(scheduler)
-            if result.status == "claimed":
+            if result.status == "locked":
                 return
             self._in_flight.pop(task.run.id, None)
             # A refused run that is trained once more has no status yet.

@@ -187,7 +187,7 @@ class Scheduler:
 
         Return False if the run was refused for the first time: it is set aside and becomes ready again.
         """
-        assert result.status not in ("not_started", "claimed"), "not the end of the task"
+        assert result.status not in ("not_started", "locked"), "not the end of the task"
         if result.status == "certificate_failed" and result.attempts < MAX_ATTEMPTS:
             self._set_aside_refused(task.run.id)
             self._tasks[task.run.id] = second = replace(task, attempt=MAX_ATTEMPTS)

@@ -16,7 +16,7 @@ from supermask.store.files.entry import RunFacts
 from supermask.store.records import snapshot_name
 from supermask.study.run import Run
 
-TaskStatus = Literal["finished", "diverged", "certificate_failed", "not_started", "claimed"]
+TaskStatus = Literal["finished", "diverged", "certificate_failed", "not_started", "locked"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class TaskResult:
 
     run_id: str
     status: TaskStatus
-    """`not_started`: the task's input is damaged or missing, and the scheduler has to be rebuilt. `claimed`: another
+    """`not_started`: the task's input is damaged or missing, and the scheduler has to be rebuilt. `locked`: another
     process trains the run."""
     seconds: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
