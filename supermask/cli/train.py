@@ -315,7 +315,7 @@ def _progress_listener(
     """Return a factory of progress displays, which first prints damaged runs and the engine with its reason."""
     from supermask.execution.compilation import compilation_note
     from supermask.execution.progress import progress_listener, run_labels
-    from supermask.execution.resources import MEASURED_BESIDE_GPU, measures_beside_gpu, select_run_engine
+    from supermask.execution.resources import EVALUATED_BESIDE_GPU, evaluates_beside_gpu, select_run_engine
 
     def listen(plans: Sequence[Plan], schedule: Scheduler) -> AbstractContextManager[TaskListener]:
         title = plans[0].study.name if len(plans) == 1 else f"{len(plans)} studies"
@@ -323,9 +323,9 @@ def _progress_listener(
             console.print(text, markup=False, highlight=False)
         if schedule.tasks_left:
             kinds = {(r.network, r.recipe): r for r in plans[0].runs.values() if r.learning is None}
-            is_separate = measures_beside_gpu(engine, device, cluster)
+            is_separate = evaluates_beside_gpu(engine, device, cluster)
             choices = [
-                MEASURED_BESIDE_GPU if is_separate and not run.is_trained else select_run_engine(run, engine, device)
+                EVALUATED_BESIDE_GPU if is_separate and not run.is_trained else select_run_engine(run, engine, device)
                 for run in kinds.values()
             ]
             for choice in dict.fromkeys(choices):

@@ -75,8 +75,8 @@ class ExecutionRequest:
     scheduler: Scheduler | None = None
     """The plan's scheduler, if it exists already: to build one reads the facts of every finished run."""
     on_start: StartListener = ignore_start
-    measuring_workers: int = 0
-    """Workers beside those of a GPU, for runs that are only measured; 0: the same workers measure and train."""
+    evaluation_workers: int = 0
+    """Workers beside those of a GPU, for runs that are only evaluated; 0: the same workers train and evaluate."""
 
 
 def shutdown_grace_seconds(config: WorkerConfig) -> float:
@@ -99,8 +99,8 @@ class Assignment:
     """Chains of tasks that are sent to one worker together. Compared by identity."""
 
     chains: Sequence[Chain]
-    measures: bool = False
-    """True for runs that are only measured, sent to one of the `measuring_workers`."""
+    evaluates_only: bool = False
+    """True for runs that are only evaluated, sent to one of the `evaluation_workers`."""
 
     @property
     def tasks(self) -> list[Task]:
@@ -152,12 +152,12 @@ class Coordinator:
         listener: TaskListener,
         keep: KeepPolicy,
         on_start: StartListener,
-        measuring_workers: int = 0,
+        evaluation_workers: int = 0,
     ) -> None:
         self.scheduler = scheduler
-        self._measuring_workers = measuring_workers
-        self._trained_only = True if measuring_workers else None
-        """Filter of the tasks that are not sent to `measuring_workers`: None for all tasks."""
+        self._evaluation_workers = evaluation_workers
+        self._trained_only = True if evaluation_workers else None
+        """Filter of the tasks that are not sent to `evaluation_workers`: None for all tasks."""
         self.needs_reschedule = False
         """True if the scheduler must be rebuilt from the store as soon as nothing is in flight."""
         self.in_flight: dict[Assignment, None] = {}
@@ -205,11 +205,11 @@ class Coordinator:
         return self.scheduler.tasks_left - sum(self._stored_result(task) is not None for task in pending)
 
     def _dispatch(self, pool: WorkerPool) -> None:
-        capacity, assignments = pool.capacity(), self._take_measured()
-        measuring = sum(assignment.measures for assignment in self.in_flight)
+        capacity, assignments = pool.capacity(), self._take_evaluations()
+        evaluating = sum(assignment.evaluates_only for assignment in self.in_flight)
         # With more ready chains than workers, several chains share a worker: a queued job is worth its waiting time.
         chains_per_worker = -(-self.scheduler.ready_count() // capacity) if pool.prefers_whole_chains else 0
-        while (free := capacity - len(self.in_flight) + measuring) > 0 and (
+        while (free := capacity - len(self.in_flight) + evaluating) > 0 and (
             chains := self._take_chains(free, chains_per_worker)
         ):
             assignments.append(Assignment(chains))
@@ -219,12 +219,12 @@ class Coordinator:
         for assignment in assignments:
             self._notify_started(self._running_tasks(assignment))
 
-    def _take_measured(self) -> list[Assignment]:
-        """Take runs that are only measured for the idle workers that measure, one for each."""
+    def _take_evaluations(self) -> list[Assignment]:
+        """Take runs that are only evaluated for the idle workers of that kind, one for each."""
         assignments: list[Assignment] = []
-        free = self._measuring_workers - sum(assignment.measures for assignment in self.in_flight)
+        free = self._evaluation_workers - sum(assignment.evaluates_only for assignment in self.in_flight)
         while free > len(assignments) and (task := self.scheduler.take(is_trained=False)):
-            assignments.append(Assignment([[task]], measures=True))
+            assignments.append(Assignment([[task]], evaluates_only=True))
         self.in_flight |= dict.fromkeys(assignments)
         return assignments
 
@@ -377,7 +377,7 @@ def open_coordinator(request: ExecutionRequest) -> Iterator[Coordinator]:
     remove_stale_locks(store.root)
     scheduler = request.scheduler or Scheduler(request.plan, store)
     coordinator = Coordinator(
-        scheduler, request.config, request.listener, request.keep, request.on_start, request.measuring_workers
+        scheduler, request.config, request.listener, request.keep, request.on_start, request.evaluation_workers
     )
     try:
         with raise_on_stop_signals():

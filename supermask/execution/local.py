@@ -109,7 +109,7 @@ class ProcessPool:
     def __init__(self, config: WorkerConfig, workers: int, start_worker: Callable[[], WorkerProcess]) -> None:
         self._config, self._workers, self._start_worker = config, workers, start_worker
         self._idle: dict[bool, list[WorkerProcess]] = {False: [], True: []}
-        """`Assignment.measures` -> workers without an assignment."""
+        """`Assignment.evaluates_only` -> workers without an assignment."""
         self._in_flight: dict[Connection, tuple[WorkerProcess, Assignment]] = {}
 
     def capacity(self) -> int:
@@ -138,14 +138,14 @@ class ProcessPool:
             if isinstance(answer, WorkerError):
                 raise answer.error()
             answers.append((assignment, answer))
-            self._idle[assignment.measures].append(worker)
+            self._idle[assignment.evaluates_only].append(worker)
         return answers
 
     def _try_submit(self, assignment: Assignment) -> bool:
         # The worker that was busy last: it has the initial state of the task's parent in memory.
-        idle = self._idle[assignment.measures]
+        idle = self._idle[assignment.evaluates_only]
         worker = idle.pop() if idle else self._start_worker()
-        config = self._config.for_measuring() if assignment.measures else self._config
+        config = self._config.for_evaluation() if assignment.evaluates_only else self._config
         try:
             worker.connection.send((config, assignment.chains))
         except OSError:

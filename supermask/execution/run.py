@@ -20,7 +20,7 @@ from supermask.datasets.specs import DATASETS
 from supermask.engines.selection import ENGINES, is_measuring_costs, validate_precision
 from supermask.execution.coordinator import ExecutionRequest, TaskListener
 from supermask.execution.live_status import LiveStatusWriter
-from supermask.execution.resources import check_planned_data, measures_beside_gpu, select_run_engine
+from supermask.execution.resources import check_planned_data, evaluates_beside_gpu, select_run_engine
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
@@ -126,10 +126,10 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
             live_status.on_end(current, task, result)
             listener(current, task, result)
 
-        is_separate = measures_beside_gpu(options.engine, options.device, options.cluster)
-        measuring = max(1, default_workers() - workers) if is_separate else 0
+        is_separate = evaluates_beside_gpu(options.engine, options.device, options.cluster)
+        evaluators = max(1, default_workers() - workers) if is_separate else 0
         return execute(
-            ExecutionRequest(graph, config, workers, on_end, options.keep, scheduler, live_status.on_start, measuring)
+            ExecutionRequest(graph, config, workers, on_end, options.keep, scheduler, live_status.on_start, evaluators)
         )
 
 

@@ -32,12 +32,12 @@ class WorkerConfig:
     stack: int | None = 1
     """Maximum number of runs that the stacked engine trains at once; None: the fastest, measured by the worker."""
     checkpoint_seconds: float = 60.0
-    measures: bool = False
-    """True for a worker beside those of a GPU, which measures runs that are not trained."""
+    evaluates_only: bool = False
+    """True for a worker beside those of a GPU, which evaluates runs that are not trained."""
 
-    def for_measuring(self) -> WorkerConfig:
+    def for_evaluation(self) -> WorkerConfig:
         """Return the configuration of a worker on the CPU, beside those of a GPU, for runs that are not trained."""
-        return replace(self, engine="reference", device="cpu", precision="float32", stack=1, measures=True)
+        return replace(self, engine="reference", device="cpu", precision="float32", stack=1, evaluates_only=True)
 
 
 @dataclass(frozen=True)

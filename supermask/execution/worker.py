@@ -81,7 +81,7 @@ class Worker:
         return feed.results
 
     def prepare(self, task: Task, should_stop: ShouldStop) -> PreparedTask | TaskResult:
-        """Lock a task's run and prepare it for training; or return its result if it is stored already or cannot start."""
+        """Lock a task's run and prepare its training; or return its result if it is stored already or cannot start."""
         lock = lock_run(self.store.root, task.run.id)
         if lock is None:
             holder = lock_holder(self.store.root, task.run.id)
