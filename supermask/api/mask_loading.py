@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from supermask.analysis.masks import MaskInfo, Masks, WeightArrays, with_labels
+from supermask.analysis.masks import MaskArrays, MaskInfo, WeightArrays, with_labels
 from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, quote, sanitize
 from supermask.core.pruning import ParentRun
@@ -88,7 +88,7 @@ def mask_from_run(store: Store, replayer: StateReplayer, run_id: str, weights: b
     start, end = _snapshots(replayer, run_id, "start", "end") if weights else (None, None)
     if run.learning is not None:
         # No criterion was applied: w_i are the fixed weights for which the mask was learned, and there is no w_f.
-        all_alive: Masks = {name: np.ones_like(mask) for name, mask in masks.items()}
+        all_alive: MaskArrays = {name: np.ones_like(mask) for name, mask in masks.items()}
         alive, w_i, w_f = all_alive, start, None
     elif run.parent is None or step is None:
         alive, w_i, w_f = masks, start, end
@@ -155,7 +155,7 @@ def mask_from_ticket(source: str | Path, weights: bool = True) -> MaskInfo:
     )
 
 
-def _network_arrays(generate: Callable[[], Mapping[str, Tensor]], masks: Masks) -> WeightArrays | None:
+def _network_arrays(generate: Callable[[], Mapping[str, Tensor]], masks: MaskArrays) -> WeightArrays | None:
     """Return the prunable tensors of a ticket's network as arrays; None if the ticket cannot generate it."""
     try:
         weights = generate()
@@ -180,7 +180,7 @@ def _snapshot(parent: ParentRun, point: Snapshot) -> WeightArrays | None:
         return None
 
 
-def _stored_masks(store: Store, run_id: str) -> Masks:
+def _stored_masks(store: Store, run_id: str) -> MaskArrays:
     """Return the masks of a run; all ones for a dense run, which stores none. Raises CorruptEntry."""
     entry = store.read(run_id)
     run = Run.from_data(entry.facts)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from supermask.analysis.masks import Masks, layer_densities, pixel_map, unit_connectivity
+from supermask.analysis.masks import MaskArrays, layer_densities, pixel_map, unit_connectivity
 from supermask.core.masks import unpack
 from supermask.core.text import Row, Value, format_duration
 from supermask.networks.registry import is_layer_chain
@@ -62,7 +62,7 @@ def fraction_png(share: NDArray[np.float64], top: float) -> bytes:
     return _png((WHITE + amount * (DARK_BLUE - WHITE)).round().astype(np.uint8))
 
 
-def has_pixel_weights(masks: Masks, image_shape: tuple[int, int, int]) -> bool:
+def has_pixel_weights(masks: MaskArrays, image_shape: tuple[int, int, int]) -> bool:
     """True if the first layer is fully connected to the pixels of an image."""
     first = next(iter(masks.values()))
     return first.ndim == 2 and first.shape[1] == int(np.prod(image_shape))
@@ -189,7 +189,7 @@ def run_label(row: Row) -> str:
     return f"{row['treatment']}{level}, seed {row['seed']}"
 
 
-def load_masks(entry: Entry) -> Masks:
+def load_masks(entry: Entry) -> MaskArrays:
     """Return the masks of a run as arrays; all ones for a dense run. Raises CorruptEntry.
 
     It uses NumPy rather than `api.mask_loading`, which imports torch: the server starts without torch.
@@ -274,7 +274,7 @@ def _parents(store: CachedStore, row: Row) -> Iterator[RunLink]:
         parent = parent_row.get("parent")
 
 
-def _layers(masks: Masks, is_chain: bool) -> Iterator[LayerSummary]:
+def _layers(masks: MaskArrays, is_chain: bool) -> Iterator[LayerSummary]:
     density, units = layer_densities(masks), unit_connectivity(masks) if is_chain else {}
     for number, (name, mask) in enumerate(masks.items()):
         shape = " × ".join(map(str, mask.shape))
