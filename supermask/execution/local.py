@@ -113,7 +113,7 @@ class ProcessPool:
         self._in_flight: dict[Connection, tuple[WorkerProcess, Assignment]] = {}
 
     def capacity(self) -> int:
-        """Return the number of workers, without those that measure: one assignment each."""
+        """Return the number of workers, without those that only evaluate: one assignment each."""
         return self._workers
 
     def submit(self, assignments: Sequence[Assignment]) -> None:

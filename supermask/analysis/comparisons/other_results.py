@@ -67,7 +67,7 @@ class OtherResults:
     notes: tuple[str, ...] = ()
 
 
-def metric_named(column: str) -> Metric:
+def find_metric(column: str) -> Metric:
     """Return the metric of a column of `METRICS`. Raises UserError for any other column."""
     check_one_of("a metric that can be compared", column, METRICS)
     title = column.replace("_", " ")
