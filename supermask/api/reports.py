@@ -195,9 +195,9 @@ def _check_findings(findings: list[ClaimFinding], plans: Sequence[Plan]) -> list
 
 @dataclass(frozen=True)
 class ReproductionResult:
-    """Result of `reproduce`: the final schedule, and the report with its file."""
+    """Result of `reproduce`: the final scheduler, and the report with its file."""
 
-    schedule: Scheduler
+    scheduler: Scheduler
     report: Report
     out: Path
     without_result: list[str]
@@ -218,16 +218,16 @@ def reproduce(
     options.validate()
     plans = builtin_plans(scale, only, Store(options.store))
     ensure_writable(out)
-    schedule = run_plans(plans, options, listener)
-    collected = [(plan, *plan_rows(plan, schedule.store)) for plan in plans]
+    scheduler = run_plans(plans, options, listener)
+    collected = [(plan, *plan_rows(plan, scheduler.store)) for plan in plans]
     arguments = ["supermask", "reproduce", "--scale", scale, *(text for name in only for text in ("--only", name))]
-    content = build_report_for(collected, schedule.store, shlex.join(arguments), scale, whole_paper=not only)
+    content = build_report_for(collected, scheduler.store, shlex.join(arguments), scale, whole_paper=not only)
     messages = [
-        missing_result([schedule.status[run_id] for run_id in plan.runs], f"study {quote(plan.study.name)}")
+        missing_result([scheduler.status[run_id] for run_id in plan.runs], f"study {quote(plan.study.name)}")
         for plan in plans
     ]
     without_result = [message for message in messages if message is not None]
-    return ReproductionResult(schedule, content, write_report(content, out), without_result)
+    return ReproductionResult(scheduler, content, write_report(content, out), without_result)
 
 
 def builtin_plans(scale: str, only: Sequence[str] = (), store: Store | None = None) -> list[Plan]:

@@ -78,7 +78,7 @@ class LiveStatusWriter:
             if result.status == "locked":
                 return
             self._in_flight.pop(task.run.id, None)
-            # A refused run that is trained once more has no status yet.
+            # A run whose certificate failed, and that is trained once more, has no status yet.
             is_final = result.status != "certificate_failed" or task.run.id in scheduler.status
             if result.status != "finished" and is_final and len(self._failures) < MAX_FAILURES:
                 message = result.message or f"at iteration {result.metrics.get('diverged_at')}"

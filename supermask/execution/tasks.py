@@ -151,11 +151,15 @@ def result_from_facts(facts: RunFacts) -> TaskResult:
 
 
 def is_final(facts: RunFacts) -> bool:
-    """Return False for a refused run that has to be trained once more."""
+    """Return False for a run whose certificate failed and that has to be trained once more."""
     return bool(facts["status"] != "certificate_failed" or facts.get("attempts", 1) >= MAX_ATTEMPTS)
 
 
 def certificate_message(facts: RunFacts) -> str:
-    """Return the failed checks of a refused run's certificate as text, or an empty string."""
-    failed_checks = {name: layers for name, layers in facts["certificate"]["checks"].items() if layers}
-    return f"certificate refused: {failed_checks}" if facts["status"] == "certificate_failed" else ""
+    """Return the failed checks of a run's certificate with their layers as text; empty if the certificate holds."""
+    if facts["status"] != "certificate_failed":
+        return ""
+    checks: dict[str, list[str]] = facts["certificate"]["checks"]
+    return "certificate failed: " + "; ".join(
+        f"{name} ({', '.join(layers)})" for name, layers in checks.items() if layers
+    )

@@ -96,15 +96,15 @@ def verify_store(store: Store) -> Iterator[VerificationResult]:
 
 
 def repair_store(store: Store) -> Iterator[tuple[VerificationResult, list[Path]]]:
-    """Verify a store and set aside every entry at fault. Yields each verdict with the quarantine folders it led to.
+    """Verify a store and set aside every entry at fault. Yields each result with the quarantine folders it led to.
 
     Runs that are only affected by another's damage stay: they hold again once that run is recomputed to the same bits.
     A run whose certificate failed when it ended is a true result, with its own status, and stays too.
     """
     # Complete before the first move: a descendant is judged against ancestors that are still there.
-    for verdict in list(verify_store(store)):
-        moved = [store.quarantine(key, f"{verdict.verdict}: {verdict.reason}") for key in verdict.culprits]
-        yield verdict, [folder for folder in moved if folder is not None]
+    for result in list(verify_store(store)):
+        moved = [store.quarantine(key, f"{result.verdict}: {result.reason}") for key in result.culprits]
+        yield result, [folder for folder in moved if folder is not None]
 
 
 def verify_run(store: Store, replayer: StateReplayer, run_id: str, has_children: bool = False) -> VerificationResult:

@@ -287,5 +287,7 @@ def test_failed_certificates_exit_with_3(trained: TrainedStudy, monkeypatch: pyt
     status, out, err = call("run", *trained.args)
     assert status == 3
     assert f"{RUNS - 2} finished, 1 with a certificate that does not hold, 1 not possible" in out
-    assert "1 run was refused, in two trainings" in err and trained.run_id(1) in err
+    assert (
+        "the certificate of 1 run failed, in two trainings, so it is not a result" in err and trained.run_id(1) in err
+    )
     assert "1 below it cannot be trained. `supermask verify` prints the reasons." in err and err.count("\n") == 1
