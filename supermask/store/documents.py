@@ -323,7 +323,8 @@ def check_facts(kind: Kind, key: str, facts: RunFacts) -> None:
     try:
         _FORMS[kind].validate_python(facts)
     except ValidationError as error:
-        raise CorruptEntry(key, f"its facts are not those of a {kind}: {_describe(error.errors()[0])}") from error
+        noun = "snapshot" if kind == "point" else kind
+        raise CorruptEntry(key, f"its facts are not those of a {noun}: {_describe(error.errors()[0])}") from error
     if kind == "run":
         _check_identity(key, facts)
     elif kind == "point" and facts["run"] != key.partition("-")[0]:

@@ -54,7 +54,7 @@ class SnapshotMissing(CorruptEntry):
         return SnapshotMissing, (self.run_id, self.point)
 
     def __str__(self) -> str:
-        what = "weights" if self.point == "end" else f"point {snapshot_name(self.point)}"
+        what = "weights" if self.point == "end" else f"snapshot {snapshot_name(self.point)}"
         return f"run {self.run_id} has no {what} in the store: dropped (--keep), or never kept. Run its study again."
 
 
