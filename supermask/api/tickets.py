@@ -16,7 +16,7 @@ from supermask.core.errors import UserError, check_one_of
 from supermask.datasets import DATASETS
 from supermask.datasets.locators import is_locator
 from supermask.execution.run import DEVICES, check_device
-from supermask.export.tickets.checks import Check, Evaluation, check_fit, checks, evaluate
+from supermask.export.tickets.checks import Check, Evaluation, check_fit, check_ticket, evaluate
 from supermask.export.tickets.files import check_output_path, load_ticket, save_ticket, size_by_part
 from supermask.export.tickets.folders import check_output_folder, save_ticket_folder
 from supermask.export.tickets.model import Ticket, get_fact
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TicketInspection:
-    """Content of a ticket file: the ticket, the bytes of its parts, and the checks of its promises."""
+    """Content of a ticket file: the ticket, the bytes of its parts, and its checks."""
 
     ticket: Ticket
     bytes: dict[str, int]
@@ -39,7 +39,7 @@ class TicketInspection:
     checks: list[Check]
 
     def __repr__(self) -> str:
-        checks = "\n".join(f"{check.status}: {check.promise}" for check in self.checks)
+        checks = "\n".join(f"{check.status}: {check.name}" for check in self.checks)
         return f"{self.ticket!r}, {sum(self.bytes.values()):,} bytes\n{checks}"
 
     @property
@@ -87,9 +87,9 @@ def push(folder: str | Path, repo_id: str, private: bool = False, message: str |
 
 
 def inspect_ticket(file: str | Path) -> TicketInspection:
-    """Read a ticket (file, folder or repository of the Hub) and check its promises from the file alone."""
+    """Read a ticket (file, folder or repository of the Hub) and check it from the file alone."""
     ticket = load_ticket(file)
-    return TicketInspection(ticket, size_by_part(ticket), checks(ticket))
+    return TicketInspection(ticket, size_by_part(ticket), check_ticket(ticket))
 
 
 def evaluate_ticket(file: str | Path, dataset: str | None = None, device: str = "cpu") -> tuple[Ticket, Evaluation]:

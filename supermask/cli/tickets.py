@@ -76,7 +76,7 @@ def push(
 
 @app.command("inspect")
 def inspect(file: TicketFile) -> None:
-    """Print the content of a ticket file and check its promises from the file alone. Exit status 1 if one is broken.
+    """Print the content of a ticket file and check it from the file alone. Exit status 1 if a check fails.
 
     Example: `supermask inspect ticket.safetensors`
     """
@@ -86,7 +86,7 @@ def inspect(file: TicketFile) -> None:
     echo("\n".join(_print_facts(inspection)) + "\n")
     echo(_print_layers(inspection.ticket))
     for check in inspection.checks:
-        echo(f"{check.status:12} {check.promise}{f': {check.why}' if check.why else ''}")
+        echo(f"{check.status:12} {check.name}{f': {check.why}' if check.why else ''}")
     if not inspection.passed:
         raise typer.Exit(1)
 

@@ -141,9 +141,9 @@ class RunPage:
     children: list[RunLink]
     more_children: int
     certificate: dict[str, list[str]]
-    """Promise -> violations; empty if it holds."""
+    """Check -> faults; empty if it holds."""
     notes: dict[str, list[str]]
-    """Promise -> observations that break nothing."""
+    """Check -> observations that are no faults."""
     layers: list[LayerSummary]
     pixels: bool
     """True if the first layer has a pixel map."""
