@@ -85,10 +85,10 @@ RUN_BYTES = 8_000
 CURVE_BYTES = 32
 """Storage per evaluation."""
 
-SAMPLE = 60
+MAX_SAMPLED_RUNS = 60
 """Stored runs of the plan that are read for calibration, per kind."""
 
-OTHER_SAMPLE = 240
+MAX_OTHER_SAMPLED_RUNS = 240
 """Stored runs that are read if none is of the plan. More, because most may be of another network, or untrained."""
 
 ALL = "all"
@@ -196,11 +196,11 @@ class CostModel:
     """Model of the seconds and bytes of runs of a plan's networks and data set."""
 
     def __init__(self, plan: Plan) -> None:
-        facts = plan.spec
+        spec = plan.spec
         self.networks = {name: run_network(run) for name, run in {r.network: r for r in plan.runs.values()}.items()}
         """Canonical name -> network, of the study and of treatments with a network of their own."""
         self.dataset = plan.study.dataset
-        self.validation_images, self.test_images = facts.validation_images, facts.test_images
+        self.validation_images, self.test_images = spec.validation_images, spec.test_images
         self.seconds_per_madd = SECONDS_PER_MADD
         self._auto_engine = cache(
             lambda name, learning, recipe: select_engine("auto", self.networks[name], "cpu", learning, recipe).engine
@@ -414,7 +414,10 @@ def _calibrations(
     for run_id, run in plan.runs.items():
         if run_id in stored_ids:
             plan_samples.setdefault(_kind(run), []).append(run_id)
-    for samples, limit in ((list(plan_samples.values()), SAMPLE), ([sorted(stored_ids)], OTHER_SAMPLE)):
+    for samples, limit in (
+        (list(plan_samples.values()), MAX_SAMPLED_RUNS),
+        ([sorted(stored_ids)], MAX_OTHER_SAMPLED_RUNS),
+    ):
         ratios: dict[str, list[tuple[float, float]]] = {}
         for run_ids in samples:
             for facts in _finished_facts(model, store, _sample_evenly(run_ids, limit), gpu):

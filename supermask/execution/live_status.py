@@ -19,7 +19,7 @@ from supermask.store.files.notes import Note, StatusNotes, note_id
 from supermask.study import Study
 from supermask.study.plan import PlanInputs
 
-UPDATE_INTERVAL = 2.0
+UPDATE_SECONDS = 2.0
 """Seconds between two notes."""
 
 MAX_FAILURES = 100
@@ -111,7 +111,7 @@ class LiveStatusWriter:
             self._write()
 
     def _loop(self) -> None:
-        while not self._over.wait(UPDATE_INTERVAL):
+        while not self._over.wait(UPDATE_SECONDS):
             self._write()
 
     def _write(self) -> None:

@@ -88,7 +88,7 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
     Raises UserError, SystemFailure, and StudyInterrupted on Ctrl-C: the same call resumes the study.
     """
     options.validate()
-    plans = [_with_examined_networks(plan) for plan in plans]
+    plans = [_examine_networks(plan) for plan in plans]
     graph = merge_plans(plans)
     precision = validate_precision(options.precision, options.device)
     config = WorkerConfig(options.store.absolute(), data_dir(), options.engine, options.device, precision=precision)
@@ -133,7 +133,7 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
         )
 
 
-def _with_examined_networks(plan: Plan) -> Plan:
+def _examine_networks(plan: Plan) -> Plan:
     """Return the plan with the facts of its networks. Imports a user's modules that no run in the store has facts of.
 
     Raises UserError for a module that cannot be used, before anything is trained.

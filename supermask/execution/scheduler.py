@@ -207,7 +207,7 @@ class Scheduler:
                 self.requeue(waiting)
         return True
 
-    def droppable(self, keep: KeepPolicy, ended: Run | None = None) -> Iterator[tuple[Run, Snapshot]]:
+    def unneeded_snapshots(self, keep: KeepPolicy, ended: Run | None = None) -> Iterator[tuple[Run, Snapshot]]:
         """Yield snapshots (`end`: the final weights) that no run of the plan will read and the policy does not keep.
 
         Examines the run `ended` and its ancestors, or all runs. `needed` keeps everything of the dense runs, learned
@@ -229,8 +229,8 @@ class Scheduler:
                     yield run, point
 
     def drop_unneeded(self, keep: KeepPolicy, ended: Run | None = None) -> None:
-        """Drop what `droppable` yields. Raises SystemFailure."""
-        for run, point in self.droppable(keep, ended):
+        """Drop what `unneeded_snapshots` yields. Raises SystemFailure."""
+        for run, point in self.unneeded_snapshots(keep, ended):
             if point == "end":
                 self.store.drop_weights(run.id)
             else:

@@ -14,7 +14,7 @@ from supermask.core.types import InitialState, SplitData, TrainingResult
 from supermask.datasets import ImageDataset
 from supermask.engines.job import Checkpointer, TrainingJob
 from supermask.execution.checkpoints import StoreCheckpointer, TaskInterrupted
-from supermask.execution.commit import RunCommitter, with_mask_evaluation
+from supermask.execution.commit import RunCommitter, add_mask_evaluation
 from supermask.execution.losses import load_loss
 from supermask.execution.resources import DatasetCache, EngineSelector, SelectedEngine, check_data_fingerprint
 from supermask.execution.run_locks import RunLock, lock_holder, lock_run
@@ -153,7 +153,7 @@ class Worker:
             result = TaskResult(run.id, "finished", seconds(), outcome.metrics, REPLAYED)
         else:
             if run.learning is not None:
-                outcome = with_mask_evaluation(run, prepared.job, prepared.data, outcome, self.config.device)
+                outcome = add_mask_evaluation(run, prepared.job, prepared.data, outcome, self.config.device)
             certificate = self._committer.certificate(run, start, outcome, images)
             choice = prepared.engine.choice
             provenance = {

@@ -120,9 +120,9 @@ def curve_faults(run: Run, facts: RunFacts, curve: LearningCurve) -> Faults:
     if not _are_image_shares(curve.validation_accuracy, spec.validation_images * samples):
         faults.append("validation_accuracy")
     metrics = facts["metrics"]
-    images = {"early_stop_test_accuracy": samples, "final_test_accuracy": samples}
-    images |= {"thresholded_test_accuracy": 1, "expected_test_accuracy": 1}
-    for name, count in images.items():
+    num_samples = {"early_stop_test_accuracy": samples, "final_test_accuracy": samples}
+    num_samples |= {"thresholded_test_accuracy": 1, "expected_test_accuracy": 1}
+    for name, count in num_samples.items():
         if metrics.get(name) is not None and not _are_image_shares([metrics[name]], spec.test_images * count):
             faults.append(name)
     # A diverged run may have no entry at all.

@@ -67,7 +67,7 @@ def verify_store(store: Store) -> Iterator[VerificationResult]:
     Entries of a newer store format are left to the end: then NewerFormat is raised for the first of them.
     """
     replayer = StateReplayer(store, REPLAY_CACHE, import_user_code=False)
-    graph = _FamilyTree(store)
+    graph = _ParentGraph(store)
     snapshots: dict[str, list[str]] = {}
     for key in sorted(store.snapshot_keys()):
         snapshots.setdefault(key.partition("-")[0], []).append(key)
@@ -351,7 +351,7 @@ def _format_failures(checks: Mapping[str, list[str]]) -> str:
     return "; ".join(f"{name}: {', '.join(layers)}" for name, layers in checks.items() if layers)
 
 
-class _FamilyTree:
+class _ParentGraph:
     """Parents and children of all runs in a store."""
 
     def __init__(self, store: Store) -> None:

@@ -142,7 +142,7 @@ def test_every_run_is_read_back(tracker: str, stored_study: TrainedStudy, sent: 
     assert tracked.keys() == wanted.keys()
     for run_id, (row, curve) in wanted.items():
         check_tracked(
-            tracker, tracked[run_id], to_tracker_run(row, curve, stored_study.open_store().committed_at(run_id))
+            tracker, tracked[run_id], to_tracker_run(row, curve, stored_study.open_store().commit_time(run_id))
         )
 
 
@@ -349,7 +349,7 @@ def test_invalid_arguments_are_refused(stored_study: TrainedStudy, tmp_path: Pat
 
 
 def test_long_export_prints_progress(stored_study: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("supermask.cli.trackers.PROGRESS_INTERVAL", 0.0)
+    monkeypatch.setattr("supermask.cli.trackers.PROGRESS_SECONDS", 0.0)
     _, _, err = call("export-tracker", "tensorboard", *stored_study.args, "--out", "out")
     lines = err.splitlines()
     assert lines[0] == f"sending runs: 0/{RUNS}"

@@ -233,7 +233,7 @@ class EntryStore:
         self._check_facts(kind, key, entry.facts)
         return entry
 
-    def committed_at(self, run_id: str) -> float:
+    def commit_time(self, run_id: str) -> float:
         """Return the modification time of `run.json`, seconds since 1970; a copy may differ. Raises CorruptEntry."""
         path = self._run(run_id) / RUN_JSON
         with translate_os_errors(path):
@@ -417,7 +417,7 @@ class EntryStore:
         return removed
 
     def _staged_folders(self) -> Iterator[Path]:
-        """Yield everything in `staging/`, and staged copies beside entries (`EntryFolders.copied_beside`)."""
+        """Yield everything in `staging/`, and staged copies beside entries (`EntryFolders.copy_beside`)."""
         shards = [
             self.root / kind / shard
             for kind in ("runs", "points")
