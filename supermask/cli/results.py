@@ -200,7 +200,7 @@ def verify(
         raise typer.Exit(1)
 
 
-_VERDICT_LABELS = {"held": "held", "partly": "held as far as kept", "failed": "FAILED", "damaged": "DAMAGED"}
+_VERDICT_LABELS = {"held": "held", "partly": "partly verified", "failed": "FAILED", "damaged": "DAMAGED"}
 """Verdict -> its label in the summary line, in the order of that line."""
 
 
@@ -225,7 +225,7 @@ def _print_verification(activity: str, results: Iterable[VerificationResult], pr
     shown = (f"{count:,} {_VERDICT_LABELS[name]}" for name, count in counts.items() if count or name == "held")
     echo(prefix + ", ".join(shown))
     for reason in list(missing)[:5]:
-        echo(f"  as far as kept: {reason}")
+        echo(f"  partly verified: {reason}")
     for key, notes in list(noted.items())[:5]:
         echo(f"  noted, not counted as a failure: {key} {'; '.join(notes)}")
     if len(noted) > 5:

@@ -24,7 +24,7 @@ from supermask.store import CorruptEntry, Store
 from supermask.study.plan import RunGraph
 
 MAX_WORKER_CRASHES = 3
-"""Deaths of worker processes per run, and damaged findings per entry, after which the study is given up."""
+"""Deaths of worker processes per run, and times that an entry is found damaged, after which the study is given up."""
 
 MAX_NODE_LOSSES = 20
 """The same for lost nodes. The limit is higher because preemption of a node is not a fault of the run."""

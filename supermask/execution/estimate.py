@@ -315,7 +315,7 @@ def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus
     factors, source = _calibrations(model, store, plan, modelled_seconds, gpu=True), "from runs of a GPU in the store"
     if not factors:
         source = (
-            f"assumed, as no such run was ever timed on a GPU: {GPU_MADDS_PER_SECOND / 1e12:.0f} million million "
+            f"assumed, as no such run was ever timed on a GPU: {GPU_MADDS_PER_SECOND / 1e12:.0f}e12 "
             f"multiply-adds and {1 / GPU_STEP_SECONDS:,.0f} steps of a stack per second, {GPU_BYTES / 1e9:.0f} GB free"
         )
 

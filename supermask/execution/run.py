@@ -179,12 +179,13 @@ def validate_cluster(cluster: str) -> None:
     elif cluster not in CLUSTER_KINDS and ":" not in cluster:
         hint = did_you_mean(cluster, CLUSTER_KINDS) or "."
         raise UserError(
-            f"{quote(cluster)} is not a cluster{hint} Allowed: local (a Ray of this machine), auto (the Ray that runs "
-            "here), ray://host:port, host:port, slurm, slurm:partition=NAME,time=HOURS:MINUTES:SECONDS."
+            f"{quote(cluster)} is not a cluster{hint} Allowed: local (starts Ray on this machine), auto (the "
+            "Ray cluster that runs on this machine), ray://HOST:10001 or HOST:6379 (a Ray cluster elsewhere), slurm, "
+            "slurm:partition=NAME,time=HOURS:MINUTES:SECONDS."
         )
     elif ":" in cluster and not _is_address(cluster):
         raise UserError(
-            f"{quote(cluster)} is not an address of a Ray cluster: the form is ray://host:10001 or host:6379."
+            f"{quote(cluster)} is not an address of a Ray cluster: the form is ray://HOST:10001 or HOST:6379."
         )
 
 

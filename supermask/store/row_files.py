@@ -254,7 +254,7 @@ def _find_fault(row: Row) -> str:
         return f"{quote(str(row['status']))} is not a status; allowed: {', '.join(STATUSES)}"
     for column in ("seed", "level"):
         if int(row[column] or 0) < 0:
-            return f"{column} is {row[column]}; it is at least 0"
+            return f"{column} is {row[column]}; it must be at least 0"
     if row["status"] != "finished":
         return ""
     for column in ("density", "early_stop_test_accuracy"):
@@ -263,5 +263,5 @@ def _find_fault(row: Row) -> str:
     for column, value in row.items():
         is_share = column == "density" or column.endswith("_accuracy")
         if is_share and value is not None and not 0.0 <= float(value) <= 1.0:
-            return f"{column} is {value}; it lies in [0, 1]"
+            return f"{column} is {value}; it must be in [0, 1]"
     return ""

@@ -191,12 +191,12 @@ def changed(**values: object) -> Callable[[list[Row]], list[Row]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed(early_stop_test_accuracy=98.1), "row 45: early_stop_test_accuracy is 98.1; it lies in [0, 1]"),
+        (changed(early_stop_test_accuracy=98.1), "row 45: early_stop_test_accuracy is 98.1; it must be in [0, 1]"),
         (changed(early_stop_test_accuracy=None), "the run has finished, and early_stop_test_accuracy is empty"),
         (changed(density=0.9), "has density 0.9 in the table, and "),
-        (changed(density=-0.5), "density is -0.5; it lies in [0, 1]"),
+        (changed(density=-0.5), "density is -0.5; it must be in [0, 1]"),
         (changed(status="done"), "'done' is not a status; allowed: finished, diverged"),
-        (changed(level=-1), "level is -1; it is at least 0"),
+        (changed(level=-1), "level is -1; it must be at least 0"),
         (changed(seed=None), "row 45: seed is empty"),
         (changed(seed=0), "has seed 0 in the table, and 4 by its id: the table was changed"),
         (changed(network="fc-9"), "has network 'fc-9' in the table, and 'fc-8' by its id"),

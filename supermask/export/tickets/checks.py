@@ -170,8 +170,8 @@ class Evaluation:
 def evaluate(ticket: Ticket, images: ImageDataset, device: str = "cpu") -> Evaluation:
     """Measure the accuracy of a ticket's network on the test images of a data set.
 
-    Pixels are scaled, and normalized as its run's were, and of equal logits the first counts, as in the evaluation of
-    runs. Raises UserError for a module without a known network, for data that does not fit, and if a tensor is missing.
+    Inputs are scaled and normalized as in the run. Among equal logits the lowest class wins.
+    Raises UserError for a module without a known network, for data that does not fit, and if a tensor is missing.
     """
     check_fit(ticket, images.facts)
     stored, source = stored_accuracy(ticket) or (None, None)
