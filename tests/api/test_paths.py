@@ -46,7 +46,7 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "reproduce": [("--only", "mask-points", "--store=~/empty", "--out=~/new/report.html", "--workers=1")],
     "status": [("~/small.yaml", STORE)],
     "table": [("~/small.yaml", STORE)],
-    "figure": [("~/small.yaml", STORE, "--out=~/new/figures")],
+    "figure": [("~/small.yaml", STORE, "--out=~/new/figures", "--only=accuracy", "--format=svg")],
     "export": [("RUN", "~/new/run", STORE)],
     "verify": [(STORE,)],
     "merge": [("~/store", "--store=~/new/merged")],

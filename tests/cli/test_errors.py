@@ -148,7 +148,7 @@ def test_reading_leaves_a_run_of_a_newer_version_out(
 ) -> None:
     arguments = {
         "query": ["SELECT count(*) AS n FROM runs"],
-        "figure": [trained.study, "--out", tmp_path / "figures"],
+        "figure": [trained.study, "--out", tmp_path / "figures", "--only", "accuracy", "--format", "svg"],
         "report": [trained.study, "--out", tmp_path / "report.html"],
     }.get(command, [trained.study])
     result = call(command, *arguments, "--store", newer_store)

@@ -54,12 +54,21 @@ def test_a_users_own_criterion_works_in_worker_processes(folder: Path) -> None:
     assert sorted(map(str, contents(folder / "store").values())) == sorted(map(str, contents(folder / "twin").values()))
 
 
+def test_workers_collect_garbage_but_not_what_the_fork_server_imported(folder: Path) -> None:
+    """Python's garbage collector would write to each imported object, and so copy the memory that workers share."""
+    body = "import gc; pathlib.Path('seen').write_text(f'{gc.isenabled()} {gc.get_freeze_count()}')"
+    plan = small_plan({"criterion": criterion(folder, body)}, levels=1)
+    execute(plan, WorkerConfig(folder / "store"), 1, Recorder())
+    enabled, frozen = (folder / "seen").read_text().split()
+    assert enabled == "True" and int(frozen) > 50_000
+
+
 @pytest.mark.parametrize(
     ("body", "expected_text"),
     [
         ("return layer.w_final * float('nan')", "is NaN"),
         ("return layer.w_final.sum()", "one score per weight"),
-        ("raise KeyError('oops')", r"failed at line 4 of .*own_criterion_\d+\.py: KeyError: 'oops'"),
+        ("raise KeyError('oops')", r"failed at line 4 of .*own_criterion_\w+\.py: KeyError: 'oops'"),
     ],
 )
 def test_a_criterion_that_fails_ends_the_study_with_one_message(folder: Path, body: str, expected_text: str) -> None:
