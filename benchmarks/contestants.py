@@ -72,7 +72,7 @@ def engine(train: Train, case: Case, block: int, blocks: int) -> Iterator[float]
             train(
                 [
                     TrainingJob(
-                        sequential_network(case.layers), case.start, recipe, seed=0, checkpoints=PauseAtEvaluation()
+                        sequential_network(case.layers), case.start, recipe, seed=0, checkpointer=PauseAtEvaluation()
                     )
                 ],
                 [case.data],
@@ -206,5 +206,5 @@ def _pixels(data: SplitData) -> Array:
     """Return the training images in float32; they are converted once for all cases."""
     if id(data) not in _FLOATS:
         _FLOATS.clear()
-        _FLOATS[id(data)] = np.divide(data.train_images, np.float32(data.pixel_maximum), dtype=np.float32)
+        _FLOATS[id(data)] = np.divide(data.train_images, np.float32(data.max_pixel), dtype=np.float32)
     return _FLOATS[id(data)]

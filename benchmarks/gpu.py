@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from supermask.core.types import SplitData
     from supermask.engines.job import TrainingJob
-    from supermask.engines.selection import Precision
+    from supermask.engines.selection import MatmulPrecision
     from supermask.engines.stacked.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,7 +175,7 @@ class Probe:
                 torch.cuda.empty_cache()
 
     @property
-    def precisions(self) -> tuple[Precision, ...]:
+    def precisions(self) -> tuple[MatmulPrecision, ...]:
         return ("tf32", "float32", "bfloat16") if self.is_gpu else ("float32",)
 
 
@@ -210,7 +210,7 @@ def synthetic_jobs(
     return [TrainingJob(network, starts[s], recipe, s) for s in seeds], [data[s] for s in seeds]
 
 
-def make_stack(probe: Probe, jobs: list[TrainingJob], data: list[SplitData], precision: Precision) -> Stack:
+def make_stack(probe: Probe, jobs: list[TrainingJob], data: list[SplitData], precision: MatmulPrecision) -> Stack:
     from supermask.engines.stacked.stack import Stack
 
     return Stack(jobs, data, probe.device, precision, {})
@@ -301,7 +301,7 @@ def update(probe: Probe) -> None:
     import torch
 
     from supermask.core.recipe import Recipe
-    from supermask.engines.stacked.optimizer import is_optimizer_compiled, make_optimizer_step, update_mask
+    from supermask.engines.stacked.optimizer import encode_gradient_mask, is_optimizer_compiled, make_optimizer_step
 
     recipe, device = Recipe("adam", 1.2e-3, 60, 10, 10), probe.device
     start = time.perf_counter()
@@ -311,7 +311,7 @@ def update(probe: Probe) -> None:
 
     def measure(replicas: int, weights: int, fused: bool) -> None:
         w, g, m, v = (torch.rand(replicas, weights, device=device) for _ in range(4))
-        mask = update_mask(torch.rand(replicas, weights, device=device) < 0.5, device.type)
+        mask = encode_gradient_mask(torch.rand(replicas, weights, device=device) < 0.5, device.type)
         rate = torch.full((replicas, 1), -1e-6, device=device)
         second = torch.full((replicas, 1), 30.0, device=device)
         count = torch.tensor(1.0, device=device)
@@ -343,7 +343,7 @@ def fc(probe: Probe) -> None:
 
     sizes, steps = ((2, 7), 5) if probe.tiny else ((165, 83, 512, 8, 1, 32), 100)
 
-    def measure(replicas: int, precision: Precision) -> None:
+    def measure(replicas: int, precision: MatmulPrecision) -> None:
         jobs, data = synthetic_jobs(probe, "fc", replicas, (1, 28, 28))
         with matmul_precision(precision, probe.device):
             if probe.is_gpu:
@@ -427,7 +427,7 @@ def learned(probe: Probe) -> None:
     from supermask.engines.precision import matmul_precision
 
     learning, recipe = MaskLearning(), Recipe("sgd", 100.0, 250, 110_000, 880, momentum=0.9)
-    precision: Precision = "tf32" if probe.is_gpu else "float32"
+    precision: MatmulPrecision = "tf32" if probe.is_gpu else "float32"
 
     def measure(replicas: int) -> None:
         jobs, data = synthetic_jobs(probe, "fc", replicas, (1, 28, 28))
@@ -462,12 +462,12 @@ def convolutions(probe: Probe) -> None:
     batch_size = 4 if probe.tiny else 60
     layers = [layer for layer in architecture(network, shape, 10) if isinstance(layer, Conv) and layer.name in names]
 
-    def measure(layer: Conv, replicas: int, precision: Precision, name: str) -> None:
+    def measure(layer: Conv, replicas: int, precision: MatmulPrecision, name: str) -> None:
         sizes = (layer.inputs, layer.outputs, *layer.side)
         inputs = algorithms._make_inputs(sizes, batch_size, replicas, probe.device, layer.name == "conv1")
         with matmul_precision(precision, probe.device):
             autocast = autocast_factory(precision, torch.device(probe.device))
-            seconds = algorithms._pass_seconds(algorithms.CONV_ALGORITHMS[name], inputs, autocast, 1e9)
+            seconds = algorithms._time_pass(algorithms.CONV_ALGORITHMS[name], inputs, autocast, 1e9)
         flop = 6 * 9 * layer.inputs * layer.outputs * layer.side[0] * layer.side[1] * batch_size * replicas
         facts = {"layer": layer.name, "replicas": replicas, "precision": precision, "algorithm": name}
         probe.record(**facts, ms=seconds * 1e3, tflop_per_s=flop / seconds / 1e12)
@@ -520,7 +520,7 @@ def vmapped(probe: Probe) -> None:
         difference = max(abs(a - b) / b for a, b in zip(found, expected, strict=True))
         probe.record(what="losses of 4 steps against the reference engine", largest_difference=difference)
 
-    def measure(replicas: int, precision: Precision) -> None:
+    def measure(replicas: int, precision: MatmulPrecision) -> None:
         jobs, data = synthetic_jobs(probe, name, replicas, image_shape)
         with matmul_precision(precision, probe.device):
             stack = make_stack(probe, jobs, data, precision)

@@ -70,7 +70,7 @@ def eager(job: TrainingJob, data: SplitData) -> Steps:
     def steps(first: int, last: int) -> None:
         for i in range(first, last):
             batch = indices[torch.arange(i * size, (i + 1) * size) % len(indices)]
-            x = images[batch].float() / data.pixel_maximum
+            x = images[batch].float() / data.max_pixel
             for k, (w, m) in enumerate(zip(weights, logits, strict=True)):
                 mask: Tensor = StraightThroughBernoulli.apply(torch.sigmoid(m))  # type: ignore[no-untyped-call]
                 masked = mask * w

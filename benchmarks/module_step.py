@@ -106,7 +106,7 @@ def time_engine(start: InitialState, data: SplitData, steps: int) -> float:
             ticks.append(time.process_time())
             return False
 
-    train([TrainingJob(NETWORK, start, recipe, seed=0, checkpoints=RecordTime())], [data])
+    train([TrainingJob(NETWORK, start, recipe, seed=0, checkpointer=RecordTime())], [data])
     return (ticks[-1] - ticks[-2]) / steps * 1e3
 
 

@@ -38,12 +38,12 @@ from supermask.engines import reference, stacked
 from supermask.engines.job import NullCheckpointer, TrainingJob
 from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
-from supermask.engines.selection import Precision, validate_precision
+from supermask.engines.selection import MatmulPrecision, validate_precision
 from supermask.engines.stacked.bias_relu import make_bias_relu
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
 from supermask.engines.stacked.device import autocast_factory
 from supermask.engines.stacked.forward import forward, group_batches
-from supermask.engines.stacked.optimizer import make_optimizer_step, update_mask
+from supermask.engines.stacked.optimizer import encode_gradient_mask, make_optimizer_step
 from supermask.engines.stacked.stack import Stack
 from supermask.networks.network import sequential_network
 from supermask.networks.sequential import Architecture, architecture, count_multiplications, initial_state
@@ -123,7 +123,7 @@ def measure_seconds(function: Callable[[], object], turns: int, device: torch.de
     return seconds
 
 
-def peak_flops(device: torch.device, precision: Precision) -> float:
+def peak_flops(device: torch.device, precision: MatmulPrecision) -> float:
     """Return the FLOP/s of the fastest product in `PRODUCTS`, in the precision of the engine."""
     dtype, rates = torch.bfloat16 if precision == "bfloat16" else torch.float32, []
     for size in PRODUCTS[device.type]:
@@ -146,7 +146,7 @@ def reference_step(job: TrainingJob, data: SplitData, steps: int, device: str) -
     """Return seconds per step of the reference engine, over `steps` steps after as many warm-up steps."""
     clock = Clock()
     recipe = replace(job.recipe, iterations=2 * steps, evaluate_every=steps)
-    reference.train([replace(job, recipe=recipe, checkpoints=clock)], [data], device)
+    reference.train([replace(job, recipe=recipe, checkpointer=clock)], [data], device)
     return (clock.seen[2] - clock.seen[1]) / steps
 
 
@@ -159,7 +159,7 @@ def measure(network: str, replicas: int, args: argparse.Namespace, max_flops: fl
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
-    algorithms = stacked.fastest_algorithms(layers, BATCH, replicas, args.device, precision)
+    algorithms = stacked.choose_conv_algorithms(layers, BATCH, replicas, args.device, precision)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     stack = Stack(jobs, [data] * replicas, device, precision, algorithms)
@@ -196,7 +196,7 @@ def measure_parts(
     steps: int,
     turns: int,
     device: torch.device,
-    precision: Precision,
+    precision: MatmulPrecision,
 ) -> tuple[float, float, float, float]:
     """Return milliseconds of a forward pass, a backward pass, the optimizer and an evaluation of the whole stack."""
     tensors = {**stack.weights, **stack.unmasked}
@@ -218,7 +218,7 @@ def measure_parts(
 
     gradients = compute_gradients()
     masks = {n: torch.stack([j.start.masks[n] for j in stack.jobs]).to(device) for n in stack.weights}
-    bits = {n: update_mask(mask.flatten(1), device.type) for n, mask in masks.items()}
+    bits = {n: encode_gradient_mask(mask.flatten(1), device.type) for n, mask in masks.items()}
     rate, second = torch.tensor([-1e-6, 30.0], device=device)[:, None, None].repeat(1, len(stack.jobs), 1)
 
     def step_optimizer() -> None:

@@ -80,7 +80,7 @@ def measure(case: Case, repeats: int) -> dict[str, object]:
     """Measure one case. The three loops alternate, so that other load on the machine affects all of them."""
     data, layers = synthetic(case), architecture(case.network, case.shape, 10)
     start = pruned(layers, case.density)
-    images = torch.from_numpy(data.train_images).float().div_(data.pixel_maximum)
+    images = torch.from_numpy(data.train_images).float().div_(data.max_pixel)
     labels = torch.from_numpy(data.train_labels)
     loops: dict[str, Clock] = {
         "engine": lambda: engine(case, layers, start, data),
@@ -118,7 +118,7 @@ def engine(case: Case, layers: Architecture, start: InitialState, data: SplitDat
             ticks.append(time.perf_counter())
             return False
 
-    train([TrainingJob(sequential_network(layers), start, recipe, seed=0, checkpoints=RecordTime())], [data])
+    train([TrainingJob(sequential_network(layers), start, recipe, seed=0, checkpointer=RecordTime())], [data])
     return (ticks[-1] - ticks[-2]) / case.block * 1e3
 
 

@@ -13,7 +13,7 @@ from supermask.core.files import write_atomic
 from supermask.datasets.contact_sheet import contact_sheet
 from supermask.datasets.downloads import download
 from supermask.datasets.images import data_folder
-from supermask.datasets.loading import LOADERS
+from supermask.datasets.loading import DATASET_FILE_FINDERS
 from supermask.datasets.progress import progress_listener
 from supermask.datasets.specs import DATASETS, DatasetSpec
 from supermask.study.user_data import load_data
@@ -57,12 +57,12 @@ def list_datasets() -> list[KnownDataset]:
     folder, known = data_folder(), []
     for name, spec in DATASETS.items():
         files: tuple[Path, ...] = ()
-        if name in LOADERS:
+        if name in DATASET_FILE_FINDERS:
             try:
-                files = LOADERS[name](spec, folder).files
+                files = DATASET_FILE_FINDERS[name](spec, folder).files
             except UserError:
                 files = ()
-        known.append(KnownDataset(spec, files, name in LOADERS))
+        known.append(KnownDataset(spec, files, name in DATASET_FILE_FINDERS))
     return known
 
 

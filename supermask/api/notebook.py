@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, overload
 from supermask.api import runs
 from supermask.core.environment import expand_path
 from supermask.core.errors import RunsRefused, UserError, quote
-from supermask.core.streams import survive_lost_output
 from supermask.core.text import Row
+from supermask.core.text_output import survive_lost_output
 from supermask.execution.local import StudyInterrupted, TaskListener
 from supermask.execution.progress import inline_progress_listener, progress_listener, run_labels
 from supermask.execution.run import ListenerFactory

@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import suppress
 
-from supermask.core.streams import ESCAPE
+from supermask.core.text_output import ESCAPE
 
 
 def prepare_streams() -> None:

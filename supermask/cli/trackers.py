@@ -20,7 +20,7 @@ from supermask.cli.app import (
     split_studies_and_overrides,
 )
 from supermask.cli.output import echo
-from supermask.core.streams import survive_lost_output
+from supermask.core.text_output import survive_lost_output
 
 PROGRESS_SECONDS = 10.0
 """Seconds between two lines of progress if standard error is not a terminal."""

@@ -23,8 +23,8 @@ from supermask.cli.app import (
 from supermask.cli.output import echo
 from supermask.cli.progress import show_progress
 from supermask.core.errors import RunsRefused, SystemFailure, UserError, quote
-from supermask.core.streams import survive_lost_output
 from supermask.core.text import pluralize
+from supermask.core.text_output import survive_lost_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -5,8 +5,9 @@ In the formulas w_i is `layer.w_init`, w_f is `layer.w_final` and s is `layer.st
 layer's original initialization. *Kept* weights are those where `mask` is True. *Pruned* weights are those that this
 level prunes: alive before, and not in `mask`. Values at weights that were pruned at earlier levels are ignored.
 
-A new action: one function here, a line in its registry, its invariant in `core/invariants.py`, a line in the literal
-table of `tests/core/test_actions.py`.
+A new action: one function here, a line in `MASK1_ACTIONS` (and in `KEEPS_W_INIT_VALUES` if it sets values of w_i) or in
+`MASK0_ACTIONS` (and in `USES_W_FINAL` if it reads w_f), its invariant in `core/invariants.py`; the other places are
+listed in docs/architecture.md, "To add ...".
 """
 
 from __future__ import annotations

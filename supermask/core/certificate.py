@@ -1,9 +1,13 @@
 """Certificates: every promise of the algorithm, checked from the tensors of a run after it ended.
 
 `certify` checks trained and untrained runs; `mask_certificate.certify_learned_mask` checks runs that learned a mask.
-Both use NumPy arrays and integers and share no code with pruning and training, so a fault there is seen here. A run
-whose certificate fails is not a result. A check fails only on evidence that neither arithmetic nor chance can produce
-in a correct run; weaker evidence is a note.
+Both compute with NumPy arrays and integers, by rules of their own: a fault in a count, an action, rewinding, an engine
+or a learned mask is seen here. Shared with pruning are the data that they read: `PruneStep`, `ParentRun` (which state a
+snapshot is, and the `Layer` made of it) and `PrunableTensor` (names, shapes, kinds, standard deviation). A fault in
+these is not seen. Which weights a criterion keeps is not checked here, only how many.
+
+A run whose certificate fails is not a result. A check fails only on evidence that neither arithmetic nor chance can
+produce in a correct run; weaker evidence is a note.
 """
 
 from __future__ import annotations
@@ -15,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from supermask.core.actions import KEEPS_W_INIT_VALUES
 from supermask.core.invariants import (
+    CARRIES_RESCALING,
     MASK0_INVARIANTS,
     MASK1_INVARIANTS,
     Array,
@@ -70,13 +74,22 @@ def certify(
 ) -> Certificate:
     """Check a run from its initial state and its result, and against its parent if it has one.
 
-    `trained`: unmasked parameters that training changes, of a network whose layers are not known to be in sequence:
-    `others_train` is then checked in the place of `biases_train`. None for the paper's networks.
-    `aliases`: further names of tensors that several layers share; each tensor may be masked once.
-    `max_input`: largest magnitude of the network's inputs (`Recipe.max_input`); 1 for pixels scaled to [0, 1].
+    `trained`: unmasked parameters that training changes, of a network whose layers may not be in sequence; None for the
+    paper's networks. `aliases`: further names of tensors that several layers share. `max_input`: largest
+    magnitude of the network's inputs (`Recipe.max_input`); 1 for pixels scaled to [0, 1].
 
-    `biases_train` is not checked with `weight_decay`: weights of a silent unit then move although its bias cannot.
-    If masks and kernels do not match, nothing else is checked.
+    only_kernels_are_masked: exactly the prunable tensors have a mask, under one name, and the right shape; if not,
+    nothing else is checked.
+    no_layer_is_emptied: every mask keeps a weight.
+    frozen_is_frozen: pruned weights end bit-equal to their start, or as 0 if they were denormal (a note).
+    optimizer_holds_nothing_frozen: the optimizer state of pruned weights is 0.
+    biases_train: no bias kept its value while weights of its unit moved; not checked with `trained` or `weight_decay`.
+    others_train: no tensor of `trained` stayed as it was in every entry while every prunable tensor changed.
+    dense: no weight is pruned. The next ones are checked instead if there is a parent.
+    kept_count: as many weights are kept as the prune rates say, or as have a learned score above 0.
+    dead_stays_dead: weights pruned before stay pruned, at the values that they were frozen at.
+    mask1_promise, mask0_promise: kept and newly pruned weights start with what the actions promise of their values.
+    others_rewound: all other tensors start bit-equal to the parent's state at `rewind_to`.
     Source: Zhou et al. 2019, Sec. 1: kept counts, frozen weights, rewinding and signs as the algorithm defines them.
     """
     checks = {"only_kernels_are_masked": _check_masked_tensors(prunable, start, result, aliases or {})}
@@ -92,6 +105,7 @@ def certify(
     if trained is not None:
         checks["others_train"] = _check_others_trained(start, result, trained)
     elif not weight_decay:
+        # With decay, weights of a silent unit move although its bias cannot.
         checks["biases_train"], notes["biases_train"] = _check_biases_trainable(start, result, max_input)
     if parent is not None and step is not None:
         layers = parent.layers(step)
@@ -223,13 +237,13 @@ def _check_biases_trainable(
 def _units_without_bias_gradient(result: TrainingResult, name: str, bias: str, input_bound: float) -> set[int]:
     """Return the units whose bias has an optimizer state of exactly 0 that weights with gradients rule out."""
     moments, weight_moments = result.optimizer_state.get(bias, {}), result.optimizer_state.get(name, {})
-    kept = moments.keys() & weight_moments.keys() & {"exp_avg_sq", "momentum_buffer"}
-    if not kept:
+    moment_names = moments.keys() & weight_moments.keys() & {"exp_avg_sq", "momentum_buffer"}
+    if not moment_names:
         return set()
     is_zero = np.all([to_numpy(values) == 0 for values in moments.values()], axis=0)
     with np.errstate(over="ignore"):
         enough = MIN_OPTIMIZER_STATE * np.square(np.float64(input_bound))
-    for key in kept:
+    for key in moment_names:
         values = np.abs(to_numpy(weight_moments[key]).astype(np.float64))
         is_zero &= values.reshape(len(values), -1).max(axis=1) >= enough
     return set(map(int, np.flatnonzero(is_zero)))
@@ -340,10 +354,10 @@ def _expected_rate(name: str, kind: str, step: PruneStep) -> float:
 def _check_pruned_stay_pruned(start: InitialState, parent: ParentRun) -> list[str]:
     broken = []
     for name, alive in parent.start.masks.items():
-        dead = ~to_numpy(alive)
-        frozen_before = to_numpy(parent.start.weights[name])[dead]
-        if to_numpy(start.masks[name])[dead].any() or not bitwise_equal(
-            to_numpy(start.weights[name])[dead], frozen_before
+        pruned_before = ~to_numpy(alive)
+        frozen_before = to_numpy(parent.start.weights[name])[pruned_before]
+        if to_numpy(start.masks[name])[pruned_before].any() or not bitwise_equal(
+            to_numpy(start.weights[name])[pruned_before], frozen_before
         ):
             broken.append(name)
     return broken
@@ -361,8 +375,8 @@ def _check_mask1_action(layers: dict[str, Layer], start: InitialState, step: Pru
     for name, layer in layers.items():
         mask = to_numpy(start.masks[name])
         view = LayerView(layer, mask & to_numpy(layer.alive), to_numpy(start.weights[name]), _factor(layer, mask, step))
-        spared = step.mask0 != "zero_if_shrunk_everywhere"
-        exempt = np.zeros(view.start.size, dtype=bool) if spared else view.shrunk
+        keeps_action_values = step.mask0 != "zero_if_shrunk_everywhere"
+        exempt = np.zeros(view.start.size, dtype=bool) if keeps_action_values else view.shrunk
         if view.start[exempt].any():
             broken.append(f"{name}: kept weights that shrank do not start at 0")
         if not MASK1_INVARIANTS[step.mask1](view, ~exempt):
@@ -382,6 +396,6 @@ def _check_mask0_action(layers: dict[str, Layer], start: InitialState, step: Pru
 def _factor(layer: Layer, mask: Array, step: PruneStep) -> float:
     if not step.rescaled:
         return 1.0
-    carried = step.mask1 in KEEPS_W_INIT_VALUES and step.rescaled_before
+    carried = step.mask1 in CARRIES_RESCALING and step.rescaled_before
     whole = int(layer.alive.sum()) if carried else mask.size
     return whole / max(int(mask.sum()), 1)

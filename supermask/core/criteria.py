@@ -4,7 +4,8 @@ A criterion gets one layer (`core.types.Layer`) and a random stream of its own, 
 shape: `(out, in)` for Linear, `(out, in, height, width)` for Conv. Scores of pruned weights are ignored. In the
 formulas w_i is `layer.w_init` and w_f is `layer.w_final`.
 
-A new criterion: one function here, a line in `CRITERIA`, a line in the literal table of `tests/core/test_criteria.py`.
+A new criterion: one function here, a line in `CRITERIA`, and in `NEEDS_GRADIENT` if it reads `layer.gradient`; the
+places outside this file are listed in docs/architecture.md, "To add ...".
 """
 
 from __future__ import annotations

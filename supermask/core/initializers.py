@@ -32,11 +32,6 @@ def truncated_normal(shape: tuple[int, ...], std: float, rng: Stream) -> NDArray
     return (draws * (std / TRUNCATED_STD)).astype(np.float32).reshape(shape)
 
 
-def max_abs_draw(std: float) -> float:
-    """Largest magnitude that `truncated_normal(_, std, _)` can draw."""
-    return TRUNCATION * std / TRUNCATED_STD
-
-
 PEAK_STD = 0.25
 """Standard deviation of each peak of `bimodal`, in standard deviations of the layer's initialization."""
 

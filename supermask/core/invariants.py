@@ -1,8 +1,8 @@
 """Invariants of the actions, as checks on NumPy arrays: what each action promises of the weights that it sets.
 
 A check fails only if chance cannot explain the values. For example, six weights may well be reshuffled into their old
-order, so small layers are not judged there. The patterns of `prune.only` and `prune.exclude` are read here once more,
-because certificates share no code with pruning.
+order, so small layers are not judged there. Bounds of draws, the actions that carry a factor and the patterns of
+`prune.only` and `prune.exclude` are written here once more, because certificates share no rule with pruning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from supermask.core.initializers import max_abs_draw
 from supermask.core.types import Layer
 
 if TYPE_CHECKING:
@@ -31,11 +30,15 @@ MAX_SAMPLE = 2**20
 
 
 MAX_ABS_DRAWS = {
-    "glorot_normal": max_abs_draw(1.0),
-    "glorot_normal_wide": max_abs_draw(1.0),
+    "glorot_normal": 2 / 0.879625661,
+    "glorot_normal_wide": 2 / 0.879625661,
     "kaiming_uniform": 3**0.5,
 }
-"""Initializer -> largest magnitude of a draw, in its standard deviations; others have no bound."""
+"""Initializer -> largest magnitude of a draw, in its standard deviations; others have no bound. 0.8796 is the standard
+deviation of a standard normal truncated at two standard deviations."""
+
+CARRIES_RESCALING = ("permute", "randomise_signs", "reshuffle", "rewind", "signed_reshuffle")
+"""Mask-1 actions that take the values of w_i, which have the factor of an earlier rescaled level in them."""
 
 
 class LayerView:
@@ -56,11 +59,11 @@ class LayerView:
         return to_numpy(self._layer.w_final)[self._where]
 
     @cached_property
-    def rewound(self) -> Array:
+    def w_rewind(self) -> Array:
         return to_numpy(self._layer.w_rewind)[self._where]
 
     @cached_property
-    def pruned(self) -> Array:
+    def unselected_w_init(self) -> Array:
         """w_i of the alive weights of the layer that are not selected."""
         return to_numpy(self._layer.w_init)[to_numpy(self._layer.alive) & ~self._where]
 
@@ -76,11 +79,11 @@ class LayerView:
         with zeros and repeated values.
         """
         two_peaks = two_peaks or self.initializer == "bimodal"
-        is_own = self.initializer == "own" and not two_peaks
+        is_user_defined = self.initializer == "own" and not two_peaks
         if self.initializer == "constant" and not two_peaks:
             return self.is_constant(checked)
         values = np.abs(self.start[checked & (self.start != 0)])
-        pools = [self.w_init, self.w_final, *([self.pruned] if values.size >= MIN_SAMPLE else [])]
+        pools = [self.w_init, self.w_final, *([self.unselected_w_init] if values.size >= MIN_SAMPLE else [])]
         earlier = np.sort(np.abs(np.concatenate(pools) * self.factor))
         repeated = _count_members(values, earlier)
         if 2 * repeated > values.size >= MIN_SAMPLE:
@@ -89,7 +92,7 @@ class LayerView:
             repeated -= _count_members(np.nextafter(values, np.float32(np.inf)), earlier)
         magnitude = values / np.float32(max(self.std, 1e-30) * self.factor)
         bound = np.inf if two_peaks else MAX_ABS_DRAWS.get(self.initializer, np.inf)
-        if is_own:
+        if is_user_defined:
             return bool(
                 2 * np.unique(values[:MAX_SAMPLE]).size < values[:MAX_SAMPLE].size or 2 * repeated <= values.size
             )
@@ -122,10 +125,10 @@ class LayerView:
         before = (self.w_init * self.factor)[checked]
         return np.unique(before).size < MIN_SAMPLE or not bitwise_equal(self.start[checked], before)
 
-    def has_both_signs(self, checked: Array) -> bool:
+    def has_values_from_unselected(self, checked: Array) -> bool:
         """Check that some values come from the rest of the layer, unless chance could keep them all out."""
         before = (self.w_init * self.factor)[checked]
-        few = min(np.unique(before).size, np.unique(self.pruned).size) < MIN_SAMPLE
+        few = min(np.unique(before).size, np.unique(self.unselected_w_init).size) < MIN_SAMPLE
         return few or not bitwise_equal(_sorted(self.start[checked]), _sorted(before))
 
     def is_permutation_of(self, pool: Array, checked: Array) -> bool:
@@ -145,7 +148,7 @@ class LayerView:
 
 
 MASK1_INVARIANTS: dict[str, Callable[[LayerView, Array], bool]] = {
-    "rewind": lambda v, c: bitwise_equal(v.start[c], (v.rewound * v.factor)[c]),
+    "rewind": lambda v, c: bitwise_equal(v.start[c], (v.w_rewind * v.factor)[c]),
     "reinit": lambda v, c: v.is_drawn(c) and v.is_nonzero(c) and v.has_lost_signs(c),
     "reshuffle": lambda v, c: v.is_permutation_of(v.w_init, c) and v.is_moved(c) and v.has_lost_signs(c),
     "constant": lambda v, c: v.is_constant(c) and v.is_nonzero(c) and v.has_lost_signs(c),
@@ -154,7 +157,9 @@ MASK1_INVARIANTS: dict[str, Callable[[LayerView, Array], bool]] = {
     "signed_constant": lambda v, c: v.is_constant(c) and v.has_own_signs(c),
     "bimodal_reinit": lambda v, c: v.is_drawn(c, two_peaks=True) and bool(v.start[c].all()) and v.has_lost_signs(c),
     "signed_bimodal_reinit": lambda v, c: v.is_drawn(c, two_peaks=True) and v.has_own_signs(c),
-    "permute": lambda v, c: v.is_permutation_of(np.concatenate([v.w_init, v.pruned]), c) and v.has_both_signs(c),
+    "permute": lambda v, c: (
+        v.is_permutation_of(np.concatenate([v.w_init, v.unselected_w_init]), c) and v.has_values_from_unselected(c)
+    ),
     "randomise_signs": lambda v, c: (
         bitwise_equal(np.abs(v.start[c]), np.abs(v.w_init * v.factor)[c]) and v.has_lost_signs(c)
     ),

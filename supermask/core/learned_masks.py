@@ -118,14 +118,15 @@ def initial_mask_state(
     Source: Zhou et al. 2019, Sec. 5; started from a heuristic: authors' response, item 8 (open).
     """
     weights = {
-        n: base_weights(learning, m, dense.weights[n], child_streams(seed, "supermask")) for n, m in tensors.items()
+        n: base_weights(learning, tensor, dense.weights[n], child_streams(seed, "supermask"))
+        for n, tensor in tensors.items()
     }
     if parent is not None and step is not None:
         logits = heuristic_logits(learning, parent, step, rng)
     else:
         logits = {
-            n: initial_logits(learning, m, weights[n], child_streams(seed, "supermask"))
-            for n, m in tensors.items()
+            n: initial_logits(learning, tensor, weights[n], child_streams(seed, "supermask"))
+            for n, tensor in tensors.items()
             if learning.masks_tensor(n)
         }
     return InitialState(weights, dense.masks, dense.unmasked, 0, logits)

@@ -1,7 +1,7 @@
 """Certificate of a run that learned a mask: frozen weights, binary masks, and accuracies that can be reproduced.
 
-As in `certificate`: NumPy arrays alone, no code shared with the learning of masks, and a check fails only on evidence
-that a correct run cannot produce.
+As in `certificate`: NumPy arrays, no formula shared with the learning of masks (only `MaskLearning`, its settings,
+and `PrunableTensor`), and a check fails only on evidence that a correct run cannot produce.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ TIE_SHARE = 0.01
 """Share of the test images whose two largest logits may be equal except for rounding if all weights are constants.
 Measured: up to 0.6% of the test images of digits."""
 
-
 MAX_TIED = 2
-"""Number of weights of a layer that `edge_popup` may always keep too few, because ties at its cut are all pruned. With
-fresh scores two weights tie at 1 in 500 cuts in FC's first layer and at 1 in 30 in Conv2's largest; three at 1 in
-1,000. More are allowed if as many final logits of the layer are equal."""
+"""Weights of a layer by which the mask of `edge_popup` may always be too small: it prunes all weights that tie at its
+cut. With fresh scores two weights tie at 1 in 500 cuts in FC's first layer and at 1 in 30 in Conv2's largest; three at
+1 in 1,000. A larger shortfall is allowed up to the number of final logits that are equal (`_max_invisible`)."""
 
 
 def certify_learned_mask(
@@ -69,27 +68,27 @@ def certify_learned_mask(
     checks: dict[str, list[str]] = {
         "every_kernel_has_logits": [],
         "weights_as_promised": [n for n, m in prunable.items() if not _check_base_weights(learning, m, dense, start)],
-        "weights_are_frozen": _moved(start.weights, [state.weights for state in states]),
+        "weights_are_frozen": _find_changed(start.weights, [state.weights for state in states]),
         "others_are_frozen": sorted(
-            {*_moved(start.unmasked, [dense.unmasked])}
-            | ({*_moved(start.unmasked, [state.unmasked for state in states])} - set(free))
+            {*_find_changed(start.unmasked, [dense.unmasked])}
+            | ({*_find_changed(start.unmasked, [state.unmasked for state in states])} - set(free))
         ),
     }
     if free:
-        kept = [{name: state.unmasked[name] for name in free} for state in states]
-        checks["others_are_finite"] = [] if result.status == "diverged" else _not_finite(kept)
+        free_tensors = [{name: state.unmasked[name] for name in free} for state in states]
+        checks["others_are_finite"] = [] if result.status == "diverged" else _find_non_finite(free_tensors)
     notes: dict[str, list[str]] = {}
     if result.status == "finished":
         classes = len(next(reversed(start.weights.values())))
-        unequal, notes["accuracies_reproduced"] = _not_reproduced(result, learning, test_images, classes)
+        unequal, notes["accuracies_reproduced"] = _check_reproduced(result, learning, test_images, classes)
         checks |= {
-            "logits_are_finite": _not_finite([state.logits for state in states]),
+            "logits_are_finite": _find_non_finite([state.logits for state in states]),
             "masks_are_binary": [
                 n
                 for n, w in start.weights.items()
-                if not (_check_binary_mask(w, used.get(n), learning) if n in masked else _same(w, used.get(n)))
+                if not (_check_binary_mask(w, used.get(n), learning) if n in masked else _is_equal(w, used.get(n)))
             ],
-            "kept_share": _kept_share(result, learning),
+            "kept_share": _check_kept_share(result, learning),
             "accuracies_reproduced": unequal,
         }
     return Certificate(checks, {name: items for name, items in notes.items() if items})
@@ -107,15 +106,15 @@ def _check_base_weights(
     return bool(right and (learning.weights == "constant" or as_w_init))
 
 
-def _moved(start: Weights, ends: Sequence[Weights]) -> list[str]:
-    return sorted({n for end in ends for n in start.keys() | end.keys() if not _same(start.get(n), end.get(n))})
+def _find_changed(start: Weights, ends: Sequence[Weights]) -> list[str]:
+    return sorted({n for end in ends for n in start.keys() | end.keys() if not _is_equal(start.get(n), end.get(n))})
 
 
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
+def _is_equal(a: Tensor | None, b: Tensor | None) -> bool:
     return a is not None and b is not None and bitwise_equal(to_numpy(a), to_numpy(b))
 
 
-def _not_finite(logits: Sequence[Weights]) -> list[str]:
+def _find_non_finite(logits: Sequence[Weights]) -> list[str]:
     return sorted(
         {name for state_logits in logits for name, m in state_logits.items() if not np.isfinite(to_numpy(m)).all()}
     )
@@ -127,20 +126,20 @@ def _check_binary_mask(weights: Tensor, used: Tensor | None, learning: MaskLearn
         return False
     w, u = to_numpy(weights), to_numpy(used)
     kept = u != 0
-    own, seen = w[kept], u[kept]
+    original, sampled = w[kept], u[kept]
     if learning.method == "signed":
-        own, seen = np.abs(own), np.abs(seen)
+        original, sampled = np.abs(original), np.abs(sampled)
     if not learning.rescaled:
-        return bitwise_equal(seen, own)
+        return bitwise_equal(sampled, original)
     # A mask may keep a weight whose value is 0, or flushed to 0. It looks pruned, so the ratio has a range.
     zeros = np.count_nonzero(np.abs(w) < SMALLEST_NORMAL)
-    most, least = w.size / max(seen.size, 1), w.size / max(seen.size + zeros, 1)
-    ratios = seen.astype(np.float64) / own
+    most, least = w.size / max(sampled.size, 1), w.size / max(sampled.size + zeros, 1)
+    ratios = sampled.astype(np.float64) / original
     one_ratio = np.ptp(ratios) < 1e-5 * most if ratios.size else True
     return bool(one_ratio and (ratios >= least * (1 - 1e-6)).all() and (ratios <= most * (1 + 1e-6)).all())
 
 
-def _kept_share(result: TrainingResult, learning: MaskLearning) -> list[str]:
+def _check_kept_share(result: TrainingResult, learning: MaskLearning) -> list[str]:
     if learning.method != "edge_popup":
         return []
     broken = []
@@ -161,7 +160,7 @@ def _max_invisible(result: TrainingResult, name: str) -> int:
     return int(counts.max(initial=1)) - 1 + int(zeros)
 
 
-def _not_reproduced(
+def _check_reproduced(
     result: TrainingResult, learning: MaskLearning, test_images: int, classes: int
 ) -> tuple[list[str], list[str]]:
     """Compare accuracies measured from the stored logits with those measured during learning: (failed, notes).

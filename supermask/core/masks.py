@@ -1,6 +1,6 @@
 """Masks: exact counts, selection of the top scores, ranks, packing.
 
-`keep_top` is the only place of the package that sorts scores.
+`keep_top` is the only place of the package that ranks weights by a criterion's scores.
 """
 
 from __future__ import annotations
@@ -61,13 +61,18 @@ ALL_TENSORS = "all"
 
 
 def matches_pattern(tensor: str, pattern: str) -> bool:
-    """Return True if a pattern names a tensor: its name or its layer's, with `*` and `?` for any characters."""
-    return any(fnmatchcase(name, pattern) for name in (tensor, tensor.rpartition(".")[0]))
+    """Return True if a pattern names a tensor: its name or its layer's, with `*` and `?` for any characters.
+
+    Every other character stands for itself, `[` too: `[[]` is `fnmatch`'s form of a literal `[`.
+    """
+    literal = pattern.replace("[", "[[]")
+    return any(fnmatchcase(name, literal) for name in (tensor, tensor.rpartition(".")[0]))
 
 
 def prune_rate_for(tensor: str, kind: str, rates: Mapping[str, float]) -> float:
     """Return the rate of a tensor: that of the longest name or pattern that matches it, else that of its kind."""
-    return rates[rate_key(tensor, rates) or kind]
+    key = rate_key(tensor, rates)
+    return rates[kind if key is None else key]
 
 
 def rate_key(tensor: str, rates: Mapping[str, float]) -> str | None:
@@ -87,7 +92,8 @@ def is_pruned(tensor: str, rates: Mapping[str, float], only: Sequence[str] = (),
     """Return False for a tensor that is never pruned: by `only`, by `exclude`, or by a rate of 0 for its name."""
     is_included = not only or any(matches_pattern(tensor, pattern) for pattern in only)
     is_excluded = any(matches_pattern(tensor, pattern) for pattern in exclude)
-    return is_included and not is_excluded and prune_rate_for(tensor, "any", {"any": 1.0, **rates}) > 0
+    key = rate_key(tensor, rates)
+    return is_included and not is_excluded and (key is None or rates[key] > 0)
 
 
 def ranked_groups(

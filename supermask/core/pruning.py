@@ -35,8 +35,8 @@ class PruneStep:
     """One pruning round of a treatment: mask criterion, mask-1 action, mask-0 action, and how much to prune."""
 
     criterion: str | Criterion
-    """A name in `ALL_CRITERIA`, the import path of a user's criterion, or a function. Only a step without functions is
-    plain data, and only one without import paths can score weights."""
+    """A name in `ALL_CRITERIA`, the import path of a user's criterion, or a function. Names and paths are plain data
+    (`to_data`). Names and functions score weights: a path is replaced by its function first."""
     mask1: str
     """A name in `MASK1_ACTIONS`."""
     mask0: str
@@ -173,8 +173,8 @@ def select_masks(scores: Weights, parent: ParentRun, step: PruneStep, rng: Strea
     pruned = [name for name in scores if is_pruned(name, step.rates, step.only, step.exclude)]
     if not pruned:
         return dict(alive)
-    kept = keep_top({n: scores[n] for n in pruned}, {n: alive[n] for n in pruned}, keep_counts(parent, step), rng)
-    return {name: kept.get(name, alive[name]) for name in scores}
+    masks = keep_top({n: scores[n] for n in pruned}, {n: alive[n] for n in pruned}, keep_counts(parent, step), rng)
+    return {name: masks.get(name, alive[name]) for name in scores}
 
 
 def compute_scores(parent: ParentRun, step: PruneStep, rng: Streams) -> Weights:
@@ -212,8 +212,8 @@ def keep_counts(parent: ParentRun, step: PruneStep) -> dict[str, int] | int:
     alive = {name: int(mask.sum()) for name, mask in parent.start.masks.items()}
     kinds = {name: tensor.kind for name, tensor in parent.prunable.items()}
     groups = ranked_groups(alive, kinds, step.scope, step.rates, step.only, step.exclude)
-    kept = {name: group.remaining(step.levels) for name, group in groups.items()}
-    return kept[ALL_TENSORS] if step.scope == "global" else kept
+    counts = {name: group.remaining(step.levels) for name, group in groups.items()}
+    return counts[ALL_TENSORS] if step.scope == "global" else counts
 
 
 def first_iteration(parent: ParentRun, step: PruneStep) -> int:

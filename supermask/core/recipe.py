@@ -59,9 +59,10 @@ class Recipe:
     """Iterations at which the learning rate is multiplied by `drop_factor`."""
     drop_factor: float = 0.1
     warmup_iterations: int = 0
-    """Iterations over which the learning rate rises linearly from 0 to `lr`."""
+    """Length W of the warm-up: at iteration i < W the learning rate is multiplied by (i + 1) / W, so the first one has
+    lr / W and number W - 1 has the full rate."""
     schedule: Literal["step", "cosine", "linear"] = "step"
-    """Course of the learning rate after the warm-up: constant between milestones, or falling from `lr` to 0."""
+    """Course of the learning rate: constant between milestones; or falling from `lr` to 0 after the warm-up."""
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of Adam's two moments (default: Zhou et al. 2019, supplement)."""
@@ -97,8 +98,10 @@ class Recipe:
     def learning_rate(self, iteration: int) -> float:
         """Learning rate of mini-batch number `iteration`; the first is 0.
 
-        With p = (iteration - warm-up) / (iterations - warm-up): `cosine` is lr (1 + cos(pi p)) / 2, `linear` is
-        lr (1 - p). Sources: Loshchilov & Hutter 2017, Eq. 5 (cosine); Goyal et al. 2017, Sec. 2.2 (warm-up).
+        `step` is lr * drop_factor^(number of milestones reached), in the warm-up too. With p = max(0, (iteration -
+        warm-up) / (iterations - warm-up)): `cosine` is lr (1 + cos(pi p)) / 2, `linear` is lr (1 - p). In the warm-up
+        all are multiplied by (iteration + 1) / warm-up.
+        Sources: Loshchilov & Hutter 2017, Eq. 5 (cosine); Goyal et al. 2017, Sec. 2.2 (warm-up).
         """
         warmup = min(1.0, (iteration + 1) / self.warmup_iterations) if self.warmup_iterations else 1.0
         if self.schedule == "step":

@@ -192,7 +192,7 @@ class TrainingResult:
 class SplitData:
     """Data of one seed. Images are uint8 `(n, channels, height, width)`; labels are int64 `(n,)`.
 
-    Networks get images / pixel_maximum in float32, and normalized if the recipe says so.
+    Networks get images / max_pixel in float32, and normalized if the recipe says so.
     """
 
     train_images: Array
@@ -203,11 +203,11 @@ class SplitData:
     validation_labels: Array
     test_images: Array
     test_labels: Array
-    pixel_maximum: int
+    max_pixel: int
 
     @cached_property
     def channel_statistics(self) -> ChannelStatistics:
-        """Mean and standard deviation of pixels / pixel_maximum over the images to train on, per channel.
+        """Mean and standard deviation of pixels / max_pixel over the images to train on, per channel.
 
         Computed once, from counts of pixel values, and exact before the last rounding. The standard deviation has the
         divisor n; for a channel with one value it is given as 1, so that it can be divided by.
@@ -226,7 +226,7 @@ class SplitData:
             n = sum(histogram)
             total = sum(value * count for value, count in enumerate(histogram))
             squares = sum(value**2 * count for value, count in enumerate(histogram))
-            mean.append(total / (n * self.pixel_maximum))
+            mean.append(total / (n * self.max_pixel))
             # Integers: n sum(x^2) - sum(x)^2 cancels digits.
-            std.append(sqrt(n * squares - total**2) / (n * self.pixel_maximum) or 1.0)
+            std.append(sqrt(n * squares - total**2) / (n * self.max_pixel) or 1.0)
         return ChannelStatistics(tuple(mean), tuple(std))

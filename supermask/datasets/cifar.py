@@ -162,7 +162,7 @@ def decode_archive(spec: DatasetSpec, archive: Path, _: Allocate = allocate_in_m
 
 
 def _read_members(spec: DatasetSpec, archive: Path, unpacked: IO[bytes]) -> dict[str, bytes]:
-    """Return the contents of the six files by name, wherever in the archive they are."""
+    """Return the contents of the binary files by name, wherever in the archive they are."""
     form, contents = FORMS[spec.name], dict[str, bytes]()
     max_size = _file_size(spec, form.file_names[0]) + _file_size(spec, form.file_names[-1])
     with tarfile.open(fileobj=unpacked, mode="r|") as tar:

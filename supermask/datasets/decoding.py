@@ -52,7 +52,7 @@ def map_parallel(function: Callable[[Task], Result], tasks: Iterable[Task], tota
     iterator, done = iter(tasks), 0
     with ThreadPoolExecutor(max_workers=_num_cores()) as pool:
         while batch := list(islice(iterator, _BATCH)):
-            with _bombs_refused():
+            with _refuse_bombs():
                 chunks = [batch[start : start + _CHUNK] for start in range(0, len(batch), _CHUNK)]
                 results = list(pool.map(partial(_map_chunk, function), chunks))
             for chunk in results:
@@ -156,7 +156,7 @@ def _open(source: Path | bytes) -> Iterator[Any]:
 
 
 @contextmanager
-def _bombs_refused() -> Iterator[None]:
+def _refuse_bombs() -> Iterator[None]:
     """Make Pillow refuse images whose header claims a huge size. Filters of warnings are shared by all threads."""
     from PIL import Image
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from supermask.datasets.arrays import Refuse, find_arrays, image_layout, to_labels, to_pixels
+from supermask.datasets.arrays import MakeError, find_arrays, image_layout, to_labels, to_pixels
 from supermask.datasets.images import LabeledImages, RawDataset
 from supermask.datasets.progress import report_progress
 
@@ -19,10 +19,10 @@ EXPECTED = (
 _PROGRESS_ITEMS = 256
 
 
-def dataset_from_objects(value: Any, refuse: Refuse) -> RawDataset:
+def dataset_from_objects(value: Any, make_error: MakeError) -> RawDataset:
     """Return the arrays of what the function returned. Raises UserError for anything else."""
     if isinstance(value, Mapping):
-        roles = find_arrays({str(name).lower(): str(name) for name in value}, refuse)
+        roles = find_arrays({str(name).lower(): str(name) for name in value}, make_error)
         arrays = {str(name): array for name, array in value.items()}
         items = [arrays[roles[role]] for role in ("train_images", "train_labels", "test_images", "test_labels")]
     elif isinstance(value, tuple | list) and len(value) == 4:
@@ -31,23 +31,25 @@ def dataset_from_objects(value: Any, refuse: Refuse) -> RawDataset:
         items = [array for part in value for array in part]
     elif isinstance(value, tuple | list) and len(value) == 2 and all(_is_dataset(part) for part in value):
         items = [
-            array for part, what in zip(value, ("training", "test"), strict=True) for array in _read(part, what, refuse)
+            array
+            for part, what in zip(value, ("training", "test"), strict=True)
+            for array in _read(part, what, make_error)
         ]
     else:
         kinds = [type(part).__name__ for part in value] if isinstance(value, tuple | list) else type(value).__name__
-        raise refuse(f"the function returned {kinds}; {EXPECTED}")
-    train, test = _labeled(items[0], items[1], "training", refuse), _labeled(items[2], items[3], "test", refuse)
+        raise make_error(f"the function returned {kinds}; {EXPECTED}")
+    train, test = _labeled(items[0], items[1], "training", make_error), _labeled(items[2], items[3], "test", make_error)
     if train.images.shape[1:] != test.images.shape[1:]:
         shapes = " and ".join(str(part.images.shape[1:]) for part in (train, test))
-        raise refuse(f"training and test images differ in (channels, height, width): {shapes}")
+        raise make_error(f"training and test images differ in (channels, height, width): {shapes}")
     return RawDataset(train, test)
 
 
-def _labeled(images: Any, labels: Any, what: str, refuse: Refuse) -> LabeledImages:
+def _labeled(images: Any, labels: Any, what: str, make_error: MakeError) -> LabeledImages:
     array = _to_array(images)
-    *_, channels_last = image_layout(array.shape, array.dtype, f"the {what} images", refuse)
+    *_, channels_last = image_layout(array.shape, array.dtype, f"the {what} images", make_error)
     pixels = np.ascontiguousarray(to_pixels(array, channels_last))
-    return LabeledImages(pixels, to_labels(_to_array(labels), len(pixels), f"the {what} labels", refuse))
+    return LabeledImages(pixels, to_labels(_to_array(labels), len(pixels), f"the {what} labels", make_error))
 
 
 def _to_array(value: Any) -> NDArray[Any]:
@@ -63,11 +65,11 @@ def _is_dataset(value: Any) -> bool:
     return hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, str | bytes)
 
 
-def _read(dataset: Any, what: str, refuse: Refuse) -> tuple[NDArray[Any], NDArray[Any]]:
+def _read(dataset: Any, what: str, make_error: MakeError) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return all images and labels of a map-style PyTorch dataset. Raises UserError that names a bad item."""
     count = len(dataset)
     if count == 0:
-        raise refuse(f"the {what} dataset has 0 images")
+        raise make_error(f"the {what} dataset has 0 images")
     images: NDArray[Any] | None = None
     labels = np.empty(count, np.int64)
     for index in range(count):
@@ -75,19 +77,19 @@ def _read(dataset: Any, what: str, refuse: Refuse) -> tuple[NDArray[Any], NDArra
             image, label = dataset[index]
         except Exception as error:
             message = " ".join(f"{type(error).__name__}: {error}".split())
-            raise refuse(f"item {index} of the {what} dataset is not (image, label): {message}") from error
-        array = _pixel_array(image, index, what, refuse)
+            raise make_error(f"item {index} of the {what} dataset is not (image, label): {message}") from error
+        array = _pixel_array(image, index, what, make_error)
         if images is None:
             images = np.empty((count, *array.shape), array.dtype)
         if array.shape != images.shape[1:] or array.dtype != images.dtype:
-            raise refuse(
+            raise make_error(
                 f"item {index} of the {what} dataset has shape {array.shape}, item 0 has {images.shape[1:]}: all "
                 "images need one size"
             )
         images[index] = array
         number = _to_array(label)
         if number.size != 1 or number.dtype.kind not in "iu":
-            raise refuse(f"the label of item {index} of the {what} dataset is not an integer")
+            raise make_error(f"the label of item {index} of the {what} dataset is not an integer")
         labels[index] = int(number.reshape(()))
         if index % _PROGRESS_ITEMS == _PROGRESS_ITEMS - 1 or index == count - 1:
             report_progress(f"reading {what} images", index + 1, count)
@@ -95,13 +97,13 @@ def _read(dataset: Any, what: str, refuse: Refuse) -> tuple[NDArray[Any], NDArra
     return images, labels
 
 
-def _pixel_array(image: Any, index: int, what: str, refuse: Refuse) -> NDArray[Any]:
+def _pixel_array(image: Any, index: int, what: str, make_error: MakeError) -> NDArray[Any]:
     """Return an image of uint8 as it is; one of floats in [0, 1] that were pixels / 255 is multiplied back exactly."""
     array: NDArray[Any] = _to_array(image)
     if array.dtype.kind == "f":
         pixels = np.rint(array * 255)
         if not (((pixels >= 0) & (pixels <= 255)).all() and np.abs(array * 255 - pixels).max(initial=0) < 1e-3):
-            raise refuse(
+            raise make_error(
                 f"item {index} of the {what} dataset has float values that are not pixels / 255: leave out "
                 "normalization (train.normalize does it) and augmentation, and return uint8 images"
             )

@@ -162,11 +162,11 @@ def read_idx(path: Path, shape: tuple[int, ...], download_hint: str) -> NDArray[
     return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)
 
 
-def _check_magic(path: Path, found: bytes, dimensions: int, download_hint: str) -> None:
+def _check_magic(path: Path, actual: bytes, dimensions: int, download_hint: str) -> None:
     magic = bytes((0, 0, 8, dimensions))
-    if found != magic:
-        kind = _OTHER_TYPES.get(found[2]) if len(found) == 4 and found[:2] == magic[:2] else None
-        reason = f"not the IDX file that its name says: it begins with {found.hex()}, not {magic.hex()}"
+    if actual != magic:
+        kind = _OTHER_TYPES.get(actual[2]) if len(actual) == 4 and actual[:2] == magic[:2] else None
+        reason = f"not the IDX file that its name says: it begins with {actual.hex()}, not {magic.hex()}"
         reason += f" ({kind} values; uint8 expected)" if kind else ""
         raise corrupt_file_error(path, reason, download_hint)
 

@@ -40,10 +40,10 @@ def find(locator: Locator, path: Path) -> DatasetFiles:
     train_folder = _find_folder(path, TRAIN_FOLDERS)
     test_folder = _find_folder(path, TEST_FOLDERS)
     if train_folder is None or test_folder is None:
-        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) if path.is_dir() else "a file"
+        content = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) if path.is_dir() else "a file"
         missing = "no folder 'train'" if train_folder is None else "no test split (a folder 'test' or 'val')"
         raise _error(
-            locator, f"{missing} in {path}: found {found or 'nothing'}; expected train/CLASS/* and test/CLASS/*"
+            locator, f"{missing} in {path}: found {content or 'nothing'}; expected train/CLASS/* and test/CLASS/*"
         )
     classes = sorted(entry.name for entry in train_folder.iterdir() if entry.is_dir() and not _is_hidden(entry))
     if not classes:

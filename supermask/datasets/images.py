@@ -186,7 +186,7 @@ def split_data(images: ImageDataset, seed: int, options: DataOptions = DEFAULT_O
         validation_labels=images.train_labels[validation],
         test_images=images.test_images,
         test_labels=images.test_labels,
-        pixel_maximum=images.facts.max_pixel,
+        max_pixel=images.facts.max_pixel,
     )
 
 
@@ -257,11 +257,11 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_labels(path: Path, labels: Labels, classes: int, download_hint: str) -> None:
-    """Raise UserError unless every label is in 0 to `classes` - 1."""
-    invalid = ((labels < 0) | (labels >= classes)).nonzero()[0]
+def check_labels(path: Path, labels: Labels, classes: int, download_hint: str, first_label: int = 0) -> None:
+    """Raise UserError unless every label, as stored in the file, is one of the `classes` labels from `first_label`."""
+    last_label = first_label + classes - 1
+    invalid = ((labels < first_label) | (labels > last_label)).nonzero()[0]
     if len(invalid):
         first = int(invalid[0])
-        raise corrupt_file_error(
-            path, f"label {int(labels[first])} at image {first}; labels are 0 to {classes - 1}", download_hint
-        )
+        reason = f"label {int(labels[first])} at image {first}; labels are {first_label} to {last_label}"
+        raise corrupt_file_error(path, reason, download_hint)

@@ -29,20 +29,20 @@ from supermask.datasets.images import (
 from supermask.datasets.locators import LOCATOR_FORMS, Locator, find_path, is_locator, is_module_locator, parse_locator
 from supermask.datasets.specs import DATASETS, DatasetSpec
 
-LOADERS: dict[str, Callable[[DatasetSpec, DataFolder], DatasetFiles]] = {
+DATASET_FILE_FINDERS: dict[str, Callable[[DatasetSpec, DataFolder], DatasetFiles]] = {
     **dict.fromkeys(mnist.FORMS, mnist.find),
     **dict.fromkeys(cifar.FORMS, cifar.find),
     "svhn": svhn.find,
 }
-"""Functions that locate the files of a dataset, for the datasets that come from files."""
+"""Functions that find the files of a dataset, for the datasets that come from files."""
 
-LOCATORS: dict[str, Callable[[Locator, Path], DatasetFiles]] = {
+LOCATOR_FILE_FINDERS: dict[str, Callable[[Locator, Path], DatasetFiles]] = {
     "npz": npz.find,
     "idx": idx.find_in_folder,
     "parquet": parquet.find_in_folder,
     "images": image_folder.find,
 }
-"""Functions that locate the files of a user's own data, by the kind of the locator."""
+"""Functions that find the files of a user's own data, by the kind of the locator."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,17 @@ def load_locator(locator: Locator, data_dir: Path | None = None) -> ImageDataset
     assert not is_module_locator(locator.text), "functions are called by study.user_data"
     files = find_files(locator, data_dir)
     data, data_fingerprint = load_cached(f"own-{locator.kind}", files, check=partial(_describe, locator.text))
-    return own_dataset(locator.text, data, data_fingerprint)
+    return make_user_dataset(locator.text, data, data_fingerprint)
 
 
 def find_files(locator: Locator, data_dir: Path | None = None) -> DatasetFiles:
     """Return the files that a locator names. Raises UserError if they are not there."""
     path = find_path(locator, data_folder(data_dir))
     with translate_os_errors(path):
-        return LOCATORS[locator.kind](locator, path)
+        return LOCATOR_FILE_FINDERS[locator.kind](locator, path)
 
 
-def own_dataset(name: str, data: RawDataset, data_fingerprint: str) -> ImageDataset:
+def make_user_dataset(name: str, data: RawDataset, data_fingerprint: str) -> ImageDataset:
     """Return a user's own data as a dataset. Raises UserError for labels that cannot be learned."""
     spec, train, test = _describe(name, data), data.train, data.test
     return ImageDataset(
@@ -97,8 +97,8 @@ def _describe(name: str, data: RawDataset) -> DatasetSpec:
 
 def load_with_spec(spec: DatasetSpec, data_dir: Path | None = None) -> ImageDataset:
     """Return the dataset `spec.name` from files that must match `spec`. Raises as `load` does."""
-    if spec.name in LOADERS:
-        files = LOADERS[spec.name](spec, data_folder(data_dir))
+    if spec.name in DATASET_FILE_FINDERS:
+        files = DATASET_FILE_FINDERS[spec.name](spec, data_folder(data_dir))
         data, data_fingerprint = load_cached(spec.name, files, spec)
         is_published = files.is_original
     else:
@@ -131,20 +131,20 @@ def identify(name: str, data_dir: Path | None = None) -> DataIdentity:
     on that: it compares with the decoded arrays. Raises as `load` does.
     """
     folder, locator = cache_folder(), parse_locator(name) if is_locator(name) else None
-    if folder is None or (locator is None and name not in LOADERS):
+    if folder is None or (locator is None and name not in DATASET_FILE_FINDERS):
         return _identity(load(name, data_dir))
     if locator is None:
         spec = DATASETS[name]
-        key = f"{name}-{_stat_key(repr(spec), LOADERS[name](spec, data_folder(data_dir)))}"
+        key = f"{name}-{_stat_key(repr(spec), DATASET_FILE_FINDERS[name](spec, data_folder(data_dir)))}"
     else:
         key = f"own-{locator.kind}-{_stat_key(name, find_files(locator, data_dir))}"
     path = folder / "datasets" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         stored = json.loads(path.read_bytes())
         stored_fingerprint = stored["run_fingerprint"]
-        own = None if locator is None else DatasetSpec.from_data(name, stored["spec"])
+        user_spec = None if locator is None else DatasetSpec.from_data(name, stored["spec"])
         if stored_fingerprint is None or isinstance(stored_fingerprint, str):
-            return DataIdentity(stored_fingerprint, own)
+            return DataIdentity(stored_fingerprint, user_spec)
     identity = _identity(load(name, data_dir))
     facts = {"run_fingerprint": identity.fingerprint} | ({"spec": identity.spec.to_data()} if identity.spec else {})
     with contextlib.suppress(OSError):
@@ -158,14 +158,15 @@ def _identity(images: ImageDataset) -> DataIdentity:
 
 
 def load_cached(
-    name: str, files: DatasetFiles, spec: DatasetSpec | None = None, check: Callable[[RawDataset], object] = id
+    name: str, files: DatasetFiles, spec: DatasetSpec | None = None, check: Callable[[RawDataset], object] | None = None
 ) -> tuple[RawDataset, str]:
     """Return the arrays and their fingerprint, from the cache if an intact copy is there, else decoded and cached.
 
     `name` begins the file's name; `spec`: the specification that the arrays must match, if it is known before;
-    `check`: raises UserError for decoded arrays that are not to be cached.
+    `check`: raises UserError for decoded arrays that are not to be cached; None checks nothing.
     If the cache cannot be written (read-only, full disk), the arrays are returned from memory.
     """
+    check = check or (lambda decoded: None)
     folder = cache_folder()
     if folder is None:
         decoded = files.decode(allocate_in_memory)

@@ -101,8 +101,8 @@ def find(spec: DatasetSpec, folder: DataFolder) -> DatasetFiles:
     tops = dataset_folders(folder, form.folder_names)
     # Their names say which dataset the files of EMNIST are, so these may lie anywhere.
     for top in [*tops, folder.path] if form.prefix else tops:
-        if found := search_files(top, form.prefix, accepts=_is_file_of(form)):
-            return DatasetFiles(found, partial(decode, spec, found))
+        if located := search_files(top, form.prefix, accepts=_make_file_filter(form)):
+            return DatasetFiles(located, partial(decode, spec, located))
     for top in [] if form.prefix else tops:
         if shards := find_shards(top):
             return published_shards(spec, shards, form.hint, f"{spec.name} decoded from JPEG (lossy)")
@@ -110,8 +110,8 @@ def find(spec: DatasetSpec, folder: DataFolder) -> DatasetFiles:
     raise not_found_error(spec.name, "; ".join([needed, *incomplete]), places, folder, form.hint)
 
 
-def _is_file_of(form: IdxForm) -> Callable[[Path], bool]:
-    """Return a predicate that leaves out the files of other datasets: those in a folder of another dataset's name."""
+def _make_file_filter(form: IdxForm) -> Callable[[Path], bool]:
+    """Return a predicate of files that is false for those of other datasets: in a folder of another dataset's name."""
     if form.prefix:
         return Path.is_file
     others = {name for other in FORMS.values() if other is not form for name in other.folder_names}
@@ -140,6 +140,6 @@ def _read_labeled_images(spec: DatasetSpec, images_file: Path, labels_file: Path
     images: Pixels = read_idx(images_file, (count, height, width), form.hint)
     if form.is_transposed:
         images = np.ascontiguousarray(images.transpose(0, 2, 1))
-    labels = read_idx(labels_file, (count,), form.hint).astype(np.int64) - form.first_label
-    check_labels(labels_file, labels, spec.classes, form.hint)
-    return LabeledImages(images.reshape(count, channels, height, width), labels)
+    labels = read_idx(labels_file, (count,), form.hint).astype(np.int64)
+    check_labels(labels_file, labels, spec.classes, form.hint, form.first_label)
+    return LabeledImages(images.reshape(count, channels, height, width), labels - form.first_label)

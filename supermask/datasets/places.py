@@ -1,4 +1,4 @@
-"""Places where people keep a dataset below the data folder: the folders whose name means it, wherever they are."""
+"""Search below the data folder for the folders that are named after a dataset."""
 
 from __future__ import annotations
 

@@ -179,12 +179,12 @@ DATASETS: dict[str, DatasetSpec] = {
 
 
 @lru_cache(maxsize=256)
-def dataset_spec(name: str, own: DatasetSpec | None = None) -> DatasetSpec:
-    """Return the specification of a dataset: of a known name, or `own`, as found in a user's own data.
+def dataset_spec(name: str, user_spec: DatasetSpec | None = None) -> DatasetSpec:
+    """Return the specification of a dataset: of a known name, or `user_spec`, read from a user's own data.
 
-    Raises UserError if the name is not known and there is no `own`.
+    Raises UserError if the name is not known and there is no `user_spec`.
     """
-    spec = DATASETS.get(name, own)
+    spec = DATASETS.get(name, user_spec)
     if spec is None:
         raise UserError(
             f"dataset {quote(name)} is not known, and its data have not been read (known: {', '.join(DATASETS)})."

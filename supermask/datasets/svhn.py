@@ -70,7 +70,7 @@ def _read_file(spec: DatasetSpec, path: Path, count: int) -> LabeledImages:
     expected = {"X": ((height, width, channels, count), "uint8"), "y": ((count, 1), "uint8")}
     variables = _load_variables(path, expected)
     labels = variables["y"].astype(np.int64).reshape(-1)
-    check_labels(path, labels - 1, spec.classes, DOWNLOAD_HINT)
+    check_labels(path, labels, spec.classes, DOWNLOAD_HINT, first_label=1)
     images = np.ascontiguousarray(variables["X"].transpose(3, 2, 0, 1))
     return LabeledImages(images, labels % 10)
 
@@ -85,11 +85,11 @@ def _load_variables(path: Path, expected: dict[str, tuple[tuple[int, ...], str]]
         try:
             headers = {name: (tuple(shape), kind) for name, shape, kind in whosmat(file)}
         except Exception as error:  # SciPy's reader raises many unrelated types for damaged files.
-            raise _damaged(path, error) from error
+            raise _damaged_file_error(path, error) from error
         for name, wanted in expected.items():
             if headers.get(name) != wanted:
-                found = f"is {headers[name][1]} of shape {headers[name][0]}" if name in headers else "is missing"
-                reason = f"the variable {name} {found}; {wanted[1]} of shape {wanted[0]} expected"
+                actual = f"is {headers[name][1]} of shape {headers[name][0]}" if name in headers else "is missing"
+                reason = f"the variable {name} {actual}; {wanted[1]} of shape {wanted[0]} expected"
                 raise corrupt_file_error(path, reason, DOWNLOAD_HINT)
         file.seek(0)
         try:
@@ -97,7 +97,7 @@ def _load_variables(path: Path, expected: dict[str, tuple[tuple[int, ...], str]]
                 file, variable_names=list(expected), verify_compressed_data_integrity=True
             )
         except Exception as error:
-            raise _damaged(path, error) from error
+            raise _damaged_file_error(path, error) from error
     for name, (shape, kind) in expected.items():
         value = variables.get(name)
         if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype.name != kind:
@@ -112,6 +112,6 @@ def _check_format(path: Path, header: bytes) -> None:
         raise corrupt_file_error(path, "not a MATLAB file of format 5, as its name says", DOWNLOAD_HINT)
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged_file_error(path: Path, error: Exception) -> UserError:
     first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return corrupt_file_error(path, f"a damaged or truncated MATLAB file ({first_line})", DOWNLOAD_HINT)

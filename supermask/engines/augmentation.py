@@ -61,7 +61,7 @@ class InputPipeline:
     def __init__(self, recipe: Recipe, data: SplitData, seed: int, device: torch.device) -> None:
         self._augment, self._seed, self._device = recipe.augment, seed, device
         # Division by a tensor: a GPU may turn a division by a Python number into a product with its rounded reciprocal.
-        self._max_pixel = torch.tensor(float(data.pixel_maximum), device=device)
+        self._max_pixel = torch.tensor(float(data.max_pixel), device=device)
         statistics = input_statistics(recipe, data)
         self._mean_and_std: tuple[Tensor, Tensor] | None = None
         if statistics is not None:

@@ -66,7 +66,7 @@ class TrainingJob:
     seed: int
     snapshots: frozenset[Snapshot] = frozenset()
     """Snapshots of the trajectory to keep besides the end."""
-    checkpoints: Checkpointer = field(default_factory=NullCheckpointer)
+    checkpointer: Checkpointer = field(default_factory=NullCheckpointer)
     learning: MaskLearning | None = None
     """Settings of mask learning; None if the weights are trained."""
     loss: LossFunction | None = None

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from supermask.engines.selection import Precision
+from supermask.engines.selection import MatmulPrecision
 
 if TYPE_CHECKING:
     import torch
 
 
 @contextmanager
-def matmul_precision(precision: Precision, device: torch.device) -> Iterator[None]:
+def matmul_precision(precision: MatmulPrecision, device: torch.device) -> Iterator[None]:
     """Use TF32 in a GPU's products if and only if `precision` is tf32, and deterministic convolution kernels.
 
     The settings hold in the block and are restored afterwards. PyTorch's default is TF32 in convolutions and float32 in

@@ -96,14 +96,14 @@ class _ModuleTrainer:
         self.named_parameters = dict(module.named_parameters())
         self.parameters = list(self.named_parameters.values())
         masked = [(self.named_parameters[n], m.to(device)) for n, m in job.start.masks.items() if not bool(m.all())]
-        self.masked_parameters = [(parameter, mask_bits(mask)) for parameter, mask in masked]
+        self.masked_parameters = [(parameter, encode_mask_bits(mask)) for parameter, mask in masked]
         self.optimizer = make_optimizer(self.parameters, job.recipe)
         self.decayed_parameters: list[tuple[nn.Parameter, Tensor | None]] = []
         """Parameters with AdamW's decoupled decay, each with its mask if some of its weights are pruned."""
         if job.recipe.optimizer == "adamw" and job.recipe.weight_decay:
             masks = {id(parameter): mask for parameter, mask in masked}
             self.decayed_parameters = [(parameter, masks.get(id(parameter))) for parameter in self.parameters]
-        self.has_own_loss = job.loss is not None
+        self.has_user_loss = job.loss is not None
         self.loss = job.loss or partial(cross_entropy, label_smoothing=job.recipe.label_smoothing)
         self.forward: Callable[[Tensor], Tensor] = compile_module(module) if job.recipe.compile else module
 
@@ -141,14 +141,18 @@ class _ModuleTrainer:
         self.load(state)
         layers = self.normalization_layers
         momenta = [layer.momentum for layer in layers]
+        # Momentum None is the mean over all batches to batch normalization; instance normalization reads it as 0.
+        instance_layers = [m for m in layers if isinstance(m, nn.modules.instancenorm._InstanceNorm)]
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum = None  # a mean over all batches
+            layer.momentum = None
         size = min(STATISTICS_BATCH, len(self.sampler.indices))
         sampler = BatchSampler(self.sampler.seed, self.sampler.indices, size)
         with torch.no_grad():
             for number in range(min(STATISTICS_BATCHES, len(self.sampler.indices) // size)):
                 self.generator.manual_seed(self.module_seed + number)
+                for layer in instance_layers:
+                    layer.momentum = 1 / (number + 1)
                 batch = torch.from_numpy(sampler.batch(number)).to(self.device)
                 self.module(self.inputs.scale(self.images.index_select(0, batch)))
         for layer, momentum in zip(layers, momenta, strict=True):
@@ -176,7 +180,7 @@ class _ModuleTrainer:
         with torch.autocast(self.device.type, torch.bfloat16) if self.recipe.precision == "bfloat16" else nullcontext():
             logits = extract_logits(self.forward(inputs))
         loss = self.loss(logits.float(), self.labels.index_select(0, batch))
-        if self.has_own_loss:
+        if self.has_user_loss:
             check_loss(self.recipe.loss, loss)
         for parameter in self.parameters:
             parameter.grad = None
@@ -311,7 +315,7 @@ def compile_module(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def mask_bits(mask: Tensor) -> Tensor:
+def encode_mask_bits(mask: Tensor) -> Tensor:
     """Return int32 words for AND with a gradient: all bits set where a weight is kept, none where it is pruned.
 
     AND leaves a gradient as it is or makes it +0. A product with the mask is not faster, and would leave NaN and -0: a
@@ -347,8 +351,9 @@ def preserve_rng_state(generator: torch.Generator) -> Iterator[None]:
 
 @contextmanager
 def flush_denormals(threads: int | None = None) -> Iterator[None]:
-    """Treat denormal numbers (below 1.2e-38) as zero, if one thread does all the work (of `threads`).
+    """Treat denormal numbers (below 1.2e-38) as zero inside, if one thread computes; else change nothing.
 
+    `threads`: number of threads that compute; None: as many as PyTorch uses now.
     Adam's means of a weight whose gradient has long been zero decay into denormals, which are slow on a CPU: 6% of FC's
     first layer on MNIST after 3,000 steps, which then take 1.5 to 2 times as long. The mode belongs to a thread: with
     several, bits would depend on which thread computed which part.

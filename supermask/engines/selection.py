@@ -17,9 +17,9 @@ ENGINES = ("auto", "sparse", "stacked", "reference")
 SPARSE_MASK_METHODS = ("bernoulli", "rounded")
 """Methods of mask learning that the sparse engine has."""
 
-Precision = Literal["float32", "tf32", "bfloat16"]
+MatmulPrecision = Literal["float32", "tf32", "bfloat16"]
 """Number format of the stacked engine's matrix products."""
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PRECISIONS: tuple[MatmulPrecision, ...] = get_args(MatmulPrecision)
 
 MEASURE_VARIABLE = "SUPERMASK_MEASURE_COSTS"
 """Environment variable: 1 makes the sparse engine measure its costs on this machine; the default is a shipped table."""
@@ -47,7 +47,8 @@ def select_engine(
     train this network, learn this mask or follow this recipe (None: any that all engines have). `check_module(network,
     device)`: the check that the stacked engine makes of a module (`stacked.modules.module_obstacle`); the reference
     engine takes a module that fails it. Without it, as in planning, a module is assumed to pass.
-    Raises UserError if an engine is requested that cannot.
+    Raises UserError if an engine is requested that cannot. The exception: the stacked engine that is requested for a
+    module becomes `reference`, with that reason, where nothing is trained or where `check_module` finds an obstacle.
     """
     if requested == "reference":
         return EngineChoice("reference", "it was asked for")
@@ -73,7 +74,7 @@ def select_engine(
     return EngineChoice("sparse", "auto: its cost falls with the mask")
 
 
-def validate_precision(name: str, device: str) -> Precision:
+def validate_precision(name: str, device: str) -> MatmulPrecision:
     """Return the precision of this name. Raises UserError if there is none, or if the device does not have it."""
     for precision in PRECISIONS:
         if precision == name and (precision != "tf32" or device == "cuda"):

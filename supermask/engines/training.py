@@ -119,7 +119,7 @@ class TrainingLoop:
         if is_evaluation:
             self._evaluate()
             # No checkpoint of a diverged run: resuming from it would train on.
-            if self.tracker.diverged_at is None and self.job.checkpoints.should_save():
+            if self.tracker.diverged_at is None and self.job.checkpointer.should_save():
                 self._save()
 
     def result(self) -> TrainingResult:
@@ -143,7 +143,7 @@ class TrainingLoop:
         if self.tracker.record_validation(self.iteration, loss, accuracy):
             self._keep_best()
         if self.tracker.diverged_at is None:
-            self.job.checkpoints.on_evaluation(self.tracker.curve)
+            self.job.checkpointer.on_evaluation(self.tracker.curve)
 
     def _keep_best(self) -> None:
         """Keep the present state as that of lowest validation loss."""
@@ -163,11 +163,11 @@ class TrainingLoop:
             tensors[f"curve/{column}"] = np.array(values, dtype=np.int64 if column == "iterations" else np.float64)
         # The curve is in the tensors: its first training loss is NaN, which JSON does not have.
         facts = {"layout": CHECKPOINT_FORMAT, "iteration": self.iteration, "best": self.tracker.best}
-        self.job.checkpoints.save(facts, tensors)
+        self.job.checkpointer.save(facts, tensors)
 
     def _resume(self) -> bool:
         """Load the last checkpoint, if there is one with every snapshot it should have by now."""
-        saved = self.job.checkpoints.load()
+        saved = self.job.checkpointer.load()
         if saved is None:
             return False
         facts, arrays = saved
@@ -188,10 +188,11 @@ class TrainingLoop:
         return True
 
     def _to_state(self, tensors: Weights) -> NetworkState:
-        masks = self.job.start.masks
-        weights = {n: t for n, t in tensors.items() if n in masks}
-        logits = {n.removeprefix(LOGITS): t for n, t in tensors.items() if n.startswith(LOGITS)}
-        unmasked = {n: t for n, t in tensors.items() if n not in masks and not n.startswith(LOGITS)}
+        start = self.job.start
+        weights = {n: t for n, t in tensors.items() if n in start.weights}
+        unmasked = {n: t for n, t in tensors.items() if n in start.unmasked}
+        # By the names of the job: a module may call its last layer `logits`.
+        logits = {n: tensors[f"{LOGITS}{n}"] for n in start.logits if f"{LOGITS}{n}" in tensors}
         return NetworkState(weights, unmasked, logits)
 
 

@@ -139,7 +139,7 @@ class EngineSelector:
         from supermask.engines import stacked
 
         size = config.stack or self._fastest_stack(run)
-        algorithms = stacked.fastest_algorithms(
+        algorithms = stacked.choose_conv_algorithms(
             run_network(run).layers or (), run.recipe.batch_size, size, config.device, config.precision
         )
         facts = stacked.environment_facts(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.types import Snapshot
 from supermask.engines.job import stack_settings
-from supermask.engines.selection import Precision
+from supermask.engines.selection import MatmulPrecision
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts
 from supermask.store.records import snapshot_name
@@ -28,7 +28,7 @@ class WorkerConfig:
     engine: str = "reference"
     device: str = "cpu"
     threads: int = 1
-    precision: Precision = "float32"
+    precision: MatmulPrecision = "float32"
     stack: int | None = 1
     """Maximum number of runs that the stacked engine trains at once; None: the fastest, measured by the worker."""
     checkpoint_seconds: float = 60.0

@@ -126,7 +126,7 @@ class Worker:
         if (predecessor := run.id if task.replay else run.parent) is not None:
             check_data_fingerprint(self.store, predecessor, images)
         engine = self._engines.engine(task)
-        checkpoints = StoreCheckpointer(
+        checkpointer = StoreCheckpointer(
             self.store,
             run.id,
             start,
@@ -135,8 +135,8 @@ class Worker:
             should_stop,
             run.recipe,
         )
-        job = _make_job(task, start, checkpoints)
-        return PreparedTask(task, start, images, self._data.split_for(run), engine, checkpoints, job, lock)
+        job = _make_job(task, start, checkpointer)
+        return PreparedTask(task, start, images, self._data.split_for(run), engine, checkpointer, job, lock)
 
     def _initial_state(self, task: Task) -> InitialState:
         if task.replay:
@@ -167,7 +167,7 @@ class Worker:
                 provenance["attempts"] = task.attempt
             result = self._committer.commit(run, start, outcome, certificate, provenance)
         # Only after the commit: a kill in between leaves a checkpoint too many, never one too few.
-        prepared.checkpoints.remove()
+        prepared.checkpointer.remove()
         return result
 
 
@@ -180,7 +180,7 @@ class PreparedTask:
     images: ImageDataset
     data: SplitData
     engine: SelectedEngine
-    checkpoints: StoreCheckpointer
+    checkpointer: StoreCheckpointer
     job: TrainingJob
     lock: RunLock
 
@@ -272,11 +272,11 @@ class ChainFeed:
             self._waiting.appendleft(chain[1:])
 
 
-def _make_job(task: Task, start: InitialState, checkpoints: Checkpointer) -> TrainingJob:
+def _make_job(task: Task, start: InitialState, checkpointer: Checkpointer) -> TrainingJob:
     run = task.run
     snapshots = task.snapshots - {"end"} if run.is_trained else frozenset()
     if run.learning is not None:
         # The mask itself is read from the logits at this point.
         snapshots = frozenset({"lowest_validation_loss"})
     loss = load_loss(run)
-    return TrainingJob(run_network(run), start, run.recipe, run.seed, snapshots, checkpoints, run.learning, loss)
+    return TrainingJob(run_network(run), start, run.recipe, run.seed, snapshots, checkpointer, run.learning, loss)

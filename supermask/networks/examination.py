@@ -45,12 +45,12 @@ def examine_module(
     pass that changes parameters or plain attributes, weights computed from other tensors, tensors that are neither
     float32 nor int64, values that differ between two constructions under one seed, and errors in the module's code.
     """
-    with _explained(name, "constructing it"), seeded_draws(0):
+    with _translate_errors(name, "constructing it"), seeded_draws(0):
         module = make()
         if not isinstance(module, nn.Module):
             raise UserError(f"network {quote(name)} gives {type(module).__name__}, not a torch.nn.Module.")
         materialize(module, image_shape)
-    with _explained(name, "constructing it"), seeded_draws(0):
+    with _translate_errors(name, "constructing it"), seeded_draws(0):
         again = materialize(make(), image_shape)
     _check_tensors(module, name)
     _check_same_values(state_tensors(module), state_tensors(again), name)
@@ -96,26 +96,26 @@ def prunable_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, TensorK
 
     A weight that several layers share is listed once, under its first name. Linear layers have the kind `hidden`.
     """
-    found: dict[str, tuple[nn.Module, TensorKind, tuple[int, int]]] = {}
+    prunable: dict[str, tuple[nn.Module, TensorKind, tuple[int, int]]] = {}
     for prefix, layer in module.named_modules():
         dot = f"{prefix}." if prefix else ""
         if isinstance(layer, nn.Linear):
-            found[f"{dot}weight"] = (layer, "hidden", (layer.in_features, layer.out_features))
+            prunable[f"{dot}weight"] = (layer, "hidden", (layer.in_features, layer.out_features))
         elif isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)):
             window = prod(layer.kernel_size)
             fans = (layer.in_channels // layer.groups * window, layer.out_channels // layer.groups * window)
-            found[f"{dot}weight"] = (layer, "conv", fans)
+            prunable[f"{dot}weight"] = (layer, "conv", fans)
         elif isinstance(layer, nn.MultiheadAttention):
             for key in ATTENTION_WEIGHTS:
                 weight = getattr(layer, key, None)
                 if weight is not None:
-                    found[f"{dot}{key}"] = (layer, "hidden", (weight.shape[1], weight.shape[0]))
+                    prunable[f"{dot}{key}"] = (layer, "hidden", (weight.shape[1], weight.shape[0]))
         elif isinstance(layer, nn.RNNBase):
             for key, weight in layer.named_parameters(recurse=False):
                 if key.startswith("weight_"):
-                    found[f"{dot}{key}"] = (layer, "hidden", (weight.shape[1], weight.shape[0]))
+                    prunable[f"{dot}{key}"] = (layer, "hidden", (weight.shape[1], weight.shape[0]))
     aliases = shared_names(module)
-    return {name: entry for name, entry in found.items() if name not in aliases}
+    return {name: entry for name, entry in prunable.items() if name not in aliases}
 
 
 # --- checks ---
@@ -163,7 +163,7 @@ def _check_logits(module: nn.Module, images: Tensor, classes: int, name: str) ->
     parameters = {n: p.detach().clone() for n, p in module.named_parameters()}
     attributes = _plain_state(module)
     for training in (True, False):
-        with _explained(name, f"its forward pass of {len(images)} images of shape {tuple(images.shape[1:])}"):
+        with _translate_errors(name, f"its forward pass of {len(images)} images of shape {tuple(images.shape[1:])}"):
             module.train(training)
             with seeded_draws(0):
                 logits = extract_logits(module(images), name)
@@ -302,7 +302,7 @@ def _probe_images(image_shape: tuple[int, int, int]) -> Tensor:
 
 
 @contextmanager
-def _explained(name: str, action: str) -> Iterator[None]:
+def _translate_errors(name: str, action: str) -> Iterator[None]:
     """Turn an error of the user's code into a UserError that names its line."""
     try:
         yield

@@ -51,7 +51,8 @@ class NetworkFacts:
     """(channels, height, width)."""
     classes: int
     tensors: tuple[PrunableTensor, ...]
-    """Prunable tensors with the initializer `own`, in the order in which the module registers them."""
+    """Prunable tensors in the order in which the module registers them. Their initializer is no fact of the module:
+    `Network.tensors` has that of the network."""
     unmasked: tuple[UnmaskedTensor, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     """(name in the `state_dict`, name of the tensor above that it shares)."""
@@ -59,7 +60,7 @@ class NetworkFacts:
     """Multiplications in the forward pass of one image."""
 
     def to_data(self) -> dict[str, Any]:
-        """Return a JSON-serializable dict."""
+        """Return a JSON-serializable dict, without the tensors' initializer."""
         return {
             "image_shape": list(self.image_shape),
             "classes": self.classes,
@@ -80,13 +81,15 @@ class NetworkFacts:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> NetworkFacts:
-        """Inverse of `to_data`. Raises KeyError, TypeError or ValueError for other data."""
+        """Return the facts of a `to_data` dict. Raises KeyError, TypeError or ValueError for other data."""
         channels, height, width = data["image_shape"]
         return cls(
             image_shape=(channels, height, width),
             classes=data["classes"],
             tensors=tuple(
-                PrunableTensor(t["name"], tuple(t["shape"]), t["kind"], t["fans"][0], t["fans"][1], OWN, t["own_std"])
+                PrunableTensor(
+                    t["name"], tuple(t["shape"]), t["kind"], t["fans"][0], t["fans"][1], own_std=t["own_std"]
+                )
                 for t in data["tensors"]
             ),
             unmasked=tuple(UnmaskedTensor(**{**t, "shape": tuple(t["shape"])}) for t in data["unmasked"]),
@@ -115,7 +118,9 @@ class Network:
         tensors = () if self.facts is None else self.facts.tensors
         if self.initializer != OWN:
             return {t.name: replace(t, initializer=self.initializer) for t in tensors}
-        return {t.name: replace(t, initializer=OWN, own_draw=partial(self._draw_own, t.name)) for t in tensors}
+        return {
+            t.name: replace(t, initializer=OWN, own_draw=partial(self._draw_by_constructor, t.name)) for t in tensors
+        }
 
     @property
     def is_user_code(self) -> bool:
@@ -190,7 +195,7 @@ class Network:
         with seeded_draws(seed):
             return materialize(self.make(), self.facts.image_shape)
 
-    def _draw_own(self, name: str, rng: Stream) -> Array:
+    def _draw_by_constructor(self, name: str, rng: Stream) -> Array:
         values: Array = state_tensors(self._build(torch_seed(rng)))[name].numpy()
         return values
 

@@ -21,6 +21,10 @@ from supermask.core.environment import cache_folder
 from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.core.files import write_atomic
 
+MISSING = object()
+MODULE_ATTRIBUTES = ("__doc__", "__loader__", "__name__", "__package__", "__spec__")
+"""Names that Python sets in every module: the generated one has its own."""
+
 ELSEWHERE = "Write it in a .py file and name it as module:function."
 
 
@@ -63,9 +67,9 @@ def _module_text(function: FunctionType) -> str:
         source, names = _parse(current)
         sources[current.__name__] = source
         for name in names:
-            if name not in current.__globals__:
-                continue  # A builtin, or a NameError when it runs.
-            value = current.__globals__[name]
+            value = current.__globals__.get(name, MISSING)
+            if value is MISSING or _is_builtin(name, value):
+                continue  # As it is in every module, or a NameError when it runs.
             if isinstance(value, FunctionType) and value.__module__ == current.__module__ and value.__name__ == name:
                 waiting.append(value)
             elif statement := _import_statement(name, value):
@@ -83,7 +87,7 @@ def _module_text(function: FunctionType) -> str:
 
 
 def _parse(function: FunctionType) -> tuple[str, list[str]]:
-    """Return (source, names that are not its own) of a function. Raises UserError."""
+    """Return (source, names that it uses and does not define) of a function. Raises UserError."""
     name = function.__name__
     if not name.isidentifier():
         raise UserError(f"a criterion is a function with a name, not {name!r}: define it with def.")
@@ -109,8 +113,8 @@ def _parse(function: FunctionType) -> tuple[str, list[str]]:
         elif isinstance(node, ast.arg):
             node.annotation = None
     used = [node.id for node in ast.walk(definition) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
-    own = {*function.__code__.co_varnames, *dir(builtins)}
-    return ast.unparse(definition), [used_name for used_name in dict.fromkeys(used) if used_name not in own]
+    excluded = {*function.__code__.co_varnames, *MODULE_ATTRIBUTES}
+    return ast.unparse(definition), [used_name for used_name in dict.fromkeys(used) if used_name not in excluded]
 
 
 def _import_statement(name: str, value: object) -> str:
@@ -123,6 +127,17 @@ def _import_statement(name: str, value: object) -> str:
     if not original.isidentifier() or getattr(sys.modules.get(module), original, None) is not value:
         return ""
     return f"from {module} import {original} as {name}"
+
+
+def _is_builtin(name: str, value: object) -> bool:
+    """Return False for a builtin's name under which the session has a value of its own.
+
+    IPython replaces `open`, `exit` and `quit` in every session; in a worker the builtins are meant.
+    """
+    if not hasattr(builtins, name):
+        return False
+    source = getattr(value, "__globals__", {}).get("__name__") or type(value).__module__
+    return value is getattr(builtins, name) or str(source).startswith("IPython.")
 
 
 def _is_constant(value: object) -> bool:

@@ -135,7 +135,7 @@ def _is_user_function(parameters: tuple[str, ...]) -> Callable[[str], bool]:
     return check
 
 
-def _is_own_data(name: str) -> bool:
+def _is_user_data(name: str) -> bool:
     """Check the form of a locator; the function that it names is checked without importing it. Raises UserError."""
     if not is_locator(name):
         if name.endswith(".npz"):
@@ -167,6 +167,20 @@ def check_one_line(text: str) -> str:
     return text
 
 
+def check_pattern(pattern: str) -> str:
+    """Return a name or pattern of layers. Raises the pydantic error for one with brackets, which are not wildcards."""
+    if "[" in pattern or "]" in pattern:
+        raise validation_error(
+            f"{quote(pattern)} has '[' or ']': in a name or pattern of layers only * (any characters) and ? (any one "
+            "character) have a meaning. Give one pattern per layer, or write ? in the place of a bracket."
+        )
+    return pattern
+
+
+def _check_pattern_list(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(check_pattern, patterns))
+
+
 def _check_reserved_label(text: str) -> str:
     if text in ("dense", "chance", "(chain)") or " | " in text or text != text.strip():
         raise ValueError
@@ -191,6 +205,8 @@ Patterns = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=200)], ...],
     Field(max_length=1000),
     with_message("a list of names or patterns of layers, such as [fc, stage1.*]"),
+    # After `with_message`, which would replace its message.
+    AfterValidator(_check_pattern_list),
 ]
 Bool = Annotated[bool, with_message("true or false")]
 Epochs = Annotated[
@@ -234,14 +250,14 @@ def _check_network(value: Any) -> str:
     return _named_network.func(value)  # type: ignore[call-arg,no-any-return]
 
 
-Network = Annotated[str, PlainValidator(_check_network)]
+NetworkName = Annotated[str, PlainValidator(_check_network)]
 Initializer = Annotated[str, _choice("an initializer", (*INITIALIZERS, OWN))]
-Dataset = Annotated[str, _choice("a dataset", DATASETS, f"; or your own data: {LOCATOR_FORMS}", _is_own_data)]
+Dataset = Annotated[str, _choice("a dataset", DATASETS, f"; or your own data: {LOCATOR_FORMS}", _is_user_data)]
 ImageCount = Annotated[int, Field(ge=1, le=MAX_IMAGES), with_message("a number of images: a whole number from 1 on")]
 NoiseShare = Annotated[
     float, Field(ge=0, lt=1), with_message("a share of the training labels: a number of at least 0 and below 1")
 ]
-Criterion = Annotated[
+CriterionName = Annotated[
     str,
     _choice("a criterion", CRITERIA, _USER_FUNCTION, _is_user_function(CRITERION_PARAMETERS)),
 ]
@@ -276,7 +292,7 @@ Smoothing = Annotated[
     float, Field(ge=0, lt=1), with_message("a share of the target distribution: a number of at least 0 and below 1")
 ]
 Loss = Annotated[str, _choice("a loss", (CROSS_ENTROPY,), _USER_FUNCTION, _is_user_function(LOSS_PARAMETERS))]
-Pixels = Annotated[int, Field(ge=0, le=4096), with_message("a number of pixels: a whole number of at least 0")]
+PixelCount = Annotated[int, Field(ge=0, le=4096), with_message("a number of pixels: a whole number of at least 0")]
 NumberFormat = Annotated[
     Literal["float32", "bfloat16"], with_message("a number format of training. Allowed: float32, bfloat16")
 ]

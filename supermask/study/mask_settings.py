@@ -11,7 +11,7 @@ from supermask.study.fields import (
     Bool,
     Confidence,
     Count,
-    Criterion,
+    CriterionName,
     Densities,
     Density,
     Fraction,
@@ -67,14 +67,14 @@ class Supermask(StrictModel):
     rescaled: Bool = False
     """Dynamic weight rescaling: weights are multiplied by (weights in layer / ones in the sampled mask)."""
     start_logit: Logit = 0.0
-    start_from: Criterion | None = None
+    start_from: CriterionName | None = None
     """A criterion. Logits start from its mask on the trained dense network, instead of at `start_logit`."""
     start_level: Level = 1
     """Number of levels that this mask is pruned by, in one shot."""
     confidence: Confidence = 2.0
     """c: logits start at +c for kept weights, at -c for the others."""
     graded: Bool = False
-    """True: logits start at 2 c (rank of the score - share pruned), with ranks in [0, 1]."""
+    """True: logits start at 2 c (rank of the score - share pruned), with ranks in (0, 1]."""
     density: Density = 0.5
     threshold: PositiveFloat = 0.01
     others_lr: NotNegative = 0.0

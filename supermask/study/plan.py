@@ -119,15 +119,15 @@ class PlanInputs:
         keys = data if isinstance(data, Mapping) else {}
         fingerprint = keys.get("data_fingerprint")
         spec, data_source = keys.get("data_spec"), keys.get("data_source")
-        own = None
+        user_spec = None
         if isinstance(spec, Mapping):
             with suppress(ValueError):
-                own = DatasetSpec.from_data(str(spec.get("name")), spec)
+                user_spec = DatasetSpec.from_data(str(spec.get("name")), spec)
         return cls(
             fingerprint if _is_sha256(fingerprint) else None,
             _read_sources(keys.get("criterion_sources")),
             data_source if _is_sha256(data_source) else None,
-            own,
+            user_spec,
             _read_sources(keys.get("loss_sources")),
             _read_sources(keys.get("network_sources")),
             _read_facts(keys.get("network_facts")),
@@ -169,7 +169,7 @@ class Plan(RunGraph):
 
     @cached_property
     def has_one_dense_network(self) -> bool:
-        """False if treatments have training settings of their own, and so a dense network of their own, per seed."""
+        """False if treatments of a seed have different dense runs: by training settings, network or initializer."""
         return len({role.run_id for role in self.treatment_runs if role.level == 0}) <= len(self.study.seeds)
 
     @property
@@ -198,17 +198,17 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
     """
     check_size(study)
     inputs = inputs or PlanInputs()
-    own_networks = study.user_networks
+    user_networks = study.user_networks
     inputs = replace(
         inputs,
         criterion_sources=_identify("criterion", study.user_criteria, inputs.criterion_sources, study),
         loss_sources=_identify("loss", study.user_losses, inputs.loss_sources, study),
-        network_sources={name: inputs.network_sources.get(name) or network_source(name) for name in own_networks},
-        network_facts={name: facts for name, facts in inputs.network_facts.items() if name in own_networks},
+        network_sources={name: inputs.network_sources.get(name) or network_source(name) for name in user_networks},
+        network_facts={name: facts for name, facts in inputs.network_facts.items() if name in user_networks},
     )
     spec = _study_spec(study, inputs)
     options = study.data_options.resolve(spec)
-    images = options.num_training(spec)
+    num_images = options.num_training(spec)
 
     def make_network(name: str, initializer: str | None) -> Network:
         source, facts = inputs.network_sources.get(name), inputs.network_facts.get(name)
@@ -217,16 +217,16 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
             check_patterns(study, network)
         return network
 
-    def settings(treatment: Treatment) -> tuple[Train, str, str | None]:
+    def dense_run_key(treatment: Treatment) -> tuple[Train, str, str | None]:
         """Return the settings of a treatment that determine its dense network, besides the seed."""
-        name = _canonical_name(study.network_of(treatment))
-        initializer = study.initializer_of(treatment)
-        return study.train_of(treatment), name, None if initializer == default_initializer(name) else initializer
+        name = _canonical_name(study.resolve_network_name(treatment))
+        initializer = study.resolve_initializer(treatment)
+        return study.resolve_train(treatment), name, None if initializer == default_initializer(name) else initializer
 
     network = make_network(_canonical_name(study.network), study.initializer)
     contexts = {
-        key: _make_context(study, key[0], make_network(*key[1:]), spec, images, inputs)
-        for key in map(settings, study.treatments)
+        key: _make_context(study, key[0], make_network(*key[1:]), spec, num_images, inputs)
+        for key in map(dense_run_key, study.treatments)
     }
 
     def new_run(
@@ -259,7 +259,7 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
 
     runs: dict[str, Run] = {}
     treatment_runs: list[TreatmentRun] = []
-    planned = {t.label: (settings(t), _treatment_runs(contexts[settings(t)], t)) for t in study.treatments}
+    planned = {t.label: (dense_run_key(t), _plan_treatment(contexts[dense_run_key(t)], t)) for t in study.treatments}
     for seed in study.seeds:
         dense_runs = {key: new_run(key, seed, 0, context.recipe) for key, context in contexts.items()}
         for label, (key, planned_runs) in planned.items():
@@ -315,7 +315,7 @@ class _Context:
     network: Network
     recipe: Recipe
     """Recipe of the dense runs."""
-    images: int
+    num_images: int
     """Training images without the validation images."""
     criterion_sources: Mapping[str, str]
 
@@ -326,13 +326,13 @@ class _Context:
 
 
 def _make_context(
-    study: Study, train: Train, network: Network, spec: DatasetSpec, images: int, inputs: PlanInputs
+    study: Study, train: Train, network: Network, spec: DatasetSpec, num_images: int, inputs: PlanInputs
 ) -> _Context:
     """Return the facts for the treatments with these training settings. Raises UserError for unsuitable settings."""
     check_image_settings(study, train, spec.image_shape)
-    recipe = resolve_recipe(train, images, inputs.loss_sources)
+    recipe = resolve_recipe(train, num_images, inputs.loss_sources)
     study.check_points(recipe.iterations, train)
-    return _Context(study, network, recipe, images, inputs.criterion_sources)
+    return _Context(study, network, recipe, num_images, inputs.criterion_sources)
 
 
 @dataclass(frozen=True)
@@ -349,10 +349,10 @@ class _PlannedRun:
     """False for a run that only provides a mask."""
 
 
-def _treatment_runs(context: _Context, treatment: Treatment) -> list[_PlannedRun]:
+def _plan_treatment(context: _Context, treatment: Treatment) -> list[_PlannedRun]:
     """Return a treatment's runs, parents first."""
     if treatment.supermask is not None:
-        return _supermask_runs(context, treatment, treatment.supermask)
+        return _plan_supermask(context, treatment, treatment.supermask)
     is_iterative = treatment.schedule == "iterative"
     steps = list(_steps(context, treatment))
     level_recipe = _retraining_recipe(context.recipe, treatment) if treatment.trained else context.untrained
@@ -372,10 +372,10 @@ def _treatment_runs(context: _Context, treatment: Treatment) -> list[_PlannedRun
     return planned_runs
 
 
-def _supermask_runs(context: _Context, treatment: Treatment, supermask: Supermask) -> list[_PlannedRun]:
+def _plan_supermask(context: _Context, treatment: Treatment, supermask: Supermask) -> list[_PlannedRun]:
     """Return the run that learns a mask, then the levels that evaluate it or train with it and prune it further."""
     study = context.study
-    recipe = resolve_recipe(Train(**supermask.train_settings(study.learn)), context.images)
+    recipe = resolve_recipe(Train(**supermask.train_settings(study.learn)), context.num_images)
     recipe = replace(recipe, normalize=context.recipe.normalize)
     initial_step = None
     if supermask.start_from is not None:
@@ -400,11 +400,11 @@ def _supermask_runs(context: _Context, treatment: Treatment, supermask: Supermas
     return planned_runs
 
 
-def resolve_recipe(train: Train, training_images: int, loss_sources: Mapping[str, str] = NO_SOURCES) -> Recipe:
+def resolve_recipe(train: Train, num_images: int, loss_sources: Mapping[str, str] = NO_SOURCES) -> Recipe:
     """Return a `train` section with epochs converted to iterations, without settings that have no effect."""
 
     def iterations(epochs: float) -> int:
-        return epochs_to_iterations(epochs, training_images, train.batch_size)
+        return epochs_to_iterations(epochs, num_images, train.batch_size)
 
     total = iterations(train.epochs)
     drops = tuple(drop for drop in map(iterations, train.lr_drops) if drop < total)

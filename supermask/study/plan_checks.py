@@ -43,7 +43,12 @@ def max_runs() -> int:
 
 def count_requested_runs(study: Study) -> int:
     """Return an upper bound of the number of a study's runs, without planning them."""
-    per_seed = len({(study.train_of(t), study.initializer_of(t)) for t in study.treatments})
+    per_seed = len(
+        {
+            (study.resolve_train(t), study.resolve_initializer(t), study.resolve_network_name(t))
+            for t in study.treatments
+        }
+    )
     for treatment in study.treatments:
         levels = treatment.num_levels(study.prune)
         if treatment.supermask is not None:
@@ -144,31 +149,31 @@ def check_image_settings(study: Study, train: Train, image_shape: tuple[int, int
         )
 
 
-def ineffective_settings(study: Study, network: Network, images: int) -> list[str]:
+def ineffective_settings(study: Study, network: Network, num_images: int) -> list[str]:
     """Return one sentence per setting that is allowed but has no effect, or not the one that it suggests.
 
-    `images`: the number of images that the dense networks are trained on.
+    `num_images`: the number of images that the dense networks are trained on.
     """
     warnings = []
-    for train in dict.fromkeys(map(study.train_of, study.treatments)):
-        warnings += _ineffective_train_settings(study, train, images)
+    for train in dict.fromkeys(map(study.resolve_train, study.treatments)):
+        warnings += _ineffective_train_settings(study, train, num_images)
     if any(t.supermask is not None for t in study.treatments):
-        warnings += _warn_of_large_batches("learn.batch_size", study.learn.batch_size, study.dataset, images)
+        warnings += _warn_of_large_batches("learn.batch_size", study.learn.batch_size, study.dataset, num_images)
     return list(dict.fromkeys(warnings)) + _unused_rates(study, network) + _levels_without_pruning(study, network)
 
 
-def _warn_of_large_batches(key: str, batch_size: int, dataset: str, images: int) -> list[str]:
-    if batch_size <= images:
+def _warn_of_large_batches(key: str, batch_size: int, dataset: str, num_images: int) -> list[str]:
+    if batch_size <= num_images:
         return []
     return [
-        f"{key}: {batch_size:,} is more than the {images:,} training images of {dataset}: images repeat within "
+        f"{key}: {batch_size:,} is more than the {num_images:,} training images of {dataset}: images repeat within "
         "every batch; use a smaller one."
     ]
 
 
-def _ineffective_train_settings(study: Study, train: Train, images: int) -> list[str]:
-    warnings = _warn_of_large_batches("train.batch_size", train.batch_size, study.dataset, images)
-    iterations = epochs_to_iterations(train.epochs, images, train.batch_size)
+def _ineffective_train_settings(study: Study, train: Train, num_images: int) -> list[str]:
+    warnings = _warn_of_large_batches("train.batch_size", train.batch_size, study.dataset, num_images)
+    iterations = epochs_to_iterations(train.epochs, num_images, train.batch_size)
     if train.evaluate_every > iterations:
         warnings.append(
             f"train.evaluate_every: {train.evaluate_every:,} is more than the {iterations:,} iterations of the "
@@ -182,7 +187,7 @@ def _ineffective_train_settings(study: Study, train: Train, images: int) -> list
             f"train.warmup_epochs: {train.warmup_epochs:g} is not before the end of the training ({train.epochs:g} "
             "epochs): the learning rate train.lr is never reached."
         )
-    fine_tuned = [t for t in study.treatments if study.train_of(t) == train and not t.learning_rate_rewinding]
+    fine_tuned = [t for t in study.treatments if study.resolve_train(t) == train and not t.learning_rate_rewinding]
     if train.schedule in ("cosine", "linear") and any(t.rewind_to == "end" for t in fine_tuned):
         warnings.append(
             f"learning_rate_rewinding: false with train.schedule: {train.schedule}: fine-tuning uses the final "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from supermask.core.types import TensorKind
 from supermask.study.fields import (
@@ -13,6 +13,7 @@ from supermask.study.fields import (
     Scope,
     StrictModel,
     ZeroRate,
+    check_pattern,
 )
 
 
@@ -31,6 +32,12 @@ class Rates(StrictModel):
     output: ZeroRate = 0.1
     global_: Rate = Field(default=0.2, alias="global")
     """The only rate used under `scope: global`; not used otherwise."""
+
+    @model_validator(mode="after")
+    def _check_patterns(self) -> Rates:
+        for key in self.by_name:
+            check_pattern(key)
+        return self
 
     def for_kind(self, kind: TensorKind) -> float:
         """Return the rate of a kind of tensor under `scope: layer`."""

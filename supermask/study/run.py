@@ -23,18 +23,20 @@ NUMERICS_VERSION = 1
 class Run:
     """One training run, or one evaluation of an untrained network (its recipe is `recipe.UNTRAINED`).
 
-    `id` is the SHA-256, cut to 32 hex digits, of the other fields, the parent's id among them.
+    `id` is the SHA-256, cut to 32 hex digits, of `to_data()`: of all other fields, the parent's id among them, except
+    `data_spec` and `network_facts`, which the others determine.
     Names, labels, the study, the engine and the number of workers are not in it: they do not determine the outcome.
     """
 
     network: str
     """Canonical name: `fc-300-100`, not `fc`."""
     dataset: str
-    """A key of `DATASETS`."""
+    """A key of `DATASETS`, or the locator of a user's own data."""
     seed: int
     """Number that determines every random draw."""
     level: int
-    """Number of pruning rounds; 0 is the dense network."""
+    """0: the dense network. n: pruned n times in a chain, or once by the rates of n levels (one-shot). With a supermask
+    level 1 learns the mask, level 2 applies it, and later levels prune it further."""
     recipe: Recipe
     """Optimizer, learning rate, batch size, length and evaluations."""
     parent: str | None = None

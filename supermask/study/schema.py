@@ -20,7 +20,7 @@ from supermask.networks.network import is_user_network
 from supermask.study.claims import Claim
 from supermask.study.fields import (
     Bool,
-    Criterion,
+    CriterionName,
     Dataset,
     ImageCount,
     Initializer,
@@ -28,7 +28,7 @@ from supermask.study.fields import (
     Levels,
     Mask0,
     Mask1,
-    Network,
+    NetworkName,
     NoiseShare,
     ReadPoint,
     RewindPoint,
@@ -52,7 +52,7 @@ class Treatment(StrictModel):
 
     name: Label
     """Label in figures and tables; by default made of the keys that differ."""
-    criterion: Criterion = "large_final"
+    criterion: CriterionName = "large_final"
     """A key of `CRITERIA`, or the import path of your own."""
     mask1: Mask1 = "rewind"
     """A key of `MASK1_ACTIONS`."""
@@ -78,7 +78,7 @@ class Treatment(StrictModel):
     train: Train | None = None
     """Training settings of this treatment and of its own dense network; None: those of the study. `study.loading`
     completes the keys of a study file with the study's."""
-    network: Network | None = None
+    network: NetworkName | None = None
     """This treatment's own network: a name, or an import path with its arguments; None: that of the study."""
     initializer: Initializer | None = None
     """Initializer of this treatment's own dense network; None: that of the study."""
@@ -200,7 +200,7 @@ class Settings(StrictModel):
     key_aliases: ClassVar[Mapping[str, str]] = KEY_ALIASES
 
     title: Title = ""
-    network: Network = "fc"
+    network: NetworkName = "fc"
     initializer: Initializer | None = None
     """None: `own` for a network named by import path, `glorot_normal` for every other."""
     dataset: Dataset = "digits"
@@ -289,24 +289,24 @@ class Study(Settings):
     @property
     def user_networks(self) -> tuple[str, ...]:
         """Networks by import path, with their arguments, that the study or its treatments name, each once."""
-        named = [self.network, *map(self.network_of, self.treatments)]
+        named = [self.network, *map(self.resolve_network_name, self.treatments)]
         return tuple(name for name in dict.fromkeys(named) if is_user_network(name))
 
     @property
     def user_losses(self) -> tuple[str, ...]:
         """Import paths of the user's losses that the study or its treatments name, each once."""
-        named = [self.train_of(treatment).loss for treatment in self.treatments]
+        named = [self.resolve_train(treatment).loss for treatment in self.treatments]
         return tuple(name for name in dict.fromkeys(named) if name != CROSS_ENTROPY)
 
-    def train_of(self, treatment: Treatment) -> Train:
+    def resolve_train(self, treatment: Treatment) -> Train:
         """Return the training settings of a treatment: its own, else the study's."""
         return treatment.train or self.train
 
-    def initializer_of(self, treatment: Treatment) -> str | None:
+    def resolve_initializer(self, treatment: Treatment) -> str | None:
         """Return the initializer of a treatment: its own, else the study's; None: the network's default."""
         return treatment.initializer or self.initializer
 
-    def network_of(self, treatment: Treatment) -> str:
+    def resolve_network_name(self, treatment: Treatment) -> str:
         """Return the network of a treatment: its own, else the study's."""
         return treatment.network or self.network
 
@@ -346,7 +346,7 @@ class Study(Settings):
             f"treatment {t.label!r}: {key}: {point} is not before the end of the training, which has {iterations:,} "
             f"iterations ({train.epochs:g} epochs); choose an earlier iteration, or end."
             for t, key, point in self._points()
-            if self.train_of(t) == train and point >= iterations
+            if self.resolve_train(t) == train and point >= iterations
         ]
         if late:
             raise UserError("\n".join(f"study {quote(self.name)}: {line}" for line in late))

@@ -21,7 +21,7 @@ from supermask.study.fields import (
     NotNegative,
     NumberFormat,
     OptimizerName,
-    Pixels,
+    PixelCount,
     Positive,
     PositiveFloat,
     Smoothing,
@@ -33,10 +33,10 @@ from supermask.study.fields import (
 class Augment(StrictModel):
     """Random changes of training images; 0 and false change nothing. Sources: He et al. 2016; DeVries & Taylor 2017."""
 
-    crop: Pixels = 0
+    crop: PixelCount = 0
     """Zero padding on every side of the image, out of which a window of its size is cut."""
     flip: Bool = False
-    cutout: Pixels = 0
+    cutout: PixelCount = 0
     """Side of a square that is set to 0."""
 
 

@@ -235,12 +235,12 @@ def _locate(module_name: str) -> _Location | None:
     location = None
     folders = _search_path()
     for part in module_name.split("."):
-        found = _locate_in(part, folders)
-        if found is None and location is None:
-            found = _locate_by_finders(part)
-        if found is None:
+        next_location = _locate_in(part, folders)
+        if next_location is None and location is None:
+            next_location = _locate_by_finders(part)
+        if next_location is None:
             return None
-        location, folders = found, list(found.folders)
+        location, folders = next_location, list(next_location.folders)
     return location
 
 

@@ -19,7 +19,7 @@ from supermask.datasets.arrays import locator_error
 from supermask.datasets.cache import read_cache, write_cache
 from supermask.datasets.from_objects import dataset_from_objects
 from supermask.datasets.images import ImageDataset, fingerprint
-from supermask.datasets.loading import DataIdentity, own_dataset
+from supermask.datasets.loading import DataIdentity, make_user_dataset
 from supermask.datasets.locators import LOCATOR_FORMS, PATH_KINDS, is_module_locator
 from supermask.datasets.specs import DatasetSpec
 from supermask.study.user_code import UserModuleNotFound, code_sha256, import_function
@@ -35,7 +35,7 @@ def load_data(name: str, data_dir: Path | None = None, expected: str | None = No
         return loading.load(name, data_dir)
     path = None if expected is None else _cache_path(expected)
     if path is not None and (cached := read_cache(path)) is not None:
-        return own_dataset(name, *cached)
+        return make_user_dataset(name, *cached)
     return read_user_data(name)
 
 
@@ -52,10 +52,10 @@ def read_user_data(name: str) -> ImageDataset:
         raise locator_error(name, f"the function failed: {message}") from error
     data = dataset_from_objects(value, lambda reason: locator_error(name, reason))
     data_fingerprint = fingerprint(data.train, data.test)
-    images = own_dataset(name, data, data_fingerprint)
+    images = make_user_dataset(name, data, data_fingerprint)
     path = _cache_path(data_fingerprint)
     if path is not None and write_cache(path, data, data_fingerprint) and (cached := read_cache(path)) is not None:
-        images = own_dataset(name, *cached)
+        images = make_user_dataset(name, *cached)
     if (description := _description_path(name, function.module_sha256 or "")) is not None:
         facts = {"run_fingerprint": data_fingerprint, "spec": images.facts.to_data()}
         with contextlib.suppress(OSError):

@@ -32,7 +32,7 @@ def test_the_benchmark_runs_for_every_network(
     monkeypatch.setattr(benchmark, "MIN_STEPS", dict.fromkeys(benchmark.MIN_STEPS, WARMUP_STEPS + 1))
     synthetic_data = benchmark.synthetic_data
     monkeypatch.setattr(benchmark, "synthetic_data", lambda shape: with_few_images(synthetic_data(shape)))
-    monkeypatch.setattr(stacked, "fastest_algorithms", lambda layers, *_: dict.fromkeys(names(layers), "grouped"))
+    monkeypatch.setattr(stacked, "choose_conv_algorithms", lambda layers, *_: dict.fromkeys(names(layers), "grouped"))
     every = (device, precision) == ("cuda", "float32")
     networks, replicas = (["fc", "conv2", "conv4", "conv6"], [3]) if every else (["conv2"], [1, 3])
     out = tmp_path / "found.json"

@@ -16,7 +16,7 @@ from helpers.stored_study import TEXT, TrainedStudy, train_study, write_study
 
 from supermask import cli
 from supermask.cli.app import run_command
-from supermask.core.streams import escape_unencodable, survive_lost_output
+from supermask.core.text_output import escape_unencodable, survive_lost_output
 from supermask.store import Store
 
 ENCODINGS = ["latin-1", "cp1252", "ascii"]

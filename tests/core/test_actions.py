@@ -13,11 +13,12 @@ from scipy import stats
 from torch import Tensor
 
 from supermask.core.actions import KEEPS_W_INIT_VALUES, MASK0_ACTIONS, MASK1_ACTIONS, USES_W_FINAL, rescale_factor
-from supermask.core.initializers import max_abs_draw, truncated_normal
-from supermask.core.invariants import MASK0_INVARIANTS, MASK1_INVARIANTS
+from supermask.core.initializers import truncated_normal
+from supermask.core.invariants import CARRIES_RESCALING, MASK0_INVARIANTS, MASK1_INVARIANTS, MAX_ABS_DRAWS
 from supermask.core.rng import random_stream
 from supermask.core.types import Layer
 
+MAX_DRAW = MAX_ABS_DRAWS["glorot_normal"] * STD
 KEPT, PRUNED = [0, 3, 5], [1, 2, 4]
 MASK = kept_at(KEPT)
 Property = Callable[[np.ndarray], bool]
@@ -31,7 +32,7 @@ def has_signs_of_w_init(v: np.ndarray) -> bool:
 
 
 def is_fresh_draw(v: np.ndarray) -> bool:
-    return bool((np.abs(v) <= max_abs_draw(STD)).all() and not set(np.abs(v)) & {0.5, 0.25, 0.75})
+    return bool((np.abs(v) <= MAX_DRAW).all() and not set(np.abs(v)) & {0.5, 0.25, 0.75})
 
 
 MASK1_TABLE: dict[str, list[float] | Property] = {
@@ -62,7 +63,7 @@ def start_values_of_kept(action: str, rescaled: bool = False, seed: int = 0, lay
 def test_tables_list_every_action_in_order() -> None:
     assert list(MASK1_TABLE) == list(MASK1_ACTIONS) == list(MASK1_INVARIANTS)
     assert list(MASK0_TABLE) == list(MASK0_ACTIONS) == list(MASK0_INVARIANTS)
-    assert set(MASK1_ACTIONS) >= KEEPS_W_INIT_VALUES
+    assert set(MASK1_ACTIONS) >= KEEPS_W_INIT_VALUES == set(CARRIES_RESCALING)
     assert set(MASK0_ACTIONS) >= USES_W_FINAL
 
 
@@ -110,7 +111,7 @@ def test_signed_actions_keep_every_sign(action: str) -> None:
 def test_reinit_draws_from_the_initializer_of_the_layer(action: str) -> None:
     layer, mask = large_layer()
     values = MASK1_ACTIONS[action](layer, mask, random_stream(3)).abs()[mask].numpy()
-    half_normal = stats.truncnorm(0, 2, scale=max_abs_draw(STD) / 2).cdf
+    half_normal = stats.truncnorm(0, 2, scale=MAX_DRAW / 2).cdf
     assert stats.kstest(values, half_normal).pvalue > 1e-4
 
 
@@ -172,7 +173,7 @@ MASK0_TABLE: dict[str, list[float] | Property] = {
     "zero": [0.5, 0, 0, -0.25, 0, 0.75],
     "freeze_init": [0.5, -0.625, 0.375, -0.25, 0.125, 0.75],
     "freeze_final": [0.5, -0.125, -0.5, -0.25, 0.375, 0.75],
-    "freeze_reinit": lambda v: bool((np.abs(v) <= max_abs_draw(STD)).all()) and not set(v * 8) & {*W_INIT, *W_FINAL, 0},
+    "freeze_reinit": lambda v: bool((np.abs(v) <= MAX_DRAW).all()) and not set(v * 8) & {*W_INIT, *W_FINAL, 0},
     "zero_if_shrunk": [0.5, 0, 0.375, -0.25, 0.125, 0.75],
     "zero_if_shrunk_everywhere": [0.5, 0, 0.375, -0.25, 0.125, 0],
     "zero_random": lambda v: v.tolist() in ([0, 0.375, 0.125], [-0.625, 0, 0.125], [-0.625, 0.375, 0]),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from supermask.core.initializers import PEAK_STD, TRUNCATED_STD, bimodal, max_abs_draw, truncated_normal
+from supermask.core.initializers import PEAK_STD, TRUNCATED_STD, bimodal, truncated_normal
+from supermask.core.invariants import MAX_ABS_DRAWS
 from supermask.core.rng import random_stream
 
 N = 200_000
@@ -26,7 +27,7 @@ def test_truncated_normal(std: float) -> None:
     underlying = std / TRUNCATED_STD
     assert np.abs(draws).max() <= 2 * underlying * (1 + 1e-6)
     assert np.abs(draws).max() > 1.98 * underlying
-    assert max_abs_draw(std) == pytest.approx(2 * underlying, rel=1e-12)
+    assert MAX_ABS_DRAWS["glorot_normal"] * std == pytest.approx(2 * underlying, rel=1e-9)
     assert stats.kstest(draws.ravel() / underlying, stats.truncnorm(-2, 2).cdf).pvalue > 1e-4
 
 

@@ -11,6 +11,7 @@ import torch
 
 from supermask.core.certificate import certify
 from supermask.core.errors import UserError
+from supermask.core.invariants import is_named
 from supermask.core.masks import is_pruned, matches_pattern, prune_rate_for, ranked_groups
 from supermask.core.pruning import ParentRun, PruneStep, prune_and_reset
 from supermask.core.rng import child_streams
@@ -53,6 +54,25 @@ def test_patterns_name_tensors_or_layers(pattern: str, names: set[str]) -> None:
 )
 def test_the_longest_match_gives_the_rate(rates: dict[str, float], expected: float) -> None:
     assert prune_rate_for("stage1.0.conv1.weight", "conv", KINDS | rates) == expected
+
+
+TEXTS = ("*", "?", "a.*", "?.b", "[12].b", "1.[b]", "[!1].b", "[", "]", "a]", "*[b*", r"\*", "a.b", "A.b")
+
+
+def test_matching_agrees_with_the_certificate() -> None:
+    names = ("1.b.weight", "2.b.weight", "a.b", "a]", "[", "[12].b.weight", "1.[b].weight", r"\a", "weight", "a\nb.c")
+    for pattern in TEXTS:
+        for name in names:
+            assert matches_pattern(name, pattern) == is_named(name, pattern), (name, pattern)
+
+
+def test_a_layer_may_have_any_name() -> None:
+    assert is_pruned("a.weight", KINDS | {"any": 0.0})
+    assert not is_pruned("any.weight", KINDS | {"any": 0.0})
+    assert is_pruned("any.weight", KINDS | {"any": 0.3})
+    assert prune_rate_for("weight", "conv", KINDS | {"": 0.3}) == 0.3
+    groups = ranked_groups({"a.weight": 10, "any.weight": 10}, {"a.weight": "hidden"}, "layer", KINDS | {"any": 0.0})
+    assert {name: group.remaining(1) for name, group in groups.items()} == {"a.weight": 8, "any.weight": 10}
 
 
 def test_groups_of_spared_tensors_have_rate_0() -> None:
@@ -136,6 +156,9 @@ def test_rules_are_part_of_the_id_only_if_given() -> None:
             "prune.rates: 'hiden' matches no prunable tensor of resnet20-2; did you mean",
         ),
         ({"rates": {"fc": 1.0}}, "prune.rates.fc: 1.0 is not a prune rate"),
+        ({"exclude": ["fc", "stage[12].*"]}, "prune.exclude: 'stage[12].*' has '[' or ']': in a name or pattern"),
+        ({"only": ["fc]"]}, "prune.only: 'fc]' has '[' or ']'"),
+        ({"rates": {"stage[12].*": 0.3}}, "prune.rates: 'stage[12].*' has '[' or ']'"),
         ({"only": "fc"}, "prune.only: 'fc' is not a list of names"),
     ],
 )

@@ -77,7 +77,7 @@ def test_accuracy_equals_that_of_a_plain_module(study: Done, mask1: str, schedul
     for which in ("test", "validation"):
         images, labels = (torch.from_numpy(getattr(data, f"{which}_{what}")) for what in ("images", "labels"))
         with torch.inference_mode():
-            logits = module(images.float() / data.pixel_maximum)
+            logits = module(images.float() / data.max_pixel)
         right = int((logits.argmax(1) == labels).sum()) / len(labels)
         loss = float(torch.nn.functional.cross_entropy(logits.double(), labels))
         for when in ("early_stop", "final"):

@@ -16,7 +16,7 @@ from helpers.own_data import Arrays, idx_bytes, own_arrays, write_idx, write_par
 
 from supermask.core.errors import UserError
 from supermask.datasets import DATASETS, ImageDataset
-from supermask.datasets.loading import LOADERS, load_with_spec
+from supermask.datasets.loading import DATASET_FILE_FINDERS, load_with_spec
 from supermask.datasets.specs import DatasetSpec
 
 COUNTS = {"training_images": 20, "test_images": 8, "validation_images": 5, "published_fingerprint": None}
@@ -57,7 +57,7 @@ def refusal(spec: DatasetSpec, data: Path) -> str:
 
 
 def test_every_dataset_from_files_has_a_loader_and_published_counts() -> None:
-    assert set(LOADERS) == set(DATASETS) - {"digits"}
+    assert set(DATASET_FILE_FINDERS) == set(DATASETS) - {"digits"}
     counts = {name: (spec.classes, spec.training_images, spec.test_images) for name, spec in DATASETS.items()}
     assert counts == {
         "digits": (10, 1_437, 360),
@@ -145,7 +145,7 @@ def test_labels_outside_the_classes_are_refused(data: Path) -> None:
     arrays = arrays_of(spec)
     write_idx(data, arrays, emnist_names("letters"))  # type: ignore[arg-type]
     text = refusal(spec, data)
-    assert "emnist-letters-train-labels-idx1-ubyte: label -1 at image 3; labels are 0 to 25" in text
+    assert "emnist-letters-train-labels-idx1-ubyte: label 0 at image 3; labels are 1 to 26" in text
 
 
 def test_a_truncated_file_of_a_named_dataset_is_refused(data: Path) -> None:
@@ -267,8 +267,8 @@ def test_svhn_is_read_from_parquet_files(data: Path) -> None:
         ({"X": None}, "the variable X is missing; uint8 of shape (4, 5, 3, 20) expected"),
         ({"X": np.zeros((4, 5, 3, 20))}, "the variable X is double of shape (4, 5, 3, 20); uint8"),
         ({"X": np.zeros((4, 5, 3, 21), np.uint8)}, "the variable X is uint8 of shape (4, 5, 3, 21)"),
-        ({"y": np.zeros((20, 1), np.uint8)}, "label -1 at image 0"),
-        ({"y": np.full((20, 1), 11, np.uint8)}, "label 10 at image 0"),
+        ({"y": np.zeros((20, 1), np.uint8)}, "label 0 at image 0; labels are 1 to 10"),
+        ({"y": np.full((20, 1), 11, np.uint8)}, "label 11 at image 0; labels are 1 to 10"),
         ({"X": np.array([{"a": 1}], dtype=object)}, "the variable X is cell of shape"),
     ],
 )

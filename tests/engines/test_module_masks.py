@@ -131,7 +131,7 @@ def test_a_killed_run_resumes_bit_identically(name: str, others_lr: float) -> No
     of = job(name, MaskLearning(samples=3, others_lr=others_lr))
     whole = train([of], [DATA])[0]
     memory = Memory(2)
-    killed = replace(of, checkpoints=memory)
+    killed = replace(of, checkpointer=memory)
     with pytest.raises(Killed):
         train([killed], [DATA])
     assert bits(train([killed], [DATA])[0]) == bits(whole)
@@ -139,7 +139,7 @@ def test_a_killed_run_resumes_bit_identically(name: str, others_lr: float) -> No
 
 def test_the_generator_of_torch_is_left_alone() -> None:
     before = torch.get_rng_state()
-    train([replace(job("transformer", METHODS["rounded"]), checkpoints=NullCheckpointer())], [DATA])
+    train([replace(job("transformer", METHODS["rounded"]), checkpointer=NullCheckpointer())], [DATA])
     assert torch.equal(before, torch.get_rng_state())
 
 

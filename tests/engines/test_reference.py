@@ -295,7 +295,7 @@ def test_read_only_data_is_accepted() -> None:
     arrays = {name: a.copy() for name, a in vars(DATA).items() if isinstance(a, np.ndarray)}
     for array in arrays.values():
         array.flags.writeable = False
-    assert bits(train([job(NOISY)], [SplitData(**arrays, pixel_maximum=16)])[0]) == bits(train([job(NOISY)], [DATA])[0])
+    assert bits(train([job(NOISY)], [SplitData(**arrays, max_pixel=16)])[0]) == bits(train([job(NOISY)], [DATA])[0])
 
 
 def test_conv2_learns_images_of_eight_by_eight() -> None:

@@ -197,8 +197,8 @@ def test_these_runs_resume_bit_identically(options: dict[str, bool]) -> None:
     recipe = replace(RECIPES["adam"], iterations=30, **options)  # type: ignore[arg-type]
     memory = Memory(2)
     with pytest.raises(Killed):
-        train_conv(recipe, checkpoints=memory)
-    assert bits(train_conv(recipe, checkpoints=memory)) == bits(train_conv(recipe))
+        train_conv(recipe, checkpointer=memory)
+    assert bits(train_conv(recipe, checkpointer=memory)) == bits(train_conv(recipe))
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def test_data_of_other_trainings_is_untouched() -> None:
     arrays = {n: a for n, a in vars(data((3, 6, 6), CLASSES)).items() if isinstance(a, np.ndarray)}
     for array in arrays.values():
         array.flags.writeable = False
-    shared = SplitData(**arrays, pixel_maximum=16)
+    shared = SplitData(**arrays, max_pixel=16)
     recipe = replace(
         RECIPES["sgd"],
         augment=Augmentation(crop=1, flip=True, cutout=2),

@@ -37,7 +37,7 @@ def script_losses(start: InitialState) -> tuple[list[float], list[Tensor]]:
     masks = {name: mask.float() for name, mask in zip(names, start.masks.values(), strict=True)}
     sampler = BatchSampler(0, DATA.train_indices, RECIPE.batch_size)
     steps = range(start.first_iteration, STEPS)
-    images = torch.from_numpy(DATA.train_images).float() / DATA.pixel_maximum
+    images = torch.from_numpy(DATA.train_images).float() / DATA.max_pixel
     rates = [RECIPE.learning_rate(step) for step in steps]
     batches = [sampler.batch(step) for step in steps]
     losses = by_hand.train(net, images, torch.from_numpy(DATA.train_labels), batches, masks, rates, 0.9, 1e-4)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -12,6 +14,7 @@ import pytest
 import torch
 from helpers.killed_training import Killed, Memory
 from helpers.trainings import (
+    CLASSES,
     KERNELS,
     RECIPES,
     REFERENCE_RECIPES,
@@ -71,7 +74,7 @@ def whole_run(case: str) -> TrainingResult:
 def test_a_run_killed_after_a_checkpoint_resumes_bit_identically(case: str, kill_after: int) -> None:
     training, recipe, start = CASES[case]
     memory = Memory(kill_after)
-    killed = job(recipe, start, snapshots=POINTS, checkpoints=memory)
+    killed = job(recipe, start, snapshots=POINTS, checkpointer=memory)
     with pytest.raises(Killed):
         training(killed)
     assert bits(training(killed)) == bits(whole_run(case))
@@ -81,7 +84,7 @@ def test_a_run_killed_after_a_checkpoint_resumes_bit_identically(case: str, kill
 def test_a_run_killed_repeatedly_resumes_bit_identically(case: str) -> None:
     training, recipe, start = CASES[case]
     memory, kills = Memory(1), 0
-    chased = job(recipe, start, snapshots=POINTS, checkpoints=memory)
+    chased = job(recipe, start, snapshots=POINTS, checkpointer=memory)
     while True:
         memory.count = 0
         try:
@@ -93,36 +96,48 @@ def test_a_run_killed_repeatedly_resumes_bit_identically(case: str) -> None:
     assert bits(outcome) == bits(whole_run(case))
 
 
+def test_a_layer_may_be_called_logits() -> None:
+    module = nn.Sequential(OrderedDict(flatten=nn.Flatten(), logits=nn.Linear(12, CLASSES)))
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    weights = {"logits.weight": state.pop("logits.weight")}
+    start = InitialState(weights, {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()}, state)
+    killed = job(RECIPES["adam"], start, checkpointer=Memory(2))
+    with pytest.raises(Killed):
+        train_module(copy.deepcopy(module), killed, DATA)
+    whole = train_module(copy.deepcopy(module), replace(killed, checkpointer=NullCheckpointer()), DATA)
+    assert bits(train_module(module, killed, DATA)) == bits(whole)
+
+
 def test_checkpoints_do_not_change_the_result() -> None:
     memory = Memory(None, every=2)
-    outcome = network(job(RECIPES["adam"], checkpoints=memory))
+    outcome = network(job(RECIPES["adam"], checkpointer=memory))
     assert (memory.asked, memory.count) == (5, 2)
-    assert bits(outcome) == bits(network(job(RECIPES["adam"], checkpoints=NullCheckpointer())))
+    assert bits(outcome) == bits(network(job(RECIPES["adam"], checkpointer=NullCheckpointer())))
 
 
 def test_a_late_start_resumes() -> None:
     start = replace(pruned_start(), first_iteration=23)
-    late = job(RECIPES["schedule"], start, snapshots=frozenset({23, 29, 47}), checkpoints=Memory(2))
+    late = job(RECIPES["schedule"], start, snapshots=frozenset({23, 29, 47}), checkpointer=Memory(2))
     with pytest.raises(Killed):
         network(late)
-    assert bits(network(late)) == bits(network(replace(late, checkpoints=NullCheckpointer())))
+    assert bits(network(late)) == bits(network(replace(late, checkpointer=NullCheckpointer())))
 
 
 @pytest.mark.parametrize(("point", "resumes"), [(13, False), ("gradient", False), (20, False), (21, True), (50, True)])
 def test_a_checkpoint_that_lacks_a_due_snapshot_is_not_resumed_from(point: Snapshot, resumes: bool) -> None:
     memory = Memory(2)
     with pytest.raises(Killed):
-        network(job(RECIPES["adam"], checkpoints=memory))
-    asked_later = job(RECIPES["adam"], snapshots=frozenset({point}), checkpoints=memory)
+        network(job(RECIPES["adam"], checkpointer=memory))
+    asked_later = job(RECIPES["adam"], snapshots=frozenset({point}), checkpointer=memory)
     outcome = network(asked_later)
     assert memory.asked == 2 + (3 if resumes else 5)
     assert outcome.snapshots.keys() == {point}
-    assert bits(outcome) == bits(network(replace(asked_later, checkpoints=NullCheckpointer())))
+    assert bits(outcome) == bits(network(replace(asked_later, checkpointer=NullCheckpointer())))
 
 
 def test_a_diverged_run_saves_no_checkpoint() -> None:
     memory = Memory(None)
-    outcome = network(job(Recipe("sgd", 1e38, 5, 50, 1), checkpoints=memory))
+    outcome = network(job(Recipe("sgd", 1e38, 5, 50, 1), checkpointer=memory))
     assert (outcome.status, outcome.metrics["diverged_at"]) == ("diverged", 1)
     assert memory.saved is None
 
@@ -159,7 +174,7 @@ def without_dropout() -> nn.Sequential:
 
 def loss_in(module: nn.Module) -> float:
     with torch.no_grad():
-        images = torch.from_numpy(DATA.validation_images).float() / DATA.pixel_maximum
+        images = torch.from_numpy(DATA.validation_images).float() / DATA.max_pixel
         return float(nn.functional.cross_entropy(module(images), torch.from_numpy(DATA.validation_labels)))
 
 
@@ -236,10 +251,10 @@ def tiny_is_zero() -> bool:
 
 def test_a_checkpoint_of_another_format_is_not_resumed_from() -> None:
     memory = Memory(1)
-    killed = job(RECIPES["adam"], checkpoints=memory)
+    killed = job(RECIPES["adam"], checkpointer=memory)
     with pytest.raises(Killed):
         network(killed)
     assert memory.saved is not None
     facts = {k: v for k, v in json.loads(memory.saved[0]).items() if k != "layout"}
     memory.saved = json.dumps(facts), {"module/fc1.weight": np.zeros(3)}
-    assert bits(network(killed)) == bits(network(replace(killed, checkpoints=NullCheckpointer())))
+    assert bits(network(killed)) == bits(network(replace(killed, checkpointer=NullCheckpointer())))

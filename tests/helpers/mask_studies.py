@@ -81,5 +81,5 @@ def done(store: Path, *treatments: dict[str, Any], **changes: Any) -> Done:
 def digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Any]:
     """(test pixels in [0, 1] as float64 rows, labels, the data of seed 0 as an engine takes it)."""
     data = split_data(load("digits", None), 0)
-    pixels = data.test_images.reshape(len(data.test_images), -1) / data.pixel_maximum
+    pixels = data.test_images.reshape(len(data.test_images), -1) / data.max_pixel
     return pixels.astype(np.float64), data.test_labels, data

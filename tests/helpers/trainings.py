@@ -86,7 +86,7 @@ def batches(job: TrainingJob, data: SplitData, number: int) -> list[tuple[by_han
 
 def flat(images: Array, data: SplitData) -> by_hand.Values:
     """Scaled pixels, float64 `(n, pixels)`."""
-    return (images.reshape(len(images), -1) / data.pixel_maximum).astype(np.float64)
+    return (images.reshape(len(images), -1) / data.max_pixel).astype(np.float64)
 
 
 def parameters(state: NetworkState) -> by_hand.Parameters:

@@ -112,6 +112,36 @@ def test_module_has_what_the_function_uses_and_nothing_else(tmp_path: Path, monk
     assert import_path(in_main(source + "def score(layer, rng):\n    return half(t.abs(layer.w_final))\n")) == name
 
 
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ("def round(x):\n    return 2 * x\n", "def round(x):\n    return 2 * x\n\n"),
+        ("from torch import round\n", "from torch import round as round\n\n"),
+        ("round = 2.5\n", "round = 2.5\n\n"),
+        ("from builtins import round\n", ""),
+        ("", ""),
+    ],
+)
+def test_a_replaced_builtin_is_that_of_the_cell(
+    cell: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path))
+    body = "def score(layer, rng):\n    return (round, __name__)\n"
+    name = import_path(in_main(cell + body))
+    assert (tmp_path / "cells" / f"{name.partition(':')[0]}.py").read_text() == text + body
+
+
+def test_a_builtin_that_ipython_replaces_is_the_builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from IPython.core.interactiveshell import _modified_open
+
+    monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path))
+    body = "def score(layer, rng):\n    return open\n"
+    score = in_main(body)
+    score.__globals__["open"] = _modified_open
+    name = import_path(score)
+    assert (tmp_path / "cells" / f"{name.partition(':')[0]}.py").read_text() == body
+
+
 def test_clusters_are_refused(tmp_path: Path) -> None:
     from supermask.api import runs
 

@@ -52,6 +52,12 @@ def test_the_count_is_an_upper_bound_of_the_runs(study: str, scale: str) -> None
     assert len(make_plan(loaded).runs) <= requested <= MAX_RUNS
 
 
+def test_each_network_has_dense_runs() -> None:
+    networks = [{"name": name, "network": name} for name in ("fc-8", "fc-9", "fc-10")]
+    study = study_from_dict({"treatments": networks, "prune": {"levels": 1}, "seeds": 2})
+    assert count_requested_runs(study) == len(make_plan(study).runs) == 12
+
+
 def find_ineffective(made: plan.Plan) -> list[str]:
     dense = next(iter(made.runs.values()))
     return ineffective_settings(made.study, made.network, dense.data_options.num_training(dense.spec))

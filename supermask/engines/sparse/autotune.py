@@ -246,13 +246,15 @@ def _network(
 
 def compile_kernels(convolutions: bool) -> None:
     """Load the compiled kernels of fully connected or of convolutional networks, or compile them."""
-    cheap, expensive = KernelCost(0, 1), KernelCost(1, 0)
+    sparse_costs, dense_costs = KernelCost(sparse=0, dense=1), KernelCost(sparse=1, dense=0)
     with flush_denormals(threads=1):
         trainers: list[Trainer] = [_network("pixels", "all then weights", 0.25, 0.1, 0.1)]
         if convolutions:
             # Once with sparse and once with dense kernels in every layer.
             job, data = _convolutional_job()
-            trainers = [ConvNetTrainer(job, data, LayerKernelCosts(*[cost] * 4)) for cost in (cheap, expensive)]
+            trainers = [
+                ConvNetTrainer(job, data, LayerKernelCosts(*[cost] * 4)) for cost in (sparse_costs, dense_costs)
+            ]
         images, labels = np.zeros((1, 1, 28, 28), np.uint8), np.zeros(1, np.int64)
         for trainer in trainers:
             trainer.train(0, 1)

@@ -1,4 +1,4 @@
-"""A convolutional network in training on a CPU: the sparse engine's `Trainer` for Conv2, Conv4 and Conv6."""
+"""A convolutional network in training on a CPU: the sparse engine's `Trainer` for Conv2 to Conv8."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ConvNetTrainer:
         self.job, self.data, self.recipe = job, data, job.recipe
         self.sampler = BatchSampler(job.seed, data.train_indices, job.recipe.batch_size)
         self.images, self.labels = flatten_images(data.train_images), data.train_labels
-        self.shade = np.arange(256, dtype=np.float32) / np.float32(data.pixel_maximum)
+        self.pixel_values = np.arange(256, dtype=np.float32) / np.float32(data.max_pixel)
         """Value of each byte of an image, float32 `(256,)`."""
         self.conv_layers: list[Conv3x3Layer] = []
         self.linear_layers: list[LinearLayer] = []
@@ -94,15 +94,17 @@ class ConvNetTrainer:
                 layer.optimizer_step(steps, step)
         return losses
 
-    def _forward(self, images: Array, chosen: Array) -> None:
+    def _forward(self, images: Array, indices: Array) -> None:
         """Compute the logits of up to 64 images. The activations that the backward pass needs stay in the slots."""
-        bottom = self.conv_layers[0]
-        groups = -(-len(chosen) // VEC16_WIDTH)
+        first_layer = self.conv_layers[0]
+        groups = -(-len(indices) // VEC16_WIDTH)
         if groups < GROUPS:
             # Lanes without images must not hold an older block's values: 0 * infinity there would be NaN in the sums.
             self.linear_layers[0].x.fill(0)
         for slot in range(groups):
-            conv.pack_images(images, chosen, slot * VEC16_WIDTH, self.shade, bottom.inner, bottom.x[slot])
+            conv.pack_images(
+                images, indices, slot * VEC16_WIDTH, self.pixel_values, first_layer.inner, first_layer.x[slot]
+            )
             for layer in self.conv_layers:
                 layer.forward(slot)
         for linear_layer in self.linear_layers:
@@ -114,9 +116,11 @@ class ConvNetTrainer:
         for first in range(0, len(batch), VECTOR_WIDTH):
             block = batch[first : first + VECTOR_WIDTH]
             self._forward(self.images, block)
-            top = self.linear_layers[-1]
+            last_layer = self.linear_layers[-1]
             # The gradient is scaled by the whole mini-batch, so that blocks only have to be added.
-            loss += matmul.cross_entropy_and_grad(top.rows, self.labels[block], top.y, top.d, scale)[0]
+            loss += matmul.cross_entropy_and_grad(
+                last_layer.rows, self.labels[block], last_layer.y, last_layer.d, scale
+            )[0]
             for linear_layer in reversed(self.linear_layers):
                 linear_layer.backward(first // VECTOR_WIDTH)
             for slot in range(-(-len(block) // VEC16_WIDTH)):
@@ -129,11 +133,13 @@ class ConvNetTrainer:
 
     def evaluate(self, images: Array, labels: Array) -> tuple[float, float]:
         pixels, loss, correct = flatten_images(images), 0.0, 0
-        top = self.linear_layers[-1]
+        last_layer = self.linear_layers[-1]
         for first in range(0, len(labels), VECTOR_WIDTH):
             block = np.arange(first, min(first + VECTOR_WIDTH, len(labels)))
             self._forward(pixels, block)
-            block_loss, block_correct = matmul.cross_entropy_and_grad(top.rows, labels[block], top.y, top.d, 1.0)
+            block_loss, block_correct = matmul.cross_entropy_and_grad(
+                last_layer.rows, labels[block], last_layer.y, last_layer.d, 1.0
+            )
             loss, correct = loss + block_loss, correct + block_correct
         return loss / len(labels), correct / len(labels)
 

@@ -124,19 +124,19 @@ def choose_traversals(job: TrainingJob, data: SplitData, costs: TraversalCosts) 
         mask, weights = job.start.masks[name], job.start.weights[name]
         surviving, outputs = image_blocks * int(mask.sum()), round_up(layer.outputs)
         # In nanoseconds per step.
-        prices: dict[Traversal, float] = {"weights": surviving * (costs.weight if is_first else costs.inner)}
+        nanoseconds: dict[Traversal, float] = {"weights": surviving * (costs.weight if is_first else costs.inner)}
         if bool((weights[~mask] != 0).any()):
-            prices.clear()
+            nanoseconds.clear()
         if is_first:
             nonzero_pixels = job.recipe.batch_size * layer.inputs * nonzero_pixel_fraction(data)
             pixel_products = nonzero_pixels * outputs / VECTOR_WIDTH
-            prices["pixels"] = pixel_products * costs.pixel + outputs * layer.inputs * costs.pixel_update
-            prices["pixels then weights"] = pixel_products * costs.pixel_forward + surviving * costs.sparse_grad
+            nanoseconds["pixels"] = pixel_products * costs.pixel + outputs * layer.inputs * costs.pixel_update
+            nanoseconds["pixels then weights"] = pixel_products * costs.pixel_forward + surviving * costs.sparse_grad
         else:
             weight_products = image_blocks * layer.inputs * outputs
-            prices["all"] = weight_products * costs.dense
-            prices["all then weights"] = weight_products * costs.dense_forward + surviving * costs.sparse_grad
-        traversals[layer.name] = min(prices, key=lambda traversal: prices[traversal])
+            nanoseconds["all"] = weight_products * costs.dense
+            nanoseconds["all then weights"] = weight_products * costs.dense_forward + surviving * costs.sparse_grad
+        traversals[layer.name] = min(nanoseconds, key=lambda traversal: nanoseconds[traversal])
     return traversals
 
 

@@ -222,7 +222,7 @@ def _allocate(weight_layout: _WeightLayout, job: TrainingJob, data: SplitData) -
         nonzero_bits=np.zeros(batch // VECTOR_WIDTH * pixels, np.uint64),
         ever_nonzero=np.zeros(pixels, np.uint64),
         rows=aligned_zeros(batch * max(VECTOR_WIDTH, int(table["width"].max()))),
-        max_pixel=np.float32(data.pixel_maximum),
+        max_pixel=np.float32(data.max_pixel),
         pixel_bytes_read=_pixel_bytes_read(job, weight_layout, pixels),
         image_words=np.zeros(VECTOR_WIDTH, np.uint64),
         batch_scratch=np.zeros(VECTOR_WIDTH, np.int64),

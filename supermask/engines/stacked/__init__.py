@@ -17,10 +17,10 @@ import torch
 
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.recipe import Recipe
-from supermask.engines.selection import Precision
+from supermask.engines.selection import MatmulPrecision
 from supermask.engines.stacked.autotune import choose_stack_size
 from supermask.engines.stacked.bias_relu import make_bias_relu
-from supermask.engines.stacked.convolutions import fastest_algorithms
+from supermask.engines.stacked.convolutions import choose_conv_algorithms
 from supermask.engines.stacked.masked_pass import is_masked_pass_compiled
 from supermask.engines.stacked.optimizer import is_optimizer_compiled
 from supermask.engines.stacked.training import ConvAlgorithms, JobSource, train, train_stream
@@ -28,10 +28,10 @@ from supermask.engines.stacked.training import ConvAlgorithms, JobSource, train,
 __all__ = [
     "ConvAlgorithms",
     "JobSource",
+    "choose_conv_algorithms",
     "choose_stack_size",
     "compiled_facts",
     "environment_facts",
-    "fastest_algorithms",
     "train",
     "train_stream",
 ]
@@ -39,7 +39,7 @@ __all__ = [
 
 def environment_facts(
     algorithms: ConvAlgorithms,
-    precision: Precision,
+    precision: MatmulPrecision,
     alone: bool,
     recipe: Recipe,
     device: str = "cpu",

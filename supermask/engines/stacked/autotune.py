@@ -19,9 +19,9 @@ from supermask.core.types import InitialState, SplitData
 from supermask.engines.job import Array, TrainingJob
 from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
-from supermask.engines.selection import Precision
+from supermask.engines.selection import MatmulPrecision
 from supermask.engines.stacked.bias_relu import make_bias_relu
-from supermask.engines.stacked.convolutions import NUM_SEEDS, fastest_algorithms
+from supermask.engines.stacked.convolutions import NUM_SEEDS, choose_conv_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS
 from supermask.engines.stacked.device import cached_measurement, empty_cache, is_out_of_memory
 from supermask.engines.stacked.masked_pass import make_masked_pass
@@ -51,7 +51,7 @@ def choose_stack_size(
     network: Network,
     recipe: Recipe,
     device: str,
-    precision: Precision = "float32",
+    precision: MatmulPrecision = "float32",
     learning: MaskLearning | None = None,
     threads: int = 1,
 ) -> int:
@@ -81,7 +81,8 @@ def choose_stack_size(
         def measure() -> int:
             try:
                 return smallest_near_best(
-                    candidates, lambda n: throughput(n, network, measured, torch_device, precision, learning)
+                    candidates,
+                    lambda n: measure_stack_throughput(n, network, measured, torch_device, precision, learning),
                 )
             finally:
                 empty_cache(torch_device)
@@ -113,60 +114,60 @@ def max_replicas(network: Network, batch_size: int, free_bytes: int) -> int:
     return max(1, min(CANDIDATES["cuda"][-1], int(MEMORY_FRACTION * free_bytes / (4 * numbers))))
 
 
-def smallest_near_best(candidates: Sequence[int], rate: Callable[[int], float | None]) -> int:
-    """The smallest candidate whose rate (replica steps per second) is within 5% of the best.
+def smallest_near_best(candidates: Sequence[int], measure_throughput: Callable[[int], float | None]) -> int:
+    """The smallest candidate whose throughput (replica steps per second) is within 5% of the best.
 
     Stops at a candidate that is not 5% better than all before it, or whose step takes more than `MAX_STEP_SECONDS`. A
-    rate of None means that the candidate does not fit into memory.
+    throughput of None means that the candidate does not fit into memory.
     """
-    rates: dict[int, float] = {}
+    throughputs: dict[int, float] = {}
     for candidate in candidates:
-        measured = rate(candidate)
+        measured = measure_throughput(candidate)
         if measured is None:
             break
-        best_before = max(rates.values(), default=0.0)
-        rates[candidate] = measured
+        best_before = max(throughputs.values(), default=0.0)
+        throughputs[candidate] = measured
         if measured < MIN_SPEEDUP * best_before or candidate > MAX_STEP_SECONDS * measured:
             break
-    best = max(rates.values(), default=0.0)
-    return next((candidate for candidate, value in rates.items() if value * MIN_SPEEDUP >= best), candidates[0])
+    best = max(throughputs.values(), default=0.0)
+    return next((candidate for candidate, value in throughputs.items() if value * MIN_SPEEDUP >= best), candidates[0])
 
 
-def throughput(
+def measure_stack_throughput(
     replicas: int,
     network: Network,
     recipe: Recipe,
     device: torch.device,
-    precision: Precision,
+    precision: MatmulPrecision,
     learning: MaskLearning | None,
 ) -> float | None:
     """Replica steps per second of a stack of synthetic, half pruned replicas; None if it does not fit into memory."""
     try:
-        algorithms = fastest_algorithms(network.layers or (), recipe.batch_size, replicas, str(device), precision)
+        algorithms = choose_conv_algorithms(network.layers or (), recipe.batch_size, replicas, str(device), precision)
         make_optimizer_step(recipe, device)
         make_bias_relu(device)
         if learning is not None:
             make_masked_pass(learning, device)
         with flush_denormals(), matmul_precision(precision, device):
             stack = _synthetic_stack(replicas, network, recipe, device, precision, learning, algorithms)
-            return replicas / _step_seconds(stack, replicas)
+            return replicas / _time_step(stack, replicas)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return None
 
 
-def _step_seconds(stack: Stack, replicas: int) -> float:
+def _time_step(stack: Stack, replicas: int) -> float:
     """Mean seconds per step: of as many steps as fit into half a second on a CPU, of `MAX_STEPS` on a GPU."""
     is_gpu = stack.device.type == "cuda"
     # On a GPU the first steps are eager and the next one is recorded; only replays are timed.
     warmup = WARMUP_STEPS + 2 if is_gpu else 1
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     stack.train([0] * replicas, warmup)
-    steps = MAX_STEPS if is_gpu else max(1, min(MAX_STEPS, int(0.5 / (time.perf_counter() - began))))
-    began = time.perf_counter()
+    steps = MAX_STEPS if is_gpu else max(1, min(MAX_STEPS, int(0.5 / (time.perf_counter() - start_time))))
+    start_time = time.perf_counter()
     stack.train([warmup] * replicas, steps)
-    return (time.perf_counter() - began) / steps
+    return (time.perf_counter() - start_time) / steps
 
 
 def _synthetic_stack(
@@ -174,7 +175,7 @@ def _synthetic_stack(
     network: Network,
     recipe: Recipe,
     device: torch.device,
-    precision: Precision,
+    precision: MatmulPrecision,
     learning: MaskLearning | None,
     algorithms: dict[str, str],
 ) -> Stack:

@@ -36,7 +36,7 @@ def _make(device_type: str) -> BiasRelu | None:
     if device_type != "cuda":
         return None
     obstacle = compile_obstacle()
-    compiled = _AddAndClip(bias_and_relu if obstacle else torch.compile(bias_and_relu, dynamic=True))
+    compiled = _CompiledBiasRelu(bias_and_relu if obstacle else torch.compile(bias_and_relu, dynamic=True))
     if not obstacle:
         try:
             with catch_warnings(), torch.no_grad():
@@ -56,18 +56,18 @@ def bias_and_relu(y: Tensor, b: Tensor) -> Tensor:
     return torch.relu(y + b)
 
 
-class _AddAndClip:
+class _CompiledBiasRelu:
     """`BiasRelu` by a kernel that need not be differentiable."""
 
     def __init__(self, kernel: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._kernel = kernel
 
     def __call__(self, y: Tensor, b: Tensor) -> Tensor:
-        result: Tensor = _Function.apply(y, b, self._kernel)  # type: ignore[no-untyped-call]
+        result: Tensor = _BiasReluFunction.apply(y, b, self._kernel)  # type: ignore[no-untyped-call]
         return result
 
 
-class _Function(torch.autograd.Function):
+class _BiasReluFunction(torch.autograd.Function):
     """The gradient is that of a ReLU; that of the bias is its sum over the images."""
 
     @staticmethod

@@ -21,7 +21,7 @@ from torch.nn.functional import conv2d, max_pool2d, unfold
 
 from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
-from supermask.engines.selection import Precision
+from supermask.engines.selection import MatmulPrecision
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
 from supermask.engines.stacked.device import (
     autocast_factory,
@@ -50,7 +50,7 @@ def _conv_channels_last(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 def _conv_columns(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """Every pixel's 3x3 neighborhood as a column, (R, C * 9, B * H * W), then one batched matrix product."""
+    """im2col: every pixel's 3x3 neighborhood as a column, (R, C * 9, B * H * W), then one batched matrix product."""
     columns = unfold(x.flatten(0, 1), 3, padding=1)
     columns = columns.reshape(*x.shape[:2], *columns.shape[1:]).transpose(1, 2).flatten(2)
     result = torch.baddbmm(b[:, :, None], w.flatten(2), columns)
@@ -134,8 +134,8 @@ def _pool(x: Tensor) -> Tensor:
     return result.reshape(*x.shape[:2], *result.shape[1:])
 
 
-def fastest_algorithms(
-    layers: Architecture, batch_size: int, replicas: int, device: str, precision: Precision
+def choose_conv_algorithms(
+    layers: Architecture, batch_size: int, replicas: int, device: str, precision: MatmulPrecision
 ) -> dict[str, str]:
     """Layer name -> the fastest algorithm of each convolution; measured once per shape and machine, then cached.
 
@@ -143,7 +143,7 @@ def fastest_algorithms(
     """
     rounded = 1 << max(0, replicas - 1).bit_length()
     return {
-        x.name: _fastest_for_shape(
+        x.name: _choose_for_shape(
             (x.inputs, x.outputs, *x.side), batch_size, rounded, device, precision, is_first=x is layers[0]
         )
         for x in layers
@@ -159,8 +159,8 @@ NUM_SEEDS = 5
 
 
 @lru_cache
-def _fastest_for_shape(
-    shape: ConvShape, batch_size: int, replicas: int, device_name: str, precision: Precision, is_first: bool
+def _choose_for_shape(
+    shape: ConvShape, batch_size: int, replicas: int, device_name: str, precision: MatmulPrecision, is_first: bool
 ) -> str:
     device = torch.device(device_name)
     # On a CPU "branches" is "one by one".
@@ -168,19 +168,21 @@ def _fastest_for_shape(
 
     def measure() -> str:
         with flush_denormals(), matmul_precision(precision, device):
-            return fastest_algorithm(candidates, shape, batch_size, replicas, device, precision, is_first=is_first)
+            return measure_fastest_algorithm(
+                candidates, shape, batch_size, replicas, device, precision, is_first=is_first
+            )
 
     settings = [shape, batch_size, replicas, precision, candidates, *(["first layer"] if is_first else [])]
     return cached_measurement("way", settings, device, measure)
 
 
-def fastest_algorithm(
+def measure_fastest_algorithm(
     candidates: Sequence[str],
     shape: ConvShape,
     batch_size: int,
     replicas: int,
     device: torch.device,
-    precision: Precision,
+    precision: MatmulPrecision,
     *,
     is_first: bool = False,
 ) -> str:
@@ -202,9 +204,7 @@ def fastest_algorithm(
                 inputs = _make_inputs(shape, batch_size, replicas, device, is_first)
                 # On a CPU the slowest candidates take seconds: stop after one pass of 3 times the best.
                 cutoff = 3 * min(seconds.values(), default=math.inf) if device.type == "cpu" else math.inf
-                seconds[name] = _pass_seconds(
-                    CONV_ALGORITHMS[name], inputs, autocast_factory(precision, device), cutoff
-                )
+                seconds[name] = _time_pass(CONV_ALGORITHMS[name], inputs, autocast_factory(precision, device), cutoff)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     assert isinstance(error, RuntimeError)
@@ -251,7 +251,7 @@ def _fractions(size: tuple[int, ...], device: torch.device) -> Tensor:
 MAX_MEASURE_SECONDS = 1.0
 
 
-def _pass_seconds(
+def _time_pass(
     algorithm: ConvAlgorithm,
     inputs: tuple[Tensor, Tensor, Tensor],
     autocast: Callable[[], AbstractContextManager[None]],
@@ -276,12 +276,12 @@ def _pass_seconds(
         torch.cuda.synchronize()
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < 4 and sum(seconds) < MAX_MEASURE_SECONDS):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         step(1)
         if is_gpu:
             # Kernel launches return at once: without this only the launch would be timed.
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start_time)
         if seconds[0] > cutoff:
             return seconds[0]
     return median(seconds[1:])

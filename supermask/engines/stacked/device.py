@@ -21,10 +21,10 @@ import torch
 
 from supermask.core.environment import cache_folder, cpu_name, gpu_software
 from supermask.core.files import write_json_once
-from supermask.engines.selection import Precision
+from supermask.engines.selection import MatmulPrecision
 
 
-def autocast_factory(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+def autocast_factory(precision: MatmulPrecision, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
     """A function that makes the context manager of a forward pass."""
 
     @contextmanager

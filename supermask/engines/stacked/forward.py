@@ -168,7 +168,7 @@ def _first_layer(function: LayerFunction, x: Tensor, w: Tensor, b: Tensor, group
     """
     if len(groups) > 1 and function in (_dense, _dense_product) and not _is_autocast_enabled():
         adds_bias = function is _dense
-        dense: Tensor = _UnequalShares.apply(x, w, b, groups, adds_bias)  # type: ignore[no-untyped-call]
+        dense: Tensor = _GroupedFirstLayer.apply(x, w, b, groups, adds_bias)  # type: ignore[no-untyped-call]
         return dense
     results = []
     # Axis of the outputs: 1 after a fully connected layer, (N, O, B); 2 after a convolution, (N, B, O, H, W).
@@ -191,7 +191,7 @@ def _is_autocast_enabled() -> bool:
     return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
-class _UnequalShares(torch.autograd.Function):
+class _GroupedFirstLayer(torch.autograd.Function):
     """The first fully connected layer where seeds have unequal numbers of replicas: one product per group of batches.
 
     Each product writes its rows of the result, and of the gradient of w. Split and concatenated by autograd, the
@@ -205,7 +205,7 @@ class _UnequalShares(torch.autograd.Function):
         ctx.groups, ctx.adds_bias = groups, adds_bias
         y = w.new_empty(*b.shape, x.shape[2])
         for group in groups:
-            batches, wide_w, wide_b, wide_y = _of_group(group, x, w, b, y)
+            batches, wide_w, wide_b, wide_y = _select_group(group, x, w, b, y)
             if adds_bias:
                 torch.baddbmm(wide_b[:, :, None], wide_w, batches, out=wide_y)
             else:
@@ -219,12 +219,12 @@ class _UnequalShares(torch.autograd.Function):
         gradient = gradient.contiguous()
         w_gradient = gradient.new_empty(*gradient.shape[:2], x.shape[1])
         for group in ctx.groups:
-            batches, wide_gradient, wide_w_gradient = _of_group(group, x, gradient, w_gradient)
+            batches, wide_gradient, wide_w_gradient = _select_group(group, x, gradient, w_gradient)
             torch.bmm(wide_gradient, batches.mT, out=wide_w_gradient)
         return None, w_gradient, gradient.sum(2) if ctx.adds_bias else None, None, None
 
 
-def _of_group(group: BatchGroup, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+def _select_group(group: BatchGroup, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     """The mini-batches of a group, and views of its rows of other tensors: (R, O, ...) as (batches, n * O, ...)."""
     last = group.first_replica + group.num_batches * group.replicas_per_batch
     views = (
@@ -281,7 +281,7 @@ class DeviceImages:
         self._evaluation_tensors: dict[int, tuple[Array, Tensor]] = {}
         self._data: dict[tuple[int, int], SplitData] = {}
         self._offsets: dict[tuple[int, int], int] = {}
-        self._maximum = torch.tensor(float(data[0].pixel_maximum), device=device)
+        self._maximum = torch.tensor(float(data[0].max_pixel), device=device)
         self.update(data)
 
     def update(self, data: Sequence[SplitData]) -> bool:

@@ -19,12 +19,14 @@ from torch import Tensor
 from supermask.core.recipe import Recipe
 from supermask.engines.job import Array
 from supermask.engines.optimizer_steps import optimizer_step_table
+from supermask.engines.reference import encode_mask_bits
 
 OptimizerStep = Callable[[Tensor, Tensor, Tensor | None, Sequence[Tensor], Tensor, Tensor], None]
-"""(w, gradient, mask, moments, rate, second) -> None: moves w and the moments in place; may destroy the gradient.
+"""(w, gradient, mask, moments, rate, second_moment_scale) -> None: moves w and the moments in place; may destroy the
+gradient.
 
-w, gradient, mask and each moment are (R, P); rate and second, the scalars of this step, are (R, 1). `mask` is an
-`update_mask`, None if no weight is pruned; the moments are those named by `optimizer_state_names`."""
+w, gradient, mask and each moment are (R, P); rate and second_moment_scale, the scalars of this step, are (R, 1). `mask`
+is an `encode_gradient_mask`, None if no weight is pruned; the moments are those named by `optimizer_state_names`."""
 
 SQRT_EPS = 1e-30
 """Added to Adam's v before the square root. It changes the root by at most 1e-15, and 1e-8 is added to that root. A
@@ -49,9 +51,10 @@ CHUNK = 2**14
 def make_optimizer_step(recipe: Recipe, device: torch.device) -> OptimizerStep:
     """One step of the recipe's optimizer, as PyTorch computes it: weight decay, then the mask, then the move.
 
-    Adam: m = 0.9 m + 0.1 g, v = 0.999 v + 0.001 g^2, w += rate m / (sqrt(v) second + 1e-8). SGD: m = momentum m + g,
-    w += rate m. `rate` and `second` are those of `step_scalars`. A pruned weight has gradient +0, whatever was computed
-    (NaN too), and keeps its bits: rate is negative, so it moves by -0, and w + -0 = w for every w, including -0.
+    Adam: m = 0.9 m + 0.1 g, v = 0.999 v + 0.001 g^2, w += rate m / (sqrt(v) second_moment_scale + 1e-8). SGD:
+    m = momentum m + g, w += rate m. The scalars are those of `step_scalars`. A pruned weight has gradient +0, whatever
+    was computed (NaN too), and keeps its bits: rate is negative, so it moves by -0, and w + -0 = w for every w,
+    including -0.
     Source: Zhou et al. 2019, Table S1.
     """
     return _make_step(recipe.optimizer == "adam", recipe.momentum, recipe.weight_decay, device.type)[0]
@@ -68,7 +71,7 @@ def _make_step(is_adam: bool, momentum: float, decay: float, device_type: str) -
     """The step, and True if it is compiled. Cached, so that the step that is reported is the one that trains."""
 
     def step(
-        w: Tensor, g: Tensor, mask: Tensor | None, moments: Sequence[Tensor], rate: Tensor, second: Tensor
+        w: Tensor, g: Tensor, mask: Tensor | None, moments: Sequence[Tensor], rate: Tensor, second_moment_scale: Tensor
     ) -> None:
         # Compiled, the step reads the gradient and does not write it: 4 bytes less per weight.
         if decay:
@@ -83,7 +86,7 @@ def _make_step(is_adam: bool, momentum: float, decay: float, device_type: str) -
             m, v = moments
             m.lerp_(g, 0.1)
             v.mul_(0.999).addcmul_(g, g, value=0.001)
-            root = v.add(SQRT_EPS).sqrt_().mul_(second).add_(1e-8)
+            root = v.add(SQRT_EPS).sqrt_().mul_(second_moment_scale).add_(1e-8)
             w.add_(torch.div(m, root, out=root).mul_(rate))
         elif momentum:
             (m,) = moments
@@ -117,7 +120,7 @@ def _try_to_compile(step: OptimizerStep, moments: int, device_type: str) -> tupl
             simplefilter("ignore")
             for is_masked in (False, True):
                 w, gradient, *state = (torch.ones(2, 3, device=device_type) for _ in range(2 + moments))
-                mask = update_mask(w > 0, device_type) if is_masked else None
+                mask = encode_gradient_mask(w > 0, device_type) if is_masked else None
                 rate = torch.full((2, 1), -0.5, device=device_type)
                 compiled(w, gradient, mask, state, rate, rate)
     except Exception as error:  # raised by Triton, PyTorch, the system, or the C compiler
@@ -155,7 +158,7 @@ def compile_step(step: OptimizerStep, backend: str | Callable[..., Any] = "induc
     fixed_sizes: dict[int, OptimizerStep] = {}
 
     def compiled(
-        w: Tensor, g: Tensor, mask: Tensor | None, moments: Sequence[Tensor], rate: Tensor, second: Tensor
+        w: Tensor, g: Tensor, mask: Tensor | None, moments: Sequence[Tensor], rate: Tensor, second_moment_scale: Tensor
     ) -> None:
         # Not views: the shape of a view's base is part of what is compiled, and every layer has its own.
         w, g, mask, *moments = (t if t is None else t.data for t in (w, g, mask, *moments))  # type: ignore[assignment]
@@ -164,11 +167,11 @@ def compile_step(step: OptimizerStep, backend: str | Callable[..., Any] = "induc
         if may_be_fixed and numbers not in fixed_sizes:
             fixed_sizes[numbers] = _compile(step, backend)
         if numbers not in fixed_sizes:
-            any_size(w, g, mask, moments, rate, second)
+            any_size(w, g, mask, moments, rate, second_moment_scale)
             return
         for tensor in (w, g, *moments, *(() if mask is None else (mask,))):
             torch._dynamo.mark_static(tensor, 1)
-        fixed_sizes[numbers](w, g, mask, moments, rate, second)
+        fixed_sizes[numbers](w, g, mask, moments, rate, second_moment_scale)
 
     return compiled
 
@@ -192,7 +195,7 @@ def _in_chunks(step: OptimizerStep) -> OptimizerStep:
     """The step on `CHUNK` numbers at a time."""
 
     def step_in_chunks(
-        w: Tensor, g: Tensor, mask: Tensor | None, moments: Sequence[Tensor], rate: Tensor, second: Tensor
+        w: Tensor, g: Tensor, mask: Tensor | None, moments: Sequence[Tensor], rate: Tensor, second_moment_scale: Tensor
     ) -> None:
         replicas, numbers = w.shape
         rows_at_once = max(1, CHUNK // numbers)
@@ -201,27 +204,30 @@ def _in_chunks(step: OptimizerStep) -> OptimizerStep:
             for start in range(0, numbers, CHUNK):
                 part = (rows, slice(start, start + CHUNK))
                 mask_part = None if mask is None else mask[part]
-                step(w[part], g[part], mask_part, [m[part] for m in moments], rate[rows], second[rows])
+                step(w[part], g[part], mask_part, [m[part] for m in moments], rate[rows], second_moment_scale[rows])
 
     return step_in_chunks
 
 
-def update_mask(mask: Tensor, device_type: str) -> Tensor:
+def encode_gradient_mask(mask: Tensor, device_type: str) -> Tensor:
     """A mask (True = kept) in the form that the optimizer step applies fastest; either form gives a gradient of +0.
 
     On a CPU int32, all bits set where a weight is kept: AND takes an eighth of the time of filling the places of a bool
     mask. Elsewhere bool, True where a weight is pruned: 1 byte per weight instead of 4.
     """
-    return mask.to(torch.int32).neg() if device_type == "cpu" else ~mask
+    return encode_mask_bits(mask) if device_type == "cpu" else ~mask
 
 
-def step_scalars(recipes: Sequence[Recipe], began: Sequence[int], firsts: Sequence[int], steps: int) -> Array:
-    """`rate` and `second` of the next S steps of each replica, float32 (S, 2, R).
+def step_scalars(
+    recipes: Sequence[Recipe], optimizer_starts: Sequence[int], first_iterations: Sequence[int], steps: int
+) -> Array:
+    """`rate` and `second_moment_scale` of the next S steps of each replica, float32 (S, 2, R).
 
-    Adam: rate = -lr / (1 - 0.9^t), second = 1 / sqrt(1 - 0.999^t), t = steps since `began`; SGD: rate = -lr.
-    `began`: the mini-batch at which each replica's optimizer was new; `firsts`: each replica's next mini-batch.
+    Adam: rate = -lr / (1 - 0.9^t), second_moment_scale = 1 / sqrt(1 - 0.999^t), t = steps since `optimizer_starts`;
+    SGD: rate = -lr. `optimizer_starts`: the mini-batch at which each replica's optimizer was new; `first_iterations`:
+    each replica's next mini-batch.
     """
     # Cached: most replicas have one of few recipes and are at the same iteration.
     scalars = cache(lambda recipe, start, first: optimizer_step_table(recipe, start, first, first + steps))
-    tables = [scalars(*settings) for settings in zip(recipes, began, firsts, strict=True)]
+    tables = [scalars(*settings) for settings in zip(recipes, optimizer_starts, first_iterations, strict=True)]
     return np.stack([np.stack([t[name] for t in tables], axis=1) for name in ("rate", "second")], axis=1)

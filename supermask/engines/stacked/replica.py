@@ -113,13 +113,13 @@ class ReplicaGroup:
         self.replicas.append(Replica(self, job, data, len(self.replicas)))
         return self.replicas[-1]
 
-    def train(self, firsts: list[int], steps: int) -> Array:
+    def train(self, first_iterations: list[int], steps: int) -> Array:
         """`Stack.train`. All cached evaluations become invalid."""
         self.copy_improved()
         self._evaluations.clear()
         for replica in self.replicas:
             replica.has_trained = True
-        return self.stack.train(firsts, steps)
+        return self.stack.train(first_iterations, steps)
 
     def copy_improved(self) -> None:
         """Copy the states of `improved`, all at once. Called before any weight or slot changes."""

@@ -21,7 +21,7 @@ from supermask.core.types import NetworkState, SplitData, Weights
 from supermask.engines.augmentation import crop_and_mirror, draw_augmentation, erase_squares, input_statistics
 from supermask.engines.job import Array, BatchSampler, TrainingJob
 from supermask.engines.optimizer_steps import optimizer_state_names
-from supermask.engines.selection import Precision
+from supermask.engines.selection import MatmulPrecision
 from supermask.engines.stacked.cuda_graph import CudaGraphStep
 from supermask.engines.stacked.device import autocast_factory
 from supermask.engines.stacked.forward import (
@@ -33,7 +33,7 @@ from supermask.engines.stacked.forward import (
 )
 from supermask.engines.stacked.masked_pass import make_masked_pass
 from supermask.engines.stacked.modules import ModuleForward
-from supermask.engines.stacked.optimizer import make_optimizer_step, step_scalars, update_mask
+from supermask.engines.stacked.optimizer import encode_gradient_mask, make_optimizer_step, step_scalars
 
 EVALUATION_BYTES = {"cpu": 2**23, "cuda": 2**30}
 """Bytes of the widest layer's outputs (and columns) that an evaluation computes at once. On a CPU about a cache; on a
@@ -65,7 +65,7 @@ class Stack:
         jobs: Sequence[TrainingJob],
         data: Sequence[SplitData],
         device: torch.device,
-        precision: Precision,
+        precision: MatmulPrecision,
         algorithms: Mapping[str, str],
     ) -> None:
         first = jobs[0]
@@ -93,8 +93,8 @@ class Stack:
         """Tensor name -> one tensor per moment, in the order of `moment_names`, with the tensor's own shape."""
         self._best: NetworkState | None = None
         """The tensors of every replica at its lowest validation loss, stacked as the present ones; see `keep_best`."""
-        self._update_masks: Weights = {}
-        """`update_mask`, (R, P), of the tensors in which any replica has pruned weights."""
+        self._gradient_masks: Weights = {}
+        """`encode_gradient_mask`, (R, P), of the tensors in which any replica has pruned weights."""
         self._optimizer_step = make_optimizer_step(self.recipe, device)
         self._masked_pass = None if self.learning is None else make_masked_pass(self.learning, device)
         self._step: CudaGraphStep | None = None
@@ -110,18 +110,20 @@ class Stack:
 
     # --- training ---
 
-    def train(self, firsts: Sequence[int], steps: int) -> Array:
-        """Train replica r on mini-batches `firsts[r]` to `firsts[r] + steps - 1`.
+    def train(self, first_iterations: Sequence[int], steps: int) -> Array:
+        """Train replica r on mini-batches `first_iterations[r]` to `first_iterations[r] + steps - 1`.
 
         Returns the losses before each update, float32 (R, S).
         """
-        batch_keys = [(id(d), job.seed, first) for d, job, first in zip(self.data, self.jobs, firsts, strict=True)]
+        batch_keys = [
+            (id(d), job.seed, first) for d, job, first in zip(self.data, self.jobs, first_iterations, strict=True)
+        ]
         groups = group_batches(batch_keys)
         # The groups are baked into a recorded step, as slices; which batches and which rates they mean is data.
         if self._step is None or groups != self._groups or steps > self._capacity:
             self._prepare(groups, steps)
         assert self._step is not None
-        self._upload_steps(batch_keys, firsts, steps)
+        self._upload_steps(batch_keys, first_iterations, steps)
         self._step(steps)
         # The only wait for the device. copy=True: on a CPU the buffer is overwritten by the next call.
         return self._losses[:steps].to("cpu", copy=True).numpy().T
@@ -139,7 +141,7 @@ class Stack:
         self._batches = torch.zeros(self._capacity, batches, batch_size, dtype=torch.int64, device=device)
         """Indices of training images, (S, N, B)."""
         self._scalars = torch.zeros(self._capacity, 2, replicas, device=device)
-        """Rate and second of the optimizer, (S, 2, R)."""
+        """`step_scalars` of the next steps, (S, 2, R)."""
         self._losses = torch.zeros(self._capacity, replicas, device=device)
         """(S, R)."""
         self._draws = {
@@ -164,32 +166,34 @@ class Stack:
         stack: Stack = proxy(self)
         self._step = CudaGraphStep(lambda: stack._train_step(), device)
 
-    def _upload_steps(self, batch_keys: Sequence[object], firsts: Sequence[int], steps: int) -> None:
+    def _upload_steps(self, batch_keys: Sequence[object], first_iterations: Sequence[int], steps: int) -> None:
         """Fill the buffers for the next steps: one copy to the device per buffer, not per step."""
         batch_owners = [r for r in range(len(batch_keys)) if r == 0 or batch_keys[r] != batch_keys[r - 1]]
         batches = np.empty((steps, len(batch_owners), self.recipe.batch_size), np.int64)
         for n, r in enumerate(batch_owners):
-            indices = self.samplers[r].batches(firsts[r], firsts[r] + steps)
+            indices = self.samplers[r].batches(first_iterations[r], first_iterations[r] + steps)
             batches[:, n] = indices + self.images.offset(self.data[r])
         self._batches[:steps] = self.images.to_device(batches)
-        self._upload_augmentation(batch_owners, firsts, steps)
+        self._upload_augmentation(batch_owners, first_iterations, steps)
         if self._statistics is not None:
             self._statistics.copy_(self._input_statistics(batch_owners))
         # Mini-batches are numbered from the dense network's initialization, but an optimizer is new at a run's own
         # start. A learned mask's optimizer is new at iteration 0.
         is_learned = self.learning is not None
-        began = [0 if is_learned else job.start.first_iteration for job in self.jobs]
+        optimizer_starts = [0 if is_learned else job.start.first_iteration for job in self.jobs]
         recipes = [job.recipe for job in self.jobs]
-        self._scalars[:steps] = self.images.to_device(step_scalars(recipes, began, firsts, steps))
+        self._scalars[:steps] = self.images.to_device(step_scalars(recipes, optimizer_starts, first_iterations, steps))
         for name, buffer in self._keys.items():
             # Cached: most replicas have one of a few seeds and the same iteration.
-            keys_of = cache(partial(_training_keys, name, steps))
-            keys = np.stack([keys_of(job.seed, first) for job, first in zip(self.jobs, firsts, strict=True)], axis=1)
+            make_keys = cache(partial(_training_keys, name, steps))
+            keys = np.stack(
+                [make_keys(job.seed, first) for job, first in zip(self.jobs, first_iterations, strict=True)], axis=1
+            )
             # uint32 viewed as int32: PyTorch has few operations on unsigned integers, and only the bits matter.
             buffer[:steps] = self.images.to_device(keys.view(np.int32))
         self._step_index.zero_()
 
-    def _upload_augmentation(self, batch_owners: Sequence[int], firsts: Sequence[int], steps: int) -> None:
+    def _upload_augmentation(self, batch_owners: Sequence[int], first_iterations: Sequence[int], steps: int) -> None:
         """Fill the buffers with the draws of the next steps: those of the reference engine."""
         if not self._draws:
             return
@@ -197,14 +201,18 @@ class Stack:
         draws = [
             [
                 draw_augmentation(
-                    self.recipe.augment, self.jobs[r].seed, firsts[r] + i, self.recipe.batch_size, (height, width)
+                    self.recipe.augment,
+                    self.jobs[r].seed,
+                    first_iterations[r] + i,
+                    self.recipe.batch_size,
+                    (height, width),
                 )
                 for r in batch_owners
             ]
             for i in range(steps)
         ]
         for kind, buffer in self._draws.items():
-            values = np.stack([np.stack([getattr(draw, kind) for draw in of_step]) for of_step in draws])
+            values = np.stack([np.stack([getattr(draw, kind) for draw in step_draws]) for step_draws in draws])
             buffer[:steps] = self.images.to_device(values)
 
     def _input_statistics(self, slots: Sequence[int]) -> Tensor:
@@ -236,14 +244,14 @@ class Stack:
         trainable = self._trainable()
         # The gradient of the sum is each replica's own gradient: no loss depends on another replica's weights.
         gradients = torch.autograd.grad(losses.sum(), list(trainable.values()))
-        rate, second = self._scalars.index_select(0, step)[0][:, :, None]  # (R, 1) each
+        rate, second_moment_scale = self._scalars.index_select(0, step)[0][:, :, None]  # (R, 1) each
         with torch.no_grad():
             for (name, tensor), gradient in zip(trainable.items(), gradients, strict=True):
                 replicas = len(tensor)
                 moments = [moment.view(replicas, -1) for moment in self.optimizer_state[name]]
-                mask = None if self.learning is not None else self._update_masks.get(name)
+                mask = None if self.learning is not None else self._gradient_masks.get(name)
                 flat, flat_gradient = tensor.detach().view(replicas, -1), gradient.reshape(replicas, -1)
-                self._optimizer_step(flat, flat_gradient, mask, moments, rate, second)
+                self._optimizer_step(flat, flat_gradient, mask, moments, rate, second_moment_scale)
             self._losses.index_copy_(0, step, losses.detach()[None])
             step += 1
         if self.learning is not None:
@@ -282,7 +290,7 @@ class Stack:
 
         Learned masks: means over their single samples. Losses are summed in float64.
         """
-        is_everyone = list(slots) == list(range(len(self.jobs)))
+        is_whole_stack = list(slots) == list(range(len(self.jobs)))
         index = torch.tensor(list(slots), device=self.device)
         pixels, targets = self.images.get(images), self.images.get(labels)
         loss = torch.zeros(len(slots), dtype=torch.float64, device=self.device)
@@ -298,7 +306,7 @@ class Stack:
         with torch.no_grad():
             for tensors in self._evaluated_weights():
                 passes += 1
-                selected = tensors if is_everyone else {n: t.index_select(0, index) for n, t in tensors.items()}
+                selected = tensors if is_whole_stack else {n: t.index_select(0, index) for n, t in tensors.items()}
                 for first in range(0, len(labels), batch_size):
                     part = slice(first, first + batch_size)
                     inputs = self.images.scale(pixels[part])[None]
@@ -346,15 +354,15 @@ class Stack:
             # The rows of all others are written when these improve, and not read before.
             self._best = NetworkState(*({n: t.detach().clone() for n, t in part.items()} for part in self._parts()))
             return
-        is_everyone = len(slots) == len(self.jobs)
-        index = None if is_everyone else self.images.to_device(np.array(slots, np.int64))
+        is_whole_stack = len(slots) == len(self.jobs)
+        index = None if is_whole_stack else self.images.to_device(np.array(slots, np.int64))
         for best, present in zip(_parts(self._best), self._parts(), strict=True):
             for name, tensor in present.items():
-                own = tensor.detach()
+                current = tensor.detach()
                 if index is None:
-                    best[name].copy_(own)
+                    best[name].copy_(current)
                 else:
-                    best[name].index_copy_(0, index, own.index_select(0, index))
+                    best[name].index_copy_(0, index, current.index_select(0, index))
 
     def best_state(self, slot: int) -> NetworkState:
         """The state that `keep_best` kept last for a replica: views, valid until the next call for this slot."""
@@ -393,20 +401,20 @@ class Stack:
     def load(self, slot: int, state: NetworkState) -> None:
         """Set every tensor of one replica."""
         with torch.no_grad():
-            for stacked, own in zip(self._parts(), _parts(state), strict=True):
-                for name, tensor in own.items():
+            for stacked, tensors in zip(self._parts(), _parts(state), strict=True):
+                for name, tensor in tensors.items():
                     stacked[name][slot].copy_(tensor)
 
     def _set_mask(self, slot: int, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
-            if name not in self._update_masks:
+            if name not in self._gradient_masks:
                 # A stack of dense networks has no masks: the update then reads less per weight.
                 if bool(mask.all()):
                     continue
                 ones = torch.ones(len(self.jobs), mask.numel(), dtype=torch.bool, device=self.device)
-                self._update_masks[name], self._step = update_mask(ones, self.device.type), None
+                self._gradient_masks[name], self._step = encode_gradient_mask(ones, self.device.type), None
             flat = mask.flatten().to(self.device)
-            self._update_masks[name][slot].copy_(update_mask(flat, self.device.type))
+            self._gradient_masks[name][slot].copy_(encode_gradient_mask(flat, self.device.type))
 
     def append(self, jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> None:
         """Add new runs in new slots, behind the others."""
@@ -427,7 +435,7 @@ class Stack:
         self.weights, self.unmasked, self.logits = map(resize_all, self._parts())
         if self._best is not None:
             self._best = NetworkState(*map(resize_all, _parts(self._best)))
-        self._update_masks = resize_all(self._update_masks)
+        self._gradient_masks = resize_all(self._gradient_masks)
         self.optimizer_state = {n: [change(t) for t in moments] for n, moments in self.optimizer_state.items()}
 
 

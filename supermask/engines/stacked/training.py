@@ -14,9 +14,9 @@ from supermask.core.types import SplitData, TrainingResult
 from supermask.engines.job import TrainingJob, stack_settings
 from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import flush_denormals
-from supermask.engines.selection import Precision, validate_precision
+from supermask.engines.selection import MatmulPrecision, validate_precision
 from supermask.engines.stacked.bias_relu import make_bias_relu
-from supermask.engines.stacked.convolutions import fastest_algorithms
+from supermask.engines.stacked.convolutions import choose_conv_algorithms
 from supermask.engines.stacked.masked_pass import make_masked_pass
 from supermask.engines.stacked.optimizer import make_optimizer_step
 from supermask.engines.stacked.replica import Replica, ReplicaGroup, ReplicaLoop, result_to_cpu
@@ -29,14 +29,14 @@ ConvAlgorithms = Mapping[str, str]
 class JobSource(Protocol):
     """Source of a stack's jobs, and receiver of their results."""
 
-    def next_jobs(self, room: int) -> Sequence[tuple[TrainingJob, SplitData]]:
-        """At most `room` jobs that join now; an empty sequence if there are none now.
+    def next_jobs(self, free_slots: int) -> Sequence[tuple[TrainingJob, SplitData]]:
+        """At most `free_slots` jobs that join now; an empty sequence if there are none now.
 
         All jobs of a source have the same network and equal `stack_settings`. Called after runs have finished, and,
         while slots are free, after every evaluation.
         """
 
-    def on_finished(self, job: TrainingJob, outcome: TrainingResult, seconds: float) -> None:
+    def on_finished(self, job: TrainingJob, result: TrainingResult, seconds: float) -> None:
         """Receive a result, before the next call of `next_jobs`.
 
         `job` is the object that `next_jobs` returned. `seconds`: the run's share of the stack's wall-clock time.
@@ -53,7 +53,7 @@ def train_stream(
     """Train the source's jobs, at most `size` at once, until it returns no more and all have finished.
 
     Jobs of one seed share their mini-batches if they have the same `SplitData` object and the same iteration.
-    `precision`: of products, see `selection.Precision`. `algorithms` of convolutions: by default the fastest, as
+    `precision`: of products, see `selection.MatmulPrecision`. `algorithms` of convolutions: by default the fastest, as
     measured on this machine. Raises UserError for a precision that the device does not have, and whatever the source
     raises. Source: Zhou et al. 2019, Sec. 1 and Table S1.
     """
@@ -102,12 +102,12 @@ class _FixedJobs:
         self.results: dict[int, TrainingResult] = {}
         """By the id of the job, which the caller keeps alive."""
 
-    def next_jobs(self, room: int) -> list[tuple[TrainingJob, SplitData]]:
+    def next_jobs(self, free_slots: int) -> list[tuple[TrainingJob, SplitData]]:
         jobs, self.waiting = self.waiting, []
         return jobs
 
-    def on_finished(self, job: TrainingJob, outcome: TrainingResult, seconds: float) -> None:
-        self.results[id(job)] = outcome
+    def on_finished(self, job: TrainingJob, result: TrainingResult, seconds: float) -> None:
+        self.results[id(job)] = result
 
 
 def _group_by_stack(jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> list[list[int]]:
@@ -120,14 +120,14 @@ def _group_by_stack(jobs: Sequence[TrainingJob], data: Sequence[SplitData]) -> l
 
 def _stack_key(job: TrainingJob, data: SplitData) -> Any:
     """The settings that all replicas of a stack have in common."""
-    return job.network.layers or job.network, stack_settings(job.recipe, job.learning), data.pixel_maximum
+    return job.network.layers or job.network, stack_settings(job.recipe, job.learning), data.max_pixel
 
 
 class _StackRunner:
     """A stack in training: its replicas, their training loops, and each run's share of the time."""
 
     def __init__(
-        self, size: int, device: torch.device, precision: Precision, algorithms: ConvAlgorithms | None
+        self, size: int, device: torch.device, precision: MatmulPrecision, algorithms: ConvAlgorithms | None
     ) -> None:
         self._size, self._device, self._precision, self._algorithms = size, device, precision, algorithms
         self._key: Any = None
@@ -187,7 +187,7 @@ class _StackRunner:
         jobs, data = [job for job, _ in joining], [d for _, d in joining]
         layers, batch_size, algorithms = jobs[0].network.layers or (), jobs[0].recipe.batch_size, self._algorithms
         if algorithms is None:
-            algorithms = fastest_algorithms(layers, batch_size, self._size, str(self._device), self._precision)
+            algorithms = choose_conv_algorithms(layers, batch_size, self._size, str(self._device), self._precision)
         return Stack(jobs, data, self._device, self._precision, algorithms)
 
     def _train(self) -> None:
@@ -201,11 +201,11 @@ class _StackRunner:
             losses = group.train([loop.iteration for loop in loops], steps)
         first_error: BaseException | None = None
         with self._share_time(group.pausing):
-            for loop, own_losses in zip(loops, losses, strict=True):
+            for loop, replica_losses in zip(loops, losses, strict=True):
                 # A checkpointer raises to end the training after it has saved. The other replicas save theirs first,
                 # so that all can be resumed.
                 try:
-                    loop.advance(own_losses)
+                    loop.advance(replica_losses)
                 except BaseException as error:
                     first_error = first_error or error
         if first_error is not None:
@@ -222,10 +222,10 @@ class _StackRunner:
     @contextmanager
     def _share_time(self, replicas: Sequence[Replica]) -> Iterator[None]:
         """Charge the time of this block to these replicas in equal shares."""
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         yield
         for replica in replicas:
-            self._seconds[replica] += (time.perf_counter() - began) / len(replicas)
+            self._seconds[replica] += (time.perf_counter() - start_time) / len(replicas)
 
 
 def _training_result(loop: ReplicaLoop, replica: Replica) -> TrainingResult:

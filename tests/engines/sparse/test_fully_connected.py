@@ -132,7 +132,7 @@ def test_a_killed_run_resumes_bit_identically(recipe: str, way: str) -> None:
     job = replace(job_of(recipe=replace(RECIPES[recipe], iterations=50, evaluate_every=10)), snapshots=snapshots)
     whole = ours(job, EVERY_TRAVERSAL[way])
     for kill_after in (1, 4):
-        killed = replace(job, checkpoints=Memory(kill_after))
+        killed = replace(job, checkpointer=Memory(kill_after))
         with pytest.raises(Killed):
             ours(killed, EVERY_TRAVERSAL[way])
         assert bits(ours(killed, EVERY_TRAVERSAL[way])) == bits(whole)

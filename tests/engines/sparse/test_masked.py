@@ -197,7 +197,7 @@ def whole(engine: str, method: str, recipe: str) -> tuple[TrainingJob, TrainingR
 def test_a_killed_run_resumes_bit_identically(engine: str, method: str, recipe: str, kill_after: int) -> None:
     """After the fourth checkpoint no step is left; the result then has the first sample as last forward pass."""
     job, uninterrupted = whole(engine, method, recipe)
-    killed = replace(job, checkpoints=Memory(kill_after))
+    killed = replace(job, checkpointer=Memory(kill_after))
     with pytest.raises(Killed):
         TRAIN[engine](killed)
     resumed = TRAIN[engine](killed)

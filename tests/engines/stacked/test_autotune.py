@@ -16,7 +16,12 @@ from supermask.core.learned_masks import MaskLearning
 from supermask.core.recipe import UNTRAINED, Recipe
 from supermask.engines import stacked
 from supermask.engines.stacked import autotune, convolutions
-from supermask.engines.stacked.autotune import choose_stack_size, max_replicas, smallest_near_best, throughput
+from supermask.engines.stacked.autotune import (
+    choose_stack_size,
+    max_replicas,
+    measure_stack_throughput,
+    smallest_near_best,
+)
 from supermask.engines.stacked.convolutions import CONV_ALGORITHMS
 from supermask.engines.stacked.device import is_out_of_memory
 from supermask.execution.run import RunOptions, _choose_stack_size
@@ -34,43 +39,43 @@ ADAM = Recipe("adam", 1e-3, 10, 50, 5)
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path / "cache"))
-    convolutions._fastest_for_shape.cache_clear()
+    convolutions._choose_for_shape.cache_clear()
     yield tmp_path / "cache"
-    convolutions._fastest_for_shape.cache_clear()
+    convolutions._choose_for_shape.cache_clear()
 
 
 def forget_in_process() -> None:
     """Clear the in-process cache, as in a new process."""
-    convolutions._fastest_for_shape.cache_clear()
+    convolutions._choose_for_shape.cache_clear()
 
 
 # --- algorithm of convolutions ---
 
 
 def test_the_algorithm_is_measured_once_per_machine(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = stacked.fastest_algorithms(CONV2, 2, 3, "cpu", "float32")
+    found = stacked.choose_conv_algorithms(CONV2, 2, 3, "cpu", "float32")
     assert found.keys() == {"conv1", "conv2"}
     assert set(found.values()) <= CONV_ALGORITHMS.keys() - {"branches"}
     files = {path.name: path.read_bytes() for path in (own_cache / "stacked").iterdir()}
     assert len(files) == 2
     forget_in_process()
-    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *_, **__: pytest.fail("measured again"))
-    assert stacked.fastest_algorithms(CONV2, 2, 4, "cpu", "float32") == found
-    assert stacked.fastest_algorithms(FC, 2, 3, "cpu", "float32") == {}
+    monkeypatch.setattr(convolutions, "measure_fastest_algorithm", lambda *_, **__: pytest.fail("measured again"))
+    assert stacked.choose_conv_algorithms(CONV2, 2, 4, "cpu", "float32") == found
+    assert stacked.choose_conv_algorithms(FC, 2, 3, "cpu", "float32") == {}
     assert {path.name: path.read_bytes() for path in (own_cache / "stacked").iterdir()} == files
 
 
 def test_each_precision_batch_and_count_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
-    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *given, **_: seen.append(given) or "columns")
+    monkeypatch.setattr(convolutions, "measure_fastest_algorithm", lambda *given, **_: seen.append(given) or "columns")
     for batch, replicas, precision in ((2, 3, "float32"), (4, 3, "float32"), (2, 5, "float32"), (2, 3, "bfloat16")):
-        stacked.fastest_algorithms(CONV2, batch, replicas, "cpu", precision)  # type: ignore[arg-type]
+        stacked.choose_conv_algorithms(CONV2, batch, replicas, "cpu", precision)  # type: ignore[arg-type]
     assert len(seen) == 8
     threads = torch.get_num_threads()
     forget_in_process()
     try:
         torch.set_num_threads(threads + 1)
-        stacked.fastest_algorithms(CONV2, 2, 3, "cpu", "float32")
+        stacked.choose_conv_algorithms(CONV2, 2, 3, "cpu", "float32")
     finally:
         torch.set_num_threads(threads)
     assert len(seen) == 10
@@ -78,19 +83,19 @@ def test_each_precision_batch_and_count_is_measured(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"found": "columns"}', '{"found": "columns", "facts": "other"}'])
 def test_a_damaged_cache_file_is_measured_again(own_cache: Path, text: str) -> None:
-    stacked.fastest_algorithms(CONV2, 2, 1, "cpu", "float32")
+    stacked.choose_conv_algorithms(CONV2, 2, 1, "cpu", "float32")
     (file, *_) = sorted((own_cache / "stacked").iterdir())
     file.write_text(text)
     forget_in_process()
-    stacked.fastest_algorithms(CONV2, 2, 1, "cpu", "float32")
+    stacked.choose_conv_algorithms(CONV2, 2, 1, "cpu", "float32")
     assert json.loads(file.read_text())["found"] in CONV_ALGORITHMS
 
 
 def test_no_cache_folder(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_cache.write_text("in the way")
-    found = stacked.fastest_algorithms(CONV2, 2, 1, "cpu", "float32")
-    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *_, **__: pytest.fail("measured again"))
-    assert stacked.fastest_algorithms(CONV2, 2, 1, "cpu", "float32") == found
+    found = stacked.choose_conv_algorithms(CONV2, 2, 1, "cpu", "float32")
+    monkeypatch.setattr(convolutions, "measure_fastest_algorithm", lambda *_, **__: pytest.fail("measured again"))
+    assert stacked.choose_conv_algorithms(CONV2, 2, 1, "cpu", "float32") == found
 
 
 def full(*_: Tensor) -> Tensor:
@@ -135,7 +140,9 @@ def test_an_algorithm_that_runs_out_of_memory_is_not_chosen(monkeypatch: pytest.
     for way, raises in (("grouped", full), ("one by one", full_gpu), ("columns", full)):
         monkeypatch.setitem(CONV_ALGORITHMS, way, raises)
     offered = ["grouped", "one by one", "columns", "grouped, channels last"]
-    assert convolutions.fastest_algorithm(offered, (1, 2, 4, 4), 2, 4, CPU, "float32") == "grouped, channels last"
+    assert (
+        convolutions.measure_fastest_algorithm(offered, (1, 2, 4, 4), 2, 4, CPU, "float32") == "grouped, channels last"
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,11 +164,17 @@ def test_an_algorithm_that_does_not_work_here_is_dropped(monkeypatch: pytest.Mon
         monkeypatch.setitem(CONV_ALGORITHMS, name, broken)
     first_line = re.escape(message.partition("\n")[0])
     with pytest.warns(UserWarning, match=f"'(grouped|columns)' does not work .*{first_line}.* not used") as warned:
-        assert convolutions.fastest_algorithm(["grouped", "one by one"], shape, 2, 4, CPU, "float32") == "one by one"
-        assert convolutions.fastest_algorithm(["grouped", "one by one"], shape, 2, 4, CPU, "float32") == "one by one"
+        assert (
+            convolutions.measure_fastest_algorithm(["grouped", "one by one"], shape, 2, 4, CPU, "float32")
+            == "one by one"
+        )
+        assert (
+            convolutions.measure_fastest_algorithm(["grouped", "one by one"], shape, 2, 4, CPU, "float32")
+            == "one by one"
+        )
     assert len(warned) == 1
     with pytest.warns(UserWarning), pytest.raises(RuntimeError, match=first_line):
-        convolutions.fastest_algorithm(["grouped", "columns"], shape, 2, 4, CPU, "float32")
+        convolutions.measure_fastest_algorithm(["grouped", "columns"], shape, 2, 4, CPU, "float32")
 
 
 def test_an_algorithm_that_does_not_work_is_not_measured_again_with_fewer_replicas(
@@ -178,7 +191,8 @@ def test_an_algorithm_that_does_not_work_is_not_measured_again_with_fewer_replic
     monkeypatch.setitem(CONV_ALGORITHMS, "grouped", full)
     with pytest.warns(UserWarning, match="no engine for this test"):
         assert (
-            convolutions.fastest_algorithm(["one by one", "grouped"], (1, 2, 4, 4), 2, 4, CPU, "float32") == "grouped"
+            convolutions.measure_fastest_algorithm(["one by one", "grouped"], (1, 2, 4, 4), 2, 4, CPU, "float32")
+            == "grouped"
         )
     assert calls == [4]
 
@@ -201,7 +215,7 @@ def test_the_first_convolution_is_measured_as_it_is_computed(
             monkeypatch.setitem(CONV_ALGORITHMS, name, full)
     shape = (2, 4, 6, 5)
     for is_first in (True, False):
-        convolutions.fastest_algorithm(["columns"], shape, 3, replicas, CPU, "float32", is_first=is_first)
+        convolutions.measure_fastest_algorithm(["columns"], shape, 3, replicas, CPU, "float32", is_first=is_first)
     assert set(seen) == {
         ((batches, 3, 2, 6, 5), (batches, wide * 4, 2, 3, 3), (batches, wide * 4), False, True),
         ((replicas, 3, 2, 6, 5), (replicas, 4, 2, 3, 3), (replicas, 4), True, True),
@@ -210,8 +224,10 @@ def test_the_first_convolution_is_measured_as_it_is_computed(
 
 def test_only_the_first_convolution_is_measured_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    monkeypatch.setattr(convolutions, "fastest_algorithm", lambda *_, is_first: seen.append(is_first) or "columns")
-    stacked.fastest_algorithms(architecture("conv4", (1, 8, 8), 10), 2, 3, "cpu", "float32")
+    monkeypatch.setattr(
+        convolutions, "measure_fastest_algorithm", lambda *_, is_first: seen.append(is_first) or "columns"
+    )
+    stacked.choose_conv_algorithms(architecture("conv4", (1, 8, 8), 10), 2, 3, "cpu", "float32")
     assert seen == [True, False, False, False]
 
 
@@ -224,9 +240,11 @@ def test_fewer_replicas_are_measured_if_none_fits(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setitem(CONV_ALGORITHMS, "columns", for_two)
     monkeypatch.setitem(CONV_ALGORITHMS, "grouped", full)
-    assert convolutions.fastest_algorithm(["grouped", "columns"], (1, 2, 4, 4), 2, 8, CPU, "float32") == "columns"
+    assert (
+        convolutions.measure_fastest_algorithm(["grouped", "columns"], (1, 2, 4, 4), 2, 8, CPU, "float32") == "columns"
+    )
     assert list(dict.fromkeys(tried)) == [8, 4, 2]
-    assert convolutions.fastest_algorithm(["grouped"], (1, 2, 4, 4), 2, 8, CPU, "float32") == "one by one"
+    assert convolutions.measure_fastest_algorithm(["grouped"], (1, 2, 4, 4), 2, 8, CPU, "float32") == "one by one"
 
 
 def test_side_streams_wait_for_the_main_stream_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +318,7 @@ def test_the_size_is_measured_once_per_machine(monkeypatch: pytest.MonkeyPatch) 
         asked.append(replicas)
         return 1000.0 * replicas**0.5
 
-    monkeypatch.setattr(autotune, "throughput", measured)
+    monkeypatch.setattr(autotune, "measure_stack_throughput", measured)
     assert choose_stack_size(FC_NETWORK, ADAM, "cpu") == 16
     assert asked == [1, 4, 16]
     assert choose_stack_size(FC_NETWORK, Recipe("adam", 1e-4, 10, 99, 9), "cpu") == 16
@@ -319,16 +337,16 @@ def test_the_size_is_measured_once_per_machine(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("learning", [None, MaskLearning()], ids=["trained", "learned"])
 @pytest.mark.parametrize("network", [FC_NETWORK, CONV2_NETWORK, RESNET], ids=["fc", "conv2", "resnet"])
 def test_throughput_of_synthetic_replicas(learning: MaskLearning | None, network: Network) -> None:
-    rates = [throughput(n, network, ADAM, CPU, "float32", learning) for n in (1, 3)]
+    rates = [measure_stack_throughput(n, network, ADAM, CPU, "float32", learning) for n in (1, 3)]
     assert all(rate is not None and rate > 0 for rate in rates)
 
 
 def test_a_stack_that_does_not_fit_has_no_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "_step_seconds", full)
-    assert throughput(2, FC_NETWORK, ADAM, CPU, "float32", None) is None
-    monkeypatch.setattr(autotune, "_step_seconds", broken)
+    monkeypatch.setattr(autotune, "_time_step", full)
+    assert measure_stack_throughput(2, FC_NETWORK, ADAM, CPU, "float32", None) is None
+    monkeypatch.setattr(autotune, "_time_step", broken)
     with pytest.raises(RuntimeError, match="another fault"):
-        throughput(2, FC_NETWORK, ADAM, CPU, "float32", None)
+        measure_stack_throughput(2, FC_NETWORK, ADAM, CPU, "float32", None)
 
 
 def test_gpu_memory_limits_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +358,7 @@ def test_gpu_memory_limits_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(replicas)
         return 1e6 * replicas
 
-    monkeypatch.setattr(autotune, "throughput", measured)
+    monkeypatch.setattr(autotune, "measure_stack_throughput", measured)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (memory["free"], memory["total"]))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)

@@ -19,7 +19,7 @@ from supermask.core.recipe import Recipe
 from supermask.engines import stacked
 from supermask.engines.job import TrainingJob
 from supermask.engines.stacked import bias_relu, optimizer
-from supermask.engines.stacked.bias_relu import _AddAndClip, bias_and_relu, make_bias_relu
+from supermask.engines.stacked.bias_relu import _CompiledBiasRelu, bias_and_relu, make_bias_relu
 from supermask.engines.stacked.forward import BatchGroup, forward, group_batches
 from supermask.engines.stacked.stack import Stack
 from supermask.networks.network import sequential_network
@@ -27,7 +27,7 @@ from supermask.networks.sequential import architecture, initial_state
 
 DATA = data()
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-FUSED = _AddAndClip(bias_and_relu)
+FUSED = _CompiledBiasRelu(bias_and_relu)
 """Not compiled."""
 
 
@@ -83,7 +83,7 @@ def test_logits_and_gradients_agree_with_those_of_a_cpu(network: str, batch_keys
 def test_one_compilation_serves_every_layer_and_batch() -> None:
     """Training and evaluation, with equal bits."""
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = _AddAndClip(torch.compile(bias_and_relu, dynamic=True, backend=counter))
+    compiled = _CompiledBiasRelu(torch.compile(bias_and_relu, dynamic=True, backend=counter))
     for shape in ((3, 8, 5), (2, 6, 5), (1, 6, 5), (3, 8, 21)):
         y, b, factor = torch.randn(shape), torch.randn(shape[:2]), torch.randn(shape)
         results = []
@@ -125,7 +125,7 @@ def test_bytes_per_output_of_a_hidden_layer() -> None:
         return result
 
     bytes_per_output = []
-    for fused in (None, _AddAndClip(lambda y, b: one_operation(kernel, y, b))):
+    for fused in (None, _CompiledBiasRelu(lambda y, b: one_operation(kernel, y, b))):
         total[0] = 0
         with torch.no_grad(), Count():
             forward(layers, tensors, pixels, group_batches("aaa"), {}, fused)

@@ -20,7 +20,7 @@ from supermask.core.recipe import Recipe
 from supermask.engines import stacked
 from supermask.engines.optimizer_steps import optimizer_state_names
 from supermask.engines.stacked import bias_relu, optimizer
-from supermask.engines.stacked.optimizer import OptimizerStep, compile_step, make_optimizer_step, update_mask
+from supermask.engines.stacked.optimizer import OptimizerStep, compile_step, encode_gradient_mask, make_optimizer_step
 
 DATA = data()
 
@@ -67,7 +67,7 @@ def check_moves_the_same(
     for update in (plain, compiled):
         own, g, state = w.clone(), gradient.clone(), [k.clone() for k in kept]
         with torch.no_grad():
-            update(own, g, update_mask(mask, "cuda") if pruned else None, state, rate, second)
+            update(own, g, encode_gradient_mask(mask, "cuda") if pruned else None, state, rate, second)
         moved.append([own, *state])
         if pruned:
             assert torch.equal(own.view(torch.int32)[~mask], w.view(torch.int32)[~mask])

@@ -19,8 +19,8 @@ from supermask.engines.stacked.optimizer import (
     MIN_FIXED_SIZE,
     OptimizerStep,
     compile_step,
+    encode_gradient_mask,
     make_optimizer_step,
-    update_mask,
 )
 from supermask.networks.sequential import architecture, prunable_tensors
 
@@ -34,7 +34,7 @@ def move(step: OptimizerStep, replicas: int, numbers: int, pruned: bool = False)
     tensors = [torch.randn(replicas, numbers // 4, 4, generator=generator) for _ in range(4)]
     w, g, m, v = (t.view(replicas, -1) for t in tensors)
     v.square_()
-    mask = update_mask(torch.rand(replicas, numbers, generator=generator) < 0.5, "cuda") if pruned else None
+    mask = encode_gradient_mask(torch.rand(replicas, numbers, generator=generator) < 0.5, "cuda") if pruned else None
     rate, second = torch.tensor([-0.1, 3.0])[:, None, None].expand(2, replicas, 1)
     with torch.no_grad():
         step(w, g, mask, [m, v], rate, second)

@@ -167,7 +167,7 @@ def test_learned_masks_of_a_residual_network(method: str) -> None:
 def test_a_module_resumes_bit_identically() -> None:
     made = TrainingJob(residual(), half_pruned(residual()), RECIPES["adam"], 0)
     whole = stacked.train([made], [DATA])[0]
-    killed = replace(made, checkpoints=Memory(2))
+    killed = replace(made, checkpointer=Memory(2))
     with pytest.raises(Killed):
         stacked.train([killed], [DATA])
     assert bits(stacked.train([killed], [DATA])[0]) == bits(whole)

@@ -23,7 +23,7 @@ from supermask.core.types import Snapshot, SplitData, TrainingResult
 from supermask.engines import reference, reference_masks, stacked
 from supermask.engines.job import TrainingJob
 from supermask.engines.stacked import autotune, device
-from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithms
+from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, choose_conv_algorithms
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS
 from supermask.networks.network import sequential_network
 from supermask.networks.sequential import architecture, initial_state
@@ -177,7 +177,7 @@ def test_resumed_from_a_checkpoint(learned: bool) -> None:
     made = mask_job(FAST["bernoulli, rescaled"], recipe) if learned else job(recipe, pruned_start())
     with pretend_gpu():
         whole = stacked.train([made], [DATA], "cuda")[0]
-        killed = replace(made, checkpoints=Memory(2))
+        killed = replace(made, checkpointer=Memory(2))
         with pytest.raises(Killed):
             stacked.train([killed], [DATA], "cuda")
         again = stacked.train([killed], [DATA], "cuda")[0]
@@ -192,7 +192,7 @@ def test_algorithm_and_stack_size_are_measured(
     monkeypatch.setenv("SUPERMASK_CACHE", str(tmp_path))
     monkeypatch.setitem(autotune.CANDIDATES, "cuda", (1, 3))
     layers = architecture("conv2", (1, 8, 8), 10)
-    assert set(fastest_algorithms(layers, 3, 2, "cuda:0", "tf32").values()) <= CONV_ALGORITHMS.keys()
+    assert set(choose_conv_algorithms(layers, 3, 2, "cuda:0", "tf32").values()) <= CONV_ALGORITHMS.keys()
     assert autotune.choose_stack_size(sequential_network(layers), Recipe("adam", 1e-3, 10, 50, 5), "cuda") in (1, 3)
     assert "synchronize" in gpu.waited
 
@@ -270,7 +270,7 @@ def test_the_reference_engine_on_the_pretended_gpu(method: str | None) -> None:
     made = job(recipe, pruned_start(), snapshots=snapshots)
     if method is not None:
         made = mask_job(replace(METHODS[method], samples=2), recipe)
-    killed = replace(made, checkpoints=Memory(2))
+    killed = replace(made, checkpointer=Memory(2))
     here = engine.train([made], [DATA])[0]
     with pretend_gpu() as gpu:
         there = engine.train([made], [DATA], "cuda")[0]

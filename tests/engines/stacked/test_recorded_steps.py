@@ -17,7 +17,7 @@ from supermask.core.recipe import Recipe
 from supermask.engines import stacked
 from supermask.engines.job import TrainingJob
 from supermask.engines.precision import matmul_precision
-from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, fastest_algorithm
+from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, measure_fastest_algorithm
 from supermask.engines.stacked.cuda_graph import WARMUP_STEPS, CudaGraphStep
 from supermask.engines.stacked.stack import Stack
 from supermask.networks.network import sequential_network
@@ -97,7 +97,7 @@ def test_convolutions_are_measured_after_a_failed_recording(gpu: PretendGpu) -> 
     with pytest.warns(UserWarning, match="could not be recorded"):
         CudaGraphStep(wait, CUDA)(WARMUP_STEPS + 1)
     assert gpu.is_generator_captured
-    assert fastest_algorithm(["grouped", "columns"], (1, 2, 4, 4), 2, 2, CUDA, "float32") in CONV_ALGORITHMS
+    assert measure_fastest_algorithm(["grouped", "columns"], (1, 2, 4, 4), 2, 2, CUDA, "float32") in CONV_ALGORITHMS
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.OutOfMemoryError("CUDA out of memory"), KeyError("bug")])

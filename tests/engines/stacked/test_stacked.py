@@ -224,7 +224,7 @@ def test_a_resumed_run_is_bit_identical(recipe: str) -> None:
     )
     whole = ours(job)[0]
     for kill_after in (1, 4):
-        killed = replace(job, checkpoints=Memory(kill_after))
+        killed = replace(job, checkpointer=Memory(kill_after))
         with pytest.raises(Killed):
             ours(killed)
         assert bits(ours(killed)[0]) == bits(whole)
@@ -233,7 +233,7 @@ def test_a_resumed_run_is_bit_identical(recipe: str) -> None:
 def test_all_replicas_save_before_one_ends_the_training() -> None:
     job = job_of("fc-24", recipe=replace(RECIPES["adam"], iterations=50, evaluate_every=10))
     memories = [Memory(2), Memory(2), Memory(None)]
-    jobs = [replace(job, seed=seed, checkpoints=memory) for seed, memory in enumerate(memories)]
+    jobs = [replace(job, seed=seed, checkpointer=memory) for seed, memory in enumerate(memories)]
     wholes = ours(*[replace(job, seed=seed) for seed in range(3)])
     with pytest.raises(Killed):
         ours(*jobs)

@@ -105,7 +105,7 @@ def test_a_resumed_learned_mask_is_bit_identical() -> None:
     recipe = Recipe("adam", 0.05, 20, 50, 10)
     job = mask_job(FAST["bernoulli, rescaled"], recipe, architecture("fc-24", SHAPE, CLASSES))
     whole = ours(job)[0]
-    killed = replace(job, checkpoints=Memory(2))
+    killed = replace(job, checkpointer=Memory(2))
     with pytest.raises(Killed):
         ours(killed)
     again = ours(killed)[0]

@@ -134,7 +134,7 @@ def test_new_runs_replace_finished_ones_in_place(monkeypatch: pytest.MonkeyPatch
 
     def noted(self, firsts, steps):  # type: ignore[no-untyped-def]
         found = step(self, firsts, steps)
-        tensors = [*self.weights.values(), *self.unmasked.values(), *self._update_masks.values(), self.images.pixels]
+        tensors = [*self.weights.values(), *self.unmasked.values(), *self._gradient_masks.values(), self.images.pixels]
         tensors += [moment for moments in self.optimizer_state.values() for moment in moments]
         seen.append((self._step, {t.data_ptr() for t in tensors}))
         return found
@@ -219,7 +219,7 @@ def test_a_killed_stream_resumes() -> None:
         replace(job_of("fc-24", 0.3, recipe), seed=s, start=replace(start_of("fc-24", 0.3), first_iteration=first))
         for s, first in enumerate(starts)
     ]
-    jobs = [replace(job, checkpoints=memory) for job, memory in zip(plain, memories, strict=True)]
+    jobs = [replace(job, checkpointer=memory) for job, memory in zip(plain, memories, strict=True)]
     memories[2].kill_after = 2
     with pytest.raises(Killed):
         fed(jobs, [images()] * 4, 2)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from supermask.engines.job import TrainingJob
 from supermask.engines.optimizer_steps import optimizer_state_names
 from supermask.engines.stacked import forward as forward_pass
-from supermask.engines.stacked.optimizer import make_optimizer_step, update_mask
+from supermask.engines.stacked.optimizer import encode_gradient_mask, make_optimizer_step
 from supermask.engines.stacked.stack import Stack
 
 DATA = data()
@@ -71,7 +71,7 @@ def test_bytes_of_an_update(recipe: str, is_pruned: bool) -> None:
     step = make_optimizer_step(made, torch.device("meta"))
     moments = [torch.rand(1, count) for _ in optimizer_state_names(made)]
     scalars = [torch.full((1, 1), -0.1), torch.ones(1, 1)]
-    mask = update_mask(torch.rand(1, count) < 0.5, "cuda") if is_pruned else None
+    mask = encode_gradient_mask(torch.rand(1, count) < 0.5, "cuda") if is_pruned else None
 
     def flat(w: Tensor, g: Tensor, mask: Tensor | None, *rest: Tensor) -> None:
         step(w, g, mask, rest[:-2], *rest[-2:])
@@ -101,6 +101,6 @@ def test_both_forms_of_a_mask_give_equal_bits() -> None:
             torch.manual_seed(0)
             w, moments = torch.randn(2, 60), [torch.rand(2, 60) * kept for _ in optimizer_state_names(recipe)]
             step = make_optimizer_step(recipe, torch.device("meta"))
-            step(w, gradient.clone(), update_mask(kept, device), moments, rate, second)
+            step(w, gradient.clone(), encode_gradient_mask(kept, device), moments, rate, second)
             moved.append([t.view(torch.int32) for t in (w, *moments)])
         assert all(torch.equal(a, b) for a, b in zip(*moved, strict=True))
