@@ -73,7 +73,7 @@ class TreatmentPoint:
 class Summary:
     """All numbers of a figure and its caption."""
 
-    measure: Metric
+    metric: Metric
     reference: str
     dense: TreatmentPoint | None
     """The dense network of all treatments; None if it has not finished, or if treatments have dense networks of their
@@ -101,7 +101,7 @@ class Summary:
         return [point for points in self.series.values() for point in points]
 
 
-def summarize(rows: Sequence[Row], treatments: Sequence[str], reference: str, measure: Metric) -> Summary:
+def summarize(rows: Sequence[Row], treatments: Sequence[str], reference: str, metric: Metric) -> Summary:
     """Group the rows by treatment and level, average over seeds, and compare with the reference.
 
     Raises UserError for unknown labels, rows of several networks or data sets, two runs of one treatment, level and
@@ -111,25 +111,25 @@ def summarize(rows: Sequence[Row], treatments: Sequence[str], reference: str, me
     labels = {DENSE, *treatments}
     shown = [row for row in rows if labels.intersection(treatment_labels(row))]
     subject = check_one_experiment(shown)
-    finished = [row for row in shown if row["status"] == "finished" and _value(row, measure) is not None]
+    finished = [row for row in shown if row["status"] == "finished" and _value(row, metric) is not None]
     finished_ids = {id(row) for row in finished}
     if not finished:
         raise UserError(f"there is nothing to draw: none of the {len(shown)} runs has finished; run the study first")
     groups = _group(finished, labels)
-    dense = _point(DENSE, 0, groups[DENSE, 0], measure) if (DENSE, 0) in groups else None
+    dense = _point(DENSE, 0, groups[DENSE, 0], metric) if (DENSE, 0) in groups else None
     references = {level: group for (label, level), group in groups.items() if label == reference}
     is_tested = not any(is_demonstration(str(row.get("dataset"))) for row in shown)
     series = {}
     for label in treatments:
         levels = sorted(level for name, level in groups if name == label)
-        points = [_point(label, level, groups[label, level], measure) for level in levels]
+        points = [_point(label, level, groups[label, level], metric) for level in levels]
         if label != reference:
             points = _with_comparisons(
-                points, {n: _point(reference, n, group, measure) for n, group in references.items()}, is_tested
+                points, {n: _point(reference, n, group, metric) for n, group in references.items()}, is_tested
             )
         series[label] = points
     return Summary(
-        measure,
+        metric,
         reference,
         dense,
         series,
@@ -156,8 +156,8 @@ def _data_row(summary: Summary, point: TreatmentPoint) -> Row:
         "treatment": point.treatment,
         "level": point.level,
         "weights_remaining_percent": point.remaining,
-        "measure": summary.measure.column,
-        "unit": summary.measure.unit,
+        "measure": summary.metric.column,
+        "unit": summary.metric.unit,
         "n": point.interval.n,
         "mean": point.interval.mean,
         "mean_low95": point.interval.low,
@@ -205,17 +205,17 @@ def _group(rows: Sequence[Row], wanted_labels: set[str]) -> dict[tuple[str, int]
     return dict(groups)
 
 
-def _point(label: str, level: int, rows: Sequence[Row], measure: Metric) -> TreatmentPoint:
-    values = _values(rows, measure)
+def _point(label: str, level: int, rows: Sequence[Row], metric: Metric) -> TreatmentPoint:
+    values = _values(rows, metric)
     remaining = math.fsum(_number(row, "density") for row in rows) / len(rows) * 100
     # A t-interval of few seeds may exceed what the metric can be.
-    bounds = PERCENT if measure.unit == "percent" else (0.0, math.inf)
+    bounds = PERCENT if metric.unit == "percent" else (0.0, math.inf)
     interval = mean_interval([values[seed] for seed in sorted(values)], bounds)
     return TreatmentPoint(label, level, remaining, values, interval)
 
 
-def _values(rows: Sequence[Row], measure: Metric) -> dict[int, float]:
-    return {int(row["seed"] or 0): _number(row, measure.column) * measure.scale for row in rows}
+def _values(rows: Sequence[Row], metric: Metric) -> dict[int, float]:
+    return {int(row["seed"] or 0): _number(row, metric.column) * metric.scale for row in rows}
 
 
 def _with_comparisons(
@@ -250,8 +250,8 @@ def without_test(comparison: Comparison) -> Comparison:
     return replace(comparison, t=None, degrees_of_freedom=None, p=None, note=DEMONSTRATION_NOTE)
 
 
-def _value(row: Row, measure: Metric) -> float | None:
-    value = row.get(measure.column)
+def _value(row: Row, metric: Metric) -> float | None:
+    value = row.get(metric.column)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 

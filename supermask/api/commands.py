@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from supermask.api import reports, runs
 from supermask.api.notebook import StudyStatus, progress_display, settings_to_overrides
@@ -21,6 +21,7 @@ from supermask.core.environment import expand_path
 from supermask.core.text import pluralize
 from supermask.execution.local import StudyInterrupted
 from supermask.execution.run import RunOptions
+from supermask.store.merge import Outcome
 from supermask.store.tables import QueryResult
 from supermask.study import StudyLike, builtin_studies
 
@@ -171,8 +172,8 @@ def verify(store: PathLike | None = None) -> Results[VerificationResult]:
 def merge(source: PathLike, store: PathLike | None = None) -> Results[MergeResult]:
     """Copy every run of the store at `source` into `store`; nothing is overwritten. Raises UserError."""
     results = list(runs.merge(source, store))
-    outcomes = {outcome: sum(r.outcome == outcome for r in results) for outcome in ("copied", "equal", "different")}
-    summary = ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items())
+    counts = {outcome: sum(r.outcome == outcome for r in results) for outcome in get_args(Outcome)}
+    summary = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if count or outcome != "damaged")
     return Results(results, summary, [f"{r.key} {r.outcome}: {r.reason}" for r in results if r.reason])
 
 

@@ -11,7 +11,7 @@ from supermask.analysis.comparisons import (
     ResultComparison,
     TableColumns,
     compare_results,
-    metric_named,
+    find_metric,
     read_csv_results,
     row_results,
 )
@@ -79,21 +79,21 @@ def compare_study(
     rows: str | Path | None = None,
 ) -> ResultComparison:
     """Compare as `compare` does, with overrides as on the command line."""
-    measure = metric_named(metric)
-    if margin is None and measure.unit == "percent":
+    compared_metric = find_metric(metric)
+    if margin is None and compared_metric.unit == "percent":
         margin = DEFAULT_MARGIN
     if margin is not None and not 0 < margin < float("inf"):
-        raise UserError(f"a margin of {margin:g} is not possible: give a number above 0, in {measure.unit}.")
+        raise UserError(f"a margin of {margin:g} is not possible: give a number above 0, in {compared_metric.unit}.")
     if (table is None) == (other_store is None):
         raise UserError("give one thing to compare with: a table of runs (--with FILE.csv) or a second --store.")
     if rows is not None and store is not None:
         raise UserError("our runs come from --rows or from --store: give one of them.")
     loaded = load_study(study, overrides)
     ours, notices = _our_rows(study, overrides, store, rows, loaded)
-    others = _others(study, overrides, table, other_store, columns or TableColumns(), measure, loaded)
+    others = _others(study, overrides, table, other_store, columns or TableColumns(), compared_metric, loaded)
     labels = [treatment.label for treatment in loaded.treatments]
     compared = compare_results(
-        ours, others, measure, labels, loaded.name, margin, names, by_density=bool(columns and columns.density)
+        ours, others, compared_metric, labels, loaded.name, margin, names, by_density=bool(columns and columns.density)
     )
     return replace(compared, notes=(*compared.notes, *notices))
 

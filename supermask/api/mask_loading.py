@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from supermask.analysis.masks import MaskInfo, Masks, WeightArrays, with_labels
+from supermask.analysis.masks import MaskArrays, MaskInfo, WeightArrays, with_labels
 from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, quote, sanitize
 from supermask.core.pruning import ParentRun
 from supermask.core.types import Snapshot
 from supermask.export.tickets import load_ticket
-from supermask.export.tickets.model import get_fact
+from supermask.export.tickets.model import get_fact, ticket_network
 from supermask.export.tickets.sources import is_repository, is_ticket_source
+from supermask.networks.registry import is_layer_chain
 from supermask.store import CorruptEntry, Store
 from supermask.store.records import decode_masks
 from supermask.store.replay import SnapshotMissing, StateReplayer, UserCodeNotLoaded
@@ -87,7 +88,7 @@ def mask_from_run(store: Store, replayer: StateReplayer, run_id: str, weights: b
     start, end = _snapshots(replayer, run_id, "start", "end") if weights else (None, None)
     if run.learning is not None:
         # No criterion was applied: w_i are the fixed weights for which the mask was learned, and there is no w_f.
-        all_alive: Masks = {name: np.ones_like(mask) for name, mask in masks.items()}
+        all_alive: MaskArrays = {name: np.ones_like(mask) for name, mask in masks.items()}
         alive, w_i, w_f = all_alive, start, None
     elif run.parent is None or step is None:
         alive, w_i, w_f = masks, start, end
@@ -106,6 +107,7 @@ def mask_from_run(store: Store, replayer: StateReplayer, run_id: str, weights: b
         masks=masks,
         alive=alive,
         network=run.network,
+        is_chain=is_layer_chain(run.network),
         dataset=run.dataset,
         image_shape=run.spec.image_shape,
         criterion="supermask" if run.learning else step.criterion_name if step else None,
@@ -128,6 +130,8 @@ def mask_from_ticket(source: str | Path, weights: bool = True) -> MaskInfo:
     """
     ticket = load_ticket(source)
     masks = _arrays(ticket.masks)
+    # The masks of a ticket made from a module of the user's own may be in another order than the network's layers.
+    is_in_order = ticket.network is not None and [*masks] == [*ticket_network(ticket.network, ticket.spec).tensors]
     facts = {key: get_fact(ticket, str, "run", key) for key in ("mask1", "mask0", "criterion")}
     details = {key: sanitize(value) for key, value in facts.items() if value is not None and key != "criterion"}
     network, criterion = ticket.network, facts["criterion"]
@@ -138,6 +142,7 @@ def mask_from_ticket(source: str | Path, weights: bool = True) -> MaskInfo:
         masks=masks,
         alive={name: np.ones_like(mask) for name, mask in masks.items()},
         network=network,
+        is_chain=is_in_order and is_layer_chain(network),
         dataset=ticket.dataset,
         image_shape=ticket.spec.image_shape if ticket.dataset else None,
         criterion=None if criterion is None else sanitize(criterion),
@@ -150,7 +155,7 @@ def mask_from_ticket(source: str | Path, weights: bool = True) -> MaskInfo:
     )
 
 
-def _network_arrays(generate: Callable[[], Mapping[str, Tensor]], masks: Masks) -> WeightArrays | None:
+def _network_arrays(generate: Callable[[], Mapping[str, Tensor]], masks: MaskArrays) -> WeightArrays | None:
     """Return the prunable tensors of a ticket's network as arrays; None if the ticket cannot generate it."""
     try:
         weights = generate()
@@ -175,7 +180,7 @@ def _snapshot(parent: ParentRun, point: Snapshot) -> WeightArrays | None:
         return None
 
 
-def _stored_masks(store: Store, run_id: str) -> Masks:
+def _stored_masks(store: Store, run_id: str) -> MaskArrays:
     """Return the masks of a run; all ones for a dense run, which stores none. Raises CorruptEntry."""
     entry = store.read(run_id)
     run = Run.from_data(entry.facts)

@@ -47,7 +47,7 @@ from supermask.reporting.figures import (
 MAX_CHAINS = 9
 """Chains that one figure shows as curves over levels; with more, every mask is a row of dots."""
 
-Figures = Iterator[tuple[str, RenderedFigure]]
+NamedFigures = Iterator[tuple[str, RenderedFigure]]
 """Pairs (file name without the prefix `masks-`, figure)."""
 
 
@@ -113,7 +113,7 @@ def _shapes(mask: MaskInfo) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in mask.masks.items()}
 
 
-def overlap_figures(masks: Sequence[MaskInfo], pairs: Pairs) -> Figures:
+def overlap_figures(masks: Sequence[MaskInfo], pairs: Pairs) -> NamedFigures:
     """Overlap of all layers together, and of each layer; nothing for a single mask."""
     if pairs:
         common, labels = common_and_short_labels(masks)
@@ -122,7 +122,7 @@ def overlap_figures(masks: Sequence[MaskInfo], pairs: Pairs) -> Figures:
         yield "overlap-layers", overlap_by_layer_figure(pairs, labels, title)
 
 
-def density_figures(masks: Sequence[MaskInfo], pairs: Pairs) -> Figures:
+def density_figures(masks: Sequence[MaskInfo], pairs: Pairs) -> NamedFigures:
     """Density per layer: curves over levels if every mask belongs to a chain of two or more levels, else dots."""
     title = "Density of each layer"
     chains = _group_chains(masks)
@@ -160,7 +160,7 @@ def _group_chains(masks: Sequence[MaskInfo]) -> list[list[MaskInfo]]:
     return list(chains.values()) if unique else []
 
 
-def weight_plane_figures(masks: Sequence[MaskInfo], pairs: Pairs) -> Figures:
+def weight_plane_figures(masks: Sequence[MaskInfo], pairs: Pairs) -> NamedFigures:
     """Kept and pruned weights in the (w_i, w_f) plane: one figure per layer with one panel per mask.
 
     A single mask has one figure with one panel per layer. Source: Zhou et al. 2019, Sec. 2, Fig. 2.
@@ -170,7 +170,7 @@ def weight_plane_figures(masks: Sequence[MaskInfo], pairs: Pairs) -> Figures:
         yield stem, weight_plane_figure(planes, labels, title, shared_axes=len(masks) > 1)
 
 
-def distribution_figures(masks: Sequence[MaskInfo], pairs: Pairs) -> Figures:
+def distribution_figures(masks: Sequence[MaskInfo], pairs: Pairs) -> NamedFigures:
     """Histograms of w_i and w_f, arranged like the planes; the rows of one layer share their bin edges."""
     for stem, title, labels, panels in _by_layer(masks, "distribution", "Distributions of w_i and w_f"):
         values = [(w_i[name][mask.alive[name]], w_f[name][mask.alive[name]]) for mask, name, w_i, w_f in panels]
@@ -197,7 +197,7 @@ def _bin_edges(values: Sequence[NDArray[np.float32]], share: float) -> NDArray[n
     return np.linspace(-limit, limit, 1 + int(np.clip(2 * np.sqrt(smallest), 16, 80)))
 
 
-def pixel_map_figures(masks: Sequence[MaskInfo], pairs: Pairs) -> Figures:
+def pixel_map_figures(masks: Sequence[MaskInfo], pairs: Pairs) -> NamedFigures:
     """Kept share per input pixel, one panel per mask whose first layer is connected to pixels; else nothing."""
     shown = [mask for mask in masks if has_pixels(mask)]
     if shown:
@@ -243,7 +243,7 @@ def _title(subject: str, common: str) -> str:
     return f"{subject}: {common}" if common else subject
 
 
-ANALYSES: dict[str, Callable[[Sequence[MaskInfo], Pairs], Figures]] = {
+ANALYSES: dict[str, Callable[[Sequence[MaskInfo], Pairs], NamedFigures]] = {
     "overlap": overlap_figures,
     "density": density_figures,
     "plane": weight_plane_figures,

@@ -48,11 +48,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """Status of a study after `run`; its repr is one line."""
+    """Status of the runs of a study, as `run` and `status` return it; its repr is one line."""
 
     study: str
     status: Mapping[str, str]
-    """Run id -> status: finished, diverged, certificate_failed, ancestor_diverged or ancestor_certificate_failed."""
+    """Run id -> status: finished, diverged, certificate_failed, ancestor_diverged or ancestor_certificate_failed; or
+    to_do, which `status` alone gives."""
     store: Path
 
     def __repr__(self) -> str:
@@ -77,10 +78,10 @@ def run(
     loaded = load_study(study, settings_to_overrides(settings))
     try:
         with progress_display() as listener:
-            schedule = runs.run(loaded, (), _path(store), workers, engine, device, keep, listener)
+            scheduler = runs.run(loaded, (), _path(store), workers, engine, device, keep, listener)
     except StudyInterrupted as interruption:
         raise KeyboardInterrupt(f"{interruption.remaining:,} runs are left; the same call resumes.") from None
-    result = StudyStatus(loaded.name, dict(schedule.status), schedule.store.root)
+    result = StudyStatus(loaded.name, dict(scheduler.status), scheduler.store.root)
     if "certificate_failed" in result.status.values():
         raise RunsRefused(
             f"{result}. Runs whose certificate failed are not results: `supermask verify` prints the reason."
@@ -234,11 +235,11 @@ def _path(store: str | Path | None) -> Path | None:
     return None if store is None else expand_path(store).resolve()
 
 
-def _progress_listener(plans: Sequence[Plan], schedule: Scheduler) -> AbstractContextManager[TaskListener]:
+def _progress_listener(plans: Sequence[Plan], scheduler: Scheduler) -> AbstractContextManager[TaskListener]:
     """In a Jupyter notebook show one line that is updated in place, elsewhere the display of the command line."""
-    for text in schedule.damaged:
+    for text in scheduler.damaged:
         warnings.warn(text, stacklevel=2)
-    name, labels, tasks = plans[0].study.name, run_labels(plans), schedule.tasks_left
+    name, labels, tasks = plans[0].study.name, run_labels(plans), scheduler.tasks_left
     if tasks and _in_notebook():
         return inline_progress_listener(name, _notebook_line(), labels, tasks)
     from rich.console import Console

@@ -10,7 +10,7 @@ from pathlib import Path
 from supermask.analysis.claims import ClaimFinding, evaluate_claims
 from supermask.analysis.claims.paper import studies_with_claims
 from supermask.api.comparisons import compare_study, default_columns
-from supermask.api.row_files import read_published_studies
+from supermask.api.row_files import read_studies_from_tables
 from supermask.api.runs import missing_result, store_path, study_rows
 from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError, check_one_of, quote
@@ -64,9 +64,9 @@ def collect_report(
         _refuse_store_with_rows(store)
         if beside is not None:
             raise UserError("--with compares the runs of a store: leave out --rows or --with.")
-        published = read_published_studies(rows, studies, overrides)
-        tables: list[StudyRows] = [(part.plan, part.rows, []) for part in published]
-        scales = list(dict.fromkeys(part.scale for part in published))
+        matched = read_studies_from_tables(rows, studies, overrides)
+        tables: list[StudyRows] = [(part.plan, part.rows, []) for part in matched]
+        scales = list(dict.fromkeys(part.scale for part in matched))
         command = _command(studies, overrides, out, rows)
         return build_report_for(tables, None, command, scales[0] if len(scales) == 1 else "")
     if not studies:
@@ -164,15 +164,15 @@ def claims(
     """Evaluate the claims about studies (default: all shipped ones) on the runs of the store, or of tables of runs.
 
     `rows`: Parquet files of `supermask table`. Also returns one message per damaged run. Raises UserError as
-    `load_study` and `read_published_studies` do, and if no study has a claim.
+    `load_study` and `read_studies_from_tables` do, and if no study has a claim.
     """
     if rows:
         _refuse_store_with_rows(store)
-        published = read_published_studies(rows, studies, overrides)
-        notices = [text for part in published for text in part.notices]
-        parts: list[StudyRows] = [(part.plan, part.rows, []) for part in published]
+        matched = read_studies_from_tables(rows, studies, overrides)
+        notices = [text for part in matched for text in part.notices]
+        parts: list[StudyRows] = [(part.plan, part.rows, []) for part in matched]
         findings = evaluate_claims_for(parts, whole_paper=not studies)
-        return _check_findings(findings, [part.plan for part in published]), list(dict.fromkeys(notices))
+        return _check_findings(findings, [part.plan for part in matched]), list(dict.fromkeys(notices))
     store = store_path(store)
     names = dict.fromkeys(studies or [study.name for study in paper_studies()])
     plans = [_load_plan(name, overrides, Store(store)) for name in names]
@@ -195,9 +195,9 @@ def _check_findings(findings: list[ClaimFinding], plans: Sequence[Plan]) -> list
 
 @dataclass(frozen=True)
 class ReproductionResult:
-    """Result of `reproduce`: the final schedule, and the report with its file."""
+    """Result of `reproduce`: the final scheduler, and the report with its file."""
 
-    schedule: Scheduler
+    scheduler: Scheduler
     report: Report
     out: Path
     without_result: list[str]
@@ -218,16 +218,16 @@ def reproduce(
     options.validate()
     plans = builtin_plans(scale, only, Store(options.store))
     ensure_writable(out)
-    schedule = run_plans(plans, options, listener)
-    collected = [(plan, *plan_rows(plan, schedule.store)) for plan in plans]
+    scheduler = run_plans(plans, options, listener)
+    collected = [(plan, *plan_rows(plan, scheduler.store)) for plan in plans]
     arguments = ["supermask", "reproduce", "--scale", scale, *(text for name in only for text in ("--only", name))]
-    content = build_report_for(collected, schedule.store, shlex.join(arguments), scale, whole_paper=not only)
+    content = build_report_for(collected, scheduler.store, shlex.join(arguments), scale, whole_paper=not only)
     messages = [
-        missing_result([schedule.status[run_id] for run_id in plan.runs], f"study {quote(plan.study.name)}")
+        missing_result([scheduler.status[run_id] for run_id in plan.runs], f"study {quote(plan.study.name)}")
         for plan in plans
     ]
     without_result = [message for message in messages if message is not None]
-    return ReproductionResult(schedule, content, write_report(content, out), without_result)
+    return ReproductionResult(scheduler, content, write_report(content, out), without_result)
 
 
 def builtin_plans(scale: str, only: Sequence[str] = (), store: Store | None = None) -> list[Plan]:

@@ -16,7 +16,7 @@ from supermask.study.plan import Plan, PlanInputs, make_plan
 
 
 @dataclass(frozen=True)
-class PublishedStudy:
+class StudyFromTables:
     """A study at one of its scales, with the rows that tables have of it."""
 
     plan: Plan
@@ -26,9 +26,9 @@ class PublishedStudy:
     notices: tuple[str, ...] = ()
 
 
-def read_published_studies(
+def read_studies_from_tables(
     files: Sequence[Path], studies: Sequence[str] = (), overrides: Sequence[str] = ()
-) -> list[PublishedStudy]:
+) -> list[StudyFromTables]:
     """Return the studies of these tables, with one row per planned run.
 
     A row belongs to a study and scale whose plan has its id; where plans share a run, it counts in each. Without
@@ -53,7 +53,7 @@ def read_published_studies(
                 "my-study.yaml --rows FILE.parquet`."
             )
         studies = [name for name in shipped if name in by_study]
-    published: list[PublishedStudy] = []
+    matched_studies: list[StudyFromTables] = []
     for study in dict.fromkeys(studies):
         name = load_study(study, overrides).name
         if name not in by_study:
@@ -61,8 +61,8 @@ def read_published_studies(
                 f"{_names(files)}: there is no row of study {quote(name)}; the tables have "
                 f"{', '.join(map(quote, by_study))}."
             )
-        published += _match(study, by_study[name], by_id, overrides, shipped.get(study, ()), files)
-    return published
+        matched_studies += _match(study, by_study[name], by_id, overrides, shipped.get(study, ()), files)
+    return matched_studies
 
 
 def _match(
@@ -72,13 +72,13 @@ def _match(
     overrides: Sequence[str],
     scales: Sequence[str],
     files: Sequence[Path],
-) -> list[PublishedStudy]:
+) -> list[StudyFromTables]:
     """Return the study at each scale that has rows. Raises UserError if rows belong to none.
 
     `rows`: those that name the study. `by_id`: those of all studies.
     """
     left = dict(rows)
-    found: list[PublishedStudy] = []
+    found: list[StudyFromTables] = []
     fixed_seeds = any(text.partition("=")[0].strip() == "seeds" for text in overrides)
     recorded = read_plan_inputs(files, load_study(study, overrides).name)
     attempts = itertools.product(_candidates(overrides, scales), [*recorded, *_named_inputs(rows)])
@@ -104,7 +104,7 @@ def _match(
             # Other rows, such as those of another scale, have more seeds.
             plan = make_plan(load_study(study, [*settings, _seeds_override(matched)]), inputs)
         # Of a run that two studies trained, each has its own result.
-        found.append(PublishedStudy(plan, rows_on_plan(plan, {**by_id, **rows}), scale))
+        found.append(StudyFromTables(plan, rows_on_plan(plan, {**by_id, **rows}), scale))
         left = {run_id: row for run_id, row in left.items() if run_id not in matched}
     example = next(iter(left.values()), None)
     if example is None:
@@ -116,7 +116,7 @@ def _match(
     if found and overrides:
         # The settings select among the rows.
         message = f"{_names(files)}: {kind} are of other settings, and are not used."
-        return [PublishedStudy(part.plan, part.rows, part.scale, (message,)) for part in found]
+        return [StudyFromTables(part.plan, part.rows, part.scale, (message,)) for part in found]
     settings_text = " ".join(overrides) or f"its scales ({', '.join(scales) or 'none'})"
     raise UserError(
         f"{_names(files)}: {kind} are not of {settings_text}. Give the settings that they were run with, as in "

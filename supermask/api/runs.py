@@ -157,7 +157,7 @@ def run(
     cluster: str | None = None,
     warn: Callable[[list[str]], None] | None = None,
 ) -> Scheduler:
-    """Train the missing runs of a study on `workers` processes (default: one per core); return the final schedule.
+    """Train the missing runs of a study on `workers` processes (default: one per core); return its final scheduler.
 
     `cluster`: train on Ray (`local`, `auto`, an address) or Slurm (`slurm`, `slurm:key=value,...`) instead. `warn` gets
     one sentence per setting without the expected effect, before anything is trained.
@@ -276,13 +276,13 @@ def verify(store: str | Path | None = None) -> Iterator[VerificationResult]:
 
 
 def repair(store: str | Path | None = None) -> Iterator[VerificationResult]:
-    """Verify a store and set every entry at fault aside; the reason of its verdict says where it is now."""
+    """Verify a store and set every entry at fault aside; the reason of its result says where it is now."""
     from supermask.store.verify import repair_store
 
-    for verdict, folders in repair_store(open_store(store)):
+    for result, folders in repair_store(open_store(store)):
         moved = ", ".join(str(folder) for folder in folders)
-        how = f"{verdict.reason}. Set aside: {moved}; run its study again to recompute it"
-        yield replace(verdict, reason=how) if folders else verdict
+        how = f"{result.reason}. Set aside: {moved}; run its study again to recompute it"
+        yield replace(result, reason=how) if folders else result
 
 
 def merge(source: str | Path, store: str | Path | None = None) -> Iterator[MergeResult]:

@@ -16,12 +16,12 @@ from supermask.core.errors import UserError, check_one_of
 from supermask.datasets import DATASETS
 from supermask.datasets.locators import is_locator
 from supermask.execution.run import DEVICES, check_device
-from supermask.export.tickets.checks import Check, Evaluation, check_fit, checks, evaluate
+from supermask.export.tickets.checks import Check, Evaluation, check_fit, check_ticket, evaluate
 from supermask.export.tickets.files import check_output_path, load_ticket, save_ticket, size_by_part
 from supermask.export.tickets.folders import check_output_folder, save_ticket_folder
 from supermask.export.tickets.model import Ticket, get_fact
 from supermask.export.tickets.packing import WeightsToPack, pack_run
-from supermask.export.tickets.registry import BuildSummary, Snapshot, build_registry
+from supermask.export.tickets.registry import BuildSummary, PackedWeights, build_registry
 from supermask.export.tickets.search import select_tickets
 from supermask.study.user_data import check_source, load_data
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TicketInspection:
-    """Content of a ticket file: the ticket, the bytes of its parts, and the checks of its promises."""
+    """Content of a ticket file: the ticket, the bytes of its parts, and its checks."""
 
     ticket: Ticket
     bytes: dict[str, int]
@@ -39,7 +39,7 @@ class TicketInspection:
     checks: list[Check]
 
     def __repr__(self) -> str:
-        checks = "\n".join(f"{check.status}: {check.promise}" for check in self.checks)
+        checks = "\n".join(f"{check.status}: {check.name}" for check in self.checks)
         return f"{self.ticket!r}, {sum(self.bytes.values()):,} bytes\n{checks}"
 
     @property
@@ -87,9 +87,9 @@ def push(folder: str | Path, repo_id: str, private: bool = False, message: str |
 
 
 def inspect_ticket(file: str | Path) -> TicketInspection:
-    """Read a ticket (file, folder or repository of the Hub) and check its promises from the file alone."""
+    """Read a ticket (file, folder or repository of the Hub) and check it from the file alone."""
     ticket = load_ticket(file)
-    return TicketInspection(ticket, size_by_part(ticket), checks(ticket))
+    return TicketInspection(ticket, size_by_part(ticket), check_ticket(ticket))
 
 
 def evaluate_ticket(file: str | Path, dataset: str | None = None, device: str = "cpu") -> tuple[Ticket, Evaluation]:
@@ -111,14 +111,15 @@ def evaluate_ticket(file: str | Path, dataset: str | None = None, device: str = 
 def build_tickets(
     out: str | Path,
     store: str | Path | None = None,
-    weights: Snapshot = "start",
+    weights: PackedWeights = "start",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BuildSummary:
     """Pack every finished run of a store into the folder `out`, with an index that `find_tickets` reads.
 
     `weights`: `start` (the ticket that training starts from; where the seed determines the values, only masks are
-    stored) or `final` (the trained network). Building again adds the runs that are new. `on_progress(done, total)` is
-    called before each run. Raises UserError, SystemFailure.
+    stored) or `final` (the trained network). Learned masks are always `final`, untrained networks `start`.
+    Building again adds the runs that are new. `on_progress(done, total)` is called before each run.
+    Raises UserError, SystemFailure.
     """
     return build_registry(open_store(store), expand_path(out), weights, on_progress)
 

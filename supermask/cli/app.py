@@ -151,8 +151,8 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status.
 
-    0: success. 1: system failure or a failed check. 2: the user's input cannot be used. 3: refused runs. 128 + n: ended
-    by signal n.
+    0: success. 1: system failure or a failed check. 2: the user's input cannot be used. 3: a certificate failed.
+    128 + n: ended by signal n.
     """
     prepare_streams()
     try:

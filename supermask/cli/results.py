@@ -58,7 +58,7 @@ TEXT_COLUMNS = (
     "early_stop_test_accuracy",
     "final_test_accuracy",
 )
-"""Columns of `table --format latex` and `markdown`: all 60 would not fit on a page."""
+"""Columns of `table --format latex` and `markdown`: all of `COLUMNS` would not fit on a page."""
 
 LAYER_TEXT_COLUMNS = ("treatment", "level", "seed", "layer", "kept", "ties_drawn", "sign_changed", "shrunk")
 """Columns of `table --layers --format latex` and `markdown`."""
@@ -200,11 +200,11 @@ def verify(
         raise typer.Exit(1)
 
 
-_VERDICT_LABELS = {"held": "held", "partly": "held as far as kept", "failed": "FAILED", "damaged": "DAMAGED"}
+_VERDICT_LABELS = {"held": "held", "partly": "partly verified", "failed": "FAILED", "damaged": "DAMAGED"}
 """Verdict -> its label in the summary line, in the order of that line."""
 
 
-def _print_verification(activity: str, verdicts: Iterable[VerificationResult], prefix: str) -> int:
+def _print_verification(activity: str, results: Iterable[VerificationResult], prefix: str) -> int:
     """Print every failure as it is found, then the counts; return the number of failures."""
     from rich.console import Console
 
@@ -212,20 +212,20 @@ def _print_verification(activity: str, verdicts: Iterable[VerificationResult], p
     missing: dict[str, None] = {}
     noted: dict[str, tuple[str, ...]] = {}
     with Console(stderr=True).status(activity) as spinner:
-        for verdict in verdicts:
-            counts[verdict.verdict] += 1
+        for result in results:
+            counts[result.verdict] += 1
             spinner.update(f"{activity}: {sum(counts.values()):,}")
-            if verdict.notes:
-                noted[verdict.key] = verdict.notes
-            if verdict.verdict in ("failed", "damaged"):
-                echo(f"{verdict.key} {verdict.verdict}: {verdict.reason}")
-            elif verdict.verdict == "partly":
+            if result.notes:
+                noted[result.key] = result.notes
+            if result.verdict in ("failed", "damaged"):
+                echo(f"{result.key} {result.verdict}: {result.reason}")
+            elif result.verdict == "partly":
                 # Without the run's id, equal reasons of many runs are one line.
-                missing.setdefault(verdict.reason.replace(verdict.key, "it"))
+                missing.setdefault(result.reason.replace(result.key, "it"))
     shown = (f"{count:,} {_VERDICT_LABELS[name]}" for name, count in counts.items() if count or name == "held")
     echo(prefix + ", ".join(shown))
     for reason in list(missing)[:5]:
-        echo(f"  as far as kept: {reason}")
+        echo(f"  partly verified: {reason}")
     for key, notes in list(noted.items())[:5]:
         echo(f"  noted, not counted as a failure: {key} {'; '.join(notes)}")
     if len(noted) > 5:

@@ -76,17 +76,17 @@ def push(
 
 @app.command("inspect")
 def inspect(file: TicketFile) -> None:
-    """Print the content of a ticket file and check its promises from the file alone. Exit status 1 if one is broken.
+    """Print the content of a ticket file and check it from the file alone. Exit status 1 if a check fails.
 
     Example: `supermask inspect ticket.safetensors`
     """
     from supermask.api import tickets
 
     inspection = tickets.inspect_ticket(file)
-    echo("\n".join(_print_facts(inspection)) + "\n")
-    echo(_print_layers(inspection.ticket))
+    echo("\n".join(_format_facts(inspection)) + "\n")
+    echo(_format_layers(inspection.ticket))
     for check in inspection.checks:
-        echo(f"{check.status:12} {check.promise}{f': {check.why}' if check.why else ''}")
+        echo(f"{check.status:12} {check.name}{f': {check.why}' if check.why else ''}")
     if not inspection.passed:
         raise typer.Exit(1)
 
@@ -118,7 +118,7 @@ def evaluate(
     if evaluation.stored is None:
         echo("stored    none: the ticket stores no accuracy of this network")
         return
-    echo(f"stored    {evaluation.stored:.2%} ({sanitize(evaluation.stored_source)})")
+    echo(f"stored    {evaluation.stored:.2%} ({_printable(evaluation.stored_source)})")
     difference = abs(evaluation.correct - round(evaluation.stored * evaluation.images))
     echo("the same" if evaluation.accuracy == evaluation.stored else f"they DIFFER, by {difference:,} images")
 
@@ -206,7 +206,7 @@ def _cell(column: str, value: object) -> str:
         return "-"
     if column == "id":
         return str(value)[:12]
-    return f"{value:.2%}" if isinstance(value, float) else sanitize(value)
+    return f"{value:.2%}" if isinstance(value, float) else _printable(value)
 
 
 def _ticket_line(ticket: Ticket) -> str:
@@ -220,16 +220,16 @@ def _ticket_line(ticket: Ticket) -> str:
         if ticket.network
         else (get_fact(ticket, str, "run", key) for key in ("network", "dataset"))
     )
-    subject = sanitize(f"{network} on {dataset}" if network else "a network without a known name")
-    seed = "" if ticket.seed is None else f", seed {sanitize(ticket.seed)}"
+    subject = _printable(f"{network} on {dataset}" if network else "a network without a known name")
+    seed = "" if ticket.seed is None else f", seed {_printable(ticket.seed)}"
     level = get_fact(ticket, int, "run", "level")
-    level_text = "" if level is None else f", level {sanitize(level)}"
+    level_text = "" if level is None else f", level {_printable(level)}"
     weights = sum(mask.numel() for mask in ticket.masks.values())
     kept = sum(count_kept(ticket.masks).values())
     return f"{subject}{seed}{level_text}, {kept:,} of {weights:,} weights ({density(ticket.masks):.2%})"
 
 
-def _print_facts(inspection: TicketInspection) -> list[str]:
+def _format_facts(inspection: TicketInspection) -> list[str]:
     from supermask.export.tickets.checks import stored_accuracy
     from supermask.export.tickets.model import get_fact
 
@@ -239,21 +239,21 @@ def _print_facts(inspection: TicketInspection) -> list[str]:
     rates = get_fact(ticket, dict, "run", "prune_rates") or {}
     if any(treatment):
         rates_text = ", ".join(f"{kind} {rate}" for kind, rate in rates.items())
-        lines["made by"] = sanitize(f"{', '.join(map(str, treatment))}; prune rates {rates_text}")
+        lines["made by"] = _printable(f"{', '.join(map(str, treatment))}; prune rates {rates_text}")
     if run := get_fact(ticket, str, "run", "id"):
-        lines["run"] = sanitize(f"{run}, packed by supermask {get_fact(ticket, str, 'supermask')}")
+        lines["run"] = _printable(f"{run}, packed by supermask {get_fact(ticket, str, 'supermask')}")
     if data := get_fact(ticket, str, "run", "data", "fingerprint"):
-        lines["data"] = sanitize(f"{data[:16]}  {get_fact(ticket, str, 'run', 'data', 'note')}".strip())
+        lines["data"] = _printable(f"{data[:16]}  {get_fact(ticket, str, 'run', 'data', 'note')}".strip())
     if snapshot := get_fact(ticket, str, "weights"):
-        lines["weights"] = sanitize({"start": "start of training"}.get(snapshot, snapshot))
+        lines["weights"] = _printable({"start": "start of training"}.get(snapshot, snapshot))
     accuracy = stored_accuracy(ticket)
-    lines["accuracy"] = sanitize(f"{accuracy[0]:.2%} on the test set ({accuracy[1]})") if accuracy else "not known"
+    lines["accuracy"] = _printable(f"{accuracy[0]:.2%} on the test set ({accuracy[1]})") if accuracy else "not known"
     parts = ", ".join(f"{part} {size:,}" for part, size in sizes.items())
     lines["bytes"] = f"{sum(sizes.values()):,}: {parts}"
     return [f"{name:9} {text}" for name, text in lines.items()]
 
 
-def _print_layers(ticket: Ticket) -> str:
+def _format_layers(ticket: Ticket) -> str:
     from supermask.core.masks import count_kept
     from supermask.core.text import format_table
     from supermask.export.tickets.format import choose_frozen_encoding, choose_weight_encoding
@@ -268,12 +268,12 @@ def _print_layers(ticket: Ticket) -> str:
             choose_frozen_encoding(name, mask, ticket.frozen),
         )
         rows.append(
-            (sanitize(name), shape, mask.numel(), count, share, *(name.replace("_", " ") for name in encodings))
+            (_printable(name), shape, mask.numel(), count, share, *(name.replace("_", " ") for name in encodings))
         )
     return format_table(("tensor", "shape", "weights", "kept", "density", "kept weights", "pruned weights"), rows)
 
 
-def sanitize(value: object) -> str:
+def _printable(value: object) -> str:
     """Return text of an untrusted file as one line of at most 300 printable characters."""
     return "".join(c if c.isprintable() else "?" for c in str(value)[:300])
 

@@ -22,7 +22,7 @@ from supermask.cli.app import (
 from supermask.cli.output import echo
 from supermask.core.text_output import survive_lost_output
 
-PROGRESS_INTERVAL = 10.0
+PROGRESS_SECONDS = 10.0
 """Seconds between two lines of progress if standard error is not a terminal."""
 
 
@@ -88,7 +88,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
             left = f"  {format_duration((now - start) / done * (total - done))} left" if done else ""
             line = f"sending runs: {done:,}/{total:,}{left}"
             spinner.update(line)
-            if not console.is_terminal and now - last_line >= PROGRESS_INTERVAL:
+            if not console.is_terminal and now - last_line >= PROGRESS_SECONDS:
                 last_line = now
                 echo(line, err=True)
 

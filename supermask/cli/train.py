@@ -194,7 +194,7 @@ def run(
     console = Console(soft_wrap=True)
     listener = _progress_listener(console, engine, device, cluster)
     with _report_interruption(), show_progress():
-        schedule = runs.run(
+        scheduler = runs.run(
             study,
             add_scale(overrides, scale),
             store,
@@ -208,9 +208,9 @@ def run(
             cluster,
             print_warnings,
         )
-    _print_outcome(sanitize(Path(study).stem), schedule)
-    _raise_on_failed_certificates(schedule)
-    if message := runs.missing_result(list(schedule.status.values()), "this study"):
+    _print_outcome(sanitize(Path(study).stem), scheduler)
+    _raise_on_failed_certificates(scheduler)
+    if message := runs.missing_result(list(scheduler.status.values()), "this study"):
         raise SystemFailure(message)
 
 
@@ -263,7 +263,7 @@ def reproduce(
     listener = _progress_listener(Console(soft_wrap=True), engine, device, cluster)
     with _report_interruption():
         result = reports.reproduce(setting.partition("=")[2], only or [], options, out, listener)
-    _print_outcome("reproduce", result.schedule)
+    _print_outcome("reproduce", result.scheduler)
     report = result.report
     for text in report.notices:
         echo(f"\n{text}")
@@ -271,7 +271,7 @@ def reproduce(
         echo(f"\n{format_text(report.claims)}")
     echo(f"{result.out}  {result.out.stat().st_size / 1e6:.1f} MB: {headline(report)}")
     print_warnings(report.provenance.damaged)
-    _raise_on_failed_certificates(result.schedule)
+    _raise_on_failed_certificates(result.scheduler)
     if result.without_result:
         raise SystemFailure("\n".join(result.without_result))
 
@@ -289,23 +289,23 @@ def _report_interruption() -> Iterator[None]:
         raise typer.Exit(128 + interruption.signal_number) from None
 
 
-def _print_outcome(title: str, schedule: Scheduler) -> None:
+def _print_outcome(title: str, scheduler: Scheduler) -> None:
     from supermask.reporting.status import format_counts
 
-    echo(f"{title}: {format_counts(list(schedule.status.values()))}. Store: {schedule.store.root}")
+    echo(f"{title}: {format_counts(list(scheduler.status.values()))}. Store: {scheduler.store.root}")
 
 
-def _raise_on_failed_certificates(schedule: Scheduler) -> None:
+def _raise_on_failed_certificates(scheduler: Scheduler) -> None:
     """Raise RunsRefused, which has an exit status of its own, if the certificate of a run failed."""
-    refused = [run_id for run_id, status in schedule.status.items() if status == "certificate_failed"]
-    blocked = sum(status == "ancestor_certificate_failed" for status in schedule.status.values())
-    if refused:
-        names = ", ".join(refused[:3]) + (", ..." if len(refused) > 3 else "")
-        below = f", and {blocked:,} below {'it' if len(refused) == 1 else 'them'} cannot be trained" if blocked else ""
+    failed = [run_id for run_id, status in scheduler.status.items() if status == "certificate_failed"]
+    blocked = sum(status == "ancestor_certificate_failed" for status in scheduler.status.values())
+    if failed:
+        names = ", ".join(failed[:3]) + (", ..." if len(failed) > 3 else "")
+        below = f", and {blocked:,} below {'it' if len(failed) == 1 else 'them'} cannot be trained" if blocked else ""
         raise RunsRefused(
-            f"{len(refused):,} run{' was' if len(refused) == 1 else 's were'} refused, in two trainings: the "
-            f"certificate failed, so {'it is not a result' if len(refused) == 1 else 'they are not results'} ({names})"
-            f"{below}. `supermask verify` prints the reasons."
+            f"the certificate of {pluralize(len(failed), 'run')} failed, in two trainings, so "
+            f"{'it is not a result' if len(failed) == 1 else 'they are not results'} ({names}){below}. "
+            "`supermask verify` prints the reasons."
         )
 
 
@@ -315,24 +315,24 @@ def _progress_listener(
     """Return a factory of progress displays, which first prints damaged runs and the engine with its reason."""
     from supermask.execution.compilation import compilation_note
     from supermask.execution.progress import progress_listener, run_labels
-    from supermask.execution.resources import MEASURED_BESIDE_GPU, measures_beside_gpu, select_run_engine
+    from supermask.execution.resources import EVALUATED_BESIDE_GPU, evaluates_beside_gpu, select_run_engine
 
-    def listen(plans: Sequence[Plan], schedule: Scheduler) -> AbstractContextManager[TaskListener]:
+    def listen(plans: Sequence[Plan], scheduler: Scheduler) -> AbstractContextManager[TaskListener]:
         title = plans[0].study.name if len(plans) == 1 else f"{len(plans)} studies"
-        for text in schedule.damaged:
+        for text in scheduler.damaged:
             console.print(text, markup=False, highlight=False)
-        if schedule.tasks_left:
+        if scheduler.tasks_left:
             kinds = {(r.network, r.recipe): r for r in plans[0].runs.values() if r.learning is None}
-            is_separate = measures_beside_gpu(engine, device, cluster)
+            is_separate = evaluates_beside_gpu(engine, device, cluster)
             choices = [
-                MEASURED_BESIDE_GPU if is_separate and not run.is_trained else select_run_engine(run, engine, device)
+                EVALUATED_BESIDE_GPU if is_separate and not run.is_trained else select_run_engine(run, engine, device)
                 for run in kinds.values()
             ]
             for choice in dict.fromkeys(choices):
                 console.print(f"{title}  {choice.engine} engine ({choice.reason})", markup=False, highlight=False)
         runs = [run for plan in plans for run in plan.runs.values()]
         # The nodes of a cluster compile for themselves.
-        note = "" if cluster or not schedule.tasks_left else compilation_note(runs, engine, device)
-        return progress_listener(title, console, run_labels(plans), schedule.tasks_left, note)
+        note = "" if cluster or not scheduler.tasks_left else compilation_note(runs, engine, device)
+        return progress_listener(title, console, run_labels(plans), scheduler.tasks_left, note)
 
     return listen

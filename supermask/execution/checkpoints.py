@@ -39,13 +39,13 @@ class StoreCheckpointer:
         run_id: str,
         start: InitialState,
         fingerprint: str,
-        every: float,
+        interval_seconds: float,
         should_stop: Callable[[], bool],
         recipe: Recipe,
     ) -> None:
-        """`every`: seconds between checkpoints; `iterations`: the run's total, for its progress note."""
+        """`recipe`: the run's, for the check of a loaded checkpoint and for its progress note."""
         self._store, self._run_id, self._start, self._fingerprint = store, run_id, start, fingerprint
-        self._every, self._should_stop, self._last_save = every, should_stop, time.monotonic()
+        self._interval_seconds, self._should_stop, self._last_save = interval_seconds, should_stop, time.monotonic()
         self._notes, self._last_note = StatusNotes(store.root), time.monotonic()
         self._recipe = recipe
 
@@ -63,7 +63,7 @@ class StoreCheckpointer:
 
     def should_save(self) -> bool:
         """Return True if a checkpoint is due."""
-        return self._should_stop() or time.monotonic() - self._last_save >= self._every
+        return self._should_stop() or time.monotonic() - self._last_save >= self._interval_seconds
 
     def on_evaluation(self, curve: LearningCurve) -> None:
         """Write the learning curve so far as a note, for the dashboard."""

@@ -94,7 +94,7 @@ class RunCommitter:
                 self.store.commit_snapshot(run.id, name, {"run": run.id}, tensors)
 
 
-def with_mask_evaluation(
+def add_mask_evaluation(
     run: Run, job: TrainingJob, data: SplitData, outcome: TrainingResult, device: str
 ) -> TrainingResult:
     """Return the outcome with the learned mask's evaluation, measured on the logits as they will be stored."""

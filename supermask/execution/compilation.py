@@ -36,7 +36,7 @@ def kernel_kind(runs: Iterable[Run], engine: str, device: str) -> str | None:
     return "sparse_masks" if any(run.learning is not None for run in sparse_runs) else "sparse"
 
 
-def trains_by_reference(runs: Iterable[Run], engine: str, device: str) -> bool:
+def needs_reference_engine(runs: Iterable[Run], engine: str, device: str) -> bool:
     """Return True if the reference engine trains some of these runs or learns some of their masks."""
     kinds = {
         (run.network, run.dataset, run.learning, run.recipe): run for run in runs if run.is_trained or run.learning

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Protocol
 
 from supermask.core.errors import SystemFailure
-from supermask.execution.claims import claim_holder, is_claimed, remove_stale_claims
+from supermask.execution.run_locks import is_locked, lock_holder, remove_stale_locks
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.signals import StopSignal, raise_on_stop_signals
 from supermask.execution.tasks import Chain, Task, TaskResult, WorkerConfig, stored_result
@@ -24,7 +24,7 @@ from supermask.store import CorruptEntry, Store
 from supermask.study.plan import RunGraph
 
 MAX_WORKER_CRASHES = 3
-"""Deaths of worker processes per run, and damaged findings per entry, after which the study is given up."""
+"""Deaths of worker processes per run, and times that an entry is found damaged, after which the study is given up."""
 
 MAX_NODE_LOSSES = 20
 """The same for lost nodes. The limit is higher because preemption of a node is not a fault of the run."""
@@ -45,7 +45,7 @@ fully connected network, 40 MB for its convolutional ones. Chosen, not measured.
 MAX_MISSING_INPUTS = 20
 """Times that an input may be missing because another command dropped it, before the study is given up."""
 
-CLAIM_POLL_SECONDS = 0.5
+LOCK_POLL_SECONDS = 0.5
 """Time between two checks of the runs that other commands train."""
 
 STORE_POLL_SECONDS = 1.0
@@ -75,8 +75,8 @@ class ExecutionRequest:
     scheduler: Scheduler | None = None
     """The plan's scheduler, if it exists already: to build one reads the facts of every finished run."""
     on_start: StartListener = ignore_start
-    measuring_workers: int = 0
-    """Workers beside those of a GPU, for runs that are only measured; 0: the same workers measure and train."""
+    evaluation_workers: int = 0
+    """Workers beside those of a GPU, for runs that are only evaluated; 0: the same workers train and evaluate."""
 
 
 def shutdown_grace_seconds(config: WorkerConfig) -> float:
@@ -99,8 +99,8 @@ class Assignment:
     """Chains of tasks that are sent to one worker together. Compared by identity."""
 
     chains: Sequence[Chain]
-    measures: bool = False
-    """True for runs that are only measured, sent to one of the `measuring_workers`."""
+    evaluates_only: bool = False
+    """True for runs that are only evaluated, sent to one of the `evaluation_workers`."""
 
     @property
     def tasks(self) -> list[Task]:
@@ -152,12 +152,12 @@ class Coordinator:
         listener: TaskListener,
         keep: KeepPolicy,
         on_start: StartListener,
-        measuring_workers: int = 0,
+        evaluation_workers: int = 0,
     ) -> None:
         self.scheduler = scheduler
-        self._measuring_workers = measuring_workers
-        self._trained_only = True if measuring_workers else None
-        """Filter of the tasks that are not sent to `measuring_workers`: None for all tasks."""
+        self._evaluation_workers = evaluation_workers
+        self._trained_only = True if evaluation_workers else None
+        """Filter of the tasks that are not sent to `evaluation_workers`: None for all tasks."""
         self.needs_reschedule = False
         """True if the scheduler must be rebuilt from the store as soon as nothing is in flight."""
         self.in_flight: dict[Assignment, None] = {}
@@ -174,19 +174,19 @@ class Coordinator:
         self._worker_crashes: Counter[str] = Counter()
         self._node_losses: Counter[str] = Counter()
         self._missing_counts: Counter[str] = Counter()
-        self._last_claim_check = time.monotonic()
-        self._reported_claims: set[str] = set()
+        self._last_lock_check = time.monotonic()
+        self._reported_locks: set[str] = set()
 
     def run(self, pool: WorkerPool) -> None:
         """Send tasks to the pool and collect results until no task is left."""
         while self.scheduler.tasks_left:
             # A scheduler that is about to be rebuilt must not start tasks: their parents may have been set aside.
             if not self.needs_reschedule:
-                self._check_claims()
+                self._check_locks()
                 self._dispatch(pool)
             if not self.in_flight and not self.needs_reschedule and self.scheduler.tasks_left:
                 assert self.scheduler.postponed, "tasks that never become ready"
-                self._wait_for_claims()
+                self._wait_for_locks()
             for assignment, answer in pool.poll() if self.in_flight else ():
                 self._on_worker_answer(assignment, answer)
             self._poll_store()
@@ -198,18 +198,18 @@ class Coordinator:
     def remaining_tasks(self) -> int:
         """Count the tasks without a result in the store."""
         # Workers may have committed tasks of their assignments that they have not reported yet; other commands, tasks
-        # that they had claimed.
+        # that they had locked.
         in_flight = [task for assignment in self.in_flight for task in assignment.tasks]
         pending = [task for task in in_flight if self.scheduler.is_pending(task)]
         pending += [task for task in self.scheduler.postponed.values() if task not in pending]
         return self.scheduler.tasks_left - sum(self._stored_result(task) is not None for task in pending)
 
     def _dispatch(self, pool: WorkerPool) -> None:
-        capacity, assignments = pool.capacity(), self._take_measured()
-        measuring = sum(assignment.measures for assignment in self.in_flight)
+        capacity, assignments = pool.capacity(), self._take_evaluations()
+        evaluating = sum(assignment.evaluates_only for assignment in self.in_flight)
         # With more ready chains than workers, several chains share a worker: a queued job is worth its waiting time.
         chains_per_worker = -(-self.scheduler.ready_count() // capacity) if pool.prefers_whole_chains else 0
-        while (free := capacity - len(self.in_flight) + measuring) > 0 and (
+        while (free := capacity - len(self.in_flight) + evaluating) > 0 and (
             chains := self._take_chains(free, chains_per_worker)
         ):
             assignments.append(Assignment(chains))
@@ -219,33 +219,33 @@ class Coordinator:
         for assignment in assignments:
             self._notify_started(self._running_tasks(assignment))
 
-    def _take_measured(self) -> list[Assignment]:
-        """Take runs that are only measured for the idle workers that measure, one for each."""
+    def _take_evaluations(self) -> list[Assignment]:
+        """Take runs that are only evaluated for the idle workers of that kind, one for each."""
         assignments: list[Assignment] = []
-        free = self._measuring_workers - sum(assignment.measures for assignment in self.in_flight)
+        free = self._evaluation_workers - sum(assignment.evaluates_only for assignment in self.in_flight)
         while free > len(assignments) and (task := self.scheduler.take(is_trained=False)):
-            assignments.append(Assignment([[task]], measures=True))
+            assignments.append(Assignment([[task]], evaluates_only=True))
         self.in_flight |= dict.fromkeys(assignments)
         return assignments
 
-    def _check_claims(self) -> None:
-        """Record results of runs that other commands train; make those ready that are not claimed any more."""
-        if time.monotonic() - self._last_claim_check < CLAIM_POLL_SECONDS:
+    def _check_locks(self) -> None:
+        """Record results of runs that other commands train; make those ready that are not locked any more."""
+        if time.monotonic() - self._last_lock_check < LOCK_POLL_SECONDS:
             return
         for task in list(self.scheduler.postponed.values()):
-            if not self._collect_stored([task]) and not is_claimed(self.scheduler.store.root, task.run.id):
+            if not self._collect_stored([task]) and not is_locked(self.scheduler.store.root, task.run.id):
                 # The other command was interrupted or killed: one of our workers resumes from its checkpoint.
                 self.scheduler.resume(task)
-        self._last_claim_check = time.monotonic()
+        self._last_lock_check = time.monotonic()
 
-    def _wait_for_claims(self) -> None:
+    def _wait_for_locks(self) -> None:
         """Wait a moment for other commands, which train every run that could be started."""
         for task in self.scheduler.postponed.values():
-            if task.run.id not in self._reported_claims:
-                self._reported_claims.add(task.run.id)
-                message = f"waiting for {claim_holder(self.scheduler.store.root, task.run.id)}, which trains it"
-                self._listener(self.scheduler, task, TaskResult(task.run.id, "claimed", message=message))
-        time.sleep(CLAIM_POLL_SECONDS)
+            if task.run.id not in self._reported_locks:
+                self._reported_locks.add(task.run.id)
+                message = f"waiting for {lock_holder(self.scheduler.store.root, task.run.id)}, which trains it"
+                self._listener(self.scheduler, task, TaskResult(task.run.id, "locked", message=message))
+        time.sleep(LOCK_POLL_SECONDS)
 
     def _take_chains(self, free: int, chains_per_worker: int) -> list[Chain]:
         """Take the chains of the next of `free` idle workers.
@@ -310,7 +310,7 @@ class Coordinator:
             # Results that were read from the store before are not recorded twice.
             if not self.scheduler.is_pending(tasks[result.run_id]):
                 continue
-            if result.status == "claimed":
+            if result.status == "locked":
                 self.scheduler.postpone(tasks[result.run_id])
             else:
                 self._on_task_end(tasks[result.run_id], result)
@@ -374,10 +374,10 @@ def open_coordinator(request: ExecutionRequest) -> Iterator[Coordinator]:
     """Prepare the store and yield the request's coordinator. A stop signal within raises StudyInterrupted."""
     store = Store(request.config.store)
     store.remove_stale()
-    remove_stale_claims(store.root)
+    remove_stale_locks(store.root)
     scheduler = request.scheduler or Scheduler(request.plan, store)
     coordinator = Coordinator(
-        scheduler, request.config, request.listener, request.keep, request.on_start, request.measuring_workers
+        scheduler, request.config, request.listener, request.keep, request.on_start, request.evaluation_workers
     )
     try:
         with raise_on_stop_signals():

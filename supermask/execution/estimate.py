@@ -23,7 +23,7 @@ from supermask.core.recipe import Recipe
 from supermask.engines.job import stack_settings
 from supermask.engines.selection import select_engine
 from supermask.networks.network import Network
-from supermask.store import CorruptEntry, Store
+from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.files.entry import RunFacts
 from supermask.study.networks import run_network
 from supermask.study.plan import Plan
@@ -85,10 +85,10 @@ RUN_BYTES = 8_000
 CURVE_BYTES = 32
 """Storage per evaluation."""
 
-SAMPLE = 60
+MAX_SAMPLED_RUNS = 60
 """Stored runs of the plan that are read for calibration, per kind."""
 
-OTHER_SAMPLE = 240
+MAX_OTHER_SAMPLED_RUNS = 240
 """Stored runs that are read if none is of the plan. More, because most may be of another network, or untrained."""
 
 ALL = "all"
@@ -196,11 +196,11 @@ class CostModel:
     """Model of the seconds and bytes of runs of a plan's networks and data set."""
 
     def __init__(self, plan: Plan) -> None:
-        facts = plan.spec
+        spec = plan.spec
         self.networks = {name: run_network(run) for name, run in {r.network: r for r in plan.runs.values()}.items()}
         """Canonical name -> network, of the study and of treatments with a network of their own."""
         self.dataset = plan.study.dataset
-        self.validation_images, self.test_images = facts.validation_images, facts.test_images
+        self.validation_images, self.test_images = spec.validation_images, spec.test_images
         self.seconds_per_madd = SECONDS_PER_MADD
         self._auto_engine = cache(
             lambda name, learning, recipe: select_engine("auto", self.networks[name], "cpu", learning, recipe).engine
@@ -315,7 +315,7 @@ def _gpu_costs(model: CostModel, store: Store, plan: Plan, runs: list[Run], gpus
     factors, source = _calibrations(model, store, plan, modelled_seconds, gpu=True), "from runs of a GPU in the store"
     if not factors:
         source = (
-            f"assumed, as no such run was ever timed on a GPU: {GPU_MADDS_PER_SECOND / 1e12:.0f} million million "
+            f"assumed, as no such run was ever timed on a GPU: {GPU_MADDS_PER_SECOND / 1e12:.0f}e12 "
             f"multiply-adds and {1 / GPU_STEP_SECONDS:,.0f} steps of a stack per second, {GPU_BYTES / 1e9:.0f} GB free"
         )
 
@@ -414,7 +414,10 @@ def _calibrations(
     for run_id, run in plan.runs.items():
         if run_id in stored_ids:
             plan_samples.setdefault(_kind(run), []).append(run_id)
-    for samples, limit in ((list(plan_samples.values()), SAMPLE), ([sorted(stored_ids)], OTHER_SAMPLE)):
+    for samples, limit in (
+        (list(plan_samples.values()), MAX_SAMPLED_RUNS),
+        ([sorted(stored_ids)], MAX_OTHER_SAMPLED_RUNS),
+    ):
         ratios: dict[str, list[tuple[float, float]]] = {}
         for run_ids in samples:
             for facts in _finished_facts(model, store, _sample_evenly(run_ids, limit), gpu):
@@ -436,7 +439,7 @@ def _finished_facts(model: CostModel, store: Store, run_ids: list[str], gpu: boo
     for run_id in run_ids:
         try:
             facts = store.facts(run_id)
-        except CorruptEntry:
+        except (CorruptEntry, NewerFormat):
             continue
         is_same = facts["network"] in model.networks and facts["dataset"] == model.dataset
         on_gpu = facts.get("environment", {}).get("device", "cpu") != "cpu"

@@ -19,7 +19,7 @@ from supermask.store.files.notes import Note, StatusNotes, note_id
 from supermask.study import Study
 from supermask.study.plan import PlanInputs
 
-UPDATE_INTERVAL = 2.0
+UPDATE_SECONDS = 2.0
 """Seconds between two notes."""
 
 MAX_FAILURES = 100
@@ -75,10 +75,10 @@ class LiveStatusWriter:
         with self._lock:
             self._scheduler = scheduler
             self._eta.update(scheduler)
-            if result.status == "claimed":
+            if result.status == "locked":
                 return
             self._in_flight.pop(task.run.id, None)
-            # A refused run that is trained once more has no status yet.
+            # A run whose certificate failed, and that is trained once more, has no status yet.
             is_final = result.status != "certificate_failed" or task.run.id in scheduler.status
             if result.status != "finished" and is_final and len(self._failures) < MAX_FAILURES:
                 message = result.message or f"at iteration {result.metrics.get('diverged_at')}"
@@ -111,7 +111,7 @@ class LiveStatusWriter:
             self._write()
 
     def _loop(self) -> None:
-        while not self._over.wait(UPDATE_INTERVAL):
+        while not self._over.wait(UPDATE_SECONDS):
             self._write()
 
     def _write(self) -> None:

@@ -27,7 +27,7 @@ from types import ModuleType
 
 from supermask.core.errors import SystemFailure, UserError
 from supermask.execution.checkpoints import TaskInterrupted
-from supermask.execution.compilation import kernel_kind, trains_by_reference
+from supermask.execution.compilation import kernel_kind, needs_reference_engine
 from supermask.execution.coordinator import MAX_WORKER_CRASHES as MAX_WORKER_CRASHES
 from supermask.execution.coordinator import (
     STORE_POLL_SECONDS,
@@ -50,7 +50,7 @@ from supermask.study.plan import RunGraph
 MAX_SOCKET_FOLDER = 60
 """Longest name of a folder for multiprocessing's sockets, in bytes: the kernel allows 107 for a socket's path."""
 
-START_DELAYS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
+START_DELAY_SECONDS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds before each attempt to start a process. A killed fork server refuses connections until it is gone entirely,
 which takes a moment, and only then is it replaced."""
 
@@ -109,11 +109,11 @@ class ProcessPool:
     def __init__(self, config: WorkerConfig, workers: int, start_worker: Callable[[], WorkerProcess]) -> None:
         self._config, self._workers, self._start_worker = config, workers, start_worker
         self._idle: dict[bool, list[WorkerProcess]] = {False: [], True: []}
-        """`Assignment.measures` -> workers without an assignment."""
+        """`Assignment.evaluates_only` -> workers without an assignment."""
         self._in_flight: dict[Connection, tuple[WorkerProcess, Assignment]] = {}
 
     def capacity(self) -> int:
-        """Return the number of workers, without those that measure: one assignment each."""
+        """Return the number of workers, without those that only evaluate: one assignment each."""
         return self._workers
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
@@ -138,14 +138,14 @@ class ProcessPool:
             if isinstance(answer, WorkerError):
                 raise answer.error()
             answers.append((assignment, answer))
-            self._idle[assignment.measures].append(worker)
+            self._idle[assignment.evaluates_only].append(worker)
         return answers
 
     def _try_submit(self, assignment: Assignment) -> bool:
         # The worker that was busy last: it has the initial state of the task's parent in memory.
-        idle = self._idle[assignment.measures]
+        idle = self._idle[assignment.evaluates_only]
         worker = idle.pop() if idle else self._start_worker()
-        config = self._config.for_measuring() if assignment.measures else self._config
+        config = self._config.for_evaluation() if assignment.evaluates_only else self._config
         try:
             worker.connection.send((config, assignment.chains))
         except OSError:
@@ -218,7 +218,7 @@ def _worker_factory(
 
     def start_worker() -> WorkerProcess:
         # The first attempt may find that the fork server was killed; a later one starts another.
-        for delay in START_DELAYS:
+        for delay in START_DELAY_SECONDS:
             time.sleep(delay)
             try:
                 workers.append(WorkerProcess(context))
@@ -245,7 +245,7 @@ def _modules_to_preload(config: WorkerConfig, plan: RunGraph) -> list[str]:
     """Return the modules that the fork server imports, so that forked workers start with them loaded."""
     runs = plan.runs.values()
     names = ["first", "base"]
-    if trains_by_reference(runs, config.engine, config.device):
+    if needs_reference_engine(runs, config.engine, config.device):
         names.append("reference")
     if kind := kernel_kind(runs, config.engine, config.device):
         names.append(kind)
@@ -262,7 +262,7 @@ def _start_fork_server(context: BaseContext, preload: list[str]) -> BaseProcess:
     """
     context.set_forkserver_preload(preload)
     first: BaseProcess = context.Process(target=_noop, daemon=True)  # type: ignore[attr-defined]
-    for delay in START_DELAYS:
+    for delay in START_DELAY_SECONDS:
         time.sleep(delay)
         try:
             with _short_socket_folder(), _hide_main_module(), _hide_tracker_warning():

@@ -85,7 +85,7 @@ def _columns() -> tuple[ProgressColumn, ...]:
     )
 
 
-UPDATE_EVERY = 0.2
+UPDATE_SECONDS = 0.2
 """Seconds between two updates of a line that is replaced in place."""
 
 
@@ -184,13 +184,13 @@ class _InlineProgress(_LineProgress):
     def __init__(self, show: Callable[[str], None], title: str, labels: dict[str, str], tasks: int) -> None:
         super().__init__(Console(), title, labels, tasks)
         self.show = show
-        self.last_shown = -UPDATE_EVERY
+        self.last_shown = -UPDATE_SECONDS
 
     def __call__(self, scheduler: Scheduler, task: Task, result: TaskResult) -> None:
         if result.message or result.status != "finished":
             self.print(self.describe(task, result))
         line = self.line(scheduler, task, result)
         # The last result is always shown, however soon it follows the one before.
-        if time.monotonic() - self.last_shown >= UPDATE_EVERY or not scheduler.tasks_left:
+        if time.monotonic() - self.last_shown >= UPDATE_SECONDS or not scheduler.tasks_left:
             self.last_shown = time.monotonic()
             self.show(line)

@@ -25,7 +25,7 @@ from supermask.execution.remote import RemoteResult, RemoteSession, remote_sessi
 from supermask.execution.scheduler import Scheduler
 from supermask.execution.tasks import WorkerConfig, WorkerError
 
-CONNECT_TIMEOUT = 3.0
+CONNECT_SECONDS = 3.0
 """Seconds that an address has to answer."""
 
 QUEUED_AHEAD = 2
@@ -216,7 +216,7 @@ def _check_reachable(address: str) -> None:
         )
     channel = grpc.insecure_channel(f"{host}:{port}")
     try:
-        grpc.channel_ready_future(channel).result(timeout=CONNECT_TIMEOUT)
+        grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
     except grpc.FutureTimeoutError as error:
         raise _unreachable(address, error) from None
     finally:

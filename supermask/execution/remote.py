@@ -48,9 +48,9 @@ class RemoteJob:
     """The command's folder in the store."""
     version: str
     """Version of supermask that the node must have."""
-    modules: tuple[str, ...]
+    module_folders: tuple[str, ...]
     """Folders that are searched for a user's own modules."""
-    environment: tuple[tuple[str, str], ...]
+    environment_variables: tuple[tuple[str, str], ...]
 
 
 RemoteResult = Sequence[TaskResult] | WorkerError | None
@@ -72,9 +72,9 @@ class RemoteSession:
 
     def job(self, chains: Sequence[Chain]) -> RemoteJob:
         """Return the job that trains these chains in one process."""
-        modules = tuple(str(Path(entry or ".").absolute()) for entry in sys.path)
-        environment = tuple((name, os.environ[name]) for name in FORWARDED_VARIABLES if name in os.environ)
-        return RemoteJob(self._config, chains, self.folder, __version__, modules, environment)
+        module_folders = tuple(str(Path(entry or ".").absolute()) for entry in sys.path)
+        environment_variables = tuple((name, os.environ[name]) for name in FORWARDED_VARIABLES if name in os.environ)
+        return RemoteJob(self._config, chains, self.folder, __version__, module_folders, environment_variables)
 
     def cancel(self) -> None:
         """Make every process of this session save a checkpoint and end."""
@@ -97,8 +97,8 @@ def run_remote_job(job: RemoteJob, should_stop: Callable[[], bool] = lambda: Fal
     """Train and commit a job's chains in a process of a cluster; `should_stop` as for `Worker.run_chains`."""
     # torch reads this when it is imported, which happens when the worker is created below.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.update(job.environment)
-    sys.path += [folder for folder in job.modules if folder not in sys.path]
+    os.environ.update(job.environment_variables)
+    sys.path += [folder for folder in job.module_folders if folder not in sys.path]
     if (error := _check_node(job)) is not None:
         return error
     is_cancelled = _CancelWatcher(job.session_dir / ACTIVE_MARKER)

@@ -36,12 +36,12 @@ def select_run_engine(run: Run, requested: str, device: str) -> EngineChoice:
     return select_engine(requested, run_network(run), device, run.learning, run.recipe, _check_module)
 
 
-MEASURED_BESIDE_GPU = EngineChoice("reference", "nothing is trained: measured on the CPU, beside the GPU")
-"""The engine of runs that are only measured while a GPU trains the others."""
+EVALUATED_BESIDE_GPU = EngineChoice("reference", "nothing is trained: measured on the CPU, beside the GPU")
+"""The engine of runs that are only evaluated while a GPU trains the others."""
 
 
-def measures_beside_gpu(engine: str, device: str, cluster: str | None) -> bool:
-    """Return True if runs that are only measured get workers of their own: with stacks on a GPU of this machine.
+def evaluates_beside_gpu(engine: str, device: str, cluster: str | None) -> bool:
+    """Return True if runs that are only evaluated get workers of their own: with stacks on a GPU of this machine.
 
     Evaluating one network takes a CPU tens of milliseconds, most of which are scoring and the commit: a stack would
     wait for them.
@@ -124,8 +124,8 @@ class EngineSelector:
         return SelectedEngine(choice, self._environments[key], config.device)
 
     def _choice(self, run: Run) -> EngineChoice:
-        if self.config.measures:
-            return MEASURED_BESIDE_GPU
+        if self.config.evaluates_only:
+            return EVALUATED_BESIDE_GPU
         return select_run_engine(run, self.config.engine, self.config.device)
 
     def _measured_environment(self, run: Run, engine: str) -> RunFacts:

@@ -20,7 +20,7 @@ from supermask.datasets.specs import DATASETS
 from supermask.engines.selection import ENGINES, is_measuring_costs, validate_precision
 from supermask.execution.coordinator import ExecutionRequest, TaskListener
 from supermask.execution.live_status import LiveStatusWriter
-from supermask.execution.resources import check_planned_data, measures_beside_gpu, select_run_engine
+from supermask.execution.resources import check_planned_data, evaluates_beside_gpu, select_run_engine
 from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import Task, TaskResult, WorkerConfig
 from supermask.store import Store
@@ -88,7 +88,7 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
     Raises UserError, SystemFailure, and StudyInterrupted on Ctrl-C: the same call resumes the study.
     """
     options.validate()
-    plans = [_with_examined_networks(plan) for plan in plans]
+    plans = [_examine_networks(plan) for plan in plans]
     graph = merge_plans(plans)
     precision = validate_precision(options.precision, options.device)
     config = WorkerConfig(options.store.absolute(), data_dir(), options.engine, options.device, precision=precision)
@@ -126,14 +126,14 @@ def run_plans(plans: Sequence[Plan], options: RunOptions, create_listener: Liste
             live_status.on_end(current, task, result)
             listener(current, task, result)
 
-        is_separate = measures_beside_gpu(options.engine, options.device, options.cluster)
-        measuring = max(1, default_workers() - workers) if is_separate else 0
+        is_separate = evaluates_beside_gpu(options.engine, options.device, options.cluster)
+        evaluators = max(1, default_workers() - workers) if is_separate else 0
         return execute(
-            ExecutionRequest(graph, config, workers, on_end, options.keep, scheduler, live_status.on_start, measuring)
+            ExecutionRequest(graph, config, workers, on_end, options.keep, scheduler, live_status.on_start, evaluators)
         )
 
 
-def _with_examined_networks(plan: Plan) -> Plan:
+def _examine_networks(plan: Plan) -> Plan:
     """Return the plan with the facts of its networks. Imports a user's modules that no run in the store has facts of.
 
     Raises UserError for a module that cannot be used, before anything is trained.
@@ -179,12 +179,13 @@ def validate_cluster(cluster: str) -> None:
     elif cluster not in CLUSTER_KINDS and ":" not in cluster:
         hint = did_you_mean(cluster, CLUSTER_KINDS) or "."
         raise UserError(
-            f"{quote(cluster)} is not a cluster{hint} Allowed: local (a Ray of this machine), auto (the Ray that runs "
-            "here), ray://host:port, host:port, slurm, slurm:partition=NAME,time=HOURS:MINUTES:SECONDS."
+            f"{quote(cluster)} is not a cluster{hint} Allowed: local (starts Ray on this machine), auto (the "
+            "Ray cluster that runs on this machine), ray://HOST:10001 or HOST:6379 (a Ray cluster elsewhere), slurm, "
+            "slurm:partition=NAME,time=HOURS:MINUTES:SECONDS."
         )
     elif ":" in cluster and not _is_address(cluster):
         raise UserError(
-            f"{quote(cluster)} is not an address of a Ray cluster: the form is ray://host:10001 or host:6379."
+            f"{quote(cluster)} is not an address of a Ray cluster: the form is ray://HOST:10001 or HOST:6379."
         )
 
 

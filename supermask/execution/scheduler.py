@@ -65,7 +65,7 @@ class Scheduler:
         `ancestor_certificate_failed` for the descendants of the latter two, which cannot be trained."""
         self.trained_on: dict[str, str] = {}
         """Run id -> fingerprint of the data that the stored run was trained on."""
-        self._refused_once: set[str] = set()
+        self._failed_once: set[str] = set()
         """Ids of runs whose certificate failed in an earlier command, and that are trained once more."""
         self.damaged = list(damaged)
         """One message per entry that was found damaged and set aside."""
@@ -185,11 +185,11 @@ class Scheduler:
     def finish(self, task: Task, result: TaskResult) -> bool:
         """Record a result: tasks that waited for it become ready, or are cancelled if it is not `finished`.
 
-        Return False if the run was refused for the first time: it is set aside and becomes ready again.
+        Return False if the run's certificate failed for the first time: the run is set aside and becomes ready again.
         """
-        assert result.status not in ("not_started", "claimed"), "not the end of the task"
+        assert result.status not in ("not_started", "locked"), "not the end of the task"
         if result.status == "certificate_failed" and result.attempts < MAX_ATTEMPTS:
-            self._set_aside_refused(task.run.id)
+            self._set_aside_failed(task.run.id)
             self._tasks[task.run.id] = second = replace(task, attempt=MAX_ATTEMPTS)
             self.postponed.pop(task.run.id, None)
             self.requeue(second)
@@ -207,7 +207,7 @@ class Scheduler:
                 self.requeue(waiting)
         return True
 
-    def droppable(self, keep: KeepPolicy, ended: Run | None = None) -> Iterator[tuple[Run, Snapshot]]:
+    def unneeded_snapshots(self, keep: KeepPolicy, ended: Run | None = None) -> Iterator[tuple[Run, Snapshot]]:
         """Yield snapshots (`end`: the final weights) that no run of the plan will read and the policy does not keep.
 
         Examines the run `ended` and its ancestors, or all runs. `needed` keeps everything of the dense runs, learned
@@ -229,8 +229,8 @@ class Scheduler:
                     yield run, point
 
     def drop_unneeded(self, keep: KeepPolicy, ended: Run | None = None) -> None:
-        """Drop what `droppable` yields. Raises SystemFailure."""
-        for run, point in self.droppable(keep, ended):
+        """Drop what `unneeded_snapshots` yields. Raises SystemFailure."""
+        for run, point in self.unneeded_snapshots(keep, ended):
             if point == "end":
                 self.store.drop_weights(run.id)
             else:
@@ -255,8 +255,8 @@ class Scheduler:
                 self.status[run_id] = str(facts["status"])
                 self.trained_on[run_id] = str(facts["data"]["fingerprint"])
             else:
-                self._set_aside_refused(run_id)
-                self._refused_once.add(run_id)
+                self._set_aside_failed(run_id)
+                self._failed_once.add(run_id)
         for damage in damaged:
             self.store.quarantine(damage.key, damage.what)
             self.damaged.append(f"{damage.key} in the store is damaged: {damage.what}. It is set aside and recomputed.")
@@ -269,12 +269,12 @@ class Scheduler:
         needed = self.plan.required_snapshots(lambda run_id: run_id in self.status)
         for run in self.plan.runs.values():
             if run.id not in self.status:
-                yield Task(run, needed[run.id], attempt=MAX_ATTEMPTS if run.id in self._refused_once else 1)
+                yield Task(run, needed[run.id], attempt=MAX_ATTEMPTS if run.id in self._failed_once else 1)
             elif missing := frozenset(p for p in needed[run.id] if not has_snapshot(self.store, run, p)):
                 yield Task(run, missing, replay=True)
 
-    def _set_aside_refused(self, run_id: str) -> None:
-        """Quarantine a run that was refused once, unless another command has done so and trained it again."""
+    def _set_aside_failed(self, run_id: str) -> None:
+        """Quarantine a run whose certificate failed once, unless another command has done so and trained it again."""
         if self.store.has(run_id) and not is_final(facts := self.store.facts(run_id)):
             self.store.quarantine(run_id, f"{certificate_message(facts)}. The run is trained once more.")
 

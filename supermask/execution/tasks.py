@@ -16,7 +16,7 @@ from supermask.store.files.entry import RunFacts
 from supermask.store.records import snapshot_name
 from supermask.study.run import Run
 
-TaskStatus = Literal["finished", "diverged", "certificate_failed", "not_started", "claimed"]
+TaskStatus = Literal["finished", "diverged", "certificate_failed", "not_started", "locked"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class WorkerConfig:
     stack: int | None = 1
     """Maximum number of runs that the stacked engine trains at once; None: the fastest, measured by the worker."""
     checkpoint_seconds: float = 60.0
-    measures: bool = False
-    """True for a worker beside those of a GPU, which measures runs that are not trained."""
+    evaluates_only: bool = False
+    """True for a worker beside those of a GPU, which evaluates runs that are not trained."""
 
-    def for_measuring(self) -> WorkerConfig:
+    def for_evaluation(self) -> WorkerConfig:
         """Return the configuration of a worker on the CPU, beside those of a GPU, for runs that are not trained."""
-        return replace(self, engine="reference", device="cpu", precision="float32", stack=1, measures=True)
+        return replace(self, engine="reference", device="cpu", precision="float32", stack=1, evaluates_only=True)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class TaskResult:
 
     run_id: str
     status: TaskStatus
-    """`not_started`: the task's input is damaged or missing, and the scheduler has to be rebuilt. `claimed`: another
+    """`not_started`: the task's input is damaged or missing, and the scheduler has to be rebuilt. `locked`: another
     process trains the run."""
     seconds: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -151,11 +151,15 @@ def result_from_facts(facts: RunFacts) -> TaskResult:
 
 
 def is_final(facts: RunFacts) -> bool:
-    """Return False for a refused run that has to be trained once more."""
+    """Return False for a run whose certificate failed and that has to be trained once more."""
     return bool(facts["status"] != "certificate_failed" or facts.get("attempts", 1) >= MAX_ATTEMPTS)
 
 
 def certificate_message(facts: RunFacts) -> str:
-    """Return the failed checks of a refused run's certificate as text, or an empty string."""
-    failed_checks = {name: layers for name, layers in facts["certificate"]["checks"].items() if layers}
-    return f"certificate refused: {failed_checks}" if facts["status"] == "certificate_failed" else ""
+    """Return the failed checks of a run's certificate with their layers as text; empty if the certificate holds."""
+    if facts["status"] != "certificate_failed":
+        return ""
+    checks: dict[str, list[str]] = facts["certificate"]["checks"]
+    return "certificate failed: " + "; ".join(
+        f"{name} ({', '.join(layers)})" for name, layers in checks.items() if layers
+    )

@@ -14,10 +14,10 @@ from supermask.core.types import InitialState, SplitData, TrainingResult
 from supermask.datasets import ImageDataset
 from supermask.engines.job import Checkpointer, TrainingJob
 from supermask.execution.checkpoints import StoreCheckpointer, TaskInterrupted
-from supermask.execution.claims import RunClaim, claim_holder, claim_run
-from supermask.execution.commit import RunCommitter, with_mask_evaluation
+from supermask.execution.commit import RunCommitter, add_mask_evaluation
 from supermask.execution.losses import load_loss
 from supermask.execution.resources import DatasetCache, EngineSelector, SelectedEngine, check_data_fingerprint
+from supermask.execution.run_locks import RunLock, lock_holder, lock_run
 from supermask.execution.tasks import REPLAYED, Chain, Task, TaskResult, WorkerConfig, stack_key, stored_result
 from supermask.store import CorruptEntry, Store
 from supermask.store.replay import SnapshotMissing, StateReplayer
@@ -65,7 +65,7 @@ class Worker:
             outcome = prepared.engine.train(prepared.job, prepared.data)
             return self.commit(prepared, outcome, lambda: time.perf_counter() - began)
         finally:
-            prepared.claim.release()
+            prepared.lock.release()
 
     def run_chains(self, chains: Sequence[Chain], should_stop: ShouldStop = never_stop) -> list[TaskResult]:
         """Train chains, each up to its first task that does not finish; return results in the order of their ends.
@@ -81,21 +81,21 @@ class Worker:
         return feed.results
 
     def prepare(self, task: Task, should_stop: ShouldStop) -> PreparedTask | TaskResult:
-        """Claim a task and prepare it for training; or return its result if it is stored already or cannot start."""
-        claim = claim_run(self.store.root, task.run.id)
-        if claim is None:
-            holder = claim_holder(self.store.root, task.run.id)
-            return TaskResult(task.run.id, "claimed", message=f"{holder} trains it")
+        """Lock a task's run and prepare its training; or return its result if it is stored already or cannot start."""
+        lock = lock_run(self.store.root, task.run.id)
+        if lock is None:
+            holder = lock_holder(self.store.root, task.run.id)
+            return TaskResult(task.run.id, "locked", message=f"{holder} trains it")
         try:
-            # Only now, with the claim: another process may have finished the run since the scheduler was built.
+            # Only now, with the lock: another process may have finished the run since the scheduler was built.
             prepared = self._handle_damage(
-                task, lambda: self._stored_result(task) or self._prepare(task, should_stop, claim)
+                task, lambda: self._stored_result(task) or self._prepare(task, should_stop, lock)
             )
         except BaseException:
-            claim.release()
+            lock.release()
             raise
         if isinstance(prepared, TaskResult):
-            claim.release()
+            lock.release()
         return prepared
 
     def commit(self, prepared: PreparedTask, outcome: TrainingResult, seconds: Callable[[], float]) -> TaskResult:
@@ -103,7 +103,7 @@ class Worker:
         try:
             return self._handle_damage(prepared.task, lambda: self._commit(prepared, outcome, seconds))
         finally:
-            prepared.claim.release()
+            prepared.lock.release()
 
     def _handle_damage(self, task: Task, action: Callable[[], T]) -> T | TaskResult:
         """Return the action's value; or the result `not_started`, if the action found its input missing or damaged."""
@@ -120,7 +120,7 @@ class Worker:
     def _stored_result(self, task: Task) -> TaskResult | None:
         return stored_result(self.store, task)
 
-    def _prepare(self, task: Task, should_stop: ShouldStop, claim: RunClaim) -> PreparedTask:
+    def _prepare(self, task: Task, should_stop: ShouldStop, lock: RunLock) -> PreparedTask:
         run, start, images = task.run, self._initial_state(task), self._data.images(task.run)
         # A chain must not change its data set halfway: the new run has to see the data of the run that it continues.
         if (predecessor := run.id if task.replay else run.parent) is not None:
@@ -136,7 +136,7 @@ class Worker:
             run.recipe,
         )
         job = _make_job(task, start, checkpointer)
-        return PreparedTask(task, start, images, self._data.split_for(run), engine, checkpointer, job, claim)
+        return PreparedTask(task, start, images, self._data.split_for(run), engine, checkpointer, job, lock)
 
     def _initial_state(self, task: Task) -> InitialState:
         if task.replay:
@@ -153,7 +153,7 @@ class Worker:
             result = TaskResult(run.id, "finished", seconds(), outcome.metrics, REPLAYED)
         else:
             if run.learning is not None:
-                outcome = with_mask_evaluation(run, prepared.job, prepared.data, outcome, self.config.device)
+                outcome = add_mask_evaluation(run, prepared.job, prepared.data, outcome, self.config.device)
             certificate = self._committer.certificate(run, start, outcome, images)
             choice = prepared.engine.choice
             provenance = {
@@ -182,7 +182,7 @@ class PreparedTask:
     engine: SelectedEngine
     checkpointer: StoreCheckpointer
     job: TrainingJob
-    claim: RunClaim
+    lock: RunLock
 
 
 class ChainFeed:
@@ -220,7 +220,7 @@ class ChainFeed:
         finally:
             # Empty unless the stack was interrupted.
             for prepared, _, _ in self._in_stack.values():
-                prepared.claim.release()
+                prepared.lock.release()
 
     def next_jobs(self, limit: int) -> list[tuple[TrainingJob, SplitData]]:
         """Return at most `limit` trainings that can join the stack.

@@ -12,7 +12,7 @@ from supermask.core.errors import UserError, did_you_mean
 from supermask.core.initializers import OWN
 from supermask.networks import sequential
 from supermask.networks.cifar_resnet import cifar_resnet_facts
-from supermask.networks.network import Network, NetworkFacts, sequential_network
+from supermask.networks.network import Network, NetworkFacts, is_user_network, sequential_network
 from supermask.networks.sequential import architecture
 
 if TYPE_CHECKING:
@@ -62,6 +62,20 @@ def canonical_name(name: str) -> str:
         raise UserError(
             f"{name!r} is not a network{suggest_network(name)} Allowed: {', '.join(NETWORK_NAMES)}, {NETWORK_FORMS}."
         ) from None
+
+
+def is_layer_chain(name: str | None) -> bool:
+    """Return whether each layer of a network reads the previous one alone: `fc`, `conv` and `vgg` networks.
+
+    False for residual networks, whose shortcuts pass layers by, and for networks that are not known here: import paths,
+    other names, None.
+    """
+    if name is None or is_user_network(name):
+        return False
+    try:
+        return not canonical_name(name).startswith(("resnet", "wrn"))
+    except UserError:
+        return False
 
 
 def suggest_network(name: str) -> str:

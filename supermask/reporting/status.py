@@ -15,12 +15,12 @@ from supermask.store.tables import treatment_labels
 COLUMN_TITLES = {
     "finished": "finished",
     "diverged": "diverged",
-    "certificate_failed": "refused",
+    "certificate_failed": "failed",
     "ancestor_diverged": "blocked",
-    "ancestor_certificate_failed": "blocked by refused",
+    "ancestor_certificate_failed": "blocked by failed",
     "to_do": "to do",
 }
-"""Status -> column title. Blocked runs are descendants of a run that diverged or was refused."""
+"""Status -> column title. `failed`: the certificate. Blocked runs are descendants of a run that diverged or failed."""
 
 ALWAYS_SHOWN = ("finished", "to_do")
 """Statuses whose columns are shown even if all counts are zero."""

@@ -147,7 +147,7 @@ class Routes:
     def run(self, request: Request) -> Response:
         """Page of one run."""
         run_id = self._run_id(request)
-        page = run_page(self.state.store, run_id, self.state.studies_of(run_id))
+        page = run_page(self.state.store, run_id, self.state.find_studies(run_id))
         return self._page("run.html", here="run", run=page, scripts=(*PLOT_SCRIPTS, "run.js"))
 
     def curve(self, request: Request) -> Response:

@@ -28,7 +28,7 @@ IDLE_SECONDS = 10.0
 MAX_CONNECTIONS = 100
 """Open connections; a quarter of the descriptors of the process if that is less."""
 
-WARNING_INTERVAL = 60.0
+WARNING_SECONDS = 60.0
 """Seconds between two warnings about missing descriptors."""
 
 QUEUE_LENGTH = 128
@@ -130,7 +130,7 @@ class LimitedServer(uvicorn.Server):
             return
         # asyncio tries again every second, as long as descriptors are missing.
         now = time.monotonic()
-        if now - self._last_warning >= WARNING_INTERVAL:
+        if now - self._last_warning >= WARNING_SECONDS:
             self._last_warning = now
             with suppress(OSError):
                 sys.stderr.write(f"supermask: no new connections for now: {error.strerror}.\n")

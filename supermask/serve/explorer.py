@@ -31,10 +31,10 @@ MAX_SERIES = 40
 LabeledRow = tuple[Row, str]
 """(row of a run, label of its series)."""
 
-Metric = tuple[str, float, str]
+PlotMetric = tuple[str, float, str]
 """(column, factor of the plotted value, axis title)."""
 
-METRICS: dict[str, Metric] = {
+METRICS: dict[str, PlotMetric] = {
     name: (name, factor, title)
     for name, factor, title in (
         ("early_stop_test_accuracy", 100.0, "Test accuracy at early stopping (%)"),
@@ -174,7 +174,7 @@ def runs_csv(runs: Sequence[LabeledRow]) -> str:
     return to_csv([row | {"treatment": label} for row, label in runs])
 
 
-def metric_plot(run_set: RunSet, keys: Sequence[str], metric: Metric) -> dict[str, Any]:
+def metric_plot(run_set: RunSet, keys: Sequence[str], metric: PlotMetric) -> dict[str, Any]:
     """Return a Plotly figure: mean over seeds with 95% t-interval against weights remaining, one curve per series."""
     # In the order of selection: adding a series does not change the styles of the others.
     selected = [run_set.series[key] for key in dict.fromkeys(keys) if key in run_set.series]
@@ -202,7 +202,7 @@ class _Point:
     level: int
 
 
-def _points(rows: Sequence[Row], metric: Metric) -> list[_Point]:
+def _points(rows: Sequence[Row], metric: PlotMetric) -> list[_Point]:
     column, factor, _ = metric
     levels: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
@@ -270,7 +270,7 @@ def _dash(line: str | tuple[int, tuple[float, ...]]) -> str:
     return {2: "dash" if line[1][0] > 2 else "dot"}.get(len(line[1]), "dashdot")
 
 
-def _layout(metric: Metric) -> dict[str, Any]:
+def _layout(metric: PlotMetric) -> dict[str, Any]:
     return {
         "uirevision": metric[0],
         "meta": {"height": 420},

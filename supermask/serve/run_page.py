@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from supermask.analysis.masks import Masks, layer_densities, pixel_map, unit_connectivity
+from supermask.analysis.masks import MaskArrays, layer_densities, pixel_map, unit_connectivity
 from supermask.core.masks import unpack
 from supermask.core.text import Row, Value, format_duration
+from supermask.networks.registry import is_layer_chain
 from supermask.serve.store_cache import CachedStore
 from supermask.store import CorruptEntry
 from supermask.store.files.entry import Entry
@@ -61,7 +62,7 @@ def fraction_png(share: NDArray[np.float64], top: float) -> bytes:
     return _png((WHITE + amount * (DARK_BLUE - WHITE)).round().astype(np.uint8))
 
 
-def has_pixel_weights(masks: Masks, image_shape: tuple[int, int, int]) -> bool:
+def has_pixel_weights(masks: MaskArrays, image_shape: tuple[int, int, int]) -> bool:
     """True if the first layer is fully connected to the pixels of an image."""
     first = next(iter(masks.values()))
     return first.ndim == 2 and first.shape[1] == int(np.prod(image_shape))
@@ -116,6 +117,7 @@ class LayerSummary:
     kept: int
     units: int
     dead: int | None
+    """Units on no path of kept weights from input to output; None for a network with shortcuts."""
 
     @property
     def share(self) -> float:
@@ -139,9 +141,9 @@ class RunPage:
     children: list[RunLink]
     more_children: int
     certificate: dict[str, list[str]]
-    """Promise -> violations; empty if it holds."""
+    """Check -> faults; empty if it holds."""
     notes: dict[str, list[str]]
-    """Promise -> observations that break nothing."""
+    """Check -> observations that are no faults."""
     layers: list[LayerSummary]
     pixels: bool
     """True if the first layer has a pixel map."""
@@ -156,8 +158,9 @@ def run_page(store: CachedStore, run_id: str, studies: list[tuple[str, str]]) ->
     try:
         entry = store.read(run_id)
         masks = load_masks(entry)
-        layers = list(_layers(masks))
-        pixels = has_pixel_weights(masks, Run.from_data(facts).spec.image_shape)
+        run = Run.from_data(facts)
+        layers = list(_layers(masks, is_layer_chain(run.network)))
+        pixels = has_pixel_weights(masks, run.spec.image_shape)
         has_curve = len(decode_curve(entry.tensors).iterations) > 1
     except CorruptEntry as damage:
         damaged = str(damage)
@@ -186,7 +189,7 @@ def run_label(row: Row) -> str:
     return f"{row['treatment']}{level}, seed {row['seed']}"
 
 
-def load_masks(entry: Entry) -> Masks:
+def load_masks(entry: Entry) -> MaskArrays:
     """Return the masks of a run as arrays; all ones for a dense run. Raises CorruptEntry.
 
     It uses NumPy rather than `api.mask_loading`, which imports torch: the server starts without torch.
@@ -271,9 +274,9 @@ def _parents(store: CachedStore, row: Row) -> Iterator[RunLink]:
         parent = parent_row.get("parent")
 
 
-def _layers(masks: Masks) -> Iterator[LayerSummary]:
-    density, units = layer_densities(masks), unit_connectivity(masks)
+def _layers(masks: MaskArrays, is_chain: bool) -> Iterator[LayerSummary]:
+    density, units = layer_densities(masks), unit_connectivity(masks) if is_chain else {}
     for number, (name, mask) in enumerate(masks.items()):
         shape = " × ".join(map(str, mask.shape))
-        unit = units[name]
-        yield LayerSummary(number, name, shape, density[name].weights, density[name].kept, unit.units, unit.dead)
+        dead = units[name].dead if is_chain else None
+        yield LayerSummary(number, name, shape, density[name].weights, density[name].kept, mask.shape[0], dead)

@@ -100,7 +100,7 @@ class ServerState:
             )
         return {"revision": self.store.revision, "subjects": subjects}
 
-    def studies_of(self, run_id: str) -> list[tuple[str, str]]:
+    def find_studies(self, run_id: str) -> list[tuple[str, str]]:
         """Return the pairs (study, treatment) of the studies that a run belongs to."""
         return [(study.name, study.labels[run_id]) for study in self._stored_studies if run_id in study.labels]
 

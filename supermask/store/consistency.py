@@ -1,7 +1,8 @@
 """Consistency of a stored run: its facts against its tensors, its certificate, its provenance and its parent.
 
-Each function returns check -> faults, empty lists where nothing is wrong. Everything here is recomputed from what is
-stored; no data set is read.
+Functions named `*_faults` return check -> faults, empty lists where nothing is wrong. They compare recorded facts with
+each other, with the learning curve and with the parent's facts. The values of weights and masks are not read, nor any
+data set.
 """
 
 from __future__ import annotations
@@ -119,9 +120,9 @@ def curve_faults(run: Run, facts: RunFacts, curve: LearningCurve) -> Faults:
     if not _are_image_shares(curve.validation_accuracy, spec.validation_images * samples):
         faults.append("validation_accuracy")
     metrics = facts["metrics"]
-    images = {"early_stop_test_accuracy": samples, "final_test_accuracy": samples}
-    images |= {"thresholded_test_accuracy": 1, "expected_test_accuracy": 1}
-    for name, count in images.items():
+    num_samples = {"early_stop_test_accuracy": samples, "final_test_accuracy": samples}
+    num_samples |= {"thresholded_test_accuracy": 1, "expected_test_accuracy": 1}
+    for name, count in num_samples.items():
         if metrics.get(name) is not None and not _are_image_shares([metrics[name]], spec.test_images * count):
             faults.append(name)
     # A diverged run may have no entry at all.

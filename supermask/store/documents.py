@@ -35,13 +35,13 @@ _FORM = ConfigDict(strict=True, extra="allow")
 # 2**53: integers up to here are exact in every JSON reader and fit into every column type of `tables.COLUMNS`.
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Size = Annotated[int, Field(ge=1, le=2**53)]
-Share = Annotated[float, Field(ge=0, le=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 """An accuracy or a density."""
 Loss = Annotated[float, Field(ge=0, le=1e300)]
 """Mean cross-entropy in nats."""
 Number = Annotated[float, Field(ge=-1e300, le=1e300)]
 # JSON has integers of any length, which a float field accepts and no table column holds.
-Positive = Annotated[float, Field(ge=0, le=1e300)]
+NonNegative = Annotated[float, Field(ge=0, le=1e300)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}\z")]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
@@ -71,20 +71,20 @@ class RecipeForm(TypedDict):
     """`recipe` of a run."""
 
     optimizer: Literal["adam", "adamw", "sgd", "none"]
-    lr: Positive
+    lr: NonNegative
     batch_size: Size
     iterations: Count
     evaluate_every: Size
-    momentum: Positive
-    weight_decay: Positive
+    momentum: NonNegative
+    weight_decay: NonNegative
     drops: list[Count]
-    drop_factor: Positive
+    drop_factor: NonNegative
     warmup: Count
     schedule: NotRequired[Literal["step", "cosine", "linear"]]
     nesterov: NotRequired[bool]
-    betas: NotRequired[Annotated[list[Share], Field(min_length=2, max_length=2)]]
-    eps: NotRequired[Positive]
-    label_smoothing: NotRequired[Share]
+    betas: NotRequired[Annotated[list[UnitInterval], Field(min_length=2, max_length=2)]]
+    eps: NotRequired[NonNegative]
+    label_smoothing: NotRequired[UnitInterval]
     loss: NotRequired[Text]
     loss_source: NotRequired[Hash | None]
     augment: NotRequired[AugmentForm]
@@ -102,7 +102,7 @@ class StepForm(TypedDict):
     mask1: Text
     mask0: Text
     scope: Literal["layer", "global", "threshold"]
-    rates: dict[str, Share]
+    rates: dict[str, UnitInterval]
     levels: Count
     w_init: NotRequired[Point]
     w_final: NotRequired[Point]
@@ -125,11 +125,11 @@ class LearningForm(TypedDict):
     start_logit: Number
     confidence: Number
     graded: bool
-    density: Share
+    density: UnitInterval
     threshold: Number
     samples: Size
-    hardened_at: list[Share]
-    others_lr: NotRequired[Positive]
+    hardened_at: list[UnitInterval]
+    others_lr: NotRequired[NonNegative]
     only: NotRequired[list[Text]]
     exclude: NotRequired[list[Text]]
 
@@ -141,28 +141,28 @@ class MetricsForm(TypedDict, total=False):
     diverged_at: Count | None
     early_stop_iteration: Count | None
     initial_validation_loss: Loss | None
-    initial_validation_accuracy: Share | None
+    initial_validation_accuracy: UnitInterval | None
     early_stop_validation_loss: Loss | None
-    early_stop_validation_accuracy: Share | None
+    early_stop_validation_accuracy: UnitInterval | None
     final_validation_loss: Loss | None
-    final_validation_accuracy: Share | None
+    final_validation_accuracy: UnitInterval | None
     early_stop_test_loss: Loss | None
-    early_stop_test_accuracy: Share | None
+    early_stop_test_accuracy: UnitInterval | None
     final_test_loss: Loss | None
-    final_test_accuracy: Share | None
-    test_accuracy_std: Share | None
-    thresholded_test_accuracy: Share | None
-    expected_test_accuracy: Share | None
-    expected_density: Share | None
+    final_test_accuracy: UnitInterval | None
+    test_accuracy_std: UnitInterval | None
+    thresholded_test_accuracy: UnitInterval | None
+    expected_test_accuracy: UnitInterval | None
+    expected_density: UnitInterval | None
 
 
 @with_config(_FORM)
 class SampledForm(TypedDict):
     """Accuracy of a learned mask over its samples; null if not finite (a run whose certificate failed)."""
 
-    accuracies: list[Share | None]
-    mean: Share | None
-    std: Share | None
+    accuracies: list[UnitInterval | None]
+    mean: UnitInterval | None
+    std: UnitInterval | None
     loss: Loss | None
 
 
@@ -172,11 +172,11 @@ class EvaluationForm(TypedDict):
 
     selected: SampledForm
     final: SampledForm
-    thresholded: Share | None
-    expected: Share | None
-    hardened: list[Annotated[list[Share | None], Field(min_length=2, max_length=2)]]
-    ones: dict[str, Share | None]
-    ones_in_all: Share | None
+    thresholded: UnitInterval | None
+    expected: UnitInterval | None
+    hardened: list[Annotated[list[UnitInterval | None], Field(min_length=2, max_length=2)]]
+    ones: dict[str, UnitInterval | None]
+    ones_in_all: UnitInterval | None
 
 
 @with_config(_FORM)
@@ -224,7 +224,7 @@ class DataOptionsForm(TypedDict, total=False):
     """`data_options` of a run: those that are not the defaults."""
 
     train_images: Size
-    label_noise: Share
+    label_noise: UnitInterval
     validation: Size
 
 
@@ -323,7 +323,8 @@ def check_facts(kind: Kind, key: str, facts: RunFacts) -> None:
     try:
         _FORMS[kind].validate_python(facts)
     except ValidationError as error:
-        raise CorruptEntry(key, f"its facts are not those of a {kind}: {_describe(error.errors()[0])}") from error
+        noun = "snapshot" if kind == "point" else kind
+        raise CorruptEntry(key, f"its facts are not those of a {noun}: {_describe(error.errors()[0])}") from error
     if kind == "run":
         _check_identity(key, facts)
     elif kind == "point" and facts["run"] != key.partition("-")[0]:

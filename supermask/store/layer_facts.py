@@ -10,7 +10,7 @@ from supermask.core.layer_facts import LayerFacts, count_ties_drawn, count_weigh
 from supermask.core.pruning import compute_scores
 from supermask.core.text import Row
 from supermask.core.types import InitialState, LearningCurve, TrainingResult
-from supermask.store import CorruptEntry, Store
+from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.records import decode_state
 from supermask.store.replay import StateReplayer, load_step, step_streams
 from supermask.study.networks import run_network
@@ -72,7 +72,7 @@ def layer_rows(store: Store, rows: list[Row]) -> Iterator[Row]:
         run_id = str(row["id"])
         if run_id not in stored:
             continue
-        with suppress(CorruptEntry):  # `plan_rows` reports it.
+        with suppress(CorruptEntry, NewerFormat):  # `plan_rows` reports it.
             facts = store.facts(run_id)
             layers: LayerFacts = facts.get("layers", {})
             if not layers and facts["status"] == "finished":

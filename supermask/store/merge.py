@@ -10,6 +10,9 @@ from supermask.store.files.entry import CorruptEntry, NewerFormat
 from supermask.store.files.notes import StatusNotes
 from supermask.store.run_store import Store
 
+Outcome = Literal["copied", "equal", "different", "damaged"]
+"""See `MergeResult`."""
+
 
 @dataclass(frozen=True)
 class MergeResult:
@@ -20,7 +23,7 @@ class MergeResult:
     """
 
     key: str
-    outcome: Literal["copied", "equal", "different", "damaged"]
+    outcome: Outcome
     reason: str = ""
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.datasets.loading import DataIdentity, identify
 from supermask.datasets.specs import DATASETS, DatasetSpec
-from supermask.store.files.entry import CorruptEntry
+from supermask.store.files.entry import CorruptEntry, NewerFormat
 from supermask.store.run_store import Store
 from supermask.study import Study
 from supermask.study.networks import network_source
@@ -34,9 +34,9 @@ class _StoredData:
     def __str__(self) -> str:
         return _describe_data(self.fingerprint)
 
-    def plan(self, study: Study, code: PlanInputs) -> Plan:
-        """Return the plan of a study on these data; `code`: the sources of user code."""
-        inputs = replace(code, data_fingerprint=self.fingerprint, data_source=self.source, data_spec=self.spec)
+    def plan(self, study: Study, code_inputs: PlanInputs) -> Plan:
+        """Return the plan of a study on these data; `code_inputs`: the sources of user code."""
+        inputs = replace(code_inputs, data_fingerprint=self.fingerprint, data_source=self.source, data_spec=self.spec)
         return make_plan(study, inputs)
 
 
@@ -62,22 +62,24 @@ def plan_study(study: Study, store: Store, data_dir: Path | None = None, call_us
             stored = _stored_runs(study, store) if stored is None else stored
             sources[name] = _stored_source(study, kind, name, stored, error)
             notices.append(f"{kind} {name!r}: {error} Shown as the runs in the store were made.")
-    code = PlanInputs(criterion_sources=criteria, loss_sources=losses)
+    code_inputs = PlanInputs(criterion_sources=criteria, loss_sources=losses)
     for name in study.user_networks:
         stored = _stored_runs(study, store) if stored is None else stored
-        code, notice = _with_network(code, name, stored)
+        code_inputs, notice = _add_network_inputs(code_inputs, name, stored)
         notices += [notice] if notice else []
     try:
         source = data_source(study.dataset)
         identity = _identify(study, source, data_dir, call_user_code)
-        inputs = replace(code, data_fingerprint=identity.fingerprint, data_source=source, data_spec=identity.spec)
+        inputs = replace(
+            code_inputs, data_fingerprint=identity.fingerprint, data_source=source, data_spec=identity.spec
+        )
     except (UserError, SystemFailure) as error:
         stored = _stored_runs(study, store) if stored is None else stored
         if source is not None:
             stored = [run for run in stored if run.data_source == source]
-        if study.dataset not in DATASETS and (call_user_code or not _stored_data(study, stored, code)):
+        if study.dataset not in DATASETS and (call_user_code or not _stored_data(study, stored, code_inputs)):
             raise  # Nobody knows the shapes of these data, or they are wanted for training.
-        plan = _plan_for_stored_data(study, stored, code)
+        plan = _plan_for_stored_data(study, stored, code_inputs)
         if source is not None:
             return replace(plan, notices=tuple(notices))  # The function was called for these runs: nothing is missing.
         problem = str(error).splitlines()[0].rstrip(".:")
@@ -94,7 +96,7 @@ def plan_study(study: Study, store: Store, data_dir: Path | None = None, call_us
     plan = make_plan(study, inputs)
     if not plan.runs.keys() & store.run_ids():
         stored = _stored_runs(study, store) if stored is None else stored
-        for data, count in _stored_data(study, stored, code).items():
+        for data, count in _stored_data(study, stored, code_inputs).items():
             notices.append(
                 f"{count:,} runs of this study in the store are on other data ({data}) than is "
                 f"found here ({_describe_data(inputs.data_fingerprint)}), and are not shown: set SUPERMASK_DATA to the "
@@ -120,19 +122,19 @@ def _identify(study: Study, source: str | None, data_dir: Path | None, call_user
 
 
 def _stored_runs(study: Study, store: Store) -> list[Run]:
-    """Return the store's runs on the study's dataset; damaged entries are skipped."""
+    """Return the store's runs on the study's dataset; entries that are damaged or of a newer format are skipped."""
     runs = []
     for run_id in sorted(store.run_ids()):
         try:
             facts = store.facts(run_id)
             if facts.get("dataset") == study.dataset:
                 runs.append(Run.from_data(facts))
-        except (CorruptEntry, KeyError, TypeError):
+        except (CorruptEntry, NewerFormat, KeyError, TypeError):
             continue
     return runs
 
 
-def _with_network(code: PlanInputs, name: str, stored: Iterable[Run]) -> tuple[PlanInputs, str]:
+def _add_network_inputs(code_inputs: PlanInputs, name: str, stored: Iterable[Run]) -> tuple[PlanInputs, str]:
     """Return the inputs with the source and the facts of a user's network, and a notice or an empty string.
 
     The code is not imported: the facts are those of the store's runs, and `supermask run` finds those of a new network.
@@ -158,8 +160,10 @@ def _with_network(code: PlanInputs, name: str, stored: Iterable[Run]) -> tuple[P
             f"network {quote(name)} is not imported for a plan: `supermask run` examines it first, and its "
             "tensors, weights and costs are known then."
         )
-    known = {**code.network_facts, **({} if facts is None else {name: facts})}
-    return replace(code, network_sources={**code.network_sources, name: source}, network_facts=known), notice
+    known = {**code_inputs.network_facts, **({} if facts is None else {name: facts})}
+    return replace(
+        code_inputs, network_sources={**code_inputs.network_sources, name: source}, network_facts=known
+    ), notice
 
 
 def _stored_source(study: Study, kind: str, name: str, stored: Iterable[Run], error: UserModuleNotFound) -> str:
@@ -178,10 +182,10 @@ def _stored_source(study: Study, kind: str, name: str, stored: Iterable[Run], er
     return str(sources.pop())
 
 
-def _stored_data(study: Study, stored: Iterable[Run], code: PlanInputs) -> dict[_StoredData, int]:
+def _stored_data(study: Study, stored: Iterable[Run], code_inputs: PlanInputs) -> dict[_StoredData, int]:
     """Return data -> number of the store's runs that belong to this study on those data.
 
-    `code`: the sources of user code.
+    `code_inputs`: the sources of user code.
     """
     stored = list(stored)
     ids = {run.id for run in stored}
@@ -189,7 +193,7 @@ def _stored_data(study: Study, stored: Iterable[Run], code: PlanInputs) -> dict[
     counts = {}
     for data in sorted(distinct, key=lambda item: (item.fingerprint or "", item.source or "")):
         try:
-            runs = data.plan(study, code).runs
+            runs = data.plan(study, code_inputs).runs
         except UserError:
             continue  # Data with fewer images than the study asks for.
         if count := len(runs.keys() & ids):
@@ -197,8 +201,8 @@ def _stored_data(study: Study, stored: Iterable[Run], code: PlanInputs) -> dict[
     return counts
 
 
-def _plan_for_stored_data(study: Study, stored: Iterable[Run], code: PlanInputs) -> Plan:
-    counts = _stored_data(study, stored, code)
+def _plan_for_stored_data(study: Study, stored: Iterable[Run], code_inputs: PlanInputs) -> Plan:
+    counts = _stored_data(study, stored, code_inputs)
     if len(counts) > 1:
         parts = "; ".join(f"{count:,} on {data}" for data, count in counts.items())
         raise UserError(
@@ -206,7 +210,7 @@ def _plan_for_stored_data(study: Study, stored: Iterable[Run], code: PlanInputs)
             f"{quote(study.dataset)} ({parts}), which no mean may mix: set SUPERMASK_DATA to the folder with the data "
             "that you mean."
         )
-    return next(iter(counts), _StoredData(None, None, None)).plan(study, code)
+    return next(iter(counts), _StoredData(None, None, None)).plan(study, code_inputs)
 
 
 def _describe_data(fingerprint: str | None) -> str:

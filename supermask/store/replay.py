@@ -50,11 +50,11 @@ class SnapshotMissing(CorruptEntry):
         self.run_id, self.point = run_id, point
 
     def __reduce__(self) -> tuple[type[SnapshotMissing], tuple[str, Snapshot]]:
-        # Workers send it to the supervisor by pickle, which would otherwise call __init__ with CorruptEntry's args.
+        # Copies and pickles would otherwise call __init__ with CorruptEntry's arguments.
         return SnapshotMissing, (self.run_id, self.point)
 
     def __str__(self) -> str:
-        what = "weights" if self.point == "end" else f"point {snapshot_name(self.point)}"
+        what = "weights" if self.point == "end" else f"snapshot {snapshot_name(self.point)}"
         return f"run {self.run_id} has no {what} in the store: dropped (--keep), or never kept. Run its study again."
 
 

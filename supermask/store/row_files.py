@@ -128,8 +128,8 @@ def _result(row: Row) -> tuple[object, ...]:
     return tuple(row.get(name) for name in ("status", "early_stop_test_accuracy", "final_test_accuracy", "environment"))
 
 
-def rows_on_plan(plan: Plan, published: Mapping[str, Row]) -> list[Row]:
-    """Return a row per run of the plan: the published one (by id) under the study's labels, or one that is to do.
+def rows_on_plan(plan: Plan, table_rows: Mapping[str, Row]) -> list[Row]:
+    """Return a row per run of the plan: the table's (by id) under the study's labels, or one that is to do.
 
     Raises UserError if a row says something else than its id.
     """
@@ -139,7 +139,7 @@ def rows_on_plan(plan: Plan, published: Mapping[str, Row]) -> list[Row]:
     blocked: dict[object, str] = {}
     """Id of a run that did not finish -> status of its descendants."""
     for row in planned:
-        result = published.get(str(row["id"]))
+        result = table_rows.get(str(row["id"]))
         if result is None:
             row = {**row, "status": blocked.get(row["parent"], "to_do")}
         else:
@@ -254,7 +254,7 @@ def _find_fault(row: Row) -> str:
         return f"{quote(str(row['status']))} is not a status; allowed: {', '.join(STATUSES)}"
     for column in ("seed", "level"):
         if int(row[column] or 0) < 0:
-            return f"{column} is {row[column]}; it is at least 0"
+            return f"{column} is {row[column]}; it must be at least 0"
     if row["status"] != "finished":
         return ""
     for column in ("density", "early_stop_test_accuracy"):
@@ -263,5 +263,5 @@ def _find_fault(row: Row) -> str:
     for column, value in row.items():
         is_share = column == "density" or column.endswith("_accuracy")
         if is_share and value is not None and not 0.0 <= float(value) <= 1.0:
-            return f"{column} is {value}; it lies in [0, 1]"
+            return f"{column} is {value}; it must be in [0, 1]"
     return ""

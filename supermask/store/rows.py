@@ -191,7 +191,7 @@ def validation_rise(curve: LearningCurve) -> float | None:
 
 def _stored_rise(store: Store, run_id: str) -> float | None:
     """`validation_rise` of a stored run; None if its tensors are damaged."""
-    with suppress(CorruptEntry):
+    with suppress(CorruptEntry, NewerFormat):
         return validation_rise(decode_curve(store.read(run_id).tensors))
     return None
 

@@ -85,7 +85,7 @@ COLUMNS: dict[str, Column] = {
         "VARCHAR", "finished, diverged, certificate_failed, ancestor_diverged, ancestor_certificate_failed or to_do"
     ),
     "diverged_at": Column("BIGINT", "iteration of the first loss that was not finite; null if none"),
-    "iterations": Column("BIGINT", "iterations from initialisation to the end"),
+    "iterations": Column("BIGINT", "iterations from initialization to the end"),
     "first_iteration": Column("BIGINT", "iteration at which this run's training began: k after late rewinding, else 0"),
     "early_stop_iteration": Column("BIGINT", "iteration of the lowest validation loss"),
     "early_stop_validation_loss": Column("DOUBLE", "the lowest validation loss, nats"),
@@ -336,10 +336,10 @@ def load_rows(connection: DuckDBPyConnection, rows: Sequence[Row], columns: Mapp
 
 def _cell(value: Value, sql_type: str) -> Value:
     value = _clean(value)
-    # Snapshots are ints or names; a VARCHAR[] parameter must be homogeneous.
     if sql_type == "DOUBLE" and isinstance(value, int):
         # DuckDB's client takes Python integers of at most 128 bits.
         return float(value)
+    # Snapshots are ints or names; a VARCHAR[] parameter must be homogeneous.
     return str(value) if sql_type == "VARCHAR" and value is not None else value
 
 

@@ -67,7 +67,7 @@ def verify_store(store: Store) -> Iterator[VerificationResult]:
     Entries of a newer store format are left to the end: then NewerFormat is raised for the first of them.
     """
     replayer = StateReplayer(store, REPLAY_CACHE, import_user_code=False)
-    graph = _FamilyTree(store)
+    graph = _ParentGraph(store)
     snapshots: dict[str, list[str]] = {}
     for key in sorted(store.snapshot_keys()):
         snapshots.setdefault(key.partition("-")[0], []).append(key)
@@ -86,28 +86,33 @@ def verify_store(store: Store) -> Iterator[VerificationResult]:
             yield _verify_snapshot(store, replayer, key)
         except NewerFormat as error:
             newer = newer or error
-    yield from _verify_conflicts(store)
+    for run_id, folder in store.conflicts():
+        try:
+            yield _verify_conflict(store, run_id, folder)
+        except NewerFormat as error:
+            newer = newer or error
     if newer is not None:
         raise newer
 
 
 def repair_store(store: Store) -> Iterator[tuple[VerificationResult, list[Path]]]:
-    """Verify a store and set aside every entry at fault. Yields each verdict with the quarantine folders it led to.
+    """Verify a store and set aside every entry at fault. Yields each result with the quarantine folders it led to.
 
     Runs that are only affected by another's damage stay: they hold again once that run is recomputed to the same bits.
     A run whose certificate failed when it ended is a true result, with its own status, and stays too.
     """
     # Complete before the first move: a descendant is judged against ancestors that are still there.
-    for verdict in list(verify_store(store)):
-        moved = [store.quarantine(key, f"{verdict.verdict}: {verdict.reason}") for key in verdict.culprits]
-        yield verdict, [folder for folder in moved if folder is not None]
+    for result in list(verify_store(store)):
+        moved = [store.quarantine(key, f"{result.verdict}: {result.reason}") for key in result.culprits]
+        yield result, [folder for folder in moved if folder is not None]
 
 
 def verify_run(store: Store, replayer: StateReplayer, run_id: str, has_children: bool = False) -> VerificationResult:
     """Verify one run from its tensors. `has_children`: runs in the store were pruned from it.
 
     The optimizer's state is not stored; it was checked when the run ended. Test metrics cannot be checked without the
-    data (see `remeasure`). Raises NewerFormat if a newer supermask wrote the entry.
+    data (see `remeasure`). Raises NewerFormat if a newer supermask wrote the entry or an
+    ancestor.
     """
     try:
         entry = store.read(run_id)
@@ -126,6 +131,8 @@ def verify_run(store: Store, replayer: StateReplayer, run_id: str, has_children:
             return VerificationResult(run_id, "damaged", f"{damage.key}: {damage.what}")
         return VerificationResult(run_id, "damaged", damage.what, _culprits(store, entry.facts))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError, UserError) as error:
+        if isinstance(error, NewerFormat):
+            raise  # It concerns an ancestor: this run is not judged.
         # The seal is right and the content is not a run: a forgery, or a fault of the program that wrote it.
         reason = f"it cannot be read as a run ({type(error).__name__}: {error})"
         return VerificationResult(run_id, "damaged", reason, (run_id,))
@@ -162,18 +169,16 @@ def _verify_snapshot(store: Store, replayer: StateReplayer, key: str) -> Verific
         return VerificationResult(key, "damaged", reason, (key,))
 
 
-def _verify_conflicts(store: Store) -> Iterator[VerificationResult]:
-    """Report second, different results. Which of two is right cannot be decided here."""
-    for run_id, folder in store.conflicts():
-        key = f"conflicts/{folder.name}"
-        try:
-            fingerprint = store.read_conflict(run_id, folder).facts["environment"]["fingerprint"]
-            stored = store.facts(run_id)["environment"]["fingerprint"] if store.has(run_id) else "none"
-        except (CorruptEntry, NewerFormat, LookupError, TypeError) as error:
-            yield VerificationResult(key, "damaged", str(getattr(error, "what", error)))
-            continue
-        reason = f"a second, different result of run {run_id} (environment {fingerprint}; the one in use: {stored}). "
-        yield VerificationResult(key, "failed", f"{reason}Remove that folder to accept the one in use.")
+def _verify_conflict(store: Store, run_id: str, folder: Path) -> VerificationResult:
+    """Report a second, different result of a run. Which of two is right cannot be decided here."""
+    key = f"conflicts/{folder.name}"
+    try:
+        fingerprint = store.read_conflict(run_id, folder).facts["environment"]["fingerprint"]
+        stored = store.facts(run_id)["environment"]["fingerprint"] if store.has(run_id) else "none"
+    except (CorruptEntry, LookupError, TypeError) as error:
+        return VerificationResult(key, "damaged", str(getattr(error, "what", error)))
+    reason = f"a second, different result of run {run_id} (environment {fingerprint}; the one in use: {stored}). "
+    return VerificationResult(key, "failed", f"{reason}Remove that folder to accept the one in use.")
 
 
 def _culprits(store: Store, facts: RunFacts) -> tuple[str, ...]:
@@ -346,7 +351,7 @@ def _format_failures(checks: Mapping[str, list[str]]) -> str:
     return "; ".join(f"{name}: {', '.join(layers)}" for name, layers in checks.items() if layers)
 
 
-class _FamilyTree:
+class _ParentGraph:
     """Parents and children of all runs in a store."""
 
     def __init__(self, store: Store) -> None:

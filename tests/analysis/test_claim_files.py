@@ -18,9 +18,9 @@ def test_a_claim_needs_all_of_its_parts() -> None:
     rows = rows_of([2, 2, 2, 2])
     (finding,) = evaluate_claims([(study_with(good, bad), rows)])
     assert finding.verdict == "contradicted"
-    assert finding.sentence.startswith("Of 2 parts: 1 supported, 1 contradicted. a is below b: ")
+    assert finding.sentence.startswith("Of 2 clauses: 1 supported, 1 contradicted. a is below b: ")
     (finding,) = evaluate_claims([(study_with(good, good), rows)])
-    assert finding.sentence.startswith("All 2 parts are supported. The weakest: a is above b: yes; +2.00 [")
+    assert finding.sentence.startswith("All 2 clauses are supported. The weakest: a is above b: yes; +2.00 [")
     assert ", mean over 4 levels from 50% to 6.2% of the weights, n = 5 pairs, p < 0.001; error rate x 0.80 [" in (
         finding.sentence
     )

@@ -216,11 +216,11 @@ def test_no_verdict_from_fewer_than_five_seeds() -> None:
     assert effect is not None and effect.difference == pytest.approx(2.0, abs=0.2) and effect.interval95 is not None
 
 
-def test_the_weakest_part_is_the_one_of_largest_p() -> None:
+def test_the_weakest_clause_is_the_one_of_largest_p() -> None:
     strong = {"treatment": "a", "above": "b", "levels": [1, 1]}
     weak = {"treatment": "a", "above": "b", "levels": [3, 3]}
     (finding,) = evaluate_claims([(study_with(strong, weak), rows_of([9.0, 9.0, 0.3, 0.3]))])
-    assert finding.sentence == f"All 2 parts are supported. The weakest: {finding.clauses[1].sentence}"
+    assert finding.sentence == f"All 2 clauses are supported. The weakest: {finding.clauses[1].sentence}"
 
 
 @pytest.mark.parametrize(

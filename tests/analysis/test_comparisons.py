@@ -18,7 +18,7 @@ from supermask.analysis.comparisons import (
     OtherResult,
     TableColumns,
     compare_results,
-    metric_named,
+    find_metric,
     published_rows,
     published_values,
     read_csv_results,
@@ -31,7 +31,7 @@ from supermask.core.text import Row
 from supermask.store import tables
 from supermask.store.rows import plan_rows
 
-ACCURACY = metric_named("early_stop_test_accuracy")
+ACCURACY = find_metric("early_stop_test_accuracy")
 LABELS = ["large_final", "random"]
 
 

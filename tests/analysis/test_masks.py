@@ -32,7 +32,9 @@ from supermask.analysis.masks import (
     with_labels,
 )
 from supermask.analysis.masks.layers import INPUTS
+from supermask.analysis.masks.tables import format_summary, layer_table
 from supermask.core.rng import random_stream
+from supermask.networks.registry import is_layer_chain, named_network
 
 Bools = NDArray[np.bool_]
 
@@ -226,6 +228,21 @@ def test_a_dense_network_is_connected() -> None:
     found = unit_connectivity(masks)
     assert [(units.units, units.dead) for units in found.values()] == [(20, 0), (30, 0), (10, 0)]
     assert sum(units.connected_weights for units in found.values()) == 30 * 20 + 10 * 30
+
+
+@pytest.mark.parametrize("name", ["resnet20-4", "wrn-10-1"])
+def test_networks_with_shortcuts_have_no_unit_counts(name: str) -> None:
+    """Identity shortcuts, where the layers' shapes fit each other, and 1x1 convolutions, where they do not."""
+    tensors = named_network(name, (1, 8, 8), 10).tensors
+    rng = np.random.default_rng(0)
+    masks = {tensor: rng.random(info.shape) < 0.3 for tensor, info in tensors.items()}
+    mask = MaskInfo("m", masks, masks, network=name, is_chain=is_layer_chain(name), label="m")
+    columns = ("units", "units_without_incoming", "units_without_outgoing", "connected_units", "connected_weights")
+    for row in layer_table([mask]):
+        assert {row[column] for column in columns} == {None}
+        assert row["kept"] == sum(int(m.sum()) for n, m in masks.items() if row["layer"] in (n[:-7], ALL_LAYERS))
+    cells = format_summary([mask]).splitlines()[-1].split()
+    assert cells[-2:] == ["-", "-"]
 
 
 # --- what infos are called ---

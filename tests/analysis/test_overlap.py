@@ -38,7 +38,7 @@ def test_two_masks_of_six_weights_by_hand() -> None:
     # P(X = 1, 2, 3) = 4, 12, 4 of 20 choices of three, with J = 1/6, 2/5, 3/4.
     assert found.chance.expected == pytest.approx((4 * Fraction(1, 6) + 12 * Fraction(2, 5) + 4 * Fraction(3, 4)) / 20)
     assert (found.chance.low, found.chance.high) == (1 / 6, 3 / 4)
-    assert found.verdict == "within"
+    assert found.chance_position == "within"
     assert not found.nested
 
 
@@ -60,14 +60,14 @@ def test_full_empty_and_nested_masks() -> None:
         assert found.jaccard == jaccard
         assert found.chance.expected == pytest.approx(jaccard)
         assert (found.chance.low, found.chance.high) == (jaccard, jaccard)
-        assert (found.verdict, found.nested) == ("within", True)
+        assert (found.chance_position, found.nested) == ("within", True)
     assert layer_overlaps({"a": some}, {"a": more})["a"].nested
 
 
 def test_above_and_below_chance() -> None:
     half, rest = np.arange(400).reshape(20, 20) < 200, np.arange(400).reshape(20, 20) >= 190
-    assert layer_overlaps({"a": half}, {"a": half})["a"].verdict == "above"
-    assert layer_overlaps({"a": half}, {"a": rest})["a"].verdict == "below"
+    assert layer_overlaps({"a": half}, {"a": half})["a"].chance_position == "above"
+    assert layer_overlaps({"a": half}, {"a": rest})["a"].chance_position == "below"
 
 
 def test_chance_among_alive_weights() -> None:
@@ -104,7 +104,7 @@ def test_the_matrix_is_symmetric_and_agrees_with_its_pairs() -> None:
         for (row, column), pair in pairs.items():
             assert matrix.jaccard[column, row] == pair[layer].jaccard
             assert matrix.high[row, column] == pair[layer].chance.high
-            assert matrix.verdict(row, column) == pair[layer].verdict
+            assert matrix.chance_position(row, column) == pair[layer].chance_position
 
 
 # --- chance, by other means ---

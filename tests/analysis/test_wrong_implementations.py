@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.small_studies import small_plan, train_plan
 
-from supermask.analysis.comparisons import ResultComparison, TableColumns, compare_results, metric_named
+from supermask.analysis.comparisons import ResultComparison, TableColumns, compare_results, find_metric
 from supermask.analysis.comparisons.other_results import read_csv_results
 from supermask.core import pruning
 from supermask.core.rng import Streams
@@ -35,9 +35,9 @@ def trained(folder: Path, first_seed: int, **changes: Any) -> list[dict[str, Any
 
 
 def beside(rows: list[dict[str, Any]], table: Path, metric: str) -> ResultComparison:
-    measure = metric_named(metric)
-    others = read_csv_results(table, TableColumns(value=metric, seed="seed"), measure)
-    return compare_results(rows, others, measure, ["ticket"], "study")
+    compared_metric = find_metric(metric)
+    others = read_csv_results(table, TableColumns(value=metric, seed="seed"), compared_metric)
+    return compare_results(rows, others, compared_metric, ["ticket"], "study")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pydoc
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from helpers import cli_reference
 from helpers.command_line import call
+from helpers.forgery import folder_of
 from helpers.stored_study import RUNS, TEXT, TrainedStudy, train_study
 
 import supermask as sm
@@ -96,6 +98,14 @@ def test_results_are_those_of_the_commands(trained: TrainedStudy, tmp_path: Path
     assert repr(sm.inspect_ticket(path)).splitlines()[0].startswith(repr(ticket))
     path = sm.report(study, out="r.html", store=store)
     assert path == Path("r.html") and path.read_text().startswith("<!doctype html>")
+
+
+def test_merging_counts_what_is_left_out(trained: TrainedStudy, tmp_path: Path) -> None:
+    shutil.copytree(trained.store, tmp_path / "source")
+    run_id = trained.run_id(2)
+    (folder_of(tmp_path / "source", run_id) / "run.json").write_text("{}")
+    results = sm.merge(tmp_path / "source", tmp_path / "merged")
+    assert repr(results).splitlines()[0] == f"{RUNS - 1} copied, 0 equal, 0 different, 1 damaged"
 
 
 def test_claims_of_a_study(trained: TrainedStudy) -> None:

@@ -21,7 +21,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the store of one shipped study and its report."""
     folder = tmp_path_factory.mktemp("reproduced")
     result = reproduce("digits", ["mask-points"], RunOptions(folder / "store", 2, "reference"), folder / "report.html")
-    assert set(result.schedule.status.values()) == {"finished"}
+    assert set(result.scheduler.status.values()) == {"finished"}
     assert [claim.number for claim in result.report.claims] == [14]
     return folder
 
@@ -36,7 +36,7 @@ def test_second_call_trains_nothing_and_writes_the_same_bytes(reproduced: Path) 
     before = Store(reproduced / "store").run_ids()
     result = reproduce("digits", ["mask-points"], RunOptions(reproduced / "store"), reproduced / "again.html")
     assert Store(reproduced / "store").run_ids() == before
-    assert result.schedule.tasks_left == 0
+    assert result.scheduler.tasks_left == 0
     assert (reproduced / "again.html").read_bytes() == (reproduced / "report.html").read_bytes()
 
 

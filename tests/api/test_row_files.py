@@ -15,7 +15,7 @@ from helpers.stored_study import TEXT, TrainedStudy, train_study, write_study
 from scipy import stats as scipy_stats
 
 from supermask.api import reports
-from supermask.api.row_files import read_published_studies
+from supermask.api.row_files import read_studies_from_tables
 from supermask.core.errors import UserError
 from supermask.core.text import Row
 from supermask.store import Store
@@ -67,7 +67,7 @@ def test_claims_from_a_table_equal_those_from_the_store(
 
 
 def test_rows_are_those_of_the_store(trained: TrainedStudy, table: Path) -> None:
-    (published,) = read_published_studies([table], [str(trained.study)])
+    (published,) = read_studies_from_tables([table], [str(trained.study)])
     expected, _ = plan_rows(trained.plan, trained.open_store())
     assert [{name: row.get(name) for name in COLUMNS} for row in published.rows] == [
         {name: row.get(name) for name in COLUMNS} for row in expected
@@ -105,8 +105,8 @@ def test_a_run_that_two_studies_share_counts_in_both(table: Path, tmp_path: Path
     rows, _ = plan_rows(plan, Store(tmp_path / "store"))
     own = tmp_path / "own.parquet"
     own.write_bytes(to_parquet([row for row in rows if row["treatment"] == "small_final"]))
-    (alone,) = read_published_studies([own], [str(study)])
-    (shared,) = read_published_studies([own, table], [str(study)])
+    (alone,) = read_studies_from_tables([own], [str(study)])
+    (shared,) = read_studies_from_tables([own, table], [str(study)])
     assert {row["treatment"] for row in alone.rows if row["status"] == "to_do"} == {"dense", "large_final"}
     assert [(row["study"], row["treatment"], row["status"]) for row in shared.rows] == [
         (row["study"], row["treatment"], "finished") for row in rows
@@ -117,9 +117,9 @@ def test_a_run_that_two_studies_share_counts_in_both(table: Path, tmp_path: Path
 
 def test_only_the_seeds_of_the_table_are_planned(trained: TrainedStudy, tmp_path: Path) -> None:
     path = write_rows(trained, tmp_path / "a.parquet", lambda rows: [row for row in rows if row["seed"] in (2, 4)])
-    (published,) = read_published_studies([path], [str(trained.study)])
+    (published,) = read_studies_from_tables([path], [str(trained.study)])
     assert published.plan.study.seeds == (2, 4)
-    (published,) = read_published_studies([path], [str(trained.study)], ["seeds=5"])
+    (published,) = read_studies_from_tables([path], [str(trained.study)], ["seeds=5"])
     assert published.plan.study.seeds == (0, 1, 2, 3, 4)
     assert {row["status"] for row in published.rows if row["seed"] == 0} == {"to_do"}
 
@@ -191,12 +191,12 @@ def changed(**values: object) -> Callable[[list[Row]], list[Row]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed(early_stop_test_accuracy=98.1), "row 45: early_stop_test_accuracy is 98.1; it lies in [0, 1]"),
+        (changed(early_stop_test_accuracy=98.1), "row 45: early_stop_test_accuracy is 98.1; it must be in [0, 1]"),
         (changed(early_stop_test_accuracy=None), "the run has finished, and early_stop_test_accuracy is empty"),
         (changed(density=0.9), "has density 0.9 in the table, and "),
-        (changed(density=-0.5), "density is -0.5; it lies in [0, 1]"),
+        (changed(density=-0.5), "density is -0.5; it must be in [0, 1]"),
         (changed(status="done"), "'done' is not a status; allowed: finished, diverged"),
-        (changed(level=-1), "level is -1; it is at least 0"),
+        (changed(level=-1), "level is -1; it must be at least 0"),
         (changed(seed=None), "row 45: seed is empty"),
         (changed(seed=0), "has seed 0 in the table, and 4 by its id: the table was changed"),
         (changed(network="fc-9"), "has network 'fc-9' in the table, and 'fc-8' by its id"),
@@ -296,11 +296,11 @@ def test_settings_select_among_the_rows(trained: TrainedStudy, tmp_path: Path) -
     distinct = list({str(row["id"]): row for row in rows}.values())
     path = tmp_path / "t.parquet"
     path.write_bytes(to_parquet(distinct))
-    (published,) = read_published_studies([path], [str(trained.study)], ["prune.levels=2"])
+    (published,) = read_studies_from_tables([path], [str(trained.study)], ["prune.levels=2"])
     assert len(published.rows) == len(trained.plan.runs)
     assert "rows of study 'small' (run " in published.notices[0] and "of other settings" in published.notices[0]
     with pytest.raises(UserError, match="are not of its scales"):
-        read_published_studies([path], [str(trained.study)])
+        read_studies_from_tables([path], [str(trained.study)])
 
 
 def test_every_required_column_is_one_of_the_table() -> None:

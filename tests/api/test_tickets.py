@@ -1,4 +1,4 @@
-"""Commands `pack`, `inspect` and `eval`: output, broken promises, refused input."""
+"""Commands `pack`, `inspect` and `eval`: output, failed checks, refused input."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def rewritten(path: Path, change: Change) -> Path:
     return path
 
 
-def promises(out: str) -> dict[str, str]:
-    """Promise -> `held`, `BROKEN` or `not checked`, from the output of `inspect`."""
+def check_statuses(out: str) -> dict[str, str]:
+    """Check -> `held`, `BROKEN` or `not checked`, from the output of `inspect`."""
     lines = out.rpartition("\n\n")[2].splitlines()
     return {line[13:].partition(":")[0]: line[:12].strip() for line in lines}
 
@@ -68,7 +68,7 @@ def test_run_is_packed_inspected_and_evaluated_in_separate_processes(runs: Runs,
     assert fields["ticket"] == counts
     assert run_id in fields["run"]
     assert fields["bytes"].startswith(f"{size:,}: masks 185, weights {418 * 4:,}, others {30 * 4}, header ")
-    assert set(promises(ended.out).values()) == {"held"}
+    assert set(check_statuses(ended.out).values()) == {"held"}
     assert "fc2.weight  10x20      200    98   49.00%  values        zero" in ended.out.splitlines()
     accuracy = runs.store.facts(run_id)["metrics"]["final_test_accuracy"]
     ended = supermask("eval", "t.safetensors")
@@ -87,10 +87,10 @@ FROZEN = ("frozen", "frozen at the end", "zeros inside")
     "treatment", ["constants", "frozen", "frozen at the end", "late", "zeros inside", "one shot", "global", "reinit"]
 )
 @pytest.mark.parametrize("weights", ["final", "start"])
-def test_every_promise_of_a_packed_run_holds(runs: Runs, treatment: str, weights: str) -> None:
+def test_every_check_of_a_packed_run_holds(runs: Runs, treatment: str, weights: str) -> None:
     status, out, _ = call("inspect", packed(runs, treatment, weights))
     assert status == 0
-    verdicts = promises(out)
+    verdicts = check_statuses(out)
     not_checked = {"pruned weights are 0"} if treatment in FROZEN else set()
     assert {name for name, verdict in verdicts.items() if verdict == "not checked"} == not_checked
     assert "BROKEN" not in verdicts.values()
@@ -106,7 +106,7 @@ def test_untrained_ticket_has_no_stored_accuracy(runs: Runs) -> None:
 def test_dense_run_can_be_packed(runs: Runs) -> None:
     path = Path("dense.safetensors")
     assert call("pack", runs.dense, path, "--store", runs.folder).status == 0
-    assert set(promises(call("inspect", path).out).values()) == {"held"}
+    assert set(check_statuses(call("inspect", path).out).values()) == {"held"}
 
 
 def test_other_data_and_another_accuracy_are_reported(runs: Runs) -> None:
@@ -129,7 +129,7 @@ def test_ticket_of_a_foreign_module_can_be_inspected_but_not_evaluated(tmp_path:
     assert status == 0
     assert "a network without a known name, 3 of 9 weights (33.33%)" in out
     assert "w       3x3          9     3   33.33%  constant      zero" in out.splitlines()
-    assert list(promises(out).values()).count("not checked") == 4
+    assert list(check_statuses(out).values()).count("not checked") == 4
     assert "Ticket.apply_to" in refused(call("eval", tmp_path / "mine"))
     assert "Ticket.apply_to" in refused(call("eval", tmp_path / "mine", "--dataset", "digits"))
 
@@ -142,7 +142,7 @@ def test_ticket_of_an_own_network_is_called_by_its_import_path(tmp_path: Path) -
     assert "is of your network" in message and "copy it into your module with Ticket.apply_to" in message
 
 
-# --- broken promises under correct checksums ---
+# --- failed checks under correct checksums ---
 
 
 def run_fact(key: str, value: Any) -> Change:
@@ -168,7 +168,7 @@ COUNTS = "kept counts are what prune rates and level ask for"
 
 
 @pytest.mark.parametrize(
-    ("change", "promise", "why"),
+    ("change", "check", "why"),
     [
         (failed, "the run's certificate held when it ended", "'frozen_is_frozen'"),
         (run_fact("seed", 1), "network, seed and counts of its facts are those of its tensors", "'seed'"),
@@ -187,11 +187,11 @@ COUNTS = "kept counts are what prune rates and level ask for"
         ),
     ],
 )
-def test_broken_promise_is_reported_with_exit_status_1(runs: Runs, change: Change, promise: str, why: str) -> None:
+def test_failed_check_is_reported_with_exit_status_1(runs: Runs, change: Change, check: str, why: str) -> None:
     status, out, err = call("inspect", rewritten(packed(runs), change))
     assert (status, err) == (1, "")
-    assert promises(out)[promise] == "BROKEN"
-    assert why in next(line for line in out.splitlines() if promise in line)
+    assert check_statuses(out)[check] == "BROKEN"
+    assert why in next(line for line in out.splitlines() if check in line)
 
 
 def test_wrong_start_is_detected(runs: Runs) -> None:
@@ -205,17 +205,17 @@ def test_wrong_start_is_detected(runs: Runs) -> None:
 
     status, out, _ = call("inspect", rewritten(path, swapped))
     assert status == 1
-    assert [name for name, verdict in promises(out).items() if verdict == "BROKEN"] == [
+    assert [name for name, verdict in check_statuses(out).items() if verdict == "BROKEN"] == [
         "it is the start that was trained from, bit for bit"
     ]
 
 
-def test_wrong_initial_network_leaves_dependent_promises_unchecked(runs: Runs) -> None:
+def test_wrong_initial_network_leaves_dependent_checks_out(runs: Runs) -> None:
     path = packed(runs, weights="start")
     rewritten(path, lambda document, tensors: document.update(initial_content="0" * 64))
     status, out, _ = call("inspect", path)
     assert status == 1
-    assert list(promises(out).values()).count("not checked") == 2
+    assert list(check_statuses(out).values()).count("not checked") == 2
     assert "seed 0 gives another fc-20 here" in refused(call("eval", path))
 
 
@@ -234,7 +234,7 @@ def test_wrong_initial_network_leaves_dependent_promises_unchecked(runs: Runs) -
     ],
     ids=range(9),
 )
-def test_malformed_facts_break_promises_only(runs: Runs, facts: dict[str, Any]) -> None:
+def test_malformed_facts_fail_checks_only(runs: Runs, facts: dict[str, Any]) -> None:
     path = rewritten(packed(runs), lambda document, tensors: document.update(facts=facts))
     for command in ("inspect", "eval"):
         status, out, err = call(command, path)

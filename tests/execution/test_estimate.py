@@ -127,7 +127,7 @@ def test_only_a_sample_of_runs_is_read(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Store, "facts", counting_facts)
     estimate_missing(plan, store)
-    assert len(read_ids) == len(set(read_ids)) == module.SAMPLE
+    assert len(read_ids) == len(set(read_ids)) == module.MAX_SAMPLED_RUNS
 
 
 def test_the_longest_chain_bounds_the_duration(tmp_path: Path) -> None:

@@ -48,13 +48,13 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from helpers.small_studies import train_plan
-from supermask.execution.run import _with_examined_networks
+from supermask.execution.run import _examine_networks
 from supermask.store import Store
 from supermask.store.planning import plan_study
 from supermask.study import load_study
 
 folder = Path(sys.argv[1])
-plan = _with_examined_networks(plan_study(load_study("study.yaml"), Store(folder)))
+plan = _examine_networks(plan_study(load_study("study.yaml"), Store(folder)))
 train_plan(plan, folder, checkpoint_seconds=0.0)
 """
 

@@ -136,7 +136,7 @@ def progress_note(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_running_tasks_and_failures_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_status, "UPDATE_INTERVAL", 0.01)
+    monkeypatch.setattr(live_status, "UPDATE_SECONDS", 0.01)
     plan = small_plan()
     scheduler = Scheduler(plan, Store(tmp_path))
     dense = scheduler.take()
@@ -180,7 +180,7 @@ def test_the_end_of_a_command_is_noted(tmp_path: Path, end: BaseException, state
 
 
 def test_training_does_not_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_status, "UPDATE_INTERVAL", 0.01)
+    monkeypatch.setattr(live_status, "UPDATE_SECONDS", 0.01)
     writing, written, write = threading.Event(), threading.Event(), StatusNotes.write
 
     def slowly(notes: StatusNotes, kind: str, name: str, note: dict[str, Any]) -> None:

@@ -204,7 +204,7 @@ def test_one_pool_has_workers_that_train_and_workers_that_measure(folder: Path) 
     plan = small_plan(TWO_CHAINS, untrained, seeds=[0, 1], levels=2)
     recorder = Recorder()
     config = WorkerConfig(folder / "store", engine="stacked", stack=2)
-    scheduler = execute(plan, config, 1, recorder, start_method="fork", measuring_workers=1)
+    scheduler = execute(plan, config, 1, recorder, start_method="fork", evaluation_workers=1)
     assert scheduler.status == dict.fromkeys(plan.runs, "finished")
     assert sorted(recorder.ids()) == sorted(plan.runs)
     engines = {run_id: found["engine"] for run_id, found in facts(folder / "store", plan).items()}

@@ -14,7 +14,7 @@ from supermask.execution.checkpoints import TaskInterrupted
 from supermask.execution.scheduler import Scheduler
 from supermask.execution.tasks import WorkerConfig
 from supermask.execution.worker import Worker
-from supermask.export.tickets.checks import checks, evaluate
+from supermask.export.tickets.checks import check_ticket, evaluate
 from supermask.export.tickets.packing import pack_run
 from supermask.store import Store
 from supermask.store.rows import plan_rows
@@ -65,7 +65,7 @@ def test_every_kind_of_treatment_is_trained_verified_and_packed(tmp_path: Path) 
     for row in rows:
         run = made.runs[str(row["id"])]
         ticket = pack_run(store, run.id)
-        assert not any(check.status == "BROKEN" for check in checks(ticket)), run
+        assert not any(check.status == "BROKEN" for check in check_ticket(ticket)), run
         assert bool(ticket.masks["conv.weight"].all())
         measured = evaluate(ticket, images)
         if measured.stored is not None:

@@ -278,7 +278,7 @@ def test_nothing_is_dropped_that_a_pending_run_reads(folder: Path) -> None:
     plan = small_plan({"name": "a"}, {"name": "b", "mask1": "reinit"}, levels=2)
     scheduler = Scheduler(plan, Store(folder))
     dense = next(iter(plan.runs))
-    assert {run.id for run, _ in scheduler.droppable("masks")} == Store(folder).run_ids() - {dense}
+    assert {run.id for run, _ in scheduler.unneeded_snapshots("masks")} == Store(folder).run_ids() - {dense}
 
 
 # ------------------------------------------------------------------------------------------------------------- replays

@@ -115,7 +115,7 @@ def test_without_runs_of_a_gpu_plan_says_that_its_speed_is_assumed(
     assert gpus.startswith("GPUs ") and gpus.endswith(" GPU-hours") and " on 8 GPUs, " in gpus
     # 29 seeds of 9 criteria do not fit into eight stacks of 32, so they take two rounds.
     assert pace == (
-        "pace       assumed, as no such run was ever timed on a GPU: 5 million million multiply-adds and 5,000 steps "
+        "pace       assumed, as no such run was ever timed on a GPU: 5e12 multiply-adds and 5,000 steps "
         "of a stack per second, 80 GB free; in stacks of 17"
     )
     assert chain.endswith("the critical path, 3 runs in a row") and storage.startswith("storage ")

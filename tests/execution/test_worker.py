@@ -200,7 +200,7 @@ def test_a_run_that_is_refused_once_is_trained_again(
         "attempts": None,
     }
     (aside,) = (folder / "store" / "quarantine").iterdir()
-    assert "certificate refused: {'frozen_is_frozen': ['fc1']}" in (aside / "why.txt").read_text()
+    assert "certificate failed: frozen_is_frozen (fc1)" in (aside / "why.txt").read_text()
 
 
 def test_a_run_that_an_earlier_release_refused_is_trained_once_more(
@@ -240,7 +240,7 @@ def test_a_run_whose_certificate_fails_is_refused(folder: Path, monkeypatch: pyt
     assert [result.attempts for _, result in plan_run.ended[1:]] == [1, 2, 1, 2]
     assert len(list((folder / "quarantine").iterdir())) == 2
     for _, result in plan_run.ended[1:]:
-        assert "certificate refused" in result.message and "frozen_is_frozen" in result.message
+        assert "certificate failed" in result.message and "frozen_is_frozen" in result.message
         stored = Store(folder).facts(result.run_id)
         assert stored["status"] == "certificate_failed" and not stored["certificate"]["held"]
     monkeypatch.undo()

@@ -145,7 +145,9 @@ def test_a_checkpoint_from_another_initial_state_is_not_used(folder: Path) -> No
 
     def make_checkpointer(seed: int) -> StoreCheckpointer:
         start = plan.network.initial_state(seed)
-        return StoreCheckpointer(store, dense.id, start, "here", every=60.0, should_stop=lambda: False, recipe=SGD)
+        return StoreCheckpointer(
+            store, dense.id, start, "here", interval_seconds=60.0, should_stop=lambda: False, recipe=SGD
+        )
 
     facts, tensors = checkpoint(plan.network.initial_state(0), iteration=4)
     make_checkpointer(0).save(facts, tensors)

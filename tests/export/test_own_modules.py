@@ -12,7 +12,7 @@ import torch
 from supermask.core.errors import UserError
 from supermask.datasets import load
 from supermask.execution.run import RunOptions, run_plans
-from supermask.export.tickets.checks import checks
+from supermask.export.tickets.checks import check_ticket
 from supermask.export.tickets.packing import pack_run
 from supermask.store import Store
 from supermask.store.planning import plan_study
@@ -125,7 +125,7 @@ def test_modules_of_every_kind_from_the_study_to_a_ticket(folder: Path, network:
     for row in rows:
         run = Run.from_data(store.facts(str(row["id"])))
         ticket = pack_run(store, run.id)
-        assert not [check for check in checks(ticket) if check.status == "BROKEN"]
+        assert not [check for check in check_ticket(ticket) if check.status == "BROKEN"]
         module = getattr(modules_of_mine, network)((1, 8, 8), 10)
         module(torch.zeros(2, 1, 8, 8))
         ticket.apply_to(module)

@@ -14,7 +14,7 @@ from helpers.small_studies import small_plan, train_plan
 from supermask import Ticket, load_ticket, pack_run, save_ticket
 from supermask.core.errors import UserError
 from supermask.datasets import load
-from supermask.export.tickets.checks import checks, evaluate
+from supermask.export.tickets.checks import check_ticket, evaluate
 from supermask.store import Store
 from supermask.study.run import Run
 
@@ -51,7 +51,7 @@ def test_every_kind_keeps_its_accuracy_and_passes_all_checks(stored: tuple[Store
         found, metrics = evaluate(ticket, images), store.facts(run.id)["metrics"]
         expected = metrics["thresholded_test_accuracy" if run.learning else "final_test_accuracy"]
         assert (found.accuracy, found.stored, found.same_data) == (expected, expected, True)
-        assert not [check for check in checks(ticket) if check.status == "BROKEN"]
+        assert not [check for check in check_ticket(ticket) if check.status == "BROKEN"]
 
 
 def test_mask_on_initial_weights_is_stored_as_masks_and_a_seed(stored: tuple[Store, list[Run]]) -> None:
@@ -67,12 +67,12 @@ def test_mask_on_initial_weights_is_stored_as_masks_and_a_seed(stored: tuple[Sto
 
 def test_counts_after_a_learned_mask_are_not_checked(stored: tuple[Store, list[Run]]) -> None:
     store, runs = stored
-    promise = "kept counts are what prune rates and level ask for"
+    name = "kept counts are what prune rates and level ask for"
     deepest = max(
         (run for run in runs if run.step and run.step.scope == "layer" and run.level == 3), key=lambda r: r.id
     )
-    checks_by_promise = {check.promise: check for check in checks(pack_run(store, deepest.id))}
-    assert (checks_by_promise[promise].status, checks_by_promise[promise].why) == (
+    checks_by_name = {check.name: check for check in check_ticket(pack_run(store, deepest.id))}
+    assert (checks_by_name[name].status, checks_by_name[name].why) == (
         "not checked",
         "its chain begins with a learned mask",
     )

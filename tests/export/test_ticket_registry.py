@@ -8,17 +8,18 @@ import json
 import shutil
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import duckdb
 import pytest
 from helpers.command_line import call, refused
+from helpers.small_studies import small_plan, train_plan
 from helpers.ticket_runs import Runs, ticket_runs
 
 from supermask import UserError, load_ticket, pack_run
 from supermask.api.tickets import build_tickets, find_tickets
 from supermask.export.tickets.files import encode_ticket
-from supermask.export.tickets.registry import INDEX, INDEX_COLUMNS
+from supermask.export.tickets.registry import INDEX, INDEX_COLUMNS, PackedWeights
 from supermask.export.tickets.search import find_rows
 from supermask.store.rows import store_rows
 
@@ -69,6 +70,20 @@ def test_final_weights(runs: Runs, tmp_path: Path) -> None:
     assert load_ticket(str(row["file"])).facts["accuracy"]["test"] == row["accuracy"]
     with pytest.raises(UserError, match="did you mean 'final'"):
         build_tickets(tmp_path / "out", runs.folder, weights="finl")  # type: ignore[arg-type]
+
+
+def test_tickets_without_training_and_of_learned_masks_are_named_by_their_weights(tmp_path: Path) -> None:
+    learn = {"lr": 20, "batch_size": 60, "epochs": 0.6, "evaluate_every": 8, "samples": 2, "hardened_at": []}
+    untrained = {"trained": False, "schedule": "one_shot", "criterion": "random"}
+    plan = small_plan({"criterion": "large_final"}, {"supermask": {}}, untrained, levels=1, learn=learn)
+    train_plan(plan, tmp_path / "store")
+    for weights in get_args(PackedWeights):
+        build_tickets(tmp_path / weights, tmp_path / "store", weights)
+        rows = find_rows(tmp_path / weights)
+        for row in rows:
+            expected = "final" if row["supermask"] else weights if row["trained"] else "start"
+            assert row["snapshot"] == load_ticket(str(row["file"])).facts["weights"] == expected
+        assert len({(bool(row["supermask"]), row["trained"]) for row in rows}) == 3
 
 
 def test_building_again_adds_what_is_new_and_repairs_what_is_damaged(runs: Runs, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from supermask.core.errors import UserError
 from supermask.core.text import Row
 from supermask.core.types import LearningCurve
 from supermask.export import trackers
-from supermask.export.trackers import TRACKERS, TrackerRun, send, to_tracker_run
+from supermask.export.trackers import TRACKERS, TrackerRun, mlflow, send, to_tracker_run
 from supermask.export.trackers.record import MAX_NAME, METRICS
 from supermask.store import Store
 from supermask.store.records import decode_curve
@@ -140,7 +142,7 @@ def test_every_run_is_read_back(tracker: str, stored_study: TrainedStudy, sent: 
     assert tracked.keys() == wanted.keys()
     for run_id, (row, curve) in wanted.items():
         check_tracked(
-            tracker, tracked[run_id], to_tracker_run(row, curve, stored_study.open_store().committed_at(run_id))
+            tracker, tracked[run_id], to_tracker_run(row, curve, stored_study.open_store().commit_time(run_id))
         )
 
 
@@ -300,6 +302,20 @@ def test_mlflow_refuses_folders_with_special_characters(stored_study: TrainedStu
         export_tracker("mlflow", (), (), stored_study.store, tmp_path / "a#b")
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_mlflow_restores_log_levels(fails: bool, tmp_path: Path) -> None:
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
+    with mlflow.open_tracker(tmp_path):  # Its import sets the levels.
+        pass
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+    with suppress(KeyError), mlflow.open_tracker(tmp_path):
+        assert [logger.level for logger in loggers] == [logging.WARNING] * 2
+        if fails:
+            raise KeyError
+    assert [logger.level for logger in loggers] == [logging.INFO] * 2
+
+
 # --- the command ---
 
 
@@ -333,7 +349,7 @@ def test_invalid_arguments_are_refused(stored_study: TrainedStudy, tmp_path: Pat
 
 
 def test_long_export_prints_progress(stored_study: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("supermask.cli.trackers.PROGRESS_INTERVAL", 0.0)
+    monkeypatch.setattr("supermask.cli.trackers.PROGRESS_SECONDS", 0.0)
     _, _, err = call("export-tracker", "tensorboard", *stored_study.args, "--out", "out")
     lines = err.splitlines()
     assert lines[0] == f"sending runs: 0/{RUNS}"

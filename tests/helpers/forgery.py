@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from helpers.stored_study import TrainedStudy
 from supermask.api import runs
-from supermask.store.files.entry import Entry, RunFacts, Tensors, encode_entry
+from supermask.store.files.entry import FORMAT, Entry, RunFacts, Tensors, encode_entry
 from supermask.store.files.store import EntryStore
 from supermask.store.verify import VerificationResult
 
@@ -35,6 +37,18 @@ def copy_without_frozen(trained: TrainedStudy, folder: Path) -> TrainedStudy:
 
 def folder_of(store: Path, run_id: str) -> Path:
     return store / "runs" / run_id[:2] / run_id
+
+
+def make_newer(store: Path, run_id: str, folder: Path | None = None) -> None:
+    """Replace the facts of a run by an entry of the next store format. `folder`: of the entry, if not the run's."""
+    with pytest.MonkeyPatch.context() as newer:
+        newer.setattr("supermask.store.files.entry.FORMAT", FORMAT + 1)
+        data = encode_entry("run", run_id, {}, {"tensors": {}})["run.json"]
+    ((folder or folder_of(store, run_id)) / "run.json").write_bytes(data)
+
+
+NEWER = f"was written in store format {FORMAT + 1}; this supermask reads format {FORMAT}."
+"""Message about such an entry."""
 
 
 def forge(trained: TrainedStudy, run_id: str, change: Change, relink: bool = True) -> None:

@@ -13,7 +13,7 @@ from supermask.core.errors import UserError
 from supermask.core.initializers import INITIALIZERS
 from supermask.networks.examination import shipped_module_facts
 from supermask.networks.network import Network, NetworkFacts, state_tensors
-from supermask.networks.registry import NETWORK_NAMES, canonical_name, named_network
+from supermask.networks.registry import NETWORK_NAMES, canonical_name, is_layer_chain, named_network
 
 CIFAR = (3, 32, 32)
 IMAGENET = (3, 224, 224)
@@ -157,3 +157,13 @@ def test_planning_a_residual_network_needs_no_torch() -> None:
     code += "print(n('resnet20-4', (1, 8, 8), 10).size, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["16900", "False"]
+
+
+@pytest.mark.parametrize("name", [*NETWORK_NAMES, "resnet20-4", "wrn-10-1", "fc-8-4", "conv2"])
+def test_residual_networks_are_no_chains_of_layers(name: str) -> None:
+    assert is_layer_chain(name) == (not name.startswith(("resnet", "wrn")))
+
+
+@pytest.mark.parametrize("name", [None, "", "module:network", "module:network(width=8)", "my-net", "resnet21"])
+def test_unknown_networks_are_no_chains_of_layers(name: str | None) -> None:
+    assert not is_layer_chain(name)

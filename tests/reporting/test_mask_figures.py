@@ -135,7 +135,7 @@ def test_the_heat_map_is_measured_below_and_expected_above_the_diagonal() -> Non
         assert values[column, row] == rows[one, other]["jaccard"]
         assert values[row, column] == rows[one, other]["chance_expected"]
     hatched = [p.get_xy() for p in drawn.figure.axes[0].patches if isinstance(p, Rectangle) and p.get_hatch()]
-    within = [(row, column) for (row, column), pair in found.items() if pair[ALL_LAYERS].verdict == "within"]
+    within = [(row, column) for (row, column), pair in found.items() if pair[ALL_LAYERS].chance_position == "within"]
     assert hatched == [(row - 0.5, column - 0.5) for row, column in within]
     assert (0, 2) not in within
     assert "1.00" in [text.get_text() for text in drawn.figure.axes[0].texts]

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from helpers.forgery import forge
 from helpers.serving import SUBJECT, Page, client, every_address, files
+from helpers.small_studies import small_plan, train_plan
 from helpers.stored_study import RUNS, TrainedStudy
 from PIL import Image
 
 from supermask.store.files.entry import RunFacts, Tensors
 from supermask.store.records import decode_curve
 from supermask.store.tables import COLUMNS
+from supermask.study.networks import run_network
 
 
 def test_status_of_a_finished_study(page: Page, trained: TrainedStudy) -> None:
@@ -78,6 +80,17 @@ def test_page_of_a_run_shows_the_stored_facts(page: Page, trained: TrainedStudy)
     assert loss["x"] == accuracy["x"] == curve.iterations
     assert loss["y"] == curve.validation_loss
     assert np.allclose(accuracy["y"], [100 * value for value in curve.validation_accuracy], rtol=1e-15)
+
+
+@pytest.mark.parametrize("network", ["resnet20-2", "wrn-10-1"])
+def test_page_of_a_residual_network_has_masks_without_dead_units(network: str, tmp_path: Path) -> None:
+    plan = small_plan(network=network, prune={"levels": 1, "rates": {"conv": 0.3, "output": 0.2}})
+    train_plan(plan, tmp_path)
+    for run_id in plan.runs:
+        answer = client(tmp_path).get(f"/run/{run_id}")
+        assert answer.status_code == 200
+        table = answer.text.partition('aria-label="Masks"')[2].partition("</tbody>")[0]
+        assert table.count('<td class="number">-</td></tr>') == len(run_network(plan.runs[run_id]).tensors)
 
 
 def test_mask_images_show_the_stored_bits(page: Page, trained: TrainedStudy) -> None:

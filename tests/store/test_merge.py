@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.faulty_disk import quick_folder
+from helpers.forgery import make_newer
 from helpers.golden_store import GOLDEN, copy_golden, golden_entries, write_entry
 from helpers.small_studies import contents
 
 from supermask.store import Store
 from supermask.store.files.entry import Entry
+from supermask.store.files.notes import StatusNotes
 from supermask.store.merge import merge_stores
 from supermask.store.rows import describe_mixed_environments, store_rows
 from supermask.store.verify import verify_store
@@ -96,3 +98,14 @@ def test_a_study_of_several_environments_is_described() -> None:
         f"3 runs come from 2 environments (2 of {first['environment']}, 1 of another): their results are comparable, "
         "but not bit-identical to those of one machine."
     )
+
+
+def test_a_second_result_of_a_newer_version_does_not_end_merging(folder: Path) -> None:
+    source, target = copy_golden(folder), Store(folder / "target")
+    run_id, path = source.conflicts()[0]
+    make_newer(source.root, run_id, path)
+    note = StatusNotes(source.root)
+    note.write("studies", "0" * 32, {"name": "written after the second results"})
+    assert {result.outcome for result in merge_stores(source, target)} == {"copied"}
+    assert len(target.conflicts()) == len(source.conflicts()) - 1
+    assert "0" * 32 in StatusNotes(target.root).read("studies")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.forgery import make_newer
 from helpers.small_studies import train_plan
 
 from supermask.analysis.claims import evaluate_claims
@@ -142,6 +143,20 @@ def test_no_notice_if_the_store_has_the_published_runs(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         lose_digits(patch)
         assert plan_study(study, Store(store)).notices == ()
+
+
+def test_runs_of_a_newer_version_are_left_out(tmp_path: Path) -> None:
+    store, study = tmp_path / "store", study_from_dict(STUDY)
+    with pytest.MonkeyPatch.context() as patch:
+        use_other_digits(patch)
+        train_plan(plan_study(study, Store(store)), store)
+    run_id = max(Store(store).run_ids())
+    make_newer(store, run_id)
+    with pytest.MonkeyPatch.context() as patch:
+        lose_digits(patch)
+        plan = plan_study(study, Store(store))
+    assert run_id in plan.runs
+    assert finished(plan, store) == len(plan.runs) - 1
 
 
 def mixed_rows(tmp_path: Path) -> tuple[Plan, list[Any]]:

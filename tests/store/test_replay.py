@@ -285,7 +285,7 @@ def test_dropped_tensors_are_reported_as_missing(folder: Path) -> None:
     store = train_plan(plan, folder / "store").schedule.store
     dense, first, _ = plan.runs
     store.drop_snapshot(dense, "iteration_5")
-    with pytest.raises(SnapshotMissing, match=f"run {dense} has no point iteration_5 in the store") as missing:
+    with pytest.raises(SnapshotMissing, match=f"run {dense} has no snapshot iteration_5 in the store") as missing:
         StateReplayer(store).parent_run(first)
     assert missing.value.key == f"{dense}-iteration_5"
     store.drop_weights(first)

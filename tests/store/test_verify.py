@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command_line import call
-from helpers.forgery import folder_of, forge, not_held, verdicts
+from helpers.forgery import NEWER, folder_of, forge, make_newer, not_held, verdicts
 from helpers.small_studies import small_plan, train_plan
 from helpers.stored_study import RUNS, TrainedStudy
 
@@ -18,7 +18,7 @@ from supermask.core.errors import UserError
 from supermask.core.masks import unpack as unpack_mask
 from supermask.core.types import InitialState
 from supermask.store import Store
-from supermask.store.files.entry import FORMAT, Entry, RunFacts, Tensors, encode_entry
+from supermask.store.files.entry import Entry, RunFacts, Tensors
 from supermask.store.records import state_hash
 from supermask.store.replay import StateReplayer
 from supermask.store.verify import VerificationResult
@@ -161,14 +161,30 @@ def test_notes_of_another_form_are_damage(notes: object, trained: TrainedStudy) 
     assert not_held(trained.store)[run_id].verdict == "damaged"
 
 
-def test_a_store_of_a_newer_version_is_not_damage(trained: TrainedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as newer:
-        newer.setattr("supermask.store.files.entry.FORMAT", FORMAT + 1)
-        run_id = trained.run_id(2)
-        files = encode_entry("run", run_id, {}, {"tensors": {}})
-    (folder_of(trained.store, run_id) / "run.json").write_bytes(files["run.json"])
-    with pytest.raises(UserError, match=f"was written in store format {FORMAT + 1}"):
-        verdicts(trained.store)
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_run_of_a_newer_version_is_not_damage(level: int, trained: TrainedStudy) -> None:
+    """Nor is its child, which cannot be replayed here."""
+    make_newer(trained.store, trained.run_id(level))
+    results = []
+    with pytest.raises(UserError, match=f"{trained.run_id(level)} {NEWER}"):
+        for result in runs.verify(trained.store):
+            results.append(result)
+    assert {result.verdict for result in results} == {"held"}
+    assert {result.key for result in results} == trained.open_store().run_ids() - {
+        trained.run_id(at) for at in range(level, 3)
+    }
+
+
+def test_a_second_result_of_a_newer_version_is_not_damage(trained: TrainedStudy) -> None:
+    run_id = trained.run_id(2)
+    folder = trained.store / "conflicts" / f"{run_id}-{'0' * 16}"
+    shutil.copytree(folder_of(trained.store, run_id), folder)
+    make_newer(trained.store, run_id, folder)
+    results = []
+    with pytest.raises(UserError, match=f"{run_id} {NEWER}"):
+        for result in runs.verify(trained.store):
+            results.append(result)
+    assert {result.verdict for result in results} == {"held"}
 
 
 # --- forgeries: every hash is right ---

@@ -17,7 +17,7 @@ from torch import nn
 
 from supermask.core.errors import UserError
 from supermask.execution.run import RunOptions, run_plans
-from supermask.export.tickets.checks import checks
+from supermask.export.tickets.checks import check_ticket
 from supermask.export.tickets.packing import pack_run
 from supermask.store import Store
 from supermask.store.planning import plan_study
@@ -272,11 +272,11 @@ def test_a_network_of_the_user_from_plan_to_ticket(folder: Path) -> None:
     assert {r.verdict for r in results} == {"held", "partly"}
     late = next(run for run in plan.runs.values() if run.step is not None and run.step.rewind_to == 5)
     ticket = pack_run(store, late.id)
-    assert not [check for check in checks(ticket) if check.status == "BROKEN"]
+    assert not [check for check in check_ticket(ticket) if check.status == "BROKEN"]
     forged_kept = replace(ticket, facts={**ticket.facts, "run": {**ticket.facts["run"], "kept": {}}})
-    assert [check.why for check in checks(forged_kept) if check.status == "BROKEN"] == ["'kept'"]
+    assert [check.why for check in check_ticket(forged_kept) if check.status == "BROKEN"] == ["'kept'"]
     forged_network = replace(ticket, facts={**ticket.facts, "run": {**ticket.facts["run"], "network": "fc"}})
-    broken = [check.why for check in checks(forged_network) if check.status == "BROKEN"]
+    broken = [check.why for check in check_ticket(forged_network) if check.status == "BROKEN"]
     assert broken == ["'network', 'dataset', 'seed'"]
     sys.modules.pop("nets", None)
     assert "nets" not in sys.modules

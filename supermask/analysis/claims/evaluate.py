@@ -51,15 +51,15 @@ from supermask.study.claims import CHANCE, DENSE, LEARNED_MASK_MEASURES, Clause
 class _Cell:
     """Both sides of a clause at one level, or means over levels: seed -> value, for the seeds that all sides have."""
 
-    ours: Mapping[int, float]
-    theirs: Mapping[int, float]
+    treatment: Mapping[int, float]
+    reference: Mapping[int, float]
     control: Mapping[int, float] | None = None
     """Values of the control that the margin refers to."""
 
     @property
     def differences(self) -> dict[int, float]:
         """Seed -> treatment - reference."""
-        return {seed: value - self.theirs[seed] for seed, value in self.ours.items()}
+        return {seed: value - self.reference[seed] for seed, value in self.treatment.items()}
 
     def margin(self, clause: Clause) -> Margin:
         """The clause's margin: constant, or per seed a share of what the control loses against the reference."""
@@ -68,15 +68,15 @@ class _Cell:
         # Of iterations, a control loses what it takes more.
         sign = -1.0 if clause.is_iterations else 1.0
         share = sign * clause.share / 100.0
-        return {seed: share * (value - self.control[seed]) for seed, value in self.theirs.items()}
+        return {seed: share * (value - self.control[seed]) for seed, value in self.reference.items()}
 
     def compare(self, clause: Clause) -> Comparison | None:
         """The comparison of both sides; None without two seeds."""
-        if len(self.ours) < 2:
+        if len(self.treatment) < 2:
             return None
         if clause.reference == CHANCE:
-            return compare_to_constant(self.ours, next(iter(self.theirs.values())))
-        return compare(self.ours, self.theirs)
+            return compare_to_constant(self.treatment, next(iter(self.reference.values())))
+        return compare(self.treatment, self.reference)
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,15 @@ def evaluate_clause(clause: Clause, evidence: ClaimData, detect: float = 0.0) ->
     places = _places(clause, evidence)
     by_level = [_test_cell(clause, _cell(sides)) for _, sides in places]
     levels = tuple(
-        _level_findings(clause, [(ours.level, ours.remaining) for ours, _ in places], by_level) if places else ()
+        _level_findings(clause, [(values.level, values.remaining) for values, _ in places], by_level) if places else ()
     )
     pooled = _test_cell(clause, _mean_cell([sides for _, sides in places])) if places else None
     effect = None if pooled is None else _effect(clause, pooled, [tested.cell for tested in by_level])
     note = " ".join(filter(None, (evidence.describe_nonconvergence(name) for name in _treatments(clause))))
     verdict: Verdict = "not enough data" if note or effect is None else _verdict(clause, effect, levels)
-    decisive = deciding_level(clause, levels)
-    deciding = pooled if clause.where == "mean" else None if decisive is None else by_level[decisive]
+    deciding_index = deciding_level(clause, levels)
+    by_index = None if deciding_index is None else by_level[deciding_index]
+    deciding_test = pooled if clause.where == "mean" else by_index
     finding = ClauseFinding(
         treatment=clause.treatment,
         relation=clause.relation,
@@ -124,7 +125,7 @@ def evaluate_clause(clause: Clause, evidence: ClaimData, detect: float = 0.0) ->
         sentence="",
         levels=levels,
         missing=tuple(_missing(clause, evidence, places)),
-        seeds_needed=_seeds_needed(deciding, detect) if verdict == "not supported" else None,
+        seeds_needed=_seeds_needed(deciding_test, detect) if verdict == "not supported" else None,
         where=clause.where,
         effect=effect,
         unit="iterations" if clause.is_iterations else "points",
@@ -133,7 +134,7 @@ def evaluate_clause(clause: Clause, evidence: ClaimData, detect: float = 0.0) ->
         band=clause.band,
         share=clause.share,
         control=clause.control,
-        deciding=decisive,
+        deciding=deciding_index,
         detect=detect,
         censored=_censored(places) if clause.is_iterations else None,
     )
@@ -169,17 +170,18 @@ Sides = tuple[Mapping[int, float], Mapping[int, float] | float, Mapping[int, flo
 def _places(clause: Clause, evidence: ClaimData) -> list[tuple[LevelValues, Sides]]:
     """The levels of the clause, with the values of both sides and of the control."""
     cells = evidence.best_level if clause.at == "best" else evidence.levels
-    ours = cells(clause.treatment, clause.measure)
+    treatment = cells(clause.treatment, clause.measure)
     if clause.band is not None:
         most, least = clause.band
         low, high = least * (1 - DENSITY_TOLERANCE), most * (1 + DENSITY_TOLERANCE)
-        ours = {level: cell for level, cell in ours.items() if low <= cell.remaining <= high}
+        treatment = {level: cell for level, cell in treatment.items() if low <= cell.remaining <= high}
     if clause.levels is not None:
-        ours = {level: cell for level, cell in ours.items() if clause.levels[0] <= level <= clause.levels[1]}
+        first, last = clause.levels
+        treatment = {level: cell for level, cell in treatment.items() if first <= level <= last}
     places: list[tuple[LevelValues, Sides]] = []
-    for cell in ours.values():
-        reference = _opposite_cell(clause, clause.reference, cell, evidence)
-        control = None if clause.control is None else _opposite_cell(clause, clause.control, cell, evidence)
+    for cell in treatment.values():
+        reference = _other_side_values(clause, clause.reference, cell, evidence)
+        control = None if clause.control is None else _other_side_values(clause, clause.control, cell, evidence)
         if reference is not None and (control is not None) == (clause.control is not None):
             values = reference if isinstance(reference, float) else reference.values
             control_values = control.values if isinstance(control, LevelValues) else None
@@ -187,8 +189,10 @@ def _places(clause: Clause, evidence: ClaimData) -> list[tuple[LevelValues, Side
     return places
 
 
-def _opposite_cell(clause: Clause, label: str, cell: LevelValues, evidence: ClaimData) -> LevelValues | float | None:
-    """The cell of another treatment to compare `cell` with, at the same level and density; None if there is none."""
+def _other_side_values(
+    clause: Clause, label: str, cell: LevelValues, evidence: ClaimData
+) -> LevelValues | float | None:
+    """Values of another treatment to compare `cell` with, at the same level and density; None if there are none."""
     if label == CHANCE:
         return evidence.chance
     # The dense network has no measure of learned masks: its accuracy at early stopping takes part instead.
@@ -200,8 +204,8 @@ def _opposite_cell(clause: Clause, label: str, cell: LevelValues, evidence: Clai
     if clause.at == "best" or label == DENSE:
         return next(iter(cells.values()), None)
     other = cells.get(cell.level)
-    is_as_dense = other is not None and math.isclose(cell.remaining, other.remaining, rel_tol=DENSITY_TOLERANCE)
-    return other if is_as_dense else None
+    has_equal_density = other is not None and math.isclose(cell.remaining, other.remaining, rel_tol=DENSITY_TOLERANCE)
+    return other if has_equal_density else None
 
 
 def _row_label(clause: Clause, label: str, evidence: ClaimData) -> str:
@@ -211,11 +215,11 @@ def _row_label(clause: Clause, label: str, evidence: ClaimData) -> str:
 
 def _cell(sides: Sides) -> _Cell:
     """The sides at one level, for the seeds that all of them have."""
-    ours, theirs, control = sides
-    by_seed = dict.fromkeys(ours, theirs) if isinstance(theirs, float) else theirs
-    seeds = sorted(ours.keys() & by_seed.keys() & (ours.keys() if control is None else control.keys()))
+    treatment, reference, control = sides
+    by_seed = dict.fromkeys(treatment, reference) if isinstance(reference, float) else reference
+    seeds = sorted(treatment.keys() & by_seed.keys() & (treatment.keys() if control is None else control.keys()))
     return _Cell(
-        {seed: ours[seed] for seed in seeds},
+        {seed: treatment[seed] for seed in seeds},
         {seed: by_seed[seed] for seed in seeds},
         None if control is None else {seed: control[seed] for seed in seeds},
     )
@@ -226,15 +230,15 @@ def _mean_cell(levels: Sequence[Sides]) -> _Cell:
     cells = [_cell(sides) for sides in levels]
     controls = [cell.control for cell in cells if cell.control is not None]
     return _Cell(
-        seed_means([cell.ours for cell in cells]),
-        seed_means([cell.theirs for cell in cells]),
+        seed_means([cell.treatment for cell in cells]),
+        seed_means([cell.reference for cell in cells]),
         seed_means(controls) if controls else None,
     )
 
 
 def _test_cell(clause: Clause, cell: _Cell) -> _Tested:
     comparison = cell.compare(clause)
-    if comparison is None or len(cell.ours) < MIN_SEEDS:
+    if comparison is None or len(cell.treatment) < MIN_SEEDS:
         return _Tested(cell, comparison, None)
     test = check_relation(clause.relation, comparison, cell.differences, cell.margin(clause))
     return _Tested(cell, comparison, test)
@@ -262,10 +266,10 @@ def _level_findings(
             LevelFinding(
                 level=level,
                 remaining=remaining,
-                n=len(tested.cell.ours),
+                n=len(tested.cell.treatment),
                 test=c.test if c else "none",
-                mean=_mean(tested.cell.ours),
-                reference_mean=_mean(tested.cell.theirs),
+                mean=_mean(tested.cell.treatment),
+                reference_mean=_mean(tested.cell.reference),
                 difference=c.difference if c else _mean(tested.cell.differences),
                 interval95=c.interval95 if c else None,
                 hedges_g=c.hedges_g if c else None,
@@ -286,12 +290,12 @@ def _effect(clause: Clause, pooled: _Tested, cells: Sequence[_Cell]) -> Effect:
     """The primary endpoint. `cells`: both sides level by level, for the ratio of error rates."""
     c, cell = pooled.comparison, pooled.cell
     margin = cell.margin(clause)
-    ratio = None if clause.is_iterations else error_ratio([(part.ours, part.theirs) for part in cells])
+    ratio = None if clause.is_iterations else error_ratio([(part.treatment, part.reference) for part in cells])
     return Effect(
-        n=len(cell.ours),
+        n=len(cell.treatment),
         test=c.test if c else "none",
-        mean=_mean(cell.ours),
-        reference_mean=_mean(cell.theirs),
+        mean=_mean(cell.treatment),
+        reference_mean=_mean(cell.reference),
         difference=c.difference if c else _mean(cell.differences),
         interval95=c.interval95 if c else None,
         margin=margin if isinstance(margin, float) else _mean(margin) or 0.0,
@@ -329,7 +333,7 @@ def _mean(values: Mapping[int, float]) -> float | None:
 def _sign_flip_p(clause: Clause, tested: _Tested) -> float | None:
     if tested.test is None or clause.reference == CHANCE:
         return None
-    return paired_sign_flip_p(tested.cell.ours, tested.cell.theirs)
+    return paired_sign_flip_p(tested.cell.treatment, tested.cell.reference)
 
 
 def _verdict(clause: Clause, effect: Effect, levels: Sequence[LevelFinding]) -> Verdict:
@@ -388,7 +392,8 @@ def evaluate_claims(
 
     `studies`: each with one row per planned run, finished or not; a study may occur several times, with other settings.
     `whole_paper`: include the paper's claims about other studies, and those that no shipped study can decide.
-    A claim on networks that none of the studies trained has no verdict, but the command that would give it.
+    A claim about networks that none of the studies trained is `not enough data`; its sentence is the reason, with the
+    command that would test it. Claims about demonstration data have no verdict.
     `own_data`: specifications of datasets that are not in `DATASETS`, by name.
 
     Source: Zhou et al. 2019, Sec. 2 to 5; statistics: authors' response, items 2 and 4.
@@ -405,7 +410,7 @@ def evaluate_claims(
         about = [data for data in named if task.is_about(data.network, data.study)]
         findings += [_evaluate_task(task.with_claim_for(data.study), data) for data in about]
         if not about and (named or whole_paper) and not (is_demo and task.study):
-            finding = _not_evaluable(task)
+            finding = _unevaluated_finding(task)
             findings.append(replace(finding, verdict="no verdict") if is_demo else finding)
     for data in evidence:
         findings += [_evaluate_task(task, data) for task in study_tasks(data.study)]
@@ -414,12 +419,12 @@ def evaluate_claims(
 
 def _evaluate_task(task: ClaimTask, evidence: ClaimData) -> ClaimFinding:
     if task.claim is None:
-        return _as_demonstration(_not_evaluable(task, evidence))
+        return _as_demonstration(_unevaluated_finding(task, evidence))
     clauses = tuple(evaluate_clause(clause, evidence, task.claim.detect) for clause in task.claim.clauses)
     verdict = combine_verdicts(clauses)
     return _as_demonstration(
         replace(
-            _not_evaluable(task, evidence),
+            _unevaluated_finding(task, evidence),
             verdict=verdict,
             sentence=describe_claim(verdict, clauses, evidence.study.name),
             clauses=clauses,
@@ -433,7 +438,7 @@ def combine_verdicts(clauses: Sequence[ClauseFinding]) -> Verdict:
     return next(verdict for verdict in VERDICTS if any(clause.verdict == verdict for clause in clauses))
 
 
-def _not_evaluable(task: ClaimTask, evidence: ClaimData | None = None) -> ClaimFinding:
+def _unevaluated_finding(task: ClaimTask, evidence: ClaimData | None = None) -> ClaimFinding:
     return ClaimFinding(
         task.id,
         task.number,
@@ -454,12 +459,12 @@ def _as_demonstration(finding: ClaimFinding) -> ClaimFinding:
     """The finding without verdicts, outcomes and p-values if its data is a demonstration; else the finding itself."""
     if not is_demonstration(finding.dataset):
         return finding
-    clauses = tuple(_clause_as_demonstration(clause) for clause in finding.clauses)
+    clauses = tuple(_remove_tests(clause) for clause in finding.clauses)
     sentence = describe_claim("no verdict", clauses, finding.study) if clauses else finding.sentence
     return replace(finding, verdict="no verdict", sentence=sentence, clauses=clauses)
 
 
-def _clause_as_demonstration(clause: ClauseFinding) -> ClauseFinding:
+def _remove_tests(clause: ClauseFinding) -> ClauseFinding:
     untested: dict[str, Any] = {"p": None, "p_opposite": None, "p_sign_flip": None, "outcome": "untested"}
     untested["note"] = DEMONSTRATION_NOTE
     shown = replace(

@@ -64,12 +64,12 @@ def describe_claim(verdict: Verdict, clauses: Sequence[ClauseFinding], study: st
     if verdict == "no verdict":
         return " ".join(clause.sentence for clause in clauses)
     if verdict == "supported":
-        return f"All {len(clauses)} parts are supported. The weakest: {max(clauses, key=_weakness).sentence}"
+        return f"All {len(clauses)} clauses are supported. The weakest: {max(clauses, key=_weakness).sentence}"
     counts = ", ".join(
         f"{count} {clause_verdict}" for clause_verdict, count in Counter(clause.verdict for clause in clauses).items()
     )
     deciding = next(clause for clause in clauses if clause.verdict == verdict)
-    return f"Of {len(clauses)} parts: {counts}. {deciding.sentence}{hint}"
+    return f"Of {len(clauses)} clauses: {counts}. {deciding.sentence}{hint}"
 
 
 def _describe_command(clauses: Sequence[ClauseFinding], study: str) -> str:
@@ -240,9 +240,9 @@ def describe_tests(findings: Sequence[ClaimFinding]) -> list[str]:
     seeds = sorted({effect.n for _, effect in tested})
     sentences = [
         f"n = {format_range(seeds)} seeds. The tested value of a seed is the mean over levels of its difference at "
-        f"equal levels; one test per part, with the number of parts: {tests}. Relations are tested {', '.join(sides)}. "
-        "No correction is made over parts or claims. Levels by themselves are a description: p is of a level alone; p, "
-        "Holm is corrected over the levels of its part."
+        f"equal levels; one test per clause, with the number of clauses: {tests}. Relations are tested "
+        f"{', '.join(sides)}. No correction is made over clauses or claims. Levels by themselves are a description: p "
+        "is of a level alone; p, Holm is corrected over the levels of its clause."
     ]
     pairs = [effect.n for _, effect in tested if effect.p_sign_flip is not None]
     if pairs:

@@ -10,7 +10,7 @@ from supermask.analysis.comparisons.cells import (
 from supermask.analysis.comparisons.other_results import (
     OtherResult,
     TableColumns,
-    metric_named,
+    find_metric,
     read_csv_results,
     row_results,
 )
@@ -25,7 +25,7 @@ __all__ = [
     "TableColumns",
     "TreatmentCounts",
     "compare_results",
-    "metric_named",
+    "find_metric",
     "published_rows",
     "published_values",
     "read_csv_results",

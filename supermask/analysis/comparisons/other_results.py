@@ -67,7 +67,7 @@ class OtherResults:
     notes: tuple[str, ...] = ()
 
 
-def metric_named(column: str) -> Metric:
+def find_metric(column: str) -> Metric:
     """Return the metric of a column of `METRICS`. Raises UserError for any other column."""
     check_one_of("a metric that can be compared", column, METRICS)
     title = column.replace("_", " ")
@@ -79,7 +79,7 @@ def metric_named(column: str) -> Metric:
 
 
 def column_names(path: str | Path) -> list[str]:
-    """Return the names in the header of a CSV file; empty for a file that is not text. Raises UserError."""
+    """Return the names in the header of a CSV file; none for a Parquet file. Raises UserError if it cannot be read."""
     path = expand_path(path)
     if path.suffix == ".parquet":
         return []

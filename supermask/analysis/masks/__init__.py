@@ -23,7 +23,7 @@ from supermask.analysis.masks.overlap import (
     overlap_matrix,
     pairwise_overlaps,
 )
-from supermask.analysis.masks.sample import MaskInfo, Masks, WeightArrays, common_and_short_labels, with_labels
+from supermask.analysis.masks.sample import MaskArrays, MaskInfo, WeightArrays, common_and_short_labels, with_labels
 from supermask.analysis.masks.weights import (
     Distribution,
     HexbinCounts,
@@ -41,8 +41,8 @@ __all__ = [
     "Density",
     "Distribution",
     "HexbinCounts",
+    "MaskArrays",
     "MaskInfo",
-    "Masks",
     "Overlap",
     "OverlapMatrix",
     "SignAgreement",

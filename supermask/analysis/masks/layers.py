@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from supermask.analysis.masks.overlap import ALL_LAYERS, check_same_layers
-from supermask.analysis.masks.sample import Masks, WeightArrays
+from supermask.analysis.masks.sample import MaskArrays, WeightArrays
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Density:
         return self.kept / self.weights
 
 
-def layer_densities(masks: Masks) -> dict[str, Density]:
+def layer_densities(masks: MaskArrays) -> dict[str, Density]:
     """Weights and kept weights of each layer, and of `ALL_LAYERS`. Source: Zhou et al. 2019, Figs. S2 and S3."""
     densities = {name: Density(mask.size, int(np.count_nonzero(mask))) for name, mask in masks.items()}
     total = Density(sum(d.weights for d in densities.values()), sum(d.kept for d in densities.values()))
@@ -50,7 +50,7 @@ class SignAgreement:
 
 
 def sign_agreement(
-    w_i: WeightArrays, w_f: WeightArrays, masks: Masks, alive: Masks | None = None
+    w_i: WeightArrays, w_f: WeightArrays, masks: MaskArrays, alive: MaskArrays | None = None
 ) -> dict[str, tuple[SignAgreement, SignAgreement]]:
     """Weights with sign(w_i) = sign(w_f), as (kept, pruned), for each layer and `ALL_LAYERS`.
 
@@ -67,7 +67,7 @@ def sign_agreement(
 
 
 def sign_agreement_between(
-    one: WeightArrays, other: WeightArrays, masks: Masks, other_masks: Masks
+    one: WeightArrays, other: WeightArrays, masks: MaskArrays, other_masks: MaskArrays
 ) -> dict[str, SignAgreement]:
     """Weights kept by both masks that have the same sign in two networks, for each layer and `ALL_LAYERS`.
 
@@ -114,7 +114,7 @@ class UnitConnectivity:
         return self.units - self.connected
 
 
-def unit_connectivity(masks: Masks) -> dict[str, UnitConnectivity]:
+def unit_connectivity(masks: MaskArrays) -> dict[str, UnitConnectivity]:
     """Connectivity of the units of `INPUTS` and of each layer; the layers follow each other in the mapping's order.
 
     Two units are connected if any weight between them is kept: any position of a convolution's 3x3 window and, where
@@ -142,7 +142,7 @@ def unit_connectivity(masks: Masks) -> dict[str, UnitConnectivity]:
     return connectivity
 
 
-def _adjacency(masks: Masks) -> list[NDArray[np.bool_]]:
+def _adjacency(masks: MaskArrays) -> list[NDArray[np.bool_]]:
     """Per layer a matrix (units, units of the previous layer): True if a weight between the two is kept."""
     adjacency: list[NDArray[np.bool_]] = []
     for name, mask in masks.items():

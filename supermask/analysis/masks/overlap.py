@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from supermask.analysis.masks.sample import Masks
+from supermask.analysis.masks.sample import MaskArrays
 
 ALL_LAYERS = "all layers"
 """Key of the whole network, beside the layers' names."""
@@ -21,7 +21,8 @@ CENTRAL_95 = 0.95
 PROBABILITY_CUTOFF = 1e-18
 """Probability, per layer, of the tail values that are left out."""
 
-Verdict = Literal["above", "within", "below"]
+ChancePosition = Literal["above", "within", "below"]
+"""Position of an overlap relative to the central 95% range of chance."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Overlap:
         return self.kept_both / either if either else 1.0
 
     @property
-    def verdict(self) -> Verdict:
+    def chance_position(self) -> ChancePosition:
         """Position of the overlap relative to the central 95% range of chance."""
         return classify_overlap(self.jaccard, self.chance)
 
@@ -65,12 +66,14 @@ class Overlap:
         return self.kept_both == min(self.kept_a, self.kept_b)
 
 
-def classify_overlap(jaccard: float, chance: ChanceOverlap) -> Verdict:
+def classify_overlap(jaccard: float, chance: ChanceOverlap) -> ChancePosition:
     """Position of a Jaccard overlap relative to the central 95% range of chance."""
     return "above" if jaccard > chance.high else "below" if jaccard < chance.low else "within"
 
 
-def layer_overlaps(masks_a: Masks, masks_b: Masks, candidates: Masks | None = None) -> dict[str, Overlap]:
+def layer_overlaps(
+    masks_a: MaskArrays, masks_b: MaskArrays, candidates: MaskArrays | None = None
+) -> dict[str, Overlap]:
     """J = |A & B| / |A | B| of two masks, for each layer and `ALL_LAYERS`, with the distribution under chance.
 
     Chance: each mask is drawn uniformly from all masks with its own count *in each layer*, so that two masks do not
@@ -104,7 +107,7 @@ class OverlapMatrix:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
-    def verdict(self, row: int, column: int) -> Verdict:
+    def chance_position(self, row: int, column: int) -> ChancePosition:
         """Position of a pair relative to its central 95% range of chance."""
         chance = ChanceOverlap(*(float(part[row, column]) for part in (self.expected, self.low, self.high)))
         return classify_overlap(float(self.jaccard[row, column]), chance)
@@ -125,7 +128,9 @@ def overlap_matrix(pairs: Mapping[tuple[int, int], Mapping[str, Overlap]], n: in
     return matrices
 
 
-def pairwise_overlaps(masks: Sequence[Masks], alive: Sequence[Masks]) -> dict[tuple[int, int], dict[str, Overlap]]:
+def pairwise_overlaps(
+    masks: Sequence[MaskArrays], alive: Sequence[MaskArrays]
+) -> dict[tuple[int, int], dict[str, Overlap]]:
     """`layer_overlaps` of every pair (row, column) with row < column.
 
     Two masks that were chosen from the same weights (equal `alive`) are compared on those; any other pair on all
@@ -141,7 +146,7 @@ def pairwise_overlaps(masks: Sequence[Masks], alive: Sequence[Masks]) -> dict[tu
     return overlaps
 
 
-def check_same_layers(masks_a: Masks, masks_b: Masks) -> None:
+def check_same_layers(masks_a: MaskArrays, masks_b: MaskArrays) -> None:
     """Raise ValueError if names or shapes of the layers differ."""
     shapes_a, shapes_b = ({name: mask.shape for name, mask in masks.items()} for masks in (masks_a, masks_b))
     if shapes_a != shapes_b:

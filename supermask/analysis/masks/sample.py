@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Masks = Mapping[str, NDArray[np.bool_]]
+MaskArrays = Mapping[str, NDArray[np.bool_]]
 """Prunable tensor name -> bool array of the kernel's shape: True = kept."""
 
 WeightArrays = Mapping[str, NDArray[Any]]
@@ -28,9 +28,9 @@ class MaskInfo:
 
     name: str
     """Run id or name of a ticket; unique."""
-    masks: Masks
+    masks: MaskArrays
     """Prunable tensor name -> bool array, True = kept."""
-    alive: Masks
+    alive: MaskArrays
     """The weights that the criterion chose from: the parent's mask. All True for a dense run and a ticket file."""
     network: str | None = None
     """Name of the network, if known."""
@@ -56,6 +56,8 @@ class MaskInfo:
     """Weights after the training with this mask."""
     is_ticket: bool = False
     """True for a ticket, which does not hold the weights that its criterion saw."""
+    is_chain: bool = False
+    """True if each layer reads the previous one alone, without shortcuts: needed for connected and dead units."""
     note: str = ""
     """A remark for the reader, such as that the run diverged."""
     label: str = ""

@@ -53,8 +53,8 @@ def format_summary(infos: Sequence[MaskInfo]) -> str:
 def format_pairs(pairs: Pairs, infos: Sequence[MaskInfo]) -> str:
     """One line per pair, over all layers: overlap against chance, and sign agreement of the weights that both keep."""
     ordered = sorted(pairs, key=lambda pair: -pairs[pair][ALL_LAYERS].jaccard)
-    verdicts = [pairs[pair][ALL_LAYERS].verdict for pair in ordered]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("above", "within", "below") if v in verdicts)
+    positions = [pairs[pair][ALL_LAYERS].chance_position for pair in ordered]
+    counts = ", ".join(f"{positions.count(v)} {v}" for v in ("above", "within", "below") if v in positions)
     shown = ordered if len(ordered) <= MAX_PAIRS else ordered[:EXTREMES] + ordered[-EXTREMES:]
     head = f"overlap of {pluralize(len(ordered), 'pair')} against chance: {counts}"
     selection = "" if shown is ordered else f"; the {EXTREMES} largest and the {EXTREMES} smallest"
@@ -123,17 +123,14 @@ def _pair_cells(overlap: Overlap, a: MaskInfo, b: MaskInfo) -> list[object]:
         f"{overlap.jaccard:.4f}",
         f"{chance.expected:.4f}",
         f"{chance.low:.4f} to {chance.high:.4f}",
-        overlap.verdict + (", nested" if overlap.nested else ""),
+        overlap.chance_position + (", nested" if overlap.nested else ""),
         *map(_format_agreement, signs),
     ]
 
 
 def _unit_connectivity(info: MaskInfo) -> Mapping[str, UnitConnectivity]:
-    try:
-        return unit_connectivity(info.masks)
-    except ValueError:
-        # A user's network whose layers do not follow each other, such as one with residual connections.
-        return {}
+    # A unit without a kept weight may be reached through a shortcut, of which the masks say nothing.
+    return unit_connectivity(info.masks) if info.is_chain else {}
 
 
 def _sign_agreement(info: MaskInfo) -> Mapping[str, tuple[SignAgreement, SignAgreement]]:

@@ -28,13 +28,13 @@ MAX_BATCH_PIXELS = 2**20
 class Check:
     """Result of one check."""
 
-    promise: str
+    name: str
     status: Literal["held", "BROKEN", "not checked"]
     why: str = ""
     """Items that failed, what was noted of a check that passed, or the reason why nothing was checked."""
 
 
-def checks(ticket: Ticket) -> list[Check]:
+def check_ticket(ticket: Ticket) -> list[Check]:
     """Check a ticket that was read from a file. The first entry was checked by reading it."""
     return [
         Check("every bit is as it was written, and masks keep as many weights as they should", "held"),
@@ -46,19 +46,19 @@ def checks(ticket: Ticket) -> list[Check]:
     ]
 
 
-def _to_check(promise: str, failed: list[str]) -> Check:
-    return Check(promise, "BROKEN", ", ".join(map(quote, failed))) if failed else Check(promise, "held")
+def _to_check(name: str, failed: list[str]) -> Check:
+    return Check(name, "BROKEN", ", ".join(map(quote, failed))) if failed else Check(name, "held")
 
 
 def _check_recorded_certificate(ticket: Ticket) -> Check:
     """Check the certificate that was made when the run ended. It includes the optimizer's state."""
-    promise = "the run's certificate held when it ended"
+    name = "the run's certificate held when it ended"
     held = get_fact(ticket, bool, "run", "certificate", "held")
     recorded = get_fact(ticket, dict, "run", "certificate", "checks")
     if held is None or recorded is None:
-        return Check(promise, "not checked", "the ticket names no run")
+        return Check(name, "not checked", "the ticket names no run")
     broken = [str(name) for name, layers in recorded.items() if layers]
-    check = _to_check(promise, broken or ([] if held else ["held: false"]))
+    check = _to_check(name, broken or ([] if held else ["held: false"]))
     notes = get_fact(ticket, dict, "run", "certificate", "notes")
     if not notes or check.status != "held":
         return check
@@ -67,10 +67,10 @@ def _check_recorded_certificate(ticket: Ticket) -> Check:
 
 def _check_run_facts(ticket: Ticket) -> Check:
     """Check that the run's facts describe these masks."""
-    promise = "network, seed and counts of its facts are those of its tensors"
+    name = "network, seed and counts of its facts are those of its tensors"
     run = get_fact(ticket, dict, "run")
     if run is None:
-        return Check(promise, "not checked", "the ticket names no run")
+        return Check(name, "not checked", "the ticket names no run")
     actual: dict[str, object] = {
         "kept": count_kept(ticket.masks),
         "weights": sum(mask.numel() for mask in ticket.masks.values()),
@@ -78,7 +78,7 @@ def _check_run_facts(ticket: Ticket) -> Check:
     # A ticket of a user network names no network, data set and seed: only the user's code builds the network again.
     if not (ticket.network is None and _is_of_user_network(ticket)):
         actual |= {"network": ticket.network, "dataset": ticket.dataset, "seed": ticket.seed}
-    return _to_check(promise, [name for name, value in actual.items() if run.get(name) != value])
+    return _to_check(name, [name for name, value in actual.items() if run.get(name) != value])
 
 
 def _is_of_user_network(ticket: Ticket) -> bool:
@@ -88,18 +88,18 @@ def _is_of_user_network(ticket: Ticket) -> bool:
 
 def _check_counts(ticket: Ticket) -> Check:
     """Recompute kept counts from prune rates and level, beginning with the whole network."""
-    promise = "kept counts are what prune rates and level ask for"
+    name = "kept counts are what prune rates and level ask for"
     if get_fact(ticket, bool, "from_a_learned_mask"):
-        return Check(promise, "not checked", "its chain begins with a learned mask")
+        return Check(name, "not checked", "its chain begins with a learned mask")
     if ticket.network is None and _is_of_user_network(ticket):
-        return Check(promise, "not checked", "the kinds of its layers are in the code of its network")
+        return Check(name, "not checked", "the kinds of its layers are in the code of its network")
     level, rates = get_fact(ticket, int, "run", "level"), get_fact(ticket, dict, "run", "prune_rates")
     if level is None or rates is None or ticket.network is None or ticket.dataset is None or (level and not rates):
-        return Check(promise, "not checked", "no prune rates are known")
+        return Check(name, "not checked", "no prune rates are known")
     if not 0 <= level <= MAX_LEVELS or not all(
         type(rate) in (int, float) and 0 <= rate <= 1 for rate in rates.values()
     ):
-        return Check(promise, "BROKEN", "its level or its prune rates are out of range")
+        return Check(name, "BROKEN", "its level or its prune rates are out of range")
     prunable = ticket_network(ticket.network, ticket.spec).tensors
     counts, sizes = count_kept(ticket.masks), {name: tensor.size for name, tensor in prunable.items()}
     kinds = {name: tensor.kind for name, tensor in prunable.items()}
@@ -113,7 +113,7 @@ def _check_counts(ticket: Ticket) -> Check:
         counts[ALL_TENSORS] = sum(counts[name] for name in sizes if name not in groups)
     expected = {name: group.remaining(level) for name, group in groups.items()}
     return _to_check(
-        promise,
+        name,
         [f"{name}: {counts[name]} kept, {count} asked" for name, count in expected.items() if counts[name] != count],
     )
 
@@ -132,7 +132,7 @@ def _check_weights(ticket: Ticket) -> list[Check]:
             results = [Check(seed, "BROKEN", str(error))]
     if ticket.needs_seed and results[0].status == "BROKEN":
         reason = "the seed's weights are needed"
-        return [*results, *(Check(promise, "not checked", reason) for promise in (zeros, start))]
+        return [*results, *(Check(name, "not checked", reason) for name in (zeros, start))]
     tensors = ticket.network_weights()
     nonzero = [name for name, mask in ticket.masks.items() if bool((tensors[name][~mask] != 0).any())]
     mask0 = get_fact(ticket, str, "run", "mask0")
@@ -170,8 +170,8 @@ class Evaluation:
 def evaluate(ticket: Ticket, images: ImageDataset, device: str = "cpu") -> Evaluation:
     """Measure the accuracy of a ticket's network on the test images of a data set.
 
-    Pixels are scaled, and normalized as its run's were, and of equal logits the first counts, as in the evaluation of
-    runs. Raises UserError for a module without a known network, for data that does not fit, and if a tensor is missing.
+    Inputs are scaled and normalized as in the run. Among equal logits the lowest class wins.
+    Raises UserError for a module without a known network, for data that does not fit, and if a tensor is missing.
     """
     check_fit(ticket, images.facts)
     stored, source = stored_accuracy(ticket) or (None, None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError, quote, sanitize
 from supermask.core.files import write_atomic
-from supermask.export.tickets.checks import checks
+from supermask.export.tickets.checks import check_ticket
 from supermask.export.tickets.files import encode_ticket
 from supermask.export.tickets.model import Ticket
 from supermask.export.tickets.model_card import model_card, ticket_config
@@ -32,7 +32,7 @@ def save_ticket_folder(ticket: Ticket, folder: str | os.PathLike[str], force: bo
     contents = {
         TICKET_FILE: data,
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),
-        "README.md": model_card(ticket, checks(ticket), config).encode("utf-8", errors="replace"),
+        "README.md": model_card(ticket, check_ticket(ticket), config).encode("utf-8", errors="replace"),
     }
     try:
         target.mkdir(parents=True, exist_ok=True)

@@ -33,8 +33,8 @@ from supermask.store.files.entry import Tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kept = Literal["from_seed", "constant", "values"]
-Frozen = Literal["zero", "from_seed", "values"]
+KeptEncoding = Literal["from_seed", "constant", "values"]
+FrozenEncoding = Literal["zero", "from_seed", "values"]
 
 FrozenWeights = Mapping[str, "Tensor | None"]
 """Tensor name -> values of the pruned weights; None means the initial values of the seed."""
@@ -43,12 +43,13 @@ FORMAT = 1
 """Format version. It is raised when this release could no longer read new files correctly."""
 
 INITIALIZER = "truncated_normal"
-"""Name of the distribution of initial weights: `supermask.core.initializers.truncated_normal`."""
+"""Value of the header's `initialiser` in every ticket with a seed. The initializer that is used is the run's fact
+`initializer`, by default that of the network."""
 
 SIGN_BIT = np.uint32(1 << 31)
 
 
-def choose_weight_encoding(name: str, mask: Tensor, weights: Weights) -> Kept:
+def choose_weight_encoding(name: str, mask: Tensor, weights: Weights) -> KeptEncoding:
     """Return the smallest encoding of a tensor's kept weights; a tensor missing in `weights` comes from the seed."""
     if name not in weights:
         return "from_seed"
@@ -56,7 +57,7 @@ def choose_weight_encoding(name: str, mask: Tensor, weights: Weights) -> Kept:
     return "constant" if magnitudes.size and bool((magnitudes == magnitudes[0]).all()) else "values"
 
 
-def choose_frozen_encoding(name: str, mask: Tensor, frozen: FrozenWeights) -> Frozen:
+def choose_frozen_encoding(name: str, mask: Tensor, frozen: FrozenWeights) -> FrozenEncoding:
     """Return the smallest encoding of a tensor's pruned weights; missing in `frozen` means 0, None means the seed.
 
     If all are 0, their signs are dropped: w * mask turns a negative weight into -0.0, and 0 is meant.
@@ -88,7 +89,9 @@ def encode_layer(name: str, mask: Tensor, weights: Weights, frozen: FrozenWeight
     return tensors
 
 
-def layer_tensor_specs(name: str, shape: tuple[int, ...], kept: int, weights: Kept, frozen: Frozen) -> TensorSpecs:
+def layer_tensor_specs(
+    name: str, shape: tuple[int, ...], kept: int, weights: KeptEncoding, frozen: FrozenEncoding
+) -> TensorSpecs:
     """Return types and shapes of the arrays that `encode_layer` writes, computed before any of them is read."""
     size = prod(shape)
     specs = {f"mask/{name}": TensorSpec("U8", (_num_bytes(size),))}
@@ -155,8 +158,8 @@ class LayerEntry:
     name: str
     shape: list[int]
     kept: int
-    weights: Kept
-    frozen: Frozen
+    weights: KeptEncoding
+    frozen: FrozenEncoding
 
     @property
     def specs(self) -> TensorSpecs:
@@ -271,8 +274,8 @@ def _parse_layer(entry: object) -> LayerEntry:
         and type(layer.kept) is int
         and 0 <= layer.kept <= prod(layer.shape)
         and prod(layer.shape) > 0
-        and layer.weights in get_args(Kept)
-        and layer.frozen in get_args(Frozen)
+        and layer.weights in get_args(KeptEncoding)
+        and layer.frozen in get_args(FrozenEncoding)
     )
     if not is_valid:
         raise InvalidTicket("one of its layers has an impossible name, shape, count or encoding.")

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from supermask.core.errors import SystemFailure, UserError, quote, sanitize
-from supermask.export.tickets.checks import checks
+from supermask.export.tickets.checks import check_ticket
 from supermask.export.tickets.files import load_ticket
 from supermask.export.tickets.folders import FOLDER_FILES
 from supermask.export.tickets.model_card import card_title
@@ -52,7 +52,7 @@ def push_ticket(
             f"{sanitize(str(folder))} has no {missing[0]}: give a folder that `supermask pack --to-folder` wrote."
         )
     ticket = load_ticket(folder / TICKET_FILE)
-    if broken := [check.promise for check in checks(ticket) if check.status == "BROKEN"]:
+    if broken := [check.name for check in check_ticket(ticket) if check.status == "BROKEN"]:
         raise UserError(f"{sanitize(str(folder))}: a check of the ticket is broken ({broken[0]}), so it is not pushed.")
     from huggingface_hub import HfApi
 

@@ -114,7 +114,7 @@ def _text(ticket: Ticket, ticket_checks: list[Check], config: dict[str, Any]) ->
         (_code(name), f"{'x'.join(map(str, layer['shape']))}, {layer['kept']:,} kept")
         for name, layer in config["layers"].items()
     ]
-    lines = [f"{c.status}: {c.promise}{f' ({sanitize(c.why)})' if c.why else ''}" for c in ticket_checks]
+    lines = [f"{c.status}: {c.name}{f' ({sanitize(c.why)})' if c.why else ''}" for c in ticket_checks]
     made = _table(treatment)
     sections = [
         f"# {card_title(ticket)}",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 INDEX = "index.parquet"
 TICKETS = "tickets"
 
-Snapshot = Literal["start", "final"]
+PackedWeights = Literal["start", "final"]
 """Network of a run whose ticket is packed: before its training, or after it."""
 
 TICKET_COLUMNS: dict[str, Column] = {
@@ -69,18 +69,19 @@ class BuildSummary:
 def build_registry(
     store: Store,
     folder: Path,
-    weights: Snapshot = "start",
+    weights: PackedWeights = "start",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BuildSummary:
     """Pack every finished run of a store into a folder, and write the index over them.
 
     `weights`: `start` packs the ticket that training starts from (masks, and the seed where it determines the values);
-    `final` the trained network. A learned mask always has its final state. `on_progress(done, total)` is called before
-    each run. Raises UserError for a folder that is something else, SystemFailure if the system fails.
+    `final` the trained network. A learned mask is always packed at its end, an untrained network, which has no other
+    state, at its start. `on_progress(done, total)` is called before each run.
+    Raises UserError for a folder that is something else, SystemFailure if the system fails.
     """
-    if weights not in get_args(Snapshot):
-        near = did_you_mean(str(weights), get_args(Snapshot))
-        raise UserError(f"weights={quote(weights)}{near} (allowed: {', '.join(get_args(Snapshot))}).")
+    if weights not in get_args(PackedWeights):
+        near = did_you_mean(str(weights), get_args(PackedWeights))
+        raise UserError(f"weights={quote(weights)}{near} (allowed: {', '.join(get_args(PackedWeights))}).")
     _check_folder(folder)
     known = {str(row["id"]): row for row in read_index(folder)} if (folder / INDEX).exists() else {}
     rows, damaged = store_rows(store)
@@ -95,15 +96,14 @@ def build_registry(
         for done, row in enumerate(finished):
             on_progress(done, len(finished))
             run_id = str(row["id"])
-            is_masked = bool(row.get("supermask")) or not row.get("trained")
-            snapshot: Snapshot = "final" if is_masked else weights
+            packed = _packed_weights(row, weights)
             before = known.get(run_id)
-            if before is not None and before["snapshot"] == snapshot and _is_intact(folder, before):
+            if before is not None and before["snapshot"] == packed and _is_intact(folder, before):
                 index[run_id] = _index_row(row, before)
                 summary.known += 1
                 continue
             try:
-                data = encode_ticket(pack_known_run(replayer, store, run_id, "auto" if is_masked else snapshot))
+                data = encode_ticket(pack_known_run(replayer, store, run_id, packed))
             except (UserError, CorruptEntry, SnapshotMissing) as error:
                 _count(summary, _reason(error))
                 continue
@@ -112,7 +112,7 @@ def build_registry(
             write_atomic(path, data)
             facts: Row = {
                 "accuracy": row.get("thresholded_test_accuracy" if row.get("supermask") else "final_test_accuracy"),
-                "snapshot": snapshot,
+                "snapshot": packed,
                 "file": path.relative_to(folder).as_posix(),
                 "bytes": len(data),
                 "sha256": hashlib.sha256(data).hexdigest(),
@@ -199,6 +199,12 @@ def _parents_first(rows: Sequence[Row]) -> Iterator[Row]:
         row = waiting.pop()
         yield row
         waiting.extend(reversed(children.get(row["id"], [])))
+
+
+def _packed_weights(row: Row, weights: PackedWeights) -> PackedWeights:
+    if row.get("supermask"):
+        return "final"
+    return weights if row.get("trained") else "start"
 
 
 def _index_row(row: Row, facts: Row) -> Row:

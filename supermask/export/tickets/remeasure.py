@@ -14,7 +14,7 @@ from supermask.datasets.images import split_data
 from supermask.engines.job import TrainingJob
 from supermask.export.tickets import pack_run
 from supermask.export.tickets.checks import evaluate
-from supermask.store import CorruptEntry, Store
+from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.records import decode_logits
 from supermask.store.replay import StateReplayer
 from supermask.store.verify import VerificationResult
@@ -41,6 +41,9 @@ def recheck_store_accuracies(store: Store, data_dir: Path | None) -> Iterator[Ve
             facts = store.facts(run_id)
         except CorruptEntry as damage:
             yield VerificationResult(run_id, "damaged", damage.what)
+            continue
+        except NewerFormat as newer:
+            yield VerificationResult(run_id, "partly", str(newer))
             continue
         run = Run.from_data(facts)
         if facts["status"] != "finished":

@@ -114,18 +114,17 @@ def _disable_telemetry() -> Iterator[None]:
     """Turn off usage data, and log messages about the creation of tables."""
     before = {name: os.environ.get(name) for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")}
     os.environ |= dict.fromkeys(before, "true")
-    logger = logging.getLogger("mlflow")
-    alembic = logging.getLogger("alembic")
+    levels: dict[logging.Logger, int] = {}
     try:
         import mlflow as _  # noqa: F401 (it sets its loggers up when it is imported)
 
-        levels = {log: log.level for log in (logger, alembic)}
+        levels = {log: log.level for log in map(logging.getLogger, ("mlflow", "alembic"))}
         for log in levels:
             log.setLevel(logging.WARNING)
         yield
+    finally:
         for log, level in levels.items():
             log.setLevel(level)
-    finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

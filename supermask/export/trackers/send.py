@@ -102,7 +102,7 @@ def view_command(tracker: str, folder: Path) -> str:
 
 def _read_run(store: Store, row: Row) -> TrackerRun:
     run_id = str(row["id"])
-    return to_tracker_run(row, decode_curve(store.read(run_id).tensors), store.committed_at(run_id))
+    return to_tracker_run(row, decode_curve(store.read(run_id).tensors), store.commit_time(run_id))
 
 
 def _load_module(tracker: str) -> TrackerModule:

@@ -6,7 +6,7 @@ Importing this package loads neither torch nor matplotlib.
 from supermask.analysis.summary import Summary, summarize
 from supermask.core.text import slugify
 from supermask.reporting.figures.accuracy import ACCURACY, EARLY_STOP, accuracy_figure, convergence_figure
-from supermask.reporting.figures.beside import comparison_figure
+from supermask.reporting.figures.comparison import comparison_figure
 from supermask.reporting.figures.criteria_table import criteria_table_figure
 from supermask.reporting.figures.differences import compute_differences, difference_figure
 from supermask.reporting.figures.learned import has_learned_masks, supermask_figure

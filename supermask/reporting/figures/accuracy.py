@@ -187,7 +187,7 @@ def choose_scale(summary: Summary, requested: AxisScale) -> str:
     points = _all_points(summary)
     values = [value for point in points for value in point.values.values()]
     # 100% accuracy has no place on an axis that is logarithmic in the error, nor has 0 on a logarithmic one.
-    has_log_error = summary.measure.unit == "percent" and max(values) < 100.0
+    has_log_error = summary.metric.unit == "percent" and max(values) < 100.0
     if requested == "log":
         return "log" if min(values) > 0 else "linear"
     if requested == "log-error":
@@ -198,13 +198,13 @@ def choose_scale(summary: Summary, requested: AxisScale) -> str:
 
 def set_y_axis(axes: Axes, summary: Summary, scale: str) -> None:
     """Set scale, limits and ticks of the y axis."""
-    axes.set_ylabel(summary.measure.title)
+    axes.set_ylabel(summary.metric.title)
     points = _all_points(summary)
     values = [value for point in points for value in point.values.values()]
     low, high = min(values), max(values)
     if scale == "log":
         set_log_ticks(axes, "y", low / 1.06, high * 1.06)
-    elif summary.measure.unit != "percent":
+    elif summary.metric.unit != "percent":
         axes.set_ylim(0, high * 1.06 or 1)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     elif scale == "log-error":

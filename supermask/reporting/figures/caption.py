@@ -56,7 +56,7 @@ def takeaway(summary: Summary) -> str:
     """
     if demonstration_note(summary.subject):
         return ""
-    higher, lower = ("better", "worse") if summary.measure.unit == "percent" else ("later", "earlier")
+    higher, lower = ("better", "worse") if summary.metric.unit == "percent" else ("later", "earlier")
     if text := _endpoint_takeaway(summary, higher, lower):
         return text
     groups: dict[str, list[str]] = {higher: [], lower: [], f"{higher} at one level and {lower} at another": []}

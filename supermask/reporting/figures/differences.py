@@ -124,7 +124,7 @@ def draw_differences(summary: Summary, title: str, options: FigureOptions = DEFA
             "another treatment with as many weights remaining"
         )
     caption = _caption(summary, computed, _needs_log_axis(panels, options.axis))
-    common = {"reference": summary.reference, "measure": summary.measure.column, "unit": "points"}
+    common = {"reference": summary.reference, "measure": summary.metric.column, "unit": "points"}
     data: list[Row] = [
         {"treatment": label, **common, **asdict(difference)}
         for label, differences in panels.items()

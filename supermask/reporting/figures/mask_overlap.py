@@ -115,7 +115,7 @@ def overlap_rows(pairs: Pairs, labels: Sequence[str]) -> list[Row]:
             "chance_expected": overlap.chance.expected,
             "chance_low95": overlap.chance.low,
             "chance_high95": overlap.chance.high,
-            "against_chance": overlap.verdict,
+            "against_chance": overlap.chance_position,
             "nested": overlap.nested,
         }
         for (row, column), layers in pairs.items()
@@ -140,7 +140,7 @@ def _draw_heat_map(axes: Axes, matrix: OverlapMatrix, color_max: float, side: fl
     for row in range(n):
         axes.add_patch(Rectangle((row - 0.5, row - 0.5), 1, 1, facecolor="#e8e8e8", edgecolor="none"))
         for column in range(n):
-            if column < row and matrix.verdict(row, column) == "within":
+            if column < row and matrix.chance_position(row, column) == "within":
                 axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **hatched)).set_hatch_linewidth(0.5)
             if column != row and side >= MIN_CELL_WITH_NUMBER:
                 _write_number(axes, row, column, float(values[row, column]), color_max, side)
@@ -174,8 +174,8 @@ def _tick_step(side: float) -> int:
 
 def _caption(pairs: Pairs, layers: str) -> str:
     overlaps = [pair[ALL_LAYERS] for pair in pairs.values()]
-    verdicts = [overlap.verdict for overlap in overlaps]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("above", "within", "below") if v in verdicts)
+    positions = [overlap.chance_position for overlap in overlaps]
+    counts = ", ".join(f"{positions.count(v)} {v}" for v in ("above", "within", "below") if v in positions)
     nested = sum(overlap.nested for overlap in overlaps)
     return (
         f"Jaccard overlap |A and B| / |A or B| of the weights kept, {layers}. Below the diagonal: measured. Above it: "

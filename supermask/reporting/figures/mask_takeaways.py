@@ -43,7 +43,7 @@ def overlap_takeaway(pairs: Pairs, labels: Sequence[str]) -> str:
 def overlap_by_layer_takeaway(pairs: Pairs) -> str:
     """Name the layers whose pairs overlap above chance most often and least often."""
     layers = [layer for layer in next(iter(pairs.values()), {}) if layer != ALL_LAYERS]
-    above = {layer: sum(overlaps[layer].verdict == "above" for overlaps in pairs.values()) for layer in layers}
+    above = {layer: sum(overlaps[layer].chance_position == "above" for overlaps in pairs.values()) for layer in layers}
     if not above:
         return ""
     total = len(pairs)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from supermask.core.text import Row
-from supermask.store import CorruptEntry, Store
+from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.files.entry import RunFacts
 
 
@@ -140,7 +140,7 @@ def _failed_checks(row: Row, store: Store | None) -> str:
 def _read_facts(store: Store | None, row: Row) -> RunFacts | None:
     if store is None:
         return None
-    with suppress(CorruptEntry):
+    with suppress(CorruptEntry, NewerFormat):
         return store.facts(str(row["id"]))
     return None
 

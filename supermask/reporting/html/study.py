@@ -13,7 +13,6 @@ from supermask.core.errors import sanitize
 from supermask.core.text import Row, pluralize
 from supermask.reporting.figures import has_learned_masks, is_heuristic
 from supermask.reporting.figures.accuracy import ACCURACY
-from supermask.reporting.figures.beside import comparison_caption
 from supermask.reporting.figures.caption import (
     data_notes,
     excluded_note,
@@ -23,6 +22,7 @@ from supermask.reporting.figures.caption import (
     takeaway,
 )
 from supermask.reporting.figures.catalog import TrainedSummaries, summarize_trained
+from supermask.reporting.figures.comparison import comparison_caption
 from supermask.reporting.figures.learned import supermask_caption, supermask_results, supermask_rows
 from supermask.reporting.figures.learning_curves import average_curves, curves_caption
 from supermask.reporting.figures.ranking import compute_ranking, ranking_caption
@@ -63,7 +63,7 @@ from supermask.reporting.plotly.accuracy import (
     overview_plot,
     ranking_plot,
 )
-from supermask.reporting.plotly.beside import comparison_plot
+from supermask.reporting.plotly.comparison import comparison_plot
 from supermask.reporting.plotly.masks import learned_masks_plot, learning_plot, untrained_plot
 from supermask.reporting.plotly.weight_changes import weight_changes_plot
 from supermask.reporting.status import environment_note

@@ -43,7 +43,7 @@ def accuracy_plot(summary: Summary) -> Figure:
 
     Accuracies have a view that is logarithmic in the error; it comes first if errors span more than a factor of 4.
     """
-    accuracy = summary.measure.unit == "percent"
+    accuracy = summary.metric.unit == "percent"
     views = [_default_view(summary, "Accuracy" if accuracy else "Iteration")]
     if accuracy:
         views.append(_error_view(summary))
@@ -133,11 +133,11 @@ def _points(summary: Summary) -> list[TreatmentPoint]:
 
 
 def _digits(summary: Summary) -> int:
-    return 2 if summary.measure.unit == "percent" else 0
+    return 2 if summary.metric.unit == "percent" else 0
 
 
 def _hover(summary: Summary, point: TreatmentPoint) -> str:
-    percent = summary.measure.unit == "percent"
+    percent = summary.metric.unit == "percent"
     digits = _digits(summary)
     remaining = f"{format_number(point.remaining)}% of weights remaining"
     text = f"{hover_name(point.treatment)}<br>level {point.level}, {remaining}"
@@ -169,8 +169,8 @@ def _plot_point(summary: Summary, point: TreatmentPoint) -> PlotPoint:
 
 
 def _default_view(summary: Summary, label: str) -> Figure:
-    yaxis: dict[str, Any] = {"title": {"text": summary.measure.title}}
-    if summary.measure.unit != "percent":
+    yaxis: dict[str, Any] = {"title": {"text": summary.metric.title}}
+    if summary.metric.unit != "percent":
         yaxis |= {"rangemode": "tozero", "tickformat": ",d"}
     return {
         "data": _traces(summary, list),
@@ -193,7 +193,7 @@ def _error_view(summary: Summary) -> Figure:
 
 
 def _difference_view(summary: Summary) -> Figure:
-    percent = summary.measure.unit == "percent"
+    percent = summary.metric.unit == "percent"
     label = "Difference to the reference"
     styles = assign_styles(list(summary.series))
     data: list[Trace] = []

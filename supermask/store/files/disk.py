@@ -38,7 +38,7 @@ _REASONS = {
     errno.EPERM: "permission denied",
     errno.ENOENT: "no such file or folder (removed while in use?)",
 }
-_FREE_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # Errors of fsync on a folder where the filesystem has no such operation (some network and FUSE filesystems).
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
@@ -61,7 +61,7 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-        remedy = "Free some space" if error.errno in _FREE_SPACE else "Fix this"
+        remedy = "Free some space" if error.errno in _NO_SPACE else "Fix this"
         raise SystemFailure(
             f"the store cannot use {path}: {reason}. {remedy}, or choose another folder with --store, "
             "and run the same command again: finished runs are kept."
@@ -177,12 +177,12 @@ class Disk:
         pid = os.getpid()
         return f"{pid}.{_process_start_time(pid)}.{_host_id()}.{secrets.token_hex(4)}"
 
-    def is_stale(self, path: Path, stamp: str) -> bool:
-        """Return whether the process that made `path` with the tag `stamp` has ended.
+    def is_stale(self, path: Path, process_tag: str) -> bool:
+        """Return whether the process that made `path` with the tag `process_tag` has ended.
 
         For a process of another host, container or boot this is unknown: then `path` is stale at STALE_SECONDS.
         """
-        match stamp.split("."):
+        match process_tag.split("."):
             case [pid, tagged_start, host, _] if host == _host_id() and pid.isdecimal():
                 start = _process_start_time(int(pid))
                 # A different start time: the pid was reused, so the process that made `path` has ended.

@@ -127,7 +127,7 @@ class EntryFolders:
             self.disk.rename(staged, target)
         except OSError as error:
             if error.errno == errno.EXDEV and staged.parent != target.parent:
-                with self.copied_beside(staged, target) as copy:
+                with self.copy_beside(staged, target) as copy:
                     return self._rename(copy, target)
             if error.errno in _ALREADY_EXISTS and os.path.lexists(target):
                 return False
@@ -141,11 +141,11 @@ class EntryFolders:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            with self.copied_beside(staged, entry) as copy:
+            with self.copy_beside(staged, entry) as copy:
                 self.disk.rename(copy / name, entry / name)
 
     @contextmanager
-    def copied_beside(self, staged: Path, target: Path) -> Iterator[Path]:
+    def copy_beside(self, staged: Path, target: Path) -> Iterator[Path]:
         """Yield a durable copy of a staged folder beside `target`, which is on another filesystem than `staging/`.
 
         A folder of the store may be a mount of its own. Only a rename within it lets an entry appear whole.

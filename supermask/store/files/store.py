@@ -140,8 +140,8 @@ class EntryStore:
         """Copy the second results that were kept in another store, unless they equal the run here."""
         for run_id, folder in source.conflicts():
             files = source._folders.read_files(folder, ENTRY_FILES)
-            # A damaged one is worth nothing: it decides no question.
-            with suppress(CorruptEntry, KeyError), translate_os_errors(self.root):
+            # One that is damaged, or of a newer format, cannot be compared with the run here.
+            with suppress(CorruptEntry, NewerFormat, KeyError), translate_os_errors(self.root):
                 source.read_conflict(run_id, folder)
                 self._keep_conflict(run_id, files)
 
@@ -233,7 +233,7 @@ class EntryStore:
         self._check_facts(kind, key, entry.facts)
         return entry
 
-    def committed_at(self, run_id: str) -> float:
+    def commit_time(self, run_id: str) -> float:
         """Return the modification time of `run.json`, seconds since 1970; a copy may differ. Raises CorruptEntry."""
         path = self._run(run_id) / RUN_JSON
         with translate_os_errors(path):
@@ -417,7 +417,7 @@ class EntryStore:
         return removed
 
     def _staged_folders(self) -> Iterator[Path]:
-        """Yield everything in `staging/`, and staged copies beside entries (`EntryFolders.copied_beside`)."""
+        """Yield everything in `staging/`, and staged copies beside entries (`EntryFolders.copy_beside`)."""
         shards = [
             self.root / kind / shard
             for kind in ("runs", "points")

@@ -1,8 +1,8 @@
-"""Claims of runs: at most one process on a store trains a run at a time, whichever command it belongs to.
+"""Locks of runs: at most one process on a store trains a run at a time, whichever command it belongs to.
 
-A claim is an advisory lock (`flock`) on a file in the store. The kernel releases it when its process ends, however it
-ends, so a claim never has to be judged by its age. Claims save work; they carry no promise: the store stays correct
-without them, as on file systems without locks, where every claim succeeds.
+A lock is an advisory `flock` on a file in the store. The kernel releases it when its process ends, however it ends, so
+its age says nothing. Locks save work and do no more: the store stays correct without them, as on file systems that have
+none, where every lock is granted.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 
-CLAIMS_DIR = "claims"
+LOCKS_DIR = "claims"
 """Folder of the store with one lock file per run in training."""
 
 
-class RunClaim:
+class RunLock:
     """The right to train one run, until `release` or the end of the process."""
 
     def __init__(self, path: Path, descriptor: int | None) -> None:
@@ -25,7 +25,7 @@ class RunClaim:
         self._path, self._descriptor = path, descriptor
 
     def release(self) -> None:
-        """Give up the claim. Does nothing the second time."""
+        """Release the lock. Does nothing the second time."""
         if self._descriptor is not None:
             # Removed while it is locked: nobody can hold a lock on the file that is about to vanish.
             with suppress(OSError):
@@ -34,15 +34,15 @@ class RunClaim:
             self._descriptor = None
 
 
-def claim_run(store_root: Path, run_id: str) -> RunClaim | None:
-    """Claim a run for this process; None if it is claimed already."""
-    path = store_root / CLAIMS_DIR / run_id
+def lock_run(store_root: Path, run_id: str) -> RunLock | None:
+    """Lock a run for this process; None if it is locked already."""
+    path = store_root / LOCKS_DIR / run_id
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError:
-            return RunClaim(path, None)
+            return RunLock(path, None)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -50,43 +50,43 @@ def claim_run(store_root: Path, run_id: str) -> RunClaim | None:
             return None
         except OSError:
             os.close(descriptor)
-            return RunClaim(path, None)
-        if _is_at(descriptor, path):
+            return RunLock(path, None)
+        if _is_same_file(descriptor, path):
             with suppress(OSError):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
-            return RunClaim(path, descriptor)
+            return RunLock(path, descriptor)
         # The holder removed the file between our `open` and our lock: the lock is on no file of the store.
         os.close(descriptor)
 
 
-def is_claimed(store_root: Path, run_id: str) -> bool:
-    """Return True if a process holds the claim of a run."""
-    if not (store_root / CLAIMS_DIR / run_id).exists():
+def is_locked(store_root: Path, run_id: str) -> bool:
+    """Return True if a process holds the lock of a run."""
+    if not (store_root / LOCKS_DIR / run_id).exists():
         return False
-    claim = claim_run(store_root, run_id)
-    if claim is not None:
-        claim.release()
-    return claim is None
+    lock = lock_run(store_root, run_id)
+    if lock is not None:
+        lock.release()
+    return lock is None
 
 
-def claim_holder(store_root: Path, run_id: str) -> str:
-    """Return the holder of a claim as text, for messages."""
+def lock_holder(store_root: Path, run_id: str) -> str:
+    """Return the holder of a lock as text, for messages."""
     try:
-        holder = (store_root / CLAIMS_DIR / run_id).read_bytes()[:100].decode(errors="replace").strip()
+        holder = (store_root / LOCKS_DIR / run_id).read_bytes()[:100].decode(errors="replace").strip()
     except OSError:
         holder = ""
     return holder if holder.isprintable() and holder else "another process"
 
 
-def remove_stale_claims(store_root: Path) -> None:
+def remove_stale_locks(store_root: Path) -> None:
     """Remove the lock files of processes that were killed."""
     with suppress(OSError):
-        for path in (store_root / CLAIMS_DIR).iterdir():
-            is_claimed(store_root, path.name)  # Releasing the claim that the test takes removes the file.
+        for path in (store_root / LOCKS_DIR).iterdir():
+            is_locked(store_root, path.name)  # Releasing the lock that the test takes removes the file.
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
