@@ -78,6 +78,7 @@ def test_the_file_belongs_to_these_numerics(pinned: dict[str, Any]) -> None:
     assert pinned["numerics"] == NUMERICS_VERSION
 
 
+@pytest.mark.slow
 def test_run_ids_are_the_pinned_ones(now: dict[str, Any], pinned: dict[str, Any]) -> None:
     assert {run_id: run["is"] for run_id, run in now["runs"].items()} == {
         run_id: run["is"] for run_id, run in pinned["runs"].items()

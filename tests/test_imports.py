@@ -116,6 +116,7 @@ PLANNING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", PLANNING)
 def test_planning_needs_no_torch(module: str) -> None:
     assert not loaded_by(f"import supermask.{module}") & HEAVY

@@ -332,6 +332,7 @@ def test_the_command_draws_a_figure_and_the_report_has_a_section(tmp_path: Path)
     assert "--with theirs.csv" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

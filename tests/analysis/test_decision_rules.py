@@ -59,6 +59,7 @@ CLAUSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", BENCHMARK.SCENARIOS, ids=lambda each: f"{each.claim}: {each.name}")
 def test_the_package_s_verdicts_are_those_of_the_simulation(scenario: Any) -> None:
     differences = BENCHMARK.simulate(np.random.default_rng(3), scenario.truth, 20, 6)
@@ -102,6 +103,7 @@ def test_false_verdicts_are_at_most_five_percent(seeds: int) -> None:
         assert supported < 0.05 + error
 
 
+@pytest.mark.slow
 def test_a_margin_that_is_a_share_of_a_loss_keeps_the_level() -> None:
     """True difference = -25% of what the control truly loses, and both are estimated from the same seeds."""
     rng, found = np.random.default_rng(8), 0

@@ -212,6 +212,7 @@ def paths(masks: list[Bools]) -> list[list[tuple[int, ...]]]:
     return [[path[place : place + 2] for path in found] for place in range(len(masks))]
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=4).flatmap(
     lambda widths: st.tuples(*(arrays(bool, (out, into)) for into, out in pairwise(widths)))
 ))  # fmt: skip

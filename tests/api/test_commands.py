@@ -77,6 +77,7 @@ def test_dir_lists_public_names_alone() -> None:
     assert not [name for name in dir(sm.load_study("mask-criteria")) if name.startswith("_") or "schema" in name]
 
 
+@pytest.mark.slow
 def test_results_are_those_of_the_commands(trained: TrainedStudy, tmp_path: Path) -> None:
     study, store = str(trained.study), str(trained.store)
     planned = sm.plan(study, store=store, cores=2)

@@ -119,6 +119,7 @@ def test_dense_run_has_its_own_start_and_end(trained: TrainedStudy) -> None:
     assert mask.criterion is None
 
 
+@pytest.mark.slow
 def test_dropped_weights_are_none(trained: TrainedStudy, masks_only: TrainedStudy) -> None:
     run = trained.run_id(2)
     (whole,), (mask,) = (load_masks([run], study.open_store()) for study in (trained, masks_only))

@@ -84,6 +84,7 @@ def train(study: dict[str, Any] = STUDY, **changes: Any) -> None:
     assert set(scheduler.status.values()) == {"finished"}
 
 
+@pytest.mark.slow
 def test_a_table_that_does_not_record_own_data_is_refused_with_the_way_to_get_one(here: Path) -> None:
     write_npz(here / "own.npz")
     plan, rows, _ = runs.study_rows(STUDY, store="store")

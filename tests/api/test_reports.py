@@ -26,6 +26,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_report_quotes_its_command(reproduced: Path) -> None:
     page = (reproduced / "report.html").read_text(encoding="utf-8")
     assert "supermask reproduce --scale digits --only mask-points" in page

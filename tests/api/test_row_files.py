@@ -55,6 +55,7 @@ def write_rows(trained: TrainedStudy, path: Path, change: Callable[[list[Row]], 
 # --- the same conclusions as from the store ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_demo", [True, False])
 def test_claims_from_a_table_equal_those_from_the_store(
     trained: TrainedStudy, table: Path, is_demo: bool, monkeypatch: pytest.MonkeyPatch
@@ -97,6 +98,7 @@ def to_do(row: Row) -> Row:
     return {**kept, "iterations": row["iterations"], "density": row["density"], "status": "to_do"}
 
 
+@pytest.mark.slow
 def test_a_run_that_two_studies_share_counts_in_both(table: Path, tmp_path: Path) -> None:
     text = TEXT.replace("[large_final, random], mask0: [zero, freeze_init]", "[large_final, small_final], mask0: zero")
     study = write_study(tmp_path, "other.yaml", text.replace("reference: {criterion: large_final, mask0: zero}", ""))

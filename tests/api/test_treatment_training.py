@@ -82,6 +82,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, list[
     return folder, plan, rows
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_dense_network_name_its_treatments(trained: tuple[Path, Plan, list[Row]]) -> None:
     _, plan, rows = trained
     assert runs.treatment_labels(plan) == LABELS
@@ -155,6 +156,7 @@ def test_figures_say_where_the_dense_networks_are(trained: tuple[Path, Plan, lis
     assert any("own_losses" in notice for notice in notices)
 
 
+@pytest.mark.slow
 def test_stored_accuracies_are_measured_again_on_normalized_inputs(trained: tuple[Path, Plan, list[Row]]) -> None:
     folder, plan, _ = trained
     results = list(runs.recheck_accuracies(folder / "store"))
@@ -167,6 +169,7 @@ def test_the_store_verifies(trained: tuple[Path, Plan, list[Row]]) -> None:
     assert {result.verdict for result in runs.verify(folder / "store")} == {"held"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -13,6 +13,7 @@ from supermask.store import Store
 from supermask.store.files.entry import Entry
 
 
+@pytest.mark.slow
 def test_repair_sets_aside_and_says_where_and_what_to_do(tmp_path: Path) -> None:
     store = copy_golden(tmp_path)
     _, key, path, _ = golden_entries(store.root)["finished signed"]
@@ -39,6 +40,7 @@ def test_merge_copies_and_repeats_without_a_difference(tmp_path: Path) -> None:
     assert Store(tmp_path / "new").run_ids() == Store(GOLDEN).run_ids()
 
 
+@pytest.mark.slow
 def test_merge_reports_what_differs_and_what_is_damaged(tmp_path: Path) -> None:
     source = copy_golden(tmp_path)
     entries = golden_entries(source.root)

@@ -23,6 +23,7 @@ def check_chain(steps: list[PruneStep], snapshots: tuple[int, ...] = ()) -> None
         assert failed_checks(found) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rescaled", [False, True])
 @pytest.mark.parametrize("mask0", MASK0_ACTIONS)
 @pytest.mark.parametrize("mask1", MASK1_ACTIONS)

@@ -62,6 +62,7 @@ def correct(mask1: str = "rewind", mask0: str = "zero") -> Case:
     return Case(start, train([TrainingJob(NETWORK, start, RECIPE, 0)], [DATA])[0], parent, step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask1", ["rewind", "reinit", "signed_constant", "reshuffle"])
 @pytest.mark.parametrize("mask0", ["zero", "freeze_init"])
 def test_certificates_of_correct_runs_hold(mask1: str, mask0: str) -> None:

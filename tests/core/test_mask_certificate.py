@@ -69,6 +69,7 @@ def next_up(value: Tensor) -> Tensor:
 # --- correct runs ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["momentum", "adam"])
 @pytest.mark.parametrize("name", LEARNINGS)
 def test_correct_run_passes(name: str, recipe: str) -> None:
@@ -88,6 +89,7 @@ def spared_run(name: str) -> tuple[TrainingJob, TrainingResult]:
     return job, replace(result, supermask=evaluate_supermask(job, DATA, selected, result.end))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNINGS)
 def test_correct_run_with_a_spared_tensor_passes(name: str) -> None:
     job, result = spared_run(name)
@@ -130,6 +132,7 @@ WRONG_WEIGHT: dict[str, list[Callable[[Tensor], Tensor]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", BASES)
 def test_one_wrong_base_weight_is_detected(base: str) -> None:
     """The weight is wrong from the start, so it never moves."""

@@ -150,6 +150,7 @@ def test_mask_without_ties_does_not_depend_on_the_stream() -> None:
     check_top(scores.numpy(), alive["a"].numpy(), masks[0].numpy(), 7_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied_score", [0.0, -np.inf, np.inf, 1e-38])
 @pytest.mark.parametrize("is_global", [False, True])
 def test_ties_are_uniformly_random(tied_score: float, is_global: bool) -> None:

@@ -69,6 +69,7 @@ def test_given_fans_replace_those_of_the_shape() -> None:
     assert PrunableTensor("w", (4, 6, 3, 3), "conv", 18, 27).std == (2 / 45) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initializer", [*INITIALIZERS, "own"])
 @pytest.mark.parametrize("mask1", ["reinit", "constant", "signed_reinit", "signed_constant", "bimodal_reinit"])
 def test_actions_that_draw_use_the_initializer_and_are_certified(initializer: str, mask1: str) -> None:

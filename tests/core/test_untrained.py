@@ -59,6 +59,7 @@ def metrics(study: Done, mask1: str, schedule: str, rescaled: bool, level: int) 
     return found
 
 
+@pytest.mark.slow
 def test_every_certificate_passes_and_verify_agrees(study: Done) -> None:
     assert {v.verdict for v in runs.verify(study.store)} == {"held"}
     assert len(Store(study.store).run_ids()) == len(study.plan.runs)

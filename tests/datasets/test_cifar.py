@@ -51,6 +51,7 @@ def test_cifar10_archive(data: Path, inner: str) -> None:
     assert_same(load_with_spec(CIFAR, data), *random_images(CIFAR))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["cifar10", "cifar10/plain_text", "cifar10/odd [a-b]*?/snapshots/1"])
 def test_cifar10_parquet_with_png_equals_binary(data: Path, inner: str) -> None:
     write_shards(data / inner)
@@ -187,6 +188,7 @@ def decompression_bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk + image_bytes(np.zeros((3, 4, 5), np.uint8))[33:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -301,6 +303,7 @@ def test_slices_of_a_parquet_file_keep_the_order(data: Path, monkeypatch: pytest
     assert_same(load_with_spec(CIFAR, data), *random_images(CIFAR))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["data", "cifar10", "inner", "files"])
 def test_symbolic_links_are_followed(data: Path, tmp_path: Path, link: str) -> None:
     real, top = tmp_path / "real", data

@@ -45,6 +45,7 @@ def test_only_published_data_has_no_fingerprint_in_run_ids(data: Path) -> None:
     assert load("digits").run_fingerprint is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_cifar10_has_a_fingerprint_in_run_ids_unless_it_is_the_binary_version(data: Path, kind: str) -> None:
     write_shards(data / "cifar10", kind)

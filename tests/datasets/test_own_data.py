@@ -40,6 +40,7 @@ from supermask.datasets.progress import progress_listener
 pytestmark = pytest.mark.usefixtures("folder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arrays", [GREY, COLOR], ids=["grey", "color"])
 @pytest.mark.parametrize("write", [as_npz, as_idx, as_parquet, as_images])
 def test_every_form_gives_the_same_arrays(folder: Path, write: Callable[..., str], arrays: Arrays) -> None:
@@ -127,6 +128,7 @@ def test_idx_files_are_found_in_every_spelling(folder: Path, names: tuple[str, .
     assert_arrays(load("idx:own"), GREY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout", ["train-0.parquet test-0.parquet", "train.parquet val.parquet", "train/0.parquet test/0.parquet"]
 )

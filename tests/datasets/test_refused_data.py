@@ -105,6 +105,7 @@ def test_no_pickle_is_ever_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.slow
 def test_every_truncation_and_changed_byte_of_an_archive_is_refused_or_harmless(folder: Path) -> None:
     path = write_npz(folder / "own.npz", **own_arrays(6, 3, (2, 2), 2))
     whole = path.read_bytes()
@@ -221,6 +222,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded(folder: Path) -> None:
     assert str(path) in refusal("images:own#side=8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [2**40, -1])
 def test_parquet_labels_out_of_range_are_refused(folder: Path, value: int) -> None:
     labels = COLOR["y_train"].copy()
@@ -230,6 +232,7 @@ def test_parquet_labels_out_of_range_are_refused(folder: Path, value: int) -> No
     assert f"train.parquet: label {value} at image 4" in refusal("parquet:own")
 
 
+@pytest.mark.slow
 def test_unsuitable_parquet_folders_are_refused(folder: Path) -> None:
     own = folder / "own"
     write_parquet(own / "train.parquet", COLOR["x_train"], COLOR["y_train"])

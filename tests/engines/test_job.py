@@ -21,6 +21,7 @@ from supermask.engines.job import BatchSampler, Checkpointer, MetricTracker, Nul
 sizes = given(n=st.integers(1, 40), batch_size=st.integers(1, 100), seed=st.integers(0, 3))
 
 
+@pytest.mark.slow
 @sizes
 @settings(max_examples=60, deadline=None)
 def test_batches_are_full_and_every_image_occurs_once_per_epoch(n: int, batch_size: int, seed: int) -> None:

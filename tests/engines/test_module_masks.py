@@ -90,6 +90,7 @@ def broken(of: TrainingJob, result: TrainingResult, start: InitialState | None =
     return {name: items for name, items in certificate.checks.items() if items}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["residual", "transformer", "lstm"])
 def test_masks_of_any_module_are_learned_and_certified(name: str, method: str) -> None:
@@ -106,6 +107,7 @@ def test_masks_of_any_module_are_learned_and_certified(name: str, method: str) -
         assert not torch.equal(result.end.unmasked[buffer], of.start.unmasked[buffer])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [RECIPE, Recipe("adam", 0.1, 16, 12, 4)], ids=["sgd", "adam"])
 def test_others_train_beside_the_mask_if_they_are_given_a_rate(recipe: Recipe) -> None:
     of = job("residual", MaskLearning(samples=3, others_lr=0.1), recipe)
@@ -125,6 +127,7 @@ def test_the_first_step_of_a_bias_has_its_own_rate() -> None:
         assert torch.equal(one.logits[name], two.logits[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others_lr", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["residual", "transformer"])
 def test_a_killed_run_resumes_bit_identically(name: str, others_lr: float) -> None:
@@ -149,6 +152,7 @@ def changed(result: TrainingResult, **tensors: Tensor) -> TrainingResult:
     return replace(result, end=NetworkState(end.weights, unmasked, end.logits))
 
 
+@pytest.mark.slow
 def test_faults_are_seen() -> None:
     of = job("residual", METHODS["bernoulli"])
     result = train([of], [DATA])[0]

@@ -41,6 +41,7 @@ def settings_per_forward_pass(monkeypatch: pytest.MonkeyPatch, computation: Call
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "computation",
     [

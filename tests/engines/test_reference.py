@@ -56,6 +56,7 @@ def test_one_step_agrees_with_plain_numpy(recipe: Recipe, frozen: float | None) 
         np.testing.assert_allclose(actual[name], values, rtol=1e-5, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [0.0, None], ids=["frozen at zero", "frozen at initial values"])
 @pytest.mark.parametrize("recipe", ALL_RECIPES.values(), ids=ALL_RECIPES)
 def test_fifty_steps_agree_with_plain_numpy(recipe: Recipe, frozen: float | None) -> None:
@@ -74,6 +75,7 @@ def test_fifty_steps_agree_with_plain_numpy(recipe: Recipe, frozen: float | None
     assert outcome.metrics["final_test_accuracy"] == pytest.approx(accuracy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [0.0, -0.0, 0.5, None], ids=["0", "-0", "0.5", "initial values"])
 @pytest.mark.parametrize("recipe", ALL_RECIPES.values(), ids=ALL_RECIPES)
 def test_pruned_weights_stay_bit_identical_and_biases_train(recipe: Recipe, frozen: float | None) -> None:
@@ -298,6 +300,7 @@ def test_read_only_data_is_accepted() -> None:
     assert bits(train([job(NOISY)], [SplitData(**arrays, max_pixel=16)])[0]) == bits(train([job(NOISY)], [DATA])[0])
 
 
+@pytest.mark.slow
 def test_conv2_learns_images_of_eight_by_eight() -> None:
     images = data((1, 8, 8), 10, train=300)
     layers = architecture("conv2", (1, 8, 8), 10)

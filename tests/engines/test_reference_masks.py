@@ -61,6 +61,7 @@ def test_one_step_equals_numpy(method: str, recipe: str) -> None:
         assert np.linalg.norm(expected) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["sgd", "momentum", "momentum with weight decay", "adam"])
 @pytest.mark.parametrize("method", METHODS)
 def test_twenty_steps_equal_numpy(method: str, recipe: str) -> None:
@@ -74,6 +75,7 @@ def test_twenty_steps_equal_numpy(method: str, recipe: str) -> None:
         np.testing.assert_allclose(outcome.last_sampled_weights[name].numpy(), passed[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_mask_changes_during_training(method: str) -> None:
     """The tests above therefore compare more than one mask."""
@@ -169,6 +171,7 @@ def test_pruned_weights_get_a_gradient() -> None:
 # --- tensors that never change ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_and_biases_are_bit_identical_and_a_pass_uses_nothing_else(method: str) -> None:
     learning = METHODS[method]
@@ -191,6 +194,7 @@ def test_weights_and_biases_are_bit_identical_and_a_pass_uses_nothing_else(metho
             assert learning.method == "signed" or bool((values > 0).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_repetition_is_bit_identical_and_another_seed_differs(method: str) -> None:
     learning = METHODS[method]

@@ -80,6 +80,7 @@ def test_a_run_killed_after_a_checkpoint_resumes_bit_identically(case: str, kill
     assert bits(training(killed)) == bits(whole_run(case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_killed_repeatedly_resumes_bit_identically(case: str) -> None:
     training, recipe, start = CASES[case]
@@ -123,6 +124,7 @@ def test_a_late_start_resumes() -> None:
     assert bits(network(late)) == bits(network(replace(late, checkpointer=NullCheckpointer())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("point", "resumes"), [(13, False), ("gradient", False), (20, False), (21, True), (50, True)])
 def test_a_checkpoint_that_lacks_a_due_snapshot_is_not_resumed_from(point: Snapshot, resumes: bool) -> None:
     memory = Memory(2)

@@ -109,6 +109,7 @@ def test_merged_plans_hold_each_run_once_and_parents_first() -> None:
     assert graph.children[next(iter(graph.runs))] == [run for run in graph.runs.values() if run.level == 1]
 
 
+@pytest.mark.slow
 def test_several_studies_run_as_one_plan_and_are_noted(tmp_path: Path) -> None:
     two_plans = make_plans()
     scheduler = run_plans(two_plans, RunOptions(tmp_path / "store", workers=2))

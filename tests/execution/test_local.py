@@ -20,6 +20,7 @@ from supermask.store import Store
 # ----------------------------------------------------------------------------------------------------- reproducibility
 
 
+@pytest.mark.slow
 def test_one_two_and_three_workers_make_the_same_store(folder: Path) -> None:
     plan = small_plan(TWO_CHAINS, {"name": "late", "rewind_to": 5, "criterion": "snip"}, seeds=2, levels=2)
     train_plan(plan, folder / "0")
@@ -63,6 +64,7 @@ def test_workers_collect_garbage_but_not_what_the_fork_server_imported(folder: P
     assert enabled == "True" and int(frozen) > 50_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "expected_text"),
     [
@@ -112,6 +114,7 @@ def test_killed_workers_are_replaced_and_their_runs_retried(folder: Path) -> Non
     assert facts(folder / "killed", plan) == facts(folder / "whole", plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
 def test_a_run_whose_worker_is_killed_once_is_retried(folder: Path, name: str) -> None:
     """After SIGTERM, from the checkpoint that the worker saved."""
@@ -128,6 +131,7 @@ def test_a_run_whose_worker_is_killed_once_is_retried(folder: Path, name: str) -
     assert contents(folder / "killed") == contents(folder / "whole")
 
 
+@pytest.mark.slow
 def test_a_crash_does_not_disturb_other_workers(folder: Path) -> None:
     deadly_body = """
         while not pathlib.Path('busy').exists():
@@ -172,6 +176,7 @@ def test_a_run_that_always_kills_its_worker_ends_the_study_and_is_named(folder: 
     assert not leftovers(folder / "store")
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_study_and_loses_nothing(folder: Path) -> None:
     """The disk is full at the second level's commit in a worker process; then there is space again."""
     body = """
@@ -208,6 +213,7 @@ def flip(store: Path, run_id: str) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_damaged_parent_is_set_aside_reported_and_recomputed(folder: Path) -> None:
     small, plan = (small_plan(TWO_CHAINS, seeds=2, levels=levels) for levels in (2, 3))
     train_plan(plan, folder / "whole")
@@ -223,6 +229,7 @@ def test_a_damaged_parent_is_set_aside_reported_and_recomputed(folder: Path) -> 
     assert contents(folder / "store") == contents(folder / "whole")
 
 
+@pytest.mark.slow
 def test_a_disk_that_damages_one_run_repeatedly_ends_the_study(folder: Path) -> None:
     plan = small_plan(levels=1)
     dense = next(iter(plan.runs))

@@ -88,6 +88,7 @@ def test_the_engine_is_in_the_environment_and_not_in_the_id(tmp_path: Path) -> N
     assert len(prints) == 2
 
 
+@pytest.mark.slow
 def test_a_replay_uses_the_engine_and_costs_of_the_first_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,6 +209,7 @@ def keys_read_later(plan: Plan, to_do: set[str]) -> set[str]:
     return opened_keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", get_args(KeepPolicy))
 def test_exactly_the_unneeded_weights_are_dropped(folder: Path, keep: KeepPolicy) -> None:
     """After every task the store has everything that will be read, and nothing else that `keep` does not keep."""
@@ -257,6 +258,7 @@ def test_needed_keeps_the_dense_run_and_the_last_levels(folder: Path) -> None:
     assert droppable_keys(Store(folder)) == {f"{run.id}-end" for run in plan.runs.values() if run.level in (0, 3)}
 
 
+@pytest.mark.slow
 def test_dropping_changes_nothing_else(trained: TrainedStore) -> None:
     plan = small_plan(*MIXED, levels=2)
     everything, masks = trained(plan), trained(plan, "masks")
@@ -312,6 +314,7 @@ def test_an_extended_study_is_bit_identical_to_a_fresh_one(
     assert not leftovers(folder / "extended")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "expected"), [("all", 0), ("needed", 0), ("masks", 1)])
 def test_more_levels_need_replays_only_after_keeping_masks(folder: Path, keep: KeepPolicy, expected: int) -> None:
     treatment = {"mask0": "freeze_final"}

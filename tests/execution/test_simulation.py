@@ -188,6 +188,7 @@ def test_a_finished_plan_costs_nothing_on_gpus(tmp_path: Path) -> None:
     assert result.simulate([], 3) == result.core_seconds == result.stored_bytes == 0
 
 
+@pytest.mark.slow
 def test_the_estimated_storage_is_within_ten_percent_of_a_store(tmp_path: Path) -> None:
     from helpers.small_studies import train_plan
 

@@ -270,6 +270,7 @@ def flip_bit(folder: Path, key: str, name: str = "weights.safetensors") -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("name", ["weights.safetensors", "tensors.safetensors", "run.json"])
 def test_a_damaged_ancestor_is_set_aside_and_recomputed(

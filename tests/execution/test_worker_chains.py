@@ -56,6 +56,7 @@ def take_all_chains(scheduler: Scheduler) -> list[list[Task]]:
     return run_facts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 9])
 def test_chains_in_a_stack_give_the_results_of_runs_trained_alone(folder: Path, size: int) -> None:
     """Two seeds and two treatments, one of which rewinds late; more chains than the stack holds, and fewer."""

@@ -61,6 +61,7 @@ def record_first_iterations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 POINTS = {"rewind_to": 5, "w_final": "lowest_validation_loss", "criterion": "snip"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("evaluation", [0, 1, 2])
 def test_a_resumed_run_is_bit_identical(
@@ -175,6 +176,7 @@ def test_checkpoints_are_due_after_an_interval_or_when_stopping(folder: Path) ->
 # ---------------------------------------------------------------------------------------------------------- disk faults
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", range(0, 60, 7))
 def test_a_full_disk_is_a_system_failure_and_loses_nothing(
     folder: Path, trained: TrainedStore, monkeypatch: pytest.MonkeyPatch, failing: int

@@ -250,6 +250,7 @@ def test_the_face_names_only_what_export_defines() -> None:
     assert TicketCallback is lightning.TicketCallback
 
 
+@pytest.mark.slow
 def test_missing_library_is_named() -> None:
     hidden = "sys.modules.update({'lightning': None, 'pytorch_lightning': None})"
     code = f"import sys; {hidden}; import supermask.integrations.lightning"

@@ -42,6 +42,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Run]]:
     return Store(folder), list(plan.runs.values())
 
 
+@pytest.mark.slow
 def test_every_kind_keeps_its_accuracy_and_passes_all_checks(stored: tuple[Store, list[Run]], tmp_path: Path) -> None:
     store, runs = stored
     images = load("digits", None)

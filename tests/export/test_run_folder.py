@@ -195,6 +195,7 @@ def test_full_disk_is_a_system_failure_and_keeps_the_files(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_dropped_weights_and_diverged_runs_cannot_be_exported(tmp_path: Path) -> None:
     masks = train_study(tmp_path, keep="masks")
     with pytest.raises(UserError, match=r"weights of run .* were dropped \(--keep\)"):

@@ -48,6 +48,7 @@ def read(data: bytes) -> Ticket:
 # --- damage ---
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_small_file_is_detected() -> None:
     data = small_file()
     assert read(data).facts["list"] == [1, True, None, "a/b\\"]
@@ -93,6 +94,7 @@ def test_damage_of_a_packed_run_is_one_message(runs: Runs, data: st.DataObject) 
         load_ticket(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.binary(max_size=300), st.integers(0, 400))
 def test_arbitrary_bytes_are_refused(noise: bytes, place: int) -> None:

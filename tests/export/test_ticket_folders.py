@@ -62,6 +62,7 @@ def front_matter(folder: Path) -> dict[str, object]:
 # --- folders ---
 
 
+@pytest.mark.slow
 def test_folder_holds_ticket_configuration_and_card(runs: Runs, tmp_path: Path) -> None:
     run_id = runs.id("rewound")
     ended = call("pack", run_id, "--to-folder", "packed", "--store", runs.folder)
@@ -155,6 +156,7 @@ def test_pack_needs_a_file_or_a_folder(runs: Runs, targets: tuple[str, ...]) -> 
     assert "give FILE, or --to-folder DIR" in message
 
 
+@pytest.mark.slow
 def test_folder_is_loaded_inspected_and_evaluated(runs: Runs, tmp_path: Path) -> None:
     ticket = pack_run(runs.store, runs.id("late"))
     folder = save_ticket_folder(ticket, tmp_path / "packed")

@@ -37,6 +37,7 @@ def registry(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_finished_run_is_a_ticket_with_a_row(runs: Runs, registry: Path) -> None:
     rows, _ = store_rows(runs.store)
     found = {row["id"]: row for row in find_rows(registry)}
@@ -86,6 +87,7 @@ def test_tickets_without_training_and_of_learned_masks_are_named_by_their_weight
         assert len({(bool(row["supermask"]), row["trained"]) for row in rows}) == 3
 
 
+@pytest.mark.slow
 def test_building_again_adds_what_is_new_and_repairs_what_is_damaged(runs: Runs, tmp_path: Path) -> None:
     part, out = tmp_path / "part", tmp_path / "out"
     shutil.copytree(runs.folder, part)
@@ -152,6 +154,7 @@ def test_index_of_others_names_no_file_outside(registry: Path, tmp_path: Path) -
 # --- expressions ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "expected"),
     [
@@ -231,6 +234,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", HOSTILE, ids=lambda text: text[:30])
 def test_anything_but_a_condition_is_refused(registry: Path, where: str) -> None:
     with pytest.raises(UserError) as error:

@@ -46,6 +46,7 @@ def all_tensors(state: NetworkState) -> dict[str, torch.Tensor]:
 # --- packing and loading ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snapshot", ["start", "final"])
 @pytest.mark.parametrize("treatment", [*TREATMENTS, "dense"])
 def test_packed_run_is_bit_identical_after_loading(runs: Runs, treatment: str, snapshot: Any, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_the_multiplications_of_published_networks() -> None:
     assert named_network("wrn-28-10", CIFAR, 10).multiplications == 5_243_328_768
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20-4", "resnet32-2", "vgg11", "wrn-10-1", "resnet18"])
 def test_the_module_gives_logits_and_has_the_tensors_of_its_facts(name: str) -> None:
     network = named_network(name, (1, 8, 8), 7)
@@ -144,6 +145,7 @@ def test_facts_survive_json() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20", "resnet20-4", "resnet32-3"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 31, 17)])
 def test_facts_without_torch_are_those_of_the_module(name: str, shape: tuple[int, int, int]) -> None:

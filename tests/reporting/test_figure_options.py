@@ -235,6 +235,7 @@ def test_widths_have_units() -> None:
 # --- files ---
 
 
+@pytest.mark.slow
 def test_formats_caption_and_tables_are_written(tmp_path: Path) -> None:
     drawn = table_one_figure(table_rows(), "Table 1", 10.0)
     paths = save_figure(drawn, tmp_path, "t", ["pdf", "tex", "md"])

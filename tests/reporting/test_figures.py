@@ -436,6 +436,7 @@ def test_a_long_word_is_wrapped_with_few_measurements() -> None:
     assert len(measured) < 3_000
 
 
+@pytest.mark.slow
 def test_importing_figures_loads_no_heavy_module() -> None:
     heavy = {"matplotlib", "scipy", "torch", "duckdb", "pandas"}
     code = (

@@ -153,6 +153,7 @@ def test_status_escapes_invisible_characters() -> None:
 # --- glyphs ---
 
 
+@pytest.mark.slow
 def test_missing_glyphs_are_escaped_with_a_note(tmp_path: Path) -> None:
     labels = ["lab 研究", "lab \u202eabc"]
     drawn = accuracy_figure(rows_of(labels), labels, labels[0], "A study of 研究")

@@ -122,6 +122,7 @@ def two_sided_flips(apart: NDArray[np.float64]) -> float:
 # --- claims ---
 
 
+@pytest.mark.slow
 def test_the_level_tables_of_claims(trained: Shown) -> None:
     (article,) = read(render_report(trained.report)).all("article")
     bodies = [table.all("tbody")[0].all("tr") for table in article.all("table")]
@@ -222,6 +223,7 @@ def test_two_treatments_have_no_ranking(tmp_path: Path) -> None:
 # --- supermasks ---
 
 
+@pytest.mark.slow
 def test_table_one(masks: Shown) -> None:
     rows = masks.tables["study-own-table-one"]
     assert [row["column"] for row in rows] == list(COLUMNS)
@@ -273,6 +275,7 @@ def mean_of(curves: Sequence[dict[str, NDArray[Any]]]) -> NDArray[np.float64]:
     return np.mean([100 * curve["curve/validation_accuracy"].astype(np.float64) for curve in curves], axis=0)
 
 
+@pytest.mark.slow
 def test_heuristic_supermasks(heuristics: Shown) -> None:
     rows = heuristics.tables["study-own-heuristics"]
     assert len(rows) == 2 * 2 * 2 * 2

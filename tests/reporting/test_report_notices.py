@@ -63,6 +63,7 @@ def test_only_digits_are_a_demonstration() -> None:
     assert facts.training_images + facts.test_images == 1797 and facts.image_shape == (1, 8, 8)
 
 
+@pytest.mark.slow
 def test_the_demonstration_notice_is_on_top_of_report_and_command_output(trained: TrainedStudy, tmp_path: Path) -> None:
     top = section(make_report(trained, rows_in(trained)), "summary")
     assert [each.text for each in top.all("p")][:1] == [

@@ -333,6 +333,7 @@ def test_failed_checks_are_listed(trained: TrainedStudy) -> None:
 # --- hostile names ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [SCRIPT, "../x", "y" * 10_000, "\u202e\u05d0\x00\udcff"], ids=["script", "up", "10 kB", "rtl"]
 )

@@ -206,6 +206,7 @@ def test_curves_are_means_over_seeds_at_common_iterations() -> None:
         learning_curves_figure([], "Learning")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hostile", ["$x^2$ & <script>", "_nolegend_", "\N{RIGHT-TO-LEFT OVERRIDE}abc", "a" * 80])
 def test_names_are_drawn_literally(hostile: str, tmp_path: Path) -> None:
     rows = dense() + [learned(hostile, seed, 0.9) for seed in SEEDS]

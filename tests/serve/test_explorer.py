@@ -64,6 +64,7 @@ def page(store: Path) -> Page:
     return client(store)
 
 
+@pytest.mark.slow
 def test_every_run_is_in_one_series_and_no_series_has_a_seed_twice_per_level(
     cache: CachedStore, all_series: dict[str, Series]
 ) -> None:

@@ -26,6 +26,7 @@ from supermask.study.plan import make_plan
 NAMES = ["<script>alert(1)</script>", "../../x", "\u202eevil", "🎟️ & <b>", "x" * 300]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_hostile_names_are_shown_as_text(tmp_path: Path, name: str) -> None:
     if not name.isprintable():

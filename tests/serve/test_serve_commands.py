@@ -30,6 +30,7 @@ def test_running_command(store_copy: Path, trained: TrainedStudy, no_wait: None)
     assert failure["stored"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "state"),
     [

@@ -110,6 +110,7 @@ def test_a_resealed_document_with_any_wrong_value_is_refused_or_harmless(folder:
     assert entry_kind == "checkpoint" or refused > tried / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "checkpoint" and not kind.startswith("snapshot")])
 def test_a_malformed_run_is_named_by_verify_and_spares_the_others(folder: Path, kind: str) -> None:
     store = copy_golden(folder)
@@ -143,6 +144,7 @@ def test_a_malformed_run_of_a_plan_is_set_aside_and_trained_again(folder: Path) 
     assert plan_run.trained == [first] and store.facts(first)["status"] == "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "document",
     [
@@ -187,6 +189,7 @@ def test_a_resealed_envelope_of_another_form_is_damage(folder: Path, document: C
 # --- sizes ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run.json", "tensors.safetensors", "weights.safetensors"])
 def test_a_file_of_300_gigabytes_is_damage_and_claims_no_memory(folder: Path, name: str) -> None:
     store = copy_golden(folder)
@@ -281,6 +284,7 @@ def test_the_tensors_of_a_checkpoint_must_fit_its_training(folder: Path) -> None
             check_checkpoint(facts | change, tensors, start, run.recipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["no of", "other shapes", "no engine", "other tensors"])
 def test_a_resealed_checkpoint_is_not_resumed_and_its_run_is_trained(folder: Path, change: str) -> None:
     store = copy_golden(folder)

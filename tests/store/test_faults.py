@@ -175,6 +175,7 @@ BROKEN: Mapping[str, tuple[str, type[FaultyDisk], OpenStore, str]] = {
 """Fault -> (scenario that detects it, broken disk, broken store, text of the detected problem)."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_commit_is_caught(name: str, tmp_path: Path) -> None:
     scenario, disk_type, open_store, said = BROKEN[name]

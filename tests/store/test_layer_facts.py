@@ -59,6 +59,7 @@ def test_the_table_of_layers(tmp_path: Path) -> None:
     assert status == 0 and "true" in out
 
 
+@pytest.mark.slow
 def test_runs_of_earlier_versions_have_none_and_are_recomputed(tmp_path: Path) -> None:
     made = train_study(tmp_path)
     store = made.open_store()
@@ -97,6 +98,7 @@ def test_a_learned_mask_and_an_untrained_network(tmp_path: Path) -> None:
     assert {verdict.verdict for verdict in verify_store(Store(tmp_path))} == {"held"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fact", ["ties_drawn", "sign_changed", "shrunk"])
 def test_forged_facts_of_layers_are_found(tmp_path: Path, fact: str) -> None:
     made = train_study(tmp_path)

@@ -44,6 +44,7 @@ def flip_byte(path: Path, keep_times: bool = False) -> None:
 # --- noticed by `run` ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run.json", "tensors.safetensors", "weights.safetensors"])
 def test_run_notices_a_changed_file_of_a_finished_run_and_recomputes_it(folder: Path, name: str) -> None:
     plan = make_plan(golden_study(treatments=TREATMENTS[:1]))

@@ -332,6 +332,7 @@ def other_facts(facts: RunFacts, tensors: Tensors, weights: Tensors) -> None:
     facts["seed"] = 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [other_mask, no_mask, short_mask, other_facts])
 def test_a_resealed_forgery_of_an_ancestor_is_detected(folder: Path, change: Any) -> None:
     plan = small_plan(levels=3)
@@ -447,6 +448,7 @@ def test_a_user_criterion_that_changed_since_the_plan_is_not_called(
     assert Store(folder / "store").run_ids() == {next(iter(plan.runs))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "says"),
     [

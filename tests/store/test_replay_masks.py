@@ -78,6 +78,7 @@ def accuracy_by_hand(weights: dict[str, np.ndarray]) -> float:
     return by_hand.loss_and_accuracy({**parameters, **biases}, pixels, labels)[1]
 
 
+@pytest.mark.slow
 def test_every_run_finished_and_its_certificate_holds(study: Done) -> None:
     for run_id in study.plan.runs:
         facts = Store(study.store).facts(run_id)

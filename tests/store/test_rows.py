@@ -47,6 +47,7 @@ def test_a_dense_run_is_called_dense_and_has_no_criterion(trained: TrainedStudy)
     assert [(row["treatment"], row["density"], row.get("criterion")) for row in dense] == [("dense", 1.0, None)] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "treatment",
     [{}, {"schedule": "one_shot"}, {"scope": "global"}, {"scope": "global", "schedule": "one_shot", "rewind_to": 4}],

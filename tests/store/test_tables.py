@@ -64,6 +64,7 @@ def test_json_preserves_every_value(rows: list[Row]) -> None:
     assert json.loads(to_json(rows)) == rows
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(table)
 def test_csv_preserves_every_value_as_text(rows: list[Row]) -> None:
@@ -134,6 +135,7 @@ def test_a_run_may_serve_several_treatments() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_query_counts_ten_thousand_runs() -> None:
     rows = [run(number % 25, seed=number) for number in range(10_000)]
     answer = query(rows, "SELECT level, count(*) AS n, sum(seed) FROM runs GROUP BY level ORDER BY level LIMIT 1")
@@ -211,6 +213,7 @@ def test_a_query_does_not_change_the_rows() -> None:
     assert query(rows, "SELECT count(*) FROM runs").rows == [(2,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sql",
     [

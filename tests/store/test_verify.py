@@ -49,6 +49,7 @@ def test_each_run_is_read_a_few_times_at_most(pristine: TrainedStudy, monkeypatc
     assert max(map(reads.count, reads)) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "treatment",
     [
@@ -74,6 +75,7 @@ def test_a_diverged_run_holds_as_diverged(tmp_path: Path) -> None:
     assert verdict.reason.startswith("diverged at iteration")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["needed", "masks"])
 def test_runs_with_dropped_weights_hold_partly(tmp_path: Path, keep: str) -> None:
     plan = small_plan({"criterion": "large_final"}, {"criterion": "snip"}, {"mask0": "freeze_final"}, network="fc-8")
@@ -98,6 +100,7 @@ def test_a_user_criterion_is_not_imported(tmp_path: Path, monkeypatch: pytest.Mo
 # --- damage ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run.json", "tensors.safetensors", "weights.safetensors"])
 def test_a_flipped_bit_is_damage_and_descendants_name_the_damaged_run(trained: TrainedStudy, name: str) -> None:
     run_id, child = trained.run_id(1), trained.run_id(2)
@@ -237,6 +240,7 @@ def start_with_its_masks(trained: TrainedStudy, run_id: str) -> str:
     return state_hash(InitialState(weights, masks, parent.start.unmasked))
 
 
+@pytest.mark.slow
 def test_other_final_weights_do_not_match_the_childs_mask(trained: TrainedStudy) -> None:
     run_id, child = trained.run_id(1), trained.run_id(2)
 

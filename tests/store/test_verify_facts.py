@@ -90,6 +90,7 @@ FORGERIES: dict[str, tuple[Change, str, str]] = {
 """Forgery -> (change, verdict, reason)."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forged_fact_is_detected(trained: TrainedStudy, name: str) -> None:
     change, verdict, reason = FORGERIES[name]
@@ -184,6 +185,7 @@ UNSEEN: dict[str, Change] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNSEEN)
 def test_changes_that_are_not_detected(trained: TrainedStudy, name: str) -> None:
     """Checked at a last level, on which nothing else in the store depends."""

@@ -115,6 +115,7 @@ def flipped(name: str) -> Any:
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("treatment", ["learned", "graded", "signed", "edge"])
 def test_a_flipped_bit_of_a_learned_mask_is_detected(study: Done, treatment: str) -> None:
     run_id = study.run(treatment, 1).id
@@ -153,6 +154,7 @@ def test_other_weights_of_the_dense_run_do_not_match_the_start(study: Done) -> N
     assert run_id in found[study.run("graded", 2).id].reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -173,6 +175,7 @@ def test_changed_facts_are_detected(study: Done, change: Any, says: str) -> None
     assert says in found[run_id].reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["logit", "final_logit"])
 @pytest.mark.parametrize("values", [None, np.zeros(3, np.float32), np.zeros((12, 64))])
 def test_logits_of_another_shape_are_damage(study: Done, kind: str, values: Any) -> None:
@@ -219,6 +222,7 @@ def test_dropped_logits_hold_partly(study: Done) -> None:
     assert found.keys() == {learned, signed, study.run("learned", 2).id, study.run("signed", 2).id}
 
 
+@pytest.mark.slow
 def test_a_mask_is_learned_again_for_a_treatment_added_later(tmp_path: Path) -> None:
     """To the same logits; no snapshot is stored that was not requested."""
     first = mask_plan(TREATMENTS[0], **SMALL)
@@ -247,6 +251,7 @@ def test_learned_logits_are_kept_for_treatments_added_later(tmp_path: Path) -> N
 # --- what goes wrong while learning ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["bernoulli", "signed"])
 def test_non_finite_logits_refuse_the_run_and_not_the_others(tmp_path: Path, method: str) -> None:
     """Logits overflow with a huge learning rate; losses stay finite because the weights never move."""

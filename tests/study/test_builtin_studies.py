@@ -86,6 +86,7 @@ def test_builtin_study_names_and_scales() -> None:
         assert {"digits", "laptop", *papers} <= set(study.scales)
 
 
+@pytest.mark.slow
 def test_studies_need_no_torch() -> None:
     code = "import sys; from supermask.study import load_study as load; load('mask-1-actions'); "
     code += "print('torch' in sys.modules)"

@@ -409,6 +409,7 @@ KEYS = st.sampled_from("abc")
 MAPS = st.recursive(st.integers(0, 9), lambda inner: st.dictionaries(KEYS, inner, max_size=3), max_leaves=8)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(KEYS, MAPS, max_size=3), st.lists(KEYS, min_size=1, max_size=3), MAPS)
 @settings(deadline=None, max_examples=150)
 def test_set_key_equals_a_dict_update_and_keeps_the_tree(data: Any, path: list[str], new: Any) -> None:

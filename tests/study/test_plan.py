@@ -133,6 +133,7 @@ def test_each_treatment_and_seed_has_its_own_runs() -> None:
     assert len(set(last)) == len(last)
 
 
+@pytest.mark.slow
 def test_planning_neither_imports_torch_nor_reads_data() -> None:
     script = (
         "import sys; from supermask.study.plan import make_plan; from supermask.study import load_study\n"

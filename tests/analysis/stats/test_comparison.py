@@ -39,6 +39,7 @@ def test_paired_test_agrees_with_scipy(pairs: list[tuple[float, float]]) -> None
         assert found.p == (1.0 if abs(differences.mean()) < 1e-9 else None)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Precision loss")  # the oracle's, where one side has no variance
 @given(st.lists(accuracies, min_size=2, max_size=8), st.lists(accuracies, min_size=2, max_size=8))
 def test_welch_test_agrees_with_scipy(ours: list[float], theirs: list[float]) -> None:

@@ -51,6 +51,7 @@ def oracle(relation: str, values: np.ndarray, margin: np.ndarray) -> tuple[float
     return p(1, "less"), p(1, "greater")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relation", ["above", "below", "at_least", "at_most", "matches"])
 @pytest.mark.parametrize("is_share", [False, True])
 def test_relations_agree_with_scipy(relation: Relation, is_share: bool) -> None:

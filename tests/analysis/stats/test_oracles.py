@@ -111,6 +111,7 @@ def test_one_sample_t_and_the_interval_of_a_mean() -> None:
             assert found.hedges_g == close(g_by_formula(ours.mean() - constant, deviation, len(ours) - 1))
 
 
+@pytest.mark.slow
 def test_a_margin_moves_the_null_hypothesis_and_nothing_else() -> None:
     for ours, theirs in pairs(4):
         margin = float(ours[0] - theirs[-1])
@@ -141,6 +142,7 @@ def test_two_one_sided_tests_of_pairs() -> None:
         assert one_sided_p(comparison, margin, "less") == close(less[1])
 
 
+@pytest.mark.slow
 def test_two_one_sided_tests_of_other_seeds() -> None:
     for margin, (ours, theirs) in zip(np.random.default_rng(7).uniform(0.01, 5, CASES), samples(7), strict=False):
         comparison = compare(seeded(ours), seeded(theirs, 100))
@@ -154,6 +156,7 @@ def test_two_one_sided_tests_of_other_seeds() -> None:
         assert found.interval90 == close(tuple(means.tconfint_diff(alpha=0.1, usevar="unequal")))
 
 
+@pytest.mark.slow
 def test_two_one_sided_tests_against_a_number() -> None:
     for margin, (ours, theirs) in zip(np.random.default_rng(8).uniform(0.01, 5, CASES), samples(8), strict=False):
         constant = float(theirs[0])
@@ -162,6 +165,7 @@ def test_two_one_sided_tests_against_a_number() -> None:
         assert found.interval90 == close(tuple(bound - constant for bound in sample.tconfint_mean(0.1)))
 
 
+@pytest.mark.slow
 def test_power() -> None:
     rng = np.random.default_rng(9)
     for _ in range(CASES):
@@ -175,6 +179,7 @@ def test_power() -> None:
             assert found == close(expected)
 
 
+@pytest.mark.slow
 def test_sign_flips() -> None:
     for ours, theirs in pairs(10, most=9):
         differences = np.round(ours - theirs, 2)

@@ -114,6 +114,7 @@ def test_one_step(network: str, shape: tuple[int, int, int], density: float, fro
         assert_moved_alike(ours.state(), expected.end, job.start.state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("costs", EVERY_CHOICE, ids=str)
 @pytest.mark.parametrize("density", [1, 0.05])
 def test_one_step_of_adam(density: float, costs: LayerKernelCosts) -> None:
@@ -154,6 +155,7 @@ def test_many_steps(recipe: Recipe, density: float, frozen: float | None) -> Non
     assert accuracy == pytest.approx(expected.curve.validation_accuracy[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 16, 17, 64, 65, 150])
 def test_batches_of_any_size(batch: int) -> None:
     job = job_of(replace(SGD, batch_size=batch), density=0.5)
@@ -182,6 +184,7 @@ def test_a_run_has_the_result_of_the_reference() -> None:
     assert ours.optimizer_state.keys() == expected.optimizer_state.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [0.0, -0.0, 0.01, None], ids=["0", "-0", "0.01", "initial values"])
 @pytest.mark.parametrize("costs", EVERY_CHOICE, ids=str)
 def test_frozen_weights_stay_bit_identical_with_zero_moments(costs: LayerKernelCosts, frozen: float | None) -> None:
@@ -204,6 +207,7 @@ def test_divergence_shows_in_the_losses() -> None:
         assert not np.isfinite(loaded(job).train(0, 10)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [ADAM, SGD, MOMENTUM], ids=["Adam", "SGD", "momentum"])
 @pytest.mark.parametrize("costs", EVERY_CHOICE, ids=str)
 def test_training_in_parts_through_a_checkpoint_is_bit_identical(costs: LayerKernelCosts, recipe: Recipe) -> None:

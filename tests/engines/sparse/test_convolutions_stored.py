@@ -66,6 +66,7 @@ def start_of(network: str, density: float, mask0: str) -> InitialState:
     return InitialState(weights, masks, biases)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "recipe", "density"), CASES)
 def test_losses_agree_after_many_steps(network: str, recipe: str, density: float) -> None:
     """`STEPS` steps for Conv2, 30% of them for Conv4 and Conv6; not Adam on the dense Conv4 and Conv6.

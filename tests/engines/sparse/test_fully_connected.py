@@ -125,6 +125,7 @@ def test_concurrent_runs_are_bit_identical() -> None:
     assert [bits(outcome) for outcome in together] == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", EVERY_TRAVERSAL)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_killed_run_resumes_bit_identically(recipe: str, way: str) -> None:

@@ -192,6 +192,7 @@ def whole(engine: str, method: str, recipe: str) -> tuple[TrainingJob, TrainingR
     return job, TRAIN[engine](job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_after", [1, 3, 4])
 @pytest.mark.parametrize(("engine", "method", "recipe"), CASES)
 def test_a_killed_run_resumes_bit_identically(engine: str, method: str, recipe: str, kill_after: int) -> None:

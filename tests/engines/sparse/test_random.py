@@ -82,6 +82,7 @@ def test_keys_do_not_depend_on_the_first_pass_requested() -> None:
         assert tuple(map(int, whole[number])) == key_pair(3, "training", "fc2.weight", number)
 
 
+@pytest.mark.slow
 def test_no_two_passes_share_their_keys() -> None:
     """Across layers, purposes and seeds; each key alone repeats as often as random numbers do."""
     parts = [(0, "training", "a"), (0, "training", "b"), (0, "samples", "a"), (1, "training", "a")]
@@ -121,6 +122,7 @@ def chi_square_distance(counts: NDArray[np.int64], probabilities: NDArray[np.flo
     return float(abs(((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom))
 
 
+@pytest.mark.slow
 def test_samples_are_uniform() -> None:
     """Over all; per weight over passes; in every bit."""
     assert SAMPLES.min() >= 0 and SAMPLES.max() < 1

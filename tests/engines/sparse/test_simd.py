@@ -107,6 +107,7 @@ def read_into(images: Any, count: Any, chosen: Any, maximum: Any, bytes_read: An
     layout.load_images(images, count, chosen, maximum, bytes_read, words, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maximum", [1, 16, 255])
 @pytest.mark.parametrize("count", [8, 63, 784])
 def test_pixels_are_divided_as_a_division_rounds(count: int, maximum: int) -> None:
@@ -160,6 +161,7 @@ def tiles(a: Any, b: Any, out: Any) -> None:
     matmul.gemm_tile_store(out, True, a, 2, 7, 1, b, 0, VECTOR_WIDTH, 5)
 
 
+@pytest.mark.slow
 def test_a_tile_is_four_rows_of_a_product() -> None:
     a, b, out = numbers(5, 64), numbers(6, 5 * VECTOR_WIDTH), numbers(7, 4 * VECTOR_WIDTH)
     tiles(a, b, out)

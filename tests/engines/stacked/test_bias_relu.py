@@ -146,6 +146,7 @@ def test_a_cpu_does_not_use_it() -> None:
     assert stack._forward._bias_relu is None  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(0, 0), (0, 0, 1)])
 def test_training_on_the_pretended_gpu(compiled_parts: list[tuple[int, ...]], seeds: tuple[int, ...]) -> None:
     """Recorded and replayed without synchronization; results as on a CPU; the record says that it is used."""

@@ -76,6 +76,7 @@ def check_moves_the_same(
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [Recipe("adam", 0.5, 5, 5, 5), Recipe("sgd", 0.5, 5, 5, 5)], ids=["adam", "sgd"])
 @pytest.mark.parametrize(
     ("triton", "release", "failure", "obstacle"),

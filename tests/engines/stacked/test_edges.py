@@ -78,6 +78,7 @@ def test_a_hundred_classes() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay", "schedule"])
 def test_late_starts_some_with_shared_batches(recipe: str) -> None:
     """Starts between and at evaluations, one before the end and at the end; two seeds, two data sets."""
@@ -88,6 +89,7 @@ def test_late_starts_some_with_shared_batches(recipe: str) -> None:
     check([replace(one, seed=r % 2) for r, one in enumerate(late)], of)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e10, 1e19, 1e38, float("nan")])
 def test_a_replica_that_diverges_within_an_interval(scale: float) -> None:
     start = pruned_start(0.25)
@@ -98,6 +100,7 @@ def test_a_replica_that_diverges_within_an_interval(scale: float) -> None:
     assert "diverged" in [outcome.status for outcome in stacked.train(jobs, [DATA] * 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images_at_once", [1, 4, 20, 21])
 def test_evaluation_in_small_batches(images_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(DATA.validation_labels) == 21

@@ -78,6 +78,7 @@ def test_the_pass_is_compiled_once_per_kernel_and_not_per_size_of_a_stack() -> N
         assert counter.frame_count == len(shapes) * (2 if replicas > 1 else 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [None, "Failed to find C compiler"])
 def test_what_trains_is_recorded(monkeypatch: pytest.MonkeyPatch, failure: str | None) -> None:
     """Compiled before the training, or with one warning not at all."""

@@ -109,6 +109,7 @@ def check_against_reference(
             assert torch.equal(before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_residual_network_agrees_with_the_reference_engine(recipe: Recipe) -> None:
     jobs, of = jobs_of(residual(), recipe)
@@ -135,6 +136,7 @@ def test_a_residual_network_agrees_with_the_reference_engine(recipe: Recipe) -> 
         assert outcome.optimizer_state.keys() == network.tensors.keys() | network.trained_names
 
 
+@pytest.mark.slow
 def test_resnet20_agrees_with_the_reference_engine() -> None:
     """The recipe of the shipped study: augmented and normalized by the statistics of each seed's own split."""
     recipe = replace(
@@ -146,6 +148,7 @@ def test_resnet20_agrees_with_the_reference_engine() -> None:
     check_against_reference(stacked.train(jobs, of), jobs, of)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["bernoulli", "edge_popup"])
 def test_learned_masks_of_a_residual_network(method: str) -> None:
     """Running statistics move, affine parameters do not."""
@@ -173,6 +176,7 @@ def test_a_module_resumes_bit_identically() -> None:
     assert bits(stacked.train([killed], [DATA])[0]) == bits(whole)
 
 
+@pytest.mark.slow
 def test_modules_on_the_pretended_gpu() -> None:
     """The recorded step trains as the CPU does, running statistics and augmentation included."""
     recipe = replace(RECIPES["momentum"], augment=Augmentation(1, True, 2), normalize="per_channel")

@@ -126,6 +126,7 @@ def test_every_recipe(recipe: Recipe) -> None:
     check_same(jobs, [DATA, DATA, OTHER, DATA, DATA, DATA])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_learned_masks(method: str, recipe: str) -> None:

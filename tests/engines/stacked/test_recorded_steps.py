@@ -137,6 +137,7 @@ def test_out_of_memory_during_a_recording_is_raised(gpu: PretendGpu) -> None:
 # --- synchronization ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", ["fc", "conv2", "learned"])
 def test_one_synchronization_per_interval(gpu: PretendGpu, made: str) -> None:
     """`train` waits when it reads the losses, `evaluate` when it reads its results, and nothing waits between."""

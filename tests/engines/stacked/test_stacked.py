@@ -87,6 +87,7 @@ def test_every_mask0_action_passes_its_certificate() -> None:
                 assert not values[~mask].view(torch.int32).any()
 
 
+@pytest.mark.slow
 def test_different_seeds_data_late_starts_and_snapshots() -> None:
     """Replicas that stop at different iterations and use different data."""
     recipe = replace(RECIPES["momentum with weight decay"], iterations=80, evaluate_every=20)
@@ -124,6 +125,7 @@ def test_jobs_of_different_networks_and_optimizers_are_trained_in_several_stacks
     assert stacked.train([], []) == []
 
 
+@pytest.mark.slow
 def test_rates_schedules_and_lengths_may_differ_within_a_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning rates are data of a step, so runs of one study that differ in them train together."""
     recipe, sizes = replace(RECIPES["adam"], iterations=60, evaluate_every=20), count_stacks(monkeypatch)
@@ -216,6 +218,7 @@ def test_replicas_are_evaluated_together(monkeypatch: pytest.MonkeyPatch) -> Non
 # --- resumed from a checkpoint ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_resumed_run_is_bit_identical(recipe: str) -> None:
     snapshots: frozenset[Snapshot] = frozenset({3, 20, 47, "gradient", "lowest_validation_loss"})
@@ -263,6 +266,7 @@ def test_every_algorithm_is_one_convolution_per_replica(way: str, shape: tuple[i
         torch.testing.assert_close(ours_, theirs_)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", CONV_ALGORITHMS)
 def test_conv2_agrees_with_the_reference(way: str) -> None:
     of = data((2, 8, 8), 10, train=60)

@@ -86,6 +86,7 @@ def test_masked_weights_agree_with_the_reference(method: str) -> None:
         torch.testing.assert_close(gradient[r], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in FAST])
 @pytest.mark.parametrize("recipe", ["sgd", "momentum with weight decay", "adam"])
 def test_deterministic_masks_agree_with_the_reference(method: str, recipe: str) -> None:
@@ -113,6 +114,7 @@ def test_a_resumed_learned_mask_is_bit_identical() -> None:
     assert all(torch.equal(again.last_sampled_weights[n], w) for n, w in whole.last_sampled_weights.items())
 
 
+@pytest.mark.slow
 def test_masks_with_other_initial_values_are_learned_in_one_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, layers = count_stacks(monkeypatch), architecture("fc-24", SHAPE, CLASSES)
     settings = [
@@ -133,6 +135,7 @@ def test_masks_with_other_initial_values_are_learned_in_one_stack(monkeypatch: p
     assert sizes == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_learned_mask_of_convolutions() -> None:
     of = data((1, 8, 8), 10, train=60)
     layers = architecture("conv2", (1, 8, 8), 10)

@@ -67,6 +67,7 @@ def seven(recipe: Recipe) -> tuple[list[TrainingJob], list[SplitData]]:
     return jobs, [images(), images(), images(), images(), other_images(), images(), images()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3, 9])
 @pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay"])
 def test_runs_that_join_later_agree_with_runs_that_were_alone(recipe: str, size: int) -> None:
@@ -84,6 +85,7 @@ def test_runs_that_join_later_agree_with_runs_that_were_alone(recipe: str, size:
     assert all(seconds > 0 for seconds in line.seconds)
 
 
+@pytest.mark.slow
 def test_a_stream_through_a_stack_of_one_is_bit_identical() -> None:
     jobs, of = seven(replace(RECIPES["adam"], iterations=60, evaluate_every=10))
     found, _ = fed(jobs, of, 1)
