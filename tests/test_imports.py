@@ -37,6 +37,7 @@ def imports_torch(name: str) -> bool:
     return name.startswith((*MODULES_THAT_IMPORT_TORCH, "execution.preload"))
 
 
+@pytest.mark.slow
 def test_packages_import_only_what_the_contract_allows() -> None:
     """The contract is in pyproject.toml, section `tool.importlinter`."""
     command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]

@@ -130,6 +130,7 @@ def by_enumeration(layers: Counts) -> dict[Fraction, Fraction]:
 layer_counts = st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(0, n)))
 
 
+@pytest.mark.slow
 @given(st.lists(layer_counts, min_size=1, max_size=3))
 def test_chance_agrees_with_enumeration(layers: Counts) -> None:
     exact = by_enumeration(layers)

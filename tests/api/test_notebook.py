@@ -82,6 +82,7 @@ def test_values_that_are_not_plain_data_are_refused(value: object) -> None:
         notebook.table("mask-criteria", seeds=value)
 
 
+@pytest.mark.slow
 def test_study_as_name_path_dict_or_object(trained: TrainedStudy) -> None:
     loaded = load_study(trained.study)
     named = study_from_dict(study(trained), name="small")

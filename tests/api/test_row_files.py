@@ -126,6 +126,7 @@ def test_only_the_seeds_of_the_table_are_planned(trained: TrainedStudy, tmp_path
     assert {row["status"] for row in published.rows if row["seed"] == 0} == {"to_do"}
 
 
+@pytest.mark.slow
 def test_the_report_from_a_table_has_its_figures_and_claims(trained: TrainedStudy, table: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.html"
     done = call("report", str(trained.study), "--rows", str(table), "--out", str(out))
@@ -170,6 +171,7 @@ def test_a_published_table_decides_the_paper_s_claims() -> None:
     assert effect.p == pytest.approx(scipy_stats.ttest_1samp(apart, -0.2, alternative="greater").pvalue, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_rows_of_a_run_are_taken_for_what_their_id_says(trained: TrainedStudy, tmp_path: Path) -> None:
     """Labels are the study's: a table cannot move a run to another treatment."""
 
@@ -259,6 +261,7 @@ def test_files_that_are_no_tables_of_runs_are_refused(
     check_refused(["claims", str(trained.study), "--rows", str(out)], message)
 
 
+@pytest.mark.slow
 def test_further_and_empty_columns_are_accepted(trained: TrainedStudy, table: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.parquet"
     parquet_of("SELECT * REPLACE (NULL::INTEGER AS hardened), 1 AS further FROM '{table}'")(table, out)

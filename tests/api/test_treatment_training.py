@@ -143,6 +143,7 @@ def test_status_counts_dense_networks_with_their_treatments(trained: tuple[Path,
     assert [line.split()[-6] for line in table.splitlines() if line.startswith(tuple(LABELS))] == ["9"] * 3
 
 
+@pytest.mark.slow
 def test_figures_say_where_the_dense_networks_are(trained: tuple[Path, Plan, list[Row]], tmp_path: Path) -> None:
     folder, _, _ = trained
     saved, notices = runs.figures(
@@ -164,6 +165,7 @@ def test_stored_accuracies_are_measured_again_on_normalized_inputs(trained: tupl
     assert {result.verdict for result in results} == {"held"}
 
 
+@pytest.mark.slow
 def test_the_store_verifies(trained: tuple[Path, Plan, list[Row]]) -> None:
     folder, _, _ = trained
     assert {result.verdict for result in runs.verify(folder / "store")} == {"held"}

@@ -24,6 +24,7 @@ def ties_by_hand(scores: list[float], alive: list[bool], kept: list[bool]) -> in
     return sum(tied and k for tied, k in zip(is_tied, kept, strict=True)) if left_out else 0
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 4))
 def test_ties_are_those_counted_by_hand(seed: int, size: int, values: int) -> None:
     rng = np.random.default_rng(seed)

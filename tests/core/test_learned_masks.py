@@ -169,6 +169,7 @@ def graded_logits(scores: torch.Tensor, keep: int) -> dict[str, torch.Tensor]:
 LOGITS = npst.arrays(np.float32, (3, 7), elements=st.floats(-4, 4, width=32))
 
 
+@pytest.mark.slow
 @given(LOGITS, st.sampled_from(list(METHODS)), st.floats(0.05, 0.95), st.floats(0.01, 2))
 def test_mask_keeps_scores_above_zero(m: Any, method: Any, density: float, threshold: float) -> None:
     """Mask, scores and probabilities of every method, against the method's definition."""

@@ -226,6 +226,7 @@ def test_no_other_core_module_sorts_scores() -> None:
 # --- ranks and packing ---
 
 
+@pytest.mark.slow
 @given(hnp.arrays(np.float32, shapes, elements=st.floats(-4, 4, width=16)), st.data())
 def test_rank_equals_that_of_scipy(values: np.ndarray, data: st.DataObject) -> None:
     alive = data.draw(hnp.arrays(np.bool_, values.shape))
@@ -250,6 +251,7 @@ def test_nan_has_no_rank() -> None:
     assert torch.isnan(ranks).tolist() == [False, True, False]
 
 
+@pytest.mark.slow
 @given(hnp.arrays(np.bool_, hnp.array_shapes(max_dims=4, max_side=5)))
 def test_pack_and_unpack(mask: np.ndarray) -> None:
     packed = pack(torch.from_numpy(mask))

@@ -56,6 +56,7 @@ def test_no_rows() -> None:
     assert format_json(["a", "bb"], []) == "[]\n"
 
 
+@pytest.mark.slow
 @given(TABLES)
 def test_table_has_one_line_per_row(rows: list[tuple[object, ...]]) -> None:
     heads = [f"column {i}" for i in range(len(rows[0]) if rows else 2)]

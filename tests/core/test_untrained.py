@@ -174,6 +174,7 @@ def test_iterative_pruning_without_retraining_equals_one_shot(criterion: str) ->
         assert all(torch.equal(masks[n], at_once[n]) for n in masks)
 
 
+@pytest.mark.slow
 def test_untrained_run_replays_a_chain_whose_weights_were_dropped(tmp_path: Path) -> None:
     """The runs that the criterion reads are replayed, and their weights are dropped again."""
     ticket = {"name": "t", "criterion": "movement"}

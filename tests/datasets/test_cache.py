@@ -37,6 +37,7 @@ def is_mapped(array: Any) -> bool:
     return isinstance(array, np.memmap) or (isinstance(array, np.ndarray) and is_mapped(array.base))
 
 
+@pytest.mark.slow
 def test_second_load_maps_the_cache_file_without_decoding(
     data: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

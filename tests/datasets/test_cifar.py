@@ -61,6 +61,7 @@ def test_cifar10_parquet_with_png_equals_binary(data: Path, inner: str) -> None:
     assert images.fingerprint == fingerprint(*random_images(CIFAR))
 
 
+@pytest.mark.slow
 def test_cifar10_parquet_with_jpeg_is_noted_as_lossy(data: Path) -> None:
     from PIL import Image
 
@@ -222,6 +223,7 @@ def test_null_label_in_parquet_is_refused(data: Path) -> None:
     load_error(CIFAR, write_one_bad_row(data, png, None), "row 3 has no label")
 
 
+@pytest.mark.slow
 def test_wrong_columns_and_counts_in_parquet_are_refused(data: Path) -> None:
     train, test = random_images(CIFAR)
     folder = data / "cifar10"
@@ -272,6 +274,7 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 """Prints the peak memory in kB of a process that loads the Parquet files of a folder in vain."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_rows_that_share_one_value_take_little_memory(data: Path) -> None:
     """Reading these 1,816 bytes took 2 GB."""
@@ -297,6 +300,7 @@ def test_too_large_images_in_parquet_are_refused_with_their_row(data: Path) -> N
     load_error(CIFAR, data, "train-00000-of-00001.parquet: the image in row 7 has more than 66,496 bytes")
 
 
+@pytest.mark.slow
 def test_slices_of_a_parquet_file_keep_the_order(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(data / "cifar10")
     monkeypatch.setattr(parquet, "_FETCH_BYTES", 300)
@@ -326,6 +330,7 @@ def test_symbolic_links_are_followed(data: Path, tmp_path: Path, link: str) -> N
     assert_same(load_with_spec(CIFAR, top), *random_images(CIFAR))
 
 
+@pytest.mark.slow
 def test_a_cycle_of_symbolic_links_ends(data: Path) -> None:
     (data / "cifar10" / "a").mkdir(parents=True)
     (data / "cifar10" / "a" / "b").symlink_to(data / "cifar10")

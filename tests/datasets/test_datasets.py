@@ -113,6 +113,7 @@ def test_read_errors_are_user_errors_or_system_failures(code: int, kind: type[Ex
         raise OSError(code, os.strerror(code))
 
 
+@pytest.mark.slow
 def test_digits_equal_scikit_learns() -> None:
     from sklearn.datasets import load_digits
 
@@ -219,6 +220,7 @@ def test_specs_in_order() -> None:
     assert [spec.validation_images for spec in DATASETS.values()] == [200] + 8 * [5_000]
 
 
+@pytest.mark.slow
 def test_importing_datasets_imports_no_heavy_module() -> None:
     code = "import sys, supermask.datasets; print([m for m in ('torch','duckdb','PIL','sklearn') if m in sys.modules])"
     root = Path(__file__).parents[2]

@@ -91,6 +91,7 @@ with progress_listener(stop):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_nothing_half_decoded(folder: Path) -> None:
     write_images(folder / "own", COLOR)
     root = Path(__file__).parents[2]

@@ -34,6 +34,7 @@ def test_batches_are_full_and_every_image_occurs_once_per_epoch(n: int, batch_si
         assert sorted(epoch) == indices.tolist()
 
 
+@pytest.mark.slow
 @sizes
 @settings(max_examples=40, deadline=None)
 def test_a_batch_depends_on_seed_and_iteration_only(n: int, batch_size: int, seed: int) -> None:

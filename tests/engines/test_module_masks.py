@@ -117,6 +117,7 @@ def test_others_train_beside_the_mask_if_they_are_given_a_rate(recipe: Recipe) -
     assert moved == of.network.trained_names
 
 
+@pytest.mark.slow
 def test_the_first_step_of_a_bias_has_its_own_rate() -> None:
     of = job("residual", MaskLearning(samples=3, others_lr=0.1), replace(RECIPE, iterations=1, evaluate_every=1))
     faster = replace(of, learning=MaskLearning(samples=3, others_lr=0.2))

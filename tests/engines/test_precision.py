@@ -65,6 +65,7 @@ def test_settings_on_a_cpu_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> N
     assert settings_per_forward_pass(monkeypatch, lambda: reference.train([job(RECIPES["sgd"])], [DATA])) == {before}
 
 
+@pytest.mark.slow
 def test_a_pretended_gpu_is_bit_identical_to_the_cpu() -> None:
     small_job = job(RECIPES["momentum with weight decay"])
     on_cpu = bits(reference.train([small_job], [DATA])[0])

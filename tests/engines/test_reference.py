@@ -285,6 +285,7 @@ def test_an_initial_state_that_is_not_finite_is_not_trained() -> None:
 # --- reproducibility, other networks, other devices ---
 
 
+@pytest.mark.slow
 def test_a_job_is_bit_identical_alone_and_beside_others() -> None:
     jobs = [job(RECIPES["adam"], pruned_start(0.0)), job(NOISY, snapshots=frozenset({11}))]
     others = [DATA, data(seed=1)]

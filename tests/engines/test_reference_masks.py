@@ -203,6 +203,7 @@ def test_repetition_is_bit_identical_and_another_seed_differs(method: str) -> No
     assert all(torch.equal(once[n], again[n]) and not torch.equal(once[n], other[n]) for n in KERNELS)
 
 
+@pytest.mark.slow
 def test_convolutional_networks_learn_masks() -> None:
     """Says nothing about the accuracy."""
     learning = METHODS["bernoulli, rescaled"]

@@ -72,6 +72,7 @@ def test_a_dead_worker_has_not_started_the_next_task_of_its_chain(tmp_path: Path
     assert results == [f"{run_id} finished" for run_id in plan.runs]
 
 
+@pytest.mark.slow
 def test_one_damaged_parent_of_a_whole_stack_is_recomputed(tmp_path: Path) -> None:
     """Five chains that cannot start for one reason count as one fault of the disk."""
     store = tmp_path / "store"

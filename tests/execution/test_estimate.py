@@ -115,6 +115,7 @@ def test_a_damaged_run_does_not_calibrate(tmp_path: Path) -> None:
     assert estimate_missing(plan, store).source.startswith("roughly")
 
 
+@pytest.mark.slow
 def test_only_a_sample_of_runs_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(levels=1, seeds=300, network="fc-8")
     store = store_runs(tmp_path, plan, [run.id for run in plan.runs.values() if run.level == 0], 1.0)

@@ -45,6 +45,7 @@ def test_nothing_to_do_starts_no_worker(folder: Path, monkeypatch: pytest.Monkey
     assert not any(Store(folder / "store").has_weights(run_id) for run_id in plan.runs)
 
 
+@pytest.mark.slow
 def test_a_users_own_criterion_works_in_worker_processes(folder: Path) -> None:
     plan = small_plan({"criterion": criterion(folder, "pathlib.Path(f'asked-{os.getpid()}').touch()")}, seeds=2)
     execute(plan, WorkerConfig(folder / "store"), 2, Recorder())
@@ -155,6 +156,7 @@ def test_a_crash_does_not_disturb_other_workers(folder: Path) -> None:
     assert (folder / "busy").read_text() == "x" * 2  # Once per layer.
 
 
+@pytest.mark.slow
 def test_a_run_that_always_kills_its_worker_ends_the_study_and_is_named(folder: Path) -> None:
     deadly_body = """
         with open('deaths', 'a') as file:

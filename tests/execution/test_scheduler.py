@@ -134,6 +134,7 @@ def test_a_diverged_dense_run_cancels_its_own_seed_only(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- resuming
 
 
+@pytest.mark.slow
 def test_stored_runs_are_not_trained_again(folder: Path) -> None:
     small, large = small_plan(levels=2), small_plan(TWO_SCHEDULES, levels=3)
     first, second = train_plan(small, folder), train_plan(large, folder)

@@ -87,6 +87,7 @@ def test_a_process_has_one_worker_per_config(folder: Path) -> None:
     assert get_worker(replace(config, store=folder / "other")) is not get_worker(config)
 
 
+@pytest.mark.slow
 def test_a_second_commit_of_a_run_is_harmless(folder: Path) -> None:
     """As when two processes train the same runs at the same time."""
     plan = small_plan(*TREATMENTS, levels=2)
@@ -303,6 +304,7 @@ def test_a_damaged_snapshot_is_set_aside_and_replayed(folder: Path, trained: Tra
     assert contents(folder / "damaged") == contents(whole)
 
 
+@pytest.mark.slow
 def test_snapshots_that_another_study_drops_are_replayed(folder: Path, trained: TrainedStore) -> None:
     plan = small_plan({"rewind_to": 5}, levels=3)
     whole = trained(plan)

@@ -101,6 +101,7 @@ def test_a_diverged_run_in_a_stack_ends_its_own_chain_only(folder: Path) -> None
     assert sorted(statuses) == ["diverged", "finished", "finished"]
 
 
+@pytest.mark.slow
 def test_a_stopped_stack_resumes_from_the_checkpoints_of_all_runs(folder: Path) -> None:
     """Stopped within a level, after the first of four chains has reached its second level."""
     plan = small_plan({"criterion": ["large_final", "random"]}, **TWO_SEEDS)

@@ -58,6 +58,7 @@ def forge(store: Path, run_id: str, change: Callable[[RunFacts], Any]) -> None:
         (store / "runs" / run_id[:2] / run_id / name).write_bytes(data)
 
 
+@pytest.mark.slow
 def test_every_kind_of_run_is_rechecked(store: Path) -> None:
     assert {key: verdict.verdict for key, verdict in verdicts_of(store).items()} == dict.fromkeys(PLAN.runs, "held")
     status, out, _ = call("verify", "--accuracies", "--store", store)

@@ -63,6 +63,7 @@ def test_index_is_parquet_that_other_programs_read(runs: Runs, registry: Path, t
     assert all((registry / file).is_file() and not Path(file).is_absolute() for (file,) in files)
 
 
+@pytest.mark.slow
 def test_final_weights(runs: Runs, tmp_path: Path) -> None:
     summary = build_tickets(tmp_path / "out", runs.folder, weights="final")
     assert (summary.packed, summary.known, summary.left_out) == (len(runs.plan.runs), 0, {})
@@ -108,6 +109,7 @@ def test_building_again_adds_what_is_new_and_repairs_what_is_damaged(runs: Runs,
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == content
 
 
+@pytest.mark.slow
 def test_damaged_and_unfinished_runs_are_named(runs: Runs, tmp_path: Path) -> None:
     shutil.copytree(runs.folder, tmp_path / "store")
     run_id = runs.id("rewound")
@@ -246,6 +248,7 @@ def test_anything_but_a_condition_is_refused(registry: Path, where: str) -> None
 # --- commands ---
 
 
+@pytest.mark.slow
 def test_find_on_the_command_line(registry: Path) -> None:
     where = "level = 2 and criterion = 'large_final'"
     rows = find_rows(registry, where)

@@ -283,6 +283,7 @@ def test_hostile_names_are_kept_and_never_become_paths(
         assert run.name.endswith(", level 1, seed 0") and len(run.name) <= MAX_NAME and run.name.isprintable()
 
 
+@pytest.mark.slow
 def test_wandb_ignores_the_environment(
     stored_study: TrainedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

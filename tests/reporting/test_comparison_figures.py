@@ -446,6 +446,7 @@ def test_treatments_of_a_shipped_study_have_distinct_styles(name: str) -> None:
     assert all(found[label] == STYLES[label] for label in labels if label in STYLES)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.text(max_size=30) | st.sampled_from(list(STYLES)), min_size=1, max_size=12, unique=True), st.randoms()
 )

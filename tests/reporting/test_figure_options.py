@@ -198,6 +198,7 @@ def test_the_accuracy_axis_has_the_requested_scale(axis: Any, scale: str) -> Non
     assert ("logarithmic" in drawn.caption) == (axis != "linear")
 
 
+@pytest.mark.slow
 def test_slides_have_larger_fonts_and_lines() -> None:
     paper, slides = (
         accuracy_figure(rows_of(), LABELS, "large_final", "Title", FigureOptions(width=11.04, style=style)).figure

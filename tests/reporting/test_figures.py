@@ -356,6 +356,7 @@ def test_errors_if_the_output_folder_is_a_file_or_not_writable(tmp_path: Path, m
         save_figure(draw(study(seeds=1)), tmp_path / "new", "x")
 
 
+@pytest.mark.slow
 @given(st.text(max_size=100))
 def test_a_slug_is_never_a_path(text: str) -> None:
     assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,58}[a-z0-9])?", slugify(text))

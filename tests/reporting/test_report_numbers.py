@@ -84,6 +84,7 @@ def test_means_intervals_and_differences_are_those_of_numpy_over_the_csv(trained
             assert math.isclose(row["difference"], (values - reference).mean(), rel_tol=1e-9, abs_tol=1e-9)
 
 
+@pytest.mark.slow
 def test_lines_are_drawn_through_the_means(trained: TrainedStudy, report: Report) -> None:
     figure = plot_data(report)["study-small-accuracy"]
     views = {view["label"]: view for view in (figure, *figure["views"])}
@@ -160,6 +161,7 @@ def test_supermasks_and_their_curves(tmp_path: Path) -> None:
 VALUES = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(["", "a", "b", "1"])
 
 
+@pytest.mark.slow
 @given(st.lists(st.fixed_dictionaries(dict.fromkeys("abc", VALUES)), min_size=1, max_size=12))
 def test_packed_columns_keep_every_value_and_its_type(rows: list[Row]) -> None:
     packed = json.loads(json.dumps(pack_columns(rows, ["a", "b", "c"]), allow_nan=False))
@@ -179,6 +181,7 @@ def test_repeated_columns_are_small() -> None:
     assert packed["d"] == {"like": "c", "rows": [500], "values": [-1.0]}
 
 
+@pytest.mark.slow
 def test_the_table_compares_as_the_figure_does(tmp_path: Path) -> None:
     """A study's reference that is not trained level by level is not what trained levels are compared with."""
     treatments = [

@@ -63,6 +63,7 @@ def test_the_caption_ends_with_the_finding() -> None:
     )
 
 
+@pytest.mark.slow
 def test_random_masks_are_no_finding_but_are_named() -> None:
     random = [row | {"treatment": "random", "id": f"r{row['id']}", "ties_drawn": 1000} for row in rows()[:6]]
     labels = [*LABELS, "random"]

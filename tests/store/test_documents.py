@@ -203,6 +203,7 @@ def test_a_file_of_300_gigabytes_is_damage_and_claims_no_memory(folder: Path, na
     assert [damage.key for damage in damaged if damage.key == key] == [key]
 
 
+@pytest.mark.slow
 def test_what_could_not_be_read_back_is_not_committed(folder: Path) -> None:
     store = copy_golden(folder)
     _, key, _, entry = golden_entries(store.root)["finished dense"]

@@ -46,6 +46,7 @@ def test_every_entry_is_verified_as_the_release_verified_it(folder: Path) -> Non
     assert verdicts == EXPECTED["verdicts"]
 
 
+@pytest.mark.slow
 def test_reading_changes_nothing(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in GOLDEN.rglob("*")}
     store_rows(Store(GOLDEN))

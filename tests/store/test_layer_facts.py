@@ -38,6 +38,7 @@ def test_recorded_facts_are_those_of_the_stored_tensors(tmp_path: Path) -> None:
             assert row["ties_drawn"] == (kept if run.step.criterion == "random" else 0)
 
 
+@pytest.mark.slow
 def test_the_table_of_layers(tmp_path: Path) -> None:
     made = train_study(tmp_path)
     status, out, err = call("table", *made.args, "--layers")
@@ -79,6 +80,7 @@ def test_runs_of_earlier_versions_have_none_and_are_recomputed(tmp_path: Path) -
     assert left and all(row["sign_changed"] is None for row in left)
 
 
+@pytest.mark.slow
 def test_a_learned_mask_and_an_untrained_network(tmp_path: Path) -> None:
     plan = small_plan(
         {"name": "mask", "supermask": {"weights": "init"}, "levels": 1},

@@ -92,6 +92,7 @@ def test_runs_on_other_data_have_other_ids(tmp_path: Path) -> None:
     assert make_plan(study, PlanInputs(fingerprint)).runs.keys() == other.runs.keys()
 
 
+@pytest.mark.slow
 def test_two_datasets_of_one_name_are_never_averaged(tmp_path: Path) -> None:
     """The case that was reported: seed 0 on one dataset, seed 1 on another one of the same name, one store."""
     store = tmp_path / "store"

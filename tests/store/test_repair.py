@@ -110,6 +110,7 @@ def test_checking_a_read_only_store_works(folder: Path) -> None:
 # --- verify --repair ---
 
 
+@pytest.mark.slow
 def test_repair_sets_damaged_entries_aside_and_spares_their_descendants(folder: Path) -> None:
     plan = make_plan(golden_study(treatments=TREATMENTS[:2]))
     train_plan(plan, folder / "store")

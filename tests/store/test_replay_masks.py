@@ -200,6 +200,7 @@ def test_the_evaluation_is_reproduced_from_the_stored_logits(study: Done, kind: 
     assert len(told["selected"]["accuracies"]) == (3 if kind in ("bernoulli", "DWR", "constants") else 1)
 
 
+@pytest.mark.slow
 def test_the_same_study_again_is_bit_identical(study: Done, tmp_path: Path) -> None:
     again = done(tmp_path, {"supermask": [KINDS["DWR"], KINDS["signed"]]})
     once, found = contents(study.store), contents(tmp_path)

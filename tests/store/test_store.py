@@ -60,6 +60,7 @@ def test_the_layout(store: Store) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     facts=st.dictionaries(

@@ -58,6 +58,7 @@ def test_parquet_bytes_depend_on_the_rows_alone() -> None:
     assert to_parquet(rows) == to_parquet(rows)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(table)
 def test_json_preserves_every_value(rows: list[Row]) -> None:

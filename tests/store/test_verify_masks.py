@@ -65,6 +65,7 @@ def forged(study: Done, treatment: str, level: int, change: Any) -> dict[str, Ve
 # --- valid stores ---
 
 
+@pytest.mark.slow
 def test_every_run_of_a_valid_store_holds(pristine: Done) -> None:
     found = verdicts(pristine.store)
     assert {v.verdict for v in found.values()} == {"held"} and found.keys() == pristine.plan.runs.keys()
@@ -239,6 +240,7 @@ def test_a_mask_is_learned_again_for_a_treatment_added_later(tmp_path: Path) -> 
     assert contents(tmp_path) == contents(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_learned_logits_are_kept_for_treatments_added_later(tmp_path: Path) -> None:
     """`needed` keeps the weights that a treatment added later reads."""
     plan = mask_plan(*TREATMENTS[:3], **SMALL)

@@ -95,6 +95,7 @@ DATA = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(DATA, st.sampled_from([None, 2]))
 @settings(deadline=None, max_examples=60)
 def test_json_is_yaml(data: Any, indent: int | None) -> None:

@@ -217,6 +217,7 @@ def test_treatments_name_networks_by_import_path_with_the_study_s_ids(folder: Pa
     assert set(plan.inputs.network_sources) == set(made.user_networks)
 
 
+@pytest.mark.slow
 def test_networks_of_treatments_are_examined_trained_and_read_without_their_code(folder: Path) -> None:
     made = study("fc-8", treatments=[{"network": ["nets:make", "nets:narrow"]}], prune={"levels": 1})
     run_plans([plan_study(made, Store(folder / "store"))], RunOptions(folder / "store", 1))

@@ -290,6 +290,7 @@ def test_global_and_layer_wise_rates() -> None:
 # --------------------------------------------------------------------------------------------------------------- size
 
 
+@pytest.mark.slow
 def test_ten_thousand_runs_need_one_check_per_treatment_and_one_hash_per_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -300,6 +300,7 @@ VALUES: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.slow
 @given(st.permutations(list(VALUES)), st.data())
 @settings(deadline=None, max_examples=60)
 def test_the_product_is_taken_in_the_order_written(keys: list[str], data: st.DataObject) -> None:

@@ -23,6 +23,7 @@ def seeded(values: list[float]) -> dict[int, float]:
     return dict(enumerate(values))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(accuracies, accuracies), min_size=2, max_size=8))
 def test_paired_test_agrees_with_scipy(pairs: list[tuple[float, float]]) -> None:
     ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]

@@ -133,6 +133,7 @@ def test_holm(monkeypatch: pytest.MonkeyPatch) -> None:
         assert holm(ps.tolist()) == close(multipletests(ps, method="holm")[1].tolist())
 
 
+@pytest.mark.slow
 def test_two_one_sided_tests_of_pairs() -> None:
     for margin, (ours, theirs) in zip(np.random.default_rng(6).uniform(0.01, 5, CASES), pairs(6), strict=False):
         comparison = compare(seeded(ours), seeded(theirs))
@@ -193,6 +194,7 @@ def test_sign_flips() -> None:
         assert sign_flip_p(differences.tolist()) == close(oracle.pvalue)
 
 
+@pytest.mark.slow
 def test_median_of_every_resample() -> None:
     rng = np.random.default_rng(11)
     resamples = {n: np.stack(np.meshgrid(*[np.arange(n)] * n), axis=-1).reshape(-1, n) for n in range(2, 6)}

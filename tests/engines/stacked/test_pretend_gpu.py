@@ -198,6 +198,7 @@ def test_algorithm_and_stack_size_are_measured(
     assert "synchronize" in gpu.waited
 
 
+@pytest.mark.slow
 def test_new_runs_reuse_the_recorded_step(gpu: PretendGpu) -> None:
     """Six runs through a stack of two: recorded once, replayed for all of them."""
     recipe = replace(RECIPES["adam"], iterations=40, evaluate_every=10)

@@ -113,6 +113,7 @@ def test_different_seeds_data_late_starts_and_snapshots() -> None:
     assert all(torch.equal(gradient.weights[n], g) for n, g in wanted_gradient.weights.items())
 
 
+@pytest.mark.slow
 def test_jobs_of_different_networks_and_optimizers_are_trained_in_several_stacks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -168,6 +169,7 @@ def test_a_replica_does_not_depend_on_its_neighbours() -> None:
     assert all(distance(a.end, b.end) < 1e-4 for a, b in zip(turned, together, strict=True))
 
 
+@pytest.mark.slow
 def test_a_diverging_replica_leaves_the_others_alone() -> None:
     fine = job_of("fc-24", 0.3, replace(RECIPES["sgd"], iterations=60, evaluate_every=20))
     start = start_of("fc-24", 0.3)
@@ -334,6 +336,7 @@ def test_jobs_of_one_seed_share_their_batch_and_others_do_not() -> None:
 # --- precision, devices ---
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_and_keeps_float32_weights() -> None:
     jobs = [
         job_of("fc-70-30", density, replace(RECIPES["adam"], iterations=60, evaluate_every=20)) for density in (1, 0.3)

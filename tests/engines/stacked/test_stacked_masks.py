@@ -102,6 +102,7 @@ def test_deterministic_masks_agree_with_the_reference(method: str, recipe: str) 
             assert torch.equal(found.end.weights[name], job.start.weights[name])
 
 
+@pytest.mark.slow
 def test_a_resumed_learned_mask_is_bit_identical() -> None:
     recipe = Recipe("adam", 0.05, 20, 50, 10)
     job = mask_job(FAST["bernoulli, rescaled"], recipe, architecture("fc-24", SHAPE, CLASSES))

@@ -213,6 +213,7 @@ def test_learned_masks_that_join_later() -> None:
             assert ((outcome.last_sampled_weights[name] != 0) == (passed != 0)).float().mean() > 0.99
 
 
+@pytest.mark.slow
 def test_a_killed_stream_resumes() -> None:
     recipe = replace(RECIPES["adam"], iterations=50, evaluate_every=10)
     memories = [Memory(None), Memory(None), Memory(7), Memory(None)]
