@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,27 @@ from supermask.store.files.notes import MAX_BYTES, StatusNotes
 NAMES = [f"{digit:x}" * 32 for digit in range(16)]
 
 
-def test_what_is_no_note_is_ignored_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+class Messages(logging.Handler):
+    """A handler that keeps messages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """Messages of the package."""
+    logger, handler = logging.getLogger("supermask"), Messages()
+    logger.addHandler(handler)
+    yield handler.texts
+    logger.removeHandler(handler)
+
+
+def test_what_is_no_note_is_ignored_and_logged_once(tmp_path: Path, messages: list[str]) -> None:
     notes = StatusNotes(tmp_path)
     notes.write("progress", NAMES[0], {"state": "running"})
     place = tmp_path / "notes" / "progress"
@@ -31,11 +52,10 @@ def test_what_is_no_note_is_ignored_and_logged_once(tmp_path: Path, caplog: pyte
     with (place / f"{NAMES[11]}.json").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
     os.truncate(place / f"{NAMES[11]}.json", 300 * 10**9)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            assert notes.read("progress") == {NAMES[0]: {"state": "running"}}
-    assert len(caplog.messages) == 11
-    for number, message in enumerate(sorted(caplog.messages), start=1):
+    for _ in range(3):
+        assert notes.read("progress") == {NAMES[0]: {"state": "running"}}
+    assert len(messages) == 11
+    for number, message in enumerate(sorted(messages), start=1):
         assert "ignored" in message and f"{NAMES[number]}.json" in message
 
 
