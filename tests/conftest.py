@@ -36,6 +36,11 @@ def pytest_collection() -> Generator[None, object, object]:
     return result
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the clusters: they wait for processes, so at the end they would leave the other workers idle."""
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+
+
 def pytest_sessionfinish() -> None:
     """Release them: libraries report objects that are left at the end as leaks."""
     gc.unfreeze()
