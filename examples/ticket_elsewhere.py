@@ -77,4 +77,4 @@ print(f"{accuracy():.2f}%, {moved} pruned weights moved")
 # %%
 inspection = sm.api.inspect_ticket(Path("ticket.safetensors"))
 for check in inspection.checks:
-    print(f"{check.status:12} {check.promise}")
+    print(f"{check.status:12} {check.name}")
