@@ -72,7 +72,7 @@ moved = sum(int((layer.weight[~mask] != 0).sum()) for layer, mask in zip(layers,
 print(f"{accuracy():.2f}%, {moved} pruned weights moved")
 
 # %% [markdown]
-# The file says what it is and where it came from; `inspect` checks its promises from the file alone.
+# The file says what it is and where it came from; `inspect` checks it from the file alone.
 
 # %%
 inspection = sm.api.inspect_ticket(Path("ticket.safetensors"))
