@@ -5,8 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +15,7 @@ from typing import Any
 import pytest
 from helpers.executors import Recorder, criterion
 from helpers.local_runs import TWO_CHAINS, children, execute
-from helpers.processes import command_lines, group_members, wait_until, wait_until_gone
+from helpers.processes import command_lines, group_members, start_process, wait_until, wait_until_gone
 from helpers.small_studies import contents, facts, leftovers, same_table, small_plan, train_plan
 
 from supermask.execution.coordinator import shutdown_grace_seconds
@@ -64,21 +62,6 @@ def test_ctrl_c_stops_and_the_same_call_resumes(folder: Path) -> None:
 def through_a_context_manager() -> Iterator[None]:
     """A context manager like the progress display, which sets attributes of exceptions that pass through."""
     yield
-
-
-@contextmanager
-def start_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start Python in a process group of its own; kill the whole group at the end."""
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        [sys.executable, *arguments], text=True, start_new_session=True, stdout=pipe, stderr=pipe
-    )
-    try:
-        yield process
-    finally:
-        if group_members(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 SCRIPT = """
@@ -181,14 +164,14 @@ def test_ctrl_c_during_the_start_of_workers_raises_study_interrupted(folder: Pat
 def test_stacks_in_worker_processes_give_the_reference_results(folder: Path) -> None:
     """Two workers with stacks of up to three chains; every result is reported once."""
     plan = small_plan(TWO_CHAINS, seeds=[0, 1, 2], levels=2)
-    recorder, start_process = Recorder(), Counter[str]()
+    recorder, starts = Recorder(), Counter[str]()
     config = WorkerConfig(folder / "store", engine="stacked", stack=3)
     scheduler = execute(
-        plan, config, 2, recorder, start_method="fork", on_start=lambda task: start_process.update([task.run.id])
+        plan, config, 2, recorder, start_method="fork", on_start=lambda task: starts.update([task.run.id])
     )
     assert scheduler.status == dict.fromkeys(plan.runs, "finished")
     assert sorted(recorder.ids()) == sorted(plan.runs)
-    assert set(start_process.values()) == {1}
+    assert set(starts.values()) == {1}
     assert {facts_of_run["engine"] for facts_of_run in facts(folder / "store", plan).values()} == {"stacked"}
     train_plan(plan, folder / "alone", engine="reference")
     same_table(plan, folder / "store", folder / "alone")

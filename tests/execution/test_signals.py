@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from helpers.faulty_disk import quick_folder
-from helpers.processes import command_lines, group_members, wait_until, wait_until_gone
+from helpers.processes import command_lines, start_process, wait_until, wait_until_gone
 from helpers.small_studies import contents, leftovers, train_plan
 
 from supermask.store import Store
@@ -43,20 +42,10 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield path
 
 
-@contextmanager
-def start_command(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def start_command(*arguments: str, **environment: str) -> AbstractContextManager[subprocess.Popen[str]]:
     """Start `supermask run study.yaml` in a process group of its own; kill the group at the end."""
-    command = [sys.executable, "-m", "supermask", "run", "study.yaml", "--store", "store", "--workers", "2", *arguments]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        command, text=True, start_new_session=True, stdout=pipe, stderr=pipe, env={**os.environ, **environment}
-    )
-    try:
-        yield process
-    finally:
-        if group_members(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    command = ("-m", "supermask", "run", "study.yaml", "--store", "store", "--workers", "2", *arguments)
+    return start_process(*command, **environment)
 
 
 def has_result(folder: Path) -> bool:

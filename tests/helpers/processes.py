@@ -1,15 +1,38 @@
-"""Processes of a process group, found in /proc."""
+"""Processes of a process group: started here, found in /proc."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 POLL_SECONDS = 0.05
 """Reading /proc takes milliseconds of CPU."""
+
+
+@contextmanager
+def start_process(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """Start Python in a process group of its own; kill the whole group at the end."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+    )
+    try:
+        yield process
+    finally:
+        if group_members(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def group_members(group: int) -> dict[int, str]:
