@@ -12,7 +12,8 @@ from supermask.core.text import Row
 from supermask.datasets.specs import DATASETS
 from supermask.store.row_files import read_plan_inputs, read_row_files, rows_on_plan
 from supermask.study import builtin_studies, load_study
-from supermask.study.plan import Plan, PlanInputs, make_plan
+from supermask.study.plan import Plan, make_plan
+from supermask.study.plan_inputs import PlanInputs
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from supermask.execution.scheduler import Scheduler
 from supermask.execution.tasks import Task, TaskResult
 from supermask.store.files.notes import Note, StatusNotes, note_id
 from supermask.study import Study
-from supermask.study.plan import PlanInputs
+from supermask.study.plan_inputs import PlanInputs
 
 UPDATE_SECONDS = 2.0
 """Seconds between two notes."""

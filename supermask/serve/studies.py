@@ -16,7 +16,8 @@ from supermask.store.files.notes import Note
 from supermask.store.rows import BLOCKED_STATUS
 from supermask.store.tables import AUXILIARY, DENSE, TREATMENT_SEPARATOR
 from supermask.study import builtin_studies, load_study, study_from_dict
-from supermask.study.plan import Plan, PlanInputs, make_plan
+from supermask.study.plan import Plan, make_plan
+from supermask.study.plan_inputs import PlanInputs
 
 MAX_STUDIES = 12
 """Studies on the report page, the latest first to be kept; the explorer shows all runs."""

@@ -17,9 +17,11 @@ from supermask.store.files.entry import CorruptEntry, NewerFormat
 from supermask.store.run_store import Store
 from supermask.study import Study
 from supermask.study.networks import network_source
-from supermask.study.plan import Plan, PlanInputs, make_plan
+from supermask.study.plan import Plan, make_plan
+from supermask.study.plan_inputs import PlanInputs
 from supermask.study.run import Run
-from supermask.study.user_code import UserModuleNotFound, code_sha256
+from supermask.study.source_files import UserModuleNotFound
+from supermask.study.user_code import code_sha256
 from supermask.study.user_data import data_source, identify_user_data, read_user_data
 
 

@@ -20,7 +20,8 @@ from supermask.core.errors import SystemFailure, UserError, quote, sanitize
 from supermask.core.text import Row, escape_controls, pluralize
 from supermask.store.rows import BLOCKED_STATUS, STATUSES, plan_rows
 from supermask.store.tables import COLUMNS, NOTE_KEY, to_parquet
-from supermask.study.plan import Plan, PlanInputs
+from supermask.study.plan import Plan
+from supermask.study.plan_inputs import PlanInputs
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -24,7 +24,8 @@ from supermask.store.records import decode_curve
 from supermask.store.tables import AUXILIARY, COLUMNS, DENSE, TREATMENT_SEPARATOR
 from supermask.study import study_from_dict
 from supermask.study.networks import default_initializer, run_network
-from supermask.study.plan import Plan, PlanInputs, make_plan
+from supermask.study.plan import Plan, make_plan
+from supermask.study.plan_inputs import PlanInputs
 from supermask.study.run import Run
 
 STATUSES = (

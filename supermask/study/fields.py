@@ -29,9 +29,9 @@ from supermask.datasets.specs import DATASETS, MAX_IMAGES
 from supermask.networks.network import is_user_network
 from supermask.networks.registry import NETWORK_FORMS, NETWORK_NAMES, canonical_name, suggest_network
 from supermask.study.networks import canonical_network, network_from_callable
+from supermask.study.source_files import UserModuleNotFound
 from supermask.study.user_code import (
     UserFunction,
-    UserModuleNotFound,
     check_function,
     import_function,
     is_import_path,

@@ -21,8 +21,8 @@ from supermask.core.initializers import OWN
 from supermask.networks.network import Network, NetworkFacts, is_user_network
 from supermask.networks.registry import canonical_name, named_network
 from supermask.study.run import Run
+from supermask.study.source_files import UserModuleNotFound
 from supermask.study.user_code import (
-    UserModuleNotFound,
     check_function,
     check_planned_source,
     import_function,

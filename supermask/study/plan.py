@@ -5,12 +5,9 @@ A plan is made before anything is trained, without data and without torch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from supermask.core.errors import UserError, quote
 from supermask.core.learned_masks import MaskLearning
@@ -19,10 +16,10 @@ from supermask.core.recipe import UNTRAINED, Augmentation, ChannelStatistics, Re
 from supermask.core.types import Snapshot
 from supermask.datasets.locators import is_module_locator
 from supermask.datasets.specs import DATASETS, DatasetSpec
-from supermask.networks.network import Network, NetworkFacts, is_user_network
+from supermask.networks.network import Network, is_user_network
 from supermask.networks.registry import canonical_name
 from supermask.study import Study, Supermask, Train, Treatment
-from supermask.study.networks import default_initializer, network_source, read_network_facts, resolve_network
+from supermask.study.networks import default_initializer, network_source, resolve_network
 from supermask.study.plan_checks import (
     check_image_settings,
     check_masks_a_tensor,
@@ -31,9 +28,11 @@ from supermask.study.plan_checks import (
     check_size,
     layer_rates,
 )
+from supermask.study.plan_inputs import PlanInputs
 from supermask.study.run import Run
+from supermask.study.source_files import UserModuleNotFound
 from supermask.study.train_settings import Statistics
-from supermask.study.user_code import UserModuleNotFound, code_sha256
+from supermask.study.user_code import code_sha256
 
 NO_SOURCES: Mapping[str, str] = {}
 
@@ -82,74 +81,6 @@ class RunGraph:
 
 
 @dataclass(frozen=True)
-class PlanInputs:
-    """Inputs that determine results and are not in a study file: the data, and the source of user code."""
-
-    data_fingerprint: str | None = None
-    """`ImageDataset.run_fingerprint`: None for the published dataset."""
-    criterion_sources: Mapping[str, str] = field(default_factory=dict)
-    """Import path of a user's criterion -> `user_code.code_sha256`."""
-    data_source: str | None = None
-    """`user_code.code_sha256` of the user's function that returns the data; None for other data."""
-    data_spec: DatasetSpec | None = None
-    """Specification of a user's own data; None for a dataset of `DATASETS`."""
-    loss_sources: Mapping[str, str] = field(default_factory=dict)
-    """Import path of a user's loss -> `user_code.code_sha256`."""
-    network_sources: Mapping[str, str] = field(default_factory=dict)
-    """Network named by import path, with its arguments -> `user_code.source_identity`."""
-    network_facts: Mapping[str, NetworkFacts] = field(default_factory=dict)
-    """The same networks -> their facts, as far as `supermask run` has examined them."""
-
-    def to_data(self) -> dict[str, Any]:
-        """Return a JSON-serializable dict without defaults."""
-        data = {
-            "data_fingerprint": self.data_fingerprint,
-            "criterion_sources": dict(self.criterion_sources),
-            "data_source": self.data_source,
-            "data_spec": self.data_spec and {"name": self.data_spec.name, **self.data_spec.to_data()},
-            "loss_sources": dict(self.loss_sources),
-            "network_sources": dict(self.network_sources),
-            "network_facts": {name: facts.to_data() for name, facts in self.network_facts.items()},
-        }
-        return {key: value for key, value in data.items() if value}
-
-    @classmethod
-    def from_data(cls, data: object) -> PlanInputs:
-        """Return the inputs of a `to_data` dict; what is not of its form is ignored."""
-        keys = data if isinstance(data, Mapping) else {}
-        fingerprint = keys.get("data_fingerprint")
-        spec, data_source = keys.get("data_spec"), keys.get("data_source")
-        user_spec = None
-        if isinstance(spec, Mapping):
-            with suppress(ValueError):
-                user_spec = DatasetSpec.from_data(str(spec.get("name")), spec)
-        return cls(
-            fingerprint if _is_sha256(fingerprint) else None,
-            _read_sources(keys.get("criterion_sources")),
-            data_source if _is_sha256(data_source) else None,
-            user_spec,
-            _read_sources(keys.get("loss_sources")),
-            _read_sources(keys.get("network_sources")),
-            _read_facts(keys.get("network_facts")),
-        )
-
-
-def _read_facts(data: object) -> dict[str, NetworkFacts]:
-    networks = data if isinstance(data, Mapping) else {}
-    facts = {str(name): read_network_facts(item) for name, item in networks.items()}
-    return {name: item for name, item in facts.items() if item is not None}
-
-
-def _read_sources(data: object) -> dict[str, str]:
-    sources = data if isinstance(data, Mapping) else {}
-    return {str(name): source for name, source in sources.items() if _is_sha256(source)}
-
-
-def _is_sha256(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
-
-
-@dataclass(frozen=True)
 class Plan(RunGraph):
     """The runs of a study, and the role of each in it."""
 
@@ -159,7 +90,7 @@ class Plan(RunGraph):
     """The study's network, with its tensors."""
     treatment_runs: list[TreatmentRun]
     """Roles: which run is which level of which treatment and seed."""
-    inputs: PlanInputs = PlanInputs()
+    inputs: PlanInputs = field(default_factory=PlanInputs)
     """Data and user code that enter the ids of the runs."""
     notices: tuple[str, ...] = ()
     """Assumptions about inputs that were not found, one sentence each."""

@@ -22,7 +22,8 @@ from supermask.datasets.images import ImageDataset, fingerprint
 from supermask.datasets.loading import DataIdentity, make_user_dataset
 from supermask.datasets.locators import LOCATOR_FORMS, PATH_KINDS, is_module_locator
 from supermask.datasets.specs import DatasetSpec
-from supermask.study.user_code import UserModuleNotFound, code_sha256, import_function
+from supermask.study.source_files import UserModuleNotFound
+from supermask.study.user_code import code_sha256, import_function
 
 
 def load_data(name: str, data_dir: Path | None = None, expected: str | None = None) -> ImageDataset:

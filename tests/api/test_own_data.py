@@ -29,7 +29,8 @@ from supermask.store.row_files import plan_to_parquet
 from supermask.store.rows import store_rows
 from supermask.store.tables import to_parquet
 from supermask.study import study_from_dict
-from supermask.study.plan import PlanInputs, make_plan
+from supermask.study.plan import make_plan
+from supermask.study.plan_inputs import PlanInputs
 
 STUDY: dict[str, Any] = {
     "network": "fc-8",

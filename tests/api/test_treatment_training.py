@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from supermask.analysis.claims.evaluate import evaluate_clause
+from supermask.analysis.claims.clauses import evaluate_clause
 from supermask.analysis.claims.evidence import ClaimData
 from supermask.analysis.summary import data_rows, summarize
 from supermask.api import runs

@@ -10,6 +10,12 @@ from helpers.small_studies import small_plan
 from helpers.stored_seconds import store_runs
 
 from supermask.execution import estimate as module
+from supermask.execution.cost_model import (
+    SPARSE_ARITHMETIC_FACTOR,
+    SPARSE_SLOWNESS,
+    SPARSE_STEP_SECONDS,
+    STACKED_SLOWNESS,
+)
 from supermask.execution.estimate import COMMIT_SECONDS, STARTUP_SECONDS, Estimate, estimate
 from supermask.store import Store
 from supermask.study.plan import Plan
@@ -170,11 +176,11 @@ def test_sparse_runs_become_cheaper_as_their_masks_shrink(tmp_path: Path) -> Non
         {"mask0": "zero"}, {"mask0": "freeze_init"}, levels=2, rates={"hidden": 0.8, "output": 0.8}, **MNIST
     )
     images = 3 * 60 * 917 + 5_000 * (917 / 100 + 1) + 2 * 10_000
-    beside = 917 * module.SPARSE_STEP_SECONDS + 0.02 + 4e-7 * 266_200 + COMMIT_SECONDS
-    whole_arithmetic = images * 266_200 * 2e-11 * module.SPARSE_ARITHMETIC_FACTOR
+    beside = 917 * SPARSE_STEP_SECONDS + 0.02 + 4e-7 * 266_200 + COMMIT_SECONDS
+    whole_arithmetic = images * 266_200 * 2e-11 * SPARSE_ARITHMETIC_FACTOR
     for run in plan.runs.values():
         result = estimate(plan, Store(tmp_path), [run], "sparse").core_seconds
-        share = min(1, 0.2**run.level * module.SPARSE_SLOWNESS)
+        share = min(1, 0.2**run.level * SPARSE_SLOWNESS)
         if run.step and run.step.mask0 != "zero":
             share = (1 + share) / 2
         assert result == pytest.approx(whole_arithmetic * share + beside, rel=1e-3)
@@ -202,7 +208,7 @@ def test_stacked_runs_on_a_core_calibrate_the_model(tmp_path: Path) -> None:
     alone, share = (
         estimate(plan, empty_store, [dense], e).core_seconds - COMMIT_SECONDS for e in ("reference", "stacked")
     )
-    assert 1.5 < share / alone < module.STACKED_SLOWNESS
+    assert 1.5 < share / alone < STACKED_SLOWNESS
     environment = {"device": "cpu", "engine": "stacked", "stack": 16}
     store = store_runs(tmp_path, plan, [dense.id], 3 * share, engine="stacked", environment=environment)
     left = [run for run in plan.runs.values() if run.id != dense.id]

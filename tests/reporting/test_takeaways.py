@@ -12,8 +12,8 @@ from helpers.report_page import read
 from helpers.stored_study import TrainedStudy, train_study
 
 from supermask import load_study
+from supermask.analysis.claims.clauses import evaluate_clause
 from supermask.analysis.claims.endpoint_band import compare_over_band, endpoint_band
-from supermask.analysis.claims.evaluate import evaluate_clause
 from supermask.analysis.claims.evidence import ClaimData
 from supermask.analysis.stats import PERCENT, mean_interval
 from supermask.analysis.summary import Metric, summarize

@@ -14,7 +14,8 @@ from supermask.serve.studies import Studies
 from supermask.store import Store
 from supermask.store.files.notes import StatusNotes
 from supermask.study import study_from_dict
-from supermask.study.plan import PlanInputs, make_plan
+from supermask.study.plan import make_plan
+from supermask.study.plan_inputs import PlanInputs
 
 DATA: dict[str, Any] = {"seeds": 1, "treatments": [{"criterion": "scores_of_a_note:score"}], "prune": {"levels": 1}}
 

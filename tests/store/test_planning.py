@@ -24,7 +24,8 @@ from supermask.store.planning import plan_study
 from supermask.store.replay import _load_user_criterion
 from supermask.store.rows import check_same_data, plan_rows
 from supermask.study import study_from_dict
-from supermask.study.plan import Plan, PlanInputs, make_plan
+from supermask.study.plan import Plan, make_plan
+from supermask.study.plan_inputs import PlanInputs
 
 STUDY: dict[str, Any] = {
     "network": "fc-8",

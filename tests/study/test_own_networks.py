@@ -25,9 +25,10 @@ from supermask.store.rows import plan_rows
 from supermask.store.verify import verify_store
 from supermask.study import study_from_dict
 from supermask.study.networks import canonical_network, examine_network, run_network, split_user_network
-from supermask.study.plan import Plan, PlanInputs, make_plan
+from supermask.study.plan import Plan, make_plan
+from supermask.study.plan_inputs import PlanInputs
 from supermask.study.run import Run
-from supermask.study.user_code import UserModuleNotFound
+from supermask.study.source_files import UserModuleNotFound
 
 NETS = '''
 """Networks of a user."""

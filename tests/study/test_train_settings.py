@@ -13,10 +13,12 @@ from supermask.core.recipe import Augmentation, ChannelStatistics, Recipe
 from supermask.store import Store
 from supermask.store.planning import plan_study
 from supermask.study.loading import load_study, study_from_dict
-from supermask.study.plan import Plan, PlanInputs, make_plan
+from supermask.study.plan import Plan, make_plan
 from supermask.study.plan_checks import count_requested_runs, ineffective_settings
+from supermask.study.plan_inputs import PlanInputs
+from supermask.study.source_files import UserModuleNotFound
 from supermask.study.train_settings import Train
-from supermask.study.user_code import UserModuleNotFound, code_sha256
+from supermask.study.user_code import code_sha256
 
 
 def planned(train: dict[str, Any], *treatments: dict[str, Any], **keys: Any) -> Plan:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from supermask.core.errors import UserError
-from supermask.study.user_code import UserModuleNotFound, check_function, code_sha256, import_function
+from supermask.study.source_files import UserModuleNotFound
+from supermask.study.user_code import check_function, code_sha256, import_function
 
 SCORE = "def score(layer, rng):\n    return layer.w_final.abs()\n"
 
