@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import slow_loss
 from helpers.executors import Recorder, criterion
 from helpers.local_runs import TWO_CHAINS, children, execute
 from helpers.processes import command_lines, group_members, start_process, wait_until, wait_until_gone
@@ -94,32 +95,23 @@ def test_no_worker_outlives_a_killed_main_process(folder: Path) -> None:
         assert wait_until_gone(process.pid, 3.0), group_members(process.pid)
 
 
-STUDY = """
+STUDY = f"""
 network: fc-20
 seeds: 2
-train: {epochs: 40, evaluate_every: 10}
-prune: {levels: 1}
-treatments: [{criterion: large_final}]
+train: {{epochs: 20, evaluate_every: 10, loss: {slow_loss.NAME}}}
+prune: {{levels: 1}}
+treatments: [{{criterion: large_final}}]
 """
 
 
 @pytest.mark.slow
 @needs_proc
-def test_ctrl_c_ends_the_command_within_two_seconds_and_it_can_be_resumed(folder: Path) -> None:
+def test_ctrl_c_ends_the_command_within_two_seconds_and_it_can_be_resumed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "study.yaml").write_text(STUDY)
-    command = (
-        "-m",
-        "supermask",
-        "run",
-        "study.yaml",
-        "--store",
-        "store",
-        "--workers",
-        "2",
-        "--engine",
-        "reference",
-    )
-    with start_process(*command) as process:
+    command = ("-m", "supermask", "run", "study.yaml", "--store", "store", "--workers", "2", "--engine", "reference")
+    with slow_loss.slow_folder(folder, monkeypatch), start_process(*command) as process:
         # Ctrl-C in a terminal goes to every process of the group. By now at least one run is in training.
         wait_until(lambda: Store(folder / "store").run_ids(), process)
         time.sleep(0.2)
@@ -144,10 +136,12 @@ def test_ctrl_c_ends_the_command_within_two_seconds_and_it_can_be_resumed(folder
 
 @pytest.mark.slow
 @needs_proc
-def test_ctrl_c_during_the_start_of_workers_raises_study_interrupted(folder: Path) -> None:
+def test_ctrl_c_during_the_start_of_workers_raises_study_interrupted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "study.yaml").write_text(STUDY)
     (folder / "script.py").write_text(SCRIPT)
-    with start_process("script.py") as process:
+    with slow_loss.slow_folder(folder, monkeypatch), start_process("script.py") as process:
         wait_until(
             lambda: any("multiprocessing.forkserver" in line for line in command_lines(process.pid).values()), process
         )

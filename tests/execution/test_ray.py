@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import slow_loss
 from helpers.command_line import call
 from helpers.executors import Recorder, criterion, wait_for
 from helpers.faulty_disk import quick_folder
@@ -161,19 +162,16 @@ def test_a_killed_node_changes_no_bit(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_cluster_makes_the_same_store_as_this_process(folder: Path) -> None:
-    """With every engine, and through the client port, where this process is not part of the cluster."""
+    """Run by run and in stacks; the first through the client port, where this process is not part of the cluster."""
     plan = small_plan(THREE_CHAINS, {"name": "late", "rewind_to": 5, "criterion": "movement"}, seeds=2, levels=2)
     with ray_cluster(1, 1, ray_client_server_port=(port := free_port())) as cluster:
-        scheduler = execute(cluster.address, plan, WorkerConfig(folder / "reference"))
+        scheduler = execute(f"ray://127.0.0.1:{port}", plan, WorkerConfig(folder / "reference"))
         assert scheduler.status == dict.fromkeys(plan.runs, "finished")
-        sparse = WorkerConfig(folder / "sparse", engine="sparse")
-        execute(f"ray://127.0.0.1:{port}", plan, sparse)
         recorder = Recorder()
         execute(cluster.address, plan, WorkerConfig(folder / "stacked", engine="stacked", stack=4), recorder)
     assert sorted(recorder.ids()) == sorted(plan.runs)  # None twice.
     same_table(plan, folder / "stacked", folder / "reference")
     assert_same_as_local(plan, folder / "reference")
-    assert_same_as_local(plan, folder / "sparse", engine="sparse")
 
 
 def free_port() -> int:
@@ -216,38 +214,41 @@ def test_a_dead_worker_is_replaced_and_a_run_that_always_kills_it_is_named(folde
     assert_same_as_local(good, folder / "store")
 
 
-STUDY = """
+STUDY = f"""
 network: fc-20
-seeds: 2
-train: {epochs: 150, evaluate_every: 10}
-prune: {levels: 1}
-treatments: [{criterion: large_final}]
+seeds: 1
+train: {{epochs: 40, evaluate_every: 10, loss: {slow_loss.NAME}}}
+prune: {{levels: 1}}
+treatments: [{{criterion: large_final}}]
 """
 
 
-def test_ctrl_c_stops_the_command_and_another_executor_resumes_it(folder: Path) -> None:
-    """The dense run has finished; the next one, which takes seconds, is in training."""
+def test_ctrl_c_stops_the_command_and_another_executor_resumes_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dense run has finished; the next one, which takes three seconds, is in training."""
     (folder / "study.yaml").write_text(STUDY)
-    arguments = ["run", "study.yaml", "train.epochs=400", "seeds=1", "--store", "store", "--engine", "reference"]
+    arguments = ["run", "study.yaml", "--store", "store", "--engine", "reference"]
     command = [sys.executable, "-m", "supermask", *arguments, "--cluster", "local", "--workers", "2"]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, text=True, start_new_session=True, stdout=pipe, stderr=pipe)
-    try:
-        wait_for(lambda: Store(folder / "store").run_ids())
-        time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGINT)
-        began = time.monotonic()
-        out, err = process.communicate(timeout=20)
-        assert time.monotonic() - began < 8.0
-    finally:
-        process.kill()
-        process.communicate()
+    with slow_loss.slow_folder(folder, monkeypatch):
+        process = subprocess.Popen(command, text=True, start_new_session=True, stdout=pipe, stderr=pipe)
+        try:
+            wait_for(lambda: Store(folder / "store").run_ids())
+            time.sleep(0.2)
+            os.killpg(process.pid, signal.SIGINT)
+            began = time.monotonic()
+            out, err = process.communicate(timeout=20)
+            assert time.monotonic() - began < 8.0
+        finally:
+            process.kill()
+            process.communicate()
     assert process.returncode == 130, out + err
     assert "the same command resumes" in err and "Traceback" not in out + err
     kept = Store(folder / "store").run_ids()
     assert len(kept) == 1
     assert [*(folder / "store" / "checkpoints").iterdir()]
-    plan = make_plan(load_study(folder / "study.yaml", ["train.epochs=400", "seeds=1"]))
+    plan = make_plan(load_study(folder / "study.yaml"))
     assert sorted(train_plan(plan, folder / "store").trained) == sorted(plan.runs.keys() - kept)
     assert_same_as_local(plan, folder / "store")
 
@@ -300,7 +301,6 @@ def listening() -> Iterator[int]:
 
 def test_ctrl_c_ends_a_command_that_waits_for_ray_forever(folder: Path) -> None:
     """Ray waits in C code, where Python handles no signals."""
-    (folder / "study.yaml").write_text(STUDY)
     program = """
 import ctypes, sys, ray
 from supermask.cli import main
@@ -309,7 +309,7 @@ def never(**_):
     ctypes.CDLL(None).select(0, None, None, None, ctypes.byref((ctypes.c_long * 2)(60, 0)))
     ctypes.CDLL(None).select(0, None, None, None, ctypes.byref((ctypes.c_long * 2)(60, 0)))
 ray.init = never
-sys.argv = ["supermask", "run", "study.yaml", "--store", "store", "--cluster", "auto"]
+sys.argv = ["supermask", "run", "mask-criteria", "scale=digits", "--store", "store", "--cluster", "auto"]
 main()
 """
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import submitit
+from helpers import slow_loss
 from helpers.command_line import call
 from helpers.executors import criterion, wait_for
 from helpers.faulty_disk import quick_folder
@@ -105,13 +106,15 @@ def test_a_job_trains_its_chains_as_a_stack(folder: Path) -> None:
     same_table(plan, folder / "store", folder / "alone")
 
 
-def test_a_preempted_job_resumes_from_its_checkpoint(folder: Path) -> None:
+def test_a_preempted_job_resumes_from_its_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Preempted in training, the requeued job regenerates the initial state and resumes from the checkpoint."""
     body = """
     with open('scored', 'a') as file:
         file.write('x')
 """
-    plan = small_plan({"criterion": criterion(folder, body)}, levels=1, epochs=200, evaluate_every=100)
+    plan = small_plan(
+        {"criterion": criterion(folder, body)}, levels=1, epochs=20, evaluate_every=10, loss=slow_loss.NAME
+    )
     _, ticket = plan.runs
     saved = folder / "store" / "checkpoints" / ticket
     checkpoint_seen: list[bool] = []
@@ -125,9 +128,10 @@ def test_a_preempted_job_resumes_from_its_checkpoint(folder: Path) -> None:
         checkpoint_seen.append(saved.exists())
 
     thread = threading.Thread(target=preempt)
-    thread.start()
-    execute(plan, WorkerConfig(folder / "store", checkpoint_seconds=1e9), 1)
-    thread.join()
+    with slow_loss.slow_folder(folder, monkeypatch):
+        thread.start()
+        execute(plan, WorkerConfig(folder / "store", checkpoint_seconds=1e9), 1)
+        thread.join()
     assert checkpoint_seen == [True]
     assert (folder / "scored").read_text() == "x" * 4  # Two layers, twice.
     assert_same_as_local(plan, folder / "store")
