@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
@@ -106,6 +107,11 @@ def test_cells_of_a_tutorial_are_run_as_a_notebook_runs_them() -> None:
     assert cells.shorten("\n".join(map(str, range(100)))).splitlines()[7:10] == ["7", "... 85 lines ...", "93"]
 
 
+def text_of(page: Path) -> str:
+    """Return the text of a page without its tags."""
+    return html.unescape(re.sub(r"<[^>]+>", "", page.read_text()))
+
+
 @pytest.mark.slow
 def test_tutorials_show_their_outputs(site: Path) -> None:
     assert len(TUTORIALS) >= 3
@@ -116,6 +122,10 @@ def test_tutorials_show_their_outputs(site: Path) -> None:
         assert blocks >= kinds.count("code") + 3, name
     first = (site / "tutorials" / "lottery_tickets.html").read_text()
     assert "mask-criteria: 111 runs: 111 finished." in first and first.count("my_criterion:relative") > 2
+    texts = {name: text_of(site / "tutorials" / f"{name}.html") for name in ("own_data", "own_network")}
+    assert texts["own_data"].count("finished. Store:") >= 3  # Long outputs are shortened.
+    assert "finished. Store:" in texts["own_network"]
+    assert "stem.weight                 54 of    54 kept" in texts["own_network"]
     for image in ("own_study-1", "lottery_tickets-1", "lottery_tickets-2"):
         assert (site / "tutorials" / f"{image}.png").stat().st_size > 10_000
     assert "0 pruned weights moved" in (site / "tutorials" / "ticket_elsewhere.html").read_text()

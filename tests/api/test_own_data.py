@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -364,12 +362,3 @@ def test_the_note_of_a_study_holds_what_a_page_needs(here: Path) -> None:
     assert inputs.data_spec is not None and inputs.data_spec.name == "npz:own.npz"
     plan = make_plan(study_from_dict(note["study"]), inputs)
     assert plan.runs.keys() == set(Store(here / "store").run_ids())
-
-
-@pytest.mark.slow
-def test_the_example_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    example = Path(__file__).parents[2] / "examples" / "own_data.py"
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "SUPERMASK_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, example], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished. Store:") == 4 and "large_final" in done.stdout

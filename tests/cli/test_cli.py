@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import cli_reference
-from helpers.command_line import call, supermask
+from helpers.command_line import call, supermask, supermask_each
 from helpers.stored_study import RUNS, TEXT, TrainedStudy, train_study, write_study
 from safetensors.numpy import load_file
 
@@ -112,7 +112,7 @@ assert not loaded("torch", "matplotlib", "scipy", "sklearn")
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
-# --- a study from file to figure, one process per command ---
+# --- a study from file to figure ---
 
 
 @pytest.mark.slow
@@ -127,16 +127,18 @@ def test_a_study_from_file_to_figure(tmp_path: Path) -> None:
     assert lines[0] == "small  sparse engine (auto: its cost falls with the mask)"
     assert lines[1].startswith("small  1/5  dense, level 0, seed 0: ")
     assert lines[-1] == f"small: 5 runs: 5 finished. Store: {store}"
-    again = supermask("run", study, SUPERMASK_STORE=str(store))
+    again, table = supermask_each(("run", study), ("table", study, "--format", "json"), SUPERMASK_STORE=str(store))
     assert again.out.splitlines() == [lines[-1]]
-    exported = supermask("export", "", tmp_path / "ticket", "--store", store)
-    assert exported.status == 2
-    run_id = json.loads(supermask("table", study, "--format", "json", SUPERMASK_STORE=str(store)).out)[-1]["id"]
-    assert supermask("export", run_id, tmp_path / "ticket", "--store", store).status == 0
+    run_id = json.loads(table.out)[-1]["id"]
+    unnamed, exported, verified, drawn = supermask_each(
+        ("export", "", tmp_path / "ticket", "--store", store),
+        ("export", run_id, tmp_path / "ticket", "--store", store),
+        ("verify", "--store", store),
+        ("figure", study, "--store", store, "--out", tmp_path / "figures"),
+    )
+    assert (unnamed.status, exported.status) == (2, 0)
     assert "mask.fc1.weight" in load_file(tmp_path / "ticket" / "tensors.safetensors")
-    verified = supermask("verify", "--store", store)
     assert (verified.status, verified.out) == (0, "5 held\n")
-    drawn = supermask("figure", study, "--store", store, "--out", tmp_path / "figures")
     assert drawn.status == 0, drawn.err
     for figure in ("small-accuracy", "small-early-stop"):
         assert f"{tmp_path / 'figures' / figure}.{{pdf,svg,png,csv,txt}}" in drawn.out.splitlines()

@@ -209,12 +209,12 @@ def test_full_disk_loses_no_run(small_disk: Path, tmp_path: Path) -> None:
     # Other lines name the engine and, with an empty cache, the compilation of kernels.
     kept = full.out.count("% in ")
     assert 0 < kept < RUNS
-    assert supermask("verify", "--store", store).out == f"{kept} held\n"
+    assert call("verify", "--store", store).out == f"{kept} held\n"
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     more = supermask("run", study, "--store", store, "--workers", 1)
     assert more.status == 0, more.err
     assert more.out.count("% in ") == RUNS - kept
-    assert supermask("verify", "--store", store).out == f"{RUNS} held\n"
+    assert call("verify", "--store", store).out == f"{RUNS} held\n"
 
 
 @pytest.mark.slow

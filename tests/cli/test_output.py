@@ -66,8 +66,9 @@ def call_encoded(encoding: str, arguments: Sequence[object], monkeypatch: pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_training_and_every_stream(encoding: str, tmp_path: Path) -> None:
+def test_training_on_a_stream_that_encodes_little(tmp_path: Path) -> None:
+    """Workers print nothing, so one encoding stands for all here."""
+    encoding = "ascii"
     study = write_study(tmp_path, text=SMALL)
     command = [sys.executable, "-m", "supermask", "run", str(study), "--store", "store", "--workers", "1"]
     ended = subprocess.run(command, capture_output=True, env=environment(encoding), check=False)

@@ -45,8 +45,7 @@ def script_losses(start: InitialState) -> tuple[list[float], list[Tensor]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("rewind_to", ["start", LATE])
+@pytest.mark.parametrize(("scope", "rewind_to"), [("layer", LATE), ("global", "start")])
 def test_a_chain_of_resnet20_agrees_with_plain_pytorch(scope: str, rewind_to: str | int) -> None:
     rates = RATES if scope == "layer" else {"global": 0.2}
     step = PruneStep("large_final", "rewind", "zero", rates, scope, rewind_to=rewind_to)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ SHAPE, CLASSES = (1, 9, 7), 10
 """63 pixels: a multiple neither of the eight that are read together nor of the 64 lanes."""
 
 
-STEPS = 200 if os.environ.get("SUPERMASK_FULL_HARNESS") == "1" else 80
+STEPS = 200 if os.environ.get("SUPERMASK_FULL_HARNESS") == "1" else 50
 """Steps over which losses of two engines are compared."""
 
 LENGTH = (STEPS, STEPS // 2)

@@ -116,7 +116,7 @@ def test_a_malformed_run_is_named_by_verify_and_spares_the_others(folder: Path, 
     store = copy_golden(folder)
     _, key, path, entry = golden_entries(store.root)[kind]
     replayer = StateReplayer(store, 64, import_user_code=False)
-    for change, facts in changed_documents(entry.facts, kind, 40):
+    for change, facts in changed_documents(entry.facts, kind, MAX_CHANGES // 4):
         write_entry("run", key, path, Entry(facts, entry.tensors, entry.weights))
         verdict = verify_run(store, replayer, key)
         assert verdict.key == key, change

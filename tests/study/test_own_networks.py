@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -361,13 +360,3 @@ def test_a_module_of_an_installed_package() -> None:
     name = canonical_network({"make": "torch.nn:Sequential"})
     assert name == "torch.nn:Sequential"
     assert nn.Sequential is not None
-
-
-@pytest.mark.slow
-def test_the_example_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    example = Path(__file__).parents[2] / "examples" / "own_network.py"
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "SUPERMASK_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, example], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "finished. Store:" in done.stdout
-    assert "stem.weight                 54 of    54 kept" in done.stdout

@@ -19,7 +19,7 @@ from supermask.engines.stacked import masked_pass, optimizer
 from supermask.engines.stacked.masked_pass import compile_pass, make_masked_pass
 
 CPU = torch.device("cpu")
-SHAPES = [(3, 6, 12), (2, 5, 8), (1, 6, 12), (3, 4, 2, 3, 3), (4, 4, 4)]
+SHAPES = [(3, 6, 12), (1, 6, 12), (3, 4, 2, 3, 3)]
 
 
 @pytest.mark.slow
@@ -45,7 +45,7 @@ def test_the_compiled_pass_is_bit_equal_to_the_plain_one(method: str) -> None:
         assert results[0][1].any()
         with torch.no_grad():
             assert torch.equal(compiled(logits, weights, keys), results[0][0])
-    assert counter.frame_count == 10, "twice, for training and evaluation, per kernel shape and for a stack of one"
+    assert counter.frame_count == 6, "twice, for training and evaluation, per kernel shape and for a stack of one"
 
 
 @pytest.mark.slow

@@ -68,8 +68,10 @@ def seven(recipe: Recipe) -> tuple[list[TrainingJob], list[SplitData]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2, 3, 9])
-@pytest.mark.parametrize("recipe", ["adam", "momentum with weight decay"])
+@pytest.mark.parametrize(
+    ("recipe", "size"),
+    [("adam", 1), ("adam", 3), ("momentum with weight decay", 2), ("momentum with weight decay", 9)],
+)
 def test_runs_that_join_later_agree_with_runs_that_were_alone(recipe: str, size: int) -> None:
     jobs, of = seven(replace(RECIPES[recipe], iterations=60, evaluate_every=10))
     found, line = fed(jobs, of, size)
