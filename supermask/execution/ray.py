@@ -43,6 +43,11 @@ MAX_RAY_FOLDER = 30
 OBJECT_STORE_BYTES = 100_000_000
 """Memory that a Ray of our own reserves for data between tasks. Ours exchange next to nothing."""
 
+CLIENT_ATTEMPTS = 3
+"""Attempts to connect to a client port whose server dies."""
+
+CLIENT_SERVER_DIED = "Starting Ray client server failed"
+
 RAY_QUIET_ENV = {
     # No usage statistics are sent.
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -74,15 +79,26 @@ def ray_session(address: str, workers: int) -> Iterator[int]:
         _check_reachable(address)
     elif address == "local" and len(os.fsencode(tempfile.gettempdir())) > MAX_RAY_FOLDER:
         os.environ.setdefault("RAY_TMPDIR", "/tmp")  # noqa: S108 (Ray makes a folder of its own in it)
-    try:
-        with _exit_on_sigint():
-            ray.init(address=address, **quiet, **(new_ray if address == "local" else {}))
-    except (OSError, RuntimeError, ValueError, SystemExit) as error:
-        raise _unreachable(address, error) from None
+    with _exit_on_sigint():
+        _connect(address, **quiet, **(new_ray if address == "local" else {}))
     try:
         yield int(ray.cluster_resources().get("CPU", 0))
     finally:
         ray.shutdown()
+
+
+def _connect(address: str, **options: Any) -> None:
+    """Call `ray.init`. Raises UserError if no Ray answers."""
+    import ray
+
+    for attempt in range(CLIENT_ATTEMPTS):
+        try:
+            ray.init(address=address, **options)
+            return
+        except (OSError, RuntimeError, ValueError, SystemExit) as error:
+            # The process behind a client port may die when Ray forks it: ray-project/ray, issue 63202.
+            if CLIENT_SERVER_DIED not in str(error) or attempt == CLIENT_ATTEMPTS - 1:
+                raise _unreachable(address, error) from None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from supermask.analysis.stats import SIGNIFICANCE, compare, equivalence, holm, s
 from supermask.analysis.summary import Metric, Summary, TreatmentPoint, summarize
 from supermask.core.text import Row
 
-STUDIES, LEVELS, SEEDS = 3000, 5, 5
+STUDIES, LEVELS, SEEDS = 2000, 5, 5
 TREATMENTS = ["large_final", "movement", "magnitude_increase"]
 ACCURACY = Metric("early_stop_test_accuracy", 100.0, "%", "Test accuracy at early stopping (%)")
 

@@ -193,19 +193,12 @@ def test_streams_of_the_caller_are_escaped_and_restored(encoding: str, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["latin-1", "closed pipe"])
-def test_python_functions_train_on_any_stream(target: str, tmp_path: Path) -> None:
+def test_a_python_function_trains_without_its_output(tmp_path: Path) -> None:
     study = write_study(tmp_path, text=SMALL)
     program = f"import supermask as sm; sm.run({str(study)!r}, store='store', workers=1)"
     read_end, write_end = os.pipe()
-    encoding = "utf-8" if target == "closed pipe" else target
-    if target == "closed pipe":
-        os.close(read_end)
+    os.close(read_end)
     command = [sys.executable, "-c", program]
-    ended = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, env=environment(encoding), check=False)
+    subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, env=environment("utf-8"), check=False)
     os.close(write_end)
-    if target == "latin-1":
-        with os.fdopen(read_end, encoding=encoding) as reader:
-            assert "\\u65e5\\u672c" in reader.read()
-        assert (ended.returncode, ended.stderr) == (0, b"")
     assert len(Store(tmp_path / "store").run_ids()) == 2

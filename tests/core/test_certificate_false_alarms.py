@@ -36,7 +36,7 @@ from supermask.networks.sequential import initial_state, prunable_tensors
 DATA = data()
 PRUNABLE = prunable_tensors(LAYERS)
 ITERATIONS = 24
-SEEDS = int(os.environ.get("SUPERMASK_CERTIFICATE_SEEDS", "55"))
+SEEDS = int(os.environ.get("SUPERMASK_CERTIFICATE_SEEDS", "36"))
 ENGINES: dict[str, Callable[..., list[TrainingResult]]] = {
     "reference": reference.train,
     "sparse": sparse.train,

@@ -138,8 +138,14 @@ def test_a_fork_server_that_is_always_killed_ends_the_command_with_one_message(
     assert_complete(folder, expected)
 
 
-@pytest.mark.parametrize("moment", ["while the fork server imports", "while workers train"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGKILL, "while workers train"),
+        (signal.SIGKILL, "while the fork server imports"),
+        (signal.SIGQUIT, "while the fork server imports"),
+    ],
+)
 def test_no_process_outlives_a_killed_command_for_two_seconds(
     folder: Path, number: signal.Signals, moment: str
 ) -> None:
