@@ -269,7 +269,7 @@ def agreement(probe: Probe) -> None:
     from supermask.engines import reference, stacked
 
     jobs, data = synthetic_jobs(probe, "fc", SEEDS, (1, 28, 28))
-    iterations = 40 if probe.tiny else 300
+    iterations = 20 if probe.tiny else 300
     jobs = [replace(job, recipe=replace(job.recipe, iterations=iterations, evaluate_every=20)) for job in jobs]
     expected = reference.train(jobs[:2], data[:2])
     in_a_stack = []

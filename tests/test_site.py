@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("index", "concepts", "tutorials/own_study", "studies", "cli", "findings", "contributing")
+PAGES = ("index", "concepts", "tutorials/own_study", "cli", "findings")
 """All but the longest of one kind: each kind of content is on one of these."""
 TUTORIALS = re.findall(r"tutorials/(\w+)\.md", (ROOT / "mkdocs.yml").read_text())
 

@@ -234,7 +234,7 @@ def sequential_stores(tmp_path_factory: pytest.TempPathFactory, plans: list[Plan
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", get_args(KeepPolicy))
-@pytest.mark.parametrize(("stack", "prefers_whole_chains"), [(1, False), (1, True), (2, False), (9, False)])
+@pytest.mark.parametrize(("stack", "prefers_whole_chains"), [(1, True), (2, False), (9, False)])
 def test_with_random_crashes_each_run_is_trained_and_reported_once(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -76,7 +76,7 @@ def test_truncated_and_extended_files_are_refused() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.data())
 def test_damage_of_a_packed_run_is_one_message(runs: Runs, data: st.DataObject) -> None:
     whole = encode_ticket(pack_run(runs.store, runs.id("frozen")))
@@ -95,7 +95,7 @@ def test_damage_of_a_packed_run_is_one_message(runs: Runs, data: st.DataObject) 
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.binary(max_size=300), st.integers(0, 400))
 def test_arbitrary_bytes_are_refused(noise: bytes, place: int) -> None:
     data = small_file()

@@ -149,9 +149,8 @@ FIGURES: dict[str, Callable[[FigureOptions], RenderedFigure]] = {
 
 OPTIONS = {
     "narrow": FigureOptions(width=4.5),
-    "wide": FigureOptions(width=12.0),
     "bare": FigureOptions(title=False, caption=False),
-    "slides": FigureOptions(width=10.0, style="slides"),
+    "slides": FigureOptions(width=12.0, style="slides"),
     "linear": FigureOptions(axis="linear"),
     "log": FigureOptions(axis="log"),
     "log-error": FigureOptions(axis="log-error"),

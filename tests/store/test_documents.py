@@ -33,7 +33,7 @@ from supermask.study.plan import make_plan
 
 KINDS = sorted(golden_entries(GOLDEN))
 IS_FULL = os.environ.get("SUPERMASK_FULL_HARNESS") == "1"
-MAX_CHANGES = 400 if IS_FULL else 80
+MAX_CHANGES = 400 if IS_FULL else 60
 """Changes tried per kind of document, of up to 1,500."""
 WRONG_VALUES: list[Any] = [None, True, -1, 1e300, 10**40, "great", "\x1b[31m", [], {}, [[]], {"x": None}]
 
@@ -116,7 +116,7 @@ def test_a_malformed_run_is_named_by_verify_and_spares_the_others(folder: Path, 
     store = copy_golden(folder)
     _, key, path, entry = golden_entries(store.root)[kind]
     replayer = StateReplayer(store, 64, import_user_code=False)
-    for change, facts in changed_documents(entry.facts, kind, MAX_CHANGES // 4):
+    for change, facts in changed_documents(entry.facts, kind, MAX_CHANGES // 3):
         write_entry("run", key, path, Entry(facts, entry.tensors, entry.weights))
         verdict = verify_run(store, replayer, key)
         assert verdict.key == key, change
@@ -221,7 +221,7 @@ def test_what_could_not_be_read_back_is_not_committed(folder: Path) -> None:
 
 # --- bit flips ---
 
-FLIPS = 10_000 if IS_FULL else 2_500
+FLIPS = 10_000 if IS_FULL else 1_500
 
 
 @pytest.mark.slow

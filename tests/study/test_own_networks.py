@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.command_line import supermask_each
 from helpers.small_studies import train_plan
 from torch import nn
 
@@ -298,15 +298,12 @@ def test_a_network_of_the_user_from_plan_to_ticket(folder: Path) -> None:
 def test_plans_and_tables_import_nothing(folder: Path) -> None:
     (folder / "study.yaml").write_text("network: nets:Net\ntreatments:\n- {criterion: large_final}\n")
     (folder / "nets.py").write_text(NETS + "\nraise RuntimeError('this code was run')\n")
-    for command in (["plan"], ["plan", "--estimate", "--gpus", "2"], ["table"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "supermask", *command, "study.yaml", "--store", "store"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "this code was run" not in done.stdout + done.stderr
-        assert done.returncode == 0, done.stderr
+    options = ("study.yaml", "--store", "store")
+    for ended in supermask_each(
+        ("plan", *options), ("plan", "--estimate", "--gpus", "2", *options), ("table", *options)
+    ):
+        assert "this code was run" not in ended.out + ended.err
+        assert ended.status == 0, ended.err
 
 
 def test_two_positional_arguments_of_any_name(folder: Path) -> None:
