@@ -24,6 +24,7 @@ from helpers.faulty_disk import quick_folder
 from helpers.small_studies import contents, facts, leftovers, same_table, small_plan, train_plan
 
 from supermask.core.errors import SystemFailure, UserError
+from supermask.engines import sparse
 from supermask.execution import ray as ray_executor
 from supermask.execution.coordinator import Assignment, Coordinator, ExecutionRequest
 from supermask.execution.remote import SESSIONS_DIR, remote_session
@@ -135,6 +136,7 @@ def test_a_killed_node_changes_no_bit(folder: Path, monkeypatch: pytest.MonkeyPa
     while not pathlib.Path('killed').exists():
         time.sleep(0.01)
 """
+    sparse.compile_and_measure(convolutions=False)  # Otherwise each of three workers compiles.
     treatments = [{"criterion": criterion(folder, body)} for _ in range(3)]
     plan = small_plan(*treatments, seeds=2, levels=2)
     recorder = Recorder()
