@@ -21,7 +21,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-settings.register_profile("supermask", deadline=None)
+settings.register_profile("supermask", deadline=None, max_examples=60)
 settings.load_profile("supermask")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ def _load_sklearn_digits() -> tuple[Pixels, Labels]:
     return table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1].astype(np.int64)
 
 
+@cache
 def _read_csv() -> np.ndarray[tuple[int, int], np.dtype[np.int64]] | None:
     """Read scikit-learn's file, (images, 64 pixels + label), without importing sklearn, which takes over a second."""
     spec = importlib.util.find_spec("sklearn")

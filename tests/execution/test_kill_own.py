@@ -39,8 +39,8 @@ STUDY: dict[str, Any] = {
     "network": {"make": "mynets:Residual", "width": 4},
     "dataset": "npz:own.npz",
     "seeds": 1,
-    "train": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "batch_size": 10, "epochs": 40, "evaluate_every": 10},
-    "learn": {"lr": 5.0, "batch_size": 10, "epochs": 20, "evaluate_every": 10, "samples": 2},
+    "train": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "batch_size": 10, "epochs": 20, "evaluate_every": 10},
+    "learn": {"lr": 5.0, "batch_size": 10, "epochs": 10, "evaluate_every": 10, "samples": 2},
     "prune": {"levels": 1, "rates": {"conv": 0.4, "output": 0.2}},
     "treatments": [{"name": "late", "rewind_to": 10}, {"name": "supermask", "supermask": {"others_lr": 0.05}}],
 }

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,23 @@ def test_a_checkpoint_is_saved_when_its_folder_is_removed_meanwhile(store: Store
 
 
 # -------------------------------------------------------------------------------------------------------- sweep
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_a_start_time_of_its_own() -> None:
+    """Else its staged folders would be taken for those of a process that has ended."""
+    Disk().process_tag()  # The start time of this process is remembered.
+    read_end, write_end = os.pipe()
+    time.sleep(0.02)  # Start times have ticks of 10 ms.
+    if (pid := os.fork()) == 0:
+        os.write(write_end, f"{Disk().process_tag()} {_process_start_time(os.getpid())}".encode())
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as reader:
+        tag, start = reader.read().split()
+    os.waitpid(pid, 0)
+    assert tag.split(".")[:2] == [str(pid), start]
+    assert start != _process_start_time(os.getpid())
 
 
 def test_remove_stale_keeps_staged_folders_of_living_processes(store: Store) -> None:

@@ -14,7 +14,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from supermask.core.errors import SystemFailure, UserError
@@ -174,8 +174,7 @@ class Disk:
 
         The start time distinguishes two processes with the same pid; the random part, two calls of one process.
         """
-        pid = os.getpid()
-        return f"{pid}.{_process_start_time(pid)}.{_host_id()}.{secrets.token_hex(4)}"
+        return f"{os.getpid()}.{_own_start_time()}.{_host_id()}.{secrets.token_hex(4)}"
 
     def is_stale(self, path: Path, process_tag: str) -> bool:
         """Return whether the process that made `path` with the tag `process_tag` has ended.
@@ -227,6 +226,16 @@ class Disk:
             for name in self.names(path):
                 self.remove_tree(path / name)
             self.remove_dir(path)
+
+
+@cache
+def _own_start_time() -> str | None:
+    return _process_start_time(os.getpid())
+
+
+# A forked process has a start time of its own.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_own_start_time.cache_clear)
 
 
 def _process_start_time(pid: int) -> str | None:
