@@ -145,7 +145,7 @@ def test_damage_is_returned_beside_the_result(trained: TrainedStudy, tmp_path: P
     shutil.copytree(trained.store, tmp_path / "store")
     run_id = trained.run_id(1)
     (tmp_path / "store" / "runs" / run_id[:2] / run_id / "run.json").write_text("{}")
-    saved, damaged = runs.figures(str(trained.study), [], tmp_path / "figures", tmp_path / "store")
+    saved, damaged = runs.figures(str(trained.study), [], tmp_path / "figures", tmp_path / "store", formats=["png"])
     answer, also = runs.query("SELECT count(*) FROM runs", tmp_path / "store")
     assert len(saved) == 6
     assert answer.rows == [(RUNS - 1,)]

@@ -83,7 +83,7 @@ def test_the_sequence_does_not_depend_on_the_batch_size() -> None:
     first=st.integers(0, 60),
     kept=st.frozensets(st.integers(0, 60)),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_stopping_points_equal_a_loop_over_all_iterations(
     iterations: int, every: int, first: int, kept: frozenset[int]
 ) -> None:

@@ -151,7 +151,6 @@ OPTIONS = {
     "narrow": FigureOptions(width=4.5),
     "bare": FigureOptions(title=False, caption=False),
     "slides": FigureOptions(width=12.0, style="slides"),
-    "linear": FigureOptions(axis="linear"),
     "log": FigureOptions(axis="log"),
     "log-error": FigureOptions(axis="log-error"),
 }

@@ -103,7 +103,7 @@ def test_json_is_yaml(data: Any, indent: int | None) -> None:
 
 
 @given(st.text(alphabet="a1:-[]{}&*!|>'\"#%@ ,?\n\t\x00é", max_size=60))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_any_text_gives_a_tree_or_a_user_error(text: str) -> None:
     try:
         parse_yaml(text, "x")
@@ -412,7 +412,7 @@ MAPS = st.recursive(st.integers(0, 9), lambda inner: st.dictionaries(KEYS, inner
 
 @pytest.mark.slow
 @given(st.dictionaries(KEYS, MAPS, max_size=3), st.lists(KEYS, min_size=1, max_size=3), MAPS)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_set_key_equals_a_dict_update_and_keeps_the_tree(data: Any, path: list[str], new: Any) -> None:
     root = from_python(data, "file")
     try:
