@@ -145,7 +145,7 @@ def test_no_page_refers_to_a_network(site: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.browser
 @needs_browser
-@pytest.mark.parametrize(("scheme", "pages"), [("light", PAGES), ("dark", ("index", "tutorials/own_study"))])
+@pytest.mark.parametrize(("scheme", "pages"), [("light", PAGES), ("dark", ("tutorials/own_study",))])
 def test_pages_open_from_disk_without_requests_and_serious_violations(
     site: Path, browser: Browser, scheme: Any, pages: Sequence[str]
 ) -> None:

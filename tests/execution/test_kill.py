@@ -38,7 +38,7 @@ def run_harness(*arguments: object) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize(("engine", "kills"), [("reference", 200 if IS_FULL else 8), ("sparse", 50 if IS_FULL else 6)])
+@pytest.mark.parametrize(("engine", "kills"), [("reference", 200 if IS_FULL else 7), ("sparse", 50 if IS_FULL else 6)])
 def test_kills_lose_nothing_and_change_nothing(engine: str, kills: int) -> None:
     report = run_harness(kills, 1, engine)
     assert report["kills"] >= kills

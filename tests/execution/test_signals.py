@@ -75,8 +75,8 @@ def assert_complete(folder: Path, expected: dict[str, dict[str, str]]) -> None:
 
 @pytest.mark.parametrize(
     ("number", "to_group"),
-    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, True)],
-    ids=["SIGTERM-main", "SIGTERM-group", "SIGHUP-group"],
+    [(signal.SIGTERM, False), (signal.SIGHUP, True)],
+    ids=["SIGTERM-main", "SIGHUP-group"],
 )
 def test_a_stop_signal_saves_checkpoints_and_ends_the_command(
     folder: Path, expected: dict[str, dict[str, str]], number: signal.Signals, to_group: bool
