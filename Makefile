@@ -33,10 +33,13 @@ test: $(VENV)/installed-dev
 quick: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not cluster and not browser"
 
-# At full size what `make test` runs a share of: hundreds of kills, 10,000 flipped bits, 200 steps of each engine.
+# At full size what `make test` runs a share of: hundreds of kills, 10,000 flipped bits, 200 steps of each engine, every
+# value where one stands for several.
 harness: $(VENV)/installed-dev
 	SUPERMASK_FULL_HARNESS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
-	  tests/execution/test_kill.py tests/store/test_documents.py tests/engines
+	  tests/execution tests/store/test_documents.py tests/engines tests/benchmarks tests/cli/test_output.py tests/test_site.py \
+	  tests/test_package.py tests/export/test_ticket_files.py tests/reporting/test_figure_options.py \
+	  tests/core/test_certificate_false_alarms.py tests/analysis/test_false_positives.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

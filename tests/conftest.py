@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+from helpers.harness import IS_FULL
 from hypothesis import settings
 
 # Read by torch when it is first imported, here and in every process that a test starts.
@@ -21,7 +22,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-settings.register_profile("supermask", deadline=None, max_examples=60)
+settings.register_profile("supermask", deadline=None, max_examples=100 if IS_FULL else 60)
 settings.load_profile("supermask")
 
 

@@ -17,12 +17,20 @@ from helpers import cli_reference
 from helpers.accessibility import serious_violations
 from helpers.browsers import needs_browser, open_browser, open_page
 from helpers.command_line import call
+from helpers.harness import IS_FULL
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("index", "concepts", "tutorials/own_study", "cli", "findings")
+PAGES = (
+    "index",
+    "concepts",
+    "tutorials/own_study",
+    "cli",
+    "findings",
+    *(("studies", "contributing") if IS_FULL else ()),
+)
 """All but the longest of one kind: each kind of content is on one of these."""
 TUTORIALS = re.findall(r"tutorials/(\w+)\.md", (ROOT / "mkdocs.yml").read_text())
 
@@ -145,7 +153,9 @@ def test_no_page_refers_to_a_network(site: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.browser
 @needs_browser
-@pytest.mark.parametrize(("scheme", "pages"), [("light", PAGES), ("dark", ("tutorials/own_study",))])
+@pytest.mark.parametrize(
+    ("scheme", "pages"), [("light", PAGES), ("dark", PAGES if IS_FULL else ("tutorials/own_study",))]
+)
 def test_pages_open_from_disk_without_requests_and_serious_violations(
     site: Path, browser: Browser, scheme: Any, pages: Sequence[str]
 ) -> None:

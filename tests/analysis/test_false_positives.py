@@ -7,12 +7,13 @@ from functools import cache
 
 import numpy as np
 import pytest
+from helpers.harness import IS_FULL
 
 from supermask.analysis.stats import SIGNIFICANCE, compare, equivalence, holm, sign_flip_p
 from supermask.analysis.summary import Metric, Summary, TreatmentPoint, summarize
 from supermask.core.text import Row
 
-STUDIES, LEVELS, SEEDS = 2000, 5, 5
+STUDIES, LEVELS, SEEDS = 3000 if IS_FULL else 2000, 5, 5
 TREATMENTS = ["large_final", "movement", "magnitude_increase"]
 ACCURACY = Metric("early_stop_test_accuracy", 100.0, "%", "Test accuracy at early stopping (%)")
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.harness import IS_FULL
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
 
-PROCESSES = ("facts", "study")
+PROCESSES = ("facts", "tests", "digits", "study") if IS_FULL else ("facts", "study")
 """Steps that are rehearsed as a process each: a function and a command. `digits` is as `study`; `tests` runs pytest."""
 
 
@@ -46,6 +47,7 @@ def test_steps_are_processes_that_record_their_status(tmp_path: Path) -> None:
     assert {line["step"] for line in measured} == {"facts"}
     assert not [line for line in measured if "failed" in line or "skipped" in line]
     assert (tmp_path / "store-paper" / "runs").is_dir()
+    assert (tmp_path / "store-digits" / "runs").is_dir() == IS_FULL
 
 
 @pytest.mark.slow

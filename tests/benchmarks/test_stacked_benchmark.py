@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.harness import IS_FULL
 from helpers.pretend_gpu import pretend_gpu
 
 from supermask.core.types import SplitData
@@ -34,7 +35,7 @@ def test_the_benchmark_runs_for_every_network(
     monkeypatch.setattr(benchmark, "synthetic_data", lambda shape: with_few_images(synthetic_data(shape)))
     monkeypatch.setattr(stacked, "choose_conv_algorithms", lambda layers, *_: dict.fromkeys(names(layers), "grouped"))
     every = (device, precision) == ("cuda", "float32")
-    networks, replicas = (["fc", "conv2", "conv4", "conv6"], [3]) if every else (["conv2"], [3])
+    networks, replicas = (["fc", "conv2", "conv4", "conv6"], [3]) if every else (["conv2"], [1, 3] if IS_FULL else [3])
     out = tmp_path / "found.json"
     told = ["--device", device, "--precision", precision, "--networks", *networks, "--replicas", *map(str, replicas)]
     monkeypatch.setattr("sys.argv", ["stacked.py", *told, "--steps", "1", "--turns", "1", "--out", str(out)])

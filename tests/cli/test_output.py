@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from helpers.harness import IS_FULL
 from helpers.stored_study import TEXT, TrainedStudy, train_study, write_study
 
 from supermask import cli
@@ -66,9 +67,8 @@ def call_encoded(encoding: str, arguments: Sequence[object], monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_training_on_a_stream_that_encodes_little(tmp_path: Path) -> None:
-    """Workers print nothing, so one encoding stands for all here."""
-    encoding = "ascii"
+@pytest.mark.parametrize("encoding", ENCODINGS if IS_FULL else ["ascii"])
+def test_training_and_every_stream(encoding: str, tmp_path: Path) -> None:
     study = write_study(tmp_path, text=SMALL)
     command = [sys.executable, "-m", "supermask", "run", str(study), "--store", "store", "--workers", "1"]
     ended = subprocess.run(command, capture_output=True, env=environment(encoding), check=False)
@@ -193,12 +193,19 @@ def test_streams_of_the_caller_are_escaped_and_restored(encoding: str, monkeypat
 
 
 @pytest.mark.slow
-def test_a_python_function_trains_without_its_output(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["latin-1", "closed pipe"] if IS_FULL else ["closed pipe"])
+def test_python_functions_train_on_any_stream(target: str, tmp_path: Path) -> None:
     study = write_study(tmp_path, text=SMALL)
     program = f"import supermask as sm; sm.run({str(study)!r}, store='store', workers=1)"
     read_end, write_end = os.pipe()
-    os.close(read_end)
+    encoding = "utf-8" if target == "closed pipe" else target
+    if target == "closed pipe":
+        os.close(read_end)
     command = [sys.executable, "-c", program]
-    subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, env=environment("utf-8"), check=False)
+    ended = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, env=environment(encoding), check=False)
     os.close(write_end)
+    if target == "latin-1":
+        with os.fdopen(read_end, encoding=encoding) as reader:
+            assert "\\u65e5\\u672c" in reader.read()
+        assert (ended.returncode, ended.stderr) == (0, b"")
     assert len(Store(tmp_path / "store").run_ids()) == 2

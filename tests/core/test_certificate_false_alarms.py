@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.harness import IS_FULL
 from helpers.mask_trainings import METHODS, mask_job, recipes
 from helpers.trainings import LAYERS, data, pruned_start
 
@@ -36,7 +37,7 @@ from supermask.networks.sequential import initial_state, prunable_tensors
 DATA = data()
 PRUNABLE = prunable_tensors(LAYERS)
 ITERATIONS = 24
-SEEDS = int(os.environ.get("SUPERMASK_CERTIFICATE_SEEDS", "36"))
+SEEDS = int(os.environ.get("SUPERMASK_CERTIFICATE_SEEDS", "55" if IS_FULL else "36"))
 ENGINES: dict[str, Callable[..., list[TrainingResult]]] = {
     "reference": reference.train,
     "sparse": sparse.train,

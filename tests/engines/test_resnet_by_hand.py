@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import resnet_by_hand as by_hand
+from helpers.harness import IS_FULL
 from helpers.trainings import data
 from torch import Tensor
 
@@ -45,7 +46,10 @@ def script_losses(start: InitialState) -> tuple[list[float], list[Tensor]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scope", "rewind_to"), [("layer", LATE), ("global", "start")])
+@pytest.mark.parametrize(
+    ("scope", "rewind_to"),
+    [("layer", LATE), ("global", "start"), *([("layer", "start"), ("global", LATE)] if IS_FULL else [])],
+)
 def test_a_chain_of_resnet20_agrees_with_plain_pytorch(scope: str, rewind_to: str | int) -> None:
     rates = RATES if scope == "layer" else {"global": 0.2}
     step = PruneStep("large_final", "rewind", "zero", rates, scope, rewind_to=rewind_to)  # type: ignore[arg-type]

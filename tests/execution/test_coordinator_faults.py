@@ -11,6 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from helpers.faulty_disk import quick_folder
+from helpers.harness import IS_FULL
 from helpers.small_studies import contents, small_plan, train_plan
 from helpers.worker_pools import NOWHERE, InProcessPool, InstantPool, make_chain_plan, make_coordinator, move_run
 
@@ -234,7 +235,9 @@ def sequential_stores(tmp_path_factory: pytest.TempPathFactory, plans: list[Plan
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", get_args(KeepPolicy))
-@pytest.mark.parametrize(("stack", "prefers_whole_chains"), [(1, True), (2, False), (9, False)])
+@pytest.mark.parametrize(
+    ("stack", "prefers_whole_chains"), [(1, True), (2, False), (9, False), *([(1, False)] if IS_FULL else [])]
+)
 def test_with_random_crashes_each_run_is_trained_and_reported_once(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,

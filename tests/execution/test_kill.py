@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Any
 
 import pytest
 from helpers.faulty_disk import quick_folder
+from helpers.harness import IS_FULL
 
 TESTS = Path(__file__).parents[1]
-
-IS_FULL = os.environ.get("SUPERMASK_FULL_HARNESS") == "1"
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds worker processes in /proc"),

@@ -21,6 +21,7 @@ from helpers import slow_loss
 from helpers.command_line import call
 from helpers.executors import Recorder, criterion, wait_for
 from helpers.faulty_disk import quick_folder
+from helpers.harness import IS_FULL
 from helpers.small_studies import contents, facts, leftovers, same_table, small_plan, train_plan
 
 from supermask.core.errors import SystemFailure, UserError
@@ -159,6 +160,10 @@ def test_a_killed_node_changes_no_bit(folder: Path, monkeypatch: pytest.MonkeyPa
         assert {*scheduler.status.values()} == {"finished"}
         assert sorted(recorder.ids()) == sorted(plan.runs)  # None twice.
         assert node_losses == [True, True]
+        if IS_FULL:
+            second = Recorder()
+            execute(cluster.address, plan, WorkerConfig(folder / "store", engine="sparse"), second)
+            assert not second.results
     assert_same_as_local(plan, folder / "store", engine="sparse")
 
 

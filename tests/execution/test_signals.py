@@ -14,6 +14,7 @@ import pytest
 from helpers import slow_loss
 from helpers.command_line import call
 from helpers.faulty_disk import quick_folder
+from helpers.harness import IS_FULL
 from helpers.processes import command_lines, start_process, wait_until, wait_until_gone
 from helpers.small_studies import contents, leftovers, train_plan
 
@@ -75,8 +76,8 @@ def assert_complete(folder: Path, expected: dict[str, dict[str, str]]) -> None:
 
 @pytest.mark.parametrize(
     ("number", "to_group"),
-    [(signal.SIGTERM, False), (signal.SIGHUP, True)],
-    ids=["SIGTERM-main", "SIGHUP-group"],
+    [(signal.SIGTERM, False), (signal.SIGHUP, True)]
+    + ([(signal.SIGTERM, True), (signal.SIGINT, True)] if IS_FULL else []),
 )
 def test_a_stop_signal_saves_checkpoints_and_ends_the_command(
     folder: Path, expected: dict[str, dict[str, str]], number: signal.Signals, to_group: bool
@@ -144,6 +145,7 @@ def test_a_fork_server_that_is_always_killed_ends_the_command_with_one_message(
         (signal.SIGKILL, "while workers train"),
         (signal.SIGKILL, "while the fork server imports"),
         (signal.SIGQUIT, "while the fork server imports"),
+        *([(signal.SIGQUIT, "while workers train")] if IS_FULL else []),
     ],
 )
 def test_no_process_outlives_a_killed_command_for_two_seconds(

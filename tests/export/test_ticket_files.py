@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.command_line import call, refused
+from helpers.harness import IS_FULL
 from helpers.ticket_runs import Arrays, Runs, forged, sealed, ticket_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,7 +77,7 @@ def test_truncated_and_extended_files_are_refused() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
+@settings(max_examples=400 if IS_FULL else 200)
 @given(st.data())
 def test_damage_of_a_packed_run_is_one_message(runs: Runs, data: st.DataObject) -> None:
     whole = encode_ticket(pack_run(runs.store, runs.id("frozen")))
@@ -95,7 +96,7 @@ def test_damage_of_a_packed_run_is_one_message(runs: Runs, data: st.DataObject) 
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
+@settings(max_examples=300 if IS_FULL else 200)
 @given(st.binary(max_size=300), st.integers(0, 400))
 def test_arbitrary_bytes_are_refused(noise: bytes, place: int) -> None:
     data = small_file()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
 from functools import cache
 
 import numpy as np
 import torch
 
+from helpers.harness import IS_FULL
 from helpers.trainings import data
 from supermask.core.actions import MASK0_ACTIONS
 from supermask.core.criteria import CRITERIA
@@ -25,7 +25,7 @@ SHAPE, CLASSES = (1, 9, 7), 10
 """63 pixels: a multiple neither of the eight that are read together nor of the 64 lanes."""
 
 
-STEPS = 200 if os.environ.get("SUPERMASK_FULL_HARNESS") == "1" else 50
+STEPS = 200 if IS_FULL else 50
 """Steps over which losses of two engines are compared."""
 
 LENGTH = (STEPS, STEPS // 2)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.command_line import call
+from helpers.harness import IS_FULL
 from helpers.stored_study import TrainedStudy, train_study
 from matplotlib.figure import Figure
 
@@ -154,6 +155,8 @@ OPTIONS = {
     "log": FigureOptions(axis="log"),
     "log-error": FigureOptions(axis="log-error"),
 }
+if IS_FULL:
+    OPTIONS |= {"wide": FigureOptions(width=12.0), "linear": FigureOptions(axis="linear")}
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from golden.make_store import TREATMENTS, golden_study
 from helpers.entries import same
 from helpers.faulty_disk import quick_folder
 from helpers.golden_store import GOLDEN, copy_golden, golden_entries, write_entry
+from helpers.harness import IS_FULL
 from helpers.small_studies import train_plan
 
 from supermask.core.types import InitialState
@@ -32,7 +33,6 @@ from supermask.store.verify import verify_run, verify_store
 from supermask.study.plan import make_plan
 
 KINDS = sorted(golden_entries(GOLDEN))
-IS_FULL = os.environ.get("SUPERMASK_FULL_HARNESS") == "1"
 MAX_CHANGES = 400 if IS_FULL else 60
 """Changes tried per kind of document, of up to 1,500."""
 WRONG_VALUES: list[Any] = [None, True, -1, 1e300, 10**40, "great", "\x1b[31m", [], {}, [[]], {"x": None}]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.harness import IS_FULL
 from helpers.killed_training import Killed, Memory
 from helpers.mask_trainings import FAST, METHODS, mask_job
 from helpers.pretend_gpu import GPU, PretendGpu, pretend_gpu
@@ -265,7 +266,9 @@ def test_the_version_of_the_driver(text: str | None, version: str | None, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [None, "bernoulli", "rounded, rescaled", "edge_popup, rescaled", "signed"])
+@pytest.mark.parametrize(
+    "method", [None, *(METHODS if IS_FULL else ["bernoulli", "rounded, rescaled", "edge_popup, rescaled", "signed"])]
+)
 def test_the_reference_engine_on_the_pretended_gpu(method: str | None) -> None:
     recipe, engine = RECIPES["adam"], reference if method is None else reference_masks
     snapshots: frozenset[Snapshot] = frozenset({"gradient", 33, "lowest_validation_loss"})

@@ -10,6 +10,7 @@ from weakref import ref
 import numpy as np
 import pytest
 import torch
+from helpers.harness import IS_FULL
 from helpers.killed_training import Killed, Memory
 from helpers.mask_trainings import FAST, mask_job
 from helpers.sparse_jobs import CLASSES, RECIPES, SHAPE, distance, images, job_of, start_of
@@ -70,7 +71,12 @@ def seven(recipe: Recipe) -> tuple[list[TrainingJob], list[SplitData]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "size"),
-    [("adam", 1), ("adam", 3), ("momentum with weight decay", 2), ("momentum with weight decay", 9)],
+    [("adam", 1), ("adam", 3), ("momentum with weight decay", 2), ("momentum with weight decay", 9)]
+    + (
+        [("adam", 2), ("adam", 9), ("momentum with weight decay", 1), ("momentum with weight decay", 3)]
+        if IS_FULL
+        else []
+    ),
 )
 def test_runs_that_join_later_agree_with_runs_that_were_alone(recipe: str, size: int) -> None:
     jobs, of = seven(replace(RECIPES[recipe], iterations=60, evaluate_every=10))
