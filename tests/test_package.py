@@ -74,7 +74,8 @@ def test_each_works_in_a_fresh_environment(built: dict[str, Path], kind: str, tm
     assert subprocess.run([python, "-c", where], env=environment, **run).stdout.startswith(str(packages))  # type: ignore[call-overload]
     settings = ["scale=digits", "seeds=1", "prune.levels=1", "train.epochs=0.2", "train.evaluate_every=2"]
     # The source distribution installs the same files, so one of the two trains; with the engine that compiles nothing.
-    run_options = ["--engine", "auto" if IS_FULL else "reference"]
-    for command, *options in [["run", *run_options], ["report"]] if kind == "wheel" else [["plan"]]:
-        subprocess.run([program, command, "mask-criteria", *settings, *options], env=environment, **run)  # type: ignore[call-overload]
+    study = ["mask-criteria", *settings]
+    train = ["run", *study, "--engine", "auto" if IS_FULL else "reference"]
+    for words in (train, ["report", *study]) if kind == "wheel" else (["plan", *study],):
+        subprocess.run([program, *words], env=environment, **run)  # type: ignore[call-overload]
     assert kind == "sdist" or "<html" in (tmp_path / "report.html").read_text()
