@@ -42,8 +42,9 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
     for source, page in COPIED_PAGES.items():
         text = (ROOT / source).read_text("utf-8").replace("](docs/", "](")
         files.append(File.generated(config, page, content=text))
-    for path in tutorials(config):
-        for name, content in tutorial_files(path).items():
+    paths = tutorials(config)
+    for path, outputs in zip(paths, run_tutorials(paths), strict=True):
+        for name, content in tutorial_files(path, outputs).items():
             files.append(File.generated(config, f"tutorials/{name}", content=content))
     return files
 
@@ -110,10 +111,10 @@ def on_post_build(**_: Any) -> None:
         log.warning(f"The public name supermask.{name} has no docstring.")
 
 
-def tutorial_files(path: Path) -> dict[str, str | bytes]:
-    """Run a tutorial; return its page and its images, by file name."""
+def tutorial_files(path: Path, cell_outputs: list[dict[str, str]]) -> dict[str, str | bytes]:
+    """Return the page and the images of a tutorial with the outputs of its code cells, by file name."""
     cells = parse_cells(path.read_text("utf-8"))
-    outputs = iter(run_tutorial(path))
+    outputs = iter(cell_outputs)
     parts, images = [f"*Every cell of this page ran when the page was built: `python examples/{path.name}`.*"], {}
     for kind, source in cells:
         if kind == "markdown":
@@ -133,16 +134,16 @@ def tutorial_files(path: Path) -> dict[str, str | bytes]:
     return {f"{path.stem}.md": "\n\n".join(parts), **images}
 
 
-def run_tutorial(path: Path) -> list[dict[str, str]]:
-    """Run the cells of a tutorial in a folder of its own, with warnings as errors. Raises PluginError if one fails."""
+def run_tutorials(paths: list[Path]) -> list[list[dict[str, str]]]:
+    """Run the cells of tutorials, with warnings as errors; return their outputs. Raises PluginError if one fails."""
     environment = {k: v for k, v in os.environ.items() if k not in ("SUPERMASK_STORE", "OMP_NUM_THREADS")}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-W", "error", str(Path(__file__).parent / "tutorial_cells.py"), *map(str, paths)]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-W", "error", str(Path(__file__).parent / "tutorial_cells.py"), str(path)]
         ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:
-        raise PluginError(f"tutorial {path.name} failed:\n{ended.stderr}")
-    outputs: list[dict[str, str]] = json.loads(ended.stdout)
+        raise PluginError(f"a tutorial failed:\n{ended.stderr}")
+    outputs: list[list[dict[str, str]]] = json.loads(ended.stdout)
     return outputs
 
 

@@ -1,6 +1,7 @@
-"""Runs the cells of a tutorial (py:percent format) and prints what each shows, as JSON: `tutorial_cells.py FILE`.
+"""Runs the cells of tutorials (py:percent format), prints what each shows as JSON: `tutorial_cells.py FILE [FILE ...]`.
 
-A process of its own, so that warnings are errors there and a failed cell fails the build.
+The program prints one list per tutorial. It is a process of its own, so that warnings are errors there and a failed
+cell fails the build. The tutorials share it, because importing torch takes longer than most of them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import base64
 import io
 import json
 import sys
-from contextlib import redirect_stdout
+import tempfile
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,20 @@ def run_cell(source: str, names: dict[str, Any]) -> dict[str, str]:
     return {"text": text if value is None else f"{text}{value!r}\n"}
 
 
+def run_tutorial(path: Path) -> list[dict[str, str]]:
+    """Run the code cells of a tutorial with names and in a folder of their own; return what they show."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    sources = [source for kind, source in parse_cells(path.read_text("utf-8")) if kind == "code"]
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        try:
+            outputs = [run_cell(source, names) for source in sources]
+        except BaseException as error:
+            error.add_note(f"in the tutorial {path.name}")
+            raise
+        home = str(Path.cwd().resolve())
+    return [{**output, "text": shorten(output["text"].replace(home, "."))} for output in outputs]
+
+
 def shorten(text: str) -> str:
     """Return a text without its middle lines, if it is long."""
     lines = text.rstrip().splitlines()
@@ -55,8 +71,4 @@ def shorten(text: str) -> str:
 
 
 if __name__ == "__main__":
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    sources = [source for kind, source in parse_cells(Path(sys.argv[1]).read_text("utf-8")) if kind == "code"]
-    outputs = [run_cell(source, namespace) for source in sources]
-    home = str(Path.cwd().resolve())
-    json.dump([{**output, "text": shorten(output["text"].replace(home, "."))} for output in outputs], sys.stdout)
+    json.dump([run_tutorial(Path(name).resolve()) for name in sys.argv[1:]], sys.stdout)
