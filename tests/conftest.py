@@ -6,7 +6,6 @@ import gc
 import os
 import signal
 from collections.abc import Generator, Iterator
-from typing import Any
 
 import pytest
 from helpers.harness import IS_FULL
@@ -55,23 +54,4 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SUPERMASK_CACHE", str(folder / "cache"))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def preload_reference_engine() -> Iterator[None]:
-    """Let the fork server, one for all tests of this process, preload the reference engine whichever test starts it.
-
-    Otherwise each worker that trains by it imports PyTorch's optimizers, for a second.
-    """
-    from supermask.execution import local
-
-    choose_modules = local._modules_to_preload
-
-    def with_reference_engine(*arguments: Any) -> list[str]:
-        first, base, *others = choose_modules(*arguments)
-        return [*dict.fromkeys([first, base, "supermask.execution.preload.reference", *others])]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "_modules_to_preload", with_reference_engine)
         yield

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from supermask.core.errors import UserError
-from supermask.core.recipe import Recipe
 from supermask.core.rng import random_stream
 from supermask.core.types import NetworkState, SplitData, TrainingResult, Weights
 from supermask.engines.augmentation import InputPipeline
 from supermask.engines.job import Array, BatchSampler, TrainingJob
 from supermask.engines.precision import matmul_precision
+from supermask.engines.reference_optimizer import FusedOptimizer
 from supermask.engines.training import OptimizerState, run_training
 from supermask.networks.examination import extract_logits
 from supermask.networks.network import shared_names
@@ -97,7 +97,7 @@ class _ModuleTrainer:
         self.parameters = list(self.named_parameters.values())
         masked = [(self.named_parameters[n], m.to(device)) for n, m in job.start.masks.items() if not bool(m.all())]
         self.masked_parameters = [(parameter, encode_mask_bits(mask)) for parameter, mask in masked]
-        self.optimizer = make_optimizer(self.parameters, job.recipe)
+        self.optimizer = FusedOptimizer(job.recipe)
         self.decayed_parameters: list[tuple[nn.Parameter, Tensor | None]] = []
         """Parameters with AdamW's decoupled decay, each with its mask if some of its weights are pruned."""
         if job.recipe.optimizer == "adamw" and job.recipe.weight_decay:
@@ -202,8 +202,7 @@ class _ModuleTrainer:
                 if parameter.grad is not None:
                     parameter.grad.view(torch.int32).bitwise_and_(bits)
             decay_weights(self.decayed_parameters, learning_rate * recipe.weight_decay)
-            self.optimizer.param_groups[0]["lr"] = learning_rate
-            self.optimizer.step()
+            self.optimizer.step(self.parameters, learning_rate)
         return torch.stack(losses).float().cpu().numpy()
 
     def evaluate(self, images: Array, labels: Array) -> tuple[float, float]:
@@ -220,26 +219,10 @@ class _ModuleTrainer:
         return loss_and_accuracy
 
     def optimizer_state(self) -> OptimizerState:
-        states = {n: self.optimizer.state.get(p, {}) for n, p in self.named_parameters.items()}
-        # Adam's step count has no entry per weight: it follows from the iteration.
-        return {
-            n: {
-                k: v.to("cpu", memory_format=torch.contiguous_format)
-                for k, v in s.items()
-                if isinstance(v, Tensor) and v.shape == self.named_parameters[n].shape
-            }
-            for n, s in states.items()
-        }
+        return self.optimizer.named_state(self.named_parameters)
 
     def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
-        steps = torch.tensor(float(iteration - self.start.first_iteration))
-        for name, values in state.items():
-            parameter = self.named_parameters[name]
-            # In the parameter's memory layout: the fused optimizers step through both in the order of memory.
-            moments = {key: torch.empty_like(parameter.detach()).copy_(value) for key, value in values.items()}
-            if self.recipe.optimizer in ("adam", "adamw"):
-                moments["step"] = steps.to(self.device, copy=True)
-            self.optimizer.state[parameter] = moments
+        self.optimizer.load_named_state(self.named_parameters, state, iteration - self.start.first_iteration)
 
 
 def evaluate_batches(network: Callable[[Tensor], Tensor], pixels: Tensor, targets: Tensor) -> tuple[float, float]:
@@ -257,13 +240,6 @@ def evaluate_batches(network: Callable[[Tensor], Tensor], pixels: Tensor, target
             loss += cross_entropy(logits, labels, reduction="none").double().sum()
             hits += (logits.argmax(1) == labels).sum()
     return loss.item() / len(targets), int(hits) / len(targets)
-
-
-def make_optimizer(parameters: list[nn.Parameter] | list[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the optimizer without weight decay, which the caller adds. Fused: one pass over the memory per tensor."""
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
-    return torch.optim.Adam(parameters, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
 
 
 def decay_weights(parameters: Sequence[tuple[nn.Parameter, Tensor | None]], share: float) -> None:

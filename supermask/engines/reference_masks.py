@@ -25,10 +25,10 @@ from supermask.engines.reference import (
     default_generator,
     evaluate_batches,
     flush_denormals,
-    make_optimizer,
     on_device,
     preserve_rng_state,
 )
+from supermask.engines.reference_optimizer import FusedOptimizer
 from supermask.engines.training import OptimizerState, run_training
 from supermask.networks.examination import extract_logits
 
@@ -74,14 +74,13 @@ class MaskTrainer:
         self.weights: Weights = {}
         self.last_pass: Weights = {}
         """Masked weights of the last training step of the last call of `train`; empty before the first call."""
-        self.optimizer = make_optimizer(list(self.logits.values()), job.recipe)
+        self.optimizer = FusedOptimizer(job.recipe)
         self.trained_others = sorted(job.network.trained_names) if self.learning.others_lr else []
         """Biases and normalization parameters that are trained beside the mask."""
         self.unmasked = {n: job.start.unmasked[n].to(self.device, copy=True) for n in self.trained_others}
         if self.trained_others:
             for name in self.trained_others:
                 self.unmasked[name].requires_grad_()
-            self.optimizer.add_param_group({"params": [self.unmasked[name] for name in self.trained_others]})
 
     def load(self, state: NetworkState) -> None:
         self.weights = {n: w.to(self.device, copy=True) for n, w in state.weights.items()}
@@ -120,14 +119,14 @@ class MaskTrainer:
             losses.append(loss.detach())
             if self.recipe.weight_decay:
                 for tensor in trained:
-                    assert tensor.grad is not None
-                    tensor.grad.add_(tensor.detach(), alpha=self.recipe.weight_decay)
+                    if tensor.grad is not None:
+                        tensor.grad.add_(tensor.detach(), alpha=self.recipe.weight_decay)
             rate = self.recipe.learning_rate(iteration)
-            self.optimizer.param_groups[0]["lr"] = rate
-            for group in self.optimizer.param_groups[1:]:
+            self.optimizer.step(self.logits.values(), rate)
+            if self.trained_others:
+                others = [self.unmasked[name] for name in self.trained_others]
                 # The schedule of the recipe, with another peak.
-                group["lr"] = rate / self.recipe.lr * self.learning.others_lr
-            self.optimizer.step()
+                self.optimizer.step(others, rate / self.recipe.lr * self.learning.others_lr)
             # Copied to the CPU once per interval, not at every step.
             if iteration == last - 1:
                 self.last_pass = {n: w.detach().cpu() for n, w in masked.items()}
@@ -167,24 +166,15 @@ class MaskTrainer:
         return extract_logits(functional_call(self.module, {**weights, **self.unmasked}, (pixels,)))
 
     def optimizer_state(self) -> OptimizerState:
-        trained = self._trained_tensors()
-        states = {n: self.optimizer.state.get(m, {}) for n, m in trained.items()}
-        return {
-            n: {k: v.cpu() for k, v in s.items() if isinstance(v, Tensor) and v.shape == trained[n].shape}
-            for n, s in states.items()
-        }
+        return self.optimizer.named_state(self._trained_tensors())
+
+    def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
+        # Mask learning has no late start: steps and iterations are counted from 0 alike.
+        self.optimizer.load_named_state(self._trained_tensors(), state, iteration)
 
     def _trained_tensors(self) -> Weights:
         """Return every trained tensor: logits by the name of their weights, and the trained biases."""
         return self.logits | {name: self.unmasked[name] for name in self.trained_others}
-
-    def load_optimizer_state(self, state: OptimizerState, iteration: int) -> None:
-        for name, values in state.items():
-            moments: dict[str, Tensor] = {key: value.to(self.device) for key, value in values.items()}
-            if self.recipe.optimizer == "adam":
-                # Mask learning has no late start: steps and iterations are counted from 0 alike.
-                moments["step"] = torch.tensor(float(iteration), device=self.device)
-            self.optimizer.state[self._trained_tensors()[name]] = moments
 
 
 class StraightThrough(torch.autograd.Function):

@@ -6,6 +6,7 @@ computes nothing itself. A trainer computes and decides nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -23,14 +24,16 @@ LOGITS = "logits."
 """Prefix, in a checkpoint, of the name of a tensor that holds mask logits."""
 
 OptimizerState = dict[str, dict[str, "Tensor"]]
-"""Tensor name -> the optimizer's state per weight, by PyTorch's names: `exp_avg`, `exp_avg_sq`; `momentum_buffer`."""
+"""Tensor name -> the optimizer's state, by PyTorch's names: per weight `exp_avg`, `exp_avg_sq`; `momentum_buffer`.
+
+The reference engine adds Adam's `step`, of shape (): a tensor takes no step where it has no gradient."""
 
 
 class EvaluatedNetwork(Protocol):
     """One network in training, as the loop uses it between mini-batches.
 
-    Mini-batches are numbered from the initialization of the dense network. Batch, learning rate, step count of the
-    optimizer and all random draws follow from that number alone.
+    Mini-batches are numbered from the initialization of the dense network. Batch, learning rate and all random draws
+    follow from that number alone.
     """
 
     def load(self, state: NetworkState) -> None:
@@ -128,7 +131,9 @@ class TrainingLoop:
         if self.tracker.diverged_at is not None:
             return TrainingResult("diverged", end, {}, self.tracker.curve, self.tracker.metrics(None, None))
         end_test = self.network.evaluate(*test)
-        optimizer_state = self.network.optimizer_state()
+        # Without Adam's counts of steps: the certificate compares the state per weight with masks.
+        states = self.network.optimizer_state().items()
+        optimizer_state = {name: {k: v for k, v in state.items() if k != "step"} for name, state in states}
         # If the last evaluation was the best, best and final weights are the same: one test evaluation is enough.
         best_test = end_test
         if self.tracker.best != len(self.tracker.curve.iterations) - 1:
@@ -174,14 +179,14 @@ class TrainingLoop:
         if facts.get("layout") != CHECKPOINT_FORMAT:
             return False
         parts = _split_by_part(arrays)
-        snapshots = _nest(parts["point"])
+        snapshots = _nest(parts["point"], str.partition)
         # A checkpoint written before a snapshot was requested lacks it, and its iteration has passed: start over.
         due = {p for p in self.job.snapshots if p == "gradient" or (isinstance(p, int) and p <= facts["iteration"])}
         if not {str(p) for p in due} <= snapshots.keys():
             return False
         self.snapshots = {int(p) if p.isdigit() else p: self._to_state(t) for p, t in snapshots.items()}  # type: ignore[misc]
         self.network.load(self._to_state(parts["state"]))
-        self.network.load_optimizer_state(_nest(parts["optimizer"]), facts["iteration"])
+        self.network.load_optimizer_state(_nest(parts["optimizer"], str.rpartition), facts["iteration"])
         for column, values in parts["curve"].items():
             getattr(self.tracker.curve, column).extend(values.tolist())
         self.iteration, self.tracker.best = facts["iteration"], facts["best"]
@@ -213,10 +218,10 @@ def _split_by_part(arrays: dict[str, Array]) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _nest(tensors: Weights) -> dict[str, Weights]:
-    """Return `{"a/b": t}` as `{"a": {"b": t}}`."""
+def _nest(tensors: Weights, split: Callable[[str, str], tuple[str, str, str]]) -> dict[str, Weights]:
+    """Return `{"a/b": t}` as `{"a": {"b": t}}`. `split`: at which slash; the names of modules may have further ones."""
     nested: dict[str, Weights] = {}
     for key, tensor in tensors.items():
-        first, _, rest = key.partition("/")
+        first, _, rest = split(key, "/")
         nested.setdefault(first, {})[rest] = tensor
     return nested

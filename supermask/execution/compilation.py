@@ -36,14 +36,6 @@ def kernel_kind(runs: Iterable[Run], engine: str, device: str) -> str | None:
     return "sparse_masks" if any(run.learning is not None for run in sparse_runs) else "sparse"
 
 
-def needs_reference_engine(runs: Iterable[Run], engine: str, device: str) -> bool:
-    """Return True if the reference engine trains some of these runs or learns some of their masks."""
-    kinds = {
-        (run.network, run.dataset, run.learning, run.recipe): run for run in runs if run.is_trained or run.learning
-    }
-    return any(select_run_engine(run, engine, device).engine == "reference" for run in kinds.values())
-
-
 def is_compiled(kind: str) -> bool:
     """Return whether kernels of this kind were compiled on this machine with these versions."""
     mark = _mark(kind)

@@ -27,7 +27,7 @@ from types import ModuleType
 
 from supermask.core.errors import SystemFailure, UserError
 from supermask.execution.checkpoints import TaskInterrupted
-from supermask.execution.compilation import kernel_kind, needs_reference_engine
+from supermask.execution.compilation import kernel_kind
 from supermask.execution.coordinator import MAX_WORKER_CRASHES as MAX_WORKER_CRASHES
 from supermask.execution.coordinator import (
     STORE_POLL_SECONDS,
@@ -243,11 +243,8 @@ def _worker_factory(
 
 def _modules_to_preload(config: WorkerConfig, plan: RunGraph) -> list[str]:
     """Return the modules that the fork server imports, so that forked workers start with them loaded."""
-    runs = plan.runs.values()
     names = ["first", "base"]
-    if needs_reference_engine(runs, config.engine, config.device):
-        names.append("reference")
-    if kind := kernel_kind(runs, config.engine, config.device):
+    if kind := kernel_kind(plan.runs.values(), config.engine, config.device):
         names.append(kind)
     elif config.stack != 1:
         names.append("stacked")

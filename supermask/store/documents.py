@@ -441,10 +441,14 @@ def _check_optimizer(
         keys = {"momentum_buffer"}
     states: dict[str, set[str]] = {}
     for key, array in arrays.items():
-        name, _, moment = key.partition("/")
-        if name not in expected or array.shape != expected[name][0] or moment not in keys:
+        name, _, moment = key.rpartition("/")
+        is_step_count = moment == "step" and "exp_avg" in keys
+        if name not in expected or not (is_step_count or moment in keys):
+            raise ValueError(f"its optimizer state {quote(key)} is not of the network")
+        if array.shape != (() if is_step_count else expected[name][0]):
             raise ValueError(f"its optimizer state {quote(key)} does not fit the network")
-        states.setdefault(name, set()).add(moment)
+        if not is_step_count:
+            states.setdefault(name, set()).add(moment)
     # Of a learned mask only logits train, under the names of their weights. Buffers such as running means have no
     # optimizer state. Neither have parameters that a module holds fixed, or that no logit depends on.
     biases = [name.removesuffix("weight") + "bias" for name in start.weights]

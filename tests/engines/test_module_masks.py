@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.killed_training import Killed, Memory
-from helpers.trainings import bits, data
+from helpers.trainings import SkippingNetwork, bits, data
 from torch import Tensor, nn
 
 from supermask.core.learned_masks import MaskLearning, initial_mask_state
@@ -24,6 +24,7 @@ from supermask.engines.reference_masks import train
 from supermask.networks.examination import examine_module
 from supermask.networks.network import Network
 from supermask.networks.registry import named_network
+from supermask.store.documents import check_checkpoint
 
 SHAPE, CLASSES = (1, 8, 8), 4
 DATA = data(SHAPE, CLASSES)
@@ -60,6 +61,8 @@ def module_network(make: Callable[[], nn.Module], name: str) -> Network:
 def network(name: str) -> Network:
     if name == "residual":
         return named_network("resnet20-2", SHAPE, CLASSES)
+    if name == "skipping":
+        return module_network(lambda: SkippingNetwork(64), "mine:skipping")
     if name == "transformer":
         layer = lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.1)  # noqa: E731
         return module_network(lambda: Sequence(layer(), 8), "mine:transformer")
@@ -128,17 +131,29 @@ def test_the_first_step_of_a_bias_has_its_own_rate() -> None:
         assert torch.equal(one.logits[name], two.logits[name])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("others_lr", [0.0, 0.1])
-@pytest.mark.parametrize("name", ["residual", "transformer"])
-def test_a_killed_run_resumes_bit_identically(name: str, others_lr: float) -> None:
-    of = job(name, MaskLearning(samples=3, others_lr=others_lr))
+def assert_resumes(of: TrainingJob) -> None:
     whole = train([of], [DATA])[0]
     memory = Memory(2)
     killed = replace(of, checkpointer=memory)
     with pytest.raises(Killed):
         train([killed], [DATA])
+    saved = memory.load()
+    assert saved is not None
+    check_checkpoint(*saved, of.start, of.recipe)
     assert bits(train([killed], [DATA])[0]) == bits(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("others_lr", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["residual", "transformer"])
+def test_a_killed_run_resumes_bit_identically(name: str, others_lr: float) -> None:
+    assert_resumes(job(name, MaskLearning(samples=3, others_lr=others_lr)))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_layer_may_have_no_gradient_at_some_steps(optimizer: str) -> None:
+    recipe = Recipe(optimizer, 0.1, 16, 12, 4, weight_decay=0.01, momentum=0.9 if optimizer == "sgd" else 0.0)  # type: ignore[arg-type]
+    assert_resumes(job("skipping", MaskLearning(samples=3, others_lr=0.1), recipe))
 
 
 def test_the_generator_of_torch_is_left_alone() -> None:

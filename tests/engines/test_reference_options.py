@@ -18,7 +18,8 @@ from supermask.core.errors import UserError
 from supermask.core.recipe import Augmentation, Recipe
 from supermask.core.types import InitialState, PrunableTensor, SplitData, TrainingResult
 from supermask.engines.job import TrainingJob
-from supermask.engines.reference import decay_weights, make_optimizer, train, train_module
+from supermask.engines.reference import decay_weights, train, train_module
+from supermask.engines.reference_optimizer import FusedOptimizer
 from supermask.networks.sequential import prunable_tensors
 
 DATA = data()
@@ -67,14 +68,14 @@ def test_adamw_equals_that_of_pytorch() -> None:
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(7, 5)), nn.Parameter(torch.randn(5))]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-    own = make_optimizer(ours, recipe)
+    own = FusedOptimizer(recipe)
     pytorch = torch.optim.AdamW(theirs, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     for _ in range(20):
         for a, b in zip(ours, theirs, strict=True):
             a.grad = torch.randn_like(a)
             b.grad = a.grad.clone()
         decay_weights([(p, None) for p in ours], recipe.lr * recipe.weight_decay)
-        own.step()
+        own.step(ours, recipe.lr)
         pytorch.step()
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=3e-7, atol=0)

@@ -18,6 +18,7 @@ from helpers.trainings import (
     KERNELS,
     RECIPES,
     REFERENCE_RECIPES,
+    SkippingNetwork,
     batches,
     bits,
     data,
@@ -32,6 +33,7 @@ from supermask.core.recipe import Augmentation, Recipe
 from supermask.core.types import InitialState, NetworkState, Snapshot, TrainingResult
 from supermask.engines.job import NullCheckpointer, TrainingJob
 from supermask.engines.reference import train, train_module
+from supermask.store.documents import check_checkpoint
 
 DATA = data()
 POINTS: frozenset[Snapshot] = frozenset({3, 20, 33, 47, 50, "gradient", "lowest_validation_loss"})
@@ -97,16 +99,35 @@ def test_a_run_killed_repeatedly_resumes_bit_identically(case: str) -> None:
     assert bits(outcome) == bits(whole_run(case))
 
 
-def test_a_layer_may_be_called_logits() -> None:
-    module = nn.Sequential(OrderedDict(flatten=nn.Flatten(), logits=nn.Linear(12, CLASSES)))
+def assert_resumes(module: nn.Module, kernels: tuple[str, ...], recipe: Recipe) -> None:
+    """Assert that a killed run of a dense module resumes bit-identically, from a checkpoint that passes its check."""
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    weights = {"logits.weight": state.pop("logits.weight")}
+    weights = {name: state.pop(name) for name in kernels}
     start = InitialState(weights, {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()}, state)
-    killed = job(RECIPES["adam"], start, checkpointer=Memory(2))
+    memory = Memory(2)
+    killed = job(recipe, start, snapshots=frozenset({1, 3}), checkpointer=memory)
     with pytest.raises(Killed):
         train_module(copy.deepcopy(module), killed, DATA)
+    saved = memory.load()
+    assert saved is not None
+    check_checkpoint(*saved, start, recipe)
     whole = train_module(copy.deepcopy(module), replace(killed, checkpointer=NullCheckpointer()), DATA)
     assert bits(train_module(module, killed, DATA)) == bits(whole)
+    assert memory.asked == 2 + 3
+
+
+@pytest.mark.parametrize("name", ["logits", "state", "a/b", "point/1"])
+def test_a_layer_may_have_a_name_of_the_checkpoint(name: str) -> None:
+    module = nn.Sequential(OrderedDict({"flatten": nn.Flatten(), name: nn.Linear(12, CLASSES)}))
+    assert_resumes(module, (f"{name}.weight",), RECIPES["adam"])
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "momentum"])
+def test_a_layer_may_have_no_gradient_at_some_steps(name: str) -> None:
+    """Adam counts the steps of each tensor, of which the skipped layer takes fewer."""
+    torch.manual_seed(0)
+    kernels = ("fc1.weight", "fc2.weight", "fc3.weight")
+    assert_resumes(SkippingNetwork(12), kernels, (RECIPES | REFERENCE_RECIPES)[name])
 
 
 def test_checkpoints_do_not_change_the_result() -> None:

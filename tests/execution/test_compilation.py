@@ -42,18 +42,6 @@ def test_other_engines_compile_nothing() -> None:
     assert compilation.compilation_note(PLAN.runs.values(), "reference") == ""
 
 
-def test_optimizers_of_pytorch_are_loaded_only_for_runs_that_use_them() -> None:
-    bfloat16 = small_plan(precision="bfloat16", levels=1)
-    untrained = small_plan({"name": "untrained", "trained": False}, levels=1)
-    assert not compilation.needs_reference_engine(PLAN.runs.values(), "auto", "cpu")
-    assert not compilation.needs_reference_engine(LEARNED.runs.values(), "auto", "cpu")
-    assert compilation.needs_reference_engine(LEARNED.runs.values(), "reference", "cpu")
-    assert compilation.needs_reference_engine(bfloat16.runs.values(), "auto", "cpu")
-    only_measured = [run for run in untrained.runs.values() if not run.is_trained]
-    assert only_measured
-    assert not compilation.needs_reference_engine(only_measured, "reference", "cpu")
-
-
 def test_without_a_cache_folder_it_is_said_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "cache_folder", lambda: None)
     compilation.mark_compiled("sparse")

@@ -310,9 +310,7 @@ def record_second_commits(log: Path) -> None:
 def main(folder: Path, count: int, seed: int, engine: str, start_method: str = "fork") -> None:
     torch.set_num_threads(1)
     if engine == "sparse":
-        import supermask.execution.preload.sparse
-    else:
-        import supermask.execution.preload.reference  # noqa: F401
+        import supermask.execution.preload.sparse  # noqa: F401
     images = load("digits")
     setattr(resources, "load", lambda name, data_dir: images)  # noqa: B010 (shared by all forks)
     if engine == "commands":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from helpers import numpy_training as by_hand
 from supermask.core.recipe import Recipe
@@ -119,6 +119,20 @@ def normed_start() -> InitialState:
 
 
 KERNELS = ("fc1.weight", "fc2.weight")
+
+
+class SkippingNetwork(nn.Module):
+    """A network that skips a layer at random in training, and then has no gradient for it."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(inputs, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x.flatten(1)).relu()
+        if not self.training or torch.rand(()) < 0.5:
+            x = x + self.fc2(x).relu()
+        return self.fc3(x)  # type: ignore[no-any-return]
 
 
 def bits(outcome: TrainingResult) -> dict[str, Any]:
