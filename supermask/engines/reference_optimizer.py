@@ -53,14 +53,14 @@ class FusedOptimizer:
             if "exp_avg" in values:
                 # Of its own: a tensor without a gradient at some steps, as of a skipped branch, has taken fewer.
                 count = float(values.get("step", torch.tensor(steps)))
-                loaded["step"] = torch.tensor(count, device=tensor.device)
+                loaded["step"] = torch.tensor(count, dtype=torch.float32, device=tensor.device)
             self.state[tensors[name]] = loaded
 
     def _adam_step(self, tensors: list[Tensor], learning_rate: float) -> None:
         for tensor in tensors:
             if tensor not in self.state:
                 self.state[tensor] = {
-                    "step": torch.zeros((), device=tensor.device),
+                    "step": torch.zeros((), dtype=torch.float32, device=tensor.device),
                     "exp_avg": torch.zeros_like(tensor),
                     "exp_avg_sq": torch.zeros_like(tensor),
                 }

@@ -96,6 +96,7 @@ def plan_study(study: Study, store: Store, data_dir: Path | None = None, call_us
             notices.append(f"{problem}. The published files are assumed.")
         return replace(plan, notices=tuple(notices))
     plan = make_plan(study, inputs)
+    # Without this, runs that seem to be lost would be trained again for hours.
     if not plan.runs.keys() & store.run_ids():
         stored = _stored_runs(study, store) if stored is None else stored
         for data, count in _stored_data(study, stored, code_inputs).items():
@@ -132,6 +133,7 @@ def _stored_runs(study: Study, store: Store) -> list[Run]:
             if facts.get("dataset") == study.dataset:
                 runs.append(Run.from_data(facts))
         except (CorruptEntry, NewerFormat, KeyError, TypeError):
+            # A plan is needed to train a damaged run again; `verify` is what reports it.
             continue
     return runs
 

@@ -126,6 +126,7 @@ def read_row_files(paths: Sequence[Path]) -> list[Row]:
 
 
 def _result(row: Row) -> tuple[object, ...]:
+    # Seconds and labels differ between tables of the same run.
     return tuple(row.get(name) for name in ("status", "early_stop_test_accuracy", "final_test_accuracy", "environment"))
 
 
@@ -210,6 +211,7 @@ def _open_copy(path: Path) -> Iterator[tuple[DuckDBPyConnection, Path]]:
 
 
 def _query(connection: DuckDBPyConnection, copy: Path, name: str) -> list[Row]:
+    # DuckDB would otherwise fetch an extension from the network when a file asks for one.
     connection.execute("SET autoinstall_known_extensions = false")
     described = connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(copy)]).fetchall()
     types = {str(column): str(kind) for column, kind, *_ in described}
@@ -256,6 +258,7 @@ def _find_fault(row: Row) -> str:
     for column in ("seed", "level"):
         if int(row[column] or 0) < 0:
             return f"{column} is {row[column]}; it must be at least 0"
+    # Runs that did not finish have no results, and those to do not even an environment.
     if row["status"] != "finished":
         return ""
     for column in ("density", "early_stop_test_accuracy"):
