@@ -1,6 +1,6 @@
 """Golden outputs: a SHA-256 of everything that the command line prints and stores, to show that no number changed.
 
-    python benchmarks/golden_outputs.py record before.json --keep raw-before
+    python benchmarks/golden_outputs.py record before.json --cache measured --keep raw-before
     python benchmarks/golden_outputs.py compare before.json after.json
 
 Only the command is called, no module of the package, because module names change. The program under test is the one
@@ -135,6 +135,8 @@ def main() -> int:
     recording.add_argument("out", type=Path, help="JSON file to write")
     recording.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     recording.add_argument("--work", type=Path, help="folder for stores and outputs [default: a temporary one]")
+    cache = "folder of measurements, the same for two recordings on one machine [default: in the folder of the stores]"
+    recording.add_argument("--cache", type=Path, help=cache)
     recording.add_argument("--keep", type=Path, help="folder for the hashed text, for `diff -r`")
     comparing = commands.add_parser("compare", help="compare two recordings; exit status 1 if a number differs")
     comparing.add_argument("before", type=Path)
@@ -146,10 +148,10 @@ def main() -> int:
         if options.command == "compare":
             return compare(options.before, options.after, options.engines or list(ENGINES), options.labels_may_change)
         if options.work is not None:
-            record(options.out, options.engines, options.work.resolve(), options.keep)
+            record(options.out, options.engines, options.work.resolve(), options.cache, options.keep)
         else:
             with tempfile.TemporaryDirectory(prefix="golden-") as folder:
-                record(options.out, options.engines, Path(folder), options.keep)
+                record(options.out, options.engines, Path(folder), options.cache, options.keep)
     except ToDoError as error:
         print(f"golden_outputs: {error}", file=sys.stderr)
         return 2
@@ -275,14 +277,11 @@ def _unpacked(name: str, packed: dict[str, dict[str, Any]], count: int) -> list[
 
 @dataclass(frozen=True)
 class Program:
-    """The command under test, in a folder with its own cache."""
+    """The command under test, in a folder."""
 
     work: Path
-
-    @property
-    def cache(self) -> Path:
-        """Folder of its cached measurements."""
-        return self.work / "cache"
+    cache: Path
+    """Folder of its cached measurements: costs of kernels, convolution algorithms of the stacked engine."""
 
     def ask(self, *arguments: str, refusal: bool = False) -> tuple[int, str]:
         """Run the command; return exit status and output. `refusal`: exit status 2 is accepted, with its message."""
@@ -369,13 +368,17 @@ class Recording:
         path.write_text(text)
 
 
-def record(out: Path, engines: Sequence[str], work: Path, keep: Path | None) -> None:
-    """Record all outputs of these engines to `out`, with new stores in `work`."""
+def record(out: Path, engines: Sequence[str], work: Path, cache: Path | None, keep: Path | None) -> None:
+    """Record all outputs of these engines to `out`, with new stores in `work`.
+
+    Two recordings need the same `cache` for equal bits of the stacked engine's convolutions, whose algorithms are
+    chosen by measured times.
+    """
     for folder in (work, keep):
         if folder is not None and folder.exists() and any(folder.iterdir()):
             raise ToDoError(f"{folder} is not empty: name another folder, or remove it.")
     work.mkdir(parents=True, exist_ok=True)
-    program, recording = Program(work), Recording(keep)
+    program, recording = Program(work, work / "cache" if cache is None else cache.resolve()), Recording(keep)
     print(f"program   beside {sys.executable}", flush=True)
     began = time.perf_counter()
     if "sparse" in engines:

@@ -12,11 +12,13 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import supermask
 from supermask import __version__
 from supermask.core.errors import UserError, quote
 
@@ -106,6 +108,17 @@ def cache_folder() -> Path | None:
         return Path.home() / ".cache" / "supermask"
     except RuntimeError:
         return None
+
+
+def is_package_in_current_folder() -> bool:
+    """Return True if this package is imported from the current folder, as a clone that is not installed is.
+
+    If not, a new Python process has to ignore the current folder, which `python -c` and `python -m` import from first:
+    a file random.py there would replace Python's module.
+    """
+    with suppress(OSError):
+        return Path(supermask.__file__).parents[1] == Path.cwd()
+    return False
 
 
 def expand_path(path: str | Path) -> Path:

@@ -25,6 +25,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
+from supermask.core.environment import is_package_in_current_folder
 from supermask.core.errors import SystemFailure, UserError
 from supermask.execution.checkpoints import TaskInterrupted
 from supermask.execution.compilation import kernel_kind
@@ -262,7 +263,7 @@ def _start_fork_server(context: BaseContext, preload: list[str]) -> BaseProcess:
     for delay in START_DELAY_SECONDS:
         time.sleep(delay)
         try:
-            with _short_socket_folder(), _hide_main_module(), _hide_tracker_warning():
+            with _short_socket_folder(), _safe_import_path(), _hide_main_module(), _hide_tracker_warning():
                 # The resource tracker is started first, because its own start unblocks signals.
                 resource_tracker.ensure_running()
                 # Signals to the process group are the main process's business. The server and its forks inherit that
@@ -305,6 +306,24 @@ def _short_socket_folder() -> Iterator[None]:
         yield
     finally:
         tempfile.tempdir = previous
+
+
+@contextmanager
+def _safe_import_path() -> Iterator[None]:
+    """Keep processes that are started within from importing files of the current folder in place of any module.
+
+    Workers get this process's import path later, after the fork.
+    """
+    name = "PYTHONSAFEPATH"
+    previous = os.environ.get(name)
+    if not is_package_in_current_folder():
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if previous is not None:
+            os.environ[name] = previous
 
 
 def _noop() -> None:

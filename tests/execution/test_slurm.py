@@ -305,3 +305,4 @@ def test_submitted_scripts_have_the_given_options(folder: Path, monkeypatch: pyt
     ):
         assert f"#SBATCH {line}" in script
     assert any(line.startswith("#SBATCH --signal=USR2") for line in script)
+    assert any(f"{sys.executable} -P -u -m submitit" in line for line in script)
