@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -110,14 +111,16 @@ def cache_folder() -> Path | None:
         return None
 
 
-def is_package_in_current_folder() -> bool:
-    """Return True if this package is imported from the current folder, as a clone that is not installed is.
+def needs_current_folder() -> bool:
+    """Return True if a new Python process finds this package in the current folder only: in a clone, not installed.
 
-    If not, a new Python process has to ignore the current folder, which `python -c` and `python -m` import from first:
-    a file random.py there would replace Python's module.
+    Any other process has to ignore the current folder, which `python -c` and `python -m` import from first: a file
+    random.py there would replace Python's module.
     """
+    folder = Path(supermask.__file__).parents[1]
     with suppress(OSError):
-        return Path(supermask.__file__).parents[1] == Path.cwd()
+        # The first entry is the folder that `-c` and `-m` add; installed packages and PYTHONPATH follow.
+        return folder == Path.cwd() and str(folder) not in sys.path[1:]
     return False
 
 

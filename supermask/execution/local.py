@@ -25,7 +25,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
-from supermask.core.environment import is_package_in_current_folder
+from supermask.core.environment import needs_current_folder
 from supermask.core.errors import SystemFailure, UserError
 from supermask.execution.checkpoints import TaskInterrupted
 from supermask.execution.compilation import kernel_kind
@@ -316,7 +316,7 @@ def _safe_import_path() -> Iterator[None]:
     """
     name = "PYTHONSAFEPATH"
     previous = os.environ.get(name)
-    if not is_package_in_current_folder():
+    if not needs_current_folder():
         os.environ[name] = "1"
     try:
         yield

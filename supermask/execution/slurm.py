@@ -15,7 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from supermask.core.environment import is_package_in_current_folder
+from supermask.core.environment import needs_current_folder
 from supermask.core.errors import SystemFailure, UserError, did_you_mean, quote, sanitize
 from supermask.execution.coordinator import (
     Assignment,
@@ -108,7 +108,7 @@ def _create_submitter(options: Mapping[str, str], folder: Path, jobs: int, gpu: 
     if gpu:
         parameters["gpus_per_node"] = 1
     # -P: jobs start in the current folder, whose files must not replace modules of Python.
-    option = "" if is_package_in_current_folder() else " -P"
+    option = "" if needs_current_folder() else " -P"
     python = f"{shlex.quote(sys.executable)}{option}"
     submitter = submitit.SlurmExecutor(folder=folder, max_num_timeout=MAX_REQUEUES, python=python)
     submitter.update_parameters(**parameters)
