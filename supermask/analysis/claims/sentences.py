@@ -105,7 +105,8 @@ def _claim(finding: ClauseFinding) -> str:
 
 def _describe_effect(finding: ClauseFinding, effect: Effect) -> str:
     """`+0.13 [+0.02, +0.24] points, mean over 4 levels from 17.9% to 5% of the weights, n = 5 pairs, p = 0.03; ...`."""
-    n = f"n = {effect.n} {'seeds' if finding.reference == CHANCE else 'pairs'}"
+    unit = "seed" if finding.reference == CHANCE else "pair"
+    n = f"n = {effect.n} {unit}{'' if effect.n == 1 else 's'}"
     if effect.difference is None:
         return n
     p_value = effect.p_opposite if effect.outcome == "opposite" else effect.p
