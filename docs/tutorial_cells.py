@@ -1,7 +1,7 @@
-"""Runs the cells of tutorials (py:percent format), prints what each shows as JSON: `tutorial_cells.py FILE [FILE ...]`.
+"""Runs the cells of tutorials (py:percent format) and prints what each shows: `tutorial_cells.py FILE [FILE ...]`.
 
-The program prints one list per tutorial. It is a process of its own, so that warnings are errors there and a failed
-cell fails the build. The tutorials share it, because importing torch takes longer than most of them.
+The output is JSON, one list per tutorial. A process of its own makes warnings errors, and a failed cell fails the
+build. The tutorials share the process, because importing torch takes longer than most of them.
 """
 
 from __future__ import annotations

@@ -51,9 +51,9 @@ class FusedOptimizer:
             # In the tensor's memory layout: the kernels step through both in the order of memory.
             loaded = {key: torch.empty_like(tensor).copy_(v) for key, v in values.items() if key != "step"}
             if "exp_avg" in values:
-                # Of its own: a tensor without a gradient at some steps, as of a skipped branch, has taken fewer.
-                count = float(values.get("step", torch.tensor(steps)))
-                loaded["step"] = torch.tensor(count, dtype=torch.float32, device=tensor.device)
+                # A tensor takes no step where it has no gradient, so counts differ if a network skips layers.
+                count = values["step"].item() if "step" in values else steps
+                loaded["step"] = torch.tensor(float(count), dtype=torch.float32, device=tensor.device)
             self.state[tensors[name]] = loaded
 
     def _adam_step(self, tensors: list[Tensor], learning_rate: float) -> None:

@@ -11,7 +11,7 @@ from supermask.core.recipe import Recipe
 from supermask.core.types import InitialState, LearningCurve
 from supermask.engines.job import Array
 from supermask.store import Store
-from supermask.store.documents import check_checkpoint
+from supermask.store.checkpoint_tensors import check_checkpoint
 from supermask.store.files.notes import StatusNotes
 from supermask.store.records import state_hash
 

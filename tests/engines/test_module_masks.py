@@ -24,7 +24,7 @@ from supermask.engines.reference_masks import train
 from supermask.networks.examination import examine_module
 from supermask.networks.network import Network
 from supermask.networks.registry import named_network
-from supermask.store.documents import check_checkpoint
+from supermask.store.checkpoint_tensors import check_checkpoint
 
 SHAPE, CLASSES = (1, 8, 8), 4
 DATA = data(SHAPE, CLASSES)

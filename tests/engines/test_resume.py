@@ -33,7 +33,7 @@ from supermask.core.recipe import Augmentation, Recipe
 from supermask.core.types import InitialState, NetworkState, Snapshot, TrainingResult
 from supermask.engines.job import NullCheckpointer, TrainingJob
 from supermask.engines.reference import train, train_module
-from supermask.store.documents import check_checkpoint
+from supermask.store.checkpoint_tensors import check_checkpoint
 
 DATA = data()
 POINTS: frozenset[Snapshot] = frozenset({3, 20, 33, 47, 50, "gradient", "lowest_validation_loss"})

@@ -24,7 +24,7 @@ from helpers.small_studies import train_plan
 from supermask.core.types import InitialState
 from supermask.execution.scheduler import Scheduler
 from supermask.store import CorruptEntry, Store
-from supermask.store.documents import check_checkpoint
+from supermask.store.checkpoint_tensors import check_checkpoint
 from supermask.store.files.entry import MAX_JSON_BYTES, Entry, RunFacts
 from supermask.store.replay import StateReplayer
 from supermask.store.rows import plan_rows, run_row, store_rows
