@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import duckdb
 import pytest
 from helpers import findings
 
@@ -72,3 +73,25 @@ def test_markdown_escapes_what_markdown_would_read() -> None:
     )
     assert "1 claim: 1 supported, 0 not supported, 0 contradicted, 0 not enough data." in text
     assert r"- supported: a\|b \<script\> is \*above\* \[c\](x)." in text
+
+
+@pytest.mark.slow
+def test_the_table_of_learned_masks_is_that_of_the_published_rows() -> None:
+    text = findings.PAGE.read_text(encoding="utf-8")
+    section = text[text.index("### Learned supermasks at `scale=paper`") :]
+    rows = duckdb.read_parquet(str(ROOT / "results" / "learned-supermasks-paper.parquet"))
+    cell_of_column = {"early_stop_test_accuracy": 2, "thresholded_test_accuracy": 3, "expected_density": 5}
+    densities = []
+    for label in ("learned, w_i", "learned, signed constant", "DWR, w_i", "DWR, signed constant"):
+        line = next(line for line in section.splitlines() if line.startswith(f"| {label} |"))
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        chosen = rows.filter(f"treatment = '{label}' AND level = 1 AND status = 'finished'")
+        means = ", ".join(f"100 * avg({column})" for column in [*cell_of_column, "density"])
+        *values, density, n = chosen.aggregate(f"{means}, count(*)").fetchall()[0]
+        assert n == 5
+        for (column, index), value in zip(cell_of_column.items(), values, strict=True):
+            if cells[index]:
+                digits = 1 if column == "expected_density" else 2
+                assert cells[index].startswith(f"{value:.{digits}f}"), (label, column)
+        densities.append(f"{density:.1f}")
+    assert "the thresholded masks have {}, {}, {} and {}%".format(*densities) in section

@@ -70,6 +70,16 @@ class TreatmentPoint:
 
 
 @dataclass(frozen=True)
+class PlannedLevel:
+    """One treatment at one level that is planned, whether or not a run of it has finished."""
+
+    remaining: float
+    """Weights remaining, percent (mean over seeds)."""
+    values: dict[int, float]
+    """Seed -> value of the metric, for finished runs."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """All numbers of a figure and its caption."""
 
@@ -99,6 +109,20 @@ class Summary:
     def points(self) -> list[TreatmentPoint]:
         """All points except the dense one."""
         return [point for points in self.series.values() for point in points]
+
+    def planned_levels(self, treatment: str) -> dict[int, PlannedLevel]:
+        """Return the levels of a treatment, finished or not, with the values of the finished runs.
+
+        Levels whose density is not known before a run has finished (learned masks) are there once one has.
+        """
+        densities: dict[int, list[float]] = defaultdict(list)
+        for row in self.excluded:
+            density = row.get("density")
+            if treatment in treatment_labels(row) and isinstance(density, int | float) and math.isfinite(density):
+                densities[int(row["level"] or 0)].append(100.0 * density)
+        planned = {level: PlannedLevel(math.fsum(of) / len(of), {}) for level, of in densities.items()}
+        finished = {point.level: PlannedLevel(point.remaining, point.values) for point in self.series[treatment]}
+        return {level: (planned | finished)[level] for level in sorted(planned | finished)}
 
 
 def summarize(rows: Sequence[Row], treatments: Sequence[str], reference: str, metric: Metric) -> Summary:

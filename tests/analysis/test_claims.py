@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from supermask.analysis.claims import evaluate_claims
 from supermask.analysis.claims.formats import format_csv, format_json, format_text
+from supermask.analysis.stats import seeds_needed
 from supermask.core.text import Row, format_p
 from supermask.store.tables import DENSE
 from supermask.study import study_from_dict
@@ -308,9 +310,66 @@ def test_iterations_are_compared_and_censoring_is_said() -> None:
     assert finding.effect is not None and finding.effect.error_ratio is None
     assert finding.effect.difference == pytest.approx((ours - theirs).mean())
     assert finding.effect.p == pytest.approx(scipy_stats.ttest_rel(ours, theirs).pvalue, rel=1e-9)
-    assert finding.censored == (4, 20)
+    assert finding.censored == (("a", 4, 20), ("b", 0, 20))
     assert "+380 [" in finding.sentence and "] iterations, mean over 4 levels" in finding.sentence
     assert "censored: in 4 of 20 runs of a the loss was lowest at the last iteration" in finding.sentence
+    below = decided({"treatment": "b", "below": "a", "measure": "early_stop_iteration"}, rows).clauses[0]
+    assert below.censored == (("b", 0, 20), ("a", 4, 20)), "the reference's runs are censored in the same way"
+    assert "censored: in 4 of 20 runs of a the loss" in below.sentence
+    # Only runs that are compared: seed 0 is not, as b has it at three of four levels.
+    lost = [each | {"status": "diverged"} if each["id"] == "b-2-0" else each for each in rows]
+    assert decided(clause, lost).clauses[0].censored == (("a", 0, 16), ("b", 0, 16))
+
+
+def test_without_a_loss_of_the_control_a_share_of_it_is_no_margin() -> None:
+    """Here b gains 4 points on c: a negative margin would turn each relation around."""
+    for relation in ("at_least", "matches", "above", "below", "at_most"):
+        for where in ("mean", "every", "some"):
+            clause = {"treatment": "a", relation: "c", "share": 25, "control": "b", "where": where}
+            for difference in (0.0, -4.0, -8.0):
+                finding = decided(clause, rows_of([difference] * LEVELS))
+                assert finding.verdict == "not supported", (relation, where, difference)
+                assert "b loses nothing against c, so a share of it is no margin" in finding.sentence
+                assert "the margin is" not in finding.sentence and "opposite" not in finding.sentence
+                assert {level.outcome for level in finding.clauses[0].levels} == {"undecided"}
+
+
+def test_the_level_that_decides_is_shown() -> None:
+    some = decided({"treatment": "a", "above": "b", "where": "some"}, rows_of([0.3, 0, 0, -9]))
+    assert some.verdict == "supported"
+    assert "the opposite at 1; clearest at 50%: +0.30 [" in some.sentence
+    # Level 3 has the wrong sign and a small p; it is farther from holding than level 1, whose p is larger.
+    rows = rows_of([0.12, 2, -0.1, 2])
+    every = decided({"treatment": "a", "above": "b", "where": "every"}, rows).clauses[0]
+    assert [level.outcome for level in every.levels] == ["undecided", "holds", "undecided", "holds"]
+    assert every.verdict == "not supported" and "weakest at 12.5%: -0.10 [" in every.sentence
+    assert every.deciding == 2
+
+
+def test_the_seeds_that_one_of_several_levels_needs_count_holms_correction() -> None:
+    rows = rows_of([0, 0, 0, 0.06])
+    some = decided({"treatment": "a", "above": "b", "where": "some"}, rows).clauses[0]
+    alone = decided({"treatment": "a", "above": "b", "where": "some", "levels": [4, 4]}, rows).clauses[0]
+    apart = (accuracies(rows, "a") - accuracies(rows, "b"))[3]
+    spread = apart.std(ddof=1)
+    assert (some.verdict, alone.verdict) == ("not supported", "not supported")
+    assert alone.seeds_needed == seeds_needed(apart.mean(), spread)
+    assert some.seeds_needed == seeds_needed(apart.mean(), spread, alpha=0.05 / LEVELS)
+
+
+def test_more_seeds_are_asked_for_only_where_seeds_are_missing() -> None:
+    rows = rows_of([2] * LEVELS)
+    for each in rows:
+        if each["treatment"] == "a":
+            each["early_stop_test_accuracy"] = 0.098
+    finding = decided({"treatment": "a", "at_most": "chance", "margin": 5}, rows)
+    assert finding.verdict == "not enough data"
+    assert finding.sentence.endswith("n = 5 seeds; no variance: t is undefined.")
+    one = [each for each in rows_of([2] * LEVELS) if each["seed"] == 0]
+    for where, reference, unit in [("every", "b", "pair"), ("some", "chance", "seed"), ("mean", "b", "pair")]:
+        sentence = decided({"treatment": "a", "above": reference, "where": where}, one).sentence
+        assert re.search(rf"n = 1 {unit}\b", sentence)
+        assert sentence.endswith("A verdict takes 5 seeds on both sides: run it with more seeds, such as seeds=5.")
 
 
 def test_a_demonstration_has_effects_and_no_verdict() -> None:

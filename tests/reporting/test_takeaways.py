@@ -114,6 +114,35 @@ def test_without_an_endpoint_or_its_seeds_a_takeaway_is_about_levels() -> None:
     assert takeaway(few) == "Takeaway: against large_final, random is worse at some level."
 
 
+def test_a_takeaway_over_a_band_takes_all_of_its_planned_levels() -> None:
+    """A claim on these rows has no verdict either: one of the band's two levels is not trained."""
+    labels = ["large_final", "magnitude_increase", "random", "movement"]
+    unfinished = [
+        {**row, "status": "to_do", "early_stop_test_accuracy": None}
+        if row["level"] == 3 and row["treatment"] in ("random", "movement")
+        else row
+        for row in band_rows(5)
+    ]
+    summary = replace(summarize(unfinished, labels, "large_final", ACCURACY), band=(20.0, 5.0))
+    assert list(compare_over_band(summary)) == ["magnitude_increase"]
+    clause = Clause(treatment="random", relation="above", reference="large_final", band=(20, 5))
+    effect = evaluate_clause(clause, ClaimData(load_study("mask-criteria"), unfinished, 10)).effect
+    assert effect is not None and effect.n == 0
+    assert takeaway(summary) == (
+        "Takeaway: in the mean from 20% to 5% of the weights, against large_final, magnitude_increase is better (one "
+        "t-test per treatment over n = 5 seeds, p < 0.05)."
+    )
+    # Without the reference's level, no treatment has a mean over the band.
+    no_reference = [
+        {**row, "status": "to_do", "early_stop_test_accuracy": None}
+        if row["level"] == 3 and row["treatment"] == "large_final"
+        else row
+        for row in band_rows(5)
+    ]
+    summary = replace(summarize(no_reference, labels, "large_final", ACCURACY), band=(20.0, 5.0))
+    assert compare_over_band(summary) == {}
+
+
 def test_takeaways_name_measured_means_at_the_last_common_level() -> None:
     """Level 3 has one treatment only, so level 2 is compared."""
     assert accuracy_takeaway(summary()) == (
@@ -129,7 +158,11 @@ def test_takeaways_name_measured_means_at_the_last_common_level() -> None:
     )
     spread = [row | {"dataset": "mnist", "early_stop_test_accuracy": noisy(row)} for row in ROWS]
     tested = summarize(spread, ["a", "b"], "a", ACCURACY)
-    assert overview_takeaway(tested) == "Of 2 cells, 0 are significantly above a and 2 below."
+    assert overview_takeaway(tested) == "Of 2 tested cells, 0 are significantly above a and 2 below."
+    # Level 2 of b has one seed: it is not tested.
+    one_seed = [row for row in spread if (row["treatment"], row["level"]) != ("b", 2) or row["seed"] == 0]
+    summary_of_two = summarize(one_seed, ["a", "b"], "b", ACCURACY)
+    assert overview_takeaway(summary_of_two) == "Of 1 tested cell, 1 is significantly above b and 0 below."
 
 
 def test_intervals_are_cut_off_at_their_bounds() -> None:

@@ -55,7 +55,10 @@ class _Cell:
         return {seed: value - self.reference[seed] for seed, value in self.treatment.items()}
 
     def margin(self, clause: Clause) -> Margin:
-        """The clause's margin: constant, or per seed a share of what the control loses against the reference."""
+        """The clause's margin: constant, or per seed a share of what the control loses against the reference.
+
+        The mean of a share is negative if the control does better than the reference.
+        """
         if self.control is None or clause.share is None:
             return clause.margin
         # Of iterations, a control loses what it takes more.
@@ -79,6 +82,9 @@ class _Tested:
     cell: _Cell
     comparison: Comparison | None
     test: RelationTest | None
+    """None with fewer seeds, and without a margin: then `has_no_margin`."""
+    has_no_margin: bool = False
+    """True if the margin is a share of what a control loses, and it loses nothing: the clause does not hold."""
 
     @property
     def p(self) -> float | None:
@@ -98,15 +104,15 @@ def evaluate_clause(clause: Clause, evidence: ClaimData, detect: float = 0.0) ->
     Source: Zhou et al. 2019, authors' response, items 2 and 4.
     """
     places = _places(clause, evidence)
-    by_level = [_test_cell(clause, _cell(sides)) for _, sides in places]
-    levels = tuple(
-        _level_findings(clause, [(values.level, values.remaining) for values, _ in places], by_level) if places else ()
-    )
-    pooled = _test_cell(clause, _mean_cell([sides for _, sides in places])) if places else None
-    effect = None if pooled is None else _effect(clause, pooled, [tested.cell for tested in by_level])
+    cells = [_cell(place) for place in places]
+    corrected_over = sum(len(cell.treatment) >= MIN_SEEDS for cell in cells) if clause.where == "some" else 1
+    by_level = [_test_cell(clause, cell, corrected_over) for cell in cells]
+    levels = tuple(_level_findings(clause, [place.treatment for place in places], by_level) if places else ())
+    pooled = _test_cell(clause, _mean_cell(cells)) if places else None
+    effect = None if pooled is None else _effect(clause, pooled, cells)
     note = " ".join(filter(None, (evidence.describe_nonconvergence(name) for name in _treatments(clause))))
     verdict: Verdict = "not enough data" if note or effect is None else _verdict(clause, effect, levels)
-    deciding_index = deciding_level(clause, levels)
+    deciding_index = deciding_level(clause, by_level, [level.outcome for level in levels])
     by_index = None if deciding_index is None else by_level[deciding_index]
     deciding_test = pooled if clause.where == "mean" else by_index
     finding = ClauseFinding(
@@ -118,7 +124,7 @@ def evaluate_clause(clause: Clause, evidence: ClaimData, detect: float = 0.0) ->
         sentence="",
         levels=levels,
         missing=tuple(_missing(clause, evidence, places)),
-        seeds_needed=_seeds_needed(deciding_test, detect) if verdict == "not supported" else None,
+        seeds_needed=_seeds_needed(deciding_test, detect, corrected_over) if verdict == "not supported" else None,
         where=clause.where,
         effect=effect,
         unit="iterations" if clause.is_iterations else "points",
@@ -129,25 +135,38 @@ def evaluate_clause(clause: Clause, evidence: ClaimData, detect: float = 0.0) ->
         control=clause.control,
         deciding=deciding_index,
         detect=detect,
-        censored=_censored(places) if clause.is_iterations else None,
+        censored=_censored(clause, places, cells, pooled) if clause.is_iterations else (),
     )
     return replace(finding, sentence=describe_clause(finding))
 
 
-def deciding_level(clause: Clause, levels: Sequence[LevelFinding]) -> int | None:
+def deciding_level(clause: Clause, by_level: Sequence[_Tested], outcomes: Sequence[Outcome]) -> int | None:
     """Index of the level that decides the verdict where levels do; None without levels.
 
-    The level of largest p if all levels have to hold, of smallest p if one has to. Where the opposite is significant,
-    the level of largest opposite difference.
+    If all levels have to hold, the level that is farthest from it; where the opposite is significant, the one of
+    largest opposite difference. If one level has to hold, the level that is nearest to it. Levels without a test count
+    only if there are no others.
     """
-    tested = [index for index, level in enumerate(levels) if level.p is not None] or list(range(len(levels)))
-    if not tested:
+    decided = [index for index, tested in enumerate(by_level) if tested.p is not None or tested.has_no_margin]
+    decided = decided or list(range(len(by_level)))
+    if not decided:
         return None
-    opposite = [index for index in tested if levels[index].outcome == "opposite"]
+    opposite = [index for index in decided if outcomes[index] == "opposite"]
     if opposite and clause.where == "every":
-        return max(opposite, key=lambda index: abs(levels[index].difference or 0.0))
-    by_p = [(1.0 if (p := levels[index].p) is None else p, index) for index in tested]
-    return (max(by_p) if clause.where == "every" else min(by_p))[1]
+        return max(opposite, key=lambda index: abs(_mean(by_level[index].cell.differences) or 0.0))
+    ranks = [(_distance(clause, by_level[index]), index) for index in decided]
+    return (max(ranks) if clause.where == "every" else min(ranks))[1]
+
+
+def _distance(clause: Clause, tested: _Tested) -> float:
+    """Rank of a level by how far it is from holding, for any sign of its difference.
+
+    A two-sided p is small for a difference of the wrong sign, too: there 2 - p ranks it.
+    """
+    if tested.test is None or tested.p is None:
+        return 2.0
+    is_two_sided = clause.relation in ("above", "below")
+    return 2.0 - tested.p if is_two_sided and not tested.test.has_claimed_sign else tested.p
 
 
 def _treatments(clause: Clause) -> list[str]:
@@ -156,11 +175,17 @@ def _treatments(clause: Clause) -> list[str]:
     return [label for label in labels if label is not None and label != CHANCE]
 
 
-Sides = tuple[Mapping[int, float], Mapping[int, float] | float, Mapping[int, float] | None]
-"""Values of the treatment, of the reference (a number for chance), and of the control."""
+@dataclass(frozen=True)
+class _Place:
+    """Both sides of a clause at one level, with all of their seeds."""
+
+    treatment: LevelValues
+    reference: LevelValues | float
+    """A number for chance."""
+    control: LevelValues | None = None
 
 
-def _places(clause: Clause, evidence: ClaimData) -> list[tuple[LevelValues, Sides]]:
+def _places(clause: Clause, evidence: ClaimData) -> list[_Place]:
     """The levels of the clause, with the values of both sides and of the control."""
     cells = evidence.best_level if clause.at == "best" else evidence.levels
     treatment = cells(clause.treatment, clause.measure)
@@ -171,23 +196,19 @@ def _places(clause: Clause, evidence: ClaimData) -> list[tuple[LevelValues, Side
     if clause.levels is not None:
         first, last = clause.levels
         treatment = {level: cell for level, cell in treatment.items() if first <= level <= last}
-    places: list[tuple[LevelValues, Sides]] = []
+    places: list[_Place] = []
     for cell in treatment.values():
-        reference = _other_side_values(clause, clause.reference, cell, evidence)
+        reference: LevelValues | float | None = evidence.chance
+        if clause.reference != CHANCE:
+            reference = _other_side_values(clause, clause.reference, cell, evidence)
         control = None if clause.control is None else _other_side_values(clause, clause.control, cell, evidence)
         if reference is not None and (control is not None) == (clause.control is not None):
-            values = reference if isinstance(reference, float) else reference.values
-            control_values = control.values if isinstance(control, LevelValues) else None
-            places.append((cell, (cell.values, values, control_values)))
+            places.append(_Place(cell, reference, control))
     return places
 
 
-def _other_side_values(
-    clause: Clause, label: str, cell: LevelValues, evidence: ClaimData
-) -> LevelValues | float | None:
+def _other_side_values(clause: Clause, label: str, cell: LevelValues, evidence: ClaimData) -> LevelValues | None:
     """Values of another treatment to compare `cell` with, at the same level and density; None if there are none."""
-    if label == CHANCE:
-        return evidence.chance
     # The dense network has no measure of learned masks: its accuracy at early stopping takes part instead.
     is_mask_measure = label == DENSE and clause.measure in LEARNED_MASK_MEASURES
     measure = "early_stop_test_accuracy" if is_mask_measure else clause.measure
@@ -206,10 +227,12 @@ def _row_label(clause: Clause, label: str, evidence: ClaimData) -> str:
     return evidence.dense_label(clause.treatment) if label == DENSE else label
 
 
-def _cell(sides: Sides) -> _Cell:
+def _cell(place: _Place) -> _Cell:
     """The sides at one level, for the seeds that all of them have."""
-    treatment, reference, control = sides
-    by_seed = dict.fromkeys(treatment, reference) if isinstance(reference, float) else reference
+    treatment = place.treatment.values
+    reference = place.reference
+    by_seed = reference.values if isinstance(reference, LevelValues) else dict.fromkeys(treatment, reference)
+    control = None if place.control is None else place.control.values
     seeds = sorted(treatment.keys() & by_seed.keys() & (treatment.keys() if control is None else control.keys()))
     return _Cell(
         {seed: treatment[seed] for seed in seeds},
@@ -218,9 +241,8 @@ def _cell(sides: Sides) -> _Cell:
     )
 
 
-def _mean_cell(levels: Sequence[Sides]) -> _Cell:
+def _mean_cell(cells: Sequence[_Cell]) -> _Cell:
     """Means over the levels, for the seeds that all sides have at every level."""
-    cells = [_cell(sides) for sides in levels]
     controls = [cell.control for cell in cells if cell.control is not None]
     return _Cell(
         seed_means([cell.treatment for cell in cells]),
@@ -229,24 +251,25 @@ def _mean_cell(levels: Sequence[Sides]) -> _Cell:
     )
 
 
-def _test_cell(clause: Clause, cell: _Cell) -> _Tested:
+def _test_cell(clause: Clause, cell: _Cell, corrected_over: int = 1) -> _Tested:
+    """`corrected_over`: number of tests that Holm's correction counts."""
     comparison = cell.compare(clause)
     if comparison is None or len(cell.treatment) < MIN_SEEDS:
         return _Tested(cell, comparison, None)
-    test = check_relation(clause.relation, comparison, cell.differences, cell.margin(clause))
+    margin = cell.margin(clause)
+    if isinstance(margin, Mapping) and fmean(margin.values()) <= 0.0:
+        # A negative margin would turn the relation around: "at least as good" would ask for more than the reference.
+        return _Tested(cell, comparison, None, has_no_margin=True)
+    test = check_relation(clause.relation, comparison, cell.differences, margin, corrected_over)
     return _Tested(cell, comparison, test)
 
 
-def _level_findings(
-    clause: Clause, places: Sequence[tuple[int, float]], by_level: Sequence[_Tested]
-) -> list[LevelFinding]:
-    """`places`: (level, percent of weights remaining)."""
+def _level_findings(clause: Clause, places: Sequence[LevelValues], by_level: Sequence[_Tested]) -> list[LevelFinding]:
+    """`places`: the treatment at each level."""
     adjusted = holm([tested.p for tested in by_level])
     adjusted_opposite = holm([tested.p_opposite for tested in by_level])
     findings = []
-    for (level, remaining), tested, p_holm, p_opposite_holm in zip(
-        places, by_level, adjusted, adjusted_opposite, strict=True
-    ):
+    for place, tested, p_holm, p_opposite_holm in zip(places, by_level, adjusted, adjusted_opposite, strict=True):
         c, p_opposite = tested.comparison, tested.p_opposite
         # Claimed of every level: each at 0.05, and the opposite at some level after Holm's correction. Claimed of some
         # level: the other way round.
@@ -257,8 +280,8 @@ def _level_findings(
         }[clause.where]
         findings.append(
             LevelFinding(
-                level=level,
-                remaining=remaining,
+                level=place.level,
+                remaining=place.remaining,
                 n=len(tested.cell.treatment),
                 test=c.test if c else "none",
                 mean=_mean(tested.cell.treatment),
@@ -269,7 +292,7 @@ def _level_findings(
                 p=tested.p,
                 p_holm=p_holm,
                 outcome=_outcome(tested, claimed, opposite),
-                note=_note(tested),
+                note=_note(clause, tested),
                 hedges_g_interval95=effect_interval(c) if c else None,
                 p_opposite=p_opposite,
                 p_opposite_holm=p_opposite_holm,
@@ -295,7 +318,7 @@ def _effect(clause: Clause, pooled: _Tested, cells: Sequence[_Cell]) -> Effect:
         p=pooled.p,
         p_opposite=pooled.p_opposite,
         outcome=_outcome(pooled, pooled.p, pooled.p_opposite),
-        note=_note(pooled),
+        note=_note(clause, pooled),
         hedges_g=c.hedges_g if c else None,
         hedges_g_interval95=effect_interval(c) if c else None,
         p_sign_flip=_sign_flip_p(clause, pooled),
@@ -306,6 +329,8 @@ def _effect(clause: Clause, pooled: _Tested, cells: Sequence[_Cell]) -> Effect:
 
 def _outcome(tested: _Tested, p_claimed: float | None, p_opposite: float | None) -> Outcome:
     test = tested.test
+    if tested.has_no_margin:
+        return "undecided"
     if test is None or (p_claimed is None and p_opposite is None):
         return "untested"
     if test.has_claimed_sign:
@@ -313,7 +338,9 @@ def _outcome(tested: _Tested, p_claimed: float | None, p_opposite: float | None)
     return "opposite" if p_opposite is not None and p_opposite < SIGNIFICANCE else "undecided"
 
 
-def _note(tested: _Tested) -> str:
+def _note(clause: Clause, tested: _Tested) -> str:
+    if tested.has_no_margin:
+        return f"{clause.control} loses nothing against {clause.reference}, so a share of it is no margin"
     if tested.test is None:
         return f"fewer than {MIN_SEEDS} seeds on a side"
     return tested.comparison.note if tested.comparison else ""
@@ -324,7 +351,7 @@ def _mean(values: Mapping[int, float]) -> float | None:
 
 
 def _sign_flip_p(clause: Clause, tested: _Tested) -> float | None:
-    if tested.test is None or clause.reference == CHANCE:
+    if (tested.test is None and not tested.has_no_margin) or clause.reference == CHANCE:
         return None
     return paired_sign_flip_p(tested.cell.treatment, tested.cell.reference)
 
@@ -348,9 +375,9 @@ def _verdict(clause: Clause, effect: Effect, levels: Sequence[LevelFinding]) -> 
     return "supported" if holds == len(outcomes) else "not supported"
 
 
-def _missing(clause: Clause, evidence: ClaimData, places: Sequence[tuple[LevelValues, Sides]]) -> list[str]:
+def _missing(clause: Clause, evidence: ClaimData, places: Sequence[_Place]) -> list[str]:
     """Unfinished runs at the levels of the clause, all levels for `at: best`."""
-    numbers = {cell.level for cell, _ in places}
+    numbers = {place.treatment.level for place in places}
     missing: list[str] = []
     for label in _treatments(clause):
         rows = _row_label(clause, label, evidence)
@@ -359,14 +386,30 @@ def _missing(clause: Clause, evidence: ClaimData, places: Sequence[tuple[LevelVa
     return missing
 
 
-def _censored(places: Sequence[tuple[LevelValues, Sides]]) -> tuple[int, int]:
-    return sum(cell.censored for cell, _ in places), sum(len(cell.values) for cell, _ in places)
+def _censored(
+    clause: Clause, places: Sequence[_Place], cells: Sequence[_Cell], pooled: _Tested | None
+) -> tuple[tuple[str, int, int], ...]:
+    """(label, runs whose lowest loss was at the last iteration, runs) of each side, over the runs that are compared."""
+    # A mean over levels has the seeds that all levels have.
+    seeds = [pooled.cell.treatment if pooled and clause.where == "mean" else cell.treatment for cell in cells]
+    sides: dict[str | None, Sequence[LevelValues | float | None]] = {
+        clause.treatment: [place.treatment for place in places],
+        clause.reference: [place.reference for place in places],
+        clause.control: [place.control for place in places],
+    }
+    counts = []
+    for label, values in sides.items():
+        if label is not None and label != CHANCE:
+            compared = [(value, at) for value, at in zip(values, seeds, strict=True) if isinstance(value, LevelValues)]
+            runs = {(value.level, seed): seed in value.censored for value, at in compared for seed in at}
+            counts.append((label, sum(runs.values()), len(runs)))
+    return tuple(counts)
 
 
-def _seeds_needed(tested: _Tested | None, detect: float) -> int | None:
+def _seeds_needed(tested: _Tested | None, detect: float, corrected_over: int) -> int | None:
     if tested is None or tested.test is None or tested.comparison is None:
         return None
     spread = paired_spread(tested.comparison)
     if detect:
-        return seeds_needed(detect, spread) if spread else None
+        return seeds_needed(detect, spread, alpha=SIGNIFICANCE / corrected_over) if spread else None
     return tested.test.seeds_needed

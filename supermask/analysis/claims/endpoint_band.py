@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from supermask.analysis.claims.findings import MIN_SEEDS
 from supermask.analysis.claims.paper import paper_tasks, study_tasks
 from supermask.analysis.stats import Comparison, compare, seed_means
@@ -30,24 +32,29 @@ def endpoint_band(study: Study, network: str, reference: str, measure: str) -> t
 def compare_over_band(summary: Summary) -> dict[str, Comparison]:
     """Return treatment -> its mean over the levels of `summary.band` compared with the reference's, by seed.
 
-    As a claim's primary endpoint: levels at equal density, and seeds that have all of them on both sides. Treatments
-    with fewer than `MIN_SEEDS` such seeds are left out; empty without a band.
+    As a claim's primary endpoint: all planned levels of the band at equal density, and seeds that have finished all of
+    them on both sides. Treatments with fewer than `MIN_SEEDS` such seeds are left out; empty without a band.
     """
     if summary.band is None:
         return {}
     most, least = summary.band
     low, high = least * (1 - DENSITY_TOLERANCE), most * (1 + DENSITY_TOLERANCE)
-    references = {point.level: point.values for point in summary.series.get(summary.reference, [])}
+    references = summary.planned_levels(summary.reference)
     comparisons = {}
-    for label, points in summary.series.items():
-        ours, theirs = [], []
-        for point in points:
-            if point.comparison is not None and low <= point.remaining <= high:
-                other = references[point.level]
-                seeds = point.values.keys() & other.keys()
-                ours.append({seed: point.values[seed] for seed in seeds})
-                theirs.append({seed: other[seed] for seed in seeds})
-        means = seed_means(ours), seed_means(theirs)
+    for label in summary.series:
+        sides = [
+            (ours, references[level])
+            for level, ours in summary.planned_levels(label).items()
+            if label != summary.reference
+            and low <= ours.remaining <= high
+            and level in references
+            and math.isclose(ours.remaining, references[level].remaining, rel_tol=DENSITY_TOLERANCE)
+        ]
+        seeds = [ours.values.keys() & theirs.values.keys() for ours, theirs in sides]
+        means = [
+            seed_means([{seed: side[index].values[seed] for seed in at} for side, at in zip(sides, seeds, strict=True)])
+            for index in (0, 1)
+        ]
         if len(means[0]) >= MIN_SEEDS:
-            comparisons[label] = compare(*means)
+            comparisons[label] = compare(means[0], means[1])
     return comparisons

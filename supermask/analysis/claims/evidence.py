@@ -33,8 +33,8 @@ class LevelValues:
     """Weights remaining, percent (mean over seeds)."""
     values: dict[int, float]
     """Seed -> value, for finished runs: percent, or iterations."""
-    censored: int = 0
-    """Runs among them whose lowest validation loss was at the last iteration; 0 unless iterations are compared."""
+    censored: frozenset[int] = frozenset()
+    """Seeds whose lowest validation loss was at the last iteration; empty unless iterations are compared."""
 
 
 class ClaimData:
@@ -147,15 +147,18 @@ def _own_dense_label(treatment: str) -> str:
 
 def _cell(level: int, rows: Sequence[Row], measure: str) -> LevelValues:
     is_iterations = measure == ITERATION_MEASURE
-    values, censored = {}, 0
+    values: dict[int, float] = {}
+    censored = set()
     for row in rows:
         value = _finite(row.get(measure))
         if row["status"] == "finished" and value is not None:
-            values[int(row["seed"] or 0)] = value if is_iterations else 100.0 * value
-            censored += is_iterations and value >= (_finite(row.get("iterations")) or math.inf)
+            seed = int(row["seed"] or 0)
+            values[seed] = value if is_iterations else 100.0 * value
+            if is_iterations and value >= (_finite(row.get("iterations")) or math.inf):
+                censored.add(seed)
     # A learned mask has no density before its training.
     densities = [density for row in rows if (density := _finite(row.get("density"))) is not None]
-    return LevelValues(level, 100.0 * fmean(densities) if densities else math.nan, values, censored)
+    return LevelValues(level, 100.0 * fmean(densities) if densities else math.nan, values, frozenset(censored))
 
 
 def _finite(value: Value) -> float | None:

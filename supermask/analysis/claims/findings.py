@@ -114,8 +114,8 @@ class ClauseFinding:
     """Index of the level that decides where levels do."""
     detect: float = 0.0
     """The difference of interest that `seeds_needed` is for; 0 for the one that was found."""
-    censored: tuple[int, int] | None = None
-    """(runs whose lowest validation loss was at the last iteration, runs compared), for iterations."""
+    censored: tuple[tuple[str, int, int], ...] = ()
+    """For iterations, per side: label, runs whose lowest validation loss was at the last iteration, runs compared."""
 
 
 @dataclass(frozen=True)

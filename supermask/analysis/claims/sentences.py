@@ -36,6 +36,11 @@ _ANSWERS = {
 """Outcome of the deciding test -> the first words on it."""
 
 
+def _answer(result: Effect | LevelFinding) -> str:
+    # Without a margin there is no test, and the clause does not hold.
+    return _ANSWERS["untested" if result.outcome == "undecided" and result.p is None else result.outcome]
+
+
 def describe_clause(finding: ClauseFinding) -> str:
     """The clause, the answer of its test, and the numbers behind it."""
     if finding.effect is None:
@@ -46,7 +51,7 @@ def describe_clause(finding: ClauseFinding) -> str:
         subject = f"{finding.treatment} against {finding.reference}"
         return f"{subject}: {_describe_effect(finding, finding.effect)}."
     if finding.where == "mean":
-        parts = [f"{_ANSWERS[finding.effect.outcome]}; {_describe_effect(finding, finding.effect)}"]
+        parts = [f"{_answer(finding.effect)}; {_describe_effect(finding, finding.effect)}"]
     else:
         parts = [_count_levels(finding.levels, finding.where), _describe_level(finding)]
     parts += [_describe_censoring(finding), *_describe_shortfall(finding)]
@@ -77,9 +82,16 @@ def _describe_command(clauses: Sequence[ClauseFinding], study: str) -> str:
     lacking = [clause for clause in clauses if clause.verdict == "not enough data" and not clause.note]
     if any(" to do" in text for clause in lacking for text in clause.missing):
         return f" `supermask run {study}`, with the same settings, trains what is missing." if study else ""
-    if any(clause.effect is not None for clause in lacking):
+    if any(_lacks_seeds(clause) for clause in lacking):
         return f" A verdict takes {MIN_SEEDS} seeds on both sides: run it with more seeds, such as seeds={MIN_SEEDS}."
     return ""
+
+
+def _lacks_seeds(clause: ClauseFinding) -> bool:
+    """True if the tests that decide have fewer seeds than a verdict takes."""
+    if clause.where == "mean":
+        return clause.effect is not None and clause.effect.n < MIN_SEEDS
+    return any(level.n < MIN_SEEDS for level in clause.levels)
 
 
 def _weakness(clause: ClauseFinding) -> float:
@@ -105,8 +117,7 @@ def _claim(finding: ClauseFinding) -> str:
 
 def _describe_effect(finding: ClauseFinding, effect: Effect) -> str:
     """`+0.13 [+0.02, +0.24] points, mean over 4 levels from 17.9% to 5% of the weights, n = 5 pairs, p = 0.03; ...`."""
-    unit = "seed" if finding.reference == CHANCE else "pair"
-    n = f"n = {effect.n} {unit}{'' if effect.n == 1 else 's'}"
+    n = _describe_n(finding, effect.n)
     if effect.difference is None:
         return n
     p_value = effect.p_opposite if effect.outcome == "opposite" else effect.p
@@ -117,13 +128,17 @@ def _describe_effect(finding: ClauseFinding, effect: Effect) -> str:
         "" if p_value is None else format_p(p_value),
     ]
     texts = [", ".join(part for part in parts if part)]
-    if finding.share is not None:
+    if finding.share is not None and effect.margin > 0.0:
         texts.append(f"the margin is {effect.margin:.2f} {finding.unit}")
     if effect.error_ratio is not None and finding.reference != CHANCE:
         interval = effect.error_ratio_interval95
         ends = "" if interval is None else " [{:.2f}, {:.2f}]".format(*interval)
         texts.append(f"error rate x {effect.error_ratio:.2f}{ends}")
     return "; ".join(texts)
+
+
+def _describe_n(finding: ClauseFinding, n: int) -> str:
+    return f"n = {pluralize(n, 'seed' if finding.reference == CHANCE else 'pair')}"
 
 
 def _describe_difference(
@@ -147,7 +162,7 @@ def _describe_levels(finding: ClauseFinding) -> str:
 
 def _count_levels(levels: Sequence[LevelFinding], where: str) -> str:
     if len(levels) == 1:
-        return _ANSWERS[levels[0].outcome]
+        return _answer(levels[0])
     outcomes = Counter(level.outcome for level in levels)
     shares = [level.remaining for level in levels if math.isfinite(level.remaining)]
     span = f" from {format_percent(max(shares))}% to {format_percent(min(shares))}% of the weights" if shares else ""
@@ -175,18 +190,17 @@ def _describe_level(finding: ClauseFinding) -> str:
         (level.p, level.p_opposite_holm) if finding.where == "every" else (level.p_holm, level.p_opposite)
     )
     p_value = p_opposite if level.outcome == "opposite" else p_claimed
-    n = f"n = {level.n} {'seeds' if finding.reference == CHANCE else 'pairs'}"
+    n = _describe_n(finding, level.n)
     difference = _describe_difference(finding, level.difference, level.interval95, level.reference_mean)
     return f"{place}: {difference}, {n}" + ("" if p_value is None else f", {format_p(p_value)}")
 
 
 def _describe_censoring(finding: ClauseFinding) -> str:
-    if not finding.censored or not finding.censored[0]:
+    counts = [f"in {count} of {pluralize(runs, 'run')} of {label}" for label, count, runs in finding.censored if count]
+    if not counts:
         return ""
-    count, runs = finding.censored
     return (
-        f"censored: in {count} of {pluralize(runs, 'run')} of {finding.treatment} the loss was lowest at the last "
-        "iteration, so their true iteration is later"
+        f"censored: {' and '.join(counts)} the loss was lowest at the last iteration, so their true iteration is later"
     )
 
 
@@ -197,8 +211,8 @@ def _describe_shortfall(finding: ClauseFinding) -> list[str]:
     sentences = [finding.note] if finding.note else []
     notes = [finding.effect.note] if finding.where == "mean" and finding.effect else []
     if finding.where != "mean":
-        notes = [level.note for level in finding.levels if level.outcome == "untested"]
-    if finding.verdict == "not enough data":
+        notes = [level.note for level in finding.levels if level.outcome != "holds"]
+    if finding.verdict in ("not enough data", "not supported"):
         sentences += [note for note in dict.fromkeys(notes) if note]
     if finding.seeds_needed is not None:
         what = f"{finding.detect:g} {finding.unit}" if finding.detect else "the difference found"

@@ -55,7 +55,11 @@ class RelationTest:
 
 
 def check_relation(
-    relation: Relation, difference: Comparison, values: Mapping[int, float], margin: Margin
+    relation: Relation,
+    difference: Comparison,
+    values: Mapping[int, float],
+    margin: Margin,
+    corrected_over: int = 1,
 ) -> RelationTest:
     """Test a relation on the differences of n seeds.
 
@@ -67,10 +71,18 @@ def check_relation(
     - `matches`: |d| < m; two one-sided t-tests (TOST), the larger p.
 
     A margin by seed, such as a share of what a control loses, is part of the tested contrast d + m or d - m, so that
-    its own spread counts. Source: Schuirmann (1987).
+    its own spread counts. `corrected_over`: number of tests that Holm's correction will count; the seeds needed are
+    for a test at SIGNIFICANCE / `corrected_over`. Raises ValueError if the margin, or the mean of one by seed, is
+    negative.
+
+    Source: Schuirmann (1987).
     """
     sign = {"above": 1, "below": -1, "at_least": -1, "at_most": 1}
     size = margin if isinstance(margin, float | int) else mean([margin[seed] for seed in sorted(margin)])
+
+    if size < 0:
+        raise ValueError(f"a margin is at least 0; this one is {size}")
+    significance = SIGNIFICANCE / corrected_over
 
     def p_beyond(side_of_margin: int, side: Side) -> float | None:
         return _shifted(difference, values, margin, side_of_margin, side)
@@ -82,7 +94,7 @@ def check_relation(
         p_opposite = p_beyond(1, "greater") if is_positive else p_beyond(-1, "less")
         distance = size - abs(difference.difference)
         return RelationTest(
-            p, p_opposite, distance > 0, _seeds(difference, values, margin, 1 if is_positive else -1, 0.1)
+            p, p_opposite, distance > 0, _seeds(difference, values, margin, 1 if is_positive else -1, 2 * significance)
         )
     claimed: Side = "greater" if relation in ("above", "at_least") else "less"
     other: Side = "less" if claimed == "greater" else "greater"
@@ -92,7 +104,7 @@ def check_relation(
     is_two_sided = relation in ("above", "below")
     if is_two_sided:
         p = p_opposite = None if p is None or p_opposite is None else min(1.0, 2.0 * min(p, p_opposite))
-    alpha = SIGNIFICANCE if is_two_sided else 2 * SIGNIFICANCE
+    alpha = significance if is_two_sided else 2 * significance
     return RelationTest(p, p_opposite, has_sign, _seeds(difference, values, margin, sign[relation], alpha))
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from supermask.analysis.comparisons import ResultComparison
 from supermask.analysis.stats import min_sign_flip_p
 from supermask.core.errors import sanitize
-from supermask.core.text import Row, Value
+from supermask.core.text import Row, Value, pluralize
 from supermask.reporting.figures import slugify
 from supermask.store.tables import COLUMNS
 
@@ -185,7 +185,7 @@ def _describe_p_values(rows: Sequence[Row]) -> str:
     pairs = max((int(row["n"] or 0) for row in rows if row["p_sign_flip"] is not None), default=0)
     if not pairs:
         return holm
-    minimum = f"with {pairs} pairs never below {min_sign_flip_p(pairs):g}"
+    minimum = f"with {pluralize(pairs, 'pair')} never below {min_sign_flip_p(pairs):g}"
     return f"{holm} p, flips: exact sign-flip test of that level alone over pairs by seed ({minimum}), not corrected."
 
 

@@ -44,12 +44,13 @@ def iterations_takeaway(summary: Summary) -> str:
 def overview_takeaway(summary: Summary) -> str:
     """Count the cells that differ from the reference after Holm's correction; without tests the extreme means."""
     compared = [point for point in summary.points if point.comparison]
-    if not any(point.comparison and point.comparison.p is not None for point in compared):
+    tested = sum(point.comparison is not None and point.comparison.p is not None for point in compared)
+    if not tested:
         return _extreme_differences(summary, compared)
     marked = [point.comparison.difference for point in compared if point.significant and point.comparison]
     above = sum(difference > 0 for difference in marked)
     return (
-        f"Of {pluralize(len(compared), 'cell')}, {above} are significantly above "
+        f"Of {pluralize(tested, 'tested cell')}, {above} {'is' if above == 1 else 'are'} significantly above "
         f"{escape_invisible(summary.reference)} and {len(marked) - above} below."
     )
 

@@ -117,3 +117,20 @@ def test_error_ratios_need_errors_and_seeds() -> None:
     assert error_ratio([]) is None
     single = error_ratio([({0: 98.0}, {0: 96.0})])
     assert single is not None and single.ratio == pytest.approx(0.5) and single.low is single.high is None
+
+
+def test_a_margin_is_at_least_zero() -> None:
+    differences = by_seed(np.array([0.1, 0.2, 0.3]))
+    for margin in (-0.1, dict.fromkeys(differences, -0.1)):
+        with pytest.raises(ValueError, match=r"a margin is at least 0; this one is -0\.1"):
+            run_test("at_least", differences, margin)
+
+
+def test_the_seeds_needed_are_for_the_corrected_level() -> None:
+    differences = by_seed(np.array([0.1, 0.2, -0.3, 0.4, 0.1]))
+    comparison = compare(differences, dict.fromkeys(differences, 0.0))
+    spread = float(np.std(list(differences.values()), ddof=1))
+    test = check_relation("above", comparison, differences, 0.0, corrected_over=4)
+    assert test.seeds_needed == seeds_needed(0.1, spread, alpha=0.05 / 4)
+    test = check_relation("at_least", comparison, differences, 0.1, corrected_over=4)
+    assert test.seeds_needed == seeds_needed(0.2, spread, alpha=2 * 0.05 / 4)
