@@ -24,6 +24,7 @@ from supermask.core.errors import UserError, quote
 from supermask.core.text import Row
 from supermask.reporting.figures import FigureOptions, RenderedFigure, comparison_figure, save_figure
 from supermask.reporting.figures.style import DEFAULT_OPTIONS
+from supermask.store.location import output_path
 from supermask.store.tables import TREATMENT_SEPARATOR, from_parquet
 from supermask.study import Study, StudyLike, load_study
 from supermask.study.plan import make_plan
@@ -114,7 +115,7 @@ def save_comparison_figure(
 ) -> tuple[RenderedFigure, list[Path]]:
     """Draw a comparison and save it as PDF, SVG, PNG, CSV and text; return it with its files."""
     drawn = comparison_figure(comparison, options=options)
-    return drawn, save_figure(drawn, expand_path(folder), f"{comparison.study}-beside-{Path(comparison.source).stem}")
+    return drawn, save_figure(drawn, output_path(folder), f"{comparison.study}-beside-{Path(comparison.source).stem}")
 
 
 def _our_rows(

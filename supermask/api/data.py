@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.files import write_atomic
 from supermask.datasets.contact_sheet import contact_sheet
@@ -16,6 +15,7 @@ from supermask.datasets.images import data_folder
 from supermask.datasets.loading import DATASET_FILE_FINDERS
 from supermask.datasets.progress import progress_listener
 from supermask.datasets.specs import DATASETS, DatasetSpec
+from supermask.store.location import output_path
 from supermask.study.user_data import load_data
 
 __all__ = ["DataInspection", "KnownDataset", "get_dataset", "inspect_dataset", "list_datasets", "progress_listener"]
@@ -71,7 +71,7 @@ def get_dataset(name: str, mirror: str | None = None, out: str | Path | None = N
 
     Raises UserError, SystemFailure.
     """
-    return download(name, data_folder().path if out is None else expand_path(out), mirror)
+    return download(name, data_folder().path if out is None else output_path(out), mirror)
 
 
 def inspect_dataset(name: str, sheet: str | Path | None = None) -> DataInspection:
@@ -80,7 +80,7 @@ def inspect_dataset(name: str, sheet: str | Path | None = None) -> DataInspectio
     A user's function is imported and called. Raises UserError, SystemFailure.
     """
     images = load_data(name)
-    path = None if sheet is None else expand_path(sheet)
+    path = None if sheet is None else output_path(sheet)
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

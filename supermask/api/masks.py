@@ -28,7 +28,6 @@ from supermask.analysis.masks import (
 from supermask.analysis.masks.tables import Pairs, format_pairs, format_summary, layer_table
 from supermask.api.mask_loading import load_masks
 from supermask.api.runs import open_store
-from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.export.tickets.sources import is_ticket_source
 from supermask.reporting.figures import (
@@ -43,6 +42,7 @@ from supermask.reporting.figures import (
     save_table,
     weight_plane_figure,
 )
+from supermask.store.location import output_path
 
 MAX_CHAINS = 9
 """Chains that one figure shows as curves over levels; with more, every mask is a row of dots."""
@@ -78,7 +78,7 @@ def analyze_masks(
     `only`: names from `ANALYSES`, separated by commas (default: all). Raises UserError for an unknown name or analysis,
     and for the analysis `overlap` on masks of different networks.
     """
-    selected, out = _select_analyses(only), expand_path(out)
+    selected, out = _select_analyses(only), output_path(out)
     source = None if all(is_ticket_source(name) for name in names) else open_store(store)
     masks = load_masks(names, source)
     pairs = compare_masks(masks) if "overlap" in selected else {}

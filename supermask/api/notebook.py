@@ -38,6 +38,7 @@ from supermask.reporting.figures import RenderedFigure, save_figure, to_png
 from supermask.reporting.figures.catalog import study_figures
 from supermask.reporting.status import format_counts
 from supermask.store import Store, tables
+from supermask.store.location import output_path
 from supermask.study import StudyLike, load_study
 from supermask.study.plan import Plan
 
@@ -126,7 +127,7 @@ class Figure:
 
     def save(self, folder: str | Path = "figures") -> list[Path]:
         """Write PDF, SVG, PNG and the data as CSV; return their paths. Raises UserError, SystemFailure."""
-        return save_figure(self.rendered, expand_path(folder), self.stem)
+        return save_figure(self.rendered, output_path(folder), self.stem)
 
     @cached_property
     def _png(self) -> bytes:

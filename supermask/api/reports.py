@@ -12,7 +12,6 @@ from supermask.analysis.claims.paper import studies_with_claims
 from supermask.api.comparisons import compare_study, default_columns
 from supermask.api.row_files import read_studies_from_tables
 from supermask.api.runs import missing_result, store_path, study_rows
-from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError, check_one_of, quote
 from supermask.core.files import write_atomic
 from supermask.core.text import Row
@@ -21,6 +20,7 @@ from supermask.execution.scheduler import Scheduler
 from supermask.reporting.html import Report, build_report, render_report
 from supermask.reporting.html.study import with_comparison
 from supermask.store import Store
+from supermask.store.location import output_path
 from supermask.store.planning import plan_study
 from supermask.store.rows import check_same_data, plan_rows
 from supermask.study import builtin_studies, load_study
@@ -111,7 +111,7 @@ def evaluate_claims_for(studies: Sequence[StudyRows], whole_paper: bool = False)
 
 def write_report(content: Report, out: str | Path) -> Path:
     """Render the report and write it atomically; return its path. Raises UserError, SystemFailure."""
-    out = expand_path(out)
+    out = output_path(out)
     text = render_report(content).encode("utf-8", errors="replace")
     ensure_writable(out)
     try:
@@ -123,7 +123,7 @@ def write_report(content: Report, out: str | Path) -> Path:
 
 def ensure_writable(out: str | Path) -> None:
     """Create the folder of an output file. Raises UserError, SystemFailure."""
-    out = expand_path(out)
+    out = output_path(out)
     if out.is_dir():
         raise UserError(f"{out} is a folder: give --out the name of a file, such as {out / 'report.html'}.")
     try:

@@ -23,6 +23,7 @@ from supermask.reporting.figures import FigureOptions, RenderedFigure
 from supermask.reporting.figures.catalog import split_labels, study_figures
 from supermask.reporting.status import format_counts
 from supermask.store import Store
+from supermask.store.location import check_store, output_path
 from supermask.store.merge import MergeResult
 from supermask.store.planning import plan_study
 from supermask.store.rows import plan_rows, resolve_run_id, store_rows
@@ -250,7 +251,7 @@ def figures(
     source = Store(store_path(store))
     drawn = study_figures(study_plan, rows, source, options or FigureOptions(), only, labels)
     stem, formats = study_plan.study.name, formats or DEFAULT_FORMATS
-    folder = expand_path(out)
+    folder = output_path(out)
     saved = [(figure, save_figure(figure, folder, f"{stem}-{name}", formats)) for name, figure in drawn.items()]
     return saved, [*study_plan.notices, *damaged]
 
@@ -258,7 +259,7 @@ def figures(
 def export(run_id: str, folder: str | Path, store: str | Path | None = None) -> list[Path]:
     """Write `run.json` and `tensors.safetensors` of a run, given its id or a unique prefix; return their paths."""
     source = open_store(store)
-    return export_run(source, resolve_run_id(source, run_id), expand_path(folder))
+    return export_run(source, resolve_run_id(source, run_id), output_path(folder))
 
 
 def recheck_accuracies(store: str | Path | None = None) -> Iterator[VerificationResult]:
@@ -308,10 +309,11 @@ def query(sql: str, store: str | Path | None = None) -> tuple[QueryResult, list[
 
 
 def open_store(store: str | Path | None) -> Store:
-    """Open the store in this folder, or in the default one. Raises UserError if there is no such folder."""
+    """Open the store in this folder, or in the default one. Raises UserError if there is none."""
     folder = store_path(store)
     if not folder.is_dir():
         raise UserError(
             f"there is no store at {folder}: give one with --store, or create one with `supermask run STUDY`."
         )
+    check_store(folder)
     return Store(folder)

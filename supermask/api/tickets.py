@@ -23,6 +23,7 @@ from supermask.export.tickets.model import Ticket, get_fact
 from supermask.export.tickets.packing import WeightsToPack, pack_run
 from supermask.export.tickets.registry import BuildSummary, PackedWeights, build_registry
 from supermask.export.tickets.search import select_tickets
+from supermask.store.location import output_path
 from supermask.study.user_data import check_source, load_data
 
 if TYPE_CHECKING:
@@ -64,12 +65,12 @@ def pack(
     if (file is None) == (to_folder is None):
         raise UserError("a ticket goes to a file or into a folder: give FILE, or --to-folder DIR (to_folder=DIR).")
     if to_folder is not None:
-        folder = expand_path(to_folder)
+        folder = output_path(to_folder)
         check_output_folder(folder, force)
         ticket = pack_run(open_store(store), run_id, weights)
         return ticket, save_ticket_folder(ticket, folder, force)
     assert file is not None
-    path = expand_path(file)
+    path = output_path(file)
     check_output_path(path, force)
     ticket = pack_run(open_store(store), run_id, weights)
     return ticket, save_ticket(ticket, path, force)
@@ -121,7 +122,7 @@ def build_tickets(
     Building again adds the runs that are new. `on_progress(done, total)` is called before each run.
     Raises UserError, SystemFailure.
     """
-    return build_registry(open_store(store), expand_path(out), weights, on_progress)
+    return build_registry(open_store(store), output_path(out), weights, on_progress)
 
 
 def find_tickets(folder: str | Path, where: str | None = None) -> DuckDBPyRelation:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from supermask.api.runs import open_store, study_rows
-from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, check_one_of, quote
 from supermask.core.text import Row
 from supermask.export.trackers.send import TRACKERS, ExportSummary, check_installed, send_runs
 from supermask.store import Store
+from supermask.store.location import output_path
 from supermask.store.rows import store_rows
 from supermask.store.tables import TREATMENT_SEPARATOR
 
@@ -33,7 +33,7 @@ def export_tracker(
     source = open_store(store)
     check_installed(tracker)
     rows, damaged = _rows(studies, overrides, source)
-    summary = send_runs(tracker, rows, source, None if out is None else expand_path(out), on_progress)
+    summary = send_runs(tracker, rows, source, None if out is None else output_path(out), on_progress)
     summary.damaged[:0] = damaged
     return summary
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -180,6 +181,7 @@ def build_parser(app: typer.Typer) -> Any:
 
 
 def _invoke(app: typer.Typer, arguments: list[str]) -> int:
+    _refuse_empty_paths(arguments)
     command = build_parser(app)
     if os.environ.get(COMPLETION_VARIABLE):
         command.main(arguments, "supermask", complete_var=COMPLETION_VARIABLE)
@@ -191,6 +193,19 @@ def _invoke(app: typer.Typer, arguments: list[str]) -> int:
     except _UsageError as error:
         raise UserError(_usage_message(error)) from error
     return 0
+
+
+PATH_OPTIONS = ("--store", "--out", "--rows", "--with", "--to-folder")
+"""Options whose value is a path."""
+
+
+def _refuse_empty_paths(arguments: Sequence[str]) -> None:
+    """Raise UserError for an option with an empty path, which the parser takes for the current folder."""
+    for option in PATH_OPTIONS:
+        if f"{option}=" in arguments or (option, "") in pairwise(arguments):
+            raise UserError(
+                f"{option} is empty: give it a path. Is a variable of the shell not set, as in {option} $NAME?"
+            )
 
 
 def _usage_message(error: Exception) -> str:

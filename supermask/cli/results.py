@@ -24,6 +24,7 @@ from supermask.cli.app import (
 )
 from supermask.cli.output import echo
 from supermask.core.errors import UserError
+from supermask.core.text_output import survive_lost_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -177,6 +178,7 @@ def export(
 
 
 @app.command()
+@survive_lost_output()
 def verify(
     store: StoreOption = None,
     accuracies: Annotated[

@@ -9,9 +9,11 @@ import typer
 
 from supermask.cli.app import StoreOption, app
 from supermask.cli.output import echo
+from supermask.core.text_output import survive_lost_output
 
 
 @app.command()
+@survive_lost_output()
 def merge(
     source: Annotated[Path, typer.Argument(metavar="OTHER", help="Store to copy from; it is not changed.")],
     store: StoreOption = None,

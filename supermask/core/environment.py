@@ -124,11 +124,22 @@ def needs_current_folder() -> bool:
     return False
 
 
+MAX_NAME_BYTES = 255
+"""Longest name of a file or folder on the file systems of Linux and macOS."""
+
+
 def expand_path(path: str | Path) -> Path:
     """Replace a leading `~` or `~user` by the home folder. A shell does not do that in `--store=~/x` and in variables.
 
-    Raises UserError if there is no such user.
+    Raises UserError if there is no such user, and for a name that no file can have.
     """
+    if "\0" in str(path):
+        raise UserError(f"{quote(str(path))} has a null character, which no path can have: give another path.")
+    if long := [part for part in Path(path).parts if len(os.fsencode(part)) > MAX_NAME_BYTES]:
+        raise UserError(
+            f"{quote(str(path))}: the name {quote(long[0])} has {len(os.fsencode(long[0])):,} bytes; a file's name has "
+            f"at most {MAX_NAME_BYTES}. Give a shorter one."
+        )
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

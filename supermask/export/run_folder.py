@@ -52,17 +52,23 @@ def export_run(store: Store, run_id: str, folder: Path) -> list[Path]:
     if run.learning is not None:
         tensors |= {f"mask.{n}": m for n, m in decode_masks(entry.tensors, parent.prunable).items()}
     text = json.dumps(run_record(entry.facts), indent=2, allow_nan=False) + "\n"
-    # run.json is written last: if it exists, the tensors are complete.
-    files = {"tensors.safetensors": save(tensors), "run.json": text.encode()}
+    record, tensor_file = folder / "run.json", folder / "tensors.safetensors"
+
+    def remove_record(_: Path) -> bool:
+        record.unlink(missing_ok=True)
+        return True
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            write_atomic(folder / name, data)
+        # The record is written last, and an earlier one is removed once the new tensors are on the disk: if there is
+        # one, the tensors are complete and its own.
+        write_atomic(tensor_file, save(tensors), check=remove_record)
+        write_atomic(record, text.encode())
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{folder} is not a folder: give a folder to export to, or a new name.") from error
     except OSError as error:
         raise SystemFailure(f"the run cannot be written to {folder}: {error.strerror or error}.") from error
-    return [folder / name for name in reversed(files)]
+    return [record, tensor_file]
 
 
 def _named_tensors(start: InitialState, end: NetworkState) -> dict[str, Tensor]:
@@ -75,7 +81,12 @@ def _named_tensors(start: InitialState, end: NetworkState) -> dict[str, Tensor]:
         "logit_start": start.logits,
         "logit_final": end.logits,
     }
-    return {f"{kind}.{name}": t.contiguous() for kind, group in groups.items() for name, t in group.items()}
+    # Copies: of an untrained network, start and end are one tensor, which safetensors refuses to write twice.
+    return {
+        f"{kind}.{name}": tensor.contiguous().clone()
+        for kind, group in groups.items()
+        for name, tensor in group.items()
+    }
 
 
 def _tensor_prune_rates(run: Run) -> dict[str, float]:

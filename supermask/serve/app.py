@@ -5,6 +5,7 @@ The route functions are synchronous, so Starlette runs them in worker threads an
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from starlette.routing import Route
 
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.text import pluralize
+from supermask.core.text_output import ESCAPE
 from supermask.serve import explorer
 from supermask.serve.http import LocalhostMiddleware, StaticAssets
 from supermask.serve.run_page import load_masks, loss_curve_plot, mask_png, pixel_map_png, run_page
@@ -79,6 +81,13 @@ def make_app(store: Path, import_criteria: bool = False) -> ASGIApp:
     return LocalhostMiddleware(Starlette(routes=routes, lifespan=start_reading, exception_handlers=handlers))
 
 
+class AsciiJSONResponse(JSONResponse):
+    """JSON in ASCII: paths may have bytes that are not UTF-8, which JSON can escape and UTF-8 cannot hold."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
 class Routes:
     """One function per route. Every part of a request is validated before the store is read."""
 
@@ -92,15 +101,15 @@ class Routes:
 
     def status(self, request: Request) -> Response:
         """Status of studies and commands, with a revision for every part of the report."""
-        return JSONResponse(self.state.status())
+        return AsciiJSONResponse(self.state.status())
 
     def section(self, request: Request) -> Response:
         """One section of the report, as HTML."""
-        return JSONResponse({"html": _or_404(self.state.report.parts.sections.get(_part_name(request)))})
+        return AsciiJSONResponse({"html": _or_404(self.state.report.parts.sections.get(_part_name(request)))})
 
     def contents(self, request: Request) -> Response:
         """Table of contents of the report, as HTML."""
-        return JSONResponse({"html": self.state.report.parts.contents})
+        return AsciiJSONResponse({"html": self.state.report.parts.contents})
 
     def data(self, request: Request) -> Response:
         """One figure of the report as Plotly JSON, one table, or one study file."""
@@ -120,7 +129,7 @@ class Routes:
     def choices(self, request: Request) -> Response:
         """Networks with their datasets, and the treatments of each."""
         self.state.refresh()
-        return JSONResponse(self.state.choices())
+        return AsciiJSONResponse(self.state.choices())
 
     def curves(self, request: Request) -> Response:
         """Plotly figure of one metric against weights remaining, for the selected treatments."""
@@ -128,7 +137,7 @@ class Routes:
         if metric is None:
             raise UserError("unknown metric.")
         selection = self._selection(request)
-        return JSONResponse(explorer.metric_plot(self.state.run_set(selection), selection.keys, metric))
+        return AsciiJSONResponse(explorer.metric_plot(self.state.run_set(selection), selection.keys, metric))
 
     def runs(self, request: Request) -> Response:
         """One page of the table of runs."""
@@ -137,7 +146,9 @@ class Routes:
         if not re.fullmatch("[0-9]{1,6}", page) or order not in ("ascending", "descending"):
             raise UserError("page must be a number, and order ascending or descending.")
         runs = self._selected_runs(request)
-        return JSONResponse(explorer.runs_page(runs, query.get("sort", "treatment"), order == "descending", int(page)))
+        return AsciiJSONResponse(
+            explorer.runs_page(runs, query.get("sort", "treatment"), order == "descending", int(page))
+        )
 
     def csv(self, request: Request) -> Response:
         """All selected runs as CSV, with every column."""
@@ -152,7 +163,7 @@ class Routes:
 
     def curve(self, request: Request) -> Response:
         """Validation curve of a run, as a Plotly figure."""
-        return JSONResponse(loss_curve_plot(self.state.store.read(self._run_id(request))))
+        return AsciiJSONResponse(loss_curve_plot(self.state.store.read(self._run_id(request))))
 
     def pixels(self, request: Request) -> Response:
         """Kept share of each input pixel in the first layer, as PNG."""
@@ -199,11 +210,13 @@ class Routes:
 
     def _failed(self, request: Request, status: int, reason: str) -> Response:
         if request.url.path.endswith((".json", ".png", ".csv")):
-            return JSONResponse({"error": reason}, status)
+            return AsciiJSONResponse({"error": reason}, status)
         return self._page("error.html", status, here="", reason=reason, scripts=("serve.js",))
 
     def _page(self, template: str, status: int = 200, **values: Any) -> Response:
-        return Response(self._files.page(template, **values), status, media_type="text/html")
+        # A path may have bytes that are not UTF-8.
+        text = self._files.page(template, **values).encode("utf-8", ESCAPE)
+        return Response(text, status, media_type="text/html")
 
     def _selection(self, request: Request) -> explorer.Selection:
         query = request.query_params

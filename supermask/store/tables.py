@@ -270,6 +270,7 @@ def query(rows: Sequence[Row], sql: str) -> QueryResult:
 
     if not sql.strip(" \t\r\n;"):
         raise UserError('the query is empty; give SQL over the table `runs`, for example "SELECT count(*) FROM runs"')
+    check_unicode(sql, "the query")
     with duckdb.connect(":memory:") as connection:
         load_rows(connection, rows)
         # After the load: the sandbox forbids everything that could still be needed to fill the table.
@@ -283,6 +284,16 @@ def query(rows: Sequence[Row], sql: str) -> QueryResult:
         # RuntimeError and ValueError: values that the Python client cannot convert, such as dates before year 1.
         except (duckdb.Error, RuntimeError, ValueError) as error:
             raise UserError(f"the query cannot be answered: {one_line(error)}") from error
+
+
+def check_unicode(text: str, what: str) -> None:
+    """Raise UserError for text that is not Unicode: bytes of a command line that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} has bytes that are not UTF-8, at character {error.start + 1}: write it again without them."
+        ) from error
 
 
 def confine(connection: DuckDBPyConnection) -> None:

@@ -144,3 +144,17 @@ def test_unknown_home_is_one_message(text: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_tilde_inside_a_path_is_literal() -> None:
     assert expand_path("a/~/b") == Path("a/~/b")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("a\0b", "has a null character, which no path can have"),
+        ("folder/" + "x" * 256, "has 256 bytes; a file's name has at most 255"),
+        ("é" * 128, "has 256 bytes; a file's name has at most 255"),
+    ],
+)
+def test_names_that_no_file_can_have_are_refused(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        expand_path(path)
+    assert expand_path("x" * 255) == Path("x" * 255)

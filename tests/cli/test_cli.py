@@ -7,17 +7,21 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+import typer
 from helpers import cli_reference
-from helpers.command_line import call, supermask_each
+from helpers.command_line import call, refused, supermask_each
 from helpers.stored_study import RUNS, TEXT, TrainedStudy, train_study, write_study
 from safetensors.numpy import load_file
+from typer.models import OptionInfo
 
 from supermask import cli
 from supermask.api import runs
-from supermask.cli.app import run_command
+from supermask.cli.app import PATH_OPTIONS, run_command
 from supermask.study import load_study
 
 COMMANDS = cli_reference.commands()
@@ -152,6 +156,27 @@ def test_a_study_from_file_to_figure(tmp_path: Path) -> None:
             (tmp_path / "figures" / f"{figure}.{suffix}").stat().st_size
             for suffix in ("pdf", "svg", "png", "csv", "txt")
         )
+
+
+def test_every_option_that_is_a_path_refuses_an_empty_one() -> None:
+    options, named = set(), {"table": "--with", "beside": "--with"}  # parameter -> option, where the names differ
+    for command in commands_of(cli.app):
+        for name, hint in get_type_hints(command, include_extras=True).items():
+            kind, *extras = get_args(hint) or (hint,)
+            is_path = kind in (Path, Path | None, list[Path], list[Path] | None)
+            if is_path and any(isinstance(extra, OptionInfo) for extra in extras):
+                options.add(named.get(name, f"--{name.replace('_', '-')}"))
+    assert options == set(PATH_OPTIONS)
+    for option in PATH_OPTIONS:
+        for words in ([option, ""], [f"{option}="]):
+            assert f"{option} is empty: give it a path." in refused(call("figure", "mask-criteria", *words))
+
+
+def commands_of(app: typer.Typer) -> Iterator[Callable[..., object]]:
+    yield from (command.callback for command in app.registered_commands if command.callback is not None)
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            yield from commands_of(group.typer_instance)
 
 
 # --- output of the commands ---

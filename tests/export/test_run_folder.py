@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.golden_store import GOLDEN, golden_entries
 from helpers.small_studies import small_plan, train_plan
 from helpers.stored_study import TrainedStudy, train_study
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file
 
 from supermask.api import runs
 from supermask.core.errors import SystemFailure, UserError
+from supermask.core.files import write_atomic
 
 LAYERS = {"fc1.weight": (8, 64), "fc2.weight": (10, 8)}
 KEYS = {"id", "parent", "network", "dataset", "criterion", "mask1", "mask0", "schedule", "level", "seed"}
@@ -117,6 +119,34 @@ def test_mask_keeps_the_largest_final_weights(stored_study: TrainedStudy, tmp_pa
     for name in LAYERS:
         magnitude, mask = np.abs(dense[f"final.{name}"]), ticket[f"mask.{name}"]
         assert magnitude[mask].min() >= magnitude[~mask].max()
+
+
+@pytest.mark.slow
+def test_every_kind_of_run_is_exported(tmp_path: Path) -> None:
+    """Of an untrained network and of a learned mask, start and end share tensors."""
+    for name, (kind, key, _, entry) in golden_entries(GOLDEN).items():
+        if kind == "run" and name.startswith("finished"):
+            folder = tmp_path / name
+            runs.export(key, folder, GOLDEN)
+            tensors = load_file(folder / "tensors.safetensors")
+            assert {f"mask.{layer}" for layer in LAYERS} <= tensors.keys()
+            assert json.loads((folder / "run.json").read_text())["metrics"] == entry.facts["metrics"]
+
+
+def test_a_stopped_export_leaves_no_record_of_other_tensors(
+    stored_study: TrainedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_and_read(stored_study, stored_study.run_id(0), tmp_path)
+
+    def stop(path: Path, content: bytes, **options: Any) -> bool:
+        if path.name == "run.json":
+            raise KeyboardInterrupt
+        return write_atomic(path, content, **options)
+
+    monkeypatch.setattr("supermask.export.run_folder.write_atomic", stop)
+    with pytest.raises(KeyboardInterrupt):
+        runs.export(stored_study.run_id(1), tmp_path, stored_study.store)
+    assert [path.name for path in tmp_path.iterdir()] == ["tensors.safetensors"]
 
 
 def test_schedule_is_one_shot_from_level_2_on(tmp_path: Path) -> None:

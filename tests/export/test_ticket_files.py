@@ -212,7 +212,7 @@ def test_hostile_file_names_are_sanitized_and_cut(tmp_path: Path) -> None:
         assert message.count("\n") == 1
         assert "\x1b" not in message
         assert "\u202e" not in message
-    assert len(refused(call("inspect", tmp_path / ("x" * 10_000)), status=1)) < 300
+    assert len(refused(call("inspect", tmp_path / ("x" * 10_000)))) < 400
     assert len(refused(call("pack", "x" * 10_000, tmp_path / "ticket", "--store", tmp_path))) < 300
 
 
@@ -244,10 +244,12 @@ NESTING = 200_000
         b'{"__metadata__":{"supermask.ticket":"{}"},"a":{"dtype":"U8","shape":[true],"data_offsets":[0,1]}}',
         b'{"__metadata__":{"supermask.ticket":"{}"},"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b"]}}",
         b'{"__metadata__":{"supermask.ticket":"{}"},"a":{"dtype":"U8","shape":[' + b",".join([b"0"] * 99) + b"]}}",
+        # Tensors without bytes, of shapes that NumPy refuses.
+        b'{"__metadata__":{"supermask.ticket":"{}"},"a":{"data_offsets":[0,0],"dtype":"F32","shape":[0,1099511627776,1099511627776]}}',
         b'{"__metadata__":{"supermask.ticket":"{}"},"a":[]}',
         b'{"__metadata__":{"supermask.ticket":"{}"}} ',
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_invalid_headers_are_refused(header: bytes) -> None:
     for data in (

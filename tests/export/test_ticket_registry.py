@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import shutil
 from io import StringIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from helpers.ticket_runs import Runs, ticket_runs
 
 from supermask import UserError, load_ticket, pack_run
 from supermask.api.tickets import build_tickets, find_tickets
+from supermask.export.folder_lock import lock_folder
 from supermask.export.tickets.files import encode_ticket
 from supermask.export.tickets.registry import INDEX, INDEX_COLUMNS, PackedWeights
 from supermask.export.tickets.search import find_rows
@@ -107,6 +109,40 @@ def test_building_again_adds_what_is_new_and_repairs_what_is_damaged(runs: Runs,
     # Another store, of which the folder has more than it: nothing is lost.
     assert build_tickets(out, part).packed == 0
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == content
+
+
+@pytest.mark.slow
+def test_a_ticket_of_another_result_keeps_its_own_row(tmp_path: Path) -> None:
+    """Two machines trained the same runs: equal ids, other results."""
+    plan = small_plan()
+    stores = {engine: tmp_path / engine for engine in ("reference", "sparse")}
+    for engine, folder in stores.items():
+        train_plan(plan, folder, engine=engine)
+    out = tmp_path / "out"
+    build_tickets(out, stores["reference"])
+    before = find_rows(out)
+    ended = call("tickets", "build", "--store", stores["sparse"], "--out", out)
+    assert ended.status == 0 and "0 tickets packed, 0 here already" in ended.out
+    assert f"{len(before)} runs without a ticket: the folder has a ticket of another result" in ended.err
+    assert find_rows(out) == before, "rows and tickets are of one result"
+    ended = call("tickets", "build", "--store", stores["reference"], "--out", out)
+    assert f"0 tickets packed, {len(before)} here already" in ended.out
+
+
+def test_text_that_is_not_unicode_is_refused(registry: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the expression has bytes that are not UTF-8, at character 14"):
+        find_tickets(registry, "criterion = '\udcff'")
+    folder = tmp_path / os.fsdecode(b"tickets\xff")
+    shutil.copytree(registry, folder)
+    with pytest.raises(UserError, match="the folder's path has bytes that are not UTF-8"):
+        find_tickets(folder)
+
+
+def test_one_command_at_a_time_writes_a_folder(runs: Runs, tmp_path: Path) -> None:
+    with lock_folder(tmp_path / "out", "the tickets"):
+        message = refused(call("tickets", "build", "--store", runs.folder, "--out", tmp_path / "out"))
+        assert "another command is writing to" in message
+    assert list((tmp_path / "out").iterdir()) == [], "the lock leaves no file"
 
 
 @pytest.mark.slow

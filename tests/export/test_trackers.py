@@ -30,6 +30,7 @@ from supermask.core.errors import UserError
 from supermask.core.text import Row
 from supermask.core.types import LearningCurve
 from supermask.export import trackers
+from supermask.export.folder_lock import LOCK
 from supermask.export.trackers import TRACKERS, TrackerRun, mlflow, send, to_tracker_run
 from supermask.export.trackers.record import MAX_NAME, METRICS
 from supermask.store import Store
@@ -247,9 +248,9 @@ def test_killed_export_is_completed(
 
 def test_concurrent_export_is_refused(stored_study: TrainedStudy, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with (tmp_path / "out" / send.LOCK).open("w") as lock:
+    with (tmp_path / "out" / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another export is writing to"):
+        with pytest.raises(UserError, match="another command is writing to"):
             export_tracker("tensorboard", (), (), stored_study.store, tmp_path / "out")
 
 

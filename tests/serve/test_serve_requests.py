@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.serving import SUBJECT, Page, every_address
+from helpers.serving import SUBJECT, Page, client, every_address
 from helpers.stored_study import TrainedStudy
 
 from supermask.serve.http import POLICY
@@ -32,6 +35,17 @@ def test_foreign_hosts_are_refused(page: Page, host: str, path: str) -> None:
 
 def test_two_host_headers_are_refused(page: Page) -> None:
     assert page.get("/", headers=[("host", "localhost"), ("host", "localhost")]).status_code == 421
+
+
+def test_a_store_whose_path_is_not_utf8_is_shown(trained: TrainedStudy, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"store \xff")
+    shutil.copytree(trained.store, folder)
+    page = client(folder)
+    (trained_run := folder / "runs" / trained.run_id(1)[:2] / trained.run_id(1) / "run.json").write_text("{}")
+    assert trained_run.exists()
+    start, live = page.get("/"), page.get("/live.json")
+    assert (start.status_code, live.status_code) == (200, 200)
+    assert "store \\udcff" in start.text
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND"])

@@ -208,6 +208,11 @@ def test_a_query_cannot_touch_the_machine(sql: str, tmp_path: Path) -> None:
     assert visible_to_python
 
 
+def test_a_query_that_is_not_unicode_is_refused() -> None:
+    with pytest.raises(UserError, match=r"the query has bytes that are not UTF-8, at character 9: write it again"):
+        query([], "SELECT '\udcff'")
+
+
 def test_a_query_does_not_change_the_rows() -> None:
     rows = [run(0), run(1)]
     query(rows, "SELECT 1; SELECT count(*) FROM runs")

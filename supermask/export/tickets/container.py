@@ -24,7 +24,7 @@ MAX_HEADER = 4 * 2**20
 """Bytes. The header of FC has 5 kB, that of a network with 400 tensors about 60 kB."""
 
 MAX_LENGTH = 2**40
-"""Largest length of one dimension of a tensor."""
+"""Largest length of one dimension of a tensor, and largest product of those that are not 0."""
 
 MAX_DIMENSIONS = 8
 
@@ -172,6 +172,9 @@ def _parse_header(raw: bytes) -> tuple[str, TensorSpecs]:
 
 def _parse_spec(entry: object) -> TensorSpec:
     if isinstance(entry, Mapping) and isinstance(entry.get("dtype"), str) and is_shape(entry.get("shape")):
+        # NumPy bounds the product of a shape without its zeros: even of a tensor that has no bytes.
+        if prod(length for length in entry["shape"] if length) > MAX_LENGTH:
+            raise InvalidTicket("its header describes a tensor that is too large.")
         if entry["dtype"] in DTYPES:
             return TensorSpec(entry["dtype"], tuple(entry["shape"]))
         raise InvalidTicket(f"one of its tensors has a type that tickets do not have; they have {', '.join(DTYPES)}.")

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from supermask.core.errors import SystemFailure, UserError, did_you_mean, quote, sanitize
+from supermask.core.errors import UserError, did_you_mean, quote, sanitize
 from supermask.core.files import write_atomic
 from supermask.core.text import Row
+from supermask.export.folder_lock import lock_folder
 from supermask.export.tickets.files import encode_ticket
 from supermask.export.tickets.packing import pack_known_run
 from supermask.store import CorruptEntry, Store
@@ -48,6 +49,21 @@ TICKET_COLUMNS: dict[str, Column] = {
 }
 
 INDEX_COLUMNS = {**COLUMNS, **TICKET_COLUMNS}
+
+_RESULT_COLUMNS = (
+    "environment",
+    "kept",
+    "early_stop_iteration",
+    "early_stop_validation_loss",
+    "early_stop_test_loss",
+    "final_validation_loss",
+    "final_test_loss",
+    "test_accuracy_std",
+    "thresholded_test_accuracy",
+)
+"""Columns that tell two results of one run apart: equal environments promise equal bits."""
+
+_OTHER_RESULT = "the folder has a ticket of another result of the run: remove that file to pack this one"
 
 
 @dataclass
@@ -77,12 +93,19 @@ def build_registry(
     `weights`: `start` packs the ticket that training starts from (masks, and the seed where it determines the values);
     `final` the trained network. A learned mask is always packed at its end, an untrained network, which has no other
     state, at its start. `on_progress(done, total)` is called before each run.
-    Raises UserError for a folder that is something else, SystemFailure if the system fails.
+    A ticket of another result of a run (of another environment) that the folder has already is kept, with its row.
+    Raises UserError for a folder that is something else or that another command writes to, SystemFailure if the system
+    fails.
     """
     if weights not in get_args(PackedWeights):
         near = did_you_mean(str(weights), get_args(PackedWeights))
         raise UserError(f"weights={quote(weights)}{near} (allowed: {', '.join(get_args(PackedWeights))}).")
     _check_folder(folder)
+    with lock_folder(folder, "the tickets"):
+        return _build(store, folder, weights, on_progress)
+
+
+def _build(store: Store, folder: Path, weights: PackedWeights, on_progress: Callable[[int, int], None]) -> BuildSummary:
     known = {str(row["id"]): row for row in read_index(folder)} if (folder / INDEX).exists() else {}
     rows, damaged = store_rows(store)
     summary = BuildSummary(folder, damaged=damaged)
@@ -92,41 +115,42 @@ def build_registry(
         if row["status"] != "finished":
             _count(summary, str(row["status"]))
     index: dict[str, Row] = {}
-    try:
-        for done, row in enumerate(finished):
-            on_progress(done, len(finished))
-            run_id = str(row["id"])
-            packed = _packed_weights(row, weights)
-            before = known.get(run_id)
-            if before is not None and before["snapshot"] == packed and _is_intact(folder, before):
-                index[run_id] = _index_row(row, before)
-                summary.known += 1
+    for done, row in enumerate(finished):
+        on_progress(done, len(finished))
+        run_id = str(row["id"])
+        packed = _packed_weights(row, weights)
+        before = known.get(run_id)
+        if before is not None and before["snapshot"] == packed and _is_intact(folder, before):
+            if any(row.get(column) != before[column] for column in _RESULT_COLUMNS):
+                # The row stays that of the ticket.
+                index[run_id] = before
+                _count(summary, _OTHER_RESULT)
                 continue
-            try:
-                data = encode_ticket(pack_known_run(replayer, store, run_id, packed))
-            except (UserError, CorruptEntry, SnapshotMissing) as error:
-                _count(summary, _reason(error))
-                continue
-            path = ticket_path(folder, run_id)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, data)
-            facts: Row = {
-                "accuracy": row.get("thresholded_test_accuracy" if row.get("supermask") else "final_test_accuracy"),
-                "snapshot": packed,
-                "file": path.relative_to(folder).as_posix(),
-                "bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-            }
-            index[run_id] = _index_row(row, facts)
-            summary.packed += 1
-        # Tickets of other stores that were packed into this folder before.
-        kept = [row for run_id, row in known.items() if run_id not in index and _is_intact(folder, row)]
-        all_rows = sorted([*index.values(), *kept], key=lambda row: str(row["id"]))
-        summary.bytes = sum(cast(int, row["bytes"]) for row in all_rows)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / INDEX, to_parquet(all_rows, INDEX_COLUMNS))
-    except OSError as error:
-        raise SystemFailure(f"{sanitize(str(folder))} cannot be written: {error.strerror or error}.") from error
+            index[run_id] = _index_row(row, before)
+            summary.known += 1
+            continue
+        try:
+            data = encode_ticket(pack_known_run(replayer, store, run_id, packed))
+        except (UserError, CorruptEntry, SnapshotMissing) as error:
+            _count(summary, _reason(error))
+            continue
+        path = ticket_path(folder, run_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+        facts: Row = {
+            "accuracy": row.get("thresholded_test_accuracy" if row.get("supermask") else "final_test_accuracy"),
+            "snapshot": packed,
+            "file": path.relative_to(folder).as_posix(),
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        index[run_id] = _index_row(row, facts)
+        summary.packed += 1
+    # Tickets of other stores that were packed into this folder before.
+    kept = [row for run_id, row in known.items() if run_id not in index and _is_intact(folder, row)]
+    all_rows = sorted([*index.values(), *kept], key=lambda row: str(row["id"]))
+    summary.bytes = sum(cast(int, row["bytes"]) for row in all_rows)
+    write_atomic(folder / INDEX, to_parquet(all_rows, INDEX_COLUMNS))
     return summary
 
 

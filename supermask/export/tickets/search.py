@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
 from supermask.core.text import Row
 from supermask.export.tickets.registry import INDEX_COLUMNS, TICKETS, open_index
-from supermask.store.tables import confine, one_line
+from supermask.store.tables import check_unicode, confine, one_line
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
@@ -57,6 +57,8 @@ def select_tickets(folder: Path, where: str | None = None) -> DuckDBPyRelation:
     """
     import duckdb
 
+    check_unicode(where or "", "the expression")
+    check_unicode(str(folder), "the folder's path")
     connection = open_index(folder)
     confine(connection)
     path = "? || substr(id, 1, 2) || '/' || id || '.safetensors'"

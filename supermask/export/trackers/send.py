@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, cast
 
-from supermask.core.errors import SystemFailure, UserError
+from supermask.core.errors import UserError
 from supermask.core.text import Row
+from supermask.export.folder_lock import lock_folder
 from supermask.export.trackers.record import TrackerRun, to_tracker_run
 from supermask.store import CorruptEntry, Store
 from supermask.store.records import decode_curve
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 """Names of modules of this package and of extras: `pip install 'supermask[wandb]'`."""
-
-LOCK = ".lock"
 
 
 class Tracker(Protocol):
@@ -79,7 +77,7 @@ def send_runs(
     for row in rows:
         if row["status"] != "finished":
             summary.left_out[str(row["status"])] = summary.left_out.get(str(row["status"]), 0) + 1
-    with _exclusive_lock(summary.folder), module.open_tracker(summary.folder) as folder:
+    with lock_folder(summary.folder, "the runs"), module.open_tracker(summary.folder) as folder:
         known = folder.sent_run_ids()
         new = [row for row in finished if row["id"] not in known]
         summary.known = len(finished) - len(new)
@@ -119,25 +117,3 @@ def _load_installed(tracker: str) -> TrackerModule:
     if missing := [name for name in module.REQUIRES if find_spec(name) is None]:
         raise UserError(f"{tracker} needs {missing[0]}, which is not installed: pip install 'supermask[{tracker}]'")
     return module
-
-
-@contextmanager
-def _exclusive_lock(folder: Path) -> Iterator[None]:
-    """Create the folder and lock it against other exports. Raises UserError, SystemFailure."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another export is writing to {folder}: wait for it, or choose another folder with --out."
-                ) from None
-            yield
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{folder} is not a folder: choose one to write to with --out.") from error
-    except OSError as error:
-        raise SystemFailure(
-            f"the runs cannot be written to {folder}: {error.strerror or error}. Fix the cause and run the same "
-            "command again: it resumes."
-        ) from error

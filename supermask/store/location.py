@@ -1,0 +1,46 @@
+"""Where stores are: folders that are one, and files that must not be written into one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from supermask.core.environment import expand_path
+from supermask.core.errors import UserError, quote
+
+STORE_FOLDERS = ("runs", "points", "conflicts", "quarantine", "staging", "checkpoints", "claims", "notes")
+"""Folders of a store; nothing else writes to them."""
+
+_SHARD = re.compile(r"[0-9a-f]{2}")
+
+
+def check_store(folder: Path) -> None:
+    """Raise UserError for a folder that holds something, but no store."""
+    if any((folder / name).is_dir() for name in STORE_FOLDERS) or not any(folder.iterdir()):
+        return
+    if root := _enclosing_store(folder):
+        raise UserError(f"{quote(str(folder))} is a part of a store: give {quote(str(root))}.")
+    raise UserError(f"{quote(str(folder))} is not a store: give the folder of a store, which holds `runs/`.")
+
+
+def output_path(path: str | Path) -> Path:
+    """Return the path to write a result to; a leading `~` is the home folder.
+
+    Raises UserError for a path among the entries of a store: results that are not the store's own would damage them.
+    """
+    target = expand_path(path)
+    if root := _enclosing_store(target):
+        raise UserError(
+            f"{quote(str(target))} is in the store {quote(str(root))}, among its own files: give another place."
+        )
+    return target
+
+
+def _enclosing_store(path: Path) -> Path | None:
+    """Return the root of the store one of whose own folders a path is, or is in; None if there is none."""
+    absolute = path.absolute().resolve()
+    for folder in (absolute, *absolute.parents):
+        runs = folder.parent / "runs"
+        if folder.name in STORE_FOLDERS and runs.is_dir() and any(_SHARD.fullmatch(run.name) for run in runs.iterdir()):
+            return folder.parent
+    return None
