@@ -10,12 +10,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 from supermask.core.errors import UserError
 from supermask.datasets.arrays import locator_error
-from supermask.datasets.decoding import ImageFacts, ImageRefused, decode_image, image_facts, map_parallel, read_encoded
+from supermask.datasets.decoding import (
+    ImageFacts,
+    ImageRefused,
+    decode_image,
+    decoder_key,
+    image_facts,
+    map_parallel,
+    read_encoded,
+)
 from supermask.datasets.images import Allocate, ArrayShapes, DatasetFiles, Pixels, RawDataset, translate_os_errors
 from supermask.datasets.locators import PATH_KINDS, Locator
 from supermask.datasets.specs import MAX_SIDE
@@ -56,7 +63,7 @@ def find(locator: Locator, path: Path) -> DatasetFiles:
     return DatasetFiles(
         (*train.files, *test.files),
         partial(decode, locator, train, test),
-        decoder=f"pillow {version('pillow')} {facts}",
+        decoder=f"{decoder_key()} {facts}",
         is_many=True,
     )
 

@@ -20,6 +20,7 @@ from supermask.datasets.decoding import (
     ImageRefused,
     decode_image,
     decode_published_image,
+    decoder_key,
     image_facts,
     map_parallel,
 )
@@ -131,7 +132,7 @@ def find_in_folder(locator: Locator, path: Path) -> DatasetFiles:
             "(or validation-*.parquet)",
         )
     train, test = shards
-    decoder = f"pillow {version('pillow')} {locator.columns}"
+    decoder = f"{decoder_key()} {locator.columns}"
     return DatasetFiles((*train, *test), partial(decode_shards, locator, train, test), decoder=decoder)
 
 

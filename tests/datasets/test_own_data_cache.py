@@ -22,6 +22,7 @@ from helpers.own_data_files import (
     COLOR,
     as_images,
     as_npz,
+    as_parquet,
     assert_arrays,
 )
 
@@ -53,6 +54,19 @@ def test_changed_files_are_decoded_again(folder: Path, write: Callable[..., str]
         write(folder, own_arrays(seed=3))
     second = identify(locator)
     assert second.fingerprint == load(locator).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("write", [as_images, as_parquet])
+def test_images_are_decoded_again_under_other_rules(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., str]
+) -> None:
+    locator = write(folder, COLOR)
+    first = load(locator).fingerprint
+    monkeypatch.setattr("supermask.datasets.decoding._RULES", 99)
+    seen: list[str] = []
+    with progress_listener(lambda what, *_: seen.append(what)):
+        assert load(locator).fingerprint == first
+    assert any("decoding" in what for what in seen)
 
 
 def test_arrays_are_decoded_into_memory_if_the_disk_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

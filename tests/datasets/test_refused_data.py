@@ -13,6 +13,8 @@ from helpers.own_data import (
     encode,
     idx_bytes,
     own_arrays,
+    png16,
+    write_encoded_parquet,
     write_idx,
     write_images,
     write_npz,
@@ -188,6 +190,21 @@ def test_damaged_images_are_named(folder: Path) -> None:
         assert f"{files[3]} {message}" in text
     Image.fromarray(np.zeros((6, 5), np.uint16)).save(files[3])
     assert f"{files[3]} is a 16-bit or 32-bit image" in refusal("images:own")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_png_files_of_16_bits_are_refused_in_every_color_type(folder: Path, channels: int) -> None:
+    own = write_images(folder / "own", COLOR)
+    path = own / "train" / "class-1" / "00001.png"
+    path.write_bytes(png16(np.full((6, 5, channels), 300)))
+    text = refusal("images:own")
+    assert str(path) in text and "16" in text and "bit" in text and text.count("convert it to 8 bits") == 1
+
+
+def test_parquet_images_of_16_bits_are_refused(folder: Path) -> None:
+    for part in ("train", "test"):
+        write_encoded_parquet(folder / "own" / f"{part}.parquet", [png16(np.full((6, 5, 3), 300))] * 4, [0, 1, 0, 1])
+    assert "the image in row 0 has 16 bits per channel; convert it to 8 bits" in refusal("parquet:own")
 
 
 def test_unsuitable_image_folders_are_refused(folder: Path) -> None:

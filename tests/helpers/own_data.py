@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,19 @@ def write_images(folder: Path, arrays: Arrays, test: str = "test", kind: str = "
     return folder
 
 
+def png16(image: np.ndarray[Any, Any]) -> bytes:
+    """Return a PNG of 16 bits per channel: (height, width, channels), with 1 to 4 channels. Pillow writes grey only."""
+    height, width, channels = image.shape
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image)
+    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def write_parquet(
     path: Path,
     images: np.ndarray[Any, Any],
@@ -83,8 +97,15 @@ def write_parquet(
     columns: tuple[str, str] = ("image", "label"),
 ) -> None:
     """Write a Parquet file with a struct of encoded bytes and an integer."""
+    write_encoded_parquet(path, [encode(image) for image in images], [int(label) for label in labels], columns)
+
+
+def write_encoded_parquet(
+    path: Path, images: list[bytes], labels: list[int], columns: tuple[str, str] = ("image", "label")
+) -> None:
+    """Write a Parquet file with a struct of these encoded images and an integer."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [(encode(image), int(label)) for image, label in zip(images, labels, strict=True)]
+    rows = list(zip(images, labels, strict=True))
     with duckdb.connect() as connection:
         connection.execute("CREATE TABLE t (i BLOB, l BIGINT)")
         if rows:
