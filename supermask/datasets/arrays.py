@@ -25,6 +25,7 @@ IMAGE_FORMS = (
     "uint8 images of shape (images, height, width), (images, height, width, channels) or "
     "(images, channels, height, width), with 1 or 3 channels"
 )
+LABEL_FORM = "labels are integers: number the classes 0 to classes - 1"
 _KEY = re.compile(r"(x|y|images?|labels?|targets?|data)?_?(train|test)_?(x|y|images?|labels?|targets?|data)?")
 _IMAGE_WORDS = ("x", "image", "images", "data")
 
@@ -117,6 +118,8 @@ def to_labels(array: NDArray[Any], count: int, what: str, make_error: MakeError)
         raise make_error(
             f"{what} is an array of Python objects (pickled), which is not read because a pickle can run code"
         )
+    if array.dtype.kind in "US" and array.size:
+        raise make_error(f"{what} holds texts such as {quote(array.flat[0].item())}; {LABEL_FORM}")
     if array.dtype.kind not in "iu":
         raise make_error(f"{what} is of type {array.dtype.name}; labels are integers from 0 on")
     if array.ndim == 2 and array.shape[1] == 1:

@@ -8,9 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from supermask.datasets.arrays import MakeError, find_arrays, image_layout, to_labels, to_pixels
+from supermask.core.errors import SystemFailure, UserError, quote
+from supermask.datasets.arrays import (
+    IMAGE_FORMS,
+    LABEL_FORM,
+    MakeError,
+    find_arrays,
+    image_layout,
+    to_labels,
+    to_pixels,
+)
+from supermask.datasets.conversion import one_line, to_array
 from supermask.datasets.images import LabeledImages, RawDataset
 from supermask.datasets.progress import report_progress
+from supermask.datasets.specs import MAX_IMAGES
 
 EXPECTED = (
     "expected (x_train, y_train, x_test, y_test), ((x_train, y_train), (x_test, y_test)), a dict of these four arrays, "
@@ -21,6 +32,15 @@ _PROGRESS_ITEMS = 256
 
 def dataset_from_objects(value: Any, make_error: MakeError) -> RawDataset:
     """Return the arrays of what the function returned. Raises UserError for anything else."""
+    try:
+        return _read_objects(value, make_error)
+    except (UserError, SystemFailure):
+        raise
+    except (Exception, SystemExit) as error:  # Methods of the user's objects may raise anything.
+        raise make_error(f"what the function returned cannot be read ({one_line(error)}); {EXPECTED}") from error
+
+
+def _read_objects(value: Any, make_error: MakeError) -> RawDataset:
     if isinstance(value, Mapping):
         roles = find_arrays({str(name).lower(): str(name) for name in value}, make_error)
         arrays = {str(name): array for name, array in value.items()}
@@ -46,15 +66,14 @@ def dataset_from_objects(value: Any, make_error: MakeError) -> RawDataset:
 
 
 def _labeled(images: Any, labels: Any, what: str, make_error: MakeError) -> LabeledImages:
-    array = _to_array(images)
-    *_, channels_last = image_layout(array.shape, array.dtype, f"the {what} images", make_error)
+    name = f"the array of {what} images"
+    array = to_array(images, name, f"expected {IMAGE_FORMS}", make_error)
+    *_, channels_last = image_layout(array.shape, array.dtype, name, make_error)
     pixels = np.ascontiguousarray(to_pixels(array, channels_last))
-    return LabeledImages(pixels, to_labels(_to_array(labels), len(pixels), f"the {what} labels", make_error))
-
-
-def _to_array(value: Any) -> NDArray[Any]:
-    """Return an array, a PyTorch tensor or a list as an array."""
-    return np.asarray(value.numpy(force=True) if hasattr(value, "numpy") else value)
+    name = f"the array of {what} labels"
+    return LabeledImages(
+        pixels, to_labels(to_array(labels, name, LABEL_FORM, make_error), len(pixels), name, make_error)
+    )
 
 
 def _is_pair(value: Any) -> bool:
@@ -67,45 +86,59 @@ def _is_dataset(value: Any) -> bool:
 
 def _read(dataset: Any, what: str, make_error: MakeError) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return all images and labels of a map-style PyTorch dataset. Raises UserError that names a bad item."""
-    count = len(dataset)
-    if count == 0:
-        raise make_error(f"the {what} dataset has 0 images")
+    try:
+        count = len(dataset)
+    except Exception as error:
+        raise make_error(f"the {what} dataset has no length ({one_line(error)}); {EXPECTED}") from error
+    if not 0 < count <= MAX_IMAGES:
+        raise make_error(f"the {what} dataset has {count:,} images")
     images: NDArray[Any] | None = None
     labels = np.empty(count, np.int64)
     for index in range(count):
+        name = f"item {index} of the {what} dataset"
         try:
             image, label = dataset[index]
-        except Exception as error:
-            message = " ".join(f"{type(error).__name__}: {error}".split())
-            raise make_error(f"item {index} of the {what} dataset is not (image, label): {message}") from error
-        array = _pixel_array(image, index, what, make_error)
+        except (Exception, SystemExit) as error:
+            raise make_error(f"{name} is not (image, label): {one_line(error)}") from error
+        array = _pixel_array(image, name, make_error)
         if images is None:
             images = np.empty((count, *array.shape), array.dtype)
-        if array.shape != images.shape[1:] or array.dtype != images.dtype:
+        if array.shape != images.shape[1:]:
             raise make_error(
-                f"item {index} of the {what} dataset has shape {array.shape}, item 0 has {images.shape[1:]}: all "
-                "images need one size"
+                f"{name} has shape {array.shape}, item 0 has {images.shape[1:]}: all images need one size and one "
+                "number of channels"
             )
+        if array.dtype != images.dtype:
+            raise make_error(f"{name} is of type {array.dtype}, item 0 is of type {images.dtype}: give uint8 pixels")
         images[index] = array
-        number = _to_array(label)
-        if number.size != 1 or number.dtype.kind not in "iu":
-            raise make_error(f"the label of item {index} of the {what} dataset is not an integer")
-        labels[index] = int(number.reshape(()))
+        labels[index] = _label(label, f"the label of {name}", make_error)
         if index % _PROGRESS_ITEMS == _PROGRESS_ITEMS - 1 or index == count - 1:
             report_progress(f"reading {what} images", index + 1, count)
     assert images is not None
     return images, labels
 
 
-def _pixel_array(image: Any, index: int, what: str, make_error: MakeError) -> NDArray[Any]:
+def _label(value: Any, name: str, make_error: MakeError) -> int:
+    array = to_array(value, name, LABEL_FORM, make_error)
+    if array.size != 1:
+        raise make_error(f"{name} has shape {array.shape}; one integer is expected")
+    if array.dtype.kind not in "iu":
+        raise make_error(f"{name} is not an integer but {quote(array.item())}; {LABEL_FORM}")
+    label = int(array.item())
+    if label > np.iinfo(np.int64).max:
+        raise make_error(f"{name} is {label}; {LABEL_FORM}")
+    return label
+
+
+def _pixel_array(image: Any, name: str, make_error: MakeError) -> NDArray[Any]:
     """Return an image of uint8 as it is; one of floats in [0, 1] that were pixels / 255 is multiplied back exactly."""
-    array: NDArray[Any] = _to_array(image)
+    array = to_array(image, f"the image of {name}", "give uint8 pixels", make_error)
     if array.dtype.kind == "f":
         pixels = np.rint(array * 255)
         if not (((pixels >= 0) & (pixels <= 255)).all() and np.abs(array * 255 - pixels).max(initial=0) < 1e-3):
             raise make_error(
-                f"item {index} of the {what} dataset has float values that are not pixels / 255: leave out "
-                "normalization (train.normalize does it) and augmentation, and return uint8 images"
+                f"{name} has float values that are not pixels / 255: leave out normalization (train.normalize does it) "
+                "and augmentation, and return uint8 images"
             )
         array = pixels.astype(np.uint8)
     return array

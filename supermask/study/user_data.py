@@ -17,6 +17,7 @@ from supermask.core.files import write_atomic
 from supermask.datasets import loading
 from supermask.datasets.arrays import locator_error
 from supermask.datasets.cache import read_cache, write_cache
+from supermask.datasets.conversion import one_line
 from supermask.datasets.from_objects import dataset_from_objects
 from supermask.datasets.images import ImageDataset, fingerprint
 from supermask.datasets.loading import DataIdentity, make_user_dataset
@@ -49,8 +50,7 @@ def read_user_data(name: str) -> ImageDataset:
     try:
         value = function.function()
     except (Exception, SystemExit) as error:
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        raise locator_error(name, f"the function failed: {message}") from error
+        raise locator_error(name, f"the function failed: {one_line(error)}") from error
     data = dataset_from_objects(value, lambda reason: locator_error(name, reason))
     data_fingerprint = fingerprint(data.train, data.test)
     images = make_user_dataset(name, data, data_fingerprint)
