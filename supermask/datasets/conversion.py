@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from supermask.core.errors import quote
 from supermask.datasets.arrays import MakeError
+from supermask.datasets.decoding import ImageRefused, convert_image
 
 
 class ValueRefused(Exception):
@@ -17,8 +19,9 @@ class ValueRefused(Exception):
 
 
 def to_array(value: Any, what: str, allowed: str, make_error: MakeError) -> NDArray[Any]:
-    """Return an array, a PyTorch tensor or a list of them as an array without Python objects.
+    """Return an array, a PyTorch tensor, an image of Pillow or a list of them as an array without Python objects.
 
+    Images are uint8, (height, width) if they are grey, else (height, width, 3), as `images:FOLDER` reads them.
     Tensors of bfloat16 and smaller floats become float32. `what` names the value and `allowed` says what is expected,
     both for the message.
     Raises UserError for every other value, and if the conversion fails.
@@ -27,7 +30,7 @@ def to_array(value: Any, what: str, allowed: str, make_error: MakeError) -> NDAr
         array = _convert(value)
         if array.dtype.hasobject:
             raise ValueRefused(_describe_objects(array))
-    except ValueRefused as refused:
+    except (ValueRefused, ImageRefused) as refused:
         raise make_error(f"{what} {refused}; {allowed}") from refused
     except Exception as error:
         kind = type(value).__name__
@@ -43,8 +46,10 @@ def one_line(error: BaseException) -> str:
 def _convert(value: Any) -> NDArray[Any]:
     if _is_tensor(value):
         return _convert_tensor(value)
-    if isinstance(value, list | tuple) and any(_is_tensor(item) or isinstance(item, np.ndarray) for item in value):
-        return _stack([_convert(item) for item in value])
+    if _is_pillow_image(value):
+        return np.asarray(value) if value.mode == "F" else convert_image(value)
+    if isinstance(value, list | tuple) and any(_is_array(item) for item in value):
+        return _stack(value)
     if np.ma.is_masked(value):
         raise ValueRefused("has masked values; fill them, for example with .filled(0)")
     try:
@@ -53,6 +58,16 @@ def _convert(value: Any) -> NDArray[Any]:
         if "inhomogeneous" not in str(error):
             raise
         raise ValueRefused("has items of different lengths") from error
+
+
+def _is_pillow_image(value: Any) -> bool:
+    """Return whether the value is an image of Pillow."""
+    pillow = sys.modules.get("PIL.Image")  # Whoever has an image has imported it.
+    return pillow is not None and isinstance(value, pillow.Image)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or _is_tensor(value) or _is_pillow_image(value)
 
 
 def _is_tensor(value: Any) -> bool:
@@ -71,13 +86,27 @@ def _convert_tensor(tensor: Any) -> NDArray[Any]:
     return array
 
 
-def _stack(arrays: list[NDArray[Any]]) -> NDArray[Any]:
-    for index, array in enumerate(arrays):
-        if array.shape != arrays[0].shape:
+def _stack(values: Sequence[Any]) -> NDArray[Any]:
+    """Return arrays of one shape as one array. Raises ValueRefused for several shapes."""
+    arrays = []
+    for index, value in enumerate(values):
+        try:
+            arrays.append(_convert(value))
+        except (ValueRefused, ImageRefused) as refused:
+            raise ValueRefused(f"has an item that cannot be used: item {index} {refused}") from refused
+        if arrays[-1].shape != arrays[0].shape:
+            first, other = arrays[0].shape, arrays[-1].shape
             raise ValueRefused(
-                f"has items of different shapes: item {index} has shape {array.shape}, item 0 has {arrays[0].shape}"
+                f"has items of different shapes: item {index} has shape {other}, item 0 has {first}"
+                f"{color_hint(first, other)}"
             )
     return np.asarray(arrays)
+
+
+def color_hint(*shapes: tuple[int, ...]) -> str:
+    """Return how to bring grey and color images together if two shapes differ in that alone, else an empty string."""
+    grey, color = sorted(shapes, key=len)
+    return "; convert all images of Pillow with .convert('RGB')" if (*grey, 3) == color else ""
 
 
 def _describe_objects(array: NDArray[Any]) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from supermask.datasets.images import Pixels
 from supermask.datasets.progress import report_progress
@@ -122,6 +123,16 @@ def decode_image(content: bytes, channels: int, side: int | None = None) -> Pixe
             converted = _resize(converted, side)
         pixels = np.asarray(converted, dtype=np.uint8)
     return pixels.reshape(*pixels.shape[:2], channels).transpose(2, 0, 1)
+
+
+def convert_image(image: Any) -> NDArray[np.uint8]:
+    """Return an image of Pillow as uint8: (height, width) if it is grey, else (height, width, 3).
+
+    The rules are those of `decode_image`: colors of palettes are looked up, transparency is dropped.
+    Raises ImageRefused for more than 8 bits per channel, where the image still knows its file, and for other modes.
+    """
+    _check_depth(image)
+    return np.asarray(image.convert("L" if image.mode in _GREY_MODES else "RGB"), dtype=np.uint8)
 
 
 def decode_published_image(content: bytes, shape: tuple[int, int, int]) -> tuple[Pixels, bool]:

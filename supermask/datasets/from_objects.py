@@ -18,7 +18,7 @@ from supermask.datasets.arrays import (
     to_labels,
     to_pixels,
 )
-from supermask.datasets.conversion import one_line, to_array
+from supermask.datasets.conversion import color_hint, one_line, to_array
 from supermask.datasets.images import LabeledImages, RawDataset
 from supermask.datasets.progress import report_progress
 from supermask.datasets.specs import MAX_IMAGES
@@ -106,7 +106,7 @@ def _read(dataset: Any, what: str, make_error: MakeError) -> tuple[NDArray[Any],
         if array.shape != images.shape[1:]:
             raise make_error(
                 f"{name} has shape {array.shape}, item 0 has {images.shape[1:]}: all images need one size and one "
-                "number of channels"
+                f"number of channels{color_hint(array.shape, images.shape[1:])}"
             )
         if array.dtype != images.dtype:
             raise make_error(f"{name} is of type {array.dtype}, item 0 is of type {images.dtype}: give uint8 pixels")

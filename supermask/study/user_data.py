@@ -26,6 +26,9 @@ from supermask.datasets.specs import DatasetSpec
 from supermask.study.source_files import UserModuleNotFound
 from supermask.study.user_code import code_sha256, import_function
 
+_READING_RULES = 2
+"""Increased when a function's return value is read as other pixels: it is called again before the next plan."""
+
 
 def load_data(name: str, data_dir: Path | None = None, expected: str | None = None) -> ImageDataset:
     """Return the dataset of a name or locator, as `datasets.load` does; a user's function is imported and called.
@@ -107,4 +110,6 @@ def _cache_path(data_fingerprint: str) -> Path | None:
 
 def _description_path(name: str, source: str) -> Path | None:
     folder = cache_folder()
-    return None if folder is None else folder / "datasets" / f"own-module-{name.replace(':', '.')}-{source}.json"
+    if folder is None:
+        return None
+    return folder / "datasets" / f"own-module-{_READING_RULES}-{name.replace(':', '.')}-{source}.json"

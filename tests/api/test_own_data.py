@@ -276,6 +276,16 @@ def test_a_function_can_be_planned_once_it_was_inspected(here: Path) -> None:
     assert calls(here) == 1
 
 
+def test_a_function_is_called_again_under_other_reading_rules(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_module(here)
+    first = inspect_dataset("mydata:load").fingerprint
+    monkeypatch.setattr("supermask.study.user_data._READING_RULES", 99)
+    with pytest.raises(UserError, match="the data are not known yet"):
+        runs.plan({**STUDY, "dataset": "mydata:load"}, store="store")
+    assert inspect_dataset("mydata:load").fingerprint == first
+    assert calls(here) == 2
+
+
 def test_the_closure_of_a_users_function_is_in_the_id(here: Path) -> None:
     write_module(here)
     study = {**STUDY, "dataset": "mydata:load"}
