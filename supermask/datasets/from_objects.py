@@ -96,10 +96,7 @@ def _read(dataset: Any, what: str, make_error: MakeError) -> tuple[NDArray[Any],
     labels = np.empty(count, np.int64)
     for index in range(count):
         name = f"item {index} of the {what} dataset"
-        try:
-            image, label = dataset[index]
-        except (Exception, SystemExit) as error:
-            raise make_error(f"{name} is not (image, label): {one_line(error)}") from error
+        image, label = _read_item(dataset, index, name, make_error)
         array = _pixel_array(image, name, make_error)
         if images is None:
             images = np.empty((count, *array.shape), array.dtype)
@@ -116,6 +113,21 @@ def _read(dataset: Any, what: str, make_error: MakeError) -> tuple[NDArray[Any],
             report_progress(f"reading {what} images", index + 1, count)
     assert images is not None
     return images, labels
+
+
+def _read_item(dataset: Any, index: int, name: str, make_error: MakeError) -> tuple[Any, Any]:
+    try:
+        item = dataset[index]
+        if not isinstance(item, Mapping):
+            image, label = item
+            return image, label
+        keys = ", ".join(quote(key) for key in list(item)[:10])
+    except (Exception, SystemExit) as error:
+        raise make_error(f"{name} is not (image, label): {one_line(error)}") from error
+    raise make_error(
+        f"{name} is a dict with the keys {keys}; expected (image, label): return lists of pairs, such as "
+        "[(item['image'], item['label']) for item in dataset]"
+    )
 
 
 def _label(value: Any, name: str, make_error: MakeError) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import struct
+from collections import UserDict
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -242,6 +244,19 @@ REFUSED_ITEMS: list[tuple[Callable[[int], Any], str]] = [
 @pytest.mark.parametrize(("item", "message"), REFUSED_ITEMS, ids=[message[:60] for _, message in REFUSED_ITEMS])
 def test_other_items_of_a_dataset_are_refused(item: Callable[[int], Any], message: str) -> None:
     assert message in refusal((Items(item), Items(item)))
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict, MappingProxyType])
+@pytest.mark.parametrize("more", [{}, {"id": 3}])
+def test_items_that_are_dicts_are_refused_with_the_way_to_give_pairs(kind: Any, more: dict[str, int]) -> None:
+    image = Image.fromarray(X[0])
+    rows = [kind({"image": image, "label": index % 2, **more}) for index in range(6)]
+    text = refusal((Items(rows.__getitem__), Items(rows.__getitem__)))
+    keys = "'image', 'label', 'id'" if more else "'image', 'label'"
+    assert text.startswith(f"item 0 of the training dataset is a dict with the keys {keys}; expected (image, label)")
+    assert "[(item['image'], item['label']) for item in dataset]" in text
+    pairs = [(item["image"], item["label"]) for item in rows]
+    np.testing.assert_array_equal(read((pairs, pairs)).train.labels, Y)
 
 
 def test_a_dataset_without_a_length_is_refused() -> None:
