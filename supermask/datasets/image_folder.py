@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -143,15 +143,37 @@ def _list_part(locator: Locator, folder: Path, classes: Sequence[str]) -> _Part:
 def _list_images(locator: Locator, folder: Path) -> list[Path]:
     """Return the image files below a class's folder, by path. Hidden files are left out; other files are refused."""
     images = []
-    for path in sorted(folder.rglob("*")):
-        if _is_hidden(path) or path.is_dir():
-            continue
+    for path in sorted(_walk_class(folder)):
         if path.suffix.lower() not in SUFFIXES:
             if path.suffix.lower() in (".txt", ".csv", ".json", ".xml", ".md", ".ini", ".db"):
                 continue  # Annotations, such as the boxes of Tiny ImageNet.
             raise _error(locator, f"{path} is not a PNG or JPEG; convert or remove it")
         images.append(path)
     return images
+
+
+def _walk_class(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, without hidden ones and without those in hidden folders.
+
+    Links to folders are followed, except to a folder above, which is a loop and would bring in other classes. Each
+    folder is visited once, under its own path if that is below `folder`, so that no image counts twice.
+    """
+    folders, links, visited = [folder], list[Path](), set[Path]()
+    above = {parent.resolve() for parent in folder.absolute().parents}
+    while folders or links:
+        current = folders.pop() if folders else links.pop(0)
+        if (resolved := current.resolve()) in visited:
+            continue
+        visited.add(resolved)
+        for path in sorted(current.iterdir()):
+            if _is_hidden(path):
+                continue
+            if not path.is_dir():
+                yield path
+            elif not path.is_symlink():
+                folders.append(path)
+            elif path.resolve() not in above.union(resolved.parents):
+                links.append(path)
 
 
 def _is_hidden(path: Path) -> bool:

@@ -181,6 +181,48 @@ def test_side_scales_the_central_square(folder: Path) -> None:
     np.testing.assert_array_equal(images.train_images[0], wanted.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", ".thumbnails", "__MACOSX", "more/.cache", ".a/more"])
+def test_files_in_hidden_folders_are_left_out(folder: Path, name: str) -> None:
+    own = write_images(folder / ".hidden" / "own", COLOR)
+    wanted = load("images:.hidden/own").fingerprint
+    hidden = own / "train" / "class-1" / name
+    hidden.mkdir(parents=True)
+    Image.new("L", (5, 6)).save(hidden / "0-checkpoint.png")
+    (hidden / "file.bin").write_bytes(b"x")
+    assert load("images:.hidden/own").fingerprint == wanted
+
+
+def test_links_to_folders_are_followed_once(folder: Path, tmp_path: Path) -> None:
+    own = write_images(folder / "own", COLOR)
+    plain = load("images:own")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    Image.new("RGB", (5, 6), (9, 9, 9)).save(elsewhere / "more.png")
+    (elsewhere / "loop").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(own / "train" / "class-1")
+    first = own / "train" / "class-1"
+    (first / "0-linked").symlink_to(elsewhere)
+    (first / "1-again").symlink_to(elsewhere)
+    images = load("images:own")
+    assert images.facts.training_images == plain.facts.training_images + 1
+    index = int((plain.train_labels == 0).sum())
+    assert (images.train_images[index] == 9).all() and images.train_labels[index] == 1
+    np.testing.assert_array_equal(np.delete(images.train_images, index, 0), plain.train_images)
+
+
+def test_links_within_a_class_and_to_folders_above_change_nothing(folder: Path) -> None:
+    own = write_images(folder / "own", COLOR)
+    first = own / "train" / "class-1"
+    (first / "part").mkdir()
+    for path in sorted(first.glob("*.png"))[5:9]:
+        path.rename(first / "part" / path.name)
+    wanted = load("images:own").fingerprint
+    (first / "0-part").symlink_to("part")
+    (first / "up").symlink_to("..")
+    (first / "part" / "top").symlink_to(folder)
+    assert load("images:own").fingerprint == wanted
+
+
 def test_a_path_is_searched_in_the_data_folder_then_in_the_current_one(folder: Path, tmp_path: Path) -> None:
     write_npz(tmp_path / "here" / "own.npz")
     here = load("npz:own.npz").fingerprint
