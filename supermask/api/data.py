@@ -12,7 +12,7 @@ from supermask.core.files import write_atomic
 from supermask.datasets.contact_sheet import contact_sheet
 from supermask.datasets.downloads import download
 from supermask.datasets.images import data_folder
-from supermask.datasets.loading import DATASET_FILE_FINDERS
+from supermask.datasets.loading import DATASET_FILE_FINDERS, describe_source
 from supermask.datasets.progress import progress_listener
 from supermask.datasets.specs import DATASETS, DatasetSpec
 from supermask.store.location import output_path
@@ -50,6 +50,8 @@ class DataInspection:
     """Test images per class."""
     sheet: Path | None
     """Contact sheet that was written."""
+    source: str = ""
+    """Columns that were taken for images and labels; empty where there is no choice."""
 
 
 def list_datasets() -> list[KnownDataset]:
@@ -91,4 +93,13 @@ def inspect_dataset(name: str, sheet: str | Path | None = None) -> DataInspectio
         np.bincount(labels, minlength=images.facts.classes) for labels in (images.train_labels, images.test_labels)
     )
     training, test = (tuple(int(n) for n in count) for count in counts)
-    return DataInspection(images.facts, images.fingerprint, images.is_published, images.note, training, test, path)
+    return DataInspection(
+        images.facts,
+        images.fingerprint,
+        images.is_published,
+        images.note,
+        training,
+        test,
+        path,
+        describe_source(name),
+    )

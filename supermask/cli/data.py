@@ -116,6 +116,8 @@ def inspect(
         "test": f"{spec.test_images:,} images",
         "data": f"{inspection.fingerprint} ({kind})",
     }
+    if inspection.source:
+        lines["columns"] = inspection.source
     if inspection.note:
         lines["note"] = inspection.note
     echo("\n".join(f"{name:9} {text}" for name, text in lines.items()) + "\n")

@@ -214,6 +214,8 @@ class DatasetFiles:
     """False for a form in which others redistribute the dataset, with possibly other images or another order."""
     is_many: bool = False
     """True for so many files that names, sizes and times stand for their content in the cache's key."""
+    describe: Callable[[], str] | None = None
+    """Returns which parts of the files were taken for images and labels; None if there is no choice."""
 
 
 def data_folder(path: Path | None = None) -> DataFolder:

@@ -72,7 +72,9 @@ def load_locator(locator: Locator, data_dir: Path | None = None) -> ImageDataset
     """Return a user's own data from files. Raises UserError as `load` does."""
     assert not is_module_locator(locator.text), "functions are called by study.user_data"
     files = find_files(locator, data_dir)
-    data, data_fingerprint = load_cached(f"own-{locator.kind}", files, check=partial(_describe, locator.text))
+    data, data_fingerprint = load_cached(
+        f"own-{locator.kind}", files, check=partial(_describe, locator.text, describe=files.describe)
+    )
     return make_user_dataset(locator.text, data, data_fingerprint)
 
 
@@ -91,8 +93,22 @@ def make_user_dataset(name: str, data: RawDataset, data_fingerprint: str) -> Ima
     )
 
 
-def _describe(name: str, data: RawDataset) -> DatasetSpec:
-    return describe_dataset(name, data.train, data.test, lambda reason: locator_error(name, reason))
+def describe_source(name: str, data_dir: Path | None = None) -> str:
+    """Return which parts of the files of a locator were taken for images and labels; empty if there is no choice.
+
+    Raises UserError if the files are not there.
+    """
+    if not is_locator(name) or is_module_locator(name):
+        return ""
+    describe = find_files(parse_locator(name), data_dir).describe
+    return "" if describe is None else describe()
+
+
+def _describe(name: str, data: RawDataset, describe: Callable[[], str] | None = None) -> DatasetSpec:
+    def make_error(reason: str) -> UserError:
+        return locator_error(name, reason if describe is None else f"{reason} ({describe()})")
+
+    return describe_dataset(name, data.train, data.test, make_error)
 
 
 def load_with_spec(spec: DatasetSpec, data_dir: Path | None = None) -> ImageDataset:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from supermask.core.errors import quote
+from supermask.core.errors import UserError, quote
 from supermask.datasets.arrays import locator_error
 from supermask.datasets.decoding import (
     MAX_ENCODED_BYTES,
@@ -42,6 +42,8 @@ IMAGE_COLUMNS = ("img", "image", "images", "picture", "png", "jpg")
 LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "digit", "class", "cls")
 """Usual names of columns, the first that a file has is used."""
 LOCATOR_HINT = "Parquet files with a column of PNG or JPEG images and a column of integer labels"
+_INDEX_PREFIX = "__index_level_"
+"""Begins the names of columns in which pandas keeps its index; they are never taken for labels unasked."""
 _INTEGERS = {f"{sign}{kind}" for sign in ("", "U") for kind in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")}
 _FETCH_BYTES = 1 << 25
 """Bytes of encoded images held at once. Rows may share one value in the file, so its size bounds nothing."""
@@ -50,6 +52,9 @@ _MEMORY_LIMIT = "1GB"
 
 Shards = tuple[tuple[Path, ...], tuple[Path, ...]]
 """(training, test) files, each in the order of their names."""
+
+Query = Callable[..., list[tuple[Any, ...]]]
+"""Runs SQL on an open file and returns the rows."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,9 @@ class _Table:
     image: str
     """SQL expression of the encoded image."""
     label: str
+    """SQL expression of the label."""
+    columns: str
+    """Names of both columns, for messages."""
     rows: int
     max_bytes: int
 
@@ -133,7 +141,17 @@ def find_in_folder(locator: Locator, path: Path) -> DatasetFiles:
         )
     train, test = shards
     decoder = f"{decoder_key()} {locator.columns}"
-    return DatasetFiles((*train, *test), partial(decode_shards, locator, train, test), decoder=decoder)
+    describe = partial(describe_columns, locator, (*train, *test))
+    return DatasetFiles((*train, *test), partial(decode_shards, locator, train, test), decoder, describe=describe)
+
+
+def describe_columns(locator: Locator, files: Sequence[Path]) -> str:
+    """Return which columns of the files have the images and the labels. Raises UserError for other columns."""
+    descriptions: dict[str, None] = {}
+    for path in files:
+        with _open_parquet(path, LOCATOR_HINT) as query:
+            descriptions[_find_columns(path, _column_types(query), locator.columns, LOCATOR_HINT)[2]] = None
+    return "; ".join(descriptions)
 
 
 def decode_shards(locator: Locator, train: Sequence[Path], test: Sequence[Path], allocate: Allocate) -> RawDataset:
@@ -155,7 +173,10 @@ def decode_shards(locator: Locator, train: Sequence[Path], test: Sequence[Path],
             numbered = enumerate(_read_rows(table, labels, LOCATOR_HINT))
             for row, pixels in enumerate(map_parallel(decode, numbered, table.rows, f"decoding {table.path.name}")):
                 images.images[first + row] = pixels
-            check_labels(table.path, labels, MAX_CLASSES, LOCATOR_HINT)
+            if len(invalid := ((labels < 0) | (labels >= MAX_CLASSES)).nonzero()[0]):
+                index = int(invalid[0])
+                reason = f"label {int(labels[index])} at image {index}; labels are 0 to {MAX_CLASSES - 1}"
+                raise _table_error(table, reason, LOCATOR_HINT)
             first += table.rows
     return RawDataset(*arrays)
 
@@ -217,22 +238,29 @@ def _leading_word(name: str, words: Sequence[str]) -> str | None:
 def _check_file(path: Path, columns: tuple[str, str] | None, limit: int, download_hint: str) -> _Table:
     """Return a file's columns and sizes. Raises UserError for other columns, and for images above `limit` bytes."""
     with _open_parquet(path, download_hint) as query:
-        types = {str(row[0]): str(row[1]) for row in query(_DESCRIBE)}
-        image, label = _find_columns(path, types, columns, download_hint)
+        image, label, names = _find_columns(path, _column_types(query), columns, download_hint)
         sizes = f"SELECT count(*), coalesce(max(octet_length({image})), 0) FROM {_SOURCE}"  # noqa: S608 - quoted names
         rows, max_bytes = query(sizes)[0]
         if max_bytes > limit:
             larger = f"SELECT min(file_row_number) FROM {_NUMBERED} WHERE octet_length({image}) > ?"  # noqa: S608
             row = query(larger, limit)[0][0]
             reason = f"the image in row {row} has more than {limit:,} bytes: {max_bytes:,} is the largest of the file"
-            raise corrupt_file_error(path, reason, download_hint)
-    return _Table(path, image, label, rows, max_bytes)
+            raise _file_error(path, f"{reason} ({names})", download_hint)
+    return _Table(path, image, label, names, rows, max_bytes)
+
+
+def _column_types(query: Query) -> dict[str, str]:
+    return {str(row[0]): str(row[1]) for row in query(_DESCRIBE)}
 
 
 def _find_columns(
     path: Path, types: dict[str, str], columns: tuple[str, str] | None, download_hint: str
-) -> tuple[str, str]:
-    """Return the SQL of image and label: the named columns, the usual ones, or the only ones of their types."""
+) -> tuple[str, str, str]:
+    """Return the SQL of image and label, and the names of their columns for messages.
+
+    They are the named columns, or those with usual names. In a user's own files also the only column of images, and an
+    integer column if it is the only one beside the images: among several, an integer may be a number of the row.
+    """
     images = {name: sql for name, kind in types.items() if (sql := _image_sql(name, kind)) is not None}
     labels = [name for name, kind in types.items() if kind in _INTEGERS]
     image: str | None
@@ -242,8 +270,10 @@ def _find_columns(
     else:
         image = next((name for name in IMAGE_COLUMNS if name in images), None)
         label = next((name for name in LABEL_COLUMNS if name in types), None)
-        image = next(iter(images)) if image is None and len(images) == 1 and download_hint == LOCATOR_HINT else image
-        label = labels[0] if label is None and len(labels) == 1 and download_hint == LOCATOR_HINT else label
+        if download_hint == LOCATOR_HINT:
+            image = next(iter(images)) if image is None and len(images) == 1 else image
+            others = [name for name in types if name != image and not name.startswith(_INDEX_PREFIX)]
+            label = others[0] if label is None and len(others) == 1 else label
     if image not in images or label not in labels:
         names = ", ".join(f"{name} {kind}" for name, kind in types.items())[:1000]
         wanted = (
@@ -253,10 +283,10 @@ def _find_columns(
         )
         if download_hint == LOCATOR_HINT and columns is None:
             wanted += "; name them: parquet:FOLDER#IMAGE_COLUMN,LABEL_COLUMN"
-        raise corrupt_file_error(path, f"its columns are {names}; {wanted}", download_hint)
+        raise _file_error(path, f"its columns are {names}; {wanted}", download_hint)
     assert image is not None
     assert label is not None
-    return images[image], f"{_quote_name(label)}::BIGINT"
+    return images[image], f"{_quote_name(label)}::BIGINT", f"images from {quote(image)}, labels from {quote(label)}"
 
 
 def _image_sql(name: str, kind: str) -> str | None:
@@ -284,7 +314,7 @@ def _read_rows(table: _Table, labels: Labels | None, download_hint: str) -> Iter
         for start in range(0, table.rows, size):
             for row, (content, value) in enumerate(query(slice_query, start, start + size - 1), start):
                 if value is None:
-                    raise corrupt_file_error(table.path, f"row {row} has no label", download_hint)
+                    raise _table_error(table, f"row {row} has no label", download_hint)
                 if labels is not None:
                     labels[row] = value
                 yield content or b""
@@ -295,7 +325,18 @@ def _decode_row(decode: Callable[[bytes], Any], table: _Table, download_hint: st
     try:
         return decode(content)
     except ImageRefused as refused:
-        raise corrupt_file_error(table.path, f"the image in row {row} {refused}", download_hint) from refused
+        raise _table_error(table, f"the image in row {row} {refused}", download_hint) from refused
+
+
+def _table_error(table: _Table, reason: str, download_hint: str) -> UserError:
+    return _file_error(table.path, f"{reason} ({table.columns})", download_hint)
+
+
+def _file_error(path: Path, reason: str, download_hint: str) -> UserError:
+    """Return the error for a file that cannot be used; a user's own file cannot be got again."""
+    if download_hint == LOCATOR_HINT:
+        return UserError(f"{path}: {reason}. Expected: {LOCATOR_HINT}.")
+    return corrupt_file_error(path, reason, download_hint)
 
 
 _SOURCE = "read_parquet(?, hive_partitioning = false)"
@@ -304,7 +345,7 @@ _NUMBERED = "read_parquet(?, hive_partitioning = false, file_row_number = true)"
 
 
 @contextmanager
-def _open_parquet(path: Path, download_hint: str) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
+def _open_parquet(path: Path, download_hint: str) -> Iterator[Query]:
     """Provide a function that runs a query on the file, the path being its first parameter.
 
     Errors of DuckDB become UserError.
@@ -325,4 +366,4 @@ def _open_parquet(path: Path, download_hint: str) -> Iterator[Callable[..., list
             yield lambda sql, *parameters: connection.execute(sql, [literal, *parameters]).fetchall()
     except duckdb.Error as error:
         first_line = str(error).strip().splitlines()[0]
-        raise corrupt_file_error(path, f"not a readable Parquet file ({first_line})", download_hint) from error
+        raise _file_error(path, f"not a readable Parquet file ({first_line})", download_hint) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command_line import call, refused
-from helpers.own_data import own_arrays, write_idx, write_images, write_npz
+from helpers.own_data import own_arrays, write_idx, write_images, write_npz, write_table
 from PIL import Image
 
 from supermask.cli.progress import show_progress
@@ -54,6 +54,16 @@ def test_inspect_describes_own_data_and_draws_them(here: Path) -> None:
     top, left = 1 * (6 * factor + 2) + 2, 1 * (5 * factor + 2) + 2
     shown = sheet[top : top + 6 * factor : factor, left : left + 5 * factor : factor]
     np.testing.assert_array_equal(shown, arrays["x_train"][4])
+
+
+def test_inspect_names_the_columns_of_parquet_files(here: Path) -> None:
+    for part in ("train", "test"):
+        write_table(here / "own" / f"{part}.parquet", {"photo": "BLOB", "breed": "BIGINT"})
+    for _ in range(2):  # Decoded, then from the cache.
+        assert "\ncolumns   images from 'photo', labels from 'breed'\n" in call("data", "inspect", "parquet:own").out
+    write_table(here / "own" / "test.parquet", {"photo": "BLOB", "label": "BIGINT"})
+    both = "images from 'photo', labels from 'breed'; images from 'photo', labels from 'label'"
+    assert f"\ncolumns   {both}\n" in call("data", "inspect", "parquet:own").out
 
 
 def test_inspect_scales_the_pixels_of_digits(here: Path) -> None:

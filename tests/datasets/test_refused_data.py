@@ -19,6 +19,7 @@ from helpers.own_data import (
     write_images,
     write_npz,
     write_parquet,
+    write_table,
 )
 from helpers.own_data_files import (
     COLOR,
@@ -263,3 +264,43 @@ def test_unsuitable_parquet_folders_are_refused(folder: Path) -> None:
     (own / "test.parquet").unlink()
     write_parquet(own / "test.parquet", COLOR["x_test"], COLOR["y_test"], ("image", "other label"))
     assert_arrays(load("parquet:own"), COLOR)
+
+
+LABEL_GUESSES: list[tuple[dict[str, str], str]] = [
+    ({"photo": "BLOB", "species": "VARCHAR", "row": "BIGINT"}, "name them: parquet:FOLDER#IMAGE_COLUMN,LABEL_COLUMN"),
+    ({"photo": "BLOB", "species": "VARCHAR", "__index_level_0__": "BIGINT"}, "name them: parquet:FOLDER#"),
+    ({"photo": "BLOB", "__index_level_0__": "BIGINT"}, "name them: parquet:FOLDER#"),
+    ({"photo": "BLOB", "score": "DOUBLE", "id": "BIGINT"}, "name them: parquet:FOLDER#"),
+    ({"photo": "BLOB", "species": "VARCHAR"}, "its columns are photo BLOB, species VARCHAR;"),
+    ({"photo": "BLOB", "breed": "BIGINT"}, ""),
+    ({"photo": "BLOB", "breed": "BIGINT", "__index_level_0__": "BIGINT"}, ""),
+    ({"__index_level_0__": "BIGINT", "photo": "BLOB", "id": "BIGINT", "target": "INTEGER"}, ""),
+]
+
+
+@pytest.mark.parametrize(("columns", "message"), LABEL_GUESSES, ids=lambda value: " ".join(value))
+def test_an_integer_is_taken_for_the_label_only_if_it_is_alone(
+    folder: Path, columns: dict[str, str], message: str
+) -> None:
+    for part in ("train", "test"):
+        write_table(folder / "own" / f"{part}.parquet", columns)
+    if message:
+        assert message in refusal("parquet:own")
+    else:
+        assert load("parquet:own").facts.classes == 4
+    label = next((name for name, kind in columns.items() if "INT" in kind), None)
+    if label is not None:
+        assert load(f"parquet:own#photo,{label}").facts.classes == 4
+
+
+def test_errors_of_parquet_files_name_the_columns(folder: Path) -> None:
+    for part in ("train", "test"):
+        write_table(folder / "own" / f"{part}.parquet", {"photo": "BLOB", "breed": "BIGINT"}, first_label=1)
+    assert (
+        "(labels begin at 1: subtract 1); labels are 0 to classes - 1 (images from 'photo', labels from 'breed')"
+        in (refusal("parquet:own"))
+    )
+    write_table(folder / "own" / "train.parquet", {"photo": "BLOB", "breed": "BIGINT"}, first_label=-1)
+    text = refusal("parquet:own")
+    assert "train.parquet: label -1 at image 0" in text and "(images from 'photo', labels from 'breed')" in text
+    assert "Get it again" not in text and "\n" not in text

@@ -117,6 +117,18 @@ def write_encoded_parquet(
         )
 
 
+def write_table(path: Path, columns: dict[str, str], rows: int = 8, first_label: int = 0) -> None:
+    """Write a Parquet file: images of 3x3 pixels in columns of type BLOB, labels of four classes in the others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = encode(np.zeros((3, 3), np.uint8))
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE TABLE t ({', '.join(f'{name} {kind}' for name, kind in columns.items())})")
+        for row in range(rows):
+            values = [image if kind == "BLOB" else row % 4 + first_label for kind in columns.values()]
+            connection.execute(f"INSERT INTO t VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608
+        connection.execute(f"COPY t TO '{path}' (FORMAT parquet)")
+
+
 def by_class(arrays: Arrays) -> Arrays:
     """Return the arrays in the order of `images:FOLDER`: class by class."""
     order = {part: np.argsort(arrays[f"y_{part}"], kind="stable") for part in ("train", "test")}
