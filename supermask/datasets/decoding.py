@@ -213,7 +213,7 @@ def _read_header(image: Any, size: int) -> bytes:
 @contextmanager
 def _open(source: Path | bytes) -> Iterator[Any]:
     """Open an image with Pillow. Raises ImageRefused if it is not a PNG or JPEG, or if reading it fails."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
@@ -223,7 +223,9 @@ def _open(source: Path | bytes) -> Iterator[Any]:
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types for damaged images.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ImageRefused(f"is not a readable PNG or JPEG ({error})") from error
+        # Pillow's text for an unknown format is the address of the file in memory.
+        reason = "its format is another or it is damaged" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise ImageRefused(f"is not a readable PNG or JPEG ({reason if source else 'it is empty'})") from error
 
 
 @contextmanager

@@ -238,7 +238,11 @@ def _leading_word(name: str, words: Sequence[str]) -> str | None:
 def _check_file(path: Path, columns: tuple[str, str] | None, limit: int, download_hint: str) -> _Table:
     """Return a file's columns and sizes. Raises UserError for other columns, and for images above `limit` bytes."""
     with _open_parquet(path, download_hint) as query:
-        image, label, names = _find_columns(path, _column_types(query), columns, download_hint)
+        types = _column_types(query)
+        if (reserved := next((name for name in types if name.lower() == _ROW_NUMBER), None)) is not None:
+            reason = f"it has a column {quote(reserved)}, a name that DuckDB needs itself; rename the column"
+            raise _file_error(path, reason, download_hint)
+        image, label, names = _find_columns(path, types, columns, download_hint)
         sizes = f"SELECT count(*), coalesce(max(octet_length({image})), 0) FROM {_SOURCE}"  # noqa: S608 - quoted names
         rows, max_bytes = query(sizes)[0]
         if max_bytes > limit:
@@ -313,11 +317,15 @@ def _read_rows(table: _Table, labels: Labels | None, download_hint: str) -> Iter
     with _open_parquet(table.path, download_hint) as query:
         for start in range(0, table.rows, size):
             for row, (content, value) in enumerate(query(slice_query, start, start + size - 1), start):
+                if content is None:
+                    raise _table_error(
+                        table, f"row {row} has no image: NULL is not a readable PNG or JPEG", download_hint
+                    )
                 if value is None:
                     raise _table_error(table, f"row {row} has no label", download_hint)
                 if labels is not None:
                     labels[row] = value
-                yield content or b""
+                yield content
 
 
 def _decode_row(decode: Callable[[bytes], Any], table: _Table, download_hint: str, numbered: tuple[int, bytes]) -> Any:
@@ -339,6 +347,7 @@ def _file_error(path: Path, reason: str, download_hint: str) -> UserError:
     return corrupt_file_error(path, reason, download_hint)
 
 
+_ROW_NUMBER = "file_row_number"
 _SOURCE = "read_parquet(?, hive_partitioning = false)"
 _DESCRIBE = "DESCRIBE SELECT * FROM read_parquet(?, hive_partitioning = false)"
 _NUMBERED = "read_parquet(?, hive_partitioning = false, file_row_number = true)"
@@ -364,6 +373,9 @@ def _open_parquet(path: Path, download_hint: str) -> Iterator[Query]:
     try:
         with duckdb.connect(":memory:", config=settings) as connection:
             yield lambda sql, *parameters: connection.execute(sql, [literal, *parameters]).fetchall()
+    except duckdb.ConversionException as error:
+        reason = f"a label is out of range ({str(error).strip().splitlines()[0]})"
+        raise _file_error(path, reason, download_hint) from error
     except duckdb.Error as error:
         first_line = str(error).strip().splitlines()[0]
         raise _file_error(path, f"not a readable Parquet file ({first_line})", download_hint) from error

@@ -304,3 +304,36 @@ def test_errors_of_parquet_files_name_the_columns(folder: Path) -> None:
     text = refusal("parquet:own")
     assert "train.parquet: label -1 at image 0" in text and "(images from 'photo', labels from 'breed')" in text
     assert "Get it again" not in text and "\n" not in text
+
+
+def test_images_that_are_null_or_empty_are_named_by_their_row(folder: Path) -> None:
+    images: list[bytes | None] = [encode(np.zeros((3, 3), np.uint8))] * 8
+    for part in ("train", "test"):
+        write_encoded_parquet(folder / "own" / f"{part}.parquet", images, [0, 1] * 4)
+    for content, message in (
+        (
+            None,
+            "train.parquet: row 5 has no image: NULL is not a readable PNG or JPEG (images from 'image'",
+        ),
+        (b"", "train.parquet: the image in row 5 is not a readable PNG or JPEG (it is empty)"),
+        (b"GIF89a", "train.parquet: the image in row 5 is not a readable PNG or JPEG (its format is another or it is"),
+    ):
+        images[5] = content
+        write_encoded_parquet(folder / "own" / "train.parquet", images, [0, 1] * 4)
+        text = refusal("parquet:own")
+        assert message in text and "0x" not in text
+
+
+@pytest.mark.parametrize("name", ["file_row_number", "File_Row_Number"])
+def test_a_column_with_a_name_of_duckdb_is_refused_by_its_name(folder: Path, name: str) -> None:
+    for part in ("train", "test"):
+        write_table(folder / "own" / f"{part}.parquet", {"image": "BLOB", "label": "BIGINT", name: "BIGINT"})
+    text = refusal("parquet:own")
+    assert f"it has a column '{name}', a name that DuckDB needs itself; rename the column" in text
+
+
+def test_a_label_above_the_largest_integer_is_out_of_range(folder: Path) -> None:
+    for part in ("train", "test"):
+        write_table(folder / "own" / f"{part}.parquet", {"image": "BLOB", "label": "UBIGINT"}, first_label=2**63)
+    text = refusal("parquet:own")
+    assert "train.parquet: a label is out of range (" in text and "not a readable Parquet file" not in text

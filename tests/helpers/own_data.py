@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def write_parquet(
 
 
 def write_encoded_parquet(
-    path: Path, images: list[bytes], labels: list[int], columns: tuple[str, str] = ("image", "label")
+    path: Path, images: Sequence[bytes | None], labels: list[int], columns: tuple[str, str] = ("image", "label")
 ) -> None:
     """Write a Parquet file with a struct of these encoded images and an integer."""
     path.parent.mkdir(parents=True, exist_ok=True)
