@@ -7,7 +7,7 @@ width)` with 1 or 3 channels. Labels: integers, `(images,)` or `(images, 1)`, 0 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,15 @@ def locator_error(text: str, reason: str) -> UserError:
     return UserError(f"dataset {quote(text)}: {reason}.")
 
 
-def find_arrays(names: Mapping[str, str], make_error: MakeError) -> dict[str, str]:
-    """Return role (`train_images`, `train_labels`, `test_images`, `test_labels`) -> name, as in `names`' values.
+def find_arrays(names: Sequence[str], make_error: MakeError) -> dict[str, str]:
+    """Return role (`train_images`, `train_labels`, `test_images`, `test_labels`) -> name.
 
-    `names`: name in lower case -> name. `x_train`, `train_images`, `images_train`, `train_x` ... are understood.
-    Raises UserError if a role is missing.
+    `x_train`, `train_images`, `images_train`, `train_x` ... are understood, in upper and lower case.
+    Raises UserError if a role is missing, or if two names may have it.
     """
     roles: dict[str, str] = {}
-    for lower, name in names.items():
-        match = _KEY.fullmatch(lower)
+    for name in names:
+        match = _KEY.fullmatch(name.lower())
         word = (match[1] or match[3]) if match else None
         if match is None or word is None or (match[1] and match[3]):
             continue
@@ -53,7 +53,7 @@ def find_arrays(names: Mapping[str, str], make_error: MakeError) -> dict[str, st
         roles[role] = name
     missing = [r for r in ("train_images", "train_labels", "test_images", "test_labels") if r not in roles]
     if missing:
-        listed = ", ".join(sorted(names.values())[:20]) or "nothing"
+        listed = ", ".join(sorted(names)[:20]) or "nothing"
         no_test = missing == ["test_images", "test_labels"]
         problem = "it has no test split" if no_test else f"it lacks {', '.join(missing).replace('_', ' ')}"
         raise make_error(

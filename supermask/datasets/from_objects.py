@@ -42,7 +42,7 @@ def dataset_from_objects(value: Any, make_error: MakeError) -> RawDataset:
 
 def _read_objects(value: Any, make_error: MakeError) -> RawDataset:
     if isinstance(value, Mapping):
-        roles = find_arrays({str(name).lower(): str(name) for name in value}, make_error)
+        roles = find_arrays([str(name) for name in value], make_error)
         arrays = {str(name): array for name, array in value.items()}
         items = [arrays[roles[role]] for role in ("train_images", "train_labels", "test_images", "test_labels")]
     elif isinstance(value, tuple | list) and len(value) == 4:

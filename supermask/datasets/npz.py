@@ -53,7 +53,7 @@ def decode(locator: Locator, path: Path, allocate: Allocate) -> RawDataset:
 
     with _open_archive(path, make_error) as archive:
         members = _members(archive, make_error)
-        roles = find_arrays({name.lower(): name for name in members}, make_error)
+        roles = find_arrays(list(members), make_error)
         layouts = {}
         for part in ("train", "test"):
             images = members[roles[f"{part}_images"]]
@@ -82,6 +82,8 @@ def _members(archive: zipfile.ZipFile, make_error: MakeError) -> dict[str, _Memb
         if not info.filename.endswith(".npy"):
             continue
         name = info.filename.removesuffix(".npy")
+        if name in members:
+            raise make_error(f"{name} is in the archive twice; remove one")
         with archive.open(info) as file:
             try:
                 shape, is_fortran, dtype = _read_header(file)

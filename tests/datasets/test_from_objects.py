@@ -259,6 +259,12 @@ def test_items_that_are_dicts_are_refused_with_the_way_to_give_pairs(kind: Any, 
     np.testing.assert_array_equal(read((pairs, pairs)).train.labels, Y)
 
 
+def test_two_names_that_differ_in_case_are_refused() -> None:
+    arrays = {"X_train": X, "x_train": X, "y_train": Y, "x_test": X, "y_test": Y}
+    assert "two arrays may be the train images: X_train and x_train; remove one" in refusal(arrays)
+    assert len(read({name: array for name, array in arrays.items() if name != "x_train"}).train.labels) == 6
+
+
 def test_a_dataset_without_a_length_is_refused() -> None:
     dataset = WithoutLength(lambda index: (X[index], 0))
     text = refusal((dataset, dataset))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ REFUSED_ARRAYS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"y_train": None}, "it lacks train labels: found"),
     ({"train_labels": COLOR["y_train"]}, "two arrays may be the train labels: y_train and train_labels; remove one"),
+    ({"X_train": COLOR["x_train"]}, "two arrays may be the train images: x_train and X_train; remove one"),
+    ({"Y_TEST": COLOR["y_test"]}, "two arrays may be the test labels: y_test and Y_TEST; remove one"),
     ({"y_train": COLOR["y_train"][:-1]}, "y_train has 59 labels for 60 images"),
     ({"y_train": COLOR["y_train"].astype(float)}, "y_train is of type float64; labels are integers from 0 on"),
     ({"y_train": np.eye(3, dtype=int)[COLOR["y_train"]]}, "for one-hot labels take .argmax(1)"),
@@ -88,6 +91,13 @@ def test_unsuitable_arrays_are_refused(folder: Path, changes: dict[str, Any], me
     assert text.startswith("dataset 'npz:own.npz': ")
     assert message in text
     assert "\n" not in text
+
+
+def test_an_array_that_is_in_an_archive_twice_is_refused(folder: Path) -> None:
+    path = write_npz(folder / "own.npz")
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("x_train.npy", archive.read("x_train.npy"))
+    assert "own.npz: x_train is in the archive twice; remove one" in refusal("npz:own.npz")
 
 
 def test_no_pickle_is_ever_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
