@@ -68,19 +68,19 @@ def parse_locator(text: str) -> Locator:
             f"{quote(text)} is not a dataset: {quote(kind)} is not a kind of data{near} Allowed: {LOCATOR_FORMS}."
         )
     path, mark, option = place.partition("#")
+    no_mark = " A path with # cannot be named: rename it, or make a link without # to it." if mark else ""
     if not path or (mark and kind not in ("parquet", "images")):
-        raise UserError(f"{quote(text)} is not a dataset: the form is {PATH_KINDS[kind]}.")
+        raise UserError(f"{quote(text)} is not a dataset: the form is {PATH_KINDS[kind]}.{no_mark}")
     if not mark:
         return Locator(text, kind, path)
     if kind == "parquet":
         columns = tuple(option.split(","))
         if len(columns) != 2 or not all(columns):
-            raise UserError(f"{quote(text)} is not a dataset: the form is {PATH_KINDS[kind]}.")
+            raise UserError(f"{quote(text)} is not a dataset: the form is {PATH_KINDS[kind]}.{no_mark}")
         return Locator(text, kind, path, columns=(columns[0], columns[1]))
     if not re.fullmatch(r"side=[0-9]{1,4}", option, re.ASCII) or not 1 <= int(option[5:]) <= MAX_SIDE_OPTION:
-        raise UserError(
-            f"{quote(text)} is not a dataset: the form is {PATH_KINDS[kind]}, with 1 to {MAX_SIDE_OPTION} pixels."
-        )
+        pixels = f"1 to {MAX_SIDE_OPTION} pixels"
+        raise UserError(f"{quote(text)} is not a dataset: the form is {PATH_KINDS[kind]}, with {pixels}.{no_mark}")
     return Locator(text, kind, path, side=int(option[5:]))
 
 

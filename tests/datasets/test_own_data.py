@@ -270,3 +270,11 @@ def test_locators_are_parsed(text: str, kind: str, path: str) -> None:
 def test_other_forms_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="is not a dataset"):
         parse_locator(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["npz:a#1.npz", "idx:a#1", "parquet:a#1", "images:a#1", "images:a#1#side=8", "parquet:a#1#image,label,x"]
+)
+def test_a_path_with_the_mark_of_options_is_refused_with_the_reason(text: str) -> None:
+    with pytest.raises(UserError, match="A path with # cannot be named: rename it, or make a link without # to it"):
+        parse_locator(text)
