@@ -47,6 +47,7 @@ def _convert(value: Any) -> NDArray[Any]:
     if _is_tensor(value):
         return _convert_tensor(value)
     if _is_pillow_image(value):
+        # Mode F has floats, which the caller judges as those of an array; Pillow would cut them off to integers.
         return np.asarray(value) if value.mode == "F" else convert_image(value)
     if isinstance(value, list | tuple) and any(_is_array(item) for item in value):
         return _stack(value)

@@ -105,6 +105,13 @@ def test_images_of_pillow_are_read_as_image_folders_read_them(mode: str) -> None
         np.testing.assert_array_equal(wanted, RGB.transpose(0, 3, 1, 2))
 
 
+def test_float_images_of_pillow_are_read_as_float_arrays_are() -> None:
+    images = [Image.fromarray(image.astype(np.float32) / 255) for image in X]
+    data = read_items(lambda index: (images[index], index % 2))
+    np.testing.assert_array_equal(data.train.images, X[:, None])
+    assert "is of type float32; give uint8 pixels" in refusal((images, Y, X, Y))
+
+
 def ppm(kind: bytes, maxval: int) -> bytes:
     values = [7] * 20 * (3 if kind in b"P3P6" else 1)
     text = b" ".join(b"%d" % value for value in values) if kind in b"P2P3" else b"".join(b"\0%c" % v for v in values)
