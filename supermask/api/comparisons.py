@@ -8,14 +8,16 @@ from pathlib import Path
 
 from supermask.analysis.comparisons import (
     DEFAULT_MARGIN,
+    OtherResults,
     ResultComparison,
     TableColumns,
+    ValueUnit,
+    column_names,
     compare_results,
     find_metric,
     read_csv_results,
     row_results,
 )
-from supermask.analysis.comparisons.other_results import OtherResults, ValueUnit, column_names
 from supermask.analysis.summary import Metric
 from supermask.api.notebook import settings_to_overrides
 from supermask.api.runs import open_store, study_rows

@@ -16,6 +16,7 @@ from scipy import stats as scipy_stats
 import supermask as sm
 from supermask.analysis.comparisons import (
     OtherResult,
+    OtherResults,
     TableColumns,
     compare_results,
     find_metric,
@@ -25,7 +26,6 @@ from supermask.analysis.comparisons import (
     row_results,
 )
 from supermask.analysis.comparisons.formats import format_csv, format_json, format_text
-from supermask.analysis.comparisons.other_results import OtherResults
 from supermask.core.errors import UserError
 from supermask.core.text import Row
 from supermask.store import tables

@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 from helpers.small_studies import small_plan, train_plan
 
-from supermask.analysis.comparisons import ResultComparison, TableColumns, compare_results, find_metric
-from supermask.analysis.comparisons.other_results import read_csv_results
+from supermask.analysis.comparisons import (
+    ResultComparison,
+    TableColumns,
+    compare_results,
+    find_metric,
+    read_csv_results,
+)
 from supermask.core import pruning
 from supermask.core.rng import Streams
 from supermask.core.types import Weights

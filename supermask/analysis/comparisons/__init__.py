@@ -7,23 +7,21 @@ from supermask.analysis.comparisons.cells import (
     TreatmentCounts,
     compare_results,
 )
-from supermask.analysis.comparisons.other_results import (
-    OtherResult,
-    TableColumns,
-    find_metric,
-    read_csv_results,
-    row_results,
-)
+from supermask.analysis.comparisons.csv_results import TableColumns, ValueUnit, column_names, read_csv_results
+from supermask.analysis.comparisons.other_results import OtherResult, OtherResults, find_metric, row_results
 from supermask.analysis.comparisons.published import PublishedValue, published_rows, published_values
 
 __all__ = [
     "DEFAULT_MARGIN",
     "CellComparison",
     "OtherResult",
+    "OtherResults",
     "PublishedValue",
     "ResultComparison",
     "TableColumns",
     "TreatmentCounts",
+    "ValueUnit",
+    "column_names",
     "compare_results",
     "find_metric",
     "published_rows",

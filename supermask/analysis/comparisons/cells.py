@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from supermask.analysis.comparisons.other_results import OtherResult, OtherResults, check_distinct_runs
+from supermask.analysis.comparisons.matching import (
+    OurCell,
+    group_our_runs,
+    match_results,
+    no_overlap,
+    translate_names,
+    unmatched_notes,
+)
+from supermask.analysis.comparisons.other_results import OtherResult, OtherResults
 from supermask.analysis.stats import Comparison, Equivalence, compare, equivalence, holm
-from supermask.analysis.summary import DENSITY_TOLERANCE, Metric, check_one_experiment
-from supermask.core.errors import UserError, did_you_mean, quote
-from supermask.core.text import Row, format_number, format_percent, pluralize
-from supermask.store.tables import AUXILIARY, DENSE, TREATMENT_SEPARATOR, treatment_labels
+from supermask.analysis.summary import Metric, check_one_experiment
+from supermask.core.errors import UserError, quote
+from supermask.core.text import Row, format_number, pluralize
+from supermask.store.tables import DENSE
 
 CELL_SIGNIFICANCE = 0.01
 """A cell differs by itself if its p is below this; one cell in a hundred does so by chance."""
@@ -121,16 +128,6 @@ class ResultComparison:
         return _summary(self)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Runs of one treatment and level."""
-
-    label: str
-    level: int
-    remaining: float
-    values: dict[str, float]
-
-
 def compare_results(
     rows: Sequence[Row],
     others: OtherResults,
@@ -151,14 +148,14 @@ def compare_results(
     The seeds of two programs have nothing in common, so cells are never paired, and the test is conservative where
     they do. Raises UserError for unknown names, and if no cell has runs on both sides.
     """
-    ours = _our_groups(rows, metric)
+    ours = group_our_runs(rows, metric)
     if not ours:
         raise UserError(
             f"no run of study {quote(study)} with these settings has finished with {metric.column}: `supermask run` it "
             "first, with the same settings and the same --store."
         )
-    labels = _translate(others, names or {}, [DENSE, *treatments])
-    grouped, unmatched = _their_groups(others, labels, ours, by_density)
+    labels = translate_names(others, names or {}, [DENSE, *treatments])
+    grouped, unmatched = match_results(others, labels, ours, by_density)
     cells: list[CellComparison] = []
     dense_values: set[tuple[float, ...]] = set()
     shared = equal = 0
@@ -175,109 +172,15 @@ def compare_results(
         equal += sum(a == b for a, b in pairs)
         cells.append(_compare_cell(mine, theirs, margin))
     if not cells:
-        raise UserError(_no_overlap(others, ours, unmatched, by_density))
+        raise UserError(no_overlap(others, ours, unmatched, by_density))
     adjusted = holm([cell.comparison.p for cell in cells])
     cells = [replace(cell, p_holm=p) for cell, p in zip(cells, adjusted, strict=True)]
-    notes = [*others.notes, *_unmatched_note(others.source, unmatched)]
+    notes = [*others.notes, *unmatched_notes(others.source, unmatched)]
     subject = check_one_experiment(rows)
     return ResultComparison(study, subject, others.source, metric, margin, tuple(cells), shared, equal, tuple(notes))
 
 
-def _our_groups(rows: Sequence[Row], metric: Metric) -> dict[tuple[str, int], _Group]:
-    """Return (label, level) -> finished runs."""
-    grouped: dict[tuple[str, int], list[Row]] = defaultdict(list)
-    for row in rows:
-        value = row.get(metric.column)
-        if row.get("status") == "finished" and isinstance(value, int | float) and math.isfinite(value):
-            for label in treatment_labels(row):
-                if label != AUXILIARY:
-                    grouped[label, int(row["level"] or 0)].append(row)
-    check_distinct_runs((label, level, row["seed"]) for (label, level), group in grouped.items() for row in group)
-    return {
-        (label, level): _Group(
-            label,
-            level,
-            100 * math.fsum(float(row["density"] or 0) for row in group) / len(group),
-            {str(row["seed"]): float(row[metric.column] or 0) * metric.scale for row in group},
-        )
-        for (label, level), group in grouped.items()
-    }
-
-
-def _translate(others: OtherResults, names: Mapping[str, str], ours: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return their name of a treatment -> our labels. Raises UserError for names that are unknown on either side."""
-    theirs = list(dict.fromkeys(result.treatment for result in others.results))
-    for name, label in names.items():
-        if name not in theirs:
-            near = did_you_mean(name, theirs) or "."
-            raise UserError(f"--map {name}={label}: {others.source} has no treatment {quote(name)}{near}")
-        if label and label not in ours:
-            near = did_you_mean(label, ours) or "."
-            raise UserError(f"--map {name}={label}: {quote(label)} is not a treatment of this study{near}")
-    translated: dict[str, tuple[str, ...]] = {}
-    unknown: list[str] = []
-    for name in theirs:
-        if name in names:
-            translated[name] = (names[name],) if names[name] else ()
-        elif name in ours:
-            translated[name] = (name,)
-        else:
-            # A table of `supermask table` joins the labels of a run that belongs to several treatments.
-            parts = [part for part in name.split(TREATMENT_SEPARATOR) if part != AUXILIARY]
-            translated[name] = tuple(part for part in parts if part in ours)
-            if any(part not in ours for part in parts):
-                unknown.append(name)
-    if unknown:
-        first = unknown[0]
-        near = did_you_mean(first, ours) or "."
-        more = f" So are {', '.join(map(quote, unknown[1:5]))}{', ...' if len(unknown) > 5 else ''}." * (
-            len(unknown) > 1
-        )
-        raise UserError(
-            f"{others.source}: treatment {quote(first)} is unknown in this study{near}{more} Map it to one of ours "
-            f"with --map '{first}=OURS', or leave it out with --map '{first}='. Ours: {'; '.join(ours)}."
-        )
-    return translated
-
-
-def _their_groups(
-    others: OtherResults,
-    labels: Mapping[str, tuple[str, ...]],
-    ours: Mapping[tuple[str, int], _Group],
-    by_density: bool,
-) -> tuple[dict[tuple[str, int], list[OtherResult]], dict[tuple[str, str], int]]:
-    """Return (our label, our level) -> their results, and (label, place) -> number of results without a counterpart."""
-    grouped: dict[tuple[str, int], list[OtherResult]] = defaultdict(list)
-    unmatched: dict[tuple[str, str], int] = defaultdict(int)
-    for result in others.results:
-        for label in labels[result.treatment]:
-            level = _matching_level(result, label, ours, by_density)
-            if level is None:
-                place = f"level {result.level}" if not by_density else f"{format_percent(100 * (result.density or 0))}%"
-                unmatched[label, place] += 1
-            else:
-                grouped[label, level].append(result)
-    return grouped, unmatched
-
-
-def _matching_level(
-    result: OtherResult, label: str, ours: Mapping[tuple[str, int], _Group], by_density: bool
-) -> int | None:
-    """Return our level with finished runs that a result belongs to; None if there is none."""
-    if not by_density:
-        assert result.level is not None
-        key = (DENSE if result.level == 0 else label, result.level)
-        return result.level if key in ours else None
-    density = result.density
-    assert density is not None
-    candidates = [group for (name, level), group in ours.items() if name == label or level == 0]
-    nearest = min(candidates, key=lambda group: abs(math.log(group.remaining / 100 / density)), default=None)
-    if nearest is None or not math.isclose(nearest.remaining / 100, density, rel_tol=DENSITY_TOLERANCE):
-        return None
-    return nearest.level
-
-
-def _compare_cell(mine: _Group, theirs: Sequence[OtherResult], margin: float | None) -> CellComparison:
+def _compare_cell(mine: OurCell, theirs: Sequence[OtherResult], margin: float | None) -> CellComparison:
     values, others = list(mine.values.values()), [result.value for result in theirs]
     # Distinct keys on the two sides: the runs are not paired, so the test is Welch's.
     comparison = compare(dict(enumerate(values)), {-1 - place: value for place, value in enumerate(others)})
@@ -304,38 +207,6 @@ def _std(values: Sequence[float]) -> float | None:
         return None
     middle = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1))
-
-
-def _no_overlap(
-    others: OtherResults,
-    ours: Mapping[tuple[str, int], _Group],
-    unmatched: Mapping[tuple[str, str], int],
-    by_density: bool,
-) -> str:
-    if not unmatched:
-        return f"--map leaves out every treatment of {others.source}: there is nothing to compare with."
-    places = list(dict.fromkeys(place for _, place in unmatched))
-    theirs = ", ".join(places[:8]) + (", ..." if len(places) > 8 else "")
-    groups = sorted(ours.values(), key=lambda group: group.level)
-    if by_density:
-        shown = list(dict.fromkeys(f"{format_percent(group.remaining)}%" for group in groups))
-        rule = f"densities match within {DENSITY_TOLERANCE:.0%}; numbers of levels match without --density"
-    else:
-        shown = list(dict.fromkeys(f"level {group.level}" for group in groups))
-        rule = "if the levels of the two have other prune rates, match them with --density COLUMN"
-    here = ", ".join(shown[:30])
-    return (
-        f"no treatment and level of {others.source} has finished runs here. There: {theirs}. Here: {here} of "
-        f"{'; '.join(dict.fromkeys(group.label for group in groups))}. Note: {rule}."
-    )
-
-
-def _unmatched_note(source: str, unmatched: Mapping[tuple[str, str], int]) -> list[str]:
-    if not unmatched:
-        return []
-    places = [f"{label} at {place}" for label, place in unmatched]
-    listed = "; ".join(places[:6]) + ("; ..." if len(places) > 6 else "")
-    return [f"{len(places)} cells of {source} have no finished run here and are left out: {listed}."]
 
 
 def _count(treatment: str, cells: Sequence[CellComparison]) -> TreatmentCounts:
