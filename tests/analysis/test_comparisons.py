@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,24 @@ def test_levels_match_by_density_to_the_nearest_within_two_percent() -> None:
     # 0.61 is within 2% of 0.6, 0.365 of 0.36; 0.30 is next to nothing.
     assert [(cell.treatment, cell.level) for cell in result.cells] == [("dense", 0), ("random", 1), ("random", 2)]
     assert any("random at 30%" in note for note in result.notes)
+
+
+def test_equal_values_are_counted_whatever_their_unit(tmp_path: Path) -> None:
+    # 100 * 0.9807 and 98.07 differ in the last bit.
+    rows = [
+        row | {"early_stop_test_accuracy": round(float(row["early_stop_test_accuracy"] or 0), 4)} for row in our_rows(9)
+    ]
+    assert any(100 * row["early_stop_test_accuracy"] != round(100 * row["early_stop_test_accuracy"], 2) for row in rows)
+    lines = ["treatment,level,seed,value"]
+    lines += [
+        f"{r['treatment']},{r['level']},{r['seed']},{round(100 * r['early_stop_test_accuracy'], 2)}" for r in rows
+    ]
+    others = read_csv_results(write_study(tmp_path, "\n".join(lines)), TableColumns(seed="seed"), ACCURACY)
+    result = compare_results(rows, others, ACCURACY, LABELS, "study")
+    assert (result.shared_runs, result.equal_runs) == (63, 63)
+    # The smallest possible difference of 10,000 test images is one.
+    others = OtherResults("t", tuple(replace(other, value=other.value + 0.01) for other in others.results))
+    assert compare_results(rows, others, ACCURACY, LABELS, "study").equal_runs == 0
 
 
 def test_the_dense_network_repeated_in_front_of_each_treatment_is_one_cell() -> None:

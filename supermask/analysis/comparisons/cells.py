@@ -16,6 +16,7 @@ from supermask.analysis.comparisons.matching import (
 )
 from supermask.analysis.comparisons.other_results import OtherResult, OtherResults
 from supermask.analysis.stats import Comparison, Equivalence, compare, equivalence, holm
+from supermask.analysis.stats.comparison import rounding_error
 from supermask.analysis.summary import Metric, check_one_experiment
 from supermask.core.errors import UserError, quote
 from supermask.core.text import Row, format_number, pluralize
@@ -104,7 +105,7 @@ class ResultComparison:
     shared_runs: int
     """Runs of the same treatment, level and seed on both sides."""
     equal_runs: int
-    """The shared runs with exactly the same value on both sides."""
+    """The shared runs with the same value on both sides, up to the rounding error of a change of units."""
     notes: tuple[str, ...]
     """Sentences on how the others' results were read, and on what is left out."""
 
@@ -169,7 +170,7 @@ def compare_results(
             dense_values.add(values)
         pairs = [(mine.values[result.seed], result.value) for result in theirs if result.seed in mine.values]
         shared += len(pairs)
-        equal += sum(a == b for a, b in pairs)
+        equal += sum(abs(a - b) <= rounding_error((a, b)) for a, b in pairs)
         cells.append(_compare_cell(mine, theirs, margin))
     if not cells:
         raise UserError(no_overlap(others, ours, unmatched, by_density))
