@@ -177,6 +177,33 @@ def test_treatments_are_mapped_and_left_out() -> None:
     assert "not tested" in format_text(result)
 
 
+@pytest.mark.parametrize("by_density", [False, True])
+def test_treatments_with_dense_networks_of_their_own_are_compared_at_level_0(by_density: bool) -> None:
+    rows = [
+        row | {"treatment": label}
+        for label in LABELS
+        for row in our_rows(seed=len(label))
+        if row["treatment"] == ("dense" if row["level"] == 0 else label)
+    ]
+    result = compare_results(rows, theirs(rows), ACCURACY, LABELS, "study", by_density=by_density)
+    assert [(cell.treatment, cell.level) for cell in result.cells] == [
+        (label, level) for label in LABELS for level in range(4)
+    ]
+    assert all(cell.comparison.difference == 0 for cell in result.cells)
+    assert (result.shared_runs, result.equal_runs, result.notes) == (40, 40, ())
+    # The dense network of another treatment is none of theirs, and no dense network is that of the study.
+    others = [other for other in theirs(rows).results if other.treatment == "random"]
+    ours = [row for row in rows if (row["treatment"], row["level"]) != ("random", 0)]
+    result = compare_results(ours, OtherResults("t", tuple(others)), ACCURACY, LABELS, "study", by_density=by_density)
+    assert [(cell.treatment, cell.level) for cell in result.cells] == [("random", level) for level in (1, 2, 3)]
+    assert len(result.notes) == 1
+    dense = OtherResult("dense", 0, 1.0, "0", 95.0)
+    result = compare_results(
+        rows, OtherResults("t", (dense, *others)), ACCURACY, LABELS, "study", by_density=by_density
+    )
+    assert {cell.treatment for cell in result.cells} == {"random"} and "dense" in result.notes[0]
+
+
 @pytest.mark.parametrize(
     ("text", "columns", "message"),
     [

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from supermask.analysis.comparisons.matching import (
     OurCell,
+    find_cell_key,
     group_our_runs,
     match_results,
     no_overlap,
@@ -142,7 +143,8 @@ def compare_results(
     """Compare finished runs with those of others: Welch's test for each treatment and level.
 
     `treatments`: labels of the study, in their order. `names`: their name of a treatment -> our label, or an empty
-    text to leave it out; other names have to be equal to ours. Level 0 is the dense network, whatever its treatment.
+    text to leave it out; other names have to be equal to ours. Level 0 is the dense network, whatever its treatment,
+    unless ours have dense networks of their own.
     `by_density`: match each of their results with our level of the nearest density, at most `DENSITY_TOLERANCE`
     (relative) apart; otherwise levels match by number. `margin` is in the metric's unit.
 
@@ -158,16 +160,16 @@ def compare_results(
     labels = translate_names(others, names or {}, [DENSE, *treatments])
     grouped, unmatched = match_results(others, labels, ours, by_density)
     cells: list[CellComparison] = []
-    dense_values: set[tuple[float, ...]] = set()
+    dense_values: set[tuple[str, tuple[float, ...]]] = set()
     shared = equal = 0
-    for key in sorted(grouped, key=lambda key: ([DENSE, *treatments].index(key[0]), key[1])):
-        theirs, mine = grouped[key], ours[DENSE if key[1] == 0 else key[0], key[1]]
-        if key[1] == 0:
+    for label, level in sorted(grouped, key=lambda key: ([DENSE, *treatments].index(key[0]), key[1])):
+        theirs, mine = grouped[label, level], ours[find_cell_key(ours, label, level)]
+        if level == 0:
             # Tables often repeat the dense network in front of each treatment: it is one cell.
-            values = tuple(sorted(result.value for result in theirs))
-            if values in dense_values:
+            dense = mine.label, tuple(sorted(result.value for result in theirs))
+            if dense in dense_values:
                 continue
-            dense_values.add(values)
+            dense_values.add(dense)
         pairs = [(mine.values[result.seed], result.value) for result in theirs if result.seed in mine.values]
         shared += len(pairs)
         equal += sum(abs(a - b) <= rounding_error((a, b)) for a, b in pairs)

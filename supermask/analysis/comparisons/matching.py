@@ -13,6 +13,9 @@ from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.text import Row, format_percent
 from supermask.store.tables import AUXILIARY, DENSE, TREATMENT_SEPARATOR, treatment_labels
 
+CellKey = tuple[str, int]
+"""(label of the treatment, level)."""
+
 
 @dataclass(frozen=True)
 class OurCell:
@@ -24,9 +27,9 @@ class OurCell:
     values: dict[str, float]
 
 
-def group_our_runs(rows: Sequence[Row], metric: Metric) -> dict[tuple[str, int], OurCell]:
+def group_our_runs(rows: Sequence[Row], metric: Metric) -> dict[CellKey, OurCell]:
     """Return (label, level) -> finished runs."""
-    grouped: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    grouped: dict[CellKey, list[Row]] = defaultdict(list)
     for row in rows:
         value = row.get(metric.column)
         if row.get("status") == "finished" and isinstance(value, int | float) and math.isfinite(value):
@@ -84,11 +87,11 @@ def translate_names(others: OtherResults, names: Mapping[str, str], ours: Sequen
 def match_results(
     others: OtherResults,
     labels: Mapping[str, tuple[str, ...]],
-    ours: Mapping[tuple[str, int], OurCell],
+    ours: Mapping[CellKey, OurCell],
     by_density: bool,
-) -> tuple[dict[tuple[str, int], list[OtherResult]], dict[tuple[str, str], int]]:
+) -> tuple[dict[CellKey, list[OtherResult]], dict[tuple[str, str], int]]:
     """Return (our label, our level) -> their results, and (label, place) -> number of results without a counterpart."""
-    grouped: dict[tuple[str, int], list[OtherResult]] = defaultdict(list)
+    grouped: dict[CellKey, list[OtherResult]] = defaultdict(list)
     unmatched: dict[tuple[str, str], int] = defaultdict(int)
     for result in others.results:
         for label in labels[result.treatment]:
@@ -101,26 +104,32 @@ def match_results(
     return grouped, unmatched
 
 
-def _matching_level(
-    result: OtherResult, label: str, ours: Mapping[tuple[str, int], OurCell], by_density: bool
-) -> int | None:
+def _matching_level(result: OtherResult, label: str, ours: Mapping[CellKey, OurCell], by_density: bool) -> int | None:
     """Return our level with finished runs that a result belongs to; None if there is none."""
     if not by_density:
         assert result.level is not None
-        key = (DENSE if result.level == 0 else label, result.level)
-        return result.level if key in ours else None
+        return result.level if find_cell_key(ours, label, result.level) in ours else None
     density = result.density
     assert density is not None
-    candidates = [group for (name, level), group in ours.items() if name == label or level == 0]
-    nearest = min(candidates, key=lambda group: abs(math.log(group.remaining / 100 / density)), default=None)
+    levels = [level for name, level in ours if name == label and level > 0]
+    candidates = [ours[key] for level in (0, *levels) if (key := find_cell_key(ours, label, level)) in ours]
+    nearest = min(candidates, key=lambda cell: abs(math.log(cell.remaining / 100 / density)), default=None)
     if nearest is None or not math.isclose(nearest.remaining / 100, density, rel_tol=DENSITY_TOLERANCE):
         return None
     return nearest.level
 
 
+def find_cell_key(ours: Mapping[CellKey, OurCell], label: str, level: int) -> CellKey:
+    """Return the key of our runs of a treatment and level, which need not exist.
+
+    At level 0 these are the treatment's own dense network if it has one, else the dense network of the study.
+    """
+    return (label, level) if level or (label, level) in ours else (DENSE, 0)
+
+
 def no_overlap(
     others: OtherResults,
-    ours: Mapping[tuple[str, int], OurCell],
+    ours: Mapping[CellKey, OurCell],
     unmatched: Mapping[tuple[str, str], int],
     by_density: bool,
 ) -> str:
