@@ -165,6 +165,78 @@ def test_the_dense_network_repeated_in_front_of_each_treatment_is_one_cell() -> 
     assert [(cell.treatment, cell.level) for cell in result.cells] == [("dense", 0), ("random", 1)]
 
 
+def test_a_part_of_the_dense_network_s_runs_in_front_of_another_treatment_is_no_second_cell() -> None:
+    values = {"random": (95.0, 95.2, 95.1), "large_final": (95.2, 95.0)}
+    dense = [OtherResult(label, 0, None, str(n), v) for label in LABELS for n, v in enumerate(values[label])]
+    result = compare_results(our_rows(), OtherResults("t", tuple(dense)), ACCURACY, LABELS, "study")
+    assert [(cell.treatment, cell.level, cell.other_n) for cell in result.cells] == [("dense", 0, 3)]
+
+
+@pytest.mark.parametrize("seeds", [("0", "1"), (None, None)])
+@pytest.mark.parametrize(
+    ("treatments", "names", "message"),
+    [
+        (("large_final", "magnitude"), {"magnitude": "large_final"}, "'large_final' and 'magnitude' are both"),
+        (("a", "b"), {"a": "random", "b": "random"}, "'a' and 'b' are both 'random' here"),
+        (("a", "dense"), {"a": "dense"}, "'a' and 'dense' are both 'dense' here"),
+        # Labels of one run that belongs to two treatments, as `supermask table` joins them.
+        (("large_final | random", "random"), {}, "'large_final | random' and 'random' are both 'random' here"),
+    ],
+)
+def test_two_treatments_of_theirs_are_not_one_of_ours(
+    treatments: tuple[str, str], names: dict[str, str], message: str, seeds: tuple[str | None, ...]
+) -> None:
+    level = 0 if "dense" in treatments else 1
+    others = [OtherResult(name, level, 0.6**level, seed, 95.0) for name in treatments for seed in seeds]
+    for by_density in (False, True):
+        with pytest.raises(UserError) as error:
+            compare_results(
+                our_rows(), OtherResults("t", tuple(others)), ACCURACY, LABELS, "study", None, names, by_density
+            )
+        assert message in str(error.value) and "--map" in str(error.value)
+
+
+def test_joined_labels_at_one_level_and_single_ones_at_another_are_one_treatment() -> None:
+    first = [OtherResult("large_final | random", 1, None, str(seed), 95.0) for seed in range(3)]
+    second = [OtherResult(label, 2, None, str(seed), 95.0) for label in LABELS for seed in range(3)]
+    result = compare_results(our_rows(), OtherResults("t", (*first, *second)), ACCURACY, LABELS, "study")
+    assert [(cell.treatment, cell.level, cell.other_n) for cell in result.cells] == [
+        (label, level, 3) for label in LABELS for level in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize("has_seeds", [True, False])
+def test_of_several_densities_at_one_level_the_nearest_is_compared(has_seeds: bool) -> None:
+    others = [
+        OtherResult("random", None, density, str(seed) if has_seeds else None, 95.0 + seed)
+        for density in (1.0, 0.99, 0.61, 0.602, 0.591, 0.36)
+        for seed in range(5)
+    ]
+    result = compare_results(our_rows(), OtherResults("t", tuple(others)), ACCURACY, LABELS, "s", by_density=True)
+    assert [(cell.level, cell.other_n, cell.other_remaining) for cell in result.cells] == [
+        (0, 5, pytest.approx(100)),
+        (1, 5, pytest.approx(60.2)),
+        (2, 5, pytest.approx(36)),
+    ]
+    assert result.notes[0].startswith("3 cells of t are left out: another density of theirs is nearer to the level")
+    assert "random at 99%; random at 61%; random at 59.1%" in result.notes[0]
+    assert ("--seed" in result.notes[0]) == (not has_seeds)
+
+
+def test_a_density_that_varies_between_the_runs_of_a_level_is_one_cell() -> None:
+    """Masks that are drawn or learned: no seed has two of the densities."""
+    runs = [OtherResult("random", None, 0.6 + 0.002 * seed, str(seed), 95.0 + seed) for seed in range(5)]
+    result = compare_results(our_rows(), OtherResults("t", tuple(runs)), ACCURACY, LABELS, "s", by_density=True)
+    assert [(cell.level, cell.other_n) for cell in result.cells] == [(1, 5)]
+    # Without seeds it is known where ours vary too.
+    without = OtherResults("t", tuple(replace(run, seed=None) for run in runs))
+    result = compare_results(our_rows(), without, ACCURACY, LABELS, "s", by_density=True)
+    assert [(cell.level, cell.other_n) for cell in result.cells] == [(1, 1)]
+    rows = [row | {"density": float(row["density"] or 0) * (1 + 1e-3 * int(row["seed"] or 0))} for row in our_rows()]
+    result = compare_results(rows, without, ACCURACY, LABELS, "s", by_density=True)
+    assert [(cell.level, cell.other_n) for cell in result.cells] == [(1, 5)]
+
+
 def test_treatments_are_mapped_and_left_out() -> None:
     others = OtherResults(
         "t", tuple(OtherResult(name, 1, None, None, 95.0) for name in ("magnitude", "random", "extra"))

@@ -10,10 +10,10 @@ from supermask.analysis.comparisons.matching import (
     OurCell,
     find_cell_key,
     group_our_runs,
+    left_out_notes,
     match_results,
     no_overlap,
     translate_names,
-    unmatched_notes,
 )
 from supermask.analysis.comparisons.other_results import OtherResult, OtherResults
 from supermask.analysis.stats import Comparison, Equivalence, compare, equivalence, holm
@@ -149,7 +149,8 @@ def compare_results(
     (relative) apart; otherwise levels match by number. `margin` is in the metric's unit.
 
     The seeds of two programs have nothing in common, so cells are never paired, and the test is conservative where
-    they do. Raises UserError for unknown names, and if no cell has runs on both sides.
+    they do. Raises UserError for unknown names, if two of their treatments are one of ours, and if no cell has runs on
+    both sides.
     """
     ours = group_our_runs(rows, metric)
     if not ours:
@@ -158,27 +159,20 @@ def compare_results(
             "first, with the same settings and the same --store."
         )
     labels = translate_names(others, names or {}, [DENSE, *treatments])
-    grouped, unmatched = match_results(others, labels, ours, by_density)
+    matched = match_results(others, labels, ours, by_density)
+    if not matched.cells:
+        raise UserError(no_overlap(others, ours, matched.left_out, by_density))
     cells: list[CellComparison] = []
-    dense_values: set[tuple[str, tuple[float, ...]]] = set()
     shared = equal = 0
-    for label, level in sorted(grouped, key=lambda key: ([DENSE, *treatments].index(key[0]), key[1])):
-        theirs, mine = grouped[label, level], ours[find_cell_key(ours, label, level)]
-        if level == 0:
-            # Tables often repeat the dense network in front of each treatment: it is one cell.
-            dense = mine.label, tuple(sorted(result.value for result in theirs))
-            if dense in dense_values:
-                continue
-            dense_values.add(dense)
+    for label, level in sorted(matched.cells, key=lambda key: ([DENSE, *treatments].index(key[0]), key[1])):
+        theirs, mine = matched.cells[label, level], ours[find_cell_key(ours, label, level)]
         pairs = [(mine.values[result.seed], result.value) for result in theirs if result.seed in mine.values]
         shared += len(pairs)
         equal += sum(abs(a - b) <= rounding_error((a, b)) for a, b in pairs)
         cells.append(_compare_cell(mine, theirs, margin))
-    if not cells:
-        raise UserError(no_overlap(others, ours, unmatched, by_density))
     adjusted = holm([cell.comparison.p for cell in cells])
     cells = [replace(cell, p_holm=p) for cell, p in zip(cells, adjusted, strict=True)]
-    notes = [*others.notes, *unmatched_notes(others.source, unmatched)]
+    notes = [*others.notes, *left_out_notes(others.source, matched.left_out)]
     subject = check_one_experiment(rows)
     return ResultComparison(study, subject, others.source, metric, margin, tuple(cells), shared, equal, tuple(notes))
 

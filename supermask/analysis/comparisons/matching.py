@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from supermask.analysis.comparisons.other_results import OtherResult, OtherResults, check_distinct_runs
 from supermask.analysis.summary import DENSITY_TOLERANCE, Metric
@@ -24,7 +25,31 @@ class OurCell:
     label: str
     level: int
     remaining: float
+    """Mean weights remaining, in percent."""
+    has_fixed_density: bool
+    """True if prune rates determine the density, and no training that learns a mask."""
     values: dict[str, float]
+    """Seed -> value."""
+
+
+@dataclass(frozen=True)
+class LeftOutCell:
+    """Runs of others that are compared with none of ours."""
+
+    label: str
+    """Our label of their treatment."""
+    place: str
+    """Their level or density."""
+    reason: Literal["no run", "another density is nearer"]
+    has_seeds: bool
+
+
+@dataclass(frozen=True)
+class MatchedResults:
+    """Results of others by our cells."""
+
+    cells: dict[CellKey, list[OtherResult]]
+    left_out: tuple[LeftOutCell, ...]
 
 
 def group_our_runs(rows: Sequence[Row], metric: Metric) -> dict[CellKey, OurCell]:
@@ -42,14 +67,23 @@ def group_our_runs(rows: Sequence[Row], metric: Metric) -> dict[CellKey, OurCell
             label,
             level,
             100 * math.fsum(float(row["density"] or 0) for row in group) / len(group),
+            _has_fixed_density(group),
             {str(row["seed"]): float(row[metric.column] or 0) * metric.scale for row in group},
         )
         for (label, level), group in grouped.items()
     }
 
 
+def _has_fixed_density(rows: Sequence[Row]) -> bool:
+    is_learned = any(row.get("supermask") or row.get("scope") == "threshold" for row in rows)
+    return not is_learned and len({row["density"] for row in rows}) == 1
+
+
 def translate_names(others: OtherResults, names: Mapping[str, str], ours: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return their name of a treatment -> our labels. Raises UserError for names that are unknown on either side."""
+    """Return their name of a treatment -> our labels.
+
+    Raises UserError for names that are unknown on either side, and if two of their treatments are one of ours.
+    """
     theirs = list(dict.fromkeys(result.treatment for result in others.results))
     for name, label in names.items():
         if name not in theirs:
@@ -71,6 +105,13 @@ def translate_names(others: OtherResults, names: Mapping[str, str], ours: Sequen
             translated[name] = tuple(part for part in parts if part in ours)
             if any(part not in ours for part in parts):
                 unknown.append(name)
+    names_by_label: dict[str, str] = {}
+    for name in theirs:
+        # Joined labels are of one run, and a treatment has them at some levels only.
+        for label in translated[name] if name in names or name in ours else ():
+            if label in names_by_label:
+                raise UserError(_two_names(others.source, names_by_label[label], name, label))
+            names_by_label[label] = name
     if unknown:
         first = unknown[0]
         near = did_you_mean(first, ours) or "."
@@ -84,24 +125,93 @@ def translate_names(others: OtherResults, names: Mapping[str, str], ours: Sequen
     return translated
 
 
+def _two_names(source: str, first: str, second: str, label: str) -> str:
+    return (
+        f"{source}: {quote(first)} and {quote(second)} are both {quote(label)} here, and their runs are not one "
+        "treatment's: leave out one of the two with --map THEIRS=."
+    )
+
+
 def match_results(
     others: OtherResults,
     labels: Mapping[str, tuple[str, ...]],
     ours: Mapping[CellKey, OurCell],
     by_density: bool,
-) -> tuple[dict[CellKey, list[OtherResult]], dict[tuple[str, str], int]]:
-    """Return (our label, our level) -> their results, and (label, place) -> number of results without a counterpart."""
-    grouped: dict[CellKey, list[OtherResult]] = defaultdict(list)
-    unmatched: dict[tuple[str, str], int] = defaultdict(int)
+) -> MatchedResults:
+    """Match their results with our cells by level, or by density. `labels`: their name of a treatment -> our labels.
+
+    Raises UserError if runs of two of their treatments meet in one cell.
+    """
+    cells: dict[CellKey, list[OtherResult]] = defaultdict(list)
+    left_out: list[LeftOutCell] = []
     for result in others.results:
         for label in labels[result.treatment]:
             level = _matching_level(result, label, ours, by_density)
             if level is None:
-                place = f"level {result.level}" if not by_density else f"{format_percent(100 * (result.density or 0))}%"
-                unmatched[label, place] += 1
+                left_out.append(_leave_out(label, result, by_density, "no run"))
             else:
-                grouped[label, level].append(result)
-    return grouped, unmatched
+                cells[label, level].append(result)
+    for (label, level), results in cells.items():
+        _check_distinct_treatments(others.source, label, results)
+        if by_density:
+            kept, farther = _split_by_density(results, ours[find_cell_key(ours, label, level)])
+            left_out += [_leave_out(label, result, by_density, "another density is nearer") for result in farther]
+            cells[label, level] = kept
+    return MatchedResults(_drop_repeated_dense(cells, ours), tuple(dict.fromkeys(left_out)))
+
+
+def _leave_out(
+    label: str, result: OtherResult, by_density: bool, reason: Literal["no run", "another density is nearer"]
+) -> LeftOutCell:
+    place = f"{format_percent(100 * (result.density or 0))}%" if by_density else f"level {result.level}"
+    return LeftOutCell(label, place, reason, result.seed is not None)
+
+
+def _check_distinct_treatments(source: str, label: str, results: Sequence[OtherResult]) -> None:
+    """Raise UserError if several of their treatments are in one cell, unless their seeds are known and distinct."""
+    names = list(dict.fromkeys(result.treatment for result in results))
+    seeds = {result.seed for result in results}
+    if len(names) > 1 and (None in seeds or len(seeds) < len(results)):
+        raise UserError(_two_names(source, names[0], names[1], label))
+
+
+def _split_by_density(results: Sequence[OtherResult], mine: OurCell) -> tuple[list[OtherResult], list[OtherResult]]:
+    """Return (results of their level that is nearest in density to ours, those of their other levels).
+
+    If only densities are known, they are of several levels if a seed occurs twice; without seeds, if ours has the same
+    density in all runs.
+    """
+    seeds = [result.seed for result in results]
+    if any(result.level is None for result in results):
+        varies = not mine.has_fixed_density if None in seeds else len(set(seeds)) == len(seeds)
+        if varies:
+            return list(results), []
+    by_place: dict[float | None, list[OtherResult]] = defaultdict(list)
+    for result in results:
+        by_place[result.density if result.level is None else result.level].append(result)
+    nearest = min(by_place, key=lambda place: min(_log_distance(result, mine) for result in by_place[place]))
+    return by_place[nearest], [result for place in by_place if place != nearest for result in by_place[place]]
+
+
+def _log_distance(result: OtherResult, mine: OurCell) -> float:
+    """Return the distance of two densities as |log(ratio)|; infinity if one is unknown or 0."""
+    if not result.density or not mine.remaining:
+        return math.inf
+    return abs(math.log(mine.remaining / 100 / result.density))
+
+
+def _drop_repeated_dense(
+    cells: Mapping[CellKey, list[OtherResult]], ours: Mapping[CellKey, OurCell]
+) -> dict[CellKey, list[OtherResult]]:
+    """Return the cells with the dense network once: tables often repeat all or some of it for each treatment."""
+    repeated: set[CellKey] = set()
+    kept: dict[CellKey, list[Counter[float]]] = defaultdict(list)
+    for key in sorted((key for key in cells if key[1] == 0), key=lambda key: -len(cells[key])):
+        values, earlier = Counter(result.value for result in cells[key]), kept[find_cell_key(ours, *key)]
+        if any(not values - others for others in earlier):
+            repeated.add(key)
+        earlier.append(values)
+    return {key: results for key, results in cells.items() if key not in repeated}
 
 
 def _matching_level(result: OtherResult, label: str, ours: Mapping[CellKey, OurCell], by_density: bool) -> int | None:
@@ -109,12 +219,10 @@ def _matching_level(result: OtherResult, label: str, ours: Mapping[CellKey, OurC
     if not by_density:
         assert result.level is not None
         return result.level if find_cell_key(ours, label, result.level) in ours else None
-    density = result.density
-    assert density is not None
     levels = [level for name, level in ours if name == label and level > 0]
     candidates = [ours[key] for level in (0, *levels) if (key := find_cell_key(ours, label, level)) in ours]
-    nearest = min(candidates, key=lambda cell: abs(math.log(cell.remaining / 100 / density)), default=None)
-    if nearest is None or not math.isclose(nearest.remaining / 100, density, rel_tol=DENSITY_TOLERANCE):
+    nearest = min(candidates, key=lambda cell: _log_distance(result, cell), default=None)
+    if nearest is None or not math.isclose(nearest.remaining / 100, result.density or 0.0, rel_tol=DENSITY_TOLERANCE):
         return None
     return nearest.level
 
@@ -128,32 +236,40 @@ def find_cell_key(ours: Mapping[CellKey, OurCell], label: str, level: int) -> Ce
 
 
 def no_overlap(
-    others: OtherResults,
-    ours: Mapping[CellKey, OurCell],
-    unmatched: Mapping[tuple[str, str], int],
-    by_density: bool,
+    others: OtherResults, ours: Mapping[CellKey, OurCell], left_out: Sequence[LeftOutCell], by_density: bool
 ) -> str:
-    if not unmatched:
+    """Return the message on results that have no cell in common with ours."""
+    if not left_out:
         return f"--map leaves out every treatment of {others.source}: there is nothing to compare with."
-    places = list(dict.fromkeys(place for _, place in unmatched))
+    places = list(dict.fromkeys(cell.place for cell in left_out))
     theirs = ", ".join(places[:8]) + (", ..." if len(places) > 8 else "")
-    groups = sorted(ours.values(), key=lambda group: group.level)
+    cells = sorted(ours.values(), key=lambda cell: cell.level)
     if by_density:
-        shown = list(dict.fromkeys(f"{format_percent(group.remaining)}%" for group in groups))
+        shown = list(dict.fromkeys(f"{format_percent(cell.remaining)}%" for cell in cells))
         rule = f"densities match within {DENSITY_TOLERANCE:.0%}; numbers of levels match without --density"
     else:
-        shown = list(dict.fromkeys(f"level {group.level}" for group in groups))
+        shown = list(dict.fromkeys(f"level {cell.level}" for cell in cells))
         rule = "if the levels of the two have other prune rates, match them with --density COLUMN"
     here = ", ".join(shown[:30])
     return (
         f"no treatment and level of {others.source} has finished runs here. There: {theirs}. Here: {here} of "
-        f"{'; '.join(dict.fromkeys(group.label for group in groups))}. Note: {rule}."
+        f"{'; '.join(dict.fromkeys(cell.label for cell in cells))}. Note: {rule}."
     )
 
 
-def unmatched_notes(source: str, unmatched: Mapping[tuple[str, str], int]) -> list[str]:
-    if not unmatched:
-        return []
-    places = [f"{label} at {place}" for label, place in unmatched]
-    listed = "; ".join(places[:6]) + ("; ..." if len(places) > 6 else "")
-    return [f"{len(places)} cells of {source} have no finished run here and are left out: {listed}."]
+def left_out_notes(source: str, left_out: Sequence[LeftOutCell]) -> list[str]:
+    """Return a sentence on the cells that are left out for each reason."""
+    notes = []
+    for reason in dict.fromkeys(cell.reason for cell in left_out):
+        cells = [cell for cell in left_out if cell.reason == reason]
+        listed = "; ".join(f"{cell.label} at {cell.place}" for cell in cells[:6]) + ("; ..." if len(cells) > 6 else "")
+        if reason == "no run":
+            notes.append(f"{len(cells)} cells of {source} have no finished run here and are left out: {listed}.")
+        else:
+            without_seeds = not all(cell.has_seeds for cell in cells)
+            hint = " If the density varies between runs of one level, name their seeds with --seed." * without_seeds
+            notes.append(
+                f"{len(cells)} cells of {source} are left out: another density of theirs is nearer to the level here. "
+                f"{listed}.{hint}"
+            )
+    return notes
