@@ -172,6 +172,52 @@ def test_a_part_of_the_dense_network_s_runs_in_front_of_another_treatment_is_no_
     assert [(cell.treatment, cell.level, cell.other_n) for cell in result.cells] == [("dense", 0, 3)]
 
 
+def test_equal_levels_of_other_prune_rates_are_not_compared() -> None:
+    """Level 1 there has 80% of the weights, here 60%; level 2 there is nearly level 1 here, level 4 is there alone."""
+    rates = {0: 1.0, 1: 0.8, 2: 0.605, 3: 0.45, 4: 0.36}
+    others = [
+        OtherResult(label, level, rates[level], str(seed), 95.0)
+        for label, level in [("dense", 0), *(("random", level) for level in (1, 2, 3, 4))]
+        for seed in range(5)
+    ]
+    result = compare_results(our_rows(), OtherResults("t", tuple(others)), ACCURACY, LABELS, "study")
+    assert [(cell.treatment, cell.level) for cell in result.cells] == [("dense", 0)]
+    assert result.notes == (
+        "1 cells of t have no finished run here and are left out: random at level 4.",
+        "3 cells of t are left out: other weights remaining than at that level here. random at level 1 (80%, here "
+        "60%); random at level 2 (60.5%, here 36%); random at level 3 (45%, here 21.6%). --density COLUMN matches "
+        "levels by weights remaining.",
+    )
+    by_density = compare_results(
+        our_rows(), OtherResults("t", tuple(others)), ACCURACY, LABELS, "study", by_density=True
+    )
+    assert [(cell.treatment, cell.level) for cell in by_density.cells] == [("dense", 0), ("random", 1), ("random", 2)]
+    # No level here is near 80%, so --density would not help.
+    first = tuple(other for other in others if other.level in (0, 1))
+    result = compare_results(our_rows(), OtherResults("t", first), ACCURACY, LABELS, "study")
+    assert len(result.notes) == 1 and "--density" not in result.notes[0]
+    with pytest.raises(UserError, match=r"There: level 1 \(80%, here 60%\)\. Here: level 0"):
+        compare_results(our_rows(), OtherResults("t", first[5:]), ACCURACY, LABELS, "study")
+
+
+def test_a_cell_is_left_out_if_one_of_its_runs_has_another_density() -> None:
+    others = [OtherResult("random", 1, density, None, 95.0) for density in (0.6, 0.605, 0.62)]
+    others += [OtherResult("random", 2, density, None, 95.0) for density in (0.36, None)]
+    result = compare_results(our_rows(), OtherResults("t", tuple(others)), ACCURACY, LABELS, "study")
+    assert [(cell.level, cell.other_n) for cell in result.cells] == [(2, 2)]
+    assert "random at level 1 (60 to 62%, here 60%)" in result.notes[0]
+
+
+@pytest.mark.parametrize("column", [{"supermask": "bernoulli"}, {"scope": "threshold"}, {}])
+def test_densities_that_training_determines_do_not_have_to_agree(column: Row) -> None:
+    rows = [row | column for row in our_rows()]
+    if not column:
+        rows = [row | {"density": float(row["density"] or 0) + 1e-4 * int(row["seed"] or 0)} for row in rows]
+    others = [OtherResult("random", 1, density, None, 95.0) for density in (0.5, 0.65, 0.7)]
+    result = compare_results(rows, OtherResults("t", tuple(others)), ACCURACY, LABELS, "study")
+    assert [(cell.level, cell.other_n) for cell in result.cells] == [(1, 3)] and result.notes == ()
+
+
 @pytest.mark.parametrize("seeds", [("0", "1"), (None, None)])
 @pytest.mark.parametrize(
     ("treatments", "names", "message"),

@@ -146,7 +146,8 @@ def compare_results(
     text to leave it out; other names have to be equal to ours. Level 0 is the dense network, whatever its treatment,
     unless ours have dense networks of their own.
     `by_density`: match each of their results with our level of the nearest density, at most `DENSITY_TOLERANCE`
-    (relative) apart; otherwise levels match by number. `margin` is in the metric's unit.
+    (relative) apart; otherwise levels match by number, and their densities have to agree as closely if both are known
+    and determined by prune rates. `margin` is in the metric's unit.
 
     The seeds of two programs have nothing in common, so cells are never paired, and the test is conservative where
     they do. Raises UserError for unknown names, if two of their treatments are one of ours, and if no cell has runs on

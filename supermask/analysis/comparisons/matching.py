@@ -32,6 +32,10 @@ class OurCell:
     """Seed -> value."""
 
 
+LeftOutReason = Literal["no run", "other density", "farther density"]
+"""No finished run here; other weights remaining than at that level here; another of their densities is nearer."""
+
+
 @dataclass(frozen=True)
 class LeftOutCell:
     """Runs of others that are compared with none of ours."""
@@ -40,8 +44,9 @@ class LeftOutCell:
     """Our label of their treatment."""
     place: str
     """Their level or density."""
-    reason: Literal["no run", "another density is nearer"]
-    has_seeds: bool
+    reason: LeftOutReason
+    hint: str = ""
+    """Sentence on what to do."""
 
 
 @dataclass(frozen=True)
@@ -142,29 +147,53 @@ def match_results(
 
     Raises UserError if runs of two of their treatments meet in one cell.
     """
-    cells: dict[CellKey, list[OtherResult]] = defaultdict(list)
+    grouped: dict[CellKey, list[OtherResult]] = defaultdict(list)
     left_out: list[LeftOutCell] = []
     for result in others.results:
         for label in labels[result.treatment]:
             level = _matching_level(result, label, ours, by_density)
             if level is None:
-                left_out.append(_leave_out(label, result, by_density, "no run"))
+                left_out.append(LeftOutCell(label, _place(result, by_density), "no run"))
             else:
-                cells[label, level].append(result)
-    for (label, level), results in cells.items():
+                grouped[label, level].append(result)
+    cells: dict[CellKey, list[OtherResult]] = {}
+    for (label, level), results in grouped.items():
         _check_distinct_treatments(others.source, label, results)
+        mine = ours[find_cell_key(ours, label, level)]
         if by_density:
-            kept, farther = _split_by_density(results, ours[find_cell_key(ours, label, level)])
-            left_out += [_leave_out(label, result, by_density, "another density is nearer") for result in farther]
-            cells[label, level] = kept
+            cells[label, level], farther = _split_by_density(results, mine)
+            for result in farther:
+                hint = "If the density varies between runs of one level, name their seeds with --seed."
+                place, hint = _place(result, by_density), hint if result.seed is None else ""
+                left_out.append(LeftOutCell(label, place, "farther density", hint))
+        elif _has_other_density(results, mine):
+            is_near = any(_matching_level(result, label, ours, by_density=True) is not None for result in results)
+            hint = "--density COLUMN matches levels by weights remaining." if is_near else ""
+            left_out.append(LeftOutCell(label, _describe_densities(results, mine), "other density", hint))
+        else:
+            cells[label, level] = results
     return MatchedResults(_drop_repeated_dense(cells, ours), tuple(dict.fromkeys(left_out)))
 
 
-def _leave_out(
-    label: str, result: OtherResult, by_density: bool, reason: Literal["no run", "another density is nearer"]
-) -> LeftOutCell:
-    place = f"{format_percent(100 * (result.density or 0))}%" if by_density else f"level {result.level}"
-    return LeftOutCell(label, place, reason, result.seed is not None)
+def _place(result: OtherResult, by_density: bool) -> str:
+    return f"{format_percent(100 * (result.density or 0))}%" if by_density else f"level {result.level}"
+
+
+def _has_other_density(results: Sequence[OtherResult], mine: OurCell) -> bool:
+    """Return True if a run of theirs has other weights remaining than ours, and prune rates determine ours."""
+    densities = [result.density for result in results if result.density is not None]
+    return mine.has_fixed_density and not all(_is_near(density, mine) for density in densities)
+
+
+def _is_near(density: float, mine: OurCell) -> bool:
+    return math.isclose(mine.remaining / 100, density, rel_tol=DENSITY_TOLERANCE)
+
+
+def _describe_densities(results: Sequence[OtherResult], mine: OurCell) -> str:
+    """Return `level 1 (80%, here 65.1%)`."""
+    densities = [result.density for result in results if result.density is not None]
+    ends = dict.fromkeys(format_percent(100 * density) for density in (min(densities), max(densities)))
+    return f"level {mine.level} ({' to '.join(ends)}%, here {format_percent(mine.remaining)}%)"
 
 
 def _check_distinct_treatments(source: str, label: str, results: Sequence[OtherResult]) -> None:
@@ -222,7 +251,7 @@ def _matching_level(result: OtherResult, label: str, ours: Mapping[CellKey, OurC
     levels = [level for name, level in ours if name == label and level > 0]
     candidates = [ours[key] for level in (0, *levels) if (key := find_cell_key(ours, label, level)) in ours]
     nearest = min(candidates, key=lambda cell: _log_distance(result, cell), default=None)
-    if nearest is None or not math.isclose(nearest.remaining / 100, result.density or 0.0, rel_tol=DENSITY_TOLERANCE):
+    if nearest is None or not _is_near(result.density or 0.0, nearest):
         return None
     return nearest.level
 
@@ -263,13 +292,13 @@ def left_out_notes(source: str, left_out: Sequence[LeftOutCell]) -> list[str]:
     for reason in dict.fromkeys(cell.reason for cell in left_out):
         cells = [cell for cell in left_out if cell.reason == reason]
         listed = "; ".join(f"{cell.label} at {cell.place}" for cell in cells[:6]) + ("; ..." if len(cells) > 6 else "")
+        subject = f"{len(cells)} cells of {source}"
         if reason == "no run":
-            notes.append(f"{len(cells)} cells of {source} have no finished run here and are left out: {listed}.")
+            sentence = f"{subject} have no finished run here and are left out: {listed}."
+        elif reason == "other density":
+            sentence = f"{subject} are left out: other weights remaining than at that level here. {listed}."
         else:
-            without_seeds = not all(cell.has_seeds for cell in cells)
-            hint = " If the density varies between runs of one level, name their seeds with --seed." * without_seeds
-            notes.append(
-                f"{len(cells)} cells of {source} are left out: another density of theirs is nearer to the level here. "
-                f"{listed}.{hint}"
-            )
+            sentence = f"{subject} are left out: another density of theirs is nearer to the level here. {listed}."
+        hints = dict.fromkeys(cell.hint for cell in cells if cell.hint)
+        notes.append(" ".join([sentence, *hints]))
     return notes
