@@ -27,6 +27,7 @@ from supermask.core.text import Row
 from supermask.reporting.figures import FigureOptions, RenderedFigure, comparison_figure, save_figure
 from supermask.reporting.figures.style import DEFAULT_OPTIONS
 from supermask.store.location import output_path
+from supermask.store.row_files import is_parquet
 from supermask.store.tables import TREATMENT_SEPARATOR, from_parquet
 from supermask.study import Study, StudyLike, load_study
 from supermask.study.plan import make_plan
@@ -142,7 +143,7 @@ def _others(
         _, rows, _ = study_rows(study, overrides, open_store(other_store).root)
         return row_results(rows, metric, f"the store {expand_path(other_store)}")
     assert table is not None
-    if Path(table).suffix == ".parquet":
+    if is_parquet(table):
         return row_results(_rows_of_study(table, loaded), metric, Path(table).name)
     return read_csv_results(table, columns, metric)
 

@@ -6,6 +6,7 @@ store. The id of a run is a hash of its settings, so a row is taken for what its
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -65,6 +66,23 @@ _ACCEPTED = {
     "DOUBLE": {*_INTEGERS, "FLOAT", "DOUBLE"},
 }
 """Type in `COLUMNS` -> types in a file that are read as it."""
+
+
+_MAGIC = b"PAR1"
+"""First bytes of a Parquet file."""
+
+
+def is_parquet(path: str | Path) -> bool:
+    """Return True for a Parquet file, by its first bytes or the suffix of its name, whatever its case."""
+    path = expand_path(path)
+    if path.suffix.lower() == ".parquet":
+        return True
+    try:
+        # Nothing is taken from a pipe, which can be read once.
+        with path.open("rb") if path.is_file() else io.BytesIO() as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
 
 
 def plan_to_parquet(plan: Plan, rows: Sequence[Row]) -> bytes:
@@ -197,7 +215,7 @@ def _open_copy(path: Path) -> Iterator[tuple[DuckDBPyConnection, Path]]:
         raise UserError(f"there is no file {name}. {_WRITE_HINT}") from None
     except OSError as error:
         raise SystemFailure(f"{name} cannot be read: {error.strerror or error}") from error
-    if content[:4] != b"PAR1":
+    if not content.startswith(_MAGIC):
         raise UserError(f"{name} is not a Parquet file. {_WRITE_HINT}")
     # A copy under a plain name: DuckDB takes *, ? and [ in a path for patterns.
     with tempfile.TemporaryDirectory() as folder, duckdb.connect(":memory:") as connection:

@@ -19,6 +19,7 @@ from supermask.analysis.comparisons import (
     OtherResult,
     OtherResults,
     TableColumns,
+    column_names,
     compare_results,
     find_metric,
     published_rows,
@@ -30,6 +31,7 @@ from supermask.analysis.comparisons.formats import format_csv, format_json, form
 from supermask.core.errors import UserError
 from supermask.core.text import Row
 from supermask.store import tables
+from supermask.store.row_files import is_parquet
 from supermask.store.rows import plan_rows
 
 ACCURACY = find_metric("early_stop_test_accuracy")
@@ -330,14 +332,47 @@ def test_treatments_with_dense_networks_of_their_own_are_compared_at_level_0(by_
         ("treatment,level,accuracy\nrandom,1,0.9\n", {}, "no column 'value'"),
         ("treatment,level,values\nrandom,1,0.9\n", {}, "did you mean 'values'?"),
         ("treatment,level,value,value\nrandom,1,0.9,0.8\n", {}, "2 columns are called 'value'"),
-        ("treatment,level,value\nrandom,1,high\n", {}, "line 2: column 'value' has 'high', which is no number"),
+        ("\n,,\n;\r\n", {}, "is empty: give a CSV file"),
+        (
+            "treatment,level,value\nrandom,1,high\n",
+            {},
+            "line 2: column 'value' has 'high', which is no number. Allowed: 98.03, a share such as 0.9803, or 98.03%; "
+            "a run without a result has an empty field.",
+        ),
+        (
+            "\n\ntreatment;level;value\nrandom;1;NA\n",
+            {},
+            "line 4: column 'value' has 'NA', which is no number. Allowed:",
+        ),
+        ("treatment;level;value\nrandom;1;NA\n", {}, "Allowed: 98.03 or 98,03, a share"),
+        (
+            'treatment,level,value\nrandom,1,"98,03"\n',
+            {},
+            "Decimal commas need another separator, such as a semicolon.",
+        ),
+        ("treatment;level;value\nrandom;1;1.234,5\n", {}, "'1.234,5', which is no number"),
+        (
+            "treatment;level;value\nrandom;1;98,03\nrandom;1;98.1\n",
+            {},
+            "has '98,03' in line 2 and '98.1' in line 3: write all of its numbers in one way",
+        ),
+        ("treatment,level,value\nrandom,1,98%\nrandom,1,0.97\n", {}, "has '98%' in line 2 and '0.97' in line 3"),
+        ("treatment,level,value\nrandom,1,98%\n", {"unit": "share"}, "has percent signs: leave out --share"),
+        ("treatment,level,value\nrandom,1,980%\n", {}, "980, which is no accuracy"),
+        (
+            "treatment;level;value\nrandom;1,0;95\n",
+            {},
+            "column 'level' has '1,0', which is no number. Allowed: a whole",
+        ),
+        ("treatment,level,value\nrandom,64%,95\n", {}, "column 'level' has '64%', which is no number"),
+        ("treatment,level,value\nrandom,1e300,95\n", {}, "column 'level' has '1e300', which is not a level"),
         ("treatment,level,value\nrandom,one,0.9\n", {}, "column 'level' has 'one', which is no number"),
         ("treatment,level,value\nrandom,0.64,0.9\n", {}, "which is not a level (0, 1, 2 ...). Shares of weights"),
         ("treatment,level,value\nrandom,-1,0.9\n", {}, "which is not a level"),
         ("treatment,level,value\nrandom,,0.9\n", {}, "column 'level' is empty"),
         ("treatment,level,value\nrandom,inf,0.9\n", {}, "it has to be a finite number"),
         ("treatment,level,value\n,1,0.9\n", {}, "column 'treatment' is empty"),
-        ("treatment,level,value\nrandom,1,\n", {}, "column 'value' has no value in 1 lines"),
+        ("treatment,level,value\nrandom,1,\n", {}, "column 'value' has no value in 1 line."),
         ("treatment,level,value\nrandom,1\n", {}, "line 2: 2 fields where the header has 3"),
         ('treatment,level,value\n"random,1,0.9\n', {}, "not CSV"),
         ("treatment,level,value\nrandom,1,95\n", {"unit": "share"}, "give --percent instead of --share"),
@@ -375,6 +410,11 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "values"),
     [
+        # Blank lines, decimal commas, percent signs, line ends of old Macs.
+        ("\n;;\n \r\ntreatment;level;value\nrandom;1;95\nrandom;1;50,5\n", [95.0, 50.5]),
+        ("treatment\tlevel\tvalue\nrandom\t1\t9,5e1\nrandom\t1\t50,5\n", [95.0, 50.5]),
+        ("treatment;level;value\nrandom;1;0,95 %\nrandom;1;0,5%\nrandom;1;nan\n", [0.95, 0.5]),
+        ("treatment,level,value\rrandom,1,0.95\rrandom,1,0.5", [95.0, 50.0]),
         ("treatment,level,value\nrandom,1,0.95\nrandom,1,0.5\n", [95.0, 50.0]),
         ("treatment;level;value\r\nrandom;1.0;95\r\n\r\nrandom;1;50\r\n", [95.0, 50.0]),
         ("\ufefftreatment\tlevel\tvalue\nrandom\t1\t95\nrandom\t1\tnan\nrandom\t1\t50\n", [95.0, 50.0]),
@@ -384,7 +424,63 @@ def test_separators_units_and_missing_values(tmp_path: Path, text: str, values: 
     read = read_csv_results(write_study(tmp_path, text), TableColumns(), ACCURACY)
     assert [result.value for result in read.results] == pytest.approx(values)
     assert any("is read as" in note for note in read.notes)
-    assert any("have no value" in note for note in read.notes) == ("nan" in text)
+    assert any("has no value" in note for note in read.notes) == ("nan" in text)
+
+
+def test_repeated_header_lines_are_skipped_and_counted(tmp_path: Path) -> None:
+    header = "treatment,level,value,seed"
+    path = write_study(tmp_path, "\n".join([header, "random,1,95,0", header, "random,1,96,1", header, "random,1,97,1"]))
+    columns = TableColumns(unit="percent")
+    read = read_csv_results(path, columns, ACCURACY)
+    assert [result.value for result in read.results] == [95.0, 96.0, 97.0]
+    assert read.notes == ("2 repeated header lines of theirs.csv are skipped.",)
+    with pytest.raises(UserError, match="lines 4 and 6 are the same run"):
+        read_csv_results(path, replace(columns, seed="seed"), ACCURACY)
+
+
+def test_other_metrics_have_decimal_commas_but_iterations_do_not(tmp_path: Path) -> None:
+    path = write_study(tmp_path, "treatment;level;value\nrandom;1;16,500\n")
+    (result,) = read_csv_results(path, TableColumns(), find_metric("final_test_loss")).results
+    assert result.value == 16.5
+    with pytest.raises(UserError, match=r"'16,500', which is no number.*without separators of thousands"):
+        read_csv_results(path, TableColumns(), find_metric("early_stop_iteration"))
+    path = write_study(tmp_path, "treatment,level,value\nrandom,1,9.3%\n")
+    with pytest.raises(UserError, match=r"'9\.3%', which is no number\. Allowed: 0\.0931"):
+        read_csv_results(path, TableColumns(), find_metric("final_test_loss"))
+
+
+def test_densities_with_percent_signs_are_in_percent(tmp_path: Path) -> None:
+    path = write_study(tmp_path, "treatment;left;value\nrandom;0,8 %;95\nrandom;0,5%;95\n")
+    read = read_csv_results(path, TableColumns(level=None, density="left"), ACCURACY)
+    assert [result.density for result in read.results] == pytest.approx([0.008, 0.005])
+    assert "theirs.csv: left is read as percent." in read.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a,b\n1,2\n", ["a", "b"]),
+        ('\n;\n"a;b"; c \r1;2\r', ["a;b", "c"]),
+    ],
+)
+def test_names_of_columns_are_those_of_the_header(tmp_path: Path, text: str, names: list[str]) -> None:
+    assert column_names(write_study(tmp_path, text)) == names
+
+
+def test_parquet_is_told_by_its_first_bytes_or_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.PARQUET").write_bytes(b"")
+    (tmp_path / "b.csv").write_bytes(b"PAR1 and more")
+    (tmp_path / "c.csv").write_bytes(b"PAR")
+    (tmp_path / "d.parquet").mkdir()
+    assert [is_parquet(tmp_path / name) for name in ("a.PARQUET", "b.csv", "c.csv", "d.parquet", "none.csv", ".")] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert column_names(tmp_path / "b.csv") == []
 
 
 @pytest.mark.parametrize(
@@ -454,7 +550,8 @@ def test_the_command_reads_stores_tables_and_rows(tmp_path: Path) -> None:
     made = train_study(tmp_path)
     rows, _ = plan_rows(made.plan, made.open_store())
     table = write_study(tmp_path, tables.to_csv(rows))
-    (tmp_path / "rows.parquet").write_bytes(tables.to_parquet(rows))
+    for name in ("rows.parquet", "ROWS.PARQUET"):
+        (tmp_path / name).write_bytes(tables.to_parquet(rows))
     columns = ["--value", "early_stop_test_accuracy", "--seed", "seed", "--format", "json"]
     answers = []
     for source in (
@@ -462,6 +559,7 @@ def test_the_command_reads_stores_tables_and_rows(tmp_path: Path) -> None:
         ["--store", made.store, "--store", made.store, "--format", "json"],
         ["--rows", tmp_path / "rows.parquet", "--with", table, *columns],
         ["--rows", tmp_path / "rows.parquet", "--with", tmp_path / "rows.parquet", "--format", "json"],
+        ["--rows", tmp_path / "ROWS.PARQUET", "--with", tmp_path / "ROWS.PARQUET", "--format", "json"],
     ):
         status, out, err = call("compare", made.study, *source)
         assert (status, err) == (0, "")
