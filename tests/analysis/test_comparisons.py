@@ -220,6 +220,37 @@ def test_densities_that_training_determines_do_not_have_to_agree(column: Row) ->
     assert [(cell.level, cell.other_n) for cell in result.cells] == [(1, 3)] and result.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("density", "unit", "expected"),
+    [
+        (["0.6", "0.36"], "a share of 1", [0.6, 0.36]),
+        (["60.0%", "36%"], "percent", [0.6, 0.36]),
+        (["1", "0.02"], "a share of 1", [1.0, None]),  # 0.02 is too coarse: it may be 0.015
+        (["60", "1"], "percent", [0.6, None]),
+        (["0.61", ""], "a share of 1", [0.61, None]),
+        (["dense", "0.36"], "", [None, None]),
+        (["0.6", "-1"], "", [None, None]),
+        (["", "nan"], "", [None, None]),
+    ],
+)
+def test_weights_remaining_in_a_csv_table_are_checked(
+    tmp_path: Path, density: list[str], unit: str, expected: list[float | None]
+) -> None:
+    """A column `density`, as `supermask table` writes it, need not be named."""
+    lines = ["treatment,level,value,density", *(f"random,{i + 1},95,{text}" for i, text in enumerate(density))]
+    read = read_csv_results(write_study(tmp_path, "\n".join(lines)), TableColumns(), ACCURACY)
+    assert [result.density for result in read.results] == pytest.approx(expected)
+    assert [note for note in read.notes if "density" in note] == (
+        [f"theirs.csv: density is read as weights remaining, {unit}; levels have to agree in it."] if unit else []
+    )
+    if expected == [0.6, 0.36]:
+        result = compare_results(our_rows(), read, ACCURACY, LABELS, "study")
+        assert [cell.level for cell in result.cells] == [1, 2]
+        rows = [row | {"density": 0.8 ** int(row["level"] or 0)} for row in our_rows()]
+        with pytest.raises(UserError, match=r"level 1 \(60%, here 80%\)"):
+            compare_results(rows, read, ACCURACY, LABELS, "study")
+
+
 @pytest.mark.parametrize("seeds", [("0", "1"), (None, None)])
 @pytest.mark.parametrize(
     ("treatments", "names", "message"),

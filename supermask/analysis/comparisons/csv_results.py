@@ -8,11 +8,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
 from supermask.analysis.comparisons.other_results import OtherResult, OtherResults
-from supermask.analysis.summary import Metric
+from supermask.analysis.summary import DENSITY_TOLERANCE, Metric
 from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
 from supermask.core.text import escape_controls, pluralize
@@ -38,6 +39,10 @@ class TableColumns:
     density: str | None = None
     """Weights remaining, as a share or in percent: percent if one of the numbers is above 1.02 or has a % sign."""
     unit: ValueUnit = "auto"
+
+
+DENSITY_COLUMN = "density"
+"""Column of weights remaining in our own tables. It is read if it exists, as a check of levels."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,8 @@ def read_csv_results(path: str | Path, columns: TableColumns, metric: Metric) ->
     densities: list[float | None] = [None] * len(table.lines)
     density_notes: list[str] = []
     if columns.density:
-        densities, note = _parse_densities(table, columns.density)
-        density_notes.append(note)
+        densities, unit = _parse_densities(table, columns.density)
+        density_notes.append(f"{table.file}: {columns.density} is read as {_UNIT_NAMES[unit]}.")
     seeds = [seed for _, seed in table.column(columns.seed)] if columns.seed else [None] * len(table.lines)
     if columns.seed:
         _check_distinct_lines(table, [treatment for _, treatment in treatments], levels, densities, seeds)
@@ -108,6 +113,8 @@ def read_csv_results(path: str | Path, columns: TableColumns, metric: Metric) ->
         raise UserError(
             f"{table.path}: column {quote(columns.value)} has no value in {pluralize(len(table.lines), 'line')}."
         )
+    if not columns.density:
+        densities, density_notes = _find_densities(table)
     factor, notes = _find_value_factor(table, finished, values.in_percent, columns, metric)
     notes += density_notes
     results = [
@@ -320,17 +327,44 @@ def _find_unit(
     return "percent" if high > 1 else "share"
 
 
-def _parse_densities(table: _Table, name: str) -> tuple[list[float | None], str]:
-    """Return weights remaining as shares, and a note on their unit. Raises UserError for other numbers."""
-    numbers = _parse_numbers(table, name, "percent")
-    densities = [value for value in numbers.values if value is not None]
+def _parse_densities(
+    table: _Table, name: str, allow_missing: bool = False
+) -> tuple[list[float | None], Literal["percent", "share"]]:
+    """Return weights remaining as shares, and the unit that they have. Raises UserError for other numbers."""
+    numbers = _parse_numbers(table, name, "percent", allow_missing)
+    densities = [value for value in numbers.values if value is not None] or [1.0]
     worst = min(densities) if min(densities) <= 0 else max(densities)
     if not 0 < worst <= 102:
         raise UserError(
             f"{table.path}: column {quote(name)} has {worst:g}; weights remaining are a share in (0, 1] or in percent."
         )
     # A dense network may be given as 100.3% or 1.003, by rounding.
-    unit = "percent" if numbers.in_percent or max(densities) > 1.02 else "share"
-    factor = 0.01 if unit == "percent" else 1.0
+    in_percent = numbers.in_percent or max(densities) > 1.02
+    factor = 0.01 if in_percent else 1.0
     shares = [None if value is None else value * factor for value in numbers.values]
-    return shares, f"{table.file}: {name} is read as {_UNIT_NAMES[unit]}."
+    return shares, "percent" if in_percent else "share"
+
+
+def _find_densities(table: _Table) -> tuple[list[float | None], list[str]]:
+    """Return weights remaining from a column that no option names, and a note if there are any.
+
+    They are None where the column is missing or something else, and where its decimals are too few for a check.
+    """
+    none: list[float | None] = [None] * len(table.lines)
+    if table.names.count(DENSITY_COLUMN) != 1:
+        return none, []
+    try:
+        shares, unit = _parse_densities(table, DENSITY_COLUMN, allow_missing=True)
+    except UserError:
+        return none, []
+    texts = [text.rstrip(" %").replace(",", ".") for _, text in table.column(DENSITY_COLUMN)]
+    finite = [Decimal(text) for text in texts if text and math.isfinite(float(text))]
+    decimals = max((-int(number.as_tuple().exponent) for number in finite), default=0)
+    rounding = 0.5 * 10.0**-decimals * (0.01 if unit == "percent" else 1.0)
+    checked = [None if share is None or rounding > DENSITY_TOLERANCE * share else share for share in shares]
+    if not any(checked):
+        return none, []
+    note = (
+        f"{table.file}: {DENSITY_COLUMN} is read as weights remaining, {_UNIT_NAMES[unit]}; levels have to agree in it."
+    )
+    return checked, [note]
