@@ -541,6 +541,33 @@ def test_rows_of_several_settings_are_refused() -> None:
         row_results([*rows, *rows], ACCURACY, "rows.parquet")
 
 
+@pytest.mark.parametrize("value", [1e101, 1e200, 1.7e308])
+def test_values_beyond_the_range_of_a_variance_are_refused(value: float) -> None:
+    loss = find_metric("final_test_loss")
+    rows = [row | {"final_test_loss": 0.1 * int(row["seed"] or 0)} for row in our_rows()]
+    others = OtherResults("t", (*(OtherResult("random", 1, None, None, v) for v in (0.3, value, 3.0)),))
+    with pytest.raises(
+        UserError, match=r"t: final_test_loss of treatment 'random' at level 1 is .*e\+.*at most 1e\+100"
+    ):
+        compare_results(rows, others, loss, LABELS, "study")
+    rows[-1]["final_test_loss"] = value
+    others = OtherResults("t", others.results[:1])
+    with pytest.raises(UserError, match=r"here: final_test_loss of treatment 'random' at level 3 is"):
+        compare_results(rows, others, loss, LABELS, "study")
+
+
+@pytest.mark.parametrize("size", [1e100, 1e77, 1e-90, 1e-200, 5e-324])
+def test_very_large_and_small_values_are_compared(size: float) -> None:
+    loss = find_metric("final_test_loss")
+    rows = [row | {"final_test_loss": 0.1 * size * (1 + int(row["seed"] or 0))} for row in our_rows()]
+    others = tuple(OtherResult("random", 1, None, None, value * size) for value in (0.3, 0.5, 1.0))
+    result = compare_results(rows, OtherResults("t", others), loss, LABELS, "study", margin=0.1)
+    assert "random" in format_text(result) and json.loads(format_json(result))["cells"]
+    if size > 1e-100:
+        welch = scipy_stats.ttest_ind([0.1, 0.2, 0.3, 0.4, 0.5], [0.3, 0.5, 1.0], equal_var=False)
+        assert result.cells[0].comparison.p == pytest.approx(welch.pvalue)
+
+
 def test_no_common_level_is_refused() -> None:
     others = OtherResults("theirs.csv", (OtherResult("random", 9, None, None, 95.0),))
     with pytest.raises(UserError, match=r"There: level 9\. Here: level 0, level 1, level 2, level 3"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from supermask.analysis.comparisons.matching import (
@@ -28,6 +28,9 @@ CELL_SIGNIFICANCE = 0.01
 
 DEFAULT_MARGIN = 0.2
 """Percentage points within which two accuracies near 98% count as equivalent."""
+
+MAX_VALUE = 1e100
+"""Largest value that is compared; the squares of larger ones leave the range of floats."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,9 @@ def compare_results(
             f"no run of study {quote(study)} with these settings has finished with {metric.column}: `supermask run` it "
             "first, with the same settings and the same --store."
         )
+    mine_by_value = ((value, cell.label, cell.level) for cell in ours.values() for value in cell.values.values())
+    _check_range("here", mine_by_value, metric)
+    _check_range(others.source, ((run.value, run.treatment, run.level) for run in others.results), metric)
     labels = translate_names(others, names or {}, [DENSE, *treatments])
     matched = match_results(others, labels, ours, by_density)
     if not matched.cells:
@@ -176,6 +182,17 @@ def compare_results(
     notes = [*others.notes, *left_out_notes(others.source, matched.left_out)]
     subject = check_one_experiment(rows)
     return ResultComparison(study, subject, others.source, metric, margin, tuple(cells), shared, equal, tuple(notes))
+
+
+def _check_range(source: str, runs: Iterable[tuple[float, str, int | None]], metric: Metric) -> None:
+    """Raise UserError if a value cannot be squared. `runs`: (value, treatment, level)."""
+    for value, treatment, level in runs:
+        if abs(value) > MAX_VALUE:
+            place = "" if level is None else f" at level {level}"
+            raise UserError(
+                f"{source}: {metric.column} of treatment {quote(treatment)}{place} is {value:g}; values of at most "
+                f"{MAX_VALUE:g} are compared. Leave out runs that diverged."
+            )
 
 
 def _compare_cell(mine: OurCell, theirs: Sequence[OtherResult], margin: float | None) -> CellComparison:

@@ -275,6 +275,9 @@ def _welch_degrees(squares: tuple[float, float], n: int, m: int) -> float:
     """Welch-Satterthwaite degrees of freedom, from the two squared standard errors."""
     if min(n, m) < 2 or sum(squares) == 0.0:
         return float(n + m - 2)
+    if not 1e-140 < max(squares) < 1e140:
+        # Their squares would leave the range of floats. Only the ratio matters.
+        squares = squares[0] / max(squares), squares[1] / max(squares)
     return float(sum(squares) ** 2 / (squares[0] ** 2 / (n - 1) + squares[1] ** 2 / (m - 1)))
 
 
