@@ -15,6 +15,7 @@ from supermask.analysis.comparisons import (
     column_names,
     compare_results,
     find_metric,
+    parse_name_pairs,
     read_csv_results,
     row_results,
 )
@@ -23,12 +24,12 @@ from supermask.api.notebook import settings_to_overrides
 from supermask.api.runs import open_store, study_rows
 from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, quote
-from supermask.core.text import Row
+from supermask.core.text import Row, escape_controls
 from supermask.reporting.figures import FigureOptions, RenderedFigure, comparison_figure, save_figure
 from supermask.reporting.figures.style import DEFAULT_OPTIONS
 from supermask.store.location import output_path
 from supermask.store.row_files import is_parquet
-from supermask.store.tables import TREATMENT_SEPARATOR, from_parquet
+from supermask.store.tables import DENSE, TREATMENT_SEPARATOR, from_parquet
 from supermask.study import Study, StudyLike, load_study
 from supermask.study.plan import make_plan
 
@@ -77,12 +78,12 @@ def compare_study(
     other_store: str | Path | None = None,
     columns: TableColumns | None = None,
     metric: str = DEFAULT_METRIC,
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | Sequence[str] | None = None,
     margin: float | None = None,
     store: str | Path | None = None,
     rows: str | Path | None = None,
 ) -> ResultComparison:
-    """Compare as `compare` does, with overrides as on the command line."""
+    """Compare as `compare` does, with overrides as on the command line; so are names that are a list: `THEIRS=OURS`."""
     compared_metric = find_metric(metric)
     if margin is None and compared_metric.unit == "percent":
         margin = DEFAULT_MARGIN
@@ -96,6 +97,10 @@ def compare_study(
     ours, notices = _our_rows(study, overrides, store, rows, loaded)
     others = _others(study, overrides, table, other_store, columns or TableColumns(), compared_metric, loaded)
     labels = [treatment.label for treatment in loaded.treatments]
+    if names is not None and not isinstance(names, Mapping):
+        names = parse_name_pairs(
+            names, list(dict.fromkeys(result.treatment for result in others.results)), [DENSE, *labels]
+        )
     compared = compare_results(
         ours, others, compared_metric, labels, loaded.name, margin, names, by_density=bool(columns and columns.density)
     )
@@ -141,7 +146,7 @@ def _others(
 ) -> OtherResults:
     if other_store is not None:
         _, rows, _ = study_rows(study, overrides, open_store(other_store).root)
-        return row_results(rows, metric, f"the store {expand_path(other_store)}")
+        return row_results(rows, metric, f"the store {escape_controls(str(expand_path(other_store)))}")
     assert table is not None
     if is_parquet(table):
         return row_results(_rows_of_study(table, loaded), metric, Path(table).name)

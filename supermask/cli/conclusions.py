@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,10 +24,6 @@ from supermask.cli.app import (
 )
 from supermask.cli.output import echo
 from supermask.core.errors import UserError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 StudiesAndOverrides = Annotated[
     list[str] | None,
@@ -178,7 +174,7 @@ def compare(
         stores[1] if len(stores) == 2 else None,
         columns,
         metric,
-        _parse_map(map or []),
+        map,
         margin,
         stores[0] if stores else None,
         rows,
@@ -191,19 +187,6 @@ def compare(
         _, paths = comparisons.save_comparison_figure(result, out)
         suffixes = ",".join(path.suffix[1:] for path in paths)
         echo(f"{paths[0].with_suffix('')}.{{{suffixes}}}", err=True)
-
-
-def _parse_map(pairs: Sequence[str]) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for pair in pairs:
-        # Labels may contain `=`, as in `lr=0.1`; the last one separates.
-        theirs, separator, ours = pair.rpartition("=")
-        if not separator or not theirs:
-            raise UserError(f"--map {pair}: give THEIRS=OURS, such as --map magnitude=large_final.")
-        if theirs in names:
-            raise UserError(f"--map names {theirs!r} twice: give each of their treatments once.")
-        names[theirs] = ours
-    return names
 
 
 @app.command()

@@ -35,7 +35,7 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     names = list(allowed)
     alias = ALIASES.get(given)
     near = [alias] if alias in names else difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {quote(near[0])}?" if near else ""
 
 
 def quote(value: object) -> str:

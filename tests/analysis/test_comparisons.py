@@ -22,6 +22,7 @@ from supermask.analysis.comparisons import (
     column_names,
     compare_results,
     find_metric,
+    parse_name_pairs,
     published_rows,
     published_values,
     read_csv_results,
@@ -530,6 +531,80 @@ def test_unknown_treatments_are_refused_with_the_nearest_name(
     others = OtherResults("theirs.csv", (OtherResult(treatment, 1, None, None, 95.0),))
     with pytest.raises(UserError) as error:
         compare_results(our_rows(), others, ACCURACY, LABELS, "study", names=names)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m\nb", "x" * 5000, "\u202e" * 90, "it's", "a\x9bb"])
+def test_names_of_theirs_are_quoted_and_cut_in_messages(tmp_path: Path, name: str) -> None:
+    def message(name: str, names: dict[str, str], ours: list[str] = LABELS) -> str:
+        others = OtherResults(f"{name[:40]}.csv", (OtherResult(name, 9, None, None, 95.0),))
+        with pytest.raises(UserError) as error:
+            compare_results(our_rows(), others, ACCURACY, ours, "study", names=names)
+        return str(error.value)
+
+    texts = [
+        message(name, {}),
+        message(name, {name + "y": "random"}),
+        message(name, {name: name + "y"}),
+        message(name, {name: name + "y"}, [*LABELS, name]),
+        message(name, {name: "random"}),
+        message(name, {name: ""}),
+    ]
+    header = f'treatment,level,"{name}"\n'
+    path = write_study(
+        tmp_path, f'{header}"{name}",1,95\n"{name}",1,"{name}"\n', f"{name[:9].replace(chr(10), '')}.csv"
+    )
+    for columns in (TableColumns(), TableColumns(value=name), TableColumns(value=name + "y")):
+        with pytest.raises(UserError) as error:
+            read_csv_results(path, columns, ACCURACY)
+        texts.append(str(error.value))
+    for text in texts:
+        assert len(text) < 700, text
+        assert not set(text) & {chr(code) for code in (*range(32), *range(127, 160))}, text
+
+
+def test_messages_show_a_name_as_a_shell_takes_it() -> None:
+    for name, shown in (
+        ("it's", """--map 'it'"'"'s=OURS'"""),
+        ("plain", "--map plain=OURS"),
+        ("a\nb", "--map THEIRS=OURS"),
+    ):
+        others = OtherResults("theirs.csv", (OtherResult(name, 1, None, None, 95.0),))
+        with pytest.raises(UserError) as error:
+            compare_results(our_rows(), others, ACCURACY, LABELS, "study")
+        assert shown in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "names"),
+    [
+        (["magnitude=large_final"], {"magnitude": "large_final"}),
+        (["fast=lr=0.1"], {"fast": "lr=0.1"}),
+        (["lr=1=lr=0.1", "lottery="], {"lr=1": "lr=0.1", "lottery": ""}),
+        (["lr=1="], {"lr=1": ""}),
+        # Nothing of it exists: the last one separates, and `compare_results` names what is unknown.
+        (["a=b=c"], {"a=b": "c"}),
+        (["fast=b=c"], {"fast": "b=c"}),
+        (["a=b=lr=0.1"], {"a=b": "lr=0.1"}),
+    ],
+)
+def test_a_pair_is_split_where_both_names_exist(pairs: list[str], names: dict[str, str]) -> None:
+    theirs, ours = ["magnitude", "fast", "lr=1", "lottery"], ["dense", "large_final", "lr=0.1"]
+    assert parse_name_pairs(pairs, theirs, ours) == names
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["magnitude"], "--map 'magnitude': give THEIRS=OURS"),
+        (["=large_final"], "--map '=large_final': give THEIRS=OURS"),
+        (["a=x", "a="], "--map names 'a' twice"),
+        (["a=b=x"], "--map 'a=b=x' can be read as 'a' to 'b=x' and as 'a=b' to 'x'"),
+    ],
+)
+def test_pairs_that_cannot_be_split_are_refused(pairs: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_name_pairs(pairs, ["a", "a=b"], ["x", "b=x"])
     assert message in str(error.value)
 
 

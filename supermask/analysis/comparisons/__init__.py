@@ -8,6 +8,7 @@ from supermask.analysis.comparisons.cells import (
     compare_results,
 )
 from supermask.analysis.comparisons.csv_results import TableColumns, ValueUnit, column_names, read_csv_results
+from supermask.analysis.comparisons.matching import parse_name_pairs
 from supermask.analysis.comparisons.other_results import OtherResult, OtherResults, find_metric, row_results
 from supermask.analysis.comparisons.published import PublishedValue, published_rows, published_values
 
@@ -24,6 +25,7 @@ __all__ = [
     "column_names",
     "compare_results",
     "find_metric",
+    "parse_name_pairs",
     "published_rows",
     "published_values",
     "read_csv_results",

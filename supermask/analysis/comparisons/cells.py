@@ -20,7 +20,7 @@ from supermask.analysis.stats import Comparison, Equivalence, compare, equivalen
 from supermask.analysis.stats.comparison import rounding_error
 from supermask.analysis.summary import Metric, check_one_experiment
 from supermask.core.errors import UserError, quote
-from supermask.core.text import Row, format_number, pluralize
+from supermask.core.text import Row, escape_controls, format_number, pluralize
 from supermask.store.tables import DENSE
 
 CELL_SIGNIFICANCE = 0.01
@@ -164,7 +164,9 @@ def compare_results(
         )
     mine_by_value = ((value, cell.label, cell.level) for cell in ours.values() for value in cell.values.values())
     _check_range("here", mine_by_value, metric)
-    _check_range(others.source, ((run.value, run.treatment, run.level) for run in others.results), metric)
+    _check_range(
+        escape_controls(others.source), ((run.value, run.treatment, run.level) for run in others.results), metric
+    )
     labels = translate_names(others, names or {}, [DENSE, *treatments])
     matched = match_results(others, labels, ours, by_density)
     if not matched.cells:

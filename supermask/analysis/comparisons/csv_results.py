@@ -51,6 +51,7 @@ class _Table:
 
     path: str
     """Path for messages."""
+    name: str
     file: str
     """Name for notes."""
     separator: str
@@ -130,7 +131,7 @@ def read_csv_results(path: str | Path, columns: TableColumns, metric: Metric) ->
     if missing := len(table.lines) - len(finished):
         has = "has no value and is" if missing == 1 else "have no value and are"
         notes.append(f"{missing} of {pluralize(len(table.lines), 'line')} of {table.file} {has} left out.")
-    return OtherResults(table.file, tuple(results), tuple(notes))
+    return OtherResults(table.name, tuple(results), tuple(notes))
 
 
 def _read_table(path: Path) -> _Table:
@@ -164,7 +165,7 @@ def _read_table(path: Path) -> _Table:
             lines.append((number, fields))
     except csv.Error as error:
         raise UserError(f"{shown}, line {skipped + reader.line_num}: not CSV: {error}.") from None
-    return _Table(shown, path.name, separator, names, lines, repeated_headers)
+    return _Table(shown, path.name, escape_controls(path.name), separator, names, lines, repeated_headers)
 
 
 def _read_text(path: Path, shown: str) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from supermask.analysis.comparisons.other_results import OtherResult, OtherResults, check_distinct_runs
 from supermask.analysis.summary import DENSITY_TOLERANCE, Metric
-from supermask.core.errors import UserError, did_you_mean, quote
-from supermask.core.text import Row, format_percent
+from supermask.core.errors import UserError, did_you_mean, quote, sanitize
+from supermask.core.text import Row, escape_controls, format_percent
 from supermask.store.tables import AUXILIARY, DENSE, TREATMENT_SEPARATOR, treatment_labels
+
+MAX_LISTED = 30
+"""Treatments, levels or densities that a message lists."""
 
 CellKey = tuple[str, int]
 """(label of the treatment, level)."""
@@ -89,14 +93,16 @@ def translate_names(others: OtherResults, names: Mapping[str, str], ours: Sequen
 
     Raises UserError for names that are unknown on either side, and if two of their treatments are one of ours.
     """
+    source = escape_controls(others.source)
     theirs = list(dict.fromkeys(result.treatment for result in others.results))
     for name, label in names.items():
+        option = f"--map {quote(f'{name}={label}')}"
         if name not in theirs:
             near = did_you_mean(name, theirs) or "."
-            raise UserError(f"--map {name}={label}: {others.source} has no treatment {quote(name)}{near}")
+            raise UserError(f"{option}: {source} has no treatment {quote(name)}{near}")
         if label and label not in ours:
             near = did_you_mean(label, ours) or "."
-            raise UserError(f"--map {name}={label}: {quote(label)} is not a treatment of this study{near}")
+            raise UserError(f"{option}: {quote(label)} is not a treatment of this study{near}")
     translated: dict[str, tuple[str, ...]] = {}
     unknown: list[str] = []
     for name in theirs:
@@ -115,7 +121,7 @@ def translate_names(others: OtherResults, names: Mapping[str, str], ours: Sequen
         # Joined labels are of one run, and a treatment has them at some levels only.
         for label in translated[name] if name in names or name in ours else ():
             if label in names_by_label:
-                raise UserError(_two_names(others.source, names_by_label[label], name, label))
+                raise UserError(_two_names(source, names_by_label[label], name, label))
             names_by_label[label] = name
     if unknown:
         first = unknown[0]
@@ -123,11 +129,42 @@ def translate_names(others: OtherResults, names: Mapping[str, str], ours: Sequen
         more = f" So are {', '.join(map(quote, unknown[1:5]))}{', ...' if len(unknown) > 5 else ''}." * (
             len(unknown) > 1
         )
+        # A name that no terminal shows as it is, or none of one line, is not repeated.
+        theirs_shown = first if first.isprintable() and len(first) <= 40 else "THEIRS"
+        option, leave_out = (shlex.quote(f"{theirs_shown}={ours_shown}") for ours_shown in ("OURS", ""))
         raise UserError(
-            f"{others.source}: treatment {quote(first)} is unknown in this study{near}{more} Map it to one of ours "
-            f"with --map '{first}=OURS', or leave it out with --map '{first}='. Ours: {'; '.join(ours)}."
+            f"{source}: treatment {quote(first)} is unknown in this study{near}{more} Map it to one of ours with --map "
+            f"{option}, or leave it out with --map {leave_out}. Ours: {_list_labels(ours)}."
         )
     return translated
+
+
+def parse_name_pairs(pairs: Sequence[str], theirs: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
+    """Return their name -> our label, or an empty text, from pairs `THEIRS=OURS`.
+
+    Names on both sides may contain `=`, such as `lr=0.1`: a pair is split where both exist. If they do nowhere, it is
+    split after a name of theirs, before a label of ours, or at the last `=`. Raises UserError.
+    """
+    names: dict[str, str] = {}
+    for pair in pairs:
+        splits = [(pair[:i], pair[i + 1 :]) for i, sign in enumerate(pair) if sign == "=" and i > 0]
+        if not splits:
+            raise UserError(f"--map {quote(pair)}: give THEIRS=OURS, such as --map magnitude=large_final.")
+        known = [(name, label) for name, label in splits if name in theirs and label in ("", *ours)]
+        if len(known) > 1:
+            ways = " and as ".join(f"{quote(name)} to {quote(label)}" for name, label in known)
+            raise UserError(f"--map {quote(pair)} can be read as {ways}: rename one of the treatments.")
+        half_known = [split for split in splits if split[0] in theirs] or [s for s in splits if s[1] in ours]
+        name, label = (known or half_known or splits)[-1]
+        if name in names:
+            raise UserError(f"--map names {quote(name)} twice: give each of their treatments once.")
+        names[name] = label
+    return names
+
+
+def _list_labels(labels: Iterable[str]) -> str:
+    shown = list(map(sanitize, dict.fromkeys(labels)))
+    return "; ".join(shown[:MAX_LISTED]) + ("; ..." if len(shown) > MAX_LISTED else "")
 
 
 def _two_names(source: str, first: str, second: str, label: str) -> str:
@@ -158,7 +195,7 @@ def match_results(
                 grouped[label, level].append(result)
     cells: dict[CellKey, list[OtherResult]] = {}
     for (label, level), results in grouped.items():
-        _check_distinct_treatments(others.source, label, results)
+        _check_distinct_treatments(escape_controls(others.source), label, results)
         mine = ours[find_cell_key(ours, label, level)]
         if by_density:
             cells[label, level], farther = _split_by_density(results, mine)
@@ -268,8 +305,9 @@ def no_overlap(
     others: OtherResults, ours: Mapping[CellKey, OurCell], left_out: Sequence[LeftOutCell], by_density: bool
 ) -> str:
     """Return the message on results that have no cell in common with ours."""
+    source = escape_controls(others.source)
     if not left_out:
-        return f"--map leaves out every treatment of {others.source}: there is nothing to compare with."
+        return f"--map leaves out every treatment of {source}: there is nothing to compare with."
     places = list(dict.fromkeys(cell.place for cell in left_out))
     theirs = ", ".join(places[:8]) + (", ..." if len(places) > 8 else "")
     cells = sorted(ours.values(), key=lambda cell: cell.level)
@@ -279,10 +317,10 @@ def no_overlap(
     else:
         shown = list(dict.fromkeys(f"level {cell.level}" for cell in cells))
         rule = "if the levels of the two have other prune rates, match them with --density COLUMN"
-    here = ", ".join(shown[:30])
+    here = ", ".join(shown[:MAX_LISTED])
     return (
-        f"no treatment and level of {others.source} has finished runs here. There: {theirs}. Here: {here} of "
-        f"{'; '.join(dict.fromkeys(cell.label for cell in cells))}. Note: {rule}."
+        f"no treatment and level of {source} has finished runs here. There: {theirs}. Here: {here} of "
+        f"{_list_labels(cell.label for cell in cells)}. Note: {rule}."
     )
 
 
@@ -291,8 +329,10 @@ def left_out_notes(source: str, left_out: Sequence[LeftOutCell]) -> list[str]:
     notes = []
     for reason in dict.fromkeys(cell.reason for cell in left_out):
         cells = [cell for cell in left_out if cell.reason == reason]
-        listed = "; ".join(f"{cell.label} at {cell.place}" for cell in cells[:6]) + ("; ..." if len(cells) > 6 else "")
-        subject = f"{len(cells)} cells of {source}"
+        listed = "; ".join(f"{sanitize(cell.label)} at {cell.place}" for cell in cells[:6]) + (
+            "; ..." if len(cells) > 6 else ""
+        )
+        subject = f"{len(cells)} cells of {escape_controls(source)}"
         if reason == "no run":
             sentence = f"{subject} have no finished run here and are left out: {listed}."
         elif reason == "other density":
