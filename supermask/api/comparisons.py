@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from supermask.analysis.comparisons import (
@@ -14,6 +14,7 @@ from supermask.analysis.comparisons import (
     ValueUnit,
     column_names,
     compare_results,
+    describe_other_settings,
     find_metric,
     parse_name_pairs,
     read_csv_results,
@@ -21,17 +22,17 @@ from supermask.analysis.comparisons import (
 )
 from supermask.analysis.summary import Metric
 from supermask.api.notebook import settings_to_overrides
+from supermask.api.row_files import read_other_rows, read_study_from_tables
 from supermask.api.runs import open_store, study_rows
 from supermask.core.environment import expand_path
-from supermask.core.errors import UserError, quote
+from supermask.core.errors import UserError
 from supermask.core.text import Row, escape_controls
 from supermask.reporting.figures import FigureOptions, RenderedFigure, comparison_figure, save_figure
 from supermask.reporting.figures.style import DEFAULT_OPTIONS
 from supermask.store.location import output_path
 from supermask.store.row_files import is_parquet
-from supermask.store.tables import DENSE, TREATMENT_SEPARATOR, from_parquet
-from supermask.study import Study, StudyLike, load_study
-from supermask.study.plan import make_plan
+from supermask.store.tables import DENSE
+from supermask.study import Study, StudyLike
 
 DEFAULT_METRIC = "early_stop_test_accuracy"
 
@@ -93,18 +94,15 @@ def compare_study(
         raise UserError("give one thing to compare with: a table of runs (--with FILE.csv) or a second --store.")
     if rows is not None and store is not None:
         raise UserError("our runs come from --rows or from --store: give one of them.")
-    loaded = load_study(study, overrides)
-    ours, notices = _our_rows(study, overrides, store, rows, loaded)
-    others = _others(study, overrides, table, other_store, columns or TableColumns(), compared_metric, loaded)
-    labels = [treatment.label for treatment in loaded.treatments]
+    ours = _our_runs(study, overrides, store, rows)
+    others, notes = _others(study, overrides, table, other_store, columns or TableColumns(), compared_metric, ours)
+    labels = [treatment.label for treatment in ours.study.treatments]
     if names is not None and not isinstance(names, Mapping):
-        names = parse_name_pairs(
-            names, list(dict.fromkeys(result.treatment for result in others.results)), [DENSE, *labels]
-        )
-    compared = compare_results(
-        ours, others, compared_metric, labels, loaded.name, margin, names, by_density=bool(columns and columns.density)
-    )
-    return replace(compared, notes=(*compared.notes, *notices))
+        their_names = list(dict.fromkeys(result.treatment for result in others.results))
+        names = parse_name_pairs(names, their_names, [DENSE, *labels])
+    by_density = bool(columns and columns.density)
+    compared = compare_results(ours.rows, others, compared_metric, labels, ours.study.name, margin, names, by_density)
+    return replace(compared, notes=(*compared.notes, *ours.notes, *notes))
 
 
 def default_columns(table: str | Path) -> TableColumns:
@@ -126,13 +124,27 @@ def save_comparison_figure(
     return drawn, save_figure(drawn, output_path(folder), f"{comparison.study}-beside-{Path(comparison.source).stem}")
 
 
-def _our_rows(
-    study: StudyLike, overrides: Sequence[str], store: str | Path | None, rows: str | Path | None, loaded: Study
-) -> tuple[list[Row], list[str]]:
+@dataclass(frozen=True)
+class _OurRuns:
+    """Our side of a comparison."""
+
+    study: Study
+    rows: list[Row]
+    scale: str
+    """Name of the scale; empty for none."""
+    notes: list[str]
+
+
+def _our_runs(
+    study: StudyLike, overrides: Sequence[str], store: str | Path | None, rows: str | Path | None
+) -> _OurRuns:
+    scales = [text.partition("=")[2].strip() for text in overrides if text.partition("=")[0].strip() == "scale"]
     if rows is not None:
-        return _rows_of_study(rows, loaded), []
+        part = read_study_from_tables([Path(rows)], study, overrides)
+        notes = [] if scales or not part.scale else [f"The runs here are of scale={part.scale}."]
+        return _OurRuns(part.plan.study, part.rows, part.scale, [*notes, *part.notices])
     plan, plan_rows, damaged = study_rows(study, overrides, open_store(store).root)
-    return plan_rows, [*plan.notices, *damaged]
+    return _OurRuns(plan.study, plan_rows, scales[-1] if scales else "", [*plan.notices, *damaged])
 
 
 def _others(
@@ -142,26 +154,15 @@ def _others(
     other_store: str | Path | None,
     columns: TableColumns,
     metric: Metric,
-    loaded: Study,
-) -> OtherResults:
+    ours: _OurRuns,
+) -> tuple[OtherResults, list[str]]:
+    """Return the results of others, and notes on their settings."""
     if other_store is not None:
         _, rows, _ = study_rows(study, overrides, open_store(other_store).root)
-        return row_results(rows, metric, f"the store {escape_controls(str(expand_path(other_store)))}")
+        return row_results(rows, metric, f"the store {escape_controls(str(expand_path(other_store)))}"), []
     assert table is not None
-    if is_parquet(table):
-        return row_results(_rows_of_study(table, loaded), metric, Path(table).name)
-    return read_csv_results(table, columns, metric)
-
-
-def _rows_of_study(path: str | Path, loaded: Study) -> list[Row]:
-    """Return the rows of a study in a Parquet file: those of its plan, or all of its name if the plan has none of them.
-
-    The second are rows on other data than the published, or of other settings.
-    """
-    rows, name = from_parquet(path), loaded.name
-    named = [row for row in rows if name in str(row.get("study") or name).split(TREATMENT_SEPARATOR)]
-    if not named:
-        known = sorted({label for row in rows for label in str(row.get("study")).split(TREATMENT_SEPARATOR)})
-        raise UserError(f"{path} has no run of study {quote(name)}; it has runs of {', '.join(known) or 'none'}.")
-    planned = make_plan(loaded).runs
-    return [row for row in named if row.get("id") in planned] or named
+    if not is_parquet(table):
+        return read_csv_results(table, columns, metric), []
+    name = Path(table).name
+    rows, notes = read_other_rows(Path(table), study, overrides, ours.scale)
+    return row_results(rows, metric, name), [*notes, *describe_other_settings(ours.rows, rows, name)]

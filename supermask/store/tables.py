@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from supermask.core.environment import expand_path
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.text import Row, Value, format_csv, format_table, json_line
 
@@ -212,40 +211,6 @@ def to_parquet(rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS, not
             return path.read_bytes()
         except (OSError, duckdb.IOException) as error:
             raise SystemFailure(f"the Parquet file could not be written: {one_line(error)}") from error
-
-
-def from_parquet(path: str | Path) -> list[Row]:
-    """Return the rows of a Parquet file that `supermask table --format parquet` wrote.
-
-    Columns that are not in `COLUMNS` are ignored; columns of it that the file lacks are null. Raises UserError if the
-    file cannot be read, lacks a column that identifies runs, or has a column of another type.
-    """
-    import duckdb
-
-    path = expand_path(path)
-    with tempfile.TemporaryDirectory() as folder, duckdb.connect(":memory:") as connection:
-        # A copy under a fixed name: DuckDB would read `*` in a name as a pattern.
-        copy = Path(folder) / "runs.parquet"
-        try:
-            copy.write_bytes(path.read_bytes())
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-        try:
-            relation = connection.read_parquet(str(copy))
-            missing = [name for name in _REQUIRED_COLUMNS if name not in relation.columns]
-            if missing:
-                raise UserError(
-                    f"{path} is not a table of runs: it has no column {missing[0]}. `supermask table STUDY --format "
-                    "parquet` writes one."
-                )
-            names = [name for name in COLUMNS if name in relation.columns]
-            casts = ", ".join(f'CAST("{name}" AS {COLUMNS[name].type}) AS "{name}"' for name in names)
-            return [dict(zip(names, values, strict=True)) for values in relation.project(casts).fetchall()]
-        except duckdb.Error as error:
-            raise UserError(f"{path} is not a Parquet file of runs: {one_line(error)}") from None
-
-
-_REQUIRED_COLUMNS = ("treatment", "level", "seed", "status", "density", "network", "dataset")
 
 
 def to_relation(rows: Sequence[Row]) -> DuckDBPyRelation:

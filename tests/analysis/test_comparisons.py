@@ -188,7 +188,7 @@ def test_equal_levels_of_other_prune_rates_are_not_compared() -> None:
     assert result.notes == (
         "1 cells of t have no finished run here and are left out: random at level 4.",
         "3 cells of t are left out: other weights remaining than at that level here. random at level 1 (80%, here "
-        "60%); random at level 2 (60.5%, here 36%); random at level 3 (45%, here 21.6%). --density COLUMN matches "
+        "60%); random at level 2 (60.5%, here 36%); random at level 3 (45%, here 21.6%). --density density matches "
         "levels by weights remaining.",
     )
     by_density = compare_results(
@@ -738,7 +738,7 @@ def test_the_command_draws_a_figure_and_the_report_has_a_section(tmp_path: Path)
         (["--with", "t.csv", "--margin", "0"], "a margin of 0 is not possible"),
         (["--with", "missing.csv"], "missing.csv cannot be read"),
         (["--with", "t.csv", "--metric", "early_stop_iteration", "--share"], "--share is for accuracies"),
-        (["--with", "t.parquet"], "t.parquet is not a Parquet file of runs"),
+        (["--with", "t.parquet"], "t.parquet is not a Parquet file."),
     ],
 )
 def test_unusable_arguments_are_refused(

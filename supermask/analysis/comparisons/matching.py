@@ -205,7 +205,7 @@ def match_results(
                 left_out.append(LeftOutCell(label, place, "farther density", hint))
         elif _has_other_density(results, mine):
             is_near = any(_matching_level(result, label, ours, by_density=True) is not None for result in results)
-            hint = "--density COLUMN matches levels by weights remaining." if is_near else ""
+            hint = "--density density matches levels by weights remaining." if is_near else ""
             left_out.append(LeftOutCell(label, _describe_densities(results, mine), "other density", hint))
         else:
             cells[label, level] = results
