@@ -9,7 +9,7 @@ from pathlib import Path
 
 from supermask.analysis.comparisons import check_one_setting
 from supermask.core.errors import UserError, quote
-from supermask.core.text import Row, escape_controls, pluralize
+from supermask.core.text import Row, agree, escape_controls, pluralize
 from supermask.datasets.specs import DATASETS
 from supermask.store.row_files import read_plan_inputs, read_row_files, rows_on_plan
 from supermask.study import Study, StudyLike, builtin_studies, load_study
@@ -130,7 +130,7 @@ def read_other_rows(
     notes = []
     if left:
         count = pluralize(len(study_rows), "row")
-        be = "is" if len(left) == 1 else "are"
+        be = agree("is", "are", len(left))
         notes.append(f"{len(left):,} of {count} of {tables.names} {be} of other settings and not used.")
     return parts[0].rows, notes
 

@@ -140,6 +140,11 @@ def pluralize(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def agree(singular: str, plural: str, count: int, total: int = 0) -> str:
+    """Return the verb that agrees with a count, alone or out of a total: 1 differs, 0 of 1 differs, 0 of 7 differ."""
+    return singular if 1 in (count, total) else plural
+
+
 def slugify(text: str) -> str:
     """Return a file name for any text: [a-z0-9-]{1,60}, never a path; `figure` if nothing is left."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()

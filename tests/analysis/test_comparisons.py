@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from scipy import stats as scipy_stats
 
 import supermask as sm
 from supermask.analysis.comparisons import (
+    CellComparison,
     OtherResult,
     OtherResults,
+    ResultComparison,
     TableColumns,
     column_names,
     compare_results,
@@ -29,8 +32,11 @@ from supermask.analysis.comparisons import (
     row_results,
 )
 from supermask.analysis.comparisons.formats import format_csv, format_json, format_text
+from supermask.analysis.stats import compare as compare_means
+from supermask.analysis.stats import equivalence
 from supermask.core.errors import UserError
 from supermask.core.text import Row
+from supermask.reporting.figures.comparison import comparison_caption
 from supermask.store import tables
 from supermask.store.row_files import is_parquet
 from supermask.store.rows import plan_rows
@@ -186,7 +192,7 @@ def test_equal_levels_of_other_prune_rates_are_not_compared() -> None:
     result = compare_results(our_rows(), OtherResults("t", tuple(others)), ACCURACY, LABELS, "study")
     assert [(cell.treatment, cell.level) for cell in result.cells] == [("dense", 0)]
     assert result.notes == (
-        "1 cells of t have no finished run here and are left out: random at level 4.",
+        "1 cell of t has no finished run here and is left out: random at level 4.",
         "3 cells of t are left out: other weights remaining than at that level here. random at level 1 (80%, here "
         "60%); random at level 2 (60.5%, here 36%); random at level 3 (45%, here 21.6%). --density density matches "
         "levels by weights remaining.",
@@ -660,6 +666,101 @@ def test_formats_agree() -> None:
     assert data["total"]["differing"] == result.total.differing == 3
     assert data["total"]["expected_by_chance"] == pytest.approx(0.07)
     assert "3 of 7 tested cells differ at p < 0.01; 0.07 would by chance" in format_text(result)
+
+
+def cell(value: float, differs: bool, is_tested: bool = True, treatment: str = "random") -> CellComparison:
+    """A cell that differs or is equivalent, of one treatment."""
+    n = 5 if is_tested else 1
+    ours = {seed: value + 0.01 * seed + (5 if differs else 0) for seed in range(n)}
+    test = compare_means(ours, {-1 - seed: value + 0.01 * seed for seed in range(n)})
+    p = test.p
+    return CellComparison(
+        treatment, 1, 60.0, None, n, value, 0.1, n, value, 0.1, test, equivalence(test, 0.2), None if p is None else p
+    )
+
+
+def summarize_cells(differing: int, equal: int, untested: int = 0, shared: int = 0, same: int = 0) -> list[str]:
+    cells = [cell(95.0, True)] * differing + [cell(95.0, False)] * equal + [cell(95.0, False, False)] * untested
+    return ResultComparison("s", "fc", "t", ACCURACY, 0.2, tuple(cells), shared, same, ()).summary()
+
+
+@pytest.mark.parametrize(
+    ("differing", "equal", "sentences"),
+    [
+        (0, 1, ("0 of 1 tested cell differs at", "0 differ after", "1 of 1 tested cell is equivalent within")),
+        (1, 0, ("1 of 1 tested cell differs at", "1 differs after", "0 of 1 tested cell is equivalent within")),
+        (0, 2, ("0 of 2 tested cells differ at", "0 differ after", "2 of 2 tested cells are equivalent within")),
+        (1, 1, ("1 of 2 tested cells differs at", "1 differs after", "1 of 2 tested cells is equivalent within")),
+        (2, 0, ("2 of 2 tested cells differ at", "2 differ after", "0 of 2 tested cells are equivalent within")),
+    ],
+)
+def test_the_summary_agrees_in_number(differing: int, equal: int, sentences: tuple[str, ...]) -> None:
+    summary = summarize_cells(differing, equal)
+    assert len(summary) == 3
+    assert all(text.startswith(sentence) for text, sentence in zip(summary, sentences, strict=True)), summary
+
+
+@pytest.mark.parametrize(
+    ("untested", "sentence"),
+    [
+        (1, "1 cell is not tested: fewer than two runs, or no spread."),
+        (2, "2 cells are not tested: fewer than two runs, or no spread."),
+    ],
+)
+def test_without_a_tested_cell_there_is_nothing_else_to_say(untested: int, sentence: str) -> None:
+    assert summarize_cells(0, 0, untested) == [sentence]
+    assert sentence in summarize_cells(1, 1, untested)
+
+
+@pytest.mark.parametrize(
+    ("shared", "same", "sentence"),
+    [
+        (1, 0, "0 of 1 run with the same treatment, level and seed has exactly the same value."),
+        (1, 1, "1 of 1 run with the same treatment, level and seed has exactly the same value."),
+        (2, 0, "0 of 2 runs with the same treatment, level and seed have exactly the same value."),
+        (2, 1, "1 of 2 runs with the same treatment, level and seed has exactly the same value."),
+        (2, 2, "2 of 2 runs with the same treatment, level and seed have exactly the same value."),
+    ],
+)
+def test_shared_runs_agree_in_number(shared: int, same: int, sentence: str) -> None:
+    assert summarize_cells(0, 1, shared=shared, same=same)[-1] == sentence
+
+
+@pytest.mark.parametrize(
+    ("levels", "note"),
+    [
+        ((4,), "1 cell of t has no finished run here and is left out: random at level 4."),
+        ((4, 5), "2 cells of t have no finished run here and are left out: random at level 4; random at level 5."),
+        (
+            range(4, 11),
+            "7 cells of t have no finished run here and are left out: random at level 4; random at level 5; "
+            "random at level 6; random at level 7; random at level 8; random at level 9; ...",
+        ),
+    ],
+)
+def test_notes_on_cells_that_are_left_out_agree_in_number(levels: Iterable[int], note: str) -> None:
+    others = [OtherResult("random", level, None, None, 95.0) for level in (1, *levels)]
+    assert compare_results(our_rows(), OtherResults("t", tuple(others)), ACCURACY, LABELS, "s").notes == (note,)
+
+
+@pytest.mark.parametrize(
+    ("values", "notes"),
+    [
+        (("95", ""), ["1 of 2 lines of theirs.csv has no value and is left out."]),
+        (("95", "", "nan"), ["2 of 3 lines of theirs.csv have no value and are left out."]),
+        (("95",), []),
+    ],
+)
+def test_notes_on_lines_without_a_value_agree_in_number(tmp_path: Path, values: list[str], notes: list[str]) -> None:
+    path = write_study(tmp_path, "treatment,level,value\n" + "".join(f"random,1,{value}\n" for value in values))
+    assert list(read_csv_results(path, TableColumns(unit="percent"), ACCURACY).notes) == notes
+
+
+def test_the_caption_agrees_in_number() -> None:
+    single = replace(cell(95.0, False), n=1, other_n=1)
+    for cells, text in (((single,), "n = 1 run here and 1 there"), ((single, cell(95, True)), "n = 1 to 5 runs here")):
+        comparison = ResultComparison("s", "fc", "t", ACCURACY, 0.2, cells, 0, 0, ())
+        assert text in comparison_caption(comparison)
 
 
 def test_published_values_are_shown_beside_ours() -> None:

@@ -20,7 +20,7 @@ from supermask.analysis.stats import Comparison, Equivalence, compare, equivalen
 from supermask.analysis.stats.comparison import rounding_error
 from supermask.analysis.summary import Metric, check_one_experiment
 from supermask.core.errors import UserError, quote
-from supermask.core.text import Row, escape_controls, format_number, pluralize
+from supermask.core.text import Row, agree, escape_controls, format_number, pluralize
 from supermask.store.tables import DENSE
 
 CELL_SIGNIFICANCE = 0.01
@@ -274,27 +274,33 @@ def _data_row(result: ResultComparison, cell: CellComparison) -> Row:
 
 def _summary(result: ResultComparison) -> list[str]:
     total = result.total
-    unit = "points" if result.metric.unit == "percent" else result.metric.unit
-    differ = "differs" if total.differing == 1 else "differ"
-    sentences = [
-        f"{total.differing} of {pluralize(total.tested, 'tested cell')} {differ} at p < {CELL_SIGNIFICANCE:g}; "
-        f"{format_number(total.expected_by_chance)} would by chance. Levels of one chain are correlated, so the number "
-        "is a description and no test.",
-        f"{total.differing_after_holm} of them {'differs' if total.differing_after_holm == 1 else 'differ'} "
-        f"after Holm's correction over all cells; by chance, any does in at most {CELL_SIGNIFICANCE:.0%} of tables.",
-    ]
-    if total.tested < total.cells:
+    untested = total.cells - total.tested
+    sentences: list[str] = []
+    if total.tested:
+        tested = pluralize(total.tested, "tested cell")
+        differ = agree("differs", "differ", total.differing, total.tested)
+        differ_after_holm = agree("differs", "differ", total.differing_after_holm)
+        sentences += [
+            f"{total.differing} of {tested} {differ} at p < {CELL_SIGNIFICANCE:g}; "
+            f"{format_number(total.expected_by_chance)} would by chance. Levels of one chain are correlated, so the "
+            "number is a description and no test.",
+            f"{total.differing_after_holm} {differ_after_holm} after Holm's correction over all cells; by chance, any "
+            f"does in at most {CELL_SIGNIFICANCE:.0%} of tables.",
+        ]
+    if untested:
+        be = agree("is", "are", untested)
+        sentences.append(f"{pluralize(untested, 'cell')} {be} not tested: fewer than two runs, or no spread.")
+    if result.margin is not None and total.tested:
+        unit = "points" if result.metric.unit == "percent" else result.metric.unit
+        be = agree("is", "are", total.equivalent, total.tested)
         sentences.append(
-            f"{pluralize(total.cells - total.tested, 'cell')} not tested: fewer than two runs, or no spread."
-        )
-    if result.margin is not None:
-        sentences.append(
-            f"{total.equivalent} of {total.tested} are equivalent within {result.margin:g} {unit} (two one-sided "
-            "tests, 5%); a cell that neither differs nor is equivalent has too few runs to tell."
+            f"{total.equivalent} of {tested} {be} equivalent within {result.margin:g} {unit} (two one-sided tests, 5%);"
+            " a cell that neither differs nor is equivalent has too few runs to tell."
         )
     if result.shared_runs:
+        have = agree("has", "have", result.equal_runs, result.shared_runs)
         sentences.append(
-            f"{result.equal_runs} of {result.shared_runs} runs with the same treatment, level and seed have exactly "
-            "the same value."
+            f"{result.equal_runs} of {pluralize(result.shared_runs, 'run')} with the same treatment, level and seed "
+            f"{have} exactly the same value."
         )
     return sentences

@@ -16,7 +16,7 @@ from supermask.analysis.comparisons.other_results import OtherResult, OtherResul
 from supermask.analysis.summary import DENSITY_TOLERANCE, Metric
 from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
-from supermask.core.text import escape_controls, pluralize
+from supermask.core.text import agree, escape_controls, pluralize
 from supermask.store.row_files import is_parquet
 
 MAX_TABLE_BYTES = 50_000_000
@@ -126,10 +126,10 @@ def read_csv_results(path: str | Path, columns: TableColumns, metric: Metric) ->
         if value is not None
     ]
     if table.repeated_headers:
-        be = "is" if table.repeated_headers == 1 else "are"
+        be = agree("is", "are", table.repeated_headers)
         notes.append(f"{pluralize(table.repeated_headers, 'repeated header line')} of {table.file} {be} skipped.")
     if missing := len(table.lines) - len(finished):
-        has = "has no value and is" if missing == 1 else "have no value and are"
+        has = agree("has no value and is", "have no value and are", missing)
         notes.append(f"{missing} of {pluralize(len(table.lines), 'line')} of {table.file} {has} left out.")
     return OtherResults(table.name, tuple(results), tuple(notes))
 

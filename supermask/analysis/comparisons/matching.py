@@ -12,11 +12,14 @@ from typing import Literal
 from supermask.analysis.comparisons.other_results import OtherResult, OtherResults, check_distinct_runs
 from supermask.analysis.summary import DENSITY_TOLERANCE, Metric
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
-from supermask.core.text import Row, escape_controls, format_percent
+from supermask.core.text import Row, agree, escape_controls, format_percent, pluralize
 from supermask.store.tables import AUXILIARY, DENSE, TREATMENT_SEPARATOR, treatment_labels
 
 MAX_LISTED = 30
 """Treatments, levels or densities that a message lists."""
+
+MAX_LISTED_CELLS = 6
+"""Cells that a note lists."""
 
 CellKey = tuple[str, int]
 """(label of the treatment, level)."""
@@ -329,16 +332,16 @@ def left_out_notes(source: str, left_out: Sequence[LeftOutCell]) -> list[str]:
     notes = []
     for reason in dict.fromkeys(cell.reason for cell in left_out):
         cells = [cell for cell in left_out if cell.reason == reason]
-        listed = "; ".join(f"{sanitize(cell.label)} at {cell.place}" for cell in cells[:6]) + (
-            "; ..." if len(cells) > 6 else ""
-        )
-        subject = f"{len(cells)} cells of {escape_controls(source)}"
+        listed = "; ".join(f"{sanitize(cell.label)} at {cell.place}" for cell in cells[:MAX_LISTED_CELLS])
+        listed += "; ..." if len(cells) > MAX_LISTED_CELLS else "."
+        subject = f"{pluralize(len(cells), 'cell')} of {escape_controls(source)}"
+        be, have = agree("is", "are", len(cells)), agree("has", "have", len(cells))
         if reason == "no run":
-            sentence = f"{subject} have no finished run here and are left out: {listed}."
+            sentence = f"{subject} {have} no finished run here and {be} left out: {listed}"
         elif reason == "other density":
-            sentence = f"{subject} are left out: other weights remaining than at that level here. {listed}."
+            sentence = f"{subject} {be} left out: other weights remaining than at that level here. {listed}"
         else:
-            sentence = f"{subject} are left out: another density of theirs is nearer to the level here. {listed}."
+            sentence = f"{subject} {be} left out: another density of theirs is nearer to the level here. {listed}"
         hints = dict.fromkeys(cell.hint for cell in cells if cell.hint)
         notes.append(" ".join([sentence, *hints]))
     return notes

@@ -110,9 +110,10 @@ def comparison_caption(comparison: ResultComparison) -> str:
     here, there = format_range([cell.n for cell in cells]), format_range([cell.other_n for cell in cells])
     margin = comparison.margin
     unit = "points" if comparison.metric.unit == "percent" else comparison.metric.unit
+    runs = "run" if here == "1" else "runs"
     return join_sentences(
         [
-            f"Network {comparison.subject}: {comparison.metric.title} here minus {source}; n = {here} runs here and "
+            f"Network {comparison.subject}: {comparison.metric.title} here minus {source}; n = {here} {runs} here and "
             f"{there} there. Bar: 95% interval of the difference (Welch's test, not paired); one scale for all panels.",
             f"Star: p < {CELL_SIGNIFICANCE:g} for this cell alone.",
             f"Shaded: the margin of equivalence, ±{margin:g} {unit}." if margin is not None else "",
