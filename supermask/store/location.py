@@ -1,4 +1,4 @@
-"""Where stores are: folders that are one, and files that must not be written into one."""
+"""Location of stores: folders that are one, and files that must not be written into one."""
 
 from __future__ import annotations
 
