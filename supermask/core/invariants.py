@@ -155,7 +155,9 @@ MASK1_INVARIANTS: dict[str, Callable[[LayerView, Array], bool]] = {
     "signed_reinit": lambda v, c: v.is_drawn(c) and v.has_own_signs(c),
     "signed_reshuffle": lambda v, c: v.is_permutation_of(v.w_init, c) and v.is_moved(c) and v.has_own_signs(c),
     "signed_constant": lambda v, c: v.is_constant(c) and v.has_own_signs(c),
-    "bimodal_reinit": lambda v, c: v.is_drawn(c, two_peaks=True) and bool(v.start[c].all()) and v.has_lost_signs(c),
+    "bimodal_reinit": lambda v, c: (
+        v.is_drawn(c, two_peaks=True) and (v.std == 0 or bool(v.start[c].all())) and v.has_lost_signs(c)
+    ),
     "signed_bimodal_reinit": lambda v, c: v.is_drawn(c, two_peaks=True) and v.has_own_signs(c),
     "permute": lambda v, c: (
         v.is_permutation_of(np.concatenate([v.w_init, v.unselected_w_init]), c) and v.has_values_from_unselected(c)

@@ -11,10 +11,11 @@ from helpers.trainings import data
 
 from supermask.core.certificate import certify
 from supermask.core.initializers import INITIALIZERS, draw_weights
+from supermask.core.invariants import MASK1_INVARIANTS, Array, LayerView
 from supermask.core.pruning import ParentRun, PruneStep, apply_masks, compute_masks
 from supermask.core.recipe import Recipe
-from supermask.core.rng import child_streams, random_stream
-from supermask.core.types import LearningCurve, NetworkState, PrunableTensor, TrainingResult
+from supermask.core.rng import Stream, child_streams, random_stream
+from supermask.core.types import InitialState, Layer, LearningCurve, NetworkState, PrunableTensor, TrainingResult
 from supermask.engines.job import TrainingJob
 from supermask.engines.reference import train
 from supermask.networks.registry import named_network
@@ -93,6 +94,33 @@ def test_actions_that_draw_use_the_initializer_and_are_certified(initializer: st
     if mask1 in ("constant", "signed_constant"):
         wider = {n: replace(t, initializer="own", own_std=2 * t.std) for n, t in network.tensors.items()}
         assert "mask1_promise" in broken(wider)
+
+
+@pytest.mark.parametrize("mask1", MASK1_INVARIANTS)
+def test_a_layer_of_zeros_is_certified_after_every_mask1_action(mask1: str) -> None:
+    """A module may initialize a layer with zeros; its measured standard deviation is 0."""
+    tensor = PrunableTensor("w", (20, 30), "hidden", initializer="own", own_std=0.0, own_draw=_draw_zeros)
+    masks = {"w": torch.ones(20, 30, dtype=torch.bool)}
+    dense = InitialState({"w": torch.zeros(20, 30)}, masks, {})
+    end = NetworkState({"w": torch.randn(20, 30, generator=torch.Generator().manual_seed(1))}, {})
+    parent = ParentRun(dense, {"end": end}, {"w": tensor})
+    step = PruneStep("large_final", mask1, "zero", {"hidden": 0.3})
+    streams = child_streams(0, "level", 1)
+    start = apply_masks(compute_masks(parent, step, streams), parent, step, streams)
+    result = TrainingResult("finished", start.state, {}, LearningCurve(), {})
+    assert certify({"w": tensor}, start, result, parent, step, trained=()).passed
+
+
+def test_zeros_of_a_layer_with_a_deviation_are_no_draws_of_two_peaks() -> None:
+    w_init = torch.randn(20, 30, generator=torch.Generator().manual_seed(1))
+    layer = Layer(1.0, w_init, w_init + 1, torch.ones(20, 30, dtype=torch.bool), w_init, initializer="own")
+    everywhere = np.ones((20, 30), dtype=bool)
+    view = LayerView(layer, everywhere, np.zeros((20, 30), dtype=np.float32), 1.0)
+    assert not MASK1_INVARIANTS["bimodal_reinit"](view, everywhere[everywhere])
+
+
+def _draw_zeros(rng: Stream) -> Array:
+    return np.zeros((20, 30), dtype=np.float32)
 
 
 @pytest.mark.parametrize("initializer", ["kaiming_normal", "orthogonal", "own"])
