@@ -47,6 +47,12 @@ def test_a_committed_run_is_read_back_bit_identical(store: Store) -> None:
     assert store.run_ids() == {A}
 
 
+def test_the_folder_may_be_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Store("runs").root == Store("~/runs").root == Store(Path("runs")).root == Path.cwd() / "runs"
+
+
 def test_the_layout(store: Store) -> None:
     put(store, A)
     store.commit_snapshot(A, "lowest_validation_loss", {"iteration": 7}, sample(1).tensors)

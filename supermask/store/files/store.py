@@ -58,9 +58,9 @@ class EntryStore:
     (disk full, read-only, ...) and UserError if `root` is a file. A malformed key is a programming error (assert).
     """
 
-    def __init__(self, root: Path, disk: Disk | None = None) -> None:
+    def __init__(self, root: Path | str, disk: Disk | None = None) -> None:
         # Absolute: a later chdir, of a notebook for example, must not move the store.
-        self.root = root.absolute()
+        self.root = Path(root).expanduser().absolute()
         self._disk = disk or Disk()
         self._folders = EntryFolders(self.root, self._disk)
 
