@@ -53,7 +53,7 @@ class Recipe:
     momentum: float = 0.0
     """Momentum of SGD."""
     weight_decay: float = 0.0
-    """Added to the gradient as weight_decay * w, for every parameter; under AdamW decoupled from the gradient:
+    """Added to the gradient as weight_decay * w, for every parameter that has one; under AdamW decoupled from it:
     w (1 - learning rate * weight_decay), before the step."""
     lr_milestones: tuple[int, ...] = ()
     """Iterations at which the learning rate is multiplied by `drop_factor`."""

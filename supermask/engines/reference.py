@@ -245,11 +245,13 @@ def evaluate_batches(network: Callable[[Tensor], Tensor], pixels: Tensor, target
 def decay_weights(parameters: Sequence[tuple[nn.Parameter, Tensor | None]], share: float) -> None:
     """Multiply the kept weights of each parameter by 1 - share, in place; a mask of None keeps all weights.
 
-    Pruned weights are multiplied by 1 and keep their bits. Source: Loshchilov & Hutter 2019, Algorithm 2 (AdamW).
+    Pruned weights are multiplied by 1 and keep their bits. A parameter without a gradient at this step keeps its
+    values, as in `torch.optim.AdamW`: it is frozen, unused or skipped. Source: Loshchilov & Hutter 2019, Algorithm 2.
     """
     with torch.no_grad():
         for parameter, mask in parameters:
-            parameter.mul_(1 - share if mask is None else torch.where(mask, 1 - share, 1.0).to(parameter.dtype))
+            if parameter.grad is not None:
+                parameter.mul_(1 - share if mask is None else torch.where(mask, 1 - share, 1.0).to(parameter.dtype))
 
 
 def check_loss(name: str, loss: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -91,6 +92,45 @@ def test_decoupled_decay_moves_kept_weights_alone(frozen: float | None) -> None:
         end = outcome.end.weights[name]
         assert torch.equal(end[~mask].view(torch.int32), start.weights[name][~mask].view(torch.int32))
         assert end[mask].abs().mean() < 0.5 * plain.end.weights[name][mask].abs().mean()
+
+
+class SkipsLayer(nn.Module):
+    """A frozen layer, one that is never called, and one that every second step skips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.unused = nn.Linear(12, 12).requires_grad_(False), nn.Linear(3, 3)
+        self.sometimes, self.head = nn.Linear(12, 12), nn.Linear(12, 4)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.frozen(x)
+        self.calls += 1
+        if self.calls % 2:
+            x = x + self.sometimes(x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def test_decoupled_decay_leaves_parameters_without_a_gradient() -> None:
+    recipe = REFERENCE_RECIPES["adamw"]
+    torch.manual_seed(0)
+    ours = SkipsLayer()
+    theirs = deepcopy(ours)
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    own = FusedOptimizer(recipe)
+    pytorch = torch.optim.AdamW(theirs.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    for _ in range(6):
+        images = torch.randn(5, 12)
+        for module in (ours, theirs):
+            module.zero_grad(set_to_none=True)
+            module(images).square().mean().backward()
+        decay_weights([(p, None) for p in ours.parameters()], recipe.lr * recipe.weight_decay)
+        own.step(ours.parameters(), recipe.lr)
+        pytorch.step()
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter, theirs.get_parameter(name), rtol=1e-5, atol=1e-6)
+        assert torch.equal(parameter, before[name]) == name.startswith(("frozen", "unused"))
 
 
 def sizes(tensors: dict[str, Tensor]) -> dict[str, PrunableTensor]:
