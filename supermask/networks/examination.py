@@ -30,7 +30,6 @@ from supermask.networks.network import (
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 PROBE_IMAGES = 4
 """Images of the forward passes of an examination; batch normalization needs more than one."""
 DTYPES = {torch.float32: "float32", torch.int64: "int64"}
@@ -105,17 +104,23 @@ def prunable_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, TensorK
             window = prod(layer.kernel_size)
             fans = (layer.in_channels // layer.groups * window, layer.out_channels // layer.groups * window)
             prunable[f"{dot}weight"] = (layer, "conv", fans)
-        elif isinstance(layer, nn.MultiheadAttention):
-            for key in ATTENTION_WEIGHTS:
-                weight = getattr(layer, key, None)
-                if weight is not None:
-                    prunable[f"{dot}{key}"] = (layer, "hidden", (weight.shape[1], weight.shape[0]))
-        elif isinstance(layer, nn.RNNBase):
-            for key, weight in layer.named_parameters(recurse=False):
-                if key.startswith("weight_"):
-                    prunable[f"{dot}{key}"] = (layer, "hidden", (weight.shape[1], weight.shape[0]))
+        else:
+            for key in _weight_names(layer):
+                outputs, inputs = layer.get_parameter(key).shape
+                prunable[f"{dot}{key}"] = (layer, "hidden", (inputs, outputs))
     aliases = shared_names(module)
     return {name: entry for name, entry in prunable.items() if name not in aliases}
+
+
+def _weight_names(layer: nn.Module) -> list[str]:
+    """Return the names of the weights that a layer's forward pass reads; empty for a layer without prunable ones."""
+    if isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)):
+        return ["weight"]
+    if isinstance(layer, nn.MultiheadAttention):
+        return ["in_proj_weight"] if layer._qkv_same_embed_dim else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    if isinstance(layer, nn.RNNBase):
+        return [key for key in layer._flat_weights_names if key.startswith("weight_")]
+    return []
 
 
 # --- checks ---
@@ -125,9 +130,7 @@ def _check_tensors(module: nn.Module, name: str) -> None:
     """Refuse modules whose state is not plain float32 and int64 tensors of the `state_dict`."""
     for prefix, layer in module.named_modules():
         where = f"its module {quote(prefix or type(layer).__name__)}"
-        if is_parametrized(layer) or (
-            isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)) and "weight" not in layer._parameters
-        ):
+        if is_parametrized(layer) or any(key not in layer._parameters for key in _weight_names(layer)):
             raise UserError(
                 f"network {quote(name)}: {where} computes its weight from other tensors (weight norm, spectral norm or "
                 "another parametrization), so no weight can be masked: use it without."

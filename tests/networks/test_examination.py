@@ -238,6 +238,48 @@ class ReadsNoise(Linear):
             self.layer.weight.copy_(torch.rand(10, 64, generator=generator))
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer over rows; `normalize` computes one of its weights from other tensors."""
+
+    def __init__(self, kind: type[nn.RNNBase], normalize: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.rows, self.head = normalize(kind(8, 5, batch_first=True), "weight_hh_l0"), nn.Linear(5, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.rows(x.squeeze(1))[0][:, -1])
+        return logits
+
+
+class Attention(nn.Module):
+    """Attention over rows, whose input projection is computed from other tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.utils.weight_norm(nn.MultiheadAttention(8, 2, batch_first=True), "in_proj_weight")
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.squeeze(1)
+        logits: Tensor = self.head(self.rows(rows, rows, rows)[0].mean(1))
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("normalize", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_weights_computed_from_other_tensors_are_refused(
+    kind: type[nn.RNNBase], normalize: Callable[..., nn.Module]
+) -> None:
+    with pytest.raises(UserError, match="its module 'rows' computes its weight from other tensors"):
+        facts(lambda: Recurrent(kind, normalize))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_attention_weights_computed_from_other_tensors_are_refused() -> None:
+    with pytest.raises(UserError, match="its module 'rows' computes its weight from other tensors"):
+        facts(Attention)
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "another shape": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)),
