@@ -93,23 +93,30 @@ def extract_logits(output: Any, name: str = "") -> Tensor:
 def prunable_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, TensorKind, tuple[int, int]]]:
     """Return name -> (module, kind, fans) of the weights of Linear, Conv, attention and recurrent layers.
 
-    A weight that several layers share is listed once, under its first name. Linear layers have the kind `hidden`.
+    In the order of the `state_dict`. A tensor that several modules share is listed once, under its first name, if any
+    of them is such a layer; it has the kind and the fans of the first one. Linear layers have the kind `hidden`.
     """
+    aliases = shared_names(module)
     prunable: dict[str, tuple[nn.Module, TensorKind, tuple[int, int]]] = {}
+    for name, entry in _layer_weights(module):
+        prunable.setdefault(aliases.get(name, name), entry)
+    return {name: prunable[name] for name in module.state_dict(keep_vars=True) if name in prunable}
+
+
+def _layer_weights(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, TensorKind, tuple[int, int]]]]:
+    """Yield (name, (module, kind, fans)) of the weights of each layer; a weight that two layers share twice."""
     for prefix, layer in module.named_modules():
         dot = f"{prefix}." if prefix else ""
         if isinstance(layer, nn.Linear):
-            prunable[f"{dot}weight"] = (layer, "hidden", (layer.in_features, layer.out_features))
+            yield f"{dot}weight", (layer, "hidden", (layer.in_features, layer.out_features))
         elif isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)):
             window = prod(layer.kernel_size)
             fans = (layer.in_channels // layer.groups * window, layer.out_channels // layer.groups * window)
-            prunable[f"{dot}weight"] = (layer, "conv", fans)
+            yield f"{dot}weight", (layer, "conv", fans)
         else:
             for key in _weight_names(layer):
                 outputs, inputs = layer.get_parameter(key).shape
-                prunable[f"{dot}{key}"] = (layer, "hidden", (inputs, outputs))
-    aliases = shared_names(module)
-    return {name: entry for name, entry in prunable.items() if name not in aliases}
+                yield f"{dot}{key}", (layer, "hidden", (inputs, outputs))
 
 
 def _weight_names(layer: nn.Module) -> list[str]:
@@ -228,7 +235,7 @@ def _facts(
     calls: list[tuple[nn.Module, Tensor]] = []
     handles = [
         layer.register_forward_hook(lambda layer, _, output: calls.append((layer, output)))
-        for layer in {id(entry[0]): entry[0] for entry in prunable.values()}.values()
+        for layer in {id(layer): layer for _, (layer, _, _) in _layer_weights(module)}.values()
     ]
     module.train()
     for parameter in module.parameters():

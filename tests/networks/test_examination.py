@@ -128,6 +128,36 @@ def test_tied_weights_of_two_layers_count_once() -> None:
     assert [t.name for t in facts(make).tensors] == ["1.weight", "3.weight"]
 
 
+class Tied(nn.Module):
+    """A weight that is first registered by `first`, which is no prunable layer, and used by two linear layers."""
+
+    def __init__(self, first: Callable[[], Any]) -> None:
+        super().__init__()
+        self.first = first()
+        self.a, self.b, self.head = nn.Linear(64, 32), nn.Linear(64, 32), nn.Linear(32, 10)
+        self.a.weight = self.b.weight = self.first if isinstance(self.first, nn.Parameter) else self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.a(x.flatten(1)).relu() + self.b(x.flatten(1)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [(lambda: nn.Parameter(torch.randn(32, 64)), "first"), (lambda: nn.Embedding(32, 64), "first.weight")],
+    ids=["a parameter", "an embedding"],
+)
+def test_a_shared_weight_is_prunable_if_any_of_its_layers_is(first: Callable[[], Any], name: str) -> None:
+    found = facts(lambda: Tied(first))
+    assert [(t.name, t.kind, t.fans) for t in found.tensors] == [
+        (name, "hidden", (64, 32)),
+        ("head.weight", "output", (32, 10)),
+    ]
+    assert found.aliases == (("a.weight", name), ("b.weight", name))
+    assert name not in {t.name for t in found.unmasked}
+    assert found.multiplications == 2 * 64 * 32 + 32 * 10
+
+
 def test_multiplications() -> None:
     assert facts(lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), Mean(), nn.Linear(4, 10))).multiplications == (
         9 * 4 * 64 + 4 * 10
