@@ -71,12 +71,13 @@ def certify(
     trained: Collection[str] | None = None,
     aliases: Mapping[str, str] | None = None,
     max_input: float = 1.0,
+    fixed: Collection[str] = (),
 ) -> Certificate:
     """Check a run from its initial state and its result, and against its parent if it has one.
 
     `trained`: unmasked parameters that training changes, of a network whose layers may not be in sequence; None for the
-    paper's networks. `aliases`: further names of tensors that several layers share. `max_input`: largest
-    magnitude of the network's inputs (`Recipe.max_input`); 1 for pixels scaled to [0, 1].
+    paper's networks. `fixed`: those that it leaves as they are. `aliases`: further names of tensors that several layers
+    share. `max_input`: largest magnitude of the network's inputs (`Recipe.max_input`); 1 for pixels scaled to [0, 1].
 
     only_kernels_are_masked: exactly the prunable tensors have a mask, under one name, and the right shape; if not,
     nothing else is checked.
@@ -85,6 +86,7 @@ def certify(
     optimizer_holds_nothing_frozen: the optimizer state of pruned weights is 0.
     biases_train: no bias kept its value while weights of its unit moved; not checked with `trained` or `weight_decay`.
     others_train: no tensor of `trained` stayed as it was in every entry while every prunable tensor changed.
+    others_are_frozen: tensors of `fixed` stay bit-equal to their start; only checked if there are any.
     dense: no weight is pruned. The next ones are checked instead if there is a parent.
     kept_count: as many weights are kept as the prune rates say, or as have a learned score above 0.
     dead_stays_dead: weights pruned before stay pruned, at the values that they were frozen at.
@@ -107,6 +109,8 @@ def certify(
     elif not weight_decay:
         # With decay, weights of a silent unit move although its bias cannot.
         checks["biases_train"], notes["biases_train"] = _check_biases_trainable(start, result, max_input)
+    if fixed:
+        checks["others_are_frozen"] = _check_fixed(start, result, fixed)
     if parent is not None and step is not None:
         layers = parent.layers(step)
         checks |= {
@@ -296,6 +300,16 @@ def _check_others_trained(start: InitialState, result: TrainingResult, trained: 
         for name in sorted(trained)
         if start.unmasked[name].numel() >= MIN_HELD_UNITS
         and all(bitwise_equal(to_numpy(start.unmasked[name]), to_numpy(state.unmasked[name])) for state in states)
+    ]
+
+
+def _check_fixed(start: InitialState, result: TrainingResult, fixed: Collection[str]) -> list[str]:
+    """Return the tensors of `fixed` that changed in training: they would be trained although they were never pruned."""
+    states = [result.end, *(state for point, state in result.snapshots.items() if point != "gradient")]
+    return [
+        name
+        for name in sorted(fixed)
+        if not all(bitwise_equal(to_numpy(start.unmasked[name]), to_numpy(state.unmasked[name])) for state in states)
     ]
 
 

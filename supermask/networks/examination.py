@@ -6,12 +6,15 @@ buffers only, and its logits have the shape `(batch, classes)`.
 
 from __future__ import annotations
 
+import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -32,6 +35,8 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PROBE_IMAGES = 4
 """Images of the forward passes of an examination; batch normalization needs more than one."""
+TRAINING_PROBES = 8
+"""Forward passes in training mode of a module that draws random numbers, each under another seed."""
 DTYPES = {torch.float32: "float32", torch.int64: "int64"}
 
 
@@ -232,24 +237,9 @@ def _facts(
     module: nn.Module, images: Tensor, image_shape: tuple[int, int, int], classes: int, name: str
 ) -> NetworkFacts:
     prunable = prunable_parameters(module)
-    calls: list[tuple[nn.Module, Tensor]] = []
-    handles = [
-        layer.register_forward_hook(lambda layer, _, output: calls.append((layer, output)))
-        for layer in {id(layer): layer for _, (layer, _, _) in _layer_weights(module)}.values()
-    ]
-    module.train()
-    for parameter in module.parameters():
-        parameter.grad = None
-    try:
-        with seeded_draws(0):
-            logits = extract_logits(module(images), name)
-            # A loss in which every logit has its own weight: a constant one has no gradient through a softmax.
-            torch.nn.functional.cross_entropy(logits, torch.zeros_like(logits).softmax(1)).backward()  # type: ignore[no-untyped-call]
-    finally:
-        for handle in handles:
-            handle.remove()
-    trained = {n for n, p in module.named_parameters() if p.requires_grad and p.grad is not None}
-    output_layer = next((layer for layer, output in reversed(calls) if _gives_logits(output, logits)), None)
+    passes = list(_gradient_passes(module, images, name))
+    trained = frozenset[str]().union(*(one.trained for one in passes))
+    output_layer = next((one.output_layer for one in passes if one.output_layer is not None), None)
     tensors = []
     parameters = dict(module.named_parameters())
     for tensor_name, (layer, kind, fans) in prunable.items():
@@ -276,10 +266,71 @@ def _facts(
         for n, t in module.state_dict().items()
         if n not in names and n not in aliases
     ]
-    multiplications = sum(_multiplications(layer, output) for layer, output in calls) // len(images)
+    multiplications = max(one.multiplications for one in passes) // len(images)
     return NetworkFacts(
         image_shape, classes, tuple(tensors), tuple(unmasked), tuple(sorted(aliases.items())), multiplications
     )
+
+
+@dataclass(frozen=True)
+class _GradientPass:
+    """One forward and backward pass of the probe images."""
+
+    trained: frozenset[str]
+    """Parameters with a gradient."""
+    output_layer: nn.Module | None
+    """Layer that gives the logits."""
+    multiplications: int
+    """Multiplications of the forward pass of all images."""
+
+
+def _gradient_passes(module: nn.Module, images: Tensor, name: str) -> Iterator[_GradientPass]:
+    """Yield a pass in training mode; if it drew random numbers, also one in evaluation mode and more in training mode.
+
+    A module that skips layers at random has no gradient for them in some passes, and trains them in others.
+    """
+    with seeded_draws(0):
+        before = _generator_states()
+        first = _gradient_pass(module.train(), images, name)
+        draws = before != _generator_states()
+    yield first
+    if not draws:
+        return
+    with seeded_draws(0):
+        yield _gradient_pass(module.eval(), images, name)
+    for seed in range(1, TRAINING_PROBES):
+        with seeded_draws(seed):
+            yield _gradient_pass(module.train(), images, name)
+
+
+def _gradient_pass(module: nn.Module, images: Tensor, name: str) -> _GradientPass:
+    calls: list[tuple[nn.Module, Tensor]] = []
+    handles = [
+        layer.register_forward_hook(lambda layer, _, output: calls.append((layer, output)))
+        for layer in {id(layer): layer for _, (layer, _, _) in _layer_weights(module)}.values()
+    ]
+    for parameter in module.parameters():
+        parameter.grad = None
+    try:
+        logits = extract_logits(module(images), name)
+        if logits.requires_grad:
+            # A loss in which every logit has its own weight: a constant one has no gradient through a softmax.
+            torch.nn.functional.cross_entropy(logits, torch.zeros_like(logits).softmax(1)).backward()  # type: ignore[no-untyped-call]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _GradientPass(
+        frozenset(n for n, p in module.named_parameters() if p.requires_grad and p.grad is not None),
+        next((layer for layer, output in reversed(calls) if _gives_logits(output, logits)), None),
+        sum(_multiplications(layer, output) for layer, output in calls),
+    )
+
+
+def _generator_states() -> tuple[bytes, Any, Any]:
+    """Return the states of torch's, NumPy's and Python's global generators; equal if no number was drawn between."""
+    numpy_state = np.random.get_state(legacy=False)
+    numpy_position = (numpy_state["state"]["key"].tobytes(), numpy_state["state"]["pos"], numpy_state["has_gauss"])
+    return torch.default_generator.get_state().numpy().tobytes(), numpy_position, random.getstate()
 
 
 def _gives_logits(output: Any, logits: Tensor) -> bool:

@@ -138,6 +138,12 @@ class Network:
         return frozenset(t.name for t in self.facts.unmasked if t.trained) if self.facts is not None else frozenset()
 
     @property
+    def fixed_names(self) -> frozenset[str]:
+        """Unmasked parameters that training leaves as they are: frozen ones, and those that no forward pass uses."""
+        unmasked = () if self.facts is None else self.facts.unmasked
+        return frozenset(t.name for t in unmasked if not t.trained and not t.is_buffer)
+
+    @property
     def buffers(self) -> frozenset[str]:
         """Unmasked tensors that a forward pass may change, such as running statistics."""
         return frozenset(t.name for t in self.facts.unmasked if t.is_buffer) if self.facts is not None else frozenset()

@@ -85,6 +85,7 @@ def certify_run(run: Run, start: InitialState, result: TrainingResult, parent: P
         network.trained_others,
         network.aliases,
         run.recipe.max_input,
+        network.fixed_names,
     )
 
 

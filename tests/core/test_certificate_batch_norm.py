@@ -183,3 +183,18 @@ def test_every_fault_is_seen(fault: str) -> None:
     broken = inject(correct()).broken()
     assert any(item in text for text in broken[check]), broken
     assert broken.keys() == {check}
+
+
+def test_a_tensor_that_is_recorded_as_not_trained_keeps_its_values() -> None:
+    case = correct()
+
+    def checks(case: Case, *fixed: str) -> dict[str, list[str]]:
+        trained = NETWORK.trained_names - set(fixed)
+        return certify(
+            NETWORK.tensors, case.start, case.result, case.parent, case.step, trained=trained, fixed=fixed
+        ).checks
+
+    assert "others_are_frozen" not in checks(case)
+    assert checks(case, "bn.bias", "fc.bias")["others_are_frozen"] == ["bn.bias", "fc.bias"]
+    assert checks(held(case, "fc.bias"), "fc.bias")["others_are_frozen"] == []
+    assert NETWORK.fixed_names == frozenset()

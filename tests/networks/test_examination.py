@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -182,6 +184,40 @@ def test_unmasked_tensors_and_what_trains() -> None:
         "2.num_batches_tracked": False,
         "3.bias": True,
     }
+
+
+class SkipsLayers(nn.Module):
+    """Three blocks, each left out of a training pass with probability 3/4, by PyTorch's or Python's generator."""
+
+    def __init__(self, draw: Callable[[], float], skips_in_evaluation: bool = False) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(64, 8), nn.Linear(8, 10)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)) for _ in range(3)])
+        self.draw, self.skips_in_evaluation = draw, skips_in_evaluation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.flatten(1))
+        for block in self.blocks:
+            if self.draw() < 0.25 if self.training else not self.skips_in_evaluation:
+                x = x + block(x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+@pytest.mark.parametrize("skips_in_evaluation", [False, True])
+@pytest.mark.parametrize(
+    "draw", [random.random, np.random.random, lambda: float(torch.rand(()))], ids=["Python", "NumPy", "PyTorch"]
+)
+def test_layers_that_a_pass_skips_at_random_are_prunable(draw: Callable[[], float], skips_in_evaluation: bool) -> None:
+    found = facts(lambda: SkipsLayers(draw, skips_in_evaluation))
+    assert [t.name for t in found.tensors] == [
+        "stem.weight",
+        "head.weight",
+        *(f"blocks.{i}.0.weight" for i in range(3)),
+    ]
+    assert all(t.trained for t in found.unmasked)
+    if not skips_in_evaluation:
+        assert found.multiplications == 64 * 8 + 3 * 8 * 8 + 8 * 10
 
 
 class TwoHeads(nn.Module):
