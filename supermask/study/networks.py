@@ -23,10 +23,12 @@ from supermask.networks.registry import canonical_name, named_network
 from supermask.study.run import Run
 from supermask.study.source_files import UserModuleNotFound
 from supermask.study.user_code import (
+    UserFunction,
     check_function,
     check_planned_source,
     import_function,
     is_import_path,
+    refuse_unhashed_modules,
     source_identity,
 )
 
@@ -187,7 +189,8 @@ def make_user_module(name: str, image_shape: ImageShape, classes: int, source: s
     arguments without a default. Raises UserError if the code is not the one that the plan was made for.
     """
     path, arguments = split_user_network(name)
-    function = _import_network(path, source)
+    user = _import_network(path, source)
+    function = user.function
     signature = inspect.signature(function)
     parameters = signature.parameters
     given = {"image_shape": image_shape, "classes": classes}
@@ -201,7 +204,8 @@ def make_user_module(name: str, image_shape: ImageShape, classes: int, source: s
     ]
     positional = [image_shape, classes] if len(required) == 2 and not given.keys() & parameters.keys() else []
     _check_arguments(name, signature, positional, arguments)
-    module: nn.Module = function(*positional, **arguments)
+    with refuse_unhashed_modules(path, user.sources):
+        module: nn.Module = function(*positional, **arguments)
     return module
 
 
@@ -222,11 +226,13 @@ def _check_arguments(
 
 
 @lru_cache
-def _import_network(path: str, source: str | None) -> Callable[..., Any]:
-    function = import_function(path, allow_class=True).function
+def _import_network(path: str, source: str | None) -> UserFunction:
+    # Before the import, as in the plan: code that runs may change what is found.
+    identity = source_identity(path)
+    user = import_function(path, allow_class=True)
     if source is not None:
-        check_planned_source("network", path, source_identity(path), source)
-    return function
+        check_planned_source("network", path, identity, source)
+    return user
 
 
 # --- facts that were stored ---

@@ -2,8 +2,9 @@
 
 Planning and reading results need only the identity of the code: the hash of the source of its module and of every
 module that it imports from outside installed packages. The source is parsed for that, never executed.
-Not covered, because no source names them: files read by the code, modules imported under a computed name, and compiled
-modules of installed packages.
+Not covered, because no source names them: files read by the code, and compiled modules of installed packages. A module
+that is imported under a computed name, or from a folder that the code itself adds to `sys.path`, is refused when it is
+loaded: no run contains code that is not in its id.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -35,7 +37,9 @@ class UserFunction:
     source_sha256: str | None = None
     """SHA-256 of the function's source text (UTF-8); None for a built-in function."""
     module_sha256: str | None = None
-    """`code_sha256` of the function: identifies its module's source and all that it imports."""
+    """`code_sha256` of the function before its import: identifies its module's source and all that it imports."""
+    sources: Mapping[str, SourceFile] = field(default_factory=dict, compare=False, repr=False)
+    """Source files in `module_sha256`, by module."""
 
 
 def is_import_path(name: str) -> bool:
@@ -52,7 +56,10 @@ def code_sha256(name: str) -> str:
     Raises UserModuleNotFound, and UserError if the module has no source file.
     """
     module_name, _ = _split(name)
-    sources = source_closure(module_name)
+    return _hash_sources(source_closure(module_name), module_name)
+
+
+def _hash_sources(sources: Mapping[str, SourceFile], module_name: str) -> str:
     if len(sources) == 1:
         return sources[module_name].sha256
     hashes = {module: source.sha256 for module, source in sources.items()}
@@ -114,13 +121,18 @@ def import_function(name: str, parameters: Sequence[str] | None = None, allow_cl
 
     With `parameters`, it must take exactly that many positional arguments; with `allow_class` it may be a class.
     Importing runs the module's code.
-    Raises UserError: no such module or function, failing import, not a function, wrong parameters, no source text, and
-    source that is not the one that this process imported before.
+    Raises UserError: no such module or function, failing import, not a function, wrong parameters, no source text,
+    source that is not the one that this process imported before, and imports of modules that are not in its identity.
     """
     module_name, function_name = _split(name)
     sources = source_closure(module_name)
     imported_before = {module for module in sources if module in sys.modules}
-    module = _import_module(module_name)
+    current_folder = str(Path.cwd())
+    if current_folder not in sys.path:
+        # Left in sys.path, because the function may import its neighbors when it is called.
+        sys.path.insert(0, current_folder)
+    with refuse_unhashed_modules(name, sources):
+        module = _import_module(module_name)
     _check_imported_sources(sources, imported_before)
     if not hasattr(module, function_name):
         kinds = (FunctionType, type) if allow_class else (FunctionType,)
@@ -136,7 +148,42 @@ def import_function(name: str, parameters: Sequence[str] | None = None, allow_cl
         source = inspect.getsource(function)
     except (OSError, TypeError):
         raise UserError(f"{name!r} has no source text to tell its versions apart by: write it in a .py file.") from None
-    return UserFunction(name, function, hashlib.sha256(source.encode()).hexdigest(), code_sha256(name))
+    identity = _hash_sources(sources, module_name)
+    return UserFunction(name, function, hashlib.sha256(source.encode()).hexdigest(), identity, sources)
+
+
+@contextmanager
+def refuse_unhashed_modules(name: str, sources: Mapping[str, SourceFile]) -> Iterator[None]:
+    """Raise UserError if code of the user's loads a module inside that is neither installed nor among `sources`.
+
+    `name`: import path of the user's function. Folders that the code adds to `sys.path` are removed at the end, because
+    workers and later look-ups of the sources must search where the plan did; those of installed packages stay.
+    """
+    folders_before, modules_before = list(sys.path), set(sys.modules)
+    try:
+        yield
+    finally:
+        sys.path[:] = [folder for folder in sys.path if folder in folders_before or is_installed(Path(folder))]
+    loaded = _user_modules(set(sys.modules) - modules_before)
+    known = {source.path.resolve() for source in sources.values()}
+    for module_name, path in loaded.items():
+        if path in known:
+            continue
+        for loaded_name in loaded:
+            del sys.modules[loaded_name]  # So that the next import is refused too.
+        raise UserError(
+            f"{quote(name)} imports the module {module_name!r} from {path}, which cannot be found without running its "
+            f"code, so it would not be in the id of the runs: put it beside {_split(name)[0].partition('.')[0]}.py, or "
+            "add its folder to the environment variable PYTHONPATH, and import it by its name."
+        )
+
+
+def _user_modules(names: Iterable[str]) -> dict[str, Path]:
+    """Return module -> file of those that are neither installed nor part of this package, sorted by name."""
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in sorted(names)}
+    paths = {name: Path(file).resolve() for name, file in files.items() if file is not None}
+    own = ("supermask", "__main__", "__mp_main__")
+    return {n: path for n, path in paths.items() if n.partition(".")[0] not in own and not is_installed(path)}
 
 
 def check_planned_source(kind: str, name: str, source: str | None, planned: str | None) -> None:
@@ -210,10 +257,6 @@ def _check_imported_sources(sources: dict[str, SourceFile], imported_before: set
 
 
 def _import_module(module_name: str) -> ModuleType:
-    current_folder = str(Path.cwd())
-    if current_folder not in sys.path:
-        # Left in sys.path, because the function may import its neighbors when it is called.
-        sys.path.insert(0, current_folder)
     importlib.invalidate_caches()
     try:
         return importlib.import_module(module_name)

@@ -24,7 +24,7 @@ from supermask.datasets.loading import DataIdentity, make_user_dataset
 from supermask.datasets.locators import LOCATOR_FORMS, PATH_KINDS, is_module_locator
 from supermask.datasets.specs import DatasetSpec
 from supermask.study.source_files import UserModuleNotFound
-from supermask.study.user_code import code_sha256, import_function
+from supermask.study.user_code import code_sha256, import_function, refuse_unhashed_modules
 
 _READING_RULES = 2
 """Increased when a function's return value is read as other pixels: it is called again before the next plan."""
@@ -51,7 +51,10 @@ def read_user_data(name: str) -> ImageDataset:
     """
     function = import_function(name, ())
     try:
-        value = function.function()
+        with refuse_unhashed_modules(name, function.sources):
+            value = function.function()
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:
         raise locator_error(name, f"the function failed: {one_line(error)}") from error
     data = dataset_from_objects(value, lambda reason: locator_error(name, reason))

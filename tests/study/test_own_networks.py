@@ -28,6 +28,7 @@ from supermask.study.plan import Plan, make_plan
 from supermask.study.plan_inputs import PlanInputs
 from supermask.study.run import Run
 from supermask.study.source_files import UserModuleNotFound
+from supermask.study.user_data import read_user_data
 
 NETS = '''
 """Networks of a user."""
@@ -334,6 +335,34 @@ def test_a_changed_file_is_refused_while_a_plan_runs(folder: Path) -> None:
     (folder / "layers.py").write_text(LAYERS + "\n# changed\n")
     with pytest.raises(UserError, match="changed"):
         plan.network.initial_state(0)
+
+
+PATHS = """
+import os, sys
+
+def extend():
+    sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+"""
+HELPERS = {
+    "import": f"{PATHS}\nextend()\nfrom helper_d import make\n",
+    "call": f"{PATHS}\ndef make(image_shape, classes):\n    extend()\n    import helper_d\n",
+}
+
+
+@pytest.mark.parametrize("when", HELPERS)
+def test_a_helper_that_is_not_in_the_identity_is_refused(folder: Path, when: str) -> None:
+    (folder / "lib").mkdir()
+    (folder / "lib" / "helper_d.py").write_text("def make(image_shape, classes): ...\ndef load(): ...\n")
+    (folder / "helped.py").write_text(HELPERS[when] + "\ndef load():\n    extend()\n    import helper_d\n")
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"'helped:make' imports the module 'helper_d' from .*put it beside helped.py"
+        ):
+            examined(network="helped:make")
+        with pytest.raises(
+            UserError, match=r"'helped:load' imports the module 'helper_d' from .*put it beside helped.py"
+        ):
+            read_user_data("helped:load")
 
 
 def test_missing_code_is_named(folder: Path) -> None:

@@ -161,6 +161,37 @@ def test_a_module_changed_after_its_import_is_refused(folder: Path) -> None:
         import_function("mod:score")
 
 
+HELPER = {"lib/helper_c.py": "A = 1\n"}
+EXTENDED = "import sys, os\nsys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), 'lib'))\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"{EXTENDED}import helper_c\n", "import importlib\nimportlib.import_module('lib' + '.helper_c')\n"],
+    ids=["a folder added to sys.path", "a computed name"],
+)
+def test_imports_that_are_not_in_the_identity_are_refused(folder: Path, text: str) -> None:
+    write(folder, HELPER | {"mod.py": text + SCORE})
+    identity, folders = code_sha256("mod:score"), list(sys.path)
+    for _ in range(2):  # The process goes on in a notebook: the second import is refused too.
+        with pytest.raises(UserError) as refused:
+            import_function("mod:score")
+        assert f"helper_c' from {folder}/lib/helper_c.py" in str(refused.value)
+        assert "put it beside mod.py, or add its folder to the environment variable PYTHONPATH" in str(refused.value)
+    assert [entry for entry in sys.path if entry not in folders] in ([], [str(folder)])
+    assert code_sha256("mod:score") == identity
+    sys.path.append(str(folder / "lib"))
+    if "importlib" not in text:
+        assert import_function("mod:score").module_sha256 == code_sha256("mod:score") != identity
+
+
+def test_a_folder_that_the_code_adds_does_not_change_the_identity(folder: Path) -> None:
+    text = f"{EXTENDED}def score(layer, rng):\n    import helper_c\n"
+    write(folder, HELPER | {"mod.py": text})
+    identity = code_sha256("mod:score")
+    assert import_function("mod:score").module_sha256 == code_sha256("mod:score") == identity
+
+
 def test_a_module_imported_from_another_folder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "ab":
         write(folder / name, {"mod.py": f"import helper_b\n{SCORE}", "helper_b.py": f"A = '{name}'\n"})
