@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -35,6 +35,8 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PROBE_IMAGES = 4
 """Images of the forward passes of an examination; batch normalization needs more than one."""
+OTHER_SEED = 2_718_281_828
+"""A second seed, which no constructor is likely to choose."""
 TRAINING_PROBES = 8
 """Forward passes in training mode of a module that draws random numbers, each under another seed."""
 DTYPES = {torch.float32: "float32", torch.int64: "int64"}
@@ -47,20 +49,30 @@ def examine_module(
 
     Raises UserError for a module that cannot be used: wrong shape of the logits, logits that are not finite, a forward
     pass that changes parameters or plain attributes, weights computed from other tensors, tensors that are neither
-    float32 nor int64, values that differ between two constructions under one seed, and errors in the module's code.
+    float32 nor int64, values that differ between two constructions under one seed, a constructor that seeds a global
+    generator, and errors in the module's code.
     """
-    with _translate_errors(name, "constructing it"), seeded_draws(0):
-        module = make()
-        if not isinstance(module, nn.Module):
-            raise UserError(f"network {quote(name)} gives {type(module).__name__}, not a torch.nn.Module.")
-        materialize(module, image_shape)
-    with _translate_errors(name, "constructing it"), seeded_draws(0):
-        again = materialize(make(), image_shape)
+    module, generators = _construct(make, image_shape, name, 0)
+    again, _ = _construct(make, image_shape, name, 0)
+    _, other_generators = _construct(make, image_shape, name, OTHER_SEED)
+    _check_generators(generators, other_generators, name)
     _check_tensors(module, name)
     _check_same_values(state_tensors(module), state_tensors(again), name)
     images = _probe_images(image_shape)
     _check_logits(module, images, classes, name)
     return _facts(module, images, image_shape, classes, name)
+
+
+def _construct(
+    make: Callable[[], nn.Module], image_shape: tuple[int, int, int], name: str, seed: int
+) -> tuple[nn.Module, tuple[bytes, Any, Any]]:
+    """Return the module of a seed, and the states of the generators after its construction."""
+    with _translate_errors(name, "constructing it"), seeded_draws(seed):
+        module = make()
+        if not isinstance(module, nn.Module):
+            raise UserError(f"network {quote(name)} gives {type(module).__name__}, not a torch.nn.Module.")
+        materialize(module, image_shape)
+        return module, _generator_states()
 
 
 def shipped_module_facts(
@@ -160,6 +172,17 @@ def _check_tensors(module: nn.Module, name: str) -> None:
             )
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise UserError(f"network {quote(name)} has no parameter that can be trained.")
+
+
+def _check_generators(states: Sequence[object], other_states: Sequence[object], name: str) -> None:
+    """Refuse modules after whose construction a generator has the same state under two seeds: it was seeded there."""
+    calls = ("torch.manual_seed", "numpy.random.seed", "random.seed")
+    for call, state, other in zip(calls, states, other_states, strict=True):
+        if state == other:
+            raise UserError(
+                f"network {quote(name)}: its constructor seeds a global generator ({call}), so all seeds of a study "
+                "would have the same initial weights: leave that out, as every run is seeded before it."
+            )
 
 
 def _check_same_values(first: dict[str, Tensor], second: dict[str, Tensor], name: str) -> None:

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.initializers import OWN
-from supermask.networks.network import Network, NetworkFacts, is_user_network
+from supermask.networks.network import Network, NetworkFacts, is_user_network, seeded_draws
 from supermask.networks.registry import canonical_name, named_network
 from supermask.study.run import Run
 from supermask.study.source_files import UserModuleNotFound
@@ -229,7 +229,10 @@ def _check_arguments(
 def _import_network(path: str, source: str | None) -> UserFunction:
     # Before the import, as in the plan: code that runs may change what is found.
     identity = source_identity(path)
-    user = import_function(path, allow_class=True)
+    # Modules may draw numbers or seed generators when they are imported: neither changes the draws of a constructor,
+    # and such modules get the same numbers in every process.
+    with seeded_draws(0):
+        user = import_function(path, allow_class=True)
     if source is not None:
         check_planned_source("network", path, identity, source)
     return user

@@ -346,6 +346,32 @@ def test_attention_weights_computed_from_other_tensors_are_refused() -> None:
         facts(Attention)
 
 
+class Seeds(Linear):
+    """Seeds a global generator in its constructor."""
+
+    def __init__(self, seed: Callable[[int], object], value: int) -> None:
+        seed(value)
+        super().__init__()
+
+
+@pytest.mark.parametrize("value", [0, 42])
+@pytest.mark.parametrize("seed", [torch.manual_seed, np.random.seed, random.seed], ids=["PyTorch", "NumPy", "Python"])
+def test_a_constructor_that_seeds_a_global_generator_is_refused(seed: Callable[[int], object], value: int) -> None:
+    with pytest.raises(UserError, match=r"its constructor seeds a global generator .*: leave that out"):
+        facts(lambda: Seeds(seed, value))
+
+
+def test_a_constructor_may_seed_inside_of_a_fork() -> None:
+    def make() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(42)
+            module = Linear()
+        nn.init.normal_(module.layer.bias)
+        return module
+
+    assert facts(make).tensors
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "another shape": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)),

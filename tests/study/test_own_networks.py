@@ -365,6 +365,18 @@ def test_a_helper_that_is_not_in_the_identity_is_refused(folder: Path, when: str
             read_user_data("helped:load")
 
 
+@pytest.mark.parametrize("line", ["torch.manual_seed(42)", "first = nn.Linear(3, 3)"])
+def test_draws_and_seeds_of_an_import_change_no_initialization(folder: Path, line: str) -> None:
+    (folder / "drawing.py").write_text(NETS.replace("import layers", f"import layers\n\n{line}"))
+    plain, drawing = examined(), examined(network="drawing:Net")
+    run_network.__globals__["_import_network"].cache_clear()
+    states = [plan.network.initial_state(seed) for plan in (plain, drawing) for seed in (0, 1)]
+    del sys.modules["drawing"]
+    assert all(torch.equal(states[0].weights[n], w) for n, w in states[2].weights.items())
+    assert all(torch.equal(states[1].weights[n], w) for n, w in states[3].weights.items())
+    assert not torch.equal(states[0].weights["stem.weight"], states[1].weights["stem.weight"])
+
+
 def test_missing_code_is_named(folder: Path) -> None:
     (folder / "nets.py").unlink()
     with pytest.raises(UserModuleNotFound, match=r"network 'nets:Net': there is no module 'nets'.*Put nets.py there"):
