@@ -25,8 +25,8 @@ from supermask.engines.job import Array, BatchSampler, TrainingJob
 from supermask.engines.precision import matmul_precision
 from supermask.engines.reference_optimizer import FusedOptimizer
 from supermask.engines.training import OptimizerState, run_training
-from supermask.networks.examination import extract_logits
-from supermask.networks.network import shared_names
+from supermask.networks.examination import checked_logits, extract_logits
+from supermask.networks.network import Network, shared_names, translate_errors
 
 EVALUATION_PIXELS = {"cpu": 2**18, "cuda": 2**22}
 """Pixels evaluated per forward pass. On a CPU a convolution's activations should stay near its cache: Conv2 takes 1.4
@@ -48,7 +48,8 @@ def train_module(module: nn.Module, job: TrainingJob, data: SplitData, device: s
     Loss, optimizer, augmentation and number format are the recipe's; evaluations are always plain cross-entropy and
     accuracy of unchanged images in float32. Draws of a module from torch's generator (dropout) depend on seed and
     iteration only; the generator's state is restored afterwards.
-    Raises UserError if the recipe's own loss does not return a scalar, or if the module cannot be compiled.
+    Raises UserError if the recipe's own loss does not return a scalar, if the module cannot be compiled, and for errors
+    in the code of a user's module.
     Source: Zhou et al. 2019, Sec. 1 and 2.
     """
     torch_device = torch.device(device)
@@ -105,7 +106,8 @@ class _ModuleTrainer:
             self.decayed_parameters = [(parameter, masks.get(id(parameter))) for parameter in self.parameters]
         self.has_user_loss = job.loss is not None
         self.loss = job.loss or partial(cross_entropy, label_smoothing=job.recipe.label_smoothing)
-        self.forward: Callable[[Tensor], Tensor] = compile_module(module) if job.recipe.compile else module
+        self.network = job.network
+        self.forward: Callable[[Tensor], Any] = compile_module(module) if job.recipe.compile else module
 
     def load(self, state: NetworkState) -> None:
         module_tensors = {n: t for n, t in self.module.state_dict().items() if n not in self.aliases}
@@ -154,7 +156,7 @@ class _ModuleTrainer:
                 for layer in instance_layers:
                     layer.momentum = 1 / (number + 1)
                 batch = torch.from_numpy(sampler.batch(number)).to(self.device)
-                self.module(self.inputs.scale(self.images.index_select(0, batch)))
+                network_logits(self.network, self.module, self.inputs.scale(self.images.index_select(0, batch)))
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         return self.state().unmasked
@@ -178,13 +180,13 @@ class _ModuleTrainer:
         inputs = self.inputs.training_batch(self.images.index_select(0, batch), iteration)
         # Without autocast for float32: entering it costs time at every step.
         with torch.autocast(self.device.type, torch.bfloat16) if self.recipe.precision == "bfloat16" else nullcontext():
-            logits = extract_logits(self.forward(inputs))
+            logits = network_logits(self.network, self.forward, inputs)
         loss = self.loss(logits.float(), self.labels.index_select(0, batch))
         if self.has_user_loss:
             check_loss(self.recipe.loss, loss)
         for parameter in self.parameters:
             parameter.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
+        backward(self.network, loss)
         return loss.detach()
 
     def train(self, first: int, last: int) -> Array:
@@ -213,7 +215,7 @@ class _ModuleTrainer:
             for a in (images, labels)
         )
         loss_and_accuracy = evaluate_batches(
-            lambda chunk: extract_logits(self.module(self.inputs.scale(chunk))), pixels, targets
+            lambda chunk: network_logits(self.network, self.module, self.inputs.scale(chunk)), pixels, targets
         )
         self.module.train()
         return loss_and_accuracy
@@ -225,6 +227,22 @@ class _ModuleTrainer:
         self.optimizer.load_named_state(self.named_parameters, state, iteration - self.start.first_iteration)
 
 
+def network_logits(network: Network, forward: Callable[[Tensor], Any], inputs: Tensor) -> Tensor:
+    """Return the logits `(batch, classes)` of `forward`, the network's module or a call of it.
+
+    Raises UserError for errors in a user's module, and for logits of another shape.
+    """
+    if not network.is_user_code or network.facts is None:
+        return extract_logits(forward(inputs))
+    return checked_logits(forward, inputs, network.facts.classes, network.name)
+
+
+def backward(network: Network, loss: Tensor) -> None:
+    """Compute the gradients of a loss. Raises UserError for errors in a user's module."""
+    with translate_errors(network.name, "its backward pass") if network.is_user_code else nullcontext():
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
 def evaluate_batches(network: Callable[[Tensor], Tensor], pixels: Tensor, targets: Tensor) -> tuple[float, float]:
     """Return the mean cross-entropy in nats, summed in float64, and the accuracy.
 
@@ -233,7 +251,8 @@ def evaluate_batches(network: Callable[[Tensor], Tensor], pixels: Tensor, target
     loss = torch.zeros((), dtype=torch.float64, device=targets.device)
     hits = torch.zeros((), dtype=torch.int64, device=targets.device)
     chunk_size = max(1, EVALUATION_PIXELS[targets.device.type] // pixels[0].numel())
-    with torch.inference_mode():
+    # Not `inference_mode`: a module may keep a tensor from here, such as a table of positions, and train with it.
+    with torch.no_grad():
         for first in range(0, len(targets), chunk_size):
             labels = targets[first : first + chunk_size]
             logits = network(pixels[first : first + chunk_size])

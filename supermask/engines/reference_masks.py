@@ -22,15 +22,16 @@ from supermask.engines.augmentation import InputPipeline
 from supermask.engines.job import Array, BatchSampler, TrainingJob
 from supermask.engines.precision import matmul_precision
 from supermask.engines.reference import (
+    backward,
     default_generator,
     evaluate_batches,
     flush_denormals,
+    network_logits,
     on_device,
     preserve_rng_state,
 )
 from supermask.engines.reference_optimizer import FusedOptimizer
 from supermask.engines.training import OptimizerState, run_training
-from supermask.networks.examination import extract_logits
 
 
 def train(jobs: Sequence[TrainingJob], data: Sequence[SplitData], device: str = "cpu") -> list[TrainingResult]:
@@ -57,6 +58,7 @@ class MaskTrainer:
         self.learning, self.recipe, self.seed = job.learning, job.recipe, job.seed
         self.device = torch.device(device)
         # The module gives the architecture only: `functional_call` replaces all of its tensors.
+        self.network = job.network
         self.module = job.network.build().to(self.device).eval()
         self.generator = default_generator(self.device)
         self.module_seed = int(random_stream(job.seed, "module").integers(2**31))
@@ -115,7 +117,7 @@ class MaskTrainer:
             trained = [*self.logits.values(), *(self.unmasked[name] for name in self.trained_others)]
             for tensor in trained:
                 tensor.grad = None
-            loss.backward()  # type: ignore[no-untyped-call]
+            backward(self.network, loss)
             losses.append(loss.detach())
             if self.recipe.weight_decay:
                 for tensor in trained:
@@ -153,9 +155,11 @@ class MaskTrainer:
         """Yield the masked weights of each single sample; the same uniform numbers at every call."""
         count = self.learning.num_samples
         keys = {n: sampling_keys(self.seed, "samples", n, 0, count) for n in self.logits}
-        with torch.inference_mode():
-            for j in range(count):
-                yield self._masked_weights({n: key[j] for n, key in keys.items()})
+        for j in range(count):
+            # Left before `yield`, or the mode would stay in whatever the caller computes.
+            with torch.no_grad():
+                masked = self._masked_weights({n: key[j] for n, key in keys.items()})
+            yield masked
 
     def _masked_weights(self, keys: dict[str, Array]) -> Weights:
         """Return the weights of one forward pass by tensor; `keys`: those of the pass, of each masked tensor."""
@@ -163,7 +167,8 @@ class MaskTrainer:
         return {**self.weights, **masked}
 
     def _forward(self, weights: Weights, pixels: Tensor) -> Tensor:
-        return extract_logits(functional_call(self.module, {**weights, **self.unmasked}, (pixels,)))
+        tensors = {**weights, **self.unmasked}
+        return network_logits(self.network, lambda images: functional_call(self.module, tensors, (images,)), pixels)
 
     def optimizer_state(self) -> OptimizerState:
         return self.optimizer.named_state(self._trained_tensors())

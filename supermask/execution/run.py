@@ -143,9 +143,18 @@ def _examine_networks(plan: Plan) -> Plan:
     if not unknown:
         return plan
     networks = {name: resolve_network(name, image_shape, classes, None, None, sources[name]) for name in unknown}
-    examined = {name: examine_network(network, image_shape, classes) for name, network in networks.items()}
+    examined = {
+        name: examine_network(network, image_shape, classes, _smallest_batch(plan, name))
+        for name, network in networks.items()
+    }
     facts = {**plan.inputs.network_facts, **examined}
     return replace(make_plan(plan.study, replace(plan.inputs, network_facts=facts)), notices=plan.notices)
+
+
+def _smallest_batch(plan: Plan, network: str) -> int | None:
+    """Return the smallest batch size of the network's trainings; None if it is never trained."""
+    recipes = [run.recipe for run in plan.runs.values() if run.network == network and run.recipe.iterations]
+    return min((recipe.batch_size for recipe in recipes), default=None)
 
 
 @contextmanager

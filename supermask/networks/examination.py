@@ -7,9 +7,7 @@ buffers only, and its logits have the shape `(batch, classes)`.
 from __future__ import annotations
 
 import random
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -29,6 +27,7 @@ from supermask.networks.network import (
     seeded_draws,
     shared_names,
     state_tensors,
+    translate_errors,
 )
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -43,9 +42,13 @@ DTYPES = {torch.float32: "float32", torch.int64: "int64"}
 
 
 def examine_module(
-    make: Callable[[], nn.Module], image_shape: tuple[int, int, int], classes: int, name: str
+    make: Callable[[], nn.Module],
+    image_shape: tuple[int, int, int],
+    classes: int,
+    name: str,
+    batch_size: int | None = None,
 ) -> NetworkFacts:
-    """Return the facts of a user's module. `name` is the network in messages.
+    """Return the facts of a user's module. `name` is the network in messages, `batch_size` that of its trainings.
 
     Raises UserError for a module that cannot be used: wrong shape of the logits, logits that are not finite, a forward
     pass that changes parameters or plain attributes, weights computed from other tensors, tensors that are neither
@@ -58,16 +61,15 @@ def examine_module(
     _check_generators(generators, other_generators, name)
     _check_tensors(module, name)
     _check_same_values(state_tensors(module), state_tensors(again), name)
-    images = _probe_images(image_shape)
-    _check_logits(module, images, classes, name)
-    return _facts(module, images, image_shape, classes, name)
+    _check_passes(module, image_shape, classes, min(batch_size or PROBE_IMAGES, PROBE_IMAGES), name)
+    return _facts(module, _probe_images(image_shape), image_shape, classes, name)
 
 
 def _construct(
     make: Callable[[], nn.Module], image_shape: tuple[int, int, int], name: str, seed: int
 ) -> tuple[nn.Module, tuple[bytes, Any, Any]]:
     """Return the module of a seed, and the states of the generators after its construction."""
-    with _translate_errors(name, "constructing it"), seeded_draws(seed):
+    with translate_errors(name, "constructing it"), seeded_draws(seed):
         module = make()
         if not isinstance(module, nn.Module):
             raise UserError(f"network {quote(name)} gives {type(module).__name__}, not a torch.nn.Module.")
@@ -76,12 +78,16 @@ def _construct(
 
 
 def shipped_module_facts(
-    make: Callable[[], nn.Module], image_shape: tuple[int, int, int], classes: int, name: str
+    make: Callable[[], nn.Module], image_shape: tuple[int, int, int], classes: int, name: str, with_values: bool = False
 ) -> NetworkFacts:
-    """Return the facts of a module of this package, computed without values on PyTorch's `meta` device.
+    """Return the facts of a module of this package.
 
+    Computed without values on PyTorch's `meta` device; `with_values`: with the measured `own_std` of its tensors.
     Raises UserError for images that are too small for it.
     """
+    if with_values:
+        module, _ = _construct(make, image_shape, name, 0)
+        return _facts(module, _probe_images(image_shape), image_shape, classes, name)
     with torch.device("meta"):
         module, images = make(), torch.zeros(PROBE_IMAGES, *image_shape)
     return _facts(module, images, image_shape, classes, name)
@@ -196,27 +202,18 @@ def _check_same_values(first: dict[str, Tensor], second: dict[str, Tensor], name
             )
 
 
-def _check_logits(module: nn.Module, images: Tensor, classes: int, name: str) -> None:
-    """Run a step's forward and backward pass; refuse wrong logits and a pass that changes more than buffers."""
+def _check_passes(
+    module: nn.Module, image_shape: tuple[int, int, int], classes: int, batch_size: int, name: str
+) -> None:
+    """Evaluate, train and evaluate as an engine does; refuse wrong logits, and passes that change more than buffers."""
     parameters = {n: p.detach().clone() for n, p in module.named_parameters()}
     attributes = _plain_state(module)
-    for training in (True, False):
-        with _translate_errors(name, f"its forward pass of {len(images)} images of shape {tuple(images.shape[1:])}"):
-            module.train(training)
-            with seeded_draws(0):
-                logits = extract_logits(module(images), name)
-        if tuple(logits.shape) != (len(images), classes):
-            raise UserError(
-                f"network {quote(name)} gives an output of shape {tuple(logits.shape)} for images of shape "
-                f"{tuple(images.shape)}; it needs (batch, classes) = ({len(images)}, {classes})."
-            )
-        if not logits.is_floating_point() or not logits.isfinite().all():
-            raise UserError(
-                f"network {quote(name)} gives logits that are not finite numbers for random images in [0, 1]"
-                f"{'' if training else ' in evaluation mode'}."
-            )
-        if not logits.requires_grad:
-            raise UserError(f"network {quote(name)}: its logits do not depend on its parameters (no gradient).")
+    images = _probe_images(image_shape)
+    _check_pass(module.eval(), images, classes, name)
+    _check_pass(module.train(), images[:batch_size], classes, name)
+    # The last images of an evaluation may be any number.
+    for evaluated in (images, images[:1]):
+        _check_pass(module.eval(), evaluated, classes, name)
     for parameter_name, parameter in module.named_parameters():
         if not torch.equal(parameter.detach(), parameters[parameter_name]):
             raise UserError(
@@ -229,6 +226,47 @@ def _check_logits(module: nn.Module, images: Tensor, classes: int, name: str) ->
                 f"network {quote(name)}: its forward pass changes its attribute {quote(attribute)}, which is not in "
                 "its state_dict, so it could be neither stored nor rewound: register it with register_buffer."
             )
+
+
+def _check_pass(module: nn.Module, images: Tensor, classes: int, name: str) -> None:
+    """Run a forward pass, and a backward pass in training mode; refuse wrong logits."""
+    mode = "training" if module.training else "evaluation"
+    with seeded_draws(0), torch.set_grad_enabled(module.training):
+        logits = checked_logits(module, images, classes, name)
+        if not logits.is_floating_point() or not logits.isfinite().all():
+            raise UserError(
+                f"network {quote(name)} gives logits that are not finite numbers for random images in [0, 1] in {mode} "
+                "mode."
+            )
+        if not module.training:
+            return
+        if not logits.requires_grad:
+            raise UserError(f"network {quote(name)}: its logits do not depend on its parameters (no gradient).")
+        with translate_errors(name, "its backward pass"):
+            _probe_loss(logits).backward()  # type: ignore[no-untyped-call]
+
+
+def _probe_loss(logits: Tensor) -> Tensor:
+    """Return a loss in which every logit has its own weight: a constant one has no gradient through a softmax."""
+    return torch.nn.functional.cross_entropy(logits, torch.zeros_like(logits).softmax(1))
+
+
+def checked_logits(forward: Callable[[Tensor], Any], images: Tensor, classes: int, name: str) -> Tensor:
+    """Return the logits `(batch, classes)` of a user's module; `forward` is the module, or calls it.
+
+    Raises UserError for errors in the module's code, and for another output.
+    """
+    # PyTorch's global grad mode follows the module's: evaluations have none.
+    mode = "training" if torch.is_grad_enabled() else "evaluation"
+    count = "1 image" if len(images) == 1 else f"{len(images)} images"
+    with translate_errors(name, f"its forward pass of {count} of shape {tuple(images.shape[1:])} in {mode} mode"):
+        logits = extract_logits(forward(images), name)
+    if tuple(logits.shape) != (len(images), classes):
+        raise UserError(
+            f"network {quote(name)} gives an output of shape {tuple(logits.shape)} for images of shape "
+            f"{tuple(images.shape)}; it needs (batch, classes) = ({len(images)}, {classes}) in {mode} mode."
+        )
+    return logits
 
 
 def _plain_state(module: nn.Module) -> dict[str, Any]:
@@ -337,8 +375,7 @@ def _gradient_pass(module: nn.Module, images: Tensor, name: str) -> _GradientPas
     try:
         logits = extract_logits(module(images), name)
         if logits.requires_grad:
-            # A loss in which every logit has its own weight: a constant one has no gradient through a softmax.
-            torch.nn.functional.cross_entropy(logits, torch.zeros_like(logits).softmax(1)).backward()  # type: ignore[no-untyped-call]
+            _probe_loss(logits).backward()  # type: ignore[no-untyped-call]
     finally:
         for handle in handles:
             handle.remove()
@@ -383,18 +420,3 @@ def _multiplications(layer: nn.Module, output: Any) -> int:
 def _probe_images(image_shape: tuple[int, int, int]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.rand(PROBE_IMAGES, *image_shape, generator=generator)
-
-
-@contextmanager
-def _translate_errors(name: str, action: str) -> Iterator[None]:
-    """Turn an error of the user's code into a UserError that names its line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if "site-packages" not in f.filename]
-        frames = [f for f in frames if "/supermask/networks/" not in f.filename] or frames
-        where = f" at line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"network {quote(name)}: {action} failed{where}: {message}") from error

@@ -6,12 +6,16 @@ an examination of the module (`networks.examination`). Nothing here imports torc
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from supermask.core.errors import UserError, quote
 from supermask.core.initializers import OWN, draw_weights
 from supermask.core.rng import Stream, random_stream
 from supermask.core.types import InitialState, PrunableTensor
@@ -198,7 +202,7 @@ class Network:
     def _build(self, seed: int) -> nn.Module:
         assert self.make is not None, self.name
         assert self.facts is not None, "a network is examined before it is built"
-        with seeded_draws(seed):
+        with translate_errors(self.name, "constructing it"), seeded_draws(seed):
             return materialize(self.make(), self.facts.image_shape)
 
     def _draw_by_constructor(self, name: str, rng: Stream) -> Array:
@@ -250,6 +254,27 @@ def seeded_draws(seed: int) -> Iterator[None]:
         generator.set_state(before[0])
         np.random.set_state(before[1])
         random.setstate(before[2])
+
+
+@contextmanager
+def translate_errors(name: str, action: str) -> Iterator[None]:
+    """Turn an error of a user's network into a UserError that names its line. `name`: the network in the message."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        files = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        user_files = [(file, line) for file, line in files if not _is_library_file(file)]
+        where = " at line {1} of {0}".format(*user_files[-1]) if user_files else ""
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"network {quote(name)}: {action} failed{where}: {message}") from error
+
+
+def _is_library_file(file: str) -> bool:
+    """Return True for files of this package, of installed packages and of the standard library."""
+    folders = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "<")
+    return "site-packages" in file or file.startswith(folders)
 
 
 def materialize(module: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:

@@ -114,12 +114,11 @@ def _module_facts(name: str, image_shape: ImageShape, classes: int, with_values:
     numbers = [int(number) for number in re.findall(r"\d+", name)]
     if name.startswith("resnet") and numbers[0] in CIFAR_RESNETS and not with_values:
         return cifar_resnet_facts(numbers[0], (*numbers, DEFAULT_WIDTH)[1], image_shape, classes)
-    from supermask.networks.examination import examine_module, shipped_module_facts
+    from supermask.networks.examination import shipped_module_facts
 
     make = _module_factory(name, image_shape, classes)
     assert make is not None
-    examine = examine_module if with_values else shipped_module_facts
-    return examine(make, image_shape, classes, name)
+    return shipped_module_facts(make, image_shape, classes, name, with_values)
 
 
 def _module_factory(name: str, image_shape: ImageShape, classes: int) -> Callable[[], nn.Module] | None:

@@ -174,12 +174,17 @@ def resolve_network(
     return Network(name, facts, None, initializer, make)
 
 
-def examine_network(network: Network, image_shape: ImageShape, classes: int) -> NetworkFacts:
-    """Import a user's network and return its facts. Raises UserError for one that cannot be used."""
+def examine_network(
+    network: Network, image_shape: ImageShape, classes: int, batch_size: int | None = None
+) -> NetworkFacts:
+    """Import a user's network and return its facts. `batch_size`: the smallest one that it is trained with.
+
+    Raises UserError for a network that cannot be used.
+    """
     from supermask.networks.examination import examine_module
 
     assert network.make is not None
-    return examine_module(network.make, image_shape, classes, network.name)
+    return examine_module(network.make, image_shape, classes, network.name, batch_size)
 
 
 def make_user_module(name: str, image_shape: ImageShape, classes: int, source: str | None) -> nn.Module:

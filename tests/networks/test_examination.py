@@ -372,6 +372,57 @@ def test_a_constructor_may_seed_inside_of_a_fork() -> None:
     assert facts(make).tensors
 
 
+class KeepsTable(Linear):
+    """Computes a table at its first forward pass and keeps it."""
+
+    table: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.linspace(0, 1, 64)
+        return super().forward(x.flatten(1) * self.table)
+
+
+def test_a_tensor_that_the_first_evaluation_computes_may_be_trained_with() -> None:
+    assert facts(KeepsTable).tensors
+
+
+class Squeezes(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze()
+
+
+def test_one_image_must_be_evaluated() -> None:
+    expected = r"output of shape \(10,\) for images of shape \(1, 1, 8, 8\); it needs .* \(1, 10\) in evaluation mode"
+    with pytest.raises(UserError, match=expected):
+        facts(Squeezes)
+
+
+def test_a_training_pass_has_the_batch_size_of_the_recipe() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Linear(6, 10))
+
+    for batch_size in (None, 2, 60):
+        assert examine_module(make, SHAPE, 10, "mine:net", batch_size) == facts(make)
+    with pytest.raises(UserError, match=r"pass of 1 image of shape \(1, 8, 8\) in training mode failed.*: ValueError"):
+        examine_module(make, SHAPE, 10, "mine:net", 1)
+
+
+class FailsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise ValueError("no gradient here")
+
+
+class NoBackward(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return FailsBackward.apply(super().forward(x))  # type: ignore[no-any-return,no-untyped-call]
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "another shape": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)),
@@ -387,6 +438,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "infinite logits": (Infinite, "logits that are not finite"),
     "no gradient": (Detached, "do not depend on its parameters"),
     "an error": (Raises, "failed at line"),
+    "an error of the backward pass": (NoBackward, "its backward pass failed at line"),
     "values without a seed": (ReadsNoise, "'layer.weight' has other values each time"),
     "spectral norm": (
         lambda: nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(64, 10))),

@@ -12,9 +12,14 @@ import pytest
 import torch
 from helpers.command_line import supermask_each
 from helpers.small_studies import train_plan
+from helpers.trainings import data
 from torch import nn
 
 from supermask.core.errors import UserError
+from supermask.core.learned_masks import initial_mask_state
+from supermask.core.rng import child_streams
+from supermask.engines import reference, reference_masks
+from supermask.engines.job import TrainingJob
 from supermask.execution.run import RunOptions, run_plans
 from supermask.export.tickets.checks import check_ticket
 from supermask.export.tickets.packing import pack_run
@@ -375,6 +380,45 @@ def test_draws_and_seeds_of_an_import_change_no_initialization(folder: Path, lin
     assert all(torch.equal(states[0].weights[n], w) for n, w in states[2].weights.items())
     assert all(torch.equal(states[1].weights[n], w) for n, w in states[3].weights.items())
     assert not torch.equal(states[0].weights["stem.weight"], states[1].weights["stem.weight"])
+
+
+FAILING = """
+import torch
+from torch import nn
+
+
+class Net(nn.Linear):
+    def __init__(self, image_shape, classes, fails_in_training=True):
+        super().__init__(64, classes)
+        self.fails_in_training = fails_in_training
+
+    def forward(self, images):
+        if self.training == self.fails_in_training and len(images) > 4:
+            raise KeyError("seen in training only")
+        return super().forward(images.flatten(1))
+"""
+
+
+@pytest.mark.parametrize("learns_mask", [False, True])
+@pytest.mark.parametrize("fails_in_training", [False, True])
+def test_an_error_of_the_module_in_training_names_its_line(
+    folder: Path, learns_mask: bool, fails_in_training: bool
+) -> None:
+    (folder / "nets.py").write_text(FAILING)
+    treatment: dict[str, Any] = {"supermask": {}} if learns_mask else {"name": "base"}
+    network = {"make": "nets:Net", "fails_in_training": fails_in_training}
+    plan = examined(network=network, treatments=[treatment])
+    run = next(run for run in plan.runs.values() if (run.learning is not None) == learns_mask)
+    mode = "training" if fails_in_training else "evaluation"
+    expected = rf"network 'nets:Net .*: its forward pass of \d+ images of shape .* in {mode} mode failed at line 13 of "
+    engine = reference_masks.train if learns_mask else reference.train
+    start = plan.network.initial_state(0)
+    if run.learning is not None:
+        start = initial_mask_state(run.learning, plan.network.tensors, start, 0, None, None, child_streams(0))
+    job = TrainingJob(plan.network, start, run.recipe, 0, learning=run.learning)
+    with pytest.raises(UserError, match=expected + ".*nets.py: KeyError: 'seen in training only'"):
+        engine([job], [data((1, 8, 8), 10)])
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 def test_missing_code_is_named(folder: Path) -> None:
