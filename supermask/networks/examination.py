@@ -20,6 +20,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from supermask.core.errors import UserError, quote
 from supermask.core.invariants import bitwise_equal
 from supermask.core.types import PrunableTensor, TensorKind
+from supermask.networks.hidden_state import HiddenState, hidden_state, is_changed_by_passes, is_equal
 from supermask.networks.network import (
     NetworkFacts,
     UnmaskedTensor,
@@ -36,6 +37,11 @@ PROBE_IMAGES = 4
 """Images of the forward passes of an examination; batch normalization needs more than one."""
 OTHER_SEED = 2_718_281_828
 """A second seed, which no constructor is likely to choose."""
+MEMORY_TOLERANCE = 1e-4
+"""Difference of two passes' logits, relative to the largest, from which on it is no rounding (about 1e-6)."""
+NOT_STORED = (
+    "which is not in its state_dict, so it could be neither stored nor rewound: register it with register_buffer"
+)
 TRAINING_PROBES = 8
 """Forward passes in training mode of a module that draws random numbers, each under another seed."""
 DTYPES = {torch.float32: "float32", torch.int64: "int64"}
@@ -51,17 +57,18 @@ def examine_module(
     """Return the facts of a user's module. `name` is the network in messages, `batch_size` that of its trainings.
 
     Raises UserError for a module that cannot be used: wrong shape of the logits, logits that are not finite, a forward
-    pass that changes parameters or plain attributes, weights computed from other tensors, tensors that are neither
-    float32 nor int64, values that differ between two constructions under one seed, a constructor that seeds a global
-    generator, and errors in the module's code.
+    pass that changes parameters or other state outside the `state_dict`, a constructor that draws such state or seeds a
+    global generator, weights computed from other tensors, tensors that are neither float32 nor int64, values that
+    differ between two constructions under one seed, and errors in the module's code.
     """
     module, generators = _construct(make, image_shape, name, 0)
     again, _ = _construct(make, image_shape, name, 0)
-    _, other_generators = _construct(make, image_shape, name, OTHER_SEED)
+    other, other_generators = _construct(make, image_shape, name, OTHER_SEED)
     _check_generators(generators, other_generators, name)
     _check_tensors(module, name)
     _check_same_values(state_tensors(module), state_tensors(again), name)
-    _check_passes(module, image_shape, classes, min(batch_size or PROBE_IMAGES, PROBE_IMAGES), name)
+    _check_constructor_draws(hidden_state(module), hidden_state(again), hidden_state(other), name)
+    _check_passes(module, again, image_shape, classes, min(batch_size or PROBE_IMAGES, PROBE_IMAGES), name)
     return _facts(module, _probe_images(image_shape), image_shape, classes, name)
 
 
@@ -203,28 +210,86 @@ def _check_same_values(first: dict[str, Tensor], second: dict[str, Tensor], name
 
 
 def _check_passes(
-    module: nn.Module, image_shape: tuple[int, int, int], classes: int, batch_size: int, name: str
+    module: nn.Module, unused: nn.Module, image_shape: tuple[int, int, int], classes: int, batch_size: int, name: str
 ) -> None:
-    """Evaluate, train and evaluate as an engine does; refuse wrong logits, and passes that change more than buffers."""
+    """Evaluate, train and evaluate as an engine does; refuse wrong logits, and passes that change more than buffers.
+
+    `unused`: the same module without any pass. Both have other values in their buffers afterwards.
+    """
     parameters = {n: p.detach().clone() for n, p in module.named_parameters()}
-    attributes = _plain_state(module)
-    images = _probe_images(image_shape)
-    _check_pass(module.eval(), images, classes, name)
-    _check_pass(module.train(), images[:batch_size], classes, name)
-    # The last images of an evaluation may be any number.
-    for evaluated in (images, images[:1]):
-        _check_pass(module.eval(), evaluated, classes, name)
+    states = [hidden_state(module)]
+    for seed in (0, 1):
+        images = _probe_images(image_shape, seed)
+        _check_pass(module.eval(), images, classes, name)
+        _check_pass(module.train(), images[:batch_size], classes, name)
+        # The last images of an evaluation may be any number.
+        for evaluated in (images, images[:1]):
+            _check_pass(module.eval(), evaluated, classes, name)
+        states.append(hidden_state(module))
     for parameter_name, parameter in module.named_parameters():
         if not torch.equal(parameter.detach(), parameters[parameter_name]):
             raise UserError(
                 f"network {quote(name)}: its forward pass changes its parameter {quote(parameter_name)}: only the "
                 "optimizer may, or no certificate could hold."
             )
-    for attribute, value in _plain_state(module).items():
-        if attribute in attributes and not _is_equal(value, attributes[attribute]):
+    start, first, second = states
+    for attribute, value in start.items():
+        if is_changed_by_passes(attribute, value, first.get(attribute), second.get(attribute)):
             raise UserError(
-                f"network {quote(name)}: its forward pass changes its attribute {quote(attribute)}, which is not in "
-                "its state_dict, so it could be neither stored nor rewound: register it with register_buffer."
+                f"network {quote(name)}: its forward pass changes its attribute {quote(attribute)}, {NOT_STORED}."
+            )
+    _check_memory(module, unused, image_shape, classes, batch_size, name)
+
+
+def _check_memory(
+    module: nn.Module, unused: nn.Module, image_shape: tuple[int, int, int], classes: int, batch_size: int, name: str
+) -> None:
+    """Refuse a module whose logits depend on earlier passes, beyond what its `state_dict` holds.
+
+    Both modules get the tensors of `module`, with other parameters: a value computed from earlier ones is seen too.
+    """
+    values = {n: t.clone() for n, t in module.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    changed = dict(values)
+    for parameter_name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        noise = torch.randn(parameter.shape, generator=generator)
+        changed[parameter_name] = parameter.detach() * (1 + 0.1 * noise) + 0.01 * noise
+    aliases = shared_names(module)
+    images = _probe_images(image_shape, 2)
+    start = hidden_state(unused)
+    logits = []
+    for tested in (module, unused):
+        with torch.no_grad():
+            for n, tensor in tested.state_dict().items():
+                tensor.copy_(changed[aliases.get(n, n)])
+        for training in (False, True):
+            tested.train(training)
+            with seeded_draws(0), torch.set_grad_enabled(training):
+                batch = images[:batch_size] if training else images
+                logits.append(checked_logits(tested, batch.clone(), classes, name).detach())
+    for used, expected in ((logits[0], logits[2]), (logits[1], logits[3])):
+        tolerance = MEMORY_TOLERANCE * float(expected.abs().nan_to_num().max())
+        if not torch.allclose(used, expected, rtol=0, atol=tolerance, equal_nan=True):
+            last = hidden_state(module)
+            names = [n for n, value in last.items() if not is_equal(value, start.get(n))]
+            source = f"its attribute {quote(names[0])}" if names else "something"
+            raise UserError(
+                f"network {quote(name)}: its logits depend on {source} that earlier forward passes set, {NOT_STORED}."
+            )
+    with torch.no_grad():
+        for n, tensor in module.state_dict().items():
+            tensor.copy_(values[n])
+
+
+def _check_constructor_draws(state: HiddenState, again: HiddenState, other: HiddenState, name: str) -> None:
+    """Refuse attributes that are equal under one seed and differ under two: the constructor draws them."""
+    for attribute, value in state.items():
+        if is_equal(value, again.get(attribute)) and not is_equal(value, other.get(attribute)):
+            raise UserError(
+                f"network {quote(name)}: its constructor draws its attribute {quote(attribute)}, {NOT_STORED} "
+                "(persistent); layers belong in an nn.ModuleList."
             )
 
 
@@ -232,7 +297,8 @@ def _check_pass(module: nn.Module, images: Tensor, classes: int, name: str) -> N
     """Run a forward pass, and a backward pass in training mode; refuse wrong logits."""
     mode = "training" if module.training else "evaluation"
     with seeded_draws(0), torch.set_grad_enabled(module.training):
-        logits = checked_logits(module, images, classes, name)
+        # A copy: as in training, every pass gets images that the module may change.
+        logits = checked_logits(module, images.clone(), classes, name)
         if not logits.is_floating_point() or not logits.isfinite().all():
             raise UserError(
                 f"network {quote(name)} gives logits that are not finite numbers for random images in [0, 1] in {mode} "
@@ -267,28 +333,6 @@ def checked_logits(forward: Callable[[Tensor], Any], images: Tensor, classes: in
             f"{tuple(images.shape)}; it needs (batch, classes) = ({len(images)}, {classes}) in {mode} mode."
         )
     return logits
-
-
-def _plain_state(module: nn.Module) -> dict[str, Any]:
-    """Return every number, tensor and list of these that modules hold outside their `state_dict`."""
-    stored = {id(t) for t in module.state_dict(keep_vars=True).values()}
-    state = {}
-    for prefix, layer in module.named_modules():
-        values = {k: v for k, v in vars(layer).items() if not k.startswith("_") and k != "training"}
-        values |= {k: v for k, v in layer._buffers.items() if v is not None}
-        for key, value in values.items():
-            if id(value) not in stored and isinstance(value, (int, float, Tensor, list)):
-                copied = value.detach().clone() if isinstance(value, Tensor) else value
-                state[f"{prefix}.{key}" if prefix else key] = list(copied) if isinstance(copied, list) else copied
-    return state
-
-
-def _is_equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(_is_equal(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b) and type(a) is type(b)
 
 
 # --- facts ---
@@ -373,7 +417,7 @@ def _gradient_pass(module: nn.Module, images: Tensor, name: str) -> _GradientPas
     for parameter in module.parameters():
         parameter.grad = None
     try:
-        logits = extract_logits(module(images), name)
+        logits = extract_logits(module(images.clone()), name)
         if logits.requires_grad:
             _probe_loss(logits).backward()  # type: ignore[no-untyped-call]
     finally:
@@ -417,6 +461,6 @@ def _multiplications(layer: nn.Module, output: Any) -> int:
     return weights * values.numel() // values.shape[-1]
 
 
-def _probe_images(image_shape: tuple[int, int, int]) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+def _probe_images(image_shape: tuple[int, int, int], seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     return torch.rand(PROBE_IMAGES, *image_shape, generator=generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -421,6 +422,152 @@ class FailsBackward(torch.autograd.Function):
 class NoBackward(Linear):
     def forward(self, x: Tensor) -> Tensor:
         return FailsBackward.apply(super().forward(x))  # type: ignore[no-any-return,no-untyped-call]
+
+
+class Running(Linear):
+    """A mean over the batches seen in training, in an attribute that is None at first."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        setattr(self, name, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, mean = x.flatten(1), getattr(self, self.name)
+        if self.training:
+            mean = x.mean(0) if mean is None else 0.9 * mean + 0.1 * x.mean(0)
+            setattr(self, self.name, mean)
+        return super().forward(x if mean is None else x - mean)
+
+
+class Counting(Linear):
+    """A counter in a container or under a private name, on which the logits may depend."""
+
+    def __init__(self, start: Any, is_used: bool) -> None:
+        super().__init__()
+        self._count, self.is_used = start, is_used
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self._count, int):
+            self._count += 1
+            number = self._count
+        elif isinstance(self._count, tuple):
+            self._count = (self._count[0] + 1,)
+            number = self._count[0]
+        else:
+            key: Any = "n" if isinstance(self._count, dict) else 0
+            self._count[key] += 1
+            number = self._count[key]
+        return super().forward(x) / (number if self.is_used else 1)
+
+
+@pytest.mark.parametrize("is_used", [True, False])
+@pytest.mark.parametrize("start", [0, (0,), [0], {"n": 0}, np.zeros(1)], ids=lambda value: type(value).__name__)
+def test_counters_outside_the_state_dict_are_refused(start: Any, is_used: bool) -> None:
+    with pytest.raises(UserError, match="its forward pass changes its attribute '_count', which is not in its state_"):
+        facts(lambda: Counting(deepcopy(start), is_used))
+
+
+@pytest.mark.parametrize("name", ["mean_of_all", "_mean"])
+def test_statistics_outside_the_state_dict_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"its logits depend on its attribute '{name}' that earlier forward passes set"):
+        facts(lambda: Running(name))
+
+
+class OwnGenerator(Linear):
+    """Draws from a generator of its own, whose state no run stores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * torch.rand(x.shape, generator=self.generator))
+
+
+class KeepsWeight(Linear):
+    """Computes a value from its weight once."""
+
+    scale: float | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale is None:
+            self.scale = float(self.layer.weight.abs().mean())
+        return super().forward(x) / self.scale
+
+
+def test_logits_may_not_depend_on_earlier_passes() -> None:
+    with pytest.raises(UserError, match="its logits depend on something that earlier forward passes set"):
+        facts(OwnGenerator)
+    with pytest.raises(UserError, match="its logits depend on its attribute 'scale' that earlier forward passes set"):
+        facts(KeepsWeight)
+
+
+class Remembers(Linear):
+    """Keeps its last features in attributes that nothing reads, and sizes and tables of its first pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.tables, self._size = None, {}, (0, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x
+        self._size = tuple(x.shape[2:])
+        if self._size not in self.tables:
+            self.tables[self._size] = torch.linspace(0, 1, 64)
+        return super().forward(x.flatten(1) * self.tables[self._size])
+
+
+def test_caches_and_records_that_change_no_logits_are_allowed() -> None:
+    assert facts(Remembers) == facts(KeepsTable)
+
+
+class ChangesImages(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5))
+
+
+def test_a_module_may_change_its_images() -> None:
+    assert facts(ChangesImages).tensors
+
+
+class Projects(Linear):
+    """A random matrix that is drawn in the constructor."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        matrix = torch.randn(64, 64)
+        if kind == "persistent":
+            self.register_buffer("matrix", matrix)
+        elif kind == "not persistent":
+            self.register_buffer("matrix", matrix, persistent=False)
+        elif kind == "a module in a list":
+            self.matrices = [nn.Linear(64, 64)]
+        else:
+            self.matrix: Any = {"an attribute": matrix, "an array": matrix.numpy(), "a dict": {"of": [matrix]}}[kind]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", ["not persistent", "an attribute", "an array", "a dict", "a module in a list"])
+def test_draws_of_the_constructor_outside_the_state_dict_are_refused(kind: str) -> None:
+    with pytest.raises(UserError, match=r"draws its attribute 'matri.*: register it with register_buffer \(persistent"):
+        facts(lambda: Projects(kind))
+    assert facts(lambda: Projects("persistent")).tensors
+
+
+def test_the_examination_leaves_no_changed_parameter() -> None:
+    weight = Linear().layer.weight.detach()
+    made: list[Linear] = []
+
+    def make() -> nn.Module:
+        made.append(Linear())
+        with torch.no_grad():
+            made[-1].layer.weight.copy_(weight)
+        return made[-1]
+
+    assert facts(make).tensors[0].own_std == float(weight.double().square().mean().sqrt())
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
