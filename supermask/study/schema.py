@@ -103,6 +103,11 @@ class Treatment(StrictModel):
                 f"rewind_to: {self.rewind_to} needs trained: true; an untrained network has no iteration "
                 f"{self.rewind_to}."
             )
+        if not learns and not self.trained and self.schedule == "iterative" and self.mask0 != "zero":
+            raise validation_error(
+                f"mask0: {self.mask0} with trained: false needs schedule: one_shot; under iterative the masks are those "
+                "of a chain that is pruned with mask0: zero, whose pruned weights are zero already."
+            )
         if learns and self.schedule != "iterative":
             raise validation_error(
                 "a learned supermask needs schedule: iterative, as later levels prune the learned mask further."

@@ -9,6 +9,7 @@ import pytest
 from helpers.file_refusals import refusal as file_refusal
 from helpers.study_refusals import labels, refusal
 
+from supermask.core.actions import MASK0_ACTIONS
 from supermask.core.errors import UserError
 from supermask.core.learned_masks import METHODS, MaskLearning
 from supermask.study import load_study, study_from_dict
@@ -249,11 +250,20 @@ def test_keys_used_by_a_method_are_accepted() -> None:
             {"trained": False, "rewind_to": 5},
             "rewind_to: 5 needs trained: true; an untrained network has no iteration 5.",
         ),
+        (
+            {"trained": False, "mask0": "freeze_init"},
+            "mask0: freeze_init with trained: false needs schedule: one_shot; under iterative",
+        ),
     ],
 )
 def test_inconsistent_treatments_are_supermask_refusal(treatment: dict[str, Any], says: str) -> None:
     message = refusal({"treatments": [treatment]})
     assert says in message and message.startswith("treatments[0]") and "\n" not in message
+
+
+@pytest.mark.parametrize("mask0", MASK0_ACTIONS)
+def test_untrained_networks_have_every_mask_0_action_with_one_shot_masks(mask0: str) -> None:
+    study_from_dict({"treatments": [{"trained": False, "schedule": "one_shot", "mask0": mask0}]})
 
 
 @pytest.mark.parametrize("value", ["learned", "module:"])
