@@ -322,8 +322,9 @@ def _plan_supermask(context: _Context, treatment: Treatment, supermask: Supermas
     levels = treatment.num_levels(study.prune)
     level_recipe = _retraining_recipe(context.recipe, treatment) if treatment.trained else context.untrained
     apply_mask = PruneStep("learned", treatment.mask1, treatment.mask0, {}, "threshold")
-    # A signed mask inverts weights; they are inverted in its last snapshot only.
-    point: Snapshot = "end" if supermask.method == "signed" else "start"
+    # Weights that a signed mask inverts, and biases and normalization parameters trained beside a mask, are those of its
+    # result only.
+    point: Snapshot = "end" if supermask.method == "signed" or supermask.others_lr else "start"
     apply_mask = replace(apply_mask, w_init=point, rewind_to=point, rescaled=treatment.rescaled)
     steps = list(_steps(context, treatment, max(levels - 1, 0)))
     for n, step in enumerate([apply_mask, *steps][:levels], start=2):

@@ -133,6 +133,47 @@ def test_the_untrained_network_has_exactly_the_thresholded_accuracy(study: Done,
         assert abs(found - by_numpy) < (1.5 / 360 if "weights" in KINDS[kind] else 1e-12)
 
 
+METHODS = {
+    "bernoulli": {"lr": 50},
+    "rounded": {"method": "rounded", "start_logit": 0.5, "lr": 50},
+    "edge_popup": {"method": "edge_popup", "density": 0.3, "lr": 1},
+    "signed": {"method": "signed", "lr": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Every method, with and without biases trained beside the mask, rescaled in both levels or in none."""
+    treatments = [
+        {"name": f"{name} {others_lr} {rescaled}", "levels": 1, "trained": False, "rescaled": rescaled}
+        | {"supermask": {**kind, "others_lr": others_lr, "rescaled": rescaled}}
+        for name, kind in METHODS.items()
+        for others_lr in (0.0, 0.3)
+        for rescaled in (False, True)
+    ]
+    learn = {"lr": 50, "batch_size": 60, "epochs": 2, "evaluate_every": 20, "samples": 2, "hardened_at": [0.5]}
+    return done(tmp_path_factory.mktemp("beside"), *treatments, learn=learn, network="fc-20")
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+@pytest.mark.parametrize("others_lr", [0.0, 0.3])
+@pytest.mark.parametrize("method", METHODS)
+def test_biases_trained_beside_a_mask_are_those_of_the_next_level(
+    beside: Done, method: str, others_lr: float, rescaled: bool
+) -> None:
+    """Its untrained network has the thresholded accuracy; rounding may move one image of 360."""
+    name = f"{method} {others_lr} {rescaled}"
+    learned, applied = beside.facts(name, 1), beside.facts(name, 2)
+    found = applied["metrics"]["final_test_accuracy"]
+    assert abs(found - learned["metrics"]["thresholded_test_accuracy"]) < 1.5 / 360
+    assert (learned["certificate"]["held"], applied["certificate"]["held"]) == (True, True)
+    stored = beside.tensors(name, 1)
+    for bias, tensor in beside.start(name, 2).unmasked.items():
+        trained = stored.get(f"logit_other/{bias}", np.zeros(tensor.shape, dtype=np.float32))
+        assert np.array_equal(tensor.numpy(), trained)
+        assert bool(trained.any()) == (others_lr > 0)
+
+
 # --- robbed of its signs ---
 
 

@@ -144,6 +144,13 @@ def test_a_signed_mask_is_applied_to_its_inverted_weights() -> None:
     assert step.initial_state_snapshots == frozenset({"end"})
 
 
+def test_biases_trained_beside_a_mask_are_kept_by_the_next_level() -> None:
+    plan = mask_plan({"name": "a", "supermask": {"others_lr": 0.1}, "levels": 2})
+    applied, pruned = (runs_by_level(plan, "a")[level].step for level in (2, 3))
+    assert applied is not None and (applied.w_init, applied.rewind_to) == ("end", "end")
+    assert pruned is not None and (pruned.w_init, pruned.rewind_to) == ("start", "start")
+
+
 def test_treatments_share_one_learned_mask() -> None:
     """Evaluated as it is, evaluated with random signs, trained further: the mask is learned once."""
     plan = mask_plan(
