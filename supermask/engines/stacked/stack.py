@@ -42,6 +42,9 @@ GPU a small part of its memory."""
 WIDEST_LAYER = 8
 """Values of a module's widest layer per value of its image, assumed: 5.3 in ResNet-20 on CIFAR-10."""
 
+MAX_BUFFERED_STEPS = 4096
+"""Training steps whose mini-batches and random draws are on the device at once: 8 MB per distinct mini-batch of 250
+images. More steps are trained in parts."""
 
 AUGMENTATION_SHAPES: dict[str, tuple[int, ...]] = {"corner": (2,), "mirrored": (), "hole": (2,)}
 """Field of `AugmentationDraws` -> its shape without the axis of images."""
@@ -115,6 +118,15 @@ class Stack:
 
         Returns the losses before each update, float32 (R, S).
         """
+        parts = range(0, steps, MAX_BUFFERED_STEPS)
+        losses = [
+            self._train_part([first + i for first in first_iterations], min(steps - i, MAX_BUFFERED_STEPS))
+            for i in parts
+        ]
+        return losses[0] if len(losses) == 1 else np.concatenate(losses, axis=1)
+
+    def _train_part(self, first_iterations: Sequence[int], steps: int) -> Array:
+        """`train` for at most `MAX_BUFFERED_STEPS` steps."""
         batch_keys = [
             (id(d), job.seed, first) for d, job, first in zip(self.data, self.jobs, first_iterations, strict=True)
         ]
@@ -134,7 +146,9 @@ class Stack:
         A recorded step takes no arguments. It reads its inputs from row `_step_index` of these buffers and increments
         the index itself, so that all steps of an interval are replayed without the host.
         """
-        self._groups, self._capacity = groups, max(steps, self.recipe.evaluate_every)
+        # No call trains more steps than there are between two evaluations, or in the longest training.
+        longest = min(self.recipe.evaluate_every, max(job.recipe.iterations for job in self.jobs))
+        self._groups, self._capacity = groups, max(steps, min(longest, MAX_BUFFERED_STEPS))
         replicas, device = len(self.jobs), self.device
         batches, batch_size = sum(group.num_batches for group in groups), self.recipe.batch_size
         self._step_index = torch.zeros(1, dtype=torch.int64, device=device)

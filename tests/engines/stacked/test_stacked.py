@@ -24,6 +24,7 @@ from supermask.core.recipe import Recipe
 from supermask.core.types import Snapshot, TrainingResult
 from supermask.engines import stacked
 from supermask.engines.job import TrainingJob
+from supermask.engines.stacked import stack
 from supermask.engines.stacked.convolutions import CONV_ALGORITHMS, conv3x3
 from supermask.engines.stacked.device import autocast_factory
 from supermask.engines.stacked.forward import BatchGroup, forward, group_batches
@@ -145,6 +146,23 @@ def test_rates_schedules_and_lengths_may_differ_within_a_stack(monkeypatch: pyte
         alone = ours(job)[0]
         np.testing.assert_allclose(found.curve.training_loss, alone.curve.training_loss, rtol=1e-5)
     assert len({tuple(found.curve.training_loss) for found in together[:4]}) == 4
+
+
+def test_an_interval_beyond_the_end_needs_no_memory() -> None:
+    """The buffers of a stack hold the steps of the training, not those of an interval that never ends."""
+    recipe = replace(SMALL["adam"], iterations=5, evaluate_every=5)
+    jobs = [small_job(r, pruned_start(0.0)) for r in (recipe, replace(recipe, evaluate_every=10**12))]
+    usual, endless = (stacked.train([job], [DATA])[0] for job in jobs)
+    assert bits(endless) == bits(usual)
+
+
+def test_a_long_interval_is_trained_in_parts_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(SMALL["adam"], iterations=20, evaluate_every=10)
+    jobs = [small_job(recipe, pruned_start(0.0, seed=seed)) for seed in (0, 1)]
+    whole = stacked.train(jobs, [DATA, DATA])
+    monkeypatch.setattr(stack, "MAX_BUFFERED_STEPS", 3)
+    for found, wanted in zip(stacked.train(jobs, [DATA, DATA]), whole, strict=True):
+        assert bits(found) == bits(wanted)
 
 
 @pytest.mark.parametrize("batch", [1, 63, 150])
