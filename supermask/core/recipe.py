@@ -11,6 +11,13 @@ from typing import Any, Literal
 CROSS_ENTROPY = "cross_entropy"
 """Name of the default loss."""
 
+MAX_COUNT = 2**53
+"""Bound of seeds, iterations and other counts: integers up to here are exact in every JSON reader and table column."""
+MAX_NUMBER = 1e300
+"""Bound of learning rates, weight decay and other numbers."""
+MAX_EPOCHS = 1e6
+"""Bound of epochs: with the most images and the smallest batches the iterations stay below `MAX_COUNT`."""
+
 
 @dataclass(frozen=True)
 class Augmentation:

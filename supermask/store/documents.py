@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from supermask.core.errors import UserError, quote
 from supermask.core.initializers import INITIALIZERS, OWN
+from supermask.core.recipe import MAX_COUNT, MAX_NUMBER
 from supermask.datasets.locators import is_locator
 from supermask.datasets.specs import DATASETS, dataset_spec
 from supermask.networks.network import is_user_network
@@ -30,16 +31,15 @@ if TYPE_CHECKING:
 # Strict: `true` is no integer, "3" no number. Unknown keys are kept.
 _FORM = ConfigDict(strict=True, extra="allow")
 
-# 2**53: integers up to here are exact in every JSON reader and fit into every column type of `tables.COLUMNS`.
-Count = Annotated[int, Field(ge=0, le=2**53)]
-Size = Annotated[int, Field(ge=1, le=2**53)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Size = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 """An accuracy or a density."""
-Loss = Annotated[float, Field(ge=0, le=1e300)]
+Loss = Annotated[float, Field(ge=0, le=MAX_NUMBER)]
 """Mean cross-entropy in nats."""
-Number = Annotated[float, Field(ge=-1e300, le=1e300)]
+Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
 # JSON has integers of any length, which a float field accepts and no table column holds.
-NonNegative = Annotated[float, Field(ge=0, le=1e300)]
+NonNegative = Annotated[float, Field(ge=0, le=MAX_NUMBER)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}\z")]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
@@ -61,7 +61,7 @@ class ChannelStatisticsForm(TypedDict):
     """`normalize` of a recipe with given statistics."""
 
     mean: Annotated[list[Number], Field(min_length=1, max_length=1000)]
-    std: Annotated[list[Annotated[float, Field(gt=0, le=1e300)]], Field(min_length=1, max_length=1000)]
+    std: Annotated[list[Annotated[float, Field(gt=0, le=MAX_NUMBER)]], Field(min_length=1, max_length=1000)]
 
 
 @with_config(_FORM)

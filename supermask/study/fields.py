@@ -23,7 +23,7 @@ from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.initializers import INITIALIZERS, OWN
-from supermask.core.recipe import CROSS_ENTROPY
+from supermask.core.recipe import CROSS_ENTROPY, MAX_COUNT, MAX_EPOCHS, MAX_NUMBER
 from supermask.datasets.locators import LOCATOR_FORMS, is_locator, is_module_locator, parse_locator
 from supermask.datasets.specs import DATASETS, MAX_IMAGES
 from supermask.networks.network import is_user_network
@@ -188,11 +188,24 @@ def _check_reserved_label(text: str) -> str:
 
 
 Finite = Field(allow_inf_nan=False)
-Count = Annotated[int, Field(ge=1), with_message("a whole number of at least 1")]
+# Bounds are those of the store: a value that no finished run can have is refused before anything is trained.
+Count = Annotated[
+    int, Field(ge=1, le=MAX_COUNT), with_message(f"a whole number of at least 1 and at most {MAX_COUNT:,}")
+]
 Level = Annotated[int, Field(ge=1, le=1000), with_message("a number of pruning levels: a whole number from 1 to 1000")]
 Levels = Annotated[int, Field(ge=0, le=1000), with_message("a number of levels: a whole number from 0 to 1000")]
-Positive = Annotated[float, Field(gt=0), Finite, with_message("a number above 0")]
-NotNegative = Annotated[float, Field(ge=0), Finite, with_message("a number of at least 0")]
+Positive = Annotated[
+    float, Field(gt=0, le=MAX_NUMBER), with_message(f"a number above 0 and at most {MAX_NUMBER:g}")
+]
+NotNegative = Annotated[
+    float, Field(ge=0, le=MAX_NUMBER), with_message(f"a number of at least 0 and at most {MAX_NUMBER:g}")
+]
+EpochCount = Annotated[
+    float, Field(gt=0, le=MAX_EPOCHS), with_message(f"a number of epochs: above 0 and at most {MAX_EPOCHS:,.0f}")
+]
+WarmupEpochs = Annotated[
+    float, Field(ge=0, le=MAX_EPOCHS), with_message(f"a number of epochs: at least 0 and at most {MAX_EPOCHS:,.0f}")
+]
 Fraction = Annotated[float, Field(ge=0, lt=1), with_message("a number of at least 0 and below 1")]
 Factor = Annotated[float, Field(gt=0, lt=1), with_message("a factor above 0 and below 1")]
 Rate = Annotated[float, Field(gt=0, lt=1), with_message(PRUNE_RATE)]
@@ -210,15 +223,18 @@ Patterns = Annotated[
 ]
 Bool = Annotated[bool, with_message("true or false")]
 Epochs = Annotated[
-    tuple[Annotated[float, Field(gt=0), Finite], ...],
+    tuple[Annotated[float, Field(gt=0, le=MAX_EPOCHS)], ...],
     AfterValidator(_ascending),
-    with_message("a list of epochs: numbers above 0, ascending"),
+    with_message(f"a list of epochs: numbers above 0 and at most {MAX_EPOCHS:,.0f}, ascending"),
 ]
 Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
+    tuple[Annotated[int, Field(ge=0, le=MAX_COUNT)], ...],
     Field(min_length=1, max_length=10_000),
     AfterValidator(_distinct),
-    with_message("a number of seeds (1 to 10,000: 5 means 0 to 4) or a list of distinct whole numbers of at least 0"),
+    with_message(
+        "a number of seeds (1 to 10,000: 5 means 0 to 4) or a list of distinct whole numbers of at least 0 and at most "
+        f"{MAX_COUNT:,}"
+    ),
 ]
 Title = Annotated[
     str, Field(max_length=200), AfterValidator(check_one_line), with_message("one line of text (200 characters)")
@@ -265,7 +281,7 @@ Mask1 = Annotated[str, _choice("a mask-1 action", MASK1_ACTIONS)]
 Mask0 = Annotated[str, _choice("a mask-0 action", MASK0_ACTIONS)]
 Schedule = Annotated[Literal["iterative", "one_shot"], with_message("a schedule. Allowed: iterative, one_shot")]
 Scope = Annotated[Literal["layer", "global"], with_message("a scope. Allowed: layer, global")]
-Iteration = Annotated[int, Field(ge=0)]
+Iteration = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 ReadPoint = Annotated[
     Iteration | Literal["start", "end", "lowest_validation_loss"],
     with_message(

@@ -14,6 +14,7 @@ from supermask.study.fields import (
     CriterionName,
     Densities,
     Density,
+    EpochCount,
     Fraction,
     Level,
     Logit,
@@ -48,7 +49,7 @@ class LearnSettings(StrictModel):
     optimizer: MaskOptimizerName = "sgd"
     lr: Positive = 100.0
     batch_size: Count = 250
-    epochs: Positive = 100.0
+    epochs: EpochCount = 100.0
     evaluate_every: Count = 220
     """Iterations between two evaluations of the validation loss, on `samples` masks each."""
     momentum: Fraction = 0.9

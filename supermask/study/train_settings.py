@@ -13,6 +13,7 @@ from supermask.study.fields import (
     Betas,
     Bool,
     Count,
+    EpochCount,
     Epochs,
     Factor,
     Fraction,
@@ -26,6 +27,7 @@ from supermask.study.fields import (
     PositiveFloat,
     Smoothing,
     StrictModel,
+    WarmupEpochs,
     validation_error,
 )
 
@@ -82,7 +84,7 @@ class Train(StrictModel):
     optimizer: OptimizerName = "adam"
     lr: Positive = 1.2e-3
     batch_size: Count = 60
-    epochs: Positive = 55.0
+    epochs: EpochCount = 55.0
     evaluate_every: Count = 100
     """Iterations between two evaluations of the validation loss."""
     momentum: Fraction = 0.9
@@ -91,7 +93,7 @@ class Train(StrictModel):
     lr_drops: Epochs = ()
     """Epochs at which the learning rate is multiplied by `lr_drop_factor`; those after the end are ignored."""
     lr_drop_factor: Factor = 0.1
-    warmup_epochs: NotNegative = 0.0
+    warmup_epochs: WarmupEpochs = 0.0
     schedule: LearningRateSchedule = "constant"
     """The default is `step` where `lr_drops` are given. `cosine` and `linear` fall to 0 after the warm-up."""
     nesterov: Bool = False

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from supermask.core.recipe import Augmentation, ChannelStatistics, Recipe
-from supermask.store.documents import RecipeForm
+from supermask.core.recipe import MAX_COUNT, MAX_EPOCHS, MAX_NUMBER, Augmentation, ChannelStatistics, Recipe
+from supermask.datasets.specs import MAX_IMAGES
+from supermask.execution.estimate import estimate
+from supermask.store import Store
+from supermask.store.documents import Count, LearningForm, RecipeForm
+from supermask.study import Train, study_from_dict
+from supermask.study.plan import make_plan, resolve_recipe
 
 PLAIN = Recipe("adamw", 1e-3, 60, 10, 10, weight_decay=0.1)
 ALL = replace(
@@ -35,6 +41,32 @@ FORM: TypeAdapter[Any] = TypeAdapter(RecipeForm)
 )
 def test_every_recipe_has_the_form_and_comes_back(recipe: Recipe) -> None:
     assert Recipe.from_data(FORM.validate_python(recipe.to_data())) == recipe
+
+
+LARGEST: dict[str, Any] = {
+    "lr": MAX_NUMBER,
+    "weight_decay": MAX_NUMBER,
+    "epochs": MAX_EPOCHS,
+    "evaluate_every": MAX_COUNT,
+    "batch_size": 1,
+}
+
+
+@pytest.mark.parametrize("train", [{"warmup_epochs": MAX_EPOCHS}, {"lr_drops": [MAX_EPOCHS / 2]}], ids=repr)
+def test_the_store_accepts_the_largest_values_of_a_study(train: dict[str, Any], tmp_path: Path) -> None:
+    """With the most images that a dataset may have; so does the estimate of its time."""
+    learn = LARGEST | {"samples": MAX_COUNT}
+    treatments = [{}, {"supermask": {"others_lr": MAX_NUMBER}}]
+    data = {"seeds": [MAX_COUNT], "train": LARGEST | train, "learn": learn, "treatments": treatments}
+    plan = make_plan(study_from_dict(data))
+    recipes = [run.recipe for run in plan.runs.values()]
+    for recipe in [*recipes, resolve_recipe(Train(**LARGEST | train), MAX_IMAGES)]:
+        FORM.validate_python(recipe.to_data())
+    for run in plan.runs.values():
+        TypeAdapter(Count).validate_python(run.seed)
+        if run.learning is not None:
+            TypeAdapter(LearningForm).validate_python(run.learning.to_data())
+    assert estimate(plan, Store(tmp_path), plan.runs.values(), "reference").core_seconds > 0
 
 
 WRONG: dict[str, list[Any]] = {

@@ -292,7 +292,7 @@ treatments:
     [
         ("start_logits: 1", "treatments[1].supermask has no key 'start_logits'; did you mean 'start_logit'? Allowed: "),
         ("start_logit: one", "treatments[1].supermask.start_logit: 'one' is not a logit: a number from"),
-        ("lr: [1, 0]", "treatments[1].supermask.lr: 0 is not a number above 0."),
+        ("lr: [1, 0]", "treatments[1].supermask.lr: 0 is not a number above 0 and at most 1e+300."),
         ("weights: []", "treatments[1].supermask: an empty list leaves nothing to do."),
         ("weights: [[init]]", "treatments[1].supermask.weights: ['init'] is not a set of weights for a mask."),
         ("learn: {lr: 3}", "treatments[1].supermask has no key 'learn'; did you mean 'lr'? Allowed: "),

@@ -121,7 +121,7 @@ def test_a_number_of_seeds_counts_from_zero_and_a_list_is_kept(given_seeds: Any,
 
 
 WRONG: dict[str, list[Any]] = {
-    "seeds": [0, -1, True, 2.0, "3", [], [1, 1], [-1], [True], [1.0], [2**63], 10_001, None, {}],
+    "seeds": [0, -1, True, 2.0, "3", [], [1, 1], [-1], [True], [1.0], [2**53 + 1], [2**63], 10_001, None, {}],
     "title": [3, "a\nb", "\x1b[1m", "x" * 201, None],
     "initializer": ["glorot", "", 3],
     "network": ["fc-", "fc-0", "fc-30-", "resnet21", "FC", 3, ["fc"], "fc-٣", "conv2 "],
@@ -142,15 +142,15 @@ WRONG: dict[str, list[Any]] = {
     "label_noise": [-0.1, 1, "0.2", True, float("nan")],
     "validation": [0, 0.1, "10", True],
     "train.optimizer": ["Adam", None, 1],
-    "train.lr": [0, -1, "fast", "1e-3", True, None, float("nan"), float("inf"), [1]],
-    "train.batch_size": [0, 60.0, "60", True],
-    "train.epochs": ["three", 0, True, float("inf")],
-    "train.evaluate_every": [0, 0.5],
+    "train.lr": [0, -1, "fast", "1e-3", True, None, float("nan"), float("inf"), [1], 1e301],
+    "train.batch_size": [0, 60.0, "60", True, 2**53 + 1],
+    "train.epochs": ["three", 0, True, float("inf"), 1e308, 1_000_001],
+    "train.evaluate_every": [0, 0.5, 2**53 + 1],
     "train.momentum": [1, -0.1, True, float("nan")],
-    "train.weight_decay": [-1e-9, "0"],
-    "train.lr_drops": [[3, 2], [2, 2], [0], ["1"], 3, [True], None],
+    "train.weight_decay": [-1e-9, "0", 1e301],
+    "train.lr_drops": [[3, 2], [2, 2], [0], ["1"], 3, [True], None, [1e7]],
     "train.lr_drop_factor": [0, 1],
-    "train.warmup_epochs": [-1],
+    "train.warmup_epochs": [-1, 1e308],
     "train.schedule": ["cosin", "Step", None, True],
     "train.nesterov": [1, "yes", None],
     "train.betas": [0.9, [0.9], [0.9, 1], [0.9, 0.99, 0.999], ["0.9", 0.99], [True, 0.9], None],
@@ -199,10 +199,10 @@ WRONG: dict[str, list[Any]] = {
     "treatments[0].levels": [-1, 1001, 1.0, True, "2"],
     "treatments[0].supermask": ["bernoulli", 3, True, [[{}]]],
     "learn.optimizer": ["SGD", None],
-    "learn.lr": [0, "100"],
+    "learn.lr": [0, "100", 1e301],
     "learn.batch_size": [0, 250.0],
-    "learn.epochs": [0, None],
-    "learn.evaluate_every": [0, 0.5],
+    "learn.epochs": [0, None, 1e308],
+    "learn.evaluate_every": [0, 0.5, 2**53 + 1],
     "learn.momentum": [1, -0.1],
     "learn.weight_decay": [-1e-9],
     "learn.samples": [0, 10.0, True],
@@ -218,7 +218,7 @@ WRONG: dict[str, list[Any]] = {
     "treatments[0].supermask.graded": [0],
     "treatments[0].supermask.density": [0, 1, "0.5"],
     "treatments[0].supermask.threshold": [0, None],
-    "treatments[0].supermask.others_lr": [-0.1, "a"],
+    "treatments[0].supermask.others_lr": [-0.1, "a", 1e301],
     "treatments[0].supermask.optimizer": ["rmsprop"],
     "treatments[0].supermask.lr": [0, "fast"],
     "treatments[0].supermask.weight_decay": [-1],
@@ -237,6 +237,24 @@ def test_an_invalid_value_is_refused_with_key_value_and_rule(key: str, value: An
     assert message.startswith(f"{key}: ")
     assert " is not " in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "bound"),
+    [
+        ("seeds", [2**53 + 1], "9,007,199,254,740,992."),
+        ("train.lr", 1e301, "above 0 and at most 1e+300."),
+        ("train.weight_decay", 1e301, "at least 0 and at most 1e+300."),
+        ("train.evaluate_every", 2**53 + 1, "at least 1 and at most 9,007,199,254,740,992."),
+        ("train.epochs", 1e308, "above 0 and at most 1,000,000."),
+        ("train.warmup_epochs", 1e308, "at least 0 and at most 1,000,000."),
+        ("train.lr_drops", [1e308], "above 0 and at most 1,000,000, ascending."),
+    ],
+)
+def test_a_value_above_its_bound_names_the_bound(key: str, value: Any, bound: str) -> None:
+    section, _, name = key.rpartition(".")
+    message = refusal({"treatments": [{}], **({section: {name: value}} if section else {name: value})})
+    assert message.startswith(f"{key}: ") and message.endswith(bound)
 
 
 def test_the_wrong_values_cover_every_key() -> None:
