@@ -194,9 +194,7 @@ Count = Annotated[
 ]
 Level = Annotated[int, Field(ge=1, le=1000), with_message("a number of pruning levels: a whole number from 1 to 1000")]
 Levels = Annotated[int, Field(ge=0, le=1000), with_message("a number of levels: a whole number from 0 to 1000")]
-Positive = Annotated[
-    float, Field(gt=0, le=MAX_NUMBER), with_message(f"a number above 0 and at most {MAX_NUMBER:g}")
-]
+Positive = Annotated[float, Field(gt=0, le=MAX_NUMBER), with_message(f"a number above 0 and at most {MAX_NUMBER:g}")]
 NotNegative = Annotated[
     float, Field(ge=0, le=MAX_NUMBER), with_message(f"a number of at least 0 and at most {MAX_NUMBER:g}")
 ]

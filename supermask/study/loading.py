@@ -286,6 +286,9 @@ def _build_treatments(entries: Sequence[_ExpandedTreatment], settings: Settings,
         treatment = validate(Treatment, node, f"treatments[{entry.index}]", errors)
         if treatment is None:
             continue
+        if not treatment.uses_scope and treatment.scope != settings.prune.scope:
+            problem = f"{treatment.scope} is not used by any level: level 1 learns the mask, and no later level prunes"
+            errors.append(f"{keys['scope'].location}: treatments[{entry.index}].scope: {problem}; leave it out.")
         twin = entry_by_identity.setdefault(treatment.identity, entry)
         if twin is not entry:
             values = f"{treatment.criterion}, {treatment.mask1}, {treatment.mask0}, ..."

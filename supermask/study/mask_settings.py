@@ -130,4 +130,7 @@ class Supermask(StrictModel):
         keys = ("optimizer", "lr", "batch_size", "epochs", "evaluate_every", "momentum", "weight_decay")
         replaced = {key: getattr(self, key) for key in ("optimizer", "lr", "weight_decay")}
         replaced = {key: value for key, value in replaced.items() if value is not None}
-        return {key: getattr(learn, key) for key in keys} | replaced
+        settings = {key: getattr(learn, key) for key in keys} | replaced
+        if settings["optimizer"] != "sgd":
+            del settings["momentum"]
+        return settings

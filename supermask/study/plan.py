@@ -21,6 +21,7 @@ from supermask.networks.registry import canonical_name
 from supermask.study import Study, Supermask, Train, Treatment
 from supermask.study.networks import default_initializer, network_source, resolve_network
 from supermask.study.plan_checks import (
+    check_distinct_runs,
     check_image_settings,
     check_masks_a_tensor,
     check_no_empty_layer,
@@ -122,8 +123,8 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
     """Return the plan of a study, by default on the published dataset and with the user code that is found now.
 
     Iterative pruning gives one chain of runs per treatment and seed; one-shot pruning starts every level from the
-    dense run. Raises UserError if a layer would be emptied, a snapshot does not exist, user code is not found or the
-    study has more than `max_runs()` runs.
+    dense run. Raises UserError if a layer would be emptied, a snapshot does not exist, user code is not found, two
+    treatments are the same runs or the study has more than `max_runs()` runs.
 
     Source: Zhou et al. 2019, Sec. 1 and 2; Frankle & Carbin 2019.
     """
@@ -191,6 +192,7 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
     runs: dict[str, Run] = {}
     treatment_runs: list[TreatmentRun] = []
     planned = {t.label: (dense_run_key(t), _plan_treatment(contexts[dense_run_key(t)], t)) for t in study.treatments}
+    chains: dict[str, tuple[str, ...]] = {}
     for seed in study.seeds:
         dense_runs = {key: new_run(key, seed, 0, context.recipe) for key, context in contexts.items()}
         for label, (key, planned_runs) in planned.items():
@@ -205,6 +207,8 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
                 chain.append(runs.setdefault(run.id, run))
                 if item.reported:
                     treatment_runs.append(TreatmentRun(label, seed, item.level, run.id))
+            chains.setdefault(label, tuple(run.id for run in chain))
+    check_distinct_runs(study, chains)
     return Plan(runs, study, network, treatment_runs, inputs)
 
 
@@ -322,8 +326,8 @@ def _plan_supermask(context: _Context, treatment: Treatment, supermask: Supermas
     levels = treatment.num_levels(study.prune)
     level_recipe = _retraining_recipe(context.recipe, treatment) if treatment.trained else context.untrained
     apply_mask = PruneStep("learned", treatment.mask1, treatment.mask0, {}, "threshold")
-    # Weights that a signed mask inverts, and biases and normalization parameters trained beside a mask, are those of its
-    # result only.
+    # Only the last snapshot has the weights as a signed mask inverts them, and the biases and normalization parameters
+    # that were trained beside a mask.
     point: Snapshot = "end" if supermask.method == "signed" or supermask.others_lr else "start"
     apply_mask = replace(apply_mask, w_init=point, rewind_to=point, rescaled=treatment.rescaled)
     steps = list(_steps(context, treatment, max(levels - 1, 0)))

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
+from pydantic import BaseModel
+
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.masks import (
@@ -129,6 +131,33 @@ def check_no_empty_layer(
         )
 
 
+def check_distinct_runs(study: Study, chains: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise UserError if two treatments are the same runs, so that no setting in which they differ has an effect.
+
+    `chains`: label -> ids of the treatment's runs of one seed, dense run first. Schedules may be the same runs, because
+    a study that compares both may be tried with one level.
+    """
+    first: dict[tuple[str, ...], Treatment] = {}
+    for treatment in study.treatments:
+        twin = first.setdefault(chains[treatment.label], treatment)
+        different = [key for key, value in twin if key != "name" and value != getattr(treatment, key)]
+        if twin is treatment or different == ["schedule"]:
+            continue
+        keys = [path for key in different for path in _differing_keys(study, twin, treatment, key)]
+        raise UserError(
+            f"study {quote(study.name)}: treatments {quote(twin.label)} and {quote(treatment.label)} are the same runs "
+            f"at every level: they differ in {', '.join(keys)}, which has no effect here; remove one of them."
+        )
+
+
+def _differing_keys(study: Study, one: Treatment, other: Treatment, key: str) -> list[str]:
+    """Return the key, or the keys of its section, in which two treatments differ."""
+    values = [study.resolve_train(t) if key == "train" else getattr(t, key) for t in (one, other)]
+    if not all(isinstance(value, BaseModel) for value in values):
+        return [key]
+    return [f"{key}.{inner}" for inner, value in values[0] if value != getattr(values[1], inner)]
+
+
 def check_image_settings(study: Study, train: Train, image_shape: tuple[int, int, int]) -> None:
     """Raise UserError if augmentation or normalization do not fit the images of the study's dataset.
 
@@ -157,9 +186,40 @@ def ineffective_settings(study: Study, network: Network, num_images: int) -> lis
     warnings = []
     for train in dict.fromkeys(map(study.resolve_train, study.treatments)):
         warnings += _ineffective_train_settings(study, train, num_images)
-    if any(t.supermask is not None for t in study.treatments):
-        warnings += _warn_of_large_batches("learn.batch_size", study.learn.batch_size, study.dataset, num_images)
+    warnings += _ineffective_learn_settings(study, num_images)
+    warnings += _equal_schedules(study)
     return list(dict.fromkeys(warnings)) + _unused_rates(study, network) + _levels_without_pruning(study, network)
+
+
+def _ineffective_learn_settings(study: Study, num_images: int) -> list[str]:
+    learn = study.learn
+    supermasks = [t.supermask for t in study.treatments if t.supermask is not None]
+    if not supermasks:
+        return []
+    warnings = _warn_of_large_batches("learn.batch_size", learn.batch_size, study.dataset, num_images)
+    iterations = epochs_to_iterations(learn.epochs, num_images, learn.batch_size)
+    warnings += _warn_of_late_evaluation("learn.evaluate_every", learn.evaluate_every, iterations)
+    is_default = learn.momentum == type(learn).model_fields["momentum"].default
+    if not is_default and all((mask.optimizer or learn.optimizer) != "sgd" for mask in supermasks):
+        warnings.append(f"learn.momentum: {learn.momentum:g} has no effect: every mask is learned with adam.")
+    return warnings
+
+
+def _equal_schedules(study: Study) -> list[str]:
+    """Return one sentence per pair of treatments of one level that differ in their schedule alone."""
+    warnings = []
+    first: dict[object, Treatment] = {}
+    for treatment in study.treatments:
+        if treatment.num_levels(study.prune) != 1 or treatment.supermask is not None:
+            continue
+        settings = tuple((key, value) for key, value in treatment.identity if key != "schedule")
+        twin = first.setdefault(settings, treatment)
+        if twin is not treatment:
+            warnings.append(
+                f"treatments {quote(twin.label)} and {quote(treatment.label)} are the same runs: with one level both "
+                "schedules prune the dense network."
+            )
+    return warnings
 
 
 def _warn_of_large_batches(key: str, batch_size: int, dataset: str, num_images: int) -> list[str]:
@@ -171,14 +231,19 @@ def _warn_of_large_batches(key: str, batch_size: int, dataset: str, num_images: 
     ]
 
 
+def _warn_of_late_evaluation(key: str, evaluate_every: int, iterations: int) -> list[str]:
+    if evaluate_every <= iterations:
+        return []
+    return [
+        f"{key}: {evaluate_every:,} is more than the {iterations:,} iterations of the training: the validation loss is "
+        "evaluated at its end only, so there is no early stopping."
+    ]
+
+
 def _ineffective_train_settings(study: Study, train: Train, num_images: int) -> list[str]:
     warnings = _warn_of_large_batches("train.batch_size", train.batch_size, study.dataset, num_images)
     iterations = epochs_to_iterations(train.epochs, num_images, train.batch_size)
-    if train.evaluate_every > iterations:
-        warnings.append(
-            f"train.evaluate_every: {train.evaluate_every:,} is more than the {iterations:,} iterations of the "
-            "training: the validation loss is evaluated at its end only, so there is no early stopping."
-        )
+    warnings += _warn_of_late_evaluation("train.evaluate_every", train.evaluate_every, iterations)
     if late := [epochs for epochs in train.lr_drops if epochs >= train.epochs]:
         listed = ", ".join(f"{epochs:g}" for epochs in late)
         warnings.append(f"train.lr_drops: {listed}: not before the end of the training ({train.epochs:g} epochs).")

@@ -105,8 +105,8 @@ class Treatment(StrictModel):
             )
         if not learns and not self.trained and self.schedule == "iterative" and self.mask0 != "zero":
             raise validation_error(
-                f"mask0: {self.mask0} with trained: false needs schedule: one_shot; under iterative the masks are those "
-                "of a chain that is pruned with mask0: zero, whose pruned weights are zero already."
+                f"mask0: {self.mask0} with trained: false needs schedule: one_shot; under iterative the masks are "
+                "those of a chain that is pruned with mask0: zero, whose pruned weights are zero already."
             )
         if learns and self.schedule != "iterative":
             raise validation_error(
@@ -120,6 +120,12 @@ class Treatment(StrictModel):
             )
         if learns:
             self._check_no_unused_keys(self.levels or 0)
+        if not self.learning_rate_rewinding and (self.rewind_to != "end" or not self.trained):
+            reason = "trained: false" if not self.trained else f"rewind_to: {self.rewind_to}"
+            raise validation_error(
+                f"learning_rate_rewinding: false has no effect with {reason}; it is for networks that are trained from "
+                "rewind_to: end. Leave it out."
+            )
         return self
 
     def _check_no_unused_keys(self, levels: int) -> None:
@@ -150,6 +156,11 @@ class Treatment(StrictModel):
     def uses_train(self) -> bool:
         """False if the treatment only learns a mask, without a level that trains and without a trained network."""
         return self.supermask is None or bool(self.levels) or self.supermask.start_from is not None
+
+    @property
+    def uses_scope(self) -> bool:
+        """False if no level prunes by a criterion: the treatment learns a mask, and at most applies it."""
+        return self.supermask is None or (self.levels or 0) > 1 or self.supermask.start_from is not None
 
     def num_levels(self, prune: Prune) -> int:
         """Return the number of pruning levels; with a supermask, the number after it."""

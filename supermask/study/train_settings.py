@@ -88,7 +88,7 @@ class Train(StrictModel):
     evaluate_every: Count = 100
     """Iterations between two evaluations of the validation loss."""
     momentum: Fraction = 0.9
-    """Used by SGD; Adam has `betas` and ignores it."""
+    """Of SGD; Adam has `betas`."""
     weight_decay: NotNegative = 0.0
     lr_drops: Epochs = ()
     """Epochs at which the learning rate is multiplied by `lr_drop_factor`; those after the end are ignored."""
@@ -128,16 +128,19 @@ class Train(StrictModel):
 def unused_train_keys(train: Mapping[str, Any]) -> dict[str, str]:
     """Return the keys of a `train` section that have no effect beside its other values, each with the reason."""
     is_sgd = train.get("optimizer") == "sgd"
-    schedule, loss = train.get("schedule", "constant"), train.get("loss", CROSS_ENTROPY)
-    unused = {}
+    drops, loss = train.get("lr_drops"), train.get("loss", CROSS_ENTROPY)
+    schedule = train.get("schedule") or ("step" if drops else "constant")
+    unused: dict[str, str] = {}
     if not is_sgd:
-        unused["nesterov"] = f"with optimizer: {train.get('optimizer', 'adam')}"
+        unused |= dict.fromkeys(("momentum", "nesterov"), f"with optimizer: {train.get('optimizer', 'adam')}")
     elif train.get("momentum") == 0:
         unused["nesterov"] = "with momentum: 0"
     if is_sgd:
         unused |= dict.fromkeys(("betas", "eps"), "with optimizer: sgd")
     if schedule != "step":
-        unused["lr_drops"] = f"with schedule: {schedule}"
+        unused |= dict.fromkeys(("lr_drops", "lr_drop_factor"), f"with schedule: {schedule}")
+    if not drops and schedule in ("constant", "step"):
+        unused["lr_drop_factor"] = "without lr_drops"
     if loss != CROSS_ENTROPY:
         unused["label_smoothing"] = f"with loss: {loss}"
     return unused

@@ -114,7 +114,7 @@ def test_a_learned_mask_from_a_heuristic_has_the_dense_run_as_parent(graded: boo
 def test_unused_keys_are_not_in_the_run_id() -> None:
     plan = mask_plan(
         {"name": "a", "supermask": {"optimizer": "sgd", "lr": 5}},
-        {"name": "b", "supermask": {}},
+        {"name": "b", "supermask": {}, "levels": 1},
         {"name": "c", "supermask": {}, "levels": 1, "mask1": "reinit", "mask0": "freeze_init"},
     )
     assert len({chain(plan, name)[1].id for name in "abc"}) == 1

@@ -54,6 +54,12 @@ def test_masks_leave_out_what_prune_does_and_mask_something() -> None:
         plan({"only": ["fc1"], "exclude": ["fc*"]})
 
 
+def test_a_mask_learned_with_adam_leaves_out_the_momentum_of_sgd() -> None:
+    study = study_from_dict({"learn": {"momentum": 0.5}, "treatments": [{"supermask": {"optimizer": ["sgd", "adam"]}}]})
+    recipes = [run.recipe for run in make_plan(study).runs.values() if run.learning and run.seed == 0]
+    assert [recipe.momentum for recipe in recipes] == [0.5, 0.0]
+
+
 def test_a_masks_own_keys_override_learn() -> None:
     learn = LearnSettings(lr=3.0, epochs=2.0, weight_decay=0.1)
     assert Supermask().train_settings(learn) == {
@@ -251,6 +257,16 @@ def test_keys_used_by_a_method_are_accepted() -> None:
             "rewind_to: 5 needs trained: true; an untrained network has no iteration 5.",
         ),
         (
+            {"rewind_to": 20, "learning_rate_rewinding": False},
+            "learning_rate_rewinding: false has no effect with rewind_to: 20; it is for networks that are trained from",
+        ),
+        (
+            {"trained": False, "rewind_to": "end", "learning_rate_rewinding": False},
+            "learning_rate_rewinding: false has no effect with trained: false",
+        ),
+        ({"supermask": {}, "scope": "global"}, "scope: global is not used by any level: level 1 learns the mask"),
+        ({"supermask": {}, "levels": 1, "scope": "global"}, "scope: global is not used by any level"),
+        (
             {"trained": False, "mask0": "freeze_init"},
             "mask0: freeze_init with trained: false needs schedule: one_shot; under iterative",
         ),
@@ -259,6 +275,14 @@ def test_keys_used_by_a_method_are_accepted() -> None:
 def test_inconsistent_treatments_are_supermask_refusal(treatment: dict[str, Any], says: str) -> None:
     message = refusal({"treatments": [treatment]})
     assert says in message and message.startswith("treatments[0]") and "\n" not in message
+
+
+def test_a_scope_that_ranks_no_weight_is_that_of_the_study() -> None:
+    """Studies that are written out name it for every treatment."""
+    study = study_from_dict({"treatments": [{"supermask": {}}], "prune": {"scope": "global"}}, name="mine")
+    assert study_from_dict(study.as_data(), name="mine") == study
+    for used in ({"levels": 2}, {"supermask": {"start_from": "large_final"}}):
+        study_from_dict({"treatments": [{"supermask": {}, "scope": "global", **used}]})
 
 
 @pytest.mark.parametrize("mask0", MASK0_ACTIONS)

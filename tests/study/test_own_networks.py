@@ -192,10 +192,10 @@ def test_the_id_contains_the_arguments_the_source_and_the_initializer(folder: Pa
 
 
 def test_each_network_of_a_treatment_has_a_dense_network_of_its_own() -> None:
-    treatments = [{"network": ["resnet20-2", "fc-20"], "criterion": "large_final"}, {"name": "same", "mask0": "zero"}]
+    treatments = [{"network": ["resnet20-2", "fc-20"], "levels": 2}, {"name": "same", "levels": 1}]
     plan = make_plan(study("fc-20", treatments=treatments, reference={"name": "same"}))
     first = {role.treatment: plan.runs[role.run_id] for role in plan.treatment_runs if role.level == 0}
-    assert list(first) == ["network=resnet20-2", "network=fc-20", "same"]
+    assert list(first) == ["network=resnet20-2 + levels=2", "network=fc-20 + levels=2", "same"]
     residual, named, same = first.values()
     assert residual.network == "resnet20-2" and named is same and same.network == "fc-20"
     assert {run.id for run in plan.runs.values() if run.network == "fc-20"} == make_plan(study("fc-20")).runs.keys() - {

@@ -18,6 +18,7 @@ from supermask.core.masks import RankedGroup, prune_count
 from supermask.study import plan as plan_module
 from supermask.study import study_from_dict
 from supermask.study.plan import make_plan
+from supermask.study.plan_checks import ineffective_settings
 from supermask.study.run import Run
 
 ITERATIVE = {"name": "iterative", "schedule": "iterative"}
@@ -49,12 +50,8 @@ ONE_SHOT = {"name": "one_shot", "schedule": "one_shot"}
             3,
             5 * (1 + 2 * (3 + 2)),
         ),
-        # Two names of the same point.
-        ([{"name": "a", "w_init": "start"}, {"name": "b", "w_init": 0}], 1, 3, 4),
         # Rewinding to iteration 5 once (iterative) or at every level (one-shot) differs from level 2 on only.
         ([{"name": "a", "rewind_to": 5}, {"name": "b", "rewind_to": 5, "schedule": "one_shot"}], 1, 3, 1 + 3 + 2),
-        # Learning-rate rewinding has an effect with fine-tuning only.
-        ([{"name": "a"}, {"name": "b", "learning_rate_rewinding": False}], 1, 3, 4),
     ],
 )
 def test_number_of_runs_equals_a_count_by_hand(
@@ -64,6 +61,11 @@ def test_number_of_runs_equals_a_count_by_hand(
     assert len(plan.runs) == unique
     assert len(plan.treatment_runs) == len(plan.study.treatments) * seeds * (levels + 1)
     assert {m.run_id for m in plan.treatment_runs} == plan.runs.keys()
+
+
+def test_two_names_of_one_point_are_one_run() -> None:
+    plan = small_plan({"name": "a", "w_init": "start", "levels": 2}, {"name": "b", "w_init": 0}, levels=3)
+    assert len(plan.runs) == 1 + 3
 
 
 def test_all_treatments_of_a_seed_share_one_dense_run() -> None:
@@ -237,7 +239,7 @@ def test_fine_tuning_uses_the_final_learning_rate() -> None:
     plan = small_plan(
         {"name": "tuned", "rewind_to": "end", "learning_rate_rewinding": False},
         {"name": "rewound", "rewind_to": "end", "learning_rate_rewinding": True},
-        {"name": "weights rewound", "learning_rate_rewinding": False},
+        {"name": "weights rewound"},
         lr=0.1,
         epochs=4,
         optimizer="sgd",
@@ -271,6 +273,36 @@ def test_a_layer_may_not_be_emptied(schedule: str) -> None:
     small_plan({"schedule": schedule}, levels=last, rates=rates)
     with pytest.raises(UserError, match=rf"level {last + 1} of {last + 3} .* no weight in fc2.*at most {last} levels"):
         small_plan({"schedule": schedule}, levels=last + 3, rates=rates)
+
+
+@pytest.mark.parametrize(
+    ("treatments", "keys"),
+    [
+        ([{"name": "a", "w_init": "start"}, {"name": "b", "w_init": 0}], "w_init"),
+        ([{"name": "a", "rewind_to": ["start"]}, {"name": "b", "rewind_to": 0, "w_init": 0}], "w_init, rewind_to"),
+        ([{"name": "a"}, {"name": "b", "train": {"optimizer": "adamw"}}], "train.optimizer"),
+        ([{"name": "a"}, {"name": "b", "initializer": "glorot_normal"}], "initializer"),
+        ([{"name": "a"}, {"name": "b", "network": "fc-20"}], "network"),
+        ([{"name": "a", "supermask": {}}, {"name": "b", "supermask": {"lr": 100}}], "supermask.lr"),
+    ],
+    ids=str,
+)
+def test_treatments_with_the_same_runs_are_refused(treatments: list[dict[str, Any]], keys: str) -> None:
+    """A comparison of a run with itself has no difference, and the interval of it no width."""
+    with pytest.raises(UserError) as caught:
+        small_plan(*treatments)
+    assert str(caught.value) == (
+        "study 'study': treatments 'a' and 'b' are the same runs at every level: they differ in "
+        f"{keys}, which has no effect here; remove one of them."
+    )
+
+
+def test_schedules_may_be_tried_with_one_level() -> None:
+    plan = small_plan(ITERATIVE, ONE_SHOT, levels=1)
+    texts = ineffective_settings(plan.study, plan.network, 1_237)
+    assert "treatments 'iterative' and 'one_shot' are the same runs: with one level both schedules prune the dense" in (
+        " ".join(texts)
+    )
 
 
 def test_the_whole_network_may_not_be_emptied_under_global_ranking() -> None:

@@ -80,6 +80,14 @@ def warnings(data: dict[str, Any]) -> list[str]:
             "train.evaluate_every: 100 is more than the 21 iterations of the training: the validation loss is",
         ),
         (
+            {"learn": {"epochs": 1}, "treatments": [{"supermask": {}}]},
+            "learn.evaluate_every: 220 is more than the 5 iterations of the training: the validation loss is evaluated",
+        ),
+        (
+            {"learn": {"momentum": 0.5, "optimizer": "adam"}, "treatments": [{"supermask": {}}]},
+            "learn.momentum: 0.5 has no effect: every mask is learned with adam.",
+        ),
+        (
             {"train": {"lr_drops": [10, 60, 70]}},
             "train.lr_drops: 60, 70: not before the end of the training (55 epochs).",
         ),
