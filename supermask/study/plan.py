@@ -317,7 +317,7 @@ def _plan_supermask(context: _Context, treatment: Treatment, supermask: Supermas
         heuristic = Treatment(
             name=treatment.label, criterion=supermask.start_from, schedule="one_shot", scope=treatment.scope
         )
-        initial_step = list(_steps(context, heuristic, supermask.start_level))[-1]
+        initial_step = list(_steps(context, heuristic, supermask.start_level, is_mask_start=True))[-1]
     learning = supermask.learning(study.learn, study.prune)
     if context.network.tensors:
         check_masks_a_tensor(study, treatment, learning, context.network)
@@ -380,13 +380,15 @@ def _retraining_recipe(recipe: Recipe, treatment: Treatment) -> Recipe:
     return recipe.at_final_learning_rate() if is_fine_tuned else recipe
 
 
-def _steps(context: _Context, treatment: Treatment, levels: int | None = None) -> Iterator[PruneStep]:
-    """Yield one step per level."""
+def _steps(
+    context: _Context, treatment: Treatment, levels: int | None = None, is_mask_start: bool = False
+) -> Iterator[PruneStep]:
+    """Yield one step per level. `is_mask_start`: those of a heuristic mask that a learned mask starts from."""
     study, network = context.study, context.network
     levels = treatment.num_levels(study.prune) if levels is None else levels
     rates = layer_rates(study.prune, treatment.scope, network)
     if network.tensors:
-        check_no_empty_layer(study, treatment, network.tensors, rates, levels)
+        check_no_empty_layer(study, treatment, network.tensors, rates, levels, is_mask_start)
     source = context.criterion_sources.get(treatment.criterion)
     rewind_iteration = treatment.rewind_to if isinstance(treatment.rewind_to, int) else 0
     for level in range(1, levels + 1):

@@ -117,18 +117,43 @@ def check_no_empty_layer(
     tensors: Mapping[str, PrunableTensor],
     rates: Mapping[str, float],
     levels: int,
+    is_mask_start: bool = False,
 ) -> None:
-    """Raise UserError if the prune rates would empty a layer at the last level or before."""
-    for name, group in _groups(study.prune, treatment.scope, tensors, rates).items():
-        if group.remaining(levels) > 0:
-            continue
-        level = next(n for n in range(1, levels + 1) if group.remaining(n) == 0)
-        emptied = "the network" if name == ALL_TENSORS else name
-        raise UserError(
-            f"study {study.name!r}: level {level} of {levels} would leave no weight in {emptied} "
-            f"(prune rate {group.prune_rate:g}); use at most {level - 1} levels (prune.levels) or a lower rate "
-            "(prune.rates)."
-        )
+    """Raise UserError if the prune rates would empty a layer at the last of these pruning levels or before.
+
+    `is_mask_start`: the levels are those of the heuristic mask that the logits of a learned mask start from. A group
+    without weights, of a network in which nothing is pruned, is not emptied.
+    """
+    groups = _groups(study.prune, treatment.scope, tensors, rates)
+    emptied_at = {
+        name: next(n for n in range(1, levels + 1) if group.remaining(n) == 0)
+        for name, group in groups.items()
+        if group.alive > 0 and group.remaining(levels) == 0
+    }
+    if not emptied_at:
+        return
+    name = min(emptied_at, key=lambda name: emptied_at[name])
+    level = emptied_at[name]
+    key = "start_level" if is_mask_start else _levels_key(treatment)
+    # Level 1 learns a mask, and level 2, the first of its `levels`, applies it.
+    before, most = (2, level) if treatment.supermask is not None and not is_mask_start else (0, level - 1)
+    emptied, kind = ("the network", "global") if name == ALL_TENSORS else (name, tensors[name].kind)
+    fewer = f"at most {most:,} level{'s' if most > 1 else ''} ({key}) or " if most else ""
+    raise UserError(
+        f"study {quote(study.name)}: treatment {quote(treatment.label)}: level {level + before} of {levels + before} "
+        f"would leave no weight in {emptied} (prune rate {_rate_text(groups[name].prune_rate)}); use {fewer}a lower "
+        f"rate (prune.rates: {quote(rate_key(name, rates) or kind)})."
+    )
+
+
+def _levels_key(treatment: Treatment) -> str:
+    """Return the key that gives the number of a treatment's levels."""
+    return "prune.levels" if treatment.levels is None else "levels of this treatment"
+
+
+def _rate_text(rate: float) -> str:
+    """Return a prune rate as it was written: 0.2, 0.999999999."""
+    return f"{rate:g}" if float(f"{rate:g}") == rate else repr(rate)
 
 
 def check_distinct_runs(study: Study, chains: Mapping[str, tuple[str, ...]]) -> None:
@@ -278,13 +303,15 @@ def _unused_rates(study: Study, network: Network) -> list[str]:
             listed = ", ".join(matching[:3]) + (" ..." if len(matching) > 3 else "")
             reason = f"prune.only and prune.exclude keep {listed} from being pruned"
         elif is_global:
-            reason = f"with scope: global all tensors have one rate, prune.rates.global: {prune.rates.global_:g}"
+            reason = (
+                f"with scope: global all tensors have one rate, prune.rates.global: {_rate_text(prune.rates.global_)}"
+            )
         elif not any(rate_key(name, by_name) == key for name in pruned):
             others = dict.fromkeys(quote(rate_key(name, by_name)) for name in pruned)
             reason = f"of all names that match a tensor the longest counts, here {', '.join(others)}"
         else:
             continue
-        warnings.append(f"prune.rates: {quote(key)}: {rate:g} has no effect: {reason}.")
+        warnings.append(f"prune.rates: {quote(key)}: {_rate_text(rate)} has no effect: {reason}.")
     return warnings
 
 
@@ -293,20 +320,26 @@ def _levels_without_pruning(study: Study, network: Network) -> list[str]:
     warnings: list[str] = []
     if not network.tensors:
         return warnings
-    # The first level after a learned mask applies the mask and prunes by no rate.
-    kinds = {(t.scope, t.num_levels(study.prune) - (t.supermask is not None)) for t in study.treatments}
-    for scope, levels in sorted(kinds):
+    kinds: dict[tuple[str, int, int, bool], Treatment] = {}
+    for treatment in study.treatments:
+        # A learned mask is level 1, and level 2 applies it: both prune by no rate.
+        before = 0 if treatment.supermask is None else 2
+        levels = treatment.num_levels(study.prune) - before // 2
+        kinds.setdefault((treatment.scope, levels, before, treatment.levels is None), treatment)
+    for (scope, levels, before, is_study), treatment in sorted(kinds.items(), key=lambda item: item[0]):
         rates = layer_rates(study.prune, scope, network)
         groups = _groups(study.prune, scope, network.tensors, rates)
         for level in range(1, levels + 1):
             left = {name: group.remaining(1) for name, group in groups.items()}
             if all(left[name] == group.alive for name, group in groups.items()):
-                rate_list = ", ".join(f"{kind} {rate:g}" for kind, rate in rates.items())
-                advice = f"at most {level - 1:,} levels or higher rates" if level > 1 else "higher rates"
+                rate_list = ", ".join(f"{kind} {_rate_text(rate)}" for kind, rate in rates.items())
+                most = level - 1 + before // 2
+                advice = f"at most {most:,} level{'s' if most > 1 else ''} or higher rates" if most else "higher rates"
                 if study.prune.only or study.prune.exclude:
                     advice += ", or change prune.only and prune.exclude"
                 warnings.append(
-                    f"prune.levels: levels {level:,} to {levels:,} prune no weight (scope: {scope}; prune rates: "
+                    f"{'prune.levels' if is_study else f'treatment {quote(treatment.label)}: levels'}: levels "
+                    f"{level + before:,} to {levels + before:,} prune no weight (scope: {scope}; prune rates: "
                     f"{rate_list}; {sum(left.values()):,} weights left): use {advice}."
                 )
                 break

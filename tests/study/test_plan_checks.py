@@ -98,6 +98,10 @@ def warnings(data: dict[str, Any]) -> list[str]:
             "4 weights left): use at most 28 levels or higher rates.",
         ),
         (
+            {"network": "fc-20", "treatments": [{"name": "a", "supermask": {}, "levels": 500}]},
+            "treatment 'a': levels: levels 37 to 501 prune no weight (scope: layer; prune rates: hidden 0.2, output",
+        ),
+        (
             {"network": "fc-20", "prune": {"levels": 2, "scope": "global", "rates": {"global": 0.0001}}},
             "prune.levels: levels 1 to 2 prune no weight (scope: global; prune rates: global 0.0001; 1,480 weights "
             "left): use higher rates.",
@@ -107,6 +111,63 @@ def warnings(data: dict[str, Any]) -> list[str]:
 def test_settings_without_the_expected_effect_give_a_warning(data: dict[str, Any], message: str) -> None:
     texts = warnings(data)
     assert any(text.startswith(message) for text in texts), texts
+
+
+EMPTIED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"treatments": [{"name": "random"}], "prune": {"levels": 40, "rates": {"hidden": 0.6, "output": 0.6}}},
+        "treatment 'random': level 7 of 40 would leave no weight in fc2.weight (prune rate 0.6); use at most 6 levels "
+        "(prune.levels) or a lower rate (prune.rates: 'output').",
+    ),
+    (
+        {"treatments": [{"name": "a", "levels": 100}], "prune": {"rates": {"hidden": 0.2, "fc2": 0.6}}},
+        "treatment 'a': level 7 of 100 would leave no weight in fc2.weight (prune rate 0.6); use at most 6 levels "
+        "(levels of this treatment) or a lower rate (prune.rates: 'fc2').",
+    ),
+    (
+        {"treatments": [{"name": "a", "supermask": {}, "levels": 100}], "prune": {"rates": {"output": 0.6}}},
+        "treatment 'a': level 9 of 101 would leave no weight in fc2.weight (prune rate 0.6); use at most 7 levels "
+        "(levels of this treatment) or a lower rate (prune.rates: 'output').",
+    ),
+    (
+        {
+            "treatments": [{"name": "a", "supermask": {"start_from": "large_final", "start_level": 100}}],
+            "prune": {"rates": {"output": 0.6}},
+        },
+        "treatment 'a': level 7 of 100 would leave no weight in fc2.weight (prune rate 0.6); use at most 6 levels "
+        "(start_level) or a lower rate (prune.rates: 'output').",
+    ),
+    (
+        {"treatments": [{"name": "a"}], "prune": {"rates": {"fc1.weight": 0.999999999}, "levels": 1}},
+        "treatment 'a': level 1 of 1 would leave no weight in fc1.weight (prune rate 0.999999999); use a lower rate "
+        "(prune.rates: 'fc1.weight').",
+    ),
+    (
+        {"treatments": [{"name": "a"}], "prune": {"scope": "global", "rates": {"global": 0.98}, "levels": 9}},
+        "treatment 'a': level 3 of 9 would leave no weight in the network (prune rate 0.98); use at most 2 levels "
+        "(prune.levels) or a lower rate (prune.rates: 'global').",
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), EMPTIED, ids=str)
+def test_a_layer_that_would_be_emptied_names_treatment_level_and_rate(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_plan(study_from_dict({"network": "fc-20", **data}))
+    assert str(caught.value) == f"study 'study': {message}"
+
+
+@pytest.mark.parametrize("treatment", [{}, {"supermask": {}}, {"supermask": {}, "levels": 2}], ids=str)
+@pytest.mark.parametrize("prune", [{"rates": {"*": 0}}, {"only": ["fc1"], "exclude": ["fc1"]}], ids=str)
+def test_a_network_without_pruned_tensors_is_not_emptied(prune: dict[str, Any], treatment: dict[str, Any]) -> None:
+    """Under global ranking: the levels prune nothing, of which a warning says; only masks need a tensor."""
+    data = {"network": "fc-20", "prune": {"scope": "global", "levels": 3, **prune}, "treatments": [treatment]}
+    if "supermask" in treatment and "only" in prune:
+        with pytest.raises(UserError, match="leave no tensor of fc-20 to mask"):
+            warnings(data)
+        return
+    texts = [text for text in warnings(data) if "prune no weight" in text]
+    assert len(texts) == (0 if treatment == {"supermask": {}} else 1)
 
 
 SPARED = "prune.only and prune.exclude keep fc1.weight from being pruned"
