@@ -227,7 +227,6 @@ def first_iteration(parent: ParentRun, step: PruneStep) -> int:
 
 
 def _score(criterion: Criterion, layer: Layer, rng: Stream, name: str) -> Tensor:
-    import torch
 
     # Clones: a user's criterion that writes into its layer must not change what the weights are rewound to.
     layer_copy = replace(
@@ -237,14 +236,53 @@ def _score(criterion: Criterion, layer: Layer, rng: Stream, name: str) -> Tensor
         alive=layer.alive.clone(),
         w_rewind=layer.w_rewind.clone(),
     )
-    scores = criterion(layer_copy, rng)
-    if isinstance(scores, np.ndarray):
-        scores = torch.from_numpy(scores)
+    returned = criterion(layer_copy, rng)
     expected = tuple(layer.w_final.shape)
-    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != expected:
-        shape = f" of shape {tuple(scores.shape)}" if hasattr(scores, "shape") else ""
+    scores = _to_real_scores(returned)
+    if scores is None or tuple(scores.shape) != expected:
         raise ValueError(
-            f"criterion {getattr(criterion, '__name__', criterion)!r} gave {type(scores).__name__}{shape} for {name}; "
-            f"it has to return one score per weight, a tensor or array of shape {expected}"
+            f"criterion {getattr(criterion, '__name__', criterion)!r} gave {_describe(returned, expected)} for {name}; "
+            f"it has to return one score per weight, a tensor or array of shape {expected} and real numbers, such as "
+            "float32"
         )
-    return scores.detach()
+    return scores
+
+
+def _to_real_scores(scores: object) -> Tensor | None:
+    """Return scores as a tensor that NumPy can read, on the CPU, with equal values; None for all but real numbers.
+
+    Numbers of more than 64 bits count as unsupported: rounding them would make ties that the criterion did not give.
+    """
+    import torch
+
+    if isinstance(scores, np.ndarray):
+        if isinstance(scores, np.ma.MaskedArray) or scores.dtype.kind not in "biuf" or scores.dtype.itemsize > 8:
+            return None
+        # A copy, because PyTorch reads neither reversed arrays nor foreign byte orders, and warns of read-only ones.
+        scores = torch.from_numpy(np.array(scores, dtype=scores.dtype.newbyteorder("="), order="C"))
+    if not isinstance(scores, torch.Tensor) or scores.is_nested or scores.layout != torch.strided:
+        return None
+    if scores.is_meta or scores.is_quantized or scores.is_complex():
+        return None
+    values = scores.detach().cpu().resolve_neg()
+    is_known = not values.is_floating_point() or values.dtype in (torch.float16, torch.float32, torch.float64)
+    # bfloat16 and smaller floating-point numbers are float32 numbers, too.
+    return values if is_known else values.float()
+
+
+def _describe(returned: object, expected: tuple[int, ...]) -> str:
+    """Return the type and shape of what a criterion returned, with number type and layout if the shape is right."""
+    import torch
+
+    text = type(returned).__name__
+    if isinstance(returned, torch.Tensor) and returned.is_nested:
+        return f"{text}, a nested one"
+    if not hasattr(returned, "shape"):
+        return text
+    text += f" of shape {tuple(returned.shape)}"
+    if tuple(returned.shape) != expected:
+        return text
+    text += f" and type {returned.dtype}" if hasattr(returned, "dtype") else ""
+    if isinstance(returned, torch.Tensor) and (returned.is_meta or returned.layout != torch.strided):
+        text += f" ({returned.layout}, device {returned.device})"
+    return text

@@ -275,11 +275,15 @@ def decay_weights(parameters: Sequence[tuple[nn.Parameter, Tensor | None]], shar
 
 def check_loss(name: str, loss: object) -> None:
     """Raise UserError unless a user's loss returned a scalar tensor that depends on the logits."""
-    expected = "return the loss of the mini-batch, a scalar tensor, such as its mean over the images."
+    expected = "return the loss of the mini-batch, a real scalar tensor, such as its mean over the images."
     if not isinstance(loss, Tensor):
         raise UserError(f"loss {name!r} returned a {type(loss).__name__}: {expected}")
     if loss.dim():
         raise UserError(f"loss {name!r} returned a tensor of shape {tuple(loss.shape)}: {expected}")
+    if loss.is_complex():
+        raise UserError(f"loss {name!r} returned a complex number: {expected}")
+    if loss.layout != torch.strided or loss.is_meta:
+        raise UserError(f"loss {name!r} returned a tensor of {loss.layout} on device {loss.device}: {expected}")
     if not loss.requires_grad:
         raise UserError(f"loss {name!r} returned a tensor that does not depend on the logits: {expected}")
 

@@ -88,7 +88,7 @@ class Train(StrictModel):
     evaluate_every: Count = 100
     """Iterations between two evaluations of the validation loss."""
     momentum: Fraction = 0.9
-    """Of SGD; Adam has `betas`."""
+    """Used by SGD; Adam has `betas`."""
     weight_decay: NotNegative = 0.0
     lr_drops: Epochs = ()
     """Epochs at which the learning rate is multiplied by `lr_drop_factor`; those after the end are ignored."""

@@ -401,6 +401,77 @@ def test_criterion_may_return_an_array() -> None:
     assert all(torch.equal(given[name], same[name]) for name in same)
 
 
+AS_RETURNED: dict[str, Callable[[Tensor], Any]] = {
+    "bfloat16": lambda scores: scores.bfloat16(),
+    "float16": lambda scores: scores.half(),
+    "float64 array": lambda scores: scores.numpy().astype(np.float64),
+    "reversed array": lambda scores: scores.flip(0).numpy()[::-1],
+    "other byte order": lambda scores: scores.numpy().astype(">f4"),
+    "read-only array": lambda scores: np.broadcast_to(scores.numpy(), tuple(scores.shape)),
+    "Fortran order": lambda scores: np.asfortranarray(scores.numpy()),
+    "negative view": lambda scores: torch.complex(scores, -scores).conj().imag,
+    "int32": lambda scores: (scores * 256).int(),
+    "bool array": lambda scores: scores.numpy() > 0.5,
+}
+
+
+@pytest.mark.parametrize("convert", AS_RETURNED.values(), ids=AS_RETURNED)
+def test_real_scores_of_any_type_and_layout_are_ranked_alike(convert: Callable[[Tensor], Any]) -> None:
+    """Scores are whole numbers from 0 to 255, which every type holds, over 256, with the ties of the plainest form."""
+
+    def plain(layer: Layer, rng: Stream) -> Tensor:
+        return torch.from_numpy(rng.integers(0, 256, size=tuple(layer.w_final.shape)).astype(np.float32) / 256)
+
+    def converted(layer: Layer, rng: Stream) -> Any:
+        return convert(plain(layer, rng))
+
+    def expected(layer: Layer, rng: Stream) -> Tensor:
+        returned = convert(plain(layer, rng))
+        return torch.from_numpy(returned.astype(np.float32)) if isinstance(returned, np.ndarray) else returned.float()
+
+    parent = parent_of(dense(), train(dense(), 0))
+    found, wanted = (
+        compute_masks(parent, step_with(PLAIN, criterion=criterion), level_streams(1))
+        for criterion in (converted, expected)
+    )
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "complex": (lambda w: w.to(torch.complex64), r"Tensor of shape \(30, 20\) and type torch.complex64"),
+    "complex array": (lambda w: w.numpy().astype(complex), r"ndarray of shape \(30, 20\) and type complex128"),
+    "objects": (lambda w: w.numpy().astype(object), r"ndarray of shape \(30, 20\) and type object"),
+    "texts": (lambda w: w.numpy().astype(str), r"ndarray of shape \(30, 20\) and type <U32"),
+    "sparse": (
+        lambda w: w.to_sparse(),
+        r"Tensor of shape \(30, 20\) and type torch.float32 \(torch.sparse_coo, device cpu\)",
+    ),
+    "without values": (
+        lambda w: w.to("meta"),
+        r"Tensor of shape \(30, 20\) and type torch.float32 \(torch.strided, device meta\)",
+    ),
+    "masked": (lambda w: np.ma.masked_array(w.numpy()), r"MaskedArray of shape \(30, 20\)"),
+    "nested": (lambda w: torch.nested.nested_tensor([w, w[:1]]), "Tensor, a nested one"),
+    "one number": (lambda w: np.float32(1), r"float32 of shape \(\)"),
+}
+
+
+if np.dtype(np.longdouble).itemsize > 8:
+    REFUSED["long double"] = (lambda w: w.numpy().astype(np.longdouble), r"ndarray of shape \(30, 20\) and type float")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize(("convert", "given"), REFUSED.values(), ids=REFUSED)
+def test_scores_that_are_no_real_numbers_are_refused(convert: Callable[[Tensor], Any], given: str) -> None:
+    def unusable(layer: Layer, rng: Stream) -> Any:
+        return convert(layer.w_final)
+
+    needed = r"it has to return one score per weight, a tensor or array of shape \(30, 20\) and real numbers"
+    parent = parent_of(dense(), train(dense(), 0))
+    with pytest.raises(ValueError, match=f"^criterion 'unusable' gave {given}.* for fc1.weight; {needed}"):
+        compute_masks(parent, step_with(PLAIN, criterion=unusable), level_streams(1))
+
+
 @pytest.mark.parametrize(
     ("criterion", "message"),
     [

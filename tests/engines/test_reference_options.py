@@ -190,6 +190,9 @@ def test_an_own_loss_is_trained_on() -> None:
         (lambda x, y: cross_entropy(x, y, reduction="none"), "returned a tensor of shape (5,)"),
         (lambda x, y: x.mean().item(), "returned a float"),
         (lambda x, y: x.mean().detach(), "does not depend on the logits"),
+        (lambda x, y: x.mean().to(torch.complex64), "returned a complex number: return the loss of the mini-batch"),
+        (lambda x, y: x.mean().to("meta"), "returned a tensor of torch.strided on device meta"),
+        (lambda x, y: x.mean().to_sparse(), "returned a tensor of torch.sparse_coo on device cpu"),
     ],
 )
 def test_a_loss_that_cannot_be_trained_on_is_refused(loss: object, said: str) -> None:
