@@ -23,6 +23,7 @@ from supermask.study.networks import default_initializer, network_source, resolv
 from supermask.study.plan_checks import (
     check_distinct_runs,
     check_image_settings,
+    check_initializer,
     check_masks_a_tensor,
     check_no_empty_layer,
     check_patterns,
@@ -156,8 +157,11 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
         return study.resolve_train(treatment), name, None if initializer == default_initializer(name) else initializer
 
     network = make_network(_canonical_name(study.network), study.initializer)
+    networks = {dense_run_key(t)[1:]: make_network(*dense_run_key(t)[1:]) for t in study.treatments}
+    for treatment in study.treatments:
+        check_initializer(study, treatment, networks[dense_run_key(treatment)[1:]])
     contexts = {
-        key: _make_context(study, key[0], make_network(*key[1:]), spec, num_images, inputs)
+        key: _make_context(study, key[0], networks[key[1:]], spec, num_images, inputs)
         for key in map(dense_run_key, study.treatments)
     }
 

@@ -11,6 +11,7 @@ from typing import get_args
 from pydantic import BaseModel
 
 from supermask.core.errors import UserError, did_you_mean, quote
+from supermask.core.initializers import INITIALIZERS, OWN
 from supermask.core.learned_masks import MaskLearning
 from supermask.core.masks import (
     ALL_TENSORS,
@@ -181,6 +182,17 @@ def _differing_keys(study: Study, one: Treatment, other: Treatment, key: str) ->
     if not all(isinstance(value, BaseModel) for value in values):
         return [key]
     return [f"{key}.{inner}" for inner, value in values[0] if value != getattr(values[1], inner)]
+
+
+def check_initializer(study: Study, treatment: Treatment, network: Network) -> None:
+    """Raise UserError for the initializer `own` of a network that has no module with values of its own."""
+    if network.layers is None or network.initializer != OWN:
+        return
+    place = f"treatment {quote(treatment.label)}: " if treatment.initializer else ""
+    raise UserError(
+        f"study {quote(study.name)}: {place}initializer: {OWN} is for modules that draw their own weights, such as "
+        f"resnet20 or module:function; {network.name} has none. Allowed: {', '.join(INITIALIZERS)}."
+    )
 
 
 def check_image_settings(study: Study, train: Train, image_shape: tuple[int, int, int]) -> None:

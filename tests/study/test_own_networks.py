@@ -16,6 +16,7 @@ from helpers.trainings import data
 from torch import nn
 
 from supermask.core.errors import UserError
+from supermask.core.initializers import INITIALIZERS
 from supermask.core.learned_masks import initial_mask_state
 from supermask.core.rng import child_streams
 from supermask.engines import reference, reference_masks
@@ -23,6 +24,7 @@ from supermask.engines.job import TrainingJob
 from supermask.execution.run import RunOptions, run_plans
 from supermask.export.tickets.checks import check_ticket
 from supermask.export.tickets.packing import pack_run
+from supermask.networks.registry import canonical_name
 from supermask.store import Store
 from supermask.store.planning import plan_study
 from supermask.store.rows import plan_rows
@@ -189,6 +191,20 @@ def test_the_id_contains_the_arguments_the_source_and_the_initializer(folder: Pa
     (folder / "layers.py").write_text(LAYERS + "\n# changed\n")
     others.append(dense_id())
     assert len({first, *others}) == 5
+
+
+@pytest.mark.parametrize("name", ["fc", "fc-20", "conv2", "conv8"])
+def test_networks_that_are_no_modules_have_no_weights_of_their_own(name: str) -> None:
+    """`own` is refused before training, with the allowed initializers."""
+    allowed = f"Allowed: {', '.join(INITIALIZERS)}."
+    reason = f"initializer: own is for modules that draw their own weights, .*; {canonical_name(name)} has none. "
+    data: dict[str, Any] = {"network": name, "dataset": "cifar10"}
+    with pytest.raises(UserError, match=f"^study 'study': {reason}{allowed}"):
+        make_plan(study_from_dict({**data, "initializer": "own", "treatments": [{}]}))
+    with pytest.raises(UserError, match=f"^study 'study': treatment 'a': {reason}{allowed}"):
+        make_plan(study_from_dict({**data, "treatments": [{}, {"name": "a", "initializer": "own"}]}))
+    for module in ("resnet20-2", "vgg11"):
+        make_plan(study_from_dict({**data, "treatments": [{"network": module, "initializer": "own"}]}))
 
 
 def test_each_network_of_a_treatment_has_a_dense_network_of_its_own() -> None:
