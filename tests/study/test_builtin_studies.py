@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from helpers.study_refusals import labels
 from supermask.core.actions import MASK0_ACTIONS, MASK1_ACTIONS
 from supermask.core.criteria import CRITERIA
 from supermask.study.loading import builtin_studies, builtin_study_names, load_study, paper_studies, study_from_dict
+from supermask.study.plan import make_plan
 
 PAPER = {  # Zhou et al. 2019, Table S1: network, dataset, learning rate, epochs, rates
     "paper": ("fc-300-100", "mnist", 1.2e-3, 55, {"hidden": 0.2, "output": 0.1}),
@@ -84,6 +86,21 @@ def test_builtin_study_names_and_scales() -> None:
         assert study.title
         papers = {"paper"} if study.name == "resnet20" else set(PAPER)
         assert {"digits", "laptop", *papers} <= set(study.scales)
+
+
+@pytest.mark.parametrize("scale", ["digits", "laptop", *PAPER])
+def test_points_of_the_trajectory_are_at_the_shares_that_their_names_say(scale: str) -> None:
+    """To one percent of the training, because the paper's scales round their iterations as Table S1 does."""
+    shares = {"start": 0.0, "10%": 0.1, "half": 0.5, "end": 1.0}
+    plan = make_plan(load_study("mask-trajectory", [f"scale={scale}", "seeds=1"]))
+    iterations = max(run.recipe.iterations for run in plan.runs.values())
+    resolved = {"start": 0, "end": iterations}
+    for treatment in plan.study.treatments:
+        *first, last = re.split(" to |, ", treatment.label)[1:]
+        named = {"w_init": first[0] if first else "start", "w_final": last}
+        for key, name in named.items():
+            point = getattr(treatment, key)
+            assert abs(resolved.get(point, point) / iterations - shares[name]) < 0.01, (treatment.label, key)
 
 
 @pytest.mark.slow
