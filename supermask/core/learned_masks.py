@@ -51,7 +51,7 @@ class MaskLearning:
     rescaled: bool = False
     """Dynamic weight rescaling: multiply by (weights in layer / ones in this pass's mask), in the gradient too."""
     start_logit: float = 0.0
-    """Initial logit of `bernoulli` and `rounded`; `edge_popup` and `signed` draw theirs from the initializer."""
+    """Initial logit of `bernoulli` and `rounded`; `edge_popup` and `signed` draw truncated Glorot normal ones."""
     confidence: float = 0.0
     """Magnitude c of the initial logits of a mask that starts from a heuristic one: +c where it keeps, else -c."""
     graded: bool = False
