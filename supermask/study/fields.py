@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -177,6 +178,20 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
+def _check_no_map(value: Any) -> Any:
+    """Return the value of a key that is a name; a map comes from a name that was split at its dots.
+
+    Raises the pydantic error `split_name`, with the rest of the name and the value.
+    """
+    path = []
+    while isinstance(value, Mapping) and value:
+        key, value = next(iter(value.items()))
+        path.append(str(key))
+    if path:
+        raise PydanticCustomError("split_name", "{rest}: {value}", {"rest": ".".join(path), "value": quote(value)})
+    return value
+
+
 def _check_pattern_list(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(check_pattern, patterns))
 
@@ -212,6 +227,7 @@ ZeroRate = Annotated[
     Field(ge=0, lt=1),
     with_message(f"{PRUNE_RATE.removesuffix('above 0 and below 1')}at least 0 (never pruned) and below 1"),
 ]
+NamedRate = Annotated[ZeroRate, BeforeValidator(_check_no_map)]
 Patterns = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=200)], ...],
     Field(max_length=1000),

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 from supermask.core.types import TensorKind
 from supermask.study.fields import (
     Level,
+    NamedRate,
     Patterns,
     Rate,
     Schedule,
@@ -25,7 +26,7 @@ class Rates(StrictModel):
     """
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, ZeroRate] = Field(init=False)
+    __pydantic_extra__: dict[str, NamedRate] = Field(init=False)
 
     conv: ZeroRate = 0.1
     hidden: ZeroRate = 0.2

@@ -259,6 +259,13 @@ def validate(model: type[Model], node: Node, path: str, errors: list[str], allow
                 errors.append(f"{location}: {path} has no {inner_path[-1]}; it needs one.")
             elif error["type"] == "rule":
                 errors.append(f"{location}: {_format_path(path, inner_path)}: {error['msg']}")
+            elif error["type"] == "split_name":
+                *parents, first = inner_path
+                key, name = _format_path(path, parents), sanitize(f"{first}.{error['msg']}")
+                errors.append(
+                    f"{location}: {_format_path(path, inner_path)} has a map, not a number; a name with dots is one "
+                    f"key: write '{key}={{{name}}}'."
+                )
             else:
                 # All rules have messages of their own, so what is left is a value in place of a map.
                 value = quote(error["input"])

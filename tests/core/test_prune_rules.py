@@ -159,6 +159,12 @@ def test_rules_are_part_of_the_id_only_if_given() -> None:
         ({"exclude": ["fc", "stage[12].*"]}, "prune.exclude: 'stage[12].*' has '[' or ']': in a name or pattern"),
         ({"only": ["fc]"]}, "prune.only: 'fc]' has '[' or ']'"),
         ({"rates": {"stage[12].*": 0.3}}, "prune.rates: 'stage[12].*' has '[' or ']'"),
+        (
+            {"rates": {"fc": {"weight": 0.5}}},
+            "prune.rates.fc has a map, not a number; a name with dots is one key: write "
+            "'prune.rates={fc.weight: 0.5}'.",
+        ),
+        ({"rates": {"stage1": {"0": {"conv1": 0}, "1": 3}}}, "write 'prune.rates={stage1.0.conv1: 0}'."),
         ({"only": "fc"}, "prune.only: 'fc' is not a list of names"),
     ],
 )

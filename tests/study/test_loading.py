@@ -320,6 +320,8 @@ WRONG_OVERRIDES = {
     "epochs=3": "a study has no key 'epochs'; did you mean 'train.epochs'? Allowed: title, network, ",
     "prune.rates.hidden=1.2": "prune.rates.hidden: 1.2 is not a prune rate: it is the share of the surviving weights "
     "removed per level, at least 0 (never pruned) and below 1.",
+    "prune.rates.fc1.weight=0.5": "prune.rates.fc1 has a map, not a number; a name with dots is one key: write "
+    "'prune.rates={fc1.weight: 0.5}'.",
     "prune.rates.global=0": "prune.rates.global: 0 is not a prune rate",
     "seeds=0": "seeds: 0 is not a number of seeds",
     "scale=labtop": "scale 'labtop' is not known; did you mean 'laptop'? this study has: small, laptop, wrong.",
