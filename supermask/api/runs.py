@@ -63,7 +63,7 @@ class PlanSummary:
 
     plan: Plan
     requested: int
-    """Trainings of the study's treatments, seeds and levels, before runs are shared."""
+    """Runs of the study's treatments, seeds and levels, and of chains that provide masks, before runs are shared."""
     unique: int
     """Runs of the plan, each counted once."""
     done: int
@@ -127,7 +127,7 @@ def plan(
             resources.append(ResourceEstimate(count, unit, simulated, simulated.simulate(to_do, count)))
     return PlanSummary(
         plan=study_plan,
-        requested=len(study_plan.treatment_runs),
+        requested=len(study_plan.treatment_runs) + study_plan.mask_runs,
         unique=len(study_plan.runs),
         done=len(study_plan.runs) - len(to_do),
         to_do=len(to_do),

@@ -94,6 +94,8 @@ class Plan(RunGraph):
     """Roles: which run is which level of which treatment and seed."""
     inputs: PlanInputs = field(default_factory=PlanInputs)
     """Data and user code that enter the ids of the runs."""
+    mask_runs: int = 0
+    """Runs that only provide masks for other levels, per treatment and seed; no treatment reports them."""
     notices: tuple[str, ...] = ()
     """Assumptions about inputs that were not found, one sentence each."""
 
@@ -213,7 +215,8 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
                     treatment_runs.append(TreatmentRun(label, seed, item.level, run.id))
             chains.setdefault(label, tuple(run.id for run in chain))
     check_distinct_runs(study, chains)
-    return Plan(runs, study, network, treatment_runs, inputs)
+    mask_runs = sum(not item.reported for _, planned_runs in planned.values() for item in planned_runs)
+    return Plan(runs, study, network, treatment_runs, inputs, mask_runs * len(study.seeds))
 
 
 def _canonical_name(network: str) -> str:

@@ -19,11 +19,20 @@ from supermask.execution import run
 from supermask.reporting.status import format_status, treatment_progress
 from supermask.store.files.entry import RunFacts
 from supermask.store.files.folders import EntryFolders
+from supermask.study import study_from_dict
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
     return train_study(tmp_path_factory.mktemp("commands"))
+
+
+def test_plan_counts_the_chain_that_gives_untrained_networks_their_masks(tmp_path: Path) -> None:
+    """Three levels need two trained ones besides the dense network, for each of two treatments that share them."""
+    treatments = [{"trained": False, "mask1": ["rewind", "constant"]}]
+    study = study_from_dict({"network": "fc-8", "seeds": 2, "prune": {"levels": 3}, "treatments": treatments})
+    summary = runs.plan(study, store=tmp_path)
+    assert (summary.requested, summary.unique) == (2 * 2 * (1 + 2 + 3), 2 * (1 + 2 + 3 + 3))
 
 
 def test_plan_counts_requested_unique_done_and_missing_runs(trained: TrainedStudy, tmp_path: Path) -> None:
