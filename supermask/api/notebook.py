@@ -34,6 +34,7 @@ from supermask.execution.local import StudyInterrupted, TaskListener
 from supermask.execution.progress import inline_progress_listener, progress_listener, run_labels
 from supermask.execution.run import ListenerFactory
 from supermask.execution.scheduler import KeepPolicy, Scheduler
+from supermask.execution.tasks import emptied_message
 from supermask.reporting.figures import RenderedFigure, save_figure, to_png
 from supermask.reporting.figures.catalog import study_figures
 from supermask.reporting.status import format_counts
@@ -83,9 +84,11 @@ def run(
     except StudyInterrupted as interruption:
         raise KeyboardInterrupt(f"{interruption.remaining:,} runs are left; the same call resumes.") from None
     result = StudyStatus(loaded.name, dict(scheduler.status), scheduler.store.root)
-    if "certificate_failed" in result.status.values():
+    if refused := [run_id for run_id, status in result.status.items() if status == "certificate_failed"]:
+        emptied = emptied_message(scheduler.store, refused)
         raise RunsRefused(
-            f"{result}. Runs whose certificate failed are not results: `supermask verify` prints the reason."
+            f"{result}. "
+            + (emptied or "Runs whose certificate failed are not results: `supermask verify` prints the reason.")
         )
     if message := runs.missing_result(list(result.status.values()), "this study"):
         warnings.warn(message, stacklevel=2)

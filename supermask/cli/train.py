@@ -297,16 +297,24 @@ def _print_outcome(title: str, scheduler: Scheduler) -> None:
 
 def _raise_on_failed_certificates(scheduler: Scheduler) -> None:
     """Raise RunsRefused, which has an exit status of its own, if the certificate of a run failed."""
-    failed = [run_id for run_id, status in scheduler.status.items() if status == "certificate_failed"]
+    from supermask.execution.tasks import emptied_layers, emptied_message
+
+    refused = [run_id for run_id, status in scheduler.status.items() if status == "certificate_failed"]
+    failed = [run_id for run_id in refused if not emptied_layers(scheduler.store.facts(run_id))]
     blocked = sum(status == "ancestor_certificate_failed" for status in scheduler.status.values())
+    messages = []
     if failed:
         names = ", ".join(failed[:3]) + (", ..." if len(failed) > 3 else "")
         below = f", and {blocked:,} below {'it' if len(failed) == 1 else 'them'} cannot be trained" if blocked else ""
-        raise RunsRefused(
+        messages.append(
             f"the certificate of {pluralize(len(failed), 'run')} failed, in two trainings, so "
             f"{'it is not a result' if len(failed) == 1 else 'they are not results'} ({names}){below}. "
             "`supermask verify` prints the reasons."
         )
+    if message := emptied_message(scheduler.store, refused):
+        messages.append(message)
+    if messages:
+        raise RunsRefused(" ".join(messages))
 
 
 def _progress_listener(

@@ -188,7 +188,7 @@ class Scheduler:
         Return False if the run's certificate failed for the first time: the run is set aside and becomes ready again.
         """
         assert result.status not in ("not_started", "locked"), "not the end of the task"
-        if result.status == "certificate_failed" and result.attempts < MAX_ATTEMPTS:
+        if result.status == "certificate_failed" and result.attempts < MAX_ATTEMPTS and not result.has_emptied_layer:
             self._set_aside_failed(task.run.id)
             self._tasks[task.run.id] = second = replace(task, attempt=MAX_ATTEMPTS)
             self.postponed.pop(task.run.id, None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from supermask.core.errors import SystemFailure, UserError
+from supermask.core.text import pluralize
 from supermask.core.types import Snapshot
 from supermask.engines.job import stack_settings
 from supermask.engines.selection import MatmulPrecision
@@ -109,6 +110,8 @@ class TaskResult:
     """With `not_started`: the input is damaged; False if it was dropped."""
     attempts: int = 1
     """Trainings of the run so far, with `certificate_failed`."""
+    has_emptied_layer: bool = False
+    """With `certificate_failed`: the masks keep no weight in a layer, which another training cannot change."""
 
 
 REPLAYED = "missing snapshots replayed"
@@ -147,18 +150,55 @@ def result_from_facts(facts: RunFacts) -> TaskResult:
         facts["metrics"],
         certificate_message(facts),
         attempts=facts.get("attempts", 1),
+        has_emptied_layer=bool(emptied_layers(facts)),
     )
 
 
 def is_final(facts: RunFacts) -> bool:
-    """Return False for a run whose certificate failed and that has to be trained once more."""
-    return bool(facts["status"] != "certificate_failed" or facts.get("attempts", 1) >= MAX_ATTEMPTS)
+    """Return False for a run whose certificate failed and that has to be trained once more.
+
+    Masks follow from the parent, so another training of a run with an emptied layer has the same outcome.
+    """
+    has_ended = facts.get("attempts", 1) >= MAX_ATTEMPTS or bool(emptied_layers(facts))
+    return bool(facts["status"] != "certificate_failed" or has_ended)
+
+
+def emptied_layers(facts: RunFacts) -> list[str]:
+    """Return the layers in which the masks of a run keep no weight."""
+    return list(facts["certificate"]["checks"].get("no_layer_is_emptied", []))
+
+
+EMPTIED_ADVICE = {
+    "layer": "use a lower rate (prune.rates) or fewer levels",
+    "global": "all layers are ranked together (scope: global); use a lower rate (prune.rates: 'global'), fewer levels, "
+    "or exclude the layer (prune.exclude)",
+    "threshold": "the learned mask keeps none; change how it is learned (start_logit, lr, learn.epochs)",
+}
+"""Scope of a pruning step -> what to do if it leaves a layer no weight."""
+
+
+def emptied_message(store: Store, run_ids: Iterable[str]) -> str:
+    """Return one sentence about those of the runs that have an emptied layer, with advice; empty if none has."""
+    emptied = [facts for facts in map(store.facts, run_ids) if emptied_layers(facts)]
+    if not emptied:
+        return ""
+    one = emptied[0]
+    verb = "is not a result" if len(emptied) == 1 else "are no results"
+    return (
+        f"{pluralize(len(emptied), 'run')} with an emptied layer {verb}: {certificate_message(one)} (level "
+        f"{one['level']}, seed {one['seed']}, run {one['id']})."
+    )
 
 
 def certificate_message(facts: RunFacts) -> str:
-    """Return the failed checks of a run's certificate with their layers as text; empty if the certificate holds."""
+    """Return the failed checks of a run's certificate with their layers as text; empty if the certificate holds.
+
+    An emptied layer is named alone, with advice: it is no fault of the training.
+    """
     if facts["status"] != "certificate_failed":
         return ""
+    if (emptied := emptied_layers(facts)) and facts["step"] is not None:
+        return f"no weight is left in {', '.join(emptied)}: {EMPTIED_ADVICE[facts['step']['scope']]}"
     checks: dict[str, list[str]] = facts["certificate"]["checks"]
     return "certificate failed: " + "; ".join(
         f"{name} ({', '.join(layers)})" for name, layers in checks.items() if layers

@@ -22,7 +22,7 @@ from supermask.engines import reference
 from supermask.engines.job import TrainingJob
 from supermask.execution.commit import RunCommitter
 from supermask.execution.scheduler import Scheduler
-from supermask.execution.tasks import Task, TaskResult, WorkerConfig
+from supermask.execution.tasks import Task, TaskResult, WorkerConfig, emptied_message
 from supermask.execution.worker import PreparedTask, ShouldStop, Worker, get_worker
 from supermask.store import Store
 from supermask.store.files.entry import CorruptEntry
@@ -245,6 +245,23 @@ def test_a_run_whose_certificate_fails_is_refused(folder: Path, monkeypatch: pyt
         stored = Store(folder).facts(result.run_id)
         assert stored["status"] == "certificate_failed" and not stored["certificate"]["held"]
     monkeypatch.undo()
+    assert train_plan(plan, folder).ended == []
+
+
+def test_a_run_with_an_emptied_layer_is_trained_once_with_advice(folder: Path) -> None:
+    """Weights of the first layer are drawn smaller, so global ranking by initial magnitude leaves it none."""
+    plan = small_plan({"criterion": "large_init"}, scope="global", rates={"global": 0.9}, levels=3)
+    plan_run = train_plan(plan, folder)
+    assert statuses(plan_run, plan) == ["finished", "finished", "certificate_failed", "ancestor_certificate_failed"]
+    assert [result.attempts for _, result in plan_run.ended[2:]] == [1]
+    assert not list((folder / "quarantine").glob("*"))
+    (refused,) = [result for _, result in plan_run.ended if result.status == "certificate_failed"]
+    advice = "no weight is left in fc1.weight: all layers are ranked together (scope: global); use a lower rate "
+    advice += "(prune.rates: 'global'), fewer levels, or exclude the layer (prune.exclude)"
+    assert refused.message == advice
+    assert emptied_message(Store(folder), [refused.run_id]) == (
+        f"1 run with an emptied layer is not a result: {advice} (level 2, seed 0, run {refused.run_id})."
+    )
     assert train_plan(plan, folder).ended == []
 
 
