@@ -227,7 +227,6 @@ def first_iteration(parent: ParentRun, step: PruneStep) -> int:
 
 
 def _score(criterion: Criterion, layer: Layer, rng: Stream, name: str) -> Tensor:
-
     # Clones: a user's criterion that writes into its layer must not change what the weights are rewound to.
     layer_copy = replace(
         layer,
