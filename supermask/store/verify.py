@@ -27,6 +27,7 @@ from supermask.store.consistency import (
     status_faults,
 )
 from supermask.store.files.entry import Entry, RunFacts
+from supermask.store.parent_graph import ParentGraph
 from supermask.store.records import decode_curve, decode_logits, decode_masks, decode_state, supermask_metrics
 from supermask.store.replay import (
     SnapshotMissing,
@@ -67,17 +68,20 @@ def verify_store(store: Store) -> Iterator[VerificationResult]:
     Entries of a newer store format are left to the end: then NewerFormat is raised for the first of them.
     """
     replayer = StateReplayer(store, REPLAY_CACHE, import_user_code=False)
-    graph = _ParentGraph(store)
+    graph = ParentGraph(store)
+    verdicts: dict[str, str] = {}
     snapshots: dict[str, list[str]] = {}
     for key in sorted(store.snapshot_keys()):
         snapshots.setdefault(key.partition("-")[0], []).append(key)
     newer: NewerFormat | None = None
     for run_id in graph.parents_first():
         try:
-            yield verify_run(store, replayer, run_id, run_id in graph.parents)
+            result = _blame_child(graph, verdicts, verify_run(store, replayer, run_id, run_id in graph.parents), store)
         except NewerFormat as error:
             newer = newer or error
             continue
+        verdicts[run_id] = result.verdict
+        yield result
         # Here, because the run's initial state is still in the cache.
         for key in snapshots.pop(run_id, []):
             yield _verify_snapshot(store, replayer, key)
@@ -174,7 +178,12 @@ def _verify_conflict(store: Store, run_id: str, folder: Path) -> VerificationRes
     key = f"conflicts/{folder.name}"
     try:
         fingerprint = store.read_conflict(run_id, folder).facts["environment"]["fingerprint"]
-        stored = store.facts(run_id)["environment"]["fingerprint"] if store.has(run_id) else "none"
+        if not store.has(run_id):
+            reason = (
+                f"a result of run {run_id} (environment {fingerprint}), of which none is in use: it does not follow"
+            )
+            return VerificationResult(key, "failed", f"{reason} from the runs here. Remove that folder to drop it.")
+        stored = store.facts(run_id)["environment"]["fingerprint"]
     except (CorruptEntry, LookupError, TypeError) as error:
         return VerificationResult(key, "damaged", str(getattr(error, "what", error)))
     reason = f"a second, different result of run {run_id} (environment {fingerprint}; the one in use: {stored}). "
@@ -185,6 +194,7 @@ def _culprits(store: Store, facts: RunFacts) -> tuple[str, ...]:
     """Return the entries to set aside if a run does not follow from its parent: the run, its parent, or both.
 
     The run records the content of the parent that it was pruned from, which decides. Runs of earlier versions do not.
+    A parent that others agree with is cleared later, in `_blame_child`.
     """
     run_id, parent = facts["id"], facts["parent"]
     if parent is None:
@@ -193,6 +203,24 @@ def _culprits(store: Store, facts: RunFacts) -> tuple[str, ...]:
     if recorded is None:
         return (parent, run_id)
     return (run_id,) if recorded == store.tensor_hashes(parent) else (parent,)
+
+
+def _blame_child(
+    graph: ParentGraph, verdicts: Mapping[str, str], result: VerificationResult, store: Store
+) -> VerificationResult:
+    """Return the result with the run itself at fault instead of its parent, if the parent is right.
+
+    The parent is right if it holds by itself and something else in the store agrees with it. Such a run was pruned
+    from another machine's result: setting its parent aside would only bring the same parent back.
+    `verdicts`: of the runs verified so far, the parent among them.
+    """
+    if len(result.culprits) != 1 or result.culprits[0] == result.key:
+        return result
+    (parent,) = result.culprits
+    is_right = verdicts.get(parent) in ("held", "partly")
+    if is_right and graph.is_confirmed(parent, store.facts(result.key)["parent_content"]):
+        return replace(result, culprits=(result.key,))
+    return result
 
 
 def _verify_entry(
@@ -349,27 +377,3 @@ def _mask_mismatches(run: Run, start: InitialState, parent: ParentRun | None) ->
 
 def _format_failures(checks: Mapping[str, list[str]]) -> str:
     return "; ".join(f"{name}: {', '.join(layers)}" for name, layers in checks.items() if layers)
-
-
-class _ParentGraph:
-    """Parents and children of all runs in a store."""
-
-    def __init__(self, store: Store) -> None:
-        stored_ids = store.run_ids()
-        self._children: dict[str | None, list[str]] = {}
-        for run_id in sorted(stored_ids):
-            try:
-                parent = store.facts(run_id)["parent"]
-            except (CorruptEntry, NewerFormat):
-                parent = None
-            self._children.setdefault(parent if parent in stored_ids else None, []).append(run_id)
-        self.parents = self._children.keys()
-
-    def parents_first(self) -> Iterator[str]:
-        """Yield every run id, parents before children: depth first, so that a parent's start is still cached."""
-        # No cycles: an id is the hash of facts that hold the parent's id.
-        stack = list(reversed(self._children.get(None, [])))
-        while stack:
-            run_id = stack.pop()
-            yield run_id
-            stack += reversed(self._children.get(run_id, []))

@@ -95,6 +95,11 @@ class VerifiedFacts:
     facts: RunFacts
     files: dict[str, TensorFileInfo]
 
+    @property
+    def content(self) -> dict[str, str]:
+        """Group -> hash of its tensors: equal for bit-identical entries."""
+        return {group: info.content for group, info in self.files.items()}
+
 
 def file_name(group: str) -> str:
     """Return the file name of a group of tensors."""

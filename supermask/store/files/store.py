@@ -98,10 +98,13 @@ class EntryStore:
             return None
         if not self._is_other_result(stored, own):
             return None
-        # Named by content: the same second result, of a retry or a second merge, is kept once.
-        content = hashlib.sha256(files[RUN_JSON]).hexdigest()[:16]
-        target = self.root / "conflicts" / f"{run_id}-{content}"
+        target = self._conflict(run_id, files)
         return target if self._folders.commit(target, files) else None
+
+    def _conflict(self, run_id: str, files: Mapping[str, bytes]) -> Path:
+        """Return the folder of a second result. Named by content: the same one, of a second merge, is kept once."""
+        content = hashlib.sha256(files[RUN_JSON]).hexdigest()[:16]
+        return self.root / "conflicts" / f"{run_id}-{content}"
 
     def _is_other_result(self, stored: VerifiedFacts, other: VerifiedFacts) -> bool:
         """Return whether two entries of one key hold different results. Tensors decide, by their content."""
@@ -123,6 +126,25 @@ class EntryStore:
         """Read a second result of a run, every size and hash checked. Raises CorruptEntry."""
         return self._folders.read("run", run_id, folder)
 
+    def conflict_facts(self, run_id: str, folder: Path) -> tuple[RunFacts, dict[str, str]]:
+        """Return facts and tensor hashes of a second result, as sealed; tensor files are not read.
+
+        Raises CorruptEntry.
+        """
+        sealed = self._folders.read_facts("run", run_id, folder)
+        return sealed.facts, sealed.content
+
+    def quarantined_hashes(self, run_id: str) -> list[dict[str, str]]:
+        """Return the tensor hashes of each result of a run that was set aside, if its facts can be read."""
+        hashes = []
+        with translate_os_errors(self.root):
+            names = [n for n in self._folders.names(self.root / "quarantine") if n.startswith(f"{run_id}.")]
+        for name in sorted(names):
+            with suppress(CorruptEntry, NewerFormat):
+                folder = self.root / "quarantine" / name / run_id
+                hashes.append(self._folders.read_facts("run", run_id, folder).content)
+        return hashes
+
     def import_run(self, run_id: str, source: EntryStore) -> Literal["copied", "equal", "different"]:
         """Copy a run from another store, bit for bit. A different result than the one here goes to `conflicts/`.
 
@@ -135,6 +157,16 @@ class EntryStore:
             if self._folders.commit(self._run(run_id), files):
                 return "copied"
             return "different" if self._keep_conflict(run_id, files) else "equal"
+
+    def import_conflict(self, run_id: str, source: EntryStore) -> None:
+        """Copy a run from another store into `conflicts/`, because it does not follow from the parent that is here.
+
+        Raises CorruptEntry if the run is damaged in `source`.
+        """
+        source.read(run_id)
+        files = source._folders.read_files(source._run(run_id), ENTRY_FILES)
+        with translate_os_errors(self.root):
+            self._folders.commit(self._conflict(run_id, files), files)
 
     def import_conflicts(self, source: EntryStore) -> None:
         """Copy the second results that were kept in another store, unless they equal the run here."""
@@ -244,8 +276,7 @@ class EntryStore:
 
     def tensor_hashes(self, run_id: str) -> dict[str, str]:
         """Return group -> SHA-256 of its tensors, as sealed: equal for bit-identical runs. Raises CorruptEntry."""
-        sealed = self._folders.read_facts("run", run_id, self._run(run_id))
-        return {group: recorded.content for group, recorded in sealed.files.items()}
+        return self._folders.read_facts("run", run_id, self._run(run_id)).content
 
     def read(self, run_id: str) -> Entry:
         """Read a whole run after checking every size and hash. Raises CorruptEntry."""

@@ -1,0 +1,71 @@
+"""Parents and children of the runs in a store, from their facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from supermask.store.files.entry import CorruptEntry, NewerFormat, RunFacts
+from supermask.store.run_store import Store
+
+Content = Mapping[str, str]
+"""Group of tensors -> their hash, as `Store.tensor_hashes` returns it and `parent_content` records it."""
+
+
+class ParentGraph:
+    """Parents and children of all runs in a store. Runs whose facts cannot be read have no parent here."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        stored_ids = store.run_ids()
+        self._children: dict[str | None, list[str]] = {}
+        self._recorded: dict[str, Content] = {}
+        for run_id in sorted(stored_ids):
+            try:
+                facts = store.facts(run_id)
+            except (CorruptEntry, NewerFormat):
+                facts = {"parent": None}
+            parent = facts["parent"]
+            if (recorded := facts.get("parent_content")) is not None:
+                self._recorded[run_id] = recorded
+            self._children.setdefault(parent if parent in stored_ids else None, []).append(run_id)
+        self.parents = self._children.keys()
+        self._second_results: list[tuple[RunFacts, Content]] | None = None
+
+    def parents_first(self) -> Iterator[str]:
+        """Yield every run id, parents before children: depth first, so that a parent's start is still cached."""
+        # No cycles: an id is the hash of facts that hold the parent's id.
+        stack = list(reversed(self._children.get(None, [])))
+        while stack:
+            run_id = stack.pop()
+            yield run_id
+            stack += reversed(self._children.get(run_id, []))
+
+    def recorded_by_children(self, parent: str) -> list[Content]:
+        """Return the parent's content that each of its children records; runs of earlier versions record none."""
+        return [self._recorded[child] for child in self._children.get(parent, []) if child in self._recorded]
+
+    def is_confirmed(self, parent: str, recorded: Content) -> bool:
+        """Return whether something agrees with the stored result of a parent, against a child that records another.
+
+        That is: another run, stored or in `conflicts/`, that was pruned from the stored result; an equal result in
+        `quarantine/`, so the parent was set aside and came out the same again; or the result that the child records,
+        if it is in `conflicts/` or `quarantine/`, so the child descends from one that is not in use.
+        """
+        content = self._store.tensor_hashes(parent)
+        set_aside = self._store.quarantined_hashes(parent)
+        if content in self.recorded_by_children(parent) or content in set_aside or recorded in set_aside:
+            return True
+        if self._second_results is None:
+            self._second_results = list(self._read_second_results())
+        return any(
+            (facts.get("parent") == parent and facts.get("parent_content") == content)
+            or (facts.get("id") == parent and own == recorded)
+            for facts, own in self._second_results
+        )
+
+    def _read_second_results(self) -> Iterator[tuple[RunFacts, Content]]:
+        for run_id, folder in self._store.conflicts():
+            try:
+                yield self._store.conflict_facts(run_id, folder)
+            except (CorruptEntry, NewerFormat):
+                continue

@@ -1,0 +1,195 @@
+"""A run is merged only onto the parent that it was pruned from; `verify --repair` blames the right one of the two."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from helpers.faulty_disk import quick_folder
+from helpers.second_machine import BEST, PLAIN, dense_id, train_on_second_machine, two_level_plan
+from helpers.small_studies import contents, train_plan
+
+from supermask.store import Store
+from supermask.store.files.entry import Entry, encode_entry
+from supermask.store.merge import merge_stores
+from supermask.store.verify import repair_store, verify_store
+from supermask.study.plan import Plan
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Stores of two machines that trained the same study, and one of the first with another treatment."""
+
+    plan: Plan
+    other_plan: Plan
+    first: Path
+    second: Path
+    first_other: Path
+
+    @property
+    def dense(self) -> str:
+        return dense_id(self.plan)
+
+    @property
+    def descendants(self) -> list[str]:
+        """Levels 1 and 2 of the study."""
+        return list(self.plan.runs)[1:]
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Machines:
+    root = tmp_path_factory.mktemp("machines")
+    plan, other_plan = two_level_plan(BEST), two_level_plan(PLAIN)
+    train_plan(plan, root / "first")
+    train_plan(other_plan, root / "first-other")
+    train_on_second_machine(plan, root / "first", root / "second")
+    return Machines(plan, other_plan, root / "first", root / "second", root / "first-other")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with quick_folder() as path:
+        yield path
+
+
+def copy(store: Path, folder: Path) -> Store:
+    shutil.copytree(store, folder, copy_function=shutil.copyfile)
+    return Store(folder)
+
+
+def copy_run(source: Path, target: Store, run_id: str) -> None:
+    """Copy a run as rsync does."""
+    shutil.copytree(source / "runs" / run_id[:2] / run_id, target.root / "runs" / run_id[:2] / run_id)
+
+
+def verdicts(store: Store) -> dict[str, str]:
+    return {result.key: result.verdict for result in verify_store(store)}
+
+
+def test_the_machines_differ_and_hold(machines: Machines) -> None:
+    first, second = Store(machines.first), Store(machines.second)
+    assert first.run_ids() == second.run_ids() and len(machines.descendants) == 2
+    assert all(first.tensor_hashes(run_id) != second.tensor_hashes(run_id) for run_id in first.run_ids())
+    for store in (first, second, Store(machines.first_other)):
+        assert set(verdicts(store).values()) == {"held"}
+
+
+def test_descendants_of_a_different_run_are_not_hung_onto_the_one_in_use(machines: Machines, folder: Path) -> None:
+    target = copy(machines.first_other, folder / "target")
+    before = contents(target)
+    results = {result.key: result for result in merge_stores(Store(machines.second), target)}
+    assert {results[run_id].outcome for run_id in machines.plan.runs} == {"different"}
+    level_1, level_2 = machines.descendants
+    assert f"pruned from another result of {machines.dense} than the one in use" in results[level_1].reason
+    assert f"pruned from the other result of {level_1}" in results[level_2].reason
+    assert contents(target) == before, "the runs in use are as they were"
+    assert sorted(run_id for run_id, _ in target.conflicts()) == sorted(machines.plan.runs), "none is lost"
+    assert not [key for key in results if "-" in key], "nor are its snapshots mixed in"
+    for run_id, path in target.conflicts():
+        assert target.conflict_facts(run_id, path)[1] == Store(machines.second).tensor_hashes(run_id)
+    found = verdicts(target)
+    assert {found.pop(f"conflicts/{path.name}") for _, path in target.conflicts()} == {"failed"}
+    assert set(found.values()) == {"held"}
+    assert not [moved for _, moved in repair_store(target) if moved]
+
+
+@pytest.mark.parametrize("records_parent", [True, False], ids=["recorded", "earlier version"])
+def test_a_run_without_its_parent_here_is_merged_where_it_belongs(
+    machines: Machines, folder: Path, records_parent: bool
+) -> None:
+    """The source has level 1 alone, as after its dense run was removed or set aside."""
+    level_1 = machines.descendants[0]
+    source = Store(folder / "source")
+    copy_run(machines.second, source, level_1)
+    if not records_parent:
+        forget_parent(source, level_1)
+    alone = Store(folder / "alone")
+    assert [result.outcome for result in merge_stores(source, alone)] == ["copied"]
+    for store, outcome in ((machines.first_other, "different"), (machines.second, "equal")):
+        target = copy(store, folder / outcome)
+        assert [result.outcome for result in merge_stores(source, target)] == [outcome]
+    target = copy(machines.second, folder / "without it")
+    shutil.rmtree(target.root / "runs" / level_1[:2] / level_1)
+    # What a run of an earlier version was pruned from is only known beside its parent.
+    expected = "copied" if records_parent else "different"
+    assert [result.outcome for result in merge_stores(source, target)] == [expected]
+
+
+def test_a_run_that_does_not_record_its_parent_is_merged_beside_it(machines: Machines, folder: Path) -> None:
+    source = copy(machines.second, folder / "source")
+    for run_id in machines.descendants:
+        forget_parent(source, run_id)
+    assert {result.outcome for result in merge_stores(source, Store(folder / "new"))} == {"copied"}
+    target = copy(machines.first_other, folder / "target")
+    before = contents(target)
+    assert {result.outcome for result in merge_stores(source, target)} == {"different"}
+    assert contents(target) == before
+
+
+def forget_parent(store: Store, run_id: str) -> None:
+    """Reseal a run without the content of its parent, as the first versions wrote it."""
+    entry = store.read(run_id)
+    entry.facts.pop("parent_content")
+    write_run(store, run_id, entry)
+
+
+def write_run(store: Store, run_id: str, entry: Entry) -> None:
+    groups = {"tensors": entry.tensors, "weights": entry.weights or {}}
+    for name, data in encode_entry("run", run_id, entry.facts, groups).items():  # type: ignore[arg-type]
+        (store.root / "runs" / run_id[:2] / run_id / name).write_bytes(data)
+
+
+# --- whom `verify --repair` blames ---
+
+
+def test_repair_blames_the_child_of_another_result_and_spares_a_parent_that_others_agree_with(
+    machines: Machines, folder: Path
+) -> None:
+    """As `rsync` of two stores leaves it."""
+    store = copy(machines.first_other, folder / "store")
+    before = contents(store)
+    copy_run(machines.second, store, machines.descendants[0])
+    moved = {result.key: folders for result, folders in repair_store(store) if folders}
+    assert moved.keys() == {machines.descendants[0]}
+    assert contents(store) == before and set(verdicts(store).values()) == {"held"}
+
+
+@pytest.mark.parametrize("kept", ["the second result of the parent", "a second result of the child"])
+def test_repair_blames_the_child_if_a_second_result_agrees_with_its_parent(
+    machines: Machines, folder: Path, kept: str
+) -> None:
+    """No other child is in the store."""
+    store, level_1 = Store(folder / "store"), machines.descendants[0]
+    copy_run(machines.first, store, machines.dense)
+    copy_run(machines.second, store, level_1)
+    if kept == "the second result of the parent":
+        list(merge_stores(copy_of_runs(machines.second, folder / "other", machines.dense), store))
+    else:
+        list(merge_stores(copy_of_runs(machines.first, folder / "other", level_1), store))
+    assert len(store.conflicts()) == 1
+    assert {result.key for result, folders in repair_store(store) if folders} == {level_1}
+    assert store.has(machines.dense)
+
+
+def copy_of_runs(source: Path, folder: Path, *run_ids: str) -> Store:
+    store = Store(folder)
+    for run_id in run_ids:
+        copy_run(source, store, run_id)
+    return store
+
+
+def test_repairing_and_training_again_converges(machines: Machines, folder: Path) -> None:
+    """With nothing else to decide, the parent is set aside once. It comes back equal: then the child is at fault."""
+    store, (level_1, level_2) = Store(folder / "store"), machines.descendants
+    copy_run(machines.first, store, machines.dense)
+    copy_run(machines.second, store, level_1)
+    set_aside = []
+    for _ in range(3):
+        set_aside.append([path.name.partition(".")[0] for _, folders in repair_store(store) for path in folders])
+        train_plan(machines.plan, store.root)
+    # Level 2 was trained from the wrong level 1 in the meantime.
+    assert set_aside == [[machines.dense], [level_1], [level_2]]
+    assert set(verdicts(store).values()) == {"held"}
