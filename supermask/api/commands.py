@@ -173,7 +173,8 @@ def merge(source: PathLike, store: PathLike | None = None) -> Results[MergeResul
     """Copy every run of the store at `source` into `store`; nothing is overwritten. Raises UserError."""
     results = list(runs.merge(source, store))
     counts = {outcome: sum(r.outcome == outcome for r in results) for outcome in get_args(Outcome)}
-    summary = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if count or outcome != "damaged")
+    rare = ("damaged", "newer")
+    summary = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if count or outcome not in rare)
     return Results(results, summary, [f"{r.key} {r.outcome}: {r.reason}" for r in results if r.reason])
 
 

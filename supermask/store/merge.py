@@ -11,7 +11,7 @@ from supermask.store.files.notes import StatusNotes
 from supermask.store.parent_graph import ParentGraph
 from supermask.store.run_store import Store
 
-Outcome = Literal["copied", "equal", "different", "damaged"]
+Outcome = Literal["copied", "equal", "different", "damaged", "newer"]
 """See `MergeResult`."""
 
 
@@ -19,8 +19,10 @@ Outcome = Literal["copied", "equal", "different", "damaged"]
 class MergeResult:
     """Outcome for one run or snapshot.
 
-    `copied`; `equal`: the target has the same result; `different`: the target has another result of this run or of an
-    ancestor, and the one of the source is in `conflicts/`; `damaged`: not copied.
+    `copied`: also in place of a damaged one, which was set aside. `equal`: the target has the same result, undamaged.
+    `different`: the target has another result of this run or of an ancestor, or a damaged one that may be another; the
+    one of the source is in `conflicts/`. `damaged`: damaged in the source and left out. `newer`: of a newer format in
+    one of the two stores, and left out.
     """
 
     key: str
@@ -46,8 +48,8 @@ def merge_stores(source: Store, target: Store) -> Iterator[MergeResult]:
             continue
         try:
             yield MergeResult(key, "copied" if target.import_snapshot(key, source) else "equal")
-        except (CorruptEntry, NewerFormat) as damage:
-            yield MergeResult(key, "damaged", damage.what if isinstance(damage, CorruptEntry) else str(damage))
+        except (CorruptEntry, NewerFormat) as error:
+            yield _left_out(key, error)
     target.import_conflicts(source)
     notes = StatusNotes(target.root)
     for name, note in StatusNotes(source.root).read("studies").items():
@@ -58,15 +60,51 @@ def _merge_run(source: Store, target: Store, run_id: str, outcomes: dict[str, Ou
     """Copy one run, or compare it with the target's. `outcomes`: of the runs so far, its ancestors among them."""
     try:
         facts = source.read(run_id).facts
-        if not target.has(run_id) and (reason := _foreign_parent(target, facts, outcomes)):
-            target.import_conflict(run_id, source)
-            return MergeResult(run_id, "different", f"{reason}; see conflicts/")
-        outcome = target.import_run(run_id, source)
-    except (CorruptEntry, NewerFormat) as damage:
-        return MergeResult(run_id, "damaged", damage.what if isinstance(damage, CorruptEntry) else str(damage))
+    except (CorruptEntry, NewerFormat) as error:
+        return _left_out(run_id, error)
+    foreign = _foreign_parent(target, facts, outcomes)
+    if target.has(run_id):
+        try:
+            target.read(run_id)
+        except NewerFormat as error:
+            return _left_out(run_id, error)
+        except CorruptEntry as damage:
+            return _replace_damaged(source, target, run_id, damage, foreign)
+    elif foreign:
+        target.import_conflict(run_id, source)
+        return MergeResult(run_id, "different", f"{foreign}; see conflicts/")
+    outcome = target.import_run(run_id, source)
     if outcome == "different":
         return MergeResult(run_id, outcome, f"{describe_environments(source, target, run_id)}; see conflicts/")
+    if outcome == "damaged":
+        return MergeResult(run_id, outcome, "another process changed it meanwhile; merge again")
     return MergeResult(run_id, outcome)
+
+
+def _left_out(key: str, error: CorruptEntry | NewerFormat) -> MergeResult:
+    if isinstance(error, NewerFormat):
+        return MergeResult(key, "newer", str(error))
+    return MergeResult(key, "damaged", error.what)
+
+
+def _replace_damaged(source: Store, target: Store, run_id: str, damage: CorruptEntry, foreign: str) -> MergeResult:
+    """Set the target's damaged run aside and copy that of the source, if nothing shows that it was another result.
+
+    Its own facts decide if they can be read; otherwise the content that its children record, and its parent.
+    `foreign`: why it does not follow from the parent in the target; empty if it does.
+    """
+    comparison = target.compare_run(run_id, source)
+    if comparison == "damaged":
+        has_other_child = ParentGraph(target).has_other_child(run_id, source.tensor_hashes(run_id))
+        comparison = "different" if foreign or has_other_child else "equal"
+    if comparison == "equal":
+        folder = target.quarantine(run_id, f"{damage.what}. The undamaged one of {source.root} was merged.")
+        outcome = target.import_run(run_id, source)
+        where = "" if folder is None else f" and is set aside: {folder}"
+        return MergeResult(run_id, outcome, f"the one here was damaged ({damage.what}){where}")
+    target.import_conflict(run_id, source)
+    advice = "`supermask verify --repair` sets it aside"
+    return MergeResult(run_id, "different", f"the one here is damaged ({damage.what}); {advice}; see conflicts/")
 
 
 def _foreign_parent(target: Store, facts: RunFacts, outcomes: dict[str, Outcome]) -> str:

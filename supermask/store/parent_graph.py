@@ -44,6 +44,10 @@ class ParentGraph:
         """Return the parent's content that each of its children records; runs of earlier versions record none."""
         return [self._recorded[child] for child in self._children.get(parent, []) if child in self._recorded]
 
+    def has_other_child(self, parent: str, content: Content) -> bool:
+        """Return whether a child of a run may have been pruned from another result of it than that of `content`."""
+        return any(self._recorded.get(child) != content for child in self._children.get(parent, []))
+
     def is_confirmed(self, parent: str, recorded: Content) -> bool:
         """Return whether something agrees with the stored result of a parent, against a child that records another.
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from helpers.forgery import folder_of
+from helpers.golden_store import write_entry
 from helpers.small_studies import small_plan, train_plan
 from supermask.store import Store
 from supermask.store.files.entry import Tensors
+from supermask.store.verify import verify_store
 from supermask.study.plan import Plan
 
 BEST = {"name": "best", "criterion": "large_final", "w_final": "lowest_validation_loss"}
@@ -23,6 +28,35 @@ def two_level_plan(*treatments: dict[str, object]) -> Plan:
 def dense_id(plan: Plan) -> str:
     """Return the id of the plan's dense run."""
     return next(iter(plan.runs))
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Stores of two machines that trained the same study, and one of the first with another treatment."""
+
+    plan: Plan
+    other_plan: Plan
+    first: Path
+    second: Path
+    first_other: Path
+
+    @property
+    def dense(self) -> str:
+        return dense_id(self.plan)
+
+    @property
+    def descendants(self) -> list[str]:
+        """Levels 1 and 2 of the study."""
+        return list(self.plan.runs)[1:]
+
+
+def train_machines(root: Path) -> Machines:
+    """Train the stores of both machines."""
+    plan, other_plan = two_level_plan(BEST), two_level_plan(PLAIN)
+    train_plan(plan, root / "first")
+    train_plan(other_plan, root / "first-other")
+    train_on_second_machine(plan, root / "first", root / "second")
+    return Machines(plan, other_plan, root / "first", root / "second", root / "first-other")
 
 
 def train_on_second_machine(plan: Plan, first: Path, folder: Path) -> Store:
@@ -53,3 +87,34 @@ def _round_otherwise(tensors: Tensors) -> Tensors:
         return values * rng.uniform(0.8, 1.2, values.shape).astype(values.dtype)
 
     return {name: change(values) if name.startswith("kept/") else values for name, values in tensors.items()}
+
+
+def copy_store(store: Path, folder: Path) -> Store:
+    """Return a copy that a test may change."""
+    shutil.copytree(store, folder, copy_function=shutil.copyfile)
+    return Store(folder)
+
+
+def copy_run(source: Path, target: Store, run_id: str) -> None:
+    """Copy a run as rsync does."""
+    shutil.copytree(folder_of(source, run_id), folder_of(target.root, run_id), copy_function=shutil.copyfile)
+
+
+def copy_of_runs(source: Path, folder: Path, *run_ids: str) -> Store:
+    """Return a store of some runs of another one, without snapshots."""
+    store = Store(folder)
+    for run_id in run_ids:
+        copy_run(source, store, run_id)
+    return store
+
+
+def forget_parent(store: Store, run_id: str) -> None:
+    """Reseal a run without the content of its parent, as the first versions wrote it."""
+    entry = store.read(run_id)
+    entry.facts.pop("parent_content")
+    write_entry("run", run_id, folder_of(store.root, run_id), entry)
+
+
+def verdicts(store: Store) -> dict[str, str]:
+    """Return key -> verdict of `verify`."""
+    return {result.key: result.verdict for result in verify_store(store)}

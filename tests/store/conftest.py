@@ -1,4 +1,4 @@
-"""A valid store, and copies of it for tests that forge its runs."""
+"""Valid stores, and copies of them for tests that forge their runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from helpers.faulty_disk import quick_folder
 from helpers.forgery import copy_without_frozen
+from helpers.second_machine import Machines, train_machines
 from helpers.stored_study import TrainedStudy, train_study
 
 
@@ -20,3 +21,9 @@ def trained(pristine: TrainedStudy) -> Iterator[TrainedStudy]:
     """Copy of the store for a test that changes it."""
     with quick_folder() as folder:
         yield copy_without_frozen(pristine, folder)
+
+
+@pytest.fixture(scope="session")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Machines:
+    """Stores of two machines that trained the same study. Tests only read them."""
+    return train_machines(tmp_path_factory.mktemp("machines"))

@@ -4,69 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from helpers.faulty_disk import quick_folder
-from helpers.second_machine import BEST, PLAIN, dense_id, train_on_second_machine, two_level_plan
+from helpers.second_machine import Machines, copy_of_runs, copy_run, copy_store, forget_parent, verdicts
 from helpers.small_studies import contents, train_plan
 
 from supermask.store import Store
-from supermask.store.files.entry import Entry, encode_entry
 from supermask.store.merge import merge_stores
-from supermask.store.verify import repair_store, verify_store
-from supermask.study.plan import Plan
-
-
-@dataclass(frozen=True)
-class Machines:
-    """Stores of two machines that trained the same study, and one of the first with another treatment."""
-
-    plan: Plan
-    other_plan: Plan
-    first: Path
-    second: Path
-    first_other: Path
-
-    @property
-    def dense(self) -> str:
-        return dense_id(self.plan)
-
-    @property
-    def descendants(self) -> list[str]:
-        """Levels 1 and 2 of the study."""
-        return list(self.plan.runs)[1:]
-
-
-@pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Machines:
-    root = tmp_path_factory.mktemp("machines")
-    plan, other_plan = two_level_plan(BEST), two_level_plan(PLAIN)
-    train_plan(plan, root / "first")
-    train_plan(other_plan, root / "first-other")
-    train_on_second_machine(plan, root / "first", root / "second")
-    return Machines(plan, other_plan, root / "first", root / "second", root / "first-other")
+from supermask.store.verify import repair_store
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
     with quick_folder() as path:
         yield path
-
-
-def copy(store: Path, folder: Path) -> Store:
-    shutil.copytree(store, folder, copy_function=shutil.copyfile)
-    return Store(folder)
-
-
-def copy_run(source: Path, target: Store, run_id: str) -> None:
-    """Copy a run as rsync does."""
-    shutil.copytree(source / "runs" / run_id[:2] / run_id, target.root / "runs" / run_id[:2] / run_id)
-
-
-def verdicts(store: Store) -> dict[str, str]:
-    return {result.key: result.verdict for result in verify_store(store)}
 
 
 def test_the_machines_differ_and_hold(machines: Machines) -> None:
@@ -78,7 +31,7 @@ def test_the_machines_differ_and_hold(machines: Machines) -> None:
 
 
 def test_descendants_of_a_different_run_are_not_hung_onto_the_one_in_use(machines: Machines, folder: Path) -> None:
-    target = copy(machines.first_other, folder / "target")
+    target = copy_store(machines.first_other, folder / "target")
     before = contents(target)
     results = {result.key: result for result in merge_stores(Store(machines.second), target)}
     assert {results[run_id].outcome for run_id in machines.plan.runs} == {"different"}
@@ -109,9 +62,9 @@ def test_a_run_without_its_parent_here_is_merged_where_it_belongs(
     alone = Store(folder / "alone")
     assert [result.outcome for result in merge_stores(source, alone)] == ["copied"]
     for store, outcome in ((machines.first_other, "different"), (machines.second, "equal")):
-        target = copy(store, folder / outcome)
+        target = copy_store(store, folder / outcome)
         assert [result.outcome for result in merge_stores(source, target)] == [outcome]
-    target = copy(machines.second, folder / "without it")
+    target = copy_store(machines.second, folder / "without it")
     shutil.rmtree(target.root / "runs" / level_1[:2] / level_1)
     # What a run of an earlier version was pruned from is only known beside its parent.
     expected = "copied" if records_parent else "different"
@@ -119,27 +72,14 @@ def test_a_run_without_its_parent_here_is_merged_where_it_belongs(
 
 
 def test_a_run_that_does_not_record_its_parent_is_merged_beside_it(machines: Machines, folder: Path) -> None:
-    source = copy(machines.second, folder / "source")
+    source = copy_store(machines.second, folder / "source")
     for run_id in machines.descendants:
         forget_parent(source, run_id)
     assert {result.outcome for result in merge_stores(source, Store(folder / "new"))} == {"copied"}
-    target = copy(machines.first_other, folder / "target")
+    target = copy_store(machines.first_other, folder / "target")
     before = contents(target)
     assert {result.outcome for result in merge_stores(source, target)} == {"different"}
     assert contents(target) == before
-
-
-def forget_parent(store: Store, run_id: str) -> None:
-    """Reseal a run without the content of its parent, as the first versions wrote it."""
-    entry = store.read(run_id)
-    entry.facts.pop("parent_content")
-    write_run(store, run_id, entry)
-
-
-def write_run(store: Store, run_id: str, entry: Entry) -> None:
-    groups = {"tensors": entry.tensors, "weights": entry.weights or {}}
-    for name, data in encode_entry("run", run_id, entry.facts, groups).items():  # type: ignore[arg-type]
-        (store.root / "runs" / run_id[:2] / run_id / name).write_bytes(data)
 
 
 # --- whom `verify --repair` blames ---
@@ -149,7 +89,7 @@ def test_repair_blames_the_child_of_another_result_and_spares_a_parent_that_othe
     machines: Machines, folder: Path
 ) -> None:
     """As `rsync` of two stores leaves it."""
-    store = copy(machines.first_other, folder / "store")
+    store = copy_store(machines.first_other, folder / "store")
     before = contents(store)
     copy_run(machines.second, store, machines.descendants[0])
     moved = {result.key: folders for result, folders in repair_store(store) if folders}
@@ -172,13 +112,6 @@ def test_repair_blames_the_child_if_a_second_result_agrees_with_its_parent(
     assert len(store.conflicts()) == 1
     assert {result.key for result, folders in repair_store(store) if folders} == {level_1}
     assert store.has(machines.dense)
-
-
-def copy_of_runs(source: Path, folder: Path, *run_ids: str) -> Store:
-    store = Store(folder)
-    for run_id in run_ids:
-        copy_run(source, store, run_id)
-    return store
 
 
 def test_repairing_and_training_again_converges(machines: Machines, folder: Path) -> None:

@@ -49,6 +49,10 @@ CHECKPOINT_NUMBER = re.compile(r"[0-9]{8}")
 ENTRY_FILES = (file_name("tensors"), WEIGHTS, DROPPED, RUN_JSON)
 """Files of an entry, in the order in which they are written: `run.json` last."""
 
+Comparison = Literal["equal", "different", "damaged", "newer"]
+"""A stored result compared with another one of its run. `damaged`, `newer`: the stored one cannot be compared, because
+it is missing or damaged, or of a newer format."""
+
 
 class EntryStore:
     """Store of entries under the folder `root`, which is created at the first write.
@@ -86,20 +90,25 @@ class EntryStore:
             self._keep_conflict(run_id, files)
             return False
 
-    def _keep_conflict(self, run_id: str, files: Mapping[str, bytes]) -> Path | None:
-        """Keep a second result of a run in `conflicts/` if it differs from the stored one. Raises OSError.
+    def _keep_conflict(self, run_id: str, files: Mapping[str, bytes]) -> Comparison:
+        """Compare a second result of a run with the stored one, and keep it in `conflicts/` if it is different.
 
-        Returns its folder; None if the stored result is equal, damaged (the caller finds that), or kept before.
+        Facts decide, as sealed: tensor files of the stored one are not read. Raises OSError.
         """
-        own = read_verified_facts("run", run_id, files[RUN_JSON])
+        comparison = self._compare(run_id, files[RUN_JSON])
+        if comparison == "different":
+            self._folders.commit(self._conflict(run_id, files), files)
+        return comparison
+
+    def _compare(self, run_id: str, other_run_json: bytes) -> Comparison:
+        other = read_verified_facts("run", run_id, other_run_json)
         try:
             stored = self._folders.read_facts("run", run_id, self._run(run_id))
-        except (CorruptEntry, NewerFormat):
-            return None
-        if not self._is_other_result(stored, own):
-            return None
-        target = self._conflict(run_id, files)
-        return target if self._folders.commit(target, files) else None
+        except CorruptEntry:
+            return "damaged"
+        except NewerFormat:
+            return "newer"
+        return "different" if self._is_other_result(stored, other) else "equal"
 
     def _conflict(self, run_id: str, files: Mapping[str, bytes]) -> Path:
         """Return the folder of a second result. Named by content: the same one, of a second merge, is kept once."""
@@ -145,21 +154,26 @@ class EntryStore:
                 hashes.append(self._folders.read_facts("run", run_id, folder).content)
         return hashes
 
-    def import_run(self, run_id: str, source: EntryStore) -> Literal["copied", "equal", "different"]:
+    def compare_run(self, run_id: str, source: EntryStore) -> Comparison:
+        """Compare the result of a run with that in another store, by its sealed facts. Raises CorruptEntry."""
+        with translate_os_errors(self._run(run_id)):
+            return self._compare(run_id, source._folders.read_files(source._run(run_id), [RUN_JSON])[RUN_JSON])
+
+    def import_run(self, run_id: str, source: EntryStore) -> Literal["copied"] | Comparison:
         """Copy a run from another store, bit for bit. A different result than the one here goes to `conflicts/`.
 
-        Weights that were dropped there are dropped here. Raises CorruptEntry if the run is damaged in `source`.
+        Returns "copied", or how the result here compares with that of `source`. Nothing is copied if it is damaged or
+        of a newer format. Weights that were dropped there are dropped here. Raises CorruptEntry if the run is damaged
+        in `source`.
         """
         source.read(run_id)
         folder = source._run(run_id)
         files = source._folders.read_files(folder, ENTRY_FILES)
         with translate_os_errors(self._run(run_id)):
-            if self._folders.commit(self._run(run_id), files):
-                return "copied"
-            return "different" if self._keep_conflict(run_id, files) else "equal"
+            return "copied" if self._folders.commit(self._run(run_id), files) else self._keep_conflict(run_id, files)
 
     def import_conflict(self, run_id: str, source: EntryStore) -> None:
-        """Copy a run from another store into `conflicts/`, because it does not follow from the parent that is here.
+        """Copy a run from another store into `conflicts/`, because it cannot be used here.
 
         Raises CorruptEntry if the run is damaged in `source`.
         """
@@ -172,10 +186,12 @@ class EntryStore:
         """Copy the second results that were kept in another store, unless they equal the run here."""
         for run_id, folder in source.conflicts():
             files = source._folders.read_files(folder, ENTRY_FILES)
-            # One that is damaged, or of a newer format, cannot be compared with the run here.
+            # One that is damaged or of a newer format is left out.
             with suppress(CorruptEntry, NewerFormat, KeyError), translate_os_errors(self.root):
                 source.read_conflict(run_id, folder)
-                self._keep_conflict(run_id, files)
+                if self._keep_conflict(run_id, files) == "damaged":
+                    # There is no run here to compare it with.
+                    self._folders.commit(self._conflict(run_id, files), files)
 
     def import_snapshot(self, key: str, source: EntryStore) -> bool:
         """Copy a snapshot from another store. False: it exists here. Raises CorruptEntry if damaged in `source`."""
