@@ -269,7 +269,9 @@ class Scheduler:
         needed = self.plan.required_snapshots(lambda run_id: run_id in self.status)
         for run in self.plan.runs.values():
             if run.id not in self.status:
-                yield Task(run, needed[run.id], attempt=MAX_ATTEMPTS if run.id in self._failed_once else 1)
+                # Also for children that are in the store, as after this run was set aside: `verify` reads them again.
+                snapshots = needed[run.id].union(*(child.required_snapshots for child in self.plan.children[run.id]))
+                yield Task(run, snapshots, attempt=MAX_ATTEMPTS if run.id in self._failed_once else 1)
             elif missing := frozenset(p for p in needed[run.id] if not has_snapshot(self.store, run, p)):
                 yield Task(run, missing, replay=True)
 

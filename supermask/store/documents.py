@@ -276,9 +276,10 @@ class RunForm(TypedDict):
 
 @with_config(_FORM)
 class SnapshotForm(TypedDict):
-    """Facts of a snapshot."""
+    """Facts of a snapshot. `run_content`: the tensor hashes of the result that it belongs to; not of first versions."""
 
     run: RunId
+    run_content: NotRequired[dict[str, Hash]]
 
 
 @with_config(_FORM)

@@ -47,7 +47,8 @@ def merge_stores(source: Store, target: Store) -> Iterator[MergeResult]:
         if outcomes.get(key.partition("-")[0]) not in ("copied", "equal"):
             continue
         try:
-            yield MergeResult(key, "copied" if target.import_snapshot(key, source) else "equal")
+            outcome = target.import_snapshot(key, source)
+            yield MergeResult(key, outcome, _SNAPSHOT_REASONS.get(outcome, ""))
         except (CorruptEntry, NewerFormat) as error:
             yield _left_out(key, error)
     target.import_conflicts(source)
@@ -73,12 +74,25 @@ def _merge_run(source: Store, target: Store, run_id: str, outcomes: dict[str, Ou
     elif foreign:
         target.import_conflict(run_id, source)
         return MergeResult(run_id, "different", f"{foreign}; see conflicts/")
+    # Before the run: a crash in between must not leave it beside snapshots of another result.
+    moved = [] if target.has(run_id) else target.set_aside_foreign_snapshots(run_id, source)
     outcome = target.import_run(run_id, source)
     if outcome == "different":
         return MergeResult(run_id, outcome, f"{describe_environments(source, target, run_id)}; see conflicts/")
     if outcome == "damaged":
         return MergeResult(run_id, outcome, "another process changed it meanwhile; merge again")
-    return MergeResult(run_id, outcome)
+    folders = ", ".join(map(str, moved))
+    reason = f"snapshots of another result of it are set aside: {folders}" if folders else ""
+    return MergeResult(run_id, outcome, reason)
+
+
+_SNAPSHOT_REASONS = {
+    "different": "there are two different ones of the same run, and nothing says which is right. Remove the wrong one: "
+    "its study computes it again",
+    "damaged": "it is of another result of its run",
+    "newer": "the one here was written by a newer version",
+}
+"""Outcome of a snapshot -> its reason."""
 
 
 def _left_out(key: str, error: CorruptEntry | NewerFormat) -> MergeResult:

@@ -26,9 +26,16 @@ from supermask.store.consistency import (
     provenance_faults,
     status_faults,
 )
-from supermask.store.files.entry import Entry, RunFacts
+from supermask.store.files.entry import Entry, RunFacts, content_hash
 from supermask.store.parent_graph import ParentGraph
-from supermask.store.records import decode_curve, decode_logits, decode_masks, decode_state, supermask_metrics
+from supermask.store.records import (
+    decode_curve,
+    decode_logits,
+    decode_masks,
+    decode_state,
+    encode_snapshot,
+    supermask_metrics,
+)
 from supermask.store.replay import (
     SnapshotMissing,
     StateReplayer,
@@ -106,9 +113,14 @@ def repair_store(store: Store) -> Iterator[tuple[VerificationResult, list[Path]]
     A run whose certificate failed when it ended is a true result, with its own status, and stays too.
     """
     # Complete before the first move: a descendant is judged against ancestors that are still there.
-    for result in list(verify_store(store)):
+    results = list(verify_store(store))
+    folders: dict[str, list[Path]] = {}
+    # Snapshots first, with reasons of their own: a run takes along those that are left.
+    for result in sorted(results, key=lambda result: "-" not in result.key):
         moved = [store.quarantine(key, f"{result.verdict}: {result.reason}") for key in result.culprits]
-        yield result, [folder for folder in moved if folder is not None]
+        folders[result.key] = [folder for folder in moved if folder is not None]
+    for result in results:
+        yield result, folders[result.key]
 
 
 def verify_run(store: Store, replayer: StateReplayer, run_id: str, has_children: bool = False) -> VerificationResult:
@@ -158,7 +170,10 @@ def _verify_snapshot(store: Store, replayer: StateReplayer, key: str) -> Verific
         if not store.has(run_id):
             return VerificationResult(key, "partly", "its run is not in the store")
         point: Snapshot = int(name.removeprefix("iteration_")) if name.startswith("iteration_") else name  # type: ignore[assignment]
-        replayer.parent_run(run_id).snapshots[point]
+        state = replayer.parent_run(run_id).snapshots[point]
+        if not _agrees_with_end(store.facts(run_id), point, state, replayer.parent_run(run_id)):
+            reason = "it is not the end of its run, although it is of the same iteration"
+            return VerificationResult(key, "damaged", reason, (key,))
         return VerificationResult(key, "held")
     except (SnapshotMissing, UserCodeNotLoaded) as missing:
         return VerificationResult(key, "partly", f"the initial state of its run cannot be replayed: {missing}")
@@ -171,6 +186,15 @@ def _verify_snapshot(store: Store, replayer: StateReplayer, key: str) -> Verific
             raise
         reason = f"it cannot be read as a snapshot ({type(error).__name__}: {error})"
         return VerificationResult(key, "damaged", reason, (key,))
+
+
+def _agrees_with_end(facts: RunFacts, point: Snapshot, state: NetworkState, run: ParentRun) -> bool:
+    """Return False for a snapshot of a run's last iteration that is not its end. `run`: the run, replayed."""
+    iteration = facts["metrics"].get("early_stop_iteration") if point == "lowest_validation_loss" else point
+    if iteration != facts["recipe"]["iterations"] or "end" not in run.snapshots:
+        return True
+    end, masks = run.snapshots["end"], run.start.masks
+    return content_hash(encode_snapshot(end, masks)) == content_hash(encode_snapshot(state, masks))
 
 
 def _verify_conflict(store: Store, run_id: str, folder: Path) -> VerificationResult:

@@ -153,6 +153,18 @@ def damage(store: Store) -> None:
     (store.root / "runs" / C[:2] / C / WEIGHTS).write_bytes(b"garbage")
 
 
+def damage_with_snapshot(store: Store) -> None:
+    damage(store)
+    store.commit_snapshot(C, "end", THIRD.facts, THIRD.tensors)
+
+
+def check_quarantine_with_snapshot(store: Store, done: bool) -> None:
+    assert store.has(C) or not store.has_snapshot(C, "end"), "a snapshot without the run that it belongs to"
+    assert not (done and store.has_snapshot(C, "end"))
+    check_quarantine(store, done)
+    assert not store.has_snapshot(C, "end"), "the old snapshot beside a new result"
+
+
 def check_quarantine(store: Store, done: bool) -> None:
     others_intact(store)
     if store.has(C):
@@ -183,6 +195,9 @@ SCENARIOS: Mapping[str, Scenario] = {
     "drop_weights": Scenario(two_runs, lambda s: s.drop_weights(A), check_drop),
     "restore_weights": Scenario(dropped, lambda s: s.restore_weights(A, FIRST.weights or {}), check_restore),
     "quarantine": Scenario(damage, lambda s: s.quarantine(C, "a test damaged it"), check_quarantine),
+    "quarantine, with a snapshot": Scenario(
+        damage_with_snapshot, lambda s: s.quarantine(C, "a test damaged it"), check_quarantine_with_snapshot
+    ),
 }
 
 OpenStore = Callable[[Path, Disk], Store]

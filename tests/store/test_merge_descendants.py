@@ -125,4 +125,5 @@ def test_repairing_and_training_again_converges(machines: Machines, folder: Path
         train_plan(machines.plan, store.root)
     # Level 2 was trained from the wrong level 1 in the meantime.
     assert set_aside == [[machines.dense], [level_1], [level_2]]
+    assert contents(store) == contents(machines.first)
     assert set(verdicts(store).values()) == {"held"}

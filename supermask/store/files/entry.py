@@ -122,6 +122,11 @@ def content_hash(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
+def content_hashes(groups: Mapping[Group, Tensors]) -> dict[str, str]:
+    """Return group -> `content_hash`, as an entry of these groups records it: empty groups have no file."""
+    return {group: content_hash(tensors) for group, tensors in groups.items() if tensors or group == "tensors"}
+
+
 def encode_entry(kind: Kind, key: str, facts: RunFacts, groups: Mapping[Group, Tensors]) -> dict[str, bytes]:
     """Return file name -> bytes of an entry. An empty group has no file, except for the group `tensors`.
 

@@ -30,6 +30,7 @@ from supermask.store.files.entry import (
     RunFacts,
     Tensors,
     VerifiedFacts,
+    content_hash,
     decode_tensors,
     encode_entry,
     file_name,
@@ -48,6 +49,9 @@ CHECKPOINT_NUMBER = re.compile(r"[0-9]{8}")
 
 ENTRY_FILES = (file_name("tensors"), WEIGHTS, DROPPED, RUN_JSON)
 """Files of an entry, in the order in which they are written: `run.json` last."""
+
+RUN_CONTENT = "run_content"
+"""Fact of a snapshot: the tensor hashes of the result that it belongs to. Snapshots of the first versions have none."""
 
 Comparison = Literal["equal", "different", "damaged", "newer"]
 """A stored result compared with another one of its run. `damaged`, `newer`: the stored one cannot be compared, because
@@ -193,14 +197,56 @@ class EntryStore:
                     # There is no run here to compare it with.
                     self._folders.commit(self._conflict(run_id, files), files)
 
-    def import_snapshot(self, key: str, source: EntryStore) -> bool:
-        """Copy a snapshot from another store. False: it exists here. Raises CorruptEntry if damaged in `source`."""
+    def import_snapshot(self, key: str, source: EntryStore) -> Comparison | Literal["copied"]:
+        """Copy a snapshot from another store, whose run is the same result as here; or compare it with the one here.
+
+        Of two different ones, the one that records its run is right, and replaces the other one if that is here.
+        "different": neither records it. "damaged": the one of `source` is wrong, and left out. A damaged one here is
+        replaced too. Replaced snapshots are set aside. Raises CorruptEntry if it is damaged in `source`.
+        """
         run_id, _, point = key.partition("-")
-        source.read_snapshot(run_id, point)
-        folder = source._point(run_id, point)
-        files = source._folders.read_files(folder, ENTRY_FILES)
+        other = source.read_snapshot(run_id, point)
+        if self.has_snapshot(run_id, point):
+            try:
+                stored = self.read_snapshot(run_id, point)
+            except NewerFormat:
+                return "newer"
+            except CorruptEntry as damage:
+                self.quarantine(key, damage.what)
+            else:
+                if content_hash(stored.tensors) == content_hash(other.tensors):
+                    return "equal"
+                if RUN_CONTENT in stored.facts:
+                    return "damaged"
+                if RUN_CONTENT not in other.facts:
+                    return "different"
+                self.quarantine(key, "It is of another result of its run.")
+        files = source._folders.read_files(source._point(run_id, point), ENTRY_FILES)
         with translate_os_errors(self._point(run_id, point)):
-            return self._folders.commit(self._point(run_id, point), files)
+            return "copied" if self._folders.commit(self._point(run_id, point), files) else "equal"
+
+    def set_aside_foreign_snapshots(self, run_id: str, source: EntryStore) -> list[Path]:
+        """Set aside the snapshots of a run that is not here, unless they belong to the result of `source`.
+
+        They are left of a result that was removed, or of a training that was interrupted. Returns where they are now.
+        """
+        moved = []
+        for key in self.run_snapshot_keys(run_id):
+            point = key.partition("-")[2]
+            try:
+                stored = self.read_snapshot(run_id, point)
+                if RUN_CONTENT in stored.facts:
+                    belongs = stored.facts[RUN_CONTENT] == source.tensor_hashes(run_id)
+                else:
+                    other = source.read_snapshot(run_id, point) if source.has_snapshot(run_id, point) else None
+                    belongs = other is not None and content_hash(stored.tensors) == content_hash(other.tensors)
+            except NewerFormat:
+                continue
+            except CorruptEntry:
+                belongs = False
+            if not belongs:
+                moved.append(self.quarantine(key, "It is of another result of its run than the one that was merged."))
+        return [folder for folder in moved if folder is not None]
 
     def facts(self, run_id: str) -> RunFacts:
         """Return the facts, their seal and form checked; tensor files are not read. Raises CorruptEntry."""
@@ -223,10 +269,10 @@ class EntryStore:
             snapshots.setdefault(key.partition("-")[0], []).append(key)
         for run_id in run_ids:
             try:
-                sealed = self._folders.read_facts("run", run_id, self._run(run_id))
-                self._check_facts("run", run_id, sealed.facts)
-                self._check_files(run_id, self._run(run_id), sealed, checked)
-                facts[run_id] = sealed.facts
+                run = self._folders.read_facts("run", run_id, self._run(run_id))
+                self._check_facts("run", run_id, run.facts)
+                self._check_files(run_id, self._run(run_id), run, checked)
+                facts[run_id] = run.facts
             except CorruptEntry as damage:
                 # Missing: another command has set it aside since it was listed.
                 if os.path.lexists(self._run(run_id)):
@@ -237,6 +283,8 @@ class EntryStore:
                     sealed = self._folders.read_facts("point", key, folder)
                     self._check_facts("point", key, sealed.facts)
                     self._check_files(key, folder, sealed, checked)
+                    if run_id in facts:
+                        _check_run_content(key, sealed.facts, run.content)
                 except CorruptEntry as damage:
                     # Missing: another command has dropped it.
                     if os.path.lexists(folder):
@@ -347,6 +395,12 @@ class EntryStore:
         """Return the keys `<run id>-<point>` of all committed snapshots from the folders' names."""
         return self._scan("points", POINT_KEY)
 
+    def run_snapshot_keys(self, run_id: str) -> list[str]:
+        """Return the sorted keys of one run's snapshots."""
+        with translate_os_errors(self.root):
+            names = self._folders.names(self.root / "points" / run_id[:2])
+        return sorted(name for name in names if name.startswith(f"{run_id}-") and POINT_KEY.fullmatch(name))
+
     def has_snapshot(self, run_id: str, point: str) -> bool:
         """Return whether the run's snapshot at `point` was committed."""
         return os.path.lexists(self._point(run_id, point))
@@ -359,9 +413,15 @@ class EntryStore:
             return self._folders.commit(target, files)
 
     def read_snapshot(self, run_id: str, point: str) -> Entry:
-        """Read a whole snapshot after checking every size and hash. Raises CorruptEntry."""
+        """Read a whole snapshot after checking every size and hash. Raises CorruptEntry.
+
+        Also if it records another result of its run than the one that is in the store.
+        """
         folder = self._point(run_id, point)
-        return self._read_checked("point", folder.name, folder)
+        entry = self._read_checked("point", folder.name, folder)
+        if RUN_CONTENT in entry.facts and self.has(run_id):
+            _check_run_content(folder.name, entry.facts, self.tensor_hashes(run_id))
+        return entry
 
     def drop_snapshot(self, run_id: str, point: str) -> None:
         """Remove a snapshot atomically. Does nothing if there is none."""
@@ -423,10 +483,15 @@ class EntryStore:
     def quarantine(self, key: str, why: str) -> Path | None:
         """Move a damaged run or snapshot to `quarantine/`, so that it is computed again. Returns its new folder.
 
-        The reason `why` is in `why.txt` beside it. None: another process has moved it already.
+        The reason `why` is in `why.txt` beside it. None: another process has moved it already. A run's snapshots are
+        moved too, to folders of their own: the run may be computed to another result, on whose trajectory they are not.
         """
         run_id, dash, point = key.partition("-")
         source = self._point(run_id, point) if dash else self._run(run_id)
+        # Snapshots first: after a crash in between, the run is still there to be set aside. Without the run they may
+        # belong to another process, which commits a run's snapshots before the run.
+        for snapshot_key in () if dash or not os.path.lexists(source) else self.run_snapshot_keys(run_id):
+            self.quarantine(snapshot_key, f"its run was set aside: {why}")
         when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         folder = self.root / "quarantine" / f"{key}.{when}.{secrets.token_hex(4)}"
         with translate_os_errors(folder):
@@ -501,3 +566,10 @@ class EntryStore:
                     # A folder in the wrong shard is ignored: `_run` would never find it.
                     keys.update(name for name in names if pattern.fullmatch(name) and name[:2] == shard)
         return keys
+
+
+def _check_run_content(key: str, facts: RunFacts, content: Mapping[str, str]) -> None:
+    """Check that a snapshot records the result of its run. Raises CorruptEntry. Snapshots without a record pass."""
+    recorded = facts.get(RUN_CONTENT)
+    if recorded is not None and recorded != content:
+        raise CorruptEntry(key, "it is a snapshot of another result of its run")
