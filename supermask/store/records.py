@@ -33,6 +33,7 @@ from supermask.core.types import (
 )
 from supermask.networks.network import Network
 from supermask.store.files.entry import RunFacts, Tensors, content_hash
+from supermask.study.networks import run_network
 from supermask.study.run import Run
 
 if TYPE_CHECKING:
@@ -217,8 +218,33 @@ def decode_dense(stored: Tensors, network: Network) -> InitialState:
 
 
 def decode_curve(stored: Tensors) -> LearningCurve:
-    """Return the learning curve of a stored run."""
-    return LearningCurve(**{column: stored[f"curve/{column}"].tolist() for column in vars(LearningCurve())})
+    """Return the learning curve of a stored run. Raises ValueError unless it has every column, of one length."""
+    columns = {column: stored.get(f"curve/{column}") for column in vars(LearningCurve())}
+    for column, values in columns.items():
+        dtype = np.int64 if column == "iterations" else np.float64
+        if values is None or values.dtype != dtype or values.ndim != 1:
+            raise ValueError(f"it has no column {column} of {np.dtype(dtype)} in its learning curve")
+    decoded = {column: values.tolist() for column, values in columns.items() if values is not None}
+    if len({len(values) for values in decoded.values()}) != 1:
+        raise ValueError("the columns of its learning curve have different lengths")
+    return LearningCurve(**decoded)
+
+
+def check_tensors(facts: RunFacts, tensors: Tensors) -> None:
+    """Check the form of a run's curve and masks, without torch. Raises ValueError.
+
+    Every reader of the store relies on it, as on `documents.check_facts`. Weights and logits are checked where they are
+    decoded onto an initial state.
+    """
+    decode_curve(tensors)
+    if facts["parent"] is None and "learning" not in facts:
+        return
+    for name, tensor in run_network(Run.from_data(facts)).tensors.items():
+        packed = tensors.get(f"mask/{name}")
+        if packed is None:
+            raise ValueError(f"it has no mask for {name}")
+        if packed.dtype != np.uint8 or packed.shape != ((tensor.size + 7) // 8,):
+            raise ValueError(f"its mask for {name} does not have one bit per weight")
 
 
 def _decode_unmasked(stored: Tensors) -> dict[str, Tensor]:

@@ -75,7 +75,7 @@ def plan_rows(plan: Plan, store: Store | None) -> tuple[list[Row], list[str]]:
                 damaged.append(str(damage))
         row = _row(run, facts) | {"study": plan.study.name}
         if store is not None and facts is not None and run.learning is not None:
-            row["validation_rise"] = _stored_rise(store, run.id)
+            row["validation_rise"] = _stored_rise(store, run.id, damaged)
         run_labels = labels.get(run.id, {})
         is_common_dense = run.level == 0 and plan.has_one_dense_network
         row["treatment"] = DENSE if is_common_dense else TREATMENT_SEPARATOR.join(run_labels) or AUXILIARY
@@ -103,7 +103,7 @@ def store_rows(store: Store) -> tuple[list[Row], list[str]]:
             damaged.append(str(damage))
             continue
         row = run_row(facts) | {"study": studies.get(run_id)}
-        rows.append(row | {"validation_rise": _stored_rise(store, run_id)} if row.get("supermask") else row)
+        rows.append(row | {"validation_rise": _stored_rise(store, run_id, damaged)} if row.get("supermask") else row)
     return rows, damaged
 
 
@@ -190,11 +190,13 @@ def validation_rise(curve: LearningCurve) -> float | None:
     return linear_regression(*zip(*points, strict=True)).slope
 
 
-def _stored_rise(store: Store, run_id: str) -> float | None:
-    """`validation_rise` of a stored run; None if its tensors are damaged."""
-    with suppress(CorruptEntry, NewerFormat):
+def _stored_rise(store: Store, run_id: str, damaged: list[str]) -> float | None:
+    """`validation_rise` of a stored run; None if its tensors are damaged, and a message more in `damaged`."""
+    try:
         return validation_rise(decode_curve(store.read(run_id).tensors))
-    return None
+    except (CorruptEntry, NewerFormat) as damage:
+        damaged.append(str(damage))
+        return None
 
 
 def check_same_data(rows: Iterable[Row]) -> None:

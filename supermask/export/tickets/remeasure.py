@@ -54,6 +54,9 @@ def recheck_store_accuracies(store: Store, data_dir: Path | None) -> Iterator[Ve
             yield _recheck_run(store, replayer, run, images[run.dataset])
         except (CorruptEntry, UserError) as error:
             yield VerificationResult(run_id, "partly", str(error))
+        except (LookupError, TypeError, ValueError) as error:
+            # Logits that do not fit, or no evaluation: sealed, but not a run. As in `verify_run`.
+            yield VerificationResult(run_id, "damaged", f"it cannot be read as a run ({type(error).__name__}: {error})")
 
 
 def _load(run: Run, data_dir: Path | None) -> ImageDataset:

@@ -316,6 +316,9 @@ class EntryStore:
     def _check_facts(self, kind: Kind, key: str, facts: RunFacts) -> None:
         """Check the form of an entry's facts. Raises CorruptEntry. Here any JSON object is allowed."""
 
+    def _check_tensors(self, kind: Kind, key: str, entry: Entry) -> None:
+        """Check the form of an entry's tensors. Raises CorruptEntry. Here any tensors are allowed."""
+
     def _encode(self, kind: Kind, key: str, facts: RunFacts, groups: Mapping[Group, Tensors]) -> dict[str, bytes]:
         # An entry that no reader accepts would be set aside and computed again for ever.
         try:
@@ -327,6 +330,7 @@ class EntryStore:
     def _read_checked(self, kind: Kind, key: str, folder: Path) -> Entry:
         entry = self._folders.read(kind, key, folder)
         self._check_facts(kind, key, entry.facts)
+        self._check_tensors(kind, key, entry)
         return entry
 
     def commit_time(self, run_id: str) -> float:
