@@ -6,24 +6,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, quote
-from supermask.core.recipe import CROSS_ENTROPY
 from supermask.core.text import Row
 from supermask.store.files.notes import Note
+from supermask.store.noted_studies import UnknownFunctions, plan_noted_study
 from supermask.store.rows import BLOCKED_STATUS
 from supermask.store.tables import AUXILIARY, DENSE, TREATMENT_SEPARATOR
-from supermask.study import builtin_studies, load_study, study_from_dict
+from supermask.study import builtin_studies, load_study
 from supermask.study.plan import Plan, make_plan
-from supermask.study.plan_inputs import PlanInputs
 
 MAX_STUDIES = 12
 """Studies on the report page, the latest first to be kept; the explorer shows all runs."""
-
-IMPORT_PATH_KEYS = ("criterion", "start_from", "loss")
-"""Keys of a treatment whose value may be the import path of a user-defined function."""
 
 
 @dataclass(frozen=True)
@@ -91,39 +85,16 @@ class Studies:
 
     def _study(self, key: str, note: Note) -> StoredStudy:
         name = str(note.get("name", "study"))
-        data = note.get("study")
-        if not isinstance(data, dict):
-            return StoredStudy(key, name, None, "its note in the store is not a study.")
-        inputs = PlanInputs.from_data(note.get("inputs"))
-        named = {name for name in _criteria(data) if name not in (*CRITERIA, CROSS_ENTROPY)}
-        user_defined = sorted(named - inputs.criterion_sources.keys() - inputs.loss_sources.keys())
-        if user_defined and not self._import_criteria:
-            names = ", ".join(map(quote, user_defined[:3]))
+        try:
+            plan = plan_noted_study(note, uses_recorded_sources=True, imports_code=self._import_criteria)
+        except UnknownFunctions as unknown:
+            names = ", ".join(map(quote, unknown.names[:3]))
             reason = f"it names user-defined criteria ({names}), whose code is not run for a page"
             hint = "restart with --import-criteria if you trust the store"
             return StoredStudy(key, name, None, f"{reason}: {hint}.")
-        try:
-            return StoredStudy(key, name, make_plan(study_from_dict(data, name=name), inputs))
         except UserError as error:
             return StoredStudy(key, name, None, str(error).splitlines()[0])
-
-
-def _criteria(data: Any) -> Iterator[str]:
-    """Yield every string at or below a key that may name a function."""
-    if isinstance(data, Mapping):
-        for key, value in data.items():
-            yield from _strings(value) if key in IMPORT_PATH_KEYS else _criteria(value)
-    elif isinstance(data, list):
-        for value in data:
-            yield from _criteria(value)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
+        return StoredStudy(key, name, plan)
 
 
 def _builtin_studies(stored: Set[str]) -> Iterator[StoredStudy]:

@@ -10,22 +10,20 @@ from functools import lru_cache
 from statistics import linear_regression
 from typing import Any
 
-from supermask.core.criteria import ALL_CRITERIA
-from supermask.core.errors import SystemFailure, UserError, quote
+from supermask.core.errors import UserError, quote
 from supermask.core.masks import ranked_groups
-from supermask.core.recipe import CROSS_ENTROPY, ChannelStatistics, Recipe
+from supermask.core.recipe import ChannelStatistics, Recipe
 from supermask.core.text import Row
 from supermask.core.types import LearningCurve
 from supermask.networks.network import Network
 from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.files.entry import RunFacts
 from supermask.store.files.notes import StatusNotes
+from supermask.store.noted_studies import plan_noted_study
 from supermask.store.records import decode_curve
 from supermask.store.tables import AUXILIARY, COLUMNS, DENSE, TREATMENT_SEPARATOR
-from supermask.study import study_from_dict
 from supermask.study.networks import default_initializer, run_network
-from supermask.study.plan import Plan, make_plan
-from supermask.study.plan_inputs import PlanInputs
+from supermask.study.plan import Plan
 from supermask.study.run import Run
 
 STATUSES = (
@@ -114,25 +112,12 @@ def study_names(store: Store) -> dict[str, str]:
     """
     names: dict[str, dict[str, None]] = {}
     for note in list(StatusNotes(store.root).read("studies").values())[-MAX_STUDY_NOTES:]:
-        # A note may be of another version. And anybody can write one: code that it names is not imported.
-        with suppress(UserError, SystemFailure, LookupError, TypeError, ValueError, AttributeError, RecursionError):
-            if isinstance(note["study"], dict) and not _names_user_code(note["study"]):
-                for run_id in make_plan(study_from_dict(note["study"]), PlanInputs.from_data(note.get("inputs"))).runs:
-                    names.setdefault(run_id, {})[str(note["name"])] = None
+        # A note may be of another version, or name code, which is not imported.
+        with suppress(UserError):
+            for run_id in plan_noted_study(note).runs:
+                names.setdefault(run_id, {})[str(note.get("name", "study"))] = None
     return {run_id: TREATMENT_SEPARATOR.join(studies) for run_id, studies in names.items()}
 
-
-def _names_user_code(data: Any, is_function: bool = False) -> bool:
-    """Return whether a study's data names a criterion or a loss that is not one of the package's."""
-    if isinstance(data, dict):
-        return any(_names_user_code(value, is_function or key in _CODE_KEYS) for key, value in data.items())
-    if isinstance(data, list):
-        return any(_names_user_code(value, is_function) for value in data)
-    return is_function and isinstance(data, str) and data not in (*ALL_CRITERIA, CROSS_ENTROPY)
-
-
-_CODE_KEYS = ("criterion", "start_from", "loss")
-"""Keys that may name a user's function."""
 
 MAX_STUDY_NOTES = 100
 """Notes that are planned for the column `study`; of more, the latest."""

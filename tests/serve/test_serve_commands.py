@@ -97,6 +97,19 @@ def test_malformed_note_files_are_ignored(store_copy: Path) -> None:
     assert [study["name"] for study in shown] == ["small"]
 
 
+@pytest.mark.parametrize("key", ["criterion", "mask0", "train"])
+def test_a_deeply_nested_study_is_ignored(store_copy: Path, key: str) -> None:
+    """Deeper than Python's recursion goes, and less deep than its JSON parser does."""
+    for depth in (20, 200, 700):
+        text = f'{{"name": "deep", "study": {{"treatments": [{{"{key}": {"[" * depth}{"]" * depth}}}]}}}}'
+        (store_copy / "notes" / "studies" / f"{depth:032d}.json").write_text(text)
+    page = client(store_copy)
+    for _ in range(2):
+        answer = page.get("/live.json")
+        assert answer.status_code == 200
+        assert "small" in [study["name"] for study in answer.json()["studies"] if not study["why_not"]]
+
+
 def test_curve_with_nan_is_ignored(store_copy: Path, trained: TrainedStudy) -> None:
     run_id = trained.run_id(2)
     note_progress(store_copy, note_study(store_copy, trained.plan), in_flight=[{"run": run_id, "since": 0.0}])

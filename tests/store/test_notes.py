@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from supermask.store.files.notes import MAX_BYTES, StatusNotes
+from supermask.core.errors import UserError
+from supermask.store.files.notes import MAX_BYTES, MAX_DEPTH, StatusNotes
+from supermask.store.noted_studies import plan_noted_study
 
 NAMES = [f"{digit:x}" * 32 for digit in range(16)]
 
@@ -73,3 +75,37 @@ def test_a_folder_of_notes_that_is_none(tmp_path: Path) -> None:
     notes = StatusNotes(tmp_path)
     notes.write("studies", NAMES[0], {})
     assert notes.read("studies") == {}
+
+
+def nested(depth: int) -> list[object]:
+    """Return lists nested `depth` deep."""
+    value: list[object] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+def test_a_note_that_is_nested_too_deep_is_ignored(tmp_path: Path, messages: list[str]) -> None:
+    notes = StatusNotes(tmp_path)
+    for name, depth in zip(NAMES, (MAX_DEPTH - 1, MAX_DEPTH, 700), strict=False):
+        notes.write("studies", name, {"name": "deep", "study": nested(depth)})
+    assert notes.read("studies").keys() == {NAMES[0]}
+    assert len(messages) == 2 and all(f"nested more than {MAX_DEPTH} levels deep" in text for text in messages)
+
+
+MALFORMED: list[object] = [
+    7,
+    [],
+    {"treatments": 7},
+    {"treatments": [{"criterion": nested(MAX_DEPTH - 10)}]},
+    {"treatments": [{"criterion": None, "loss": {"a": ["x:y"]}}]},
+    {"network": {"make": []}, "seeds": "x"},
+]
+
+
+@pytest.mark.parametrize("study", MALFORMED, ids=range(len(MALFORMED)))
+@pytest.mark.parametrize("inputs", [None, 7, {"data_spec": {"name": [], "image_shape": {}}, "criterion_sources": [7]}])
+def test_a_malformed_study_is_a_user_error(study: object, inputs: object) -> None:
+    for options in ({}, {"uses_recorded_sources": True, "imports_code": True}):
+        with pytest.raises(UserError):
+            plan_noted_study({"name": "n", "study": study, "inputs": inputs}, **options)

@@ -25,6 +25,8 @@ KINDS = ("studies", "progress", "curves")
 NAME = re.compile(r"[0-9a-f]{32}")
 MAX_BYTES = 4_000_000
 """Bytes. Larger files are ignored."""
+MAX_DEPTH = 50
+"""Nested lists and objects; a study has about six. Readers of notes use recursion, which has an end."""
 
 
 class StatusNotes:
@@ -92,7 +94,18 @@ def _parse(data: bytes) -> Note:
         raise ValueError("not a JSON object")
     # A lone surrogate, from an escape, could be shown by no page and printed by no terminal.
     json.dumps(note, ensure_ascii=False).encode()
+    if _is_deeper(note, MAX_DEPTH):
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
     return note
+
+
+def _is_deeper(note: Note, levels: int) -> bool:
+    """Return whether lists and objects are nested more than `levels` deep."""
+    containers: list[Any] = [note]
+    for _ in range(levels):
+        children = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
+        containers = [child for child in children if isinstance(child, dict | list)]
+    return bool(containers)
 
 
 def _refuse_constant(literal: str) -> NoReturn:
