@@ -373,9 +373,14 @@ class Coordinator:
 def open_coordinator(request: ExecutionRequest) -> Iterator[Coordinator]:
     """Prepare the store and yield the request's coordinator. A stop signal within raises StudyInterrupted."""
     store = Store(request.config.store)
-    store.remove_stale()
-    remove_stale_locks(store.root)
     scheduler = request.scheduler or Scheduler(request.plan, store)
+    try:
+        store.remove_stale()
+    except SystemFailure:
+        # Nothing is left to train: a store on a read-only disk is complete, whatever was left in it.
+        if scheduler.tasks_left:
+            raise
+    remove_stale_locks(store.root)
     coordinator = Coordinator(
         scheduler, request.config, request.listener, request.keep, request.on_start, request.evaluation_workers
     )

@@ -109,6 +109,7 @@ def verify_store(store: Store) -> Iterator[VerificationResult]:
 def repair_store(store: Store) -> Iterator[tuple[VerificationResult, list[Path]]]:
     """Verify a store and set aside every entry at fault. Yields each result with the quarantine folders it led to.
 
+    If the operating system refuses to move an entry, its reason says so, and the others are moved.
     Runs that are only affected by another's damage stay: they hold again once that run is recomputed to the same bits.
     A run whose certificate failed when it ended is a true result, with its own status, and stays too.
     """
@@ -116,11 +117,16 @@ def repair_store(store: Store) -> Iterator[tuple[VerificationResult, list[Path]]
     results = list(verify_store(store))
     folders: dict[str, list[Path]] = {}
     # Snapshots first, with reasons of their own: a run takes along those that are left.
+    refusals: dict[str, str] = {}
     for result in sorted(results, key=lambda result: "-" not in result.key):
-        moved = [store.quarantine(key, f"{result.verdict}: {result.reason}") for key in result.culprits]
+        try:
+            moved = [store.quarantine(key, f"{result.verdict}: {result.reason}") for key in result.culprits]
+        except SystemFailure as error:
+            # The verdicts matter more: those of a store on a read-only disk are reported too.
+            moved, refusals[result.key] = [], f". It could not be set aside: {error}"
         folders[result.key] = [folder for folder in moved if folder is not None]
     for result in results:
-        yield result, folders[result.key]
+        yield replace(result, reason=result.reason + refusals.get(result.key, "")), folders[result.key]
 
 
 def verify_run(store: Store, replayer: StateReplayer, run_id: str, has_children: bool = False) -> VerificationResult:

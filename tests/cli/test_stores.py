@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from helpers.command_line import call, refused
 from helpers.golden_store import GOLDEN, copy_golden, golden_entries, write_entry
 
 from supermask.store import Store
+from supermask.store.files.disk import Disk
 from supermask.store.files.entry import Entry
 
 
@@ -28,6 +30,27 @@ def test_repair_sets_aside_and_says_where_and_what_to_do(tmp_path: Path) -> None
     assert f"Set aside: {store.root / 'quarantine'}" in line and line.endswith("run its study again to recompute it")
     assert not store.has(key)
     assert f"{key} damaged" not in call("verify", "--store", store.root).out
+
+
+def test_repair_of_a_read_only_store_reports_every_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = copy_golden(tmp_path)
+    entries = golden_entries(store.root)
+    keys = [entries[name][1] for name in ("finished signed", "finished rounded")]
+    for name in ("finished signed", "finished rounded"):
+        os.truncate(entries[name][2] / "weights.safetensors", 9)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for operation in ("make_dir", "write_files", "move_dir"):
+        monkeypatch.setattr(Disk, operation, refuse)
+    ended = call("verify", "--repair", "--store", store.root)
+    assert ended.status == 1
+    for key in keys:
+        (line,) = [line for line in ended.out.splitlines() if line.startswith(key)]
+        assert "damaged: weights.safetensors has 9 bytes" in line and "read-only" in line
+        assert "It could not be set aside" in line and store.has(key)
+    assert " held" in ended.out.splitlines()[-2] + ended.out.splitlines()[-1]
 
 
 ENTRIES = 30

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import dropwhile
@@ -15,6 +17,7 @@ from helpers.harness import IS_FULL
 from helpers.small_studies import contents, small_plan, train_plan
 from helpers.worker_pools import NOWHERE, InProcessPool, InstantPool, make_chain_plan, make_coordinator, move_run
 
+from supermask.core.errors import SystemFailure
 from supermask.execution.coordinator import (
     Assignment,
     Coordinator,
@@ -27,6 +30,7 @@ from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import TaskResult, WorkerConfig, result_from_facts, stored_result
 from supermask.execution.worker import Worker
 from supermask.store import Store
+from supermask.store.files.disk import Disk
 from supermask.study.plan import Plan
 
 
@@ -71,6 +75,34 @@ def test_a_dead_worker_has_not_started_the_next_task_of_its_chain(tmp_path: Path
     assert crashes == [1]
     assert started == [*plan.runs]
     assert results == [f"{run_id} finished" for run_id in plan.runs]
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_complete_store_on_a_read_only_disk_needs_no_cleanup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_complete: bool
+) -> None:
+    """A checkpoint of a finished run was left there by a killed process."""
+    plan, store = small_plan(levels=1), Store(tmp_path / "store")
+    train_plan(plan, store.root)
+    dense, last = plan.runs
+    store.save_checkpoint(dense, {"of": {"environment": "", "start": "0" * 64}, "engine": PROGRESS}, {})
+    if not is_complete:
+        store.quarantine(last, "a test")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Disk, "remove_tree", refuse)
+    request = ExecutionRequest(plan, WorkerConfig(store.root), 1, lambda *_: None)
+    if is_complete:
+        with open_coordinator(request) as coordinator:
+            assert coordinator.scheduler.tasks_left == 0
+    else:
+        with pytest.raises(SystemFailure, match="read-only"), open_coordinator(request):
+            pass
+
+
+PROGRESS = {"layout": 1, "iteration": 4, "best": None}
 
 
 @pytest.mark.slow
