@@ -127,8 +127,9 @@ class LiveReport:
 
 
 def _signature(rows: Sequence[Row]) -> int:
-    """Hash ids and statuses of runs: the numbers of a study depend on nothing else, because runs do not change."""
-    return hash(tuple((row["id"], row["status"]) for row in rows))
+    """Hash the rows of a study, whose numbers depend on nothing else. A run may be set aside and computed again."""
+    # As text: NaN hashes by identity.
+    return hash(tuple(tuple((name, repr(value)) for name, value in row.items()) for row in rows))
 
 
 def _hash(text: str) -> str:

@@ -18,6 +18,7 @@ from supermask.serve import live_report
 from supermask.serve.live_report import LiveReport
 from supermask.serve.store_cache import CachedStore
 from supermask.serve.studies import StoredStudy
+from supermask.store import Store
 from supermask.store.rows import plan_rows
 from supermask.study import load_study
 from supermask.study.plan import make_plan
@@ -103,6 +104,30 @@ def test_new_runs_rebuild_only_their_study(trained: TrainedStudy, store: Path, m
     changed = {name for name, revision in live.parts.revisions["data"].items() if revision != data[name]}
     assert changed == {name for name in data if not name.startswith("study-small-2-")}
     assert f"{RUNS} runs finished" in live.parts.sections["study-small"]
+
+
+def test_a_run_that_was_computed_again_rebuilds_its_study(
+    trained: TrainedStudy, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another result and the same status, as after `verify --repair`."""
+    parts: list[str] = []
+    real = live_report.build_study_section
+    monkeypatch.setattr(live_report, "build_study_section", lambda name, *more: parts.append(name) or real(name, *more))
+    cache, run_id = CachedStore(store), trained.run_id(2, "random", seed=1)
+    cache.refresh()
+    live, studies = LiveReport(cache), studies_of(trained)
+    build(live, studies)
+    first = live.parts
+    entry = Store(store).read(run_id)
+    Store(store).quarantine(run_id, "a test")
+    cache.refresh()
+    facts = {**entry.facts, "metrics": {**entry.facts["metrics"], "final_test_accuracy": 0.0}}
+    Store(store).commit(run_id, facts, entry.tensors, entry.weights or {})
+    cache.refresh()
+    build(live, studies)
+    assert parts == ["study-small", "study-small-2", "study-small"]
+    changed = {n for n, rev in live.parts.revisions["data"].items() if rev != first.revisions["data"][n]}
+    assert changed == {n for n in changed if not n.startswith("study-small-2-")} != set()
 
 
 def test_failed_build_is_reported_and_not_repeated(
