@@ -131,15 +131,8 @@ MAX_NAME_BYTES = 255
 def expand_path(path: str | Path) -> Path:
     """Replace a leading `~` or `~user` by the home folder. A shell does not do that in `--store=~/x` and in variables.
 
-    Raises UserError if there is no such user, and for a name that no file can have.
+    Raises UserError if there is no such user.
     """
-    if "\0" in str(path):
-        raise UserError(f"{quote(str(path))} has a null character, which no path can have: give another path.")
-    if long := [part for part in Path(path).parts if len(os.fsencode(part)) > MAX_NAME_BYTES]:
-        raise UserError(
-            f"{quote(str(path))}: the name {quote(long[0])} has {len(os.fsencode(long[0])):,} bytes; a file's name has "
-            f"at most {MAX_NAME_BYTES}. Give a shorter one."
-        )
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -147,3 +140,15 @@ def expand_path(path: str | Path) -> Path:
         raise UserError(
             f"{quote(str(path))}: the home folder of {quote(user)} is not known: give the whole path."
         ) from error
+
+
+def checked_path(path: str | Path) -> Path:
+    """Expand a path. Raises UserError as `expand_path` does, and for a name that no file can have."""
+    if "\0" in str(path):
+        raise UserError(f"{quote(str(path))} has a null character, which no path can have: give another path.")
+    if long := [part for part in Path(path).parts if len(os.fsencode(part)) > MAX_NAME_BYTES]:
+        raise UserError(
+            f"{quote(str(path))}: the name {quote(long[0])} has {len(os.fsencode(long[0])):,} bytes; a file's name has "
+            f"at most {MAX_NAME_BYTES}. Give a shorter one."
+        )
+    return expand_path(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from supermask.core.environment import expand_path
+from supermask.core.environment import checked_path
 from supermask.core.errors import UserError, quote
 
 STORE_FOLDERS = ("runs", "points", "conflicts", "quarantine", "staging", "checkpoints", "claims", "notes")
@@ -26,9 +26,9 @@ def check_store(folder: Path) -> None:
 def output_path(path: str | Path) -> Path:
     """Return the path to write a result to; a leading `~` is the home folder.
 
-    Raises UserError for a path among the entries of a store: results that are not the store's own would damage them.
+    Raises UserError for a name that no file can have, and for a path among the entries of a store: results that are not the store's own would damage them.
     """
-    target = expand_path(path)
+    target = checked_path(path)
     if root := _enclosing_store(target):
         raise UserError(
             f"{quote(str(target))} is in the store {quote(str(root))}, among its own files: give another place."
