@@ -26,7 +26,8 @@ def check_store(folder: Path) -> None:
 def output_path(path: str | Path) -> Path:
     """Return the path to write a result to; a leading `~` is the home folder.
 
-    Raises UserError for a name that no file can have, and for a path among the entries of a store: results that are not the store's own would damage them.
+    Raises UserError for a name that no file can have, and for a path among the entries of a store: results that are
+    not the store's own would damage them.
     """
     target = checked_path(path)
     if root := _enclosing_store(target):
