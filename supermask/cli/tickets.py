@@ -147,6 +147,9 @@ def build(
     counts = f"{pluralize(summary.packed, 'ticket')} packed, {summary.known:,} here already"
     echo(f"{summary.folder}  {counts}; in the index {summary.bytes:,} bytes")
     left_out = [f"{pluralize(count, 'run')} without a ticket: {reason}" for reason, count in summary.left_out.items()]
+    if others := summary.other_results:
+        kept = "a ticket of another result is in the folder and is kept; remove it to pack that of this store"
+        left_out.append(f"{pluralize(len(others), 'run')}: {kept} ({others[0]}{', ...' if len(others) > 1 else ''})")
     print_warnings([*left_out, *summary.damaged])
 
 

@@ -23,21 +23,21 @@ def lock_folder(folder: Path, what: str) -> Iterator[None]:
     """
     name = sanitize(str(folder))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock = _open_locked(folder / LOCK)
         except BlockingIOError:
             raise UserError(
                 f"another command is writing to {name}: wait for it, or choose another folder with --out."
             ) from None
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"{name} is not a folder: choose one to write to with --out.") from error
         with lock:
             try:
                 yield
             finally:
                 # Before the lock is released: nobody else can have locked this file.
                 (folder / LOCK).unlink(missing_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{name} is not a folder: choose one to write to with --out.") from error
     except OSError as error:
         raise SystemFailure(
             f"{what} cannot be written to {name}: {error.strerror or error}. Fix the cause and run the same "
@@ -46,11 +46,16 @@ def lock_folder(folder: Path, what: str) -> Iterator[None]:
 
 
 def _open_locked(path: Path) -> IO[bytes]:
-    """Open a file and lock it. Raises BlockingIOError if another process has it locked."""
+    """Open a file and lock it, where the file system has locks. Raises BlockingIOError if another process has it."""
     while True:
         lock = path.open("ab")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:
+                return lock  # As for runs: a file system without locks is used without them.
             # The file may have been removed between the two calls: then the lock is of no name, and worth nothing.
             if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
                 return lock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ STORE_FOLDERS = ("runs", "points", "conflicts", "quarantine", "staging", "checkp
 """Folders of a store; nothing else writes to them."""
 
 _SHARD = re.compile(r"[0-9a-f]{2}")
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def check_store(folder: Path) -> None:
@@ -39,9 +41,22 @@ def output_path(path: str | Path) -> Path:
 
 def _enclosing_store(path: Path) -> Path | None:
     """Return the root of the store one of whose own folders a path is, or is in; None if there is none."""
-    absolute = path.absolute().resolve()
-    for folder in (absolute, *absolute.parents):
-        runs = folder.parent / "runs"
-        if folder.name in STORE_FOLDERS and runs.is_dir() and any(_SHARD.fullmatch(run.name) for run in runs.iterdir()):
+    # Unlike Path.resolve, realpath has an answer for a link that leads to itself.
+    real = Path(os.path.realpath(path))
+    for folder in (real, *real.parents):
+        if folder.name in STORE_FOLDERS and _has_runs(folder.parent / "runs"):
             return folder.parent
     return None
+
+
+def _has_runs(folder: Path) -> bool:
+    """Return whether a folder has a run where a store has it: `ab/ab...`. Numbered folders of a project do not."""
+    try:
+        shards = [entry for entry in folder.iterdir() if _SHARD.fullmatch(entry.name)]
+        return any(
+            _RUN_ID.fullmatch(run.name) and run.name.startswith(shard.name)
+            for shard in shards
+            for run in shard.iterdir()
+        )
+    except OSError:
+        return False

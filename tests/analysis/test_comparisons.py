@@ -247,9 +247,11 @@ def test_weights_remaining_in_a_csv_table_are_checked(
     lines = ["treatment,level,value,density", *(f"random,{i + 1},95,{text}" for i, text in enumerate(density))]
     read = read_csv_results(write_study(tmp_path, "\n".join(lines)), TableColumns(), ACCURACY)
     assert [result.density for result in read.results] == pytest.approx(expected)
-    assert [note for note in read.notes if "density" in note] == (
+    assert [note for note in read.notes if "density is read" in note] == (
         [f"theirs.csv: density is read as weights remaining, {unit}; levels have to agree in it."] if unit else []
     )
+    is_unreadable = "dense" in density or "-1" in density
+    assert any("not checked by their weights remaining: " in note for note in read.notes) == is_unreadable
     if expected == [0.6, 0.36]:
         result = compare_results(our_rows(), read, ACCURACY, LABELS, "study")
         assert [cell.level for cell in result.cells] == [1, 2]

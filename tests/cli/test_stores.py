@@ -137,6 +137,18 @@ def test_nothing_is_written_among_the_entries_of_a_store(tmp_path: Path) -> None
     assert call("export", key, store / "exports", "--store", store).status == 0, "beside them is a user's choice"
 
 
+def test_a_project_with_numbered_runs_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = copy_golden(tmp_path).root
+    _, key, _, _ = golden_entries(store)["finished signed"]
+    for folder in ("runs/01", "runs/02", "notes"):
+        (tmp_path / "project" / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    (tmp_path / "project" / "loop").symlink_to("loop")
+    for out in ("runs/01", "runs/03/export", "notes/export"):
+        assert call("export", key, out, "--store", store).status == 0, out
+    assert "symbolic links" in refused(call("export", key, "loop/export", "--store", store), status=1)
+
+
 @pytest.mark.slow
 def test_merge_reports_what_differs_and_what_is_damaged(tmp_path: Path) -> None:
     source = copy_golden(tmp_path)

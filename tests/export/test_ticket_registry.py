@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any, get_args
 import duckdb
 import pytest
 from helpers.command_line import call, refused
+from helpers.golden_store import write_entry
 from helpers.small_studies import small_plan, train_plan
 from helpers.ticket_runs import Runs, ticket_runs
 
@@ -23,6 +25,7 @@ from supermask.export.folder_lock import lock_folder
 from supermask.export.tickets.files import encode_ticket
 from supermask.export.tickets.registry import INDEX, INDEX_COLUMNS, PackedWeights
 from supermask.export.tickets.search import find_rows
+from supermask.store import Store
 from supermask.store.rows import store_rows
 
 
@@ -123,10 +126,29 @@ def test_a_ticket_of_another_result_keeps_its_own_row(tmp_path: Path) -> None:
     before = find_rows(out)
     ended = call("tickets", "build", "--store", stores["sparse"], "--out", out)
     assert ended.status == 0 and "0 tickets packed, 0 here already" in ended.out
-    assert f"{len(before)} runs without a ticket: the folder has a ticket of another result" in ended.err
+    assert f"{len(before)} runs: a ticket of another result is in the folder and is kept; remove it" in ended.err
     assert find_rows(out) == before, "rows and tickets are of one result"
+    assert len(build_tickets(out, stores["sparse"], weights="final").other_results) == len(before)
+    assert find_rows(out) == before, "other weights of another result do not replace it either"
     ended = call("tickets", "build", "--store", stores["reference"], "--out", out)
     assert f"0 tickets packed, {len(before)} here already" in ended.out
+
+
+@pytest.mark.slow
+def test_an_equal_result_of_another_version_is_here_already(runs: Runs, tmp_path: Path) -> None:
+    """The environment of a run has another fingerprint with each version of the program."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    build_tickets(out, runs.folder)
+    before = find_rows(out)
+    shutil.copytree(runs.folder, other)
+    for run_id in Store(other).run_ids():
+        entry = Store(other).read(run_id)
+        environment = {**entry.facts["environment"], "supermask": "9.9"}
+        entry.facts["environment"] = {**environment, "fingerprint": "0123456789abcdef"}
+        write_entry("run", run_id, other / "runs" / run_id[:2] / run_id, entry)
+    again = build_tickets(out, other)
+    assert (again.packed, again.known, again.other_results) == (0, len(before), [])
+    assert find_rows(out) == before
 
 
 def test_text_that_is_not_unicode_is_refused(registry: Path, tmp_path: Path) -> None:
@@ -306,3 +328,13 @@ def test_find_in_python(registry: Path) -> None:
     assert found.columns == list(INDEX_COLUMNS)
     path = found.project("file").fetchall()[0][0]
     assert load_ticket(path).facts["run"]["level"] == 2
+
+
+def test_a_folder_is_written_where_the_file_system_has_no_locks(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("supermask.export.folder_lock.fcntl.flock", refuse)
+    assert build_tickets(tmp_path / "out", runs.folder).packed == len(runs.plan.runs)

@@ -356,8 +356,8 @@ def _find_densities(table: _Table) -> tuple[list[float | None], list[str]]:
         return none, []
     try:
         shares, unit = _parse_densities(table, DENSITY_COLUMN, allow_missing=True)
-    except UserError:
-        return none, []
+    except UserError as error:
+        return none, [f"Levels are not checked by their weights remaining: {error}"]
     texts = [text.rstrip(" %").replace(",", ".") for _, text in table.column(DENSITY_COLUMN)]
     finite = [Decimal(text) for text in texts if text and math.isfinite(float(text))]
     decimals = max((-int(number.as_tuple().exponent) for number in finite), default=0)

@@ -51,7 +51,6 @@ TICKET_COLUMNS: dict[str, Column] = {
 INDEX_COLUMNS = {**COLUMNS, **TICKET_COLUMNS}
 
 _RESULT_COLUMNS = (
-    "environment",
     "kept",
     "early_stop_iteration",
     "early_stop_validation_loss",
@@ -61,9 +60,7 @@ _RESULT_COLUMNS = (
     "test_accuracy_std",
     "thresholded_test_accuracy",
 )
-"""Columns that tell two results of one run apart: equal environments promise equal bits."""
-
-_OTHER_RESULT = "the folder has a ticket of another result of the run: remove that file to pack this one"
+"""Columns that tell two results of one run apart: losses of other bits are not equal in every digit."""
 
 
 @dataclass
@@ -74,6 +71,8 @@ class BuildSummary:
     packed: int = 0
     known: int = 0
     """Tickets that the folder had already."""
+    other_results: list[Path] = field(default_factory=list)
+    """Tickets in the folder that are of another result of a run than the store has; they are kept."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Reason -> number of runs without a ticket."""
     bytes: int = 0
@@ -120,15 +119,17 @@ def _build(store: Store, folder: Path, weights: PackedWeights, on_progress: Call
         run_id = str(row["id"])
         packed = _packed_weights(row, weights)
         before = known.get(run_id)
-        if before is not None and before["snapshot"] == packed and _is_intact(folder, before):
+        if before is not None and _is_intact(folder, before):
             if any(row.get(column) != before[column] for column in _RESULT_COLUMNS):
-                # The row stays that of the ticket.
                 index[run_id] = before
-                _count(summary, _OTHER_RESULT)
+                summary.other_results.append(ticket_path(folder, run_id))
                 continue
-            index[run_id] = _index_row(row, before)
-            summary.known += 1
-            continue
+            if before["snapshot"] == packed:
+                # An equal result of another environment: the row stays that of the ticket, which names its own.
+                is_same_run = row.get("environment") == before["environment"]
+                index[run_id] = _index_row(row, before) if is_same_run else before
+                summary.known += 1
+                continue
         try:
             data = encode_ticket(pack_known_run(replayer, store, run_id, packed))
         except (UserError, CorruptEntry, SnapshotMissing) as error:
