@@ -15,6 +15,7 @@ from supermask.core.environment import expand_path
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
 from supermask.study.claims import CHANCE, DENSE, RELATIONS, Claim, Clause
 from supermask.study.overrides import apply_overrides
+from supermask.study.prune_settings import Prune
 from supermask.study.schema import Settings, Study, Treatment
 from supermask.study.train_settings import Train, inherited_train_keys
 from supermask.study.treatments import assign_labels, find_treatment_label
@@ -286,7 +287,8 @@ def _build_treatments(entries: Sequence[_ExpandedTreatment], settings: Settings,
         treatment = validate(Treatment, node, f"treatments[{entry.index}]", errors)
         if treatment is None:
             continue
-        if not treatment.uses_scope and treatment.scope != settings.prune.scope:
+        # The default may be written out beside a prune.scope that an override has changed.
+        if not treatment.uses_scope and treatment.scope not in (settings.prune.scope, Prune().scope):
             problem = f"{treatment.scope} is not used by any level: level 1 learns the mask, and no later level prunes"
             errors.append(f"{keys['scope'].location}: treatments[{entry.index}].scope: {problem}; leave it out.")
         twin = entry_by_identity.setdefault(treatment.identity, entry)

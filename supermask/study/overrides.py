@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
-from supermask.study.yaml import Node, describe_kind, parse_yaml
+from supermask.study.train_settings import unused_train_keys
+from supermask.study.yaml import Node, describe_kind, parse_yaml, to_python
 
 
 def apply_scale(root: Node, name: str, location: str) -> Node:
@@ -51,9 +52,10 @@ def apply_overrides(root: Node, overrides: Sequence[str]) -> Node:
                 errors.append(str(error))
     if scale:
         try:
-            root = apply_scale(root, *scale)
+            root = _drop_unused_train_keys(root, apply_scale(root, *scale))
         except UserError as error:
             errors.append(str(error))
+    before = root
     for key, node in settings:
         try:
             root = set_key(root, key, node)
@@ -61,7 +63,26 @@ def apply_overrides(root: Node, overrides: Sequence[str]) -> Node:
             errors.append(str(error))
     if errors:
         raise UserError("\n".join(errors))
-    return root
+    return _drop_unused_train_keys(before, root)
+
+
+def _drop_unused_train_keys(before: Node, after: Node) -> Node:
+    """Return the study without the `train` keys that overrides have made unused, such as momentum under Adam.
+
+    Keys that the overrides give themselves stay, and so do those that had no effect before: both are errors later.
+    """
+    old, new = (root.value.get("train") if isinstance(root.value, dict) else None for root in (before, after))
+    if old is None or new is None or not (isinstance(old.value, dict) and isinstance(new.value, dict)):
+        return after
+    unused_before = unused_train_keys(to_python(old))
+    # Nodes are never changed in place: an inherited value is the same object.
+    dropped = {
+        key
+        for key in unused_train_keys(to_python(new)).keys() - unused_before.keys()
+        if key in new.value and new.value[key] is old.value.get(key)
+    }
+    train = replace(new, value={key: value for key, value in new.value.items() if key not in dropped})
+    return replace(after, value={**after.value, "train": train}) if isinstance(after.value, dict) else after
 
 
 def set_key(root: Node, key: str, new: Node) -> Node:

@@ -160,19 +160,19 @@ def _rate_text(rate: float) -> str:
 def check_distinct_runs(study: Study, chains: Mapping[str, tuple[str, ...]]) -> None:
     """Raise UserError if two treatments are the same runs, so that no setting in which they differ has an effect.
 
-    `chains`: label -> ids of the treatment's runs of one seed, dense run first. Schedules may be the same runs, because
-    a study that compares both may be tried with one level.
+    `chains`: label -> ids of the treatment's runs of one seed, dense run first. Schedules and numbers of levels may be
+    the same runs, because a study that compares them may be tried with one level.
     """
     first: dict[tuple[str, ...], Treatment] = {}
     for treatment in study.treatments:
         twin = first.setdefault(chains[treatment.label], treatment)
         different = [key for key, value in twin if key != "name" and value != getattr(treatment, key)]
-        if twin is treatment or different == ["schedule"]:
+        if twin is treatment or set(different) <= {"schedule", "levels"}:
             continue
         keys = [path for key in different for path in _differing_keys(study, twin, treatment, key)]
         raise UserError(
             f"study {quote(study.name)}: treatments {quote(twin.label)} and {quote(treatment.label)} are the same runs "
-            f"at every level: they differ in {', '.join(keys)}, which has no effect here; remove one of them."
+            f"at every level: they differ only in {', '.join(keys)}, without effect here; remove one of them."
         )
 
 

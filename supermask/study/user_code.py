@@ -2,9 +2,9 @@
 
 Planning and reading results need only the identity of the code: the hash of the source of its module and of every
 module that it imports from outside installed packages. The source is parsed for that, never executed.
-Not covered, because no source names them: files read by the code, and compiled modules of installed packages. A module
-that is imported under a computed name, or from a folder that the code itself adds to `sys.path`, is refused when it is
-loaded: no run contains code that is not in its id.
+Not covered, because no source names them: files that the code reads or executes itself (`exec`, a loader of its own), and
+compiled modules of installed packages. A module that is imported under a computed name, or from a folder that the code
+itself adds to `sys.path`, is refused when it is loaded.
 """
 
 from __future__ import annotations
@@ -171,10 +171,12 @@ def refuse_unhashed_modules(name: str, sources: Mapping[str, SourceFile]) -> Ite
             continue
         for loaded_name in loaded:
             del sys.modules[loaded_name]  # So that the next import is refused too.
+        package, _, neighbor = _split(name)[0].rpartition(".")
+        place = f"import it by its full name, as in `from {package} import {path.stem}`" if package else ""
         raise UserError(
             f"{quote(name)} imports the module {module_name!r} from {path}, which cannot be found without running its "
-            f"code, so it would not be in the id of the runs: put it beside {_split(name)[0].partition('.')[0]}.py, or "
-            "add its folder to the environment variable PYTHONPATH, and import it by its name."
+            f"code, so it would not be in the id of the runs: {place or f'put it beside {neighbor}.py'}, or add its "
+            "folder to the environment variable PYTHONPATH and import it by its name."
         )
 
 

@@ -292,9 +292,14 @@ def test_treatments_with_the_same_runs_are_refused(treatments: list[dict[str, An
     with pytest.raises(UserError) as caught:
         small_plan(*treatments)
     assert str(caught.value) == (
-        "study 'study': treatments 'a' and 'b' are the same runs at every level: they differ in "
-        f"{keys}, which has no effect here; remove one of them."
+        "study 'study': treatments 'a' and 'b' are the same runs at every level: they differ only in "
+        f"{keys}, without effect here; remove one of them."
     )
+
+
+def test_numbers_of_levels_may_be_tried_with_one_level() -> None:
+    plan = small_plan({"name": "a"}, {"name": "b", "levels": 1, "schedule": "one_shot"}, levels=1)
+    assert len(plan.runs) == 2
 
 
 def test_schedules_may_be_tried_with_one_level() -> None:

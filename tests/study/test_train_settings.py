@@ -385,3 +385,46 @@ def test_finished_studies_are_planned_without_the_code_of_their_loss(
     plan = plan_study(study, Store(tmp_path / "store"))
     assert plan.runs.keys() == stored.runs.keys()
     assert any("Shown as the runs in the store were made" in notice for notice in plan.notices)
+
+
+STEPS = {"optimizer": "sgd", "momentum": 0.8, "lr_drops": [2], "lr_drop_factor": 0.2, "epochs": 4}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.optimizer=adam"], {"optimizer": "adam", "momentum": 0.9, "lr_drops": (2.0,), "lr_drop_factor": 0.2}),
+        (["train.lr_drops=[]"], {"optimizer": "sgd", "momentum": 0.8, "lr_drops": (), "lr_drop_factor": 0.1}),
+        (["train.schedule=cosine"], {"schedule": "cosine", "lr_drops": (), "lr_drop_factor": 0.1}),
+        (["train.schedule=cosine", "train.lr_drops=[]"], {"schedule": "cosine", "lr_drops": (), "lr_drop_factor": 0.1}),
+        (["scale=small"], {"optimizer": "adam", "momentum": 0.9}),
+        (["scale=small", "train.optimizer=sgd"], {"optimizer": "sgd", "momentum": 0.9}),
+    ],
+)
+def test_overrides_drop_the_settings_that_they_make_unused(overrides: list[str], expected: dict[str, Any]) -> None:
+    data = {"train": STEPS, "treatments": [{}], "scales": {"small": {"train.optimizer": "adam"}}}
+    train = study_from_dict(data, overrides).train
+    assert {key: getattr(train, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("train", "overrides", "message"),
+    [
+        ({}, ["train.momentum=0.8"], "momentum has no effect with optimizer: adam"),
+        (STEPS, ["train.optimizer=adam", "train.momentum=0.7"], "momentum has no effect with optimizer: adam"),
+        ({"optimizer": "adam", "momentum": 0.8}, ["train.lr=0.1"], "momentum has no effect with optimizer: adam"),
+        ({}, ["train.lr_drop_factor=0.5"], "lr_drop_factor has no effect without lr_drops"),
+    ],
+)
+def test_settings_without_effect_of_one_place_are_refused(
+    train: dict[str, Any], overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        study_from_dict({"train": train, "treatments": [{}]}, overrides)
+
+
+def test_the_default_scope_may_be_written_out_beside_an_override() -> None:
+    data = {"treatments": [{}, {"supermask": {}, "scope": "layer"}]}
+    assert study_from_dict(data, ["prune.scope=global"]).prune.scope == "global"
+    with pytest.raises(UserError, match="global is not used by any level"):
+        study_from_dict({"treatments": [{}, {"supermask": {}, "scope": "global"}]})
