@@ -2,9 +2,9 @@
 
 Planning and reading results need only the identity of the code: the hash of the source of its module and of every
 module that it imports from outside installed packages. The source is parsed for that, never executed.
-Not covered, because no source names them: files that the code reads or executes itself (`exec`, a loader of its own), and
-compiled modules of installed packages. A module that is imported under a computed name, or from a folder that the code
-itself adds to `sys.path`, is refused when it is loaded.
+Not covered, because no source names them: files that the code reads or executes itself (`exec`, a loader of its own),
+and compiled modules of installed packages. A module that is imported under a computed name, or from a folder that the
+code itself adds to `sys.path`, is refused when it is loaded.
 """
 
 from __future__ import annotations
