@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from supermask.core.environment import checked_path, expand_path
+from supermask.core.environment import check_path, expand_path
 from supermask.core.errors import UserError, quote
 from supermask.core.recipe import Recipe
 from supermask.core.text import Row
@@ -43,7 +43,7 @@ def default_store_path() -> Path:
 
 def store_path(store: str | Path | None = None) -> Path:
     """Return the folder of a store: the given one, else the default. A leading `~` is the home folder."""
-    return checked_path(store) if store else default_store_path()
+    return check_path(store) if store else default_store_path()
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,8 @@ def expand_path(path: str | Path) -> Path:
         ) from error
 
 
-def checked_path(path: str | Path) -> Path:
-    """Expand a path. Raises UserError as `expand_path` does, and for a name that no file can have."""
+def check_path(path: str | Path) -> Path:
+    """Return the expanded path. Raises UserError as `expand_path` does, and for a name that no file can have."""
     if "\0" in str(path):
         raise UserError(f"{quote(str(path))} has a null character, which no path can have: give another path.")
     if long := [part for part in Path(path).parts if len(os.fsencode(part)) > MAX_NAME_BYTES]:

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from supermask.core.environment import checked_path
+from supermask.core.environment import check_path
 from supermask.core.errors import UserError, quote
 
 STORE_FOLDERS = ("runs", "points", "conflicts", "quarantine", "staging", "checkpoints", "claims", "notes")
@@ -31,7 +31,7 @@ def output_path(path: str | Path) -> Path:
     Raises UserError for a name that no file can have, and for a path among the entries of a store: results that are
     not the store's own would damage them.
     """
-    target = checked_path(path)
+    target = check_path(path)
     if root := _enclosing_store(target):
         raise UserError(
             f"{quote(str(target))} is in the store {quote(str(root))}, among its own files: give another place."

@@ -12,7 +12,7 @@ from helpers.own_data import write_npz
 from helpers.stored_study import TrainedStudy, train_study, write_study
 
 from supermask.api import notebook, runs
-from supermask.core.environment import cache_folder, checked_path, expand_path
+from supermask.core.environment import cache_folder, check_path, expand_path
 from supermask.core.errors import UserError
 from supermask.datasets.images import data_folder
 from supermask.execution.run import data_dir
@@ -156,5 +156,5 @@ def test_tilde_inside_a_path_is_literal() -> None:
 )
 def test_names_that_no_file_can_have_are_refused(path: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        checked_path(path)
-    assert checked_path("x" * 255) == expand_path("x" * 255) == Path("x" * 255)
+        check_path(path)
+    assert check_path("x" * 255) == expand_path("x" * 255) == Path("x" * 255)

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from supermask.core.environment import checked_path
+from supermask.core.environment import check_path
 from supermask.core.errors import SystemFailure, UserError, sanitize
 from supermask.core.files import write_atomic
 from supermask.core.types import Masks, Weights
@@ -28,7 +28,7 @@ def save_ticket(ticket: Ticket, path: str | os.PathLike[str], force: bool = Fals
 
     Raises UserError for a path that cannot be written to, SystemFailure if the system fails.
     """
-    target, data = checked_path(os.fspath(path)), encode_ticket(ticket)
+    target, data = check_path(os.fspath(path)), encode_ticket(ticket)
     check_output_path(target, force)
     try:
         write_atomic(target, data, durable=True)

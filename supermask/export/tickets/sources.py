@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from supermask.core.environment import checked_path, expand_path
+from supermask.core.environment import check_path, expand_path
 from supermask.core.errors import UserError, quote
 
 TICKET_FILE = "ticket.safetensors"
@@ -66,5 +66,5 @@ def locate_ticket(source: str | os.PathLike[str]) -> Path:
         from supermask.export.tickets.hub import download_ticket
 
         return download_ticket(parse_repository(source))
-    path = checked_path(os.fspath(source))
+    path = check_path(os.fspath(source))
     return path / TICKET_FILE if os.path.isfile(path / TICKET_FILE) else path  # noqa: PTH113
