@@ -37,14 +37,12 @@ def merge_stores(source: Store, target: Store) -> Iterator[MergeResult]:
     from. No result is overwritten and none is lost: see `MergeResult`. Entries that are damaged in `source` are
     reported and left out. Raises SystemFailure if the operating system refuses.
     """
-    outcomes: dict[str, Outcome] = {}
+    merger = _RunMerger(source, target)
     for run_id in ParentGraph(source).parents_first():
-        result = _merge_run(source, target, run_id, outcomes)
-        outcomes[run_id] = result.outcome
-        yield result
+        yield merger.merge(run_id)
     for key in sorted(source.snapshot_keys()):
         # A snapshot of another result lies on another trajectory than the run that the target has.
-        if outcomes.get(key.partition("-")[0]) not in ("copied", "equal"):
+        if merger.outcomes.get(key.partition("-")[0]) not in ("copied", "equal"):
             continue
         try:
             outcome = target.import_snapshot(key, source)
@@ -57,33 +55,90 @@ def merge_stores(source: Store, target: Store) -> Iterator[MergeResult]:
         notes.write("studies", name, note)
 
 
-def _merge_run(source: Store, target: Store, run_id: str, outcomes: dict[str, Outcome]) -> MergeResult:
-    """Copy one run, or compare it with the target's. `outcomes`: of the runs so far, its ancestors among them."""
-    try:
-        facts = source.read(run_id).facts
-    except (CorruptEntry, NewerFormat) as error:
-        return _left_out(run_id, error)
-    foreign = _foreign_parent(target, facts, outcomes)
-    if target.has(run_id):
+class _RunMerger:
+    """Merges one run after another, parents before children, and keeps the outcomes for their descendants."""
+
+    def __init__(self, source: Store, target: Store) -> None:
+        self._source = source
+        self._target = target
+        self._target_graph = ParentGraph(target)
+        self.outcomes: dict[str, Outcome] = {}
+
+    def merge(self, run_id: str) -> MergeResult:
+        """Copy one run, or compare it with the target's."""
         try:
-            target.read(run_id)
-        except NewerFormat as error:
-            return _left_out(run_id, error)
-        except CorruptEntry as damage:
-            return _replace_damaged(source, target, run_id, damage, foreign)
-    elif foreign:
+            facts = self._source.read(run_id).facts
+        except (CorruptEntry, NewerFormat) as error:
+            result = _left_out(run_id, error)
+        else:
+            result = self._merge_undamaged(run_id, facts)
+            if result.outcome == "copied":
+                self._target_graph.add(run_id, facts)
+        self.outcomes[run_id] = result.outcome
+        return result
+
+    def _merge_undamaged(self, run_id: str, facts: RunFacts) -> MergeResult:
+        source, target = self._source, self._target
+        foreign = self._foreign_parent(facts)
+        if target.has(run_id):
+            try:
+                target.read(run_id)
+            except NewerFormat as error:
+                return _left_out(run_id, error)
+            except CorruptEntry as damage:
+                return self._replace_damaged(run_id, damage, foreign)
+        elif foreign:
+            target.import_conflict(run_id, source)
+            return MergeResult(run_id, "different", f"{foreign}; see conflicts/")
+        # Before the run: a crash in between must not leave it beside snapshots of another result.
+        moved = [] if target.has(run_id) else target.set_aside_foreign_snapshots(run_id, source)
+        outcome = target.import_run(run_id, source)
+        if outcome == "different":
+            return MergeResult(run_id, outcome, f"{describe_environments(source, target, run_id)}; see conflicts/")
+        if outcome == "damaged":
+            return MergeResult(run_id, outcome, "another process changed it meanwhile; merge again")
+        folders = ", ".join(map(str, moved))
+        reason = f"snapshots of another result of it are set aside: {folders}" if folders else ""
+        return MergeResult(run_id, outcome, reason)
+
+    def _replace_damaged(self, run_id: str, damage: CorruptEntry, foreign: str) -> MergeResult:
+        """Set the target's damaged run aside and copy that of the source, if nothing shows that it was another result.
+
+        Its own facts decide if they can be read; otherwise the content that its children record, and its parent.
+        `foreign`: why it does not follow from the parent in the target; empty if it does.
+        """
+        source, target = self._source, self._target
+        comparison = target.compare_run(run_id, source)
+        if comparison == "damaged":
+            has_other_child = self._target_graph.has_other_child(run_id, source.tensor_hashes(run_id))
+            comparison = "different" if foreign or has_other_child else "equal"
+        if comparison == "equal":
+            folder = target.quarantine(run_id, f"{damage.what}. The undamaged one of {source.root} was merged.")
+            outcome = target.import_run(run_id, source)
+            where = "" if folder is None else f" and is set aside: {folder}"
+            return MergeResult(run_id, outcome, f"the one here was damaged ({damage.what}){where}")
         target.import_conflict(run_id, source)
-        return MergeResult(run_id, "different", f"{foreign}; see conflicts/")
-    # Before the run: a crash in between must not leave it beside snapshots of another result.
-    moved = [] if target.has(run_id) else target.set_aside_foreign_snapshots(run_id, source)
-    outcome = target.import_run(run_id, source)
-    if outcome == "different":
-        return MergeResult(run_id, outcome, f"{describe_environments(source, target, run_id)}; see conflicts/")
-    if outcome == "damaged":
-        return MergeResult(run_id, outcome, "another process changed it meanwhile; merge again")
-    folders = ", ".join(map(str, moved))
-    reason = f"snapshots of another result of it are set aside: {folders}" if folders else ""
-    return MergeResult(run_id, outcome, reason)
+        advice = "`supermask verify --repair` sets it aside"
+        return MergeResult(run_id, "different", f"the one here is damaged ({damage.what}); {advice}; see conflicts/")
+
+    def _foreign_parent(self, facts: RunFacts) -> str:
+        """Return why a run does not follow from the target's parent; empty if it does, or has none there.
+
+        A parent that is in neither store, or is damaged, will be trained again to the bits that its children record.
+        """
+        target, outcomes = self._target, self.outcomes
+        parent, recorded = facts["parent"], facts.get("parent_content")
+        if parent is None:
+            return ""
+        if not target.has(parent):
+            # Its parent went to `conflicts/`, and so do all descendants.
+            return f"it was pruned from the other result of {parent}" if outcomes.get(parent) == "different" else ""
+        if recorded is None:
+            # Runs of earlier versions do not record it: the parent beside it in the source must be the one here.
+            is_parent = outcomes.get(parent) in ("copied", "equal")
+        else:
+            is_parent = _tensor_hashes(target, parent) == recorded
+        return "" if is_parent else f"it was pruned from another result of {parent} than the one in use"
 
 
 _SNAPSHOT_REASONS = {
@@ -99,45 +154,6 @@ def _left_out(key: str, error: CorruptEntry | NewerFormat) -> MergeResult:
     if isinstance(error, NewerFormat):
         return MergeResult(key, "newer", str(error))
     return MergeResult(key, "damaged", error.what)
-
-
-def _replace_damaged(source: Store, target: Store, run_id: str, damage: CorruptEntry, foreign: str) -> MergeResult:
-    """Set the target's damaged run aside and copy that of the source, if nothing shows that it was another result.
-
-    Its own facts decide if they can be read; otherwise the content that its children record, and its parent.
-    `foreign`: why it does not follow from the parent in the target; empty if it does.
-    """
-    comparison = target.compare_run(run_id, source)
-    if comparison == "damaged":
-        has_other_child = ParentGraph(target).has_other_child(run_id, source.tensor_hashes(run_id))
-        comparison = "different" if foreign or has_other_child else "equal"
-    if comparison == "equal":
-        folder = target.quarantine(run_id, f"{damage.what}. The undamaged one of {source.root} was merged.")
-        outcome = target.import_run(run_id, source)
-        where = "" if folder is None else f" and is set aside: {folder}"
-        return MergeResult(run_id, outcome, f"the one here was damaged ({damage.what}){where}")
-    target.import_conflict(run_id, source)
-    advice = "`supermask verify --repair` sets it aside"
-    return MergeResult(run_id, "different", f"the one here is damaged ({damage.what}); {advice}; see conflicts/")
-
-
-def _foreign_parent(target: Store, facts: RunFacts, outcomes: dict[str, Outcome]) -> str:
-    """Return why a run does not follow from the parent that the target has; empty if it does, or has none there.
-
-    A parent that is in neither store, or is damaged, will be trained again to the bits that its children record.
-    """
-    parent, recorded = facts["parent"], facts.get("parent_content")
-    if parent is None:
-        return ""
-    if not target.has(parent):
-        # Its parent went to `conflicts/`, and so do all descendants.
-        return f"it was pruned from the other result of {parent}" if outcomes.get(parent) == "different" else ""
-    if recorded is None:
-        # Runs of earlier versions do not record it: the parent beside it in the source must be the one here.
-        is_parent = outcomes.get(parent) in ("copied", "equal")
-    else:
-        is_parent = _tensor_hashes(target, parent) == recorded
-    return "" if is_parent else f"it was pruned from another result of {parent} than the one in use"
 
 
 def _tensor_hashes(store: Store, run_id: str) -> dict[str, str] | None:

@@ -16,25 +16,31 @@ class ParentGraph:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        stored_ids = store.run_ids()
-        self._children: dict[str | None, list[str]] = {}
+        self._parents: dict[str, str | None] = {}
+        self._children: dict[str, list[str]] = {}
         self._recorded: dict[str, Content] = {}
-        for run_id in sorted(stored_ids):
+        for run_id in sorted(store.run_ids()):
             try:
-                facts = store.facts(run_id)
+                self.add(run_id, store.facts(run_id))
             except (CorruptEntry, NewerFormat):
-                facts = {"parent": None}
-            parent = facts["parent"]
-            if (recorded := facts.get("parent_content")) is not None:
-                self._recorded[run_id] = recorded
-            self._children.setdefault(parent if parent in stored_ids else None, []).append(run_id)
+                self._parents[run_id] = None
         self.parents = self._children.keys()
         self._second_results: list[tuple[RunFacts, Content]] | None = None
+
+    def add(self, run_id: str, facts: RunFacts) -> None:
+        """Add a run that was committed since. One that is there already is replaced."""
+        parent, recorded = facts["parent"], facts.get("parent_content")
+        self._parents[run_id] = parent
+        if parent is not None and run_id not in (siblings := self._children.setdefault(parent, [])):
+            siblings.append(run_id)
+        self._recorded.pop(run_id, None)
+        if recorded is not None:
+            self._recorded[run_id] = recorded
 
     def parents_first(self) -> Iterator[str]:
         """Yield every run id, parents before children: depth first, so that a parent's start is still cached."""
         # No cycles: an id is the hash of facts that hold the parent's id.
-        stack = list(reversed(self._children.get(None, [])))
+        stack = [run_id for run_id, parent in reversed(self._parents.items()) if parent not in self._parents]
         while stack:
             run_id = stack.pop()
             yield run_id
