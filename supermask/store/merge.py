@@ -8,7 +8,7 @@ from typing import Literal
 
 from supermask.store.files.entry import CorruptEntry, NewerFormat, RunFacts
 from supermask.store.files.notes import StatusNotes
-from supermask.store.parent_graph import ParentGraph
+from supermask.store.parent_graph import Content, ParentGraph
 from supermask.store.run_store import Store
 
 Outcome = Literal["copied", "equal", "different", "damaged", "newer"]
@@ -20,9 +20,9 @@ class MergeResult:
     """Outcome for one run or snapshot.
 
     `copied`: also in place of a damaged one, which was set aside. `equal`: the target has the same result, undamaged.
-    `different`: the target has another result of this run or of an ancestor, or a damaged one that may be another; the
-    one of the source is in `conflicts/`. `damaged`: damaged in the source and left out. `newer`: of a newer format in
-    one of the two stores, and left out.
+    `different`: the target has another result of this run or of an ancestor, a child of another result, or a damaged
+    entry that may be of another; the one of the source is in `conflicts/`. `damaged`: damaged in the source and left
+    out. `newer`: of a newer format in one of the two stores, and left out.
     """
 
     key: str
@@ -34,8 +34,9 @@ def merge_stores(source: Store, target: Store) -> Iterator[MergeResult]:
     """Copy everything of `source` into `target`, bit for bit, and yield the outcome per run and snapshot.
 
     Parents come before their children: a run is copied only if its parent in `target` is the one that it was pruned
-    from. No result is overwritten and none is lost: see `MergeResult`. Entries that are damaged in `source` are
-    reported and left out. Raises SystemFailure if the operating system refuses.
+    from, and its children in `target` were pruned from it. No result is overwritten and none is lost: see
+    `MergeResult`. Entries that are damaged in `source` are reported and left out. Raises SystemFailure if the operating
+    system refuses.
     """
     merger = _RunMerger(source, target)
     for run_id in ParentGraph(source).parents_first():
@@ -87,9 +88,9 @@ class _RunMerger:
                 return _left_out(run_id, error)
             except CorruptEntry as damage:
                 return self._replace_damaged(run_id, damage, foreign)
-        elif foreign:
+        elif reason := foreign or self._find_other_child(run_id):
             target.import_conflict(run_id, source)
-            return MergeResult(run_id, "different", f"{foreign}; see conflicts/")
+            return MergeResult(run_id, "different", f"{reason}; see conflicts/")
         # Before the run: a crash in between must not leave it beside snapshots of another result.
         moved = [] if target.has(run_id) else target.set_aside_foreign_snapshots(run_id, source)
         outcome = target.import_run(run_id, source)
@@ -139,6 +140,29 @@ class _RunMerger:
         else:
             is_parent = _tensor_hashes(target, parent) == recorded
         return "" if is_parent else f"it was pruned from another result of {parent} than the one in use"
+
+    def _find_other_child(self, run_id: str) -> str:
+        """Return which child in the target was pruned from another result of a run that is missing there.
+
+        Empty if all were pruned from the result in the source. A child of an earlier version does not record its
+        parent: it counts if the source has the same result of it.
+        """
+        content = self._source.tensor_hashes(run_id)
+        for child in self._target_graph.children(run_id):
+            recorded = self._target_graph.recorded_parent(child)
+            if recorded is None and not self._is_child_in_source(child, content):
+                return f"its child {child} here does not record which result it was pruned from"
+            if recorded is not None and recorded != content:
+                return f"its child {child} here was pruned from another result of it"
+        return ""
+
+    def _is_child_in_source(self, child: str, content: Content) -> bool:
+        """Return whether the source has the target's result of a run, pruned from a parent of `content`."""
+        try:
+            recorded = self._source.read(child).facts.get("parent_content", content)
+            return bool(recorded == content) and self._target.compare_run(child, self._source) == "equal"
+        except (CorruptEntry, NewerFormat):
+            return False
 
 
 _SNAPSHOT_REASONS = {

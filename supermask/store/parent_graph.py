@@ -46,13 +46,21 @@ class ParentGraph:
             yield run_id
             stack += reversed(self._children.get(run_id, []))
 
+    def children(self, parent: str) -> list[str]:
+        """Return the runs that were pruned from a run, which need not be in the store."""
+        return self._children.get(parent, [])
+
+    def recorded_parent(self, run_id: str) -> Content | None:
+        """Return the content that a run records of its parent; None for a run of an earlier version."""
+        return self._recorded.get(run_id)
+
     def recorded_by_children(self, parent: str) -> list[Content]:
         """Return the parent's content that each of its children records; runs of earlier versions record none."""
-        return [self._recorded[child] for child in self._children.get(parent, []) if child in self._recorded]
+        return [self._recorded[child] for child in self.children(parent) if child in self._recorded]
 
     def has_other_child(self, parent: str, content: Content) -> bool:
         """Return whether a child of a run may have been pruned from another result of it than that of `content`."""
-        return any(self._recorded.get(child) != content for child in self._children.get(parent, []))
+        return any(self._recorded.get(child) != content for child in self.children(parent))
 
     def is_confirmed(self, parent: str, recorded: Content) -> bool:
         """Return whether something agrees with the stored result of a parent, against a child that records another.

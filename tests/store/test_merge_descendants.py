@@ -82,6 +82,49 @@ def test_a_run_that_does_not_record_its_parent_is_merged_beside_it(machines: Mac
     assert contents(target) == before
 
 
+@pytest.mark.parametrize("records_parent", [True, False], ids=["recorded", "earlier version"])
+def test_a_missing_parent_is_not_placed_under_children_of_another_result(
+    machines: Machines, folder: Path, records_parent: bool
+) -> None:
+    """As after a damaged dense run was set aside: its children in the target record which result it was."""
+    target, level_1 = copy_store(machines.first, folder / "target"), machines.descendants[0]
+    shutil.rmtree(target.root / "runs" / machines.dense[:2] / machines.dense)
+    if not records_parent:
+        forget_parent(target, level_1)
+    before = contents(target)
+    for source in (copy_of_runs(machines.second, folder / "source", machines.dense), Store(machines.second)):
+        results = {result.key: result for result in merge_stores(source, target)}
+        assert {result.outcome for result in results.values()} == {"different"} and contents(target) == before
+        assert level_1 in results[machines.dense].reason
+        assert machines.dense in [run_id for run_id, _ in target.conflicts()], "it is not lost"
+    # That of the same machine belongs there.
+    assert {result.outcome for result in merge_stores(Store(machines.first), target)} == {"copied", "equal"}
+    assert contents(target).keys() == set(machines.plan.runs)
+
+
+def test_a_missing_parent_is_placed_only_if_all_children_agree(machines: Machines, folder: Path) -> None:
+    """Level 1 of another treatment was pruned from another result, as `rsync` of two stores leaves it."""
+    target = copy_of_runs(machines.first, folder / "target", machines.descendants[0])
+    copy_run(machines.first_other, target, list(machines.other_plan.runs)[1])
+    source = copy_of_runs(machines.first, folder / "source", machines.dense)
+    assert [result.outcome for result in merge_stores(source, target)] == ["copied"]
+    target = copy_of_runs(machines.second, folder / "mixed", machines.descendants[0])
+    copy_run(machines.first_other, target, list(machines.other_plan.runs)[1])
+    assert [result.outcome for result in merge_stores(source, target)] == ["different"]
+
+
+def test_a_missing_parent_of_an_earlier_version_is_placed_only_beside_an_equal_child(
+    machines: Machines, folder: Path
+) -> None:
+    """A child that records nothing says nothing by itself."""
+    target = copy_of_runs(machines.first, folder / "target", machines.descendants[0])
+    forget_parent(target, machines.descendants[0])
+    source = copy_of_runs(machines.first, folder / "source", machines.dense)
+    assert [result.outcome for result in merge_stores(source, target)] == ["different"]
+    copy_run(machines.first, source, machines.descendants[0])
+    assert [result.outcome for result in merge_stores(source, target)] == ["copied", "equal"]
+
+
 # --- whom `verify --repair` blames ---
 
 
