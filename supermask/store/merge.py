@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,8 +40,7 @@ def merge_stores(source: Store, target: Store) -> Iterator[MergeResult]:
     system refuses.
     """
     merger = _RunMerger(source, target)
-    for run_id in ParentGraph(source).parents_first():
-        yield merger.merge(run_id)
+    yield from merger.merge_all()
     for key in sorted(source.snapshot_keys()):
         # A snapshot of another result lies on another trajectory than the run that the target has.
         if merger.outcomes.get(key.partition("-")[0]) not in ("copied", "equal"):
@@ -56,41 +56,72 @@ def merge_stores(source: Store, target: Store) -> Iterator[MergeResult]:
         notes.write("studies", name, note)
 
 
+@dataclass(frozen=True)
+class _Mismatch:
+    """Why a run of the source may not be used beside the runs of the target."""
+
+    reason: str
+    is_certain: bool = True
+    """False: it may belong there, but nothing says so."""
+
+
 class _RunMerger:
     """Merges one run after another, parents before children, and keeps the outcomes for their descendants."""
 
     def __init__(self, source: Store, target: Store) -> None:
         self._source = source
         self._target = target
+        self._source_graph = ParentGraph(source)
         self._target_graph = ParentGraph(target)
         self.outcomes: dict[str, Outcome] = {}
+        self._foreign: dict[str, bool] = {}
+        """Runs whose result in the source does not belong into the target, damaged ones among them: is it certain?"""
+        self._foreign_chains: set[tuple[str, int]] = set()
+        """Network and seed of these runs. Descendants of a run have the same."""
 
-    def merge(self, run_id: str) -> MergeResult:
-        """Copy one run, or compare it with the target's."""
+    def merge_all(self) -> Iterator[MergeResult]:
+        """Copy every run, or compare it with the target's."""
+        for run_id in self._source_graph.parents_first():
+            result = self._merge_run(run_id)
+            self.outcomes[run_id] = result.outcome
+            yield result
+
+    def _merge_run(self, run_id: str) -> MergeResult:
         try:
             facts = self._source.read(run_id).facts
         except (CorruptEntry, NewerFormat) as error:
-            result = _left_out(run_id, error)
-        else:
-            result = self._merge_undamaged(run_id, facts)
-            if result.outcome == "copied":
-                self._target_graph.add(run_id, facts)
-        self.outcomes[run_id] = result.outcome
+            # Its descendants are judged all the same: most damage leaves the facts readable.
+            with suppress(CorruptEntry, NewerFormat):
+                facts = self._source.facts(run_id)
+                mismatch = self._find_mismatch(facts)
+                is_other = self._target.has(run_id) and self._target.compare_run(run_id, self._source) == "different"
+                if mismatch is not None or is_other:
+                    self._note_foreign(facts, mismatch)
+            return _left_out(run_id, error)
+        mismatch = self._find_mismatch(facts)
+        result = self._merge_undamaged(run_id, mismatch)
+        if result.outcome == "copied":
+            self._target_graph.add(run_id, facts)
+        elif result.outcome == "different":
+            self._note_foreign(facts, mismatch)
         return result
 
-    def _merge_undamaged(self, run_id: str, facts: RunFacts) -> MergeResult:
+    def _note_foreign(self, facts: RunFacts, mismatch: _Mismatch | None) -> None:
+        self._foreign[facts["id"]] = mismatch is None or mismatch.is_certain
+        self._foreign_chains.add((facts["network"], facts["seed"]))
+
+    def _merge_undamaged(self, run_id: str, mismatch: _Mismatch | None) -> MergeResult:
         source, target = self._source, self._target
-        foreign = self._foreign_parent(facts)
         if target.has(run_id):
             try:
                 target.read(run_id)
             except NewerFormat as error:
                 return _left_out(run_id, error)
             except CorruptEntry as damage:
-                return self._replace_damaged(run_id, damage, foreign)
-        elif reason := foreign or self._find_other_child(run_id):
+                return self._replace_damaged(run_id, damage, mismatch)
+        elif mismatch is not None:
             target.import_conflict(run_id, source)
-            return MergeResult(run_id, "different", f"{reason}; see conflicts/")
+            return MergeResult(run_id, "different", f"{mismatch.reason}; see conflicts/")
         # Before the run: a crash in between must not leave it beside snapshots of another result.
         moved = [] if target.has(run_id) else target.set_aside_foreign_snapshots(run_id, source)
         outcome = target.import_run(run_id, source)
@@ -102,17 +133,17 @@ class _RunMerger:
         reason = f"snapshots of another result of it are set aside: {folders}" if folders else ""
         return MergeResult(run_id, outcome, reason)
 
-    def _replace_damaged(self, run_id: str, damage: CorruptEntry, foreign: str) -> MergeResult:
+    def _replace_damaged(self, run_id: str, damage: CorruptEntry, mismatch: _Mismatch | None) -> MergeResult:
         """Set the target's damaged run aside and copy that of the source, if nothing shows that it was another result.
 
         Its own facts decide if they can be read; otherwise the content that its children record, and its parent.
-        `foreign`: why it does not follow from the parent in the target; empty if it does.
+        `mismatch`: why it may not follow from the parent in the target.
         """
         source, target = self._source, self._target
         comparison = target.compare_run(run_id, source)
         if comparison == "damaged":
             has_other_child = self._target_graph.has_other_child(run_id, source.tensor_hashes(run_id))
-            comparison = "different" if foreign or has_other_child else "equal"
+            comparison = "different" if mismatch is not None or has_other_child else "equal"
         if comparison == "equal":
             folder = target.quarantine(run_id, f"{damage.what}. The undamaged one of {source.root} was merged.")
             outcome = target.import_run(run_id, source)
@@ -122,39 +153,67 @@ class _RunMerger:
         advice = "`supermask verify --repair` sets it aside"
         return MergeResult(run_id, "different", f"the one here is damaged ({damage.what}); {advice}; see conflicts/")
 
-    def _foreign_parent(self, facts: RunFacts) -> str:
-        """Return why a run does not follow from the target's parent; empty if it does, or has none there.
+    def _find_mismatch(self, facts: RunFacts) -> _Mismatch | None:
+        """Return why a run may not follow from its parent in the target, or its children there from it."""
+        mismatch = self._compare_parent(facts)
+        # Children of a run that the target has are its own business: `verify` judges them.
+        if mismatch is None and not self._target.has(facts["id"]):
+            return self._compare_children(facts["id"])
+        return mismatch
+
+    def _compare_parent(self, facts: RunFacts) -> _Mismatch | None:
+        """Return why a run may not follow from the target's parent; None if it does, or has none there.
 
         A parent that is in neither store, or is damaged, will be trained again to the bits that its children record.
         """
-        target, outcomes = self._target, self.outcomes
         parent, recorded = facts["parent"], facts.get("parent_content")
         if parent is None:
-            return ""
-        if not target.has(parent):
-            # Its parent went to `conflicts/`, and so do all descendants.
-            return f"it was pruned from the other result of {parent}" if outcomes.get(parent) == "different" else ""
-        if recorded is None:
-            # Runs of earlier versions do not record it: the parent beside it in the source must be the one here.
-            is_parent = outcomes.get(parent) in ("copied", "equal")
-        else:
-            is_parent = _tensor_hashes(target, parent) == recorded
-        return "" if is_parent else f"it was pruned from another result of {parent} than the one in use"
+            return None
+        if not self._target.has(parent):
+            return self._trace_ancestors(facts)
+        content = _tensor_hashes(self._target, parent)
+        other_result = _Mismatch(f"it was pruned from another result of {parent} than the one in use")
+        if content is None:
+            reason = (
+                f"the parent {parent} here cannot be read: whether it is the one that this was pruned from is unknown"
+            )
+            return _Mismatch(reason, is_certain=False)
+        if recorded is not None:
+            return None if content == recorded else other_result
+        # Runs of earlier versions do not record it: the parent beside it in the source must be the one here.
+        outcome = self.outcomes.get(parent)
+        if outcome in ("copied", "equal"):
+            return None
+        reason = f"it does not record its parent {parent}: whether that is the one here is unknown"
+        return other_result if outcome == "different" else _Mismatch(reason, is_certain=False)
 
-    def _find_other_child(self, run_id: str) -> str:
-        """Return which child in the target was pruned from another result of a run that is missing there.
+    def _trace_ancestors(self, facts: RunFacts) -> _Mismatch | None:
+        """Return why a run whose parent the target does not have may descend from another result than those there."""
+        parent = facts["parent"]
+        if parent in self._foreign:
+            # Its parent went to `conflicts/` or was left out. So do all descendants.
+            if self._foreign[parent]:
+                return _Mismatch(f"it was pruned from the other result of {parent}")
+            return _Mismatch(f"whether its parent {parent} follows from the runs here is unknown", is_certain=False)
+        if self._source_graph.is_readable(parent) or (facts["network"], facts["seed"]) not in self._foreign_chains:
+            return None
+        reason = f"its parent {parent} cannot be read in either store: whether it follows from the runs here is unknown"
+        return _Mismatch(reason, is_certain=False)
 
-        Empty if all were pruned from the result in the source. A child of an earlier version does not record its
-        parent: it counts if the source has the same result of it.
+    def _compare_children(self, run_id: str) -> _Mismatch | None:
+        """Return which child in the target may have been pruned from another result of a run that is missing there.
+
+        A child of an earlier version does not record its parent: it counts if the source has the same result of it.
         """
         content = self._source.tensor_hashes(run_id)
         for child in self._target_graph.children(run_id):
             recorded = self._target_graph.recorded_parent(child)
-            if recorded is None and not self._is_child_in_source(child, content):
-                return f"its child {child} here does not record which result it was pruned from"
             if recorded is not None and recorded != content:
-                return f"its child {child} here was pruned from another result of it"
-        return ""
+                return _Mismatch(f"its child {child} here was pruned from another result of it")
+            if recorded is None and not self._is_child_in_source(child, content):
+                reason = f"its child {child} here does not record which result it was pruned from"
+                return _Mismatch(reason, is_certain=False)
+        return None
 
     def _is_child_in_source(self, child: str, content: Content) -> bool:
         """Return whether the source has the target's result of a run, pruned from a parent of `content`."""

@@ -17,6 +17,7 @@ class ParentGraph:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._parents: dict[str, str | None] = {}
+        self._unreadable: set[str] = set()
         self._children: dict[str, list[str]] = {}
         self._recorded: dict[str, Content] = {}
         for run_id in sorted(store.run_ids()):
@@ -24,6 +25,7 @@ class ParentGraph:
                 self.add(run_id, store.facts(run_id))
             except (CorruptEntry, NewerFormat):
                 self._parents[run_id] = None
+                self._unreadable.add(run_id)
         self.parents = self._children.keys()
         self._second_results: list[tuple[RunFacts, Content]] | None = None
 
@@ -31,16 +33,26 @@ class ParentGraph:
         """Add a run that was committed since. One that is there already is replaced."""
         parent, recorded = facts["parent"], facts.get("parent_content")
         self._parents[run_id] = parent
+        self._unreadable.discard(run_id)
         if parent is not None and run_id not in (siblings := self._children.setdefault(parent, [])):
             siblings.append(run_id)
         self._recorded.pop(run_id, None)
         if recorded is not None:
             self._recorded[run_id] = recorded
 
+    def is_readable(self, run_id: str) -> bool:
+        """Return whether a run is in the store, with facts that can be read."""
+        return run_id in self._parents and run_id not in self._unreadable
+
     def parents_first(self) -> Iterator[str]:
-        """Yield every run id, parents before children: depth first, so that a parent's start is still cached."""
+        """Yield every run id, parents before children: depth first, so that a parent's start is still cached.
+
+        Runs of unknown ancestors come last: those that cannot be read or whose parent is not there, and their children.
+        """
         # No cycles: an id is the hash of facts that hold the parent's id.
-        stack = [run_id for run_id, parent in reversed(self._parents.items()) if parent not in self._parents]
+        roots = [run_id for run_id, parent in self._parents.items() if parent not in self._parents]
+        roots.sort(key=lambda run_id: self._parents[run_id] is not None or run_id in self._unreadable)
+        stack = roots[::-1]
         while stack:
             run_id = stack.pop()
             yield run_id

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers.faulty_disk import quick_folder
+from helpers.forgery import folder_of, make_newer
 from helpers.second_machine import Machines, copy_of_runs, copy_run, copy_store, forget_parent, verdicts
 from helpers.small_studies import contents, train_plan
 
@@ -80,6 +82,67 @@ def test_a_run_that_does_not_record_its_parent_is_merged_beside_it(machines: Mac
     before = contents(target)
     assert {result.outcome for result in merge_stores(source, target)} == {"different"}
     assert contents(target) == before
+
+
+def break_link(store: Store, run_id: str, link: str) -> None:
+    """Make one run of a chain unusable."""
+    path = folder_of(store.root, run_id)
+    if link == "newer":
+        make_newer(store.root, run_id)
+    elif link == "missing":
+        shutil.rmtree(path)
+    else:
+        os.truncate(path / link, 9)
+
+
+@pytest.mark.parametrize("link", ["weights.safetensors", "run.json", "newer", "missing"])
+def test_descendants_of_a_different_run_are_not_copied_past_a_link_that_is_left_out(
+    machines: Machines, folder: Path, link: str
+) -> None:
+    source, target = copy_store(machines.second, folder / "source"), copy_store(machines.first_other, folder / "target")
+    level_1, level_2 = machines.descendants
+    break_link(source, level_1, link)
+    before = contents(target)
+    for outcome in ("different", "damaged"):
+        results = {result.key: result for result in merge_stores(source, target)}
+        left_out = {"newer": "newer", "missing": None}.get(link, "damaged")
+        found = [results[run_id].outcome if run_id in results else None for run_id in machines.plan.runs]
+        assert found == [outcome, left_out, "different"]
+        assert level_1 in results[level_2].reason and contents(target) == before
+        if link != "weights.safetensors":
+            assert "is unknown" in results[level_2].reason
+        os.truncate(folder_of(source.root, machines.dense) / "weights.safetensors", 9)
+    train_plan(machines.plan, target.root)
+    found_verdicts = {key: verdict for key, verdict in verdicts(target).items() if "conflicts" not in key}
+    assert set(found_verdicts.values()) == {"held"}
+
+
+@pytest.mark.parametrize("link", ["weights.safetensors", "run.json", "missing"])
+def test_descendants_are_copied_past_a_broken_link_where_no_result_is_different(
+    machines: Machines, folder: Path, link: str
+) -> None:
+    """The link is trained again to the bits that they record."""
+    source, level_2 = copy_store(machines.first, folder / "source"), machines.descendants[1]
+    break_link(source, machines.descendants[0], link)
+    for target in (Store(folder / "new"), copy_store(machines.first_other, folder / "target")):
+        assert {result.key: result.outcome for result in merge_stores(source, target)}[level_2] == "copied"
+
+
+def test_a_parent_here_that_cannot_be_read_is_unknown_and_is_not_called_another_result(
+    machines: Machines, folder: Path
+) -> None:
+    source = copy_of_runs(machines.first, folder / "source", *machines.descendants)
+    target = copy_of_runs(machines.first, folder / "target", machines.dense)
+    (folder_of(target.root, machines.dense) / "run.json").write_text("garbage")
+    results = {result.key: result for result in merge_stores(source, target)}
+    assert {result.outcome for result in results.values()} == {"different"}
+    for run_id, parent in zip(machines.descendants, machines.plan.runs, strict=False):
+        reason = results[run_id].reason
+        assert parent in reason and "is unknown" in reason and "other result" not in reason
+    # Dropped weights or damaged ones do not hide what result it was.
+    target = copy_of_runs(machines.first, folder / "readable", machines.dense)
+    os.truncate(folder_of(target.root, machines.dense) / "weights.safetensors", 9)
+    assert {result.outcome for result in merge_stores(source, target)} == {"copied"}
 
 
 @pytest.mark.parametrize("records_parent", [True, False], ids=["recorded", "earlier version"])
