@@ -9,6 +9,7 @@ from typing import Literal
 
 from supermask.store.files.entry import CorruptEntry, NewerFormat, RunFacts
 from supermask.store.files.notes import StatusNotes
+from supermask.store.files.store import Comparison
 from supermask.store.parent_graph import Content, ParentGraph
 from supermask.store.run_store import Store
 
@@ -134,24 +135,37 @@ class _RunMerger:
         return MergeResult(run_id, outcome, reason)
 
     def _replace_damaged(self, run_id: str, damage: CorruptEntry, mismatch: _Mismatch | None) -> MergeResult:
-        """Set the target's damaged run aside and copy that of the source, if nothing shows that it was another result.
+        """Set the target's damaged run aside and copy that of the source, if something shows that they are equal.
 
-        Its own facts decide if they can be read; otherwise the content that its children record, and its parent.
         `mismatch`: why it may not follow from the parent in the target.
         """
         source, target = self._source, self._target
-        comparison = target.compare_run(run_id, source)
-        if comparison == "damaged":
-            has_other_child = self._target_graph.has_other_child(run_id, source.tensor_hashes(run_id))
-            comparison = "different" if mismatch is not None or has_other_child else "equal"
+        comparison, reason = self._compare_damaged(run_id, mismatch)
         if comparison == "equal":
             folder = target.quarantine(run_id, f"{damage.what}. The undamaged one of {source.root} was merged.")
             outcome = target.import_run(run_id, source)
             where = "" if folder is None else f" and is set aside: {folder}"
             return MergeResult(run_id, outcome, f"the one here was damaged ({damage.what}){where}")
         target.import_conflict(run_id, source)
-        advice = "`supermask verify --repair` sets it aside"
+        advice = f"{reason}`supermask verify --repair` sets it aside"
         return MergeResult(run_id, "different", f"the one here is damaged ({damage.what}); {advice}; see conflicts/")
+
+    def _compare_damaged(self, run_id: str, mismatch: _Mismatch | None) -> tuple[Comparison, str]:
+        """Compare the target's damaged run with that of the source; with a reason if nothing says what it was.
+
+        Its own facts decide if they can be read. Otherwise a child or a snapshot of it has to record the content of
+        that of the source, and no child another one.
+        """
+        comparison = self._target.compare_run(run_id, self._source)
+        if comparison != "damaged":
+            return comparison, ""
+        content = self._source.tensor_hashes(run_id)
+        if mismatch is not None or self._target_graph.has_other_child(run_id, content):
+            return "different", ""
+        recorded = self._target_graph.recorded_by_children(run_id) + self._target.snapshot_run_contents(run_id)
+        if content in recorded:
+            return "equal", ""
+        return "different", "nothing here records that it was this result; "
 
     def _find_mismatch(self, facts: RunFacts) -> _Mismatch | None:
         """Return why a run may not follow from its parent in the target, or its children there from it."""

@@ -12,11 +12,12 @@ from helpers.forgery import folder_of
 from helpers.golden_store import write_entry
 from helpers.small_studies import small_plan, train_plan
 from supermask.store import Store
-from supermask.store.files.entry import Tensors
+from supermask.store.files.entry import Entry, Tensors
 from supermask.store.verify import verify_store
 from supermask.study.plan import Plan
 
-BEST = {"name": "best", "criterion": "large_final", "w_final": "lowest_validation_loss"}
+LOWEST = "lowest_validation_loss"
+BEST = {"name": "best", "criterion": "large_final", "w_final": LOWEST}
 PLAIN = {"name": "plain", "criterion": "large_final"}
 
 
@@ -106,6 +107,18 @@ def copy_of_runs(source: Path, folder: Path, *run_ids: str) -> Store:
     for run_id in run_ids:
         copy_run(source, store, run_id)
     return store
+
+
+def copy_snapshot(source: Path, target: Store, run_id: str, records_run: bool, change: float = 0) -> str:
+    """Copy the snapshot of a run, with or without its record of the run, and with other weights."""
+    key = f"{run_id}-{LOWEST}"
+    entry = Store(source).read_snapshot(run_id, LOWEST)
+    facts = entry.facts if records_run else {name: v for name, v in entry.facts.items() if name != "run_content"}
+    tensors = {n: v + np.float32(change) if n.startswith("kept/") else v for n, v in entry.tensors.items()}
+    path = target.root / "points" / key[:2] / key
+    path.mkdir(parents=True)
+    write_entry("point", key, path, Entry(facts, tensors, {}))
+    return key
 
 
 def forget_parent(store: Store, run_id: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from helpers.command_line import call
 from helpers.faulty_disk import quick_folder
 from helpers.forgery import NEWER, folder_of, make_newer
-from helpers.second_machine import Machines, copy_store, forget_parent, verdicts
+from helpers.second_machine import Machines, copy_of_runs, copy_run, copy_snapshot, copy_store, forget_parent, verdicts
 from helpers.small_studies import contents
 
 from supermask.store import Store
@@ -83,6 +83,35 @@ def test_a_run_with_unreadable_facts_is_replaced_only_if_its_children_record_it(
         shutil.rmtree(folder_of(target.root, run_id))
     assert merge(machines.first, target)[machines.dense].outcome == "copied"
     assert set(contents(target)) == set(machines.plan.runs)
+
+
+@pytest.mark.parametrize("evidence", ["nothing", "snapshot of the first versions", "snapshot", "child"])
+def test_a_run_with_unreadable_facts_is_not_replaced_without_evidence(
+    machines: Machines, folder: Path, evidence: str
+) -> None:
+    """A child, or a snapshot, has to record the result of the source. Without either it may be any machine's."""
+    target = Store(folder / "target")
+    copy_run(machines.first, target, machines.dense)
+    if evidence == "child":
+        copy_run(machines.first, target, machines.descendants[0])
+    elif evidence != "nothing":
+        copy_snapshot(machines.first, target, machines.dense, records_run=evidence == "snapshot")
+    snapshots = target.snapshot_keys()
+    (folder_of(target.root, machines.dense) / "run.json").write_text("garbage")
+    result = merge(copy_of_runs(machines.second, folder / "source", machines.dense).root, target)[machines.dense]
+    assert result.outcome == "different" and "the one here is damaged" in result.reason
+    assert [run_id for run_id, _ in target.conflicts()] == [machines.dense], "it is not lost"
+    assert target.snapshot_keys() == snapshots and not (target.root / "quarantine").exists()
+    replaced = merge(machines.first, target)[machines.dense]
+    if evidence in ("child", "snapshot"):
+        assert replaced.outcome == "copied" and target.snapshot_keys() == Store(machines.first).snapshot_keys()
+        return
+    assert replaced.outcome == "different" and "nothing here records that it was this result" in replaced.reason
+    ended = call("merge", machines.first, "--store", target.root)
+    assert ended.status == 1
+    # As its message says: set aside, the next merge brings it back.
+    call("verify", "--repair", "--store", target.root)
+    assert merge(machines.first, target)[machines.dense].outcome == "copied"
 
 
 def test_a_run_of_a_newer_format_is_left_out_and_is_no_damage(machines: Machines, folder: Path) -> None:

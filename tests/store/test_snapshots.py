@@ -11,8 +11,16 @@ import numpy as np
 import pytest
 from helpers.faulty_disk import quick_folder
 from helpers.forgery import folder_of
-from helpers.golden_store import write_entry
-from helpers.second_machine import Machines, copy_of_runs, copy_run, copy_store, dense_id, verdicts
+from helpers.second_machine import (
+    LOWEST,
+    Machines,
+    copy_of_runs,
+    copy_run,
+    copy_snapshot,
+    copy_store,
+    dense_id,
+    verdicts,
+)
 from helpers.small_studies import contents, small_plan, train_plan
 
 from supermask.core.errors import SystemFailure
@@ -20,11 +28,8 @@ from supermask.execution.scheduler import Scheduler
 from supermask.execution.tasks import Task, WorkerConfig
 from supermask.execution.worker import Worker, never_stop
 from supermask.store import CorruptEntry, Store
-from supermask.store.files.entry import Entry
 from supermask.store.merge import MergeResult, merge_stores
 from supermask.store.verify import repair_store, verify_store
-
-LOWEST = "lowest_validation_loss"
 
 
 @pytest.fixture
@@ -35,18 +40,6 @@ def folder() -> Iterator[Path]:
 
 def merge(source: Store, target: Store) -> dict[str, MergeResult]:
     return {result.key: result for result in merge_stores(source, target)}
-
-
-def copy_snapshot(source: Path, target: Store, run_id: str, records_run: bool, change: float = 0) -> str:
-    """Copy the snapshot of a run, with or without its record of the run, and with other weights."""
-    key = f"{run_id}-{LOWEST}"
-    entry = Store(source).read_snapshot(run_id, LOWEST)
-    facts = entry.facts if records_run else {name: v for name, v in entry.facts.items() if name != "run_content"}
-    tensors = {n: v + np.float32(change) if n.startswith("kept/") else v for n, v in entry.tensors.items()}
-    path = target.root / "points" / key[:2] / key
-    path.mkdir(parents=True)
-    write_entry("point", key, path, Entry(facts, tensors, {}))
-    return key
 
 
 def test_a_snapshot_records_the_result_of_its_run(machines: Machines) -> None:

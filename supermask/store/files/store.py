@@ -405,6 +405,20 @@ class EntryStore:
             names = self._folders.names(self.root / "points" / run_id[:2])
         return sorted(name for name in names if name.startswith(f"{run_id}-") and POINT_KEY.fullmatch(name))
 
+    def snapshot_run_contents(self, run_id: str) -> list[dict[str, str]]:
+        """Return the tensor hashes of their run that the snapshots record; they may not be those of the stored run.
+
+        Snapshots that are damaged, of a newer format, or record nothing are left out.
+        """
+        contents = []
+        for key in self.run_snapshot_keys(run_id):
+            with suppress(CorruptEntry, NewerFormat):
+                facts = self._folders.read_facts("point", key, self._point(*key.split("-"))).facts
+                self._check_facts("point", key, facts)
+                if RUN_CONTENT in facts:
+                    contents.append(facts[RUN_CONTENT])
+        return contents
+
     def has_snapshot(self, run_id: str, point: str) -> bool:
         """Return whether the run's snapshot at `point` was committed."""
         return os.path.lexists(self._point(run_id, point))
