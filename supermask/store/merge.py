@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from supermask.store.files.entry import CorruptEntry, NewerFormat, RunFacts
@@ -130,9 +131,7 @@ class _RunMerger:
             return MergeResult(run_id, outcome, f"{describe_environments(source, target, run_id)}; see conflicts/")
         if outcome == "damaged":
             return MergeResult(run_id, outcome, "another process changed it meanwhile; merge again")
-        folders = ", ".join(map(str, moved))
-        reason = f"snapshots of another result of it are set aside: {folders}" if folders else ""
-        return MergeResult(run_id, outcome, reason)
+        return MergeResult(run_id, outcome, _describe_moved(moved))
 
     def _replace_damaged(self, run_id: str, damage: CorruptEntry, mismatch: _Mismatch | None) -> MergeResult:
         """Set the target's damaged run aside and copy that of the source, if something shows that they are equal.
@@ -142,10 +141,14 @@ class _RunMerger:
         source, target = self._source, self._target
         comparison, reason = self._compare_damaged(run_id, mismatch)
         if comparison == "equal":
-            folder = target.quarantine(run_id, f"{damage.what}. The undamaged one of {source.root} was merged.")
+            why = f"{damage.what}. The undamaged one of {source.root} was merged."
+            # The source may not have its snapshots, which are right: they stay.
+            folder = target.quarantine(run_id, why, with_snapshots=False)
+            moved = _describe_moved(target.set_aside_foreign_snapshots(run_id, source))
             outcome = target.import_run(run_id, source)
             where = "" if folder is None else f" and is set aside: {folder}"
-            return MergeResult(run_id, outcome, f"the one here was damaged ({damage.what}){where}")
+            reason = f"the one here was damaged ({damage.what}){where}"
+            return MergeResult(run_id, outcome, f"{reason}; {moved}" if moved else reason)
         target.import_conflict(run_id, source)
         advice = f"{reason}`supermask verify --repair` sets it aside"
         return MergeResult(run_id, "different", f"the one here is damaged ({damage.what}); {advice}; see conflicts/")
@@ -251,6 +254,11 @@ def _left_out(key: str, error: CorruptEntry | NewerFormat) -> MergeResult:
     if isinstance(error, NewerFormat):
         return MergeResult(key, "newer", str(error))
     return MergeResult(key, "damaged", error.what)
+
+
+def _describe_moved(snapshots: list[Path]) -> str:
+    folders = ", ".join(map(str, snapshots))
+    return f"snapshots of another result of it are set aside: {folders}" if folders else ""
 
 
 def _tensor_hashes(store: Store, run_id: str) -> dict[str, str] | None:

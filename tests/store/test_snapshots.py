@@ -95,6 +95,30 @@ def test_a_merged_run_is_not_left_beside_a_snapshot_of_another_result(
     assert set(verdicts(target).values()) == {"held"}
 
 
+@pytest.mark.parametrize("file", ["run.json", "weights.safetensors"])
+def test_a_damaged_run_that_is_replaced_by_the_same_result_leaves_its_snapshots(
+    machines: Machines, folder: Path, file: str
+) -> None:
+    """The source has none: they could not be brought back."""
+    source, target = copy_of_runs(machines.first, folder / "source", *machines.plan.runs), Store(folder / "target")
+    for run_id in machines.plan.runs:
+        copy_run(machines.first, target, run_id)
+    copy_snapshot(machines.first, target, machines.dense, records_run=True)
+    copy_snapshot(machines.second, target, machines.descendants[0], records_run=True)
+    for run_id in (machines.dense, machines.descendants[0]):
+        path = folder_of(target.root, run_id) / file
+        path.write_bytes(path.read_bytes()[:-1].replace(b'"', b"'"))
+    results = merge(source, target)
+    assert [results[run_id].outcome for run_id in machines.plan.runs] == ["copied", "copied", "equal"]
+    # That of level 1 is of another result.
+    assert target.snapshot_keys() == {f"{machines.dense}-{LOWEST}"}
+    foreign = f"{machines.descendants[0]}-{LOWEST}"
+    assert foreign in results[machines.descendants[0]].reason and foreign not in results[machines.dense].reason
+    moved = {path.name.partition(".")[0] for path in (target.root / "quarantine").iterdir()}
+    assert foreign in moved and f"{machines.dense}-{LOWEST}" not in moved
+    assert verdicts(target)[f"{machines.dense}-{LOWEST}"] == "held"
+
+
 @pytest.mark.parametrize("records_run", [True, False], ids=["recorded", "first versions"])
 def test_a_snapshot_that_belongs_to_the_merged_run_stays(machines: Machines, folder: Path, records_run: bool) -> None:
     target = Store(folder / "target")

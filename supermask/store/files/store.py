@@ -498,18 +498,20 @@ class EntryStore:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
 
-    def quarantine(self, key: str, why: str) -> Path | None:
+    def quarantine(self, key: str, why: str, with_snapshots: bool = True) -> Path | None:
         """Move a damaged run or snapshot to `quarantine/`, so that it is computed again. Returns its new folder.
 
         The reason `why` is in `why.txt` beside it. None: another process has moved it already. A run's snapshots are
         moved too, to folders of their own: the run may be computed to another result, on whose trajectory they are not.
+        `with_snapshots=False` leaves them, for a run that is replaced by the same result.
         """
         run_id, dash, point = key.partition("-")
         source = self._point(run_id, point) if dash else self._run(run_id)
         # Snapshots first: after a crash in between, the run is still there to be set aside. Without the run they may
         # belong to another process, which commits a run's snapshots before the run.
-        for snapshot_key in () if dash or not os.path.lexists(source) else self.run_snapshot_keys(run_id):
-            self.quarantine(snapshot_key, f"its run was set aside: {why}")
+        if with_snapshots and not dash and os.path.lexists(source):
+            for snapshot_key in self.run_snapshot_keys(run_id):
+                self.quarantine(snapshot_key, f"its run was set aside: {why}")
         when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         folder = self.root / "quarantine" / f"{key}.{when}.{secrets.token_hex(4)}"
         with translate_os_errors(folder):
