@@ -99,7 +99,7 @@ def verify_store(store: Store) -> Iterator[VerificationResult]:
             newer = newer or error
     for run_id, folder in store.conflicts():
         try:
-            yield _verify_conflict(store, run_id, folder)
+            yield _verify_conflict(store, graph, run_id, folder)
         except NewerFormat as error:
             newer = newer or error
     if newer is not None:
@@ -203,21 +203,50 @@ def _agrees_with_end(facts: RunFacts, point: Snapshot, state: NetworkState, run:
     return content_hash(encode_snapshot(end, masks)) == content_hash(encode_snapshot(state, masks))
 
 
-def _verify_conflict(store: Store, run_id: str, folder: Path) -> VerificationResult:
-    """Report a second, different result of a run. Which of two is right cannot be decided here."""
+def _verify_conflict(store: Store, graph: ParentGraph, run_id: str, folder: Path) -> VerificationResult:
+    """Report a second result of a run. Which of two is right cannot be decided here."""
     key = f"conflicts/{folder.name}"
     try:
-        fingerprint = store.read_conflict(run_id, folder).facts["environment"]["fingerprint"]
-        if not store.has(run_id):
-            reason = (
-                f"a result of run {run_id} (environment {fingerprint}), of which none is in use: it does not follow"
-            )
-            return VerificationResult(key, "failed", f"{reason} from the runs here. Remove that folder to drop it.")
-        stored = store.facts(run_id)["environment"]["fingerprint"]
+        facts = store.read_conflict(run_id, folder).facts
+        environment = f"environment {facts['environment']['fingerprint']}"
+        comparison = store.compare_conflict(run_id, folder)
+        origin = _describe_origin(store, graph, facts)
     except (CorruptEntry, LookupError, TypeError) as error:
         return VerificationResult(key, "damaged", str(getattr(error, "what", error)))
-    reason = f"a second, different result of run {run_id} (environment {fingerprint}; the one in use: {stored}). "
+    if not store.has(run_id):
+        # Advice to remove it would lose the only result.
+        reason = f"a result of run {run_id} ({environment}), of which none is in use{origin}. "
+        return VerificationResult(
+            key, "failed", f"{reason}Keep that folder until its study has computed the run again."
+        )
+    second = f"a second result of run {run_id} ({environment})"
+    try:
+        stored = store.read(run_id).facts["environment"]["fingerprint"]
+    except CorruptEntry as damage:
+        reason = f"{second}; the one in use is damaged ({damage.what}): `supermask verify --repair` sets it aside."
+        return VerificationResult(key, "failed", f"{reason} Keep that folder until the run is right.")
+    except (NewerFormat, SystemFailure) as error:
+        return VerificationResult(key, "failed", f"{second}. Keep that folder: the one in use cannot be read ({error})")
+    if comparison == "equal":
+        reason = f"{second}, which equals the one in use. Remove that folder: it is not needed."
+        return VerificationResult(key, "failed", reason)
+    reason = f"a second, different result of run {run_id} ({environment}; the one in use: {stored}). "
     return VerificationResult(key, "failed", f"{reason}Remove that folder to accept the one in use.")
+
+
+def _describe_origin(store: Store, graph: ParentGraph, facts: RunFacts) -> str:
+    """Return what is known of the parent of a run in `conflicts/`, to be appended; empty for a dense run."""
+    parent, recorded = facts["parent"], facts.get("parent_content")
+    if parent is None:
+        return ""
+    unknown = "whether it follows from the runs here is unknown"
+    if not graph.is_readable(parent):
+        return f"; its parent {parent} is not here or cannot be read, so {unknown}"
+    if recorded is None:
+        return f"; it does not record which result of {parent} it was pruned from, so {unknown}"
+    if recorded == store.tensor_hashes(parent):
+        return f"; it was pruned from the run {parent} in use"
+    return f"; it does not follow from the runs here: it was pruned from another result of {parent}"
 
 
 def _culprits(store: Store, facts: RunFacts) -> tuple[str, ...]:

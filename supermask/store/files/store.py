@@ -147,6 +147,17 @@ class EntryStore:
         sealed = self._folders.read_facts("run", run_id, folder)
         return sealed.facts, sealed.content
 
+    def compare_conflict(self, run_id: str, folder: Path) -> Comparison:
+        """Compare the stored result of a run with a second one, by their sealed facts.
+
+        Raises CorruptEntry if the second one is damaged.
+        """
+        with translate_os_errors(folder):
+            files = self._folders.read_files(folder, [RUN_JSON])
+            if RUN_JSON not in files:
+                raise CorruptEntry(run_id, f"{RUN_JSON} is missing")
+            return self._compare(run_id, files[RUN_JSON])
+
     def quarantined_hashes(self, run_id: str) -> list[dict[str, str]]:
         """Return the tensor hashes of each result of a run that was set aside, if its facts can be read."""
         hashes = []
