@@ -76,7 +76,7 @@ def certify(
     """Check a run from its initial state and its result, and against its parent if it has one.
 
     `trained`: unmasked parameters that training changes, of a network whose layers may not be in sequence; None for the
-    paper's networks. `fixed`: those that it leaves as they are. `aliases`: further names of tensors that several layers
+    paper's networks. `fixed`: those with requires_grad=False. `aliases`: further names of tensors that several layers
     share. `max_input`: largest magnitude of the network's inputs (`Recipe.max_input`); 1 for pixels scaled to [0, 1].
 
     only_kernels_are_masked: exactly the prunable tensors have a mask, under one name, and the right shape; if not,
@@ -304,7 +304,7 @@ def _check_others_trained(start: InitialState, result: TrainingResult, trained: 
 
 
 def _check_fixed(start: InitialState, result: TrainingResult, fixed: Collection[str]) -> list[str]:
-    """Return the tensors of `fixed` that changed in training: they would be trained although they were never pruned."""
+    """Return the tensors of `fixed` that changed in training, although they have requires_grad=False."""
     states = [result.end, *(state for point, state in result.snapshots.items() if point != "gradient")]
     return [
         name

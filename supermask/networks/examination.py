@@ -7,7 +7,7 @@ buffers only, and its logits have the shape `(batch, classes)`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -62,6 +62,8 @@ def examine_module(
     differ between two constructions under one seed, and errors in the module's code.
     """
     module, generators = _construct(make, image_shape, name, 0)
+    # Before any pass, which may set requires_grad.
+    frozen = frozenset(n for n, p in module.named_parameters() if not p.requires_grad)
     again, _ = _construct(make, image_shape, name, 0)
     other, other_generators = _construct(make, image_shape, name, OTHER_SEED)
     _check_generators(generators, other_generators, name)
@@ -69,7 +71,7 @@ def examine_module(
     _check_same_values(state_tensors(module), state_tensors(again), name)
     _check_constructor_draws(hidden_state(module), hidden_state(again), hidden_state(other), name)
     _check_passes(module, again, image_shape, classes, min(batch_size or PROBE_IMAGES, PROBE_IMAGES), name)
-    return _facts(module, _probe_images(image_shape), image_shape, classes, name)
+    return _facts(module, _probe_images(image_shape), image_shape, classes, name, frozen)
 
 
 def _construct(
@@ -339,8 +341,14 @@ def checked_logits(forward: Callable[[Tensor], Any], images: Tensor, classes: in
 
 
 def _facts(
-    module: nn.Module, images: Tensor, image_shape: tuple[int, int, int], classes: int, name: str
+    module: nn.Module,
+    images: Tensor,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    name: str,
+    frozen: Collection[str] = (),
 ) -> NetworkFacts:
+    """Return the facts of a module. `frozen`: its parameters with requires_grad=False after construction."""
     prunable = prunable_parameters(module)
     passes = list(_gradient_passes(module, images, name))
     trained = frozenset[str]().union(*(one.trained for one in passes))
@@ -367,7 +375,9 @@ def _facts(
         )
     names, aliases = {t.name for t in tensors}, shared_names(module)
     unmasked = [
-        UnmaskedTensor(n, tuple(t.shape), DTYPES[t.dtype], n in trained, n not in parameters)
+        UnmaskedTensor(
+            n, tuple(t.shape), DTYPES[t.dtype], n in trained, n not in parameters, n in frozen and n not in trained
+        )
         for n, t in module.state_dict().items()
         if n not in names and n not in aliases
     ]

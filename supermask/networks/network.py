@@ -42,9 +42,18 @@ class UnmaskedTensor:
     dtype: str
     """`float32` or `int64`."""
     trained: bool
-    """True for a parameter that gets a gradient; False for a buffer and for a parameter that is held fixed."""
+    """True for a parameter that got a gradient when the module was examined; False for others and for buffers."""
     is_buffer: bool = False
     """True for a buffer, such as a running mean, which a forward pass may change."""
+    is_frozen: bool = False
+    """True for a parameter with requires_grad=False after construction. Facts of earlier versions do not say."""
+
+    def to_data(self) -> dict[str, Any]:
+        """Return a JSON-serializable dict; `is_frozen` is omitted if it is False."""
+        data = {**vars(self), "shape": list(self.shape)}
+        if not self.is_frozen:
+            del data["is_frozen"]
+        return data
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class NetworkFacts:
                 }
                 for t in self.tensors
             ],
-            "unmasked": [{**vars(t), "shape": list(t.shape)} for t in self.unmasked],
+            "unmasked": [t.to_data() for t in self.unmasked],
             "aliases": [list(pair) for pair in self.aliases],
             "multiplications": self.multiplications,
         }
@@ -143,9 +152,8 @@ class Network:
 
     @property
     def fixed_names(self) -> frozenset[str]:
-        """Unmasked parameters that training leaves as they are: frozen ones, and those that no forward pass uses."""
-        unmasked = () if self.facts is None else self.facts.unmasked
-        return frozenset(t.name for t in unmasked if not t.trained and not t.is_buffer)
+        """Parameters with requires_grad=False, which training may not change. Empty for facts of earlier versions."""
+        return frozenset(t.name for t in self.facts.unmasked if t.is_frozen) if self.facts is not None else frozenset()
 
     @property
     def buffers(self) -> frozenset[str]:

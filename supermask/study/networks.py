@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
@@ -270,6 +270,7 @@ class UnmaskedForm(TypedDict):
     dtype: Literal["float32", "int64"]
     trained: bool
     is_buffer: bool
+    is_frozen: NotRequired[bool]
 
 
 @with_config(_FORM)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from supermask.core.errors import UserError
 from supermask.networks.examination import examine_module
-from supermask.networks.network import NetworkFacts
+from supermask.networks.network import Network, NetworkFacts
+from supermask.study.networks import read_network_facts
 
 SHAPE = (1, 8, 8)
 
@@ -185,6 +186,38 @@ def test_unmasked_tensors_and_what_trains() -> None:
         "2.num_batches_tracked": False,
         "3.bias": True,
     }
+
+
+class Unfreezes(nn.Module):
+    """A layer that the constructor holds fixed and the first training pass releases, and one that stays fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fixed, self.head = nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+        self.body.requires_grad_(False)
+        self.fixed.requires_grad_(False)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.body.requires_grad_(self.training)
+        logits: Tensor = self.head(self.fixed(self.body(x.flatten(1))).relu())
+        return logits
+
+
+def test_only_parameters_without_requires_grad_are_recorded_as_frozen() -> None:
+    found = facts(Unfreezes)
+    assert {t.name for t in found.unmasked if t.is_frozen} == {"fixed.weight", "fixed.bias"}
+    assert {t.name for t in found.unmasked if t.trained} == {"body.bias", "head.bias"}
+    data = found.to_data()
+    assert [t["name"] for t in data["unmasked"] if "is_frozen" in t] == ["fixed.weight", "fixed.bias"]
+    assert read_network_facts(data) == found
+    # Facts of earlier versions do not say which parameters are frozen: nothing is checked.
+    for tensor in data["unmasked"]:
+        tensor.pop("is_frozen", None)
+    earlier = read_network_facts(data)
+    assert earlier is not None
+    assert Network("mine:net", found).fixed_names == {"fixed.weight", "fixed.bias"}
+    assert Network("mine:net", earlier).fixed_names == frozenset()
 
 
 class SkipsLayers(nn.Module):

@@ -24,6 +24,7 @@ from supermask.engines.job import TrainingJob
 from supermask.execution.run import RunOptions, run_plans
 from supermask.export.tickets.checks import check_ticket
 from supermask.export.tickets.packing import pack_run
+from supermask.networks.network import UnmaskedTensor
 from supermask.networks.registry import canonical_name
 from supermask.store import Store
 from supermask.store.planning import plan_study
@@ -396,6 +397,46 @@ def test_draws_and_seeds_of_an_import_change_no_initialization(folder: Path, lin
     assert all(torch.equal(states[0].weights[n], w) for n, w in states[2].weights.items())
     assert all(torch.equal(states[1].weights[n], w) for n, w in states[3].weights.items())
     assert not torch.equal(states[0].weights["stem.weight"], states[1].weights["stem.weight"])
+
+
+BRANCHES = """
+import random
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, image_shape, classes):
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, classes)
+
+    def forward(self, images):
+        x = self.stem(images.flatten(1)).relu()
+        if not self.training or random.random() < 0.5:
+            x = x + self.branch(x)
+        return self.head(x)
+"""
+
+
+def test_runs_with_facts_of_earlier_versions_are_verified_and_extended(folder: Path) -> None:
+    (folder / "nets.py").write_text(BRANCHES)
+    plan = make_plan(study(treatments=[{"name": "base"}]))
+    facts = examine_network(plan.network, (1, 8, 8), 10)
+    assert [t.name for t in facts.tensors] == ["stem.weight", "branch.weight", "head.weight"]
+    # An earlier version took a layer that its one pass had skipped for untrained.
+    branch = [
+        UnmaskedTensor("branch.weight", (8, 8), "float32", False),
+        UnmaskedTensor("branch.bias", (8,), "float32", False),
+    ]
+    unmasked = (*(t for t in facts.unmasked if not t.name.startswith("branch")), *branch)
+    tensors = tuple(t for t in facts.tensors if t.name != "branch.weight")
+    earlier = replace(facts, tensors=tensors, unmasked=unmasked)
+    store = Store(folder / "store")
+    for levels in (1, 2):
+        made = study(treatments=[{"name": "base"}], prune={"levels": levels, "rates": {"hidden": 0.4}})
+        train_plan(make_plan(made, PlanInputs(network_facts={plan.study.network: earlier})), folder / "store")
+        assert {row["status"] for row in plan_rows(plan_study(made, store), store)[0]} == {"finished"}
+    results = list(verify_store(store))
+    assert len(results) == 3 and {result.verdict for result in results} == {"held"}
 
 
 FAILING = """
