@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -42,8 +43,12 @@ MEMORY_TOLERANCE = 1e-4
 NOT_STORED = (
     "which is not in its state_dict, so it could be neither stored nor rewound: register it with register_buffer"
 )
-TRAINING_PROBES = 8
-"""Forward passes in training mode of a module that draws random numbers, each under another seed."""
+TRAINING_PROBES = 16
+"""Most passes in training mode that look for a gradient of every parameter, each under another seed."""
+VARIED_IMAGES = 256
+"""Most images of every such pass but the first."""
+MAX_PROBE_MULTIPLICATIONS = 2**30
+"""Multiplications of such a forward pass, as far as `PROBE_IMAGES` images need no more. Half a second on one core."""
 DTYPES = {torch.float32: "float32", torch.int64: "int64"}
 
 
@@ -350,7 +355,7 @@ def _facts(
 ) -> NetworkFacts:
     """Return the facts of a module. `frozen`: its parameters with requires_grad=False after construction."""
     prunable = prunable_parameters(module)
-    passes = list(_gradient_passes(module, images, name))
+    passes = list(_gradient_passes(module, images, image_shape, name))
     trained = frozenset[str]().union(*(one.trained for one in passes))
     output_layer = next((one.output_layer for one in passes if one.output_layer is not None), None)
     tensors = []
@@ -381,7 +386,7 @@ def _facts(
         for n, t in module.state_dict().items()
         if n not in names and n not in aliases
     ]
-    multiplications = max(one.multiplications for one in passes) // len(images)
+    multiplications = max(one.multiplications for one in passes)
     return NetworkFacts(
         image_shape, classes, tuple(tensors), tuple(unmasked), tuple(sorted(aliases.items())), multiplications
     )
@@ -389,33 +394,47 @@ def _facts(
 
 @dataclass(frozen=True)
 class _GradientPass:
-    """One forward and backward pass of the probe images."""
+    """One forward and backward pass of probe images."""
 
     trained: frozenset[str]
     """Parameters with a gradient."""
     output_layer: nn.Module | None
     """Layer that gives the logits."""
     multiplications: int
-    """Multiplications of the forward pass of all images."""
+    """Multiplications of the forward pass of one image."""
 
 
-def _gradient_passes(module: nn.Module, images: Tensor, name: str) -> Iterator[_GradientPass]:
-    """Yield a pass in training mode; if it drew random numbers, also one in evaluation mode and more in training mode.
+def _gradient_passes(
+    module: nn.Module, images: Tensor, image_shape: tuple[int, int, int], name: str
+) -> Iterator[_GradientPass]:
+    """Yield passes in training mode until every parameter that can be trained had a gradient in one of them.
 
-    A module that skips layers at random has no gradient for them in some passes, and trains them in others.
+    The first pass is enough for most modules. Others skip layers at random, or choose them by their images: further
+    passes have other seeds and more varied images. A forward pass in evaluation mode then counts multiplications.
     """
     with seeded_draws(0):
         before = _generator_states()
         first = _gradient_pass(module.train(), images, name)
         draws = before != _generator_states()
     yield first
-    if not draws:
+    missing = {n for n, p in module.named_parameters() if p.requires_grad} - first.trained
+    if not missing:
         return
-    with seeded_draws(0):
-        yield _gradient_pass(module.eval(), images, name)
+    count = min(max(MAX_PROBE_MULTIPLICATIONS // max(first.multiplications, 1), PROBE_IMAGES), VARIED_IMAGES)
     for seed in range(1, TRAINING_PROBES):
-        with seeded_draws(seed):
-            yield _gradient_pass(module.train(), images, name)
+        later = None
+        # Values beyond [0, 1], and other numbers of images, may be errors in the module.
+        with seeded_draws(seed), suppress(Exception):
+            later = _gradient_pass(module.train(), _varied_images(image_shape, count, seed), name)
+        if later is not None:
+            yield later
+            missing -= later.trained
+        if not missing:
+            break
+    if draws:
+        # Layers that training skips at random multiply too.
+        with seeded_draws(0), torch.no_grad():
+            yield _gradient_pass(module.eval(), images, name)
 
 
 def _gradient_pass(module: nn.Module, images: Tensor, name: str) -> _GradientPass:
@@ -436,7 +455,7 @@ def _gradient_pass(module: nn.Module, images: Tensor, name: str) -> _GradientPas
     return _GradientPass(
         frozenset(n for n, p in module.named_parameters() if p.requires_grad and p.grad is not None),
         next((layer for layer, output in reversed(calls) if _gives_logits(output, logits)), None),
-        sum(_multiplications(layer, output) for layer, output in calls),
+        sum(_multiplications(layer, output) for layer, output in calls) // len(images),
     )
 
 
@@ -474,3 +493,21 @@ def _multiplications(layer: nn.Module, output: Any) -> int:
 def _probe_images(image_shape: tuple[int, int, int], seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(PROBE_IMAGES, *image_shape, generator=generator)
+
+
+def _varied_images(image_shape: tuple[int, int, int], count: int, seed: int) -> Tensor:
+    """Return noise `(count, channels, height, width)` of many scales and offsets, of pixels or of 4x4 patches.
+
+    In [0, 1] for odd seeds; others are centered and exceed it, as normalized pixels do.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = image_shape
+    pixels = torch.randn(count, *image_shape, generator=generator)
+    patches = torch.randn(count, channels, min(height, 4), min(width, 4), generator=generator)
+    is_coarse, scale, offset = torch.rand(3, count, 1, 1, 1, generator=generator)
+    noise = torch.where(is_coarse < 0.5, torch.nn.functional.interpolate(patches, (height, width)), pixels)
+    # Standard deviations of 1/4 to 4.
+    noise.mul_((4 * scale - 2).exp2())
+    if seed % 2:
+        return noise.add_(offset).clamp_(0, 1)
+    return noise.mul_(4).add_(2 * offset - 1)

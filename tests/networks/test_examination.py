@@ -254,6 +254,94 @@ def test_layers_that_a_pass_skips_at_random_are_prunable(draw: Callable[[], floa
         assert found.multiplications == 64 * 8 + 3 * 8 * 8 + 8 * 10
 
 
+class Routed(nn.Module):
+    """A mixture of eight experts: each image goes to the one that the router prefers, the others are not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.router, self.head = nn.Linear(64, 16), nn.Linear(16, 8), nn.Linear(16, 10)
+        self.experts = nn.ModuleList([nn.Linear(16, 16) for _ in range(8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embedding(x.flatten(1)).relu()
+        share, choice = self.router(h).softmax(1).max(1)
+        mixed = h
+        for number, expert in enumerate(self.experts):
+            rows = (choice == number).nonzero()[:, 0]
+            if len(rows):
+                mixed = mixed.index_add(0, rows, expert(h[rows]) * share[rows, None])
+        logits: Tensor = self.head(mixed)
+        return logits
+
+
+def test_layers_that_images_are_routed_to_are_prunable() -> None:
+    found = facts(Routed)
+    assert all(t.trained for t in found.unmasked)
+    assert [t.name for t in found.tensors] == [
+        "embedding.weight",
+        "router.weight",
+        "head.weight",
+        *(f"experts.{i}.weight" for i in range(8)),
+    ]
+
+
+class Scaled(nn.Module):
+    """Parts whose gradient only evaluation has, with or without dropout: a scale, and a second head."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.body, self.head, self.second = nn.Linear(64, 8), nn.Linear(8, 10), nn.Linear(8, 10)
+        self.dropout = nn.Dropout(dropout)
+        self.scale = nn.Parameter(torch.ones(10))
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.dropout(self.body(x.flatten(1)).relu())
+        if self.training:
+            return {"logits": self.head(h), "second": self.second(h)}
+        return (self.head(h) + self.second(h)) / self.scale
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_what_only_evaluation_uses_is_not_trained(dropout: float) -> None:
+    found = facts(lambda: Scaled(dropout))
+    assert [t.name for t in found.tensors] == ["body.weight", "head.weight"]
+    assert {t.name for t in found.unmasked if t.trained} == {"body.bias", "head.bias"}
+    assert not any(t.is_frozen for t in found.unmasked)
+
+
+class CountsGradients(nn.Module):
+    """Counts the backward passes of its body; `kind` is a part without a gradient, or dropout."""
+
+    def __init__(self, kind: str, backward_passes: list[int]) -> None:
+        super().__init__()
+        self.body, self.head, self.dropout = nn.Linear(64, 8), nn.Linear(8, 10), nn.Dropout(0.1 * (kind == "dropout"))
+        self.unused = nn.Linear(3, 3) if kind == "unused" else None
+        self.body.weight.register_hook(lambda gradient: backward_passes.append(len(gradient)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.dropout(self.body(x.flatten(1)).relu()))
+        return logits
+
+
+def test_one_gradient_pass_is_enough_if_every_parameter_has_a_gradient() -> None:
+    passes: dict[str, list[int]] = {"plain": [], "dropout": [], "unused": []}
+    for kind, made in passes.items():
+        facts(lambda kind=kind, made=made: CountsGradients(kind, made))  # type: ignore[misc]
+    assert len(passes["plain"]) == len(passes["dropout"]) < len(passes["unused"])
+
+
+class Bounded(SkipsLayers):
+    """Takes pixels in [0, 1] only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.min() >= 0 and x.max() <= 1
+        return super().forward(x)
+
+
+def test_varied_images_that_the_module_refuses_are_left_out() -> None:
+    assert len(facts(lambda: Bounded(random.random, skips_in_evaluation=True)).tensors) == 5
+
+
 class TwoHeads(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
