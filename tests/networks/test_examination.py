@@ -624,6 +624,42 @@ def test_logits_may_not_depend_on_earlier_passes() -> None:
         facts(KeepsWeight)
 
 
+class Constrained(Linear):
+    """Parameters with a domain: a standard deviation, a gate that starts at 0, and a probability."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sigma = nn.Parameter(torch.full((64,), 1e-6))
+        self.gate, self.probability = nn.Parameter(torch.zeros(64)), nn.Parameter(torch.ones(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert (self.gate >= 0).all()
+        p = torch.distributions.Bernoulli(self.probability).mean
+        noise = torch.distributions.Normal(torch.zeros(64), self.sigma).rsample()
+        return super().forward((x.flatten(1) + noise) * (p + self.gate))
+
+
+class Exact(Linear):
+    """Takes the initial value of a parameter only; `counts` makes its logits depend on a counter."""
+
+    def __init__(self, counts: bool) -> None:
+        super().__init__()
+        self.scale, self.counts = nn.Parameter(torch.ones(1)), counts
+        self.passes: int | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.scale == 1
+        self.passes = (self.passes or 0) + 1
+        return super().forward(x) * self.scale / (self.passes if self.counts else 1)
+
+
+def test_parameters_stay_in_their_domain() -> None:
+    assert facts(Constrained).tensors
+    assert facts(lambda: Exact(counts=False)).tensors
+    with pytest.raises(UserError, match="its logits depend on its attribute 'passes' that earlier forward passes set"):
+        facts(lambda: Exact(counts=True))
+
+
 class Remembers(Linear):
     """Keeps its last features in attributes that nothing reads, and sizes and tables of its first pass."""
 
