@@ -190,6 +190,16 @@ def _check_tensors(module: nn.Module, name: str) -> None:
                 f"network {quote(name)}: {quote(tensor_name)} is {tensor.dtype}; allowed are float32 (parameters) and "
                 "int64 (buffers)."
             )
+        if tensor.layout is not torch.strided:
+            raise UserError(
+                f"network {quote(name)}: {quote(tensor_name)} is {tensor.layout}, which no run can store: register it "
+                "with persistent=False, or dense."
+            )
+        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            raise UserError(
+                f"network {quote(name)}: {quote(tensor_name)} has entries that share memory (expand): register a copy, "
+                "with .clone()."
+            )
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise UserError(f"network {quote(name)} has no parameter that can be trained.")
 

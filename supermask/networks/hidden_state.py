@@ -52,9 +52,11 @@ def _copy(value: Any, registered: set[int], depth: int = 0) -> Any:
         return _OPAQUE
     if isinstance(value, Tensor):
         # One with a history is computed from parameters, for example by the hook of weight norm.
-        return value.detach().clone() if value.grad_fn is None else _OPAQUE
+        return _copy_tensor(value.detach()) if value.grad_fn is None else _OPAQUE
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        value = value.tolist()
     if isinstance(value, np.ndarray):
-        return value.copy()
+        return np.array(value)
     if value is None or isinstance(value, (bool, int, float, complex, str, np.generic)):
         return value
     if isinstance(value, nn.Module):
@@ -66,12 +68,22 @@ def _copy(value: Any, registered: set[int], depth: int = 0) -> Any:
     return _OPAQUE
 
 
+def _copy_tensor(tensor: Tensor) -> Any:
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce()
+        # The dense tensor may be too large.
+        return [tensor.indices().clone(), tensor.values().clone()]
+    is_comparable = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_meta or tensor.is_nested)
+    return tensor.clone() if is_comparable else _OPAQUE
+
+
 def is_equal(a: Any, b: Any) -> bool:
-    """Compare two values of hidden states; what cannot be compared is equal to itself alone."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return np.array_equal(a, b)
+    """Compare two values of hidden states. NaN equals NaN; what cannot be compared equals everything of its kind."""
+    if (isinstance(a, Tensor) and isinstance(b, Tensor)) or (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        equal: Any = (a == b) | ((a != a) & (b != b))
+        return bool(equal.all())
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(is_equal(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict):

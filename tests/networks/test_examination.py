@@ -679,6 +679,59 @@ def test_caches_and_records_that_change_no_logits_are_allowed() -> None:
     assert facts(Remembers) == facts(KeepsTable)
 
 
+def object_array() -> Any:
+    values = np.empty(2, dtype=object)
+    values[:] = [np.zeros(2), np.array([1.0, np.nan])]
+    return values
+
+
+CONSTANTS: dict[str, Callable[[], Any]] = {
+    "an array with NaN": lambda: np.array([0.5, np.nan]),
+    "a tensor with NaN and infinity": lambda: torch.tensor([0.5, torch.nan, torch.inf]),
+    "complex numbers": lambda: torch.tensor([1j, complex(torch.nan, 0)]),
+    "an array of arrays": object_array,
+    "an array of texts": lambda: np.array(["a", "b"]),
+    "a structured array": lambda: np.zeros(2, dtype=[("a", "f4"), ("b", "i8")]),
+    "dates": lambda: np.array(["2020-01-01", "NaT"], dtype="datetime64[D]"),
+    "a sparse tensor": lambda: torch.eye(4).to_sparse(),
+    "a sparse tensor in rows": lambda: torch.eye(4).to_sparse_csr(),
+    "a quantized tensor": lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8),
+    "a tensor without values": lambda: torch.empty(3, device="meta"),
+    "a nested tensor": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "an expanded tensor": lambda: torch.ones(1).expand(16),
+}
+
+
+class Keeps(Linear):
+    """A constant of any kind outside the `state_dict`."""
+
+    def __init__(self, constant: Any) -> None:
+        super().__init__()
+        self.constant = constant
+        if isinstance(constant, Tensor):
+            self.register_buffer("buffered", constant, persistent=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*is in (beta|prototype):UserWarning", "ignore:.*deprecated.*:UserWarning")
+@pytest.mark.parametrize("kind", CONSTANTS)
+def test_constants_of_every_kind_are_allowed(kind: str) -> None:
+    assert facts(lambda: Keeps(CONSTANTS[kind]())).tensors
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: torch.rand(4, 4).to_sparse(),
+        lambda: np.array([np.random.rand(2), None], dtype=object),
+        lambda: torch.cat([torch.tensor([torch.nan]), torch.rand(1)]),
+    ],
+    ids=["a sparse tensor", "an array of arrays", "a tensor with NaN"],
+)
+def test_constants_that_are_drawn_are_refused(draw: Callable[[], Any]) -> None:
+    with pytest.raises(UserError, match="its constructor draws its attribute 'constant'"):
+        facts(lambda: Keeps(draw()))
+
+
 class ChangesImages(Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.sub_(0.5))
@@ -727,6 +780,12 @@ def test_the_examination_leaves_no_changed_parameter() -> None:
     assert facts(make).tensors[0].own_std == float(weight.double().square().mean().sqrt())
 
 
+def with_buffer(make: Callable[[], Tensor]) -> nn.Module:
+    module = Linear()
+    module.register_buffer("mask", make())
+    return module
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "another shape": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)),
@@ -749,6 +808,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "computes its weight from other tensors",
     ),
     "another type": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double(), "is torch.float64"),
+    "an expanded buffer": (
+        lambda: with_buffer(lambda: torch.ones(1).expand(16)),
+        "'mask' has entries that share memory (expand): register a copy, with .clone()",
+    ),
+    "a sparse buffer": (
+        lambda: with_buffer(lambda: torch.eye(4).to_sparse()),
+        "'mask' is torch.sparse_coo, which no run can store: register it with persistent=False, or dense",
+    ),
     "wrong images": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), "its forward pass of 4 images of shape (1, 8, 8)"),
 }
 
