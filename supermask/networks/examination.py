@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from supermask.core.errors import UserError, quote
 from supermask.core.invariants import bitwise_equal
 from supermask.core.types import PrunableTensor, TensorKind
-from supermask.networks.hidden_state import HiddenState, hidden_state, is_changed_by_passes, is_equal
+from supermask.networks.hidden_state import HiddenState, accumulates, hidden_state, is_equal, keeps_changing
 from supermask.networks.network import (
     NetworkFacts,
     UnmaskedTensor,
@@ -75,7 +76,16 @@ def examine_module(
     _check_tensors(module, name)
     _check_same_values(state_tensors(module), state_tensors(again), name)
     _check_constructor_draws(hidden_state(module), hidden_state(again), hidden_state(other), name)
-    _check_passes(module, again, image_shape, classes, min(batch_size or PROBE_IMAGES, PROBE_IMAGES), name)
+    probe = _Probe(_probe_images(image_shape, 2), min(batch_size or PROBE_IMAGES, PROBE_IMAGES), classes, name)
+    drifting = _check_passes(module, image_shape, probe)
+    remembers = _find_memory(module, again, probe)
+    if drifting:
+        fresh = [_construct(make, image_shape, name, 0)[0] for _ in range(2)]
+        _check_counters(drifting, module, fresh, probe)
+    if remembers:
+        raise UserError(
+            f"network {quote(name)}: its logits depend on {remembers} that earlier forward passes set, {NOT_STORED}."
+        )
     return _facts(module, _probe_images(image_shape), image_shape, classes, name, frozen)
 
 
@@ -226,75 +236,108 @@ def _check_same_values(first: dict[str, Tensor], second: dict[str, Tensor], name
             )
 
 
-def _check_passes(
-    module: nn.Module, unused: nn.Module, image_shape: tuple[int, int, int], classes: int, batch_size: int, name: str
-) -> None:
-    """Evaluate, train and evaluate as an engine does; refuse wrong logits, and passes that change more than buffers.
+@dataclass(frozen=True)
+class _Probe:
+    """Settings of the passes in which modules are compared."""
 
-    `unused`: the same module without any pass. Both have other values in their buffers afterwards.
+    images: Tensor
+    batch_size: int
+    """Images of a pass in training mode; one in evaluation mode has all of them."""
+    classes: int
+    name: str
+
+    def logits(self, module: nn.Module, tensors: Mapping[str, Tensor], training: bool) -> Tensor:
+        """Return the logits of a pass of the module with these tensors, under one seed."""
+        _set_tensors(module, tensors)
+        images = self.images[: self.batch_size] if training else self.images
+        with seeded_draws(0), torch.set_grad_enabled(training):
+            return checked_logits(module.train(training), images.clone(), self.classes, self.name).detach()
+
+
+def _check_passes(module: nn.Module, image_shape: tuple[int, int, int], probe: _Probe) -> dict[str, Any]:
+    """Evaluate, train and evaluate as an engine does; refuse wrong logits, and passes that change parameters.
+
+    Returns the attributes that keep changing, with their values at the start.
     """
+    name, classes = probe.name, probe.classes
     parameters = {n: p.detach().clone() for n, p in module.named_parameters()}
-    states = [hidden_state(module)]
+    start, states = hidden_state(module), []
     for seed in (0, 1):
         images = _probe_images(image_shape, seed)
-        _check_pass(module.eval(), images, classes, name)
-        _check_pass(module.train(), images[:batch_size], classes, name)
         # The last images of an evaluation may be any number.
-        for evaluated in (images, images[:1]):
-            _check_pass(module.eval(), evaluated, classes, name)
-        states.append(hidden_state(module))
+        passes = [(False, images), (True, images[: probe.batch_size]), (False, images), (False, images[:1])]
+        for training, batch in passes:
+            _check_pass(module.train(training), batch, classes, name)
+            if seed:
+                states.append(hidden_state(module))
     for parameter_name, parameter in module.named_parameters():
         if not torch.equal(parameter.detach(), parameters[parameter_name]):
             raise UserError(
                 f"network {quote(name)}: its forward pass changes its parameter {quote(parameter_name)}: only the "
                 "optimizer may, or no certificate could hold."
             )
-    start, first, second = states
-    for attribute, value in start.items():
-        if is_changed_by_passes(attribute, value, first.get(attribute), second.get(attribute)):
-            raise UserError(
-                f"network {quote(name)}: its forward pass changes its attribute {quote(attribute)}, {NOT_STORED}."
-            )
-    _check_memory(module, unused, image_shape, classes, batch_size, name)
+    # What the first passes compute may stay as it is.
+    return {
+        n: value
+        for n, value in start.items()
+        if any(keeps_changing(value, first.get(n), second.get(n)) for first, second in pairwise(states))
+    }
 
 
-def _check_memory(
-    module: nn.Module, unused: nn.Module, image_shape: tuple[int, int, int], classes: int, batch_size: int, name: str
-) -> None:
-    """Refuse a module whose logits depend on earlier passes, beyond what its `state_dict` holds.
+def _find_memory(module: nn.Module, unused: nn.Module, probe: _Probe) -> str:
+    """Return what the logits of a module depend on beside its `state_dict`, set by earlier passes; empty if nothing.
 
-    Both modules get the tensors of `module`, with other parameters: a value computed from earlier ones is seen too.
+    `unused`: the same module without any pass. Both get the tensors of `module`, with other parameters: a value
+    computed from earlier ones is seen too.
     """
     values = {n: t.clone() for n, t in module.state_dict().items()}
-    images = _probe_images(image_shape, 2)
     start = hidden_state(unused)
-
-    def passes(tested: nn.Module, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        _set_tensors(tested, tensors)
-        logits = []
-        for training in (False, True):
-            tested.train(training)
-            with seeded_draws(0), torch.set_grad_enabled(training):
-                batch = images[:batch_size] if training else images
-                logits.append(checked_logits(tested, batch.clone(), classes, name).detach())
-        return logits
-
     try:
-        tensors = values | _perturbed_parameters(module)
-        pairs = zip(passes(module, tensors), passes(unused, tensors), strict=True)
+        is_equal_to_unused = _has_equal_logits(module, unused, values | _perturbed_parameters(module), probe)
     except UserError:
         # The module does not take these parameters, which no training gave it.
-        pairs = zip(passes(module, values), passes(unused, values), strict=True)
-    for used, expected in pairs:
-        tolerance = MEMORY_TOLERANCE * float(expected.abs().nan_to_num().max())
-        if not torch.allclose(used, expected, rtol=0, atol=tolerance, equal_nan=True):
-            last = hidden_state(module)
-            names = [n for n, value in last.items() if not is_equal(value, start.get(n))]
-            source = f"its attribute {quote(names[0])}" if names else "something"
-            raise UserError(
-                f"network {quote(name)}: its logits depend on {source} that earlier forward passes set, {NOT_STORED}."
-            )
+        is_equal_to_unused = _has_equal_logits(module, unused, values, probe)
     _set_tensors(module, values)
+    if is_equal_to_unused:
+        return ""
+    used, expected = hidden_state(module), hidden_state(unused)
+    # What the same passes set to the same values is a record of them.
+    names = [n for n, value in used.items() if not is_equal(value, expected.get(n))]
+    names += [n for n, value in used.items() if not is_equal(value, start.get(n))]
+    return f"its attribute {quote(names[0])}" if names else "something"
+
+
+def _has_equal_logits(module: nn.Module, unused: nn.Module, tensors: Mapping[str, Tensor], probe: _Probe) -> bool:
+    expected = {training: probe.logits(unused, tensors, training) for training in (False, True)}
+    # Several passes, so that values that alternate are seen.
+    for training in (False, True, True, False, True):
+        logits = probe.logits(module, tensors, training)
+        tolerance = MEMORY_TOLERANCE * float(expected[training].abs().nan_to_num().max())
+        if not torch.allclose(logits, expected[training], rtol=0, atol=tolerance, equal_nan=True):
+            return False
+    return True
+
+
+def _check_counters(drifting: Mapping[str, Any], module: nn.Module, fresh: Sequence[nn.Module], probe: _Probe) -> None:
+    """Refuse attributes that each pass computes from their former values, even if no logits depend on them yet.
+
+    After the same passes, those of a used module differ from those of two fresh ones, which are equal. Records of the
+    last pass are equal in all three; times of day and durations differ in all three.
+    """
+    values = {n: t.clone() for n, t in module.state_dict().items()}
+    counters = dict(drifting)
+    for training in (False, True, True, False):
+        for tested in (module, *fresh):
+            probe.logits(tested, values, training)
+        used, first, second = (hidden_state(tested) for tested in (module, *fresh))
+        counters = {
+            n: start for n, start in counters.items() if accumulates(start, used.get(n), first.get(n), second.get(n))
+        }
+    _set_tensors(module, values)
+    for attribute in counters:
+        raise UserError(
+            f"network {quote(probe.name)}: its forward pass changes its attribute {quote(attribute)}, {NOT_STORED}."
+        )
 
 
 def _set_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -93,24 +93,33 @@ def is_equal(a: Any, b: Any) -> bool:
     return bool(a == b) or (a != a and b != b)
 
 
-def is_changed_by_passes(name: str, start: Any, first: Any, second: Any) -> bool:
-    """Return True if forward passes change an attribute. `first`, `second`: its values after two rounds of passes.
+def keeps_changing(start: Any, first: Any, second: Any) -> bool:
+    """Return True if a value changed between `first` and `second`, which were read after two passes.
 
-    Public numbers, tensors and lists may not change at all. Of other attributes, what was there at the start may change
-    in the first round, as the size of a cache does. None, and what was not there, may become anything.
+    Of lists and dicts, what was there at the start is compared.
     """
-    is_public = not name.rpartition(".")[2].startswith("_")
-    if is_public and isinstance(start, (int, float, Tensor, list)) and not is_equal(start, first):
-        return True
-    return _keeps_changing(start, first, second)
-
-
-def _keeps_changing(start: Any, first: Any, second: Any) -> bool:
     if start is None or start is _OPAQUE:
         return False
-    if isinstance(start, dict) and isinstance(first, dict) and isinstance(second, dict):
-        return any(_keeps_changing(value, first.get(key), second.get(key)) for key, value in start.items())
-    if isinstance(start, list) and isinstance(first, list) and isinstance(second, list):
-        pairs = zip(start, first, second, strict=False)
-        return len(first) != len(second) or any(_keeps_changing(*values) for values in pairs)
+    parts = _split(start, first, second)
+    if parts is not None:
+        return any(keeps_changing(*values) for values in parts)
     return not is_equal(first, second)
+
+
+def accumulates(start: Any, used: Any, fresh: Any, again: Any) -> bool:
+    """Return True if a value of a used module differs from those of two fresh ones, which are equal."""
+    if start is None or start is _OPAQUE:
+        return False
+    parts = _split(start, used, fresh, again)
+    if parts is not None:
+        return any(accumulates(*values) for values in parts)
+    return is_equal(fresh, again) and not is_equal(used, fresh)
+
+
+def _split(start: Any, *later: Any) -> list[tuple[Any, ...]] | None:
+    """Return the entries that `start` has, each with its later values; None if one of them is no list or dict."""
+    if isinstance(start, dict) and all(isinstance(value, dict) for value in later):
+        return [(value, *(values.get(key) for values in later)) for key, value in start.items()]
+    if isinstance(start, list) and all(isinstance(value, list) for value in later):
+        return list(zip(start, *later, strict=False))
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -677,6 +678,80 @@ class Remembers(Linear):
 
 def test_caches_and_records_that_change_no_logits_are_allowed() -> None:
     assert facts(Remembers) == facts(KeepsTable)
+
+
+class Records(Linear):
+    """Sizes, tables and records in attributes that are numbers or tensors at the start; no logits depend on a record.
+
+    A table that the first pass makes is used.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length, self.height, self._width = 0, 0, 0
+        self.auxiliary_loss, self.last_mean, self._last_time, self.first_mean = 0.0, 0.0, 0.0, 0.0
+        self.features: list[float] = []
+        self.sums = [0.0]
+        self.register_buffer("table", torch.zeros(0), persistent=False)
+        self.register_buffer("last", torch.zeros(10), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = time.perf_counter()
+        self.height, self._width = x.shape[2:]
+        x = x.flatten(1)
+        if self.length < x.shape[1]:
+            self.table, self.length = torch.linspace(0, 1, x.shape[1]), x.shape[1]
+        logits = super().forward(x * self.table)
+        self.auxiliary_loss = logits.square().mean()  # type: ignore[assignment]
+        self.last_mean = self.sums[0] = float(logits.mean().detach())
+        self.first_mean = self.first_mean or self.last_mean
+        self.features.append(self.last_mean)
+        self.last.copy_(logits.detach().mean(0))
+        self._last_time = time.perf_counter() - start
+        return logits
+
+
+def test_records_may_start_as_numbers_and_tensors() -> None:
+    assert facts(Records) == facts(KeepsTable)
+
+
+class Alternates(Linear):
+    """Changes its logits in every `period`-th pass, or in every `period`-th one in training."""
+
+    def __init__(self, period: int, training_only: bool, is_used: bool) -> None:
+        super().__init__()
+        self.phase, self.period, self.training_only, self.is_used = 0, period, training_only, is_used
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or not self.training_only:
+            self.phase = (self.phase + 1) % self.period
+        return super().forward(x) * (2 if self.is_used and not self.phase else 1)
+
+
+@pytest.mark.parametrize("training_only", [False, True])
+@pytest.mark.parametrize("period", [2, 3, 4])
+def test_values_that_alternate_are_refused(period: int, training_only: bool) -> None:
+    for is_used in (True, False):
+        with pytest.raises(UserError, match=r"changes its attribute 'phase'|logits depend on"):
+            facts(lambda is_used=is_used: Alternates(period, training_only, is_used))  # type: ignore[misc]
+
+
+class Previous(Linear):
+    """Reads a value of the pass before and replaces it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.previous = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x.flatten(1) - self.previous)
+        self.previous = float(x.mean())
+        return logits
+
+
+def test_a_record_that_the_next_pass_reads_is_refused() -> None:
+    with pytest.raises(UserError, match="its logits depend on its attribute 'previous' that earlier forward passes"):
+        facts(Previous)
 
 
 def object_array() -> Any:
