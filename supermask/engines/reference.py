@@ -156,7 +156,8 @@ class _ModuleTrainer:
                 for layer in instance_layers:
                     layer.momentum = 1 / (number + 1)
                 batch = torch.from_numpy(sampler.batch(number)).to(self.device)
-                network_logits(self.network, self.module, self.inputs.scale(self.images.index_select(0, batch)))
+                inputs = self.inputs.scale(self.images.index_select(0, batch))
+                network_logits(self.network, self.module, inputs, self.module)
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         return self.state().unmasked
@@ -180,7 +181,7 @@ class _ModuleTrainer:
         inputs = self.inputs.training_batch(self.images.index_select(0, batch), iteration)
         # Without autocast for float32: entering it costs time at every step.
         with torch.autocast(self.device.type, torch.bfloat16) if self.recipe.precision == "bfloat16" else nullcontext():
-            logits = network_logits(self.network, self.forward, inputs)
+            logits = network_logits(self.network, self.module, inputs, self.forward)
         loss = self.loss(logits.float(), self.labels.index_select(0, batch))
         if self.has_user_loss:
             check_loss(self.recipe.loss, loss)
@@ -215,7 +216,9 @@ class _ModuleTrainer:
             for a in (images, labels)
         )
         loss_and_accuracy = evaluate_batches(
-            lambda chunk: network_logits(self.network, self.module, self.inputs.scale(chunk)), pixels, targets
+            lambda chunk: network_logits(self.network, self.module, self.inputs.scale(chunk), self.module),
+            pixels,
+            targets,
         )
         self.module.train()
         return loss_and_accuracy
@@ -227,14 +230,14 @@ class _ModuleTrainer:
         self.optimizer.load_named_state(self.named_parameters, state, iteration - self.start.first_iteration)
 
 
-def network_logits(network: Network, forward: Callable[[Tensor], Any], inputs: Tensor) -> Tensor:
-    """Return the logits `(batch, classes)` of `forward`, the network's module or a call of it.
+def network_logits(network: Network, module: nn.Module, inputs: Tensor, forward: Callable[[Tensor], Any]) -> Tensor:
+    """Return the logits `(batch, classes)` of the network's module; `forward` is the module, or calls it.
 
     Raises UserError for errors in a user's module, and for logits of another shape.
     """
     if not network.is_user_code or network.facts is None:
         return extract_logits(forward(inputs))
-    return checked_logits(forward, inputs, network.facts.classes, network.name)
+    return checked_logits(forward, inputs, network.facts.classes, network.name, module.training)
 
 
 def backward(network: Network, loss: Tensor) -> None:

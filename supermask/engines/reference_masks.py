@@ -168,7 +168,8 @@ class MaskTrainer:
 
     def _forward(self, weights: Weights, pixels: Tensor) -> Tensor:
         tensors = {**weights, **self.unmasked}
-        return network_logits(self.network, lambda images: functional_call(self.module, tensors, (images,)), pixels)
+        forward = lambda images: functional_call(self.module, tensors, (images,))  # noqa: E731
+        return network_logits(self.network, self.module, pixels, forward)
 
     def optimizer_state(self) -> OptimizerState:
         return self.optimizer.named_state(self._trained_tensors())

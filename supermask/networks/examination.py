@@ -251,7 +251,7 @@ class _Probe:
         _set_tensors(module, tensors)
         images = self.images[: self.batch_size] if training else self.images
         with seeded_draws(0), torch.set_grad_enabled(training):
-            return checked_logits(module.train(training), images.clone(), self.classes, self.name).detach()
+            return checked_logits(module.train(training), images.clone(), self.classes, self.name, training).detach()
 
 
 def _check_passes(module: nn.Module, image_shape: tuple[int, int, int], probe: _Probe) -> dict[str, Any]:
@@ -373,7 +373,7 @@ def _check_pass(module: nn.Module, images: Tensor, classes: int, name: str) -> N
     mode = "training" if module.training else "evaluation"
     with seeded_draws(0), torch.set_grad_enabled(module.training):
         # A copy: as in training, every pass gets images that the module may change.
-        logits = checked_logits(module, images.clone(), classes, name)
+        logits = checked_logits(module, images.clone(), classes, name, module.training)
         if not logits.is_floating_point() or not logits.isfinite().all():
             raise UserError(
                 f"network {quote(name)} gives logits that are not finite numbers for random images in [0, 1] in {mode} "
@@ -392,13 +392,14 @@ def _probe_loss(logits: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, torch.zeros_like(logits).softmax(1))
 
 
-def checked_logits(forward: Callable[[Tensor], Any], images: Tensor, classes: int, name: str) -> Tensor:
+def checked_logits(
+    forward: Callable[[Tensor], Any], images: Tensor, classes: int, name: str, is_training: bool
+) -> Tensor:
     """Return the logits `(batch, classes)` of a user's module; `forward` is the module, or calls it.
 
-    Raises UserError for errors in the module's code, and for another output.
+    `is_training`: mode of the module, for messages. Raises UserError for errors in its code, and for another output.
     """
-    # PyTorch's global grad mode follows the module's: evaluations have none.
-    mode = "training" if torch.is_grad_enabled() else "evaluation"
+    mode = "training" if is_training else "evaluation"
     count = "1 image" if len(images) == 1 else f"{len(images)} images"
     with translate_errors(name, f"its forward pass of {count} of shape {tuple(images.shape[1:])} in {mode} mode"):
         logits = extract_logits(forward(images), name)

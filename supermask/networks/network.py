@@ -6,7 +6,6 @@ an examination of the module (`networks.examination`). Nothing here imports torc
 
 from __future__ import annotations
 
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from supermask.core.errors import UserError, quote
 from supermask.core.initializers import OWN, draw_weights
+from supermask.core.installed_files import is_installed
 from supermask.core.rng import Stream, random_stream
 from supermask.core.types import InitialState, PrunableTensor
 from supermask.networks.sequential import (
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from supermask.core.types import Array
+
+PACKAGE = Path(__file__).parents[1]
+"""Folder of this package."""
 
 
 @dataclass(frozen=True)
@@ -281,8 +284,8 @@ def translate_errors(name: str, action: str) -> Iterator[None]:
 
 def _is_library_file(file: str) -> bool:
     """Return True for files of this package, of installed packages and of the standard library."""
-    folders = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "<")
-    return "site-packages" in file or file.startswith(folders)
+    # "<" begins the names of code without a file.
+    return file.startswith("<") or Path(file).is_relative_to(PACKAGE) or is_installed(Path(file))
 
 
 def materialize(module: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:

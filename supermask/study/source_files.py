@@ -10,15 +10,13 @@ import ast
 import hashlib
 import importlib.machinery
 import re
-import site
 import sys
-import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from supermask.core.errors import UserError
+from supermask.core.installed_files import is_installed
 
 MAX_SOURCE_BYTES = 10_000_000
 """Bytes of one source file."""
@@ -234,20 +232,3 @@ def module_bindings(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.AST]]:
                 yield from module_bindings(getattr(node, field, []))
             for handler in (*getattr(node, "handlers", []), *getattr(node, "cases", [])):
                 yield from module_bindings(handler.body)
-
-
-@cache
-def _installed_folders() -> tuple[Path, ...]:
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    folders = [sysconfig.get_path(name) for name in names]
-    folders += [*site.getsitepackages(), site.getusersitepackages()]
-    return tuple(Path(folder).resolve() for folder in folders if folder)
-
-
-def is_installed(path: Path) -> bool:
-    """Return True for a file of the standard library or of an installed package."""
-    resolved = path.resolve()
-    # Folders of other interpreters, of Debian's packages and of `pip install --target` keep these names.
-    if {"site-packages", "dist-packages"} & set(resolved.parts):
-        return True
-    return any(resolved.is_relative_to(folder) for folder in _installed_folders())

@@ -25,7 +25,8 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from supermask.core.errors import UserError, did_you_mean, quote
-from supermask.study.source_files import SourceFile, find_source, is_installed, module_bindings, source_closure
+from supermask.core.installed_files import is_installed
+from supermask.study.source_files import SourceFile, find_source, module_bindings, source_closure
 
 
 @dataclass(frozen=True)

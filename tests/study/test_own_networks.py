@@ -478,6 +478,55 @@ def test_an_error_of_the_module_in_training_names_its_line(
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
+NORMALIZED = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, image_shape, classes):
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, classes)
+
+    def forward(self, images):
+        if self.training and len(images) > 4:
+            raise KeyError("seen in training only")
+        return self.head(self.norm(self.body(images.flatten(1))))
+"""
+
+
+def test_an_error_while_statistics_are_estimated_names_the_mode_of_the_module(folder: Path) -> None:
+    (folder / "nets.py").write_text(NORMALIZED)
+    plan = examined(treatments=[{"name": "base", "trained": False, "mask1": "constant"}])
+    run = next(run for run in plan.runs.values() if not run.is_trained)
+    job = TrainingJob(plan.network, plan.network.initial_state(0), run.recipe, 0)
+    with pytest.raises(UserError, match=r"its forward pass of \d+ images .* in training mode failed at line 12 of "):
+        reference.train([job], [data((1, 8, 8), 10)])
+
+
+@pytest.mark.parametrize("packages", ["site-packages", "dist-packages"])
+def test_an_error_in_an_installed_package_names_the_user_s_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, packages: str
+) -> None:
+    (folder / packages).mkdir()
+    (folder / packages / "installed_layers.py").write_text("def flatten(x):\n    raise KeyError('inside')\n")
+    monkeypatch.syspath_prepend(str(folder / packages))
+    (folder / "nets.py").write_text(FAILS_IN_PACKAGE)
+    with pytest.raises(UserError, match=r"failed at line 8 of .*nets\.py: KeyError: 'inside'"):
+        examined(network="nets:Net")
+    del sys.modules["installed_layers"]
+
+
+FAILS_IN_PACKAGE = """
+import installed_layers
+from torch import nn
+
+
+class Net(nn.Linear):
+    def __init__(self, image_shape, classes): super().__init__(64, classes)
+    def forward(self, images): return super().forward(installed_layers.flatten(images))
+"""
+
+
 def test_missing_code_is_named(folder: Path) -> None:
     (folder / "nets.py").unlink()
     with pytest.raises(UserModuleNotFound, match=r"network 'nets:Net': there is no module 'nets'.*Put nets.py there"):
