@@ -8,6 +8,7 @@ from pathlib import Path
 
 from supermask.core.environment import check_path
 from supermask.core.errors import UserError, quote
+from supermask.core.text import escape_controls
 
 STORE_FOLDERS = ("runs", "points", "conflicts", "quarantine", "staging", "checkpoints", "claims", "notes")
 """Folders of a store; nothing else writes to them."""
@@ -21,7 +22,7 @@ def check_store(folder: Path) -> None:
     if any((folder / name).is_dir() for name in STORE_FOLDERS) or not any(folder.iterdir()):
         return
     if root := _enclosing_store(folder):
-        raise UserError(f"{quote(str(folder))} is a part of a store: give {quote(str(root))}.")
+        raise UserError(f"{quote(str(folder))} is a part of a store: give '{escape_controls(str(root))}'.")
     raise UserError(f"{quote(str(folder))} is not a store: give the folder of a store, which holds `runs/`.")
 
 
@@ -33,9 +34,8 @@ def output_path(path: str | Path) -> Path:
     """
     target = check_path(path)
     if root := _enclosing_store(target):
-        raise UserError(
-            f"{quote(str(target))} is in the store {quote(str(root))}, among its own files: give another place."
-        )
+        store = escape_controls(str(root))
+        raise UserError(f"{quote(str(target))} is in the store '{store}', among its own files: give another place.")
     return target
 
 
