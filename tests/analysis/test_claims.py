@@ -321,6 +321,7 @@ def test_iterations_are_compared_and_censoring_is_said() -> None:
     assert decided(clause, lost).clauses[0].censored == (("a", 0, 16), ("b", 0, 16))
 
 
+@pytest.mark.slow
 def test_without_a_loss_of_the_control_a_share_of_it_is_no_margin() -> None:
     """Here b gains 4 points on c: a negative margin would turn each relation around."""
     for relation in ("at_least", "matches", "above", "below", "at_most"):

@@ -56,6 +56,7 @@ def test_changed_files_are_decoded_again(folder: Path, write: Callable[..., str]
     assert second.fingerprint == load(locator).fingerprint != first.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [as_images, as_parquet])
 def test_images_are_decoded_again_under_other_rules(
     folder: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., str]

@@ -288,6 +288,7 @@ LABEL_GUESSES: list[tuple[dict[str, str], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("columns", "message"), LABEL_GUESSES, ids=lambda value: " ".join(value))
 def test_an_integer_is_taken_for_the_label_only_if_it_is_alone(
     folder: Path, columns: dict[str, str], message: str

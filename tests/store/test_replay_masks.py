@@ -155,6 +155,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return done(tmp_path_factory.mktemp("beside"), *treatments, learn=learn, network="fc-20")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rescaled", [False, True])
 @pytest.mark.parametrize("others_lr", [0.0, 0.3])
 @pytest.mark.parametrize("method", METHODS)

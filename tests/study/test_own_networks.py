@@ -194,6 +194,7 @@ def test_the_id_contains_the_arguments_the_source_and_the_initializer(folder: Pa
     assert len({first, *others}) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fc", "fc-20", "conv2", "conv8"])
 def test_networks_that_are_no_modules_have_no_weights_of_their_own(name: str) -> None:
     """`own` is refused before training, with the allowed initializers."""
