@@ -24,7 +24,8 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 MODULES_THAT_IMPORT_TORCH = (
     *("engines.reference", "engines.augmentation", "engines.mask_evaluation", "engines.sparse", "engines.stacked"),
-    *("networks.examination", "networks.hidden_state", "networks.residual", "networks.vgg"),
+    *("networks.examination", "networks.gradient_passes", "networks.hidden_state", "networks.layers"),
+    *("networks.module_output", "networks.residual", "networks.vgg"),
 )
 """Modules that import torch at the top, with their submodules; all others import them inside functions only."""
 

@@ -25,7 +25,7 @@ from supermask.engines.job import Array, BatchSampler, TrainingJob
 from supermask.engines.precision import matmul_precision
 from supermask.engines.reference_optimizer import FusedOptimizer
 from supermask.engines.training import OptimizerState, run_training
-from supermask.networks.examination import checked_logits, extract_logits
+from supermask.networks.module_output import compute_logits, extract_logits
 from supermask.networks.network import Network, shared_names, translate_errors
 
 EVALUATION_PIXELS = {"cpu": 2**18, "cuda": 2**22}
@@ -237,7 +237,7 @@ def network_logits(network: Network, module: nn.Module, inputs: Tensor, forward:
     """
     if not network.is_user_code or network.facts is None:
         return extract_logits(forward(inputs))
-    return checked_logits(forward, inputs, network.facts.classes, network.name, module.training)
+    return compute_logits(forward, inputs, network.facts.classes, network.name, module.training)
 
 
 def backward(network: Network, loss: Tensor) -> None:

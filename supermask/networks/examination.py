@@ -6,23 +6,22 @@ buffers only, and its logits have the shape `(batch, classes)`.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from supermask.core.errors import UserError, quote
 from supermask.core.invariants import bitwise_equal
-from supermask.core.types import PrunableTensor, TensorKind
+from supermask.core.types import PrunableTensor
+from supermask.networks.gradient_passes import PROBE_IMAGES, generator_states, probe_images, run_gradient_passes
 from supermask.networks.hidden_state import HiddenState, accumulates, hidden_state, is_equal, keeps_changing
+from supermask.networks.layers import prunable_parameters, weight_names
+from supermask.networks.module_output import compute_logits, probe_loss
 from supermask.networks.network import (
     NetworkFacts,
     UnmaskedTensor,
@@ -33,10 +32,6 @@ from supermask.networks.network import (
     translate_errors,
 )
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-PROBE_IMAGES = 4
-"""Images of the forward passes of an examination; batch normalization needs more than one."""
 OTHER_SEED = 2_718_281_828
 """A second seed, which no constructor is likely to choose."""
 MEMORY_TOLERANCE = 1e-4
@@ -44,12 +39,6 @@ MEMORY_TOLERANCE = 1e-4
 NOT_STORED = (
     "which is not in its state_dict, so it could be neither stored nor rewound: register it with register_buffer"
 )
-TRAINING_PROBES = 16
-"""Most passes in training mode that look for a gradient of every parameter, each under another seed."""
-VARIED_IMAGES = 256
-"""Most images of every such pass but the first."""
-MAX_PROBE_MULTIPLICATIONS = 2**30
-"""Multiplications of such a forward pass, as far as `PROBE_IMAGES` images need no more. Half a second on one core."""
 DTYPES = {torch.float32: "float32", torch.int64: "int64"}
 
 
@@ -76,7 +65,7 @@ def examine_module(
     _check_tensors(module, name)
     _check_same_values(state_tensors(module), state_tensors(again), name)
     _check_constructor_draws(hidden_state(module), hidden_state(again), hidden_state(other), name)
-    probe = _Probe(_probe_images(image_shape, 2), min(batch_size or PROBE_IMAGES, PROBE_IMAGES), classes, name)
+    probe = _Probe(probe_images(image_shape, 2), min(batch_size or PROBE_IMAGES, PROBE_IMAGES), classes, name)
     drifting = _check_passes(module, image_shape, probe)
     remembers = _find_memory(module, again, probe)
     if drifting:
@@ -86,7 +75,7 @@ def examine_module(
         raise UserError(
             f"network {quote(name)}: its logits depend on {remembers} that earlier forward passes set, {NOT_STORED}."
         )
-    return _facts(module, _probe_images(image_shape), image_shape, classes, name, frozen)
+    return _facts(module, probe_images(image_shape), image_shape, classes, name, frozen)
 
 
 def _construct(
@@ -98,7 +87,7 @@ def _construct(
         if not isinstance(module, nn.Module):
             raise UserError(f"network {quote(name)} gives {type(module).__name__}, not a torch.nn.Module.")
         materialize(module, image_shape)
-        return module, _generator_states()
+        return module, generator_states()
 
 
 def shipped_module_facts(
@@ -111,70 +100,10 @@ def shipped_module_facts(
     """
     if with_values:
         module, _ = _construct(make, image_shape, name, 0)
-        return _facts(module, _probe_images(image_shape), image_shape, classes, name)
+        return _facts(module, probe_images(image_shape), image_shape, classes, name)
     with torch.device("meta"):
         module, images = make(), torch.zeros(PROBE_IMAGES, *image_shape)
     return _facts(module, images, image_shape, classes, name)
-
-
-def extract_logits(output: Any, name: str = "") -> Tensor:
-    """Return the logits of a module's output: the output itself, or its entry or attribute `logits`.
-
-    Raises UserError for other outputs.
-    """
-    if isinstance(output, Tensor):
-        return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    kind = type(output).__name__
-    if isinstance(output, (tuple, list)):
-        parts = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in output)
-        kind = f"{kind} of {len(output)} ({parts})"
-    raise UserError(
-        f"network {quote(name)}: its forward pass returns a {kind}: return the logits alone, or name them 'logits' in "
-        "a dict."
-    )
-
-
-def prunable_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, TensorKind, tuple[int, int]]]:
-    """Return name -> (module, kind, fans) of the weights of Linear, Conv, attention and recurrent layers.
-
-    In the order of the `state_dict`. A tensor that several modules share is listed once, under its first name, if any
-    of them is such a layer; it has the kind and the fans of the first one. Linear layers have the kind `hidden`.
-    """
-    aliases = shared_names(module)
-    prunable: dict[str, tuple[nn.Module, TensorKind, tuple[int, int]]] = {}
-    for name, entry in _layer_weights(module):
-        prunable.setdefault(aliases.get(name, name), entry)
-    return {name: prunable[name] for name in module.state_dict(keep_vars=True) if name in prunable}
-
-
-def _layer_weights(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, TensorKind, tuple[int, int]]]]:
-    """Yield (name, (module, kind, fans)) of the weights of each layer; a weight that two layers share twice."""
-    for prefix, layer in module.named_modules():
-        dot = f"{prefix}." if prefix else ""
-        if isinstance(layer, nn.Linear):
-            yield f"{dot}weight", (layer, "hidden", (layer.in_features, layer.out_features))
-        elif isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)):
-            window = prod(layer.kernel_size)
-            fans = (layer.in_channels // layer.groups * window, layer.out_channels // layer.groups * window)
-            yield f"{dot}weight", (layer, "conv", fans)
-        else:
-            for key in _weight_names(layer):
-                outputs, inputs = layer.get_parameter(key).shape
-                yield f"{dot}{key}", (layer, "hidden", (inputs, outputs))
-
-
-def _weight_names(layer: nn.Module) -> list[str]:
-    """Return the names of the weights that a layer's forward pass reads; empty for a layer without prunable ones."""
-    if isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)):
-        return ["weight"]
-    if isinstance(layer, nn.MultiheadAttention):
-        return ["in_proj_weight"] if layer._qkv_same_embed_dim else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
-    if isinstance(layer, nn.RNNBase):
-        return [key for key in layer._flat_weights_names if key.startswith("weight_")]
-    return []
 
 
 # --- checks ---
@@ -184,7 +113,7 @@ def _check_tensors(module: nn.Module, name: str) -> None:
     """Refuse modules whose state is not plain float32 and int64 tensors of the `state_dict`."""
     for prefix, layer in module.named_modules():
         where = f"its module {quote(prefix or type(layer).__name__)}"
-        if is_parametrized(layer) or any(key not in layer._parameters for key in _weight_names(layer)):
+        if is_parametrized(layer) or any(key not in layer._parameters for key in weight_names(layer)):
             raise UserError(
                 f"network {quote(name)}: {where} computes its weight from other tensors (weight norm, spectral norm or "
                 "another parametrization), so no weight can be masked: use it without."
@@ -251,7 +180,7 @@ class _Probe:
         _set_tensors(module, tensors)
         images = self.images[: self.batch_size] if training else self.images
         with seeded_draws(0), torch.set_grad_enabled(training):
-            return checked_logits(module.train(training), images.clone(), self.classes, self.name, training).detach()
+            return compute_logits(module.train(training), images.clone(), self.classes, self.name, training).detach()
 
 
 def _check_passes(module: nn.Module, image_shape: tuple[int, int, int], probe: _Probe) -> dict[str, Any]:
@@ -263,7 +192,7 @@ def _check_passes(module: nn.Module, image_shape: tuple[int, int, int], probe: _
     parameters = {n: p.detach().clone() for n, p in module.named_parameters()}
     start, states = hidden_state(module), []
     for seed in (0, 1):
-        images = _probe_images(image_shape, seed)
+        images = probe_images(image_shape, seed)
         # The last images of an evaluation may be any number.
         passes = [(False, images), (True, images[: probe.batch_size]), (False, images), (False, images[:1])]
         for training, batch in passes:
@@ -373,7 +302,7 @@ def _check_pass(module: nn.Module, images: Tensor, classes: int, name: str) -> N
     mode = "training" if module.training else "evaluation"
     with seeded_draws(0), torch.set_grad_enabled(module.training):
         # A copy: as in training, every pass gets images that the module may change.
-        logits = checked_logits(module, images.clone(), classes, name, module.training)
+        logits = compute_logits(module, images.clone(), classes, name, module.training)
         if not logits.is_floating_point() or not logits.isfinite().all():
             raise UserError(
                 f"network {quote(name)} gives logits that are not finite numbers for random images in [0, 1] in {mode} "
@@ -384,31 +313,7 @@ def _check_pass(module: nn.Module, images: Tensor, classes: int, name: str) -> N
         if not logits.requires_grad:
             raise UserError(f"network {quote(name)}: its logits do not depend on its parameters (no gradient).")
         with translate_errors(name, "its backward pass"):
-            _probe_loss(logits).backward()  # type: ignore[no-untyped-call]
-
-
-def _probe_loss(logits: Tensor) -> Tensor:
-    """Return a loss in which every logit has its own weight: a constant one has no gradient through a softmax."""
-    return torch.nn.functional.cross_entropy(logits, torch.zeros_like(logits).softmax(1))
-
-
-def checked_logits(
-    forward: Callable[[Tensor], Any], images: Tensor, classes: int, name: str, is_training: bool
-) -> Tensor:
-    """Return the logits `(batch, classes)` of a user's module; `forward` is the module, or calls it.
-
-    `is_training`: mode of the module, for messages. Raises UserError for errors in its code, and for another output.
-    """
-    mode = "training" if is_training else "evaluation"
-    count = "1 image" if len(images) == 1 else f"{len(images)} images"
-    with translate_errors(name, f"its forward pass of {count} of shape {tuple(images.shape[1:])} in {mode} mode"):
-        logits = extract_logits(forward(images), name)
-    if tuple(logits.shape) != (len(images), classes):
-        raise UserError(
-            f"network {quote(name)} gives an output of shape {tuple(logits.shape)} for images of shape "
-            f"{tuple(images.shape)}; it needs (batch, classes) = ({len(images)}, {classes}) in {mode} mode."
-        )
-    return logits
+            probe_loss(logits).backward()  # type: ignore[no-untyped-call]
 
 
 # --- facts ---
@@ -424,7 +329,7 @@ def _facts(
 ) -> NetworkFacts:
     """Return the facts of a module. `frozen`: its parameters with requires_grad=False after construction."""
     prunable = prunable_parameters(module)
-    passes = list(_gradient_passes(module, images, image_shape, name))
+    passes = list(run_gradient_passes(module, images, image_shape, name))
     trained = frozenset[str]().union(*(one.trained for one in passes))
     output_layer = next((one.output_layer for one in passes if one.output_layer is not None), None)
     tensors = []
@@ -461,122 +366,5 @@ def _facts(
     )
 
 
-@dataclass(frozen=True)
-class _GradientPass:
-    """One forward and backward pass of probe images."""
-
-    trained: frozenset[str]
-    """Parameters with a gradient."""
-    output_layer: nn.Module | None
-    """Layer that gives the logits."""
-    multiplications: int
-    """Multiplications of the forward pass of one image."""
-
-
-def _gradient_passes(
-    module: nn.Module, images: Tensor, image_shape: tuple[int, int, int], name: str
-) -> Iterator[_GradientPass]:
-    """Yield passes in training mode until every parameter that can be trained had a gradient in one of them.
-
-    The first pass is enough for most modules. Others skip layers at random, or choose them by their images: further
-    passes have other seeds and more varied images. A forward pass in evaluation mode then counts multiplications.
-    """
-    with seeded_draws(0):
-        before = _generator_states()
-        first = _gradient_pass(module.train(), images, name)
-        draws = before != _generator_states()
-    yield first
-    missing = {n for n, p in module.named_parameters() if p.requires_grad} - first.trained
-    if not missing:
-        return
-    count = min(max(MAX_PROBE_MULTIPLICATIONS // max(first.multiplications, 1), PROBE_IMAGES), VARIED_IMAGES)
-    for seed in range(1, TRAINING_PROBES):
-        later = None
-        # Values beyond [0, 1], and other numbers of images, may be errors in the module.
-        with seeded_draws(seed), suppress(Exception):
-            later = _gradient_pass(module.train(), _varied_images(image_shape, count, seed), name)
-        if later is not None:
-            yield later
-            missing -= later.trained
-        if not missing:
-            break
-    if draws:
-        # Layers that training skips at random multiply too.
-        with seeded_draws(0), torch.no_grad():
-            yield _gradient_pass(module.eval(), images, name)
-
-
-def _gradient_pass(module: nn.Module, images: Tensor, name: str) -> _GradientPass:
-    calls: list[tuple[nn.Module, Tensor]] = []
-    handles = [
-        layer.register_forward_hook(lambda layer, _, output: calls.append((layer, output)))
-        for layer in {id(layer): layer for _, (layer, _, _) in _layer_weights(module)}.values()
-    ]
-    for parameter in module.parameters():
-        parameter.grad = None
-    try:
-        logits = extract_logits(module(images.clone()), name)
-        if logits.requires_grad:
-            _probe_loss(logits).backward()  # type: ignore[no-untyped-call]
-    finally:
-        for handle in handles:
-            handle.remove()
-    return _GradientPass(
-        frozenset(n for n, p in module.named_parameters() if p.requires_grad and p.grad is not None),
-        next((layer for layer, output in reversed(calls) if _gives_logits(output, logits)), None),
-        sum(_multiplications(layer, output) for layer, output in calls) // len(images),
-    )
-
-
-def _generator_states() -> tuple[bytes, Any, Any]:
-    """Return the states of torch's, NumPy's and Python's global generators; equal if no number was drawn between."""
-    numpy_state = np.random.get_state(legacy=False)
-    numpy_position = (numpy_state["state"]["key"].tobytes(), numpy_state["state"]["pos"], numpy_state["has_gauss"])
-    return torch.default_generator.get_state().numpy().tobytes(), numpy_position, random.getstate()
-
-
-def _gives_logits(output: Any, logits: Tensor) -> bool:
-    return isinstance(output, Tensor) and output.shape[:2] == logits.shape
-
-
 def _root_mean_square(tensor: Tensor) -> float:
     return float(tensor.detach().double().square().mean().sqrt())
-
-
-def _multiplications(layer: nn.Module, output: Any) -> int:
-    """Return the multiplications of one call of a layer with its weight, for the whole batch."""
-    values = output[0] if isinstance(output, tuple) else output
-    if not isinstance(values, Tensor):
-        return 0
-    if isinstance(layer, TRANSPOSED):
-        # Every input value meets the whole kernel of its channel; strides leave this many input positions.
-        return values.numel() * layer.weight.numel() // layer.out_channels // prod(layer.stride)
-    if isinstance(layer, CONVOLUTIONS):
-        return values.numel() * layer.weight.numel() // layer.out_channels
-    if isinstance(layer, nn.Linear):
-        return values.numel() * layer.in_features
-    weights = sum(p.numel() for p in layer.parameters(recurse=False) if p.ndim > 1)
-    return weights * values.numel() // values.shape[-1]
-
-
-def _probe_images(image_shape: tuple[int, int, int], seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(PROBE_IMAGES, *image_shape, generator=generator)
-
-
-def _varied_images(image_shape: tuple[int, int, int], count: int, seed: int) -> Tensor:
-    """Return noise `(count, channels, height, width)` of many scales and offsets, of pixels or of 4x4 patches.
-
-    In [0, 1] for odd seeds; others are centered and exceed it, as normalized pixels do.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    channels, height, width = image_shape
-    pixels = torch.randn(count, *image_shape, generator=generator)
-    patches = torch.randn(count, channels, min(height, 4), min(width, 4), generator=generator)
-    is_coarse, scale, offset = torch.rand(3, count, 1, 1, 1, generator=generator)
-    noise = torch.where(is_coarse < 0.5, torch.nn.functional.interpolate(patches, (height, width)), pixels)
-    # Standard deviations of 1/4 to 4.
-    noise.mul_((4 * scale - 2).exp2())
-    if seed % 2:
-        return noise.add_(offset).clamp_(0, 1)
-    return noise.mul_(4).add_(2 * offset - 1)

@@ -21,7 +21,7 @@ from supermask.core.errors import quote
 from supermask.core.types import Weights
 from supermask.engines.precision import matmul_precision
 from supermask.engines.stacked.forward import BatchGroup
-from supermask.networks.examination import extract_logits
+from supermask.networks.module_output import extract_logits
 from supermask.networks.network import Network, seeded_draws
 
 PROBE_IMAGES = 4
