@@ -12,25 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command_line import call
+from helpers.compared_results import ACCURACY, LABELS, our_rows, theirs, write_study
 from helpers.stored_study import train_study
 from scipy import stats as scipy_stats
 
 import supermask as sm
 from supermask.analysis.comparisons import (
-    CellComparison,
     OtherResult,
     OtherResults,
     ResultComparison,
-    TableColumns,
-    column_names,
     compare_results,
     find_metric,
-    parse_name_pairs,
     published_rows,
     published_values,
-    read_csv_results,
     row_results,
 )
+from supermask.analysis.comparisons.cells import CellComparison
 from supermask.analysis.comparisons.formats import format_csv, format_json, format_text
 from supermask.analysis.stats import compare as compare_means
 from supermask.analysis.stats import equivalence
@@ -38,58 +35,7 @@ from supermask.core.errors import UserError
 from supermask.core.text import Row
 from supermask.reporting.figures.comparison import comparison_caption
 from supermask.store import tables
-from supermask.store.row_files import is_parquet
 from supermask.store.rows import plan_rows
-
-ACCURACY = find_metric("early_stop_test_accuracy")
-LABELS = ["large_final", "random"]
-
-
-def our_rows(seeds: int = 5, shift: float = 0.0, seed: int = 0) -> list[Row]:
-    """Rows of two treatments at levels 1 to 3 and of the dense network; accuracies near 95% with sd 0.1 points."""
-    rng = np.random.default_rng(seed)
-    rows: list[Row] = []
-    for label, level in [("dense", 0), *((label, level) for label in LABELS for level in (1, 2, 3))]:
-        for number in range(seeds):
-            accuracy = 0.95 + 0.001 * rng.standard_normal() + (shift / 100 if label == "random" else 0)
-            rows.append(
-                {
-                    "id": f"{label}-{level}-{number}",
-                    "treatment": label,
-                    "level": level,
-                    "seed": number,
-                    "status": "finished",
-                    "network": "fc",
-                    "dataset": "mnist",
-                    "density": 0.6**level,
-                    "early_stop_test_accuracy": accuracy,
-                    "early_stop_validation_accuracy": accuracy,
-                }
-            )
-    return rows
-
-
-def theirs(rows: list[Row]) -> OtherResults:
-    """The same rows as results of somebody else."""
-    return OtherResults(
-        "theirs.csv",
-        tuple(
-            OtherResult(
-                str(row["treatment"]),
-                int(row["level"] or 0),
-                float(row["density"] or 0),
-                str(row["seed"]),
-                100 * float(row["early_stop_test_accuracy"] or 0),
-            )
-            for row in rows
-        ),
-    )
-
-
-def write_study(folder: Path, text: str, name: str = "theirs.csv") -> Path:
-    path = folder / name
-    path.write_text(text)
-    return path
 
 
 def test_cells_are_welchs_test_of_scipy() -> None:
@@ -147,24 +93,6 @@ def test_levels_match_by_density_to_the_nearest_within_two_percent() -> None:
     # 0.61 is within 2% of 0.6, 0.365 of 0.36; 0.30 is next to nothing.
     assert [(cell.treatment, cell.level) for cell in result.cells] == [("dense", 0), ("random", 1), ("random", 2)]
     assert any("random at 30%" in note for note in result.notes)
-
-
-def test_equal_values_are_counted_whatever_their_unit(tmp_path: Path) -> None:
-    # 100 * 0.9807 and 98.07 differ in the last bit.
-    rows = [
-        row | {"early_stop_test_accuracy": round(float(row["early_stop_test_accuracy"] or 0), 4)} for row in our_rows(9)
-    ]
-    assert any(100 * row["early_stop_test_accuracy"] != round(100 * row["early_stop_test_accuracy"], 2) for row in rows)
-    lines = ["treatment,level,seed,value"]
-    lines += [
-        f"{r['treatment']},{r['level']},{r['seed']},{round(100 * r['early_stop_test_accuracy'], 2)}" for r in rows
-    ]
-    others = read_csv_results(write_study(tmp_path, "\n".join(lines)), TableColumns(seed="seed"), ACCURACY)
-    result = compare_results(rows, others, ACCURACY, LABELS, "study")
-    assert (result.shared_runs, result.equal_runs) == (63, 63)
-    # The smallest possible difference of 10,000 test images is one.
-    others = OtherResults("t", tuple(replace(other, value=other.value + 0.01) for other in others.results))
-    assert compare_results(rows, others, ACCURACY, LABELS, "study").equal_runs == 0
 
 
 def test_the_dense_network_repeated_in_front_of_each_treatment_is_one_cell() -> None:
@@ -227,72 +155,6 @@ def test_densities_that_training_determines_do_not_have_to_agree(column: Row) ->
     assert [(cell.level, cell.other_n) for cell in result.cells] == [(1, 3)] and result.notes == ()
 
 
-@pytest.mark.parametrize(
-    ("density", "unit", "expected"),
-    [
-        (["0.6", "0.36"], "a share of 1", [0.6, 0.36]),
-        (["60.0%", "36%"], "percent", [0.6, 0.36]),
-        (["1", "0.02"], "a share of 1", [1.0, None]),  # 0.02 is too coarse: it may be 0.015
-        (["60", "1"], "percent", [0.6, None]),
-        (["0.61", ""], "a share of 1", [0.61, None]),
-        (["dense", "0.36"], "", [None, None]),
-        (["0.6", "-1"], "", [None, None]),
-        (["", "nan"], "", [None, None]),
-    ],
-)
-def test_weights_remaining_in_a_csv_table_are_checked(
-    tmp_path: Path, density: list[str], unit: str, expected: list[float | None]
-) -> None:
-    """A column `density`, as `supermask table` writes it, need not be named."""
-    lines = ["treatment,level,value,density", *(f"random,{i + 1},95,{text}" for i, text in enumerate(density))]
-    read = read_csv_results(write_study(tmp_path, "\n".join(lines)), TableColumns(), ACCURACY)
-    assert [result.density for result in read.results] == pytest.approx(expected)
-    assert [note for note in read.notes if "density is read" in note] == (
-        [f"theirs.csv: density is read as weights remaining, {unit}; levels have to agree in it."] if unit else []
-    )
-    is_unreadable = "dense" in density or "-1" in density
-    assert any("not checked by their weights remaining: " in note for note in read.notes) == is_unreadable
-    if expected == [0.6, 0.36]:
-        result = compare_results(our_rows(), read, ACCURACY, LABELS, "study")
-        assert [cell.level for cell in result.cells] == [1, 2]
-        rows = [row | {"density": 0.8 ** int(row["level"] or 0)} for row in our_rows()]
-        with pytest.raises(UserError, match=r"level 1 \(60%, here 80%\)"):
-            compare_results(rows, read, ACCURACY, LABELS, "study")
-
-
-@pytest.mark.parametrize("seeds", [("0", "1"), (None, None)])
-@pytest.mark.parametrize(
-    ("treatments", "names", "message"),
-    [
-        (("large_final", "magnitude"), {"magnitude": "large_final"}, "'large_final' and 'magnitude' are both"),
-        (("a", "b"), {"a": "random", "b": "random"}, "'a' and 'b' are both 'random' here"),
-        (("a", "dense"), {"a": "dense"}, "'a' and 'dense' are both 'dense' here"),
-        # Labels of one run that belongs to two treatments, as `supermask table` joins them.
-        (("large_final | random", "random"), {}, "'large_final | random' and 'random' are both 'random' here"),
-    ],
-)
-def test_two_treatments_of_theirs_are_not_one_of_ours(
-    treatments: tuple[str, str], names: dict[str, str], message: str, seeds: tuple[str | None, ...]
-) -> None:
-    level = 0 if "dense" in treatments else 1
-    others = [OtherResult(name, level, 0.6**level, seed, 95.0) for name in treatments for seed in seeds]
-    for by_density in (False, True):
-        with pytest.raises(UserError) as error:
-            compare_results(
-                our_rows(), OtherResults("t", tuple(others)), ACCURACY, LABELS, "study", None, names, by_density
-            )
-        assert message in str(error.value) and "--map" in str(error.value)
-
-
-def test_joined_labels_at_one_level_and_single_ones_at_another_are_one_treatment() -> None:
-    first = [OtherResult("large_final | random", 1, None, str(seed), 95.0) for seed in range(3)]
-    second = [OtherResult(label, 2, None, str(seed), 95.0) for label in LABELS for seed in range(3)]
-    result = compare_results(our_rows(), OtherResults("t", (*first, *second)), ACCURACY, LABELS, "study")
-    assert [(cell.treatment, cell.level, cell.other_n) for cell in result.cells] == [
-        (label, level, 3) for label in LABELS for level in (1, 2)
-    ]
-
-
 @pytest.mark.parametrize("has_seeds", [True, False])
 def test_of_several_densities_at_one_level_the_nearest_is_compared(has_seeds: bool) -> None:
     others = [
@@ -325,18 +187,6 @@ def test_a_density_that_varies_between_the_runs_of_a_level_is_one_cell() -> None
     assert [(cell.level, cell.other_n) for cell in result.cells] == [(1, 5)]
 
 
-def test_treatments_are_mapped_and_left_out() -> None:
-    others = OtherResults(
-        "t", tuple(OtherResult(name, 1, None, None, 95.0) for name in ("magnitude", "random", "extra"))
-    )
-    names = {"magnitude": "large_final", "extra": ""}
-    result = compare_results(our_rows(), others, ACCURACY, LABELS, "study", names=names)
-    assert [cell.treatment for cell in result.cells] == ["large_final", "random"]
-    # One run on their side: shown, not tested.
-    assert result.total.tested == 0
-    assert "not tested" in format_text(result)
-
-
 @pytest.mark.parametrize("by_density", [False, True])
 def test_treatments_with_dense_networks_of_their_own_are_compared_at_level_0(by_density: bool) -> None:
     rows = [
@@ -362,258 +212,6 @@ def test_treatments_with_dense_networks_of_their_own_are_compared_at_level_0(by_
         rows, OtherResults("t", (dense, *others)), ACCURACY, LABELS, "study", by_density=by_density
     )
     assert {cell.treatment for cell in result.cells} == {"random"} and "dense" in result.notes[0]
-
-
-@pytest.mark.parametrize(
-    ("text", "columns", "message"),
-    [
-        ("", {}, "is empty: give a CSV file"),
-        ("treatment,level,value\n", {}, "has a header and no line below it"),
-        ("treatment,level,accuracy\nrandom,1,0.9\n", {}, "no column 'value'"),
-        ("treatment,level,values\nrandom,1,0.9\n", {}, "did you mean 'values'?"),
-        ("treatment,level,value,value\nrandom,1,0.9,0.8\n", {}, "2 columns are called 'value'"),
-        ("\n,,\n;\r\n", {}, "is empty: give a CSV file"),
-        (
-            "treatment,level,value\nrandom,1,high\n",
-            {},
-            "line 2: column 'value' has 'high', which is no number. Allowed: 98.03, a share such as 0.9803, or 98.03%; "
-            "a run without a result has an empty field.",
-        ),
-        (
-            "\n\ntreatment;level;value\nrandom;1;NA\n",
-            {},
-            "line 4: column 'value' has 'NA', which is no number. Allowed:",
-        ),
-        ("treatment;level;value\nrandom;1;NA\n", {}, "Allowed: 98.03 or 98,03, a share"),
-        (
-            'treatment,level,value\nrandom,1,"98,03"\n',
-            {},
-            "Decimal commas need another separator, such as a semicolon.",
-        ),
-        ("treatment;level;value\nrandom;1;1.234,5\n", {}, "'1.234,5', which is no number"),
-        (
-            "treatment;level;value\nrandom;1;98,03\nrandom;1;98.1\n",
-            {},
-            "has '98,03' in line 2 and '98.1' in line 3: write all of its numbers in one way",
-        ),
-        ("treatment,level,value\nrandom,1,98%\nrandom,1,0.97\n", {}, "has '98%' in line 2 and '0.97' in line 3"),
-        ("treatment,level,value\nrandom,1,98%\n", {"unit": "share"}, "has percent signs: leave out --share"),
-        ("treatment,level,value\nrandom,1,980%\n", {}, "980, which is no accuracy"),
-        (
-            "treatment;level;value\nrandom;1,0;95\n",
-            {},
-            "column 'level' has '1,0', which is no number. Allowed: a whole",
-        ),
-        ("treatment,level,value\nrandom,64%,95\n", {}, "column 'level' has '64%', which is no number"),
-        ("treatment,level,value\nrandom,1e300,95\n", {}, "column 'level' has '1e300', which is not a level"),
-        ("treatment,level,value\nrandom,one,0.9\n", {}, "column 'level' has 'one', which is no number"),
-        ("treatment,level,value\nrandom,0.64,0.9\n", {}, "which is not a level (0, 1, 2 ...). Shares of weights"),
-        ("treatment,level,value\nrandom,-1,0.9\n", {}, "which is not a level"),
-        ("treatment,level,value\nrandom,,0.9\n", {}, "column 'level' is empty"),
-        ("treatment,level,value\nrandom,inf,0.9\n", {}, "it has to be a finite number"),
-        ("treatment,level,value\n,1,0.9\n", {}, "column 'treatment' is empty"),
-        ("treatment,level,value\nrandom,1,\n", {}, "column 'value' has no value in 1 line."),
-        ("treatment,level,value\nrandom,1\n", {}, "line 2: 2 fields where the header has 3"),
-        ('treatment,level,value\n"random,1,0.9\n', {}, "not CSV"),
-        ("treatment,level,value\nrandom,1,95\n", {"unit": "share"}, "give --percent instead of --share"),
-        ("treatment,level,value\nrandom,1,0.95\n", {"unit": "percent"}, "give --share instead of --percent"),
-        ("treatment,level,value\nrandom,1,0.95\nrandom,1,95\n", {}, "has both 0.95 and 95"),
-        ("treatment,level,value\nrandom,1,950\n", {}, "950, which is no accuracy"),
-        ("treatment,level,value\nrandom,1,-3\n", {}, "-3, which is no accuracy"),
-        (
-            "treatment,level,value,seed\nrandom,1,95,0\nrandom,1,96,0\n",
-            {"seed": "seed"},
-            "lines 2 and 3 are the same run: treatment 'random', level 1, seed '0'",
-        ),
-        ("treatment,left,value\nrandom,120,95\n", {"level": None, "density": "left"}, "weights remaining are a share"),
-    ],
-)
-def test_unusable_tables_are_refused(tmp_path: Path, text: str, columns: dict[str, str], message: str) -> None:
-    path = write_study(tmp_path, text)
-    with pytest.raises(UserError) as error:
-        read_csv_results(path, TableColumns(**columns), ACCURACY)  # type: ignore[arg-type]
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "binary.csv").write_bytes(b"PAR1\xff\xfe")
-    for path, message in (
-        (tmp_path / "missing.csv", "No such file"),
-        (tmp_path, "cannot be read"),
-        (tmp_path / "binary.csv", "not a CSV file in UTF-8"),
-    ):
-        with pytest.raises(UserError, match=message):
-            read_csv_results(path, TableColumns(), ACCURACY)
-
-
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        # Blank lines, decimal commas, percent signs, line ends of old Macs.
-        ("\n;;\n \r\ntreatment;level;value\nrandom;1;95\nrandom;1;50,5\n", [95.0, 50.5]),
-        ("treatment\tlevel\tvalue\nrandom\t1\t9,5e1\nrandom\t1\t50,5\n", [95.0, 50.5]),
-        ("treatment;level;value\nrandom;1;0,95 %\nrandom;1;0,5%\nrandom;1;nan\n", [0.95, 0.5]),
-        ("treatment,level,value\rrandom,1,0.95\rrandom,1,0.5", [95.0, 50.0]),
-        ("treatment,level,value\nrandom,1,0.95\nrandom,1,0.5\n", [95.0, 50.0]),
-        ("treatment;level;value\r\nrandom;1.0;95\r\n\r\nrandom;1;50\r\n", [95.0, 50.0]),
-        ("\ufefftreatment\tlevel\tvalue\nrandom\t1\t95\nrandom\t1\tnan\nrandom\t1\t50\n", [95.0, 50.0]),
-    ],
-)
-def test_separators_units_and_missing_values(tmp_path: Path, text: str, values: list[float]) -> None:
-    read = read_csv_results(write_study(tmp_path, text), TableColumns(), ACCURACY)
-    assert [result.value for result in read.results] == pytest.approx(values)
-    assert any("is read as" in note for note in read.notes)
-    assert any("has no value" in note for note in read.notes) == ("nan" in text)
-
-
-def test_repeated_header_lines_are_skipped_and_counted(tmp_path: Path) -> None:
-    header = "treatment,level,value,seed"
-    path = write_study(tmp_path, "\n".join([header, "random,1,95,0", header, "random,1,96,1", header, "random,1,97,1"]))
-    columns = TableColumns(unit="percent")
-    read = read_csv_results(path, columns, ACCURACY)
-    assert [result.value for result in read.results] == [95.0, 96.0, 97.0]
-    assert read.notes == ("2 repeated header lines of theirs.csv are skipped.",)
-    with pytest.raises(UserError, match="lines 4 and 6 are the same run"):
-        read_csv_results(path, replace(columns, seed="seed"), ACCURACY)
-
-
-def test_other_metrics_have_decimal_commas_but_iterations_do_not(tmp_path: Path) -> None:
-    path = write_study(tmp_path, "treatment;level;value\nrandom;1;16,500\n")
-    (result,) = read_csv_results(path, TableColumns(), find_metric("final_test_loss")).results
-    assert result.value == 16.5
-    with pytest.raises(UserError, match=r"'16,500', which is no number.*without separators of thousands"):
-        read_csv_results(path, TableColumns(), find_metric("early_stop_iteration"))
-    path = write_study(tmp_path, "treatment,level,value\nrandom,1,9.3%\n")
-    with pytest.raises(UserError, match=r"'9\.3%', which is no number\. Allowed: 0\.0931"):
-        read_csv_results(path, TableColumns(), find_metric("final_test_loss"))
-
-
-def test_densities_with_percent_signs_are_in_percent(tmp_path: Path) -> None:
-    path = write_study(tmp_path, "treatment;left;value\nrandom;0,8 %;95\nrandom;0,5%;95\n")
-    read = read_csv_results(path, TableColumns(level=None, density="left"), ACCURACY)
-    assert [result.density for result in read.results] == pytest.approx([0.008, 0.005])
-    assert "theirs.csv: left is read as percent." in read.notes
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("a,b\n1,2\n", ["a", "b"]),
-        ('\n;\n"a;b"; c \r1;2\r', ["a;b", "c"]),
-    ],
-)
-def test_names_of_columns_are_those_of_the_header(tmp_path: Path, text: str, names: list[str]) -> None:
-    assert column_names(write_study(tmp_path, text)) == names
-
-
-def test_parquet_is_told_by_its_first_bytes_or_its_name(tmp_path: Path) -> None:
-    (tmp_path / "a.PARQUET").write_bytes(b"")
-    (tmp_path / "b.csv").write_bytes(b"PAR1 and more")
-    (tmp_path / "c.csv").write_bytes(b"PAR")
-    (tmp_path / "d.parquet").mkdir()
-    assert [is_parquet(tmp_path / name) for name in ("a.PARQUET", "b.csv", "c.csv", "d.parquet", "none.csv", ".")] == [
-        True,
-        True,
-        False,
-        True,
-        False,
-        False,
-    ]
-    assert column_names(tmp_path / "b.csv") == []
-
-
-@pytest.mark.parametrize(
-    ("names", "treatment", "message"),
-    [
-        ({}, "randon", "treatment 'randon' is unknown in this study; did you mean 'random'?"),
-        ({}, "magnitude", "did you mean 'large_final'?"),
-        ({"randon": "random"}, "random", "has no treatment 'randon'; did you mean 'random'?"),
-        ({"random": "randon"}, "random", "'randon' is not a treatment of this study; did you mean 'random'?"),
-        ({"random": ""}, "random", "leaves out every treatment"),
-    ],
-)
-def test_unknown_treatments_are_refused_with_the_nearest_name(
-    names: dict[str, str], treatment: str, message: str
-) -> None:
-    others = OtherResults("theirs.csv", (OtherResult(treatment, 1, None, None, 95.0),))
-    with pytest.raises(UserError) as error:
-        compare_results(our_rows(), others, ACCURACY, LABELS, "study", names=names)
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["a\x1b[31m\nb", "x" * 5000, "\u202e" * 90, "it's", "a\x9bb"])
-def test_names_of_theirs_are_quoted_and_cut_in_messages(tmp_path: Path, name: str) -> None:
-    def message(name: str, names: dict[str, str], ours: list[str] = LABELS) -> str:
-        others = OtherResults(f"{name[:40]}.csv", (OtherResult(name, 9, None, None, 95.0),))
-        with pytest.raises(UserError) as error:
-            compare_results(our_rows(), others, ACCURACY, ours, "study", names=names)
-        return str(error.value)
-
-    texts = [
-        message(name, {}),
-        message(name, {name + "y": "random"}),
-        message(name, {name: name + "y"}),
-        message(name, {name: name + "y"}, [*LABELS, name]),
-        message(name, {name: "random"}),
-        message(name, {name: ""}),
-    ]
-    header = f'treatment,level,"{name}"\n'
-    path = write_study(
-        tmp_path, f'{header}"{name}",1,95\n"{name}",1,"{name}"\n', f"{name[:9].replace(chr(10), '')}.csv"
-    )
-    for columns in (TableColumns(), TableColumns(value=name), TableColumns(value=name + "y")):
-        with pytest.raises(UserError) as error:
-            read_csv_results(path, columns, ACCURACY)
-        texts.append(str(error.value))
-    for text in texts:
-        assert len(text) < 700, text
-        assert not set(text) & {chr(code) for code in (*range(32), *range(127, 160))}, text
-
-
-def test_messages_show_a_name_as_a_shell_takes_it() -> None:
-    for name, shown in (
-        ("it's", """--map 'it'"'"'s=OURS'"""),
-        ("plain", "--map plain=OURS"),
-        ("a\nb", "--map THEIRS=OURS"),
-    ):
-        others = OtherResults("theirs.csv", (OtherResult(name, 1, None, None, 95.0),))
-        with pytest.raises(UserError) as error:
-            compare_results(our_rows(), others, ACCURACY, LABELS, "study")
-        assert shown in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("pairs", "names"),
-    [
-        (["magnitude=large_final"], {"magnitude": "large_final"}),
-        (["fast=lr=0.1"], {"fast": "lr=0.1"}),
-        (["lr=1=lr=0.1", "lottery="], {"lr=1": "lr=0.1", "lottery": ""}),
-        (["lr=1="], {"lr=1": ""}),
-        # Nothing of it exists: the last one separates, and `compare_results` names what is unknown.
-        (["a=b=c"], {"a=b": "c"}),
-        (["fast=b=c"], {"fast": "b=c"}),
-        (["a=b=lr=0.1"], {"a=b": "lr=0.1"}),
-    ],
-)
-def test_a_pair_is_split_where_both_names_exist(pairs: list[str], names: dict[str, str]) -> None:
-    theirs, ours = ["magnitude", "fast", "lr=1", "lottery"], ["dense", "large_final", "lr=0.1"]
-    assert parse_name_pairs(pairs, theirs, ours) == names
-
-
-@pytest.mark.parametrize(
-    ("pairs", "message"),
-    [
-        (["magnitude"], "--map 'magnitude': give THEIRS=OURS"),
-        (["=large_final"], "--map '=large_final': give THEIRS=OURS"),
-        (["a=x", "a="], "--map names 'a' twice"),
-        (["a=b=x"], "--map 'a=b=x' can be read as 'a' to 'b=x' and as 'a=b' to 'x'"),
-    ],
-)
-def test_pairs_that_cannot_be_split_are_refused(pairs: list[str], message: str) -> None:
-    with pytest.raises(UserError) as error:
-        parse_name_pairs(pairs, ["a", "a=b"], ["x", "b=x"])
-    assert message in str(error.value)
 
 
 def test_rows_of_several_settings_are_refused() -> None:
@@ -670,7 +268,7 @@ def test_formats_agree() -> None:
     assert "3 of 7 tested cells differ at p < 0.01; 0.07 would by chance" in format_text(result)
 
 
-def cell(value: float, differs: bool, is_tested: bool = True, treatment: str = "random") -> CellComparison:
+def make_cell(value: float, differs: bool, is_tested: bool = True, treatment: str = "random") -> CellComparison:
     """A cell that differs or is equivalent, of one treatment."""
     n = 5 if is_tested else 1
     ours = {seed: value + 0.01 * seed + (5 if differs else 0) for seed in range(n)}
@@ -682,7 +280,11 @@ def cell(value: float, differs: bool, is_tested: bool = True, treatment: str = "
 
 
 def summarize_cells(differing: int, equal: int, untested: int = 0, shared: int = 0, same: int = 0) -> list[str]:
-    cells = [cell(95.0, True)] * differing + [cell(95.0, False)] * equal + [cell(95.0, False, False)] * untested
+    cells = (
+        [make_cell(95.0, True)] * differing
+        + [make_cell(95.0, False)] * equal
+        + [make_cell(95.0, False, False)] * untested
+    )
     return ResultComparison("s", "fc", "t", ACCURACY, 0.2, tuple(cells), shared, same, ()).summary()
 
 
@@ -745,22 +347,12 @@ def test_notes_on_cells_that_are_left_out_agree_in_number(levels: Iterable[int],
     assert compare_results(our_rows(), OtherResults("t", tuple(others)), ACCURACY, LABELS, "s").notes == (note,)
 
 
-@pytest.mark.parametrize(
-    ("values", "notes"),
-    [
-        (("95", ""), ["1 of 2 lines of theirs.csv has no value and is left out."]),
-        (("95", "", "nan"), ["2 of 3 lines of theirs.csv have no value and are left out."]),
-        (("95",), []),
-    ],
-)
-def test_notes_on_lines_without_a_value_agree_in_number(tmp_path: Path, values: list[str], notes: list[str]) -> None:
-    path = write_study(tmp_path, "treatment,level,value\n" + "".join(f"random,1,{value}\n" for value in values))
-    assert list(read_csv_results(path, TableColumns(unit="percent"), ACCURACY).notes) == notes
-
-
 def test_the_caption_agrees_in_number() -> None:
-    single = replace(cell(95.0, False), n=1, other_n=1)
-    for cells, text in (((single,), "n = 1 run here and 1 there"), ((single, cell(95, True)), "n = 1 to 5 runs here")):
+    single = replace(make_cell(95.0, False), n=1, other_n=1)
+    for cells, text in (
+        ((single,), "n = 1 run here and 1 there"),
+        ((single, make_cell(95, True)), "n = 1 to 5 runs here"),
+    ):
         comparison = ResultComparison("s", "fc", "t", ACCURACY, 0.2, cells, 0, 0, ())
         assert text in comparison_caption(comparison)
 
