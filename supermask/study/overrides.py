@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from supermask.core.errors import UserError, did_you_mean, quote, sanitize
-from supermask.study.train_settings import unused_train_keys
+from supermask.study.train_settings import Train, unused_train_keys
 from supermask.study.yaml import Node, describe_kind, parse_yaml, to_python
 
 
@@ -63,7 +63,24 @@ def apply_overrides(root: Node, overrides: Sequence[str]) -> Node:
             errors.append(str(error))
     if errors:
         raise UserError("\n".join(errors))
-    return _drop_unused_train_keys(before, root)
+    return _check_given_train_keys(before, _drop_unused_train_keys(before, root))
+
+
+def _check_given_train_keys(before: Node, after: Node) -> Node:
+    """Return the study. Raises UserError for a `train` key that an override gives without effect."""
+    old, new = (_train_keys(root) for root in (before, after))
+    for key, reason in unused_train_keys({name: to_python(node) for name, node in new.items()}).items():
+        if key not in new or new[key] is old.get(key):
+            continue
+        value, default = to_python(new[key]), Train.model_fields[key].default
+        if value != (list(default) if isinstance(default, tuple) else default):
+            raise UserError(f"{new[key].location}: train.{key} has no effect {reason}; leave it out.")
+    return after
+
+
+def _train_keys(root: Node) -> dict[str, Node]:
+    train = root.value.get("train") if isinstance(root.value, dict) else None
+    return train.value if train is not None and isinstance(train.value, dict) else {}
 
 
 def _drop_unused_train_keys(before: Node, after: Node) -> Node:

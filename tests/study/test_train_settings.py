@@ -410,7 +410,11 @@ def test_overrides_drop_the_settings_that_they_make_unused(overrides: list[str],
 @pytest.mark.parametrize(
     ("train", "overrides", "message"),
     [
-        ({}, ["train.momentum=0.8"], "momentum has no effect with optimizer: adam"),
+        (
+            {},
+            ["train.momentum=0.8"],
+            "^override 'train.momentum=0.8': train.momentum has no effect with optimizer: adam",
+        ),
         (STEPS, ["train.optimizer=adam", "train.momentum=0.7"], "momentum has no effect with optimizer: adam"),
         ({"optimizer": "adam", "momentum": 0.8}, ["train.lr=0.1"], "momentum has no effect with optimizer: adam"),
         ({}, ["train.lr_drop_factor=0.5"], "lr_drop_factor has no effect without lr_drops"),
