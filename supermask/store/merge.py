@@ -9,6 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from supermask.store.files.entry import CorruptEntry, NewerFormat, RunFacts
+from supermask.store.files.imports import (
+    compare_run,
+    import_conflict,
+    import_conflicts,
+    import_run,
+    import_snapshot,
+    set_aside_foreign_snapshots,
+)
 from supermask.store.files.notes import StatusNotes
 from supermask.store.files.store import Comparison
 from supermask.store.parent_graph import Content, ParentGraph
@@ -48,11 +56,11 @@ def merge_stores(source: Store, target: Store) -> Iterator[MergeResult]:
         if merger.outcomes.get(key.partition("-")[0]) not in ("copied", "equal"):
             continue
         try:
-            outcome = target.import_snapshot(key, source)
+            outcome = import_snapshot(target, key, source)
             yield MergeResult(key, outcome, _SNAPSHOT_REASONS.get(outcome, ""))
         except (CorruptEntry, NewerFormat) as error:
             yield _left_out(key, error)
-    target.import_conflicts(source)
+    import_conflicts(target, source)
     notes = StatusNotes(target.root)
     for name, note in StatusNotes(source.root).read("studies").items():
         notes.write("studies", name, note)
@@ -96,7 +104,7 @@ class _RunMerger:
             with suppress(CorruptEntry, NewerFormat):
                 facts = self._source.facts(run_id)
                 mismatch = self._find_mismatch(facts)
-                is_other = self._target.has(run_id) and self._target.compare_run(run_id, self._source) == "different"
+                is_other = self._target.has(run_id) and compare_run(self._target, run_id, self._source) == "different"
                 if mismatch is not None or is_other:
                     self._note_foreign(facts, mismatch)
             return _left_out(run_id, error)
@@ -122,11 +130,11 @@ class _RunMerger:
             except CorruptEntry as damage:
                 return self._replace_damaged(run_id, damage, mismatch)
         elif mismatch is not None:
-            target.import_conflict(run_id, source)
+            import_conflict(target, run_id, source)
             return MergeResult(run_id, "different", f"{mismatch.reason}; see conflicts/")
         # Before the run: a crash in between must not leave it beside snapshots of another result.
-        moved = [] if target.has(run_id) else target.set_aside_foreign_snapshots(run_id, source)
-        outcome = target.import_run(run_id, source)
+        moved = [] if target.has(run_id) else set_aside_foreign_snapshots(target, run_id, source)
+        outcome = import_run(target, run_id, source)
         if outcome == "different":
             return MergeResult(run_id, outcome, f"{describe_environments(source, target, run_id)}; see conflicts/")
         if outcome == "damaged":
@@ -144,12 +152,12 @@ class _RunMerger:
             why = f"{damage.what}. The undamaged one of {source.root} was merged."
             # The source may not have its snapshots, which are right: they stay.
             folder = target.quarantine(run_id, why, with_snapshots=False)
-            moved = _describe_moved(target.set_aside_foreign_snapshots(run_id, source))
-            outcome = target.import_run(run_id, source)
+            moved = _describe_moved(set_aside_foreign_snapshots(target, run_id, source))
+            outcome = import_run(target, run_id, source)
             where = "" if folder is None else f" and is set aside: {folder}"
             reason = f"the one here was damaged ({damage.what}){where}"
             return MergeResult(run_id, outcome, f"{reason}; {moved}" if moved else reason)
-        target.import_conflict(run_id, source)
+        import_conflict(target, run_id, source)
         advice = f"{reason}`supermask verify --repair` sets it aside"
         return MergeResult(run_id, "different", f"the one here is damaged ({damage.what}); {advice}; see conflicts/")
 
@@ -159,7 +167,7 @@ class _RunMerger:
         Its own facts decide if they can be read. Otherwise a child or a snapshot of it has to record the content of
         that of the source, and no child another one.
         """
-        comparison = self._target.compare_run(run_id, self._source)
+        comparison = compare_run(self._target, run_id, self._source)
         if comparison != "damaged":
             return comparison, ""
         content = self._source.tensor_hashes(run_id)
@@ -236,7 +244,7 @@ class _RunMerger:
         """Return whether the source has the target's result of a run, pruned from a parent of `content`."""
         try:
             recorded = self._source.read(child).facts.get("parent_content", content)
-            return bool(recorded == content) and self._target.compare_run(child, self._source) == "equal"
+            return bool(recorded == content) and compare_run(self._target, child, self._source) == "equal"
         except (CorruptEntry, NewerFormat):
             return False
 

@@ -248,7 +248,7 @@ def test_bit_flips_over_all_file_types_are_detected_or_harmless(folder: Path) ->
                 found = store.read_snapshot(*key.split("-"))
             else:
                 # Not `load_checkpoint`, which removes a damaged one.
-                found = store._folders.read(kind, key, path.parent)
+                found = store.folders.read(kind, key, path.parent)
         except CorruptEntry:
             detected += 1
         else:

@@ -120,7 +120,7 @@ class Overwriting(EntryFolders):
 def with_folders(folders: type[EntryFolders]) -> OpenStore:
     def open_store(root: Path, disk: Disk) -> Store:
         store = Store(root, disk)
-        store._folders = folders(root, disk)
+        store.folders = folders(root, disk)
         return store
 
     return open_store
@@ -134,7 +134,7 @@ class OldCheckpointFirst(Store):
 
 class WeightsBeforeMarker(Store):
     def drop_weights(self, run_id: str) -> None:
-        folder = self._run(run_id)
+        folder = self.run_folder(run_id)
         with translate_os_errors(folder):
             self._disk.remove_file(folder / WEIGHTS)
             self._disk.close(self._disk.create(folder / DROPPED))
@@ -143,7 +143,7 @@ class WeightsBeforeMarker(Store):
 
 class MarkerNotSynced(Store):
     def drop_weights(self, run_id: str) -> None:
-        folder = self._run(run_id)
+        folder = self.run_folder(run_id)
         with translate_os_errors(folder):
             self._disk.close(self._disk.create(folder / DROPPED))
             self._disk.remove_file(folder / WEIGHTS)
@@ -151,7 +151,7 @@ class MarkerNotSynced(Store):
 
 class PointInPlace(Store):
     def drop_snapshot(self, run_id: str, point: str) -> None:
-        folder = self._point(run_id, point)
+        folder = self.snapshot_folder(run_id, point)
         with translate_os_errors(folder):
             self._disk.remove_tree(folder)
 

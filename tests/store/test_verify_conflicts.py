@@ -11,6 +11,7 @@ from helpers.forgery import NEWER, folder_of, make_newer
 from helpers.second_machine import Machines, copy_of_runs, copy_run, forget_parent
 
 from supermask.store import NewerFormat, Store
+from supermask.store.files.imports import import_conflict
 from supermask.store.verify import VerificationResult, repair_store, verify_store
 
 
@@ -22,7 +23,7 @@ def folder() -> Iterator[Path]:
 
 def add_conflict(store: Store, source: Path, run_id: str) -> Path:
     """Put the result of another store into `conflicts/` and return its folder."""
-    store.import_conflict(run_id, Store(source))
+    import_conflict(store, run_id, Store(source))
     ((_, path),) = store.conflicts()
     return path
 

@@ -30,7 +30,6 @@ from supermask.store.files.entry import (
     RunFacts,
     Tensors,
     VerifiedFacts,
-    content_hash,
     decode_tensors,
     encode_entry,
     file_name,
@@ -70,7 +69,19 @@ class EntryStore:
         # Absolute: a later chdir, of a notebook for example, must not move the store.
         self.root = Path(root).expanduser().absolute()
         self._disk = disk or Disk()
-        self._folders = EntryFolders(self.root, self._disk)
+        self.folders = EntryFolders(self.root, self._disk)
+        """Entry folders, unchecked: for this package alone (`imports.py` copies entries between two stores)."""
+
+    def run_folder(self, run_id: str) -> Path:
+        """Return the folder of a run, committed or not."""
+        assert RUN_ID.fullmatch(run_id), run_id
+        return self.root / "runs" / run_id[:2] / run_id
+
+    def snapshot_folder(self, run_id: str, point: str) -> Path:
+        """Return the folder of a snapshot, committed or not."""
+        assert RUN_ID.fullmatch(run_id), run_id
+        assert POINT.fullmatch(point), point
+        return self.root / "points" / run_id[:2] / f"{run_id}-{point}"
 
     def run_ids(self) -> set[str]:
         """Return the ids of all committed runs from the folders' names; no file is opened."""
@@ -78,7 +89,7 @@ class EntryStore:
 
     def has(self, run_id: str) -> bool:
         """Return whether the run was committed. Its content is not checked."""
-        return os.path.lexists(self._run(run_id))
+        return os.path.lexists(self.run_folder(run_id))
 
     def commit(self, run_id: str, facts: RunFacts, tensors: Tensors, weights: Tensors) -> bool:
         """Store a run, whole and durable, or not at all. False: another process committed it first; its entry stays.
@@ -86,35 +97,36 @@ class EntryStore:
         A different result than the one committed first is not dropped: it is kept in `conflicts/`.
         Raises ValueError for facts that could not be read back: not plain JSON (NaN, tuples), or not of the right form.
         """
-        target = self._run(run_id)
+        target = self.run_folder(run_id)
         files = self._encode("run", run_id, facts, {"tensors": tensors, "weights": weights})
         with translate_os_errors(target):
-            if self._folders.commit(target, files):
+            if self.folders.commit(target, files):
                 return True
-            self._keep_conflict(run_id, files)
+            self.keep_conflict(run_id, files)
             return False
 
-    def _keep_conflict(self, run_id: str, files: Mapping[str, bytes]) -> Comparison:
+    def keep_conflict(self, run_id: str, files: Mapping[str, bytes]) -> Comparison:
         """Compare a second result of a run with the stored one, and keep it in `conflicts/` if it is different.
 
         Facts decide, as sealed: tensor files of the stored one are not read. Raises OSError.
         """
-        comparison = self._compare(run_id, files[RUN_JSON])
+        comparison = self.compare_result(run_id, files[RUN_JSON])
         if comparison == "different":
-            self._folders.commit(self._conflict(run_id, files), files)
+            self.folders.commit(self.conflict_folder(run_id, files), files)
         return comparison
 
-    def _compare(self, run_id: str, other_run_json: bytes) -> Comparison:
+    def compare_result(self, run_id: str, other_run_json: bytes) -> Comparison:
+        """Compare the stored result of a run with another one's `run.json`. Raises CorruptEntry if that is damaged."""
         other = read_verified_facts("run", run_id, other_run_json)
         try:
-            stored = self._folders.read_facts("run", run_id, self._run(run_id))
+            stored = self.folders.read_facts("run", run_id, self.run_folder(run_id))
         except CorruptEntry:
             return "damaged"
         except NewerFormat:
             return "newer"
         return "different" if self._is_other_result(stored, other) else "equal"
 
-    def _conflict(self, run_id: str, files: Mapping[str, bytes]) -> Path:
+    def conflict_folder(self, run_id: str, files: Mapping[str, bytes]) -> Path:
         """Return the folder of a second result. Named by content: the same one, of a second merge, is kept once."""
         content = hashlib.sha256(files[RUN_JSON]).hexdigest()[:16]
         return self.root / "conflicts" / f"{run_id}-{content}"
@@ -127,24 +139,24 @@ class EntryStore:
 
     def conflicts(self) -> list[tuple[str, Path]]:
         """Return (run id, folder) of every second, different result that was kept."""
-        found = []
+        second_results = []
         with translate_os_errors(self.root):
-            for name in sorted(self._folders.names(self.root / "conflicts")):
+            for name in sorted(self.folders.names(self.root / "conflicts")):
                 run_id, _, content = name.partition("-")
                 if RUN_ID.fullmatch(run_id) and "." not in content:
-                    found.append((run_id, self.root / "conflicts" / name))
-        return found
+                    second_results.append((run_id, self.root / "conflicts" / name))
+        return second_results
 
     def read_conflict(self, run_id: str, folder: Path) -> Entry:
         """Read a second result of a run, every size and hash checked. Raises CorruptEntry."""
-        return self._folders.read("run", run_id, folder)
+        return self.folders.read("run", run_id, folder)
 
     def conflict_facts(self, run_id: str, folder: Path) -> tuple[RunFacts, dict[str, str]]:
         """Return facts and tensor hashes of a second result, as sealed; tensor files are not read.
 
         Raises CorruptEntry.
         """
-        sealed = self._folders.read_facts("run", run_id, folder)
+        sealed = self.folders.read_facts("run", run_id, folder)
         return sealed.facts, sealed.content
 
     def compare_conflict(self, run_id: str, folder: Path) -> Comparison:
@@ -153,115 +165,25 @@ class EntryStore:
         Raises CorruptEntry if the second one is damaged.
         """
         with translate_os_errors(folder):
-            files = self._folders.read_files(folder, [RUN_JSON])
+            files = self.folders.read_files(folder, [RUN_JSON])
             if RUN_JSON not in files:
                 raise CorruptEntry(run_id, f"{RUN_JSON} is missing")
-            return self._compare(run_id, files[RUN_JSON])
+            return self.compare_result(run_id, files[RUN_JSON])
 
     def quarantined_hashes(self, run_id: str) -> list[dict[str, str]]:
         """Return the tensor hashes of each result of a run that was set aside, if its facts can be read."""
         hashes = []
         with translate_os_errors(self.root):
-            names = [n for n in self._folders.names(self.root / "quarantine") if n.startswith(f"{run_id}.")]
+            names = [n for n in self.folders.names(self.root / "quarantine") if n.startswith(f"{run_id}.")]
         for name in sorted(names):
             with suppress(CorruptEntry, NewerFormat):
                 folder = self.root / "quarantine" / name / run_id
-                hashes.append(self._folders.read_facts("run", run_id, folder).content)
+                hashes.append(self.folders.read_facts("run", run_id, folder).content)
         return hashes
-
-    def compare_run(self, run_id: str, source: EntryStore) -> Comparison:
-        """Compare the result of a run with that in another store, by its sealed facts. Raises CorruptEntry."""
-        with translate_os_errors(self._run(run_id)):
-            return self._compare(run_id, source._folders.read_files(source._run(run_id), [RUN_JSON])[RUN_JSON])
-
-    def import_run(self, run_id: str, source: EntryStore) -> Literal["copied"] | Comparison:
-        """Copy a run from another store, bit for bit. A different result than the one here goes to `conflicts/`.
-
-        Returns "copied", or how the result here compares with that of `source`. Nothing is copied if it is damaged or
-        of a newer format. Weights that were dropped there are dropped here. Raises CorruptEntry if the run is damaged
-        in `source`.
-        """
-        source.read(run_id)
-        folder = source._run(run_id)
-        files = source._folders.read_files(folder, ENTRY_FILES)
-        with translate_os_errors(self._run(run_id)):
-            return "copied" if self._folders.commit(self._run(run_id), files) else self._keep_conflict(run_id, files)
-
-    def import_conflict(self, run_id: str, source: EntryStore) -> None:
-        """Copy a run from another store into `conflicts/`, because it cannot be used here.
-
-        Raises CorruptEntry if the run is damaged in `source`.
-        """
-        source.read(run_id)
-        files = source._folders.read_files(source._run(run_id), ENTRY_FILES)
-        with translate_os_errors(self.root):
-            self._folders.commit(self._conflict(run_id, files), files)
-
-    def import_conflicts(self, source: EntryStore) -> None:
-        """Copy the second results that were kept in another store, unless they equal the run here."""
-        for run_id, folder in source.conflicts():
-            files = source._folders.read_files(folder, ENTRY_FILES)
-            # One that is damaged or of a newer format is left out.
-            with suppress(CorruptEntry, NewerFormat, KeyError), translate_os_errors(self.root):
-                source.read_conflict(run_id, folder)
-                if self._keep_conflict(run_id, files) == "damaged":
-                    # There is no run here to compare it with.
-                    self._folders.commit(self._conflict(run_id, files), files)
-
-    def import_snapshot(self, key: str, source: EntryStore) -> Comparison | Literal["copied"]:
-        """Copy a snapshot from another store, whose run is the same result as here; or compare it with the one here.
-
-        Of two different ones, the one that records its run is right, and replaces the other one if that is here.
-        "different": neither records it. "damaged": the one of `source` is wrong, and left out. A damaged one here is
-        replaced too. Replaced snapshots are set aside. Raises CorruptEntry if it is damaged in `source`.
-        """
-        run_id, _, point = key.partition("-")
-        other = source.read_snapshot(run_id, point)
-        if self.has_snapshot(run_id, point):
-            try:
-                stored = self.read_snapshot(run_id, point)
-            except NewerFormat:
-                return "newer"
-            except CorruptEntry as damage:
-                self.quarantine(key, damage.what)
-            else:
-                if content_hash(stored.tensors) == content_hash(other.tensors):
-                    return "equal"
-                if RUN_CONTENT in stored.facts:
-                    return "damaged"
-                if RUN_CONTENT not in other.facts:
-                    return "different"
-                self.quarantine(key, "It is of another result of its run.")
-        files = source._folders.read_files(source._point(run_id, point), ENTRY_FILES)
-        with translate_os_errors(self._point(run_id, point)):
-            return "copied" if self._folders.commit(self._point(run_id, point), files) else "equal"
-
-    def set_aside_foreign_snapshots(self, run_id: str, source: EntryStore) -> list[Path]:
-        """Set aside the snapshots of a run that is not here, unless they belong to the result of `source`.
-
-        They are left of a result that was removed, or of a training that was interrupted. Returns where they are now.
-        """
-        moved = []
-        for key in self.run_snapshot_keys(run_id):
-            point = key.partition("-")[2]
-            try:
-                stored = self.read_snapshot(run_id, point)
-                if RUN_CONTENT in stored.facts:
-                    belongs = stored.facts[RUN_CONTENT] == source.tensor_hashes(run_id)
-                else:
-                    other = source.read_snapshot(run_id, point) if source.has_snapshot(run_id, point) else None
-                    belongs = other is not None and content_hash(stored.tensors) == content_hash(other.tensors)
-            except NewerFormat:
-                continue
-            except CorruptEntry:
-                belongs = False
-            if not belongs:
-                moved.append(self.quarantine(key, "It is of another result of its run than the one that was merged."))
-        return [folder for folder in moved if folder is not None]
 
     def facts(self, run_id: str) -> RunFacts:
         """Return the facts, their seal and form checked; tensor files are not read. Raises CorruptEntry."""
-        facts = self._folders.read_facts("run", run_id, self._run(run_id)).facts
+        facts = self.folders.read_facts("run", run_id, self.run_folder(run_id)).facts
         self._check_facts("run", run_id, facts)
         return facts
 
@@ -280,18 +202,18 @@ class EntryStore:
             snapshots.setdefault(key.partition("-")[0], []).append(key)
         for run_id in run_ids:
             try:
-                run = self._folders.read_facts("run", run_id, self._run(run_id))
+                run = self.folders.read_facts("run", run_id, self.run_folder(run_id))
                 self._check_facts("run", run_id, run.facts)
-                self._check_files(run_id, self._run(run_id), run, checked)
+                self._check_files(run_id, self.run_folder(run_id), run, checked)
                 facts[run_id] = run.facts
             except CorruptEntry as damage:
                 # Missing: another command has set it aside since it was listed.
-                if os.path.lexists(self._run(run_id)):
+                if os.path.lexists(self.run_folder(run_id)):
                     damaged.append(damage)
             for key in sorted(snapshots.get(run_id, ())):
-                folder = self._point(*key.split("-"))
+                folder = self.snapshot_folder(*key.split("-"))
                 try:
-                    sealed = self._folders.read_facts("point", key, folder)
+                    sealed = self.folders.read_facts("point", key, folder)
                     self._check_facts("point", key, sealed.facts)
                     self._check_files(key, folder, sealed, checked)
                     if run_id in facts:
@@ -321,7 +243,7 @@ class EntryStore:
                 is_old = all(map(operator.le, times, seal_time))
                 if (is_old and self._disk.size(path) == recorded.bytes) or checked.has(path, times, recorded.sha256):
                     continue
-                self._folders.check_hash(key, path, recorded)
+                self.folders.check_hash(key, path, recorded)
                 checked.add(path, times, recorded.sha256)
 
     def _check_facts(self, kind: Kind, key: str, facts: RunFacts) -> None:
@@ -339,14 +261,14 @@ class EntryStore:
         return encode_entry(kind, key, facts, groups)
 
     def _read_checked(self, kind: Kind, key: str, folder: Path) -> Entry:
-        entry = self._folders.read(kind, key, folder)
+        entry = self.folders.read(kind, key, folder)
         self._check_facts(kind, key, entry.facts)
         self._check_tensors(kind, key, entry)
         return entry
 
     def commit_time(self, run_id: str) -> float:
         """Return the modification time of `run.json`, seconds since 1970; a copy may differ. Raises CorruptEntry."""
-        path = self._run(run_id) / RUN_JSON
+        path = self.run_folder(run_id) / RUN_JSON
         with translate_os_errors(path):
             try:
                 return path.stat().st_mtime
@@ -355,20 +277,20 @@ class EntryStore:
 
     def tensor_hashes(self, run_id: str) -> dict[str, str]:
         """Return group -> SHA-256 of its tensors, as sealed: equal for bit-identical runs. Raises CorruptEntry."""
-        return self._folders.read_facts("run", run_id, self._run(run_id)).content
+        return self.folders.read_facts("run", run_id, self.run_folder(run_id)).content
 
     def read(self, run_id: str) -> Entry:
         """Read a whole run after checking every size and hash. Raises CorruptEntry."""
-        return self._read_checked("run", run_id, self._run(run_id))
+        return self._read_checked("run", run_id, self.run_folder(run_id))
 
     def has_weights(self, run_id: str) -> bool:
         """Return whether the run has weights: committed, and not dropped since."""
-        folder = self._run(run_id)
+        folder = self.run_folder(run_id)
         return os.path.lexists(folder / WEIGHTS) and not os.path.lexists(folder / DROPPED)
 
     def drop_weights(self, run_id: str) -> None:
         """Remove a run's weights and keep the rest; `read` then returns None for them. Does nothing without weights."""
-        folder = self._run(run_id)
+        folder = self.run_folder(run_id)
         if not os.path.lexists(folder / WEIGHTS):
             return
         with translate_os_errors(folder):
@@ -383,8 +305,8 @@ class EntryStore:
 
         Raises CorruptEntry if the run's facts are damaged.
         """
-        folder = self._run(run_id)
-        recorded = self._folders.read_facts("run", run_id, folder).files.get("weights")
+        folder = self.run_folder(run_id)
+        recorded = self.folders.read_facts("run", run_id, folder).files.get("weights")
         # Only the bytes of the weights file are wanted; the facts of this encoding are discarded.
         data = encode_entry("run", run_id, {}, {"weights": weights}).get(WEIGHTS)
         if recorded is None or data is None:
@@ -394,16 +316,16 @@ class EntryStore:
         except CorruptEntry:
             return False
         with translate_os_errors(folder):
-            staged = self._folders.stage(run_id, {WEIGHTS: data})
+            staged = self.folders.stage(run_id, {WEIGHTS: data})
             try:
-                self._folders.move_into(staged, WEIGHTS, folder)
+                self.folders.move_into(staged, WEIGHTS, folder)
                 # The weights must be durable before the marker goes, in the order opposite to `drop_weights`.
                 self._disk.fsync_dir(folder)
                 with suppress(FileNotFoundError):
                     self._disk.remove_file(folder / DROPPED)
                 self._disk.fsync_dir(folder)
             finally:
-                self._folders.remove_staged(staged)
+                self.folders.remove_staged(staged)
         return True
 
     def snapshot_keys(self) -> set[str]:
@@ -413,7 +335,7 @@ class EntryStore:
     def run_snapshot_keys(self, run_id: str) -> list[str]:
         """Return the sorted keys of one run's snapshots."""
         with translate_os_errors(self.root):
-            names = self._folders.names(self.root / "points" / run_id[:2])
+            names = self.folders.names(self.root / "points" / run_id[:2])
         return sorted(name for name in names if name.startswith(f"{run_id}-") and POINT_KEY.fullmatch(name))
 
     def snapshot_run_contents(self, run_id: str) -> list[dict[str, str]]:
@@ -424,7 +346,7 @@ class EntryStore:
         contents = []
         for key in self.run_snapshot_keys(run_id):
             with suppress(CorruptEntry, NewerFormat):
-                facts = self._folders.read_facts("point", key, self._point(*key.split("-"))).facts
+                facts = self.folders.read_facts("point", key, self.snapshot_folder(*key.split("-"))).facts
                 self._check_facts("point", key, facts)
                 if RUN_CONTENT in facts:
                     contents.append(facts[RUN_CONTENT])
@@ -432,21 +354,21 @@ class EntryStore:
 
     def has_snapshot(self, run_id: str, point: str) -> bool:
         """Return whether the run's snapshot at `point` was committed."""
-        return os.path.lexists(self._point(run_id, point))
+        return os.path.lexists(self.snapshot_folder(run_id, point))
 
     def commit_snapshot(self, run_id: str, point: str, facts: RunFacts, tensors: Tensors) -> bool:
         """Store a snapshot: a network at one point of a run's trajectory. Otherwise as `commit`."""
-        target = self._point(run_id, point)
+        target = self.snapshot_folder(run_id, point)
         files = self._encode("point", target.name, facts, {"tensors": tensors})
         with translate_os_errors(target):
-            return self._folders.commit(target, files)
+            return self.folders.commit(target, files)
 
     def read_snapshot(self, run_id: str, point: str) -> Entry:
         """Read a whole snapshot after checking every size and hash. Raises CorruptEntry.
 
         Also if it records another result of its run than the one that is in the store.
         """
-        folder = self._point(run_id, point)
+        folder = self.snapshot_folder(run_id, point)
         entry = self._read_checked("point", folder.name, folder)
         if RUN_CONTENT in entry.facts and self.has(run_id):
             _check_run_content(folder.name, entry.facts, self.tensor_hashes(run_id))
@@ -454,11 +376,11 @@ class EntryStore:
 
     def drop_snapshot(self, run_id: str, point: str) -> None:
         """Remove a snapshot atomically. Does nothing if there is none."""
-        folder = self._point(run_id, point)
+        folder = self.snapshot_folder(run_id, point)
         if not os.path.lexists(folder):
             return
         with translate_os_errors(folder):
-            removed = self._folders.staging_path(folder.name)
+            removed = self.folders.staging_path(folder.name)
             with suppress(FileNotFoundError):
                 self._disk.move_dir(folder, removed)
             # The rename must be durable before files are removed: a power loss could otherwise restore half of it.
@@ -470,20 +392,20 @@ class EntryStore:
         folder = self._checkpoints(run_id)
         files = self._encode("checkpoint", run_id, facts, {"tensors": tensors})
         with translate_os_errors(folder):
-            self._folders.prepare(folder)
+            self.folders.prepare(folder)
             previous = self._checkpoint_numbers(folder)
             number = max(previous, default=0) + 1
-            staged = self._folders.stage(run_id, files)
+            staged = self.folders.stage(run_id, files)
             try:
                 # The number may be taken: another process may be training the same run.
-                while not self._folders.publish(staged, folder / f"{number:08d}"):
+                while not self.folders.publish(staged, folder / f"{number:08d}"):
                     number += 1
             except FileNotFoundError:
                 # Another process has committed the run and removed its checkpoints, this one included.
                 if os.path.lexists(folder):
                     raise
             finally:
-                self._folders.remove_staged(staged)
+                self.folders.remove_staged(staged)
             for number in previous:
                 self._disk.remove_tree(folder / f"{number:08d}")
 
@@ -517,7 +439,7 @@ class EntryStore:
         `with_snapshots=False` leaves them, for a run that is replaced by the same result.
         """
         run_id, dash, point = key.partition("-")
-        source = self._point(run_id, point) if dash else self._run(run_id)
+        source = self.snapshot_folder(run_id, point) if dash else self.run_folder(run_id)
         # Snapshots first: after a crash in between, the run is still there to be set aside. Without the run they may
         # belong to another process, which commits a run's snapshots before the run.
         if with_snapshots and not dash and os.path.lexists(source):
@@ -526,14 +448,14 @@ class EntryStore:
         when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         folder = self.root / "quarantine" / f"{key}.{when}.{secrets.token_hex(4)}"
         with translate_os_errors(folder):
-            self._folders.prepare(folder.parent)
+            self.folders.prepare(folder.parent)
             try:
                 self._disk.make_dir(folder)
                 # The reason first: an entry in quarantine always has one.
                 self._disk.write_files(folder, {"why.txt": (why.rstrip() + "\n").encode()})
                 self._disk.move_dir(source, folder / key)
             except OSError:
-                self._folders.remove_staged(folder)
+                self.folders.remove_staged(folder)
                 if not os.path.lexists(source):
                     return None
                 raise
@@ -552,7 +474,7 @@ class EntryStore:
                     if self._disk.is_stale(path, path.name.partition(".")[2]):
                         self._disk.remove_tree(path)
                         removed += 1
-            for name in self._folders.names(self.root / "checkpoints"):
+            for name in self.folders.names(self.root / "checkpoints"):
                 # A process that was killed between committing a run and removing its checkpoints leaves them.
                 if RUN_ID.fullmatch(name) and self.has(name):
                     self.remove_checkpoint(name)
@@ -564,37 +486,28 @@ class EntryStore:
         shards = [
             self.root / kind / shard
             for kind in ("runs", "points")
-            for shard in self._folders.names(self.root / kind)
+            for shard in self.folders.names(self.root / kind)
             if SHARD.fullmatch(shard)
         ]
         for folder in (self.root / "staging", self.root / "conflicts", *shards):
-            for name in self._folders.names(folder):
+            for name in self.folders.names(folder):
                 if folder.name == "staging" or STAGED_COPY.fullmatch(name):
                     yield folder / name
-
-    def _run(self, run_id: str) -> Path:
-        assert RUN_ID.fullmatch(run_id), run_id
-        return self.root / "runs" / run_id[:2] / run_id
-
-    def _point(self, run_id: str, point: str) -> Path:
-        assert RUN_ID.fullmatch(run_id), run_id
-        assert POINT.fullmatch(point), point
-        return self.root / "points" / run_id[:2] / f"{run_id}-{point}"
 
     def _checkpoints(self, run_id: str) -> Path:
         assert RUN_ID.fullmatch(run_id), run_id
         return self.root / "checkpoints" / run_id
 
     def _checkpoint_numbers(self, folder: Path) -> list[int]:
-        return [int(name) for name in self._folders.names(folder) if CHECKPOINT_NUMBER.fullmatch(name)]
+        return [int(name) for name in self.folders.names(folder) if CHECKPOINT_NUMBER.fullmatch(name)]
 
     def _scan(self, kind: str, pattern: re.Pattern[str]) -> set[str]:
         keys: set[str] = set()
         with translate_os_errors(self.root):
-            for shard in self._folders.names(self.root / kind):
+            for shard in self.folders.names(self.root / kind):
                 if SHARD.fullmatch(shard):
-                    names = self._folders.names(self.root / kind / shard)
-                    # A folder in the wrong shard is ignored: `_run` would never find it.
+                    names = self.folders.names(self.root / kind / shard)
+                    # A folder in the wrong shard is ignored: `run_folder` would never find it.
                     keys.update(name for name in names if pattern.fullmatch(name) and name[:2] == shard)
         return keys
 
