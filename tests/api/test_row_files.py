@@ -18,6 +18,7 @@ from supermask.api import reports
 from supermask.api.row_files import read_studies_from_tables
 from supermask.core.errors import UserError
 from supermask.core.text import Row
+from supermask.reporting.html.study import NO_ITERATIONS
 from supermask.store import Store
 from supermask.store.row_files import REQUIRED, read_row_files
 from supermask.store.rows import plan_rows
@@ -141,6 +142,31 @@ def test_the_report_from_a_table_has_its_figures_and_claims(trained: TrainedStud
     assert all(sections[name] == expected[name] for name in sections if name != "provenance")
     assert "--rows small.parquet --out r.html" in sections["provenance"]
     assert "minutes for" in sections["provenance"] and "core-minutes" not in sections["provenance"]
+
+
+@pytest.mark.slow
+def test_the_report_of_rows_without_iterations_says_so(trained: TrainedStudy, tmp_path: Path) -> None:
+    """A table made from published figures has accuracies alone."""
+    table = write_rows(
+        trained, tmp_path / "a.parquet", lambda rows: [row | {"early_stop_iteration": None} for row in rows]
+    )
+    out = tmp_path / "r.html"
+    done = call("report", str(trained.study), "--rows", str(table), "--out", str(out))
+    assert (done.status, done.err) == (0, "")
+    page = out.read_text(encoding="utf-8")
+    assert NO_ITERATIONS in page and '"early-stop"' not in page
+
+
+@pytest.mark.slow
+def test_the_published_tables_have_a_report(tmp_path: Path) -> None:
+    """The command of results/README.md."""
+    published = sorted(PUBLISHED.parent.glob("*.parquet"))
+    out = tmp_path / "report.html"
+    done = call("report", *(text for path in published for text in ("--rows", str(path))), "--out", str(out))
+    assert (done.status, done.err) == (0, "")
+    studies = {str(row["study"]) for row in read_row_files(published)}
+    page = out.read_text(encoding="utf-8")
+    assert all(f'<section id="study-{study}"' in page for study in studies)
 
 
 @pytest.mark.slow

@@ -90,7 +90,8 @@ def unconverged_note(rows: Sequence[Row]) -> str:
 def count_unconverged(rows: Sequence[Row]) -> tuple[int, int]:
     """Return the number of finished runs whose loss was lowest at their last iteration, and of all finished runs."""
     finished = [row for row in rows if row["status"] == "finished"]
-    return sum(row["early_stop_iteration"] == row.get("iterations") for row in finished), len(finished)
+    last = [row for row in finished if row.get("early_stop_iteration") == row.get("iterations") is not None]
+    return len(last), len(finished)
 
 
 def draw_summary(

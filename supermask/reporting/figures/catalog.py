@@ -101,7 +101,8 @@ def study_figures(
     if summaries:
         accuracy, early_stop, remarks = summaries.accuracy, summaries.early_stop, [summaries.unconverged]
         draw["accuracy"] = lambda: draw_summary(accuracy, title, options=options)
-        draw["early-stop"] = lambda: draw_summary(early_stop, title, remarks, options)
+        if early_stop is not None:
+            draw["early-stop"] = lambda: draw_summary(early_stop, title, remarks, options)
         if any(figures.compute_differences(accuracy).values()):
             draw["differences"] = lambda: draw_differences(accuracy, title, options)
             draw["overview"] = lambda: draw_overview(accuracy, title, options)
@@ -154,7 +155,8 @@ class TrainedSummaries(NamedTuple):
     """Summaries of the treatments whose levels are trained."""
 
     accuracy: Summary
-    early_stop: Summary
+    early_stop: Summary | None
+    """None if no finished run has its iteration: a table made from published figures has accuracies alone."""
     unconverged: str
     """Sentence on runs that had not converged, possibly empty."""
 
@@ -181,12 +183,16 @@ def summarize_trained(
     if not trained or not (required or finished.intersection(trained)):
         return None
     network = next(iter(plan.runs.values())).network
+    has_iterations = any(row.get(EARLY_STOP.column) is not None for row in weights if row["status"] == "finished")
     accuracy, early_stop = (
         replace(
             summarize(weights, trained, reference, metric),
             band=endpoint_band(study, network, reference, metric.column),
         )
+        if metric is ACCURACY or has_iterations
+        else None
         for metric in (ACCURACY, EARLY_STOP)
     )
+    assert accuracy is not None
     unconverged, trained_runs = count_unconverged(weights)
     return TrainedSummaries(accuracy, early_stop, unconverged_note(weights), 2 * unconverged < trained_runs)

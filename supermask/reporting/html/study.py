@@ -77,6 +77,7 @@ NO_EARLY_STOP = (
     "Early-stopping iteration: {} There is no figure: most of these runs end before their validation loss rises, so "
     "their iteration is the length of the training and not a speed. More epochs show it."
 )
+NO_ITERATIONS = "Early-stopping iteration: the rows do not have it, so there is no figure."
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class StudySection:
     """Runs that cannot start because an ancestor diverged."""
     plots: tuple[Plot, ...]
     no_early_stop: str
-    """Sentence that replaces the figure of early-stopping iterations if no run stopped early, else empty."""
+    """Sentence in place of the figure of early-stopping iterations if there is none, else empty."""
     tables: tuple[Table, ...]
     environment_note: str
     """Sentence on the environments if the runs come from several, else empty."""
@@ -165,7 +166,7 @@ def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store 
         diverged=diverged_runs(rows),
         blocked=count_blocked(rows),
         plots=tuple(plots),
-        no_early_stop="" if trained is None or trained.converged else NO_EARLY_STOP.format(trained.unconverged),
+        no_early_stop="" if trained is None else _no_early_stop(trained),
         tables=(*tables, runs_table(part_id, study.name, rows)),
         environment_note=environment_note(rows),
         settings=tuple(_flatten_settings({key: value for key, value in data.items() if key != "treatments"})),
@@ -259,12 +260,18 @@ def _trained_plots(part_id: str, summaries: TrainedSummaries) -> list[Plot]:
         figure = ranking_plot(summary, ranking)
         title, takeaway = "Ranking of the treatments", ranking_takeaway(ranking)
         plots.append(Plot(f"{part_id}-ranking", "ranking", title, caption, figure, takeaway))
-    if not summaries.converged:
+    if early_stop is None or not summaries.converged:
         return plots
     caption = summary_caption(early_stop, [summaries.unconverged])
     figure, takeaway = accuracy_plot(early_stop), iterations_takeaway(early_stop)
     title = "Early-stopping iteration"
     return [*plots, Plot(f"{part_id}-early-stop", "early-stop", title, caption, figure, takeaway)]
+
+
+def _no_early_stop(summaries: TrainedSummaries) -> str:
+    if summaries.early_stop is None:
+        return NO_ITERATIONS
+    return "" if summaries.converged else NO_EARLY_STOP.format(summaries.unconverged)
 
 
 def _overview_caption(summary: Summary, limit: float) -> str:
