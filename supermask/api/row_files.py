@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +34,6 @@ class _Tables:
     """Rows of tables of runs."""
 
     files: Sequence[Path]
-    by_id: dict[str, Row]
-    """Run id -> row, of any study."""
     by_study: dict[str, dict[str, Row]]
     """Name of a study -> run id -> row."""
 
@@ -51,6 +50,22 @@ class _Tables:
                 f"{', '.join(map(quote, self.by_study))}."
             )
         return self.by_study[name]
+
+    def rows_for(self, name: str) -> dict[str, Row]:
+        """Return run id -> row of a study, and of other studies for runs that it does not have.
+
+        Each study has its own result of a run that several of them trained, and results differ between environments.
+        Those of the environment that most rows of the study come from are taken, whatever the order of the files.
+        """
+        own = self.study_rows(name)
+        environments = Counter(row.get("environment") for row in own.values())
+
+        def preference(row: Row) -> tuple[int, str, str]:
+            return -environments[row.get("environment")], str(row["study"]), str(row.get("environment"))
+
+        others = [row for rows in self.by_study.values() for row in rows.values()]
+        # The preferred one last, so that it stays.
+        return {str(row["id"]): row for row in sorted(others, key=preference, reverse=True)} | own
 
 
 def read_studies_from_tables(
@@ -137,7 +152,7 @@ def read_other_rows(
 
 def _read_tables(files: Sequence[Path]) -> _Tables:
     rows = read_row_files(files)
-    tables = _Tables(files, {str(row["id"]): row for row in rows}, {})
+    tables = _Tables(files, {})
     if not rows:
         raise UserError(f"{tables.names}: there is no row.")
     for row in rows:
@@ -187,6 +202,7 @@ def _find_parts(
     name = load_study(study, candidates[0][1]).name
     rows = tables.study_rows(name)
     left, unknown_data = dict(rows), ""
+    available = tables.rows_for(name)
     recorded = read_plan_inputs(tables.files, name)
     for (scale, settings), inputs in itertools.product(candidates, [*recorded, *_named_inputs(rows)]):
         if not left:
@@ -203,8 +219,7 @@ def _find_parts(
         if (with_fewer_seeds := _load_with_seeds(study, settings, matched)).seeds != loaded.seeds:
             # Other rows, such as those of another scale, have more seeds.
             plan = make_plan(with_fewer_seeds, inputs)
-        # Of a run that two studies trained, each has its own result.
-        found.append(StudyFromTables(plan, rows_on_plan(plan, {**tables.by_id, **rows}), scale))
+        found.append(StudyFromTables(plan, rows_on_plan(plan, available), scale))
         left = {run_id: row for run_id, row in left.items() if run_id not in matched}
     return found, left, unknown_data
 

@@ -8,7 +8,12 @@ import pytest
 
 from supermask.analysis.claims import evaluate_claims
 from supermask.analysis.claims.paper import paper_tasks
-from supermask.study import builtin_studies, load_study
+from supermask.core.text import Row
+from supermask.store import Store
+from supermask.store.rows import plan_rows
+from supermask.study import Study, builtin_studies, load_study
+from supermask.study.plan import make_plan
+from supermask.study.plan_inputs import PlanInputs
 
 
 @pytest.mark.slow
@@ -88,3 +93,42 @@ def test_all_claims_without_runs() -> None:
     every = evaluate_claims([], whole_paper=True)
     assert [claim.name for claim in every] == [f"{task.number}{task.part}" for task in paper_tasks()]
     assert {claim.verdict for claim in every} == {"not enough data"}
+
+
+def finished_rows(study: Study) -> list[Row]:
+    """Return rows of a study as if every run had finished, with the accuracies and rises of converged masks."""
+    rows, _ = plan_rows(make_plan(study, PlanInputs()), Store("no-store"))
+    result = {"status": "finished", "early_stop_validation_accuracy": 0.9, "early_stop_test_accuracy": 0.9}
+    return [row | result | ({"validation_rise": 0.0} if row.get("supermask") else {}) for row in rows]
+
+
+def test_a_study_that_learns_longer_decides_claim_11_beside_the_one_to_run_first() -> None:
+    scale = ["scale=paper", "seeds=[0]"]
+    shorter, longer = (load_study(name, scale) for name in ("learned-supermasks", "table-one"))
+    rows = {study.name: finished_rows(study) for study in (shorter, longer)}
+    both = evaluate_claims([(longer, rows["table-one"]), (shorter, rows["learned-supermasks"])])
+    assert {(claim.name, claim.study, claim.setting) for claim in both if claim.number == 11 and claim.setting} == {
+        ("11a", "learned-supermasks", "fc-300-100 on mnist, 50,417 iterations, masks learned for 110,000"),
+        ("11a", "table-one", "fc-300-100 on mnist, 50,417 iterations, masks learned for 440,000"),
+    }
+    # Alone it decides too, also before its first run.
+    for some in (rows["table-one"], []):
+        (alone,) = (claim for claim in evaluate_claims([(longer, some)]) if claim.name == "11a")
+        assert alone.study == "table-one" and len(alone.clauses) == 5
+
+
+def test_a_study_whose_runs_are_all_in_another_one_gives_no_second_verdict() -> None:
+    """At scale=laptop the masks of Table 1 are runs of `learned-supermasks`."""
+    scale = ["scale=laptop", "seeds=[0]"]
+    shorter, longer = (load_study(name, scale) for name in ("learned-supermasks", "table-one"))
+    rows = finished_rows(shorter)
+    same = {row["id"] for row in rows}
+    shared = [row if row["id"] in same else row | {"status": "to_do"} for row in finished_rows(longer)]
+    found = evaluate_claims([(shorter, rows), (longer, shared)])
+    assert [claim.study for claim in found if claim.name == "11a"] == ["learned-supermasks"]
+
+
+def test_every_study_that_a_claim_names_has_its_treatments() -> None:
+    for task in paper_tasks():
+        for name in task.studies:
+            assert task.with_claim_for(load_study(name)).claim is not None, (task.id, name)

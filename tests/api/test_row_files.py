@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import duckdb
@@ -142,6 +143,22 @@ def test_the_report_from_a_table_has_its_figures_and_claims(trained: TrainedStud
     assert all(sections[name] == expected[name] for name in sections if name != "provenance")
     assert "--rows small.parquet --out r.html" in sections["provenance"]
     assert "minutes for" in sections["provenance"] and "core-minutes" not in sections["provenance"]
+
+
+@pytest.mark.slow
+def test_the_order_of_the_tables_does_not_matter() -> None:
+    """`large_final` as a ticket is in two other tables, from two environments; most other rows are of the second."""
+    names = ("supermask-questions-paper", "mask-criteria-paper", "mask-1-actions-paper")
+    files = [PUBLISHED.with_name(f"{name}.parquet") for name in names]
+    first, *others = (read_studies_from_tables(order, ["supermask-questions"]) for order in permutations(files))
+    assert all([part.rows for part in other] == [part.rows for part in first] for other in others)
+    environments = {
+        row["environment"]
+        for row in first[0].rows
+        # Deeper levels are in one table only.
+        if row["treatment"] == "ticket, large_final" and row["seed"] in (0, 1, 2) and 0 < int(row["level"] or 0) <= 20
+    }
+    assert environments == {"ce82093602f225c6"}
 
 
 @pytest.mark.slow

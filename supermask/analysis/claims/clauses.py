@@ -6,7 +6,7 @@ docs/statistics.md has the rules, and how often they are wrong in simulated stud
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -110,7 +110,7 @@ def evaluate_clause(clause: Clause, evidence: ClaimData, detect: float = 0.0) ->
     levels = tuple(_level_findings(clause, [place.treatment for place in places], by_level) if places else ())
     pooled = _test_cell(clause, _mean_cell(cells)) if places else None
     effect = None if pooled is None else _effect(clause, pooled, cells)
-    note = " ".join(filter(None, (evidence.describe_nonconvergence(name) for name in _treatments(clause))))
+    note = " ".join(filter(None, (evidence.describe_nonconvergence(name) for name in compared_treatments([clause]))))
     verdict: Verdict = "not enough data" if note or effect is None else _verdict(clause, effect, levels)
     deciding_index = deciding_level(clause, by_level, [level.outcome for level in levels])
     by_index = None if deciding_index is None else by_level[deciding_index]
@@ -169,10 +169,10 @@ def _distance(clause: Clause, tested: _Tested) -> float:
     return 2.0 - tested.p if is_two_sided and not tested.test.has_claimed_sign else tested.p
 
 
-def _treatments(clause: Clause) -> list[str]:
-    """Labels that the clause compares, without `chance`."""
-    labels = (clause.treatment, clause.reference, clause.control)
-    return [label for label in labels if label is not None and label != CHANCE]
+def compared_treatments(clauses: Iterable[Clause]) -> list[str]:
+    """Return the labels that the clauses compare, without `chance`."""
+    labels = [label for clause in clauses for label in (clause.treatment, clause.reference, clause.control)]
+    return [label for label in dict.fromkeys(labels) if label is not None and label != CHANCE]
 
 
 @dataclass(frozen=True)
@@ -379,7 +379,7 @@ def _missing(clause: Clause, evidence: ClaimData, places: Sequence[_Place]) -> l
     """Unfinished runs at the levels of the clause, all levels for `at: best`."""
     numbers = {place.treatment.level for place in places}
     missing: list[str] = []
-    for label in _treatments(clause):
+    for label in compared_treatments([clause]):
         rows = _row_label(clause, label, evidence)
         levels = evidence.level_numbers(rows) if clause.at == "best" else {0} if label == DENSE else numbers
         missing += evidence.describe_missing(rows, levels)

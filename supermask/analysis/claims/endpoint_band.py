@@ -18,7 +18,7 @@ def endpoint_band(study: Study, network: str, reference: str, measure: str) -> t
     `measure` with this reference have one and the same band.
     Source: Zhou et al. 2019, authors' response, items 2 and 4.
     """
-    about = [task for task in paper_tasks() if task.study == study.name and task.is_about(network, study)]
+    about = [task for task in paper_tasks() if study.name in task.studies and task.is_about(network, study)]
     claims = [task.claim for task in (*(t.with_claim_for(study) for t in about), *study_tasks(study)) if task.claim]
     bands = {
         clause.band

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from supermask.analysis.claims.clauses import evaluate_clause
+from supermask.analysis.claims.clauses import compared_treatments, evaluate_clause
 from supermask.analysis.claims.evidence import ClaimData
 from supermask.analysis.claims.findings import ClaimFinding, ClauseFinding, Verdict
 from supermask.analysis.claims.paper import ClaimTask, paper_tasks, study_tasks
@@ -44,15 +44,31 @@ def evaluate_claims(
     is_demo = bool(evidence) and all(is_demonstration(data.study.dataset) for data in evidence)
     findings: list[ClaimFinding] = []
     for task in paper_tasks():
-        named = [data for data in evidence if data.study.name == task.study]
+        named = [data for name in task.studies for data in evidence if data.study.name == name]
         about = [data for data in named if task.is_about(data.network, data.study)]
-        findings += [_evaluate_task(task.with_claim_for(data.study), data) for data in about]
+        findings += [_evaluate_task(task_for, data) for task_for, data in _with_runs_of_their_own(task, about)]
         if not about and (named or whole_paper) and not (is_demo and task.study):
             finding = _unevaluated_finding(task)
             findings.append(replace(finding, verdict="no verdict") if is_demo else finding)
     for data in evidence:
         findings += [_evaluate_task(task, data) for task in study_tasks(data.study)]
     return findings
+
+
+def _with_runs_of_their_own(task: ClaimTask, about: Sequence[ClaimData]) -> Iterator[tuple[ClaimTask, ClaimData]]:
+    """Yield the studies that decide a claim: those of the first's name, and others with finished runs that add to them.
+
+    Several studies can decide one claim, such as masks learned for 500 and for 2,000 epochs. They share runs, and at
+    some scales all of them: one verdict on the same runs is enough.
+    """
+    seen: set[str] = set()
+    for data in about:
+        task_for = task.with_claim_for(data.study)
+        clauses = task_for.claim.clauses if task_for.claim else ()
+        run_ids = data.finished_run_ids(compared_treatments(clauses))
+        if data.study.name == about[0].study.name or not run_ids <= seen:
+            yield task_for, data
+        seen |= run_ids
 
 
 def _evaluate_task(task: ClaimTask, evidence: ClaimData) -> ClaimFinding:
@@ -81,7 +97,7 @@ def _unevaluated_finding(task: ClaimTask, evidence: ClaimData | None = None) -> 
         task.id,
         task.number,
         task.statement,
-        task.study,
+        evidence.study.name if evidence else task.study,
         task.source,
         task.figure,
         "not enough data",
@@ -89,7 +105,9 @@ def _unevaluated_finding(task: ClaimTask, evidence: ClaimData | None = None) -> 
         (),
         dataset=evidence.study.dataset if evidence else "",
         part=task.part,
-        setting=evidence.setting if evidence else "",
+        setting=evidence.describe_setting(compared_treatments(task.claim.clauses if task.claim else ()))
+        if evidence
+        else "",
     )
 
 

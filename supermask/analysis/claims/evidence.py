@@ -63,12 +63,26 @@ class ClaimData:
         own = _own_dense_label(treatment)
         return own if own in self._rows else DENSE
 
-    @property
-    def setting(self) -> str:
-        """Network, data and length of training: `fc-300-100 on mnist, 16,500 iterations`."""
+    def describe_setting(self, labels: Sequence[str] = ()) -> str:
+        """Network, data and length of training: `fc-300-100 on mnist, 16,500 iterations`.
+
+        If masks are learned in one of these treatments: `..., masks learned for 110,000`.
+        """
         iterations = next((row["iterations"] for row in self._rows[DENSE] if row.get("iterations")), None)
         length = f", {iterations:,} iterations" if isinstance(iterations, int) else ""
+        learned = {
+            row["iterations"]
+            for label in labels
+            for row in self._rows[label]
+            if row.get("supermask") and isinstance(row.get("iterations"), int)
+        }
+        if len(learned) == 1:
+            length += f", masks learned for {learned.pop():,}"
         return f"{self.network} on {self.study.dataset}{length}"
+
+    def finished_run_ids(self, labels: Sequence[str]) -> set[str]:
+        """Return the ids of the finished runs of these treatments."""
+        return {str(row["id"]) for label in labels for row in self._rows[label] if row["status"] == "finished"}
 
     def level_numbers(self, label: str) -> set[int]:
         """All levels of a treatment, finished or not."""

@@ -49,8 +49,8 @@ class ClaimTask:
     id: str
     statement: str
     source: str
-    study: str
-    """Name of the study that can decide it; empty if none is shipped."""
+    studies: tuple[str, ...]
+    """Names of the studies that can decide it, the one to run first; empty if none is shipped."""
     figure: str
     claim: Claim | None
     """None if it cannot be evaluated."""
@@ -64,6 +64,11 @@ class ClaimTask:
     """Largest share of a hidden layer pruned per level at which the claim can be tested."""
     node: Node | None = field(default=None, repr=False, compare=False)
     """The claim in the file."""
+
+    @property
+    def study(self) -> str:
+        """Name of the study to run; empty if none is shipped."""
+        return next(iter(self.studies), "")
 
     def is_about(self, network: str, study: Study) -> bool:
         """True if the claim is about this network and data at these prune rates. A demonstration stands for FC."""
@@ -90,7 +95,7 @@ _TASK_KEYS = ("number", "study", "on", "max_prune_rate")
 
 def study_tasks(study: Study) -> list[ClaimTask]:
     """The claims of a study's own file."""
-    return [ClaimTask(None, c.id, c.statement, c.source, study.name, c.figure, c) for c in study.claims]
+    return [ClaimTask(None, c.id, c.statement, c.source, (study.name,), c.figure, c) for c in study.claims]
 
 
 @cache
@@ -109,16 +114,17 @@ def paper_tasks() -> tuple[ClaimTask, ...]:
 
 def studies_with_claims() -> list[str]:
     """Names of the studies that the paper's claims refer to."""
-    return list(dict.fromkeys(task.study for task in paper_tasks() if task.study))
+    return list(dict.fromkeys(study for task in paper_tasks() for study in task.studies))
 
 
 def _tasks(node: Node) -> Iterator[ClaimTask]:
     data = to_python(node)
     number, name, statement, source = int(data["number"]), str(data["id"]), str(data["statement"]), str(data["source"])
     if "needs" in data:
-        yield ClaimTask(number, name, statement, source, "", "", None, f"It needs {data['needs']}.")
+        yield ClaimTask(number, name, statement, source, (), "", None, f"It needs {data['needs']}.")
         return
-    study, max_rate = str(data["study"]), float(data.get("max_prune_rate", 1.0))
+    named, max_rate = data["study"], float(data.get("max_prune_rate", 1.0))
+    studies = (named,) if isinstance(named, str) else tuple(named)
     for networks in data["on"]:
         subject = _describe_networks(networks)
         reason = f"No run on {subject}"
@@ -130,10 +136,10 @@ def _tasks(node: Node) -> Iterator[ClaimTask]:
             name if len(data["on"]) == 1 else f"{name}-{'fc' if FC in networks else 'conv'}",
             f"{subject}: {statement}",
             source,
-            study,
+            studies,
             str(data["figure"]),
             None,
-            f"{reason}. {_describe_command(study, tuple(networks), max_rate)}",
+            f"{reason}. {_describe_command(studies[0], tuple(networks), max_rate)}",
             networks=tuple(networks),
             max_prune_rate=max_rate,
             node=node,
