@@ -16,6 +16,8 @@ from helpers.forgery import folder_of
 from helpers.stored_study import RUNS, TEXT, TrainedStudy, train_study
 
 import supermask as sm
+from supermask.store.rows import plan_rows
+from supermask.store.tables import to_parquet
 from supermask.study.loading import STUDY_KEYS
 from supermask.study.yaml import parse_yaml, to_python
 
@@ -185,3 +187,15 @@ def test_functions_and_commands_agree(trained: TrainedStudy) -> None:
     status, out, _ = call("query", "SELECT count(*) FROM runs", "--store", trained.store, "--format", "csv")
     assert status == 0
     assert int(out.splitlines()[1]) == sm.query("SELECT count(*) FROM runs", store=trained.store).rows[0][0]
+
+
+@pytest.mark.slow
+def test_one_table_or_name_needs_no_list(trained: TrainedStudy, tmp_path: Path) -> None:
+    """A string is a sequence of its characters, so it has to be recognized."""
+    table = tmp_path / "a.parquet"
+    table.write_bytes(to_parquet(plan_rows(trained.plan, trained.open_store())[0]))
+    study, expected = str(trained.study), tmp_path / "r.html"
+    for rows in (table, str(table), [table]):
+        assert sm.report(study, out=expected, rows=rows) == expected
+    with pytest.raises(sm.UserError, match="mask-critera"):
+        sm.reproduce("digits", only="mask-critera", store=tmp_path)
