@@ -28,6 +28,7 @@ from supermask.core.environment import expand_path
 from supermask.core.errors import UserError
 from supermask.core.text import Row, escape_controls
 from supermask.reporting.figures import FigureOptions, RenderedFigure, comparison_figure, save_figure
+from supermask.reporting.figures.save import figure_stem
 from supermask.reporting.figures.style import DEFAULT_OPTIONS
 from supermask.store.location import output_path
 from supermask.store.row_files import is_parquet
@@ -121,7 +122,8 @@ def save_comparison_figure(
 ) -> tuple[RenderedFigure, list[Path]]:
     """Draw a comparison and save it as PDF, SVG, PNG, CSV and text; return it with its files."""
     drawn = comparison_figure(comparison, options=options)
-    return drawn, save_figure(drawn, output_path(folder), f"{comparison.study}-beside-{Path(comparison.source).stem}")
+    stem = figure_stem(comparison.study, f"beside-{Path(comparison.source).stem}")
+    return drawn, save_figure(drawn, output_path(folder), stem)
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,10 @@ from supermask.reporting.figures import (
     pixel_map_figure,
     save_figure,
     save_table,
+    slugify,
     weight_plane_figure,
 )
+from supermask.reporting.figures.save import MAX_STEM
 from supermask.store.location import output_path
 
 MAX_CHAINS = 9
@@ -83,13 +85,25 @@ def analyze_masks(
     masks = load_masks(names, source)
     pairs = compare_masks(masks) if "overlap" in selected else {}
     text = format_summary(masks) + (f"\n{format_pairs(pairs, masks)}" if pairs else "")
-    saved = [
-        (figure, save_figure(figure, out, f"masks-{name}"))
-        for analysis in selected
-        for name, figure in ANALYSES[analysis](masks, pairs)
-    ]
+    figures = (item for analysis in selected for item in ANALYSES[analysis](masks, pairs))
+    stems: set[str] = set()
+    saved = [(figure, save_figure(figure, out, _free_stem(f"masks-{name}", stems))) for name, figure in figures]
     table = save_table(layer_table(masks), out, "masks-layers")
     return MaskAnalysis(masks, text, saved, table, [*_notes(masks, selected)])
+
+
+def _free_stem(name: str, taken: set[str]) -> str:
+    """Return the file name of a figure and add it to `taken`.
+
+    Names that would be the same file, as those of the layers `a.b` and `a_b` or of long layers, are numbered.
+    """
+    stem, number = slugify(name), 1
+    while stem in taken:
+        number += 1
+        suffix = f"-{number}"
+        stem = slugify(name)[: MAX_STEM - len(suffix)] + suffix
+    taken.add(stem)
+    return stem
 
 
 def compare_masks(masks: Sequence[MaskInfo]) -> Pairs:

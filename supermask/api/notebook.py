@@ -37,6 +37,7 @@ from supermask.execution.scheduler import KeepPolicy, Scheduler
 from supermask.execution.tasks import emptied_message
 from supermask.reporting.figures import RenderedFigure, save_figure, to_png
 from supermask.reporting.figures.catalog import study_figures
+from supermask.reporting.figures.save import figure_stem
 from supermask.reporting.status import format_counts
 from supermask.store import Store, tables
 from supermask.store.location import output_path
@@ -195,7 +196,7 @@ def figure(
         )
     only = () if name is None else (name,)
     drawn = study_figures(plan, rows, Store(root), only=only)
-    figures = {key: Figure(rendered, f"{plan.study.name}-{key}") for key, rendered in drawn.items()}
+    figures = {key: Figure(rendered, figure_stem(plan.study.name, key)) for key, rendered in drawn.items()}
     return Figures(figures) if name is None else figures[name]
 
 

@@ -233,7 +233,7 @@ def figures(
     run of the study has finished, or for unknown names.
     """
     from supermask.reporting.figures import save_figure
-    from supermask.reporting.figures.save import DEFAULT_FORMATS, check_formats
+    from supermask.reporting.figures.save import DEFAULT_FORMATS, check_formats, figure_stem
 
     check_formats(formats)
 
@@ -250,9 +250,9 @@ def figures(
     labels = split_labels(treatments, [treatment.label for treatment in study_plan.study.treatments])
     source = Store(store_path(store))
     drawn = study_figures(study_plan, rows, source, options or FigureOptions(), only, labels)
-    stem, formats = study_plan.study.name, formats or DEFAULT_FORMATS
-    folder = output_path(out)
-    saved = [(figure, save_figure(figure, folder, f"{stem}-{name}", formats)) for name, figure in drawn.items()]
+    stems = {name: figure_stem(study_plan.study.name, name) for name in drawn}
+    folder, formats = output_path(out), formats or DEFAULT_FORMATS
+    saved = [(figure, save_figure(figure, folder, stems[name], formats)) for name, figure in drawn.items()]
     return saved, [*study_plan.notices, *damaged]
 
 

@@ -13,6 +13,7 @@ import torch
 from helpers.command_line import call, refused
 from helpers.small_studies import small_plan, train_plan
 from helpers.stored_study import TrainedStudy, train_study
+from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError
 from supermask.core.rng import random_stream
 from supermask.core.types import Layer
-from supermask.reporting.figures import save_figure
+from supermask.reporting.figures import RenderedFigure, save_figure
 from supermask.store import Store
 
 LAYERS = {"fc1.weight": (8, 64), "fc2.weight": (10, 8)}
@@ -289,6 +290,24 @@ def test_several_runs_have_table_pairs_and_every_figure(
     rows = list(csv.DictReader((tmp_path / "out" / "masks-layers.csv").read_text().splitlines()))
     assert [(row["layer"], row["kept"]) for row in rows[:3]] == [("fc1", "256"), ("fc2", "56"), ("all layers", "312")]
     assert {row["units"] for row in rows} == {"8", "10", ""}
+
+
+def test_figures_of_layers_with_alike_names_have_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "encoder.layers.{}.self_attention.query_projection.inner.weight"
+    layers = ["block.a.weight", "block_a.weight", long.format(0), long.format(1)]
+    masks = {name: torch.ones(2, 2, dtype=torch.bool) for name in layers}
+    weights = {name: torch.ones(2, 2) for name in layers}
+    save_ticket(Ticket(masks=masks, weights=weights, others={}), tmp_path / "t.safetensors")
+    drawn = RenderedFigure(Figure(), "caption", [{"x": 1}])
+    names = [f"plane-{name.removesuffix('.weight')}" for name in layers]
+    monkeypatch.setitem(ANALYSES, "plane", lambda _masks, _pairs: ((name, drawn) for name in names))
+    analysis = analyze_masks([tmp_path / "t.safetensors"], out=tmp_path / "out", only="plane")
+    stems = [paths[0].stem for _, paths in analysis.saved]
+    assert len(set(stems)) == len(layers)
+    assert stems[:2] == ["masks-plane-block-a", "masks-plane-block-a-2"]
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {*stems, "masks-layers"}
 
 
 @pytest.mark.slow

@@ -20,6 +20,8 @@ from supermask.core.errors import SystemFailure, UserError
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures import RenderedFigure, accuracy_figure, convergence_figure, save_figure, slugify
 from supermask.reporting.figures.caption import describe_excluded, wrap_to_width
+from supermask.reporting.figures.catalog import FIGURES
+from supermask.reporting.figures.save import figure_stem
 from supermask.reporting.figures.style import FALLBACK_STYLES, STYLES, assign_styles, thin_ticks
 
 TREATMENTS = ["large_final", "random"]
@@ -367,6 +369,16 @@ def test_slugs() -> None:
     assert slugify("../../etc/passwd") == "etc-passwd"
     assert slugify("Überprüfung") == "uberprufung"
     assert slugify("研究") == slugify("") == "figure"
+
+
+def test_figures_of_a_group_never_share_a_file_name() -> None:
+    assert figure_stem("mask-criteria", "accuracy") == "mask-criteria-accuracy"
+    groups = ["long " * 30, "long " * 30 + "other", "研究甲", "研究乙", "x" * 60, "mask-criteria"]
+    stems = [figure_stem(group, name) for group in groups for name in FIGURES]
+    assert len(set(stems)) == len(stems)
+    for stem, name in zip(stems, FIGURES * len(groups), strict=True):
+        assert stem.endswith(f"-{name}")
+        assert stem == slugify(stem)
 
 
 def test_a_treatment_has_the_same_style_in_every_figure() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,24 @@ def mean_columns(mean: MeanInterval) -> Row:
 def format_values(values: Mapping[int, float]) -> str:
     """Format values by seed for the column `values_by_seed`: `0=97.1 1=97.3`."""
     return " ".join(f"{seed}={value:.6g}" for seed, value in sorted(values.items()))
+
+
+MAX_STEM = 60
+"""Length of a file name without suffix, as `slugify` cuts it."""
+
+
+def figure_stem(group: str, name: str) -> str:
+    """Return the file name without suffix of the figure `name` of a study or of another `group`.
+
+    A group that is too long is cut, the name is not: figures of one group never share a file name. A group that is
+    cut, or that has no letter of a file name, gets a checksum, so that two such groups differ.
+    """
+    end, start = slugify(name), slugify(group)
+    room = MAX_STEM - len(end) - 1
+    if len(start) > room or (start == slugify("") and start != group):
+        checksum = f"{zlib.crc32(group.encode('utf-8', 'replace')):08x}"
+        start = f"{start[: max(0, room - len(checksum) - 1)]}-{checksum}"
+    return slugify(f"{start}-{end}")
 
 
 def save_figure(
