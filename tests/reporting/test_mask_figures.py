@@ -204,6 +204,35 @@ def test_chains_with_the_same_densities_share_a_panel() -> None:
     assert lines == {(one[layer].density * 100, other[layer].density * 100) for layer in one}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 20, 54])
+def test_the_legend_of_layers_is_inside_the_page_and_covers_no_panel(count: int) -> None:
+    densities = layer_densities({f"stage{n}.block.conv{n}.weight": np.ones(4, dtype=bool) for n in range(count)})
+    for drawn in (density_figure([densities], ["x"], "D"), density_by_level_figure({"x": {0: densities}}, "D")):
+        figure = drawn.figure
+        figure.draw_without_rendering()
+        legend = figure.legends[0].get_window_extent()
+        assert figure.bbox.x0 <= legend.x0 <= legend.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= legend.y0 <= legend.y1 <= figure.bbox.y1
+        assert not legend.overlaps(figure.axes[0].get_window_extent())
+        assert len(figure.legends[0].get_texts()) == count + 1
+
+
+def test_masks_of_several_networks_share_a_density_figure() -> None:
+    one, other = (layer_densities({name: mask(0), "fc.weight": mask(1)}) for name in ("conv.weight", "fc1.weight"))
+    for drawn in (
+        density_figure([one, other], ["a", "b"], "D"),
+        density_by_level_figure({"a": {0: one, 1: one}, "b": {0: other, 1: other}}, "D"),
+    ):
+        drawn.figure.draw_without_rendering()
+        names = [text.get_text() for text in drawn.figure.legends[0].get_texts()]
+        assert names == ["conv", "fc", "fc1", "all layers"]
+        layers = {(row["mask"], row["layer"]) for row in drawn.data_rows}
+        assert {layer for name, layer in layers if str(name).startswith("b")} == {"fc1", "fc", "all layers"}
+    curves = [len(axes.lines) for axes in drawn.figure.axes]
+    assert curves == [3, 3]
+
+
 def test_an_empty_layer_can_be_drawn() -> None:
     empty = layer_densities({"a": np.zeros((2, 2), dtype=bool), "b": np.ones((2, 2), dtype=bool)})
     density_figure([empty], ["x"], "Density").figure.draw_without_rendering()
@@ -238,6 +267,8 @@ def test_density_takeaway_is_about_the_mask_whose_layers_differ_most() -> None:
     even, uneven = ({"a": np.arange(10) < n, "b": np.arange(10) < m} for n, m in ((5, 5), (9, 2)))
     layers = [layer_densities(even), layer_densities(uneven)]
     assert density_takeaway(layers, ["even", "uneven"]) == "Takeaway: uneven keeps 90% of a and 20% of b."
+    named = [{f"{name}.weight": density for name, density in layers[1].items()}]
+    assert density_takeaway(named, ["x"]) == "Takeaway: x keeps 90% of a and 20% of b."
 
 
 def test_weight_takeaways_compare_mean_magnitudes() -> None:

@@ -65,7 +65,7 @@ def density_takeaway(masks: Sequence[Mapping[str, Density]], labels: Sequence[st
     layers = {layer: density.density for layer, density in masks[index].items() if layer != ALL_LAYERS}
 
     def describe(layer: str) -> str:
-        return f"{format_percent(100 * layers[layer])}% of {layer}"
+        return f"{format_percent(100 * layers[layer])}% of {layer.removesuffix('.weight')}"
 
     text = " and ".join(_extremes(list(layers), lambda layer: layers[layer], describe))
     return _takeaway([f"{labels[index]} keeps {text}"])
