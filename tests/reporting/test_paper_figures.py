@@ -211,6 +211,48 @@ def test_figure_6_compares_no_mask_a_random_and_a_large_final_mask() -> None:
         untrained_masks_figure([r for r in supermask_rows() if r["criterion"] != "random"], "Figure 6", 10.0)
 
 
+def test_treatments_with_dense_networks_of_their_own_are_not_mixed() -> None:
+    """Two masks of one criterion, of dense networks trained with other settings, are two lines and never one."""
+    slow = [
+        {**r, "id": f"slow-{r['id']}", "treatment": f"slow {r['criterion']}", "early_stop_test_accuracy": 0.05}
+        | {"early_stop_validation_accuracy": 0.05}
+        for r in supermask_rows()
+        if r["criterion"] and r["mask1"] == "rewind"
+    ]
+    rows = [*supermask_rows(), *slow]
+    for order in (rows, rows[::-1]):
+        points = {(p.side, p.series, p.level): p.interval.mean for p in curve_points(order) if p.side == "w_i"}
+        assert points["w_i", "large_final + rewind", 2] == pytest.approx(51.0)
+        assert points["w_i", "slow large_final", 2] == pytest.approx(5.0)
+        assert ("w_i", "large_final", 2) not in points
+        drawn = untrained_masks_figure(order, "Figure 6", 10.0)
+        assert [row["mean"] for row in drawn.data_rows] == [pytest.approx(mean) for mean in (10.0, 41.0, 51.0)]
+        assert "large_final masks the one of best validation accuracy: large_final + rewind." in drawn.caption
+
+
+def test_figure_6_leaves_out_masks_of_other_settings() -> None:
+    """A mask of the criterion from another point of the trajectory is another mask."""
+    other = [
+        {**r, "id": f"other-{r['id']}", "treatment": "other", "w_final": "lowest_validation_loss"}
+        | {"early_stop_test_accuracy": 0.99, "early_stop_validation_accuracy": 0.99}
+        for r in supermask_rows()
+        if (r["criterion"], r["mask1"]) == ("large_final", "rewind")
+    ]
+    drawn = untrained_masks_figure([*supermask_rows(), *other], "Figure 6", 10.0)
+    assert drawn.data_rows[2]["mean"] == pytest.approx(51.0)
+    assert "Of the treatments" not in drawn.caption
+
+
+def test_figure_6_of_one_seed_has_no_interval_and_needs_no_untrained_network() -> None:
+    rows = [row for row in supermask_rows() if row["seed"] == 0]
+    caption = untrained_masks_figure(rows, "Figure 6", 10.0).caption
+    assert "n = 1 seed. Masks" in caption
+    assert "t-interval" not in caption
+    unknown = [{**row, "initial_validation_accuracy": None} for row in rows]
+    drawn = untrained_masks_figure(unknown, "Figure 6", 10.0)
+    assert [str(row["network"]).partition(" ")[0] for row in drawn.data_rows] == ["random", "large_final"]
+
+
 def test_the_table_of_criteria_is_complete() -> None:
     drawn = criteria_table_figure(["large_final"], "Criteria")
     assert [row["criterion"] for row in drawn.data_rows] == list(CRITERIA)

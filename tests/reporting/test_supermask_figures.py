@@ -17,6 +17,7 @@ from supermask.execution.tasks import TaskResult
 from supermask.reporting.figures import (
     RenderedFigure,
     accuracy_figure,
+    curve_points,
     is_heuristic,
     learning_curves_figure,
     supermask_figure,
@@ -89,6 +90,30 @@ def test_a_run_of_both_schedules_is_in_both_panels() -> None:
     drawn = untrained_figure(rows, "Heuristic")
     assert [point["schedule"] for point in drawn.data_rows] == ["one_shot", "iterative"]
     assert len(drawn.figure.axes) == 2
+
+
+def test_lines_named_by_treatment_keep_the_runs_that_two_schedules_share() -> None:
+    def rows(label: str, accuracy: float) -> list[Row]:
+        chains = []
+        for seed in SEEDS:
+            for level, name in ((1, "one_shot | iterative"), (2, "one_shot"), (2, "iterative")):
+                labels = " | ".join(f"{label}, {schedule}" for schedule in name.split(" | "))
+                mask = heuristic("large_final", "rewind", level, seed, accuracy, schedule=name)
+                chains.append({**mask, "treatment": labels})
+        return chains
+
+    drawn = untrained_figure(rows("fast", 0.5) + rows("slow", 0.2), "Heuristic")
+    lines = [(point["schedule"], point["criterion"], point["level"]) for point in drawn.data_rows]
+    assert sorted(lines) == sorted(
+        (schedule, f"{label}, {schedule}", level)
+        for label in ("fast", "slow")
+        for schedule in ("one_shot", "iterative")
+        for level in (1, 2)
+    )
+    assert {p.series for p in curve_points(rows("fast", 0.5) + rows("slow", 0.2))} == {
+        "fast, one_shot",
+        "slow, one_shot",
+    }
 
 
 def test_rescaled_networks_are_described_in_the_caption_only() -> None:

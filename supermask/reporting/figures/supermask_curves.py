@@ -28,7 +28,7 @@ from supermask.reporting.figures.style import (
     assign_styles,
     style_context,
 )
-from supermask.reporting.figures.untrained import is_heuristic, line_name
+from supermask.reporting.figures.untrained import is_heuristic, line_name, line_names, repeats_a_seed, schedules
 from supermask.store.tables import DENSE, treatment_labels
 
 if TYPE_CHECKING:
@@ -60,15 +60,19 @@ class CurvePoint:
 
 
 def curve_points(rows: Sequence[Row]) -> list[CurvePoint]:
-    """Return the points of Figure 7: one-shot heuristic masks by level, learned masks by treatment."""
+    """Return the points of Figure 7: one-shot heuristic masks by level, learned masks by treatment.
+
+    Heuristic masks of one criterion whose dense networks differ are separate series, named by their treatments.
+    """
     heuristic: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
     learned: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    rows = [row for row in rows if row["status"] == "finished"]
+    names = line_names([row for row in rows if is_heuristic(row)])
     for row in rows:
-        if row["status"] != "finished":
-            continue
         for side, (mask1, base) in SIDES.items():
-            if is_heuristic(row) and _is_plain_heuristic(row) and row.get("mask1") == mask1:
-                heuristic[side, line_name(row), int(row["level"] or 0)].append(row)
+            if _is_plain_heuristic(row) and row.get("mask1") == mask1:
+                for name in names(row, "one_shot"):
+                    heuristic[side, name, int(row["level"] or 0)].append(row)
             elif _is_plain_learned(row) and row.get("base") == base:
                 for label in treatment_labels(row):
                     learned[side, LEARNED_DWR if row.get("rescaled") else LEARNED, label].append(row)
@@ -84,8 +88,8 @@ def curve_points(rows: Sequence[Row]) -> list[CurvePoint]:
 
 
 def _is_plain_heuristic(row: Row) -> bool:
-    schedules = str(row.get("schedule")).split(" | ")
-    return "one_shot" in schedules and not row.get("rescaled") and row.get("mask0") in (None, "zero")
+    is_zero = row.get("mask0") in (None, "zero")
+    return is_heuristic(row) and "one_shot" in schedules(row) and not row.get("rescaled") and is_zero
 
 
 def _is_plain_learned(row: Row) -> bool:
@@ -192,7 +196,9 @@ def _curves_takeaway(points: Sequence[CurvePoint]) -> str:
     for side in SIDES:
         texts = []
         for kind in ("heuristic", "learned"):
-            group = [p for p in points if p.side == side and p.series.startswith("learned") == (kind == "learned")]
+            group = [
+                p for p in points if p.side == side and (p.series in (LEARNED, LEARNED_DWR)) == (kind == "learned")
+            ]
             if group:
                 best = max(group, key=lambda point: point.interval.mean)
                 name = kind if kind == "learned" else f"{kind} mask ({best.series})"
@@ -217,11 +223,22 @@ def _data_row(point: CurvePoint) -> Row:
 
 # --- Figure 6 ---
 
+CRITERIA = ("random", "large_final")
+"""Criteria of the masks, in the order of the rows."""
+
+COLORS = {"untrained": INK, "random": GRAY, "large_final": BLUE}
+"""First word of a row's name -> color."""
+
 
 def has_untrained_masks(rows: Sequence[Row]) -> bool:
     """Return whether Figure 6 can be drawn: random and large_final masks on w_i have finished."""
-    points = curve_points([row for row in rows if not row.get("supermask")])
-    return {"random", "large_final"} <= {point.series for point in points if point.side == "w_i"}
+    return all(any(_is_mask_on_initial_weights(row, criterion) for row in rows) for criterion in CRITERIA)
+
+
+def _is_mask_on_initial_weights(row: Row, criterion: str) -> bool:
+    """Return whether a row is a finished one-shot mask of the criterion, with no other setting, on w_i."""
+    is_plain = row["status"] == "finished" and _is_plain_heuristic(row)
+    return is_plain and row.get("mask1") == "rewind" and line_name(row) == criterion
 
 
 def untrained_masks_figure(
@@ -250,9 +267,8 @@ def untrained_masks_figure(
         width = page.width - left - 0.12
         axes = page.axes(left, 0.0, width, height, grid=True)
         axes.spines[["top", "right"]].set_visible(False)
-        colors = dict(zip(labels, (INK, GRAY, BLUE), strict=True))
-        for place, row in enumerate(table):
-            _draw_bar(axes, place, row, list(values[labels[place]][0].values()), colors[labels[place]])
+        for place, (label, row) in enumerate(zip(labels, table, strict=True)):
+            _draw_bar(axes, place, row, list(values[label][0].values()), COLORS[label.partition(" ")[0]])
         accuracies = [value for by_seed, _ in values.values() for value in by_seed.values()]
         accuracy_axis(axes, accuracies, chance, "linear", width)
         axes.set_xlim(left=0)
@@ -263,31 +279,49 @@ def untrained_masks_figure(
 
 def untrained_values(rows: Sequence[Row]) -> dict[str, tuple[dict[int, float], float]]:
     """Return the row of Figure 6 -> (accuracy in percent by seed, weights remaining in percent)."""
-    dense = [row for row in rows if row["level"] == 0 and row["status"] == "finished"]
-    found: dict[str, tuple[dict[int, float], float]] = {
-        "untrained network": (
-            {
-                int(row["seed"] or 0): 100 * float(row["initial_validation_accuracy"] or 0)
-                for row in dense
-                if row.get("initial_validation_accuracy") is not None
-            },
-            100.0,
-        )
+    masks: dict[str, tuple[dict[int, float], float]] = {}
+    labels: set[str] = set()
+    for criterion, (label, group) in _best_masks(rows).items():
+        point = _point("w_i", criterion, criterion, group)
+        masks[f"{criterion} mask ({format_percent(point.remaining)}% of the weights)"] = (point.values, point.remaining)
+        labels.add(label)
+    initial = {
+        int(row["seed"] or 0): 100 * float(row["initial_validation_accuracy"] or 0)
+        for row in rows
+        if row["level"] == 0
+        and row["status"] == "finished"
+        and row.get("initial_validation_accuracy") is not None
+        and labels.union([DENSE]).intersection(treatment_labels(row))
     }
-    for criterion in ("random", "large_final"):
-        groups: dict[int, list[Row]] = defaultdict(list)
+    return ({"untrained network": (initial, 100.0)} if initial else {}) | masks
+
+
+def _best_masks(rows: Sequence[Row]) -> dict[str, tuple[str, list[Row]]]:
+    """Return criterion -> (treatment, rows of its level) of best mean validation accuracy, on w_i."""
+    best = {}
+    for criterion in CRITERIA:
+        groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
         for row in rows:
-            if (
-                row["status"] == "finished"
-                and is_heuristic(row)
-                and _is_plain_heuristic(row)
-                and (row.get("criterion"), row.get("mask1")) == (criterion, "rewind")
-            ):
-                groups[int(row["level"] or 0)].append(row)
-        best = max(groups.values(), key=_validation_accuracy)
-        point = _point("w_i", criterion, criterion, best)
-        found[f"{criterion} mask ({format_percent(point.remaining)}% of the weights)"] = (point.values, point.remaining)
-    return {label: value for label, value in found.items() if value[0]}
+            if _is_mask_on_initial_weights(row, criterion):
+                for label in treatment_labels(row):
+                    groups[label, int(row["level"] or 0)].append(row)
+        key = max(groups, key=lambda key: _validation_accuracy(groups[key]))
+        best[criterion] = (key[0], groups[key])
+    return best
+
+
+def _chosen_treatments(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence for each criterion of which several treatments have a mask on w_i."""
+    masks = {criterion: [row for row in rows if _is_mask_on_initial_weights(row, criterion)] for criterion in CRITERIA}
+    several = [
+        criterion
+        for criterion, group in masks.items()
+        if any(repeats_a_seed([row for row in group if row["level"] == level]) for level in {r["level"] for r in group})
+    ]
+    best = _best_masks(rows)
+    return [
+        f"Of the treatments with {name} masks the one of best validation accuracy: {best[name][0]}." for name in several
+    ]
 
 
 def _validation_accuracy(rows: Sequence[Row]) -> float:
@@ -316,10 +350,11 @@ def _untrained_caption(rows: Sequence[Row], table: Sequence[Row]) -> str:
     unfinished, labels, shown = _unfinished(rows)
     return join_sentences(
         [
-            f"Network {check_one_experiment(rows)}, not trained: mean over {format_seeds(counts)}; bar: 95% t-interval;"
-            " ticks: each seed.",
+            f"Network {check_one_experiment(rows)}, not trained: mean over {format_seeds(counts)}"
+            f"{'; line: 95% t-interval; ticks: each seed' if max(counts) > 1 else ''}.",
             "Masks of the trained dense network at the level of best validation accuracy, on w_i; test accuracy. "
             "Without a mask: validation accuracy before training. Dashed: chance.",
+            *_chosen_treatments(rows),
             describe_excluded(unfinished, labels | {DENSE}, shown),
             f"{takeaway}.",
         ]

@@ -179,13 +179,9 @@ def _dense_accuracies(rows: Sequence[Row]) -> list[float]:
 
 
 def _average(rows: Sequence[Row]) -> Points:
-    groups = _group(rows, line_name)
-    if any(len({row["seed"] for row in group}) < len(group) for group in groups.values()):
-        # Treatments that differ in the training settings of their dense networks.
-        groups = _group(rows, lambda row: str(row["treatment"]))
     points = {}
-    for key, group in groups.items():
-        if len({row["seed"] for row in group}) < len(group):
+    for key, group in _group(rows).items():
+        if repeats_a_seed(group):
             raise UserError(
                 f"{key.criterion} has several runs of one seed at level {key.level}; "
                 "a figure shows one study: give the runs of one study only"
@@ -196,12 +192,43 @@ def _average(rows: Sequence[Row]) -> Points:
     return points
 
 
-def _group(rows: Sequence[Row], name: Callable[[Row], str]) -> dict[_PanelKey, list[Row]]:
+def _group(rows: Sequence[Row]) -> dict[_PanelKey, list[Row]]:
+    names = line_names(rows)
     groups: dict[_PanelKey, list[Row]] = defaultdict(list)
     for row in rows:
-        for schedule in str(row["schedule"]).split(" | "):
-            groups[_PanelKey(schedule, str(row["mask1"]), name(row), int(row["level"] or 0))].append(row)
+        for schedule in schedules(row):
+            for name in names(row, schedule):
+                groups[_PanelKey(schedule, str(row["mask1"]), name, int(row["level"] or 0))].append(row)
     return groups
+
+
+def schedules(row: Row) -> list[str]:
+    """Return the schedules of a row: both, if its run belongs to both."""
+    return str(row["schedule"]).split(" | ")
+
+
+def line_names(rows: Sequence[Row]) -> Callable[[Row, str], list[str]]:
+    """Return the function (row, schedule) -> names of the lines that the row is in, for heuristic masks of one study.
+
+    A line is named by `line_name`. If treatments that it does not tell apart have runs of one seed, because they differ
+    in the network or the training of their dense networks, a line is named by its treatment.
+    """
+    groups: dict[tuple[Value, ...], list[Row]] = defaultdict(list)
+    schedules_of: dict[str, set[str]] = {}
+    for row in rows:
+        for schedule in schedules(row):
+            groups[line_name(row), schedule, row.get("mask1"), row.get("rescaled"), row["level"]].append(row)
+        for label in treatment_labels(row):
+            # A run of level 1 may belong to both schedules: the other levels of a treatment tell its own.
+            schedules_of[label] = schedules_of.get(label, set(schedules(row))).intersection(schedules(row))
+    if not any(map(repeats_a_seed, groups.values())):
+        return lambda row, schedule: [line_name(row)]
+    return lambda row, schedule: [label for label in treatment_labels(row) if schedule in schedules_of[label]]
+
+
+def repeats_a_seed(rows: Sequence[Row]) -> bool:
+    """Return whether two of these rows have one seed."""
+    return len({row["seed"] for row in rows}) < len(rows)
 
 
 def line_name(row: Row) -> str:
@@ -284,7 +311,7 @@ def _rescaling_note(rows: Sequence[Row], plain: Sequence[Row]) -> str:
     """Describe by how much rescaled networks differ from those that are drawn."""
 
     def key(row: Row) -> tuple[Value, ...]:
-        return line_name(row), *(row.get(name) for name in ("mask1", "schedule", "level", "seed"))
+        return line_name(row), *(row.get(name) for name in ("mask1", "schedule", "level", "seed", "parent"))
 
     drawn = {key(row): _percent(row) for row in plain}
     rescaled = [row for row in rows if is_heuristic(row) and row.get("rescaled") and row["status"] == "finished"]
