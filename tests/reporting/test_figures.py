@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from scipy import stats as scipy_stats
 
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures import RenderedFigure, accuracy_figure, convergence_figure, save_figure, slugify
-from supermask.reporting.figures.caption import describe_excluded, wrap_to_width
+from supermask.reporting.figures.caption import describe_excluded, interval_mark, wrap_to_width
 from supermask.reporting.figures.catalog import FIGURES
 from supermask.reporting.figures.save import figure_stem
 from supermask.reporting.figures.style import FALLBACK_STYLES, STYLES, assign_styles, thin_ticks
@@ -108,6 +110,37 @@ def test_band_is_the_95_percent_interval_of_the_mean() -> None:
     assert row["mean_low95"] == pytest.approx(low)
     assert row["mean_high95"] == pytest.approx(high)
     assert "band (dense network: bar): 95% t-interval of the mean" in draw(study()).caption
+
+
+def bars(axes: Axes) -> list[list[float]]:
+    """The ends of every vertical bar: x, low, high."""
+    segments = [c.get_segments() for c in axes.collections if isinstance(c, LineCollection)]
+    return [[float(s[0][0]), float(s[0][1]), float(s[1][1])] for group in segments for s in group]
+
+
+def test_the_interval_of_a_single_level_is_a_bar() -> None:
+    one_level = [row for row in study() if row["level"] in (0, 1)]
+    drawn = draw(one_level)
+    point = next(r for r in drawn.data_rows if r["treatment"] == "random")
+    assert [80.0, point["mean_low95"], point["mean_high95"]] in [
+        pytest.approx(bar) for bar in bars(drawn.figure.axes[0])
+    ]
+    assert "; bar: 95% t-interval of the mean." in drawn.caption
+    levels = {"large_final": (1, 2, 3), "random": (1, 3)}
+    gap = [
+        run(label, level, seed, 0.9 + 0.01 * seed) for label in levels for level in levels[label] for seed in range(3)
+    ]
+    drawn = draw(gap)
+    assert [bar[0] for bar in bars(drawn.figure.axes[0])] == pytest.approx([80.0, 51.2])
+    assert "; band (single points: bar): 95% t-interval of the mean." in drawn.caption
+    assert bars(draw(study()).figure.axes[0]) == []
+
+
+def test_words_for_intervals() -> None:
+    assert interval_mark([]) == interval_mark([[True, True], [False, True, True]]) == "band"
+    assert interval_mark([[True], [False, True, False]]) == "bar"
+    assert interval_mark([[True], [True, True]]) == "band (single points: bar)"
+    assert interval_mark([[True], [True, True]], "dense network") == "band (dense network and single points: bar)"
 
 
 def test_stars_mark_significant_paired_tests_after_holm() -> None:

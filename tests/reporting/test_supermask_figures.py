@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from helpers.small_studies import small_plan, train_plan
+from matplotlib.collections import LineCollection
 from scipy import stats as scipy_stats
 
 from supermask.api import runs
@@ -83,6 +84,14 @@ def test_heuristic_points_are_means_over_seeds_with_their_intervals() -> None:
     assert (point["mean_low95"], point["mean_high95"]) == (pytest.approx(low), pytest.approx(high))
     panels = drawn.figure.axes
     assert [len(panel.lines) for panel in panels] == [5, 5], "two lines with their markers, and the dense network"
+
+
+def test_intervals_of_a_single_level_are_bars() -> None:
+    drawn = untrained_figure([r for r in heuristics() if r["level"] < 2], "Heuristic")
+    for panel in drawn.figure.axes:
+        assert sum(len(c.get_segments()) for c in panel.collections if isinstance(c, LineCollection)) == 2
+    assert "; bar: 95% t-interval of the mean." in drawn.caption
+    assert "; band: 95% t-interval of the mean." in untrained_figure(heuristics(), "Heuristic").caption
 
 
 def test_a_run_of_both_schedules_is_in_both_panels() -> None:

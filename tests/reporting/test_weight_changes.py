@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from matplotlib.collections import LineCollection
 from scipy import stats as scipy_stats
 
 from supermask.core.errors import UserError
@@ -53,6 +54,17 @@ def test_points_are_means_over_seeds_with_their_intervals() -> None:
     assert (point["mean_low95"], point["mean_high95"]) == (pytest.approx(low), pytest.approx(high))
     signs = [row["mean"] for row in drawn.data_rows if row["fact"] == "sign_changed"]
     assert signs == pytest.approx([2.1, 4.1] * 2)
+
+
+def test_the_intervals_of_a_single_level_are_bars() -> None:
+    drawn = weight_changes_figure([row for row in rows() if row["level"] == 1], LABELS, "Title")
+    expected = {(row["mean_low95"], row["mean_high95"]) for row in drawn.data_rows if row["fact"] == "sign_changed"}
+    (panel,) = (axes for axes, fact in zip(drawn.figure.axes, FACTS, strict=True) if fact == "sign_changed")
+    bars = [c.get_segments() for c in panel.collections if isinstance(c, LineCollection)]
+    ends = {(float(s[0][1]), float(s[1][1])) for group in bars for s in group}
+    assert sorted(ends) == [pytest.approx(interval) for interval in sorted(expected)]
+    assert "mean over n = 3 seeds; bar: 95% t-interval." in drawn.caption
+    assert "; band: 95% t-interval." in weight_changes_figure(rows(), LABELS, "Title").caption
 
 
 def test_the_caption_ends_with_the_finding() -> None:

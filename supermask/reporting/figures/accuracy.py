@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from supermask.analysis.summary import Metric, Summary, TreatmentPoint, data_rows, summarize
 from supermask.core.text import Row, format_percent
-from supermask.reporting.figures.caption import summary_caption, wrap_to_width
+from supermask.reporting.figures.caption import find_single_intervals, summary_caption, wrap_to_width
 from supermask.reporting.figures.labels import distinct_labels, escape_missing_glyphs
 from supermask.reporting.figures.layout import MARGIN, FigurePage, empty_figure, set_legend_labels, text_measure
 from supermask.reporting.figures.save import RenderedFigure
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
+    from matplotlib.transforms import Transform
 
 LEGEND_GAP, X_AXIS_HEIGHT, AXES_HEIGHT = 0.14, 0.40, 2.75
 """Inches: between axes and legend, the x axis with its labels, the axes at least."""
@@ -42,6 +43,8 @@ STAR_LIFT = 4.3
 """Distance of a star above its marker in points."""
 BAND_ALPHA, MANY_LINES = 0.13, 7
 """Opacity of a band; with this many lines or more it is halved for all lines but the reference's."""
+BAR_DISTANCE, BARS_WIDTH = 2.4, 12.0
+"""Points: between the bars of one level, all of them at most."""
 DENSE_LINE: dict[str, Any] = {"color": INK, "linestyle": (0, (1, 1.6)), "linewidth": 0.9}
 
 SCALE_NOTES = {
@@ -134,14 +137,13 @@ def draw_lines(axes: Axes, summary: Summary, styles: dict[str, LineStyle]) -> No
         points: list[TreatmentPoint | None] = [summary.dense, *(by_level.get(level) for level in levels)]
         x, mean = [_x(point) for point in points], [_mean(point) for point in points]
         # Every line starts at the dense network, whose interval is drawn once below and not in every band.
-        axes.fill_between(
+        draw_band(
+            axes,
             x[1:],
-            [_or_nan(point.interval.low) if point else math.nan for point in points[1:]],
-            [_or_nan(point.interval.high) if point else math.nan for point in points[1:]],
-            color=style.color,
-            alpha=BAND_ALPHA if is_reference or len(summary.series) < MANY_LINES else BAND_ALPHA / 2,
-            linewidth=0,
-            zorder=1.5,
+            [(point.interval.low, point.interval.high) if point else (None, None) for point in points[1:]],
+            style.color,
+            BAND_ALPHA if is_reference or len(summary.series) < MANY_LINES else BAND_ALPHA / 2,
+            (list(summary.series).index(label), len(summary.series)),
         )
         line_width = 1.5 if is_reference else 1.1
         axes.plot(x, mean, color=style.color, linestyle=style.line, linewidth=line_width, zorder=order)
@@ -155,14 +157,41 @@ def draw_lines(axes: Axes, summary: Summary, styles: dict[str, LineStyle]) -> No
         axes.plot(_x(summary.dense), _mean(summary.dense), "o", color=INK, markersize=4, zorder=5)
 
 
+def draw_band(
+    axes: Axes,
+    x: Sequence[float],
+    intervals: Sequence[tuple[float | None, float | None]],
+    color: str,
+    alpha: float,
+    place: tuple[int, int] = (0, 1),
+) -> None:
+    """Draw intervals (low, high) as a band; an interval without another one beside it is a bar: it has no width.
+
+    `place`: index of the line and number of lines; the bars of one level are side by side, within `BARS_WIDTH`.
+    """
+    low, high = ([_or_nan(interval[end]) for interval in intervals] for end in (0, 1))
+    axes.fill_between(x, low, high, color=color, alpha=alpha, linewidth=0, zorder=1.5)
+    single = find_single_intervals([math.isfinite(end) for end in low])
+    if single:
+        index, count = place
+        shift = (index - (count - 1) / 2) * min(BAR_DISTANCE, BARS_WIDTH / count)
+        ends = [low[i] for i in single], [high[i] for i in single]
+        style: dict[str, Any] = {"color": color, "linewidth": 0.9, "alpha": 0.8, "zorder": 2.2}
+        axes.vlines([x[i] for i in single], *ends, transform=_moved(axes, shift, 0.0), **style)
+
+
 def draw_stars(axes: Axes, x: Sequence[float], y: Sequence[float], color: str, order: float) -> None:
     """Draw a star `STAR_LIFT` points above each of these positions, whatever the scale of the axes."""
+    axes.plot(x, y, color=color, transform=_moved(axes, 0.0, STAR_LIFT), zorder=order, **STAR)
+
+
+def _moved(axes: Axes, right: float, up: float) -> Transform:
+    """Return the transform of the data, moved by this number of points."""
     from matplotlib.transforms import ScaledTranslation
 
     figure = axes.get_figure(root=True)
     assert figure is not None
-    lifted = axes.transData + ScaledTranslation(0, STAR_LIFT / 72, figure.dpi_scale_trans)
-    axes.plot(x, y, color=color, transform=lifted, zorder=order, **STAR)
+    return axes.transData + ScaledTranslation(right / 72, up / 72, figure.dpi_scale_trans)
 
 
 def remaining_weights_axis(axes: Axes, remaining: Sequence[float], min_distance: float = 0.062) -> None:

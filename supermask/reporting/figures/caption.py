@@ -146,8 +146,29 @@ def mean_note(summary: Summary) -> str:
         return f"{start}n = 1 seed, so no band and no test."
     fewer = " (fewer where runs are in no mean)" if len(set(counts)) > 1 else ""
     seeds = f"n = {format_range(counts)} seeds{fewer}"
-    bar = "" if summary.has_own_dense_networks else " (dense network: bar)"
-    return f"{start}mean over {seeds}; band{bar}: 95% t-interval of the mean."
+    levels = sorted({point.level for point in points})
+    by_level = [{point.level: point.interval.low is not None for point in series} for series in summary.series.values()]
+    lines = [[has_interval.get(level, False) for level in levels] for has_interval in by_level]
+    dense = "" if summary.has_own_dense_networks or not summary.dense else "dense network"
+    return f"{start}mean over {seeds}; {interval_mark(lines, dense)}: 95% t-interval of the mean."
+
+
+def interval_mark(lines: Sequence[Sequence[bool]], also_bar: str = "") -> str:
+    """Return what shows the intervals of a figure: `band`, `bar`, or `band (single points: bar)`.
+
+    `lines`: for each line, whether each of its points has an interval. `also_bar`: what else has a bar, if anything.
+    """
+    single = sum(len(find_single_intervals(line)) for line in lines)
+    if single and single == sum(map(sum, lines)):
+        return "bar"
+    bars = " and ".join(name for name in (also_bar, "single points" if single else "") if name)
+    return f"band ({bars}: bar)" if bars else "band"
+
+
+def find_single_intervals(has_interval: Sequence[bool]) -> list[int]:
+    """Return the indices of the points with an interval whose neighbors have none: a band there has no width."""
+    padded = [False, *has_interval, False]
+    return [i for i, has in enumerate(has_interval) if has and not padded[i] and not padded[i + 2]]
 
 
 def significance_note(summary: Summary) -> str:

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 from supermask.analysis.stats import PERCENT, MeanInterval, mean_interval
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
-from supermask.reporting.figures.accuracy import BAND_ALPHA, MANY_LINES, accuracy_ticks, log_error_scale, set_log_ticks
-from supermask.reporting.figures.caption import format_seeds
+from supermask.reporting.figures.accuracy import (
+    BAND_ALPHA,
+    MANY_LINES,
+    accuracy_ticks,
+    draw_band,
+    log_error_scale,
+    set_log_ticks,
+)
+from supermask.reporting.figures.caption import format_seeds, interval_mark
 from supermask.reporting.figures.layout import FigurePage, fit_labels, set_legend_labels
 from supermask.reporting.figures.save import RenderedFigure, mean_columns
 from supermask.reporting.figures.style import (
@@ -86,13 +93,12 @@ def _mean_curves(points: Sequence[Row]) -> Curves:
 
 
 def _draw(axes: Axes, curves: Curves, styles: dict[str, LineStyle], scale: AxisScale) -> None:
-    for label, curve in curves.items():
+    for index, (label, curve) in enumerate(curves.items()):
         style, iterations = styles[label], list(curve)
-        low = [mean.mean if mean.low is None else mean.low for mean in curve.values()]
         # 100% has no place on an axis that is logarithmic in the error.
-        high = [mean.mean if mean.high is None else min(mean.high, 99.99) for mean in curve.values()]
+        intervals = [(mean.low, None if mean.high is None else min(mean.high, 99.99)) for mean in curve.values()]
         alpha = BAND_ALPHA if len(curves) < MANY_LINES else BAND_ALPHA / 2
-        axes.fill_between(iterations, low, high, color=style.color, alpha=alpha, linewidth=0)
+        draw_band(axes, iterations, intervals, style.color, alpha, (index, len(curves)))
         means = [mean.mean for mean in curve.values()]
         marker_step = max(1, len(iterations) // 8)
         line = _line_style(style)
@@ -146,7 +152,8 @@ def _caption(curves: Curves, scale: AxisScale) -> str:
     counts = {mean.n for curve in curves.values() for mean in curve.values()}
     notes = {"linear": "", "log": "The accuracy axis is logarithmic."}
     notes |= dict.fromkeys(("auto", "log-error"), "The accuracy axis is logarithmic in the error.")
-    band = "; band: 95% t-interval of the mean" if max(counts) > 1 else ""
+    mark = interval_mark([[mean.low is not None for mean in curve.values()] for curve in curves.values()])
+    band = f"; {mark}: 95% t-interval of the mean" if max(counts) > 1 else ""
     return (
         f"Validation accuracy of single samples of the mask while it is learned: mean over {format_seeds(counts)}"
         f"{band}. Iteration 0, before learning, is not shown. {notes[scale]}"

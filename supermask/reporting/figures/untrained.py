@@ -17,11 +17,12 @@ from supermask.core.text import Row, Value, format_percent
 from supermask.reporting.figures.accuracy import (
     MARKER,
     accuracy_ticks,
+    draw_band,
     log_error_scale,
     remaining_weights_axis,
     set_log_ticks,
 )
-from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences
+from supermask.reporting.figures.caption import describe_excluded, format_seeds, interval_mark, join_sentences
 from supermask.reporting.figures.layout import FigurePage, fit_labels, fit_text, set_legend_labels
 from supermask.reporting.figures.save import RenderedFigure, format_values, mean_columns
 from supermask.reporting.figures.style import (
@@ -135,7 +136,10 @@ def heuristic_caption(rows: Sequence[Row], chance: float | None = None) -> str:
     plain = _unscaled_rows(rows)
     counts = {point.interval.n for point in _average(plain).values()}
     subject = f"{plain[0]['network']} on {plain[0]['dataset']}"
-    band = "; band: 95% t-interval of the mean" if max(counts) > 1 else ""
+    lines: dict[tuple[str, str, str], list[bool]] = defaultdict(list)
+    for key, point in sorted(_average(plain).items(), key=lambda item: item[0].level):
+        lines[key.schedule, key.mask1, key.criterion].append(point.interval.low is not None)
+    band = f"; {interval_mark(list(lines.values()))}: 95% t-interval of the mean" if max(counts) > 1 else ""
     near = (
         f"Thin, no band: never more than {NEAR_CHANCE:g} points from chance ({chance:g}%)."
         if chance is not None
@@ -253,7 +257,7 @@ def _criteria_near_chance(points: Points, chance: float | None) -> set[str]:
 
 
 def _draw(axes: Axes, points: Points, styles: dict[str, LineStyle], thin: set[str], scale: AxisScale) -> None:
-    for criterion, style in styles.items():
+    for index, (criterion, style) in enumerate(styles.items()):
         levels = {key.level: point for key, point in points.items() if key.criterion == criterion}
         line = [levels[level] for level in sorted(levels)]
         if not line:
@@ -262,9 +266,8 @@ def _draw(axes: Axes, points: Points, styles: dict[str, LineStyle], thin: set[st
         if criterion in thin:
             axes.plot(x, mean, color=style.color, linestyle=style.line, linewidth=0.6, alpha=0.75, zorder=2)
             continue
-        low = [point.interval.mean if point.interval.low is None else point.interval.low for point in line]
-        high = [point.interval.mean if point.interval.high is None else point.interval.high for point in line]
-        axes.fill_between(x, low, high, color=style.color, alpha=0.1, linewidth=0, zorder=1.5)
+        intervals = [(point.interval.low, point.interval.high) for point in line]
+        draw_band(axes, x, intervals, style.color, 0.1, (index, len(styles)))
         axes.plot(x, mean, color=style.color, linestyle=style.line, linewidth=1.0, zorder=3)
         axes.plot(x, mean, color=style.color, marker=style.marker, zorder=3.5, **(MARKER | {"markersize": 3.2}))
     if scale == "log":

@@ -11,8 +11,14 @@ from supermask.analysis.stats import MeanInterval, mean_interval
 from supermask.analysis.summary import check_one_experiment
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
-from supermask.reporting.figures.accuracy import MARKER, remaining_weights_axis
-from supermask.reporting.figures.caption import demonstration_note, describe_excluded, format_seeds, join_sentences
+from supermask.reporting.figures.accuracy import MARKER, draw_band, remaining_weights_axis
+from supermask.reporting.figures.caption import (
+    demonstration_note,
+    describe_excluded,
+    format_seeds,
+    interval_mark,
+    join_sentences,
+)
 from supermask.reporting.figures.layout import FigurePage
 from supermask.reporting.figures.legends import add_legend_below, legend_height
 from supermask.reporting.figures.save import RenderedFigure, format_values, mean_columns
@@ -138,7 +144,10 @@ def weight_changes_caption(rows: Sequence[Row], points: Sequence[FactPoint]) -> 
     labels = {DENSE, *(point.treatment for point in points)}
     shown = [row for row in rows if not row.get("supermask") and labels.intersection(treatment_labels(row))]
     unfinished = [row for row in shown if row["status"] != "finished"]
-    band = "; band: 95% t-interval" if max(counts) > 1 else ""
+    lines: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for point in points:
+        lines[point.fact, point.treatment].append(point.interval.low is not None)
+    band = f"; {interval_mark(list(lines.values()))}: 95% t-interval" if max(counts) > 1 else ""
     return join_sentences(
         [
             f"Network {subject}: mean over {format_seeds(counts)}{band}. All layers together; supermask table "
@@ -199,7 +208,7 @@ def _draw(
         page.text(left, top - 0.04, FACTS[name].title, va="bottom")
         for label in labels:
             line = [point for point in points if (point.fact, point.treatment) == (name, label)]
-            _draw_line(axes, line, styles[label])
+            _draw_line(axes, line, styles[label], (labels.index(label), len(labels)))
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         remaining_weights_axis(axes, remaining, min_distance=0.1)
@@ -210,10 +219,9 @@ def _draw(
     return page
 
 
-def _draw_line(axes: Axes, line: Sequence[FactPoint], style: LineStyle) -> None:
+def _draw_line(axes: Axes, line: Sequence[FactPoint], style: LineStyle, place: tuple[int, int]) -> None:
     x, mean = [point.remaining for point in line], [point.interval.mean for point in line]
-    low = [point.interval.mean if point.interval.low is None else max(point.interval.low, 0.0) for point in line]
-    high = [point.interval.mean if point.interval.high is None else point.interval.high for point in line]
-    axes.fill_between(x, low, high, color=style.color, alpha=0.1, linewidth=0, zorder=1.5)
+    intervals = [(None if p.interval.low is None else max(p.interval.low, 0.0), p.interval.high) for p in line]
+    draw_band(axes, x, intervals, style.color, 0.1, place)
     axes.plot(x, mean, color=style.color, linestyle=style.line, linewidth=1.0, zorder=3)
     axes.plot(x, mean, color=style.color, marker=style.marker, zorder=3.5, **(MARKER | {"markersize": 3.2}))

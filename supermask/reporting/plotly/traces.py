@@ -13,6 +13,7 @@ from typing import Any
 
 from supermask.analysis.stats import Comparison, MeanInterval
 from supermask.core.text import format_number, format_p, format_percent
+from supermask.reporting.figures.caption import find_single_intervals
 from supermask.reporting.figures.labels import escape_invisible, short_labels, shorten_middle
 from supermask.reporting.figures.style import LineStyle, thin_ticks
 
@@ -58,7 +59,7 @@ def line_traces(
 ) -> list[Trace]:
     """Return the band of a treatment, if it has intervals, and its line, both in legend group `label`.
 
-    None in `points` leaves a gap in the line.
+    None in `points` leaves a gap in the line. An interval without another one beside it is an error bar.
     """
     rgb = tuple(int(style.color[i : i + 2], 16) for i in (1, 3, 5))
     band: Trace = {
@@ -94,6 +95,8 @@ def line_traces(
             "line": {"width": 0},
         },
     }
+    if bars := _single_intervals(points):
+        line["error_y"] = {"type": "data", "symmetric": False, "thickness": 1.4, "width": 0, **bars}
     return [band, line] if band["x"] else [line]
 
 
@@ -110,7 +113,7 @@ def _dash(style: LineStyle) -> str:
 def _band_outline(points: Sequence[PlotPoint | None]) -> dict[str, list[float | None]]:
     """Return the outline of each run of points with intervals: along the upper ends and back along the lower ends.
 
-    Runs are separated by None; a single point has no band.
+    Runs are separated by None; a single point has no band but an error bar.
     """
     x: list[float | None] = []
     y: list[float | None] = []
@@ -125,6 +128,20 @@ def _band_outline(points: Sequence[PlotPoint | None]) -> dict[str, list[float | 
             y += [*separator, *(high for _, _, high in run), *(low for _, low, _ in reversed(run))]
         run = []
     return {"x": x, "y": y}
+
+
+def _single_intervals(points: Sequence[PlotPoint | None]) -> dict[str, list[float | None]]:
+    """Return the lengths of error bars up and down, None for points in a band; empty if there is no bar."""
+    has_interval = [point is not None and point.low is not None and point.high is not None for point in points]
+    if not (single := set(find_single_intervals(has_interval))):
+        return {}
+    up: list[float | None] = [None] * len(points)
+    down = list(up)
+    for index in single:
+        point = points[index]
+        assert point is not None and point.low is not None and point.high is not None
+        up[index], down[index] = point.high - point.y, point.y - point.low
+    return {"array": up, "arrayminus": down}
 
 
 def error(accuracy: float | None) -> float | None:
