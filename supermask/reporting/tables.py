@@ -15,9 +15,29 @@ _LATEX_ESCAPES = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
+    # In LaTeX's default encoding these are other characters: a dash and upside-down marks.
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    # Characters of formulas and captions that pdfLaTeX does not know.
+    **{
+        character: f"\\ensuremath{{{command}}}"
+        for character, command in {
+            "−": "-",
+            "·": r"\cdot",
+            "×": r"\times",
+            "±": r"\pm",
+            "∂": r"\partial",
+            "∞": r"\infty",
+            "α": r"\alpha",
+            "≥": r"\geq",
+            "≤": r"\leq",
+        }.items()
+    },
+    "…": r"\ldots{}",
 }
 
-_MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#])")
+_MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#&~$])")
 
 
 def table_of_rows(rows: Sequence[Row], columns: Sequence[str] = ()) -> TextTable:
@@ -72,11 +92,15 @@ def _format_value(value: Value) -> str:
 
 
 def _latex_line(values: Sequence[Value]) -> str:
-    return " & ".join(_escape_latex(_format_value(value)) for value in values) + r" \\"
+    line = " & ".join(_escape_latex(_format_value(value)) for value in values) + r" \\"
+    # After the end of a row, `[` begins its optional argument, and `*` is part of the command.
+    return f"{{{line[0]}}}{line[1:]}" if line[0] in "[*" else line
 
 
 def _escape_latex(text: str) -> str:
-    return "".join(_LATEX_ESCAPES.get(character, character) for character in text)
+    escaped = "".join(_LATEX_ESCAPES.get(character, character) for character in text)
+    # Two hyphens would be one dash.
+    return re.sub("-(?=-)", "-{}", escaped)
 
 
 def _markdown_line(values: Sequence[Value]) -> str:

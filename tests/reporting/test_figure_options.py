@@ -260,13 +260,34 @@ def test_latex_and_markdown_tables_escape_every_special_character() -> None:
     titles, rows = table_of_rows([{"a": "5% & $x_1$ #{~^}\\", "b": 1.0 / 3, "c": None, "d": True, "e|": "x|y\nz*"}])
     latex = format_latex(titles, rows)
     assert (
-        r"5\% \& \$x\_1\$ \#\{\textasciitilde{}\textasciicircum{}\}\textbackslash{} & 0.333333 &  & true & x|y z* \\"
-        in latex
+        r"5\% \& \$x\_1\$ \#\{\textasciitilde{}\textasciicircum{}\}\textbackslash{} & 0.333333 &  & true "
+        r"& x\textbar{}y z* \\" in latex
     )
     assert r"\begin{tabular}{lrlll}" in latex and latex.count("\n") == 8
     markdown = format_markdown(titles, rows)
     assert r"x\|y z\*" in markdown and "| --- | ---: | --- | --- | --- |" in markdown
     assert len({line.replace(r"\|", "").count("|") for line in markdown.splitlines()}) == 1
+
+
+def test_latex_tables_have_no_character_that_pdflatex_misreads() -> None:
+    rows = [{"a": name, "b": "x"} for name in ("[128, 64]", "*all*", "<|w_f|>", "--layers", "−0.31 ± 0.2, α…")]
+    latex = format_latex(*table_of_rows(rows))
+    lines = latex.splitlines()[4:-2]
+    assert [line.partition(" & ")[0] for line in lines[1:]] == [
+        "{[}128, 64]",
+        "{*}all*",
+        r"\textless{}\textbar{}w\_f\textbar{}\textgreater{}",
+        "-{}-layers",
+        r"\ensuremath{-}0.31 \ensuremath{\pm} 0.2, \ensuremath{\alpha}\ldots{}",
+    ]
+    drawn = criteria_table_figure(["large_final"], "Criteria")
+    assert drawn.table is not None
+    assert format_latex(*drawn.table, drawn.caption).isascii()
+
+
+def test_markdown_shows_the_text_itself() -> None:
+    markdown = format_markdown(["a"], [["<b>&amp; ~~x~~ $y$ [z](u)"]])
+    assert r"| \<b\>\&amp; \~\~x\~\~ \$y\$ \[z\](u) |" in markdown
 
 
 def test_latex_compiles_where_latex_is_installed(tmp_path: Path) -> None:
