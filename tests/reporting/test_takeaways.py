@@ -20,9 +20,16 @@ from supermask.analysis.summary import Metric, summarize
 from supermask.api import runs as api_runs
 from supermask.reporting.figures.accuracy import ACCURACY, EARLY_STOP, count_unconverged, unconverged_note
 from supermask.reporting.figures.caption import takeaway
+from supermask.reporting.figures.ranking import compute_ranking, ranking_caption
 from supermask.reporting.html import Report, build_report, sections
 from supermask.reporting.html.study import NO_EARLY_STOP, tell_apart
-from supermask.reporting.html.takeaways import accuracy_takeaway, iterations_takeaway, overview_takeaway
+from supermask.reporting.html.takeaways import (
+    accuracy_takeaway,
+    iterations_takeaway,
+    overview_takeaway,
+    ranking_takeaway,
+)
+from supermask.reporting.plotly.accuracy import overview_plot
 from supermask.store import Store
 from supermask.study.claims import Clause
 
@@ -64,6 +71,43 @@ ROWS = [
     )
     for seed in range(3)
 ]
+
+
+def changed(rows: list[dict[str, Any]], treatment: str, **facts: Any) -> list[dict[str, Any]]:
+    return [{**r, **facts} if r["treatment"] == treatment else r for r in rows]
+
+
+def test_takeaways_compare_treatments_of_equal_density_only() -> None:
+    """A network of its own may have twice the weights at the same level."""
+    rows = [r for r in ROWS if r["level"] < 3] + [row("c", level, seed, 0.99) for level in (1, 2) for seed in range(3)]
+    mixed = summarize(changed(rows, "c", density=0.9), ["c", "a", "b"], "a", ACCURACY)
+    text = accuracy_takeaway(mixed)
+    assert text.startswith("With 25% of the weights, 95.10% (a) is the highest mean test accuracy and 40.10% (b) the ")
+    figure, _ = overview_plot(mixed, ["c", "a", "b"])
+    assert figure["layout"]["xaxis"]["ticktext"] == ["50.0", "25.0"]
+
+
+def test_ties_are_not_called_a_first_place() -> None:
+    level = [r for r in ROWS if r["level"] in (0, 1)]
+    tied = changed(changed(level, "a", early_stop_test_accuracy=0.9), "b", early_stop_test_accuracy=0.9)
+    summary = summarize(tied, ["a", "b"], "a", ACCURACY)
+    ranking = compute_ranking(summary)
+    assert ranking_takeaway(ranking) == "With 50% of the weights, all treatments have the same mean rank, 1.50."
+    caption = ranking_caption(summary, ranking, "one panel", "")
+    assert caption.endswith("Takeaway: a and b are ranked first at 50% of the weights (mean rank 1.5).")
+    assert "all treatments have the same mean test accuracy, 90.00%; the dense" in accuracy_takeaway(summary)
+    third = [{**r, "treatment": "c", "early_stop_test_accuracy": 0.1} for r in tied if r["treatment"] == "a"]
+    ranking = compute_ranking(summarize([*tied, *third], ["a", "b", "c"], "a", ACCURACY))
+    assert ranking_takeaway(ranking) == (
+        "With 50% of the weights, a and b have the best mean rank, 1.50, and c the last, 3.00."
+    )
+
+
+def test_one_difference_is_no_range() -> None:
+    few = [r for r in ROWS if r["level"] in (0, 1)]
+    assert overview_takeaway(summarize(few, ["a", "b"], "a", ACCURACY)) == (
+        "The mean difference of b to a with 50% of the weights is −6.00 points."
+    )
 
 
 def noisy(row: dict[str, Any]) -> float:

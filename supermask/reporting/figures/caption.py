@@ -99,12 +99,16 @@ def _endpoint_takeaway(summary: Summary, higher: str, lower: str) -> str:
 
 
 def _list_names(labels: Sequence[str]) -> str:
-    """Join names: `a is`, `a and b are`; of more than eight the rest is counted."""
+    """Join names, with their verb: `a is`, `a and b are`."""
+    return f"{join_names(labels)} {'is' if len(labels) == 1 else 'are'}"
+
+
+def join_names(labels: Sequence[str]) -> str:
+    """Join names: `a`, `a and b`; of more than eight the rest is counted."""
     # A name with a comma of its own is quoted, so that the list can be read.
     shown, more = [f'"{label}"' if "," in label else label for label in labels[:8]], len(labels) - 8
     names = [*shown, f"{more} more"] if more > 0 else shown
-    text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    return f"{text} {'is' if len(labels) == 1 else 'are'}"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def join_sentences(sentences: Sequence[str]) -> str:

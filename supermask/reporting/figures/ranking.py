@@ -12,7 +12,7 @@ from supermask.analysis.summary import DENSITY_TOLERANCE, Summary, TreatmentPoin
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures.accuracy import ACCURACY, MARKER
-from supermask.reporting.figures.caption import data_notes, excluded_note, format_seeds, join_sentences
+from supermask.reporting.figures.caption import data_notes, excluded_note, format_seeds, join_names, join_sentences
 from supermask.reporting.figures.layout import FigurePage, fit_labels, text_measure
 from supermask.reporting.figures.save import RenderedFigure
 from supermask.reporting.figures.style import (
@@ -61,6 +61,12 @@ class RankedLevel:
     """Seeds in which every treatment ranked here has a value."""
     places: list[RankedTreatment]
 
+    @property
+    def first_places(self) -> list[RankedTreatment]:
+        """The treatments with the best mean rank: several if they tie."""
+        best = min(place.mean_rank for place in self.places)
+        return [place for place in self.places if math.isclose(place.mean_rank, best)]
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -83,7 +89,7 @@ def compute_ranking(summary: Summary) -> Ranking:
     unranked: list[tuple[str, int]] = []
     for level in sorted({point.level for point in summary.points}):
         points = [point for point in summary.points if point.level == level]
-        comparable = _same_density(points, summary.reference)
+        comparable = points_of_equal_density(points, summary.reference)
         unranked += [(point.treatment, level) for point in points if point not in comparable]
         seeds = sorted(set.intersection(*(set(point.values) for point in comparable)))
         if len(comparable) > 1 and seeds:
@@ -92,7 +98,9 @@ def compute_ranking(summary: Summary) -> Ranking:
     return Ranking(levels, unranked)
 
 
-def _same_density(points: Sequence[TreatmentPoint], reference: str) -> list[TreatmentPoint]:
+def points_of_equal_density(points: Sequence[TreatmentPoint], reference: str) -> list[TreatmentPoint]:
+    """Return the points of a level with the density of the reference; without it, of the most frequent density."""
+
     def similar_to(point: TreatmentPoint) -> list[TreatmentPoint]:
         return [p for p in points if math.isclose(p.remaining, point.remaining, rel_tol=DENSITY_TOLERANCE)]
 
@@ -246,14 +254,15 @@ def ranking_caption(summary: Summary, ranking: Ranking, layout: str, reference: 
 
 
 def _takeaway(ranking: Ranking) -> str:
-    """State the best treatment at the first and at the last level that are ranked."""
+    """State the best treatments at the first and at the last level that are ranked."""
     if not ranking.levels:
         return ""
     shares: dict[str, list[str]] = {}
     for level in dict.fromkeys((ranking.levels[0].level, ranking.levels[-1].level)):
         ranked = next(item for item in ranking.levels if item.level == level)
-        best = min(ranked.places, key=lambda place: place.mean_rank)
+        best = ranked.first_places
         share = format_percent(ranked.weights_remaining_percent)
-        shares.setdefault(best.treatment, []).append(f"at {share}% of the weights (mean rank {best.mean_rank:.2g})")
-    parts = [f"{treatment} is ranked first {' and '.join(places)}" for treatment, places in shares.items()]
+        names = f"{join_names([place.treatment for place in best])} {'is' if len(best) == 1 else 'are'}"
+        shares.setdefault(names, []).append(f"at {share}% of the weights (mean rank {best[0].mean_rank:.2g})")
+    parts = [f"{names} ranked first {' and '.join(places)}" for names, places in shares.items()]
     return f"Takeaway: {', '.join(parts)}."

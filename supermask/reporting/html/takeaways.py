@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from supermask.analysis.summary import Summary, TreatmentPoint
 from supermask.core.text import Row, format_number, format_percent, pluralize
+from supermask.reporting.figures.caption import join_names
 from supermask.reporting.figures.labels import escape_invisible
 from supermask.reporting.figures.learned import MaskResult
-from supermask.reporting.figures.ranking import Ranking
+from supermask.reporting.figures.ranking import Ranking, points_of_equal_density
 
 
 def accuracy_takeaway(summary: Summary) -> str:
@@ -21,6 +22,11 @@ def accuracy_takeaway(summary: Summary) -> str:
         return _dense(summary, "The dense network has {}.")
     ordered = sorted(points, key=lambda point: -point.interval.mean)
     best, worst = ordered[0], ordered[-1]
+    if len(ordered) > 1 and best.interval.mean == worst.interval.mean:
+        text = (
+            f"With {format_percent(best.remaining)}% of the weights, all treatments have the same mean test accuracy, "
+        )
+        return f"{text}{_percent(best.interval.mean)}{_dense(summary, '; the dense network has {}')}."
     text = f"With {format_percent(best.remaining)}% of the weights, {_mean(best)} is the highest mean test accuracy"
     if len(ordered) > 1:
         text += f" and {_mean(worst)} the lowest"
@@ -58,6 +64,13 @@ def overview_takeaway(summary: Summary) -> str:
 def _extreme_differences(summary: Summary, points: Sequence[TreatmentPoint]) -> str:
     """Return the highest and the lowest mean difference to the reference."""
     ordered = sorted(points, key=lambda point: point.comparison.difference if point.comparison else 0.0)
+    if len(ordered) == 1 and ordered[0].comparison:
+        (point,) = ordered
+        return (
+            f"The mean difference of {escape_invisible(point.treatment)} to {escape_invisible(summary.reference)} with "
+            f"{format_percent(point.remaining)}% of the weights is "
+            f"{format_number(ordered[0].comparison.difference, signed=True)} points."
+        )
     names = [
         f"{format_number(point.comparison.difference, signed=True)} points "
         f"({escape_invisible(point.treatment)} with {format_percent(point.remaining)}% of the weights)"
@@ -68,14 +81,17 @@ def _extreme_differences(summary: Summary, points: Sequence[TreatmentPoint]) -> 
 
 
 def ranking_takeaway(ranking: Ranking) -> str:
-    """Return the first and the last place at the last level."""
+    """Return the first and the last place at the last level; all treatments that share the first place are named."""
     level = ranking.levels[-1]
-    first, last = level.places[0], level.places[-1]
+    first, last = level.first_places, level.places[-1]
     remaining = format_percent(level.weights_remaining_percent)
+    best = format_number(first[0].mean_rank)
+    if len(first) == len(level.places):
+        return f"With {remaining}% of the weights, all treatments have the same mean rank, {best}."
+    names = join_names([escape_invisible(place.treatment) for place in first])
     return (
-        f"With {remaining}% of the weights, {escape_invisible(first.treatment)} has the best mean rank, "
-        f"{format_number(first.mean_rank)}, and {escape_invisible(last.treatment)} the last, "
-        f"{format_number(last.mean_rank)}."
+        f"With {remaining}% of the weights, {names} {'has' if len(first) == 1 else 'have'} the best mean rank, "
+        f"{best}, and {escape_invisible(last.treatment)} the last, {format_number(last.mean_rank)}."
     )
 
 
@@ -110,10 +126,16 @@ def heuristic_takeaway(points: Sequence[Row]) -> str:
 
 
 def _last_common_level(summary: Summary) -> list[TreatmentPoint]:
-    """Return the points of the deepest level that every treatment with points has; empty if there is none."""
+    """Return the points of the deepest level that every treatment with points has; empty if there is none.
+
+    Only those whose densities are alike: treatments of other networks or scopes may have more weights at one level.
+    """
     series = [points for points in summary.series.values() if points]
     common = set.intersection(*({point.level for point in points} for points in series)) if series else set()
-    return [point for points in series for point in points if common and point.level == max(common)]
+    if not common:
+        return []
+    level = [point for points in series for point in points if point.level == max(common)]
+    return points_of_equal_density(level, summary.reference)
 
 
 def _mean(point: TreatmentPoint) -> str:

@@ -65,7 +65,9 @@ def overview_plot(summary: Summary, treatments: Sequence[str]) -> tuple[Figure, 
     differences = sorted(abs(point.comparison.difference) for point in summary.points if point.comparison)
     limit = _round_limit(differences[int(0.75 * (len(differences) - 1))] if differences else 1.0)
     cells = [[points.get((label, level)) for level in levels] for label in treatments]
-    remaining = [next(p.remaining for p in summary.points if p.level == level) for level in levels]
+    # As in the figure: the densities are those of the reference, where it has the level.
+    order = [summary.reference, *treatments]
+    remaining = [next(points[name, level].remaining for name in order if (name, level) in points) for level in levels]
     heat: Trace = {
         "type": "heatmap",
         "z": [[_color_value(summary, point) for point in row] for row in cells],
